@@ -1,0 +1,156 @@
+"""Run GPU work with dstack: the documented Python API as a light, typed client, sync and async."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dstack_core.aio import AsyncClient, AsyncRunCollection
+    from dstack_core.aio_run import AsyncRun
+    from dstack_core.client import Client, RunCollection
+    from dstack_core.configurations import ConfigurationLike, load_configuration, parse_configuration
+    from dstack_core.errors import (
+        AccessDeniedError,
+        AuthenticationError,
+        ConfigurationError,
+        DstackError,
+        NoCapacityError,
+        ProjectNotConfiguredError,
+        ProjectNotFoundError,
+        ProtocolError,
+        RequestRejectedError,
+        RunError,
+        RunFailedError,
+        RunNameTakenError,
+        RunNotFoundError,
+        RunStoppedError,
+        ServerError,
+        ServerUnreachableError,
+        TransientServerError,
+        UnsupportedServerError,
+        WaitTimeoutError,
+    )
+    from dstack_core.models.configurations import Configuration, PortMapping, RegistryAuth, Service, Task
+    from dstack_core.models.events import (
+        ContactLost,
+        ContactRestored,
+        Event,
+        LogLines,
+        RunFinished,
+        StatusChanged,
+    )
+    from dstack_core.models.outcome import Outcome
+    from dstack_core.models.plan import Offer, Plan
+    from dstack_core.models.policies import RetryPolicy
+    from dstack_core.models.progress import LogCursor, Progress
+    from dstack_core.models.resources import GPU, Resources
+    from dstack_core.models.statuses import RunStatus, SpotPolicy
+    from dstack_core.run import Run
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "aio": ("AsyncClient", "AsyncRunCollection"),
+    "aio_run": ("AsyncRun",),
+    "client": ("Client", "RunCollection"),
+    "configurations": ("ConfigurationLike", "load_configuration", "parse_configuration"),
+    "errors": (
+        "AccessDeniedError",
+        "AuthenticationError",
+        "ConfigurationError",
+        "DstackError",
+        "NoCapacityError",
+        "ProjectNotConfiguredError",
+        "ProjectNotFoundError",
+        "ProtocolError",
+        "RequestRejectedError",
+        "RunError",
+        "RunFailedError",
+        "RunNameTakenError",
+        "RunNotFoundError",
+        "RunStoppedError",
+        "ServerError",
+        "ServerUnreachableError",
+        "TransientServerError",
+        "UnsupportedServerError",
+        "WaitTimeoutError",
+    ),
+    "models.configurations": ("Configuration", "PortMapping", "RegistryAuth", "Service", "Task"),
+    "models.events": ("ContactLost", "ContactRestored", "Event", "LogLines", "RunFinished", "StatusChanged"),
+    "models.outcome": ("Outcome",),
+    "models.plan": ("Offer", "Plan"),
+    "models.policies": ("RetryPolicy",),
+    "models.progress": ("LogCursor", "Progress"),
+    "models.resources": ("GPU", "Resources"),
+    "models.statuses": ("RunStatus", "SpotPolicy"),
+    "run": ("Run",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "GPU",
+    "AccessDeniedError",
+    "AsyncClient",
+    "AsyncRun",
+    "AsyncRunCollection",
+    "AuthenticationError",
+    "Client",
+    "Configuration",
+    "ConfigurationError",
+    "ConfigurationLike",
+    "ContactLost",
+    "ContactRestored",
+    "DstackError",
+    "Event",
+    "LogCursor",
+    "LogLines",
+    "NoCapacityError",
+    "Offer",
+    "Outcome",
+    "Plan",
+    "PortMapping",
+    "Progress",
+    "ProjectNotConfiguredError",
+    "ProjectNotFoundError",
+    "ProtocolError",
+    "RegistryAuth",
+    "RequestRejectedError",
+    "Resources",
+    "RetryPolicy",
+    "Run",
+    "RunCollection",
+    "RunError",
+    "RunFailedError",
+    "RunFinished",
+    "RunNameTakenError",
+    "RunNotFoundError",
+    "RunStatus",
+    "RunStoppedError",
+    "ServerError",
+    "ServerUnreachableError",
+    "Service",
+    "SpotPolicy",
+    "StatusChanged",
+    "Task",
+    "TransientServerError",
+    "UnsupportedServerError",
+    "WaitTimeoutError",
+    "__version__",
+    "load_configuration",
+    "parse_configuration",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used: importing the package alone costs next to nothing."""
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,69 @@
+"""Follow a run to its end: read the status, then the logs, wait, again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from dstack_core._flow.logs import read_lines
+from dstack_core._flow.steps import Flow, Sleep, call
+from dstack_core._wire.api import Api
+from dstack_core._wire.runs import RunSnapshot, outcome_of
+from dstack_core.errors import RunNotFoundError
+from dstack_core.models.events import RunFinished, StatusChanged
+from dstack_core.models.outcome import Outcome
+from dstack_core.models.progress import Progress
+from dstack_core.models.statuses import RunStatus
+
+
+@dataclass(frozen=True, slots=True)
+class FollowOptions:
+    """Say how to follow: ``poll_interval`` in seconds, ``logs`` whether log lines are wanted.
+
+    ``wall_clock`` gives the seconds since the epoch.
+    """
+
+    poll_interval: float
+    logs: bool
+    wall_clock: Callable[[], float]
+
+
+def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome]:
+    """Report status changes and log lines until the run is finished; return its ``Outcome``.
+
+    Every event carries the progress from which another process goes on right behind it. The logs are
+    read after the status that says the run is over, so the last line precedes ``RunFinished``. Raises
+    ``RunNotFoundError`` when the run is gone, and the other server errors.
+    """
+    while True:
+        run = yield from call(api.get_run(progress.run_name, progress.run_id))
+        if run is None:
+            raise _gone(api, progress)
+        progress = replace(progress, run_id=run.id)
+        if run.is_active:
+            progress = yield from _report_status(run, progress, options)
+        if options.logs:
+            progress = yield from read_lines(api, run, progress)
+        if not run.is_active:
+            progress = yield from _report_status(run, progress, options)
+            outcome = outcome_of(run, api.run_url(run.id))
+            yield RunFinished(progress, outcome)
+            return outcome
+        yield Sleep(options.poll_interval)
+
+
+def _report_status(run: RunSnapshot, progress: Progress, options: FollowOptions) -> Flow[Progress]:
+    if run.status == progress.status:
+        return progress
+    previous = RunStatus(progress.status) if progress.status else None
+    stopping_since = (progress.stopping_since or options.wall_clock()) if run.status.is_stopping else None
+    progress = replace(progress, status=str(run.status), stopping_since=stopping_since)
+    yield StatusChanged(progress, run.status, previous, run.message)
+    return progress
+
+
+def _gone(api: Api, progress: Progress) -> RunNotFoundError:
+    return RunNotFoundError(
+        f"the run {progress.run_name} (id {progress.run_id}) is no longer in project {api.project} on "
+        f"{api.server_url}; somebody deleted it, so its outcome cannot be told"
+    )

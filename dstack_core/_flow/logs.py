@@ -1,0 +1,86 @@
+"""Read the logs of a run's jobs, each line once and in order (PROTOCOL 1.8)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dstack_core._flow.steps import Flow, Op, call
+from dstack_core._wire.api import Api
+from dstack_core._wire.logs import LogMessage, LogPage, Reader, split_lines, start_time
+from dstack_core._wire.runs import Job, RunSnapshot, Submission
+from dstack_core.models.events import LogLines
+from dstack_core.models.progress import LogCursor, Progress
+
+
+def read_lines(api: Api, run: RunSnapshot, progress: Progress) -> Flow[Progress]:
+    """Report what was logged since ``progress`` by every job submission; return the new progress."""
+    for job in run.jobs:
+        for submission in job.submissions:
+            if submission.may_have_logs and not progress.cursor(submission.id).drained:
+                progress = yield from _read_submission(api, run, job, submission, progress)
+    return progress
+
+
+def _read_submission(
+    api: Api, run: RunSnapshot, job: Job, submission: Submission, progress: Progress
+) -> Flow[Progress]:
+    pages = PageReader(api, run.name, submission.id, progress.cursor(submission.id))
+    complete = submission.is_finished or not run.is_active
+    while True:
+        messages = yield from pages.next_page()
+        ended = messages is None
+        data = b"".join(message.data for message in messages or ())
+        lines, cursor = split_lines(
+            replace(pages.cursor, pending=progress.cursor(submission.id).pending),
+            data,
+            final=ended and complete,
+        )
+        progress = progress.with_cursor(submission.id, replace(cursor, drained=ended and complete))
+        if lines:
+            yield LogLines(progress, lines, job.replica, job.node, submission.attempt, submission.id)
+        if ended:
+            return progress
+
+
+class PageReader:
+    """Read one submission's log page by page, with page tokens and without (PROTOCOL 1.8, 2.4.7)."""
+
+    def __init__(
+        self, api: Api, run_name: str, submission_id: str, cursor: LogCursor, *, diagnose: bool = False
+    ):
+        self._api = api
+        self._key = (run_name, submission_id)
+        self._diagnose = diagnose
+        self._reader = Reader(cursor)
+        self._since = start_time(cursor)
+        self._token: str | None = None
+        self._at_end = False
+
+    @property
+    def cursor(self) -> LogCursor:
+        """Return the place behind the last message given out."""
+        return self._reader.cursor
+
+    def next_page(self) -> Op[list[LogMessage] | None]:
+        """Return the next new messages, or None when there are none now."""
+        while not self._at_end:
+            page = yield from call(
+                self._api.poll_logs(
+                    *self._key, start_time=self._since, token=self._token, diagnose=self._diagnose
+                )
+            )
+            fresh = self._reader.take(page.messages)
+            self._turn(page, bool(fresh))
+            if fresh:
+                return fresh
+        return None
+
+    def _turn(self, page: LogPage, any_fresh: bool) -> None:
+        if page.next_token:
+            self._token = page.next_token
+        elif page.tokens or not any_fresh:
+            self._at_end = True
+        else:
+            # Servers before 0.19.16 have no tokens: go on behind the last message until nothing is new.
+            self._since = start_time(self.cursor)
+            self._reader = Reader(self.cursor)

@@ -1,0 +1,123 @@
+"""Try idempotent calls again: a wrapper around a flow that the flow does not know of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from urllib3.exceptions import HTTPError, InvalidHeader
+from urllib3.util.retry import Retry
+
+from dstack_core._flow.steps import Flow, Sleep
+from dstack_core._wire.plain import Call
+from dstack_core.errors import ServerUnreachableError, TransientServerError
+from dstack_core.models.events import ContactLost, ContactRestored, Event
+from dstack_core.models.progress import Progress
+
+T = TypeVar("T")
+
+_BACKOFF = Retry(total=None, backoff_factor=0.25, backoff_max=20, backoff_jitter=0.75)
+_LONGEST_RETRY_AFTER = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class RetryBudget:
+    """Bound how long a silent server is borne: ``seconds`` from the first failed try, on ``clock``."""
+
+    seconds: float
+    clock: Callable[[], float]
+
+
+class Patience:
+    """Say how long to wait after each fault, until the budget is spent.
+
+    Waits grow with jitter up to 20 s and honour ``Retry-After`` up to 120 s.
+    """
+
+    def __init__(self, budget: RetryBudget) -> None:
+        self._budget = budget
+        self._started = budget.clock()
+        self._backoff = _BACKOFF
+
+    @property
+    def was_needed(self) -> bool:
+        """Tell whether there was any fault."""
+        return bool(self._backoff.history)
+
+    @property
+    def silent_for(self) -> float:
+        """Return the seconds since the first try."""
+        return self._budget.clock() - self._started
+
+    @property
+    def left(self) -> float:
+        """Return the seconds until the budget is spent."""
+        return max(0.0, self._budget.seconds - self.silent_for)
+
+    def after(self, error: TransientServerError) -> float:
+        """Return the seconds to wait; raises ``ServerUnreachableError`` when the budget is spent."""
+        self._backoff = self._backoff.increment(error=HTTPError(error.message))
+        wait = max(self._backoff.get_backoff_time(), _asked_wait(error))
+        if wait > self.left:
+            raise ServerUnreachableError(
+                f"{error.message}. Tried {len(self._backoff.history)} times in {self.silent_for:.0f} s "
+                f"(retry budget {self._budget.seconds:.0f} s). Check that the server runs and that its "
+                "address is right"
+            ) from error
+        return wait
+
+
+def retrying(flow: Flow[T], budget: RetryBudget, progress: Progress | None = None) -> Flow[T]:
+    """Run ``flow`` and try its idempotent calls again on faults that may pass.
+
+    ``progress`` rides on the ``ContactLost`` events until the flow has reported its own. A call that is
+    not idempotent is not repeated: the flow sees ``TransientServerError``. Raises
+    ``ServerUnreachableError`` into the flow once ``budget`` is spent.
+    """
+    answer: Any = None
+    failure: Exception | None = None
+    while True:
+        try:
+            step = flow.send(answer) if failure is None else flow.throw(failure)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        answer, failure = None, None
+        try:
+            if isinstance(step, Call) and step.idempotent:
+                answer = yield from _persistent(step, budget, progress)
+            else:
+                if isinstance(step, Event):
+                    progress = step.progress
+                answer = yield step
+        except GeneratorExit:
+            flow.close()
+            raise
+        except Exception as error:
+            failure = error
+
+
+def _persistent(step: Call[T], budget: RetryBudget, progress: Progress | None) -> Flow[T]:
+    patience = Patience(budget)
+    while True:
+        try:
+            answer: T = yield step
+        except TransientServerError as error:
+            wait = patience.after(error)
+            if progress is not None:
+                yield ContactLost(progress, error.message, patience.silent_for, patience.left)
+            yield Sleep(wait)
+        else:
+            if patience.was_needed and progress is not None:
+                yield ContactRestored(progress, patience.silent_for)
+            return answer
+
+
+def _asked_wait(error: TransientServerError) -> float:
+    if error.retry_after is None:
+        return 0.0
+    try:
+        return min(_BACKOFF.parse_retry_after(error.retry_after), _LONGEST_RETRY_AFTER)
+    except InvalidHeader:
+        return 0.0

@@ -1,0 +1,42 @@
+"""Small flows on runs: find, list, stop (PROTOCOL 1.7)."""
+
+from __future__ import annotations
+
+from dstack_core._flow.steps import Op, call
+from dstack_core._wire.api import PAGE_SIZE, Api
+from dstack_core._wire.runs import RunSnapshot
+
+
+def list_runs(api: Api, *, all: bool) -> Op[list[RunSnapshot]]:
+    """Return the project's runs, newest first.
+
+    Without ``all``: the active ones, or the latest finished one when none is active (PROTOCOL 3.1).
+    Replaced and deleted runs are left out.
+    """
+    if not all:
+        active = yield from _pages(api, only_active=True)
+        if active:
+            return active
+        return (yield from _pages(api, only_active=False, most=1))
+    return (yield from _pages(api, only_active=False))
+
+
+def _pages(api: Api, *, only_active: bool, most: int | None = None) -> Op[list[RunSnapshot]]:
+    runs: list[RunSnapshot] = []
+    last: RunSnapshot | None = None
+    while True:
+        page = yield from call(api.list_runs(only_active=only_active, after=last))
+        runs += [run for run in page if not run.deleted]
+        if len(page) < PAGE_SIZE or (most is not None and len(runs) >= most):
+            return runs[:most]
+        last = page[-1]
+
+
+def stop(api: Api, name: str, run_id: str, *, abort: bool) -> Op[None]:
+    """Ask the server to stop a run, unless it is over or another run has taken its name.
+
+    The server stops by name (PROTOCOL 1.7), so the id is looked at first.
+    """
+    run = yield from call(api.get_run(name, run_id))
+    if run is not None and run.is_active and not run.deleted:
+        yield from call(api.stop(name, abort=abort))

@@ -1,0 +1,51 @@
+"""Submit exactly once (PROTOCOL 1.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dstack_core._flow.retry import Patience, RetryBudget
+from dstack_core._flow.steps import Op, Sleep, call
+from dstack_core._wire.api import Api
+from dstack_core._wire.runs import RunSnapshot
+from dstack_core.errors import RequestRejectedError, RunNameTakenError, TransientServerError
+
+_SETTLE_SECONDS = 0.5
+
+
+def submit(
+    api: Api, run_spec: Mapping[str, Any], budget: RetryBudget, *, replace_finished: bool
+) -> Op[RunSnapshot]:
+    """Return the run that carries this spec's name and marker; submit it if there is none.
+
+    A run that carries the marker is taken as it is, finished or not. A finished run of another owner
+    is replaced where ``replace_finished`` allows it (the documented meaning of a reused name), an
+    active one never. A refused or lost reply is answered by looking again, so no reply can cause a
+    second run. Raises ``RunNameTakenError``, ``RequestRejectedError`` and the other server errors.
+    """
+    patience = Patience(budget)
+    refusal: RequestRejectedError | None = None
+    while True:
+        found = yield from call(api.get_run(run_spec["run_name"]))
+        if found is not None and found.marker == run_spec["configuration_path"]:
+            return found
+        if found is not None and (found.is_active or not replace_finished):
+            raise _taken(api, found)
+        if refusal is not None:
+            raise refusal
+        try:
+            return (yield from call(api.apply(run_spec)))
+        except RequestRejectedError as error:
+            refusal = error
+        except TransientServerError as error:
+            # A request whose reply was lost may still be at work; give it time to become visible.
+            yield Sleep(max(patience.after(error), _SETTLE_SECONDS))
+
+
+def _taken(api: Api, found: RunSnapshot) -> RunNameTakenError:
+    state = "is active" if found.is_active else f"ended as {found.status}"
+    return RunNameTakenError(
+        f"run_name: a run named {found.name!r} of another owner {state} in project {api.project} on "
+        f"{api.server_url}. Choose another run_name, or stop that run first: {api.run_url(found.id)}"
+    )

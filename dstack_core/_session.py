@@ -1,0 +1,114 @@
+"""What both clients share: every operation as a flow, wrapped in retries."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeVar
+
+from dstack_core._flow import runs as run_flows
+from dstack_core._flow.chunks import read_chunks
+from dstack_core._flow.follow import FollowOptions, follow
+from dstack_core._flow.retry import RetryBudget, retrying
+from dstack_core._flow.steps import Flow, Op, call
+from dstack_core._flow.submit import submit
+from dstack_core._keys import new_public_key
+from dstack_core._names import random_marker, random_run_name
+from dstack_core._wire.api import Api
+from dstack_core._wire.runs import RunSnapshot
+from dstack_core._wire.spec import RunOptions, check_run_name, run_spec
+from dstack_core.configurations import ConfigurationLike, load_configuration
+from dstack_core.models.outcome import Outcome
+from dstack_core.models.plan import Plan
+from dstack_core.models.progress import Progress
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Session:
+    """Build the flows of one project of one server; does no I/O of its own.
+
+    ``retry_budget`` in seconds. ``make_public_key`` is asked once, and only by servers that keep no key
+    for the user (PROTOCOL 2.4.3).
+    """
+
+    api: Api
+    retry_budget: float
+    make_public_key: Callable[[], str] = new_public_key
+    clock: Callable[[], float] = time.monotonic
+    wall_clock: Callable[[], float] = time.time
+    _public_key: str | None = field(default=None, repr=False)
+
+    def submit(
+        self,
+        configuration: ConfigurationLike,
+        run_name: str | None,
+        options: RunOptions,
+        *,
+        marker: str | None,
+        retry_budget: float | None,
+    ) -> Flow[RunSnapshot]:
+        """Check the input at once; the flow submits."""
+        loaded = load_configuration(configuration)
+        name = check_run_name(run_name or (loaded.model_extra or {}).get("name") or random_run_name(loaded))
+        spec = run_spec(loaded, options, run_name=name, marker=marker or random_marker())
+        budget = self._budget(retry_budget)
+
+        def steps() -> Op[RunSnapshot]:
+            spec["ssh_key_pub"] = yield from self._key()
+            return (yield from submit(self.api, spec, budget, replace_finished=True))
+
+        return retrying(steps(), budget, Progress(name))
+
+    def plan(self, configuration: ConfigurationLike, options: RunOptions) -> Flow[Plan]:
+        """Check the input at once; the flow asks for offers."""
+        spec = run_spec(load_configuration(configuration), options)
+
+        def steps() -> Op[Plan]:
+            spec["ssh_key_pub"] = yield from self._key()
+            return (yield from call(self.api.get_plan(spec)))
+
+        return self._retrying(steps())
+
+    def get(self, run_name: str, run_id: str | None = None) -> Flow[RunSnapshot | None]:
+        """Look a run up."""
+        return self._retrying(call(self.api.get_run(run_name, run_id)))
+
+    def list_runs(self, *, all: bool) -> Flow[list[RunSnapshot]]:
+        """List runs."""
+        return self._retrying(run_flows.list_runs(self.api, all=all))
+
+    def stop(self, run_name: str, run_id: str | None, *, abort: bool) -> Flow[None]:
+        """Stop a run; without an id whichever run has that name."""
+        if run_id is None:
+            return self._retrying(call(self.api.stop(check_run_name(run_name), abort=abort)))
+        return self._retrying(run_flows.stop(self.api, run_name, run_id, abort=abort))
+
+    def follow(
+        self, progress: Progress, *, poll_interval: float, logs: bool, retry_budget: float
+    ) -> Flow[Outcome]:
+        """Follow a run."""
+        options = FollowOptions(poll_interval, logs, self.wall_clock)
+        return retrying(follow(self.api, progress, options), self._budget(retry_budget), progress)
+
+    def chunks(
+        self, run_name: str, run_id: str, *, start_time: datetime | None, follow: bool, poll_interval: float
+    ) -> Flow[None]:
+        """Read the raw log."""
+        flow = read_chunks(self.api, Progress(run_name, run_id), start_time, follow, poll_interval)
+        return self._retrying(flow)
+
+    def _key(self) -> Op[str]:
+        if self._public_key is None:
+            user = yield from call(self.api.get_user())
+            self._public_key = user.public_key or self.make_public_key()
+        return self._public_key
+
+    def _budget(self, seconds: float | None) -> RetryBudget:
+        return RetryBudget(self.retry_budget if seconds is None else seconds, self.clock)
+
+    def _retrying(self, flow: Flow[T], progress: Progress | None = None) -> Flow[T]:
+        return retrying(flow, self._budget(None), progress)

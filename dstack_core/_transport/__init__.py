@@ -1,0 +1,1 @@
+"""Carry requests to a server; knows no route."""

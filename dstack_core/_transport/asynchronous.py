@@ -1,0 +1,55 @@
+"""Carry requests with ``httpx``."""
+
+from __future__ import annotations
+
+import ssl
+
+import httpx
+
+from dstack_core._transport.settings import TransportSettings
+from dstack_core._wire.plain import Reply, Request
+from dstack_core.errors import TransientServerError
+
+
+class AsyncTransport:
+    """Send requests from one event loop.
+
+    Raises ``TransientServerError`` when there is no whole reply in time.
+    """
+
+    def __init__(self, settings: TransportSettings) -> None:
+        self._settings = settings
+        self._client: httpx.AsyncClient | None = None
+
+    async def __call__(self, request: Request) -> Reply:
+        """Return the reply, whatever its status."""
+        settings = self._settings
+        if self._client is None:
+            self._client = _new_client(settings)
+        try:
+            reply = await self._client.request(
+                request.method,
+                settings.server_url + request.path,
+                content=request.body,
+                headers=dict(request.headers),
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise TransientServerError(settings.no_answer(error)) from None
+        return Reply(reply.status_code, {k.lower(): v for k, v in reply.headers.items()}, reply.content)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
+
+def _new_client(settings: TransportSettings) -> httpx.AsyncClient:
+    bundle = settings.verify if isinstance(settings.verify, str) else None
+    verify = ssl.create_default_context(cafile=bundle) if bundle else bool(settings.verify)
+    return httpx.AsyncClient(
+        headers={"Authorization": f"Bearer {settings.token}"},
+        timeout=httpx.Timeout(settings.timeout, connect=settings.connect_timeout),
+        limits=httpx.Limits(max_connections=20),
+        verify=verify,
+    )

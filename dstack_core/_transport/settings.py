@@ -1,0 +1,25 @@
+"""What both transports need to know of a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class TransportSettings:
+    """Hold the server's address, the token (never in a repr) and the time limits in seconds.
+
+    ``timeout`` bounds each wait for bytes of a reply, ``connect_timeout`` the connect. ``verify`` is
+    True, False, or the path of a CA bundle.
+    """
+
+    server_url: str
+    token: str = field(repr=False)
+    timeout: float = 30.0
+    connect_timeout: float = 5.0
+    verify: bool | str = True
+
+    def no_answer(self, error: Exception) -> str:
+        """Say in words that no reply came."""
+        text = " ".join(str(error).split())
+        return f"no answer from {self.server_url}: {type(error).__name__}{': ' if text else ''}{text[:200]}"

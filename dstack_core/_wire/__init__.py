@@ -1,0 +1,1 @@
+"""The one room that knows the wire: paths, JSON keys, errors, versions. It does no I/O."""

@@ -1,0 +1,121 @@
+"""Every call the client makes, as data (PROTOCOL 1.2 to 1.8)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from dstack_core._wire import logs
+from dstack_core._wire.plain import Call, Reply, Request
+from dstack_core._wire.plans import parse_plan
+from dstack_core._wire.refusals import Place, raise_for_refusal
+from dstack_core._wire.runs import RunSnapshot, parse_run
+from dstack_core.errors import ProtocolError, RunNotFoundError
+from dstack_core.models.plan import Plan
+
+T = TypeVar("T")
+PAGE_SIZE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Hold the token's user; ``public_key`` only from servers that keep one (0.19.33 on)."""
+
+    name: str
+    public_key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """Build the calls for one project of one server; ``server_url`` has no slash at its end."""
+
+    server_url: str
+    project: str
+
+    def run_url(self, run_id: str) -> str:
+        """Return the address of a run's page in the server's UI."""
+        return f"{self.server_url}/projects/{quote(self.project)}/runs/{run_id}"
+
+    def get_user(self) -> Call[User]:
+        """Ask who the token belongs to."""
+        return self._call(
+            "/api/users/get_my_user", {}, lambda d: User(d["username"], d.get("ssh_public_key"))
+        )
+
+    def get_run(self, name: str, run_id: str | None = None) -> Call[RunSnapshot | None]:
+        """Ask for a run by id when it is known (deleted ones too), else by name; None when missing."""
+        key = {"id": run_id} if run_id else {"run_name": name}
+        call = self._call(self._path("runs/get"), key, parse_run, run_name=name)
+
+        def none_when_missing(reply: Reply) -> RunSnapshot | None:
+            try:
+                return call.parse(reply)
+            except RunNotFoundError:
+                return None
+
+        return Call(call.request, none_when_missing)
+
+    def list_runs(self, *, only_active: bool, after: RunSnapshot | None = None) -> Call[list[RunSnapshot]]:
+        """Ask for one page of up to 100 runs, newest first, deleted ones included (PROTOCOL 1.7)."""
+        body: dict[str, Any] = {"project_name": self.project, "only_active": only_active, "limit": PAGE_SIZE}
+        if after is not None:
+            body |= {"prev_submitted_at": after.submitted_at, "prev_run_id": after.id}
+        return self._call("/api/runs/list", body, lambda data: [parse_run(item) for item in data])
+
+    def get_plan(self, run_spec: Mapping[str, Any]) -> Call[Plan]:
+        """Ask which offers a run would have; nothing is submitted."""
+        return self._call(self._path("runs/get_plan"), {"run_spec": run_spec}, parse_plan)
+
+    def apply(self, run_spec: Mapping[str, Any]) -> Call[RunSnapshot]:
+        """Submit a run; never forces, never names a current resource (PROTOCOL 1.4)."""
+        body = {"plan": {"run_spec": run_spec}, "force": False}
+        run_name = run_spec.get("run_name")
+        return self._call(self._path("runs/apply"), body, parse_run, run_name=run_name, idempotent=False)
+
+    def stop(self, name: str, *, abort: bool) -> Call[None]:
+        """Ask to stop a run; unknown and finished names are fine (PROTOCOL 1.7)."""
+        body = {"runs_names": [name], "abort": abort}
+        return self._call(self._path("runs/stop"), body, lambda _: None, run_name=name)
+
+    def poll_logs(
+        self,
+        name: str,
+        submission_id: str,
+        *,
+        start_time: str | None,
+        token: str | None = None,
+        diagnose: bool = False,
+    ) -> Call[logs.LogPage]:
+        """Ask for one page of a job submission's log (PROTOCOL 1.8)."""
+        body: dict[str, Any] = {"run_name": name, "job_submission_id": submission_id, "limit": logs.PAGE_SIZE}
+        optional = {"start_time": start_time, "next_token": token, "diagnose": diagnose or None}
+        body |= {key: value for key, value in optional.items() if value is not None}
+        return self._call(self._path("logs/poll"), body, logs.parse_page, run_name=name)
+
+    def _path(self, rest: str) -> str:
+        return f"/api/project/{quote(self.project, safe='')}/{rest}"
+
+    def _call(
+        self,
+        path: str,
+        body: Any,
+        read: Callable[[Any], T],
+        *,
+        run_name: str | None = None,
+        idempotent: bool = True,
+    ) -> Call[T]:
+        place = Place(self.server_url, self.project, run_name)
+
+        def parse(reply: Reply) -> T:
+            raise_for_refusal(reply, place)
+            try:
+                return read(reply.json())
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+                raise ProtocolError(
+                    f"{place} answered {path} with something that is not dstack's "
+                    f"({type(error).__name__}: {error}). Is this the address of a dstack server?"
+                ) from error
+
+        return Call(Request.post(path, body), parse, idempotent)

@@ -1,0 +1,27 @@
+"""Read the server's plans (PROTOCOL 1.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dstack_core.models.plan import Offer, Plan
+
+
+def parse_plan(data: Mapping[str, Any]) -> Plan:
+    """Read the reply of ``runs/get_plan``; the first job speaks for all."""
+    job = (data.get("job_plans") or [{}])[0]
+    offers = tuple(_offer(item) for item in job.get("offers") or [])
+    return Plan(offers, int(job.get("total_offers") or len(offers)), job.get("max_price"))
+
+
+def _offer(data: Mapping[str, Any]) -> Offer:
+    instance = data.get("instance") or {}
+    return Offer(
+        backend=data["backend"],
+        region=data["region"],
+        instance=instance.get("name", ""),
+        price_per_hour=float(data["price"]),
+        spot=bool((instance.get("resources") or {}).get("spot")),
+        availability=data.get("availability"),
+    )

@@ -1,0 +1,188 @@
+"""Read the server's run objects (PROTOCOL 1.5). Every field but id, status and name is optional."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from dstack_core._wire.statuses import in_words, run_status
+from dstack_core.models.outcome import Outcome
+from dstack_core.models.statuses import RunStatus
+
+_BEFORE_START = frozenset({"submitted", "provisioning", "pulling"})
+_JOB_FINISHED = frozenset({"terminated", "aborted", "failed", "done"})
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """Hold one attempt of one job; its ``id`` is the key of its log."""
+
+    id: str
+    attempt: int
+    status: str
+    message: str | None
+    reason: str | None
+    reason_message: str | None
+    exit_status: int | None
+    finished_at: datetime | None
+    provisioning: Mapping[str, Any]
+
+    @property
+    def may_have_logs(self) -> bool:
+        """Tell whether its container may have written something."""
+        return self.status not in _BEFORE_START
+
+    @property
+    def is_finished(self) -> bool:
+        """Tell whether its log is complete (PROTOCOL 1.8: final lines come before the status)."""
+        return self.status in _JOB_FINISHED
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Hold one job of a run: a replica of a service or a node of a task."""
+
+    replica: int
+    node: int
+    submissions: Sequence[Submission]
+
+
+@dataclass(frozen=True, slots=True)
+class RunSnapshot:
+    """Hold what the server said of a run at one moment.
+
+    ``raw_status`` and ``reason`` are the server's own words; ``marker`` is what the owner wrote into
+    ``configuration_path`` (PROTOCOL 1.4).
+    """
+
+    id: str
+    name: str
+    project: str
+    status: RunStatus
+    raw_status: str
+    message: str | None
+    reason: str | None
+    error: str | None
+    cost: float
+    submitted_at: str
+    marker: str | None
+    deleted: bool
+    jobs: Sequence[Job]
+
+    @property
+    def is_active(self) -> bool:
+        """Tell whether the run is not over yet."""
+        return not self.status.is_finished
+
+
+def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
+    """Read one run object."""
+    jobs = tuple(_job(job) for job in data.get("jobs") or [])
+    latest = _latest(data, jobs)
+    spec = data.get("run_spec") or {}
+    message = data.get("status_message")
+    if latest and (message is None or message == data["status"]):
+        message = latest.message or (latest.status if latest.status == "pulling" else message)
+    return RunSnapshot(
+        id=data["id"],
+        name=spec["run_name"],
+        project=data.get("project_name", ""),
+        status=run_status(
+            data["status"],
+            message="pulling"
+            if latest and "pulling" in (message, latest.status, latest.message)
+            else message,
+            reason=data.get("termination_reason"),
+            attempt=latest.attempt if latest else 0,
+        ),
+        raw_status=data["status"],
+        message=message,
+        reason=data.get("termination_reason"),
+        error=data.get("error") or None,
+        cost=float(data.get("cost") or 0.0),
+        submitted_at=data["submitted_at"],
+        marker=spec.get("configuration_path"),
+        deleted=bool(data.get("deleted")),
+        jobs=jobs,
+    )
+
+
+def outcome_of(run: RunSnapshot, url: str) -> Outcome:
+    """Sum up a finished run; the job that failed speaks for all of them."""
+    submission = _telling(run)
+    reason = _telling_reason(run, submission)
+    place = (submission.provisioning if submission else None) or {}
+    ends = [last.finished_at for job in run.jobs for last in job.submissions if last.finished_at]
+    return Outcome(
+        run_name=run.name,
+        run_id=run.id,
+        project=run.project,
+        status=run.status,
+        exit_status=submission.exit_status if submission else None,
+        reason=reason,
+        message=_message(run, submission, reason),
+        cost=run.cost,
+        duration=(max(ends) - datetime.fromisoformat(run.submitted_at)).total_seconds() if ends else None,
+        instance=(place.get("instance_type") or {}).get("name"),
+        backend=place.get("backend"),
+        region=place.get("region"),
+        price_per_hour=place.get("price"),
+        url=url,
+    )
+
+
+def _job(data: Mapping[str, Any]) -> Job:
+    spec = data.get("job_spec") or {}
+    return Job(
+        replica=int(spec.get("replica_num") or 0),
+        node=int(spec.get("job_num") or 0),
+        submissions=tuple(_submission(item) for item in data.get("job_submissions") or []),
+    )
+
+
+def _submission(data: Mapping[str, Any]) -> Submission:
+    finished_at = data.get("finished_at")
+    return Submission(
+        id=data["id"],
+        attempt=int(data.get("submission_num") or 0),
+        status=data["status"],
+        message=data.get("status_message"),
+        reason=data.get("termination_reason"),
+        reason_message=data.get("termination_reason_message") or None,
+        exit_status=data.get("exit_status"),
+        finished_at=datetime.fromisoformat(finished_at) if finished_at else None,
+        provisioning=data.get("job_provisioning_data") or {},
+    )
+
+
+def _latest(data: Mapping[str, Any], jobs: Sequence[Job]) -> Submission | None:
+    if data.get("latest_job_submission"):
+        return _submission(data["latest_job_submission"])
+    return jobs[0].submissions[-1] if jobs and jobs[0].submissions else None
+
+
+def _telling(run: RunSnapshot) -> Submission | None:
+    """Choose the job that explains the end: the first that failed by itself, else the first."""
+    last = [job.submissions[-1] for job in run.jobs if job.submissions]
+    failed = [item for item in last if item.status == "failed" or item.reason == "max_duration_exceeded"]
+    return next(iter(failed + last), None)
+
+
+def _telling_reason(run: RunSnapshot, submission: Submission | None) -> str | None:
+    """Prefer the job's reason where the run's only says that a job did not make it."""
+    if run.reason in (None, "job_failed", "retry_limit_exceeded") and submission and submission.reason:
+        return submission.reason
+    return run.reason
+
+
+def _message(run: RunSnapshot, submission: Submission | None, reason: str | None) -> str:
+    words = in_words(reason) or str(run.status)
+    if submission and reason == "container_exited_with_error" and submission.exit_status is not None:
+        words = f"failed: its command exited with status {submission.exit_status}"
+    details = [submission.reason_message if submission else None]
+    if run.reason == "retry_limit_exceeded":
+        details.append("the time limit for retries passed")
+    told = "; ".join(" ".join(detail.split()) for detail in details if detail)
+    return f"{words} ({told})" if told else words

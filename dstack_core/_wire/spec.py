@@ -1,0 +1,173 @@
+"""Build run specs: the rules of PROTOCOL 2.4 and the mapping of PROTOCOL 3.2."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dstack_core.errors import ConfigurationError
+from dstack_core.models.configurations import Configuration
+from dstack_core.models.policies import RetryPolicy
+from dstack_core.models.resources import GPU, Resources
+from dstack_core.models.statuses import SpotPolicy
+
+_RUN_NAME = re.compile(r"[a-z][a-z0-9-]{1,40}")
+_CODE_DIR = "/workflow"
+_DEFAULT_CAPACITY_WAIT = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Hold what a caller asks for beside the configuration; units as in ``RunCollection.submit``."""
+
+    resources: Resources | None = None
+    spot_policy: SpotPolicy | str | None = None
+    retry_policy: RetryPolicy | None = None
+    max_duration: int | str | None = None
+    max_price: float | None = None
+    working_dir: str | None = None
+    backends: list[str] | None = None
+
+
+def check_run_name(name: str) -> str:
+    """Return ``name``, or raise ``ConfigurationError`` (PROTOCOL 1.4: the server's own rule)."""
+    if not isinstance(name, str) or not _RUN_NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"run_name: {name!r} is no run name; use 2 to 41 lower-case letters, digits and dashes, "
+            "a letter first"
+        )
+    return name
+
+
+def run_spec(
+    configuration: Configuration,
+    options: RunOptions,
+    *,
+    run_name: str | None = None,
+    marker: str | None = None,
+) -> dict[str, Any]:
+    """Return the run_spec that every supported server takes; only keys that were set are sent.
+
+    ``ssh_key_pub`` is still to be set: it may have to be asked for (PROTOCOL 2.4.3). Raises
+    ``ConfigurationError`` on values no server takes.
+    """
+    spec: dict[str, Any] = {
+        "repo_id": "none",
+        "repo_data": {"repo_type": "virtual"},
+        "configuration": _configuration(configuration, options),
+        "profile": {"name": "default"},
+    }
+    if run_name is not None:
+        spec["run_name"] = check_run_name(run_name)
+    if marker is not None:
+        spec["configuration_path"] = marker
+    if options.working_dir is not None:
+        spec["working_dir"] = options.working_dir
+    return spec
+
+
+def _configuration(configuration: Configuration, options: RunOptions) -> dict[str, Any]:
+    typed = set(type(configuration).model_fields)
+    dumped = configuration.model_dump(mode="json")
+    # A key that is passed through keeps its null: for today's server null may differ from absence.
+    wire = {key: value for key, value in dumped.items() if value is not None or key not in typed}
+    wire.pop("name", None)
+    _refuse_uploads(wire)
+    resources = options.resources or (configuration.model_extra or {}).get("resources")
+    if isinstance(resources, Resources):
+        wire["resources"] = _resources(resources)
+    if options.spot_policy is not None:
+        wire["spot_policy"] = _spot_policy(options.spot_policy)
+    if options.retry_policy is not None and options.retry_policy.retry:
+        wire["retry"] = {
+            "on_events": ["no-capacity"],
+            "duration": options.retry_policy.limit or _DEFAULT_CAPACITY_WAIT,
+        }
+    if options.max_duration is not None:
+        wire["max_duration"] = _max_duration(options.max_duration)
+    if options.max_price is not None:
+        wire["max_price"] = _price(options.max_price)
+    elif wire.get("max_price") is not None:
+        _price(wire["max_price"])
+    if options.working_dir is not None:
+        wire["working_dir"] = _absolute(options.working_dir)
+    if options.backends is not None:
+        wire["backends"] = list(options.backends)
+    return wire
+
+
+def _refuse_uploads(wire: Mapping[str, Any]) -> None:
+    # The server takes these keys and does nothing with them unless the client uploads (PROTOCOL 1.3).
+    for key in ("files", "repos"):
+        if wire.get(key):
+            raise ConfigurationError(
+                f"{key}: uploading is not supported by this version of dstack-core; "
+                "put the files into the image or fetch them in the commands"
+            )
+
+
+def _spot_policy(policy: SpotPolicy | str) -> str:
+    try:
+        return SpotPolicy(policy).value
+    except ValueError:
+        known = ", ".join(repr(member.value) for member in SpotPolicy)
+        raise ConfigurationError(f"spot_policy: {policy!r} is not known; use one of {known}") from None
+
+
+def _max_duration(duration: int | str) -> int | str:
+    if isinstance(duration, int) and duration <= 0:
+        raise ConfigurationError(
+            f'max_duration: {duration} is no duration; write seconds above 0, "2h" or "off"'
+        )
+    return duration
+
+
+def _price(price: Any) -> float:
+    if isinstance(price, bool) or not isinstance(price, int | float) or not price > 0:
+        raise ConfigurationError(f"max_price: {price!r} is no price; write USD per hour above 0")
+    return float(price)
+
+
+def _absolute(working_dir: str) -> str:
+    """Resolve against the code's directory as PROTOCOL 2.4.5 says: relative paths mean below it."""
+    if working_dir.startswith("/"):
+        return working_dir
+    return _CODE_DIR if working_dir in ("", ".") else f"{_CODE_DIR}/{working_dir.removeprefix('./')}"
+
+
+def _resources(resources: Resources) -> dict[str, Any]:
+    wire: dict[str, Any] = {"disk": _at_least_size(resources.disk) if resources.disk is not None else None}
+    if resources.gpu is not None:
+        wire["gpu"] = _gpu(resources.gpu)
+    if resources.memory is not None:
+        wire["memory"] = _at_least_size(resources.memory)
+    if resources.shm_size is not None:
+        wire["shm_size"] = _size(resources.shm_size)
+    if resources.cpu is not None:
+        wire["cpu"] = _at_least(str(resources.cpu))
+    return wire
+
+
+def _gpu(gpu: GPU) -> dict[str, Any]:
+    wire: dict[str, Any] = {"count": _at_least(str(gpu.count if gpu.count is not None else 1))}
+    if gpu.name is not None:
+        wire["name"] = [gpu.name] if isinstance(gpu.name, str) else list(gpu.name)
+    if gpu.memory is not None:
+        wire["memory"] = _at_least_size(gpu.memory)
+    return wire
+
+
+def _size(size: int | str) -> str:
+    """Write a size as the server reads it: documented ints are MB, the server's are GB (PROTOCOL 3.1)."""
+    return f"{size}MB" if isinstance(size, int) else size
+
+
+def _at_least_size(size: int | str) -> str:
+    return _at_least(_size(size))
+
+
+def _at_least(value: str) -> str:
+    """Turn a bare number into a minimum; today's servers read it as an exact one (PROTOCOL 2.4.6)."""
+    return value if ".." in value else f"{value}.."

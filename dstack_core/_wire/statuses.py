@@ -1,0 +1,58 @@
+"""The tables of statuses and reasons (PROTOCOL 1.6, 3.3)."""
+
+from __future__ import annotations
+
+from dstack_core.models.statuses import RunStatus
+
+_STOPPING = {"stopped_by_user": RunStatus.STOPPING, "aborted_by_user": RunStatus.ABORTING}
+
+_REASONS = {
+    "all_jobs_done": "finished",
+    "done_by_runner": "finished",
+    "job_failed": "failed",
+    "retry_limit_exceeded": "failed: the time limit for retries passed",
+    "stopped_by_user": "was stopped by a user",
+    "terminated_by_user": "was stopped by a user",
+    "aborted_by_user": "was aborted by a user",
+    "server_error": "failed: an error of the dstack server",
+    "gateway_error": "failed: the gateway could not be set up",
+    "failed_to_start_due_to_no_capacity": "failed: no capacity, no machine could be had",
+    "interrupted_by_no_capacity": "failed: its machine was taken away (spot interruption or no capacity)",
+    "instance_unreachable": "failed: its machine could not be reached any more",
+    "instance_access_revoked": "failed: the access to its machine was revoked",
+    "waiting_instance_limit_exceeded": "failed: its machine took too long to start",
+    "waiting_runner_limit_exceeded": "failed: its container took too long to start",
+    "volume_error": "failed: a volume could not be attached",
+    "scaled_down": "was scaled down",
+    "terminated_by_server": "was terminated by the dstack server",
+    "inactivity_duration_exceeded": "was terminated: its inactivity limit passed",
+    "terminated_due_to_utilization_policy": "was terminated: its GPU utilization was below the policy",
+    "container_exited_with_error": "failed: its command exited with an error",
+    "ports_binding_failed": "failed: a port could not be bound",
+    "creating_container_error": "failed: its container could not be created",
+    "executor_error": "failed: an error of the dstack runner",
+    "max_duration_exceeded": "failed: its max_duration passed",
+    "log_quota_exceeded": "failed: it wrote more logs than its quota",
+}
+
+
+def run_status(raw: str, *, message: str | None, reason: str | None, attempt: int) -> RunStatus:
+    """Map what a server says of a run to the documented statuses (PROTOCOL 3.3).
+
+    ``raw`` is the run's status, ``message`` its or its job's status message, ``reason`` the run's
+    termination reason, ``attempt`` the job's submission number. Unknown statuses are kept.
+    """
+    if raw in ("pending", "submitted") and attempt > 0:
+        return RunStatus.RESTARTING
+    if raw in ("submitted", "provisioning") and message == "pulling":
+        return RunStatus.DOWNLOADING
+    if raw == "terminating":
+        return _STOPPING.get(reason or "", RunStatus.TERMINATING)
+    if raw == "terminated" and reason == "aborted_by_user":
+        return RunStatus.ABORTED
+    return RunStatus(raw)
+
+
+def in_words(reason: str | None) -> str | None:
+    """Return a reason for a person; an unknown one as it came, None for None."""
+    return None if reason is None else _REASONS.get(reason, f"ended: {reason}")

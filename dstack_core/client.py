@@ -1,0 +1,191 @@
+"""The client: one line a method over the shared flows, waiting with ``requests``."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Self
+
+from dstack_core import _drive, config
+from dstack_core._session import Session
+from dstack_core._transport.blocking import BlockingTransport
+from dstack_core._transport.settings import TransportSettings
+from dstack_core._wire.api import Api
+from dstack_core._wire.spec import RunOptions
+from dstack_core.configurations import ConfigurationLike
+from dstack_core.models.plan import Plan
+from dstack_core.models.policies import RetryPolicy
+from dstack_core.models.resources import Resources
+from dstack_core.models.statuses import SpotPolicy
+from dstack_core.run import Run
+
+
+class Client:
+    """Talk to one project of one dstack server; safe to use from several threads.
+
+    ``server_url``, ``project_name``, ``user_token`` (str): what is left out comes from
+    ``DSTACK_SERVER_URL``, ``DSTACK_PROJECT``, ``DSTACK_TOKEN``. ``timeout`` (seconds) bounds each wait
+    for a reply, ``connect_timeout`` (seconds) each connect, ``retry_budget`` (seconds) how long a silent
+    server is borne in one call. ``verify`` (bool, or path of a CA bundle) is for TLS. Raises
+    ``ProjectNotConfiguredError`` and ``ConfigurationError``; makes no request. A context manager.
+    """
+
+    def __init__(
+        self,
+        *,
+        server_url: str | None = None,
+        project_name: str | None = None,
+        user_token: str | None = None,
+        timeout: float = 30.0,
+        connect_timeout: float = 5.0,
+        retry_budget: float = 30.0,
+        verify: bool | str = True,
+    ) -> None:
+        target = config.from_arguments(server_url, project_name, user_token)
+        settings = TransportSettings(target.server_url, target.token, timeout, connect_timeout, verify)
+        self._transport = BlockingTransport(settings)
+        self._session = Session(Api(target.server_url, target.project), retry_budget)
+
+    @classmethod
+    def from_config(
+        cls,
+        repo_dir: str | os.PathLike[str] | None = None,
+        project_name: str | None = None,
+        server_url: str | None = None,
+        user_token: str | None = None,
+        *,
+        timeout: float = 30.0,
+        connect_timeout: float = 5.0,
+        retry_budget: float = 30.0,
+        verify: bool | str = True,
+    ) -> Self:
+        """Return a client for the arguments, else the environment, else ``~/.dstack/config.yml``.
+
+        ``project_name`` defaults to ``DSTACK_PROJECT``, else the file's default project. ``server_url``
+        and ``user_token`` go together. Other parameters as in ``Client``. Raises
+        ``ProjectNotConfiguredError`` and ``ConfigurationError``. Source: the documented API,
+        "from_config()".
+        """
+        config.refuse_repo_dir(repo_dir)
+        target = config.from_config(server_url, project_name, user_token)
+        return cls(
+            server_url=target.server_url,
+            project_name=target.project,
+            user_token=target.token,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+            retry_budget=retry_budget,
+            verify=verify,
+        )
+
+    @property
+    def server_url(self) -> str:
+        """Return the server's address, without a slash at its end."""
+        return self._session.api.server_url
+
+    @property
+    def project(self) -> str:
+        """Return the project's name."""
+        return self._session.api.project
+
+    @property
+    def runs(self) -> RunCollection:
+        """Return the project's runs."""
+        return RunCollection(self._session, self._transport)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Client(server_url={self.server_url!r}, project_name={self.project!r})"
+
+
+class RunCollection:
+    """Submit, find and list the runs of a project: ``client.runs``."""
+
+    def __init__(self, session: Session, transport: BlockingTransport) -> None:
+        self._session = session
+        self._transport = transport
+
+    def submit(
+        self,
+        configuration: ConfigurationLike,
+        run_name: str | None = None,
+        resources: Resources | None = None,
+        spot_policy: SpotPolicy | str | None = None,
+        retry_policy: RetryPolicy | None = None,
+        max_duration: int | str | None = None,
+        max_price: float | None = None,
+        working_dir: str | None = None,
+        backends: list[str] | None = None,
+        *,
+        marker: str | None = None,
+        retry_budget: float | None = None,
+    ) -> Run:
+        """Submit exactly one run and return it, whatever gets lost on the way.
+
+        ``configuration``: a ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml``.
+        ``run_name`` defaults to the configuration's name, else a random one. ``max_duration``: seconds,
+        ``"2h"`` or ``"off"``. ``max_price``: USD per hour. ``working_dir``: relative to the code's
+        directory, or absolute. ``marker`` (str) is kept with the run: a run of this name that carries it
+        is returned as it is, active or finished, instead of submitting; without one, an active run of
+        this name raises ``RunNameTakenError`` and a finished one is replaced. ``retry_budget`` in
+        seconds. Raises ``ConfigurationError`` before anything is sent, else the server errors. Source:
+        the documented API, "submit()"; PROTOCOL 1.4.
+        """
+        options = RunOptions(
+            resources, spot_policy, retry_policy, max_duration, max_price, working_dir, backends
+        )
+        flow = self._session.submit(
+            configuration, run_name, options, marker=marker, retry_budget=retry_budget
+        )
+        return Run(self._session, self._transport, _drive.run(flow, self._transport))
+
+    def plan(
+        self,
+        configuration: ConfigurationLike,
+        resources: Resources | None = None,
+        spot_policy: SpotPolicy | str | None = None,
+        retry_policy: RetryPolicy | None = None,
+        max_duration: int | str | None = None,
+        max_price: float | None = None,
+        working_dir: str | None = None,
+        backends: list[str] | None = None,
+    ) -> Plan:
+        """Return the offers a run would have; nothing is submitted. Parameters as in ``submit``.
+
+        A plan without offers is no error. Raises as ``submit`` does. Source: PROTOCOL 1.4.
+        """
+        options = RunOptions(
+            resources, spot_policy, retry_policy, max_duration, max_price, working_dir, backends
+        )
+        return _drive.run(self._session.plan(configuration, options), self._transport)
+
+    def get(self, run_name: str) -> Run | None:
+        """Return the run of that name, or None when there is none. Raises the server errors."""
+        snapshot = _drive.run(self._session.get(run_name), self._transport)
+        return None if snapshot is None else Run(self._session, self._transport, snapshot)
+
+    def list(self, all: bool = False) -> list[Run]:
+        """Return runs, newest first: the active ones, else the latest finished; with ``all`` every run.
+
+        Raises the server errors. Source: the documented API, "list()"; PROTOCOL 1.7, 3.1.
+        """
+        snapshots = _drive.run(self._session.list_runs(all=all), self._transport)
+        return [Run(self._session, self._transport, snapshot) for snapshot in snapshots]
+
+    def stop(self, run_name: str, abort: bool = False) -> None:
+        """Ask the server to stop the run of that name; no such run, or a finished one, is fine.
+
+        With ``abort`` its processes are killed without the time to end. Raises the server errors.
+        """
+        _drive.run(self._session.stop(run_name, None, abort=abort), self._transport)

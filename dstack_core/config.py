@@ -1,0 +1,130 @@
+"""Find the server, the project and the token: arguments, environment, ``~/.dstack/config.yml``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dstack_core.errors import ConfigurationError, ProjectNotConfiguredError
+
+_WAYS = (
+    "Pass server_url=, project_name= and user_token=, set DSTACK_SERVER_URL, DSTACK_PROJECT and "
+    "DSTACK_TOKEN, or run `dstack project add` to write ~/.dstack/config.yml"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Hold where a client talks to; the token stays out of the repr."""
+
+    server_url: str
+    project: str
+    token: str = field(repr=False)
+
+
+def from_arguments(server_url: str | None, project_name: str | None, user_token: str | None) -> Target:
+    """Return the target the arguments name; what is left out comes from the environment.
+
+    Reads ``DSTACK_SERVER_URL``, ``DSTACK_PROJECT`` and ``DSTACK_TOKEN``. Raises
+    ``ProjectNotConfiguredError`` for what neither names, ``ConfigurationError`` for an address that is
+    none.
+    """
+    given = {
+        "server_url": server_url or os.environ.get("DSTACK_SERVER_URL"),
+        "project_name": project_name or os.environ.get("DSTACK_PROJECT"),
+        "user_token": user_token or os.environ.get("DSTACK_TOKEN"),
+    }
+    missing = [name for name, value in given.items() if not value]
+    if missing:
+        raise ProjectNotConfiguredError(
+            f"{' and '.join(missing)}: not given and not in the environment. {_WAYS}"
+        )
+    return _target(*(value or "" for value in given.values()))
+
+
+def from_config(
+    server_url: str | None, project_name: str | None, user_token: str | None, *, home: Path | None = None
+) -> Target:
+    """Return the target from the arguments, else the environment, else the configuration file.
+
+    ``server_url`` and ``user_token`` go together and need a project, as documented. With
+    ``DSTACK_SERVER_URL`` and ``DSTACK_TOKEN`` set the file is not read; ``DSTACK_PROJECT`` also chooses
+    a project of the file. Raises ``ProjectNotConfiguredError`` and ``ConfigurationError``. Source: the
+    documented API, "from_config()"; PROTOCOL 3.1.
+    """
+    if server_url or user_token:
+        if not (server_url and user_token):
+            raise ConfigurationError("server_url and user_token go together: give both, with project_name")
+        return from_arguments(server_url, project_name, user_token)
+    project_name = project_name or os.environ.get("DSTACK_PROJECT")
+    if os.environ.get("DSTACK_SERVER_URL") and os.environ.get("DSTACK_TOKEN"):
+        return from_arguments(None, project_name, None)
+    path = _config_file(home or Path.home())
+    project = _choose(_projects(path), project_name, path)
+    try:
+        return _target(str(project["url"]), str(project["name"]), str(project["token"]))
+    except KeyError as error:
+        raise ConfigurationError(
+            f"{path}: the project {project.get('name')!r} has no {error.args[0]}"
+        ) from None
+
+
+def _target(server_url: str, project: str, token: str) -> Target:
+    if not server_url.startswith(("http://", "https://")):
+        raise ConfigurationError(
+            f"server_url: {server_url!r} is no address; write it with its scheme, such as http://localhost:3000"
+        )
+    return Target(server_url.rstrip("/"), project, token)
+
+
+def _config_file(home: Path) -> Path:
+    places = [home / ".dstack" / name for name in ("config.yml", "config.yaml")]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise ProjectNotConfiguredError(f"there is no {places[0]} (nor config.yaml). {_WAYS}")
+    return found
+
+
+def _projects(path: Path) -> list[Mapping[str, Any]]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        # The parser's text quotes the line, and the line may hold the token.
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ConfigurationError(f"{path}{where}: this is no valid YAML") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from None
+    projects = content.get("projects") if isinstance(content, Mapping) else None
+    if not isinstance(projects, list) or not all(isinstance(project, Mapping) for project in projects):
+        raise ConfigurationError(f"{path}: there is no list of `projects` in it. {_WAYS}")
+    return projects
+
+
+def _choose(projects: list[Mapping[str, Any]], name: str | None, path: Path) -> Mapping[str, Any]:
+    known = ", ".join(str(project.get("name")) for project in projects) or "none"
+    if name is not None:
+        for project in projects:
+            if project.get("name") == name:
+                return project
+        raise ProjectNotConfiguredError(f"project_name: {name!r} is not in {path} (there: {known}). {_WAYS}")
+    default = next((project for project in projects if project.get("default")), None)
+    if default is None:
+        raise ProjectNotConfiguredError(
+            f"{path} names no default project (there: {known}); pass project_name= or set DSTACK_PROJECT"
+        )
+    return default
+
+
+def refuse_repo_dir(repo_dir: str | os.PathLike[str] | None) -> None:
+    """Raise ``ConfigurationError`` for a ``repo_dir``: no upload yet, nor a silent omission."""
+    if repo_dir is not None:
+        raise ConfigurationError(
+            f"repo_dir: {os.fspath(repo_dir)!r} cannot be uploaded by this version of dstack-core; leave it "
+            "out and put the code into the image, or clone it in the commands"
+        )

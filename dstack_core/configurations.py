@@ -1,0 +1,76 @@
+"""Read run configurations: a ``.dstack.yml`` file or a dict is as good as a ``Task``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import yaml
+
+from dstack_core.errors import ConfigurationError
+from dstack_core.models.configurations import Configuration, Service, Task
+
+ConfigurationLike: TypeAlias = Configuration | Mapping[str, Any] | str | os.PathLike[str]
+"""A ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml`` file."""
+
+_TYPES: dict[str, type[Configuration]] = {"task": Task, "service": Service, "dev-environment": Configuration}
+
+
+def load_configuration(source: ConfigurationLike) -> Configuration:
+    """Return the configuration that ``source`` is, or names as a path.
+
+    Raises ``ConfigurationError`` when the file cannot be read, is no mapping, or is wrong.
+    """
+    if isinstance(source, Configuration):
+        return source
+    if isinstance(source, Mapping):
+        return _from_mapping(source, "configuration")
+    if isinstance(source, str | os.PathLike):
+        path = Path(source).expanduser()
+        return _from_mapping(_read(path), str(path))
+    raise ConfigurationError(
+        f"configuration: {type(source).__name__} is none; pass a Task, a Service, a dict or the path "
+        "of a .dstack.yml"
+    )
+
+
+def parse_configuration(text: str, name: str = "configuration") -> Configuration:
+    """Return the configuration written as YAML in ``text``; ``name`` is used in errors.
+
+    Raises ``ConfigurationError``.
+    """
+    return _from_mapping(_parse(text, name), name)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return _parse(path.read_text(), str(path))
+    except OSError as error:
+        raise ConfigurationError(f"configuration: {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"configuration: {path} is no text file") from None
+
+
+def _parse(text: str, name: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "no valid YAML"
+        raise ConfigurationError(f"configuration: {name}{where}: {problem}") from None
+
+
+def _from_mapping(data: Any, name: str) -> Configuration:
+    if not isinstance(data, Mapping):
+        raise ConfigurationError(
+            f"configuration: {name} holds a {type(data).__name__}, not a mapping; it starts with `type: task`"
+        )
+    kind = data.get("type", "task")
+    model = _TYPES.get(kind) if isinstance(kind, str) else None
+    if model is None:
+        known = ", ".join(_TYPES)
+        raise ConfigurationError(f"configuration: {name}: type {kind!r} cannot be run; use one of {known}")
+    return model.model_validate({"type": kind, **data})

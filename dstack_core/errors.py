@@ -1,0 +1,139 @@
+"""The tree of everything this package raises on purpose.
+
+::
+
+    DstackError
+    ├── ConfigurationError            the caller's input; raised before anything is sent
+    │   └── ProjectNotConfiguredError     no usable server, project or token was found
+    ├── ServerError                   the server's answer, or the way to it
+    │   ├── ServerUnreachableError        no usable answer within the retry budget
+    │   ├── AuthenticationError           the token was refused (401, 403)
+    │   ├── AccessDeniedError             the token is good, the project is not its own (403)
+    │   ├── ProjectNotFoundError          no such project on this server (404)
+    │   ├── RunNotFoundError              no such run in this project
+    │   ├── RequestRejectedError          the server refused the request (400, 422)
+    │   │   └── RunNameTakenError             a run of that name is not ours to take over
+    │   ├── UnsupportedServerError        the server does not know this call (405)
+    │   └── ProtocolError                 the answer is not one a dstack server gives
+    ├── RunError                      the run's own outcome
+    │   ├── RunFailedError                the run's command or job failed
+    │   ├── NoCapacityError               no machine could be had
+    │   └── RunStoppedError               somebody stopped or aborted the run
+    └── WaitTimeoutError              the caller's own time limit passed (also a TimeoutError)
+
+``TransientServerError`` is what transports and the wire raise for a fault that may pass; the retry
+wrapper turns it into ``ServerUnreachableError`` when its budget is spent.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dstack_core.models.outcome import Outcome
+
+
+class DstackError(Exception):
+    """Be the root of every error this package raises.
+
+    ``message`` (str) is one text for a person: what was tried, where, and what to do next.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class ConfigurationError(DstackError):
+    """Say which input is wrong, with its value and the way out; nothing was sent."""
+
+
+class ProjectNotConfiguredError(ConfigurationError):
+    """Say that no server, project or token could be found for the client."""
+
+
+class ServerError(DstackError):
+    """Be the root of what the server, or the way to it, did wrong."""
+
+
+class TransientServerError(ServerError):
+    """Report a fault that may pass: a broken connection, 429 or 5xx.
+
+    ``retry_after`` is the server's ``Retry-After`` header as it came, or None.
+    """
+
+    def __init__(self, message: str, *, retry_after: str | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ServerUnreachableError(ServerError):
+    """Report that the server gave no usable answer within the retry budget."""
+
+
+class AuthenticationError(ServerError):
+    """Report that the server refused the token (PROTOCOL 1.1: 401, 403 "Invalid token")."""
+
+
+class AccessDeniedError(ServerError):
+    """Report that the token's user is no member of the project (PROTOCOL 1.1: 403)."""
+
+
+class ProjectNotFoundError(ServerError):
+    """Report that the server has no such project (PROTOCOL 1.1: 404)."""
+
+
+class RunNotFoundError(ServerError):
+    """Report that the project has no such run (PROTOCOL 1.1: 400 ``resource_not_exists``)."""
+
+
+class RequestRejectedError(ServerError):
+    """Report that the server refused a request (PROTOCOL 1.1: 400 and 422).
+
+    ``code`` is the server's error code (str or None), ``status`` the HTTP status.
+    """
+
+    def __init__(self, message: str, *, code: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+
+
+class RunNameTakenError(RequestRejectedError):
+    """Report that an active run of the wanted name exists and carries another owner's marker."""
+
+
+class UnsupportedServerError(ServerError):
+    """Report that this server's version does not have the call (PROTOCOL 1.1: 405)."""
+
+
+class ProtocolError(ServerError):
+    """Report an answer no dstack server gives: another service, a proxy's page, a redirect."""
+
+
+class RunError(DstackError):
+    """Report that a run ended without success; ``outcome`` is its ``Outcome``."""
+
+    def __init__(self, message: str, outcome: Outcome) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+
+    def __reduce__(self) -> tuple[type[RunError], tuple[str, Outcome]]:
+        """Keep ``outcome`` when the error crosses a process border."""
+        return type(self), (self.message, self.outcome)
+
+
+class RunFailedError(RunError):
+    """Report that the run's command exited non-zero, or its job failed."""
+
+
+class NoCapacityError(RunError):
+    """Report that no machine for the run could be had; trying again later may succeed."""
+
+
+class RunStoppedError(RunError):
+    """Report that the run was stopped or aborted."""
+
+
+class WaitTimeoutError(DstackError, TimeoutError):
+    """Report that the caller's own time limit passed; the run goes on."""

@@ -1,0 +1,1 @@
+"""Plain data that callers give and get."""

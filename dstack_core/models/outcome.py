@@ -1,0 +1,63 @@
+"""How a run ended."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from dstack_core.errors import NoCapacityError, RunFailedError, RunStoppedError
+from dstack_core.models.statuses import RunStatus
+
+_NO_CAPACITY = frozenset({"failed_to_start_due_to_no_capacity", "interrupted_by_no_capacity"})
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Tell how a finished run ended.
+
+    ``status`` (``RunStatus``); ``exit_status`` (int; None when the commands were not left to end, or
+    the server is older than 0.19.9); ``reason`` (str, the server's own word for why) and ``message``
+    (str, the same for a person); ``cost`` (USD); ``duration`` (seconds from submission to the end);
+    ``instance``, ``backend``, ``region`` (str) and ``price_per_hour`` (USD) of the machine, None when
+    none was had; ``url`` of the run's page on the server. Source: PROTOCOL 1.5, 1.6.
+    """
+
+    run_name: str
+    run_id: str
+    project: str
+    status: RunStatus
+    exit_status: int | None
+    reason: str | None
+    message: str
+    cost: float
+    duration: float | None
+    instance: str | None
+    backend: str | None
+    region: str | None
+    price_per_hour: float | None
+    url: str
+
+    @property
+    def succeeded(self) -> bool:
+        """Tell whether the run did what it was asked to do."""
+        return self.status is RunStatus.DONE
+
+    @property
+    def no_capacity(self) -> bool:
+        """Tell whether the run ended because no machine could be had, or one was taken away."""
+        return self.reason in _NO_CAPACITY
+
+    def raise_for_status(self) -> Self:
+        """Return itself, or raise ``RunStoppedError``, ``NoCapacityError`` or ``RunFailedError``."""
+        if self.succeeded:
+            return self
+        text = f"Run {self.run_name} {self.message}. See {self.url}"
+        if self.no_capacity:
+            raise NoCapacityError(text, self)
+        if self.status in (RunStatus.TERMINATED, RunStatus.ABORTED):
+            raise RunStoppedError(text, self)
+        raise RunFailedError(text, self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-plain values (``status`` as str)."""
+        return {**asdict(self), "status": str(self.status)}

@@ -1,0 +1,145 @@
+"""A run, as the client sees it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from datetime import datetime
+from typing import Self
+
+from dstack_core import _drive
+from dstack_core._flow.chunks import LogChunk
+from dstack_core._session import Session
+from dstack_core._transport.blocking import BlockingTransport
+from dstack_core._wire.runs import RunSnapshot, outcome_of
+from dstack_core.errors import RunNotFoundError, WaitTimeoutError
+from dstack_core.models.events import Event
+from dstack_core.models.outcome import Outcome
+from dstack_core.models.progress import Progress
+from dstack_core.models.statuses import RunStatus
+
+
+class Run:
+    """Watch and stop one run. Get it from ``client.runs``; its attributes are as of the last look."""
+
+    def __init__(self, session: Session, transport: BlockingTransport, snapshot: RunSnapshot) -> None:
+        self._session = session
+        self._transport = transport
+        self._snapshot = snapshot
+
+    @property
+    def name(self) -> str:
+        """Return the run's name, unique within the project."""
+        return self._snapshot.name
+
+    @property
+    def id(self) -> str:
+        """Return the run's id (a UUID), unique for ever."""
+        return self._snapshot.id
+
+    @property
+    def url(self) -> str:
+        """Return the address of the run's page on the server."""
+        return self._session.api.run_url(self.id)
+
+    @property
+    def marker(self) -> str | None:
+        """Return what the owner wrote on the run when it was submitted."""
+        return self._snapshot.marker
+
+    @property
+    def raw_status(self) -> str:
+        """Return the status in the server's own word, as of the last look."""
+        return self._snapshot.raw_status
+
+    def status(self) -> RunStatus:
+        """Ask the server for the run's status. Raises the server errors."""
+        return self.refresh()._snapshot.status
+
+    def refresh(self) -> Self:
+        """Look again. Raises ``RunNotFoundError`` when the run was deleted, and the server errors."""
+        snapshot = _drive.run(self._session.get(self.name, self.id), self._transport)
+        if snapshot is None:
+            raise RunNotFoundError(f"the run {self.name} is gone: {self.url}")
+        self._snapshot = snapshot
+        return self
+
+    def outcome(self) -> Outcome | None:
+        """Return how the run ended, or None when it is not over as of the last look."""
+        return None if self._snapshot.is_active else outcome_of(self._snapshot, self.url)
+
+    def logs(
+        self, start_time: datetime | None = None, follow: bool = False, poll_interval: float = 5.0
+    ) -> Generator[bytes, None, None]:
+        """Yield the log as bytes: what there is now, with ``follow`` all until the run ends.
+
+        ``start_time`` leaves out what is older. ``poll_interval`` in seconds. Chunks are as the runner
+        wrote them, lines end with ``\\r\\n``. Raises the server errors. Source: PROTOCOL 1.8.
+        """
+        flow = self._session.chunks(
+            self.name, self.id, start_time=start_time, follow=follow, poll_interval=poll_interval
+        )
+        for event in _drive.iterate(flow, self._transport):
+            if isinstance(event, LogChunk):
+                yield event.data
+
+    def follow(
+        self,
+        progress: Progress | None = None,
+        *,
+        poll_interval: float = 5.0,
+        logs: bool = True,
+        retry_budget: float = 600.0,
+        sleep: Callable[[float], None] | None = None,
+    ) -> Generator[Event, None, Outcome]:
+        """Yield the run's events until it is finished; return its ``Outcome``.
+
+        ``progress`` (from any earlier event) goes on right behind that event. ``poll_interval`` and
+        ``retry_budget`` in seconds; a server that is silent for longer raises ``ServerUnreachableError``,
+        the run goes on. ``sleep`` (a function of seconds) replaces ``time.sleep``. Leaving the iteration
+        does not stop the run. Raises ``RunNotFoundError`` and the server errors.
+        """
+        flow = self._session.follow(
+            progress or Progress(self.name, self.id),
+            poll_interval=poll_interval,
+            logs=logs,
+            retry_budget=retry_budget,
+        )
+        return _drive.iterate(flow, self._transport, sleep or time.sleep)
+
+    def wait(self, timeout: float | None = None, *, poll_interval: float = 5.0) -> Outcome:
+        """Wait until the run is finished and return its ``Outcome``; a failed run raises nothing here.
+
+        ``timeout`` and ``poll_interval`` in seconds. Raises ``WaitTimeoutError`` (the run goes on) and
+        the server errors; ``outcome.raise_for_status()`` raises for a run that failed.
+        """
+        flow = self._session.follow(
+            Progress(self.name, self.id), poll_interval=poll_interval, logs=False, retry_budget=600.0
+        )
+        return _drive.run(flow, self._transport, self._until(timeout))
+
+    def stop(self, abort: bool = False) -> None:
+        """Ask the server to stop the run; one that is over is left alone. Does not wait for the end.
+
+        With ``abort`` its processes are killed without the time to end. Raises the server errors.
+        Source: the documented API, "stop()"; PROTOCOL 1.7.
+        """
+        _drive.run(self._session.stop(self.name, self.id, abort=abort), self._transport)
+
+    def __repr__(self) -> str:
+        return f"Run(name={self.name!r}, id={self.id!r}, status={str(self._snapshot.status)!r})"
+
+    def _until(self, timeout: float | None) -> Callable[[float], None]:
+        if timeout is None:
+            return time.sleep
+        deadline = time.monotonic() + timeout
+
+        def sleep(seconds: float) -> None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise WaitTimeoutError(
+                    f"run {self.name} was not over after {timeout:g} s; it goes on: {self.url}"
+                )
+            time.sleep(min(seconds, left))
+
+        return sleep
