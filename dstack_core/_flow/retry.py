@@ -59,13 +59,13 @@ class Patience:
         """Return the seconds to wait; raises ``ServerUnreachableError`` when the budget is spent."""
         self._backoff = self._backoff.increment(error=HTTPError(error.message))
         wait = max(self._backoff.get_backoff_time(), _asked_wait(error))
-        if wait > self.left:
+        if self.left <= 0:
             raise ServerUnreachableError(
                 f"{error.message}. Tried {len(self._backoff.history)} times in {self.silent_for:.0f} s "
                 f"(retry budget {self._budget.seconds:.0f} s). Check that the server runs and that its "
                 "address is right"
             ) from error
-        return wait
+        return min(wait, self.left)
 
 
 def retrying(flow: Flow[T], budget: RetryBudget, progress: Progress | None = None) -> Flow[T]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from dstack_core._wire.plain import Reply
 from dstack_core.models.progress import LogCursor
 
 PAGE_SIZE = 1000
@@ -39,9 +38,8 @@ class LogPage:
     tokens: bool
 
 
-def parse_page(reply: Reply) -> LogPage:
+def parse_page(body: Mapping[str, Any]) -> LogPage:
     """Read the reply of ``logs/poll``."""
-    body: dict[str, Any] = reply.json()
     messages = [
         LogMessage(_utc(item["timestamp"]), base64.b64decode(item["message"])) for item in body["logs"]
     ]

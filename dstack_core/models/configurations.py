@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from dstack_core.models.base import Model
 
@@ -71,13 +71,13 @@ class Configuration(Model):
             return _env_from_pairs(_split_env(number, item) for number, item in enumerate(value, 1))
         return value
 
-    @model_validator(mode="after")
-    def _python_or_image(self) -> Configuration:
-        if self.python is not None and self.image is not None:
-            raise ValueError(
-                f"python={self.python!r} and image={self.image!r} exclude each other; drop one of the two"
-            )
-        return self
+    @field_validator("image")
+    @classmethod
+    def _python_or_image(cls, image: str | None, info: ValidationInfo) -> str | None:
+        python = info.data.get("python")
+        if python is not None and image is not None:
+            raise ValueError(f"python={python!r} and image={image!r} exclude each other; drop one of the two")
+        return image
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         """Show the names of env variables, never their values."""

@@ -1,0 +1,217 @@
+"""Bad input gets one clear error that names field, value and way out, before anything is sent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dstack_core
+from dstack_core import ConfigurationError, ProjectNotConfiguredError
+from dstack_core._wire.spec import RunOptions, check_run_name, run_spec
+
+# Untyped on purpose: these tests hand over what a type checker would refuse.
+dstack: Any = dstack_core
+
+
+@pytest.mark.parametrize(
+    ("build", "text"),
+    [
+        (lambda: dstack.Task(python="3.11", image="ubuntu"), r"Task\.image: python='3.11' and image='ubuntu' exclude"),
+        (lambda: dstack.Task(env=["A=1", "TOKEN"]), r"Task\.env: item 2 \(TOKEN\) has no '='; write NAME=value"),
+        (lambda: dstack.Task(env={"DEBUG": True}), r"Task\.env: the value of DEBUG is a bool; write it as text"),
+        (lambda: dstack.Task(ports=["80:b"]), r"Task\.ports: '80:b' is no port mapping"),
+        (lambda: dstack.Task(ports=[70000]), r"Task\.ports: 70000 is no port"),
+        (lambda: dstack.Service(commands=["x"]), r"Service\.port: Field required"),
+        (lambda: dstack.GPU(memory="24XB"), r"GPU\.memory: '24XB' is not understood; write a size such as \"24GB\""),
+        (lambda: dstack.GPU(count="many"), r"GPU\.count: 'many' is not understood"),
+        (lambda: dstack.GPU(count=-1), r"GPU\.count: -1 is negative"),
+        (lambda: dstack.GPU(vram="24GB"), r"GPU\.vram: there is no such field"),
+        (lambda: dstack.Resources(memory=".."), r"Resources\.memory: '\.\.' is not understood"),
+        (lambda: dstack.RetryPolicy(retry=True, limit=0), r"RetryPolicy\.limit: 0 is no duration"),
+        (lambda: dstack.RegistryAuth(username="me"), r"RegistryAuth\.password: Field required"),
+        (lambda: dstack.load_configuration({"type": "fleet"}), r"type 'fleet' cannot be run; use one of task"),
+        (lambda: dstack.parse_configuration("- a\n- b"), r"holds a list, not a mapping"),
+        (lambda: dstack.parse_configuration("a: [", "x.yml"), r"x\.yml, line \d"),
+        (lambda: dstack.load_configuration("/nowhere/x.dstack.yml"), r"/nowhere/x\.dstack\.yml: No such file"),
+        (lambda: dstack.load_configuration(3), r"configuration: int is none; pass a Task"),
+        (lambda: check_run_name("Train_1"), r"run_name: 'Train_1' is no run name"),
+        (lambda: check_run_name("a"), r"run_name: 'a'"),
+        (lambda: check_run_name("a" * 42), r"run_name: 'a{42}'"),
+    ],
+)  # fmt: skip
+def test_models_refuse(build: Any, text: str) -> None:
+    with pytest.raises(ConfigurationError, match=text):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"max_price": -1}, r"max_price: -1 is no price; write USD per hour above 0"),
+        ({"max_price": 0}, r"max_price: 0 is no price"),
+        ({"max_duration": 0}, r"max_duration: 0 is no duration"),
+        ({"spot_policy": "cheap"}, r"spot_policy: 'cheap' is not known; use one of 'spot'"),
+    ],
+)
+def test_options_refuse(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigurationError, match=text):
+        run_spec(dstack.Task(commands=["x"]), RunOptions(**options))
+
+
+@pytest.mark.parametrize("key", ["files", "repos"])
+def test_keys_that_need_an_upload_are_not_left_out_silently(key: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{key}: uploading is not supported"):
+        run_spec(dstack.load_configuration({"type": "task", "commands": ["x"], key: ["."]}), RunOptions())
+
+
+def test_a_value_pasted_into_env_is_not_shown() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        dstack.Task(env=["hf_s3cr3t"])
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_secrets_are_in_no_repr() -> None:
+    task = dstack.Task(
+        commands=["x"],
+        env={"TOKEN": "s3cr3t"},
+        registry_auth=dstack.RegistryAuth(username="me", password="s3cr3t"),
+    )
+    client = dstack.Client(server_url="http://server", project_name="main", user_token="s3cr3t")
+    for thing in (task, client, client.runs, client._transport, client._session):
+        assert "s3cr3t" not in repr(thing)
+    assert "TOKEN" in repr(task)
+
+
+def test_spec_holds_only_what_was_set_in_the_forms_every_server_takes() -> None:
+    task = dstack.Task(commands=["train"], env=["A=1"], ports=[8000, "80:8080"], nodes=2, disk=None)
+    options = RunOptions(
+        resources=dstack.Resources(
+            gpu=dstack.GPU(name="A100", memory="40GB", count=2), memory=16384, shm_size="8GB"
+        ),
+        spot_policy=dstack.SpotPolicy.AUTO,
+        retry_policy=dstack.RetryPolicy(retry=True),
+        max_duration="2h",
+        max_price=1.5,
+        backends=["aws"],
+        working_dir="src",
+    )
+    spec = run_spec(task, options, run_name="train", marker="mine")
+    assert spec["configuration"] == {
+        "type": "task",
+        "commands": ["train"],
+        "env": {"A": "1"},
+        "ports": [8000, "80:8080"],
+        "nodes": 2,
+        "disk": None,
+        "resources": {
+            "gpu": {"name": ["A100"], "memory": "40GB..", "count": "2.."},
+            "memory": "16384MB..",
+            "shm_size": "8GB",
+            "disk": None,
+        },
+        "spot_policy": "auto",
+        "retry": {"on_events": ["no-capacity"], "duration": 3600},
+        "max_duration": "2h",
+        "max_price": 1.5,
+        "backends": ["aws"],
+        "working_dir": "/workflow/src",
+    }
+    assert (spec["run_name"], spec["configuration_path"], spec["working_dir"]) == ("train", "mine", "src")
+
+
+def test_a_file_a_dict_and_a_task_are_equal(tmp_path: Path) -> None:
+    path = tmp_path / "train.dstack.yml"
+    path.write_text("type: task\nname: train\ncommands:\n  - python train.py\nenv:\n  - A=1\nnodes: 2\n")
+    from_file = dstack.load_configuration(path)
+    from_dict = dstack.load_configuration(
+        {"type": "task", "name": "train", "commands": ["python train.py"], "env": {"A": 1}, "nodes": 2}
+    )
+    assert (
+        from_file
+        == from_dict
+        == dstack.Task(name="train", commands=["python train.py"], env=["A=1"], nodes=2)
+    )
+    assert run_spec(from_file, RunOptions()) == run_spec(from_dict, RunOptions())
+
+
+CONFIG = """
+projects:
+- {name: main, url: 'http://one:3000/', token: tok-1, default: true}
+- {name: lab, url: http://two:3000, token: tok-2}
+"""
+
+
+def write_config(text: str, name: str = "config.yml") -> None:
+    folder = Path.home() / ".dstack"
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize("name", ["config.yml", "config.yaml"])
+def test_from_config_reads_the_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_config(CONFIG, name)
+    client = dstack.Client.from_config()
+    assert (client.server_url, client.project) == ("http://one:3000", "main")
+    assert dstack.AsyncClient.from_config(project_name="lab").server_url == "http://two:3000"
+    monkeypatch.setenv("DSTACK_PROJECT", "lab")
+    assert dstack.Client.from_config().project == "lab"
+
+
+def test_arguments_win_over_the_environment_and_that_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_config(CONFIG)
+    monkeypatch.setenv("DSTACK_SERVER_URL", "http://env:3000")
+    monkeypatch.setenv("DSTACK_TOKEN", "tok-env")
+    monkeypatch.setenv("DSTACK_PROJECT", "env")
+    assert dstack.Client.from_config().server_url == "http://env:3000"
+    assert dstack.Client().project == "env"
+    given = dstack.Client.from_config(server_url="http://arg:3000", user_token="t", project_name="arg")
+    assert (given.server_url, given.project) == ("http://arg:3000", "arg")
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "text"),
+    [
+        (None, {}, r"there is no .*config\.yml \(nor config\.yaml\).*Pass server_url="),
+        (CONFIG, {"project_name": "nope"}, r"project_name: 'nope' is not in .*there: main, lab"),
+        (
+            CONFIG.replace("default: true", "default: false"),
+            {},
+            r"names no default project \(there: main, lab\)",
+        ),
+        (CONFIG, {"server_url": "http://x"}, r"server_url and user_token go together"),
+        ("projects: 3", {}, r"no list of `projects`"),
+        ("projects:\n- {name: a, default: true, url: 'http://x'}", {}, r"the project 'a' has no token"),
+        ("projects:\n- {name: a, default: true, url: x, token: tok-1}", {}, r"'x' is no address"),
+        ("token: [tok-1", {}, r"config\.yml, line \d+: this is no valid YAML"),
+        (CONFIG, {"repo_dir": "."}, r"repo_dir: '\.' cannot be uploaded"),
+    ],
+)
+def test_from_config_tells_what_is_missing(config: str | None, arguments: dict[str, Any], text: str) -> None:
+    if config is not None:
+        write_config(config)
+    with pytest.raises(ConfigurationError, match=text) as caught:
+        dstack.Client.from_config(**arguments)
+    assert "tok-" not in str(caught.value)
+
+
+def test_a_client_without_anything_names_all_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        ProjectNotConfiguredError, match="server_url and project_name and user_token: not given"
+    ):
+        dstack.Client()
+    monkeypatch.setenv("DSTACK_SERVER_URL", "http://env")
+    with pytest.raises(ProjectNotConfiguredError, match=r"^project_name and user_token: not given"):
+        dstack.Client()
+
+
+def test_statuses_are_text() -> None:
+    assert "Run: " + dstack.RunStatus.RUNNING == "Run: running"
+    assert f"{dstack.RunStatus.DONE}" == "done"
+    documented = (
+        "PENDING SUBMITTED DOWNLOADING BUILDING RUNNING UPLOADING STOPPING STOPPED RESTARTING "
+        "TERMINATING TERMINATED ABORTING ABORTED FAILED DONE"
+    )
+    assert {member.name for member in dstack.RunStatus} == {*documented.split(), "PROVISIONING"}
+    assert dstack.SpotPolicy.ON_DEMAN is dstack.SpotPolicy.ON_DEMAND

@@ -1,0 +1,127 @@
+"""The rooms and their order: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+CORE = ROOT / "dstack_core"
+
+# Each room may import the rooms in its set, itself, and nothing else of the package.
+ROOMS = {
+    "errors": {"models"},
+    "models": {"errors"},
+    "_wire": {"errors", "models"},
+    "_flow": {"errors", "models", "_wire"},
+    "_transport": {"errors", "_wire.plain"},
+    "_drive": {"models", "_wire.plain", "_flow"},
+    "_names": {"models"},
+    "_keys": set(),
+    "config": {"errors"},
+    "configurations": {"errors", "models"},
+    "_session": {"errors", "models", "_wire", "_flow", "_names", "_keys", "configurations"},
+    "run": {"errors", "models", "_wire", "_flow", "_transport", "_drive", "_session"},
+    "aio_run": {"errors", "models", "_wire", "_flow", "_transport", "_drive", "_session"},
+    "client": {
+        "errors",
+        "models",
+        "_wire",
+        "_transport",
+        "_drive",
+        "_session",
+        "config",
+        "configurations",
+        "run",
+    },
+    "aio": {
+        "errors",
+        "models",
+        "_wire",
+        "_transport",
+        "_drive",
+        "_session",
+        "config",
+        "configurations",
+        "aio_run",
+    },
+    "local": {"client"},
+}
+HOSTS = {"airflow", "prefect", "airflow_provider_dstack", "prefect_dstack", "dstack"}
+FILES = sorted(path for path in CORE.rglob("*.py") if path != CORE / "__init__.py")
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            module = node.module or ""
+            names |= (
+                {f"{module}.{alias.name}" for alias in node.names} if module == "dstack_core" else {module}
+            )
+        elif isinstance(node, ast.ImportFrom):
+            names.add("relative import")
+    return names
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(CORE).parts[0].removesuffix(".py")
+
+
+def test_every_file_belongs_to_a_room() -> None:
+    assert {room_of(path) for path in FILES} == set(ROOMS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_rooms_import_in_their_order(path: Path) -> None:
+    room = room_of(path)
+    for name in imported(path):
+        assert name.split(".")[0] not in HOSTS, f"{path} imports the host {name}"
+        assert name != "relative import", f"{path}: imports are absolute"
+        if not name.startswith("dstack_core."):
+            continue
+        target = name.removeprefix("dstack_core.")
+        allowed = {room} | ROOMS[room]
+        assert any(target == item or target.startswith(f"{item}.") for item in allowed), (
+            f"{path} imports {name}"
+        )
+
+
+@pytest.mark.parametrize("name", ["requests", "httpx", "paramiko", "socket", "asyncio", "time", "os"])
+@pytest.mark.parametrize("room", ["_wire", "_flow", "models"])
+def test_pure_rooms_do_no_io(room: str, name: str) -> None:
+    for path in (CORE / room).rglob("*.py"):
+        assert name not in {module.split(".")[0] for module in imported(path)}, f"{path} imports {name}"
+
+
+def test_providers_use_public_names_only() -> None:
+    for path in (ROOT / "providers").rglob("src/**/*.py"):
+        for name in imported(path):
+            if name.startswith("dstack_core"):
+                parts = name.split(".")
+                assert parts[:2] in (["dstack_core"], ["dstack_core", "local"]) or (
+                    len(parts) == 2 and not parts[1].startswith("_")
+                ), f"{path} imports {name}"
+
+
+def test_no_folder_hides_a_host() -> None:
+    assert not (ROOT / "providers" / "__init__.py").exists()
+    assert not (ROOT / "providers" / "airflow" / "__init__.py").exists()
+    assert not {"airflow", "prefect", "dstack"} & {path.name for path in (ROOT / "tests").iterdir()}
+
+
+def test_a_transport_is_small_and_knows_no_route() -> None:
+    for path in (CORE / "_transport").glob("*.py"):
+        text = path.read_text()
+        assert "/api/" not in text
+        assert len(text.splitlines()) <= 80
+
+
+def test_versions_are_compared_in_the_wire_room_alone() -> None:
+    for path in FILES:
+        if room_of(path) not in ("_wire", "local"):
+            assert "server_version" not in path.read_text(), path

@@ -1,0 +1,83 @@
+"""The log cursor: every line once and in order, whatever the chunks and pages."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dstack_core._wire.logs import LogMessage, Reader, split_lines, start_time
+from dstack_core.models.progress import LogCursor
+
+
+def stamp(ms: int) -> str:
+    return f"2026-11-23T09:30:00.{ms:03}000+00:00"
+
+
+def ask(store: list[LogMessage], cursor: LogCursor) -> list[LogMessage]:
+    """Answer as the server does: strictly newer than start_time."""
+    since = start_time(cursor)
+    return [message for message in store if since is None or message.timestamp > since]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.binary(min_size=1, max_size=6)), max_size=30),
+    st.lists(st.integers(1, 5), min_size=1),
+)
+def test_no_message_is_lost_or_doubled_when_the_store_grows_between_reads(
+    growth: list[tuple[int, bytes]], steps: list[int]
+) -> None:
+    store: list[LogMessage] = []
+    ms = 0
+    for advance, data in growth:
+        ms += advance
+        store.append(LogMessage(stamp(ms), data))
+    cursor, got, visible = LogCursor(), [], 0
+    while visible < len(store):
+        visible = min(len(store), visible + steps[visible % len(steps)])
+        reader = Reader(LogCursor(**json.loads(json.dumps(asdict(cursor)))))
+        got += reader.take(ask(store[:visible], reader.cursor))
+        cursor = reader.cursor
+    assert got == store
+
+
+@given(st.text(alphabet="aé\U0001f680\n\r ", max_size=60), st.lists(st.integers(1, 9), min_size=1))
+def test_lines_do_not_depend_on_where_the_chunks_were_cut(text: str, cuts: list[int]) -> None:
+    data = text.replace("\n", "\r\n").encode()
+    whole, _ = split_lines(LogCursor(), data, final=True)
+    lines: list[str] = []
+    cursor, at, turn = LogCursor(), 0, 0
+    while at < len(data):
+        size = cuts[turn % len(cuts)]
+        new, cursor = split_lines(cursor, data[at : at + size])
+        lines += new
+        at, turn = at + size, turn + 1
+    last, _ = split_lines(cursor, b"", final=True)
+    assert tuple(lines) + last == whole
+
+
+def test_a_progress_bar_shows_its_last_state() -> None:
+    lines, cursor = split_lines(LogCursor(), b" 10%\r 50%\r")
+    assert lines == ()
+    lines, cursor = split_lines(cursor, b"100%\r\nnext\r\n")
+    assert lines == ("100%", "next")
+    assert cursor.pending == ""
+
+
+def test_bytes_that_are_no_text_are_replaced_not_refused() -> None:
+    lines, _ = split_lines(LogCursor(), b"a\xffb\n")
+    assert lines == ("a\ufffdb",)
+
+
+def test_output_without_line_ends_is_bounded() -> None:
+    lines, cursor = split_lines(LogCursor(), "é".encode() * 100_000)
+    assert "".join(lines).count("é") + 0 == sum(len(line) for line in lines)
+    assert len(cursor.pending) < 100_000
+    rest, _ = split_lines(cursor, b"", final=True)
+    assert sum(len(line) for line in lines + rest) == 100_000
+
+
+def test_an_empty_line_is_a_line() -> None:
+    assert split_lines(LogCursor(), b"a\r\n\r\nb\r\n")[0] == ("a", "", "b")

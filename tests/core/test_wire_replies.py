@@ -1,0 +1,160 @@
+"""Our reader against recorded replies of five server generations."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from dstack_core import errors
+from dstack_core._wire.api import Api
+from dstack_core._wire.plain import Reply
+from dstack_core._wire.runs import outcome_of, parse_run
+from dstack_core.models.statuses import RunStatus
+from tests.core.scripted import DATA, recorded, recorded_reply, reply
+
+API = Api("http://server", "main")
+VERSIONS = ["0.18.44", "0.19.40", "0.20.24", "0.21.5", "0.22.5"]
+
+
+@pytest.mark.parametrize("path", sorted(DATA.glob("runs_[ga][ep][tp]*.json")), ids=lambda path: path.stem)
+def test_every_recorded_run_can_be_read(path: Any) -> None:
+    body = json.loads(path.read_text())["response"]["json"]
+    run = parse_run(body)
+    assert (run.id, run.name, run.raw_status) == (body["id"], body["run_spec"]["run_name"], body["status"])
+    assert [len(job.submissions) for job in run.jobs] == [len(job["job_submissions"]) for job in body["jobs"]]
+    assert run.status in set(RunStatus)
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "exit_status", "reason", "message"),
+    [
+        ("done_0.22.5", "done", 0, "all_jobs_done", "finished"),
+        ("failed_0.22.5", "failed", 7, "container_exited_with_error", "failed: its command exited with status 7"),
+        ("failed_e2e_0.18.44", "failed", None, "container_exited_with_error", "failed: its command exited with an error"),
+        ("stopped_0.22.5", "terminated", None, "stopped_by_user", "was stopped by a user"),
+        ("aborted_0.22.5", "aborted", None, "aborted_by_user", "was aborted by a user"),
+        ("max_duration_0.22.5", "failed", None, "max_duration_exceeded",
+         "failed: its max_duration passed (Max duration exceeded)"),
+        ("no_capacity_0.22.5", "failed", None, "failed_to_start_due_to_no_capacity",
+         "failed: no capacity, no machine could be had (No offers matching the run requirements in fleet 'rig'. "
+         "See https://dstack.ai/docs/guides/troubleshooting/#provisioning-fails)"),
+        ("no_fleet_0.22.5", "failed", None, "failed_to_start_due_to_no_capacity",
+         "failed: no capacity, no machine could be had (No matching fleet found. Possible reasons: "
+         "https://dstack.ai/docs/guides/troubleshooting/#no-fleets)"),
+    ],
+)  # fmt: skip
+def test_outcomes_in_words(
+    name: str, status: str, exit_status: int | None, reason: str, message: str
+) -> None:
+    outcome = outcome_of(parse_run(recorded(f"runs_get_{name}")), "http://server/run")
+    assert (outcome.status, outcome.exit_status, outcome.reason) == (status, exit_status, reason)
+    assert outcome.message == message
+
+
+def test_an_outcome_names_its_machine_and_its_duration() -> None:
+    outcome = outcome_of(parse_run(recorded("runs_get_done_e2e_0.22.5")), "http://server/run")
+    assert (outcome.instance, outcome.backend, outcome.region) == ("instance", "remote", "remote")
+    assert (outcome.price_per_hour, outcome.cost) == (0.0, 0.0)
+    assert outcome.duration == pytest.approx(6.721815)
+    assert outcome.url == "http://server/run"
+    assert json.loads(json.dumps(outcome.to_dict()))["status"] == "done"
+
+
+def test_outcomes_raise_what_they_are() -> None:
+    def outcome(name: str) -> Any:
+        return outcome_of(parse_run(recorded(f"runs_get_{name}_0.22.5")), "http://server/run")
+
+    assert outcome("done").raise_for_status().succeeded
+    with pytest.raises(
+        errors.RunFailedError, match=r"exited with status 7\. See http://server/run"
+    ) as caught:
+        outcome("failed").raise_for_status()
+    assert caught.value.outcome.exit_status == 7
+    with pytest.raises(errors.NoCapacityError, match="no capacity"):
+        outcome("no_capacity").raise_for_status()
+    with pytest.raises(errors.NoCapacityError, match="time limit for retries"):
+        outcome("retry_no_capacity").raise_for_status()
+    for stopped in ("stopped", "aborted"):
+        with pytest.raises(errors.RunStoppedError):
+            outcome(stopped).raise_for_status()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("name", "error", "text"),
+    [
+        ("error_401_no_auth", errors.AuthenticationError, "http://server refused the token"),
+        ("error_403_bad_token", errors.AuthenticationError, "http://server refused the token"),
+        ("error_403_non_member", errors.AccessDeniedError, "the project 'main'"),
+        ("error_404_project", errors.ProjectNotFoundError, "no project 'main'"),
+        ("error_400_client_newer", errors.RequestRejectedError, "incompatible with the server"),
+    ],
+)
+def test_refusals_of_all_versions(version: str, name: str, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        API.get_run("x").parse(recorded_reply(f"{name}_{version}"))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_missing_run_is_none(version: str) -> None:
+    assert API.get_run("nope").parse(recorded_reply(f"error_400_run_not_found_{version}")) is None
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_log_pages_of_all_versions(version: str) -> None:
+    log = API.poll_logs("run", "id", start_time=None).parse(recorded_reply(f"logs_poll_e2e_{version}"))
+    assert [message.data.endswith(b"\r\n") for message in log.messages] == [True, True]
+    assert log.messages[1].data == b"bye\r\n"
+    assert log.messages[0].timestamp.endswith("+00:00")
+    assert (log.next_token, log.tokens) == (None, version != "0.18.44")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_users_of_all_versions(version: str) -> None:
+    user = API.get_user().parse(recorded_reply(f"users_get_my_user_{version}"))
+    assert user.name == "admin"
+    assert (user.public_key is None) == (version == "0.18.44")
+
+
+def test_a_plan_without_offers() -> None:
+    plan = API.get_plan({}).parse(recorded_reply("get_plan_minimal_0.22.5_no_fleet"))
+    assert (plan.offers, plan.total_offers, plan.max_price_per_hour) == ((), 0, None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "text"),
+    [
+        (Reply(200, {}, b"<html>hello</html>"), errors.ProtocolError, "Is this the address of a dstack server"),
+        (reply({"hello": "world"}), errors.ProtocolError, "something that is not dstack's"),
+        (Reply(404, {}, b"<html>nginx</html>"), errors.ProtocolError, "Is this the address"),
+        (Reply(302, {"location": "https://server/login"}, b""), errors.ProtocolError, "redirects to https://server/login"),
+        (Reply(500, {}, b"Internal Server Error"), errors.TransientServerError, "answered 500: Internal Server Error"),
+        (Reply(503, {"retry-after": "3"}, b""), errors.TransientServerError, "answered 503"),
+        (reply({"detail": "Method Not Allowed"}, 405), errors.UnsupportedServerError, "0.18.44 or newer"),
+    ],
+)  # fmt: skip
+def test_answers_that_are_no_success(answer: Reply, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        API.get_run("x").parse(answer)
+
+
+def test_unknown_words_of_a_newer_server_are_kept() -> None:
+    body = recorded("runs_get_done_0.22.5") | {
+        "status": "failed",
+        "termination_reason": "eaten_by_bears",
+        "novelty": 1,
+    }
+    body["jobs"][0]["job_submissions"][-1]["termination_reason"] = None
+    outcome = outcome_of(parse_run(body), "u")
+    assert (outcome.reason, outcome.message) == ("eaten_by_bears", "ended: eaten_by_bears")
+    assert RunStatus("hibernating") == "hibernating"
+    assert not RunStatus("hibernating").is_finished
+
+
+def test_a_run_url_leads_to_the_page_of_the_run() -> None:
+    assert (
+        Api("https://dstack.example", "ml team").run_url("id-1")
+        == "https://dstack.example/projects/ml%20team/runs/id-1"
+    )
