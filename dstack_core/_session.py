@@ -6,20 +6,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import TypeVar
 
+from dstack_core._code import CodeArchive, pack
 from dstack_core._flow import runs as run_flows
 from dstack_core._flow.chunks import read_chunks
 from dstack_core._flow.follow import FollowOptions, follow
 from dstack_core._flow.retry import RetryBudget, retrying
 from dstack_core._flow.steps import Flow, Op, call
 from dstack_core._flow.submit import submit
+from dstack_core._flow.upload import upload_code
 from dstack_core._keys import new_public_key
 from dstack_core._names import random_marker, random_run_name
 from dstack_core._wire.api import Api
 from dstack_core._wire.runs import RunSnapshot
-from dstack_core._wire.spec import RunOptions, check_run_name, run_spec
+from dstack_core._wire.spec import Code, RunOptions, check_run_name, run_spec
 from dstack_core.configurations import ConfigurationLike, load_configuration
+from dstack_core.errors import RequestRejectedError
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.plan import Plan
 from dstack_core.models.progress import Progress
@@ -38,9 +42,11 @@ class Session:
     api: Api
     retry_budget: float
     make_public_key: Callable[[], str] = new_public_key
+    repo_dir: Path | None = None
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
     _public_key: str | None = field(default=None, repr=False)
+    _uploaded: str | None = None
 
     def submit(
         self,
@@ -54,11 +60,15 @@ class Session:
         """Check the input at once; the flow submits."""
         loaded = load_configuration(configuration)
         name = check_run_name(run_name or (loaded.model_extra or {}).get("name") or random_run_name(loaded))
-        spec = run_spec(loaded, options, run_name=name, marker=marker or random_marker())
+        archive = None if self.repo_dir is None else pack(self.repo_dir)
+        code = Code.of_directory(archive.repo_id, archive.repo_dir, archive.sha256) if archive else None
+        spec = run_spec(loaded, options, run_name=name, marker=marker or random_marker(), code=code)
         budget = self._budget(retry_budget)
 
         def steps() -> Op[RunSnapshot]:
             spec["ssh_key_pub"] = yield from self._key()
+            if archive and code:
+                yield from self._upload(archive, code)
             return (yield from submit(self.api, spec, budget, replace_finished=True))
 
         return retrying(steps(), budget, Progress(name))
@@ -100,6 +110,15 @@ class Session:
         """Read the raw log."""
         flow = read_chunks(self.api, Progress(run_name, run_id), start_time, follow, poll_interval)
         return self._retrying(flow)
+
+    def _upload(self, archive: CodeArchive, code: Code) -> Op[None]:
+        if code.sha256 == self._uploaded:
+            return
+        try:
+            yield from upload_code(self.api, code.repo_id, code.repo_data, code.sha256, archive.data)
+        except RequestRejectedError as error:
+            raise archive.too_big(error.message) from None
+        self._uploaded = code.sha256
 
     def _key(self) -> Op[str]:
         if self._public_key is None:

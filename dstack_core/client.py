@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from dstack_core import _drive, config
+from dstack_core._code import check_directory
 from dstack_core._session import Session
 from dstack_core._transport.blocking import BlockingTransport
 from dstack_core._transport.settings import TransportSettings
@@ -61,14 +62,17 @@ class Client:
     ) -> Self:
         """Return a client for the arguments, else the environment, else ``~/.dstack/config.yml``.
 
+        ``repo_dir``: a directory whose contents every run of this client can use; what ``.gitignore`` and
+        ``.dstackignore`` name and ``.git`` stay out. It is packed and uploaded with each submit (once while
+        it does not change), and commands start in it. A Git repository is uploaded the same way.
         ``project_name`` defaults to ``DSTACK_PROJECT``, else the file's default project. ``server_url``
         and ``user_token`` go together. Other parameters as in ``Client``. Raises
         ``ProjectNotConfiguredError`` and ``ConfigurationError``. Source: the documented API,
         "from_config()".
         """
-        config.refuse_repo_dir(repo_dir)
+        directory = None if repo_dir is None else check_directory(repo_dir)
         target = config.from_config(server_url, project_name, user_token)
-        return cls(
+        client = cls(
             server_url=target.server_url,
             project_name=target.project,
             user_token=target.token,
@@ -77,6 +81,8 @@ class Client:
             retry_budget=retry_budget,
             verify=verify,
         )
+        client._session.repo_dir = directory
+        return client
 
     @property
     def server_url(self) -> str:

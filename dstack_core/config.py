@@ -119,12 +119,3 @@ def _choose(projects: list[Mapping[str, Any]], name: str | None, path: Path) -> 
             f"{path} names no default project (there: {known}); pass project_name= or set DSTACK_PROJECT"
         )
     return default
-
-
-def refuse_repo_dir(repo_dir: str | os.PathLike[str] | None) -> None:
-    """Raise ``ConfigurationError`` for a ``repo_dir``: no upload yet, nor a silent omission."""
-    if repo_dir is not None:
-        raise ConfigurationError(
-            f"repo_dir: {os.fspath(repo_dir)!r} cannot be uploaded by this version of dstack-core; leave it "
-            "out and put the code into the image, or clone it in the commands"
-        )

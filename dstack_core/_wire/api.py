@@ -94,6 +94,16 @@ class Api:
         body |= {key: value for key, value in optional.items() if value is not None}
         return self._call(self._path("logs/poll"), body, logs.parse_page, run_name=name)
 
+    def init_repo(self, repo_id: str, repo_data: Mapping[str, Any]) -> Call[None]:
+        """Make a repo known to the project; idempotent (PROTOCOL 1.3)."""
+        body = {"repo_id": repo_id, "repo_info": repo_data}
+        return self._call(self._path("repos/init"), body, lambda _: None)
+
+    def upload_code(self, repo_id: str, sha256: str, data: bytes) -> Call[None]:
+        """Upload a repo's code under its hash (PROTOCOL 1.3)."""
+        path = self._path(f"repos/upload_code?repo_id={quote(repo_id)}")
+        return self._call(path, None, lambda _: None, request=Request.upload(path, sha256, data))
+
     def _path(self, rest: str) -> str:
         return f"/api/project/{quote(self.project, safe='')}/{rest}"
 
@@ -105,6 +115,7 @@ class Api:
         *,
         run_name: str | None = None,
         idempotent: bool = True,
+        request: Request | None = None,
     ) -> Call[T]:
         place = Place(self.server_url, self.project, run_name)
 
@@ -118,4 +129,4 @@ class Api:
                     f"({type(error).__name__}: {error}). Is this the address of a dstack server?"
                 ) from error
 
-        return Call(Request.post(path, body), parse, idempotent)
+        return Call(request or Request.post(path, body), parse, idempotent)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from urllib3.filepost import encode_multipart_formdata
+
 T = TypeVar("T")
 
 
@@ -26,6 +28,12 @@ class Request:
     def post(cls, path: str, payload: Any) -> Request:
         """Return a POST of ``payload`` as JSON; the content type is required since 0.22 (PROTOCOL 1.1)."""
         return cls("POST", path, json.dumps(payload).encode(), {"Content-Type": "application/json"})
+
+    @classmethod
+    def upload(cls, path: str, name: str, data: bytes) -> Request:
+        """Return a POST of one file in the multipart field ``file`` (PROTOCOL 1.3)."""
+        body, content_type = encode_multipart_formdata({"file": (name, data, "application/octet-stream")})
+        return cls("POST", path, body, {"Content-Type": content_type})
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,12 +41,27 @@ def check_run_name(name: str) -> str:
     return name
 
 
+@dataclass(frozen=True, slots=True)
+class Code:
+    """Name the uploaded code a run starts from (PROTOCOL 1.3)."""
+
+    repo_id: str
+    repo_data: Mapping[str, Any]
+    sha256: str
+
+    @classmethod
+    def of_directory(cls, repo_id: str, repo_dir: str, sha256: str) -> Code:
+        """Name a directory that was uploaded as an archive."""
+        return cls(repo_id, {"repo_type": "local", "repo_dir": repo_dir}, sha256)
+
+
 def run_spec(
     configuration: Configuration,
     options: RunOptions,
     *,
     run_name: str | None = None,
     marker: str | None = None,
+    code: Code | None = None,
 ) -> dict[str, Any]:
     """Return the run_spec that every supported server takes; only keys that were set are sent.
 
@@ -63,8 +78,15 @@ def run_spec(
         spec["run_name"] = check_run_name(run_name)
     if marker is not None:
         spec["configuration_path"] = marker
+    if code is not None:
+        spec |= {"repo_id": code.repo_id, "repo_data": code.repo_data, "repo_code_hash": code.sha256}
+    # Which of the two counts depends on the server's version (PROTOCOL 2.4.5); both together always do.
     if options.working_dir is not None:
         spec["working_dir"] = options.working_dir
+        spec["configuration"]["working_dir"] = _absolute(options.working_dir)
+    elif code is not None:
+        spec["working_dir"] = "."
+        spec["configuration"].setdefault("working_dir", _CODE_DIR)
     return spec
 
 
@@ -91,8 +113,6 @@ def _configuration(configuration: Configuration, options: RunOptions) -> dict[st
         wire["max_price"] = _price(options.max_price)
     elif wire.get("max_price") is not None:
         _price(wire["max_price"])
-    if options.working_dir is not None:
-        wire["working_dir"] = _absolute(options.working_dir)
     if options.backends is not None:
         wire["backends"] = list(options.backends)
     return wire

@@ -185,7 +185,7 @@ def test_arguments_win_over_the_environment_and_that_over_the_file(monkeypatch: 
         ("projects:\n- {name: a, default: true, url: 'http://x'}", {}, r"the project 'a' has no token"),
         ("projects:\n- {name: a, default: true, url: x, token: tok-1}", {}, r"'x' is no address"),
         ("token: [tok-1", {}, r"config\.yml, line \d+: this is no valid YAML"),
-        (CONFIG, {"repo_dir": "."}, r"repo_dir: '\.' cannot be uploaded"),
+        (CONFIG, {"repo_dir": "/nowhere"}, r"repo_dir: '/nowhere' is no directory"),
     ],
 )
 def test_from_config_tells_what_is_missing(config: str | None, arguments: dict[str, Any], text: str) -> None:

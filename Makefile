@@ -1,0 +1,99 @@
+# Everything runs in environments of its own under .venv/, made with uv from the pins in constraints/.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+ENVS := .venv
+UV := $(ENVS)/uv/bin/uv
+REAL_SERVER ?= 0.22.5
+REPORTS := build/reports
+PYTEST_FLAGS ?=
+export DO_NOT_TRACK := 1
+
+CORE := $(ENVS)/core/.ready
+AIRFLOW := $(ENVS)/airflow/.ready
+PREFECT := $(ENVS)/prefect/.ready
+SERVER := $(ENVS)/server-$(REAL_SERVER)/.ready
+
+.PHONY: help
+help: ## Show the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
+
+.PHONY: demo demo-prefect
+demo: $(AIRFLOW) ## Run the example DAG through a real Airflow, on the embedded dstack server
+	@$(ENVS)/airflow/bin/python scripts/demo_airflow.py
+
+demo-prefect: $(PREFECT) ## Run the example flow on a real Prefect server, on the embedded dstack server
+	@$(ENVS)/prefect/bin/python scripts/demo_prefect.py
+
+.PHONY: test test-fast test-core test-airflow test-prefect
+test: test-core test-airflow test-prefect ## Run every test, the real dstack server's included
+	@$(ENVS)/core/bin/python scripts/count_tests.py $(REPORTS)/core.xml $(REPORTS)/airflow.xml $(REPORTS)/prefect.xml
+
+test-core: $(CORE) $(SERVER)
+	@echo "== core, embedded server, contract with dstack $(REAL_SERVER)"
+	@$(ENVS)/core/bin/python -m pytest -q --junitxml=$(REPORTS)/core.xml $(PYTEST_FLAGS)
+
+test-airflow: $(AIRFLOW) ## Run the tests of the Airflow provider
+	@echo "== airflow-provider-dstack"
+	@$(ENVS)/airflow/bin/python -m pytest tests/provider_airflow -q --junitxml=$(REPORTS)/airflow.xml $(PYTEST_FLAGS)
+
+test-prefect: $(PREFECT) ## Run the tests of the Prefect collection
+	@echo "== prefect-dstack"
+	@$(ENVS)/prefect/bin/python -m pytest tests/provider_prefect -q --junitxml=$(REPORTS)/prefect.xml $(PYTEST_FLAGS)
+
+test-fast: $(CORE) ## Run what needs no host and no real server (under a minute)
+	@$(ENVS)/core/bin/python -m pytest -q -m "not real and not slow" $(PYTEST_FLAGS)
+
+.PHONY: check
+check: $(CORE) $(AIRFLOW) $(PREFECT) ## Run ruff, mypy --strict and the layer test
+	$(ENVS)/core/bin/ruff format --check .
+	$(ENVS)/core/bin/ruff check .
+	$(ENVS)/core/bin/mypy -p dstack_core -p tests.core -p tests.local -p tests.contract -p tests.rig -p tests.docs
+	$(ENVS)/airflow/bin/mypy providers/airflow/src dags scripts/demo_airflow.py -p tests.provider_airflow
+	$(ENVS)/prefect/bin/mypy providers/prefect/src flows scripts/demo_prefect.py -p tests.provider_prefect
+	$(ENVS)/core/bin/python -m pytest -q tests/core/test_layers.py
+
+.PHONY: format clean pins
+format: $(CORE) ## Format the code
+	$(ENVS)/core/bin/ruff format .
+	$(ENVS)/core/bin/ruff check --fix .
+
+clean: ## Remove the environments and everything built
+	rm -rf $(ENVS) build dist
+
+pins: $(CORE) $(AIRFLOW) $(PREFECT) $(SERVER) ## Write the versions installed now into constraints/
+	@for env in core airflow prefect server-$(REAL_SERVER); do \
+	  VIRTUAL_ENV=$(ENVS)/$$env $(UV) pip freeze --exclude-editable | grep '==' > constraints/$$env.txt; done
+
+# A pin file that changed makes its environment new.
+INSTALL = VIRTUAL_ENV=$(@D) $(UV) pip install --build-constraint constraints/build.txt -c constraints/$(notdir $(@D)).txt
+define fresh_env
+@echo "== making $(@D)"
+@$(UV) venv --quiet --clear --python $(PYTHON) $(@D)
+endef
+
+$(UV): constraints/tools.txt
+	@echo "== making $(ENVS)/uv"
+	@$(PYTHON) -m venv $(ENVS)/uv
+	@$(ENVS)/uv/bin/python -m pip install --quiet --disable-pip-version-check -r constraints/tools.txt
+	@touch $@
+
+$(CORE): constraints/core.txt constraints/build.txt pyproject.toml | $(UV)
+	$(fresh_env)
+	@$(INSTALL) -e '.[async,local]' --group dev
+	@touch $@
+
+$(AIRFLOW): constraints/airflow.txt constraints/build.txt pyproject.toml providers/airflow/pyproject.toml | $(UV)
+	$(fresh_env)
+	@$(INSTALL) -e '.[async,local]' -e providers/airflow --group dev
+	@touch $@
+
+$(PREFECT): constraints/prefect.txt constraints/build.txt pyproject.toml providers/prefect/pyproject.toml | $(UV)
+	$(fresh_env)
+	@$(INSTALL) -e '.[async,local]' -e providers/prefect --group dev
+	@touch $@
+
+$(ENVS)/server-%/.ready: constraints/server-%.txt | $(UV)
+	$(fresh_env)
+	@$(INSTALL) 'dstack[server]==$*'
+	@touch $@

@@ -1,0 +1,68 @@
+"""The servers every contract test runs against: the embedded one and a real one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+import dstack_core as dstack
+from dstack_core.local import LocalServer
+
+
+@dataclass(frozen=True)
+class Target:
+    """Name a server and what a task needs to run there."""
+
+    kind: str
+    url: str
+    token: str = field(repr=False)
+    project: str
+    needs: dict[str, Any]
+    timeout: float
+
+    def client(self, **changes: Any) -> dstack.Client:
+        return dstack.Client(**self.arguments(**changes))
+
+    def async_client(self, **changes: Any) -> dstack.AsyncClient:
+        return dstack.AsyncClient(**self.arguments(**changes))
+
+    def arguments(self, **changes: Any) -> dict[str, Any]:
+        return {"server_url": self.url, "project_name": self.project, "user_token": self.token} | changes
+
+    def task(self, *commands: str, **more: Any) -> dict[str, Any]:
+        return {"type": "task", "commands": list(commands), **self.needs, **more}
+
+    @property
+    def poll_interval(self) -> float:
+        return 0.1 if self.kind == "local" else 0.5
+
+
+@pytest.fixture(scope="session")
+def _local() -> Iterator[Target]:
+    with LocalServer() as server:
+        yield Target("local", server.url, server.token, server.project, {}, 60)
+
+
+@pytest.fixture(scope="session")
+def _real() -> Iterator[Target]:
+    from tests.rig.server import RealServer
+
+    with RealServer() as server:
+        needs = {"user": "root", "fleets": [server.fleet]}
+        yield Target("real", server.url, server.token, server.project, needs, 240)
+
+
+@pytest.fixture(params=["local", pytest.param("real", marks=pytest.mark.real)], scope="session")
+def target(request: pytest.FixtureRequest) -> Target:
+    """Give the same test first the embedded server, then a real dstack server."""
+    chosen: Target = request.getfixturevalue(f"_{request.param}")
+    return chosen
+
+
+@pytest.fixture
+def client(target: Target) -> Iterator[dstack.Client]:
+    with target.client() as client:
+        yield client

@@ -1,0 +1,67 @@
+"""Packing a directory: what goes in, what stays out."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from dstack_core import ConfigurationError
+from dstack_core._code import check_directory, pack
+
+
+def write(root: Path, **files: str) -> None:
+    for name, text in files.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def names(root: Path) -> list[str]:
+    with tarfile.open(fileobj=io.BytesIO(pack(root).data)) as tar:
+        return sorted(tar.getnames())
+
+
+def test_ignore_files_are_honoured_as_git_does(tmp_path: Path) -> None:
+    write(tmp_path, a="1", b="2", sub__b="3", sub__c="4", sub__deep__d="5", logs__x="6")
+    (tmp_path / ".git").mkdir()
+    write(tmp_path / ".git", config="secret")
+    (tmp_path / ".gitignore").write_text("b\nlogs/\n")
+    (tmp_path / ".dstackignore").write_text("a\n")
+    (tmp_path / "sub" / ".gitignore").write_text("!b\nc\n/deep\n")
+    assert names(tmp_path) == [".dstackignore", ".gitignore", "sub/.gitignore", "sub/b"]
+
+
+def test_links_stay_links_and_owners_stay_here(tmp_path: Path) -> None:
+    write(tmp_path, a="1")
+    (tmp_path / "link").symlink_to("a")
+    with tarfile.open(fileobj=io.BytesIO(pack(tmp_path).data)) as tar:
+        assert tar.getmember("link").issym()
+        assert {(member.uid, member.uname) for member in tar} == {(0, "")}
+
+
+def test_the_same_directory_gives_the_same_archive(tmp_path: Path) -> None:
+    write(tmp_path, a="1", sub__b="2")
+    first, second = pack(tmp_path), pack(tmp_path)
+    assert (first.sha256, first.repo_id) == (second.sha256, second.repo_id)
+    write(tmp_path, a="other")
+    assert pack(tmp_path).sha256 != first.sha256
+    assert "other" not in repr(pack(tmp_path))
+
+
+def test_a_file_is_no_directory(tmp_path: Path) -> None:
+    write(tmp_path, a="1")
+    with pytest.raises(ConfigurationError, match=r"repo_dir: .*a' is no directory"):
+        check_directory(tmp_path / "a")
+
+
+def test_a_directory_past_every_limit_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dstack_core._code._PACK_LIMIT", 100_000)
+    for number in range(20):
+        (tmp_path / f"f{number:02}").write_bytes(b"x" * 50_000)
+    with pytest.raises(ConfigurationError, match=r"too big to upload: 0\.\d MB .*f00 \(0\.1 MB\)"):
+        pack(tmp_path)
