@@ -1,0 +1,169 @@
+"""The transports and clients over real sockets, with faults injected."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dstack_core as dstack
+from dstack_core.local import LocalServer
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LocalServer]:
+    with LocalServer() as server:
+        yield server
+
+
+class Calls:
+    """Call the sync or the async client in the same words."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def submit(self, arguments: dict[str, Any], **parameters: Any) -> Any:
+        if self.kind == "sync":
+            with dstack.Client(**arguments) as client:
+                return client.runs.submit(**parameters)
+
+        async def go() -> Any:
+            async with dstack.AsyncClient(**arguments) as client:
+                return await client.runs.submit(**parameters)
+
+        return asyncio.run(go())
+
+
+@pytest.fixture(params=["sync", "async"])
+def calls(request: pytest.FixtureRequest) -> Calls:
+    return Calls(request.param)
+
+
+def target(server: LocalServer, **more: Any) -> dict[str, Any]:
+    return {"server_url": server.url, "project_name": server.project, "user_token": server.token} | more
+
+
+def applies(server: LocalServer) -> int:
+    return sum("runs/apply" in path for _, path, *_ in server.requests)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"drop": "before"}, {"drop": "after"}, {"status": 503}, {"status": 500}, {"status": 429}],
+    ids=lambda fault: "-".join(map(str, fault.values())),
+)
+def test_a_fault_at_apply_makes_exactly_one_run(
+    server: LocalServer, calls: Calls, fault: dict[str, Any]
+) -> None:
+    with dstack.Client(**target(server)) as client:
+        before = len(client.runs.list(all=True))
+        server.faults.add(path="runs/apply", times=1, **fault)
+        run = calls.submit(target(server), configuration={"type": "task", "commands": ["echo x"]})
+        after = client.runs.list(all=True)
+    assert len(after) == before + 1
+    assert after[0].id == run.id
+
+
+@pytest.mark.parametrize("path", ["users/get_my_user", "runs/get"])
+def test_a_fault_before_apply_is_borne(server: LocalServer, calls: Calls, path: str) -> None:
+    server.faults.add(path=path, times=1, drop="before")
+    server.faults.add(path=path, times=1, status=503)
+    assert calls.submit(target(server), configuration={"type": "task", "commands": ["echo x"]}).name
+
+
+def test_a_reply_that_never_comes_is_cut_by_the_timeout(server: LocalServer, calls: Calls) -> None:
+    server.faults.add(path="runs/get", times=1, delay=30)
+    run = calls.submit(target(server, timeout=0.5), configuration={"type": "task", "commands": ["echo x"]})
+    assert run.name
+
+
+def test_an_unreachable_server_is_told_after_the_budget(calls: Calls) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        arguments = {"server_url": url, "project_name": "main", "user_token": "t", "retry_budget": 1.0}
+        with pytest.raises(dstack.ServerUnreachableError, match=rf"no answer from {url}: .*retry budget 1 s"):
+            calls.submit(arguments, configuration={"type": "task", "commands": ["echo x"]})
+
+
+def test_bad_input_sends_nothing(server: LocalServer, calls: Calls) -> None:
+    before = len(server.requests)
+    for parameters in ({"max_price": -1}, {"run_name": "No"}, {"spot_policy": "x"}):
+        with pytest.raises(dstack.ConfigurationError):
+            calls.submit(target(server), configuration={"type": "task", "commands": ["x"]}, **parameters)
+    assert len(server.requests) == before
+
+
+class _OtherService(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>It works!</html>")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_what_is_not_a_dstack_server_is_told(calls: Calls) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _OtherService) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{other.server_port}"
+        with pytest.raises(dstack.ProtocolError, match="Is this the address of a dstack server"):
+            calls.submit(
+                {"server_url": url, "project_name": "main", "user_token": "t"},
+                configuration={"type": "task", "commands": ["x"]},
+            )
+        other.shutdown()
+
+
+def test_a_netrc_entry_does_not_replace_the_token(server: LocalServer) -> None:
+    netrc = Path.home() / ".netrc"
+    netrc.write_text("machine 127.0.0.1 login me password wrong\n")
+    netrc.chmod(0o600)
+    with dstack.Client(**target(server)) as client:
+        assert client.runs.get("nope") is None
+
+
+def test_one_client_serves_many_threads(server: LocalServer) -> None:
+    with dstack.Client(**target(server)) as client, ThreadPoolExecutor(8) as pool:
+        tasks = [{"type": "task", "commands": [f"echo {number}"]} for number in range(8)]
+        runs = list(pool.map(client.runs.submit, tasks))
+        outcomes = list(pool.map(lambda run: run.wait(30, poll_interval=0.1), runs))
+    assert len({run.id for run in runs}) == 8
+    assert all(outcome.succeeded for outcome in outcomes)
+
+
+def test_leaving_a_follow_early_leaves_the_run_alone(server: LocalServer) -> None:
+    with dstack.Client(**target(server)) as client:
+        run = client.runs.submit({"type": "task", "commands": ["sleep 60"]})
+        for _ in run.follow(poll_interval=0.1):
+            break
+        assert not run.status().is_finished
+        run.stop(abort=True)
+        assert run.wait(30, poll_interval=0.1).status == dstack.RunStatus.ABORTED
+
+
+def test_a_lost_server_is_told_in_the_log_without_the_token(
+    server: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.faults.add(path="runs/get", times=2, status=503)
+    with caplog.at_level(logging.INFO, "dstack_core"), dstack.Client(**target(server)) as client:
+        client.runs.submit({"type": "task", "commands": ["echo x"]})
+    assert "answered 503" in caplog.text
+    assert "answers again" in caplog.text
+    assert server.token not in caplog.text
+
+
+def test_a_client_that_is_closed_can_be_closed_again(server: LocalServer) -> None:
+    client = dstack.Client(**target(server))
+    client.runs.list()
+    client.close()
+    client.close()
