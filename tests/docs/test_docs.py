@@ -1,0 +1,92 @@
+"""Every code block of the documentation runs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dstack_core.local import LocalServer
+from tests.docs.blocks import PAGES, ROOT, Block, blocks, every_block
+
+# Who runs the blocks of each kind; "" is a drawing.
+JUDGES = {
+    "": "nothing to run",
+    "python": "here",
+    "shell": "here",
+    "python airflow": "tests/provider_airflow/test_airflow_docs.py",
+    "python prefect": "tests/provider_prefect/test_prefect_docs.py",
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LocalServer]:
+    with LocalServer() as server:
+        yield server
+
+
+def test_every_kind_of_block_has_a_test_that_runs_it() -> None:
+    for block in every_block():
+        assert block.info in JUDGES, f"{block}: who runs {block.info!r}?"
+    for judge in JUDGES.values():
+        if judge.startswith("tests/"):
+            assert (ROOT / judge).is_file(), judge
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def test_python_blocks_run_as_printed(block: Block, server: LocalServer, tmp_path: Path) -> None:
+    environment = {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+        "DSTACK_SERVER_URL": server.url,
+        "DSTACK_PROJECT": server.project,
+        "DSTACK_TOKEN": server.token,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", block.code],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("block", blocks("shell"), ids=str)
+def test_shell_blocks_name_commands_that_exist(block: Block) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)) | {
+        "demo",
+        "test",
+    }
+    distributions = {"dstack-core", "airflow-provider-dstack", "prefect-dstack"}
+    for line in block.code.splitlines():
+        words = line.partition("#")[0].replace('"', "").split()
+        if not words:
+            continue
+        if words[0] == "make":
+            assert set(words[1:]) <= targets, line
+        elif words[:2] == ["pip", "install"]:
+            assert {word.partition("[")[0] for word in words[2:] if "dstack" in word} <= distributions, line
+            assert any("dstack" in word for word in words[2:]), line
+        elif words[:2] == ["python", "-m"]:
+            done = subprocess.run(
+                [sys.executable, "-m", words[2], "--help"], cwd=ROOT, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+            for flag in [word for word in words[3:] if word.startswith("--")]:
+                assert flag in done.stdout, line
+        else:
+            assert words[:2] in (["git", "clone"], ["prefect", "block"]), f"{block}: nobody runs {line!r}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if not target.startswith(("http://", "https://", "#")):
+            assert (page.parent / target.partition("#")[0]).exists(), f"{page}: {target}"
