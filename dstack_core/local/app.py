@@ -1,0 +1,232 @@
+"""The routes of the embedded server as a Starlette application (PROTOCOL 1)."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from dstack_core.local import bodies, queries
+from dstack_core.local.apply import apply, get_plan
+from dstack_core.local.errors import (
+    ApiError,
+    ServerBugError,
+    invalid,
+    invalid_token,
+    not_exists,
+    unauthenticated,
+)
+from dstack_core.local.state import SERVER_VERSION, State
+from dstack_core.local.uploads import receive_archive, receive_code
+from dstack_core.local.versions import check_client_version
+
+Body = TypeVar("Body", bound=BaseModel)
+Handler = Callable[[Request], Awaitable[Any]]
+
+
+async def read_body(request: Request, model: type[Body]) -> Body:
+    """Return the body of a request; raises ApiError 422 if it does not fit the model."""
+    raw = await request.body()
+    data: Any = None
+    if not raw:
+        raise invalid([{"loc": (), "msg": "Field required", "type": "missing"}])
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
+        try:
+            data = json.loads(raw)
+        except ValueError as error:
+            position = getattr(error, "pos", 0)
+            raise invalid(
+                [{"loc": (position,), "msg": "JSON decode error", "type": "json_invalid"}]
+            ) from error
+    if not isinstance(data, dict):
+        text = "Input should be a valid dictionary or object to extract fields from"
+        raise invalid([{"loc": (), "msg": text, "type": "model_attributes_type"}])
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise invalid(error.errors(include_url=False, include_context=False, include_input=False)) from error
+
+
+class Api:
+    """Answer the requests of one server; each public method is one endpoint."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    def _authenticate(self, request: Request) -> None:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise unauthenticated()
+        if not secrets.compare_digest(token.strip().encode(), self.state.settings.token.encode()):
+            raise invalid_token()
+
+    def _route(self, path: str, handler: Handler, method: str = "POST", public: bool = False) -> Route:
+        async def endpoint(request: Request) -> Response:
+            check_client_version(request.headers.get("x-api-version"))
+            if not public:
+                self._authenticate(request)
+            if "project" in request.path_params:
+                self.state.require_project(request.path_params["project"])
+            return JSONResponse(await handler(request))
+
+        return Route(path, endpoint, methods=[method])
+
+    def routes(self) -> list[Route]:
+        """Return the routing table."""
+        project = "/api/project/{project}"
+        return [
+            Route("/healthcheck", self.healthcheck, methods=["GET"]),
+            self._route("/api/server/get_info", self.get_info, public=True),
+            self._route("/api/users/get_my_user", self.get_my_user),
+            self._route("/api/projects/list", self.list_projects),
+            self._route("/api/projects/{project}/get", self.get_project),
+            self._route(f"{project}/runs/get_plan", self.get_plan),
+            self._route(f"{project}/runs/apply", self.apply),
+            self._route(f"{project}/runs/get", self.get_run),
+            self._route("/api/runs/list", self.list_runs),
+            self._route(f"{project}/runs/stop", self.stop_runs),
+            self._route(f"{project}/runs/delete", self.delete_runs),
+            self._route(f"{project}/logs/poll", self.poll_logs),
+            self._route("/api/events/list", self.list_events),
+            self._route(f"{project}/metrics/job/{{run_name}}", self.job_metrics, method="GET"),
+            self._route(f"{project}/repos/init", self.init_repo),
+            self._route(f"{project}/repos/get", self.get_repo),
+            self._route(f"{project}/repos/upload_code", self.upload_code),
+            self._route("/api/files/upload_archive", self.upload_archive),
+            self._route("/api/files/get_archive_by_hash", self.get_archive),
+            self._route(f"{project}/fleets/list", self.list_fleets),
+            self._route("/api/fleets/list", self.list_fleets),
+            # Any other GET path is answered, with 404; that makes any other POST path a 405.
+            Route("/{path:path}", self.nothing, methods=["GET"]),
+        ]
+
+    async def healthcheck(self, request: Request) -> Response:
+        """Tell that the server lives."""
+        return JSONResponse({"status": "running"})
+
+    async def nothing(self, request: Request) -> Response:
+        """Answer an unknown path."""
+        raise HTTPException(404)
+
+    async def get_info(self, request: Request) -> Any:
+        """Return the version of the server."""
+        return {"server_version": SERVER_VERSION}
+
+    async def get_my_user(self, request: Request) -> Any:
+        """Return the user with its token and its SSH keys."""
+        _, private = await self.state.keys.pair()
+        token = self.state.settings.token
+        return {**await self.state.user(), "creds": {"token": token}, "ssh_private_key": private}
+
+    async def list_projects(self, request: Request) -> Any:
+        """Return the one project."""
+        return [await self.state.project(with_members=False)]
+
+    async def get_project(self, request: Request) -> Any:
+        """Return the project with its members."""
+        return await self.state.project(with_members=True)
+
+    async def get_plan(self, request: Request) -> Any:
+        """Return the plan of a run."""
+        return await get_plan(self.state, await read_body(request, bodies.GetRunPlanRequest))
+
+    async def apply(self, request: Request) -> Any:
+        """Create or update a run."""
+        return (await apply(self.state, await read_body(request, bodies.ApplyRunPlanRequest))).wire()
+
+    async def get_run(self, request: Request) -> Any:
+        """Return a run."""
+        return queries.get_run(self.state, await read_body(request, bodies.GetRunRequest)).wire()
+
+    async def list_runs(self, request: Request) -> Any:
+        """Return a page of runs."""
+        return queries.list_runs(self.state, await read_body(request, bodies.ListRunsRequest))
+
+    async def stop_runs(self, request: Request) -> Any:
+        """Ask runs to end."""
+        queries.stop_runs(self.state, await read_body(request, bodies.StopRunsRequest))
+
+    async def delete_runs(self, request: Request) -> Any:
+        """Mark runs as deleted."""
+        queries.delete_runs(self.state, await read_body(request, bodies.DeleteRunsRequest))
+
+    async def poll_logs(self, request: Request) -> Any:
+        """Return a page of log messages."""
+        return self.state.logs.poll(await read_body(request, bodies.PollLogsRequest))
+
+    async def list_events(self, request: Request) -> Any:
+        """Return a page of events."""
+        return self.state.events.page(await read_body(request, bodies.ListEventsRequest))
+
+    async def job_metrics(self, request: Request) -> Any:
+        """Return no metrics, as the server does before it has collected any."""
+        queries.get_run(self.state, bodies.GetRunRequest(run_name=request.path_params["run_name"]))
+        return {"metrics": []}
+
+    async def init_repo(self, request: Request) -> Any:
+        """Remember a repo."""
+        repo = await read_body(request, bodies.SaveRepoCredsRequest)
+        self.state.repos[repo.repo_id] = repo
+
+    async def get_repo(self, request: Request) -> Any:
+        """Return a repo."""
+        asked = await read_body(request, bodies.GetRepoRequest)
+        repo = self.state.repos.get(asked.repo_id)
+        if repo is None:
+            raise not_exists("Repo not found")
+        found = repo.model_dump(mode="json")
+        return found if asked.include_creds else {**found, "repo_creds": None}
+
+    async def upload_code(self, request: Request) -> Any:
+        """Store the code of a repo."""
+        await receive_code(self.state, request)
+
+    async def upload_archive(self, request: Request) -> Any:
+        """Store a file archive."""
+        return await receive_archive(self.state, request)
+
+    async def get_archive(self, request: Request) -> Any:
+        """Return the archive with a hash."""
+        asked = await read_body(request, bodies.GetFileArchiveByHashRequest)
+        for archive_id, (digest, _) in self.state.archives.items():
+            if digest == asked.hash:
+                return {"id": archive_id, "hash": digest}
+        raise not_exists("File archive not found")
+
+    async def list_fleets(self, request: Request) -> Any:
+        """Return no fleets: the pretended machine is not one of the user's."""
+        return []
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)  # noqa: S101 - registered for this class only
+    return JSONResponse({"detail": error.detail}, status_code=error.status)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class only
+    return JSONResponse({"detail": error.detail}, status_code=error.status_code, headers=error.headers)
+
+
+async def _server_bug(request: Request, error: Exception) -> Response:
+    return PlainTextResponse("Internal Server Error", status_code=500, headers={"Connection": "close"})
+
+
+def build_app(state: State) -> Starlette:
+    """Return the application that answers for a state."""
+    return Starlette(
+        routes=Api(state).routes(),
+        exception_handlers={
+            ApiError: _api_error,
+            HTTPException: _http_error,
+            ServerBugError: _server_bug,
+        },
+    )

@@ -1,0 +1,172 @@
+"""Request bodies of the endpoints, one strict model each (PROTOCOL 1.3 to 1.9)."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import UUID4, Field
+
+from dstack_core.local.quantities import Strict
+from dstack_core.local.specs import RunSpec
+
+
+class ApplyRunPlanInput(Strict):
+    """Hold a run spec and the run the caller believes to exist."""
+
+    run_spec: RunSpec
+    current_resource: dict[str, Any] | None = None
+
+
+class ApplyRunPlanRequest(Strict):
+    """Hold the body of runs/apply."""
+
+    plan: ApplyRunPlanInput
+    force: bool
+
+
+class GetRunPlanRequest(Strict):
+    """Hold the body of runs/get_plan."""
+
+    run_spec: RunSpec
+    max_offers: Annotated[int, Field(ge=1, le=10000)] | None = None
+    reverse_offers: bool = False
+    full_offers: bool = False
+    unallocated_resources: bool = False
+    for_offers_only: bool = False
+
+
+class GetRunRequest(Strict):
+    """Hold the body of runs/get."""
+
+    run_name: str | None = None
+    id: UUID | None = None
+
+
+class ListRunsRequest(Strict):
+    """Hold the body of runs/list."""
+
+    project_name: str | None = None
+    repo_id: str | None = None
+    username: str | None = None
+    only_active: bool = False
+    include_jobs: bool = True
+    job_submissions_limit: Annotated[int, Field(ge=0, le=10)] | None = None
+    prev_submitted_at: datetime | None = None
+    prev_run_id: UUID | None = None
+    limit: Annotated[int, Field(ge=0, le=100)] = 100
+    ascending: bool = False
+
+
+class StopRunsRequest(Strict):
+    """Hold the body of runs/stop."""
+
+    runs_names: list[str]
+    abort: bool
+
+
+class DeleteRunsRequest(Strict):
+    """Hold the body of runs/delete."""
+
+    runs_names: list[str]
+
+
+class PollLogsRequest(Strict):
+    """Hold the body of logs/poll."""
+
+    run_name: str
+    job_submission_id: UUID4
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    descending: bool = False
+    next_token: str | None = None
+    limit: Annotated[int, Field(ge=0, le=1000)] = 100
+    diagnose: bool = False
+
+
+class ListEventsRequest(Strict):
+    """Hold the body of events/list."""
+
+    target_projects: list[UUID] | None = None
+    target_users: list[UUID] | None = None
+    target_fleets: list[UUID] | None = None
+    target_instances: list[UUID] | None = None
+    target_runs: list[UUID] | None = None
+    target_jobs: list[UUID] | None = None
+    target_volumes: list[UUID] | None = None
+    target_gateways: list[UUID] | None = None
+    target_gateway_replicas: list[UUID] | None = None
+    target_secrets: list[UUID] | None = None
+    target_presets: list[UUID] | None = None
+    within_projects: list[UUID] | None = None
+    within_fleets: list[UUID] | None = None
+    within_runs: list[UUID] | None = None
+    within_gateways: list[UUID] | None = None
+    include_target_types: list[str] | None = None
+    actors: list[UUID | None] | None = None
+    prev_recorded_at: datetime | None = None
+    prev_id: UUID | None = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 100
+    ascending: bool = False
+
+
+class RemoteRepoInfo(Strict):
+    """Describe a git repo."""
+
+    repo_type: Literal["remote"] = "remote"
+    repo_name: str
+
+
+class LocalRepoInfo(Strict):
+    """Describe a folder."""
+
+    repo_type: Literal["local"] = "local"
+    repo_dir: str
+
+
+class VirtualRepoInfo(Strict):
+    """Describe no repo."""
+
+    repo_type: Literal["virtual"] = "virtual"
+
+
+class RemoteRepoCreds(Strict):
+    """Hold how a git repo is cloned."""
+
+    clone_url: str
+    private_key: str | None = None
+    oauth_token: str | None = None
+
+
+class SaveRepoCredsRequest(Strict):
+    """Hold the body of repos/init."""
+
+    repo_id: str
+    repo_info: Annotated[RemoteRepoInfo | LocalRepoInfo | VirtualRepoInfo, Field(discriminator="repo_type")]
+    repo_creds: RemoteRepoCreds | None = None
+
+
+class GetRepoRequest(Strict):
+    """Hold the body of repos/get."""
+
+    repo_id: str
+    include_creds: bool
+
+
+class GetFileArchiveByHashRequest(Strict):
+    """Hold the body of files/get_archive_by_hash."""
+
+    hash: str
+
+
+class ListFleetsRequest(Strict):
+    """Hold the body of the root fleets/list."""
+
+    project_name: str | None = None
+    only_active: bool = False
+    include_imported: bool = False
+    prev_created_at: datetime | None = None
+    prev_id: UUID | None = None
+    limit: Annotated[int, Field(ge=0, le=100)] = 100
+    ascending: bool = False

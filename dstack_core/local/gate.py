@@ -1,0 +1,75 @@
+"""What stands between the socket and the application: the record of requests, and the faults."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dstack_core.local.faults import Fault, Faults
+
+_REMEMBERED = 100_000
+
+
+class RecordedRequest(NamedTuple):
+    """Hold one request; `time` is `time.monotonic()`, in seconds."""
+
+    method: str
+    path: str
+    time: float
+
+
+class Gate:
+    """Record each request and play the faults, around another ASGI application."""
+
+    def __init__(self, app: ASGIApp, faults: Faults, hang_up: Callable[[Any], None]) -> None:
+        self._app = app
+        self._faults = faults
+        self._hang_up = hang_up
+        self._closing = asyncio.Event()
+        self.requests: deque[RecordedRequest] = deque(maxlen=_REMEMBERED)
+
+    def close(self) -> None:
+        """End the delays that are going on."""
+        self._closing.set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        self.requests.append(RecordedRequest(scope["method"], scope["path"], time.monotonic()))
+        fault = self._faults.take(scope["path"])
+        if fault is None:
+            await self._app(scope, receive, send)
+            return
+        if fault.delay > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), fault.delay)
+        if fault.drop == "after" or fault.carry_out:
+            await self._app(scope, receive, _nowhere)
+        if fault.drop is not None:
+            self._hang_up(scope["client"])
+            # The server would answer 500 for an application that ends without a reply to a living connection.
+            while (await receive())["type"] != "http.disconnect":
+                continue
+        elif fault.status is not None:
+            await _reply(fault)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+async def _nowhere(message: Message) -> None:
+    return
+
+
+def _reply(fault: Fault) -> Response:
+    status = fault.status or 500
+    if isinstance(fault.body, str):
+        return PlainTextResponse(fault.body, status, fault.headers)
+    body = {"detail": "injected fault"} if fault.body is None else fault.body
+    return JSONResponse(body, status, fault.headers)

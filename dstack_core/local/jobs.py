@@ -1,0 +1,203 @@
+"""Carry one try of a job from submission to its final status (PROTOCOL 1.6)."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dstack_core.local.inventory import NO_OFFERS, Inventory, wanted_gpus
+from dstack_core.local.logs import LogStore
+from dstack_core.local.process import PtyProcess
+from dstack_core.local.runs import Job, Run, now
+from dstack_core.local.states import JOB_STATUS_OF_REASON
+from dstack_core.local.transitions import Transitions
+from dstack_core.local.watchdog import Watchdog
+from dstack_core.local.workspace import ADDRESS, Sources, Workspace, WorkspaceError
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Hold the speeds of a server, all in seconds."""
+
+    step: float = 0.05
+    stop_grace: float = 10.0
+    retry_delay: float = 0.2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Say why a try ended."""
+
+    reason: str
+    exit_status: int | None = None
+    message: str | None = None
+
+
+class Ending:
+    """Tell a job that it has to end, politely or at once."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self.asked = asyncio.Event()
+        self.at_once = asyncio.Event()
+
+    def ask(self, reason: str, at_once: bool = False) -> None:
+        """Ask for the end; a later, harder wish replaces an earlier, polite one."""
+        if not self.asked.is_set() or (at_once and not self.at_once.is_set()):
+            self.reason = reason
+        self.asked.set()
+        if at_once:
+            self.at_once.set()
+
+    async def within(self, seconds: float) -> bool:
+        """Wait for the wish for some seconds and tell whether it came."""
+        try:
+            await asyncio.wait_for(self.asked.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+
+class JobCarrier:
+    """Run jobs as local processes, in a directory each that is removed with the job."""
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        pace: Pace,
+        directory: Path,
+        logs: LogStore,
+        transitions: Transitions,
+        sources: Callable[[Run], Sources],
+        fleet: dict[str, Any],
+    ) -> None:
+        self._inventory = inventory
+        self._pace = pace
+        self._directory = directory
+        self._logs = logs
+        self._set = transitions
+        self._sources = sources
+        self._fleet = fleet
+        self._watchdog = Watchdog(directory)
+
+    async def close(self) -> None:
+        """Kill whatever is left of any job."""
+        await asyncio.to_thread(self._watchdog.close)
+
+    async def carry(self, run: Run, job: Job, ending: Ending) -> None:
+        """Carry the newest try of a job to its final status; its logs are all stored by then (1.8)."""
+        try:
+            outcome = await self._attempt(run, job, ending)
+        except (WorkspaceError, OSError) as error:
+            outcome = Outcome("creating_container_error", message=str(error))
+        submission = job.latest
+        submission.termination_message = outcome.message
+        self._set.job(run, job, "terminating", outcome.reason)
+        await asyncio.sleep(self._pace.step)
+        submission.exit_status = outcome.exit_status
+        submission.finished_at = now()
+        self._set.job(run, job, JOB_STATUS_OF_REASON[outcome.reason], outcome.reason)
+
+    async def _attempt(self, run: Run, job: Job, ending: Ending) -> Outcome:
+        step = self._pace.step
+        if await ending.within(step):
+            return Outcome(ending.reason)
+        if not self._inventory.fits(run.spec.configuration.resources, run.spec.setting("max_price")):
+            return Outcome("failed_to_start_due_to_no_capacity", message=NO_OFFERS)
+        run.fleet = self._fleet
+        job.latest.provisioning_data = self._provisioning_data(run)
+        self._set.job(run, job, "provisioning")
+        if await ending.within(step):
+            return Outcome(ending.reason)
+        self._set.job(run, job, "pulling")
+        if await ending.within(step):
+            return Outcome(ending.reason)
+        workspace = Workspace(self._directory / "jobs" / job.latest.id, job.spec)
+        try:
+            await asyncio.to_thread(workspace.prepare, self._sources(run), job.spec)
+            return await self._execute(run, job, ending, workspace)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, workspace.root, ignore_errors=True)
+
+    async def _execute(self, run: Run, job: Job, ending: Ending, workspace: Workspace) -> Outcome:
+        submission = job.latest
+        marker = self._watchdog.marker(submission.id)
+        process = PtyProcess(lambda text: self._logs.append(run.name, submission.id, text), marker)
+        argv = job.spec["commands"] or ["/bin/sh", "-c", ":"]
+        self._watchdog.start()
+        try:
+            await process.start(argv, workspace.environment(run, job, marker), workspace.cwd)
+            self._watchdog.started(process.pid)
+            submission.runtime_data = self._runtime_data(run, workspace)
+            self._set.job(run, job, "running")
+            return await self._until_end(run, job, ending, process)
+        finally:
+            await process.finish()
+            self._watchdog.ended(process)
+
+    async def _until_end(self, run: Run, job: Job, ending: Ending, process: PtyProcess) -> Outcome:
+        exited = asyncio.create_task(process.wait())
+        asked = asyncio.create_task(ending.asked.wait())
+        at_once = asyncio.create_task(ending.at_once.wait())
+        try:
+            await asyncio.wait(
+                {exited, asked}, timeout=job.spec["max_duration"], return_when=asyncio.FIRST_COMPLETED
+            )
+            if exited.done() and not asked.done():
+                status = exited.result()
+                if status == 0:
+                    return Outcome("done_by_runner", 0)
+                return Outcome("container_exited_with_error", status, "")
+            late = Outcome("max_duration_exceeded", message="Max duration exceeded")
+            self._set.job(run, job, "terminating", ending.reason or late.reason)
+            if not ending.at_once.is_set():
+                process.interrupt()
+                await asyncio.wait(
+                    {exited, at_once}, timeout=self._pace.stop_grace, return_when=asyncio.FIRST_COMPLETED
+                )
+            return Outcome(ending.reason) if ending.reason else late
+        finally:
+            for task in (exited, asked, at_once):
+                task.cancel()
+            await asyncio.gather(exited, asked, at_once, return_exceptions=True)
+
+    def _provisioning_data(self, run: Run) -> dict[str, Any]:
+        return {
+            "backend": "local",
+            "base_backend": None,
+            "instance_type": self._inventory.instance(run.spec.configuration.resources),
+            "instance_id": "local",
+            "hostname": ADDRESS,
+            "internal_ip": ADDRESS,
+            "public_ip_enabled": True,
+            "instance_network": None,
+            "region": "local",
+            "availability_zone": None,
+            "reservation": None,
+            "price": self._inventory.price,
+            "username": "root",
+            # Nothing may listen where a client could try to attach: port 22 might be a real SSH server.
+            "ssh_port": 1,
+            "dockerized": True,
+            "ssh_proxy": None,
+            "backend_data": None,
+            "gpu_driver": None,
+        }
+
+    def _runtime_data(self, run: Run, workspace: Workspace) -> dict[str, Any]:
+        resources = run.spec.configuration.resources
+        return {
+            "network_mode": "host",
+            "gpu": wanted_gpus(resources),
+            "cpu": float(resources.cpu.count.min or 1),
+            "memory": float(resources.memory.min or 1),
+            "ports": None,
+            "volume_names": [],
+            "offer": self._inventory.offer(resources),
+            "working_dir": str(workspace.cwd),
+            "username": "root",
+        }

@@ -1,0 +1,88 @@
+"""Log messages of job submissions, paged as the server's file storage does (PROTOCOL 1.8)."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from dstack_core.local.bodies import PollLogsRequest
+from dstack_core.local.errors import bad_request
+
+_TICK = timedelta(milliseconds=1)
+
+
+def iso(moment: datetime) -> str:
+    """Return the moment as the server writes it: UTC, microseconds, ``Z`` (PROTOCOL 1.1)."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+@dataclass(frozen=True, slots=True)
+class LogMessage:
+    """Hold one chunk of output and when it was read, in whole milliseconds."""
+
+    timestamp: datetime
+    text: bytes
+
+    def wire(self) -> dict[str, Any]:
+        """Return the message as JSON data."""
+        return {
+            "timestamp": iso(self.timestamp),
+            "log_source": "stdout",
+            "message": base64.b64encode(self.text).decode(),
+        }
+
+
+def _aware(moment: datetime | None) -> datetime | None:
+    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
+
+
+class LogStore:
+    """Keep the log messages of every job submission in memory."""
+
+    def __init__(self) -> None:
+        self._messages: dict[tuple[str, str], list[LogMessage]] = {}
+
+    def append(self, run_name: str, submission_id: str, text: bytes) -> None:
+        """Add a chunk; its timestamp is strictly newer than the one before."""
+        messages = self._messages.setdefault((run_name, submission_id), [])
+        now = datetime.now(UTC)
+        now = now.replace(microsecond=now.microsecond // 1000 * 1000)
+        if messages and now <= messages[-1].timestamp:
+            now = messages[-1].timestamp + _TICK
+        messages.append(LogMessage(now, text))
+
+    def poll(self, request: PollLogsRequest) -> dict[str, Any]:
+        """Return a page of messages; raises ApiError 400 for a bad `next_token`."""
+        offset = 0
+        if request.next_token is not None:
+            if not request.next_token.isdecimal():
+                raise bad_request(
+                    f"Invalid next_token: {request.next_token}. Must be a non-negative integer."
+                )
+            offset = int(request.next_token)
+        messages: list[LogMessage] = []
+        if not request.diagnose:
+            messages = self._messages.get((request.run_name, str(request.job_submission_id)), [])
+        after, before = _aware(request.start_time), _aware(request.end_time)
+        if after is not None or before is not None:
+            messages = [
+                message
+                for message in messages
+                if (after is None or message.timestamp > after)
+                and (before is None or message.timestamp < before)
+            ]
+        # Positions count from the oldest message, so that a token stays right while messages arrive.
+        if request.descending:
+            end = len(messages) if request.next_token is None else min(offset, len(messages))
+            start = max(0, end - max(request.limit, 1))
+            page, token = messages[start:end][::-1], start or None
+        else:
+            end = offset + max(request.limit, 1)
+            page, token = messages[offset:end], end if end < len(messages) else None
+        return {
+            "logs": [message.wire() for message in page],
+            "external_url": None,
+            "next_token": None if token is None else str(token),
+        }

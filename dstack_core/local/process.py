@@ -1,0 +1,157 @@
+"""One job as a local process: a session of its own on a pseudo terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import re
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from dstack_core.local import reaper
+
+_READ = 65536
+_DRAIN_SECONDS = 5.0
+# A program may write thousands of small pieces a second, but two messages never share a millisecond: without
+# gathering, their timestamps would run ahead of the clock.
+_GATHER_SECONDS = 0.002
+# The first terminal a session leader opens becomes its controlling one, hence the detour over a shell:
+# Popen's own hook for this runs Python between fork and exec, which is not safe beside threads.
+_OPEN_TERMINAL = 'exec "$@" <>"$0" >&0 2>&0'
+_ANSI = re.compile(
+    rb"""
+    \x1b (?: \[ [0-?]* [\x20-/]* [@-~]                    # CSI: colours, cursor
+           | \] [^\x07\x1b]* (?: \x07 | \x1b\\ )          # OSC: titles, links
+           | [PX^_] [^\x1b]* \x1b\\                       # DCS, SOS, PM, APC
+           | [\x20-/]+ [0-~]                              # character sets
+           | [0-OQ-WYZ\\`-~] )                            # single functions
+    """,
+    re.VERBOSE,
+)
+_ANSI_LONGEST = 4096
+
+
+class AnsiStripper:
+    """Remove terminal control sequences from a stream of chunks (PROTOCOL 1.8)."""
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Return the chunk without its sequences; an unfinished one is held back for the next chunk."""
+        data = _ANSI.sub(b"", self._held + chunk)
+        start = data.find(b"\x1b")
+        if start < 0 or len(data) - start > _ANSI_LONGEST:
+            self._held = b""
+            return data
+        data, self._held = data[:start], data[start:]
+        return data
+
+    def rest(self) -> bytes:
+        """Return what is held back at the end of the stream."""
+        data, self._held = self._held, b""
+        return data
+
+
+class PtyProcess:
+    """Run a command on a pseudo terminal and hand its output to a callback.
+
+    `finish` must be awaited in the end: it kills what the command left behind and reads the last output.
+    """
+
+    def __init__(self, on_output: Callable[[bytes], None], marker: str) -> None:
+        self._on_output = on_output
+        self._marker = marker
+        self._ansi = AnsiStripper()
+        self._ended = asyncio.Event()
+        self._unsent = b""
+        self._timer: asyncio.TimerHandle | None = None
+        self._master = -1
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def started(self) -> bool:
+        """Tell whether there is a process."""
+        return self._process is not None
+
+    @property
+    def pid(self) -> int:
+        """Return the id of the process, which is its session's id too."""
+        assert self._process is not None  # noqa: S101 - start() comes first
+        return self._process.pid
+
+    async def start(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path) -> None:
+        """Start the command; raises OSError if the shell or the directory is missing."""
+        self._master, slave = pty.openpty()
+        try:
+            terminal = os.ttyname(slave)
+            self._process = await asyncio.create_subprocess_exec(
+                "/bin/sh", "-c", _OPEN_TERMINAL, terminal, *argv,
+                stdin=slave, stdout=slave, stderr=slave, env=dict(env), cwd=cwd, start_new_session=True,
+            )  # fmt: skip
+        except BaseException:
+            os.close(self._master)
+            self._ended.set()
+            raise
+        finally:
+            os.close(slave)
+        os.set_blocking(self._master, False)
+        asyncio.get_running_loop().add_reader(self._master, self._read)
+
+    def _read(self) -> None:
+        try:
+            chunk = os.read(self._master, _READ)
+        except BlockingIOError:
+            return
+        except OSError:  # EIO: nobody holds the terminal any more
+            chunk = b""
+        if not chunk:
+            self._close()
+            return
+        self._unsent += self._ansi.feed(chunk)
+        if len(self._unsent) >= _READ:
+            self._flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._flush)
+
+    def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        text, self._unsent = self._unsent, b""
+        if text:
+            self._on_output(text)
+
+    def _close(self) -> None:
+        if not self._ended.is_set():
+            asyncio.get_running_loop().remove_reader(self._master)
+            os.close(self._master)
+            self._unsent += self._ansi.rest()
+            self._flush()
+            self._ended.set()
+
+    async def wait(self) -> int:
+        """Return the exit status, -1 if the command itself was ended by a signal (PROTOCOL 1.5)."""
+        assert self._process is not None  # noqa: S101 - start() comes first
+        status = await self._process.wait()
+        return -1 if status < 0 else status
+
+    def interrupt(self) -> None:
+        """Send SIGINT to the process group of the command (PROTOCOL 1.7)."""
+        try:
+            os.killpg(self.pid, signal.SIGINT)
+        except ProcessLookupError:
+            return
+
+    async def finish(self) -> None:
+        """Kill all that is left of the job, then read its output to the end."""
+        if self._process is None:
+            return
+        await asyncio.to_thread(reaper.kill_all, [self.pid], self._marker)
+        await self._process.wait()
+        try:
+            await asyncio.wait_for(self._ended.wait(), _DRAIN_SECONDS)
+        except TimeoutError:
+            self._close()

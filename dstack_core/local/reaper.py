@@ -1,0 +1,101 @@
+"""Find and kill all processes of a job, whatever groups and sessions they made for themselves.
+
+Run as a script it is the watchdog of one server: it waits until the server is gone, also by SIGKILL, then
+kills what the server had started and removes its temporary directory. It is started by its path with
+`python -I -S`, so it may import nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+MARKER = "DSTACK_LOCAL_SERVER"
+
+
+def _session_and_state(pid: int) -> tuple[int, str] | None:
+    try:
+        # The command name may hold spaces and parentheses, so fields are counted from the last one.
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return int(fields[3]), fields[0]
+
+
+def _carries(pid: int, marker: bytes) -> bool:
+    try:
+        return any(
+            entry.startswith(marker) for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        )
+    except OSError:
+        return False
+
+
+def members(sessions: Iterable[int], marker: str | None = None) -> list[int]:
+    """Return the living processes of the sessions or whose environment has an entry that begins
+    with the marker.
+
+    Without /proc (not Linux) only the session leaders are known.
+    """
+    wanted = set(sessions)
+    if not Path("/proc/self/stat").exists():
+        return sorted(wanted)
+    found = []
+    for entry in os.listdir("/proc"):  # noqa: PTH208 - names only, thousands of Path objects are slow
+        if not entry.isdigit() or int(entry) == os.getpid():
+            continue
+        stat = _session_and_state(int(entry))
+        if stat is None or stat[1] in "ZX":
+            continue
+        if stat[0] in wanted or (marker is not None and _carries(int(entry), marker.encode())):
+            found.append(int(entry))
+    return found
+
+
+def kill_all(sessions: Iterable[int], marker: str | None = None) -> None:
+    """Kill the processes `members` finds, again and again until none is left (at most 2 seconds)."""
+    wanted = set(sessions)
+    deadline = time.monotonic() + 2
+    while (found := members(wanted, marker)) and time.monotonic() < deadline:
+        for pid in found:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except OSError:
+                continue
+        # A killed process stays in /proc for a moment; a forking one may have made another meanwhile.
+        time.sleep(0.002)
+
+
+def watch(server: str, directory: str, parent: int) -> None:
+    """Wait for the end of the parent process or of standard input, then clean up after it.
+
+    Lines ``+ID`` and ``-ID`` on standard input tell of sessions started and ended.
+    """
+    sessions: set[int] = set()
+    pending = b""
+    while True:
+        # A process forked from the server keeps the pipe open, hence the look at the parent as well. What the
+        # pipe holds is read in any case: the server may be gone before this process has begun to read.
+        gone = os.getppid() != parent
+        if not select.select([0], [], [], 0 if gone else 0.5)[0]:
+            if gone:
+                break
+            continue
+        chunk = os.read(0, 65536)
+        if not chunk:
+            break
+        *lines, pending = (pending + chunk).split(b"\n")
+        for line in lines:
+            (sessions.add if line[:1] == b"+" else sessions.discard)(int(line[1:]))
+    kill_all(sessions, f"{MARKER}={server}")
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    watch(sys.argv[1], sys.argv[2], int(sys.argv[3]))

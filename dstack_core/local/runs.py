@@ -1,0 +1,192 @@
+"""Runs, jobs and submissions: what they hold and how they look on the wire (PROTOCOL 1.5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from dstack_core.local.logs import iso
+from dstack_core.local.specs import RunSpec, ServiceConfiguration
+from dstack_core.local.states import (
+    JOB_ERROR_OF_REASON,
+    JOB_FINISHED,
+    JOB_MESSAGE_OF_REASON,
+    RETRY_EVENT_OF_REASON,
+    RUN_FINISHED,
+)
+
+
+def now() -> datetime:
+    """Return the present moment in UTC."""
+    return datetime.now(UTC)
+
+
+@dataclass
+class Submission:
+    """Hold one try of a job; its id is the key of its logs."""
+
+    num: int
+    deployment_num: int
+    id: str = field(default_factory=lambda: str(uuid4()))
+    submitted_at: datetime = field(default_factory=now)
+    last_processed_at: datetime = field(default_factory=now)
+    finished_at: datetime | None = None
+    status: str = "submitted"
+    termination_reason: str | None = None
+    termination_message: str | None = None
+    exit_status: int | None = None
+    provisioning_data: dict[str, Any] | None = None
+    runtime_data: dict[str, Any] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Tell whether this try is over."""
+        return self.status in JOB_FINISHED
+
+    @property
+    def retry_event(self) -> str | None:
+        """Return the retry event this try ended with, None if it is none (PROTOCOL 1.6)."""
+        return RETRY_EVENT_OF_REASON.get(self.termination_reason or "")
+
+    def _status_message(self) -> str:
+        if self.status in ("done", "failed") and self.exit_status is not None:
+            return f"exited ({self.exit_status})"
+        if self.finished:
+            return JOB_MESSAGE_OF_REASON.get(self.termination_reason or "", self.status)
+        return self.status
+
+    def seconds(self) -> float:
+        """Return how long this try has occupied a machine."""
+        if self.provisioning_data is None:
+            return 0.0
+        return ((self.finished_at or now()) - self.submitted_at).total_seconds()
+
+    def wire(self) -> dict[str, Any]:
+        """Return the submission as JSON data."""
+        return {
+            "id": self.id,
+            "submission_num": self.num,
+            "deployment_num": self.deployment_num,
+            "submitted_at": iso(self.submitted_at),
+            "last_processed_at": iso(self.last_processed_at),
+            "finished_at": None if self.finished_at is None else iso(self.finished_at),
+            "inactivity_secs": None,
+            "status": self.status,
+            "status_message": self._status_message(),
+            "termination_reason": self.termination_reason,
+            "termination_reason_message": self.termination_message,
+            "exit_status": self.exit_status,
+            "job_provisioning_data": self.provisioning_data,
+            "job_runtime_data": self.runtime_data,
+            "error": JOB_ERROR_OF_REASON.get(self.termination_reason or ""),
+            "probes": [],
+            "image_pull_progress": None,
+        }
+
+
+@dataclass
+class Job:
+    """Hold a job spec and all its tries, oldest first."""
+
+    spec: dict[str, Any]
+    submissions: list[Submission]
+
+    @property
+    def latest(self) -> Submission:
+        """Return the newest try."""
+        return self.submissions[-1]
+
+    def wire(self, limit: int | None) -> dict[str, Any]:
+        """Return the job as JSON data with its `limit` newest tries (None: all)."""
+        kept = self.submissions if limit is None else self.submissions[len(self.submissions) - limit :]
+        return {
+            "job_spec": self.spec,
+            "job_submissions": [submission.wire() for submission in (kept if limit != 0 else [])],
+            # Always null: there is no SSH server to attach to.
+            "job_connection_info": None,
+        }
+
+
+@dataclass
+class Run:
+    """Hold a run; `spec` has its defaults filled in."""
+
+    project: str
+    user: str
+    spec: RunSpec
+    jobs: list[Job]
+    price: float
+    id: str = field(default_factory=lambda: str(uuid4()))
+    submitted_at: datetime = field(default_factory=now)
+    last_processed_at: datetime = field(default_factory=now)
+    status: str = "submitted"
+    termination_reason: str | None = None
+    fleet: dict[str, Any] | None = None
+    deployment_num: int = 0
+    deleted: bool = False
+
+    @property
+    def name(self) -> str:
+        """Return the name, which every stored run has."""
+        return self.spec.run_name or ""
+
+    @property
+    def finished(self) -> bool:
+        """Tell whether the run has its final status."""
+        return self.status in RUN_FINISHED
+
+    def _status_message(self) -> str:
+        latest = [job.latest for job in self.jobs]
+        pulling = bool(latest) and all(submission.status == "pulling" for submission in latest)
+        if pulling and self.status in ("submitted", "provisioning"):
+            return "pulling"
+        if self.status in ("submitted", "pending") and any(
+            submission.finished and submission.retry_event for submission in latest
+        ):
+            return "retrying"
+        return self.status
+
+    def _service(self) -> dict[str, Any] | None:
+        configuration = self.spec.configuration
+        if not isinstance(configuration, ServiceConfiguration):
+            return None
+        model = None
+        if configuration.model is not None:
+            model = {
+                "name": configuration.model.get("name", ""),
+                "base_url": f"/proxy/models/{self.project}/",
+                "type": configuration.model.get("type", "chat"),
+            }
+        return {"url": f"/proxy/services/{self.project}/{self.name}/", "model": model, "options": {}}
+
+    def cost(self) -> float:
+        """Return the cost so far in USD, with 4 digits (PROTOCOL 1.5)."""
+        seconds = sum(submission.seconds() for job in self.jobs for submission in job.submissions)
+        return round(seconds / 3600 * self.price, 4)
+
+    def wire(self, include_jobs: bool = True, submissions_limit: int | None = None) -> dict[str, Any]:
+        """Return the run as JSON data."""
+        jobs = [job.wire(submissions_limit) for job in self.jobs] if include_jobs else []
+        newest = jobs[0]["job_submissions"][-1:] if jobs else []
+        return {
+            "id": self.id,
+            "project_name": self.project,
+            "user": self.user,
+            "fleet": self.fleet,
+            "submitted_at": iso(self.submitted_at),
+            "last_processed_at": iso(self.last_processed_at),
+            "status": self.status,
+            "status_message": self._status_message(),
+            "termination_reason": self.termination_reason,
+            "run_spec": self.spec.model_dump(mode="json"),
+            "jobs": jobs,
+            "latest_job_submission": newest[0] if newest else None,
+            "cost": self.cost(),
+            "service": self._service(),
+            "deployment_num": self.deployment_num,
+            "error": "retry limit exceeded" if self.termination_reason == "retry_limit_exceeded" else None,
+            "deleted": self.deleted,
+            "next_triggered_at": None,
+        }

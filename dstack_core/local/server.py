@@ -1,0 +1,224 @@
+"""The embedded server: a thread with an event loop of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import errno
+import secrets
+import shutil
+import socket
+import tempfile
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from dstack_core.local.faults import Faults
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from dstack_core.client import Client
+    from dstack_core.local.gate import Gate, RecordedRequest
+    from dstack_core.local.state import State
+
+_MISSING = 'the embedded server needs packages that are not installed: pip install "dstack-core[local]"'
+_ADDRESS = "127.0.0.1"
+_STOP_SECONDS = 30.0
+
+
+class LocalServer:
+    """Serve the REST protocol of dstack 0.22.5 on this machine and run jobs as local processes.
+
+    Use it as a context manager, or call `start` and `stop`. Nothing is kept after `stop`: every process is
+    killed and the temporary directory removed, also when the Python process that holds the server is killed.
+
+    The pretended machine has `gpus` GPUs called `gpu_name` with `gpu_memory` GB each and costs `price` USD
+    per hour; a job asking for more, or for a `max_price` below the price, fails for lack of capacity.
+    `step_seconds` is how long a run stays in each status it passes through, `stop_grace_seconds` how long a
+    stopped job may take to react to SIGINT, `retry_seconds` the delay before the first retry (doubled each
+    time). Jobs run with the rights of the caller: there is no container (PROTOCOL 1.4 to 1.8).
+    """
+
+    def __init__(
+        self,
+        port: int = 0,
+        *,
+        project: str = "main",
+        token: str | None = None,
+        gpus: int = 8,
+        gpu_name: str = "A100",
+        gpu_memory: float = 80.0,
+        price: float = 1.2,
+        step_seconds: float = 0.05,
+        stop_grace_seconds: float = 10.0,
+        retry_seconds: float = 0.2,
+    ) -> None:
+        self._port = port
+        self._bound_port: int | None = None
+        self._project = project
+        self._token = token if token is not None else secrets.token_hex(16)
+        self._machine = {"gpus": gpus, "gpu_name": gpu_name, "gpu_memory": gpu_memory, "price": price}
+        self._paces = {"step": step_seconds, "stop_grace": stop_grace_seconds, "retry_delay": retry_seconds}
+        self._faults = Faults()
+        self._thread: threading.Thread | None = None
+        self._gate: Gate | None = None
+        self._uvicorn: uvicorn.Server | None = None
+        self._directory: Path | None = None
+
+    def __repr__(self) -> str:
+        where = "not started" if self._bound_port is None else self.url
+        return f"LocalServer({where}, project={self._project!r})"
+
+    @property
+    def url(self) -> str:
+        """Return the base URL; raises RuntimeError if the server is not started."""
+        if self._bound_port is None:
+            raise RuntimeError("the server is not started")
+        return f"http://{_ADDRESS}:{self._bound_port}"
+
+    @property
+    def project(self) -> str:
+        """Return the name of the one project."""
+        return self._project
+
+    @property
+    def token(self) -> str:
+        """Return the token of the one user."""
+        return self._token
+
+    @property
+    def faults(self) -> Faults:
+        """Return the faults to inject; see `Faults.add`."""
+        return self._faults
+
+    @property
+    def requests(self) -> list[RecordedRequest]:
+        """Return the requests received since the start, oldest first."""
+        return list(self._gate.requests) if self._gate is not None else []
+
+    @property
+    def directory(self) -> Path | None:
+        """Return the temporary directory while the server runs, else None."""
+        return self._directory
+
+    def client(self) -> Client:
+        """Return a new client of this server."""
+        from dstack_core.client import Client
+
+        return Client(server_url=self.url, project_name=self.project, user_token=self.token)
+
+    def start(self) -> Self:
+        """Start serving and return once requests are answered.
+
+        Raises ImportError if the extra `local` is not installed, OSError if the port is taken, RuntimeError
+        if the server is started already.
+        """
+        if self._thread is not None:
+            raise RuntimeError("the server is already started")
+        _require_extra()
+        listener = _listen(self._port)
+        self._bound_port = listener.getsockname()[1]
+        self._directory = Path(tempfile.mkdtemp(prefix="dstack-local-"))
+        ready = threading.Event()
+        failure: list[BaseException] = []
+        self._thread = threading.Thread(
+            target=self._serve, args=(listener, ready, failure), name="dstack-local-server", daemon=True
+        )
+        self._thread.start()
+        atexit.register(self.stop)
+        ready.wait()
+        if failure:
+            self.stop()
+            raise failure[0]
+        return self
+
+    def stop(self) -> None:
+        """Kill every job, stop serving and remove all traces; does nothing if the server is not started."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        atexit.unregister(self.stop)
+        if self._uvicorn is not None:
+            self._uvicorn.should_exit = True
+        thread.join(_STOP_SECONDS)
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+        self._bound_port = self._directory = self._uvicorn = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _serve(self, listener: socket.socket, ready: threading.Event, failure: list[BaseException]) -> None:
+        try:
+            with listener:
+                asyncio.run(self._run(listener, ready))
+        except BaseException as error:
+            failure.append(error)
+        finally:
+            ready.set()
+
+    async def _run(self, listener: socket.socket, ready: threading.Event) -> None:
+        from dstack_core.local.app import build_app
+        from dstack_core.local.gate import Gate
+        from dstack_core.local.loop import QuietConfig, ReadyServer
+
+        state = self._state()
+        self._gate = gate = Gate(build_app(state), self._faults, self._hang_up)
+
+        async def end() -> None:
+            gate.close()
+            await state.engine.close()
+
+        self._uvicorn = ReadyServer(QuietConfig(gate), ready.set, end)
+        try:
+            await self._uvicorn.serve(sockets=[listener])
+        finally:
+            await end()
+
+    def _state(self) -> State:
+        from dstack_core.local.inventory import Inventory
+        from dstack_core.local.jobs import Pace
+        from dstack_core.local.state import Settings, State
+
+        assert self._directory is not None  # noqa: S101 - made by start()
+        inventory: Any = self._machine
+        settings = Settings(self._project, self._token, Inventory(**inventory), Pace(**self._paces))
+        return State(settings, self._directory)
+
+    def _hang_up(self, client: tuple[str, int]) -> None:
+        if self._uvicorn is not None:
+            for connection in list(self._uvicorn.server_state.connections):
+                if getattr(connection, "client", None) == tuple(client):
+                    connection.transport.abort()
+
+
+def _require_extra() -> None:
+    try:
+        import python_multipart  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ImportError(_MISSING) from error
+
+
+def _listen(port: int) -> socket.socket:
+    # asyncio turns Nagle's algorithm off only if the protocol is spelt out: 40 ms less for every reply.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((_ADDRESS, port))
+        # Listening at once means that a client which comes early waits instead of being refused.
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise OSError(errno.EADDRINUSE, f"Port {port} of {_ADDRESS} is already in use") from error
+        raise
+    return listener

@@ -1,0 +1,140 @@
+"""The directory of one job: its code, its files and its environment."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dstack_core.local.runs import Job, Run
+
+ADDRESS = "127.0.0.1"
+
+
+class WorkspaceError(Exception):
+    """Say why the code or the files of a job could not be placed."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Name the uploads a job needs: the code of its repo, how to clone it, its file archives."""
+
+    code: Path | None = None
+    clone_url: str | None = None
+    archives: list[tuple[Path, str]] = field(default_factory=list)
+
+
+class Workspace:
+    """Map the paths of a container to a directory of this machine.
+
+    ``/workflow`` (the repo directory) becomes ``<root>/workflow``, ``~`` and the container's home become
+    ``<root>/home`` and any other absolute path lies below ``<root>/rootfs``.
+    """
+
+    def __init__(self, root: Path, spec: Mapping[str, Any]) -> None:
+        self.root = root
+        self.code = root / "workflow"
+        self.home = root / "home"
+        self._repo_dir = spec["repo_dir"]
+        self._home_dir = spec["home_dir"]
+        configured = spec["working_dir"]
+        self.cwd = self.code if configured is None else self.local(configured)
+
+    def local(self, path: str) -> Path:
+        """Return where a path of the container lies; raises WorkspaceError if it leads out of there."""
+        for prefix, base in ((self._repo_dir, self.code), ("~", self.home), (self._home_dir, self.home)):
+            if path == prefix or path.startswith(prefix.rstrip("/") + "/"):
+                place = base / path[len(prefix) :].strip("/")
+                break
+        else:
+            pure = PurePosixPath(path)
+            place = self.root / "rootfs" / pure.relative_to("/") if pure.is_absolute() else self.code / pure
+        place = Path(os.path.normpath(place))
+        if not place.is_relative_to(self.root):
+            raise WorkspaceError(f"The path {path} leads out of the job's directory")
+        return place
+
+    def prepare(self, sources: Sources, spec: Mapping[str, Any]) -> None:
+        """Place code and files; raises WorkspaceError if an archive is unsafe or broken, or git fails."""
+        for directory in (self.code, self.home):
+            directory.mkdir(parents=True, exist_ok=True)
+        try:
+            if spec["repo_data"]["repo_type"] == "remote":
+                self._clone(sources, spec["repo_data"])
+            elif sources.code is not None:
+                _unpack(sources.code, self.code)
+            for archive, path in sources.archives:
+                self._place(archive, path)
+        except (tarfile.TarError, OSError, subprocess.SubprocessError) as error:
+            raise WorkspaceError(f"Cannot place the code or the files of the job: {error}") from error
+        self.cwd.mkdir(parents=True, exist_ok=True)
+
+    def _clone(self, sources: Sources, data: Mapping[str, Any]) -> None:
+        if sources.clone_url is None:
+            return
+        env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.home), "GIT_TERMINAL_PROMPT": "0"}
+
+        def git(*arguments: str) -> None:
+            subprocess.run(
+                ["git", *arguments], cwd=self.code, env=env, check=True, capture_output=True, timeout=60
+            )
+
+        git("clone", "--quiet", sources.clone_url, ".")
+        if target := data["repo_hash"] or data["repo_branch"]:
+            git("checkout", "--quiet", target)
+        if sources.code is not None:
+            git("apply", "--whitespace=nowarn", str(sources.code))
+
+    def _place(self, archive: Path, path: str) -> None:
+        target = self.local(path)
+        unpacked = self.root / "unpacked"
+        _unpack(archive, unpacked)
+        entries = list(unpacked.iterdir())
+        if len(entries) != 1:
+            raise WorkspaceError(f"The archive for {path} must have exactly one top-level entry")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            shutil.copytree(entries[0], target, dirs_exist_ok=True, symlinks=True)
+        else:
+            shutil.move(entries[0], target)
+        shutil.rmtree(unpacked)
+
+    def environment(self, run: Run, job: Job, marker: str) -> dict[str, str]:
+        """Return the environment of the job: nothing of the server's own but PATH (PROTOCOL 1.8, samples)."""
+        peers = [peer for peer in run.jobs if peer.spec["replica_num"] == job.spec["replica_num"]]
+        gpu = job.spec["requirements"]["resources"]["gpu"]
+        gpus = (gpu["count"]["min"] or 0) if gpu else 0
+        name, _, value = marker.partition("=")
+        return {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "HOME": str(self.home),
+            "LANG": "C.UTF-8",
+            "TERM": "dumb",
+            **job.spec["env"],
+            "DSTACK_RUN_NAME": run.name,
+            "DSTACK_RUN_ID": run.id,
+            "DSTACK_JOB_ID": job.latest.id,
+            "DSTACK_REPO_ID": run.spec.repo_id or "none",
+            "DSTACK_REPO_DIR": str(self.code),
+            "DSTACK_WORKING_DIR": str(self.cwd),
+            "DSTACK_NODE_RANK": str(job.spec["job_num"]),
+            "DSTACK_NODES_NUM": str(len(peers)),
+            "DSTACK_NODES_IPS": "\n".join(ADDRESS for _ in peers),
+            "DSTACK_MASTER_NODE_IP": ADDRESS,
+            "DSTACK_GPUS_PER_NODE": str(gpus),
+            "DSTACK_GPUS_NUM": str(gpus * len(peers)),
+            name: value,
+        }
+
+
+def _unpack(archive: Path, directory: Path) -> None:
+    if not hasattr(tarfile, "data_filter"):
+        raise WorkspaceError("Archives are unpacked safely only by Python 3.11.4 or newer")
+    directory.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive) as tar:
+        tar.extractall(directory, filter="data")
