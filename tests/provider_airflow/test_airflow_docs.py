@@ -1,0 +1,16 @@
+"""Every Airflow block of the documentation is a DAG that runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from dstack_core.local import LocalServer
+from tests.docs.blocks import Block, blocks
+from tests.provider_airflow.support import DagRunner
+
+
+@pytest.mark.parametrize("block", blocks("python airflow"), ids=str)
+def test_blocks_run_as_printed(block: Block, dag_runner: DagRunner, server: LocalServer) -> None:
+    dag = dag_runner.load(block.code)
+    assert str(dag.test().state) == "success"
+    assert server.requests

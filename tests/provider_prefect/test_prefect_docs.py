@@ -1,0 +1,35 @@
+"""Every Prefect block of the documentation runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dstack_core.local import LocalServer
+from tests.docs.blocks import Block, blocks
+
+
+@pytest.mark.parametrize("block", blocks("python prefect"), ids=str)
+def test_blocks_run_as_printed(block: Block, prefect_server: str, dstack: LocalServer, tmp_path: Path) -> None:
+    script = tmp_path / "block.py"
+    script.write_text(block.code)
+    target = {
+        "DSTACK_SERVER_URL": dstack.url,
+        "DSTACK_PROJECT": dstack.project,
+        "DSTACK_TOKEN": dstack.token,
+        "PREFECT_API_URL": prefect_server,
+    }
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env={**os.environ, **target},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
