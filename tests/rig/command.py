@@ -1,0 +1,29 @@
+"""What of a job's command may run here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+# The server puts the setup of its default image before the commands of the user. It ends where the virtual
+# environment of that image is activated; its text differs from version to version.
+_PREAMBLE = re.compile(r"\A.*?/bin/activate[^&]*&& ", re.DOTALL)
+_CONTAINER_ONLY = "/dstack/"
+
+
+class UnsafeCommandError(Exception):
+    """The command would write outside the folder of its job."""
+
+
+def without_preamble(argv: Sequence[str], *, default_image: bool) -> list[str]:
+    """Return the command without the setup of the default image.
+
+    That setup writes into `/dstack` of the machine, so a text not recognised raises `UnsafeCommandError`.
+    """
+    if not default_image or not argv:
+        return list(argv)
+    *shell, script = argv
+    script = _PREAMBLE.sub("", script, count=1)
+    if _CONTAINER_ONLY in script:
+        raise UnsafeCommandError("the setup of the default image was not recognised")
+    return [*shell, script]

@@ -1,0 +1,65 @@
+"""One thread that serves the many small HTTP APIs of the rig."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from concurrent.futures import Future
+
+import uvicorn
+from starlette.applications import Starlette
+
+_STOP_SECONDS = 10.0
+
+
+class Listener:
+    """One API on its own loopback port."""
+
+    def __init__(self, port: int, server: uvicorn.Server, served: Future[None]) -> None:
+        self.port = port
+        self._server = server
+        self._served = served
+
+    def close(self) -> None:
+        """Ask the API to end; it may be called from inside one of its own requests."""
+        self._server.should_exit = True
+
+    def wait(self) -> None:
+        """Wait for the end of the API."""
+        self._served.result(_STOP_SECONDS)
+
+
+class HttpLoop:
+    """Run an event loop in a thread and serve applications on it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rig-http", daemon=True)
+        self._thread.start()
+        self._listeners: list[Listener] = []
+
+    def serve(self, app: Starlette, address: str = "127.0.0.1") -> Listener:
+        """Serve an application on a free port; connections are accepted from now on."""
+        listening = socket.socket()
+        listening.bind((address, 0))
+        # The backlog holds early callers until the loop gets to them, so nobody has to wait for the start.
+        listening.listen(128)
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=1
+        )
+        server = uvicorn.Server(config)
+        served = asyncio.run_coroutine_threadsafe(server.serve(sockets=[listening]), self._loop)
+        listener = Listener(listening.getsockname()[1], server, served)
+        self._listeners.append(listener)
+        return listener
+
+    def stop(self) -> None:
+        """End every API and the thread."""
+        for listener in self._listeners:
+            listener.close()
+        for listener in self._listeners:
+            listener.wait()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_STOP_SECONDS)
+        self._loop.close()

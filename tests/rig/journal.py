@@ -1,0 +1,85 @@
+"""What a job agent remembers for the server: log messages and job states on one clock."""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+# One reply must stay well below what travels through an SSH tunnel within the server's request timeout (9 s).
+_REPLY_BYTES = 2_000_000
+
+
+@dataclass(frozen=True)
+class _Entry:
+    timestamp: int
+    message: bytes | None
+    state: dict[str, Any] | None
+
+
+class Journal:
+    """Keep log messages and states in the order they happened, at strictly increasing milliseconds.
+
+    The server asks for everything after a timestamp and remembers the last one, so two entries that
+    shared a millisecond could be lost.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: list[_Entry] = []
+        self._closed = False
+
+    def ahead(self) -> float:
+        """Tell by how many seconds the last timestamp is ahead of the clock."""
+        with self._lock:
+            return max(0.0, self._next_timestamp() / 1000 - time.time())
+
+    def log(self, message: bytes) -> None:
+        """Add a log message."""
+        with self._lock:
+            self._entries.append(_Entry(self._next_timestamp(), message, None))
+
+    def state(self, state: str, *, final: bool = False, **details: str | int | None) -> None:
+        """Add a job state; after a final one there is nothing more to come."""
+        with self._lock:
+            if self._closed:
+                return
+            timestamp = self._next_timestamp()
+            known = {key: value for key, value in details.items() if value is not None}
+            self._entries.append(_Entry(timestamp, None, {"state": state, "timestamp": timestamp, **known}))
+            self._closed = final
+
+    def pull(self, after: int) -> dict[str, Any]:
+        """Return the reply to the server's question for what is newer than a timestamp (PROTOCOL 5.2)."""
+        logs: list[dict[str, Any]] = []
+        states: list[dict[str, Any]] = []
+        size, last, more = 0, after, False
+        with self._lock:
+            for entry in self._entries:
+                if entry.timestamp <= after:
+                    continue
+                if size > _REPLY_BYTES:
+                    more = True
+                    break
+                last = entry.timestamp
+                if entry.state is not None:
+                    states.append(entry.state)
+                elif entry.message is not None:
+                    size += len(entry.message)
+                    encoded = base64.b64encode(entry.message).decode("ascii")
+                    logs.append({"timestamp": entry.timestamp, "message": encoded})
+            has_more = more or not self._closed
+        return {
+            "job_states": states,
+            "job_logs": logs,
+            "runner_logs": [],
+            "last_updated": last,
+            "no_connections_secs": 0,
+            "has_more": has_more,
+        }
+
+    def _next_timestamp(self) -> int:
+        now = int(time.time() * 1000)
+        return max(now, self._entries[-1].timestamp + 1) if self._entries else now

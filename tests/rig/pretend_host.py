@@ -1,0 +1,82 @@
+"""One pretended host of an SSH fleet: what the server finds when it logs in."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import paramiko
+
+from tests.rig.http_loop import HttpLoop
+from tests.rig.shim import Shim
+from tests.rig.ssh_host import SshHost, key_blob
+
+SHIM_PORT = 10998
+_GIB = 1024**3
+_PUBLIC_KEY = re.compile(r"(?:ssh-|ecdsa-)\S+ [A-Za-z0-9+/=]{40,}")
+_CPUS_PER_BLOCK = 4
+_MEMORY_PER_BLOCK = 32 * _GIB
+_DISK_PER_BLOCK = 200 * _GIB
+_GPU_MEMORY_MIB = 81920
+
+
+class PretendHost:
+    """Answer the deployment of the server and run its jobs here.
+
+    It claims to be large enough for the default resources of a job in every block, whatever this machine has.
+    """
+
+    def __init__(
+        self,
+        *,
+        address: str,
+        fleet_key: str,
+        http: HttpLoop,
+        folder: Path,
+        version: str,
+        blocks: int,
+        gpus: int,
+    ) -> None:
+        self.address = address
+        self.blocks = blocks
+        self._gpus = gpus
+        host_key = paramiko.ECDSAKey.generate()
+        self._ssh = SshHost(host_key, address=address, execute=self._execute)
+        self._ssh.authorized.add(key_blob(fleet_key))
+        self._shim = Shim(self._ssh, host_key, http, folder, version)
+        self._ssh.routes[SHIM_PORT] = http.serve(self._shim.app).port
+
+    @property
+    def port(self) -> int:
+        """Return the port of the SSH daemon."""
+        return self._ssh.port
+
+    def close(self) -> None:
+        """Kill the jobs and cut the connections."""
+        self._shim.close()
+        self._ssh.close()
+
+    def _execute(self, command: str) -> bytes:
+        if command == "uname -m":
+            return b"x86_64\n"
+        if "authorized_keys" in command:
+            self._ssh.authorized.update(key_blob(line) for line in _PUBLIC_KEY.findall(command))
+            return b""
+        if command.startswith("sudo cat ") and "host_info" in command:
+            return json.dumps(self._info()).encode()
+        if command.startswith("curl ") and "/api/healthcheck" in command:
+            return json.dumps(self._shim.healthcheck()).encode()
+        return b""  # what would install the agents
+
+    def _info(self) -> dict[str, object]:
+        return {
+            "gpu_vendor": "nvidia" if self._gpus else "none",
+            "gpu_name": "A100" if self._gpus else "",
+            "gpu_memory": _GPU_MEMORY_MIB if self._gpus else 0,
+            "gpu_count": self._gpus,
+            "addresses": [f"{self.address}/8"],
+            "disk_size": _DISK_PER_BLOCK * self.blocks,
+            "cpus": _CPUS_PER_BLOCK * self.blocks,
+            "memory": _MEMORY_PER_BLOCK * self.blocks,
+        }

@@ -1,0 +1,157 @@
+"""The host agent (shim): the API through which the server starts and removes containers (PROTOCOL 5.2)."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import paramiko
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from tests.rig.http_loop import HttpLoop, Listener
+from tests.rig.runner import Runner
+from tests.rig.ssh_host import SshHost, key_blob
+from tests.rig.workspace import Workspace
+
+RUNNER_PORT = 10999
+CONTAINER_SSH_PORT = 10022
+
+
+@dataclass
+class _Task:
+    runner: Runner
+    listener: Listener
+    ssh: SshHost
+    workspace: Workspace
+    status: str = "running"
+    reason: str = ""
+    message: str = ""
+
+    def describe(self, name: str) -> dict[str, Any]:
+        ports = {RUNNER_PORT: self.listener.port, CONTAINER_SSH_PORT: self.ssh.port}
+        return {
+            "id": name,
+            "status": self.status,
+            "termination_reason": self.reason,
+            "termination_message": self.message,
+            "ports": [{"container": inside, "host": outside} for inside, outside in ports.items()],
+        }
+
+
+class Shim:
+    """Pretend one container per task: a runner, and an SSH daemon that reaches the ports of the job."""
+
+    def __init__(
+        self, host: SshHost, host_key: paramiko.PKey, http: HttpLoop, folder: Path, version: str
+    ) -> None:
+        self._host = host
+        self._host_key = host_key
+        self._http = http
+        self._folder = folder
+        self._version = version
+        self._lock = threading.Lock()
+        self._tasks: dict[str, _Task] = {}
+        self.app = Starlette(
+            routes=[
+                Route("/api/healthcheck", self._healthcheck),
+                Route("/api/instance/health", self._nothing),
+                Route("/api/instance/info", self._nothing),
+                Route("/api/components", self._components),
+                Route("/api/tasks", self._list),
+                Route("/api/tasks", self._create, methods=["POST"]),
+                Route("/api/tasks/{id}", self._get),
+                Route("/api/tasks/{id}/terminate", self._terminate, methods=["POST"]),
+                Route("/api/tasks/{id}/remove", self._remove, methods=["POST"]),
+            ]
+        )
+
+    def healthcheck(self) -> dict[str, str]:
+        """Return what this agent says about itself."""
+        return {"service": "dstack-shim", "version": self._version}
+
+    def close(self) -> None:
+        """Kill and forget every task."""
+        with self._lock:
+            tasks = list(self._tasks.values())
+            self._tasks.clear()
+        for task in tasks:
+            task.runner.kill()
+            self._dispose(task)
+
+    def _healthcheck(self, request: Request) -> Response:
+        return JSONResponse(self.healthcheck())
+
+    def _nothing(self, request: Request) -> Response:
+        return JSONResponse({})
+
+    def _components(self, request: Request) -> Response:
+        # Exactly the version of the server, so that it has nothing to install.
+        names = ("dstack-runner", "dstack-shim")
+        known = [{"name": name, "version": self._version, "status": "installed"} for name in names]
+        return JSONResponse({"components": known})
+
+    def _list(self, request: Request) -> Response:
+        with self._lock:
+            tasks = [{"id": name, "status": task.status} for name, task in self._tasks.items()]
+        return JSONResponse({"ids": [task["id"] for task in tasks], "tasks": tasks})
+
+    async def _create(self, request: Request) -> Response:
+        return await run_in_threadpool(self._start, await request.json())
+
+    def _start(self, wanted: dict[str, Any]) -> Response:
+        with self._lock:
+            if wanted["id"] in self._tasks:
+                return Response("the task exists", status_code=409)
+            workspace = Workspace(self._folder / wanted["id"])
+            runner = Runner(workspace, self._version)
+            listener = self._http.serve(runner.app)
+            # Inside the container the runner listens on its well-known port.
+            ssh = SshHost(self._host_key, routes={RUNNER_PORT: listener.port})
+            ssh.authorized.update(key_blob(line) for line in wanted.get("container_ssh_keys") or [])
+            self._host.authorized.update(key_blob(line) for line in wanted.get("host_ssh_keys") or [])
+            self._tasks[wanted["id"]] = _Task(runner, listener, ssh, workspace)
+        return Response()
+
+    def _get(self, request: Request) -> Response:
+        name = request.path_params["id"]
+        task = self._tasks.get(name)
+        return JSONResponse(task.describe(name)) if task is not None else Response(status_code=404)
+
+    async def _terminate(self, request: Request) -> Response:
+        task = self._tasks.get(request.path_params["id"])
+        if task is None:
+            return Response(status_code=404)
+        order = await request.json()
+        await run_in_threadpool(self._end, task, order)
+        return Response()
+
+    def _end(self, task: _Task, order: dict[str, Any]) -> None:
+        if order.get("timeout"):
+            task.runner.stop(float(order["timeout"]))
+        else:
+            task.runner.kill()
+        task.status = "terminated"
+        task.reason = order.get("termination_reason") or ""
+        task.message = order.get("termination_message") or ""
+
+    async def _remove(self, request: Request) -> Response:
+        task = self._tasks.get(request.path_params["id"])
+        if task is None:
+            return Response(status_code=404)
+        if task.status != "terminated":
+            return Response("the task is not terminated", status_code=409)
+        with self._lock:
+            self._tasks.pop(request.path_params["id"], None)
+        await run_in_threadpool(self._dispose, task)
+        return Response()
+
+    def _dispose(self, task: _Task) -> None:
+        task.listener.close()
+        task.ssh.close()
+        task.workspace.remove()

@@ -1,0 +1,92 @@
+"""The folders of one job, standing for the container's file system."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_GIT_SECONDS = 60.0
+
+
+class Workspace:
+    """Map the container's paths into a private folder, so that a job leaves nothing on this machine.
+
+    `/x` becomes `<folder>/root/x`, `~` is `<folder>/home`; what is relative starts in the working directory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home = folder / "home"
+        self.root = folder / "root"
+        for place in (self.home, self.root):
+            place.mkdir(parents=True)
+
+    def resolve(self, path: str | None, base: Path | None = None) -> Path:
+        """Return where a path of the container lies on this machine."""
+        if path is None or path == "":
+            return base or self.root
+        if path == "~" or path.startswith("~/"):
+            start, relative = self.home, path[2:]
+        elif path.startswith("/"):
+            start, relative = self.root, path.lstrip("/")
+        else:
+            start, relative = base or self.root, path
+        resolved = Path(os.path.normpath(start / PurePosixPath(relative)))
+        if not resolved.is_relative_to(self.folder):
+            raise ValueError(f"{path} leaves the folder of the job")
+        return resolved
+
+    def environment(self, sent: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment of the job: nothing of this process, and what the server sent."""
+        base = {"PATH": _PATH, "HOME": str(self.home), "LANG": "C.UTF-8", "TERM": "xterm"}
+        return {**base, **sent}
+
+    def place_code(
+        self, repo: Mapping[str, Any], code: bytes | None, clone_url: str | None, target: Path
+    ) -> None:
+        """Put the repo where the job expects it: a tar file, or a clone with the local changes on top."""
+        if repo.get("repo_type") == "remote" and clone_url:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._git(["clone", "--quiet", clone_url, str(target)])
+            if revision := repo.get("repo_hash"):
+                self._git(["-C", str(target), "checkout", "--quiet", str(revision)])
+            if code:
+                self._git(["-C", str(target), "apply", "--whitespace=nowarn", "-"], code)
+        elif code:
+            target.mkdir(parents=True, exist_ok=True)
+            with tarfile.open(fileobj=io.BytesIO(code)) as archive:
+                archive.extractall(target, filter="data")
+
+    def place_archive(self, content: bytes, target: Path) -> None:
+        """Unpack an uploaded file or folder; its only top entry takes the name of the target."""
+        staging = self.folder / "staging"
+        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+            archive.extractall(staging, filter="data")
+        (entry,) = staging.iterdir()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if entry.is_dir():
+            shutil.copytree(entry, target, dirs_exist_ok=True)
+        else:
+            shutil.copy2(entry, target)
+        shutil.rmtree(staging)
+
+    def remove(self) -> None:
+        """Delete everything."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _git(self, arguments: list[str], stdin: bytes | None = None) -> None:
+        subprocess.run(
+            ["git", *arguments],
+            input=stdin,
+            env={"PATH": _PATH, "HOME": str(self.home), "GIT_TERMINAL_PROMPT": "0"},
+            capture_output=True,
+            timeout=_GIT_SECONDS,
+            check=True,
+        )
