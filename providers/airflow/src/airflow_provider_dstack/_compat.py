@@ -1,0 +1,119 @@
+"""Import what moved between Airflow 3.0 and 3.3; no other module asks which Airflow this is."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseHook, BaseOperator, Context
+    from airflow.sdk.configuration import conf
+    from airflow.sdk.exceptions import (
+        AirflowException,
+        AirflowFailException,
+        AirflowNotFoundException,
+        AirflowTaskTimeout,
+    )
+else:
+    from airflow.sdk import BaseOperator, Context
+
+    try:
+        from airflow.sdk import BaseHook
+    except ImportError:
+        from airflow.hooks.base import BaseHook
+    try:
+        from airflow.sdk.configuration import conf
+    except ImportError:
+        from airflow.configuration import conf
+    try:
+        from airflow.sdk.exceptions import (
+            AirflowException,
+            AirflowFailException,
+            AirflowNotFoundException,
+            AirflowTaskTimeout,
+        )
+    except ImportError:
+        from airflow.exceptions import (
+            AirflowException,
+            AirflowFailException,
+            AirflowNotFoundException,
+            AirflowTaskTimeout,
+        )
+
+__all__ = [
+    "AirflowException",
+    "AirflowFailException",
+    "AirflowNotFoundException",
+    "AirflowTaskTimeout",
+    "BaseHook",
+    "BaseOperator",
+    "Context",
+    "TaskInstanceLike",
+    "conf",
+    "deferral_errors",
+    "mask_secret",
+    "task_state",
+    "trigger_has_on_kill",
+]
+
+
+class TaskInstanceLike(Protocol):
+    """Name what is used of a task instance; the worker's and the triggerer's classes differ."""
+
+    @property
+    def dag_id(self) -> str: ...
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def task_id(self) -> str: ...
+    @property
+    def try_number(self) -> int: ...
+    @property
+    def map_index(self) -> int | None: ...
+
+
+def task_state(ti: TaskInstanceLike) -> str | None:
+    """Ask the scheduler's database for the state of a task instance; None when it has none.
+
+    Blocks for some milliseconds; also works in a thread of the triggerer. Raises what Airflow raises when
+    the question cannot be asked.
+    """
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    mapped = ti.map_index is not None and ti.map_index >= 0
+    states = RuntimeTaskInstance.get_task_states(
+        dag_id=ti.dag_id,
+        task_ids=[ti.task_id],
+        run_ids=[ti.run_id],
+        map_index=ti.map_index if mapped else None,
+    )
+    state = states.get(ti.run_id, {}).get(f"{ti.task_id}_{ti.map_index}" if mapped else ti.task_id)
+    return None if state is None else str(getattr(state, "value", state))
+
+
+def mask_secret(secret: str) -> None:
+    """Hide ``secret`` (str) from the task's log and the rendered fields from now on."""
+    _first("mask_secret", "airflow.sdk.log", "airflow.sdk.execution_time.secrets_masker")(secret)
+
+
+def deferral_errors() -> tuple[type[Exception], ...]:
+    """Return what Airflow raises on the worker when a deferral timed out or its trigger broke."""
+    homes = ("airflow.sdk.exceptions", "airflow.exceptions")
+    return (_first("TaskDeferralError", *homes), _first("TaskDeferralTimeout", *homes))
+
+
+def trigger_has_on_kill() -> bool:
+    """Tell whether this Airflow calls a trigger's ``on_kill``; before 3.3 there is only ``cleanup``."""
+    from airflow.triggers.base import BaseTrigger
+
+    return hasattr(BaseTrigger, "on_kill")
+
+
+def _first(name: str, *modules: str) -> Any:
+    """Return ``name`` from the first of ``modules`` that has it; imported only when it is needed."""
+    for module in modules[:-1]:
+        try:
+            return getattr(import_module(module), name)
+        except (ImportError, AttributeError):
+            continue
+    return getattr(import_module(modules[-1]), name)

@@ -1,0 +1,236 @@
+"""Submit and follow one run in a helper thread, so that the main thread is always free to be killed.
+
+Airflow calls ``on_kill`` in a signal handler of the main thread. Whatever the main thread was doing then
+stands still: had it been logging or asking the supervisor, ``on_kill`` would wait for a lock for ever. So
+the main thread only sleeps, and talks to the two threads here through plain attributes: a worker that
+submits, follows and relays the log, and a stopper that waits to be told to stop the run.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_dstack._relay import Relay
+from airflow_provider_dstack._stop import OnKillAction, stop_patiently, stop_run
+
+if TYPE_CHECKING:
+    from dstack_core import Client, Outcome, Progress, Run
+
+_TICK_SECONDS = 0.1
+# Airflow's supervisor kills the process 5 seconds after its SIGTERM.
+_KILL_SECONDS = 3.5
+_SETTLE_SECONDS = 4.3
+_PATIENT_SETTLE_SECONDS = 45.0
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """Say what to follow and how; ``poll_interval``, ``retry_budget``, ``hand_over_after`` in seconds.
+
+    ``hand_over_after`` None follows to the end. ``was_ended`` asks Airflow whether the task was ended
+    meanwhile; it is asked once, before the run is handed over.
+    """
+
+    run_name: str
+    marker: str
+    poll_interval: float
+    retry_budget: float
+    logs: bool
+    on_kill_action: OnKillAction
+    hand_over_after: float | None
+    was_ended: Callable[[], bool]
+
+
+class RunJob:
+    """Hold one run of one try; all attributes are plain values, so that a signal handler may use them.
+
+    ``outcome`` and ``error`` say how it ended; with neither, it was handed over, or ``killed``.
+    ``progress`` and ``relay`` are what the next follower needs.
+    """
+
+    def __init__(self, submit: Callable[[], Run], kill_client: Client, options: JobOptions, log: Any) -> None:
+        self.outcome: Outcome | None = None
+        self.progress: Progress | None = None
+        self.error: BaseException | None = None
+        self.submitted = False
+        self.killed = False
+        self.stopped = False
+        self.relay = Relay()
+        self.run_name = options.run_name
+        self.project = kill_client.project
+        self._submit = submit
+        self._kill_client = kill_client
+        self._options = options
+        self._log = log
+        self._started = False
+        self._submitting = False
+        self._worker_over = False
+        self._stopper_over = False
+        self._give_up_at = float("inf")
+
+    def follow(self) -> None:
+        """Submit and follow the run; sleep until it is over, handed over, or the task was killed.
+
+        What interrupts the sleep (a timeout, Ctrl-C) has the run stopped and is raised again.
+        """
+        try:
+            self._started = True
+            _start(self._stop_when_killed, "dstack-stop")
+            _start(self._work, "dstack-run")
+            self._sleep_until_over()
+        except BaseException:
+            self.kill(settle=_PATIENT_SETTLE_SECONDS)
+            self._sleep_until_over()
+            raise
+
+    def kill(self, *, settle: float = _SETTLE_SECONDS) -> None:
+        """Have the run stopped; return when the server was asked, at the latest after 3.5 seconds.
+
+        Safe in a signal handler: sets attributes and sleeps, nothing else. ``settle`` (seconds) is how long
+        ``follow`` then waits for a submission that is under way.
+        """
+        if self._worker_over or self.killed:
+            return
+        self._give_up_at = time.monotonic() + settle
+        self.killed = True
+        deadline = time.monotonic() + _KILL_SECONDS
+        while self._started and not self._stopper_over and time.monotonic() < deadline:
+            time.sleep(_TICK_SECONDS)
+
+    def interruption(self) -> str:
+        """Say in words what became of the run when the task was killed."""
+        name = self._options.run_name
+        if self._options.on_kill_action == "keep":
+            told = "it is kept, because on_kill_action is 'keep'"
+        elif not self._started:
+            told = "it was not submitted"
+        elif self.stopped:
+            told = "it was asked to stop"
+        else:
+            told = f"it could not be stopped and may still be going; stop it with: dstack stop {name}"
+        return f"The task was ended while run {name} was going; {told}"
+
+    def _sleep_until_over(self) -> None:
+        while not (self._worker_over and (self._stopper_over or not self.killed)):
+            if time.monotonic() >= self._give_up_at:
+                return
+            time.sleep(2 * _TICK_SECONDS)
+
+    def _work(self) -> None:
+        try:
+            self._submit_and_follow()
+        except (_HandOver, _Killed):
+            pass
+        except BaseException as error:
+            self.error = error
+            if not self.killed and self._may_leave_a_run(error):
+                self._stop_after_error()
+        finally:
+            self._submitting = False
+            if self.outcome is None and self.error is None and not self.killed and self._options.was_ended():
+                self._give_up_at = time.monotonic() + _PATIENT_SETTLE_SECONDS
+                self.killed = True
+            self._worker_over = True
+
+    def _submit_and_follow(self) -> None:
+        from dstack_core import Progress, RunFinished
+
+        options = self._options
+        # In this order: either this thread sees the kill, or the stopper sees the submission.
+        self._submitting = True
+        if self.killed:
+            return
+        run = self._submit()
+        self.submitted = True
+        self._submitting = False
+        self.progress = Progress(run.name, run.id)
+        self._log.info("Run %s in project %s: %s", run.name, self.project, run.url)
+        events = run.follow(
+            poll_interval=options.poll_interval,
+            logs=options.logs,
+            retry_budget=options.retry_budget,
+            sleep=self._sleeper(),
+        )
+        for event in events:
+            for level, text in self.relay.records(event):
+                self._log.log(level, text)
+            self.progress = event.progress
+            if isinstance(event, RunFinished):
+                self.outcome = event.outcome
+            elif self.killed:
+                raise _Killed
+
+    def _sleeper(self) -> Callable[[float], None]:
+        """Return a sleep that ends early: when killed, and when it is time to hand over."""
+        hand_over_after = self._options.hand_over_after
+        hand_over_at = float("inf") if hand_over_after is None else time.monotonic() + hand_over_after
+
+        def sleep(seconds: float) -> None:
+            end = time.monotonic() + seconds
+            while not self.killed:
+                now = time.monotonic()
+                if now >= hand_over_at:
+                    raise _HandOver
+                if now >= end:
+                    return
+                time.sleep(min(_TICK_SECONDS, end - now))
+            raise _Killed
+
+        return sleep
+
+    def _may_leave_a_run(self, error: BaseException) -> bool:
+        """Tell whether there may be a run: a refused submission leaves none, a lost reply may."""
+        from dstack_core import DstackError, ServerUnreachableError
+
+        return (
+            self.submitted or isinstance(error, ServerUnreachableError) or not isinstance(error, DstackError)
+        )
+
+    def _stop_after_error(self) -> None:
+        options = self._options
+        if options.on_kill_action == "keep":
+            self._log.warning("Run %s is kept: on_kill_action is 'keep'", options.run_name)
+            return
+        abort = options.on_kill_action == "abort"
+        self.stopped = stop_patiently(
+            self._kill_client, options.run_name, options.marker, abort=abort, log=self._log
+        )
+
+    def _stop_when_killed(self) -> None:
+        while not self.killed:
+            if self._worker_over:
+                return
+            time.sleep(_TICK_SECONDS)
+        options = self._options
+        while options.on_kill_action != "keep" and time.monotonic() < self._give_up_at:
+            # Looked at before asking: a run that appears meanwhile needs another round.
+            submitting = self._submitting
+            try:
+                abort = options.on_kill_action == "abort"
+                found = stop_run(self._kill_client, options.run_name, options.marker, abort=abort)
+            except Exception as error:
+                self._log.warning("Stopping run %s failed: %s", options.run_name, error)
+            else:
+                self.stopped = found or not submitting
+                if self.stopped:
+                    break
+            time.sleep(_TICK_SECONDS)
+        self._stopper_over = True
+
+
+def _start(target: Callable[[], None], name: str) -> None:
+    # The copied context carries what Airflow's logging binds to the task.
+    threading.Thread(target=contextvars.copy_context().run, args=(target,), name=name, daemon=True).start()
+
+
+class _Killed(Exception):
+    """Leave the run because the task was killed."""
+
+
+class _HandOver(Exception):
+    """Leave the run to the trigger."""

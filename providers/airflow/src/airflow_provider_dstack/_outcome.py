@@ -1,0 +1,107 @@
+"""Say how a run or the watching of it ended: as a trigger's event, as a result, as an error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_dstack.errors import (
+    AirflowFailException,
+    DstackError,
+    DstackNoCapacity,
+    DstackRunFailed,
+    DstackRunInterrupted,
+    DstackRunStopped,
+    DstackServerUnreachable,
+)
+
+if TYPE_CHECKING:
+    from dstack_core import Outcome
+
+FINISHED = "finished"
+TIMED_OUT = "timed_out"
+BROKEN = "broken"
+
+
+def finished_event(outcome: Outcome, tail: Sequence[str]) -> dict[str, Any]:
+    """Return the JSON-plain payload for a run that is over, with its last log lines."""
+    return {"kind": FINISHED, "outcome": outcome.to_dict(), "tail": list(tail)}
+
+
+def timed_out_event(stopped: bool) -> dict[str, Any]:
+    """Return the payload for a passed ``execution_timeout``; ``stopped`` says the run was asked to stop."""
+    return {"kind": TIMED_OUT, "stopped": stopped}
+
+
+def broken_event(error: Exception) -> dict[str, Any]:
+    """Return the payload for a watch that ended before the run did."""
+    told = as_airflow_error(error, submitted=True)
+    return {"kind": BROKEN, "error": type(told).__name__, "message": str(told)}
+
+
+def broken_error(event: Mapping[str, Any]) -> Exception:
+    """Return the exception that ``broken_event`` put into words."""
+    known = (AirflowFailException, DstackServerUnreachable, DstackRunInterrupted)
+    kind = next((one for one in known if one.__name__ == event.get("error")), DstackError)
+    return kind(str(event.get("message")))
+
+
+def outcome_from(data: Mapping[str, Any]) -> Outcome:
+    """Read back what ``Outcome.to_dict`` gave."""
+    from dstack_core import Outcome, RunStatus
+
+    return Outcome(**{**data, "status": RunStatus(data["status"])})
+
+
+def result_of(outcome: Outcome, tail: Sequence[str]) -> dict[str, Any]:
+    """Return the task's result; raise the matching error, with the last log lines, for a run that failed."""
+    from dstack_core import NoCapacityError, RunError, RunStoppedError
+
+    try:
+        outcome.raise_for_status()
+    except RunError as error:
+        lines = "".join(f"\n  {line}" for line in tail)
+        text = f"{error.message}\nThe last log lines:{lines}" if tail else error.message
+        kinds = {NoCapacityError: DstackNoCapacity, RunStoppedError: DstackRunStopped}
+        kind = kinds.get(type(error), DstackRunFailed)
+        raise kind(text, outcome.to_dict()) from None
+    return outcome.to_dict()
+
+
+def as_airflow_error(error: BaseException, *, submitted: bool) -> Exception:
+    """Return ``error`` as an error of this provider; where no retry can help, ``AirflowFailException``.
+
+    ``submitted`` says whether the server had already taken the run: then it has shown that it is a dstack
+    server, and an odd answer may pass.
+    """
+    from dstack_core import (
+        AccessDeniedError,
+        AuthenticationError,
+        ConfigurationError,
+        ProjectNotFoundError,
+        ProtocolError,
+        RequestRejectedError,
+        RunNameTakenError,
+        RunNotFoundError,
+        ServerUnreachableError,
+        UnsupportedServerError,
+    )
+    from dstack_core import DstackError as CoreError
+
+    if not isinstance(error, CoreError):
+        return error if isinstance(error, Exception) else DstackError(repr(error))
+    hopeless: tuple[type[Exception], ...] = (
+        ConfigurationError,
+        AuthenticationError,
+        AccessDeniedError,
+        ProjectNotFoundError,
+    )
+    if not submitted:
+        hopeless += (RequestRejectedError, UnsupportedServerError, ProtocolError)
+    if isinstance(error, hopeless) and not isinstance(error, RunNameTakenError):
+        return AirflowFailException(error.message)
+    if isinstance(error, ServerUnreachableError):
+        return DstackServerUnreachable(error.message)
+    if isinstance(error, RunNotFoundError):
+        return DstackRunInterrupted(error.message)
+    return DstackError(error.message)

@@ -1,0 +1,115 @@
+"""Read what a DAG author wrote into what ``dstack_core`` submits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from dstack_core import Configuration, Resources, RetryPolicy
+
+Choice = TypeVar("Choice", bound=str)
+
+_SHORTEST_SECRET = 5
+
+
+def read_configuration(value: Any) -> Configuration:
+    """Return the configuration that the field holds: a model, a dict, a path object, or YAML text.
+
+    Raises ``ConfigurationError``.
+    """
+    from dstack_core import ConfigurationError, load_configuration, parse_configuration
+
+    if value is None:
+        raise ConfigurationError("configuration: None is none; pass a Task, a Service, a dict or a YAML file")
+    return parse_configuration(value) if isinstance(value, str) else load_configuration(value)
+
+
+def read_resources(value: Any) -> Resources | None:
+    """Return ``run_resources``, a ``Resources`` or such a dict. Raises ``ConfigurationError``."""
+    from dstack_core import Resources
+
+    return None if value is None else Resources.model_validate(value)
+
+
+def read_retry_policy(value: Any) -> RetryPolicy | None:
+    """Return ``run_retry_policy``, a ``RetryPolicy`` or such a dict. Raises ``ConfigurationError``."""
+    from dstack_core import RetryPolicy
+
+    return None if value is None else RetryPolicy.model_validate(value)
+
+
+def read_price(value: Any) -> Any:
+    """Return ``max_price`` (USD per hour) as a number where a template made a text of it."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def read_duration(value: Any) -> Any:
+    """Return ``max_duration`` as seconds (int) where a template made a text of them."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+def read_backends(value: Any) -> list[str] | None:
+    """Return ``backends`` as a list; a single name may be given as it is."""
+    return [value] if isinstance(value, str) else value
+
+
+def is_model(value: Any) -> bool:
+    """Tell whether a value is a model of ``dstack_core``, without importing one."""
+    return hasattr(type(value), "model_fields") and hasattr(value, "model_fields_set")
+
+
+def render_model(model: Any, render: Callable[[Any], Any]) -> Any:
+    """Return a copy of ``model`` with the templates in its fields rendered. Raises ``ConfigurationError``."""
+    fields = {name: render(getattr(model, name)) for name in model.model_fields_set}
+    return type(model).model_validate(fields)
+
+
+def secrets_in(configuration: Any) -> Iterator[str]:
+    """Yield the texts to hide in logs: values of ``env``, and the registry's password.
+
+    Numbers and flags are left readable. Yields nothing for a configuration that is wrong.
+    """
+    from dstack_core import ConfigurationError
+
+    try:
+        loaded = read_configuration(configuration)
+    except ConfigurationError:
+        return
+    env = loaded.env if isinstance(loaded.env, Mapping) else {}
+    password = loaded.registry_auth.password if loaded.registry_auth else None
+    for value in [*env.values(), password]:
+        if value and len(value) >= _SHORTEST_SECRET and not _is_plain(value):
+            yield value
+
+
+def _is_plain(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return value.lower() in {"true", "false"}
+    return True
+
+
+def one_of(name: str, value: Choice, choices: Collection[str]) -> Choice:
+    """Return ``value``; raise ``ValueError`` when it is none of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name}: {value!r} is not known; use one of {', '.join(map(repr, choices))}")
+    return value
+
+
+def at_least(name: str, value: float, least: float) -> float:
+    """Return ``value`` (seconds); raise ``ValueError`` when it is no number or less than ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
+        raise ValueError(f"{name}: {value!r} is no time to use; give seconds, {least:g} or more")
+    return float(value)
+
+
+def refuse_hosts_names(arguments: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` where dstack's resources or retry policy is given under Airflow's own name."""
+    for name in ("resources", "retry_policy"):
+        if is_model(arguments.get(name)):
+            raise ValueError(f"{name}: this is an argument of Airflow's own; give dstack's as run_{name}")

@@ -1,0 +1,64 @@
+"""Tell Airflow what this distribution provides; every component reads it, so it imports nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Return the provider's description as in Airflow's ``provider_info.schema.json``.
+
+    ``conn-fields`` and ``ui-field-behaviour`` are the connection form of Airflow 3's UI. Source: Airflow
+    documentation, "Creating your own providers" and "Managing Connections".
+    """
+    return {
+        "package-name": "airflow-provider-dstack",
+        "name": "dstack",
+        "description": "Run GPU tasks with `dstack <https://dstack.ai/>`__.",
+        "integrations": [
+            {"integration-name": "dstack", "external-doc-url": "https://dstack.ai/docs/", "tags": ["ai"]}
+        ],
+        "operators": [
+            {"integration-name": "dstack", "python-modules": ["airflow_provider_dstack.operators"]}
+        ],
+        "hooks": [{"integration-name": "dstack", "python-modules": ["airflow_provider_dstack.hooks"]}],
+        "triggers": [{"integration-name": "dstack", "python-modules": ["airflow_provider_dstack.triggers"]}],
+        "connection-types": [
+            {
+                "connection-type": "dstack",
+                "hook-class-name": "airflow_provider_dstack.hooks.DstackHook",
+                "hook-name": "dstack",
+                "ui-field-behaviour": {
+                    "hidden-fields": ["schema", "port"],
+                    "relabeling": {"host": "Server URL", "login": "Project", "password": "Token"},
+                    "placeholders": {
+                        "host": "https://dstack.example.com",
+                        "login": "main",
+                        "password": "token of the dstack user",
+                    },
+                },
+                "conn-fields": {
+                    "project": {
+                        "label": "Project (instead of the field above)",
+                        "description": "Name of the dstack project; wins over the field Project above.",
+                        "schema": {"type": ["string", "null"]},
+                    },
+                    "verify": {
+                        "label": "Verify TLS certificate",
+                        "description": "Turn off only for a test server.",
+                        "schema": {"type": ["boolean", "null"], "default": True},
+                    },
+                    "ca_bundle": {
+                        "label": "CA bundle",
+                        "description": "Path, on the workers, of the certificates to trust.",
+                        "schema": {"type": ["string", "null"]},
+                    },
+                    "timeout": {
+                        "label": "Timeout",
+                        "description": "Seconds to wait for each reply of the server.",
+                        "schema": {"type": ["number", "null"], "default": 30, "minimum": 1},
+                    },
+                },
+            }
+        ],
+    }

@@ -1,0 +1,188 @@
+"""Connect to a dstack server with an Airflow connection."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import urlsplit
+
+from airflow_provider_dstack._compat import (
+    AirflowFailException,
+    AirflowNotFoundException,
+    BaseHook,
+    mask_secret,
+)
+
+if TYPE_CHECKING:
+    from airflow.sdk import Connection
+
+    from dstack_core import AsyncClient, Client
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_TEST_SECONDS = 5.0
+_PROBE = "airflow-connection-test"
+
+
+class DstackHook(BaseHook):
+    """Give clients of the dstack server that an Airflow connection of type ``dstack`` names.
+
+    The connection's host is the server's URL, its password the token; the project is its login, or
+    ``project`` in its extra. Further keys of the extra: ``verify`` (bool), ``ca_bundle`` (path),
+    ``timeout`` (seconds). ``dstack_conn_id`` (str) names the connection; ``project_name`` (str) is used
+    instead of the connection's project. Source: Airflow documentation, "Managing Connections".
+    """
+
+    conn_name_attr: ClassVar[str] = "dstack_conn_id"
+    default_conn_name: ClassVar[str] = "dstack_default"
+    conn_type: ClassVar[str] = "dstack"
+    hook_name: ClassVar[str] = "dstack"
+
+    def __init__(
+        self, dstack_conn_id: str = default_conn_name, project_name: str | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.dstack_conn_id = dstack_conn_id
+        self.project_name = project_name
+
+    def get_conn(self) -> Client:
+        """Return a client that bears a silent server for 30 seconds.
+
+        Raises ``AirflowFailException`` when the connection is missing or incomplete; makes no request.
+        """
+        return self.client()
+
+    def client(
+        self,
+        *,
+        timeout: float | None = None,
+        connect_timeout: float | None = None,
+        retry_budget: float | None = None,
+    ) -> Client:
+        """Return a new client; all limits in seconds, left out they are the connection's or the default.
+
+        Raises ``AirflowFailException`` when the connection is missing or incomplete; makes no request.
+        """
+        from dstack_core import Client, ConfigurationError
+
+        try:
+            return Client(**self._arguments(timeout, connect_timeout, retry_budget))
+        except ConfigurationError as error:
+            raise self._unusable(error.message) from None
+
+    def async_client(self, *, retry_budget: float | None = None) -> AsyncClient:
+        """Return a new client for use in one event loop: the twin of ``client``.
+
+        Looks the connection up when that was not done before, which blocks.
+        """
+        from dstack_core import AsyncClient, ConfigurationError
+
+        try:
+            return AsyncClient(**self._arguments(None, None, retry_budget))
+        except ConfigurationError as error:
+            raise self._unusable(error.message) from None
+
+    @property
+    def project(self) -> str:
+        """Return the project's name. Raises ``AirflowFailException`` when none is given."""
+        connection = self._connection
+        project = self.project_name or connection.extra_dejson.get("project") or connection.login
+        if not project:
+            raise self._unusable("it names no project; fill in Project, or pass project_name")
+        return str(project)
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Tell whether server, token and project are right, and if not, which of them is wrong."""
+        from dstack_core import (
+            AccessDeniedError,
+            AuthenticationError,
+            DstackError,
+            ProjectNotFoundError,
+            ProtocolError,
+            RequestRejectedError,
+            ServerUnreachableError,
+            UnsupportedServerError,
+        )
+
+        try:
+            with self.client(
+                timeout=_TEST_SECONDS, connect_timeout=_TEST_SECONDS, retry_budget=0.0
+            ) as client:
+                client.runs.get(_PROBE)
+                return True, f"Connected to project {client.project} on {client.server_url}"
+        except AirflowFailException as error:
+            return False, str(error)
+        except ServerUnreachableError as error:
+            return False, f"Wrong server URL, or the server does not run: {error.message}"
+        except (ProtocolError, RequestRejectedError, UnsupportedServerError) as error:
+            # No dstack server refuses to look for a run.
+            return False, f"Wrong server URL, there is something else: {error.message}"
+        except AuthenticationError as error:
+            return False, f"Wrong token: {error.message}"
+        except ProjectNotFoundError as error:
+            return False, f"No such project: {error.message}"
+        except AccessDeniedError as error:
+            return False, f"No access to the project: {error.message}"
+        except DstackError as error:
+            return False, error.message
+
+    @cached_property
+    def _connection(self) -> Connection:
+        try:
+            connection = self.get_connection(self.dstack_conn_id)
+        except AirflowNotFoundException as error:
+            raise AirflowFailException(
+                f"dstack_conn_id: there is no connection {self.dstack_conn_id!r}; add one of type dstack "
+                f"with the server's URL as host, the project as login, the token as password ({error})"
+            ) from None
+        if connection.password:
+            mask_secret(connection.password)
+        return connection
+
+    def _arguments(
+        self, timeout: float | None, connect_timeout: float | None, retry_budget: float | None
+    ) -> dict[str, Any]:
+        connection = self._connection
+        extra = connection.extra_dejson
+        if not connection.password:
+            raise self._unusable("it has no token; fill in Token (the password)")
+        verify = extra.get("ca_bundle") or extra.get("verify")
+        limits = {
+            "timeout": timeout if timeout is not None else _seconds(extra.get("timeout")),
+            "connect_timeout": connect_timeout,
+            "retry_budget": retry_budget,
+        }
+        return {
+            "server_url": self._server_url(connection),
+            "project_name": self.project,
+            "user_token": connection.password,
+            "verify": True if verify is None else _as_verify(verify),
+            **{name: value for name, value in limits.items() if value is not None},
+        }
+
+    def _server_url(self, connection: Connection) -> str:
+        host = (connection.host or "").strip().rstrip("/")
+        if not host:
+            raise self._unusable("it has no server URL; fill in Server URL (the host)")
+        if "://" not in host:
+            name = urlsplit(f"//{host}").hostname
+            scheme = connection.schema or ("http" if name in _LOOPBACK else "https")
+            host = f"{scheme}://{host}"
+        # A connection written as a URI has its port in a field of its own.
+        if connection.port and urlsplit(host).port is None:
+            host = f"{host}:{connection.port}"
+        return host
+
+    def _unusable(self, why: str) -> AirflowFailException:
+        return AirflowFailException(f"connection {self.dstack_conn_id!r} cannot be used: {why}")
+
+
+def _seconds(value: object) -> float | None:
+    try:
+        return float(str(value)) if value not in (None, "") else None
+    except ValueError:
+        raise AirflowFailException(f"timeout: {value!r} in the connection's extra is no number") from None
+
+
+def _as_verify(value: object) -> bool | str:
+    text = str(value).strip()
+    return {"true": True, "false": False}.get(text.lower(), text)

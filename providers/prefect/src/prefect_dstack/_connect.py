@@ -1,0 +1,76 @@
+"""Open clients for a block, the name of a saved block, or the environment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias, cast
+
+from prefect_dstack.credentials import DstackCredentials
+
+if TYPE_CHECKING:
+    from dstack_core import AsyncClient, Client
+
+CredentialsLike: TypeAlias = DstackCredentials | str | None
+"""A block, the name of a saved block, or None for the environment and ``~/.dstack/config.yml``."""
+
+# Prefect kills a cancelled process after 30 s: no single wait for a reply may eat a big part of that.
+TIMEOUT = 10.0
+# A fault is borne in short calls, so that a cancellation is seen while the server is silent.
+CALL_BUDGET = 5.0
+
+STOP_TIMEOUT = 5.0
+STOP_BUDGET = 8.0
+
+
+def load(credentials: CredentialsLike) -> DstackCredentials | None:
+    """Return the block itself, or None for the environment.
+
+    Raises ``ConfigurationError`` for anything else, and Prefect's ``ValueError`` for a name that no
+    saved block has.
+    """
+    if isinstance(credentials, str):
+        # Without _sync a hook that runs inside an event loop would get a coroutine.
+        return cast(DstackCredentials, DstackCredentials.load(credentials, _sync=True))  # type: ignore[call-arg]
+    return _checked(credentials)
+
+
+async def aload(credentials: CredentialsLike) -> DstackCredentials | None:
+    """Return the block itself, or None: the twin of ``load``."""
+    if isinstance(credentials, str):
+        return await DstackCredentials.aload(credentials)
+    return _checked(credentials)
+
+
+def open_client(
+    credentials: DstackCredentials | None, timeout: float = TIMEOUT, retry_budget: float = CALL_BUDGET
+) -> Client:
+    """Return a new client; ``timeout`` and ``retry_budget`` in seconds.
+
+    Raises ``ProjectNotConfiguredError`` when neither a block nor the environment names a server.
+    """
+    from dstack_core import Client
+
+    if credentials is None:
+        return Client.from_config(timeout=timeout, retry_budget=retry_budget)
+    return credentials.get_client(timeout=timeout, retry_budget=retry_budget)
+
+
+def open_async_client(
+    credentials: DstackCredentials | None, timeout: float = TIMEOUT, retry_budget: float = CALL_BUDGET
+) -> AsyncClient:
+    """Return a new async client: the twin of ``open_client``."""
+    from dstack_core import AsyncClient
+
+    if credentials is None:
+        return AsyncClient.from_config(timeout=timeout, retry_budget=retry_budget)
+    return credentials.get_async_client(timeout=timeout, retry_budget=retry_budget)
+
+
+def _checked(credentials: object) -> DstackCredentials | None:
+    if credentials is None or isinstance(credentials, DstackCredentials):
+        return credentials
+    from dstack_core import ConfigurationError
+
+    raise ConfigurationError(
+        f"credentials: a {type(credentials).__name__} is none; pass a DstackCredentials block, the name of "
+        "a saved one, or None for the environment"
+    )

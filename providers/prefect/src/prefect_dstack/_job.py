@@ -1,0 +1,219 @@
+"""What the sync and the async task share: check the input, name the run, tell how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import TerminationSignal
+from prefect.logging import get_run_logger
+from prefect.states import Cancelled
+
+from prefect_dstack._names import Owner, identify
+from prefect_dstack._probe import CancelProbe, StopRequested, current_task_runner
+from prefect_dstack._relay import Relay
+from prefect_dstack._submit import Target
+
+if TYPE_CHECKING:
+    from dstack_core import AsyncRun, ConfigurationLike, Outcome, Run
+
+OnCrash = Literal["stop", "keep"]
+
+DEFAULT_MAX_DURATION = "24h"
+SLICE_SECONDS = 0.5
+_INTERRUPTS = (TerminationSignal, KeyboardInterrupt, SystemExit, asyncio.CancelledError)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Hold one execution of a task: what to submit, under which name, and who watches it."""
+
+    spec: dict[str, Any]
+    target: Target
+    relay: Relay
+    probe: CancelProbe
+    logger: Any
+    poll_interval: float
+    retry_budget: float
+    keeps_on_crash: bool
+    started: float = field(default_factory=time.monotonic)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait in short slices; raises ``StopRequested`` when the flow run was cancelled meanwhile."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(SLICE_SECONDS, left))
+            if self.probe.is_due and (request := self.probe.ask()) is not None:
+                raise request
+
+    async def asleep(self, seconds: float) -> None:
+        """Wait in short slices: the twin of ``sleep``."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            await asyncio.sleep(min(SLICE_SECONDS, left))
+            if self.probe.is_due and (request := await asyncio.to_thread(self.probe.ask)) is not None:
+                raise request
+
+    def tell_start(self, run: Run | AsyncRun) -> None:
+        """Log which run this is; the log of one that is over already was relayed when it went on."""
+        self.logger.info("Run %s: %s", run.name, run.url)
+        if self.target.is_adopted:
+            is_over = run.outcome() is not None
+            self.relay.stream_logs = self.relay.stream_logs and not is_over
+            self.logger.info(
+                "An earlier execution of this flow run submitted it; %s",
+                "its outcome is taken over" if is_over else "it is followed from its first log line on",
+            )
+
+    def result(self) -> dict[str, Any]:
+        """Return the outcome as JSON-plain values, or raise what the run's failure is."""
+        from dstack_core import RunError
+
+        outcome = self.relay.outcome
+        if outcome is None:
+            raise RuntimeError(f"following run {self.target.attempt.run_name} ended without an outcome")
+        try:
+            outcome.raise_for_status()
+        except RunError as error:
+            raise type(error)(error.message + self._last_lines(), outcome) from None
+        self.logger.info("Run %s", _in_words(outcome))
+        return outcome.to_dict()
+
+    def stops_after(self, error: BaseException) -> bool:
+        """Tell whether the run is to be stopped because ``error`` ends its task.
+
+        Errors of the server or the run leave nothing to stop, or nobody to ask.
+        """
+        from dstack_core import DstackError
+
+        if isinstance(error, DstackError):
+            return False
+        if not self.keeps_on_crash:
+            return True
+        if isinstance(error, StopRequested):
+            return error.cancelled
+        return not isinstance(error, _INTERRUPTS) or self._timed_out() or self._is_cancelled()
+
+    def leave(self, error: BaseException) -> None:
+        """Say what becomes of a run that is not stopped although its task ends."""
+        from dstack_core import RunNotFoundError, ServerError
+
+        name = self.target.attempt.run_name
+        if isinstance(error, RunNotFoundError):
+            return
+        if isinstance(error, ServerError) and self.relay.progress is not None:
+            self.logger.error(
+                "Lost sight of run %s; it goes on until its end or its max_duration. Another execution of "
+                "this flow run takes it up again; `dstack stop %s` stops it",
+                name,
+                name,
+            )
+        elif not isinstance(error, Exception):
+            self.logger.warning('Run %s goes on (on_crash="keep")', name)
+
+    def cancelled(self, request: StopRequested) -> Any:
+        """Return the state that a task ends in which no signal reached.
+
+        A state is returned because an exception would make Prefect start the task's next retry.
+        """
+        return Cancelled(message=f"Stopped run {self.target.attempt.run_name}: {request.reason}.")
+
+    def _last_lines(self) -> str:
+        if not self.relay.tail:
+            return ""
+        return "\n\nThe last lines of its log:\n" + "\n".join(line[:500] for line in self.relay.tail)
+
+    def _timed_out(self) -> bool:
+        context = TaskRunContext.get()
+        limit = context.task.timeout_seconds if context is not None else None
+        return limit is not None and time.monotonic() - self.started >= limit - SLICE_SECONDS
+
+    def _is_cancelled(self) -> bool:
+        request = self.probe.ask()
+        return request is not None and request.cancelled
+
+
+def prepare(
+    configuration: ConfigurationLike,
+    *,
+    run_name: str | None,
+    options: dict[str, Any],
+    poll_interval: float,
+    retry_budget: float,
+    stream_logs: bool,
+    on_crash: str,
+) -> Job:
+    """Check the input and name the run; makes no request.
+
+    ``options`` are further arguments of ``submit``. Raises ``ConfigurationError``.
+    """
+    from dstack_core import load_configuration
+
+    _check("poll_interval", poll_interval, poll_interval > 0, "seconds above 0")
+    _check("retry_budget", retry_budget, retry_budget >= 0, "seconds, 0 or more")
+    _check("on_crash", on_crash, on_crash in ("stop", "keep"), '"stop" or "keep"')
+    loaded = load_configuration(configuration)
+    extra = loaded.model_extra or {}
+    if options["max_duration"] is None and extra.get("max_duration") is None:
+        options = {**options, "max_duration": DEFAULT_MAX_DURATION}
+    described = {"configuration": loaded.model_dump(mode="json"), **_plain(options)}
+    owner = current_owner()
+    identity = identify(owner, described, on_crash=on_crash, run_name=run_name, prefix=extra.get("name"))
+    logger = get_run_logger()
+    return Job(
+        spec={"configuration": loaded, **options},
+        target=Target.of(identity),
+        relay=Relay(logger, stream_logs=stream_logs),
+        probe=CancelProbe(owner.flow_run_id, current_task_runner()),
+        logger=logger,
+        poll_interval=poll_interval,
+        retry_budget=retry_budget,
+        keeps_on_crash=on_crash == "keep",
+    )
+
+
+def current_owner() -> Owner:
+    """Return who runs the current task. Raises Prefect's ``MissingContextError`` outside of one."""
+    context = TaskRunContext.get()
+    if context is None:
+        from prefect.exceptions import MissingContextError
+
+        raise MissingContextError("this runs only as a Prefect task; call it without .fn")
+    flow = FlowRunContext.get()
+    run = context.task_run
+    return Owner(
+        task_run_id=str(run.id),
+        flow_run_id=str(run.flow_run_id) if run.flow_run_id else None,
+        flow_run_count=run.flow_run_run_count,
+        shares_process=flow is not None and not flow.detached,
+    )
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+        for key, value in options.items()
+        if value is not None
+    }
+
+
+def _check(name: str, value: object, is_fine: bool, wanted: str) -> None:
+    if not is_fine:
+        _refuse(f"{name}: {value!r} is not understood; write {wanted}")
+
+
+def _refuse(message: str) -> NoReturn:
+    from dstack_core import ConfigurationError
+
+    raise ConfigurationError(message)
+
+
+def _in_words(outcome: Outcome) -> str:
+    parts = [f"{outcome.run_name} {outcome.message}"]
+    if outcome.duration is not None:
+        parts.append(f"after {outcome.duration:.0f} s")
+    parts.append(f"cost ${outcome.cost:.4g}")
+    return ", ".join(parts)

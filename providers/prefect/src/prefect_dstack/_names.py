@@ -1,0 +1,137 @@
+"""Run names and markers that a re-execution of the same flow run finds again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+_LONGEST_PREFIX = 9
+_DEFAULT_PREFIX = "pf"
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Name who runs a task.
+
+    ``flow_run_id`` is None outside a flow. ``flow_run_count`` grows with each retry of the flow.
+    ``shares_process`` tells whether all tasks of the flow run count in this process, which is not so
+    with Dask, Ray and process pools.
+    """
+
+    task_run_id: str
+    flow_run_id: str | None
+    flow_run_count: int
+    shares_process: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Name one submission; ``number`` starts at 1 and grows when an earlier one did not succeed."""
+
+    number: int
+    run_name: str
+    marker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Tell which runs belong to one task of one flow run.
+
+    ``stem`` is what the markers of all its attempts start with. ``fixed_name`` is the name the caller
+    chose for all attempts, or None.
+    """
+
+    base: str
+    stem: str
+    fixed_name: str | None = None
+
+    def attempt(self, number: int) -> Attempt:
+        """Return the attempt of that number."""
+        name = self.fixed_name or (self.base if number == 1 else f"{self.base}-{number}")
+        return Attempt(number, name, f"{self.stem}/{number}")
+
+    def number_of(self, marker: str | None) -> int | None:
+        """Return which attempt carries ``marker``; None when it is another owner's."""
+        stem, _, number = (marker or "").rpartition("/")
+        return int(number) if stem == self.stem and number.isdecimal() else None
+
+
+class Ordinals:
+    """Count equal tasks of one flow run in this process; a retried task keeps its number."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: dict[tuple[str, int, str], dict[str, int]] = {}
+
+    def ordinal(self, owner: Owner, fingerprint: str) -> str:
+        """Return the number of this task among the equal ones.
+
+        Task runs get new random ids whenever their flow run is executed again, so only the order can
+        name them; equal tasks are interchangeable. Where the order is not known the task run's own
+        random id keeps two of them from sharing a run.
+        """
+        if owner.flow_run_id is None or not owner.shares_process:
+            return owner.task_run_id[-8:]
+        key = (owner.flow_run_id, owner.flow_run_count, fingerprint)
+        with self._lock:
+            seen = self._seen.setdefault(key, {})
+            return str(seen.setdefault(owner.task_run_id, len(seen)))
+
+
+_ordinals = Ordinals()
+
+
+def identify(
+    owner: Owner,
+    spec: dict[str, Any],
+    *,
+    on_crash: str,
+    run_name: str | None = None,
+    prefix: str | None = None,
+    ordinals: Ordinals = _ordinals,
+) -> Identity:
+    """Return the identity of the task that ``owner`` runs with ``spec`` (JSON-plain).
+
+    ``run_name`` is the caller's own; ``prefix`` is what a generated name starts with. Generated names
+    hold at most 41 characters (PROTOCOL 1.4).
+    """
+    fingerprint = _hash(spec, on_crash, run_name)
+    ordinal = ordinals.ordinal(owner, fingerprint)
+    # The ids are time-ordered UUIDs: only their end tells runs of the same minute apart.
+    tail = (owner.flow_run_id or owner.task_run_id)[-12:]
+    return Identity(
+        base=f"{_prefix(prefix)}-{tail}-{fingerprint}-{ordinal}",
+        stem=f"{marker_prefix(owner)}{on_crash}/{fingerprint}-{ordinal}",
+        fixed_name=run_name,
+    )
+
+
+def marker_prefix(owner: Owner) -> str:
+    """Return what the markers of everything ``owner`` started begin with."""
+    if owner.flow_run_id is None:
+        return f"prefect:task_run/{owner.task_run_id}/"
+    return flow_run_marker_prefix(owner.flow_run_id)
+
+
+def flow_run_marker_prefix(flow_run_id: str) -> str:
+    """Return what the markers of all runs of a flow run begin with."""
+    return f"prefect:flow_run/{flow_run_id}/"
+
+
+def outlives_crash(marker: str) -> bool:
+    """Tell whether the run with this marker was submitted with ``on_crash="keep"``."""
+    return marker.split("/")[2:3] == ["keep"]
+
+
+def _hash(spec: dict[str, Any], on_crash: str, run_name: str | None) -> str:
+    text = json.dumps([spec, on_crash, run_name], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
+
+
+def _prefix(wanted: str | None) -> str:
+    text = re.sub(r"[^a-z0-9]+", "-", (wanted or "").lower())[:_LONGEST_PREFIX].strip("-")
+    return text if text[:1].isalpha() else _DEFAULT_PREFIX

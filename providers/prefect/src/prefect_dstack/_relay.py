@@ -1,0 +1,94 @@
+"""Bring a run's events into the run logger."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dstack_core import Event, LogLines, Outcome, Progress
+
+MAX_RECORD_LINES = 200
+MAX_RECORD_CHARS = 16_000
+# Prefect Cloud refuses a record above 25 000 characters, and with it the whole batch.
+MAX_LINE_CHARS = 24_000
+TAIL_LINES = 20
+_WARN_EVERY = 60.0
+_ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-_])")
+_REFUSED = {code: "\ufffd" for code in range(32) if chr(code) != "\t"}
+
+
+class Relay:
+    """Log what happens to a run and keep what its end is told with.
+
+    ``logger`` is taken in the task, where the context is. ``stream_logs`` (bool) tells whether the log
+    lines are wanted; the last ones are kept in any case. ``progress`` is how far the run was followed,
+    ``outcome`` its end, both None until known.
+    """
+
+    def __init__(self, logger: Any, *, stream_logs: bool) -> None:
+        self.progress: Progress | None = None
+        self.outcome: Outcome | None = None
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._logger = logger
+        self.stream_logs = stream_logs
+        self._last_warning: float | None = None
+
+    def handle(self, event: Event) -> None:
+        """Log one event and remember the progress behind it."""
+        from dstack_core import ContactLost, ContactRestored, LogLines, RunFinished, StatusChanged
+
+        if isinstance(event, LogLines):
+            self._lines(event)
+        elif isinstance(event, StatusChanged):
+            message = f" ({event.message})" if event.message not in (None, event.status) else ""
+            self._logger.info("Run %s: %s%s", event.progress.run_name, event.status, message)
+        elif isinstance(event, ContactLost):
+            self._contact_lost(event.error, event.silent_for, event.gives_up_in)
+        elif isinstance(event, ContactRestored):
+            self._last_warning = None
+            self._logger.info("The dstack server answers again after %.0f s", event.silent_for)
+        elif isinstance(event, RunFinished):
+            self.outcome = event.outcome
+        self.progress = event.progress
+
+    def _lines(self, event: LogLines) -> None:
+        # Only further nodes and replicas are named: most runs have one job.
+        job = f"[{event.replica}/{event.node}] " if event.replica or event.node else ""
+        lines = [job + clean(line) for line in event.lines]
+        self.tail.extend(lines)
+        if self.stream_logs:
+            for record in records(lines):
+                self._logger.info("%s", record)
+
+    def _contact_lost(self, error: str, silent_for: float, gives_up_in: float) -> None:
+        if self._last_warning is None or silent_for - self._last_warning >= _WARN_EVERY:
+            self._last_warning = silent_for
+            self._logger.warning("%s; the run goes on, trying again for %.0f s", error, gives_up_in)
+
+
+def clean(line: str) -> str:
+    """Return ``line`` without terminal escapes and control characters, cut where Prefect needs it."""
+    text = _ESCAPES.sub("", line).translate(_REFUSED)
+    if len(text) <= MAX_LINE_CHARS:
+        return text
+    return f"{text[:MAX_LINE_CHARS]} [... {len(text) - MAX_LINE_CHARS} characters cut]"
+
+
+def records(lines: Iterable[str]) -> Iterator[str]:
+    """Join lines into few log records: a record a line would swamp the Prefect server.
+
+    A record holds at most ``MAX_RECORD_LINES`` lines and ``MAX_RECORD_CHARS`` characters, or one line.
+    """
+    held: list[str] = []
+    size = 0
+    for line in lines:
+        if held and (len(held) >= MAX_RECORD_LINES or size + len(line) >= MAX_RECORD_CHARS):
+            yield "\n".join(held)
+            held, size = [], 0
+        held.append(line)
+        size += len(line) + 1
+    if held:
+        yield "\n".join(held)

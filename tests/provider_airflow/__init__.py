@@ -1,0 +1,1 @@
+"""Tests of the Airflow provider, under a real Airflow."""

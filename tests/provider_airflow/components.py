@@ -1,0 +1,182 @@
+"""Run Airflow's components as processes, and talk to their REST API."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from tests.provider_airflow.support import wait_for
+
+_NAMES = ("api-server", "scheduler", "dag-processor", "triggerer")
+
+
+class Components:
+    """Hold one Airflow with its own home, ports and secrets."""
+
+    def __init__(self, home: Path, environment: dict[str, str]) -> None:
+        self.home = home
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._port, log_port, trigger_log_port = _free_ports(3)
+        self._environment = {
+            **os.environ,
+            **environment,
+            **{
+                f"AIRFLOW__{name}": value
+                for name, value in {
+                    "API__BASE_URL": self.url,
+                    "API__HOST": "127.0.0.1",
+                    "API__PORT": str(self._port),
+                    "API__SECRET_KEY": secrets.token_hex(32),
+                    "API__WORKERS": "1",
+                    "API_AUTH__JWT_SECRET": secrets.token_hex(32),
+                    "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+                    "CORE__DAGS_FOLDER": str(home / "dags"),
+                    "CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
+                    "CORE__EXECUTOR": "LocalExecutor",
+                    "CORE__FERNET_KEY": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+                    "CORE__LOAD_EXAMPLES": "False",
+                    "CORE__PARALLELISM": "4",
+                    "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+                    "CORE__TEST_CONNECTION": "Enabled",
+                    "DAG_PROCESSOR__PARSING_PROCESSES": "1",
+                    "DAG_PROCESSOR__REFRESH_INTERVAL": "10",
+                    "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
+                    "LOGGING__TRIGGER_LOG_SERVER_PORT": str(trigger_log_port),
+                    "LOGGING__WORKER_LOG_SERVER_PORT": str(log_port),
+                    "SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "2",
+                }.items()
+            },
+            "AIRFLOW_HOME": str(home),
+        }
+        self._session = requests.Session()
+
+    @property
+    def url(self) -> str:
+        """Return the address of the api-server."""
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Start all components; return when they call themselves healthy and the DAGs are known."""
+        for name in _NAMES:
+            self.start_one(name)
+        wait_for("healthy Airflow", self._is_healthy, 180)
+        token = self._session.get(f"{self.url}/auth/token", timeout=30).json()["access_token"]
+        self._session.headers["Authorization"] = f"Bearer {token}"
+        expected = {path.stem for path in (self.home / "dags").glob("*.py")}
+        wait_for("parsed DAGs", lambda: expected <= self._dag_files(), 120)
+
+    def start_one(self, name: str) -> None:
+        """Start one component in a process group of its own; its output goes to a file in the home."""
+        airflow = Path(sys.executable).with_name("airflow")
+        with (self.home / f"{name}.out").open("ab") as output:
+            self._processes[name] = subprocess.Popen(
+                [airflow, name], env=self._environment, stdout=output, stderr=output, start_new_session=True
+            )
+
+    def end_one(self, name: str) -> None:
+        """Ask one component to end, and wait for that."""
+        process = self._processes.pop(name)
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        # Its children may outlive it; the group is its own.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+
+    def stop(self) -> None:
+        """End all components."""
+        for name in reversed(_NAMES):
+            if name in self._processes:
+                self.end_one(name)
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """Return the JSON of one REST call. Raises on any error status."""
+        reply = self._session.request(method, f"{self.url}{path}", json=body, timeout=60)
+        assert reply.ok, f"{method} {path}: {reply.status_code} {reply.text}"
+        return reply.json() if reply.content else None
+
+    def trigger(self, dag_id: str, **conf: Any) -> str:
+        """Start a DAG run with these params; return its run id."""
+        body = {"logical_date": None, "conf": conf}
+        return str(self.call("POST", f"/api/v2/dags/{dag_id}/dagRuns", body)["dag_run_id"])
+
+    def task(self, dag_id: str, run_id: str) -> dict[str, Any]:
+        """Return the task instance ``train`` of a DAG run."""
+        found: dict[str, Any] = self.call(
+            "GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/train"
+        )
+        return found
+
+    def wait_for_state(self, dag_id: str, run_id: str, *states: str, seconds: float = 90.0) -> dict[str, Any]:
+        """Return the task instance once it is in one of ``states``."""
+
+        def look() -> dict[str, Any] | None:
+            task = self.task(dag_id, run_id)
+            return task if task["state"] in states else None
+
+        return wait_for(f"task of {dag_id} in state {' or '.join(states)}", look, seconds)
+
+    def set_state(self, dag_id: str, run_id: str, state: str) -> None:
+        """Do what a user does who marks the task."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/train"
+        self.call("PATCH", path, {"new_state": state})
+
+    def clear(self, dag_id: str, run_id: str) -> None:
+        """Do what a user does who clears the task."""
+        body = {
+            "dry_run": False,
+            "dag_run_id": run_id,
+            "task_ids": ["train"],
+            "only_failed": False,
+            "reset_dag_runs": True,
+        }
+        self.call("POST", f"/api/v2/dags/{dag_id}/clearTaskInstances", body)
+
+    def log(self, dag_id: str, run_id: str, attempt: int = 1) -> list[Any]:
+        """Return the records of the task's log, with the errors in them."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/train/logs/{attempt}?full_content=true"
+        records: list[Any] = self.call("GET", path)["content"]
+        return records
+
+    def log_lines(self, dag_id: str, run_id: str, attempt: int = 1) -> list[str]:
+        """Return the lines of the task's log, in order."""
+        records = self.log(dag_id, run_id, attempt)
+        texts = [record if isinstance(record, str) else str(record.get("event", "")) for record in records]
+        return [line for text in texts for line in text.split("\n")]
+
+    def result(self, dag_id: str, run_id: str) -> Any:
+        """Return the task's XCom."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/train/xcomEntries/return_value"
+        return self.call("GET", path)["value"]
+
+    def _is_healthy(self) -> bool:
+        for name, process in self._processes.items():
+            assert process.poll() is None, f"{name} ended: {(self.home / f'{name}.out').read_text()[-3000:]}"
+        with contextlib.suppress(requests.RequestException, ValueError):
+            health = self._session.get(f"{self.url}/api/v2/monitor/health", timeout=5).json()
+            parts = ("metadatabase", "scheduler", "triggerer", "dag_processor")
+            return all((health.get(part) or {}).get("status") == "healthy" for part in parts)
+        return False
+
+    def _dag_files(self) -> set[str]:
+        dags = self.call("GET", "/api/v2/dags?limit=100")["dags"]
+        return {Path(dag["fileloc"]).stem for dag in dags}
+
+
+def _free_ports(number: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]

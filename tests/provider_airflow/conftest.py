@@ -1,0 +1,99 @@
+"""Give every test an Airflow of its own: nothing outside a temporary directory is read or written."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HOME = Path(tempfile.mkdtemp(prefix="airflow-home-"))
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+
+# Airflow reads its environment when it is imported, so this comes first.
+for _name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
+    del os.environ[_name]
+os.environ.update(
+    {
+        "AIRFLOW_HOME": str(HOME),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(HOME / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__FERNET_KEY": "",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{HOME}/airflow.db",
+    }
+)
+
+from dstack_core.local import LocalServer  # noqa: E402
+from tests.provider_airflow.components import Components  # noqa: E402
+from tests.provider_airflow.support import DagRunner, connection_json  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def database() -> Path:
+    """Return a migrated database file that nothing has been written to."""
+    (HOME / "dags").mkdir(exist_ok=True)
+    airflow = Path(sys.executable).with_name("airflow")
+    subprocess.run([airflow, "db", "migrate"], check=True, capture_output=True, timeout=180)
+    fresh = HOME / "fresh.db"
+    shutil.copy(HOME / "airflow.db", fresh)
+    return fresh
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServer]:
+    """Serve dstack, and let ``dstack_default`` be its connection."""
+    with LocalServer(stop_grace_seconds=2.0) as server:
+        monkeypatch.setenv("AIRFLOW_CONN_DSTACK_DEFAULT", connection_json(server))
+        yield server
+
+
+@pytest.fixture
+def dag_runner(database: Path) -> DagRunner:
+    """Return what runs a DAG of one task with ``dag.test()``."""
+    return DagRunner(HOME / "dags")
+
+
+@pytest.fixture(scope="session")
+def shared_server() -> Iterator[LocalServer]:
+    """Serve dstack for the real components."""
+    with LocalServer(stop_grace_seconds=2.0) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def components(
+    database: Path, shared_server: LocalServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Components]:
+    """Run api-server, scheduler, dag-processor and triggerer as processes of their own."""
+    home = tmp_path_factory.mktemp("components")
+    shutil.copy(database, home / "airflow.db")
+    shutil.copytree(Path(__file__).parent / "dags", home / "dags")
+    started = Components(home, {"AIRFLOW_CONN_DSTACK_DEFAULT": connection_json(shared_server)})
+    try:
+        started.start()
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.fixture
+def wrong_connections(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> LocalServer:
+    """Define connections that are wrong in one point each: ``bad_token``, ``bad_project``, ``bad_url``."""
+    good = json.loads(connection_json(server))
+    changes: dict[str, dict[str, object]] = {
+        "bad_token": {"password": "not-the-token"},
+        "bad_project": {"login": "nowhere"},
+        "bad_url": {"host": "http://127.0.0.1:9"},
+        "no_token": {"password": None},
+        "no_project": {"login": None},
+    }
+    for name, change in changes.items():
+        monkeypatch.setenv(f"AIRFLOW_CONN_{name.upper()}", json.dumps({**good, **change}))
+    return server

@@ -1,0 +1,35 @@
+"""DAGs for the tests with real components; the command comes from the DAG run's params."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG
+from airflow_provider_dstack.operators import DstackRunOperator
+
+from dstack_core import Task
+
+
+def one_task(dag_id: str, **arguments: Any) -> None:
+    with DAG(dag_id, schedule=None, params={"command": "true"}):
+        DstackRunOperator(
+            task_id="train",
+            configuration=Task(commands=["{{ params.command }}"], env={"MAGIC_WORD": "open-sesame-77"}),
+            poll_interval=0.5,
+            **arguments,
+        )
+
+
+one_task("sync")
+one_task("sync_keep", on_kill_action="keep")
+one_task("deferred", deferrable=True)
+one_task("deferred_timeout", deferrable=True, execution_timeout=timedelta(seconds=9))
+
+with DAG("mapped", schedule=None):
+    DstackRunOperator.partial(task_id="train", poll_interval=0.5).expand(
+        configuration=[
+            {"type": "task", "commands": ["echo first"]},
+            {"type": "task", "commands": ["echo second"]},
+        ]
+    )

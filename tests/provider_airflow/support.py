@@ -1,0 +1,105 @@
+"""Small tools of the tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dstack_core import Run
+from dstack_core.local import LocalServer
+
+T = TypeVar("T")
+
+_NUMBERS = itertools.count(1)
+_DAG = """
+from datetime import timedelta
+from pathlib import Path
+
+from airflow.sdk import DAG
+from airflow_provider_dstack.operators import DstackRunOperator
+from dstack_core import GPU, Resources, RetryPolicy, Service, Task
+
+with DAG({dag_id!r}) as dag:
+    DstackRunOperator(task_id="train", {arguments})
+"""
+
+
+def connection_json(server: LocalServer) -> str:
+    """Return the connection to ``server`` as Airflow reads it from the environment."""
+    return json.dumps(
+        {"conn_type": "dstack", "host": server.url, "login": server.project, "password": server.token}
+    )
+
+
+def wait_for(what: str, condition: Callable[[], T | None], seconds: float = 90.0) -> T:
+    """Return what ``condition`` gives as soon as that is true; fail the test after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = condition()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"no {what} within {seconds:g} s"
+        time.sleep(0.1)
+
+
+def paths(server: LocalServer, ending: str) -> list[str]:
+    """Return the paths of the requests that the server got and that end so."""
+    return [request.path for request in server.requests if request.path.endswith(ending)]
+
+
+def runs_of(server: LocalServer, marker: str) -> list[Run]:
+    """Return the runs whose marker starts so, newest first."""
+    with server.client() as client:
+        return [run for run in client.runs.list(all=True) if (run.marker or "").startswith(marker)]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Hold how a DAG run of ``dag.test()`` ended; ``result`` is the task's XCom."""
+
+    state: str
+    task_state: str
+    result: Any
+    marker: str
+
+
+class DagRunner:
+    """Write a DAG file with one task called ``train``, and run it in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def dag(self, arguments: str) -> Any:
+        """Return the DAG whose operator has these arguments (Python source)."""
+        dag_id = f"dag_{next(_NUMBERS)}"
+        return self.load(textwrap.dedent(_DAG).format(dag_id=dag_id, arguments=arguments), dag_id)
+
+    def load(self, source: str, name: str = "") -> Any:
+        """Return the object called ``dag`` of a DAG file with this source."""
+        name = name or f"file_{next(_NUMBERS)}"
+        path = self.folder / f"{name}.py"
+        path.write_text(source)
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.dag
+
+    def run(self, arguments: str) -> Ended:
+        """Run such a DAG to its end."""
+        dag = self.dag(arguments)
+        try:
+            run = dag.test()
+            ti = run.get_task_instances()[0]
+            result = ti.xcom_pull(task_ids="train")
+            return Ended(str(run.state), str(ti.state), result, f"airflow:{dag.dag_id}/")
+        finally:
+            Path(dag.fileloc).unlink()

@@ -1,0 +1,239 @@
+"""Whole tasks through ``dag.test()``: both modes, good and bad ends, and bad input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from airflow_provider_dstack import operators
+
+from dstack_core.local import LocalServer
+from tests.provider_airflow.support import DagRunner, paths, runs_of
+
+MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
+# With the longer pause, long enough that a deferrable task is handed to the trigger.
+_STEPS = "for i in 1 2 3 4 5 6 7 8; do echo step-$i; sleep {pause}; done; {end}"
+
+
+@pytest.fixture(autouse=True)
+def early_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hand runs over sooner than the race that the pause is for allows; ``dag.test()`` has no race."""
+    monkeypatch.setattr(operators, "_SYNC_SECONDS", 1.5)
+
+
+def steps_in(output: str) -> list[str]:
+    """Return the relayed steps; a record of several lines has each on a line of its own."""
+    words = output.split()
+    return [word for word in words if word.startswith("step-")]
+
+
+def command(deferrable: bool, end: str = "true") -> str:
+    return _STEPS.format(pause="0.5" if deferrable else "0.1", end=end)
+
+
+@MODES
+def test_a_run_relays_its_log_and_returns_its_outcome(
+    dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str], deferrable: bool
+) -> None:
+    ended = dag_runner.run(
+        f"configuration=Task(commands=[{command(deferrable)!r}]), poll_interval=0.3, deferrable={deferrable}"
+    )
+    output = capfd.readouterr().out
+    assert (ended.state, ended.task_state) == ("success", "success")
+    assert steps_in(output) == [f"step-{number}" for number in range(1, 9)]
+    assert ("Pausing task as DEFERRED" in output) is deferrable
+    (run,) = runs_of(server, ended.marker)
+    outcome = run.outcome()
+    assert outcome is not None
+    assert ended.result == outcome.to_dict()
+    assert ended.result["exit_status"] == 0
+    assert len(paths(server, "/runs/apply")) == 1
+
+
+@MODES
+def test_a_failing_run_fails_the_task_with_its_exit_status(
+    dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str], deferrable: bool
+) -> None:
+    ended = dag_runner.run(
+        f"configuration=Task(commands=[{command(deferrable, 'exit 7')!r}]), poll_interval=0.3, "
+        f"deferrable={deferrable}"
+    )
+    output = capfd.readouterr().out
+    assert ended.task_state == "failed"
+    assert "DstackRunFailed" in output
+    assert "exited with status 7" in output
+    assert "The last log lines:\n  step-1\n" in output
+    assert len(runs_of(server, ended.marker)) == 1
+
+
+def test_a_short_run_of_a_deferrable_task_is_not_deferred(
+    dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ended = dag_runner.run("configuration={'type': 'task', 'commands': ['echo quick']}, deferrable=True")
+    assert ended.task_state == "success"
+    assert "DEFERRED" not in capfd.readouterr().out
+
+
+def test_no_capacity_has_an_error_of_its_own(
+    dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ended = dag_runner.run(
+        "configuration={'type': 'task', 'commands': ['true']}, max_price='0.01', "
+        "run_resources={'gpu': {'name': 'A100', 'count': 1}}, poll_interval=0.3"
+    )
+    assert ended.task_state == "failed"
+    assert "DstackNoCapacity" in capfd.readouterr().out
+
+
+def test_a_run_that_somebody_stops_has_an_error_of_its_own(
+    dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.faults.add("/logs/poll", delay=0.1)
+    stop = (
+        f"curl -s -X POST -H 'Authorization: Bearer {server.token}' -H 'Content-Type: application/json' "
+        f'-d \'{{"runs_names": ["stop-me"], "abort": false}}\' {server.url}/api/project/main/runs/stop'
+    )
+    ended = dag_runner.run(
+        f"configuration={{'type': 'task', 'commands': [{stop!r}, 'sleep 60']}}, run_name='stop-me', "
+        "poll_interval=0.3"
+    )
+    assert ended.task_state == "failed"
+    assert "DstackRunStopped" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("configuration={'type': 'task', 'commands': ['true'], 'ports': ['no port']}", "is no port mapping"),
+        ("configuration={'type': 'dance'}", "type 'dance' cannot be run"),
+        ("configuration='commands: [unfinished'", "configuration"),
+        ("configuration='nowhere.dstack.yml'", "there is no file 'nowhere.dstack.yml'"),
+        ("configuration=Path('/nowhere/x.yml')", "/nowhere/x.yml"),
+        ("configuration={'type': 'task', 'commands': ['true']}, run_name='No Name'", "is no run name"),
+        ("configuration={'type': 'task', 'commands': ['true']}, max_price='cheap'", "max_price: 'cheap'"),
+        (
+            "configuration={'type': 'task', 'commands': ['true']}, run_resources={'gpu': {'ram': 1}}",
+            "there is no such field",
+        ),
+        ("configuration={'type': 'task', 'commands': ['true']}, dstack_conn_id='nobody'", "no connection"),
+        ("configuration={'type': 'task', 'commands': ['true']}, dstack_conn_id='bad_token'", "token"),
+        ("configuration={'type': 'task', 'commands': ['true']}, dstack_conn_id='bad_project'", "nowhere"),
+        ("configuration={'type': 'task', 'commands': ['true']}, project_name='nowhere2'", "nowhere2"),
+        ("configuration={'type': 'task', 'commands': ['true']}, dstack_conn_id='no_token'", "no token"),
+    ],
+)
+def test_bad_input_fails_at_once_and_submits_nothing(
+    dag_runner: DagRunner,
+    wrong_connections: LocalServer,
+    capfd: pytest.CaptureFixture[str],
+    arguments: str,
+    told: str,
+) -> None:
+    ended = dag_runner.run(f"{arguments}, retries=3")
+    output = capfd.readouterr().out
+    assert ended.task_state == "failed"
+    assert told in output
+    assert "AirflowFailException" in output
+    assert paths(wrong_connections, "/runs/apply") == []
+    assert wrong_connections.token not in output
+    assert "not-the-token" not in output
+
+
+def test_a_failure_that_may_pass_is_left_to_airflows_retries(
+    dag_runner: DagRunner, server: LocalServer
+) -> None:
+    ended = dag_runner.run(
+        "configuration={'type': 'task', 'commands': ['exit 1']}, poll_interval=0.2, retries=1, "
+        "retry_delay=timedelta(0)"
+    )
+    assert ended.task_state == "failed"
+    names = {run.name for run in runs_of(server, ended.marker)}
+    assert len(names) == 2
+
+
+def test_templates_are_rendered_wherever_they_are(
+    dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ended = dag_runner.run(
+        "configuration=Task(commands=['echo step-{{ task.task_id }}-$WHO'], env={'WHO': '{{ 40 + 2 }}'}), "
+        "run_name='run-{{ ds_nodash }}', max_duration='{{ 3600 }}', poll_interval=0.2"
+    )
+    assert ended.task_state == "success"
+    assert steps_in(capfd.readouterr().out) == ["step-train-42"]
+    assert ended.result["run_name"].startswith("run-20")
+
+
+def test_a_yaml_file_beside_the_dag_is_read_and_rendered(
+    dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (dag_runner.folder / "train.dstack.yml").write_text(
+        "type: task\nname: for-interactive-use\ncommands:\n  - echo step-{{ dag.dag_id }}\n"
+    )
+    ended = dag_runner.run("configuration='train.dstack.yml', poll_interval=0.2")
+    assert ended.task_state == "success"
+    assert steps_in(capfd.readouterr().out)[0].startswith("step-dag_")
+    assert ended.result["run_name"].startswith("af-")
+
+
+def test_a_path_object_may_point_anywhere(dag_runner: DagRunner, server: LocalServer, tmp_path: Path) -> None:
+    path = tmp_path / "elsewhere.yml"
+    path.write_text("type: task\ncommands: ['true']\n")
+    ended = dag_runner.run(f"configuration=Path({str(path)!r}), poll_interval=0.2")
+    assert ended.task_state == "success"
+
+
+def test_the_log_can_be_left_out(
+    dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ended = dag_runner.run(
+        "configuration={'type': 'task', 'commands': ['echo step-1']}, get_logs=False, poll_interval=0.2"
+    )
+    assert ended.task_state == "success"
+    assert steps_in(capfd.readouterr().out) == []
+    assert paths(server, "/logs/poll") == []
+
+
+@MODES
+def test_execution_timeout_stops_the_run(
+    dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str], deferrable: bool
+) -> None:
+    ended = dag_runner.run(
+        f"configuration={{'type': 'task', 'commands': ['sleep 600']}}, deferrable={deferrable}, "
+        f"execution_timeout=timedelta(seconds={4 if deferrable else 2}), poll_interval=0.3"
+    )
+    assert ended.task_state == "failed"
+    assert "AirflowTaskTimeout" in capfd.readouterr().out
+    (run,) = runs_of(server, ended.marker)
+    assert paths(server, "/runs/stop")
+    assert run.raw_status in ("terminating", "terminated")
+
+
+@MODES
+def test_a_lost_connection_is_borne(
+    dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str], deferrable: bool
+) -> None:
+    text = command(deferrable, "sleep 1")
+    server.faults.add("/logs/poll", times=3, drop="before")
+    server.faults.add("/runs/apply", drop="after")
+    ended = dag_runner.run(
+        f"configuration=Task(commands=[{text!r}]), poll_interval=0.3, deferrable={deferrable}"
+    )
+    output = capfd.readouterr().out
+    assert ended.task_state == "success"
+    assert "the run goes on, trying again" in output
+    assert steps_in(output) == [f"step-{number}" for number in range(1, 9)]
+    assert len(runs_of(server, ended.marker)) == 1
+    assert paths(server, "/runs/stop") == []
+
+
+def test_a_server_silent_for_longer_than_the_budget_fails_the_task(
+    dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.faults.add("/logs/poll", times=None, status=503)
+    ended = dag_runner.run(
+        "configuration={'type': 'task', 'commands': ['sleep 600']}, poll_interval=0.3, retry_budget=1.0"
+    )
+    assert ended.task_state == "failed"
+    assert "DstackServerUnreachable" in capfd.readouterr().out
+    # The run that nobody watches any more is not left behind.
+    assert len(paths(server, "/runs/stop")) == 1

@@ -1,0 +1,120 @@
+"""The connection, and what its test button says."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from airflow_provider_dstack._compat import AirflowFailException
+from airflow_provider_dstack.hooks import DstackHook
+
+from dstack_core.local import LocalServer
+
+
+@pytest.fixture
+def other_service() -> Iterator[str]:
+    """Serve something that is no dstack server."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def define(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> DstackHook:
+    monkeypatch.setenv("AIRFLOW_CONN_MINE", json.dumps({"conn_type": "dstack", **fields}))
+    return DstackHook("mine")
+
+
+@pytest.mark.parametrize(
+    ("fields", "url"),
+    [
+        ({"host": "http://localhost:3000/"}, "http://localhost:3000"),
+        ({"host": "localhost:3000"}, "http://localhost:3000"),
+        ({"host": "127.0.0.1", "port": 3000}, "http://127.0.0.1:3000"),
+        ({"host": "https://dstack.example.com", "port": 8443}, "https://dstack.example.com:8443"),
+        ({"host": "dstack.example.com"}, "https://dstack.example.com"),
+        ({"host": "dstack.example.com", "schema": "http"}, "http://dstack.example.com"),
+    ],
+)
+def test_the_host_is_the_servers_url(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], url: str
+) -> None:
+    hook = define(monkeypatch, **fields, login="main", password="secret-token")
+    client = hook.get_conn()
+    assert (client.server_url, client.project) == (url, "main")
+    assert "secret-token" not in repr(client)
+
+
+def test_a_connection_may_be_a_uri(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_MINE", "dstack://main:secret-token@http%3A%2F%2Flocalhost%3A3000/")
+    client = DstackHook("mine").get_conn()
+    assert (client.server_url, client.project) == ("http://localhost:3000", "main")
+
+
+def test_the_project_is_an_argument_or_in_the_extra_or_the_login(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {"host": "http://h", "password": "t-token", "login": "one", "extra": {"project": "two"}}
+    assert define(monkeypatch, **fields).project == "two"
+    assert DstackHook("mine", project_name="three").project == "three"
+    assert define(monkeypatch, **{**fields, "extra": {}}).project == "one"
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"login": "p", "password": "t"}, "no server URL"),
+        ({"host": "http://h", "password": "t"}, "no project"),
+        ({"host": "http://h", "login": "p"}, "no token"),
+        ({"host": "ftp://h", "login": "p", "password": "t"}, "ftp://h"),
+        ({"host": "http://h", "login": "p", "password": "t", "extra": {"timeout": "soon"}}, "soon"),
+    ],
+)
+def test_an_incomplete_connection_is_told(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], told: str
+) -> None:
+    hook = define(monkeypatch, **fields)
+    with pytest.raises(AirflowFailException, match=told):
+        hook.get_conn()
+    assert hook.test_connection()[0] is False
+
+
+def test_a_connection_that_is_not_there_is_told(database: object) -> None:
+    with pytest.raises(AirflowFailException, match="there is no connection 'nobody'"):
+        DstackHook("nobody").get_conn()
+
+
+def test_the_test_button_tells_what_is_wrong(
+    wrong_connections: LocalServer, other_service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = wrong_connections
+    assert DstackHook().test_connection() == (True, f"Connected to project main on {server.url}")
+    expected = {
+        "bad_token": "Wrong token",
+        "bad_project": "No such project",
+        "bad_url": "Wrong server URL",
+        "no_token": "no token",
+        "no_project": "no project",
+    }
+    for name, told in expected.items():
+        good, message = DstackHook(name).test_connection()
+        assert (good, told in message) == (False, True), message
+        assert server.token not in message
+        assert "not-the-token" not in message
+    elsewhere = define(monkeypatch, host=other_service, login="main", password="t-token")
+    good, message = elsewhere.test_connection()
+    assert (good, "Wrong server URL" in message) == (False, True), message
+
+
+def test_the_extra_sets_limits_and_trust(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {"host": "https://h", "login": "p", "password": "t-token"}
+    hook = define(monkeypatch, **fields, extra={"timeout": 7, "verify": False})
+    arguments = hook._arguments(None, None, None)
+    assert (arguments["timeout"], arguments["verify"]) == (7.0, False)
+    hook = define(monkeypatch, **fields, extra={"ca_bundle": "/etc/ca.pem", "verify": True})
+    assert hook._arguments(None, None, None)["verify"] == "/etc/ca.pem"
+    assert define(monkeypatch, **fields)._arguments(None, None, None)["verify"] is True

@@ -1,0 +1,156 @@
+"""The operator's arguments, its serialization, and the ends of a deferral."""
+
+from __future__ import annotations
+
+import copy
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG
+from airflow.sdk.definitions.mappedoperator import OperatorPartial
+from airflow.serialization.serialized_objects import DagSerialization
+from airflow_provider_dstack import _names
+from airflow_provider_dstack._compat import AirflowTaskTimeout, deferral_errors
+from airflow_provider_dstack._spec import secrets_in
+from airflow_provider_dstack.errors import DstackRunFailed, DstackRunInterrupted, DstackServerUnreachable
+from airflow_provider_dstack.operators import DstackRunOperator
+
+from dstack_core import GPU, Resources, RetryPolicy, Task
+from dstack_core.local import LocalServer
+from tests.provider_airflow.support import paths, wait_for
+from tests.provider_airflow.test_outcome import FAILED
+from tests.provider_airflow.test_relay import OUTCOME
+
+TI = SimpleNamespace(dag_id="d", run_id="r", task_id="train", try_number=1, map_index=-1, id="1")
+CONTEXT: Any = {"ti": TI}
+
+
+def operator(**arguments: Any) -> DstackRunOperator:
+    values = {"task_id": "train", "configuration": {"type": "task", "commands": ["true"]}, **arguments}
+    return DstackRunOperator(**values)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"on_kill_action": "explode"}, "on_kill_action: 'explode' is not known; use one of 'stop', 'abort'"),
+        ({"poll_interval": 0}, "poll_interval: 0 is no time"),
+        ({"poll_interval": "5"}, "poll_interval: '5' is no time"),
+        ({"retry_budget": -1}, "retry_budget: -1 is no time"),
+        ({"resources": Resources(gpu=GPU(count=1))}, "give dstack's as run_resources"),
+        ({"retry_policy": RetryPolicy(retry=True)}, "give dstack's as run_retry_policy"),
+    ],
+)
+def test_wrong_arguments_are_told_when_the_dag_is_parsed(arguments: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        operator(**arguments)
+
+
+def test_a_dag_with_models_survives_serialization() -> None:
+    with DAG("serialized", schedule=None) as dag:
+        operator(
+            configuration=Task(commands=["train {{ ds }}"], env={"HF_KEY": "hunter2-hunter2"}),
+            run_resources=Resources(gpu=GPU(name="A100", memory="40GB")),
+            run_retry_policy=RetryPolicy(retry=True, limit="1h"),
+        )
+    text = json.dumps(DagSerialization.to_dict(dag))
+    again = DagSerialization.from_dict(json.loads(text))
+    assert again.get_task("train").task_type == "DstackRunOperator"
+    assert "hunter2" not in text
+    assert json.dumps(DagSerialization.to_dict(dag)) == text
+
+
+def test_a_copied_operator_keeps_its_models() -> None:
+    configuration = Task(commands=["true"])
+    copied = copy.deepcopy(operator(configuration=configuration))
+    assert copied.configuration == configuration
+
+
+def test_an_operator_can_be_mapped() -> None:
+    partial = DstackRunOperator.partial(task_id="train", poll_interval=1.0)
+    assert isinstance(partial, OperatorPartial)
+    with DAG("mapped", schedule=None):
+        partial.expand(configuration=[{"type": "task", "commands": ["true"]}])
+
+
+def test_templates_inside_models_are_rendered_and_checked() -> None:
+    with DAG("rendered", schedule=None):
+        task = operator(
+            configuration=Task(commands=["echo {{ word }}"], env={"A": "{{ word }}"}),
+            run_resources=Resources(gpu=GPU(name="{{ word }}")),
+        )
+    context: Any = {"word": "hi"}
+    task.render_template_fields(context)
+    assert task.configuration == Task(commands=["echo hi"], env={"A": "hi"})
+    assert task.run_resources == Resources(gpu=GPU(name="hi"))
+
+
+def test_secrets_are_found_in_every_form_of_a_configuration() -> None:
+    env = {"KEY": "swordfish", "STEPS": "100000", "FLAG": "false", "SHORT": "abc"}
+    forms: list[Any] = [
+        Task(commands=["x"], env=env),
+        {"type": "task", "commands": ["x"], "env": env},
+        {"type": "task", "commands": ["x"], "env": [f"{name}={value}" for name, value in env.items()]},
+        f"type: task\ncommands: [x]\nenv: {json.dumps(env)}\n",
+    ]
+    for form in forms:
+        assert list(secrets_in(form)) == ["swordfish"]
+    registry = {"type": "task", "image": "i", "registry_auth": {"username": "u", "password": "docker-pass"}}
+    assert list(secrets_in(registry)) == ["docker-pass"]
+    assert list(secrets_in({"type": "dance"})) == []
+
+
+def left_behind(server: LocalServer) -> Any:
+    """Submit the run that the task of ``TI`` would have."""
+    return server.client().runs.submit(
+        {"type": "task", "commands": ["sleep 600"]},
+        run_name=_names.run_name(TI),
+        marker=_names.marker(TI),
+    )
+
+
+def test_a_finished_event_is_the_result_or_the_error() -> None:
+    task = operator()
+    event = {"kind": "finished", "outcome": OUTCOME.to_dict(), "tail": []}
+    assert task.execute_complete(CONTEXT, event) == OUTCOME.to_dict()
+    with pytest.raises(DstackRunFailed, match="status 7"):
+        task.execute_complete(CONTEXT, {**event, "outcome": FAILED.to_dict()})
+
+
+def test_a_broken_watch_stops_the_run(server: LocalServer) -> None:
+    run = left_behind(server)
+    event = {"kind": "broken", "error": "DstackServerUnreachable", "message": "no answer"}
+    with pytest.raises(DstackServerUnreachable, match="no answer"):
+        operator().execute_complete(CONTEXT, event)
+    wait_for("end of the run", lambda: run.refresh().outcome(), 30)
+
+
+def test_a_timeout_whose_stop_failed_stops_the_run_again(server: LocalServer) -> None:
+    run = left_behind(server)
+    with pytest.raises(AirflowTaskTimeout):
+        operator().execute_complete(CONTEXT, {"kind": "timed_out", "stopped": False})
+    wait_for("end of the run", lambda: run.refresh().outcome(), 30)
+
+
+def test_a_deferral_that_failed_stops_the_run(server: LocalServer) -> None:
+    run = left_behind(server)
+    with pytest.raises(deferral_errors()):
+        operator().resume_execution("__fail__", {"error": "Trigger failure"}, CONTEXT)
+    wait_for("end of the run", lambda: run.refresh().outcome(), 30)
+
+
+def test_a_kept_run_is_left_alone_also_then(server: LocalServer) -> None:
+    left_behind(server)
+    with pytest.raises(deferral_errors()):
+        operator(on_kill_action="keep").resume_execution("__fail__", {"error": "x"}, CONTEXT)
+    assert paths(server, "/runs/stop") == []
+
+
+def test_a_kill_before_execute_submits_nothing(server: LocalServer) -> None:
+    task = operator()
+    task.on_kill()
+    with pytest.raises(DstackRunInterrupted, match="not submitted"):
+        task.execute(CONTEXT)
+    assert paths(server, "/runs/apply") == []

@@ -1,0 +1,144 @@
+"""Outcomes and errors become results and Airflow's errors."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow_provider_dstack import _names
+from airflow_provider_dstack._compat import AirflowException, AirflowFailException
+from airflow_provider_dstack._outcome import (
+    as_airflow_error,
+    broken_error,
+    broken_event,
+    finished_event,
+    outcome_from,
+    result_of,
+)
+from airflow_provider_dstack.errors import (
+    DstackError,
+    DstackNoCapacity,
+    DstackRunError,
+    DstackRunFailed,
+    DstackRunStopped,
+    DstackServerUnreachable,
+)
+
+from dstack_core import (
+    AccessDeniedError,
+    AuthenticationError,
+    ConfigurationError,
+    ProjectNotFoundError,
+    ProtocolError,
+    RequestRejectedError,
+    RunNameTakenError,
+    RunStatus,
+    ServerUnreachableError,
+)
+from tests.provider_airflow.test_relay import OUTCOME
+
+FAILED = replace(
+    OUTCOME,
+    status=RunStatus.FAILED,
+    exit_status=7,
+    reason="container_exited_with_error",
+    message="failed: its command exited with status 7",
+)
+
+
+def test_a_run_that_succeeded_gives_a_plain_result() -> None:
+    result = result_of(OUTCOME, ["line"])
+    assert json.loads(json.dumps(result)) == result
+    assert result["status"] == "done"
+
+
+def test_a_failed_run_tells_its_exit_status_and_last_lines() -> None:
+    with pytest.raises(DstackRunFailed, match="status 7") as caught:
+        result_of(FAILED, ["epoch 1", "out of memory"])
+    assert "\n  epoch 1\n  out of memory" in str(caught.value)
+    assert caught.value.outcome["exit_status"] == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"reason": "failed_to_start_due_to_no_capacity"}, DstackNoCapacity),
+        ({"reason": "interrupted_by_no_capacity"}, DstackNoCapacity),
+        ({"status": RunStatus.TERMINATED, "reason": "stopped_by_user"}, DstackRunStopped),
+        ({"status": RunStatus.FAILED, "reason": "something_new"}, DstackRunFailed),
+    ],
+)
+def test_the_kinds_of_failure_are_told_apart(change: dict[str, Any], kind: type[DstackRunError]) -> None:
+    with pytest.raises(DstackRunError) as caught:
+        result_of(replace(FAILED, **change), [])
+    assert type(caught.value) is kind
+    assert isinstance(caught.value, AirflowException)
+
+
+def test_errors_keep_their_outcome_across_processes() -> None:
+    error = pickle.loads(pickle.dumps(DstackRunFailed("text", {"exit_status": 7})))  # noqa: S301 - own bytes
+    assert (str(error), error.outcome) == ("text", {"exit_status": 7})
+
+
+def test_a_finished_event_survives_json() -> None:
+    event = json.loads(json.dumps(finished_event(FAILED, ["x"])))
+    assert outcome_from(event["outcome"]) == FAILED
+    assert event["tail"] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("error", "submitted", "kind"),
+    [
+        (ConfigurationError("x"), False, AirflowFailException),
+        (AuthenticationError("x"), False, AirflowFailException),
+        (AuthenticationError("x"), True, AirflowFailException),
+        (AccessDeniedError("x"), False, AirflowFailException),
+        (ProjectNotFoundError("x"), False, AirflowFailException),
+        (RequestRejectedError("x"), False, AirflowFailException),
+        (RequestRejectedError("x"), True, DstackError),
+        (RunNameTakenError("x"), False, DstackError),
+        (ProtocolError("x"), False, AirflowFailException),
+        (ProtocolError("x"), True, DstackError),
+        (ServerUnreachableError("x"), False, DstackServerUnreachable),
+    ],
+)
+def test_only_what_a_retry_cannot_help_is_final(
+    error: Exception, submitted: bool, kind: type[Exception]
+) -> None:
+    assert type(as_airflow_error(error, submitted=submitted)) is kind
+
+
+def test_a_broken_event_comes_back_as_the_same_error() -> None:
+    event = json.loads(json.dumps(broken_event(ServerUnreachableError("no answer"))))
+    error = broken_error(event)
+    assert type(error) is DstackServerUnreachable
+    assert str(error) == "no answer"
+    assert type(broken_error(broken_event(AuthenticationError("refused")))) is AirflowFailException
+    assert type(broken_error(broken_event(KeyError("odd")))) is DstackError
+
+
+def ti(**change: Any) -> Any:
+    values = {"dag_id": "d", "run_id": "r", "task_id": "t", "try_number": 1, "map_index": -1, "id": "1"}
+    return SimpleNamespace(**{**values, **change})
+
+
+def test_every_try_has_a_name_and_a_marker_of_its_own() -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"dag_id": "e"},
+        {"run_id": "s"},
+        {"task_id": "u"},
+        {"try_number": 2},
+        {"map_index": 0},
+        {"map_index": 1},
+        {"id": "2"},
+    ]
+    assert len({_names.run_name(ti(**change)) for change in changes}) == len(changes)
+    assert _names.run_name(ti()) == _names.run_name(ti())
+    assert len(_names.run_name(ti())) == len("af-") + 12
+    assert _names.marker(ti()) == "airflow:d/r/t/1#1"
+    assert _names.marker(ti(map_index=3)) == "airflow:d/r/t[3]/1#1"

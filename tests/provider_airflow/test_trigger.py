@@ -1,0 +1,204 @@
+"""The trigger alone: its one event, its stop, and what cancels it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow_provider_dstack import _stop, triggers
+from airflow_provider_dstack.triggers import DstackRunTrigger
+
+from dstack_core import Progress, Run
+from dstack_core.local import LocalServer
+from tests.provider_airflow.support import paths, wait_for
+
+
+def submitted(server: LocalServer, command: str) -> Run:
+    return server.client().runs.submit(
+        {"type": "task", "commands": [command]}, run_name="deferred", marker="ours"
+    )
+
+
+def trigger_for(run: Run, **change: Any) -> DstackRunTrigger:
+    arguments: dict[str, Any] = {
+        "dstack_conn_id": "dstack_default",
+        "project_name": None,
+        "run_name": run.name,
+        "marker": run.marker,
+        "progress": Progress(run.name, run.id).to_dict(),
+        "poll_interval": 0.1,
+    }
+    trigger = DstackRunTrigger(**{**arguments, **change})
+    trigger.task_instance = SimpleNamespace(  # type: ignore[assignment]  # what is used of one
+        id="ti", dag_id="d", run_id="r", task_id="train", try_number=1, map_index=-1
+    )
+    return trigger
+
+
+async def payloads(trigger: DstackRunTrigger) -> list[Any]:
+    return [event.payload async for event in trigger.run()]
+
+
+async def killed(trigger: DstackRunTrigger, after: Callable[[], object]) -> None:
+    """Cancel a trigger as Airflow's triggerer does: again and again, also inside ``on_kill``."""
+
+    async def runner() -> None:
+        try:
+            await payloads(trigger)
+        except asyncio.CancelledError:
+            await asyncio.wait_for(trigger.on_kill(), 30)
+            raise
+
+    task = asyncio.create_task(runner())
+    await asyncio.to_thread(wait_for, "moment to kill", after)
+    while not task.done():
+        task.cancel("user-action")
+        await asyncio.sleep(0.2)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.fixture
+def state(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Let a test say what Airflow answers for the state of the task."""
+    answer: dict[str, Any] = {"state": "failed", "delay": 0.0}
+
+    def task_state(ti: object) -> str | None:
+        time.sleep(answer["delay"])
+        if isinstance(answer["state"], Exception):
+            raise answer["state"]
+        found: str | None = answer["state"]
+        return found
+
+    monkeypatch.setattr(_stop, "task_state", task_state)
+    return answer
+
+
+def test_serialization_is_json_and_holds_no_secret(server: LocalServer) -> None:
+    run = submitted(server, "true")
+    path, arguments = trigger_for(run, tail=["x"], deadline=12.5).serialize()
+    assert json.loads(json.dumps(arguments)) == arguments
+    assert server.token not in json.dumps(arguments)
+    module, _, name = path.rpartition(".")
+    again = getattr(__import__(module, fromlist=[name]), name)(**arguments)
+    assert again.serialize() == (path, arguments)
+
+
+def test_one_event_tells_how_the_run_ended(server: LocalServer) -> None:
+    run = submitted(server, "echo one; echo two; exit 3")
+    (payload,) = asyncio.run(payloads(trigger_for(run, tail=["zero"])))
+    assert payload["kind"] == "finished"
+    assert payload["outcome"]["exit_status"] == 3
+    assert payload["tail"] == ["zero", "one", "two"]
+
+
+def test_lines_that_were_relayed_are_not_repeated(server: LocalServer) -> None:
+    run = submitted(server, "echo one; sleep 1; echo two")
+    progress = None
+    for event in run.follow(poll_interval=0.1):
+        progress = event.progress
+        if progress.cursors:
+            break
+    assert progress is not None
+    (payload,) = asyncio.run(payloads(trigger_for(run, progress=progress.to_dict())))
+    assert payload["tail"] == ["two"]
+
+
+def test_a_passed_deadline_stops_the_run(server: LocalServer) -> None:
+    run = submitted(server, "sleep 600")
+    (payload,) = asyncio.run(payloads(trigger_for(run, deadline=time.time() + 1)))
+    assert payload == {"kind": "timed_out", "stopped": True}
+    wait_for("end of the run", lambda: run.refresh().outcome(), 30)
+
+
+def test_a_server_that_stays_silent_is_one_event_too(server: LocalServer) -> None:
+    run = submitted(server, "sleep 600")
+    server.faults.add("/runs/get", times=None, status=503)
+    (payload,) = asyncio.run(payloads(trigger_for(run, retry_budget=0.5)))
+    assert (payload["kind"], payload["error"]) == ("broken", "DstackServerUnreachable")
+    assert paths(server, "/runs/stop") == []
+
+
+def test_a_missing_connection_is_one_event_too(server: LocalServer, database: object) -> None:
+    run = submitted(server, "true")
+    (payload,) = asyncio.run(payloads(trigger_for(run, dstack_conn_id="nobody")))
+    assert (payload["kind"], payload["error"]) == ("broken", "AirflowFailException")
+
+
+@pytest.mark.parametrize("answer", ["failed", "success", None, "running", RuntimeError("no answer")])
+def test_a_kill_stops_the_run_although_it_is_cancelled_again(
+    server: LocalServer, state: dict[str, Any], answer: Any
+) -> None:
+    state.update(state=answer, delay=1.0)
+    run = submitted(server, "sleep 600")
+    asyncio.run(killed(trigger_for(run), lambda: len(paths(server, "/runs/get")) > 3))
+    assert len(paths(server, "/runs/stop")) == 1
+    wait_for("end of the run", lambda: run.refresh().outcome(), 30)
+    assert not triggers._STOPPING
+
+
+def test_a_task_that_is_still_deferred_keeps_its_run(server: LocalServer, state: dict[str, Any]) -> None:
+    state["state"] = "deferred"
+    run = submitted(server, "sleep 600")
+    asyncio.run(killed(trigger_for(run), lambda: len(paths(server, "/runs/get")) > 3))
+    assert paths(server, "/runs/stop") == []
+    assert run.refresh().outcome() is None
+
+
+def test_keep_means_keep(server: LocalServer, state: dict[str, Any]) -> None:
+    run = submitted(server, "sleep 600")
+    trigger = trigger_for(run, on_kill_action="keep")
+    asyncio.run(killed(trigger, lambda: len(paths(server, "/runs/get")) > 3))
+    assert paths(server, "/runs/stop") == []
+
+
+def test_a_trigger_that_fired_stops_nothing(server: LocalServer, state: dict[str, Any]) -> None:
+    run = submitted(server, "true")
+
+    async def fire_then_kill() -> None:
+        trigger = trigger_for(run)
+        await payloads(trigger)
+        await trigger.on_kill()
+
+    asyncio.run(fire_then_kill())
+    assert paths(server, "/runs/stop") == []
+
+
+def test_the_stop_is_tried_three_times(server: LocalServer, state: dict[str, Any]) -> None:
+    run = submitted(server, "sleep 600")
+    server.faults.add("/runs/stop", times=4, status=500)
+    asyncio.run(killed(trigger_for(run), lambda: len(paths(server, "/runs/get")) > 3))
+    wait_for("end of the run", lambda: run.refresh().outcome(), 30)
+
+
+def test_shutdown_stops_nothing(server: LocalServer, state: dict[str, Any]) -> None:
+    state["state"] = "deferred"
+    run = submitted(server, "sleep 600")
+
+    async def shut_down() -> None:
+        trigger = trigger_for(run)
+        task = asyncio.create_task(payloads(trigger))
+        await asyncio.to_thread(wait_for, "polls", lambda: len(paths(server, "/runs/get")) > 3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await trigger.cleanup()
+
+    asyncio.run(shut_down())
+    assert paths(server, "/runs/stop") == []
+
+
+@pytest.mark.parametrize(("answer", "stops"), [("deferred", 0), ("failed", 1)])
+def test_an_airflow_without_on_kill_stops_in_cleanup(
+    server: LocalServer, state: dict[str, Any], monkeypatch: pytest.MonkeyPatch, answer: str, stops: int
+) -> None:
+    monkeypatch.setattr(triggers, "trigger_has_on_kill", lambda: False)
+    state["state"] = answer
+    run = submitted(server, "sleep 600")
+    asyncio.run(trigger_for(run).cleanup())
+    assert len(paths(server, "/runs/stop")) == stops

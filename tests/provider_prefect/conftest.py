@@ -1,0 +1,99 @@
+"""A Prefect server and an embedded dstack server; the settings are made before Prefect is imported."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+_HOME = tempfile.mkdtemp(prefix="prefect-tests-")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+_PORT = _free_port()
+
+for name in [name for name in os.environ if name.startswith(("PREFECT_", "DSTACK_"))]:
+    del os.environ[name]
+os.environ.update(
+    {
+        "HOME": _HOME,
+        "PREFECT_HOME": str(Path(_HOME) / ".prefect"),
+        "PREFECT_API_URL": f"http://127.0.0.1:{_PORT}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
+        "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.3",
+        "DO_NOT_TRACK": "1",
+        "NO_PROXY": "127.0.0.1,localhost",
+    }
+)
+
+pytest.importorskip("prefect")
+
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings  # noqa: E402
+
+from dstack_core.local import LocalServer  # noqa: E402
+from prefect_dstack import DstackCredentials  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start a real Prefect server and return the address of its API."""
+    address = os.environ["PREFECT_API_URL"]
+    log = tmp_path_factory.mktemp("server") / "log"
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(_PORT)]
+    with log.open("wb") as output:
+        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        _wait_until_healthy(f"{address}/health", server, log)
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            yield address
+    finally:
+        server.terminate()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+@pytest.fixture
+def dstack() -> Iterator[LocalServer]:
+    """Serve an embedded dstack server of this test's own."""
+    with LocalServer(step_seconds=0.02) as server:
+        yield server
+
+
+@pytest.fixture
+def credentials(dstack: LocalServer) -> DstackCredentials:
+    """Return a block for the embedded server."""
+    return DstackCredentials(server_url=dstack.url, project_name=dstack.project, user_token=dstack.token)
+
+
+def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(url, timeout=2) as reply:
+                if reply.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    pytest.fail(f"the Prefect server did not start:\n{log.read_text()[-3000:]}")

@@ -1,0 +1,118 @@
+"""Flows that other processes run: ``python -m tests.provider_prefect.served_flows serve`` or a flow's name."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, serve
+from prefect.runtime import flow_run
+
+from prefect_dstack import arun_task, run_task, stop_dstack_runs, stop_runs_on_crash
+
+LONG = {"type": "task", "commands": ["echo started; sleep 120"]}
+FAST: dict[str, Any] = {"poll_interval": 0.5}
+
+
+def tell_process() -> None:
+    """Leave this process's id where the test finds it."""
+    directory = os.environ.get("TEST_PIDS")
+    if directory:
+        (Path(directory) / flow_run.get_id()).write_text(str(os.getpid()))
+
+
+@flow
+def direct() -> None:
+    """Call the sync task."""
+    tell_process()
+    run_task(LONG, **FAST)
+
+
+@flow
+def submitted() -> None:
+    """Submit the sync task to a thread."""
+    run_task.submit(LONG, **FAST).result()
+
+
+@flow
+def mapped() -> None:
+    """Map the sync task over three configurations."""
+    run_task.map([LONG] * 3, **FAST).result()
+
+
+@flow
+async def adirect() -> None:
+    """Await the async task."""
+    await arun_task(LONG, **FAST)
+
+
+@flow
+async def agathered() -> None:
+    """Await two async tasks at once."""
+    await asyncio.gather(arun_task(LONG, **FAST), arun_task(LONG, **FAST))
+
+
+@flow
+def asubmitted() -> None:
+    """Submit the async task to a thread."""
+    arun_task.submit(LONG, **FAST).result()
+
+
+@flow
+async def sync_in_async() -> None:
+    """Call the sync task in an async flow."""
+    run_task(LONG, **FAST)
+
+
+@flow
+def child() -> None:
+    """Be a subflow."""
+    run_task.submit(LONG, **FAST).result()
+
+
+@flow
+def parent() -> None:
+    """Run a subflow."""
+    child()
+
+
+@flow(on_crashed=[stop_dstack_runs()])
+def hooked() -> None:
+    """Be killed, and stopped by the hook."""
+    tell_process()
+    run_task.submit(LONG, **FAST).result()
+
+
+@flow(on_crashed=[stop_runs_on_crash])
+def kept() -> None:
+    """Be killed, and leave the run for another execution."""
+    tell_process()
+    run_task({"type": "task", "commands": ["echo started; sleep 15; echo the-end"]}, on_crash="keep", **FAST)
+
+
+FLOWS: list[Any] = [
+    direct, submitted, mapped, adirect, agathered, asubmitted, sync_in_async, parent, hooked, kept,
+]  # fmt: skip
+
+
+def main() -> None:
+    """Serve all flows, or run one."""
+    # A shell that started the tests in the background may have left SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    name = sys.argv[1]
+    if name == "serve":
+        serve(*(item.to_deployment(item.__name__) for item in FLOWS), limit=20)
+        return
+    chosen = next(item for item in FLOWS if item.__name__ == name)
+    if asyncio.iscoroutinefunction(chosen.fn):
+        asyncio.run(chosen())
+    else:
+        chosen()
+
+
+if __name__ == "__main__":
+    main()

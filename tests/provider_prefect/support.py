@@ -1,0 +1,81 @@
+"""What the tests of this folder share: wait for conditions, read back from both servers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.sorting import LogSort
+
+from dstack_core import Outcome, Run
+from dstack_core.local import LocalServer
+
+T = TypeVar("T")
+
+
+def until(condition: Callable[[], T], *, seconds: float = 60.0, what: str = "") -> T:
+    """Return the first true value of ``condition``; fails after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if value := condition():
+            return value
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what or condition}"
+        time.sleep(0.05)
+
+
+def all_runs(server: LocalServer) -> list[Run]:
+    """Return every run the embedded server ever had, oldest first."""
+    with server.client() as client:
+        return client.runs.list(all=True)[::-1]
+
+
+def the_run(server: LocalServer) -> Run:
+    """Return the only run there ever was."""
+    (run,) = all_runs(server)
+    return run
+
+
+def outcome_of(run: Run) -> Outcome:
+    """Return the run's outcome, as it is on the server now."""
+    outcome = run.refresh().outcome()
+    assert outcome is not None, f"{run} is active"
+    return outcome
+
+
+def submissions(server: LocalServer) -> int:
+    """Return how many requests to submit a run were received."""
+    return sum(request.path.endswith("/runs/apply") for request in server.requests)
+
+
+def log_records(flow_run_id: UUID, *, last: str, seconds: float = 30.0) -> list[str]:
+    """Return the messages of a flow run from Prefect's API in order, once ``last`` is in one of them."""
+
+    def read() -> list[str]:
+        found: list[str] = []
+        with get_client(sync_client=True) as client:
+            while True:
+                page = client.read_logs(
+                    LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id])),
+                    limit=200,
+                    offset=len(found),
+                    sort=LogSort.TIMESTAMP_ASC,
+                )
+                found += [log.message for log in page]
+                if len(page) < 200:
+                    return found
+
+    return until(
+        lambda: (found := read()) and any(last in message for message in found) and found,
+        seconds=seconds,
+        what=f"{last!r} in the logs of {flow_run_id}",
+    )
+
+
+def state_of(flow_run_id: UUID) -> Any:
+    """Return the state of a flow run."""
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(flow_run_id).state

@@ -1,0 +1,169 @@
+"""The hooks: what they stop, and what they leave alone."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import cloudpickle
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Cancelling, Crashed
+
+from dstack_core import Run, ServerUnreachableError, Task
+from dstack_core.local import LocalServer
+from prefect_dstack import (
+    DstackCredentials,
+    hooks,
+    stop_dstack_runs,
+    stop_runs_on_cancellation,
+    stop_runs_on_crash,
+)
+from prefect_dstack._names import flow_run_marker_prefix
+
+from .support import until
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+LONG = Task(commands=["sleep 60"])
+
+
+@flow
+def idle() -> None:
+    """Be the flow of a flow run."""
+
+
+@pytest.fixture(autouse=True)
+def _one_quick_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "_PAUSE", 0.2)
+
+
+def flow_run() -> FlowRun:
+    with get_client(sync_client=True) as client:
+        return client.create_flow_run(idle)
+
+
+def run_for(server: LocalServer, owner: FlowRun, name: str, on_crash: str = "stop") -> Run:
+    with server.client() as client:
+        return client.runs.submit(
+            LONG, run_name=name, marker=f"{flow_run_marker_prefix(str(owner.id))}{on_crash}/abc-0/1"
+        )
+
+
+def is_stopped(run: Run) -> bool:
+    return run.status().is_stopping or run.outcome() is not None
+
+
+def test_a_cancelled_flow_run_is_left_with_no_runs_and_others_keep_theirs(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    mine, other = flow_run(), flow_run()
+    owned = [run_for(dstack, mine, "first"), run_for(dstack, mine, "second", on_crash="keep")]
+    foreign = run_for(dstack, other, "foreign")
+    hook = stop_dstack_runs(credentials)
+    hook(idle, mine, Cancelling())
+    assert all(is_stopped(run) for run in owned)
+    assert not is_stopped(foreign)
+    hook(idle, mine, Cancelling())
+
+
+def test_a_crash_leaves_what_is_to_be_kept(dstack: LocalServer, credentials: DstackCredentials) -> None:
+    mine = flow_run()
+    stopped, kept = run_for(dstack, mine, "stopped"), run_for(dstack, mine, "kept", on_crash="keep")
+    stop_dstack_runs(credentials)(idle, mine, Crashed())
+    assert is_stopped(stopped)
+    assert not is_stopped(kept)
+
+
+def test_a_run_that_appears_late_is_stopped_too(
+    dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, late = flow_run(), []
+    monkeypatch.setattr(hooks.time, "sleep", lambda _: late.append(run_for(dstack, mine, "late")))
+    stop_dstack_runs(credentials)(idle, mine, Crashed())
+    assert is_stopped(late[0])
+
+
+@pytest.mark.parametrize("hook", [stop_runs_on_cancellation, stop_runs_on_crash, stop_dstack_runs()])
+def test_the_environment_names_the_server(
+    hook: Any, dstack: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("SERVER_URL", dstack.url), ("PROJECT", dstack.project), ("TOKEN", dstack.token)):
+        monkeypatch.setenv(f"DSTACK_{name}", value)
+    mine = flow_run()
+    run = run_for(dstack, mine, "mine")
+    hook(idle, mine, Cancelling())
+    assert is_stopped(run)
+
+
+def test_a_hook_loads_a_saved_block_when_it_runs_and_also_inside_an_event_loop(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    hook = stop_dstack_runs("block-of-the-hook")
+    credentials.save("block-of-the-hook", overwrite=True)
+    mine = flow_run()
+    run = run_for(dstack, mine, "mine")
+
+    async def in_a_loop() -> None:
+        hook(idle, mine, Cancelling())
+
+    asyncio.run(in_a_loop())
+    assert is_stopped(run)
+
+
+def test_a_hook_survives_pickling_without_showing_the_token(credentials: DstackCredentials) -> None:
+    hook = stop_dstack_runs(credentials)
+    copy = cloudpickle.loads(cloudpickle.dumps(hook))
+    assert copy.keywords == hook.keywords  # type: ignore[attr-defined]
+    assert credentials.user_token.get_secret_value() not in repr(hook)
+
+
+def test_hooks_fit_the_flow_decorator() -> None:
+    hook = stop_dstack_runs()
+    decorated = flow(on_cancellation=[hook, stop_runs_on_cancellation], on_crashed=[hook, stop_runs_on_crash])(
+        idle.fn
+    )
+    assert len(decorated.on_cancellation_hooks) == len(decorated.on_crashed_hooks) == 2
+
+
+def test_a_server_that_cannot_be_reached_is_told(
+    dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = flow_run()
+    run_for(dstack, mine, "mine")
+    monkeypatch.setattr(hooks, "open_client", lambda block, **_: block.get_client(retry_budget=0.3))
+    dstack.faults.add("/runs/list", status=503, times=None)
+    with pytest.raises(ServerUnreachableError):
+        stop_dstack_runs(credentials)(idle, mine, Crashed())
+
+
+def test_runs_of_subflows_belong_to_their_parents(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    runs: list[Run] = []
+    parents: list[FlowRun] = []
+
+    @flow
+    def child() -> None:
+        from prefect.context import FlowRunContext
+
+        context = FlowRunContext.get()
+        assert context is not None
+        assert context.flow_run is not None
+        runs.append(run_for(dstack, context.flow_run, "child"))
+
+    @flow
+    def parent() -> None:
+        from prefect.context import FlowRunContext
+
+        context = FlowRunContext.get()
+        assert context is not None
+        assert context.flow_run is not None
+        parents.append(context.flow_run)
+        child()
+
+    parent()
+    stop_dstack_runs(credentials)(parent, parents[0], Crashed())
+    until(lambda: is_stopped(runs[0]), seconds=10)

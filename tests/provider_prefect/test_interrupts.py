@@ -1,0 +1,225 @@
+"""Interrupted and cancelled flow runs inside this process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
+from prefect.states import Cancelling
+
+from dstack_core import Run, RunStatus, Task
+from dstack_core.local import LocalServer
+from prefect_dstack import DstackCredentials, _probe, _submit, arun_task, run_task
+
+from .support import all_runs, outcome_of, the_run, until
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+LONG = Task(commands=["echo started; sleep 60"])
+FAST: dict[str, Any] = {"poll_interval": 0.2}
+
+
+def in_background(act: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=act)
+    thread.start()
+    return thread
+
+
+def is_running(server: LocalServer) -> bool:
+    return any(run.raw_status == "running" for run in all_runs(server))
+
+
+def press_control_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def asked(server: LocalServer, path: str) -> int:
+    return sum(request.path.endswith(path) for request in server.requests)
+
+
+def interrupt(
+    task: Any, server: LocalServer, when: Callable[[], bool], *arguments: Any, **options: Any
+) -> Run:
+    """Press Ctrl-C as soon as ``when`` holds while a flow runs ``task``; return the only run."""
+
+    @flow
+    def sync_flow() -> None:
+        task(*arguments, **FAST, **options)
+
+    @flow
+    async def async_flow() -> None:
+        await task(*arguments, **FAST, **options)
+
+    def press() -> None:
+        until(when)
+        press_control_c()
+
+    thread = in_background(press)
+    with pytest.raises(KeyboardInterrupt):
+        if task is arun_task:
+            asyncio.run(async_flow())
+        else:
+            sync_flow()
+    thread.join()
+    return the_run(server)
+
+
+@pytest.mark.parametrize("task", [run_task, arun_task])
+def test_an_interrupt_stops_the_run_and_shows_its_last_words(
+    task: Any, dstack: LocalServer, credentials: DstackCredentials, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    configuration = Task(commands=["trap 'echo saved; exit 1' INT; echo started; while true; do sleep 0.1; done"])
+    run = interrupt(task, dstack, lambda: "started" in caplog.text, configuration, credentials)
+    assert outcome_of(run).reason == "stopped_by_user"
+    assert "saved" in caplog.messages
+
+
+@pytest.mark.parametrize("task", [run_task, arun_task])
+def test_an_interrupt_while_the_submission_is_under_way_leaves_nothing_running(
+    task: Any, dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server takes its time and carries the submission out after its client was interrupted."""
+    submitting = threading.Event()
+
+    def late(attempt: Any, spec: Any) -> None:
+        time.sleep(1.5)
+        with dstack.client() as client:
+            client.runs.submit(**spec, run_name=attempt.run_name, marker=attempt.marker)
+
+    def hanging(client: Any, attempt: Any, spec: Any) -> Any:
+        threading.Thread(target=late, args=(attempt, spec)).start()
+        submitting.set()
+        return asyncio.sleep(60) if task is arun_task else time.sleep(60)
+
+    monkeypatch.setattr(_submit, "_submit", hanging)
+    run = interrupt(task, dstack, submitting.is_set, LONG, credentials)
+    until(lambda: run.status().is_finished, seconds=15)
+    assert outcome_of(run).reason == "stopped_by_user"
+
+
+@pytest.mark.parametrize("task", [run_task, arun_task])
+def test_an_interrupt_leaves_a_run_that_is_to_be_kept(
+    task: Any, dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    run = interrupt(task, dstack, lambda: is_running(dstack), LONG, credentials, on_crash="keep")
+    assert run.status() is RunStatus.RUNNING
+    assert asked(dstack, "/runs/stop") == 0
+
+
+def test_a_second_interrupt_lets_go(dstack: LocalServer, credentials: DstackCredentials) -> None:
+    dstack.faults.add("/runs/stop", delay=20, times=None)
+
+    @flow
+    def stuck() -> None:
+        run_task(LONG, credentials, **FAST)
+
+    def press_twice() -> None:
+        until(lambda: is_running(dstack))
+        press_control_c()
+        until(lambda: asked(dstack, "/runs/stop") == 1)
+        press_control_c()
+
+    thread = in_background(press_twice)
+    with pytest.raises(KeyboardInterrupt):
+        stuck()
+    thread.join()
+    assert asked(dstack, "/runs/stop") == 1
+
+
+def cancelled_flow(body: Callable[[], Any], server: LocalServer) -> UUID:
+    """Run a flow and cancel it through Prefect's API once a run is going; return its id."""
+    ids: list[UUID] = []
+
+    @flow
+    def cancelled() -> Any:
+        ids.append(UUID(flow_run.get_id()))
+        return body()
+
+    def cancel() -> None:
+        until(lambda: is_running(server))
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(ids[0], Cancelling())
+
+    thread = in_background(cancel)
+    cancelled(return_state=True)
+    thread.join()
+    return ids[0]
+
+
+def task_states(flow_run_id: UUID) -> list[str]:
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    async def read() -> list[str]:
+        async with get_client() as client:
+            runs = await client.read_task_runs(
+                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+            )
+            return [run.state.type.value for run in runs if run.state is not None]
+
+    return asyncio.run(read())
+
+
+@pytest.mark.parametrize("task", [run_task, arun_task])
+def test_a_task_that_no_signal_reaches_ends_as_cancelled_and_is_not_retried(
+    task: Any, dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_probe, "CHECK_SECONDS", 1.0)
+    eager = task.with_options(retries=2, retry_delay_seconds=0)
+    flow_run_id = cancelled_flow(lambda: eager.submit(LONG, credentials, **FAST).wait(), dstack)
+    until(lambda: task_states(flow_run_id) == ["CANCELLED"], seconds=20)
+    assert outcome_of(the_run(dstack)).reason == "stopped_by_user"
+
+
+def test_a_cancelled_flow_run_stops_a_run_that_would_outlive_a_crash(
+    dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_probe, "CHECK_SECONDS", 1.0)
+    cancelled_flow(lambda: run_task.submit(LONG, credentials, on_crash="keep", **FAST).wait(), dstack)
+    assert outcome_of(the_run(dstack)).reason == "stopped_by_user"
+
+
+# Prefect's own alarm does not work while the test's time limit holds SIGALRM.
+@pytest.mark.timeout(120, method="thread")
+def test_a_flow_timeout_stops_submitted_runs(dstack: LocalServer, credentials: DstackCredentials) -> None:
+    @flow(timeout_seconds=3)
+    def short() -> None:
+        run_task.submit(LONG, credentials, **FAST).result()
+
+    state = short(return_state=True)
+    assert state.name == "TimedOut"
+    assert outcome_of(the_run(dstack)).reason == "stopped_by_user"
+
+
+def test_a_cancellation_is_seen_while_the_server_takes_no_submissions(
+    dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_probe, "CHECK_SECONDS", 1.0)
+    dstack.faults.add("/runs/apply", status=503, times=None)
+    ids: list[UUID] = []
+
+    @flow
+    def cancelled() -> None:
+        ids.append(UUID(flow_run.get_id()))
+        run_task.submit(LONG, credentials, **FAST).wait()
+
+    def cancel() -> None:
+        until(lambda: asked(dstack, "/runs/apply") > 0)
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(ids[0], Cancelling())
+
+    thread = in_background(cancel)
+    cancelled(return_state=True)
+    thread.join()
+    assert all_runs(dstack) == []
+    until(lambda: task_states(ids[0]) == ["CANCELLED"], seconds=20)

@@ -1,0 +1,109 @@
+"""Run names and markers."""
+
+from __future__ import annotations
+
+import re
+from uuid import uuid4
+
+import pytest
+
+from prefect_dstack._names import (
+    Identity,
+    Ordinals,
+    Owner,
+    flow_run_marker_prefix,
+    identify,
+    outlives_crash,
+)
+
+NAME = re.compile(r"[a-z][a-z0-9-]{1,40}")
+SPEC = {"configuration": {"type": "task", "commands": ["echo"]}}
+
+
+def owner(task: str | None = None, flow: str | None = "f", count: int = 1, shares: bool = True) -> Owner:
+    return Owner(task or str(uuid4()), flow, count, shares)
+
+
+def named(who: Owner, ordinals: Ordinals, **options: object) -> Identity:
+    return identify(who, SPEC, on_crash="stop", ordinals=ordinals, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prefix", [None, "train", "Train_LLaMA-70b finetune", "-9", "", "ü", "7b-model"])
+@pytest.mark.parametrize("shares", [True, False])
+def test_names_fit_the_servers_rule_in_every_attempt(prefix: str | None, shares: bool) -> None:
+    who = Owner(str(uuid4()), str(uuid4()), 1, shares)
+    identity = identify(who, SPEC, on_crash="stop", prefix=prefix, ordinals=Ordinals())
+    for number in (1, 2, 99):
+        assert NAME.fullmatch(identity.attempt(number).run_name)
+
+
+def test_another_execution_of_the_flow_run_finds_the_same_names() -> None:
+    flow = str(uuid4())
+    first, second = Ordinals(), Ordinals()
+    before = {named(owner(flow=flow), first).attempt(1) for _ in range(3)}
+    after = {named(owner(flow=flow), second).attempt(1) for _ in range(3)}
+    assert before == after
+    assert len(before) == 3
+
+
+def test_a_retry_of_the_flow_in_the_same_process_finds_the_same_names() -> None:
+    ordinals, flow = Ordinals(), str(uuid4())
+    before = [named(owner(flow=flow, count=1), ordinals) for _ in range(2)]
+    after = [named(owner(flow=flow, count=2), ordinals) for _ in range(2)]
+    assert before == after
+
+
+def test_a_retried_task_keeps_its_name() -> None:
+    ordinals = Ordinals()
+    assert named(owner("task", "flow"), ordinals) == named(owner("task", "flow"), ordinals)
+
+
+def test_flow_runs_created_in_the_same_minute_have_different_names() -> None:
+    early, late = "019b1234-aaaa-7000-8000-00000000000a", "019b1234-aaaa-7000-8000-00000000000b"
+    assert named(owner(flow=early), Ordinals()).base != named(owner(flow=late), Ordinals()).base
+
+
+def test_tasks_of_other_processes_never_share_a_run() -> None:
+    flow = str(uuid4())
+    first = named(owner(flow=flow, shares=False), Ordinals())
+    second = named(owner(flow=flow, shares=False), Ordinals())
+    assert first.base != second.base
+    assert first.stem != second.stem
+
+
+def test_specs_differ_in_every_part() -> None:
+    who = owner("task", "flow")
+    bases = {
+        identify(who, spec, on_crash=on_crash, ordinals=Ordinals()).base
+        for spec in (SPEC, {**SPEC, "max_duration": "2h"})
+        for on_crash in ("stop", "keep")
+    }
+    assert len(bases) == 4
+
+
+def test_a_callers_name_is_used_as_it_is_in_every_attempt() -> None:
+    identity = named(owner(flow="flow"), Ordinals(), run_name="train")
+    assert [identity.attempt(number).run_name for number in (1, 2)] == ["train", "train"]
+    assert identity.attempt(1).marker != identity.attempt(2).marker
+
+
+def test_markers_tell_the_attempt_and_the_owner() -> None:
+    identity = named(owner(flow="flow"), Ordinals())
+    assert identity.number_of(identity.attempt(7).marker) == 7
+    assert identity.attempt(1).marker.startswith(flow_run_marker_prefix("flow"))
+    other = named(owner(flow="other"), Ordinals())
+    for marker in (None, "", "x", other.attempt(1).marker, identity.stem, identity.stem + "/x"):
+        assert identity.number_of(marker) is None
+
+
+def test_markers_tell_what_a_crash_leaves() -> None:
+    for on_crash in ("stop", "keep"):
+        identity = identify(owner(), SPEC, on_crash=on_crash, ordinals=Ordinals())
+        assert outlives_crash(identity.attempt(1).marker) is (on_crash == "keep")
+
+
+def test_a_task_outside_a_flow_has_a_name_of_its_own() -> None:
+    first = named(owner(str(uuid4()), None), Ordinals())
+    second = named(owner(str(uuid4()), None), Ordinals())
+    assert first.base != second.base
+    assert first.stem.startswith("prefect:task_run/")

@@ -1,0 +1,225 @@
+"""Cancelled, interrupted and killed flow runs, in processes of their own: what becomes of the run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.states import Cancelling, Scheduled
+
+from dstack_core import Run
+from dstack_core.local import LocalServer
+
+from .support import all_runs, log_records, outcome_of, state_of, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+
+ROOT = Path(__file__).parents[2]
+MODULE = "tests.provider_prefect.served_flows"
+STOP_SECONDS = 10.0
+START_SECONDS = 120.0
+
+# How many runs each flow has, and the state its cancelled task ends in.
+CANCELLED = {
+    "direct": 1,
+    "submitted": 1,
+    "mapped": 3,
+    "adirect": 1,
+    "agathered": 2,
+    "asubmitted": 1,
+    "sync_in_async": 1,
+    "parent": 1,
+}
+
+
+@contextmanager
+def python(server: LocalServer, *arguments: str, **extra: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the flows' module in a process that is ended with the test."""
+    environment = {
+        **os.environ,
+        "DSTACK_SERVER_URL": server.url,
+        "DSTACK_PROJECT": server.project,
+        "DSTACK_TOKEN": server.token,
+        **extra,
+    }
+    log = Path(extra["TEST_LOG"])
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", MODULE, *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture(scope="module")
+def served(
+    prefect_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[LocalServer, Path]]:
+    """Serve the flows; return the dstack server they use and where they leave their process ids."""
+    directory = tmp_path_factory.mktemp("served")
+    log = directory / "log"
+    with (
+        LocalServer(step_seconds=0.02) as server,
+        python(server, "serve", TEST_PIDS=str(directory), TEST_LOG=str(log)) as process,
+    ):
+        until(lambda: process.poll() is not None or deployed(), seconds=START_SECONDS)
+        assert process.poll() is None, log.read_text()[-3000:]
+        yield server, directory
+
+
+@pytest.fixture(scope="module")
+def started(served: tuple[LocalServer, Path]) -> dict[str, UUID]:
+    """Start all flows that will be cancelled, at once: starting a process takes longest."""
+    return {name: start(name) for name in CANCELLED}
+
+
+def deployed() -> bool:
+    with get_client(sync_client=True) as client:
+        return len(client.read_deployments()) >= len(CANCELLED) + 2
+
+
+def start(name: str) -> UUID:
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name(f"{name.replace('_', '-')}/{name}")
+        return client.create_flow_run_from_deployment(deployment.id).id
+
+
+def cancel(flow_run_id: UUID) -> float:
+    """Cancel a flow run as the UI does; return when."""
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(flow_run_id, Cancelling())
+    return time.monotonic()
+
+
+def runs_of(server: LocalServer, flow_run_id: UUID) -> list[Run]:
+    """Return the runs of a flow run and its subflows."""
+    ids = [str(flow_run_id), *(str(item) for item in children(flow_run_id))]
+    return [run for run in all_runs(server) if any(f"/{item}/" in (run.marker or "") for item in ids)]
+
+
+def children(flow_run_id: UUID) -> list[UUID]:
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+
+    chosen = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run_id]))
+    with get_client(sync_client=True) as client:
+        return [run.id for run in client.read_flow_runs(flow_run_filter=chosen)]
+
+
+def running(server: LocalServer, flow_run_id: UUID, count: int) -> Callable[[], bool]:
+    def ready() -> bool:
+        runs = runs_of(server, flow_run_id)
+        return len(runs) == count and all(run.raw_status == "running" for run in runs)
+
+    return ready
+
+
+def stopped_after(server: LocalServer, flow_run_id: UUID, since: float) -> float:
+    until(lambda: all(run.outcome() for run in runs_of(server, flow_run_id)), seconds=30)
+    return time.monotonic() - since
+
+
+@pytest.mark.parametrize("name", CANCELLED)
+def test_a_cancelled_flow_run_stops_its_runs(
+    name: str, served: tuple[LocalServer, Path], started: dict[str, UUID], record_property: Any
+) -> None:
+    server, _ = served
+    flow_run_id, count = started[name], CANCELLED[name]
+    until(running(server, flow_run_id, count), seconds=START_SECONDS, what=f"{count} running runs of {name}")
+    cancelled = cancel(flow_run_id)
+    seconds = stopped_after(server, flow_run_id, cancelled)
+    record_property("seconds", seconds)
+    print(f"{name}: stopped {seconds:.1f} s after the cancellation")  # noqa: T201
+    assert seconds < STOP_SECONDS
+    runs = runs_of(server, flow_run_id)
+    assert [outcome_of(run).reason for run in runs] == ["stopped_by_user"] * count
+    until(lambda: state_of(flow_run_id).is_cancelled(), seconds=60, what="the flow run is Cancelled")
+    assert len(runs_of(server, flow_run_id)) == count
+
+
+def kill(served: tuple[LocalServer, Path], name: str) -> tuple[UUID, float]:
+    server, directory = served
+    flow_run_id = start(name)
+    until(running(server, flow_run_id, 1), seconds=START_SECONDS, what=f"a running run of {name}")
+    os.kill(int((directory / str(flow_run_id)).read_text()), signal.SIGKILL)
+    return flow_run_id, time.monotonic()
+
+
+def test_the_hook_stops_the_run_of_a_killed_flow(served: tuple[LocalServer, Path]) -> None:
+    flow_run_id, killed = kill(served, "hooked")
+    seconds = stopped_after(served[0], flow_run_id, killed)
+    print(f"hooked: stopped {seconds:.1f} s after SIGKILL")  # noqa: T201
+    assert len(runs_of(served[0], flow_run_id)) == 1
+    assert seconds < STOP_SECONDS
+    until(lambda: state_of(flow_run_id).is_crashed(), seconds=60)
+
+
+def test_a_run_that_outlives_its_flow_is_taken_up_again(served: tuple[LocalServer, Path]) -> None:
+    server, _ = served
+    flow_run_id, _ = kill(served, "kept")
+    until(lambda: state_of(flow_run_id).is_crashed(), seconds=60)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(flow_run_id, Scheduled(name="AwaitingRetry"), force=True)
+    until(lambda: state_of(flow_run_id).is_completed(), seconds=START_SECONDS)
+    (run,) = runs_of(server, flow_run_id)
+    assert outcome_of(run).succeeded
+    assert any("earlier execution" in message for message in log_records(flow_run_id, last="the-end"))
+
+
+@pytest.mark.parametrize("name", ["direct", "submitted", "adirect"])
+def test_control_c_in_a_plain_script_stops_the_run(name: str, dstack: LocalServer, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with python(dstack, name, TEST_LOG=str(log)) as process:
+        until(
+            lambda: process.poll() is not None or any(run.raw_status == "running" for run in all_runs(dstack)),
+            seconds=START_SECONDS,
+        )
+        assert process.poll() is None, log.read_text()[-3000:]
+        os.kill(process.pid, signal.SIGINT)
+        pressed = time.monotonic()
+        until(lambda: all(run.outcome() for run in all_runs(dstack)), seconds=30)
+        seconds = time.monotonic() - pressed
+        print(f"{name}: stopped {seconds:.1f} s after Ctrl-C")  # noqa: T201
+        assert process.wait(30) != 0
+    assert seconds < STOP_SECONDS
+    (run,) = all_runs(dstack)
+    assert outcome_of(run).reason == "stopped_by_user"
+
+
+def test_a_plain_script_notices_a_cancellation_that_nobody_tells_it(
+    dstack: LocalServer, tmp_path: Path
+) -> None:
+    with python(dstack, "direct", TEST_PIDS=str(tmp_path), TEST_LOG=str(tmp_path / "log")) as process:
+        until(lambda: any(run.raw_status == "running" for run in all_runs(dstack)), seconds=START_SECONDS)
+        (pid_file,) = [path for path in tmp_path.iterdir() if path.name != "log"]
+        cancelled = cancel(UUID(pid_file.name))
+        until(lambda: all(run.outcome() for run in all_runs(dstack)), seconds=30)
+        seconds = time.monotonic() - cancelled
+        print(f"plain script: stopped {seconds:.1f} s after the cancellation")  # noqa: T201
+        process.wait(60)
+    assert seconds < STOP_SECONDS
+    assert len(all_runs(dstack)) == 1
+    # Nobody takes the flow run from Cancelling to Cancelled, but the server itself after 300 s.
+    state = state_of(UUID(pid_file.name))
+    assert state.is_cancelling() or state.is_cancelled()

@@ -1,0 +1,71 @@
+"""What the package shows, and what importing it costs."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from importlib.metadata import entry_points, version
+from typing import Any
+
+import prefect_dstack
+from prefect_dstack import arun_task, run_task
+
+_IMPORT = """
+import json, sys, time
+from prefect import flow, task
+before = set(sys.modules)
+start = time.perf_counter()
+import prefect_dstack
+print(json.dumps([time.perf_counter() - start, sorted(set(sys.modules) - before)]))
+"""
+
+
+def test_the_public_names_are_these() -> None:
+    assert prefect_dstack.__all__ == [
+        "DstackCredentials",
+        "__version__",
+        "arun_task",
+        "run_task",
+        "stop_dstack_runs",
+        "stop_runs_on_cancellation",
+        "stop_runs_on_crash",
+    ]
+    for name in prefect_dstack.__all__:
+        assert getattr(prefect_dstack, name)
+
+
+def test_prefect_finds_the_collection() -> None:
+    (entry,) = [entry for entry in entry_points(group="prefect.collections") if entry.name == "prefect_dstack"]
+    assert entry.load() is prefect_dstack
+    assert version("prefect-dstack") == prefect_dstack.__version__
+
+
+def test_the_twins_have_equal_parameters() -> None:
+    sync, twin = (inspect.signature(task.fn) for task in (run_task, arun_task))
+    assert sync.parameters == twin.parameters
+    assert inspect.iscoroutinefunction(arun_task.fn)
+    assert not inspect.iscoroutinefunction(run_task.fn)
+
+
+def test_the_tasks_leave_retries_and_caches_to_the_caller() -> None:
+    for task in (run_task, arun_task):
+        assert task.retries == 0
+        assert task.with_options(retries=2).retries == 2
+
+
+def test_importing_loads_no_client() -> None:
+    seconds, modules = _import()
+    heavy = {"requests", "paramiko", "dstack_core.client", "dstack_core.aio", "uvicorn"}
+    assert not heavy & set(modules)
+    for _ in range(4):
+        if seconds <= 0.25:
+            break
+        seconds = min(seconds, _import()[0])
+    assert seconds <= 0.25
+
+
+def _import() -> tuple[float, list[str]]:
+    reply: Any = json.loads(subprocess.check_output([sys.executable, "-c", _IMPORT], text=True))
+    return reply[0], reply[1]
