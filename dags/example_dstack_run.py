@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from airflow.sdk import DAG, Param, task
-from airflow_provider_dstack.operators import DstackRunOperator
 
+from airflow_provider_dstack.operators import DstackRunOperator
 from dstack_core import GPU, Resources, Task
 
 SHOW_MACHINE = """

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import flow, task
-from prefect_dstack import run_task, stop_dstack_runs
 
 from dstack_core import GPU, Resources, Task
+from prefect_dstack import run_task, stop_dstack_runs
 
 SHOW_MACHINE = """
 if command -v nvidia-smi > /dev/null; then nvidia-smi -L; else echo "no NVIDIA driver on this machine"; fi

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from airflow_provider_dstack import operators
 
+from airflow_provider_dstack import operators
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import DagRunner, paths, runs_of
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
 from airflow_provider_dstack._compat import AirflowFailException
 from airflow_provider_dstack.hooks import DstackHook
-
 from dstack_core.local import LocalServer
 
 

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+
 from airflow_provider_dstack._job import JobOptions, RunJob
 from airflow_provider_dstack._stop import KILL_LIMITS, stop_run
-
 from dstack_core import Client, Run
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import paths, wait_for

@@ -11,12 +11,12 @@ import pytest
 from airflow.sdk import DAG
 from airflow.sdk.definitions.mappedoperator import OperatorPartial
 from airflow.serialization.serialized_objects import DagSerialization
+
 from airflow_provider_dstack import _names
 from airflow_provider_dstack._compat import AirflowTaskTimeout, deferral_errors
 from airflow_provider_dstack._spec import secrets_in
 from airflow_provider_dstack.errors import DstackRunFailed, DstackRunInterrupted, DstackServerUnreachable
 from airflow_provider_dstack.operators import DstackRunOperator
-
 from dstack_core import GPU, Resources, RetryPolicy, Task
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import paths, wait_for

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from airflow_provider_dstack import _names
 from airflow_provider_dstack._compat import AirflowException, AirflowFailException
 from airflow_provider_dstack._outcome import (
@@ -27,7 +28,6 @@ from airflow_provider_dstack.errors import (
     DstackRunStopped,
     DstackServerUnreachable,
 )
-
 from dstack_core import (
     AccessDeniedError,
     AuthenticationError,

@@ -15,6 +15,7 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]  # comes with Airflow, without stubs
 import pytest
 from airflow.sdk import BaseOperator
+
 from airflow_provider_dstack import __version__
 from airflow_provider_dstack.get_provider_info import get_provider_info
 from airflow_provider_dstack.operators import DstackRunOperator

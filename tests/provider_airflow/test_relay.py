@@ -6,7 +6,6 @@ import logging
 from dataclasses import replace
 
 from airflow_provider_dstack._relay import Relay
-
 from dstack_core import ContactLost, LogLines, Outcome, Progress, RunFinished, RunStatus, StatusChanged
 
 PROGRESS = Progress("af-1", "id-1", "running")

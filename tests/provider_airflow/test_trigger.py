@@ -10,9 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from airflow_provider_dstack import _stop, triggers
 from airflow_provider_dstack.triggers import DstackRunTrigger
-
 from dstack_core import Progress, Run
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import paths, wait_for

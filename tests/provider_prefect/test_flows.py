@@ -100,7 +100,9 @@ def test_a_failed_run_fails_the_task_with_its_last_words(
 def test_every_log_line_arrives_once_and_in_order(task: Any, credentials: DstackCredentials) -> None:
     count = 1500
     ids: list[UUID] = []
-    command = f"for i in $(seq {count}); do echo row-$i; [ $((i % 300)) = 0 ] && sleep 0.15; done; echo the-end"
+    command = (
+        f"for i in $(seq {count}); do echo row-$i; [ $((i % 300)) = 0 ] && sleep 0.15; done; echo the-end"
+    )
 
     @flow
     def talking() -> None:
@@ -160,7 +162,12 @@ def test_outside_a_flow_a_task_works_too(dstack: LocalServer, credentials: Dstac
 
 @pytest.mark.parametrize(
     ("configured", "given", "sent"),
-    [({}, None, 86400), ({"max_duration": "2h"}, None, 7200), ({"max_duration": "2h"}, 600, 600), ({}, "off", "off")],
+    [
+        ({}, None, 86400),
+        ({"max_duration": "2h"}, None, 7200),
+        ({"max_duration": "2h"}, 600, 600),
+        ({}, "off", "off"),
+    ],
 )
 def test_a_run_has_a_longest_duration(
     configured: dict[str, Any], given: Any, sent: Any, dstack: LocalServer, credentials: DstackCredentials
@@ -176,7 +183,7 @@ def test_a_run_has_a_longest_duration(
 
 
 def test_a_max_duration_ends_the_run(credentials: DstackCredentials) -> None:
-    with pytest.raises(RunFailedError, match="longer|duration"):
+    with pytest.raises(RunFailedError, match="max_duration"):
         sync_direct(Task(commands=["sleep 60"]), credentials, max_duration=1, **FAST)
 
 

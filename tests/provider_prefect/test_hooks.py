@@ -122,9 +122,9 @@ def test_a_hook_survives_pickling_without_showing_the_token(credentials: DstackC
 
 def test_hooks_fit_the_flow_decorator() -> None:
     hook = stop_dstack_runs()
-    decorated = flow(on_cancellation=[hook, stop_runs_on_cancellation], on_crashed=[hook, stop_runs_on_crash])(
-        idle.fn
-    )
+    decorated = flow(
+        on_cancellation=[hook, stop_runs_on_cancellation], on_crashed=[hook, stop_runs_on_crash]
+    )(idle.fn)
     assert len(decorated.on_cancellation_hooks) == len(decorated.on_crashed_hooks) == 2
 
 

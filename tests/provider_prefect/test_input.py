@@ -38,7 +38,11 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("configuration", "options", "told"), BAD, ids=lambda value: str(value)[:40])
 def test_a_wrong_value_is_named_and_nothing_is_submitted(
-    configuration: Any, options: dict[str, Any], told: str, dstack: LocalServer, credentials: DstackCredentials
+    configuration: Any,
+    options: dict[str, Any],
+    told: str,
+    dstack: LocalServer,
+    credentials: DstackCredentials,
 ) -> None:
     options = {"credentials": credentials, **options}
 

@@ -64,12 +64,15 @@ def interrupt(
         until(when)
         press_control_c()
 
-    thread = in_background(press)
-    with pytest.raises(KeyboardInterrupt):
+    def run() -> None:
         if task is arun_task:
             asyncio.run(async_flow())
         else:
             sync_flow()
+
+    thread = in_background(press)
+    with pytest.raises(KeyboardInterrupt):
+        run()
     thread.join()
     return the_run(server)
 
@@ -79,7 +82,9 @@ def test_an_interrupt_stops_the_run_and_shows_its_last_words(
     task: Any, dstack: LocalServer, credentials: DstackCredentials, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    configuration = Task(commands=["trap 'echo saved; exit 1' INT; echo started; while true; do sleep 0.1; done"])
+    configuration = Task(
+        commands=["trap 'echo saved; exit 1' INT; echo started; while true; do sleep 0.1; done"]
+    )
     run = interrupt(task, dstack, lambda: "started" in caplog.text, configuration, credentials)
     assert outcome_of(run).reason == "stopped_by_user"
     assert "saved" in caplog.messages

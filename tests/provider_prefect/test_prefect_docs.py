@@ -14,7 +14,9 @@ from tests.docs.blocks import Block, blocks
 
 
 @pytest.mark.parametrize("block", blocks("python prefect"), ids=str)
-def test_blocks_run_as_printed(block: Block, prefect_server: str, dstack: LocalServer, tmp_path: Path) -> None:
+def test_blocks_run_as_printed(
+    block: Block, prefect_server: str, dstack: LocalServer, tmp_path: Path
+) -> None:
     script = tmp_path / "block.py"
     script.write_text(block.code)
     target = {

@@ -192,7 +192,9 @@ def test_control_c_in_a_plain_script_stops_the_run(name: str, dstack: LocalServe
     log = tmp_path / "log"
     with python(dstack, name, TEST_LOG=str(log)) as process:
         until(
-            lambda: process.poll() is not None or any(run.raw_status == "running" for run in all_runs(dstack)),
+            lambda: (
+                process.poll() is not None or any(run.raw_status == "running" for run in all_runs(dstack))
+            ),
             seconds=START_SECONDS,
         )
         assert process.poll() is None, log.read_text()[-3000:]

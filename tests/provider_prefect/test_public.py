@@ -37,7 +37,9 @@ def test_the_public_names_are_these() -> None:
 
 
 def test_prefect_finds_the_collection() -> None:
-    (entry,) = [entry for entry in entry_points(group="prefect.collections") if entry.name == "prefect_dstack"]
+    (entry,) = [
+        entry for entry in entry_points(group="prefect.collections") if entry.name == "prefect_dstack"
+    ]
     assert entry.load() is prefect_dstack
     assert version("prefect-dstack") == prefect_dstack.__version__
 

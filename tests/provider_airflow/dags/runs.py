@@ -6,8 +6,8 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG
-from airflow_provider_dstack.operators import DstackRunOperator
 
+from airflow_provider_dstack.operators import DstackRunOperator
 from dstack_core import Task
 
 
