@@ -1,5 +1,6 @@
 # Everything runs in environments of its own under .venv/, made with uv from the pins in constraints/.
 SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ENVS := .venv
@@ -42,7 +43,7 @@ test-prefect: $(PREFECT) ## Run the tests of the Prefect collection
 	@$(ENVS)/prefect/bin/python -m pytest tests/provider_prefect -q --junitxml=$(REPORTS)/prefect.xml $(PYTEST_FLAGS)
 
 test-fast: $(CORE) ## Run what needs no host and no real server (under a minute)
-	@$(ENVS)/core/bin/python -m pytest -q -m "not real and not slow" $(PYTEST_FLAGS)
+	@$(ENVS)/core/bin/python -m pytest -q -n 2 --dist worksteal -m "not real and not slow" $(PYTEST_FLAGS)
 
 .PHONY: check
 check: $(CORE) $(AIRFLOW) $(PREFECT) ## Run ruff, mypy --strict and the layer test
@@ -67,6 +68,8 @@ pins: $(CORE) $(AIRFLOW) $(PREFECT) $(SERVER) ## Write the versions installed no
 
 # A pin file that changed makes its environment new.
 INSTALL = VIRTUAL_ENV=$(@D) $(UV) pip install --build-constraint constraints/build.txt -c constraints/$(notdir $(@D)).txt
+# What uv resolves, downloads and installs is shown, the list of every package is not.
+BRIEFLY = 2>&1 | sed -u '/^ [+~-] /d'
 define fresh_env
 @echo "== making $(@D)"
 @$(UV) venv --quiet --clear --python $(PYTHON) $(@D)
@@ -80,20 +83,20 @@ $(UV): constraints/tools.txt
 
 $(CORE): constraints/core.txt constraints/build.txt pyproject.toml | $(UV)
 	$(fresh_env)
-	@$(INSTALL) -e '.[async,local]' --group dev
+	@$(INSTALL) -e '.[async,local]' --group dev $(BRIEFLY)
 	@touch $@
 
 $(AIRFLOW): constraints/airflow.txt constraints/build.txt pyproject.toml providers/airflow/pyproject.toml | $(UV)
 	$(fresh_env)
-	@$(INSTALL) -e '.[async,local]' -e providers/airflow --group dev
+	@$(INSTALL) -e '.[async,local]' -e providers/airflow --group dev $(BRIEFLY)
 	@touch $@
 
 $(PREFECT): constraints/prefect.txt constraints/build.txt pyproject.toml providers/prefect/pyproject.toml | $(UV)
 	$(fresh_env)
-	@$(INSTALL) -e '.[async,local]' -e providers/prefect --group dev
+	@$(INSTALL) -e '.[async,local]' -e providers/prefect --group dev $(BRIEFLY)
 	@touch $@
 
 $(ENVS)/server-%/.ready: constraints/server-%.txt | $(UV)
 	$(fresh_env)
-	@$(INSTALL) 'dstack[server]==$*'
+	@$(INSTALL) 'dstack[server]==$*' $(BRIEFLY)
 	@touch $@
