@@ -30,15 +30,15 @@ demo-prefect: $(PREFECT) ## Run the example flow on a real Prefect server, on th
 test: test-core test-airflow test-prefect ## Run every test, the real dstack server's included
 	@$(ENVS)/core/bin/python scripts/count_tests.py $(REPORTS)/core.xml $(REPORTS)/airflow.xml $(REPORTS)/prefect.xml
 
-test-core: $(CORE) $(SERVER)
+test-core: $(CORE) $(SERVER) ## Run the tests of the core and the contract tests
 	@echo "== core, embedded server, contract with dstack $(REAL_SERVER)"
 	@$(ENVS)/core/bin/python -m pytest -q --junitxml=$(REPORTS)/core.xml $(PYTEST_FLAGS)
 
-test-airflow: $(AIRFLOW) ## Run the tests of the Airflow provider
+test-airflow: $(AIRFLOW) $(SERVER) ## Run the tests of the Airflow provider
 	@echo "== airflow-provider-dstack"
 	@$(ENVS)/airflow/bin/python -m pytest tests/provider_airflow -q --junitxml=$(REPORTS)/airflow.xml $(PYTEST_FLAGS)
 
-test-prefect: $(PREFECT) ## Run the tests of the Prefect collection
+test-prefect: $(PREFECT) $(SERVER) ## Run the tests of the Prefect collection
 	@echo "== prefect-dstack"
 	@$(ENVS)/prefect/bin/python -m pytest tests/provider_prefect -q --junitxml=$(REPORTS)/prefect.xml $(PYTEST_FLAGS)
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from dstack_core import Run
 from dstack_core.local import LocalServer
+from tests.rig.server import RealServer
 
 T = TypeVar("T")
 
@@ -31,7 +32,7 @@ with DAG({dag_id!r}) as dag:
 """
 
 
-def connection_json(server: LocalServer) -> str:
+def connection_json(server: LocalServer | RealServer) -> str:
     """Return the connection to ``server`` as Airflow reads it from the environment."""
     return json.dumps(
         {"conn_type": "dstack", "host": server.url, "login": server.project, "password": server.token}
