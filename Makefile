@@ -50,8 +50,8 @@ check: $(CORE) $(AIRFLOW) $(PREFECT) ## Run ruff, mypy --strict and the layer te
 	$(ENVS)/core/bin/ruff format --check .
 	$(ENVS)/core/bin/ruff check .
 	$(ENVS)/core/bin/mypy -p dstack_core -p tests.core -p tests.local -p tests.contract -p tests.rig -p tests.docs
-	$(ENVS)/airflow/bin/mypy providers/airflow/src dags scripts/demo_airflow.py -p tests.provider_airflow
-	$(ENVS)/prefect/bin/mypy providers/prefect/src flows scripts/demo_prefect.py -p tests.provider_prefect
+	$(ENVS)/airflow/bin/mypy providers/airflow/src dags scripts/demo_airflow.py tests/provider_airflow
+	$(ENVS)/prefect/bin/mypy providers/prefect/src flows scripts/demo_prefect.py tests/provider_prefect
 	$(ENVS)/core/bin/python -m pytest -q tests/core/test_layers.py
 
 .PHONY: format clean pins

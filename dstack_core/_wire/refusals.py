@@ -29,7 +29,8 @@ def raise_for_refusal(reply: Reply, place: Place) -> None:
     """Return when the reply is a success; else raise the error of ``dstack_core.errors`` it stands for."""
     if 200 <= reply.status < 300:
         return
-    text, code = _told_by(reply)
+    told = _told_by(reply)
+    text, code = told or (_short(reply.body.decode(errors="replace")), None)
     if reply.status in _TRANSIENT:
         raise errors.TransientServerError(
             f"{place} answered {reply.status}: {text}", retry_after=reply.headers.get("retry-after")
@@ -37,6 +38,10 @@ def raise_for_refusal(reply: Reply, place: Place) -> None:
     if 300 <= reply.status < 400:
         target = reply.headers.get("location", "another address")
         raise errors.ProtocolError(f"{place} redirects to {target}; set the server URL to where it leads")
+    if told is None:
+        raise errors.ProtocolError(
+            f"{place.server_url} answered {reply.status}: {text}. Is this the address of a dstack server?"
+        )
     raise _refusal(reply.status, text, code, place)
 
 
@@ -70,12 +75,12 @@ def _refusal(status: int, text: str, code: str | None, place: Place) -> errors.S
     return errors.RequestRejectedError(f"{place} refused the request: {text}", code=code, status=status)
 
 
-def _told_by(reply: Reply) -> tuple[str, str | None]:
-    """Read ``detail``, which may be a str, a dict or a list of dicts."""
+def _told_by(reply: Reply) -> tuple[str, str | None] | None:
+    """Read ``detail``, which may be a str, a dict or a list of dicts; None when there is none."""
     try:
         detail = reply.json()["detail"]
     except (ValueError, KeyError, TypeError):
-        return _short(reply.body.decode(errors="replace")), None
+        return None
     items = detail if isinstance(detail, list) else [detail]
     texts: list[str] = []
     code: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -57,6 +58,11 @@ class Outcome:
         if self.status in (RunStatus.TERMINATED, RunStatus.ABORTED):
             raise RunStoppedError(text, self)
         raise RunFailedError(text, self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read back what ``to_dict`` gave."""
+        return cls(**{**data, "status": RunStatus(data["status"])})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-plain values (``status`` as str)."""

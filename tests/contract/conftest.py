@@ -10,6 +10,10 @@ import pytest
 
 import dstack_core as dstack
 from dstack_core.local import LocalServer
+from tests.rig.fixtures import real_server
+from tests.rig.server import RealServer
+
+__all__ = ["real_server"]
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,9 @@ def _local() -> Iterator[Target]:
 
 
 @pytest.fixture(scope="session")
-def _real() -> Iterator[Target]:
-    from tests.rig.server import RealServer
-
-    with RealServer() as server:
-        needs = {"user": "root", "fleets": [server.fleet]}
-        yield Target("real", server.url, server.token, server.project, needs, 240)
+def _real(real_server: RealServer) -> Target:
+    needs = {"user": "root", "fleets": [real_server.fleet]}
+    return Target("real", real_server.url, real_server.token, real_server.project, needs, 240)
 
 
 @pytest.fixture(params=["local", pytest.param("real", marks=pytest.mark.real)], scope="session")

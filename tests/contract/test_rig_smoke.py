@@ -12,10 +12,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.rig.fixtures import real_server
 from tests.rig.server import RealServer
-
-__all__ = ["real_server"]
 
 pytestmark = pytest.mark.real
 

@@ -59,7 +59,9 @@ def test_an_outcome_names_its_machine_and_its_duration() -> None:
     assert (outcome.price_per_hour, outcome.cost) == (0.0, 0.0)
     assert outcome.duration == pytest.approx(6.721815)
     assert outcome.url == "http://server/run"
-    assert json.loads(json.dumps(outcome.to_dict()))["status"] == "done"
+    wire = json.loads(json.dumps(outcome.to_dict()))
+    assert wire["status"] == "done"
+    assert type(outcome).from_dict(wire) == outcome
 
 
 def test_outcomes_raise_what_they_are() -> None:
@@ -129,6 +131,8 @@ def test_a_plan_without_offers() -> None:
         (Reply(200, {}, b"<html>hello</html>"), errors.ProtocolError, "Is this the address of a dstack server"),
         (reply({"hello": "world"}), errors.ProtocolError, "something that is not dstack's"),
         (Reply(404, {}, b"<html>nginx</html>"), errors.ProtocolError, "Is this the address"),
+        (Reply(405, {}, b"<html>nginx</html>"), errors.ProtocolError, "Is this the address"),
+        (Reply(403, {}, b"<html>blocked by a proxy; no token</html>"), errors.ProtocolError, "answered 403"),
         (Reply(302, {"location": "https://server/login"}, b""), errors.ProtocolError, "redirects to https://server/login"),
         (Reply(500, {}, b"Internal Server Error"), errors.TransientServerError, "answered 500: Internal Server Error"),
         (Reply(503, {"retry-after": "3"}, b""), errors.TransientServerError, "answered 503"),

@@ -12,8 +12,9 @@ from airflow.sdk import DAG
 from airflow.sdk.definitions.mappedoperator import OperatorPartial
 from airflow.serialization.serialized_objects import DagSerialization
 
-from airflow_provider_dstack import _names
+from airflow_provider_dstack import _names, operators
 from airflow_provider_dstack._compat import AirflowTaskTimeout, deferral_errors
+from airflow_provider_dstack._job import RunJob
 from airflow_provider_dstack._spec import secrets_in
 from airflow_provider_dstack.errors import DstackRunFailed, DstackRunInterrupted, DstackServerUnreachable
 from airflow_provider_dstack.operators import DstackRunOperator
@@ -146,6 +147,25 @@ def test_a_kept_run_is_left_alone_also_then(server: LocalServer) -> None:
     with pytest.raises(deferral_errors()):
         operator(on_kill_action="keep").resume_execution("__fail__", {"error": "x"}, CONTEXT)
     assert paths(server, "/runs/stop") == []
+
+
+def test_a_kill_between_hand_over_and_deferral_stops_the_run(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = operator(configuration={"type": "task", "commands": ["sleep 600"]}, deferrable=True)
+    follow = RunJob.follow
+
+    def follow_then_kill(job: RunJob) -> None:
+        follow(job)
+        task.on_kill()
+
+    monkeypatch.setattr(operators, "_SYNC_SECONDS", 0.5)
+    monkeypatch.setattr(RunJob, "follow", follow_then_kill)
+    with pytest.raises(DstackRunInterrupted, match="asked to stop"):
+        task.execute(CONTEXT)
+    run = server.client().runs.get(_names.run_name(TI))
+    assert run is not None
+    wait_for("end of the run", lambda: run.refresh().outcome(), 30)
 
 
 def test_a_kill_before_execute_submits_nothing(server: LocalServer) -> None:

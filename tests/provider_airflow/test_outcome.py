@@ -17,7 +17,6 @@ from airflow_provider_dstack._outcome import (
     broken_error,
     broken_event,
     finished_event,
-    outcome_from,
     result_of,
 )
 from airflow_provider_dstack.errors import (
@@ -32,6 +31,7 @@ from dstack_core import (
     AccessDeniedError,
     AuthenticationError,
     ConfigurationError,
+    Outcome,
     ProjectNotFoundError,
     ProtocolError,
     RequestRejectedError,
@@ -86,7 +86,7 @@ def test_errors_keep_their_outcome_across_processes() -> None:
 
 def test_a_finished_event_survives_json() -> None:
     event = json.loads(json.dumps(finished_event(FAILED, ["x"])))
-    assert outcome_from(event["outcome"]) == FAILED
+    assert Outcome.from_dict(event["outcome"]) == FAILED
     assert event["tail"] == ["x"]
 
 

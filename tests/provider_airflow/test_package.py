@@ -28,6 +28,7 @@ _FORBIDDEN = (
     "dstack_core.aio",
     "airflow.triggers.base",
 )
+_LIMIT_MS = 15
 _IMPORT = """
 import json, sys, time
 from airflow.sdk import DAG
@@ -45,12 +46,12 @@ def imported() -> tuple[float, list[str]]:
 
 
 def test_importing_the_operators_is_light(record_property: Callable[[str, object], None]) -> None:
-    results = [imported() for _ in range(2)]
-    cost = min(milliseconds for milliseconds, _ in results)
+    cost, modules = imported()
+    if cost >= _LIMIT_MS:  # a busy machine gets a second chance
+        cost, modules = imported()
     record_property("parse_cost_ms", round(cost, 1))
-    for _, modules in results:
-        assert not [name for name in _FORBIDDEN if name in modules]
-    assert cost < 15, f"{cost:.1f} ms"
+    assert not [name for name in _FORBIDDEN if name in modules]
+    assert cost < _LIMIT_MS, f"{cost:.1f} ms"
 
 
 def test_get_provider_info_imports_nothing() -> None:

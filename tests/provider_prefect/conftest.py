@@ -38,6 +38,7 @@ os.environ.update(
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
         "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.3",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "DO_NOT_TRACK": "1",
         "NO_PROXY": "127.0.0.1,localhost",
     }
@@ -46,6 +47,7 @@ os.environ.update(
 pytest.importorskip("prefect")
 
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings  # noqa: E402
+from pydantic import SecretStr  # noqa: E402
 
 from dstack_core.local import LocalServer  # noqa: E402
 from prefect_dstack import DstackCredentials  # noqa: E402
@@ -92,7 +94,9 @@ def dstack() -> Iterator[LocalServer]:
 @pytest.fixture
 def credentials(dstack: LocalServer) -> DstackCredentials:
     """Return a block for the embedded server."""
-    return DstackCredentials(server_url=dstack.url, project_name=dstack.project, user_token=dstack.token)
+    return DstackCredentials(
+        server_url=dstack.url, project_name=dstack.project, user_token=SecretStr(dstack.token)
+    )
 
 
 def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:

@@ -12,7 +12,13 @@ from typing import Any
 from prefect import flow, serve
 from prefect.runtime import flow_run
 
-from prefect_dstack import arun_task, run_task, stop_dstack_runs, stop_runs_on_crash
+from prefect_dstack import (
+    arun_task,
+    run_task,
+    stop_dstack_runs,
+    stop_runs_on_cancellation,
+    stop_runs_on_crash,
+)
 
 LONG = {"type": "task", "commands": ["echo started; sleep 120"]}
 FAST: dict[str, Any] = {"poll_interval": 0.5}
@@ -22,7 +28,7 @@ def tell_process() -> None:
     """Leave this process's id where the test finds it."""
     directory = os.environ.get("TEST_PIDS")
     if directory:
-        (Path(directory) / flow_run.get_id()).write_text(str(os.getpid()))
+        (Path(directory) / str(flow_run.get_id())).write_text(str(os.getpid()))
 
 
 @flow
@@ -74,7 +80,7 @@ def child() -> None:
     run_task.submit(LONG, **FAST).result()
 
 
-@flow
+@flow(on_cancellation=[stop_runs_on_cancellation])
 def parent() -> None:
     """Run a subflow."""
     child()
@@ -89,9 +95,10 @@ def hooked() -> None:
 
 @flow(on_crashed=[stop_runs_on_crash])
 def kept() -> None:
-    """Be killed, and leave the run for another execution."""
+    """Be killed, and leave the run for another execution; the run ends when there is a file called go."""
     tell_process()
-    run_task({"type": "task", "commands": ["echo started; sleep 15; echo the-end"]}, on_crash="keep", **FAST)
+    wait = f"while [ ! -e {os.environ.get('TEST_PIDS')}/go ]; do sleep 0.2; done"
+    run_task({"type": "task", "commands": ["echo started", wait, "echo the-end"]}, on_crash="keep", **FAST)
 
 
 FLOWS: list[Any] = [

@@ -68,11 +68,11 @@ def log_records(flow_run_id: UUID, *, last: str, seconds: float = 30.0) -> list[
                 if len(page) < 200:
                     return found
 
-    return until(
-        lambda: (found := read()) and any(last in message for message in found) and found,
-        seconds=seconds,
-        what=f"{last!r} in the logs of {flow_run_id}",
-    )
+    def wanted() -> list[str]:
+        found = read()
+        return found if any(last in message for message in found) else []
+
+    return until(wanted, seconds=seconds, what=f"{last!r} in the logs of {flow_run_id}")
 
 
 def state_of(flow_run_id: UUID) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import cloudpickle
+from typing import Any
+
+import cloudpickle  # type: ignore[import-untyped]
 import pytest
 from prefect.blocks.core import Block
-from prefect.testing.standard_test_suites import BlockStandardTestSuite
+from prefect.testing.standard_test_suites import BlockStandardTestSuite  # type: ignore[attr-defined]
 from pydantic import ValidationError
 
 from dstack_core import AsyncClient, Client, ConfigurationError, ProjectNotConfiguredError
@@ -14,7 +16,7 @@ from prefect_dstack import DstackCredentials
 from prefect_dstack._connect import load, open_async_client, open_client
 
 TOKEN = "s3cr3t-t0k3n"
-GOOD = {"server_url": "http://localhost:3000", "project_name": "main", "user_token": TOKEN}
+GOOD: dict[str, Any] = {"server_url": "http://localhost:3000", "project_name": "main", "user_token": TOKEN}
 
 
 class TestStandard(BlockStandardTestSuite):

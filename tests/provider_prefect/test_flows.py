@@ -24,7 +24,7 @@ from .support import all_runs, log_records, outcome_of, submissions, the_run, un
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
-FAST = {"poll_interval": 0.1}
+FAST: dict[str, Any] = {"poll_interval": 0.1}
 THREE_LINES = Task(commands=["for i in 1 2 3; do echo line $i; sleep 0.1; done"])
 
 Runner = Callable[..., dict[str, Any]]
@@ -33,7 +33,7 @@ Runner = Callable[..., dict[str, Any]]
 def sync_direct(*args: Any, **options: Any) -> dict[str, Any]:
     @flow
     def direct() -> dict[str, Any]:
-        return run_task(*args, **options)
+        return dict(run_task(*args, **options))
 
     return direct()
 
@@ -41,7 +41,7 @@ def sync_direct(*args: Any, **options: Any) -> dict[str, Any]:
 def sync_submitted(*args: Any, **options: Any) -> dict[str, Any]:
     @flow
     def submitted() -> dict[str, Any]:
-        return run_task.submit(*args, **options).result()
+        return dict(run_task.submit(*args, **options).result())
 
     return submitted()
 
@@ -49,27 +49,25 @@ def sync_submitted(*args: Any, **options: Any) -> dict[str, Any]:
 def async_direct(*args: Any, **options: Any) -> dict[str, Any]:
     @flow
     async def adirect() -> dict[str, Any]:
-        return await arun_task(*args, **options)
+        return dict(await arun_task(*args, **options))
 
     return asyncio.run(adirect())
 
 
 def async_submitted(*args: Any, **options: Any) -> dict[str, Any]:
     @flow
-    async def asubmitted() -> Any:
-        return await asyncio.to_thread(arun_task.submit(*args, **options).result)
+    async def asubmitted() -> dict[str, Any]:
+        return dict(await asyncio.to_thread(arun_task.submit(*args, **options).result))
 
-    result: dict[str, Any] = asyncio.run(asubmitted())
-    return result
+    return asyncio.run(asubmitted())
 
 
 def async_task_in_sync_flow(*args: Any, **options: Any) -> dict[str, Any]:
     @flow
-    def mixed() -> Any:
-        return arun_task.submit(*args, **options).result()
+    def mixed() -> dict[str, Any]:
+        return dict(arun_task.submit(*args, **options).result())
 
-    result: dict[str, Any] = mixed()
-    return result
+    return mixed()
 
 
 WAYS = [sync_direct, sync_submitted, async_direct, async_submitted, async_task_in_sync_flow]
@@ -131,11 +129,11 @@ def test_nothing_secret_is_logged(dstack: LocalServer, credentials: DstackCreden
 
 
 def test_mapped_tasks_have_runs_of_their_own(dstack: LocalServer, credentials: DstackCredentials) -> None:
-    commands = [{"type": "task", "commands": [f"echo {word}"]} for word in ("a", "a", "b")]
+    commands: list[Any] = [{"type": "task", "commands": [f"echo {word}"]} for word in ("a", "a", "b")]
 
     @flow
     def mapped() -> list[dict[str, Any]]:
-        return run_task.map(commands, credentials=unmapped(credentials), **FAST).result()
+        return list(run_task.map(commands, credentials=unmapped(credentials), **FAST).result())
 
     outcomes = mapped()
     assert [outcome["status"] for outcome in outcomes] == ["done"] * 3
@@ -194,7 +192,9 @@ def test_a_retried_task_submits_a_failed_run_again(
 
     @flow
     def retrying() -> dict[str, Any]:
-        return run_task.with_options(retries=1, retry_delay_seconds=0)(configuration, credentials, **FAST)
+        return dict(
+            run_task.with_options(retries=1, retry_delay_seconds=0)(configuration, credentials, **FAST)
+        )
 
     outcome = retrying()
     first, second = all_runs(dstack)
@@ -227,7 +227,7 @@ def test_a_task_that_lost_sight_of_its_run_finds_it_again(
     @flow
     def retrying() -> dict[str, Any]:
         task = run_task.with_options(retries=3, retry_delay_seconds=1)
-        return task(configuration, credentials, retry_budget=0.5, **FAST)
+        return dict(task(configuration, credentials, retry_budget=0.5, **FAST))
 
     def break_the_line() -> None:
         until(lambda: any(run.raw_status == "running" for run in all_runs(dstack)))
@@ -271,6 +271,19 @@ def test_a_server_that_stays_silent_ends_the_patience_and_not_the_run(
     dstack.faults.clear()
     assert the_run(dstack).raw_status == "running"
     assert not any(request.path.endswith("/runs/stop") for request in dstack.requests)
+
+
+@pytest.mark.parametrize("run", [sync_direct, async_direct])
+def test_a_server_that_takes_no_submission_is_told_with_what_may_be_left(
+    run: Runner, dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    dstack.faults.add("/runs/apply", status=503, times=None)
+    with pytest.raises(
+        ServerUnreachableError, match=r"503.*retry_budget 1 s\); run pf-.* may have been submitted"
+    ):
+        run(THREE_LINES, credentials, retry_budget=1.0, **FAST)
+    dstack.faults.clear()
+    assert all_runs(dstack) == []
 
 
 def test_a_callers_name_is_used_and_another_owners_run_is_left_alone(

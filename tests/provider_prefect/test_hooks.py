@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
@@ -81,7 +81,7 @@ def test_a_run_that_appears_late_is_stopped_too(
     dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine, late = flow_run(), []
-    monkeypatch.setattr(hooks.time, "sleep", lambda _: late.append(run_for(dstack, mine, "late")))
+    monkeypatch.setattr("time.sleep", lambda _: late.append(run_for(dstack, mine, "late")))
     stop_dstack_runs(credentials)(idle, mine, Crashed())
     assert is_stopped(late[0])
 

@@ -19,7 +19,7 @@ from prefect.states import Cancelling
 
 from dstack_core import Run, RunStatus, Task
 from dstack_core.local import LocalServer
-from prefect_dstack import DstackCredentials, _probe, _submit, arun_task, run_task
+from prefect_dstack import DstackCredentials, _probe, _submit, arun_task, run_task, tasks
 
 from .support import all_runs, outcome_of, the_run, until
 
@@ -194,6 +194,29 @@ def test_a_cancelled_flow_run_stops_a_run_that_would_outlive_a_crash(
     assert outcome_of(the_run(dstack)).reason == "stopped_by_user"
 
 
+def test_an_interrupted_submitted_task_leaves_a_run_that_is_to_be_kept(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    futures: list[Any] = []
+
+    @flow
+    def interrupted() -> None:
+        futures.append(run_task.submit(LONG, credentials, on_crash="keep", **FAST))
+        futures[0].wait()
+
+    def press() -> None:
+        until(lambda: is_running(dstack))
+        press_control_c()
+
+    thread = in_background(press)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    thread.join()
+    assert "running" in futures[0].state.message
+    assert the_run(dstack).status() is RunStatus.RUNNING
+    assert asked(dstack, "/runs/stop") == 0
+
+
 # Prefect's own alarm does not work while the test's time limit holds SIGALRM.
 @pytest.mark.timeout(120, method="thread")
 def test_a_flow_timeout_stops_submitted_runs(dstack: LocalServer, credentials: DstackCredentials) -> None:
@@ -210,6 +233,7 @@ def test_a_cancellation_is_seen_while_the_server_takes_no_submissions(
     dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_probe, "CHECK_SECONDS", 1.0)
+    monkeypatch.setattr(tasks, "CALL_BUDGET", 1.0)
     dstack.faults.add("/runs/apply", status=503, times=None)
     ids: list[UUID] = []
 

@@ -41,7 +41,7 @@ class Clock:
         return self.now
 
 
-TIMED_OUT = Failed(name="TimedOut")
+TIMED_OUT: State[Any] = Failed(name="TimedOut")
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
@@ -95,14 +95,15 @@ def test_the_server_is_asked_every_five_seconds_and_at_once_when_interrupted() -
     runner = Runner()
     probe, clock, _ = probe_of([Running()], runner)
     clock.now = 4.9
-    assert not probe.is_due
+    due = [probe.is_due]
     clock.now = 5.0
-    assert probe.is_due
+    due.append(probe.is_due)
     assert probe.ask() is None
-    assert not probe.is_due
+    due.append(probe.is_due)
     runner.event.set()
     clock.now = 6.0
-    assert probe.is_due
+    due.append(probe.is_due)
+    assert due == [False, True, False, True]
     assert probe.ask() is not None
 
 

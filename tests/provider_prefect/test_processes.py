@@ -9,8 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import pytest
@@ -29,7 +29,7 @@ MODULE = "tests.provider_prefect.served_flows"
 STOP_SECONDS = 10.0
 START_SECONDS = 120.0
 
-# How many runs each flow has, and the state its cancelled task ends in.
+# How many runs each flow has.
 CANCELLED = {
     "direct": 1,
     "submitted": 1,
@@ -89,10 +89,27 @@ def served(
         yield server, directory
 
 
+@dataclass
+class Case:
+    """Hold a flow run that was cancelled, and how long its runs took to end (seconds)."""
+
+    flow_run_id: UUID
+    stopped_after: float | None = None
+    error: str | None = None
+
+
 @pytest.fixture(scope="module")
-def started(served: tuple[LocalServer, Path]) -> dict[str, UUID]:
-    """Start all flows that will be cancelled, at once: starting a process takes longest."""
-    return {name: start(name) for name in CANCELLED}
+def cancelled(served: tuple[LocalServer, Path]) -> dict[str, Case]:
+    """Start all flows that are to be cancelled at once, for that takes longest, then cancel each."""
+    server, _ = served
+    cases = {name: Case(start(name)) for name in CANCELLED}
+    for name, case in cases.items():
+        try:
+            until(running(server, case.flow_run_id, CANCELLED[name]), seconds=START_SECONDS)
+            case.stopped_after = stopped_after(server, case.flow_run_id, cancel(case.flow_run_id))
+        except AssertionError as error:
+            case.error = str(error)
+    return cases
 
 
 def deployed() -> bool:
@@ -142,20 +159,24 @@ def stopped_after(server: LocalServer, flow_run_id: UUID, since: float) -> float
 
 @pytest.mark.parametrize("name", CANCELLED)
 def test_a_cancelled_flow_run_stops_its_runs(
-    name: str, served: tuple[LocalServer, Path], started: dict[str, UUID], record_property: Any
+    name: str, served: tuple[LocalServer, Path], cancelled: dict[str, Case]
 ) -> None:
     server, _ = served
-    flow_run_id, count = started[name], CANCELLED[name]
-    until(running(server, flow_run_id, count), seconds=START_SECONDS, what=f"{count} running runs of {name}")
-    cancelled = cancel(flow_run_id)
-    seconds = stopped_after(server, flow_run_id, cancelled)
-    record_property("seconds", seconds)
-    print(f"{name}: stopped {seconds:.1f} s after the cancellation")  # noqa: T201
-    assert seconds < STOP_SECONDS
-    runs = runs_of(server, flow_run_id)
+    case, count = cancelled[name], CANCELLED[name]
+    assert case.stopped_after is not None, case.error
+    print(f"{name}: stopped {case.stopped_after:.1f} s after the cancellation")  # noqa: T201
+    assert case.stopped_after < STOP_SECONDS
+    runs = runs_of(server, case.flow_run_id)
     assert [outcome_of(run).reason for run in runs] == ["stopped_by_user"] * count
-    until(lambda: state_of(flow_run_id).is_cancelled(), seconds=60, what="the flow run is Cancelled")
-    assert len(runs_of(server, flow_run_id)) == count
+    until(lambda: state_of(case.flow_run_id).is_cancelled(), seconds=60, what="the flow run is Cancelled")
+    assert len(runs_of(server, case.flow_run_id)) == count
+
+
+def test_the_cancellation_hook_runs_too_and_finds_nothing_left(cancelled: dict[str, Case]) -> None:
+    flow_run_id = cancelled["parent"].flow_run_id
+    messages = log_records(flow_run_id, last="finished running successfully", seconds=60)
+    assert any("Hook 'stop_runs_on_cancellation' finished" in message for message in messages)
+    assert not any("An error was encountered while running hook" in message for message in messages)
 
 
 def kill(served: tuple[LocalServer, Path], name: str) -> tuple[UUID, float]:
@@ -176,15 +197,17 @@ def test_the_hook_stops_the_run_of_a_killed_flow(served: tuple[LocalServer, Path
 
 
 def test_a_run_that_outlives_its_flow_is_taken_up_again(served: tuple[LocalServer, Path]) -> None:
-    server, _ = served
+    server, directory = served
     flow_run_id, _ = kill(served, "kept")
     until(lambda: state_of(flow_run_id).is_crashed(), seconds=60)
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(flow_run_id, Scheduled(name="AwaitingRetry"), force=True)
+    log_records(flow_run_id, last="An earlier execution", seconds=START_SECONDS)
+    (directory / "go").touch()
     until(lambda: state_of(flow_run_id).is_completed(), seconds=START_SECONDS)
     (run,) = runs_of(server, flow_run_id)
     assert outcome_of(run).succeeded
-    assert any("earlier execution" in message for message in log_records(flow_run_id, last="the-end"))
+    log_records(flow_run_id, last="the-end")
 
 
 @pytest.mark.parametrize("name", ["direct", "submitted", "adirect"])

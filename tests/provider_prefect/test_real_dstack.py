@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from prefect import flow
 from prefect.runtime import flow_run
+from pydantic import SecretStr
 
 from dstack_core import RunFailedError, RunStatus
 from prefect_dstack import DstackCredentials, arun_task, run_task
@@ -26,7 +27,7 @@ def real() -> Iterator[RealServer]:
 
 @pytest.fixture
 def block(real: RealServer) -> DstackCredentials:
-    return DstackCredentials(server_url=real.url, project_name=real.project, user_token=real.token)
+    return DstackCredentials(server_url=real.url, project_name=real.project, user_token=SecretStr(real.token))
 
 
 def task_of(real: RealServer, *commands: str) -> dict[str, Any]:

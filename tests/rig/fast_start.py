@@ -25,7 +25,6 @@ _INTERVALS = {
     "jobs_running": _JOBS_INTERVAL,
     "jobs_terminating": _JOBS_INTERVAL,
     "runs": _RUNS_INTERVAL,
-    "instances": _JOBS_INTERVAL,
 }
 _FETCH_DELAYS = [0.1, 0.2, 0.5]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from tests.rig.workspace import Workspace
 
 RUNNER_PORT = 10999
 CONTAINER_SSH_PORT = 10022
+# The server removes listed tasks that its picture of the host does not hold, and that picture may be older than
+# the task: a new run would lose its container and fail as unreachable two minutes later.
+_UNLISTED_SECONDS = 30.0
 
 
 @dataclass
@@ -29,6 +33,7 @@ class _Task:
     listener: Listener
     ssh: SshHost
     workspace: Workspace
+    created: float = field(default_factory=time.monotonic)
     status: str = "running"
     reason: str = ""
     message: str = ""
@@ -97,8 +102,10 @@ class Shim:
         return JSONResponse({"components": known})
 
     def _list(self, request: Request) -> Response:
+        latest = time.monotonic() - _UNLISTED_SECONDS
         with self._lock:
-            tasks = [{"id": name, "status": task.status} for name, task in self._tasks.items()]
+            settled = {name: task for name, task in self._tasks.items() if task.created < latest}
+        tasks = [{"id": name, "status": task.status} for name, task in settled.items()]
         return JSONResponse({"ids": [task["id"] for task in tasks], "tasks": tasks})
 
     async def _create(self, request: Request) -> Response:

@@ -102,6 +102,17 @@ class RunJob:
         while self._started and not self._stopper_over and time.monotonic() < deadline:
             time.sleep(_TICK_SECONDS)
 
+    def stop(self) -> None:
+        """Stop the run, or keep it where that is wanted; takes seconds, and is not for signal handlers."""
+        options = self._options
+        if options.on_kill_action == "keep":
+            self._log.warning("Run %s is kept: on_kill_action is 'keep'", options.run_name)
+            return
+        abort = options.on_kill_action == "abort"
+        self.stopped = stop_patiently(
+            self._kill_client, options.run_name, options.marker, abort=abort, log=self._log
+        )
+
     def interruption(self) -> str:
         """Say in words what became of the run when the task was killed."""
         name = self._options.run_name
@@ -129,7 +140,7 @@ class RunJob:
         except BaseException as error:
             self.error = error
             if not self.killed and self._may_leave_a_run(error):
-                self._stop_after_error()
+                self.stop()
         finally:
             self._submitting = False
             if self.outcome is None and self.error is None and not self.killed and self._options.was_ended():
@@ -189,16 +200,6 @@ class RunJob:
 
         return (
             self.submitted or isinstance(error, ServerUnreachableError) or not isinstance(error, DstackError)
-        )
-
-    def _stop_after_error(self) -> None:
-        options = self._options
-        if options.on_kill_action == "keep":
-            self._log.warning("Run %s is kept: on_kill_action is 'keep'", options.run_name)
-            return
-        abort = options.on_kill_action == "abort"
-        self.stopped = stop_patiently(
-            self._kill_client, options.run_name, options.marker, abort=abort, log=self._log
         )
 
     def _stop_when_killed(self) -> None:

@@ -46,13 +46,6 @@ def broken_error(event: Mapping[str, Any]) -> Exception:
     return kind(str(event.get("message")))
 
 
-def outcome_from(data: Mapping[str, Any]) -> Outcome:
-    """Read back what ``Outcome.to_dict`` gave."""
-    from dstack_core import Outcome, RunStatus
-
-    return Outcome(**{**data, "status": RunStatus(data["status"])})
-
-
 def result_of(outcome: Outcome, tail: Sequence[str]) -> dict[str, Any]:
     """Return the task's result; raise the matching error, with the last log lines, for a run that failed."""
     from dstack_core import NoCapacityError, RunError, RunStoppedError

@@ -130,6 +130,9 @@ class DstackRunOperator(BaseOperator):
         job = self._job = self._prepare(context)
         if not self._killed:
             job.follow()
+        if self._killed and not job.killed and job.submitted:
+            # The kill came just after the threads had handed the run over.
+            job.stop()
         if job.killed or self._killed:
             raise DstackRunInterrupted(job.interruption())
         if job.error is not None:
@@ -143,7 +146,9 @@ class DstackRunOperator(BaseOperator):
         from airflow_provider_dstack import _outcome
 
         if event["kind"] == _outcome.FINISHED:
-            return _outcome.result_of(_outcome.outcome_from(event["outcome"]), event["tail"])
+            from dstack_core import Outcome
+
+            return _outcome.result_of(Outcome.from_dict(event["outcome"]), event["tail"])
         if event["kind"] == _outcome.TIMED_OUT:
             if not event["stopped"]:
                 self._stop_leftover(context)

@@ -7,11 +7,13 @@ import contextvars
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_dstack._compat import trigger_has_on_kill
+from airflow_provider_dstack._compat import task_state, trigger_has_on_kill
 from airflow_provider_dstack._outcome import broken_event, finished_event, timed_out_event
 from airflow_provider_dstack._relay import Relay
 from airflow_provider_dstack._stop import KILL_LIMITS, OnKillAction, stop_patiently, stop_unless_deferred
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _ON_KILL_SECONDS = 25.0
-_THREADS = ThreadPoolExecutor(max_workers=4, thread_name_prefix="dstack-trigger")
 # The loop itself holds its tasks weakly.
 _STOPPING: set[asyncio.Future[None]] = set()
 
@@ -161,7 +162,11 @@ class DstackRunTrigger(BaseTrigger):
         raise RuntimeError(f"following run {self.run_name} ended without an outcome")
 
     def _connect(self) -> AsyncClient:
-        """Look the connection up, which blocks; make the client for a kill while there is time."""
+        """Look the connection up, which blocks; prepare for a kill while there is time."""
+        if self.task_instance is not None:
+            # A triggerer takes seconds for the first question of its life, which a kill cannot spare.
+            with suppress(Exception):
+                task_state(self.task_instance)
         hook = DstackHook(self.dstack_conn_id, self.project_name)
         self._kill_client = hook.client(**KILL_LIMITS)
         return hook.async_client(retry_budget=self.retry_budget)
@@ -184,7 +189,13 @@ class DstackRunTrigger(BaseTrigger):
         )
 
 
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Return the threads that all triggers of this process share, made when the first one needs them."""
+    return ThreadPoolExecutor(max_workers=4, thread_name_prefix="dstack-trigger")
+
+
 def _in_thread(function: Callable[[], T]) -> asyncio.Future[T]:
     """Run ``function`` in a thread of this module's own; its log reaches the task's."""
     context = contextvars.copy_context()
-    return asyncio.get_running_loop().run_in_executor(_THREADS, lambda: context.run(function))
+    return asyncio.get_running_loop().run_in_executor(_threads(), lambda: context.run(function))

@@ -119,7 +119,9 @@ class Job:
 
         A state is returned because an exception would make Prefect start the task's next retry.
         """
-        return Cancelled(message=f"Stopped run {self.target.attempt.run_name}: {request.reason}.")
+        name = self.target.attempt.run_name
+        done = f"Stopped run {name}" if self.stops_after(request) else f"Left run {name} running"
+        return Cancelled(message=f"{done}: {request.reason}.")
 
     def _last_lines(self) -> str:
         if not self.relay.tail:

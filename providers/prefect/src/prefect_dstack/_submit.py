@@ -6,10 +6,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect_dstack._names import Attempt, Identity
 from prefect_dstack._steps import Ask, Pause, Steps
+
+if TYPE_CHECKING:
+    from dstack_core import ServerUnreachableError
 
 _STOPPING_PAUSE = 2.0
 _LONGEST_PAUSE = 10.0
@@ -59,13 +62,14 @@ def acquire(
             target.may_appear = True
             run = yield Ask(lambda client: _submit(client, target.attempt, spec))
         except ServerUnreachableError as error:
+            fault = _fault(error)
             left = retry_budget - (clock() - started)
             if left <= 0:
                 raise ServerUnreachableError(
-                    f"{error.message}. No answer for {clock() - started:.0f} s (retry_budget "
+                    f"{fault}. No answer for {clock() - started:.0f} s (retry_budget "
                     f"{retry_budget:.0f} s); {_what_is_left(target)}"
                 ) from None
-            logger.warning("%s; trying again for %.0f s", error.message, left)
+            logger.warning("%s; trying again for %.0f s", fault, left)
             yield Pause(min(pause, left))
             pause = min(pause * 2, _LONGEST_PAUSE)
         else:
@@ -105,6 +109,14 @@ def _status(run: Any, _: Any) -> Any:
 
 def _submit(client: Any, attempt: Attempt, spec: Mapping[str, Any]) -> Any:
     return client.runs.submit(**spec, run_name=attempt.run_name, marker=attempt.marker)
+
+
+def _fault(error: ServerUnreachableError) -> str:
+    """Return what went wrong, without the budget of the one short call."""
+    from dstack_core import DstackError
+
+    cause = error.__cause__
+    return cause.message if isinstance(cause, DstackError) else error.message
 
 
 def _what_is_left(target: Target) -> str:

@@ -7,9 +7,8 @@ Source: Prefect's documentation, "State change hooks".
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from uuid import UUID
 
 from prefect.logging.loggers import flow_run_logger
@@ -20,10 +19,11 @@ from prefect_dstack._names import flow_run_marker_prefix, outlives_crash
 if TYPE_CHECKING:
     from prefect import Flow, State
     from prefect.client.schemas.objects import FlowRun
+    from prefect.flows import FlowStateHook
 
     from dstack_core import Run
 
-Hook: TypeAlias = "Callable[[Flow[..., Any], FlowRun, State[Any]], None]"
+Hook: TypeAlias = "FlowStateHook[..., Any]"
 
 # A run whose submission was at work when the process died may show only at the second look.
 _LOOKS = 2
@@ -40,7 +40,8 @@ def stop_dstack_runs(credentials: CredentialsLike = None) -> Hook:
     ``on_crash="keep"`` are left alone. Runs of subflows are stopped too. The hook raises the server
     errors; Prefect logs them.
     """
-    return partial(_stop_runs, credentials=credentials)
+    # A partial of a module's function can be pickled; Prefect names hooks of this kind by the function.
+    return cast("Hook", partial(_stop_runs, credentials=credentials))
 
 
 def stop_runs_on_cancellation(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from prefect_dstack._connect import CredentialsLike, aload, load, open_async_client, open_client
+from prefect_dstack._connect import CALL_BUDGET, CredentialsLike, aload, load, open_async_client, open_client
 from prefect_dstack._job import OnCrash, prepare
 from prefect_dstack._probe import StopRequested
 from prefect_dstack._steps import adrive, drive
@@ -81,7 +81,7 @@ def run_task(
     )
     block = load(credentials)
     try:
-        with open_client(block) as client:
+        with open_client(block, retry_budget=min(CALL_BUDGET, retry_budget)) as client:
             run = drive(acquire(job.target, job.spec, retry_budget, job.logger), client, job.sleep)
             job.tell_start(run)
             for event in run.follow(poll_interval=poll_interval, retry_budget=retry_budget, sleep=job.sleep):
@@ -149,7 +149,7 @@ async def arun_task(
     )
     block = await aload(credentials)
     try:
-        async with open_async_client(block) as client:
+        async with open_async_client(block, retry_budget=min(CALL_BUDGET, retry_budget)) as client:
             run = await adrive(acquire(job.target, job.spec, retry_budget, job.logger), client, job.asleep)
             job.tell_start(run)
             events = run.follow(poll_interval=poll_interval, retry_budget=retry_budget, sleep=job.asleep)
