@@ -180,3 +180,28 @@ def test_the_connection_form_shows_the_fields(components: Components) -> None:
     assert form["standard_fields"]["host"]["title"] == "Server URL"
     assert form["standard_fields"]["password"]["title"] == "Token"
     assert {"project", "verify", "ca_bundle", "timeout"} <= set(form["extra_fields"])
+
+
+def test_the_test_button_tells_good_from_wrong(components: Components, shared_server: LocalServer) -> None:
+    def press(**changes: str) -> tuple[bool, str]:
+        body = {
+            "connection_id": "pressed",
+            "conn_type": "dstack",
+            "host": shared_server.url,
+            "login": shared_server.project,
+            "password": shared_server.token,
+            **changes,
+        }
+        answer = components.call("POST", "/api/v2/connections/test", body)
+        return answer["status"], answer["message"]
+
+    assert press() == (True, f"Connected to project main on {shared_server.url}")
+    for changes, told in [
+        ({"password": "not-the-token"}, "Wrong token"),
+        ({"login": "nowhere"}, "No such project"),
+        ({"host": "http://127.0.0.1:9"}, "Wrong server URL"),
+    ]:
+        good, message = press(**changes)
+        assert not good
+        assert message.startswith(told)
+        assert "not-the-token" not in message
