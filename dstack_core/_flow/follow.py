@@ -58,7 +58,8 @@ def _report_status(run: RunSnapshot, progress: Progress, options: FollowOptions)
     previous = RunStatus(progress.status) if progress.status else None
     stopping_since = (progress.stopping_since or options.wall_clock()) if run.status.is_stopping else None
     progress = replace(progress, status=str(run.status), stopping_since=stopping_since)
-    yield StatusChanged(progress, run.status, previous, run.message)
+    message = None if run.message in (run.raw_status, str(run.status)) else run.message
+    yield StatusChanged(progress, run.status, previous, message)
     return progress
 
 

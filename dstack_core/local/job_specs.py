@@ -19,14 +19,12 @@ _ALL_EVENTS = ["no-capacity", "interruption", "error"]
 
 
 def _joined(commands: list[str]) -> str:
-    # "a & && b" is no shell syntax, so a command sent to the background gets its own braces.
-    wrapped = (
-        f"{{ {command} }}"
-        if command.rstrip().endswith("&") and not command.rstrip().endswith("&&")
-        else command
-        for command in commands
+    # Neither "a & && b" nor a line that begins with "&&" is shell syntax: a command sent to the background
+    # gets its own braces, and a block of YAML text loses its last line end.
+    return " && ".join(
+        f"{{ {command} }}" if command.endswith("&") and not command.endswith("&&") else command
+        for command in map(str.strip, commands)
     )
-    return " && ".join(wrapped)
 
 
 def _argv(configuration: Configuration) -> list[str]:

@@ -18,7 +18,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class StatusChanged(Event):
-    """Report a new status; ``message`` is the server's word on it (such as ``pulling``), or None."""
+    """Report a new status; ``message`` is what the server says beyond it (``exited (7)``), or None."""
 
     status: RunStatus
     previous: RunStatus | None

