@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from types import TracebackType
 from typing import Self
 
-from dstack_core import _drive, config
-from dstack_core._code import check_directory
+from dstack_core import _drive
+from dstack_core._base import ClientBase
 from dstack_core._session import Session
 from dstack_core._transport.asynchronous import AsyncTransport
 from dstack_core._transport.settings import TransportSettings
-from dstack_core._wire.api import Api
 from dstack_core._wire.spec import RunOptions
 from dstack_core.aio_run import AsyncRun
 from dstack_core.configurations import ConfigurationLike
@@ -21,78 +19,11 @@ from dstack_core.models.resources import Resources
 from dstack_core.models.statuses import SpotPolicy
 
 
-class AsyncClient:
-    """Talk to one project of one dstack server from one event loop.
+class AsyncClient(ClientBase[AsyncTransport]):
+    """Talk to one project of one dstack server from one event loop. An async context manager.
 
-    ``server_url``, ``project_name``, ``user_token`` (str): what is left out comes from
-    ``DSTACK_SERVER_URL``, ``DSTACK_PROJECT``, ``DSTACK_TOKEN``. ``timeout`` (seconds) bounds each wait
-    for a reply, ``connect_timeout`` (seconds) each connect, ``retry_budget`` (seconds) how long a silent
-    server is borne in one call. ``verify`` (bool, or path of a CA bundle) is for TLS. Raises
-    ``ProjectNotConfiguredError`` and ``ConfigurationError``; makes no request. An async context manager.
+    Parameters and errors are those of ``Client``.
     """
-
-    def __init__(
-        self,
-        *,
-        server_url: str | None = None,
-        project_name: str | None = None,
-        user_token: str | None = None,
-        timeout: float = 30.0,
-        connect_timeout: float = 5.0,
-        retry_budget: float = 30.0,
-        verify: bool | str = True,
-    ) -> None:
-        target = config.from_arguments(server_url, project_name, user_token)
-        settings = TransportSettings(target.server_url, target.token, timeout, connect_timeout, verify)
-        self._transport = AsyncTransport(settings)
-        self._session = Session(Api(target.server_url, target.project), retry_budget)
-
-    @classmethod
-    def from_config(
-        cls,
-        repo_dir: str | os.PathLike[str] | None = None,
-        project_name: str | None = None,
-        server_url: str | None = None,
-        user_token: str | None = None,
-        *,
-        timeout: float = 30.0,
-        connect_timeout: float = 5.0,
-        retry_budget: float = 30.0,
-        verify: bool | str = True,
-    ) -> Self:
-        """Return a client for the arguments, else the environment, else ``~/.dstack/config.yml``.
-
-        ``repo_dir``: a directory whose contents every run of this client can use; what ``.gitignore`` and
-        ``.dstackignore`` name and ``.git`` stay out. It is packed and uploaded with each submit (once while
-        it does not change), and commands start in it. A Git repository is uploaded the same way.
-        ``project_name`` defaults to ``DSTACK_PROJECT``, else the file's default project. ``server_url``
-        and ``user_token`` go together. Other parameters as in ``AsyncClient``. Raises
-        ``ProjectNotConfiguredError`` and ``ConfigurationError``. Source: the documented API,
-        "from_config()".
-        """
-        directory = None if repo_dir is None else check_directory(repo_dir)
-        target = config.from_config(server_url, project_name, user_token)
-        client = cls(
-            server_url=target.server_url,
-            project_name=target.project,
-            user_token=target.token,
-            timeout=timeout,
-            connect_timeout=connect_timeout,
-            retry_budget=retry_budget,
-            verify=verify,
-        )
-        client._session.repo_dir = directory
-        return client
-
-    @property
-    def server_url(self) -> str:
-        """Return the server's address, without a slash at its end."""
-        return self._session.api.server_url
-
-    @property
-    def project(self) -> str:
-        """Return the project's name."""
-        return self._session.api.project
 
     @property
     def runs(self) -> AsyncRunCollection:
@@ -111,8 +42,8 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    def __repr__(self) -> str:
-        return f"AsyncClient(server_url={self.server_url!r}, project_name={self.project!r})"
+    def _new_transport(self, settings: TransportSettings) -> AsyncTransport:
+        return AsyncTransport(settings)
 
 
 class AsyncRunCollection:
@@ -137,16 +68,9 @@ class AsyncRunCollection:
         marker: str | None = None,
         retry_budget: float | None = None,
     ) -> AsyncRun:
-        """Submit exactly one run and return it, whatever gets lost on the way.
+        """Submit exactly one run and return it: the twin of ``RunCollection.submit``.
 
-        ``configuration``: a ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml``.
-        ``run_name`` defaults to the configuration's name, else a random one. ``max_duration``: seconds,
-        ``"2h"`` or ``"off"``. ``max_price``: USD per hour. ``working_dir``: relative to the code's
-        directory, or absolute. ``marker`` (str) is kept with the run: a run of this name that carries it
-        is returned as it is, active or finished, instead of submitting; without one, an active run of
-        this name raises ``RunNameTakenError`` and a finished one is replaced. ``retry_budget`` in
-        seconds. Raises ``ConfigurationError`` before anything is sent, else the server errors. Source:
-        the documented API, "submit()"; PROTOCOL 1.4.
+        Parameters and errors are the same.
         """
         options = RunOptions(
             resources, spot_policy, retry_policy, max_duration, max_price, working_dir, backends
@@ -167,10 +91,7 @@ class AsyncRunCollection:
         working_dir: str | None = None,
         backends: list[str] | None = None,
     ) -> Plan:
-        """Return the offers a run would have; nothing is submitted. Parameters as in ``submit``.
-
-        A plan without offers is no error. Raises as ``submit`` does. Source: PROTOCOL 1.4.
-        """
+        """Return the offers a run would have: the twin of ``RunCollection.plan``."""
         options = RunOptions(
             resources, spot_policy, retry_policy, max_duration, max_price, working_dir, backends
         )
@@ -182,16 +103,10 @@ class AsyncRunCollection:
         return None if snapshot is None else AsyncRun(self._session, self._transport, snapshot)
 
     async def list(self, all: bool = False) -> list[AsyncRun]:
-        """Return runs, newest first: the active ones, else the latest finished; with ``all`` every run.
-
-        Raises the server errors. Source: the documented API, "list()"; PROTOCOL 1.7, 3.1.
-        """
+        """Return runs, newest first: the twin of ``RunCollection.list``."""
         snapshots = await _drive.arun(self._session.list_runs(all=all), self._transport)
         return [AsyncRun(self._session, self._transport, snapshot) for snapshot in snapshots]
 
     async def stop(self, run_name: str, abort: bool = False) -> None:
-        """Ask the server to stop the run of that name; no such run, or a finished one, is fine.
-
-        With ``abort`` its processes are killed without the time to end. Raises the server errors.
-        """
+        """Ask the server to stop the run of that name: the twin of ``RunCollection.stop``."""
         await _drive.arun(self._session.stop(run_name, None, abort=abort), self._transport)

@@ -9,10 +9,9 @@ from datetime import datetime
 from typing import Self
 
 from dstack_core import _drive
+from dstack_core._base import RunBase
 from dstack_core._flow.chunks import LogChunk
-from dstack_core._session import Session
 from dstack_core._transport.asynchronous import AsyncTransport
-from dstack_core._wire.runs import RunSnapshot, outcome_of
 from dstack_core.errors import RunNotFoundError, WaitTimeoutError
 from dstack_core.models.events import Event
 from dstack_core.models.outcome import Outcome
@@ -20,38 +19,8 @@ from dstack_core.models.progress import Progress
 from dstack_core.models.statuses import RunStatus
 
 
-class AsyncRun:
+class AsyncRun(RunBase[AsyncTransport]):
     """Watch and stop one run. Get it from ``AsyncClient.runs``; its attributes are as of the last look."""
-
-    def __init__(self, session: Session, transport: AsyncTransport, snapshot: RunSnapshot) -> None:
-        self._session = session
-        self._transport = transport
-        self._snapshot = snapshot
-
-    @property
-    def name(self) -> str:
-        """Return the run's name, unique within the project."""
-        return self._snapshot.name
-
-    @property
-    def id(self) -> str:
-        """Return the run's id (a UUID), unique for ever."""
-        return self._snapshot.id
-
-    @property
-    def url(self) -> str:
-        """Return the address of the run's page on the server."""
-        return self._session.api.run_url(self.id)
-
-    @property
-    def marker(self) -> str | None:
-        """Return what the owner wrote on the run when it was submitted."""
-        return self._snapshot.marker
-
-    @property
-    def raw_status(self) -> str:
-        """Return the status in the server's own word, as of the last look."""
-        return self._snapshot.raw_status
 
     async def status(self) -> RunStatus:
         """Ask the server for the run's status. Raises the server errors."""
@@ -65,18 +34,10 @@ class AsyncRun:
         self._snapshot = snapshot
         return self
 
-    def outcome(self) -> Outcome | None:
-        """Return how the run ended, or None when it is not over as of the last look."""
-        return None if self._snapshot.is_active else outcome_of(self._snapshot, self.url)
-
     async def logs(
         self, start_time: datetime | None = None, follow: bool = False, poll_interval: float = 5.0
     ) -> AsyncGenerator[bytes, None]:
-        """Yield the log as bytes: what there is now, with ``follow`` all until the run ends.
-
-        ``start_time`` leaves out what is older. ``poll_interval`` in seconds. Chunks are as the runner
-        wrote them, lines end with ``\\r\\n``. Raises the server errors. Source: PROTOCOL 1.8.
-        """
+        """Yield the log as bytes: the twin of ``Run.logs``."""
         flow = self._session.chunks(
             self.name, self.id, start_time=start_time, follow=follow, poll_interval=poll_interval
         )
@@ -109,26 +70,15 @@ class AsyncRun:
         return _drive.aiterate(flow, self._transport, sleep or asyncio.sleep)
 
     async def wait(self, timeout: float | None = None, *, poll_interval: float = 5.0) -> Outcome:
-        """Wait until the run is finished and return its ``Outcome``; a failed run raises nothing here.
-
-        ``timeout`` and ``poll_interval`` in seconds. Raises ``WaitTimeoutError`` (the run goes on) and
-        the server errors; ``outcome.raise_for_status()`` raises for a run that failed.
-        """
+        """Wait until the run is finished and return its ``Outcome``: the twin of ``Run.wait``."""
         flow = self._session.follow(
             Progress(self.name, self.id), poll_interval=poll_interval, logs=False, retry_budget=600.0
         )
         return await _drive.arun(flow, self._transport, self._until(timeout))
 
     async def stop(self, abort: bool = False) -> None:
-        """Ask the server to stop the run; one that is over is left alone. Does not wait for the end.
-
-        With ``abort`` its processes are killed without the time to end. Raises the server errors.
-        Source: the documented API, "stop()"; PROTOCOL 1.7.
-        """
+        """Ask the server to stop the run: the twin of ``Run.stop``."""
         await _drive.arun(self._session.stop(self.name, self.id, abort=abort), self._transport)
-
-    def __repr__(self) -> str:
-        return f"AsyncRun(name={self.name!r}, id={self.id!r}, status={str(self._snapshot.status)!r})"
 
     def _until(self, timeout: float | None) -> Callable[[float], Awaitable[None]]:
         if timeout is None:

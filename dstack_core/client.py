@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from types import TracebackType
 from typing import Self
 
-from dstack_core import _drive, config
-from dstack_core._code import check_directory
+from dstack_core import _drive
+from dstack_core._base import ClientBase
 from dstack_core._session import Session
 from dstack_core._transport.blocking import BlockingTransport
 from dstack_core._transport.settings import TransportSettings
-from dstack_core._wire.api import Api
 from dstack_core._wire.spec import RunOptions
 from dstack_core.configurations import ConfigurationLike
 from dstack_core.models.plan import Plan
@@ -21,78 +19,15 @@ from dstack_core.models.statuses import SpotPolicy
 from dstack_core.run import Run
 
 
-class Client:
-    """Talk to one project of one dstack server; safe to use from several threads.
+class Client(ClientBase[BlockingTransport]):
+    """Talk to one project of one dstack server; safe to use from several threads. A context manager.
 
     ``server_url``, ``project_name``, ``user_token`` (str): what is left out comes from
     ``DSTACK_SERVER_URL``, ``DSTACK_PROJECT``, ``DSTACK_TOKEN``. ``timeout`` (seconds) bounds each wait
     for a reply, ``connect_timeout`` (seconds) each connect, ``retry_budget`` (seconds) how long a silent
     server is borne in one call. ``verify`` (bool, or path of a CA bundle) is for TLS. Raises
-    ``ProjectNotConfiguredError`` and ``ConfigurationError``; makes no request. A context manager.
+    ``ProjectNotConfiguredError`` and ``ConfigurationError``; makes no request.
     """
-
-    def __init__(
-        self,
-        *,
-        server_url: str | None = None,
-        project_name: str | None = None,
-        user_token: str | None = None,
-        timeout: float = 30.0,
-        connect_timeout: float = 5.0,
-        retry_budget: float = 30.0,
-        verify: bool | str = True,
-    ) -> None:
-        target = config.from_arguments(server_url, project_name, user_token)
-        settings = TransportSettings(target.server_url, target.token, timeout, connect_timeout, verify)
-        self._transport = BlockingTransport(settings)
-        self._session = Session(Api(target.server_url, target.project), retry_budget)
-
-    @classmethod
-    def from_config(
-        cls,
-        repo_dir: str | os.PathLike[str] | None = None,
-        project_name: str | None = None,
-        server_url: str | None = None,
-        user_token: str | None = None,
-        *,
-        timeout: float = 30.0,
-        connect_timeout: float = 5.0,
-        retry_budget: float = 30.0,
-        verify: bool | str = True,
-    ) -> Self:
-        """Return a client for the arguments, else the environment, else ``~/.dstack/config.yml``.
-
-        ``repo_dir``: a directory whose contents every run of this client can use; what ``.gitignore`` and
-        ``.dstackignore`` name and ``.git`` stay out. It is packed and uploaded with each submit (once while
-        it does not change), and commands start in it. A Git repository is uploaded the same way.
-        ``project_name`` defaults to ``DSTACK_PROJECT``, else the file's default project. ``server_url``
-        and ``user_token`` go together. Other parameters as in ``Client``. Raises
-        ``ProjectNotConfiguredError`` and ``ConfigurationError``. Source: the documented API,
-        "from_config()".
-        """
-        directory = None if repo_dir is None else check_directory(repo_dir)
-        target = config.from_config(server_url, project_name, user_token)
-        client = cls(
-            server_url=target.server_url,
-            project_name=target.project,
-            user_token=target.token,
-            timeout=timeout,
-            connect_timeout=connect_timeout,
-            retry_budget=retry_budget,
-            verify=verify,
-        )
-        client._session.repo_dir = directory
-        return client
-
-    @property
-    def server_url(self) -> str:
-        """Return the server's address, without a slash at its end."""
-        return self._session.api.server_url
-
-    @property
-    def project(self) -> str:
-        """Return the project's name."""
-        return self._session.api.project
 
     @property
     def runs(self) -> RunCollection:
@@ -111,8 +46,8 @@ class Client:
     ) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"Client(server_url={self.server_url!r}, project_name={self.project!r})"
+    def _new_transport(self, settings: TransportSettings) -> BlockingTransport:
+        return BlockingTransport(settings)
 
 
 class RunCollection:

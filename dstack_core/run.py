@@ -8,10 +8,9 @@ from datetime import datetime
 from typing import Self
 
 from dstack_core import _drive
+from dstack_core._base import RunBase
 from dstack_core._flow.chunks import LogChunk
-from dstack_core._session import Session
 from dstack_core._transport.blocking import BlockingTransport
-from dstack_core._wire.runs import RunSnapshot, outcome_of
 from dstack_core.errors import RunNotFoundError, WaitTimeoutError
 from dstack_core.models.events import Event
 from dstack_core.models.outcome import Outcome
@@ -19,38 +18,8 @@ from dstack_core.models.progress import Progress
 from dstack_core.models.statuses import RunStatus
 
 
-class Run:
+class Run(RunBase[BlockingTransport]):
     """Watch and stop one run. Get it from ``client.runs``; its attributes are as of the last look."""
-
-    def __init__(self, session: Session, transport: BlockingTransport, snapshot: RunSnapshot) -> None:
-        self._session = session
-        self._transport = transport
-        self._snapshot = snapshot
-
-    @property
-    def name(self) -> str:
-        """Return the run's name, unique within the project."""
-        return self._snapshot.name
-
-    @property
-    def id(self) -> str:
-        """Return the run's id (a UUID), unique for ever."""
-        return self._snapshot.id
-
-    @property
-    def url(self) -> str:
-        """Return the address of the run's page on the server."""
-        return self._session.api.run_url(self.id)
-
-    @property
-    def marker(self) -> str | None:
-        """Return what the owner wrote on the run when it was submitted."""
-        return self._snapshot.marker
-
-    @property
-    def raw_status(self) -> str:
-        """Return the status in the server's own word, as of the last look."""
-        return self._snapshot.raw_status
 
     def status(self) -> RunStatus:
         """Ask the server for the run's status. Raises the server errors."""
@@ -63,10 +32,6 @@ class Run:
             raise RunNotFoundError(f"the run {self.name} is gone: {self.url}")
         self._snapshot = snapshot
         return self
-
-    def outcome(self) -> Outcome | None:
-        """Return how the run ended, or None when it is not over as of the last look."""
-        return None if self._snapshot.is_active else outcome_of(self._snapshot, self.url)
 
     def logs(
         self, start_time: datetime | None = None, follow: bool = False, poll_interval: float = 5.0
@@ -125,9 +90,6 @@ class Run:
         Source: the documented API, "stop()"; PROTOCOL 1.7.
         """
         _drive.run(self._session.stop(self.name, self.id, abort=abort), self._transport)
-
-    def __repr__(self) -> str:
-        return f"Run(name={self.name!r}, id={self.id!r}, status={str(self._snapshot.status)!r})"
 
     def _until(self, timeout: float | None) -> Callable[[float], None]:
         if timeout is None:

@@ -43,7 +43,7 @@ class Relay:
                 for text in _packed(self._remembered(event), _RECORD_BYTES if many else 0):
                     yield logging.INFO, text
             case StatusChanged(status=status) if not status.is_finished:
-                detail = f" ({event.message})" if event.message and event.message != status else ""
+                detail = f" ({event.message})" if event.message else ""
                 yield logging.INFO, f"Run {event.progress.run_name} is {status}{detail}"
             case ContactLost():
                 yield (

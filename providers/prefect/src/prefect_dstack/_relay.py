@@ -43,7 +43,7 @@ class Relay:
         if isinstance(event, LogLines):
             self._lines(event)
         elif isinstance(event, StatusChanged):
-            message = f" ({event.message})" if event.message not in (None, event.status) else ""
+            message = f" ({event.message})" if event.message else ""
             self._logger.info("Run %s: %s%s", event.progress.run_name, event.status, message)
         elif isinstance(event, ContactLost):
             self._contact_lost(event.error, event.silent_for, event.gives_up_in)

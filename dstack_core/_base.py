@@ -1,0 +1,131 @@
+"""What the sync and the async client and run have in common: all that does not wait."""
+
+from __future__ import annotations
+
+import os
+from typing import Generic, Self, TypeVar
+
+from dstack_core import config
+from dstack_core._code import check_directory
+from dstack_core._session import Session
+from dstack_core._transport.settings import TransportSettings
+from dstack_core._wire.api import Api
+from dstack_core._wire.runs import RunSnapshot, outcome_of
+from dstack_core.models.outcome import Outcome
+
+TransportT = TypeVar("TransportT")
+
+
+class ClientBase(Generic[TransportT]):
+    """Hold the target and its transport; the parameters are told by ``Client``."""
+
+    def __init__(
+        self,
+        *,
+        server_url: str | None = None,
+        project_name: str | None = None,
+        user_token: str | None = None,
+        timeout: float = 30.0,
+        connect_timeout: float = 5.0,
+        retry_budget: float = 30.0,
+        verify: bool | str = True,
+    ) -> None:
+        target = config.from_arguments(server_url, project_name, user_token)
+        settings = TransportSettings(target.server_url, target.token, timeout, connect_timeout, verify)
+        self._transport = self._new_transport(settings)
+        self._session = Session(Api(target.server_url, target.project), retry_budget)
+
+    @classmethod
+    def from_config(
+        cls,
+        repo_dir: str | os.PathLike[str] | None = None,
+        project_name: str | None = None,
+        server_url: str | None = None,
+        user_token: str | None = None,
+        *,
+        timeout: float = 30.0,
+        connect_timeout: float = 5.0,
+        retry_budget: float = 30.0,
+        verify: bool | str = True,
+    ) -> Self:
+        """Return a client for the arguments, else the environment, else ``~/.dstack/config.yml``.
+
+        ``repo_dir``: a directory whose contents every run of this client can use; what ``.gitignore`` and
+        ``.dstackignore`` name and ``.git`` stay out. It is packed and uploaded with each submit (once while
+        it does not change), and commands start in it. A Git repository is uploaded the same way.
+        ``project_name`` defaults to ``DSTACK_PROJECT``, else the file's default project. ``server_url``
+        and ``user_token`` go together. Other parameters as for the class. Raises
+        ``ProjectNotConfiguredError`` and ``ConfigurationError``; makes no request. Source: the documented
+        API, "from_config()".
+        """
+        directory = None if repo_dir is None else check_directory(repo_dir)
+        target = config.from_config(server_url, project_name, user_token)
+        client = cls(
+            server_url=target.server_url,
+            project_name=target.project,
+            user_token=target.token,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+            retry_budget=retry_budget,
+            verify=verify,
+        )
+        client._session.repo_dir = directory
+        return client
+
+    @property
+    def server_url(self) -> str:
+        """Return the server's address, without a slash at its end."""
+        return self._session.api.server_url
+
+    @property
+    def project(self) -> str:
+        """Return the project's name."""
+        return self._session.api.project
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(server_url={self.server_url!r}, project_name={self.project!r})"
+
+    def _new_transport(self, settings: TransportSettings) -> TransportT:
+        raise NotImplementedError
+
+
+class RunBase(Generic[TransportT]):
+    """Know one run; the attributes are as of the last look."""
+
+    def __init__(self, session: Session, transport: TransportT, snapshot: RunSnapshot) -> None:
+        self._session = session
+        self._transport = transport
+        self._snapshot = snapshot
+
+    @property
+    def name(self) -> str:
+        """Return the run's name, unique within the project."""
+        return self._snapshot.name
+
+    @property
+    def id(self) -> str:
+        """Return the run's id (a UUID), unique for ever."""
+        return self._snapshot.id
+
+    @property
+    def url(self) -> str:
+        """Return the address of the run's page on the server."""
+        return self._session.api.run_url(self.id)
+
+    @property
+    def marker(self) -> str | None:
+        """Return what the owner wrote on the run when it was submitted."""
+        return self._snapshot.marker
+
+    @property
+    def raw_status(self) -> str:
+        """Return the status in the server's own word, as of the last look."""
+        return self._snapshot.raw_status
+
+    def outcome(self) -> Outcome | None:
+        """Return how the run ended, or None when it is not over as of the last look."""
+        return None if self._snapshot.is_active else outcome_of(self._snapshot, self.url)
+
+    def __repr__(self) -> str:
+        kind, status = type(self).__name__, str(self._snapshot.status)
+        return f"{kind}(name={self.name!r}, id={self.id!r}, status={status!r})"
