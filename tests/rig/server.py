@@ -107,10 +107,6 @@ class RealServer:
 
     def start(self) -> None:
         """Start the server, make the fleet and wait until every host is idle."""
-        if shutil.which("ssh") is None:
-            raise RigError(
-                "the dstack server needs the `ssh` command (OpenSSH client 8.4 or newer); install it"
-            )
         python = self._python or server_python(self.version)
         if shutil.which("ssh") is None:
             raise RigError("the dstack server needs the OpenSSH client (`ssh`) on the PATH")
