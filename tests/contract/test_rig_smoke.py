@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -77,7 +77,7 @@ def run_to_its_end(server: RealServer, command: str) -> tuple[dict[str, Any], st
 
 
 def test_runs_execute_at_the_same_time_and_their_logs_arrive_whole(
-    real_server: RealServer, capsys: pytest.CaptureFixture[str]
+    real_server: RealServer, record_property: Callable[[str, object], None]
 ) -> None:
     commands = [
         f'for i in $(seq {LINES}); do echo "$i ✓ é 日本"; done',
@@ -86,9 +86,9 @@ def test_runs_execute_at_the_same_time_and_their_logs_arrive_whole(
     ]
     with ThreadPoolExecutor(len(commands)) as pool:
         done, failed, missing = pool.map(lambda command: run_to_its_end(real_server, command), commands)
-    with capsys.disabled():
-        print(f"\nboot {real_server.boot_seconds:.1f} s, fleet idle {real_server.idle_seconds:.1f} s later")  # noqa: T201
-        print(*(marks for _, _, marks in (done, failed, missing)), sep="\n")  # noqa: T201
+    record_property("boot_seconds", real_server.boot_seconds)
+    record_property("fleet_idle_seconds", real_server.idle_seconds)
+    record_property("seconds_to_each_status", [marks for _, _, marks in (done, failed, missing)])
     run, log, _ = done
     assert run["status"] == "done"
     assert log.splitlines() == [f"{number} ✓ é 日本" for number in range(1, LINES + 1)]
@@ -99,7 +99,9 @@ def test_runs_execute_at_the_same_time_and_their_logs_arrive_whole(
     assert (run["status"], run["jobs"][0]["job_submissions"][-1]["exit_status"]) == ("failed", 127)
 
 
-def test_a_run_can_be_stopped(real_server: RealServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_can_be_stopped(
+    real_server: RealServer, record_property: Callable[[str, object], None]
+) -> None:
     api = Api(real_server)
     marks: dict[str, float] = {}
     began = time.monotonic()
@@ -111,7 +113,6 @@ def test_a_run_can_be_stopped(real_server: RealServer, capsys: pytest.CaptureFix
     began = time.monotonic()
     api.post("runs/stop", {"runs_names": [name], "abort": False})
     run = api.wait(name, {"terminated"}, began, marks)
-    with capsys.disabled():
-        print(f"\nstop to terminated {marks['terminated']} s")  # noqa: T201
+    record_property("seconds_to_terminated", marks["terminated"])
     assert run["termination_reason"] == "stopped_by_user"
     assert "interrupted" in api.log(run)
