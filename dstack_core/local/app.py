@@ -104,6 +104,7 @@ class Api:
             self._route("/api/files/get_archive_by_hash", self.get_archive),
             self._route(f"{project}/fleets/list", self.list_fleets),
             self._route("/api/fleets/list", self.list_fleets),
+            Route("/projects/{project}/runs/{run_id}", self.run_page, methods=["GET"]),
             # Any other GET path is answered, with 404; that makes any other POST path a 405.
             Route("/{path:path}", self.nothing, methods=["GET"]),
         ]
@@ -111,6 +112,21 @@ class Api:
     async def healthcheck(self, request: Request) -> Response:
         """Tell that the server lives."""
         return JSONResponse({"status": "running"})
+
+    async def run_page(self, request: Request) -> Response:
+        """Show in plain text what the real server has a page for; nothing secret, for nobody logs in here."""
+        run = self.state.runs.get(request.path_params["run_id"])
+        if run is None:
+            raise HTTPException(404)
+        shown = {
+            key: run.wire()[key] for key in ("id", "status", "termination_reason", "submitted_at", "cost")
+        }
+        lines = [
+            f"Run {run.name} on the embedded dstack server",
+            "",
+            *(f"{k}: {v}" for k, v in shown.items()),
+        ]
+        return PlainTextResponse("\n".join(lines) + "\n")
 
     async def nothing(self, request: Request) -> Response:
         """Answer an unknown path."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 import dstack_core as dstack
 from dstack_core.local import LocalServer
@@ -160,6 +161,18 @@ def test_a_lost_server_is_told_in_the_log_without_the_token(
     assert "answered 503" in caplog.text
     assert "answers again" in caplog.text
     assert server.token not in caplog.text
+
+
+def test_the_page_of_a_run_on_the_embedded_server(server: LocalServer) -> None:
+    with dstack.Client(**target(server)) as client:
+        run = client.runs.submit({"type": "task", "commands": ["echo x"], "env": {"KEY": "s3cr3t"}})
+        assert run.wait(30, poll_interval=0.1).succeeded
+    page = requests.get(run.url, timeout=10)
+    assert page.ok
+    assert f"Run {run.name} " in page.text
+    assert "status: done" in page.text
+    assert "s3cr3t" not in page.text
+    assert requests.get(run.url + "0", timeout=10).status_code == 404
 
 
 def test_a_client_that_is_closed_can_be_closed_again(server: LocalServer) -> None:
