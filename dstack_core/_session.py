@@ -66,7 +66,7 @@ class Session:
         budget = self._budget(retry_budget)
 
         def steps() -> Op[RunSnapshot]:
-            spec["ssh_key_pub"] = yield from self._key()
+            spec["ssh_key_pub"] = yield from self._key(name)
             if archive and code:
                 yield from self._upload(archive, code)
             return (yield from submit(self.api, spec, budget, replace_finished=True))
@@ -120,9 +120,9 @@ class Session:
             raise archive.too_big(error.message) from None
         self._uploaded = code.sha256
 
-    def _key(self) -> Op[str]:
+    def _key(self, run_name: str | None = None) -> Op[str]:
         if self._public_key is None:
-            user = yield from call(self.api.get_user())
+            user = yield from call(self.api.get_user(run_name))
             self._public_key = user.public_key or self.make_public_key()
         return self._public_key
 

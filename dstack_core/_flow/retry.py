@@ -87,6 +87,8 @@ def retrying(flow: Flow[T], budget: RetryBudget, progress: Progress | None = Non
         try:
             if isinstance(step, Call) and step.idempotent:
                 answer = yield from _persistent(step, budget, progress)
+            elif isinstance(step, Call):
+                answer = yield from _once(step)
             else:
                 if isinstance(step, Event):
                     progress = step.progress
@@ -102,7 +104,7 @@ def _persistent(step: Call[T], budget: RetryBudget, progress: Progress | None) -
     patience = Patience(budget)
     while True:
         try:
-            answer: T = yield step
+            answer = yield from _once(step)
         except TransientServerError as error:
             wait = patience.after(error)
             if progress is not None:
@@ -112,6 +114,17 @@ def _persistent(step: Call[T], budget: RetryBudget, progress: Progress | None) -
             if patience.was_needed and progress is not None:
                 yield ContactRestored(progress, patience.silent_for)
             return answer
+
+
+def _once(step: Call[T]) -> Flow[T]:
+    """Do one call; what a transport says of a fault gets the place it happened at."""
+    try:
+        answer: T = yield step
+    except TransientServerError as error:
+        if step.place in error.message:
+            raise
+        raise TransientServerError(f"{step.place}: {error.message}", retry_after=error.retry_after) from None
+    return answer
 
 
 def _asked_wait(error: TransientServerError) -> float:

@@ -6,7 +6,7 @@ import ssl
 
 import httpx
 
-from dstack_core._transport.settings import TransportSettings
+from dstack_core._transport.settings import TransportSettings, no_answer
 from dstack_core._wire.plain import Reply, Request
 from dstack_core.errors import TransientServerError
 
@@ -34,7 +34,7 @@ class AsyncTransport:
                 headers=dict(request.headers),
             )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise TransientServerError(settings.no_answer(error)) from None
+            raise TransientServerError(no_answer(error)) from None
         return Reply(reply.status_code, {k.lower(): v for k, v in reply.headers.items()}, reply.content)
 
     async def close(self) -> None:

@@ -8,7 +8,7 @@ import weakref
 import requests
 from requests.auth import AuthBase
 
-from dstack_core._transport.settings import TransportSettings
+from dstack_core._transport.settings import TransportSettings, no_answer
 from dstack_core._wire.plain import Reply, Request
 from dstack_core.errors import TransientServerError
 
@@ -39,7 +39,7 @@ class BlockingTransport:
                 verify=settings.verify,
             )
         except requests.RequestException as error:
-            raise TransientServerError(settings.no_answer(error)) from None
+            raise TransientServerError(no_answer(error)) from None
         return Reply(reply.status_code, {k.lower(): v for k, v in reply.headers.items()}, reply.content)
 
     def close(self) -> None:

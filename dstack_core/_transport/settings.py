@@ -19,7 +19,10 @@ class TransportSettings:
     connect_timeout: float = 5.0
     verify: bool | str = True
 
-    def no_answer(self, error: Exception) -> str:
-        """Say in words that no reply came."""
-        text = " ".join(str(error).split())
-        return f"no answer from {self.server_url}: {type(error).__name__}{': ' if text else ''}{text[:200]}"
+
+def no_answer(error: Exception) -> str:
+    """Say in words that no reply came; of a library's nested errors the innermost reason."""
+    cause = error.args[0] if error.args else error
+    cause = getattr(cause, "reason", cause)
+    text = " ".join(str(cause).split()).rpartition("): ")[2] or type(error).__name__
+    return f"no answer: {text[:200]}"

@@ -38,10 +38,13 @@ class Api:
         """Return the address of a run's page in the server's UI."""
         return f"{self.server_url}/projects/{quote(self.project)}/runs/{run_id}"
 
-    def get_user(self) -> Call[User]:
-        """Ask who the token belongs to."""
+    def get_user(self, run_name: str | None = None) -> Call[User]:
+        """Ask who the token belongs to; ``run_name`` says for whose sake, for the messages."""
         return self._call(
-            "/api/users/get_my_user", {}, lambda d: User(d["username"], d.get("ssh_public_key"))
+            "/api/users/get_my_user",
+            {},
+            lambda data: User(data["username"], data.get("ssh_public_key")),
+            run_name=run_name,
         )
 
     def get_run(self, name: str, run_id: str | None = None) -> Call[RunSnapshot | None]:
@@ -55,7 +58,7 @@ class Api:
             except RunNotFoundError:
                 return None
 
-        return Call(call.request, none_when_missing)
+        return Call(call.request, none_when_missing, place=call.place)
 
     def list_runs(self, *, only_active: bool, after: RunSnapshot | None = None) -> Call[list[RunSnapshot]]:
         """Ask for one page of up to 100 runs, newest first, deleted ones included (PROTOCOL 1.7)."""
@@ -129,4 +132,4 @@ class Api:
                     f"({type(error).__name__}: {error}). Is this the address of a dstack server?"
                 ) from error
 
-        return Call(request or Request.post(path, body), parse, idempotent)
+        return Call(request or Request.post(path, body), parse, idempotent, str(place))

@@ -53,9 +53,11 @@ class Reply:
 class Call(Generic[T]):
     """Pair a request with how its reply is read.
 
-    ``idempotent`` tells that sending it twice does no more than sending it once.
+    ``idempotent`` tells that sending it twice does no more than sending it once; ``place`` names server,
+    project and run for the messages.
     """
 
     request: Request
     parse: Callable[[Reply], T]
     idempotent: bool = True
+    place: str = ""

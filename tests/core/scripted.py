@@ -37,7 +37,7 @@ def reply(body: Any, status: int = 200, **headers: str) -> Reply:
 
 
 MISSING = recorded_reply("error_400_run_not_found_0.22.5")
-LOST = TransientServerError("no answer from http://server: ConnectionError")
+LOST = TransientServerError("no answer: Connection refused")
 
 
 def run_json(

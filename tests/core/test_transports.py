@@ -91,8 +91,11 @@ def test_an_unreachable_server_is_told_after_the_budget(calls: Calls) -> None:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         arguments = {"server_url": url, "project_name": "main", "user_token": "t", "retry_budget": 1.0}
-        with pytest.raises(dstack.ServerUnreachableError, match=rf"no answer from {url}: .*retry budget 1 s"):
-            calls.submit(arguments, configuration={"type": "task", "commands": ["echo x"]})
+        with pytest.raises(
+            dstack.ServerUnreachableError,
+            match=rf"{url} \(project main, run \S+\): no answer: .*(refused|failed).*retry budget 1 s",
+        ):
+            calls.submit(arguments, run_name="lost", configuration={"type": "task", "commands": ["echo x"]})
 
 
 def test_bad_input_sends_nothing(server: LocalServer, calls: Calls) -> None:
