@@ -6,6 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ENVS := .venv
 UV := $(ENVS)/uv/bin/uv
 REAL_SERVER ?= 0.22.5
+SERVERS ?= 0.20.24 0.21.5 0.22.5
 REPORTS := build/reports
 PYTEST_FLAGS ?=
 export DO_NOT_TRACK := 1
@@ -26,7 +27,7 @@ demo: $(AIRFLOW) ## Run the example DAG through a real Airflow, on the embedded 
 demo-prefect: $(PREFECT) ## Run the example flow on a real Prefect server, on the embedded dstack server
 	@$(ENVS)/prefect/bin/python scripts/demo_prefect.py
 
-.PHONY: test test-fast test-core test-airflow test-prefect
+.PHONY: test test-fast test-core test-airflow test-prefect test-servers
 test: test-core test-airflow test-prefect ## Run every test, the real dstack server's included
 	@$(ENVS)/core/bin/python scripts/count_tests.py $(REPORTS)/core.xml $(REPORTS)/airflow.xml $(REPORTS)/prefect.xml
 
@@ -41,6 +42,13 @@ test-airflow: $(AIRFLOW) $(SERVER) ## Run the tests of the Airflow provider
 test-prefect: $(PREFECT) $(SERVER) ## Run the tests of the Prefect collection
 	@echo "== prefect-dstack"
 	@$(ENVS)/prefect/bin/python -m pytest tests/provider_prefect -q --junitxml=$(REPORTS)/prefect.xml $(PYTEST_FLAGS)
+
+test-servers: $(CORE) $(SERVERS:%=$(ENVS)/server-%/.ready) ## Run the contract tests on several real servers
+	@for version in $(SERVERS); do \
+	  echo "== contract with dstack $$version"; \
+	  DSTACK_TEST_SERVER_VERSION=$$version $(ENVS)/core/bin/python -m pytest -q tests/contract -m real \
+	    --junitxml=$(REPORTS)/server-$$version.xml $(PYTEST_FLAGS) || exit 1; \
+	done
 
 test-fast: $(CORE) ## Run what needs no host and no real server (under a minute)
 	@$(ENVS)/core/bin/python -m pytest -q -n 2 --dist worksteal -m "not real and not slow" $(PYTEST_FLAGS)

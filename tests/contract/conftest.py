@@ -26,6 +26,7 @@ class Target:
     project: str
     needs: dict[str, Any]
     timeout: float
+    release: tuple[int, ...]
 
     def client(self, **changes: Any) -> dstack.Client:
         return dstack.Client(**self.arguments(**changes))
@@ -39,6 +40,10 @@ class Target:
     def task(self, *commands: str, **more: Any) -> dict[str, Any]:
         return {"type": "task", "commands": list(commands), **self.needs, **more}
 
+    def told(self, exit_status: int) -> int | None:
+        """Return what this server's version tells of an exit status (PROTOCOL 2.2: from 0.19.9 on)."""
+        return exit_status if self.release >= (0, 19, 9) else None
+
     @property
     def poll_interval(self) -> float:
         return 0.1 if self.kind == "local" else 0.5
@@ -47,13 +52,17 @@ class Target:
 @pytest.fixture(scope="session")
 def _local() -> Iterator[Target]:
     with LocalServer() as server:
-        yield Target("local", server.url, server.token, server.project, {}, 60)
+        yield Target("local", server.url, server.token, server.project, {}, 60, (0, 22, 5))
 
 
 @pytest.fixture(scope="session")
 def _real(real_server: RealServer) -> Target:
-    needs = {"user": "root", "fleets": [real_server.fleet]}
-    return Target("real", real_server.url, real_server.token, real_server.project, needs, 240)
+    needs: dict[str, Any] = {"user": "root"}
+    if real_server.release >= (0, 19, 3):
+        needs["fleets"] = [real_server.fleet]
+    return Target(
+        "real", real_server.url, real_server.token, real_server.project, needs, 400, real_server.release
+    )
 
 
 @pytest.fixture(params=["local", pytest.param("real", marks=pytest.mark.real)], scope="session")

@@ -47,7 +47,11 @@ def test_a_task_runs_to_its_end_with_its_env_and_its_lines(target: Target, clien
     events, outcome = follow(target, run)
     assert lines_of(events) == ["hello from the run", "bye"]
     assert isinstance(events[-2], StatusChanged), "the last line precedes the final status"
-    assert (outcome.status, outcome.exit_status, outcome.message) == (RunStatus.DONE, 0, "finished")
+    assert (outcome.status, outcome.exit_status, outcome.message) == (
+        RunStatus.DONE,
+        target.told(0),
+        "finished",
+    )
     assert outcome.succeeded
     assert (outcome.run_name, outcome.run_id, outcome.project) == (run.name, run.id, target.project)
     assert outcome.duration is not None
@@ -66,9 +70,11 @@ def test_a_failing_command_is_told_with_its_exit_status(
 ) -> None:
     events, outcome = follow(target, client.runs.submit(target.task("echo before", command)))
     assert lines_of(events)[0] == "before"
-    assert (outcome.status, outcome.exit_status) == (RunStatus.FAILED, exit_status)
-    assert outcome.message == f"failed: its command exited with status {exit_status}"
-    with pytest.raises(dstack.RunFailedError, match=f"status {exit_status}"):
+    told = target.told(exit_status)
+    how = "with an error" if told is None else f"with status {exit_status}"
+    assert (outcome.status, outcome.exit_status) == (RunStatus.FAILED, told)
+    assert outcome.message == f"failed: its command exited {how}"
+    with pytest.raises(dstack.RunFailedError, match=how):
         outcome.raise_for_status()
 
 
@@ -297,5 +303,5 @@ def test_the_async_twin_does_the_same(target: Target) -> None:
 
     events, outcome, stopped = asyncio.run(go())
     assert lines_of(events)[0] == "hello"
-    assert (outcome.status, outcome.exit_status) == (RunStatus.FAILED, 3)
+    assert (outcome.status, outcome.exit_status) == (RunStatus.FAILED, target.told(3))
     assert stopped

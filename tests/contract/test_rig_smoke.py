@@ -115,4 +115,5 @@ def test_a_run_can_be_stopped(
     run = api.wait(name, {"terminated"}, began, marks)
     record_property("seconds_to_terminated", marks["terminated"])
     assert run["termination_reason"] == "stopped_by_user"
-    assert "interrupted" in api.log(run)
+    # Servers before 0.22 do not read the log any more once they have stopped a run.
+    assert ("interrupted" in api.log(run)) == (real_server.release >= (0, 22))

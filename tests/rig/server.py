@@ -18,7 +18,7 @@ import requests
 from tests.rig import processes
 from tests.rig.fleet import Fleet, waiting_for
 
-DEFAULT_VERSION = "0.22.5"
+DEFAULT_VERSION = os.environ.get("DSTACK_TEST_SERVER_VERSION", "0.22.5")
 PYTHON_VARIABLE = "DSTACK_TEST_SERVER_PYTHON"
 _REPO = Path(__file__).resolve().parents[2]
 _LAUNCHER = Path(__file__).with_name("fast_start.py")
@@ -90,6 +90,11 @@ class RealServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    @property
+    def release(self) -> tuple[int, ...]:
+        """Return the version as numbers."""
+        return tuple(int(part) for part in self.version.split("."))
 
     @property
     def log_path(self) -> Path:
@@ -187,7 +192,7 @@ class RealServer:
     def _make_fleet(self, folder: Path) -> None:
         self._hosts = Fleet(self.fleet, **self._size, folder=folder / "jobs", version=self.version)
         spec = self._hosts.spec()
-        if tuple(int(part) for part in self.version.split(".")) >= _FIRST_FLEETS_APPLY:
+        if self.release >= _FIRST_FLEETS_APPLY:
             self._post("fleets/apply", {"plan": {"spec": spec}, "force": False})
         else:
             self._post("fleets/create", {"spec": spec})

@@ -160,7 +160,8 @@ def _join(channel: paramiko.Channel, target: socket.socket) -> None:
 
 
 def _copy_to_channel(target: socket.socket, channel: paramiko.Channel) -> None:
-    with contextlib.suppress(OSError):
+    # The other side may be gone already: paramiko says so with an EOFError.
+    with contextlib.suppress(OSError, EOFError):
         while data := target.recv(_COPY_BYTES):
             channel.sendall(data)
         channel.shutdown_write()
