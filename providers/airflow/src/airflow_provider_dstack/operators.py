@@ -217,8 +217,7 @@ class DstackRunOperator(BaseOperator):
         from airflow_provider_dstack._job import JobOptions, RunJob
         from dstack_core import ConfigurationError
 
-        hook = self._hook()
-        ti = context["ti"]
+        hook, ti = self._hook(), context["ti"]
         quick = min(self.poll_interval, _QUICK_POLL_SECONDS)
         options = JobOptions(
             run_name=self._name_for(context),
@@ -288,10 +287,9 @@ class DstackRunOperator(BaseOperator):
         """Stop what a trigger may have left; the run is known by its name and marker alone."""
         if self.on_kill_action == "keep":
             return
-        abort = self.on_kill_action == "abort"
-        marker = _names.marker(context["ti"])
-        client = self._hook().client(**KILL_LIMITS)
-        stop_patiently(client, self._name_for(context), marker, abort=abort, log=self.log)
+        client, abort = self._hook().client(**KILL_LIMITS), self.on_kill_action == "abort"
+        name, marker = self._name_for(context), _names.marker(context["ti"])
+        stop_patiently(client, name, marker, abort=abort, log=self.log)
 
     def _hook(self) -> DstackHook:
         from airflow_provider_dstack.hooks import DstackHook
