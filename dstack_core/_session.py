@@ -16,7 +16,6 @@ from dstack_core._flow.follow import FollowOptions, follow
 from dstack_core._flow.retry import RetryBudget, retrying
 from dstack_core._flow.steps import Flow, Op, call
 from dstack_core._flow.submit import submit
-from dstack_core._flow.upload import upload_code
 from dstack_core._keys import new_public_key
 from dstack_core._names import random_marker, random_run_name
 from dstack_core._wire.api import Api
@@ -114,8 +113,9 @@ class Session:
     def _upload(self, archive: CodeArchive, code: Code) -> Op[None]:
         if code.sha256 == self._uploaded:
             return
+        yield from call(self.api.init_repo(code.repo_id, code.repo_data))
         try:
-            yield from upload_code(self.api, code.repo_id, code.repo_data, code.sha256, archive.data)
+            yield from call(self.api.upload_code(code.repo_id, code.sha256, archive.data))
         except RequestRejectedError as error:
             raise archive.too_big(error.message) from None
         self._uploaded = code.sha256
@@ -129,5 +129,5 @@ class Session:
     def _budget(self, seconds: float | None) -> RetryBudget:
         return RetryBudget(self.retry_budget if seconds is None else seconds, self.clock)
 
-    def _retrying(self, flow: Flow[T], progress: Progress | None = None) -> Flow[T]:
-        return retrying(flow, self._budget(None), progress)
+    def _retrying(self, flow: Flow[T]) -> Flow[T]:
+        return retrying(flow, self._budget(None))

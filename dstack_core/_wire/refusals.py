@@ -39,9 +39,7 @@ def raise_for_refusal(reply: Reply, place: Place) -> None:
         target = reply.headers.get("location", "another address")
         raise errors.ProtocolError(f"{place} redirects to {target}; set the server URL to where it leads")
     if told is None:
-        raise errors.ProtocolError(
-            f"{place.server_url} answered {reply.status}: {text}. Is this the address of a dstack server?"
-        )
+        raise _not_dstack(reply.status, text, place)
     raise _refusal(reply.status, text, code, place)
 
 
@@ -64,15 +62,19 @@ def _refusal(status: int, text: str, code: str | None, place: Place) -> errors.S
             "project_name= or ~/.dstack/config.yml"
         )
     if status == 404:
-        return errors.ProtocolError(
-            f"{place.server_url} answered 404: {text}. Is this the address of a dstack server?"
-        )
+        return _not_dstack(status, text, place)
     if status == 405:
         return errors.UnsupportedServerError(
             f"the dstack server at {place.server_url} does not have this call ({text}); "
             "dstack 0.18.44 or newer is needed"
         )
     return errors.RequestRejectedError(f"{place} refused the request: {text}", code=code, status=status)
+
+
+def _not_dstack(status: int, text: str, place: Place) -> errors.ProtocolError:
+    return errors.ProtocolError(
+        f"{place.server_url} answered {status}: {text}. Is this the address of a dstack server?"
+    )
 
 
 def _told_by(reply: Reply) -> tuple[str, str | None] | None:

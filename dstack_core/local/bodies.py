@@ -158,15 +158,3 @@ class GetFileArchiveByHashRequest(Strict):
     """Hold the body of files/get_archive_by_hash."""
 
     hash: str
-
-
-class ListFleetsRequest(Strict):
-    """Hold the body of the root fleets/list."""
-
-    project_name: str | None = None
-    only_active: bool = False
-    include_imported: bool = False
-    prev_created_at: datetime | None = None
-    prev_id: UUID | None = None
-    limit: Annotated[int, Field(ge=0, le=100)] = 100
-    ascending: bool = False

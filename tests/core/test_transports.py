@@ -166,6 +166,16 @@ def test_a_lost_server_is_told_in_the_log_without_the_token(
     assert server.token not in caplog.text
 
 
+def test_a_refused_repo_is_not_told_as_a_directory_too_big(server: LocalServer, tmp_path: Path) -> None:
+    refusal = {"detail": [{"msg": "No repos here", "code": "error"}]}
+    server.faults.add(path="repos/init", status=400, body=refusal)
+    with (
+        dstack.Client.from_config(tmp_path, **target(server)) as client,
+        pytest.raises(dstack.RequestRejectedError, match="No repos here"),
+    ):
+        client.runs.submit({"type": "task", "commands": ["echo x"]})
+
+
 def test_the_page_of_a_run_on_the_embedded_server(server: LocalServer) -> None:
     with dstack.Client(**target(server)) as client:
         run = client.runs.submit({"type": "task", "commands": ["echo x"], "env": {"KEY": "s3cr3t"}})
