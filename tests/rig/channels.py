@@ -23,8 +23,9 @@ def _join(one: Pipe, other: Pipe) -> None:
     backwards.start()
     _copy(one, other)
     backwards.join()
-    one.close()
-    other.close()
+    for pipe in (one, other):
+        with contextlib.suppress(OSError, EOFError):
+            pipe.close()
 
 
 def _copy(source: Pipe, target: Pipe) -> None:
