@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-_PIPELINES = "dstack._internal.server.background.pipeline_tasks"
+_BACKGROUND = "dstack._internal.server.background"
 _JOBS_INTERVAL = timedelta(seconds=0.5)
 # A stop that arrives while the server works on a run is overwritten by the result of that work, and the run
 # goes on. Every pass over the runs is another chance for it, so the runs are not looked at more often than needed.
@@ -29,6 +30,15 @@ _INTERVALS = {
     "runs": _RUNS_INTERVAL,
 }
 _FETCH_DELAYS = [0.1, 0.2, 0.5]
+# Servers before 0.20: how often a task runs, and how long it leaves an item alone (from 0.19 on).
+_TASK_INTERVALS = {
+    "process_submitted_jobs": _JOBS_INTERVAL,
+    "process_running_jobs": _JOBS_INTERVAL,
+    "process_terminating_jobs": _JOBS_INTERVAL,
+    "process_runs": _RUNS_INTERVAL,
+    "process_instances": _RUNS_INTERVAL,
+}
+_TASK_JITTER = 0.2
 
 
 def _lower_default(function: Callable[..., Any], name: str, value: object) -> None:
@@ -39,7 +49,9 @@ def _lower_default(function: Callable[..., Any], name: str, value: object) -> No
     function.__defaults__ = tuple(defaults)
 
 
-def _shorten(module: Any, base: Any, interval: timedelta) -> None:
+def _shorten_pipeline(name: str, interval: timedelta) -> None:
+    base: Any = importlib.import_module(f"{_BACKGROUND}.pipeline_tasks.base")
+    module = importlib.import_module(f"{_BACKGROUND}.pipeline_tasks.{name}")
     own = [value for value in vars(module).values() if inspect.isclass(value)]
     (pipeline,) = (cls for cls in own if issubclass(cls, base.Pipeline) and cls is not base.Pipeline)
     (fetcher,) = (cls for cls in own if issubclass(cls, base.Fetcher) and cls is not base.Fetcher)
@@ -50,15 +62,41 @@ def _shorten(module: Any, base: Any, interval: timedelta) -> None:
         _lower_default(fetcher.__init__, "fetch_delays", _FETCH_DELAYS)
 
 
+def _shorten_task(name: str, interval: timedelta) -> None:
+    module: Any = importlib.import_module(f"{_BACKGROUND}.tasks.{name}")
+    if hasattr(module, "MIN_PROCESSING_INTERVAL"):
+        module.MIN_PROCESSING_INTERVAL = interval
+
+
+def _shorten_schedule(background: Any) -> None:
+    """Give the tasks shorter intervals at the moment the server schedules them."""
+    add_job = background._scheduler.add_job
+
+    def add_faster(task: Any, trigger: Any, *arguments: Any, **options: Any) -> Any:
+        interval = _TASK_INTERVALS.get(task.__name__)
+        if interval is not None:
+            seconds = interval.total_seconds()
+            trigger = background.IntervalTrigger(seconds=seconds, jitter=_TASK_JITTER)
+        return add_job(task, trigger, *arguments, **options)
+
+    background._scheduler.add_job = add_faster
+
+
 def shorten_pauses() -> list[str]:
     """Shorten what can be found and return what could not."""
     failures = []
-    for name, interval in _INTERVALS.items():
+    background: Any = importlib.import_module(_BACKGROUND)
+    scheduled = hasattr(background, "_scheduler") and not importlib.util.find_spec(
+        f"{_BACKGROUND}.pipeline_tasks"
+    )
+    shorten, intervals = (_shorten_task, _TASK_INTERVALS) if scheduled else (_shorten_pipeline, _INTERVALS)
+    for name, interval in intervals.items():
         try:
-            base = importlib.import_module(f"{_PIPELINES}.base")
-            _shorten(importlib.import_module(f"{_PIPELINES}.{name}"), base, interval)
+            shorten(name, interval)
         except (ImportError, AttributeError, ValueError, IndexError) as error:
             failures.append(f"{name}: {error!r}")
+    if scheduled:
+        _shorten_schedule(background)
     return failures
 
 
