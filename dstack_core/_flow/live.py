@@ -15,6 +15,8 @@ from dstack_core.errors import AttachError
 from dstack_core.models.progress import LogCursor, Progress
 
 _REOPENINGS = 4
+_LONGEST_DOUBT = 60.0
+_ENDED_BY_ITSELF = frozenset({"done_by_runner", "container_exited_with_error"})
 
 
 class Stream(Protocol):
@@ -79,7 +81,9 @@ def _submission(
     """Report all of one submission's output."""
     position = Position()
     if not submission.is_finished and (yield from _leads_to(source, approach, submission)):
-        yield from _stream(api, progress, source, submission, position)
+        sent_all = yield from _stream(api, progress, source, submission, position)
+        if sent_all and (yield from _has_ended_by_itself(api, progress, submission, poll_interval)):
+            return
     yield from _poll(api, progress, source, submission, position, poll_interval)
 
 
@@ -99,28 +103,28 @@ def _leads_to(source: LiveSource, approach: Approach, submission: Submission) ->
 
 def _stream(
     api: Api, progress: Progress, source: LiveSource, submission: Submission, position: Position
-) -> Flow[None]:
-    """Report what the runner sends until it has sent all, or cannot be reached any more."""
+) -> Flow[bool]:
+    """Report what the runner sends until it says that this is all (True), or cannot be reached any more."""
     fruitless = 0
     while fruitless < _REOPENINGS and not source.is_closed:
         seen = position.given
         try:
             stream = yield from do(source.open_logs)
             try:
-                if (yield from _read(api, progress, stream, submission, position)):
-                    return
+                return (yield from _read(api, progress, stream, submission, position))
             finally:
                 stream.close()
         except AttachError:
             if (yield from _is_finished(api, progress, submission)):
-                return
+                return False
         fruitless = 0 if position.given > seen else fruitless + 1
+    return False
 
 
 def _read(
     api: Api, progress: Progress, stream: Stream, submission: Submission, position: Position
 ) -> Flow[bool]:
-    """Report the new bytes of one stream; True when there is nothing more to hope for from it."""
+    """Report the new bytes of one stream until it ends (True), or is silent though the job is over."""
     replay = position.replay()
     while True:
         data = yield from do(stream.read)
@@ -131,7 +135,23 @@ def _read(
             if fresh:
                 yield LogChunk(progress, fresh)
         elif (yield from _is_finished(api, progress, submission)):
-            return True
+            return False
+
+
+def _has_ended_by_itself(
+    api: Api, progress: Progress, submission: Submission, poll_interval: float
+) -> Flow[bool]:
+    """Wait a while for the server to know that the submission is over; tell whether its command ended.
+
+    Only then was the end of the stream the end of the output: a runner that was shut down closes it too.
+    """
+    waited = 0.0
+    while True:
+        now = yield from _look(api, progress, submission)
+        if now is None or now.is_finished or waited >= _LONGEST_DOUBT:
+            return now is not None and now.reason in _ENDED_BY_ITSELF
+        yield Sleep(poll_interval)
+        waited += poll_interval
 
 
 def _poll(
@@ -159,12 +179,17 @@ def _poll(
 
 
 def _is_finished(api: Api, progress: Progress, submission: Submission) -> Flow[bool]:
-    """Ask the server whether the submission is over; one that it no longer tells of is."""
+    now = yield from _look(api, progress, submission)
+    return now is None or now.is_finished
+
+
+def _look(api: Api, progress: Progress, submission: Submission) -> Flow[Submission | None]:
+    """Ask the server for the submission; None when the run is over without one, or gone."""
     run = yield from call(api.get_run(progress.run_name, progress.run_id))
-    if run is None or not run.is_active:
-        return True
-    known = next((item for item in _submissions(run) if item.id == submission.id), None)
-    return known is None or known.is_finished
+    if run is None:
+        return None
+    now = next((item for item in _submissions(run) if item.id == submission.id), None)
+    return now if run.is_active or (now and now.is_finished) else None
 
 
 def _submissions(run: RunSnapshot) -> list[Submission]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -33,12 +32,12 @@ class Attachment:
         keys: LoginKeys,
         *,
         one_job: bool,
-        identity_file: str | os.PathLike[str] | None = None,
+        identity: LoginKey | None = None,
         persistence: Persistence | None = None,
     ) -> None:
         self.one_job = one_job
         self._keys = keys
-        self._identity_file = identity_file
+        self._identity = identity
         self._persistence = persistence or Persistence()
         self._route = route
         self._private_key: str | None = None
@@ -106,7 +105,7 @@ class Attachment:
 
     def _choose_key(self, route: Route) -> LoginKey:
         return self._keys.for_run(
-            route.public_key, self._private_key, self._identity_file, any_will_do=route.through_sshproxy
+            route.public_key, self._private_key, self._identity, any_will_do=route.through_sshproxy
         )
 
     def _bind(self, route: Route) -> None:

@@ -65,8 +65,8 @@ class HostKeys:
         keys = paramiko.HostKeys()
         with contextlib.suppress(OSError, RuntimeError):
             keys.load(str(self._file()))
-        entry = keys.lookup(_known_name(hop)) or {}
-        return list(entry.values())
+        entry = keys.lookup(_known_name(hop))
+        return [] if entry is None else list(entry.values())
 
     def _file(self) -> Path:
         return self._known_hosts or Path.home() / ".ssh" / "known_hosts"
@@ -195,7 +195,11 @@ def _authenticate(transport: paramiko.Transport, hop: Hop, keys: Sequence[parami
 
 def _algorithms(expected: Sequence[str], offered: Sequence[str]) -> tuple[str, ...]:
     """Put the algorithms of the known key types first; an RSA key is known under its old name."""
-    names = {name for kind in expected for name in ([kind, "rsa-sha2-512", "rsa-sha2-256"] if kind == "ssh-rsa" else [kind])}
+    names = {
+        name
+        for kind in expected
+        for name in ([kind, "rsa-sha2-512", "rsa-sha2-256"] if kind == "ssh-rsa" else [kind])
+    }
     first = [name for name in offered if name in names]
     return tuple(first + [name for name in offered if name not in names]) if first else ()
 

@@ -71,27 +71,24 @@ class LoginKeys:
         self,
         public_key: str,
         server_key: str | None,
-        identity_file: str | os.PathLike[str] | None,
+        identity: LoginKey | None,
         *,
         any_will_do: bool,
     ) -> LoginKey:
         """Return the key whose public half the run was submitted with.
 
-        ``identity_file`` is the caller's for this one time; with ``any_will_do`` it is taken as it is.
+        ``identity`` is the caller's for this one time; with ``any_will_do`` it is taken as it is.
         ``server_key`` in PEM. Raises ``AttachError`` that names all that were tried.
         """
-        if identity_file is not None:
-            candidates = [read_identity_file(identity_file)]
-            if any_will_do:
-                return candidates[0]
-        else:
-            candidates = self._candidates(server_key)
+        if identity is not None and any_will_do:
+            return identity
+        candidates = [identity] if identity is not None else self._candidates(server_key)
         chosen = next((key for key in candidates if key.is_for(public_key)), None)
         if chosen is None:
             tried = "; ".join(str(key) for key in candidates) or "none was found"
             raise AttachError(
-                f"attach: the run was submitted with the SSH key {describe(public_key)}, and its private half "
-                f"is not here. Tried: {tried}. Pass its file as run.attach(ssh_identity_file=...)"
+                f"attach: the run was submitted with the SSH key {describe(public_key)}, and its private "
+                f"half is not here. Tried: {tried}. Pass its file as run.attach(ssh_identity_file=...)"
             )
         return chosen
 
@@ -99,7 +96,9 @@ class LoginKeys:
         candidates = [] if self._given is None else [self._given]
         if server_key is not None:
             try:
-                candidates.append(LoginKey("the user's key on the server", load_private_key(server_key.encode())))
+                candidates.append(
+                    LoginKey("the user's key on the server", load_private_key(server_key.encode()))
+                )
             except ValueError as error:
                 _log.warning("the user's private key from the server cannot be read: %s", error)
         try:

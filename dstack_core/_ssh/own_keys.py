@@ -46,7 +46,8 @@ def _named_files(hostname: str) -> list[Path]:
 
     try:
         config = paramiko.SSHConfig.from_path(str(Path.home() / ".ssh" / "config"))
-        names = config.lookup(hostname).get("identityfile", [])
+        found = config.lookup(hostname).get("identityfile", [])
     except (OSError, paramiko.SSHException):
         return []
+    names = [found] if isinstance(found, str) else found
     return [Path(name).expanduser() for name in names]

@@ -103,7 +103,9 @@ def fixed_local_ports(configuration: Configuration) -> tuple[int, ...]:
     """
     if not isinstance(configuration, Task):
         return ()
-    wanted = [port for port in map(_mapping, configuration.ports or []) if port.container_port not in _RESERVED]
+    wanted = [
+        port for port in map(_mapping, configuration.ports or []) if port.container_port not in _RESERVED
+    ]
     fixed = [port.local_port for port in wanted if port.local_port is not None]
     twice = next((port for port in fixed if fixed.count(port) > 1), None)
     if twice is not None:

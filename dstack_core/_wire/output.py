@@ -7,7 +7,11 @@ import re
 # The runner takes these out of what it sends to the server (PROTOCOL 1.8, 4.6); one that is cut short at
 # the end counts as well.
 _ESCAPE = re.compile(
-    rb"\x1b(?:\[[0-?]*[ -/]*(?:[@-~]|$)|\][^\x07\x1b]*(?:\x07|\x1b\\|\x1b?$)|[@-Z\\^_](?!\[)|[ -/]+(?:[0-~]|$)|$)"
+    rb"""\x1b(?: \[ [0-?]* [\x20-/]* (?: [@-~] | \Z )              # a control sequence, such as a colour
+            | \] [^\x07\x1b]* (?: \x07 | \x1b\\ | \x1b? \Z )    # a command to the terminal, such as its title
+            | [\x20-/]* (?: [0-Z\\^-~] | \Z )                  # all others
+        )""",
+    re.VERBOSE,
 )
 
 
@@ -69,9 +73,9 @@ class Rest:
         passed = min(self._open_bytes, len(data))
         line_end = data.find(b"\n", 0, passed)
         if line_end >= 0:
-            # The server's copy of the open line is shorter than what was given: nothing of it is new.
+            # The server's copy of the open line is shorter than what was given: only its end is new.
             self._open_bytes = 0
-            return data[line_end + 1 :]
+            return data[line_end:]
         self._open_bytes -= passed
         return data[passed:]
 
