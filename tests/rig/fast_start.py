@@ -1,8 +1,9 @@
-"""Start the dstack server with shorter pauses between its background steps.
+"""Start the dstack server with shorter pauses between its background steps, and without an image registry.
 
-Run it with the Python of the server's environment; the arguments are those of `dstack`. Nothing but defaults is
-changed: how long a pipeline leaves an item alone, and how long it sleeps after finding none. Those names are
-private to the server, so whatever is not found keeps its pause, and standard error says so.
+Run it with the Python of the server's environment; the arguments are those of `dstack`. `RIG_FAST` shortens
+pauses and changes nothing else: how long an item is left alone, and how long a step waits for its next turn.
+`RIG_IMAGES` answers what the server asks a registry, which tests do not reach. Those names are private to the
+server, so what is not found stays as it is, and standard error says so.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -51,9 +53,6 @@ def _shorten(module: Any, base: Any, interval: timedelta) -> None:
 def shorten_pauses() -> list[str]:
     """Shorten what can be found and return what could not."""
     failures = []
-    with contextlib.suppress(ImportError, AttributeError):
-        # What the server's own entry point does before anything else is imported.
-        importlib.import_module("dstack._internal.server.bootstrap").set_up_process()
     for name, interval in _INTERVALS.items():
         try:
             base = importlib.import_module(f"{_PIPELINES}.base")
@@ -63,10 +62,39 @@ def shorten_pauses() -> list[str]:
     return failures
 
 
+def take_images_for_plain() -> list[str]:
+    """Let every image be found, with no entrypoint and the user root, and return what could not be replaced."""
+    docker = importlib.import_module("dstack._internal.server.services.docker")
+    configurators: Any = importlib.import_module("dstack._internal.server.services.jobs.configurators.base")
+    fields = {"architecture": "amd64", "os": "linux", "config": {"User": "root"}}
+    plain = docker.ImageConfigObject(
+        **{key: value for key, value in fields.items() if key in _fields(docker.ImageConfigObject)}
+    )
+    if hasattr(configurators, "get_image_config_and_cpu_architectures"):
+        architectures = {docker.gpuhunt.CPUArchitecture.X86}
+        configurators.get_image_config_and_cpu_architectures = lambda *_: (plain, architectures)
+    elif hasattr(configurators, "get_image_config"):
+        configurators.get_image_config = lambda *_: plain
+    else:
+        return ["no function that asks the registry was found"]
+    return []
+
+
+def _fields(model: Any) -> Any:
+    return getattr(model, "model_fields", None) or model.__fields__
+
+
 def main() -> None:
-    """Shorten the pauses, then run the command line."""
-    for failure in shorten_pauses():
-        sys.stderr.write(f"fast_start: keeps the stock pauses of {failure}\n")
+    """Change what the environment asks for, then run the command line."""
+    with contextlib.suppress(ImportError, AttributeError):
+        # What the server's own entry point does before anything else is imported.
+        importlib.import_module("dstack._internal.server.bootstrap").set_up_process()
+    if os.environ.pop("RIG_FAST", None):
+        for failure in shorten_pauses():
+            sys.stderr.write(f"fast_start: keeps the stock pauses of {failure}\n")
+    if os.environ.pop("RIG_IMAGES", None):
+        for failure in take_images_for_plain():
+            sys.stderr.write(f"fast_start: images are looked up: {failure}\n")
     importlib.import_module("dstack._internal.cli.main").main()
 
 
