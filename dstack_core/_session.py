@@ -126,7 +126,7 @@ class Session:
         identity_file: str | os.PathLike[str] | None,
         node: int,
         poll_interval: float,
-    ) -> Flow[Attachment | None]:
+    ) -> Flow[tuple[RunSnapshot, Attachment | None]]:
         """Check the key file at once; the flow opens the way to a run's container."""
         identity = None if identity_file is None else read_identity_file(identity_file)
 

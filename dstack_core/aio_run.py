@@ -94,7 +94,7 @@ class AsyncRun(RunBase[AsyncTransport]):
                 self.name, self.id, identity_file=ssh_identity_file, node=node, poll_interval=poll_interval
             )
             sleep = self._until(timeout, "had not started")
-            self._attachment = await _drive.arun(flow, self._transport, sleep)
+            self._snapshot, self._attachment = await _drive.arun(flow, self._transport, sleep)
             self._attach_asked = True
         return self
 

@@ -122,7 +122,7 @@ class Run(RunBase[BlockingTransport]):
                 self.name, self.id, identity_file=ssh_identity_file, node=node, poll_interval=poll_interval
             )
             sleep = self._until(timeout, "had not started")
-            self._attachment = _drive.run(flow, self._transport, sleep)
+            self._snapshot, self._attachment = _drive.run(flow, self._transport, sleep)
             self._attach_asked = True
         return self
 

@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 from dstack_core._flow.steps import Flow, Op, Sleep, call, do
 from dstack_core._wire.api import Api
 from dstack_core._wire.attach import Approach, Route
+from dstack_core._wire.runs import RunSnapshot
 
 
 class Openable(Protocol):
@@ -31,14 +32,14 @@ def attach(
     *,
     node: int,
     poll_interval: float,
-) -> Flow[OpenableT | None]:
-    """Return the open connection, or None when the run is over or on its way there.
+) -> Flow[tuple[RunSnapshot, OpenableT | None]]:
+    """Return the run and the open connection, None when the run is over or on its way there.
 
     Raises what ``open`` raises, ``ConfigurationError`` for a node the run has not, and the server errors.
     """
     approach = yield from wait_for_container(api, run_name, run_id, node, poll_interval)
     if approach.route is None:
-        return None
+        return approach.run, None
     private_key = yield from call(api.get_private_key(run_name))
     connection = new(approach, approach.route)
     try:
@@ -46,7 +47,7 @@ def attach(
     except BaseException:
         connection.close()
         raise
-    return connection
+    return approach.run, connection
 
 
 def wait_for_container(api: Api, run_name: str, run_id: str, node: int, poll_interval: float) -> Op[Approach]:

@@ -46,7 +46,7 @@ def _named_files(hostname: str) -> list[Path]:
 
     try:
         config = paramiko.SSHConfig.from_path(str(Path.home() / ".ssh" / "config"))
-        found = config.lookup(hostname).get("identityfile", [])
+        found: str | list[str] = config.lookup(hostname).get("identityfile", [])
     except (OSError, paramiko.SSHException):
         return []
     names = [found] if isinstance(found, str) else found
