@@ -6,6 +6,7 @@ import contextlib
 import logging
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,10 @@ _LOG_CHANNEL = "dstack_core.paramiko"
 _CONNECT_SECONDS = 10.0
 _KEEPALIVE_SECONDS = 10
 _SILENCE_MILLISECONDS = 30_000
+
+
+class LostError(AttachError):
+    """Say that the connection itself is gone, not only what was wanted of it."""
 
 
 class HostKeyError(AttachError):
@@ -73,7 +78,7 @@ class HostKeys:
 
 
 class Chain:
-    """Hold the connections of all hops; each runs inside the one before."""
+    """Hold the connections of all hops; each runs inside the one before. Closing it twice is fine."""
 
     def __init__(self) -> None:
         self._transports: list[paramiko.Transport] = []
@@ -97,14 +102,19 @@ class Chain:
         self._transports[-1].join()
 
     def channel(self, port: int, timeout: float) -> paramiko.Channel:
-        """Return a channel to a port of the last hop; ``timeout`` in seconds. Raises ``AttachError``."""
+        """Return a channel to a port of the last hop; ``timeout`` in seconds.
+
+        Raises ``LostError`` when the connection is gone, else ``AttachError``.
+        """
         return _open_channel(self._transports[-1], "localhost", port, timeout)
 
     def close(self) -> None:
         """Cut the connections, the innermost first."""
         self._closed = True
         for transport in reversed(self._transports):
-            transport.close()
+            # It says goodbye, and the way may be gone already.
+            with contextlib.suppress(OSError, EOFError):
+                transport.close()
 
     def _connect(self, hop: Hop) -> paramiko.Transport:
         import paramiko
@@ -137,12 +147,15 @@ def _connect_socket(hop: Hop) -> socket.socket:
 def _open_channel(through: paramiko.Transport, hostname: str, port: int, timeout: float) -> paramiko.Channel:
     import paramiko
 
+    began = time.monotonic()
     try:
         return through.open_channel("direct-tcpip", (hostname, port), ("127.0.0.1", 0), timeout=timeout)
     except paramiko.ChannelException as error:
         raise AttachError(f"{hostname}:{port} does not accept the connection ({error.text})") from None
     except (OSError, EOFError, paramiko.SSHException) as error:
-        raise AttachError(f"{hostname}:{port}: {told(error)}") from None
+        if time.monotonic() - began >= timeout:
+            raise AttachError(f"{hostname}:{port} gave no answer within {timeout:.0f} s") from None
+        raise LostError(f"the connection was lost on the way to {hostname}:{port}: {told(error)}") from None
 
 
 def _log_in(transport: paramiko.Transport, hop: Hop, key: paramiko.PKey, host_keys: HostKeys) -> None:

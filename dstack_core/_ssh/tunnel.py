@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib3.exceptions import HTTPError
 from urllib3.util.retry import Retry
 
-from dstack_core._ssh.hops import Chain, HostKeyError, HostKeys
+from dstack_core._ssh.hops import Chain, HostKeyError, HostKeys, LostError
 from dstack_core._wire.attach import Hop
 from dstack_core.errors import AttachError
 
@@ -72,8 +72,14 @@ class Tunnel:
 
         Raises ``AttachError``.
         """
-        chain = self._wait_for_chain(patience)
-        return chain.channel(port, max(patience, 1.0))
+        deadline = time.monotonic() + patience
+        while True:
+            chain = self._wait_for_chain(deadline - time.monotonic())
+            try:
+                return chain.channel(port, patience)
+            except LostError:
+                # The thread that waits for the end may not have heard of it yet.
+                chain.close()
 
     def close(self) -> None:
         """Cut the connections and end the thread; also ends an ``open`` in another thread."""

@@ -60,21 +60,22 @@ def test_a_port_of_this_process_is_told_as_such() -> None:
         verify_ports([held.getsockname()[1]])
 
 
+def no_right_to_look(kind: str) -> Any:
+    raise psutil.AccessDenied
+
+
+def without_owners(kind: str, look: Callable[..., Any] = psutil.net_connections) -> Any:
+    return [connection._replace(pid=None) for connection in look(kind)]
+
+
+@pytest.mark.parametrize("seen", [no_right_to_look, without_owners])
 def test_an_owner_that_cannot_be_seen_is_told_as_such(
-    other_process: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    other_process: tuple[int, int], monkeypatch: pytest.MonkeyPatch, seen: Callable[..., Any]
 ) -> None:
-    port, _ = other_process
-
-    def denied(kind: str) -> Any:
-        raise psutil.AccessDenied
-
-    for seen in (denied, lambda kind: [c._replace(pid=None) for c in connections]):
-        connections = psutil.net_connections("tcp")
-        with monkeypatch.context() as patch, pytest.raises(PortInUseError) as caught:
-            patch.setattr(psutil, "net_connections", seen)
-            verify_ports([port])
-        assert "taken by a process that this user cannot see" in caught.value.message
-        assert caught.value.pid is None
+    monkeypatch.setattr(psutil, "net_connections", seen)
+    with pytest.raises(PortInUseError, match="taken by a process that this user cannot see") as caught:
+        verify_ports([other_process[0]])
+    assert caught.value.pid is None
 
 
 def test_a_port_this_user_may_not_bind_is_told_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
