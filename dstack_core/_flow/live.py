@@ -15,6 +15,7 @@ from dstack_core.errors import AttachError
 from dstack_core.models.progress import LogCursor, Progress
 
 _REOPENINGS = 4
+_PAUSE = 1.0
 _LONGEST_DOUBT = 60.0
 _ENDED_BY_ITSELF = frozenset({"done_by_runner", "container_exited_with_error"})
 
@@ -117,7 +118,11 @@ def _stream(
         except AttachError:
             if (yield from _is_finished(api, progress, submission)):
                 return False
-        fruitless = 0 if position.given > seen else fruitless + 1
+        if position.given > seen:
+            fruitless = 0
+        else:
+            fruitless += 1
+            yield Sleep(_PAUSE)
     return False
 
 

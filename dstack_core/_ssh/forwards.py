@@ -61,7 +61,7 @@ class Forward:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         for channel in channels:
-            channel.close()
+            _close(channel)
         if self._acceptor.ident is not None:
             threads.append(self._acceptor)
         for thread in threads:
@@ -95,7 +95,7 @@ class Forward:
             _log.debug("a connection to the local port %d is closed: %s", self.local_port, error)
         finally:
             if channel is not None:
-                channel.close()
+                _close(channel)
             connection.close()
             with self._lock:
                 self._open.discard(connection)
@@ -122,3 +122,8 @@ def _copy_out(connection: socket.socket, channel: paramiko.Channel) -> None:
         while data := connection.recv(_PIECE):
             channel.sendall(data)
         channel.shutdown_write()
+
+
+def _close(channel: paramiko.Channel) -> None:
+    with contextlib.suppress(OSError, EOFError):
+        channel.close()

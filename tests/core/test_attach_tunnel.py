@@ -51,9 +51,12 @@ def new(hosts: list[Host], *ports: AppPort, persistence: Persistence = AT_ONCE) 
 def ask(port: int, data: bytes) -> bytes:
     """Send everything, end the sending half, and return what comes back."""
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
-        sender = threading.Thread(
-            target=lambda: (connection.sendall(data), connection.shutdown(socket.SHUT_WR))
-        )
+
+        def send() -> None:
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
         sender.start()
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
         sender.join()
