@@ -14,7 +14,7 @@ from dstack_core._wire.api import Api
 from dstack_core._wire.attach import Route
 from dstack_core.errors import AttachError, RunNotFoundError
 from dstack_core.models.progress import Progress
-from tests.core.scripted import MISSING, Driver, Script, page, reply, run_json
+from tests.core.scripted import MISSING, Answer, Driver, Script, page, reply, run_json
 
 CUT = AttachError("cut")
 CLOSED = None
@@ -89,7 +89,7 @@ def read(driver: Driver, source: Source, script: Script) -> bytes:
 
 
 def server(*runs: dict[str, Any], polled: str = "") -> Script:
-    pages = [page((1, polled))] if polled else [page()]
+    pages: list[Answer] = [page((1, polled)) if polled else page()]
     return Script(runs__get=[reply(run) for run in runs], logs__poll=pages)
 
 
