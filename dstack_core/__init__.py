@@ -6,9 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dstack_core.aio import AsyncClient, AsyncRunCollection
+    from dstack_core.aio import AsyncClient, AsyncRepoCollection, AsyncRunCollection
     from dstack_core.aio_run import AsyncRun
-    from dstack_core.client import Client, RunCollection
+    from dstack_core.client import Client, RepoCollection, RunCollection
     from dstack_core.configurations import ConfigurationLike, load_configuration, parse_configuration
     from dstack_core.errors import (
         AccessDeniedError,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         RunFinished,
         StatusChanged,
     )
+    from dstack_core.models.files import FileMapping
     from dstack_core.models.outcome import Outcome
     from dstack_core.models.plan import Offer, Plan
     from dstack_core.models.policies import RetryPolicy
@@ -51,9 +52,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "aio": ("AsyncClient", "AsyncRunCollection"),
+    "aio": ("AsyncClient", "AsyncRepoCollection", "AsyncRunCollection"),
     "aio_run": ("AsyncRun",),
-    "client": ("Client", "RunCollection"),
+    "client": ("Client", "RepoCollection", "RunCollection"),
     "configurations": ("ConfigurationLike", "load_configuration", "parse_configuration"),
     "errors": (
         "AccessDeniedError",
@@ -78,6 +79,7 @@ _HOMES = {
     ),
     "models.configurations": ("Configuration", "PortMapping", "RegistryAuth", "Service", "Task"),
     "models.events": ("ContactLost", "ContactRestored", "Event", "LogLines", "RunFinished", "StatusChanged"),
+    "models.files": ("FileMapping",),
     "models.outcome": ("Outcome",),
     "models.plan": ("Offer", "Plan"),
     "models.policies": ("RetryPolicy",),
@@ -92,6 +94,7 @@ __all__ = [
     "GPU",
     "AccessDeniedError",
     "AsyncClient",
+    "AsyncRepoCollection",
     "AsyncRun",
     "AsyncRunCollection",
     "AuthenticationError",
@@ -103,6 +106,7 @@ __all__ = [
     "ContactRestored",
     "DstackError",
     "Event",
+    "FileMapping",
     "LogCursor",
     "LogLines",
     "NoCapacityError",
@@ -115,6 +119,7 @@ __all__ = [
     "ProjectNotFoundError",
     "ProtocolError",
     "RegistryAuth",
+    "RepoCollection",
     "RequestRejectedError",
     "Resources",
     "RetryPolicy",

@@ -34,6 +34,11 @@ class Client(ClientBase[BlockingTransport]):
         """Return the project's runs."""
         return RunCollection(self._session, self._transport)
 
+    @property
+    def repos(self) -> RepoCollection:
+        """Return the repository the client was made for."""
+        return RepoCollection(self._session, self._transport)
+
     def close(self) -> None:
         """Close the connections."""
         self._transport.close()
@@ -48,6 +53,24 @@ class Client(ClientBase[BlockingTransport]):
 
     def _new_transport(self, settings: TransportSettings) -> BlockingTransport:
         return BlockingTransport(settings)
+
+
+class RepoCollection:
+    """Make the repository of ``from_config(repo_dir=...)`` known to the server: ``client.repos``."""
+
+    def __init__(self, session: Session, transport: BlockingTransport) -> None:
+        self._session = session
+        self._transport = transport
+
+    def init(self) -> None:
+        """Make the client's repository and its credentials known to the server; again is fine.
+
+        The first submit of a client does it by itself unless it was made with ``init=False``. Uploads
+        no code. Raises ``ConfigurationError`` without a ``repo_dir``, for a Git repository a run could not
+        clone, or for a key that cannot be used, before anything is sent; else the server errors. Source:
+        the documented API, "from_config()"; PROTOCOL 1.3.
+        """
+        _drive.run(self._session.init_repo(), self._transport)
 
 
 class RunCollection:

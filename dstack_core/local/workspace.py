@@ -45,15 +45,22 @@ class Workspace:
         configured = spec["working_dir"]
         self.cwd = self.code if configured is None else self.local(configured)
 
-    def local(self, path: str) -> Path:
-        """Return where a path of the container lies; raises WorkspaceError if it leads out of there."""
-        for prefix, base in ((self._repo_dir, self.code), ("~", self.home), (self._home_dir, self.home)):
+    def local(self, path: str, base: Path | None = None) -> Path:
+        """Return where a path of the container lies; a relative one below ``base``, else the code.
+
+        Raises WorkspaceError if it leads out of there.
+        """
+        for prefix, folder in ((self._repo_dir, self.code), ("~", self.home), (self._home_dir, self.home)):
             if path == prefix or path.startswith(prefix.rstrip("/") + "/"):
-                place = base / path[len(prefix) :].strip("/")
+                place = folder / path[len(prefix) :].strip("/")
                 break
         else:
             pure = PurePosixPath(path)
-            place = self.root / "rootfs" / pure.relative_to("/") if pure.is_absolute() else self.code / pure
+            place = (
+                self.root / "rootfs" / pure.relative_to("/")
+                if pure.is_absolute()
+                else (base or self.code) / pure
+            )
         place = Path(os.path.normpath(place))
         if not place.is_relative_to(self.root):
             raise WorkspaceError(f"The path {path} leads out of the job's directory")
@@ -91,17 +98,19 @@ class Workspace:
             git("apply", "--whitespace=nowarn", str(sources.code))
 
     def _place(self, archive: Path, path: str) -> None:
-        target = self.local(path)
+        target = self.local(path, self.cwd)
         unpacked = self.root / "unpacked"
         _unpack(archive, unpacked)
         entries = list(unpacked.iterdir())
         if len(entries) != 1:
             raise WorkspaceError(f"The archive for {path} must have exactly one top-level entry")
         target.parent.mkdir(parents=True, exist_ok=True)
+        # What is there is replaced, as the runner of the real server does.
         if target.is_dir():
-            shutil.copytree(entries[0], target, dirs_exist_ok=True, symlinks=True)
+            shutil.rmtree(target)
         else:
-            shutil.move(entries[0], target)
+            target.unlink(missing_ok=True)
+        shutil.move(entries[0], target)
         shutil.rmtree(unpacked)
 
     def environment(self, run: Run, job: Job, marker: str) -> dict[str, str]:
