@@ -29,7 +29,9 @@ class FileMapping(Model):
         if isinstance(value, str):
             local_path, _, path = value.partition(":")
             if ":" in path:
-                raise ValueError(f"{value!r} has more than one colon; write {{local_path: ..., path: ...}}")
+                raise ValueError(
+                    f"files: {value!r} has more than one colon; write {{local_path: ..., path: ...}}"
+                )
             return {"local_path": local_path, "path": path or local_path}
         if isinstance(value, Mapping) and isinstance(value.get("local_path"), str):
             return {"path": value["local_path"], **value}
@@ -39,7 +41,7 @@ class FileMapping(Model):
     @classmethod
     def _not_empty(cls, value: str) -> str:
         if not value:
-            raise ValueError("is empty; name a file or a directory")
+            raise ValueError("an item of files has an empty path; name a file or a directory")
         return value
 
     @field_validator("local_path")
