@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from dstack_core.models.plan import Offer, Plan
     from dstack_core.models.policies import RetryPolicy
     from dstack_core.models.progress import LogCursor, Progress
+    from dstack_core.models.repos import RepoMapping
     from dstack_core.models.resources import GPU, Resources
     from dstack_core.models.statuses import RunStatus, SpotPolicy
     from dstack_core.run import Run
@@ -84,6 +85,7 @@ _HOMES = {
     "models.plan": ("Offer", "Plan"),
     "models.policies": ("RetryPolicy",),
     "models.progress": ("LogCursor", "Progress"),
+    "models.repos": ("RepoMapping",),
     "models.resources": ("GPU", "Resources"),
     "models.statuses": ("RunStatus", "SpotPolicy"),
     "run": ("Run",),
@@ -120,6 +122,7 @@ __all__ = [
     "ProtocolError",
     "RegistryAuth",
     "RepoCollection",
+    "RepoMapping",
     "RequestRejectedError",
     "Resources",
     "RetryPolicy",

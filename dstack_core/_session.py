@@ -23,7 +23,7 @@ from dstack_core._wire.api import Api
 from dstack_core._wire.runs import RunSnapshot
 from dstack_core._wire.spec import RunOptions, check_run_name, run_spec, with_files
 from dstack_core.configurations import ConfigurationLike, load_configuration
-from dstack_core.errors import ConfigurationError, RequestRejectedError
+from dstack_core.errors import RequestRejectedError
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.plan import Plan
 from dstack_core.models.progress import Progress
@@ -42,7 +42,7 @@ class Session:
     api: Api
     retry_budget: float
     make_public_key: Callable[[], str] = new_public_key
-    repository: Repository | None = None
+    repository: Repository = field(default_factory=Repository)
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
     _public_key: str | None = field(default=None, repr=False)
@@ -63,8 +63,7 @@ class Session:
         # Without the code first: what is wrong with the configuration is told before anything is packed.
         run_spec(loaded, options)
         files = pack_files(loaded.files or [])
-        repository = self.repository
-        code = None if repository is None else repository.pack()
+        code = self.repository.pack(loaded.repos or ())
         wanted = run_spec(loaded, options, run_name=name, marker=marker or random_marker(), code=code)
         budget = self._budget(retry_budget)
 
@@ -78,13 +77,13 @@ class Session:
             spec["ssh_key_pub"] = yield from self._key(name)
             if files:
                 spec = with_files(spec, (yield from deliver_files(self.api, files)))
-            if code is None or repository is None:
+            if code is None:
                 return (yield from submit(self.api, spec, budget, replace_finished=True))
             try:
-                yield from deliver_code(self.api, code, self._delivered, init=repository.init)
+                yield from deliver_code(self.api, code, self._delivered, init=self.repository.init)
                 return (yield from submit(self.api, spec, budget, replace_finished=True))
             except RequestRejectedError as error:
-                told = explained(error, init=repository.init)
+                told = explained(error, init=self.repository.init)
                 if told is error:
                     raise
                 self._delivered.forget()
@@ -94,10 +93,6 @@ class Session:
 
     def init_repo(self) -> Flow[None]:
         """Read the repository at once, which blocks; the flow makes it known to the server."""
-        if self.repository is None:
-            raise ConfigurationError(
-                "repo_dir: this client has none; name it with from_config(repo_dir=...) to use client.repos"
-            )
         return self._retrying(init_repo(self.api, self.repository.describe(), self._delivered))
 
     def plan(self, configuration: ConfigurationLike, options: RunOptions) -> Flow[Plan]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from dstack_core._repo.diff import take_diff
 from dstack_core._repo.git import Git, is_top_of_repository, read_checkout
 from dstack_core._wire.code import Code
 from dstack_core.errors import ConfigurationError
+from dstack_core.models.repos import RepoMapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class Repository:
     ``init`` tells whether submitting makes the repository known to the server.
     """
 
-    directory: Path
+    directory: Path | None = None
     local_repo: bool = False
     git_identity_file: Path | None = None
     oauth_token: str | None = field(default=None, repr=False)
@@ -30,39 +32,60 @@ class Repository:
     @classmethod
     def checked(
         cls,
-        repo_dir: str | os.PathLike[str] | None,
+        repo_dir: str | os.PathLike[str] | None = None,
         *,
         git_identity_file: str | os.PathLike[str] | None = None,
         oauth_token: str | None = None,
         local_repo: bool = False,
         init: bool = True,
-    ) -> Repository | None:
-        """Return the parameters, None without a ``repo_dir``; starts no process and sends nothing.
+    ) -> Repository:
+        """Return the parameters; starts no process and sends nothing.
 
         Raises ``ConfigurationError`` for a directory or a file that is not there, and for two credentials.
         """
         identity = check_identity(None if git_identity_file is None else Path(git_identity_file), oauth_token)
-        if repo_dir is None:
-            return None
-        return cls(check_directory(repo_dir), local_repo, identity, oauth_token, init)
+        directory = None if repo_dir is None else check_directory(repo_dir)
+        return cls(directory, local_repo, identity, oauth_token, init)
 
     def describe(self) -> Code:
         """Return what the server is told of the repository. Runs git; raises ``ConfigurationError``."""
-        return self._code(with_upload=False)
+        if self.directory is None:
+            raise ConfigurationError(
+                "repo_dir: this client has none; name it with from_config(repo_dir=...) to use client.repos"
+            )
+        return self._code(self.directory, with_upload=False)
 
-    def pack(self) -> Code:
-        """Return the code with its diff or its archive. Runs git and reads the files; raises
+    def pack(self, repos: Sequence[RepoMapping] = ()) -> Code | None:
+        """Return the code a run starts from, with its diff or its archive; None when there is none.
+
+        ``repos`` are those of the run's configuration. Runs git and reads the files; raises
         ``ConfigurationError``.
         """
-        return self._code(with_upload=True)
+        if not repos:
+            return None if self.directory is None else self._code(self.directory, with_upload=True)
+        if self.directory is not None:
+            raise ConfigurationError(
+                f"repos: the client has the repo_dir {str(self.directory)!r} already; drop one of the two"
+            )
+        try:
+            return self._named(repos[0])
+        except ConfigurationError as error:
+            raise ConfigurationError(f"repos: {error.message.removeprefix('repo_dir: ')}") from None
 
-    def _code(self, *, with_upload: bool) -> Code:
-        if self.local_repo or not is_top_of_repository(self.directory):
-            upload = pack_directory(self.directory) if with_upload else None
-            return Code.of_directory(str(self.directory), upload)
-        git = Git(self.directory)
+    def _named(self, repo: RepoMapping) -> Code:
+        if repo.local_path is not None:
+            return self._code(check_directory(repo.local_path), with_upload=True)
+        remote = Remote.parse(repo.url or "", Path.cwd())
+        clone = clone_of(remote, self.git_identity_file, self.oauth_token)
+        return Code.of_git(remote.name, remote.location, repo.branch, repo.hash, clone, None)
+
+    def _code(self, directory: Path, *, with_upload: bool) -> Code:
+        if self.local_repo or not is_top_of_repository(directory):
+            upload = pack_directory(directory) if with_upload else None
+            return Code.of_directory(str(directory), upload)
+        git = Git(directory)
         checkout = read_checkout(git)
-        remote = Remote.parse(checkout.remote_url, self.directory)
+        remote = Remote.parse(checkout.remote_url, directory)
         clone = clone_of(remote, self.git_identity_file, self.oauth_token)
         diff = take_diff(git, checkout.commit) if with_upload else None
         return Code.of_git(remote.name, remote.location, checkout.branch, checkout.commit, clone, diff)

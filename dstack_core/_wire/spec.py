@@ -91,7 +91,8 @@ def _configuration(configuration: Configuration, options: RunOptions) -> dict[st
     # A key that is passed through keeps its null: for today's server null may differ from absence.
     wire = {key: value for key, value in dumped.items() if value is not None or key not in typed}
     wire.pop("name", None)
-    _refuse_repos(wire)
+    # What it names is in repo_data, which every server reads (PROTOCOL 1.3).
+    wire.pop("repos", None)
     resources = options.resources or (configuration.model_extra or {}).get("resources")
     if isinstance(resources, Resources):
         wire["resources"] = _resources(resources)
@@ -111,15 +112,6 @@ def _configuration(configuration: Configuration, options: RunOptions) -> dict[st
     if options.backends is not None:
         wire["backends"] = list(options.backends)
     return wire
-
-
-def _refuse_repos(wire: Mapping[str, Any]) -> None:
-    # The server takes this key and does nothing with it unless the client uploads (PROTOCOL 1.3).
-    if wire.get("repos"):
-        raise ConfigurationError(
-            "repos: this key is not supported; name the repository's directory with "
-            "Client.from_config(repo_dir=...)"
-        )
 
 
 def _spot_policy(policy: SpotPolicy | str) -> str:

@@ -94,6 +94,19 @@ def test_working_dir_is_below_the_code_or_absolute(target: Target, checkout: Pat
         assert (log_of(target, run), log_of(target, other)) == (["new"], ["new"])
 
 
+def test_a_repository_named_in_the_configuration_arrives(target: Target, checkout: Path) -> None:
+    pushed = git(checkout, "rev-parse", "origin/main")
+    url = f"file://{checkout.parent}/origin.git"
+    path = checkout / "sub dir" / "run.dstack.yml"
+    path.write_text(yaml.safe_dump(target.task("cat kept.txt changed.txt", repos=[".."])))
+    with target.client() as client:
+        local = client.runs.submit(path)
+        remote = client.runs.submit(
+            target.task("cat kept.txt changed.txt", repos=[{"url": url, "branch": "main", "hash": pushed}])
+        )
+        assert (log_of(target, local), log_of(target, remote)) == (["kept", "changed"], ["kept", "old"])
+
+
 def test_files_lie_where_they_were_asked_for(target: Target, tmp_path: Path) -> None:
     (tmp_path / "conf" / "deep").mkdir(parents=True)
     (tmp_path / "conf" / "deep" / "a.ini").write_text("deep\n")

@@ -194,10 +194,9 @@ def test_the_secrets_reach_the_server_and_nothing_else(
                         fresh.runs.submit({"type": "task", "commands": ["x"]})
                     seen += [str(caught.value), repr(caught.value)]
                 repository = Repository.checked(work, **given)
-                assert repository is not None
                 stored = requests.post(
                     f"{server.url}/api/project/{server.project}/repos/get",
-                    json={"repo_id": repository.pack().repo_id, "include_creds": True},
+                    json={"repo_id": repository.describe().repo_id, "include_creds": True},
                     headers={"Authorization": f"Bearer {server.token}"},
                     timeout=10,
                 ).json()["repo_creds"]

@@ -183,9 +183,9 @@ def test_the_async_client_packs_beside_its_event_loop(
     for name in ("pack", "describe"):
         true = getattr(Repository, name)
 
-        def watch(self: Repository, true: Any = true) -> Any:
+        def watch(*arguments: Any, true: Any = true) -> Any:
             threads.append(threading.current_thread())
-            return true(self)
+            return true(*arguments)
 
         monkeypatch.setattr(Repository, name, watch)
 
@@ -202,9 +202,8 @@ def test_the_async_client_packs_beside_its_event_loop(
 def test_a_directory_below_the_top_is_an_archive_under_the_rules_above_it(work: Path) -> None:
     write(work, **{".gitignore": "*.log\n", "sub__x.log": "1", "sub__y": "2"})
     commit(work)
-    repository = Repository.checked(work / "sub")
-    assert repository is not None
-    code = repository.pack()
+    code = Repository.checked(work / "sub").pack()
+    assert code is not None
     assert code.info == {"repo_type": "local", "repo_dir": str(work / "sub")}
     assert code.upload is not None
     assert {name for name, _ in code.upload.biggest} == {"c", "y"}

@@ -15,9 +15,9 @@ from tests.core.repos import clone_pair, commit, git, tree, write
 
 
 def packed(root: Path) -> Code:
-    repository = Repository.checked(root)
-    assert repository is not None
-    return repository.pack()
+    code = Repository.checked(root).pack()
+    assert code is not None
+    return code
 
 
 def arrived(code: Code, folder: Path) -> Path:
