@@ -13,6 +13,7 @@ from dstack_core._wire.code import Upload, biggest_of, too_big
 from dstack_core.errors import ConfigurationError
 
 _SUBMODULE = "160000"
+_LINK = "120000"
 _WAY_OUT = (
     "Name new files the run does not need in .gitignore or .dstackignore, or commit and push what is big"
 )
@@ -36,8 +37,8 @@ def take_diff(git: Git, commit: str) -> Upload | None:
 
     Staged, unstaged and unpushed changes and new files are in it; what ``.gitignore`` names, and new
     files that ``.dstackignore`` names, are not. The index and the objects of the repository stay as they
-    are. Raises ``ConfigurationError`` for changes a diff cannot carry, those of submodules and of nested
-    repositories, and past 256 MiB.
+    are. Raises ``ConfigurationError`` for changes a diff cannot carry, those of submodules, of nested
+    repositories and of symbolic links, and past 256 MiB.
     """
     what = f"repo_dir: the diff of {str(git.directory)!r}"
     with tempfile.TemporaryDirectory(prefix="dstack-core-") as folder:
@@ -88,6 +89,8 @@ def _changed(git: Git, commit: str, env: dict[str, str]) -> tuple[list[str], lis
                 f"repo_dir: the submodule {name!r} of {str(git.directory)!r} has changes, which a diff "
                 f"cannot carry. Commit and push them there and here, or {LOCAL_REPO}"
             )
+        if _LINK in (old_mode, new_mode):
+            raise _link_refused(git, name)
         changed.append(name)
         if status == "A":
             added.append(name)
@@ -101,13 +104,24 @@ def _new(git: Git, env: dict[str, str]) -> list[str]:
         # Git reads one kind of ignore file at a time.
         left = set(_listed(git, env, "--others", "--exclude-per-directory=.dstackignore"))
         names = [name for name in names if name in left]
-    nested = next((name for name in names if name.endswith("/")), None)
-    if nested is not None:
-        raise ConfigurationError(
-            f"repo_dir: {nested!r} in {str(git.directory)!r} is a Git repository of its own, which a diff "
-            f"cannot carry. Name it in .gitignore or .dstackignore, or {LOCAL_REPO}"
-        )
+    for name in names:
+        if name.endswith("/"):
+            raise ConfigurationError(
+                f"repo_dir: {name!r} in {str(git.directory)!r} is a Git repository of its own, which a diff "
+                f"cannot carry. Name it in .gitignore or .dstackignore, or {LOCAL_REPO}"
+            )
+        if (git.directory / name).is_symlink():
+            raise _link_refused(git, name)
     return names
+
+
+def _link_refused(git: Git, name: str) -> ConfigurationError:
+    # Source: dstack's runner (its repo/diff.go) makes a file of it, with the link's target as its text.
+    return ConfigurationError(
+        f"repo_dir: the symbolic link {name!r} in {str(git.directory)!r} was made, changed or removed, which "
+        "dstack does not take from a diff. Commit and push it, name a new one in .dstackignore, or "
+        f"{LOCAL_REPO}"
+    )
 
 
 def _listed(git: Git, env: dict[str, str], *options: str) -> list[str]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import paramiko
 import pytest
+import requests
 import yaml
 
 import dstack_core as dstack
@@ -147,6 +150,32 @@ def test_without_init_a_repository_is_made_known_by_hand(target: Target, checkou
         assert {run.id for run in client.runs.list(all=True)} == before
         client.repos.init()
         assert log_of(target, client.runs.submit(task)) == ["kept"]
+
+
+@pytest.mark.parametrize("given", ["oauth_token", "git_identity_file"])
+def test_the_server_keeps_how_a_repository_is_cloned(target: Target, checkout: Path, given: str) -> None:
+    git(checkout, "remote", "set-url", "origin", "https://u:other@git.example/o/private.git")
+    key = checkout.parent / "key"
+    paramiko.ECDSAKey.generate().write_private_key_file(str(key))
+    secret: dict[str, Any] = {given: "tok-3" if given == "oauth_token" else str(key)}
+    with dstack.Client.from_config(checkout, **secret, **target.arguments()) as client:
+        client.repos.init()
+        client.repos.init()
+        repo_id = client._session.repository.describe().repo_id
+    stored = requests.post(
+        f"{target.url}/api/project/{target.project}/repos/get",
+        json={"repo_id": repo_id, "include_creds": True},
+        headers={"Authorization": f"Bearer {target.token}"},
+        timeout=30,
+    ).json()
+    assert stored["repo_info"]["repo_name"] == "private"
+    expected = {
+        "oauth_token": ("https://git.example/o/private.git", "tok-3", None),
+        "git_identity_file": ("ssh://git@git.example/o/private.git", None, key.read_text()),
+    }[given]
+    assert (
+        tuple(stored["repo_creds"][name] for name in ("clone_url", "oauth_token", "private_key")) == expected
+    )
 
 
 def test_the_async_twin_brings_the_code_too(target: Target, checkout: Path) -> None:

@@ -58,7 +58,6 @@ def _kinds(work: Path) -> None:
     (work / "b").chmod(0o755)
     (work / "binary").write_bytes(bytes(range(256)) * 20)
     (work / "empty").touch()
-    (work / "link").symlink_to("a")
     (work / "no-newline").write_text("x")
     (work / "crlf").write_bytes(b"1\r\n2\r\n")
 
@@ -237,6 +236,20 @@ def _nested(work: Path) -> Path:
     return work
 
 
+def _new_link(work: Path) -> Path:
+    (work / "link").symlink_to("a")
+    return work
+
+
+def _changed_link(work: Path) -> Path:
+    _new_link(work)
+    commit(work)
+    git(work, "push", "--quiet")
+    assert packed(work).upload is None
+    (work / "link").unlink()
+    return work
+
+
 def _bare(work: Path) -> Path:
     return work.parent / "origin.git"
 
@@ -257,6 +270,8 @@ def _bare(work: Path) -> Path:
         (_detached, r"HEAD is detached.*git push -u origin HEAD:refs/heads/BRANCH.*local_repo=True"),
         (_gone, r"refs/remotes/origin/main is not there.*git push -u origin main.*local_repo=True"),
         (_nested, r"'inner/' .* is a Git repository of its own.*\.dstackignore.*local_repo=True"),
+        (_new_link, r"the symbolic link 'link' .*\.dstackignore.*local_repo=True"),
+        (_changed_link, r"the symbolic link 'link' .*Commit and push it.*local_repo=True"),
         (_bare, r"is a bare Git repository, without files; name a clone of it"),
     ],
 )
