@@ -100,11 +100,12 @@ class RunCollection:
         ``configuration``: a ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml``.
         ``run_name`` defaults to the configuration's name, else a random one. ``max_duration``: seconds,
         ``"2h"`` or ``"off"``. ``max_price``: USD per hour. ``working_dir``: relative to the code's
-        directory, or absolute. ``marker`` (str) is kept with the run: a run of this name that carries it
-        is returned as it is, active or finished, instead of submitting; without one, an active run of
-        this name raises ``RunNameTakenError`` and a finished one is replaced. ``retry_budget`` in
-        seconds. Raises ``ConfigurationError`` before anything is sent, else the server errors. Source:
-        the documented API, "submit()"; PROTOCOL 1.4.
+        directory, or absolute. The code of ``from_config(repo_dir=...)`` and the configuration's ``files``
+        are packed first and uploaded where the server does not have them yet. ``marker`` (str) is kept
+        with the run: a run of this name that carries it is returned as it is, active or finished, instead
+        of submitting; without one, an active run of this name raises ``RunNameTakenError`` and a finished
+        one is replaced. ``retry_budget`` in seconds. Raises ``ConfigurationError`` before anything is
+        submitted, else the server errors. Source: the documented API, "submit()"; PROTOCOL 1.3, 1.4.
         """
         options = RunOptions(
             resources, spot_policy, retry_policy, max_duration, max_price, working_dir, backends

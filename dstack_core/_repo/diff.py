@@ -43,14 +43,15 @@ def take_diff(git: Git, commit: str) -> Upload | None:
     what = f"repo_dir: the diff of {str(git.directory)!r}"
     with tempfile.TemporaryDirectory(prefix="dstack-core-") as folder:
         env = _scratch(git, Path(folder))
-        changed, added = _changed(git, commit, env)
+        changed = _changed(git, commit, env)
         new = _new(git, env)
         sizes = [(name, _size(git.directory / name)) for name in (*changed, *new)]
-        fresh = sum(_size(git.directory / name) for name in (*added, *new))
+        fresh = sum(size for name, size in sizes if changed.get(name, "A") == "A")
         if fresh > PACK_LIMIT:
             raise too_big(what, fresh, biggest_of(sizes), "it was not read", _WAY_OUT)
-        names = b"".join(os.fsencode(name) + b"\0" for name in new)
-        git.output("update-index", "--add", "--replace", "-z", "--stdin", env=env, stdin=names)
+        unmerged = [name for name, status in changed.items() if status == "U"]
+        names = b"".join(os.fsencode(name) + b"\0" for name in (*new, *unmerged))
+        git.output("update-index", "--add", "--remove", "--replace", "-z", "--stdin", env=env, stdin=names)
         data = git.output("-c", "diff.suppressBlankEmpty=false", "diff", *_FORM, commit, "--", env=env)
     return Upload.of(what, _WAY_OUT, data, sizes) if data else None
 
@@ -74,14 +75,13 @@ def _path(git: Git, name: str) -> Path:
     return git.directory / os.fsdecode(git.output("rev-parse", "--git-path", name)).rstrip("\n")
 
 
-def _changed(git: Git, commit: str, env: dict[str, str]) -> tuple[list[str], list[str]]:
-    """Return the tracked files that differ from the commit, and those of them it does not have."""
+def _changed(git: Git, commit: str, env: dict[str, str]) -> dict[str, str]:
+    """Return the tracked files that differ from the commit: A added, M, T, D deleted, U unmerged."""
     told = git.output(
         "diff", "--raw", "--no-renames", "--ignore-submodules=none", "-z", commit, "--", env=env
     )
     items = os.fsdecode(told).split("\0")
-    changed: list[str] = []
-    added: list[str] = []
+    changed: dict[str, str] = {}
     for entry, name in zip(items[::2], items[1::2], strict=False):
         old_mode, new_mode, *_, status = entry.lstrip(":").split(" ")
         if _SUBMODULE in (old_mode, new_mode):
@@ -91,16 +91,16 @@ def _changed(git: Git, commit: str, env: dict[str, str]) -> tuple[list[str], lis
             )
         if _LINK in (old_mode, new_mode):
             raise _link_refused(git, name)
-        changed.append(name)
-        if status == "A":
-            added.append(name)
-    return changed, added
+        changed.setdefault(name, status)
+    return changed
 
 
 def _new(git: Git, env: dict[str, str]) -> list[str]:
     """Return the files that git does not know and nothing ignores."""
     names = _listed(git, env, "--others", "--exclude-standard")
-    if _listed(git, env, "--cached", "--others", "--exclude-standard", "--", ":(glob)**/.dstackignore"):
+    if (git.directory / ".dstackignore").is_file() or _listed(
+        git, env, "--cached", "--others", "--exclude-standard", "--", ":(glob)**/.dstackignore"
+    ):
         # Git reads one kind of ignore file at a time.
         left = set(_listed(git, env, "--others", "--exclude-per-directory=.dstackignore"))
         names = [name for name in names if name in left]

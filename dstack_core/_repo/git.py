@@ -26,17 +26,16 @@ _FOREIGN = frozenset(
         "GIT_ALTERNATE_OBJECT_DIRECTORIES",
         "GIT_EXTERNAL_DIFF",
         "GIT_DIFF_OPTS",
-        "GIT_CEILING_DIRECTORIES",
     }
 )
 # Nothing may prompt, take locks of the user's, run hooks, or speak another language than English.
 _QUIET = {"GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
-_OPTIONS = ("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false")
+_OPTIONS = ("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "core.splitIndex=false")
 
 
 @dataclass(frozen=True, slots=True)
 class Git:
-    """Run ``git`` in one directory."""
+    """Run ``git`` in one directory, the top of a checkout; what is above it is not looked at."""
 
     directory: Path
 
@@ -49,7 +48,7 @@ class Git:
             return subprocess.run(
                 ["git", *_OPTIONS, *arguments],
                 cwd=self.directory,
-                env={**own, **_QUIET, **(env or {})},
+                env={**own, **_QUIET, "GIT_CEILING_DIRECTORIES": str(self.directory.parent), **(env or {})},
                 input=stdin,
                 capture_output=True,
                 check=False,
@@ -98,7 +97,9 @@ def is_top_of_repository(directory: Path) -> bool:
     """
     git = Git(directory)
     if not (directory / ".git").exists():
-        if (directory / "HEAD").is_file() and (directory / "objects").is_dir():
+        if (directory / "HEAD").is_file() and all(
+            (directory / name).is_dir() for name in ("objects", "refs")
+        ):
             raise ConfigurationError(
                 f"repo_dir: {str(directory)!r} is a bare Git repository, without files; name a clone of it"
             )

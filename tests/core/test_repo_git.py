@@ -101,6 +101,7 @@ def test_every_change_arrives_as_it_is(work: Path, tmp_path: Path, change: Calla
     change(work)
     code = packed(work)
     assert code.upload is not None
+    assert b"Unmerged" not in code.upload.data
     assert tree(arrived(code, tmp_path)) == tree(work)
     assert packed(work).upload == code.upload, "the same changes have the same hash"
 
@@ -117,6 +118,7 @@ def test_the_users_configuration_does_not_change_the_diff(work: Path) -> None:
         "diff.suppressBlankEmpty": "true",
         "color.ui": "always",
         "core.hooksPath": str(work / "sub"),
+        "core.splitIndex": "true",
     }
     for name, value in settings.items():
         git(work, "config", name, value)
@@ -137,13 +139,14 @@ def test_ignored_files_stay_here(work: Path, tmp_path: Path) -> None:
 
 
 def test_taking_the_diff_leaves_the_repository_as_it_was(work: Path) -> None:
+    git(work, "config", "core.splitIndex", "true")
     _staged(work)
     _kinds(work)
 
     def state() -> dict[str, bytes]:
         return {str(path): path.read_bytes() for path in (work / ".git").rglob("*") if path.is_file()}
 
-    before, status = state(), git(work, "status", "--porcelain")
+    status, before = git(work, "status", "--porcelain"), state()
     assert packed(work).upload is not None
     assert state() == before
     assert git(work, "status", "--porcelain") == status
@@ -250,6 +253,11 @@ def _changed_link(work: Path) -> Path:
     return work
 
 
+def _broken(work: Path) -> Path:
+    (work / "sub" / ".git").mkdir()
+    return work / "sub"
+
+
 def _bare(work: Path) -> Path:
     return work.parent / "origin.git"
 
@@ -272,6 +280,7 @@ def _bare(work: Path) -> Path:
         (_nested, r"'inner/' .* is a Git repository of its own.*\.dstackignore.*local_repo=True"),
         (_new_link, r"the symbolic link 'link' .*\.dstackignore.*local_repo=True"),
         (_changed_link, r"the symbolic link 'link' .*Commit and push it.*local_repo=True"),
+        (_broken, r"git cannot read .* not a git repository.*local_repo=True"),
         (_bare, r"is a bare Git repository, without files; name a clone of it"),
     ],
 )
