@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from dstack_core._repo.git import LOCAL_REPO
 from dstack_core._wire.code import Clone
@@ -36,7 +37,8 @@ class Remote:
             scp = _SCP.fullmatch(url)
             if scp and not url.startswith((".", "/")):
                 return cls("ssh", scp["host"], None, "/" + scp["path"].lstrip("/"), scp["user"] or "git")
-            return cls("file", "", None, str((directory / Path(url).expanduser()).resolve()))
+            return cls("file", "", None, quote(str((directory / Path(url).expanduser()).resolve())))
+        scheme = scheme.lower()
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -92,11 +94,11 @@ def clone_of(remote: Remote, identity_file: Path | None, oauth_token: str | None
     return Clone(remote.as_url("https"), oauth_token=oauth_token)
 
 
-def check_identity(git_identity_file: str | Path | None, oauth_token: str | None) -> Path | None:
+def check_identity(git_identity_file: str | os.PathLike[str] | None, oauth_token: str | None) -> Path | None:
     """Return the key file's path with ``~`` expanded; raises ``ConfigurationError`` for what cannot be."""
-    if git_identity_file is None:
+    if not git_identity_file:
         return None
-    if oauth_token is not None:
+    if oauth_token:
         raise ConfigurationError("git_identity_file and oauth_token exclude each other; drop one of the two")
     path = Path(git_identity_file).expanduser()
     if not path.is_file():

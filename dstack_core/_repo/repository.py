@@ -43,9 +43,9 @@ class Repository:
 
         Raises ``ConfigurationError`` for a directory or a file that is not there, and for two credentials.
         """
-        identity = check_identity(None if git_identity_file is None else Path(git_identity_file), oauth_token)
+        identity = check_identity(git_identity_file, oauth_token)
         directory = None if repo_dir is None else check_directory(repo_dir)
-        return cls(directory, local_repo, identity, oauth_token, init)
+        return cls(directory, local_repo, identity, oauth_token or None, init)
 
     def describe(self) -> Code:
         """Return what the server is told of the repository. Runs git; raises ``ConfigurationError``."""

@@ -50,6 +50,7 @@ def key_file(tmp_path: Path, key_text: str) -> Path:
         ("ssh://me@lab.org:2222/o/r.git", "https://lab.org/o/r.git", "ssh://me@lab.org:2222/o/r.git"),
         ("ssh://me:ghp_s3cr3t@lab.org/o/r", "https://lab.org/o/r", "ssh://me@lab.org/o/r"),
         ("git://lab.org/o/r.git", "https://lab.org/o/r.git", "ssh://git@lab.org/o/r.git"),
+        ("HTTPS://github.com/o/r", "https://github.com/o/r", "ssh://git@github.com/o/r"),
         ("ssh://git@[::1]:22/o/r", "https://[::1]/o/r", "ssh://git@[::1]:22/o/r"),
     ],
 )
@@ -88,8 +89,8 @@ def test_addresses_no_run_can_clone_are_refused_without_showing_them(url: str) -
 
 
 def test_a_remote_on_this_disk_takes_no_credentials(tmp_path: Path, key_file: Path) -> None:
-    remote = Remote.parse("../origin.git", tmp_path / "work")
-    assert clone_of(remote, None, None) == Clone(f"file://{tmp_path}/origin.git")
+    remote = Remote.parse("../my 100%.git", tmp_path / "work")
+    assert clone_of(remote, None, None) == Clone(f"file://{tmp_path}/my%20100%25.git")
     with pytest.raises(ConfigurationError, match=r"^oauth_token: the Git remote is the local path"):
         clone_of(remote, None, TOKEN)
     with pytest.raises(ConfigurationError, match=r"^git_identity_file: the Git remote is the local path"):
@@ -127,6 +128,11 @@ def test_a_key_that_cannot_be_used_is_told_before_anything_is_sent(
     for action in (client.repos.init, lambda: client.runs.submit({"type": "task", "commands": ["x"]})):
         with pytest.raises(ConfigurationError, match=rf"^git_identity_file: .*key'.* {text}"):
             action()
+
+
+def test_an_empty_secret_is_none(tmp_path: Path) -> None:
+    repository = Repository.checked(tmp_path, oauth_token="", git_identity_file="")
+    assert (repository.oauth_token, repository.git_identity_file) == (None, None)
 
 
 def test_what_is_wrong_with_the_parameters_is_told_at_once(tmp_path: Path, key_file: Path) -> None:
