@@ -58,7 +58,7 @@ class Session:
     ) -> Flow[RunSnapshot]:
         """Check the input at once; the flow submits."""
         loaded = load_configuration(configuration)
-        name = check_run_name(run_name or (loaded.model_extra or {}).get("name") or random_run_name(loaded))
+        name = check_run_name(run_name or loaded.name or random_run_name(loaded))
         archive = None if self.repo_dir is None else pack(self.repo_dir)
         code = Code.of_directory(archive.repo_id, archive.repo_dir, archive.sha256) if archive else None
         spec = run_spec(loaded, options, run_name=name, marker=marker or random_marker(), code=code)
