@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ from dstack_core._code import CodeArchive, pack
 from dstack_core._flow import runs as run_flows
 from dstack_core._flow.chunks import read_chunks
 from dstack_core._flow.follow import FollowOptions, follow
+from dstack_core._flow.gates import Gates
 from dstack_core._flow.retry import RetryBudget, retrying
 from dstack_core._flow.steps import Flow, Op, call
 from dstack_core._flow.submit import submit
@@ -21,6 +22,7 @@ from dstack_core._names import random_marker, random_run_name
 from dstack_core._wire.api import Api
 from dstack_core._wire.runs import RunSnapshot
 from dstack_core._wire.spec import Code, RunOptions, check_run_name, run_spec
+from dstack_core._wire.versions import needs_of
 from dstack_core.configurations import ConfigurationLike, load_configuration
 from dstack_core.errors import RequestRejectedError
 from dstack_core.models.outcome import Outcome
@@ -46,6 +48,10 @@ class Session:
     wall_clock: Callable[[], float] = time.time
     _public_key: str | None = field(default=None, repr=False)
     _uploaded: str | None = None
+    _gates: Gates = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._gates = Gates(self.api)
 
     def submit(
         self,
@@ -65,18 +71,20 @@ class Session:
         budget = self._budget(retry_budget)
 
         def steps() -> Op[RunSnapshot]:
+            yield from self._gates.check(needs_of(spec["configuration"]))
             spec["ssh_key_pub"] = yield from self._key(name)
             if archive and code:
                 yield from self._upload(archive, code)
             return (yield from submit(self.api, spec, budget, replace_finished=True))
 
-        return retrying(steps(), budget, Progress(name))
+        return retrying(self._gates.explaining(steps()), budget, Progress(name))
 
     def plan(self, configuration: ConfigurationLike, options: RunOptions) -> Flow[Plan]:
         """Check the input at once; the flow asks for offers."""
         spec = run_spec(load_configuration(configuration), options)
 
         def steps() -> Op[Plan]:
+            yield from self._gates.check(needs_of(spec["configuration"]))
             spec["ssh_key_pub"] = yield from self._key()
             return (yield from call(self.api.get_plan(spec)))
 
@@ -101,7 +109,8 @@ class Session:
     ) -> Flow[Outcome]:
         """Follow a run."""
         options = FollowOptions(poll_interval, logs, self.wall_clock)
-        return retrying(follow(self.api, progress, options), self._budget(retry_budget), progress)
+        flow = self._gates.explaining(follow(self.api, progress, options))
+        return retrying(flow, self._budget(retry_budget), progress)
 
     def chunks(
         self, run_name: str, run_id: str, *, start_time: datetime | None, follow: bool, poll_interval: float
@@ -129,5 +138,5 @@ class Session:
     def _budget(self, seconds: float | None) -> RetryBudget:
         return RetryBudget(self.retry_budget if seconds is None else seconds, self.clock)
 
-    def _retrying(self, flow: Flow[T]) -> Flow[T]:
-        return retrying(flow, self._budget(None))
+    def _retrying(self, flow: Flow[T], needs: Sequence[str] = ()) -> Flow[T]:
+        return retrying(self._gates.explaining(flow, needs), self._budget(None))

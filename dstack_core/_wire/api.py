@@ -12,6 +12,7 @@ from dstack_core._wire.plain import Call, Reply, Request
 from dstack_core._wire.plans import parse_plan
 from dstack_core._wire.refusals import Place, raise_for_refusal
 from dstack_core._wire.runs import RunSnapshot, parse_run
+from dstack_core._wire.versions import Release, parse_release
 from dstack_core.errors import ProtocolError, RunNotFoundError
 from dstack_core.models.plan import Plan
 
@@ -37,6 +38,15 @@ class Api:
     def run_url(self, run_id: str) -> str:
         """Return the address of a run's page in the server's UI."""
         return f"{self.server_url}/projects/{quote(self.project)}/runs/{run_id}"
+
+    def get_release(self) -> Call[Release | None]:
+        """Ask for the server's version; None where it cannot be told (PROTOCOL 1.1: 404 before 0.18.14)."""
+        call = self._call("/api/server/get_info", {}, lambda data: parse_release(data.get("server_version")))
+
+        def none_when_missing(reply: Reply) -> Release | None:
+            return None if reply.status in (404, 405) else call.parse(reply)
+
+        return Call(call.request, none_when_missing, place=call.place)
 
     def get_user(self, run_name: str | None = None) -> Call[User]:
         """Ask who the token belongs to; ``run_name`` says for whose sake, for the messages."""
