@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
 from dstack_core._code import CodeArchive, pack
 from dstack_core._flow import runs as run_flows
-from dstack_core._flow.chunks import read_chunks
+from dstack_core._flow.chunks import ChunkOptions, read_chunks
 from dstack_core._flow.follow import FollowOptions, follow
 from dstack_core._flow.gates import Gates
+from dstack_core._flow.records import MOST_VALUES, check_limit, list_events
 from dstack_core._flow.retry import RetryBudget, retrying
+from dstack_core._flow.services import wait_until_ready
 from dstack_core._flow.steps import Flow, Op, call
 from dstack_core._flow.submit import submit
 from dstack_core._keys import new_public_key
@@ -25,9 +26,11 @@ from dstack_core._wire.spec import Code, RunOptions, check_run_name, run_spec
 from dstack_core._wire.versions import needs_of
 from dstack_core.configurations import ConfigurationLike, load_configuration
 from dstack_core.errors import RequestRejectedError
+from dstack_core.models.account import Project, User
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.plan import Plan
 from dstack_core.models.progress import Progress
+from dstack_core.models.records import EventRecord, Metric
 
 T = TypeVar("T")
 
@@ -112,12 +115,38 @@ class Session:
         flow = self._gates.explaining(follow(self.api, progress, options))
         return retrying(flow, self._budget(retry_budget), progress)
 
-    def chunks(
-        self, run_name: str, run_id: str, *, start_time: datetime | None, follow: bool, poll_interval: float
-    ) -> Flow[None]:
+    def chunks(self, run_name: str, run_id: str, options: ChunkOptions) -> Flow[None]:
         """Read the raw log."""
-        flow = read_chunks(self.api, Progress(run_name, run_id), start_time, follow, poll_interval)
-        return self._retrying(flow)
+        return self._retrying(read_chunks(self.api, Progress(run_name, run_id), options))
+
+    def wait_until_ready(self, run_name: str, run_id: str, *, poll_interval: float) -> Flow[str]:
+        """Wait for a service's first answer."""
+        return self._retrying(wait_until_ready(self.api, run_name, run_id, poll_interval))
+
+    def events(self, run_id: str, limit: int | None) -> Flow[list[EventRecord]]:
+        """Read what the server recorded of a run."""
+        return self._retrying(list_events(self.api, run_id, limit), ["events"])
+
+    def metrics(
+        self, run_name: str, run_id: str, *, node: int, replica: int, limit: int | None
+    ) -> Flow[list[Metric]]:
+        """Read a job's metrics."""
+        most = MOST_VALUES if limit is None else check_limit(limit)
+        return self._retrying(
+            call(self.api.get_metrics(run_name, run_id, node=node, replica=replica, limit=most))
+        )
+
+    def user(self) -> Flow[User]:
+        """Ask who the token belongs to."""
+        return self._retrying(call(self.api.get_user()))
+
+    def projects(self) -> Flow[list[Project]]:
+        """List the projects the user sees."""
+        return self._retrying(call(self.api.list_projects()))
+
+    def project(self, name: str | None = None) -> Flow[Project]:
+        """Look a project up, the client's own without a name."""
+        return self._retrying(call(self.api.get_project(name or self.api.project)))
 
     def _upload(self, archive: CodeArchive, code: Code) -> Op[None]:
         if code.sha256 == self._uploaded:
@@ -131,7 +160,7 @@ class Session:
 
     def _key(self, run_name: str | None = None) -> Op[str]:
         if self._public_key is None:
-            user = yield from call(self.api.get_user(run_name))
+            user = yield from call(self.api.get_user_key(run_name))
             self._public_key = user.public_key or self.make_public_key()
         return self._public_key
 
