@@ -63,5 +63,5 @@ def test_a_scheduled_run_that_waits_for_its_next_time_is_pending() -> None:
 
 
 def test_both_spellings_of_on_demand() -> None:
-    assert SpotPolicy.ON_DEMAN is SpotPolicy.ON_DEMAND is SpotPolicy("on-demand")
+    assert {SpotPolicy.ON_DEMAN, SpotPolicy.ON_DEMAND} == {SpotPolicy("on-demand")}
     assert "policy: " + SpotPolicy.ON_DEMAND == "policy: on-demand"
