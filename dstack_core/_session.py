@@ -74,24 +74,23 @@ class Session:
         budget = self._budget(retry_budget)
 
         def steps() -> Op[RunSnapshot]:
-            yield from self._gates.check(needs_of(spec["configuration"]))
             spec["ssh_key_pub"] = yield from self._key(name)
             if archive and code:
                 yield from self._upload(archive, code)
             return (yield from submit(self.api, spec, budget, replace_finished=True))
 
-        return retrying(self._gates.explaining(steps()), budget, Progress(name))
+        guarded = self._gates.guarding(steps(), needs_of(spec["configuration"]), ask_first=True)
+        return retrying(guarded, budget, Progress(name))
 
     def plan(self, configuration: ConfigurationLike, options: RunOptions) -> Flow[Plan]:
         """Check the input at once; the flow asks for offers."""
         spec = run_spec(load_configuration(configuration), options)
 
         def steps() -> Op[Plan]:
-            yield from self._gates.check(needs_of(spec["configuration"]))
             spec["ssh_key_pub"] = yield from self._key()
             return (yield from call(self.api.get_plan(spec)))
 
-        return self._retrying(steps())
+        return self._retrying(steps(), needs_of(spec["configuration"]), ask_first=True)
 
     def get(self, run_name: str, run_id: str | None = None) -> Flow[RunSnapshot | None]:
         """Look a run up."""
@@ -112,7 +111,7 @@ class Session:
     ) -> Flow[Outcome]:
         """Follow a run."""
         options = FollowOptions(poll_interval, logs, self.wall_clock)
-        flow = self._gates.explaining(follow(self.api, progress, options))
+        flow = self._gates.guarding(follow(self.api, progress, options))
         return retrying(flow, self._budget(retry_budget), progress)
 
     def chunks(self, run_name: str, run_id: str, options: ChunkOptions) -> Flow[None]:
@@ -167,5 +166,5 @@ class Session:
     def _budget(self, seconds: float | None) -> RetryBudget:
         return RetryBudget(self.retry_budget if seconds is None else seconds, self.clock)
 
-    def _retrying(self, flow: Flow[T], needs: Sequence[str] = ()) -> Flow[T]:
-        return retrying(self._gates.explaining(flow, needs), self._budget(None))
+    def _retrying(self, flow: Flow[T], needs: Sequence[str] = (), *, ask_first: bool = False) -> Flow[T]:
+        return retrying(self._gates.guarding(flow, needs, ask_first=ask_first), self._budget(None))

@@ -22,13 +22,14 @@ class Gates:
         self._asked = False
         self._release: versions.Release | None = None
 
-    def check(self, needs: Sequence[str]) -> Op[None]:
-        """Raise ``UnsupportedServerError`` when the server lacks a need; without any there is no request."""
-        if needs:
-            versions.check(needs, (yield from self._ask()), self._api.server_url)
+    def guarding(self, flow: Flow[T], needs: Sequence[str] = (), *, ask_first: bool = False) -> Flow[T]:
+        """Run ``flow``; a refusal that an old server gives is told together with the server's version.
 
-    def explaining(self, flow: Flow[T], needs: Sequence[str] = ()) -> Flow[T]:
-        """Run ``flow``; a refusal that an old server gives is told together with the server's version."""
+        With ``ask_first`` nothing of the flow is done on a server that lacks one of ``needs``. Without
+        needs the version is asked only after a refusal. Raises ``UnsupportedServerError``.
+        """
+        if needs and ask_first:
+            versions.check(needs, (yield from self._ask()), self._api.server_url)
         try:
             return (yield from flow)
         except ServerError as error:
