@@ -86,6 +86,10 @@ class Attachment:
         left.close()
         tunnel.open(key.private)
 
+    def rest(self) -> None:
+        """Stop opening the tunnel again: the run is over. The local ports stay bound until ``close``."""
+        self._tunnel.close()
+
     def open_logs(self) -> LogStream:
         """Return the job's output from its first byte on. Raises ``AttachError``."""
         return LogStream(self._forwards[RUNNER_PORT].local_port)
