@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import dstack_core as dstack
+from dstack_core import ConfigurationError, FileMapping
 from dstack_core._repo.files import pack_files
 from dstack_core._wire.code import Upload
 from dstack_core._wire.spec import RunOptions, run_spec
