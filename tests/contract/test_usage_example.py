@@ -63,7 +63,7 @@ def gpu_server(tmp_path_factory: pytest.TempPathFactory, launcher_port: int) -> 
     launcher = programs / "text-generation-launcher"
     launcher.write_text(LAUNCHER.format(python=sys.executable, port=launcher_port))
     launcher.chmod(launcher.stat().st_mode | stat.S_IXUSR)
-    with RealServer(gpus=1, images=True, path=[programs], routes={80: launcher_port}) as server:
+    with RealServer(gpus=4, blocks=4, images=True, path=[programs], routes={80: launcher_port}) as server:
         yield server
 
 
