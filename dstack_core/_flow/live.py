@@ -157,8 +157,10 @@ def _has_ended_by_itself(
     waited = 0.0
     while True:
         now = yield from _look(api, progress, submission)
+        if now is not None and now.reason in _ENDED_BY_ITSELF:
+            return True
         if now is None or now.is_finished or waited >= _LONGEST_DOUBT:
-            return now is not None and now.reason in _ENDED_BY_ITSELF
+            return False
         yield Sleep(poll_interval)
         waited += poll_interval
 

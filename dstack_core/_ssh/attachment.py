@@ -119,5 +119,9 @@ class Attachment:
             with self._lock:
                 if self._closed:
                     raise AttachError("attach: detached meanwhile")
-                bound = bind_from(port.container_port) if port.local_port is None else bind(port.local_port)
+                bound = (
+                    bind_from(port.container_port)
+                    if port.local_port is None
+                    else bind(port.local_port, port.container_port)
+                )
                 self._forwards[port.container_port] = Forward(bound, port.container_port, self)

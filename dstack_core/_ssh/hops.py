@@ -153,8 +153,9 @@ def _authenticate(transport: paramiko.Transport, hop: Hop, keys: Sequence[parami
         if hop.own_identity
         else "Check that the run was submitted with this key"
     )
+    reason = told(problem) if problem else "it wants more than a key"
     tried = ", ".join(f"{key.get_name()} {key.fingerprint}" for key in keys)
-    raise AttachError(f"{hop}: the login was refused for {tried} ({told(problem)}). {where}")
+    raise AttachError(f"{hop}: the login was refused for {tried} ({reason}). {where}")
 
 
 def _algorithms(expected: Sequence[str], offered: Sequence[str]) -> tuple[str, ...]:
@@ -176,6 +177,6 @@ def _quiet_channel() -> str:
     return _LOG_CHANNEL
 
 
-def told(error: BaseException | None) -> str:
+def told(error: BaseException) -> str:
     """Return what an error says, or its type when it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__

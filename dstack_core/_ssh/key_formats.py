@@ -29,11 +29,12 @@ def load_private_key(data: bytes) -> paramiko.PKey:
     )
     try:
         key = read(data, password=None)
-    except TypeError:
-        raise ValueError(
-            "this key is encrypted; give a key without a passphrase (ssh-keygen -p removes it)"
-        ) from None
-    except (ValueError, UnsupportedAlgorithm):
+    except (TypeError, ValueError, UnsupportedAlgorithm) as error:
+        # Older versions of the library tell it with a ValueError, newer ones with a TypeError.
+        if "password" in str(error).lower():
+            raise ValueError(
+                "this key is encrypted; give a key without a passphrase (ssh-keygen -p removes it)"
+            ) from None
         raise ValueError("this is no private SSH key in OpenSSH, PEM or PKCS#8 form") from None
     # The one form that paramiko reads for every type of key.
     kinds: list[tuple[type, type[paramiko.PKey]]] = [
