@@ -142,7 +142,10 @@ class Configuration(Model):
 
     @field_validator("max_duration", "stop_duration", "idle_duration")
     @classmethod
-    def _check_duration(cls, value: int | str | bool | None) -> int | str | bool | None:
+    def _check_duration(cls, value: int | str | bool | None, info: ValidationInfo) -> int | str | bool | None:
+        # The older way to write that idle machines stay.
+        if info.field_name == "idle_duration" and value == -1:
+            return value
         return check_duration(value, off=True)
 
     @field_validator("priority")
