@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from dstack_core import _drive
 from dstack_core._session import Session
 from dstack_core._transport.asynchronous import AsyncTransport
