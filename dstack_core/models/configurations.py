@@ -79,8 +79,8 @@ class Configuration(Model):
     shell: str | None = None
     working_dir: str | None = None
     volumes: Sequence[str | Mapping[str, Any]] | None = None
-    files: list[FileMapping] | None = None
-    repos: list[RepoMapping] | None = Field(default=None, max_length=1)
+    files: Sequence[FileMapping | Mapping[str, str] | str] | None = None
+    repos: Sequence[RepoMapping | Mapping[str, str] | str] | None = None
     # An instance or a mapping as it is: a mapping is today's YAML, where numbers mean something else.
     resources: InstanceOf[Resources] | Mapping[str, Any] | None = None
     fleets: Sequence[str | Mapping[str, Any]] | None = None
@@ -106,6 +106,16 @@ class Configuration(Model):
     @classmethod
     def _one_command_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @field_validator("files", "repos", mode="before")
+    @classmethod
+    def _items_in_full(cls, value: Any, info: ValidationInfo) -> Any:
+        item: type[FileMapping | RepoMapping] = FileMapping if info.field_name == "files" else RepoMapping
+        if not isinstance(value, list | tuple):
+            return value
+        if item is RepoMapping and len(value) > 1:
+            raise ValueError(f"{len(value)} are given; a run starts from one, name that one")
+        return [item.model_validate(entry, context=info.context) for entry in value]
 
     @field_validator("python", "user", mode="before")
     @classmethod
