@@ -102,7 +102,7 @@ def test_path_query_headers_and_body_arrive_and_come_back(
         url = run.wait_until_ready(target.timeout, poll_interval=target.poll_interval)
         answer = requests.post(f"{url}a/b%2Fc?d=%20e", data="grüße".encode(), headers={"x-asked": "it"}, timeout=SECONDS)  # fmt: skip
     assert (answer.status_code, answer.headers["x-told"]) == (201, "yes")
-    assert answer.cookies.get_dict() == {"a": "1", "b": "2"}
+    assert answer.headers["set-cookie"] == "a=1, b=2", "repeated headers become one"
     told = answer.json()
     assert (told["body"], told["x"]) == ("grüße", "it")
     prefix = "/" if strip_prefix else f"/proxy/services/{target.project}/{run.name}/"
