@@ -283,6 +283,9 @@ def test_two_nodes_behind_a_jump_host(real_server: RealServer) -> None:
         name = api.submit("echo node $DSTACK_NODE_RANK of $DSTACK_NODES_NUM", "read line", nodes=2)
         began = time.monotonic()
         run = api.wait(name, {"running"}, began, {})
+        while {job["job_submissions"][-1]["status"] for job in run["jobs"]} != {"running"}:
+            run = api.wait(name, {"running"}, began, {})
+            time.sleep(POLL)
         with container_of(server, api, run):
             assert server.clients.count() == 3
         while not all(logs := [api.log(run, job).strip() for job in (0, 1)]):
