@@ -21,6 +21,7 @@ class Decision(Enum):
     """Say what a try does about the run of the try before."""
 
     SUBMIT = "submit a new run"
+    SUBMIT_AGAIN = "submit under the name of that run, since its submission may still be under way"
     REATTACH = "follow that run"
     WAIT = "wait for the end of that run, then decide again"
     REPLACE = "stop that run, wait for its end, then decide again"
@@ -29,7 +30,7 @@ class Decision(Enum):
 # By whether the task was retried or cleared, and by the state of the run. "stopping" also covers a run
 # that has done its work and is being wound up: only its end tells.
 DECISIONS: Mapping[tuple[str, str], Decision] = {
-    ("retried", "missing"): Decision.SUBMIT,
+    ("retried", "missing"): Decision.SUBMIT_AGAIN,
     ("retried", "active"): Decision.REATTACH,
     ("retried", "stopping"): Decision.WAIT,
     ("retried", "succeeded"): Decision.REATTACH,

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_dstack._durable import Decision, Ledger, Record, decide, previous_run
+from airflow_provider_dstack._names import RunId
 from airflow_provider_dstack._stop import OnKillAction
 
 if TYPE_CHECKING:
-    from airflow_provider_dstack._names import RunId
     from dstack_core import Client, Plan, Run
 
 # A plan is only for the log: its limits, in seconds.
@@ -47,46 +47,50 @@ class Submission:
     def obtain(self, submitter: Submitter) -> Run:
         """Return the run to follow. Raises ``ConfigurationError`` and the server errors."""
         submitter.aim(self.run)
+        target = self.run
         if self.ledger is not None:
             taken = self._take_over(self.ledger, submitter)
-            if taken is not None:
+            if not isinstance(taken, RunId):
                 return taken
-        self._tell_plan()
+            target = taken
+        self._tell_plan(target)
         if self.ledger is not None:
             # Before the submission: whenever this worker is lost, the next try knows what to look for.
-            self.ledger.write(self.run)
-        submitter.aim(self.run)
+            self.ledger.write(target)
+        submitter.aim(target)
         run = self.client.runs.submit(
-            **self.what, run_name=self.run.name, marker=self.run.marker, retry_budget=self.retry_budget
+            **self.what, run_name=target.name, marker=target.marker, retry_budget=self.retry_budget
         )
         if self.ledger is not None:
-            self.ledger.write(self.run, run.id)
+            self.ledger.write(target, run.id)
         return run
 
-    def _take_over(self, ledger: Ledger, submitter: Submitter) -> Run | None:
+    def _take_over(self, ledger: Ledger, submitter: Submitter) -> Run | RunId:
+        """Return the run of the try before, or what to submit."""
         found = previous_run(ledger, self.client)
         if found is None or found[0].run == self.run:
-            return None
+            return self.run
         record, run = found
         while True:
             decision = decide(record, run, ledger.names)
+            if decision is Decision.SUBMIT_AGAIN:
+                return record.run
             if decision is Decision.SUBMIT or run is None:
-                return None
+                return self.run
             if decision is Decision.REATTACH:
                 submitter.aim(record.run)
                 ledger.write(record.run, run.id)
-                self.log.info("Run %s of try %s is taken over", record.run_name, record.try_number)
+                self.log.info("Run %s of try %s is taken over", *_named(record))
                 return run
             if decision is Decision.REPLACE and self.on_kill_action == "keep":
                 self.log.warning("Run %s of try %s goes on: on_kill_action is 'keep'", *_named(record))
-                return None
+                return self.run
             submitter.aim(record.run)
             if decision is Decision.REPLACE:
                 self.log.info("The task was cleared; run %s of try %s is stopped", *_named(record))
                 run.stop(abort=self.on_kill_action == "abort")
             self.log.info("Waiting for the end of run %s of try %s", *_named(record))
             run = self._ended(run, submitter)
-            submitter.aim(self.run)
 
     def _ended(self, run: Run, submitter: Submitter) -> Run | None:
         """Return the run once it is over, None when it was deleted."""
@@ -99,7 +103,7 @@ class Submission:
             return None
         return run
 
-    def _tell_plan(self) -> None:
+    def _tell_plan(self, target: RunId) -> None:
         """Log the best offer; whatever goes wrong here is no reason not to submit."""
         from dstack_core import ConfigurationError
 
@@ -108,15 +112,15 @@ class Submission:
         except ConfigurationError:
             raise
         except Exception as error:
-            self.log.warning("The offers for run %s cannot be told: %s", self.run.name, error)
+            self.log.warning("The offers for run %s cannot be told: %s", target.name, error)
             return
         if plan.offers:
-            self.log.info("Plan for run %s: %s", self.run.name, _in_words(plan))
+            self.log.info("Plan for run %s: %s", target.name, _in_words(plan))
         else:
             self.log.warning(
                 "Plan for run %s: no machine is on offer now; it is submitted all the same, since a retry "
                 "policy may wait for one",
-                self.run.name,
+                target.name,
             )
 
 
