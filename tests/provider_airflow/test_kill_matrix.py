@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]  # comes with Airflow, without stubs
 import pytest
 
 from dstack_core import Run
 from dstack_core.local import LocalServer
 from tests.provider_airflow.components import Components
-from tests.provider_airflow.support import paths, runs_of, wait_for
+from tests.provider_airflow.support import runs_of, wait_for
 from tests.provider_airflow.test_real_components import running_run
 
 pytestmark = pytest.mark.slow
@@ -67,8 +67,12 @@ class Case:
     def steps(self, attempt: int = 1) -> list[str]:
         return [line for line in self.log(attempt) if line.startswith("step-")]
 
-    def wait_for_steps(self, last: str = "step-3") -> None:
-        wait_for(f"{last} in the task's log", lambda: last in self.log())
+    def wait_for_step(self, step: str = "step-3", attempt: int = 1) -> None:
+        def told() -> bool:
+            task = self.components.task(self.dag_id, self.run_id)
+            return task["try_number"] >= attempt and step in self.log(attempt)
+
+        wait_for(f"{step} in the log of try {attempt}", told)
 
     def mark(self, state: str) -> float:
         self.components.set_state(self.dag_id, self.run_id, state)
@@ -113,7 +117,7 @@ def over(run: Run) -> Run:
 def test_marked(case: Case, state: str, record_property: Callable[[str, object], None]) -> None:
     case.start("retried", case.gated)
     run = case.running()
-    case.wait_for_steps()
+    case.wait_for_step()
     seconds = case.wait_for_stop(case.mark(state))
     record_property("seconds_to_stop", round(seconds, 1))
     assert seconds < _STOP_SECONDS
@@ -176,7 +180,7 @@ def test_marked_while_the_server_stops_slowly(case: Case) -> None:
 def test_marked_in_a_flood_of_lines(case: Case) -> None:
     case.start("retried", "echo step-1; while true; do seq 1 100; sleep 0.02; done")
     run = case.running()
-    case.wait_for_steps("step-1")
+    case.wait_for_step("step-1")
     seconds = case.wait_for_stop(case.mark("failed"))
     assert seconds < _STOP_SECONDS
     assert over(run).raw_status == "terminated"
@@ -186,9 +190,9 @@ def test_marked_in_a_flood_of_lines(case: Case) -> None:
 def test_task_process_killed(case: Case) -> None:
     case.start("retried", case.gated)
     run = case.running()
-    case.wait_for_steps()
+    case.wait_for_step()
     case.task_process().kill()
-    wait_for("second try", lambda: "step-3" in case.log(attempt=2))
+    case.wait_for_step(attempt=2)
     case.gate.touch()
     case.assert_one_run_went_on(run)
     assert case.steps(attempt=2) == _STEPS
@@ -198,7 +202,7 @@ def test_task_process_killed(case: Case) -> None:
 def test_node_lost(case: Case) -> None:
     case.start("retried", case.gated)
     run = case.running()
-    case.wait_for_steps()
+    case.wait_for_step()
     task = case.task_process()
     supervisor = task.parent()
     assert supervisor is not None
@@ -218,7 +222,7 @@ def test_killed_between_the_submission_and_its_answer(case: Case) -> None:
     case.wait("running")
     case.task_process().kill()
     run = case.running()
-    wait_for("second try", lambda: "step-3" in case.log(attempt=2))
+    case.wait_for_step(attempt=2)
     case.gate.touch()
     case.wait("success")
     assert [one.id for one in case.runs()] == [run.id]
@@ -229,11 +233,11 @@ def test_killed_between_the_submission_and_its_answer(case: Case) -> None:
 def test_worker_shut_down(case: Case) -> None:
     case.start("retried", case.gated)
     run = case.running()
-    case.wait_for_steps()
+    case.wait_for_step()
     supervisor = case.task_process().parent()
     assert supervisor is not None
     supervisor.terminate()
-    wait_for("second try", lambda: "step-3" in case.log(attempt=2))
+    case.wait_for_step(attempt=2)
     case.gate.touch()
     case.assert_one_run_went_on(run)
     assert case.steps() == _STEPS[:3]
@@ -260,19 +264,22 @@ def test_exception_on_the_last_try(case: Case) -> None:
     case.wait("failed")
     assert len(case.asked("/runs/stop")) == 1
     assert over(run).raw_status == "terminated"
-    assert any("DstackServerUnreachable" in str(record) for record in case.components.log(case.dag_id, case.run_id))
+    assert any(
+        "DstackServerUnreachable" in str(record) for record in case.components.log(case.dag_id, case.run_id)
+    )
 
 
 def test_exception_with_a_try_left(case: Case) -> None:
-    case.start("retried", case.gated)
+    case.start("lost_sight", case.gated)
     run = case.running()
-    case.wait_for_steps()
-    supervisor = case.task_process()
-    supervisor.send_signal(signal.SIGINT)
-    case.wait("up_for_retry", "running", "success")
+    case.wait_for_step()
+    case.server.faults.add("/logs/poll", times=None, status=503)
+    case.wait("up_for_retry")
+    case.server.faults.clear()
+    case.wait_for_step(attempt=2)
     case.gate.touch()
-    case.wait("success")
-    assert run.refresh().outcome() is not None
+    case.assert_one_run_went_on(run)
+    assert case.steps(attempt=2) == _STEPS
 
 
 def test_run_failed_then_retried(case: Case) -> None:
@@ -282,7 +289,9 @@ def test_run_failed_then_retried(case: Case) -> None:
     assert (newest.raw_status, oldest.raw_status) == ("done", "failed")
     assert newest.name != oldest.name
     assert case.asked("/runs/stop") == []
-    assert any("exited with status 3" in str(record) for record in case.components.log(case.dag_id, case.run_id))
+    assert any(
+        "exited with status 3" in str(record) for record in case.components.log(case.dag_id, case.run_id)
+    )
 
 
 def test_execution_timeout_with_a_try_left(case: Case) -> None:

@@ -23,4 +23,5 @@ def one_task(dag_id: str, **arguments: Any) -> None:
 
 one_task("retried", retries=1, retry_delay=timedelta(0))
 one_task("last_try", retry_budget=1.0)
+one_task("lost_sight", retry_budget=1.0, retries=1, retry_delay=timedelta(seconds=5))
 one_task("timed_out", execution_timeout=timedelta(seconds=8), retries=1, retry_delay=timedelta(hours=1))
