@@ -193,22 +193,22 @@ def test_a_cleared_success_runs_again(tries: Tries) -> None:
         assert tries.store.values == {}
 
 
-def test_a_submission_under_way_when_its_worker_was_lost_makes_no_second_run(stored: Tries) -> None:
-    assert stored.store is not None
-    stored.store.set(RECORD_KEY, _record(stored))
-    lost = stored.names.run
-    stored.next_try()
+def test_a_submission_under_way_when_its_worker_was_lost_makes_no_second_run(tries: Tries) -> None:
+    if type(tries.store) is Store:
+        tries.store.set(RECORD_KEY, _record(tries))
+    lost = tries.names.run
+    tries.next_try()
     # The request of the lost worker is carried out in the very moment in which the next try submits.
     with ThreadPoolExecutor() as pool:
-        stored.server.faults.add("/runs/apply", times=2, delay=0.5)
+        tries.server.faults.add("/runs/apply", times=2, delay=0.5)
         late = pool.submit(
-            lambda: stored.server.client().runs.submit(
+            lambda: tries.server.client().runs.submit(
                 Task(commands=["true"]), run_name=lost.name, marker=lost.marker
             )
         )
-        result = stored.execute("true")
+        result = tries.execute("true")
     assert result["run_id"] == late.result().id
-    assert len(stored.runs()) == 1
+    assert len(tries.runs()) == 1
 
 
 def test_the_record_is_there_before_the_run_is_submitted(stored: Tries) -> None:

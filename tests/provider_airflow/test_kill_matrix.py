@@ -178,13 +178,27 @@ def test_marked_while_the_server_stops_slowly(case: Case) -> None:
 
 
 def test_marked_in_a_flood_of_lines(case: Case) -> None:
-    case.start("retried", "echo step-1; while true; do seq 1 100; sleep 0.02; done")
+    # 30 lines every 20 ms: the log is being written whenever the kill comes.
+    lines = "for k in 1 2 3 4 5 6 7 8 9 10; do i=$((i+1)); echo step-$i; done"
+    case.start("retried", f"i=0; while true; do {lines}; {lines}; {lines}; sleep 0.02; done")
     run = case.running()
-    case.wait_for_step("step-1")
+    case.wait_for_step("step-200")
     seconds = case.wait_for_stop(case.mark("failed"))
     assert seconds < _STOP_SECONDS
     assert over(run).raw_status == "terminated"
-    assert case.steps() == ["step-1"]
+    steps = case.steps()
+    assert steps == [f"step-{number}" for number in range(1, len(steps) + 1)]
+
+
+@pytest.mark.parametrize("state", ["failed", "success"])
+def test_dag_run_marked(case: Case, state: str) -> None:
+    case.start("retried", "sleep 600")
+    run = case.running()
+    path = f"/api/v2/dags/{case.dag_id}/dagRuns/{case.run_id}"
+    case.components.call("PATCH", path, {"state": state})
+    assert case.wait_for_stop(time.monotonic()) < _STOP_SECONDS
+    assert over(run).raw_status == "terminated"
+    assert len(case.runs()) == 1
 
 
 def test_task_process_killed(case: Case) -> None:

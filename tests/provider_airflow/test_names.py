@@ -79,6 +79,7 @@ def test_tries_before_the_last_clear_do_not_matter_but_for_the_one_just_before(
 ) -> None:
     found = names(try_number=try_number, max_tries=max_tries, retries=0 if max_tries < 2 else 2)
     assert list(found.earlier_tries) == earlier
+    assert found.is_retry is (try_number in (2, 3, 5, 6) and max_tries > 1)
 
 
 @pytest.mark.parametrize(

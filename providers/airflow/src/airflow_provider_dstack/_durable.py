@@ -132,7 +132,13 @@ def previous_run(ledger: Ledger, client: Client) -> tuple[Record, Run | None] | 
         told = names.read_marker(run.marker or "") if run is not None else None
         if run is not None and told is not None and told[0] < names.try_number:
             return Record(run.name, run.marker or "", client.project, *told, run.id), run
-    return None
+    if not names.is_retry:
+        return None
+    # The submission of the try before may still be under way.
+    number, max_tries = names.try_number - 1, names.max_tries
+    return Record(
+        names.name_in(number), names.marker_in(number, max_tries), client.project, number, max_tries
+    ), None
 
 
 def owned(client: Client, run: RunId) -> Run | None:

@@ -56,6 +56,11 @@ class TaskNames:
         return RunId(self.name_in(self.try_number), self.marker_in(self.try_number, self.max_tries))
 
     @property
+    def is_retry(self) -> bool:
+        """Tell whether there was a try before, and the task was not cleared since."""
+        return self.try_number > max(1, self.max_tries - self.retries + 1)
+
+    @property
     def earlier_tries(self) -> range:
         """Return the numbers of the tries whose run may still matter, the latest first.
 
