@@ -53,7 +53,9 @@ class Components:
                     "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
                     "LOGGING__TRIGGER_LOG_SERVER_PORT": str(trigger_log_port),
                     "LOGGING__WORKER_LOG_SERVER_PORT": str(log_port),
+                    "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
                     "SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "2",
+                    "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
                 }.items()
             },
             "AIRFLOW_HOME": str(home),

@@ -42,6 +42,7 @@ def test_a_run_relays_its_log_and_returns_its_outcome(
     assert (ended.state, ended.task_state) == ("success", "success")
     assert steps_in(output) == [f"step-{number}" for number in range(1, 9)]
     assert ("Pausing task as DEFERRED" in output) is deferrable
+    assert "best offer " in output
     (run,) = runs_of(server, ended.marker)
     outcome = run.outcome()
     assert outcome is not None
@@ -81,8 +82,11 @@ def test_no_capacity_has_an_error_of_its_own(
         "configuration={'type': 'task', 'commands': ['true']}, max_price='0.01', "
         "run_resources={'gpu': {'name': 'A100', 'count': 1}}, poll_interval=0.3"
     )
+    output = capfd.readouterr().out
     assert ended.task_state == "failed"
-    assert "DstackNoCapacity" in capfd.readouterr().out
+    assert "DstackNoCapacity" in output
+    assert "A later try may find capacity" in output
+    assert "no machine is on offer now" in output
 
 
 def test_a_run_that_somebody_stops_has_an_error_of_its_own(
@@ -120,6 +124,10 @@ def test_a_run_that_somebody_stops_has_an_error_of_its_own(
         ("configuration={'type': 'task', 'commands': ['true']}, dstack_conn_id='bad_project'", "nowhere"),
         ("configuration={'type': 'task', 'commands': ['true']}, project_name='nowhere2'", "nowhere2"),
         ("configuration={'type': 'task', 'commands': ['true']}, dstack_conn_id='no_token'", "no token"),
+        (
+            "configuration={'type': 'task', 'commands': ['true']}, repo_dir='/nowhere'",
+            "repo_dir: '/nowhere' is no directory",
+        ),
     ],
 )
 def test_bad_input_fails_at_once_and_submits_nothing(
@@ -180,6 +188,52 @@ def test_a_path_object_may_point_anywhere(dag_runner: DagRunner, server: LocalSe
     path.write_text("type: task\ncommands: ['true']\n")
     ended = dag_runner.run(f"configuration=Path({str(path)!r}), poll_interval=0.2")
     assert ended.task_state == "success"
+
+
+@MODES
+def test_an_exit_status_can_mean_to_skip_the_task(
+    dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str], deferrable: bool
+) -> None:
+    ended = dag_runner.run(
+        f"configuration=Task(commands=[{command(deferrable, 'exit 99')!r}]), poll_interval=0.3, "
+        f"deferrable={deferrable}, skip_on_exit_code=[7, 99]"
+    )
+    assert ended.task_state == "skipped"
+    assert "exited with status 99, which means to skip the task" in capfd.readouterr().out
+
+
+def test_another_exit_status_fails_the_task(dag_runner: DagRunner, server: LocalServer) -> None:
+    ended = dag_runner.run(
+        "configuration=Task(commands=['exit 98']), poll_interval=0.3, skip_on_exit_code=99"
+    )
+    assert ended.task_state == "failed"
+
+
+@pytest.mark.parametrize("path", ["{folder}/code", "code"], ids=["absolute", "beside the DAG"])
+def test_a_run_gets_the_directory_and_starts_in_it(
+    dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str], path: str
+) -> None:
+    code = dag_runner.folder / "code"
+    code.mkdir(exist_ok=True)
+    (code / "steps.sh").write_text("echo step-from-code\n")
+    ended = dag_runner.run(
+        "configuration=Task(commands=['sh steps.sh']), poll_interval=0.2, "
+        f"repo_dir={path.format(folder=dag_runner.folder)!r}"
+    )
+    assert ended.task_state == "success"
+    assert steps_in(capfd.readouterr().out) == ["step-from-code"]
+
+
+def test_mapped_tasks_may_have_one_run_name_in_common(dag_runner: DagRunner, server: LocalServer) -> None:
+    dag = dag_runner.load(
+        "from airflow.sdk import DAG\n"
+        "from airflow_provider_dstack.operators import DstackRunOperator\n"
+        "with DAG('mapped_names') as dag:\n"
+        "    DstackRunOperator.partial(task_id='train', run_name='training', poll_interval=0.2).expand(\n"
+        "        configuration=[{'type': 'task', 'commands': ['true']}] * 2)\n"
+    )
+    assert str(dag.test().state) == "success"
+    assert {run.name for run in runs_of(server, "airflow:mapped_names/")} == {"training-0", "training-1"}
 
 
 def test_the_log_can_be_left_out(

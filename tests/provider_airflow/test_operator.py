@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import socket
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +14,11 @@ from airflow.sdk import DAG
 from airflow.sdk.definitions.mappedoperator import OperatorPartial
 from airflow.serialization.serialized_objects import DagSerialization
 
-from airflow_provider_dstack import _names, operators
-from airflow_provider_dstack._compat import AirflowTaskTimeout, deferral_errors
+from airflow_provider_dstack import operators
+from airflow_provider_dstack._compat import AirflowFailException, AirflowTaskTimeout, deferral_errors
+from airflow_provider_dstack._durable import RECORD_KEY, Record
 from airflow_provider_dstack._job import RunJob
+from airflow_provider_dstack._names import TaskNames
 from airflow_provider_dstack._spec import secrets_in
 from airflow_provider_dstack.errors import DstackRunFailed, DstackRunInterrupted, DstackServerUnreachable
 from airflow_provider_dstack.operators import DstackRunOperator
@@ -25,8 +28,9 @@ from tests.provider_airflow.support import paths, wait_for
 from tests.provider_airflow.test_outcome import FAILED
 from tests.provider_airflow.test_relay import OUTCOME
 
-TI = SimpleNamespace(dag_id="d", run_id="r", task_id="train", try_number=1, map_index=-1, id="1")
+TI = SimpleNamespace(dag_id="d", run_id="r", task_id="train", try_number=1, max_tries=0, map_index=-1, id="1")
 CONTEXT: Any = {"ti": TI}
+RUN = TaskNames.of(CONTEXT).run
 
 
 def operator(**arguments: Any) -> DstackRunOperator:
@@ -41,6 +45,9 @@ def operator(**arguments: Any) -> DstackRunOperator:
         ({"poll_interval": 0}, "poll_interval: 0 is no time"),
         ({"poll_interval": "5"}, "poll_interval: '5' is no time"),
         ({"retry_budget": -1}, "retry_budget: -1 is no time"),
+        ({"skip_on_exit_code": "99"}, "skip_on_exit_code: '99' is no exit status"),
+        ({"skip_on_exit_code": [1, 256]}, "256.* is no exit status; give a number from 0 to 255"),
+        ({"skip_on_exit_code": True}, "skip_on_exit_code: True is no exit status"),
         ({"resources": Resources(gpu=GPU(count=1))}, "give dstack's as run_resources"),
         ({"retry_policy": RetryPolicy(retry=True)}, "give dstack's as run_retry_policy"),
     ],
@@ -108,8 +115,8 @@ def left_behind(server: LocalServer) -> Any:
     """Submit the run that the task of ``TI`` would have."""
     return server.client().runs.submit(
         {"type": "task", "commands": ["sleep 600"]},
-        run_name=_names.run_name(TI),
-        marker=_names.marker(TI),
+        run_name=RUN.name,
+        marker=RUN.marker,
     )
 
 
@@ -143,6 +150,79 @@ def test_a_deferral_that_failed_stops_the_run(server: LocalServer) -> None:
     wait_for("end of the run", lambda: run.refresh().outcome(), 30)
 
 
+class Store(dict[str, Any]):
+    """Keep values as Airflow's task state store does."""
+
+    set = dict.__setitem__
+    delete = dict.__delitem__
+
+
+def with_a_try_left(**more: Any) -> Any:
+    return {"ti": SimpleNamespace(**{**vars(TI), "max_tries": 1}), **more}
+
+
+def taken_over(server: LocalServer) -> tuple[Any, Any]:
+    """Submit a run that this try took over from an earlier one; return it and the context."""
+    run = server.client().runs.submit(
+        {"type": "task", "commands": ["sleep 600"]}, run_name="af-earlier", marker="earlier"
+    )
+    record = Record("af-earlier", "earlier", "main", 1, 0)
+    return run, {**CONTEXT, "task_state_store": Store({RECORD_KEY: asdict(record)})}
+
+
+def test_what_is_stopped_is_the_run_that_was_taken_over(server: LocalServer) -> None:
+    run, context = taken_over(server)
+    with pytest.raises(deferral_errors()):
+        operator().resume_execution("__fail__", {"error": "Trigger failure"}, context)
+    wait_for("end of the run", lambda: run.refresh().outcome(), 30)
+
+
+def test_a_deferred_run_that_succeeded_leaves_no_record(server: LocalServer) -> None:
+    _, context = taken_over(server)
+    event = {"kind": "finished", "outcome": OUTCOME.to_dict(), "tail": []}
+    operator().execute_complete(context, event)
+    assert context["task_state_store"] == {}
+
+
+def test_a_watch_that_broke_leaves_the_run_to_the_next_try(server: LocalServer) -> None:
+    left_behind(server)
+    event = {"kind": "broken", "error": "DstackServerUnreachable", "message": "no answer"}
+    with pytest.raises(DstackServerUnreachable):
+        operator().execute_complete(with_a_try_left(), event)
+    with pytest.raises(deferral_errors()):
+        operator().resume_execution("__fail__", {"error": "Trigger failure"}, with_a_try_left())
+    assert paths(server, "/runs/stop") == []
+
+
+@pytest.mark.parametrize("arguments", [{"durable": False}, {}], ids=["not durable", "refused"])
+def test_a_watch_that_broke_stops_a_run_that_no_next_try_takes_over(
+    server: LocalServer, arguments: dict[str, Any]
+) -> None:
+    run = server.client().runs.submit(
+        {"type": "task", "commands": ["sleep 600"]},
+        run_name=RUN.name,
+        marker=TaskNames.of(with_a_try_left()).run.marker,
+    )
+    error = "DstackServerUnreachable" if arguments else "AirflowFailException"
+    with pytest.raises((DstackServerUnreachable, AirflowFailException)):
+        operator(**arguments).execute_complete(
+            with_a_try_left(), {"kind": "broken", "error": error, "message": "told"}
+        )
+    wait_for("end of the run", lambda: run.refresh().outcome(), 30)
+
+
+def test_execution_timeout_stops_the_run_also_with_a_try_left(server: LocalServer) -> None:
+    context = with_a_try_left()
+    run = server.client().runs.submit(
+        {"type": "task", "commands": ["sleep 600"]},
+        run_name=RUN.name,
+        marker=TaskNames.of(context).run.marker,
+    )
+    with pytest.raises(deferral_errors()):
+        operator().resume_execution("__fail__", {"error": "Trigger timeout"}, context)
+    wait_for("end of the run", lambda: run.refresh().outcome(), 30)
+
+
 def test_a_kept_run_is_left_alone_also_then(server: LocalServer) -> None:
     left_behind(server)
     with pytest.raises(deferral_errors()):
@@ -164,7 +244,7 @@ def test_a_kill_between_hand_over_and_deferral_stops_the_run(
     monkeypatch.setattr(RunJob, "follow", follow_then_kill)
     with pytest.raises(DstackRunInterrupted, match="asked to stop"):
         task.execute(CONTEXT)
-    run = server.client().runs.get(_names.run_name(TI))
+    run = server.client().runs.get(RUN.name)
     assert run is not None
     wait_for("end of the run", lambda: run.refresh().outcome(), 30)
 

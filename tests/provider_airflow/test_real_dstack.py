@@ -37,6 +37,7 @@ def test_a_task_on_a_real_server(
     )
     output = capfd.readouterr().out
     assert ended.state == "success"
+    assert "Plan for run af-" in output
     assert [word for word in output.split() if word.startswith("step-")] == [f"step-{i}" for i in range(1, 5)]
     assert (ended.result["status"], ended.result["exit_status"]) == ("done", 0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
@@ -68,6 +69,23 @@ class DstackHook(BaseHook):
             return Client(**self._arguments(timeout, connect_timeout, retry_budget))
         except ConfigurationError as error:
             raise self._unusable(error.message) from None
+
+    def client_with_code(
+        self, repo_dir: str | os.PathLike[str] | None, *, retry_budget: float | None = None
+    ) -> Client:
+        """Return ``client()`` whose runs get the contents of ``repo_dir``, as ``Client.from_config`` tells.
+
+        Raises ``AirflowFailException`` also when ``repo_dir`` is no directory; None is as ``client()``.
+        """
+        from dstack_core import Client, ConfigurationError
+
+        client = self.client(retry_budget=retry_budget)
+        if repo_dir is None:
+            return client
+        try:
+            return Client.from_config(repo_dir, **self._arguments(None, None, retry_budget))
+        except ConfigurationError as error:
+            raise AirflowFailException(error.message) from None
 
     def async_client(self, *, retry_budget: float | None = None) -> AsyncClient:
         """Return a new client for use in one event loop: the twin of ``client``.

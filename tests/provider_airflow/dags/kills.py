@@ -1,0 +1,27 @@
+"""DAGs for the kill matrix; the command comes from the DAG run's params."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG
+
+from airflow_provider_dstack.operators import DstackRunOperator
+from dstack_core import Task
+
+
+def one_task(dag_id: str, **arguments: Any) -> None:
+    with DAG(dag_id, schedule=None, params={"command": "true"}):
+        DstackRunOperator(
+            task_id="train",
+            configuration=Task(commands=["{{ params.command }}"]),
+            poll_interval=0.5,
+            **arguments,
+        )
+
+
+one_task("retried", retries=1, retry_delay=timedelta(0))
+one_task("last_try", retry_budget=1.0)
+one_task("lost_sight", retry_budget=1.0, retries=1, retry_delay=timedelta(seconds=5))
+one_task("timed_out", execution_timeout=timedelta(seconds=8), retries=1, retry_delay=timedelta(hours=1))

@@ -1,0 +1,318 @@
+"""Every way in which a task that waits on a worker can be killed, with Airflow's real components.
+
+Each test tells what the dstack server saw (how many runs, when a stop was asked for) and what the task's log
+holds. The deferred mode has a matrix of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dstack_core import Run
+from dstack_core.local import LocalServer
+from tests.provider_airflow.components import Components
+from tests.provider_airflow.support import runs_of, wait_for
+from tests.provider_airflow.test_real_components import running_run
+
+pytestmark = pytest.mark.slow
+
+# Airflow tells the worker with its next heartbeat, which the components send every second; five more seconds
+# are what a killed task has.
+_STOP_SECONDS = 6.0
+_STEPS = [f"step-{number}" for number in range(1, 7)]
+
+
+class Case:
+    """Be one DAG run with its task, the server that saw its runs, and a gate its command waits at."""
+
+    def __init__(self, components: Components, server: LocalServer, gate: Path) -> None:
+        self.components = components
+        self.server = server
+        self.gate = gate
+        self.dag_id = ""
+        self.run_id = ""
+        self._requests_before = len(server.requests)
+
+    @property
+    def gated(self) -> str:
+        """Return a command that writes three steps, waits for the gate, and writes three more."""
+        first, last = (f"for i in {numbers}; do echo step-$i; done" for numbers in ("1 2 3", "4 5 6"))
+        return f"{first}; until [ -e {self.gate} ]; do sleep 0.1; done; {last}"
+
+    def start(self, dag_id: str, command: str) -> None:
+        self.dag_id = dag_id
+        self.run_id = self.components.trigger(dag_id, command=command)
+
+    def running(self) -> Run:
+        return running_run(self.server, self.dag_id, self.run_id)
+
+    def runs(self) -> list[Run]:
+        return runs_of(self.server, f"airflow:{self.dag_id}/{self.run_id}/")
+
+    def asked(self, ending: str) -> list[float]:
+        """Return when this case's requests with that path came (``time.monotonic()``)."""
+        requests = self.server.requests[self._requests_before :]
+        return [request.time for request in requests if request.path.endswith(ending)]
+
+    def log(self, attempt: int = 1) -> list[str]:
+        return self.components.log_lines(self.dag_id, self.run_id, attempt)
+
+    def steps(self, attempt: int = 1) -> list[str]:
+        return [line for line in self.log(attempt) if line.startswith("step-")]
+
+    def wait_for_step(self, step: str = "step-3", attempt: int = 1) -> None:
+        def told() -> bool:
+            task = self.components.task(self.dag_id, self.run_id)
+            return task["try_number"] >= attempt and step in self.log(attempt)
+
+        wait_for(f"{step} in the log of try {attempt}", told)
+
+    def mark(self, state: str) -> float:
+        self.components.set_state(self.dag_id, self.run_id, state)
+        return time.monotonic()
+
+    def clear(self) -> None:
+        self.components.clear(self.dag_id, self.run_id)
+
+    def wait(self, *states: str) -> dict[str, object]:
+        return self.components.wait_for_state(self.dag_id, self.run_id, *states)
+
+    def task_process(self) -> psutil.Process:
+        pid = self.components.task(self.dag_id, self.run_id)["pid"]
+        return psutil.Process(pid)
+
+    def wait_for_stop(self, since: float) -> float:
+        """Return how long after ``since`` the first stop was asked for."""
+        return wait_for("stop request", lambda: self.asked("/runs/stop"), 30)[0] - since
+
+    def assert_one_run_went_on(self, run: Run) -> None:
+        """Assert that the task succeeded with one run, which nobody asked to stop."""
+        self.wait("success")
+        assert [one.id for one in self.runs()] == [run.id]
+        assert len(self.asked("/runs/apply")) == 1
+        assert self.asked("/runs/stop") == []
+        assert self.components.result(self.dag_id, self.run_id)["run_id"] == run.id
+
+
+@pytest.fixture
+def case(components: Components, shared_server: LocalServer, tmp_path: Path) -> Iterator[Case]:
+    shared_server.faults.clear()
+    yield Case(components, shared_server, tmp_path / "gate")
+    shared_server.faults.clear()
+
+
+def over(run: Run) -> Run:
+    wait_for(f"end of run {run.name}", lambda: run.refresh().outcome(), 30)
+    return run
+
+
+@pytest.mark.parametrize("state", ["failed", "success"])
+def test_marked(case: Case, state: str, record_property: Callable[[str, object], None]) -> None:
+    case.start("retried", case.gated)
+    run = case.running()
+    case.wait_for_step()
+    seconds = case.wait_for_stop(case.mark(state))
+    record_property("seconds_to_stop", round(seconds, 1))
+    assert seconds < _STOP_SECONDS
+    assert over(run).raw_status == "terminated"
+    assert len(case.runs()) == 1
+    assert len(case.asked("/runs/stop")) == 1
+    assert case.components.task(case.dag_id, case.run_id)["state"] == state
+    assert case.steps() == _STEPS[:3]
+
+
+def test_cleared_while_running(case: Case) -> None:
+    case.start("retried", case.gated)
+    first = case.running()
+    case.clear()
+    assert case.wait_for_stop(time.monotonic()) < _STOP_SECONDS
+    assert over(first).raw_status == "terminated"
+    wait_for("run of the new try", lambda: len(case.runs()) == 2)
+    case.gate.touch()
+    case.wait("success")
+    newest, oldest = case.runs()
+    assert oldest.id == first.id
+    assert newest.raw_status == "done"
+    assert case.steps(attempt=2) == _STEPS
+
+
+def test_cleared_after_success(case: Case) -> None:
+    case.start("retried", "echo step-1")
+    case.wait("success")
+    (first,) = case.runs()
+    case.clear()
+    wait_for("run of the new try", lambda: len(case.runs()) == 2)
+    case.wait("success")
+    assert case.components.result(case.dag_id, case.run_id)["run_id"] != first.id
+    assert {run.raw_status for run in case.runs()} == {"done"}
+    assert case.asked("/runs/stop") == []
+    assert case.steps(attempt=2) == ["step-1"]
+
+
+def test_marked_before_the_run_is_known(case: Case) -> None:
+    case.server.faults.add("/runs/apply", delay=3.0)
+    case.start("retried", "sleep 600")
+    wait_for("submission", lambda: case.asked("/runs/apply"))
+    case.wait("running")
+    seconds = case.wait_for_stop(case.mark("failed"))
+    assert seconds < _STOP_SECONDS
+    (run,) = case.runs()
+    assert over(run).raw_status == "terminated"
+
+
+def test_marked_while_the_server_stops_slowly(case: Case) -> None:
+    case.start("retried", "sleep 600")
+    run = case.running()
+    # Longer than the patience of the client, shorter than what a killed task has.
+    case.server.faults.add("/runs/stop", delay=3.0)
+    seconds = case.wait_for_stop(case.mark("failed"))
+    assert seconds < _STOP_SECONDS
+    assert over(run).raw_status == "terminated"
+
+
+def test_marked_in_a_flood_of_lines(case: Case) -> None:
+    # 30 lines every 20 ms: the log is being written whenever the kill comes.
+    lines = "for k in 1 2 3 4 5 6 7 8 9 10; do i=$((i+1)); echo step-$i; done"
+    case.start("retried", f"i=0; while true; do {lines}; {lines}; {lines}; sleep 0.02; done")
+    run = case.running()
+    case.wait_for_step("step-200")
+    seconds = case.wait_for_stop(case.mark("failed"))
+    assert seconds < _STOP_SECONDS
+    assert over(run).raw_status == "terminated"
+    steps = case.steps()
+    assert steps == [f"step-{number}" for number in range(1, len(steps) + 1)]
+
+
+@pytest.mark.parametrize("state", ["failed", "success"])
+def test_dag_run_marked(case: Case, state: str) -> None:
+    case.start("retried", "sleep 600")
+    run = case.running()
+    path = f"/api/v2/dags/{case.dag_id}/dagRuns/{case.run_id}"
+    case.components.call("PATCH", path, {"state": state})
+    assert case.wait_for_stop(time.monotonic()) < _STOP_SECONDS
+    assert over(run).raw_status == "terminated"
+    assert len(case.runs()) == 1
+
+
+def test_task_process_killed(case: Case) -> None:
+    case.start("retried", case.gated)
+    run = case.running()
+    case.wait_for_step()
+    case.task_process().kill()
+    case.wait_for_step(attempt=2)
+    case.gate.touch()
+    case.assert_one_run_went_on(run)
+    assert case.steps(attempt=2) == _STEPS
+    assert any("is taken over" in line for line in case.log(attempt=2))
+
+
+def test_node_lost(case: Case) -> None:
+    case.start("retried", case.gated)
+    run = case.running()
+    case.wait_for_step()
+    task = case.task_process()
+    supervisor = task.parent()
+    assert supervisor is not None
+    os.kill(supervisor.pid, signal.SIGKILL)
+    task.kill()
+    case.gate.touch()
+    over(run)
+    # Nobody saw how the run ended; Airflow notices the missing heartbeats later.
+    case.assert_one_run_went_on(run)
+    assert case.steps(attempt=2) == _STEPS
+
+
+def test_killed_between_the_submission_and_its_answer(case: Case) -> None:
+    case.server.faults.add("/runs/apply", delay=3.0)
+    case.start("retried", case.gated)
+    wait_for("submission", lambda: case.asked("/runs/apply"))
+    case.wait("running")
+    case.task_process().kill()
+    run = case.running()
+    case.wait_for_step(attempt=2)
+    case.gate.touch()
+    case.wait("success")
+    assert [one.id for one in case.runs()] == [run.id]
+    assert case.asked("/runs/stop") == []
+    assert case.steps(attempt=2) == _STEPS
+
+
+def test_worker_shut_down(case: Case) -> None:
+    case.start("retried", case.gated)
+    run = case.running()
+    case.wait_for_step()
+    supervisor = case.task_process().parent()
+    assert supervisor is not None
+    supervisor.terminate()
+    case.wait_for_step(attempt=2)
+    case.gate.touch()
+    case.assert_one_run_went_on(run)
+    assert case.steps() == _STEPS[:3]
+    assert case.steps(attempt=2) == _STEPS
+    assert any("is kept for the task's next try" in line for line in case.log())
+
+
+def test_worker_shut_down_on_the_last_try(case: Case) -> None:
+    case.start("last_try", case.gated)
+    run = case.running()
+    supervisor = case.task_process().parent()
+    assert supervisor is not None
+    supervisor.terminate()
+    assert case.wait_for_stop(time.monotonic()) < _STOP_SECONDS
+    assert over(run).raw_status == "terminated"
+    case.wait("failed")
+    assert len(case.runs()) == 1
+
+
+def test_exception_on_the_last_try(case: Case) -> None:
+    case.start("last_try", "sleep 600")
+    run = case.running()
+    case.server.faults.add("/logs/poll", times=None, status=503)
+    case.wait("failed")
+    assert len(case.asked("/runs/stop")) == 1
+    assert over(run).raw_status == "terminated"
+    assert any(
+        "DstackServerUnreachable" in str(record) for record in case.components.log(case.dag_id, case.run_id)
+    )
+
+
+def test_exception_with_a_try_left(case: Case) -> None:
+    case.start("lost_sight", case.gated)
+    run = case.running()
+    case.wait_for_step()
+    case.server.faults.add("/logs/poll", times=None, status=503)
+    case.wait("up_for_retry")
+    case.server.faults.clear()
+    case.wait_for_step(attempt=2)
+    case.gate.touch()
+    case.assert_one_run_went_on(run)
+    assert case.steps(attempt=2) == _STEPS
+
+
+def test_run_failed_then_retried(case: Case) -> None:
+    case.start("retried", f"echo step-1; [ -e {case.gate} ] || {{ touch {case.gate}; exit 3; }}")
+    case.wait("success")
+    newest, oldest = case.runs()
+    assert (newest.raw_status, oldest.raw_status) == ("done", "failed")
+    assert newest.name != oldest.name
+    assert case.asked("/runs/stop") == []
+    assert any(
+        "exited with status 3" in str(record) for record in case.components.log(case.dag_id, case.run_id)
+    )
+
+
+def test_execution_timeout_with_a_try_left(case: Case) -> None:
+    case.start("timed_out", case.gated)
+    run = case.running()
+    case.wait("up_for_retry")
+    assert len(case.asked("/runs/stop")) == 1
+    assert over(run).raw_status == "terminated"
+    assert len(case.runs()) == 1
+    assert case.steps() == _STEPS[:3]
