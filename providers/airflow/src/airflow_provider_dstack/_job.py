@@ -33,7 +33,8 @@ class JobOptions:
     """Say what to follow and how; ``poll_interval``, ``retry_budget``, ``hand_over_after`` in seconds.
 
     ``hand_over_after`` None follows to the end. ``was_ended`` asks Airflow whether the task was ended
-    meanwhile; it is asked once, before the run is handed over.
+    meanwhile; it is asked once, before the run is handed over. ``on_submitted`` is told the run, in the
+    worker's thread. ``is_ready`` is asked between two looks; the run is handed over once it says yes.
     """
 
     run_name: str
@@ -44,6 +45,8 @@ class JobOptions:
     on_kill_action: OnKillAction
     hand_over_after: float | None
     was_ended: Callable[[], bool]
+    on_submitted: Callable[[Run], None] = lambda run: None
+    is_ready: Callable[[Run], bool] | None = None
 
 
 class RunJob:
@@ -161,11 +164,12 @@ class RunJob:
         self._submitting = False
         self.progress = Progress(run.name, run.id)
         self._log.info("Run %s in project %s: %s", run.name, self.project, run.url)
+        options.on_submitted(run)
         events = run.follow(
             poll_interval=options.poll_interval,
             logs=options.logs,
             retry_budget=options.retry_budget,
-            sleep=self._sleeper(),
+            sleep=self._sleeper(run),
         )
         for event in events:
             for level, text in self.relay.records(event):
@@ -176,13 +180,15 @@ class RunJob:
             elif self.killed:
                 raise _Killed
 
-    def _sleeper(self) -> Callable[[float], None]:
+    def _sleeper(self, run: Run) -> Callable[[float], None]:
         """Return a sleep that ends early: when killed, and when it is time to hand over."""
-        hand_over_after = self._options.hand_over_after
+        hand_over_after, is_ready = self._options.hand_over_after, self._options.is_ready
         hand_over_at = float("inf") if hand_over_after is None else time.monotonic() + hand_over_after
 
         def sleep(seconds: float) -> None:
             end = time.monotonic() + seconds
+            if is_ready is not None and not self.killed and is_ready(run):
+                raise _HandOver
             while not self.killed:
                 now = time.monotonic()
                 if now >= hand_over_at:

@@ -21,8 +21,16 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {"integration-name": "dstack", "python-modules": ["airflow_provider_dstack.operators"]}
         ],
+        "sensors": [{"integration-name": "dstack", "python-modules": ["airflow_provider_dstack.sensors"]}],
         "hooks": [{"integration-name": "dstack", "python-modules": ["airflow_provider_dstack.hooks"]}],
         "triggers": [{"integration-name": "dstack", "python-modules": ["airflow_provider_dstack.triggers"]}],
+        "extra-links": [
+            "airflow_provider_dstack.links.DstackRunLink",
+            "airflow_provider_dstack.links.DstackServiceLink",
+        ],
+        "task-decorators": [
+            {"name": "dstack", "class-name": "airflow_provider_dstack.decorators.dstack_task"}
+        ],
         "connection-types": [
             {
                 "connection-type": "dstack",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
@@ -57,15 +58,18 @@ class DstackHook(BaseHook):
         timeout: float | None = None,
         connect_timeout: float | None = None,
         retry_budget: float | None = None,
+        repo_dir: str | os.PathLike[str] | None = None,
     ) -> Client:
         """Return a new client; all limits in seconds, left out they are the connection's or the default.
 
-        Raises ``AirflowFailException`` when the connection is missing or incomplete; makes no request.
+        ``repo_dir`` is a directory that the runs of this client find their commands started in. Raises
+        ``AirflowFailException`` when the connection is missing or incomplete; makes no request.
         """
         from dstack_core import Client, ConfigurationError
 
+        arguments = self._arguments(timeout, connect_timeout, retry_budget)
         try:
-            return Client(**self._arguments(timeout, connect_timeout, retry_budget))
+            return Client(**arguments) if repo_dir is None else Client.from_config(repo_dir, **arguments)
         except ConfigurationError as error:
             raise self._unusable(error.message) from None
 

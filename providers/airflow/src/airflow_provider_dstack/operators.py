@@ -28,6 +28,7 @@ from airflow_provider_dstack._stop import (
     was_ended,
 )
 from airflow_provider_dstack.errors import DstackRunInterrupted
+from airflow_provider_dstack.links import RUN_URL_KEY, DstackRunLink
 
 if TYPE_CHECKING:
     import jinja2
@@ -79,6 +80,7 @@ class DstackRunOperator(BaseOperator):
     )
     template_ext: Sequence[str] = (".yml", ".yaml")
     template_fields_renderers: ClassVar[dict[str, str]] = {"configuration": "yaml"}
+    operator_extra_links = (DstackRunLink(),)
     ui_color = "#e8e4ff"
 
     def __init__(
@@ -210,6 +212,13 @@ class DstackRunOperator(BaseOperator):
             return render_model(
                 content, lambda value: self.render_template(value, context, jinja_env, seen_oids)
             )
+        if isinstance(content, str) and content is not self.configuration:
+            # Only the configuration as a whole may name a file; a command may well end with ".yml".
+            endings, self.template_ext = self.template_ext, ()
+            try:
+                return super().render_template(content, context, jinja_env, seen_oids)
+            finally:
+                self.template_ext = endings
         return super().render_template(content, context, jinja_env, seen_oids)
 
     def _prepare(self, context: Context) -> RunJob:
@@ -228,6 +237,7 @@ class DstackRunOperator(BaseOperator):
             on_kill_action=self.on_kill_action,
             hand_over_after=_SYNC_SECONDS if self.deferrable else None,
             was_ended=lambda: was_ended(ti),
+            on_submitted=partial(self._announce, context),
         )
         try:
             submit = self._submission(hook.client(retry_budget=self.retry_budget), options)
@@ -252,6 +262,10 @@ class DstackRunOperator(BaseOperator):
             marker=options.marker,
             retry_budget=self.retry_budget,
         )
+
+    def _announce(self, context: Context, run: Run) -> None:
+        """Put the run's address where the link finds it while the task still runs."""
+        context["ti"].xcom_push(key=RUN_URL_KEY, value=run.url)
 
     def _defer(self, job: RunJob, context: Context) -> NoReturn:
         from airflow_provider_dstack.triggers import DstackRunTrigger
