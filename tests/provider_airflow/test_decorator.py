@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
-from airflow_provider_dstack import operators
+from airflow_provider_dstack import _remote, operators
+from airflow_provider_dstack._frames import read_frame
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import DagRunner, paths, runs_of
 
@@ -165,7 +170,6 @@ def test_what_cannot_travel_is_told_before_anything_is_sent(
         ("", "return {'a': [b'x']}", "the result['a'][0] is of type bytes"),
         ("max_result_bytes=100, ", "return 'x' * 99", "the result has 101 bytes, max_result_bytes is 100"),
         ("env={'PATH': '/nowhere'}, ", "return 1", "train: there is no python3 in the run"),
-        ("serializer='cloudpickle', ", "return 1", "needs the package cloudpickle in the run"),
         (
             f"serializer='cloudpickle', {OWN_PYTHON}, ",
             "return (item for item in [1])",
@@ -193,6 +197,30 @@ def test_a_call_that_can_never_work_is_not_tried_again(
     assert len(runs_of(server, f"airflow:{ran.dag_id}/")) == 1
 
 
+def test_a_missing_cloudpickle_is_told(
+    dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "cloudpickle.py").write_text("raise ImportError")
+    options = f"serializer='cloudpickle', {OWN_PYTHON}, env={{'PYTHONPATH': {str(tmp_path)!r}}}"
+    ran = run(dag_runner, f"@task.dstack({options}, poll_interval=0.3)\ndef train(): ...\ntrain()")
+    output = capfd.readouterr().out
+    assert ran.tasks == {"train": "failed"}
+    assert "needs the package cloudpickle in the run, and its Python 3.11 has none" in output
+
+
+def test_another_python_is_told_with_both_versions(tmp_path: Path) -> None:
+    call = {"key": "0" * 16, "serializer": "cloudpickle", "python": "2.7", "pickle": "", "limit": 100}
+    (tmp_path / "main.py").write_text(inspect.getsource(_remote))
+    (tmp_path / "call.json").write_text(json.dumps(call))
+    done = subprocess.run([sys.executable, tmp_path / "main.py"], capture_output=True, check=False)
+    frame = read_frame([done.stdout], "0" * 16)
+    assert done.returncode == 1
+    assert frame is not None
+    assert frame["message"].startswith(
+        "the function was pickled by Python 2.7, the run has Python 3.11; give the run Python 2.7"
+    )
+
+
 def test_arguments_are_neither_in_the_run_nor_in_a_process_list(
     dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,10 +239,13 @@ train("swordfish-4711")
     )
     assert ran.values["train"] == {"listed": False, "files": ["main.py", "train.py"]}
     (run_,) = runs_of(server, f"airflow:{ran.dag_id}/")
-    with server.client() as client:
-        reply = client._transport.session.post(  # the whole run, as any member of the project may see it
-            f"{server.url}/api/project/{server.project}/runs/get", json={"run_name": run_.name}
-        )
+    # The whole run, as any member of the project may see it.
+    reply = requests.post(
+        f"{server.url}/api/project/{server.project}/runs/get",
+        json={"run_name": run_.name},
+        headers={"Authorization": f"Bearer {server.token}"},
+        timeout=10,
+    )
     assert run_.name in reply.text
     assert "swordfish-4711" not in reply.text
 
@@ -251,13 +282,13 @@ def helper(value):
 
 @task.dstack(poll_interval=0.3, serializer="cloudpickle", {OWN_PYTHON})
 def train(pair):
-    return (helper(pair[0]), {{1: "kept"}})
+    return [helper(pair[0]), type(pair).__name__]
 
 train((2, 3))
 """,
     )
     assert ran.state == "success"
-    assert tuple(ran.values["train"])[0] == 42
+    assert ran.values["train"] == [42, "tuple"]
 
 
 def test_a_yaml_configuration_is_added_to(
@@ -287,7 +318,7 @@ train("conf.yml")
     [
         ("@task.dstack\nasync def train(): ...\ntrain()", "runs a plain function"),
         ("@task.dstack(serializer='yaml')\ndef train(): ...\ntrain()", "serializer: 'yaml' is not known"),
-        ("@task.dstack(max_result_bytes=0)\ndef train(): ...\ntrain()", "max_result_bytes: 0 is no"),
+        ("@task.dstack(max_result_bytes=0)\ndef train(): ...\ntrain()", "max_result_bytes: 0 leaves no room"),
         ("@task.dstack(resources={}, run_resources={})\ndef train(): ...\ntrain()", "the same thing"),
     ],
 )

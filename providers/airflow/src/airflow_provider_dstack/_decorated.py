@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.sdk.bases.decorator import DecoratedOperator
 
 from airflow_provider_dstack._compat import AirflowFailException, mask_secret
-from airflow_provider_dstack._spec import at_least, one_of
+from airflow_provider_dstack._spec import one_of
 from airflow_provider_dstack.errors import DstackError, DstackRunFailed
 from airflow_provider_dstack.operators import DstackRunOperator
 
@@ -67,14 +67,12 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
             raise ValueError(
                 f"{python_callable.__name__}: @task.dstack runs a plain function, not an async one"
             )
-        if resources is not None and run_resources is not None:
-            raise ValueError("resources and run_resources are the same thing; give one of them")
         super().__init__(
             python_callable=python_callable,
             op_args=op_args,
             op_kwargs=op_kwargs,
             configuration={"type": "task"} if configuration is None else configuration,
-            run_resources=run_resources if resources is None else resources,
+            run_resources=resources or run_resources,
             **kwargs,
         )
         self.image = image
@@ -83,7 +81,9 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
         self.commands = commands
         self.registry_auth = registry_auth
         self.serializer = one_of("serializer", serializer, ("json", "cloudpickle"))
-        self.max_result_bytes = int(at_least("max_result_bytes", max_result_bytes, 1))
+        if max_result_bytes < 1:
+            raise ValueError(f"max_result_bytes: {max_result_bytes!r} leaves no room for a result")
+        self.max_result_bytes = max_result_bytes
         self._call: dict[str, Any] = {}
 
     def execute(self, context: Context) -> Any:

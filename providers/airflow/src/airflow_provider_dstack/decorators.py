@@ -36,7 +36,9 @@ def dstack_task(
 
     if "resources" in kwargs:
         # Airflow reads an argument of that name as its own when the task is mapped.
-        kwargs.setdefault("run_resources", kwargs.pop("resources"))
+        if "run_resources" in kwargs:
+            raise ValueError("resources and run_resources are the same thing; give one of them")
+        kwargs["run_resources"] = kwargs.pop("resources")
     return task_decorator_factory(
         python_callable=python_callable,
         multiple_outputs=multiple_outputs,
