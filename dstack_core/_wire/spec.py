@@ -97,7 +97,7 @@ def _configuration(configuration: Configuration, options: RunOptions) -> dict[st
     wire = {key: value for key, value in dumped.items() if value is not None or key not in typed}
     wire.pop("name", None)
     _refuse_uploads(wire)
-    resources = options.resources or (configuration.model_extra or {}).get("resources")
+    resources = options.resources or configuration.resources
     if isinstance(resources, Resources):
         wire["resources"] = _resources(resources)
     if options.spot_policy is not None:
@@ -111,8 +111,6 @@ def _configuration(configuration: Configuration, options: RunOptions) -> dict[st
         wire["max_duration"] = _max_duration(options.max_duration)
     if options.max_price is not None:
         wire["max_price"] = _price(options.max_price)
-    elif wire.get("max_price") is not None:
-        _price(wire["max_price"])
     if options.backends is not None:
         wire["backends"] = list(options.backends)
     return wire

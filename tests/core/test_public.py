@@ -15,6 +15,8 @@ TWINS = [
     (dstack.Client, dstack.AsyncClient),
     (dstack.RunCollection, dstack.AsyncRunCollection),
     (dstack.Run, dstack.AsyncRun),
+    (dstack.ProjectCollection, dstack.AsyncProjectCollection),
+    (dstack.BackendCollection, dstack.AsyncBackendCollection),
 ]
 
 
