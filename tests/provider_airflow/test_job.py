@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from airflow_provider_dstack._job import JobOptions, RunJob
+from airflow_provider_dstack._names import RunId
 from airflow_provider_dstack._stop import KILL_LIMITS, stop_run
+from airflow_provider_dstack._submission import Submitter
 from dstack_core import Client, Run
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import paths, wait_for
@@ -41,14 +43,14 @@ class Log:
 
 def options(**change: Any) -> JobOptions:
     values: dict[str, Any] = {
-        "run_name": "job",
-        "marker": "ours",
+        "run": RunId("job", "ours"),
         "poll_interval": 0.1,
         "retry_budget": 30.0,
         "logs": True,
         "on_kill_action": "stop",
         "hand_over_after": None,
         "was_ended": lambda: False,
+        "next_try_follows": lambda error: False,
     }
     return JobOptions(**{**values, **change})
 
@@ -61,12 +63,13 @@ def kill_client(server: LocalServer) -> Client:
 def job_of(server: LocalServer, command: str, log: Log | None = None, **change: Any) -> RunJob:
     chosen = options(**change)
 
-    def submit() -> Run:
+    def obtain(submitter: Submitter) -> Run:
+        submitter.aim(chosen.run)
         return server.client().runs.submit(
-            {"type": "task", "commands": [command]}, run_name=chosen.run_name, marker=chosen.marker
+            {"type": "task", "commands": [command]}, run_name=chosen.run.name, marker=chosen.run.marker
         )
 
-    return RunJob(submit, kill_client(server), chosen, log or Log())
+    return RunJob(obtain, kill_client(server), chosen, log or Log())
 
 
 @contextmanager

@@ -12,9 +12,10 @@ from airflow.sdk import DAG
 from airflow.sdk.definitions.mappedoperator import OperatorPartial
 from airflow.serialization.serialized_objects import DagSerialization
 
-from airflow_provider_dstack import _names, operators
+from airflow_provider_dstack import operators
 from airflow_provider_dstack._compat import AirflowTaskTimeout, deferral_errors
 from airflow_provider_dstack._job import RunJob
+from airflow_provider_dstack._names import TaskNames
 from airflow_provider_dstack._spec import secrets_in
 from airflow_provider_dstack.errors import DstackRunFailed, DstackRunInterrupted, DstackServerUnreachable
 from airflow_provider_dstack.operators import DstackRunOperator
@@ -24,8 +25,9 @@ from tests.provider_airflow.support import paths, wait_for
 from tests.provider_airflow.test_outcome import FAILED
 from tests.provider_airflow.test_relay import OUTCOME
 
-TI = SimpleNamespace(dag_id="d", run_id="r", task_id="train", try_number=1, map_index=-1, id="1")
+TI = SimpleNamespace(dag_id="d", run_id="r", task_id="train", try_number=1, max_tries=0, map_index=-1, id="1")
 CONTEXT: Any = {"ti": TI}
+RUN = TaskNames.of(CONTEXT).run
 
 
 def operator(**arguments: Any) -> DstackRunOperator:
@@ -107,8 +109,8 @@ def left_behind(server: LocalServer) -> Any:
     """Submit the run that the task of ``TI`` would have."""
     return server.client().runs.submit(
         {"type": "task", "commands": ["sleep 600"]},
-        run_name=_names.run_name(TI),
-        marker=_names.marker(TI),
+        run_name=RUN.name,
+        marker=RUN.marker,
     )
 
 
@@ -163,7 +165,7 @@ def test_a_kill_between_hand_over_and_deferral_stops_the_run(
     monkeypatch.setattr(RunJob, "follow", follow_then_kill)
     with pytest.raises(DstackRunInterrupted, match="asked to stop"):
         task.execute(CONTEXT)
-    run = server.client().runs.get(_names.run_name(TI))
+    run = server.client().runs.get(RUN.name)
     assert run is not None
     wait_for("end of the run", lambda: run.refresh().outcome(), 30)
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import pickle
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from airflow_provider_dstack import _names
 from airflow_provider_dstack._compat import AirflowException, AirflowFailException
 from airflow_provider_dstack._outcome import (
     as_airflow_error,
@@ -119,26 +117,3 @@ def test_a_broken_event_comes_back_as_the_same_error() -> None:
     assert str(error) == "no answer"
     assert type(broken_error(broken_event(AuthenticationError("refused")))) is AirflowFailException
     assert type(broken_error(broken_event(KeyError("odd")))) is DstackError
-
-
-def ti(**change: Any) -> Any:
-    values = {"dag_id": "d", "run_id": "r", "task_id": "t", "try_number": 1, "map_index": -1, "id": "1"}
-    return SimpleNamespace(**{**values, **change})
-
-
-def test_every_try_has_a_name_and_a_marker_of_its_own() -> None:
-    changes: list[dict[str, Any]] = [
-        {},
-        {"dag_id": "e"},
-        {"run_id": "s"},
-        {"task_id": "u"},
-        {"try_number": 2},
-        {"map_index": 0},
-        {"map_index": 1},
-        {"id": "2"},
-    ]
-    assert len({_names.run_name(ti(**change)) for change in changes}) == len(changes)
-    assert _names.run_name(ti()) == _names.run_name(ti())
-    assert len(_names.run_name(ti())) == len("af-") + 12
-    assert _names.marker(ti()) == "airflow:d/r/t/1#1"
-    assert _names.marker(ti(map_index=3)) == "airflow:d/r/t[3]/1#1"

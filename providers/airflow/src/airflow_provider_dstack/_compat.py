@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseHook, BaseOperator, Context
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         AirflowException,
         AirflowFailException,
         AirflowNotFoundException,
+        AirflowSkipException,
         AirflowTaskTimeout,
     )
 else:
@@ -30,6 +31,7 @@ else:
             AirflowException,
             AirflowFailException,
             AirflowNotFoundException,
+            AirflowSkipException,
             AirflowTaskTimeout,
         )
     except ImportError:
@@ -37,6 +39,7 @@ else:
             AirflowException,
             AirflowFailException,
             AirflowNotFoundException,
+            AirflowSkipException,
             AirflowTaskTimeout,
         )
 
@@ -44,15 +47,18 @@ __all__ = [
     "AirflowException",
     "AirflowFailException",
     "AirflowNotFoundException",
+    "AirflowSkipException",
     "AirflowTaskTimeout",
     "BaseHook",
     "BaseOperator",
     "Context",
     "TaskInstanceLike",
+    "TaskStateStoreLike",
     "conf",
     "deferral_errors",
     "mask_secret",
     "task_state",
+    "task_state_store",
     "trigger_has_on_kill",
 ]
 
@@ -89,6 +95,19 @@ def task_state(ti: TaskInstanceLike) -> str | None:
     )
     state = states.get(ti.run_id, {}).get(f"{ti.task_id}_{ti.map_index}" if mapped else ti.task_id)
     return None if state is None else str(getattr(state, "value", state))
+
+
+class TaskStateStoreLike(Protocol):
+    """Name what is used of Airflow's task state store; it keeps JSON-plain values over tries."""
+
+    def get(self, key: str) -> Any: ...
+    def set(self, key: str, value: Any) -> None: ...
+    def delete(self, key: str) -> None: ...
+
+
+def task_state_store(context: Context) -> TaskStateStoreLike | None:
+    """Return the store that survives a lost worker, None before Airflow 3.3."""
+    return cast("TaskStateStoreLike | None", context.get("task_state_store"))
 
 
 def mask_secret(secret: str) -> None:

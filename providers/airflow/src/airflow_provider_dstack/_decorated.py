@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_dstack._compat import Context
     from airflow_provider_dstack._function import Serializer
-    from airflow_provider_dstack._job import JobOptions
-    from dstack_core import Client, Configuration, RegistryAuth, Resources, Run
+    from dstack_core import Configuration, RegistryAuth, Resources, Run
 
 _MAX_RESULT_BYTES = 1024 * 1024
 
@@ -84,14 +84,16 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
         if max_result_bytes < 1:
             raise ValueError(f"max_result_bytes: {max_result_bytes!r} leaves no room for a result")
         self.max_result_bytes = max_result_bytes
-        self._call: dict[str, Any] = {}
+        self._code: TemporaryDirectory[str] | None = None
 
     def execute(self, context: Context) -> Any:
         """Run the function and return what it returned."""
-        from airflow_provider_dstack._function import call_of
-
-        self._call = call_of(self.python_callable, self.op_args, self._arguments(context), self.serializer)
-        return self._result_of(lambda: super(DstackDecoratedOperator, self).execute(context))
+        execute = super().execute
+        self._write_files(context)
+        try:
+            return self._result_of(lambda: execute(context))
+        finally:
+            self._remove_files()
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Return what the function returned, once the trigger reported its end."""
@@ -110,23 +112,32 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
     def _arguments(self, context: Context) -> dict[str, Any]:
         """Return the keyword arguments, with those of Airflow's context that the function names."""
         names = list(inspect.signature(self.python_callable).parameters)[len(self.op_args) :]
-        known: Mapping[str, Any] = context  # type: ignore[assignment]  # a TypedDict, asked for any key
+        known: Mapping[str, Any] = context
         return {**{name: known[name] for name in names if name in known}, **self.op_kwargs}
 
-    def _submission(self, client: Client, options: JobOptions) -> Callable[[], Run]:
-        from airflow_provider_dstack._function import launcher, write_files
+    def announce(self, context: Context, run: Run) -> None:
+        """Remove the function's files, which nobody needs any more, and tell the run's address."""
+        self._remove_files()
+        super().announce(context, run)
 
-        self.configuration = self._with_function(launcher(options.marker, self.image))
-        code = TemporaryDirectory(prefix="dstack-task-")
-        write_files(Path(code.name), self._call, options.marker, self.max_result_bytes)
-        with_code = self._hook().client(retry_budget=self.retry_budget, repo_dir=code.name)
-        submit = super()._submission(with_code, options)
+    def _write_files(self, context: Context) -> None:
+        """Make the function and its arguments part of what is submitted."""
+        from airflow_provider_dstack._build import directory_of, names_of
+        from airflow_provider_dstack._function import call_of, launcher, write_files
 
-        def submit_and_clean() -> Run:
-            with code:
-                return submit()
+        call = call_of(self.python_callable, self.op_args, self._arguments(context), self.serializer)
+        marker = names_of(self, context).run.marker
+        self.configuration = self._with_function(launcher(marker, self.image))
+        self._code = TemporaryDirectory(prefix="dstack-task-")
+        path, users = Path(self._code.name), directory_of(self, context)
+        if users is not None:
+            shutil.copytree(users, path, symlinks=True, dirs_exist_ok=True)
+        write_files(path, call, marker, self.max_result_bytes)
+        self.repo_dir = path
 
-        return submit_and_clean
+    def _remove_files(self) -> None:
+        if self._code is not None:
+            self._code.cleanup()
 
     def _with_function(self, command: str) -> Configuration:
         """Return the configuration with what the decorator's own parameters add to it."""
@@ -175,7 +186,7 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
         from dstack_core import DstackError as CoreError
 
         try:
-            with self._hook().client(retry_budget=self.retry_budget) as client:
+            with self.hook().client(retry_budget=self.retry_budget) as client:
                 return read_back(client, outcome["run_name"], outcome["run_id"], wait=wait)
         except CoreError as error:
             if wait:

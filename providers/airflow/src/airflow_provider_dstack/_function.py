@@ -10,7 +10,8 @@ import shlex
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,7 +31,7 @@ _PAUSE_SECONDS = 2.0
 
 
 def call_of(
-    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], serializer: Serializer
+    function: Callable[..., Any], args: Collection[Any], kwargs: Mapping[str, Any], serializer: Serializer
 ) -> dict[str, Any]:
     """Return the call as what ``call.json`` holds. Raises ``AirflowFailException`` for what cannot travel."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -129,7 +130,7 @@ def value_of(frame: Mapping[str, Any], serializer: Serializer) -> Any:
         ) from error
 
 
-def _pickled(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+def _pickled(function: Callable[..., Any], args: Collection[Any], kwargs: Mapping[str, Any]) -> str:
     cloudpickle = _cloudpickle()
     module = sys.modules.get(function.__module__)
     if module is not None:
@@ -149,13 +150,12 @@ def _pickled(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[
 
 def _cloudpickle() -> Any:
     try:
-        import cloudpickle
+        return import_module("cloudpickle")
     except ImportError:
         raise AirflowFailException(
             "serializer='cloudpickle' needs the package cloudpickle on the worker; install "
             "'airflow-provider-dstack[cloudpickle]'"
         ) from None
-    return cloudpickle
 
 
 def _plain(value: Any) -> Any:

@@ -8,8 +8,6 @@ submits, follows and relays the log, and a stopper that waits to be told to stop
 
 from __future__ import annotations
 
-import contextvars
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._relay import Relay
 from airflow_provider_dstack._stop import OnKillAction, stop_patiently, stop_run
+from airflow_provider_dstack._threads import answer_within, start_thread
 
 if TYPE_CHECKING:
+    from airflow_provider_dstack._durable import Ledger
+    from airflow_provider_dstack._names import RunId
+    from airflow_provider_dstack._submission import Submitter
     from dstack_core import Client, Outcome, Progress, Run
 
 _TICK_SECONDS = 0.1
@@ -26,25 +28,30 @@ _TICK_SECONDS = 0.1
 _KILL_SECONDS = 3.5
 _SETTLE_SECONDS = 4.3
 _PATIENT_SETTLE_SECONDS = 45.0
+_ASK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class JobOptions:
     """Say what to follow and how; ``poll_interval``, ``retry_budget``, ``hand_over_after`` in seconds.
 
-    ``hand_over_after`` None follows to the end. ``was_ended`` asks Airflow whether the task was ended
-    meanwhile; it is asked once, before the run is handed over. ``on_submitted`` is told the run, in the
-    worker's thread. ``is_ready`` is asked between two looks; the run is handed over once it says yes.
+    ``run`` is the run of this try. ``hand_over_after`` None follows to the end. ``was_ended`` asks Airflow
+    whether the task was ended meanwhile; it is asked once, before the run is handed over.
+    ``next_try_follows`` tells whether the task's next try takes the run over: with an error whether it does
+    after that, with None after a kill. ``ledger`` forgets the run once it succeeded.
+    ``on_submitted`` is told the run, in the worker's thread. ``is_ready`` is asked between two looks; the
+    run is handed over once it says yes.
     """
 
-    run_name: str
-    marker: str
+    run: RunId
     poll_interval: float
     retry_budget: float
     logs: bool
     on_kill_action: OnKillAction
     hand_over_after: float | None
     was_ended: Callable[[], bool]
+    next_try_follows: Callable[[BaseException | None], bool]
+    ledger: Ledger | None = None
     on_submitted: Callable[[Run], None] = lambda run: None
     is_ready: Callable[[Run], bool] | None = None
 
@@ -53,25 +60,30 @@ class RunJob:
     """Hold one run of one try; all attributes are plain values, so that a signal handler may use them.
 
     ``outcome`` and ``error`` say how it ended; with neither, it was handed over, or ``killed``.
-    ``progress`` and ``relay`` are what the next follower needs.
+    ``target`` is the run, ``progress`` and ``relay`` are what the next follower needs. ``kept`` says that
+    the run was left to the task's next try.
     """
 
-    def __init__(self, submit: Callable[[], Run], kill_client: Client, options: JobOptions, log: Any) -> None:
+    def __init__(
+        self, obtain: Callable[[Submitter], Run], kill_client: Client, options: JobOptions, log: Any
+    ) -> None:
         self.outcome: Outcome | None = None
         self.progress: Progress | None = None
         self.error: BaseException | None = None
         self.submitted = False
         self.killed = False
         self.stopped = False
+        self.kept = False
         self.relay = Relay()
-        self.run_name = options.run_name
+        self.target = options.run
         self.project = kill_client.project
-        self._submit = submit
+        self._obtain = obtain
         self._kill_client = kill_client
         self._options = options
         self._log = log
         self._started = False
         self._submitting = False
+        self._must_stop = False
         self._worker_over = False
         self._stopper_over = False
         self._give_up_at = float("inf")
@@ -83,19 +95,23 @@ class RunJob:
         """
         try:
             self._started = True
-            _start(self._stop_when_killed, "dstack-stop")
-            _start(self._work, "dstack-run")
+            start_thread(self._stop_when_killed, "dstack-stop")
+            start_thread(self._work, "dstack-run")
             self._sleep_until_over()
         except BaseException:
+            self._must_stop = True
             self.kill(settle=_PATIENT_SETTLE_SECONDS)
             self._sleep_until_over()
+            if not self.killed and self.submitted and self.outcome is None:
+                self.stop()
             raise
 
     def kill(self, *, settle: float = _SETTLE_SECONDS) -> None:
         """Have the run stopped; return when the server was asked, at the latest after 3.5 seconds.
 
-        Safe in a signal handler: sets attributes and sleeps, nothing else. ``settle`` (seconds) is how long
-        ``follow`` then waits for a submission that is under way.
+        A run that the task's next try will follow is kept. Safe in a signal handler: sets attributes and
+        sleeps, nothing else. ``settle`` (seconds) is how long ``follow`` then waits for a submission that is
+        under way.
         """
         if self._worker_over or self.killed:
             return
@@ -109,16 +125,24 @@ class RunJob:
         """Stop the run, or keep it where that is wanted; takes seconds, and is not for signal handlers."""
         options = self._options
         if options.on_kill_action == "keep":
-            self._log.warning("Run %s is kept: on_kill_action is 'keep'", options.run_name)
+            self._log.warning("Run %s is kept: on_kill_action is 'keep'", self.target.name)
             return
         abort = options.on_kill_action == "abort"
-        self.stopped = stop_patiently(
-            self._kill_client, options.run_name, options.marker, abort=abort, log=self._log
-        )
+        self.stopped = stop_patiently(self._kill_client, *self.target, abort=abort, log=self._log)
+
+    def stop_or_leave(self, error: BaseException | None = None) -> None:
+        """Leave the run to the task's next try when there is one, after ``error`` or a kill; else stop it.
+
+        Takes seconds, and is not for signal handlers.
+        """
+        if not self._left_to_next_try(error):
+            self.stop()
 
     def interruption(self) -> str:
         """Say in words what became of the run when the task was killed."""
-        name = self._options.run_name
+        name = self.target.name
+        if self.kept:
+            return f"The worker is going away; run {name} goes on, and the task's next try takes it over"
         if self._options.on_kill_action == "keep":
             told = "it is kept, because on_kill_action is 'keep'"
         elif not self._started:
@@ -128,6 +152,17 @@ class RunJob:
         else:
             told = f"it could not be stopped and may still be going; stop it with: dstack stop {name}"
         return f"The task was ended while run {name} was going; {told}"
+
+    def aim(self, run: RunId) -> None:
+        """Have a kill stop this run from now on."""
+        # In this order: either this thread sees the kill, or the stopper sees the new target.
+        self.target = run
+        if self.killed:
+            raise _Killed
+
+    def pause(self, seconds: float) -> None:
+        """Sleep; end early when the task is killed."""
+        self._sleep(seconds)
 
     def _sleep_until_over(self) -> None:
         while not (self._worker_over and (self._stopper_over or not self.killed)):
@@ -143,7 +178,7 @@ class RunJob:
         except BaseException as error:
             self.error = error
             if not self.killed and self._may_leave_a_run(error):
-                self.stop()
+                self.stop_or_leave(error)
         finally:
             self._submitting = False
             if self.outcome is None and self.error is None and not self.killed and self._options.was_ended():
@@ -159,7 +194,7 @@ class RunJob:
         self._submitting = True
         if self.killed:
             return
-        run = self._submit()
+        run = self._obtain(self)
         self.submitted = True
         self._submitting = False
         self.progress = Progress(run.name, run.id)
@@ -177,6 +212,8 @@ class RunJob:
             self.progress = event.progress
             if isinstance(event, RunFinished):
                 self.outcome = event.outcome
+                if options.ledger is not None and event.outcome.succeeded:
+                    options.ledger.forget()
             elif self.killed:
                 raise _Killed
 
@@ -186,19 +223,22 @@ class RunJob:
         hand_over_at = float("inf") if hand_over_after is None else time.monotonic() + hand_over_after
 
         def sleep(seconds: float) -> None:
-            end = time.monotonic() + seconds
             if is_ready is not None and not self.killed and is_ready(run):
                 raise _HandOver
-            while not self.killed:
-                now = time.monotonic()
-                if now >= hand_over_at:
-                    raise _HandOver
-                if now >= end:
-                    return
-                time.sleep(min(_TICK_SECONDS, end - now))
-            raise _Killed
+            self._sleep(seconds, hand_over_at)
 
         return sleep
+
+    def _sleep(self, seconds: float, hand_over_at: float = float("inf")) -> None:
+        end = time.monotonic() + seconds
+        while not self.killed:
+            now = time.monotonic()
+            if now >= hand_over_at:
+                raise _HandOver
+            if now >= end:
+                return
+            time.sleep(min(_TICK_SECONDS, end - now))
+        raise _Killed
 
     def _may_leave_a_run(self, error: BaseException) -> bool:
         """Tell whether there may be a run: a refused submission leaves none, a lost reply may."""
@@ -208,31 +248,38 @@ class RunJob:
             self.submitted or isinstance(error, ServerUnreachableError) or not isinstance(error, DstackError)
         )
 
+    def _left_to_next_try(self, error: BaseException | None) -> bool:
+        if self._must_stop:
+            return False
+        # Airflow may be as silent as the rest of a machine that goes down.
+        self.kept = answer_within(_ASK_SECONDS, lambda: self._options.next_try_follows(error)) is True
+        if self.kept:
+            self._log.warning("Run %s is kept for the task's next try", self.target.name)
+        return self.kept
+
     def _stop_when_killed(self) -> None:
         while not self.killed:
             if self._worker_over:
                 return
             time.sleep(_TICK_SECONDS)
-        options = self._options
-        while options.on_kill_action != "keep" and time.monotonic() < self._give_up_at:
+        if self._options.on_kill_action != "keep" and not self._left_to_next_try(None):
+            self._ask_to_stop()
+        self._stopper_over = True
+
+    def _ask_to_stop(self) -> None:
+        abort = self._options.on_kill_action == "abort"
+        while time.monotonic() < self._give_up_at:
             # Looked at before asking: a run that appears meanwhile needs another round.
             submitting = self._submitting
             try:
-                abort = options.on_kill_action == "abort"
-                found = stop_run(self._kill_client, options.run_name, options.marker, abort=abort)
+                found = stop_run(self._kill_client, *self.target, abort=abort)
             except Exception as error:
-                self._log.warning("Stopping run %s failed: %s", options.run_name, error)
+                self._log.warning("Stopping run %s failed: %s", self.target.name, error)
             else:
                 self.stopped = found or not submitting
                 if self.stopped:
-                    break
+                    return
             time.sleep(_TICK_SECONDS)
-        self._stopper_over = True
-
-
-def _start(target: Callable[[], None], name: str) -> None:
-    # The copied context carries what Airflow's logging binds to the task.
-    threading.Thread(target=contextvars.copy_context().run, args=(target,), name=name, daemon=True).start()
 
 
 class _Killed(Exception):

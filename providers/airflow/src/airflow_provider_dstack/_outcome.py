@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_dstack._compat import AirflowSkipException
 from airflow_provider_dstack.errors import (
     AirflowFailException,
     DstackError,
@@ -46,10 +47,17 @@ def broken_error(event: Mapping[str, Any]) -> Exception:
     return kind(str(event.get("message")))
 
 
-def result_of(outcome: Outcome, tail: Sequence[str]) -> dict[str, Any]:
-    """Return the task's result; raise the matching error, with the last log lines, for a run that failed."""
+def result_of(outcome: Outcome, tail: Sequence[str], skip_on: Collection[int] = ()) -> dict[str, Any]:
+    """Return the task's result; raise the matching error, with the last log lines, for a run that failed.
+
+    Raises ``AirflowSkipException`` for an exit status that is in ``skip_on``.
+    """
     from dstack_core import NoCapacityError, RunError, RunStoppedError
 
+    if outcome.exit_status is not None and outcome.exit_status in skip_on:
+        raise AirflowSkipException(
+            f"Run {outcome.run_name} exited with status {outcome.exit_status}, which means to skip the task"
+        )
     try:
         outcome.raise_for_status()
     except RunError as error:
@@ -57,6 +65,8 @@ def result_of(outcome: Outcome, tail: Sequence[str]) -> dict[str, Any]:
         text = f"{error.message}\nThe last log lines:{lines}" if tail else error.message
         kinds = {NoCapacityError: DstackNoCapacity, RunStoppedError: DstackRunStopped}
         kind = kinds.get(type(error), DstackRunFailed)
+        if kind is DstackNoCapacity:
+            text = f"{text}\nA later try may find capacity; run_retry_policy makes the run itself wait for it"
         raise kind(text, outcome.to_dict()) from None
     return outcome.to_dict()
 

@@ -108,6 +108,17 @@ def at_least(name: str, value: float, least: float) -> float:
     return float(value)
 
 
+def exit_codes(name: str, value: Any) -> tuple[int, ...]:
+    """Return exit statuses, given as one or several, as a tuple; raise ``ValueError`` for what is none."""
+    codes = tuple(value) if isinstance(value, list | tuple | set | frozenset) else (value,)
+    codes = () if value is None else codes
+    if not all(isinstance(code, int) and not isinstance(code, bool) and 0 <= code <= 255 for code in codes):
+        raise ValueError(
+            f"{name}: {value!r} is no exit status; give a number from 0 to 255, or a list of such"
+        )
+    return codes
+
+
 def refuse_hosts_names(arguments: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` where dstack's resources or retry policy is given under Airflow's own name."""
     for name in ("resources", "retry_policy"):

@@ -58,20 +58,34 @@ class DstackHook(BaseHook):
         timeout: float | None = None,
         connect_timeout: float | None = None,
         retry_budget: float | None = None,
-        repo_dir: str | os.PathLike[str] | None = None,
     ) -> Client:
         """Return a new client; all limits in seconds, left out they are the connection's or the default.
 
-        ``repo_dir`` is a directory that the runs of this client find their commands started in. Raises
-        ``AirflowFailException`` when the connection is missing or incomplete; makes no request.
+        Raises ``AirflowFailException`` when the connection is missing or incomplete; makes no request.
         """
         from dstack_core import Client, ConfigurationError
 
-        arguments = self._arguments(timeout, connect_timeout, retry_budget)
         try:
-            return Client(**arguments) if repo_dir is None else Client.from_config(repo_dir, **arguments)
+            return Client(**self._arguments(timeout, connect_timeout, retry_budget))
         except ConfigurationError as error:
             raise self._unusable(error.message) from None
+
+    def client_with_code(
+        self, repo_dir: str | os.PathLike[str] | None, *, retry_budget: float | None = None
+    ) -> Client:
+        """Return ``client()`` whose runs get the contents of ``repo_dir``, as ``Client.from_config`` tells.
+
+        Raises ``AirflowFailException`` also when ``repo_dir`` is no directory; None is as ``client()``.
+        """
+        from dstack_core import Client, ConfigurationError
+
+        client = self.client(retry_budget=retry_budget)
+        if repo_dir is None:
+            return client
+        try:
+            return Client.from_config(repo_dir, **self._arguments(None, None, retry_budget))
+        except ConfigurationError as error:
+            raise AirflowFailException(error.message) from None
 
     def async_client(self, *, retry_budget: float | None = None) -> AsyncClient:
         """Return a new client for use in one event loop: the twin of ``client``.

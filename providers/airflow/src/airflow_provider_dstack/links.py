@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
     from airflow.sdk.types import TaskInstanceKey
 
+RUN_NAME_KEY = "dstack_run_name"
 RUN_URL_KEY = "dstack_run_url"
 SERVICE_URL_KEY = "dstack_service_url"
 

@@ -6,10 +6,9 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_provider_dstack import _names
 from airflow_provider_dstack._compat import (
     AirflowFailException,
     AirflowTaskTimeout,
@@ -19,26 +18,27 @@ from airflow_provider_dstack._compat import (
     deferral_errors,
     mask_secret,
 )
-from airflow_provider_dstack._spec import at_least, one_of, refuse_hosts_names
+from airflow_provider_dstack._spec import at_least, exit_codes, one_of, refuse_hosts_names
 from airflow_provider_dstack._stop import (
     KILL_LIMITS,
     ON_KILL_ACTIONS,
     OnKillAction,
     stop_patiently,
-    was_ended,
 )
 from airflow_provider_dstack.errors import DstackRunInterrupted
-from airflow_provider_dstack.links import RUN_URL_KEY, DstackRunLink
+from airflow_provider_dstack.links import RUN_NAME_KEY, RUN_URL_KEY, DstackRunLink
 
 if TYPE_CHECKING:
     import jinja2
 
-    from airflow_provider_dstack._job import JobOptions, RunJob
+    from airflow_provider_dstack._job import RunJob
     from airflow_provider_dstack.hooks import DstackHook
-    from dstack_core import Client, Configuration, Resources, RetryPolicy, Run, SpotPolicy
+    from airflow_provider_dstack.services import DstackServiceOperator, DstackStopRunOperator
+    from dstack_core import Configuration, Resources, RetryPolicy, Run, SpotPolicy
+
+__all__ = ["DstackRunOperator", "DstackServiceOperator", "DstackStopRunOperator"]
 
 _SYNC_SECONDS = 5.0
-_QUICK_POLL_SECONDS = 1.0
 _BACKSTOP_SECONDS = 60.0
 
 
@@ -47,18 +47,23 @@ class DstackRunOperator(BaseOperator):
 
     ``configuration``: a ``dstack_core.Task`` or ``Service``, a dict as in YAML, YAML text, or the path of
     a ``.yml`` or ``.yaml`` file relative to the DAG's folder (a ``pathlib.Path`` for any other place).
-    ``run_name`` (str) defaults to a name that is new for every try; a ``name`` in the configuration is for
-    interactive use and is not taken. ``run_resources`` (``Resources`` or dict), ``spot_policy``,
-    ``run_retry_policy`` (``RetryPolicy`` or dict: how long to wait for capacity), ``max_duration`` (seconds,
-    ``"2h"`` or ``"off"``), ``max_price`` (USD per hour), ``working_dir``, ``backends`` are as for
-    ``dstack_core``'s ``runs.submit``; two have a prefix because ``resources`` and ``retry_policy`` are
-    Airflow's own.
+    ``run_name`` (str) defaults to a name that is new for every try; of mapped tasks each gets its map index
+    appended to a given one. A ``name`` in the configuration is for interactive use and is not taken.
+    ``run_resources`` (``Resources`` or dict), ``spot_policy``, ``run_retry_policy`` (``RetryPolicy`` or dict:
+    how long to wait for capacity), ``max_duration`` (seconds, ``"2h"`` or ``"off"``), ``max_price`` (USD per
+    hour), ``working_dir``, ``backends`` are as for ``dstack_core``'s ``runs.submit``; two have a prefix
+    because ``resources`` and ``retry_policy`` are Airflow's own. ``repo_dir`` is a directory whose contents
+    the run gets, relative to the DAG's folder.
 
     ``dstack_conn_id`` names the connection, ``project_name`` replaces its project. With ``deferrable`` the
     worker's slot is given back while the run goes on. ``on_kill_action``: ``"stop"``, ``"abort"`` or
     ``"keep"`` the run when the task is killed, times out or loses sight of it. ``poll_interval`` (seconds)
     is the time between looks, ``retry_budget`` (seconds) how long a silent server is borne. ``get_logs``
-    (bool) relays the log.
+    (bool) relays the log. ``skip_on_exit_code`` (int or list of int) are exit statuses that skip the task.
+
+    With ``durable`` a retry takes over the run of the try before when that is still active, or succeeded
+    unseen; a run that failed, and a cleared task, start a new one. A worker that is shut down leaves the run
+    to the next try.
 
     Raises ``AirflowFailException`` for input or access that is wrong, else the errors of
     ``airflow_provider_dstack.errors``. Source: Airflow documentation, "Operators" and "Deferrable
@@ -75,6 +80,7 @@ class DstackRunOperator(BaseOperator):
         "max_price",
         "working_dir",
         "backends",
+        "repo_dir",
         "dstack_conn_id",
         "project_name",
     )
@@ -102,6 +108,9 @@ class DstackRunOperator(BaseOperator):
         poll_interval: float = 5.0,
         retry_budget: float = 600.0,
         get_logs: bool = True,
+        repo_dir: str | os.PathLike[str] | None = None,
+        skip_on_exit_code: int | Sequence[int] | None = None,
+        durable: bool = True,
         **kwargs: Any,
     ) -> None:
         refuse_hosts_names(kwargs)
@@ -122,55 +131,72 @@ class DstackRunOperator(BaseOperator):
         self.poll_interval = at_least("poll_interval", poll_interval, 0.1)
         self.retry_budget = at_least("retry_budget", retry_budget, 0.0)
         self.get_logs = get_logs
+        self.repo_dir = repo_dir
+        self.skip_on_exit_code = skip_on_exit_code
+        self.durable = durable
+        self._skip_on = exit_codes("skip_on_exit_code", skip_on_exit_code)
         self._job: RunJob | None = None
         self._killed = False
 
-    def execute(self, context: Context) -> dict[str, Any]:
+    def execute(self, context: Context) -> Any:
         """Run and return ``Outcome.to_dict()``; when ``deferrable``, hand a longer run to the triggerer."""
+        from airflow_provider_dstack._build import job_of
         from airflow_provider_dstack._outcome import as_airflow_error, result_of
 
-        job = self._job = self._prepare(context)
+        job = self._job = job_of(self, context, _SYNC_SECONDS if self.deferrable else None)
         if not self._killed:
             job.follow()
         if self._killed and not job.killed and job.submitted:
             # The kill came just after the threads had handed the run over.
-            job.stop()
+            job.stop_or_leave()
         if job.killed or self._killed:
             raise DstackRunInterrupted(job.interruption())
         if job.error is not None:
             raise as_airflow_error(job.error, submitted=job.submitted) from job.error
         if job.outcome is not None:
-            return result_of(job.outcome, job.relay.tail)
-        return self._defer(job, context)
+            return result_of(job.outcome, job.relay.tail, self._skip_on)
+        try:
+            return self._hand_over(job, context)
+        except (Exception, AirflowTaskTimeout):
+            job.stop()
+            raise
 
-    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
+    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Return the outcome that the trigger reported, or raise what it says."""
-        from airflow_provider_dstack import _outcome
+        from airflow_provider_dstack import _build, _outcome
 
         if event["kind"] == _outcome.FINISHED:
             from dstack_core import Outcome
 
-            return _outcome.result_of(Outcome.from_dict(event["outcome"]), event["tail"])
+            outcome = Outcome.from_dict(event["outcome"])
+            if self.durable and outcome.succeeded:
+                _build.ledger_of(self, context, outcome.project).forget()
+            return _outcome.result_of(outcome, event["tail"], self._skip_on)
         if event["kind"] == _outcome.TIMED_OUT:
+            run = _build.run_behind(self, context)
             if not event["stopped"]:
                 self._stop_leftover(context)
             raise AirflowTaskTimeout(
-                f"execution_timeout of {self.execution_timeout} passed while run "
-                f"{self._name_for(context)} was going"
+                f"execution_timeout of {self.execution_timeout} passed while run {run.name} was going"
             )
-        self._stop_leftover(context)
-        raise _outcome.broken_error(event)
+        error = _outcome.broken_error(event)
+        self._stop_or_leave(context, error)
+        raise error
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the deferral; when that timed out or its trigger broke, stop the run first."""
+        """Go on after the deferral; when that timed out or its trigger broke, see to the run first."""
+        broken, timed_out = deferral_errors()
         try:
             return super().resume_execution(next_method, next_kwargs, context)
-        except deferral_errors():
+        except timed_out:
             self._stop_leftover(context)
+            raise
+        except broken as error:
+            self._stop_or_leave(context, error)
             raise
 
     def on_kill(self) -> None:
-        """Have the run stopped, unless ``on_kill_action`` is ``"keep"``; takes at most 3.5 seconds.
+        """Have the run stopped, unless it is to be kept; takes at most 3.5 seconds.
 
         Called in a signal handler, so it sets attributes and sleeps, nothing else. Source: Airflow
         documentation, "Operators".
@@ -221,57 +247,27 @@ class DstackRunOperator(BaseOperator):
                 self.template_ext = endings
         return super().render_template(content, context, jinja_env, seen_oids)
 
-    def _prepare(self, context: Context) -> RunJob:
-        """Check the input and make both clients; nothing is sent."""
-        from airflow_provider_dstack._job import JobOptions, RunJob
-        from dstack_core import ConfigurationError
+    def hook(self) -> DstackHook:
+        """Return the hook of this operator's connection and project."""
+        from airflow_provider_dstack.hooks import DstackHook
 
-        hook, ti = self._hook(), context["ti"]
-        quick = min(self.poll_interval, _QUICK_POLL_SECONDS)
-        options = JobOptions(
-            run_name=self._name_for(context),
-            marker=_names.marker(ti),
-            poll_interval=quick if self.deferrable else self.poll_interval,
-            retry_budget=self.retry_budget,
-            logs=self.get_logs,
-            on_kill_action=self.on_kill_action,
-            hand_over_after=_SYNC_SECONDS if self.deferrable else None,
-            was_ended=lambda: was_ended(ti),
-            on_submitted=partial(self._announce, context),
-        )
-        try:
-            submit = self._submission(hook.client(retry_budget=self.retry_budget), options)
-        except ConfigurationError as error:
-            raise AirflowFailException(error.message) from None
-        return RunJob(submit, hook.client(**KILL_LIMITS), options, self.log)
+        return DstackHook(self.dstack_conn_id, self.project_name)
 
-    def _submission(self, client: Client, options: JobOptions) -> Callable[[], Run]:
-        from airflow_provider_dstack import _spec
-
-        return partial(
-            client.runs.submit,
-            _spec.read_configuration(self.configuration),
-            run_name=options.run_name,
-            resources=_spec.read_resources(self.run_resources),
-            spot_policy=self.spot_policy,
-            retry_policy=_spec.read_retry_policy(self.run_retry_policy),
-            max_duration=_spec.read_duration(self.max_duration),
-            max_price=_spec.read_price(self.max_price),
-            working_dir=self.working_dir,
-            backends=_spec.read_backends(self.backends),
-            marker=options.marker,
-            retry_budget=self.retry_budget,
-        )
-
-    def _announce(self, context: Context, run: Run) -> None:
-        """Put the run's address where the link finds it while the task still runs."""
+    def announce(self, context: Context, run: Run) -> None:
+        """Put the run's name and address where the link finds them while the task still runs."""
+        context["ti"].xcom_push(key=RUN_NAME_KEY, value=run.name)
         context["ti"].xcom_push(key=RUN_URL_KEY, value=run.url)
 
-    def _defer(self, job: RunJob, context: Context) -> NoReturn:
+    def readiness(self, context: Context) -> Callable[[Run], bool] | None:
+        """Return what tells that a run is followed no longer, None when it is followed to its end."""
+        return None
+
+    def _hand_over(self, job: RunJob, context: Context) -> Any:
+        """Have the triggerer follow the run from here on."""
         from airflow_provider_dstack.triggers import DstackRunTrigger
 
         if job.progress is None:
-            raise DstackRunInterrupted(f"run {job.run_name} was left before it was submitted")
+            raise DstackRunInterrupted(f"run {job.target.name} was left before it was submitted")
         deadline = None
         if self.execution_timeout is not None:
             # Airflow itself does not look at execution_timeout while a task is deferred.
@@ -280,8 +276,8 @@ class DstackRunOperator(BaseOperator):
         trigger = DstackRunTrigger(
             dstack_conn_id=self.dstack_conn_id,
             project_name=job.project,
-            run_name=job.run_name,
-            marker=_names.marker(context["ti"]),
+            run_name=job.target.name,
+            marker=job.target.marker,
             progress=job.progress.to_dict(),
             tail=job.relay.tail,
             poll_interval=self.poll_interval,
@@ -299,16 +295,25 @@ class DstackRunOperator(BaseOperator):
 
     def _stop_leftover(self, context: Context) -> None:
         """Stop what a trigger may have left; the run is known by its name and marker alone."""
+        from airflow_provider_dstack._build import run_behind
+
         if self.on_kill_action == "keep":
             return
-        client, abort = self._hook().client(**KILL_LIMITS), self.on_kill_action == "abort"
-        name, marker = self._name_for(context), _names.marker(context["ti"])
-        stop_patiently(client, name, marker, abort=abort, log=self.log)
+        client, abort = self.hook().client(**KILL_LIMITS), self.on_kill_action == "abort"
+        stop_patiently(client, *run_behind(self, context), abort=abort, log=self.log)
 
-    def _hook(self) -> DstackHook:
-        from airflow_provider_dstack.hooks import DstackHook
+    def _stop_or_leave(self, context: Context, error: Exception) -> None:
+        """Leave the run to the task's next try when there is one after ``error``, else stop it."""
+        from airflow_provider_dstack._build import leaves_run_to_next_try
 
-        return DstackHook(self.dstack_conn_id, self.project_name)
+        if leaves_run_to_next_try(self, context, error):
+            self.log.warning("The run is kept for the task's next try")
+        else:
+            self._stop_leftover(context)
 
-    def _name_for(self, context: Context) -> str:
-        return self.run_name or _names.run_name(context["ti"])
+
+def __getattr__(name: str) -> Any:
+    """Load the operators of services when they are first asked for: a class costs a DAG file time."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("airflow_provider_dstack.services"), name)

@@ -1,0 +1,128 @@
+"""Make what a try works with from its operator's fields; nothing is sent."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_dstack._compat import AirflowFailException, task_state_store
+from airflow_provider_dstack._names import TaskNames
+from airflow_provider_dstack._stop import KILL_LIMITS, was_ended, will_go_on
+
+if TYPE_CHECKING:
+    from airflow_provider_dstack._compat import Context
+    from airflow_provider_dstack._durable import Ledger
+    from airflow_provider_dstack._job import RunJob
+    from airflow_provider_dstack._names import RunId
+    from airflow_provider_dstack.operators import DstackRunOperator
+
+_QUICK_POLL_SECONDS = 1.0
+
+
+def job_of(operator: DstackRunOperator, context: Context, hand_over_after: float | None) -> RunJob:
+    """Return the job of a try; ``hand_over_after`` in seconds, None to follow the run to its end.
+
+    Raises ``AirflowFailException`` when the input or the connection is wrong.
+    """
+    from airflow_provider_dstack._job import JobOptions, RunJob
+    from airflow_provider_dstack._submission import PLAN_LIMITS, Submission
+    from dstack_core import ConfigurationError
+
+    hook, names = operator.hook(), names_of(operator, context)
+    quick = min(operator.poll_interval, _QUICK_POLL_SECONDS)
+    ledger = ledger_of(operator, context, hook.project) if operator.durable else None
+    options = JobOptions(
+        run=names.run,
+        poll_interval=operator.poll_interval if hand_over_after is None else quick,
+        retry_budget=operator.retry_budget,
+        logs=operator.get_logs,
+        on_kill_action=operator.on_kill_action,
+        hand_over_after=hand_over_after,
+        was_ended=partial(was_ended, context["ti"]),
+        next_try_follows=partial(_next_try_follows, operator, context),
+        ledger=ledger,
+        on_submitted=partial(operator.announce, context),
+        is_ready=operator.readiness(context),
+    )
+    try:
+        what = submit_arguments(operator)
+    except ConfigurationError as error:
+        raise AirflowFailException(error.message) from None
+    directory, budget = directory_of(operator, context), operator.retry_budget
+    submission = Submission(
+        client=hook.client_with_code(directory, retry_budget=budget),
+        plan_client=hook.client(**PLAN_LIMITS),
+        what=what,
+        run=names.run,
+        ledger=ledger,
+        on_kill_action=operator.on_kill_action,
+        poll_interval=options.poll_interval,
+        retry_budget=budget,
+        log=operator.log,
+    )
+    return RunJob(submission.obtain, hook.client(**KILL_LIMITS), options, operator.log)
+
+
+def submit_arguments(operator: DstackRunOperator) -> dict[str, Any]:
+    """Return what ``runs.plan`` and ``runs.submit`` both take. Raises ``ConfigurationError``."""
+    from airflow_provider_dstack import _spec
+
+    return {
+        "configuration": _spec.read_configuration(operator.configuration),
+        "resources": _spec.read_resources(operator.run_resources),
+        "spot_policy": operator.spot_policy,
+        "retry_policy": _spec.read_retry_policy(operator.run_retry_policy),
+        "max_duration": _spec.read_duration(operator.max_duration),
+        "max_price": _spec.read_price(operator.max_price),
+        "working_dir": operator.working_dir,
+        "backends": _spec.read_backends(operator.backends),
+    }
+
+
+def names_of(operator: DstackRunOperator, context: Context) -> TaskNames:
+    """Return how the runs of a task instance are called."""
+    return TaskNames.of(context, operator.run_name, operator.retries or 0)
+
+
+def ledger_of(operator: DstackRunOperator, context: Context, project: str) -> Ledger:
+    """Return what keeps the record of a task instance's run in ``project``."""
+    from airflow_provider_dstack._durable import Ledger
+
+    return Ledger(names_of(operator, context), project, task_state_store(context), operator.log)
+
+
+def run_behind(operator: DstackRunOperator, context: Context) -> RunId:
+    """Return the run of this try, which may be one that was taken over from the try before."""
+    names = names_of(operator, context)
+    if not operator.durable:
+        return names.run
+    record = ledger_of(operator, context, operator.hook().project).read()
+    return names.run if record is None else record.run
+
+
+def directory_of(operator: DstackRunOperator, context: Context) -> Path | None:
+    """Return ``repo_dir``; a relative one is in the DAG's folder, as the path of a configuration is."""
+    if operator.repo_dir is None:
+        return None
+    path = Path(os.fspath(operator.repo_dir)).expanduser()
+    folder = getattr(context.get("dag"), "folder", "")
+    return path if path.is_absolute() or not folder else Path(folder) / path
+
+
+def leaves_run_to_next_try(operator: DstackRunOperator, context: Context, error: BaseException) -> bool:
+    """Tell whether the task's next try takes its run over after ``error``."""
+    from airflow_provider_dstack._durable import will_be_retried
+
+    return operator.durable and will_be_retried(context, error)
+
+
+def _next_try_follows(operator: DstackRunOperator, context: Context, error: BaseException | None) -> bool:
+    from airflow_provider_dstack._outcome import as_airflow_error
+    from airflow_provider_dstack.errors import DstackRunInterrupted
+
+    if error is not None:
+        return leaves_run_to_next_try(operator, context, as_airflow_error(error, submitted=True))
+    interrupted = DstackRunInterrupted("the worker is going away")
+    return leaves_run_to_next_try(operator, context, interrupted) and will_go_on(context["ti"])

@@ -1,0 +1,174 @@
+"""Find the run of the try before, and decide what this try does with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_dstack._compat import AirflowFailException
+from airflow_provider_dstack._names import RunId, TaskNames
+
+if TYPE_CHECKING:
+    from airflow_provider_dstack._compat import Context, TaskStateStoreLike
+    from dstack_core import Client, Run
+
+RECORD_KEY = "dstack_run"
+
+
+class Decision(Enum):
+    """Say what a try does about the run of the try before."""
+
+    SUBMIT = "submit a new run"
+    REATTACH = "follow that run"
+    WAIT = "wait for the end of that run, then decide again"
+    REPLACE = "stop that run, wait for its end, then decide again"
+
+
+# By whether the task was retried or cleared, and by the state of the run. "stopping" also covers a run
+# that has done its work and is being wound up: only its end tells.
+DECISIONS: Mapping[tuple[str, str], Decision] = {
+    ("retried", "missing"): Decision.SUBMIT,
+    ("retried", "active"): Decision.REATTACH,
+    ("retried", "stopping"): Decision.WAIT,
+    ("retried", "succeeded"): Decision.REATTACH,
+    ("retried", "failed"): Decision.SUBMIT,
+    ("cleared", "missing"): Decision.SUBMIT,
+    ("cleared", "active"): Decision.REPLACE,
+    ("cleared", "stopping"): Decision.WAIT,
+    ("cleared", "succeeded"): Decision.SUBMIT,
+    ("cleared", "failed"): Decision.SUBMIT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Be what a try leaves to the next one, as plain JSON; ``run_id`` None until the server has told it."""
+
+    run_name: str
+    marker: str
+    project: str
+    try_number: int
+    max_tries: int
+    run_id: str | None = None
+
+    @property
+    def run(self) -> RunId:
+        """Return which run it is about."""
+        return RunId(self.run_name, self.marker)
+
+    @classmethod
+    def read(cls, stored: object) -> Record | None:
+        """Return the record that was stored, or None when it is none of this version."""
+        try:
+            return cls(**stored) if isinstance(stored, Mapping) else None
+        except TypeError:
+            return None
+
+
+class Ledger:
+    """Keep the record in Airflow's task state store, or do without it.
+
+    Airflow has the store since 3.3; before, and when it fails, names and markers alone have to do. All
+    methods ask the supervisor, which takes milliseconds, so they are for the helper thread.
+    """
+
+    def __init__(self, names: TaskNames, project: str, store: TaskStateStoreLike | None, log: Any) -> None:
+        self.names = names
+        self._project = project
+        self._store = store
+        self._log = log
+
+    def write(self, run: RunId, run_id: str | None = None) -> None:
+        """Leave word of a run to the next try; to be done before the run is submitted."""
+        names = self.names
+        record = Record(run.name, run.marker, self._project, names.try_number, names.max_tries, run_id)
+        self._try("write", lambda store: store.set(RECORD_KEY, asdict(record)))
+
+    def forget(self) -> None:
+        """Delete the record: its run has done what it was for, so a cleared task is to start anew."""
+        self._try("delete", lambda store: store.delete(RECORD_KEY))
+
+    def read(self) -> Record | None:
+        """Return what the try before left, if it was about this project."""
+        record = Record.read(self._try("read", lambda store: store.get(RECORD_KEY)))
+        if record is not None and record.project != self._project:
+            self._log.warning(
+                "The try before had run %s in project %s; that run is left alone",
+                record.run_name,
+                record.project,
+            )
+            return None
+        return record
+
+    def _try(self, what: str, ask: Callable[[TaskStateStoreLike], Any]) -> Any:
+        if self._store is None:
+            return None
+        try:
+            return ask(self._store)
+        except Exception as error:
+            self._log.warning(
+                "Airflow's task state store failed to %s the run's record (%s); the run's name alone "
+                "has to do",
+                what,
+                error,
+            )
+            return None
+
+
+def previous_run(ledger: Ledger, client: Client) -> tuple[Record, Run | None] | None:
+    """Return the record of the try before and its run, None for a first try.
+
+    Without a record, the runs that earlier tries would have named are looked up. Raises the server errors.
+    """
+    record = ledger.read()
+    if record is not None:
+        return record, owned(client, record.run)
+    names = ledger.names
+    for name in dict.fromkeys(map(names.name_in, names.earlier_tries)):
+        run = client.runs.get(name)
+        told = names.read_marker(run.marker or "") if run is not None else None
+        if run is not None and told is not None and told[0] < names.try_number:
+            return Record(run.name, run.marker or "", client.project, *told, run.id), run
+    return None
+
+
+def owned(client: Client, run: RunId) -> Run | None:
+    """Return the run of that name if it carries the marker. Raises the server errors."""
+    found = client.runs.get(run.name)
+    return found if found is not None and found.marker == run.marker else None
+
+
+def decide(record: Record, run: Run | None, names: TaskNames) -> Decision:
+    """Return what this try does, by ``DECISIONS``."""
+    kind = "retried" if record.max_tries == names.max_tries else "cleared"
+    return DECISIONS[kind, _state(run)]
+
+
+def will_be_retried(context: Context, error: BaseException) -> bool:
+    """Tell whether Airflow will try again after ``error``, so that the next try finds the run.
+
+    Source: Airflow documentation, "Tasks": retries, and the retry policy of Airflow 3.3.
+    """
+    ti = context["ti"]
+    if isinstance(error, AirflowFailException) or not 0 < ti.try_number <= ti.max_tries:
+        return False
+    policy = getattr(context.get("task"), "retry_policy", None)
+    if policy is None:
+        return True
+    decision = policy.evaluate(
+        exception=error, try_number=ti.try_number, max_tries=ti.max_tries, context=context
+    )
+    return str(decision.action.value) != "fail"
+
+
+def _state(run: Run | None) -> str:
+    from dstack_core import RunStatus
+
+    if run is None:
+        return "missing"
+    outcome = run.outcome()
+    if outcome is not None:
+        return "succeeded" if outcome.succeeded else "failed"
+    return "stopping" if RunStatus(run.raw_status).is_stopping else "active"

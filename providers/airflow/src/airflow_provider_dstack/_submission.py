@@ -1,0 +1,136 @@
+"""Get the run of this try: take over that of the try before, or submit a new one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from airflow_provider_dstack._durable import Decision, Ledger, Record, decide, previous_run
+from airflow_provider_dstack._stop import OnKillAction
+
+if TYPE_CHECKING:
+    from airflow_provider_dstack._names import RunId
+    from dstack_core import Client, Plan, Run
+
+# A plan is only for the log: its limits, in seconds.
+PLAN_LIMITS: dict[str, float] = {"timeout": 10.0, "connect_timeout": 2.0, "retry_budget": 1.0}
+
+
+class Submitter(Protocol):
+    """Be who has a run submitted, and may be killed meanwhile."""
+
+    def aim(self, run: RunId) -> None:
+        """Say which run a kill has to stop from now on; raise when the kill has come."""
+
+    def pause(self, seconds: float) -> None:
+        """Sleep; raise when the kill comes."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Hold what is submitted, and where; all of it happens in the helper thread.
+
+    ``what`` are the arguments that ``runs.plan`` and ``runs.submit`` have in common, ``ledger`` is None
+    for a task that is not durable. ``retry_budget`` and ``poll_interval`` in seconds.
+    """
+
+    client: Client
+    plan_client: Client
+    what: dict[str, Any]
+    run: RunId
+    ledger: Ledger | None
+    on_kill_action: OnKillAction
+    poll_interval: float
+    retry_budget: float
+    log: Any
+
+    def obtain(self, submitter: Submitter) -> Run:
+        """Return the run to follow. Raises ``ConfigurationError`` and the server errors."""
+        submitter.aim(self.run)
+        if self.ledger is not None:
+            taken = self._take_over(self.ledger, submitter)
+            if taken is not None:
+                return taken
+        self._tell_plan()
+        if self.ledger is not None:
+            # Before the submission: whenever this worker is lost, the next try knows what to look for.
+            self.ledger.write(self.run)
+        submitter.aim(self.run)
+        run = self.client.runs.submit(
+            **self.what, run_name=self.run.name, marker=self.run.marker, retry_budget=self.retry_budget
+        )
+        if self.ledger is not None:
+            self.ledger.write(self.run, run.id)
+        return run
+
+    def _take_over(self, ledger: Ledger, submitter: Submitter) -> Run | None:
+        found = previous_run(ledger, self.client)
+        if found is None or found[0].run == self.run:
+            return None
+        record, run = found
+        while True:
+            decision = decide(record, run, ledger.names)
+            if decision is Decision.SUBMIT or run is None:
+                return None
+            if decision is Decision.REATTACH:
+                submitter.aim(record.run)
+                ledger.write(record.run, run.id)
+                self.log.info("Run %s of try %s is taken over", record.run_name, record.try_number)
+                return run
+            if decision is Decision.REPLACE and self.on_kill_action == "keep":
+                self.log.warning("Run %s of try %s goes on: on_kill_action is 'keep'", *_named(record))
+                return None
+            submitter.aim(record.run)
+            if decision is Decision.REPLACE:
+                self.log.info("The task was cleared; run %s of try %s is stopped", *_named(record))
+                run.stop(abort=self.on_kill_action == "abort")
+            self.log.info("Waiting for the end of run %s of try %s", *_named(record))
+            run = self._ended(run, submitter)
+            submitter.aim(self.run)
+
+    def _ended(self, run: Run, submitter: Submitter) -> Run | None:
+        """Return the run once it is over, None when it was deleted."""
+        from dstack_core import RunNotFoundError
+
+        try:
+            while run.refresh().outcome() is None:
+                submitter.pause(self.poll_interval)
+        except RunNotFoundError:
+            return None
+        return run
+
+    def _tell_plan(self) -> None:
+        """Log the best offer; whatever goes wrong here is no reason not to submit."""
+        from dstack_core import ConfigurationError
+
+        try:
+            plan = self.plan_client.runs.plan(**self.what)
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            self.log.warning("The offers for run %s cannot be told: %s", self.run.name, error)
+            return
+        if plan.offers:
+            self.log.info("Plan for run %s: %s", self.run.name, _in_words(plan))
+        else:
+            self.log.warning(
+                "Plan for run %s: no machine is on offer now; it is submitted all the same, since a retry "
+                "policy may wait for one",
+                self.run.name,
+            )
+
+
+def _in_words(plan: Plan) -> str:
+    best = plan.offers[0]
+    kind = "spot" if best.spot else "on-demand"
+    told = (
+        f"best offer {best.instance} ({best.backend}, {best.region}, {kind}) "
+        f"at {best.price_per_hour:g} USD per hour"
+    )
+    if plan.total_offers > 1:
+        told += f"; {plan.total_offers} offers, up to {plan.max_price_per_hour or 0:g} USD per hour"
+    return told
+
+
+def _named(record: Record) -> tuple[str, int]:
+    return record.run_name, record.try_number
