@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
@@ -16,23 +14,10 @@ import requests
 from airflow_provider_dstack import _remote, operators
 from airflow_provider_dstack._frames import read_frame
 from dstack_core.local import LocalServer
-from tests.provider_airflow.support import DagRunner, paths, runs_of
+from tests.provider_airflow.support import DagRunner, Ran, paths, runs_of
 
 MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
 
-_NUMBERS = itertools.count(1)
-_DAG = """
-from datetime import timedelta
-from typing import Any
-
-from airflow.sdk import DAG, task
-from dstack_core import GPU, Resources
-
-LIMIT = 40
-
-with DAG({name!r}) as dag:
-{body}
-"""
 # The Python of the tests, which has cloudpickle; the embedded server's runs find another one first.
 OWN_PYTHON = f"commands=['export PATH={Path(sys.executable).parent}:$PATH']"
 
@@ -42,26 +27,9 @@ def early_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators, "_SYNC_SECONDS", 1.5)
 
 
-class Ran:
-    """Hold how a DAG ended, its tasks by name, and what they returned."""
-
-    def __init__(self, dag_id: str, run: Any) -> None:
-        self.dag_id = dag_id
-        self.state = str(run.state)
-        tasks = run.get_task_instances()
-        self.tasks = {ti.task_id: str(ti.state) for ti in tasks}
-        self.values = {ti.task_id: ti.xcom_pull(task_ids=ti.task_id) for ti in tasks if ti.map_index < 0}
-
-
 def run(dag_runner: DagRunner, body: str) -> Ran:
     """Run a DAG with this body."""
-    indented = "\n".join(f"    {line}" for line in body.splitlines())
-    name = f"decorated_{next(_NUMBERS)}"
-    dag = dag_runner.load(_DAG.format(name=name, body=indented), name)
-    try:
-        return Ran(name, dag.test())
-    finally:
-        Path(dag.fileloc).unlink()
+    return dag_runner.run_tasks(body, head="LIMIT = 40")
 
 
 @MODES

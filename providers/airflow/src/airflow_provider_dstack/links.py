@@ -52,6 +52,14 @@ class DstackServiceLink(BaseOperatorLink):
         return _pushed(ti_key, SERVICE_URL_KEY)
 
 
+def push(ti: Any, key: str, value: str, log: Any) -> None:
+    """Put an address where its link finds it; that this failed is no reason to give a run up."""
+    try:
+        ti.xcom_push(key=key, value=value)
+    except Exception as error:
+        log.warning("The XCom %s cannot be written: %r", key, error)
+
+
 def _pushed(ti_key: Any, key: str) -> str:
     from airflow.sdk.execution_time.xcom import XCom
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,10 +26,11 @@ from airflow_provider_dstack._stop import (
     stop_patiently,
 )
 from airflow_provider_dstack.errors import DstackRunInterrupted
-from airflow_provider_dstack.links import RUN_NAME_KEY, RUN_URL_KEY, DstackRunLink
+from airflow_provider_dstack.links import RUN_NAME_KEY, RUN_URL_KEY, DstackRunLink, push
 
 if TYPE_CHECKING:
     import jinja2
+    from airflow.sdk import BaseOperatorLink
 
     from airflow_provider_dstack._job import RunJob
     from airflow_provider_dstack.hooks import DstackHook
@@ -86,7 +87,7 @@ class DstackRunOperator(BaseOperator):
     )
     template_ext: Sequence[str] = (".yml", ".yaml")
     template_fields_renderers: ClassVar[dict[str, str]] = {"configuration": "yaml"}
-    operator_extra_links = (DstackRunLink(),)
+    operator_extra_links: Collection[BaseOperatorLink] = (DstackRunLink(),)
     ui_color = "#e8e4ff"
 
     def __init__(
@@ -255,8 +256,8 @@ class DstackRunOperator(BaseOperator):
 
     def announce(self, context: Context, run: Run) -> None:
         """Put the run's name and address where the link finds them while the task still runs."""
-        context["ti"].xcom_push(key=RUN_NAME_KEY, value=run.name)
-        context["ti"].xcom_push(key=RUN_URL_KEY, value=run.url)
+        push(context["ti"], RUN_NAME_KEY, run.name, self.log)
+        push(context["ti"], RUN_URL_KEY, run.url, self.log)
 
     def readiness(self, context: Context) -> Callable[[Run], bool] | None:
         """Return what tells that a run is followed no longer, None when it is followed to its end."""

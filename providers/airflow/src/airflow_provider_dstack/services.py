@@ -10,7 +10,7 @@ from airflow_provider_dstack._compat import BaseOperator
 from airflow_provider_dstack._spec import at_least
 from airflow_provider_dstack._stop import KILL_LIMITS
 from airflow_provider_dstack.errors import DstackError, DstackRunFailed, DstackRunInterrupted
-from airflow_provider_dstack.links import SERVICE_URL_KEY, DstackRunLink, DstackServiceLink
+from airflow_provider_dstack.links import SERVICE_URL_KEY, DstackRunLink, DstackServiceLink, push
 from airflow_provider_dstack.operators import DstackRunOperator
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class DstackServiceOperator(DstackRunOperator):
             if url is None:
                 return False
             self.log.info("Service %s answers at %s", run.name, url)
-            context["ti"].xcom_push(key=SERVICE_URL_KEY, value=url)
+            push(context["ti"], SERVICE_URL_KEY, url, self.log)
             self._service_url = url
             return True
 
