@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import socket
 import textwrap
 import time
 from collections.abc import Callable
@@ -29,6 +30,24 @@ from dstack_core import GPU, Resources, RetryPolicy, Service, Task
 
 with DAG({dag_id!r}) as dag:
     DstackRunOperator(task_id="train", {arguments})
+"""
+_TASKS = """
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG, setup, task, task_group, teardown
+from airflow_provider_dstack.operators import (
+    DstackRunOperator,
+    DstackServiceOperator,
+    DstackStopRunOperator,
+)
+from airflow_provider_dstack.sensors import DstackRunSensor
+from dstack_core import GPU, Resources, Service, Task
+
+{head}
+
+with DAG({dag_id!r}) as dag:
+{body}
 """
 
 
@@ -55,6 +74,13 @@ def paths(server: LocalServer, ending: str) -> list[str]:
     return [request.path for request in server.requests if request.path.endswith(ending)]
 
 
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
 def runs_of(server: LocalServer, marker: str) -> list[Run]:
     """Return the runs whose marker starts so, newest first."""
     with server.client() as client:
@@ -69,6 +95,16 @@ class Ended:
     task_state: str
     result: Any
     marker: str
+
+
+@dataclass(frozen=True)
+class Ran:
+    """Hold how a DAG run of several tasks ended: their states and XComs by task id, mapped ones left out."""
+
+    dag_id: str
+    state: str
+    tasks: dict[str, str]
+    values: dict[str, Any]
 
 
 class DagRunner:
@@ -102,5 +138,22 @@ class DagRunner:
             ti = run.get_task_instances()[0]
             result = ti.xcom_pull(task_ids="train")
             return Ended(str(run.state), str(ti.state), result, f"airflow:{dag.dag_id}/")
+        finally:
+            Path(dag.fileloc).unlink()
+
+    def run_tasks(self, body: str, head: str = "") -> Ran:
+        """Run a DAG whose tasks are made by ``body`` (Python source) to its end."""
+        dag_id = f"dag_{next(_NUMBERS)}"
+        source = _TASKS.format(dag_id=dag_id, head=head, body=textwrap.indent(body, "    "))
+        dag = self.load(source, dag_id)
+        try:
+            run = dag.test()
+            tasks = [ti for ti in run.get_task_instances() if ti.map_index < 0]
+            return Ran(
+                dag_id,
+                str(run.state),
+                {ti.task_id: str(ti.state) for ti in tasks},
+                {ti.task_id: ti.xcom_pull(task_ids=ti.task_id) for ti in tasks},
+            )
         finally:
             Path(dag.fileloc).unlink()

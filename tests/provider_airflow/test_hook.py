@@ -118,3 +118,11 @@ def test_the_extra_sets_limits_and_trust(monkeypatch: pytest.MonkeyPatch) -> Non
     hook = define(monkeypatch, **fields, extra={"ca_bundle": "/etc/ca.pem", "verify": True})
     assert hook._arguments(None, None, None)["verify"] == "/etc/ca.pem"
     assert define(monkeypatch, **fields)._arguments(None, None, None)["verify"] is True
+
+
+def test_requests_to_a_service_bear_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {"host": "http://h", "login": "p"}
+    hook = define(monkeypatch, **fields, password="secret-token")
+    assert hook.headers() == {"Authorization": "Bearer secret-token"}
+    with pytest.raises(AirflowFailException, match="no token"):
+        define(monkeypatch, **fields).headers()

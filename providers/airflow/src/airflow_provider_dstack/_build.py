@@ -43,6 +43,8 @@ def job_of(operator: DstackRunOperator, context: Context, hand_over_after: float
         was_ended=partial(was_ended, context["ti"]),
         next_try_follows=partial(_next_try_follows, operator, context),
         ledger=ledger,
+        on_submitted=partial(operator.announce, context),
+        is_ready=operator.readiness(context),
     )
     try:
         what = submit_arguments(operator)

@@ -39,6 +39,8 @@ class JobOptions:
     whether the task was ended meanwhile; it is asked once, before the run is handed over.
     ``next_try_follows`` tells whether the task's next try takes the run over: with an error whether it does
     after that, with None after a kill. ``ledger`` forgets the run once it succeeded.
+    ``on_submitted`` is told the run, in the worker's thread. ``is_ready`` is asked between two looks; the
+    run is handed over once it says yes.
     """
 
     run: RunId
@@ -50,6 +52,8 @@ class JobOptions:
     was_ended: Callable[[], bool]
     next_try_follows: Callable[[BaseException | None], bool]
     ledger: Ledger | None = None
+    on_submitted: Callable[[Run], None] = lambda run: None
+    is_ready: Callable[[Run], bool] | None = None
 
 
 class RunJob:
@@ -195,11 +199,12 @@ class RunJob:
         self._submitting = False
         self.progress = Progress(run.name, run.id)
         self._log.info("Run %s in project %s: %s", run.name, self.project, run.url)
+        options.on_submitted(run)
         events = run.follow(
             poll_interval=options.poll_interval,
             logs=options.logs,
             retry_budget=options.retry_budget,
-            sleep=self._sleeper(),
+            sleep=self._sleeper(run),
         )
         for event in events:
             for level, text in self.relay.records(event):
@@ -212,11 +217,17 @@ class RunJob:
             elif self.killed:
                 raise _Killed
 
-    def _sleeper(self) -> Callable[[float], None]:
+    def _sleeper(self, run: Run) -> Callable[[float], None]:
         """Return a sleep that ends early: when killed, and when it is time to hand over."""
-        hand_over_after = self._options.hand_over_after
+        hand_over_after, is_ready = self._options.hand_over_after, self._options.is_ready
         hand_over_at = float("inf") if hand_over_after is None else time.monotonic() + hand_over_after
-        return lambda seconds: self._sleep(seconds, hand_over_at)
+
+        def sleep(seconds: float) -> None:
+            if is_ready is not None and not self.killed and is_ready(run):
+                raise _HandOver
+            self._sleep(seconds, hand_over_at)
+
+        return sleep
 
     def _sleep(self, seconds: float, hand_over_at: float = float("inf")) -> None:
         end = time.monotonic() + seconds

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from airflow_provider_dstack._frames import without_frames
+
 if TYPE_CHECKING:
     from dstack_core import Event, LogLines, Outcome
 
@@ -57,7 +59,10 @@ class Relay:
 
     def _remembered(self, event: LogLines) -> Iterator[str]:
         prefix = _prefix(event)
-        for line in event.lines:
+        for logged in event.lines:
+            line = without_frames(logged)
+            if line is None:
+                continue
             self._tail.append(f"{prefix}{line}"[:_TAIL_CHARACTERS])
             yield f"{prefix}{line}"
 

@@ -19,10 +19,29 @@ def get_provider_info() -> dict[str, Any]:
             {"integration-name": "dstack", "external-doc-url": "https://dstack.ai/docs/", "tags": ["ai"]}
         ],
         "operators": [
-            {"integration-name": "dstack", "python-modules": ["airflow_provider_dstack.operators"]}
+            {
+                "integration-name": "dstack",
+                "python-modules": ["airflow_provider_dstack.operators", "airflow_provider_dstack.services"],
+            }
         ],
+        "sensors": [{"integration-name": "dstack", "python-modules": ["airflow_provider_dstack.sensors"]}],
         "hooks": [{"integration-name": "dstack", "python-modules": ["airflow_provider_dstack.hooks"]}],
-        "triggers": [{"integration-name": "dstack", "python-modules": ["airflow_provider_dstack.triggers"]}],
+        "triggers": [
+            {
+                "integration-name": "dstack",
+                "python-modules": [
+                    "airflow_provider_dstack.triggers",
+                    "airflow_provider_dstack.status_trigger",
+                ],
+            }
+        ],
+        "extra-links": [
+            "airflow_provider_dstack.links.DstackRunLink",
+            "airflow_provider_dstack.links.DstackServiceLink",
+        ],
+        "task-decorators": [
+            {"name": "dstack", "class-name": "airflow_provider_dstack.decorators.dstack_task"}
+        ],
         "connection-types": [
             {
                 "connection-type": "dstack",

@@ -99,6 +99,13 @@ class DstackHook(BaseHook):
         except ConfigurationError as error:
             raise self._unusable(error.message) from None
 
+    def headers(self) -> dict[str, str]:
+        """Return what requests to a service of the project have to carry, unless it has ``auth: false``.
+
+        Raises ``AirflowFailException`` when the connection is missing or has no token.
+        """
+        return {"Authorization": f"Bearer {self._token}"}
+
     @property
     def project(self) -> str:
         """Return the project's name. Raises ``AirflowFailException`` when none is given."""
@@ -156,13 +163,18 @@ class DstackHook(BaseHook):
             mask_secret(connection.password)
         return connection
 
+    @property
+    def _token(self) -> str:
+        token = self._connection.password
+        if not token:
+            raise self._unusable("it has no token; fill in Token (the password)")
+        return token
+
     def _arguments(
         self, timeout: float | None, connect_timeout: float | None, retry_budget: float | None
     ) -> dict[str, Any]:
         connection = self._connection
         extra = connection.extra_dejson
-        if not connection.password:
-            raise self._unusable("it has no token; fill in Token (the password)")
         verify = extra.get("ca_bundle") or extra.get("verify")
         limits = {
             "timeout": timeout if timeout is not None else _seconds(extra.get("timeout")),
@@ -172,7 +184,7 @@ class DstackHook(BaseHook):
         return {
             "server_url": self._server_url(connection),
             "project_name": self.project,
-            "user_token": connection.password,
+            "user_token": self._token,
             "verify": True if verify is None else _as_verify(verify),
             **{name: value for name, value in limits.items() if value is not None},
         }

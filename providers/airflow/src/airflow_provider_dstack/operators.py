@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_dstack._compat import (
     AirflowFailException,
@@ -25,13 +26,18 @@ from airflow_provider_dstack._stop import (
     stop_patiently,
 )
 from airflow_provider_dstack.errors import DstackRunInterrupted
+from airflow_provider_dstack.links import RUN_NAME_KEY, RUN_URL_KEY, DstackRunLink, push
 
 if TYPE_CHECKING:
     import jinja2
+    from airflow.sdk import BaseOperatorLink
 
     from airflow_provider_dstack._job import RunJob
     from airflow_provider_dstack.hooks import DstackHook
-    from dstack_core import Configuration, Resources, RetryPolicy, SpotPolicy
+    from airflow_provider_dstack.services import DstackServiceOperator, DstackStopRunOperator
+    from dstack_core import Configuration, Resources, RetryPolicy, Run, SpotPolicy
+
+__all__ = ["DstackRunOperator", "DstackServiceOperator", "DstackStopRunOperator"]
 
 _SYNC_SECONDS = 5.0
 _BACKSTOP_SECONDS = 60.0
@@ -81,6 +87,7 @@ class DstackRunOperator(BaseOperator):
     )
     template_ext: Sequence[str] = (".yml", ".yaml")
     template_fields_renderers: ClassVar[dict[str, str]] = {"configuration": "yaml"}
+    operator_extra_links: Collection[BaseOperatorLink] = (DstackRunLink(),)
     ui_color = "#e8e4ff"
 
     def __init__(
@@ -132,7 +139,7 @@ class DstackRunOperator(BaseOperator):
         self._job: RunJob | None = None
         self._killed = False
 
-    def execute(self, context: Context) -> dict[str, Any]:
+    def execute(self, context: Context) -> Any:
         """Run and return ``Outcome.to_dict()``; when ``deferrable``, hand a longer run to the triggerer."""
         from airflow_provider_dstack._build import job_of
         from airflow_provider_dstack._outcome import as_airflow_error, result_of
@@ -150,12 +157,12 @@ class DstackRunOperator(BaseOperator):
         if job.outcome is not None:
             return result_of(job.outcome, job.relay.tail, self._skip_on)
         try:
-            self._defer(job, context)
+            return self._hand_over(job, context)
         except (Exception, AirflowTaskTimeout):
             job.stop()
             raise
 
-    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
+    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Return the outcome that the trigger reported, or raise what it says."""
         from airflow_provider_dstack import _build, _outcome
 
@@ -232,6 +239,13 @@ class DstackRunOperator(BaseOperator):
             return render_model(
                 content, lambda value: self.render_template(value, context, jinja_env, seen_oids)
             )
+        if isinstance(content, str) and content is not self.configuration:
+            # Only the configuration as a whole may name a file; a command may well end with ".yml".
+            endings, self.template_ext = self.template_ext, ()
+            try:
+                return super().render_template(content, context, jinja_env, seen_oids)
+            finally:
+                self.template_ext = endings
         return super().render_template(content, context, jinja_env, seen_oids)
 
     def hook(self) -> DstackHook:
@@ -240,7 +254,17 @@ class DstackRunOperator(BaseOperator):
 
         return DstackHook(self.dstack_conn_id, self.project_name)
 
-    def _defer(self, job: RunJob, context: Context) -> NoReturn:
+    def announce(self, context: Context, run: Run) -> None:
+        """Put the run's name and address where the link finds them while the task still runs."""
+        push(context["ti"], RUN_NAME_KEY, run.name, self.log)
+        push(context["ti"], RUN_URL_KEY, run.url, self.log)
+
+    def readiness(self, context: Context) -> Callable[[Run], bool] | None:
+        """Return what tells that a run is followed no longer, None when it is followed to its end."""
+        return None
+
+    def _hand_over(self, job: RunJob, context: Context) -> Any:
+        """Have the triggerer follow the run from here on."""
         from airflow_provider_dstack.triggers import DstackRunTrigger
 
         if job.progress is None:
@@ -287,3 +311,10 @@ class DstackRunOperator(BaseOperator):
             self.log.warning("The run is kept for the task's next try")
         else:
             self._stop_leftover(context)
+
+
+def __getattr__(name: str) -> Any:
+    """Load the operators of services when they are first asked for: a class costs a DAG file time."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("airflow_provider_dstack.services"), name)

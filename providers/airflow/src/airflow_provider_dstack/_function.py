@@ -1,0 +1,167 @@
+"""Pack a Python function with its arguments for a run, and read back what it returned."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import inspect
+import json
+import shlex
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow_provider_dstack import _remote
+from airflow_provider_dstack._frames import frame_key, read_frame
+from airflow_provider_dstack.errors import AirflowFailException, DstackError
+
+if TYPE_CHECKING:
+    from dstack_core import Client
+
+Serializer = Literal["json", "cloudpickle"]
+
+FOLDER = ".dstack-task"
+# A log store may show the last lines some seconds after the run is over.
+_LOOKS = 4
+_PAUSE_SECONDS = 2.0
+
+
+def call_of(
+    function: Callable[..., Any], args: Collection[Any], kwargs: Mapping[str, Any], serializer: Serializer
+) -> dict[str, Any]:
+    """Return the call as what ``call.json`` holds. Raises ``AirflowFailException`` for what cannot travel."""
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    head = {"serializer": serializer, "python": python, "name": function.__name__}
+    if serializer == "cloudpickle":
+        return {**head, "pickle": _pickled(function, args, kwargs)}
+    plain_args, plain_kwargs = [_plain(value) for value in args], _plain(kwargs)
+    places = [(f"argument {number}", value) for number, value in enumerate(plain_args, 1)]
+    places += [(f"argument {name!r}", value) for name, value in plain_kwargs.items()]
+    for place, value in places:
+        problem = _remote.not_json(value, place)
+        if problem:
+            raise AirflowFailException(
+                f"{function.__name__}: {problem}; pass plain values, or use serializer='cloudpickle'"
+            )
+    return {
+        **head,
+        "source": source_of(function),
+        "file": f"{function.__name__}.py",
+        "args": plain_args,
+        "kwargs": plain_kwargs,
+    }
+
+
+def source_of(function: Callable[..., Any]) -> str:
+    """Return the text of a function from its ``def`` on, without decorators."""
+    name = getattr(function, "__name__", repr(function))
+    try:
+        text = textwrap.dedent(inspect.getsource(function))
+        found = next(node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef))
+    except (OSError, SyntaxError, StopIteration) as error:
+        raise AirflowFailException(
+            f"{name}: the source of the function cannot be read ({error}); write it as a def in the DAG's "
+            "file, or use serializer='cloudpickle'"
+        ) from None
+    return "".join(text.splitlines(keepends=True)[found.lineno - 1 :])
+
+
+def write_files(directory: Path, call: Mapping[str, Any], marker: str, limit: int) -> None:
+    """Write what the run needs, ``limit`` being the most bytes it may return."""
+    folder = directory / FOLDER
+    folder.mkdir()
+    content = {**call, "key": frame_key(marker), "limit": limit}
+    source = content.pop("source", None)
+    if source is not None:
+        (folder / content["file"]).write_text(source, encoding="utf-8")
+    (folder / "main.py").write_text(inspect.getsource(_remote), encoding="utf-8")
+    (folder / "call.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def launcher(marker: str, image: str | None) -> str:
+    """Return the shell command that starts the function, and says so when the run has no Python."""
+    message = (
+        f"there is no python3 in {f'the image {image!r}' if image else 'the run'}; use an image with one"
+    )
+    (frame,) = _remote.frame(frame_key(marker), {"kind": "unusable", "message": message})
+    script = f"{FOLDER}/main.py"
+    return (
+        "dstack_python=$(command -v python3 || command -v python) || "
+        f"{{ echo {shlex.quote(message)}; echo {shlex.quote(frame)}; exit 127; }}; "
+        f'dstack_main={script}; [ -e "$dstack_main" ] || '
+        f'dstack_main="${{DSTACK_REPO_DIR:-/workflow}}/{script}"; "$dstack_python" -u "$dstack_main"'
+    )
+
+
+def read_back(client: Client, run_name: str, run_id: str, *, wait: bool) -> dict[str, Any] | None:
+    """Return the frame in the run's log; with ``wait`` a late one is waited for, for some seconds.
+
+    Raises the server errors, and ``DstackError`` for a frame that is broken.
+    """
+    for look in range(_LOOKS if wait else 1):
+        if look:
+            time.sleep(_PAUSE_SECONDS)
+        run = client.runs.get(run_name)
+        if run is None or run.id != run_id:
+            raise DstackError(f"run {run_name} was deleted before its result was read")
+        try:
+            frame = read_frame(run.logs(), frame_key(run.marker or ""))
+        except ValueError as error:
+            raise DstackError(f"run {run_name}: {error}") from None
+        if frame is not None:
+            return frame
+    return None
+
+
+def value_of(frame: Mapping[str, Any], serializer: Serializer) -> Any:
+    """Return what the function returned."""
+    if serializer == "json":
+        return json.loads(frame["value"])
+    try:
+        return _cloudpickle().loads(base64.b64decode(frame["value"]))
+    except Exception as error:
+        raise AirflowFailException(
+            "the function's result cannot be unpickled on the worker "
+            f"(Python {sys.version.split()[0]}): {error!r}"
+        ) from error
+
+
+def _pickled(function: Callable[..., Any], args: Collection[Any], kwargs: Mapping[str, Any]) -> str:
+    cloudpickle = _cloudpickle()
+    module = sys.modules.get(function.__module__)
+    if module is not None:
+        # The run cannot import the DAG's file.
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        data = cloudpickle.dumps((function, list(args), dict(kwargs)))
+    except Exception as error:
+        raise AirflowFailException(
+            f"{function.__name__}: it cannot be pickled with its arguments: {error!r}"
+        ) from error
+    finally:
+        if module is not None:
+            cloudpickle.unregister_pickle_by_value(module)
+    return base64.b64encode(data).decode()
+
+
+def _cloudpickle() -> Any:
+    try:
+        return import_module("cloudpickle")
+    except ImportError:
+        raise AirflowFailException(
+            "serializer='cloudpickle' needs the package cloudpickle on the worker; install "
+            "'airflow-provider-dstack[cloudpickle]'"
+        ) from None
+
+
+def _plain(value: Any) -> Any:
+    """Return lists and dicts for what is like one: XComs of mapped tasks come as lazy sequences."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,233 @@
+"""Start a service for the tasks of a DAG, and stop it when they are done: for setup and teardown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_dstack._compat import BaseOperator
+from airflow_provider_dstack._spec import at_least
+from airflow_provider_dstack._stop import KILL_LIMITS
+from airflow_provider_dstack.errors import DstackError, DstackRunFailed, DstackRunInterrupted
+from airflow_provider_dstack.links import SERVICE_URL_KEY, DstackRunLink, DstackServiceLink, push
+from airflow_provider_dstack.operators import DstackRunOperator
+
+if TYPE_CHECKING:
+    from airflow_provider_dstack._compat import Context
+    from airflow_provider_dstack._job import RunJob
+    from airflow_provider_dstack._names import TaskNames
+    from airflow_provider_dstack.hooks import DstackHook
+    from dstack_core import Client, Run
+
+
+class DstackServiceOperator(DstackRunOperator):
+    """Submit a service, wait until it answers, and return its address (str); the service goes on.
+
+    ``configuration`` is that of a service; the other parameters are as for ``DstackRunOperator``. A task
+    that is killed, fails or times out before the service answers stops it; one that is retried takes over
+    the service of the try before, one that is cleared replaces it. After success the service goes on until
+    ``DstackStopRunOperator`` stops it, or its ``max_duration`` is over. The log of the service is relayed
+    until it answers. The address is also the task's XCom ``dstack_service_url``, the name of the run
+    ``dstack_run_name``. Unless the service has ``auth: false``, requests need the header ``Authorization:
+    Bearer TOKEN``.
+
+    It waits in the worker; ``deferrable`` is not offered. Raises as ``DstackRunOperator`` does, and
+    ``DstackRunFailed`` for a service that ends before it answers.
+    """
+
+    operator_extra_links = (DstackRunLink(), DstackServiceLink())
+    ui_color = "#d9f2e6"
+
+    def __init__(self, *, deferrable: bool = False, **kwargs: Any) -> None:
+        if deferrable:
+            raise ValueError("deferrable: a service is waited for in the worker; leave it out")
+        super().__init__(deferrable=False, **kwargs)
+        self._service_url: str | None = None
+
+    def execute(self, context: Context) -> str:
+        """Return the service's address once it answers."""
+        ended = super().execute(context)
+        if self._service_url is None:
+            text = f"Service {ended['run_name']} {ended['message']} before it answered. See {ended['url']}"
+            raise DstackRunFailed(text, ended)
+        return self._service_url
+
+    def readiness(self, context: Context) -> Callable[[Run], bool]:
+        """Return what asks the service for an answer, and tells its address when there is one."""
+        # A service that is slow to answer must not keep the run's own log waiting.
+        client = self.hook().client(**KILL_LIMITS)
+
+        def is_ready(run: Run) -> bool:
+            url = _answering(client, run)
+            if url is None:
+                return False
+            self.log.info("Service %s answers at %s", run.name, url)
+            push(context["ti"], SERVICE_URL_KEY, url, self.log)
+            self._service_url = url
+            return True
+
+        return is_ready
+
+    def _hand_over(self, job: RunJob, context: Context) -> None:
+        """Let the service go on."""
+        if self._killed:
+            job.stop_or_leave()
+            raise DstackRunInterrupted(job.interruption())
+
+
+class DstackStopRunOperator(BaseOperator):
+    """Stop runs and wait for their end; a run that is over, or never was, is fine.
+
+    ``runs_of``: a task of the same DAG run (its operator or its task id, or several), whose runs are stopped
+    whichever try submitted them; in a mapped task group, those of the same map index. ``run_name``: names of
+    runs (str or list; an empty one is left out), or what ``DstackRunOperator`` returned. One of the two is
+    given. ``abort`` (bool) leaves the run no time to end. ``wait_for_completion`` (bool) waits until the
+    runs are over, with a look every ``poll_interval`` seconds; ``execution_timeout`` is the limit.
+    ``retry_budget`` (seconds) is how long a silent server is borne. ``dstack_conn_id`` and ``project_name``
+    are as for ``DstackRunOperator``.
+
+    Returns a dict: the status of each run it stopped, by name. Made for ``as_teardown``. Raises
+    ``AirflowFailException`` for a connection that is wrong, and ``DstackServerUnreachable``.
+    """
+
+    template_fields: Sequence[str] = ("run_name", "runs_of", "dstack_conn_id", "project_name")
+    ui_color = "#ffe4e1"
+
+    def __init__(
+        self,
+        *,
+        run_name: str | Mapping[str, Any] | Iterable[Any] | None = None,
+        runs_of: BaseOperator | str | Sequence[BaseOperator | str] | None = None,
+        abort: bool = False,
+        wait_for_completion: bool = True,
+        poll_interval: float = 5.0,
+        retry_budget: float = 600.0,
+        dstack_conn_id: str = "dstack_default",
+        project_name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if (run_name is None) == (runs_of is None):
+            raise ValueError("give either runs_of (tasks) or run_name (names of runs)")
+        self.run_name = run_name
+        self.runs_of = [runs_of] if isinstance(runs_of, str | BaseOperator) else runs_of
+        if self.runs_of is not None:
+            # A task knows its id, a DAG file needs no more of it.
+            self.runs_of = [getattr(task, "task_id", task) for task in self.runs_of]
+        self.abort = abort
+        self.wait_for_completion = wait_for_completion
+        self.poll_interval = at_least("poll_interval", poll_interval, 0.1)
+        self.retry_budget = at_least("retry_budget", retry_budget, 0.0)
+        self.dstack_conn_id = dstack_conn_id
+        self.project_name = project_name
+
+    def execute(self, context: Context) -> dict[str, str]:
+        """Stop the runs and return how they ended."""
+        from airflow_provider_dstack._outcome import as_airflow_error
+        from dstack_core import DstackError as CoreError
+
+        try:
+            with self.hook().client(retry_budget=self.retry_budget) as client:
+                runs = self._runs(client, context)
+                for run in runs:
+                    self._stop(run)
+                return {run.name: self._end(run) for run in runs}
+        except CoreError as error:
+            raise as_airflow_error(error, submitted=False) from error
+
+    def hook(self) -> DstackHook:
+        """Return the hook of this operator's connection and project."""
+        from airflow_provider_dstack.hooks import DstackHook
+
+        return DstackHook(self.dstack_conn_id, self.project_name)
+
+    def _runs(self, client: Client, context: Context) -> list[Run]:
+        if self.runs_of is None:
+            found = {name: client.runs.get(name) for name in _names(self.run_name)}
+            for name, run in found.items():
+                if run is None:
+                    self.log.info("There is no run %s in project %s", name, client.project)
+            return [run for run in found.values() if run is not None]
+        names = [_task_names(str(task_id), context) for task_id in self.runs_of]
+        runs = [
+            run
+            for run in client.runs.list()
+            if run.outcome() is None and any(_is_of(run, one, context) for one in names)
+        ]
+        if not runs:
+            self.log.info("No run of %s is going", ", ".join(map(str, self.runs_of)))
+        return runs
+
+    def _stop(self, run: Run) -> None:
+        outcome = run.outcome()
+        if outcome is None:
+            self.log.info("Stopping run %s: %s", run.name, run.url)
+            run.stop(abort=self.abort)
+        else:
+            self.log.info("Run %s is over: %s", run.name, outcome.status)
+
+    def _end(self, run: Run) -> str:
+        """Return the last known status of a run, which is that of its end when that is waited for."""
+        from dstack_core import RunNotFoundError, RunStatus
+
+        try:
+            outcome = run.refresh().outcome()
+            while outcome is None and self.wait_for_completion:
+                time.sleep(self.poll_interval)
+                outcome = run.refresh().outcome()
+        except RunNotFoundError:
+            return "deleted"
+        if outcome is None:
+            return str(RunStatus(run.raw_status))
+        self.log.info("Run %s %s, %g USD", run.name, outcome.message, outcome.cost)
+        return str(outcome.status)
+
+
+def _answering(client: Client, run: Run) -> str | None:
+    """Return the service's address if it answers now; whether the run goes on is told by its follower."""
+    from dstack_core import RunError, RunNotFoundError, ServerUnreachableError, WaitTimeoutError
+
+    try:
+        found = client.runs.get(run.name)
+        return None if found is None or found.id != run.id else found.wait_until_ready(timeout=0.0)
+    except (RunError, RunNotFoundError, ServerUnreachableError, WaitTimeoutError):
+        return None
+
+
+def _names(given: Any) -> list[str]:
+    """Return run names from what a template or an XCom made of ``run_name``."""
+    if isinstance(given, Mapping):
+        given = given.get("run_name")
+    if given is None or isinstance(given, str):
+        # What a template makes of an XCom that is not there.
+        return [] if given in (None, "", "None") else [given]
+    if not isinstance(given, Iterable):
+        raise DstackError(f"run_name: {given!r} is no name of a run")
+    return list(dict.fromkeys(name for one in given for name in _names(one)))
+
+
+def _task_names(task_id: str, context: Context) -> TaskNames:
+    from dataclasses import replace
+
+    from airflow_provider_dstack._names import TaskNames
+
+    own, ti = TaskNames.of(context), context["ti"]
+    return replace(own, task=f"airflow:{ti.dag_id}/{ti.run_id}/{task_id}")
+
+
+def _is_of(run: Run, names: TaskNames, context: Context) -> bool:
+    """Tell whether a run is of that task, or of one of its mapped instances."""
+    from dataclasses import replace
+
+    marker = run.marker or ""
+    if names.read_marker(marker) is not None:
+        return True
+    head, bracket, _ = marker.removeprefix(names.task).partition("]")
+    index = head.removeprefix("[")
+    if not bracket or not marker.startswith(f"{names.task}[") or not index.isdecimal():
+        return False
+    own = context["ti"].map_index
+    if own is not None and own >= 0 and int(index) != own:
+        return False
+    return replace(names, task=f"{names.task}[{index}]").read_marker(marker) is not None

@@ -1,0 +1,90 @@
+"""Wait in the triggerer until a run shows a status."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_provider_dstack._outcome import broken_event
+from airflow_provider_dstack._status import not_there, sight_of
+from airflow_provider_dstack.hooks import DstackHook
+
+if TYPE_CHECKING:
+    from dstack_core import AsyncClient
+
+
+class DstackStatusTrigger(BaseTrigger):
+    """Look at a run every ``poll_interval`` seconds; fire once it is over or shows one of ``statuses``.
+
+    ``dstack_conn_id``, ``project_name``: as for ``DstackHook``; no secret is kept. ``run_name`` (str),
+    ``statuses`` (list of str), ``wait_for_run`` (bool) as for ``DstackRunSensor``, for whose
+    ``execute_complete`` the event's payload is. A server that does not answer is asked again and again: the
+    sensor's ``timeout`` is the limit. Never stops the run. Source: Airflow documentation, "Deferrable
+    Operators & Triggers".
+    """
+
+    def __init__(
+        self,
+        *,
+        dstack_conn_id: str,
+        project_name: str | None,
+        run_name: str,
+        statuses: Sequence[str],
+        poll_interval: float,
+        wait_for_run: bool = True,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is untyped
+        self.dstack_conn_id = dstack_conn_id
+        self.project_name = project_name
+        self.run_name = run_name
+        self.statuses = list(statuses)
+        self.poll_interval = poll_interval
+        self.wait_for_run = wait_for_run
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class path and the arguments to make this trigger again in another process."""
+        return (
+            "airflow_provider_dstack.status_trigger.DstackStatusTrigger",
+            {
+                "dstack_conn_id": self.dstack_conn_id,
+                "project_name": self.project_name,
+                "run_name": self.run_name,
+                "statuses": self.statuses,
+                "poll_interval": self.poll_interval,
+                "wait_for_run": self.wait_for_run,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Yield the one event: what the run showed, or why it can no longer be watched."""
+        try:
+            payload = await self._look_until_reached()
+        except Exception as error:
+            payload = broken_event(error)
+        yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow's is untyped
+
+    async def _look_until_reached(self) -> dict[str, Any]:
+        from dstack_core import ServerUnreachableError
+
+        async with await asyncio.to_thread(self._connect) as client:
+            while True:
+                # The worker has looked just now.
+                await asyncio.sleep(self.poll_interval)
+                try:
+                    run = await client.runs.get(self.run_name)
+                except ServerUnreachableError as error:
+                    self.log.warning("%s; looking again", error.message)
+                    continue
+                if run is None and not self.wait_for_run:
+                    raise not_there(self.run_name, client.project)
+                if run is not None:
+                    sight = sight_of(run)
+                    if sight["outcome"] is not None or sight["status"] in self.statuses:
+                        return {"kind": "seen", "sight": sight}
+
+    def _connect(self) -> AsyncClient:
+        """Look the connection up, which blocks."""
+        return DstackHook(self.dstack_conn_id, self.project_name).async_client(retry_budget=0.0)

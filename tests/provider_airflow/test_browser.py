@@ -1,0 +1,72 @@
+"""What a user sees in a browser: the connection form, and the links on a task's page."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from dstack_core.local import LocalServer
+from tests.provider_airflow.components import Components
+from tests.provider_airflow.support import runs_of, wait_for
+
+pytestmark = pytest.mark.slow
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+SCREENSHOTS = Path(os.environ.get("SCREENSHOTS", Path(__file__).parents[2] / "build" / "screenshots"))
+_PATIENCE_MS = 45_000
+
+
+@pytest.fixture(scope="module")
+def page(components: Components) -> Iterator[Page]:
+    """Open a browser; with all users being admins Airflow asks for no password."""
+    assert CHROMIUM, "no chromium on the PATH; install the package chromium, or set CHROMIUM"
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 1300}, color_scheme="light")
+        page.set_default_timeout(_PATIENCE_MS)
+        expect.set_options(timeout=_PATIENCE_MS)
+        yield page
+        browser.close()
+
+
+def test_the_connection_form_has_labels_and_placeholders(page: Page, components: Components) -> None:
+    page.goto(f"{components.url}/connections")
+    page.get_by_role("button", name="Add Connection").click()
+    form = page.get_by_role("dialog")
+    chooser = form.get_by_role("combobox").first
+    chooser.click()
+    chooser.press_sequentially("dstack")
+    page.get_by_role("option", name="dstack", exact=True).click()
+    form.get_by_role("button", name="Extra Fields", exact=True).click()
+    for label in ("Server URL", "Project", "Token", "Verify TLS certificate", "CA bundle", "Timeout"):
+        expect(form.get_by_text(label, exact=True).first).to_be_visible()
+    expect(form.get_by_placeholder("https://dstack.example.com")).to_be_visible()
+    expect(form.get_by_placeholder("token of the dstack user")).to_have_attribute("type", "password")
+    for hidden in ("Schema", "Port"):
+        expect(form.get_by_text(hidden, exact=True)).to_have_count(0)
+    page.screenshot(path=SCREENSHOTS / "airflow-connection.png")
+
+
+def test_the_task_page_leads_to_the_run_while_it_goes_on(
+    page: Page, components: Components, shared_server: LocalServer, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    run_id = components.trigger("sync", command=f"echo training; until [ -e {gate} ]; do sleep 0.1; done")
+    path = f"/api/v2/dags/sync/dagRuns/{run_id}/taskInstances/train/links"
+    url = wait_for("link", lambda: components.call("GET", path)["extra_links"]["dstack run"])
+    (run,) = runs_of(shared_server, f"airflow:sync/{run_id}/")
+    assert url == run.url
+    assert components.task("sync", run_id)["state"] == "running"
+    page.goto(f"{components.url}/dags/sync/runs/{run_id}/tasks/train/details")
+    link = page.get_by_role("link", name="dstack run")
+    expect(link).to_have_attribute("href", run.url)
+    page.screenshot(path=SCREENSHOTS / "airflow-task.png")
+    gate.touch()
+    components.wait_for_state("sync", run_id, "success")
+    assert components.call("GET", path)["extra_links"]["dstack run"] == run.url

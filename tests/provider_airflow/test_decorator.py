@@ -1,0 +1,297 @@
+"""``@task.dstack``: the body of a function runs in a run, and its value comes back."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+
+from airflow_provider_dstack import _remote, operators
+from airflow_provider_dstack._frames import read_frame
+from dstack_core.local import LocalServer
+from tests.provider_airflow.support import DagRunner, Ran, paths, runs_of
+
+MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
+
+# The Python of the tests, which has cloudpickle; the embedded server's runs find another one first.
+OWN_PYTHON = f"commands=['export PATH={Path(sys.executable).parent}:$PATH']"
+
+
+@pytest.fixture(autouse=True)
+def early_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operators, "_SYNC_SECONDS", 1.5)
+
+
+def run(dag_runner: DagRunner, body: str) -> Ran:
+    """Run a DAG with this body."""
+    return dag_runner.run_tasks(body, head="LIMIT = 40")
+
+
+@MODES
+def test_a_function_runs_and_its_value_is_the_xcom(
+    dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str], deferrable: bool
+) -> None:
+    ran = run(
+        dag_runner,
+        f"""
+@task.dstack(resources=Resources(gpu=GPU(count=1)), env={{"FACTOR": "3"}}, poll_interval=0.3,
+             deferrable={deferrable})
+def train(rate: float, words: list[str], day: str, ds: str | None = None) -> dict[str, Any]:
+    import os, time
+    for step in range(1, 6):
+        print(f"step-{{step}}")
+        time.sleep({0.6 if deferrable else 0.05})
+    print("no line end", end="")
+    return {{"rate": rate * int(os.environ["FACTOR"]), "words": words, "day": day, "same": day == ds}}
+
+@task
+def use(result):
+    return result["rate"] + 1
+
+use(train(0.5, ["a", "\u00fc"], day="{{{{ ds }}}}"))
+""",
+    )
+    output = capfd.readouterr().out
+    assert ran.state == "success", output
+    value = ran.values["train"]
+    assert (value["rate"], value["words"], value["same"]) == (1.5, ["a", "\u00fc"], True)
+    assert ran.values["use"] == 2.5
+    assert [word for word in output.split() if word.startswith("step-")] == [f"step-{n}" for n in range(1, 6)]
+    assert "no line end" in output
+    assert "@@dstack" not in output
+    assert ("Pausing task as DEFERRED" in output) is deferrable
+    assert len(paths(server, "/runs/apply")) == 1
+
+
+@MODES
+@pytest.mark.parametrize("get_logs", [True, False], ids=["with-logs", "without-logs"])
+def test_a_function_that_raises_fails_the_task_with_its_traceback(
+    dag_runner: DagRunner,
+    server: LocalServer,
+    capfd: pytest.CaptureFixture[str],
+    deferrable: bool,
+    get_logs: bool,
+) -> None:
+    ran = run(
+        dag_runner,
+        f"""
+@task.dstack(poll_interval=0.3, deferrable={deferrable}, get_logs={get_logs})
+def train():
+    import time
+    time.sleep({2.5 if deferrable else 0})
+    raise KeyError("no such weight")
+
+train()
+""",
+    )
+    output = capfd.readouterr().out
+    assert ran.tasks == {"train": "failed"}
+    assert "DstackRunFailed" in output
+    assert "train raised an exception in run af-" in output
+    assert 'raise KeyError("no such weight")' in output
+    assert "KeyError: 'no such weight'" in output
+    assert "main.py" not in output
+
+
+@pytest.mark.parametrize(
+    ("options", "signature", "statement", "call", "told"),
+    [
+        ("", "value", "return value", "object()", "argument 'value' is of type object"),
+        ("", "value", "return value", "{1: 'a'}", "argument 'value' has the key 1, which is no str"),
+        ("", "ti", "return 1", "", "argument 'ti' is of type RuntimeTaskInstance"),
+        ("configuration={'type': 'service', 'port': 80}, ", "", "return 1", "", "not a service"),
+    ],
+)
+def test_what_cannot_travel_is_told_before_anything_is_sent(
+    dag_runner: DagRunner,
+    server: LocalServer,
+    capfd: pytest.CaptureFixture[str],
+    options: str,
+    signature: str,
+    statement: str,
+    call: str,
+    told: str,
+) -> None:
+    given = f"value={call}" if call else ""
+    parameter = "ti=None" if signature == "ti" else signature
+    ran = run(
+        dag_runner,
+        f"@task.dstack({options}poll_interval=0.3, retries=2)\ndef train({parameter}):\n    {statement}\n"
+        f"train({given})\n",
+    )
+    output = capfd.readouterr().out
+    assert ran.tasks == {"train": "failed"}
+    assert "AirflowFailException" in output
+    assert told in output
+    assert paths(server, "/runs/apply") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "statement", "told"),
+    [
+        ("", "return {1, 2}", "train: the result is of type set, which JSON does not know"),
+        ("", "return {'a': [b'x']}", "the result['a'][0] is of type bytes"),
+        ("max_result_bytes=100, ", "return 'x' * 99", "the result has 101 bytes, max_result_bytes is 100"),
+        ("env={'PATH': '/nowhere'}, ", "return 1", "train: there is no python3 in the run"),
+        (
+            f"serializer='cloudpickle', {OWN_PYTHON}, ",
+            "return (item for item in [1])",
+            "cannot be pickled",
+        ),
+    ],
+)
+def test_a_call_that_can_never_work_is_not_tried_again(
+    dag_runner: DagRunner,
+    server: LocalServer,
+    capfd: pytest.CaptureFixture[str],
+    options: str,
+    statement: str,
+    told: str,
+) -> None:
+    ran = run(
+        dag_runner,
+        f"@task.dstack({options}poll_interval=0.3, retries=2, retry_delay=timedelta(0))\n"
+        f"def train():\n    {statement}\ntrain()\n",
+    )
+    output = capfd.readouterr().out
+    assert ran.tasks == {"train": "failed"}
+    assert "AirflowFailException" in output
+    assert told in output
+    assert len(runs_of(server, f"airflow:{ran.dag_id}/")) == 1
+
+
+def test_a_missing_cloudpickle_is_told(
+    dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "cloudpickle.py").write_text("raise ImportError")
+    options = f"serializer='cloudpickle', {OWN_PYTHON}, env={{'PYTHONPATH': {str(tmp_path)!r}}}"
+    ran = run(dag_runner, f"@task.dstack({options}, poll_interval=0.3)\ndef train(): ...\ntrain()")
+    output = capfd.readouterr().out
+    assert ran.tasks == {"train": "failed"}
+    assert "needs the package cloudpickle in the run, and its Python 3.11 has none" in output
+
+
+def test_another_python_is_told_with_both_versions(tmp_path: Path) -> None:
+    call = {"key": "0" * 16, "serializer": "cloudpickle", "python": "2.7", "pickle": "", "limit": 100}
+    (tmp_path / "main.py").write_text(inspect.getsource(_remote))
+    (tmp_path / "call.json").write_text(json.dumps(call))
+    done = subprocess.run([sys.executable, tmp_path / "main.py"], capture_output=True, check=False)
+    frame = read_frame([done.stdout], "0" * 16)
+    assert done.returncode == 1
+    assert frame is not None
+    assert frame["message"].startswith(
+        "the function was pickled by Python 2.7, the run has Python 3.11; give the run Python 2.7"
+    )
+
+
+def test_arguments_are_neither_in_the_run_nor_in_a_process_list(
+    dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ran = run(
+        dag_runner,
+        """
+@task.dstack(poll_interval=0.3)
+def train(secret):
+    import os, pathlib, subprocess
+    here = pathlib.Path(".dstack-task")
+    listed = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True).stdout
+    return {"listed": secret in listed, "files": sorted(path.name for path in here.iterdir())}
+
+train("swordfish-4711")
+""",
+    )
+    assert ran.values["train"] == {"listed": False, "files": ["main.py", "train.py"]}
+    (run_,) = runs_of(server, f"airflow:{ran.dag_id}/")
+    # The whole run, as any member of the project may see it.
+    reply = requests.post(
+        f"{server.url}/api/project/{server.project}/runs/get",
+        json={"run_name": run_.name},
+        headers={"Authorization": f"Bearer {server.token}"},
+        timeout=10,
+    )
+    assert run_.name in reply.text
+    assert "swordfish-4711" not in reply.text
+
+
+def test_a_task_is_mapped_over_another_ones_result(dag_runner: DagRunner, server: LocalServer) -> None:
+    ran = run(
+        dag_runner,
+        """
+@task
+def rates():
+    return [1, 2, 3]
+
+@task.dstack(poll_interval=0.3, resources={"memory": "1GB"})
+def train(rate, factor):
+    return rate * factor
+
+@task.dstack(poll_interval=0.3)
+def best(values):
+    return max(values)
+
+best(train.partial(factor=10).expand(rate=rates()))
+""",
+    )
+    assert ran.state == "success"
+    assert ran.values["best"] == 30
+
+
+def test_cloudpickle_takes_what_the_function_refers_to(dag_runner: DagRunner, server: LocalServer) -> None:
+    ran = run(
+        dag_runner,
+        f"""
+def helper(value):
+    return value + LIMIT
+
+@task.dstack(poll_interval=0.3, serializer="cloudpickle", {OWN_PYTHON})
+def train(pair):
+    return [helper(pair[0]), type(pair).__name__]
+
+train((2, 3))
+""",
+    )
+    assert ran.state == "success"
+    assert ran.values["train"] == [42, "tuple"]
+
+
+def test_a_yaml_configuration_is_added_to(
+    dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (dag_runner.folder / "gpu.dstack.yml").write_text(
+        "type: task\nenv:\n  ONE: first\ncommands:\n  - echo prepared by {{ task.task_id }}\n"
+    )
+    ran = run(
+        dag_runner,
+        """
+@task.dstack(configuration="gpu.dstack.yml", env={"TWO": "2"}, poll_interval=0.3)
+def train(name):
+    import os
+    return [os.environ["ONE"], os.environ["TWO"], name]
+
+train("conf.yml")
+""",
+    )
+    output = capfd.readouterr().out
+    assert ran.values["train"] == ["first", "2", "conf.yml"], output
+    assert "prepared by train" in output
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("@task.dstack\nasync def train(): ...\ntrain()", "runs a plain function"),
+        ("@task.dstack(serializer='yaml')\ndef train(): ...\ntrain()", "serializer: 'yaml' is not known"),
+        ("@task.dstack(max_result_bytes=0)\ndef train(): ...\ntrain()", "max_result_bytes: 0 leaves no room"),
+        ("@task.dstack(resources={}, run_resources={})\ndef train(): ...\ntrain()", "the same thing"),
+    ],
+)
+def test_wrong_parameters_are_told_when_the_dag_is_parsed(
+    dag_runner: DagRunner, source: str, told: str
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        run(dag_runner, source)

@@ -1,0 +1,209 @@
+"""Sensors wait for runs that somebody else started."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_dstack.sensors import DstackRunSensor
+from airflow_provider_dstack.status_trigger import DstackStatusTrigger
+from dstack_core import Client, RunStatus
+from dstack_core.local import LocalServer
+from tests.provider_airflow.support import DagRunner, paths, wait_for
+
+WAYS = pytest.mark.parametrize("how", ["poke", "reschedule", "deferrable"])
+
+
+@pytest.fixture
+def client(server: LocalServer) -> Iterator[Client]:
+    with server.client() as client:
+        yield client
+
+
+def sensor(how: str = "poke", **options: Any) -> str:
+    """Return the source of a sensor called ``wait``."""
+    mode = "deferrable=True" if how == "deferrable" else f"mode={how!r}"
+    told = "".join(f", {name}={value!r}" for name, value in {"timeout": 60, **options}.items())
+    return f"DstackRunSensor(task_id='wait', run_name='elsewhere', poke_interval=0.3, {mode}{told})"
+
+
+def once_looked_at(server: LocalServer, action: Callable[[], object]) -> threading.Thread:
+    """Do something as soon as the run was asked for once more."""
+    before = len(paths(server, "/runs/get"))
+
+    def work() -> None:
+        wait_for("look at the run", lambda: len(paths(server, "/runs/get")) > before, 60)
+        action()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+@WAYS
+def test_a_run_that_ends_well_is_waited_for(
+    dag_runner: DagRunner, server: LocalServer, client: Client, tmp_path: Path, how: str
+) -> None:
+    gate = tmp_path / "gate"
+    command = f"until [ -e {gate} ]; do sleep 0.1; done"
+    run = client.runs.submit({"type": "task", "commands": [command]}, run_name="elsewhere")
+    opener = once_looked_at(server, gate.touch)
+    ran = dag_runner.run_tasks(sensor(how))
+    opener.join()
+    assert ran.tasks == {"wait": "success"}
+    outcome = run.refresh().outcome()
+    assert outcome is not None
+    assert ran.values["wait"] == {
+        "run_name": "elsewhere",
+        "status": "done",
+        "url": run.url,
+        "outcome": outcome.to_dict(),
+    }
+
+
+@WAYS
+def test_a_run_that_fails_fails_the_sensor_at_once(
+    dag_runner: DagRunner,
+    server: LocalServer,
+    client: Client,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    how: str,
+) -> None:
+    gate = tmp_path / "gate"
+    command = f"until [ -e {gate} ]; do sleep 0.1; done; exit 7"
+    client.runs.submit({"type": "task", "commands": [command]}, run_name="elsewhere")
+    opener = once_looked_at(server, gate.touch)
+    ran = dag_runner.run_tasks(sensor(how))
+    opener.join()
+    output = capfd.readouterr().out
+    assert ran.tasks == {"wait": "failed"}
+    assert "DstackRunFailed" in output
+    assert "exited with status 7" in output
+
+
+@WAYS
+def test_a_status_on_the_way_is_enough_and_the_run_goes_on(
+    dag_runner: DagRunner, server: LocalServer, client: Client, how: str
+) -> None:
+    run = client.runs.submit({"type": "task", "commands": ["sleep 600"]}, run_name="elsewhere")
+    ran = dag_runner.run_tasks(sensor(how, statuses=["running", str(RunStatus.DONE)]))
+    assert ran.tasks == {"wait": "success"}
+    assert ran.values["wait"]["status"] == "running"
+    assert ran.values["wait"]["outcome"] is None
+    assert paths(server, "/runs/stop") == []
+    run.stop(abort=True)
+
+
+@WAYS
+def test_a_run_that_appears_later_is_waited_for(
+    dag_runner: DagRunner, server: LocalServer, client: Client, how: str
+) -> None:
+    def appear() -> None:
+        client.runs.submit({"type": "task", "commands": ["true"]}, run_name="elsewhere")
+
+    starter = once_looked_at(server, appear)
+    ran = dag_runner.run_tasks(sensor(how))
+    starter.join()
+    assert ran.tasks == {"wait": "success"}
+
+
+def test_a_run_need_not_be_waited_for(
+    dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ran = dag_runner.run_tasks(sensor(wait_for_run=False))
+    assert ran.tasks == {"wait": "failed"}
+    assert "there is no run 'elsewhere' in project main" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("how", ["poke", "deferrable"])
+@pytest.mark.parametrize(("options", "state"), [({}, "failed"), ({"soft_fail": True}, "skipped")])
+def test_a_run_that_ended_otherwise_is_told_or_skips(
+    dag_runner: DagRunner,
+    server: LocalServer,
+    client: Client,
+    capfd: pytest.CaptureFixture[str],
+    how: str,
+    options: dict[str, Any],
+    state: str,
+) -> None:
+    run = client.runs.submit({"type": "task", "commands": ["true"]}, run_name="elsewhere")
+    run.wait(30, poll_interval=0.1)
+    ran = dag_runner.run_tasks(sensor(how, statuses="failed", **options))
+    assert ran.tasks == {"wait": state}
+    assert "ended as done and was not seen as failed; add 'done' to statuses" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("conn", "told"), [("bad_token", "token"), ("bad_project", "nowhere")])
+def test_a_wrong_connection_fails_at_once(
+    dag_runner: DagRunner,
+    wrong_connections: LocalServer,
+    capfd: pytest.CaptureFixture[str],
+    conn: str,
+    told: str,
+) -> None:
+    ran = dag_runner.run_tasks(sensor(dstack_conn_id=conn, retries=2))
+    output = capfd.readouterr().out
+    assert ran.tasks == {"wait": "failed"}
+    assert "AirflowFailException" in output
+    assert told in output
+
+
+def test_a_server_that_does_not_answer_is_asked_again(
+    dag_runner: DagRunner, wrong_connections: LocalServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ran = dag_runner.run_tasks(sensor(dstack_conn_id="bad_url", timeout=1))
+    output = capfd.readouterr().out
+    assert ran.tasks == {"wait": "failed"}
+    assert "looking again" in output
+    assert "AirflowSensorTimeout" in output
+
+
+def test_the_trigger_can_be_made_again_and_holds_no_secret(server: LocalServer) -> None:
+    trigger = DstackStatusTrigger(
+        dstack_conn_id="dstack_default",
+        project_name=None,
+        run_name="elsewhere",
+        statuses=["done"],
+        poll_interval=0.1,
+        wait_for_run=False,
+    )
+    path, arguments = trigger.serialize()
+    assert path == f"{DstackStatusTrigger.__module__}.DstackStatusTrigger"
+    assert DstackStatusTrigger(**arguments).serialize() == (path, arguments)
+    assert server.token not in repr(arguments)
+
+    async def first_event() -> Any:
+        return [event async for event in trigger.run()]
+
+    (event,) = asyncio.run(first_event())
+    assert event.payload["error"] == "AirflowFailException"
+    assert "there is no run 'elsewhere'" in event.payload["message"]
+
+
+def test_the_trigger_bears_a_silent_server(server: LocalServer, client: Client) -> None:
+    client.runs.submit({"type": "task", "commands": ["true"]}, run_name="elsewhere")
+    server.faults.add("/runs/get", times=3, drop="before")
+    trigger = DstackStatusTrigger(
+        dstack_conn_id="dstack_default",
+        project_name=None,
+        run_name="elsewhere",
+        statuses=["done"],
+        poll_interval=0.1,
+    )
+
+    async def first_event() -> Any:
+        return [event async for event in trigger.run()]
+
+    (event,) = asyncio.run(first_event())
+    assert event.payload["sight"]["status"] == "done"
+
+
+def test_no_status_at_all_is_told_when_the_dag_is_parsed() -> None:
+    with pytest.raises(ValueError, match="statuses: an empty list"):
+        DstackRunSensor(task_id="wait", run_name="elsewhere", statuses=[])
