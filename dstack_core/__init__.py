@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dstack_core.aio import AsyncClient, AsyncRunCollection
     from dstack_core.aio_run import AsyncRun
+    from dstack_core.aio_shared import SharedAsyncClient
     from dstack_core.client import Client, RunCollection
     from dstack_core.configurations import ConfigurationLike, load_configuration, parse_configuration
     from dstack_core.errors import (
@@ -53,6 +54,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "aio": ("AsyncClient", "AsyncRunCollection"),
     "aio_run": ("AsyncRun",),
+    "aio_shared": ("SharedAsyncClient",),
     "client": ("Client", "RunCollection"),
     "configurations": ("ConfigurationLike", "load_configuration", "parse_configuration"),
     "errors": (
@@ -130,6 +132,7 @@ __all__ = [
     "ServerError",
     "ServerUnreachableError",
     "Service",
+    "SharedAsyncClient",
     "SpotPolicy",
     "StatusChanged",
     "Task",

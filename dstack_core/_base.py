@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Generic, Self, TypeVar
+from typing import ClassVar, Generic, Self, TypeVar
 
 from dstack_core import config
 from dstack_core._code import check_directory
@@ -19,6 +19,8 @@ TransportT = TypeVar("TransportT")
 class ClientBase(Generic[TransportT]):
     """Hold the target and its transport; the parameters are told by ``Client``."""
 
+    _shared: ClassVar[bool] = False
+
     def __init__(
         self,
         *,
@@ -33,7 +35,7 @@ class ClientBase(Generic[TransportT]):
         target = config.from_arguments(server_url, project_name, user_token)
         settings = TransportSettings(target.server_url, target.token, timeout, connect_timeout, verify)
         self._transport = self._new_transport(settings)
-        self._session = Session(Api(target.server_url, target.project), retry_budget)
+        self._session = Session(Api(target.server_url, target.project), retry_budget, shared=self._shared)
 
     @classmethod
     def from_config(

@@ -35,7 +35,7 @@ class Session:
     """Build the flows of one project of one server; does no I/O of its own.
 
     ``retry_budget`` in seconds. ``make_public_key`` is asked once, and only by servers that keep no key
-    for the user (PROTOCOL 2.4.3).
+    for the user (PROTOCOL 2.4.3). ``shared`` says that many flows share their requests.
     """
 
     api: Api
@@ -44,6 +44,7 @@ class Session:
     repo_dir: Path | None = None
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
+    shared: bool = False
     _public_key: str | None = field(default=None, repr=False)
     _uploaded: str | None = None
 
@@ -100,7 +101,7 @@ class Session:
         self, progress: Progress, *, poll_interval: float, logs: bool, retry_budget: float
     ) -> Flow[Outcome]:
         """Follow a run."""
-        options = FollowOptions(poll_interval, logs, self.wall_clock)
+        options = FollowOptions(poll_interval, logs, self.wall_clock, self.shared)
         return retrying(follow(self.api, progress, options), self._budget(retry_budget), progress)
 
     def chunks(

@@ -29,6 +29,8 @@ ROOMS = {
     "aio_run": {"errors", "models", "_flow", "_transport", "_drive", "_session", "_base"},
     "client": {"models", "_wire", "_transport", "_drive", "_session", "_base", "configurations", "run"},
     "aio": {"models", "_wire", "_transport", "_drive", "_session", "_base", "configurations", "aio_run"},
+    "_shared": {"errors", "_wire.lookups", "_wire.plain", "_transport"},
+    "aio_shared": {"_shared", "_transport", "aio"},
     "local": {"client"},
 }
 HOSTS = {"airflow", "prefect", "airflow_provider_dstack", "prefect_dstack", "dstack"}
