@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import ClassVar, Generic, Self, TypeVar
 
 from dstack_core import config
@@ -123,6 +124,11 @@ class RunBase(Generic[TransportT]):
     def raw_status(self) -> str:
         """Return the status in the server's own word, as of the last look."""
         return self._snapshot.raw_status
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """Return the environment variables the run was submitted with; their values may be secrets."""
+        return self._snapshot.env
 
     def outcome(self) -> Outcome | None:
         """Return how the run ended, or None when it is not over as of the last look."""

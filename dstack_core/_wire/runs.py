@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -54,7 +54,7 @@ class RunSnapshot:
     """Hold what the server said of a run at one moment.
 
     ``raw_status`` and ``reason`` are the server's own words; ``marker`` is what the owner wrote into
-    ``configuration_path`` (PROTOCOL 1.4).
+    ``configuration_path`` (PROTOCOL 1.4). ``env`` stays out of the repr: its values may be secrets.
     """
 
     id: str
@@ -70,6 +70,7 @@ class RunSnapshot:
     marker: str | None
     deleted: bool
     jobs: Sequence[Job]
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def is_active(self) -> bool:
@@ -106,6 +107,7 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
         marker=spec.get("configuration_path"),
         deleted=bool(data.get("deleted")),
         jobs=jobs,
+        env=_env(spec),
     )
 
 
@@ -131,6 +133,11 @@ def outcome_of(run: RunSnapshot, url: str) -> Outcome:
         price_per_hour=place.get("price"),
         url=url,
     )
+
+
+def _env(spec: Mapping[str, Any]) -> Mapping[str, str]:
+    env = (spec.get("configuration") or {}).get("env")
+    return {name: str(value) for name, value in env.items()} if isinstance(env, Mapping) else {}
 
 
 def _job(data: Mapping[str, Any]) -> Job:

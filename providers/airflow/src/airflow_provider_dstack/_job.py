@@ -44,6 +44,7 @@ class JobOptions:
     on_kill_action: OnKillAction
     hand_over_after: float | None
     was_ended: Callable[[], bool]
+    log_budget_bytes: int | None = None
 
 
 class RunJob:
@@ -60,7 +61,7 @@ class RunJob:
         self.submitted = False
         self.killed = False
         self.stopped = False
-        self.relay = Relay()
+        self.relay = Relay(log_budget_bytes=options.log_budget_bytes)
         self.run_name = options.run_name
         self.project = kill_client.project
         self._submit = submit
@@ -160,6 +161,7 @@ class RunJob:
         self.submitted = True
         self._submitting = False
         self.progress = Progress(run.name, run.id)
+        self.relay.url = run.url
         self._log.info("Run %s in project %s: %s", run.name, self.project, run.url)
         events = run.follow(
             poll_interval=options.poll_interval,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -19,6 +20,7 @@ from airflow_provider_dstack._compat import (
     deferral_errors,
     mask_secret,
 )
+from airflow_provider_dstack._relay import DEFAULT_LOG_BUDGET
 from airflow_provider_dstack._spec import at_least, one_of, refuse_hosts_names
 from airflow_provider_dstack._stop import (
     KILL_LIMITS,
@@ -57,7 +59,7 @@ class DstackRunOperator(BaseOperator):
     worker's slot is given back while the run goes on. ``on_kill_action``: ``"stop"``, ``"abort"`` or
     ``"keep"`` the run when the task is killed, times out or loses sight of it. ``poll_interval`` (seconds)
     is the time between looks, ``retry_budget`` (seconds) how long a silent server is borne. ``get_logs``
-    (bool) relays the log.
+    (bool) relays the log, ``log_budget_bytes`` of it at most; the rest is counted and linked.
 
     Raises ``AirflowFailException`` for input or access that is wrong, else the errors of
     ``airflow_provider_dstack.errors``. Source: Airflow documentation, "Operators" and "Deferrable
@@ -100,6 +102,7 @@ class DstackRunOperator(BaseOperator):
         poll_interval: float = 5.0,
         retry_budget: float = 600.0,
         get_logs: bool = True,
+        log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
         **kwargs: Any,
     ) -> None:
         refuse_hosts_names(kwargs)
@@ -120,6 +123,7 @@ class DstackRunOperator(BaseOperator):
         self.poll_interval = at_least("poll_interval", poll_interval, 0.1)
         self.retry_budget = at_least("retry_budget", retry_budget, 0.0)
         self.get_logs = get_logs
+        self.log_budget_bytes = log_budget_bytes
         self._job: RunJob | None = None
         self._killed = False
 
@@ -146,7 +150,11 @@ class DstackRunOperator(BaseOperator):
         from airflow_provider_dstack import _outcome
 
         if event["kind"] == _outcome.FINISHED:
+            from airflow_provider_dstack import _checkpoint
             from dstack_core import Outcome
+
+            with suppress(Exception):
+                _checkpoint.forget(context["ti"])
 
             return _outcome.result_of(Outcome.from_dict(event["outcome"]), event["tail"])
         if event["kind"] == _outcome.TIMED_OUT:
@@ -225,6 +233,7 @@ class DstackRunOperator(BaseOperator):
             poll_interval=quick if self.deferrable else self.poll_interval,
             retry_budget=self.retry_budget,
             logs=self.get_logs,
+            log_budget_bytes=self.log_budget_bytes,
             on_kill_action=self.on_kill_action,
             hand_over_after=_SYNC_SECONDS if self.deferrable else None,
             was_ended=lambda: was_ended(ti),
@@ -269,11 +278,12 @@ class DstackRunOperator(BaseOperator):
             run_name=job.run_name,
             marker=_names.marker(context["ti"]),
             progress=job.progress.to_dict(),
-            tail=job.relay.tail,
+            **job.relay.state(),
             poll_interval=self.poll_interval,
             retry_budget=self.retry_budget,
             deadline=deadline,
             get_logs=self.get_logs,
+            log_budget_bytes=self.log_budget_bytes,
             on_kill_action=self.on_kill_action,
         )
         left = None if deadline is None else max(0.0, deadline - time.time()) + _BACKSTOP_SECONDS
