@@ -29,6 +29,7 @@ _ON_KILL_SECONDS = 25.0
 # A triggerer needs about a second of processor time for a megabyte of log.
 _BYTES_PER_SECOND = 100_000
 _BURST_SECONDS = 5.0
+_STALL_SECONDS = 8.0
 # The loop itself holds its tasks weakly.
 _STOPPING: set[asyncio.Future[None]] = set()
 
@@ -265,7 +266,11 @@ class _Watch:
     async def sleep(self, seconds: float) -> None:
         """Wait for the next look; a burst of lines has ended here, so what came of it is kept."""
         self.checkpoints.offer(self._state)
+        asleep = time.time()
         await asyncio.sleep(seconds)
+        if time.time() - asleep > seconds + _STALL_SECONDS:
+            # Another triggerer may have taken over meanwhile; then Airflow cancels this trigger now.
+            await asyncio.sleep(_STALL_SECONDS)
 
     async def _pace(self, size: int) -> None:
         # Records go to the triggerer's supervisor; a flood of them must not starve the loop nor that.
