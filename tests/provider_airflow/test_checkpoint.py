@@ -1,0 +1,81 @@
+"""How far a deferred run was followed is kept, and found again."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from airflow_provider_dstack import _checkpoint
+from airflow_provider_dstack._checkpoint import SECONDS_BETWEEN, Checkpoints
+
+TI: Any = SimpleNamespace(dag_id="d", run_id="r", task_id="train", try_number=1, map_index=None)
+
+
+class Saver:
+    """Hold what is to be saved, and let a test finish it."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Any]] = []
+        self.futures: list[Future[None]] = []
+
+    def __call__(self, state: dict[str, Any]) -> Future[None]:
+        self.states.append(state)
+        self.futures.append(Future())
+        return self.futures[-1]
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_first_state_is_kept_at_once_and_later_ones_after_a_while_when_new() -> None:
+    saver, clock = Saver(), Clock()
+    checkpoints = Checkpoints(saver, clock)
+    checkpoints.offer(lambda: {"line": 1})
+    saver.futures[-1].set_result(None)
+    clock.now += SECONDS_BETWEEN - 0.1
+    checkpoints.offer(lambda: {"line": 2})
+    assert saver.states == [{"line": 1}]
+    clock.now += 0.2
+    checkpoints.offer(lambda: {"line": 1})
+    assert saver.states == [{"line": 1}]
+    checkpoints.offer(lambda: {"line": 3})
+    assert saver.states == [{"line": 1}, {"line": 3}]
+
+
+def test_only_one_save_is_under_way_and_one_that_waits_can_be_given_up() -> None:
+    saver, clock = Saver(), Clock()
+    checkpoints = Checkpoints(saver, clock)
+    checkpoints.offer(lambda: {"line": 1})
+    clock.now += 3 * SECONDS_BETWEEN
+    checkpoints.offer(lambda: {"line": 2})
+    assert len(saver.states) == 1
+    checkpoints.close()
+    assert saver.futures[0].cancelled()
+
+
+@pytest.fixture
+def xcoms(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    monkeypatch.setattr(_checkpoint, "push_xcom", lambda ti, key, value: kept.update({key: value}))
+    monkeypatch.setattr(_checkpoint, "pull_xcom", lambda ti, key: kept.get(key))
+    monkeypatch.setattr(_checkpoint, "delete_xcom", lambda ti, key: kept.pop(key))
+    return kept
+
+
+def test_what_is_kept_is_found_by_the_same_try_alone(xcoms: dict[str, Any]) -> None:
+    assert _checkpoint.load(TI, "try 1") is None
+    _checkpoint.save(TI, "try 1", {"tail": ["x"]})
+    assert list(xcoms) == ["dstack_progress"]
+    assert _checkpoint.load(TI, "try 1") == {"tail": ["x"]}
+    assert _checkpoint.load(TI, "try 2") is None
+    xcoms["dstack_progress"] = "something of somebody else"
+    assert _checkpoint.load(TI, "try 1") is None
+    _checkpoint.forget(TI)
+    assert not xcoms
