@@ -19,8 +19,8 @@ class SharedAsyncClient(AsyncClient):
     answered from pages of 100 active runs instead of a request each; what is on no such page is asked for
     alone. No answer is older than its question. ``follow`` and ``wait`` look at whole multiples of
     ``poll_interval`` on the clock, so that runs watched with the same interval are asked for together, and
-    at a log that stays silent less and less often: after 20 looks in vain at every sixth, always when the
-    run ends. Source: PROTOCOL 1.7.
+    at a log that stays silent less and less often, down to every sixth time, always when the run's status
+    changes. Source: PROTOCOL 1.7.
     """
 
     _shared: ClassVar[bool] = True

@@ -99,6 +99,24 @@ def test_one_event_tells_how_the_run_ended(server: LocalServer) -> None:
     assert payload["tail"] == ["zero", "one", "two"]
 
 
+@pytest.mark.parametrize(("ahead", "held"), [(3.0, 3.0), (3600.0, 10.0), (-5.0, 0.0)])
+def test_the_event_waits_until_the_scheduler_knows_of_the_deferral(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch, ahead: float, held: float
+) -> None:
+    slept: list[float] = []
+    real = asyncio.sleep
+
+    async def sleep(seconds: float, result: Any = None) -> None:
+        slept.append(seconds)
+        await real(0 if seconds > 1 else seconds)
+
+    run = submitted(server, "true")
+    run.wait(30, poll_interval=0.1)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    asyncio.run(payloads(trigger_for(run, not_before=time.time() + ahead)))
+    assert held - 3 <= slept[-1] <= held
+
+
 def test_lines_that_were_relayed_are_not_repeated(server: LocalServer) -> None:
     run = submitted(server, "echo one; sleep 1; echo two")
     progress = None

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 _SYNC_SECONDS = 5.0
 _QUICK_POLL_SECONDS = 1.0
 _BACKSTOP_SECONDS = 60.0
+_SETTLE_SECONDS = 5.0
 
 
 class DstackRunOperator(BaseOperator):
@@ -282,6 +283,7 @@ class DstackRunOperator(BaseOperator):
             poll_interval=self.poll_interval,
             retry_budget=self.retry_budget,
             deadline=deadline,
+            not_before=time.time() + _SETTLE_SECONDS,
             get_logs=self.get_logs,
             log_budget_bytes=self.log_budget_bytes,
             on_kill_action=self.on_kill_action,

@@ -30,6 +30,8 @@ _ON_KILL_SECONDS = 25.0
 _BYTES_PER_SECOND = 100_000
 _BURST_SECONDS = 5.0
 _STALL_SECONDS = 8.0
+# The clocks of worker and triggerer may differ.
+_LONGEST_HOLD_SECONDS = 10.0
 # The loop itself holds its tasks weakly.
 _STOPPING: set[asyncio.Future[None]] = set()
 
@@ -41,7 +43,8 @@ class DstackRunTrigger(BaseTrigger):
     ``marker`` (str) say which run it is, ``progress`` (``Progress.to_dict()``) how far it was followed,
     ``tail`` (list of str) are the last lines already relayed, ``relayed_bytes`` and ``left_out_bytes`` how
     much of the log was and was not. ``poll_interval`` and ``retry_budget`` in seconds, ``deadline`` in
-    seconds since the epoch or None: the run is stopped then. ``get_logs`` (bool), ``log_budget_bytes``:
+    seconds since the epoch or None: the run is stopped then. Before ``not_before``, also since the epoch,
+    there is no event, but for at most ten seconds. ``get_logs`` (bool), ``log_budget_bytes``:
     what is longer is counted and not relayed; None relays all. ``on_kill_action``: ``"stop"``, ``"abort"``
     or ``"keep"``. The event's payload is for ``DstackRunOperator.execute_complete``.
 
@@ -63,6 +66,7 @@ class DstackRunTrigger(BaseTrigger):
         poll_interval: float = 5.0,
         retry_budget: float = 600.0,
         deadline: float | None = None,
+        not_before: float = 0.0,
         get_logs: bool = True,
         log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
         on_kill_action: OnKillAction = "stop",
@@ -79,6 +83,7 @@ class DstackRunTrigger(BaseTrigger):
         self.poll_interval = poll_interval
         self.retry_budget = retry_budget
         self.deadline = deadline
+        self.not_before = not_before
         self.get_logs = get_logs
         self.log_budget_bytes = log_budget_bytes
         self.on_kill_action = on_kill_action
@@ -101,6 +106,7 @@ class DstackRunTrigger(BaseTrigger):
                 "poll_interval": self.poll_interval,
                 "retry_budget": self.retry_budget,
                 "deadline": self.deadline,
+                "not_before": self.not_before,
                 "get_logs": self.get_logs,
                 "log_budget_bytes": self.log_budget_bytes,
                 "on_kill_action": self.on_kill_action,
@@ -114,6 +120,8 @@ class DstackRunTrigger(BaseTrigger):
         except Exception as error:
             payload = broken_event(error)
             self.log.error("Run %s can no longer be followed: %s", self.run_name, payload["message"])
+        # An event that comes before the scheduler has seen the deferral fails the task.
+        await asyncio.sleep(min(max(0.0, self.not_before - time.time()), _LONGEST_HOLD_SECONDS))
         self._fired = True
         yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow's is untyped
 
