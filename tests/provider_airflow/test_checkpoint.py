@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
@@ -79,3 +80,12 @@ def test_what_is_kept_is_found_by_the_same_try_alone(xcoms: dict[str, Any]) -> N
     assert _checkpoint.load(TI, "try 1") is None
     _checkpoint.forget(TI)
     assert not xcoms
+
+
+def test_whoever_saves_much_rests_much(xcoms: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    times = iter([10.0, 10.05])
+    monkeypatch.setattr(time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(time, "sleep", slept.append)
+    _checkpoint.save_and_rest(TI, "try 1", {})
+    assert slept == [pytest.approx(0.2)]

@@ -169,7 +169,8 @@ def test_a_crash_of_the_process_that_runs_the_triggers_stops_nothing(deferred: D
     listed = subprocess.run(
         ["ps", "-o", "pid=,args=", "--ppid", str(supervisor)], check=True, capture_output=True, text=True
     )
-    (runner,) = [int(line.split()[0]) for line in listed.stdout.splitlines() if "runner" in line.lower()]
+    # The other child serves logs, and says so.
+    (runner,) = [int(line.split()[0]) for line in listed.stdout.splitlines() if "airflow triggerer" in line]
     os.kill(runner, signal.SIGKILL)
     wait_for("end of the triggerer", lambda: not deferred.components.is_alive("triggerer"), 60)
     deferred.components.end_one("triggerer")

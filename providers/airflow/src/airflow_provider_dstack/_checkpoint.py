@@ -59,14 +59,19 @@ class Checkpoints:
 
 
 def save(ti: TaskInstanceLike, marker: str, state: Mapping[str, Any]) -> None:
-    """Keep ``state`` (JSON-plain) for the try that ``marker`` names; raises what Airflow raises.
+    """Keep ``state`` (JSON-plain) for the try that ``marker`` names. Blocks; raises what Airflow raises."""
+    push_xcom(ti, KEY, {"marker": marker, **state})
 
-    Blocks for the write and four times as long: in a thread that all triggers share it takes the triggerer
-    a fifth of its time at most, however many tasks are deferred.
+
+def save_and_rest(ti: TaskInstanceLike, marker: str, state: Mapping[str, Any]) -> None:
+    """Do ``save`` and wait four times as long.
+
+    In a thread that all triggers share this takes the triggerer a fifth of its time at most, however many
+    tasks are deferred.
     """
     started = time.monotonic()
     try:
-        push_xcom(ti, KEY, {"marker": marker, **state})
+        save(ti, marker, state)
     finally:
         time.sleep(_REST_FACTOR * (time.monotonic() - started))
 

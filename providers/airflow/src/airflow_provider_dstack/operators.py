@@ -264,6 +264,7 @@ class DstackRunOperator(BaseOperator):
         )
 
     def _defer(self, job: RunJob, context: Context) -> NoReturn:
+        from airflow_provider_dstack import _checkpoint
         from airflow_provider_dstack.triggers import DstackRunTrigger
 
         if job.progress is None:
@@ -288,6 +289,10 @@ class DstackRunOperator(BaseOperator):
             log_budget_bytes=self.log_budget_bytes,
             on_kill_action=self.on_kill_action,
         )
+        with suppress(Exception):
+            # Airflow complains about an XCom that is read before it was ever written.
+            state = {"progress": trigger.progress, **job.relay.state()}
+            _checkpoint.save(context["ti"], trigger.marker, state)
         left = None if deadline is None else max(0.0, deadline - time.time()) + _BACKSTOP_SECONDS
         self.defer(
             trigger=trigger,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_dstack._checkpoint import Checkpoints, load, save
+from airflow_provider_dstack._checkpoint import Checkpoints, load, save_and_rest
 from airflow_provider_dstack._compat import trigger_has_on_kill
 from airflow_provider_dstack._outcome import broken_event, finished_event, timed_out_event
 from airflow_provider_dstack._relay import DEFAULT_LOG_BUDGET, Relay
@@ -230,7 +230,7 @@ class DstackRunTrigger(BaseTrigger):
         def work() -> None:
             try:
                 if ti is not None and not self._fired:
-                    save(ti, self.marker, state)
+                    save_and_rest(ti, self.marker, state)
             except Exception as error:
                 self.log.warning("How far the run was followed cannot be kept: %r", error)
 
