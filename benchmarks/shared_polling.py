@@ -60,10 +60,10 @@ class ScriptedServer:
         if scope["type"] != "http":
             return
         message = await receive()
-        body = message["body"]
+        body = message.get("body", b"")
         while message.get("more_body"):
             message = await receive()
-            body += message["body"]
+            body += message.get("body", b"")
         asked = json.loads(body or b"{}")
         path = "/".join(scope["path"].split("/")[-2:])
         self.requests[path] = self.requests.get(path, 0) + 1
@@ -177,7 +177,7 @@ def main() -> None:
     """Print a table and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--watched", type=int, nargs="+", default=[10, 100, 1000])
-    parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--interval", type=float, default=5.0)
     parser.add_argument("--no-logs", action="store_true")
     chosen = parser.parse_args()

@@ -35,27 +35,33 @@ class Clock:
         return self.now
 
 
-def test_the_first_state_is_kept_at_once_and_later_ones_after_a_while_when_new() -> None:
+def at(line: int, status: str = "running") -> dict[str, Any]:
+    return {"progress": {"status": status, "cursors": {"job": {"after": str(line)}}}}
+
+
+def test_what_was_read_is_kept_at_once_and_then_only_after_a_while() -> None:
     saver, clock = Saver(), Clock()
-    checkpoints = Checkpoints(saver, clock)
-    checkpoints.offer(lambda: {"line": 1})
+    checkpoints = Checkpoints(saver, at(0), clock)
+    checkpoints.offer(lambda: at(0, "terminating"))
+    assert saver.states == []
+    checkpoints.offer(lambda: at(1))
     saver.futures[-1].set_result(None)
     clock.now += SECONDS_BETWEEN - 0.1
-    checkpoints.offer(lambda: {"line": 2})
-    assert saver.states == [{"line": 1}]
+    checkpoints.offer(lambda: at(2))
+    assert saver.states == [at(1)]
     clock.now += 0.2
-    checkpoints.offer(lambda: {"line": 1})
-    assert saver.states == [{"line": 1}]
-    checkpoints.offer(lambda: {"line": 3})
-    assert saver.states == [{"line": 1}, {"line": 3}]
+    checkpoints.offer(lambda: at(1, "terminating"))
+    assert saver.states == [at(1)]
+    checkpoints.offer(lambda: at(3))
+    assert saver.states == [at(1), at(3)]
 
 
 def test_only_one_save_is_under_way_and_one_that_waits_can_be_given_up() -> None:
     saver, clock = Saver(), Clock()
-    checkpoints = Checkpoints(saver, clock)
-    checkpoints.offer(lambda: {"line": 1})
+    checkpoints = Checkpoints(saver, at(0), clock)
+    checkpoints.offer(lambda: at(1))
     clock.now += 3 * SECONDS_BETWEEN
-    checkpoints.offer(lambda: {"line": 2})
+    checkpoints.offer(lambda: at(2))
     assert len(saver.states) == 1
     checkpoints.close()
     assert saver.futures[0].cancelled()

@@ -26,18 +26,20 @@ _REST_FACTOR = 4
 class Checkpoints:
     """Have the state of a watch kept when it is new, ten seconds after the last time at the earliest.
 
-    ``start_save`` begins to save a state and returns the future of that. What happens after the last save
-    is relayed again when the triggerer dies.
+    ``start_save`` begins to save a state and returns the future of that; ``first`` is the state that is kept
+    already. New is what was read of the log: a status that is told twice does no harm. What happens after
+    the last save is relayed again when the triggerer dies.
     """
 
     def __init__(
         self,
         start_save: Callable[[dict[str, Any]], Future[None]],
+        first: Mapping[str, Any],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._start_save = start_save
         self._clock = clock
-        self._saved: dict[str, Any] | None = None
+        self._saved = _place(first)
         self._saving: Future[None] | None = None
         self._next = clock()
 
@@ -46,9 +48,9 @@ class Checkpoints:
         if self._clock() < self._next or not (self._saving is None or self._saving.done()):
             return
         now = state()
-        if now == self._saved:
+        if _place(now) == self._saved:
             return
-        self._saved = now
+        self._saved = _place(now)
         self._next = self._clock() + SECONDS_BETWEEN
         self._saving = self._start_save(now)
 
@@ -56,6 +58,10 @@ class Checkpoints:
         """Give up a save that has not begun."""
         if self._saving is not None:
             self._saving.cancel()
+
+
+def _place(state: Mapping[str, Any]) -> Any:
+    return state["progress"].get("cursors", {})
 
 
 def save(ti: TaskInstanceLike, marker: str, state: Mapping[str, Any]) -> None:

@@ -173,7 +173,7 @@ class DstackRunTrigger(BaseTrigger):
                     f"{client.server_url}; somebody deleted it, so its outcome cannot be told"
                 )
             progress = Progress.from_dict(kept["progress"])
-            watch = _Watch(self._relay(run, kept), progress, Checkpoints(self._start_save))
+            watch = _Watch(self._relay(run, kept), progress, Checkpoints(self._start_save, kept))
             events = run.follow(
                 progress,
                 poll_interval=self.poll_interval,
