@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 
 from airflow_provider_dstack import _checkpoint, _stop, triggers
+from airflow_provider_dstack._checkpoint import Checkpoints
+from airflow_provider_dstack._relay import Relay
 from airflow_provider_dstack.triggers import DstackRunTrigger
 from dstack_core import Progress, RetryPolicy, Run
 from dstack_core.local import LocalServer
@@ -409,3 +412,26 @@ def test_all_triggers_of_a_process_share_their_looks(
 
     asyncio.run(go())
     assert paths(server, "/runs/stop") == []
+
+
+@pytest.mark.parametrize(("passes", "expected"), [(5.1, [5.0]), (60.0, [5.0, triggers._STALL_SECONDS])])
+def test_a_trigger_that_was_stalled_waits_to_be_told_that_another_took_over(
+    monkeypatch: pytest.MonkeyPatch, passes: float, expected: list[float]
+) -> None:
+    slept: list[float] = []
+    now = [1000.0]
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += passes
+
+    def start_save(state: dict[str, Any]) -> Future[None]:
+        raise AssertionError("nothing was read")
+
+    progress = Progress("af-1")
+    checkpoints = Checkpoints(start_save, {"progress": progress.to_dict()})
+    watch = triggers._Watch(Relay(), progress, checkpoints)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    asyncio.run(watch.sleep(5.0))
+    assert slept == expected
