@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         AsyncRepoCollection,
     )
     from dstack_core.aio_run import AsyncRun
+    from dstack_core.aio_shared import SharedAsyncClient
     from dstack_core.client import Client, RunCollection
     from dstack_core.collections import BackendCollection, ProjectCollection, RepoCollection
     from dstack_core.configurations import ConfigurationLike, load_configuration, parse_configuration
@@ -67,6 +68,7 @@ _HOMES = {
     "aio": ("AsyncClient", "AsyncRunCollection"),
     "aio_collections": ("AsyncBackendCollection", "AsyncProjectCollection", "AsyncRepoCollection"),
     "aio_run": ("AsyncRun",),
+    "aio_shared": ("SharedAsyncClient",),
     "client": ("Client", "RunCollection"),
     "collections": ("BackendCollection", "ProjectCollection", "RepoCollection"),
     "configurations": ("ConfigurationLike", "load_configuration", "parse_configuration"),
@@ -168,6 +170,7 @@ __all__ = [
     "ServerError",
     "ServerUnreachableError",
     "Service",
+    "SharedAsyncClient",
     "SpotPolicy",
     "StatusChanged",
     "Task",

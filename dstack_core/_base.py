@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Generic, Self, TypeVar
+from typing import ClassVar, Generic, Self, TypeVar
 
 from dstack_core import config
 from dstack_core._flow.chunks import ChunkOptions
@@ -26,6 +26,8 @@ TransportT = TypeVar("TransportT")
 class ClientBase(Generic[TransportT]):
     """Hold the target and its transport; the parameters are told by ``Client``."""
 
+    _shared: ClassVar[bool] = False
+
     def __init__(
         self,
         *,
@@ -40,7 +42,7 @@ class ClientBase(Generic[TransportT]):
         target = config.from_arguments(server_url, project_name, user_token)
         settings = TransportSettings(target.server_url, target.token, timeout, connect_timeout, verify)
         self._transport = self._new_transport(settings)
-        self._session = Session(Api(target.server_url, target.project), retry_budget)
+        self._session = Session(Api(target.server_url, target.project), retry_budget, shared=self._shared)
 
     @classmethod
     def from_config(
@@ -213,6 +215,11 @@ class RunBase(Generic[TransportT]):
         """Return the base address of the model's OpenAI-compatible API, or None without a model."""
         url = self._snapshot.service.model_url if self._snapshot.service else None
         return self._session.api.absolute(url) if url else None
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """Return the environment variables the run was submitted with; their values may be secrets."""
+        return self._snapshot.env
 
     def outcome(self) -> Outcome | None:
         """Return how the run ended, or None when it is not over as of the last look."""

@@ -49,6 +49,7 @@ class Session:
     """Build the flows of one project of one server; the flows do no I/O of their own.
 
     ``retry_budget`` in seconds. ``keys`` are the SSH keys runs are submitted with and logged in to.
+    ``shared`` says that many flows share their requests.
     """
 
     api: Api
@@ -57,6 +58,7 @@ class Session:
     repository: Repository = field(default_factory=Repository)
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
+    shared: bool = False
     _public_key: str | None = field(default=None, repr=False)
     _delivered: Delivered = field(default_factory=Delivered, repr=False)
     _gates: Gates = field(init=False, repr=False)
@@ -143,7 +145,7 @@ class Session:
         self, progress: Progress, *, poll_interval: float, logs: bool, retry_budget: float
     ) -> Flow[Outcome]:
         """Follow a run."""
-        options = FollowOptions(poll_interval, logs, self.wall_clock)
+        options = FollowOptions(poll_interval, logs, self.wall_clock, self.shared)
         flow = self._gates.guarding(follow(self.api, progress, options))
         return retrying(flow, self._budget(retry_budget), progress)
 

@@ -25,7 +25,7 @@ PAGES = [
         "client",
         "Client",
         "Connect to a project. Every method of the async twin takes the same parameters and is awaited.",
-        core("Client", "AsyncClient"),
+        core("Client", "AsyncClient", "SharedAsyncClient"),
     ),
     Page(
         "runs",

@@ -15,17 +15,29 @@ from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress
 from dstack_core.models.statuses import RunStatus
 
+_PATIENT_LOOKS = 4
+_MOST_LEFT_OUT = 5
+
 
 @dataclass(frozen=True, slots=True)
 class FollowOptions:
     """Say how to follow: ``poll_interval`` in seconds, ``logs`` whether log lines are wanted.
 
-    ``wall_clock`` gives the seconds since the epoch.
+    ``wall_clock`` gives the seconds since the epoch. ``shared`` is for many flows in one process: they
+    look at the same moments, the multiples of ``poll_interval``, and at a log that has been silent for
+    some looks only at every second, third, ... sixth.
     """
 
     poll_interval: float
     logs: bool
     wall_clock: Callable[[], float]
+    shared: bool = False
+
+    def pause(self) -> Sleep:
+        """Return the wait before the next look."""
+        if not self.shared:
+            return Sleep(self.poll_interval)
+        return Sleep(self.poll_interval - self.wall_clock() % self.poll_interval)
 
 
 def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome]:
@@ -35,21 +47,46 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
     read after the status that says the run is over, so the last line precedes ``RunFinished``. Raises
     ``RunNotFoundError`` when the run is gone, and the other server errors.
     """
+    silence = _Silence(options.shared)
     while True:
+        before = progress
         run = yield from call(api.get_run(progress.run_name, progress.run_id))
         if run is None:
             raise _gone(api, progress)
         progress = replace(progress, run_id=run.id)
         if run.is_active:
             progress = yield from _report_status(run, progress, options)
-        if options.logs:
+        if options.logs and (not run.is_active or progress != before or silence.look_due()):
             progress = yield from read_lines(api, run, progress)
+            silence.looked(any_new=progress != before)
         if not run.is_active:
             progress = yield from _report_status(run, progress, options)
             outcome = outcome_of(run, api.run_url(run.id))
             yield RunFinished(progress, outcome)
             return outcome
-        yield Sleep(options.poll_interval)
+        yield options.pause()
+
+
+class _Silence:
+    """Say when a log that gives nothing new is worth a look: less and less often, in small steps."""
+
+    def __init__(self, enabled: bool) -> None:
+        self._enabled = enabled
+        self._silent_looks = 0
+        self._left_out = 0
+
+    def look_due(self) -> bool:
+        """Tell whether to look now."""
+        most = min(self._silent_looks // _PATIENT_LOOKS, _MOST_LEFT_OUT) if self._enabled else 0
+        if self._left_out < most:
+            self._left_out += 1
+            return False
+        self._left_out = 0
+        return True
+
+    def looked(self, *, any_new: bool) -> None:
+        """Note what a look gave."""
+        self._silent_looks = 0 if any_new else self._silent_looks + 1
 
 
 def _report_status(run: RunSnapshot, progress: Progress, options: FollowOptions) -> Flow[Progress]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -63,7 +63,7 @@ class RunSnapshot:
     """Hold what the server said of a run at one moment.
 
     ``raw_status`` and ``reason`` are the server's own words; ``marker`` is what the owner wrote into
-    ``configuration_path`` (PROTOCOL 1.4).
+    ``configuration_path`` (PROTOCOL 1.4). ``env`` stays out of the repr: its values may be secrets.
     """
 
     id: str
@@ -80,6 +80,7 @@ class RunSnapshot:
     deleted: bool
     jobs: Sequence[Job]
     service: Service | None = None
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def is_active(self) -> bool:
@@ -122,6 +123,7 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
         deleted=bool(data.get("deleted")),
         jobs=jobs,
         service=_service(data.get("service")),
+        env=_env(spec),
     )
 
 
@@ -147,6 +149,11 @@ def outcome_of(run: RunSnapshot, url: str) -> Outcome:
         price_per_hour=place.get("price"),
         url=url,
     )
+
+
+def _env(spec: Mapping[str, Any]) -> Mapping[str, str]:
+    env = (spec.get("configuration") or {}).get("env")
+    return {name: str(value) for name, value in env.items()} if isinstance(env, Mapping) else {}
 
 
 def _job(data: Mapping[str, Any]) -> Job:

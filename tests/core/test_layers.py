@@ -39,6 +39,8 @@ ROOMS = {
         *("models", "_wire", "_transport", "_drive", "_session", "_base", "configurations", "aio_run"),
         "aio_collections",
     },
+    "_shared": {"errors", "_wire.lookups", "_wire.plain", "_transport"},
+    "aio_shared": {"_shared", "_transport", "aio"},
     "local": {"client"},
 }
 HOSTS = {"airflow", "prefect", "airflow_provider_dstack", "prefect_dstack", "dstack"}

@@ -56,6 +56,7 @@ class Components:
                     "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
                     "SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "2",
                     "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+                    "TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "15",
                 }.items()
             },
             "AIRFLOW_HOME": str(home),
@@ -78,12 +79,36 @@ class Components:
         wait_for("parsed DAGs", lambda: expected <= self._dag_files(), 120)
 
     def start_one(self, name: str) -> None:
-        """Start one component in a process group of its own; its output goes to a file in the home."""
+        """Start one component in a process group of its own; its output goes to a file in the home.
+
+        A name such as ``triggerer-2`` starts a second one of its kind.
+        """
         airflow = Path(sys.executable).with_name("airflow")
+        environment = dict(self._environment)
+        kind = name.rstrip("-0123456789")
+        if name != kind:
+            environment["AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT"] = str(_free_ports(1)[0])
         with (self.home / f"{name}.out").open("ab") as output:
             self._processes[name] = subprocess.Popen(
-                [airflow, name], env=self._environment, stdout=output, stderr=output, start_new_session=True
+                [airflow, kind], env=environment, stdout=output, stderr=output, start_new_session=True
             )
+
+    def signal_one(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to all processes of one component."""
+        os.killpg(self._processes[name].pid, number)
+
+    def is_alive(self, name: str) -> bool:
+        """Tell whether the main process of one component runs."""
+        return self._processes[name].poll() is None
+
+    def knows(self, dag_id: str) -> bool:
+        """Tell whether the DAG can be started."""
+        dags = self.call("GET", "/api/v2/dags?limit=100")["dags"]
+        return dag_id in {dag["dag_id"] for dag in dags}
+
+    def pid_of(self, name: str) -> int:
+        """Return the process id of one component."""
+        return self._processes[name].pid
 
     def end_one(self, name: str) -> None:
         """Ask one component to end, and wait for that."""
@@ -98,9 +123,8 @@ class Components:
 
     def stop(self) -> None:
         """End all components."""
-        for name in reversed(_NAMES):
-            if name in self._processes:
-                self.end_one(name)
+        for name in reversed(list(self._processes)):
+            self.end_one(name)
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """Return the JSON of one REST call. Raises on any error status."""
@@ -133,6 +157,16 @@ class Components:
         """Do what a user does who marks the task."""
         path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/train"
         self.call("PATCH", path, {"new_state": state})
+
+    def set_run_state(self, dag_id: str, run_id: str, state: str) -> None:
+        """Do what a user does who marks the DAG run."""
+        self.call("PATCH", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}", {"state": state})
+
+    def xcom(self, dag_id: str, run_id: str, key: str) -> Any:
+        """Return an XCom of the task, or None when there is none."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/train/xcomEntries"
+        keys = {entry["key"] for entry in self.call("GET", path)["xcom_entries"]}
+        return self.call("GET", f"{path}/{key}")["value"] if key in keys else None
 
     def clear(self, dag_id: str, run_id: str) -> None:
         """Do what a user does who clears the task."""

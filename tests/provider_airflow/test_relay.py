@@ -66,6 +66,49 @@ def test_the_tail_is_short_and_goes_on_where_another_process_left_off() -> None:
     assert all(len(line) == 500 for line in relay.tail)
 
 
+def test_what_the_budget_does_not_cover_is_counted_and_linked() -> None:
+    relay = Relay(log_budget_bytes=1000, url="http://dstack/run")
+    first = [text for _, text in relay.records(replace(LINES, lines=tuple(["x" * 99] * 9)))]
+    assert first == ["x" * 99] * 9
+    level, text = list(relay.records(replace(LINES, lines=("fits" * 10, "y" * 99, "short"))))[-1]
+    assert (level, text) == (
+        logging.WARNING,
+        "The rest of the log is not shown here; see http://dstack/run",
+    )
+    assert list(relay.records(replace(LINES, lines=("z" * 999_999,)))) == []
+    assert relay.tail[-4:] == ["fits" * 10, "y" * 99, "short", "z" * 500]
+    assert relay.state() == {"tail": relay.tail, "relayed_bytes": 941, "left_out_bytes": 1_000_106}
+    assert next(text for _, text in relay.records(RunFinished(PROGRESS, OUTCOME))) == (
+        "... 1.0 MB of log not shown; see http://dstack/run"
+    )
+
+
+def test_another_process_goes_on_with_the_same_budget() -> None:
+    relay = Relay(log_budget_bytes=10)
+    assert len(list(relay.records(LINES))) == 2
+    later = Relay(**relay.state(), log_budget_bytes=10)
+    assert [level for level, _ in later.records(LINES)] == [logging.WARNING]
+    last = Relay(**later.state(), log_budget_bytes=10)
+    assert list(last.records(LINES)) == []
+    assert last.state()["left_out_bytes"] == 16
+
+
+def test_no_budget_shows_all() -> None:
+    relay = Relay()
+    texts = [text for _, text in relay.records(replace(LINES, lines=tuple(["x" * 999] * 99)))]
+    assert sum(text.count("x") for text in texts) == 999 * 99
+    assert relay.state()["left_out_bytes"] == 0
+
+
+def test_secrets_are_hidden_in_records_and_in_the_tail() -> None:
+    secrets = ["hunter2.+", "hunter2.+longer", "two lines\nof a key", "abc"]
+    relay = Relay(["was hunter2.+ there"], secrets=secrets)
+    lines = ("it is hunter2.+", "or hunter2.+longer!", "two lines", "of a key", "abc")
+    texts = [text for _, text in relay.records(replace(LINES, lines=lines))]
+    assert texts == ["it is ***", "or ***!", "***", "***", "abc"]
+    assert relay.tail == ["was *** there", *texts]
+
+
 def test_statuses_and_faults_are_told() -> None:
     relay = Relay()
     assert list(relay.records(StatusChanged(PROGRESS, RunStatus.RUNNING, None, "pulling"))) == [

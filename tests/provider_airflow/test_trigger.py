@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from airflow_provider_dstack import _stop, triggers
+from airflow_provider_dstack import _checkpoint, _stop, triggers
+from airflow_provider_dstack._checkpoint import Checkpoints
+from airflow_provider_dstack._relay import Relay
 from airflow_provider_dstack.triggers import DstackRunTrigger
-from dstack_core import Progress, Run
+from dstack_core import Progress, RetryPolicy, Run
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import paths, wait_for
 
@@ -95,6 +100,24 @@ def test_one_event_tells_how_the_run_ended(server: LocalServer) -> None:
     assert payload["kind"] == "finished"
     assert payload["outcome"]["exit_status"] == 3
     assert payload["tail"] == ["zero", "one", "two"]
+
+
+@pytest.mark.parametrize(("ahead", "least", "most"), [(60.0, 10, 10), (-5.0, 0, 0), (9.5, 0.01, 9.5)])
+def test_the_event_waits_until_the_scheduler_knows_of_the_deferral(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch, ahead: float, least: float, most: float
+) -> None:
+    slept: list[float] = []
+    real = asyncio.sleep
+
+    async def sleep(seconds: float, result: Any = None) -> None:
+        slept.append(seconds)
+        await real(0 if seconds > 1 else seconds)
+
+    run = submitted(server, "true")
+    run.wait(30, poll_interval=0.1)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    asyncio.run(payloads(trigger_for(run, not_before=time.time() + ahead)))
+    assert least <= slept[-1] <= most
 
 
 def test_lines_that_were_relayed_are_not_repeated(server: LocalServer) -> None:
@@ -202,3 +225,213 @@ def test_an_airflow_without_on_kill_stops_in_cleanup(
     run = submitted(server, "sleep 600")
     asyncio.run(trigger_for(run).cleanup())
     assert len(paths(server, "/runs/stop")) == stops
+
+
+@pytest.fixture
+def xcoms(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Hold the XComs of the task in a dict."""
+    kept: dict[str, Any] = {}
+
+    def push(ti: object, key: str, value: Any) -> None:
+        kept[key] = json.loads(json.dumps(value))
+
+    monkeypatch.setattr(_checkpoint, "push_xcom", push)
+    monkeypatch.setattr(_checkpoint, "pull_xcom", lambda ti, key: kept.get(key))
+    return kept
+
+
+class Log(logging.Handler):
+    """Be the log of a trigger."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines += record.getMessage().split("\n")
+
+    def of(self, trigger: DstackRunTrigger) -> DstackRunTrigger:
+        logger = logging.Logger("trigger")
+        logger.addHandler(self)
+        trigger._log = logger  # type: ignore[assignment]  # Airflow's is structlog's
+        return trigger
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+async def until(trigger: DstackRunTrigger, moment: Callable[[], object]) -> None:
+    """Run a trigger up to a moment, then cancel it as a triggerer does that ends."""
+    task = asyncio.create_task(payloads(trigger))
+    await asyncio.to_thread(wait_for, "moment to end", moment)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_a_new_trigger_goes_on_behind_what_the_old_one_kept(
+    server: LocalServer, xcoms: dict[str, Any], tmp_path: Path, log: Log
+) -> None:
+    gate = tmp_path / "gate"
+    run = submitted(server, f"echo one; echo two; until [ -e {gate} ]; do sleep 0.1; done; echo three")
+    arguments = trigger_for(run).serialize()[1]
+    first = log.of(trigger_for(run))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_checkpoint, "SECONDS_BETWEEN", 0.0)
+        asyncio.run(until(first, lambda: xcoms.get("dstack_progress", {}).get("tail") == ["one", "two"]))
+    gate.touch()
+    second = log.of(DstackRunTrigger(**arguments))
+    second.task_instance = first.task_instance
+    (payload,) = asyncio.run(payloads(second))
+    assert payload["tail"] == ["one", "two", "three"]
+    words = ("one", "two", "three")
+    assert [line for line in log.lines if line in words] == list(words)
+
+
+def test_airflow_that_cannot_keep_anything_does_no_harm(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise RuntimeError("no XCom today")
+
+    monkeypatch.setattr(_checkpoint, "push_xcom", refuse)
+    monkeypatch.setattr(_checkpoint, "pull_xcom", refuse)
+    run = submitted(server, "echo one")
+    (payload,) = asyncio.run(payloads(log.of(trigger_for(run))))
+    assert payload["tail"] == ["one"]
+    assert any("no XCom today" in line for line in log.lines)
+
+
+def test_the_budget_holds_in_the_trigger_and_the_tail_is_known(
+    server: LocalServer, xcoms: dict[str, Any], log: Log
+) -> None:
+    run = submitted(server, "for i in $(seq 1 2000); do echo line-$i; done")
+    (payload,) = asyncio.run(payloads(log.of(trigger_for(run, log_budget_bytes=500))))
+    shown = [line for line in log.lines if line.startswith("line-")]
+    assert shown == [f"line-{i}" for i in range(1, len(shown) + 1)]
+    assert 400 < sum(len(line) + 1 for line in shown) <= 500
+    assert payload["tail"][-1] == "line-2000"
+    (told,) = [line for line in log.lines if "of log not shown" in line]
+    assert told == f"... 18.4 kB of log not shown; see {run.url}"
+
+
+def test_values_of_env_are_hidden_by_the_trigger(
+    server: LocalServer, xcoms: dict[str, Any], log: Log
+) -> None:
+    run = server.client().runs.submit(
+        {"type": "task", "commands": ["echo it is $WORD"], "env": {"WORD": "open-sesame-77"}},
+        run_name="deferred",
+        marker="ours",
+    )
+    (payload,) = asyncio.run(payloads(log.of(trigger_for(run))))
+    assert payload["tail"] == ["it is ***"]
+    assert "it is ***" in log.lines
+    assert not any("open-sesame" in line for line in log.lines)
+    assert "open-sesame" not in str(xcoms)
+
+
+def test_another_run_under_the_name_shows_no_log_and_tells_its_own_end(
+    server: LocalServer, xcoms: dict[str, Any]
+) -> None:
+    run = submitted(server, "echo ours")
+    run.wait(30, poll_interval=0.1)
+    server.client().runs.submit(
+        {"type": "task", "commands": ["sleep 600"]}, run_name=run.name, marker="theirs"
+    )
+    (payload,) = asyncio.run(payloads(trigger_for(run)))
+    assert payload["outcome"]["run_id"] == run.id
+    assert payload["tail"] == []
+
+
+def test_a_flood_of_lines_does_not_starve_the_event_loop(
+    server: LocalServer, xcoms: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triggers, "_BYTES_PER_SECOND", 1e9)
+    run = submitted(server, "seq 1 200000")
+    turns = 0
+
+    async def watched() -> list[Any]:
+        nonlocal turns
+        following = asyncio.create_task(payloads(trigger_for(run)))
+        while not following.done():
+            turns += 1
+            await asyncio.sleep(0)
+        return await following
+
+    (payload,) = asyncio.run(watched())
+    assert payload["tail"][-1] == "200000"
+    # 1.3 MB in records of 16 KiB: the loop had its turn between all of them.
+    assert turns > 80
+
+
+def test_a_trigger_relays_no_faster_than_a_triggerer_can_bear(
+    server: LocalServer, xcoms: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    real = asyncio.sleep
+
+    async def sleep(seconds: float, result: Any = None) -> None:
+        slept.append(seconds)
+        await real(min(seconds, 0.05))
+
+    run = submitted(server, "seq 1 200000")
+    run.wait(60, poll_interval=0.1)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    asyncio.run(payloads(trigger_for(run)))
+    # 1.3 MB at 100 kB/s, of which a burst of 5 seconds is free.
+    assert max(slept) > 1
+
+
+def test_all_triggers_of_a_process_share_their_looks(
+    server: LocalServer, xcoms: dict[str, Any], state: dict[str, Any]
+) -> None:
+    number = 30
+    runs = [
+        server.client().runs.submit(
+            {"type": "task", "commands": ["true"], "resources": {"gpu": 99}},
+            run_name=f"shared-{i}",
+            marker="ours",
+            retry_policy=RetryPolicy(retry=True),
+        )
+        for i in range(number)
+    ]
+    state["state"] = "deferred"
+
+    async def go() -> None:
+        tasks = [asyncio.create_task(payloads(trigger_for(run, poll_interval=0.5))) for run in runs]
+        await asyncio.to_thread(wait_for, "looks", lambda: len(paths(server, "/runs/list")) > 3)
+        gets = len(paths(server, "/runs/get"))
+        lists = len(paths(server, "/runs/list"))
+        await asyncio.to_thread(wait_for, "looks", lambda: len(paths(server, "/runs/list")) > lists + 5)
+        assert len(paths(server, "/runs/get")) - gets < number
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(go())
+    assert paths(server, "/runs/stop") == []
+
+
+@pytest.mark.parametrize(("passes", "expected"), [(5.1, [5.0]), (60.0, [5.0, triggers._STALL_SECONDS])])
+def test_a_trigger_that_was_stalled_waits_to_be_told_that_another_took_over(
+    monkeypatch: pytest.MonkeyPatch, passes: float, expected: list[float]
+) -> None:
+    slept: list[float] = []
+    now = [1000.0]
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += passes
+
+    def start_save(state: dict[str, Any]) -> Future[None]:
+        raise AssertionError("nothing was read")
+
+    progress = Progress("af-1")
+    checkpoints = Checkpoints(start_save, {"progress": progress.to_dict()})
+    watch = triggers._Watch(Relay(), progress, checkpoints)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    asyncio.run(watch.sleep(5.0))
+    assert slept == expected

@@ -38,6 +38,7 @@ def job_of(operator: DstackRunOperator, context: Context, hand_over_after: float
         poll_interval=operator.poll_interval if hand_over_after is None else quick,
         retry_budget=operator.retry_budget,
         logs=operator.get_logs,
+        log_budget_bytes=operator.log_budget_bytes,
         on_kill_action=operator.on_kill_action,
         hand_over_after=hand_over_after,
         was_ended=partial(was_ended, context["ti"]),

@@ -56,7 +56,10 @@ __all__ = [
     "TaskStateStoreLike",
     "conf",
     "deferral_errors",
+    "delete_xcom",
     "mask_secret",
+    "pull_xcom",
+    "push_xcom",
     "task_state",
     "task_state_store",
     "trigger_has_on_kill",
@@ -108,6 +111,32 @@ class TaskStateStoreLike(Protocol):
 def task_state_store(context: Context) -> TaskStateStoreLike | None:
     """Return the store that survives a lost worker, None before Airflow 3.3."""
     return cast("TaskStateStoreLike | None", context.get("task_state_store"))
+
+
+def push_xcom(ti: TaskInstanceLike, key: str, value: Any) -> None:
+    """Write an XCom of a task instance; blocks for some milliseconds, also works in a triggerer's thread."""
+    _xcom().set(key, value, **_xcom_address(ti))
+
+
+def pull_xcom(ti: TaskInstanceLike, key: str) -> Any:
+    """Return an XCom of a task instance, or None; blocks, also works in a triggerer's thread."""
+    return _xcom().get_one(key=key, **_xcom_address(ti))
+
+
+def delete_xcom(ti: TaskInstanceLike, key: str) -> None:
+    """Remove an XCom of a task instance; blocks, works in a worker."""
+    _xcom().delete(key, **_xcom_address(ti))
+
+
+def _xcom() -> Any:
+    from airflow.sdk.execution_time.xcom import XCom
+
+    return XCom
+
+
+def _xcom_address(ti: TaskInstanceLike) -> dict[str, Any]:
+    index = -1 if ti.map_index is None else ti.map_index
+    return {"dag_id": ti.dag_id, "task_id": ti.task_id, "run_id": ti.run_id, "map_index": index}
 
 
 def mask_secret(secret: str) -> None:

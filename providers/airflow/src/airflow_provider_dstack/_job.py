@@ -54,6 +54,7 @@ class JobOptions:
     ledger: Ledger | None = None
     on_submitted: Callable[[Run], None] = lambda run: None
     is_ready: Callable[[Run], bool] | None = None
+    log_budget_bytes: int | None = None
 
 
 class RunJob:
@@ -74,7 +75,7 @@ class RunJob:
         self.killed = False
         self.stopped = False
         self.kept = False
-        self.relay = Relay()
+        self.relay = Relay(log_budget_bytes=options.log_budget_bytes)
         self.target = options.run
         self.project = kill_client.project
         self._obtain = obtain
@@ -198,6 +199,7 @@ class RunJob:
         self.submitted = True
         self._submitting = False
         self.progress = Progress(run.name, run.id)
+        self.relay.url = run.url
         self._log.info("Run %s in project %s: %s", run.name, self.project, run.url)
         options.on_submitted(run)
         events = run.follow(

@@ -3,34 +3,58 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._frames import without_frames
 
 if TYPE_CHECKING:
     from dstack_core import Event, LogLines, Outcome
 
+DEFAULT_LOG_BUDGET = 10_000_000
 _RECORD_BYTES = 16 * 1024
 _FEW_LINES = 32
 _TAIL_LINES = 20
 _TAIL_CHARACTERS = 500
+_HIDDEN = "***"
+_SHORTEST_HIDDEN = 5
 
 
 class Relay:
     """Write events as log records and remember the last log lines.
 
-    ``tail`` (list of str) are lines already seen, when another process relayed the first part.
+    ``tail`` (list of str) are lines already seen, ``relayed_bytes`` and ``left_out_bytes`` what another
+    process relayed and left out of the same run's log; ``log_budget_bytes`` bounds the sum of the former,
+    None does not. ``url`` is the run's page; ``secrets`` (texts) are shown as ``***``.
     """
 
-    def __init__(self, tail: Iterable[str] = ()) -> None:
-        self._tail: deque[str] = deque(tail, maxlen=_TAIL_LINES)
+    def __init__(
+        self,
+        tail: Iterable[str] = (),
+        *,
+        relayed_bytes: int = 0,
+        left_out_bytes: int = 0,
+        log_budget_bytes: int | None = None,
+        url: str = "",
+        secrets: Iterable[str] = (),
+    ) -> None:
+        self.url = url
+        self._relayed = relayed_bytes
+        self._left_out = left_out_bytes
+        self._budget = log_budget_bytes
+        self._secrets = _pattern(secrets)
+        self._tail: deque[str] = deque(map(self._hide, tail), maxlen=_TAIL_LINES)
 
     @property
     def tail(self) -> list[str]:
         """Return the last log lines, oldest first, long ones cut."""
         return list(self._tail)
+
+    def state(self) -> dict[str, Any]:
+        """Return, JSON-plain, the arguments with which another process goes on."""
+        return {"tail": self.tail, "relayed_bytes": self._relayed, "left_out_bytes": self._left_out}
 
     def records(self, event: Event) -> Iterator[tuple[int, str]]:
         """Yield ``(logging level, text)`` for an event.
@@ -42,8 +66,11 @@ class Relay:
         match event:
             case LogLines():
                 many = len(event.lines) > _FEW_LINES
-                for text in _packed(self._remembered(event), _RECORD_BYTES if many else 0):
+                began = self._left_out
+                for text in _packed(self._affordable(event), _RECORD_BYTES if many else 0):
                     yield logging.INFO, text
+                if self._left_out and not began:
+                    yield logging.WARNING, f"The rest of the log is not shown here{self._see()}"
             case StatusChanged(status=status) if not status.is_finished:
                 detail = f" ({event.message})" if event.message else ""
                 yield logging.INFO, f"Run {event.progress.run_name} is {status}{detail}"
@@ -55,16 +82,45 @@ class Relay:
             case ContactRestored():
                 yield logging.INFO, f"The dstack server answers again after {event.silent_for:.0f} s"
             case RunFinished(outcome=outcome):
+                if self._left_out:
+                    self.url = self.url or outcome.url or ""
+                    yield logging.WARNING, f"... {_size(self._left_out)} of log not shown{self._see()}"
                 yield logging.INFO, _summary(outcome)
 
-    def _remembered(self, event: LogLines) -> Iterator[str]:
+    def _affordable(self, event: LogLines) -> Iterator[str]:
         prefix = _prefix(event)
         for logged in event.lines:
             line = without_frames(logged)
             if line is None:
                 continue
-            self._tail.append(f"{prefix}{line}"[:_TAIL_CHARACTERS])
-            yield f"{prefix}{line}"
+            shown = self._hide(f"{prefix}{line}")
+            self._tail.append(shown[:_TAIL_CHARACTERS])
+            size = len(shown.encode("utf-8", "replace")) + 1
+            # Once a line was left out, no later one is shown: a log with holes misleads.
+            if self._left_out or (self._budget is not None and self._relayed + size > self._budget):
+                self._left_out += size
+            else:
+                self._relayed += size
+                yield shown
+
+    def _hide(self, text: str) -> str:
+        return text if self._secrets is None else self._secrets.sub(_HIDDEN, text)
+
+    def _see(self) -> str:
+        return f"; see {self.url}" if self.url else ""
+
+
+def _pattern(secrets: Iterable[str]) -> re.Pattern[str] | None:
+    """Match any line of any secret, the longest first."""
+    lines = {line for secret in secrets for line in secret.splitlines() if len(line) >= _SHORTEST_HIDDEN}
+    return re.compile("|".join(map(re.escape, sorted(lines, key=len, reverse=True)))) if lines else None
+
+
+def _size(number: int) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= factor:
+            return f"{number / factor:.1f} {unit}"
+    return f"{number} bytes"
 
 
 def _summary(outcome: Outcome) -> str:

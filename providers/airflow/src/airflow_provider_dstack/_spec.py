@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -81,7 +81,12 @@ def secrets_in(configuration: Any) -> Iterator[str]:
         return
     env = loaded.env if isinstance(loaded.env, Mapping) else {}
     password = loaded.registry_auth.password if loaded.registry_auth else None
-    for value in [*env.values(), password]:
+    yield from secret_values([*env.values(), password])
+
+
+def secret_values(values: Iterable[str | None]) -> Iterator[str]:
+    """Yield those of ``values`` that are to be hidden in logs; numbers and flags stay readable."""
+    for value in values:
         if value and len(value) >= _SHORTEST_SECRET and not _is_plain(value):
             yield value
 

@@ -90,12 +90,13 @@ class DstackHook(BaseHook):
     def async_client(self, *, retry_budget: float | None = None) -> AsyncClient:
         """Return a new client for use in one event loop: the twin of ``client``.
 
-        Looks the connection up when that was not done before, which blocks.
+        It shares its connections and status reads with the others of that loop. Looks the connection up
+        when that was not done before, which blocks.
         """
-        from dstack_core import AsyncClient, ConfigurationError
+        from dstack_core import ConfigurationError, SharedAsyncClient
 
         try:
-            return AsyncClient(**self._arguments(None, None, retry_budget))
+            return SharedAsyncClient(**self._arguments(None, None, retry_budget))
         except ConfigurationError as error:
             raise self._unusable(error.message) from None
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import timedelta
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +17,7 @@ from airflow_provider_dstack._compat import (
     deferral_errors,
     mask_secret,
 )
+from airflow_provider_dstack._relay import DEFAULT_LOG_BUDGET
 from airflow_provider_dstack._spec import at_least, exit_codes, one_of, refuse_hosts_names
 from airflow_provider_dstack._stop import (
     KILL_LIMITS,
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["DstackRunOperator", "DstackServiceOperator", "DstackStopRunOperator"]
 
 _SYNC_SECONDS = 5.0
-_BACKSTOP_SECONDS = 60.0
 
 
 class DstackRunOperator(BaseOperator):
@@ -60,7 +59,8 @@ class DstackRunOperator(BaseOperator):
     worker's slot is given back while the run goes on. ``on_kill_action``: ``"stop"``, ``"abort"`` or
     ``"keep"`` the run when the task is killed, times out or loses sight of it. ``poll_interval`` (seconds)
     is the time between looks, ``retry_budget`` (seconds) how long a silent server is borne. ``get_logs``
-    (bool) relays the log. ``skip_on_exit_code`` (int or list of int) are exit statuses that skip the task.
+    (bool) relays the log, ``log_budget_bytes`` of it at most (None: all); the rest is counted and linked.
+    ``skip_on_exit_code`` (int or list of int) are exit statuses that skip the task.
 
     With ``durable`` a retry takes over the run of the try before when that is still active, or succeeded
     unseen; a run that failed, and a cleared task, start a new one. A worker that is shut down leaves the run
@@ -109,6 +109,7 @@ class DstackRunOperator(BaseOperator):
         poll_interval: float = 5.0,
         retry_budget: float = 600.0,
         get_logs: bool = True,
+        log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
         repo_dir: str | os.PathLike[str] | None = None,
         skip_on_exit_code: int | Sequence[int] | None = None,
         durable: bool = True,
@@ -136,6 +137,7 @@ class DstackRunOperator(BaseOperator):
         self.skip_on_exit_code = skip_on_exit_code
         self.durable = durable
         self._skip_on = exit_codes("skip_on_exit_code", skip_on_exit_code)
+        self.log_budget_bytes = log_budget_bytes
         self._job: RunJob | None = None
         self._killed = False
 
@@ -167,8 +169,11 @@ class DstackRunOperator(BaseOperator):
         from airflow_provider_dstack import _build, _outcome
 
         if event["kind"] == _outcome.FINISHED:
+            from airflow_provider_dstack import _checkpoint
             from dstack_core import Outcome
 
+            with suppress(Exception):
+                _checkpoint.forget(context["ti"])
             outcome = Outcome.from_dict(event["outcome"])
             if self.durable and outcome.succeeded:
                 _build.ledger_of(self, context, outcome.project).forget()
@@ -265,34 +270,9 @@ class DstackRunOperator(BaseOperator):
 
     def _hand_over(self, job: RunJob, context: Context) -> Any:
         """Have the triggerer follow the run from here on."""
-        from airflow_provider_dstack.triggers import DstackRunTrigger
+        from airflow_provider_dstack._deferral import defer
 
-        if job.progress is None:
-            raise DstackRunInterrupted(f"run {job.target.name} was left before it was submitted")
-        deadline = None
-        if self.execution_timeout is not None:
-            # Airflow itself does not look at execution_timeout while a task is deferred.
-            started = context["ti"].start_date.timestamp()
-            deadline = started + self.execution_timeout.total_seconds()
-        trigger = DstackRunTrigger(
-            dstack_conn_id=self.dstack_conn_id,
-            project_name=job.project,
-            run_name=job.target.name,
-            marker=job.target.marker,
-            progress=job.progress.to_dict(),
-            tail=job.relay.tail,
-            poll_interval=self.poll_interval,
-            retry_budget=self.retry_budget,
-            deadline=deadline,
-            get_logs=self.get_logs,
-            on_kill_action=self.on_kill_action,
-        )
-        left = None if deadline is None else max(0.0, deadline - time.time()) + _BACKSTOP_SECONDS
-        self.defer(
-            trigger=trigger,
-            method_name="execute_complete",
-            timeout=None if left is None else timedelta(seconds=left),
-        )
+        defer(self, job, context)
 
     def _stop_leftover(self, context: Context) -> None:
         """Stop what a trigger may have left; the run is known by its name and marker alone."""

@@ -6,25 +6,32 @@ import asyncio
 import contextvars
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_dstack._compat import task_state, trigger_has_on_kill
+from airflow_provider_dstack._checkpoint import Checkpoints, load, save_and_rest
+from airflow_provider_dstack._compat import trigger_has_on_kill
 from airflow_provider_dstack._outcome import broken_event, finished_event, timed_out_event
-from airflow_provider_dstack._relay import Relay
+from airflow_provider_dstack._relay import DEFAULT_LOG_BUDGET, Relay
+from airflow_provider_dstack._spec import secret_values
 from airflow_provider_dstack._stop import KILL_LIMITS, OnKillAction, stop_patiently, stop_unless_deferred
 from airflow_provider_dstack.hooks import DstackHook
 
 if TYPE_CHECKING:
-    from dstack_core import AsyncClient, Client
+    from dstack_core import AsyncClient, AsyncRun, Client, Event, Progress
 
 T = TypeVar("T")
 
 _ON_KILL_SECONDS = 25.0
+# A triggerer needs about a second of processor time for a megabyte of log.
+_BYTES_PER_SECOND = 100_000
+_BURST_SECONDS = 5.0
+_STALL_SECONDS = 8.0
+# The clocks of worker and triggerer may differ.
+_LONGEST_HOLD_SECONDS = 10.0
 # The loop itself holds its tasks weakly.
 _STOPPING: set[asyncio.Future[None]] = set()
 
@@ -34,10 +41,15 @@ class DstackRunTrigger(BaseTrigger):
 
     ``dstack_conn_id``, ``project_name``: as for ``DstackHook``; no secret is kept. ``run_name``,
     ``marker`` (str) say which run it is, ``progress`` (``Progress.to_dict()``) how far it was followed,
-    ``tail`` (list of str) are the last lines already relayed. ``poll_interval`` and ``retry_budget`` in
-    seconds, ``deadline`` in seconds since the epoch or None: the run is stopped then. ``get_logs`` (bool).
-    ``on_kill_action``: ``"stop"``, ``"abort"`` or ``"keep"``. The event's payload is for
-    ``DstackRunOperator.execute_complete``. Source: Airflow documentation, "Deferrable Operators & Triggers".
+    ``tail`` (list of str) are the last lines already relayed, ``relayed_bytes`` and ``left_out_bytes`` how
+    much of the log was and was not. ``poll_interval`` and ``retry_budget`` in seconds, ``deadline`` in
+    seconds since the epoch or None: the run is stopped then. Before ``not_before``, also since the epoch,
+    there is no event, but for at most ten seconds. ``get_logs`` (bool), ``log_budget_bytes``:
+    what is longer is counted and not relayed; None relays all. ``on_kill_action``: ``"stop"``, ``"abort"``
+    or ``"keep"``. The event's payload is for ``DstackRunOperator.execute_complete``.
+
+    How far it came is kept every ten seconds in the XCom ``dstack_progress``; a triggerer that takes over
+    goes on there. Source: Airflow documentation, "Deferrable Operators & Triggers".
     """
 
     def __init__(
@@ -49,10 +61,14 @@ class DstackRunTrigger(BaseTrigger):
         marker: str,
         progress: Mapping[str, Any],
         tail: Sequence[str] = (),
+        relayed_bytes: int = 0,
+        left_out_bytes: int = 0,
         poll_interval: float = 5.0,
         retry_budget: float = 600.0,
         deadline: float | None = None,
+        not_before: float = 0.0,
         get_logs: bool = True,
+        log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
         on_kill_action: OnKillAction = "stop",
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is untyped
@@ -62,10 +78,14 @@ class DstackRunTrigger(BaseTrigger):
         self.marker = marker
         self.progress = dict(progress)
         self.tail = list(tail)
+        self.relayed_bytes = relayed_bytes
+        self.left_out_bytes = left_out_bytes
         self.poll_interval = poll_interval
         self.retry_budget = retry_budget
         self.deadline = deadline
+        self.not_before = not_before
         self.get_logs = get_logs
+        self.log_budget_bytes = log_budget_bytes
         self.on_kill_action = on_kill_action
         self._fired = False
         self._kill_client: Client | None = None
@@ -81,10 +101,14 @@ class DstackRunTrigger(BaseTrigger):
                 "marker": self.marker,
                 "progress": self.progress,
                 "tail": self.tail,
+                "relayed_bytes": self.relayed_bytes,
+                "left_out_bytes": self.left_out_bytes,
                 "poll_interval": self.poll_interval,
                 "retry_budget": self.retry_budget,
                 "deadline": self.deadline,
+                "not_before": self.not_before,
                 "get_logs": self.get_logs,
+                "log_budget_bytes": self.log_budget_bytes,
                 "on_kill_action": self.on_kill_action,
             },
         )
@@ -96,6 +120,8 @@ class DstackRunTrigger(BaseTrigger):
         except Exception as error:
             payload = broken_event(error)
             self.log.error("Run %s can no longer be followed: %s", self.run_name, payload["message"])
+        # An event that comes before the scheduler has seen the deferral fails the task.
+        await asyncio.sleep(min(max(0.0, self.not_before - time.time()), _LONGEST_HOLD_SECONDS))
         self._fired = True
         yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow's is untyped
 
@@ -108,7 +134,7 @@ class DstackRunTrigger(BaseTrigger):
         if self._fired or self.on_kill_action == "keep":
             return
         loop = asyncio.get_running_loop()
-        stopping = _in_thread(self._stop_if_ended)
+        stopping = _in_thread(self._stop_if_ended, "stop")
         _STOPPING.add(stopping)
         stopping.add_done_callback(_STOPPING.discard)
         deadline = loop.time() + _ON_KILL_SECONDS
@@ -133,43 +159,82 @@ class DstackRunTrigger(BaseTrigger):
             if not limit.expired():
                 raise
             self.log.error("execution_timeout passed while run %s was going", self.run_name)
-            return timed_out_event(await _in_thread(self._stop))
+            return timed_out_event(await _in_thread(self._stop, "stop"))
 
     async def _follow(self) -> dict[str, Any]:
         from dstack_core import Progress, RunFinished, RunNotFoundError
 
-        async with await _in_thread(self._connect) as client:
+        client, kept = await _in_thread(self._prepare)
+        async with client:
             run = await client.runs.get(self.run_name)
             if run is None:
                 raise RunNotFoundError(
                     f"the run {self.run_name} is no longer in project {client.project} on "
                     f"{client.server_url}; somebody deleted it, so its outcome cannot be told"
                 )
-            relay = Relay(self.tail)
+            progress = Progress.from_dict(kept["progress"])
+            watch = _Watch(self._relay(run, kept), progress, Checkpoints(self._start_save, kept))
             events = run.follow(
-                Progress.from_dict(self.progress),
+                progress,
                 poll_interval=self.poll_interval,
-                logs=self.get_logs,
+                # Another run that took the name would have other secrets to hide.
+                logs=self.get_logs and progress.run_id in (None, run.id),
                 retry_budget=self.retry_budget,
+                sleep=watch.sleep,
             )
-            async for event in events:
-                for level, text in relay.records(event):
-                    self.log.log(level, text)
-                    # A record goes to the triggerer's supervisor; a flood of them must not starve the loop.
-                    await asyncio.sleep(0)
-                if isinstance(event, RunFinished):
-                    return finished_event(event.outcome, relay.tail)
+            try:
+                async for event in events:
+                    await watch.tell(event, self.log)
+                    if isinstance(event, RunFinished):
+                        return finished_event(event.outcome, watch.relay.tail)
+            finally:
+                watch.checkpoints.close()
         raise RuntimeError(f"following run {self.run_name} ended without an outcome")
 
-    def _connect(self) -> AsyncClient:
-        """Look the connection up, which blocks; prepare for a kill while there is time."""
+    def _prepare(self) -> tuple[AsyncClient, dict[str, Any]]:
+        """Look up the connection and how far an earlier trigger came, which blocks; prepare for a kill."""
+        kept: dict[str, Any] | None = None
         if self.task_instance is not None:
-            # A triggerer takes seconds for the first question of its life, which a kill cannot spare.
-            with suppress(Exception):
-                task_state(self.task_instance)
+            # Also Airflow's first answer in a triggerer takes seconds, which a kill cannot spare.
+            try:
+                kept = load(self.task_instance, self.marker)
+            except Exception as error:
+                self.log.warning(
+                    "How far the run was followed cannot be told (%r); log lines may repeat", error
+                )
         hook = DstackHook(self.dstack_conn_id, self.project_name)
         self._kill_client = hook.client(**KILL_LIMITS)
-        return hook.async_client(retry_budget=self.retry_budget)
+        first = {
+            "progress": self.progress,
+            "tail": self.tail,
+            "relayed_bytes": self.relayed_bytes,
+            "left_out_bytes": self.left_out_bytes,
+        }
+        return hook.async_client(retry_budget=self.retry_budget), {**first, **(kept or {})}
+
+    def _relay(self, run: AsyncRun, kept: dict[str, Any]) -> Relay:
+        return Relay(
+            kept["tail"],
+            relayed_bytes=kept["relayed_bytes"],
+            left_out_bytes=kept["left_out_bytes"],
+            log_budget_bytes=self.log_budget_bytes,
+            url=run.url,
+            # Airflow forgets no secret it was told to hide: in a triggerer they would pile up.
+            secrets=secret_values(run.env.values()),
+        )
+
+    def _start_save(self, state: dict[str, Any]) -> Future[None]:
+        ti = self.task_instance
+        context = contextvars.copy_context()
+
+        def work() -> None:
+            try:
+                if ti is not None and not self._fired:
+                    save_and_rest(ti, self.marker, state)
+            except Exception as error:
+                self.log.warning("How far the run was followed cannot be kept: %r", error)
+
+        return _threads("checkpoint", 1).submit(context.run, work)
 
     def _client_for_kill(self) -> Client:
         if self._kill_client is None:
@@ -189,13 +254,49 @@ class DstackRunTrigger(BaseTrigger):
         )
 
 
+class _Watch:
+    """Relay the events of one run, at a bearable rate, and have it kept how far that came."""
+
+    def __init__(self, relay: Relay, progress: Progress, checkpoints: Checkpoints) -> None:
+        self.relay = relay
+        self.checkpoints = checkpoints
+        self._progress = progress
+        self._paid_until = 0.0
+
+    async def tell(self, event: Event, log: Any) -> None:
+        """Write an event to the log."""
+        for level, text in self.relay.records(event):
+            log.log(level, text)
+            await self._pace(len(text))
+        self._progress = event.progress
+        self.checkpoints.offer(self._state)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for the next look; a burst of lines has ended here, so what came of it is kept."""
+        self.checkpoints.offer(self._state)
+        asleep = time.time()
+        await asyncio.sleep(seconds)
+        if time.time() - asleep > seconds + _STALL_SECONDS:
+            # Another triggerer may have taken over meanwhile; then Airflow cancels this trigger now.
+            await asyncio.sleep(_STALL_SECONDS)
+
+    async def _pace(self, size: int) -> None:
+        # Records go to the triggerer's supervisor; a flood of them must not starve the loop nor that.
+        now = asyncio.get_running_loop().time()
+        self._paid_until = max(self._paid_until, now - _BURST_SECONDS) + size / _BYTES_PER_SECOND
+        await asyncio.sleep(max(0.0, self._paid_until - now))
+
+    def _state(self) -> dict[str, Any]:
+        return {"progress": self._progress.to_dict(), **self.relay.state()}
+
+
 @cache
-def _threads() -> ThreadPoolExecutor:
+def _threads(purpose: str, number: int) -> ThreadPoolExecutor:
     """Return the threads that all triggers of this process share, made when the first one needs them."""
-    return ThreadPoolExecutor(max_workers=4, thread_name_prefix="dstack-trigger")
+    return ThreadPoolExecutor(max_workers=number, thread_name_prefix=f"dstack-{purpose}")
 
 
-def _in_thread(function: Callable[[], T]) -> asyncio.Future[T]:
+def _in_thread(function: Callable[[], T], purpose: str = "trigger") -> asyncio.Future[T]:
     """Run ``function`` in a thread of this module's own; its log reaches the task's."""
     context = contextvars.copy_context()
-    return asyncio.get_running_loop().run_in_executor(_threads(), lambda: context.run(function))
+    return asyncio.get_running_loop().run_in_executor(_threads(purpose, 4), lambda: context.run(function))

@@ -1,0 +1,29 @@
+"""The async client for many runs at once: thousands of watched runs for a handful of requests."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from dstack_core._shared import SharedTransport
+from dstack_core._transport.asynchronous import AsyncTransport
+from dstack_core._transport.settings import TransportSettings
+from dstack_core.aio import AsyncClient
+
+
+class SharedAsyncClient(AsyncClient):
+    """Be an ``AsyncClient`` that shares its work with the others of its kind in the same event loop.
+
+    Use it for many runs watched in one process; parameters and errors are those of ``Client``, and every
+    method means the same. Those with equal server, token and limits have one set of connections, which is
+    closed with the last of them. Looks at runs of one project that are asked for within 0.1 seconds are
+    answered from pages of 100 active runs instead of a request each; what is on no such page is asked for
+    alone. No answer is older than its question. ``follow`` and ``wait`` look at whole multiples of
+    ``poll_interval`` on the clock, so that runs watched with the same interval are asked for together, and
+    at a log that stays silent less and less often, down to every sixth time, always when the run's status
+    changes. Source: PROTOCOL 1.7.
+    """
+
+    _shared: ClassVar[bool] = True
+
+    def _new_transport(self, settings: TransportSettings) -> AsyncTransport:
+        return SharedTransport(settings)

@@ -1,0 +1,57 @@
+"""Hand a run over to the triggerer."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, NoReturn
+
+from airflow_provider_dstack import _checkpoint
+from airflow_provider_dstack.errors import DstackRunInterrupted
+from airflow_provider_dstack.triggers import DstackRunTrigger
+
+if TYPE_CHECKING:
+    from airflow_provider_dstack._compat import Context
+    from airflow_provider_dstack._job import RunJob
+    from airflow_provider_dstack.operators import DstackRunOperator
+
+_BACKSTOP_SECONDS = 60.0
+_SETTLE_SECONDS = 5.0
+
+
+def defer(operator: DstackRunOperator, job: RunJob, context: Context) -> NoReturn:
+    """Defer the task until its run is over; ``DstackRunInterrupted`` when there is no run."""
+    if job.progress is None:
+        raise DstackRunInterrupted(f"run {job.target.name} was left before it was submitted")
+    deadline = None
+    if operator.execution_timeout is not None:
+        # Airflow itself does not look at execution_timeout while a task is deferred.
+        started = context["ti"].start_date.timestamp()
+        deadline = started + operator.execution_timeout.total_seconds()
+    trigger = DstackRunTrigger(
+        dstack_conn_id=operator.dstack_conn_id,
+        project_name=job.project,
+        run_name=job.target.name,
+        marker=job.target.marker,
+        progress=job.progress.to_dict(),
+        **job.relay.state(),
+        poll_interval=operator.poll_interval,
+        retry_budget=operator.retry_budget,
+        deadline=deadline,
+        not_before=time.time() + _SETTLE_SECONDS,
+        get_logs=operator.get_logs,
+        log_budget_bytes=operator.log_budget_bytes,
+        on_kill_action=operator.on_kill_action,
+    )
+    with suppress(Exception):
+        # Airflow complains about an XCom that is read before it was ever written.
+        state = {"progress": trigger.progress, **job.relay.state()}
+        _checkpoint.save(context["ti"], trigger.marker, state)
+    left = None if deadline is None else max(0.0, deadline - time.time()) + _BACKSTOP_SECONDS
+    operator.defer(
+        trigger=trigger,
+        method_name="execute_complete",
+        timeout=None if left is None else timedelta(seconds=left),
+    )
+    raise RuntimeError("the task was not deferred")

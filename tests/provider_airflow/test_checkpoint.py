@@ -1,0 +1,97 @@
+"""How far a deferred run was followed is kept, and found again."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from airflow_provider_dstack import _checkpoint
+from airflow_provider_dstack._checkpoint import SECONDS_BETWEEN, Checkpoints
+
+TI: Any = SimpleNamespace(dag_id="d", run_id="r", task_id="train", try_number=1, map_index=None)
+
+
+class Saver:
+    """Hold what is to be saved, and let a test finish it."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Any]] = []
+        self.futures: list[Future[None]] = []
+
+    def __call__(self, state: dict[str, Any]) -> Future[None]:
+        self.states.append(state)
+        self.futures.append(Future())
+        return self.futures[-1]
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def at(line: int, status: str = "running") -> dict[str, Any]:
+    return {"progress": {"status": status, "cursors": {"job": {"after": str(line)}}}}
+
+
+def test_what_was_read_is_kept_at_once_and_then_only_after_a_while() -> None:
+    saver, clock = Saver(), Clock()
+    checkpoints = Checkpoints(saver, at(0), clock)
+    checkpoints.offer(lambda: at(0, "terminating"))
+    assert saver.states == []
+    checkpoints.offer(lambda: at(1))
+    saver.futures[-1].set_result(None)
+    clock.now += SECONDS_BETWEEN - 0.1
+    checkpoints.offer(lambda: at(2))
+    assert saver.states == [at(1)]
+    clock.now += 0.2
+    checkpoints.offer(lambda: at(1, "terminating"))
+    assert saver.states == [at(1)]
+    checkpoints.offer(lambda: at(3))
+    assert saver.states == [at(1), at(3)]
+
+
+def test_only_one_save_is_under_way_and_one_that_waits_can_be_given_up() -> None:
+    saver, clock = Saver(), Clock()
+    checkpoints = Checkpoints(saver, at(0), clock)
+    checkpoints.offer(lambda: at(1))
+    clock.now += 3 * SECONDS_BETWEEN
+    checkpoints.offer(lambda: at(2))
+    assert len(saver.states) == 1
+    checkpoints.close()
+    assert saver.futures[0].cancelled()
+
+
+@pytest.fixture
+def xcoms(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    monkeypatch.setattr(_checkpoint, "push_xcom", lambda ti, key, value: kept.update({key: value}))
+    monkeypatch.setattr(_checkpoint, "pull_xcom", lambda ti, key: kept.get(key))
+    monkeypatch.setattr(_checkpoint, "delete_xcom", lambda ti, key: kept.pop(key))
+    return kept
+
+
+def test_what_is_kept_is_found_by_the_same_try_alone(xcoms: dict[str, Any]) -> None:
+    assert _checkpoint.load(TI, "try 1") is None
+    _checkpoint.save(TI, "try 1", {"tail": ["x"]})
+    assert list(xcoms) == ["dstack_progress"]
+    assert _checkpoint.load(TI, "try 1") == {"tail": ["x"]}
+    assert _checkpoint.load(TI, "try 2") is None
+    xcoms["dstack_progress"] = "something of somebody else"
+    assert _checkpoint.load(TI, "try 1") is None
+    _checkpoint.forget(TI)
+    assert not xcoms
+
+
+def test_whoever_saves_much_rests_much(xcoms: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    times = iter([10.0, 10.05])
+    monkeypatch.setattr(time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(time, "sleep", slept.append)
+    _checkpoint.save_and_rest(TI, "try 1", {})
+    assert slept == [pytest.approx(0.2)]
