@@ -19,7 +19,8 @@ import dstack_core as dstack
 from tests.docs.blocks import Block, blocks
 from tests.rig.server import RealServer
 
-pytestmark = pytest.mark.real
+# One group: both runs of the example want the same local port, and its server is slow to start.
+pytestmark = [pytest.mark.real, pytest.mark.xdist_group("usage example")]
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLE = Path(__file__).with_name("usage_example.py")

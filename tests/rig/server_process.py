@@ -27,6 +27,7 @@ _END_SECONDS = 30.0
 _POLL_SECONDS = 0.1
 _REQUEST_SECONDS = 30.0
 _TAIL_LINES = 40
+_PORTS = range(20000, 32000)
 
 
 class RigError(Exception):
@@ -71,6 +72,17 @@ def server_python(version: str) -> Path:
     return python
 
 
+def _free_port() -> int:
+    """Return a free port outside the range from which the system gives ports to others meanwhile."""
+    while True:
+        port = secrets.choice(_PORTS)
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return port
+
+
 class ServerProcess:
     """Start a server below `folder` and end it.
 
@@ -92,8 +104,7 @@ class ServerProcess:
             raise RigError("the dstack server needs the OpenSSH client (`ssh`) on the PATH")
         self._python = python or server_python(version)
         self._folder = folder
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self._port = probe.getsockname()[1]
+        self._port = _free_port()
         url = f"http://127.0.0.1:{self._port}"
         self.address = ServerAddress(version, url, secrets.token_hex(16), str(folder / "server.log"))
         switches = {"RIG_FAST": fast, "RIG_IMAGES": images}
@@ -148,12 +159,15 @@ class ServerProcess:
 
     def _wait_until_up(self) -> None:
         deadline = time.monotonic() + _BOOT_SECONDS
+        url = f"{self.address.url}/api/users/get_my_user"
+        token = {"Authorization": f"Bearer {self.address.token}"}
         with requests.Session() as session:
             session.trust_env = False
             while True:
                 self.check_alive()
                 try:
-                    if session.get(f"{self.address.url}/healthcheck", timeout=_REQUEST_SECONDS).ok:
+                    # Only this server knows the token: another one that has the port is not taken for it.
+                    if session.post(url, json={}, headers=token, timeout=_REQUEST_SECONDS).ok:
                         return
                 except requests.ConnectionError:
                     pass
