@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 from prefect_dstack.credentials import DstackCredentials
+from prefect_dstack.flows import arun_and_report, run_and_report
 from prefect_dstack.hooks import stop_dstack_runs, stop_runs_on_cancellation, stop_runs_on_crash
-from prefect_dstack.tasks import arun_task, run_task
+from prefect_dstack.job_block import DstackRun, DstackRunHandle
+from prefect_dstack.reaper import areap_runs, reap_runs
+from prefect_dstack.runs import aget_run, astop_run, await_for_run, get_run, stop_run, wait_for_run
+from prefect_dstack.tasks import arun_task, asubmit_run, run_task, submit_run
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DstackCredentials",
+    "DstackRun",
+    "DstackRunHandle",
     "__version__",
+    "aget_run",
+    "areap_runs",
+    "arun_and_report",
     "arun_task",
+    "astop_run",
+    "asubmit_run",
+    "await_for_run",
+    "get_run",
+    "reap_runs",
+    "run_and_report",
     "run_task",
     "stop_dstack_runs",
+    "stop_run",
     "stop_runs_on_cancellation",
     "stop_runs_on_crash",
+    "submit_run",
+    "wait_for_run",
 ]
