@@ -215,7 +215,8 @@ def test_a_cancellation_that_sends_no_signal_stops_the_run_and_starts_no_retry(
 
     thread = threading.Thread(target=cancel)
     thread.start()
-    cancelled(return_state=True)
+    with pytest.raises(_probe.StopRequested, match="was cancelled"):
+        cancelled()
     thread.join()
     assert outcome_of(the_run(dstack)).reason == "stopped_by_user"
     assert submissions(dstack) == 1

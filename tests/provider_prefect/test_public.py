@@ -25,12 +25,27 @@ print(json.dumps([time.perf_counter() - start, sorted(set(sys.modules) - before)
 def test_the_public_names_are_these() -> None:
     assert prefect_dstack.__all__ == [
         "DstackCredentials",
+        "DstackRun",
+        "DstackRunHandle",
+        "DstackWorker",
         "__version__",
+        "aget_run",
+        "areap_runs",
+        "arun_and_report",
         "arun_task",
+        "astop_run",
+        "asubmit_run",
+        "await_for_run",
+        "get_run",
+        "reap_runs",
+        "run_and_report",
         "run_task",
         "stop_dstack_runs",
+        "stop_run",
         "stop_runs_on_cancellation",
         "stop_runs_on_crash",
+        "submit_run",
+        "wait_for_run",
     ]
     for name in prefect_dstack.__all__:
         assert getattr(prefect_dstack, name)

@@ -6,12 +6,13 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from prefect import flow
+from prefect import State, flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import (
@@ -23,7 +24,6 @@ from prefect.states import (
     Pending,
     Running,
     Scheduled,
-    State,
 )
 
 from dstack_core import Run
@@ -144,10 +144,9 @@ def test_a_submitted_task_that_outlasts_its_flow_keeps_its_run(
         run_task.submit({"type": "task", "commands": ["sleep 6"]}, credentials, poll_interval=0.1)
         until(lambda: all_runs(dstack))
 
-    import threading
-
     def look() -> None:
-        run = until(lambda: all_runs(dstack) and the_run(dstack))
+        until(lambda: all_runs(dstack))
+        run = the_run(dstack)
         owner = (run.marker or "").split("/")[1]
         with get_client(sync_client=True) as client:
             until(lambda: client.read_flow_run(owner).state.is_final(), seconds=30)  # type: ignore[arg-type, union-attr]
@@ -173,7 +172,8 @@ def test_the_task_reaps_in_a_flow(twin: bool, dstack: LocalServer, credentials: 
     async def atidy() -> Any:
         return await areap_runs(credentials, min_age=0)
 
-    assert names(asyncio.run(atidy()) if twin else tidy()) == {left.name}
+    findings: Any = asyncio.run(atidy()) if twin else tidy()
+    assert names(findings) == {left.name}
     assert is_stopped(left)
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
 from typing import Any, ClassVar, Literal
 
 from prefect.blocks.abstract import JobBlock, JobRun
-from prefect.exceptions import TerminationSignal
 from pydantic import ConfigDict, Field, HttpUrl, field_validator
 
 from prefect_dstack import _follow
@@ -90,7 +88,8 @@ class DstackRun(JobBlock[dict[str, Any]]):
                 job, self.credentials, lambda client: self._handle(info(_follow.submit(job, client)))
             )
         except StopRequested as request:
-            raise _termination(request, job) from None
+            _warn(request, job)
+            raise
 
     async def atrigger(self) -> DstackRunHandle:
         """Submit the run and return it: the async twin of ``trigger``."""
@@ -102,7 +101,8 @@ class DstackRun(JobBlock[dict[str, Any]]):
         try:
             return await _follow.aexecute(job, self.credentials, body)
         except StopRequested as request:
-            raise _termination(request, job) from None
+            _warn(request, job)
+            raise
 
     def _job(self) -> Job:
         described = json.dumps(
@@ -158,9 +158,10 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
     def wait_for_completion(self) -> None:  # type: ignore[override]  # Prefect's own integrations do so too
         """Wait for the end of the run and relay its log; a second call returns at once.
 
-        A cancelled or interrupted flow run stops the run, as with ``run_task``; where no signal came,
-        Prefect's ``TerminationSignal`` is raised, which Prefect does not retry. Raises ``RunFailedError``,
-        ``NoCapacityError`` or ``RunStoppedError``, and the server errors.
+        A cancelled or interrupted flow run stops the run, as with ``run_task``; where no signal told of a
+        cancellation, ``StopRequested`` is raised, which is no ``Exception``: Prefect takes the task for
+        crashed and does not retry it. Raises ``RunFailedError``, ``NoCapacityError`` or
+        ``RunStoppedError``, and the server errors.
         """
         if self._outcome is not None:
             return
@@ -172,7 +173,8 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
                 lambda client: _follow.follow(job, self._same(_follow.find(job, client))),
             )
         except StopRequested as request:
-            raise _termination(request, job) from None
+            _warn(request, job)
+            raise
 
     async def await_for_completion(self) -> None:
         """Wait for the end of the run: the async twin of ``wait_for_completion``."""
@@ -186,7 +188,8 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
         try:
             self._outcome = await _follow.aexecute(job, self._block.credentials, body)
         except StopRequested as request:
-            raise _termination(request, job) from None
+            _warn(request, job)
+            raise
 
     def fetch_result(self) -> dict[str, Any]:  # type: ignore[override]  # Prefect's own integrations do so too
         """Return the fields of ``dstack_core.Outcome`` as JSON-plain values.
@@ -253,7 +256,5 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
 _PATIENCE = 30.0
 
 
-def _termination(request: StopRequested, job: Job) -> TerminationSignal:
-    """Return what Prefect takes for the signal it did not send: it crashes the task without a retry."""
+def _warn(request: StopRequested, job: Job) -> None:
     job.logger.warning("%s", job.cancelled(request).message)
-    return TerminationSignal(signal=signal.SIGTERM)
