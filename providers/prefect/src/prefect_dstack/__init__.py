@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from prefect_dstack.credentials import DstackCredentials
 from prefect_dstack.flows import arun_and_report, run_and_report
 from prefect_dstack.hooks import stop_dstack_runs, stop_runs_on_cancellation, stop_runs_on_crash
@@ -10,12 +12,16 @@ from prefect_dstack.reaper import areap_runs, reap_runs
 from prefect_dstack.runs import aget_run, astop_run, await_for_run, get_run, stop_run, wait_for_run
 from prefect_dstack.tasks import arun_task, asubmit_run, run_task, submit_run
 
+if TYPE_CHECKING:
+    from prefect_dstack.worker import DstackWorker
+
 __version__ = "0.1.0"
 
 __all__ = [
     "DstackCredentials",
     "DstackRun",
     "DstackRunHandle",
+    "DstackWorker",
     "__version__",
     "aget_run",
     "areap_runs",
@@ -35,3 +41,12 @@ __all__ = [
     "submit_run",
     "wait_for_run",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the worker when it is first used: flows do not need it."""
+    if name != "DstackWorker":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from prefect_dstack.worker import DstackWorker
+
+    return DstackWorker

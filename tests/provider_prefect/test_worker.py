@@ -1,0 +1,243 @@
+"""Flow runs on machines: a real worker process, a real Prefect server, an embedded dstack server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFound
+from prefect.states import Cancelling, Pending
+
+from dstack_core import Run
+from dstack_core.local import LocalServer
+from prefect_dstack import DstackCredentials, DstackWorker
+from prefect_dstack._machine import DstackJobConfiguration
+
+from .support import all_runs, log_records, outcome_of, state_of, submissions, the_run, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+
+ROOT = Path(__file__).parents[2]
+ENTRYPOINT = "tests/provider_prefect/machine_flows.py:speaking"
+EXECUTE = f"{sys.executable} -m prefect flow-run execute"
+START_SECONDS = 120.0
+
+
+@contextmanager
+def worker(server: LocalServer | None, pool: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a worker process of the pool that is ended with the test; its name is the pool's."""
+    given = {} if server is None else {"URL": server.url, "PROJECT": server.project, "TOKEN": server.token}
+    environment = {
+        **os.environ,
+        **{f"DSTACK_{'SERVER_' if name == 'URL' else ''}{name}": value for name, value in given.items()},
+        "PREFECT_WORKER_HEARTBEAT_SECONDS": "2",
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_SERVER_SECRET": "of-the-worker-alone",
+    }
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", pool]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def pool() -> str:
+    """Make a work pool of this test's own."""
+    name = f"pool-{uuid4().hex[:8]}"
+    template = DstackWorker.get_default_base_job_template()
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name=name, type="dstack", base_job_template=template))
+    return name
+
+
+def deploy(pool: str, **variables: Any) -> UUID:
+    """Deploy the flow to the pool and start a flow run's deployment; return the deployment's id."""
+    loaded: Any = flow.from_source(source=str(ROOT), entrypoint=ENTRYPOINT)
+    variables = {"command": EXECUTE, "poll_interval": 0.5, **variables}
+    made = loaded.deploy(
+        name=pool,
+        work_pool_name=pool,
+        job_variables=variables,
+        build=False,
+        push=False,
+        print_next_steps=False,
+    )
+    return UUID(str(made))
+
+
+def start(deployment_id: UUID, **parameters: Any) -> FlowRun:
+    with get_client(sync_client=True) as client:
+        return client.create_flow_run_from_deployment(deployment_id, parameters=parameters)
+
+
+def read(flow_run: FlowRun) -> FlowRun:
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(flow_run.id)
+
+
+def cancel(flow_run: FlowRun) -> float:
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(flow_run.id, Cancelling())
+    return time.monotonic()
+
+
+def the_line(flow_run: FlowRun, line: str, last: str) -> int:
+    """Return how often a line is in the flow run's log."""
+    messages = log_records(flow_run.id, last=last, seconds=60)
+    return sum(message.split("\n").count(line) for message in messages)
+
+
+def test_a_flow_run_runs_on_a_machine_and_tells_everything_once(
+    pool: str, dstack: LocalServer, credentials: DstackCredentials, tmp_path: Path
+) -> None:
+    credentials.save("for-the-worker", overwrite=True)
+    block = "{{ prefect.blocks.dstack-credentials.for-the-worker }}"
+    deployment = deploy(
+        pool,
+        credentials=block,
+        env={"WORD": "a-word"},
+        resources={"gpu": "24GB.."},
+        spot_policy="auto",
+        max_duration="2h",
+        configuration={"name": "ignored-by-the-worker", "working_dir": "."},
+    )
+    flow_run = start(deployment)
+    with worker(None, pool, tmp_path / "log"):
+        until(lambda: state_of(flow_run.id).is_final(), seconds=START_SECONDS)
+        until(lambda: the_run(dstack).outcome(), seconds=30)
+        lines = [
+            the_line(flow_run, word, "by-print-2") for word in ("by-the-logger", "by-print-1", "by-print-2")
+        ]
+    assert state_of(flow_run.id).is_completed(), (tmp_path / "log").read_text()[-3000:]
+    assert lines == [1, 1, 1]
+    run = the_run(dstack)
+    assert outcome_of(run).succeeded
+    assert read(flow_run).infrastructure_pid == f"{dstack.project}:{run.name}"
+    spec = sent(dstack, run)
+    assert spec["max_duration"] == 7200
+    assert spec["spot_policy"] == "auto"
+    assert spec["resources"]["gpu"]["memory"]["min"] == 24
+    assert spec["env"]["WORD"] == "a-word"
+    assert not any(
+        name.startswith(("PREFECT_SERVER", "PREFECT_HOME", "PREFECT_WORKER")) for name in spec["env"]
+    )
+
+
+def sent(server: LocalServer, run: Run) -> dict[str, Any]:
+    import httpx
+
+    reply = httpx.post(
+        f"{server.url}/api/project/{server.project}/runs/get",
+        headers={"Authorization": f"Bearer {server.token}"},
+        json={"run_name": run.name},
+    )
+    configuration: dict[str, Any] = reply.json()["run_spec"]["configuration"]
+    return configuration
+
+
+def test_a_machine_that_dies_crashes_its_flow_run_with_its_last_words(
+    pool: str, dstack: LocalServer, tmp_path: Path
+) -> None:
+    flow_run = start(deploy(pool, command="echo no-such-driver; exit 3"))
+    with worker(dstack, pool, tmp_path / "log"):
+        until(lambda: state_of(flow_run.id).is_final(), seconds=START_SECONDS)
+        messages = log_records(flow_run.id, last="exited with status 3", seconds=60)
+    assert state_of(flow_run.id).is_crashed()
+    assert "status code 3" in state_of(flow_run.id).message
+    assert any("no-such-driver" in message for message in messages)
+
+
+def test_a_cancellation_while_the_machine_is_looked_for_stops_it(pool: str, tmp_path: Path) -> None:
+    wanted = {"resources": {"gpu": "1000"}, "retry": {"on_events": ["no-capacity"], "duration": "1h"}}
+    with LocalServer(retry_seconds=300) as full, worker(full, pool, tmp_path / "log"):
+        flow_run = start(deploy(pool, **wanted))
+        until(lambda: read(flow_run).infrastructure_pid, seconds=START_SECONDS)
+        cancelled = cancel(flow_run)
+        until(lambda: the_run(full).outcome(), seconds=30)
+        seconds = time.monotonic() - cancelled
+        print(f"pending: stopped {seconds:.1f} s after the cancellation")  # noqa: T201
+        until(lambda: state_of(flow_run.id).is_cancelled(), seconds=10)
+        assert seconds < 10
+        assert outcome_of(the_run(full)).reason == "stopped_by_user"
+        assert submissions(full) == 1
+
+
+def test_a_cancellation_while_the_flow_runs_leaves_no_machine(
+    pool: str, dstack: LocalServer, tmp_path: Path
+) -> None:
+    flow_run = start(deploy(pool), until=str(tmp_path / "never"))
+    with worker(dstack, pool, tmp_path / "log"):
+        log_records(flow_run.id, last="by-the-logger", seconds=START_SECONDS)
+        cancel(flow_run)
+        until(lambda: state_of(flow_run.id).is_cancelled(), seconds=60)
+        until(lambda: the_run(dstack).outcome(), seconds=60)
+        assert state_of(flow_run.id).is_cancelled()
+
+
+def test_a_killed_worker_started_again_watches_the_same_machine(
+    pool: str, dstack: LocalServer, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    flow_run = start(deploy(pool), until=str(go))
+    with worker(dstack, pool, tmp_path / "log") as first:
+        the_line(flow_run, "by-print-1", "by-print-1")
+        os.kill(first.pid, signal.SIGKILL)
+    with worker(dstack, pool, tmp_path / "log"):
+        log_records(flow_run.id, last="watches this flow run from now on", seconds=START_SECONDS)
+        go.touch()
+        until(lambda: state_of(flow_run.id).is_completed(), seconds=60)
+        assert the_line(flow_run, "by-print-2", "by-print-2") == 1
+        assert the_line(flow_run, "by-print-1", "by-print-2") == 1
+    assert len(all_runs(dstack)) == 1
+
+
+def test_what_a_killed_worker_did_not_submit_gets_its_machine(
+    pool: str, dstack: LocalServer, tmp_path: Path
+) -> None:
+    flow_run = start(deploy(pool))
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(flow_run.id, Pending())
+    with worker(dstack, pool, tmp_path / "log"):
+        until(lambda: state_of(flow_run.id).is_completed(), seconds=START_SECONDS)
+    run = the_run(dstack)
+    assert read(flow_run).infrastructure_pid == f"{dstack.project}:{run.name}"
+
+
+def test_killing_the_infrastructure(dstack: LocalServer, credentials: DstackCredentials) -> None:
+    configuration = DstackJobConfiguration(credentials=credentials)
+    machines = DstackWorker(work_pool_name="any")
+
+    def kill(pid: str) -> None:
+        asyncio.run(machines.kill_infrastructure(pid, configuration))
+
+    with dstack.client() as client:
+        run = client.runs.submit({"type": "task", "commands": ["sleep 60"]}, run_name="machine")
+        kill("main:machine")
+        until(lambda: run.refresh().outcome(), seconds=20)
+        assert outcome_of(run).reason == "stopped_by_user"
+    for gone in ("main:machine", "main:no-such-run"):
+        with pytest.raises(InfrastructureNotFound):
+            kill(gone)
+    with pytest.raises(InfrastructureNotAvailable, match="other"):
+        kill("other:machine")
