@@ -55,7 +55,9 @@ def test_prefect_finds_the_collection() -> None:
     (entry,) = [
         entry for entry in entry_points(group="prefect.collections") if entry.name == "prefect_dstack"
     ]
-    assert entry.load() is prefect_dstack
+    loaded = entry.load()
+    assert loaded.DstackWorker is prefect_dstack.DstackWorker
+    assert loaded.DstackCredentials is prefect_dstack.DstackCredentials
     assert version("prefect-dstack") == prefect_dstack.__version__
 
 
@@ -74,7 +76,16 @@ def test_the_tasks_leave_retries_and_caches_to_the_caller() -> None:
 
 def test_importing_loads_no_client() -> None:
     seconds, modules = _import()
-    heavy = {"requests", "paramiko", "dstack_core.client", "dstack_core.aio", "uvicorn"}
+    heavy = {
+        "requests",
+        "paramiko",
+        "yaml",
+        "cyclopts",
+        "uvicorn",
+        "prefect.workers.base",
+        "prefect_dstack.worker",
+    }
+    heavy |= {"dstack_core.client", "dstack_core.aio", "dstack_core._transport.asynchronous"}
     assert not heavy & set(modules)
     for _ in range(4):
         if seconds <= 0.25:

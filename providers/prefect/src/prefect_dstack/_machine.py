@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 # What makes sense in the worker's process only.
 _NOT_PASSED_ON = ("PREFECT_HOME", "PREFECT_PROFILES_PATH", "PREFECT_SERVER_", "PREFECT_WORKER_")
-# The flow's own log records reach Prefect from the machine: its console would repeat them.
-_QUIET = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
+# The flow's own log records reach Prefect from the machine: its console would repeat them. What the flow
+# prints is to come when it is printed.
+_DEFAULTS = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "PYTHONUNBUFFERED": "1"}
 _IMAGE = "What the machine runs in; it must hold Prefect. Without one, Prefect's own image of this version."
 _REST = "Further keys of a .dstack.yml, such as fleets, regions, volumes or user."
 
@@ -84,7 +85,7 @@ class DstackJobConfiguration(BaseJobConfiguration):
         super().prepare_for_flow_run(flow_run, deployment, flow, work_pool, worker_name, worker_id)
         self.env = {
             name: value
-            for name, value in {**_QUIET, **self.env}.items()
+            for name, value in {**_DEFAULTS, **self.env}.items()
             if name in chosen or not name.startswith(_NOT_PASSED_ON)
         }
 
