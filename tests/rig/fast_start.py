@@ -39,6 +39,8 @@ _TASK_INTERVALS = {
     "process_instances": _RUNS_INTERVAL,
 }
 _TASK_JITTER = 0.2
+# They give a stopped job 15 s before its container is removed.
+_SOONER_REMOVED = timedelta(seconds=12)
 
 
 def _lower_default(function: Callable[..., Any], name: str, value: object) -> None:
@@ -66,6 +68,17 @@ def _shorten_task(name: str, interval: timedelta) -> None:
     module: Any = importlib.import_module(f"{_BACKGROUND}.tasks.{name}")
     if hasattr(module, "MIN_PROCESSING_INTERVAL"):
         module.MIN_PROCESSING_INTERVAL = interval
+
+
+def _shorten_graces() -> None:
+    runs: Any = importlib.import_module("dstack._internal.server.services.runs")
+    delay = runs.delay_job_instance_termination
+
+    def delay_less(job_model: Any) -> None:
+        delay(job_model)
+        job_model.remove_at -= _SOONER_REMOVED
+
+    runs.delay_job_instance_termination = delay_less
 
 
 def _shorten_schedule(background: Any) -> None:
@@ -97,6 +110,7 @@ def shorten_pauses() -> list[str]:
             failures.append(f"{name}: {error!r}")
     if scheduled:
         _shorten_schedule(background)
+        _shorten_graces()
     return failures
 
 
