@@ -23,7 +23,7 @@ _JUMP_FROM = "127.0.1.1"
 class Fleet:
     """Hosts with one common key; each has an address of its own, because a server tells hosts apart by it.
 
-    With `jump_host` they accept connections from that host only. `jump_key` is a key of a user that may log in
+    `network` are the first three numbers of those addresses. With `jump_host` they accept connections from that host only. `jump_key` is a key of a user that may log in
     there; a run's own key may not.
     """
 
@@ -31,6 +31,7 @@ class Fleet:
         self,
         name: str,
         *,
+        network: str,
         hosts: int,
         blocks: int,
         gpus: int,
@@ -51,7 +52,7 @@ class Fleet:
             self._jump.client_keys.add(key_blob(self.jump_key.public))
         self._hosts = [
             PretendHost(
-                address=f"127.0.0.{number}",
+                address=f"{network}.{number}",
                 fleet_key=self._key.public,
                 http=self._http,
                 folder=folder / f"host{number}",

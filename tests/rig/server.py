@@ -193,6 +193,7 @@ class RealServer:
     def _make_fleet(self, folder: Path) -> None:
         self._hosts = Fleet(
             self.fleet,
+            network=self._network(),
             **self._size,
             folder=folder / "jobs",
             version=self.version,
@@ -218,6 +219,12 @@ class RealServer:
             if time.monotonic() > deadline:
                 raise RigError(f"{', '.join(missing)}\n{self.log_tail()}")
             time.sleep(_POLL_SECONDS)
+
+    def _network(self) -> str:
+        """Return addresses that no other fleet of the same server has."""
+        if self._at is None:
+            return "127.0.0"
+        return f"127.{secrets.randbelow(200) + 16}.{secrets.randbelow(254) + 1}"
 
     def _post(self, path: str, body: dict[str, Any], *, of_project: bool = True) -> Any:
         prefix = f"project/{self.project}/" if of_project else ""
