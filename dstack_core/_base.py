@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Generic, Self, TypeVar
 
 from dstack_core import config
 from dstack_core._code import check_directory
+from dstack_core._flow.steps import Flow
 from dstack_core._session import Session
+from dstack_core._ssh.attachment import Attachment
+from dstack_core._ssh.keys import LoginKeys
 from dstack_core._transport.settings import TransportSettings
 from dstack_core._wire.api import Api
 from dstack_core._wire.runs import RunSnapshot, outcome_of
@@ -42,6 +47,7 @@ class ClientBase(Generic[TransportT]):
         project_name: str | None = None,
         server_url: str | None = None,
         user_token: str | None = None,
+        ssh_identity_file: str | os.PathLike[str] | None = None,
         *,
         timeout: float = 30.0,
         connect_timeout: float = 5.0,
@@ -54,11 +60,15 @@ class ClientBase(Generic[TransportT]):
         ``.dstackignore`` name and ``.git`` stay out. It is packed and uploaded with each submit (once while
         it does not change), and commands start in it. A Git repository is uploaded the same way.
         ``project_name`` defaults to ``DSTACK_PROJECT``, else the file's default project. ``server_url``
-        and ``user_token`` go together. Other parameters as for the class. Raises
-        ``ProjectNotConfiguredError`` and ``ConfigurationError``; makes no request. Source: the documented
-        API, "from_config()".
+        and ``user_token`` go together. ``ssh_identity_file``: the path of a private SSH key without a
+        passphrase (OpenSSH, PEM or PKCS#8; RSA, ECDSA or Ed25519) that runs are submitted with and
+        ``run.attach()`` logs in with; without it the user's key on the server, and with a server older than
+        0.19.33 ``~/.dstack/ssh/id_rsa``, which is made with 0600 where it is missing. Other
+        parameters as for the class. Raises ``ProjectNotConfiguredError`` and ``ConfigurationError``; makes
+        no request. Source: the documented API, "from_config()".
         """
         directory = None if repo_dir is None else check_directory(repo_dir)
+        keys = LoginKeys(ssh_identity_file)
         target = config.from_config(server_url, project_name, user_token)
         client = cls(
             server_url=target.server_url,
@@ -70,6 +80,7 @@ class ClientBase(Generic[TransportT]):
             verify=verify,
         )
         client._session.repo_dir = directory
+        client._session.keys = keys
         return client
 
     @property
@@ -96,6 +107,21 @@ class RunBase(Generic[TransportT]):
         self._session = session
         self._transport = transport
         self._snapshot = snapshot
+        self._attachment: Attachment | None = None
+        self._attach_asked = False
+
+    @property
+    def is_attached(self) -> bool:
+        """Tell whether ``attach()`` opened a tunnel that ``detach()`` has not closed yet."""
+        return self._attachment is not None
+
+    @property
+    def ports(self) -> Mapping[int, int]:
+        """Return, while attached, the local port of each port of the container; else nothing.
+
+        The local ports are those of 127.0.0.1.
+        """
+        return {} if self._attachment is None else self._attachment.ports
 
     @property
     def name(self) -> str:
@@ -129,3 +155,13 @@ class RunBase(Generic[TransportT]):
     def __repr__(self) -> str:
         kind, status = type(self).__name__, str(self._snapshot.status)
         return f"{kind}(name={self.name!r}, id={self.id!r}, status={status!r})"
+
+    def _chunks(self, start_time: datetime | None, follow: bool, poll_interval: float) -> Flow[None]:
+        """Read the log, live where there is a live one: of an attached run with one job."""
+        attachment = self._attachment
+        if attachment is not None and attachment.one_job and start_time is None:
+            return self._session.live_chunks(self.name, self.id, attachment, poll_interval=poll_interval)
+        follow = follow or self._attach_asked
+        return self._session.chunks(
+            self.name, self.id, start_time=start_time, follow=follow, poll_interval=poll_interval
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,14 +12,19 @@ from typing import TypeVar
 
 from dstack_core._code import CodeArchive, pack
 from dstack_core._flow import runs as run_flows
+from dstack_core._flow.attach import attach
 from dstack_core._flow.chunks import read_chunks
 from dstack_core._flow.follow import FollowOptions, follow
+from dstack_core._flow.live import live_chunks
 from dstack_core._flow.retry import RetryBudget, retrying
 from dstack_core._flow.steps import Flow, Op, call
 from dstack_core._flow.submit import submit
-from dstack_core._keys import new_public_key
 from dstack_core._names import random_marker, random_run_name
+from dstack_core._ssh.attachment import Attachment
+from dstack_core._ssh.keys import LoginKeys, read_identity_file
+from dstack_core._ssh.ports import verify_ports as verify_local_ports
 from dstack_core._wire.api import Api
+from dstack_core._wire.attach import Approach, Route, fixed_local_ports
 from dstack_core._wire.runs import RunSnapshot
 from dstack_core._wire.spec import Code, RunOptions, check_run_name, run_spec
 from dstack_core.configurations import ConfigurationLike, load_configuration
@@ -32,15 +38,14 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Session:
-    """Build the flows of one project of one server; does no I/O of its own.
+    """Build the flows of one project of one server; asks the server nothing itself.
 
-    ``retry_budget`` in seconds. ``make_public_key`` is asked once, and only by servers that keep no key
-    for the user (PROTOCOL 2.4.3).
+    ``retry_budget`` in seconds. ``keys`` are the SSH keys runs are submitted with and logged in to.
     """
 
     api: Api
     retry_budget: float
-    make_public_key: Callable[[], str] = new_public_key
+    keys: LoginKeys = field(default_factory=LoginKeys)
     repo_dir: Path | None = None
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
@@ -53,6 +58,7 @@ class Session:
         run_name: str | None,
         options: RunOptions,
         *,
+        verify_ports: bool,
         marker: str | None,
         retry_budget: float | None,
     ) -> Flow[RunSnapshot]:
@@ -63,6 +69,8 @@ class Session:
         code = Code.of_directory(archive.repo_id, archive.repo_dir, archive.sha256) if archive else None
         spec = run_spec(loaded, options, run_name=name, marker=marker or random_marker(), code=code)
         budget = self._budget(retry_budget)
+        if verify_ports:
+            verify_local_ports(fixed_local_ports(loaded))
 
         def steps() -> Op[RunSnapshot]:
             spec["ssh_key_pub"] = yield from self._key(name)
@@ -110,6 +118,34 @@ class Session:
         flow = read_chunks(self.api, Progress(run_name, run_id), start_time, follow, poll_interval)
         return self._retrying(flow)
 
+    def attach(
+        self,
+        run_name: str,
+        run_id: str,
+        *,
+        identity_file: str | os.PathLike[str] | None,
+        node: int,
+        poll_interval: float,
+    ) -> Flow[tuple[RunSnapshot, Attachment | None]]:
+        """Check the key file at once; the flow opens the way to a run's container."""
+        identity = None if identity_file is None else read_identity_file(identity_file)
+
+        def new(approach: Approach, route: Route) -> Attachment:
+            one_job = len(approach.run.jobs) == 1
+            return Attachment(route, self.keys, one_job=one_job, identity=identity)
+
+        flow = attach(self.api, run_name, run_id, new, node=node, poll_interval=poll_interval)
+        return self._retrying(flow)
+
+    def live_chunks(
+        self, run_name: str, run_id: str, attachment: Attachment, *, poll_interval: float
+    ) -> Flow[None]:
+        """Read the raw log of an attached run with one job."""
+        progress = Progress(run_name, run_id)
+        return self._retrying(
+            live_chunks(self.api, progress, attachment, node=0, poll_interval=poll_interval)
+        )
+
     def _upload(self, archive: CodeArchive, code: Code) -> Op[None]:
         if code.sha256 == self._uploaded:
             return
@@ -122,8 +158,10 @@ class Session:
 
     def _key(self, run_name: str | None = None) -> Op[str]:
         if self._public_key is None:
+            self._public_key = self.keys.given_public_key
+        if self._public_key is None:
             user = yield from call(self.api.get_user(run_name))
-            self._public_key = user.public_key or self.make_public_key()
+            self._public_key = user.public_key or self.keys.own_public_key()
         return self._public_key
 
     def _budget(self, seconds: float | None) -> RetryBudget:

@@ -63,6 +63,7 @@ class AsyncRunCollection:
         max_duration: int | str | None = None,
         max_price: float | None = None,
         working_dir: str | None = None,
+        verify_ports: bool = True,
         backends: list[str] | None = None,
         *,
         marker: str | None = None,
@@ -76,7 +77,12 @@ class AsyncRunCollection:
             resources, spot_policy, retry_policy, max_duration, max_price, working_dir, backends
         )
         flow = self._session.submit(
-            configuration, run_name, options, marker=marker, retry_budget=retry_budget
+            configuration,
+            run_name,
+            options,
+            verify_ports=verify_ports,
+            marker=marker,
+            retry_budget=retry_budget,
         )
         return AsyncRun(self._session, self._transport, await _drive.arun(flow, self._transport))
 

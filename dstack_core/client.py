@@ -67,6 +67,7 @@ class RunCollection:
         max_duration: int | str | None = None,
         max_price: float | None = None,
         working_dir: str | None = None,
+        verify_ports: bool = True,
         backends: list[str] | None = None,
         *,
         marker: str | None = None,
@@ -77,17 +78,24 @@ class RunCollection:
         ``configuration``: a ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml``.
         ``run_name`` defaults to the configuration's name, else a random one. ``max_duration``: seconds,
         ``"2h"`` or ``"off"``. ``max_price``: USD per hour. ``working_dir``: relative to the code's
-        directory, or absolute. ``marker`` (str) is kept with the run: a run of this name that carries it
-        is returned as it is, active or finished, instead of submitting; without one, an active run of
-        this name raises ``RunNameTakenError`` and a finished one is replaced. ``retry_budget`` in
-        seconds. Raises ``ConfigurationError`` before anything is sent, else the server errors. Source:
-        the documented API, "submit()"; PROTOCOL 1.4.
+        directory, or absolute. ``verify_ports``: bind every local port that a task's ``ports`` name and
+        release it again, so that a taken one is told now and not by ``run.attach()``. ``marker`` (str) is
+        kept with the run: a run of this name that carries it is returned as it is, active or finished,
+        instead of submitting; without one, an active run of this name raises ``RunNameTakenError`` and a
+        finished one is replaced. ``retry_budget`` in seconds. Raises ``ConfigurationError``, for a taken
+        port ``PortInUseError``, before anything is sent, else the server errors. Source: the documented
+        API, "submit()"; PROTOCOL 1.4.
         """
         options = RunOptions(
             resources, spot_policy, retry_policy, max_duration, max_price, working_dir, backends
         )
         flow = self._session.submit(
-            configuration, run_name, options, marker=marker, retry_budget=retry_budget
+            configuration,
+            run_name,
+            options,
+            verify_ports=verify_ports,
+            marker=marker,
+            retry_budget=retry_budget,
         )
         return Run(self._session, self._transport, _drive.run(flow, self._transport))
 

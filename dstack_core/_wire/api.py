@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from dstack_core._wire import logs
+from dstack_core._wire.attach import Approach, parse_approach
 from dstack_core._wire.plain import Call, Reply, Request
 from dstack_core._wire.plans import parse_plan
 from dstack_core._wire.refusals import Place, raise_for_refusal
@@ -59,6 +60,18 @@ class Api:
                 return None
 
         return Call(call.request, none_when_missing, place=call.place)
+
+    def get_approach(self, name: str, run_id: str, node: int) -> Call[Approach]:
+        """Ask how the container of a run's node is reached; ``RunNotFoundError`` when the run is gone."""
+        return self._call(
+            self._path("runs/get"), {"id": run_id}, lambda data: parse_approach(data, node), run_name=name
+        )
+
+    def get_private_key(self, run_name: str) -> Call[str | None]:
+        """Ask for the user's private key in PEM; only servers from 0.19.33 on have one (PROTOCOL 1.2)."""
+        return self._call(
+            "/api/users/get_my_user", {}, lambda data: data.get("ssh_private_key"), run_name=run_name
+        )
 
     def list_runs(self, *, only_active: bool, after: RunSnapshot | None = None) -> Call[list[RunSnapshot]]:
         """Ask for one page of up to 100 runs, newest first, deleted ones included (PROTOCOL 1.7)."""
