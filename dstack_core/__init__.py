@@ -6,9 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dstack_core.aio import AsyncClient, AsyncRunCollection
+    from dstack_core.aio import AsyncClient, AsyncRepoCollection, AsyncRunCollection
     from dstack_core.aio_run import AsyncRun
-    from dstack_core.client import Client, RunCollection
+    from dstack_core.client import Client, RepoCollection, RunCollection
     from dstack_core.configurations import ConfigurationLike, load_configuration, parse_configuration
     from dstack_core.errors import (
         AccessDeniedError,
@@ -42,10 +42,12 @@ if TYPE_CHECKING:
         RunFinished,
         StatusChanged,
     )
+    from dstack_core.models.files import FileMapping
     from dstack_core.models.outcome import Outcome
     from dstack_core.models.plan import Offer, Plan
     from dstack_core.models.policies import RetryPolicy
     from dstack_core.models.progress import LogCursor, Progress
+    from dstack_core.models.repos import RepoMapping
     from dstack_core.models.resources import GPU, Resources
     from dstack_core.models.statuses import RunStatus, SpotPolicy
     from dstack_core.run import Run
@@ -53,9 +55,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "aio": ("AsyncClient", "AsyncRunCollection"),
+    "aio": ("AsyncClient", "AsyncRepoCollection", "AsyncRunCollection"),
     "aio_run": ("AsyncRun",),
-    "client": ("Client", "RunCollection"),
+    "client": ("Client", "RepoCollection", "RunCollection"),
     "configurations": ("ConfigurationLike", "load_configuration", "parse_configuration"),
     "errors": (
         "AccessDeniedError",
@@ -82,10 +84,12 @@ _HOMES = {
     ),
     "models.configurations": ("Configuration", "PortMapping", "RegistryAuth", "Service", "Task"),
     "models.events": ("ContactLost", "ContactRestored", "Event", "LogLines", "RunFinished", "StatusChanged"),
+    "models.files": ("FileMapping",),
     "models.outcome": ("Outcome",),
     "models.plan": ("Offer", "Plan"),
     "models.policies": ("RetryPolicy",),
     "models.progress": ("LogCursor", "Progress"),
+    "models.repos": ("RepoMapping",),
     "models.resources": ("GPU", "Resources"),
     "models.statuses": ("RunStatus", "SpotPolicy"),
     "run": ("Run",),
@@ -96,6 +100,7 @@ __all__ = [
     "GPU",
     "AccessDeniedError",
     "AsyncClient",
+    "AsyncRepoCollection",
     "AsyncRun",
     "AsyncRunCollection",
     "AttachError",
@@ -108,6 +113,7 @@ __all__ = [
     "ContactRestored",
     "DstackError",
     "Event",
+    "FileMapping",
     "LogCursor",
     "LogLines",
     "NoCapacityError",
@@ -121,6 +127,8 @@ __all__ = [
     "ProjectNotFoundError",
     "ProtocolError",
     "RegistryAuth",
+    "RepoCollection",
+    "RepoMapping",
     "RequestRejectedError",
     "Resources",
     "RetryPolicy",

@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Generic, Self, TypeVar
 
 from dstack_core import config
-from dstack_core._code import check_directory
 from dstack_core._flow.steps import Flow
+from dstack_core._repo.repository import Repository
 from dstack_core._session import Session
 from dstack_core._ssh.attachment import Attachment
 from dstack_core._ssh.keys import LoginKeys
@@ -47,7 +47,11 @@ class ClientBase(Generic[TransportT]):
         project_name: str | None = None,
         server_url: str | None = None,
         user_token: str | None = None,
+        git_identity_file: str | os.PathLike[str] | None = None,
+        oauth_token: str | None = None,
         ssh_identity_file: str | os.PathLike[str] | None = None,
+        local_repo: bool = False,
+        init: bool = True,
         *,
         timeout: float = 30.0,
         connect_timeout: float = 5.0,
@@ -56,18 +60,32 @@ class ClientBase(Generic[TransportT]):
     ) -> Self:
         """Return a client for the arguments, else the environment, else ``~/.dstack/config.yml``.
 
-        ``repo_dir``: a directory whose contents every run of this client can use; what ``.gitignore`` and
-        ``.dstackignore`` name and ``.git`` stay out. It is packed and uploaded with each submit (once while
-        it does not change), and commands start in it. A Git repository is uploaded the same way.
+        ``repo_dir``: a directory whose contents every run of this client can use; commands start in it. The
+        top of a Git checkout is cloned by the run (its remote, branch and newest pushed commit), and what
+        differs here, new files included, is uploaded as a diff. Any other directory, or any with
+        ``local_repo``, is uploaded as an archive (once while it does not change); what ``.gitignore`` and
+        ``.dstackignore`` name and ``.git`` stay out.
+
+        A Git repository that is not public needs ``git_identity_file`` (path of a private SSH key without
+        passphrase, for a clone over ssh) or ``oauth_token`` (for a clone over https), not both; secrets
+        written into the remote's address are not used. With ``init`` the first submit makes the repository
+        and its credentials known to the server; without it, ``client.repos.init()`` has to, once.
+
         ``project_name`` defaults to ``DSTACK_PROJECT``, else the file's default project. ``server_url``
         and ``user_token`` go together. ``ssh_identity_file``: the path of a private SSH key without a
         passphrase (OpenSSH, PEM or PKCS#8; RSA, ECDSA or Ed25519) that runs are submitted with and
         ``run.attach()`` logs in with; without it the user's key on the server, and with a server older than
-        0.19.33 ``~/.dstack/ssh/id_rsa``, which is made with 0600 where it is missing. Other
-        parameters as for the class. Raises ``ProjectNotConfiguredError`` and ``ConfigurationError``; makes
-        no request. Source: the documented API, "from_config()".
+        0.19.33 ``~/.dstack/ssh/id_rsa``, which is made with 0600 where it is missing. Other parameters as
+        for the class. Raises ``ProjectNotConfiguredError`` and ``ConfigurationError``; starts no process,
+        makes no request and writes nothing. Source: the documented API, "from_config()"; PROTOCOL 1.3.
         """
-        directory = None if repo_dir is None else check_directory(repo_dir)
+        repository = Repository.checked(
+            repo_dir,
+            git_identity_file=git_identity_file,
+            oauth_token=oauth_token,
+            local_repo=local_repo,
+            init=init,
+        )
         keys = LoginKeys(ssh_identity_file)
         target = config.from_config(server_url, project_name, user_token)
         client = cls(
@@ -79,7 +97,7 @@ class ClientBase(Generic[TransportT]):
             retry_budget=retry_budget,
             verify=verify,
         )
-        client._session.repo_dir = directory
+        client._session.repository = repository
         client._session.keys = keys
         return client
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import TracebackType
 from typing import Self
 
@@ -30,6 +31,11 @@ class AsyncClient(ClientBase[AsyncTransport]):
         """Return the project's runs."""
         return AsyncRunCollection(self._session, self._transport)
 
+    @property
+    def repos(self) -> AsyncRepoCollection:
+        """Return the repository the client was made for."""
+        return AsyncRepoCollection(self._session, self._transport)
+
     async def close(self) -> None:
         """Close the connections."""
         await self._transport.close()
@@ -44,6 +50,19 @@ class AsyncClient(ClientBase[AsyncTransport]):
 
     def _new_transport(self, settings: TransportSettings) -> AsyncTransport:
         return AsyncTransport(settings)
+
+
+class AsyncRepoCollection:
+    """Make the repository known to the server: the twin of ``RepoCollection``."""
+
+    def __init__(self, session: Session, transport: AsyncTransport) -> None:
+        self._session = session
+        self._transport = transport
+
+    async def init(self) -> None:
+        """Make the client's repository known to the server: the twin of ``RepoCollection.init``."""
+        flow = await asyncio.to_thread(self._session.init_repo)
+        await _drive.arun(flow, self._transport)
 
 
 class AsyncRunCollection:
@@ -76,7 +95,8 @@ class AsyncRunCollection:
         options = RunOptions(
             resources, spot_policy, retry_policy, max_duration, max_price, working_dir, backends
         )
-        flow = self._session.submit(
+        flow = await asyncio.to_thread(
+            self._session.submit,
             configuration,
             run_name,
             options,

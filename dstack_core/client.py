@@ -34,6 +34,11 @@ class Client(ClientBase[BlockingTransport]):
         """Return the project's runs."""
         return RunCollection(self._session, self._transport)
 
+    @property
+    def repos(self) -> RepoCollection:
+        """Return the repository the client was made for."""
+        return RepoCollection(self._session, self._transport)
+
     def close(self) -> None:
         """Close the connections."""
         self._transport.close()
@@ -48,6 +53,24 @@ class Client(ClientBase[BlockingTransport]):
 
     def _new_transport(self, settings: TransportSettings) -> BlockingTransport:
         return BlockingTransport(settings)
+
+
+class RepoCollection:
+    """Make the repository of ``from_config(repo_dir=...)`` known to the server: ``client.repos``."""
+
+    def __init__(self, session: Session, transport: BlockingTransport) -> None:
+        self._session = session
+        self._transport = transport
+
+    def init(self) -> None:
+        """Make the client's repository and its credentials known to the server; again is fine.
+
+        The first submit of a client does it by itself unless it was made with ``init=False``. Uploads
+        no code. Raises ``ConfigurationError`` without a ``repo_dir``, for a Git repository a run could not
+        clone, or for a key that cannot be used, before anything is sent; else the server errors. Source:
+        the documented API, "from_config()"; PROTOCOL 1.3.
+        """
+        _drive.run(self._session.init_repo(), self._transport)
 
 
 class RunCollection:
@@ -79,12 +102,13 @@ class RunCollection:
         ``run_name`` defaults to the configuration's name, else a random one. ``max_duration``: seconds,
         ``"2h"`` or ``"off"``. ``max_price``: USD per hour. ``working_dir``: relative to the code's
         directory, or absolute. ``verify_ports``: bind every local port that a task's ``ports`` name and
-        release it again, so that a taken one is told now and not by ``run.attach()``. ``marker`` (str) is
-        kept with the run: a run of this name that carries it is returned as it is, active or finished,
-        instead of submitting; without one, an active run of this name raises ``RunNameTakenError`` and a
-        finished one is replaced. ``retry_budget`` in seconds. Raises ``ConfigurationError``, for a taken
-        port ``PortInUseError``, before anything is sent, else the server errors. Source: the documented
-        API, "submit()"; PROTOCOL 1.4.
+        release it again, so that a taken one is told now and not by ``run.attach()``. The code of
+        ``from_config(repo_dir=...)`` and the configuration's ``files`` are packed first and uploaded where
+        the server does not have them yet. ``marker`` (str) is kept with the run: a run of this name that
+        carries it is returned as it is, active or finished, instead of submitting; without one, an active
+        run of this name raises ``RunNameTakenError`` and a finished one is replaced. ``retry_budget`` in
+        seconds. Raises ``ConfigurationError``, for a taken port ``PortInUseError``, before anything is
+        submitted, else the server errors. Source: the documented API, "submit()"; PROTOCOL 1.3, 1.4.
         """
         options = RunOptions(
             resources, spot_policy, retry_policy, max_duration, max_price, working_dir, backends

@@ -9,11 +9,12 @@ from urllib.parse import quote
 
 from dstack_core._wire import logs
 from dstack_core._wire.attach import Approach, parse_approach
+from dstack_core._wire.code import Code, Upload, wants_protocol
 from dstack_core._wire.plain import Call, Reply, Request
 from dstack_core._wire.plans import parse_plan
 from dstack_core._wire.refusals import Place, raise_for_refusal
 from dstack_core._wire.runs import RunSnapshot, parse_run
-from dstack_core.errors import ProtocolError, RunNotFoundError
+from dstack_core.errors import ProtocolError, RequestRejectedError, RunNotFoundError
 from dstack_core.models.plan import Plan
 
 T = TypeVar("T")
@@ -110,15 +111,40 @@ class Api:
         body |= {key: value for key, value in optional.items() if value is not None}
         return self._call(self._path("logs/poll"), body, logs.parse_page, run_name=name)
 
-    def init_repo(self, repo_id: str, repo_data: Mapping[str, Any]) -> Call[None]:
-        """Make a repo known to the project; idempotent (PROTOCOL 1.3)."""
-        body = {"repo_id": repo_id, "repo_info": repo_data}
+    def wants_clone_protocol(self) -> Call[bool]:
+        """Ask whether the server is one that wants to be told a clone's protocol (PROTOCOL 1.3)."""
+        return self._call("/api/server/get_info", {}, wants_protocol)
+
+    def init_repo(self, code: Code, *, with_protocol: bool = False) -> Call[None]:
+        """Make a repo and its credentials known to the project; idempotent (PROTOCOL 1.3)."""
+        body = code.init_body(with_protocol=with_protocol)
         return self._call(self._path("repos/init"), body, lambda _: None)
 
-    def upload_code(self, repo_id: str, sha256: str, data: bytes) -> Call[None]:
-        """Upload a repo's code under its hash (PROTOCOL 1.3)."""
+    def upload_code(self, repo_id: str, upload: Upload) -> Call[None]:
+        """Upload a repo's archive or diff under its hash (PROTOCOL 1.3)."""
         path = self._path(f"repos/upload_code?repo_id={quote(repo_id)}")
-        return self._call(path, None, lambda _: None, request=Request.upload(path, sha256, data))
+        request = Request.upload(path, upload.sha256, upload.data)
+        return self._call(path, None, lambda _: None, request=request)
+
+    def find_archive(self, sha256: str) -> Call[str | None]:
+        """Ask for the id of an uploaded file archive; None when it is missing (PROTOCOL 1.3)."""
+        call = self._call("/api/files/get_archive_by_hash", {"hash": sha256}, lambda data: str(data["id"]))
+
+        def none_when_missing(reply: Reply) -> str | None:
+            try:
+                return call.parse(reply)
+            except RequestRejectedError as error:
+                if error.code == "resource_not_exists":
+                    return None
+                raise
+
+        return Call(call.request, none_when_missing, place=call.place)
+
+    def upload_archive(self, upload: Upload) -> Call[str]:
+        """Upload a file archive under its hash and return its id (PROTOCOL 1.3)."""
+        path = "/api/files/upload_archive"
+        request = Request.upload(path, upload.sha256, upload.data)
+        return self._call(path, None, lambda data: str(data["id"]), request=request)
 
     def _path(self, rest: str) -> str:
         return f"/api/project/{quote(self.project, safe='')}/{rest}"

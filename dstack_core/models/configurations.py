@@ -13,6 +13,8 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from dstack_core.models.base import Model
+from dstack_core.models.files import FileMapping
+from dstack_core.models.repos import RepoMapping
 
 _PORT = re.compile(r"(\*|\d+)(:\d+)?")
 _ENV_NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
@@ -51,6 +53,8 @@ class Configuration(Model):
     image: str | None = None
     entrypoint: str | None = None
     registry_auth: RegistryAuth | None = None
+    files: list[FileMapping] | None = None
+    repos: list[RepoMapping] | None = Field(default=None, max_length=1)
 
     @field_validator("commands", mode="before")
     @classmethod
@@ -91,7 +95,9 @@ class Task(Configuration):
 
     ``commands`` (list of str), ``ports`` (list of int, ``"8080:80"``, ``"*:80"`` or ``PortMapping``),
     ``env`` (dict, or list of ``NAME=value``), ``python`` or ``image`` (str), ``entrypoint`` (str),
-    ``registry_auth`` (``RegistryAuth``); further keys of today's task configuration (``nodes``,
+    ``registry_auth`` (``RegistryAuth``), ``files`` (list of ``FileMapping`` or ``"local:container"``,
+    servers 0.19.17 and newer),
+    ``repos`` (one ``RepoMapping``, path or address); further keys of today's task configuration (``nodes``,
     ``fleets``, ``volumes``, ...) pass through. Source: the documented API, "Task".
     """
 

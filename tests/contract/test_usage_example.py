@@ -84,7 +84,12 @@ def example(gpu_server: RealServer, tmp_path: Path) -> Iterator[tuple[subprocess
     script.write_text(source)
     process = subprocess.Popen(
         [sys.executable, str(script)],
-        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+        },
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -40,7 +40,7 @@ class Bench:
         found: dict[str, Any] = self.arrived(run)["configuration"]
         return found
 
-    def arguments(self) -> dict[str, str]:
+    def arguments(self) -> dict[str, Any]:
         return {
             "server_url": self.server.url,
             "project_name": self.server.project,
