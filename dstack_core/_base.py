@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Generic, Self, TypeVar
 
 from dstack_core import config
+from dstack_core._flow.chunks import ChunkOptions
 from dstack_core._flow.steps import Flow
 from dstack_core._repo.repository import Repository
 from dstack_core._session import Session
@@ -166,6 +168,52 @@ class RunBase(Generic[TransportT]):
         """Return the status in the server's own word, as of the last look."""
         return self._snapshot.raw_status
 
+    @property
+    def status_message(self) -> str | None:
+        """Return what the server says beyond the status (``"exited (7)"``), as of the last look, or None."""
+        return self._snapshot.message
+
+    @property
+    def termination_reason(self) -> str | None:
+        """Return why the run ends or ended, in the server's own word (PROTOCOL 1.6), or None."""
+        return self._snapshot.reason
+
+    @property
+    def error(self) -> str | None:
+        """Return the server's own text for what went wrong with the run, or None."""
+        return self._snapshot.error
+
+    @property
+    def cost(self) -> float:
+        """Return what the run has cost (USD), as of the last look."""
+        return self._snapshot.cost
+
+    @property
+    def submitted_at(self) -> datetime:
+        """Return when the run was submitted (aware)."""
+        return datetime.fromisoformat(self._snapshot.submitted_at)
+
+    @property
+    def service_url(self) -> str | None:
+        """Return the whole address a service answers at; None for a run that is no service.
+
+        Unless the service was submitted with ``auth=False``, requests need the header
+        ``Authorization: Bearer TOKEN`` with the token of a project member. Source: PROTOCOL 1.9.
+        """
+        service = self._snapshot.service
+        return self._session.api.absolute(service.url) if service else None
+
+    @property
+    def service_model(self) -> str | None:
+        """Return the name of the model the service answers for, or None."""
+        return self._snapshot.service.model if self._snapshot.service else None
+
+    @property
+    def service_model_url(self) -> str | None:
+        """Return the base address of the model's OpenAI-compatible API, or None without a model."""
+        url = self._snapshot.service.model_url if self._snapshot.service else None
+        return self._session.api.absolute(url) if url else None
+
     def outcome(self) -> Outcome | None:
         """Return how the run ended, or None when it is not over as of the last look."""
         return None if self._snapshot.is_active else outcome_of(self._snapshot, self.url)
@@ -174,12 +222,13 @@ class RunBase(Generic[TransportT]):
         kind, status = type(self).__name__, str(self._snapshot.status)
         return f"{kind}(name={self.name!r}, id={self.id!r}, status={status!r})"
 
-    def _chunks(self, start_time: datetime | None, follow: bool, poll_interval: float) -> Flow[None]:
+    def _chunks(self, options: ChunkOptions) -> Flow[None]:
         """Read the log, live where there is a live one: of an attached run with one job."""
         attachment = self._attachment
-        if attachment is not None and attachment.one_job and start_time is None:
-            return self._session.live_chunks(self.name, self.id, attachment, poll_interval=poll_interval)
-        follow = follow or self._attach_asked
-        return self._session.chunks(
-            self.name, self.id, start_time=start_time, follow=follow, poll_interval=poll_interval
-        )
+        plain = (options.start_time, options.diagnose, options.node) == (None, False, None)
+        if attachment is not None and attachment.one_job and plain:
+            return self._session.live_chunks(
+                self.name, self.id, attachment, poll_interval=options.poll_interval
+            )
+        follow = options.follow or self._attach_asked
+        return self._session.chunks(self.name, self.id, replace(options, follow=follow))

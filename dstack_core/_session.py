@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import TypeVar
 
 from dstack_core._flow import runs as run_flows
 from dstack_core._flow.attach import attach
-from dstack_core._flow.chunks import read_chunks
+from dstack_core._flow.chunks import ChunkOptions, read_chunks
 from dstack_core._flow.code import Delivered, deliver_code, deliver_files, explained, init_repo
 from dstack_core._flow.follow import FollowOptions, follow
+from dstack_core._flow.gates import Gates
 from dstack_core._flow.live import live_chunks
+from dstack_core._flow.records import MOST_VALUES, check_limit, list_events
 from dstack_core._flow.retry import RetryBudget, retrying
+from dstack_core._flow.services import wait_until_ready
 from dstack_core._flow.steps import Flow, Op, call
 from dstack_core._flow.submit import submit
 from dstack_core._names import random_marker, random_run_name
@@ -28,11 +30,14 @@ from dstack_core._wire.api import Api
 from dstack_core._wire.attach import Approach, Route, fixed_local_ports
 from dstack_core._wire.runs import RunSnapshot
 from dstack_core._wire.spec import RunOptions, check_run_name, run_spec, with_files
+from dstack_core._wire.versions import needs_of
 from dstack_core.configurations import ConfigurationLike, load_configuration
 from dstack_core.errors import RequestRejectedError
+from dstack_core.models.account import Project, User
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.plan import Plan
 from dstack_core.models.progress import Progress
+from dstack_core.models.records import EventRecord, Metric
 
 T = TypeVar("T")
 
@@ -52,6 +57,10 @@ class Session:
     wall_clock: Callable[[], float] = time.time
     _public_key: str | None = field(default=None, repr=False)
     _delivered: Delivered = field(default_factory=Delivered, repr=False)
+    _gates: Gates = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._gates = Gates(self.api)
 
     def submit(
         self,
@@ -65,7 +74,7 @@ class Session:
     ) -> Flow[RunSnapshot]:
         """Check the input and pack code and files at once, which blocks; the flow submits."""
         loaded = load_configuration(configuration)
-        name = check_run_name(run_name or (loaded.model_extra or {}).get("name") or random_run_name(loaded))
+        name = check_run_name(run_name or loaded.name or random_run_name(loaded))
         # Without the code first: what is wrong with the configuration is told before anything is packed.
         run_spec(loaded, options)
         files = pack_files(loaded.files or [])
@@ -97,7 +106,8 @@ class Session:
                 self._delivered.forget()
                 raise told from None
 
-        return retrying(steps(), budget, Progress(name))
+        guarded = self._gates.guarding(steps(), needs_of(wanted["configuration"]), ask_first=True)
+        return retrying(guarded, budget, Progress(name))
 
     def init_repo(self) -> Flow[None]:
         """Read the repository at once, which blocks; the flow makes it known to the server."""
@@ -111,7 +121,7 @@ class Session:
             spec["ssh_key_pub"] = yield from self._key()
             return (yield from call(self.api.get_plan(spec)))
 
-        return self._retrying(steps())
+        return self._retrying(steps(), needs_of(spec["configuration"]), ask_first=True)
 
     def get(self, run_name: str, run_id: str | None = None) -> Flow[RunSnapshot | None]:
         """Look a run up."""
@@ -132,14 +142,41 @@ class Session:
     ) -> Flow[Outcome]:
         """Follow a run."""
         options = FollowOptions(poll_interval, logs, self.wall_clock)
-        return retrying(follow(self.api, progress, options), self._budget(retry_budget), progress)
+        flow = self._gates.guarding(follow(self.api, progress, options))
+        return retrying(flow, self._budget(retry_budget), progress)
 
-    def chunks(
-        self, run_name: str, run_id: str, *, start_time: datetime | None, follow: bool, poll_interval: float
-    ) -> Flow[None]:
+    def chunks(self, run_name: str, run_id: str, options: ChunkOptions) -> Flow[None]:
         """Read the raw log."""
-        flow = read_chunks(self.api, Progress(run_name, run_id), start_time, follow, poll_interval)
-        return self._retrying(flow)
+        return self._retrying(read_chunks(self.api, Progress(run_name, run_id), options))
+
+    def wait_until_ready(self, run_name: str, run_id: str, *, poll_interval: float) -> Flow[str]:
+        """Wait for a service's first answer."""
+        return self._retrying(wait_until_ready(self.api, run_name, run_id, poll_interval))
+
+    def events(self, run_id: str, limit: int | None) -> Flow[list[EventRecord]]:
+        """Read what the server recorded of a run."""
+        return self._retrying(list_events(self.api, run_id, limit), ["events"])
+
+    def metrics(
+        self, run_name: str, run_id: str, *, node: int, replica: int, limit: int | None
+    ) -> Flow[list[Metric]]:
+        """Read a job's metrics."""
+        most = MOST_VALUES if limit is None else check_limit(limit)
+        return self._retrying(
+            call(self.api.get_metrics(run_name, run_id, node=node, replica=replica, limit=most))
+        )
+
+    def user(self) -> Flow[User]:
+        """Ask who the token belongs to."""
+        return self._retrying(call(self.api.get_user()))
+
+    def projects(self) -> Flow[list[Project]]:
+        """List the projects the user sees."""
+        return self._retrying(call(self.api.list_projects()))
+
+    def project(self, name: str | None = None) -> Flow[Project]:
+        """Look a project up, the client's own without a name."""
+        return self._retrying(call(self.api.get_project(name or self.api.project)))
 
     def attach(
         self,
@@ -173,12 +210,12 @@ class Session:
         if self._public_key is None:
             self._public_key = self.keys.given_public_key
         if self._public_key is None:
-            user = yield from call(self.api.get_user(run_name))
+            user = yield from call(self.api.get_user_key(run_name))
             self._public_key = user.public_key or self.keys.own_public_key()
         return self._public_key
 
     def _budget(self, seconds: float | None) -> RetryBudget:
         return RetryBudget(self.retry_budget if seconds is None else seconds, self.clock)
 
-    def _retrying(self, flow: Flow[T]) -> Flow[T]:
-        return retrying(flow, self._budget(None))
+    def _retrying(self, flow: Flow[T], needs: Sequence[str] = (), *, ask_first: bool = False) -> Flow[T]:
+        return retrying(self._gates.guarding(flow, needs, ask_first=ask_first), self._budget(None))

@@ -12,8 +12,10 @@ from dstack_core._session import Session
 from dstack_core._transport.asynchronous import AsyncTransport
 from dstack_core._transport.settings import TransportSettings
 from dstack_core._wire.spec import RunOptions
+from dstack_core.aio_collections import AsyncBackendCollection, AsyncProjectCollection
 from dstack_core.aio_run import AsyncRun
 from dstack_core.configurations import ConfigurationLike
+from dstack_core.models.account import User
 from dstack_core.models.plan import Plan
 from dstack_core.models.policies import RetryPolicy
 from dstack_core.models.resources import Resources
@@ -35,6 +37,20 @@ class AsyncClient(ClientBase[AsyncTransport]):
     def repos(self) -> AsyncRepoCollection:
         """Return the repository the client was made for."""
         return AsyncRepoCollection(self._session, self._transport)
+
+    @property
+    def projects(self) -> AsyncProjectCollection:
+        """Return the server's projects."""
+        return AsyncProjectCollection(self._session, self._transport)
+
+    @property
+    def backends(self) -> AsyncBackendCollection:
+        """Return the project's backends."""
+        return AsyncBackendCollection(self._session, self._transport)
+
+    async def user(self) -> User:
+        """Ask who the token belongs to; neither token nor key is in the answer. Raises the server errors."""
+        return await _drive.arun(self._session.user(), self._transport)
 
     async def close(self) -> None:
         """Close the connections."""

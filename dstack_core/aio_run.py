@@ -12,12 +12,14 @@ from typing import Self
 
 from dstack_core import _drive
 from dstack_core._base import RunBase
-from dstack_core._flow.chunks import LogChunk
+from dstack_core._flow.chunks import ChunkOptions, LogChunk
 from dstack_core._transport.asynchronous import AsyncTransport
 from dstack_core.errors import RunNotFoundError, WaitTimeoutError
 from dstack_core.models.events import Event
+from dstack_core.models.logs import LogBytes
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress
+from dstack_core.models.records import EventRecord, Metric
 from dstack_core.models.statuses import RunStatus
 
 
@@ -37,10 +39,17 @@ class AsyncRun(RunBase[AsyncTransport]):
         return self
 
     async def logs(
-        self, start_time: datetime | None = None, follow: bool = False, poll_interval: float = 5.0
-    ) -> AsyncGenerator[bytes, None]:
+        self,
+        start_time: datetime | None = None,
+        follow: bool = False,
+        poll_interval: float = 5.0,
+        *,
+        diagnose: bool = False,
+        node: int | None = None,
+    ) -> AsyncGenerator[LogBytes, None]:
         """Yield the log as bytes: the twin of ``Run.logs``."""
-        flow = self._chunks(start_time, follow, poll_interval)
+        options = ChunkOptions(start_time, follow, poll_interval, diagnose, node)
+        flow = self._chunks(options)
         async for event in _drive.aiterate(flow, self._transport):
             if isinstance(event, LogChunk):
                 yield event.data
@@ -111,6 +120,20 @@ class AsyncRun(RunBase[AsyncTransport]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.detach()
+
+    async def wait_until_ready(self, timeout: float | None = None, *, poll_interval: float = 5.0) -> str:
+        """Wait until the service answers and return its address: the twin of ``Run.wait_until_ready``."""
+        flow = self._session.wait_until_ready(self.name, self.id, poll_interval=poll_interval)
+        return await _drive.arun(flow, self._transport, self._until(timeout, "was not ready"))
+
+    async def events(self, limit: int | None = None) -> list[EventRecord]:
+        """Return what the server recorded of the run: the twin of ``Run.events``."""
+        return await _drive.arun(self._session.events(self.id, limit), self._transport)
+
+    async def metrics(self, node: int = 0, replica: int = 0, limit: int | None = None) -> list[Metric]:
+        """Return what one job used of its machine: the twin of ``Run.metrics``."""
+        flow = self._session.metrics(self.name, self.id, node=node, replica=replica, limit=limit)
+        return await _drive.arun(flow, self._transport)
 
     async def stop(self, abort: bool = False) -> None:
         """Ask the server to stop the run: the twin of ``Run.stop``."""

@@ -11,7 +11,9 @@ from dstack_core._session import Session
 from dstack_core._transport.blocking import BlockingTransport
 from dstack_core._transport.settings import TransportSettings
 from dstack_core._wire.spec import RunOptions
+from dstack_core.collections import BackendCollection, ProjectCollection
 from dstack_core.configurations import ConfigurationLike
+from dstack_core.models.account import User
 from dstack_core.models.plan import Plan
 from dstack_core.models.policies import RetryPolicy
 from dstack_core.models.resources import Resources
@@ -38,6 +40,20 @@ class Client(ClientBase[BlockingTransport]):
     def repos(self) -> RepoCollection:
         """Return the repository the client was made for."""
         return RepoCollection(self._session, self._transport)
+
+    @property
+    def projects(self) -> ProjectCollection:
+        """Return the server's projects."""
+        return ProjectCollection(self._session, self._transport)
+
+    @property
+    def backends(self) -> BackendCollection:
+        """Return the project's backends."""
+        return BackendCollection(self._session, self._transport)
+
+    def user(self) -> User:
+        """Ask who the token belongs to; neither token nor key is in the answer. Raises the server errors."""
+        return _drive.run(self._session.user(), self._transport)
 
     def close(self) -> None:
         """Close the connections."""

@@ -14,7 +14,7 @@
     │   ├── RunNotFoundError              no such run in this project
     │   ├── RequestRejectedError          the server refused the request (400, 422)
     │   │   └── RunNameTakenError             a run of that name is not ours to take over
-    │   ├── UnsupportedServerError        the server does not know this call (405)
+    │   ├── UnsupportedServerError        the server is too old for this call or field
     │   └── ProtocolError                 the answer is not one a dstack server gives
     ├── AttachError                   the way into a run's container could not be opened
     ├── RunError                      the run's own outcome
@@ -131,11 +131,18 @@ class RunNameTakenError(RequestRejectedError):
 
 
 class UnsupportedServerError(ServerError):
-    """Report that this server's version does not have the call (PROTOCOL 1.1: 405)."""
+    """Report that this server's version does not have the call or the field (PROTOCOL 1.1, 2.2)."""
 
 
 class ProtocolError(ServerError):
-    """Report an answer no dstack server gives: another service, a proxy's page, a redirect."""
+    """Report an answer no dstack server gives: another service, a proxy's page, a redirect.
+
+    ``status`` is the HTTP status, or None where it says nothing.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class RunError(DstackError):

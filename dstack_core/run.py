@@ -11,12 +11,14 @@ from typing import Self
 
 from dstack_core import _drive
 from dstack_core._base import RunBase
-from dstack_core._flow.chunks import LogChunk
+from dstack_core._flow.chunks import ChunkOptions, LogChunk
 from dstack_core._transport.blocking import BlockingTransport
 from dstack_core.errors import RunNotFoundError, WaitTimeoutError
 from dstack_core.models.events import Event
+from dstack_core.models.logs import LogBytes
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress
+from dstack_core.models.records import EventRecord, Metric
 from dstack_core.models.statuses import RunStatus
 
 
@@ -36,18 +38,30 @@ class Run(RunBase[BlockingTransport]):
         return self
 
     def logs(
-        self, start_time: datetime | None = None, follow: bool = False, poll_interval: float = 5.0
-    ) -> Generator[bytes, None, None]:
+        self,
+        start_time: datetime | None = None,
+        follow: bool = False,
+        poll_interval: float = 5.0,
+        *,
+        diagnose: bool = False,
+        node: int | None = None,
+    ) -> Generator[LogBytes, None, None]:
         """Yield the log as bytes: what there is now, with ``follow`` all until the run ends.
 
         After ``attach()`` all until the run ends: live from the container where the run has one job and
-        ``start_time`` is not given, else what the server gets to know (seconds later). A connection that is
-        cut on the way loses no byte and doubles none. ``start_time`` leaves out what is older.
-        ``poll_interval`` in seconds. Chunks are as the runner wrote them, lines end with ``\\r\\n``; live
-        ones still have their terminal escape sequences. Raises the server errors. Source: the documented API,
-        "attach()"; PROTOCOL 1.8, 4.6.
+        nothing but ``follow`` is asked for, else what the server gets to know (seconds later). A connection
+        that is cut on the way loses no byte and doubles none. ``start_time`` leaves out what is older (a
+        naive one is in this machine's time zone). ``poll_interval`` in seconds. ``diagnose`` reads the log
+        of the job's runner instead. ``node`` (int) reads one node of a task on several.
+
+        Each ``LogBytes`` knows its node, replica and attempt. With one job, chunks are as the runner wrote
+        them, live ones with their terminal escape sequences; with several they are whole lines, so that no
+        line mixes two nodes. Lines end with ``\\r\\n``. All attempts of a retried job are read. Raises
+        ``ConfigurationError`` for a node the run has not, and the server errors. Source: the documented
+        API, "attach()"; PROTOCOL 1.8, 4.6.
         """
-        flow = self._chunks(start_time, follow, poll_interval)
+        options = ChunkOptions(start_time, follow, poll_interval, diagnose, node)
+        flow = self._chunks(options)
         for event in _drive.iterate(flow, self._transport):
             if isinstance(event, LogChunk):
                 yield event.data
@@ -142,6 +156,35 @@ class Run(RunBase[BlockingTransport]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.detach()
+
+    def wait_until_ready(self, timeout: float | None = None, *, poll_interval: float = 5.0) -> str:
+        """Wait until the service answers requests and return its address, ``service_url``.
+
+        It answers when a reply comes from the service itself, whatever its status. ``timeout`` and
+        ``poll_interval`` in seconds. Raises the ``RunError`` of a run that ends before,
+        ``WaitTimeoutError`` (the run goes on), ``ConfigurationError`` for a run that is no service, and
+        the server errors. Source: PROTOCOL 1.9.
+        """
+        flow = self._session.wait_until_ready(self.name, self.id, poll_interval=poll_interval)
+        return _drive.run(flow, self._transport, self._until(timeout, "was not ready"))
+
+    def events(self, limit: int | None = None) -> list[EventRecord]:
+        """Return what the server recorded of the run and its jobs, oldest first.
+
+        ``limit`` (int) asks for the newest so many, None for all. Raises ``UnsupportedServerError`` on
+        servers before 0.20.0, and the server errors. Source: PROTOCOL 1.9.
+        """
+        return _drive.run(self._session.events(self.id, limit), self._transport)
+
+    def metrics(self, node: int = 0, replica: int = 0, limit: int | None = None) -> list[Metric]:
+        """Return what one job used of its machine: CPU, memory, GPUs; empty until there are values.
+
+        ``node`` and ``replica`` name the job, ``limit`` (int) asks for the newest so many values of each
+        metric, None for all the server keeps. Raises ``RunNotFoundError`` for a job the run has not, and
+        the server errors. Source: PROTOCOL 1.9.
+        """
+        flow = self._session.metrics(self.name, self.id, node=node, replica=replica, limit=limit)
+        return _drive.run(flow, self._transport)
 
     def stop(self, abort: bool = False) -> None:
         """Ask the server to stop the run; one that is over is left alone. Does not wait for the end.

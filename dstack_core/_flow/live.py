@@ -12,6 +12,7 @@ from dstack_core._wire.attach import Approach, Route
 from dstack_core._wire.output import Position
 from dstack_core._wire.runs import RunSnapshot, Submission
 from dstack_core.errors import AttachError
+from dstack_core.models.logs import LogBytes
 from dstack_core.models.progress import LogCursor, Progress
 
 _REOPENINGS = 4
@@ -138,7 +139,7 @@ def _read(
         if data:
             fresh = replay.fresh(data)
             if fresh:
-                yield LogChunk(progress, fresh)
+                yield LogChunk(progress, _owned(fresh, submission))
         elif (yield from _is_finished(api, progress, submission)):
             return False
 
@@ -177,10 +178,14 @@ def _poll(
             cursor = pages.cursor
             fresh = rest.fresh(b"".join(message.data for message in messages))
             if fresh:
-                yield LogChunk(progress, fresh)
+                yield LogChunk(progress, _owned(fresh, submission))
         if over or source.is_closed:
             return
         yield Sleep(poll_interval)
+
+
+def _owned(data: bytes, submission: Submission) -> LogBytes:
+    return LogBytes(data, attempt=submission.attempt, submission_id=submission.id)
 
 
 def _is_finished(api: Api, progress: Progress, submission: Submission) -> Flow[bool]:

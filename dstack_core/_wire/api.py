@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from dstack_core._wire import logs
+from dstack_core._wire.account import parse_project, parse_user
 from dstack_core._wire.attach import Approach, parse_approach
 from dstack_core._wire.code import Code, Upload, wants_protocol
 from dstack_core._wire.plain import Call, Reply, Request
 from dstack_core._wire.plans import parse_plan
+from dstack_core._wire.records import parse_events, parse_metrics
 from dstack_core._wire.refusals import Place, raise_for_refusal
 from dstack_core._wire.runs import RunSnapshot, parse_run
+from dstack_core._wire.services import service_answers
+from dstack_core._wire.versions import Release, parse_release
 from dstack_core.errors import ProtocolError, RequestRejectedError, RunNotFoundError
+from dstack_core.models.account import Project, User
 from dstack_core.models.plan import Plan
+from dstack_core.models.records import EventRecord, Metric
 
 T = TypeVar("T")
 PAGE_SIZE = 100
 
 
 @dataclass(frozen=True, slots=True)
-class User:
-    """Hold the token's user; ``public_key`` only from servers that keep one (0.19.33 on)."""
+class UserKey:
+    """Hold what a run is submitted with; ``public_key`` only from servers that keep one (0.19.33 on)."""
 
     name: str
     public_key: str | None
@@ -40,14 +46,74 @@ class Api:
         """Return the address of a run's page in the server's UI."""
         return f"{self.server_url}/projects/{quote(self.project)}/runs/{run_id}"
 
-    def get_user(self, run_name: str | None = None) -> Call[User]:
-        """Ask who the token belongs to; ``run_name`` says for whose sake, for the messages."""
+    def get_release(self) -> Call[Release | None]:
+        """Ask for the server's version; None where it cannot be told (PROTOCOL 1.1: 404 before 0.18.14)."""
+        call = self._call("/api/server/get_info", {}, lambda data: parse_release(data.get("server_version")))
+
+        def none_when_missing(reply: Reply) -> Release | None:
+            return None if reply.status in (404, 405) else call.parse(reply)
+
+        return Call(call.request, none_when_missing, place=call.place)
+
+    def get_user_key(self, run_name: str | None = None) -> Call[UserKey]:
+        """Ask for the key of the token's user; ``run_name`` says for whose sake, for the messages."""
         return self._call(
             "/api/users/get_my_user",
             {},
-            lambda data: User(data["username"], data.get("ssh_public_key")),
+            lambda data: UserKey(data["username"], data.get("ssh_public_key")),
             run_name=run_name,
         )
+
+    def get_user(self) -> Call[User]:
+        """Ask who the token belongs to (PROTOCOL 1.2)."""
+        return self._call("/api/users/get_my_user", {}, parse_user)
+
+    def list_projects(self) -> Call[list[Project]]:
+        """Ask for the projects the user sees (PROTOCOL 1.2)."""
+        return self._call("/api/projects/list", {}, lambda data: [parse_project(item) for item in data])
+
+    def get_project(self, name: str) -> Call[Project]:
+        """Ask for one project with its members and backends (PROTOCOL 1.2)."""
+        path = f"/api/projects/{quote(name, safe='')}/get"
+        return replace(self, project=name)._call(path, {}, parse_project)
+
+    def list_events(self, run_id: str, *, limit: int, after: EventRecord | None) -> Call[list[EventRecord]]:
+        """Ask for one page of a run's events, newest first (PROTOCOL 1.9)."""
+        body: dict[str, Any] = {"within_runs": [run_id], "limit": limit}
+        if after is not None:
+            body |= {"prev_recorded_at": after.recorded_at.isoformat(), "prev_id": after.id}
+        return self._call("/api/events/list", body, parse_events)
+
+    def get_metrics(
+        self, name: str, run_id: str, *, node: int, replica: int, limit: int
+    ) -> Call[list[Metric]]:
+        """Ask for the newest values of a job's metrics (PROTOCOL 1.9)."""
+        # Servers before 0.19.34 do not know run_id and pass it over.
+        query = urlencode({"run_id": run_id, "replica_num": replica, "job_num": node, "limit": limit})
+        path = self._path(f"metrics/job/{quote(name, safe='')}?{query}")
+        call = self._call(path, None, parse_metrics, run_name=name, request=Request("GET", path))
+
+        def name_the_job(reply: Reply) -> list[Metric]:
+            try:
+                return call.parse(reply)
+            except RunNotFoundError:
+                raise RunNotFoundError(f"{call.place} has no node {node} in replica {replica}") from None
+
+        return Call(call.request, name_the_job, place=call.place)
+
+    def ask_service(self, url: str, method: str) -> Call[bool | None]:
+        """Ask a service's address whether it answers; None when only another method can tell.
+
+        The token goes to the server itself, and to another host only where nobody can listen.
+        """
+        own = url.startswith(f"{self.server_url}/")
+        request = Request(method, url, anonymous=not own and not url.startswith("https://"))
+        place = Place(self.server_url, self.project)
+        return Call(request, lambda reply: service_answers(reply, method), idempotent=False, place=str(place))
+
+    def absolute(self, url: str) -> str:
+        """Return the whole address of what a server may tell relative to itself (PROTOCOL 1.9)."""
+        return f"{self.server_url}{url}" if url.startswith("/") else url
 
     def get_run(self, name: str, run_id: str | None = None) -> Call[RunSnapshot | None]:
         """Ask for a run by id when it is known (deleted ones too), else by name; None when missing."""

@@ -93,7 +93,7 @@ def _configuration(configuration: Configuration, options: RunOptions) -> dict[st
     wire.pop("name", None)
     # What it names is in repo_data, which every server reads (PROTOCOL 1.3).
     wire.pop("repos", None)
-    resources = options.resources or (configuration.model_extra or {}).get("resources")
+    resources = options.resources or configuration.resources
     if isinstance(resources, Resources):
         wire["resources"] = _resources(resources)
     if options.spot_policy is not None:
@@ -107,8 +107,6 @@ def _configuration(configuration: Configuration, options: RunOptions) -> dict[st
         wire["max_duration"] = _max_duration(options.max_duration)
     if options.max_price is not None:
         wire["max_price"] = _price(options.max_price)
-    elif wire.get("max_price") is not None:
-        _price(wire["max_price"])
     if options.backends is not None:
         wire["backends"] = list(options.backends)
     return wire

@@ -24,11 +24,19 @@ ROOMS = {
     "config": {"errors"},
     "configurations": {"errors", "models"},
     "_session": {"errors", "models", "_wire", "_flow", "_names", "_ssh", "_repo", "configurations"},
-    "_base": {"models", "_wire", "_flow.steps", "_transport", "_session", "_ssh", "_repo", "config"},
+    "_base": {"models", "_wire", "_flow", "_transport", "_session", "_ssh", "_repo", "config"},
     "run": {"errors", "models", "_flow", "_transport", "_drive", "_session", "_base"},
     "aio_run": {"errors", "models", "_flow", "_transport", "_drive", "_session", "_base"},
-    "client": {"models", "_wire", "_transport", "_drive", "_session", "_base", "configurations", "run"},
-    "aio": {"models", "_wire", "_transport", "_drive", "_session", "_base", "configurations", "aio_run"},
+    "collections": {"models", "_transport", "_drive", "_session"},
+    "aio_collections": {"models", "_transport", "_drive", "_session"},
+    "client": {
+        *("models", "_wire", "_transport", "_drive", "_session", "_base", "configurations", "run"),
+        "collections",
+    },
+    "aio": {
+        *("models", "_wire", "_transport", "_drive", "_session", "_base", "configurations", "aio_run"),
+        "aio_collections",
+    },
     "local": {"client"},
 }
 HOSTS = {"airflow", "prefect", "airflow_provider_dstack", "prefect_dstack", "dstack"}

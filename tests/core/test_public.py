@@ -16,6 +16,8 @@ TWINS = [
     (dstack.RunCollection, dstack.AsyncRunCollection),
     (dstack.RepoCollection, dstack.AsyncRepoCollection),
     (dstack.Run, dstack.AsyncRun),
+    (dstack.ProjectCollection, dstack.AsyncProjectCollection),
+    (dstack.BackendCollection, dstack.AsyncBackendCollection),
 ]
 
 

@@ -158,12 +158,11 @@ def prepare(
     _check("retry_budget", retry_budget, retry_budget >= 0, "seconds, 0 or more")
     _check("on_crash", on_crash, on_crash in ("stop", "keep"), '"stop" or "keep"')
     loaded = load_configuration(configuration)
-    extra = loaded.model_extra or {}
-    if options["max_duration"] is None and extra.get("max_duration") is None:
+    if options["max_duration"] is None and loaded.max_duration is None:
         options = {**options, "max_duration": DEFAULT_MAX_DURATION}
     described = {"configuration": loaded.model_dump(mode="json"), **_plain(options)}
     owner = current_owner()
-    identity = identify(owner, described, on_crash=on_crash, run_name=run_name, prefix=extra.get("name"))
+    identity = identify(owner, described, on_crash=on_crash, run_name=run_name, prefix=loaded.name)
     logger = get_run_logger()
     return Job(
         spec={"configuration": loaded, **options},
