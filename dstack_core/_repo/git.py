@@ -167,5 +167,6 @@ def _containing(git: Git, branch: str | None, where: str) -> tuple[str, str, str
             f"{where}: {state}, and no branch of the remote {remote!r} is known to have its newest commit. "
             f"Push it ({push}), or {LOCAL_REPO}"
         )
-    ref = next((ref for ref in (f"{prefix}{branch}", default) if ref in found), found[0])
-    return remote, ref or found[0], (ref or found[0]).removeprefix(prefix)
+    preferred = [ref for ref in (f"{prefix}{branch}", default) if ref is not None and ref in found]
+    ref = (preferred + found)[0]
+    return remote, ref, ref.removeprefix(prefix)

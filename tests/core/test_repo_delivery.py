@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -208,3 +209,15 @@ def test_a_directory_below_the_top_is_an_archive_under_the_rules_above_it(work: 
     assert code.upload is not None
     assert {name for name, _ in code.upload.biggest} == {"c", "y"}
     assert set(tree(work / "sub")) == {"c", "x.log", "y"}
+
+
+def test_the_parameters_of_from_config_are_in_their_documented_order() -> None:
+    documented = (
+        *("repo_dir", "project_name", "server_url", "user_token", "git_identity_file", "oauth_token"),
+        *("ssh_identity_file", "local_repo", "init"),
+    )
+    for kind in (dstack.Client, dstack.AsyncClient):
+        parameters = inspect.signature(kind.from_config).parameters
+        positional = [name for name, item in parameters.items() if item.kind is item.POSITIONAL_OR_KEYWORD]
+        assert positional == [name for name in documented if name in parameters]
+        assert (parameters["local_repo"].default, parameters["init"].default) == (False, True)
