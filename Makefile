@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ENVS := .venv
 UV := $(ENVS)/uv/bin/uv
 REAL_SERVER ?= 0.22.5
-SERVERS ?= 0.20.24 0.21.5 0.22.5
+SERVERS ?= 0.18.44 0.19.40 0.20.24 0.21.5 0.22.5
 REPORTS := build/reports
 PYTEST_FLAGS ?=
 export DO_NOT_TRACK := 1
@@ -104,7 +104,10 @@ $(PREFECT): constraints/prefect.txt constraints/build.txt pyproject.toml provide
 	@$(INSTALL) -e '.[async,local]' -e providers/prefect --group dev $(BRIEFLY)
 	@touch $@
 
-$(ENVS)/server-%/.ready: constraints/server-%.txt | $(UV)
+# A server that cannot start with what it asks for gets something else by constraints/server-*.overrides.txt.
+OVERRIDES = $(wildcard constraints/server-$*.overrides.txt)
+.SECONDEXPANSION:
+$(ENVS)/server-%/.ready: constraints/server-%.txt $$(OVERRIDES) | $(UV)
 	$(fresh_env)
-	@$(INSTALL) 'dstack[server]==$*' $(BRIEFLY)
+	@$(INSTALL) $(OVERRIDES:%=--overrides %) 'dstack[server]==$*' $(BRIEFLY)
 	@touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import TracebackType
 from typing import Self
 
@@ -33,6 +34,11 @@ class AsyncClient(ClientBase[AsyncTransport]):
         return AsyncRunCollection(self._session, self._transport)
 
     @property
+    def repos(self) -> AsyncRepoCollection:
+        """Return the repository the client was made for."""
+        return AsyncRepoCollection(self._session, self._transport)
+
+    @property
     def projects(self) -> AsyncProjectCollection:
         """Return the server's projects."""
         return AsyncProjectCollection(self._session, self._transport)
@@ -62,6 +68,19 @@ class AsyncClient(ClientBase[AsyncTransport]):
         return AsyncTransport(settings)
 
 
+class AsyncRepoCollection:
+    """Make the repository known to the server: the twin of ``RepoCollection``."""
+
+    def __init__(self, session: Session, transport: AsyncTransport) -> None:
+        self._session = session
+        self._transport = transport
+
+    async def init(self) -> None:
+        """Make the client's repository known to the server: the twin of ``RepoCollection.init``."""
+        flow = await asyncio.to_thread(self._session.init_repo)
+        await _drive.arun(flow, self._transport)
+
+
 class AsyncRunCollection:
     """Submit, find and list the runs of a project: ``client.runs``."""
 
@@ -79,6 +98,7 @@ class AsyncRunCollection:
         max_duration: int | str | None = None,
         max_price: float | None = None,
         working_dir: str | None = None,
+        verify_ports: bool = True,
         backends: list[str] | None = None,
         *,
         marker: str | None = None,
@@ -91,8 +111,14 @@ class AsyncRunCollection:
         options = RunOptions(
             resources, spot_policy, retry_policy, max_duration, max_price, working_dir, backends
         )
-        flow = self._session.submit(
-            configuration, run_name, options, marker=marker, retry_budget=retry_budget
+        flow = await asyncio.to_thread(
+            self._session.submit,
+            configuration,
+            run_name,
+            options,
+            verify_ports=verify_ports,
+            marker=marker,
+            retry_budget=retry_budget,
         )
         return AsyncRun(self._session, self._transport, await _drive.arun(flow, self._transport))
 

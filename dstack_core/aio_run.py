@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import datetime
+from types import TracebackType
 from typing import Self
 
 from dstack_core import _drive
@@ -47,7 +49,7 @@ class AsyncRun(RunBase[AsyncTransport]):
     ) -> AsyncGenerator[LogBytes, None]:
         """Yield the log as bytes: the twin of ``Run.logs``."""
         options = ChunkOptions(start_time, follow, poll_interval, diagnose, node)
-        flow = self._session.chunks(self.name, self.id, options)
+        flow = self._chunks(options)
         async for event in _drive.aiterate(flow, self._transport):
             if isinstance(event, LogChunk):
                 yield event.data
@@ -81,12 +83,48 @@ class AsyncRun(RunBase[AsyncTransport]):
         flow = self._session.follow(
             Progress(self.name, self.id), poll_interval=poll_interval, logs=False, retry_budget=600.0
         )
-        return await _drive.arun(flow, self._transport, self._until(timeout, "over"))
+        return await _drive.arun(flow, self._transport, self._until(timeout, "was not over"))
+
+    async def attach(
+        self,
+        ssh_identity_file: str | os.PathLike[str] | None = None,
+        *,
+        node: int = 0,
+        timeout: float | None = None,
+        poll_interval: float = 5.0,
+    ) -> Self:
+        """Wait until the run has started, log in to its container and forward its ports; return the run.
+
+        The twin of ``Run.attach``, with its parameters and errors: ``async with await run.attach():``.
+        Waiting, logging in and reading live logs happen in threads; cancelling closes what was opened.
+        """
+        if self._attachment is None:
+            flow = self._session.attach(
+                self.name, self.id, identity_file=ssh_identity_file, node=node, poll_interval=poll_interval
+            )
+            sleep = self._until(timeout, "had not started")
+            self._snapshot, self._attachment = await _drive.arun(flow, self._transport, sleep)
+            self._attach_asked = True
+        return self
+
+    async def detach(self) -> None:
+        """Close the SSH tunnel and the local ports: the twin of ``Run.detach``."""
+        attachment, self._attachment, self._attach_asked = self._attachment, None, False
+        if attachment is not None:
+            await asyncio.to_thread(attachment.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.detach()
 
     async def wait_until_ready(self, timeout: float | None = None, *, poll_interval: float = 5.0) -> str:
         """Wait until the service answers and return its address: the twin of ``Run.wait_until_ready``."""
         flow = self._session.wait_until_ready(self.name, self.id, poll_interval=poll_interval)
-        return await _drive.arun(flow, self._transport, self._until(timeout, "ready"))
+        return await _drive.arun(flow, self._transport, self._until(timeout, "was not ready"))
 
     async def events(self, limit: int | None = None) -> list[EventRecord]:
         """Return what the server recorded of the run: the twin of ``Run.events``."""
@@ -109,9 +147,7 @@ class AsyncRun(RunBase[AsyncTransport]):
         async def sleep(seconds: float) -> None:
             left = deadline - time.monotonic()
             if left <= 0:
-                raise WaitTimeoutError(
-                    f"run {self.name} was not {what} after {timeout:g} s; it goes on: {self.url}"
-                )
+                raise WaitTimeoutError(f"run {self.name} {what} after {timeout:g} s; it goes on: {self.url}")
             await asyncio.sleep(min(seconds, left))
 
         return sleep

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Generator
 from datetime import datetime
+from types import TracebackType
 from typing import Self
 
 from dstack_core import _drive
@@ -46,15 +48,20 @@ class Run(RunBase[BlockingTransport]):
     ) -> Generator[LogBytes, None, None]:
         """Yield the log as bytes: what there is now, with ``follow`` all until the run ends.
 
-        ``start_time`` leaves out what is older (a naive one is in this machine's time zone).
-        ``poll_interval`` in seconds. ``diagnose`` reads the log of the job's runner instead. ``node`` (int)
-        reads one node of a task on several. Each ``LogBytes`` knows its node, replica and attempt. With
-        one job, chunks are as the runner wrote them; with several they are whole lines, so that no line
-        mixes two nodes. Lines end with ``\r\n``. All attempts of a retried job are read. Raises
-        ``ConfigurationError`` for a node the run has not, and the server errors. Source: PROTOCOL 1.8.
+        After ``attach()`` all until the run ends: live from the container where the run has one job and
+        nothing but ``follow`` is asked for, else what the server gets to know (seconds later). A connection
+        that is cut on the way loses no byte and doubles none. ``start_time`` leaves out what is older (a
+        naive one is in this machine's time zone). ``poll_interval`` in seconds. ``diagnose`` reads the log
+        of the job's runner instead. ``node`` (int) reads one node of a task on several.
+
+        Each ``LogBytes`` knows its node, replica and attempt. With one job, chunks are as the runner wrote
+        them, live ones with their terminal escape sequences; with several they are whole lines, so that no
+        line mixes two nodes. Lines end with ``\\r\\n``. All attempts of a retried job are read. Raises
+        ``ConfigurationError`` for a node the run has not, and the server errors. Source: the documented
+        API, "attach()"; PROTOCOL 1.8, 4.6.
         """
         options = ChunkOptions(start_time, follow, poll_interval, diagnose, node)
-        flow = self._session.chunks(self.name, self.id, options)
+        flow = self._chunks(options)
         for event in _drive.iterate(flow, self._transport):
             if isinstance(event, LogChunk):
                 yield event.data
@@ -92,7 +99,63 @@ class Run(RunBase[BlockingTransport]):
         flow = self._session.follow(
             Progress(self.name, self.id), poll_interval=poll_interval, logs=False, retry_budget=600.0
         )
-        return _drive.run(flow, self._transport, self._until(timeout, "over"))
+        return _drive.run(flow, self._transport, self._until(timeout, "was not over"))
+
+    def attach(
+        self,
+        ssh_identity_file: str | os.PathLike[str] | None = None,
+        *,
+        node: int = 0,
+        timeout: float | None = None,
+        poll_interval: float = 5.0,
+    ) -> Self:
+        """Wait until the run has started, log in to its container and forward its ports; return the run.
+
+        Waits while the run is submitted, pending or provisioning (its image is pulled, or it is tried
+        again), at most ``timeout`` seconds, looking every ``poll_interval`` seconds. Then opens an SSH
+        tunnel, without an ``ssh`` program and without touching its configuration: every port of ``ports``
+        can be reached at 127.0.0.1 (see ``ports``) and ``logs()`` becomes live. A tunnel that is cut is
+        opened again, for up to 10 minutes. A run that is already over is no error: it just is not attached
+        (``is_attached``), and ``logs()`` reads from the server. An attached run is left as it is.
+
+        ``ssh_identity_file``: the private key to log in with; without it the key of the client, the user's
+        key on the server or ``~/.dstack/ssh/id_rsa``, whichever the run was submitted with. ``node``: which
+        node of a run on several; of a service the first running replica is taken. Use it as a context
+        manager to ``detach()`` at the end, which never stops the run.
+
+        The server hands out no host keys, so a machine's first key is accepted and only compared with
+        itself when the tunnel is opened again. Where the server has an SSH proxy, the proxy's key is compared
+        with ``~/.ssh/known_hosts`` when that knows the proxy.
+
+        Raises ``AttachError`` that names the hop, what failed and what to do; ``PortInUseError`` for a
+        local port that is taken; ``ConfigurationError`` for a key file or a node that is none;
+        ``WaitTimeoutError``; the server errors. Source: the documented API, "attach()"; PROTOCOL 4.
+        """
+        if self._attachment is None:
+            flow = self._session.attach(
+                self.name, self.id, identity_file=ssh_identity_file, node=node, poll_interval=poll_interval
+            )
+            sleep = self._until(timeout, "had not started")
+            self._snapshot, self._attachment = _drive.run(flow, self._transport, sleep)
+            self._attach_asked = True
+        return self
+
+    def detach(self) -> None:
+        """Close the SSH tunnel and the local ports; the run goes on. Does nothing when not attached.
+
+        Source: the documented API, "detach()".
+        """
+        attachment, self._attachment, self._attach_asked = self._attachment, None, False
+        if attachment is not None:
+            attachment.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
 
     def wait_until_ready(self, timeout: float | None = None, *, poll_interval: float = 5.0) -> str:
         """Wait until the service answers requests and return its address, ``service_url``.
@@ -103,7 +166,7 @@ class Run(RunBase[BlockingTransport]):
         the server errors. Source: PROTOCOL 1.9.
         """
         flow = self._session.wait_until_ready(self.name, self.id, poll_interval=poll_interval)
-        return _drive.run(flow, self._transport, self._until(timeout, "ready"))
+        return _drive.run(flow, self._transport, self._until(timeout, "was not ready"))
 
     def events(self, limit: int | None = None) -> list[EventRecord]:
         """Return what the server recorded of the run and its jobs, oldest first.
@@ -139,9 +202,7 @@ class Run(RunBase[BlockingTransport]):
         def sleep(seconds: float) -> None:
             left = deadline - time.monotonic()
             if left <= 0:
-                raise WaitTimeoutError(
-                    f"run {self.name} was not {what} after {timeout:g} s; it goes on: {self.url}"
-                )
+                raise WaitTimeoutError(f"run {self.name} {what} after {timeout:g} s; it goes on: {self.url}")
             time.sleep(min(seconds, left))
 
         return sleep

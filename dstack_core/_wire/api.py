@@ -9,6 +9,8 @@ from urllib.parse import quote, urlencode
 
 from dstack_core._wire import logs
 from dstack_core._wire.account import parse_project, parse_user
+from dstack_core._wire.attach import Approach, parse_approach
+from dstack_core._wire.code import Code, Upload, wants_protocol
 from dstack_core._wire.plain import Call, Reply, Request
 from dstack_core._wire.plans import parse_plan
 from dstack_core._wire.records import parse_events, parse_metrics
@@ -16,7 +18,7 @@ from dstack_core._wire.refusals import Place, raise_for_refusal
 from dstack_core._wire.runs import RunSnapshot, parse_run
 from dstack_core._wire.services import service_answers
 from dstack_core._wire.versions import Release, parse_release
-from dstack_core.errors import ProtocolError, RunNotFoundError
+from dstack_core.errors import ProtocolError, RequestRejectedError, RunNotFoundError
 from dstack_core.models.account import Project, User
 from dstack_core.models.plan import Plan
 from dstack_core.models.records import EventRecord, Metric
@@ -126,6 +128,18 @@ class Api:
 
         return Call(call.request, none_when_missing, place=call.place)
 
+    def get_approach(self, name: str, run_id: str, node: int) -> Call[Approach]:
+        """Ask how the container of a run's node is reached; ``RunNotFoundError`` when the run is gone."""
+        return self._call(
+            self._path("runs/get"), {"id": run_id}, lambda data: parse_approach(data, node), run_name=name
+        )
+
+    def get_private_key(self, run_name: str) -> Call[str | None]:
+        """Ask for the user's private key in PEM; only servers from 0.19.33 on have one (PROTOCOL 1.2)."""
+        return self._call(
+            "/api/users/get_my_user", {}, lambda data: data.get("ssh_private_key"), run_name=run_name
+        )
+
     def list_runs(self, *, only_active: bool, after: RunSnapshot | None = None) -> Call[list[RunSnapshot]]:
         """Ask for one page of up to 100 runs, newest first, deleted ones included (PROTOCOL 1.7)."""
         body: dict[str, Any] = {"project_name": self.project, "only_active": only_active, "limit": PAGE_SIZE}
@@ -163,15 +177,40 @@ class Api:
         body |= {key: value for key, value in optional.items() if value is not None}
         return self._call(self._path("logs/poll"), body, logs.parse_page, run_name=name)
 
-    def init_repo(self, repo_id: str, repo_data: Mapping[str, Any]) -> Call[None]:
-        """Make a repo known to the project; idempotent (PROTOCOL 1.3)."""
-        body = {"repo_id": repo_id, "repo_info": repo_data}
+    def wants_clone_protocol(self) -> Call[bool]:
+        """Ask whether the server is one that wants to be told a clone's protocol (PROTOCOL 1.3)."""
+        return self._call("/api/server/get_info", {}, wants_protocol)
+
+    def init_repo(self, code: Code, *, with_protocol: bool = False) -> Call[None]:
+        """Make a repo and its credentials known to the project; idempotent (PROTOCOL 1.3)."""
+        body = code.init_body(with_protocol=with_protocol)
         return self._call(self._path("repos/init"), body, lambda _: None)
 
-    def upload_code(self, repo_id: str, sha256: str, data: bytes) -> Call[None]:
-        """Upload a repo's code under its hash (PROTOCOL 1.3)."""
+    def upload_code(self, repo_id: str, upload: Upload) -> Call[None]:
+        """Upload a repo's archive or diff under its hash (PROTOCOL 1.3)."""
         path = self._path(f"repos/upload_code?repo_id={quote(repo_id)}")
-        return self._call(path, None, lambda _: None, request=Request.upload(path, sha256, data))
+        request = Request.upload(path, upload.sha256, upload.data)
+        return self._call(path, None, lambda _: None, request=request)
+
+    def find_archive(self, sha256: str) -> Call[str | None]:
+        """Ask for the id of an uploaded file archive; None when it is missing (PROTOCOL 1.3)."""
+        call = self._call("/api/files/get_archive_by_hash", {"hash": sha256}, lambda data: str(data["id"]))
+
+        def none_when_missing(reply: Reply) -> str | None:
+            try:
+                return call.parse(reply)
+            except RequestRejectedError as error:
+                if error.code == "resource_not_exists":
+                    return None
+                raise
+
+        return Call(call.request, none_when_missing, place=call.place)
+
+    def upload_archive(self, upload: Upload) -> Call[str]:
+        """Upload a file archive under its hash and return its id (PROTOCOL 1.3)."""
+        path = "/api/files/upload_archive"
+        request = Request.upload(path, upload.sha256, upload.data)
+        return self._call(path, None, lambda data: str(data["id"]), request=request)
 
     def _path(self, rest: str) -> str:
         return f"/api/project/{quote(self.project, safe='')}/{rest}"

@@ -38,6 +38,8 @@ def raise_for_refusal(reply: Reply, place: Place) -> None:
     if 300 <= reply.status < 400:
         target = reply.headers.get("location", "another address")
         raise errors.ProtocolError(f"{place} redirects to {target}; set the server URL to where it leads")
+    if reply.status == 413:
+        raise errors.RequestRejectedError(f"{place} refused the request as too big (413: {text})", status=413)
     if told is None:
         raise _not_dstack(reply.status, text, place)
     raise _refusal(reply.status, text, code, place)

@@ -14,6 +14,8 @@ from pydantic import ConfigDict, Field, InstanceOf, ValidationInfo, field_valida
 
 from dstack_core.models.base import Model
 from dstack_core.models.durations import check_duration
+from dstack_core.models.files import FileMapping
+from dstack_core.models.repos import RepoMapping
 from dstack_core.models.resources import Resources
 from dstack_core.models.statuses import SpotPolicy
 
@@ -77,7 +79,8 @@ class Configuration(Model):
     shell: str | None = None
     working_dir: str | None = None
     volumes: Sequence[str | Mapping[str, Any]] | None = None
-    files: Sequence[str | Mapping[str, str]] | None = None
+    files: list[FileMapping] | None = None
+    repos: list[RepoMapping] | None = Field(default=None, max_length=1)
     # An instance or a mapping as it is: a mapping is today's YAML, where numbers mean something else.
     resources: InstanceOf[Resources] | Mapping[str, Any] | None = None
     fleets: Sequence[str | Mapping[str, Any]] | None = None

@@ -18,7 +18,10 @@ __all__ = ["real_server"]
 
 @dataclass(frozen=True)
 class Target:
-    """Name a server and what a task needs to run there."""
+    """Name a server and what a task needs to run there.
+
+    `release` is the version it has or, the embedded one, speaks like; `server` is None for the embedded one.
+    """
 
     kind: str
     url: str
@@ -27,6 +30,7 @@ class Target:
     needs: dict[str, Any]
     timeout: float
     release: tuple[int, ...]
+    server: RealServer | None = None
 
     def client(self, **changes: Any) -> dstack.Client:
         return dstack.Client(**self.arguments(**changes))
@@ -61,7 +65,14 @@ def _real(real_server: RealServer) -> Target:
     if real_server.release >= (0, 19, 3):
         needs["fleets"] = [real_server.fleet]
     return Target(
-        "real", real_server.url, real_server.token, real_server.project, needs, 400, real_server.release
+        "real",
+        real_server.url,
+        real_server.token,
+        real_server.project,
+        needs,
+        400,
+        real_server.release,
+        real_server,
     )
 
 

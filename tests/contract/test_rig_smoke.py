@@ -51,7 +51,9 @@ class Api:
             if run["status"] in wanted:
                 return run
             if run["status"] in FINISHED or time.monotonic() - began > DEADLINE:
-                pytest.fail(f"{name} is {run['status']}: {run['status_message']}\n{self._server.log_tail()}")
+                pytest.fail(
+                    f"{name} is {run['status']}: {run['jobs'][0]['job_submissions']}\n{self._server.log_tail()}"
+                )
             time.sleep(POLL)
 
     def log(self, run: dict[str, Any]) -> str:

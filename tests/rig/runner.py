@@ -13,12 +13,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 
 from tests.rig import processes
 from tests.rig.command import UnsafeCommandError, without_preamble
 from tests.rig.job import Job
+from tests.rig.job_variables import job_variables
 from tests.rig.journal import Journal
+from tests.rig.logs_ws import LogsWebsocket
 from tests.rig.workspace import Workspace
 
 
@@ -43,6 +45,7 @@ class Runner:
                 Route("/api/pull", self._pull),
                 Route("/api/stop", self._stop, methods=["POST"]),
                 Route("/api/metrics", self._metrics),
+                WebSocketRoute("/logs_ws", LogsWebsocket(self._journal).serve),
             ]
         )
 
@@ -127,10 +130,11 @@ class Runner:
             target = self._workspace.resolve(archive["path"], directory)
             self._workspace.place_archive(self._archives[archive["id"]], target)
         directory.mkdir(parents=True, exist_ok=True)
+        variables = job_variables(self._submission, self._workspace.home / ".mpi_hosts")
         default_image = not (configuration.get("image") or configuration.get("docker"))
         self._job.start(
             without_preamble(spec["commands"], default_image=default_image),
-            self._workspace.environment(spec.get("env") or {}),
+            self._workspace.environment({**variables, **(spec.get("env") or {})}),
             directory,
             spec.get("max_duration"),
         )

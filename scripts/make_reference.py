@@ -1,0 +1,298 @@
+"""Write the reference pages in docs/reference/ from the signatures and docstrings of the code.
+
+``make reference`` runs it; a test says when the pages are not what the code says.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import griffe
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "docs" / "reference"
+SOURCES = [ROOT, ROOT / "providers" / "airflow" / "src", ROOT / "providers" / "prefect" / "src"]
+PACKAGES = ("dstack_core", "airflow_provider_dstack", "prefect_dstack")
+_SIGNATURE_WIDTH = 100
+_PREFIXES = {griffe.ParameterKind.var_positional: "*", griffe.ParameterKind.var_keyword: "**"}
+
+
+@dataclass(frozen=True)
+class Page:
+    """Describe one page: its file name, title, opening line and the objects it shows, in order."""
+
+    name: str
+    title: str
+    intro: str
+    objects: tuple[str, ...]
+
+
+def core(*names: str) -> tuple[str, ...]:
+    """Return the paths of public names of ``dstack_core``."""
+    return tuple(f"dstack_core.{name}" for name in names)
+
+
+PAGES = [
+    Page(
+        "client",
+        "Client",
+        "Connect to a project. Every method of the async twin takes the same parameters and is awaited.",
+        core("Client", "AsyncClient"),
+    ),
+    Page(
+        "runs",
+        "Runs",
+        "Submit, find, follow and stop runs.",
+        core("RunCollection", "Run", "AsyncRunCollection", "AsyncRun"),
+    ),
+    Page(
+        "configurations",
+        "Configurations",
+        "Say what a run does and what it needs.",
+        core(
+            "Task",
+            "Service",
+            "Configuration",
+            "ConfigurationLike",
+            "PortMapping",
+            "RegistryAuth",
+            "Resources",
+            "GPU",
+            "RetryPolicy",
+            "SpotPolicy",
+            "load_configuration",
+            "parse_configuration",
+        ),
+    ),
+    Page(
+        "results",
+        "Statuses, events and outcomes",
+        "Read what a run does and how it ended.",
+        core(
+            "RunStatus",
+            "Outcome",
+            "Plan",
+            "Offer",
+            "Event",
+            "StatusChanged",
+            "LogLines",
+            "ContactLost",
+            "ContactRestored",
+            "RunFinished",
+            "Progress",
+            "LogCursor",
+        ),
+    ),
+    Page(
+        "errors",
+        "Errors",
+        "Everything that is raised on purpose, from the root down. [What to do about them](../errors.md).",
+        core(
+            "DstackError",
+            "ConfigurationError",
+            "ProjectNotConfiguredError",
+            "ServerError",
+            "ServerUnreachableError",
+            "TransientServerError",
+            "AuthenticationError",
+            "AccessDeniedError",
+            "ProjectNotFoundError",
+            "RunNotFoundError",
+            "RequestRejectedError",
+            "RunNameTakenError",
+            "UnsupportedServerError",
+            "ProtocolError",
+            "RunError",
+            "RunFailedError",
+            "NoCapacityError",
+            "RunStoppedError",
+            "WaitTimeoutError",
+        ),
+    ),
+    Page(
+        "airflow",
+        "Airflow provider",
+        "`airflow_provider_dstack`: what a DAG uses. [How to use it](../airflow.md).",
+        (
+            "airflow_provider_dstack.operators.DstackRunOperator",
+            "airflow_provider_dstack.hooks.DstackHook",
+            "airflow_provider_dstack.triggers.DstackRunTrigger",
+        ),
+    ),
+    Page(
+        "prefect",
+        "Prefect collection",
+        "`prefect_dstack`: what a flow uses. [How to use it](../prefect.md).",
+        (
+            "prefect_dstack.DstackCredentials",
+            "prefect_dstack.run_task",
+            "prefect_dstack.arun_task",
+            "prefect_dstack.stop_dstack_runs",
+            "prefect_dstack.stop_runs_on_cancellation",
+            "prefect_dstack.stop_runs_on_crash",
+        ),
+    ),
+    Page(
+        "local", "Embedded server", "[How to use it](../local-server.md).", ("dstack_core.local.LocalServer",)
+    ),
+]
+
+
+def main() -> None:
+    """Write every page and remove those that are no more."""
+    FOLDER.mkdir(exist_ok=True)
+    wanted = render_all()
+    for path in FOLDER.glob("*.md"):
+        if path.name not in wanted:
+            path.unlink()
+    for name, text in wanted.items():
+        (FOLDER / name).write_text(text)
+
+
+def render_all() -> dict[str, str]:
+    """Return the text of every page by its file name."""
+    loader = griffe.GriffeLoader(search_paths=SOURCES)
+    for package in PACKAGES:
+        loader.load(package)
+    loader.resolve_aliases()
+    pages = {f"{page.name}.md": "\n".join(_page(page, loader.modules_collection)) for page in PAGES}
+    index = [f"* [{page.title}]({page.name}.md): {_names(page)}" for page in PAGES]
+    pages["README.md"] = "\n".join(
+        ["# Reference", "", "Made from the docstrings by `make reference`.", "", *index, ""]
+    )
+    return pages
+
+
+def _names(page: Page) -> str:
+    return ", ".join(f"`{path.rpartition('.')[2]}`" for path in page.objects)
+
+
+def _page(page: Page, modules: griffe.ModulesCollection) -> Iterator[str]:
+    yield "<!-- Made by `make reference` from the docstrings; change those. -->"
+    yield f"# {page.title}\n\n{page.intro}\n"
+    for path in page.objects:
+        yield from _object(_final(modules[path]), path.rpartition(".")[2])
+
+
+def _final(found: griffe.Object | griffe.Alias) -> griffe.Object:
+    return found.final_target if isinstance(found, griffe.Alias) else found
+
+
+def _members(found: griffe.Class) -> Iterator[tuple[str, griffe.Object]]:
+    for name, member in found.all_members.items():
+        home = _final(member)
+        if home.path.split(".")[0] in PACKAGES:
+            yield name, home
+
+
+def _object(found: griffe.Object, name: str) -> Iterator[str]:
+    yield f"## {name}\n"
+    if isinstance(found, griffe.Class):
+        yield from _class(found, name)
+    elif isinstance(found, griffe.Function):
+        yield _block(_signature(found, name))
+        yield _text(found)
+    elif isinstance(found, griffe.Attribute):
+        yield _block(f"{name} = {found.value}")
+        yield _text(found)
+
+
+def _class(found: griffe.Class, name: str) -> Iterator[str]:
+    yield _block(_class_signature(found, name))
+    yield _text(found)
+    if _has_base(found, "StrEnum"):
+        values = [
+            f"`{key} = {member.value}`"
+            for key, member in _members(found)
+            if isinstance(member, griffe.Attribute) and key.isupper() and not key.startswith("_")
+        ]
+        yield f"Members: {', '.join(values)}\n"
+    for key, member in _members(found):
+        if key.startswith("_") or member.docstring is None:
+            continue
+        if isinstance(member, griffe.Function):
+            yield f"### {name}.{key}()\n"
+            yield _block(_signature(member, key))
+            yield _text(member)
+        elif isinstance(member, griffe.Attribute) and "property" in member.labels:
+            yield f"### {name}.{key}\n"
+            yield _block(f"{key}: {member.annotation}")
+            yield _text(member)
+
+
+def _class_signature(found: griffe.Class, name: str) -> str:
+    members = dict(_members(found))
+    if _has_base(found, "Model", "CredentialsBlock"):
+        fields = [
+            f"{key}: {member.annotation}{_default(member)}"
+            for key, member in members.items()
+            if isinstance(member, griffe.Attribute) and "property" not in member.labels
+            if member.annotation is not None and not key.startswith("_")
+        ]
+        return _wrapped(name, ["*", *fields], "")
+    start = members.get("__init__")
+    if isinstance(start, griffe.Function):
+        return _signature(start, name).removesuffix(" -> None")
+    return f"class {name}({', '.join(str(base) for base in found.bases)})"
+
+
+def _default(field: griffe.Attribute) -> str:
+    """Return ``= value`` of a field; of pydantic's ``Field(...)`` only what it gives as the default."""
+    if not isinstance(field.value, griffe.ExprCall):
+        return "" if field.value is None else f" = {field.value}"
+    named = {
+        argument.name: argument.value
+        for argument in field.value.arguments
+        if isinstance(argument, griffe.ExprKeyword)
+    }
+    if "default_factory" in named:
+        return f" = {named['default_factory']}()"
+    return f" = {named['default']}" if "default" in named else ""
+
+
+def _has_base(found: griffe.Class, *names: str) -> bool:
+    bases = {str(base).rpartition(".")[2] for kind in [found, *found.mro()] for base in kind.bases}
+    return bool(bases & set(names))
+
+
+def _signature(function: griffe.Function, name: str) -> str:
+    parameters: list[str] = []
+    starred = False
+    for parameter in function.parameters:
+        if parameter.name in ("self", "cls"):
+            continue
+        prefix = _PREFIXES.get(parameter.kind, "")
+        if parameter.kind is griffe.ParameterKind.keyword_only and not starred:
+            parameters.append("*")
+            starred = True
+        starred = starred or prefix == "*"
+        annotation = f": {parameter.annotation}" if parameter.annotation is not None else ""
+        default = f" = {parameter.default}" if parameter.default is not None and not prefix else ""
+        parameters.append(f"{prefix}{parameter.name}{annotation}{default}")
+    result = f" -> {function.returns}" if function.returns is not None else ""
+    start = "async " if "async" in function.labels else ""
+    return _wrapped(start + name, parameters, result)
+
+
+def _wrapped(start: str, items: list[str], result: str) -> str:
+    line = f"{start}({', '.join(items)}){result}"
+    if len(line) <= _SIGNATURE_WIDTH:
+        return line
+    inner = "".join(f"    {item},\n" for item in items)
+    return f"{start}(\n{inner}){result}"
+
+
+def _block(code: str) -> str:
+    return f"```python signature\n{code}\n```\n"
+
+
+def _text(found: griffe.Object) -> str:
+    text = textwrap.dedent(found.docstring.value) if found.docstring else ""
+    return text.replace("::\n", ":\n") + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The reference pages are what the code says, and leave no public name out."""
+
+from __future__ import annotations
+
+import pytest
+
+import dstack_core
+from scripts import make_reference
+
+
+@pytest.fixture(scope="module")
+def rendered() -> dict[str, str]:
+    return make_reference.render_all()
+
+
+def test_the_pages_are_up_to_date(rendered: dict[str, str]) -> None:
+    there = {path.name: path.read_text() for path in make_reference.FOLDER.glob("*.md")}
+    assert there.keys() == rendered.keys(), "run `make reference`"
+    for name, text in rendered.items():
+        assert there[name] == text, (
+            f"docs/reference/{name} is not what the docstrings say: run `make reference`"
+        )
+
+
+def test_every_public_name_has_a_place() -> None:
+    shown = {path for page in make_reference.PAGES for path in page.objects}
+    missing = {f"dstack_core.{name}" for name in dstack_core.__all__} - shown - {"dstack_core.__version__"}
+    assert not missing, f"add {sorted(missing)} to a page in scripts/make_reference.py"
+
+
+def test_signatures_and_docstrings_are_shown(rendered: dict[str, str]) -> None:
+    runs = rendered["runs.md"]
+    assert "### RunCollection.submit()\n" in runs
+    assert "    max_price: float | None = None,\n" in runs
+    assert "Submit exactly one run and return it" in runs
+    configurations = rendered["configurations.md"]
+    assert "RegistryAuth(*, username: str, password: str)" in configurations
+    assert "`ON_DEMAN = 'on-demand'`" in configurations
