@@ -11,6 +11,7 @@ from typing import Any
 from dstack_core._wire.code import Code
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.configurations import Configuration
+from dstack_core.models.durations import check_duration
 from dstack_core.models.policies import RetryPolicy
 from dstack_core.models.resources import GPU, Resources
 from dstack_core.models.statuses import SpotPolicy
@@ -121,10 +122,10 @@ def _spot_policy(policy: SpotPolicy | str) -> str:
 
 
 def _max_duration(duration: int | str) -> int | str:
-    if isinstance(duration, int) and duration <= 0:
-        raise ConfigurationError(
-            f'max_duration: {duration} is no duration; write seconds above 0, "2h" or "off"'
-        )
+    try:
+        check_duration(duration, off=True)
+    except ValueError as error:
+        raise ConfigurationError(f"max_duration: {error}") from None
     return duration
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, InstanceOf, ValidationInfo, field_validator
 
 from dstack_core.models.base import Model
+from dstack_core.models.durations import check_duration
 from dstack_core.models.files import FileMapping
 from dstack_core.models.repos import RepoMapping
 from dstack_core.models.resources import Resources
@@ -128,6 +129,11 @@ class Configuration(Model):
         ):
             raise ValueError(f"{value!r} is no price; write USD per hour above 0")
         return value
+
+    @field_validator("max_duration", "stop_duration", "idle_duration")
+    @classmethod
+    def _check_duration(cls, value: int | str | bool | None) -> int | str | bool | None:
+        return check_duration(value, off=True)
 
     @field_validator("priority")
     @classmethod

@@ -14,6 +14,7 @@ from dstack_core import (
     PortMapping,
     RegistryAuth,
     Resources,
+    RetryPolicy,
     Service,
     SpotPolicy,
     Task,
@@ -178,6 +179,12 @@ def test_yaml_keeps_its_own_meaning_and_unknown_keys_pass() -> None:
         ({"priority": 101}, r"Task\.priority: 101 is no priority; write a number from 0 to 100"),
         ({"max_price": 0}, r"Task\.max_price: 0 is no price; write USD per hour above 0"),
         ({"max_price": True}, r"Task\.max_price: True is no price"),
+        (
+            {"max_duration": "2 hours"},
+            r"Task\.max_duration: '2 hours' is no duration; write seconds above 0, or",
+        ),
+        ({"stop_duration": 0}, r"Task\.stop_duration: 0 is no duration"),
+        ({"idle_duration": True}, r"Task\.idle_duration: True is no duration"),
         ({"fleets": "a"}, r"Task\.fleets.*: .*str.* not allowed as a Sequence"),
         ({"tags": {"a": 1}}, r"Task\.tags\.a: Input should be a valid string"),
         ({"ports": [{"container_port": 0}]}, r"PortMapping\.container_port: .*greater than or equal to 1"),
@@ -192,3 +199,37 @@ def test_a_header_of_a_probe_is_in_no_repr() -> None:
     probe = {"type": "http", "headers": [{"name": "Authorization", "value": "s3cr3t"}]}
     assert "s3cr3t" not in repr(Service(commands=["x"], port=80, probes=[probe]))
     assert "s3cr3t" not in repr(Task(commands=["x"], env={"TOKEN": "s3cr3t"}))
+
+
+@pytest.mark.parametrize("limit", [600, "3d", "12h", "90"])
+@pytest.mark.parametrize("max_duration", [7200, "2h", "off"])
+def test_the_documented_forms_of_policies_and_limits(limit: int | str, max_duration: int | str) -> None:
+    options = RunOptions(
+        spot_policy=SpotPolicy.ON_DEMAN,
+        retry_policy=RetryPolicy(retry=True, limit=limit),
+        max_duration=max_duration,
+        max_price=2,
+        backends=["aws", "gcp"],
+    )
+    assert run_spec(Task(commands=["x"]), options)["configuration"] == {
+        "type": "task",
+        "commands": ["x"],
+        "spot_policy": "on-demand",
+        "retry": {"on_events": ["no-capacity"], "duration": limit},
+        "max_duration": max_duration,
+        "max_price": 2.0,
+        "backends": ["aws", "gcp"],
+    }
+
+
+def test_a_policy_that_is_off_sends_nothing() -> None:
+    options = RunOptions(retry_policy=RetryPolicy(limit="3d"))
+    assert "retry" not in run_spec(Task(commands=["x"]), options)["configuration"]
+
+
+@pytest.mark.parametrize("limit", ["soon", "", "3 days", -5])
+def test_a_limit_that_is_no_duration_is_refused(limit: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"RetryPolicy\.limit: .* is no duration; write seconds"):
+        RetryPolicy(retry=True, limit=limit)
+    with pytest.raises(ConfigurationError, match=r"max_duration: .* is no duration; write seconds above 0"):
+        run_spec(Task(commands=["x"]), RunOptions(max_duration=limit))
