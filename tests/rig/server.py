@@ -104,6 +104,11 @@ class RealServer:
         return tuple(int(part) for part in self.version.split("."))
 
     @property
+    def address(self) -> ServerAddress:
+        """Return where the server is, for `at`."""
+        return self._started
+
+    @property
     def url(self) -> str:
         """Return the address of the API."""
         return self._started.url
