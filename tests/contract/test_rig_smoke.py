@@ -265,7 +265,7 @@ def test_clients_are_cut_and_refused_and_come_back(real_server: RealServer) -> N
 
 def test_two_nodes_behind_a_jump_host(real_server: RealServer) -> None:
     project = f"{real_server.project}-jump"
-    with RealServer(at=real_server.address, project=project, hosts=2, jump_host=True) as server:
+    with RealServer(at=real_server.address, project=project, hosts=2, blocks=1, jump_host=True) as server:
         api = Api(server)
         name = api.submit("echo node $DSTACK_NODE_RANK of $DSTACK_NODES_NUM", "read line", nodes=2)
         began = time.monotonic()
