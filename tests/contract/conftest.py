@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,9 @@ from tests.rig.fixtures import real_server
 from tests.rig.server import RealServer
 
 __all__ = ["real_server"]
+
+_STOPS = 4
+_STOP_SECONDS = 45.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,25 @@ class Target:
     def told(self, exit_status: int) -> int | None:
         """Return what this server's version tells of an exit status (PROTOCOL 2.2: from 0.19.9 on)."""
         return exit_status if self.release >= (0, 19, 9) else None
+
+    def stop(self, run: dstack.Run, *, abort: bool = False) -> dstack.Outcome:
+        """Stop a run and wait for its end.
+
+        From 0.20 on, the server overwrites a stop that arrives while it works on the run, so it is asked again.
+        """
+        for _ in range(_STOPS):
+            run.stop(abort=abort)
+            with contextlib.suppress(dstack.WaitTimeoutError):
+                return run.wait(_STOP_SECONDS, poll_interval=self.poll_interval)
+        raise TimeoutError(f"{run} goes on after {_STOPS} stops")
+
+    async def stop_async(self, run: dstack.AsyncRun) -> dstack.Outcome:
+        """Do what `stop` does."""
+        for _ in range(_STOPS):
+            await run.stop()
+            with contextlib.suppress(dstack.WaitTimeoutError):
+                return await run.wait(_STOP_SECONDS, poll_interval=self.poll_interval)
+        raise TimeoutError(f"{run} goes on after {_STOPS} stops")
 
     @property
     def poll_interval(self) -> float:

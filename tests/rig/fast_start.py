@@ -30,6 +30,8 @@ _INTERVALS = {
     "runs": _RUNS_INTERVAL,
 }
 _FETCH_DELAYS = [0.1, 0.2, 0.5]
+# From 0.22 on, the server waits this long for the last log lines of an aborted job, which never come.
+_TERMINATION_DEADLINE = timedelta(seconds=8)
 # Servers before 0.20: how often a task runs, and how long it leaves an item alone (from 0.19 on).
 _TASK_INTERVALS = {
     "process_submitted_jobs": _JOBS_INTERVAL,
@@ -53,11 +55,13 @@ def _lower_default(function: Callable[..., Any], name: str, value: object) -> No
 
 def _shorten_pipeline(name: str, interval: timedelta) -> None:
     base: Any = importlib.import_module(f"{_BACKGROUND}.pipeline_tasks.base")
-    module = importlib.import_module(f"{_BACKGROUND}.pipeline_tasks.{name}")
+    module: Any = importlib.import_module(f"{_BACKGROUND}.pipeline_tasks.{name}")
     own = [value for value in vars(module).values() if inspect.isclass(value)]
     (pipeline,) = (cls for cls in own if issubclass(cls, base.Pipeline) and cls is not base.Pipeline)
     (fetcher,) = (cls for cls in own if issubclass(cls, base.Fetcher) and cls is not base.Fetcher)
     _lower_default(pipeline.__init__, "min_processing_interval", interval)
+    if hasattr(module, "JOB_TERMINATION_DEADLINE"):
+        module.JOB_TERMINATION_DEADLINE = _TERMINATION_DEADLINE
     if hasattr(fetcher, "_DEFAULT_FETCH_DELAYS"):
         fetcher._DEFAULT_FETCH_DELAYS = _FETCH_DELAYS
     else:

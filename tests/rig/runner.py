@@ -6,6 +6,7 @@ import subprocess
 import tarfile
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -23,6 +24,9 @@ from tests.rig.journal import Journal
 from tests.rig.logs_ws import LogsWebsocket
 from tests.rig.workspace import Workspace
 
+_REPO_DIRECTORY = "/workflow"
+_FIRST_IN_IMAGE_DIRECTORY = (0, 19, 27)
+
 
 class Runner:
     """Hold one job from its submission to its last log line; `app` is its HTTP side."""
@@ -30,6 +34,7 @@ class Runner:
     def __init__(self, workspace: Workspace, version: str) -> None:
         self._workspace = workspace
         self._version = version
+        self._release = tuple(int(part) for part in version.split("."))
         self._journal = Journal()
         self._job = Job(self._journal, workspace.folder)
         self._submission: dict[str, Any] = {}
@@ -78,7 +83,7 @@ class Runner:
 
     async def _run(self, request: Request) -> Response:
         spec = self._submission["job_spec"]
-        directory = self._workspace.resolve(spec.get("working_dir"))
+        directory = self._directory(spec)
         # A clone may take longer than the server waits for this reply.
         threading.Thread(target=self._start, daemon=True).start()
         user = (spec.get("user") or {}).get("username")
@@ -104,6 +109,13 @@ class Runner:
             }
         )
 
+    def _directory(self, spec: dict[str, Any]) -> Path:
+        """Return where the commands start; a relative path counts from the repo (PROTOCOL 2.4.5)."""
+        wanted = spec.get("working_dir")
+        if wanted is None and self._release >= _FIRST_IN_IMAGE_DIRECTORY:
+            return self._workspace.resolve(None)
+        return self._workspace.resolve(wanted, self._workspace.resolve(_REPO_DIRECTORY))
+
     def _start(self) -> None:
         try:
             self._prepare_and_start()
@@ -121,8 +133,8 @@ class Runner:
         spec = self._submission["job_spec"]
         run_spec = (self._submission.get("run") or {}).get("run_spec") or self._submission["run_spec"]
         configuration = run_spec.get("configuration") or {}
-        directory = self._workspace.resolve(spec.get("working_dir"))
-        repo_directory = self._workspace.resolve(spec.get("repo_dir") or "/workflow", directory)
+        directory = self._directory(spec)
+        repo_directory = self._workspace.resolve(spec.get("repo_dir") or _REPO_DIRECTORY, directory)
         repo = spec.get("repo_data") or run_spec.get("repo_data") or {}
         credentials = self._submission.get("repo_credentials") or {}
         self._workspace.place_code(repo, self._code, credentials.get("clone_url"), repo_directory)

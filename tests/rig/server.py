@@ -40,7 +40,7 @@ class RealServer:
 
     * `fast` shortens the pauses of the server's background steps.
     * `hosts` is the number of pretended machines, `blocks` how many jobs each can hold, `gpus` how many GPUs
-      each claims to have.
+      each claims to have. Nodes of one run get a host each: servers before 0.20 only with `blocks=1`.
     * `jump_host` puts the hosts behind another one; `jump_user` and `jump_key_path` let a client in there.
     * `sshproxy` (servers from 0.20.14 on) adds a pretend dstack-sshproxy.
     * `images` lets the server take every image for a plain one: no entrypoint, user root, x86.
@@ -104,6 +104,11 @@ class RealServer:
         return tuple(int(part) for part in self.version.split("."))
 
     @property
+    def address(self) -> ServerAddress:
+        """Return where the server is, for `at`."""
+        return self._started
+
+    @property
     def url(self) -> str:
         """Return the address of the API."""
         return self._started.url
@@ -150,6 +155,21 @@ class RealServer:
         except BaseException:
             self.stop()
             raise
+
+    def wait_until_idle(self) -> None:
+        """Wait until no host holds a job; a run of several nodes finds no capacity on a host that does."""
+        deadline = time.monotonic() + _IDLE_SECONDS
+        while True:
+            self._check_alive()
+            try:
+                missing = waiting_for(self._post("fleets/get", {"name": self.fleet}))
+            except RuntimeError as error:
+                raise RigError(f"{error}\n{self.log_tail()}") from error
+            if not missing:
+                return
+            if time.monotonic() > deadline:
+                raise RigError(f"{', '.join(missing)}\n{self.log_tail()}")
+            time.sleep(_POLL_SECONDS)
 
     def stop(self) -> None:
         """End the server, the jobs and the hosts, and delete the files."""
@@ -207,18 +227,7 @@ class RealServer:
             self._post("fleets/apply", {"plan": {"spec": spec}, "force": False})
         else:
             self._post("fleets/create", {"spec": spec})
-        deadline = time.monotonic() + _IDLE_SECONDS
-        while True:
-            self._check_alive()
-            try:
-                missing = waiting_for(self._post("fleets/get", {"name": self.fleet}))
-            except RuntimeError as error:
-                raise RigError(f"{error}\n{self.log_tail()}") from error
-            if not missing:
-                return
-            if time.monotonic() > deadline:
-                raise RigError(f"{', '.join(missing)}\n{self.log_tail()}")
-            time.sleep(_POLL_SECONDS)
+        self.wait_until_idle()
 
     def _network(self) -> str:
         """Return addresses that no other fleet of the same server has."""
