@@ -10,7 +10,7 @@ from dstack_core._flow.steps import Op, call
 from dstack_core._wire.api import Api
 from dstack_core._wire.code import Code, Upload
 from dstack_core._wire.plain import Call
-from dstack_core.errors import RequestRejectedError, UnsupportedServerError
+from dstack_core.errors import RequestRejectedError
 
 T = TypeVar("T")
 _UNKNOWN_REPO = "repo_does_not_exist"
@@ -31,10 +31,8 @@ class Delivered:
 
 def init_repo(api: Api, code: Code, delivered: Delivered) -> Op[None]:
     """Make the repo and its credentials known to the server."""
-    with_protocol = False
-    if code.clone is not None:
-        with_protocol = yield from call(api.wants_clone_protocol())
-    yield from call(api.init_repo(code, with_protocol=with_protocol))
+    release = None if code.clone is None else (yield from call(api.get_release()))
+    yield from call(api.init_repo(code, release))
     delivered.repos.add(code.repo_id)
 
 
@@ -54,18 +52,11 @@ def deliver_code(api: Api, code: Code, delivered: Delivered, *, init: bool) -> O
 def deliver_files(api: Api, files: Iterable[tuple[str, Upload]]) -> Op[list[tuple[str, str]]]:
     """Return the archive id and the container path of each file; upload those the server does not have.
 
-    Raises ``ConfigurationError`` for an archive that is too big for the server, and
-    ``UnsupportedServerError`` on servers before 0.19.17.
+    Raises ``ConfigurationError`` for an archive that is too big for the server.
     """
     archives: list[tuple[str, str]] = []
     for path, upload in files:
-        try:
-            found = yield from call(api.find_archive(upload.sha256))
-        except UnsupportedServerError:
-            raise UnsupportedServerError(
-                f"files: the dstack server at {api.server_url} takes none; 0.19.17 or newer is needed. "
-                "Put the files into repo_dir or into the image"
-            ) from None
+        found = yield from call(api.find_archive(upload.sha256))
         archive = found or (yield from _uploaded(api.upload_archive(upload), upload))
         archives.append((archive, path))
     return archives

@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 from dstack_core._wire import logs
 from dstack_core._wire.account import parse_project, parse_user
 from dstack_core._wire.attach import Approach, parse_approach
-from dstack_core._wire.code import Code, Upload, wants_protocol
+from dstack_core._wire.code import Code, Upload
 from dstack_core._wire.plain import Call, Reply, Request
 from dstack_core._wire.plans import parse_plan
 from dstack_core._wire.records import parse_events, parse_metrics
@@ -177,13 +177,9 @@ class Api:
         body |= {key: value for key, value in optional.items() if value is not None}
         return self._call(self._path("logs/poll"), body, logs.parse_page, run_name=name)
 
-    def wants_clone_protocol(self) -> Call[bool]:
-        """Ask whether the server is one that wants to be told a clone's protocol (PROTOCOL 1.3)."""
-        return self._call("/api/server/get_info", {}, wants_protocol)
-
-    def init_repo(self, code: Code, *, with_protocol: bool = False) -> Call[None]:
+    def init_repo(self, code: Code, release: Release | None = None) -> Call[None]:
         """Make a repo and its credentials known to the project; idempotent (PROTOCOL 1.3)."""
-        body = code.init_body(with_protocol=with_protocol)
+        body = code.init_body(release)
         return self._call(self._path("repos/init"), body, lambda _: None)
 
     def upload_code(self, repo_id: str, upload: Upload) -> Call[None]:

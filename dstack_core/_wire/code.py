@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dstack_core._wire.versions import Release
 from dstack_core.errors import ConfigurationError
 
-_FIRST_WITHOUT_PROTOCOL = (0, 19)
+_FIRST_WITHOUT_PROTOCOL: Release = (0, 19, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,9 @@ class Code:
         data = info | {key: value for key, value in place.items() if value is not None}
         return cls(_repo_id(name, location), info, data, clone, upload)
 
-    def init_body(self, *, with_protocol: bool) -> dict[str, Any]:
-        """Return the body of ``repos/init``."""
+    def init_body(self, release: Release | None) -> dict[str, Any]:
+        """Return the body of ``repos/init``; servers before 0.19 want a clone's protocol (PROTOCOL 1.3)."""
+        with_protocol = release is not None and release < _FIRST_WITHOUT_PROTOCOL
         body: dict[str, Any] = {"repo_id": self.repo_id, "repo_info": self.info}
         if self.clone is not None:
             credentials = {
@@ -90,12 +92,6 @@ class Code:
             }
             body["repo_creds"] = {key: value for key, value in credentials.items() if value is not None}
         return body
-
-
-def wants_protocol(info: Mapping[str, Any]) -> bool:
-    """Tell from ``server/get_info`` whether the server wants a clone's protocol (PROTOCOL 1.3)."""
-    numbers = re.findall(r"\d+", str(info.get("server_version") or ""))[:2]
-    return bool(numbers) and tuple(int(number) for number in numbers) < _FIRST_WITHOUT_PROTOCOL
 
 
 def biggest_of(sizes: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:

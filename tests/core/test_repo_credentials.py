@@ -161,9 +161,9 @@ def test_the_protocol_is_named_to_old_servers_only(version: str | None, expected
     from tests.core.scripted import reply
 
     api = Api("http://server", "main")
-    with_protocol = api.wants_clone_protocol().parse(reply({"server_version": version}))
+    release = api.get_release().parse(reply({"server_version": version}))
     code = Code.of_git("r", "h/o/r", "main", "1", Clone("https://h/o/r", oauth_token="t"), None)
-    body = json.loads(api.init_repo(code, with_protocol=with_protocol).request.body or b"")
+    body = json.loads(api.init_repo(code, release).request.body or b"")
     assert body["repo_info"] == {"repo_type": "remote", "repo_name": "r"}
     wanted = {"clone_url": "https://h/o/r", "oauth_token": "t"} | ({"protocol": expected} if expected else {})
     assert body["repo_creds"] == wanted

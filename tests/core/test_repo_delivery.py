@@ -162,8 +162,10 @@ def test_an_upload_that_is_refused_is_told_before_anything_is_submitted(
 
 
 def test_a_server_without_files_says_which_version_has_them(watched: Watched, work: Path) -> None:
-    watched.server.faults.add(path="files/", status=405, body={"detail": "Method Not Allowed"})
-    with pytest.raises(dstack.UnsupportedServerError, match=r"^files: .* takes none; 0\.19\.17 or newer"):
+    watched.server.faults.add(path="server/get_info", status=200, body={"server_version": "0.19.16"})
+    with pytest.raises(
+        dstack.UnsupportedServerError, match=r"^files: needs dstack >= 0\.19\.17, this server is 0\.19\.16"
+    ):
         watched.client(None).runs.submit({**TASK, "files": [str(work / "b")]})
     assert APPLY not in watched.asked()
 

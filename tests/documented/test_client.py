@@ -69,7 +69,8 @@ def test_from_config_takes_address_project_and_token_together(bench: Bench, home
         None, bench.server.project, bench.server.url, bench.server.token
     ) as client:
         assert client.runs.get("not-there") is None
-    for given in ({"server_url": bench.server.url}, {"user_token": "x"}):
+    halves: list[dict[str, Any]] = [{"server_url": bench.server.url}, {"user_token": "x"}]
+    for given in halves:
         with pytest.raises(dstack.ConfigurationError, match="server_url and user_token go together"):
             dstack.Client.from_config(**given)
     with pytest.raises(dstack.ProjectNotConfiguredError, match="project_name: not given"):
