@@ -6,16 +6,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dstack_core.aio import AsyncClient, AsyncRunCollection
+    from dstack_core.aio import AsyncClient, AsyncRepoCollection, AsyncRunCollection
+    from dstack_core.aio_collections import AsyncBackendCollection, AsyncProjectCollection
     from dstack_core.aio_run import AsyncRun
-    from dstack_core.client import Client, RunCollection
+    from dstack_core.client import Client, RepoCollection, RunCollection
+    from dstack_core.collections import BackendCollection, ProjectCollection
     from dstack_core.configurations import ConfigurationLike, load_configuration, parse_configuration
     from dstack_core.errors import (
         AccessDeniedError,
+        AttachError,
         AuthenticationError,
         ConfigurationError,
         DstackError,
         NoCapacityError,
+        PortInUseError,
         ProjectNotConfiguredError,
         ProjectNotFoundError,
         ProtocolError,
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
         UnsupportedServerError,
         WaitTimeoutError,
     )
+    from dstack_core.models.account import Backend, Project, ProjectMember, User
     from dstack_core.models.configurations import Configuration, PortMapping, RegistryAuth, Service, Task
     from dstack_core.models.events import (
         ContactLost,
@@ -40,10 +45,14 @@ if TYPE_CHECKING:
         RunFinished,
         StatusChanged,
     )
+    from dstack_core.models.files import FileMapping
+    from dstack_core.models.logs import LogBytes
     from dstack_core.models.outcome import Outcome
     from dstack_core.models.plan import Offer, Plan
     from dstack_core.models.policies import RetryPolicy
     from dstack_core.models.progress import LogCursor, Progress
+    from dstack_core.models.records import EventRecord, Metric
+    from dstack_core.models.repos import RepoMapping
     from dstack_core.models.resources import GPU, Resources
     from dstack_core.models.statuses import RunStatus, SpotPolicy
     from dstack_core.run import Run
@@ -51,16 +60,20 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "aio": ("AsyncClient", "AsyncRunCollection"),
+    "aio": ("AsyncClient", "AsyncRepoCollection", "AsyncRunCollection"),
+    "aio_collections": ("AsyncBackendCollection", "AsyncProjectCollection"),
     "aio_run": ("AsyncRun",),
-    "client": ("Client", "RunCollection"),
+    "client": ("Client", "RepoCollection", "RunCollection"),
+    "collections": ("BackendCollection", "ProjectCollection"),
     "configurations": ("ConfigurationLike", "load_configuration", "parse_configuration"),
     "errors": (
         "AccessDeniedError",
+        "AttachError",
         "AuthenticationError",
         "ConfigurationError",
         "DstackError",
         "NoCapacityError",
+        "PortInUseError",
         "ProjectNotConfiguredError",
         "ProjectNotFoundError",
         "ProtocolError",
@@ -76,12 +89,17 @@ _HOMES = {
         "UnsupportedServerError",
         "WaitTimeoutError",
     ),
+    "models.account": ("Backend", "Project", "ProjectMember", "User"),
     "models.configurations": ("Configuration", "PortMapping", "RegistryAuth", "Service", "Task"),
     "models.events": ("ContactLost", "ContactRestored", "Event", "LogLines", "RunFinished", "StatusChanged"),
+    "models.files": ("FileMapping",),
+    "models.logs": ("LogBytes",),
     "models.outcome": ("Outcome",),
     "models.plan": ("Offer", "Plan"),
     "models.policies": ("RetryPolicy",),
     "models.progress": ("LogCursor", "Progress"),
+    "models.records": ("EventRecord", "Metric"),
+    "models.repos": ("RepoMapping",),
     "models.resources": ("GPU", "Resources"),
     "models.statuses": ("RunStatus", "SpotPolicy"),
     "run": ("Run",),
@@ -91,10 +109,16 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "GPU",
     "AccessDeniedError",
+    "AsyncBackendCollection",
     "AsyncClient",
+    "AsyncProjectCollection",
+    "AsyncRepoCollection",
     "AsyncRun",
     "AsyncRunCollection",
+    "AttachError",
     "AuthenticationError",
+    "Backend",
+    "BackendCollection",
     "Client",
     "Configuration",
     "ConfigurationError",
@@ -103,18 +127,28 @@ __all__ = [
     "ContactRestored",
     "DstackError",
     "Event",
+    "EventRecord",
+    "FileMapping",
+    "LogBytes",
     "LogCursor",
     "LogLines",
+    "Metric",
     "NoCapacityError",
     "Offer",
     "Outcome",
     "Plan",
+    "PortInUseError",
     "PortMapping",
     "Progress",
+    "Project",
+    "ProjectCollection",
+    "ProjectMember",
     "ProjectNotConfiguredError",
     "ProjectNotFoundError",
     "ProtocolError",
     "RegistryAuth",
+    "RepoCollection",
+    "RepoMapping",
     "RequestRejectedError",
     "Resources",
     "RetryPolicy",
@@ -135,6 +169,7 @@ __all__ = [
     "Task",
     "TransientServerError",
     "UnsupportedServerError",
+    "User",
     "WaitTimeoutError",
     "__version__",
     "load_configuration",

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
 from typing import Generic, Self, TypeVar
 
 from dstack_core import config
-from dstack_core._code import check_directory
+from dstack_core._flow.chunks import ChunkOptions
+from dstack_core._flow.steps import Flow
+from dstack_core._repo.repository import Repository
 from dstack_core._session import Session
+from dstack_core._ssh.attachment import Attachment
+from dstack_core._ssh.keys import LoginKeys
 from dstack_core._transport.settings import TransportSettings
 from dstack_core._wire.api import Api
 from dstack_core._wire.runs import RunSnapshot, outcome_of
@@ -42,6 +49,11 @@ class ClientBase(Generic[TransportT]):
         project_name: str | None = None,
         server_url: str | None = None,
         user_token: str | None = None,
+        git_identity_file: str | os.PathLike[str] | None = None,
+        oauth_token: str | None = None,
+        ssh_identity_file: str | os.PathLike[str] | None = None,
+        local_repo: bool = False,
+        init: bool = True,
         *,
         timeout: float = 30.0,
         connect_timeout: float = 5.0,
@@ -50,15 +62,33 @@ class ClientBase(Generic[TransportT]):
     ) -> Self:
         """Return a client for the arguments, else the environment, else ``~/.dstack/config.yml``.
 
-        ``repo_dir``: a directory whose contents every run of this client can use; what ``.gitignore`` and
-        ``.dstackignore`` name and ``.git`` stay out. It is packed and uploaded with each submit (once while
-        it does not change), and commands start in it. A Git repository is uploaded the same way.
+        ``repo_dir``: a directory whose contents every run of this client can use; commands start in it. The
+        top of a Git checkout is cloned by the run (its remote, branch and newest pushed commit), and what
+        differs here, new files included, is uploaded as a diff. Any other directory, or any with
+        ``local_repo``, is uploaded as an archive (once while it does not change); what ``.gitignore`` and
+        ``.dstackignore`` name and ``.git`` stay out.
+
+        A Git repository that is not public needs ``git_identity_file`` (path of a private SSH key without
+        passphrase, for a clone over ssh) or ``oauth_token`` (for a clone over https), not both; secrets
+        written into the remote's address are not used. With ``init`` the first submit makes the repository
+        and its credentials known to the server; without it, ``client.repos.init()`` has to, once.
+
         ``project_name`` defaults to ``DSTACK_PROJECT``, else the file's default project. ``server_url``
-        and ``user_token`` go together. Other parameters as for the class. Raises
-        ``ProjectNotConfiguredError`` and ``ConfigurationError``; makes no request. Source: the documented
-        API, "from_config()".
+        and ``user_token`` go together. ``ssh_identity_file``: the path of a private SSH key without a
+        passphrase (OpenSSH, PEM or PKCS#8; RSA, ECDSA or Ed25519) that runs are submitted with and
+        ``run.attach()`` logs in with; without it the user's key on the server, and with a server older than
+        0.19.33 ``~/.dstack/ssh/id_rsa``, which is made with 0600 where it is missing. Other parameters as
+        for the class. Raises ``ProjectNotConfiguredError`` and ``ConfigurationError``; starts no process,
+        makes no request and writes nothing. Source: the documented API, "from_config()"; PROTOCOL 1.3.
         """
-        directory = None if repo_dir is None else check_directory(repo_dir)
+        repository = Repository.checked(
+            repo_dir,
+            git_identity_file=git_identity_file,
+            oauth_token=oauth_token,
+            local_repo=local_repo,
+            init=init,
+        )
+        keys = LoginKeys(ssh_identity_file)
         target = config.from_config(server_url, project_name, user_token)
         client = cls(
             server_url=target.server_url,
@@ -69,7 +99,8 @@ class ClientBase(Generic[TransportT]):
             retry_budget=retry_budget,
             verify=verify,
         )
-        client._session.repo_dir = directory
+        client._session.repository = repository
+        client._session.keys = keys
         return client
 
     @property
@@ -96,6 +127,21 @@ class RunBase(Generic[TransportT]):
         self._session = session
         self._transport = transport
         self._snapshot = snapshot
+        self._attachment: Attachment | None = None
+        self._attach_asked = False
+
+    @property
+    def is_attached(self) -> bool:
+        """Tell whether ``attach()`` opened a tunnel that ``detach()`` has not closed yet."""
+        return self._attachment is not None
+
+    @property
+    def ports(self) -> Mapping[int, int]:
+        """Return, while attached, the local port of each port of the container; else nothing.
+
+        The local ports are those of 127.0.0.1.
+        """
+        return {} if self._attachment is None else self._attachment.ports
 
     @property
     def name(self) -> str:
@@ -122,6 +168,52 @@ class RunBase(Generic[TransportT]):
         """Return the status in the server's own word, as of the last look."""
         return self._snapshot.raw_status
 
+    @property
+    def status_message(self) -> str | None:
+        """Return what the server says beyond the status (``"exited (7)"``), as of the last look, or None."""
+        return self._snapshot.message
+
+    @property
+    def termination_reason(self) -> str | None:
+        """Return why the run ends or ended, in the server's own word (PROTOCOL 1.6), or None."""
+        return self._snapshot.reason
+
+    @property
+    def error(self) -> str | None:
+        """Return the server's own text for what went wrong with the run, or None."""
+        return self._snapshot.error
+
+    @property
+    def cost(self) -> float:
+        """Return what the run has cost (USD), as of the last look."""
+        return self._snapshot.cost
+
+    @property
+    def submitted_at(self) -> datetime:
+        """Return when the run was submitted (aware)."""
+        return datetime.fromisoformat(self._snapshot.submitted_at)
+
+    @property
+    def service_url(self) -> str | None:
+        """Return the whole address a service answers at; None for a run that is no service.
+
+        Unless the service was submitted with ``auth=False``, requests need the header
+        ``Authorization: Bearer TOKEN`` with the token of a project member. Source: PROTOCOL 1.9.
+        """
+        service = self._snapshot.service
+        return self._session.api.absolute(service.url) if service else None
+
+    @property
+    def service_model(self) -> str | None:
+        """Return the name of the model the service answers for, or None."""
+        return self._snapshot.service.model if self._snapshot.service else None
+
+    @property
+    def service_model_url(self) -> str | None:
+        """Return the base address of the model's OpenAI-compatible API, or None without a model."""
+        url = self._snapshot.service.model_url if self._snapshot.service else None
+        return self._session.api.absolute(url) if url else None
+
     def outcome(self) -> Outcome | None:
         """Return how the run ended, or None when it is not over as of the last look."""
         return None if self._snapshot.is_active else outcome_of(self._snapshot, self.url)
@@ -129,3 +221,14 @@ class RunBase(Generic[TransportT]):
     def __repr__(self) -> str:
         kind, status = type(self).__name__, str(self._snapshot.status)
         return f"{kind}(name={self.name!r}, id={self.id!r}, status={status!r})"
+
+    def _chunks(self, options: ChunkOptions) -> Flow[None]:
+        """Read the log, live where there is a live one: of an attached run with one job."""
+        attachment = self._attachment
+        plain = (options.start_time, options.diagnose, options.node) == (None, False, None)
+        if attachment is not None and attachment.one_job and plain:
+            return self._session.live_chunks(
+                self.name, self.id, attachment, poll_interval=options.poll_interval
+            )
+        follow = options.follow or self._attach_asked
+        return self._session.chunks(self.name, self.id, replace(options, follow=follow))

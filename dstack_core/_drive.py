@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from typing import Any, TypeVar
 
-from dstack_core._flow.steps import Flow, Sleep
+from dstack_core._flow.steps import Do, Flow, Sleep
 from dstack_core._wire.plain import Call, Reply, Request
 from dstack_core.models.events import ContactLost, ContactRestored, Event
 
@@ -33,6 +33,11 @@ def iterate(
             if isinstance(step, Call):
                 try:
                     answer = step.parse(send(step.request))
+                except Exception as error:
+                    failure = error
+            elif isinstance(step, Do):
+                try:
+                    answer = step.action()
                 except Exception as error:
                     failure = error
             elif isinstance(step, Sleep):
@@ -70,6 +75,11 @@ async def aiterate(
             if isinstance(step, Call):
                 try:
                     answer = step.parse(await send(step.request))
+                except Exception as error:
+                    failure = error
+            elif isinstance(step, Do):
+                try:
+                    answer = await asyncio.to_thread(step.action)
                 except Exception as error:
                     failure = error
             elif isinstance(step, Sleep):

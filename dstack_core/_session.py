@@ -2,50 +2,65 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from pathlib import Path
 from typing import TypeVar
 
-from dstack_core._code import CodeArchive, pack
 from dstack_core._flow import runs as run_flows
-from dstack_core._flow.chunks import read_chunks
+from dstack_core._flow.attach import attach
+from dstack_core._flow.chunks import ChunkOptions, read_chunks
+from dstack_core._flow.code import Delivered, deliver_code, deliver_files, explained, init_repo
 from dstack_core._flow.follow import FollowOptions, follow
+from dstack_core._flow.gates import Gates
+from dstack_core._flow.live import live_chunks
+from dstack_core._flow.records import MOST_VALUES, check_limit, list_events
 from dstack_core._flow.retry import RetryBudget, retrying
+from dstack_core._flow.services import wait_until_ready
 from dstack_core._flow.steps import Flow, Op, call
 from dstack_core._flow.submit import submit
-from dstack_core._keys import new_public_key
 from dstack_core._names import random_marker, random_run_name
+from dstack_core._repo.files import pack_files
+from dstack_core._repo.repository import Repository
+from dstack_core._ssh.attachment import Attachment
+from dstack_core._ssh.keys import LoginKeys, read_identity_file
+from dstack_core._ssh.ports import verify_ports as verify_local_ports
 from dstack_core._wire.api import Api
+from dstack_core._wire.attach import Approach, Route, fixed_local_ports
 from dstack_core._wire.runs import RunSnapshot
-from dstack_core._wire.spec import Code, RunOptions, check_run_name, run_spec
+from dstack_core._wire.spec import RunOptions, check_run_name, run_spec, with_files
+from dstack_core._wire.versions import needs_of
 from dstack_core.configurations import ConfigurationLike, load_configuration
 from dstack_core.errors import RequestRejectedError
+from dstack_core.models.account import Project, User
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.plan import Plan
 from dstack_core.models.progress import Progress
+from dstack_core.models.records import EventRecord, Metric
 
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class Session:
-    """Build the flows of one project of one server; does no I/O of its own.
+    """Build the flows of one project of one server; the flows do no I/O of their own.
 
-    ``retry_budget`` in seconds. ``make_public_key`` is asked once, and only by servers that keep no key
-    for the user (PROTOCOL 2.4.3).
+    ``retry_budget`` in seconds. ``keys`` are the SSH keys runs are submitted with and logged in to.
     """
 
     api: Api
     retry_budget: float
-    make_public_key: Callable[[], str] = new_public_key
-    repo_dir: Path | None = None
+    keys: LoginKeys = field(default_factory=LoginKeys)
+    repository: Repository = field(default_factory=Repository)
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
     _public_key: str | None = field(default=None, repr=False)
-    _uploaded: str | None = None
+    _delivered: Delivered = field(default_factory=Delivered, repr=False)
+    _gates: Gates = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._gates = Gates(self.api)
 
     def submit(
         self,
@@ -53,24 +68,50 @@ class Session:
         run_name: str | None,
         options: RunOptions,
         *,
+        verify_ports: bool,
         marker: str | None,
         retry_budget: float | None,
     ) -> Flow[RunSnapshot]:
-        """Check the input at once; the flow submits."""
+        """Check the input and pack code and files at once, which blocks; the flow submits."""
         loaded = load_configuration(configuration)
-        name = check_run_name(run_name or (loaded.model_extra or {}).get("name") or random_run_name(loaded))
-        archive = None if self.repo_dir is None else pack(self.repo_dir)
-        code = Code.of_directory(archive.repo_id, archive.repo_dir, archive.sha256) if archive else None
-        spec = run_spec(loaded, options, run_name=name, marker=marker or random_marker(), code=code)
+        name = check_run_name(run_name or loaded.name or random_run_name(loaded))
+        # Without the code first: what is wrong with the configuration is told before anything is packed.
+        run_spec(loaded, options)
+        files = pack_files(loaded.files or [])
+        code = self.repository.pack(loaded.repos or ())
+        wanted = run_spec(loaded, options, run_name=name, marker=marker or random_marker(), code=code)
         budget = self._budget(retry_budget)
+        if verify_ports:
+            verify_local_ports(fixed_local_ports(loaded))
 
         def steps() -> Op[RunSnapshot]:
+            spec = wanted
+            if marker is not None and (code or files):
+                # A run that is there already needs no upload.
+                found = yield from call(self.api.get_run(name))
+                if found is not None and found.marker == marker:
+                    return found
             spec["ssh_key_pub"] = yield from self._key(name)
-            if archive and code:
-                yield from self._upload(archive, code)
-            return (yield from submit(self.api, spec, budget, replace_finished=True))
+            if files:
+                spec = with_files(spec, (yield from deliver_files(self.api, files)))
+            if code is None:
+                return (yield from submit(self.api, spec, budget, replace_finished=True))
+            try:
+                yield from deliver_code(self.api, code, self._delivered, init=self.repository.init)
+                return (yield from submit(self.api, spec, budget, replace_finished=True))
+            except RequestRejectedError as error:
+                told = explained(error, init=self.repository.init)
+                if told is error:
+                    raise
+                self._delivered.forget()
+                raise told from None
 
-        return retrying(steps(), budget, Progress(name))
+        guarded = self._gates.guarding(steps(), needs_of(wanted["configuration"]), ask_first=True)
+        return retrying(guarded, budget, Progress(name))
+
+    def init_repo(self) -> Flow[None]:
+        """Read the repository at once, which blocks; the flow makes it known to the server."""
+        return self._retrying(init_repo(self.api, self.repository.describe(), self._delivered))
 
     def plan(self, configuration: ConfigurationLike, options: RunOptions) -> Flow[Plan]:
         """Check the input at once; the flow asks for offers."""
@@ -80,7 +121,7 @@ class Session:
             spec["ssh_key_pub"] = yield from self._key()
             return (yield from call(self.api.get_plan(spec)))
 
-        return self._retrying(steps())
+        return self._retrying(steps(), needs_of(spec["configuration"]), ask_first=True)
 
     def get(self, run_name: str, run_id: str | None = None) -> Flow[RunSnapshot | None]:
         """Look a run up."""
@@ -101,33 +142,80 @@ class Session:
     ) -> Flow[Outcome]:
         """Follow a run."""
         options = FollowOptions(poll_interval, logs, self.wall_clock)
-        return retrying(follow(self.api, progress, options), self._budget(retry_budget), progress)
+        flow = self._gates.guarding(follow(self.api, progress, options))
+        return retrying(flow, self._budget(retry_budget), progress)
 
-    def chunks(
-        self, run_name: str, run_id: str, *, start_time: datetime | None, follow: bool, poll_interval: float
-    ) -> Flow[None]:
+    def chunks(self, run_name: str, run_id: str, options: ChunkOptions) -> Flow[None]:
         """Read the raw log."""
-        flow = read_chunks(self.api, Progress(run_name, run_id), start_time, follow, poll_interval)
+        return self._retrying(read_chunks(self.api, Progress(run_name, run_id), options))
+
+    def wait_until_ready(self, run_name: str, run_id: str, *, poll_interval: float) -> Flow[str]:
+        """Wait for a service's first answer."""
+        return self._retrying(wait_until_ready(self.api, run_name, run_id, poll_interval))
+
+    def events(self, run_id: str, limit: int | None) -> Flow[list[EventRecord]]:
+        """Read what the server recorded of a run."""
+        return self._retrying(list_events(self.api, run_id, limit), ["events"])
+
+    def metrics(
+        self, run_name: str, run_id: str, *, node: int, replica: int, limit: int | None
+    ) -> Flow[list[Metric]]:
+        """Read a job's metrics."""
+        most = MOST_VALUES if limit is None else check_limit(limit)
+        return self._retrying(
+            call(self.api.get_metrics(run_name, run_id, node=node, replica=replica, limit=most))
+        )
+
+    def user(self) -> Flow[User]:
+        """Ask who the token belongs to."""
+        return self._retrying(call(self.api.get_user()))
+
+    def projects(self) -> Flow[list[Project]]:
+        """List the projects the user sees."""
+        return self._retrying(call(self.api.list_projects()))
+
+    def project(self, name: str | None = None) -> Flow[Project]:
+        """Look a project up, the client's own without a name."""
+        return self._retrying(call(self.api.get_project(name or self.api.project)))
+
+    def attach(
+        self,
+        run_name: str,
+        run_id: str,
+        *,
+        identity_file: str | os.PathLike[str] | None,
+        node: int,
+        poll_interval: float,
+    ) -> Flow[tuple[RunSnapshot, Attachment | None]]:
+        """Check the key file at once; the flow opens the way to a run's container."""
+        identity = None if identity_file is None else read_identity_file(identity_file)
+
+        def new(approach: Approach, route: Route) -> Attachment:
+            one_job = len(approach.run.jobs) == 1
+            return Attachment(route, self.keys, one_job=one_job, identity=identity)
+
+        flow = attach(self.api, run_name, run_id, new, node=node, poll_interval=poll_interval)
         return self._retrying(flow)
 
-    def _upload(self, archive: CodeArchive, code: Code) -> Op[None]:
-        if code.sha256 == self._uploaded:
-            return
-        yield from call(self.api.init_repo(code.repo_id, code.repo_data))
-        try:
-            yield from call(self.api.upload_code(code.repo_id, code.sha256, archive.data))
-        except RequestRejectedError as error:
-            raise archive.too_big(error.message) from None
-        self._uploaded = code.sha256
+    def live_chunks(
+        self, run_name: str, run_id: str, attachment: Attachment, *, poll_interval: float
+    ) -> Flow[None]:
+        """Read the raw log of an attached run with one job."""
+        progress = Progress(run_name, run_id)
+        return self._retrying(
+            live_chunks(self.api, progress, attachment, node=0, poll_interval=poll_interval)
+        )
 
     def _key(self, run_name: str | None = None) -> Op[str]:
         if self._public_key is None:
-            user = yield from call(self.api.get_user(run_name))
-            self._public_key = user.public_key or self.make_public_key()
+            self._public_key = self.keys.given_public_key
+        if self._public_key is None:
+            user = yield from call(self.api.get_user_key(run_name))
+            self._public_key = user.public_key or self.keys.own_public_key()
         return self._public_key
 
     def _budget(self, seconds: float | None) -> RetryBudget:
         return RetryBudget(self.retry_budget if seconds is None else seconds, self.clock)
 
-    def _retrying(self, flow: Flow[T]) -> Flow[T]:
-        return retrying(flow, self._budget(None))
+    def _retrying(self, flow: Flow[T], needs: Sequence[str] = (), *, ask_first: bool = False) -> Flow[T]:
+        return retrying(self._gates.guarding(flow, needs, ask_first=ask_first), self._budget(None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import TracebackType
 from typing import Self
 
@@ -11,8 +12,10 @@ from dstack_core._session import Session
 from dstack_core._transport.asynchronous import AsyncTransport
 from dstack_core._transport.settings import TransportSettings
 from dstack_core._wire.spec import RunOptions
+from dstack_core.aio_collections import AsyncBackendCollection, AsyncProjectCollection
 from dstack_core.aio_run import AsyncRun
 from dstack_core.configurations import ConfigurationLike
+from dstack_core.models.account import User
 from dstack_core.models.plan import Plan
 from dstack_core.models.policies import RetryPolicy
 from dstack_core.models.resources import Resources
@@ -30,6 +33,25 @@ class AsyncClient(ClientBase[AsyncTransport]):
         """Return the project's runs."""
         return AsyncRunCollection(self._session, self._transport)
 
+    @property
+    def repos(self) -> AsyncRepoCollection:
+        """Return the repository the client was made for."""
+        return AsyncRepoCollection(self._session, self._transport)
+
+    @property
+    def projects(self) -> AsyncProjectCollection:
+        """Return the server's projects."""
+        return AsyncProjectCollection(self._session, self._transport)
+
+    @property
+    def backends(self) -> AsyncBackendCollection:
+        """Return the project's backends."""
+        return AsyncBackendCollection(self._session, self._transport)
+
+    async def user(self) -> User:
+        """Ask who the token belongs to; neither token nor key is in the answer. Raises the server errors."""
+        return await _drive.arun(self._session.user(), self._transport)
+
     async def close(self) -> None:
         """Close the connections."""
         await self._transport.close()
@@ -44,6 +66,19 @@ class AsyncClient(ClientBase[AsyncTransport]):
 
     def _new_transport(self, settings: TransportSettings) -> AsyncTransport:
         return AsyncTransport(settings)
+
+
+class AsyncRepoCollection:
+    """Make the repository known to the server: the twin of ``RepoCollection``."""
+
+    def __init__(self, session: Session, transport: AsyncTransport) -> None:
+        self._session = session
+        self._transport = transport
+
+    async def init(self) -> None:
+        """Make the client's repository known to the server: the twin of ``RepoCollection.init``."""
+        flow = await asyncio.to_thread(self._session.init_repo)
+        await _drive.arun(flow, self._transport)
 
 
 class AsyncRunCollection:
@@ -63,6 +98,7 @@ class AsyncRunCollection:
         max_duration: int | str | None = None,
         max_price: float | None = None,
         working_dir: str | None = None,
+        verify_ports: bool = True,
         backends: list[str] | None = None,
         *,
         marker: str | None = None,
@@ -75,8 +111,14 @@ class AsyncRunCollection:
         options = RunOptions(
             resources, spot_policy, retry_policy, max_duration, max_price, working_dir, backends
         )
-        flow = self._session.submit(
-            configuration, run_name, options, marker=marker, retry_budget=retry_budget
+        flow = await asyncio.to_thread(
+            self._session.submit,
+            configuration,
+            run_name,
+            options,
+            verify_ports=verify_ports,
+            marker=marker,
+            retry_budget=retry_budget,
         )
         return AsyncRun(self._session, self._transport, await _drive.arun(flow, self._transport))
 

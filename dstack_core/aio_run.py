@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import datetime
+from types import TracebackType
 from typing import Self
 
 from dstack_core import _drive
 from dstack_core._base import RunBase
-from dstack_core._flow.chunks import LogChunk
+from dstack_core._flow.chunks import ChunkOptions, LogChunk
 from dstack_core._transport.asynchronous import AsyncTransport
 from dstack_core.errors import RunNotFoundError, WaitTimeoutError
 from dstack_core.models.events import Event
+from dstack_core.models.logs import LogBytes
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress
+from dstack_core.models.records import EventRecord, Metric
 from dstack_core.models.statuses import RunStatus
 
 
@@ -35,12 +39,17 @@ class AsyncRun(RunBase[AsyncTransport]):
         return self
 
     async def logs(
-        self, start_time: datetime | None = None, follow: bool = False, poll_interval: float = 5.0
-    ) -> AsyncGenerator[bytes, None]:
+        self,
+        start_time: datetime | None = None,
+        follow: bool = False,
+        poll_interval: float = 5.0,
+        *,
+        diagnose: bool = False,
+        node: int | None = None,
+    ) -> AsyncGenerator[LogBytes, None]:
         """Yield the log as bytes: the twin of ``Run.logs``."""
-        flow = self._session.chunks(
-            self.name, self.id, start_time=start_time, follow=follow, poll_interval=poll_interval
-        )
+        options = ChunkOptions(start_time, follow, poll_interval, diagnose, node)
+        flow = self._chunks(options)
         async for event in _drive.aiterate(flow, self._transport):
             if isinstance(event, LogChunk):
                 yield event.data
@@ -74,13 +83,63 @@ class AsyncRun(RunBase[AsyncTransport]):
         flow = self._session.follow(
             Progress(self.name, self.id), poll_interval=poll_interval, logs=False, retry_budget=600.0
         )
-        return await _drive.arun(flow, self._transport, self._until(timeout))
+        return await _drive.arun(flow, self._transport, self._until(timeout, "was not over"))
+
+    async def attach(
+        self,
+        ssh_identity_file: str | os.PathLike[str] | None = None,
+        *,
+        node: int = 0,
+        timeout: float | None = None,
+        poll_interval: float = 5.0,
+    ) -> Self:
+        """Wait until the run has started, log in to its container and forward its ports; return the run.
+
+        The twin of ``Run.attach``, with its parameters and errors: ``async with await run.attach():``.
+        Waiting, logging in and reading live logs happen in threads; cancelling closes what was opened.
+        """
+        if self._attachment is None:
+            flow = self._session.attach(
+                self.name, self.id, identity_file=ssh_identity_file, node=node, poll_interval=poll_interval
+            )
+            sleep = self._until(timeout, "had not started")
+            self._snapshot, self._attachment = await _drive.arun(flow, self._transport, sleep)
+            self._attach_asked = True
+        return self
+
+    async def detach(self) -> None:
+        """Close the SSH tunnel and the local ports: the twin of ``Run.detach``."""
+        attachment, self._attachment, self._attach_asked = self._attachment, None, False
+        if attachment is not None:
+            await asyncio.to_thread(attachment.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.detach()
+
+    async def wait_until_ready(self, timeout: float | None = None, *, poll_interval: float = 5.0) -> str:
+        """Wait until the service answers and return its address: the twin of ``Run.wait_until_ready``."""
+        flow = self._session.wait_until_ready(self.name, self.id, poll_interval=poll_interval)
+        return await _drive.arun(flow, self._transport, self._until(timeout, "was not ready"))
+
+    async def events(self, limit: int | None = None) -> list[EventRecord]:
+        """Return what the server recorded of the run: the twin of ``Run.events``."""
+        return await _drive.arun(self._session.events(self.id, limit), self._transport)
+
+    async def metrics(self, node: int = 0, replica: int = 0, limit: int | None = None) -> list[Metric]:
+        """Return what one job used of its machine: the twin of ``Run.metrics``."""
+        flow = self._session.metrics(self.name, self.id, node=node, replica=replica, limit=limit)
+        return await _drive.arun(flow, self._transport)
 
     async def stop(self, abort: bool = False) -> None:
         """Ask the server to stop the run: the twin of ``Run.stop``."""
         await _drive.arun(self._session.stop(self.name, self.id, abort=abort), self._transport)
 
-    def _until(self, timeout: float | None) -> Callable[[float], Awaitable[None]]:
+    def _until(self, timeout: float | None, what: str) -> Callable[[float], Awaitable[None]]:
         if timeout is None:
             return asyncio.sleep
         deadline = time.monotonic() + timeout
@@ -88,9 +147,7 @@ class AsyncRun(RunBase[AsyncTransport]):
         async def sleep(seconds: float) -> None:
             left = deadline - time.monotonic()
             if left <= 0:
-                raise WaitTimeoutError(
-                    f"run {self.name} was not over after {timeout:g} s; it goes on: {self.url}"
-                )
+                raise WaitTimeoutError(f"run {self.name} {what} after {timeout:g} s; it goes on: {self.url}")
             await asyncio.sleep(min(seconds, left))
 
         return sleep

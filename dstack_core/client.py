@@ -11,7 +11,9 @@ from dstack_core._session import Session
 from dstack_core._transport.blocking import BlockingTransport
 from dstack_core._transport.settings import TransportSettings
 from dstack_core._wire.spec import RunOptions
+from dstack_core.collections import BackendCollection, ProjectCollection
 from dstack_core.configurations import ConfigurationLike
+from dstack_core.models.account import User
 from dstack_core.models.plan import Plan
 from dstack_core.models.policies import RetryPolicy
 from dstack_core.models.resources import Resources
@@ -34,6 +36,25 @@ class Client(ClientBase[BlockingTransport]):
         """Return the project's runs."""
         return RunCollection(self._session, self._transport)
 
+    @property
+    def repos(self) -> RepoCollection:
+        """Return the repository the client was made for."""
+        return RepoCollection(self._session, self._transport)
+
+    @property
+    def projects(self) -> ProjectCollection:
+        """Return the server's projects."""
+        return ProjectCollection(self._session, self._transport)
+
+    @property
+    def backends(self) -> BackendCollection:
+        """Return the project's backends."""
+        return BackendCollection(self._session, self._transport)
+
+    def user(self) -> User:
+        """Ask who the token belongs to; neither token nor key is in the answer. Raises the server errors."""
+        return _drive.run(self._session.user(), self._transport)
+
     def close(self) -> None:
         """Close the connections."""
         self._transport.close()
@@ -48,6 +69,24 @@ class Client(ClientBase[BlockingTransport]):
 
     def _new_transport(self, settings: TransportSettings) -> BlockingTransport:
         return BlockingTransport(settings)
+
+
+class RepoCollection:
+    """Make the repository of ``from_config(repo_dir=...)`` known to the server: ``client.repos``."""
+
+    def __init__(self, session: Session, transport: BlockingTransport) -> None:
+        self._session = session
+        self._transport = transport
+
+    def init(self) -> None:
+        """Make the client's repository and its credentials known to the server; again is fine.
+
+        The first submit of a client does it by itself unless it was made with ``init=False``. Uploads
+        no code. Raises ``ConfigurationError`` without a ``repo_dir``, for a Git repository a run could not
+        clone, or for a key that cannot be used, before anything is sent; else the server errors. Source:
+        the documented API, "from_config()"; PROTOCOL 1.3.
+        """
+        _drive.run(self._session.init_repo(), self._transport)
 
 
 class RunCollection:
@@ -67,6 +106,7 @@ class RunCollection:
         max_duration: int | str | None = None,
         max_price: float | None = None,
         working_dir: str | None = None,
+        verify_ports: bool = True,
         backends: list[str] | None = None,
         *,
         marker: str | None = None,
@@ -77,17 +117,25 @@ class RunCollection:
         ``configuration``: a ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml``.
         ``run_name`` defaults to the configuration's name, else a random one. ``max_duration``: seconds,
         ``"2h"`` or ``"off"``. ``max_price``: USD per hour. ``working_dir``: relative to the code's
-        directory, or absolute. ``marker`` (str) is kept with the run: a run of this name that carries it
-        is returned as it is, active or finished, instead of submitting; without one, an active run of
-        this name raises ``RunNameTakenError`` and a finished one is replaced. ``retry_budget`` in
-        seconds. Raises ``ConfigurationError`` before anything is sent, else the server errors. Source:
-        the documented API, "submit()"; PROTOCOL 1.4.
+        directory, or absolute. ``verify_ports``: bind every local port that a task's ``ports`` name and
+        release it again, so that a taken one is told now and not by ``run.attach()``. The code of
+        ``from_config(repo_dir=...)`` and the configuration's ``files`` are packed first and uploaded where
+        the server does not have them yet. ``marker`` (str) is kept with the run: a run of this name that
+        carries it is returned as it is, active or finished, instead of submitting; without one, an active
+        run of this name raises ``RunNameTakenError`` and a finished one is replaced. ``retry_budget`` in
+        seconds. Raises ``ConfigurationError``, for a taken port ``PortInUseError``, before anything is
+        submitted, else the server errors. Source: the documented API, "submit()"; PROTOCOL 1.3, 1.4.
         """
         options = RunOptions(
             resources, spot_policy, retry_policy, max_duration, max_price, working_dir, backends
         )
         flow = self._session.submit(
-            configuration, run_name, options, marker=marker, retry_budget=retry_budget
+            configuration,
+            run_name,
+            options,
+            verify_ports=verify_ports,
+            marker=marker,
+            retry_budget=retry_budget,
         )
         return Run(self._session, self._transport, _drive.run(flow, self._transport))
 

@@ -21,7 +21,9 @@ _TYPES: dict[str, type[Configuration]] = {"task": Task, "service": Service, "dev
 def load_configuration(source: ConfigurationLike) -> Configuration:
     """Return the configuration that ``source`` is, or names as a path.
 
-    Raises ``ConfigurationError`` when the file cannot be read, is no mapping, or is wrong.
+    Relative paths in ``files`` are those of the folder the file lies in; of a dict or a ``Task`` they are
+    those of the current directory. Raises ``ConfigurationError`` when the file cannot be read, is no
+    mapping, or is wrong.
     """
     if isinstance(source, Configuration):
         return source
@@ -29,7 +31,7 @@ def load_configuration(source: ConfigurationLike) -> Configuration:
         return _from_mapping(source, "configuration")
     if isinstance(source, str | os.PathLike):
         path = Path(source).expanduser()
-        return _from_mapping(_read(path), str(path))
+        return _from_mapping(_read(path), str(path), path.absolute().parent)
     raise ConfigurationError(
         f"configuration: {type(source).__name__} is none; pass a Task, a Service, a dict or the path "
         "of a .dstack.yml"
@@ -63,7 +65,7 @@ def _parse(text: str, name: str) -> Any:
         raise ConfigurationError(f"configuration: {name}{where}: {problem}") from None
 
 
-def _from_mapping(data: Any, name: str) -> Configuration:
+def _from_mapping(data: Any, name: str, folder: Path | None = None) -> Configuration:
     if not isinstance(data, Mapping):
         raise ConfigurationError(
             f"configuration: {name} holds a {type(data).__name__}, not a mapping; it starts with `type: task`"
@@ -73,4 +75,4 @@ def _from_mapping(data: Any, name: str) -> Configuration:
     if model is None:
         known = ", ".join(_TYPES)
         raise ConfigurationError(f"configuration: {name}: type {kind!r} cannot be run; use one of {known}")
-    return model.model_validate({"type": kind, **data})
+    return model.model_validate({"type": kind, **data}, context={"folder": folder})

@@ -4,7 +4,8 @@
 
     DstackError
     ├── ConfigurationError            the caller's input; raised before anything is sent
-    │   └── ProjectNotConfiguredError     no usable server, project or token was found
+    │   ├── ProjectNotConfiguredError     no usable server, project or token was found
+    │   └── PortInUseError                a local port the run is to be reached at is taken
     ├── ServerError                   the server's answer, or the way to it
     │   ├── ServerUnreachableError        no usable answer within the retry budget
     │   ├── AuthenticationError           the token was refused (401, 403)
@@ -13,8 +14,9 @@
     │   ├── RunNotFoundError              no such run in this project
     │   ├── RequestRejectedError          the server refused the request (400, 422)
     │   │   └── RunNameTakenError             a run of that name is not ours to take over
-    │   ├── UnsupportedServerError        the server does not know this call (405)
+    │   ├── UnsupportedServerError        the server is too old for this call or field
     │   └── ProtocolError                 the answer is not one a dstack server gives
+    ├── AttachError                   the way into a run's container could not be opened
     ├── RunError                      the run's own outcome
     │   ├── RunFailedError                the run's command or job failed
     │   ├── NoCapacityError               no machine could be had
@@ -27,6 +29,7 @@ wrapper turns it into ``ServerUnreachableError`` when its budget is spent.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,6 +53,30 @@ class ConfigurationError(DstackError):
 
 class ProjectNotConfiguredError(ConfigurationError):
     """Say that no server, project or token could be found for the client."""
+
+
+class PortInUseError(ConfigurationError):
+    """Say which local port is taken, and by whom.
+
+    ``port`` (int); ``pid`` (int) of the process that listens there, None when it cannot be seen.
+    """
+
+    def __init__(self, message: str, *, port: int, pid: int | None = None) -> None:
+        super().__init__(message)
+        self.port = port
+        self.pid = pid
+
+    def __reduce__(self) -> tuple[Callable[..., PortInUseError], tuple[str, int, int | None]]:
+        """Keep ``port`` and ``pid`` when the error crosses a process border."""
+        return _port_in_use, (self.message, self.port, self.pid)
+
+
+def _port_in_use(message: str, port: int, pid: int | None) -> PortInUseError:
+    return PortInUseError(message, port=port, pid=pid)
+
+
+class AttachError(DstackError):
+    """Say at which hop the way into a run's container ended, why, and what to do; the run goes on."""
 
 
 class ServerError(DstackError):
@@ -104,11 +131,18 @@ class RunNameTakenError(RequestRejectedError):
 
 
 class UnsupportedServerError(ServerError):
-    """Report that this server's version does not have the call (PROTOCOL 1.1: 405)."""
+    """Report that this server's version does not have the call or the field (PROTOCOL 1.1, 2.2)."""
 
 
 class ProtocolError(ServerError):
-    """Report an answer no dstack server gives: another service, a proxy's page, a redirect."""
+    """Report an answer no dstack server gives: another service, a proxy's page, a redirect.
+
+    ``status`` is the HTTP status, or None where it says nothing.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class RunError(DstackError):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Generator
 from datetime import datetime
+from types import TracebackType
 from typing import Self
 
 from dstack_core import _drive
 from dstack_core._base import RunBase
-from dstack_core._flow.chunks import LogChunk
+from dstack_core._flow.chunks import ChunkOptions, LogChunk
 from dstack_core._transport.blocking import BlockingTransport
 from dstack_core.errors import RunNotFoundError, WaitTimeoutError
 from dstack_core.models.events import Event
+from dstack_core.models.logs import LogBytes
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress
+from dstack_core.models.records import EventRecord, Metric
 from dstack_core.models.statuses import RunStatus
 
 
@@ -34,16 +38,30 @@ class Run(RunBase[BlockingTransport]):
         return self
 
     def logs(
-        self, start_time: datetime | None = None, follow: bool = False, poll_interval: float = 5.0
-    ) -> Generator[bytes, None, None]:
+        self,
+        start_time: datetime | None = None,
+        follow: bool = False,
+        poll_interval: float = 5.0,
+        *,
+        diagnose: bool = False,
+        node: int | None = None,
+    ) -> Generator[LogBytes, None, None]:
         """Yield the log as bytes: what there is now, with ``follow`` all until the run ends.
 
-        ``start_time`` leaves out what is older. ``poll_interval`` in seconds. Chunks are as the runner
-        wrote them, lines end with ``\\r\\n``. Raises the server errors. Source: PROTOCOL 1.8.
+        After ``attach()`` all until the run ends: live from the container where the run has one job and
+        nothing but ``follow`` is asked for, else what the server gets to know (seconds later). A connection
+        that is cut on the way loses no byte and doubles none. ``start_time`` leaves out what is older (a
+        naive one is in this machine's time zone). ``poll_interval`` in seconds. ``diagnose`` reads the log
+        of the job's runner instead. ``node`` (int) reads one node of a task on several.
+
+        Each ``LogBytes`` knows its node, replica and attempt. With one job, chunks are as the runner wrote
+        them, live ones with their terminal escape sequences; with several they are whole lines, so that no
+        line mixes two nodes. Lines end with ``\\r\\n``. All attempts of a retried job are read. Raises
+        ``ConfigurationError`` for a node the run has not, and the server errors. Source: the documented
+        API, "attach()"; PROTOCOL 1.8, 4.6.
         """
-        flow = self._session.chunks(
-            self.name, self.id, start_time=start_time, follow=follow, poll_interval=poll_interval
-        )
+        options = ChunkOptions(start_time, follow, poll_interval, diagnose, node)
+        flow = self._chunks(options)
         for event in _drive.iterate(flow, self._transport):
             if isinstance(event, LogChunk):
                 yield event.data
@@ -81,7 +99,92 @@ class Run(RunBase[BlockingTransport]):
         flow = self._session.follow(
             Progress(self.name, self.id), poll_interval=poll_interval, logs=False, retry_budget=600.0
         )
-        return _drive.run(flow, self._transport, self._until(timeout))
+        return _drive.run(flow, self._transport, self._until(timeout, "was not over"))
+
+    def attach(
+        self,
+        ssh_identity_file: str | os.PathLike[str] | None = None,
+        *,
+        node: int = 0,
+        timeout: float | None = None,
+        poll_interval: float = 5.0,
+    ) -> Self:
+        """Wait until the run has started, log in to its container and forward its ports; return the run.
+
+        Waits while the run is submitted, pending or provisioning (its image is pulled, or it is tried
+        again), at most ``timeout`` seconds, looking every ``poll_interval`` seconds. Then opens an SSH
+        tunnel, without an ``ssh`` program and without touching its configuration: every port of ``ports``
+        can be reached at 127.0.0.1 (see ``ports``) and ``logs()`` becomes live. A tunnel that is cut is
+        opened again, for up to 10 minutes. A run that is already over is no error: it just is not attached
+        (``is_attached``), and ``logs()`` reads from the server. An attached run is left as it is.
+
+        ``ssh_identity_file``: the private key to log in with; without it the key of the client, the user's
+        key on the server or ``~/.dstack/ssh/id_rsa``, whichever the run was submitted with. ``node``: which
+        node of a run on several; of a service the first running replica is taken. Use it as a context
+        manager to ``detach()`` at the end, which never stops the run.
+
+        The server hands out no host keys, so a machine's first key is accepted and only compared with
+        itself when the tunnel is opened again. Where the server has an SSH proxy, the proxy's key is compared
+        with ``~/.ssh/known_hosts`` when that knows the proxy.
+
+        Raises ``AttachError`` that names the hop, what failed and what to do; ``PortInUseError`` for a
+        local port that is taken; ``ConfigurationError`` for a key file or a node that is none;
+        ``WaitTimeoutError``; the server errors. Source: the documented API, "attach()"; PROTOCOL 4.
+        """
+        if self._attachment is None:
+            flow = self._session.attach(
+                self.name, self.id, identity_file=ssh_identity_file, node=node, poll_interval=poll_interval
+            )
+            sleep = self._until(timeout, "had not started")
+            self._snapshot, self._attachment = _drive.run(flow, self._transport, sleep)
+            self._attach_asked = True
+        return self
+
+    def detach(self) -> None:
+        """Close the SSH tunnel and the local ports; the run goes on. Does nothing when not attached.
+
+        Source: the documented API, "detach()".
+        """
+        attachment, self._attachment, self._attach_asked = self._attachment, None, False
+        if attachment is not None:
+            attachment.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def wait_until_ready(self, timeout: float | None = None, *, poll_interval: float = 5.0) -> str:
+        """Wait until the service answers requests and return its address, ``service_url``.
+
+        It answers when a reply comes from the service itself, whatever its status. ``timeout`` and
+        ``poll_interval`` in seconds. Raises the ``RunError`` of a run that ends before,
+        ``WaitTimeoutError`` (the run goes on), ``ConfigurationError`` for a run that is no service, and
+        the server errors. Source: PROTOCOL 1.9.
+        """
+        flow = self._session.wait_until_ready(self.name, self.id, poll_interval=poll_interval)
+        return _drive.run(flow, self._transport, self._until(timeout, "was not ready"))
+
+    def events(self, limit: int | None = None) -> list[EventRecord]:
+        """Return what the server recorded of the run and its jobs, oldest first.
+
+        ``limit`` (int) asks for the newest so many, None for all. Raises ``UnsupportedServerError`` on
+        servers before 0.20.0, and the server errors. Source: PROTOCOL 1.9.
+        """
+        return _drive.run(self._session.events(self.id, limit), self._transport)
+
+    def metrics(self, node: int = 0, replica: int = 0, limit: int | None = None) -> list[Metric]:
+        """Return what one job used of its machine: CPU, memory, GPUs; empty until there are values.
+
+        ``node`` and ``replica`` name the job, ``limit`` (int) asks for the newest so many values of each
+        metric, None for all the server keeps. Raises ``RunNotFoundError`` for a job the run has not, and
+        the server errors. Source: PROTOCOL 1.9.
+        """
+        flow = self._session.metrics(self.name, self.id, node=node, replica=replica, limit=limit)
+        return _drive.run(flow, self._transport)
 
     def stop(self, abort: bool = False) -> None:
         """Ask the server to stop the run; one that is over is left alone. Does not wait for the end.
@@ -91,7 +194,7 @@ class Run(RunBase[BlockingTransport]):
         """
         _drive.run(self._session.stop(self.name, self.id, abort=abort), self._transport)
 
-    def _until(self, timeout: float | None) -> Callable[[float], None]:
+    def _until(self, timeout: float | None, what: str) -> Callable[[float], None]:
         if timeout is None:
             return time.sleep
         deadline = time.monotonic() + timeout
@@ -99,9 +202,7 @@ class Run(RunBase[BlockingTransport]):
         def sleep(seconds: float) -> None:
             left = deadline - time.monotonic()
             if left <= 0:
-                raise WaitTimeoutError(
-                    f"run {self.name} was not over after {timeout:g} s; it goes on: {self.url}"
-                )
+                raise WaitTimeoutError(f"run {self.name} {what} after {timeout:g} s; it goes on: {self.url}")
             time.sleep(min(seconds, left))
 
         return sleep

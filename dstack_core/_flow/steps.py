@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from dstack_core._wire.plain import Call
 from dstack_core.models.events import Event
@@ -19,14 +19,27 @@ class Sleep:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Do(Generic[T]):
+    """Ask the driver to run ``action``, which may block, and to answer with what it returns."""
+
+    action: Callable[[], T]
+
+
 Op: TypeAlias = Generator[Call[Any] | Sleep, Any, T]
 """Several requests with one result. The driver answers a ``Call`` with its parsed reply, or throws."""
 
-Flow: TypeAlias = Generator[Call[Any] | Sleep | Event, Any, T]
-"""An ``Op`` that also reports events on its way."""
+Flow: TypeAlias = Generator[Call[Any] | Sleep | Do[Any] | Event, Any, T]
+"""An ``Op`` that also reports events and runs blocking code on its way."""
 
 
 def call(step: Call[T]) -> Generator[Call[Any] | Sleep, Any, T]:
     """Do one call; keeps its type through ``yield from``."""
     result: T = yield step
+    return result
+
+
+def do(action: Callable[[], T]) -> Generator[Do[Any], Any, T]:
+    """Run one blocking action; keeps its type through ``yield from``."""
+    result: T = yield Do(action)
     return result

@@ -29,9 +29,10 @@ class AsyncTransport:
         try:
             reply = await self._client.request(
                 request.method,
-                settings.server_url + request.path,
+                request.url(settings.server_url),
                 content=request.body,
                 headers=dict(request.headers),
+                auth=None if request.anonymous else httpx.USE_CLIENT_DEFAULT,
             )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise TransientServerError(no_answer(error)) from None
@@ -47,8 +48,13 @@ class AsyncTransport:
 def _new_client(settings: TransportSettings) -> httpx.AsyncClient:
     bundle = settings.verify if isinstance(settings.verify, str) else None
     verify = ssl.create_default_context(cafile=bundle) if bundle else bool(settings.verify)
+
+    def bearer(request: httpx.Request) -> httpx.Request:
+        request.headers["Authorization"] = f"Bearer {settings.token}"
+        return request
+
     return httpx.AsyncClient(
-        headers={"Authorization": f"Bearer {settings.token}"},
+        auth=bearer,
         timeout=httpx.Timeout(settings.timeout, connect=settings.connect_timeout),
         limits=httpx.Limits(max_connections=20),
         verify=verify,

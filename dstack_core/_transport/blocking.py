@@ -31,12 +31,13 @@ class BlockingTransport:
         try:
             reply = self._session().request(
                 request.method,
-                settings.server_url + request.path,
+                request.url(settings.server_url),
                 data=request.body,
                 headers=dict(request.headers),
                 timeout=(settings.connect_timeout, settings.timeout),
                 allow_redirects=False,
                 verify=settings.verify,
+                auth=_no_token if request.anonymous else None,
             )
         except requests.RequestException as error:
             raise TransientServerError(no_answer(error)) from None
@@ -56,6 +57,10 @@ class BlockingTransport:
             with self._lock:
                 self._sessions.add(session)
         return session
+
+
+def _no_token(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
 
 
 class _Bearer(AuthBase):

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from dstack_core._wire import logs
+from dstack_core._wire.account import parse_project, parse_user
+from dstack_core._wire.attach import Approach, parse_approach
+from dstack_core._wire.code import Code, Upload
 from dstack_core._wire.plain import Call, Reply, Request
 from dstack_core._wire.plans import parse_plan
+from dstack_core._wire.records import parse_events, parse_metrics
 from dstack_core._wire.refusals import Place, raise_for_refusal
 from dstack_core._wire.runs import RunSnapshot, parse_run
-from dstack_core.errors import ProtocolError, RunNotFoundError
+from dstack_core._wire.services import service_answers
+from dstack_core._wire.versions import Release, parse_release
+from dstack_core.errors import ProtocolError, RequestRejectedError, RunNotFoundError
+from dstack_core.models.account import Project, User
 from dstack_core.models.plan import Plan
+from dstack_core.models.records import EventRecord, Metric
 
 T = TypeVar("T")
 PAGE_SIZE = 100
 
 
 @dataclass(frozen=True, slots=True)
-class User:
-    """Hold the token's user; ``public_key`` only from servers that keep one (0.19.33 on)."""
+class UserKey:
+    """Hold what a run is submitted with; ``public_key`` only from servers that keep one (0.19.33 on)."""
 
     name: str
     public_key: str | None
@@ -38,14 +46,74 @@ class Api:
         """Return the address of a run's page in the server's UI."""
         return f"{self.server_url}/projects/{quote(self.project)}/runs/{run_id}"
 
-    def get_user(self, run_name: str | None = None) -> Call[User]:
-        """Ask who the token belongs to; ``run_name`` says for whose sake, for the messages."""
+    def get_release(self) -> Call[Release | None]:
+        """Ask for the server's version; None where it cannot be told (PROTOCOL 1.1: 404 before 0.18.14)."""
+        call = self._call("/api/server/get_info", {}, lambda data: parse_release(data.get("server_version")))
+
+        def none_when_missing(reply: Reply) -> Release | None:
+            return None if reply.status in (404, 405) else call.parse(reply)
+
+        return Call(call.request, none_when_missing, place=call.place)
+
+    def get_user_key(self, run_name: str | None = None) -> Call[UserKey]:
+        """Ask for the key of the token's user; ``run_name`` says for whose sake, for the messages."""
         return self._call(
             "/api/users/get_my_user",
             {},
-            lambda data: User(data["username"], data.get("ssh_public_key")),
+            lambda data: UserKey(data["username"], data.get("ssh_public_key")),
             run_name=run_name,
         )
+
+    def get_user(self) -> Call[User]:
+        """Ask who the token belongs to (PROTOCOL 1.2)."""
+        return self._call("/api/users/get_my_user", {}, parse_user)
+
+    def list_projects(self) -> Call[list[Project]]:
+        """Ask for the projects the user sees (PROTOCOL 1.2)."""
+        return self._call("/api/projects/list", {}, lambda data: [parse_project(item) for item in data])
+
+    def get_project(self, name: str) -> Call[Project]:
+        """Ask for one project with its members and backends (PROTOCOL 1.2)."""
+        path = f"/api/projects/{quote(name, safe='')}/get"
+        return replace(self, project=name)._call(path, {}, parse_project)
+
+    def list_events(self, run_id: str, *, limit: int, after: EventRecord | None) -> Call[list[EventRecord]]:
+        """Ask for one page of a run's events, newest first (PROTOCOL 1.9)."""
+        body: dict[str, Any] = {"within_runs": [run_id], "limit": limit}
+        if after is not None:
+            body |= {"prev_recorded_at": after.recorded_at.isoformat(), "prev_id": after.id}
+        return self._call("/api/events/list", body, parse_events)
+
+    def get_metrics(
+        self, name: str, run_id: str, *, node: int, replica: int, limit: int
+    ) -> Call[list[Metric]]:
+        """Ask for the newest values of a job's metrics (PROTOCOL 1.9)."""
+        # Servers before 0.19.34 do not know run_id and pass it over.
+        query = urlencode({"run_id": run_id, "replica_num": replica, "job_num": node, "limit": limit})
+        path = self._path(f"metrics/job/{quote(name, safe='')}?{query}")
+        call = self._call(path, None, parse_metrics, run_name=name, request=Request("GET", path))
+
+        def name_the_job(reply: Reply) -> list[Metric]:
+            try:
+                return call.parse(reply)
+            except RunNotFoundError:
+                raise RunNotFoundError(f"{call.place} has no node {node} in replica {replica}") from None
+
+        return Call(call.request, name_the_job, place=call.place)
+
+    def ask_service(self, url: str, method: str) -> Call[bool | None]:
+        """Ask a service's address whether it answers; None when only another method can tell.
+
+        The token goes to the server itself, and to another host only where nobody can listen.
+        """
+        own = url.startswith(f"{self.server_url}/")
+        request = Request(method, url, anonymous=not own and not url.startswith("https://"))
+        place = Place(self.server_url, self.project)
+        return Call(request, lambda reply: service_answers(reply, method), idempotent=False, place=str(place))
+
+    def absolute(self, url: str) -> str:
+        """Return the whole address of what a server may tell relative to itself (PROTOCOL 1.9)."""
+        return f"{self.server_url}{url}" if url.startswith("/") else url
 
     def get_run(self, name: str, run_id: str | None = None) -> Call[RunSnapshot | None]:
         """Ask for a run by id when it is known (deleted ones too), else by name; None when missing."""
@@ -59,6 +127,18 @@ class Api:
                 return None
 
         return Call(call.request, none_when_missing, place=call.place)
+
+    def get_approach(self, name: str, run_id: str, node: int) -> Call[Approach]:
+        """Ask how the container of a run's node is reached; ``RunNotFoundError`` when the run is gone."""
+        return self._call(
+            self._path("runs/get"), {"id": run_id}, lambda data: parse_approach(data, node), run_name=name
+        )
+
+    def get_private_key(self, run_name: str) -> Call[str | None]:
+        """Ask for the user's private key in PEM; only servers from 0.19.33 on have one (PROTOCOL 1.2)."""
+        return self._call(
+            "/api/users/get_my_user", {}, lambda data: data.get("ssh_private_key"), run_name=run_name
+        )
 
     def list_runs(self, *, only_active: bool, after: RunSnapshot | None = None) -> Call[list[RunSnapshot]]:
         """Ask for one page of up to 100 runs, newest first, deleted ones included (PROTOCOL 1.7)."""
@@ -97,15 +177,36 @@ class Api:
         body |= {key: value for key, value in optional.items() if value is not None}
         return self._call(self._path("logs/poll"), body, logs.parse_page, run_name=name)
 
-    def init_repo(self, repo_id: str, repo_data: Mapping[str, Any]) -> Call[None]:
-        """Make a repo known to the project; idempotent (PROTOCOL 1.3)."""
-        body = {"repo_id": repo_id, "repo_info": repo_data}
+    def init_repo(self, code: Code, release: Release | None = None) -> Call[None]:
+        """Make a repo and its credentials known to the project; idempotent (PROTOCOL 1.3)."""
+        body = code.init_body(release)
         return self._call(self._path("repos/init"), body, lambda _: None)
 
-    def upload_code(self, repo_id: str, sha256: str, data: bytes) -> Call[None]:
-        """Upload a repo's code under its hash (PROTOCOL 1.3)."""
+    def upload_code(self, repo_id: str, upload: Upload) -> Call[None]:
+        """Upload a repo's archive or diff under its hash (PROTOCOL 1.3)."""
         path = self._path(f"repos/upload_code?repo_id={quote(repo_id)}")
-        return self._call(path, None, lambda _: None, request=Request.upload(path, sha256, data))
+        request = Request.upload(path, upload.sha256, upload.data)
+        return self._call(path, None, lambda _: None, request=request)
+
+    def find_archive(self, sha256: str) -> Call[str | None]:
+        """Ask for the id of an uploaded file archive; None when it is missing (PROTOCOL 1.3)."""
+        call = self._call("/api/files/get_archive_by_hash", {"hash": sha256}, lambda data: str(data["id"]))
+
+        def none_when_missing(reply: Reply) -> str | None:
+            try:
+                return call.parse(reply)
+            except RequestRejectedError as error:
+                if error.code == "resource_not_exists":
+                    return None
+                raise
+
+        return Call(call.request, none_when_missing, place=call.place)
+
+    def upload_archive(self, upload: Upload) -> Call[str]:
+        """Upload a file archive under its hash and return its id (PROTOCOL 1.3)."""
+        path = "/api/files/upload_archive"
+        request = Request.upload(path, upload.sha256, upload.data)
+        return self._call(path, None, lambda data: str(data["id"]), request=request)
 
     def _path(self, rest: str) -> str:
         return f"/api/project/{quote(self.project, safe='')}/{rest}"

@@ -16,13 +16,19 @@ T = TypeVar("T")
 class Request:
     """Describe one HTTP request; ``path`` starts with a slash, ``body`` is sent as it is.
 
-    ``body`` stays out of the repr: it may hold env values and passwords.
+    ``body`` stays out of the repr: it may hold env values and passwords. ``path`` may be a whole address
+    of another server; ``anonymous`` keeps the token out of the request.
     """
 
     method: str
     path: str
     body: bytes | None = field(default=None, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
+    anonymous: bool = False
+
+    def url(self, server_url: str) -> str:
+        """Return the address to send it to."""
+        return self.path if self.path.startswith(("http://", "https://")) else server_url + self.path
 
     @classmethod
     def post(cls, path: str, payload: Any) -> Request:

@@ -38,6 +38,8 @@ def raise_for_refusal(reply: Reply, place: Place) -> None:
     if 300 <= reply.status < 400:
         target = reply.headers.get("location", "another address")
         raise errors.ProtocolError(f"{place} redirects to {target}; set the server URL to where it leads")
+    if reply.status == 413:
+        raise errors.RequestRejectedError(f"{place} refused the request as too big (413: {text})", status=413)
     if told is None:
         raise _not_dstack(reply.status, text, place)
     raise _refusal(reply.status, text, code, place)
@@ -62,7 +64,7 @@ def _refusal(status: int, text: str, code: str | None, place: Place) -> errors.S
             "project_name= or ~/.dstack/config.yml"
         )
     if status == 404:
-        return _not_dstack(status, text, place)
+        return _not_dstack(status, text, place, kind="a dstack server, 0.18.44 or newer")
     if status == 405:
         return errors.UnsupportedServerError(
             f"the dstack server at {place.server_url} does not have this call ({text}); "
@@ -71,9 +73,9 @@ def _refusal(status: int, text: str, code: str | None, place: Place) -> errors.S
     return errors.RequestRejectedError(f"{place} refused the request: {text}", code=code, status=status)
 
 
-def _not_dstack(status: int, text: str, place: Place) -> errors.ProtocolError:
+def _not_dstack(status: int, text: str, place: Place, kind: str = "a dstack server") -> errors.ProtocolError:
     return errors.ProtocolError(
-        f"{place.server_url} answered {status}: {text}. Is this the address of a dstack server?"
+        f"{place.server_url} answered {status}: {text}. Is this the address of {kind}?", status=status
     )
 
 

@@ -50,6 +50,15 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Service:
+    """Hold where a service answers; an address may be relative to the server's (PROTOCOL 1.9)."""
+
+    url: str
+    model: str | None
+    model_url: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class RunSnapshot:
     """Hold what the server said of a run at one moment.
 
@@ -70,11 +79,17 @@ class RunSnapshot:
     marker: str | None
     deleted: bool
     jobs: Sequence[Job]
+    service: Service | None = None
 
     @property
     def is_active(self) -> bool:
         """Tell whether the run is not over yet."""
         return not self.status.is_finished
+
+    @property
+    def runs_somewhere(self) -> bool:
+        """Tell whether a job of it is running; the run itself may still be said to be on its way."""
+        return any(job.submissions and job.submissions[-1].status == "running" for job in self.jobs)
 
 
 def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
@@ -95,7 +110,7 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
             if latest and "pulling" in (message, latest.status, latest.message)
             else message,
             reason=data.get("termination_reason"),
-            attempt=latest.attempt if latest else 0,
+            restarting=_restarting(data, latest),
         ),
         raw_status=data["status"],
         message=message,
@@ -106,6 +121,7 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
         marker=spec.get("configuration_path"),
         deleted=bool(data.get("deleted")),
         jobs=jobs,
+        service=_service(data.get("service")),
     )
 
 
@@ -155,6 +171,20 @@ def _submission(data: Mapping[str, Any]) -> Submission:
         finished_at=datetime.fromisoformat(finished_at) if finished_at else None,
         provisioning=data.get("job_provisioning_data") or {},
     )
+
+
+def _restarting(data: Mapping[str, Any], latest: Submission | None) -> bool:
+    """Tell whether a job is tried again; waiting for capacity, or for a schedule, is no restart."""
+    if latest is None or (data["status"] == "pending" and data.get("next_triggered_at")):
+        return False
+    return latest.attempt > 0 or latest.reason not in (None, "failed_to_start_due_to_no_capacity")
+
+
+def _service(data: Mapping[str, Any] | None) -> Service | None:
+    if not data:
+        return None
+    model = data.get("model") or {}
+    return Service(data["url"], model.get("name"), model.get("base_url"))
 
 
 def _latest(data: Mapping[str, Any], jobs: Sequence[Job]) -> Submission | None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dstack_core._wire.code import Code
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.configurations import Configuration
+from dstack_core.models.durations import check_duration
 from dstack_core.models.policies import RetryPolicy
 from dstack_core.models.resources import GPU, Resources
 from dstack_core.models.statuses import SpotPolicy
@@ -41,20 +44,6 @@ def check_run_name(name: str) -> str:
     return name
 
 
-@dataclass(frozen=True, slots=True)
-class Code:
-    """Name the uploaded code a run starts from (PROTOCOL 1.3)."""
-
-    repo_id: str
-    repo_data: Mapping[str, Any]
-    sha256: str
-
-    @classmethod
-    def of_directory(cls, repo_id: str, repo_dir: str, sha256: str) -> Code:
-        """Name a directory that was uploaded as an archive."""
-        return cls(repo_id, {"repo_type": "local", "repo_dir": repo_dir}, sha256)
-
-
 def run_spec(
     configuration: Configuration,
     options: RunOptions,
@@ -79,15 +68,22 @@ def run_spec(
     if marker is not None:
         spec["configuration_path"] = marker
     if code is not None:
-        spec |= {"repo_id": code.repo_id, "repo_data": code.repo_data, "repo_code_hash": code.sha256}
-    # Which of the two counts depends on the server's version (PROTOCOL 2.4.5); both together always do.
-    if options.working_dir is not None:
-        spec["working_dir"] = options.working_dir
-        spec["configuration"]["working_dir"] = _absolute(options.working_dir)
-    elif code is not None:
-        spec["working_dir"] = "."
-        spec["configuration"].setdefault("working_dir", _CODE_DIR)
+        spec |= {"repo_id": code.repo_id, "repo_data": code.data}
+        if code.upload is not None:
+            spec["repo_code_hash"] = code.upload.sha256
+    working_dir = options.working_dir
+    if working_dir is None:
+        working_dir = spec["configuration"].get("working_dir", "." if code is not None else None)
+    if isinstance(working_dir, str):
+        # Which of the two counts depends on the server's version (PROTOCOL 2.4.5); both together always do.
+        spec["working_dir"] = _relative(working_dir)
+        spec["configuration"]["working_dir"] = _absolute(working_dir)
     return spec
+
+
+def with_files(spec: Mapping[str, Any], archives: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Return the spec with uploaded archives, each an id and a path in the container (PROTOCOL 1.3)."""
+    return {**spec, "file_archives": [{"id": archive, "path": path} for archive, path in archives]}
 
 
 def _configuration(configuration: Configuration, options: RunOptions) -> dict[str, Any]:
@@ -96,8 +92,9 @@ def _configuration(configuration: Configuration, options: RunOptions) -> dict[st
     # A key that is passed through keeps its null: for today's server null may differ from absence.
     wire = {key: value for key, value in dumped.items() if value is not None or key not in typed}
     wire.pop("name", None)
-    _refuse_uploads(wire)
-    resources = options.resources or (configuration.model_extra or {}).get("resources")
+    # What it names is in repo_data, which every server reads (PROTOCOL 1.3).
+    wire.pop("repos", None)
+    resources = options.resources or configuration.resources
     if isinstance(resources, Resources):
         wire["resources"] = _resources(resources)
     if options.spot_policy is not None:
@@ -111,21 +108,9 @@ def _configuration(configuration: Configuration, options: RunOptions) -> dict[st
         wire["max_duration"] = _max_duration(options.max_duration)
     if options.max_price is not None:
         wire["max_price"] = _price(options.max_price)
-    elif wire.get("max_price") is not None:
-        _price(wire["max_price"])
     if options.backends is not None:
         wire["backends"] = list(options.backends)
     return wire
-
-
-def _refuse_uploads(wire: Mapping[str, Any]) -> None:
-    # The server takes these keys and does nothing with them unless the client uploads (PROTOCOL 1.3).
-    for key in ("files", "repos"):
-        if wire.get(key):
-            raise ConfigurationError(
-                f"{key}: uploading is not supported by this version of dstack-core; "
-                "put the files into the image or fetch them in the commands"
-            )
 
 
 def _spot_policy(policy: SpotPolicy | str) -> str:
@@ -137,10 +122,10 @@ def _spot_policy(policy: SpotPolicy | str) -> str:
 
 
 def _max_duration(duration: int | str) -> int | str:
-    if isinstance(duration, int) and duration <= 0:
-        raise ConfigurationError(
-            f'max_duration: {duration} is no duration; write seconds above 0, "2h" or "off"'
-        )
+    try:
+        check_duration(duration, off=True)
+    except ValueError as error:
+        raise ConfigurationError(f"max_duration: {error}") from None
     return duration
 
 
@@ -155,6 +140,13 @@ def _absolute(working_dir: str) -> str:
     if working_dir.startswith("/"):
         return working_dir
     return _CODE_DIR if working_dir in ("", ".") else f"{_CODE_DIR}/{working_dir.removeprefix('./')}"
+
+
+def _relative(working_dir: str) -> str:
+    """Undo ``_absolute`` below the code's directory: servers before 0.19 take nothing else there."""
+    if working_dir == _CODE_DIR or working_dir.startswith(f"{_CODE_DIR}/"):
+        return posixpath.relpath(working_dir, _CODE_DIR)
+    return working_dir or "."
 
 
 def _resources(resources: Resources) -> dict[str, Any]:

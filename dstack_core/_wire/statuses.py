@@ -36,13 +36,13 @@ _REASONS = {
 }
 
 
-def run_status(raw: str, *, message: str | None, reason: str | None, attempt: int) -> RunStatus:
+def run_status(raw: str, *, message: str | None, reason: str | None, restarting: bool) -> RunStatus:
     """Map what a server says of a run to the documented statuses (PROTOCOL 3.3).
 
     ``raw`` is the run's status, ``message`` its or its job's status message, ``reason`` the run's
-    termination reason, ``attempt`` the job's submission number. Unknown statuses are kept.
+    termination reason; ``restarting`` tells that an attempt of its job is over. Unknown statuses are kept.
     """
-    if raw in ("pending", "submitted") and attempt > 0:
+    if raw in ("pending", "submitted") and restarting:
         return RunStatus.RESTARTING
     if raw in ("submitted", "provisioning") and message == "pulling":
         return RunStatus.DOWNLOADING

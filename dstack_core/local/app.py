@@ -24,6 +24,7 @@ from dstack_core.local.errors import (
     not_exists,
     unauthenticated,
 )
+from dstack_core.local.proxy import ServiceProxy
 from dstack_core.local.state import SERVER_VERSION, State
 from dstack_core.local.uploads import receive_archive, receive_code
 from dstack_core.local.versions import check_client_version
@@ -105,6 +106,7 @@ class Api:
             self._route(f"{project}/fleets/list", self.list_fleets),
             self._route("/api/fleets/list", self.list_fleets),
             Route("/projects/{project}/runs/{run_id}", self.run_page, methods=["GET"]),
+            *ServiceProxy(self.state).routes(),
             # Any other GET path is answered, with 404; that makes any other POST path a 405.
             Route("/{path:path}", self.nothing, methods=["GET"]),
         ]
@@ -184,7 +186,10 @@ class Api:
 
     async def job_metrics(self, request: Request) -> Any:
         """Return no metrics, as the server does before it has collected any."""
-        queries.get_run(self.state, bodies.GetRunRequest(run_name=request.path_params["run_name"]))
+        run = queries.get_run(self.state, bodies.GetRunRequest(run_name=request.path_params["run_name"]))
+        asked = [int(request.query_params.get(key, 0)) for key in ("replica_num", "job_num")]
+        if asked not in [[job.spec["replica_num"], job.spec["job_num"]] for job in run.jobs]:
+            raise not_exists("Found no job with given parameters")
         return {"metrics": []}
 
     async def init_repo(self, request: Request) -> Any:

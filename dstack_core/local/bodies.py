@@ -135,8 +135,8 @@ class RemoteRepoCreds(Strict):
     """Hold how a git repo is cloned."""
 
     clone_url: str
-    private_key: str | None = None
-    oauth_token: str | None = None
+    private_key: str | None = Field(default=None, repr=False)
+    oauth_token: str | None = Field(default=None, repr=False)
 
 
 class SaveRepoCredsRequest(Strict):

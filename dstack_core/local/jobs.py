@@ -171,7 +171,8 @@ class JobCarrier:
             "base_backend": None,
             "instance_type": self._inventory.instance(run.spec.configuration.resources),
             "instance_id": "local",
-            "hostname": ADDRESS,
+            # No way leads in by SSH: a client that attaches finds none and reads the log from this server.
+            "hostname": None,
             "internal_ip": ADDRESS,
             "public_ip_enabled": True,
             "instance_network": None,

@@ -152,14 +152,16 @@ class Run:
         configuration = self.spec.configuration
         if not isinstance(configuration, ServiceConfiguration):
             return None
-        model = None
-        if configuration.model is not None:
-            model = {
-                "name": configuration.model.get("name", ""),
-                "base_url": f"/proxy/models/{self.project}/",
-                "type": configuration.model.get("type", "chat"),
-            }
-        return {"url": f"/proxy/services/{self.project}/{self.name}/", "model": model, "options": {}}
+        url = f"/proxy/services/{self.project}/{self.name}/"
+        wanted = configuration.model
+        if wanted is None:
+            return {"url": url, "model": None, "options": {}}
+        model = {
+            "name": wanted.get("name", ""),
+            "base_url": url.rstrip("/") + wanted.get("prefix", "/v1"),
+            "type": wanted.get("type", "chat"),
+        }
+        return {"url": url, "model": model, "options": {"openai": {"model": wanted}}}
 
     def cost(self) -> float:
         """Return the cost so far in USD, with 4 digits (PROTOCOL 1.5)."""

@@ -103,7 +103,7 @@ class State:
             if str(one.id) in self.archives
         ]
         code = self.codes.get((spec.repo_id or "", spec.repo_code_hash or ""))
-        return Sources(code, creds.clone_url if creds is not None else None, archives)
+        return Sources(code, creds, archives)
 
     async def user(self) -> dict[str, Any]:
         """Return the user without secrets, as JSON data (PROTOCOL 1.2)."""

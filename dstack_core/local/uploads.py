@@ -10,7 +10,7 @@ from uuid import uuid4
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from dstack_core.local.errors import bad_request, invalid, not_exists
+from dstack_core.local.errors import bad_request, invalid
 from dstack_core.local.state import State
 
 LIMIT = 2 * 1024 * 1024
@@ -40,7 +40,7 @@ async def receive_code(state: State, request: Request) -> None:
     if repo_id is None:
         raise invalid([{"loc": ("repo_id",), "msg": "Field required", "type": "missing"}])
     if repo_id not in state.repos and repo_id != "none":
-        raise not_exists("Repo not found")
+        raise bad_request(f"Repo {repo_id} does not exist", "repo_does_not_exist")
     digest, path = await _receive(state, request, "Repo diff")
     state.codes[repo_id, digest] = path
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import shlex
 import shutil
 import subprocess
 import tarfile
@@ -11,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from dstack_core.local.bodies import RemoteRepoCreds
 from dstack_core.local.runs import Job, Run
 
 ADDRESS = "127.0.0.1"
@@ -25,7 +28,7 @@ class Sources:
     """Name the uploads a job needs: the code of its repo, how to clone it, its file archives."""
 
     code: Path | None = None
-    clone_url: str | None = None
+    clone: RemoteRepoCreds | None = None
     archives: list[tuple[Path, str]] = field(default_factory=list)
 
 
@@ -45,15 +48,22 @@ class Workspace:
         configured = spec["working_dir"]
         self.cwd = self.code if configured is None else self.local(configured)
 
-    def local(self, path: str) -> Path:
-        """Return where a path of the container lies; raises WorkspaceError if it leads out of there."""
-        for prefix, base in ((self._repo_dir, self.code), ("~", self.home), (self._home_dir, self.home)):
+    def local(self, path: str, base: Path | None = None) -> Path:
+        """Return where a path of the container lies; a relative one below ``base``, else the code.
+
+        Raises WorkspaceError if it leads out of there.
+        """
+        for prefix, folder in ((self._repo_dir, self.code), ("~", self.home), (self._home_dir, self.home)):
             if path == prefix or path.startswith(prefix.rstrip("/") + "/"):
-                place = base / path[len(prefix) :].strip("/")
+                place = folder / path[len(prefix) :].strip("/")
                 break
         else:
             pure = PurePosixPath(path)
-            place = self.root / "rootfs" / pure.relative_to("/") if pure.is_absolute() else self.code / pure
+            place = (
+                self.root / "rootfs" / pure.relative_to("/")
+                if pure.is_absolute()
+                else (base or self.code) / pure
+            )
         place = Path(os.path.normpath(place))
         if not place.is_relative_to(self.root):
             raise WorkspaceError(f"The path {path} leads out of the job's directory")
@@ -75,33 +85,38 @@ class Workspace:
         self.cwd.mkdir(parents=True, exist_ok=True)
 
     def _clone(self, sources: Sources, data: Mapping[str, Any]) -> None:
-        if sources.clone_url is None:
+        if sources.clone is None:
             return
         env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.home), "GIT_TERMINAL_PROMPT": "0"}
+        key_file = self.root / "clone-key"
+        env |= _access(sources.clone, key_file)
 
         def git(*arguments: str) -> None:
             subprocess.run(
                 ["git", *arguments], cwd=self.code, env=env, check=True, capture_output=True, timeout=60
             )
 
-        git("clone", "--quiet", sources.clone_url, ".")
+        git("clone", "--quiet", sources.clone.clone_url, ".")
+        key_file.unlink(missing_ok=True)
         if target := data["repo_hash"] or data["repo_branch"]:
             git("checkout", "--quiet", target)
         if sources.code is not None:
             git("apply", "--whitespace=nowarn", str(sources.code))
 
     def _place(self, archive: Path, path: str) -> None:
-        target = self.local(path)
+        target = self.local(path, self.cwd)
         unpacked = self.root / "unpacked"
         _unpack(archive, unpacked)
         entries = list(unpacked.iterdir())
         if len(entries) != 1:
             raise WorkspaceError(f"The archive for {path} must have exactly one top-level entry")
         target.parent.mkdir(parents=True, exist_ok=True)
+        # What is there is replaced, as the runner of the real server does.
         if target.is_dir():
-            shutil.copytree(entries[0], target, dirs_exist_ok=True, symlinks=True)
+            shutil.rmtree(target)
         else:
-            shutil.move(entries[0], target)
+            target.unlink(missing_ok=True)
+        shutil.move(entries[0], target)
         shutil.rmtree(unpacked)
 
     def environment(self, run: Run, job: Job, marker: str) -> dict[str, str]:
@@ -130,6 +145,24 @@ class Workspace:
             "DSTACK_GPUS_NUM": str(gpus * len(peers)),
             name: value,
         }
+
+
+def _access(clone: RemoteRepoCreds, key_file: Path) -> dict[str, str]:
+    """Return what git is told of a clone's secrets: nothing on a command line, which others may read."""
+    if clone.oauth_token is not None:
+        login = base64.b64encode(f"anything:{clone.oauth_token}".encode()).decode()
+        header = f"Authorization: Basic {login}"
+        return {
+            "GIT_CONFIG_COUNT": "1",
+            "GIT_CONFIG_KEY_0": "http.extraHeader",
+            "GIT_CONFIG_VALUE_0": header,
+        }
+    if clone.private_key is not None:
+        key_file.touch(mode=0o600)
+        key_file.write_text(clone.private_key)
+        options = "-o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+        return {"GIT_SSH_COMMAND": f"ssh -i {shlex.quote(str(key_file))} -o IdentitiesOnly=yes {options}"}
+    return {}
 
 
 def _unpack(archive: Path, directory: Path) -> None:

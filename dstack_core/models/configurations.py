@@ -1,18 +1,23 @@
 """What a run does: tasks and services.
 
-Documented fields are typed; any other key of today's YAML configuration is kept and passed through
-to the server, which checks it.
+Documented fields are typed, and so is what people write in YAML today; any other key is kept and passed
+through to the server, which checks it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, InstanceOf, ValidationInfo, field_validator
 
 from dstack_core.models.base import Model
+from dstack_core.models.durations import check_duration
+from dstack_core.models.files import FileMapping
+from dstack_core.models.repos import RepoMapping
+from dstack_core.models.resources import Resources
+from dstack_core.models.statuses import SpotPolicy
 
 _PORT = re.compile(r"(\*|\d+)(:\d+)?")
 _ENV_NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
@@ -38,8 +43,24 @@ class PortMapping(Model):
 class Configuration(Model):
     """Hold a run configuration of any type: a task, a service, or one the server knows.
 
-    Raises ``ConfigurationError`` on input that no server accepts (PROTOCOL 1.1, 3.2): both ``python``
-    and ``image``, an ``env`` item without ``=``, a port that is no port.
+    What runs: ``commands`` (list of str), ``env`` (dict, or list of ``NAME=value``; a value such as
+    ``"${{ secrets.hf_token }}"`` is filled in by the server), ``python`` or ``image`` or ``docker``,
+    ``entrypoint``, ``registry_auth``, ``user``, ``privileged``, ``shell``, ``working_dir``, ``volumes``
+    (``"name:/path"``, ``"/host/path:/path"`` or mappings), ``files``.
+
+    Where: ``resources`` (``Resources``, or a mapping as in YAML), ``fleets``, ``backends``, ``regions``,
+    ``availability_zones``, ``instance_types``, ``reservation``, ``spot_policy``, ``creation_policy``,
+    ``max_price`` (USD per hour).
+
+    When and how long: ``max_duration``, ``stop_duration``, ``idle_duration`` (an int in seconds, a str
+    such as ``"2h"``; False for no limit), ``retry`` (bool, or a mapping of ``on_events`` and
+    ``duration``), ``utilization_policy`` (a mapping of ``min_gpu_utilization``, percent, and
+    ``time_window``), ``schedule`` (a mapping of ``cron``), ``priority`` (0 to 100, higher goes first).
+
+    ``name`` is the run's name, ``tags`` (dict of str) go to the cloud's resources, ``single_branch``
+    (bool) is how a Git repository is cloned. A name or a size that only the server can judge is judged
+    by the server. Raises ``ConfigurationError`` on input that no server accepts (PROTOCOL 1.1, 3.2): both
+    ``python`` and ``image``, an ``env`` item without ``=``, a port that is no port.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
@@ -51,15 +72,44 @@ class Configuration(Model):
     image: str | None = None
     entrypoint: str | None = None
     registry_auth: RegistryAuth | None = None
+    name: str | None = None
+    user: str | None = None
+    privileged: bool | None = None
+    docker: bool | None = None
+    shell: str | None = None
+    working_dir: str | None = None
+    volumes: Sequence[str | Mapping[str, Any]] | None = None
+    files: list[FileMapping] | None = None
+    repos: list[RepoMapping] | None = Field(default=None, max_length=1)
+    # An instance or a mapping as it is: a mapping is today's YAML, where numbers mean something else.
+    resources: InstanceOf[Resources] | Mapping[str, Any] | None = None
+    fleets: Sequence[str | Mapping[str, Any]] | None = None
+    backends: list[str] | None = None
+    regions: list[str] | None = None
+    availability_zones: list[str] | None = None
+    instance_types: list[str] | None = None
+    reservation: str | None = None
+    spot_policy: SpotPolicy | str | None = None
+    creation_policy: str | None = None
+    max_price: float | None = None
+    max_duration: int | str | bool | None = None
+    stop_duration: int | str | bool | None = None
+    idle_duration: int | str | bool | None = None
+    retry: bool | Mapping[str, Any] | None = None
+    utilization_policy: Mapping[str, Any] | None = None
+    schedule: Mapping[str, Any] | None = None
+    priority: int | None = None
+    tags: dict[str, str] | None = None
+    single_branch: bool | None = None
 
     @field_validator("commands", mode="before")
     @classmethod
     def _one_command_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
-    @field_validator("python", mode="before")
+    @field_validator("python", "user", mode="before")
     @classmethod
-    def _python_as_text(cls, value: Any) -> Any:
+    def _number_as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
     @field_validator("env", mode="before")
@@ -69,6 +119,27 @@ class Configuration(Model):
             return _env_from_pairs(value.items())
         if isinstance(value, list | tuple):
             return _env_from_pairs(_split_env(number, item) for number, item in enumerate(value, 1))
+        return value
+
+    @field_validator("max_price", mode="before")
+    @classmethod
+    def _check_price(cls, value: Any) -> Any:
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not value > 0
+        ):
+            raise ValueError(f"{value!r} is no price; write USD per hour above 0")
+        return value
+
+    @field_validator("max_duration", "stop_duration", "idle_duration")
+    @classmethod
+    def _check_duration(cls, value: int | str | bool | None) -> int | str | bool | None:
+        return check_duration(value, off=True)
+
+    @field_validator("priority")
+    @classmethod
+    def _check_priority(cls, value: int | None) -> int | None:
+        if value is not None and not 0 <= value <= 100:
+            raise ValueError(f"{value} is no priority; write a number from 0 to 100")
         return value
 
     @field_validator("image")
@@ -91,32 +162,56 @@ class Task(Configuration):
 
     ``commands`` (list of str), ``ports`` (list of int, ``"8080:80"``, ``"*:80"`` or ``PortMapping``),
     ``env`` (dict, or list of ``NAME=value``), ``python`` or ``image`` (str), ``entrypoint`` (str),
-    ``registry_auth`` (``RegistryAuth``); further keys of today's task configuration (``nodes``,
-    ``fleets``, ``volumes``, ...) pass through. Source: the documented API, "Task".
+    ``registry_auth`` (``RegistryAuth``), as documented; ``nodes`` (int), ``startup_order`` (``"any"``,
+    ``"master-first"``, ``"workers-first"``) and ``stop_criteria`` (``"all-done"``, ``"master-done"``) of a
+    task on several nodes, and all fields of ``Configuration``. Source: the documented API, "Task".
     """
 
     type: Literal["task"] = "task"
-    ports: list[int | str | PortMapping] | None = None
+    ports: Sequence[int | str | PortMapping] | None = None
+    nodes: int | None = None
+    startup_order: str | None = None
+    stop_criteria: str | None = None
 
     @field_validator("ports")
     @classmethod
     def _check_ports(
-        cls, value: list[int | str | PortMapping] | None
-    ) -> list[int | str | PortMapping] | None:
+        cls, value: Sequence[int | str | PortMapping] | None
+    ) -> Sequence[int | str | PortMapping] | None:
         for port in value or []:
             _check_port(port)
+        return value
+
+    @field_validator("nodes")
+    @classmethod
+    def _check_nodes(cls, value: int | None) -> int | None:
+        if value is not None and value < 1:
+            raise ValueError(f"{value} is no number of nodes; write 1 or more")
         return value
 
 
 class Service(Configuration):
     """Run commands that answer HTTP on ``port`` until the run is stopped.
 
-    ``port`` (int, or ``"80:8000"``) is required; the other fields are those of ``Task``. Source: the
-    documented API, "Service".
+    ``port`` (int, or ``"80:8000"``) is required. ``auth`` (bool; by default callers send the token of a
+    project member), ``model`` (the name of the model it answers for, or a mapping), ``https``,
+    ``gateway`` (a name; False for none), ``strip_prefix`` (bool), ``replicas`` (an int, or a range such as
+    ``"0..4"``, which needs ``scaling``), ``probes`` and ``rate_limits`` (mappings as in YAML), and all fields
+    of ``Configuration``. Source: the documented API, "Service".
     """
 
     type: Literal["service"] = "service"
     port: int | str | PortMapping
+    auth: bool | None = None
+    model: str | Mapping[str, Any] | None = None
+    https: bool | str | None = None
+    gateway: bool | str | Mapping[str, Any] | None = None
+    strip_prefix: bool | None = None
+    replicas: int | str | Mapping[str, Any] | None = None
+    scaling: Mapping[str, Any] | None = None
+    # Their headers may hold a token.
+    probes: Sequence[Mapping[str, Any]] | None = Field(default=None, repr=False)
+    rate_limits: Sequence[Mapping[str, Any]] | None = None
 
     @field_validator("port")
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import field_validator
 
 from dstack_core.models.base import Model
+from dstack_core.models.durations import check_duration
 
 
 class RetryPolicy(Model):
@@ -21,6 +22,5 @@ class RetryPolicy(Model):
     @field_validator("limit")
     @classmethod
     def _check_limit(cls, value: int | str | None) -> int | str | None:
-        if isinstance(value, int) and value <= 0:
-            raise ValueError(f'{value} is no duration; write seconds above 0, or a text such as "3d"')
+        check_duration(value)
         return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +16,16 @@ from tests.rig.server import RealServer
 
 __all__ = ["real_server"]
 
+_STOPS = 4
+_STOP_SECONDS = 45.0
+
 
 @dataclass(frozen=True)
 class Target:
-    """Name a server and what a task needs to run there."""
+    """Name a server and what a task needs to run there.
+
+    `release` is the version it has or, the embedded one, speaks like; `server` is None for the embedded one.
+    """
 
     kind: str
     url: str
@@ -27,6 +34,7 @@ class Target:
     needs: dict[str, Any]
     timeout: float
     release: tuple[int, ...]
+    server: RealServer | None = None
 
     def client(self, **changes: Any) -> dstack.Client:
         return dstack.Client(**self.arguments(**changes))
@@ -43,6 +51,25 @@ class Target:
     def told(self, exit_status: int) -> int | None:
         """Return what this server's version tells of an exit status (PROTOCOL 2.2: from 0.19.9 on)."""
         return exit_status if self.release >= (0, 19, 9) else None
+
+    def stop(self, run: dstack.Run, *, abort: bool = False) -> dstack.Outcome:
+        """Stop a run and wait for its end.
+
+        From 0.20 on, the server overwrites a stop that arrives while it works on the run, so it is asked again.
+        """
+        for _ in range(_STOPS):
+            run.stop(abort=abort)
+            with contextlib.suppress(dstack.WaitTimeoutError):
+                return run.wait(_STOP_SECONDS, poll_interval=self.poll_interval)
+        raise TimeoutError(f"{run} goes on after {_STOPS} stops")
+
+    async def stop_async(self, run: dstack.AsyncRun) -> dstack.Outcome:
+        """Do what `stop` does."""
+        for _ in range(_STOPS):
+            await run.stop()
+            with contextlib.suppress(dstack.WaitTimeoutError):
+                return await run.wait(_STOP_SECONDS, poll_interval=self.poll_interval)
+        raise TimeoutError(f"{run} goes on after {_STOPS} stops")
 
     @property
     def poll_interval(self) -> float:
@@ -61,7 +88,14 @@ def _real(real_server: RealServer) -> Target:
     if real_server.release >= (0, 19, 3):
         needs["fleets"] = [real_server.fleet]
     return Target(
-        "real", real_server.url, real_server.token, real_server.project, needs, 400, real_server.release
+        "real",
+        real_server.url,
+        real_server.token,
+        real_server.project,
+        needs,
+        400,
+        real_server.release,
+        real_server,
     )
 
 

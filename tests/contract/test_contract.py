@@ -87,8 +87,7 @@ def test_stop_and_abort(
 ) -> None:
     run = client.runs.submit(target.task("echo started", "sleep 600"))
     wait_until_running(target, run)
-    run.stop(abort=abort)
-    outcome = finish(target, run)
+    outcome = target.stop(run, abort=abort)
     assert (outcome.status, outcome.reason, outcome.exit_status) == (status, reason, None)
     with pytest.raises(dstack.RunStoppedError):
         outcome.raise_for_status()
@@ -97,8 +96,7 @@ def test_stop_and_abort(
 
 def test_a_run_is_stopped_before_it_runs(target: Target, client: dstack.Client) -> None:
     run = client.runs.submit(target.task("sleep 600"))
-    run.stop()
-    assert finish(target, run).status == RunStatus.TERMINATED
+    assert target.stop(run).status == RunStatus.TERMINATED
 
 
 def test_max_duration_ends_a_run(target: Target, client: dstack.Client) -> None:
@@ -112,8 +110,7 @@ def test_wait_gives_up_in_time_and_the_run_goes_on(target: Target, client: dstac
         run.wait(0.5, poll_interval=0.1)
     assert not run.status().is_finished
     assert run.outcome() is None
-    run.stop(abort=target.kind == "local")
-    finish(target, run)
+    target.stop(run, abort=target.kind == "local")
 
 
 def test_resubmitting_an_active_run(target: Target, client: dstack.Client) -> None:
@@ -129,8 +126,7 @@ def test_resubmitting_an_active_run(target: Target, client: dstack.Client) -> No
     found = client.runs.get(wanted)
     assert found is not None
     assert (found.id, found.marker) == (run.id, "owner-a")
-    run.stop()
-    finish(target, run)
+    target.stop(run)
 
 
 def test_resubmitting_a_finished_run(target: Target, client: dstack.Client) -> None:
@@ -158,22 +154,19 @@ def test_concurrent_submits_of_one_owner_make_one_run(target: Target, client: ds
         runs = [submit.result() for submit in submits]
     assert len({run.id for run in runs}) == 1
     assert len([run for run in client.runs.list(all=True) if run.name == wanted]) == 1
-    runs[0].stop()
-    finish(target, runs[0])
+    target.stop(runs[0])
 
 
 def test_list_shows_the_active_runs_else_the_latest(target: Target, client: dstack.Client) -> None:
     run = client.runs.submit(target.task("sleep 600"))
     assert run.name in [active.name for active in client.runs.list()]
-    run.stop()
-    finish(target, run)
+    target.stop(run)
     assert run.name not in [active.name for active in client.runs.list() if not active.outcome()]
     everything = client.runs.list(all=True)
     assert everything[0].name == run.name, "newest first"
     for left in client.runs.list():
         if left.outcome() is None:
-            left.stop()
-            finish(target, left)
+            target.stop(left)
     assert [latest.name for latest in client.runs.list()] == [run.name]
 
 
@@ -297,8 +290,7 @@ def test_the_async_twin_does_the_same(target: Target) -> None:
             assert found is not None
             assert (await found.status()) == RunStatus.FAILED
             stopped = await client.runs.submit(target.task("sleep 600"))
-            await stopped.stop()
-            end = await stopped.wait(target.timeout, poll_interval=target.poll_interval)
+            end = await target.stop_async(stopped)
             return events, outcome, end.status == RunStatus.TERMINATED
 
     events, outcome, stopped = asyncio.run(go())

@@ -60,12 +60,6 @@ def test_options_refuse(options: dict[str, Any], text: str) -> None:
         run_spec(dstack.Task(commands=["x"]), RunOptions(**options))
 
 
-@pytest.mark.parametrize("key", ["files", "repos"])
-def test_keys_that_need_an_upload_are_not_left_out_silently(key: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"{key}: uploading is not supported"):
-        run_spec(dstack.load_configuration({"type": "task", "commands": ["x"], key: ["."]}), RunOptions())
-
-
 def test_a_value_pasted_into_env_is_not_shown() -> None:
     with pytest.raises(ConfigurationError) as caught:
         dstack.Task(env=["hf_s3cr3t"])

@@ -14,7 +14,10 @@ import dstack_core as dstack
 TWINS = [
     (dstack.Client, dstack.AsyncClient),
     (dstack.RunCollection, dstack.AsyncRunCollection),
+    (dstack.RepoCollection, dstack.AsyncRepoCollection),
     (dstack.Run, dstack.AsyncRun),
+    (dstack.ProjectCollection, dstack.AsyncProjectCollection),
+    (dstack.BackendCollection, dstack.AsyncBackendCollection),
 ]
 
 

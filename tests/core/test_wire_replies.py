@@ -115,7 +115,7 @@ def test_log_pages_of_all_versions(version: str) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_users_of_all_versions(version: str) -> None:
-    user = API.get_user().parse(recorded_reply(f"users_get_my_user_{version}"))
+    user = API.get_user_key().parse(recorded_reply(f"users_get_my_user_{version}"))
     assert user.name == "admin"
     assert (user.public_key is None) == (version == "0.18.44")
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import shutil
 import subprocess
 import tarfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -129,3 +133,43 @@ def test_git_repo_is_cloned_and_patched(api: Api, name: str, tmp_path: Path) -> 
     spec["repo_code_hash"] = hashlib.sha256(diff).hexdigest()
     api.apply(f"{name}-diff", "cat file.txt", spec=spec)
     assert api.output(api.wait(f"{name}-diff")) == "new\r\n"
+
+
+class _Private(SimpleHTTPRequestHandler):
+    """Serve files to those who know the token."""
+
+    def do_GET(self) -> None:
+        login = base64.b64encode(b"anything:tok-2").decode()
+        if self.headers["Authorization"] == f"Basic {login}":
+            super().do_GET()
+        else:
+            self.send_error(401)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_a_private_repo_is_cloned_with_its_token(api: Api, name: str, tmp_path: Path) -> None:
+    git = partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True)
+    git(["git", "init", "--quiet", "work"])
+    (tmp_path / "work" / "file.txt").write_text("private\n")
+    git(["git", "-C", "work", "add", "."])
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    git(["git", "-C", "work", *identity, "commit", "--quiet", "-m", "first"])
+    git(["git", "clone", "--quiet", "--bare", "work", "bare.git"])
+    git(["git", "-C", "bare.git", "update-server-info"])
+    info = {"repo_type": "remote", "repo_name": "repo"}
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Private, directory=str(tmp_path))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        for token, ending in (("tok-2", "done"), ("wrong", "failed")):
+            url = f"http://127.0.0.1:{server.server_port}/bare.git"
+            creds = {"clone_url": url, "oauth_token": token}
+            api.ok("{p}/repos/init", {"repo_id": token, "repo_info": info, "repo_creds": creds})
+            api.apply(f"{name}-{ending}", "cat file.txt", spec={"repo_id": token, "repo_data": info})
+            run = api.wait(f"{name}-{ending}")
+            assert run["status"] == ending
+            message = run["latest_job_submission"]["termination_reason_message"] or ""
+            assert token not in message
+            assert ending == "failed" or api.output(run) == "private\r\n"
+        server.shutdown()

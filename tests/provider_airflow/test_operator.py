@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import socket
 from types import SimpleNamespace
 from typing import Any
 
@@ -174,3 +175,10 @@ def test_a_kill_before_execute_submits_nothing(server: LocalServer) -> None:
     with pytest.raises(DstackRunInterrupted, match="not submitted"):
         task.execute(CONTEXT)
     assert paths(server, "/runs/apply") == []
+
+
+def test_a_local_port_that_is_taken_on_the_worker_does_not_matter(server: LocalServer) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        ports = [held.getsockname()[1]]
+        task = operator(configuration={"type": "task", "commands": ["true"], "ports": ports})
+        assert task.execute(CONTEXT)["status"] == "done"

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import task
 
 from dstack_core.local import LocalServer
 
-from .support import all_runs, outcome_of, the_run
+from .support import all_runs, outcome_of, the_run, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,6 +60,36 @@ def test_a_sweep_finds_the_cheapest_and_leaves_out_what_there_is_not(server: Loc
     done = [outcome for outcome in outcomes if outcome.succeeded]
     assert (len(outcomes), len(done)) == (3, 2)
     assert best["cost"] == min(outcome.cost for outcome in done)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_service_is_asked_and_stopped(server: LocalServer) -> None:
+    answers = load("example_dstack_service").example_dstack_service(questions=("a", "b"), port=free_port())
+    assert answers == ["you said: a", "you said: b"]
+    until(lambda: the_run(server).outcome(), seconds=30)
+    assert outcome_of(the_run(server)).reason == "stopped_by_user"
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_service_is_stopped_when_asking_fails(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSTACK_TOKEN", server.token)
+    module = load("example_dstack_service")
+
+    @task
+    def fails(url: str, question: str) -> str:
+        raise RuntimeError("no answer")
+
+    monkeypatch.setattr(module, "ask", fails)
+    with pytest.raises(RuntimeError, match="no answer"):
+        module.example_dstack_service(port=free_port())
+    until(lambda: the_run(server).outcome(), seconds=30)
+    assert outcome_of(the_run(server)).reason == "stopped_by_user"
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -150,6 +151,14 @@ def test_the_environment_and_a_file_are_enough(
     path.write_text("type: task\nname: train\ncommands:\n  - echo hi\n")
     assert sync_direct(str(path), **FAST)["run_name"].startswith("train-")
     assert async_direct(path, **FAST)["status"] == "done"
+
+
+def test_a_local_port_that_is_taken_on_the_worker_does_not_matter(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        task = Task(commands=["true"], ports=[held.getsockname()[1]])
+        assert run_task(task, credentials, **FAST)["status"] == "done"
 
 
 def test_outside_a_flow_a_task_works_too(dstack: LocalServer, credentials: DstackCredentials) -> None:

@@ -36,6 +36,7 @@ def test_the_public_names_are_these() -> None:
         "astop_run",
         "asubmit_run",
         "await_for_run",
+        "await_for_service",
         "get_run",
         "reap_runs",
         "run_and_report",
@@ -46,6 +47,7 @@ def test_the_public_names_are_these() -> None:
         "stop_runs_on_crash",
         "submit_run",
         "wait_for_run",
+        "wait_for_service",
     ]
     for name in prefect_dstack.__all__:
         assert getattr(prefect_dstack, name)

@@ -112,10 +112,9 @@ def test_a_flow_run_runs_on_a_machine_and_tells_everything_once(
     pool: str, dstack: LocalServer, credentials: DstackCredentials, tmp_path: Path
 ) -> None:
     credentials.save("for-the-worker", overwrite=True)
-    block = "{{ prefect.blocks.dstack-credentials.for-the-worker }}"
     deployment = deploy(
         pool,
-        credentials=block,
+        credentials="for-the-worker",
         env={"WORD": "a-word"},
         resources={"gpu": "24GB.."},
         spot_policy="auto",

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 # The server puts the setup of its default image before the commands of the user. It ends where the virtual
-# environment of that image is activated; its text differs from version to version.
-_PREAMBLE = re.compile(r"\A.*?/bin/activate[^&]*&& ", re.DOTALL)
+# environment of that image is activated; its text differs from version to version (0.19 activates it twice).
+_PREAMBLE = re.compile(r"\A.*?/bin/activate[^&]*&& (?:\. /dstack/venv/bin/activate && )?", re.DOTALL)
 _CONTAINER_ONLY = "/dstack/"
 
 

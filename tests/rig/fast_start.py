@@ -1,21 +1,24 @@
-"""Start the dstack server with shorter pauses between its background steps.
+"""Start the dstack server with shorter pauses between its background steps, and without an image registry.
 
-Run it with the Python of the server's environment; the arguments are those of `dstack`. Nothing but defaults is
-changed: how long a pipeline leaves an item alone, and how long it sleeps after finding none. Those names are
-private to the server, so whatever is not found keeps its pause, and standard error says so.
+Run it with the Python of the server's environment; the arguments are those of `dstack`. `RIG_FAST` shortens
+pauses and changes nothing else: how long an item is left alone, and how long a step waits for its next turn.
+`RIG_IMAGES` answers what the server asks a registry, which tests do not reach. Those names are private to the
+server, so what is not found stays as it is, and standard error says so.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-_PIPELINES = "dstack._internal.server.background.pipeline_tasks"
+_BACKGROUND = "dstack._internal.server.background"
 _JOBS_INTERVAL = timedelta(seconds=0.5)
 # A stop that arrives while the server works on a run is overwritten by the result of that work, and the run
 # goes on. Every pass over the runs is another chance for it, so the runs are not looked at more often than needed.
@@ -27,6 +30,19 @@ _INTERVALS = {
     "runs": _RUNS_INTERVAL,
 }
 _FETCH_DELAYS = [0.1, 0.2, 0.5]
+# From 0.22 on, the server waits this long for the last log lines of an aborted job, which never come.
+_TERMINATION_DEADLINE = timedelta(seconds=8)
+# Servers before 0.20: how often a task runs, and how long it leaves an item alone (from 0.19 on).
+_TASK_INTERVALS = {
+    "process_submitted_jobs": _JOBS_INTERVAL,
+    "process_running_jobs": _JOBS_INTERVAL,
+    "process_terminating_jobs": _JOBS_INTERVAL,
+    "process_runs": _RUNS_INTERVAL,
+    "process_instances": _RUNS_INTERVAL,
+}
+_TASK_JITTER = 0.2
+# They give a stopped job 15 s before its container is removed.
+_SOONER_REMOVED = timedelta(seconds=12)
 
 
 def _lower_default(function: Callable[..., Any], name: str, value: object) -> None:
@@ -37,36 +53,104 @@ def _lower_default(function: Callable[..., Any], name: str, value: object) -> No
     function.__defaults__ = tuple(defaults)
 
 
-def _shorten(module: Any, base: Any, interval: timedelta) -> None:
+def _shorten_pipeline(name: str, interval: timedelta) -> None:
+    base: Any = importlib.import_module(f"{_BACKGROUND}.pipeline_tasks.base")
+    module: Any = importlib.import_module(f"{_BACKGROUND}.pipeline_tasks.{name}")
     own = [value for value in vars(module).values() if inspect.isclass(value)]
     (pipeline,) = (cls for cls in own if issubclass(cls, base.Pipeline) and cls is not base.Pipeline)
     (fetcher,) = (cls for cls in own if issubclass(cls, base.Fetcher) and cls is not base.Fetcher)
     _lower_default(pipeline.__init__, "min_processing_interval", interval)
+    if hasattr(module, "JOB_TERMINATION_DEADLINE"):
+        module.JOB_TERMINATION_DEADLINE = _TERMINATION_DEADLINE
     if hasattr(fetcher, "_DEFAULT_FETCH_DELAYS"):
         fetcher._DEFAULT_FETCH_DELAYS = _FETCH_DELAYS
     else:
         _lower_default(fetcher.__init__, "fetch_delays", _FETCH_DELAYS)
 
 
+def _shorten_task(name: str, interval: timedelta) -> None:
+    module: Any = importlib.import_module(f"{_BACKGROUND}.tasks.{name}")
+    if hasattr(module, "MIN_PROCESSING_INTERVAL"):
+        module.MIN_PROCESSING_INTERVAL = interval
+
+
+def _shorten_graces() -> None:
+    runs: Any = importlib.import_module("dstack._internal.server.services.runs")
+    delay = runs.delay_job_instance_termination
+
+    def delay_less(job_model: Any) -> None:
+        delay(job_model)
+        job_model.remove_at -= _SOONER_REMOVED
+
+    runs.delay_job_instance_termination = delay_less
+
+
+def _shorten_schedule(background: Any) -> None:
+    """Give the tasks shorter intervals at the moment the server schedules them."""
+    add_job = background._scheduler.add_job
+
+    def add_faster(task: Any, trigger: Any, *arguments: Any, **options: Any) -> Any:
+        interval = _TASK_INTERVALS.get(task.__name__)
+        if interval is not None:
+            seconds = interval.total_seconds()
+            trigger = background.IntervalTrigger(seconds=seconds, jitter=_TASK_JITTER)
+        return add_job(task, trigger, *arguments, **options)
+
+    background._scheduler.add_job = add_faster
+
+
 def shorten_pauses() -> list[str]:
     """Shorten what can be found and return what could not."""
     failures = []
-    with contextlib.suppress(ImportError, AttributeError):
-        # What the server's own entry point does before anything else is imported.
-        importlib.import_module("dstack._internal.server.bootstrap").set_up_process()
-    for name, interval in _INTERVALS.items():
+    background: Any = importlib.import_module(_BACKGROUND)
+    scheduled = hasattr(background, "_scheduler") and not importlib.util.find_spec(
+        f"{_BACKGROUND}.pipeline_tasks"
+    )
+    shorten, intervals = (_shorten_task, _TASK_INTERVALS) if scheduled else (_shorten_pipeline, _INTERVALS)
+    for name, interval in intervals.items():
         try:
-            base = importlib.import_module(f"{_PIPELINES}.base")
-            _shorten(importlib.import_module(f"{_PIPELINES}.{name}"), base, interval)
+            shorten(name, interval)
         except (ImportError, AttributeError, ValueError, IndexError) as error:
             failures.append(f"{name}: {error!r}")
+    if scheduled:
+        _shorten_schedule(background)
+        _shorten_graces()
     return failures
 
 
+def take_images_for_plain() -> list[str]:
+    """Let every image be found, with no entrypoint and the user root, and return what could not be replaced."""
+    docker = importlib.import_module("dstack._internal.server.services.docker")
+    configurators: Any = importlib.import_module("dstack._internal.server.services.jobs.configurators.base")
+    fields = {"architecture": "amd64", "os": "linux", "config": {"User": "root"}}
+    plain = docker.ImageConfigObject(
+        **{key: value for key, value in fields.items() if key in _fields(docker.ImageConfigObject)}
+    )
+    if hasattr(configurators, "get_image_config_and_cpu_architectures"):
+        architectures = {docker.gpuhunt.CPUArchitecture.X86}
+        configurators.get_image_config_and_cpu_architectures = lambda *_: (plain, architectures)
+    elif hasattr(configurators, "get_image_config"):
+        configurators.get_image_config = lambda *_: plain
+    else:
+        return ["no function that asks the registry was found"]
+    return []
+
+
+def _fields(model: Any) -> Any:
+    return getattr(model, "model_fields", None) or model.__fields__
+
+
 def main() -> None:
-    """Shorten the pauses, then run the command line."""
-    for failure in shorten_pauses():
-        sys.stderr.write(f"fast_start: keeps the stock pauses of {failure}\n")
+    """Change what the environment asks for, then run the command line."""
+    with contextlib.suppress(ImportError, AttributeError):
+        # What the server's own entry point does before anything else is imported.
+        importlib.import_module("dstack._internal.server.bootstrap").set_up_process()
+    if os.environ.pop("RIG_FAST", None):
+        for failure in shorten_pauses():
+            sys.stderr.write(f"fast_start: keeps the stock pauses of {failure}\n")
+    if os.environ.pop("RIG_IMAGES", None):
+        for failure in take_images_for_plain():
+            sys.stderr.write(f"fast_start: images are looked up: {failure}\n")
     importlib.import_module("dstack._internal.cli.main").main()
 
 

@@ -46,7 +46,15 @@ class HttpLoop:
         # The backlog holds early callers until the loop gets to them, so nobody has to wait for the start.
         listening.listen(128)
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=1
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            # Like the job agent: neither pings nor compression.
+            ws="websockets-sansio",
+            ws_ping_interval=None,
+            ws_per_message_deflate=False,
+            timeout_graceful_shutdown=1,
         )
         server = uvicorn.Server(config)
         served = asyncio.run_coroutine_threadsafe(server.serve(sockets=[listening]), self._loop)

@@ -118,10 +118,9 @@ class Job:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         with open(master, "rb", buffering=0) as terminal:
             while chunk := self._gather(terminal):
-                if text := decoder.decode(chunk):
-                    self._journal.log(text.encode())
+                self._journal.log(chunk, decoder.decode(chunk).encode())
         if text := decoder.decode(b"", final=True):
-            self._journal.log(text.encode())
+            self._journal.log(b"", text.encode())
 
     def _gather(self, terminal: FileIO) -> bytes:
         """Read what is there; many small writes become one message, or timestamps would outrun the clock."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +17,9 @@ _REPLY_BYTES = 2_000_000
 @dataclass(frozen=True)
 class _Entry:
     timestamp: int
-    message: bytes | None
-    state: dict[str, Any] | None
+    raw: bytes = b""
+    message: bytes = b""
+    state: dict[str, Any] | None = None
 
 
 class Journal:
@@ -30,16 +33,18 @@ class Journal:
         self._lock = threading.Lock()
         self._entries: list[_Entry] = []
         self._closed = False
+        self._watchers: list[Callable[[], None]] = []
 
     def ahead(self) -> float:
         """Tell by how many seconds the last timestamp is ahead of the clock."""
         with self._lock:
             return max(0.0, self._next_timestamp() / 1000 - time.time())
 
-    def log(self, message: bytes) -> None:
-        """Add a log message."""
+    def log(self, raw: bytes, message: bytes) -> None:
+        """Add output as it came, and the message made of it for the server, which may be empty."""
         with self._lock:
-            self._entries.append(_Entry(self._next_timestamp(), message, None))
+            self._entries.append(_Entry(self._next_timestamp(), raw, message))
+        self._tell()
 
     def state(self, state: str, *, final: bool = False, **details: str | int | None) -> None:
         """Add a job state; after a final one there is nothing more to come."""
@@ -48,8 +53,30 @@ class Journal:
                 return
             timestamp = self._next_timestamp()
             known = {key: value for key, value in details.items() if value is not None}
-            self._entries.append(_Entry(timestamp, None, {"state": state, "timestamp": timestamp, **known}))
+            self._entries.append(_Entry(timestamp, state={"state": state, "timestamp": timestamp, **known}))
             self._closed = final
+        self._tell()
+
+    @contextlib.contextmanager
+    def watched(self, watcher: Callable[[], None]) -> Iterator[None]:
+        """Call the watcher, from any thread, after each new entry; it must not block."""
+        with self._lock:
+            self._watchers.append(watcher)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._watchers.remove(watcher)
+
+    def output(self, position: int, not_before: int) -> tuple[int, list[bytes], bool]:
+        """Return the next position, the raw output from a position on, and whether that is all there will be.
+
+        What is older than `not_before` (milliseconds) is left out.
+        """
+        with self._lock:
+            news = self._entries[position:]
+            chunks = [entry.raw for entry in news if entry.raw and entry.timestamp >= not_before]
+            return position + len(news), chunks, self._closed
 
     def pull(self, after: int) -> dict[str, Any]:
         """Return the reply to the server's question for what is newer than a timestamp (PROTOCOL 5.2)."""
@@ -66,7 +93,7 @@ class Journal:
                 last = entry.timestamp
                 if entry.state is not None:
                     states.append(entry.state)
-                elif entry.message is not None:
+                elif entry.message:
                     size += len(entry.message)
                     encoded = base64.b64encode(entry.message).decode("ascii")
                     logs.append({"timestamp": entry.timestamp, "message": encoded})
@@ -79,6 +106,12 @@ class Journal:
             "no_connections_secs": 0,
             "has_more": has_more,
         }
+
+    def _tell(self) -> None:
+        with self._lock:
+            watchers = list(self._watchers)
+        for watcher in watchers:
+            watcher()
 
     def _next_timestamp(self) -> int:
         now = int(time.time() * 1000)

@@ -9,8 +9,9 @@ from pathlib import Path
 import paramiko
 
 from tests.rig.http_loop import HttpLoop
-from tests.rig.shim import Shim
-from tests.rig.ssh_host import SshHost, key_blob
+from tests.rig.shim import Container, Shim
+from tests.rig.ssh_host import SshHost
+from tests.rig.ssh_listener import SshListener, key_blob
 
 SHIM_PORT = 10998
 _GIB = 1024**3
@@ -37,20 +38,29 @@ class PretendHost:
         version: str,
         blocks: int,
         gpus: int,
+        container: Container,
+        only_from: str | None,
     ) -> None:
         self.address = address
         self.blocks = blocks
         self._gpus = gpus
         host_key = paramiko.ECDSAKey.generate()
-        self._ssh = SshHost(host_key, address=address, execute=self._execute)
-        self._ssh.authorized.add(key_blob(fleet_key))
-        self._shim = Shim(self._ssh, host_key, http, folder, version)
-        self._ssh.routes[SHIM_PORT] = http.serve(self._shim.app).port
+        routes: dict[int, int] = {}
+        self._ssh = SshHost(
+            host_key, address=address, only_from=only_from, execute=self._execute, routes=routes
+        )
+        self._ssh.server_keys.add(key_blob(fleet_key))
+        self._shim = Shim(self._ssh, host_key, http, folder, version, container)
+        routes[SHIM_PORT] = http.serve(self._shim.app).port
 
     @property
     def port(self) -> int:
         """Return the port of the SSH daemon."""
         return self._ssh.port
+
+    def listeners(self) -> list[SshListener]:
+        """List the SSH daemons of the host and of its containers."""
+        return [self._ssh, *self._shim.listeners()]
 
     def close(self) -> None:
         """Kill the jobs and cut the connections."""
@@ -61,7 +71,7 @@ class PretendHost:
         if command == "uname -m":
             return b"x86_64\n"
         if "authorized_keys" in command:
-            self._ssh.authorized.update(key_blob(line) for line in _PUBLIC_KEY.findall(command))
+            self._ssh.server_keys.update(key_blob(line) for line in _PUBLIC_KEY.findall(command))
             return b""
         if command.startswith("sudo cat ") and "host_info" in command:
             return json.dumps(self._info()).encode()

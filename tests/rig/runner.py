@@ -6,6 +6,7 @@ import subprocess
 import tarfile
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -13,13 +14,18 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 
 from tests.rig import processes
 from tests.rig.command import UnsafeCommandError, without_preamble
 from tests.rig.job import Job
+from tests.rig.job_variables import job_variables
 from tests.rig.journal import Journal
+from tests.rig.logs_ws import LogsWebsocket
 from tests.rig.workspace import Workspace
+
+_REPO_DIRECTORY = "/workflow"
+_FIRST_IN_IMAGE_DIRECTORY = (0, 19, 27)
 
 
 class Runner:
@@ -28,6 +34,7 @@ class Runner:
     def __init__(self, workspace: Workspace, version: str) -> None:
         self._workspace = workspace
         self._version = version
+        self._release = tuple(int(part) for part in version.split("."))
         self._journal = Journal()
         self._job = Job(self._journal, workspace.folder)
         self._submission: dict[str, Any] = {}
@@ -43,6 +50,7 @@ class Runner:
                 Route("/api/pull", self._pull),
                 Route("/api/stop", self._stop, methods=["POST"]),
                 Route("/api/metrics", self._metrics),
+                WebSocketRoute("/logs_ws", LogsWebsocket(self._journal).serve),
             ]
         )
 
@@ -75,7 +83,7 @@ class Runner:
 
     async def _run(self, request: Request) -> Response:
         spec = self._submission["job_spec"]
-        directory = self._workspace.resolve(spec.get("working_dir"))
+        directory = self._directory(spec)
         # A clone may take longer than the server waits for this reply.
         threading.Thread(target=self._start, daemon=True).start()
         user = (spec.get("user") or {}).get("username")
@@ -101,6 +109,13 @@ class Runner:
             }
         )
 
+    def _directory(self, spec: dict[str, Any]) -> Path:
+        """Return where the commands start; a relative path counts from the repo (PROTOCOL 2.4.5)."""
+        wanted = spec.get("working_dir")
+        if wanted is None and self._release >= _FIRST_IN_IMAGE_DIRECTORY:
+            return self._workspace.resolve(None)
+        return self._workspace.resolve(wanted, self._workspace.resolve(_REPO_DIRECTORY))
+
     def _start(self) -> None:
         try:
             self._prepare_and_start()
@@ -118,8 +133,8 @@ class Runner:
         spec = self._submission["job_spec"]
         run_spec = (self._submission.get("run") or {}).get("run_spec") or self._submission["run_spec"]
         configuration = run_spec.get("configuration") or {}
-        directory = self._workspace.resolve(spec.get("working_dir"))
-        repo_directory = self._workspace.resolve(spec.get("repo_dir") or "/workflow", directory)
+        directory = self._directory(spec)
+        repo_directory = self._workspace.resolve(spec.get("repo_dir") or _REPO_DIRECTORY, directory)
         repo = spec.get("repo_data") or run_spec.get("repo_data") or {}
         credentials = self._submission.get("repo_credentials") or {}
         self._workspace.place_code(repo, self._code, credentials.get("clone_url"), repo_directory)
@@ -127,10 +142,11 @@ class Runner:
             target = self._workspace.resolve(archive["path"], directory)
             self._workspace.place_archive(self._archives[archive["id"]], target)
         directory.mkdir(parents=True, exist_ok=True)
+        variables = job_variables(self._submission, self._workspace.home / ".mpi_hosts")
         default_image = not (configuration.get("image") or configuration.get("docker"))
         self._job.start(
             without_preamble(spec["commands"], default_image=default_image),
-            self._workspace.environment(spec.get("env") or {}),
+            self._workspace.environment({**variables, **(spec.get("env") or {})}),
             directory,
             spec.get("max_duration"),
         )

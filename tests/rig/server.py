@@ -1,11 +1,8 @@
-"""A real dstack server as a child process, with a fleet of pretended hosts."""
+"""A real dstack server with a fleet of pretended hosts."""
 
 from __future__ import annotations
 
-import os
 import secrets
-import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -13,46 +10,45 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import paramiko
 import requests
 
 from tests.rig import processes
-from tests.rig.fleet import Fleet, waiting_for
+from tests.rig.clients import ClientConnections
+from tests.rig.fleet import JUMP_USER, Fleet, waiting_for
+from tests.rig.server_process import DEFAULT_VERSION, RigError, ServerAddress, ServerProcess
+from tests.rig.shim import Container
+from tests.rig.ssh_listener import SshListener
+from tests.rig.sshproxy import SshProxy
 
-DEFAULT_VERSION = os.environ.get("DSTACK_TEST_SERVER_VERSION", "0.22.5")
-PYTHON_VARIABLE = "DSTACK_TEST_SERVER_PYTHON"
-_REPO = Path(__file__).resolve().parents[2]
-_LAUNCHER = Path(__file__).with_name("fast_start.py")
+__all__ = ["DEFAULT_VERSION", "RealServer", "RigError"]
+
 _FIRST_FLEETS_APPLY = (0, 19, 6)
-# Deadlines for a busy machine with two cores; in peace it takes a tenth.
-_BOOT_SECONDS = 180.0
+# A deadline for a busy machine with two cores; in peace it takes a tenth.
 _IDLE_SECONDS = 180.0
 _END_SECONDS = 30.0
 _POLL_SECONDS = 0.1
 _REQUEST_SECONDS = 30.0
-_TAIL_LINES = 40
-
-
-class RigError(Exception):
-    """The server or its fleet did not come up."""
-
-
-def server_python(version: str) -> Path:
-    """Return the Python of the environment that holds a server."""
-    override = os.environ.get(PYTHON_VARIABLE)
-    python = Path(override) if override else _REPO / ".venv" / f"server-{version}" / "bin" / "python"
-    if not python.exists():
-        raise RigError(
-            f"there is no dstack server {version} at {python}: run `make test`, or set {PYTHON_VARIABLE}"
-        )
-    return python
+_FIRST_PROJECT = "main"
 
 
 class RealServer:
     """Start a server and its fleet on entry; on exit end every process and delete every file.
 
-    `url`, `token`, `project` and `fleet` are what a client needs. `fast` shortens the pauses of the server's
-    background steps, `hosts` is the number of pretended machines, `blocks` how many jobs each can hold and
-    `gpus` how many GPUs each claims to have. Errors raise `RigError` with the end of the server's log.
+    `url`, `token`, `project` and `fleet` are what a client needs. Errors raise `RigError` with the end of the
+    server's log.
+
+    * `fast` shortens the pauses of the server's background steps.
+    * `hosts` is the number of pretended machines, `blocks` how many jobs each can hold, `gpus` how many GPUs
+      each claims to have. Nodes of one run get a host each: servers before 0.20 only with `blocks=1`.
+    * `jump_host` puts the hosts behind another one; `jump_user` and `jump_key_path` let a client in there.
+    * `sshproxy` (servers from 0.20.14 on) adds a pretend dstack-sshproxy.
+    * `images` lets the server take every image for a plain one: no entrypoint, user root, x86.
+    * `routes` says which port of this machine stands for a port in the containers, `path` names folders in
+      which jobs look for commands first. Both may be changed later, in `container`.
+    * `at` is a server that runs already: then only the fleet is made, in a `project` of its own.
+
+    `clients` counts, cuts and refuses the SSH connections of clients.
     """
 
     def __init__(
@@ -64,20 +60,31 @@ class RealServer:
         hosts: int = 1,
         blocks: int = 16,
         gpus: int = 0,
+        jump_host: bool = False,
+        sshproxy: bool = False,
+        images: bool = False,
+        routes: dict[int, int] | None = None,
+        path: list[Path] | None = None,
+        at: ServerAddress | None = None,
+        project: str = _FIRST_PROJECT,
     ) -> None:
-        self.version = version
-        self.token = secrets.token_hex(16)
-        self.project = "main"
+        self.version = at.version if at is not None else version
+        self.project = project
         self.fleet = "rig"
-        self.url = ""
         self.boot_seconds = 0.0
         self.idle_seconds = 0.0
+        self.container = Container(dict(routes or {}), list(path or []))
+        self.clients = ClientConnections(self._listeners)
         self._python = python
-        self._fast = fast
-        self._size = {"hosts": hosts, "blocks": blocks, "gpus": gpus}
+        self._launch = {"fast": fast, "images": images}
+        self._size: dict[str, Any] = {"hosts": hosts, "blocks": blocks, "gpus": gpus, "jump_host": jump_host}
+        self._with_sshproxy = sshproxy
+        self._at = at
+        self._address: ServerAddress | None = None
         self._folder: Path | None = None
-        self._process: subprocess.Popen[bytes] | None = None
         self._cleaner: subprocess.Popen[bytes] | None = None
+        self._process: ServerProcess | None = None
+        self._sshproxy: SshProxy | None = None
         self._hosts: Fleet | None = None
         self._session = requests.Session()
         self._session.trust_env = False
@@ -97,105 +104,60 @@ class RealServer:
         return tuple(int(part) for part in self.version.split("."))
 
     @property
+    def address(self) -> ServerAddress:
+        """Return where the server is, for `at`."""
+        return self._started
+
+    @property
+    def url(self) -> str:
+        """Return the address of the API."""
+        return self._started.url
+
+    @property
+    def token(self) -> str:
+        """Return the token of the administrator."""
+        return self._started.token
+
+    @property
     def log_path(self) -> Path:
         """Return the log of the server; it exists until the exit."""
+        return Path(self._started.log_path)
+
+    def log_tail(self) -> str:
+        """Return the last lines of the log, for the message of a failed test."""
+        return self._address.log_tail() if self._address is not None else ""
+
+    @property
+    def jump_user(self) -> str:
+        """Return the name with which a client logs in to the jump host."""
+        return JUMP_USER
+
+    @property
+    def jump_key_path(self) -> Path:
+        """Return the private key with which a client logs in to the jump host."""
         if self._folder is None:
             raise RigError("the server is not started")
-        return self._folder / "server.log"
-
-    def log_tail(self, lines: int = _TAIL_LINES) -> str:
-        """Return the last lines of the log, for the message of a failed test."""
-        try:
-            return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
-        except OSError:
-            return ""
+        return self._folder / "jump_key"
 
     def start(self) -> None:
         """Start the server, make the fleet and wait until every host is idle."""
-        python = self._python or server_python(self.version)
-        if shutil.which("ssh") is None:
-            raise RigError("the dstack server needs the OpenSSH client (`ssh`) on the PATH")
         # Short, because the server keeps UNIX sockets below it.
         self._folder = Path(tempfile.mkdtemp(prefix="rig-"))
         self._cleaner = processes.start_cleaner(self._folder)
         try:
             began = time.monotonic()
-            self._launch(python, self._folder)
-            self._wait_until_up()
+            self._address = self._at or self._launch_server(self._folder)
             self.boot_seconds = time.monotonic() - began
+            if self.project != _FIRST_PROJECT:
+                self._post("projects/create", {"project_name": self.project}, of_project=False)
             self._make_fleet(self._folder)
             self.idle_seconds = time.monotonic() - began - self.boot_seconds
         except BaseException:
             self.stop()
             raise
 
-    def stop(self) -> None:
-        """End the server, the jobs and the hosts, and delete the files."""
-        self._session.close()
-        try:
-            if self._process is not None:
-                processes.end(self._process, _END_SECONDS)
-            if self._hosts is not None:
-                self._hosts.close()
-        finally:
-            if self._cleaner is not None:
-                # The server's SSH connections leave its process group on purpose; the cleaner finds them.
-                self._cleaner.communicate(timeout=_END_SECONDS)
-            self._process = self._hosts = self._cleaner = self._folder = None
-
-    def _launch(self, python: Path, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        for name in ("home", "t"):
-            (folder / name).mkdir()
-        env = {
-            "PATH": f"{python.parent}:{os.environ.get('PATH', os.defpath)}",
-            "LANG": "C.UTF-8",
-            "COLUMNS": "200",
-            "HOME": str(folder / "home"),
-            "TMPDIR": str(folder / "t"),
-            "DSTACK_SERVER_DIR": str(folder / "server"),
-            "DSTACK_SERVER_ADMIN_TOKEN": self.token,
-            # Read at import, which the launcher does before the command line sets them.
-            "DSTACK_SERVER_HOST": "127.0.0.1",
-            "DSTACK_SERVER_PORT": str(port),
-            "AWS_EC2_METADATA_DISABLED": "true",
-            # Nothing may leave this machine: price lists and registries meet a closed port.
-            "https_proxy": "http://127.0.0.1:9",
-            "no_proxy": "127.0.0.1,localhost",
-        }
-        command = [str(python), "-P", str(_LAUNCHER)] if self._fast else [str(python.parent / "dstack")]
-        arguments = ["server", "--host", "127.0.0.1", "--port", str(port), "-y"]
-        with self.log_path.open("wb") as log:
-            self._process = subprocess.Popen(
-                [*command, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=env,
-                cwd=folder,
-                start_new_session=True,
-            )
-
-    def _wait_until_up(self) -> None:
-        deadline = time.monotonic() + _BOOT_SECONDS
-        while True:
-            self._check_alive()
-            try:
-                if self._session.get(f"{self.url}/healthcheck", timeout=_REQUEST_SECONDS).ok:
-                    return
-            except requests.ConnectionError:
-                pass
-            self._pause(deadline, "the server does not answer")
-
-    def _make_fleet(self, folder: Path) -> None:
-        self._hosts = Fleet(self.fleet, **self._size, folder=folder / "jobs", version=self.version)
-        spec = self._hosts.spec()
-        if self.release >= _FIRST_FLEETS_APPLY:
-            self._post("fleets/apply", {"plan": {"spec": spec}, "force": False})
-        else:
-            self._post("fleets/create", {"spec": spec})
+    def wait_until_idle(self) -> None:
+        """Wait until no host holds a job; a run of several nodes finds no capacity on a host that does."""
         deadline = time.monotonic() + _IDLE_SECONDS
         while True:
             self._check_alive()
@@ -205,11 +167,78 @@ class RealServer:
                 raise RigError(f"{error}\n{self.log_tail()}") from error
             if not missing:
                 return
-            self._pause(deadline, ", ".join(missing))
+            if time.monotonic() > deadline:
+                raise RigError(f"{', '.join(missing)}\n{self.log_tail()}")
+            time.sleep(_POLL_SECONDS)
 
-    def _post(self, path: str, body: dict[str, Any]) -> Any:
+    def stop(self) -> None:
+        """End the server, the jobs and the hosts, and delete the files."""
+        self._session.close()
+        try:
+            if self._process is not None:
+                self._process.stop()
+            if self._sshproxy is not None:
+                self._sshproxy.close()
+            if self._hosts is not None:
+                self._hosts.close()
+        finally:
+            if self._cleaner is not None:
+                # The server's SSH connections leave its process group on purpose; the cleaner finds them.
+                self._cleaner.communicate(timeout=_END_SECONDS)
+            self._process = self._sshproxy = self._hosts = self._cleaner = self._folder = None
+
+    @property
+    def _started(self) -> ServerAddress:
+        if self._address is None:
+            raise RigError("the server is not started")
+        return self._address
+
+    def _launch_server(self, folder: Path) -> ServerAddress:
+        variables = {}
+        if self._with_sshproxy:
+            token = secrets.token_hex(16)
+            self._sshproxy = SshProxy(paramiko.ECDSAKey.generate(), token, lambda: self.url)
+            variables = {
+                "DSTACK_SSHPROXY_API_TOKEN": token,
+                "DSTACK_SERVER_SSHPROXY_ADDRESS": f"127.0.0.1:{self._sshproxy.port}",
+            }
+        self._process = ServerProcess(self.version, folder, self._python, **self._launch, variables=variables)
+        self._process.start()
+        return self._process.address
+
+    def _listeners(self) -> list[SshListener]:
+        found = self._hosts.listeners() if self._hosts is not None else []
+        return [*found, self._sshproxy] if self._sshproxy is not None else found
+
+    def _make_fleet(self, folder: Path) -> None:
+        self._hosts = Fleet(
+            self.fleet,
+            network=self._network(),
+            **self._size,
+            folder=folder / "jobs",
+            version=self.version,
+            container=self.container,
+        )
+        if self._hosts.jump_key is not None:
+            self.jump_key_path.touch(mode=0o600)
+            self.jump_key_path.write_text(self._hosts.jump_key.private)
+        spec = self._hosts.spec()
+        if self.release >= _FIRST_FLEETS_APPLY:
+            self._post("fleets/apply", {"plan": {"spec": spec}, "force": False})
+        else:
+            self._post("fleets/create", {"spec": spec})
+        self.wait_until_idle()
+
+    def _network(self) -> str:
+        """Return addresses that no other fleet of the same server has."""
+        if self._at is None:
+            return "127.0.0"
+        return f"127.{secrets.randbelow(200) + 16}.{secrets.randbelow(254) + 1}"
+
+    def _post(self, path: str, body: dict[str, Any], *, of_project: bool = True) -> Any:
+        prefix = f"project/{self.project}/" if of_project else ""
         reply = self._session.post(
-            f"{self.url}/api/project/{self.project}/{path}",
+            f"{self.url}/api/{prefix}{path}",
             json=body,
             headers={"Authorization": f"Bearer {self.token}"},
             timeout=_REQUEST_SECONDS,
@@ -219,10 +248,5 @@ class RealServer:
         return reply.json()
 
     def _check_alive(self) -> None:
-        if self._process is not None and self._process.poll() is not None:
-            raise RigError(f"the server exited with {self._process.returncode}\n{self.log_tail()}")
-
-    def _pause(self, deadline: float, complaint: str) -> None:
-        if time.monotonic() > deadline:
-            raise RigError(f"{complaint}\n{self.log_tail()}")
-        time.sleep(_POLL_SECONDS)
+        if self._process is not None:
+            self._process.check_alive()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import ChainMap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from starlette.routing import Route
 
 from tests.rig.http_loop import HttpLoop, Listener
 from tests.rig.runner import Runner
-from tests.rig.ssh_host import SshHost, key_blob
+from tests.rig.ssh_host import SshHost
+from tests.rig.ssh_listener import SshListener, key_blob
 from tests.rig.workspace import Workspace
 
 RUNNER_PORT = 10999
@@ -25,6 +27,17 @@ CONTAINER_SSH_PORT = 10022
 # The server removes listed tasks that its picture of the host does not hold, and that picture may be older than
 # the task: a new run would lose its container and fail as unreachable two minutes later.
 _UNLISTED_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Container:
+    """What every container has: ports that stand for others, folders before those of its PATH.
+
+    Both may be changed at any time; they count for connections and jobs from then on.
+    """
+
+    routes: dict[int, int] = field(default_factory=dict)
+    path: list[Path] = field(default_factory=list)
 
 
 @dataclass
@@ -53,9 +66,16 @@ class Shim:
     """Pretend one container per task: a runner, and an SSH daemon that reaches the ports of the job."""
 
     def __init__(
-        self, host: SshHost, host_key: paramiko.PKey, http: HttpLoop, folder: Path, version: str
+        self,
+        host: SshHost,
+        host_key: paramiko.PKey,
+        http: HttpLoop,
+        folder: Path,
+        version: str,
+        container: Container,
     ) -> None:
         self._host = host
+        self._container = container
         self._host_key = host_key
         self._http = http
         self._folder = folder
@@ -79,6 +99,11 @@ class Shim:
     def healthcheck(self) -> dict[str, str]:
         """Return what this agent says about itself."""
         return {"service": "dstack-shim", "version": self._version}
+
+    def listeners(self) -> list[SshListener]:
+        """List the SSH daemons of the containers."""
+        with self._lock:
+            return [task.ssh for task in self._tasks.values()]
 
     def close(self) -> None:
         """Kill and forget every task."""
@@ -115,13 +140,18 @@ class Shim:
         with self._lock:
             if wanted["id"] in self._tasks:
                 return Response("the task exists", status_code=409)
-            workspace = Workspace(self._folder / wanted["id"])
+            workspace = Workspace(self._folder / wanted["id"], self._container.path)
             runner = Runner(workspace, self._version)
             listener = self._http.serve(runner.app)
             # Inside the container the runner listens on its well-known port.
-            ssh = SshHost(self._host_key, routes={RUNNER_PORT: listener.port})
-            ssh.authorized.update(key_blob(line) for line in wanted.get("container_ssh_keys") or [])
-            self._host.authorized.update(key_blob(line) for line in wanted.get("host_ssh_keys") or [])
+            ssh = SshHost(
+                self._host_key, routes=ChainMap({RUNNER_PORT: listener.port}, self._container.routes)
+            )
+            # The keys of users are those that may enter the host, too; the others are the server's.
+            users = {key_blob(line) for line in wanted.get("host_ssh_keys") or []}
+            ssh.client_keys |= users
+            ssh.server_keys.update(key_blob(line) for line in wanted.get("container_ssh_keys") or [])
+            self._host.client_keys |= users
             self._tasks[wanted["id"]] = _Task(runner, listener, ssh, workspace)
         return Response()
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,10 +19,12 @@ class Workspace:
     """Map the container's paths into a private folder, so that a job leaves nothing on this machine.
 
     `/x` becomes `<folder>/root/x`, `~` is `<folder>/home`; what is relative starts in the working directory.
+    Commands are looked for in the folders of `path` first.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, path: Sequence[Path] = ()) -> None:
         self.folder = folder
+        self._path = path
         self.home = folder / "home"
         self.root = folder / "root"
         for place in (self.home, self.root):
@@ -45,7 +47,8 @@ class Workspace:
 
     def environment(self, sent: Mapping[str, str]) -> dict[str, str]:
         """Return the environment of the job: nothing of this process, and what the server sent."""
-        base = {"PATH": _PATH, "HOME": str(self.home), "LANG": "C.UTF-8", "TERM": "xterm"}
+        path = ":".join([*map(str, self._path), _PATH])
+        base = {"PATH": path, "HOME": str(self.home), "LANG": "C.UTF-8", "TERM": "xterm"}
         return {**base, **sent}
 
     def place_code(

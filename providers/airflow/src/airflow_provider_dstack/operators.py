@@ -248,6 +248,8 @@ class DstackRunOperator(BaseOperator):
             max_duration=_spec.read_duration(self.max_duration),
             max_price=_spec.read_price(self.max_price),
             working_dir=self.working_dir,
+            # A worker never attaches: whether a local port of its machine is free does not matter.
+            verify_ports=False,
             backends=_spec.read_backends(self.backends),
             marker=options.marker,
             retry_budget=self.retry_budget,

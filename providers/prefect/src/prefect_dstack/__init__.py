@@ -9,7 +9,16 @@ from prefect_dstack.flows import arun_and_report, run_and_report
 from prefect_dstack.hooks import stop_dstack_runs, stop_runs_on_cancellation, stop_runs_on_crash
 from prefect_dstack.job_block import DstackRun, DstackRunHandle
 from prefect_dstack.reaper import areap_runs, reap_runs
-from prefect_dstack.runs import aget_run, astop_run, await_for_run, get_run, stop_run, wait_for_run
+from prefect_dstack.runs import (
+    aget_run,
+    astop_run,
+    await_for_run,
+    await_for_service,
+    get_run,
+    stop_run,
+    wait_for_run,
+    wait_for_service,
+)
 from prefect_dstack.tasks import arun_task, asubmit_run, run_task, submit_run
 
 if TYPE_CHECKING:
@@ -30,6 +39,7 @@ __all__ = [
     "astop_run",
     "asubmit_run",
     "await_for_run",
+    "await_for_service",
     "get_run",
     "reap_runs",
     "run_and_report",
@@ -40,6 +50,7 @@ __all__ = [
     "stop_runs_on_crash",
     "submit_run",
     "wait_for_run",
+    "wait_for_service",
 ]
 
 

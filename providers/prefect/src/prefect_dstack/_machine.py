@@ -30,9 +30,9 @@ SpotPolicyName = Literal["spot", "on-demand", "auto"]
 class DstackVariables(BaseVariables):
     """Hold what a work pool, deployment or flow run may set about its machine."""
 
-    credentials: DstackCredentials | None = Field(
+    credentials: DstackCredentials | str | None = Field(
         default=None,
-        description="Where the dstack server is; without a block the worker's environment is used.",
+        description="A dstack credentials block, or the name of one; else the worker's environment is used.",
     )
     image: str | None = Field(default=None, description=_IMAGE)
     resources: dict[str, Any] | None = Field(
@@ -59,7 +59,7 @@ class DstackVariables(BaseVariables):
 class DstackJobConfiguration(BaseJobConfiguration):
     """Hold the same for one flow run, with the environment and the command that Prefect adds."""
 
-    credentials: DstackCredentials | None = None
+    credentials: DstackCredentials | str | None = None
     image: str | None = None
     resources: dict[str, Any] | None = None
     spot_policy: SpotPolicyName | None = None

@@ -49,18 +49,17 @@ def prepare(
     check_pace(poll_interval, retry_budget)
     _check("on_crash", on_crash, on_crash in ("stop", "keep"), '"stop" or "keep"')
     loaded = load_configuration(configuration)
-    extra = loaded.model_dump(mode="json")
-    if options.get("max_duration") is None and extra.get("max_duration") is None:
+    if options.get("max_duration") is None and loaded.max_duration is None:
         options = {**options, "max_duration": DEFAULT_MAX_DURATION}
-    described = {"configuration": extra, **_plain(options)}
+    described = {"configuration": loaded.model_dump(mode="json"), **_plain(options)}
     owner = owner or task_owner()
     logger = logger or get_run_logger()
-    identity = identify(owner, described, on_crash=on_crash, run_name=run_name, prefix=extra.get("name"))
+    identity = identify(owner, described, on_crash=on_crash, run_name=run_name, prefix=loaded.name)
     return Job(
         spec={"configuration": loaded, **options},
         target=Target.of(identity),
         relay=Relay(logger, stream_logs=stream_logs),
-        report=Report(extra.get("name") or run_name, logger, artifacts=artifacts and owner.is_tracked),
+        report=Report(loaded.name or run_name, logger, artifacts=artifacts and owner.is_tracked),
         probe=CancelProbe(owner.flow_run_id, current_task_runner()),
         logger=logger,
         poll_interval=poll_interval,

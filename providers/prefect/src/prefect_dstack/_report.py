@@ -51,9 +51,8 @@ class Report:
         if not self._artifacts:
             return
         self._try(lambda: self._link(f"{self._key}-page", run.url, f"Run {run.name} on dstack"))
-        # Only newer cores know the address of a service.
-        service_url = getattr(run, "service_url", None)
-        if service_url:
+        service_url = run.service_url
+        if service_url is not None:
             self._try(lambda: self._link(f"{self._key}-service", service_url, f"Service {run.name}"))
         if run.outcome() is None:
             self._progress = self._try(lambda: self._new_progress(run))

@@ -25,8 +25,7 @@ def _told(run: Run | AsyncRun, status: str) -> dict[str, Any]:
         "run_id": run.id,
         "status": status,
         "url": run.url,
-        # Only newer cores know the address of a service.
-        "service_url": getattr(run, "service_url", None),
+        "service_url": run.service_url,
         "marker": run.marker,
         "outcome": None if outcome is None else outcome.to_dict(),
     }

@@ -74,6 +74,66 @@ async def await_for_run(
 
 
 @task(cache_policy=NO_CACHE, retries=0)
+def wait_for_service(
+    run: RunLike,
+    credentials: CredentialsLike = None,
+    *,
+    poll_interval: float = 2.0,
+    retry_budget: float = 600.0,
+) -> str:
+    """Wait until a service answers requests and return its address.
+
+    ``run``: what ``submit_run`` returned, or a run's name. ``poll_interval`` and ``retry_budget`` in
+    seconds. How long it may take is the task's ``timeout_seconds``. A service that this flow run submitted
+    is stopped when its flow run is cancelled meanwhile. Raises the ``RunError`` of a run that ends before,
+    ``ConfigurationError`` for a run that is no service, ``RunNotFoundError`` and the server errors.
+    """
+    job = _job(run, poll_interval, retry_budget, stream_logs=False, artifacts=False)
+
+    def body(client: Client) -> str:
+        from dstack_core import WaitTimeoutError
+
+        found = _checked(run, _follow.find(job, client), job)
+        while True:
+            try:
+                return str(found.wait_until_ready(timeout=0))
+            except WaitTimeoutError:
+                job.sleep(poll_interval)
+
+    try:
+        return _follow.execute(job, load(credentials), body)
+    except StopRequested as request:
+        return cast("str", job.cancelled(request))
+
+
+@task(cache_policy=NO_CACHE, retries=0)
+async def await_for_service(
+    run: RunLike,
+    credentials: CredentialsLike = None,
+    *,
+    poll_interval: float = 2.0,
+    retry_budget: float = 600.0,
+) -> str:
+    """Wait until a service answers requests: the async twin of ``wait_for_service``."""
+    job = _job(run, poll_interval, retry_budget, stream_logs=False, artifacts=False)
+
+    async def body(client: AsyncClient) -> str:
+        from dstack_core import WaitTimeoutError
+
+        found = _checked(run, await _follow.afind(job, client), job)
+        while True:
+            try:
+                return str(await found.wait_until_ready(timeout=0))
+            except WaitTimeoutError:
+                await job.asleep(poll_interval)
+
+    try:
+        return await _follow.aexecute(job, await aload(credentials), body)
+    except StopRequested as request:
+        return cast("str", job.cancelled(request))
+
+
+@task(cache_policy=NO_CACHE, retries=0)
 def get_run(run: RunLike, credentials: CredentialsLike = None) -> dict[str, Any] | None:
     """Return a run as it is now, as ``submit_run`` does; None when there is no such run.
 

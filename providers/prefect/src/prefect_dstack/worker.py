@@ -13,7 +13,7 @@ from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFoun
 from prefect.states import Cancelled, Crashed
 from prefect.workers.base import BaseWorker, BaseWorkerResult
 
-from prefect_dstack._connect import STOP_BUDGET, open_async_client
+from prefect_dstack._connect import STOP_BUDGET, aload, open_async_client
 from prefect_dstack._machine import DstackJobConfiguration, DstackVariables
 from prefect_dstack._machine_runs import find, identifier, submit_once
 from prefect_dstack._relay import Relay
@@ -72,7 +72,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         """
         self._watched.add(flow_run.id)
         try:
-            async with open_async_client(configuration.credentials) as client:
+            async with open_async_client(await aload(configuration.credentials)) as client:
                 run = await submit_once(client, flow_run.id, configuration)
                 name = identifier(client.project, run.name)
                 if task_status is not None:
@@ -90,7 +90,9 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         in another project, and the server errors.
         """
         project, _, run_name = infrastructure_pid.rpartition(":")
-        async with open_async_client(configuration.credentials, retry_budget=STOP_BUDGET) as client:
+        async with open_async_client(
+            await aload(configuration.credentials), retry_budget=STOP_BUDGET
+        ) as client:
             if project != client.project:
                 raise InfrastructureNotAvailable(
                     f"the run {run_name} is in project {project!r}, this worker's is {client.project!r}"
@@ -212,7 +214,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
                 worker_name=self.name,
                 worker_id=self.backend_id,
             )
-            async with open_async_client(configuration.credentials) as client:
+            async with open_async_client(await aload(configuration.credentials)) as client:
                 run = await find(client, flow_run.id)
                 state = flow_run.state
                 if run is None and state is not None and state.is_pending():

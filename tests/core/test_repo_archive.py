@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from dstack_core import ConfigurationError
-from dstack_core._code import check_directory, pack
+from dstack_core._repo.archive import pack_directory as pack
+from dstack_core._repo.repository import check_directory
 
 
 def write(root: Path, **files: str) -> None:
@@ -45,7 +46,7 @@ def test_links_stay_links_and_owners_stay_here(tmp_path: Path) -> None:
 def test_the_same_directory_gives_the_same_archive(tmp_path: Path) -> None:
     write(tmp_path, a="1", sub__b="2")
     first, second = pack(tmp_path), pack(tmp_path)
-    assert (first.sha256, first.repo_id) == (second.sha256, second.repo_id)
+    assert first.sha256 == second.sha256
     write(tmp_path, a="other")
     assert pack(tmp_path).sha256 != first.sha256
     assert "other" not in repr(pack(tmp_path))
@@ -60,7 +61,7 @@ def test_a_file_is_no_directory(tmp_path: Path) -> None:
 def test_a_directory_past_every_limit_is_not_read_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dstack_core._code._PACK_LIMIT", 100_000)
+    monkeypatch.setattr("dstack_core._repo.archive.PACK_LIMIT", 100_000)
     for number in range(20):
         (tmp_path / f"f{number:02}").write_bytes(b"x" * 50_000)
     with pytest.raises(ConfigurationError, match=r"too big to upload: 0\.\d MB .*f00 \(0\.1 MB\)"):

@@ -1,0 +1,83 @@
+"""Bring code and files to the server before a run is submitted (PROTOCOL 1.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from dstack_core._flow.steps import Op, call
+from dstack_core._wire.api import Api
+from dstack_core._wire.code import Code, Upload
+from dstack_core._wire.plain import Call
+from dstack_core.errors import RequestRejectedError
+
+T = TypeVar("T")
+_UNKNOWN_REPO = "repo_does_not_exist"
+
+
+@dataclass(slots=True)
+class Delivered:
+    """Remember what the server has, so that it is sent once: repos by id, uploads by repo id and hash."""
+
+    repos: set[str] = field(default_factory=set)
+    uploads: set[tuple[str, str]] = field(default_factory=set)
+
+    def forget(self) -> None:
+        """Believe nothing any more: the server does not have what it had."""
+        self.repos.clear()
+        self.uploads.clear()
+
+
+def init_repo(api: Api, code: Code, delivered: Delivered) -> Op[None]:
+    """Make the repo and its credentials known to the server."""
+    release = None if code.clone is None else (yield from call(api.get_release()))
+    yield from call(api.init_repo(code, release))
+    delivered.repos.add(code.repo_id)
+
+
+def deliver_code(api: Api, code: Code, delivered: Delivered, *, init: bool) -> Op[None]:
+    """Make the repo known, unless ``init`` is off, and upload its archive or diff; each once.
+
+    Raises ``ConfigurationError`` when the upload is too big for the server.
+    """
+    if init and code.repo_id not in delivered.repos:
+        yield from init_repo(api, code, delivered)
+    upload = code.upload
+    if upload is not None and (code.repo_id, upload.sha256) not in delivered.uploads:
+        yield from _uploaded(api.upload_code(code.repo_id, upload), upload)
+        delivered.uploads.add((code.repo_id, upload.sha256))
+
+
+def deliver_files(api: Api, files: Iterable[tuple[str, Upload]]) -> Op[list[tuple[str, str]]]:
+    """Return the archive id and the container path of each file; upload those the server does not have.
+
+    Raises ``ConfigurationError`` for an archive that is too big for the server.
+    """
+    archives: list[tuple[str, str]] = []
+    for path, upload in files:
+        found = yield from call(api.find_archive(upload.sha256))
+        archive = found or (yield from _uploaded(api.upload_archive(upload), upload))
+        archives.append((archive, path))
+    return archives
+
+
+def explained(error: RequestRejectedError, *, init: bool) -> RequestRejectedError:
+    """Say how to make the repo known when it is not; other refusals stay as they are."""
+    if error.code != _UNKNOWN_REPO:
+        return error
+    way_out = (
+        "It was deleted there; submit again"
+        if init
+        else "Call client.repos.init() once, or leave init=True in from_config()"
+    )
+    return RequestRejectedError(f"{error.message}. {way_out}", code=error.code, status=error.status)
+
+
+def _uploaded(step: Call[T], upload: Upload) -> Op[T]:
+    try:
+        return (yield from call(step))
+    except RequestRejectedError as error:
+        if error.code == _UNKNOWN_REPO:
+            raise
+        raise upload.too_big(error.message) from None

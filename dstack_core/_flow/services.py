@@ -1,0 +1,40 @@
+"""Wait until a service answers."""
+
+from __future__ import annotations
+
+from dstack_core._flow.steps import Op, Sleep, call
+from dstack_core._wire.api import Api
+from dstack_core._wire.runs import outcome_of
+from dstack_core.errors import ConfigurationError, RunFailedError, RunNotFoundError, TransientServerError
+
+
+def wait_until_ready(api: Api, run_name: str, run_id: str, poll_interval: float) -> Op[str]:
+    """Return the service's address once the service itself answers there.
+
+    Raises the ``RunError`` of a run that ends before, ``ConfigurationError`` for a run that is no
+    service, ``RunNotFoundError`` and the other server errors.
+    """
+    while True:
+        run = yield from call(api.get_run(run_name, run_id))
+        if run is None:
+            raise RunNotFoundError(f"the run {run_name} is no longer in project {api.project}")
+        if run.service is None:
+            raise ConfigurationError(f"run {run_name} is no service: it has no address that could answer")
+        url = api.absolute(run.service.url)
+        if not run.is_active:
+            page = api.run_url(run.id)
+            outcome = outcome_of(run, page).raise_for_status()
+            raise RunFailedError(f"Run {run_name} {outcome.message} before it answered. See {page}", outcome)
+        if run.runs_somewhere and (yield from _answers(api, url)):
+            return url
+        yield Sleep(poll_interval)
+
+
+def _answers(api: Api, url: str) -> Op[bool]:
+    try:
+        told = yield from call(api.ask_service(url, "HEAD"))
+        if told is None:
+            told = yield from call(api.ask_service(url, "GET"))
+    except TransientServerError:
+        return False
+    return bool(told)

@@ -1,0 +1,31 @@
+"""Pack the ``files`` of a configuration, each as an archive of its own (PROTOCOL 1.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from dstack_core._repo.archive import pack_entry
+from dstack_core._wire.code import Upload
+from dstack_core.errors import ConfigurationError
+from dstack_core.models.files import FileMapping
+
+
+def pack_files(mappings: Iterable[FileMapping]) -> list[tuple[str, Upload]]:
+    """Return each entry's path in the container with its archive.
+
+    Local paths are relative to the current directory. Raises ``ConfigurationError`` for a path that is
+    not there or cannot be read.
+    """
+    return [(mapping.path, _archive(mapping)) for mapping in mappings]
+
+
+def _archive(mapping: FileMapping) -> Upload:
+    what = f"files: {mapping.local_path!r}"
+    path = Path(mapping.local_path).expanduser().resolve()
+    if not path.exists() or not path.name:
+        raise ConfigurationError(f"{what}: there is no such file or directory ({path})")
+    try:
+        return pack_entry(what, path)
+    except OSError as error:
+        raise ConfigurationError(f"{what}: {error.filename or path}: {error.strerror}") from None

@@ -1,0 +1,201 @@
+"""The keys a run is submitted with and logged in to (PROTOCOL 2.4.3, 4.2)."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dstack_core._ssh.key_files import keep_or_create
+from dstack_core.errors import AttachError, ConfigurationError
+
+if TYPE_CHECKING:
+    import paramiko
+
+_log = logging.getLogger("dstack_core")
+_COMMENT = "dstack-core"
+
+
+@dataclass(frozen=True, slots=True)
+class LoginKey:
+    """Hold a private key, never in a repr, and ``source``: where it is from, for messages."""
+
+    source: str
+    private: paramiko.PKey = field(repr=False)
+
+    @property
+    def public_line(self) -> str:
+        """Return the public half as ``authorized_keys`` has it."""
+        return f"{self.private.get_name()} {self.private.get_base64()} {_COMMENT}"
+
+    def is_for(self, public_key: str) -> bool:
+        """Tell whether ``public_key``, a line of type and base64, is this key's public half."""
+        return self.public_line.split()[:2] == public_key.split()[:2]
+
+    def __str__(self) -> str:
+        return f"{self.source} ({describe(self.public_line)})"
+
+
+class LoginKeys:
+    """Choose the keys of one client: the caller's file, the server's, or a generated one."""
+
+    def __init__(self, identity_file: str | os.PathLike[str] | None = None) -> None:
+        self._given = None if identity_file is None else read_identity_file(identity_file)
+
+    @property
+    def given_public_key(self) -> str | None:
+        """Return the public half of the caller's file, None when there was none."""
+        return None if self._given is None else self._given.public_line
+
+    def own_public_key(self) -> str:
+        """Return the public half of ``~/.dstack/ssh/id_rsa``, which is made where it is missing.
+
+        Where it cannot be kept, a key nobody has the private half of: the run is fine without, only
+        attaching is not possible, and one warning says so.
+        """
+        try:
+            return _default_key(create=True).public_line
+        except (OSError, ValueError, RuntimeError) as error:
+            _log.warning(
+                "no SSH key can be kept in %s (%s): the run goes without one and run.attach() will not be "
+                "possible; pass ssh_identity_file= to Client.from_config",
+                _default_path_text(),
+                error,
+            )
+            return LoginKey("a key that was thrown away", _generate()).public_line
+
+    def for_run(
+        self,
+        public_key: str,
+        server_key: str | None,
+        identity: LoginKey | None,
+        *,
+        any_will_do: bool,
+    ) -> LoginKey:
+        """Return the key whose public half the run was submitted with.
+
+        ``identity`` is the caller's for this one time; with ``any_will_do`` it is taken as it is.
+        ``server_key`` in PEM. Raises ``AttachError`` that names all that were tried.
+        """
+        if identity is not None and any_will_do:
+            return identity
+        candidates = [identity] if identity is not None else self._candidates(server_key)
+        chosen = next((key for key in candidates if key.is_for(public_key)), None)
+        if chosen is None:
+            tried = "; ".join(str(key) for key in candidates) or "none was found"
+            raise AttachError(
+                f"attach: the run was submitted with the SSH key {describe(public_key)}, and its private "
+                f"half is not here. Tried: {tried}. Pass its file as run.attach(ssh_identity_file=...)"
+            )
+        return chosen
+
+    def _candidates(self, server_key: str | None) -> list[LoginKey]:
+        candidates = [] if self._given is None else [self._given]
+        if server_key is not None:
+            try:
+                candidates.append(
+                    LoginKey("the user's key on the server", load_private_key(server_key.encode()))
+                )
+            except ValueError as error:
+                _log.warning("the user's private key from the server cannot be read: %s", error)
+        try:
+            candidates.append(_default_key(create=False))
+        except (OSError, ValueError, RuntimeError) as error:
+            _log.debug("no key in %s: %s", _default_path_text(), error)
+        return candidates
+
+
+def read_identity_file(path: str | os.PathLike[str]) -> LoginKey:
+    """Return the key of a caller's file; ``ConfigurationError`` when it is missing or of no use."""
+    place = Path(path).expanduser()
+    try:
+        return LoginKey(str(place), load_private_key(place.read_bytes()))
+    except OSError as error:
+        raise ConfigurationError(
+            f"ssh_identity_file: {place}: {error.strerror}; give the path of a private SSH key"
+        ) from None
+    except ValueError as error:
+        raise ConfigurationError(f"ssh_identity_file: {place}: {error}") from None
+
+
+def load_private_key(data: bytes) -> paramiko.PKey:
+    """Return the key in ``data``: OpenSSH, PEM or PKCS#8; RSA, ECDSA or Ed25519.
+
+    Raises ``ValueError`` with a text that holds nothing of the key.
+    """
+    import paramiko
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+    read = (
+        serialization.load_ssh_private_key
+        if b"BEGIN OPENSSH PRIVATE KEY" in data
+        else serialization.load_pem_private_key
+    )
+    try:
+        key = read(data, password=None)
+    except TypeError:
+        raise ValueError(
+            "this key is encrypted; give a key without a passphrase (ssh-keygen -p removes it)"
+        ) from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError("this is no private SSH key in OpenSSH, PEM or PKCS#8 form") from None
+    # The one form that paramiko reads for every type of key.
+    kinds: list[tuple[type, type[paramiko.PKey]]] = [
+        (rsa.RSAPrivateKey, paramiko.RSAKey),
+        (ec.EllipticCurvePrivateKey, paramiko.ECDSAKey),
+        (ed25519.Ed25519PrivateKey, paramiko.Ed25519Key),
+    ]
+    kind = next((ours for theirs, ours in kinds if isinstance(key, theirs)), None)
+    if kind is None:
+        raise ValueError("this type of key is not supported; use RSA, ECDSA or Ed25519")
+    text = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    return kind.from_private_key(io.StringIO(text.decode()))
+
+
+def describe(public_key: str) -> str:
+    """Return type, fingerprint and comment of a public key line, as ``ssh-keygen -l`` names a key."""
+    import base64
+    import binascii
+    import hashlib
+
+    kind, _, rest = public_key.strip().partition(" ")
+    blob, _, comment = rest.partition(" ")
+    try:
+        digest = hashlib.sha256(base64.b64decode(blob, validate=True)).digest()
+    except binascii.Error:
+        return public_key.strip() or "(none)"
+    fingerprint = base64.b64encode(digest).decode().rstrip("=")
+    return f"{kind} SHA256:{fingerprint}" + (f" {comment}" if comment else "")
+
+
+def _default_key(*, create: bool) -> LoginKey:
+    path = _default_path()
+    data = keep_or_create(path, _new_pem) if create else path.read_bytes()
+    return LoginKey(str(path), load_private_key(data))
+
+
+def _default_path() -> Path:
+    return Path.home() / ".dstack" / "ssh" / "id_rsa"
+
+
+def _default_path_text() -> str:
+    return "~/.dstack/ssh/id_rsa"
+
+
+def _new_pem() -> bytes:
+    text = io.StringIO()
+    _generate().write_private_key(text)
+    return text.getvalue().encode()
+
+
+def _generate() -> paramiko.RSAKey:
+    import paramiko
+
+    return paramiko.RSAKey.generate(2048)

@@ -1,0 +1,92 @@
+"""Bind local ports, and say who has one that is taken."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Sequence
+
+from dstack_core.errors import ConfigurationError, PortInUseError
+
+_ADDRESS = "127.0.0.1"
+_HIGHEST = 65535
+_REFUSED = frozenset({errno.EACCES, errno.EPERM})
+
+
+def verify_ports(ports: Sequence[int]) -> None:
+    """Bind every port on 127.0.0.1 and release it again; raises as ``bind`` does."""
+    with contextlib.ExitStack() as bound:
+        for port in ports:
+            bound.enter_context(bind(port))
+
+
+def bind(port: int) -> socket.socket:
+    """Return a socket that listens on 127.0.0.1; port 0 is any free one.
+
+    Raises ``PortInUseError`` when another process has the port, ``ConfigurationError`` when it may not be
+    bound.
+    """
+    try:
+        return socket.create_server((_ADDRESS, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise _in_use(port) from None
+        if error.errno in _REFUSED:
+            raise ConfigurationError(
+                f"ports: this user may not bind the local port {port} (ports below 1024 are the system's). "
+                f"{_ways_out(port)}"
+            ) from None
+        raise
+
+
+def bind_from(port: int) -> socket.socket:
+    """Return a socket that listens on ``port``, else on the next free one above it (PROTOCOL 4.5)."""
+    for candidate in range(port, _HIGHEST + 1):
+        try:
+            return socket.create_server((_ADDRESS, candidate))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE and error.errno not in _REFUSED:
+                raise
+    return bind(0)
+
+
+def _in_use(port: int) -> PortInUseError:
+    pid, owner = _owner(port)
+    return PortInUseError(
+        f"ports: the local port {port} is taken by {owner}. {_ways_out(port)}", port=port, pid=pid
+    )
+
+
+def _ways_out(port: int) -> str:
+    other = port + 8000 if port < 1024 else port + 1
+    return (
+        f'Map the container\'s port to another local one, such as "{other}:{port}", or to any free one with '
+        f'"*:{port}"; a run that is not to be attached to needs none: submit(..., verify_ports=False)'
+    )
+
+
+def _owner(port: int) -> tuple[int | None, str]:
+    """Return the id of the process that listens on a port, None when it cannot be seen, and its name."""
+    import psutil
+
+    unseen = "a process that this user cannot see (another user's)"
+    try:
+        connections = psutil.net_connections("tcp")
+    except (psutil.Error, OSError):
+        return None, unseen
+    pids = [
+        connection.pid
+        for connection in connections
+        if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN
+    ]
+    pid = next((pid for pid in pids if pid is not None), None)
+    if pid is None:
+        return None, unseen
+    if pid == os.getpid():
+        return pid, f"this very process ({pid}), perhaps by another attached run"
+    try:
+        return pid, f"process {pid} ({psutil.Process(pid).name()})"
+    except psutil.Error:
+        return pid, f"process {pid}"

@@ -1,0 +1,191 @@
+"""Read from a run object how its container is reached (PROTOCOL 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dstack_core._wire.runs import RunSnapshot, parse_run
+from dstack_core.errors import ConfigurationError
+from dstack_core.models.configurations import Configuration, PortMapping, Task
+
+RUNNER_PORT = 10999
+_CONTAINER_SSH_PORT = 10022
+_DEFAULT_SSH_PORT = 22
+_RESERVED = range(10000, 11000)
+_WAITING = frozenset({"pending", "submitted", "provisioning"})
+_JOB_WAITING = frozenset({"submitted", "provisioning", "pulling"})
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """Name one SSH login on the way to a container.
+
+    ``role`` says what it is, for messages. ``own_identity``: the user's own keys open it, not the run's.
+    ``check_host_key``: the user's ``known_hosts`` is asked about it.
+    """
+
+    role: str
+    hostname: str
+    port: int
+    username: str
+    own_identity: bool = False
+    check_host_key: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.username}@{self.hostname}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class AppPort:
+    """Name a port of the container and the local port it is wanted at (None: the same or the next free)."""
+
+    container_port: int
+    local_port: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Say how one job's container is reached: the logins in their order, the last is the container's.
+
+    ``public_key`` is the one the run was submitted with; ``submission_id`` the attempt this leads to.
+    """
+
+    run_name: str
+    submission_id: str
+    hops: Sequence[Hop]
+    ports: Sequence[AppPort]
+    public_key: str
+
+    @property
+    def through_sshproxy(self) -> bool:
+        """Tell whether the server's SSH proxy decides which keys may pass."""
+        return self.hops[0].check_host_key
+
+
+@dataclass(frozen=True, slots=True)
+class Approach:
+    """Hold a run as of one look, and the way to its container when it has one now.
+
+    ``waiting`` tells that there may be one later.
+    """
+
+    run: RunSnapshot
+    route: Route | None
+    waiting: bool
+
+
+def parse_approach(data: Mapping[str, Any], node: int) -> Approach:
+    """Read from a run object how the wanted node of its lowest running replica is reached.
+
+    Raises ``ConfigurationError`` when the run has no such node.
+    """
+    run = parse_run(data)
+    all_jobs = data.get("jobs") or []
+    jobs = sorted((job for job in all_jobs if _number(job, "job_num") == node), key=_replica)
+    if all_jobs and not jobs:
+        nodes = ", ".join(str(number) for number in sorted({_number(job, "job_num") for job in all_jobs}))
+        raise ConfigurationError(f"node: run {run.name} has no node {node}; it has {nodes}")
+    if data["status"] in _WAITING:
+        return Approach(run, None, waiting=True)
+    if not run.is_active or run.status.is_stopping:
+        return Approach(run, None, waiting=False)
+    route = next((route for job in jobs if (route := _route(data, job))), None)
+    return Approach(run, route, waiting=route is None and any(_may_start(job) for job in jobs))
+
+
+def fixed_local_ports(configuration: Configuration) -> tuple[int, ...]:
+    """Return the local ports a task names; a port of the range the server keeps to itself is none.
+
+    A bare number is its own local port (PROTOCOL 3.2). Raises ``ConfigurationError`` when two container
+    ports want the same one.
+    """
+    if not isinstance(configuration, Task):
+        return ()
+    wanted = [
+        port for port in map(_mapping, configuration.ports or []) if port.container_port not in _RESERVED
+    ]
+    fixed = [port.local_port for port in wanted if port.local_port is not None]
+    twice = next((port for port in fixed if fixed.count(port) > 1), None)
+    if twice is not None:
+        raise ConfigurationError(
+            f'ports: the local port {twice} is wanted twice; write another one, or "*:PORT" for any free one'
+        )
+    return tuple(fixed)
+
+
+def _mapping(port: int | str | PortMapping) -> AppPort:
+    if isinstance(port, PortMapping):
+        return AppPort(port.container_port, port.local_port)
+    local, _, container = str(port).rpartition(":")
+    return AppPort(int(container), None if local == "*" else int(local or container))
+
+
+def _route(data: Mapping[str, Any], job: Mapping[str, Any]) -> Route | None:
+    """Return the way to a job's container, None while it has none."""
+    submission = _last_submission(job)
+    place = submission.get("job_provisioning_data") or {}
+    if submission.get("status") != "running" or not place.get("hostname"):
+        return None
+    spec = job.get("job_spec") or {}
+    return Route(
+        run_name=data["run_spec"]["run_name"],
+        submission_id=submission["id"],
+        hops=_hops(job, spec, place, submission.get("job_runtime_data") or {}),
+        ports=_ports(spec),
+        public_key=(data["run_spec"].get("ssh_key_pub") or "").strip(),
+    )
+
+
+def _hops(
+    job: Mapping[str, Any], spec: Mapping[str, Any], place: Mapping[str, Any], runtime: Mapping[str, Any]
+) -> tuple[Hop, ...]:
+    """Return the logins in their order (PROTOCOL 4.3, 4.4)."""
+    connection = job.get("job_connection_info") or {}
+    if connection.get("sshproxy_hostname"):
+        port = connection.get("sshproxy_port") or _DEFAULT_SSH_PORT
+        # The plain id would log in as the image's default user.
+        username = f"{connection['sshproxy_upstream_id']}_root"
+        hop = Hop("sshproxy", connection["sshproxy_hostname"], port, username, check_host_key=True)
+        return (hop,)
+    dockerized = place.get("dockerized", True)
+    user = runtime.get("username") or (spec.get("user") or {}).get("username") or "root"
+    hops = []
+    proxy = place.get("ssh_proxy")
+    if proxy:
+        port = proxy.get("port") or _DEFAULT_SSH_PORT
+        # The server holds no key for the jump host of somebody's own machines.
+        hops.append(Hop("jump host", proxy["hostname"], port, proxy["username"], own_identity=dockerized))
+    port = place.get("ssh_port") or _DEFAULT_SSH_PORT
+    if not dockerized:
+        return (*hops, Hop("container", place["hostname"], port, user))
+    ports = runtime.get("ports") or {}
+    inner = int(ports.get(str(_CONTAINER_SSH_PORT), _CONTAINER_SSH_PORT))
+    host = Hop("instance", place["hostname"], port, place.get("username") or "root")
+    return (*hops, host, Hop("container", "localhost", inner, user))
+
+
+def _ports(spec: Mapping[str, Any]) -> tuple[AppPort, ...]:
+    ports = [AppPort(int(app["port"]), app.get("map_to_port")) for app in spec.get("app_specs") or []]
+    service_port = spec.get("service_port")
+    if service_port and service_port not in {port.container_port for port in ports}:
+        ports.append(AppPort(int(service_port), None))
+    return tuple(ports)
+
+
+def _may_start(job: Mapping[str, Any]) -> bool:
+    return _last_submission(job).get("status") in _JOB_WAITING
+
+
+def _last_submission(job: Mapping[str, Any]) -> Mapping[str, Any]:
+    submissions: Sequence[Mapping[str, Any]] = job.get("job_submissions") or [{}]
+    return submissions[-1]
+
+
+def _replica(job: Mapping[str, Any]) -> int:
+    return _number(job, "replica_num")
+
+
+def _number(job: Mapping[str, Any], key: str) -> int:
+    return int((job.get("job_spec") or {}).get(key) or 0)

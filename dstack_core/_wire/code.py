@@ -1,0 +1,118 @@
+"""Describe the code and the files a run starts from (PROTOCOL 1.3)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dstack_core._wire.versions import Release
+from dstack_core.errors import ConfigurationError
+
+_FIRST_WITHOUT_PROTOCOL: Release = (0, 19, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """Hold bytes that are uploaded under their sha256.
+
+    ``what`` names the parameter and its value, ``way_out`` says how to make it smaller, ``biggest`` are
+    its biggest files with their bytes: for the error when the server finds it too big.
+    """
+
+    what: str
+    way_out: str
+    data: bytes = field(repr=False)
+    sha256: str
+    biggest: tuple[tuple[str, int], ...] = ()
+
+    @classmethod
+    def of(cls, what: str, way_out: str, data: bytes, sizes: Iterable[tuple[str, int]]) -> Upload:
+        """Return the upload of ``data``; ``sizes`` are the files in it with their bytes."""
+        return cls(what, way_out, data, hashlib.sha256(data).hexdigest(), biggest_of(sizes))
+
+    def too_big(self, told: str) -> ConfigurationError:
+        """Return the error for what the server did not take; ``told`` is its reason."""
+        return too_big(self.what, len(self.data), self.biggest, told, self.way_out)
+
+
+@dataclass(frozen=True, slots=True)
+class Clone:
+    """Hold how a run clones its repository; the secrets stay out of every repr."""
+
+    url: str
+    private_key: str | None = field(default=None, repr=False)
+    oauth_token: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """Hold the code of a run: what the server is told of it, how it is cloned, what is uploaded."""
+
+    repo_id: str
+    info: Mapping[str, Any]
+    data: Mapping[str, Any]
+    clone: Clone | None = None
+    upload: Upload | None = None
+
+    @classmethod
+    def of_directory(cls, directory: str, upload: Upload | None) -> Code:
+        """Describe a directory that is uploaded as an archive."""
+        data = {"repo_type": "local", "repo_dir": directory}
+        return cls(_repo_id(directory.rpartition("/")[2], directory), data, data, None, upload)
+
+    @classmethod
+    def of_git(
+        cls,
+        name: str,
+        location: str,
+        branch: str | None,
+        commit: str | None,
+        clone: Clone,
+        upload: Upload | None,
+    ) -> Code:
+        """Describe a commit of a git repository, with a diff on top; ``location`` tells it from others."""
+        info = {"repo_type": "remote", "repo_name": name}
+        place = {"repo_branch": branch, "repo_hash": commit}
+        data = info | {key: value for key, value in place.items() if value is not None}
+        return cls(_repo_id(name, location), info, data, clone, upload)
+
+    def init_body(self, release: Release | None) -> dict[str, Any]:
+        """Return the body of ``repos/init``; servers before 0.19 want a clone's protocol (PROTOCOL 1.3)."""
+        with_protocol = release is not None and release < _FIRST_WITHOUT_PROTOCOL
+        body: dict[str, Any] = {"repo_id": self.repo_id, "repo_info": self.info}
+        if self.clone is not None:
+            credentials = {
+                "clone_url": self.clone.url,
+                "private_key": self.clone.private_key,
+                "oauth_token": self.clone.oauth_token,
+                "protocol": _protocol(self.clone.url) if with_protocol else None,
+            }
+            body["repo_creds"] = {key: value for key, value in credentials.items() if value is not None}
+        return body
+
+
+def biggest_of(sizes: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
+    """Return the five biggest of some files."""
+    return tuple(sorted(sizes, key=lambda item: -item[1])[:5])
+
+
+def too_big(
+    what: str, size: int, biggest: tuple[tuple[str, int], ...], told: str, way_out: str
+) -> ConfigurationError:
+    """Return the error for an upload of ``size`` bytes that is too big; ``told`` says for whom."""
+    files = ", ".join(f"{name} ({bytes_ / 1e6:.1f} MB)" for name, bytes_ in biggest)
+    return ConfigurationError(
+        f"{what} is too big to upload: {size / 1e6:.1f} MB ({told}). Its biggest files: {files}. {way_out}"
+    )
+
+
+def _protocol(url: str) -> str:
+    return "ssh" if url.startswith("ssh://") else "https"
+
+
+def _repo_id(name: str, location: str) -> str:
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "repo"
+    return f"{slug[:40]}-{hashlib.sha256(location.encode()).hexdigest()[:8]}"

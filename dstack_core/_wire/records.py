@@ -1,0 +1,38 @@
+"""Read events and metrics (PROTOCOL 1.9)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from dstack_core.models.records import EventRecord, Metric
+
+
+def parse_events(data: Sequence[Mapping[str, Any]]) -> list[EventRecord]:
+    """Read one page of events, in the order of the server."""
+    return [
+        EventRecord(
+            id=item["id"],
+            message=item["message"],
+            recorded_at=datetime.fromisoformat(item["recorded_at"]),
+            actor=item.get("actor_user"),
+            targets=tuple(dict(target) for target in item.get("targets") or []),
+        )
+        for item in data
+    ]
+
+
+def parse_metrics(data: Mapping[str, Any]) -> list[Metric]:
+    """Read a job's metrics; servers give the newest value first."""
+    return [_metric(item) for item in data["metrics"]]
+
+
+def _metric(data: Mapping[str, Any]) -> Metric:
+    moments = [datetime.fromisoformat(text) for text in data["timestamps"]]
+    points = sorted(zip(moments, data["values"], strict=True), key=lambda point: point[0])
+    return Metric(
+        name=data["name"],
+        timestamps=tuple(moment for moment, _ in points),
+        values=tuple(float(value) for _, value in points),
+    )

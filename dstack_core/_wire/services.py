@@ -1,0 +1,30 @@
+"""Tell from a reply whether a service answers, or something in front of it (PROTOCOL 1.9)."""
+
+from __future__ import annotations
+
+import re
+
+from dstack_core._wire.plain import Reply
+
+# What proxies say of a service that does not listen.
+_NOBODY_THERE = frozenset({502, 503, 504})
+_NOT_FOUND = re.compile(r"Service \S+ not found")
+
+
+def service_answers(reply: Reply, method: str) -> bool | None:
+    """Return whether the service itself gave this reply; None where a reply without a body cannot tell.
+
+    The server answers 404 with a text of its own until the service has a replica it holds for ready, then
+    502 until something listens on the port. Any other answer, an error of the service included, is one.
+    """
+    if reply.status in _NOBODY_THERE:
+        return False
+    if reply.status != 404:
+        return True
+    if method == "HEAD":
+        return None
+    try:
+        detail = reply.json()["detail"]
+    except (ValueError, KeyError, TypeError):
+        return True
+    return not (isinstance(detail, str) and _NOT_FOUND.fullmatch(detail))

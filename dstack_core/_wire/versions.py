@@ -1,0 +1,109 @@
+"""Which server has what: the one table of first versions (PROTOCOL 2.2)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+from dstack_core.errors import ProtocolError, RequestRejectedError, ServerError, UnsupportedServerError
+
+Release: TypeAlias = tuple[int, int, int]
+
+OLDEST: Release = (0, 18, 44)
+
+# The first release whose schema has the key, read release by release. Asked of real servers: 0.18.44
+# refuses every one of them with 422; 0.19.40 all from 0.20 on, 0.20.24 all from 0.20.25 on; 0.22.5 takes all.
+# Keys that 0.18.44 has (volumes, nodes, regions, instance_types, privileged, utilization_policy,
+# single_branch, idle_duration, stop_duration, ...) need no line here.
+_KEYS: Mapping[str, Release] = {
+    "fleets": (0, 19, 3),
+    "rate_limits": (0, 19, 4),
+    "tags": (0, 19, 5),
+    "shell": (0, 19, 5),
+    "priority": (0, 19, 10),
+    "startup_order": (0, 19, 12),
+    "stop_criteria": (0, 19, 12),
+    "docker": (0, 19, 16),
+    "files": (0, 19, 17),
+    "schedule": (0, 19, 21),
+    "probes": (0, 19, 22),
+    "repos": (0, 19, 26),
+    "backend_options": (0, 20, 22),
+    "instances": (0, 20, 25),
+    "dstack": (0, 20, 28),
+}
+_OTHERS: Mapping[str, Release] = {
+    # Before it the text stays as it is and reaches the command.
+    "secrets": (0, 19, 17),
+    "events": (0, 20, 0),
+    "python 3.14": (0, 21, 0),
+}
+_SINCE = {**_KEYS, **_OTHERS}
+_SECRET = re.compile(r"\$\{\{\s*secrets\.")
+_RELEASE = re.compile(r"(\d+)\.(\d+)\.(\d+)")
+
+
+def parse_release(text: Any) -> Release | None:
+    """Read a server's version; None for what is none: a server run from its sources says null."""
+    found = _RELEASE.match(text) if isinstance(text, str) else None
+    return (int(found[1]), int(found[2]), int(found[3])) if found else None
+
+
+def needs_of(configuration: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what a configuration, as it is sent, uses that not every supported server has."""
+    needs = [key for key in _KEYS if key in configuration]
+    if configuration.get("python") == "3.14":
+        needs.append("python 3.14")
+    texts = [*_values(configuration.get("env")), *_values(configuration.get("registry_auth"))]
+    if any(isinstance(text, str) and _SECRET.search(text) for text in texts):
+        needs.append("secrets")
+    return tuple(needs)
+
+
+def check(needs: Iterable[str], release: Release | None, server_url: str) -> None:
+    """Raise ``UnsupportedServerError`` when a server of that release lacks a need, or is too old."""
+    if release is None:
+        return
+    server = f"this server is {_text(release)} ({server_url})"
+    if release < OLDEST:
+        raise UnsupportedServerError(
+            f"dstack {_text(OLDEST)} or newer is needed, {server}; upgrade the server"
+        )
+    lacking = [need for need in needs if release < _SINCE[need]]
+    if lacking:
+        told = ", ".join(f"{need}: needs dstack >= {_text(_SINCE[need])}" for need in lacking)
+        raise UnsupportedServerError(f"{told}, {server}; do without, or upgrade the server")
+
+
+def may_tell_an_old_server(error: ServerError) -> bool:
+    """Tell whether a refusal is one that a server gives to what it does not know: 404, 405 or 422."""
+    if isinstance(error, ProtocolError):
+        return error.status == 404
+    if isinstance(error, RequestRejectedError):
+        return error.status == 422
+    return isinstance(error, UnsupportedServerError)
+
+
+def explain(
+    error: ServerError, needs: Iterable[str], release: Release | None, server_url: str
+) -> ServerError:
+    """Return what a refusal means now that the server's release is known; unknown, the refusal itself."""
+    if release is None:
+        return error
+    try:
+        check(needs, release, server_url)
+    except UnsupportedServerError as unsupported:
+        return unsupported
+    text = f"{error.message} (this server is dstack {_text(release)})"
+    if isinstance(error, RequestRejectedError):
+        return RequestRejectedError(text, code=error.code, status=error.status)
+    return UnsupportedServerError(f"{server_url} runs dstack {_text(release)}, which does not have this call")
+
+
+def _values(mapping: Any) -> Iterable[Any]:
+    return mapping.values() if isinstance(mapping, Mapping) else ()
+
+
+def _text(release: Release) -> str:
+    return ".".join(map(str, release))

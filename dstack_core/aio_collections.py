@@ -1,0 +1,36 @@
+"""What the async client sees beside runs: the twin of ``collections``."""
+
+from __future__ import annotations
+
+from dstack_core import _drive
+from dstack_core._session import Session
+from dstack_core._transport.asynchronous import AsyncTransport
+from dstack_core.models.account import Backend, Project
+
+
+class AsyncProjectCollection:
+    """Find projects of the server: the twin of ``ProjectCollection``."""
+
+    def __init__(self, session: Session, transport: AsyncTransport) -> None:
+        self._session = session
+        self._transport = transport
+
+    async def list(self) -> list[Project]:
+        """Return the projects the user sees: the twin of ``ProjectCollection.list``."""
+        return await _drive.arun(self._session.projects(), self._transport)
+
+    async def get(self, name: str | None = None) -> Project:
+        """Return one project: the twin of ``ProjectCollection.get``."""
+        return await _drive.arun(self._session.project(name), self._transport)
+
+
+class AsyncBackendCollection:
+    """List the backends of the client's project: the twin of ``BackendCollection``."""
+
+    def __init__(self, session: Session, transport: AsyncTransport) -> None:
+        self._session = session
+        self._transport = transport
+
+    async def list(self) -> list[Backend]:
+        """Return the project's backends: the twin of ``BackendCollection.list``."""
+        return list((await _drive.arun(self._session.project(), self._transport)).backends)

@@ -1,0 +1,39 @@
+"""What a client sees beside runs: projects and backends."""
+
+from __future__ import annotations
+
+from dstack_core import _drive
+from dstack_core._session import Session
+from dstack_core._transport.blocking import BlockingTransport
+from dstack_core.models.account import Backend, Project
+
+
+class ProjectCollection:
+    """Find projects of the server: ``client.projects``."""
+
+    def __init__(self, session: Session, transport: BlockingTransport) -> None:
+        self._session = session
+        self._transport = transport
+
+    def list(self) -> list[Project]:
+        """Return the projects the user sees, without their members and backends. Raises the server errors."""
+        return _drive.run(self._session.projects(), self._transport)
+
+    def get(self, name: str | None = None) -> Project:
+        """Return one project with its members and backends; without a name the client's own.
+
+        Raises ``ProjectNotFoundError``, ``AccessDeniedError`` and the other server errors.
+        """
+        return _drive.run(self._session.project(name), self._transport)
+
+
+class BackendCollection:
+    """List the backends of the client's project: ``client.backends``."""
+
+    def __init__(self, session: Session, transport: BlockingTransport) -> None:
+        self._session = session
+        self._transport = transport
+
+    def list(self) -> list[Backend]:
+        """Return the project's backends, without credentials. Raises the server errors."""
+        return list(_drive.run(self._session.project(), self._transport).backends)

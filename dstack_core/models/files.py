@@ -1,0 +1,51 @@
+"""Files of this machine that a run gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from pydantic import ValidationInfo, field_validator, model_validator
+
+from dstack_core.models.base import Model
+
+
+class FileMapping(Model):
+    """Map a file or a directory of this machine to a path in the container; an item of ``files``.
+
+    ``local_path`` (str) is relative to the folder of the ``.dstack.yml`` it was read from, else to the
+    current directory; ``path`` (str) to the run's working directory, and ``~`` is the home of its user.
+    Written short as ``"local_path:path"``, or ``"path"`` when both are the same. Source: dstack's own
+    configuration reference, "files"; PROTOCOL 1.3.
+    """
+
+    local_path: str
+    path: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_short_form(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            local_path, _, path = value.partition(":")
+            if ":" in path:
+                raise ValueError(
+                    f"files: {value!r} has more than one colon; write {{local_path: ..., path: ...}}"
+                )
+            return {"local_path": local_path, "path": path or local_path}
+        if isinstance(value, Mapping) and isinstance(value.get("local_path"), str):
+            return {"path": value["local_path"], **value}
+        return value
+
+    @field_validator("local_path", "path")
+    @classmethod
+    def _not_empty(cls, value: str) -> str:
+        if not value:
+            raise ValueError("an item of files has an empty path; name a file or a directory")
+        return value
+
+    @field_validator("local_path")
+    @classmethod
+    def _below_its_file(cls, value: str, info: ValidationInfo) -> str:
+        folder = (info.context or {}).get("folder")
+        return value if folder is None or value.startswith("~") else str(PurePath(folder) / value)

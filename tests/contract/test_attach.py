@@ -1,0 +1,360 @@
+"""Attaching to real runs: every way in, live logs, cuts, keys, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+import dstack_core as dstack
+from tests.rig.server import DEFAULT_VERSION, RealServer
+from tests.rig.server_process import ServerAddress
+
+pytestmark = pytest.mark.real
+
+RELEASE = tuple(int(part) for part in DEFAULT_VERSION.split("."))
+WAYS = ["two hops"]
+if RELEASE >= (0, 19):
+    WAYS.append("three hops")
+if RELEASE >= (0, 20, 14):
+    WAYS.append("one hop")
+PACE = 0.5
+LINES = 2000
+HALF = f"line {LINES // 2}\r\n".encode()
+
+
+class Way:
+    """A server, reached in one of the ways, and what its runs need."""
+
+    def __init__(self, server: RealServer) -> None:
+        self.server = server
+        self._needs: dict[str, Any] = {"user": "root"}
+        if server.release >= (0, 19, 3):
+            self._needs["fleets"] = [server.fleet]
+
+    def arguments(self) -> dict[str, Any]:
+        server = self.server
+        return {"server_url": server.url, "project_name": server.project, "user_token": server.token}
+
+    def client(self) -> dstack.Client:
+        return dstack.Client(**self.arguments())
+
+    def task(self, *commands: str, ports: list[Any] | None = None, **more: Any) -> dstack.Task:
+        return dstack.Task(commands=list(commands), ports=ports, **self._needs, **more)
+
+
+@pytest.fixture(scope="session")
+def ways(real_server: RealServer) -> Iterator[Callable[[str], Way]]:
+    """Give each way, started when it is first asked for."""
+    known = {"two hops": Way(real_server)}
+    with contextlib.ExitStack() as started:
+
+        def start(name: str) -> Way:
+            if name not in known:
+                known[name] = Way(started.enter_context(behind(name, real_server)))
+            return known[name]
+
+        yield start
+
+
+def behind(name: str, running: RealServer) -> RealServer:
+    """Return a server whose containers are reached that way."""
+    if name == "one hop":
+        return RealServer(running.version, sshproxy=True)
+    at = ServerAddress(running.version, running.url, running.token, str(running.log_path))
+    return RealServer(at=at, jump_host=True, project=f"jump-{uuid.uuid4().hex[:8]}")
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, ways: Callable[[str], Way], _home: Path) -> Way:
+    chosen = ways(request.param)
+    if request.param == "three hops":
+        # The jump host knows a key of the user, not the run's.
+        folder = _home / ".ssh"
+        folder.mkdir()
+        (folder / "config").write_text(f"Host 127.0.0.1\n  IdentityFile {chosen.server.jump_key_path}\n")
+    return chosen
+
+
+@pytest.fixture
+def direct(ways: Callable[[str], Way]) -> Way:
+    return ways("two hops")
+
+
+@pytest.fixture(autouse=True)
+def _home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    return home
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(direct: Way) -> Iterator[None]:
+    """Fail when a detached run leaves a thread, or a socket of this process to an SSH port, behind."""
+    before = set(threading.enumerate())
+    yield
+    left = [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("dstack-")]
+    assert left == []
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def lines(data: bytes) -> list[str]:
+    return [line for line in data.decode().splitlines() if line.startswith("line ")]
+
+
+EXPECTED = [f"line {number}" for number in range(1, LINES + 1)]
+
+
+def counting(flag: Path) -> str:
+    """Return a command that prints half of the lines, waits for a file, and prints the others."""
+    half = LINES // 2
+    return (
+        f"for i in $(seq {half}); do echo line $i; done; "
+        f"until [ -e {flag} ]; do sleep 0.05; done; "
+        f"for i in $(seq {half + 1} {LINES}); do echo line $i; done"
+    )
+
+
+def polled(way: Way, run: dstack.Run) -> bytes:
+    with way.client() as client:
+        found = client.runs.get(run.name)
+        assert found is not None
+        return b"".join(found.logs())
+
+
+def test_every_way_in_forwards_ports_and_streams_logs(way: Way, tmp_path: Path) -> None:
+    inside, outside, flag = free_port(), free_port(), tmp_path / "go"
+    (tmp_path / "index.html").write_text("from inside")
+    web = f"cd {tmp_path} && python3 -m http.server {inside} --bind 127.0.0.1 & " + counting(flag)
+    with way.client() as client:
+        run = client.runs.submit(way.task(web, ports=[f"{outside}:{inside}"]))
+        with run.attach(poll_interval=PACE, timeout=200) as attached:
+            assert attached is run
+            assert (run.is_attached, dict(run.ports)) == (True, {inside: outside})
+            assert run.attach() is run
+            live = b""
+            for chunk in run.logs(poll_interval=PACE):
+                live += chunk
+                if HALF in live and not flag.exists():
+                    # The job still runs: what was read is live, and its ports can be reached.
+                    assert fetch(outside) == b"from inside"
+                    flag.touch()
+            assert lines(live) == EXPECTED
+            hops = way.server.clients.count()
+            assert hops <= 3
+        assert (run.is_attached, dict(run.ports)) == (False, {})
+        assert run.wait(120, poll_interval=PACE).succeeded
+        assert polled(way, run) == live
+        run.detach()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", outside), timeout=5)
+
+
+def fetch(port: int) -> bytes:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    for _ in range(100):
+        # The program in the container may need a moment longer than its log.
+        with (
+            contextlib.suppress(OSError),
+            opener.open(f"http://127.0.0.1:{port}/index.html", timeout=30) as reply,
+        ):
+            body: bytes = reply.read()
+            return body
+    raise AssertionError("the port was never reached")
+
+
+def test_a_connection_that_is_cut_loses_no_line_and_doubles_none(way: Way, tmp_path: Path) -> None:
+    flag, cuts, live = tmp_path / "go", 0, b""
+    with way.client() as client:
+        run = client.runs.submit(way.task(counting(flag)))
+        with run.attach(poll_interval=PACE, timeout=200):
+            for chunk in run.logs(poll_interval=PACE):
+                live += chunk
+                # The second half comes over a connection that was opened after the first cut.
+                if (HALF in live and cuts == 0) or (not live.endswith(HALF) and cuts == 1):
+                    assert way.server.clients.cut() >= 1
+                    cuts += 1
+                    flag.touch()
+    assert cuts == 2
+    assert lines(live) == EXPECTED
+    assert polled(way, run) == live
+
+
+def test_the_server_gives_the_rest_when_the_container_cannot_be_reached_any_more(
+    direct: Way, tmp_path: Path
+) -> None:
+    flag, live = tmp_path / "go", b""
+    with direct.client() as client, contextlib.ExitStack() as refused:
+        run = client.runs.submit(direct.task(counting(flag)))
+        with run.attach(poll_interval=PACE, timeout=200):
+            for chunk in run.logs(poll_interval=PACE):
+                live += chunk
+                if HALF in live and not flag.exists():
+                    refused.enter_context(direct.server.clients.refused())
+                    flag.touch()
+    assert lines(live) == EXPECTED
+    assert polled(direct, run) == live
+
+
+def test_a_job_that_is_tried_again_is_followed_into_its_new_container(direct: Way, tmp_path: Path) -> None:
+    flag = tmp_path / "tried"
+    command = f"if [ -e {flag} ]; then echo line 2; else touch {flag}; echo line 1; exit 1; fi"
+    task = direct.task(command, retry={"on_events": ["error"], "duration": 3600})
+    with direct.client() as client:
+        run = client.runs.submit(task)
+        with run.attach(poll_interval=PACE, timeout=200):
+            live = b"".join(run.logs(poll_interval=PACE))
+        assert run.wait(120, poll_interval=PACE).succeeded
+    assert lines(live) == ["line 1", "line 2"]
+
+
+def test_a_run_that_is_over_is_not_attached_and_its_log_is_read_from_the_server(direct: Way) -> None:
+    with direct.client() as client:
+        for command, status in [("echo line 1", "done"), ("echo line 1; exit 3", "failed")]:
+            run = client.runs.submit(direct.task(command))
+            run.wait(200, poll_interval=PACE)
+            run.attach(poll_interval=PACE)
+            try:
+                assert (run.is_attached, run.raw_status) == (False, status)
+                assert lines(b"".join(run.logs())) == ["line 1"]
+            finally:
+                run.detach()
+
+
+def test_another_key_is_told_apart_and_leaves_nothing_open(direct: Way, tmp_path: Path) -> None:
+    port = free_port()
+    wrong = new_key(tmp_path / "wrong")
+    with direct.client() as client:
+        run = client.runs.submit(direct.task("sleep 600", ports=[port]))
+        try:
+            with pytest.raises(dstack.AttachError) as caught:
+                run.attach(wrong, poll_interval=PACE, timeout=200)
+            assert "submitted with the SSH key ssh-rsa SHA256:" in str(caught.value)
+            assert str(wrong) in str(caught.value)
+            assert not run.is_attached
+            socket.create_server(("127.0.0.1", port)).close()
+            # The right key still opens it.
+            run.attach(poll_interval=PACE, timeout=200).detach()
+        finally:
+            run.stop(abort=True)
+
+
+def test_an_own_key_goes_with_the_run_and_opens_it(direct: Way, tmp_path: Path) -> None:
+    own = new_key(tmp_path / "own")
+    with dstack.Client.from_config(**direct.arguments(), ssh_identity_file=own) as client:
+        run = client.runs.submit(direct.task("echo line 1"))
+        with run.attach(poll_interval=PACE, timeout=200):
+            assert lines(b"".join(run.logs(poll_interval=PACE))) == ["line 1"]
+
+
+def test_waiting_for_a_run_ends_in_time(direct: Way) -> None:
+    with direct.client() as client:
+        run = client.runs.submit(direct.task("sleep 600"))
+        try:
+            with pytest.raises(dstack.WaitTimeoutError, match="had not started after 0 s"):
+                run.attach(timeout=0, poll_interval=PACE)
+        finally:
+            run.stop(abort=True)
+
+
+def test_stopping_an_attached_run_ends_its_log(direct: Way) -> None:
+    with direct.client() as client:
+        run = client.runs.submit(direct.task("echo line 1; sleep 600"))
+        run.attach(poll_interval=PACE, timeout=200)
+        live = b""
+        try:
+            for chunk in run.logs(poll_interval=PACE):
+                live += chunk
+                if b"line 1" in live:
+                    run.stop()
+        finally:
+            run.detach()
+        assert lines(live) == ["line 1"]
+        assert run.wait(120, poll_interval=PACE).status is dstack.RunStatus.TERMINATED
+
+
+def test_a_taken_local_port_is_told_by_attach_too(direct: Way) -> None:
+    port = free_port()
+    with direct.client() as client:
+        run = client.runs.submit(direct.task("sleep 600", ports=[port]))
+        try:
+            with (
+                socket.create_server(("127.0.0.1", port)),
+                pytest.raises(dstack.PortInUseError, match=f"local port {port} is taken"),
+            ):
+                run.attach(poll_interval=PACE, timeout=200)
+            assert not run.is_attached
+        finally:
+            run.stop(abort=True)
+
+
+def test_the_async_twin_does_the_same(direct: Way, tmp_path: Path) -> None:
+    inside, outside, flag = free_port(), free_port(), tmp_path / "go"
+    (tmp_path / "index.html").write_text("from inside")
+    web = f"cd {tmp_path} && python3 -m http.server {inside} --bind 127.0.0.1 & " + counting(flag)
+
+    async def scenario() -> bytes:
+        live, cuts = b"", 0
+        async with dstack.AsyncClient(**direct.arguments()) as client:
+            run = await client.runs.submit(direct.task(web, ports=[f"{outside}:{inside}"]))
+            async with await run.attach(poll_interval=PACE, timeout=200):
+                assert dict(run.ports) == {inside: outside}
+                async for chunk in run.logs(poll_interval=PACE):
+                    live += chunk
+                    if HALF in live and not cuts:
+                        assert await asyncio.to_thread(fetch, outside) == b"from inside"
+                        cuts = direct.server.clients.cut()
+                        flag.touch()
+            assert not run.is_attached
+            await run.detach()
+            assert (await run.wait(120, poll_interval=PACE)).succeeded
+        assert cuts >= 1
+        return live
+
+    assert lines(asyncio.run(scenario())) == EXPECTED
+
+
+def test_an_async_attach_that_is_cancelled_leaves_nothing_open(direct: Way) -> None:
+    port = free_port()
+
+    async def scenario() -> None:
+        async with dstack.AsyncClient(**direct.arguments()) as client:
+            run = await client.runs.submit(direct.task("sleep 600", ports=[port]))
+            try:
+                await run.attach(poll_interval=PACE, timeout=200)
+                reading = asyncio.create_task(anext(run.logs()))
+                await asyncio.sleep(0)
+                reading.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await reading
+                await run.detach()
+            finally:
+                await run.stop(abort=True)
+
+    asyncio.run(scenario())
+    listening = [c.laddr.port for c in psutil.Process().net_connections("tcp") if c.status == "LISTEN"]
+    assert port not in listening
+
+
+def new_key(path: Path) -> Path:
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
+    path.write_bytes(Ed25519PrivateKey.generate().private_bytes(*form))
+    return path

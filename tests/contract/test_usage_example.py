@@ -1,0 +1,151 @@
+"""The usage example of the documented API, as a user runs it: a process of its own, a real server, a GPU host."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+import yaml
+
+import dstack_core as dstack
+from tests.rig.server import RealServer
+
+pytestmark = pytest.mark.real
+
+ROOT = Path(__file__).parent.parent.parent
+EXAMPLE = Path(__file__).with_name("usage_example.py")
+# What stands for the program of the example's image: it says what it was given and answers on its port.
+LAUNCHER = """#!{python}
+import os, sys, http.server
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"OK")
+        if self.path == "/end":
+            raise SystemExit(0)
+    def log_message(self, *_): pass
+
+class Server(http.server.HTTPServer):
+    def handle_error(self, *_): raise
+
+server = Server(("127.0.0.1", {port}), Answer)
+print("launched", *sys.argv[1:], os.environ["MODEL_ID"], flush=True)
+print("in", sorted(os.listdir(".")), flush=True)
+server.serve_forever()
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def launcher_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def gpu_server(tmp_path_factory: pytest.TempPathFactory, launcher_port: int) -> Iterator[RealServer]:
+    programs = tmp_path_factory.mktemp("programs")
+    launcher = programs / "text-generation-launcher"
+    launcher.write_text(LAUNCHER.format(python=sys.executable, port=launcher_port))
+    launcher.chmod(launcher.stat().st_mode | stat.S_IXUSR)
+    with RealServer(gpus=1, images=True, path=[programs], routes={80: launcher_port}) as server:
+        yield server
+
+
+@pytest.fixture
+def example(gpu_server: RealServer, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Start the example with a home of its own; port 8080 is replaced only where somebody else has it."""
+    (tmp_path / ".dstack").mkdir()
+    project = {"name": gpu_server.project, "url": gpu_server.url, "token": gpu_server.token, "default": True}
+    (tmp_path / ".dstack" / "config.yml").write_text(yaml.safe_dump({"projects": [project]}))
+    (tmp_path / "dstack-examples").mkdir()
+    (tmp_path / "dstack-examples" / "prompt.txt").write_text("hello")
+    source, port = EXAMPLE.read_text(), 8080
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        port = free_port()
+        source = source.replace("8080:80", f"{port}:80")
+    script = tmp_path / "example.py"
+    script.write_text(source)
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+        },
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    yield process, port
+    process.kill()
+    process.communicate()
+
+
+def lines_up_to(process: subprocess.Popen[str], text: str) -> list[str]:
+    assert process.stdout is not None
+    lines: list[str] = []
+    for line in process.stdout:
+        lines.append(line.rstrip())
+        if text in line:
+            return lines
+    pytest.fail("\n".join(lines))
+
+
+def run_named_in(lines: list[str], server: RealServer) -> dstack.Run:
+    name = next(line for line in lines if line.startswith("Run ")).split()[1].rstrip(":")
+    client = dstack.Client(server_url=server.url, project_name=server.project, user_token=server.token)
+    run = client.runs.get(name)
+    assert run is not None
+    return run
+
+
+def test_the_usage_example_runs_as_printed(
+    example: tuple[subprocess.Popen[str], int], gpu_server: RealServer
+) -> None:
+    process, port = example
+    lines = lines_up_to(process, "in [")
+    assert lines[:2] == ["Initializing the client...", "Submitting the run..."]
+    assert lines[2].startswith("Run task-")
+    assert lines[2].endswith(": submitted")
+    assert lines[3:] == [
+        "Attaching to the run...",
+        "launched --trust-remote-code --quantize gptq TheBloke/Llama-2-13B-chat-GPTQ",
+        "in ['prompt.txt']",
+    ]
+    assert requests.get(f"http://127.0.0.1:{port}/health", timeout=30).status_code == 200
+    requests.get(f"http://127.0.0.1:{port}/end", timeout=30)
+    rest, _ = process.communicate(timeout=200)
+    assert (process.returncode, rest) == (0, "")
+    run = run_named_in(lines, gpu_server)
+    assert run.wait(timeout=200, poll_interval=0.5).succeeded
+
+
+def test_an_interrupt_of_the_usage_example_aborts_the_run(
+    example: tuple[subprocess.Popen[str], int], gpu_server: RealServer
+) -> None:
+    process, _ = example
+    lines = lines_up_to(process, "in [")
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=200)
+    assert (process.returncode, rest) == (0, "Aborting the run...\n")
+    outcome = run_named_in(lines, gpu_server).wait(timeout=200, poll_interval=0.5)
+    assert outcome.status == dstack.RunStatus.ABORTED

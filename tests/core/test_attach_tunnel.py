@@ -1,0 +1,238 @@
+"""Ports of the container on this machine, over a tunnel that is cut and opened again."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from dstack_core._ssh.attachment import Attachment
+from dstack_core._ssh.keys import LoginKeys
+from dstack_core._ssh.tunnel import Persistence, Tunnel
+from dstack_core._wire.attach import AppPort
+from dstack_core.errors import AttachError, PortInUseError
+from tests.core.ssh_hosts import AT_ONCE, RUN_KEY, Echo, Host, closed_port, route, way
+
+BIG = bytes(range(256)) * 8192
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[Host]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(closing(Host())) for _ in range(2)]
+
+
+@pytest.fixture
+def echo() -> Iterator[Echo]:
+    with closing(Echo()) as echo:
+        yield echo
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    """Fail when a thread of ours outlives the test's attachments."""
+    before = set(threading.enumerate())
+    yield
+    left = [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("dstack-")]
+    assert left == []
+
+
+def new(hosts: list[Host], *ports: AppPort, persistence: Persistence = AT_ONCE) -> Attachment:
+    return Attachment(
+        route(way(hosts), *ports), LoginKeys(), one_job=True, identity=RUN_KEY, persistence=persistence
+    )
+
+
+def ask(port: int, data: bytes) -> bytes:
+    """Send everything, end the sending half, and return what comes back."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+
+        def send() -> None:
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        sender.join()
+        return answer
+
+
+def test_ports_are_forwarded_both_ways_and_to_their_end(hosts: list[Host], echo: Echo) -> None:
+    local = closed_port()
+    with closing(new(hosts, AppPort(echo.port, local))) as attachment:
+        attachment.open(None)
+        assert attachment.ports == {echo.port: local}
+        assert ask(local, BIG) == BIG
+        answers: list[bytes] = []
+        threads = [
+            threading.Thread(target=lambda: answers.append(ask(local, BIG[:100_000]))) for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert answers == [BIG[:100_000]] * 8
+    with pytest.raises(ConnectionRefusedError):
+        ask(local, b"")
+
+
+def test_any_port_is_the_same_number_or_the_next_free_one(hosts: list[Host], echo: Echo) -> None:
+    # The container's port is taken here by the very program behind it.
+    with closing(new(hosts, AppPort(echo.port, None))) as attachment:
+        attachment.open(None)
+        local = attachment.ports[echo.port]
+        assert local > echo.port
+        assert ask(local, b"hello") == b"hello"
+
+
+def test_a_named_port_is_not_given_to_one_that_may_be_any(hosts: list[Host]) -> None:
+    port = closed_port()
+    with closing(new(hosts, AppPort(port, None), AppPort(port + 1, port))) as attachment:
+        attachment.open(None)
+        assert attachment.ports[port + 1] == port
+        assert attachment.ports[port] > port
+
+
+def test_a_taken_port_is_told_before_anybody_logs_in(hosts: list[Host], echo: Echo) -> None:
+    with (
+        closing(new(hosts, AppPort(80, echo.port))) as attachment,
+        pytest.raises(PortInUseError, match=str(echo.port)),
+    ):
+        attachment.open(None)
+    assert hosts[0].logins == []
+
+
+def test_nothing_of_an_attachment_is_left_when_it_is_closed(hosts: list[Host], echo: Echo) -> None:
+    process = psutil.Process()
+    local = closed_port()
+    attachment = new(hosts, AppPort(echo.port, local))
+    attachment.open(None)
+    with socket.create_connection(("127.0.0.1", local), timeout=30) as connection:
+        connection.sendall(b"x")
+        assert connection.recv(1) == b"x"
+        attachment.close()
+        assert connection.recv(1) == b""
+    attachment.close()
+    ours = {local, *(host.port for host in hosts)}
+    ends = [c for c in process.net_connections("tcp") if c.raddr and c.raddr.port in ours]
+    listening = [
+        c for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == local
+    ]
+    assert [c for c in ends if c.status == psutil.CONN_ESTABLISHED] == []
+    assert listening == []
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_tunnel_that_is_cut_is_opened_again_on_the_same_local_ports(
+    hosts: list[Host], echo: Echo, bad: int
+) -> None:
+    local = closed_port()
+    with closing(new(hosts, AppPort(echo.port, local))) as attachment:
+        attachment.open(None)
+        for _ in range(3):
+            assert hosts[bad].cut_clients() >= 1
+            assert ask(local, b"again") == b"again"
+
+
+def test_a_connection_during_the_outage_waits_for_the_tunnel(hosts: list[Host], echo: Echo) -> None:
+    local = closed_port()
+    with closing(new(hosts, AppPort(echo.port, local))) as attachment:
+        attachment.open(None)
+        hosts[0].drops = 3
+        hosts[0].cut_clients()
+        assert ask(local, b"patient") == b"patient"
+        assert hosts[0].drops == 0
+
+
+def test_a_container_that_changes_its_host_key_is_not_entered_again(hosts: list[Host], echo: Echo) -> None:
+    tunnel = Tunnel(way(hosts), AT_ONCE)
+    with closing(tunnel):
+        tunnel.open(RUN_KEY.private)
+        hosts[1].change_host_key()
+        hosts[1].cut_clients()
+        with pytest.raises(AttachError, match="host key"):
+            tunnel.channel(echo.port, patience=30)
+
+
+def test_an_outage_longer_than_the_budget_is_the_end(hosts: list[Host], echo: Echo) -> None:
+    tunnel = Tunnel(way(hosts), replace(AT_ONCE, reopen_budget=0))
+    with closing(tunnel):
+        tunnel.open(RUN_KEY.private)
+        hosts[0].drops = 1
+        hosts[0].cut_clients()
+        with pytest.raises(AttachError, match=r"^(instance|container) "):
+            tunnel.channel(echo.port, patience=30)
+    assert hosts[0].drops == 0
+
+
+def test_a_daemon_that_comes_up_late_is_waited_for(hosts: list[Host]) -> None:
+    hosts[1].drops = 9
+    with closing(Tunnel(way(hosts), replace(AT_ONCE, attempts=10))) as tunnel:
+        tunnel.open(RUN_KEY.private)
+    assert hosts[1].drops == 0
+
+
+def test_the_last_reason_is_told_when_it_never_comes_up(hosts: list[Host]) -> None:
+    hosts[1].drops = 99
+    with (
+        closing(Tunnel(way(hosts), replace(AT_ONCE, attempts=3))) as tunnel,
+        pytest.raises(AttachError, match=rf"attach: {way(hosts)[1]}: .*\. Tried 3 times"),
+    ):
+        tunnel.open(RUN_KEY.private)
+    assert hosts[1].drops == 96
+
+
+def test_closing_ends_an_open_that_is_still_trying(hosts: list[Host]) -> None:
+    failed = threading.Event()
+
+    class Watched(Host):
+        """Tell of each login."""
+
+        def connect(self, name: str, port: int) -> socket.socket | None:
+            failed.set()
+            return None
+
+    errors: list[AttachError] = []
+    with closing(Watched()) as gate:
+        tunnel = Tunnel(way([gate, hosts[1]]), Persistence(attempts=100, pause=3600))
+
+        def opening() -> None:
+            try:
+                tunnel.open(RUN_KEY.private)
+            except AttachError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=opening)
+        thread.start()
+        assert failed.wait(30)
+        tunnel.close()
+        thread.join(30)
+        assert not thread.is_alive()
+    assert len(errors) == 1
+
+
+def test_an_attachment_moves_to_another_container_with_its_local_ports(hosts: list[Host], echo: Echo) -> None:
+    local = closed_port()
+    with closing(Host()) as other, closing(new(hosts, AppPort(echo.port, local))) as attachment:
+        attachment.open(None)
+        [before] = hosts[0].client_connections()
+        attachment.move(route(way([other]), submission_id="sub-1"))
+        assert attachment.submission_id == "sub-1"
+        assert ask(local, b"moved") == b"moved"
+        assert len(other.client_connections()) == 1
+        before.join(30)
+        assert not before.is_active()
+
+
+def test_a_closed_attachment_does_not_move(hosts: list[Host]) -> None:
+    attachment = new(hosts)
+    attachment.open(None)
+    attachment.close()
+    with pytest.raises(AttachError, match="detached"):
+        attachment.move(route(way(hosts)))

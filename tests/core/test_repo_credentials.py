@@ -1,0 +1,213 @@
+"""How a run clones a repository, with which secret, and where that secret does not show up."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import paramiko
+import pytest
+import requests
+
+import dstack_core as dstack
+from dstack_core import ConfigurationError
+from dstack_core._repo.credentials import Remote, clone_of
+from dstack_core._repo.repository import Repository
+from dstack_core._wire.code import Clone, Code
+from dstack_core.local import LocalServer
+from tests.core.repos import clone_pair, git
+
+TOKEN = "ghp_s3cr3t"
+TARGET: dict[str, Any] = {"server_url": "http://127.0.0.1:9", "project_name": "main", "user_token": "tok-1"}
+
+
+@pytest.fixture(scope="module")
+def key_text() -> str:
+    buffer = io.StringIO()
+    paramiko.ECDSAKey.generate().write_private_key(buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def key_file(tmp_path: Path, key_text: str) -> Path:
+    path = tmp_path / "id_ecdsa"
+    path.write_text(key_text.rstrip("\n"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("url", "https", "ssh"),
+    [
+        ("https://github.com/o/r.git", "https://github.com/o/r.git", "ssh://git@github.com/o/r.git"),
+        ("https://u:ghp_s3cr3t@github.com/o/r", "https://github.com/o/r", "ssh://git@github.com/o/r"),
+        ("https://ghp_s3cr3t@github.com/o/r", "https://github.com/o/r", "ssh://git@github.com/o/r"),
+        ("https://lab.org:8443/o/r.git", "https://lab.org:8443/o/r.git", "ssh://git@lab.org/o/r.git"),
+        ("git@github.com:o/r.git", "https://github.com/o/r.git", "ssh://git@github.com/o/r.git"),
+        ("lab.org:o/r.git", "https://lab.org/o/r.git", "ssh://git@lab.org/o/r.git"),
+        ("ssh://me@lab.org:2222/o/r.git", "https://lab.org/o/r.git", "ssh://me@lab.org:2222/o/r.git"),
+        ("ssh://me:ghp_s3cr3t@lab.org/o/r", "https://lab.org/o/r", "ssh://me@lab.org/o/r"),
+        ("git://lab.org/o/r.git", "https://lab.org/o/r.git", "ssh://git@lab.org/o/r.git"),
+        ("HTTPS://github.com/o/r", "https://github.com/o/r", "ssh://git@github.com/o/r"),
+        ("ssh://git@[::1]:22/o/r", "https://[::1]/o/r", "ssh://git@[::1]:22/o/r"),
+    ],
+)
+def test_every_form_of_a_remote_gives_clone_addresses_without_secrets(
+    url: str, https: str, ssh: str, key_file: Path, key_text: str
+) -> None:
+    remote = Remote.parse(url, Path("/"))
+    assert remote.name == "r"
+    assert clone_of(remote, None, None) == Clone(https)
+    assert clone_of(remote, None, TOKEN) == Clone(https, oauth_token=TOKEN)
+    assert clone_of(remote, key_file, None) == Clone(ssh, private_key=key_text)
+    assert TOKEN not in repr(remote)
+    assert remote.location in ("github.com/o/r", "lab.org/o/r", "[::1]/o/r")
+
+
+def test_the_same_repository_has_the_same_id_however_it_is_addressed() -> None:
+    def repo_id(url: str) -> str:
+        remote = Remote.parse(url, Path("/"))
+        return Code.of_git(
+            remote.name, remote.location, "main", "1", clone_of(remote, None, None), None
+        ).repo_id
+
+    assert repo_id("git@github.com:o/r.git") == repo_id("https://tok@GitHub.com/o/r")
+    assert repo_id("git@github.com:o/r.git") != repo_id("git@github.com:other/r.git")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://u:ghp_s3cr3t@lab.org/o/r", "s3://ghp_s3cr3t@x/y", "https://x:ghp_s3cr3t/y"]
+)
+def test_addresses_no_run_can_clone_are_refused_without_showing_them(url: str) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"^repo_dir: .*git remote set-url.*local_repo=True"
+    ) as caught:
+        Remote.parse(url, Path("/"))
+    assert TOKEN not in str(caught.value)
+
+
+def test_a_remote_on_this_disk_takes_no_credentials(tmp_path: Path, key_file: Path) -> None:
+    remote = Remote.parse("../my 100%.git", tmp_path / "work")
+    assert clone_of(remote, None, None) == Clone(f"file://{tmp_path}/my%20100%25.git")
+    with pytest.raises(ConfigurationError, match=r"^oauth_token: the Git remote is the local path"):
+        clone_of(remote, None, TOKEN)
+    with pytest.raises(ConfigurationError, match=r"^git_identity_file: the Git remote is the local path"):
+        clone_of(remote, key_file, None)
+
+
+def _encrypted(path: Path) -> None:
+    paramiko.ECDSAKey.generate().write_private_key_file(str(path), password="pass")
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"no key", r"holds no private key"),
+        (
+            b"-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n",
+            r"holds no private key",
+        ),
+        (b"\xff\xfe\x00", r"holds no private key"),
+        (b"", r"holds no private key"),
+        (None, r"is encrypted, and a run has nobody to ask"),
+    ],
+)
+def test_a_key_that_cannot_be_used_is_told_before_anything_is_sent(
+    tmp_path: Path, content: bytes | None, text: str
+) -> None:
+    work = clone_pair(tmp_path)
+    git(work, "remote", "set-url", "origin", "git@github.com:o/r.git")
+    key = tmp_path / "key"
+    if content is None:
+        _encrypted(key)
+    else:
+        key.write_bytes(content)
+    client = dstack.Client.from_config(work, git_identity_file=key, **TARGET)
+    for action in (client.repos.init, lambda: client.runs.submit({"type": "task", "commands": ["x"]})):
+        with pytest.raises(ConfigurationError, match=rf"^git_identity_file: .*key'.* {text}"):
+            action()
+
+
+def test_an_empty_secret_is_none(tmp_path: Path) -> None:
+    repository = Repository.checked(tmp_path, oauth_token="", git_identity_file="")
+    assert (repository.oauth_token, repository.git_identity_file) == (None, None)
+
+
+def test_what_is_wrong_with_the_parameters_is_told_at_once(tmp_path: Path, key_file: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"^git_identity_file: there is no file '.*nowhere'"):
+        dstack.Client.from_config(tmp_path, git_identity_file=str(tmp_path / "nowhere"), **TARGET)
+    with pytest.raises(ConfigurationError, match=r"git_identity_file and oauth_token exclude") as caught:
+        dstack.Client.from_config(tmp_path, git_identity_file=str(key_file), oauth_token=TOKEN, **TARGET)
+    assert TOKEN not in str(caught.value)
+    with pytest.raises(ConfigurationError, match=r"^repo_dir: this client has none"):
+        dstack.Client.from_config(**TARGET).repos.init()
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("0.18.44", "https"),
+        ("0.19.0", None),
+        ("0.22.5", None),
+        ("1.0.0rc1", None),
+        (None, None),
+        ("dev", None),
+    ],
+)
+def test_the_protocol_is_named_to_old_servers_only(version: str | None, expected: str | None) -> None:
+    from dstack_core._wire.api import Api
+    from tests.core.scripted import reply
+
+    api = Api("http://server", "main")
+    release = api.get_release().parse(reply({"server_version": version}))
+    code = Code.of_git("r", "h/o/r", "main", "1", Clone("https://h/o/r", oauth_token="t"), None)
+    body = json.loads(api.init_repo(code, release).request.body or b"")
+    assert body["repo_info"] == {"repo_type": "remote", "repo_name": "r"}
+    wanted = {"clone_url": "https://h/o/r", "oauth_token": "t"} | ({"protocol": expected} if expected else {})
+    assert body["repo_creds"] == wanted
+
+
+def test_the_secrets_reach_the_server_and_nothing_else(
+    tmp_path: Path, key_file: Path, key_text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Break the server and look at everything a person or a log may see."""
+    caplog.set_level(logging.DEBUG)
+    work = clone_pair(tmp_path)
+    git(work, "remote", "set-url", "origin", f"https://u:{TOKEN}@github.com/o/r.git")
+    secrets = (TOKEN, *key_text.split("\n")[1:3])
+    seen: list[str] = []
+    with LocalServer() as server:
+        arguments: dict[str, Any] = {
+            "server_url": server.url,
+            "project_name": server.project,
+            "user_token": server.token,
+            "retry_budget": 0,
+        }
+        credentials: list[dict[str, Any]] = [{"oauth_token": TOKEN}, {"git_identity_file": key_file}]
+        for given in credentials:
+            with dstack.Client.from_config(work, **given, **arguments) as client:
+                client.repos.init()
+                seen += [repr(client), repr(client._session), repr(vars(client))]
+                for path in ("repos/init", "repos/upload_code", "runs/apply"):
+                    (work / "new").write_text(path)
+                    server.faults.add(
+                        path=path, status=400, body={"detail": [{"msg": "no", "code": "error"}]}
+                    )
+                    fresh = dstack.Client.from_config(work, **given, **arguments)
+                    with pytest.raises(dstack.DstackError) as caught:
+                        fresh.runs.submit({"type": "task", "commands": ["x"]})
+                    seen += [str(caught.value), repr(caught.value)]
+                repository = Repository.checked(work, **given)
+                stored = requests.post(
+                    f"{server.url}/api/project/{server.project}/repos/get",
+                    json={"repo_id": repository.describe().repo_id, "include_creds": True},
+                    headers={"Authorization": f"Bearer {server.token}"},
+                    timeout=10,
+                ).json()["repo_creds"]
+                assert (stored["oauth_token"] or stored["private_key"]) in (TOKEN, key_text)
+                assert stored["clone_url"].endswith("github.com/o/r.git")
+                seen += [repr(repository), repr(repository.pack()), repr(client._session.init_repo())]
+    seen += [record.getMessage() for record in caplog.records]
+    assert not [text for text in seen for secret in secrets if secret in text]

@@ -1,0 +1,109 @@
+"""The ``files`` of a configuration: its forms, whose folder counts, and what is packed."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dstack_core as dstack
+from dstack_core import ConfigurationError, FileMapping
+from dstack_core._repo.files import pack_files
+from dstack_core._wire.code import Upload
+from dstack_core._wire.spec import RunOptions, run_spec
+from tests.core.repos import write
+
+
+def task(*files: Any) -> dstack.Configuration:
+    return dstack.load_configuration({"type": "task", "commands": ["x"], "files": list(files)})
+
+
+def packed(*files: Any) -> list[tuple[str, Upload]]:
+    return pack_files(task(*files).files or [])
+
+
+def names(upload: Upload) -> list[str]:
+    with tarfile.open(fileobj=io.BytesIO(upload.data)) as tar:
+        return tar.getnames()
+
+
+@pytest.mark.parametrize(
+    ("given", "local_path", "path"),
+    [
+        ("a.txt", "a.txt", "a.txt"),
+        ("./conf:/etc/conf", "./conf", "/etc/conf"),
+        ("~/.netrc", "~/.netrc", "~/.netrc"),
+        ({"local_path": "a:b", "path": "c"}, "a:b", "c"),
+        ({"local_path": "a"}, "a", "a"),
+    ],
+)
+def test_every_form_is_sent_in_full(given: Any, local_path: str, path: str) -> None:
+    expected = {"local_path": local_path, "path": path}
+    spec = run_spec(task(given), RunOptions())
+    assert spec["configuration"]["files"] == [expected]
+    direct = dstack.Task(commands=["x"], files=[FileMapping(**expected)])
+    assert run_spec(direct, RunOptions())["configuration"]["files"] == [expected]
+    assert "file_archives" not in spec, "they are named once they are uploaded"
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("a:b:c", r"files: 'a:b:c' has more than one colon"),
+        ("", r"an item of files has an empty path"),
+        (":/etc", r"FileMapping.local_path: an item of files has an empty path"),
+        ({"path": "/etc"}, r"FileMapping.local_path: Field required"),
+        ({"local_path": "a", "mode": 7}, r"FileMapping.mode: there is no such field"),
+        (3, r"FileMapping: Input should be"),
+    ],
+)
+def test_an_entry_that_is_none_is_refused(given: Any, text: str) -> None:
+    with pytest.raises(ConfigurationError, match=text):
+        task(given)
+
+
+def test_paths_are_those_of_the_file_else_of_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, sub__data="of the file\n", data="of the current directory\n")
+    write(tmp_path, sub__x="type: task\ncommands: [x]\nfiles: [data, ~/home]\n")
+    write(Path.home(), home="home\n")
+    monkeypatch.chdir(tmp_path)
+    loaded = dstack.load_configuration("sub/x")
+    assert [item.path for item in loaded.files or []] == ["data", "~/home"]
+    monkeypatch.chdir("/")
+    (data, first), (_, second) = pack_files(loaded.files or [])
+    assert (data, b"of the file" in first.data, b"home" in second.data) == ("data", True, True)
+    monkeypatch.chdir(tmp_path)
+    assert b"of the current directory" in packed("data")[0][1].data
+
+
+def test_an_archive_has_one_top_level_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(
+        tmp_path, conf__a="1", conf__deep__b="2", conf__skip="3", one="4", **{"conf__.dstackignore": "skip\n"}
+    )
+    (tmp_path / "link").symlink_to("one")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "conf")
+    files = packed(str(tmp_path / "conf"), "../one:/x", "../link", "../empty", ".")
+    assert [path for path, _ in files] == [str(tmp_path / "conf"), "/x", "../link", "../empty", "."]
+    whole = ["conf", "conf/.dstackignore", "conf/a", "conf/deep/b"]
+    assert [names(upload) for _, upload in files] == [whole, ["one"], ["one"], ["empty"], whole]
+    assert files[0][1].sha256 == files[4][1].sha256
+    with tarfile.open(fileobj=io.BytesIO(files[2][1].data)) as tar:
+        assert tar.getmember("one").isfile()
+
+
+@pytest.mark.parametrize("given", ["nowhere", "/", "one/below"])
+def test_a_path_that_is_not_there_is_told_with_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    write(tmp_path, one="1")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ConfigurationError, match=rf"^files: '{given}': there is no such file or directory \(/"
+    ):
+        packed(given)
