@@ -15,6 +15,7 @@ from prefect.logging import get_run_logger
 
 from prefect_dstack._connect import CredentialsLike, load, open_client
 from prefect_dstack._names import outlives_crash, owner_of
+from prefect_dstack._stop import is_ending
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -182,9 +183,9 @@ class _Judge:
 
 
 def _active(runs: Iterable[Run]) -> list[Run]:
-    """Return the active runs that a flow, a task or a worker submitted; scripts are not Prefect's."""
+    """Return the active runs of flows, tasks and workers that were not asked to stop yet."""
     kinds = ("flow_run", "task_run", "worker")
-    return [run for run in runs if run.outcome() is None and (owner_of(run.marker) or ("",))[0] in kinds]
+    return [run for run in runs if not is_ending(run) and (owner_of(run.marker) or ("",))[0] in kinds]
 
 
 def _log(findings: list[dict[str, Any]], dry_run: bool) -> None:
