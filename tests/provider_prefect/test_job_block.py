@@ -11,6 +11,7 @@ import threading
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
+import httpx
 import pytest
 from prefect import flow, task
 from prefect.blocks.core import Block
@@ -116,6 +117,16 @@ def test_a_failed_run_raises_with_its_last_words(credentials: DstackCredentials)
         handle.wait_for_completion()
     with pytest.raises(RunFailedError, match="status 7"):
         handle.fetch_result()
+
+
+def test_a_run_always_has_a_longest_duration(dstack: LocalServer, credentials: DstackCredentials) -> None:
+    handle = block(credentials, SHORT).trigger()
+    reply = httpx.post(
+        f"{dstack.url}/api/project/{dstack.project}/runs/get",
+        headers={"Authorization": f"Bearer {dstack.token}"},
+        json={"run_name": handle.run_name},
+    )
+    assert reply.json()["run_spec"]["configuration"]["max_duration"] == 24 * 3600
 
 
 @pytest.mark.parametrize("twin", [False, True])

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import os
 import signal
+import socket
 import threading
 import time
 from typing import Any
@@ -19,7 +20,7 @@ from prefect.states import Cancelling
 from prefect.task_runners import ThreadPoolTaskRunner
 
 import prefect_dstack
-from dstack_core import ConfigurationError, RunNotFoundError, RunStatus, RunStoppedError
+from dstack_core import ConfigurationError, RunFailedError, RunNotFoundError, RunStatus, RunStoppedError
 from dstack_core.local import LocalServer
 from prefect_dstack import (
     DstackCredentials,
@@ -29,12 +30,15 @@ from prefect_dstack import (
     astop_run,
     asubmit_run,
     await_for_run,
+    await_for_service,
     get_run,
     run_and_report,
     stop_run,
     submit_run,
     wait_for_run,
+    wait_for_service,
 )
+from prefect_dstack.flows import stop_own_runs
 
 from .support import all_runs, log_records, outcome_of, submissions, the_run, until
 
@@ -53,8 +57,11 @@ def test_the_twins_have_equal_parameters(name: str) -> None:
     assert not inspect.iscoroutinefunction(sync)
 
 
-def test_waiting_has_a_twin_too() -> None:
-    assert inspect.signature(wait_for_run.fn).parameters == inspect.signature(await_for_run.fn).parameters
+@pytest.mark.parametrize(
+    ("sync", "twin"), [(wait_for_run, await_for_run), (wait_for_service, await_for_service)]
+)
+def test_waiting_has_twins_too(sync: Any, twin: Any) -> None:
+    assert inspect.signature(sync.fn).parameters == inspect.signature(twin.fn).parameters
 
 
 def test_step_by_step(dstack: LocalServer, credentials: DstackCredentials) -> None:
@@ -230,3 +237,83 @@ def test_the_flow_reports_what_it_ran(
     outcome = asyncio.run(arun_and_report(SHORT, "reporter")) if twin else run_and_report(SHORT, "reporter")
     assert outcome == outcome_of(the_run(dstack)).to_dict()
     assert submissions(dstack) == 1
+
+
+def service(port: int, command: str) -> dict[str, Any]:
+    return {"type": "service", "port": port, "commands": [command]}
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_a_service_is_waited_for_until_it_answers(
+    twin: bool, dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    port = free_port()
+    serving = service(port, f"sleep 1; exec python3 -m http.server {port}")
+
+    @flow
+    def used() -> Any:
+        run = submit_run(serving, credentials)
+        url = wait_for_service(run, credentials, poll_interval=0.2)
+        stop_run(run, credentials)
+        return url
+
+    @flow
+    async def aused() -> Any:
+        run = await asubmit_run(serving, credentials)
+        url = await await_for_service(run, credentials, poll_interval=0.2)
+        await astop_run(run, credentials)
+        return url
+
+    url = asyncio.run(aused()) if twin else used()
+    assert url == the_run(dstack).service_url
+
+
+@pytest.mark.parametrize(
+    ("configuration", "error"),
+    [(service(8000, "exit 3"), RunFailedError), (LONG, ConfigurationError)],
+    ids=["ends-before", "no-service"],
+)
+def test_what_will_never_answer_is_told(
+    configuration: dict[str, Any], error: type[Exception], credentials: DstackCredentials
+) -> None:
+    @flow
+    def used() -> None:
+        wait_for_service(submit_run(configuration, credentials), credentials, poll_interval=0.2)
+
+    with pytest.raises(error):
+        used()
+
+
+def test_a_cancellation_stops_the_service_that_is_waited_for(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    @flow
+    def waiting() -> None:
+        run = submit_run(service(8000, "sleep 60"), credentials)
+        wait_for_service(run, credentials, poll_interval=0.2)
+
+    thread = interrupt_when_running(dstack)
+    with pytest.raises(KeyboardInterrupt):
+        waiting()
+    thread.join()
+    assert outcome_of(the_run(dstack)).reason == "stopped_by_user"
+
+
+def test_the_flows_own_hook_finds_the_server_by_its_parameter(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    credentials.save("of-the-flow", overwrite=True)
+    with get_client(sync_client=True) as api:
+        flow_run = api.create_flow_run(
+            run_and_report, parameters={"configuration": LONG, "credentials": "of-the-flow"}
+        )
+    with dstack.client() as client:
+        run = client.runs.submit(LONG, run_name="left", marker=f"prefect:flow_run/{flow_run.id}/stop/a-0/1")
+    stop_own_runs(run_and_report, flow_run, Cancelling())
+    assert run.status().is_stopping or run.outcome() is not None
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

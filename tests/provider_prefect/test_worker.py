@@ -5,107 +5,31 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
 
+import httpx
 import pytest
-from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFound
-from prefect.states import Cancelling, Pending
+from prefect.states import Pending
 
 from dstack_core import Run
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, DstackWorker
 from prefect_dstack._machine import DstackJobConfiguration
 
+from .machines import START_SECONDS, cancel, deploy, new_pool, read, start, the_line, worker
 from .support import all_runs, log_records, outcome_of, state_of, submissions, the_run, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
-
-ROOT = Path(__file__).parents[2]
-ENTRYPOINT = "tests/provider_prefect/machine_flows.py:speaking"
-EXECUTE = f"{sys.executable} -m prefect flow-run execute"
-START_SECONDS = 120.0
-
-
-@contextmanager
-def worker(server: LocalServer | None, pool: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a worker process of the pool that is ended with the test; its name is the pool's."""
-    given = {} if server is None else {"URL": server.url, "PROJECT": server.project, "TOKEN": server.token}
-    environment = {
-        **os.environ,
-        **{f"DSTACK_{'SERVER_' if name == 'URL' else ''}{name}": value for name, value in given.items()},
-        "PREFECT_WORKER_HEARTBEAT_SECONDS": "2",
-        "PREFECT_WORKER_QUERY_SECONDS": "1",
-        "PREFECT_SERVER_SECRET": "of-the-worker-alone",
-    }
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", pool]
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture
 def pool() -> str:
     """Make a work pool of this test's own."""
-    name = f"pool-{uuid4().hex[:8]}"
-    template = DstackWorker.get_default_base_job_template()
-    with get_client(sync_client=True) as client:
-        client.create_work_pool(WorkPoolCreate(name=name, type="dstack", base_job_template=template))
-    return name
-
-
-def deploy(pool: str, **variables: Any) -> UUID:
-    """Deploy the flow to the pool and start a flow run's deployment; return the deployment's id."""
-    loaded: Any = flow.from_source(source=str(ROOT), entrypoint=ENTRYPOINT)
-    variables = {"command": EXECUTE, "poll_interval": 0.5, **variables}
-    made = loaded.deploy(
-        name=pool,
-        work_pool_name=pool,
-        job_variables=variables,
-        build=False,
-        push=False,
-        print_next_steps=False,
-    )
-    return UUID(str(made))
-
-
-def start(deployment_id: UUID, **parameters: Any) -> FlowRun:
-    with get_client(sync_client=True) as client:
-        return client.create_flow_run_from_deployment(deployment_id, parameters=parameters)
-
-
-def read(flow_run: FlowRun) -> FlowRun:
-    with get_client(sync_client=True) as client:
-        return client.read_flow_run(flow_run.id)
-
-
-def cancel(flow_run: FlowRun) -> float:
-    with get_client(sync_client=True) as client:
-        client.set_flow_run_state(flow_run.id, Cancelling())
-    return time.monotonic()
-
-
-def the_line(flow_run: FlowRun, line: str, last: str) -> int:
-    """Return how often a line is in the flow run's log."""
-    messages = log_records(flow_run.id, last=last, seconds=60)
-    return sum(message.split("\n").count(line) for message in messages)
+    return new_pool()
 
 
 def test_a_flow_run_runs_on_a_machine_and_tells_everything_once(
@@ -144,8 +68,6 @@ def test_a_flow_run_runs_on_a_machine_and_tells_everything_once(
 
 
 def sent(server: LocalServer, run: Run) -> dict[str, Any]:
-    import httpx
-
     reply = httpx.post(
         f"{server.url}/api/project/{server.project}/runs/get",
         headers={"Authorization": f"Bearer {server.token}"},
