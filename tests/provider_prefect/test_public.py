@@ -9,17 +9,23 @@ import sys
 from importlib.metadata import entry_points, version
 from typing import Any
 
+import pytest
+
 import prefect_dstack
 from prefect_dstack import arun_task, run_task
 
 _IMPORT = """
 import json, sys, time
+began = time.perf_counter()
 from prefect import flow, task
 before = set(sys.modules)
 start = time.perf_counter()
 import prefect_dstack
-print(json.dumps([time.perf_counter() - start, sorted(set(sys.modules) - before)]))
+end = time.perf_counter()
+print(json.dumps([(end - start) / (start - began), sorted(set(sys.modules) - before)]))
 """
+# 0.25 s where Prefect's own import takes 1.83 s: a share, since a busy machine slows down both.
+_SHARE = 0.25 / 1.83
 
 
 def test_the_public_names_are_these() -> None:
@@ -77,23 +83,20 @@ def test_the_tasks_leave_retries_and_caches_to_the_caller() -> None:
 
 
 def test_importing_loads_no_client() -> None:
-    seconds, modules = _import()
-    heavy = {
-        "requests",
-        "paramiko",
-        "yaml",
-        "cyclopts",
-        "uvicorn",
-        "prefect.workers.base",
-        "prefect_dstack.worker",
-    }
-    heavy |= {"dstack_core.client", "dstack_core.aio", "dstack_core._transport.asynchronous"}
-    assert not heavy & set(modules)
+    share, modules = _import()
+    others = {name.partition(".")[0] for name in modules}
+    assert others == {"prefect_dstack"}
+    assert not {"prefect_dstack.worker", "prefect_dstack.flows"} & set(modules)
     for _ in range(4):
-        if seconds <= 0.25:
+        if share <= _SHARE:
             break
-        seconds = min(seconds, _import()[0])
-    assert seconds <= 0.25
+        share = min(share, _import()[0])
+    assert share <= _SHARE
+
+
+def test_no_other_name_is_found() -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = prefect_dstack.no_such_name
 
 
 def _import() -> tuple[float, list[str]]:

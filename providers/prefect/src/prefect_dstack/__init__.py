@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from prefect_dstack.credentials import DstackCredentials
-from prefect_dstack.flows import arun_and_report, run_and_report
 from prefect_dstack.hooks import stop_dstack_runs, stop_runs_on_cancellation, stop_runs_on_crash
 from prefect_dstack.job_block import DstackRun, DstackRunHandle
 from prefect_dstack.reaper import areap_runs, reap_runs
@@ -22,9 +22,12 @@ from prefect_dstack.runs import (
 from prefect_dstack.tasks import arun_task, asubmit_run, run_task, submit_run
 
 if TYPE_CHECKING:
+    from prefect_dstack.flows import arun_and_report, run_and_report
     from prefect_dstack.worker import DstackWorker
 
 __version__ = "0.1.0"
+
+_LAZY = {"DstackWorker": "worker", "arun_and_report": "flows", "run_and_report": "flows"}
 
 __all__ = [
     "DstackCredentials",
@@ -55,9 +58,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load the worker when it is first used: flows do not need it."""
-    if name != "DstackWorker":
+    """Load what most flows do not need when it is first used."""
+    home = _LAZY.get(name)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from prefect_dstack.worker import DstackWorker
-
-    return DstackWorker
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
