@@ -8,17 +8,21 @@ import signal
 import time
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFound
-from prefect.states import Pending
+from prefect.states import Completed, Pending, Running
 
 from dstack_core import Run
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, DstackWorker
+from prefect_dstack import worker as worker_module
 from prefect_dstack._machine import DstackJobConfiguration
+from prefect_dstack._machine_runs import submit_once
 
 from .machines import START_SECONDS, cancel, deploy, new_pool, read, start, the_line, worker
 from .support import all_runs, log_records, outcome_of, state_of, submissions, the_run, until
@@ -162,3 +166,62 @@ def test_killing_the_infrastructure(dstack: LocalServer, credentials: DstackCred
             kill(gone)
     with pytest.raises(InfrastructureNotAvailable, match="other"):
         kill("other:machine")
+
+
+def inside(
+    pool: str, flow_run: FlowRun, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
+) -> int:
+    """Run a machine that would go on for a minute by a worker in this process; return its status code."""
+    monkeypatch.setattr(worker_module, "CHECK_SECONDS", 0.2)
+    monkeypatch.setattr(worker_module, "GRACE_SECONDS", 1.0)
+    configuration = DstackJobConfiguration(
+        credentials=credentials,
+        command="sleep 60",
+        env={"PREFECT_API_URL": os.environ["PREFECT_API_URL"]},
+        poll_interval=0.2,
+    )
+
+    async def go() -> int:
+        async with DstackWorker(work_pool_name=pool) as machines:
+            return (await machines.run(flow_run, configuration)).status_code
+
+    return asyncio.run(go())
+
+
+def test_a_machine_that_goes_on_after_its_flow_run_is_stopped(
+    pool: str, dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow_run = start(deploy(pool))
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(flow_run.id, Running(), force=True)
+        client.set_flow_run_state(flow_run.id, Completed(), force=True)
+    assert inside(pool, flow_run, credentials, monkeypatch) == 0
+    assert outcome_of(the_run(dstack)).reason == "stopped_by_user"
+    assert state_of(flow_run.id).is_completed()
+
+
+def test_a_machine_of_its_own_and_its_name_after_a_run_that_ended(
+    pool: str, dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Executed again, a flow run gets a new machine."""
+    flow_run = start(deploy(pool))
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(flow_run.id, Completed(), force=True)
+    inside(pool, flow_run, credentials, monkeypatch)
+    inside(pool, flow_run, credentials, monkeypatch)
+    assert [run.name[-3:] for run in all_runs(dstack)] == ["-w1", "-w2"]
+
+
+def test_two_workers_at_once_submit_one_machine(dstack: LocalServer, credentials: DstackCredentials) -> None:
+    flow_run_id = uuid4()
+    env = {"PREFECT_API_URL": os.environ["PREFECT_API_URL"]}
+    configuration = DstackJobConfiguration(credentials=credentials, command="sleep 60", env=env)
+
+    async def both() -> set[str]:
+        async with credentials.get_async_client() as one, credentials.get_async_client() as other:
+            runs = await asyncio.gather(
+                *(submit_once(client, flow_run_id, configuration) for client in (one, other))
+            )
+            return {run.id for run in runs}
+
+    assert len(asyncio.run(both())) == len(all_runs(dstack)) == 1

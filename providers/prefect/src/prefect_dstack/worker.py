@@ -138,7 +138,8 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         outcome = relay.outcome
         if outcome is None:
             raise RuntimeError(f"following run {run.name} ended without an outcome")
-        if outcome.succeeded or await self._is_cancelled(flow_run.id):
+        # A flow run that is over, or about to be, is not to be called crashed.
+        if outcome.succeeded or await self._is_over(flow_run.id):
             return DstackWorkerResult(identifier=name, status_code=0)
         lines = "".join(f"\n{line[:500]}" for line in relay.tail)
         logger.error("Run %s %s. See %s%s", run.name, outcome.message, outcome.url, lines)
@@ -264,10 +265,10 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         except Exception:
             return None
 
-    async def _is_cancelled(self, flow_run_id: UUID) -> bool:
+    async def _is_over(self, flow_run_id: UUID) -> bool:
         found = await self._flow_run(flow_run_id)
         state = None if found is None else found.state
-        return state is not None and (state.is_cancelled() or state.is_cancelling())
+        return state is not None and (state.is_final() or state.is_cancelling())
 
     async def _set_cancelled(self, flow_run_id: UUID, message: str) -> None:
         await self.client.set_flow_run_state(flow_run_id, Cancelled(message=message), force=True)
