@@ -214,8 +214,11 @@ def test_a_machine_of_its_own_and_its_name_after_a_run_that_ended(
 
 def test_two_workers_at_once_submit_one_machine(dstack: LocalServer, credentials: DstackCredentials) -> None:
     flow_run_id = uuid4()
-    env = {"PREFECT_API_URL": os.environ["PREFECT_API_URL"]}
-    configuration = DstackJobConfiguration(credentials=credentials, command="sleep 60", env=env)
+    configuration = DstackJobConfiguration(
+        credentials=credentials,
+        command="sleep 60",
+        env={"PREFECT_API_URL": os.environ["PREFECT_API_URL"]},
+    )
 
     async def both() -> set[str]:
         async with credentials.get_async_client() as one, credentials.get_async_client() as other:
