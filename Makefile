@@ -69,15 +69,19 @@ test-fast: $(CORE) ## Run what needs no host and no real server (under a minute)
 check: $(CORE) $(AIRFLOW) $(PREFECT) ## Run ruff, mypy --strict and the layer test
 	$(ENVS)/core/bin/ruff format --check .
 	$(ENVS)/core/bin/ruff check .
-	$(ENVS)/core/bin/mypy -p dstack_core -p tests.core -p tests.local -p tests.contract -p tests.rig -p tests.docs
+	$(ENVS)/core/bin/mypy -p dstack_core -p tests.core -p tests.local -p tests.contract -p tests.rig -p tests.docs \
+	  -p tests.documented -p scripts
 	$(ENVS)/airflow/bin/mypy providers/airflow/src dags scripts/demo_airflow.py tests/provider_airflow
 	$(ENVS)/prefect/bin/mypy providers/prefect/src flows scripts/demo_prefect.py tests/provider_prefect
 	$(ENVS)/core/bin/python -m pytest -q tests/core/test_layers.py
 
-.PHONY: format clean pins
+.PHONY: format reference clean pins
 format: $(CORE) ## Format the code
 	$(ENVS)/core/bin/ruff format .
 	$(ENVS)/core/bin/ruff check --fix .
+
+reference: $(CORE) ## Write docs/reference/ from the docstrings
+	@$(ENVS)/core/bin/python -m scripts.make_reference
 
 clean: ## Remove the environments and everything built
 	rm -rf $(ENVS) build dist

@@ -6,11 +6,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dstack_core.aio import AsyncClient, AsyncRepoCollection, AsyncRunCollection
-    from dstack_core.aio_collections import AsyncBackendCollection, AsyncProjectCollection
+    from dstack_core.aio import AsyncClient, AsyncRunCollection
+    from dstack_core.aio_collections import (
+        AsyncBackendCollection,
+        AsyncProjectCollection,
+        AsyncRepoCollection,
+    )
     from dstack_core.aio_run import AsyncRun
-    from dstack_core.client import Client, RepoCollection, RunCollection
-    from dstack_core.collections import BackendCollection, ProjectCollection
+    from dstack_core.client import Client, RunCollection
+    from dstack_core.collections import BackendCollection, ProjectCollection, RepoCollection
     from dstack_core.configurations import ConfigurationLike, load_configuration, parse_configuration
     from dstack_core.errors import (
         AccessDeniedError,
@@ -60,11 +64,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "aio": ("AsyncClient", "AsyncRepoCollection", "AsyncRunCollection"),
-    "aio_collections": ("AsyncBackendCollection", "AsyncProjectCollection"),
+    "aio": ("AsyncClient", "AsyncRunCollection"),
+    "aio_collections": ("AsyncBackendCollection", "AsyncProjectCollection", "AsyncRepoCollection"),
     "aio_run": ("AsyncRun",),
-    "client": ("Client", "RepoCollection", "RunCollection"),
-    "collections": ("BackendCollection", "ProjectCollection"),
+    "client": ("Client", "RunCollection"),
+    "collections": ("BackendCollection", "ProjectCollection", "RepoCollection"),
     "configurations": ("ConfigurationLike", "load_configuration", "parse_configuration"),
     "errors": (
         "AccessDeniedError",

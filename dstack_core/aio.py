@@ -12,7 +12,7 @@ from dstack_core._session import Session
 from dstack_core._transport.asynchronous import AsyncTransport
 from dstack_core._transport.settings import TransportSettings
 from dstack_core._wire.spec import RunOptions
-from dstack_core.aio_collections import AsyncBackendCollection, AsyncProjectCollection
+from dstack_core.aio_collections import AsyncBackendCollection, AsyncProjectCollection, AsyncRepoCollection
 from dstack_core.aio_run import AsyncRun
 from dstack_core.configurations import ConfigurationLike
 from dstack_core.models.account import User
@@ -66,19 +66,6 @@ class AsyncClient(ClientBase[AsyncTransport]):
 
     def _new_transport(self, settings: TransportSettings) -> AsyncTransport:
         return AsyncTransport(settings)
-
-
-class AsyncRepoCollection:
-    """Make the repository known to the server: the twin of ``RepoCollection``."""
-
-    def __init__(self, session: Session, transport: AsyncTransport) -> None:
-        self._session = session
-        self._transport = transport
-
-    async def init(self) -> None:
-        """Make the client's repository known to the server: the twin of ``RepoCollection.init``."""
-        flow = await asyncio.to_thread(self._session.init_repo)
-        await _drive.arun(flow, self._transport)
 
 
 class AsyncRunCollection:

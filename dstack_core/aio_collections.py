@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from dstack_core import _drive
 from dstack_core._session import Session
 from dstack_core._transport.asynchronous import AsyncTransport
@@ -34,3 +36,16 @@ class AsyncBackendCollection:
     async def list(self) -> list[Backend]:
         """Return the project's backends: the twin of ``BackendCollection.list``."""
         return list((await _drive.arun(self._session.project(), self._transport)).backends)
+
+
+class AsyncRepoCollection:
+    """Make the repository known to the server: the twin of ``RepoCollection``."""
+
+    def __init__(self, session: Session, transport: AsyncTransport) -> None:
+        self._session = session
+        self._transport = transport
+
+    async def init(self) -> None:
+        """Make the client's repository known to the server: the twin of ``RepoCollection.init``."""
+        flow = await asyncio.to_thread(self._session.init_repo)
+        await _drive.arun(flow, self._transport)

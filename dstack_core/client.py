@@ -11,7 +11,7 @@ from dstack_core._session import Session
 from dstack_core._transport.blocking import BlockingTransport
 from dstack_core._transport.settings import TransportSettings
 from dstack_core._wire.spec import RunOptions
-from dstack_core.collections import BackendCollection, ProjectCollection
+from dstack_core.collections import BackendCollection, ProjectCollection, RepoCollection
 from dstack_core.configurations import ConfigurationLike
 from dstack_core.models.account import User
 from dstack_core.models.plan import Plan
@@ -69,24 +69,6 @@ class Client(ClientBase[BlockingTransport]):
 
     def _new_transport(self, settings: TransportSettings) -> BlockingTransport:
         return BlockingTransport(settings)
-
-
-class RepoCollection:
-    """Make the repository of ``from_config(repo_dir=...)`` known to the server: ``client.repos``."""
-
-    def __init__(self, session: Session, transport: BlockingTransport) -> None:
-        self._session = session
-        self._transport = transport
-
-    def init(self) -> None:
-        """Make the client's repository and its credentials known to the server; again is fine.
-
-        The first submit of a client does it by itself unless it was made with ``init=False``. Uploads
-        no code. Raises ``ConfigurationError`` without a ``repo_dir``, for a Git repository a run could not
-        clone, or for a key that cannot be used, before anything is sent; else the server errors. Source:
-        the documented API, "from_config()"; PROTOCOL 1.3.
-        """
-        _drive.run(self._session.init_repo(), self._transport)
 
 
 class RunCollection:

@@ -1,4 +1,4 @@
-"""What a client sees beside runs: projects and backends."""
+"""What a client sees beside runs: projects, backends and repositories."""
 
 from __future__ import annotations
 
@@ -37,3 +37,21 @@ class BackendCollection:
     def list(self) -> list[Backend]:
         """Return the project's backends, without credentials. Raises the server errors."""
         return list(_drive.run(self._session.project(), self._transport).backends)
+
+
+class RepoCollection:
+    """Make the repository of ``from_config(repo_dir=...)`` known to the server: ``client.repos``."""
+
+    def __init__(self, session: Session, transport: BlockingTransport) -> None:
+        self._session = session
+        self._transport = transport
+
+    def init(self) -> None:
+        """Make the client's repository and its credentials known to the server; again is fine.
+
+        The first submit of a client does it by itself unless it was made with ``init=False``. Uploads
+        no code. Raises ``ConfigurationError`` without a ``repo_dir``, for a Git repository a run could not
+        clone, or for a key that cannot be used, before anything is sent; else the server errors. Source:
+        the documented API, "from_config()"; PROTOCOL 1.3.
+        """
+        _drive.run(self._session.init_repo(), self._transport)

@@ -131,7 +131,14 @@ class RunNameTakenError(RequestRejectedError):
 
 
 class UnsupportedServerError(ServerError):
-    """Report that this server's version does not have the call or the field (PROTOCOL 1.1, 2.2)."""
+    """Report that this server's version does not have the call or the field (PROTOCOL 1.1, 2.2).
+
+    ``status`` is the HTTP status of a call the server does not know, or None.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class ProtocolError(ServerError):

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import griffe
+
+from scripts.reference_pages import PAGES, Page
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "reference"
@@ -18,127 +19,6 @@ SOURCES = [ROOT, ROOT / "providers" / "airflow" / "src", ROOT / "providers" / "p
 PACKAGES = ("dstack_core", "airflow_provider_dstack", "prefect_dstack")
 _SIGNATURE_WIDTH = 100
 _PREFIXES = {griffe.ParameterKind.var_positional: "*", griffe.ParameterKind.var_keyword: "**"}
-
-
-@dataclass(frozen=True)
-class Page:
-    """Describe one page: its file name, title, opening line and the objects it shows, in order."""
-
-    name: str
-    title: str
-    intro: str
-    objects: tuple[str, ...]
-
-
-def core(*names: str) -> tuple[str, ...]:
-    """Return the paths of public names of ``dstack_core``."""
-    return tuple(f"dstack_core.{name}" for name in names)
-
-
-PAGES = [
-    Page(
-        "client",
-        "Client",
-        "Connect to a project. Every method of the async twin takes the same parameters and is awaited.",
-        core("Client", "AsyncClient"),
-    ),
-    Page(
-        "runs",
-        "Runs",
-        "Submit, find, follow and stop runs.",
-        core("RunCollection", "Run", "AsyncRunCollection", "AsyncRun"),
-    ),
-    Page(
-        "configurations",
-        "Configurations",
-        "Say what a run does and what it needs.",
-        core(
-            "Task",
-            "Service",
-            "Configuration",
-            "ConfigurationLike",
-            "PortMapping",
-            "RegistryAuth",
-            "Resources",
-            "GPU",
-            "RetryPolicy",
-            "SpotPolicy",
-            "load_configuration",
-            "parse_configuration",
-        ),
-    ),
-    Page(
-        "results",
-        "Statuses, events and outcomes",
-        "Read what a run does and how it ended.",
-        core(
-            "RunStatus",
-            "Outcome",
-            "Plan",
-            "Offer",
-            "Event",
-            "StatusChanged",
-            "LogLines",
-            "ContactLost",
-            "ContactRestored",
-            "RunFinished",
-            "Progress",
-            "LogCursor",
-        ),
-    ),
-    Page(
-        "errors",
-        "Errors",
-        "Everything that is raised on purpose, from the root down. [What to do about them](../errors.md).",
-        core(
-            "DstackError",
-            "ConfigurationError",
-            "ProjectNotConfiguredError",
-            "ServerError",
-            "ServerUnreachableError",
-            "TransientServerError",
-            "AuthenticationError",
-            "AccessDeniedError",
-            "ProjectNotFoundError",
-            "RunNotFoundError",
-            "RequestRejectedError",
-            "RunNameTakenError",
-            "UnsupportedServerError",
-            "ProtocolError",
-            "RunError",
-            "RunFailedError",
-            "NoCapacityError",
-            "RunStoppedError",
-            "WaitTimeoutError",
-        ),
-    ),
-    Page(
-        "airflow",
-        "Airflow provider",
-        "`airflow_provider_dstack`: what a DAG uses. [How to use it](../airflow.md).",
-        (
-            "airflow_provider_dstack.operators.DstackRunOperator",
-            "airflow_provider_dstack.hooks.DstackHook",
-            "airflow_provider_dstack.triggers.DstackRunTrigger",
-        ),
-    ),
-    Page(
-        "prefect",
-        "Prefect collection",
-        "`prefect_dstack`: what a flow uses. [How to use it](../prefect.md).",
-        (
-            "prefect_dstack.DstackCredentials",
-            "prefect_dstack.run_task",
-            "prefect_dstack.arun_task",
-            "prefect_dstack.stop_dstack_runs",
-            "prefect_dstack.stop_runs_on_cancellation",
-            "prefect_dstack.stop_runs_on_crash",
-        ),
-    ),
-    Page(
-        "local", "Embedded server", "[How to use it](../local-server.md).", ("dstack_core.local.LocalServer",)
-    ),
-]
 
 
 def main() -> None:

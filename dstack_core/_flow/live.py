@@ -48,6 +48,9 @@ class LiveSource(Protocol):
     def move(self, route: Route) -> None:
         """Lead to another container. Raises ``AttachError``."""
 
+    def rest(self) -> None:
+        """Lead nowhere any more: the run is over."""
+
 
 def live_chunks(
     api: Api, progress: Progress, source: LiveSource, *, node: int, poll_interval: float
@@ -64,7 +67,7 @@ def live_chunks(
         submission = next((item for item in _submissions(approach.run) if item.id not in finished), None)
         if submission is None:
             if _is_ending(approach.run):
-                return
+                return (yield from do(source.rest))
         elif submission.may_have_logs or _is_ending(approach.run):
             yield from _submission(api, progress, source, approach, submission, poll_interval)
             finished.add(submission.id)
@@ -154,8 +157,10 @@ def _has_ended_by_itself(
     waited = 0.0
     while True:
         now = yield from _look(api, progress, submission)
+        if now is not None and now.reason in _ENDED_BY_ITSELF:
+            return True
         if now is None or now.is_finished or waited >= _LONGEST_DOUBT:
-            return now is not None and now.reason in _ENDED_BY_ITSELF
+            return False
         yield Sleep(poll_interval)
         waited += poll_interval
 

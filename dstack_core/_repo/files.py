@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from dstack_core._repo.archive import pack_entry
@@ -11,12 +11,13 @@ from dstack_core.errors import ConfigurationError
 from dstack_core.models.files import FileMapping
 
 
-def pack_files(mappings: Iterable[FileMapping]) -> list[tuple[str, Upload]]:
+def pack_files(files: Iterable[FileMapping | Mapping[str, str] | str]) -> list[tuple[str, Upload]]:
     """Return each entry's path in the container with its archive.
 
     Local paths are relative to the current directory. Raises ``ConfigurationError`` for a path that is
     not there or cannot be read.
     """
+    mappings = [FileMapping.model_validate(file) for file in files]
     return [(mapping.path, _archive(mapping)) for mapping in mappings]
 
 

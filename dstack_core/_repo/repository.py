@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,7 +55,7 @@ class Repository:
             )
         return self._code(self.directory, with_upload=False)
 
-    def pack(self, repos: Sequence[RepoMapping] = ()) -> Code | None:
+    def pack(self, repos: Sequence[RepoMapping | Mapping[str, str] | str] = ()) -> Code | None:
         """Return the code a run starts from, with its diff or its archive; None when there is none.
 
         ``repos`` are those of the run's configuration. Runs git and reads the files; raises
@@ -68,7 +68,7 @@ class Repository:
                 f"repos: the client has the repo_dir {str(self.directory)!r} already; drop one of the two"
             )
         try:
-            return self._named(repos[0])
+            return self._named(RepoMapping.model_validate(repos[0]))
         except ConfigurationError as error:
             raise ConfigurationError(f"repos: {error.message.removeprefix('repo_dir: ')}") from None
 

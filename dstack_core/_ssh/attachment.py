@@ -86,6 +86,10 @@ class Attachment:
         left.close()
         tunnel.open(key.private)
 
+    def rest(self) -> None:
+        """Stop opening the tunnel again: the run is over. The local ports stay bound until ``close``."""
+        self._tunnel.close()
+
     def open_logs(self) -> LogStream:
         """Return the job's output from its first byte on. Raises ``AttachError``."""
         return LogStream(self._forwards[RUNNER_PORT].local_port)
@@ -115,5 +119,9 @@ class Attachment:
             with self._lock:
                 if self._closed:
                     raise AttachError("attach: detached meanwhile")
-                bound = bind_from(port.container_port) if port.local_port is None else bind(port.local_port)
+                bound = (
+                    bind_from(port.container_port)
+                    if port.local_port is None
+                    else bind(port.local_port, port.container_port)
+                )
                 self._forwards[port.container_port] = Forward(bound, port.container_port, self)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("dstack_core")
 _PIECE = 65536
 _PATIENCE_SECONDS = 10.0
+_PAUSE_SECONDS = 0.5
 
 
 class OpensChannels(Protocol):
@@ -38,7 +39,7 @@ class Forward:
         self._listening = listening
         self._way = way
         self._lock = threading.Lock()
-        self._closed = False
+        self._closing = threading.Event()
         self._open: set[socket.socket] = set()
         self._channels: set[paramiko.Channel] = set()
         self._threads: set[threading.Thread] = set()
@@ -51,7 +52,7 @@ class Forward:
     def close(self) -> None:
         """Stop listening, cut every connection and wait for the threads to end."""
         with self._lock:
-            self._closed = True
+            self._closing.set()
             connections, channels, threads = list(self._open), list(self._channels), list(self._threads)
         with contextlib.suppress(OSError):
             # Closing alone would not wake the thread that accepts.
@@ -71,11 +72,15 @@ class Forward:
         while True:
             try:
                 connection, _ = self._listening.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if self._closing.wait(_PAUSE_SECONDS):
+                    return
+                # Such as too many open files, which passes.
+                _log.warning("the local port %d: %s", self.local_port, error)
+                continue
             thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
             with self._lock:
-                if self._closed:
+                if self._closing.is_set():
                     connection.close()
                     return
                 self._open.add(connection)
@@ -88,7 +93,7 @@ class Forward:
             channel = self._way.channel(self._container_port, _PATIENCE_SECONDS)
             with self._lock:
                 self._channels.add(channel)
-                closed = self._closed
+                closed = self._closing.is_set()
             if not closed:
                 _join(connection, channel)
         except AttachError as error:

@@ -8,9 +8,9 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dstack_core._ssh.host_keys import HostKeys
 from dstack_core._ssh.own_keys import own_keys
 from dstack_core._wire.attach import Hop
 from dstack_core.errors import AttachError
@@ -26,55 +26,6 @@ _SILENCE_MILLISECONDS = 30_000
 
 class LostError(AttachError):
     """Say that the connection itself is gone, not only what was wanted of it."""
-
-
-class HostKeyError(AttachError):
-    """Say that a host shows another key than the known one: nothing that trying again could mend."""
-
-
-class HostKeys:
-    """Remember the key each hop showed first, and compare it from then on.
-
-    A hop that asks for it is compared with ``~/.ssh/known_hosts`` before. For the others there is nothing
-    to compare the first key with: the server hands out none.
-    """
-
-    def __init__(self, known_hosts: Path | None = None) -> None:
-        self._known_hosts = known_hosts
-        self._seen: dict[Hop, str] = {}
-
-    def expected_types(self, hop: Hop) -> list[str]:
-        """Return the types of key known for the hop, which it is asked for before others."""
-        return [key.get_name() for key in self._known(hop)]
-
-    def check(self, hop: Hop, key: paramiko.PKey) -> None:
-        """Accept the hop's key, or raise ``HostKeyError``."""
-        known = self._known(hop)
-        if known and key not in known:
-            raise HostKeyError(
-                f"{hop}: its host key ({key.get_name()} {key.fingerprint}) is not the one in "
-                f"{self._file()}. Somebody may be listening in; if the host's key was changed on purpose, "
-                f"remove the old one: ssh-keygen -R '{_known_name(hop)}'"
-            )
-        if self._seen.setdefault(hop, key.get_base64()) != key.get_base64():
-            raise HostKeyError(
-                f"{hop}: its host key ({key.get_name()} {key.fingerprint}) is not the one it had before the "
-                "connection was lost. Detach and attach again if that is expected"
-            )
-
-    def _known(self, hop: Hop) -> list[paramiko.PKey]:
-        import paramiko
-
-        if not hop.check_host_key:
-            return []
-        keys = paramiko.HostKeys()
-        with contextlib.suppress(OSError, RuntimeError):
-            keys.load(str(self._file()))
-        entry = keys.lookup(_known_name(hop))
-        return [] if entry is None else list(entry.values())
-
-    def _file(self) -> Path:
-        return self._known_hosts or Path.home() / ".ssh" / "known_hosts"
 
 
 class Chain:
@@ -202,8 +153,9 @@ def _authenticate(transport: paramiko.Transport, hop: Hop, keys: Sequence[parami
         if hop.own_identity
         else "Check that the run was submitted with this key"
     )
+    reason = told(problem) if problem else "it wants more than a key"
     tried = ", ".join(f"{key.get_name()} {key.fingerprint}" for key in keys)
-    raise AttachError(f"{hop}: the login was refused for {tried} ({told(problem)}). {where}")
+    raise AttachError(f"{hop}: the login was refused for {tried} ({reason}). {where}")
 
 
 def _algorithms(expected: Sequence[str], offered: Sequence[str]) -> tuple[str, ...]:
@@ -217,10 +169,6 @@ def _algorithms(expected: Sequence[str], offered: Sequence[str]) -> tuple[str, .
     return tuple(first + [name for name in offered if name not in names]) if first else ()
 
 
-def _known_name(hop: Hop) -> str:
-    return hop.hostname if hop.port == 22 else f"[{hop.hostname}]:{hop.port}"
-
-
 def _quiet_channel() -> str:
     """Return the name of a log channel that stays silent unless somebody sets its level."""
     logger = logging.getLogger(_LOG_CHANNEL)
@@ -229,6 +177,6 @@ def _quiet_channel() -> str:
     return _LOG_CHANNEL
 
 
-def told(error: BaseException | None) -> str:
+def told(error: BaseException) -> str:
     """Return what an error says, or its type when it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dstack_core._ssh.key_files import keep_or_create
+from dstack_core._ssh.key_formats import describe, load_private_key
 from dstack_core.errors import AttachError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class LoginKeys:
         if identity is not None and any_will_do:
             return identity
         candidates = [identity] if identity is not None else self._candidates(server_key)
-        chosen = next((key for key in candidates if key.is_for(public_key)), None)
+        chosen = next((key for key in candidates if not public_key or key.is_for(public_key)), None)
         if chosen is None:
             tried = "; ".join(str(key) for key in candidates) or "none was found"
             raise AttachError(
@@ -119,60 +120,6 @@ def read_identity_file(path: str | os.PathLike[str]) -> LoginKey:
         ) from None
     except ValueError as error:
         raise ConfigurationError(f"ssh_identity_file: {place}: {error}") from None
-
-
-def load_private_key(data: bytes) -> paramiko.PKey:
-    """Return the key in ``data``: OpenSSH, PEM or PKCS#8; RSA, ECDSA or Ed25519.
-
-    Raises ``ValueError`` with a text that holds nothing of the key.
-    """
-    import paramiko
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-
-    read = (
-        serialization.load_ssh_private_key
-        if b"BEGIN OPENSSH PRIVATE KEY" in data
-        else serialization.load_pem_private_key
-    )
-    try:
-        key = read(data, password=None)
-    except TypeError:
-        raise ValueError(
-            "this key is encrypted; give a key without a passphrase (ssh-keygen -p removes it)"
-        ) from None
-    except (ValueError, UnsupportedAlgorithm):
-        raise ValueError("this is no private SSH key in OpenSSH, PEM or PKCS#8 form") from None
-    # The one form that paramiko reads for every type of key.
-    kinds: list[tuple[type, type[paramiko.PKey]]] = [
-        (rsa.RSAPrivateKey, paramiko.RSAKey),
-        (ec.EllipticCurvePrivateKey, paramiko.ECDSAKey),
-        (ed25519.Ed25519PrivateKey, paramiko.Ed25519Key),
-    ]
-    kind = next((ours for theirs, ours in kinds if isinstance(key, theirs)), None)
-    if kind is None:
-        raise ValueError("this type of key is not supported; use RSA, ECDSA or Ed25519")
-    text = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    )
-    return kind.from_private_key(io.StringIO(text.decode()))
-
-
-def describe(public_key: str) -> str:
-    """Return type, fingerprint and comment of a public key line, as ``ssh-keygen -l`` names a key."""
-    import base64
-    import binascii
-    import hashlib
-
-    kind, _, rest = public_key.strip().partition(" ")
-    blob, _, comment = rest.partition(" ")
-    try:
-        digest = hashlib.sha256(base64.b64decode(blob, validate=True)).digest()
-    except binascii.Error:
-        return public_key.strip() or "(none)"
-    fingerprint = base64.b64encode(digest).decode().rstrip("=")
-    return f"{kind} SHA256:{fingerprint}" + (f" {comment}" if comment else "")
 
 
 def _default_key(*, create: bool) -> LoginKey:

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dstack_core._ssh.keys import load_private_key
+from dstack_core._ssh.key_formats import load_private_key
 
 if TYPE_CHECKING:
     import paramiko
@@ -25,8 +25,10 @@ def own_keys(hostname: str) -> Generator[list[paramiko.PKey], None, None]:
     import paramiko
 
     named = _named_files(hostname)
-    with contextlib.closing(paramiko.Agent()) as agent:
-        loaded: list[paramiko.PKey] = list(agent.get_keys())
+    with contextlib.ExitStack() as held:
+        loaded: list[paramiko.PKey] = []
+        with contextlib.suppress(OSError, paramiko.SSHException):
+            loaded += held.enter_context(contextlib.closing(paramiko.Agent())).get_keys()
         if named:
             yield _load(named) + loaded
         else:

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from dstack_core.errors import ConfigurationError, PortInUseError
 
@@ -15,15 +15,18 @@ _HIGHEST = 65535
 _REFUSED = frozenset({errno.EACCES, errno.EPERM})
 
 
-def verify_ports(ports: Sequence[int]) -> None:
-    """Bind every port on 127.0.0.1 and release it again; raises as ``bind`` does."""
+def verify_ports(ports: Mapping[int, int]) -> None:
+    """Bind every local port and release it again; raises as ``bind`` does.
+
+    ``ports`` has the container's port for each local one.
+    """
     with contextlib.ExitStack() as bound:
-        for port in ports:
-            bound.enter_context(bind(port))
+        for port, container_port in ports.items():
+            bound.enter_context(bind(port, container_port))
 
 
-def bind(port: int) -> socket.socket:
-    """Return a socket that listens on 127.0.0.1; port 0 is any free one.
+def bind(port: int, container_port: int) -> socket.socket:
+    """Return a socket that listens on 127.0.0.1 for a port of the container; port 0 is any free one.
 
     Raises ``PortInUseError`` when another process has the port, ``ConfigurationError`` when it may not be
     bound.
@@ -32,11 +35,11 @@ def bind(port: int) -> socket.socket:
         return socket.create_server((_ADDRESS, port))
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise _in_use(port) from None
+            raise _in_use(port, container_port) from None
         if error.errno in _REFUSED:
             raise ConfigurationError(
                 f"ports: this user may not bind the local port {port} (ports below 1024 are the system's). "
-                f"{_ways_out(port)}"
+                f"{_ways_out(port, container_port)}"
             ) from None
         raise
 
@@ -49,21 +52,24 @@ def bind_from(port: int) -> socket.socket:
         except OSError as error:
             if error.errno != errno.EADDRINUSE and error.errno not in _REFUSED:
                 raise
-    return bind(0)
+    return bind(0, port)
 
 
-def _in_use(port: int) -> PortInUseError:
+def _in_use(port: int, container_port: int) -> PortInUseError:
     pid, owner = _owner(port)
     return PortInUseError(
-        f"ports: the local port {port} is taken by {owner}. {_ways_out(port)}", port=port, pid=pid
+        f"ports: the local port {port} is taken by {owner}. {_ways_out(port, container_port)}",
+        port=port,
+        pid=pid,
     )
 
 
-def _ways_out(port: int) -> str:
-    other = port + 8000 if port < 1024 else port + 1
+def _ways_out(port: int, container_port: int) -> str:
+    other = port + 8000 if port < 1024 else port + 1 if port < _HIGHEST else port - 1
     return (
-        f'Map the container\'s port to another local one, such as "{other}:{port}", or to any free one with '
-        f'"*:{port}"; a run that is not to be attached to needs none: submit(..., verify_ports=False)'
+        f'Map it to another local one, such as "{other}:{container_port}", or to any free one with '
+        f'"*:{container_port}"; a run that is not to be attached to needs none: '
+        "submit(..., verify_ports=False)"
     )
 
 

@@ -95,24 +95,25 @@ def parse_approach(data: Mapping[str, Any], node: int) -> Approach:
     return Approach(run, route, waiting=route is None and any(_may_start(job) for job in jobs))
 
 
-def fixed_local_ports(configuration: Configuration) -> tuple[int, ...]:
-    """Return the local ports a task names; a port of the range the server keeps to itself is none.
+def fixed_local_ports(configuration: Configuration) -> dict[int, int]:
+    """Return the container's port for each local port a task names; what dstack keeps to itself is none.
 
     A bare number is its own local port (PROTOCOL 3.2). Raises ``ConfigurationError`` when two container
     ports want the same one.
     """
     if not isinstance(configuration, Task):
-        return ()
-    wanted = [
-        port for port in map(_mapping, configuration.ports or []) if port.container_port not in _RESERVED
-    ]
-    fixed = [port.local_port for port in wanted if port.local_port is not None]
-    twice = next((port for port in fixed if fixed.count(port) > 1), None)
-    if twice is not None:
-        raise ConfigurationError(
-            f'ports: the local port {twice} is wanted twice; write another one, or "*:PORT" for any free one'
-        )
-    return tuple(fixed)
+        return {}
+    fixed: dict[int, int] = {}
+    for port in map(_mapping, configuration.ports or []):
+        if port.local_port is None or port.container_port in _RESERVED:
+            continue
+        if port.local_port in fixed:
+            raise ConfigurationError(
+                f"ports: the local port {port.local_port} is wanted twice; write another one, or "
+                f'"*:{port.container_port}" for any free one'
+            )
+        fixed[port.local_port] = port.container_port
+    return fixed
 
 
 def _mapping(port: int | str | PortMapping) -> AppPort:

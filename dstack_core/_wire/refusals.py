@@ -68,7 +68,8 @@ def _refusal(status: int, text: str, code: str | None, place: Place) -> errors.S
     if status == 405:
         return errors.UnsupportedServerError(
             f"the dstack server at {place.server_url} does not have this call ({text}); "
-            "dstack 0.18.44 or newer is needed"
+            "dstack 0.18.44 or newer is needed",
+            status=status,
         )
     return errors.RequestRejectedError(f"{place} refused the request: {text}", code=code, status=status)
 

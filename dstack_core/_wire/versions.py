@@ -82,7 +82,8 @@ def may_tell_an_old_server(error: ServerError) -> bool:
         return error.status == 404
     if isinstance(error, RequestRejectedError):
         return error.status == 422
-    return isinstance(error, UnsupportedServerError)
+    # One without a status says already what is needed.
+    return isinstance(error, UnsupportedServerError) and error.status is not None
 
 
 def explain(

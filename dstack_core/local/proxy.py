@@ -82,11 +82,10 @@ class ServiceProxy:
         except urllib3.exceptions.HTTPError:
             raise HTTPException(502, "Error requesting upstream") from None
         response = Response(reply.data, reply.status)
-        for name, value in reply.headers.items():
-            if name.lower() not in _DROPPED:
-                response.headers.append(name, value)
-            elif method == "HEAD" and name.lower() == "content-length":
-                response.headers[name] = value
+        for name in reply.headers:
+            if name.lower() not in _DROPPED or (method == "HEAD" and name.lower() == "content-length"):
+                # Repeated headers become one, several cookies too: so does the real proxy.
+                response.headers[name] = reply.headers[name]
         return response
 
 

@@ -79,8 +79,8 @@ class Configuration(Model):
     shell: str | None = None
     working_dir: str | None = None
     volumes: Sequence[str | Mapping[str, Any]] | None = None
-    files: list[FileMapping] | None = None
-    repos: list[RepoMapping] | None = Field(default=None, max_length=1)
+    files: Sequence[FileMapping | Mapping[str, str] | str] | None = None
+    repos: Sequence[RepoMapping | Mapping[str, str] | str] | None = None
     # An instance or a mapping as it is: a mapping is today's YAML, where numbers mean something else.
     resources: InstanceOf[Resources] | Mapping[str, Any] | None = None
     fleets: Sequence[str | Mapping[str, Any]] | None = None
@@ -107,6 +107,16 @@ class Configuration(Model):
     def _one_command_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
+    @field_validator("files", "repos", mode="before")
+    @classmethod
+    def _items_in_full(cls, value: Any, info: ValidationInfo) -> Any:
+        item: type[FileMapping | RepoMapping] = FileMapping if info.field_name == "files" else RepoMapping
+        if not isinstance(value, list | tuple):
+            return value
+        if item is RepoMapping and len(value) > 1:
+            raise ValueError(f"{len(value)} are given; a run starts from one, name that one")
+        return [item.model_validate(entry, context=info.context) for entry in value]
+
     @field_validator("python", "user", mode="before")
     @classmethod
     def _number_as_text(cls, value: Any) -> Any:
@@ -132,7 +142,10 @@ class Configuration(Model):
 
     @field_validator("max_duration", "stop_duration", "idle_duration")
     @classmethod
-    def _check_duration(cls, value: int | str | bool | None) -> int | str | bool | None:
+    def _check_duration(cls, value: int | str | bool | None, info: ValidationInfo) -> int | str | bool | None:
+        # The older way to write that idle machines stay.
+        if info.field_name == "idle_duration" and value == -1:
+            return value
         return check_duration(value, off=True)
 
     @field_validator("priority")

@@ -10,9 +10,9 @@ _DURATION = re.compile(r"\d+ *[smhdw]?")
 def check_duration(value: int | str | bool | None, *, off: bool = False) -> int | str | bool | None:
     """Return ``value`` when it is a duration: seconds above 0, or a text such as ``"2h"``.
 
-    With ``off`` also ``"off"``, False and -1 are, for no limit. Raises ``ValueError``. Source: PROTOCOL 3.2.
+    With ``off`` also ``"off"`` and False are, for no limit. Raises ``ValueError``. Source: PROTOCOL 3.2.
     """
-    if value is None or (off and (value in ("off", -1) or value is False)):
+    if value is None or (off and (value == "off" or value is False)):
         return value
     if isinstance(value, str):
         fine = _DURATION.fullmatch(value) is not None

@@ -75,6 +75,41 @@ def test_requests_reach_the_service_through_its_address(
     )
 
 
+ECHO = """
+import http.server, json, sys
+class Echo(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"] or 0)).decode()
+        told = {"path": self.path, "body": body, "x": self.headers["x-asked"]}
+        self.send_response(201)
+        self.send_header("x-told", "yes")
+        self.send_header("set-cookie", "a=1")
+        self.send_header("set-cookie", "b=2")
+        self.end_headers()
+        self.wfile.write(json.dumps(told).encode())
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Echo).serve_forever()
+"""
+
+
+@pytest.mark.parametrize("strip_prefix", [True, False])
+def test_path_query_headers_and_body_arrive_and_come_back(
+    target: Target, client: dstack.Client, strip_prefix: bool
+) -> None:
+    port = free_port()
+    command = f"exec python3 -u -c '{ECHO}' {port}"
+    configuration = service(target, command, port=port, auth=False, strip_prefix=strip_prefix)
+    with running(target, client, configuration) as run:
+        url = run.wait_until_ready(target.timeout, poll_interval=target.poll_interval)
+        answer = requests.post(f"{url}a/b%2Fc?d=%20e", data="grüße".encode(), headers={"x-asked": "it"}, timeout=SECONDS)  # fmt: skip
+    assert (answer.status_code, answer.headers["x-told"]) == (201, "yes")
+    assert answer.headers["set-cookie"] == "a=1, b=2", "repeated headers become one"
+    told = answer.json()
+    assert (told["body"], told["x"]) == ("grüße", "it")
+    prefix = "/" if strip_prefix else f"/proxy/services/{target.project}/{run.name}/"
+    assert told["path"].startswith(prefix + "a/b")
+    assert told["path"].endswith("?d=%20e")
+
+
 def test_a_service_that_does_not_answer_yet_is_waited_for(target: Target, client: dstack.Client) -> None:
     port = free_port()
     with running(target, client, service(target, "echo up; sleep 600", port=port, auth=False)) as run:

@@ -16,6 +16,7 @@ import requests
 import yaml
 
 import dstack_core as dstack
+from tests.docs.blocks import Block, blocks
 from tests.rig.server import RealServer
 
 pytestmark = pytest.mark.real
@@ -62,7 +63,7 @@ def gpu_server(tmp_path_factory: pytest.TempPathFactory, launcher_port: int) -> 
     launcher = programs / "text-generation-launcher"
     launcher.write_text(LAUNCHER.format(python=sys.executable, port=launcher_port))
     launcher.chmod(launcher.stat().st_mode | stat.S_IXUSR)
-    with RealServer(gpus=1, images=True, path=[programs], routes={80: launcher_port}) as server:
+    with RealServer(gpus=4, blocks=4, images=True, path=[programs], routes={80: launcher_port}) as server:
         yield server
 
 
@@ -149,3 +150,26 @@ def test_an_interrupt_of_the_usage_example_aborts_the_run(
     assert (process.returncode, rest) == (0, "Aborting the run...\n")
     outcome = run_named_in(lines, gpu_server).wait(timeout=200, poll_interval=0.5)
     assert outcome.status == dstack.RunStatus.ABORTED
+
+
+@pytest.mark.parametrize("block", blocks("python attach"), ids=str)
+def test_attach_blocks_of_the_documentation_run_as_printed(
+    block: Block, gpu_server: RealServer, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", block.code],
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "PYTHONPATH": str(ROOT),
+            "DSTACK_SERVER_URL": gpu_server.url,
+            "DSTACK_PROJECT": gpu_server.project,
+            "DSTACK_TOKEN": gpu_server.token,
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "200\n"), done.stderr

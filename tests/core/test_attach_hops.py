@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from paramiko.common import AUTH_SUCCESSFUL
 
-from dstack_core._ssh.hops import Chain, HostKeyError, HostKeys
+from dstack_core._ssh.hops import Chain
+from dstack_core._ssh.host_keys import HostKeyError, HostKeys
 from dstack_core._wire.attach import Hop
 from dstack_core.errors import AttachError
 from tests.core.ssh_hosts import RUN_KEY, USER, Echo, Host, closed_port, way
@@ -142,7 +143,9 @@ def test_the_sshproxy_is_compared_with_known_hosts_when_that_knows_it(
         name = written(f"[127.0.0.1]:{host.port}")
         known_hosts.write_text(f"{name} {key.get_name()} {key.get_base64()}\n")
         open_chain([hop], HostKeys(known_hosts))
-        known_hosts.write_text(f"{name} {other.get_name()} {other.get_base64()}\n")
+        known_hosts.write_text(
+            f"x ssh-rsa garbage\n# no key\n{name} {other.get_name()} {other.get_base64()}\n"
+        )
         with pytest.raises(HostKeyError, match=rf"sshproxy .*{known_hosts}.*ssh-keygen -R '\[127") as caught:
             open_chain([hop], HostKeys(known_hosts))
         assert key.fingerprint in str(caught.value)

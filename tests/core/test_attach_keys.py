@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 
 import dstack_core as dstack
 from dstack_core._session import Session
-from dstack_core._ssh.keys import LoginKeys, describe, read_identity_file
+from dstack_core._ssh.key_formats import describe
+from dstack_core._ssh.keys import LoginKeys, read_identity_file
 from dstack_core._wire.api import Api
 from dstack_core._wire.spec import RunOptions
 from dstack_core.errors import AttachError, ConfigurationError

@@ -46,6 +46,7 @@ class Source:
     def __init__(self, *streams: Frames, submission_id: str = "sub-0", moves: bool = True) -> None:
         self.submission_id = submission_id
         self.is_closed = False
+        self.rests = False
         self.opened: list[Stream] = []
         self._streams = list(streams)
         self._moves = moves
@@ -60,6 +61,9 @@ class Source:
         if not self._moves:
             raise AttachError("no way")
         self.submission_id = route.submission_id
+
+    def rest(self) -> None:
+        self.rests = True
 
 
 def running() -> dict[str, Any]:
@@ -98,6 +102,7 @@ def test_a_stream_is_given_as_it_comes_and_not_polled(driver: Driver) -> None:
     source = Source([b"one\r\n", b"two\r\n", CLOSED])
     assert read(driver, source, script) == b"one\r\ntwo\r\n"
     assert "logs/poll" not in script.paths()
+    assert source.rests
     assert [stream.is_closed for stream in source.opened] == [True]
 
 
@@ -224,6 +229,7 @@ def test_detaching_ends_the_reading(driver: Driver) -> None:
 
     script = Script(runs__get=[reply(running()), detach], logs__poll=[page((1, "what there is\r\n"))])
     assert read(driver, source, script) == b"what there is\r\n"
+    assert not source.rests
 
 
 def test_a_run_that_was_deleted_is_told(driver: Driver) -> None:

@@ -45,11 +45,11 @@ def test_a_port_of_another_process_is_told_with_its_owner_and_the_ways_out(
 ) -> None:
     port, pid = other_process
     with pytest.raises(PortInUseError) as caught:
-        verify_ports([port])
+        verify_ports({port: 80})
     assert (caught.value.port, caught.value.pid) == (port, pid)
     name = psutil.Process(pid).name()
     assert f"the local port {port} is taken by process {pid} ({name})" in caught.value.message
-    for way_out in (f'"*:{port}"', f'"{port + 1}:{port}"', "verify_ports=False"):
+    for way_out in ('"*:80"', f'"{port + 1}:80"', "verify_ports=False"):
         assert way_out in caught.value.message
     again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
     assert (str(again), again.port, again.pid) == (str(caught.value), port, pid)
@@ -57,7 +57,7 @@ def test_a_port_of_another_process_is_told_with_its_owner_and_the_ways_out(
 
 def test_a_port_of_this_process_is_told_as_such() -> None:
     with socket.create_server(("127.0.0.1", 0)) as held, pytest.raises(PortInUseError, match="this very"):
-        verify_ports([held.getsockname()[1]])
+        verify_ports({held.getsockname()[1]: 80})
 
 
 def no_right_to_look(kind: str) -> Any:
@@ -74,7 +74,7 @@ def test_an_owner_that_cannot_be_seen_is_told_as_such(
 ) -> None:
     monkeypatch.setattr(psutil, "net_connections", seen)
     with pytest.raises(PortInUseError, match="taken by a process that this user cannot see") as caught:
-        verify_ports([other_process[0]])
+        verify_ports({other_process[0]: 80})
     assert caught.value.pid is None
 
 
@@ -84,19 +84,19 @@ def test_a_port_this_user_may_not_bind_is_told_with_the_way_out(monkeypatch: pyt
 
     monkeypatch.setattr(socket, "create_server", refuse)
     with pytest.raises(ConfigurationError, match=r'may not bind the local port 80 .*"8080:80".*"\*:80"'):
-        verify_ports([80])
+        verify_ports({80: 80})
 
 
 def test_free_ports_are_free_again_afterwards() -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
-    verify_ports([port])
-    with bind(port) as bound:
+    verify_ports({port: 80})
+    with bind(port, 80) as bound:
         assert bound.getsockname() == ("127.0.0.1", port)
 
 
 def test_the_next_free_port_is_taken_where_any_will_do() -> None:
-    with bind(0) as held:
+    with bind(0, 80) as held:
         port = held.getsockname()[1]
         with bind_from(port) as next_free:
             assert next_free.getsockname()[1] > port

@@ -124,11 +124,11 @@ def test_the_wanted_node_of_the_lowest_running_replica_is_chosen() -> None:
 def test_the_local_ports_a_task_names() -> None:
     ports: list[Any] = [8000, "8080:80", "*:81", "82", "83:10050", 10999]
     ports += [PortMapping(container_port=84), PortMapping(container_port=85, local_port=8085)]
-    assert fixed_local_ports(Task(commands=["true"], ports=ports)) == (8000, 8080, 82, 8085)
-    assert fixed_local_ports(Task(commands=["true"])) == ()
-    assert fixed_local_ports(Service(commands=["true"], port=80)) == ()
+    assert fixed_local_ports(Task(commands=["true"], ports=ports)) == {8000: 8000, 8080: 80, 82: 82, 8085: 85}
+    assert fixed_local_ports(Task(commands=["true"])) == {}
+    assert fixed_local_ports(Service(commands=["true"], port=80)) == {}
 
 
 def test_a_local_port_wanted_twice_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"ports: the local port 8080 is wanted twice"):
+    with pytest.raises(ConfigurationError, match=r"ports: the local port 8080 is wanted twice.*\"\*:8080\""):
         fixed_local_ports(Task(commands=["true"], ports=["8080:80", 8080]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,3 +117,9 @@ def test_versions_are_compared_in_the_wire_room_alone() -> None:
     for path in FILES:
         if room_of(path) not in ("_wire", "local"):
             assert "server_version" not in path.read_text(), path
+
+
+@pytest.mark.parametrize("name", ["paramiko", "cryptography", "psutil", "websockets"])
+def test_what_only_attaching_needs_is_loaded_by_attaching(name: str) -> None:
+    code = f"import sys, dstack_core as d; d.Client; d.AsyncClient; sys.exit({name!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -73,7 +73,7 @@ def test_paths_are_those_of_the_file_else_of_the_current_directory(
     write(Path.home(), home="home\n")
     monkeypatch.chdir(tmp_path)
     loaded = dstack.load_configuration("sub/x")
-    assert [item.path for item in loaded.files or []] == ["data", "~/home"]
+    assert [FileMapping.model_validate(item).path for item in loaded.files or []] == ["data", "~/home"]
     monkeypatch.chdir("/")
     (data, first), (_, second) = pack_files(loaded.files or [])
     assert (data, b"of the file" in first.data, b"home" in second.data) == ("data", True, True)

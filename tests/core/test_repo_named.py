@@ -17,7 +17,7 @@ from tests.core.repos import clone_pair, write
 
 def loaded(*repos: Any) -> list[RepoMapping]:
     configuration = {"type": "task", "commands": ["x"], "repos": list(repos)}
-    return dstack.load_configuration(configuration).repos or []
+    return [RepoMapping.model_validate(repo) for repo in dstack.load_configuration(configuration).repos or []]
 
 
 def code_of(*repos: Any, **parameters: Any) -> Code:
@@ -66,7 +66,7 @@ def test_a_path_is_that_of_the_file_and_is_treated_as_repo_dir(tmp_path: Path) -
         ([{"local_path": ".", "hash": "abc"}], r"branch and hash go with a url"),
         ([{"url": "https://x/y", "path": "/data"}], r"repos: path '/data' is not supported"),
         ([{"url": "https://x/y", "if_exists": "skip"}], r"if_exists: there is no such field"),
-        ([".", "https://x/y"], r"repos: List should have at most 1 item"),
+        ([".", "https://x/y"], r"repos: 2 are given; a run starts from one"),
     ],
 )
 def test_what_a_run_cannot_start_from_is_refused(given: list[Any], text: str) -> None:

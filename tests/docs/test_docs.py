@@ -20,6 +20,7 @@ JUDGES = {
     "shell": "here",
     "python airflow": "tests/provider_airflow/test_airflow_docs.py",
     "python prefect": "tests/provider_prefect/test_prefect_docs.py",
+    "python attach": "tests/contract/test_usage_example.py",
     "python signature": "tests/docs/test_reference.py",
 }
 

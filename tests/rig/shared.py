@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,8 @@ def main() -> int:
     parser.add_argument("--version", default=DEFAULT_VERSION, help="the server to start")
     parser.add_argument("command", nargs="+", help="what to run, after --")
     options = parser.parse_args()
+    # So that the command and the server are ended, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     folder = Path(tempfile.mkdtemp(prefix="rig-"))
     cleaner = processes.start_cleaner(folder)
     server = ServerProcess(options.version, folder, images=True)

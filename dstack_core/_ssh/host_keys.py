@@ -1,0 +1,78 @@
+"""Compare a host's key with what is known of it."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dstack_core._wire.attach import Hop
+from dstack_core.errors import AttachError
+
+if TYPE_CHECKING:
+    import paramiko
+
+_DEFAULT_PORT = 22
+
+
+class HostKeyError(AttachError):
+    """Say that a host shows another key than the known one: nothing that trying again could mend."""
+
+
+class HostKeys:
+    """Remember the key each hop showed first, and compare it from then on.
+
+    A hop that asks for it is compared with ``~/.ssh/known_hosts`` before. For the others there is nothing
+    to compare the first key with: the server hands out none.
+    """
+
+    def __init__(self, known_hosts: Path | None = None) -> None:
+        self._known_hosts = known_hosts
+        self._seen: dict[Hop, str] = {}
+
+    def expected_types(self, hop: Hop) -> list[str]:
+        """Return the types of key known for the hop, which it is asked for before others."""
+        return [key.get_name() for key in self._known(hop)]
+
+    def check(self, hop: Hop, key: paramiko.PKey) -> None:
+        """Accept the hop's key, or raise ``HostKeyError``."""
+        known = self._known(hop)
+        shown = f"{hop}: its host key ({key.get_name()} {key.fingerprint}) is not the one"
+        if known and key not in known:
+            raise HostKeyError(
+                f"{shown} in {self._file()}. Somebody may be listening in; if the host's key was changed on "
+                f"purpose, remove the old one: ssh-keygen -R '{_known_name(hop)}'"
+            )
+        if self._seen.setdefault(hop, key.get_base64()) != key.get_base64():
+            raise HostKeyError(
+                f"{shown} it had before the connection was lost. Detach and attach again if that is expected"
+            )
+
+    def _known(self, hop: Hop) -> list[paramiko.PKey]:
+        if not hop.check_host_key:
+            return []
+        entry = _read(self._file()).lookup(_known_name(hop))
+        return [] if entry is None else list(entry.values())
+
+    def _file(self) -> Path:
+        return self._known_hosts or Path.home() / ".ssh" / "known_hosts"
+
+
+def _read(file: Path) -> paramiko.HostKeys:
+    """Return what a file knows; a line that cannot be read hides no other."""
+    import paramiko
+    from paramiko.hostkeys import HostKeyEntry, InvalidHostKey
+
+    keys = paramiko.HostKeys()
+    with contextlib.suppress(OSError):
+        for line in file.read_text(errors="replace").splitlines():
+            with contextlib.suppress(paramiko.SSHException, InvalidHostKey):
+                entry = None if line.startswith("#") else HostKeyEntry.from_line(line)
+                if entry is not None:
+                    for name in entry.hostnames or ():
+                        keys.add(name, entry.key.get_name(), entry.key)
+    return keys
+
+
+def _known_name(hop: Hop) -> str:
+    return hop.hostname if hop.port == _DEFAULT_PORT else f"[{hop.hostname}]:{hop.port}"
