@@ -2,34 +2,94 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prefect import task
 
 from dstack_core.local import LocalServer
 
-from .support import the_run
+from .support import all_runs, outcome_of, the_run, until
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.usefixtures("prefect_server")
-def test_the_example_trains_a_model(dstack: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("SERVER_URL", dstack.url), ("PROJECT", dstack.project), ("TOKEN", dstack.token)):
-        monkeypatch.setenv(f"DSTACK_{name}", value)
-    path = ROOT / "flows" / "example_dstack_run.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+def load(name: str) -> Any:
+    """Return a module of the folder ``flows``."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "flows" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    outcome = module.example_dstack_run(epochs=2)
+    return module
+
+
+@pytest.fixture
+def server(dstack: LocalServer, monkeypatch: pytest.MonkeyPatch) -> LocalServer:
+    """Name the embedded server in the environment."""
+    for name, value in (("SERVER_URL", dstack.url), ("PROJECT", dstack.project), ("TOKEN", dstack.token)):
+        monkeypatch.setenv(f"DSTACK_{name}", value)
+    return dstack
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_the_example_trains_a_model(server: LocalServer) -> None:
+    outcome = load("example_dstack_run").example_dstack_run(epochs=2)
     assert outcome["status"] == "done"
-    assert outcome["run_id"] == the_run(dstack).id
+    assert outcome["run_id"] == the_run(server).id
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_file_is_run_as_it_is(server: LocalServer) -> None:
+    outcome = asyncio.run(load("example_dstack_yaml").example_dstack_yaml())
+    assert outcome["status"] == "done"
+    assert outcome["run_name"].startswith("train-")
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_sweep_finds_the_cheapest_and_leaves_out_what_there_is_not(server: LocalServer) -> None:
+    best = load("example_dstack_sweep").example_dstack_sweep(memories=("16GB", "24GB", "9000GB"))
+    outcomes = [outcome_of(run) for run in all_runs(server)]
+    done = [outcome for outcome in outcomes if outcome.succeeded]
+    assert (len(outcomes), len(done)) == (3, 2)
+    assert best["cost"] == min(outcome.cost for outcome in done)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_service_is_asked_and_stopped(server: LocalServer) -> None:
+    answers = load("example_dstack_service").example_dstack_service(questions=("a", "b"), port=free_port())
+    assert answers == ["you said: a", "you said: b"]
+    until(lambda: the_run(server).outcome(), seconds=30)
+    assert outcome_of(the_run(server)).reason == "stopped_by_user"
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_service_is_stopped_when_asking_fails(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSTACK_TOKEN", server.token)
+    module = load("example_dstack_service")
+
+    @task
+    def fails(url: str, question: str) -> str:
+        raise RuntimeError("no answer")
+
+    monkeypatch.setattr(module, "ask", fails)
+    with pytest.raises(RuntimeError, match="no answer"):
+        module.example_dstack_service(port=free_port())
+    until(lambda: the_run(server).outcome(), seconds=30)
+    assert outcome_of(the_run(server)).reason == "stopped_by_user"
 
 
 @pytest.mark.slow

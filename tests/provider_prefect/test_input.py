@@ -27,7 +27,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (17, {}, "configuration: int"),
     (TASK, {"run_name": "Not A Name"}, "run_name"),
     (TASK, {"spot_policy": "cheap"}, "spot_policy"),
-    (TASK, {"max_duration": -1}, "max_duration"),
+    (TASK, {"max_duration": -2}, "max_duration"),
     (TASK, {"max_price": 0}, "max_price"),
     (TASK, {"poll_interval": 0}, "poll_interval"),
     (TASK, {"retry_budget": -1}, "retry_budget"),

@@ -19,7 +19,7 @@ from prefect.states import Cancelling
 
 from dstack_core import Run, RunStatus, Task
 from dstack_core.local import LocalServer
-from prefect_dstack import DstackCredentials, _probe, _submit, arun_task, run_task, tasks
+from prefect_dstack import DstackCredentials, _follow, _probe, _submit, arun_task, run_task
 
 from .support import all_runs, outcome_of, the_run, until
 
@@ -233,7 +233,7 @@ def test_a_cancellation_is_seen_while_the_server_takes_no_submissions(
     dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_probe, "CHECK_SECONDS", 1.0)
-    monkeypatch.setattr(tasks, "CALL_BUDGET", 1.0)
+    monkeypatch.setattr(_follow, "CALL_BUDGET", 1.0)
     dstack.faults.add("/runs/apply", status=503, times=None)
     ids: list[UUID] = []
 

@@ -114,7 +114,7 @@ def cancelled(served: tuple[LocalServer, Path]) -> dict[str, Case]:
 
 def deployed() -> bool:
     with get_client(sync_client=True) as client:
-        return len(client.read_deployments()) >= len(CANCELLED) + 2
+        return {*CANCELLED, "hooked", "kept"} <= {made.name for made in client.read_deployments()}
 
 
 def start(name: str) -> UUID:
@@ -172,6 +172,16 @@ def test_a_cancelled_flow_run_stops_its_runs(
     assert len(runs_of(server, case.flow_run_id)) == count
 
 
+def test_each_run_was_asked_to_stop_once(
+    served: tuple[LocalServer, Path], cancelled: dict[str, Case]
+) -> None:
+    """The hooks come after the tasks; a run that is stopping already is left alone."""
+    server, _ = served
+    log_records(cancelled["parent"].flow_run_id, last="finished running successfully", seconds=60)
+    asked = sum(request.path.endswith("/runs/stop") for request in server.requests)
+    assert asked == sum(CANCELLED.values())
+
+
 def test_the_cancellation_hook_runs_too_and_finds_nothing_left(cancelled: dict[str, Case]) -> None:
     flow_run_id = cancelled["parent"].flow_run_id
     messages = log_records(flow_run_id, last="finished running successfully", seconds=60)
@@ -208,6 +218,20 @@ def test_a_run_that_outlives_its_flow_is_taken_up_again(served: tuple[LocalServe
     (run,) = runs_of(server, flow_run_id)
     assert outcome_of(run).succeeded
     log_records(flow_run_id, last="the-end")
+
+
+def test_a_run_that_ended_after_its_flow_died_is_not_paid_twice(served: tuple[LocalServer, Path]) -> None:
+    server, directory = served
+    (directory / "go").unlink(missing_ok=True)
+    flow_run_id, _ = kill(served, "kept")
+    until(lambda: state_of(flow_run_id).is_crashed(), seconds=60)
+    (directory / "go").touch()
+    until(lambda: all(run.outcome() for run in runs_of(server, flow_run_id)), seconds=30)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(flow_run_id, Scheduled(name="AwaitingRetry"), force=True)
+    until(lambda: state_of(flow_run_id).is_completed(), seconds=START_SECONDS)
+    (run,) = runs_of(server, flow_run_id)
+    assert outcome_of(run).succeeded
 
 
 @pytest.mark.parametrize("name", ["direct", "submitted", "adirect"])

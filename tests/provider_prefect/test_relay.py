@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -74,6 +75,15 @@ def test_without_streaming_the_last_lines_are_still_known(caplog: pytest.LogCapt
     relay.handle(lines(*(str(number) for number in range(50))))
     assert caplog.messages == []
     assert list(relay.tail) == [str(number) for number in range(30, 50)]
+
+
+def test_what_was_told_before_is_not_told_again(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    told = Counter(["same", "same", "once"])
+    relay = Relay(logging.getLogger("relay-test"), stream_logs=True, told=told)
+    relay.handle(lines("same", "once", "same"))
+    relay.handle(lines("same", "new"))
+    assert caplog.messages == ["same\nnew"]
 
 
 def test_statuses_are_logged_with_the_servers_word(relay: Relay, caplog: pytest.LogCaptureFixture) -> None:

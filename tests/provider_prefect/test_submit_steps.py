@@ -28,6 +28,10 @@ class FakeRun:
     now: RunStatus = RunStatus.RUNNING
     statuses: list[RunStatus] = field(default_factory=list)
 
+    @property
+    def raw_status(self) -> str:
+        return str(self.now)
+
     def outcome(self) -> Any:
         return SimpleNamespace(succeeded=self.now is RunStatus.DONE) if self.now.is_finished else None
 
@@ -174,7 +178,11 @@ def test_stopping_asks_for_the_own_run_only() -> None:
     client = FakeClient(FakeRun(BASE, f"{STEM}/1"))
     assert stopped(client, target())[0] is client.kept[BASE]
     assert client.calls == [("get", BASE), ("stop", BASE)]
-    for other in (FakeRun(BASE, "somebody else"), FakeRun(BASE, f"{STEM}/1", RunStatus.DONE)):
+    for other in (
+        FakeRun(BASE, "somebody else"),
+        FakeRun(BASE, f"{STEM}/1", RunStatus.DONE),
+        FakeRun(BASE, f"{STEM}/1", RunStatus.TERMINATING),
+    ):
         client = FakeClient(other)
         stopped(client, target())
         assert client.calls == [("get", BASE)]

@@ -2,18 +2,66 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from prefect_dstack.credentials import DstackCredentials
 from prefect_dstack.hooks import stop_dstack_runs, stop_runs_on_cancellation, stop_runs_on_crash
-from prefect_dstack.tasks import arun_task, run_task
+from prefect_dstack.job_block import DstackRun, DstackRunHandle
+from prefect_dstack.reaper import areap_runs, reap_runs
+from prefect_dstack.runs import (
+    aget_run,
+    astop_run,
+    await_for_run,
+    await_for_service,
+    get_run,
+    stop_run,
+    wait_for_run,
+    wait_for_service,
+)
+from prefect_dstack.tasks import arun_task, asubmit_run, run_task, submit_run
+
+if TYPE_CHECKING:
+    from prefect_dstack.flows import arun_and_report, run_and_report
+    from prefect_dstack.worker import DstackWorker
 
 __version__ = "0.1.0"
 
+_LAZY = {"DstackWorker": "worker", "arun_and_report": "flows", "run_and_report": "flows"}
+
 __all__ = [
     "DstackCredentials",
+    "DstackRun",
+    "DstackRunHandle",
+    "DstackWorker",
     "__version__",
+    "aget_run",
+    "areap_runs",
+    "arun_and_report",
     "arun_task",
+    "astop_run",
+    "asubmit_run",
+    "await_for_run",
+    "await_for_service",
+    "get_run",
+    "reap_runs",
+    "run_and_report",
     "run_task",
     "stop_dstack_runs",
+    "stop_run",
     "stop_runs_on_cancellation",
     "stop_runs_on_crash",
+    "submit_run",
+    "wait_for_run",
+    "wait_for_service",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what most flows do not need when it is first used."""
+    home = _LAZY.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value

@@ -1,44 +1,45 @@
-"""What the sync and the async task share: check the input, name the run, tell how it ended."""
+"""What sync and async code share while a run is followed: waiting, telling, deciding what an end means."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from prefect.context import FlowRunContext, TaskRunContext
+from prefect.context import TaskRunContext
 from prefect.exceptions import TerminationSignal
-from prefect.logging import get_run_logger
 from prefect.states import Cancelled
 
-from prefect_dstack._names import Owner, identify
-from prefect_dstack._probe import CancelProbe, StopRequested, current_task_runner
+from prefect_dstack._probe import CancelProbe, StopRequested
 from prefect_dstack._relay import Relay
+from prefect_dstack._report import Report
 from prefect_dstack._submit import Target
 
 if TYPE_CHECKING:
-    from dstack_core import AsyncRun, ConfigurationLike, Outcome, Run
+    from dstack_core import AsyncRun, Outcome, Run
 
-OnCrash = Literal["stop", "keep"]
-
-DEFAULT_MAX_DURATION = "24h"
 SLICE_SECONDS = 0.5
 _INTERRUPTS = (TerminationSignal, KeyboardInterrupt, SystemExit, asyncio.CancelledError)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Job:
-    """Hold one execution of a task: what to submit, under which name, and who watches it."""
+    """Hold one execution: what to submit, under which name, and who watches it.
+
+    ``is_owned`` tells whether the run is to be stopped when its execution is cut short.
+    """
 
     spec: dict[str, Any]
     target: Target
     relay: Relay
+    report: Report
     probe: CancelProbe
     logger: Any
     poll_interval: float
     retry_budget: float
     keeps_on_crash: bool
+    is_owned: bool = True
     started: float = field(default_factory=time.monotonic)
 
     def sleep(self, seconds: float) -> None:
@@ -89,7 +90,7 @@ class Job:
         """
         from dstack_core import DstackError
 
-        if isinstance(error, DstackError):
+        if isinstance(error, DstackError) or not self.is_owned:
             return False
         if not self.keeps_on_crash:
             return True
@@ -112,7 +113,8 @@ class Job:
                 name,
             )
         elif not isinstance(error, Exception):
-            self.logger.warning('Run %s goes on (on_crash="keep")', name)
+            why = 'on_crash="keep"' if self.is_owned else "this flow run did not submit it"
+            self.logger.warning("Run %s goes on (%s)", name, why)
 
     def cancelled(self, request: StopRequested) -> Any:
         """Return the state that a task ends in which no signal reached.
@@ -136,80 +138,6 @@ class Job:
     def _is_cancelled(self) -> bool:
         request = self.probe.ask()
         return request is not None and request.cancelled
-
-
-def prepare(
-    configuration: ConfigurationLike,
-    *,
-    run_name: str | None,
-    options: dict[str, Any],
-    poll_interval: float,
-    retry_budget: float,
-    stream_logs: bool,
-    on_crash: str,
-) -> Job:
-    """Check the input and name the run; makes no request.
-
-    ``options`` are further arguments of ``submit``. Raises ``ConfigurationError``.
-    """
-    from dstack_core import load_configuration
-
-    _check("poll_interval", poll_interval, poll_interval > 0, "seconds above 0")
-    _check("retry_budget", retry_budget, retry_budget >= 0, "seconds, 0 or more")
-    _check("on_crash", on_crash, on_crash in ("stop", "keep"), '"stop" or "keep"')
-    loaded = load_configuration(configuration)
-    if options["max_duration"] is None and loaded.max_duration is None:
-        options = {**options, "max_duration": DEFAULT_MAX_DURATION}
-    described = {"configuration": loaded.model_dump(mode="json"), **_plain(options)}
-    owner = current_owner()
-    identity = identify(owner, described, on_crash=on_crash, run_name=run_name, prefix=loaded.name)
-    logger = get_run_logger()
-    return Job(
-        spec={"configuration": loaded, **options},
-        target=Target.of(identity),
-        relay=Relay(logger, stream_logs=stream_logs),
-        probe=CancelProbe(owner.flow_run_id, current_task_runner()),
-        logger=logger,
-        poll_interval=poll_interval,
-        retry_budget=retry_budget,
-        keeps_on_crash=on_crash == "keep",
-    )
-
-
-def current_owner() -> Owner:
-    """Return who runs the current task. Raises Prefect's ``MissingContextError`` outside of one."""
-    context = TaskRunContext.get()
-    if context is None:
-        from prefect.exceptions import MissingContextError
-
-        raise MissingContextError("this runs only as a Prefect task; call it without .fn")
-    flow = FlowRunContext.get()
-    run = context.task_run
-    return Owner(
-        task_run_id=str(run.id),
-        flow_run_id=str(run.flow_run_id) if run.flow_run_id else None,
-        flow_run_count=run.flow_run_run_count,
-        shares_process=flow is not None and not flow.detached,
-    )
-
-
-def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: value.model_dump(mode="json") if hasattr(value, "model_dump") else value
-        for key, value in options.items()
-        if value is not None
-    }
-
-
-def _check(name: str, value: object, is_fine: bool, wanted: str) -> None:
-    if not is_fine:
-        _refuse(f"{name}: {value!r} is not understood; write {wanted}")
-
-
-def _refuse(message: str) -> NoReturn:
-    from dstack_core import ConfigurationError
-
-    raise ConfigurationError(message)
 
 
 def _in_words(outcome: Outcome) -> str:

@@ -17,15 +17,18 @@ _DEFAULT_PREFIX = "pf"
 class Owner:
     """Name who runs a task.
 
-    ``flow_run_id`` is None outside a flow. ``flow_run_count`` grows with each retry of the flow.
-    ``shares_process`` tells whether all tasks of the flow run count in this process, which is not so
-    with Dask, Ray and process pools.
+    ``task_run_id`` is a random id where there is no task. ``flow_run_id`` is None outside a flow.
+    ``flow_run_count`` grows with each retry of the flow. ``shares_process`` tells whether all tasks of the
+    flow run count in this process, which is not so with Dask, Ray and process pools. ``call`` tells equal
+    submissions of one task apart. ``is_tracked`` is false outside of all that the Prefect server knows.
     """
 
     task_run_id: str
     flow_run_id: str | None
     flow_run_count: int
     shares_process: bool
+    call: int = 0
+    is_tracked: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +78,11 @@ class Ordinals:
         random id keeps two of them from sharing a run.
         """
         if owner.flow_run_id is None or not owner.shares_process:
-            return owner.task_run_id[-8:]
+            return f"{owner.task_run_id[-6:]}-{owner.call}" if owner.call else owner.task_run_id[-8:]
         key = (owner.flow_run_id, owner.flow_run_count, fingerprint)
         with self._lock:
             seen = self._seen.setdefault(key, {})
-            return str(seen.setdefault(owner.task_run_id, len(seen)))
+            return str(seen.setdefault(f"{owner.task_run_id}/{owner.call}", len(seen)))
 
 
 _ordinals = Ordinals()
@@ -112,9 +115,9 @@ def identify(
 
 def marker_prefix(owner: Owner) -> str:
     """Return what the markers of everything ``owner`` started begin with."""
-    if owner.flow_run_id is None:
-        return f"prefect:task_run/{owner.task_run_id}/"
-    return flow_run_marker_prefix(owner.flow_run_id)
+    if owner.flow_run_id is not None:
+        return flow_run_marker_prefix(owner.flow_run_id)
+    return f"prefect:{'task_run' if owner.is_tracked else 'script'}/{owner.task_run_id}/"
 
 
 def flow_run_marker_prefix(flow_run_id: str) -> str:
@@ -125,6 +128,16 @@ def flow_run_marker_prefix(flow_run_id: str) -> str:
 def outlives_crash(marker: str) -> bool:
     """Tell whether the run with this marker was submitted with ``on_crash="keep"``."""
     return marker.split("/")[2:3] == ["keep"]
+
+
+def owner_of(marker: str | None) -> tuple[str, str] | None:
+    """Return the kind (``flow_run``, ``task_run``, ``worker``, ``script``) and id of a marker's owner.
+
+    None when the marker is not this package's.
+    """
+    kind, _, rest = (marker or "").removeprefix("prefect:").partition("/")
+    owner_id, _, attempt = rest.partition("/")
+    return (kind, owner_id) if attempt and (marker or "").startswith("prefect:") else None
 
 
 def _hash(spec: dict[str, Any], on_crash: str, run_name: str | None) -> str:

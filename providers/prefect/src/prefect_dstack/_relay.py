@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +24,19 @@ class Relay:
     """Log what happens to a run and keep what its end is told with.
 
     ``logger`` is taken in the task, where the context is. ``stream_logs`` (bool) tells whether the log
-    lines are wanted; the last ones are kept in any case. ``progress`` is how far the run was followed,
+    lines are wanted; the last ones are kept in any case. ``told`` counts the lines that were logged before
+    the run was followed again from its first line. ``progress`` is how far the run was followed,
     ``outcome`` its end, both None until known.
     """
 
-    def __init__(self, logger: Any, *, stream_logs: bool) -> None:
+    def __init__(self, logger: Any, *, stream_logs: bool, told: Counter[str] | None = None) -> None:
         self.progress: Progress | None = None
         self.outcome: Outcome | None = None
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._logger = logger
         self.stream_logs = stream_logs
         self._last_warning: float | None = None
+        self._told = told or Counter()
 
     def handle(self, event: Event) -> None:
         """Log one event and remember the progress behind it."""
@@ -60,8 +62,14 @@ class Relay:
         lines = [job + clean(line) for line in event.lines]
         self.tail.extend(lines)
         if self.stream_logs:
-            for record in records(lines):
+            for record in records([line for line in lines if not self._is_told(line)]):
                 self._logger.info("%s", record)
+
+    def _is_told(self, line: str) -> bool:
+        if self._told[line] <= 0:
+            return False
+        self._told[line] -= 1
+        return True
 
     def _contact_lost(self, error: str, silent_for: float, gives_up_in: float) -> None:
         if self._last_warning is None or silent_for - self._last_warning >= _WARN_EVERY:

@@ -36,13 +36,20 @@ def stop_steps(target: Target) -> Steps[Any | None]:
     for _ in range(int(_APPEAR_SECONDS / _APPEAR_INTERVAL)):
         run = yield Ask(lambda client: client.runs.get(attempt.run_name))
         if run is not None and run.marker == attempt.marker:
-            if run.outcome() is None:
+            if not is_ending(run):
                 yield Ask(lambda client: client.runs.stop(attempt.run_name))
             return run
         if not target.may_appear:
             return None
         yield Pause(_APPEAR_INTERVAL)
     return None
+
+
+def is_ending(run: Any) -> bool:
+    """Tell whether the run is over or was asked to stop, as of the last look."""
+    from dstack_core import RunStatus
+
+    return run.outcome() is not None or RunStatus(run.raw_status).is_stopping
 
 
 def stop(credentials: DstackCredentials | None, target: Target, relay: Relay, logger: Any) -> None:

@@ -77,6 +77,25 @@ def acquire(
             return run
 
 
+def find(
+    name: str, retry_budget: float, logger: Any, clock: Callable[[], float] = time.monotonic
+) -> Steps[Any | None]:
+    """Return the run of that name, or None; the server's silence is borne as in ``acquire``."""
+    from dstack_core import ServerUnreachableError
+
+    started, pause = clock(), 1.0
+    while True:
+        try:
+            return (yield Ask(lambda client: client.runs.get(name)))
+        except ServerUnreachableError as error:
+            left = retry_budget - (clock() - started)
+            if left <= 0:
+                raise
+            logger.warning("%s; trying again for %.0f s", _fault(error), left)
+            yield Pause(min(pause, left))
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+
 def _choose(target: Target) -> Steps[None]:
     """Settle on an attempt before anything is submitted.
 

@@ -15,6 +15,7 @@ from prefect.logging.loggers import flow_run_logger
 
 from prefect_dstack._connect import CredentialsLike, load, open_client
 from prefect_dstack._names import flow_run_marker_prefix, outlives_crash
+from prefect_dstack._stop import is_ending
 
 if TYPE_CHECKING:
     from prefect import Flow, State
@@ -80,7 +81,7 @@ def _stop_runs(
 
 def _is_left_over(run: Run, prefixes: tuple[str, ...], *, crashed: bool) -> bool:
     marker = run.marker or ""
-    if run.outcome() is not None or not marker.startswith(prefixes):
+    if is_ending(run) or not marker.startswith(prefixes):
         return False
     return not (crashed and outlives_crash(marker))
 

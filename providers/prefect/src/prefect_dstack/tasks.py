@@ -1,22 +1,20 @@
-"""The tasks a flow calls: run a dstack configuration to its end."""
+"""The tasks a flow submits configurations with: to their end, or only to their beginning."""
 
 from __future__ import annotations
 
-from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from prefect_dstack._connect import CALL_BUDGET, CredentialsLike, aload, load, open_async_client, open_client
-from prefect_dstack._job import OnCrash, prepare
+from prefect_dstack import _follow
+from prefect_dstack._connect import CredentialsLike, aload, load
+from prefect_dstack._prepare import OnCrash, prepare
 from prefect_dstack._probe import StopRequested
-from prefect_dstack._steps import adrive, drive
-from prefect_dstack._stop import astop, stop
-from prefect_dstack._submit import acquire
+from prefect_dstack._run_info import ainfo, info
 
 if TYPE_CHECKING:
-    from dstack_core import ConfigurationLike, Resources, RetryPolicy, SpotPolicy
+    from dstack_core import AsyncClient, Client, ConfigurationLike, Resources, RetryPolicy, SpotPolicy
 
 
 @task(cache_policy=NO_CACHE, retries=0)
@@ -35,6 +33,7 @@ def run_task(
     poll_interval: float = 5.0,
     retry_budget: float = 600.0,
     stream_logs: bool = True,
+    artifacts: bool = True,
     on_crash: OnCrash = "stop",
 ) -> dict[str, Any]:
     """Run a configuration on dstack to its end and return its outcome.
@@ -47,7 +46,8 @@ def run_task(
     ``max_duration``: seconds, ``"2h"`` or ``"off"``; the configuration's own, else 24 h, so that nothing
     runs for ever. ``poll_interval`` (seconds) is the pause between two looks. A silent server is borne
     for ``retry_budget`` (seconds); the run goes on meanwhile. ``stream_logs`` (bool) sends its log lines
-    to the run logger.
+    to the run logger. ``artifacts`` (bool) shows the run in the flow run's artifacts: its page, how far it
+    is, its outcome. The events ``dstack.run.started`` and ``dstack.run.<final status>`` are emitted.
 
     The run's name is made from the flow run, and the beginning of it from the configuration's ``name``,
     unless ``run_name`` is given. Executing the same flow run again takes up its active run and takes
@@ -77,35 +77,17 @@ def run_task(
         poll_interval=poll_interval,
         retry_budget=retry_budget,
         stream_logs=stream_logs,
+        artifacts=artifacts,
         on_crash=on_crash,
     )
-    block = load(credentials)
+
+    def body(client: Client) -> dict[str, Any]:
+        return _follow.follow(job, _follow.submit(job, client))
+
     try:
-        with open_client(block, retry_budget=min(CALL_BUDGET, retry_budget)) as client:
-            run = drive(acquire(job.target, job.spec, retry_budget, job.logger), client, job.sleep)
-            job.tell_start(run)
-            for event in run.follow(poll_interval=poll_interval, retry_budget=retry_budget, sleep=job.sleep):
-                job.relay.handle(event)
-        return job.result()
+        return _follow.execute(job, load(credentials), body)
     except StopRequested as request:
-        if not job.stops_after(request):
-            job.leave(request)
-        else:
-            try:
-                stop(block, job.target, job.relay, job.logger)
-            except BaseException:
-                # The same cancellation came another way while its probe was acted upon.
-                stop(block, job.target, job.relay, job.logger)
-                raise
         return cast("dict[str, Any]", job.cancelled(request))
-    except BaseException as error:
-        if job.stops_after(error):
-            stop(block, job.target, job.relay, job.logger)
-        else:
-            job.leave(error)
-        raise
-    finally:
-        job.probe.close()
 
 
 @task(cache_policy=NO_CACHE, retries=0)
@@ -124,6 +106,7 @@ async def arun_task(
     poll_interval: float = 5.0,
     retry_budget: float = 600.0,
     stream_logs: bool = True,
+    artifacts: bool = True,
     on_crash: OnCrash = "stop",
 ) -> dict[str, Any]:
     """Run a configuration on dstack to its end and return its outcome: the async twin of ``run_task``.
@@ -145,34 +128,112 @@ async def arun_task(
         poll_interval=poll_interval,
         retry_budget=retry_budget,
         stream_logs=stream_logs,
+        artifacts=artifacts,
         on_crash=on_crash,
     )
-    block = await aload(credentials)
+
+    async def body(client: AsyncClient) -> dict[str, Any]:
+        return await _follow.afollow(job, await _follow.asubmit(job, client))
+
     try:
-        async with open_async_client(block, retry_budget=min(CALL_BUDGET, retry_budget)) as client:
-            run = await adrive(acquire(job.target, job.spec, retry_budget, job.logger), client, job.asleep)
-            job.tell_start(run)
-            events = run.follow(poll_interval=poll_interval, retry_budget=retry_budget, sleep=job.asleep)
-            async with aclosing(events):
-                async for event in events:
-                    job.relay.handle(event)
-        return job.result()
+        return await _follow.aexecute(job, await aload(credentials), body)
     except StopRequested as request:
-        if not job.stops_after(request):
-            job.leave(request)
-        else:
-            try:
-                await astop(block, job.target, job.relay, job.logger)
-            except BaseException:
-                # The same cancellation came another way while its probe was acted upon.
-                await astop(block, job.target, job.relay, job.logger)
-                raise
         return cast("dict[str, Any]", job.cancelled(request))
-    except BaseException as error:
-        if job.stops_after(error):
-            await astop(block, job.target, job.relay, job.logger)
-        else:
-            job.leave(error)
-        raise
-    finally:
-        job.probe.close()
+
+
+@task(cache_policy=NO_CACHE, retries=0)
+def submit_run(
+    configuration: ConfigurationLike,
+    credentials: CredentialsLike = None,
+    *,
+    run_name: str | None = None,
+    resources: Resources | None = None,
+    spot_policy: SpotPolicy | str | None = None,
+    retry_policy: RetryPolicy | None = None,
+    max_duration: int | str | None = None,
+    max_price: float | None = None,
+    working_dir: str | None = None,
+    backends: list[str] | None = None,
+    retry_budget: float = 600.0,
+    on_crash: OnCrash = "stop",
+) -> dict[str, Any]:
+    """Submit a configuration to dstack and return the run without waiting for its end.
+
+    Parameters as in ``run_task``; so are the name, the reuse by another execution of the flow run and
+    what stops it while it is being submitted. Afterwards ``wait_for_run`` watches it, or else the hooks
+    of this package stop it when its flow run is cancelled or crashes. With ``on_crash="keep"`` only a
+    cancellation stops it, so that a service may outlive its flow run.
+
+    Returns a dict of JSON-plain values: ``run_name``, ``run_id``, ``status``, ``url`` of its page,
+    ``service_url`` (None where there is none), ``marker``, and ``outcome`` (a dict, None while the run is
+    not over). Raises ``ConfigurationError`` before anything is submitted, else the server errors.
+    """
+    job = prepare(
+        configuration,
+        run_name=run_name,
+        options={
+            "resources": resources,
+            "spot_policy": spot_policy,
+            "retry_policy": retry_policy,
+            "max_duration": max_duration,
+            "max_price": max_price,
+            "working_dir": working_dir,
+            "backends": backends,
+        },
+        retry_budget=retry_budget,
+        on_crash=on_crash,
+    )
+
+    def body(client: Client) -> dict[str, Any]:
+        run = _follow.submit(job, client)
+        job.logger.info("Run %s: %s", run.name, run.url)
+        return info(run)
+
+    try:
+        return _follow.execute(job, load(credentials), body)
+    except StopRequested as request:
+        return cast("dict[str, Any]", job.cancelled(request))
+
+
+@task(cache_policy=NO_CACHE, retries=0)
+async def asubmit_run(
+    configuration: ConfigurationLike,
+    credentials: CredentialsLike = None,
+    *,
+    run_name: str | None = None,
+    resources: Resources | None = None,
+    spot_policy: SpotPolicy | str | None = None,
+    retry_policy: RetryPolicy | None = None,
+    max_duration: int | str | None = None,
+    max_price: float | None = None,
+    working_dir: str | None = None,
+    backends: list[str] | None = None,
+    retry_budget: float = 600.0,
+    on_crash: OnCrash = "stop",
+) -> dict[str, Any]:
+    """Submit a configuration to dstack and return the run: the async twin of ``submit_run``."""
+    job = prepare(
+        configuration,
+        run_name=run_name,
+        options={
+            "resources": resources,
+            "spot_policy": spot_policy,
+            "retry_policy": retry_policy,
+            "max_duration": max_duration,
+            "max_price": max_price,
+            "working_dir": working_dir,
+            "backends": backends,
+        },
+        retry_budget=retry_budget,
+        on_crash=on_crash,
+    )
+
+    async def body(client: AsyncClient) -> dict[str, Any]:
+        run = await _follow.asubmit(job, client)
+        job.logger.info("Run %s: %s", run.name, run.url)
+        return await ainfo(run)
+
+    try:
+        return await _follow.aexecute(job, await aload(credentials), body)
+    except StopRequested as request:
+        return cast("dict[str, Any]", job.cancelled(request))

@@ -1,0 +1,31 @@
+"""Run the task that ``train.dstack.yml`` describes, the very file that ``dstack apply`` takes.
+
+The server comes from the environment or ``~/.dstack/config.yml``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from prefect_dstack import arun_task, stop_dstack_runs
+
+CONFIGURATION = Path(__file__).with_name("train.dstack.yml")
+
+# Stops what the flow leaves running when it is cancelled or its process dies.
+stop_runs = stop_dstack_runs()
+
+
+@flow(on_cancellation=[stop_runs], on_crashed=[stop_runs])
+async def example_dstack_yaml() -> dict[str, Any]:
+    """Train as the file says, on spot instances where they are to be had, and return the outcome."""
+    outcome: dict[str, Any] = await arun_task(CONFIGURATION, spot_policy="auto", poll_interval=2.0)
+    return outcome
+
+
+if __name__ == "__main__":
+    import asyncio
+
+    asyncio.run(example_dstack_yaml())

@@ -1,0 +1,69 @@
+"""The dstack runs that flow runs of a work pool run in: name them, find them, submit each once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+if TYPE_CHECKING:
+    from dstack_core import AsyncClient, AsyncRun
+    from prefect_dstack._machine import DstackJobConfiguration
+
+# A worker has time: an outage of the dstack server shall not fail the flow run.
+SUBMIT_BUDGET = 300.0
+
+
+async def submit_once(
+    client: AsyncClient, flow_run_id: UUID, configuration: DstackJobConfiguration
+) -> AsyncRun:
+    """Return the active run of the flow run, or a new one. Raises ``ConfigurationError``, server errors.
+
+    Two workers that do this at the same moment get the same run: name and marker are equal (PROTOCOL 1.4).
+    """
+    configuration.check_reach(client.server_url)
+    task = configuration.task()
+    active, last = await _known(client, flow_run_id)
+    if active is not None:
+        return active
+    number = last + 1
+    return await client.runs.submit(
+        task,
+        run_name=_name(flow_run_id, number),
+        marker=f"{marker_prefix(flow_run_id)}{number}",
+        retry_budget=SUBMIT_BUDGET,
+        verify_ports=False,
+    )
+
+
+async def find(client: AsyncClient, flow_run_id: UUID) -> AsyncRun | None:
+    """Return the flow run's active run, else its last one, else None. Raises the server errors."""
+    active, last = await _known(client, flow_run_id)
+    return active or (await client.runs.get(_name(flow_run_id, last)) if last else None)
+
+
+def marker_prefix(flow_run_id: UUID) -> str:
+    """Return what the markers of all runs of a flow run begin with."""
+    return f"prefect:worker/{flow_run_id}/"
+
+
+def identifier(project: str, run_name: str) -> str:
+    """Return how Prefect knows the infrastructure of a flow run."""
+    return f"{project}:{run_name}"
+
+
+async def _known(client: AsyncClient, flow_run_id: UUID) -> tuple[AsyncRun | None, int]:
+    """Return the active run, or None, and the highest number in use."""
+    prefix = marker_prefix(flow_run_id)
+    for run in await client.runs.list():
+        if (run.marker or "").startswith(prefix) and run.outcome() is None:
+            return run, 0
+    number = 0
+    while (found := await client.runs.get(_name(flow_run_id, number + 1))) is not None:
+        if found.outcome() is None and (found.marker or "").startswith(prefix):
+            return found, 0
+        number += 1
+    return None, number
+
+
+def _name(flow_run_id: UUID, number: int) -> str:
+    return f"pf-{str(flow_run_id)[-12:]}-w{number}"

@@ -1,0 +1,188 @@
+"""Check what a caller wants, name the run and find its owner; no request is made here."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from uuid import uuid4
+
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.logging import get_run_logger
+
+from prefect_dstack._job import Job
+from prefect_dstack._names import Attempt, Identity, Owner, identify, outlives_crash
+from prefect_dstack._probe import CancelProbe, current_task_runner
+from prefect_dstack._relay import Relay
+from prefect_dstack._report import Report
+from prefect_dstack._submit import Target
+
+if TYPE_CHECKING:
+    from dstack_core import ConfigurationLike
+
+OnCrash = Literal["stop", "keep"]
+RunLike = str | Mapping[str, Any]
+"""The name of a run, or what ``submit_run`` or ``get_run`` returned."""
+
+DEFAULT_MAX_DURATION = "24h"
+
+
+def prepare(
+    configuration: ConfigurationLike,
+    *,
+    run_name: str | None,
+    options: dict[str, Any],
+    on_crash: str,
+    poll_interval: float = 5.0,
+    retry_budget: float = 600.0,
+    stream_logs: bool = True,
+    artifacts: bool = False,
+    owner: Owner | None = None,
+    logger: Any = None,
+) -> Job:
+    """Return the job that submits a configuration; ``options`` are further arguments of ``submit``.
+
+    ``owner`` and ``logger`` default to the current task's. Raises ``ConfigurationError``.
+    """
+    from dstack_core import load_configuration
+
+    check_pace(poll_interval, retry_budget)
+    _check("on_crash", on_crash, on_crash in ("stop", "keep"), '"stop" or "keep"')
+    loaded = load_configuration(configuration)
+    if options.get("max_duration") is None and loaded.max_duration is None:
+        options = {**options, "max_duration": DEFAULT_MAX_DURATION}
+    described = {"configuration": loaded.model_dump(mode="json"), **_plain(options)}
+    owner = owner or task_owner()
+    logger = logger or get_run_logger()
+    identity = identify(owner, described, on_crash=on_crash, run_name=run_name, prefix=loaded.name)
+    return Job(
+        spec={"configuration": loaded, **options},
+        target=Target.of(identity),
+        relay=Relay(logger, stream_logs=stream_logs),
+        report=Report(loaded.name or run_name, logger, artifacts=artifacts and owner.is_tracked),
+        probe=CancelProbe(owner.flow_run_id, current_task_runner()),
+        logger=logger,
+        poll_interval=poll_interval,
+        retry_budget=retry_budget,
+        keeps_on_crash=on_crash == "keep",
+    )
+
+
+def prepare_to_watch(
+    run: RunLike,
+    *,
+    poll_interval: float,
+    retry_budget: float,
+    stream_logs: bool,
+    artifacts: bool,
+    owner: Owner,
+    logger: Any,
+) -> Job:
+    """Return the job that watches a run which exists; it is nobody's until ``own`` says whose."""
+    check_pace(poll_interval, retry_budget)
+    name = name_of(run)
+    return Job(
+        spec={},
+        target=Target(Identity(name, "", name), Attempt(1, name, ""), is_chosen=True),
+        relay=Relay(logger, stream_logs=stream_logs),
+        report=Report(name, logger, artifacts=artifacts and owner.is_tracked),
+        probe=CancelProbe(owner.flow_run_id, current_task_runner()),
+        logger=logger,
+        poll_interval=poll_interval,
+        retry_budget=retry_budget,
+        keeps_on_crash=False,
+        is_owned=False,
+    )
+
+
+def own(job: Job, marker: str | None, prefix: str = "prefect:") -> None:
+    """Stop the job's run with its execution if its ``marker`` begins with ``prefix``."""
+    job.is_owned = (marker or "").startswith(prefix)
+    if job.is_owned and marker:
+        job.target.attempt = Attempt(1, job.target.attempt.run_name, marker)
+        job.keeps_on_crash = outlives_crash(marker)
+
+
+def name_of(run: RunLike) -> str:
+    """Return the run's name. Raises ``ConfigurationError`` for what holds none."""
+    name = run.get("run_name") if isinstance(run, Mapping) else run
+    if not isinstance(name, str) or not name:
+        _refuse(f"run: {run!r} names no run; write its name, or pass what submit_run or get_run returned")
+    return name
+
+
+def check_pace(poll_interval: float, retry_budget: float) -> None:
+    """Check the two paces. Raises ``ConfigurationError``."""
+    _check("poll_interval", poll_interval, poll_interval > 0, "seconds above 0")
+    _check("retry_budget", retry_budget, retry_budget >= 0, "seconds, 0 or more")
+
+
+def task_owner() -> Owner:
+    """Return who runs the current task. Raises Prefect's ``MissingContextError`` outside of one."""
+    context = TaskRunContext.get()
+    if context is None:
+        from prefect.exceptions import MissingContextError
+
+        raise MissingContextError("this runs only as a Prefect task; call it without .fn")
+    flow = FlowRunContext.get()
+    run = context.task_run
+    return Owner(
+        task_run_id=str(run.id),
+        flow_run_id=str(run.flow_run_id) if run.flow_run_id else None,
+        flow_run_count=run.flow_run_run_count,
+        shares_process=flow is not None and not flow.detached,
+    )
+
+
+class Calls:
+    """Number the submissions of a task or flow that may make several; a retry counts anew."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: dict[tuple[str, int, str], int] = {}
+
+    def next(self, owner_id: str, run_count: int, what: str) -> int:
+        """Return how many equal submissions this execution of the owner made before."""
+        key = (owner_id, run_count, what)
+        with self._lock:
+            self._made[key] = self._made.get(key, -1) + 1
+            return self._made[key]
+
+
+_calls = Calls()
+
+
+def calling_owner(what: str) -> Owner:
+    """Return who calls a block: the current task, else the current flow, else a script.
+
+    ``what`` describes the submission, so that equal ones get different names.
+    """
+    context, flow = TaskRunContext.get(), FlowRunContext.get()
+    if context is not None:
+        owner = task_owner()
+        call = _calls.next(owner.task_run_id, context.task_run.run_count, what)
+        return Owner(owner.task_run_id, owner.flow_run_id, owner.flow_run_count, owner.shares_process, call)
+    if flow is not None and flow.flow_run is not None:
+        run = flow.flow_run
+        call = _calls.next(str(run.id), run.run_count, what)
+        return Owner(str(run.id), str(run.id), run.run_count, shares_process=True, call=call)
+    return Owner(str(uuid4()), None, 0, shares_process=False, is_tracked=False)
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+        for key, value in options.items()
+        if value is not None
+    }
+
+
+def _check(name: str, value: object, is_fine: bool, wanted: str) -> None:
+    if not is_fine:
+        _refuse(f"{name}: {value!r} is not understood; write {wanted}")
+
+
+def _refuse(message: str) -> NoReturn:
+    from dstack_core import ConfigurationError
+
+    raise ConfigurationError(message)

@@ -1,0 +1,216 @@
+"""The tasks for runs that exist already: wait for one, look at it, stop it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+
+from prefect_dstack import _follow
+from prefect_dstack._connect import CredentialsLike, aload, load, open_async_client, open_client
+from prefect_dstack._names import marker_prefix
+from prefect_dstack._prepare import RunLike, name_of, own, prepare_to_watch, task_owner
+from prefect_dstack._probe import StopRequested
+from prefect_dstack._run_info import ainfo, info
+
+if TYPE_CHECKING:
+    from dstack_core import AsyncClient, AsyncRun, Client, Run
+    from prefect_dstack._job import Job
+
+_BUDGET = 30.0
+
+
+@task(cache_policy=NO_CACHE, retries=0)
+def wait_for_run(
+    run: RunLike,
+    credentials: CredentialsLike = None,
+    *,
+    poll_interval: float = 5.0,
+    retry_budget: float = 600.0,
+    stream_logs: bool = True,
+    artifacts: bool = True,
+) -> dict[str, Any]:
+    """Wait for the end of a run, relaying its log from the first line on, and return its outcome.
+
+    ``run``: what ``submit_run`` or ``get_run`` returned, or a run's name. ``poll_interval``,
+    ``retry_budget`` (seconds), ``stream_logs``, ``artifacts``, the outcome and the errors are those of
+    ``run_task``. A run that this flow run submitted is stopped when its flow run is cancelled, as
+    ``run_task`` does; any other run goes on. Raises ``RunNotFoundError`` when there is no such run.
+    """
+    job = _job(run, poll_interval, retry_budget, stream_logs, artifacts)
+
+    def body(client: Client) -> dict[str, Any]:
+        return _follow.follow(job, _checked(run, _follow.find(job, client), job))
+
+    try:
+        return _follow.execute(job, load(credentials), body)
+    except StopRequested as request:
+        return cast("dict[str, Any]", job.cancelled(request))
+
+
+@task(cache_policy=NO_CACHE, retries=0)
+async def await_for_run(
+    run: RunLike,
+    credentials: CredentialsLike = None,
+    *,
+    poll_interval: float = 5.0,
+    retry_budget: float = 600.0,
+    stream_logs: bool = True,
+    artifacts: bool = True,
+) -> dict[str, Any]:
+    """Wait for the end of a run and return its outcome: the async twin of ``wait_for_run``."""
+    job = _job(run, poll_interval, retry_budget, stream_logs, artifacts)
+
+    async def body(client: AsyncClient) -> dict[str, Any]:
+        return await _follow.afollow(job, _checked(run, await _follow.afind(job, client), job))
+
+    try:
+        return await _follow.aexecute(job, await aload(credentials), body)
+    except StopRequested as request:
+        return cast("dict[str, Any]", job.cancelled(request))
+
+
+@task(cache_policy=NO_CACHE, retries=0)
+def wait_for_service(
+    run: RunLike,
+    credentials: CredentialsLike = None,
+    *,
+    poll_interval: float = 2.0,
+    retry_budget: float = 600.0,
+) -> str:
+    """Wait until a service answers requests and return its address.
+
+    ``run``: what ``submit_run`` returned, or a run's name. ``poll_interval`` and ``retry_budget`` in
+    seconds. How long it may take is the task's ``timeout_seconds``. A service that this flow run submitted
+    is stopped when its flow run is cancelled meanwhile. Raises the ``RunError`` of a run that ends before,
+    ``ConfigurationError`` for a run that is no service, ``RunNotFoundError`` and the server errors.
+    """
+    job = _job(run, poll_interval, retry_budget, stream_logs=False, artifacts=False)
+
+    def body(client: Client) -> str:
+        from dstack_core import WaitTimeoutError
+
+        found = _checked(run, _follow.find(job, client), job)
+        while True:
+            try:
+                return str(found.wait_until_ready(timeout=0))
+            except WaitTimeoutError:
+                job.sleep(poll_interval)
+
+    try:
+        return _follow.execute(job, load(credentials), body)
+    except StopRequested as request:
+        return cast("str", job.cancelled(request))
+
+
+@task(cache_policy=NO_CACHE, retries=0)
+async def await_for_service(
+    run: RunLike,
+    credentials: CredentialsLike = None,
+    *,
+    poll_interval: float = 2.0,
+    retry_budget: float = 600.0,
+) -> str:
+    """Wait until a service answers requests: the async twin of ``wait_for_service``."""
+    job = _job(run, poll_interval, retry_budget, stream_logs=False, artifacts=False)
+
+    async def body(client: AsyncClient) -> str:
+        from dstack_core import WaitTimeoutError
+
+        found = _checked(run, await _follow.afind(job, client), job)
+        while True:
+            try:
+                return str(await found.wait_until_ready(timeout=0))
+            except WaitTimeoutError:
+                await job.asleep(poll_interval)
+
+    try:
+        return await _follow.aexecute(job, await aload(credentials), body)
+    except StopRequested as request:
+        return cast("str", job.cancelled(request))
+
+
+@task(cache_policy=NO_CACHE, retries=0)
+def get_run(run: RunLike, credentials: CredentialsLike = None) -> dict[str, Any] | None:
+    """Return a run as it is now, as ``submit_run`` does; None when there is no such run.
+
+    ``run``: a run's name, or what ``submit_run`` returned. Raises the server errors.
+    """
+    with open_client(load(credentials), retry_budget=_BUDGET) as client:
+        found = client.runs.get(name_of(run))
+        return None if found is None or not _is_same(run, found) else info(found)
+
+
+@task(cache_policy=NO_CACHE, retries=0)
+async def aget_run(run: RunLike, credentials: CredentialsLike = None) -> dict[str, Any] | None:
+    """Return a run as it is now: the async twin of ``get_run``."""
+    async with open_async_client(await aload(credentials), retry_budget=_BUDGET) as client:
+        found = await client.runs.get(name_of(run))
+        return None if found is None or not _is_same(run, found) else await ainfo(found)
+
+
+@task(cache_policy=NO_CACHE, retries=0)
+def stop_run(
+    run: RunLike, credentials: CredentialsLike = None, *, abort: bool = False
+) -> dict[str, Any] | None:
+    """Ask the server to stop a run and return it, as ``submit_run`` does; does not wait for its end.
+
+    ``run``: a run's name, or what ``submit_run`` returned; no such run (None is returned) or one that is
+    over is fine. With ``abort`` its processes are killed without the time to end. Raises the server
+    errors.
+    """
+    with open_client(load(credentials), retry_budget=_BUDGET) as client:
+        found = client.runs.get(name_of(run))
+        if found is None or not _is_same(run, found):
+            return None
+        if found.outcome() is None:
+            found.stop(abort=abort)
+            get_run_logger().info("Asked the server to stop run %s", found.name)
+        return info(found)
+
+
+@task(cache_policy=NO_CACHE, retries=0)
+async def astop_run(
+    run: RunLike, credentials: CredentialsLike = None, *, abort: bool = False
+) -> dict[str, Any] | None:
+    """Ask the server to stop a run: the async twin of ``stop_run``."""
+    async with open_async_client(await aload(credentials), retry_budget=_BUDGET) as client:
+        found = await client.runs.get(name_of(run))
+        if found is None or not _is_same(run, found):
+            return None
+        if found.outcome() is None:
+            await found.stop(abort=abort)
+            get_run_logger().info("Asked the server to stop run %s", found.name)
+        return await ainfo(found)
+
+
+def _job(run: RunLike, poll_interval: float, retry_budget: float, stream_logs: bool, artifacts: bool) -> Job:
+    job = prepare_to_watch(
+        run,
+        poll_interval=poll_interval,
+        retry_budget=retry_budget,
+        stream_logs=stream_logs,
+        artifacts=artifacts,
+        owner=task_owner(),
+        logger=get_run_logger(),
+    )
+    if isinstance(run, Mapping):
+        own(job, run.get("marker"), marker_prefix(task_owner()))
+    return job
+
+
+def _is_same(run: RunLike, found: Run | AsyncRun) -> bool:
+    """Tell whether ``found`` is the very run that was meant, and not a later one of its name."""
+    return not isinstance(run, Mapping) or run.get("run_id") in (None, found.id)
+
+
+def _checked(run: RunLike, found: Any, job: Job) -> Any:
+    from dstack_core import RunNotFoundError
+
+    if found is None or not _is_same(run, found):
+        raise RunNotFoundError(f"run {name_of(run)} does not exist, or another one has its name now")
+    own(job, found.marker, marker_prefix(task_owner()))
+    return found

@@ -1,0 +1,113 @@
+"""Flow runs of a process worker, cancelled through the REST API or killed: what the dstack server saw."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+
+from dstack_core.local import LocalServer
+
+from .support import all_runs, outcome_of, state_of, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 120.0
+
+
+@pytest.fixture(scope="module")
+def pool(
+    prefect_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, LocalServer, Path]]:
+    """Run a process worker; return its pool, the dstack server of its flows, and where they leave their ids."""
+    directory, name = tmp_path_factory.mktemp("process"), f"process-{uuid4().hex[:8]}"
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", name, "--type", "process"]
+    with LocalServer(step_seconds=0.02) as server, (directory / "log").open("wb") as log:
+        environment = {
+            **os.environ,
+            "DSTACK_SERVER_URL": server.url,
+            "DSTACK_PROJECT": server.project,
+            "DSTACK_TOKEN": server.token,
+            "TEST_PIDS": str(directory),
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+        }
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            yield name, server, directory
+        finally:
+            process.terminate()
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def start(pool: str, name: str) -> UUID:
+    entrypoint = f"tests/provider_prefect/served_flows.py:{name}"
+    loaded: Any = flow.from_source(source=str(ROOT), entrypoint=entrypoint)
+    made = loaded.deploy(name=pool, work_pool_name=pool, build=False, push=False, print_next_steps=False)
+    with get_client(sync_client=True) as client:
+        return client.create_flow_run_from_deployment(UUID(str(made))).id
+
+
+def stops(server: LocalServer) -> int:
+    return sum(request.path.endswith("/runs/stop") for request in server.requests)
+
+
+def running(server: LocalServer, before: int, count: int) -> bool:
+    mine = all_runs(server)[before:]
+    return len(mine) == count and all(run.raw_status == "running" for run in mine)
+
+
+@pytest.mark.parametrize(("name", "count"), [("direct", 1), ("adirect", 1), ("mapped", 3), ("parent", 1)])
+def test_a_cancelled_flow_run_stops_its_runs_once(
+    name: str, count: int, pool: tuple[str, LocalServer, Path]
+) -> None:
+    work_pool, server, _ = pool
+    before, stopped_before = len(all_runs(server)), stops(server)
+    flow_run_id = start(work_pool, name)
+    until(lambda: running(server, before, count), seconds=START_SECONDS)
+    reply = httpx.post(
+        f"{os.environ['PREFECT_API_URL']}/flow_runs/{flow_run_id}/set_state",
+        json={"state": {"type": "CANCELLING", "name": "Cancelling"}},
+    )
+    cancelled = time.monotonic()
+    assert reply.json()["status"] == "ACCEPT"
+    until(lambda: all(run.outcome() for run in all_runs(server)[before:]), seconds=30)
+    seconds = time.monotonic() - cancelled
+    print(f"{name}: stopped {seconds:.1f} s after the cancellation")  # noqa: T201
+    assert seconds < 10
+    until(lambda: state_of(flow_run_id).is_cancelled(), seconds=60)
+    mine = all_runs(server)[before:]
+    assert [outcome_of(run).reason for run in mine] == ["stopped_by_user"] * count
+    assert stops(server) - stopped_before == count
+
+
+def test_a_killed_flow_leaves_nothing_running(pool: tuple[str, LocalServer, Path]) -> None:
+    work_pool, server, directory = pool
+    before = len(all_runs(server))
+    flow_run_id = start(work_pool, "hooked")
+    until(lambda: running(server, before, 1), seconds=START_SECONDS)
+    os.kill(int((directory / str(flow_run_id)).read_text()), signal.SIGKILL)
+    killed = time.monotonic()
+    until(lambda: all_runs(server)[before].outcome(), seconds=60)
+    seconds = time.monotonic() - killed
+    print(f"hooked: stopped {seconds:.1f} s after SIGKILL")  # noqa: T201
+    assert outcome_of(all_runs(server)[before]).reason == "stopped_by_user"
+    until(lambda: state_of(flow_run_id).is_crashed(), seconds=60)

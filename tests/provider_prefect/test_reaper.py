@@ -1,0 +1,213 @@
+"""The reaper: what it stops, what it leaves, and its command."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from prefect import State, flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import (
+    Cancelled,
+    Cancelling,
+    Completed,
+    Crashed,
+    Failed,
+    Pending,
+    Running,
+    Scheduled,
+)
+
+from dstack_core import Run
+from dstack_core.local import LocalServer
+from prefect_dstack import DstackCredentials, areap_runs, reap_runs, run_task
+from prefect_dstack.reaper import reap
+
+from .support import all_runs, outcome_of, the_run, until
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+LONG = {"type": "task", "commands": ["sleep 60"]}
+
+
+@flow
+def idle() -> None:
+    """Be the flow of a flow run."""
+
+
+def in_state(state: State[Any]) -> FlowRun:
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(idle)
+        client.set_flow_run_state(run.id, state, force=True)
+        return run
+
+
+def run_of(server: LocalServer, owner: object, *, kind: str = "flow_run", on_crash: str = "stop") -> Run:
+    with server.client() as client:
+        return client.runs.submit(
+            LONG, run_name=f"r-{uuid4().hex[:8]}", marker=f"prefect:{kind}/{owner}/{on_crash}/abc-0/1"
+        )
+
+
+def is_stopped(run: Run) -> bool:
+    return run.status().is_stopping or run.outcome() is not None
+
+
+def names(findings: list[dict[str, Any]]) -> set[str]:
+    return {found["run_name"] for found in findings if found["stopped"]}
+
+
+@pytest.mark.parametrize("make", [Completed, Failed, Crashed, Cancelled])
+def test_a_run_whose_flow_run_is_over_is_stopped(
+    make: Callable[[], State[Any]], dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    left = run_of(dstack, in_state(make()).id)
+    (finding,) = reap(credentials, min_age=0)
+    assert finding["stopped"]
+    assert is_stopped(left)
+
+
+@pytest.mark.parametrize("make", [Scheduled, Pending, Running, Cancelling])
+def test_a_run_whose_flow_run_is_not_over_is_left(
+    make: Callable[[], State[Any]], dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    left = run_of(dstack, in_state(make()).id)
+    (finding,) = reap(credentials, min_age=0, stop_unknown=True)
+    assert not finding["stopped"]
+    assert not is_stopped(left)
+
+
+def test_what_has_just_ended_may_still_stop_its_runs_itself(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    left = run_of(dstack, in_state(Crashed()).id)
+    (finding,) = reap(credentials)
+    assert "ended" in finding["reason"]
+    assert not is_stopped(left)
+
+
+def test_a_dry_run_stops_nothing(dstack: LocalServer, credentials: DstackCredentials) -> None:
+    left = run_of(dstack, in_state(Crashed()).id)
+    assert names(reap(credentials, min_age=0, dry_run=True)) == {left.name}
+    assert not is_stopped(left)
+
+
+def test_what_is_to_be_kept_is_stopped_only_after_a_cancellation(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    run_of(dstack, in_state(Crashed()).id, on_crash="keep")
+    cancelled = run_of(dstack, in_state(Cancelled()).id, on_crash="keep")
+    assert names(reap(credentials, min_age=0)) == {cancelled.name}
+
+
+def test_another_servers_flow_runs_are_left_unless_told(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    foreign = run_of(dstack, uuid4())
+    (finding,) = reap(credentials, min_age=0)
+    assert (finding["state"], finding["stopped"]) == ("unknown", False)
+    assert names(reap(credentials, min_age=0, stop_unknown=True)) == {foreign.name}
+
+
+def test_runs_of_scripts_and_of_other_programs_are_not_looked_at(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    run_of(dstack, uuid4(), kind="script")
+    with dstack.client() as client:
+        client.runs.submit(LONG, run_name="by-hand")
+        client.runs.submit(LONG, run_name="by-airflow", marker="airflow:dag/run/task/1")
+    assert reap(credentials, min_age=0, stop_unknown=True) == []
+
+
+def test_the_machine_of_a_flow_run_that_is_over_is_stopped(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    left = run_of(dstack, in_state(Cancelled()).id, kind="worker", on_crash="1")
+    assert names(reap(credentials, min_age=0)) == {left.name}
+
+
+def test_a_submitted_task_that_outlasts_its_flow_keeps_its_run(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    @flow
+    def returning() -> None:
+        run_task.submit({"type": "task", "commands": ["sleep 6"]}, credentials, poll_interval=0.1)
+        until(lambda: all_runs(dstack))
+
+    def look() -> None:
+        until(lambda: all_runs(dstack))
+        run = the_run(dstack)
+        owner = (run.marker or "").split("/")[1]
+        with get_client(sync_client=True) as client:
+            until(lambda: client.read_flow_run(owner).state.is_final(), seconds=30)  # type: ignore[arg-type, union-attr]
+        seen.extend(reap(credentials, min_age=0))
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    returning()
+    watcher.join()
+    assert not any(found["stopped"] for found in seen)
+    assert outcome_of(the_run(dstack)).succeeded
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_the_task_reaps_in_a_flow(twin: bool, dstack: LocalServer, credentials: DstackCredentials) -> None:
+    left = run_of(dstack, in_state(Crashed()).id)
+
+    @flow
+    def tidy() -> Any:
+        return reap_runs(credentials, min_age=0)
+
+    @flow
+    async def atidy() -> Any:
+        return await areap_runs(credentials, min_age=0)
+
+    findings: Any = asyncio.run(atidy()) if twin else tidy()
+    assert names(findings) == {left.name}
+    assert is_stopped(left)
+
+
+def command(server: LocalServer, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "DSTACK_SERVER_URL": server.url,
+        "DSTACK_PROJECT": server.project,
+        "DSTACK_TOKEN": server.token,
+        "COLUMNS": "200",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "prefect_dstack", "reap", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def test_the_command_shows_what_it_did(dstack: LocalServer) -> None:
+    left = run_of(dstack, in_state(Crashed()).id)
+    shown = command(dstack, "--min-age", "0", "--dry-run")
+    assert (shown.returncode, left.name in shown.stdout, "would be" in shown.stdout) == (0, True, True)
+    assert not is_stopped(left)
+    shown = command(dstack, "--min-age", "0")
+    assert (shown.returncode, "yes" in shown.stdout) == (0, True), shown.stderr
+    assert is_stopped(left)
+    assert dstack.token not in shown.stdout + shown.stderr
+
+
+def test_the_command_tells_in_one_line_what_is_wrong(dstack: LocalServer) -> None:
+    dstack.faults.add("/runs/list", status=403, times=None)
+    shown = command(dstack)
+    assert shown.returncode == 1
+    assert "Traceback" not in shown.stderr
+    assert shown.stderr.strip()

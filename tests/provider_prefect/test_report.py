@@ -1,0 +1,106 @@
+"""Artifacts and events, read back from a real Prefect server."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import httpx
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.runtime import flow_run
+
+from dstack_core import Outcome, RunFailedError, RunStatus
+from dstack_core.local import LocalServer
+from prefect_dstack import DstackCredentials, arun_task, run_task
+from prefect_dstack._report import Report, describe
+
+from .support import outcome_of, the_run, until
+
+OUTCOME = Outcome(
+    "train", "id", "main", RunStatus.FAILED, 7, "container_exited_with_error", "exited | with\nstatus 7",
+    0.25, 3725.4, "A100", "local", "here", 1.2, "http://server/runs/id",
+)  # fmt: skip
+
+
+def artifacts_of(flow_run_id: Any) -> dict[str, Any]:
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
+        )
+    return {item.key or "": item for item in found if (item.key or "").startswith("dstack-")}
+
+
+def events_of(run_id: str) -> list[Any]:
+    reply = httpx.post(
+        f"{os.environ['PREFECT_API_URL']}/events/filter",
+        json={"filter": {"resource": {"id": [f"dstack.run.{run_id}"]}, "order": "ASC"}},
+    )
+    return list(reply.json()["events"])
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("task", [run_task, arun_task])
+def test_a_run_is_shown_in_its_flow_run(
+    task: Any, dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    ids: list[Any] = []
+
+    @flow
+    def shown() -> None:
+        ids.append(flow_run.id)
+        configuration = {"type": "task", "name": "train", "commands": ["exit 7"]}
+        task.submit(configuration, credentials, poll_interval=0.1).result()
+
+    with pytest.raises(RunFailedError):
+        shown()
+    run, outcome = the_run(dstack), outcome_of(the_run(dstack))
+    found = artifacts_of(ids[0])
+    assert set(found) == {"dstack-train", "dstack-train-page", "dstack-train-progress"}
+    assert describe(outcome) == found["dstack-train"].data
+    assert run.url in found["dstack-train-page"].data
+    assert found["dstack-train-progress"].data == 100.0
+    assert "failed" in found["dstack-train-progress"].description
+    started, ended = until(lambda: (e := events_of(run.id)) and len(e) == 2 and e, seconds=20)  # type: ignore[misc]
+    assert (started["event"], ended["event"]) == ("dstack.run.started", "dstack.run.failed")
+    assert ended["follows"] == started["id"]
+    assert ended["payload"]["exit_status"] == 7
+    assert any(str(ids[0]) in related["prefect.resource.id"] for related in ended["related"])
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_artifacts_can_be_left_out(dstack: LocalServer, credentials: DstackCredentials) -> None:
+    @flow
+    def plain() -> Any:
+        run_task({"type": "task", "commands": ["true"]}, credentials, poll_interval=0.1, artifacts=False)
+        return flow_run.id
+
+    assert artifacts_of(plain()) == {}
+
+
+def test_an_outcome_is_a_table() -> None:
+    text = describe(OUTCOME)
+    for part in ("exited \\| with status 7", "| 7 |", "A100 local here", "$0.2500", "1:02:05", OUTCOME.url):
+        assert part in text
+    assert all(line.count("|") - line.count("\\|") == 3 for line in text.splitlines()[2:])
+
+
+def test_a_prefect_server_that_takes_nothing_fails_no_run(
+    dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no")
+
+    for name in ("create_markdown_artifact", "create_link_artifact", "create_progress_artifact"):
+        monkeypatch.setattr(f"prefect.artifacts.{name}", refuse)
+    monkeypatch.setattr("prefect.events.emit_event", refuse)
+    with dstack.client() as client:
+        run = client.runs.submit({"type": "task", "commands": ["true"]}, run_name="train")
+        report = Report("train", logging.getLogger("report-test"), artifacts=True)
+        report.start(run)
+        for event in run.follow(poll_interval=0.1):
+            report.show(event)
+        report.end(run.refresh().outcome())

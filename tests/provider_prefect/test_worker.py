@@ -1,0 +1,230 @@
+"""Flow runs on machines: a real worker process, a real Prefect server, an embedded dstack server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFound
+from prefect.states import Completed, Pending, Running
+
+from dstack_core import Run
+from dstack_core.local import LocalServer
+from prefect_dstack import DstackCredentials, DstackWorker
+from prefect_dstack import worker as worker_module
+from prefect_dstack._machine import DstackJobConfiguration
+from prefect_dstack._machine_runs import submit_once
+
+from .machines import START_SECONDS, cancel, deploy, new_pool, read, start, the_line, worker
+from .support import all_runs, log_records, outcome_of, state_of, submissions, the_run, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+
+
+@pytest.fixture
+def pool() -> str:
+    """Make a work pool of this test's own."""
+    return new_pool()
+
+
+def test_a_flow_run_runs_on_a_machine_and_tells_everything_once(
+    pool: str, dstack: LocalServer, credentials: DstackCredentials, tmp_path: Path
+) -> None:
+    credentials.save("for-the-worker", overwrite=True)
+    deployment = deploy(
+        pool,
+        credentials="for-the-worker",
+        env={"WORD": "a-word"},
+        resources={"gpu": "24GB.."},
+        spot_policy="auto",
+        max_duration="2h",
+        configuration={"name": "ignored-by-the-worker", "working_dir": "."},
+    )
+    flow_run = start(deployment)
+    with worker(None, pool, tmp_path / "log"):
+        until(lambda: state_of(flow_run.id).is_final(), seconds=START_SECONDS)
+        until(lambda: the_run(dstack).outcome(), seconds=30)
+        lines = [
+            the_line(flow_run, word, "by-print-2") for word in ("by-the-logger", "by-print-1", "by-print-2")
+        ]
+    assert state_of(flow_run.id).is_completed(), (tmp_path / "log").read_text()[-3000:]
+    assert lines == [1, 1, 1]
+    run = the_run(dstack)
+    assert outcome_of(run).succeeded
+    assert read(flow_run).infrastructure_pid == f"{dstack.project}:{run.name}"
+    spec = sent(dstack, run)
+    assert spec["max_duration"] == 7200
+    assert spec["spot_policy"] == "auto"
+    assert spec["resources"]["gpu"]["memory"]["min"] == 24
+    assert spec["env"]["WORD"] == "a-word"
+    assert not any(
+        name.startswith(("PREFECT_SERVER", "PREFECT_HOME", "PREFECT_WORKER")) for name in spec["env"]
+    )
+
+
+def sent(server: LocalServer, run: Run) -> dict[str, Any]:
+    reply = httpx.post(
+        f"{server.url}/api/project/{server.project}/runs/get",
+        headers={"Authorization": f"Bearer {server.token}"},
+        json={"run_name": run.name},
+    )
+    configuration: dict[str, Any] = reply.json()["run_spec"]["configuration"]
+    return configuration
+
+
+def test_a_machine_that_dies_crashes_its_flow_run_with_its_last_words(
+    pool: str, dstack: LocalServer, tmp_path: Path
+) -> None:
+    flow_run = start(deploy(pool, command="echo no-such-driver; exit 3"))
+    with worker(dstack, pool, tmp_path / "log"):
+        until(lambda: state_of(flow_run.id).is_final(), seconds=START_SECONDS)
+        messages = log_records(flow_run.id, last="exited with status 3", seconds=60)
+    assert state_of(flow_run.id).is_crashed()
+    assert "status code 3" in state_of(flow_run.id).message
+    assert any("no-such-driver" in message for message in messages)
+
+
+def test_a_cancellation_while_the_machine_is_looked_for_stops_it(pool: str, tmp_path: Path) -> None:
+    wanted = {"resources": {"gpu": "1000"}, "retry": {"on_events": ["no-capacity"], "duration": "1h"}}
+    with LocalServer(retry_seconds=300) as full, worker(full, pool, tmp_path / "log"):
+        flow_run = start(deploy(pool, **wanted))
+        until(lambda: read(flow_run).infrastructure_pid, seconds=START_SECONDS)
+        cancelled = cancel(flow_run)
+        until(lambda: the_run(full).outcome(), seconds=30)
+        seconds = time.monotonic() - cancelled
+        print(f"pending: stopped {seconds:.1f} s after the cancellation")  # noqa: T201
+        until(lambda: state_of(flow_run.id).is_cancelled(), seconds=10)
+        assert seconds < 10
+        assert outcome_of(the_run(full)).reason == "stopped_by_user"
+        assert submissions(full) == 1
+
+
+def test_a_cancellation_while_the_flow_runs_leaves_no_machine(
+    pool: str, dstack: LocalServer, tmp_path: Path
+) -> None:
+    flow_run = start(deploy(pool), until=str(tmp_path / "never"))
+    with worker(dstack, pool, tmp_path / "log"):
+        log_records(flow_run.id, last="by-the-logger", seconds=START_SECONDS)
+        cancel(flow_run)
+        until(lambda: state_of(flow_run.id).is_cancelled(), seconds=60)
+        until(lambda: the_run(dstack).outcome(), seconds=60)
+        assert state_of(flow_run.id).is_cancelled()
+
+
+def test_a_killed_worker_started_again_watches_the_same_machine(
+    pool: str, dstack: LocalServer, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    flow_run = start(deploy(pool), until=str(go))
+    with worker(dstack, pool, tmp_path / "log") as first:
+        the_line(flow_run, "by-print-1", "by-print-1")
+        os.kill(first.pid, signal.SIGKILL)
+    with worker(dstack, pool, tmp_path / "log"):
+        log_records(flow_run.id, last="watches this flow run from now on", seconds=START_SECONDS)
+        go.touch()
+        until(lambda: state_of(flow_run.id).is_completed(), seconds=60)
+        assert the_line(flow_run, "by-print-2", "by-print-2") == 1
+        assert the_line(flow_run, "by-print-1", "by-print-2") == 1
+    assert len(all_runs(dstack)) == 1
+
+
+def test_what_a_killed_worker_did_not_submit_gets_its_machine(
+    pool: str, dstack: LocalServer, tmp_path: Path
+) -> None:
+    flow_run = start(deploy(pool))
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(flow_run.id, Pending())
+    with worker(dstack, pool, tmp_path / "log"):
+        until(lambda: state_of(flow_run.id).is_completed(), seconds=START_SECONDS)
+    run = the_run(dstack)
+    assert read(flow_run).infrastructure_pid == f"{dstack.project}:{run.name}"
+
+
+def test_killing_the_infrastructure(dstack: LocalServer, credentials: DstackCredentials) -> None:
+    configuration = DstackJobConfiguration(credentials=credentials)
+    machines = DstackWorker(work_pool_name="any")
+
+    def kill(pid: str) -> None:
+        asyncio.run(machines.kill_infrastructure(pid, configuration))
+
+    with dstack.client() as client:
+        run = client.runs.submit({"type": "task", "commands": ["sleep 60"]}, run_name="machine")
+        kill("main:machine")
+        until(lambda: run.refresh().outcome(), seconds=20)
+        assert outcome_of(run).reason == "stopped_by_user"
+    for gone in ("main:machine", "main:no-such-run"):
+        with pytest.raises(InfrastructureNotFound):
+            kill(gone)
+    with pytest.raises(InfrastructureNotAvailable, match="other"):
+        kill("other:machine")
+
+
+def inside(
+    pool: str, flow_run: FlowRun, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
+) -> int:
+    """Run a machine that would go on for a minute by a worker in this process; return its status code."""
+    monkeypatch.setattr(worker_module, "CHECK_SECONDS", 0.2)
+    monkeypatch.setattr(worker_module, "GRACE_SECONDS", 1.0)
+    configuration = DstackJobConfiguration(
+        credentials=credentials,
+        command="sleep 60",
+        env={"PREFECT_API_URL": os.environ["PREFECT_API_URL"]},
+        poll_interval=0.2,
+    )
+
+    async def go() -> int:
+        async with DstackWorker(work_pool_name=pool) as machines:
+            return (await machines.run(flow_run, configuration)).status_code
+
+    return asyncio.run(go())
+
+
+def test_a_machine_that_goes_on_after_its_flow_run_is_stopped(
+    pool: str, dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow_run = start(deploy(pool))
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(flow_run.id, Running(), force=True)
+        client.set_flow_run_state(flow_run.id, Completed(), force=True)
+    assert inside(pool, flow_run, credentials, monkeypatch) == 0
+    assert outcome_of(the_run(dstack)).reason == "stopped_by_user"
+    assert state_of(flow_run.id).is_completed()
+
+
+def test_a_machine_of_its_own_and_its_name_after_a_run_that_ended(
+    pool: str, dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Executed again, a flow run gets a new machine."""
+    flow_run = start(deploy(pool))
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(flow_run.id, Completed(), force=True)
+    inside(pool, flow_run, credentials, monkeypatch)
+    inside(pool, flow_run, credentials, monkeypatch)
+    assert [run.name[-3:] for run in all_runs(dstack)] == ["-w1", "-w2"]
+
+
+def test_two_workers_at_once_submit_one_machine(dstack: LocalServer, credentials: DstackCredentials) -> None:
+    flow_run_id = uuid4()
+    configuration = DstackJobConfiguration(
+        credentials=credentials,
+        command="sleep 60",
+        env={"PREFECT_API_URL": os.environ["PREFECT_API_URL"]},
+    )
+
+    async def both() -> set[str]:
+        async with credentials.get_async_client() as one, credentials.get_async_client() as other:
+            runs = await asyncio.gather(
+                *(submit_once(client, flow_run_id, configuration) for client in (one, other))
+            )
+            return {run.id for run in runs}
+
+    assert len(asyncio.run(both())) == len(all_runs(dstack)) == 1
