@@ -7,7 +7,7 @@ from typing import Any
 
 from airflow.sdk import DAG
 
-from airflow_provider_dstack.operators import DstackRunOperator
+from airflow_provider_dstack.operators import DstackRunOperator, DstackServiceOperator
 from dstack_core import Task
 
 
@@ -33,4 +33,11 @@ with DAG("mapped", schedule=None):
             {"type": "task", "commands": ["echo first"]},
             {"type": "task", "commands": ["echo second"]},
         ]
+    )
+
+with DAG("service", schedule=None, params={"command": "true"}):
+    DstackServiceOperator(
+        task_id="train",
+        configuration={"type": "service", "port": 8418, "commands": ["{{ params.command }}"]},
+        poll_interval=0.5,
     )

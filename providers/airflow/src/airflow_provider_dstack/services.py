@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import BaseOperator
 from airflow_provider_dstack._spec import at_least
 from airflow_provider_dstack._stop import KILL_LIMITS
 from airflow_provider_dstack.errors import DstackError, DstackRunFailed, DstackRunInterrupted
-from airflow_provider_dstack.links import SERVICE_URL_KEY, DstackRunLink, DstackServiceLink, push
+from airflow_provider_dstack.links import (
+    RUN_NAME_KEY,
+    SERVICE_URL_KEY,
+    DstackRunLink,
+    DstackServiceLink,
+    push,
+)
 from airflow_provider_dstack.operators import DstackRunOperator
 
 if TYPE_CHECKING:
@@ -150,10 +156,14 @@ class DstackStopRunOperator(BaseOperator):
                     self.log.info("There is no run %s in project %s", name, client.project)
             return [run for run in found.values() if run is not None]
         names = [_task_names(str(task_id), context) for task_id in self.runs_of]
+        # Clearing a DAG run gives it another start, from which markers are drawn; its XComs stay.
+        told = set(
+            _names(context["ti"].xcom_pull(task_ids=[str(one) for one in self.runs_of], key=RUN_NAME_KEY))
+        )
         runs = [
             run
             for run in client.runs.list()
-            if run.outcome() is None and any(_is_of(run, one, context) for one in names)
+            if run.outcome() is None and any(_is_of(run, one, told, context) for one in names)
         ]
         if not runs:
             self.log.info("No run of %s is going", ", ".join(map(str, self.runs_of)))
@@ -216,18 +226,16 @@ def _task_names(task_id: str, context: Context) -> TaskNames:
     return replace(own, task=f"airflow:{ti.dag_id}/{ti.run_id}/{task_id}")
 
 
-def _is_of(run: Run, names: TaskNames, context: Context) -> bool:
-    """Tell whether a run is of that task, or of one of its mapped instances."""
+def _is_of(run: Run, names: TaskNames, told: Collection[str], context: Context) -> bool:
+    """Tell whether a run is of that task, or of one of its mapped instances; ``told`` are names it told."""
     from dataclasses import replace
 
     marker = run.marker or ""
-    if names.read_marker(marker) is not None:
-        return True
-    head, bracket, _ = marker.removeprefix(names.task).partition("]")
-    index = head.removeprefix("[")
-    if not bracket or not marker.startswith(f"{names.task}[") or not index.isdecimal():
-        return False
-    own = context["ti"].map_index
-    if own is not None and own >= 0 and int(index) != own:
-        return False
-    return replace(names, task=f"{names.task}[{index}]").read_marker(marker) is not None
+    head, bracket, _ = marker.removeprefix(f"{names.task}[").partition("]")
+    if marker.startswith(f"{names.task}[") and bracket and head.isdecimal():
+        own = context["ti"].map_index
+        if own is not None and own >= 0 and int(head) != own:
+            return False
+        names = replace(names, task=f"{names.task}[{head}]")
+    ours = names.read_marker(marker) is not None
+    return ours or (run.name in told and marker.startswith(f"{names.task}/"))
