@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 _SYNC_SECONDS = 5.0
 _QUICK_POLL_SECONDS = 1.0
 _BACKSTOP_SECONDS = 60.0
-_SETTLE_SECONDS = 5.0
+# A worker may report the end of a deferral five seconds late, and the scheduler read it a second later.
+_SETTLE_SECONDS = 8.0
 
 
 class DstackRunOperator(BaseOperator):
