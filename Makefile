@@ -28,7 +28,7 @@ demo: $(AIRFLOW) ## Run the example DAG through a real Airflow, on the embedded 
 demo-prefect: $(PREFECT) ## Run the example flow on a real Prefect server, on the embedded dstack server
 	@$(ENVS)/prefect/bin/python scripts/demo_prefect.py
 
-.PHONY: test test-fast test-core test-contract test-airflow test-prefect test-servers
+.PHONY: test test-fast test-core test-contract test-airflow test-prefect test-servers test-matrix
 test: test-core test-contract test-airflow test-prefect ## Run every test, on the newest and the oldest dstack server
 	@$(ENVS)/core/bin/python scripts/count_tests.py $(REPORTS)/core.xml $(ENDS:%=$(REPORTS)/server-%.xml) \
 	  $(REPORTS)/airflow.xml $(REPORTS)/prefect.xml
@@ -56,11 +56,17 @@ test-servers: $(CORE) $(SERVERS:%=$(ENVS)/server-%/.ready) ## Run the contract t
 
 test-airflow: $(AIRFLOW) $(SERVER) ## Run the tests of the Airflow provider
 	@echo "== airflow-provider-dstack, with dstack $(REAL_SERVER)"
-	@$(ENVS)/airflow/bin/python -m pytest tests/provider_airflow -q --junitxml=$(REPORTS)/airflow.xml $(PYTEST_FLAGS)
+	@$(ENVS)/airflow/bin/python -m pytest tests/provider_airflow -q -m "not matrix" --junitxml=$(REPORTS)/airflow.xml $(PYTEST_FLAGS)
 
 test-prefect: $(PREFECT) $(SERVER) ## Run the tests of the Prefect collection
 	@echo "== prefect-dstack, with dstack $(REAL_SERVER)"
-	@$(ENVS)/prefect/bin/python -m pytest tests/provider_prefect -q --junitxml=$(REPORTS)/prefect.xml $(PYTEST_FLAGS)
+	@$(ENVS)/prefect/bin/python -m pytest tests/provider_prefect -q -m "not matrix" --junitxml=$(REPORTS)/prefect.xml $(PYTEST_FLAGS)
+
+test-matrix: $(AIRFLOW) $(PREFECT) ## Kill, cancel and take over real Airflow and Prefect processes (half an hour; needs Chromium)
+	@echo "== kills, take-overs, cancellations: Airflow"
+	@$(ENVS)/airflow/bin/python -m pytest tests/provider_airflow -q -m matrix --junitxml=$(REPORTS)/airflow-matrix.xml $(PYTEST_FLAGS)
+	@echo "== kills, take-overs, cancellations: Prefect"
+	@$(ENVS)/prefect/bin/python -m pytest tests/provider_prefect -q -m matrix --junitxml=$(REPORTS)/prefect-matrix.xml $(PYTEST_FLAGS)
 
 test-fast: $(CORE) ## Run what needs no host and no real server (under a minute)
 	@$(ENVS)/core/bin/python -m pytest -q -n 2 --dist worksteal -m "not real and not slow" $(PYTEST_FLAGS)
@@ -71,8 +77,9 @@ check: $(CORE) $(AIRFLOW) $(PREFECT) ## Run ruff, mypy --strict and the layer te
 	$(ENVS)/core/bin/ruff check .
 	$(ENVS)/core/bin/mypy -p dstack_core -p tests.core -p tests.local -p tests.contract -p tests.rig -p tests.docs \
 	  -p tests.documented -p scripts
-	$(ENVS)/airflow/bin/mypy providers/airflow/src dags scripts/demo_airflow.py tests/provider_airflow
-	$(ENVS)/prefect/bin/mypy providers/prefect/src flows scripts/demo_prefect.py tests/provider_prefect
+	$(ENVS)/core/bin/mypy benchmarks/shared_polling.py
+	$(ENVS)/airflow/bin/mypy providers/airflow/src dags benchmarks/dag_parse.py scripts/demo_airflow.py tests/provider_airflow
+	$(ENVS)/prefect/bin/mypy providers/prefect/src flows benchmarks/prefect_import.py scripts/demo_prefect.py tests/provider_prefect
 	$(ENVS)/core/bin/python -m pytest -q tests/core/test_layers.py
 
 .PHONY: format reference clean pins

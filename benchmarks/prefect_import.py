@@ -43,13 +43,13 @@ def main() -> None:
     """Print a line a case, medians over the rounds; ends with status 1 above the limit."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     started = time.strftime("%Y-%m-%d %H:%M")
-    print(f"{started}, Python {sys.version.split()[0]}, median of {rounds} processes")  # noqa: T201
+    print(f"{started}, Python {sys.version.split()[0]}, median of {rounds} processes")
     medians = {}
     for name, then in CASES.items():
         measured = [measure(then) for _ in range(rounds)]
         prefect, added = (statistics.median(item[part] for item in measured) for part in (0, 1))
         medians[name] = added
-        print(f"{name:42} +{added:.3f} s, {measured[0][2]:4} modules (Prefect itself {prefect:.2f} s)")  # noqa: T201
+        print(f"{name:42} +{added:.3f} s, {measured[0][2]:4} modules (Prefect itself {prefect:.2f} s)")
     sys.exit(medians["import prefect_dstack"] > LIMIT_SECONDS)
 
 

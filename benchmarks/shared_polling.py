@@ -64,7 +64,9 @@ class ScriptedServer:
         while message.get("more_body"):
             message = await receive()
             body += message.get("body", b"")
-        asked = json.loads(body or b"{}")
+        if message["type"] == "http.disconnect":
+            return
+        asked = json.loads(body)
         path = "/".join(scope["path"].split("/")[-2:])
         self.requests[path] = self.requests.get(path, 0) + 1
         if path == "runs/get":

@@ -17,7 +17,7 @@ from dstack_core.local import LocalServer
 from tests.provider_airflow.components import Components
 from tests.provider_airflow.support import paths, runs_of, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.matrix]
 
 _STOP_SECONDS = 5.0
 _MANY = 200
@@ -226,7 +226,7 @@ def test_values_of_env_are_hidden_in_the_triggerer_log(
     components: Components, shared_server: LocalServer, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
-    command = f"until [ -e {gate} ]; do sleep 0.1; done; echo the word is $MAGIC_WORD; sleep 1"
+    command = f"until [ -e {gate} ]; do sleep 0.1; done; echo the word is $MAGIC_WORD; sleep 15"
     dag_run = components.trigger("deferred", command=command)
     components.wait_for_state("deferred", dag_run, "deferred")
     gate.touch()

@@ -21,7 +21,7 @@ from tests.provider_airflow.components import Components
 from tests.provider_airflow.support import runs_of, wait_for
 from tests.provider_airflow.test_real_components import running_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.matrix]
 
 # Airflow tells the worker with its next heartbeat, which the components send every second; five more seconds
 # are what a killed task has.

@@ -10,7 +10,7 @@ from tests.provider_airflow.components import Components
 from tests.provider_airflow.support import runs_of, wait_for
 from tests.provider_airflow.test_real_components import running_run, seconds_until_over
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.matrix]
 
 _ANSWERS = "python3 -m http.server 8418 --bind 127.0.0.1"
 

@@ -22,7 +22,7 @@ from dstack_core.local import LocalServer
 
 from .support import all_runs, outcome_of, state_of, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+pytestmark = [pytest.mark.slow, pytest.mark.matrix, pytest.mark.usefixtures("prefect_server")]
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 120.0

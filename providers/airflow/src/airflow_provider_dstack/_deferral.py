@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from airflow_provider_dstack.operators import DstackRunOperator
 
 _BACKSTOP_SECONDS = 60.0
-_SETTLE_SECONDS = 5.0
+# A worker may report the end of a deferral five seconds late, and the scheduler read it a second later.
+_SETTLE_SECONDS = 8.0
 
 
 def defer(operator: DstackRunOperator, job: RunJob, context: Context) -> NoReturn:
