@@ -119,7 +119,7 @@ $(CORE): constraints/core.txt constraints/build.txt pyproject.toml | $(UV)
 
 $(AIRFLOW): constraints/airflow.txt constraints/build.txt pyproject.toml providers/airflow/pyproject.toml | $(UV)
 	$(fresh_env)
-	@$(INSTALL) -e '.[async,local]' -e providers/airflow --group dev $(BRIEFLY)
+	@$(INSTALL) -e '.[async,local]' -e providers/airflow --group airflow $(BRIEFLY)
 	@touch $@
 
 $(PREFECT): constraints/prefect.txt constraints/build.txt pyproject.toml providers/prefect/pyproject.toml | $(UV)

@@ -105,7 +105,8 @@ class Tries:
         return run
 
     def execute(self, *commands: str, **arguments: Any) -> dict[str, Any]:
-        return self.operator(*commands, **arguments).execute(self.context)
+        result: dict[str, Any] = self.operator(*commands, **arguments).execute(self.context)
+        return result
 
     def runs(self) -> list[Run]:
         return self.server.client().runs.list(all=True)
