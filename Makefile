@@ -42,7 +42,7 @@ define contract
 @for version in $(1); do \
   echo "== contract with dstack $$version"; \
   $(ENVS)/core/bin/python -m tests.rig.shared --version $$version -- \
-    $(ENVS)/core/bin/python -m pytest -q -n 4 --dist loadgroup tests/contract -m real \
+    $(ENVS)/core/bin/python -m pytest -q -n 4 tests/contract -m real \
     --junitxml=$(REPORTS)/server-$$version.xml $(PYTEST_FLAGS) || exit 1; \
 done
 endef

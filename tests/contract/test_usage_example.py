@@ -19,8 +19,7 @@ import dstack_core as dstack
 from tests.docs.blocks import Block, blocks
 from tests.rig.server import RealServer
 
-# One group: both runs of the example want the same local port, and its server is slow to start.
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("usage example")]
+pytestmark = pytest.mark.real
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLE = Path(__file__).with_name("usage_example.py")
@@ -69,19 +68,21 @@ def gpu_server(tmp_path_factory: pytest.TempPathFactory, launcher_port: int) -> 
 
 
 @pytest.fixture
-def example(gpu_server: RealServer, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Start the example with a home of its own; port 8080 is replaced only where somebody else has it."""
+def example(
+    gpu_server: RealServer, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Start the example with a home of its own, at the port the test asks for; 8080 only where it is free."""
     (tmp_path / ".dstack").mkdir()
     project = {"name": gpu_server.project, "url": gpu_server.url, "token": gpu_server.token, "default": True}
     (tmp_path / ".dstack" / "config.yml").write_text(yaml.safe_dump({"projects": [project]}))
     (tmp_path / "dstack-examples").mkdir()
     (tmp_path / "dstack-examples" / "prompt.txt").write_text("hello")
-    source, port = EXAMPLE.read_text(), 8080
+    port = request.param or free_port()
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError:
         port = free_port()
-        source = source.replace("8080:80", f"{port}:80")
+    source = EXAMPLE.read_text().replace("8080:80", f"{port}:80")
     script = tmp_path / "example.py"
     script.write_text(source)
     process = subprocess.Popen(
@@ -120,6 +121,7 @@ def run_named_in(lines: list[str], server: RealServer) -> dstack.Run:
     return run
 
 
+@pytest.mark.parametrize("example", [8080], indirect=True)
 def test_the_usage_example_runs_as_printed(
     example: tuple[subprocess.Popen[str], int], gpu_server: RealServer
 ) -> None:
@@ -141,6 +143,8 @@ def test_the_usage_example_runs_as_printed(
     assert run.wait(timeout=200, poll_interval=0.5).succeeded
 
 
+# Another port: this test may run beside the one above.
+@pytest.mark.parametrize("example", [None], indirect=True)
 def test_an_interrupt_of_the_usage_example_aborts_the_run(
     example: tuple[subprocess.Popen[str], int], gpu_server: RealServer
 ) -> None:
