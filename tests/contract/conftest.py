@@ -20,6 +20,15 @@ _STOPS = 4
 _STOP_SECONDS = 45.0
 
 
+def stop_until_over(run: dstack.Run, *, abort: bool = False, poll_interval: float = 0.5) -> dstack.Outcome:
+    """Stop a run and wait for its end; ask again where the server forgot it (see `Target.stop`)."""
+    for _ in range(_STOPS):
+        run.stop(abort=abort)
+        with contextlib.suppress(dstack.WaitTimeoutError):
+            return run.wait(_STOP_SECONDS, poll_interval=poll_interval)
+    raise TimeoutError(f"{run} goes on after {_STOPS} stops")
+
+
 @dataclass(frozen=True)
 class Target:
     """Name a server and what a task needs to run there.
@@ -57,11 +66,7 @@ class Target:
 
         From 0.20 on, the server overwrites a stop that arrives while it works on the run, so it is asked again.
         """
-        for _ in range(_STOPS):
-            run.stop(abort=abort)
-            with contextlib.suppress(dstack.WaitTimeoutError):
-                return run.wait(_STOP_SECONDS, poll_interval=self.poll_interval)
-        raise TimeoutError(f"{run} goes on after {_STOPS} stops")
+        return stop_until_over(run, abort=abort, poll_interval=self.poll_interval)
 
     async def stop_async(self, run: dstack.AsyncRun) -> dstack.Outcome:
         """Do what `stop` does."""

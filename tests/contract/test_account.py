@@ -69,8 +69,7 @@ def test_metrics_of_a_running_job_are_bytes_and_percent(target: Target, client: 
     while not (metrics := {metric.name: metric for metric in run.metrics()}):
         assert time.monotonic() < deadline, "no metrics"
         time.sleep(target.poll_interval)
-    run.stop()
-    run.wait(target.timeout, poll_interval=target.poll_interval)
+    target.stop(run)
     told = {"cpu_usage_percent", "memory_usage_bytes"}
     if target.release >= (0, 19, 0):
         told.add("cpus_detected_num")

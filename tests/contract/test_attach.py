@@ -9,6 +9,7 @@ import threading
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import dstack_core as dstack
+from tests.contract.conftest import stop_until_over
 from tests.rig.server import DEFAULT_VERSION, RealServer
 from tests.rig.server_process import ServerAddress
 
@@ -280,15 +282,13 @@ def test_stopping_an_attached_run_ends_its_log(direct: Way) -> None:
         run = client.runs.submit(direct.task("echo line 1; sleep 600"))
         run.attach(poll_interval=PACE, timeout=200)
         live = b""
-        try:
+        with ThreadPoolExecutor(1) as pool, run:
             for chunk in run.logs(poll_interval=PACE):
                 live += chunk
-                if b"line 1" in live:
-                    run.stop()
-        finally:
-            run.detach()
+                if lines(live) == ["line 1"]:
+                    stopping = pool.submit(stop_until_over, run)
         assert lines(live) == ["line 1"]
-        assert run.wait(120, poll_interval=PACE).status is dstack.RunStatus.TERMINATED
+        assert stopping.result().status is dstack.RunStatus.TERMINATED
 
 
 def test_a_taken_local_port_is_told_by_attach_too(direct: Way) -> None:

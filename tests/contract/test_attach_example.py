@@ -44,8 +44,7 @@ def test_the_log_is_read_to_the_end_of_the_run(target: Target) -> None:
 
 def test_an_interrupt_aborts_the_run(target: Target) -> None:
     run = use(target, io.BytesIO(), "echo ready; sleep 600", b"ready")
-    outcome = run.wait(target.timeout, poll_interval=target.poll_interval)
-    assert outcome.status is dstack.RunStatus.ABORTED
+    assert target.stop(run, abort=True).status is dstack.RunStatus.ABORTED
 
 
 def test_detaching_what_is_not_attached_does_nothing(target: Target) -> None:

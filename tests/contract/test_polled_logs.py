@@ -38,8 +38,7 @@ def test_all_attempts_of_a_retried_task_are_read(target: Target, client: dstack.
         attempts += [chunk.attempt] * chunk.count(b"trying")
         if len(attempts) == 2:
             break
-    run.stop()
-    run.wait(target.timeout, poll_interval=target.poll_interval)
+    target.stop(run)
     assert attempts == [0, 1]
     told = b"".join(run.logs())
     assert told.count(b"trying\r\n") >= 2
