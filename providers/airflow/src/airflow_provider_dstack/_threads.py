@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -34,3 +37,15 @@ def answer_within(seconds: float, question: Callable[[], T]) -> T | None:
     while not answers and time.monotonic() < deadline:
         time.sleep(_TICK_SECONDS)
     return answers[0] if answers else None
+
+
+@cache
+def threads(purpose: str, number: int) -> ThreadPoolExecutor:
+    """Return the threads that all triggers of this process share, made when the first one needs them."""
+    return ThreadPoolExecutor(max_workers=number, thread_name_prefix=f"dstack-{purpose}")
+
+
+def in_thread(function: Callable[[], T], purpose: str = "trigger") -> asyncio.Future[T]:
+    """Run ``function`` in a thread of this package's own; its log reaches the task's."""
+    context = contextvars.copy_context()
+    return asyncio.get_running_loop().run_in_executor(threads(purpose, 4), lambda: context.run(function))

@@ -10,6 +10,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_dstack._outcome import broken_event
 from airflow_provider_dstack._status import not_there, sight_of
+from airflow_provider_dstack._threads import in_thread
 from airflow_provider_dstack.hooks import DstackHook
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class DstackStatusTrigger(BaseTrigger):
     async def _look_until_reached(self) -> dict[str, Any]:
         from dstack_core import ServerUnreachableError
 
-        async with await asyncio.to_thread(self._connect) as client:
+        async with await in_thread(self._connect) as client:
             while True:
                 # The worker has looked just now.
                 await asyncio.sleep(self.poll_interval)

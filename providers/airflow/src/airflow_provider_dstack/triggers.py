@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -18,12 +17,11 @@ from airflow_provider_dstack._outcome import broken_event, finished_event, timed
 from airflow_provider_dstack._relay import DEFAULT_LOG_BUDGET, Relay
 from airflow_provider_dstack._spec import secret_values
 from airflow_provider_dstack._stop import KILL_LIMITS, OnKillAction, stop_patiently, stop_unless_deferred
+from airflow_provider_dstack._threads import in_thread, threads
 from airflow_provider_dstack.hooks import DstackHook
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun, Client, Event, Progress
-
-T = TypeVar("T")
 
 _ON_KILL_SECONDS = 25.0
 # A triggerer needs about a second of processor time for a megabyte of log.
@@ -134,7 +132,7 @@ class DstackRunTrigger(BaseTrigger):
         if self._fired or self.on_kill_action == "keep":
             return
         loop = asyncio.get_running_loop()
-        stopping = _in_thread(self._stop_if_ended, "stop")
+        stopping = in_thread(self._stop_if_ended, "stop")
         _STOPPING.add(stopping)
         stopping.add_done_callback(_STOPPING.discard)
         deadline = loop.time() + _ON_KILL_SECONDS
@@ -159,12 +157,12 @@ class DstackRunTrigger(BaseTrigger):
             if not limit.expired():
                 raise
             self.log.error("execution_timeout passed while run %s was going", self.run_name)
-            return timed_out_event(await _in_thread(self._stop, "stop"))
+            return timed_out_event(await in_thread(self._stop, "stop"))
 
     async def _follow(self) -> dict[str, Any]:
         from dstack_core import Progress, RunFinished, RunNotFoundError
 
-        client, kept = await _in_thread(self._prepare)
+        client, kept = await in_thread(self._prepare)
         async with client:
             run = await client.runs.get(self.run_name)
             if run is None:
@@ -225,7 +223,6 @@ class DstackRunTrigger(BaseTrigger):
 
     def _start_save(self, state: dict[str, Any]) -> Future[None]:
         ti = self.task_instance
-        context = contextvars.copy_context()
 
         def work() -> None:
             try:
@@ -234,7 +231,7 @@ class DstackRunTrigger(BaseTrigger):
             except Exception as error:
                 self.log.warning("How far the run was followed cannot be kept: %r", error)
 
-        return _threads("checkpoint", 1).submit(context.run, work)
+        return threads("checkpoint", 1).submit(contextvars.copy_context().run, work)
 
     def _client_for_kill(self) -> Client:
         if self._kill_client is None:
@@ -288,15 +285,3 @@ class _Watch:
 
     def _state(self) -> dict[str, Any]:
         return {"progress": self._progress.to_dict(), **self.relay.state()}
-
-
-@cache
-def _threads(purpose: str, number: int) -> ThreadPoolExecutor:
-    """Return the threads that all triggers of this process share, made when the first one needs them."""
-    return ThreadPoolExecutor(max_workers=number, thread_name_prefix=f"dstack-{purpose}")
-
-
-def _in_thread(function: Callable[[], T], purpose: str = "trigger") -> asyncio.Future[T]:
-    """Run ``function`` in a thread of this module's own; its log reaches the task's."""
-    context = contextvars.copy_context()
-    return asyncio.get_running_loop().run_in_executor(_threads(purpose, 4), lambda: context.run(function))

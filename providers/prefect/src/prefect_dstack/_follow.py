@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import anyio
 
@@ -130,6 +130,24 @@ async def aexecute(
         raise
     finally:
         job.probe.close()
+
+
+def execute_task(job: Job, block: DstackCredentials | None, body: Callable[[Client], T]) -> T:
+    """Do as ``execute`` does; a cancellation that no signal told becomes the state the task ends in."""
+    try:
+        return execute(job, block, body)
+    except StopRequested as request:
+        return cast("T", job.cancelled(request))
+
+
+async def aexecute_task(
+    job: Job, block: DstackCredentials | None, body: Callable[[AsyncClient], Awaitable[T]]
+) -> T:
+    """Do as ``aexecute`` does: the twin of ``execute_task``."""
+    try:
+        return await aexecute(job, block, body)
+    except StopRequested as request:
+        return cast("T", job.cancelled(request))
 
 
 def _stop(job: Job, block: DstackCredentials | None) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 from prefect.blocks.abstract import JobBlock, JobRun
@@ -83,13 +85,10 @@ class DstackRun(JobBlock[dict[str, Any]]):
     def trigger(self) -> DstackRunHandle:  # type: ignore[override]  # Prefect's own integrations do so too
         """Submit the run and return it without waiting. Raises ``ConfigurationError``, the server errors."""
         job = self._job()
-        try:
+        with _told(job):
             return _follow.execute(
                 job, self.credentials, lambda client: self._handle(info(_follow.submit(job, client)))
             )
-        except StopRequested as request:
-            _warn(request, job)
-            raise
 
     async def atrigger(self) -> DstackRunHandle:
         """Submit the run and return it: the async twin of ``trigger``."""
@@ -98,11 +97,8 @@ class DstackRun(JobBlock[dict[str, Any]]):
         async def body(client: Any) -> DstackRunHandle:
             return self._handle(await ainfo(await _follow.asubmit(job, client)))
 
-        try:
+        with _told(job):
             return await _follow.aexecute(job, self.credentials, body)
-        except StopRequested as request:
-            _warn(request, job)
-            raise
 
     def _job(self) -> Job:
         described = json.dumps(
@@ -166,15 +162,12 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
         if self._outcome is not None:
             return
         job = self._watch()
-        try:
+        with _told(job):
             self._outcome = _follow.execute(
                 job,
                 self._block.credentials,
                 lambda client: _follow.follow(job, self._same(_follow.find(job, client))),
             )
-        except StopRequested as request:
-            _warn(request, job)
-            raise
 
     async def await_for_completion(self) -> None:
         """Wait for the end of the run: the async twin of ``wait_for_completion``."""
@@ -185,11 +178,8 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
         async def body(client: Any) -> dict[str, Any]:
             return await _follow.afollow(job, self._same(await _follow.afind(job, client)))
 
-        try:
+        with _told(job):
             self._outcome = await _follow.aexecute(job, self._block.credentials, body)
-        except StopRequested as request:
-            _warn(request, job)
-            raise
 
     def fetch_result(self) -> dict[str, Any]:  # type: ignore[override]  # Prefect's own integrations do so too
         """Return the fields of ``dstack_core.Outcome`` as JSON-plain values.
@@ -256,5 +246,11 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
 _PATIENCE = 30.0
 
 
-def _warn(request: StopRequested, job: Job) -> None:
-    job.logger.warning("%s", job.cancelled(request).message)
+@contextmanager
+def _told(job: Job) -> Iterator[None]:
+    """Tell in the log of a cancellation that no signal told."""
+    try:
+        yield
+    except StopRequested as request:
+        job.logger.warning("%s", job.cancelled(request).message)
+        raise

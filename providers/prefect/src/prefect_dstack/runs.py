@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -13,7 +13,6 @@ from prefect_dstack import _follow
 from prefect_dstack._connect import CredentialsLike, aload, load, open_async_client, open_client
 from prefect_dstack._names import marker_prefix
 from prefect_dstack._prepare import RunLike, name_of, own, prepare_to_watch, task_owner
-from prefect_dstack._probe import StopRequested
 from prefect_dstack._run_info import ainfo, info
 
 if TYPE_CHECKING:
@@ -45,10 +44,7 @@ def wait_for_run(
     def body(client: Client) -> dict[str, Any]:
         return _follow.follow(job, _checked(run, _follow.find(job, client), job))
 
-    try:
-        return _follow.execute(job, load(credentials), body)
-    except StopRequested as request:
-        return cast("dict[str, Any]", job.cancelled(request))
+    return _follow.execute_task(job, load(credentials), body)
 
 
 @task(cache_policy=NO_CACHE, retries=0)
@@ -67,10 +63,7 @@ async def await_for_run(
     async def body(client: AsyncClient) -> dict[str, Any]:
         return await _follow.afollow(job, _checked(run, await _follow.afind(job, client), job))
 
-    try:
-        return await _follow.aexecute(job, await aload(credentials), body)
-    except StopRequested as request:
-        return cast("dict[str, Any]", job.cancelled(request))
+    return await _follow.aexecute_task(job, await aload(credentials), body)
 
 
 @task(cache_policy=NO_CACHE, retries=0)
@@ -100,10 +93,7 @@ def wait_for_service(
             except WaitTimeoutError:
                 job.sleep(poll_interval)
 
-    try:
-        return _follow.execute(job, load(credentials), body)
-    except StopRequested as request:
-        return cast("str", job.cancelled(request))
+    return _follow.execute_task(job, load(credentials), body)
 
 
 @task(cache_policy=NO_CACHE, retries=0)
@@ -127,10 +117,7 @@ async def await_for_service(
             except WaitTimeoutError:
                 await job.asleep(poll_interval)
 
-    try:
-        return await _follow.aexecute(job, await aload(credentials), body)
-    except StopRequested as request:
-        return cast("str", job.cancelled(request))
+    return await _follow.aexecute_task(job, await aload(credentials), body)
 
 
 @task(cache_policy=NO_CACHE, retries=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -10,7 +10,6 @@ from prefect.cache_policies import NO_CACHE
 from prefect_dstack import _follow
 from prefect_dstack._connect import CredentialsLike, aload, load
 from prefect_dstack._prepare import OnCrash, prepare
-from prefect_dstack._probe import StopRequested
 from prefect_dstack._run_info import ainfo, info
 
 if TYPE_CHECKING:
@@ -84,10 +83,7 @@ def run_task(
     def body(client: Client) -> dict[str, Any]:
         return _follow.follow(job, _follow.submit(job, client))
 
-    try:
-        return _follow.execute(job, load(credentials), body)
-    except StopRequested as request:
-        return cast("dict[str, Any]", job.cancelled(request))
+    return _follow.execute_task(job, load(credentials), body)
 
 
 @task(cache_policy=NO_CACHE, retries=0)
@@ -135,10 +131,7 @@ async def arun_task(
     async def body(client: AsyncClient) -> dict[str, Any]:
         return await _follow.afollow(job, await _follow.asubmit(job, client))
 
-    try:
-        return await _follow.aexecute(job, await aload(credentials), body)
-    except StopRequested as request:
-        return cast("dict[str, Any]", job.cancelled(request))
+    return await _follow.aexecute_task(job, await aload(credentials), body)
 
 
 @task(cache_policy=NO_CACHE, retries=0)
@@ -189,10 +182,7 @@ def submit_run(
         job.logger.info("Run %s: %s", run.name, run.url)
         return info(run)
 
-    try:
-        return _follow.execute(job, load(credentials), body)
-    except StopRequested as request:
-        return cast("dict[str, Any]", job.cancelled(request))
+    return _follow.execute_task(job, load(credentials), body)
 
 
 @task(cache_policy=NO_CACHE, retries=0)
@@ -233,7 +223,4 @@ async def asubmit_run(
         job.logger.info("Run %s: %s", run.name, run.url)
         return await ainfo(run)
 
-    try:
-        return await _follow.aexecute(job, await aload(credentials), body)
-    except StopRequested as request:
-        return cast("dict[str, Any]", job.cancelled(request))
+    return await _follow.aexecute_task(job, await aload(credentials), body)
