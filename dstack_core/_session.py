@@ -40,8 +40,6 @@ from dstack_core.models.progress import Progress
 from dstack_core.models.records import EventRecord, Metric
 
 T = TypeVar("T")
-# How long a silent server is borne while a caller waits for hours anyway (seconds).
-_LONG_SILENCE = 600.0
 
 
 @dataclass(slots=True)
@@ -153,10 +151,12 @@ class Session:
         """Read the raw log."""
         return self._retrying(read_chunks(self.api, Progress(run_name, run_id), options))
 
-    def wait_until_ready(self, run_name: str, run_id: str, *, poll_interval: float) -> Flow[str]:
+    def wait_until_ready(
+        self, run_name: str, run_id: str, *, poll_interval: float, retry_budget: float
+    ) -> Flow[str]:
         """Wait for a service's first answer."""
         flow = self._gates.guarding(wait_until_ready(self.api, run_name, run_id, poll_interval))
-        return retrying(flow, self._budget(_LONG_SILENCE))
+        return retrying(flow, self._budget(retry_budget))
 
     def events(self, run_id: str, limit: int | None) -> Flow[list[EventRecord]]:
         """Read what the server recorded of a run."""

@@ -121,10 +121,21 @@ class AsyncRun(RunBase[AsyncTransport]):
     ) -> None:
         await self.detach()
 
-    async def wait_until_ready(self, timeout: float | None = None, *, poll_interval: float = 5.0) -> str:
+    async def wait_until_ready(
+        self,
+        timeout: float | None = None,
+        *,
+        poll_interval: float = 5.0,
+        retry_budget: float = 600.0,
+        sleep: Callable[[float], Awaitable[None]] | None = None,
+    ) -> str:
         """Wait until the service answers and return its address: the twin of ``Run.wait_until_ready``."""
-        flow = self._session.wait_until_ready(self.name, self.id, poll_interval=poll_interval)
-        return await _drive.arun(flow, self._transport, self._until(timeout, "was not ready"))
+        flow = self._session.wait_until_ready(
+            self.name, self.id, poll_interval=poll_interval, retry_budget=retry_budget
+        )
+        return await _drive.arun(
+            flow, self._transport, self._until(timeout, "was not ready", sleep or asyncio.sleep)
+        )
 
     async def events(self, limit: int | None = None) -> list[EventRecord]:
         """Return what the server recorded of the run: the twin of ``Run.events``."""
@@ -139,15 +150,18 @@ class AsyncRun(RunBase[AsyncTransport]):
         """Ask the server to stop the run: the twin of ``Run.stop``."""
         await _drive.arun(self._session.stop(self.name, self.id, abort=abort), self._transport)
 
-    def _until(self, timeout: float | None, what: str) -> Callable[[float], Awaitable[None]]:
+    def _until(
+        self, timeout: float | None, what: str, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> Callable[[float], Awaitable[None]]:
+        """Return ``sleep``, made to end with ``WaitTimeoutError`` once ``timeout`` (seconds) is over."""
         if timeout is None:
-            return asyncio.sleep
+            return sleep
         deadline = time.monotonic() + timeout
 
-        async def sleep(seconds: float) -> None:
+        async def sleep_in_time(seconds: float) -> None:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise WaitTimeoutError(f"run {self.name} {what} after {timeout:g} s; it goes on: {self.url}")
-            await asyncio.sleep(min(seconds, left))
+            await sleep(min(seconds, left))
 
-        return sleep
+        return sleep_in_time

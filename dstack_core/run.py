@@ -157,16 +157,26 @@ class Run(RunBase[BlockingTransport]):
     ) -> None:
         self.detach()
 
-    def wait_until_ready(self, timeout: float | None = None, *, poll_interval: float = 5.0) -> str:
+    def wait_until_ready(
+        self,
+        timeout: float | None = None,
+        *,
+        poll_interval: float = 5.0,
+        retry_budget: float = 600.0,
+        sleep: Callable[[float], None] | None = None,
+    ) -> str:
         """Wait until the service answers requests and return its address, ``service_url``.
 
-        It answers when a reply comes from the service itself, whatever its status. ``timeout`` and
-        ``poll_interval`` in seconds. Raises the ``RunError`` of a run that ends before,
+        It answers when a reply comes from the service itself, whatever its status. ``timeout``,
+        ``poll_interval`` and ``retry_budget`` (how long a silent server is borne) in seconds; ``sleep`` as
+        in ``follow``. Raises the ``RunError`` of a run that ends before,
         ``WaitTimeoutError`` (the run goes on), ``ConfigurationError`` for a run that is no service, and
         the server errors. Source: PROTOCOL 1.9.
         """
-        flow = self._session.wait_until_ready(self.name, self.id, poll_interval=poll_interval)
-        return _drive.run(flow, self._transport, self._until(timeout, "was not ready"))
+        flow = self._session.wait_until_ready(
+            self.name, self.id, poll_interval=poll_interval, retry_budget=retry_budget
+        )
+        return _drive.run(flow, self._transport, self._until(timeout, "was not ready", sleep or time.sleep))
 
     def events(self, limit: int | None = None) -> list[EventRecord]:
         """Return what the server recorded of the run and its jobs, oldest first.
@@ -194,15 +204,18 @@ class Run(RunBase[BlockingTransport]):
         """
         _drive.run(self._session.stop(self.name, self.id, abort=abort), self._transport)
 
-    def _until(self, timeout: float | None, what: str) -> Callable[[float], None]:
+    def _until(
+        self, timeout: float | None, what: str, sleep: Callable[[float], None] = time.sleep
+    ) -> Callable[[float], None]:
+        """Return ``sleep``, made to end with ``WaitTimeoutError`` once ``timeout`` (seconds) is over."""
         if timeout is None:
-            return time.sleep
+            return sleep
         deadline = time.monotonic() + timeout
 
-        def sleep(seconds: float) -> None:
+        def sleep_in_time(seconds: float) -> None:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise WaitTimeoutError(f"run {self.name} {what} after {timeout:g} s; it goes on: {self.url}")
-            time.sleep(min(seconds, left))
+            sleep(min(seconds, left))
 
-        return sleep
+        return sleep_in_time

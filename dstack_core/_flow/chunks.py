@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from dstack_core._flow.logs import PageReader
-from dstack_core._flow.steps import Flow, Sleep, call
+from dstack_core._flow.runs import look
+from dstack_core._flow.steps import Flow, Sleep
 from dstack_core._wire.api import Api
 from dstack_core._wire.logs import LogMessage
 from dstack_core._wire.runs import Job, RunSnapshot, Submission
-from dstack_core.errors import ConfigurationError, RunNotFoundError
+from dstack_core.errors import ConfigurationError
 from dstack_core.models.events import Event
 from dstack_core.models.logs import LogBytes
 from dstack_core.models.progress import LogCursor, Progress
@@ -48,9 +49,7 @@ def read_chunks(api: Api, progress: Progress, options: ChunkOptions) -> Flow[Non
     begin = LogCursor(after=since.astimezone(UTC).isoformat(timespec="microseconds") if since else None)
     rests: dict[str, LogBytes] = {}
     while True:
-        run = yield from call(api.get_run(progress.run_name, progress.run_id))
-        if run is None:
-            raise RunNotFoundError(f"the run {progress.run_name} is no longer in project {api.project}")
+        run = yield from look(api, progress.run_name, progress.run_id)
         last_round = not (options.follow and run.is_active)
         jobs = _chosen(run, options.node)
         for job in jobs:

@@ -5,6 +5,15 @@ from __future__ import annotations
 from dstack_core._flow.steps import Op, call
 from dstack_core._wire.api import PAGE_SIZE, Api
 from dstack_core._wire.runs import RunSnapshot
+from dstack_core.errors import RunNotFoundError
+
+
+def look(api: Api, name: str, run_id: str | None) -> Op[RunSnapshot]:
+    """Return a run that is known to have been there. Raises ``RunNotFoundError`` when it was deleted."""
+    run = yield from call(api.get_run(name, run_id))
+    if run is None:
+        raise RunNotFoundError(f"the run {name} is no longer in project {api.project}")
+    return run
 
 
 def list_runs(api: Api, *, all: bool) -> Op[list[RunSnapshot]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dstack_core._flow.runs import look
 from dstack_core._flow.steps import Op, Sleep, call
 from dstack_core._wire.api import Api
 from dstack_core._wire.runs import outcome_of
-from dstack_core.errors import ConfigurationError, RunFailedError, RunNotFoundError, TransientServerError
+from dstack_core.errors import ConfigurationError, RunFailedError, TransientServerError
 
 
 def wait_until_ready(api: Api, run_name: str, run_id: str, poll_interval: float) -> Op[str]:
@@ -15,9 +16,7 @@ def wait_until_ready(api: Api, run_name: str, run_id: str, poll_interval: float)
     service, ``RunNotFoundError`` and the other server errors.
     """
     while True:
-        run = yield from call(api.get_run(run_name, run_id))
-        if run is None:
-            raise RunNotFoundError(f"the run {run_name} is no longer in project {api.project}")
+        run = yield from look(api, run_name, run_id)
         if run.service is None:
             raise ConfigurationError(f"run {run_name} is no service: it has no address that could answer")
         url = api.absolute(run.service.url)

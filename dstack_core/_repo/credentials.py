@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from dstack_core._repo.git import LOCAL_REPO
+from dstack_core._ssh.key_formats import EncryptedKeyError, load_private_key
 from dstack_core._wire.code import Clone
 from dstack_core.errors import ConfigurationError
 
@@ -108,19 +109,17 @@ def check_identity(git_identity_file: str | os.PathLike[str] | None, oauth_token
 
 def read_private_key(path: Path) -> str:
     """Return the text of an unencrypted private key; raises ``ConfigurationError`` for anything else."""
-    import paramiko
-
     try:
         text = path.read_text()
-        paramiko.PKey.from_path(path)
+        load_private_key(text.encode())
     except OSError as error:
         raise ConfigurationError(f"git_identity_file: {str(path)!r}: {error.strerror}") from None
-    except (paramiko.PasswordRequiredException, TypeError):
+    except EncryptedKeyError:
         raise ConfigurationError(
             f"git_identity_file: the key in {str(path)!r} is encrypted, and a run has nobody to ask for its "
             "passphrase; use a key without one, such as a deploy key"
         ) from None
-    except (paramiko.SSHException, paramiko.pkey.UnknownKeyType, ValueError):
+    except ValueError:
         raise ConfigurationError(f"git_identity_file: {str(path)!r} holds no private key") from None
     return text if text.endswith("\n") else text + "\n"
 

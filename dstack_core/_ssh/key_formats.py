@@ -12,10 +12,14 @@ if TYPE_CHECKING:
     import paramiko
 
 
+class EncryptedKeyError(ValueError):
+    """Say that a private key wants a passphrase."""
+
+
 def load_private_key(data: bytes) -> paramiko.PKey:
     """Return the key in ``data``: OpenSSH, PEM or PKCS#8; RSA, ECDSA or Ed25519.
 
-    Raises ``ValueError`` with a text that holds nothing of the key.
+    Raises ``EncryptedKeyError``, else ``ValueError``, with a text that holds nothing of the key.
     """
     import paramiko
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -32,7 +36,7 @@ def load_private_key(data: bytes) -> paramiko.PKey:
     except (TypeError, ValueError, UnsupportedAlgorithm) as error:
         # Older versions of the library tell it with a ValueError, newer ones with a TypeError.
         if "password" in str(error).lower():
-            raise ValueError(
+            raise EncryptedKeyError(
                 "this key is encrypted; give a key without a passphrase (ssh-keygen -p removes it)"
             ) from None
         raise ValueError("this is no private SSH key in OpenSSH, PEM or PKCS#8 form") from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import threading
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +19,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import dstack_core as dstack
 from tests.contract.conftest import stop_until_over
+from tests.core.ssh_hosts import no_thread_of_ours_is_left
+from tests.local.support import wait_until
+from tests.ports import free_port
 from tests.rig.server import DEFAULT_VERSION, RealServer
 from tests.rig.server_process import ServerAddress
 
@@ -32,7 +34,7 @@ if RELEASE >= (0, 19):
 if RELEASE >= (0, 20, 14):
     WAYS.append("one hop")
 PACE = 0.5
-LINES = 2000
+LINES = 2400
 HALF = f"line {LINES // 2}\r\n".encode()
 
 
@@ -103,19 +105,7 @@ def _home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return home
 
 
-@pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
-    """Fail when a run that was detached leaves a thread behind."""
-    before = set(threading.enumerate())
-    yield
-    left = [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("dstack-")]
-    assert left == []
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
+_nothing_is_left = pytest.fixture(autouse=True)(no_thread_of_ours_is_left)
 
 
 def lines(data: bytes) -> list[str]:
@@ -125,14 +115,15 @@ def lines(data: bytes) -> list[str]:
 EXPECTED = [f"line {number}" for number in range(1, LINES + 1)]
 
 
-def counting(flag: Path) -> str:
-    """Return a command that prints half of the lines, waits for a file, and prints the others."""
-    half = LINES // 2
-    return (
-        f"for i in $(seq {half}); do echo line $i; done; "
-        f"until [ -e {flag} ]; do sleep 0.05; done; "
-        f"for i in $(seq {half + 1} {LINES}); do echo line $i; done"
-    )
+def counting(*flags: Path) -> str:
+    """Return a command that prints the lines in equal parts and waits for a file between two of them."""
+    size = LINES // (len(flags) + 1)
+    parts = [
+        f"for i in $(seq {first} {first + size - 1}); do echo line $i; done"
+        for first in range(1, LINES, size)
+    ]
+    waits = [f"until [ -e {flag} ]; do sleep 0.05; done" for flag in flags]
+    return "; ".join(step for pair in zip(parts, [*waits, "true"], strict=True) for step in pair)
 
 
 def polled(way: Way, run: dstack.Run) -> bytes:
@@ -184,18 +175,21 @@ def fetch(port: int) -> bytes:
 
 
 def test_a_connection_that_is_cut_loses_no_line_and_doubles_none(way: Way, tmp_path: Path) -> None:
-    flag, cuts, live = tmp_path / "go", 0, b""
+    third = LINES // 3
+    cuts = {f"line {end}\r\n".encode(): tmp_path / f"go-after-{end}" for end in (third, 2 * third)}
+    live = b""
     with way.client() as client:
-        run = client.runs.submit(way.task(counting(flag)))
+        run = client.runs.submit(way.task(counting(*cuts.values())))
         with run.attach(poll_interval=PACE, timeout=200):
             for chunk in run.logs(poll_interval=PACE):
                 live += chunk
-                # The second half comes over a connection that was opened after the first cut.
-                if (HALF in live and cuts == 0) or (not live.endswith(HALF) and cuts == 1):
-                    assert way.server.clients.cut() >= 1
-                    cuts += 1
-                    flag.touch()
-    assert cuts == 2
+                for end, flag in cuts.items():
+                    # The job waits for its flag, so there is a connection, or one is being opened again.
+                    if end in live and not flag.exists():
+                        wait_until(way.server.clients.count, seconds=60)
+                        assert way.server.clients.cut() >= 1
+                        flag.touch()
+    assert all(flag.exists() for flag in cuts.values())
     assert lines(live) == EXPECTED
     assert polled(way, run) == live
 

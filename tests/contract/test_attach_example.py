@@ -8,12 +8,12 @@ import pytest
 
 import dstack_core as dstack
 from tests.contract.conftest import Target
-from tests.core.ssh_hosts import closed_port
+from tests.ports import free_port
 
 
 def use(target: Target, out: io.BytesIO, command: str, interrupt_at: bytes | None) -> dstack.Run:
     """Do what the documented example does; a mark in the log stands for Ctrl-C."""
-    task = dstack.Task(commands=[command], ports=[f"{closed_port()}:80"], **target.needs)
+    task = dstack.Task(commands=[command], ports=[f"{free_port()}:80"], **target.needs)
     client = target.client()
     run = client.runs.submit(configuration=task, resources=dstack.Resources(memory="1GB"))
     assert (f"Run {run.name}: " + run.status()).startswith(f"Run {run.name}: ")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,15 +13,9 @@ import requests
 import dstack_core as dstack
 from dstack_core import RunStatus
 from tests.contract.conftest import Target
+from tests.ports import free_port
 
 SECONDS = 30
-
-
-def free_port() -> int:
-    # Jobs of both servers listen on real ports of this machine.
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def serve(port: int) -> str:

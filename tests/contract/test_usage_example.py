@@ -18,6 +18,7 @@ import yaml
 import dstack_core as dstack
 from tests.contract.conftest import stop_until_over
 from tests.docs.blocks import Block, blocks
+from tests.ports import free_port
 from tests.rig.server import RealServer
 
 pytestmark = pytest.mark.real
@@ -45,12 +46,6 @@ print("launched", *sys.argv[1:], os.environ["MODEL_ID"], flush=True)
 print("in", sorted(os.listdir(".")), flush=True)
 server.serve_forever()
 """
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

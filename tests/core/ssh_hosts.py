@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import paramiko
 
@@ -87,11 +87,22 @@ def route(hops: Sequence[Hop], *ports: AppPort, submission_id: str = "sub-0") ->
     return Route("train", submission_id, hops, ports, RUN_KEY.public_line)
 
 
-def closed_port() -> int:
-    """Return a port nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
+def no_thread_of_ours_is_left() -> Iterator[None]:
+    """Be a fixture that fails when a thread of ours outlives the test's attachments."""
+    before = set(threading.enumerate())
+    yield
+    left = [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("dstack-")]
+    assert left == []
 
 
-__all__ = ["AT_ONCE", "RUNNER_PORT", "RUN_KEY", "USER", "Echo", "Host", "closed_port", "route", "way"]
+__all__ = [
+    "AT_ONCE",
+    "RUNNER_PORT",
+    "RUN_KEY",
+    "USER",
+    "Echo",
+    "Host",
+    "no_thread_of_ours_is_left",
+    "route",
+    "way",
+]

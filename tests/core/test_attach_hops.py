@@ -24,7 +24,8 @@ from dstack_core._ssh.hops import Chain
 from dstack_core._ssh.host_keys import HostKeyError, HostKeys
 from dstack_core._wire.attach import Hop
 from dstack_core.errors import AttachError
-from tests.core.ssh_hosts import RUN_KEY, USER, Echo, Host, closed_port, way
+from tests.core.ssh_hosts import RUN_KEY, USER, Echo, Host, way
+from tests.ports import free_port
 
 HOPS = [(count, bad) for count in (1, 2, 3) for bad in range(count)]
 
@@ -60,7 +61,7 @@ def test_a_port_behind_some_hops_is_reached(hosts: list[Host], count: int) -> No
 @pytest.mark.parametrize(("count", "bad"), HOPS)
 def test_a_hop_that_is_not_there(hosts: list[Host], count: int, bad: int) -> None:
     hops = way(hosts[:count])
-    hops[bad] = replace(hops[bad], port=closed_port())
+    hops[bad] = replace(hops[bad], port=free_port())
     text = failure(hops)
     assert text.startswith(f"{hops[bad]}: no connection: ")
     assert "refused" in text or "does not accept the connection" in text
@@ -113,7 +114,7 @@ def test_a_port_where_something_else_listens() -> None:
 
 
 def test_a_port_of_the_container_where_nobody_listens(hosts: list[Host]) -> None:
-    port = closed_port()
+    port = free_port()
     with closing(Chain()) as chain:
         chain.open(way(hosts[:1]), RUN_KEY.private, HostKeys())
         with pytest.raises(AttachError, match=f"localhost:{port} does not accept the connection"):

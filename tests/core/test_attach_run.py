@@ -23,7 +23,8 @@ from dstack_core.aio_run import AsyncRun
 from dstack_core.errors import AttachError
 from dstack_core.run import Run
 from tests.core.scripted import Script, page, recorded, reply, run_json
-from tests.core.ssh_hosts import RUN_KEY, RUNNER_PORT, USER, Echo, Host, closed_port
+from tests.core.ssh_hosts import RUN_KEY, RUNNER_PORT, USER, Echo, Host
+from tests.ports import free_port
 
 FRAMES = [b"one\r\n", b"\x1b[1mtwo", b"\x1b[0m\r\n"]
 
@@ -71,7 +72,7 @@ def test_a_stream_that_fails_is_no_end() -> None:
 
 def test_where_there_is_no_stream_it_is_told() -> None:
     with pytest.raises(AttachError, match="the runner gives no live log"):
-        LogStream(closed_port())
+        LogStream(free_port())
     with closing(Echo()) as echo, pytest.raises(AttachError, match="the runner gives no live log"):
         LogStream(echo.port)
 
@@ -154,7 +155,7 @@ def pem() -> str:
 
 @pytest.fixture
 def local_port() -> int:
-    return closed_port()
+    return free_port()
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from dstack_core._ssh.keys import LoginKeys
 from dstack_core._ssh.tunnel import Persistence, Tunnel
 from dstack_core._wire.attach import AppPort
 from dstack_core.errors import AttachError, PortInUseError
-from tests.core.ssh_hosts import AT_ONCE, RUN_KEY, Echo, Host, closed_port, route, way
+from tests.core.ssh_hosts import AT_ONCE, RUN_KEY, Echo, Host, no_thread_of_ours_is_left, route, way
+from tests.ports import free_port
 
 BIG = bytes(range(256)) * 8192
 
@@ -34,13 +35,7 @@ def echo() -> Iterator[Echo]:
         yield echo
 
 
-@pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
-    """Fail when a thread of ours outlives the test's attachments."""
-    before = set(threading.enumerate())
-    yield
-    left = [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("dstack-")]
-    assert left == []
+_nothing_is_left = pytest.fixture(autouse=True)(no_thread_of_ours_is_left)
 
 
 def new(hosts: list[Host], *ports: AppPort, persistence: Persistence = AT_ONCE) -> Attachment:
@@ -65,7 +60,7 @@ def ask(port: int, data: bytes) -> bytes:
 
 
 def test_ports_are_forwarded_both_ways_and_to_their_end(hosts: list[Host], echo: Echo) -> None:
-    local = closed_port()
+    local = free_port()
     with closing(new(hosts, AppPort(echo.port, local))) as attachment:
         attachment.open(None)
         assert attachment.ports == {echo.port: local}
@@ -93,7 +88,7 @@ def test_any_port_is_the_same_number_or_the_next_free_one(hosts: list[Host], ech
 
 
 def test_a_named_port_is_not_given_to_one_that_may_be_any(hosts: list[Host]) -> None:
-    port = closed_port()
+    port = free_port()
     with closing(new(hosts, AppPort(port, None), AppPort(port + 1, port))) as attachment:
         attachment.open(None)
         assert attachment.ports[port + 1] == port
@@ -111,7 +106,7 @@ def test_a_taken_port_is_told_before_anybody_logs_in(hosts: list[Host], echo: Ec
 
 def test_nothing_of_an_attachment_is_left_when_it_is_closed(hosts: list[Host], echo: Echo) -> None:
     process = psutil.Process()
-    local = closed_port()
+    local = free_port()
     attachment = new(hosts, AppPort(echo.port, local))
     attachment.open(None)
     with socket.create_connection(("127.0.0.1", local), timeout=30) as connection:
@@ -139,7 +134,7 @@ def test_nothing_of_an_attachment_is_left_when_it_is_closed(hosts: list[Host], e
 def test_a_tunnel_that_is_cut_is_opened_again_on_the_same_local_ports(
     hosts: list[Host], echo: Echo, bad: int
 ) -> None:
-    local = closed_port()
+    local = free_port()
     with closing(new(hosts, AppPort(echo.port, local))) as attachment:
         attachment.open(None)
         for _ in range(3):
@@ -148,7 +143,7 @@ def test_a_tunnel_that_is_cut_is_opened_again_on_the_same_local_ports(
 
 
 def test_a_connection_during_the_outage_waits_for_the_tunnel(hosts: list[Host], echo: Echo) -> None:
-    local = closed_port()
+    local = free_port()
     with closing(new(hosts, AppPort(echo.port, local))) as attachment:
         attachment.open(None)
         hosts[0].drops = 3
@@ -225,7 +220,7 @@ def test_closing_ends_an_open_that_is_still_trying(hosts: list[Host]) -> None:
 
 
 def test_an_attachment_moves_to_another_container_with_its_local_ports(hosts: list[Host], echo: Echo) -> None:
-    local = closed_port()
+    local = free_port()
     with closing(Host()) as other, closing(new(hosts, AppPort(echo.port, local))) as attachment:
         attachment.open(None)
         [before] = hosts[0].client_connections()

@@ -22,7 +22,7 @@ ROOMS = {
     "_drive": {"models", "_wire.plain", "_flow"},
     "_names": {"models"},
     "_ssh": {"errors", "_wire.attach"},
-    "_repo": {"errors", "models", "_wire.code"},
+    "_repo": {"errors", "models", "_wire.code", "_ssh.key_formats"},
     "config": {"errors"},
     "configurations": {"errors", "models"},
     "_session": {"errors", "models", "_wire", "_flow", "_names", "_ssh", "_repo", "configurations"},

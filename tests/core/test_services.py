@@ -48,7 +48,8 @@ def service(url: str = "/proxy/services/main/chat/", **changes: Any) -> Reply:
 
 
 def wait(driver: Driver, server: Server) -> Any:
-    flow = Session(API, 30.0, clock=driver.clock).wait_until_ready("chat", "id-1", poll_interval=2.0)
+    session = Session(API, 30.0, clock=driver.clock)
+    flow = session.wait_until_ready("chat", "id-1", poll_interval=2.0, retry_budget=600.0)
     return driver.run(flow, server)
 
 

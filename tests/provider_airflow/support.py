@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
-import socket
 import textwrap
 import time
 from collections.abc import Callable
@@ -72,13 +71,6 @@ def wait_for(what: str, condition: Callable[[], T | None], seconds: float = 90.0
 def paths(server: LocalServer, ending: str) -> list[str]:
     """Return the paths of the requests that the server got and that end so."""
     return [request.path for request in server.requests if request.path.endswith(ending)]
-
-
-def free_port() -> int:
-    """Return a port of this machine that nobody listens on now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def runs_of(server: LocalServer, marker: str) -> list[Run]:

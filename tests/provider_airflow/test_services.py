@@ -11,7 +11,8 @@ from airflow.sdk import DAG
 from airflow_provider_dstack.errors import DstackRunInterrupted
 from airflow_provider_dstack.operators import DstackServiceOperator, DstackStopRunOperator
 from dstack_core.local import LocalServer
-from tests.provider_airflow.support import DagRunner, free_port, paths, runs_of, wait_for
+from tests.ports import free_port
+from tests.provider_airflow.support import DagRunner, paths, runs_of, wait_for
 from tests.provider_airflow.test_operator import CONTEXT, TI
 
 _SERVE = "python3 -m http.server {port} --bind 127.0.0.1"

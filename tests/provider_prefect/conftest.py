@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,16 +16,11 @@ from pathlib import Path
 
 import pytest
 
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
+from tests.ports import free_port
 
 _HOME = tempfile.mkdtemp(prefix="prefect-tests-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
-_PORT = _free_port()
+_PORT = free_port()
 
 for name in [name for name in os.environ if name.startswith(("PREFECT_", "DSTACK_"))]:
     del os.environ[name]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from prefect import task
 
 from dstack_core.local import LocalServer
+from tests.ports import free_port
 
 from .support import all_runs, outcome_of, the_run, until
 
@@ -60,12 +60,6 @@ def test_a_sweep_finds_the_cheapest_and_leaves_out_what_there_is_not(server: Loc
     done = [outcome for outcome in outcomes if outcome.succeeded]
     assert (len(outcomes), len(done)) == (3, 2)
     assert best["cost"] == min(outcome.cost for outcome in done)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import os
 import signal
-import socket
 import threading
 import time
 from typing import Any
@@ -20,7 +19,14 @@ from prefect.states import Cancelling
 from prefect.task_runners import ThreadPoolTaskRunner
 
 import prefect_dstack
-from dstack_core import ConfigurationError, RunFailedError, RunNotFoundError, RunStatus, RunStoppedError
+from dstack_core import (
+    ConfigurationError,
+    RunFailedError,
+    RunNotFoundError,
+    RunStatus,
+    RunStoppedError,
+    ServerUnreachableError,
+)
 from dstack_core.local import LocalServer
 from prefect_dstack import (
     DstackCredentials,
@@ -39,6 +45,7 @@ from prefect_dstack import (
     wait_for_service,
 )
 from prefect_dstack.flows import stop_own_runs
+from tests.ports import free_port
 
 from .support import all_runs, log_records, outcome_of, submissions, the_run, until
 
@@ -284,6 +291,31 @@ def test_what_will_never_answer_is_told(
         used()
 
 
+@pytest.mark.parametrize("twin", [False, True])
+def test_a_silent_server_ends_the_wait_for_a_service(
+    twin: bool, dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    def silence() -> None:
+        until(lambda: any("/proxy/services/" in request.path for request in dstack.requests))
+        dstack.faults.add("/runs/get", status=503, times=None)
+
+    @flow
+    def waiting() -> None:
+        run = submit_run(service(8000, "sleep 60"), credentials)
+        wait_for_service(run, credentials, poll_interval=0.2, retry_budget=1)
+
+    @flow
+    async def awaiting() -> None:
+        run = await asubmit_run(service(8000, "sleep 60"), credentials)
+        await await_for_service(run, credentials, poll_interval=0.2, retry_budget=1)
+
+    thread = threading.Thread(target=silence)
+    thread.start()
+    with pytest.raises(ServerUnreachableError):
+        asyncio.run(awaiting()) if twin else waiting()
+    thread.join()
+
+
 def test_a_cancellation_stops_the_service_that_is_waited_for(
     dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
@@ -311,9 +343,3 @@ def test_the_flows_own_hook_finds_the_server_by_its_parameter(
         run = client.runs.submit(LONG, run_name="left", marker=f"prefect:flow_run/{flow_run.id}/stop/a-0/1")
     stop_own_runs(run_and_report, flow_run, Cancelling())
     assert run.status().is_stopping or run.outcome() is not None
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -84,14 +84,9 @@ def wait_for_service(
     job = _job(run, poll_interval, retry_budget, stream_logs=False, artifacts=False)
 
     def body(client: Client) -> str:
-        from dstack_core import WaitTimeoutError
-
         found = _checked(run, _follow.find(job, client), job)
-        while True:
-            try:
-                return str(found.wait_until_ready(timeout=0))
-            except WaitTimeoutError:
-                job.sleep(poll_interval)
+        url = found.wait_until_ready(poll_interval=poll_interval, retry_budget=retry_budget, sleep=job.sleep)
+        return str(url)
 
     return _follow.execute_task(job, load(credentials), body)
 
@@ -108,14 +103,11 @@ async def await_for_service(
     job = _job(run, poll_interval, retry_budget, stream_logs=False, artifacts=False)
 
     async def body(client: AsyncClient) -> str:
-        from dstack_core import WaitTimeoutError
-
         found = _checked(run, await _follow.afind(job, client), job)
-        while True:
-            try:
-                return str(await found.wait_until_ready(timeout=0))
-            except WaitTimeoutError:
-                await job.asleep(poll_interval)
+        url = await found.wait_until_ready(
+            poll_interval=poll_interval, retry_budget=retry_budget, sleep=job.asleep
+        )
+        return str(url)
 
     return await _follow.aexecute_task(job, await aload(credentials), body)
 
