@@ -5,24 +5,26 @@ from __future__ import annotations
 import asyncio
 import uuid
 from dataclasses import replace
+from pathlib import Path
 
 import dstack_core as dstack
 from dstack_core._wire.api import Api
 from dstack_core._wire.lookups import active_page, lookup_of
 from dstack_core._wire.runs import RunSnapshot
 from tests.contract.conftest import Target
+from tests.local.support import wait_until
 
 
-def test_a_page_of_active_runs_says_what_a_single_look_says(target: Target, client: dstack.Client) -> None:
-    name = f"sl-{uuid.uuid4().hex[:12]}"
-    run = client.runs.submit(target.task("echo one; sleep 20; echo two"), run_name=name, marker="shared")
+def test_a_page_of_active_runs_says_what_a_single_look_says(
+    target: Target, client: dstack.Client, tmp_path: Path
+) -> None:
+    name, flag = f"sl-{uuid.uuid4().hex[:12]}", tmp_path / "go"
+    run = client.runs.submit(
+        target.task(f"until [ -e {flag} ]; do sleep 0.05; done"), run_name=name, marker="shared"
+    )
     api = Api(target.url, target.project)
-    seen: list[str] = []
-    for event in run.follow(poll_interval=target.poll_interval):
-        if isinstance(event, dstack.LogLines):
-            seen += event.lines
-        if seen:
-            break
+    # While a run starts, its status may change between the two looks.
+    wait_until(lambda: run.refresh().raw_status == "running", seconds=target.timeout)
 
     def alone(run_id: str | None) -> RunSnapshot | None:
         call = api.get_run(name, run_id)
@@ -43,6 +45,7 @@ def test_a_page_of_active_runs_says_what_a_single_look_says(target: Target, clie
         # The cost grows between the two requests.
         assert replace(single, cost=0) == replace(shared, cost=0)
         assert shared.jobs[0].submissions
+    flag.touch()
     run.wait(target.timeout, poll_interval=target.poll_interval)
     assert on_page(run.id) is None
     assert alone(run.id) is not None
