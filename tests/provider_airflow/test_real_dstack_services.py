@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -80,14 +81,14 @@ def test_a_sensor_sees_a_run_on_a_real_server(
     dag_runner: DagRunner,
     real: RealServer,
     capfd: pytest.CaptureFixture[str],
-    tmp_path: object,
+    tmp_path: Path,
     how: str,
 ) -> None:
-    gate = f"{tmp_path}/gate"
+    gate = tmp_path / "gate"
     command = f"until [ -e {gate} ]; do sleep 0.2; done"
     with run_elsewhere(real, "elsewhere", command) as run:
         # Opened only once the run is seen running, so that the sensor has something to wait for.
-        opener = in_background(lambda: run.refresh().raw_status == "running", lambda: open(gate, "w").close())
+        opener = in_background(lambda: run.refresh().raw_status == "running", gate.touch)
         ran = dag_runner.run_tasks(
             "up = DstackRunSensor(task_id='up', run_name='elsewhere', statuses=['running', 'done'], "
             f"poke_interval=0.5, timeout=120, {how})\n"
