@@ -33,6 +33,10 @@ os.environ.update(
 from dstack_core.local import LocalServer  # noqa: E402
 from tests.provider_airflow.components import Components  # noqa: E402
 from tests.provider_airflow.support import DagRunner, connection_json  # noqa: E402
+from tests.rig.fixtures import real_server  # noqa: E402
+from tests.rig.server import RealServer  # noqa: E402
+
+__all__ = ["real_server"]
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +59,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServer]:
 
 
 @pytest.fixture
+def real(real_server: RealServer, monkeypatch: pytest.MonkeyPatch) -> RealServer:
+    """Let a real dstack server be what ``dstack_default`` connects to."""
+    monkeypatch.setenv("AIRFLOW_CONN_DSTACK_DEFAULT", connection_json(real_server))
+    return real_server
+
+
+@pytest.fixture
 def dag_runner(database: Path) -> DagRunner:
     """Return what runs a DAG of one task with ``dag.test()``."""
     return DagRunner(HOME / "dags")
@@ -72,10 +83,21 @@ def components(
     database: Path, shared_server: LocalServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Components]:
     """Run api-server, scheduler, dag-processor and triggerer as processes of their own."""
-    home = tmp_path_factory.mktemp("components")
+    yield from _components(database, shared_server, tmp_path_factory.mktemp("components"))
+
+
+@pytest.fixture(scope="session")
+def real_components(
+    database: Path, real_server: RealServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Components]:
+    """Do what ``components`` does with a real dstack server."""
+    yield from _components(database, real_server, tmp_path_factory.mktemp("real-components"))
+
+
+def _components(database: Path, server: LocalServer | RealServer, home: Path) -> Iterator[Components]:
     shutil.copy(database, home / "airflow.db")
     shutil.copytree(Path(__file__).parent / "dags", home / "dags")
-    started = Components(home, {"AIRFLOW_CONN_DSTACK_DEFAULT": connection_json(shared_server)})
+    started = Components(home, {"AIRFLOW_CONN_DSTACK_DEFAULT": connection_json(server)})
     try:
         started.start()
         yield started

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import re
 import textwrap
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dstack_core import Run
+from dstack_core import Client, Run
 from dstack_core.local import LocalServer
 from tests.rig.server import RealServer
 
@@ -73,10 +74,28 @@ def paths(server: LocalServer, ending: str) -> list[str]:
     return [request.path for request in server.requests if request.path.endswith(ending)]
 
 
-def runs_of(server: LocalServer, marker: str) -> list[Run]:
+def client_of(server: LocalServer | RealServer) -> Client:
+    """Return a client of either kind of server."""
+    return Client(server_url=server.url, project_name=server.project, user_token=server.token)
+
+
+def runs_of(server: LocalServer | RealServer, marker: str) -> list[Run]:
     """Return the runs whose marker starts so, newest first."""
-    with server.client() as client:
+    with client_of(server) as client:
         return [run for run in client.runs.list(all=True) if (run.marker or "").startswith(marker)]
+
+
+def over(run: Run, seconds: float = 90.0) -> Run:
+    """Return the run once it is over."""
+    wait_for(f"end of run {run.name}", lambda: run.refresh().outcome(), seconds)
+    return run
+
+
+def lines_in(output: str, start: str) -> list[str]:
+    """Return, from where ``start`` begins, the relayed lines that hold it: Airflow's log writes more around."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", output)
+    found = (re.search(rf"{start}.*?(?=\s+\[[\w.]+\]|\s+loc=|$)", line) for line in plain.splitlines())
+    return [one.group() for one in found if one]
 
 
 @dataclass(frozen=True)

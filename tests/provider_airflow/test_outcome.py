@@ -117,3 +117,16 @@ def test_a_broken_event_comes_back_as_the_same_error() -> None:
     assert str(error) == "no answer"
     assert type(broken_error(broken_event(AuthenticationError("refused")))) is AirflowFailException
     assert type(broken_error(broken_event(KeyError("odd")))) is DstackError
+
+
+def test_what_airflow_keeps_of_a_run_is_small_whatever_the_server_says() -> None:
+    wordy = replace(FAILED, message="m" * 1_000_000)
+    event = finished_event(wordy, ["l" * 500] * 20)
+    assert len(json.dumps(event)) < 20_000
+    assert event["outcome"]["message"].endswith("m [...]")
+    with pytest.raises(DstackRunFailed) as caught:
+        result_of(wordy, [])
+    assert len(str(caught.value)) < 3_000
+    assert len(json.dumps(caught.value.outcome)) < 5_000
+    assert len(json.dumps(result_of(replace(OUTCOME, message="m" * 1_000_000), []))) < 5_000
+    assert len(json.dumps(broken_event(ServerUnreachableError("m" * 1_000_000)))) < 5_000

@@ -27,10 +27,15 @@ def job_of(operator: DstackRunOperator, context: Context, hand_over_after: float
     Raises ``AirflowFailException`` when the input or the connection is wrong.
     """
     from airflow_provider_dstack._job import JobOptions, RunJob
+    from airflow_provider_dstack._spec import secrets_in
     from airflow_provider_dstack._submission import PLAN_LIMITS, Submission
     from dstack_core import ConfigurationError
 
     hook, names = operator.hook(), names_of(operator, context)
+    try:
+        what = submit_arguments(operator)
+    except ConfigurationError as error:
+        raise AirflowFailException(error.message) from None
     quick = min(operator.poll_interval, _QUICK_POLL_SECONDS)
     ledger = ledger_of(operator, context, hook.project) if operator.durable else None
     options = JobOptions(
@@ -46,17 +51,15 @@ def job_of(operator: DstackRunOperator, context: Context, hand_over_after: float
         ledger=ledger,
         on_submitted=partial(operator.announce, context),
         is_ready=operator.readiness(context),
+        secrets=(hook.token, *secrets_in(what["configuration"])),
     )
-    try:
-        what = submit_arguments(operator)
-    except ConfigurationError as error:
-        raise AirflowFailException(error.message) from None
     directory, budget = directory_of(operator, context), operator.retry_budget
     submission = Submission(
         client=hook.client_with_code(directory, retry_budget=budget),
         plan_client=hook.client(**PLAN_LIMITS),
         what=what,
         run=names.run,
+        verify_ports=operator.verify_ports,
         ledger=ledger,
         on_kill_action=operator.on_kill_action,
         poll_interval=options.poll_interval,

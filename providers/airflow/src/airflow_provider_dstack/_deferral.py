@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn
 
 from airflow_provider_dstack import _checkpoint
+from airflow_provider_dstack._stop import was_ended
 from airflow_provider_dstack.errors import DstackRunInterrupted
 from airflow_provider_dstack.triggers import DstackRunTrigger
 
@@ -21,8 +23,14 @@ _BACKSTOP_SECONDS = 60.0
 _SETTLE_SECONDS = 8.0
 
 
-def defer(operator: DstackRunOperator, job: RunJob, context: Context) -> NoReturn:
-    """Defer the task until its run is over; ``DstackRunInterrupted`` when there is no run."""
+def defer(
+    operator: DstackRunOperator, job: RunJob, context: Context, was_killed: Callable[[], bool]
+) -> NoReturn:
+    """Defer the task until its run is over.
+
+    Raises ``DstackRunInterrupted`` when there is no run, or the task has been ended: Airflow would refuse
+    the deferral then, after which nobody could stop the run.
+    """
     if job.progress is None:
         raise DstackRunInterrupted(f"run {job.target.name} was left before it was submitted")
     deadline = None
@@ -50,6 +58,9 @@ def defer(operator: DstackRunOperator, job: RunJob, context: Context) -> NoRetur
         state = {"progress": trigger.progress, **job.relay.state()}
         _checkpoint.save(context["ti"], trigger.marker, state)
     left = None if deadline is None else max(0.0, deadline - time.time()) + _BACKSTOP_SECONDS
+    # The last thing before: what happens between this and Airflow's answer is seen by nobody.
+    if was_killed() or was_ended(context["ti"]):
+        raise DstackRunInterrupted(f"the task was ended while run {job.target.name} was handed over")
     operator.defer(
         trigger=trigger,
         method_name="execute_complete",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._relay import Relay
-from airflow_provider_dstack._stop import OnKillAction, stop_patiently, stop_run
+from airflow_provider_dstack._stop import OnKillAction, Stop, stop_patiently, stop_run
 from airflow_provider_dstack._threads import answer_within, start_thread
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ _KILL_SECONDS = 3.5
 _SETTLE_SECONDS = 4.3
 _PATIENT_SETTLE_SECONDS = 45.0
 _ASK_SECONDS = 1.0
+# A busy server may undo a stop that it has taken.
+_HOLD_SECONDS = 1.0
+_LOOK_SECONDS = 0.4
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class JobOptions:
     ``next_try_follows`` tells whether the task's next try takes the run over: with an error whether it does
     after that, with None after a kill. ``ledger`` forgets the run once it succeeded.
     ``on_submitted`` is told the run, in the worker's thread. ``is_ready`` is asked between two looks; the
-    run is handed over once it says yes.
+    run is handed over once it says yes. ``secrets`` are shown as ``***`` wherever a log line goes.
     """
 
     run: RunId
@@ -55,6 +58,7 @@ class JobOptions:
     on_submitted: Callable[[Run], None] = lambda run: None
     is_ready: Callable[[Run], bool] | None = None
     log_budget_bytes: int | None = None
+    secrets: tuple[str, ...] = ()
 
 
 class RunJob:
@@ -75,7 +79,7 @@ class RunJob:
         self.killed = False
         self.stopped = False
         self.kept = False
-        self.relay = Relay(log_budget_bytes=options.log_budget_bytes)
+        self.relay = Relay(log_budget_bytes=options.log_budget_bytes, secrets=options.secrets)
         self.target = options.run
         self.project = kill_client.project
         self._obtain = obtain
@@ -270,6 +274,7 @@ class RunJob:
 
     def _ask_to_stop(self) -> None:
         abort = self._options.on_kill_action == "abort"
+        since = time.monotonic()
         while time.monotonic() < self._give_up_at:
             # Looked at before asking: a run that appears meanwhile needs another round.
             submitting = self._submitting
@@ -278,10 +283,13 @@ class RunJob:
             except Exception as error:
                 self._log.warning("Stopping run %s failed: %s", self.target.name, error)
             else:
-                self.stopped = found or not submitting
-                if self.stopped:
+                self.stopped = found is not Stop.MISSING or not submitting
+                if found is Stop.ASKED:
+                    since = time.monotonic()
+                held = found is Stop.STOPPING and time.monotonic() >= since + _HOLD_SECONDS
+                if found is Stop.OVER or held or (found is Stop.MISSING and not submitting):
                     return
-            time.sleep(_TICK_SECONDS)
+            time.sleep(_TICK_SECONDS if self._submitting else _LOOK_SECONDS)
 
 
 class _Killed(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import AirflowSkipException
@@ -23,10 +24,18 @@ FINISHED = "finished"
 TIMED_OUT = "timed_out"
 BROKEN = "broken"
 
+# What is kept in Airflow's database has a bound, whatever a server says.
+_TEXT_CHARACTERS = 2000
+
+
+def plain(outcome: Outcome) -> dict[str, Any]:
+    """Return an outcome as an XCom may hold it: JSON-plain, and of a few kilobytes at most."""
+    return replace(outcome, message=_short(outcome.message)).to_dict()
+
 
 def finished_event(outcome: Outcome, tail: Sequence[str]) -> dict[str, Any]:
     """Return the JSON-plain payload for a run that is over, with its last log lines."""
-    return {"kind": FINISHED, "outcome": outcome.to_dict(), "tail": list(tail)}
+    return {"kind": FINISHED, "outcome": plain(outcome), "tail": list(tail)}
 
 
 def timed_out_event(stopped: bool) -> dict[str, Any]:
@@ -37,7 +46,7 @@ def timed_out_event(stopped: bool) -> dict[str, Any]:
 def broken_event(error: Exception) -> dict[str, Any]:
     """Return the payload for a watch that ended before the run did."""
     told = as_airflow_error(error, submitted=True)
-    return {"kind": BROKEN, "error": type(told).__name__, "message": str(told)}
+    return {"kind": BROKEN, "error": type(told).__name__, "message": _short(str(told))}
 
 
 def broken_error(event: Mapping[str, Any]) -> Exception:
@@ -54,6 +63,7 @@ def result_of(outcome: Outcome, tail: Sequence[str], skip_on: Collection[int] = 
     """
     from dstack_core import NoCapacityError, RunError, RunStoppedError
 
+    outcome = replace(outcome, message=_short(outcome.message))
     if outcome.exit_status is not None and outcome.exit_status in skip_on:
         raise AirflowSkipException(
             f"Run {outcome.run_name} exited with status {outcome.exit_status}, which means to skip the task"
@@ -108,3 +118,7 @@ def as_airflow_error(error: BaseException, *, submitted: bool) -> Exception:
     if isinstance(error, RunNotFoundError):
         return DstackRunInterrupted(error.message)
     return DstackError(error.message)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _TEXT_CHARACTERS else f"{text[:_TEXT_CHARACTERS]} [...]"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -53,8 +53,15 @@ def read_duration(value: Any) -> Any:
 
 
 def read_backends(value: Any) -> list[str] | None:
-    """Return ``backends`` as a list; a single name may be given as it is."""
-    return [value] if isinstance(value, str) else value
+    """Return ``backends`` as a list; a single name may be given as it is. Raises ``ConfigurationError``."""
+    from dstack_core import ConfigurationError
+
+    if value is None:
+        return None
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) and name for name in names):
+        raise ConfigurationError(f"backends: {value!r} is no list of names; give such as ['aws', 'gcp']")
+    return list(names)
 
 
 def is_model(value: Any) -> bool:

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 def sight_of(run: Run | AsyncRun) -> dict[str, Any]:
     """Return, JSON-plain, what a look at a run showed; ``outcome`` None while it goes on."""
+    from airflow_provider_dstack._outcome import plain
     from dstack_core import RunStatus
 
     outcome = run.outcome()
     status = RunStatus(run.raw_status) if outcome is None else outcome.status
-    told = None if outcome is None else outcome.to_dict()
+    told = None if outcome is None else plain(outcome)
     return {"run_name": run.name, "status": str(status), "url": run.url, "outcome": told}
 
 

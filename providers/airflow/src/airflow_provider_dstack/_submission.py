@@ -38,6 +38,7 @@ class Submission:
     plan_client: Client
     what: dict[str, Any]
     run: RunId
+    verify_ports: bool
     ledger: Ledger | None
     on_kill_action: OnKillAction
     poll_interval: float
@@ -61,8 +62,7 @@ class Submission:
         run = self.client.runs.submit(
             **self.what,
             run_name=target.name,
-            # A worker never attaches: whether a local port of its machine is free does not matter.
-            verify_ports=False,
+            verify_ports=self.verify_ports,
             marker=target.marker,
             retry_budget=self.retry_budget,
         )

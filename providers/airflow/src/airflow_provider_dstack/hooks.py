@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from airflow_provider_dstack._compat import (
     AirflowFailException,
@@ -105,7 +105,7 @@ class DstackHook(BaseHook):
 
         Raises ``AirflowFailException`` when the connection is missing or has no token.
         """
-        return {"Authorization": f"Bearer {self._token}"}
+        return {"Authorization": f"Bearer {self.token}"}
 
     @property
     def project(self) -> str:
@@ -114,6 +114,8 @@ class DstackHook(BaseHook):
         project = self.project_name or connection.extra_dejson.get("project") or connection.login
         if not project:
             raise self._unusable("it names no project; fill in Project, or pass project_name")
+        if quote(str(project), safe="") != project:
+            raise self._unusable(f"{project!r} is no project name; it is the word in the project's address")
         return str(project)
 
     def test_connection(self) -> tuple[bool, str]:
@@ -165,7 +167,8 @@ class DstackHook(BaseHook):
         return connection
 
     @property
-    def _token(self) -> str:
+    def token(self) -> str:
+        """Return the user's token. Raises ``AirflowFailException`` when there is none."""
         token = self._connection.password
         if not token:
             raise self._unusable("it has no token; fill in Token (the password)")
@@ -185,7 +188,7 @@ class DstackHook(BaseHook):
         return {
             "server_url": self._server_url(connection),
             "project_name": self.project,
-            "user_token": self._token,
+            "user_token": self.token,
             "verify": True if verify is None else _as_verify(verify),
             **{name: value for name, value in limits.items() if value is not None},
         }

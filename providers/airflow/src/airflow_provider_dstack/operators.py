@@ -9,13 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_dstack._compat import (
-    AirflowFailException,
     AirflowTaskTimeout,
-    BaseOperator,
     Context,
     conf,
     deferral_errors,
-    mask_secret,
 )
 from airflow_provider_dstack._relay import DEFAULT_LOG_BUDGET
 from airflow_provider_dstack._spec import at_least, exit_codes, one_of, refuse_hosts_names
@@ -25,11 +22,11 @@ from airflow_provider_dstack._stop import (
     OnKillAction,
     stop_patiently,
 )
+from airflow_provider_dstack._templates import TemplatedModels
 from airflow_provider_dstack.errors import DstackRunInterrupted
 from airflow_provider_dstack.links import RUN_NAME_KEY, RUN_URL_KEY, DstackRunLink, push
 
 if TYPE_CHECKING:
-    import jinja2
     from airflow.sdk import BaseOperatorLink
 
     from airflow_provider_dstack._job import RunJob
@@ -42,7 +39,7 @@ __all__ = ["DstackRunOperator", "DstackServiceOperator", "DstackStopRunOperator"
 _SYNC_SECONDS = 5.0
 
 
-class DstackRunOperator(BaseOperator):
+class DstackRunOperator(TemplatedModels):
     """Submit one run, relay its log, and succeed or fail as it does; return its outcome.
 
     ``configuration``: a ``dstack_core.Task`` or ``Service``, a dict as in YAML, YAML text, or the path of
@@ -51,9 +48,10 @@ class DstackRunOperator(BaseOperator):
     appended to a given one. A ``name`` in the configuration is for interactive use and is not taken.
     ``run_resources`` (``Resources`` or dict), ``spot_policy``, ``run_retry_policy`` (``RetryPolicy`` or dict:
     how long to wait for capacity), ``max_duration`` (seconds, ``"2h"`` or ``"off"``), ``max_price`` (USD per
-    hour), ``working_dir``, ``backends`` are as for ``dstack_core``'s ``runs.submit``; two have a prefix
-    because ``resources`` and ``retry_policy`` are Airflow's own. ``repo_dir`` is a directory whose contents
-    the run gets, relative to the DAG's folder.
+    hour), ``working_dir``, ``verify_ports``, ``backends`` are as for ``dstack_core``'s ``runs.submit``; two
+    have a prefix because ``resources`` and ``retry_policy`` are Airflow's own, and ``verify_ports`` is off,
+    for a worker attaches to nothing. ``repo_dir`` is a directory whose contents the run gets, relative to
+    the DAG's folder.
 
     ``dstack_conn_id`` names the connection, ``project_name`` replaces its project. With ``deferrable`` the
     worker's slot is given back while the run goes on. ``on_kill_action``: ``"stop"``, ``"abort"`` or
@@ -101,6 +99,7 @@ class DstackRunOperator(BaseOperator):
         max_duration: int | str | None = None,
         max_price: float | str | None = None,
         working_dir: str | None = None,
+        verify_ports: bool = False,
         backends: Sequence[str] | str | None = None,
         dstack_conn_id: str = "dstack_default",
         project_name: str | None = None,
@@ -125,6 +124,7 @@ class DstackRunOperator(BaseOperator):
         self.max_duration = max_duration
         self.max_price = max_price
         self.working_dir = working_dir
+        self.verify_ports = verify_ports
         self.backends = backends
         self.dstack_conn_id = dstack_conn_id
         self.project_name = project_name
@@ -160,6 +160,9 @@ class DstackRunOperator(BaseOperator):
             return result_of(job.outcome, job.relay.tail, self._skip_on)
         try:
             return self._hand_over(job, context)
+        except DstackRunInterrupted:
+            job.stop_or_leave()
+            raise DstackRunInterrupted(job.interruption()) from None
         except (Exception, AirflowTaskTimeout):
             job.stop()
             raise
@@ -211,48 +214,6 @@ class DstackRunOperator(BaseOperator):
         if self._job is not None:
             self._job.kill()
 
-    def render_template_fields(self, context: Context, jinja_env: jinja2.Environment | None = None) -> None:
-        """Render the templates, and have secrets hidden before the rendered fields are shown anywhere."""
-        from jinja2 import TemplateNotFound
-
-        from airflow_provider_dstack._spec import secrets_in
-        from dstack_core import ConfigurationError
-
-        try:
-            super().render_template_fields(context, jinja_env)
-        except TemplateNotFound as error:
-            raise AirflowFailException(
-                f"configuration: there is no file {error.name!r} in the DAG's folder or in its "
-                "template_searchpath; correct the path, or pass a pathlib.Path for a file elsewhere"
-            ) from None
-        except ConfigurationError as error:
-            raise AirflowFailException(error.message) from None
-        for secret in secrets_in(self.configuration):
-            mask_secret(secret)
-
-    def render_template(
-        self,
-        content: Any,
-        context: Context,
-        jinja_env: jinja2.Environment | None = None,
-        seen_oids: set[int] | None = None,
-    ) -> Any:
-        """Render templates also inside the models of ``dstack_core``."""
-        from airflow_provider_dstack._spec import is_model, render_model
-
-        if is_model(content):
-            return render_model(
-                content, lambda value: self.render_template(value, context, jinja_env, seen_oids)
-            )
-        if isinstance(content, str) and content is not self.configuration:
-            # Only the configuration as a whole may name a file; a command may well end with ".yml".
-            endings, self.template_ext = self.template_ext, ()
-            try:
-                return super().render_template(content, context, jinja_env, seen_oids)
-            finally:
-                self.template_ext = endings
-        return super().render_template(content, context, jinja_env, seen_oids)
-
     def hook(self) -> DstackHook:
         """Return the hook of this operator's connection and project."""
         from airflow_provider_dstack.hooks import DstackHook
@@ -269,10 +230,10 @@ class DstackRunOperator(BaseOperator):
         return None
 
     def _hand_over(self, job: RunJob, context: Context) -> Any:
-        """Have the triggerer follow the run from here on."""
+        """Have the triggerer follow the run from here on; ``DstackRunInterrupted`` for a task that ended."""
         from airflow_provider_dstack._deferral import defer
 
-        defer(self, job, context)
+        defer(self, job, context, lambda: self._killed)
 
     def _stop_leftover(self, context: Context) -> None:
         """Stop what a trigger may have left; the run is known by its name and marker alone."""

@@ -78,8 +78,7 @@ class DstackServiceOperator(DstackRunOperator):
     def _hand_over(self, job: RunJob, context: Context) -> None:
         """Let the service go on."""
         if self._killed:
-            job.stop_or_leave()
-            raise DstackRunInterrupted(job.interruption())
+            raise DstackRunInterrupted(f"the task was ended while run {job.target.name} began to answer")
 
 
 class DstackStopRunOperator(BaseOperator):

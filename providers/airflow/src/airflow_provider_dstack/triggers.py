@@ -87,6 +87,7 @@ class DstackRunTrigger(BaseTrigger):
         self.on_kill_action = on_kill_action
         self._fired = False
         self._kill_client: Client | None = None
+        self._token: str | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments to make this trigger again in another process."""
@@ -201,6 +202,7 @@ class DstackRunTrigger(BaseTrigger):
                     "How far the run was followed cannot be told (%r); log lines may repeat", error
                 )
         hook = DstackHook(self.dstack_conn_id, self.project_name)
+        self._token = hook.token
         self._kill_client = hook.client(**KILL_LIMITS)
         first = {
             "progress": self.progress,
@@ -218,7 +220,7 @@ class DstackRunTrigger(BaseTrigger):
             log_budget_bytes=self.log_budget_bytes,
             url=run.url,
             # Airflow forgets no secret it was told to hide: in a triggerer they would pile up.
-            secrets=secret_values(run.env.values()),
+            secrets=secret_values([*run.env.values(), self._token]),
         )
 
     def _start_save(self, state: dict[str, Any]) -> Future[None]:

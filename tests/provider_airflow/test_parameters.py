@@ -1,0 +1,140 @@
+"""Every documented parameter of a submit is one of the operator: taken, rendered, and checked first."""
+
+from __future__ import annotations
+
+import inspect
+import socket
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG
+
+from airflow_provider_dstack._build import submit_arguments
+from airflow_provider_dstack._compat import AirflowFailException
+from airflow_provider_dstack.errors import DstackError
+from airflow_provider_dstack.operators import DstackRunOperator
+from dstack_core import Client, RetryPolicy, RunCollection
+from dstack_core.local import LocalServer
+from tests.ports import free_port
+from tests.provider_airflow.support import paths
+from tests.provider_airflow.test_operator import CONTEXT, RUN
+
+# Airflow has arguments of these names.
+RENAMED = {"resources": "run_resources", "retry_policy": "run_retry_policy"}
+# What the operator chooses itself: who a run belongs to.
+OWN = {"marker"}
+# One word says yes or no; a template of it would be a text.
+NOT_TEMPLATED = {"verify_ports", "retry_budget"}
+TRUE: dict[str, Any] = {"type": "task", "commands": ["true"]}
+
+
+def documented() -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(RunCollection.submit).parameters
+    return {name: found for name, found in parameters.items() if name not in OWN | {"self"}}
+
+
+def operator(**arguments: Any) -> DstackRunOperator:
+    return DstackRunOperator(**{"task_id": "train", "configuration": TRUE, "poll_interval": 0.1, **arguments})
+
+
+@pytest.mark.parametrize("name", documented())
+def test_every_parameter_of_submit_is_one_of_the_operator(name: str) -> None:
+    taken = inspect.signature(DstackRunOperator.__init__).parameters
+    assert RENAMED.get(name, name) in taken
+    if name not in NOT_TEMPLATED:
+        assert RENAMED.get(name, name) in DstackRunOperator.template_fields
+
+
+def test_the_code_of_from_config_is_a_parameter_too() -> None:
+    assert "repo_dir" in inspect.signature(Client.from_config).parameters
+    assert "repo_dir" in inspect.signature(DstackRunOperator.__init__).parameters
+    assert "repo_dir" in DstackRunOperator.template_fields
+
+
+def test_what_is_given_is_what_is_submitted() -> None:
+    given: dict[str, Any] = {
+        "run_resources": {"gpu": {"name": "A100", "count": 2}, "memory": "64GB"},
+        "spot_policy": "auto",
+        "run_retry_policy": {"retry": True, "limit": "1h"},
+        "max_duration": "7200",
+        "max_price": "2.5",
+        "working_dir": "code",
+        "backends": "aws",
+    }
+    told = submit_arguments(operator(**given))
+    assert set(told) <= set(documented())
+    assert told["resources"].gpu.count == 2
+    assert told["retry_policy"] == RetryPolicy(retry=True, limit="1h")
+    assert (told["spot_policy"], told["max_duration"], told["max_price"]) == ("auto", 7200, 2.5)
+    assert (told["working_dir"], told["backends"]) == ("code", ["aws"])
+
+
+def test_templates_are_rendered_however_deep_they_are() -> None:
+    with DAG("deep", schedule=None):
+        task = operator(
+            configuration={
+                "type": "task",
+                "commands": ["run {{ word }}", ["never", "{{ word }}"][0]],
+                "env": {"A": "{{ word }}", "PATH_TO": "{{ word }}.yml"},
+                "files": [{"local_path": "/{{ word }}", "path": "/data/{{ word }}"}],
+                "tags": {"team": "{{ word }}"},
+            },
+            run_resources={"gpu": {"name": ["{{ word }}", "H100"], "count": {"min": "{{ 1 + 1 }}"}}},
+            run_retry_policy={"retry": True, "limit": "{{ 2 }}h"},
+            backends=["{{ word }}", "gcp"],
+            max_duration="{{ 3600 }}",
+        )
+    context: Any = {"word": "hi"}
+    task.render_template_fields(context)
+    assert task.configuration["env"] == {"A": "hi", "PATH_TO": "hi.yml"}
+    assert task.configuration["files"] == [{"local_path": "/hi", "path": "/data/hi"}]
+    assert task.configuration["tags"] == {"team": "hi"}
+    assert task.run_resources == {"gpu": {"name": ["hi", "H100"], "count": {"min": "2"}}}
+    assert (task.backends, task.max_duration) == (["hi", "gcp"], "3600")
+    assert task.run_retry_policy == {"retry": True, "limit": "2h"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"configuration": None}, "configuration: None is none"),
+        ({"configuration": 7}, "configuration"),
+        ({"configuration": {**TRUE, "env": ["no name"]}}, "env"),
+        ({"configuration": {"type": "task", "commands": [{"a": 1}]}}, "commands"),
+        ({"configuration": {**TRUE, "image": "a", "python": "3.11"}}, "image"),
+        ({"run_name": "x" * 100}, "run_name: 'x"),
+        ({"run_resources": {"memory": "much"}}, "much"),
+        ({"run_resources": {"gpu": {"count": -1}}}, "count"),
+        ({"spot_policy": "sometimes"}, "spot_policy: 'sometimes'"),
+        ({"run_retry_policy": {"retry": "perhaps"}}, "retry"),
+        ({"run_retry_policy": {"retry": True, "limit": "long"}}, "long"),
+        ({"max_duration": "forever"}, "max_duration: 'forever'"),
+        ({"max_duration": "-5"}, "max_duration: '-5'"),
+        ({"max_price": "-1"}, "max_price: -1"),
+        ({"max_price": "0"}, "max_price: 0"),
+        ({"backends": ["moon"]}, "backends"),
+        ({"backends": 5}, "backends: 5"),
+        ({"repo_dir": "/etc/hostname"}, "repo_dir: '/etc/hostname' is no directory"),
+        ({"project_name": "no/project"}, "'no/project' is no project name"),
+    ],
+    ids=lambda value: str(value)[:60] if isinstance(value, dict) else "",
+)
+def test_a_wrong_value_gets_one_clear_error_and_nothing_is_submitted(
+    server: LocalServer, arguments: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(AirflowFailException) as caught:
+        operator(**arguments).execute(CONTEXT)
+    assert told in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert server.client().runs.list(all=True) == []
+
+
+def test_ports_are_verified_where_that_is_wanted(server: LocalServer) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        what = {**TRUE, "ports": [held.getsockname()[1]]}
+        with pytest.raises((AirflowFailException, DstackError), match=str(held.getsockname()[1])):
+            operator(configuration=what, verify_ports=True).execute(CONTEXT)
+    assert paths(server, "/runs/apply") == []
+    free = operator(configuration={**TRUE, "ports": [free_port()]}, verify_ports=True)
+    assert free.execute(CONTEXT)["run_name"] == RUN.name
