@@ -1,8 +1,8 @@
 """Start an inference service, use it in tasks, and stop it whatever happens to them.
 
-``serve`` is the setup: it succeeds once the service answers, and returns its address. ``stop`` is the
-teardown: it runs also when a task in between failed, and when ``serve`` itself did. Needs the connection
-``dstack_default``.
+``serve`` is the setup: it succeeds once the service answers, and returns its address; when it fails, it stops
+the service itself. ``stop`` is the teardown: it runs also when a task in between failed. Needs the
+connection ``dstack_default``.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import TaskDeferred
 
-from airflow_provider_dstack import _deferral, operators
+from airflow_provider_dstack import _checkpoint, _deferral, operators
 from airflow_provider_dstack._names import TaskNames
 from airflow_provider_dstack.errors import DstackRunInterrupted
 from airflow_provider_dstack.operators import DstackRunOperator
@@ -47,7 +47,7 @@ def test_execution_timeout_counts_from_the_start_of_this_try(server: LocalServer
     context: Any = {"ti": SimpleNamespace(**vars(TI) | {"start_date": started})}
     caught = deferred(deferrable("sleep 60", execution_timeout=timedelta(seconds=90)), context)
     deadline = started.timestamp() + 90
-    assert caught.trigger.deadline == deadline  # type: ignore[attr-defined]  # a trigger of ours
+    assert caught.trigger.deadline == deadline
     assert caught.timeout is not None
     # Airflow's own limit comes later: it would stop no run.
     backstop = datetime.now(UTC).timestamp() + caught.timeout.total_seconds()
@@ -56,7 +56,7 @@ def test_execution_timeout_counts_from_the_start_of_this_try(server: LocalServer
 
 def test_without_execution_timeout_there_is_no_deadline(server: LocalServer) -> None:
     caught = deferred(deferrable("sleep 60"))
-    assert (caught.timeout, caught.trigger.deadline) == (None, None)  # type: ignore[attr-defined]
+    assert (caught.timeout, caught.trigger.deadline) == (None, None)
 
 
 @pytest.mark.parametrize("how", ["state", "signal"])
@@ -72,7 +72,7 @@ def test_a_task_that_ends_while_it_is_handed_over_stops_its_run(
         else:
             task.on_kill()
 
-    monkeypatch.setattr(_deferral._checkpoint, "save", save)
+    monkeypatch.setattr(_checkpoint, "save", save)
     with pytest.raises(DstackRunInterrupted, match="asked to stop"):
         task.execute(CONTEXT)
     (run,) = runs_of(server, f"airflow:{TI.dag_id}/")
@@ -84,7 +84,7 @@ def test_no_secret_is_left_to_the_triggerer_or_in_an_xcom(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[Any] = []
-    monkeypatch.setattr(_deferral._checkpoint, "save", lambda *told: saved.append(told[1:]))
+    monkeypatch.setattr(_checkpoint, "save", lambda *told: saved.append(told[1:]))
     key = "first line of the key\nand its second line"
     more = {
         "image": "registry.example.com/train",

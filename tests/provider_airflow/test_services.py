@@ -190,6 +190,24 @@ serve_and_use.expand(port=[1, 2])
     assert {run.raw_status for run in runs} == {"terminated"}
 
 
+def test_a_teardown_without_setup_stops_what_a_failed_task_left(
+    dag_runner: DagRunner, server: LocalServer
+) -> None:
+    ran = dag_runner.run_tasks(
+        """
+train = DstackRunOperator(task_id="train", configuration=Task(commands=["sleep 600"]), poll_interval=0.3,
+                          execution_timeout=timedelta(seconds=2), on_kill_action="keep")
+cleanup = DstackStopRunOperator(task_id="cleanup", runs_of=train, poll_interval=0.3)
+train >> cleanup.as_teardown()
+"""
+    )
+    assert ran.tasks == {"train": "failed", "cleanup": "success"}
+    assert ran.state == "failed"
+    (run,) = runs_of(server, f"airflow:{ran.dag_id}/")
+    assert run.raw_status == "terminated"
+    assert ran.values["cleanup"] == {run.name: "terminated"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [({}, "give either runs_of"), ({"run_name": "a", "runs_of": "b"}, "give either runs_of")],

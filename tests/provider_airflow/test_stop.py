@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+import threading
 
 import pytest
 
 from airflow_provider_dstack import _stop
 from airflow_provider_dstack._stop import stop_patiently
+from airflow_provider_dstack.errors import DstackRunInterrupted
+from airflow_provider_dstack.hooks import DstackHook
+from airflow_provider_dstack.operators import DstackRunOperator
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import over, paths, wait_for
 from tests.provider_airflow.test_job import job_of, kill_client, killed_when, run_of, wait_until_over
+from tests.provider_airflow.test_operator import CONTEXT, RUN
 
 _STUBBORN = "trap '' INT TERM; echo ready; sleep 600"
 
@@ -86,3 +91,36 @@ def test_a_killed_task_asks_again_for_a_stop_that_the_server_forgot(server: Loca
     assert took[0] < 3.7
     assert len(paths(server, "/runs/stop")) == 2
     assert wait_until_over(server).raw_status == "terminated"
+
+
+def test_a_killed_task_asks_airflow_for_nothing_that_it_needs(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = DstackRunOperator(
+        task_id="train", configuration={"type": "task", "commands": ["sleep 600"]}, poll_interval=0.1
+    )
+
+    def kill() -> None:
+        wait_for("running run", lambda: _status(server) == "running")
+        # From here on Airflow is as silent as the supervisor of a process that it kills.
+        monkeypatch.setattr(DstackHook, "get_connection", _silence)
+        monkeypatch.setattr(_stop, "task_state", _silence)
+        task.on_kill()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with pytest.raises(DstackRunInterrupted, match="asked to stop"):
+        task.execute(CONTEXT)
+    thread.join()
+    run = server.client().runs.get(RUN.name)
+    assert run is not None
+    assert over(run).raw_status == "terminated"
+
+
+def _status(server: LocalServer) -> str:
+    run = server.client().runs.get(RUN.name)
+    return run.raw_status if run is not None else ""
+
+
+def _silence(*told: object) -> None:
+    raise AssertionError("Airflow was asked")

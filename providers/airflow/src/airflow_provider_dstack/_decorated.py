@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.sdk.bases.decorator import DecoratedOperator
 
 from airflow_provider_dstack._compat import AirflowFailException, mask_secret
+from airflow_provider_dstack._relay import hidden
 from airflow_provider_dstack._spec import one_of
 from airflow_provider_dstack.errors import DstackError, DstackRunFailed
 from airflow_provider_dstack.operators import DstackRunOperator
@@ -102,12 +103,16 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
 
     def render_template_fields(self, context: Context, jinja_env: jinja2.Environment | None = None) -> None:
         """Render the templates, and have secrets hidden before the rendered fields are shown anywhere."""
+        super().render_template_fields(context, jinja_env)
+        for secret in self._secrets():
+            mask_secret(secret)
+
+    def _secrets(self) -> Iterator[str]:
         from airflow_provider_dstack._spec import secrets_in
 
-        super().render_template_fields(context, jinja_env)
-        secrets = {"type": "task", "env": self.env, "registry_auth": self.registry_auth}
-        for secret in secrets_in({name: value for name, value in secrets.items() if value}):
-            mask_secret(secret)
+        yield from secrets_in(self.configuration)
+        own = {"type": "task", "env": self.env, "registry_auth": self.registry_auth}
+        yield from secrets_in({name: value for name, value in own.items() if value})
 
     def _arguments(self, context: Context) -> dict[str, Any]:
         """Return the keyword arguments, with those of Airflow's context that the function names."""
@@ -168,7 +173,7 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
             if frame.get("kind") == "unusable":
                 raise AirflowFailException(f"{name}: {frame['message']}") from None
             if frame.get("kind") == "raised":
-                lines = "".join(f"\n  {line}" for line in frame["traceback"])
+                lines = hidden("".join(f"\n  {line}" for line in frame["traceback"]), self._secrets())
                 text = f"{name} raised an exception in run {error.outcome['run_name']}:{lines}"
                 raise DstackRunFailed(text, error.outcome) from None
             raise

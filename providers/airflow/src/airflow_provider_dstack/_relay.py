@@ -110,6 +110,12 @@ class Relay:
         return f"; see {self.url}" if self.url else ""
 
 
+def hidden(text: str, secrets: Iterable[str]) -> str:
+    """Return ``text`` with ``***`` for what is secret in it."""
+    pattern = _pattern(secrets)
+    return text if pattern is None else pattern.sub(_HIDDEN, text)
+
+
 def _pattern(secrets: Iterable[str]) -> re.Pattern[str] | None:
     """Match any line of any secret, the longest first."""
     lines = {line for secret in secrets for line in secret.splitlines() if len(line) >= _SHORTEST_HIDDEN}

@@ -1,0 +1,41 @@
+"""Each row of docs/airflow-guarantees.md names tests that exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent.parent / "docs" / "airflow-guarantees.md"
+ROWS = [
+    [cell.strip() for cell in line.strip().strip("|").split("|")]
+    for line in PAGE.read_text().splitlines()
+    if line.startswith("| ") and not line.startswith("| met with ")
+]
+TESTS = {
+    node.name
+    for path in HERE.glob("test_*.py")
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+}
+
+
+def test_the_page_has_rows() -> None:
+    assert len(ROWS) > 40
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0][:60])
+def test_a_row_tells_what_happens_and_names_tests_that_exist(row: list[str]) -> None:
+    met, here, tests = row
+    assert met
+    assert here
+    named = re.findall(r"`(test_\w+)`", tests)
+    assert named
+    assert set(named) <= TESTS
+
+
+def test_what_the_text_names_exists_too() -> None:
+    assert set(re.findall(r"`(test_\w+)`", PAGE.read_text())) <= TESTS

@@ -1,0 +1,105 @@
+"""Secrets show up nowhere: not in the log, the rendered fields, an error, an XCom."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.models.renderedtifields import RenderedTaskInstanceFields
+from airflow.models.xcom import XComModel
+from airflow.utils.session import create_session
+from sqlalchemy import select
+
+from airflow_provider_dstack import operators
+from dstack_core.local import LocalServer
+from tests.provider_airflow.support import DagRunner
+
+MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
+WORD, PASSWORD = "open-sesame-77", "docker-pass-44"
+_DAG = """
+train = DstackRunOperator(
+    task_id="train",
+    configuration={{
+        "type": "task",
+        "image": "registry.example.com/train",
+        "registry_auth": {{"username": "robot", "password": "{{{{ 'docker-pass' }}}}-44"}},
+        "env": {{"WORD": "{{{{ 'open-sesame' }}}}-77", "STEPS": "100000"}},
+        "commands": ["{pause}", 'echo "it is $WORD after $STEPS, $(cat {{path}})"', "exit 3"],
+    }},
+    poll_interval=0.3,
+    deferrable={deferrable},
+)
+"""
+
+
+def kept(dag_id: str) -> list[str]:
+    """Return what Airflow's database holds of a DAG's tasks: rendered fields and XComs."""
+    with create_session() as session:
+        rows: list[Any] = [
+            *session.scalars(
+                select(RenderedTaskInstanceFields.rendered_fields).where(
+                    RenderedTaskInstanceFields.dag_id == dag_id
+                )
+            ),
+            *session.scalars(select(XComModel.value).where(XComModel.dag_id == dag_id)),
+        ]
+    return [str(row) for row in rows]
+
+
+@MODES
+def test_secrets_are_in_no_log_field_error_or_xcom(
+    dag_runner: DagRunner,
+    server: LocalServer,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    deferrable: bool,
+) -> None:
+    monkeypatch.setattr(operators, "_SYNC_SECONDS", 1.0)
+    pause = "sleep 3" if deferrable else "true"
+    (tmp_path / "token").write_text(server.token)
+    ran = dag_runner.run_tasks(
+        _DAG.format(pause=pause, deferrable=deferrable).replace("{path}", str(tmp_path / "token"))
+    )
+    output = capfd.readouterr().out
+    assert ran.tasks == {"train": "failed"}
+    assert "The last log lines:\n  it is *** after 100000, ***" in output
+    found = kept(ran.dag_id)
+    assert any("registry.example.com/train" in row for row in found)
+    assert any("dstack_run_name" in row or "af-" in row for row in found)
+    for secret in (WORD, PASSWORD, server.token):
+        assert secret not in output
+        assert not [row for row in found if secret in row]
+
+
+@MODES
+def test_secrets_of_a_function_are_hidden_too(
+    dag_runner: DagRunner,
+    server: LocalServer,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    deferrable: bool,
+) -> None:
+    monkeypatch.setattr(operators, "_SYNC_SECONDS", 1.0)
+    ran = dag_runner.run_tasks(
+        f"""
+@task.dstack(env={{"WORD": "{{{{ 'open-sesame' }}}}-77"}}, image="i",
+             registry_auth={{"username": "u", "password": "docker-pass-44"}},
+             poll_interval=0.3, deferrable={deferrable})
+def train():
+    import os, time
+    time.sleep({3 if deferrable else 0})
+    print("it is", os.environ["WORD"])
+    raise ValueError(os.environ["WORD"])
+
+train()
+"""
+    )
+    output = capfd.readouterr().out
+    assert ran.tasks == {"train": "failed"}
+    assert "it is ***" in output
+    assert "ValueError: ***" in output
+    for secret in (WORD, PASSWORD):
+        assert secret not in output
+        assert not [row for row in kept(ran.dag_id) if secret in row]

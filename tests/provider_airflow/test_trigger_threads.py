@@ -1,0 +1,76 @@
+"""What a trigger does off the event loop, and what it asks Airflow."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+from airflow_provider_dstack import _compat
+from airflow_provider_dstack.hooks import DstackHook
+from dstack_core.local import LocalServer
+from tests.provider_airflow.support import over, paths
+from tests.provider_airflow.test_trigger import killed, payloads, submitted, trigger_for
+
+
+def test_nothing_that_blocks_is_done_on_the_event_loop(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: dict[str, set[bool]] = {}
+
+    def watched(name: str, real: Any) -> Any:
+        def call(*told: Any, **more: Any) -> Any:
+            on_loop = threading.current_thread() is threading.main_thread()
+            threads.setdefault(name, set()).add(on_loop)
+            return real(*told, **more)
+
+        return staticmethod(call)
+
+    monkeypatch.setattr(DstackHook, "get_connection", watched("connection", DstackHook.get_connection))
+    monkeypatch.setattr(_compat, "_xcom", watched("xcom", _compat._xcom).__func__)
+    run = submitted(server, "echo one; sleep 1; echo two")
+    (payload,) = asyncio.run(payloads(trigger_for(run)))
+    assert payload["tail"] == ["one", "two"]
+    assert threads == {"connection": {False}, "xcom": {False}}
+
+
+def test_a_kill_of_a_trigger_needs_no_connection_any_more(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_dstack._stop.task_state", lambda ti: "failed")
+    run = submitted(server, "sleep 600")
+
+    def polled() -> bool:
+        if len(paths(server, "/runs/get")) <= 3:
+            return False
+        monkeypatch.setattr(DstackHook, "get_connection", _silence)
+        return True
+
+    asyncio.run(killed(trigger_for(run), polled))
+    assert over(run).raw_status == "terminated"
+
+
+def _silence(*told: object) -> None:
+    raise AssertionError("the connection was asked for")
+
+
+@pytest.mark.parametrize(
+    ("map_index", "key", "asked"), [(None, "train", None), (-1, "train", None), (3, "train_3", 3)]
+)
+def test_the_state_of_the_task_itself_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, map_index: int | None, key: str, asked: int | None
+) -> None:
+    questions: list[dict[str, Any]] = []
+
+    def states(**question: Any) -> dict[str, Any]:
+        questions.append(question)
+        return {"r": {key: "deferred", "train_other": "failed"}}
+
+    monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", states)
+    ti: Any = SimpleNamespace(dag_id="d", run_id="r", task_id="train", map_index=map_index, try_number=1)
+    assert _compat.task_state(ti) == "deferred"
+    assert questions == [{"dag_id": "d", "task_ids": ["train"], "run_ids": ["r"], "map_index": asked}]
