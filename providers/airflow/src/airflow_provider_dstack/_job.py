@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._relay import Relay
-from airflow_provider_dstack._stop import OnKillAction, stop_patiently, stop_run
+from airflow_provider_dstack._stop import INSIST_SECONDS, OnKillAction, stop_patiently, stop_run
 from airflow_provider_dstack._threads import answer_within, start_thread
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ _KILL_SECONDS = 3.5
 _SETTLE_SECONDS = 4.3
 _PATIENT_SETTLE_SECONDS = 45.0
 _ASK_SECONDS = 1.0
+_INSIST_INTERVAL = 0.5
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class RunJob:
         self._give_up_at = time.monotonic() + settle
         self.killed = True
         deadline = time.monotonic() + _KILL_SECONDS
-        while self._started and not self._stopper_over and time.monotonic() < deadline:
+        while self._started and not (self._stopper_over or self.stopped) and time.monotonic() < deadline:
             time.sleep(_TICK_SECONDS)
 
     def stop(self) -> None:
@@ -278,10 +279,21 @@ class RunJob:
             except Exception as error:
                 self._log.warning("Stopping run %s failed: %s", self.target.name, error)
             else:
-                self.stopped = found or not submitting
+                self.stopped = found is not None or not submitting
                 if self.stopped:
+                    self._insist(found)
                     return
             time.sleep(_TICK_SECONDS)
+
+    def _insist(self, run: Run | None) -> None:
+        """Wait for the end of the stopped run while there is time: waiting repeats a forgotten stop."""
+        left = min(INSIST_SECONDS, self._give_up_at - time.monotonic() - _TICK_SECONDS)
+        if run is None or left <= 0:
+            return
+        try:
+            run.wait(left, poll_interval=_INSIST_INTERVAL)
+        except Exception as error:
+            self._log.debug("Run %s was asked to stop; its end was not seen: %s", run.name, error)
 
 
 class _Killed(Exception):

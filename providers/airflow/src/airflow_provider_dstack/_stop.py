@@ -10,13 +10,16 @@ from airflow_provider_dstack._compat import task_state
 
 if TYPE_CHECKING:
     from airflow_provider_dstack._compat import TaskInstanceLike
-    from dstack_core import Client
+    from dstack_core import Client, Run
 
 OnKillAction = Literal["stop", "abort", "keep"]
 ON_KILL_ACTIONS: tuple[str, ...] = get_args(OnKillAction)
 
 # A client that stops has seconds, not minutes: these are the limits for its requests, in seconds.
 KILL_LIMITS: dict[str, float] = {"timeout": 2.0, "connect_timeout": 2.0, "retry_budget": 1.0}
+
+# How long a run is looked at for a stop that the server forgot, where there is time for that.
+INSIST_SECONDS = 10.0
 
 _TRIES = 3
 _PAUSE_SECONDS = 1.0
@@ -43,25 +46,30 @@ def will_go_on(ti: TaskInstanceLike) -> bool:
     return task_state(ti) in _GOING_ON
 
 
-def stop_run(client: Client, run_name: str, marker: str, *, abort: bool) -> bool:
-    """Ask the server to stop the run of that name if it carries ``marker``; tell whether it does.
+def stop_run(
+    client: Client, run_name: str, marker: str, *, abort: bool, insist_for: float = 0.0
+) -> Run | None:
+    """Ask the server to stop the run of that name if it carries ``marker``; return it if it does.
 
     A run of another owner is left alone: with a ``run_name`` of the user's it may have the same name.
-    Raises the server errors.
+    ``insist_for`` (seconds) as for ``Run.stop``. Raises the server errors.
     """
     run = client.runs.get(run_name)
     if run is None or run.marker != marker:
-        return False
+        return None
     if run.outcome() is None:
-        client.runs.stop(run_name, abort=abort)
-    return True
+        run.stop(abort=abort, insist_for=insist_for)
+    return run
 
 
 def stop_patiently(client: Client, run_name: str, marker: str, *, abort: bool, log: Any) -> bool:
-    """Do ``stop_run`` with three tries; log what happened and tell whether nothing is left to stop."""
+    """Do ``stop_run`` with three tries; log what happened and tell whether nothing is left to stop.
+
+    Looks at the run for up to ten seconds, for a busy server may forget a stop.
+    """
     for number in range(1, _TRIES + 1):
         try:
-            found = stop_run(client, run_name, marker, abort=abort)
+            found = stop_run(client, run_name, marker, abort=abort, insist_for=INSIST_SECONDS)
         except Exception as error:
             log.error("Stopping run %s failed, try %s of %s: %s", run_name, number, _TRIES, error)
             if number < _TRIES:
