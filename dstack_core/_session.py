@@ -19,6 +19,7 @@ from dstack_core._flow.records import MOST_VALUES, check_limit, list_events
 from dstack_core._flow.retry import RetryBudget, retrying
 from dstack_core._flow.services import wait_until_ready
 from dstack_core._flow.steps import Flow, Op, call
+from dstack_core._flow.stop import StopOptions, Stops, stop
 from dstack_core._flow.submit import submit
 from dstack_core._names import random_marker, random_run_name
 from dstack_core._repo.files import pack_files
@@ -60,6 +61,7 @@ class Session:
     _public_key: str | None = field(default=None, repr=False)
     _delivered: Delivered = field(default_factory=Delivered, repr=False)
     _gates: Gates = field(init=False, repr=False)
+    _stops: Stops = field(default_factory=Stops, repr=False)
 
     def __post_init__(self) -> None:
         self._gates = Gates(self.api)
@@ -133,23 +135,23 @@ class Session:
         """List runs."""
         return self._retrying(run_flows.list_runs(self.api, all=all))
 
-    def stop(self, run_name: str, run_id: str | None, *, abort: bool) -> Flow[None]:
+    def stop(self, run_name: str, run_id: str | None, *, abort: bool, insist_for: float = 0.0) -> Flow[None]:
         """Stop a run; without an id whichever run has that name."""
-        if run_id is None:
-            return self._retrying(call(self.api.stop(check_run_name(run_name), abort=abort)))
-        return self._retrying(run_flows.stop(self.api, run_name, run_id, abort=abort))
+        name = run_name if run_id else check_run_name(run_name)
+        options = StopOptions(abort, insist_for, self.clock)
+        return self._retrying(stop(self.api, name, run_id, self._stops, options))
 
     def follow(
         self, progress: Progress, *, poll_interval: float, logs: bool, retry_budget: float
     ) -> Flow[Outcome]:
         """Follow a run."""
-        options = FollowOptions(poll_interval, logs, self.wall_clock, self.shared)
+        options = FollowOptions(poll_interval, logs, self.wall_clock, self.shared, self._stops)
         flow = self._gates.guarding(follow(self.api, progress, options))
         return retrying(flow, self._budget(retry_budget), progress)
 
     def chunks(self, run_name: str, run_id: str, options: ChunkOptions) -> Flow[None]:
         """Read the raw log."""
-        return self._retrying(read_chunks(self.api, Progress(run_name, run_id), options))
+        return self._retrying(read_chunks(self.api, Progress(run_name, run_id), options, self._stops))
 
     def wait_until_ready(
         self, run_name: str, run_id: str, *, poll_interval: float, retry_budget: float

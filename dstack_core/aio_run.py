@@ -146,9 +146,10 @@ class AsyncRun(RunBase[AsyncTransport]):
         flow = self._session.metrics(self.name, self.id, node=node, replica=replica, limit=limit)
         return await _drive.arun(flow, self._transport)
 
-    async def stop(self, abort: bool = False) -> None:
+    async def stop(self, abort: bool = False, *, insist_for: float = 0.0) -> None:
         """Ask the server to stop the run: the twin of ``Run.stop``."""
-        await _drive.arun(self._session.stop(self.name, self.id, abort=abort), self._transport)
+        flow = self._session.stop(self.name, self.id, abort=abort, insist_for=insist_for)
+        await _drive.arun(flow, self._transport)
 
     def _until(
         self, timeout: float | None, what: str, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep

@@ -157,6 +157,7 @@ class RunCollection:
     def stop(self, run_name: str, abort: bool = False) -> None:
         """Ask the server to stop the run of that name; no such run, or a finished one, is fine.
 
-        With ``abort`` its processes are killed without the time to end. Raises the server errors.
+        With ``abort`` its processes are killed without the time to end. A stop that the server forgets is
+        asked for again as ``Run.stop`` says. Raises the server errors.
         """
         _drive.run(self._session.stop(run_name, None, abort=abort), self._transport)

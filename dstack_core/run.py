@@ -196,13 +196,17 @@ class Run(RunBase[BlockingTransport]):
         flow = self._session.metrics(self.name, self.id, node=node, replica=replica, limit=limit)
         return _drive.run(flow, self._transport)
 
-    def stop(self, abort: bool = False) -> None:
+    def stop(self, abort: bool = False, *, insist_for: float = 0.0) -> None:
         """Ask the server to stop the run; one that is over is left alone. Does not wait for the end.
 
-        With ``abort`` its processes are killed without the time to end. Raises the server errors.
+        With ``abort`` its processes are killed without the time to end. A busy server may accept a stop and
+        forget it, and the run goes on: ``wait``, ``follow`` and ``logs(follow=True)`` with the same client
+        then ask again. Who waits for nothing can give ``insist_for`` (seconds): that long the run is looked
+        at every second until it is over, and a forgotten stop is asked for again. Raises the server errors.
         Source: the documented API, "stop()"; PROTOCOL 1.7.
         """
-        _drive.run(self._session.stop(self.name, self.id, abort=abort), self._transport)
+        flow = self._session.stop(self.name, self.id, abort=abort, insist_for=insist_for)
+        _drive.run(flow, self._transport)
 
     def _until(
         self, timeout: float | None, what: str, sleep: Callable[[float], None] = time.sleep

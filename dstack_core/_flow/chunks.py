@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from dstack_core._flow.logs import PageReader
 from dstack_core._flow.runs import look
 from dstack_core._flow.steps import Flow, Sleep
+from dstack_core._flow.stop import Stops
 from dstack_core._wire.api import Api
 from dstack_core._wire.logs import LogMessage
 from dstack_core._wire.runs import Job, RunSnapshot, Submission
@@ -39,7 +40,7 @@ class ChunkOptions:
     node: int | None = None
 
 
-def read_chunks(api: Api, progress: Progress, options: ChunkOptions) -> Flow[None]:
+def read_chunks(api: Api, progress: Progress, options: ChunkOptions, stops: Stops) -> Flow[None]:
     """Report every chunk logged from the start time on; with ``follow`` until the run is finished.
 
     As soon as several jobs are read, chunks are whole lines: what a job wrote of a line waits for the
@@ -50,6 +51,7 @@ def read_chunks(api: Api, progress: Progress, options: ChunkOptions) -> Flow[Non
     rests: dict[str, LogBytes] = {}
     while True:
         run = yield from look(api, progress.run_name, progress.run_id)
+        yield from stops.insist(api, run)
         last_round = not (options.follow and run.is_active)
         jobs = _chosen(run, options.node)
         for job in jobs:

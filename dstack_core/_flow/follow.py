@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from dstack_core._flow.logs import read_lines
 from dstack_core._flow.steps import Flow, Sleep, call
+from dstack_core._flow.stop import Stops
 from dstack_core._wire.api import Api
 from dstack_core._wire.runs import RunSnapshot, outcome_of
 from dstack_core.errors import RunNotFoundError
@@ -25,13 +26,14 @@ class FollowOptions:
 
     ``wall_clock`` gives the seconds since the epoch. ``shared`` is for many flows in one process: they
     look at the same moments, the multiples of ``poll_interval``, and at a log that has been silent for
-    some looks only at every second, third, ... sixth.
+    some looks only at every second, third, ... sixth. ``stops`` are the stops that were asked for.
     """
 
     poll_interval: float
     logs: bool
     wall_clock: Callable[[], float]
     shared: bool = False
+    stops: Stops = field(default_factory=Stops)
 
     def pause(self) -> Sleep:
         """Return the wait before the next look."""
@@ -44,8 +46,9 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
     """Report status changes and log lines until the run is finished; return its ``Outcome``.
 
     Every event carries the progress from which another process goes on right behind it. The logs are
-    read after the status that says the run is over, so the last line precedes ``RunFinished``. Raises
-    ``RunNotFoundError`` when the run is gone, and the other server errors.
+    read after the status that says the run is over, so the last line precedes ``RunFinished``. A stop that
+    was asked for and that the server forgot is asked for again. Raises ``RunNotFoundError`` when the run is
+    gone, and the other server errors.
     """
     silence = _Silence(options.shared)
     while True:
@@ -53,6 +56,7 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
         run = yield from call(api.get_run(progress.run_name, progress.run_id))
         if run is None:
             raise _gone(api, progress)
+        yield from options.stops.insist(api, run)
         progress = replace(progress, run_id=run.id)
         if run.is_active:
             progress = yield from _report_status(run, progress, options)

@@ -1,4 +1,4 @@
-"""Small flows on runs: find, list, stop (PROTOCOL 1.7)."""
+"""Small flows on runs: find, list (PROTOCOL 1.7)."""
 
 from __future__ import annotations
 
@@ -39,13 +39,3 @@ def _pages(api: Api, *, only_active: bool, most: int | None = None) -> Op[list[R
         if len(page) < PAGE_SIZE or (most is not None and len(runs) >= most):
             return runs[:most]
         last = page[-1]
-
-
-def stop(api: Api, name: str, run_id: str, *, abort: bool) -> Op[None]:
-    """Ask the server to stop a run, unless it is over or another run has taken its name.
-
-    The server stops by name (PROTOCOL 1.7), so the id is looked at first.
-    """
-    run = yield from call(api.get_run(name, run_id))
-    if run is not None and run.is_active and not run.deleted:
-        yield from call(api.stop(name, abort=abort))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._relay import Relay
-from airflow_provider_dstack._stop import OnKillAction, Stop, stop_patiently, stop_run
+from airflow_provider_dstack._stop import INSIST_SECONDS, OnKillAction, stop_patiently, stop_run
 from airflow_provider_dstack._threads import answer_within, start_thread
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ _KILL_SECONDS = 3.5
 _SETTLE_SECONDS = 4.3
 _PATIENT_SETTLE_SECONDS = 45.0
 _ASK_SECONDS = 1.0
-# A busy server may undo a stop that it has taken.
-_HOLD_SECONDS = 1.0
-_LOOK_SECONDS = 0.4
+_INSIST_INTERVAL = 0.5
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ class RunJob:
         self._give_up_at = time.monotonic() + settle
         self.killed = True
         deadline = time.monotonic() + _KILL_SECONDS
-        while self._started and not self._stopper_over and time.monotonic() < deadline:
+        while self._started and not (self._stopper_over or self.stopped) and time.monotonic() < deadline:
             time.sleep(_TICK_SECONDS)
 
     def stop(self) -> None:
@@ -274,7 +272,6 @@ class RunJob:
 
     def _ask_to_stop(self) -> None:
         abort = self._options.on_kill_action == "abort"
-        since = time.monotonic()
         while time.monotonic() < self._give_up_at:
             # Looked at before asking: a run that appears meanwhile needs another round.
             submitting = self._submitting
@@ -283,13 +280,21 @@ class RunJob:
             except Exception as error:
                 self._log.warning("Stopping run %s failed: %s", self.target.name, error)
             else:
-                self.stopped = found is not Stop.MISSING or not submitting
-                if found is Stop.ASKED:
-                    since = time.monotonic()
-                held = found is Stop.STOPPING and time.monotonic() >= since + _HOLD_SECONDS
-                if found is Stop.OVER or held or (found is Stop.MISSING and not submitting):
+                self.stopped = found is not None or not submitting
+                if self.stopped:
+                    self._insist(found)
                     return
-            time.sleep(_TICK_SECONDS if self._submitting else _LOOK_SECONDS)
+            time.sleep(_TICK_SECONDS)
+
+    def _insist(self, run: Run | None) -> None:
+        """Wait for the end of the stopped run while there is time: waiting repeats a forgotten stop."""
+        left = min(INSIST_SECONDS, self._give_up_at - time.monotonic() - _TICK_SECONDS)
+        if run is None or left <= 0:
+            return
+        try:
+            run.wait(left, poll_interval=_INSIST_INTERVAL)
+        except Exception as error:
+            self._log.debug("Run %s was asked to stop; its end was not seen: %s", run.name, error)
 
 
 class _Killed(Exception):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from airflow_provider_dstack._compat import task_state
 
 if TYPE_CHECKING:
     from airflow_provider_dstack._compat import TaskInstanceLike
-    from dstack_core import Client
+    from dstack_core import Client, Run
 
 OnKillAction = Literal["stop", "abort", "keep"]
 ON_KILL_ACTIONS: tuple[str, ...] = get_args(OnKillAction)
@@ -19,10 +18,11 @@ ON_KILL_ACTIONS: tuple[str, ...] = get_args(OnKillAction)
 # A client that stops has seconds, not minutes: these are the limits for its requests, in seconds.
 KILL_LIMITS: dict[str, float] = {"timeout": 2.0, "connect_timeout": 2.0, "retry_budget": 1.0}
 
+# How long a run is looked at for a stop that the server forgot, where there is time for that.
+INSIST_SECONDS = 10.0
+
 _TRIES = 3
 _PAUSE_SECONDS = 1.0
-# A busy server may undo a stop that it has taken, so what became of it is looked at for this long.
-_LOOKS = 3
 
 _ENDED = frozenset({"failed", "success", "restarting", "skipped", "upstream_failed", "removed"})
 # The last three are those of a task that Airflow has given up on this worker, and will try on another.
@@ -45,62 +45,53 @@ def will_go_on(ti: TaskInstanceLike) -> bool:
     return task_state(ti) in _GOING_ON
 
 
-class Stop(Enum):
-    """Say what came of asking once."""
-
-    MISSING = "there is no such run of ours"
-    ASKED = "the server took the stop"
-    STOPPING = "it had been asked before"
-    OVER = "the run is over"
-
-
-def stop_run(client: Client, run_name: str, marker: str, *, abort: bool) -> Stop:
-    """Ask the server to stop the run of that name if it carries ``marker`` and is not ending anyway.
+def stop_run(
+    client: Client, run_name: str, marker: str, *, abort: bool, insist_for: float = 0.0
+) -> Run | None:
+    """Ask the server to stop the run of that name if it carries ``marker``; return it if it does.
 
     A run of another owner is left alone: with a ``run_name`` of the user's it may have the same name.
-    Raises the server errors.
+    ``insist_for`` (seconds) as for ``Run.stop``. Raises the server errors.
     """
-    from dstack_core import RunStatus
-
     run = client.runs.get(run_name)
     if run is None or run.marker != marker:
-        return Stop.MISSING
-    if run.outcome() is not None:
-        return Stop.OVER
-    if RunStatus(run.raw_status).is_stopping:
-        return Stop.STOPPING
-    client.runs.stop(run_name, abort=abort)
-    return Stop.ASKED
+        return None
+    if run.outcome() is None:
+        run.stop(abort=abort, insist_for=insist_for)
+    return run
 
 
 def stop_patiently(client: Client, run_name: str, marker: str, *, abort: bool, log: Any) -> bool:
-    """Do ``stop_run``, with three tries, until the server holds to it, which takes seconds.
+    """Do ``stop_run`` with three tries; log what happened and tell whether nothing is left to stop.
 
-    Logs what happened and tells whether nothing is left to stop.
+    Looks at the run for up to ten seconds, for a busy server may forget a stop.
     """
-    failures = asked = looks = 0
-    while failures < _TRIES and asked <= _TRIES and looks < _LOOKS:
+    for number in range(1, _TRIES + 1):
         try:
-            found = stop_run(client, run_name, marker, abort=abort)
+            run = stop_run(client, run_name, marker, abort=abort, insist_for=INSIST_SECONDS)
+            going_on = run is not None and _goes_on(run)
         except Exception as error:
-            failures += 1
-            log.error("Stopping run %s failed, try %s of %s: %s", run_name, failures, _TRIES, error)
-        else:
-            if found is Stop.OVER or found is Stop.MISSING:
-                if not asked:
-                    log.info("Run %s need not be stopped: %s", run_name, found.value)
-                return True
-            if found is Stop.ASKED:
-                asked, looks = asked + 1, 0
-                again = " again, which had forgotten it," if asked > 1 else ""
-                log.info("Asked the server%s to stop run %s", again, run_name)
-            else:
-                looks += 1
-        time.sleep(_PAUSE_SECONDS)
-    if looks == _LOOKS or (asked and failures):
+            log.error("Stopping run %s failed, try %s of %s: %s", run_name, number, _TRIES, error)
+            if number < _TRIES:
+                time.sleep(_PAUSE_SECONDS)
+            continue
+        if going_on:
+            log.error("The server forgets that run %s is to be stopped", run_name)
+            break
+        log.info("Asked the server to stop run %s" if run else "There is no run %s to stop", run_name)
         return True
     log.error("Run %s may still be going; stop it with: dstack stop %s", run_name, run_name)
     return False
+
+
+def _goes_on(run: Run) -> bool:
+    from dstack_core import RunNotFoundError, RunStatus
+
+    try:
+        run.refresh()
+    except RunNotFoundError:
+        return False
+    return run.outcome() is None and not RunStatus(run.raw_status).is_stopping
 
 
 def stop_unless_deferred(

@@ -102,8 +102,15 @@ class Submission:
         from dstack_core import RunNotFoundError
 
         try:
-            while run.refresh().outcome() is None:
-                submitter.pause(self.poll_interval)
+            # Following repeats a stop that the server forgot.
+            for _ in run.follow(
+                poll_interval=self.poll_interval,
+                logs=False,
+                retry_budget=self.retry_budget,
+                sleep=submitter.pause,
+            ):
+                continue
+            run.refresh()
         except RunNotFoundError:
             return None
         return run

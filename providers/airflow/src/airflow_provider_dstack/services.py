@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -181,10 +180,13 @@ class DstackStopRunOperator(BaseOperator):
         from dstack_core import RunNotFoundError, RunStatus
 
         try:
+            if self.wait_for_completion:
+                # Following repeats a stop that the server forgot.
+                for _ in run.follow(
+                    poll_interval=self.poll_interval, logs=False, retry_budget=self.retry_budget
+                ):
+                    continue
             outcome = run.refresh().outcome()
-            while outcome is None and self.wait_for_completion:
-                time.sleep(self.poll_interval)
-                outcome = run.refresh().outcome()
         except RunNotFoundError:
             return "deleted"
         if outcome is None:

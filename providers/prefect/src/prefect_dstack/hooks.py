@@ -73,10 +73,12 @@ def _stop_runs(
             if look:
                 time.sleep(_PAUSE)
             for run in client.runs.list():
-                if run.id not in stopped and _is_left_over(run, prefixes, crashed=state.is_crashed()):
+                if _is_left_over(run, prefixes, crashed=state.is_crashed()):
+                    # Again where it was stopped before: a busy server may forget that.
                     run.stop()
-                    stopped.add(run.id)
-                    logger.info("Asked the server to stop run %s", run.name)
+                    if run.id not in stopped:
+                        stopped.add(run.id)
+                        logger.info("Asked the server to stop run %s", run.name)
 
 
 def _is_left_over(run: Run, prefixes: tuple[str, ...], *, crashed: bool) -> bool:

@@ -31,6 +31,8 @@ _LOG_PAGE = 200
 # Prefect itself ends a cancelled flow run in its machine, within 30 s and a little.
 GRACE_SECONDS = 60.0
 # No outage of the dstack server makes a worker give up: the machine goes on all the same.
+# How long a stopped machine is looked at for a stop that the server forgot.
+INSIST_SECONDS = 10.0
 _PATIENCE = 7 * 24 * 3600.0
 
 
@@ -100,7 +102,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             run = await client.runs.get(run_name)
             if run is None or run.outcome() is not None:
                 raise InfrastructureNotFound(f"no active run {run_name} in project {project!r}")
-            await run.stop(abort=grace_seconds <= 0)
+            await run.stop(abort=grace_seconds <= 0, insist_for=INSIST_SECONDS)
 
     async def sync_with_backend(self) -> None:
         """Tell Prefect that this worker lives, and take up what a worker that ended left behind."""
