@@ -95,6 +95,27 @@ def test_templates_are_rendered_however_deep_they_are() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "rendered"),
+    [
+        ("${{ secrets.hf_token }}", "${{ secrets.hf_token }}"),
+        ("{{ word }}:${{env.NAME}}", "hi:${{env.NAME}}"),
+        ("{% raw %}${{ secrets.one }}{% endraw %}", "${{ secrets.one }}"),
+        ("${{ word }}", "$hi"),
+        ("${HOME}/{{ word }}", "${HOME}/hi"),
+    ],
+)
+def test_what_the_server_fills_in_is_left_to_it(given: str, rendered: str) -> None:
+    with DAG("references", schedule=None):
+        task = operator(configuration={**TRUE, "env": {"TOKEN": given}})
+        text = operator(task_id="text", configuration=f"type: task\ncommands: ['x']\nname: {given!r}\n")
+    context: Any = {"word": "hi"}
+    task.render_template_fields(context)
+    text.render_template_fields(context)
+    assert task.configuration["env"] == {"TOKEN": rendered}
+    assert text.configuration.endswith(f"name: {rendered!r}")
+
+
+@pytest.mark.parametrize(
     ("arguments", "told"),
     [
         ({"configuration": None}, "configuration: None is none"),

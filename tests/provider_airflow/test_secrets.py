@@ -103,3 +103,38 @@ train()
     for secret in (WORD, PASSWORD):
         assert secret not in output
         assert not [row for row in kept(ran.dag_id) if secret in row]
+
+
+def test_secrets_of_mapped_tasks_are_hidden_too(
+    dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ran = dag_runner.run_tasks(
+        """
+tries = [
+    {"type": "task", "commands": ["echo it is $WORD"], "env": {"WORD": f"{{{{ 'mapped' }}}}-sesame-{number}"}}
+    for number in (1, 2)
+]
+DstackRunOperator.partial(task_id="train", poll_interval=0.3).expand(configuration=tries)
+"""
+    )
+    output = capfd.readouterr().out
+    assert ran.state == "success"
+    assert output.count("it is ***") == 2
+    assert "mapped-sesame" not in output
+    assert len([row for row in kept(ran.dag_id) if "echo it is" in row]) == 2
+    assert not [row for row in kept(ran.dag_id) if "mapped-sesame" in row]
+
+
+def test_a_template_that_fails_shows_no_secret(
+    dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ran = dag_runner.run_tasks(
+        """
+what = {"type": "task", "commands": ["{{ nothing.at_all }}"], "env": {"WORD": "literal-sesame-99"}}
+DstackRunOperator(task_id="train", configuration=what)
+"""
+    )
+    output = capfd.readouterr().out
+    assert ran.tasks == {"train": "failed"}
+    assert "'nothing' is undefined" in output
+    assert "literal-sesame-99" not in output

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk.bases.decorator import DecoratedOperator
 
-from airflow_provider_dstack._compat import AirflowFailException, mask_secret
+from airflow_provider_dstack._compat import AirflowFailException
 from airflow_provider_dstack._relay import hidden
 from airflow_provider_dstack._spec import one_of
 from airflow_provider_dstack.errors import DstackError, DstackRunFailed
 from airflow_provider_dstack.operators import DstackRunOperator
 
 if TYPE_CHECKING:
-    import jinja2
-
     from airflow_provider_dstack._compat import Context
     from airflow_provider_dstack._function import Serializer
     from dstack_core import Configuration, RegistryAuth, Resources, Run
@@ -101,16 +99,11 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
         complete = super().execute_complete
         return self._result_of(lambda: complete(context, event))
 
-    def render_template_fields(self, context: Context, jinja_env: jinja2.Environment | None = None) -> None:
-        """Render the templates, and have secrets hidden before the rendered fields are shown anywhere."""
-        super().render_template_fields(context, jinja_env)
-        for secret in self._secrets():
-            mask_secret(secret)
-
-    def _secrets(self) -> Iterator[str]:
+    def secret_texts(self) -> Iterator[str]:
+        """Yield what is to be hidden in logs and rendered fields."""
         from airflow_provider_dstack._spec import secrets_in
 
-        yield from secrets_in(self.configuration)
+        yield from super().secret_texts()
         own = {"type": "task", "env": self.env, "registry_auth": self.registry_auth}
         yield from secrets_in({name: value for name, value in own.items() if value})
 
@@ -173,7 +166,7 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
             if frame.get("kind") == "unusable":
                 raise AirflowFailException(f"{name}: {frame['message']}") from None
             if frame.get("kind") == "raised":
-                lines = hidden("".join(f"\n  {line}" for line in frame["traceback"]), self._secrets())
+                lines = hidden("".join(f"\n  {line}" for line in frame["traceback"]), self.secret_texts())
                 text = f"{name} raised an exception in run {error.outcome['run_name']}:{lines}"
                 raise DstackRunFailed(text, error.outcome) from None
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import AirflowFailException, BaseOperator, Context, mask_secret
@@ -15,15 +16,34 @@ class TemplatedModels(BaseOperator):
 
     configuration: Any
 
-    def render_template_fields(self, context: Context, jinja_env: jinja2.Environment | None = None) -> None:
-        """Render the templates, and have secrets hidden before the rendered fields are shown anywhere."""
+    def secret_texts(self) -> Iterator[str]:
+        """Yield what is to be hidden in logs and rendered fields."""
+        from airflow_provider_dstack._spec import secrets_in
+
+        yield from secrets_in(self.configuration)
+
+    def _do_render_template_fields(
+        self,
+        parent: Any,
+        template_fields: Iterable[str],
+        context: Context,
+        jinja_env: jinja2.Environment,
+        seen_oids: set[int],
+    ) -> None:
+        """Render the templates, and have secrets hidden before the fields are shown anywhere.
+
+        Airflow renders a mapped task by this method, past ``render_template_fields``.
+        """
         from jinja2 import TemplateNotFound
 
-        from airflow_provider_dstack._spec import secrets_in
+        from airflow_provider_dstack._references import ServerReferences
         from dstack_core import ConfigurationError
 
+        # A template that fails is logged with all of its field.
+        self._hide(text for text in self.secret_texts() if "{{" not in text)
+        with_references = jinja_env.overlay(extensions=[ServerReferences])
         try:
-            super().render_template_fields(context, jinja_env)
+            super()._do_render_template_fields(parent, template_fields, context, with_references, seen_oids)
         except TemplateNotFound as error:
             raise AirflowFailException(
                 f"configuration: there is no file {error.name!r} in the DAG's folder or in its "
@@ -31,7 +51,11 @@ class TemplatedModels(BaseOperator):
             ) from None
         except ConfigurationError as error:
             raise AirflowFailException(error.message) from None
-        for secret in secrets_in(self.configuration):
+        self._hide(self.secret_texts())
+
+    @staticmethod
+    def _hide(secrets: Iterable[str]) -> None:
+        for secret in secrets:
             mask_secret(secret)
 
     def render_template(
