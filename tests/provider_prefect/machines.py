@@ -45,8 +45,10 @@ class Server(Protocol):
 
 
 @contextmanager
-def worker(server: Server | None, pool: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a worker process of the pool that is ended with the test; its name is the pool's."""
+def worker(
+    server: Server | None, pool: str, log: Path, name: str | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a worker process of the pool that is ended with the test; its name is the pool's by default."""
     given = {} if server is None else {"URL": server.url, "PROJECT": server.project, "TOKEN": server.token}
     environment = {
         **os.environ,
@@ -55,7 +57,8 @@ def worker(server: Server | None, pool: str, log: Path) -> Iterator[subprocess.P
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFECT_SERVER_SECRET": "of-the-worker-alone",
     }
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", pool]
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool]
+    command += ["--type", "dstack", "--name", name or pool]
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
