@@ -22,7 +22,7 @@ from prefect_dstack._machine import DstackJobConfiguration
 from prefect_dstack._orphans import claim, orphans
 
 from .machines import START_SECONDS, cancel, deploy, new_pool, read, start, the_line, worker
-from .support import all_runs, log_records, outcome_of, state_of, submissions, the_run, until
+from .support import all_runs, log_records, outcome_of, state_of, stops, submissions, the_run, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
@@ -40,10 +40,6 @@ def pool() -> str:
 def kill(process: subprocess.Popen[bytes]) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def stops(server: LocalServer) -> int:
-    return sum(request.path.endswith("/runs/stop") for request in server.requests)
 
 
 @pytest.mark.matrix

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFound
+from prefect.logging.loggers import get_worker_logger
 from prefect.states import Cancelled, Crashed
 from prefect.workers.base import BaseWorker, BaseWorkerResult
 
@@ -111,7 +112,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         try:
             await self._take_up_orphans()
         except Exception as error:
-            self._logger.warning("Flow runs without a worker could not be looked up: %s", error)
+            get_worker_logger(self).warning("Flow runs without a worker could not be looked up: %s", error)
 
     async def teardown(self, *exc_info: Any) -> None:
         """End the watches; their machines go on."""
