@@ -71,9 +71,9 @@ def worker(
             process.wait()
 
 
-def new_pool() -> str:
-    """Make a work pool and return its name."""
-    name = f"pool-{uuid4().hex[:8]}"
+def new_pool(name: str | None = None) -> str:
+    """Make a work pool, of a new name by default, and return its name."""
+    name = name or f"pool-{uuid4().hex[:8]}"
     template = DstackWorker.get_default_base_job_template()
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name=name, type="dstack", base_job_template=template))
