@@ -15,6 +15,7 @@ export DO_NOT_TRACK := 1
 CORE := $(ENVS)/core/.ready
 AIRFLOW := $(ENVS)/airflow/.ready
 PREFECT := $(ENVS)/prefect/.ready
+PREFECT_OLDEST := $(ENVS)/prefect-oldest/.ready
 SERVER := $(ENVS)/server-$(REAL_SERVER)/.ready
 
 .PHONY: help
@@ -67,6 +68,13 @@ test-matrix: $(AIRFLOW) $(PREFECT) ## Kill, cancel and take over real Airflow an
 	@$(ENVS)/airflow/bin/python -m pytest tests/provider_airflow -q -m matrix --junitxml=$(REPORTS)/airflow-matrix.xml $(PYTEST_FLAGS)
 	@echo "== kills, take-overs, cancellations: Prefect"
 	@$(ENVS)/prefect/bin/python -m pytest tests/provider_prefect -q -m matrix --junitxml=$(REPORTS)/prefect-matrix.xml $(PYTEST_FLAGS)
+
+.PHONY: test-prefect-matrix
+test-prefect-matrix: $(PREFECT) $(PREFECT_OLDEST) $(SERVER) ## Run all of them on the newest and the oldest Prefect (an hour)
+	@for env in prefect prefect-oldest; do \
+	  echo "== $$($(ENVS)/$$env/bin/python -m prefect --version | head -1) of $$env, with dstack $(REAL_SERVER)"; \
+	  $(ENVS)/$$env/bin/python -m pytest tests/provider_prefect -q --junitxml=$(REPORTS)/$$env-all.xml $(PYTEST_FLAGS) || exit 1; \
+	done
 
 test-fast: $(CORE) ## Run what needs no host and no real server (under a minute)
 	@$(ENVS)/core/bin/python -m pytest -q -n 2 --dist worksteal -m "not real and not slow" $(PYTEST_FLAGS)
@@ -125,6 +133,12 @@ $(AIRFLOW): constraints/airflow.txt constraints/build.txt pyproject.toml provide
 $(PREFECT): constraints/prefect.txt constraints/build.txt pyproject.toml providers/prefect/pyproject.toml | $(UV)
 	$(fresh_env)
 	@$(INSTALL) -e '.[async,local]' -e providers/prefect --group dev $(BRIEFLY)
+	@touch $@
+
+# That Prefect imports importlib_metadata and does not ask for it.
+$(PREFECT_OLDEST): constraints/prefect-oldest.txt constraints/build.txt pyproject.toml providers/prefect/pyproject.toml | $(UV)
+	$(fresh_env)
+	@$(INSTALL) -e '.[async,local]' -e providers/prefect importlib-metadata --group dev $(BRIEFLY)
 	@touch $@
 
 # A server that cannot start with what it asks for gets something else by constraints/server-*.overrides.txt.

@@ -45,8 +45,10 @@ class Server(Protocol):
 
 
 @contextmanager
-def worker(server: Server | None, pool: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a worker process of the pool that is ended with the test; its name is the pool's."""
+def worker(
+    server: Server | None, pool: str, log: Path, name: str | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a worker process of the pool that is ended with the test; its name is the pool's by default."""
     given = {} if server is None else {"URL": server.url, "PROJECT": server.project, "TOKEN": server.token}
     environment = {
         **os.environ,
@@ -55,7 +57,8 @@ def worker(server: Server | None, pool: str, log: Path) -> Iterator[subprocess.P
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFECT_SERVER_SECRET": "of-the-worker-alone",
     }
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", pool]
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool]
+    command += ["--type", "dstack", "--name", name or pool]
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
@@ -68,9 +71,9 @@ def worker(server: Server | None, pool: str, log: Path) -> Iterator[subprocess.P
             process.wait()
 
 
-def new_pool() -> str:
-    """Make a work pool and return its name."""
-    name = f"pool-{uuid4().hex[:8]}"
+def new_pool(name: str | None = None) -> str:
+    """Make a work pool, of a new name by default, and return its name."""
+    name = name or f"pool-{uuid4().hex[:8]}"
     template = DstackWorker.get_default_base_job_template()
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name=name, type="dstack", base_job_template=template))

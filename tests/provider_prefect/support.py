@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -79,3 +82,20 @@ def state_of(flow_run_id: UUID) -> Any:
     """Return the state of a flow run."""
     with get_client(sync_client=True) as client:
         return client.read_flow_run(flow_run_id).state
+
+
+def interrupt_when_running(dstack: LocalServer) -> threading.Thread:
+    """Press Ctrl-C in this process as soon as a run of the server is running."""
+
+    def press() -> None:
+        until(lambda: any(run.raw_status == "running" for run in all_runs(dstack)))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    return thread
+
+
+def stops(server: LocalServer) -> int:
+    """Return how many requests to stop runs were received."""
+    return sum(request.path.endswith("/runs/stop") for request in server.requests)

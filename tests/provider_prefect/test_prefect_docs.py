@@ -12,6 +12,8 @@ import pytest
 from dstack_core.local import LocalServer
 from tests.docs.blocks import Block, blocks
 
+from .machines import new_pool
+
 
 @pytest.mark.parametrize("block", blocks("python prefect"), ids=str)
 def test_blocks_run_as_printed(
@@ -19,6 +21,8 @@ def test_blocks_run_as_printed(
 ) -> None:
     script = tmp_path / "block.py"
     script.write_text(block.code)
+    if 'work_pool_name="gpu"' in block.code:
+        new_pool("gpu")
     target = {
         "DSTACK_SERVER_URL": dstack.url,
         "DSTACK_PROJECT": dstack.project,

@@ -20,7 +20,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 
 from dstack_core.local import LocalServer
 
-from .support import all_runs, outcome_of, state_of, until
+from .support import all_runs, outcome_of, state_of, stops, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.matrix, pytest.mark.usefixtures("prefect_server")]
 
@@ -64,10 +64,6 @@ def start(pool: str, name: str) -> UUID:
     made = loaded.deploy(name=pool, work_pool_name=pool, build=False, push=False, print_next_steps=False)
     with get_client(sync_client=True) as client:
         return client.create_flow_run_from_deployment(UUID(str(made))).id
-
-
-def stops(server: LocalServer) -> int:
-    return sum(request.path.endswith("/runs/stop") for request in server.requests)
 
 
 def running(server: LocalServer, before: int, count: int) -> bool:

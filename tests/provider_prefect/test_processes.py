@@ -20,7 +20,7 @@ from prefect.states import Cancelling, Scheduled
 from dstack_core import Run
 from dstack_core.local import LocalServer
 
-from .support import all_runs, log_records, outcome_of, state_of, until
+from .support import all_runs, log_records, outcome_of, state_of, stops, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
@@ -178,8 +178,7 @@ def test_each_run_was_asked_to_stop_once(
     """The hooks come after the tasks; a run that is stopping already is left alone."""
     server, _ = served
     log_records(cancelled["parent"].flow_run_id, last="finished running successfully", seconds=60)
-    asked = sum(request.path.endswith("/runs/stop") for request in server.requests)
-    assert asked == sum(CANCELLED.values())
+    assert stops(server) == sum(CANCELLED.values())
 
 
 def test_the_cancellation_hook_runs_too_and_finds_nothing_left(cancelled: dict[str, Case]) -> None:
@@ -254,6 +253,7 @@ def test_control_c_in_a_plain_script_stops_the_run(name: str, dstack: LocalServe
     assert seconds < STOP_SECONDS
     (run,) = all_runs(dstack)
     assert outcome_of(run).reason == "stopped_by_user"
+    assert stops(dstack) == 1
 
 
 def test_a_plain_script_notices_a_cancellation_that_nobody_tells_it(
@@ -268,7 +268,7 @@ def test_a_plain_script_notices_a_cancellation_that_nobody_tells_it(
         print(f"plain script: stopped {seconds:.1f} s after the cancellation")  # noqa: T201
         process.wait(60)
     assert seconds < STOP_SECONDS
-    assert len(all_runs(dstack)) == 1
+    assert len(all_runs(dstack)) == stops(dstack) == 1
     # Nobody takes the flow run from Cancelling to Cancelled, but the server itself after 300 s.
     state = state_of(UUID(pid_file.name))
     assert state.is_cancelling() or state.is_cancelled()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import entry_points, version
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +18,8 @@ import pytest
 import prefect_dstack
 from prefect_dstack import arun_task, run_task
 
+ROOT = Path(__file__).parents[2]
+SOURCE = Path(prefect_dstack.__file__).parent
 _IMPORT = """
 import json, sys, time
 began = time.perf_counter()
@@ -92,6 +98,48 @@ def test_importing_loads_no_client() -> None:
             break
         share = min(share, _import()[0])
     assert share <= _SHARE
+
+
+def test_only_the_public_api_of_prefect_is_used() -> None:
+    """The one private sign of a cancellation is in a room of its own, which allows for its absence."""
+    modules = {path.name: ast.parse(path.read_text()) for path in SOURCE.glob("*.py")}
+    for name, tree in modules.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("prefect."):
+                imported = [*str(node.module).split("."), *(alias.name for alias in node.names)]
+                assert not [part for part in imported if part.startswith("_")], (name, node.lineno)
+            # What a class of Prefect's keeps for itself is not touched: each private attribute is made here.
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
+                assert node.attr in _defined(tree), (name, node.lineno, node.attr)
+            if isinstance(node, ast.Constant) and node.value == "_cancel_events":
+                assert name == "_interrupted.py"
+
+
+def _defined(tree: ast.Module) -> set[str]:
+    """Return the attributes a module's classes set on ``self`` or define."""
+    found = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+    return found
+
+
+def test_the_oldest_prefect_that_is_tested_is_the_oldest_that_is_allowed() -> None:
+    pinned = re.search(
+        r"^prefect==(.*)$", (ROOT / "constraints/prefect-oldest.txt").read_text(), re.MULTILINE
+    )
+    newest = re.search(r"^prefect==(.*)$", (ROOT / "constraints/prefect.txt").read_text(), re.MULTILINE)
+    assert pinned is not None
+    assert newest is not None
+    allowed = tomllib.loads((ROOT / "providers/prefect/pyproject.toml").read_text())["project"][
+        "dependencies"
+    ]
+    assert f"prefect>={pinned[1]}" in allowed
+    assert f"Tested with Prefect {newest[1]} and {pinned[1]}" in (ROOT / "docs/prefect.md").read_text()
 
 
 def test_no_other_name_is_found() -> None:

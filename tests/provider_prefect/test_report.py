@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from typing import Any
 
 import httpx
@@ -13,7 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.runtime import flow_run
 
-from dstack_core import Outcome, RunFailedError, RunStatus
+from dstack_core import Outcome, RunFailedError, RunStatus, RunStoppedError
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, arun_task, run_task
 from prefect_dstack._report import Report, describe
@@ -69,6 +70,38 @@ def test_a_run_is_shown_in_its_flow_run(
     assert ended["follows"] == started["id"]
     assert ended["payload"]["exit_status"] == 7
     assert any(str(ids[0]) in related["prefect.resource.id"] for related in ended["related"])
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("task", [run_task, arun_task])
+def test_a_service_is_linked_and_its_progress_shows_while_it_runs(
+    task: Any, dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    ids: list[Any] = []
+    seen: list[dict[str, Any]] = []
+
+    def look_and_stop() -> None:
+        def progress() -> Any:
+            found = artifacts_of(ids[0]) if ids else {}
+            running = "dstack-web-progress" in found and found["dstack-web-progress"].data == 50.0
+            return found if running else None
+
+        seen.append(until(progress))
+        the_run(dstack).stop()
+
+    @flow
+    def serving() -> None:
+        ids.append(flow_run.id)
+        service = {"type": "service", "name": "web", "port": 8000, "commands": ["sleep 60"]}
+        task.submit(service, credentials, poll_interval=0.1).result()
+
+    watcher = threading.Thread(target=look_and_stop)
+    watcher.start()
+    with pytest.raises(RunStoppedError):
+        serving()
+    watcher.join()
+    assert str(the_run(dstack).service_url) in seen[0]["dstack-web-service"].data
+    assert "running" in seen[0]["dstack-web-progress"].description
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
-import signal
 import threading
-import time
 from typing import Any
 from uuid import UUID
 
@@ -21,11 +18,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 import prefect_dstack
 from dstack_core import (
     ConfigurationError,
-    RunFailedError,
     RunNotFoundError,
     RunStatus,
     RunStoppedError,
-    ServerUnreachableError,
 )
 from dstack_core.local import LocalServer
 from prefect_dstack import (
@@ -45,9 +40,8 @@ from prefect_dstack import (
     wait_for_service,
 )
 from prefect_dstack.flows import stop_own_runs
-from tests.ports import free_port
 
-from .support import all_runs, log_records, outcome_of, submissions, the_run, until
+from .support import all_runs, interrupt_when_running, log_records, outcome_of, submissions, the_run, until
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -158,16 +152,6 @@ def test_mapped_over_a_small_pool(dstack: LocalServer, credentials: DstackCreden
     assert {outcome["run_id"] for outcome in outcomes} == {run.id for run in all_runs(dstack)}
 
 
-def interrupt_when_running(dstack: LocalServer) -> threading.Thread:
-    def press() -> None:
-        until(lambda: any(run.raw_status == "running" for run in all_runs(dstack)))
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=press)
-    thread.start()
-    return thread
-
-
 @pytest.mark.parametrize(("own", "stops"), [(True, 1), (False, 0)])
 def test_an_interrupt_stops_the_flow_runs_own_run_and_no_other(
     own: bool, stops: int, dstack: LocalServer, credentials: DstackCredentials
@@ -213,15 +197,14 @@ def test_a_cancelled_flow_run_stops_the_run_it_waits_for_in_a_thread(
 
 
 def test_a_silent_server_is_borne_before_the_first_look(
-    dstack: LocalServer, credentials: DstackCredentials
+    dstack: LocalServer, credentials: DstackCredentials, caplog: pytest.LogCaptureFixture
 ) -> None:
     with dstack.client() as client:
         client.runs.submit(SHORT, run_name="there")
     fault = dstack.faults.add("/runs/get", status=503, times=None)
 
     def recover() -> None:
-        until(lambda: sum(request.path.endswith("/runs/get") for request in dstack.requests) > 1)
-        time.sleep(6)
+        until(lambda: "trying again for" in caplog.text)
         fault.times = 1
 
     thread = threading.Thread(target=recover)
@@ -244,91 +227,6 @@ def test_the_flow_reports_what_it_ran(
     outcome = asyncio.run(arun_and_report(SHORT, "reporter")) if twin else run_and_report(SHORT, "reporter")
     assert outcome == outcome_of(the_run(dstack)).to_dict()
     assert submissions(dstack) == 1
-
-
-def service(port: int, command: str) -> dict[str, Any]:
-    return {"type": "service", "port": port, "commands": [command]}
-
-
-@pytest.mark.parametrize("twin", [False, True])
-def test_a_service_is_waited_for_until_it_answers(
-    twin: bool, dstack: LocalServer, credentials: DstackCredentials
-) -> None:
-    port = free_port()
-    serving = service(port, f"sleep 1; exec python3 -m http.server {port}")
-
-    @flow
-    def used() -> Any:
-        run = submit_run(serving, credentials)
-        url = wait_for_service(run, credentials, poll_interval=0.2)
-        stop_run(run, credentials)
-        return url
-
-    @flow
-    async def aused() -> Any:
-        run = await asubmit_run(serving, credentials)
-        url = await await_for_service(run, credentials, poll_interval=0.2)
-        await astop_run(run, credentials)
-        return url
-
-    url = asyncio.run(aused()) if twin else used()
-    assert url == the_run(dstack).service_url
-
-
-@pytest.mark.parametrize(
-    ("configuration", "error"),
-    [(service(8000, "exit 3"), RunFailedError), (LONG, ConfigurationError)],
-    ids=["ends-before", "no-service"],
-)
-def test_what_will_never_answer_is_told(
-    configuration: dict[str, Any], error: type[Exception], credentials: DstackCredentials
-) -> None:
-    @flow
-    def used() -> None:
-        wait_for_service(submit_run(configuration, credentials), credentials, poll_interval=0.2)
-
-    with pytest.raises(error):
-        used()
-
-
-@pytest.mark.parametrize("twin", [False, True])
-def test_a_silent_server_ends_the_wait_for_a_service(
-    twin: bool, dstack: LocalServer, credentials: DstackCredentials
-) -> None:
-    def silence() -> None:
-        until(lambda: any("/proxy/services/" in request.path for request in dstack.requests))
-        dstack.faults.add("/runs/get", status=503, times=None)
-
-    @flow
-    def waiting() -> None:
-        run = submit_run(service(8000, "sleep 60"), credentials)
-        wait_for_service(run, credentials, poll_interval=0.2, retry_budget=1)
-
-    @flow
-    async def awaiting() -> None:
-        run = await asubmit_run(service(8000, "sleep 60"), credentials)
-        await await_for_service(run, credentials, poll_interval=0.2, retry_budget=1)
-
-    thread = threading.Thread(target=silence)
-    thread.start()
-    with pytest.raises(ServerUnreachableError):
-        asyncio.run(awaiting()) if twin else waiting()
-    thread.join()
-
-
-def test_a_cancellation_stops_the_service_that_is_waited_for(
-    dstack: LocalServer, credentials: DstackCredentials
-) -> None:
-    @flow
-    def waiting() -> None:
-        run = submit_run(service(8000, "sleep 60"), credentials)
-        wait_for_service(run, credentials, poll_interval=0.2)
-
-    thread = interrupt_when_running(dstack)
-    with pytest.raises(KeyboardInterrupt):
-        waiting()
-    thread.join()
-    assert outcome_of(the_run(dstack)).reason == "stopped_by_user"
 
 
 def test_the_flows_own_hook_finds_the_server_by_its_parameter(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFound
-from prefect.states import Completed, Pending, Running
+from prefect.states import Completed, Running
 
 from dstack_core import Run
 from dstack_core.local import LocalServer
@@ -118,35 +117,6 @@ def test_a_cancellation_while_the_flow_runs_leaves_no_machine(
         until(lambda: state_of(flow_run.id).is_cancelled(), seconds=60)
         until(lambda: the_run(dstack).outcome(), seconds=60)
         assert state_of(flow_run.id).is_cancelled()
-
-
-def test_a_killed_worker_started_again_watches_the_same_machine(
-    pool: str, dstack: LocalServer, tmp_path: Path
-) -> None:
-    go = tmp_path / "go"
-    flow_run = start(deploy(pool), until=str(go))
-    with worker(dstack, pool, tmp_path / "log") as first:
-        the_line(flow_run, "by-print-1", "by-print-1")
-        os.kill(first.pid, signal.SIGKILL)
-    with worker(dstack, pool, tmp_path / "log"):
-        log_records(flow_run.id, last="watches this flow run from now on", seconds=START_SECONDS)
-        go.touch()
-        until(lambda: state_of(flow_run.id).is_completed(), seconds=60)
-        assert the_line(flow_run, "by-print-2", "by-print-2") == 1
-        assert the_line(flow_run, "by-print-1", "by-print-2") == 1
-    assert len(all_runs(dstack)) == 1
-
-
-def test_what_a_killed_worker_did_not_submit_gets_its_machine(
-    pool: str, dstack: LocalServer, tmp_path: Path
-) -> None:
-    flow_run = start(deploy(pool))
-    with get_client(sync_client=True) as client:
-        client.set_flow_run_state(flow_run.id, Pending())
-    with worker(dstack, pool, tmp_path / "log"):
-        until(lambda: state_of(flow_run.id).is_completed(), seconds=START_SECONDS)
-    run = the_run(dstack)
-    assert read(flow_run).infrastructure_pid == f"{dstack.project}:{run.name}"
 
 
 def test_killing_the_infrastructure(dstack: LocalServer, credentials: DstackCredentials) -> None:

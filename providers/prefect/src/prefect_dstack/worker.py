@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFound
+from prefect.logging.loggers import get_worker_logger
 from prefect.states import Cancelled, Crashed
 from prefect.workers.base import BaseWorker, BaseWorkerResult
 
 from prefect_dstack._connect import STOP_BUDGET, aload, open_async_client
 from prefect_dstack._machine import DstackJobConfiguration, DstackVariables
 from prefect_dstack._machine_runs import find, identifier, submit_once
+from prefect_dstack._orphans import claim, orphans, told, worker_of
 from prefect_dstack._relay import Relay
 
 if TYPE_CHECKING:
@@ -25,15 +27,16 @@ if TYPE_CHECKING:
     from dstack_core import AsyncRun
 
 CHECK_SECONDS = 5.0
-SETTLED_SECONDS = 20.0
-_WORKER_LOGGER = "prefect.flow_runs.worker"
-_LOG_PAGE = 200
 # Prefect itself ends a cancelled flow run in its machine, within 30 s and a little.
 GRACE_SECONDS = 60.0
 # No outage of the dstack server makes a worker give up: the machine goes on all the same.
 # How long a stopped machine is looked at for a stop that the server forgot.
 INSIST_SECONDS = 10.0
 _PATIENCE = 7 * 24 * 3600.0
+
+
+class _HandedOver(Exception):
+    """Leave the watch to the worker that claimed the flow run."""
 
 
 class DstackWorkerResult(BaseWorkerResult):
@@ -46,7 +49,8 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
     Start it with ``prefect worker start --pool NAME --type dstack``. A flow run that is cancelled while its
     machine is still being provisioned is stopped within 10 s; one that is over leaves no machine running.
     A worker that ends leaves its machines running; started again, it watches them again, and so does
-    another worker of the pool once the first is offline. Source: Prefect's documentation, "Workers".
+    one other worker of the pool once the first is offline (three missed heartbeats). What comes meanwhile,
+    a cancellation too, is made up for. Source: Prefect's documentation, "Workers".
     """
 
     type = "dstack"
@@ -110,7 +114,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         try:
             await self._take_up_orphans()
         except Exception as error:
-            self._logger.warning("Flow runs without a worker could not be looked up: %s", error)
+            get_worker_logger(self).warning("Flow runs without a worker could not be looked up: %s", error)
 
     async def teardown(self, *exc_info: Any) -> None:
         """End the watches; their machines go on."""
@@ -125,18 +129,21 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         configuration: DstackJobConfiguration,
         run: AsyncRun,
         name: str,
-        told: Counter[str] | None = None,
+        before: Counter[str] | None = None,
     ) -> DstackWorkerResult:
         logger = self.get_flow_run_logger(flow_run)
         logger.info("Run %s: %s", run.name, run.url)
-        relay = Relay(logger, stream_logs=configuration.stream_output, told=told)
+        relay = Relay(logger, stream_logs=configuration.stream_output, told=before)
         events = run.follow(
             poll_interval=configuration.poll_interval,
             retry_budget=_PATIENCE,
             sleep=self._sleep_beside(flow_run.id, run, logger),
         )
-        async for event in events:
-            relay.handle(event)
+        try:
+            async for event in events:
+                relay.handle(event)
+        except _HandedOver:
+            return DstackWorkerResult(identifier=name, status_code=0)
         outcome = relay.outcome
         if outcome is None:
             raise RuntimeError(f"following run {run.name} ended without an outcome")
@@ -150,7 +157,11 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
     def _sleep_beside(
         self, flow_run_id: UUID, run: AsyncRun, logger: Any
     ) -> Callable[[float], Awaitable[None]]:
-        """Return a sleep that stops the run when its flow run needs no machine any more."""
+        """Return a sleep that stops the run when its flow run needs no machine any more.
+
+        The sleep raises ``_HandedOver`` when another worker has claimed the flow run: this one was taken
+        for dead, and two would tell everything twice.
+        """
         asked_at: float | None = None
         over_since: float | None = None
         is_stopped = False
@@ -163,6 +174,8 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             found = await self._flow_run(flow_run_id)
             asked_at = time.monotonic()
             state = None if found is None else found.state
+            if found is not None and worker_of(found) not in (None, self.name):
+                raise _HandedOver
             if found is None or state is None or not (state.is_final() or state.is_cancelling()):
                 over_since = None
                 return
@@ -180,36 +193,18 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
 
     async def _take_up_orphans(self) -> None:
         """Watch the flow runs of this pool that no living worker watches."""
-        from prefect.client.schemas.filters import (
-            FlowRunFilter,
-            FlowRunFilterState,
-            FlowRunFilterStateType,
-            WorkPoolFilter,
-            WorkPoolFilterName,
-        )
-        from prefect.client.schemas.objects import StateType, WorkerStatus
-
-        active = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
-        flow_runs = await self.client.read_flow_runs(
-            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[self.work_pool.name])),
-            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=active))),
-        )
-        flow_runs = [item for item in flow_runs if item.id not in self._watched]
-        if not flow_runs:
-            return
-        workers = await self.client.read_workers_for_work_pool(self.work_pool.name)
-        living = {item.name for item in workers if item.status == WorkerStatus.ONLINE} - {self.name}
-        for flow_run in flow_runs:
-            if flow_run.labels.get("prefect.worker.name") not in living and _is_settled(flow_run):
-                self._watched.add(flow_run.id)
-                task = asyncio.create_task(self._resume(flow_run))
-                self._resumed.add(task)
-                task.add_done_callback(self._resumed.discard)
+        for flow_run in await orphans(self.client, self.work_pool.name, self.name, self._watched):
+            self._watched.add(flow_run.id)
+            task = asyncio.create_task(self._resume(flow_run))
+            self._resumed.add(task)
+            task.add_done_callback(self._resumed.discard)
 
     async def _resume(self, flow_run: FlowRun) -> None:
         """Watch a flow run again whose worker ended; one that never got its machine gets it now."""
         logger = self.get_flow_run_logger(flow_run)
         try:
+            if not await claim(self.client, flow_run.id, self.name):
+                return
             configuration = await self.job_configuration.resolve_for_flow_run(
                 flow_run,
                 client=self.client,
@@ -229,8 +224,8 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
                 if flow_run.infrastructure_pid != name:
                     await self.client.update_flow_run(flow_run.id, infrastructure_pid=name)
                 logger.info("Worker '%s' watches this flow run from now on", self.name)
-                told = await self._told(flow_run.id)
-                result = await self._watch(flow_run, configuration, run, name, told)
+                before = await told(self.client, flow_run.id)
+                result = await self._watch(flow_run, configuration, run, name, before)
             if result.status_code:
                 message = f"The machine of this flow run ended with status {result.status_code}."
                 await self.client.set_flow_run_state(flow_run.id, Crashed(message=message))
@@ -248,19 +243,6 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
                 flow_run.id, Crashed(message="The dstack run of this flow run is gone.")
             )
 
-    async def _told(self, flow_run_id: UUID) -> Counter[str]:
-        """Return the lines that the worker before this one brought into the flow run's log."""
-        from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
-
-        found: Counter[str] = Counter()
-        chosen, offset = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id])), 0
-        while page := await self.client.read_logs(chosen, limit=_LOG_PAGE, offset=offset):
-            offset += len(page)
-            for log in page:
-                if log.name == _WORKER_LOGGER:
-                    found.update(log.message.split("\n"))
-        return found
-
     async def _flow_run(self, flow_run_id: UUID) -> FlowRun | None:
         try:
             return await self.client.read_flow_run(flow_run_id)
@@ -274,9 +256,3 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
 
     async def _set_cancelled(self, flow_run_id: UUID, message: str) -> None:
         await self.client.set_flow_run_state(flow_run_id, Cancelled(message=message), force=True)
-
-
-def _is_settled(flow_run: FlowRun) -> bool:
-    """Tell whether the flow run is in its state for so long that no worker is at work on it."""
-    state = flow_run.state
-    return state is not None and time.time() - state.timestamp.timestamp() > SETTLED_SECONDS

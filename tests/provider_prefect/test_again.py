@@ -1,0 +1,120 @@
+"""Runs are found again: after a retry of the task or flow, a lost reply, a silent server."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+
+from dstack_core import ServerUnreachableError, Task
+from dstack_core.local import LocalServer
+from prefect_dstack import DstackCredentials, run_task
+
+from .support import all_runs, submissions, the_run, until
+from .ways import FAST, THREE_LINES, Runner, async_direct, sync_direct, sync_submitted
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def test_a_retried_task_submits_a_failed_run_again(
+    dstack: LocalServer, credentials: DstackCredentials, tmp_path: Path
+) -> None:
+    configuration = Task(commands=[f"test -e {tmp_path}/seen || {{ touch {tmp_path}/seen; exit 1; }}"])
+
+    @flow
+    def retrying() -> dict[str, Any]:
+        return dict(
+            run_task.with_options(retries=1, retry_delay_seconds=0)(configuration, credentials, **FAST)
+        )
+
+    outcome = retrying()
+    first, second = all_runs(dstack)
+    assert (first.raw_status, second.raw_status) == ("failed", "done")
+    assert outcome["run_name"] == second.name == f"{first.name}-2"
+
+
+def test_a_retried_flow_takes_over_what_succeeded(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    attempts: list[list[dict[str, Any]]] = []
+
+    @flow(retries=1, retry_delay_seconds=0)
+    def retrying() -> None:
+        attempts.append([run_task(THREE_LINES, credentials, **FAST) for _ in range(2)])
+        if len(attempts) == 1:
+            raise RuntimeError("something else failed")
+
+    retrying()
+    assert attempts[0] == attempts[1]
+    assert len(all_runs(dstack)) == 2
+
+
+def test_a_task_that_lost_sight_of_its_run_finds_it_again(
+    dstack: LocalServer, credentials: DstackCredentials, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The retry budget is spent while the run goes on; the retry takes the same run."""
+    configuration = Task(commands=["sleep 3; echo the-end"])
+
+    @flow
+    def retrying() -> dict[str, Any]:
+        task = run_task.with_options(retries=3, retry_delay_seconds=1)
+        return dict(task(configuration, credentials, retry_budget=0.5, **FAST))
+
+    def break_the_line() -> None:
+        until(lambda: any(run.raw_status == "running" for run in all_runs(dstack)))
+        fault = dstack.faults.add("/runs/get", status=503, times=None)
+        until(lambda: "Lost sight of run" in caplog.text)
+        fault.times = 1
+
+    breaker = threading.Thread(target=break_the_line)
+    breaker.start()
+    outcome = retrying()
+    breaker.join()
+    assert outcome["status"] == "done"
+    assert submissions(dstack) == 1
+    assert the_run(dstack).id == outcome["run_id"]
+
+
+@pytest.mark.parametrize("run", [sync_submitted, async_direct])
+def test_a_lost_connection_neither_fails_nor_doubles(
+    run: Runner, dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    dstack.faults.add("/runs/apply", drop="after")
+    dstack.faults.add("/runs/get", status=503, times=3)
+    dstack.faults.add("/logs/poll", drop="before", times=2)
+    assert run(Task(commands=["echo hi; sleep 1"]), credentials, **FAST)["status"] == "done"
+    assert len(all_runs(dstack)) == 1
+
+
+@pytest.mark.parametrize("run", [sync_direct, async_direct])
+def test_a_server_that_stays_silent_ends_the_patience_and_not_the_run(
+    run: Runner, dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    def hang_up() -> None:
+        until(lambda: any(run.raw_status == "running" for run in all_runs(dstack)))
+        dstack.faults.add("/runs/get", status=503, times=None)
+
+    breaker = threading.Thread(target=hang_up)
+    breaker.start()
+    with pytest.raises(ServerUnreachableError, match="503"):
+        run(Task(commands=["sleep 30"]), credentials, retry_budget=1.0, **FAST)
+    breaker.join()
+    dstack.faults.clear()
+    assert the_run(dstack).raw_status == "running"
+    assert not any(request.path.endswith("/runs/stop") for request in dstack.requests)
+
+
+@pytest.mark.parametrize("run", [sync_direct, async_direct])
+def test_a_server_that_takes_no_submission_is_told_with_what_may_be_left(
+    run: Runner, dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    dstack.faults.add("/runs/apply", status=503, times=None)
+    with pytest.raises(
+        ServerUnreachableError, match=r"503.*retry_budget 1 s\); run pf-.* may have been submitted"
+    ):
+        run(THREE_LINES, credentials, retry_budget=1.0, **FAST)
+    dstack.faults.clear()
+    assert all_runs(dstack) == []

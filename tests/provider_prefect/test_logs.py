@@ -1,0 +1,74 @@
+"""The log of a run in the log of its flow run, read back from Prefect's API."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect import flow
+from prefect.runtime import flow_run
+
+from dstack_core import Task
+from dstack_core.local import LocalServer
+from prefect_dstack import DstackCredentials, arun_task, run_task
+
+from .support import log_records
+from .ways import FAST
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.mark.parametrize("task", [run_task, arun_task])
+def test_every_log_line_arrives_once_and_in_order(task: Any, credentials: DstackCredentials) -> None:
+    count = 1500
+    ids: list[UUID] = []
+    command = (
+        f"for i in $(seq {count}); do echo row-$i; [ $((i % 300)) = 0 ] && sleep 0.15; done; echo the-end"
+    )
+
+    @flow
+    def talking() -> None:
+        ids.append(UUID(flow_run.get_id()))
+        task.submit({"type": "task", "commands": [command]}, credentials, **FAST).result()
+
+    talking()
+    messages = log_records(ids[0], last="the-end")
+    rows = [line for message in messages for line in message.split("\n") if line.startswith("row-")]
+    assert rows == [f"row-{number}" for number in range(1, count + 1)]
+    assert len(messages) < 60
+
+
+def test_nothing_secret_is_logged(dstack: LocalServer, credentials: DstackCredentials) -> None:
+    ids: list[UUID] = []
+
+    @flow
+    def secretive() -> None:
+        ids.append(UUID(flow_run.get_id()))
+        run_task(Task(commands=["echo the-end"], env={"KEY": "env-s3cr3t"}), credentials, **FAST)
+
+    secretive()
+    told = "\n".join(log_records(ids[0], last="the-end"))
+    assert dstack.token not in told
+    assert "env-s3cr3t" not in told
+
+
+def test_a_line_that_is_too_long_for_prefect_arrives_cut_and_the_others_whole(
+    credentials: DstackCredentials,
+) -> None:
+    """Prefect Cloud refuses records above 25 000 characters, and the batch they are in."""
+    ids: list[UUID] = []
+    commands = ["echo before", "head -c 30000 /dev/zero | tr '\\0' y", "echo", "echo the-end"]
+
+    @flow
+    def talking() -> None:
+        ids.append(UUID(flow_run.get_id()))
+        run_task({"type": "task", "commands": commands}, credentials, **FAST)
+
+    talking()
+    messages = log_records(ids[0], last="the-end")
+    lines = [line for message in messages for line in message.split("\n")]
+    (cut,) = [line for line in lines if line.startswith("yyy")]
+    assert cut.endswith("y [... 6000 characters cut]")
+    assert max(map(len, messages)) < 25_000
+    assert lines.index("before") < lines.index(cut) < lines.index("the-end")
