@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+from airflow.sdk import BaseOperator
+
+from airflow_provider_dstack.operators import DstackRunOperator
+from dstack_core import Task
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent.parent / "docs" / "airflow-guarantees.md"
@@ -39,3 +44,17 @@ def test_a_row_tells_what_happens_and_names_tests_that_exist(row: list[str]) -> 
 
 def test_what_the_text_names_exists_too() -> None:
     assert set(re.findall(r"`(test_\w+)`", PAGE.read_text())) <= TESTS
+
+
+def test_what_users_of_the_kubernetes_operator_are_told_exists() -> None:
+    page = (PAGE.parent / "airflow.md").read_text()
+    _, _, section = page.partition("## Coming from KubernetesPodOperator\n")
+    rows = [line.split("|")[2] for line in section.splitlines() if line.startswith("| ")]
+    named = {name for cell in rows for name in re.findall(r"`([a-z_]+)\b", cell)}
+    known = {
+        *inspect.signature(DstackRunOperator.__init__).parameters,
+        *inspect.signature(BaseOperator.__init__).parameters,
+        *Task.model_fields,
+    }
+    assert len(named) > 20
+    assert named <= known

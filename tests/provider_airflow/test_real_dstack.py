@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import requests
 
 from dstack_core import RunStatus
 from tests.provider_airflow.support import DagRunner, lines_in, over, runs_of
@@ -99,3 +100,21 @@ names(train.output)
     assert sorted(by_index) == ["train[0]", "train[1]"]
     assert ran.values["names"] == [by_index["train[0]"], by_index["train[1]"]]
     assert sorted(lines_in(capfd.readouterr().out, "step-")) == ["step-1", "step-2"]
+
+
+def test_a_secret_of_the_project_is_filled_in_by_a_real_server(
+    dag_runner: DagRunner, real: RealServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reply = requests.post(
+        f"{real.url}/api/project/{real.project}/secrets/create_or_update",
+        json={"name": "word", "value": "of-the-server"},
+        headers={"Authorization": f"Bearer {real.token}"},
+        timeout=30,
+    )
+    assert reply.ok, reply.text
+    ended = dag_runner.run(
+        "configuration={'type': 'task', 'env': {'WORD': '${{ secrets.word }}'}, "
+        "'commands': ['echo step-$WORD-{{ task.task_id }}']}, poll_interval=0.5"
+    )
+    assert ended.task_state == "success"
+    assert lines_in(capfd.readouterr().out, "step-") == ["step-of-the-server-train"]
