@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import PrefectClient, get_client
@@ -168,6 +169,22 @@ def test_who_may_watch_a_flow_run(pool: str, monkeypatch: pytest.MonkeyPatch) ->
 
     yes, no = [str(flow_run.id)], list[str]()
     assert in_pool(pool, flow_run, ask) == [yes, no, yes, no, yes, no]
+
+
+def test_a_pool_may_have_more_flow_runs_than_one_page(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_orphans, "SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(_orphans, "_PAGE", 2)
+    deployment = deploy(pool)
+    started = [start(deployment) for _ in range(3)]
+    with get_client(sync_client=True) as client:
+        for flow_run in started:
+            client.set_flow_run_state(flow_run.id, Pending())
+
+    async def found() -> set[UUID]:
+        async with get_client() as client:
+            return {item.id for item in await orphans(client, pool, "any", ())}
+
+    assert asyncio.run(found()) == {item.id for item in started}
 
 
 def test_a_later_claim_wins(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
