@@ -25,7 +25,7 @@ from prefect_dstack._orphans import claim, orphans
 from .machines import START_SECONDS, cancel, deploy, new_pool, read, start, the_line, worker
 from .support import all_runs, log_records, outcome_of, state_of, stops, submissions, the_run, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixtures("prefect_server")]
 
 TAKEN = "watches this flow run from now on"
 # No offer has so many GPUs: the machine is looked for as long as somebody wants it.
