@@ -135,10 +135,9 @@ $(PREFECT): constraints/prefect.txt constraints/build.txt pyproject.toml provide
 	@$(INSTALL) -e '.[async,local]' -e providers/prefect --group dev $(BRIEFLY)
 	@touch $@
 
-# That Prefect imports importlib_metadata and does not ask for it.
 $(PREFECT_OLDEST): constraints/prefect-oldest.txt constraints/build.txt pyproject.toml providers/prefect/pyproject.toml | $(UV)
 	$(fresh_env)
-	@$(INSTALL) -e '.[async,local]' -e providers/prefect importlib-metadata --group dev $(BRIEFLY)
+	@$(INSTALL) -e '.[async,local]' -e providers/prefect --group dev $(BRIEFLY)
 	@touch $@
 
 # A server that cannot start with what it asks for gets something else by constraints/server-*.overrides.txt.

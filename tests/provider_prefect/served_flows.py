@@ -20,7 +20,7 @@ from prefect_dstack import (
     stop_runs_on_crash,
 )
 
-LONG = {"type": "task", "commands": ["echo started; sleep 120"]}
+LONG = {"type": "task", "commands": ["echo started; sleep 900"]}
 FAST: dict[str, Any] = {"poll_interval": 0.5}
 
 

@@ -86,6 +86,11 @@ def test_a_service_is_stopped_when_asking_fails(server: LocalServer, monkeypatch
     assert outcome_of(the_run(server)).reason == "stopped_by_user"
 
 
+def test_every_flow_of_the_folder_is_run_here() -> None:
+    here = Path(__file__).read_text()
+    assert [path.stem for path in (ROOT / "flows").glob("*.py") if f'load("{path.stem}")' not in here] == []
+
+
 @pytest.mark.slow
 def test_the_demo_shows_the_log_and_leaves_nothing() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}

@@ -26,7 +26,12 @@ from prefect_dstack._machine_runs import submit_once
 from .machines import START_SECONDS, cancel, deploy, new_pool, read, start, the_line, worker
 from .support import all_runs, log_records, outcome_of, state_of, submissions, the_run, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.matrix, pytest.mark.usefixtures("prefect_server")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.matrix,
+    pytest.mark.usefixtures("prefect_server"),
+]
 
 
 @pytest.fixture

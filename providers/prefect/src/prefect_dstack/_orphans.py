@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SETTLED_SECONDS = 20.0
 # As long as a claim of another worker may take to show.
-CLAIM_SECONDS = 2.0
+CLAIM_SECONDS = 5.0
 # Prefect's workers label the flow runs they submit so.
 _LABEL = "prefect.worker.name"
 _WORKER_LOGGER = "prefect.flow_runs.worker"
@@ -40,14 +40,17 @@ async def orphans(
     return [run for run in found if worker_of(run) not in living]
 
 
-async def claim(client: PrefectClient, flow_run_id: UUID, worker: str) -> bool:
-    """Tell everybody that ``worker`` watches the flow run; false when another one said so later.
+async def claim(client: PrefectClient, flow_run: FlowRun, worker: str) -> bool:
+    """Tell everybody that ``worker`` watches the flow run; false when another one said so meanwhile.
 
-    Raises what Prefect's client raises.
+    ``flow_run`` is as ``orphans`` returned it. Should two say so at once, the later one has it. Raises what
+    Prefect's client raises.
     """
-    await client.update_flow_run_labels(flow_run_id, {_LABEL: worker})
+    if worker_of(await client.read_flow_run(flow_run.id)) != worker_of(flow_run):
+        return False
+    await client.update_flow_run_labels(flow_run.id, {_LABEL: worker})
     await asyncio.sleep(CLAIM_SECONDS)
-    return worker_of(await client.read_flow_run(flow_run_id)) == worker
+    return worker_of(await client.read_flow_run(flow_run.id)) == worker
 
 
 def worker_of(flow_run: FlowRun) -> str | None:

@@ -173,7 +173,8 @@ class _Judge:
         )
         from prefect.client.schemas.objects import StateType
 
-        running = TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.RUNNING]))
+        # Older clients want the name to be given, if only as None.
+        running = TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.RUNNING]), name=None)
         found = self._api.read_task_runs(
             flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[UUID(flow_run_id)])),
             task_run_filter=TaskRunFilter(state=running),

@@ -203,7 +203,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         """Watch a flow run again whose worker ended; one that never got its machine gets it now."""
         logger = self.get_flow_run_logger(flow_run)
         try:
-            if not await claim(self.client, flow_run.id, self.name):
+            if not await claim(self.client, flow_run, self.name):
                 return
             configuration = await self.job_configuration.resolve_for_flow_run(
                 flow_run,
