@@ -18,6 +18,8 @@ HOME = Path(tempfile.mkdtemp(prefix="airflow-home-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 
 # Airflow reads its environment when it is imported, so this comes first.
+_DATABASE_URL = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
+DATABASE = os.environ.get("AIRFLOW_TEST_DATABASE", "sqlite")
 for _name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
     del os.environ[_name]
 os.environ.update(
@@ -26,21 +28,35 @@ os.environ.update(
         "AIRFLOW__CORE__DAGS_FOLDER": str(HOME / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__FERNET_KEY": "",
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{HOME}/airflow.db",
+        _DATABASE_URL: f"sqlite:///{HOME}/airflow.db",
     }
 )
 
 from dstack_core.local import LocalServer  # noqa: E402
 from tests.provider_airflow.components import Components  # noqa: E402
+from tests.provider_airflow.postgres import postgres_url  # noqa: E402
 from tests.provider_airflow.support import DagRunner, connection_json  # noqa: E402
+
+
+def migrate(url: str) -> None:
+    """Make Airflow's tables in a database."""
+    airflow = Path(sys.executable).with_name("airflow")
+    done = subprocess.run(
+        [airflow, "db", "migrate"],
+        env={**os.environ, _DATABASE_URL: url},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, f"airflow db migrate: {done.stderr[-3000:]}"
 
 
 @pytest.fixture(scope="session")
 def database() -> Path:
     """Return a migrated database file that nothing has been written to."""
     (HOME / "dags").mkdir(exist_ok=True)
-    airflow = Path(sys.executable).with_name("airflow")
-    subprocess.run([airflow, "db", "migrate"], check=True, capture_output=True, timeout=180)
+    migrate(os.environ[_DATABASE_URL])
     fresh = HOME / "fresh.db"
     shutil.copy(HOME / "airflow.db", fresh)
     return fresh
@@ -68,14 +84,34 @@ def shared_server() -> Iterator[LocalServer]:
 
 
 @pytest.fixture(scope="session")
+def components_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the home of the real components."""
+    return tmp_path_factory.mktemp("components")
+
+
+@pytest.fixture(scope="session")
+def components_database(components_home: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Give the URL of a migrated database for the real components: sqlite, or Postgres when asked for."""
+    if DATABASE == "postgres":
+        with postgres_url() as url:
+            migrate(url)
+            yield url
+    elif DATABASE == "sqlite":
+        copy = components_home / "airflow.db"
+        shutil.copy(request.getfixturevalue("database"), copy)
+        yield f"sqlite:///{copy}"
+    else:
+        raise ValueError(f"AIRFLOW_TEST_DATABASE is {DATABASE!r}; say 'sqlite' or 'postgres'")
+
+
+@pytest.fixture(scope="session")
 def components(
-    database: Path, shared_server: LocalServer, tmp_path_factory: pytest.TempPathFactory
+    components_home: Path, components_database: str, shared_server: LocalServer
 ) -> Iterator[Components]:
     """Run api-server, scheduler, dag-processor and triggerer as processes of their own."""
-    home = tmp_path_factory.mktemp("components")
-    shutil.copy(database, home / "airflow.db")
-    shutil.copytree(Path(__file__).parent / "dags", home / "dags")
-    started = Components(home, {"AIRFLOW_CONN_DSTACK_DEFAULT": connection_json(shared_server)})
+    shutil.copytree(Path(__file__).parent / "dags", components_home / "dags")
+    connection = {"AIRFLOW_CONN_DSTACK_DEFAULT": connection_json(shared_server)}
+    started = Components(components_home, components_database, connection)
     try:
         started.start()
         yield started

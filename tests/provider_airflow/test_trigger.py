@@ -216,9 +216,11 @@ def test_shutdown_stops_nothing(server: LocalServer, state: dict[str, Any]) -> N
     assert paths(server, "/runs/stop") == []
 
 
-@pytest.mark.parametrize(("answer", "stops"), [("deferred", 0), ("failed", 1)])
+@pytest.mark.parametrize(
+    ("answer", "stops"), [("deferred", 0), ("failed", 1), (None, 1), (RuntimeError("no answer"), 0)]
+)
 def test_an_airflow_without_on_kill_stops_in_cleanup(
-    server: LocalServer, state: dict[str, Any], monkeypatch: pytest.MonkeyPatch, answer: str, stops: int
+    server: LocalServer, state: dict[str, Any], monkeypatch: pytest.MonkeyPatch, answer: Any, stops: int
 ) -> None:
     monkeypatch.setattr(triggers, "trigger_has_on_kill", lambda: False)
     state["state"] = answer

@@ -7,7 +7,7 @@ import contextvars
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -129,10 +129,20 @@ class DstackRunTrigger(BaseTrigger):
         Airflow cancels this coroutine again every second; the stop goes on regardless. Source: Airflow
         documentation, "Deferrable Operators & Triggers".
         """
+        # Only a user's action brings a trigger here, but for the rare take-over.
+        await self._kill(when_unknown="stop")
+
+    async def cleanup(self) -> None:
+        """Do the work of ``on_kill`` on Airflow before 3.3, which does not call that; else nothing."""
+        if not trigger_has_on_kill():
+            # A triggerer that ends comes here too, and its supervisor may be gone already.
+            await self._kill(when_unknown="leave")
+
+    async def _kill(self, when_unknown: Literal["stop", "leave"]) -> None:
         if self._fired or self.on_kill_action == "keep":
             return
         loop = asyncio.get_running_loop()
-        stopping = in_thread(self._stop_if_ended, "stop")
+        stopping = in_thread(lambda: self._stop_if_ended(when_unknown), "stop")
         _STOPPING.add(stopping)
         stopping.add_done_callback(_STOPPING.discard)
         deadline = loop.time() + _ON_KILL_SECONDS
@@ -141,11 +151,6 @@ class DstackRunTrigger(BaseTrigger):
                 await asyncio.wait([stopping], timeout=deadline - loop.time())
             except asyncio.CancelledError:
                 continue
-
-    async def cleanup(self) -> None:
-        """Do the work of ``on_kill`` on Airflow before 3.3, which does not call that; else nothing."""
-        if not trigger_has_on_kill():
-            await DstackRunTrigger.on_kill(self)
 
     async def _until_deadline(self) -> dict[str, Any]:
         left = None if self.deadline is None else max(0.0, self.deadline - time.time())
@@ -244,10 +249,15 @@ class DstackRunTrigger(BaseTrigger):
         abort = self.on_kill_action == "abort"
         return stop_patiently(self._client_for_kill(), self.run_name, self.marker, abort=abort, log=self.log)
 
-    def _stop_if_ended(self) -> None:
-        abort = self.on_kill_action == "abort"
+    def _stop_if_ended(self, when_unknown: Literal["stop", "leave"]) -> None:
         stop_unless_deferred(
-            self.task_instance, self._client_for_kill, self.run_name, self.marker, abort=abort, log=self.log
+            self.task_instance,
+            self._client_for_kill,
+            self.run_name,
+            self.marker,
+            abort=self.on_kill_action == "abort",
+            when_unknown=when_unknown,
+            log=self.log,
         )
 
 
