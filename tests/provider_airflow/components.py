@@ -158,6 +158,11 @@ class Components:
 
         return wait_for(f"task of {dag_id} in state {' or '.join(states)}", look, seconds)
 
+    def wait_for_run_end(self, dag_id: str, run_id: str) -> None:
+        """Return once the DAG run is over; what is cleared while it ends, Airflow may forget to run."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}"
+        wait_for(f"end of {dag_id}", lambda: self.call("GET", path)["state"] in ("success", "failed"))
+
     def set_state(self, dag_id: str, run_id: str, state: str) -> None:
         """Do what a user does who marks the task."""
         path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/train"

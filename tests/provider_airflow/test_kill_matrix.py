@@ -147,6 +147,7 @@ def test_cleared_after_success(case: Case) -> None:
     case.start("retried", "echo step-1")
     case.wait("success")
     (first,) = case.runs()
+    case.components.wait_for_run_end(case.dag_id, case.run_id)
     case.clear()
     wait_for("run of the new try", lambda: len(case.runs()) == 2)
     case.wait("success")

@@ -34,6 +34,7 @@ def test_a_cleared_task_replaces_its_service(components: Components, shared_serv
         "dstack run": first.url,
         "dstack service": first.service_url,
     }
+    components.wait_for_run_end("service", dag_run)
     components.clear("service", dag_run)
 
     def second() -> Run | None:

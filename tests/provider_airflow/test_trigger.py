@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_dstack import _checkpoint, _stop, triggers
+from airflow_provider_dstack import _checkpoint, _stop, _threads, triggers
 from airflow_provider_dstack._checkpoint import Checkpoints
 from airflow_provider_dstack._relay import Relay
 from airflow_provider_dstack.triggers import DstackRunTrigger
@@ -162,7 +162,7 @@ def test_a_kill_stops_the_run_although_it_is_cancelled_again(
     asyncio.run(killed(trigger_for(run), lambda: len(paths(server, "/runs/get")) > 3))
     assert len(paths(server, "/runs/stop")) == 1
     wait_for("end of the run", lambda: run.refresh().outcome(), 30)
-    assert not triggers._STOPPING
+    assert not _threads._CALLS
 
 
 def test_a_task_that_is_still_deferred_keeps_its_run(server: LocalServer, state: dict[str, Any]) -> None:

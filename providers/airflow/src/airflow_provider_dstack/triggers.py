@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -17,7 +15,7 @@ from airflow_provider_dstack._outcome import broken_event, finished_event, timed
 from airflow_provider_dstack._relay import DEFAULT_LOG_BUDGET, Relay
 from airflow_provider_dstack._spec import secret_values
 from airflow_provider_dstack._stop import KILL_LIMITS, OnKillAction, stop_patiently, stop_unless_deferred
-from airflow_provider_dstack._threads import in_thread, threads
+from airflow_provider_dstack._threads import in_thread
 from airflow_provider_dstack.hooks import DstackHook
 
 if TYPE_CHECKING:
@@ -30,8 +28,6 @@ _BURST_SECONDS = 5.0
 _STALL_SECONDS = 8.0
 # The clocks of worker and triggerer may differ.
 _LONGEST_HOLD_SECONDS = 10.0
-# The loop itself holds its tasks weakly.
-_STOPPING: set[asyncio.Future[None]] = set()
 
 
 class DstackRunTrigger(BaseTrigger):
@@ -143,8 +139,6 @@ class DstackRunTrigger(BaseTrigger):
             return
         loop = asyncio.get_running_loop()
         stopping = in_thread(lambda: self._stop_if_ended(when_unknown), "stop")
-        _STOPPING.add(stopping)
-        stopping.add_done_callback(_STOPPING.discard)
         deadline = loop.time() + _ON_KILL_SECONDS
         while not stopping.done() and loop.time() < deadline:
             try:
@@ -226,7 +220,7 @@ class DstackRunTrigger(BaseTrigger):
             secrets=secret_values(run.env.values()),
         )
 
-    def _start_save(self, state: dict[str, Any]) -> Future[None]:
+    def _start_save(self, state: dict[str, Any]) -> asyncio.Future[None]:
         ti = self.task_instance
 
         def work() -> None:
@@ -236,7 +230,7 @@ class DstackRunTrigger(BaseTrigger):
             except Exception as error:
                 self.log.warning("How far the run was followed cannot be kept: %r", error)
 
-        return threads("checkpoint", 1).submit(contextvars.copy_context().run, work)
+        return in_thread(work, "checkpoint", 1)
 
     def _client_for_kill(self) -> Client:
         if self._kill_client is None:
