@@ -14,6 +14,7 @@ export DO_NOT_TRACK := 1
 
 CORE := $(ENVS)/core/.ready
 AIRFLOW := $(ENVS)/airflow/.ready
+AIRFLOW_OLD := $(ENVS)/airflow-3.2/.ready
 PREFECT := $(ENVS)/prefect/.ready
 PREFECT_OLDEST := $(ENVS)/prefect-oldest/.ready
 SERVER := $(ENVS)/server-$(REAL_SERVER)/.ready
@@ -29,7 +30,8 @@ demo: $(AIRFLOW) ## Run the example DAG through a real Airflow, on the embedded 
 demo-prefect: $(PREFECT) ## Run the example flow on a real Prefect server, on the embedded dstack server
 	@$(ENVS)/prefect/bin/python scripts/demo_prefect.py
 
-.PHONY: test test-fast test-core test-contract test-airflow test-prefect test-servers test-matrix
+.PHONY: test test-fast test-core test-contract test-airflow test-prefect test-servers test-matrix \
+  test-airflow-components test-prefect-components test-airflow-matrix
 test: test-core test-contract test-airflow test-prefect ## Run every test, on the newest and the oldest dstack server
 	@$(ENVS)/core/bin/python scripts/count_tests.py $(REPORTS)/core.xml $(ENDS:%=$(REPORTS)/server-%.xml) \
 	  $(REPORTS)/airflow.xml $(REPORTS)/prefect.xml
@@ -63,9 +65,14 @@ test-prefect: $(PREFECT) $(SERVER) ## Run the tests of the Prefect collection
 	@echo "== prefect-dstack, with dstack $(REAL_SERVER)"
 	@$(ENVS)/prefect/bin/python -m pytest tests/provider_prefect -q -m "not matrix" --junitxml=$(REPORTS)/prefect.xml $(PYTEST_FLAGS)
 
-test-matrix: $(AIRFLOW) $(PREFECT) ## Kill, cancel and take over real Airflow and Prefect processes (half an hour; needs Chromium)
-	@echo "== kills, take-overs, cancellations: Airflow"
+test-matrix: test-airflow-components test-prefect-components ## Kill, cancel and take over real Airflow and Prefect processes (half an hour)
+
+# AIRFLOW_TEST_DATABASE=postgres puts the real components on a private Postgres server, else sqlite.
+test-airflow-components: $(AIRFLOW) ## Kill and take over real Airflow processes (a quarter of an hour; needs Chromium)
+	@echo "== kills, take-overs, cancellations: Airflow on $${AIRFLOW_TEST_DATABASE:-sqlite}"
 	@$(ENVS)/airflow/bin/python -m pytest tests/provider_airflow -q -m matrix --junitxml=$(REPORTS)/airflow-matrix.xml $(PYTEST_FLAGS)
+
+test-prefect-components: $(PREFECT) ## Kill and cancel real Prefect processes
 	@echo "== kills, take-overs, cancellations: Prefect"
 	@$(ENVS)/prefect/bin/python -m pytest tests/provider_prefect -q -m matrix --junitxml=$(REPORTS)/prefect-matrix.xml $(PYTEST_FLAGS)
 
@@ -75,6 +82,12 @@ test-prefect-matrix: $(PREFECT) $(PREFECT_OLDEST) $(SERVER) ## Run all of them o
 	  echo "== $$($(ENVS)/$$env/bin/python -m prefect --version | head -1) of $$env, with dstack $(REAL_SERVER)"; \
 	  $(ENVS)/$$env/bin/python -m pytest tests/provider_prefect -q --junitxml=$(REPORTS)/$$env-all.xml $(PYTEST_FLAGS) || exit 1; \
 	done
+
+.PHONY: test-airflow-matrix
+test-airflow-matrix: $(AIRFLOW_OLD) $(SERVER) ## Run the tests of the Airflow provider on Airflow 3.2, kills and take-overs included
+	@echo "== airflow-provider-dstack on Airflow 3.2, with dstack $(REAL_SERVER)"
+	@$(ENVS)/airflow-3.2/bin/python -m pytest tests/provider_airflow -q -m "not browser" \
+	  --junitxml=$(REPORTS)/airflow-3.2.xml $(PYTEST_FLAGS)
 
 test-fast: $(CORE) ## Run what needs no host and no real server (under a minute)
 	@$(ENVS)/core/bin/python -m pytest -q -n 2 --dist worksteal -m "not real and not slow" $(PYTEST_FLAGS)
@@ -128,6 +141,12 @@ $(CORE): constraints/core.txt constraints/build.txt pyproject.toml | $(UV)
 $(AIRFLOW): constraints/airflow.txt constraints/build.txt pyproject.toml providers/airflow/pyproject.toml | $(UV)
 	$(fresh_env)
 	@$(INSTALL) -e '.[async,local]' -e providers/airflow --group airflow $(BRIEFLY)
+	@touch $@
+
+# Its pins are those of the time of Airflow 3.2, which does not start with what came later.
+$(AIRFLOW_OLD): constraints/airflow-3.2.txt constraints/build.txt pyproject.toml providers/airflow/pyproject.toml | $(UV)
+	$(fresh_env)
+	@$(INSTALL) -e '.[async,local]' -e providers/airflow --group airflow-tests $(BRIEFLY)
 	@touch $@
 
 $(PREFECT): constraints/prefect.txt constraints/build.txt pyproject.toml providers/prefect/pyproject.toml | $(UV)

@@ -23,7 +23,7 @@ _NAMES = ("api-server", "scheduler", "dag-processor", "triggerer")
 class Components:
     """Hold one Airflow with its own home, ports and secrets."""
 
-    def __init__(self, home: Path, environment: dict[str, str]) -> None:
+    def __init__(self, home: Path, database_url: str, environment: dict[str, str]) -> None:
         self.home = home
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._port, log_port, trigger_log_port = _free_ports(3)
@@ -50,7 +50,7 @@ class Components:
                     "CORE__TEST_CONNECTION": "Enabled",
                     "DAG_PROCESSOR__PARSING_PROCESSES": "1",
                     "DAG_PROCESSOR__REFRESH_INTERVAL": "10",
-                    "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
+                    "DATABASE__SQL_ALCHEMY_CONN": database_url,
                     "LOGGING__TRIGGER_LOG_SERVER_PORT": str(trigger_log_port),
                     "LOGGING__WORKER_LOG_SERVER_PORT": str(log_port),
                     "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
@@ -112,19 +112,24 @@ class Components:
 
     def end_one(self, name: str) -> None:
         """Ask one component to end, and wait for that."""
+        self._processes[name].terminate()
+        self._wait_for_end(name)
+
+    def stop(self) -> None:
+        """End all components."""
+        for process in self._processes.values():
+            process.terminate()
+        for name in list(self._processes):
+            self._wait_for_end(name)
+
+    def _wait_for_end(self, name: str) -> None:
         process = self._processes.pop(name)
-        process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(30)
         # Its children may outlive it; the group is its own.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
-
-    def stop(self) -> None:
-        """End all components."""
-        for name in reversed(list(self._processes)):
-            self.end_one(name)
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """Return the JSON of one REST call. Raises on any error status."""
@@ -152,6 +157,11 @@ class Components:
             return task if task["state"] in states else None
 
         return wait_for(f"task of {dag_id} in state {' or '.join(states)}", look, seconds)
+
+    def wait_for_run_end(self, dag_id: str, run_id: str) -> None:
+        """Return once the DAG run is over; what is cleared while it ends, Airflow may forget to run."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}"
+        wait_for(f"end of {dag_id}", lambda: self.call("GET", path)["state"] in ("success", "failed"))
 
     def set_state(self, dag_id: str, run_id: str, state: str) -> None:
         """Do what a user does who marks the task."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import shutil
@@ -18,6 +19,8 @@ HOME = Path(tempfile.mkdtemp(prefix="airflow-home-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 
 # Airflow reads its environment when it is imported, so this comes first.
+_DATABASE_URL = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
+DATABASE = os.environ.get("AIRFLOW_TEST_DATABASE", "sqlite")
 for _name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
     del os.environ[_name]
 os.environ.update(
@@ -26,12 +29,13 @@ os.environ.update(
         "AIRFLOW__CORE__DAGS_FOLDER": str(HOME / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__FERNET_KEY": "",
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{HOME}/airflow.db",
+        _DATABASE_URL: f"sqlite:///{HOME}/airflow.db",
     }
 )
 
 from dstack_core.local import LocalServer  # noqa: E402
 from tests.provider_airflow.components import Components  # noqa: E402
+from tests.provider_airflow.postgres import postgres_url  # noqa: E402
 from tests.provider_airflow.support import DagRunner, connection_json  # noqa: E402
 from tests.rig.fixtures import real_server  # noqa: E402
 from tests.rig.server import RealServer  # noqa: E402
@@ -39,12 +43,25 @@ from tests.rig.server import RealServer  # noqa: E402
 __all__ = ["real_server"]
 
 
+def migrate(url: str) -> None:
+    """Make Airflow's tables in a database."""
+    airflow = Path(sys.executable).with_name("airflow")
+    done = subprocess.run(
+        [airflow, "db", "migrate"],
+        env={**os.environ, _DATABASE_URL: url},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, f"airflow db migrate: {done.stderr[-3000:]}"
+
+
 @pytest.fixture(scope="session")
 def database() -> Path:
     """Return a migrated database file that nothing has been written to."""
     (HOME / "dags").mkdir(exist_ok=True)
-    airflow = Path(sys.executable).with_name("airflow")
-    subprocess.run([airflow, "db", "migrate"], check=True, capture_output=True, timeout=180)
+    migrate(os.environ[_DATABASE_URL])
     fresh = HOME / "fresh.db"
     shutil.copy(HOME / "airflow.db", fresh)
     return fresh
@@ -80,29 +97,46 @@ def shared_server() -> Iterator[LocalServer]:
 
 @pytest.fixture(scope="session")
 def components(
-    database: Path, shared_server: LocalServer, tmp_path_factory: pytest.TempPathFactory
+    shared_server: LocalServer, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Components]:
     """Run api-server, scheduler, dag-processor and triggerer as processes of their own."""
-    yield from _components(database, shared_server, tmp_path_factory.mktemp("components"))
+    yield from _components(shared_server, tmp_path_factory.mktemp("components"), request)
 
 
 @pytest.fixture(scope="session")
 def real_components(
-    database: Path, real_server: RealServer, tmp_path_factory: pytest.TempPathFactory
+    real_server: RealServer, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Components]:
     """Do what ``components`` does with a real dstack server."""
-    yield from _components(database, real_server, tmp_path_factory.mktemp("real-components"))
+    yield from _components(real_server, tmp_path_factory.mktemp("real-components"), request)
 
 
-def _components(database: Path, server: LocalServer | RealServer, home: Path) -> Iterator[Components]:
-    shutil.copy(database, home / "airflow.db")
+@contextlib.contextmanager
+def _migrated(home: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Give the URL of a migrated database: sqlite, or Postgres when asked for."""
+    if DATABASE == "postgres":
+        with postgres_url() as url:
+            migrate(url)
+            yield url
+    elif DATABASE == "sqlite":
+        copy = home / "airflow.db"
+        shutil.copy(request.getfixturevalue("database"), copy)
+        yield f"sqlite:///{copy}"
+    else:
+        raise ValueError(f"AIRFLOW_TEST_DATABASE is {DATABASE!r}; say 'sqlite' or 'postgres'")
+
+
+def _components(
+    server: LocalServer | RealServer, home: Path, request: pytest.FixtureRequest
+) -> Iterator[Components]:
     shutil.copytree(Path(__file__).parent / "dags", home / "dags")
-    started = Components(home, {"AIRFLOW_CONN_DSTACK_DEFAULT": connection_json(server)})
-    try:
-        started.start()
-        yield started
-    finally:
-        started.stop()
+    with _migrated(home, request) as url:
+        started = Components(home, url, {"AIRFLOW_CONN_DSTACK_DEFAULT": connection_json(server)})
+        try:
+            started.start()
+            yield started
+        finally:
+            started.stop()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 import requests
 
 from airflow_provider_dstack import _remote, operators
+from airflow_provider_dstack._compat import trigger_has_on_kill
 from airflow_provider_dstack._frames import read_frame
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import DagRunner, Ran, paths, runs_of
@@ -119,15 +120,18 @@ def test_what_cannot_travel_is_told_before_anything_is_sent(
 ) -> None:
     given = f"value={call}" if call else ""
     parameter = "ti=None" if signature == "ti" else signature
+    # Before 3.3 Airflow itself fails at a key that JSON does not know, before the operator begins.
+    fails_earlier = "1:" in call and not trigger_has_on_kill()
+    retries = 0 if fails_earlier else 2
     ran = run(
         dag_runner,
-        f"@task.dstack({options}poll_interval=0.3, retries=2)\ndef train({parameter}):\n    {statement}\n"
+        f"@task.dstack({options}poll_interval=0.3, retries={retries})\ndef train({parameter}):\n    {statement}\n"
         f"train({given})\n",
     )
     output = capfd.readouterr().out
     assert ran.tasks == {"train": "failed"}
-    assert "AirflowFailException" in output
-    assert told in output
+    assert ("AirflowFailException" in output) is not fails_earlier
+    assert (told in output) is not fails_earlier
     assert paths(server, "/runs/apply") == []
 
 

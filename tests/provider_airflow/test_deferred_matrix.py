@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dstack_core import Progress, RetryPolicy, Run
+from dstack_core import Run
 from dstack_core.local import LocalServer
 from tests.provider_airflow.components import Components
 from tests.provider_airflow.support import paths, runs_of, wait_for
@@ -20,7 +20,6 @@ from tests.provider_airflow.support import paths, runs_of, wait_for
 pytestmark = [pytest.mark.slow, pytest.mark.matrix]
 
 _STOP_SECONDS = 5.0
-_MANY = 200
 
 
 class Deferred:
@@ -234,90 +233,3 @@ def test_values_of_env_are_hidden_in_the_triggerer_log(
     lines = components.log_lines("deferred", dag_run)
     assert "the word is ***" in lines
     assert not any("open-sesame" in line for line in lines)
-
-
-_MANY_DAG = '''
-"""Tasks that are deferred by the scheduler itself, each for a run that is there already."""
-
-from airflow.sdk import DAG
-from airflow.sdk import BaseOperator
-from airflow.triggers.base import StartTriggerArgs
-
-RUNS = {runs!r}
-
-
-class Watch(BaseOperator):
-    start_from_trigger = True
-
-    def __init__(self, trigger_kwargs, **kwargs):
-        super().__init__(**kwargs)
-        self.start_trigger_args = StartTriggerArgs(
-            trigger_cls="airflow_provider_dstack.triggers.DstackRunTrigger",
-            trigger_kwargs=trigger_kwargs,
-            next_method="execute_complete",
-        )
-
-    def execute(self, context):
-        raise RuntimeError("the scheduler defers this task")
-
-    def execute_complete(self, context, event):
-        return event
-
-
-with DAG("many", schedule=None, max_active_tasks={number}):
-    for number, kwargs in enumerate(RUNS):
-        Watch(task_id=f"watch-{{number}}", trigger_kwargs=kwargs)
-'''
-
-
-def test_many_deferred_tasks_need_few_requests(components: Components, shared_server: LocalServer) -> None:
-    interval = 5.0
-    with shared_server.client() as client:
-        runs = [
-            client.runs.submit(
-                {"type": "task", "commands": ["true"], "resources": {"gpu": 99}},
-                run_name=f"many-{number}",
-                marker=f"many:{number}",
-                retry_policy=RetryPolicy(retry=True, limit="1h"),
-            )
-            for number in range(_MANY)
-        ]
-        arguments = [
-            {
-                "dstack_conn_id": "dstack_default",
-                "project_name": None,
-                "run_name": run.name,
-                "marker": run.marker,
-                "progress": Progress(run.name, run.id).to_dict(),
-                "poll_interval": interval,
-            }
-            for run in runs
-        ]
-        path = components.home / "dags" / "many.py"
-        path.write_text(_MANY_DAG.format(runs=arguments, number=_MANY))
-        wait_for("DAG of many tasks", lambda: components.knows("many"))
-        dag_run = components.trigger("many")
-
-        def all_deferred() -> bool:
-            path = f"/api/v2/dags/many/dagRuns/{dag_run}/taskInstances?limit=1&state=deferred"
-            return bool(components.call("GET", path)["total_entries"] == _MANY)
-
-        def watched() -> bool:
-            logs = (components.home / "logs" / "dag_id=many").rglob("*.trigger.*")
-            return sum("Run many-" in log.read_text() for log in logs) == _MANY
-
-        wait_for("deferred tasks", all_deferred, 180)
-        wait_for("word of every trigger", watched, 180)
-        lists, gets = len(paths(shared_server, "/runs/list")), len(paths(shared_server, "/runs/get"))
-        started = time.monotonic()
-        wait_for("looks", lambda: len(paths(shared_server, "/runs/list")) >= lists + 12, 120)
-        rounds = (time.monotonic() - started) / interval + 1
-        lists = len(paths(shared_server, "/runs/list")) - lists
-        gets = len(paths(shared_server, "/runs/get")) - gets
-        # 200 active runs are two or three pages; a look that comes too late for its round has its own.
-        assert lists + gets < rounds * _MANY / 10
-        stops = len(paths(shared_server, "/runs/stop"))
-        components.set_run_state("many", dag_run, "failed")
-        wait_for("stop of every run", lambda: len(paths(shared_server, "/runs/stop")) >= stops + _MANY, 120)
-        assert len(paths(shared_server, "/runs/stop")) == stops + _MANY
-        path.unlink()

@@ -163,12 +163,7 @@ def test_values_of_env_are_hidden_in_the_worker_log(components: Components) -> N
 
 def test_mapped_tasks_have_a_run_each(components: Components, shared_server: LocalServer) -> None:
     dag_run = components.trigger("mapped")
-
-    def over() -> bool:
-        state = components.call("GET", f"/api/v2/dags/mapped/dagRuns/{dag_run}")["state"]
-        return state in ("success", "failed")
-
-    wait_for("end of the mapped DAG", over)
+    components.wait_for_run_end("mapped", dag_run)
     runs = runs_of(shared_server, f"airflow:mapped/{dag_run}/")
     assert sorted((run.marker or "").split("/")[2] for run in runs) == ["train[0]", "train[1]"]
     assert {run.raw_status for run in runs} == {"done"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from airflow_provider_dstack._compat import trigger_has_on_kill
 from dstack_core import Run
 from dstack_core.local import LocalServer
 from tests.provider_airflow.components import Components
@@ -34,6 +35,7 @@ def test_a_cleared_task_replaces_its_service(components: Components, shared_serv
         "dstack run": first.url,
         "dstack service": first.service_url,
     }
+    components.wait_for_run_end("service", dag_run)
     components.clear("service", dag_run)
 
     def second() -> Run | None:
@@ -42,6 +44,9 @@ def test_a_cleared_task_replaces_its_service(components: Components, shared_serv
 
     run = wait_for("service of the second try", second)
     components.wait_for_state("service", dag_run, "success")
-    assert first.refresh().raw_status == "terminated"
+    # A DAG run that was over begins anew when it is cleared, and only the store of Airflow 3.3 knows the one before.
+    assert first.refresh().raw_status == ("terminated" if trigger_has_on_kill() else "running")
     assert run.refresh().raw_status == "running"
-    run.stop(abort=True)
+    for one in (first, run):
+        if one.outcome() is None:
+            one.stop(abort=True)

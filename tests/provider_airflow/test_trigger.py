@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_dstack import _checkpoint, _stop, triggers
+from airflow_provider_dstack import _checkpoint, _stop, _threads, triggers
 from airflow_provider_dstack._checkpoint import Checkpoints
 from airflow_provider_dstack._relay import Relay
 from airflow_provider_dstack.triggers import DstackRunTrigger
@@ -162,7 +162,7 @@ def test_a_kill_stops_the_run_although_it_is_cancelled_again(
     asyncio.run(killed(trigger_for(run), lambda: len(paths(server, "/runs/get")) > 3))
     assert len(paths(server, "/runs/stop")) == 1
     wait_for("end of the run", lambda: run.refresh().outcome(), 30)
-    assert not triggers._STOPPING
+    assert not _threads._CALLS
 
 
 def test_a_task_that_is_still_deferred_keeps_its_run(server: LocalServer, state: dict[str, Any]) -> None:
@@ -216,9 +216,11 @@ def test_shutdown_stops_nothing(server: LocalServer, state: dict[str, Any]) -> N
     assert paths(server, "/runs/stop") == []
 
 
-@pytest.mark.parametrize(("answer", "stops"), [("deferred", 0), ("failed", 1)])
+@pytest.mark.parametrize(
+    ("answer", "stops"), [("deferred", 0), ("failed", 1), (None, 1), (RuntimeError("no answer"), 0)]
+)
 def test_an_airflow_without_on_kill_stops_in_cleanup(
-    server: LocalServer, state: dict[str, Any], monkeypatch: pytest.MonkeyPatch, answer: str, stops: int
+    server: LocalServer, state: dict[str, Any], monkeypatch: pytest.MonkeyPatch, answer: Any, stops: int
 ) -> None:
     monkeypatch.setattr(triggers, "trigger_has_on_kill", lambda: False)
     state["state"] = answer

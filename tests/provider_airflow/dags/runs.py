@@ -8,6 +8,7 @@ from typing import Any
 from airflow.sdk import DAG
 
 from airflow_provider_dstack.operators import DstackRunOperator, DstackServiceOperator
+from airflow_provider_dstack.sensors import DstackRunSensor
 from dstack_core import Task
 
 
@@ -40,4 +41,13 @@ with DAG("service", schedule=None, params={"command": "true"}):
         task_id="train",
         configuration={"type": "service", "port": 8418, "commands": ["{{ params.command }}"]},
         poll_interval=0.5,
+    )
+
+with DAG("sensor", schedule=None, params={"run_name": ""}):
+    DstackRunSensor(
+        task_id="train",
+        run_name="{{ params.run_name }}",
+        deferrable=True,
+        poke_interval=0.5,
+        timeout=600.0,
     )

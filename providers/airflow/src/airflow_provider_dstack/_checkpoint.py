@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_dstack._compat import delete_xcom, pull_xcom, push_xcom
 
 if TYPE_CHECKING:
+    import asyncio
     from concurrent.futures import Future
 
     from airflow_provider_dstack._compat import TaskInstanceLike
@@ -33,14 +34,14 @@ class Checkpoints:
 
     def __init__(
         self,
-        start_save: Callable[[dict[str, Any]], Future[None]],
+        start_save: Callable[[dict[str, Any]], Future[None] | asyncio.Future[None]],
         first: Mapping[str, Any],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._start_save = start_save
         self._clock = clock
         self._saved = _place(first)
-        self._saving: Future[None] | None = None
+        self._saving: Future[None] | asyncio.Future[None] | None = None
         self._next = clock()
 
     def offer(self, state: Callable[[], dict[str, Any]]) -> None:

@@ -101,17 +101,20 @@ def stop_unless_deferred(
     marker: str,
     *,
     abort: bool,
+    when_unknown: Literal["stop", "leave"],
     log: Any,
 ) -> None:
     """Stop a killed task's run, but not that of a task which still waits for it.
 
     Airflow also kills a trigger that another triggerer has taken over while this one was stalled; then the
-    task is still ``deferred``. When its state cannot be told the run is stopped: a user's action is by far
-    the likelier cause.
+    task is still ``deferred``. ``when_unknown`` is for a state that cannot be told.
     """
     try:
         state = task_state(ti) if ti is not None else None
     except Exception as error:
+        if when_unknown == "leave":
+            log.warning("The state of the task cannot be told (%r); run %s is not stopped", error, run_name)
+            return
         log.error("The state of the task cannot be told (%r); run %s is stopped", error, run_name)
         state = None
     if state == "deferred":

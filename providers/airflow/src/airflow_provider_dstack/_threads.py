@@ -7,13 +7,15 @@ import contextvars
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
 T = TypeVar("T")
 
 _TICK_SECONDS = 0.02
+# The loop itself holds its tasks weakly.
+_CALLS: set[asyncio.Future[None]] = set()
 
 
 def start_thread(target: Callable[[], None], name: str) -> None:
@@ -45,7 +47,31 @@ def threads(purpose: str, number: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=number, thread_name_prefix=f"dstack-{purpose}")
 
 
-def in_thread(function: Callable[[], T], purpose: str = "trigger") -> asyncio.Future[T]:
-    """Run ``function`` in a thread of this package's own; its log reaches the task's."""
-    context = contextvars.copy_context()
-    return asyncio.get_running_loop().run_in_executor(threads(purpose, 4), lambda: context.run(function))
+def in_thread(function: Callable[[], T], purpose: str = "trigger", number: int = 4) -> asyncio.Future[T]:
+    """Run ``function`` in one of ``number`` threads of this package's own; its log reaches the task's.
+
+    It may ask Airflow something. What has begun goes on when the future is cancelled: before Airflow 3.3 a
+    triggerer that reads half an answer dies of the other half.
+    """
+    from asgiref.sync import sync_to_async
+
+    told: Future[T] = Future()
+
+    def work() -> None:
+        if told.set_running_or_notify_cancel():
+            try:
+                told.set_result(function())
+            except BaseException as error:
+                told.set_exception(error)
+
+    def ended(call: asyncio.Future[None]) -> None:
+        _CALLS.discard(call)
+        told.cancel()
+
+    # Before Airflow 3.3 a thread reaches Airflow through the loop that asgiref tells it of.
+    call = asyncio.ensure_future(
+        sync_to_async(work, thread_sensitive=False, executor=threads(purpose, number))()
+    )
+    _CALLS.add(call)
+    call.add_done_callback(ended)
+    return asyncio.wrap_future(told)

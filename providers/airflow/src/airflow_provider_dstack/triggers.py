@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -17,7 +15,7 @@ from airflow_provider_dstack._outcome import broken_event, finished_event, timed
 from airflow_provider_dstack._relay import DEFAULT_LOG_BUDGET, Relay
 from airflow_provider_dstack._spec import secret_values
 from airflow_provider_dstack._stop import KILL_LIMITS, OnKillAction, stop_patiently, stop_unless_deferred
-from airflow_provider_dstack._threads import in_thread, threads
+from airflow_provider_dstack._threads import in_thread
 from airflow_provider_dstack.hooks import DstackHook
 
 if TYPE_CHECKING:
@@ -30,8 +28,6 @@ _BURST_SECONDS = 5.0
 _STALL_SECONDS = 8.0
 # The clocks of worker and triggerer may differ.
 _LONGEST_HOLD_SECONDS = 10.0
-# The loop itself holds its tasks weakly.
-_STOPPING: set[asyncio.Future[None]] = set()
 
 
 class DstackRunTrigger(BaseTrigger):
@@ -130,23 +126,26 @@ class DstackRunTrigger(BaseTrigger):
         Airflow cancels this coroutine again every second; the stop goes on regardless. Source: Airflow
         documentation, "Deferrable Operators & Triggers".
         """
+        # Only a user's action brings a trigger here, but for the rare take-over.
+        await self._kill(when_unknown="stop")
+
+    async def cleanup(self) -> None:
+        """Do the work of ``on_kill`` on Airflow before 3.3, which does not call that; else nothing."""
+        if not trigger_has_on_kill():
+            # A triggerer that ends comes here too, and its supervisor may be gone already.
+            await self._kill(when_unknown="leave")
+
+    async def _kill(self, when_unknown: Literal["stop", "leave"]) -> None:
         if self._fired or self.on_kill_action == "keep":
             return
         loop = asyncio.get_running_loop()
-        stopping = in_thread(self._stop_if_ended, "stop")
-        _STOPPING.add(stopping)
-        stopping.add_done_callback(_STOPPING.discard)
+        stopping = in_thread(lambda: self._stop_if_ended(when_unknown), "stop")
         deadline = loop.time() + _ON_KILL_SECONDS
         while not stopping.done() and loop.time() < deadline:
             try:
                 await asyncio.wait([stopping], timeout=deadline - loop.time())
             except asyncio.CancelledError:
                 continue
-
-    async def cleanup(self) -> None:
-        """Do the work of ``on_kill`` on Airflow before 3.3, which does not call that; else nothing."""
-        if not trigger_has_on_kill():
-            await DstackRunTrigger.on_kill(self)
 
     async def _until_deadline(self) -> dict[str, Any]:
         left = None if self.deadline is None else max(0.0, self.deadline - time.time())
@@ -223,7 +222,7 @@ class DstackRunTrigger(BaseTrigger):
             secrets=secret_values([*run.env.values(), self._token]),
         )
 
-    def _start_save(self, state: dict[str, Any]) -> Future[None]:
+    def _start_save(self, state: dict[str, Any]) -> asyncio.Future[None]:
         ti = self.task_instance
 
         def work() -> None:
@@ -233,7 +232,7 @@ class DstackRunTrigger(BaseTrigger):
             except Exception as error:
                 self.log.warning("How far the run was followed cannot be kept: %r", error)
 
-        return threads("checkpoint", 1).submit(contextvars.copy_context().run, work)
+        return in_thread(work, "checkpoint", 1)
 
     def _client_for_kill(self) -> Client:
         if self._kill_client is None:
@@ -246,10 +245,15 @@ class DstackRunTrigger(BaseTrigger):
         abort = self.on_kill_action == "abort"
         return stop_patiently(self._client_for_kill(), self.run_name, self.marker, abort=abort, log=self.log)
 
-    def _stop_if_ended(self) -> None:
-        abort = self.on_kill_action == "abort"
+    def _stop_if_ended(self, when_unknown: Literal["stop", "leave"]) -> None:
         stop_unless_deferred(
-            self.task_instance, self._client_for_kill, self.run_name, self.marker, abort=abort, log=self.log
+            self.task_instance,
+            self._client_for_kill,
+            self.run_name,
+            self.marker,
+            abort=self.on_kill_action == "abort",
+            when_unknown=when_unknown,
+            log=self.log,
         )
 
 
