@@ -1,0 +1,21 @@
+"""Postgres for the real components: started when it is there, told about when it is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.provider_airflow import postgres
+
+
+def test_missing_postgres_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(postgres, "_DEBIAN", tmp_path)
+    with (
+        pytest.raises(
+            postgres.PostgresMissing, match=r"there is no initdb .* install the package postgresql"
+        ),
+        postgres.postgres_url(),
+    ):
+        pass
