@@ -1,0 +1,40 @@
+"""Run ``python -m tests.faults core|airflow|prefect``, each in its environment, then ``report``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from pathlib import Path
+
+from tests.faults.matrix import try_all
+from tests.faults.report import flaws, load, matrix, save, steps, write_page
+
+_REPORTS = Path("build/reports")
+_ENVIRONMENTS = {"core": "core", "airflow": "airflow_adapters", "prefect": "prefect_adapters"}
+
+
+def main(what: str) -> int:
+    """Try one environment's adapters, or write the page from what was kept; 1 when a case did not hold."""
+    if what == "report":
+        results = load(path for name in _ENVIRONMENTS if (path := _path(name)).exists())
+        write_page(results)
+    else:
+        module = importlib.import_module(f"tests.faults.{_ENVIRONMENTS[what]}")
+        with getattr(module, "host", contextlib.nullcontext)():
+            results = try_all(module.ADAPTERS)
+        save(results, _path(what))
+    once = [result for result in results if not result.for_ever]
+    print(matrix(once), "", steps(once), "", "Never ending:", sep="\n")
+    print(matrix([result for result in results if result.for_ever]))
+    found = flaws(results)
+    print(*found, f"{len(results) - len(found)} of {len(results)} cases held", sep="\n")
+    return 1 if found else 0
+
+
+def _path(name: str) -> Path:
+    return _REPORTS / f"faults-{name}.json"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
