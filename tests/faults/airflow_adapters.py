@@ -97,7 +97,7 @@ def execute_deferred(case: Case) -> Ended:
             trigger.not_before = 0.0
 
             async def event() -> Any:
-                return [event.payload async for event in trigger.run()][0]
+                return (await anext(trigger.run())).payload
 
             result = operator.execute_complete(context, asyncio.run(event()))
     except Exception as error:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from urllib3.util.retry import Retry
@@ -19,9 +20,19 @@ from tests.faults.proxy import FAULTS, Fault, Loop
 BEGINNINGS = (1, 4, 8)
 
 
-def shorten_the_waits() -> None:
+@contextmanager
+def shorter_waits() -> Iterator[None]:
     """Divide the pauses between two tries by 25: cases wait for faults, not for politeness."""
+    before, log = retry._BACKOFF, logging.getLogger("dstack_core")
+    level = log.level
     retry._BACKOFF = Retry(total=None, backoff_factor=0.01, backoff_max=0.8, backoff_jitter=0.03)
+    # Every fault that is borne is told there.
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        retry._BACKOFF = before
+        log.setLevel(level)
 
 
 def try_all(
@@ -33,12 +44,10 @@ def try_all(
     workers: int = 6,
 ) -> list[Result]:
     """Return the results of every fault once at every step, and for ever from each of ``beginnings`` on."""
-    shorten_the_waits()
-    # Every fault that is borne is told there.
-    logging.getLogger("dstack_core").setLevel(logging.ERROR)
     plan = [(name, fault, step, False) for step in steps for fault in faults for name in adapters]
     plan += [(name, fault, step, True) for step in beginnings for fault in faults for name in adapters]
     with (
+        shorter_waits(),
         tempfile.TemporaryDirectory(prefix="faults-") as folder,
         Loop() as loop,
         LocalServer(step_seconds=0.0, stop_grace_seconds=0.2) as server,
