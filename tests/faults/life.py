@@ -20,9 +20,9 @@ LINES = [f"line-{number:03}" for number in range(1, 501)]
 # The job prints its second half once so many requests came, so every life has at least two more.
 GATE_AT = 14
 STEPS = range(1, GATE_AT + 3)
-TIMEOUT = 1.0
+TIMEOUT = 1.5
 BUDGET = 30.0
-SHORT_BUDGET = 1.0
+SHORT_BUDGET = 4.0
 POLL_INTERVAL = 0.02
 
 _NUMBERS = itertools.count(1)
