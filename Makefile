@@ -92,6 +92,15 @@ test-airflow-matrix: $(AIRFLOW_OLD) $(SERVER) ## Run the tests of the Airflow pr
 test-fast: $(CORE) ## Run what needs no host and no real server (under a minute)
 	@$(ENVS)/core/bin/python -m pytest -q -n 2 --dist worksteal -m "not real and not slow" $(PYTEST_FLAGS)
 
+.PHONY: test-faults
+test-faults: $(CORE) $(AIRFLOW) $(PREFECT) ## Let every request of a run's life go wrong in every way; write docs/reliability.md (an hour)
+	@mkdir -p $(REPORTS); rm -f $(REPORTS)/faults-*.json
+	@status=0; for env in core airflow prefect; do \
+	  echo "== faults: $$env"; \
+	  $(ENVS)/$$env/bin/python -m tests.faults $$env > $(REPORTS)/faults-$$env.log || status=1; \
+	done; \
+	$(ENVS)/core/bin/python -m tests.faults report || status=1; exit $$status
+
 .PHONY: check
 check: $(CORE) $(AIRFLOW) $(PREFECT) ## Run ruff, mypy --strict and the layer test
 	$(ENVS)/core/bin/ruff format --check .
@@ -99,8 +108,11 @@ check: $(CORE) $(AIRFLOW) $(PREFECT) ## Run ruff, mypy --strict and the layer te
 	$(ENVS)/core/bin/mypy -p dstack_core -p tests.core -p tests.local -p tests.contract -p tests.rig -p tests.docs \
 	  -p tests.documented -p scripts
 	$(ENVS)/core/bin/mypy benchmarks/shared_polling.py
-	$(ENVS)/airflow/bin/mypy providers/airflow/src dags benchmarks/dag_parse.py scripts/demo_airflow.py tests/provider_airflow
-	$(ENVS)/prefect/bin/mypy providers/prefect/src flows benchmarks/prefect_import.py scripts/demo_prefect.py tests/provider_prefect
+	$(ENVS)/core/bin/mypy $(filter-out %_adapters.py,$(wildcard tests/faults/*.py))
+	$(ENVS)/airflow/bin/mypy providers/airflow/src dags benchmarks/dag_parse.py scripts/demo_airflow.py tests/provider_airflow \
+	  tests/faults/airflow_adapters.py
+	$(ENVS)/prefect/bin/mypy providers/prefect/src flows benchmarks/prefect_import.py scripts/demo_prefect.py tests/provider_prefect \
+	  tests/faults/prefect_adapters.py
 	$(ENVS)/core/bin/python -m pytest -q tests/core/test_layers.py
 
 .PHONY: format reference clean pins

@@ -17,6 +17,7 @@ from dstack_core._ssh.attachment import Attachment
 from dstack_core._ssh.keys import LoginKeys
 from dstack_core._transport.settings import TransportSettings
 from dstack_core._wire.api import Api
+from dstack_core._wire.plain import time_of
 from dstack_core._wire.runs import RunSnapshot, outcome_of
 from dstack_core.models.outcome import Outcome
 
@@ -193,7 +194,7 @@ class RunBase(Generic[TransportT]):
     @property
     def submitted_at(self) -> datetime:
         """Return when the run was submitted (aware)."""
-        return datetime.fromisoformat(self._snapshot.submitted_at)
+        return time_of(self._snapshot.submitted_at)
 
     @property
     def service_url(self) -> str | None:

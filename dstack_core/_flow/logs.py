@@ -8,6 +8,7 @@ from dstack_core._flow.steps import Flow, Op, call
 from dstack_core._wire.api import Api
 from dstack_core._wire.logs import LogMessage, LogPage, Reader, split_lines, start_time
 from dstack_core._wire.runs import Job, RunSnapshot, Submission
+from dstack_core.errors import ProtocolError
 from dstack_core.models.events import LogLines
 from dstack_core.models.progress import LogCursor, Progress
 
@@ -42,6 +43,10 @@ def _read_submission(
             return progress
 
 
+# A server's own log store may give empty pages before the next full one, but not without end.
+_MOST_EMPTY_PAGES = 1000
+
+
 class PageReader:
     """Read one submission's log page by page, with page tokens and without (PROTOCOL 1.8, 2.4.7)."""
 
@@ -55,6 +60,7 @@ class PageReader:
         self._since = start_time(cursor)
         self._token: str | None = None
         self._at_end = False
+        self._empty_pages = 0
 
     @property
     def cursor(self) -> LogCursor:
@@ -62,7 +68,10 @@ class PageReader:
         return self._reader.cursor
 
     def next_page(self) -> Op[list[LogMessage] | None]:
-        """Return the next new messages, or None when there are none now."""
+        """Return the next new messages, or None when there are none now.
+
+        Raises ``ProtocolError`` for a server that gives empty pages without end.
+        """
         while not self._at_end:
             page = yield from call(
                 self._api.poll_logs(
@@ -71,6 +80,12 @@ class PageReader:
             )
             fresh = self._reader.take(page.messages)
             self._turn(page, bool(fresh))
+            self._empty_pages = 0 if fresh else self._empty_pages + 1
+            if self._empty_pages > _MOST_EMPTY_PAGES:
+                raise ProtocolError(
+                    f"the log of run {self._key[0]} has no end: {_MOST_EMPTY_PAGES} pages in a row "
+                    "had nothing new"
+                )
             if fresh:
                 return fresh
         return None

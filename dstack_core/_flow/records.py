@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dstack_core._flow.steps import Op, call
 from dstack_core._wire.api import PAGE_SIZE, Api
-from dstack_core.errors import ConfigurationError
+from dstack_core.errors import ConfigurationError, ProtocolError
 from dstack_core.models.records import EventRecord
 
 # A server keeps one value in ten seconds, and for hours at most.
@@ -18,6 +18,8 @@ def list_events(api: Api, run_id: str, limit: int | None) -> Op[list[EventRecord
     while most is None or len(events) < most:
         size = PAGE_SIZE if most is None else min(PAGE_SIZE, most - len(events))
         page = yield from call(api.list_events(run_id, limit=size, after=events[-1] if events else None))
+        if events and page and page[-1].id == events[-1].id:
+            raise ProtocolError(f"{api.server_url} gives the same page of events again and again")
         events += page
         if len(page) < size:
             break

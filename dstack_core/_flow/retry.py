@@ -11,7 +11,7 @@ from urllib3.util.retry import Retry
 
 from dstack_core._flow.steps import Flow, Sleep
 from dstack_core._wire.plain import Call
-from dstack_core.errors import ServerUnreachableError, TransientServerError
+from dstack_core.errors import ProtocolError, ServerUnreachableError, TransientServerError
 from dstack_core.models.events import ContactLost, ContactRestored, Event
 from dstack_core.models.progress import Progress
 
@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 _BACKOFF = Retry(total=None, backoff_factor=0.25, backoff_max=20, backoff_jitter=0.75)
 _LONGEST_RETRY_AFTER = 120.0
+# Enough for a reply that a proxy spoiled, and soon over where the address is simply wrong.
+_TRIES_WITH_A_STRANGER = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +73,16 @@ class Patience:
 def retrying(flow: Flow[T], budget: RetryBudget, progress: Progress | None = None) -> Flow[T]:
     """Run ``flow`` and try its idempotent calls again on faults that may pass.
 
+    An answer that is no dstack server's (an empty or cut one, a proxy's page, a login page) is such a fault
+    for a server that has answered this flow rightly before; of any other it is borne twice, then its
+    ``ProtocolError`` is raised into the flow.
     ``progress`` rides on the ``ContactLost`` events until the flow has reported its own. A call that is
     not idempotent is not repeated: the flow sees ``TransientServerError``. Raises
     ``ServerUnreachableError`` into the flow once ``budget`` is spent.
     """
     answer: Any = None
     failure: Exception | None = None
+    is_known = False
     while True:
         try:
             step = flow.send(answer) if failure is None else flow.throw(failure)
@@ -86,9 +92,11 @@ def retrying(flow: Flow[T], budget: RetryBudget, progress: Progress | None = Non
         answer, failure = None, None
         try:
             if isinstance(step, Call) and step.idempotent:
-                answer = yield from _persistent(step, budget, progress)
+                answer = yield from _persistent(step, budget, progress, is_known)
+                is_known = True
             elif isinstance(step, Call):
                 answer = yield from _once(step)
+                is_known = True
             else:
                 if isinstance(step, Event):
                     progress = step.progress
@@ -100,13 +108,18 @@ def retrying(flow: Flow[T], budget: RetryBudget, progress: Progress | None = Non
             failure = error
 
 
-def _persistent(step: Call[T], budget: RetryBudget, progress: Progress | None) -> Flow[T]:
+def _persistent(step: Call[T], budget: RetryBudget, progress: Progress | None, is_known: bool) -> Flow[T]:
     patience = Patience(budget)
+    strange = 0
     while True:
         try:
             answer = yield from _once(step)
-        except TransientServerError as error:
-            wait = patience.after(error)
+        except (TransientServerError, ProtocolError) as error:
+            if isinstance(error, ProtocolError) and not is_known:
+                strange += 1
+                if strange >= _TRIES_WITH_A_STRANGER:
+                    raise
+            wait = _wait_after(error, patience)
             if progress is not None:
                 yield ContactLost(progress, error.message, patience.silent_for, patience.left)
             yield Sleep(wait)
@@ -114,6 +127,16 @@ def _persistent(step: Call[T], budget: RetryBudget, progress: Progress | None) -
             if patience.was_needed and progress is not None:
                 yield ContactRestored(progress, patience.silent_for)
             return answer
+
+
+def _wait_after(error: TransientServerError | ProtocolError, patience: Patience) -> float:
+    """Return the seconds to wait; when the budget is spent, an answer that is no dstack server's is told."""
+    if isinstance(error, TransientServerError):
+        return patience.after(error)
+    try:
+        return patience.after(TransientServerError(error.message))
+    except ServerUnreachableError:
+        raise error from None
 
 
 def _once(step: Call[T]) -> Flow[T]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dstack_core._flow.steps import Op, call
 from dstack_core._wire.api import PAGE_SIZE, Api
 from dstack_core._wire.runs import RunSnapshot
-from dstack_core.errors import RunNotFoundError
+from dstack_core.errors import ProtocolError, RunNotFoundError
 
 
 def look(api: Api, name: str, run_id: str | None) -> Op[RunSnapshot]:
@@ -35,6 +35,8 @@ def _pages(api: Api, *, only_active: bool, most: int | None = None) -> Op[list[R
     last: RunSnapshot | None = None
     while True:
         page = yield from call(api.list_runs(only_active=only_active, after=last))
+        if last is not None and page and page[-1].id == last.id:
+            raise ProtocolError(f"{api.server_url} gives the same page of runs again and again")
         runs += [run for run in page if not run.deleted]
         if len(page) < PAGE_SIZE or (most is not None and len(runs) >= most):
             return runs[:most]

@@ -9,7 +9,12 @@ from dstack_core._flow.retry import Patience, RetryBudget
 from dstack_core._flow.steps import Op, Sleep, call
 from dstack_core._wire.api import Api
 from dstack_core._wire.runs import RunSnapshot
-from dstack_core.errors import RequestRejectedError, RunNameTakenError, TransientServerError
+from dstack_core.errors import (
+    ProtocolError,
+    RequestRejectedError,
+    RunNameTakenError,
+    TransientServerError,
+)
 
 _SETTLE_SECONDS = 0.5
 
@@ -21,7 +26,7 @@ def submit(
 
     A run that carries the marker is taken as it is, finished or not. A finished run of another owner
     is replaced where ``replace_finished`` allows it (the documented meaning of a reused name), an
-    active one never. A refused or lost reply is answered by looking again, so no reply can cause a
+    active one never. A refused, lost or spoiled reply is answered by looking again, so no reply can cause a
     second run. Raises ``RunNameTakenError``, ``RequestRejectedError`` and the other server errors.
     """
     patience = Patience(budget)
@@ -38,9 +43,10 @@ def submit(
             return (yield from call(api.apply(run_spec)))
         except RequestRejectedError as error:
             refusal = error
-        except TransientServerError as error:
+        except (TransientServerError, ProtocolError) as error:
+            fault = error if isinstance(error, TransientServerError) else TransientServerError(error.message)
             # A request whose reply was lost may still be at work; give it time to become visible.
-            yield Sleep(max(patience.after(error), _SETTLE_SECONDS))
+            yield Sleep(max(patience.after(fault), _SETTLE_SECONDS))
 
 
 def _taken(api: Api, found: RunSnapshot) -> RunNameTakenError:

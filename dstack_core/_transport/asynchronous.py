@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 
 import httpx
 
-from dstack_core._transport.settings import TransportSettings, no_answer
+from dstack_core._transport.settings import LARGEST_REPLY, TOO_BIG, TransportSettings, no_answer
 from dstack_core._wire.plain import Reply, Request
-from dstack_core.errors import TransientServerError
+from dstack_core.errors import ProtocolError, TransientServerError
 
 
 class AsyncTransport:
@@ -27,22 +28,37 @@ class AsyncTransport:
         if self._client is None:
             self._client = _new_client(settings)
         try:
-            reply = await self._client.request(
-                request.method,
-                request.url(settings.server_url),
-                content=request.body,
-                headers=dict(request.headers),
-                auth=None if request.anonymous else httpx.USE_CLIENT_DEFAULT,
-            )
+            async with (
+                asyncio.timeout(settings.whole_timeout),
+                self._client.stream(
+                    request.method,
+                    request.url(settings.server_url),
+                    content=request.body,
+                    headers=dict(request.headers),
+                    auth=None if request.anonymous else httpx.USE_CLIENT_DEFAULT,
+                ) as reply,
+            ):
+                body = await _read(reply)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise TransientServerError(no_answer(error)) from None
-        return Reply(reply.status_code, {k.lower(): v for k, v in reply.headers.items()}, reply.content)
+        except TimeoutError:
+            raise TransientServerError(settings.too_slow) from None
+        return Reply(reply.status_code, {k.lower(): v for k, v in reply.headers.items()}, body)
 
     async def close(self) -> None:
         """Close all connections."""
         if self._client is not None:
             await self._client.aclose()
             self._client = None
+
+
+async def _read(reply: httpx.Response) -> bytes:
+    body = bytearray()
+    async for part in reply.aiter_bytes():
+        body += part
+        if len(body) > LARGEST_REPLY:
+            raise ProtocolError(TOO_BIG)
+    return bytes(body)
 
 
 def _new_client(settings: TransportSettings) -> httpx.AsyncClient:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 
 import requests
 from requests.auth import AuthBase
+from urllib3.exceptions import HTTPError
 
+from dstack_core._transport.reading import read_whole
 from dstack_core._transport.settings import TransportSettings, no_answer
 from dstack_core._wire.plain import Reply, Request
 from dstack_core.errors import TransientServerError
@@ -28,8 +31,9 @@ class BlockingTransport:
     def __call__(self, request: Request) -> Reply:
         """Return the reply, whatever its status."""
         settings = self._settings
+        deadline = time.monotonic() + settings.whole_timeout
         try:
-            reply = self._session().request(
+            with self._session().request(
                 request.method,
                 request.url(settings.server_url),
                 data=request.body,
@@ -38,10 +42,12 @@ class BlockingTransport:
                 allow_redirects=False,
                 verify=settings.verify,
                 auth=_no_token if request.anonymous else None,
-            )
-        except requests.RequestException as error:
+                stream=True,
+            ) as reply:
+                body = read_whole(reply, settings, deadline)
+        except (requests.RequestException, HTTPError) as error:
             raise TransientServerError(no_answer(error)) from None
-        return Reply(reply.status_code, {k.lower(): v for k, v in reply.headers.items()}, reply.content)
+        return Reply(reply.status_code, {k.lower(): v for k, v in reply.headers.items()}, body)
 
     def close(self) -> None:
         """Close the connections of all threads."""

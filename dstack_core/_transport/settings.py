@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 class TransportSettings:
     """Hold the server's address, the token (never in a repr) and the time limits in seconds.
 
-    ``timeout`` bounds each wait for bytes of a reply, ``connect_timeout`` the connect. ``verify`` is
+    ``timeout`` bounds each wait for bytes of a reply, ten times that the whole reply, ``connect_timeout``
+    the connect. ``verify`` is
     True, False, or the path of a CA bundle.
     """
 
@@ -18,6 +19,20 @@ class TransportSettings:
     timeout: float = 30.0
     connect_timeout: float = 5.0
     verify: bool | str = True
+
+    @property
+    def whole_timeout(self) -> float:
+        """Return how long a whole reply may take: one byte at a time must not hold a caller for ever."""
+        return 10 * self.timeout
+
+    @property
+    def too_slow(self) -> str:
+        """Say in words that a reply took longer than that."""
+        return f"no answer: the reply was not complete after {self.whole_timeout:g} s"
+
+
+LARGEST_REPLY = 256 * 1024 * 1024
+TOO_BIG = f"the reply is longer than {LARGEST_REPLY} bytes, which no dstack server sends"
 
 
 def no_answer(error: Exception) -> str:

@@ -48,7 +48,7 @@ class Api:
 
     def get_release(self) -> Call[Release | None]:
         """Ask for the server's version; None where it cannot be told (PROTOCOL 1.1: 404 before 0.18.14)."""
-        call = self._call("/api/server/get_info", {}, lambda data: parse_release(data.get("server_version")))
+        call = self._call("/api/server/get_info", {}, lambda data: parse_release(data["server_version"]))
 
         def none_when_missing(reply: Reply) -> Release | None:
             return None if reply.status in (404, 405) else call.parse(reply)

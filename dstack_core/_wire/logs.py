@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
+from dstack_core._wire.plain import text, time_of
 from dstack_core.models.progress import LogCursor
 
 PAGE_SIZE = 1000
@@ -43,7 +44,7 @@ def parse_page(body: Mapping[str, Any]) -> LogPage:
     messages = [
         LogMessage(_utc(item["timestamp"]), base64.b64decode(item["message"])) for item in body["logs"]
     ]
-    return LogPage(messages, body.get("next_token"), tokens="next_token" in body)
+    return LogPage(messages, text(body.get("next_token")), tokens="next_token" in body)
 
 
 def start_time(cursor: LogCursor) -> str | None:
@@ -59,7 +60,7 @@ def start_time(cursor: LogCursor) -> str | None:
 
 
 def _utc(timestamp: str) -> str:
-    return datetime.fromisoformat(timestamp).astimezone(UTC).isoformat(timespec="microseconds")
+    return time_of(timestamp).isoformat(timespec="microseconds")
 
 
 class Reader:

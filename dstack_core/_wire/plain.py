@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 from urllib3.filepost import encode_multipart_formdata
@@ -51,8 +52,25 @@ class Reply:
     body: bytes = field(repr=False)
 
     def json(self) -> Any:
-        """Return the body read as JSON; raises ``ValueError`` when it is none."""
-        return json.loads(self.body)
+        """Return the body read as JSON; raises ``ValueError`` when it is none, or nested too deeply."""
+        try:
+            return json.loads(self.body)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+
+
+def text(value: Any) -> str | None:
+    """Return what should be a text as one; None stays None."""
+    return None if value is None else str(value)
+
+
+def time_of(value: Any) -> datetime:
+    """Read a time; one without a zone is in UTC. Raises ``ValueError`` and ``TypeError``."""
+    time = datetime.fromisoformat(value)
+    try:
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"{value} is no time that can be") from None
 
 
 @dataclass(frozen=True, slots=True)

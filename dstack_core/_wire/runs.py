@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from dstack_core._wire.plain import text, time_of
 from dstack_core._wire.statuses import in_words, run_status
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.statuses import RunStatus
@@ -98,28 +99,28 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
     jobs = tuple(_job(job) for job in data.get("jobs") or [])
     latest = _latest(data, jobs)
     spec = data.get("run_spec") or {}
-    message = data.get("status_message")
+    message = text(data.get("status_message"))
     if latest and (message is None or message == data["status"]):
         message = latest.message or (latest.status if latest.status == "pulling" else message)
     return RunSnapshot(
-        id=data["id"],
-        name=spec["run_name"],
-        project=data.get("project_name", ""),
+        id=str(data["id"]),
+        name=str(spec["run_name"]),
+        project=text(data.get("project_name")) or "",
         status=run_status(
-            data["status"],
+            str(data["status"]),
             message="pulling"
             if latest and "pulling" in (message, latest.status, latest.message)
             else message,
-            reason=data.get("termination_reason"),
+            reason=text(data.get("termination_reason")),
             restarting=_restarting(data, latest),
         ),
-        raw_status=data["status"],
+        raw_status=str(data["status"]),
         message=message,
-        reason=data.get("termination_reason"),
-        error=data.get("error") or None,
+        reason=text(data.get("termination_reason")),
+        error=text(data.get("error")) or None,
         cost=float(data.get("cost") or 0.0),
-        submitted_at=data["submitted_at"],
-        marker=spec.get("configuration_path"),
+        submitted_at=_time(data["submitted_at"]),
+        marker=text(spec.get("configuration_path")),
         deleted=bool(data.get("deleted")),
         jobs=jobs,
         service=_service(data.get("service")),
@@ -132,6 +133,7 @@ def outcome_of(run: RunSnapshot, url: str) -> Outcome:
     submission = _telling(run)
     reason = _telling_reason(run, submission)
     place = (submission.provisioning if submission else None) or {}
+    machine, price = place.get("instance_type"), place.get("price")
     ends = [last.finished_at for job in run.jobs for last in job.submissions if last.finished_at]
     return Outcome(
         run_name=run.name,
@@ -142,13 +144,19 @@ def outcome_of(run: RunSnapshot, url: str) -> Outcome:
         reason=reason,
         message=_message(run, submission, reason),
         cost=run.cost,
-        duration=(max(ends) - datetime.fromisoformat(run.submitted_at)).total_seconds() if ends else None,
-        instance=(place.get("instance_type") or {}).get("name"),
-        backend=place.get("backend"),
-        region=place.get("region"),
-        price_per_hour=place.get("price"),
+        duration=(max(ends) - time_of(run.submitted_at)).total_seconds() if ends else None,
+        instance=text(machine.get("name")) if isinstance(machine, Mapping) else None,
+        backend=text(place.get("backend")),
+        region=text(place.get("region")),
+        price_per_hour=float(price) if isinstance(price, int | float) else None,
         url=url,
     )
+
+
+def _time(value: Any) -> str:
+    """Return a time as it came, for paging; raises ``ValueError`` or ``TypeError`` for what is none."""
+    time_of(value)
+    return str(value)
 
 
 def _env(spec: Mapping[str, Any]) -> Mapping[str, str]:
@@ -166,17 +174,17 @@ def _job(data: Mapping[str, Any]) -> Job:
 
 
 def _submission(data: Mapping[str, Any]) -> Submission:
-    finished_at = data.get("finished_at")
+    finished_at, exit_status = data.get("finished_at"), data.get("exit_status")
     return Submission(
-        id=data["id"],
+        id=str(data["id"]),
         attempt=int(data.get("submission_num") or 0),
-        status=data["status"],
-        message=data.get("status_message"),
-        reason=data.get("termination_reason"),
-        reason_message=data.get("termination_reason_message") or None,
-        exit_status=data.get("exit_status"),
-        finished_at=datetime.fromisoformat(finished_at) if finished_at else None,
-        provisioning=data.get("job_provisioning_data") or {},
+        status=str(data["status"]),
+        message=text(data.get("status_message")),
+        reason=text(data.get("termination_reason")),
+        reason_message=text(data.get("termination_reason_message")) or None,
+        exit_status=None if exit_status is None else int(exit_status),
+        finished_at=time_of(finished_at) if finished_at else None,
+        provisioning=dict(data.get("job_provisioning_data") or {}),
     )
 
 
@@ -191,7 +199,7 @@ def _service(data: Mapping[str, Any] | None) -> Service | None:
     if not data:
         return None
     model = data.get("model") or {}
-    return Service(data["url"], model.get("name"), model.get("base_url"))
+    return Service(str(data["url"]), text(model.get("name")), text(model.get("base_url")))
 
 
 def _latest(data: Mapping[str, Any], jobs: Sequence[Job]) -> Submission | None:

@@ -1,0 +1,113 @@
+"""The Airflow operator: waiting in the worker, and deferred to its trigger, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import tempfile
+from types import SimpleNamespace
+from typing import Any
+
+for _name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
+    del os.environ[_name]
+_HOME = tempfile.TemporaryDirectory(prefix="airflow-home-")
+# Airflow reads its environment when it is imported, so this comes first.
+os.environ.update({"AIRFLOW_HOME": _HOME.name, "AIRFLOW__CORE__LOAD_EXAMPLES": "False"})
+
+from airflow.sdk.exceptions import TaskDeferred  # noqa: E402
+
+from airflow_provider_dstack import operators  # noqa: E402
+from airflow_provider_dstack.operators import DstackRunOperator  # noqa: E402
+from tests.faults.life import TIMEOUT, Adapter, Case, Ended  # noqa: E402
+
+# The operator asks for offers before it submits and looks every 0.1 s at the fastest.
+_POLL_INTERVAL = 0.1
+_NUMBERS = itertools.count(1)
+
+
+class _Lines:
+    """Stand in for a task's log and keep the run's lines."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def log(self, level: int, text: str, *arguments: object) -> None:
+        told = text % arguments if arguments else text
+        self.found += [line.strip() for line in told.splitlines() if line.strip().startswith("line-")]
+
+    def info(self, text: str, *arguments: object) -> None:
+        self.log(20, text, *arguments)
+
+    debug = warning = error = exception = info
+
+
+def _operator(case: Case, *, deferrable: bool) -> tuple[DstackRunOperator, _Lines]:
+    number = next(_NUMBERS)
+    connection = {
+        "conn_type": "dstack",
+        "host": case.proxy.url,
+        "login": case.server.project,
+        "password": case.server.token,
+        "extra": {"timeout": TIMEOUT},
+    }
+    os.environ[f"AIRFLOW_CONN_FAULTS_{number}"] = json.dumps(connection)
+    operator = DstackRunOperator(
+        task_id=f"train_{number}",
+        configuration=case.task,
+        run_name=case.name,
+        dstack_conn_id=f"faults_{number}",
+        poll_interval=_POLL_INTERVAL,
+        retry_budget=case.budget,
+        deferrable=deferrable,
+        durable=False,
+        log_budget_bytes=None,
+    )
+    lines = _Lines()
+    operator._cached_logger = lines  # type: ignore[assignment]  # what is used of one
+    return operator, lines
+
+
+def _context(case: Case) -> Any:
+    names = {"dag_id": "d", "run_id": "r", "task_id": case.name, "map_index": -1, "id": case.name}
+    return {"ti": SimpleNamespace(**names, try_number=1, max_tries=0)}
+
+
+def execute_sync(case: Case) -> Ended:
+    """Execute the operator to the end of its run."""
+    operator, lines = _operator(case, deferrable=False)
+    try:
+        result = operator.execute(_context(case))
+    except Exception as error:
+        return Ended(lines.found, None, error)
+    return Ended(lines.found, result["status"])
+
+
+def execute_deferred(case: Case) -> Ended:
+    """Execute the operator until it defers, then its trigger, then what follows the trigger's event."""
+    operator, lines = _operator(case, deferrable=True)
+    context = _context(case)
+    try:
+        try:
+            result = operator.execute(context)
+        except TaskDeferred as deferral:
+            trigger: Any = deferral.trigger
+            trigger._log = lines
+            trigger.not_before = 0.0
+
+            async def event() -> Any:
+                return (await anext(trigger.run())).payload
+
+            result = operator.execute_complete(context, asyncio.run(event()))
+    except Exception as error:
+        return Ended(lines.found, None, error)
+    return Ended(lines.found, result["status"])
+
+
+# Else a run of this length would be over before the operator defers.
+operators._SYNC_SECONDS = 0.0
+ADAPTERS: dict[str, Adapter] = {
+    "Airflow operator, sync": execute_sync,
+    "Airflow operator, deferred": execute_deferred,
+}

@@ -1,0 +1,41 @@
+"""An embedded server, and proxies that do wrong, for the tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from dstack_core.local import LocalServer
+from tests.faults.matrix import shorter_waits
+from tests.faults.proxy import Loop
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[LocalServer]:
+    with LocalServer(step_seconds=0.0, stop_grace_seconds=0.2) as server:
+        with server.client() as client:
+            # The server makes its user's key at the first request, which takes long.
+            client.user()
+        yield server
+
+
+@pytest.fixture(scope="session")
+def loop() -> Iterator[Loop]:
+    with Loop() as loop:
+        yield loop
+
+
+@pytest.fixture
+def impatient() -> Iterator[None]:
+    with shorter_waits():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+    for name in ("DSTACK_SERVER_URL", "DSTACK_PROJECT", "DSTACK_TOKEN"):
+        monkeypatch.delenv(name, raising=False)

@@ -1,0 +1,47 @@
+"""The core's two adapters: ``run.follow()`` of both clients."""
+
+from __future__ import annotations
+
+import asyncio
+
+import dstack_core as dstack
+from tests.faults.life import POLL_INTERVAL, Adapter, Case, Ended
+
+
+def follow_sync(case: Case) -> Ended:
+    """Submit and follow with ``Client``."""
+    lines: list[str] = []
+    try:
+        with dstack.Client(**case.arguments()) as client:
+            run = client.runs.submit(case.task, case.name)
+            for event in run.follow(poll_interval=POLL_INTERVAL, retry_budget=case.budget):
+                if isinstance(event, dstack.LogLines):
+                    lines += event.lines
+                elif isinstance(event, dstack.RunFinished):
+                    return Ended(lines, str(event.outcome.status))
+    except Exception as error:
+        return Ended(lines, None, error)
+    return Ended(lines, None)
+
+
+def follow_async(case: Case) -> Ended:
+    """Submit and follow with ``AsyncClient``."""
+    lines: list[str] = []
+
+    async def body() -> Ended:
+        async with dstack.AsyncClient(**case.arguments()) as client:
+            run = await client.runs.submit(case.task, case.name)
+            async for event in run.follow(poll_interval=POLL_INTERVAL, retry_budget=case.budget):
+                if isinstance(event, dstack.LogLines):
+                    lines.extend(event.lines)
+                elif isinstance(event, dstack.RunFinished):
+                    return Ended(lines, str(event.outcome.status))
+        return Ended(lines, None)
+
+    try:
+        return asyncio.run(body())
+    except Exception as error:
+        return Ended(lines, None, error)
+
+
+ADAPTERS: dict[str, Adapter] = {"run.follow(), sync": follow_sync, "run.follow(), async": follow_async}

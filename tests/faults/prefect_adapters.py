@@ -1,0 +1,110 @@
+"""The Prefect task, blocking and async, each in a flow of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import shutil
+import tempfile
+from typing import Any
+
+_HOME = tempfile.mkdtemp(prefix="prefect-faults-")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+for _name in [name for name in os.environ if name.startswith(("PREFECT_", "DSTACK_"))]:
+    del os.environ[_name]
+# Prefect reads its environment when it is imported, so this comes first.
+os.environ.update(
+    {
+        "HOME": _HOME,
+        "PREFECT_HOME": f"{_HOME}/.prefect",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_TO_API_ENABLED": "false",
+        "PREFECT_LOGGING_LEVEL": "INFO",
+        "DO_NOT_TRACK": "1",
+    }
+)
+
+from prefect import flow  # noqa: E402
+from prefect.testing.utilities import prefect_test_harness  # noqa: E402
+from pydantic import SecretStr  # noqa: E402
+
+from prefect_dstack import DstackCredentials, arun_task, run_task  # noqa: E402
+from tests.faults.life import POLL_INTERVAL, Adapter, Case, Ended  # noqa: E402
+
+
+class _Lines(logging.Handler):
+    """Keep the lines of each run, by the name of its task run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, list[str]] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        name = getattr(record, "task_run_name", None)
+        if name in self.found:
+            lines = record.getMessage().splitlines()
+            self.found[name] += [line.strip() for line in lines if line.strip().startswith("line-")]
+
+
+_LINES = _Lines()
+_logger = logging.getLogger("prefect.task_runs")
+_logger.addHandler(_LINES)
+# A console shows nobody five hundred lines of five hundred runs.
+_logger.propagate = False
+
+
+def _arguments(case: Case) -> dict[str, Any]:
+    _LINES.found[case.name] = []
+    credentials = DstackCredentials(
+        server_url=case.proxy.url,
+        project_name=case.server.project,
+        user_token=SecretStr(case.server.token),
+    )
+    return {
+        "configuration": case.task,
+        "credentials": credentials,
+        "run_name": case.name,
+        "poll_interval": POLL_INTERVAL,
+        "retry_budget": case.budget,
+        "artifacts": False,
+    }
+
+
+def _ended(case: Case, result: Any, error: BaseException | None = None) -> Ended:
+    return Ended(_LINES.found[case.name], result["status"] if result else None, error)
+
+
+def run_sync(case: Case) -> Ended:
+    """Run ``run_task`` in a flow."""
+
+    @flow(name=case.name)
+    def life() -> Any:
+        return run_task.with_options(task_run_name=case.name)(**_arguments(case))
+
+    try:
+        return _ended(case, life())
+    except Exception as error:
+        return _ended(case, None, error)
+
+
+def run_async(case: Case) -> Ended:
+    """Run ``arun_task`` in an async flow."""
+
+    @flow(name=case.name)
+    async def life() -> Any:
+        return await arun_task.with_options(task_run_name=case.name)(**_arguments(case))
+
+    try:
+        return _ended(case, asyncio.run(life()))
+    except Exception as error:
+        return _ended(case, None, error)
+
+
+def host() -> Any:
+    """Start a Prefect server of our own, and stop it."""
+    return prefect_test_harness(server_startup_timeout=240)
+
+
+ADAPTERS: dict[str, Adapter] = {"Prefect task, sync": run_sync, "Prefect task, async": run_async}

@@ -1,0 +1,82 @@
+"""Print the matrix of faults, steps and adapters, and write it into the page of the docs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.faults.life import Result
+from tests.faults.proxy import FAULTS
+
+ROOT = Path(__file__).parent.parent.parent
+TEMPLATE = Path(__file__).with_name("reliability.md.in")
+PAGE = ROOT / "docs" / "reliability.md"
+
+
+def save(results: Sequence[Result], path: Path) -> None:
+    """Keep the results of one environment for the report of all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([asdict(result) for result in results], indent=1))
+
+
+def load(paths: Iterable[Path]) -> list[Result]:
+    """Return what was kept."""
+    return [Result(**item) for path in paths for item in json.loads(path.read_text())]
+
+
+def matrix(results: Sequence[Result]) -> str:
+    """Return a table in markdown: faults by adapters, held of tried."""
+    adapters = list(dict.fromkeys(result.adapter for result in results))
+    rows = [["fault", *adapters], ["---", *["---:"] * len(adapters)]]
+    for fault in FAULTS:
+        cells = [
+            _cell([r for r in results if (r.fault, r.adapter) == (fault.name, name)]) for name in adapters
+        ]
+        rows.append([fault.name, *cells])
+    rows.append(["**all**", *(f"**{_cell([r for r in results if r.adapter == a])}**" for a in adapters)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def steps(results: Sequence[Result]) -> str:
+    """Return a table in markdown: steps by adapters, held of tried; a step is the request the fault met."""
+    adapters = list(dict.fromkeys(result.adapter for result in results))
+    rows = [["request no.", *adapters], ["---:", *["---:"] * len(adapters)]]
+    for step in sorted({result.step for result in results}):
+        cells = [_cell([r for r in results if (r.step, r.adapter) == (step, name)]) for name in adapters]
+        rows.append([str(step), *cells])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def flaws(results: Sequence[Result]) -> list[str]:
+    """Return one line for each case that did not hold, or whose fault never came."""
+    return [
+        f"{result.adapter}, {result.fault}, request {result.step} ({result.endpoint})"
+        f"{', never ending' if result.for_ever else ''}: {result.flaw or 'the fault never came'}"
+        for result in results
+        if result.flaw or not result.reached
+    ]
+
+
+def write_page(results: Sequence[Result]) -> None:
+    """Fill the template in; the wording is the template's, the numbers are the results'."""
+    once = [result for result in results if not result.for_ever]
+    ever = [result for result in results if result.for_ever]
+    found = flaws(results)
+    page = TEMPLATE.read_text().format(
+        tried=len(results),
+        held=len(results) - len(found),
+        once=matrix(once),
+        steps=steps(once),
+        ever=matrix(ever),
+        flaws="\n".join(f"* {line}" for line in found) or "None.",
+    )
+    PAGE.write_text(page)
+
+
+def _cell(results: Sequence[Result]) -> str:
+    if not results:
+        return "-"
+    held = sum(result.reached and not result.flaw for result in results)
+    return f"{held}/{len(results)}"
