@@ -149,7 +149,9 @@ def measure(quick: bool) -> Section:
                 )
             )
     head = ["log", "way", "lines/s", "MB/s", "CPU ms a MB", "of bare (time)", "of bare (CPU)"]
-    section.tables.append(Table(f"{size:,} lines of 100 bytes and more, pages of 1,000 messages", head, lines))
+    section.tables.append(
+        Table(f"{size:,} lines of 100 bytes and more, pages of 1,000 messages", head, lines)
+    )
     return section
 
 
