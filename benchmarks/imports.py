@@ -21,7 +21,9 @@ before, started = resident(), time.process_time()
 {statement}
 print(json.dumps([(time.process_time() - started) * 1000, resident() - before, len(sys.modules)]))
 """
-_OURS = "from dstack_core import Client, Task; Client(server_url='http://x', project_name='x', user_token='x')"
+_OURS = (
+    "from dstack_core import Client, Task; Client(server_url='http://x', project_name='x', user_token='x')"
+)
 BARE = "import dstack_core"
 CASES = {
     BARE: (Path(sys.executable), "import dstack_core"),
@@ -80,7 +82,10 @@ def measure(quick: bool) -> Section:
         Table(
             f"CPU time and resident memory over a bare interpreter, median of {rounds} processes",
             ["import", "ms", "MB", "modules loaded"],
-            [[f"`{name}`", *(f"{value:.1f}" for value in row[:2]), f"{row[2]:.0f}"] for name, row in cost.items()],
+            [
+                [f"`{name}`", *(f"{value:.1f}" for value in row[:2]), f"{row[2]:.0f}"]
+                for name, row in cost.items()
+            ],
         )
     )
     section.notes.append(

@@ -33,31 +33,38 @@ class Watched:
     lag_p50: float
     lag_p99: float
     lag_worst: float
+    wall_lag_p99: float
 
 
 class Lag:
-    """Measure how late the event loop is, on a fixed schedule: a stall counts for as long as it takes."""
+    """Measure how late the event loop is, on a fixed schedule: a stall counts for as long as it takes.
+
+    ``own`` is at most the CPU time that this process took meanwhile: what it waited for a core is not its lag.
+    """
 
     def __init__(self) -> None:
-        self._late: list[float] = []
+        self.own: list[float] = []
+        self.wall: list[float] = []
 
     async def probe(self) -> None:
         """Measure until cancelled."""
-        due = time.perf_counter()
+        due, used = time.perf_counter(), time.process_time()
         while True:
             due += _PROBE_SECONDS
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            now = time.perf_counter()
+            now, cpu = time.perf_counter(), time.process_time()
+            busy, used = cpu - used, cpu
             # Whoever wanted to run at one of the moments that were missed had to wait as well.
             while due <= now:
-                self._late.append(now - due)
+                self.wall.append(now - due)
+                self.own.append(min(now - due, busy))
                 due += _PROBE_SECONDS
             due -= _PROBE_SECONDS
 
-    def at(self, share: float) -> float:
-        """Return the lag that this share of the moments stayed under."""
-        late = sorted(self._late)
-        return late[min(len(late) - 1, int(len(late) * share))]
+
+def share_under(late: list[float], share: float) -> float:
+    """Return the lag that this share of the moments stayed under."""
+    return sorted(late)[min(len(late) - 1, int(len(late) * share))]
 
 
 def resident() -> int:
@@ -83,7 +90,8 @@ async def watch_all(watch: Watch, runs: int, warm: float, seconds: float) -> Wat
     ended = [task for task in tasks if task.done()]
     if ended:
         raise RuntimeError(f"{len(ended)} of {runs} watches ended") from ended[0].exception()
-    measured = Watched(took, used, memory, lag.at(0.5), lag.at(0.99), lag.at(1.0))
+    own = [share_under(lag.own, share) for share in (0.5, 0.99, 1.0)]
+    measured = Watched(took, used, memory, *own, share_under(lag.wall, 0.99))
     print(json.dumps(asdict(measured)), flush=True)
     for task in tasks:
         task.cancel()
