@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from pathlib import Path
 
 from benchmarks.counting_proxy import CountingProxy
 from benchmarks.imports import OFFICIAL

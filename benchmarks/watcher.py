@@ -90,8 +90,8 @@ async def watch_all(watch: Watch, runs: int, warm: float, seconds: float) -> Wat
     ended = [task for task in tasks if task.done()]
     if ended:
         raise RuntimeError(f"{len(ended)} of {runs} watches ended") from ended[0].exception()
-    own = [share_under(lag.own, share) for share in (0.5, 0.99, 1.0)]
-    measured = Watched(took, used, memory, *own, share_under(lag.wall, 0.99))
+    p50, p99, worst = (share_under(lag.own, share) for share in (0.5, 0.99, 1.0))
+    measured = Watched(took, used, memory, p50, p99, worst, share_under(lag.wall, 0.99))
     print(json.dumps(asdict(measured)), flush=True)
     for task in tasks:
         task.cancel()

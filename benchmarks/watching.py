@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -94,6 +95,14 @@ def watch(way: str, runs: int, warm: float, seconds: float) -> Cost:
     )
 
 
+def _curve(file: str, title: str, unit: str, costs: list[Cost], value: Callable[[Cost], float]) -> Curve:
+    series = {
+        name.strip("`"): [(float(one.runs), value(one)) for one in costs if one.way == way]
+        for way, name in NAMES.items()
+    }
+    return Curve(file, title, "watched runs", unit, series)
+
+
 def measure(quick: bool) -> Section:
     """Measure both ways at every size; the small ones of a way at once."""
     small, most = ([1, 100], 1000) if quick else ([1, 100, 1000], 5000)
@@ -140,15 +149,16 @@ def measure(quick: bool) -> Section:
     section.tables.append(
         Table(f"Poll interval {INTERVAL:g} s, logs included", head.split(","), [one.line() for one in costs])
     )
-    for name, title, unit, value in (
-        ("requests", "Status requests a minute", "requests a minute", lambda one: one.looks),
-        ("cpu", "CPU of the process that watches", "% of a core", lambda one: one.cores * 100),
-    ):
-        series = {
-            NAMES[way].strip("`"): [(float(one.runs), value(one)) for one in costs if one.way == way]
-            for way in NAMES
-        }
-        section.curves.append(Curve(f"watching-{name}.png", title, "watched runs", unit, series))
+    section.curves += [
+        _curve(
+            "watching-requests.png",
+            "Status requests a minute",
+            "requests a minute",
+            costs,
+            lambda one: one.looks,
+        ),
+        _curve("watching-cpu.png", "CPU of the process", "% of a core", costs, lambda one: one.cores * 100),
+    ]
     section.notes += [
         "Every run is active and silent. Each process has one core; the server, of canned bytes, has another. "
         "Lag is measured every 20 ms on a fixed schedule and counts the process's own CPU time; `wall` is what "

@@ -19,7 +19,7 @@ from dstack_core._wire.lookups import ActivePage, Lookup, active_page, is_log_re
 from dstack_core._wire.plain import Reply, Request
 from dstack_core.errors import DstackError, TransientServerError
 
-# How long a round waits for looks, again as long as more of them come; those of many flows are spread a bit.
+# How long a round waits for looks, again as long as more come; those of many flows are spread a bit.
 GATHER_SECONDS = 0.1
 _LONGEST_GATHERING = 8
 # So many reads of logs, and so many other requests, are under way at once: the pages of looks shall not have to
@@ -134,7 +134,7 @@ class Board:
     async def _round(self, waiting: _Waiting) -> None:
         """Answer from pages as long as they are worth it; what is left over is asked for alone."""
         position: Mapping[str, Any] | None = None
-        # The runs may be on the last pages, so half of what the looks would cost alone may be spent for nothing.
+        # The runs may be on the last pages: half of what the looks would cost alone may be spent in vain.
         worth = _number_of(waiting) // 2
         while _number_of(waiting) >= PAGE_WORTH:
             call = active_page(self._server_url, self._project, position)

@@ -28,7 +28,8 @@ def submit(
     is replaced where ``replace_finished`` allows it (the documented meaning of a reused name), an
     active one never. A refused or lost reply is answered by looking again, so no reply can cause a
     second run. Without ``look_first`` the first request submits: for a marker that was just drawn, which
-    no run can carry yet; a server refuses what would touch an active run by itself. Raises ``RunNameTakenError``, ``RequestRejectedError`` and the other server errors.
+    no run can carry yet; what would touch an active run a server refuses by itself. Raises
+    ``RunNameTakenError``, ``RequestRejectedError`` and the other server errors.
     """
     patience = Patience(budget)
     refusal: RequestRejectedError | None = None
