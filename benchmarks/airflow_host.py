@@ -57,9 +57,9 @@ class Host:
             if isinstance(record, dict) and record.get("timestamp"):
                 yield datetime.fromisoformat(record["timestamp"]), str(record.get("event", ""))
 
-    def stops(self) -> list[float]:
-        """Return the moments of the requests to stop a run."""
-        return [request.time for request in self.server.requests if request.path.endswith("/runs/stop")]
+    def requests(self, ending: str) -> list[float]:
+        """Return the moments of the requests whose path ends so."""
+        return [request.time for request in self.server.requests if request.path.endswith(ending)]
 
 
 @contextmanager
@@ -195,12 +195,14 @@ def cancel(host: Host, section: Section, rounds: int) -> None:
         return float(until(lambda: file.read_text() if file.exists() else None)) - asked
 
     def stopped(dag_id: str, state: str) -> float:
+        submitted = len(host.requests("/runs/apply"))
         run_id = host.airflow.trigger(dag_id)
         host.airflow.wait_for_state(dag_id, run_id, state)
+        until(lambda: host.requests("/runs/apply")[submitted:])
         time.sleep(3.0)
-        before, asked = len(host.stops()), time.monotonic()
+        before, asked = len(host.requests("/runs/stop")), time.monotonic()
         host.airflow.set_state(dag_id, run_id, "failed")
-        return until(lambda: host.stops()[before:])[0] - asked
+        return until(lambda: host.requests("/runs/stop")[before:])[0] - asked
 
     host_delay = median(signalled(number) for number in range(rounds))
     for name, state in (("sync", "running"), ("deferred", "deferred")):

@@ -75,7 +75,7 @@ def prefect_with_dstack() -> Iterator[tuple[LocalServer, Path]]:
                 "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
                 "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
                 "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
-                "PREFECT_LOGGING_TO_CONSOLE_ENABLED": "false",
+                "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
                 "DO_NOT_TRACK": "1",
                 "DSTACK_SERVER_URL": server.url,
                 "DSTACK_PROJECT": server.project,

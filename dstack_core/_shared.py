@@ -21,9 +21,9 @@ from dstack_core.errors import DstackError, TransientServerError
 
 # How long a round waits for looks, again as long as more come; those of many flows are spread a bit.
 GATHER_SECONDS = 0.1
-_LONGEST_GATHERING = 8
-# So many reads of logs, and so many other requests, are under way at once: the pages of looks shall not have to
-# wait behind thousands of them, and httpx's own queue gets slow when it is long.
+_LONGEST_GATHERING = 12
+# So many reads of logs, and so many other requests, are under way at once: the pages of looks shall not have
+# to wait behind thousands of them, and httpx's own queue gets slow when it is long.
 _LANE = 9
 # A page costs a server about as much as this many single looks, so it must save more.
 PAGE_WORTH = 4
@@ -128,7 +128,7 @@ class Board:
         for _ in range(_LONGEST_GATHERING):
             before = len(self._waiting)
             await asyncio.sleep(GATHER_SECONDS)
-            if len(self._waiting) - before < PAGE_WORTH:
+            if len(self._waiting) == before:
                 return
 
     async def _round(self, waiting: _Waiting) -> None:

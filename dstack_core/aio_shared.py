@@ -18,7 +18,7 @@ class SharedAsyncClient(AsyncClient):
     closed with the last of them. Looks at runs of one project that are asked for at about the same time are
     answered from pages of 100 active runs instead of a request each; what is on no such page is asked for
     alone. No answer is older than its question. ``follow`` and ``wait`` look at multiples of
-    ``poll_interval`` on the clock, at most half a second behind, so that runs watched with the same interval
+    ``poll_interval`` on the clock, at most a second behind, so that runs watched with the same interval
     are asked for together. Source: PROTOCOL 1.7.
     """
 

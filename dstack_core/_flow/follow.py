@@ -20,8 +20,8 @@ from dstack_core.models.statuses import RunStatus
 _PAUSES = (12, 4, 2, 1)
 _LONGEST_PAUSE_SECONDS = 60.0
 # A burst of thousands of flows that wake in one moment would keep the event loop from all others.
-_SPREAD_SECONDS = 0.5
-_SPREAD_SHARE = 0.1
+_SPREAD_SECONDS = 1.0
+_SPREAD_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class FollowOptions:
     """Say how to follow: ``poll_interval`` in seconds, ``logs`` whether log lines are wanted.
 
     ``wall_clock`` gives the seconds since the epoch. ``shared`` is for many flows in one process: they
-    look at nearly the same moments, within half a second behind the multiples of ``poll_interval``.
+    look at nearly the same moments, within a second behind the multiples of ``poll_interval``.
     """
 
     poll_interval: float

@@ -263,8 +263,8 @@ def test_shared_flows_look_at_the_same_moments(driver: Driver) -> None:
     )
     driver.events(shared_flow(driver), script)
     first, *others = driver.clock.slept
-    # The moments of different runs are spread over half a second, so that they do not all wake at once.
-    assert 1.8 <= first < 2.3
+    # The moments of different runs are spread over a second, so that they do not all wake at once.
+    assert 1.8 <= first < 2.8
     assert others == pytest.approx([5, 5])
 
 
@@ -272,10 +272,10 @@ def test_different_runs_look_at_slightly_different_moments(driver: Driver) -> No
     options = FollowOptions(poll_interval=5, logs=True, wall_clock=lambda: 1003.2, shared=True)
     pauses = [options.pause(f"id-{index}").seconds for index in range(1000)]
     assert min(pauses) < 1.85
-    assert max(pauses) > 2.25
-    assert all(1.8 <= pause < 2.3 for pause in pauses)
+    assert max(pauses) > 2.75
+    assert all(1.8 <= pause < 2.8 for pause in pauses)
     often = FollowOptions(poll_interval=0.5, logs=True, wall_clock=lambda: 1003.2, shared=True)
-    assert all(0.3 <= often.pause(f"id-{index}").seconds < 0.35 for index in range(1000))
+    assert all(0.3 <= often.pause(f"id-{index}").seconds < 0.4 for index in range(1000))
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -291,7 +291,7 @@ def test_a_silent_log_is_read_less_and_less_until_it_speaks(
 
     script = Script(runs__get=[], logs__poll=[log])
     script.answers["runs/get"] = [reply(run_json(status)) for status in ["running"] * 110 + ["done"]]
-    driver.clock.now = 1200 + min(0.5, 0.1 * poll_interval)
+    driver.clock.now = 1200 + min(1.0, 0.2 * poll_interval)
     options = FollowOptions(poll_interval, logs=True, wall_clock=driver.clock, shared=shared)
     flow = follow(API, Progress("train", "id-1"), options)
     events = driver.events(retrying(flow, RetryBudget(600, driver.clock)), script)
@@ -322,7 +322,7 @@ def test_logs_that_fell_silent_together_take_turns(driver: Driver) -> None:
         script.answers["runs/get"] = [
             reply(run_json(status, run_id=name)) for status in ["running"] * 60 + ["done"]
         ]
-        driver.clock.now = 1000.5
+        driver.clock.now = 1001
         options = FollowOptions(5, logs=True, wall_clock=driver.clock, shared=True)
         driver.events(follow(API, Progress("train", name), options), script)
     assert len(looks_at_log[0]) == 60
