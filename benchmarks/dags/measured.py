@@ -11,9 +11,10 @@ from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, BaseOperator, task
 
 from airflow_provider_dstack.operators import DstackRunOperator
+from benchmarks.signalled import SignalledTrigger
 from dstack_core import Task
 
-TICKING = "for i in $(seq 100); do date +tick-%s.%N; sleep 0.2; done"
+TICKING = "for i in $(seq 300); do date +tick-%s.%N; sleep 0.2; done"
 SPEAKING = "awk 'BEGIN { for (i = 0; i < {{ params.lines }}; i++) printf \"line-%09d-%085d\\n\", i, 0 }'"
 PARAMS: dict[str, Any] = {"lines": 1000, "file": ""}
 
@@ -23,12 +24,15 @@ class SignalledOperator(BaseOperator):
 
     template_fields = ("file",)
 
-    def __init__(self, *, file: str, **kwargs: Any) -> None:
+    def __init__(self, *, file: str, deferrable: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.file = file
+        self.deferrable = deferrable
 
     def execute(self, context: Any) -> None:
         """Sleep."""
+        if self.deferrable:
+            self.defer(trigger=SignalledTrigger(self.file), method_name="execute")
         time.sleep(300)
 
     def on_kill(self) -> None:
@@ -70,5 +74,6 @@ with DAG("logging_task", schedule=None, params=PARAMS):
 
     speak()
 
-with DAG("signalled", schedule=None, params=PARAMS):
-    SignalledOperator(task_id="train", file="{{ params.file }}")
+for name, deferrable in (("sync", False), ("deferred", True)):
+    with DAG(f"signalled_{name}", schedule=None, params=PARAMS):
+        SignalledOperator(task_id="train", file="{{ params.file }}", deferrable=deferrable)
