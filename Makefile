@@ -18,6 +18,8 @@ AIRFLOW_OLD := $(ENVS)/airflow-3.2/.ready
 PREFECT := $(ENVS)/prefect/.ready
 PREFECT_OLDEST := $(ENVS)/prefect-oldest/.ready
 SERVER := $(ENVS)/server-$(REAL_SERVER)/.ready
+BENCH_AIRFLOW := $(ENVS)/bench-airflow/.ready
+BENCH_PLOTS := $(ENVS)/bench-plots/.ready
 
 .PHONY: help
 help: ## Show the commands
@@ -101,18 +103,27 @@ test-faults: $(CORE) $(AIRFLOW) $(PREFECT) ## Let every request of a run's life 
 	done; \
 	$(ENVS)/core/bin/python -m tests.faults report || status=1; exit $$status
 
+.PHONY: bench bench-quick
+bench bench-quick: $(CORE) $(AIRFLOW) $(PREFECT) $(SERVER) $(BENCH_AIRFLOW) $(BENCH_PLOTS)
+bench: ## Measure beside the peers and write docs/performance.md (half an hour on a quiet machine)
+	@$(ENVS)/core/bin/python -m benchmarks
+
+bench-quick: ## Do the same with smaller sizes (ten minutes)
+	@$(ENVS)/core/bin/python -m benchmarks --quick
+
 .PHONY: check
-check: $(CORE) $(AIRFLOW) $(PREFECT) ## Run ruff, mypy --strict and the layer test
+check: $(CORE) $(AIRFLOW) $(PREFECT) $(BENCH_PLOTS) ## Run ruff, mypy --strict and the layer test
 	$(ENVS)/core/bin/ruff format --check .
 	$(ENVS)/core/bin/ruff check .
 	$(ENVS)/core/bin/mypy -p dstack_core -p tests.core -p tests.local -p tests.contract -p tests.rig -p tests.docs \
 	  -p tests.documented -p scripts
-	$(ENVS)/core/bin/mypy benchmarks/shared_polling.py
+	$(ENVS)/core/bin/mypy $(addprefix -m benchmarks.,__main__ imports log_relay attached_relay submit_requests idle_run)
 	$(ENVS)/core/bin/mypy $(filter-out %_adapters.py,$(wildcard tests/faults/*.py))
-	$(ENVS)/airflow/bin/mypy providers/airflow/src dags benchmarks/dag_parse.py scripts/demo_airflow.py tests/provider_airflow \
-	  tests/faults/airflow_adapters.py
-	$(ENVS)/prefect/bin/mypy providers/prefect/src flows benchmarks/prefect_import.py scripts/demo_prefect.py tests/provider_prefect \
-	  tests/faults/prefect_adapters.py
+	$(ENVS)/airflow/bin/mypy providers/airflow/src dags scripts/demo_airflow.py tests/provider_airflow tests/faults/airflow_adapters.py
+	$(ENVS)/airflow/bin/mypy $(addprefix -m benchmarks.,dag_parse watching watcher airflow_host signalled dags.measured)
+	$(ENVS)/prefect/bin/mypy providers/prefect/src flows scripts/demo_prefect.py tests/provider_prefect tests/faults/prefect_adapters.py
+	$(ENVS)/prefect/bin/mypy $(addprefix -m benchmarks.,prefect_import prefect_host served)
+	$(ENVS)/bench-plots/bin/mypy -m benchmarks.page
 	$(ENVS)/core/bin/python -m pytest -q tests/core/test_layers.py
 
 .PHONY: format reference clean pins
@@ -126,8 +137,8 @@ reference: $(CORE) ## Write docs/reference/ from the docstrings
 clean: ## Remove the environments and everything built
 	rm -rf $(ENVS) build dist
 
-pins: $(CORE) $(AIRFLOW) $(PREFECT) $(SERVER) ## Write the versions installed now into constraints/
-	@for env in core airflow prefect server-$(REAL_SERVER); do \
+pins: $(CORE) $(AIRFLOW) $(PREFECT) $(SERVER) $(BENCH_AIRFLOW) $(BENCH_PLOTS) ## Write the versions installed now into constraints/
+	@for env in core airflow prefect server-$(REAL_SERVER) bench-airflow bench-plots; do \
 	  VIRTUAL_ENV=$(ENVS)/$$env $(UV) pip freeze --exclude-editable | grep '==' > constraints/$$env.txt; done
 
 # A pin file that changed makes its environment new.
@@ -169,6 +180,18 @@ $(PREFECT): constraints/prefect.txt constraints/build.txt pyproject.toml provide
 $(PREFECT_OLDEST): constraints/prefect-oldest.txt constraints/build.txt pyproject.toml providers/prefect/pyproject.toml | $(UV)
 	$(fresh_env)
 	@$(INSTALL) -e '.[async,local]' -e providers/prefect --group dev $(BRIEFLY)
+	@touch $@
+
+# What the benchmarks compare with: the providers of others, in the same Airflow as ours.
+$(BENCH_AIRFLOW): constraints/bench-airflow.txt constraints/build.txt pyproject.toml providers/airflow/pyproject.toml | $(UV)
+	$(fresh_env)
+	@$(INSTALL) -e '.[async,local]' -e providers/airflow \
+	  $(addprefix apache-airflow-providers-,cncf-kubernetes databricks docker standard) $(BRIEFLY)
+	@touch $@
+
+$(BENCH_PLOTS): constraints/bench-plots.txt constraints/build.txt | $(UV)
+	$(fresh_env)
+	@$(INSTALL) matplotlib mypy $(BRIEFLY)
 	@touch $@
 
 # A server that cannot start with what it asks for gets something else by constraints/server-*.overrides.txt.

@@ -1,82 +1,69 @@
-"""Tell what importing operators adds to the parsing of a DAG file, beside those of other providers.
-
-Run it with the Python of an Airflow environment. Providers that are not installed there are left out; to
-compare, install ``apache-airflow-providers-cncf-kubernetes`` and ``-databricks`` into it first.
-"""
+"""What importing operators adds to the parsing of a DAG file, beside those of other providers."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
-import statistics
-import subprocess
 import sys
+from pathlib import Path
+from statistics import median
 
-RUNS = 7
+from benchmarks.imports import fresh
+from benchmarks.results import Row, Section, Table, cli
+
+LIMIT_MILLISECONDS = 10.0
 OURS = "airflow_provider_dstack"
+OURS_IMPORT = f"from {OURS}.operators import DstackRunOperator"
 IMPORTS = {
-    "airflow-provider-dstack: all of it": (
-        OURS,
-        f"import {OURS}.operators, {OURS}.services, {OURS}.sensors, {OURS}.decorators, {OURS}.links",
+    OURS_IMPORT: OURS_IMPORT,
+    f"all of `{OURS}`": (
+        f"import {OURS}.operators, {OURS}.services, {OURS}.sensors, {OURS}.decorators, {OURS}.links"
     ),
-    "DstackRunOperator": (OURS, f"from {OURS}.operators import DstackRunOperator"),
-    "DstackRunSensor": (OURS, f"from {OURS}.sensors import DstackRunSensor"),
-    "BashOperator": (
-        "airflow.providers.standard",
-        "from airflow.providers.standard.operators.bash import BashOperator",
-    ),
+    "BashOperator": "from airflow.providers.standard.operators.bash import BashOperator",
+    "DockerOperator": "from airflow.providers.docker.operators.docker import DockerOperator",
     "DatabricksSubmitRunOperator": (
-        "airflow.providers.databricks",
-        "from airflow.providers.databricks.operators.databricks import DatabricksSubmitRunOperator",
+        "from airflow.providers.databricks.operators.databricks import DatabricksSubmitRunOperator"
     ),
     "KubernetesPodOperator": (
-        "airflow.providers.cncf.kubernetes",
-        "from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator",
+        "from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator"
     ),
 }
 _PROGRAM = """
 import json, sys, time
 from airflow.sdk import DAG
-before, started = set(sys.modules), time.process_time()
+before, started = len(sys.modules), time.process_time()
 {statement}
-spent = (time.process_time() - started) * 1000
-print(json.dumps([spent, sorted(set(sys.modules) - before)]))
+print()
+print(json.dumps([(time.process_time() - started) * 1000, len(sys.modules) - before]))
 """
 
 
-def measure(statement: str) -> tuple[float, list[str]]:
-    """Return the CPU time (ms) that an import adds to ``from airflow.sdk import DAG``, and its modules."""
-    program = _PROGRAM.format(statement=statement)
-    # As on any machine that parses a file more than once: with the compiled modules at hand.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+def measure(quick: bool) -> Section:
+    """Measure every import in processes of its own, in turns."""
+    rounds = 3 if quick else 7
+    samples: dict[str, list[list[float]]] = {name: [] for name in IMPORTS}
+    for number in range(rounds + 1):
+        for name, statement in IMPORTS.items():
+            found = fresh(Path(sys.executable), _PROGRAM.format(statement=statement))
+            if number:
+                samples[name].append(found)
+    cost = {name: [median(column) for column in zip(*rows, strict=True)] for name, rows in samples.items()}
+    ours = cost[OURS_IMPORT][0]
+    others = ", ".join(f"{name} {spent:.0f} ms" for name, (spent, _) in list(cost.items())[2:])
+    pod = cost["KubernetesPodOperator"][0]
+    row = Row(
+        f"`{OURS_IMPORT}` in a DAG file",
+        f"{ours:.1f} ms",
+        others,
+        f"1/{pod / ours:.0f} of the pod operator",
+        "at most 10 ms over `from airflow.sdk import DAG`",
+        ours <= LIMIT_MILLISECONDS,
     )
-    milliseconds, modules = json.loads(done.stdout.splitlines()[-1])
-    return milliseconds, modules
-
-
-def is_installed(package: str) -> bool:
-    """Tell whether a package can be imported."""
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-def main() -> None:
-    """Print a table: the median of some runs, each in a process of its own."""
-    print(f"{'import':36} {'ms':>6} {'modules':>8}    (median of {RUNS}, CPU time)")
-    for name, (package, statement) in IMPORTS.items():
-        if not is_installed(package):
-            print(f"{name:36} {'-':>6} {'-':>8}    {package} is not installed")
-            continue
-        measure(statement)
-        runs = [measure(statement) for _ in range(RUNS)]
-        cost = statistics.median(milliseconds for milliseconds, _ in runs)
-        print(f"{name:36} {cost:6.1f} {len(runs[0][1]):8}")
+    table = Table(
+        f"CPU time over `from airflow.sdk import DAG`, median of {rounds} processes, one environment for all",
+        ["import", "ms", "modules loaded"],
+        [[name, f"{spent:.1f}", f"{modules:.0f}"] for name, (spent, modules) in cost.items()],
+    )
+    return Section("DAG parsing", [row], [table])
 
 
 if __name__ == "__main__":
-    main()
+    cli(measure)

@@ -1,57 +1,60 @@
-"""Measure what importing ``prefect_dstack`` adds to ``from prefect import flow, task``, in fresh processes.
+"""What importing the collection adds to ``from prefect import flow, task``.
 
-Run it with the Python of an environment that holds both: ``python benchmarks/prefect_import.py [rounds]``.
+Run it with the Python of a Prefect environment.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
-import subprocess
 import sys
-import time
+from pathlib import Path
+from statistics import median
 
-LIMIT_SECONDS = 0.25
-PROGRAM = """
-import json, sys, time
-start = time.perf_counter()
-from prefect import flow, task
-between = time.perf_counter()
-before = len(sys.modules)
-{then}
-print(json.dumps([between - start, time.perf_counter() - between, len(sys.modules) - before]))
-"""
+from benchmarks.imports import fresh
+from benchmarks.results import Row, Section, Table, cli
+
+LIMIT_MILLISECONDS = 250.0
+_OURS = "import prefect_dstack"
+_PREFECT = "from prefect import flow, task"
 CASES = {
-    "import prefect_dstack": "import prefect_dstack",
-    "from prefect_dstack import DstackWorker": "from prefect_dstack import DstackWorker",
-    "import requests": "import requests",
-    "import httpx": "import httpx",
-    "import paramiko": "import paramiko",
+    _OURS: f"{_PREFECT}; MARK; {_OURS}",
+    "from prefect_dstack import DstackWorker": f"{_PREFECT}; MARK; from prefect_dstack import DstackWorker",
+    _PREFECT: f"MARK; {_PREFECT}",
 }
+_MARK = "before, started = len(sys.modules), time.process_time()"
+_PROGRAM = """
+import json, sys, time
+{statement}
+print(json.dumps([(time.process_time() - started) * 1000, len(sys.modules) - before]))
+"""
 
 
-def measure(then: str) -> tuple[float, float, int]:
-    """Return the seconds of Prefect's import and of ``then``, and how many modules ``then`` loaded."""
-    reply = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(then=then)], capture_output=True, text=True, check=True
+def measure(quick: bool) -> Section:
+    """Measure every import in processes of its own, in turns."""
+    rounds = 3 if quick else 7
+    samples: dict[str, list[list[float]]] = {name: [] for name in CASES}
+    for number in range(rounds + 1):
+        for name, statement in CASES.items():
+            program = _PROGRAM.format(statement=statement.replace("MARK", _MARK))
+            found = fresh(Path(sys.executable), program)
+            if number:
+                samples[name].append(found)
+    cost = {name: [median(column) for column in zip(*rows, strict=True)] for name, rows in samples.items()}
+    ours, prefect = cost[_OURS][0], cost[_PREFECT][0]
+    row = Row(
+        f"`{_OURS}` in a flow's file",
+        f"{ours:.1f} ms",
+        f"`{_PREFECT}` itself: {prefect:.0f} ms",
+        f"+{ours / prefect:.1%}",
+        f"at most {LIMIT_MILLISECONDS:.0f} ms",
+        ours <= LIMIT_MILLISECONDS,
     )
-    seconds, added, modules = json.loads(reply.stdout)
-    return seconds, added, modules
-
-
-def main() -> None:
-    """Print a line a case, medians over the rounds; ends with status 1 above the limit."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    started = time.strftime("%Y-%m-%d %H:%M")
-    print(f"{started}, Python {sys.version.split()[0]}, median of {rounds} processes")
-    medians = {}
-    for name, then in CASES.items():
-        measured = [measure(then) for _ in range(rounds)]
-        prefect, added = (statistics.median(item[part] for item in measured) for part in (0, 1))
-        medians[name] = added
-        print(f"{name:42} +{added:.3f} s, {measured[0][2]:4} modules (Prefect itself {prefect:.2f} s)")
-    sys.exit(medians["import prefect_dstack"] > LIMIT_SECONDS)
+    table = Table(
+        f"CPU time, median of {rounds} processes; ours over `{_PREFECT}`",
+        ["import", "ms", "modules loaded"],
+        [[f"`{name}`", f"{spent:.1f}", f"{modules:.0f}"] for name, (spent, modules) in cost.items()],
+    )
+    return Section("Prefect: import", [row], [table])
 
 
 if __name__ == "__main__":
-    main()
+    cli(measure)

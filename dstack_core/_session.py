@@ -98,11 +98,13 @@ class Session:
             spec["ssh_key_pub"] = yield from self._key(name)
             if files:
                 spec = with_files(spec, (yield from deliver_files(self.api, files)))
+            # Nobody but this call knows a marker that it drew itself.
+            how = {"replace_finished": True, "look_first": marker is not None}
             if code is None:
-                return (yield from submit(self.api, spec, budget, replace_finished=True))
+                return (yield from submit(self.api, spec, budget, **how))
             try:
                 yield from deliver_code(self.api, code, self._delivered, init=self.repository.init)
-                return (yield from submit(self.api, spec, budget, replace_finished=True))
+                return (yield from submit(self.api, spec, budget, **how))
             except RequestRejectedError as error:
                 told = explained(error, init=self.repository.init)
                 if told is error:

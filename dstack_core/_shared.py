@@ -15,12 +15,16 @@ from typing import Any
 
 from dstack_core._transport.asynchronous import AsyncTransport
 from dstack_core._transport.settings import TransportSettings
-from dstack_core._wire.lookups import ActivePage, Lookup, active_page, lookup_of
+from dstack_core._wire.lookups import ActivePage, Lookup, active_page, is_log_read, lookup_of
 from dstack_core._wire.plain import Reply, Request
 from dstack_core.errors import DstackError, TransientServerError
 
-# How long the first look of a round waits for others; those of aligned flows come within milliseconds.
+# How long a round waits for looks, again as long as more come; those of many flows are spread a bit.
 GATHER_SECONDS = 0.1
+_LONGEST_GATHERING = 12
+# So many reads of logs, and so many other requests, are under way at once: the pages of looks shall not have
+# to wait behind thousands of them, and httpx's own queue gets slow when it is long.
+_LANE = 9
 # A page costs a server about as much as this many single looks, so it must save more.
 PAGE_WORTH = 4
 
@@ -56,6 +60,7 @@ class _Hub:
         self._server_url = settings.server_url
         self._transport = AsyncTransport(settings)
         self._boards: dict[str, Board] = {}
+        self._log_reads, self._others = asyncio.Semaphore(_LANE), asyncio.Semaphore(_LANE)
 
     async def send(self, request: Request) -> Reply:
         lookup = lookup_of(request)
@@ -67,7 +72,8 @@ class _Hub:
             answer = await board.look(lookup)
             if answer is not None:
                 return answer
-        return await self._transport(request)
+        async with self._log_reads if is_log_read(request) else self._others:
+            return await self._transport(request)
 
     async def close(self) -> None:
         for board in self._boards.values():
@@ -108,7 +114,7 @@ class Board:
         waiting: _Waiting = {}
         try:
             while self._waiting:
-                await asyncio.sleep(GATHER_SECONDS)
+                await self._gather()
                 waiting, self._waiting = self._waiting, {}
                 await self._round(waiting)
                 _answer_all(waiting, None)
@@ -118,9 +124,18 @@ class Board:
                 _answer_all(left, None)
             self._waiting = {}
 
+    async def _gather(self) -> None:
+        for _ in range(_LONGEST_GATHERING):
+            before = len(self._waiting)
+            await asyncio.sleep(GATHER_SECONDS)
+            if len(self._waiting) == before:
+                return
+
     async def _round(self, waiting: _Waiting) -> None:
         """Answer from pages as long as they are worth it; what is left over is asked for alone."""
         position: Mapping[str, Any] | None = None
+        # The runs may be on the last pages: half of what the looks would cost alone may be spent in vain.
+        worth = _number_of(waiting) // 2
         while _number_of(waiting) >= PAGE_WORTH:
             call = active_page(self._server_url, self._project, position)
             try:
@@ -137,9 +152,9 @@ class Board:
             except DstackError:
                 # An answer for one run tells better what is wrong.
                 return
-            found = _hand_out(page, waiting)
+            worth += _hand_out(page, waiting) - PAGE_WORTH
             position = page.position
-            if position is None or found < PAGE_WORTH:
+            if position is None or worth < 0:
                 return
 
 

@@ -15,12 +15,11 @@ class SharedAsyncClient(AsyncClient):
 
     Use it for many runs watched in one process; parameters and errors are those of ``Client``, and every
     method means the same. Those with equal server, token and limits have one set of connections, which is
-    closed with the last of them. Looks at runs of one project that are asked for within 0.1 seconds are
+    closed with the last of them. Looks at runs of one project that are asked for at about the same time are
     answered from pages of 100 active runs instead of a request each; what is on no such page is asked for
-    alone. No answer is older than its question. ``follow`` and ``wait`` look at whole multiples of
-    ``poll_interval`` on the clock, so that runs watched with the same interval are asked for together, and
-    at a log that stays silent less and less often, down to every sixth time, always when the run's status
-    changes. Source: PROTOCOL 1.7.
+    alone. No answer is older than its question. ``follow`` and ``wait`` look at multiples of
+    ``poll_interval`` on the clock, at most a second behind, so that runs watched with the same interval
+    are asked for together. Source: PROTOCOL 1.7.
     """
 
     _shared: ClassVar[bool] = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from zlib import crc32
 
 from dstack_core._flow.logs import read_lines
 from dstack_core._flow.steps import Flow, Sleep, call
@@ -16,8 +17,13 @@ from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress
 from dstack_core.models.statuses import RunStatus
 
-_PATIENT_LOOKS = 4
-_MOST_LEFT_OUT = 5
+# Each divides the next, so that no pause is longer than the next one while they grow.
+_PAUSES = (12, 4, 2, 1)
+_LONGEST_PAUSE_SECONDS = 15.0
+_LONGEST_SHARED_PAUSE_SECONDS = 60.0
+# A burst of thousands of flows that wake in one moment would keep the event loop from all others.
+_SPREAD_SECONDS = 1.0
+_SPREAD_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +31,8 @@ class FollowOptions:
     """Say how to follow: ``poll_interval`` in seconds, ``logs`` whether log lines are wanted.
 
     ``wall_clock`` gives the seconds since the epoch. ``shared`` is for many flows in one process: they
-    look at the same moments, the multiples of ``poll_interval``, and at a log that has been silent for
-    some looks only at every second, third, ... sixth. ``stops`` are the stops that were asked for.
+    look at nearly the same moments, within a second behind the multiples of ``poll_interval``. ``stops``
+    are the stops that were asked for.
     """
 
     poll_interval: float
@@ -35,11 +41,13 @@ class FollowOptions:
     shared: bool = False
     stops: Stops = field(default_factory=Stops)
 
-    def pause(self) -> Sleep:
-        """Return the wait before the next look."""
+    def pause(self, run_id: str) -> Sleep:
+        """Return the wait before the next look at a run."""
         if not self.shared:
             return Sleep(self.poll_interval)
-        return Sleep(self.poll_interval - self.wall_clock() % self.poll_interval)
+        spread = min(_SPREAD_SECONDS, _SPREAD_SHARE * self.poll_interval)
+        behind = crc32(run_id.encode()) % 1000 / 1000 * spread
+        return Sleep(self.poll_interval - (self.wall_clock() - behind) % self.poll_interval)
 
 
 def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome]:
@@ -50,7 +58,7 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
     was asked for and that the server forgot is asked for again. Raises ``RunNotFoundError`` when the run is
     gone, and the other server errors.
     """
-    silence = _Silence(options.shared)
+    silence = _Silence(options)
     while True:
         before = progress
         run = yield from call(api.get_run(progress.run_name, progress.run_id))
@@ -60,37 +68,40 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
         progress = replace(progress, run_id=run.id)
         if run.is_active:
             progress = yield from _report_status(run, progress, options)
-        if options.logs and (not run.is_active or progress != before or silence.look_due()):
+        if options.logs and (not run.is_active or progress != before or silence.look_due(run.id)):
             progress = yield from read_lines(api, run, progress)
-            silence.looked(any_new=progress != before)
+        silence.passed(any_new=progress != before)
         if not run.is_active:
             progress = yield from _report_status(run, progress, options)
             outcome = outcome_of(run, api.run_url(run.id))
             yield RunFinished(progress, outcome)
             return outcome
-        yield options.pause()
+        yield options.pause(run.id)
 
 
 class _Silence:
-    """Say when a log that gives nothing new is worth a look: less and less often, in small steps."""
+    """Say when a log that gives nothing new is worth a look: less and less often.
 
-    def __init__(self, enabled: bool) -> None:
-        self._enabled = enabled
-        self._silent_looks = 0
-        self._left_out = 0
+    What is logged after a silence is read after at most as long again, and within 15 seconds; within a
+    minute where many flows share a process.
+    """
 
-    def look_due(self) -> bool:
+    def __init__(self, options: FollowOptions) -> None:
+        longest = _LONGEST_SHARED_PAUSE_SECONDS if options.shared else _LONGEST_PAUSE_SECONDS
+        self._pauses = [pause for pause in _PAUSES if pause * options.poll_interval <= longest]
+        self._shared = options.shared
+        self._silent_for = 0
+
+    def look_due(self, run_id: str) -> bool:
         """Tell whether to look now."""
-        most = min(self._silent_looks // _PATIENT_LOOKS, _MOST_LEFT_OUT) if self._enabled else 0
-        if self._left_out < most:
-            self._left_out += 1
-            return False
-        self._left_out = 0
-        return True
+        pause = next((pause for pause in self._pauses if 3 * pause <= 2 * self._silent_for), 1)
+        # Where thousands fell silent together, each look finds another part of them due.
+        turn = crc32(run_id.encode()) if self._shared else 0
+        return (self._silent_for + turn) % pause == 0
 
-    def looked(self, *, any_new: bool) -> None:
-        """Note what a look gave."""
-        self._silent_looks = 0 if any_new else self._silent_looks + 1
+    def passed(self, *, any_new: bool) -> None:
+        """Note what a look at the run gave."""
+        self._silent_for = 0 if any_new else self._silent_for + 1
 
 
 def _report_status(run: RunSnapshot, progress: Progress, options: FollowOptions) -> Flow[Progress]:

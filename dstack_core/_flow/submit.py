@@ -20,19 +20,27 @@ _SETTLE_SECONDS = 0.5
 
 
 def submit(
-    api: Api, run_spec: Mapping[str, Any], budget: RetryBudget, *, replace_finished: bool
+    api: Api,
+    run_spec: Mapping[str, Any],
+    budget: RetryBudget,
+    *,
+    replace_finished: bool,
+    look_first: bool = True,
 ) -> Op[RunSnapshot]:
     """Return the run that carries this spec's name and marker; submit it if there is none.
 
     A run that carries the marker is taken as it is, finished or not. A finished run of another owner
     is replaced where ``replace_finished`` allows it (the documented meaning of a reused name), an
-    active one never. A refused, lost or spoiled reply is answered by looking again, so no reply can cause a
-    second run. Raises ``RunNameTakenError``, ``RequestRejectedError`` and the other server errors.
+    active one never. A refused, lost or spoiled reply is answered by looking again, so no reply can
+    cause a second run. Without ``look_first`` the first request submits: for a marker that was just
+    drawn, which no run can carry yet; what would touch an active run a server refuses by itself. Raises
+    ``RunNameTakenError``, ``RequestRejectedError`` and the other server errors.
     """
     patience = Patience(budget)
     refusal: RequestRejectedError | None = None
     while True:
-        found = yield from call(api.get_run(run_spec["run_name"]))
+        found = (yield from call(api.get_run(run_spec["run_name"]))) if look_first else None
+        look_first = True
         if found is not None and found.marker == run_spec["configuration_path"]:
             return found
         if found is not None and (found.is_active or not replace_finished):

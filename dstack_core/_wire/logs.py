@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import base64
+from binascii import a2b_base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from dstack_core._wire.plain import text, time_of
 from dstack_core.models.progress import LogCursor
 
 PAGE_SIZE = 1000
 _LONGEST_PENDING = 64 * 1024
+# "2026-11-23T12:00:00.123456" and the Z behind it
+_WIDTH = 26
+_OFFSET = "+00:00"
 
 
-@dataclass(frozen=True, slots=True)
-class LogMessage:
+class LogMessage(NamedTuple):
     """Hold one message: a chunk as the runner read it, not a line.
 
     ``timestamp`` is written in UTC at a fixed width, so that comparing two as text compares the times,
@@ -34,16 +37,16 @@ class LogPage:
     ``tokens`` tells whether this server has page tokens at all (0.19.16 on).
     """
 
-    messages: Sequence[LogMessage]
+    messages: list[LogMessage]
     next_token: str | None
     tokens: bool
 
 
 def parse_page(body: Mapping[str, Any]) -> LogPage:
     """Read the reply of ``logs/poll``."""
-    messages = [
-        LogMessage(_utc(item["timestamp"]), base64.b64decode(item["message"])) for item in body["logs"]
-    ]
+    # A busy log is thousands of messages a second: what happens for each is kept to the least.
+    stamps = _all_utc([item["timestamp"] for item in body["logs"]])
+    messages = list(map(LogMessage, stamps, [a2b_base64(item["message"]) for item in body["logs"]]))
     return LogPage(messages, text(body.get("next_token")), tokens="next_token" in body)
 
 
@@ -59,6 +62,15 @@ def start_time(cursor: LogCursor) -> str | None:
     )
 
 
+def _all_utc(timestamps: Sequence[str]) -> list[str]:
+    parsed = map(datetime.fromisoformat, timestamps)
+    return [
+        # Today's servers write it so that only the offset is to be spelt out.
+        stamp[:_WIDTH] + _OFFSET if len(stamp) == _WIDTH + 1 and stamp[_WIDTH] == "Z" else _utc(stamp)
+        for stamp, _ in zip(timestamps, parsed, strict=True)
+    ]
+
+
 def _utc(timestamp: str) -> str:
     return time_of(timestamp).isoformat(timespec="microseconds")
 
@@ -71,24 +83,25 @@ class Reader:
         self._to_pass = cursor.seen_at_after
         self._passing_at = cursor.after
 
-    def take(self, messages: Sequence[LogMessage]) -> list[LogMessage]:
+    def take(self, messages: list[LogMessage]) -> list[LogMessage]:
         """Return the messages not seen before and count them as seen."""
-        fresh = [message for message in messages if not self._seen(message)]
-        cursor = self.cursor
-        for message in fresh:
-            if message.timestamp == cursor.after:
-                cursor = replace(cursor, seen_at_after=cursor.seen_at_after + 1)
-            elif cursor.after is None or message.timestamp > cursor.after:
-                cursor = replace(cursor, after=message.timestamp, seen_at_after=1)
-        self.cursor = cursor
+        passed = 0
+        while self._to_pass and passed < len(messages) and messages[passed].timestamp == self._passing_at:
+            self._to_pass -= 1
+            passed += 1
+        fresh = messages[passed:]
+        if fresh:
+            self._to_pass = 0
+            self._count(fresh)
         return fresh
 
-    def _seen(self, message: LogMessage) -> bool:
-        if self._to_pass and message.timestamp == self._passing_at:
-            self._to_pass -= 1
-            return True
-        self._to_pass = 0
-        return False
+    def _count(self, fresh: Sequence[LogMessage]) -> None:
+        stamps = [message.timestamp for message in fresh]
+        newest, cursor = max(stamps), self.cursor
+        if cursor.after is None or newest > cursor.after:
+            self.cursor = replace(cursor, after=newest, seen_at_after=stamps.count(newest))
+        elif newest == cursor.after:
+            self.cursor = replace(cursor, seen_at_after=cursor.seen_at_after + stamps.count(newest))
 
 
 def split_lines(cursor: LogCursor, data: bytes, *, final: bool = False) -> tuple[tuple[str, ...], LogCursor]:
@@ -98,18 +111,31 @@ def split_lines(cursor: LogCursor, data: bytes, *, final: bool = False) -> tuple
     pieces, so that output without line ends costs no unbounded memory. Bytes that are no UTF-8 become
     replacement characters.
     """
-    pending = base64.b64decode(cursor.pending) + data
-    *whole, rest = pending.split(b"\n")
+    whole = base64.b64decode(cursor.pending) + data
+    end = whole.rfind(b"\n") + 1
+    lines, rest = _texts(whole[:end]), whole[end:]
     rest = _last_state(rest)
     while len(rest) > _LONGEST_PENDING:
         cut = _character_border(rest, _LONGEST_PENDING)
-        whole.append(rest[:cut])
+        lines.append(_text(rest[:cut]))
         rest = rest[cut:]
     if final and rest:
-        whole.append(rest)
+        lines.append(_text(rest))
         rest = b""
-    lines = tuple(_last_state(line.rstrip(b"\r")).decode(errors="replace") for line in whole)
-    return lines, replace(cursor, pending=base64.b64encode(rest).decode())
+    return tuple(lines), replace(cursor, pending=base64.b64encode(rest).decode())
+
+
+def _texts(block: bytes) -> list[str]:
+    """Return the lines of ``block``; its last one has an end as well."""
+    returns, ends = block.count(b"\r"), block.count(b"\n")
+    lines = block.decode(errors="replace").split("\r\n" if returns else "\n")[:-1]
+    if len(lines) == ends and returns in (0, ends):
+        return lines
+    return [_text(line) for line in block.split(b"\n")[:-1]]
+
+
+def _text(line: bytes) -> str:
+    return _last_state(line.rstrip(b"\r")).decode(errors="replace")
 
 
 def _last_state(line: bytes) -> bytes:

@@ -59,6 +59,11 @@ def lookup_of(request: Request) -> Lookup | None:
     return Lookup(unquote(path[len(_PREFIX) : -len(_SUFFIX)]), key, body[key])
 
 
+def is_log_read(request: Request) -> bool:
+    """Tell whether a request reads a log."""
+    return request.path.endswith("/logs/poll")
+
+
 def active_page(server_url: str, project: str, position: Mapping[str, Any] | None) -> Call[ActivePage]:
     """Ask for a page of up to 100 active runs, newest first; None is the first page's position."""
     place = Place(server_url, project)

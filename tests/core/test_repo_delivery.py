@@ -71,12 +71,12 @@ def test_a_repository_is_made_known_once_and_a_diff_uploaded_once(watched: Watch
     client = watched.client(work)
     assert watched.asked() == []
     client.runs.submit(TASK)
-    assert watched.asked() == [INIT, LOOK, APPLY]
+    assert watched.asked() == [INIT, APPLY]
     write(work, a="changed\n")
     client.runs.submit(TASK)
-    assert watched.asked() == [UPLOAD, LOOK, APPLY]
+    assert watched.asked() == [UPLOAD, APPLY]
     client.runs.submit(TASK)
-    assert watched.asked() == [LOOK, APPLY]
+    assert watched.asked() == [APPLY]
 
 
 def test_a_run_that_is_there_needs_no_upload(watched: Watched, work: Path) -> None:
@@ -130,7 +130,7 @@ def test_without_init_an_unknown_repository_is_told_with_the_way_out(
     client.repos.init()
     assert watched.asked() == [INIT]
     client.runs.submit(TASK)
-    assert watched.asked() == [UPLOAD, LOOK, APPLY][0 if change else 1 :]
+    assert watched.asked() == [UPLOAD, APPLY][0 if change else 1 :]
 
 
 def test_a_repository_that_was_deleted_is_made_known_again(watched: Watched, work: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_repository_that_was_deleted_is_made_known_again(watched: Watched, wor
         client.runs.submit(TASK)
     watched.asked()
     client.runs.submit(TASK)
-    assert watched.asked() == [INIT, LOOK, APPLY]
+    assert watched.asked() == [INIT, APPLY]
 
 
 @pytest.mark.parametrize("status", [400, 413])

@@ -129,6 +129,16 @@ def test_pages_end_where_they_are_not_worth_it() -> None:
     run(steps)
 
 
+def test_runs_on_the_last_pages_are_worth_reading_those_before() -> None:
+    async def steps() -> None:
+        server = Server(500)
+        replies = await looks(board(server), range(100))
+        assert all(replies)
+        assert len(server.bodies) == 5
+
+    run(steps)
+
+
 def test_few_looks_need_no_page() -> None:
     async def steps() -> None:
         server = Server(9)
@@ -252,27 +262,78 @@ def test_shared_flows_look_at_the_same_moments(driver: Driver) -> None:
         logs__poll=[page()],
     )
     driver.events(shared_flow(driver), script)
-    assert [round(slept, 3) for slept in driver.clock.slept] == [1.8, 5, 5]
+    first, *others = driver.clock.slept
+    # The moments of different runs are spread over a second, so that they do not all wake at once.
+    assert 1.8 <= first < 2.8
+    assert others == pytest.approx([5, 5])
 
 
-def test_a_silent_log_is_read_less_and_less_until_it_speaks(driver: Driver) -> None:
-    looks_at_log: list[float] = []
+def test_different_runs_look_at_slightly_different_moments(driver: Driver) -> None:
+    options = FollowOptions(poll_interval=5, logs=True, wall_clock=lambda: 1003.2, shared=True)
+    pauses = [options.pause(f"id-{index}").seconds for index in range(1000)]
+    assert min(pauses) < 1.85
+    assert max(pauses) > 2.75
+    assert all(1.8 <= pause < 2.8 for pause in pauses)
+    often = FollowOptions(poll_interval=0.5, logs=True, wall_clock=lambda: 1003.2, shared=True)
+    assert all(0.3 <= often.pause(f"id-{index}").seconds < 0.4 for index in range(1000))
+
+
+@pytest.mark.parametrize(
+    ("shared", "poll_interval", "longest"),
+    [
+        *[(True, 0.5, 12), (True, 5, 12), (True, 15, 4), (True, 30, 2), (True, 120, 1)],
+        *[(False, 0.5, 12), (False, 2, 4), (False, 5, 2), (False, 15, 1)],
+    ],
+)
+def test_a_silent_log_is_read_less_and_less_until_it_speaks(
+    driver: Driver, shared: bool, poll_interval: float, longest: int
+) -> None:
+    looks_at_log: list[int] = []
 
     def log(body: dict[str, Any]) -> Reply:
-        looks_at_log.append((driver.clock.now - 1000) / 5)
-        return page((1, "spoke\n")) if driver.clock.now >= 1000 + 5 * 90 else page()
+        looks_at_log.append(round((driver.clock.now - 1200) / poll_interval))
+        return page((1, "spoke\n")) if looks_at_log[-1] >= 90 else page()
 
     script = Script(runs__get=[], logs__poll=[log])
     script.answers["runs/get"] = [reply(run_json(status)) for status in ["running"] * 110 + ["done"]]
-    events = driver.events(shared_flow(driver), script)
+    driver.clock.now = 1200 + min(1.0, 0.2 * poll_interval)
+    options = FollowOptions(poll_interval, logs=True, wall_clock=driver.clock, shared=shared)
+    flow = follow(API, Progress("train", "id-1"), options)
+    events = driver.events(retrying(flow, RetryBudget(600, driver.clock)), script)
     silent = [look for look in looks_at_log if look < 90]
-    assert silent[:9] == [0, 1, 2, 3, 4, 6, 8, 10, 12]
-    assert max(b - a for a, b in pairwise(silent)) == 6
-    assert len(silent) < 30
+    assert silent[:2] == [0, 1]
+    gaps = [later - earlier for earlier, later in pairwise(silent)]
+    # A pause is never longer than the silence before it.
+    assert all(gap <= max(1, earlier) for earlier, gap in zip(silent, gaps, strict=False))
+    assert max(gaps) == longest
+    assert gaps[-2:] == [longest] * 2
     assert [event.lines for event in events if isinstance(event, LogLines)] == [("spoke",)]
     spoken = next(look for look in looks_at_log if look >= 90)
-    assert {spoken + 1, spoken + 2, spoken + 3} <= set(looks_at_log)
+    assert spoken < 90 + longest
+    assert spoken + 1 in looks_at_log
     assert isinstance(events[-1], RunFinished)
+
+
+def test_logs_that_fell_silent_together_take_turns(driver: Driver) -> None:
+    looks_at_log: list[set[str]] = [set() for _ in range(61)]
+    for index in range(60):
+        name = f"id-{index}"
+
+        def log(body: dict[str, Any], name: str = name) -> Reply:
+            looks_at_log[round((driver.clock.now - 1000) / 5)].add(name)
+            return page()
+
+        script = Script(runs__get=[], logs__poll=[log])
+        script.answers["runs/get"] = [
+            reply(run_json(status, run_id=name)) for status in ["running"] * 60 + ["done"]
+        ]
+        driver.clock.now = 1001
+        options = FollowOptions(5, logs=True, wall_clock=driver.clock, shared=True)
+        driver.events(follow(API, Progress("train", name), options), script)
+    assert len(looks_at_log[0]) == 60
+    late = looks_at_log[40:52]
+    assert sum(map(len, late)) == 60
+    assert max(map(len, late)) < 20
 
 
 # Over real sockets, against the embedded server.

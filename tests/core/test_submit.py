@@ -22,10 +22,13 @@ from tests.core.scripted import LOST, MISSING, Driver, Script, recorded_reply, r
 SPEC = {"run_name": "train", "configuration_path": "mine", "configuration": {"type": "task"}}
 
 
-def flow(driver: Driver, *, replace_finished: bool = True, seconds: float = 30) -> Flow[RunSnapshot]:
+def flow(
+    driver: Driver, *, replace_finished: bool = True, look_first: bool = True, seconds: float = 30
+) -> Flow[RunSnapshot]:
     api = Api("http://server", "main")
     budget = RetryBudget(seconds, driver.clock)
-    return retrying(submit(api, SPEC, budget, replace_finished=replace_finished), budget)
+    steps = submit(api, SPEC, budget, replace_finished=replace_finished, look_first=look_first)
+    return retrying(steps, budget)
 
 
 class Server:
@@ -64,12 +67,35 @@ class Server:
         (("500",), 2),
     ],
 )
-def test_one_run_whatever_is_lost(driver: Driver, losses: tuple[str, ...], applies: int) -> None:
+@pytest.mark.parametrize("look_first", [True, False])
+def test_one_run_whatever_is_lost(
+    driver: Driver, losses: tuple[str, ...], applies: int, look_first: bool
+) -> None:
     server = Server(*losses)
     script = server.script()
-    run = driver.run(flow(driver), script)
+    run = driver.run(flow(driver, look_first=look_first), script)
     assert (run.name, run.marker, len(server.runs)) == ("train", "mine", 1)
     assert script.paths().count("runs/apply") == applies
+
+
+def test_with_a_marker_that_was_just_drawn_one_request_submits(driver: Driver) -> None:
+    script = Server().script()
+    assert driver.run(flow(driver, look_first=False), script).marker == "mine"
+    assert script.paths() == ["runs/apply"]
+
+
+@pytest.mark.parametrize("version", ["0.18.44", "0.19.40", "0.20.24", "0.21.5", "0.22.5"])
+@pytest.mark.parametrize("text", ["apply_same_active_noforce", "apply_different_active_force"])
+def test_the_servers_refusal_to_touch_an_active_run_is_told_as_that(
+    driver: Driver, version: str, text: str
+) -> None:
+    script = Script(
+        runs__get=[reply(run_json("running", marker="theirs"))],
+        runs__apply=[recorded_reply(f"{text}_{version}")],
+    )
+    with pytest.raises(RunNameTakenError, match=r"train.*another owner is active.*http://server"):
+        driver.run(flow(driver, look_first=False), script)
+    assert script.paths() == ["runs/apply", "runs/get"]
 
 
 def test_the_request_never_forces_nor_names_a_resource(driver: Driver) -> None:

@@ -158,7 +158,7 @@ def test_leaving_a_follow_early_leaves_the_run_alone(server: LocalServer) -> Non
 def test_a_lost_server_is_told_in_the_log_without_the_token(
     server: LocalServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.faults.add(path="runs/get", times=2, status=503)
+    server.faults.add(path="users/get_my_user", times=2, status=503)
     with caplog.at_level(logging.INFO, "dstack_core"), dstack.Client(**target(server)) as client:
         client.runs.submit({"type": "task", "commands": ["echo x"]})
     assert "answered 503" in caplog.text

@@ -1,0 +1,1 @@
+"""Measure, side by side with others, and write ``docs/performance.md``: ``python -m benchmarks``."""

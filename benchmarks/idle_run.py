@@ -1,0 +1,67 @@
+"""What an idle run costs in an hour: the requests of the real flow, on a clock that is turned by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from benchmarks.results import Curve, Row, Section, cli
+from benchmarks.stub_server import Answers
+from dstack_core._flow.follow import FollowOptions, follow
+from dstack_core._flow.steps import Sleep
+from dstack_core._wire.api import Api
+from dstack_core._wire.plain import Call, Reply
+from dstack_core.models.progress import Progress
+
+INTERVAL = 5.0
+HOUR = 3600
+
+
+def requests_of(seconds: float, *, shared: bool) -> Counter[str]:
+    """Return the requests that following a silent run takes."""
+    answers, now = Answers(1, 0, 100, 1), 0.0
+    options = FollowOptions(INTERVAL, logs=True, wall_clock=lambda: now, shared=shared)
+    flow = follow(Api("http://server", "main"), Progress("run-0", "id-0"), options)
+    step = next(flow)
+    while now < seconds:
+        if isinstance(step, Call):
+            asked = {"id": "id-0", "run_name": "run-0"}
+            step = flow.send(step.parse(Reply(200, {}, answers.reply(step.request.path, asked))))
+            continue
+        now += step.seconds if isinstance(step, Sleep) else 0
+        step = next(flow)
+    return answers.counts
+
+
+def measure(quick: bool) -> Section:
+    """Count; ``quick`` makes no difference."""
+    looks = HOUR / INTERVAL
+    section = Section("An idle run")
+    for name, shared, part in (("alone", False, 1.0), ("one of 100 that are watched together", True, 0.01)):
+        counted = requests_of(HOUR, shared=shared)
+        ours = counted["runs/get"] * part + counted["logs/poll"]
+        section.rows.append(
+            Row(
+                f"requests an idle run costs an hour, {name}",
+                f"{ours:.0f} ({counted['runs/get'] * part:.0f} for the status, {counted['logs/poll']} for the log)",
+                f"status and log at every look: {2 * looks:.0f}",
+                f"1/{2 * looks / ours:.1f}",
+            )
+        )
+    minutes = [0.5, 1, 2, 3, 5, 10, 20, 30, 45, 60]
+    series = {
+        name: [(minute, float(requests_of(minute * 60, shared=True)["logs/poll"])) for minute in minutes]
+        for name in ("a silent log",)
+    }
+    series["a look each interval"] = [(minute, minute * 60 / INTERVAL) for minute in minutes]
+    section.curves.append(
+        Curve("idle-log-reads.png", "Log reads of a silent run", "minutes of silence", "reads", series)
+    )
+    section.notes.append(
+        f"Poll interval {INTERVAL:g} s. The status is looked at every time; a log that stays silent is read every "
+        "second, fourth, twelfth time, at most a minute apart, and at once when the status changes."
+    )
+    return section
+
+
+if __name__ == "__main__":
+    cli(measure)

@@ -1,0 +1,185 @@
+"""Read a long log with the client, sync and async, and with bare ``requests``, from the same server."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import httpx
+import requests
+
+from benchmarks.results import Row, Section, Table, cli
+from benchmarks.stub_server import Stub
+from dstack_core import AsyncClient, Client, LogLines, SharedAsyncClient
+
+SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Log:
+    """Say what the log is made of."""
+
+    name: str
+    lines: int
+    line_bytes: int
+    lines_a_message: int
+
+    @property
+    def megabytes(self) -> float:
+        return self.lines * self.line_bytes / 1e6
+
+
+def bare(url: str) -> int:
+    """Fetch and decode the log as little code as can does; return its lines."""
+    session = requests.Session()
+    session.headers["Authorization"] = f"Bearer {Stub.token}"
+    body: dict[str, object] = {"run_name": "speaker", "job_submission_id": "sub-speaker", "limit": 1000}
+    lines = 0
+    while True:
+        page = session.post(f"{url}/api/project/main/logs/poll", json=body, timeout=30).json()
+        data = b"".join(base64.b64decode(message["message"]) for message in page["logs"])
+        lines += len(data.decode(errors="replace").split("\r\n")) - 1
+        if page["next_token"] is None:
+            return lines
+        body["next_token"] = page["next_token"]
+
+
+def sync_lines(url: str) -> int:
+    """Read the lines of ``run.follow()``."""
+    with Client(server_url=url, project_name="main", user_token=Stub.token) as client:
+        run = client.runs.get("speaker")
+        assert run is not None  # noqa: S101 - the stub has it
+        return sum(len(event.lines) for event in run.follow() if isinstance(event, LogLines))
+
+
+def sync_bytes(url: str) -> int:
+    """Read the bytes of ``run.logs()``."""
+    with Client(server_url=url, project_name="main", user_token=Stub.token) as client:
+        run = client.runs.get("speaker")
+        assert run is not None  # noqa: S101
+        return sum(chunk.count(b"\n") for chunk in run.logs())
+
+
+def async_lines(url: str, kind: type[AsyncClient] = AsyncClient) -> int:
+    """Read the lines of the async ``run.follow()``."""
+
+    async def read() -> int:
+        async with kind(server_url=url, project_name="main", user_token=Stub.token) as client:
+            run = await client.runs.get("speaker")
+            assert run is not None  # noqa: S101
+            lines = 0
+            async for event in run.follow():
+                if isinstance(event, LogLines):
+                    lines += len(event.lines)
+            return lines
+
+    return asyncio.run(read())
+
+
+def bare_async(url: str) -> int:
+    """Do what ``bare`` does with ``httpx``, which the async client is made of."""
+
+    async def read() -> int:
+        body: dict[str, object] = {"run_name": "speaker", "job_submission_id": "sub-speaker", "limit": 1000}
+        lines = 0
+        async with httpx.AsyncClient() as client:
+            while True:
+                reply = await client.post(f"{url}/api/project/main/logs/poll", json=body)
+                page = reply.json()
+                data = b"".join(base64.b64decode(message["message"]) for message in page["logs"])
+                lines += len(data.decode(errors="replace").split("\r\n")) - 1
+                if page["next_token"] is None:
+                    return lines
+                body["next_token"] = page["next_token"]
+
+    return asyncio.run(read())
+
+
+def shared_lines(url: str) -> int:
+    """Read the lines as a trigger does."""
+    return async_lines(url, SharedAsyncClient)
+
+
+WAYS: dict[str, Callable[[str], int]] = {
+    "bare requests": bare,
+    "bare httpx": bare_async,
+    "sync follow()": sync_lines,
+    "sync logs()": sync_bytes,
+    "async follow()": async_lines,
+    "shared async follow()": shared_lines,
+}
+
+
+def measure_log(log: Log, rounds: int) -> dict[str, tuple[float, float]]:
+    """Return the median wall and CPU seconds of each way; the ways take turns."""
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in WAYS}
+    with Stub(lines=log.lines, line_bytes=log.line_bytes, lines_a_message=log.lines_a_message) as stub:
+        for number in range(rounds + 1):
+            for name, way in WAYS.items():
+                gc.collect()
+                wall, cpu = time.perf_counter(), time.process_time()
+                found = way(stub.url)
+                took = (time.perf_counter() - wall, time.process_time() - cpu)
+                if found != log.lines:
+                    raise RuntimeError(f"{name} read {found} of {log.lines} lines")
+                # The first round loads modules and warms caches.
+                if number:
+                    spent[name].append(took)
+    return {
+        name: (statistics.median(wall for wall, _ in took), statistics.median(cpu for _, cpu in took))
+        for name, took in spent.items()
+    }
+
+
+def measure(quick: bool) -> Section:
+    """Measure logs of small and of large messages."""
+    section = Section("Log relay")
+    size, rounds = (40_000, 3) if quick else (200_000, 7)
+    logs = [Log("a line a message", size, 100, 1), Log("40 lines a message", size * 4, 100, 40)]
+    lines = []
+    for log in logs:
+        spent = measure_log(log, rounds)
+        base_wall, base_cpu = spent["bare requests"]
+        for name, (wall, cpu) in spent.items():
+            lines.append(
+                [
+                    log.name,
+                    name,
+                    f"{log.lines / wall:,.0f}",
+                    f"{log.megabytes / wall:.1f}",
+                    f"{cpu / log.megabytes * 1000:.1f}",
+                    f"{base_wall / wall:.0%}",
+                    f"{base_cpu / cpu:.0%}",
+                ]
+            )
+            if name.startswith("bare"):
+                continue
+            section.rows.append(
+                Row(
+                    f"log relay, {name}, {log.name}",
+                    f"{log.lines / wall:,.0f} lines/s, {log.megabytes / wall:.1f} MB/s",
+                    f"bare `requests`: {log.lines / base_wall:,.0f} lines/s, {log.megabytes / base_wall:.1f} MB/s",
+                    f"{base_wall / wall:.0%}",
+                    "at least 80%",
+                    base_wall / wall >= SHARE,
+                )
+            )
+    section.notes.append(
+        "The ways take turns, medians of their times. The async ways are carried by `httpx`, which takes more CPU for "
+        "a request and a byte than `requests` does: `bare httpx` in the table is what it leaves to be reached. "
+        "`shared` also waits a few tenths of a second to share its looks, which a longer log makes up for."
+    )
+    head = ["log", "way", "lines/s", "MB/s", "CPU ms a MB", "of bare (time)", "of bare (CPU)"]
+    section.tables.append(
+        Table(f"{size:,} lines of 100 bytes and more, pages of 1,000 messages", head, lines)
+    )
+    return section
+
+
+if __name__ == "__main__":
+    cli(measure)

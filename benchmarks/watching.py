@@ -1,0 +1,174 @@
+"""Watch 1 to 5,000 runs in one process: requests, CPU, memory and the lag of the event loop.
+
+Run it with the Python of an Airflow environment: the triggers are real ones.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from benchmarks.results import Curve, Row, Section, Table, cli
+from benchmarks.stub_server import Stub
+
+INTERVAL = 5.0
+LAG_LIMIT = 0.1
+# At this silence a log is looked at as rarely as it ever is; before, the triggers start.
+SETTLED_SECONDS = 130.0
+NAMES = {"alone": "a request a run", "triggers": "`DstackRunTrigger`"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Hold what watching a number of runs cost: requests a minute, shares of a core, bytes, seconds."""
+
+    way: str
+    runs: int
+    looks: float
+    log_reads: float
+    cores: float
+    memory: float
+    lag_p50: float
+    lag_p99: float
+    wall_lag_p99: float
+
+    def line(self) -> list[str]:
+        """Return a line of the table."""
+        return [
+            f"{self.runs:,}",
+            NAMES[self.way],
+            f"{self.looks:,.0f}",
+            f"{self.log_reads:,.0f}",
+            f"{self.cores:.1%}",
+            f"{self.cores * 60_000 / self.runs:.2f}",
+            f"{self.memory / self.runs / 1024:.0f}",
+            f"{self.lag_p50 * 1000:.0f}",
+            f"{self.lag_p99 * 1000:.0f}",
+            f"{self.wall_lag_p99 * 1000:.0f}",
+        ]
+
+
+def watch(way: str, runs: int, warm: float, seconds: float) -> Cost:
+    """Watch some runs in a process of its own, against a server in another."""
+    with Stub(runs=runs) as stub:
+        numbers = {"--runs": runs, "--interval": INTERVAL, "--warm": warm, "--seconds": seconds}
+        options = [part for name, value in numbers.items() for part in (name, str(value))]
+        command = [sys.executable, "-m", "benchmarks.watcher", "--way", way, "--url", stub.url]
+        process = subprocess.Popen(
+            [*command, "--token", stub.token, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        try:
+            assert process.stdout is not None  # noqa: S101 - asked for
+            told = {}
+            before = stub.counts()
+            # Log records of the triggers come this way too.
+            for line in process.stdout:
+                if line.startswith("begin"):
+                    before = stub.counts()
+                elif line.startswith("{"):
+                    told = json.loads(line)
+                    break
+            asked = stub.counts() - before
+        finally:
+            process.kill()
+            process.communicate()
+    if not told:
+        raise RuntimeError(f"watching {runs} runs ({way}) ended without a result")
+    minutes = told["seconds"] / 60
+    return Cost(
+        way,
+        runs,
+        (asked["runs/get"] + asked["runs/list"]) / minutes,
+        asked["logs/poll"] / minutes,
+        told["cpu_seconds"] / told["seconds"],
+        told["memory"],
+        told["lag_p50"],
+        told["lag_p99"],
+        told["wall_lag_p99"],
+    )
+
+
+def _curve(file: str, title: str, unit: str, costs: list[Cost], value: Callable[[Cost], float]) -> Curve:
+    series = {
+        name.strip("`"): [(float(one.runs), value(one)) for one in costs if one.way == way]
+        for way, name in NAMES.items()
+    }
+    return Curve(file, title, "watched runs", unit, series)
+
+
+def measure(quick: bool) -> Section:
+    """Measure both ways at every size; the small ones of a way at once."""
+    small, most = ([1, 100], 1000) if quick else ([1, 100, 1000], 5000)
+    warm, seconds = (30.0, 20.0) if quick else (SETTLED_SECONDS, 60.0)
+    costs = [watch("alone", runs, 10.0, 20.0) for runs in (*small, most)]
+    with ThreadPoolExecutor() as pool:
+        costs += pool.map(lambda runs: watch("triggers", runs, warm, seconds), small)
+    costs.append(watch("triggers", most, warm, seconds))
+    ours = {cost.runs: cost for cost in costs if cost.way == "triggers"}
+    theirs = {cost.runs: cost for cost in costs if cost.way == "alone"}
+    section = Section("Watching many runs")
+    ticks = 60 / INTERVAL
+    for runs, cost in ours.items():
+        wanted = -(-runs // 100) * ticks
+        section.rows.append(
+            Row(
+                f"status requests a minute, {runs:,} deferred runs",
+                f"{cost.looks:,.0f}",
+                f"a request a run: {runs * ticks:,.0f} due, {theirs[runs].looks:,.0f} measured",
+                f"1/{runs * ticks / max(cost.looks, 1):.0f}",
+                f"one a 100 runs and tick: {wanted:,.0f}",
+                # A window of a minute may hold one tick more.
+                cost.looks <= wanted * (ticks + 1) / ticks + 1,
+            )
+        )
+    cost = ours[most]
+    section.rows += [
+        Row(
+            f"event loop lag p99, {most:,} deferred runs on one core",
+            f"{cost.lag_p99 * 1000:.0f} ms",
+            f"a request a run: {theirs[most].lag_p99 * 1000:.0f} ms",
+            target="under 100 ms",
+            reached=cost.lag_p99 < LAG_LIMIT,
+        ),
+        Row(
+            f"CPU a watched run, {most:,} deferred",
+            f"{cost.cores * 60_000 / most:.2f} ms a minute ({cost.cores:.0%} of a core in all)",
+            f"a request a run: {theirs[most].cores * 60_000 / most:.2f} ms a minute, with "
+            f"{theirs[most].looks / (most * ticks):.0%} of the looks that were due",
+        ),
+        Row(f"memory a watched run, {most:,} deferred", f"{cost.memory / most / 1024:.0f} KiB", ""),
+    ]
+    head = "runs,way,status reads/min,log reads/min,core,CPU ms a run and minute,KiB a run,lag p50 ms,p99 ms,wall"
+    section.tables.append(
+        Table(f"Poll interval {INTERVAL:g} s, logs included", head.split(","), [one.line() for one in costs])
+    )
+    section.curves += [
+        _curve(
+            "watching-requests.png",
+            "Status requests a minute",
+            "requests a minute",
+            costs,
+            lambda one: one.looks,
+        ),
+        _curve("watching-cpu.png", "CPU of the process", "% of a core", costs, lambda one: one.cores * 100),
+    ]
+    section.notes += [
+        "Every run is active and silent. Each process has one core; the server, of canned bytes, has another. "
+        "Lag is measured every 20 ms on a fixed schedule and counts the process's own CPU time; `wall` is what "
+        "the clock says, which includes waiting for a busy machine.",
+        f"The window of the triggers begins {warm:g} s after they started, when silent logs are read as rarely as "
+        "they ever are. `a request a run` is our own `follow()` with a plain `AsyncClient`, in its first half "
+        "minute, with the connections of all runs shared, which is kinder than one client a trigger.",
+    ]
+    return section
+
+
+if __name__ == "__main__":
+    cli(measure)
