@@ -39,7 +39,7 @@ class Patience:
 
     def __init__(self, budget: RetryBudget) -> None:
         self._budget = budget
-        self._started = budget.clock()
+        self._started: float | None = None
         self._backoff = _BACKOFF
 
     @property
@@ -49,8 +49,8 @@ class Patience:
 
     @property
     def silent_for(self) -> float:
-        """Return the seconds since the first try."""
-        return self._budget.clock() - self._started
+        """Return the seconds since the first failed try."""
+        return 0.0 if self._started is None else self._budget.clock() - self._started
 
     @property
     def left(self) -> float:
@@ -59,6 +59,9 @@ class Patience:
 
     def after(self, error: TransientServerError) -> float:
         """Return the seconds to wait; raises ``ServerUnreachableError`` when the budget is spent."""
+        if self._started is None:
+            # A first try that waited for its whole time limit must not have spent the budget alone.
+            self._started = self._budget.clock()
         self._backoff = self._backoff.increment(error=HTTPError(error.message))
         wait = max(self._backoff.get_backoff_time(), _asked_wait(error))
         if self.left <= 0:

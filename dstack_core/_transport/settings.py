@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 class TransportSettings:
     """Hold the server's address, the token (never in a repr) and the time limits in seconds.
 
-    ``timeout`` bounds each wait for bytes of a reply, ten times that the whole reply, ``connect_timeout``
+    ``timeout`` bounds each wait for bytes of a reply, four times that the whole reply, ``connect_timeout``
     the connect. ``verify`` is
     True, False, or the path of a CA bundle.
     """
@@ -23,7 +23,7 @@ class TransportSettings:
     @property
     def whole_timeout(self) -> float:
         """Return how long a whole reply may take: one byte at a time must not hold a caller for ever."""
-        return 10 * self.timeout
+        return 4 * self.timeout
 
     @property
     def too_slow(self) -> str:
