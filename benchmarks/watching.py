@@ -166,6 +166,8 @@ def measure(quick: bool) -> Section:
         "Every run is active and silent. Each process has one core; the server, of canned bytes, has another. "
         "Lag is measured every 20 ms on a fixed schedule and counts the process's own CPU time; `wall` is what "
         "the clock says, which includes waiting for a busy machine.",
+        "The longest stalls are full collections of Python's garbage collector, which grow with all that the process "
+        "keeps; `longest GC` is how long the longest one in the window took.",
         f"The window of the triggers begins {warm:g} s after they started, when silent logs are read as rarely as "
         "they ever are. `a request a run` is our own `follow()` with a plain `AsyncClient`, in its first half "
         "minute, with the connections of all runs shared, which is kinder than one client a trigger.",

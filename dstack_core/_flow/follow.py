@@ -71,7 +71,7 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
             yield RunFinished(progress, outcome)
             return outcome
         pause = options.pause(run.id)
-        # Thousands of flows that sleep would keep as many snapshots for the garbage collector to look through.
+        # Of thousands of flows that sleep, the garbage collector shall not find as many snapshots.
         del run
         yield pause
 
