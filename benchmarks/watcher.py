@@ -34,6 +34,7 @@ class Watched:
     lag_p99: float
     lag_worst: float
     wall_lag_p99: float
+    longest_collection: float
 
 
 class Lag:
@@ -62,6 +63,21 @@ class Lag:
             due -= _PROBE_SECONDS
 
 
+class Collections:
+    """Measure Python's garbage collections, which stop everything."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._began = 0.0
+
+    def __call__(self, phase: str, info: dict[str, int]) -> None:
+        now = time.thread_time()
+        if phase == "start":
+            self._began = now
+        else:
+            self.longest = max(self.longest, now - self._began)
+
+
 def share_under(late: list[float], share: float) -> float:
     """Return the lag that this share of the moments stayed under."""
     return sorted(late)[min(len(late) - 1, int(len(late) * share))]
@@ -82,6 +98,8 @@ async def watch_all(watch: Watch, runs: int, warm: float, seconds: float) -> Wat
     memory = resident() - before
     lag = Lag()
     probing = asyncio.create_task(lag.probe())
+    collections = Collections()
+    gc.callbacks.append(collections)
     started, used = time.perf_counter(), time.process_time()
     print("begin", flush=True)
     await asyncio.sleep(seconds)
@@ -91,7 +109,8 @@ async def watch_all(watch: Watch, runs: int, warm: float, seconds: float) -> Wat
     if ended:
         raise RuntimeError(f"{len(ended)} of {runs} watches ended") from ended[0].exception()
     p50, p99, worst = (share_under(lag.own, share) for share in (0.5, 0.99, 1.0))
-    measured = Watched(took, used, memory, p50, p99, worst, share_under(lag.wall, 0.99))
+    wall_p99 = share_under(lag.wall, 0.99)
+    measured = Watched(took, used, memory, p50, p99, worst, wall_p99, collections.longest)
     print(json.dumps(asdict(measured)), flush=True)
     for task in tasks:
         task.cancel()

@@ -35,6 +35,7 @@ class Cost:
     lag_p50: float
     lag_p99: float
     wall_lag_p99: float
+    longest_collection: float
 
     def line(self) -> list[str]:
         """Return a line of the table."""
@@ -49,6 +50,7 @@ class Cost:
             f"{self.lag_p50 * 1000:.0f}",
             f"{self.lag_p99 * 1000:.0f}",
             f"{self.wall_lag_p99 * 1000:.0f}",
+            f"{self.longest_collection * 1000:.0f}",
         ]
 
 
@@ -92,6 +94,7 @@ def watch(way: str, runs: int, warm: float, seconds: float) -> Cost:
         told["lag_p50"],
         told["lag_p99"],
         told["wall_lag_p99"],
+        told["longest_collection"],
     )
 
 
@@ -145,7 +148,7 @@ def measure(quick: bool) -> Section:
         ),
         Row(f"memory a watched run, {most:,} deferred", f"{cost.memory / most / 1024:.0f} KiB", ""),
     ]
-    head = "runs,way,status reads/min,log reads/min,core,CPU ms a run and minute,KiB a run,lag p50 ms,p99 ms,wall"
+    head = "runs,way,status reads/min,log reads/min,core,CPU ms a run and minute,KiB a run,lag p50 ms,p99 ms,wall p99 ms,longest GC ms"
     section.tables.append(
         Table(f"Poll interval {INTERVAL:g} s, logs included", head.split(","), [one.line() for one in costs])
     )
@@ -163,6 +166,8 @@ def measure(quick: bool) -> Section:
         "Every run is active and silent. Each process has one core; the server, of canned bytes, has another. "
         "Lag is measured every 20 ms on a fixed schedule and counts the process's own CPU time; `wall` is what "
         "the clock says, which includes waiting for a busy machine.",
+        "The longest stalls are full collections of Python's garbage collector, which grow with all that the process "
+        "keeps; `longest GC` is how long the longest one in the window took.",
         f"The window of the triggers begins {warm:g} s after they started, when silent logs are read as rarely as "
         "they ever are. `a request a run` is our own `follow()` with a plain `AsyncClient`, in its first half "
         "minute, with the connections of all runs shared, which is kinder than one client a trigger.",
