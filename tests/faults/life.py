@@ -157,12 +157,17 @@ def _flaw(ended: Ended, runs: list[dict[str, Any]]) -> str:
 
 def _flaw_of_a_broken_end(ended: Ended, runs: list[dict[str, Any]]) -> str:
     """Say what is wrong with a life whose server never answers rightly again."""
-    from dstack_core import DstackError
-
-    if not isinstance(ended.error, DstackError):
+    if not _is_clear(ended.error):
         return f"ended as {ended.status} with {type(ended.error).__name__}: {ended.error}"
     if len(runs) > 1:
         return f"{len(runs)} runs on the server"
     if list(ended.lines) != LINES[: len(ended.lines)]:
         return "lines are missing, doubled or out of order"
     return ""
+
+
+def _is_clear(error: BaseException | None) -> bool:
+    """Tell whether an error is one the library or an adapter of it raises on purpose."""
+    own = type(error).__module__.startswith(("dstack_core", "airflow_provider_dstack", "prefect_dstack"))
+    # What no retry can mend is told to Airflow by this error of its own.
+    return own or type(error).__name__ == "AirflowFailException"

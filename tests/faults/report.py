@@ -49,11 +49,12 @@ def steps(results: Sequence[Result]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def flaws(results: Sequence[Result]) -> list[str]:
+def flaws(results: Sequence[Result], *, why: bool = True) -> list[str]:
     """Return one line for each case that did not hold, or whose fault never came."""
     return [
         f"{result.adapter}, {result.fault}, request {result.step} ({result.endpoint})"
-        f"{', never ending' if result.for_ever else ''}: {result.flaw or 'the fault never came'}"
+        f"{', never ending' if result.for_ever else ''}"
+        f"{': ' + (result.flaw or 'the fault never came') if why else ''}"
         for result in results
         if result.flaw or not result.reached
     ]
@@ -70,7 +71,7 @@ def write_page(results: Sequence[Result]) -> None:
         once=matrix(once),
         steps=steps(once),
         ever=matrix(ever),
-        flaws="\n".join(f"* {line}" for line in found) or "None.",
+        flaws="\n".join(f"* {line}" for line in flaws(results, why=False)) or "None.",
     )
     PAGE.write_text(page)
 
