@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,10 +21,6 @@ from tests.ports import free_port
 _HOME = tempfile.mkdtemp(prefix="prefect-tests-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 _PORT = free_port()
-
-# A shell that started the tests in the background has left SIGINT ignored, and what they start inherits that.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 for name in [name for name in os.environ if name.startswith(("PREFECT_", "DSTACK_"))]:
     del os.environ[name]
