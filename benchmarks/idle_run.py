@@ -58,7 +58,8 @@ def measure(quick: bool) -> Section:
     )
     section.notes.append(
         f"Poll interval {INTERVAL:g} s. The status is looked at every time; a log that stays silent is read every "
-        "second, fourth, twelfth time, at most a minute apart, and at once when the status changes."
+        "second, fourth, twelfth time, at most a minute apart (15 s where a run is followed alone), and at once when "
+        "the status changes."
     )
     return section
 

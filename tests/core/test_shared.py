@@ -278,6 +278,14 @@ def test_different_runs_look_at_slightly_different_moments(driver: Driver) -> No
     assert all(0.3 <= often.pause(f"id-{index}").seconds < 0.4 for index in range(1000))
 
 
+def test_a_timer_that_ends_a_moment_early_causes_no_second_look() -> None:
+    options = FollowOptions(poll_interval=5, logs=True, wall_clock=lambda: 0.0, shared=True)
+    due = options.pause("id-1").seconds
+    for early in (0.0, 1e-12, 0.01):
+        woken = FollowOptions(poll_interval=5, logs=True, wall_clock=lambda: due - early, shared=True)  # noqa: B023 - called at once
+        assert woken.pause("id-1").seconds == pytest.approx(5, abs=0.02)
+
+
 @pytest.mark.parametrize(
     ("shared", "poll_interval", "longest"),
     [
