@@ -22,6 +22,7 @@ _LONGEST_PAUSE_SECONDS = 60.0
 # A burst of thousands of flows that wake in one moment would keep the event loop from all others.
 _SPREAD_SECONDS = 1.0
 _SPREAD_SHARE = 0.2
+_EARLY_SHARE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,9 @@ class FollowOptions:
             return Sleep(self.poll_interval)
         spread = min(_SPREAD_SECONDS, _SPREAD_SHARE * self.poll_interval)
         behind = crc32(run_id.encode()) % 1000 / 1000 * spread
-        return Sleep(self.poll_interval - (self.wall_clock() - behind) % self.poll_interval)
+        wait = self.poll_interval - (self.wall_clock() - behind) % self.poll_interval
+        # Who woke a bit early for a moment has had it.
+        return Sleep(wait if wait > _EARLY_SHARE * self.poll_interval else wait + self.poll_interval)
 
 
 def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome]:
