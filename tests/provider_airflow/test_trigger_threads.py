@@ -13,19 +13,19 @@ from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from airflow_provider_dstack import _compat
 from airflow_provider_dstack.hooks import DstackHook
 from dstack_core.local import LocalServer
-from tests.provider_airflow.support import over, paths
+from tests.provider_airflow.support import over, paths, wait_for
 from tests.provider_airflow.test_trigger import killed, payloads, submitted, trigger_for
 
 
 def test_nothing_that_blocks_is_done_on_the_event_loop(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    threads: dict[str, set[bool]] = {}
+    used: dict[str, set[bool]] = {}
 
     def watched(name: str, real: Any) -> Any:
         def call(*told: Any, **more: Any) -> Any:
             on_loop = threading.current_thread() is threading.main_thread()
-            threads.setdefault(name, set()).add(on_loop)
+            used.setdefault(name, set()).add(on_loop)
             return real(*told, **more)
 
         return staticmethod(call)
@@ -35,7 +35,7 @@ def test_nothing_that_blocks_is_done_on_the_event_loop(
     run = submitted(server, "echo one; sleep 1; echo two")
     (payload,) = asyncio.run(payloads(trigger_for(run)))
     assert payload["tail"] == ["one", "two"]
-    assert threads == {"connection": {False}, "xcom": {False}}
+    assert used == {"connection": {False}, "xcom": {False}}
 
 
 def test_a_kill_of_a_trigger_needs_no_connection_any_more(
@@ -52,6 +52,29 @@ def test_a_kill_of_a_trigger_needs_no_connection_any_more(
 
     asyncio.run(killed(trigger_for(run), polled))
     assert over(run).raw_status == "terminated"
+
+
+def test_many_tasks_that_are_ended_together_do_not_wait_for_the_ends_of_their_runs(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_dstack._stop.task_state", lambda ti: "failed")
+    stubborn = {"type": "task", "commands": ["trap '' INT TERM; sleep 600"], "stop_duration": 120}
+    with server.client() as client:
+        runs = [client.runs.submit(stubborn, run_name=f"job-{number}", marker="ours") for number in range(16)]
+
+        async def kill_all() -> None:
+            await asyncio.gather(*[trigger_for(run).on_kill() for run in runs])
+
+        asyncio.run(kill_all())
+        assert len(paths(server, "/runs/stop")) == len(runs)
+        for run in runs:
+            run.stop(abort=True)
+        for run in runs:
+            over(run)
+        # The looks that see to it are to end before the server goes.
+        wait_for(
+            "end of the looks", lambda: "dstack-insist" not in {one.name for one in threading.enumerate()}
+        )
 
 
 def _silence(*told: object) -> None:

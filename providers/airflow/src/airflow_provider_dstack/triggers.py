@@ -14,8 +14,8 @@ from airflow_provider_dstack._compat import trigger_has_on_kill
 from airflow_provider_dstack._outcome import broken_event, finished_event, timed_out_event
 from airflow_provider_dstack._relay import DEFAULT_LOG_BUDGET, Relay
 from airflow_provider_dstack._spec import secret_values
-from airflow_provider_dstack._stop import KILL_LIMITS, OnKillAction, stop_patiently, stop_unless_deferred
-from airflow_provider_dstack._threads import in_thread
+from airflow_provider_dstack._stop import KILL_LIMITS, OnKillAction, Stopping, is_to_be_stopped
+from airflow_provider_dstack._threads import in_thread, start_later
 from airflow_provider_dstack.hooks import DstackHook
 
 if TYPE_CHECKING:
@@ -243,18 +243,16 @@ class DstackRunTrigger(BaseTrigger):
         if self.on_kill_action == "keep":
             return True
         abort = self.on_kill_action == "abort"
-        return stop_patiently(self._client_for_kill(), self.run_name, self.marker, abort=abort, log=self.log)
+        stopping = Stopping(self._client_for_kill(), self.run_name, self.marker, abort=abort, log=self.log)
+        asked = stopping.ask()
+        if asked:
+            # In threads of its own: hundreds of tasks that are ended at once are all to be asked for at once.
+            start_later(stopping.holds, "insist")
+        return asked
 
     def _stop_if_ended(self, when_unknown: Literal["stop", "leave"]) -> None:
-        stop_unless_deferred(
-            self.task_instance,
-            self._client_for_kill,
-            self.run_name,
-            self.marker,
-            abort=self.on_kill_action == "abort",
-            when_unknown=when_unknown,
-            log=self.log,
-        )
+        if is_to_be_stopped(self.task_instance, self.run_name, when_unknown=when_unknown, log=self.log):
+            self._stop()
 
 
 class _Watch:
