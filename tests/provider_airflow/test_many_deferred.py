@@ -101,6 +101,6 @@ def test_many_deferred_tasks_need_few_requests(components: Components, shared_se
         assert lists + gets < rounds * _MANY / 10
         stops = len(paths(shared_server, "/runs/stop"))
         components.set_run_state("many", dag_run, "failed")
-        wait_for("stop of every run", lambda: len(paths(shared_server, "/runs/stop")) >= stops + _MANY, 120)
+        wait_for("stop of every run", lambda: len(paths(shared_server, "/runs/stop")) >= stops + _MANY, 300)
         assert len(paths(shared_server, "/runs/stop")) == stops + _MANY
         path.unlink()
