@@ -12,19 +12,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 from benchmarks.results import Row, Section, cli
+from benchmarks.waiting import until
 from dstack_core.local import LocalServer
 from tests.provider_airflow.components import Components
 from tests.provider_airflow.support import connection_json
-
-T = TypeVar("T")
 
 DAGS = Path(__file__).parent / "dags"
 RELAY_INTERVAL = 2.0
@@ -92,23 +91,13 @@ def airflow_with_dstack() -> Iterator[Host]:
             components.stop()
 
 
-def until(condition: Callable[[], T | None], seconds: float = 120.0) -> T:
-    """Return what ``condition`` gives as soon as that is something."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise TimeoutError(f"not within {seconds:g} s: {condition}")
-
-
 def durations(host: Host, dag_id: str, rounds: int) -> tuple[float, float]:
     """Return the median seconds of the task and of the whole DAG run, from queued to ended."""
     tasks, whole = [], []
     for _ in range(rounds):
         run_id, task = host.run(dag_id)
         tasks.append(float(task["duration"] or 0.0))
-        dag_run = until(lambda: _ended(host, dag_id, run_id))  # noqa: B023 - called at once
+        dag_run = until(lambda: _ended(host, dag_id, run_id), 120)  # noqa: B023 - called at once
         moments = [datetime.fromisoformat(dag_run[key]) for key in ("queued_at", "end_date")]
         whole.append((moments[1] - moments[0]).total_seconds())
     return median(tasks), median(whole)
@@ -208,17 +197,17 @@ def cancel(host: Host, section: Section, rounds: int) -> None:
         time.sleep(_TRIGGER_SECONDS)
         asked = time.monotonic()
         host.airflow.set_state(dag_id, run_id, "failed")
-        return float(until(lambda: file.read_text() if file.exists() else None)) - asked
+        return float(until(lambda: file.read_text() if file.exists() else None, 120)) - asked
 
     def stopped(dag_id: str, state: str) -> float:
         submitted = len(host.requests("/runs/apply"))
         run_id = host.airflow.trigger(dag_id)
         host.airflow.wait_for_state(dag_id, run_id, state)
-        until(lambda: host.requests("/runs/apply")[submitted:])
+        until(lambda: host.requests("/runs/apply")[submitted:], 120)
         time.sleep(_TRIGGER_SECONDS)
         before, asked = len(host.requests("/runs/stop")), time.monotonic()
         host.airflow.set_state(dag_id, run_id, "failed")
-        return until(lambda: host.requests("/runs/stop")[before:])[0] - asked
+        return until(lambda: host.requests("/runs/stop")[before:], 120)[0] - asked
 
     for name, state in (("sync", "running"), ("deferred", "deferred")):
         host_delay = median(signalled(f"signalled_{name}", state, number) for number in range(rounds))

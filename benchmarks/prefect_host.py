@@ -16,29 +16,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 import requests
 
 from benchmarks.results import Row, Section, cli
+from benchmarks.waiting import until
 from dstack_core.local import LocalServer
 from tests.ports import free_port
-
-T = TypeVar("T")
 
 CANCEL_LIMIT = 1.0
 _LINE = "line-%09d-%085d"
 _SPEAK = "awk 'BEGIN {{ for (i = 0; i < {}; i++) printf \"line-%09d-%085d\\n\", i, 0 }}'"
-
-
-def until(condition: Callable[[], T | None], seconds: float = 180.0) -> T:
-    """Return what ``condition`` gives as soon as that is something."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise TimeoutError(f"not within {seconds:g} s: {condition}")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pytest
 from dstack_core.local import LocalServer
 from tests.faults.matrix import shorter_waits
 from tests.faults.proxy import Loop
+from tests.settings import no_settings_of_this_machine
 
 
 @pytest.fixture(scope="session")
@@ -32,10 +33,4 @@ def impatient() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def _no_settings_of_this_machine(
-    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-    for name in ("DSTACK_SERVER_URL", "DSTACK_PROJECT", "DSTACK_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
+_no_settings_of_this_machine = pytest.fixture(autouse=True)(no_settings_of_this_machine)
