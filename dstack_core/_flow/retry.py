@@ -57,13 +57,15 @@ class Patience:
         """Return the seconds until the budget is spent."""
         return max(0.0, self._budget.seconds - self.silent_for)
 
-    def after(self, error: TransientServerError) -> float:
+    def after(self, error: TransientServerError | ProtocolError) -> float:
         """Return the seconds to wait; raises ``ServerUnreachableError`` when the budget is spent."""
         if self._started is None:
             # A first try that waited for its whole time limit must not have spent the budget alone.
             self._started = self._budget.clock()
         self._backoff = self._backoff.increment(error=HTTPError(error.message))
-        wait = max(self._backoff.get_backoff_time(), _asked_wait(error))
+        wait = self._backoff.get_backoff_time()
+        if isinstance(error, TransientServerError):
+            wait = max(wait, _asked_wait(error))
         if self.left <= 0:
             raise ServerUnreachableError(
                 f"{error.message}. Tried {len(self._backoff.history)} times in {self.silent_for:.0f} s "
@@ -134,12 +136,12 @@ def _persistent(step: Call[T], budget: RetryBudget, progress: Progress | None, i
 
 def _wait_after(error: TransientServerError | ProtocolError, patience: Patience) -> float:
     """Return the seconds to wait; when the budget is spent, an answer that is no dstack server's is told."""
-    if isinstance(error, TransientServerError):
-        return patience.after(error)
     try:
-        return patience.after(TransientServerError(error.message))
+        return patience.after(error)
     except ServerUnreachableError:
-        raise error from None
+        if isinstance(error, ProtocolError):
+            raise error from None
+        raise
 
 
 def _once(step: Call[T]) -> Flow[T]:

@@ -52,9 +52,8 @@ def submit(
         except RequestRejectedError as error:
             refusal = error
         except (TransientServerError, ProtocolError) as error:
-            fault = error if isinstance(error, TransientServerError) else TransientServerError(error.message)
             # A request whose reply was lost may still be at work; give it time to become visible.
-            yield Sleep(max(patience.after(fault), _SETTLE_SECONDS))
+            yield Sleep(max(patience.after(error), _SETTLE_SECONDS))
 
 
 def _taken(api: Api, found: RunSnapshot) -> RunNameTakenError:
