@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
@@ -15,6 +16,7 @@ from dstack_core.errors import ProtocolError
 PAGE_SIZE = 100
 _PREFIX, _SUFFIX = "/api/project/", "/runs/get"
 _PATH = "/api/runs/list"
+_BETWEEN_ITEMS = re.compile(r"\s*([\[,\]])\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +26,6 @@ class Lookup:
     project: str
     key: str
     value: str
-
-
-@dataclass(frozen=True, slots=True)
-class RunReply(Reply):
-    """Be the reply to a lookup, made of an item of a page: it is read already."""
-
-    data: Any = field(default=None, repr=False)
-
-    def json(self) -> Any:
-        """Return the run object."""
-        return self.data
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +63,40 @@ def active_page(server_url: str, project: str, position: Mapping[str, Any] | Non
     def parse(reply: Reply) -> ActivePage:
         raise_for_refusal(reply, place)
         try:
-            return _page(reply.json())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return _page(reply.body.decode())
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ProtocolError(f"{place} answered {_PATH} with something that is not dstack's") from error
 
     return Call(Request.post(_PATH, body), parse, place=str(place))
 
 
-def _page(items: list[Any]) -> ActivePage:
+def _page(text: str) -> ActivePage:
     runs: dict[tuple[str, str], Reply] = {}
-    for item in items:
-        runs["id", item["id"]] = reply = RunReply(200, {}, b"", item)
+    number, position = 0, None
+    for item, written in _items(text):
+        runs["id", item["id"]] = reply = Reply(200, {}, written.encode())
         # Newest first: of two runs of a name the first is the one that has it.
         runs.setdefault(("run_name", item["run_spec"]["run_name"]), reply)
-    last = items[-1] if len(items) >= PAGE_SIZE else None
-    position = {"prev_submitted_at": last["submitted_at"], "prev_run_id": last["id"]} if last else None
-    return ActivePage(runs, position)
+        number += 1
+        position = {"prev_submitted_at": item["submitted_at"], "prev_run_id": item["id"]}
+    return ActivePage(runs, position if number >= PAGE_SIZE else None)
+
+
+def _items(text: str) -> Iterator[tuple[Any, str]]:
+    """Yield the items of a list in JSON, each with its own text; raises ``ValueError`` for anything else.
+
+    One at a time: a whole page is so many objects that a few pages make Python collect its garbage, which
+    holds up all else in a process for as long as that process is big.
+    """
+    read = json.JSONDecoder().raw_decode
+    before = _BETWEEN_ITEMS.match(text)
+    if before is None or before[1] != "[":
+        raise ValueError("it is no list")
+    if text[before.end() :] == "]":
+        return
+    while before[1] != "]":
+        item, end = read(text, before.end())
+        yield item, text[before.end() : end]
+        before = _BETWEEN_ITEMS.match(text, end)
+        if before is None or before[1] == "[":
+            raise ValueError("it is no whole list")
