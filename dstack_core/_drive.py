@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from typing import Any, TypeVar
 
-from dstack_core._flow.steps import Do, Flow, Sleep
+from dstack_core._flow.steps import Do, Flow, Rest, Rested, Sleep
 from dstack_core._wire.plain import Call, Reply, Request
 from dstack_core.models.events import ContactLost, ContactRestored, Event
 
@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 Send = Callable[[Request], Reply]
 AsyncSend = Callable[[Request], Awaitable[Reply]]
+AsyncRest = Callable[[Rest], Awaitable[tuple[Reply, int]]]
 
 _log = logging.getLogger("dstack_core")
 
@@ -42,6 +43,12 @@ def iterate(
                     failure = error
             elif isinstance(step, Sleep):
                 sleep(step.seconds)
+            elif isinstance(step, Rest):
+                sleep(step.seconds)
+                try:
+                    answer = Rested(step.look.parse(send(step.look.request)), 1)
+                except Exception as error:
+                    failure = error
             else:
                 yield step
     except StopIteration as end:
@@ -63,9 +70,15 @@ def run(flow: Flow[T], send: Send, sleep: Callable[[float], None] = time.sleep) 
 
 
 async def aiterate(
-    flow: Flow[Any], send: AsyncSend, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    flow: Flow[Any],
+    send: AsyncSend,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    rest: AsyncRest | None = None,
 ) -> AsyncGenerator[Event, None]:
-    """Yield the flow's events: the twin of ``iterate``, whose result rides on the last event."""
+    """Yield the flow's events: the twin of ``iterate``, whose result rides on the last event.
+
+    ``rest`` does a ``Rest`` together with others; it gives the reply to its look and how many looks it took.
+    """
     answer: Any = None
     failure: Exception | None = None
     try:
@@ -84,12 +97,25 @@ async def aiterate(
                     failure = error
             elif isinstance(step, Sleep):
                 await sleep(step.seconds)
+            elif isinstance(step, Rest):
+                if rest is None:
+                    await sleep(step.seconds)
+                try:
+                    reply, rounds = await (rest(step) if rest else _sent(send, step))
+                    answer = Rested(step.look.parse(reply), rounds)
+                    del reply
+                except Exception as error:
+                    failure = error
             else:
                 yield step
     except StopIteration:
         return
     finally:
         flow.close()
+
+
+async def _sent(send: AsyncSend, step: Rest) -> tuple[Reply, int]:
+    return await send(step.look.request), 1
 
 
 async def arun(

@@ -13,6 +13,7 @@ from typing import Self
 from dstack_core import _drive
 from dstack_core._base import RunBase
 from dstack_core._flow.chunks import ChunkOptions, LogChunk
+from dstack_core._shared.transport import SharedTransport
 from dstack_core._transport.asynchronous import AsyncTransport
 from dstack_core.errors import RunNotFoundError, WaitTimeoutError
 from dstack_core.models.events import Event
@@ -78,7 +79,9 @@ class AsyncRun(RunBase[AsyncTransport]):
             logs=logs,
             retry_budget=retry_budget,
         )
-        return _drive.aiterate(flow, self._transport, sleep or asyncio.sleep)
+        together = self._transport if isinstance(self._transport, SharedTransport) else None
+        rest = together.rest if together is not None and sleep is None else None
+        return _drive.aiterate(flow, self._transport, sleep or asyncio.sleep, rest)
 
     async def wait(self, timeout: float | None = None, *, poll_interval: float = 5.0) -> Outcome:
         """Wait until the run is finished and return its ``Outcome``: the twin of ``Run.wait``."""

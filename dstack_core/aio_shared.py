@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from dstack_core._shared import SharedTransport
+from dstack_core._shared.transport import SharedTransport
 from dstack_core._transport.asynchronous import AsyncTransport
 from dstack_core._transport.settings import TransportSettings
 from dstack_core.aio import AsyncClient

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import count
 from zlib import crc32
 
 from dstack_core._flow.logs import read_lines
-from dstack_core._flow.steps import Flow, Sleep, call
+from dstack_core._flow.steps import Flow, Rest, Rested, call
 from dstack_core._flow.stop import Stops
 from dstack_core._wire.api import Api
 from dstack_core._wire.runs import RunSnapshot, outcome_of
@@ -42,15 +43,32 @@ class FollowOptions:
     shared: bool = False
     stops: Stops = field(default_factory=Stops)
 
-    def pause(self, run_id: str) -> Sleep:
-        """Return the wait before the next look at a run."""
+    def pause(self, run_id: str) -> float:
+        """Return the seconds to the next look at a run."""
         if not self.shared:
-            return Sleep(self.poll_interval)
+            return self.poll_interval
         spread = min(_SPREAD_SECONDS, _SPREAD_SHARE * self.poll_interval)
         behind = crc32(run_id.encode()) % 1000 / 1000 * spread
         left = self.poll_interval - (self.wall_clock() - behind) % self.poll_interval
         # A timer may end a moment early, and the look that it was for is due then, not that one and another.
-        return Sleep(left if left > _EARLY_SHARE * self.poll_interval else left + self.poll_interval)
+        return left if left > _EARLY_SHARE * self.poll_interval else left + self.poll_interval
+
+    def rest(self, api: Api, run: RunSnapshot, rounds: int) -> Rest:
+        """Return the wait for the next look that is worth one: at news, or after ``rounds`` without."""
+        is_news = _IsNews(run.news, self.stops)
+        return Rest(self.pause(run.id), api.get_run(run.name, run.id), is_news, self.poll_interval, rounds)
+
+
+@dataclass(frozen=True, slots=True)
+class _IsNews:
+    """Tell whether a look shows something that the last one, which showed ``seen``, did not."""
+
+    seen: tuple[object, ...]
+    stops: Stops
+
+    def __call__(self, run: RunSnapshot) -> bool:
+        # A stop that the server forgot shows in nothing but that the run goes on.
+        return run.news != self.seen or self.stops.is_asked(run.id)
 
 
 def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome]:
@@ -62,9 +80,9 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
     gone, and the other server errors.
     """
     silence = _Silence(options)
+    run = yield from call(api.get_run(progress.run_name, progress.run_id))
     while True:
         before = progress
-        run = yield from call(api.get_run(progress.run_name, progress.run_id))
         if run is None:
             raise _gone(api, progress)
         yield from options.stops.insist(api, run)
@@ -79,10 +97,14 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
             outcome = outcome_of(run, api.run_url(run.id))
             yield RunFinished(progress, outcome)
             return outcome
-        pause = options.pause(run.id)
-        # Of thousands of flows that sleep, the garbage collector shall not find as many snapshots.
+        step = options.rest(api, run, silence.rounds_to_look(run.id))
+        # Of thousands of flows that rest, the garbage collector shall not find as many snapshots.
         del run
-        yield pause
+        rested: Rested = yield step
+        del step
+        run = rested.run
+        silence.passed_over(rested.rounds - 1)
+        del rested
 
 
 class _Silence:
@@ -98,16 +120,25 @@ class _Silence:
         self._shared = options.shared
         self._silent_for = 0
 
-    def look_due(self, run_id: str) -> bool:
-        """Tell whether to look now."""
-        pause = next((pause for pause in self._pauses if 3 * pause <= 2 * self._silent_for), 1)
+    def look_due(self, run_id: str, looks_later: int = 0) -> bool:
+        """Tell whether to look now, or after so many more looks at the run without news."""
+        silent_for = self._silent_for + looks_later
+        pause = next((pause for pause in self._pauses if 3 * pause <= 2 * silent_for), 1)
         # Where thousands fell silent together, each look finds another part of them due.
         turn = crc32(run_id.encode()) if self._shared else 0
-        return (self._silent_for + turn) % pause == 0
+        return (silent_for + turn) % pause == 0
+
+    def rounds_to_look(self, run_id: str) -> int:
+        """Return after how many looks at the run its log is due, if they are all without news."""
+        return next(rounds for rounds in count(1) if self.look_due(run_id, rounds - 1))
 
     def passed(self, *, any_new: bool) -> None:
         """Note what a look at the run gave."""
         self._silent_for = 0 if any_new else self._silent_for + 1
+
+    def passed_over(self, looks: int) -> None:
+        """Note looks that nobody had to be told of."""
+        self._silent_for += looks
 
 
 def _report_status(run: RunSnapshot, progress: Progress, options: FollowOptions) -> Flow[Progress]:

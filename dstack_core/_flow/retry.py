@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from urllib3.exceptions import HTTPError, InvalidHeader
 from urllib3.util.retry import Retry
 
-from dstack_core._flow.steps import Flow, Sleep
+from dstack_core._flow.steps import Flow, Rest, Rested, Sleep
 from dstack_core._wire.plain import Call
 from dstack_core.errors import ProtocolError, ServerUnreachableError, TransientServerError
 from dstack_core.models.events import ContactLost, ContactRestored, Event
@@ -96,11 +96,11 @@ def retrying(flow: Flow[T], budget: RetryBudget, progress: Progress | None = Non
             return result
         answer, failure = None, None
         try:
-            if isinstance(step, Call) and step.idempotent:
+            if isinstance(step, Rest) or (isinstance(step, Call) and step.idempotent):
                 answer = yield from _persistent(step, budget, progress, is_known)
                 is_known = True
             elif isinstance(step, Call):
-                answer = yield from _once(step)
+                answer = yield from _once(step, step.place)
                 is_known = True
             else:
                 if isinstance(step, Event):
@@ -113,12 +113,17 @@ def retrying(flow: Flow[T], budget: RetryBudget, progress: Progress | None = Non
             failure = error
 
 
-def _persistent(step: Call[T], budget: RetryBudget, progress: Progress | None, is_known: bool) -> Flow[T]:
+def _persistent(
+    step: Call[Any] | Rest, budget: RetryBudget, progress: Progress | None, is_known: bool
+) -> Flow[Any]:
     patience = Patience(budget)
     strange = 0
+    # Whoever rested and was told of a fault has waited enough.
+    call = step.look if isinstance(step, Rest) else step
+    attempt: Call[Any] | Rest = step
     while True:
         try:
-            answer = yield from _once(step)
+            answer = yield from _once(attempt, call.place)
         except (TransientServerError, ProtocolError) as error:
             if isinstance(error, ProtocolError) and not is_known:
                 strange += 1
@@ -128,10 +133,11 @@ def _persistent(step: Call[T], budget: RetryBudget, progress: Progress | None, i
             if progress is not None:
                 yield ContactLost(progress, error.message, patience.silent_for, patience.left)
             yield Sleep(wait)
+            attempt = call
         else:
             if patience.was_needed and progress is not None:
                 yield ContactRestored(progress, patience.silent_for)
-            return answer
+            return Rested(answer, 1) if isinstance(step, Rest) and attempt is call else answer
 
 
 def _wait_after(error: TransientServerError | ProtocolError, patience: Patience) -> float:
@@ -144,14 +150,14 @@ def _wait_after(error: TransientServerError | ProtocolError, patience: Patience)
         raise
 
 
-def _once(step: Call[T]) -> Flow[T]:
-    """Do one call; what a transport says of a fault gets the place it happened at."""
+def _once(step: Call[Any] | Rest, place: str) -> Flow[Any]:
+    """Do one step; what a transport says of a fault gets the place it happened at."""
     try:
-        answer: T = yield step
+        answer = yield step
     except TransientServerError as error:
-        if step.place in error.message:
+        if place in error.message:
             raise
-        raise TransientServerError(f"{step.place}: {error.message}", retry_after=error.retry_after) from None
+        raise TransientServerError(f"{place}: {error.message}", retry_after=error.retry_after) from None
     return answer
 
 

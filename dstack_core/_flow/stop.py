@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,13 +28,18 @@ class Stops:
     """
 
     def __init__(self) -> None:
-        self._asked: OrderedDict[str, _Asked] = OrderedDict()
+        self._asked: dict[str, _Asked] = {}
 
     def note(self, run_id: str, *, abort: bool) -> None:
         """Note that the server accepted a stop."""
+        self._asked.pop(run_id, None)
         self._asked[run_id] = _Asked(abort)
         while len(self._asked) > _MOST_REMEMBERED:
-            self._asked.popitem(last=False)
+            del self._asked[next(iter(self._asked))]
+
+    def is_asked(self, run_id: str) -> bool:
+        """Tell whether a stop of this run was asked for and its end not seen since."""
+        return run_id in self._asked
 
     def insist(self, api: Api, run: RunSnapshot) -> Op[None]:
         """Ask again if ``run``, looked at just now, shows that the server forgot a stop.

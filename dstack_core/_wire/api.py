@@ -11,14 +11,15 @@ from dstack_core._wire import logs
 from dstack_core._wire.account import parse_project, parse_user
 from dstack_core._wire.attach import Approach, parse_approach
 from dstack_core._wire.code import Code, Upload
+from dstack_core._wire.parsing import NoneWhenMissing, Parse
 from dstack_core._wire.plain import Call, Reply, Request
 from dstack_core._wire.plans import parse_plan
 from dstack_core._wire.records import parse_events, parse_metrics
-from dstack_core._wire.refusals import Place, raise_for_refusal
+from dstack_core._wire.refusals import Place
 from dstack_core._wire.runs import RunSnapshot, parse_run
 from dstack_core._wire.services import service_answers
 from dstack_core._wire.versions import Release, parse_release
-from dstack_core.errors import ProtocolError, RequestRejectedError, RunNotFoundError
+from dstack_core.errors import RequestRejectedError, RunNotFoundError
 from dstack_core.models.account import Project, User
 from dstack_core.models.plan import Plan
 from dstack_core.models.records import EventRecord, Metric
@@ -119,14 +120,7 @@ class Api:
         """Ask for a run by id when it is known (deleted ones too), else by name; None when missing."""
         key = {"id": run_id} if run_id else {"run_name": name}
         call = self._call(self._path("runs/get"), key, parse_run, run_name=name)
-
-        def none_when_missing(reply: Reply) -> RunSnapshot | None:
-            try:
-                return call.parse(reply)
-            except RunNotFoundError:
-                return None
-
-        return Call(call.request, none_when_missing, place=call.place)
+        return Call(call.request, NoneWhenMissing(call.parse), place=call.place)
 
     def get_approach(self, name: str, run_id: str, node: int) -> Call[Approach]:
         """Ask how the container of a run's node is reached; ``RunNotFoundError`` when the run is gone."""
@@ -222,15 +216,4 @@ class Api:
         request: Request | None = None,
     ) -> Call[T]:
         place = Place(self.server_url, self.project, run_name)
-
-        def parse(reply: Reply) -> T:
-            raise_for_refusal(reply, place)
-            try:
-                return read(reply.json())
-            except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-                raise ProtocolError(
-                    f"{place} answered {path} with something that is not dstack's "
-                    f"({type(error).__name__}: {error}). Is this the address of a dstack server?"
-                ) from error
-
-        return Call(request or Request.post(path, body), parse, idempotent, str(place))
+        return Call(request or Request.post(path, body), Parse(place, path, read), idempotent, str(place))

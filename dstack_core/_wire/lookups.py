@@ -6,11 +6,12 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from dstack_core._wire.plain import Call, Reply, Request
 from dstack_core._wire.refusals import Place, raise_for_refusal
+from dstack_core._wire.runs import RunSnapshot, parse_run
 from dstack_core.errors import ProtocolError
 
 PAGE_SIZE = 100
@@ -28,16 +29,53 @@ class Lookup:
     value: str
 
 
-@dataclass(frozen=True, slots=True)
+class Sighting(NamedTuple):
+    """Hold one run of a page: what looks it up, what the server says, and that as it was written.
+
+    ``run`` is None where what is written cannot be read.
+    """
+
+    lookups: tuple[Lookup, Lookup]
+    run: RunSnapshot | None
+    written: str
+
+    @property
+    def reply(self) -> Reply:
+        """Return the reply to one of the lookups."""
+        return Reply(200, {}, self.written.encode())
+
+
 class ActivePage:
-    """Hold one page of active runs; ``position`` is where the next one begins, None on the last page."""
+    """Read one page of active runs, newest first, one run at a time.
 
-    runs: Mapping[tuple[str, str], Reply]
-    position: Mapping[str, Any] | None
+    A page that is held as a whole is so many objects that a few of them make Python collect its garbage,
+    which holds up all else in a process for as long as that process is big. Iterating raises
+    ``ProtocolError``; ``position`` is where the next page begins, None on the last one or before the end.
+    """
 
-    def answer(self, lookup: Lookup) -> Reply | None:
-        """Return the reply to a lookup, or None when the run is not on this page."""
-        return self.runs.get((lookup.key, lookup.value))
+    def __init__(self, place: Place, project: str, reply: Reply) -> None:
+        self.position: Mapping[str, Any] | None = None
+        self._place = place
+        self._project = project
+        self._reply = reply
+
+    def __iter__(self) -> Iterator[Sighting]:
+        """Yield what is on it."""
+        number, item = 0, None
+        try:
+            for item, written in _items(self._reply.body.decode()):
+                number += 1
+                lookups = (
+                    Lookup(self._project, "id", item["id"]),
+                    Lookup(self._project, "run_name", item["run_spec"]["run_name"]),
+                )
+                yield Sighting(lookups, _read(item), written)
+            if item is not None and number >= PAGE_SIZE:
+                self.position = {"prev_submitted_at": item["submitted_at"], "prev_run_id": item["id"]}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ProtocolError(
+                f"{self._place} answered {_PATH} with something that is not dstack's"
+            ) from error
 
 
 def lookup_of(request: Request) -> Lookup | None:
@@ -56,38 +94,27 @@ def is_log_read(request: Request) -> bool:
 
 
 def active_page(server_url: str, project: str, position: Mapping[str, Any] | None) -> Call[ActivePage]:
-    """Ask for a page of up to 100 active runs, newest first; None is the first page's position."""
+    """Ask for a page of up to 100 active runs; None is the first page's position."""
     place = Place(server_url, project)
     body = {"project_name": project, "only_active": True, "limit": PAGE_SIZE, **(position or {})}
 
     def parse(reply: Reply) -> ActivePage:
         raise_for_refusal(reply, place)
-        try:
-            return _page(reply.body.decode())
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ProtocolError(f"{place} answered {_PATH} with something that is not dstack's") from error
+        return ActivePage(place, project, reply)
 
     return Call(Request.post(_PATH, body), parse, place=str(place))
 
 
-def _page(text: str) -> ActivePage:
-    runs: dict[tuple[str, str], Reply] = {}
-    number, position = 0, None
-    for item, written in _items(text):
-        runs["id", item["id"]] = reply = Reply(200, {}, written.encode())
-        # Newest first: of two runs of a name the first is the one that has it.
-        runs.setdefault(("run_name", item["run_spec"]["run_name"]), reply)
-        number += 1
-        position = {"prev_submitted_at": item["submitted_at"], "prev_run_id": item["id"]}
-    return ActivePage(runs, position if number >= PAGE_SIZE else None)
+def _read(item: Any) -> RunSnapshot | None:
+    try:
+        return parse_run(item)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        # Whoever follows this run reads it again, and says what is wrong.
+        return None
 
 
 def _items(text: str) -> Iterator[tuple[Any, str]]:
-    """Yield the items of a list in JSON, each with its own text; raises ``ValueError`` for anything else.
-
-    One at a time: a whole page is so many objects that a few pages make Python collect its garbage, which
-    holds up all else in a process for as long as that process is big.
-    """
+    """Yield the items of a list in JSON, each with its own text; raises ``ValueError`` for anything else."""
     read = json.JSONDecoder().raw_decode
     before = _BETWEEN_ITEMS.match(text)
     if before is None or before[1] != "[":

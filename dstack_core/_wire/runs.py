@@ -17,6 +17,19 @@ _JOB_FINISHED = frozenset({"terminated", "aborted", "failed", "done"})
 
 
 @dataclass(frozen=True, slots=True)
+class Machine:
+    """Hold where a job was put; ``price`` in USD per hour. None is what nobody knows yet."""
+
+    instance: str | None = None
+    backend: str | None = None
+    region: str | None = None
+    price: float | None = None
+
+
+_NO_MACHINE = Machine()
+
+
+@dataclass(frozen=True, slots=True)
 class Submission:
     """Hold one attempt of one job; its ``id`` is the key of its log."""
 
@@ -28,7 +41,7 @@ class Submission:
     reason_message: str | None
     exit_status: int | None
     finished_at: datetime | None
-    provisioning: Mapping[str, Any]
+    machine: Machine
 
     @property
     def may_have_logs(self) -> bool:
@@ -89,6 +102,12 @@ class RunSnapshot:
         return not self.status.is_finished
 
     @property
+    def news(self) -> tuple[object, ...]:
+        """Return what a follower would report: two looks with equal ones told the same."""
+        submissions = [(each.id, each.status, each.message) for job in self.jobs for each in job.submissions]
+        return (self.id, str(self.status), self.raw_status, self.message, self.deleted, *submissions)
+
+    @property
     def runs_somewhere(self) -> bool:
         """Tell whether a job of it is running; the run itself may still be said to be on its way."""
         return any(job.submissions and job.submissions[-1].status == "running" for job in self.jobs)
@@ -132,8 +151,7 @@ def outcome_of(run: RunSnapshot, url: str) -> Outcome:
     """Sum up a finished run; the job that failed speaks for all of them."""
     submission = _telling(run)
     reason = _telling_reason(run, submission)
-    place = (submission.provisioning if submission else None) or {}
-    machine, price = place.get("instance_type"), place.get("price")
+    machine = submission.machine if submission else _NO_MACHINE
     ends = [last.finished_at for job in run.jobs for last in job.submissions if last.finished_at]
     return Outcome(
         run_name=run.name,
@@ -145,10 +163,10 @@ def outcome_of(run: RunSnapshot, url: str) -> Outcome:
         message=_message(run, submission, reason),
         cost=run.cost,
         duration=(max(ends) - time_of(run.submitted_at)).total_seconds() if ends else None,
-        instance=text(machine.get("name")) if isinstance(machine, Mapping) else None,
-        backend=text(place.get("backend")),
-        region=text(place.get("region")),
-        price_per_hour=float(price) if isinstance(price, int | float) else None,
+        instance=machine.instance,
+        backend=machine.backend,
+        region=machine.region,
+        price_per_hour=machine.price,
         url=url,
     )
 
@@ -184,7 +202,19 @@ def _submission(data: Mapping[str, Any]) -> Submission:
         reason_message=text(data.get("termination_reason_message")) or None,
         exit_status=None if exit_status is None else int(exit_status),
         finished_at=time_of(finished_at) if finished_at else None,
-        provisioning=dict(data.get("job_provisioning_data") or {}),
+        machine=_machine(data.get("job_provisioning_data")),
+    )
+
+
+def _machine(data: Mapping[str, Any] | None) -> Machine:
+    if not data:
+        return _NO_MACHINE
+    kind, price = data.get("instance_type"), data.get("price")
+    return Machine(
+        instance=text(kind.get("name")) if isinstance(kind, Mapping) else None,
+        backend=text(data.get("backend")),
+        region=text(data.get("region")),
+        price=float(price) if isinstance(price, int | float) else None,
     )
 
 

@@ -28,7 +28,7 @@ ROOMS = {
     "_session": {"errors", "models", "_wire", "_flow", "_names", "_ssh", "_repo", "configurations"},
     "_base": {"models", "_wire", "_flow", "_transport", "_session", "_ssh", "_repo", "config"},
     "run": {"errors", "models", "_flow", "_transport", "_drive", "_session", "_base"},
-    "aio_run": {"errors", "models", "_flow", "_transport", "_drive", "_session", "_base"},
+    "aio_run": {"errors", "models", "_flow", "_transport", "_drive", "_session", "_base", "_shared"},
     "collections": {"models", "_transport", "_drive", "_session"},
     "aio_collections": {"models", "_transport", "_drive", "_session"},
     "client": {
@@ -39,7 +39,7 @@ ROOMS = {
         *("models", "_wire", "_transport", "_drive", "_session", "_base", "configurations", "aio_run"),
         "aio_collections",
     },
-    "_shared": {"errors", "_wire.lookups", "_wire.plain", "_transport"},
+    "_shared": {"errors", "_wire.lookups", "_wire.plain", "_wire.runs", "_flow.steps", "_transport"},
     "aio_shared": {"_shared", "_transport", "aio"},
     "local": {"client"},
 }

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from dstack_core._shared import Board
+from dstack_core._shared.board import Board
 from dstack_core._wire.api import Api
 from dstack_core._wire.lookups import PAGE_SIZE, Lookup, lookup_of
 from dstack_core._wire.plain import Reply, Request
@@ -64,7 +64,7 @@ def run(steps: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 
 async def looks(one: Board, indexes: range) -> list[Reply | None]:
-    return list(await asyncio.gather(*[one.look(look(index)) for index in indexes]))
+    return list(await asyncio.gather(*[one.look(look(index)).answer for index in indexes]))
 
 
 def test_requests_for_one_run_are_told_from_others() -> None:
@@ -94,7 +94,7 @@ def test_looks_by_name_are_answered_too() -> None:
     async def steps() -> None:
         one = board(Server(9))
         names = [Lookup("main", "run_name", f"run-{index}") for index in range(9)]
-        replies = await asyncio.gather(*map(one.look, names))
+        replies = await asyncio.gather(*[one.look(name).answer for name in names])
         assert [found.json()["id"] for found in replies if found] == [f"id-{index}" for index in range(9)]
 
     run(steps)
@@ -163,13 +163,13 @@ def test_who_leaves_disturbs_nobody_and_nobody_means_no_request() -> None:
     async def steps() -> None:
         server = Server(10)
         one = board(server)
-        tasks = [asyncio.create_task(one.look(look(index))) for index in range(10)]
+        tasks = [asyncio.ensure_future(one.look(look(index)).answer) for index in range(10)]
         await asyncio.sleep(0)
         for task in tasks[:5]:
             task.cancel()
         assert all(found is not None for found in await asyncio.gather(*tasks[5:]))
         assert all(task.cancelled() for task in tasks[:5])
-        gone = [asyncio.create_task(one.look(look(index))) for index in range(10)]
+        gone = [asyncio.ensure_future(one.look(look(index)).answer) for index in range(10)]
         await asyncio.sleep(0)
         for task in gone:
             task.cancel()
@@ -201,7 +201,7 @@ def test_a_fault_reaches_everybody_as_the_fault_it_is(answer: Any) -> None:
         one = board(server)
 
         async def parsed(index: int) -> object:
-            found = await one.look(look(index))
+            found = await one.look(look(index)).answer
             assert found is not None
             return API.get_run(f"run-{index}", f"id-{index}").parse(found)
 

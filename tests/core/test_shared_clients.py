@@ -111,7 +111,7 @@ def test_lines_precede_the_end_and_come_once() -> None:
 
 
 def test_clients_share_only_within_a_loop_a_server_and_a_token() -> None:
-    from dstack_core import _shared
+    from dstack_core._shared import transport as shared
 
     with LocalServer() as server:
         first, second = clients(server, 2)
@@ -119,7 +119,7 @@ def test_clients_share_only_within_a_loop_a_server_and_a_token() -> None:
 
         def hub(client: dstack.SharedAsyncClient) -> object:
             transport = client._transport
-            assert isinstance(transport, _shared.SharedTransport)
+            assert isinstance(transport, shared.SharedTransport)
             return transport._hub
 
         async def go() -> object:
@@ -136,17 +136,17 @@ def test_clients_share_only_within_a_loop_a_server_and_a_token() -> None:
             return shared
 
         one = asyncio.run(go())
-        assert not _shared._hubs()._known
+        assert not shared._hubs()._known
         first, second = clients(server, 2)
         other = dstack.SharedAsyncClient(server_url=server.url, project_name="main", user_token="another")
         assert asyncio.run(go()) is not one
 
 
 def test_a_loop_that_ended_is_not_kept() -> None:
-    from dstack_core import _shared
+    from dstack_core._shared import transport as shared
 
     with LocalServer() as server:
         for _ in range(3):
             (forgotten,) = clients(server, 1)
             asyncio.run(forgotten.runs.get("nobody"))
-        assert len(_shared._hubs()._known) == 1
+        assert len(shared._hubs()._known) == 1

@@ -44,16 +44,20 @@ class Checkpoints:
         self._saving: Future[None] | asyncio.Future[None] | None = None
         self._next = clock()
 
-    def offer(self, state: Callable[[], dict[str, Any]]) -> None:
-        """Save what ``state`` returns if it is time to and if it is new; does not wait."""
+    def offer(self, state: Callable[[], dict[str, Any]]) -> bool:
+        """Save what ``state`` returns if it is time to and if it is new; does not wait.
+
+        Tells whether that is all: False asks for another offer later.
+        """
         if self._clock() < self._next or not (self._saving is None or self._saving.done()):
-            return
+            return False
         now = state()
         if _place(now) == self._saved:
-            return
+            return True
         self._saved = _place(now)
         self._next = self._clock() + SECONDS_BETWEEN
         self._saving = self._start_save(now)
+        return True
 
     def close(self) -> None:
         """Give up a save that has not begun."""

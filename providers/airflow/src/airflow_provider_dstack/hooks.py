@@ -66,7 +66,7 @@ class DstackHook(BaseHook):
         from dstack_core import Client, ConfigurationError
 
         try:
-            return Client(**self._arguments(timeout, connect_timeout, retry_budget))
+            return Client(**self.client_arguments(timeout, connect_timeout, retry_budget))
         except ConfigurationError as error:
             raise self._unusable(error.message) from None
 
@@ -83,7 +83,7 @@ class DstackHook(BaseHook):
         if repo_dir is None:
             return client
         try:
-            return Client.from_config(repo_dir, **self._arguments(None, None, retry_budget))
+            return Client.from_config(repo_dir, **self.client_arguments(retry_budget=retry_budget))
         except ConfigurationError as error:
             raise AirflowFailException(error.message) from None
 
@@ -96,9 +96,35 @@ class DstackHook(BaseHook):
         from dstack_core import ConfigurationError, SharedAsyncClient
 
         try:
-            return SharedAsyncClient(**self._arguments(None, None, retry_budget))
+            return SharedAsyncClient(**self.client_arguments(retry_budget=retry_budget))
         except ConfigurationError as error:
             raise self._unusable(error.message) from None
+
+    def client_arguments(
+        self,
+        timeout: float | None = None,
+        connect_timeout: float | None = None,
+        retry_budget: float | None = None,
+    ) -> dict[str, Any]:
+        """Return what to make a ``dstack_core.Client`` with, later or elsewhere; the token is among it.
+
+        Raises ``AirflowFailException`` when the connection is missing or incomplete.
+        """
+        connection = self._connection
+        extra = connection.extra_dejson
+        verify = extra.get("ca_bundle") or extra.get("verify")
+        limits = {
+            "timeout": timeout if timeout is not None else _seconds(extra.get("timeout")),
+            "connect_timeout": connect_timeout,
+            "retry_budget": retry_budget,
+        }
+        return {
+            "server_url": self._server_url(connection),
+            "project_name": self.project,
+            "user_token": self.token,
+            "verify": True if verify is None else _as_verify(verify),
+            **{name: value for name, value in limits.items() if value is not None},
+        }
 
     def headers(self) -> dict[str, str]:
         """Return what requests to a service of the project have to carry, unless it has ``auth: false``.
@@ -173,25 +199,6 @@ class DstackHook(BaseHook):
         if not token:
             raise self._unusable("it has no token; fill in Token (the password)")
         return token
-
-    def _arguments(
-        self, timeout: float | None, connect_timeout: float | None, retry_budget: float | None
-    ) -> dict[str, Any]:
-        connection = self._connection
-        extra = connection.extra_dejson
-        verify = extra.get("ca_bundle") or extra.get("verify")
-        limits = {
-            "timeout": timeout if timeout is not None else _seconds(extra.get("timeout")),
-            "connect_timeout": connect_timeout,
-            "retry_budget": retry_budget,
-        }
-        return {
-            "server_url": self._server_url(connection),
-            "project_name": self.project,
-            "user_token": self.token,
-            "verify": True if verify is None else _as_verify(verify),
-            **{name: value for name, value in limits.items() if value is not None},
-        }
 
     def _server_url(self, connection: Connection) -> str:
         host = (connection.host or "").strip().rstrip("/")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_dstack._checkpoint import Checkpoints, load, save_and_rest
+from airflow_provider_dstack._checkpoint import SECONDS_BETWEEN, Checkpoints, load, save_and_rest
 from airflow_provider_dstack._compat import trigger_has_on_kill
 from airflow_provider_dstack._outcome import broken_event, finished_event, timed_out_event
 from airflow_provider_dstack._relay import DEFAULT_LOG_BUDGET, Relay
@@ -25,7 +25,6 @@ _ON_KILL_SECONDS = 25.0
 # A triggerer needs about a second of processor time for a megabyte of log.
 _BYTES_PER_SECOND = 100_000
 _BURST_SECONDS = 5.0
-_STALL_SECONDS = 8.0
 # The clocks of worker and triggerer may differ.
 _LONGEST_HOLD_SECONDS = 10.0
 
@@ -82,7 +81,7 @@ class DstackRunTrigger(BaseTrigger):
         self.log_budget_bytes = log_budget_bytes
         self.on_kill_action = on_kill_action
         self._fired = False
-        self._kill_client: Client | None = None
+        self._kill_arguments: dict[str, Any] | None = None
         self._token: str | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -178,7 +177,6 @@ class DstackRunTrigger(BaseTrigger):
                 # Another run that took the name would have other secrets to hide.
                 logs=self.get_logs and progress.run_id in (None, run.id),
                 retry_budget=self.retry_budget,
-                sleep=watch.sleep,
             )
             try:
                 async for event in events:
@@ -186,7 +184,7 @@ class DstackRunTrigger(BaseTrigger):
                     if isinstance(event, RunFinished):
                         return finished_event(event.outcome, watch.relay.tail)
             finally:
-                watch.checkpoints.close()
+                watch.close()
         raise RuntimeError(f"following run {self.run_name} ended without an outcome")
 
     def _prepare(self) -> tuple[AsyncClient, dict[str, Any]]:
@@ -202,7 +200,8 @@ class DstackRunTrigger(BaseTrigger):
                 )
         hook = DstackHook(self.dstack_conn_id, self.project_name)
         self._token = hook.token
-        self._kill_client = hook.client(**KILL_LIMITS)
+        # Thousands of triggers that wait need no client for that yet.
+        self._kill_arguments = hook.client_arguments(**KILL_LIMITS)
         first = {
             "progress": self.progress,
             "tail": self.tail,
@@ -235,9 +234,11 @@ class DstackRunTrigger(BaseTrigger):
         return in_thread(work, "checkpoint", 1)
 
     def _client_for_kill(self) -> Client:
-        if self._kill_client is None:
-            self._kill_client = DstackHook(self.dstack_conn_id, self.project_name).client(**KILL_LIMITS)
-        return self._kill_client
+        from dstack_core import Client
+
+        if self._kill_arguments is None:
+            return DstackHook(self.dstack_conn_id, self.project_name).client(**KILL_LIMITS)
+        return Client(**self._kill_arguments)
 
     def _stop(self) -> bool:
         if self.on_kill_action == "keep":
@@ -260,9 +261,10 @@ class _Watch:
 
     def __init__(self, relay: Relay, progress: Progress, checkpoints: Checkpoints) -> None:
         self.relay = relay
-        self.checkpoints = checkpoints
+        self._checkpoints = checkpoints
         self._progress = progress
         self._paid_until = 0.0
+        self._later: asyncio.TimerHandle | None = None
 
     async def tell(self, event: Event, log: Any) -> None:
         """Write an event to the log."""
@@ -270,16 +272,21 @@ class _Watch:
             log.log(level, text)
             await self._pace(len(text))
         self._progress = event.progress
-        self.checkpoints.offer(self._state)
+        self._offer()
 
-    async def sleep(self, seconds: float) -> None:
-        """Wait for the next look; a burst of lines has ended here, so what came of it is kept."""
-        self.checkpoints.offer(self._state)
-        asleep = time.time()
-        await asyncio.sleep(seconds)
-        if time.time() - asleep > seconds + _STALL_SECONDS:
-            # Another triggerer may have taken over meanwhile; then Airflow cancels this trigger now.
-            await asyncio.sleep(_STALL_SECONDS)
+    def close(self) -> None:
+        """Give up what was not kept yet."""
+        if self._later is not None:
+            self._later.cancel()
+        self._checkpoints.close()
+
+    def _offer(self) -> None:
+        """Have it kept how far this came, now or as soon as that may be: no further line may come."""
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        if not self._checkpoints.offer(self._state):
+            self._later = asyncio.get_running_loop().call_later(SECONDS_BETWEEN, self._offer)
 
     async def _pace(self, size: int) -> None:
         # Records go to the triggerer's supervisor; a flood of them must not starve the loop nor that.

@@ -1,0 +1,128 @@
+"""Send the requests of many clients through one set of connections, and their looks together."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable
+from functools import cache
+
+from dstack_core._flow.steps import Rest
+from dstack_core._shared.board import Board
+from dstack_core._shared.stall import StallGuard
+from dstack_core._transport.asynchronous import AsyncTransport
+from dstack_core._transport.settings import TransportSettings
+from dstack_core._wire.lookups import Lookup, is_log_read, lookup_of
+from dstack_core._wire.plain import Reply, Request
+
+# So many reads of logs, and so many other requests, are under way at once: the pages of looks shall not have
+# to wait behind thousands of them, and httpx's own queue gets slow when it is long.
+_LANE = 9
+
+
+class SharedTransport(AsyncTransport):
+    """Send requests through what all transports with the same settings in this event loop share."""
+
+    def __init__(self, settings: TransportSettings) -> None:
+        super().__init__(settings)
+        self._hub: _Hub | None = None
+
+    async def __call__(self, request: Request) -> Reply:
+        """Return the reply; one to a look is at most as old as the call."""
+        return await self._joined().send(request)
+
+    def rest(self, step: Rest) -> Awaitable[tuple[Reply, int]]:
+        """Return the reply to the look that ended the rest, and how many looks it took."""
+        return self._joined().rest(step)
+
+    async def close(self) -> None:
+        """Leave; the last one to leave closes the connections."""
+        hub, self._hub = self._hub, None
+        if hub is not None:
+            await _hubs().leave(hub)
+
+    def _joined(self) -> _Hub:
+        if self._hub is None:
+            self._hub = _hubs().join(self._settings)
+        return self._hub
+
+
+class _Hub:
+    """Hold the connections and the boards of one server and token in one event loop."""
+
+    def __init__(self, settings: TransportSettings) -> None:
+        self.members = 0
+        self._server_url = settings.server_url
+        self._transport = AsyncTransport(settings)
+        self._boards: dict[str, Board] = {}
+        self._log_reads, self._others = asyncio.Semaphore(_LANE), asyncio.Semaphore(_LANE)
+        self._stall = StallGuard()
+        self._stall.start()
+
+    async def send(self, request: Request) -> Reply:
+        lookup = lookup_of(request)
+        reply = None if lookup is None else await self._board(lookup).look(lookup).answer
+        return await self._held(reply, request)
+
+    async def rest(self, step: Rest) -> tuple[Reply, int]:
+        request = step.look.request
+        lookup = lookup_of(request)
+        if lookup is None:
+            await asyncio.sleep(step.seconds)
+            return await self._held(None, request), 1
+        asked = self._board(lookup).rest(lookup, step)
+        return await self._held(await asked.answer, request), asked.rounds
+
+    async def close(self) -> None:
+        self._stall.stop()
+        for board in self._boards.values():
+            board.close()
+        await self._transport.close()
+
+    def _board(self, lookup: Lookup) -> Board:
+        board = self._boards.get(lookup.project)
+        if board is None:
+            board = Board(self._transport, self._server_url, lookup.project)
+            self._boards[lookup.project] = board
+        return board
+
+    async def _held(self, reply: Reply | None, request: Request) -> Reply:
+        """Return ``reply``, else that to ``request`` alone; not right after this process stood still."""
+        if reply is None:
+            async with self._log_reads if is_log_read(request) else self._others:
+                reply = await self._transport(request)
+        await self._stall.hold()
+        return reply
+
+
+class _Hubs:
+    """Find the hub of an event loop and settings; safe for loops in several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: dict[tuple[asyncio.AbstractEventLoop, TransportSettings], _Hub] = {}
+
+    def join(self, settings: TransportSettings) -> _Hub:
+        """Return the running loop's hub for these settings and count one member more."""
+        key = (asyncio.get_running_loop(), settings)
+        with self._lock:
+            # A loop that ended with clients open must not be kept for ever.
+            self._known = {known: hub for known, hub in self._known.items() if not known[0].is_closed()}
+            hub = self._known.setdefault(key, _Hub(settings))
+            hub.members += 1
+            return hub
+
+    async def leave(self, hub: _Hub) -> None:
+        """Count one member less; without any the hub is closed."""
+        with self._lock:
+            hub.members -= 1
+            if hub.members:
+                return
+            self._known = {key: known for key, known in self._known.items() if known is not hub}
+        await hub.close()
+
+
+@cache
+def _hubs() -> _Hubs:
+    """Return this process's hubs, made when the first client needs one."""
+    return _Hubs()
