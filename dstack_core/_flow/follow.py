@@ -8,7 +8,7 @@ from itertools import count
 from zlib import crc32
 
 from dstack_core._flow.logs import read_lines
-from dstack_core._flow.steps import Flow, Rest, Rested, call
+from dstack_core._flow.steps import Flow, Rest, call
 from dstack_core._flow.stop import Stops
 from dstack_core._wire.api import Api
 from dstack_core._wire.runs import RunSnapshot, outcome_of
@@ -53,11 +53,6 @@ class FollowOptions:
         # A timer may end a moment early, and the look that it was for is due then, not that one and another.
         return left if left > _EARLY_SHARE * self.poll_interval else left + self.poll_interval
 
-    def rest(self, api: Api, run: RunSnapshot, rounds: int) -> Rest:
-        """Return the wait for the next look that is worth one: at news, or after ``rounds`` without."""
-        is_news = _IsNews(run.news, self.stops)
-        return Rest(self.pause(run.id), api.get_run(run.name, run.id), is_news, self.poll_interval, rounds)
-
 
 @dataclass(frozen=True, slots=True)
 class _IsNews:
@@ -80,13 +75,16 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
     gone, and the other server errors.
     """
     silence = _Silence(options)
-    run = yield from call(api.get_run(progress.run_name, progress.run_id))
+    look, is_news = api.get_run(progress.run_name, progress.run_id), _IsNews((), options.stops)
+    run = yield from call(look)
     while True:
         before = progress
         if run is None:
             raise _gone(api, progress)
         yield from options.stops.insist(api, run)
-        progress = replace(progress, run_id=run.id)
+        if progress.run_id is None:
+            progress = replace(progress, run_id=run.id)
+            look = api.get_run(run.name, run.id)
         if run.is_active:
             progress = yield from _report_status(run, progress, options)
         if options.logs and (not run.is_active or progress != before or silence.look_due(run.id)):
@@ -97,14 +95,15 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
             outcome = outcome_of(run, api.run_url(run.id))
             yield RunFinished(progress, outcome)
             return outcome
-        step = options.rest(api, run, silence.rounds_to_look(run.id))
-        # Of thousands of flows that rest, the garbage collector shall not find as many snapshots.
+        # Thousands of flows may rest for long: what they keep is little, and little of it is new each time,
+        # for the garbage collector goes through all of it whenever much was added.
+        if run.news != is_news.seen:
+            is_news = _IsNews(run.news, options.stops)
+        rounds = silence.rounds_to_look(run.id)
+        step = Rest(options.pause(run.id), look, is_news, options.poll_interval, rounds)
         del run
-        rested: Rested = yield step
-        del step
-        run = rested.run
-        silence.passed_over(rested.rounds - 1)
-        del rested
+        run, rounds = yield step
+        silence.passed_over(rounds - 1)
 
 
 class _Silence:

@@ -100,7 +100,7 @@ def retrying(flow: Flow[T], budget: RetryBudget, progress: Progress | None = Non
                 answer = yield from _persistent(step, budget, progress, is_known)
                 is_known = True
             elif isinstance(step, Call):
-                answer = yield from _once(step, step.place)
+                answer = yield from _once(step)
                 is_known = True
             else:
                 if isinstance(step, Event):
@@ -123,8 +123,9 @@ def _persistent(
     attempt: Call[Any] | Rest = step
     while True:
         try:
-            answer = yield from _once(attempt, call.place)
-        except (TransientServerError, ProtocolError) as error:
+            answer = yield attempt
+        except (TransientServerError, ProtocolError) as fault:
+            error = _placed(fault, call.place)
             if isinstance(error, ProtocolError) and not is_known:
                 strange += 1
                 if strange >= _TRIES_WITH_A_STRANGER:
@@ -150,15 +151,18 @@ def _wait_after(error: TransientServerError | ProtocolError, patience: Patience)
         raise
 
 
-def _once(step: Call[Any] | Rest, place: str) -> Flow[Any]:
-    """Do one step; what a transport says of a fault gets the place it happened at."""
+def _once(step: Call[Any]) -> Flow[Any]:
     try:
-        answer = yield step
+        return (yield step)
     except TransientServerError as error:
-        if place in error.message:
-            raise
-        raise TransientServerError(f"{place}: {error.message}", retry_after=error.retry_after) from None
-    return answer
+        raise _placed(error, step.place) from None
+
+
+def _placed(error: TransientServerError | ProtocolError, place: str) -> TransientServerError | ProtocolError:
+    """Return what a transport says of a fault with the place it happened at."""
+    if isinstance(error, ProtocolError) or place in error.message:
+        return error
+    return TransientServerError(f"{place}: {error.message}", retry_after=error.retry_after)
 
 
 def _asked_wait(error: TransientServerError) -> float:

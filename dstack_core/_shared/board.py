@@ -21,8 +21,11 @@ _LONGEST_GATHERING = 12
 PAGE_WORTH = 4
 # Rests that end within this part of their interval are looked after in the same round.
 _EARLY_SHARE = 0.25
-# Of so many that are answered at once, each has something to do then: others get their turn in between.
+# Whoever is woken has something to do, mostly to read a log. So not all are woken at once: after a handful
+# there is a pause of so many seconds for each, in all at most that share of the interval.
 _HANDFUL = 10
+_PAUSE_SECONDS = 0.005
+_PAUSES_SHARE = 0.4
 
 _Send = Callable[[Request], Awaitable[Reply]]
 _Waiting = dict[Lookup, list["Asked"]]
@@ -34,13 +37,21 @@ class Asked:
     ``answer`` becomes the reply, or None where the run must be asked for alone.
     """
 
-    __slots__ = ("answer", "due", "rounds", "step")
+    __slots__ = ("answer", "due", "lookup", "rounds", "step")
 
-    def __init__(self, answer: asyncio.Future[Reply | None], due: float, step: Rest | None) -> None:
+    def __init__(
+        self, lookup: Lookup, answer: asyncio.Future[Reply | None], due: float, step: Rest | None
+    ) -> None:
+        self.lookup = lookup
         self.answer = answer
         self.due = due
         self.step = step
         self.rounds = 1
+
+    @property
+    def is_last(self) -> bool:
+        """Tell whether the next look ends it, whatever that shows."""
+        return self.step is None or self.rounds >= self.step.rounds
 
     def is_ready(self, now: float) -> bool:
         early = _EARLY_SHARE * self.step.interval if self.step else 0.0
@@ -48,7 +59,7 @@ class Asked:
 
     def goes_on(self, run: RunSnapshot | None) -> bool:
         """Tell whether ``run`` shows nothing that ends this rest; then it rests for another interval."""
-        if self.step is None or self.rounds >= self.step.rounds or run is None or self.step.is_news(run):
+        if self.step is None or self.is_last or run is None or self.step.is_news(run):
             return False
         self.rounds += 1
         self.due += self.step.interval
@@ -88,7 +99,7 @@ class Board:
 
     def _ask(self, lookup: Lookup, due: float, step: Rest | None) -> Asked:
         loop = asyncio.get_running_loop()
-        asked = Asked(loop.create_future(), due, step)
+        asked = Asked(lookup, loop.create_future(), due, step)
         self._waiting.setdefault(lookup, []).append(asked)
         if self._rounds is None:
             # An empty context: the work is for all, so nothing of it belongs into the log of the first.
@@ -147,6 +158,7 @@ class Board:
         position: Mapping[str, Any] | None = None
         # The runs may be on the last pages: half of what the looks would cost alone may be spent in vain.
         worth = _number_of(ready) // 2
+        pause = _pause(ready)
         while _number_of(ready) >= PAGE_WORTH:
             call = active_page(self._server_url, self._project, position)
             try:
@@ -156,7 +168,7 @@ class Board:
                 return
             try:
                 page = call.parse(reply)
-                worth += await self._hand_out(page, ready) - PAGE_WORTH
+                worth += await self._hand_out(page, ready, pause) - PAGE_WORTH
             except TransientServerError:
                 # Each flow reads it for itself, and names its own run in the message.
                 _answer(_all(ready), reply)
@@ -168,7 +180,7 @@ class Board:
             if position is None or worth < 0:
                 return
 
-    async def _hand_out(self, page: ActivePage, ready: _Waiting) -> int:
+    async def _hand_out(self, page: ActivePage, ready: _Waiting, pause: float) -> int:
         """Answer what is asked about the page's runs; return how many looks that was."""
         found = answered = 0
         for sighting in page:
@@ -177,22 +189,31 @@ class Board:
                 all_asked = ready.pop(lookup, None)
                 if all_asked is not None:
                     found += 1
-                    answered += self._tell(lookup, all_asked, sighting)
+                    answered += self._tell(all_asked, sighting)
             if answered >= _HANDFUL:
+                await asyncio.sleep(answered * pause)
                 answered = 0
-                await asyncio.sleep(0)
+        await asyncio.sleep(answered * pause)
         return found
 
-    def _tell(self, lookup: Lookup, all_asked: list[Asked], sighting: Sighting) -> int:
+    def _tell(self, all_asked: list[Asked], sighting: Sighting) -> int:
         """Answer who is to be told; return how many."""
         ended = [asked for asked in all_asked if not asked.goes_on(sighting.run)]
         if ended:
             _answer(ended, sighting.reply)
             all_asked[:] = [asked for asked in all_asked if asked not in ended]
-        if all_asked and self._waiting.setdefault(lookup, all_asked) is not all_asked:
-            self._waiting[lookup] += all_asked
-        # Else the same list went back: thousands of new ones every few seconds would be garbage.
+        if all_asked:
+            # Mostly the same list goes back, under the same key: thousands of new ones would be garbage.
+            lookup = all_asked[0].lookup
+            if self._waiting.setdefault(lookup, all_asked) is not all_asked:
+                self._waiting[lookup] += all_asked
         return len(ended)
+
+
+def _pause(ready: _Waiting) -> float:
+    """Return the seconds to pause for each that is woken; nobody pauses for plain looks."""
+    intervals = [asked.step.interval for asked in _all(ready) if asked.step and asked.is_last]
+    return min(_PAUSE_SECONDS, _PAUSES_SHARE * min(intervals) / len(intervals)) if intervals else 0.0
 
 
 def _all(waiting: _Waiting) -> Iterable[Asked]:

@@ -42,7 +42,9 @@ class Progress:
         return self.cursors.get(submission_id, LogCursor())
 
     def with_cursor(self, submission_id: str, cursor: LogCursor) -> Self:
-        """Return a copy with that job submission's cursor."""
+        """Return a copy with that job submission's cursor; itself where it has that already."""
+        if self.cursors.get(submission_id) == cursor:
+            return self
         return replace(self, cursors={**self.cursors, submission_id: cursor})
 
     def to_dict(self) -> dict[str, Any]:

@@ -178,6 +178,8 @@ class DstackRunTrigger(BaseTrigger):
                 logs=self.get_logs and progress.run_id in (None, run.id),
                 retry_budget=self.retry_budget,
             )
+            # What it says of the run is not needed again, and thousands may wait.
+            del run
             try:
                 async for event in events:
                     await watch.tell(event, self.log)
