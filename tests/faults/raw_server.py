@@ -8,11 +8,12 @@ import threading
 from collections.abc import Callable, Iterator
 
 Answer = Callable[[socket.socket], None]
+Reaction = Callable[[socket.socket, bytes], None]
 
 
 @contextlib.contextmanager
-def answering(answer: Answer) -> Iterator[str]:
-    """Have ``answer`` write to each connection once a request's head has come; give the address."""
+def reacting(react: Reaction) -> Iterator[str]:
+    """Have ``react`` write to each connection once a request's head has come; give the address."""
 
     def serve() -> None:
         while True:
@@ -31,7 +32,7 @@ def answering(answer: Answer) -> Iterator[str]:
                 if not part:
                     return
                 got += part
-            answer(connection)
+            react(connection, got)
 
     open_ones: list[socket.socket] = []
     listening = socket.create_server(("127.0.0.1", 0))
@@ -44,6 +45,11 @@ def answering(answer: Answer) -> Iterator[str]:
         for connection in open_ones:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+
+def answering(answer: Answer) -> contextlib.AbstractContextManager[str]:
+    """Do the same with what needs no head."""
+    return reacting(lambda connection, _: answer(connection))
 
 
 def whole(body: bytes, *headers: str) -> Answer:
