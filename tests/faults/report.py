@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tests.faults import junit
+from tests.faults.faults import FAULTS
 from tests.faults.life import Result
-from tests.faults.proxy import FAULTS
 
 ROOT = Path(__file__).parent.parent.parent
 TEMPLATE = Path(__file__).with_name("reliability.md.in")
