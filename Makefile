@@ -95,11 +95,13 @@ test-fast: $(CORE) ## Run what needs no host and no real server (under a minute)
 	@$(ENVS)/core/bin/python -m pytest -q -n 2 --dist worksteal -m "not real and not slow and not endurance" $(PYTEST_FLAGS)
 
 .PHONY: test-faults
-test-faults: $(CORE) $(AIRFLOW) $(PREFECT) ## Let every request of a run's life go wrong in every way; write docs/reliability.md (an hour)
-	@mkdir -p $(REPORTS); rm -f $(REPORTS)/faults-*.json
+test-faults: $(CORE) $(AIRFLOW) $(PREFECT) $(SERVER) ## Let every request of a run's life go wrong in every way; write docs/reliability.md (an hour)
+	@mkdir -p $(REPORTS); rm -f $(REPORTS)/faults-*
 	@status=0; for env in core airflow prefect; do \
 	  echo "== faults: $$env"; \
 	  $(ENVS)/$$env/bin/python -m tests.faults $$env > $(REPORTS)/faults-$$env.log || status=1; \
+	  echo "== suites: $$env"; \
+	  $(ENVS)/$$env/bin/python -m tests.faults suites $$env > $(REPORTS)/faults-suites-$$env.log || status=1; \
 	done; \
 	$(ENVS)/core/bin/python -m tests.faults report || status=1; exit $$status
 
