@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -27,7 +28,7 @@ SECONDS = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="module")
-def apart() -> Iterator[dict[str, str]]:
+def apart() -> Iterator[dict[str, Any]]:
     """Serve from another process, so that this one's memory is the reader's alone."""
     with serving_apart() as arguments:
         yield arguments
@@ -55,14 +56,14 @@ class Ear:
             self.grown = max(self.grown, self._me.memory_info().rss - self._before)
 
 
-def follow(arguments: dict[str, str], task: dict[str, object], ear: Ear) -> None:
+def follow(arguments: dict[str, Any], task: dict[str, Any], ear: Ear) -> None:
     with Client(**arguments) as client:
         for event in client.runs.submit(task).follow(poll_interval=0.2):
             ear.hear(event)
 
 
-def following(kind: type[dstack.AsyncClient]) -> Callable[[dict[str, str], dict[str, object], Ear], None]:
-    async def go(arguments: dict[str, str], task: dict[str, object], ear: Ear) -> None:
+def following(kind: type[dstack.AsyncClient]) -> Callable[[dict[str, Any], dict[str, Any], Ear], None]:
+    async def go(arguments: dict[str, Any], task: dict[str, Any], ear: Ear) -> None:
         async with kind(**arguments) as client:
             async for event in (await client.runs.submit(task)).follow(poll_interval=0.2):
                 ear.hear(event)
@@ -80,7 +81,7 @@ WAYS = {
 @SECONDS
 @pytest.mark.parametrize("way", WAYS)
 def test_ten_megabytes_a_second_arrive_whole(
-    apart: dict[str, str], way: str, seconds: int, record_property: Callable[[str, object], None]
+    apart: dict[str, Any], way: str, seconds: int, record_property: Callable[[str, object], None]
 ) -> None:
     job = f"{sys.executable} {Path(loud_job.__file__)} {seconds} {PACE}"
     ear = Ear()

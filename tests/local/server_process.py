@@ -7,10 +7,11 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
-def serving_apart() -> Iterator[dict[str, str]]:
+def serving_apart() -> Iterator[dict[str, Any]]:
     """Start ``python -m dstack_core.local``; give the arguments of its clients."""
     command = [sys.executable, "-m", "dstack_core.local", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
