@@ -7,11 +7,14 @@ import gzip
 import json
 import resource
 import socket
+import tempfile
 import threading
 import time
 import traceback
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -168,6 +171,35 @@ def test_the_wait_that_a_server_asks_for_is_bounded_by_the_budget(kind: str, ask
         with pytest.raises(dstack.DstackError):
             get(kind, url, retry_budget=0.5)
         assert time.monotonic() - began < PATIENCE
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "name", ["../../../escaped", "/tmp/escaped", "~/.ssh/authorized_keys", "a\x00b", "-oProxyCommand=x"]
+)
+def test_names_that_a_server_makes_up_lead_to_no_file(
+    kind: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "a" / "b" / "home"
+    home.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr(tempfile, "tempdir", str(home))
+    monkeypatch.chdir(home)
+    run = run_json("running", run_id=name)
+    run["run_spec"]["run_name"] = name
+    run["run_spec"]["configuration"]["ports"] = [name]
+    run["jobs"][0]["job_spec"]["job_name"] = name
+    with answering(whole(json.dumps(run).encode())) as url:
+        if kind == "sync":
+            with dstack.Client(server_url=url, project_name="main", user_token=TOKEN) as client:
+                found = client.runs.get("train")
+                assert found is not None
+                for action in (lambda: found.attach(timeout=0.1), lambda: list(found.logs()), found.events):
+                    with suppress(dstack.DstackError):
+                        action()
+        else:
+            get(kind, url)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "home"]
 
 
 def frames_of(error: BaseException) -> list[str]:
