@@ -131,4 +131,44 @@ KILLS = Suite(
     ),
 )
 
-SUITES = [KILLS]
+
+def _core(what: str, host: str, *tests: str) -> Row:
+    return Row(what, host, "core", tuple(f"tests/faults/{test}" for test in tests))
+
+
+_CLIENTS = "clients, sync, async and shared"
+
+LOAD = Suite(
+    "Load and endurance",
+    "On the embedded server. Held means: every run's lines are whole and in order, and afterwards there is no file descriptor,\n"
+    "thread, process or temporary file that was not there before.",
+    (
+        _core(
+            "100 threads or tasks share a client, a run each and one run for all",
+            _CLIENTS,
+            "test_many_at_once.py",
+        ),
+        _core("1,000 runs through one process", _CLIENTS, "test_endurance.py"),
+        _core("10 MB of log a second", _CLIENTS, "test_loud.py"),
+        _airflow("200 executions in one process", "Airflow operator, sync and deferred", "test_endurance.py"),
+        _prefect("100 tasks in one process", "Prefect task, sync and async", "test_endurance.py"),
+    ),
+)
+
+ODDITIES = Suite(
+    "Odd output, odd replies, hostile hosts",
+    "Held means: lines of 1 MiB, without an end, with NUL, escape sequences and broken UTF-8 arrive and harm nobody; whatever a\n"
+    "server or a container sends, there is one error of the library, soon, with bounded memory and no secret in it.",
+    (
+        _core("odd lines", "run.follow()", "test_hostile.py::test_lines_of_any_kind_arrive"),
+        _airflow("odd lines", "Airflow operator, sync and deferred", "test_odd_output.py"),
+        _prefect("odd lines", "Prefect task, sync and async", "test_logs.py"),
+        _core("generated replies and configurations", "client", "test_fuzz.py"),
+        _core("hostile servers", "client, sync and async", "test_hostile.py", "test_hostile_replies.py"),
+        _core("hostile SSH daemons and containers", "run.attach()", "test_hostile_hosts.py"),
+        _airflow("secrets", "Airflow operator", "test_secrets.py"),
+        _prefect("secrets", "Prefect task", "test_secrets.py", "test_credentials.py"),
+    ),
+)
+
+SUITES = [KILLS, LOAD, ODDITIES]

@@ -191,10 +191,12 @@ def test_names_that_a_server_makes_up_lead_to_no_file(
     run["jobs"][0]["job_spec"]["job_name"] = name
     with answering(whole(json.dumps(run).encode())) as url:
         if kind == "sync":
-            with dstack.Client(server_url=url, project_name="main", user_token=TOKEN) as client:
+            with dstack.Client(
+                server_url=url, project_name="main", user_token=TOKEN, retry_budget=0.2
+            ) as client:
                 found = client.runs.get("train")
                 assert found is not None
-                for action in (lambda: found.attach(timeout=0.1), lambda: list(found.logs()), found.events):
+                for action in (lambda: list(found.logs()), found.events, found.refresh):
                     with suppress(dstack.DstackError):
                         action()
         else:

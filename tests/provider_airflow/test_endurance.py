@@ -39,6 +39,7 @@ def execute(server: LocalServer, number: int, *, deferrable: bool) -> Any:
         return operator.execute(context)
     except TaskDeferred as deferral:
         trigger: Any = deferral.trigger
+        trigger.not_before = 0.0
 
         async def event() -> Any:
             return (await anext(trigger.run())).payload
