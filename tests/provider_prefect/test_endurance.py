@@ -42,7 +42,7 @@ def asynchronous(block: DstackCredentials, count: int) -> None:
             told += await asyncio.gather(*(arun_task(TASK, block, **FAST) for _ in range(5)))
         return [outcome["status"] for outcome in told]
 
-    assert asyncio.run(many()) == ["done"] * count  # type: ignore[arg-type]
+    assert asyncio.run(many()) == ["done"] * count
 
 
 @COUNTS
