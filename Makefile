@@ -40,7 +40,7 @@ test: test-core test-contract test-airflow test-prefect ## Run every test, on th
 
 test-core: $(CORE) ## Run the tests of the core and the embedded server
 	@echo "== core, embedded server"
-	@$(ENVS)/core/bin/python -m pytest -q -n 2 --dist worksteal -m "not real" --junitxml=$(REPORTS)/core.xml $(PYTEST_FLAGS)
+	@$(ENVS)/core/bin/python -m pytest -q -n 2 --dist worksteal -m "not real and not endurance" --junitxml=$(REPORTS)/core.xml $(PYTEST_FLAGS)
 
 # Those tests mostly wait, so several processes share one server, each with a project of its own.
 define contract
@@ -61,11 +61,11 @@ test-servers: $(CORE) $(SERVERS:%=$(ENVS)/server-%/.ready) ## Run the contract t
 
 test-airflow: $(AIRFLOW) $(SERVER) ## Run the tests of the Airflow provider
 	@echo "== airflow-provider-dstack, with dstack $(REAL_SERVER)"
-	@$(ENVS)/airflow/bin/python -m pytest tests/provider_airflow -q -m "not matrix" --junitxml=$(REPORTS)/airflow.xml $(PYTEST_FLAGS)
+	@$(ENVS)/airflow/bin/python -m pytest tests/provider_airflow -q -m "not matrix and not endurance" --junitxml=$(REPORTS)/airflow.xml $(PYTEST_FLAGS)
 
 test-prefect: $(PREFECT) $(SERVER) ## Run the tests of the Prefect collection
 	@echo "== prefect-dstack, with dstack $(REAL_SERVER)"
-	@$(ENVS)/prefect/bin/python -m pytest tests/provider_prefect -q -m "not matrix" --junitxml=$(REPORTS)/prefect.xml $(PYTEST_FLAGS)
+	@$(ENVS)/prefect/bin/python -m pytest tests/provider_prefect -q -m "not matrix and not endurance" --junitxml=$(REPORTS)/prefect.xml $(PYTEST_FLAGS)
 
 test-matrix: test-airflow-components test-prefect-components ## Kill, cancel and take over real Airflow and Prefect processes (half an hour)
 
@@ -92,14 +92,16 @@ test-airflow-matrix: $(AIRFLOW_OLD) $(SERVER) ## Run the tests of the Airflow pr
 	  --junitxml=$(REPORTS)/airflow-3.2.xml $(PYTEST_FLAGS)
 
 test-fast: $(CORE) ## Run what needs no host and no real server (under a minute)
-	@$(ENVS)/core/bin/python -m pytest -q -n 2 --dist worksteal -m "not real and not slow" $(PYTEST_FLAGS)
+	@$(ENVS)/core/bin/python -m pytest -q -n 2 --dist worksteal -m "not real and not slow and not endurance" $(PYTEST_FLAGS)
 
 .PHONY: test-faults
-test-faults: $(CORE) $(AIRFLOW) $(PREFECT) ## Let every request of a run's life go wrong in every way; write docs/reliability.md (an hour)
-	@mkdir -p $(REPORTS); rm -f $(REPORTS)/faults-*.json
+test-faults: $(CORE) $(AIRFLOW) $(PREFECT) $(SERVER) ## Let every request of a run's life go wrong in every way; write docs/reliability.md (an hour)
+	@mkdir -p $(REPORTS); rm -f $(REPORTS)/faults-*
 	@status=0; for env in core airflow prefect; do \
 	  echo "== faults: $$env"; \
 	  $(ENVS)/$$env/bin/python -m tests.faults $$env > $(REPORTS)/faults-$$env.log || status=1; \
+	  echo "== suites: $$env"; \
+	  $(ENVS)/$$env/bin/python -m tests.faults suites $$env > $(REPORTS)/faults-suites-$$env.log || status=1; \
 	done; \
 	$(ENVS)/core/bin/python -m tests.faults report || status=1; exit $$status
 

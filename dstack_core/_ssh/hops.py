@@ -118,6 +118,9 @@ def _log_in(transport: paramiko.Transport, hop: Hop, key: paramiko.PKey, host_ke
         options.key_types = wanted
     try:
         transport.start_client(timeout=_CONNECT_SECONDS)
+        if not transport.initial_kex_done:
+            # It also returns when its time is over.
+            raise TimeoutError(f"nothing useful came within {_CONNECT_SECONDS:g} s")
     except (OSError, EOFError, paramiko.SSHException) as error:
         raise AttachError(
             f"{hop}: connected, but SSH did not start: {told(error)}. Its SSH daemon may not be up yet, or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ _PATH = "/logs_ws"
 _OPEN_SECONDS = 15.0
 _SILENCE_SECONDS = 15.0
 _CLOSE_SECONDS = 1.0
+# A runner sends what it read in one piece, 32 KiB at most: a container that announces petabytes is cut off.
+_LARGEST_MESSAGE = 4 * 1024 * 1024
 _LOG_CHANNEL = "dstack_core.websockets"
 
 
@@ -33,10 +36,17 @@ class LogStream:
         Raises ``AttachError`` when the connection was cut.
         """
         from websockets.exceptions import ConnectionClosed, ConnectionClosedOK
+        from websockets.protocol import State
 
+        deadline = time.monotonic() + _SILENCE_SECONDS
         try:
-            message = self._connection.recv(timeout=_SILENCE_SECONDS)
+            # An empty message says no more than silence does.
+            while not (message := self._connection.recv(timeout=deadline - time.monotonic())):
+                continue
         except TimeoutError:
+            if self._connection.state is not State.OPEN:
+                # What came was against the rules, and the other side goes on sending it.
+                raise AttachError("the live log was cut: what the container sends is none") from None
             return b""
         except ConnectionClosedOK:
             return None
@@ -62,7 +72,7 @@ def _connection(local_port: int) -> Generator[ClientConnection, None, None]:
                     proxy=None,
                     compression=None,
                     ping_interval=None,
-                    max_size=None,
+                    max_size=_LARGEST_MESSAGE,
                     open_timeout=_OPEN_SECONDS,
                     close_timeout=_CLOSE_SECONDS,
                     logger=_quiet_logger(),

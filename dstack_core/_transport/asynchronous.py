@@ -7,9 +7,10 @@ import ssl
 
 import httpx
 
-from dstack_core._transport.settings import LARGEST_REPLY, TOO_BIG, TransportSettings, no_answer
+from dstack_core._transport.reading import ACCEPTED, Body
+from dstack_core._transport.settings import TransportSettings, no_answer
 from dstack_core._wire.plain import Reply, Request
-from dstack_core.errors import ProtocolError, TransientServerError
+from dstack_core.errors import TransientServerError
 
 
 class AsyncTransport:
@@ -39,11 +40,13 @@ class AsyncTransport:
                 ) as reply,
             ):
                 body = await _read(reply)
+            return Reply(reply.status_code, {k.lower(): v for k, v in reply.headers.items()}, body)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise TransientServerError(no_answer(error)) from None
+            failure = no_answer(error)
         except TimeoutError:
-            raise TransientServerError(settings.too_slow) from None
-        return Reply(reply.status_code, {k.lower(): v for k, v in reply.headers.items()}, body)
+            failure = settings.too_slow
+        # Raised out here it does not hold on to the libraries' frames, in which the token is in plain sight.
+        raise TransientServerError(failure)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -53,12 +56,10 @@ class AsyncTransport:
 
 
 async def _read(reply: httpx.Response) -> bytes:
-    body = bytearray()
-    async for part in reply.aiter_bytes():
-        body += part
-        if len(body) > LARGEST_REPLY:
-            raise ProtocolError(TOO_BIG)
-    return bytes(body)
+    body = Body(reply.headers.get("Content-Encoding"))
+    async for part in reply.aiter_raw():
+        body.add(part)
+    return body.whole()
 
 
 def _new_client(settings: TransportSettings) -> httpx.AsyncClient:
@@ -71,6 +72,7 @@ def _new_client(settings: TransportSettings) -> httpx.AsyncClient:
 
     return httpx.AsyncClient(
         auth=bearer,
+        headers={"Accept-Encoding": ACCEPTED},
         timeout=httpx.Timeout(settings.timeout, connect=settings.connect_timeout),
         limits=httpx.Limits(max_connections=20),
         verify=verify,

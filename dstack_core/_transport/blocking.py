@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 
 import requests
-from requests.auth import AuthBase
 from urllib3.exceptions import HTTPError
 
-from dstack_core._transport.reading import read_whole
+from dstack_core._transport.deadline import TooSlow
+from dstack_core._transport.reading import Body
+from dstack_core._transport.sessions import new_session, no_token
 from dstack_core._transport.settings import TransportSettings, no_answer
 from dstack_core._wire.plain import Reply, Request
 from dstack_core.errors import TransientServerError
+
+_PART = 256 * 1024
 
 
 class BlockingTransport:
@@ -31,7 +33,6 @@ class BlockingTransport:
     def __call__(self, request: Request) -> Reply:
         """Return the reply, whatever its status."""
         settings = self._settings
-        deadline = time.monotonic() + settings.whole_timeout
         try:
             with self._session().request(
                 request.method,
@@ -41,13 +42,17 @@ class BlockingTransport:
                 timeout=(settings.connect_timeout, settings.timeout),
                 allow_redirects=False,
                 verify=settings.verify,
-                auth=_no_token if request.anonymous else None,
+                auth=no_token if request.anonymous else None,
                 stream=True,
             ) as reply:
-                body = read_whole(reply, settings, deadline)
+                body = _read(reply)
+            return Reply(reply.status_code, {k.lower(): v for k, v in reply.headers.items()}, body)
+        except TooSlow:
+            failure = settings.too_slow
         except (requests.RequestException, HTTPError) as error:
-            raise TransientServerError(no_answer(error)) from None
-        return Reply(reply.status_code, {k.lower(): v for k, v in reply.headers.items()}, body)
+            failure = no_answer(error)
+        # Raised out here it does not hold on to the libraries' frames, in which the token is in plain sight.
+        raise TransientServerError(failure)
 
     def close(self) -> None:
         """Close the connections of all threads."""
@@ -58,23 +63,15 @@ class BlockingTransport:
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
-            session = self._local.session = requests.Session()
-            session.auth = _Bearer(self._settings.token)
+            session = self._local.session = new_session(self._settings)
             with self._lock:
                 self._sessions.add(session)
         return session
 
 
-def _no_token(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    return request
-
-
-class _Bearer(AuthBase):
-    """Set the token as an auth handler: a plain header would lose to an entry in ~/.netrc."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
+def _read(reply: requests.Response) -> bytes:
+    body = Body(reply.headers.get("Content-Encoding"))
+    # Unlike the other ways to read, this one returns whenever bytes have come.
+    while part := reply.raw.read1(_PART, decode_content=False):
+        body.add(part)
+    return body.whole()

@@ -1,25 +1,58 @@
-"""Read the body of a reply, within limits of time and size."""
+"""Put the body of a reply together, within limits of size."""
 
 from __future__ import annotations
 
-import time
+import zlib
 
-import requests
-
-from dstack_core._transport.settings import LARGEST_REPLY, TOO_BIG, TransportSettings
+from dstack_core._transport.settings import LARGEST_REPLY, TOO_BIG, no_answer
 from dstack_core.errors import ProtocolError, TransientServerError
 
-_PART = 256 * 1024
+ACCEPTED = "gzip"
+_INFLATED = frozenset({"gzip", "x-gzip", "deflate"})
+# zlib finds out by itself whether a stream is gzip's or its own.
+_ANY_HEADER = 32 + zlib.MAX_WBITS
 
 
-def read_whole(reply: requests.Response, settings: TransportSettings, deadline: float) -> bytes:
-    """Return the body. Raises ``TransientServerError`` once ``deadline`` (monotonic) has passed."""
-    body = bytearray()
-    # Unlike the other ways to read, this one returns whenever bytes have come.
-    while part := reply.raw.read1(_PART, decode_content=True):
-        body += part
-        if len(body) > LARGEST_REPLY:
+class Body:
+    """Gather the parts of a body as they come and inflate them.
+
+    The libraries inflate a whole part at once: of a malicious server a few kilobytes would fill the memory.
+    Raises ``ProtocolError`` for a body past the limit, or encoded in a way that was not asked for.
+    """
+
+    def __init__(self, encoding: str | None) -> None:
+        encoding = (encoding or "identity").strip().lower()
+        if encoding != "identity" and encoding not in _INFLATED:
+            raise ProtocolError(f"the reply is encoded as {encoding[:40]!r}, which nobody asked for")
+        self._inflates = encoding in _INFLATED
+        self._stream = zlib.decompressobj(_ANY_HEADER)
+        self._got = 0
+        self._body = bytearray()
+
+    def add(self, part: bytes) -> None:
+        """Take what came next. Raises ``TransientServerError`` for broken compression too."""
+        self._got += len(part)
+        if self._inflates:
+            self._inflate(part)
+        else:
+            self._body += part
+        if max(self._got, len(self._body)) > LARGEST_REPLY:
             raise ProtocolError(TOO_BIG)
-        if time.monotonic() > deadline:
-            raise TransientServerError(settings.too_slow)
-    return bytes(body)
+
+    def whole(self) -> bytes:
+        """Return the body. Raises ``TransientServerError`` when its end is missing."""
+        if self._inflates and self._got and not self._stream.eof:
+            raise TransientServerError(no_answer(EOFError("the compressed reply has no end")))
+        return bytes(self._body)
+
+    def _inflate(self, part: bytes) -> None:
+        while part:
+            if self._stream.eof:
+                self._stream = zlib.decompressobj(_ANY_HEADER)
+            try:
+                self._body += self._stream.decompress(part, LARGEST_REPLY + 1 - len(self._body))
+            except zlib.error as error:
+                raise TransientServerError(no_answer(error)) from None
+            if self._stream.unconsumed_tail:
+                raise ProtocolError(TOO_BIG)
+            part = self._stream.unused_data

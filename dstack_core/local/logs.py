@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import Any
 
 from dstack_core.local.bodies import PollLogsRequest
 from dstack_core.local.errors import bad_request
 
 _TICK = timedelta(milliseconds=1)
+_TIME = attrgetter("timestamp")
 
 
 def iso(moment: datetime) -> str:
@@ -66,21 +69,18 @@ class LogStore:
         if not request.diagnose:
             messages = self._messages.get((request.run_name, str(request.job_submission_id)), [])
         after, before = _aware(request.start_time), _aware(request.end_time)
-        if after is not None or before is not None:
-            messages = [
-                message
-                for message in messages
-                if (after is None or message.timestamp > after)
-                and (before is None or message.timestamp < before)
-            ]
+        # They are in the order of their times: a long log is not searched from its beginning for each page.
+        begin = 0 if after is None else bisect_right(messages, after, key=_TIME)
+        finish = len(messages) if before is None else bisect_left(messages, before, key=_TIME)
+        count = max(0, finish - begin)
         # Positions count from the oldest message, so that a token stays right while messages arrive.
         if request.descending:
-            end = len(messages) if request.next_token is None else min(offset, len(messages))
+            end = count if request.next_token is None else min(offset, count)
             start = max(0, end - max(request.limit, 1))
-            page, token = messages[start:end][::-1], start or None
+            page, token = messages[begin + start : begin + end][::-1], start or None
         else:
-            end = offset + max(request.limit, 1)
-            page, token = messages[offset:end], end if end < len(messages) else None
+            end = min(offset + max(request.limit, 1), count)
+            page, token = messages[begin + offset : begin + end], end if end < count else None
         return {
             "logs": [message.wire() for message in page],
             "external_url": None,

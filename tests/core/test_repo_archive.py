@@ -43,6 +43,22 @@ def test_links_stay_links_and_owners_stay_here(tmp_path: Path) -> None:
         assert {(member.uid, member.uname) for member in tar} == {(0, "")}
 
 
+def test_links_that_lead_out_bring_nothing_along(tmp_path: Path) -> None:
+    repo, outside = tmp_path / "repo", tmp_path / "outside"
+    write(repo, a="1")
+    write(outside, secret="do-not-upload", deep__secret="do-not-upload")
+    (repo / "file").symlink_to(outside / "secret")
+    (repo / "relative").symlink_to("../outside/secret")
+    (repo / "folder").symlink_to(outside, target_is_directory=True)
+    (repo / "circle").symlink_to(repo, target_is_directory=True)
+    packed = pack(repo).data
+    assert b"do-not-upload" not in packed
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        assert {member.name: member.issym() for member in tar} == {
+            "a": False, "circle": True, "file": True, "folder": True, "relative": True,
+        }  # fmt: skip
+
+
 def test_the_same_directory_gives_the_same_archive(tmp_path: Path) -> None:
     write(tmp_path, a="1", sub__b="2")
     first, second = pack(tmp_path), pack(tmp_path)

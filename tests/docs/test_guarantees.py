@@ -1,32 +1,52 @@
-"""Each row of docs/prefect-guarantees.md names tests that exist."""
+"""Each row of docs/prefect-guarantees.md and docs/security.md names tests that exist."""
 
 from __future__ import annotations
 
 import ast
 import re
+from pathlib import Path
 
 import pytest
 
 from tests.docs.blocks import ROOT
 
-ROWS = [
-    [cell.strip() for cell in line.strip().strip("|").split("|")]
-    for line in (ROOT / "docs" / "prefect-guarantees.md").read_text().splitlines()
-    if line.startswith("| ") and not line.startswith("| met ")
-]
-TESTS = {
-    node.name
-    for path in (ROOT / "tests" / "provider_prefect").glob("test_*.py")
-    for node in ast.walk(ast.parse(path.read_text()))
-    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-}
+TESTS = ROOT / "tests"
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0][:60])
-def test_a_guarantee_has_tests_that_exist(row: list[str]) -> None:
+def rows(page: str) -> list[list[str]]:
+    """Return the cells of all rows of a page's tables, their heads left out."""
+    lines = (ROOT / "docs" / page).read_text().splitlines()
+    heads = {lines[number - 1] for number, line in enumerate(lines) if line.startswith("|--")}
+    return [
+        [cell.strip() for cell in line.strip().strip("|").split("|")]
+        for line in lines
+        if line.startswith("| ") and line not in heads
+    ]
+
+
+def names_in(folder: Path) -> set[str]:
+    """Return the names of all tests below a folder."""
+    return {
+        node.name
+        for path in folder.rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+
+
+PAGES = [("prefect-guarantees.md", names_in(TESTS / "provider_prefect")), ("security.md", names_in(TESTS))]
+CASES = [pytest.param(row, known, id=f"{page}-{row[0][:60]}") for page, known in PAGES for row in rows(page)]
+
+
+@pytest.mark.parametrize(("row", "known"), CASES)
+def test_a_guarantee_has_tests_that_exist(row: list[str], known: set[str]) -> None:
     met, here, tests = row
     assert met
     assert here
     named = set(re.findall(r"`(test_\w+)`", tests))
     assert named
-    assert not named - TESTS
+    assert not named - known
+
+
+def test_the_pages_have_rows() -> None:
+    assert all(len(rows(page)) > 20 for page, _ in PAGES)

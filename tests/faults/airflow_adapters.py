@@ -18,9 +18,9 @@ os.environ.update({"AIRFLOW_HOME": _HOME.name, "AIRFLOW__CORE__LOAD_EXAMPLES": "
 
 from airflow.sdk.exceptions import TaskDeferred  # noqa: E402
 
-from airflow_provider_dstack import operators  # noqa: E402
+from airflow_provider_dstack import _submission, operators  # noqa: E402
 from airflow_provider_dstack.operators import DstackRunOperator  # noqa: E402
-from tests.faults.life import TIMEOUT, Adapter, Case, Ended  # noqa: E402
+from tests.faults.case import TIMEOUT, Adapter, Case, Ended  # noqa: E402
 
 # The operator asks for offers before it submits and looks every 0.1 s at the fastest.
 _POLL_INTERVAL = 0.1
@@ -28,14 +28,18 @@ _NUMBERS = itertools.count(1)
 
 
 class _Lines:
-    """Stand in for a task's log and keep the run's lines."""
+    """Stand in for a task's log and keep the run's lines, and what else was told."""
 
     def __init__(self) -> None:
         self.found: list[str] = []
+        self.told: list[str] = []
 
     def log(self, level: int, text: str, *arguments: object) -> None:
         told = text % arguments if arguments else text
-        self.found += [line.strip() for line in told.splitlines() if line.strip().startswith("line-")]
+        lines = [line.strip() for line in told.splitlines() if line.strip().startswith("line-")]
+        self.found += lines
+        if not lines:
+            self.told.append(told)
 
     def info(self, text: str, *arguments: object) -> None:
         self.log(20, text, *arguments)
@@ -47,10 +51,10 @@ def _operator(case: Case, *, deferrable: bool) -> tuple[DstackRunOperator, _Line
     number = next(_NUMBERS)
     connection = {
         "conn_type": "dstack",
-        "host": case.proxy.url,
-        "login": case.server.project,
-        "password": case.server.token,
-        "extra": {"timeout": TIMEOUT},
+        "host": case.url,
+        "login": case.project,
+        "password": case.token,
+        "extra": {"timeout": case.timeout},
     }
     os.environ[f"AIRFLOW_CONN_FAULTS_{number}"] = json.dumps(connection)
     operator = DstackRunOperator(
@@ -58,7 +62,7 @@ def _operator(case: Case, *, deferrable: bool) -> tuple[DstackRunOperator, _Line
         configuration=case.task,
         run_name=case.name,
         dstack_conn_id=f"faults_{number}",
-        poll_interval=_POLL_INTERVAL,
+        poll_interval=max(_POLL_INTERVAL, case.poll_interval),
         retry_budget=case.budget,
         deferrable=deferrable,
         durable=False,
@@ -80,8 +84,8 @@ def execute_sync(case: Case) -> Ended:
     try:
         result = operator.execute(_context(case))
     except Exception as error:
-        return Ended(lines.found, None, error)
-    return Ended(lines.found, result["status"])
+        return Ended(lines.found, None, error, lines.told)
+    return Ended(lines.found, result["status"], None, lines.told)
 
 
 def execute_deferred(case: Case) -> Ended:
@@ -101,13 +105,16 @@ def execute_deferred(case: Case) -> Ended:
 
             result = operator.execute_complete(context, asyncio.run(event()))
     except Exception as error:
-        return Ended(lines.found, None, error)
-    return Ended(lines.found, result["status"])
+        return Ended(lines.found, None, error, lines.told)
+    return Ended(lines.found, result["status"], None, lines.told)
 
 
 # Else a run of this length would be over before the operator defers.
 operators._SYNC_SECONDS = 0.0
-ADAPTERS: dict[str, Adapter] = {
-    "Airflow operator, sync": execute_sync,
-    "Airflow operator, deferred": execute_deferred,
+# Else a plan that comes byte by byte takes longer than all other requests of a life.
+_submission.PLAN_LIMITS["timeout"] = TIMEOUT
+# A task without a next try stops the run it has lost sight of, as far as the server lets it.
+ADAPTERS = {
+    "Airflow operator, sync": Adapter(execute_sync, "stops"),
+    "Airflow operator, deferred": Adapter(execute_deferred, "stops"),
 }

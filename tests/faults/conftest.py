@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from dstack_core.local import LocalServer
+from tests.faults.loop import Loop
 from tests.faults.matrix import shorter_waits
-from tests.faults.proxy import Loop
 from tests.settings import no_settings_of_this_machine
 
 

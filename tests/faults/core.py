@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import dstack_core as dstack
-from tests.faults.life import POLL_INTERVAL, Adapter, Case, Ended
+from tests.faults.case import Adapter, Case, Ended
 
 
 def follow_sync(case: Case) -> Ended:
@@ -14,7 +14,7 @@ def follow_sync(case: Case) -> Ended:
     try:
         with dstack.Client(**case.arguments()) as client:
             run = client.runs.submit(case.task, case.name)
-            for event in run.follow(poll_interval=POLL_INTERVAL, retry_budget=case.budget):
+            for event in run.follow(poll_interval=case.poll_interval, retry_budget=case.budget):
                 if isinstance(event, dstack.LogLines):
                     lines += event.lines
                 elif isinstance(event, dstack.RunFinished):
@@ -31,7 +31,7 @@ def follow_async(case: Case) -> Ended:
     async def body() -> Ended:
         async with dstack.AsyncClient(**case.arguments()) as client:
             run = await client.runs.submit(case.task, case.name)
-            async for event in run.follow(poll_interval=POLL_INTERVAL, retry_budget=case.budget):
+            async for event in run.follow(poll_interval=case.poll_interval, retry_budget=case.budget):
                 if isinstance(event, dstack.LogLines):
                     lines.extend(event.lines)
                 elif isinstance(event, dstack.RunFinished):
@@ -44,4 +44,7 @@ def follow_async(case: Case) -> Ended:
         return Ended(lines, None, error)
 
 
-ADAPTERS: dict[str, Adapter] = {"run.follow(), sync": follow_sync, "run.follow(), async": follow_async}
+ADAPTERS = {
+    "run.follow(), sync": Adapter(follow_sync),
+    "run.follow(), async": Adapter(follow_async),
+}

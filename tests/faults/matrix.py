@@ -13,8 +13,10 @@ from urllib3.util.retry import Retry
 
 from dstack_core._flow import retry
 from dstack_core.local import LocalServer
-from tests.faults.life import STEPS, Adapter, Result, try_case
-from tests.faults.proxy import FAULTS, Fault, Loop
+from tests.faults.case import Adapter
+from tests.faults.faults import FAULTS, Fault
+from tests.faults.life import STEPS, Result, try_case
+from tests.faults.loop import Loop
 
 # Where a fault that never ends begins: before the run exists, when it is submitted, while it is followed.
 BEGINNINGS = (1, 4, 8)

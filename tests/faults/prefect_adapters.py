@@ -30,8 +30,21 @@ from prefect import flow  # noqa: E402
 from prefect.testing.utilities import prefect_test_harness  # noqa: E402
 from pydantic import SecretStr  # noqa: E402
 
+from dstack_core import AsyncClient, Client  # noqa: E402
 from prefect_dstack import DstackCredentials, arun_task, run_task  # noqa: E402
-from tests.faults.life import POLL_INTERVAL, Adapter, Case, Ended  # noqa: E402
+from tests.faults.case import TIMEOUT, Adapter, Case, Ended  # noqa: E402
+
+
+class _Impatient(DstackCredentials):
+    """Have clients wait for a reply as long as those of the other ways to follow."""
+
+    _block_type_slug = "impatient-dstack-credentials"
+
+    def get_client(self, **limits: float) -> Client:
+        return super().get_client(**limits | {"timeout": TIMEOUT})
+
+    def get_async_client(self, **limits: float) -> AsyncClient:
+        return super().get_async_client(**limits | {"timeout": TIMEOUT})
 
 
 class _Lines(logging.Handler):
@@ -51,22 +64,20 @@ class _Lines(logging.Handler):
 _LINES = _Lines()
 _logger = logging.getLogger("prefect.task_runs")
 _logger.addHandler(_LINES)
-# A console shows nobody five hundred lines of five hundred runs.
+# A console shows nobody five hundred lines of five hundred runs, nor the errors that are judged.
 _logger.propagate = False
+for _name in ("prefect.flow_runs", "prefect.engine"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 def _arguments(case: Case) -> dict[str, Any]:
     _LINES.found[case.name] = []
-    credentials = DstackCredentials(
-        server_url=case.proxy.url,
-        project_name=case.server.project,
-        user_token=SecretStr(case.server.token),
-    )
+    credentials = _Impatient(server_url=case.url, project_name=case.project, user_token=SecretStr(case.token))
     return {
         "configuration": case.task,
         "credentials": credentials,
         "run_name": case.name,
-        "poll_interval": POLL_INTERVAL,
+        "poll_interval": case.poll_interval,
         "retry_budget": case.budget,
         "artifacts": False,
     }
@@ -107,4 +118,4 @@ def host() -> Any:
     return prefect_test_harness(server_startup_timeout=240)
 
 
-ADAPTERS: dict[str, Adapter] = {"Prefect task, sync": run_sync, "Prefect task, async": run_async}
+ADAPTERS = {"Prefect task, sync": Adapter(run_sync), "Prefect task, async": Adapter(run_async)}

@@ -1,16 +1,16 @@
 """A proxy that does one thing wrong at one request, or from that request on.
 
-What comes from the client is parsed by h11; what goes back is written byte by byte where a fault needs that.
+Nobody sees from behind a closed door that somebody knocks; clients are in this process, so Python tells.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
-import threading
-from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -18,39 +18,26 @@ from typing import Any, Self
 import h11
 import httpx
 
-REFUSED_SECONDS = 0.08
-RESTART_SECONDS = 0.4
-_LOGIN = "https://login.example/sign-in?next=dstack"
+from tests.faults.faults import REFUSED_SECONDS, RESTART_SECONDS, Fault
+from tests.faults.loop import Loop
+from tests.faults.raw_http import endpoint, head, next_request, write
+
+Answer = tuple[int, bytes]
+Forward = Callable[[bytes], Awaitable[Answer]]
+# Gets the request's number, target and body and what carries it out; returns what the client gets.
+Between = Callable[[int, str, bytes, Forward], Awaitable[Answer]]
+
+_KNOCKS: dict[int, Callable[[], None]] = {}
 
 
-@dataclass(frozen=True)
-class Fault:
-    """Name what goes wrong; the request is carried out where ``carried_out`` says so."""
-
-    name: str
-    carried_out: bool
-    status: int = 200
-    headers: tuple[tuple[str, str], ...] = ()
-    body: bytes | None = None
+def _hear(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "socket.connect" and _KNOCKS and isinstance(arguments[1], tuple):
+        knocked = _KNOCKS.get(arguments[1][1])
+        if knocked is not None:
+            knocked()
 
 
-FAULTS = (
-    Fault("refuse the connection", False),
-    Fault("cut before the request", False),
-    Fault("cut after the request (lost reply)", True),
-    Fault("cut in the middle of the reply", True),
-    Fault("429 with Retry-After", False, 429, (("retry-after", "1"),), b'{"detail": "slow down"}'),
-    Fault("500 plain text", False, 500, (("content-type", "text/plain"),), b"Internal Server Error"),
-    Fault("502 HTML", False, 502, (("content-type", "text/html"),), b"<html><h1>502 Bad Gateway</h1></html>"),
-    Fault("503", False, 503, (), b"no healthy upstream"),
-    Fault("empty body", True, 200, (), b""),
-    Fault("half a JSON", True),
-    Fault("JSON of the wrong shape", True, 200, (), b'{"unexpected": [1, 2, 3]}'),
-    Fault("redirect to a login page", False, 302, (("location", _LOGIN),), b""),
-    Fault("stall past the timeout", True),
-    Fault("one byte a second", True),
-    Fault("server restarted in between", True),
-)
+sys.addaudithook(_hear)
 
 
 @dataclass
@@ -61,32 +48,11 @@ class Served:
     faults: int = 0
 
 
-class Loop:
-    """Run the event loop of all proxies in a thread of its own."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, name="fault-proxies", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(10)
-        self.loop.close()
-
-    def do(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Run ``work`` there and return its result."""
-        future: Future[Any] = asyncio.run_coroutine_threadsafe(work, self.loop)
-        return future.result(60)
-
-
 class FaultProxy:
     """Forward to ``upstream``; at request number ``step`` (from 1) do ``fault``, ``for_ever`` or once.
 
     ``gate`` is a named pipe that a job of the run reads from: it is opened once ``gate_at`` requests came.
+    ``between`` may change what is asked and answered, at every request.
     """
 
     def __init__(
@@ -99,6 +65,7 @@ class FaultProxy:
         for_ever: bool = False,
         gate: Path | None = None,
         gate_at: int = 0,
+        between: Between | None = None,
     ) -> None:
         self.served = Served()
         self._loop = loop
@@ -108,6 +75,7 @@ class FaultProxy:
         self._for_ever = for_ever
         self._gate = gate
         self._gate_at = gate_at
+        self._between = between
         self._port = 0
         self._listener: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -129,9 +97,10 @@ class FaultProxy:
         self._client = httpx.AsyncClient(base_url=self._upstream, timeout=30, trust_env=False)
         await self._listen()
         if self._is_at(1) and self._named("refuse the connection"):
-            await self._close_the_door(REFUSED_SECONDS)
+            self._refuse()
 
     async def _stop(self) -> None:
+        _KNOCKS.pop(self._port, None)
         if self._reopening is not None:
             self._reopening.cancel()
         if self._listener is not None:
@@ -148,13 +117,26 @@ class FaultProxy:
         )
         self._port = self._listener.sockets[0].getsockname()[1]
 
-    async def _close_the_door(self, seconds: float) -> None:
-        """Refuse connections for a while, or for ever."""
+    def _refuse(self) -> None:
+        """Refuse connections until one was refused for certain, or for ever."""
         assert self._listener is not None
         self._listener.close()
-        self.served.faults += 1
-        if not self._for_ever:
-            self._reopening = asyncio.get_running_loop().create_task(self._reopen(seconds))
+        loop = asyncio.get_running_loop()
+        knocks = itertools.count(1)
+
+        def knocked() -> None:
+            number = next(knocks)
+            if number == 1:
+                self.served.faults += 1
+            # Who knocks a second time has been refused once.
+            elif number == 2 and not self._for_ever:
+                loop.call_soon_threadsafe(self._open_soon, REFUSED_SECONDS)
+
+        _KNOCKS[self._port] = knocked
+
+    def _open_soon(self, seconds: float) -> None:
+        _KNOCKS.pop(self._port, None)
+        self._reopening = asyncio.get_running_loop().create_task(self._reopen(seconds))
 
     async def _reopen(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -182,22 +164,23 @@ class FaultProxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = h11.Connection(h11.SERVER)
-        while (asked := await _next_request(connection, reader)) is not None:
+        while (asked := await next_request(connection, reader)) is not None:
             request, body = asked
-            self.served.paths.append(_endpoint(request.target.decode()))
+            self.served.paths.append(endpoint(request.target.decode()))
             number = len(self.served.paths)
-            if self._gate is not None and number >= self._gate_at:
-                self._open_gate(self._gate)
             if self._fault is not None and self._is_at(number) and not self._named("refuse the connection"):
                 self.served.faults += 1
+                self._open_gate_at(number)
                 if not await self._misbehave(self._fault, request, body, writer):
                     return
             else:
-                reply = await self._forward(request, body)
+                status, content = await self._answer(number, request, body)
+                # Not before: this look must not see the end, so that a life has two more requests.
+                self._open_gate_at(number)
                 closing = self._named("refuse the connection") and self._is_at(number + 1)
-                if closing and self.served.faults == 0:
-                    await self._close_the_door(REFUSED_SECONDS)
-                await _write(writer, _head(reply.status_code, reply.content, closing), reply.content)
+                if closing:
+                    self._refuse()
+                await write(writer, head(status, content, closing), content)
                 if closing:
                     return
             connection.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
@@ -208,9 +191,9 @@ class FaultProxy:
         self, fault: Fault, request: h11.Request, body: bytes, writer: asyncio.StreamWriter
     ) -> bool:
         """Do the fault; tell whether the connection can go on."""
-        true = (await self._forward(request, body)).content if fault.carried_out else b""
+        true = (await self._forward(request, body))[1] if fault.carried_out else b""
         if fault.body is not None:
-            await _write(writer, _head(fault.status, fault.body, False, fault.headers), fault.body)
+            await write(writer, head(fault.status, fault.body, False, fault.headers), fault.body)
             return True
         how: dict[str, Callable[[], Coroutine[Any, Any, bool]]] = {
             "cut in the middle of the reply": lambda: self._half(writer, true),
@@ -225,12 +208,12 @@ class FaultProxy:
         return False
 
     async def _half(self, writer: asyncio.StreamWriter, true: bytes) -> bool:
-        await _write(writer, _head(200, true, False), true[: len(true) // 2])
+        await write(writer, head(200, true, False), true[: len(true) // 2])
         return False
 
     async def _half_json(self, writer: asyncio.StreamWriter, true: bytes) -> bool:
         half = true[: len(true) // 2]
-        await _write(writer, _head(200, half, False), half)
+        await write(writer, head(200, half, False), half)
         return True
 
     async def _stall(self) -> bool:
@@ -238,71 +221,43 @@ class FaultProxy:
         return False
 
     async def _drip(self, writer: asyncio.StreamWriter, true: bytes) -> bool:
-        await _write(writer, _head(200, true, False), b"")
+        await write(writer, head(200, true, False), b"")
         for byte in true or b" ":
-            await _write(writer, b"", bytes([byte]))
+            await write(writer, b"", bytes([byte]))
             await asyncio.sleep(1)
         return False
 
     async def _restart(self) -> bool:
         me = asyncio.current_task()
-        await self._close_the_door(RESTART_SECONDS)
-        self.served.faults -= 1
+        assert self._listener is not None
+        self._listener.close()
+        if not self._for_ever:
+            self._open_soon(RESTART_SECONDS)
         for task in self._connections - {me}:
             task.cancel()
         return False
 
-    async def _forward(self, request: h11.Request, body: bytes) -> httpx.Response:
+    async def _answer(self, number: int, request: h11.Request, body: bytes) -> Answer:
+        if self._between is None:
+            return await self._forward(request, body)
+        return await self._between(
+            number, request.target.decode(), body, lambda asked: self._forward(request, asked)
+        )
+
+    async def _forward(self, request: h11.Request, body: bytes) -> Answer:
         assert self._client is not None
         kept = [
             (name.decode(), value.decode())
             for name, value in request.headers
             if name not in (b"host", b"connection", b"content-length", b"transfer-encoding")
         ]
-        return await self._client.request(
+        reply = await self._client.request(
             request.method.decode(), request.target.decode(), content=body, headers=kept
         )
+        return reply.status_code, reply.content
 
-    def _open_gate(self, gate: Path) -> None:
-        # Without a reader, which may come later, this is refused.
-        with contextlib.suppress(OSError):
-            os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
-
-
-async def _next_request(
-    connection: h11.Connection, reader: asyncio.StreamReader
-) -> tuple[h11.Request, bytes] | None:
-    request: h11.Request | None = None
-    body = b""
-    while True:
-        event = connection.next_event()
-        if event is h11.NEED_DATA:
-            connection.receive_data(await reader.read(65536))
-        elif isinstance(event, h11.Request):
-            request = event
-        elif isinstance(event, h11.Data):
-            body += event.data
-        elif isinstance(event, h11.EndOfMessage):
-            assert request is not None
-            return request, body
-        else:
-            return None
-
-
-def _endpoint(target: str) -> str:
-    return "/".join(target.partition("?")[0].split("/")[-2:])
-
-
-def _head(status: int, body: bytes, close: bool, headers: tuple[tuple[str, str], ...] = ()) -> bytes:
-    lines = [f"HTTP/1.1 {status} -", f"content-length: {len(body)}"]
-    lines += [f"{name}: {value}" for name, value in headers]
-    if not any(name == "content-type" for name, _ in headers):
-        lines.append("content-type: application/json")
-    if close:
-        lines.append("connection: close")
-    return "\r\n".join([*lines, "", ""]).encode()
-
-
-async def _write(writer: asyncio.StreamWriter, *parts: bytes) -> None:
-    writer.write(b"".join(parts))
-    await writer.drain()
+    def _open_gate_at(self, number: int) -> None:
+        if self._gate is not None and number >= self._gate_at:
+            # Without a reader, which may come later, this is refused.
+            with contextlib.suppress(OSError):
+                os.close(os.open(self._gate, os.O_WRONLY | os.O_NONBLOCK))

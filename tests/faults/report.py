@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from tests.faults import junit
+from tests.faults.faults import FAULTS
 from tests.faults.life import Result
-from tests.faults.proxy import FAULTS
 
 ROOT = Path(__file__).parent.parent.parent
 TEMPLATE = Path(__file__).with_name("reliability.md.in")
@@ -60,7 +61,7 @@ def flaws(results: Sequence[Result], *, why: bool = True) -> list[str]:
     ]
 
 
-def write_page(results: Sequence[Result]) -> None:
+def write_page(results: Sequence[Result], beside: Sequence[junit.Case]) -> None:
     """Fill the template in; the wording is the template's, the numbers are the results'."""
     once = [result for result in results if not result.for_ever]
     ever = [result for result in results if result.for_ever]
@@ -71,7 +72,9 @@ def write_page(results: Sequence[Result]) -> None:
         once=matrix(once),
         steps=steps(once),
         ever=matrix(ever),
-        flaws="\n".join(f"* {line}" for line in flaws(results, why=False)) or "None.",
+        suites=junit.sections(beside),
+        flaws="\n".join(f"* {line}" for line in [*flaws(results, why=False), *junit.flaws(beside)])
+        or "None.",
     )
     PAGE.write_text(page)
 

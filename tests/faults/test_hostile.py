@@ -106,8 +106,7 @@ def test_a_reply_that_comes_byte_by_byte_holds_nobody_for_ever(kind: str) -> Non
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_reply_without_end_does_not_fill_the_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("asynchronous", "reading"):
-        monkeypatch.setattr(f"dstack_core._transport.{module}.LARGEST_REPLY", 1_000_000)
+    monkeypatch.setattr("dstack_core._transport.reading.LARGEST_REPLY", 1_000_000)
 
     def flood(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)

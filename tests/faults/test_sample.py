@@ -8,8 +8,9 @@ import pytest
 
 from dstack_core.local import LocalServer
 from tests.faults.core import ADAPTERS
+from tests.faults.faults import FAULTS, Fault
 from tests.faults.life import STEPS, try_case
-from tests.faults.proxy import FAULTS, Fault, Loop
+from tests.faults.loop import Loop
 
 # Another request for each fault and adapter, all of them in turn.
 SAMPLE = [

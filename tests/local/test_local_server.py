@@ -100,6 +100,21 @@ def test_busy_port_is_one_clear_error() -> None:
     assert done.stderr == f"Port {port} of 127.0.0.1 is already in use\n"
 
 
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "localhost", "example.org"])
+def test_no_other_address_than_loopback_can_be_asked_for(address: str) -> None:
+    for name in ("host", "address", "bind"):
+        with pytest.raises(TypeError, match=name):
+            LocalServer(**{name: address})  # type: ignore[arg-type]
+    with pytest.raises((TypeError, ValueError)):
+        LocalServer(f"{address}:0").start()  # type: ignore[arg-type]
+    for arguments in (["--host", address], ["--port", f"{address}:0"], [address]):
+        done = subprocess.run(
+            [sys.executable, "-m", "dstack_core.local", *arguments],
+            cwd=ROOT, capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (2, "")
+
+
 def test_missing_extra_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(ImportError, match=r'pip install "dstack-core\[local\]"'):

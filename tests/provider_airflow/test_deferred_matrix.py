@@ -30,11 +30,9 @@ class Deferred:
         self.server = server
         self.gate = gate
         self.dag_id = dag_id
-        command = (
-            "for i in $(seq 1 40); do echo before-$i; done; "
-            f"until [ -e {gate} ]; do sleep 0.1; done; "
-            "for i in $(seq 1 40); do echo after-$i; done"
-        )
+        # NUL among the last lines, which travel through the database: Postgres refuses it.
+        lines = r"for i in $(seq 1 40); do echo {0}-$i; [ $i = 35 ] && printf 'nul \000 byte\n'; done"
+        command = f"{lines.format('before')}; until [ -e {gate} ]; do sleep 0.1; done; {lines.format('after')}; true"
         self.dag_run = components.trigger(dag_id, command=command)
         self.stops_before = self.stops()
         components.wait_for_state(dag_id, self.dag_run, "deferred")

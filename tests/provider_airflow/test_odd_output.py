@@ -11,7 +11,7 @@ from dstack_core.local import LocalServer
 from tests.provider_airflow.support import DagRunner, lines_in
 
 MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
-_LONG = 100_000
+_LONG = 1024 * 1024
 
 
 @MODES
@@ -31,6 +31,9 @@ def test_odd_output_harms_no_task_and_reads_well(
         r"printf 'odd-split \342'; sleep 1; printf '\230\203 end\n'",
         r"printf 'odd-bar 10%%\rodd-bar 50%%\rodd-bar 100%%\n'",
         f"head -c {_LONG} /dev/zero | tr '\\0' x; echo",
+        r"printf 'odd-nul \000 byte\n'",
+        # The server keeps no escape sequences (PROTOCOL 1.8).
+        r"printf 'odd-colour \033[1;31mred\033[0m end\n'",
         "printf 'odd-last without an end'",
     ]
     ended = dag_runner.run(
@@ -44,6 +47,8 @@ def test_odd_output_harms_no_task_and_reads_well(
         "odd-bytes \ufffd\ufffd end",
         "odd-split ☃ end",
         "odd-bar 100%",
+        "odd-nul \ufffd byte",
+        "odd-colour red end",
         "odd-last without an end",
     ]
     assert sum(map(len, re.findall("x{100,}", output))) == _LONG

@@ -48,8 +48,14 @@ def test_a_line_too_long_for_a_record_is_cut_into_pieces() -> None:
 
 
 def test_odd_text_does_no_harm() -> None:
-    odd = ("", "100% %s %d {}", "\ud800 lone", "\x1b[31mred\x1b[0m", "nul \x00")
+    odd = ("", "100% %s %d {}", "\ud800 lone", "\x1b[31mred\x1b[0m")
     assert [text for _, text in Relay().records(replace(LINES, lines=odd))] == list(odd)
+
+
+def test_nul_is_neither_shown_nor_kept_for_a_database_refuses_it() -> None:
+    relay = Relay()
+    texts = [text for _, text in relay.records(replace(LINES, lines=("nul \x00 byte",)))]
+    assert texts == relay.tail == ["nul \ufffd byte"]
 
 
 def test_lines_of_several_nodes_and_attempts_say_whose_they_are() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from airflow.models.renderedtifields import RenderedTaskInstanceFields
 from airflow.models.xcom import XComModel
@@ -138,3 +141,32 @@ DstackRunOperator(task_id="train", configuration=what)
     assert ran.tasks == {"train": "failed"}
     assert "'nothing' is undefined" in output
     assert "literal-sesame-99" not in output
+
+
+@MODES
+def test_secrets_are_in_no_process_list(
+    dag_runner: DagRunner, server: LocalServer, monkeypatch: pytest.MonkeyPatch, deferrable: bool
+) -> None:
+    monkeypatch.setattr(operators, "_SYNC_SECONDS", 1.0)
+    seen: set[str] = set()
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.05):
+            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+                with suppress(psutil.Error):
+                    seen.add(" ".join(process.cmdline()))
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        ran = dag_runner.run_tasks(
+            _DAG.format(pause="sleep 2", deferrable=deferrable).replace("{path}", "/dev/null")
+        )
+    finally:
+        over.set()
+        watcher.join()
+    assert ran.tasks == {"train": "failed"}
+    assert any("sleep 2" in line for line in seen)
+    for secret in (WORD, PASSWORD, server.token):
+        assert not [line for line in seen if secret in line]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from uuid import UUID
 
@@ -72,3 +73,36 @@ def test_a_line_that_is_too_long_for_prefect_arrives_cut_and_the_others_whole(
     assert cut.endswith("y [... 6000 characters cut]")
     assert max(map(len, messages)) < 25_000
     assert lines.index("before") < lines.index(cut) < lines.index("the-end")
+
+
+@pytest.mark.parametrize("task", [run_task, arun_task])
+def test_lines_of_any_kind_are_fit_for_prefects_server(task: Any, credentials: DstackCredentials) -> None:
+    ids: list[UUID] = []
+    commands = [
+        r"printf 'odd-nul \000 byte\n'",
+        r"printf 'odd-colour \033[1;31mred\033[0m end\n'",
+        r"printf 'odd-bytes \377\376 end\n'",
+        "head -c 1048576 /dev/zero | tr '\\0' z; echo",
+        "printf 'odd-text ☃ 漢字 %%s {} 100%% the-end'",
+    ]
+
+    @flow
+    def talking() -> None:
+        ids.append(UUID(flow_run.get_id()))
+        task.submit({"type": "task", "commands": commands}, credentials, **FAST).result()
+
+    talking()
+    messages = log_records(ids[0], last="the-end")
+    lines = [line for message in messages for line in message.split("\n")]
+    assert [line for line in lines if line.startswith("odd-")] == [
+        "odd-nul \ufffd byte",
+        "odd-colour red end",
+        "odd-bytes \ufffd\ufffd end",
+        "odd-text ☃ 漢字 %s {} 100% the-end",
+    ]
+    # The line comes whole or in pieces, as it was read, of which Prefect takes 24 000 characters each and a note of the rest.
+    pieces = [
+        re.fullmatch(r"(z+)(?: \[... (\d+) characters cut\])?", line) for line in lines if "zzz" in line
+    ]
+    assert sum(len(piece[1]) + int(piece[2] or 0) for piece in pieces if piece) == 1024 * 1024
+    assert max(map(len, messages)) < 25_000

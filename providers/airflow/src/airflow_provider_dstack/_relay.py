@@ -93,7 +93,8 @@ class Relay:
             line = without_frames(logged)
             if line is None:
                 continue
-            shown = self._hide(f"{prefix}{line}")
+            # Postgres refuses NUL, and with it the event that carries the last lines to the task.
+            shown = self._hide(f"{prefix}{line}").replace("\x00", "\ufffd")
             self._tail.append(shown[:_TAIL_CHARACTERS])
             size = len(shown.encode("utf-8", "replace")) + 1
             # Once a line was left out, no later one is shown: a log with holes misleads.

@@ -12,6 +12,7 @@ import anyio
 from prefect_dstack import _submit
 from prefect_dstack._connect import CALL_BUDGET, open_async_client, open_client
 from prefect_dstack._probe import StopRequested
+from prefect_dstack._secrets import secrets_in
 from prefect_dstack._steps import adrive, drive
 from prefect_dstack._stop import astop, stop
 
@@ -56,6 +57,7 @@ async def afind(job: Job, client: AsyncClient) -> AsyncRun | None:
 def follow(job: Job, run: Run) -> dict[str, Any]:
     """Relay the run's events until it is over; return its outcome. Raises the run's and server errors."""
     job.tell_start(run)
+    job.relay.hider.add(secrets_in(run.env))
     job.report.start(run)
     for event in run.follow(
         job.relay.progress, poll_interval=job.poll_interval, retry_budget=job.retry_budget, sleep=job.sleep
@@ -69,6 +71,7 @@ def follow(job: Job, run: Run) -> dict[str, Any]:
 async def afollow(job: Job, run: AsyncRun) -> dict[str, Any]:
     """Relay the run's events until it is over: the twin of ``follow``."""
     job.tell_start(run)
+    job.relay.hider.add(secrets_in(run.env))
     await asyncio.to_thread(job.report.start, run)
     events = run.follow(
         job.relay.progress, poll_interval=job.poll_interval, retry_budget=job.retry_budget, sleep=job.asleep
@@ -88,6 +91,7 @@ def execute(job: Job, block: DstackCredentials | None, body: Callable[[Client], 
     Raises ``StopRequested`` when the flow run was cancelled and no signal told so, else what ``body``
     raises.
     """
+    _hide_token(job, block)
     try:
         with open_client(block, retry_budget=min(CALL_BUDGET, job.retry_budget)) as client:
             return body(client)
@@ -111,6 +115,7 @@ async def aexecute(
     job: Job, block: DstackCredentials | None, body: Callable[[AsyncClient], Awaitable[T]]
 ) -> T:
     """Return what ``body`` does with a client: the twin of ``execute``."""
+    _hide_token(job, block)
     try:
         async with open_async_client(block, retry_budget=min(CALL_BUDGET, job.retry_budget)) as client:
             return await body(client)
@@ -148,6 +153,11 @@ async def aexecute_task(
         return await aexecute(job, block, body)
     except StopRequested as request:
         return cast("T", job.cancelled(request))
+
+
+def _hide_token(job: Job, block: DstackCredentials | None) -> None:
+    if block is not None:
+        job.relay.hider.add([block.user_token.get_secret_value()])
 
 
 def _stop(job: Job, block: DstackCredentials | None) -> None:

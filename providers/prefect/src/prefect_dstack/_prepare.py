@@ -55,10 +55,13 @@ def prepare(
     owner = owner or task_owner()
     logger = logger or get_run_logger()
     identity = identify(owner, described, on_crash=on_crash, run_name=run_name, prefix=loaded.name)
+    relay = Relay(logger, stream_logs=stream_logs)
+    # The server tells the run's environment again, but no password.
+    relay.hider.add([loaded.registry_auth.password if loaded.registry_auth else None])
     return Job(
         spec={"configuration": loaded, **options},
         target=Target.of(identity),
-        relay=Relay(logger, stream_logs=stream_logs),
+        relay=relay,
         report=Report(loaded.name or run_name, logger, artifacts=artifacts and owner.is_tracked),
         probe=CancelProbe(owner.flow_run_id, current_task_runner()),
         logger=logger,

@@ -7,6 +7,8 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from prefect_dstack._secrets import Hider
+
 if TYPE_CHECKING:
     from dstack_core import Event, LogLines, Outcome, Progress
 
@@ -25,8 +27,8 @@ class Relay:
 
     ``logger`` is taken in the task, where the context is. ``stream_logs`` (bool) tells whether the log
     lines are wanted; the last ones are kept in any case. ``told`` counts the lines that were logged before
-    the run was followed again from its first line. ``progress`` is how far the run was followed,
-    ``outcome`` its end, both None until known.
+    the run was followed again from its first line. ``hider`` knows the secrets. ``progress`` is how far the
+    run was followed, ``outcome`` its end, both None until known.
     """
 
     def __init__(self, logger: Any, *, stream_logs: bool, told: Counter[str] | None = None) -> None:
@@ -37,6 +39,7 @@ class Relay:
         self.stream_logs = stream_logs
         self._last_warning: float | None = None
         self._told = told or Counter()
+        self.hider = Hider()
 
     def handle(self, event: Event) -> None:
         """Log one event and remember the progress behind it."""
@@ -59,7 +62,7 @@ class Relay:
     def _lines(self, event: LogLines) -> None:
         # Only further nodes and replicas are named: most runs have one job.
         job = f"[{event.replica}/{event.node}] " if event.replica or event.node else ""
-        lines = [job + clean(line) for line in event.lines]
+        lines = [job + clean(self.hider.hide(line)) for line in event.lines]
         self.tail.extend(lines)
         if self.stream_logs:
             for record in records([line for line in lines if not self._is_told(line)]):

@@ -19,6 +19,7 @@ from prefect_dstack._machine import DstackJobConfiguration, DstackVariables
 from prefect_dstack._machine_runs import find, identifier, submit_once
 from prefect_dstack._orphans import claim, orphans, told, worker_of
 from prefect_dstack._relay import Relay
+from prefect_dstack._secrets import secrets_in
 
 if TYPE_CHECKING:
     import anyio.abc
@@ -134,6 +135,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         logger = self.get_flow_run_logger(flow_run)
         logger.info("Run %s: %s", run.name, run.url)
         relay = Relay(logger, stream_logs=configuration.stream_output, told=before)
+        relay.hider.add(secrets_in(run.env))
         events = run.follow(
             poll_interval=configuration.poll_interval,
             retry_budget=_PATIENCE,

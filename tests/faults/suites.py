@@ -1,0 +1,174 @@
+"""Tests that stand beside the matrix: which of them belong to which table of the page.
+
+``make test-faults`` runs them with pytest, each in its environment; to have a table more, append a ``Suite``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Environment = Literal["core", "airflow", "prefect"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Hold one row: what is done, to whom, and the tests that do it (files or node ids, as pytest takes them).
+
+    A property that a test records (``record_property``) is shown in the row.
+    """
+
+    what: str
+    host: str
+    environment: Environment
+    tests: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Hold one table: its heading, the words above it (what "held" means), its rows."""
+
+    title: str
+    text: str
+    rows: tuple[Row, ...]
+
+    def tests(self, environment: str) -> list[str]:
+        """Return the tests of that environment, each once."""
+        tests = [test for row in self.rows if row.environment == environment for test in row.tests]
+        return list(dict.fromkeys(tests))
+
+
+def _airflow(what: str, host: str, *tests: str) -> Row:
+    return Row(what, host, "airflow", tuple(f"tests/provider_airflow/{test}" for test in tests))
+
+
+def _prefect(what: str, host: str, *tests: str) -> Row:
+    return Row(what, host, "prefect", tuple(f"tests/provider_prefect/{test}" for test in tests))
+
+
+_WORKER, _DEFERRED = "Airflow task on a worker", "Airflow task, deferred"
+_FLOW, _MACHINE = "Prefect flow", "Prefect worker of dstack machines"
+
+KILLS = Suite(
+    "Processes that are killed",
+    "With real processes of Airflow (API server, scheduler, executor, triggerer) and of Prefect (server, worker, runner).\n"
+    "Held means: one run on the server, not stopped where somebody goes on with it; the next try, or the process that takes\n"
+    "over, tells every line from where it has to, none twice, and the right end.",
+    (
+        _airflow(
+            "kill -9 while the submission is under way, then the retry",
+            _WORKER,
+            "test_kill_matrix.py::test_killed_between_the_submission_and_its_answer",
+            "test_durable.py::test_a_submission_under_way_when_its_worker_was_lost_makes_no_second_run",
+        ),
+        _airflow(
+            "kill -9 while the run is followed, then the retry",
+            _WORKER,
+            "test_kill_matrix.py::test_task_process_killed",
+            "test_real_dstack_matrix.py::test_a_retry_takes_the_run_of_a_killed_worker_over_on_a_real_server",
+        ),
+        _airflow(
+            "kill -9, and the run ends before the retry",
+            _WORKER,
+            "test_kill_matrix.py::test_node_lost",
+            "test_durable.py::test_a_retry_takes_the_result_of_a_run_that_succeeded_unseen",
+        ),
+        _airflow(
+            "SIGTERM of the worker, with a try left and without",
+            _WORKER,
+            "test_kill_matrix.py::test_worker_shut_down",
+            "test_kill_matrix.py::test_worker_shut_down_on_the_last_try",
+        ),
+        _airflow(
+            "the triggerer restarted",
+            _DEFERRED,
+            "test_deferred_matrix.py::test_a_restarted_triggerer_stops_nothing_and_repeats_nothing",
+        ),
+        _airflow(
+            "kill -9 of the triggerer, started again",
+            _DEFERRED,
+            "test_deferred_matrix.py::test_a_killed_triggerer_stops_nothing_and_repeats_nothing",
+            "test_deferred_matrix.py::test_a_crash_of_the_process_that_runs_the_triggers_stops_nothing",
+        ),
+        _airflow(
+            "the triggerer hangs, another takes over",
+            _DEFERRED,
+            "test_deferred_matrix.py::test_a_take_over_stops_nothing_and_repeats_nothing",
+        ),
+        _prefect(
+            "kill -9 while the run is followed, then the flow run again",
+            _FLOW,
+            "test_processes.py::test_a_run_that_outlives_its_flow_is_taken_up_again",
+        ),
+        _prefect(
+            "kill -9, and the run ends before the flow runs again",
+            _FLOW,
+            "test_processes.py::test_a_run_that_ended_after_its_flow_died_is_not_paid_twice",
+        ),
+        _prefect(
+            "kill -9, and nobody goes on",
+            _FLOW,
+            "test_processes.py::test_the_hook_stops_the_run_of_a_killed_flow",
+            "test_process_worker.py::test_a_killed_flow_leaves_nothing_running",
+        ),
+        _prefect(
+            "kill -9 before it submitted the machine",
+            _MACHINE,
+            "test_take_over.py::test_what_a_killed_worker_did_not_submit_gets_its_machine",
+        ),
+        _prefect(
+            "kill -9 while it watches the machine, then it or another of the pool",
+            _MACHINE,
+            "test_take_over.py::test_a_killed_worker_started_again_watches_the_same_machine",
+            "test_take_over.py::test_one_of_two_other_workers_goes_on_where_a_killed_one_was",
+        ),
+        _prefect(
+            "kill -9, then a cancellation",
+            _MACHINE,
+            "test_take_over.py::test_a_cancellation_after_the_worker_was_killed_is_carried_out",
+            "test_take_over.py::test_a_cancellation_while_no_worker_lives_is_carried_out_by_the_next",
+        ),
+    ),
+)
+
+
+def _core(what: str, host: str, *tests: str) -> Row:
+    return Row(what, host, "core", tuple(f"tests/faults/{test}" for test in tests))
+
+
+_CLIENTS = "clients, sync, async and shared"
+
+LOAD = Suite(
+    "Load and endurance",
+    "On the embedded server. Held means: every run's lines are whole and in order, and afterwards there is no file descriptor,\n"
+    "thread, process or temporary file that was not there before.",
+    (
+        _core(
+            "100 threads or tasks share a client, a run each and one run for all",
+            _CLIENTS,
+            "test_many_at_once.py",
+        ),
+        _core("1,000 runs through one process", _CLIENTS, "test_endurance.py"),
+        _core("10 MB of log a second", _CLIENTS, "test_loud.py"),
+        _airflow("200 executions in one process", "Airflow operator, sync and deferred", "test_endurance.py"),
+        _prefect("100 tasks in one process", "Prefect task, sync and async", "test_endurance.py"),
+    ),
+)
+
+ODDITIES = Suite(
+    "Odd output, odd replies, hostile hosts",
+    "Held means: lines of 1 MiB, without an end, with NUL, escape sequences and broken UTF-8 arrive and harm nobody; whatever a\n"
+    "server or a container sends, there is one error of the library, soon, with bounded memory and no secret in it.",
+    (
+        _core("odd lines", "run.follow()", "test_hostile.py::test_lines_of_any_kind_arrive"),
+        _airflow("odd lines", "Airflow operator, sync and deferred", "test_odd_output.py"),
+        _prefect("odd lines", "Prefect task, sync and async", "test_logs.py"),
+        _core("generated replies and configurations", "client", "test_fuzz.py"),
+        _core("hostile servers", "client, sync and async", "test_hostile.py", "test_hostile_replies.py"),
+        _core("hostile SSH daemons and containers", "run.attach()", "test_hostile_hosts.py"),
+        _airflow("secrets", "Airflow operator", "test_secrets.py"),
+        _prefect("secrets", "Prefect task", "test_secrets.py", "test_credentials.py"),
+    ),
+)
+
+SUITES = [KILLS, LOAD, ODDITIES]
