@@ -88,6 +88,7 @@ class Chain:
 
 def _connect_socket(hop: Hop) -> socket.socket:
     connection = socket.create_connection((hop.hostname, hop.port), timeout=_CONNECT_SECONDS)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if sys.platform == "linux":
         # A machine that vanished says nothing: what was sent must be acknowledged in this time.
