@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dstack_core._ssh.gulps import gulping
 from dstack_core._ssh.host_keys import HostKeys
 from dstack_core._ssh.own_keys import own_keys
 from dstack_core._wire.attach import Hop
@@ -73,9 +74,9 @@ class Chain:
         try:
             if self._transports:
                 through = _open_channel(self._transports[-1], hop.hostname, hop.port, _CONNECT_SECONDS)
-                transport = paramiko.Transport(through)
+                transport = paramiko.Transport(gulping(through))
             else:
-                transport = paramiko.Transport(_connect_socket(hop))
+                transport = paramiko.Transport(gulping(_connect_socket(hop)))
         except (OSError, EOFError, paramiko.SSHException, AttachError) as error:
             raise AttachError(
                 f"{hop}: no connection: {told(error)}. Check that the machine is up and that its SSH port "
