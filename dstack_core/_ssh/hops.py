@@ -115,6 +115,8 @@ def _log_in(transport: paramiko.Transport, hop: Hop, key: paramiko.PKey, host_ke
     import paramiko
 
     options = transport.get_security_options()
+    # It encrypts and signs in one call, which nearly halves what a byte costs here.
+    options.ciphers = sorted(options.ciphers, key=lambda name: "gcm" not in name)
     wanted = _algorithms(host_keys.expected_types(hop), options.key_types)
     if wanted:
         options.key_types = wanted
