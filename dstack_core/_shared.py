@@ -27,6 +27,8 @@ _LONGEST_GATHERING = 12
 _LANE = 9
 # A page costs a server about as much as this many single looks, so it must save more.
 PAGE_WORTH = 4
+# So long a run counts as watched. Where fewer than PAGE_WORTH are, rounds wait for no others.
+_REMEMBERED_SECONDS = 300.0
 
 _Send = Callable[[Request], Awaitable[Reply]]
 _Waiting = dict[Lookup, list["asyncio.Future[Reply | None]"]]
@@ -94,12 +96,14 @@ class Board:
         self._project = project
         self._waiting: _Waiting = {}
         self._rounds: asyncio.Task[None] | None = None
+        self._last_looks: dict[Lookup, float] = {}
 
     async def look(self, lookup: Lookup) -> Reply | None:
         """Return the reply, or None when the run must be asked for alone. Raises what a round meets."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Reply | None] = loop.create_future()
         self._waiting.setdefault(lookup, []).append(future)
+        self._remember(lookup, loop.time())
         if self._rounds is None:
             # An empty context: the work is for all, so nothing of it belongs into the log of the first.
             self._rounds = loop.create_task(self._work(), context=Context())
@@ -124,7 +128,19 @@ class Board:
                 _answer_all(left, None)
             self._waiting = {}
 
+    def _remember(self, lookup: Lookup, now: float) -> None:
+        """Keep the last few different looks, the newest last."""
+        looks = self._last_looks
+        looks.pop(lookup, None)
+        looks[lookup] = now
+        oldest = next(iter(looks))
+        while len(looks) > PAGE_WORTH or looks[oldest] < now - _REMEMBERED_SECONDS:
+            del looks[oldest]
+            oldest = next(iter(looks))
+
     async def _gather(self) -> None:
+        if len(self._last_looks) < PAGE_WORTH:
+            return
         for _ in range(_LONGEST_GATHERING):
             before = len(self._waiting)
             await asyncio.sleep(GATHER_SECONDS)
