@@ -171,8 +171,7 @@ def measure(quick: bool) -> Section:
             )
     section.notes.append(
         "The ways take turns, medians of their times. The async ways are carried by `httpx`, which takes more CPU for "
-        "a request and a byte than `requests` does: `bare httpx` in the table is what it leaves to be reached. "
-        "`shared` also waits a few tenths of a second to share its looks, which a longer log makes up for."
+        "a request and a byte than `requests` does: `bare httpx` in the table is what it leaves to be reached."
     )
     head = ["log", "way", "lines/s", "MB/s", "CPU ms a MB", "of bare (time)", "of bare (CPU)"]
     section.tables.append(

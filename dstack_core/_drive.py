@@ -1,11 +1,10 @@
-"""Wait, twice: the two drivers that turn a flow's steps into requests and sleeps."""
+"""Wait: the driver that turns a flow's steps into requests and sleeps; ``_adrive`` is its async twin."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 from dstack_core._flow.steps import Do, Flow, Rest, Rested, Sleep
@@ -15,8 +14,6 @@ from dstack_core.models.events import ContactLost, ContactRestored, Event
 T = TypeVar("T")
 
 Send = Callable[[Request], Reply]
-AsyncSend = Callable[[Request], Awaitable[Reply]]
-AsyncRest = Callable[[Rest], Awaitable[tuple[Reply, int]]]
 
 _log = logging.getLogger("dstack_core")
 
@@ -63,76 +60,14 @@ def run(flow: Flow[T], send: Send, sleep: Callable[[float], None] = time.sleep) 
     events = iterate(flow, send, sleep)
     while True:
         try:
-            _tell(next(events))
+            tell(next(events))
         except StopIteration as end:
             result: T = end.value
             return result
 
 
-async def aiterate(
-    flow: Flow[Any],
-    send: AsyncSend,
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    rest: AsyncRest | None = None,
-) -> AsyncGenerator[Event, None]:
-    """Yield the flow's events: the twin of ``iterate``, whose result rides on the last event.
-
-    ``rest`` does a ``Rest`` together with others; it gives the reply to its look and how many looks it took.
-    """
-    answer: Any = None
-    failure: Exception | None = None
-    try:
-        while True:
-            step = flow.send(answer) if failure is None else flow.throw(failure)
-            answer, failure = None, None
-            if isinstance(step, Call):
-                try:
-                    answer = step.parse(await send(step.request))
-                except Exception as error:
-                    failure = error
-            elif isinstance(step, Do):
-                try:
-                    answer = await asyncio.to_thread(step.action)
-                except Exception as error:
-                    failure = error
-            elif isinstance(step, Sleep):
-                await sleep(step.seconds)
-            elif isinstance(step, Rest):
-                if rest is None:
-                    await sleep(step.seconds)
-                try:
-                    reply, rounds = await (rest(step) if rest else _sent(send, step))
-                    answer = Rested(step.look.parse(reply), rounds)
-                    del reply
-                except Exception as error:
-                    failure = error
-            else:
-                yield step
-    except StopIteration:
-        return
-    finally:
-        flow.close()
-
-
-async def _sent(send: AsyncSend, step: Rest) -> tuple[Reply, int]:
-    return await send(step.look.request), 1
-
-
-async def arun(
-    flow: Flow[T], send: AsyncSend, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-) -> T:
-    """Return the flow's result: the twin of ``run``."""
-    result: list[T] = []
-
-    def keep() -> Flow[None]:
-        result.append((yield from flow))
-
-    async for event in aiterate(keep(), send, sleep):
-        _tell(event)
-    return result[0]
-
-
-def _tell(event: Event) -> None:
+def tell(event: Event) -> None:
+    """Write into the log what a caller who waits for a result should know."""
     if isinstance(event, ContactLost):
         _log.warning("%s; trying again, for another %.0f s", event.error, event.gives_up_in)
     elif isinstance(event, ContactRestored):

@@ -6,7 +6,7 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
-from dstack_core import _drive
+from dstack_core import _adrive
 from dstack_core._base import ClientBase
 from dstack_core._session import Session
 from dstack_core._transport.asynchronous import AsyncTransport
@@ -50,7 +50,7 @@ class AsyncClient(ClientBase[AsyncTransport]):
 
     async def user(self) -> User:
         """Ask who the token belongs to; neither token nor key is in the answer. Raises the server errors."""
-        return await _drive.arun(self._session.user(), self._transport)
+        return await _adrive.arun(self._session.user(), self._transport)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -107,7 +107,7 @@ class AsyncRunCollection:
             marker=marker,
             retry_budget=retry_budget,
         )
-        return AsyncRun(self._session, self._transport, await _drive.arun(flow, self._transport))
+        return AsyncRun(self._session, self._transport, await _adrive.arun(flow, self._transport))
 
     async def plan(
         self,
@@ -124,18 +124,18 @@ class AsyncRunCollection:
         options = RunOptions(
             resources, spot_policy, retry_policy, max_duration, max_price, working_dir, backends
         )
-        return await _drive.arun(self._session.plan(configuration, options), self._transport)
+        return await _adrive.arun(self._session.plan(configuration, options), self._transport)
 
     async def get(self, run_name: str) -> AsyncRun | None:
         """Return the run of that name, or None when there is none. Raises the server errors."""
-        snapshot = await _drive.arun(self._session.get(run_name), self._transport)
+        snapshot = await _adrive.arun(self._session.get(run_name), self._transport)
         return None if snapshot is None else AsyncRun(self._session, self._transport, snapshot)
 
     async def list(self, all: bool = False) -> list[AsyncRun]:
         """Return runs, newest first: the twin of ``RunCollection.list``."""
-        snapshots = await _drive.arun(self._session.list_runs(all=all), self._transport)
+        snapshots = await _adrive.arun(self._session.list_runs(all=all), self._transport)
         return [AsyncRun(self._session, self._transport, snapshot) for snapshot in snapshots]
 
     async def stop(self, run_name: str, abort: bool = False) -> None:
         """Ask the server to stop the run of that name: the twin of ``RunCollection.stop``."""
-        await _drive.arun(self._session.stop(run_name, None, abort=abort), self._transport)
+        await _adrive.arun(self._session.stop(run_name, None, abort=abort), self._transport)

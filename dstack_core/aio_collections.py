@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from dstack_core import _drive
+from dstack_core import _adrive
 from dstack_core._session import Session
 from dstack_core._transport.asynchronous import AsyncTransport
 from dstack_core.models.account import Backend, Project
@@ -19,11 +19,11 @@ class AsyncProjectCollection:
 
     async def list(self) -> list[Project]:
         """Return the projects the user sees: the twin of ``ProjectCollection.list``."""
-        return await _drive.arun(self._session.projects(), self._transport)
+        return await _adrive.arun(self._session.projects(), self._transport)
 
     async def get(self, name: str | None = None) -> Project:
         """Return one project: the twin of ``ProjectCollection.get``."""
-        return await _drive.arun(self._session.project(name), self._transport)
+        return await _adrive.arun(self._session.project(name), self._transport)
 
 
 class AsyncBackendCollection:
@@ -35,7 +35,7 @@ class AsyncBackendCollection:
 
     async def list(self) -> list[Backend]:
         """Return the project's backends: the twin of ``BackendCollection.list``."""
-        return list((await _drive.arun(self._session.project(), self._transport)).backends)
+        return list((await _adrive.arun(self._session.project(), self._transport)).backends)
 
 
 class AsyncRepoCollection:
@@ -48,4 +48,4 @@ class AsyncRepoCollection:
     async def init(self) -> None:
         """Make the client's repository known to the server: the twin of ``RepoCollection.init``."""
         flow = await asyncio.to_thread(self._session.init_repo)
-        await _drive.arun(flow, self._transport)
+        await _adrive.arun(flow, self._transport)

@@ -10,7 +10,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Self
 
-from dstack_core import _drive
+from dstack_core import _adrive
 from dstack_core._base import RunBase
 from dstack_core._flow.chunks import ChunkOptions, LogChunk
 from dstack_core._shared.transport import SharedTransport
@@ -33,7 +33,7 @@ class AsyncRun(RunBase[AsyncTransport]):
 
     async def refresh(self) -> Self:
         """Look again. Raises ``RunNotFoundError`` when the run was deleted, and the server errors."""
-        snapshot = await _drive.arun(self._session.get(self.name, self.id), self._transport)
+        snapshot = await _adrive.arun(self._session.get(self.name, self.id), self._transport)
         if snapshot is None:
             raise RunNotFoundError(f"the run {self.name} is gone: {self.url}")
         self._snapshot = snapshot
@@ -51,7 +51,7 @@ class AsyncRun(RunBase[AsyncTransport]):
         """Yield the log as bytes: the twin of ``Run.logs``."""
         options = ChunkOptions(start_time, follow, poll_interval, diagnose, node)
         flow = self._chunks(options)
-        async for event in _drive.aiterate(flow, self._transport):
+        async for event in _adrive.aiterate(flow, self._transport):
             if isinstance(event, LogChunk):
                 yield event.data
 
@@ -81,14 +81,14 @@ class AsyncRun(RunBase[AsyncTransport]):
         )
         together = self._transport if isinstance(self._transport, SharedTransport) else None
         rest = together.rest if together is not None and sleep is None else None
-        return _drive.aiterate(flow, self._transport, sleep or asyncio.sleep, rest)
+        return _adrive.aiterate(flow, self._transport, sleep or asyncio.sleep, rest)
 
     async def wait(self, timeout: float | None = None, *, poll_interval: float = 5.0) -> Outcome:
         """Wait until the run is finished and return its ``Outcome``: the twin of ``Run.wait``."""
         flow = self._session.follow(
             Progress(self.name, self.id), poll_interval=poll_interval, logs=False, retry_budget=600.0
         )
-        return await _drive.arun(flow, self._transport, self._until(timeout, "was not over"))
+        return await _adrive.arun(flow, self._transport, self._until(timeout, "was not over"))
 
     async def attach(
         self,
@@ -108,7 +108,7 @@ class AsyncRun(RunBase[AsyncTransport]):
                 self.name, self.id, identity_file=ssh_identity_file, node=node, poll_interval=poll_interval
             )
             sleep = self._until(timeout, "had not started")
-            self._snapshot, self._attachment = await _drive.arun(flow, self._transport, sleep)
+            self._snapshot, self._attachment = await _adrive.arun(flow, self._transport, sleep)
             self._attach_asked = True
         return self
 
@@ -138,23 +138,23 @@ class AsyncRun(RunBase[AsyncTransport]):
         flow = self._session.wait_until_ready(
             self.name, self.id, poll_interval=poll_interval, retry_budget=retry_budget
         )
-        return await _drive.arun(
+        return await _adrive.arun(
             flow, self._transport, self._until(timeout, "was not ready", sleep or asyncio.sleep)
         )
 
     async def events(self, limit: int | None = None) -> list[EventRecord]:
         """Return what the server recorded of the run: the twin of ``Run.events``."""
-        return await _drive.arun(self._session.events(self.id, limit), self._transport)
+        return await _adrive.arun(self._session.events(self.id, limit), self._transport)
 
     async def metrics(self, node: int = 0, replica: int = 0, limit: int | None = None) -> list[Metric]:
         """Return what one job used of its machine: the twin of ``Run.metrics``."""
         flow = self._session.metrics(self.name, self.id, node=node, replica=replica, limit=limit)
-        return await _drive.arun(flow, self._transport)
+        return await _adrive.arun(flow, self._transport)
 
     async def stop(self, abort: bool = False, *, insist_for: float = 0.0) -> None:
         """Ask the server to stop the run: the twin of ``Run.stop``."""
         flow = self._session.stop(self.name, self.id, abort=abort, insist_for=insist_for)
-        await _drive.arun(flow, self._transport)
+        await _adrive.arun(flow, self._transport)
 
     def _until(
         self, timeout: float | None, what: str, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep

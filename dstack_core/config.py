@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dstack_core.errors import ConfigurationError, ProjectNotConfiguredError
 
 _WAYS = (
@@ -91,6 +89,9 @@ def _config_file(home: Path) -> Path:
 
 
 def _projects(path: Path) -> list[Mapping[str, Any]]:
+    # Only those who have such a file wait for the import.
+    import yaml
+
     try:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import yaml
-
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.configurations import Configuration, Service, Task
 
@@ -56,6 +54,9 @@ def _read(path: Path) -> Any:
 
 
 def _parse(text: str, name: str) -> Any:
+    # Only those who read a file wait for the import.
+    import yaml
+
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:

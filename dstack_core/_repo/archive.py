@@ -6,15 +6,17 @@ import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-
-from pathspec import GitIgnoreSpec
+from typing import TYPE_CHECKING
 
 from dstack_core._wire.code import Upload, biggest_of, too_big
+
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
 
 PACK_LIMIT = 256 * 1024 * 1024
 IGNORE_FILES = (".gitignore", ".dstackignore")
 _WAY_OUT = "Name what the run does not need in .dstackignore"
-_Rules = list[tuple[Path, GitIgnoreSpec]]
+_Rules = list[tuple[Path, "GitIgnoreSpec"]]
 
 
 def pack_directory(root: Path) -> Upload:
@@ -81,6 +83,9 @@ def _rules_above(root: Path) -> _Rules:
 
 
 def _rules_of(folder: Path) -> _Rules:
+    # Only those who pack a directory wait for the import.
+    from pathspec import GitIgnoreSpec
+
     found = [folder / name for name in IGNORE_FILES]
     return [
         (folder, GitIgnoreSpec.from_lines(path.read_text(errors="replace").splitlines()))

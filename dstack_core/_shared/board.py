@@ -19,6 +19,8 @@ GATHER_SECONDS = 0.1
 _LONGEST_GATHERING = 12
 # A page costs a server about as much as this many single looks, so it must save more.
 PAGE_WORTH = 4
+# So long a run counts as watched. Where fewer than PAGE_WORTH are, rounds wait for no others.
+_REMEMBERED_SECONDS = 300.0
 # Rests that end within this part of their interval are looked after in the same round.
 _EARLY_SHARE = 0.25
 # Whoever is woken has something to do, mostly to read a log. So not all are woken at once: after a handful
@@ -79,6 +81,7 @@ class Board:
         self._project = project
         self._waiting: _Waiting = {}
         self._asked = 0
+        self._last_asked: dict[Lookup, float] = {}
         self._wake_at = 0.0
         self._woken = asyncio.Event()
         self._rounds: asyncio.Task[None] | None = None
@@ -101,6 +104,7 @@ class Board:
         loop = asyncio.get_running_loop()
         asked = Asked(lookup, loop.create_future(), due, step)
         self._waiting.setdefault(lookup, []).append(asked)
+        self._remember(lookup, loop.time())
         if self._rounds is None:
             # An empty context: the work is for all, so nothing of it belongs into the log of the first.
             self._rounds = loop.create_task(self._work(), context=Context())
@@ -133,7 +137,19 @@ class Board:
                     await self._woken.wait()
         self._wake_at = 0.0
 
+    def _remember(self, lookup: Lookup, now: float) -> None:
+        """Keep the last few different ones that were asked about, the newest last."""
+        last = self._last_asked
+        last.pop(lookup, None)
+        last[lookup] = now
+        oldest = next(iter(last))
+        while len(last) > PAGE_WORTH or last[oldest] < now - _REMEMBERED_SECONDS:
+            del last[oldest]
+            oldest = next(iter(last))
+
     async def _gather(self) -> None:
+        if len(self._last_asked) < PAGE_WORTH:
+            return
         for _ in range(_LONGEST_GATHERING):
             before = self._asked
             await asyncio.sleep(GATHER_SECONDS)

@@ -12,11 +12,14 @@ from dstack_core._ssh.keys import LoginKey, LoginKeys
 from dstack_core._ssh.live_logs import LogStream
 from dstack_core._ssh.ports import bind, bind_from
 from dstack_core._ssh.tunnel import Persistence, Tunnel
-from dstack_core._wire.attach import RUNNER_PORT, AppPort, Route
+from dstack_core._wire.attach import RUNNER_PORT, Route
 from dstack_core.errors import AttachError
 
 if TYPE_CHECKING:
     import paramiko
+
+# So long is waited for a tunnel that is cut at the moment, before the server's copy of the log is read.
+_PATIENCE_SECONDS = 10.0
 
 
 class Attachment:
@@ -59,8 +62,7 @@ class Attachment:
     @property
     def ports(self) -> Mapping[int, int]:
         """Return the local port of each forwarded port of the container."""
-        local = {port: forward.local_port for port, forward in self._forwards.items() if port != RUNNER_PORT}
-        return MappingProxyType(local)
+        return MappingProxyType({port: forward.local_port for port, forward in self._forwards.items()})
 
     def open(self, private_key: str | None) -> None:
         """Bind the local ports, log in, and forward.
@@ -92,7 +94,7 @@ class Attachment:
 
     def open_logs(self) -> LogStream:
         """Return the job's output from its first byte on. Raises ``AttachError``."""
-        return LogStream(self._forwards[RUNNER_PORT].local_port)
+        return LogStream(self.channel(RUNNER_PORT, _PATIENCE_SECONDS))
 
     def close(self) -> None:
         """Close the tunnel and the local ports; the second time nothing happens."""
@@ -114,8 +116,7 @@ class Attachment:
 
     def _bind(self, route: Route) -> None:
         """Bind the named ports first: a port that may be any must not take one of them."""
-        wanted = [AppPort(RUNNER_PORT, 0), *route.ports]
-        for port in sorted(wanted, key=lambda port: port.local_port is None):
+        for port in sorted(route.ports, key=lambda port: port.local_port is None):
             with self._lock:
                 if self._closed:
                     raise AttachError("attach: detached meanwhile")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 from binascii import a2b_base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 from dstack_core._wire.plain import text, time_of
@@ -30,6 +31,10 @@ class LogMessage(NamedTuple):
     data: bytes
 
 
+# As ``LogMessage._make``, but not by way of two calls in Python for each.
+_MESSAGE_OF: Callable[[tuple[str, bytes]], LogMessage] = partial(tuple.__new__, LogMessage)
+
+
 @dataclass(frozen=True, slots=True)
 class LogPage:
     """Hold one page; ``next_token`` asks for the next one.
@@ -46,7 +51,8 @@ def parse_page(body: Mapping[str, Any]) -> LogPage:
     """Read the reply of ``logs/poll``."""
     # A busy log is thousands of messages a second: what happens for each is kept to the least.
     stamps = _all_utc([item["timestamp"] for item in body["logs"]])
-    messages = list(map(LogMessage, stamps, [a2b_base64(item["message"]) for item in body["logs"]]))
+    data = [a2b_base64(item["message"]) for item in body["logs"]]
+    messages = list(map(_MESSAGE_OF, zip(stamps, data, strict=True)))
     return LogPage(messages, text(body.get("next_token")), tokens="next_token" in body)
 
 
@@ -63,12 +69,14 @@ def start_time(cursor: LogCursor) -> str | None:
 
 
 def _all_utc(timestamps: Sequence[str]) -> list[str]:
-    parsed = map(datetime.fromisoformat, timestamps)
-    return [
-        # Today's servers write it so that only the offset is to be spelt out.
-        stamp[:_WIDTH] + _OFFSET if len(stamp) == _WIDTH + 1 and stamp[_WIDTH] == "Z" else _utc(stamp)
-        for stamp, _ in zip(timestamps, parsed, strict=True)
-    ]
+    number = len(list(map(datetime.fromisoformat, timestamps)))
+    joined = "\n".join(timestamps)
+    ends = joined[_WIDTH :: _WIDTH + 2], joined[_WIDTH + 1 :: _WIDTH + 2]
+    # Today's servers write it so that only the offset is to be spelt out, for all of them at once.
+    alike = ends == ("Z" * number, "\n" * (number - 1))
+    if number and alike and joined.count("Z") == number and joined.count("\n") == number - 1:
+        return joined.replace("Z", _OFFSET).split("\n")
+    return [_utc(stamp) for stamp in timestamps]
 
 
 def _utc(timestamp: str) -> str:

@@ -21,7 +21,7 @@ class Position:
     def __init__(self) -> None:
         self.given = 0
         self._lines = 0
-        self._open_line = b""
+        self._open_line = bytearray()
 
     def replay(self) -> Replay:
         """Return what cuts the given bytes off the same raw output, sent from its beginning again."""
@@ -35,7 +35,10 @@ class Position:
         """Count ``data`` as given out."""
         self.given += len(data)
         self._lines += data.count(b"\n")
-        self._open_line = (self._open_line + data).rpartition(b"\n")[2]
+        line_end = data.rfind(b"\n")
+        if line_end >= 0:
+            self._open_line.clear()
+        self._open_line += data[line_end + 1 :]
 
 
 class Replay:
@@ -80,6 +83,6 @@ class Rest:
         return data[passed:]
 
 
-def without_escapes(data: bytes) -> bytes:
+def without_escapes(data: bytes | bytearray) -> bytes:
     """Return ``data`` without terminal escape sequences."""
     return _ESCAPE.sub(b"", data)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dstack_core import _drive
+from dstack_core import _adrive, _drive
 from dstack_core._flow.steps import Flow
 from dstack_core._wire.plain import Reply, Request
 from dstack_core.errors import TransientServerError
@@ -133,7 +133,7 @@ class Driver:
     def run(self, flow: Flow[Any], script: Script) -> Any:
         if self.kind == "sync":
             return _drive.run(flow, script.send, self.clock.sleep)
-        return asyncio.run(_drive.arun(flow, script.asend, self.clock.asleep))
+        return asyncio.run(_adrive.arun(flow, script.asend, self.clock.asleep))
 
     def events(self, flow: Flow[Any], script: Script, keep: list[Event] | None = None) -> list[Event]:
         events: list[Event] = [] if keep is None else keep
@@ -143,7 +143,7 @@ class Driver:
             return events
 
         async def collect() -> None:
-            async for event in _drive.aiterate(flow, script.asend, self.clock.asleep):
+            async for event in _adrive.aiterate(flow, script.asend, self.clock.asleep):
                 events.append(event)
 
         asyncio.run(collect())

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import paramiko
+from websockets.sync.server import ServerConnection, serve
 
 from dstack_core._ssh.keys import LoginKey
 from dstack_core._ssh.tunnel import Persistence
@@ -76,6 +77,19 @@ def _send_back(connection: socket.socket) -> None:
             connection.sendall(data)
 
 
+@contextlib.contextmanager
+def runner(behave: Callable[[ServerConnection], None]) -> Iterator[int]:
+    """Serve a websocket and give its port."""
+    with serve(behave, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.socket.getsockname()[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def way(hosts: Sequence[SshHost]) -> list[Hop]:
     """Return the hops through some hosts; the last is the container."""
     roles = ROLES[len(ROLES) - len(hosts) :]
@@ -104,5 +118,6 @@ __all__ = [
     "Host",
     "no_thread_of_ours_is_left",
     "route",
+    "runner",
     "way",
 ]

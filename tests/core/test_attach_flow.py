@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dstack_core import _drive
+from dstack_core import _adrive
 from dstack_core._flow.attach import attach
 from dstack_core._flow.steps import Flow
 from dstack_core._wire.api import Api
@@ -99,7 +99,7 @@ def test_cancelling_closes_what_is_being_opened() -> None:
     slow = attach(Api("http://s", "main"), "train", "id-1", Slow, node=0, poll_interval=5)
 
     async def scenario() -> None:
-        task = asyncio.create_task(_drive.arun(slow, script.asend))
+        task = asyncio.create_task(_adrive.arun(slow, script.asend))
         assert await asyncio.to_thread(opening.wait, 30)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -4,42 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from datetime import datetime
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from websockets.sync.server import ServerConnection, serve
+from websockets.sync.server import ServerConnection
 
 import dstack_core as dstack
 from dstack_core._session import Session
-from dstack_core._ssh.live_logs import LogStream
 from dstack_core._wire.api import Api
 from dstack_core._wire.runs import parse_run
 from dstack_core.aio_run import AsyncRun
-from dstack_core.errors import AttachError
 from dstack_core.run import Run
 from tests.core.scripted import Script, page, recorded, reply, run_json
-from tests.core.ssh_hosts import RUN_KEY, RUNNER_PORT, USER, Echo, Host
+from tests.core.ssh_hosts import RUN_KEY, RUNNER_PORT, USER, Echo, Host, runner
 from tests.ports import free_port
 
 FRAMES = [b"one\r\n", b"\x1b[1mtwo", b"\x1b[0m\r\n"]
-
-
-@contextmanager
-def runner(behave: Callable[[ServerConnection], None]) -> Iterator[int]:
-    """Serve a websocket and give its port."""
-    with serve(behave, "127.0.0.1", 0) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.socket.getsockname()[1]
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def send_all(connection: ServerConnection) -> None:
@@ -47,60 +31,6 @@ def send_all(connection: ServerConnection) -> None:
     assert connection.request.path == "/logs_ws"
     for frame in FRAMES:
         connection.send(frame)
-
-
-def test_a_stream_ends_where_the_runner_closes_it() -> None:
-    with runner(send_all) as port, closing(LogStream(port)) as stream:
-        assert [stream.read() for _ in range(4)] == [*FRAMES, None]
-
-
-def test_a_stream_that_fails_is_no_end() -> None:
-    def fail(connection: ServerConnection) -> None:
-        connection.send(b"one\r\n")
-        connection.close(1011, "trouble")
-
-    def drop(connection: ServerConnection) -> None:
-        connection.send(b"one\r\n")
-        connection.socket.shutdown(socket.SHUT_RDWR)
-
-    for behave in (fail, drop):
-        with runner(behave) as port, closing(LogStream(port)) as stream:
-            assert stream.read() == b"one\r\n"
-            with pytest.raises(AttachError, match="the live log was cut"):
-                stream.read()
-
-
-def test_where_there_is_no_stream_it_is_told() -> None:
-    with pytest.raises(AttachError, match="the runner gives no live log"):
-        LogStream(free_port())
-    with closing(Echo()) as echo, pytest.raises(AttachError, match="the runner gives no live log"):
-        LogStream(echo.port)
-
-
-def test_a_read_ends_when_the_stream_is_closed_by_another_thread() -> None:
-    release = threading.Event()
-
-    def wait(connection: ServerConnection) -> None:
-        connection.send(b"one\r\n")
-        release.wait(30)
-
-    with runner(wait) as port:
-        stream = LogStream(port)
-        assert stream.read() == b"one\r\n"
-        ended: list[Any] = []
-
-        def read() -> None:
-            try:
-                ended.append(stream.read())
-            except AttachError as error:
-                ended.append(error)
-
-        reader = threading.Thread(target=read)
-        reader.start()
-        stream.close()
-        reader.join(30)
-        release.set()
-        assert len(ended) == 1
 
 
 class Server:
@@ -182,7 +112,7 @@ def test_a_run_is_attached_read_and_detached(server: Server, local_port: int) ->
         assert run.attach() is run
         assert len(server.script.requests) == asked
         assert echoed(local_port) == b"hello"
-        assert list(run.logs()) == FRAMES
+        assert b"".join(run.logs()) == b"".join(FRAMES)
     assert (run.is_attached, dict(run.ports)) == (False, {})
     run.detach()
     with pytest.raises(ConnectionRefusedError):
@@ -198,7 +128,7 @@ def test_an_async_run_is_attached_read_and_detached(server: Server, local_port: 
             assert (run.is_attached, dict(run.ports)) == (True, {80: local_port})
             assert await run.attach() is run
             assert await asyncio.to_thread(echoed, local_port) == b"hello"
-            assert [chunk async for chunk in run.logs()] == FRAMES
+            assert b"".join([chunk async for chunk in run.logs()]) == b"".join(FRAMES)
         assert (run.is_attached, dict(run.ports)) == (False, {})
         await run.detach()
 

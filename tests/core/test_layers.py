@@ -20,6 +20,7 @@ ROOMS = {
     "_flow": {"errors", "models", "_wire"},
     "_transport": {"errors", "_wire.plain"},
     "_drive": {"models", "_wire.plain", "_flow"},
+    "_adrive": {"models", "_wire.plain", "_flow", "_drive"},
     "_names": {"models"},
     "_ssh": {"errors", "_wire.attach"},
     "_repo": {"errors", "models", "_wire.code", "_ssh.key_formats"},
@@ -28,15 +29,15 @@ ROOMS = {
     "_session": {"errors", "models", "_wire", "_flow", "_names", "_ssh", "_repo", "configurations"},
     "_base": {"models", "_wire", "_flow", "_transport", "_session", "_ssh", "_repo", "config"},
     "run": {"errors", "models", "_flow", "_transport", "_drive", "_session", "_base"},
-    "aio_run": {"errors", "models", "_flow", "_transport", "_drive", "_session", "_base", "_shared"},
+    "aio_run": {"errors", "models", "_flow", "_transport", "_adrive", "_session", "_base", "_shared"},
     "collections": {"models", "_transport", "_drive", "_session"},
-    "aio_collections": {"models", "_transport", "_drive", "_session"},
+    "aio_collections": {"models", "_transport", "_adrive", "_session"},
     "client": {
         *("models", "_wire", "_transport", "_drive", "_session", "_base", "configurations", "run"),
         "collections",
     },
     "aio": {
-        *("models", "_wire", "_transport", "_drive", "_session", "_base", "configurations", "aio_run"),
+        *("models", "_wire", "_transport", "_adrive", "_session", "_base", "configurations", "aio_run"),
         "aio_collections",
     },
     "_shared": {"errors", "_wire.lookups", "_wire.plain", "_wire.runs", "_flow.steps", "_transport"},
@@ -124,4 +125,13 @@ def test_versions_are_compared_in_the_wire_room_alone() -> None:
 @pytest.mark.parametrize("name", ["paramiko", "cryptography", "psutil", "websockets"])
 def test_what_only_attaching_needs_is_loaded_by_attaching(name: str) -> None:
     code = f"import sys, dstack_core as d; d.Client; d.AsyncClient; sys.exit({name!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["asyncio", "httpx", "yaml", "pathspec"])
+def test_what_a_plain_client_does_not_use_is_not_loaded(name: str) -> None:
+    code = (
+        "import sys, dstack_core as d; d.Client(server_url='http://x', project_name='x', user_token='x'); "
+        f"d.Task(commands=['true']); sys.exit({name!r} in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from datetime import UTC, datetime
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dstack_core._wire.logs import LogMessage, Reader, split_lines, start_time
+from dstack_core._wire.logs import LogMessage, Reader, parse_page, split_lines, start_time
 from dstack_core.models.progress import LogCursor
 
 
@@ -81,3 +82,23 @@ def test_output_without_line_ends_is_bounded() -> None:
 
 def test_an_empty_line_is_a_line() -> None:
     assert split_lines(LogCursor(), b"a\r\n\r\nb\r\n")[0] == ("a", "", "b")
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.datetimes(datetime(1970, 1, 1), timezones=st.just(UTC)),
+            st.sampled_from(
+                ["{:%Y-%m-%dT%H:%M:%S.%fZ}", "{:%Y-%m-%d %H:%M:%S.%f+00:00}", "{:%Y-%m-%dT%H:%M:%SZ}"]
+            ),
+        ),
+        max_size=5,
+    )
+)
+def test_timestamps_are_told_alike_however_they_are_written(written: list[tuple[datetime, str]]) -> None:
+    logs = [{"timestamp": form.format(moment), "message": ""} for moment, form in written]
+    expected = [
+        (moment if "%f" in form else moment.replace(microsecond=0)).isoformat(timespec="microseconds")
+        for moment, form in written
+    ]
+    assert [message.timestamp for message in parse_page({"logs": logs}).messages] == expected

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from dstack_core._shared.board import Board
+from dstack_core._shared.board import PAGE_WORTH, Board
 from dstack_core._wire.api import Api
 from dstack_core._wire.lookups import PAGE_SIZE, Lookup, lookup_of
 from dstack_core._wire.plain import Reply, Request
@@ -136,6 +136,33 @@ def test_few_looks_need_no_page() -> None:
         server = Server(9)
         assert await looks(board(server), range(2)) == [None, None]
         assert server.bodies == []
+
+    run(steps)
+
+
+def test_few_watched_runs_wait_for_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dstack_core._shared.board.GATHER_SECONDS", 3600)
+
+    async def steps() -> None:
+        server = Server(9)
+        one = board(server)
+        for _ in range(3):
+            assert await looks(one, range(PAGE_WORTH - 1)) == [None] * (PAGE_WORTH - 1)
+        waiting = one.look(look(PAGE_WORTH)).answer
+        assert (await asyncio.wait([waiting], timeout=0.05))[0] == set()
+        one.close()
+        assert await waiting is None
+
+    run(steps)
+
+
+def test_runs_that_nobody_looks_at_any_more_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def steps() -> None:
+        one = board(Server(9))
+        await looks(one, range(9))
+        monkeypatch.setattr("dstack_core._shared.board.GATHER_SECONDS", 3600)
+        monkeypatch.setattr("dstack_core._shared.board._REMEMBERED_SECONDS", 0.0)
+        assert await one.look(look(0)).answer is None
 
     run(steps)
 

@@ -158,6 +158,10 @@ def frame(opcode: int, size: int, *, final: bool = True) -> bytes:
     return struct.pack("!BBQ", (0x80 if final else 0) | opcode, 127, size)
 
 
+def connection_to(url: str) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
+
+
 def read_on(stream: LogStream) -> None:
     while stream.read() is not None:
         continue
@@ -177,7 +181,7 @@ MESSAGES: dict[str, Callable[[], Answer]] = {
 def test_a_live_log_that_announces_too_much_is_cut(what: str) -> None:
     before = memory()
     with reacting(upgraded(MESSAGES[what]())) as url:
-        stream = LogStream(int(url.rpartition(":")[2]))
+        stream = LogStream(connection_to(url))
         with closing(stream), pytest.raises(AttachError, match="the live log was cut"):
             read_on(stream)
     assert memory() - before < 100_000_000
@@ -185,7 +189,7 @@ def test_a_live_log_that_announces_too_much_is_cut(what: str) -> None:
 
 def test_a_live_log_of_empty_messages_is_silence() -> None:
     with reacting(upgraded(repeating(b"", frame(2, 0), 0.001))) as url:
-        stream = LogStream(int(url.rpartition(":")[2]))
+        stream = LogStream(connection_to(url))
         with closing(stream):
             began = time.monotonic()
             assert stream.read() == b""
@@ -201,5 +205,5 @@ def test_a_live_log_that_is_never_agreed_on_is_left(first: bytes) -> None:
     with reacting(drip) as url:
         began = time.monotonic()
         with pytest.raises(AttachError, match="gives no live log"):
-            LogStream(int(url.rpartition(":")[2]))
+            LogStream(connection_to(url))
         assert time.monotonic() - began < PATIENCE

@@ -85,6 +85,7 @@ class _HostSession(SshSession):
             return OPEN_FAILED_CONNECT_FAILED
         if target is None:
             return OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED
+        target.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._targets[chanid] = target
         return OPEN_SUCCEEDED
 

@@ -124,6 +124,7 @@ class SshListener:
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         transport = paramiko.Transport(connection)
         transport.set_log_channel(_LOG)
         transport.add_server_key(self._host_key)
