@@ -113,10 +113,10 @@ def test_the_test_button_tells_what_is_wrong(
 def test_the_extra_sets_limits_and_trust(monkeypatch: pytest.MonkeyPatch) -> None:
     fields = {"host": "https://h", "login": "p", "password": "t-token"}
     hook = define(monkeypatch, **fields, extra={"timeout": 7, "verify": False})
-    arguments = hook._arguments(None, None, None)
+    arguments = hook.client_arguments()
     assert (arguments["timeout"], arguments["verify"]) == (7.0, False)
     hook = define(monkeypatch, **fields, extra={"ca_bundle": "/etc/ca.pem", "verify": True})
-    assert hook._arguments(None, None, None)["verify"] == "/etc/ca.pem"
+    assert hook.client_arguments()["verify"] == "/etc/ca.pem"
     assert define(monkeypatch, **fields)._arguments(None, None, None)["verify"] is True
 
 

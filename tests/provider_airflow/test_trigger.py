@@ -18,7 +18,7 @@ from airflow_provider_dstack import _checkpoint, _stop, _threads, triggers
 from airflow_provider_dstack._checkpoint import Checkpoints
 from airflow_provider_dstack._relay import Relay
 from airflow_provider_dstack.triggers import DstackRunTrigger
-from dstack_core import Progress, RetryPolicy, Run
+from dstack_core import LogCursor, LogLines, Progress, RetryPolicy, Run
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import paths, wait_for
 
@@ -416,24 +416,34 @@ def test_all_triggers_of_a_process_share_their_looks(
     assert paths(server, "/runs/stop") == []
 
 
-@pytest.mark.parametrize(("passes", "expected"), [(5.1, [5.0]), (60.0, [5.0, triggers._STALL_SECONDS])])
-def test_a_trigger_that_was_stalled_waits_to_be_told_that_another_took_over(
-    monkeypatch: pytest.MonkeyPatch, passes: float, expected: list[float]
-) -> None:
-    slept: list[float] = []
+def test_the_end_of_a_burst_is_kept_though_no_further_line_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triggers, "SECONDS_BETWEEN", 0.05)
+    kept: list[Any] = []
     now = [1000.0]
 
-    async def sleep(seconds: float) -> None:
-        slept.append(seconds)
-        now[0] += passes
-
     def start_save(state: dict[str, Any]) -> Future[None]:
-        raise AssertionError("nothing was read")
+        kept.append(state["progress"]["cursors"]["job"]["after"])
+        saved: Future[None] = Future()
+        saved.set_result(None)
+        return saved
 
-    progress = Progress("af-1")
-    checkpoints = Checkpoints(start_save, {"progress": progress.to_dict()})
-    watch = triggers._Watch(Relay(), progress, checkpoints)
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    monkeypatch.setattr(time, "time", lambda: now[0])
-    asyncio.run(watch.sleep(5.0))
-    assert slept == expected
+    def line(number: int) -> LogLines:
+        progress = Progress("af-1", cursors={"job": LogCursor(after=str(number))})
+        return LogLines(progress, (f"line-{number}",), 0, 0, 0, "job")
+
+    async def go() -> None:
+        first = {"progress": Progress("af-1").to_dict()}
+        watch = triggers._Watch(Relay(), Progress("af-1"), Checkpoints(start_save, first, lambda: now[0]))
+        for number in (1, 2, 3):
+            await watch.tell(line(number), logging.getLogger("test"))
+        assert kept == ["1"]
+        now[0] += 10.0
+        async with asyncio.timeout(30):
+            while kept != ["1", "3"]:  # noqa: ASYNC110 - of a timer nobody is told
+                await asyncio.sleep(0.01)
+        await watch.tell(line(4), logging.getLogger("test"))
+        watch.close()
+        assert watch._later is not None
+        assert watch._later.cancelled()
+
+    asyncio.run(go())
