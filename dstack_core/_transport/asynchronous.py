@@ -25,12 +25,15 @@ class AsyncTransport:
 
     async def __call__(self, request: Request) -> Reply:
         """Return the reply, whatever its status."""
-        settings = self._settings
+        settings, now = self._settings, asyncio.get_running_loop().time
         if self._client is None:
             self._client = _new_client(settings)
+        deadline = now() + settings.whole_timeout
         try:
             async with (
-                asyncio.timeout(settings.whole_timeout),
+                # One timer, not httpx's for each wait: those that are over stay in the loop for long, and at
+                # hundreds of requests a second they are most of what a process keeps.
+                asyncio.timeout(settings.connect_timeout + settings.timeout) as limit,
                 self._client.stream(
                     request.method,
                     request.url(settings.server_url),
@@ -39,12 +42,16 @@ class AsyncTransport:
                     auth=None if request.anonymous else httpx.USE_CLIENT_DEFAULT,
                 ) as reply,
             ):
-                body = await _read(reply)
-            return Reply(reply.status_code, {k.lower(): v for k, v in reply.headers.items()}, body)
+                body = Body(reply.headers.get("Content-Encoding"))
+                async for part in reply.aiter_raw():
+                    body.add(part)
+                    limit.reschedule(min(deadline, now() + settings.timeout))
+            headers = {name.lower(): value for name, value in reply.headers.items()}
+            return Reply(reply.status_code, headers, body.whole())
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             failure = no_answer(error)
         except TimeoutError:
-            failure = settings.too_slow
+            failure = settings.too_slow if now() >= deadline else settings.too_silent
         # Raised out here it does not hold on to the libraries' frames, in which the token is in plain sight.
         raise TransientServerError(failure)
 
@@ -53,13 +60,6 @@ class AsyncTransport:
         if self._client is not None:
             await self._client.aclose()
             self._client = None
-
-
-async def _read(reply: httpx.Response) -> bytes:
-    body = Body(reply.headers.get("Content-Encoding"))
-    async for part in reply.aiter_raw():
-        body.add(part)
-    return body.whole()
 
 
 def _new_client(settings: TransportSettings) -> httpx.AsyncClient:
@@ -73,7 +73,7 @@ def _new_client(settings: TransportSettings) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         auth=bearer,
         headers={"Accept-Encoding": ACCEPTED},
-        timeout=httpx.Timeout(settings.timeout, connect=settings.connect_timeout),
+        timeout=httpx.Timeout(None, connect=settings.connect_timeout),
         limits=httpx.Limits(max_connections=20),
         verify=verify,
     )

@@ -10,8 +10,7 @@ class TransportSettings:
     """Hold the server's address, the token (never in a repr) and the time limits in seconds.
 
     ``timeout`` bounds each wait for bytes of a reply, four times that the whole reply, ``connect_timeout``
-    the connect. ``verify`` is
-    True, False, or the path of a CA bundle.
+    the connect. ``verify`` is True, False, or the path of a CA bundle.
     """
 
     server_url: str
@@ -29,6 +28,11 @@ class TransportSettings:
     def too_slow(self) -> str:
         """Say in words that a reply took longer than that."""
         return f"no answer: the reply was not complete after {self.whole_timeout:g} s"
+
+    @property
+    def too_silent(self) -> str:
+        """Say in words that nothing came for too long."""
+        return f"no answer: nothing came for {self.timeout:g} s"
 
 
 LARGEST_REPLY = 256 * 1024 * 1024

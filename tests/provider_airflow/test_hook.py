@@ -117,7 +117,7 @@ def test_the_extra_sets_limits_and_trust(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (arguments["timeout"], arguments["verify"]) == (7.0, False)
     hook = define(monkeypatch, **fields, extra={"ca_bundle": "/etc/ca.pem", "verify": True})
     assert hook.client_arguments()["verify"] == "/etc/ca.pem"
-    assert define(monkeypatch, **fields)._arguments(None, None, None)["verify"] is True
+    assert define(monkeypatch, **fields).client_arguments()["verify"] is True
 
 
 def test_requests_to_a_service_bear_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
