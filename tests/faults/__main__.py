@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.faults import junit
@@ -35,12 +36,14 @@ def main() -> int:
     if chosen.what == "report":
         return _report()
     began = time.monotonic()
-    results = _tried(chosen.what, chosen.part, chosen.steps)
-    keep(results, _path(chosen.what))
+    results = []
+    for part, tried in _tried(chosen.what, chosen.part, chosen.steps):
+        keep(tried, _path(chosen.what))
+        results += tried
+        print(f"{part}: {time.monotonic() - began:.0f} s after the start", flush=True)
     _show(results)
     found = flaws(results)
     print(*found, f"{len(results) - len(found)} of {len(results)} cases held", sep="\n")
-    print(f"{time.monotonic() - began:.0f} s")
     return 1 if found else 0
 
 
@@ -51,15 +54,16 @@ def keep(results: list[Result], path: Path) -> None:
     save([one for one in before if (one.part, one.adapter, one.fault, one.step) not in tried] + results, path)
 
 
-def _tried(environment: str, part: str, steps: list[int]) -> list[Result]:
+def _tried(environment: str, part: str, steps: list[int]) -> Iterator[tuple[str, list[Result]]]:
+    """Yield one part after the other, so that what was tried is kept whatever becomes of the next."""
     module = importlib.import_module(f"tests.faults.{_ENVIRONMENTS[environment]}")
-    parts = PARTS if part == "all" else (part,)
     with getattr(module, "host", contextlib.nullcontext)():
-        cases = sample(module.ADAPTERS) if part == "sample" else plan(module.ADAPTERS, parts, steps)
-        results = try_all(cases) if cases else []
-        if RESTARTS in parts:
-            results += try_restarts(module.ADAPTERS)
-    return results
+        for one in PARTS if part == "all" else (part,):
+            if one == RESTARTS:
+                yield one, try_restarts(module.ADAPTERS)
+            else:
+                cases = sample(module.ADAPTERS) if one == "sample" else plan(module.ADAPTERS, [one], steps)
+                yield one, try_all(cases)
 
 
 def _report() -> int:
