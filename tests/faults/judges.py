@@ -9,8 +9,9 @@ from typing import Any
 from tests.faults.case import Adapter, Ended
 
 LINES = [f"line-{number:03}" for number in range(1, 501)]
-# A budget of seconds, one last reply that is waited for, and a stop; far from the minutes of a default budget.
-PATIENCE = 60.0
+# A budget of seconds, one last reply that is waited for, and a stop that is tried three times though each reply
+# comes byte by byte; far from the minutes of other budgets.
+PATIENCE = 150.0
 _STOPPED = ("terminating", "terminated")
 
 

@@ -64,6 +64,7 @@ class Moment:
     wait: Callable[[Runs], list[str | None]]
     is_right: Callable[[str | None], bool]
     kill: bool = False
+    together: bool = True
     meanwhile: Callable[[Runs], None] = lambda runs: None
 
 
@@ -91,6 +92,8 @@ MOMENTS = (
         _before_they_run,
         lambda status: status in _BEFORE_IT_RUNS,
         kill=True,
+        # One that is submitted a moment later finds the other running.
+        together=False,
     ),
     Moment(
         "between its two halves; the second is printed meanwhile",
@@ -114,6 +117,13 @@ def try_restarts(adapters: Mapping[str, Adapter]) -> list[Result]:
 
 
 def try_moment(server: RealServer, moment: Moment, adapters: Mapping[str, Adapter]) -> list[Result]:
+    """Return what became of a restart at that moment; of one for each adapter where they cannot be together."""
+    if moment.together:
+        return _try_again(server, moment, adapters)
+    return [one for name, adapter in adapters.items() for one in _try_again(server, moment, {name: adapter})]
+
+
+def _try_again(server: RealServer, moment: Moment, adapters: Mapping[str, Adapter]) -> list[Result]:
     """Return what became of one restart; it is tried again where a run was further than the moment asks."""
     for _ in range(_TRIES):
         try:
