@@ -185,6 +185,8 @@ class FaultProxy:
                     return
             connection.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
             connection.send(h11.EndOfMessage())
+            if connection.our_state is h11.MUST_CLOSE:
+                return
             connection.start_next_cycle()
 
     async def _misbehave(
