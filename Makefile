@@ -99,9 +99,9 @@ test-faults: $(CORE) $(AIRFLOW) $(PREFECT) $(SERVER) ## Let every request of a r
 	@mkdir -p $(REPORTS); rm -f $(REPORTS)/faults-*
 	@status=0; for env in core airflow prefect; do \
 	  echo "== faults: $$env"; \
-	  $(ENVS)/$$env/bin/python -m tests.faults $$env > $(REPORTS)/faults-$$env.log || status=1; \
+	  timeout 3600 $(ENVS)/$$env/bin/python -m tests.faults $$env > $(REPORTS)/faults-$$env.log 2>&1 || status=1; \
 	  echo "== suites: $$env"; \
-	  $(ENVS)/$$env/bin/python -m tests.faults suites $$env > $(REPORTS)/faults-suites-$$env.log || status=1; \
+	  timeout 3600 $(ENVS)/$$env/bin/python -m tests.faults suites $$env > $(REPORTS)/faults-suites-$$env.log 2>&1 || status=1; \
 	done; \
 	$(ENVS)/core/bin/python -m tests.faults report || status=1; exit $$status
 

@@ -9,12 +9,15 @@ import argparse
 import contextlib
 import importlib
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.faults import junit
-from tests.faults.life import STEPS
-from tests.faults.matrix import BEGINNINGS, try_all
+from tests.faults.life import PARTS, RESTARTS, STEPS, Result
+from tests.faults.matrix import plan, sample, try_all
 from tests.faults.report import flaws, load, matrix, save, steps, write_page
+from tests.faults.restarts import try_restarts
 
 _REPORTS = Path("build/reports")
 _ENVIRONMENTS = {"core": "core", "airflow": "airflow_adapters", "prefect": "prefect_adapters"}
@@ -25,41 +28,60 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
     parser.add_argument("what", choices=[*_ENVIRONMENTS, "suites", "report"])
     parser.add_argument("environment", nargs="?", choices=[*_ENVIRONMENTS], help="of the suites")
-    parser.add_argument("--part", choices=["all", "once", "never-ending", "sample"], default="all")
+    parser.add_argument("--part", choices=["all", *PARTS, "sample"], default="all")
+    parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), help="only at these requests")
     chosen = parser.parse_args()
     if chosen.what == "suites":
         return junit.run(chosen.environment, _junit(chosen.environment))
-    beside: list[junit.Case] = []
     if chosen.what == "report":
-        results = load(path for name in _ENVIRONMENTS if (path := _path(name)).exists())
-        beside = junit.read(map(_junit, _ENVIRONMENTS))
-        write_page(results, beside)
-    else:
-        module = importlib.import_module(f"tests.faults.{_ENVIRONMENTS[chosen.what]}")
-        with getattr(module, "host", contextlib.nullcontext)():
-            results = try_all(
-                module.ADAPTERS,
-                steps=() if chosen.part == "never-ending" else tuple(STEPS),
-                beginnings=() if chosen.part == "once" else BEGINNINGS,
-                sample=chosen.part == "sample",
-            )
-        path = _path(chosen.what)
-        tried = {(result.adapter, result.fault, result.step, result.for_ever) for result in results}
-        kept = load([path]) if path.exists() else []
-        save(
-            [one for one in kept if (one.adapter, one.fault, one.step, one.for_ever) not in tried] + results,
-            path,
-        )
-    once = [result for result in results if not result.for_ever]
-    print(matrix(once), "", steps(once), "", "Never ending:", sep="\n")
-    print(matrix([result for result in results if result.for_ever]))
+        return _report()
+    began = time.monotonic()
+    results = []
+    for part, tried in _tried(chosen.what, chosen.part, chosen.steps):
+        keep(tried, _path(chosen.what))
+        results += tried
+        print(f"{part}: {time.monotonic() - began:.0f} s after the start", flush=True)
+    _show(results)
     found = flaws(results)
     print(*found, f"{len(results) - len(found)} of {len(results)} cases held", sep="\n")
-    if chosen.what == "report":
-        missed = junit.flaws(beside)
-        print(*missed, f"{sum(one.held for one in beside)} of {len(beside)} tests beside them held", sep="\n")
-        found += missed
     return 1 if found else 0
+
+
+def keep(results: list[Result], path: Path) -> None:
+    """Put results to those of before, in the place of the same cases."""
+    tried = {(one.part, one.adapter, one.fault, one.step) for one in results}
+    before = load([path]) if path.exists() else []
+    save([one for one in before if (one.part, one.adapter, one.fault, one.step) not in tried] + results, path)
+
+
+def _tried(environment: str, part: str, steps: list[int]) -> Iterator[tuple[str, list[Result]]]:
+    """Yield one part after the other, so that what was tried is kept whatever becomes of the next."""
+    module = importlib.import_module(f"tests.faults.{_ENVIRONMENTS[environment]}")
+    with getattr(module, "host", contextlib.nullcontext)():
+        for one in PARTS if part == "all" else (part,):
+            if one == RESTARTS:
+                yield one, try_restarts(module.ADAPTERS)
+            else:
+                cases = sample(module.ADAPTERS) if one == "sample" else plan(module.ADAPTERS, [one], steps)
+                yield one, try_all(cases)
+
+
+def _report() -> int:
+    results = load(path for name in _ENVIRONMENTS if (path := _path(name)).exists())
+    beside = junit.read(map(_junit, _ENVIRONMENTS))
+    write_page(results, beside)
+    _show(results)
+    found, missed = flaws(results), junit.flaws(beside)
+    print(*found, f"{len(results) - len(found)} of {len(results)} cases held", sep="\n")
+    print(*missed, f"{sum(one.held for one in beside)} of {len(beside)} tests beside them held", sep="\n")
+    return 1 if found or missed else 0
+
+
+def _show(results: list[Result]) -> None:
+    for part in PARTS:
+        of = [one for one in results if one.part == part]
+        if of:
+            print(f"{part}:", matrix(of), "", steps(of), "", sep="\n")
 
 
 def _path(name: str) -> Path:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from dstack_core.local import LocalServer
-from tests.faults.loop import Loop
-from tests.faults.matrix import shorter_waits
+from tests.faults import matrix
+from tests.faults.life import Stage
 from tests.settings import no_settings_of_this_machine
 
 
@@ -21,16 +21,11 @@ def server() -> Iterator[LocalServer]:
         yield server
 
 
-@pytest.fixture(scope="session")
-def loop() -> Iterator[Loop]:
-    with Loop() as loop:
-        yield loop
-
-
-@pytest.fixture
-def impatient() -> Iterator[None]:
-    with shorter_waits():
-        yield
+# Not longer than that: what waits is shorter meanwhile.
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    with matrix.stage() as stage:
+        yield stage
 
 
 _no_settings_of_this_machine = pytest.fixture(autouse=True)(no_settings_of_this_machine)

@@ -9,8 +9,9 @@ from typing import Any
 from tests.faults.case import Adapter, Ended
 
 LINES = [f"line-{number:03}" for number in range(1, 501)]
-# A budget of seconds, one last reply that is waited for, and a stop; far from the minutes of a default budget.
-PATIENCE = 60.0
+# A budget of seconds, one last reply that is waited for, and a stop that is tried three times though each reply
+# comes byte by byte; far from the minutes of other budgets.
+PATIENCE = 150.0
 _STOPPED = ("terminating", "terminated")
 
 
@@ -34,7 +35,7 @@ def right_end(life: Life) -> str:
     if list(ended.lines) != LINES:
         return f"{len(ended.lines)} lines, {len(set(ended.lines))} different"
     if ended.status != "done":
-        return f"ended as {ended.status}"
+        return f"ended as {ended.status}: {runs[0].get('message') or runs[0].get('termination_reason')}"
     return ""
 
 
@@ -43,11 +44,16 @@ def clear_error(life: Life) -> str:
     ended = life.ended
     if not _is_clear(ended.error):
         return f"ended as {ended.status} with {type(ended.error).__name__}: {ended.error}"
+    return cut_short(life)
+
+
+def cut_short(life: Life) -> str:
+    """Judge what there is of a life that did not come to its own end."""
     if life.seconds > PATIENCE:
         return f"told after {life.seconds:.0f} s"
     if len(life.runs) > 1:
         return f"{len(life.runs)} runs on the server"
-    if list(ended.lines) != LINES[: len(ended.lines)]:
+    if list(life.ended.lines) != LINES[: len(life.ended.lines)]:
         return "lines are missing, doubled or out of order"
     return ""
 

@@ -15,10 +15,11 @@ import httpx
 
 from dstack_core.local import LocalServer
 from tests.faults.case import Adapter, Case
-from tests.faults.faults import Fault
+from tests.faults.faults import FAULTS, Fault
+from tests.faults.interference import Interference, Scene
 from tests.faults.judges import LINES, Life, clear_error, policy, right_end
 from tests.faults.loop import Loop
-from tests.faults.proxy import FaultProxy
+from tests.faults.proxy import Between, FaultProxy, Served
 
 # The job prints its second half once so many requests came, so every life has at least two more.
 GATE_AT = 14
@@ -26,6 +27,7 @@ STEPS = range(1, GATE_AT + 3)
 # One fault is over soon; what takes longer is a machine without a moment to spare, which is no flaw.
 BUDGET = 300.0
 SHORT_BUDGET = 4.0
+PARTS = ONCE, NEVER_ENDING, INTERFERENCE, RESTARTS = "once", "never-ending", "interference", "restarts"
 OVER = ("done", "failed", "terminated")
 
 _NUMBERS = itertools.count(1)
@@ -36,11 +38,11 @@ _LOCK = threading.Lock()
 class Result:
     """Hold what became of a case; ``flaw`` is empty where everything held."""
 
+    part: str
     adapter: str
     fault: str
     step: int
     endpoint: str
-    for_ever: bool
     reached: bool
     flaw: str
     seconds: float
@@ -52,61 +54,120 @@ def new_name() -> str:
         return f"case-{next(_NUMBERS)}"
 
 
-def commands(gate: Path) -> list[str]:
-    """Return what prints one half of the lines, waits until ``gate`` is opened, and prints the other."""
+def commands(gate: Path, ending: str = "true") -> list[str]:
+    """Return what prints one half of the lines, waits until ``gate`` is opened, prints the other, and ends."""
     half = len(LINES) // 2
     return [
         f"printf 'line-%03d\\n' $(seq 1 {half})",
         f"read _ < {gate} || true",
         f"printf 'line-%03d\\n' $(seq {half + 1} {len(LINES)})",
+        ending,
     ]
 
 
-def try_case(
-    name: str,
-    adapter: Adapter,
-    loop: Loop,
-    server: LocalServer,
-    folder: Path,
-    fault: Fault | None,
-    step: int,
-    *,
-    for_ever: bool = False,
+@dataclass(frozen=True)
+class Stage:
+    """Hold where lives are lived: the event loop of the proxies, the server, a folder for the gates."""
+
+    loop: Loop
+    server: LocalServer
+    folder: Path
+
+    def live(
+        self,
+        adapter: Adapter,
+        fault: Fault | None,
+        step: int,
+        *,
+        name: str,
+        budget: float,
+        for_ever: bool = False,
+        between: Between | None = None,
+        ending: str = "true",
+    ) -> tuple[Life, Served]:
+        """Have ``adapter`` follow one run to its end behind a proxy that does what it is told."""
+        began, gate = datetime.now(UTC), self.folder / name
+        os.mkfifo(gate)
+        task = {"type": "task", "commands": commands(gate, ending)}
+        with FaultProxy(
+            self.loop,
+            self.server.url,
+            fault,
+            step,
+            for_ever=for_ever,
+            gate=gate,
+            gate_at=GATE_AT,
+            between=between,
+        ) as proxy:
+            case = Case(proxy.url, self.server.project, self.server.token, name, task, budget)
+            started = time.monotonic()
+            ended = adapter(case)
+            seconds = time.monotonic() - started
+            served = proxy.served
+        gate.unlink()
+        return Life(ended, runs_named(self.server, name, began), served.paths, seconds), served
+
+
+def try_fault(
+    stage: Stage, name: str, adapter: Adapter, fault: Fault | None, step: int, *, for_ever: bool = False
 ) -> Result:
-    """Do one case and judge it."""
-    run_name = new_name()
-    began = datetime.now(UTC)
-    gate = folder / run_name
-    os.mkfifo(gate)
+    """Do one case of a fault and judge it."""
     budget = SHORT_BUDGET if for_ever else BUDGET
-    task = {"type": "task", "commands": commands(gate)}
-    with FaultProxy(loop, server.url, fault, step, for_ever=for_ever, gate=gate, gate_at=GATE_AT) as proxy:
-        case = Case(proxy.url, server.project, server.token, run_name, task, budget)
-        started = time.monotonic()
-        ended = adapter(case)
-        seconds = time.monotonic() - started
-        served = proxy.served
-    gate.unlink()
-    life = Life(ended, runs_named(server, run_name, began), served.paths, seconds)
+    life, served = stage.live(adapter, fault, step, name=new_name(), budget=budget, for_ever=for_ever)
     flaw = (clear_error(life) or policy(adapter, life)) if for_ever else right_end(life)
-    abort_leftover(server, life)
+    abort_leftover(stage.server, life)
     return Result(
+        NEVER_ENDING if for_ever else ONCE,
         name,
         fault.name if fault else "none",
         step,
-        served.paths[step - 1] if 0 < step <= len(served.paths) else "?",
-        for_ever,
+        _endpoint(served, step),
         fault is None or served.faults > 0,
         flaw,
-        round(seconds, 1),
+        round(life.seconds, 1),
     )
+
+
+def try_interference(
+    stage: Stage, name: str, adapter: Adapter, interference: Interference, step: int
+) -> Result:
+    """Do one case of an interference and judge it."""
+    scene = Scene(stage.server, new_name(), step)
+    lost = next(fault for fault in FAULTS if "lost reply" in fault.name)
+    life, served = stage.live(
+        adapter,
+        lost if interference.loses_a_reply else None,
+        step,
+        name=scene.name,
+        budget=BUDGET,
+        between=interference.between(scene),
+        ending=interference.ending,
+    )
+    flaw = interference.judge(adapter, scene, life)
+    abort_leftover(stage.server, life)
+    happened = scene.happened and (served.faults > 0 or not interference.loses_a_reply)
+    return Result(
+        INTERFERENCE,
+        name,
+        interference.name,
+        step,
+        _endpoint(served, step),
+        happened,
+        flaw,
+        round(life.seconds, 1),
+    )
+
+
+def _endpoint(served: Served, step: int) -> str:
+    return served.paths[step - 1] if 0 < step <= len(served.paths) else "?"
 
 
 def abort_leftover(server: LocalServer, life: Life) -> None:
     """End the run of a case that nobody ended."""
-    if life.runs and life.runs[0]["status"] not in OVER:
-        with server.client() as client:
-            client.runs.stop(life.runs[0]["run_spec"]["run_name"], abort=True)
+    for run in life.runs:
+        if run["status"] not in OVER and not run["deleted"]:
+            with server.client() as client:
+                client.runs.stop(run["run_spec"]["run_name"], abort=True)
 
 
 def runs_named(server: LocalServer, name: str, since: datetime) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +15,26 @@ from dstack_core._flow import retry
 from dstack_core.local import LocalServer
 from tests.faults.case import Adapter
 from tests.faults.faults import FAULTS, Fault
-from tests.faults.life import STEPS, Result, try_case
+from tests.faults.interference import INTERFERENCES, Interference
+from tests.faults.life import (
+    INTERFERENCE,
+    NEVER_ENDING,
+    ONCE,
+    STEPS,
+    Result,
+    Stage,
+    try_fault,
+    try_interference,
+)
 from tests.faults.loop import Loop
 
 # Where a fault that never ends begins: before the run exists, when it is submitted, while it is followed.
 BEGINNINGS = (1, 4, 8)
 # On a machine without a moment to spare the short budget may be spent before the fault has come.
 _TRIES = 4
+_WORKERS = 6
+
+Plan = list[Callable[[Stage], Result]]
 
 
 @contextmanager
@@ -39,46 +52,67 @@ def shorter_waits() -> Iterator[None]:
         log.setLevel(level)
 
 
-def try_all(
-    adapters: Mapping[str, Adapter],
-    *,
-    faults: Sequence[Fault] = FAULTS,
-    steps: Sequence[int] = tuple(STEPS),
-    beginnings: Sequence[int] = BEGINNINGS,
-    sample: bool = False,
-    workers: int = 6,
-) -> list[Result]:
-    """Return the results of every fault once at every step, and for ever from each of ``beginnings`` on.
-
-    A ``sample`` is every fault at one step, another for each.
-    """
-    plan = [(name, fault, step, False) for step in steps for fault in faults for name in adapters]
-    plan += [(name, fault, step, True) for step in beginnings for fault in faults for name in adapters]
-    if sample:
-        plan = [
-            (name, fault, steps[(3 * number + 7 * other) % len(steps)], False)
-            for number, fault in enumerate(faults)
-            for other, name in enumerate(adapters)
-        ]
+@contextmanager
+def stage() -> Iterator[Stage]:
+    """Start the embedded server, and the event loop of the proxies."""
     with (
         shorter_waits(),
         tempfile.TemporaryDirectory(prefix="faults-") as folder,
         Loop() as loop,
         LocalServer(step_seconds=0.0, stop_grace_seconds=0.2) as server,
-        ThreadPoolExecutor(workers) as pool,
     ):
         with server.client() as client:
             # The server makes its user's key at the first request, which takes long.
             client.user()
+        yield Stage(loop, server, Path(folder))
 
-        def one(item: tuple[str, Fault, int, bool]) -> Result:
-            name, fault, step, for_ever = item
+
+def plan(adapters: Mapping[str, Adapter], parts: Collection[str], steps: Collection[int]) -> Plan:
+    """Return the cases of the chosen parts; those that begin at another step than ``steps`` are left out."""
+    cases: Plan = []
+    for step in steps:
+        for name, adapter in adapters.items():
+            for fault in FAULTS:
+                if ONCE in parts:
+                    cases.append(_fault(name, adapter, fault, step, for_ever=False))
+                if NEVER_ENDING in parts and step in BEGINNINGS:
+                    cases.append(_fault(name, adapter, fault, step, for_ever=True))
+            for interference in INTERFERENCES:
+                if INTERFERENCE in parts and step in interference.steps:
+                    cases.append(_interference(name, adapter, interference, step))
+    return cases
+
+
+def sample(adapters: Mapping[str, Adapter]) -> Plan:
+    """Return every fault at one step, another for each."""
+    return [
+        _fault(name, adapter, fault, STEPS[(3 * number + 7 * other) % len(STEPS)], for_ever=False)
+        for number, fault in enumerate(FAULTS)
+        for other, (name, adapter) in enumerate(adapters.items())
+    ]
+
+
+def try_all(cases: Plan) -> list[Result]:
+    """Return the results of all cases; one whose fault did not come is tried again."""
+    with stage() as where, ThreadPoolExecutor(_WORKERS) as pool:
+
+        def one(case: Callable[[Stage], Result]) -> Result:
             for _ in range(_TRIES):
-                result = try_case(
-                    name, adapters[name], loop, server, Path(folder), fault, step, for_ever=for_ever
-                )
+                result = case(where)
                 if result.reached:
                     break
             return result
 
-        return list(pool.map(one, plan))
+        return list(pool.map(one, cases))
+
+
+def _fault(
+    name: str, adapter: Adapter, fault: Fault, step: int, *, for_ever: bool
+) -> Callable[[Stage], Result]:
+    return lambda where: try_fault(where, name, adapter, fault, step, for_ever=for_ever)
+
+
+def _interference(
+    name: str, adapter: Adapter, interference: Interference, step: int
+) -> Callable[[Stage], Result]:
+    return lambda where: try_interference(where, name, adapter, interference, step)

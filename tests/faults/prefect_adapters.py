@@ -39,12 +39,13 @@ class _Impatient(DstackCredentials):
     """Have clients wait for a reply as long as those of the other ways to follow."""
 
     _block_type_slug = "impatient-dstack-credentials"
+    patience: float = TIMEOUT
 
     def get_client(self, **limits: float) -> Client:
-        return super().get_client(**limits | {"timeout": TIMEOUT})
+        return super().get_client(**limits | {"timeout": self.patience})
 
     def get_async_client(self, **limits: float) -> AsyncClient:
-        return super().get_async_client(**limits | {"timeout": TIMEOUT})
+        return super().get_async_client(**limits | {"timeout": self.patience})
 
 
 class _Lines(logging.Handler):

@@ -171,7 +171,7 @@ class FaultProxy:
             if self._fault is not None and self._is_at(number) and not self._named("refuse the connection"):
                 self.served.faults += 1
                 self._open_gate_at(number)
-                if not await self._misbehave(self._fault, request, body, writer):
+                if not await self._misbehave(self._fault, number, request, body, writer):
                     return
             else:
                 status, content = await self._answer(number, request, body)
@@ -185,13 +185,15 @@ class FaultProxy:
                     return
             connection.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
             connection.send(h11.EndOfMessage())
+            if connection.our_state is h11.MUST_CLOSE:
+                return
             connection.start_next_cycle()
 
     async def _misbehave(
-        self, fault: Fault, request: h11.Request, body: bytes, writer: asyncio.StreamWriter
+        self, fault: Fault, number: int, request: h11.Request, body: bytes, writer: asyncio.StreamWriter
     ) -> bool:
         """Do the fault; tell whether the connection can go on."""
-        true = (await self._forward(request, body))[1] if fault.carried_out else b""
+        true = (await self._answer(number, request, body))[1] if fault.carried_out else b""
         if fault.body is not None:
             await write(writer, head(fault.status, fault.body, False, fault.headers), fault.body)
             return True

@@ -8,8 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tests.faults import junit
-from tests.faults.faults import FAULTS
-from tests.faults.life import Result
+from tests.faults.life import INTERFERENCE, NEVER_ENDING, ONCE, PARTS, RESTARTS, Result
 
 ROOT = Path(__file__).parent.parent.parent
 TEMPLATE = Path(__file__).with_name("reliability.md.in")
@@ -27,15 +26,13 @@ def load(paths: Iterable[Path]) -> list[Result]:
     return [Result(**item) for path in paths for item in json.loads(path.read_text())]
 
 
-def matrix(results: Sequence[Result]) -> str:
-    """Return a table in markdown: faults by adapters, held of tried."""
+def matrix(results: Sequence[Result], what: str = "fault") -> str:
+    """Return a table in markdown: what was done by adapters, held of tried."""
     adapters = list(dict.fromkeys(result.adapter for result in results))
-    rows = [["fault", *adapters], ["---", *["---:"] * len(adapters)]]
-    for fault in FAULTS:
-        cells = [
-            _cell([r for r in results if (r.fault, r.adapter) == (fault.name, name)]) for name in adapters
-        ]
-        rows.append([fault.name, *cells])
+    rows = [[what, *adapters], ["---", *["---:"] * len(adapters)]]
+    for name in dict.fromkeys(result.fault for result in results):
+        cells = [_cell([r for r in results if (r.fault, r.adapter) == (name, one)]) for one in adapters]
+        rows.append([name, *cells])
     rows.append(["**all**", *(f"**{_cell([r for r in results if r.adapter == a])}**" for a in adapters)])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -53,8 +50,7 @@ def steps(results: Sequence[Result]) -> str:
 def flaws(results: Sequence[Result], *, why: bool = True) -> list[str]:
     """Return one line for each case that did not hold, or whose fault never came."""
     return [
-        f"{result.adapter}, {result.fault}, request {result.step} ({result.endpoint})"
-        f"{', never ending' if result.for_ever else ''}"
+        f"{result.adapter}, {result.fault}, request {result.step} ({result.endpoint}), {result.part}"
         f"{': ' + (result.flaw or 'the fault never came') if why else ''}"
         for result in results
         if result.flaw or not result.reached
@@ -63,15 +59,19 @@ def flaws(results: Sequence[Result], *, why: bool = True) -> list[str]:
 
 def write_page(results: Sequence[Result], beside: Sequence[junit.Case]) -> None:
     """Fill the template in; the wording is the template's, the numbers are the results'."""
-    once = [result for result in results if not result.for_ever]
-    ever = [result for result in results if result.for_ever]
+    of = {part: [one for one in results if one.part == part] for part in PARTS}
     found = flaws(results)
     page = TEMPLATE.read_text().format(
         tried=len(results),
         held=len(results) - len(found),
-        once=matrix(once),
-        steps=steps(once),
-        ever=matrix(ever),
+        beside_tried=len(beside),
+        beside_held=sum(one.held for one in beside),
+        once=matrix(of[ONCE]),
+        steps=steps(of[ONCE]),
+        ever=matrix(of[NEVER_ENDING]),
+        slowest=max((one.seconds for one in of[NEVER_ENDING]), default=0.0),
+        interference=matrix(of[INTERFERENCE], "what somebody does"),
+        restarts=matrix(of[RESTARTS], "restarted"),
         suites=junit.sections(beside),
         flaws="\n".join(f"* {line}" for line in [*flaws(results, why=False), *junit.flaws(beside)])
         or "None.",

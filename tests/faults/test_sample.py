@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from dstack_core.local import LocalServer
 from tests.faults.core import ADAPTERS
 from tests.faults.faults import FAULTS, Fault
-from tests.faults.life import STEPS, try_case
-from tests.faults.loop import Loop
+from tests.faults.interference import INTERFERENCES, Interference
+from tests.faults.life import STEPS, Stage, try_fault, try_interference
 
 # Another request for each fault and adapter, all of them in turn.
 SAMPLE = [
@@ -24,27 +21,37 @@ NEVER_ENDING = [
     for name in ADAPTERS
 ]
 
-pytestmark = pytest.mark.usefixtures("impatient")
+MEDDLED = [
+    pytest.param(name, one, one.steps[(5 * number + 3 * other) % len(one.steps)], id=f"{one.name}-{name}")
+    for number, one in enumerate(INTERFERENCES)
+    for other, name in enumerate(ADAPTERS)
+]
 
 
 @pytest.mark.parametrize(("name", "fault", "step"), SAMPLE)
 def test_one_fault_costs_no_line_and_makes_no_second_run(
-    server: LocalServer, loop: Loop, tmp_path: Path, name: str, fault: Fault, step: int
+    stage: Stage, name: str, fault: Fault, step: int
 ) -> None:
-    result = try_case(name, ADAPTERS[name], loop, server, tmp_path, fault, step)
+    result = try_fault(stage, name, ADAPTERS[name], fault, step)
     assert (result.reached, result.flaw) == (True, "")
 
 
 @pytest.mark.parametrize(("name", "fault", "step"), NEVER_ENDING)
 def test_a_fault_that_never_ends_is_told_once_and_clearly(
-    server: LocalServer, loop: Loop, tmp_path: Path, name: str, fault: Fault, step: int
+    stage: Stage, name: str, fault: Fault, step: int
 ) -> None:
-    result = try_case(name, ADAPTERS[name], loop, server, tmp_path, fault, step, for_ever=True)
+    result = try_fault(stage, name, ADAPTERS[name], fault, step, for_ever=True)
+    assert (result.reached, result.flaw) == (True, "")
+
+
+@pytest.mark.parametrize(("name", "interference", "step"), MEDDLED)
+def test_what_somebody_does_in_the_middle_is_told_or_does_not_matter(
+    stage: Stage, name: str, interference: Interference, step: int
+) -> None:
+    result = try_interference(stage, name, ADAPTERS[name], interference, step)
     assert (result.reached, result.flaw) == (True, "")
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_nothing_goes_wrong_without_a_fault(
-    server: LocalServer, loop: Loop, tmp_path: Path, name: str
-) -> None:
-    assert try_case(name, ADAPTERS[name], loop, server, tmp_path, None, 0).flaw == ""
+def test_nothing_goes_wrong_without_a_fault(stage: Stage, name: str) -> None:
+    assert try_fault(stage, name, ADAPTERS[name], None, 0).flaw == ""

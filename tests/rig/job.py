@@ -69,7 +69,7 @@ class Job:
             finally:
                 os.close(slave)
             self._journal.state("running")
-            reader = threading.Thread(target=self._read, args=(master,), daemon=True)
+            reader = threading.Thread(target=self._read, args=(master, self._process), daemon=True)
             reader.start()
             threading.Thread(target=self._wait, args=(self._process, reader), daemon=True).start()
             if max_seconds is not None:
@@ -113,12 +113,14 @@ class Job:
         self._timers.append(timer)
         timer.start()
 
-    def _read(self, master: int) -> None:
+    def _read(self, master: int, process: subprocess.Popen[bytes]) -> None:
         """Write the output into the journal, never splitting a character between two messages."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         with open(master, "rb", buffering=0) as terminal:
             while chunk := self._gather(terminal):
                 self._journal.log(chunk, decoder.decode(chunk).encode())
+            # Some programs close their terminal before they end; to hang up on them then would kill them.
+            process.wait()
         if text := decoder.decode(b"", final=True):
             self._journal.log(b"", text.encode())
 

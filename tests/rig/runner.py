@@ -66,6 +66,9 @@ class Runner:
         return JSONResponse({"service": "dstack-runner", "version": self._version})
 
     async def _submit(self, request: Request) -> Response:
+        # As the real runner does, also for a server that was restarted and does not know.
+        if self._submission:
+            return Response("the job was submitted before", status_code=409)
         self._submission = await request.json()
         return Response()
 

@@ -6,6 +6,7 @@ import secrets
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -170,6 +171,17 @@ class RealServer:
             if time.monotonic() > deadline:
                 raise RigError(f"{', '.join(missing)}\n{self.log_tail()}")
             time.sleep(_POLL_SECONDS)
+
+    def restart(self, meanwhile: Callable[[], object] = lambda: None, *, kill: bool = False) -> None:
+        """End the server, or ``kill`` it, and start it again at the same address with all that it has stored.
+
+        The hosts and their jobs go on; ``meanwhile`` is called while nobody listens. Not for a shared server.
+        """
+        if self._process is None:
+            raise RigError("only who started the server may restart it")
+        self._process.stop(kill=kill)
+        meanwhile()
+        self._process.start()
 
     def stop(self) -> None:
         """End the server, the jobs and the hosts, and delete the files."""

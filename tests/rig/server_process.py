@@ -113,14 +113,14 @@ class ServerProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the process and wait until it answers."""
+        """Start the process, with what an earlier one has left in the folder, and wait until it answers."""
         for name in ("home", "t"):
-            (self._folder / name).mkdir()
+            (self._folder / name).mkdir(exist_ok=True)
         command = [str(self._python.parent / "dstack")]
         if self._switches:
             command = [str(self._python), "-P", str(_LAUNCHER)]
         arguments = ["server", "--host", "127.0.0.1", "--port", str(self._port), "-y"]
-        with Path(self.address.log_path).open("wb") as log:
+        with Path(self.address.log_path).open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, *arguments],
                 stdin=subprocess.DEVNULL,
@@ -132,9 +132,11 @@ class ServerProcess:
             )
         self._wait_until_up()
 
-    def stop(self) -> None:
-        """End the process."""
+    def stop(self, *, kill: bool = False) -> None:
+        """Ask the process to end, or ``kill`` it."""
         if self._process is not None:
+            if kill:
+                self._process.kill()
             processes.end(self._process, _END_SECONDS)
 
     def _environment(self) -> dict[str, str]:

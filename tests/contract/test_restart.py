@@ -1,0 +1,29 @@
+"""A real server that is restarted while its runs are followed: the fast twin of ``make test-faults``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.core import ADAPTERS
+from tests.faults.restarts import MOMENTS, Moment, try_moment
+from tests.rig.server import RealServer
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[RealServer]:
+    """Start a server that no other test sees end."""
+    with RealServer(images=True, hosts=len(ADAPTERS)) as server:
+        yield server
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.name)
+def test_a_restart_costs_no_line_and_no_run(own_server: RealServer, moment: Moment) -> None:
+    results = try_moment(own_server, moment, ADAPTERS)
+    assert [(one.adapter, one.reached, one.flaw) for one in results] == [
+        (name, True, "") for name in ADAPTERS
+    ]

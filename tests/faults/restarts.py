@@ -1,0 +1,201 @@
+"""A real dstack server that is ended and started again while it runs what is followed."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dstack_core as dstack
+from tests.faults.case import Adapter, Case
+from tests.faults.judges import LINES, Life, right_end
+from tests.faults.life import OVER, RESTARTS, Result, new_name
+from tests.rig.server import RealServer, RigError
+
+_SECONDS = 120.0
+_BUDGET = 300.0
+_TRIES = 3
+_BEFORE_IT_RUNS = ("pending", "submitted", "provisioning", "pulling")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Hold the runs that are followed together, one by each adapter, and the files their jobs make and await."""
+
+    client: dstack.Client
+    folder: Path
+    names: Sequence[str]
+
+    def commands(self, name: str) -> list[str]:
+        """Return what prints the lines in two halves; the second once ``go`` is there."""
+        half = len(LINES) // 2
+        return [
+            f"printf 'line-%03d\\n' $(seq 1 {half})",
+            f"touch {self.folder / name}.half",
+            f"until [ -e {self.folder / 'go'} ]; do sleep 0.1; done",
+            f"printf 'line-%03d\\n' $(seq {half + 1} {len(LINES)})",
+            f"touch {self.folder / name}.end",
+        ]
+
+    def go(self) -> None:
+        """Let the jobs print their second halves."""
+        (self.folder / "go").touch()
+
+    def statuses(self) -> list[str | None]:
+        """Return what the server says of each, None where it is not there yet."""
+        found = [self.client.runs.get(name) for name in self.names]
+        return [run.raw_status if run is not None else None for run in found]
+
+    def wait_for(self, mark: str) -> list[str | None]:
+        """Wait until each job has made its file, and return how the runs are then."""
+        _until(lambda: all((self.folder / f"{name}.{mark}").exists() for name in self.names))
+        return self.statuses()
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Hold when the server is restarted, and how the runs must be then."""
+
+    name: str
+    wait: Callable[[Runs], list[str | None]]
+    is_right: Callable[[str | None], bool]
+    kill: bool = False
+    together: bool = True
+    meanwhile: Callable[[Runs], None] = lambda runs: None
+
+
+def _before_they_run(runs: Runs) -> list[str | None]:
+    _until(lambda: None not in runs.statuses())
+    return runs.statuses()
+
+
+def _in_the_middle(runs: Runs) -> list[str | None]:
+    runs.wait_for("half")
+    # A server that ends before it has noted that the job started starts it again, and fails the run.
+    _until(lambda: set(runs.statuses()) == {"running"})
+    return runs.statuses()
+
+
+def _at_the_end(runs: Runs) -> list[str | None]:
+    _in_the_middle(runs)
+    runs.go()
+    return runs.wait_for("end")
+
+
+MOMENTS = (
+    Moment(
+        "before the run is going, by kill -9",
+        _before_they_run,
+        lambda status: status in _BEFORE_IT_RUNS,
+        kill=True,
+        # One that is submitted a moment later finds the other running.
+        together=False,
+    ),
+    Moment(
+        "between its two halves; the second is printed meanwhile",
+        _in_the_middle,
+        lambda status: status == "running",
+        meanwhile=Runs.go,
+    ),
+    Moment(
+        "while it ends, by kill -9",
+        _at_the_end,
+        lambda status: status is not None and status not in OVER,
+        kill=True,
+    ),
+)
+
+
+def try_restarts(adapters: Mapping[str, Adapter]) -> list[Result]:
+    """Return the results of a restart at each moment; all adapters follow a run each meanwhile."""
+    with RealServer(images=True, hosts=len(adapters)) as server:
+        return [result for moment in MOMENTS for result in try_moment(server, moment, adapters)]
+
+
+def try_moment(server: RealServer, moment: Moment, adapters: Mapping[str, Adapter]) -> list[Result]:
+    """Return what became of a restart at that moment; of one for each adapter where they cannot be together."""
+    if moment.together:
+        return _try_again(server, moment, adapters)
+    return [one for name, adapter in adapters.items() for one in _try_again(server, moment, {name: adapter})]
+
+
+def _try_again(server: RealServer, moment: Moment, adapters: Mapping[str, Adapter]) -> list[Result]:
+    """Return what became of one restart; it is tried again where a run was further than the moment asks."""
+    for _ in range(_TRIES):
+        try:
+            results = _try_moment(server, moment, adapters)
+        except (TimeoutError, RigError, dstack.DstackError) as error:
+            # The page is to tell it, and the other moments are to come.
+            flaw = f"{type(error).__name__}: {error}"
+            return [Result(RESTARTS, name, moment.name, 0, "?", False, flaw, 0.0) for name in adapters]
+        if all(result.reached for result in results):
+            break
+    return results
+
+
+def _try_moment(server: RealServer, moment: Moment, adapters: Mapping[str, Adapter]) -> list[Result]:
+    arguments: dict[str, Any] = {
+        "server_url": server.url,
+        "project_name": server.project,
+        "user_token": server.token,
+    }
+    names = [f"restarted-{new_name()}" for _ in adapters]
+    needs = {"user": "root", "fleets": [server.fleet]} if server.release >= (0, 19, 3) else {"user": "root"}
+    with (
+        tempfile.TemporaryDirectory(prefix="restart-") as folder,
+        dstack.Client(**arguments) as client,
+        ThreadPoolExecutor(len(adapters)) as pool,
+    ):
+        runs = Runs(client, Path(folder), names)
+
+        def follow(adapter: Adapter, name: str) -> Life:
+            task = {"type": "task", "commands": runs.commands(name), **needs}
+            case = Case(server.url, server.project, server.token, name, task, _BUDGET, 0.5, 10.0)
+            began = time.monotonic()
+            ended = adapter(case)
+            return Life(ended, _all_named(client, name), (), time.monotonic() - began)
+
+        try:
+            lives = [pool.submit(follow, *item) for item in zip(adapters.values(), names, strict=True)]
+            statuses = moment.wait(runs)
+            server.restart(lambda: moment.meanwhile(runs), kill=moment.kill)
+        finally:
+            runs.go()
+        return [
+            _judged(moment, name, status, life.result(_SECONDS + _BUDGET))
+            for name, status, life in zip(adapters, statuses, lives, strict=True)
+        ]
+
+
+def _judged(moment: Moment, adapter: str, status: str | None, life: Life) -> Result:
+    return Result(
+        RESTARTS,
+        adapter,
+        moment.name,
+        0,
+        status or "?",
+        moment.is_right(status),
+        right_end(life),
+        round(life.seconds, 1),
+    )
+
+
+def _all_named(client: dstack.Client, name: str) -> list[dict[str, Any]]:
+    found: Iterable[dstack.Run] = client.runs.list(all=True)
+    return [
+        {"id": run.id, "status": run.raw_status, "message": getattr(run.outcome(), "message", None)}
+        for run in found
+        if run.name == name
+    ]
+
+
+def _until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _SECONDS
+    while not is_true():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the runs do not come as far as they should")
+        time.sleep(0.05)
