@@ -108,7 +108,9 @@ class _Hubs:
         with self._lock:
             # A loop that ended with clients open must not be kept for ever.
             self._known = {known: hub for known, hub in self._known.items() if not known[0].is_closed()}
-            hub = self._known.setdefault(key, _Hub(settings))
+            if key not in self._known:
+                self._known[key] = _Hub(settings)
+            hub = self._known[key]
             hub.members += 1
             return hub
 

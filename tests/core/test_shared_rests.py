@@ -13,6 +13,8 @@ from dstack_core._flow.stop import Stops
 from dstack_core._shared import stall
 from dstack_core._shared.board import Asked, Board
 from dstack_core._shared.stall import StallGuard
+from dstack_core._shared.transport import SharedTransport
+from dstack_core._transport.settings import TransportSettings
 from dstack_core._wire.runs import RunSnapshot
 from dstack_core.errors import TransientServerError
 from dstack_core.models.events import LogLines, RunFinished
@@ -215,6 +217,23 @@ def test_drivers_that_share_nothing_wait_and_look(driver: Driver) -> None:
     assert driver.clock.slept == [5, 5]
     assert [event.lines for event in events if isinstance(event, LogLines)] == [("a",)]
     assert isinstance(events[-1], RunFinished)
+
+
+def test_one_guard_serves_all_clients_and_ends_with_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[StallGuard] = []
+    monkeypatch.setattr(StallGuard, "start", started.append)
+
+    async def steps() -> None:
+        settings = TransportSettings("http://127.0.0.1:9", "token")
+        transports = [SharedTransport(settings) for _ in range(5)]
+        for each in transports:
+            with pytest.raises(TransientServerError):
+                await each(API.stop("train", abort=False).request)
+        for each in transports:
+            await each.close()
+        assert len(started) == 1
+
+    asyncio.run(steps())
 
 
 @pytest.mark.parametrize(("late", "holds"), [(7.0, []), (60.0, [stall.STALL_SECONDS])])
