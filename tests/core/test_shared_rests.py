@@ -220,8 +220,9 @@ def test_drivers_that_share_nothing_wait_and_look(driver: Driver) -> None:
 
 
 def test_one_guard_serves_all_clients_and_ends_with_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[StallGuard] = []
-    monkeypatch.setattr(StallGuard, "start", started.append)
+    guards: list[str] = []
+    monkeypatch.setattr(StallGuard, "start", lambda _: guards.append("started"))
+    monkeypatch.setattr(StallGuard, "stop", lambda _: guards.append("stopped"))
 
     async def steps() -> None:
         settings = TransportSettings("http://127.0.0.1:9", "token")
@@ -231,7 +232,8 @@ def test_one_guard_serves_all_clients_and_ends_with_the_last(monkeypatch: pytest
                 await each(API.stop("train", abort=False).request)
         for each in transports:
             await each.close()
-        assert len(started) == 1
+            assert guards == ["started"] or each is transports[-1]
+        assert guards == ["started", "stopped"]
 
     asyncio.run(steps())
 
