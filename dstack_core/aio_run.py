@@ -68,10 +68,10 @@ class AsyncRun(RunBase[AsyncTransport]):
 
         ``progress`` (from any earlier event) goes on right behind that event. ``poll_interval`` and
         ``retry_budget`` in seconds; a server that is silent for longer raises ``ServerUnreachableError``,
-        the run goes on. ``sleep`` (a function of seconds) replaces ``asyncio.sleep``. Leaving the iteration
-        does not stop the run. The status is looked at every time, a log that stays silent less and less
-        often, at most 15 seconds apart (a minute with a ``SharedAsyncClient``). Raises
-        ``RunNotFoundError`` and the server errors.
+        the run goes on. ``sleep`` (a function of seconds) replaces ``asyncio.sleep``; with it every look
+        wakes this follower, also with a ``SharedAsyncClient``. Leaving the iteration does not stop the run.
+        The status is looked at every time, a log that stays silent less and less often, at most 15 seconds
+        apart (a minute with a ``SharedAsyncClient``). Raises ``RunNotFoundError`` and the server errors.
         """
         flow = self._session.follow(
             progress or Progress(self.name, self.id),

@@ -19,7 +19,8 @@ class SharedAsyncClient(AsyncClient):
     answered from pages of 100 active runs instead of a request each; what is on no such page is asked for
     alone. No answer is older than its question. ``follow`` and ``wait`` look at multiples of
     ``poll_interval`` on the clock, at most a second behind, so that runs watched with the same interval
-    are asked for together. Source: PROTOCOL 1.7.
+    are asked for together; a look that shows nothing new wakes nobody. When the process stood still for 8
+    seconds, replies are held back for as long: another process may have taken over. Source: PROTOCOL 1.7.
     """
 
     _shared: ClassVar[bool] = True

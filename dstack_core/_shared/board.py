@@ -61,7 +61,7 @@ class Asked:
 
     def goes_on(self, run: RunSnapshot | None) -> bool:
         """Tell whether ``run`` shows nothing that ends this rest; then it rests for another interval."""
-        if self.step is None or self.is_last or run is None or self.step.is_news(run):
+        if self.step is None or self.is_last or self.answer.done() or run is None or self.step.is_news(run):
             return False
         self.rounds += 1
         self.due += self.step.interval

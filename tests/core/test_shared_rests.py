@@ -142,6 +142,21 @@ def test_who_is_cancelled_rests_no_more() -> None:
     run(steps)
 
 
+def test_who_is_cancelled_among_others_is_forgotten() -> None:
+    async def steps() -> None:
+        server = Server(10)
+        one = board(server)
+        # The page ends with the first of them: when that is answered, the others rest again.
+        all_asked = [rest(one, index, 1000 if index else 2) for index in range(10)]
+        all_asked[3].answer.cancel()
+        assert await ended(all_asked[:1]) == ["running"]
+        assert set(one._waiting) == {look(index) for index in range(1, 10)} - {look(3)}
+        one.close()
+        assert await ended(all_asked[4:]) == [None] * 6
+
+    run(steps)
+
+
 def test_a_run_that_cannot_be_read_ends_its_rest_alone() -> None:
     async def steps() -> None:
         server = Server(10)
