@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from benchmarks.results import Curve, Row, Section, cli
 from benchmarks.stub_server import Answers
 from dstack_core._flow.follow import FollowOptions, follow
-from dstack_core._flow.steps import Sleep
+from dstack_core._flow.steps import Rest, Rested
 from dstack_core._wire.api import Api
 from dstack_core._wire.plain import Call, Reply
 from dstack_core.models.progress import Progress
@@ -21,14 +22,20 @@ def requests_of(seconds: float, *, shared: bool) -> Counter[str]:
     answers, now = Answers(1, 0, 100, 1), 0.0
     options = FollowOptions(INTERVAL, logs=True, wall_clock=lambda: now, shared=shared)
     flow = follow(Api("http://server", "main"), Progress("run-0", "id-0"), options)
+
+    def done(call: Call[Any]) -> Any:
+        asked = {"id": "id-0", "run_name": "run-0"}
+        return call.parse(Reply(200, {}, answers.reply(call.request.path, asked)))
+
     step = next(flow)
     while now < seconds:
         if isinstance(step, Call):
-            asked = {"id": "id-0", "run_name": "run-0"}
-            step = flow.send(step.parse(Reply(200, {}, answers.reply(step.request.path, asked))))
-            continue
-        now += step.seconds if isinstance(step, Sleep) else 0
-        step = next(flow)
+            step = flow.send(done(step))
+        elif isinstance(step, Rest):
+            now += step.seconds
+            step = flow.send(Rested(done(step.look), 1))
+        else:
+            step = next(flow)
     return answers.counts
 
 

@@ -11,7 +11,7 @@ from dstack_core._flow.runs import look
 from dstack_core._flow.steps import Flow, Sleep
 from dstack_core._flow.stop import Stops
 from dstack_core._wire.api import Api
-from dstack_core._wire.logs import LogMessage
+from dstack_core._wire.logs import LogMessages
 from dstack_core._wire.runs import Job, RunSnapshot, Submission
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.events import Event
@@ -86,14 +86,14 @@ def _chosen(run: RunSnapshot, node: int | None) -> Sequence[Job]:
     return jobs
 
 
-def _chunk(job: Job, submission: Submission, messages: Sequence[LogMessage], rest: bytes) -> LogBytes:
+def _chunk(job: Job, submission: Submission, messages: LogMessages, rest: bytes) -> LogBytes:
     return LogBytes(
-        rest + b"".join(message.data for message in messages),
+        rest + messages.data,
         node=job.node,
         replica=job.replica,
         attempt=submission.attempt,
         submission_id=submission.id,
-        timestamp=datetime.fromisoformat(messages[-1].timestamp),
+        timestamp=datetime.fromisoformat(messages.timestamps[-1]),
     )
 
 

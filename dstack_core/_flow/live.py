@@ -181,7 +181,7 @@ def _poll(
         pages = PageReader(api, progress.run_name, submission.id, cursor)
         while (messages := (yield from pages.next_page())) is not None:
             cursor = pages.cursor
-            fresh = rest.fresh(b"".join(message.data for message in messages))
+            fresh = rest.fresh(messages.data)
             if fresh:
                 yield LogChunk(progress, _owned(fresh, submission))
         if over or source.is_closed:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from dstack_core._flow.steps import Flow, Op, call
 from dstack_core._wire.api import Api
-from dstack_core._wire.logs import LogMessage, LogPage, Reader, split_lines, start_time
+from dstack_core._wire.logs import LogMessages, LogPage, Reader, split_lines, start_time
 from dstack_core._wire.runs import Job, RunSnapshot, Submission
 from dstack_core.errors import ProtocolError
 from dstack_core.models.events import LogLines
@@ -30,7 +30,7 @@ def _read_submission(
     while True:
         messages = yield from pages.next_page()
         ended = messages is None
-        data = b"".join(message.data for message in messages or ())
+        data = b"" if messages is None else messages.data
         lines, cursor = split_lines(
             replace(pages.cursor, pending=progress.cursor(submission.id).pending),
             data,
@@ -67,7 +67,7 @@ class PageReader:
         """Return the place behind the last message given out."""
         return self._reader.cursor
 
-    def next_page(self) -> Op[list[LogMessage] | None]:
+    def next_page(self) -> Op[LogMessages | None]:
         """Return the next new messages, or None when there are none now.
 
         Raises ``ProtocolError`` for a server that gives empty pages without end.

@@ -4,35 +4,45 @@ from __future__ import annotations
 
 import base64
 from binascii import a2b_base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from dstack_core._wire.plain import text, time_of
 from dstack_core.models.progress import LogCursor
 
 PAGE_SIZE = 1000
 _LONGEST_PENDING = 64 * 1024
-# "2026-11-23T12:00:00.123456" and the Z behind it
-_WIDTH = 26
+_TODAYS = "0000-00-00T00:00:00.000000Z"
+_NO_DIGITS = str.maketrans("123456789", "0" * 9)
 _OFFSET = "+00:00"
 
 
-class LogMessage(NamedTuple):
-    """Hold one message: a chunk as the runner read it, not a line.
+@dataclass(frozen=True, slots=True)
+class LogMessages:
+    """Hold messages in columns: a busy log is thousands a second, too many for an object each.
 
-    ``timestamp`` is written in UTC at a fixed width, so that comparing two as text compares the times,
-    whichever way the server writes them (PROTOCOL 1.1: ``Z`` or ``+00:00``).
+    A message is a chunk as the runner read it, not a line. A timestamp is written in UTC at a fixed width,
+    so that comparing two as text compares the times, whichever way the server writes them (PROTOCOL 1.1:
+    ``Z`` or ``+00:00``).
     """
 
-    timestamp: str
-    data: bytes
+    timestamps: list[str]
+    chunks: list[bytes]
 
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self.timestamps)
 
-# As ``LogMessage._make``, but not by way of two calls in Python for each.
-_MESSAGE_OF: Callable[[tuple[str, bytes]], LogMessage] = partial(tuple.__new__, LogMessage)
+    @property
+    def data(self) -> bytes:
+        """Return all their bytes."""
+        return b"".join(self.chunks)
+
+    def behind(self, number: int) -> LogMessages:
+        """Return those behind the first ``number``."""
+        return LogMessages(self.timestamps[number:], self.chunks[number:]) if number else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +52,16 @@ class LogPage:
     ``tokens`` tells whether this server has page tokens at all (0.19.16 on).
     """
 
-    messages: list[LogMessage]
+    messages: LogMessages
     next_token: str | None
     tokens: bool
 
 
 def parse_page(body: Mapping[str, Any]) -> LogPage:
     """Read the reply of ``logs/poll``."""
-    # A busy log is thousands of messages a second: what happens for each is kept to the least.
-    stamps = _all_utc([item["timestamp"] for item in body["logs"]])
-    data = [a2b_base64(item["message"]) for item in body["logs"]]
-    messages = list(map(_MESSAGE_OF, zip(stamps, data, strict=True)))
+    logs = body["logs"]
+    timestamps = _all_utc([item["timestamp"] for item in logs])
+    messages = LogMessages(timestamps, [a2b_base64(item["message"]) for item in logs])
     return LogPage(messages, text(body.get("next_token")), tokens="next_token" in body)
 
 
@@ -69,14 +78,14 @@ def start_time(cursor: LogCursor) -> str | None:
 
 
 def _all_utc(timestamps: Sequence[str]) -> list[str]:
-    number = len(list(map(datetime.fromisoformat, timestamps)))
-    joined = "\n".join(timestamps)
-    ends = joined[_WIDTH :: _WIDTH + 2], joined[_WIDTH + 1 :: _WIDTH + 2]
-    # Today's servers write it so that only the offset is to be spelt out, for all of them at once.
-    alike = ends == ("Z" * number, "\n" * (number - 1))
-    if number and alike and joined.count("Z") == number and joined.count("\n") == number - 1:
-        return joined.replace("Z", _OFFSET).split("\n")
-    return [_utc(stamp) for stamp in timestamps]
+    # Today's servers write them so that only the offset is to be spelt out, for all of them at once.
+    joined = "".join(timestamps)
+    if timestamps and joined.translate(_NO_DIGITS) == _TODAYS * len(timestamps):
+        # The newest is what the next request asks behind, the last what a chunk is dated with.
+        for used in (max(timestamps), timestamps[-1]):
+            datetime.fromisoformat(used)
+        return joined.replace("Z", _OFFSET + "\n").split("\n")[:-1]
+    return [_utc(timestamp) for timestamp in timestamps]
 
 
 def _utc(timestamp: str) -> str:
@@ -91,25 +100,24 @@ class Reader:
         self._to_pass = cursor.seen_at_after
         self._passing_at = cursor.after
 
-    def take(self, messages: list[LogMessage]) -> list[LogMessage]:
+    def take(self, messages: LogMessages) -> LogMessages:
         """Return the messages not seen before and count them as seen."""
         passed = 0
-        while self._to_pass and passed < len(messages) and messages[passed].timestamp == self._passing_at:
+        while self._to_pass and passed < len(messages) and messages.timestamps[passed] == self._passing_at:
             self._to_pass -= 1
             passed += 1
-        fresh = messages[passed:]
+        fresh = messages.behind(passed)
         if fresh:
             self._to_pass = 0
-            self._count(fresh)
+            self._count(fresh.timestamps)
         return fresh
 
-    def _count(self, fresh: Sequence[LogMessage]) -> None:
-        stamps = [message.timestamp for message in fresh]
-        newest, cursor = max(stamps), self.cursor
+    def _count(self, fresh: Sequence[str]) -> None:
+        newest, cursor = max(fresh), self.cursor
         if cursor.after is None or newest > cursor.after:
-            self.cursor = replace(cursor, after=newest, seen_at_after=stamps.count(newest))
+            self.cursor = replace(cursor, after=newest, seen_at_after=fresh.count(newest))
         elif newest == cursor.after:
-            self.cursor = replace(cursor, seen_at_after=cursor.seen_at_after + stamps.count(newest))
+            self.cursor = replace(cursor, seen_at_after=cursor.seen_at_after + fresh.count(newest))
 
 
 def split_lines(cursor: LogCursor, data: bytes, *, final: bool = False) -> tuple[tuple[str, ...], LogCursor]:

@@ -6,10 +6,11 @@ import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dstack_core._wire.logs import LogMessage, Reader, parse_page, split_lines, start_time
+from dstack_core._wire.logs import LogMessages, Reader, parse_page, split_lines, start_time
 from dstack_core.models.progress import LogCursor
 
 
@@ -17,10 +18,11 @@ def stamp(ms: int) -> str:
     return f"2026-11-23T09:30:00.{ms:03}000+00:00"
 
 
-def ask(store: list[LogMessage], cursor: LogCursor) -> list[LogMessage]:
+def ask(store: list[tuple[str, bytes]], cursor: LogCursor) -> LogMessages:
     """Answer as the server does: strictly newer than start_time."""
     since = start_time(cursor)
-    return [message for message in store if since is None or message.timestamp > since]
+    newer = [(at, data) for at, data in store if since is None or at > since]
+    return LogMessages([at for at, _ in newer], [data for _, data in newer])
 
 
 @given(
@@ -30,16 +32,18 @@ def ask(store: list[LogMessage], cursor: LogCursor) -> list[LogMessage]:
 def test_no_message_is_lost_or_doubled_when_the_store_grows_between_reads(
     growth: list[tuple[int, bytes]], steps: list[int]
 ) -> None:
-    store: list[LogMessage] = []
+    store: list[tuple[str, bytes]] = []
     ms = 0
     for advance, data in growth:
         ms += advance
-        store.append(LogMessage(stamp(ms), data))
-    cursor, got, visible = LogCursor(), [], 0
+        store.append((stamp(ms), data))
+    cursor, visible = LogCursor(), 0
+    got: list[tuple[str, bytes]] = []
     while visible < len(store):
         visible = min(len(store), visible + steps[visible % len(steps)])
         reader = Reader(LogCursor(**json.loads(json.dumps(asdict(cursor)))))
-        got += reader.take(ask(store[:visible], reader.cursor))
+        new = reader.take(ask(store[:visible], reader.cursor))
+        got += zip(new.timestamps, new.chunks, strict=True)
         cursor = reader.cursor
     assert got == store
 
@@ -84,6 +88,15 @@ def test_an_empty_line_is_a_line() -> None:
     assert split_lines(LogCursor(), b"a\r\n\r\nb\r\n")[0] == ("a", "", "b")
 
 
+@pytest.mark.parametrize("wrong", ["2026-13-01T00:00:00.000000Z", "2026-11-23T25:00:00.000000Z"])
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_time_that_cannot_be_is_told_where_it_would_be_used(wrong: str, at: int) -> None:
+    stamps = ["2026-11-23T09:30:00.000001Z"] * 2
+    stamps[at] = wrong
+    with pytest.raises(ValueError, match="must be in"):
+        parse_page({"logs": [{"timestamp": one, "message": ""} for one in stamps]})
+
+
 @given(
     st.lists(
         st.tuples(
@@ -101,4 +114,4 @@ def test_timestamps_are_told_alike_however_they_are_written(written: list[tuple[
         (moment if "%f" in form else moment.replace(microsecond=0)).isoformat(timespec="microseconds")
         for moment, form in written
     ]
-    assert [message.timestamp for message in parse_page({"logs": logs}).messages] == expected
+    assert parse_page({"logs": logs}).messages.timestamps == expected

@@ -107,9 +107,9 @@ def test_a_missing_run_is_none(version: str) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_log_pages_of_all_versions(version: str) -> None:
     log = API.poll_logs("run", "id", start_time=None).parse(recorded_reply(f"logs_poll_e2e_{version}"))
-    assert [message.data.endswith(b"\r\n") for message in log.messages] == [True, True]
-    assert log.messages[1].data == b"bye\r\n"
-    assert log.messages[0].timestamp.endswith("+00:00")
+    assert [chunk.endswith(b"\r\n") for chunk in log.messages.chunks] == [True, True]
+    assert log.messages.chunks[1] == b"bye\r\n"
+    assert log.messages.timestamps[0].endswith("+00:00")
     assert (log.next_token, log.tokens) == (None, version != "0.18.44")
 
 
