@@ -172,9 +172,12 @@ async def main() -> None:
         return
     kind = SharedAsyncClient if chosen.way == "shared" else AsyncClient
     # What asks for each run by itself falls behind; it shall not give up on that.
-    patience = {"timeout": 600.0, "retry_budget": 3600.0}
     async with kind(
-        server_url=chosen.url, project_name="main", user_token=chosen.token, **patience
+        server_url=chosen.url,
+        project_name="main",
+        user_token=chosen.token,
+        timeout=600.0,
+        retry_budget=3600.0,
     ) as client:
         await watch_all(following(client, chosen.interval), chosen.runs, chosen.warm, chosen.seconds)
 

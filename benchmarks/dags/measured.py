@@ -49,7 +49,9 @@ def run(dag_id: str, command: str, **arguments: Any) -> None:
 for name, deferrable in (("sync", False), ("deferred", True)):
     run(f"nothing_{name}", "true", deferrable=deferrable, poll_interval=1.0)
     run(f"ticking_{name}", TICKING, deferrable=deferrable, poll_interval=2.0)
-    run(f"speaking_{name}", SPEAKING, deferrable=deferrable, poll_interval=1.0)
+    # A run that is over in the first seconds is followed by the worker to its end, deferrable or not.
+    first = "sleep 10; " if deferrable else ""
+    run(f"speaking_{name}", first + SPEAKING, deferrable=deferrable, poll_interval=1.0)
     run(f"sleeping_{name}", "sleep 300", deferrable=deferrable, poll_interval=1.0)
 
 with DAG("empty_operator", schedule=None):

@@ -21,8 +21,9 @@ _LONGEST_GATHERING = 12
 PAGE_WORTH = 4
 # So long a run counts as watched. Where fewer than PAGE_WORTH are, rounds wait for no others.
 _REMEMBERED_SECONDS = 300.0
-# Rests that end within this part of their interval are looked after in the same round.
-_EARLY_SHARE = 0.25
+# Rests that end within this time are looked after in one round: a second, or that part of a short interval.
+_TOGETHER_SECONDS = 1.0
+_TOGETHER_SHARE = 0.2
 # Whoever is woken has something to do, mostly to read a log. So not all are woken at once: after a handful
 # there is a pause of so many seconds for each, in all at most that share of the interval.
 _HANDFUL = 10
@@ -55,16 +56,19 @@ class Asked:
         """Tell whether the next look ends it, whatever that shows."""
         return self.step is None or self.rounds >= self.step.rounds
 
-    def is_ready(self, now: float) -> bool:
-        early = _EARLY_SHARE * self.step.interval if self.step else 0.0
-        return self.due - early <= now
+    @property
+    def latest(self) -> float:
+        """Return when to look at the latest."""
+        interval = self.step.interval if self.step else 0.0
+        return self.due + min(_TOGETHER_SECONDS, _TOGETHER_SHARE * interval)
 
-    def goes_on(self, run: RunSnapshot | None) -> bool:
+    def goes_on(self, run: RunSnapshot | None, now: float) -> bool:
         """Tell whether ``run`` shows nothing that ends this rest; then it rests for another interval."""
         if self.step is None or self.is_last or self.answer.done() or run is None or self.step.is_news(run):
             return False
         self.rounds += 1
-        self.due += self.step.interval
+        # What was missed while the server was slow is not made up for.
+        self.due += self.step.interval * (1 + max(0.0, now - self.due) // self.step.interval)
         return True
 
 
@@ -108,7 +112,7 @@ class Board:
         if self._rounds is None:
             # An empty context: the work is for all, so nothing of it belongs into the log of the first.
             self._rounds = loop.create_task(self._work(), context=Context())
-        elif due < self._wake_at:
+        elif asked.latest < self._wake_at:
             self._woken.set()
         return asked
 
@@ -129,7 +133,10 @@ class Board:
 
     async def _until_due(self) -> None:
         loop = asyncio.get_running_loop()
-        while (wait := min(asked.due for asked in _all(self._waiting)) - loop.time()) > 0:
+        crowded = len(self._last_asked) >= PAGE_WORTH
+        while (
+            wait := min(each.latest if crowded else each.due for each in _all(self._waiting)) - loop.time()
+        ) > 0:
             self._woken.clear()
             self._wake_at = loop.time() + wait
             with suppress(TimeoutError):
@@ -160,9 +167,9 @@ class Board:
         now = asyncio.get_running_loop().time()
         ready: _Waiting = {}
         for lookup, all_asked in self._waiting.items():
-            if all(asked.is_ready(now) for asked in all_asked):
+            if all(asked.due <= now for asked in all_asked):
                 ready[lookup] = all_asked
-            elif taken := [asked for asked in all_asked if asked.is_ready(now)]:
+            elif taken := [asked for asked in all_asked if asked.due <= now]:
                 ready[lookup] = taken
                 all_asked[:] = [asked for asked in all_asked if asked not in taken]
         for lookup in [one for one, all_asked in ready.items() if all_asked is self._waiting[one]]:
@@ -214,7 +221,8 @@ class Board:
 
     def _tell(self, all_asked: list[Asked], sighting: Sighting) -> int:
         """Answer who is to be told; return how many."""
-        ended = [asked for asked in all_asked if not asked.goes_on(sighting.run)]
+        now = asyncio.get_running_loop().time()
+        ended = [asked for asked in all_asked if not asked.goes_on(sighting.run, now)]
         if ended:
             _answer(ended, sighting.reply)
             all_asked[:] = [asked for asked in all_asked if asked not in ended]
