@@ -19,9 +19,9 @@ from tests.faults import loud_job
 from tests.local.server_process import serving_apart
 
 PACE = 10_000_000
-# A page holds at most 1,000 messages of what a job writes in 2 ms or of 64 KiB; here that is 20 MB as text, base64,
-# parsed, joined and split. What a follower of a whole log kept would be more than the log itself.
-MOST_MEMORY = 200_000_000
+# A page holds at most 1,000 messages of 64 KiB, which is what a reader gets that a busy machine left behind: as text,
+# base64, parsed, joined and split eight times as much. A minute of the log, kept, would be more than twice that.
+MOST_MEMORY = 8 * 1000 * 64 * 1024
 SECONDS = pytest.mark.parametrize(
     "seconds", [5, pytest.param(60, marks=[pytest.mark.endurance, pytest.mark.timeout(600)])]
 )
