@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
+
+# Below what Linux (from 32768) and macOS (from 49152) give to connections: none of those takes one meanwhile.
+_PORTS = range(20000, 32000)
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
+    """Return a port of this machine that nobody listens on, and that no connection is given by chance later."""
+    while True:
+        port = secrets.choice(_PORTS)
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return port

@@ -7,7 +7,6 @@ import contextlib
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import requests
 
+from tests.ports import free_port
 from tests.provider_airflow.support import wait_for
 
 _NAMES = ("api-server", "scheduler", "dag-processor", "triggerer")
@@ -26,7 +26,7 @@ class Components:
     def __init__(self, home: Path, database_url: str, environment: dict[str, str]) -> None:
         self.home = home
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._port, log_port, trigger_log_port = _free_ports(3)
+        self._port, log_port, trigger_log_port = free_port(), free_port(), free_port()
         self._environment = {
             **os.environ,
             **environment,
@@ -87,7 +87,7 @@ class Components:
         environment = dict(self._environment)
         kind = name.rstrip("-0123456789")
         if name != kind:
-            environment["AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT"] = str(_free_ports(1)[0])
+            environment["AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT"] = str(free_port())
         with (self.home / f"{name}.out").open("ab") as output:
             self._processes[name] = subprocess.Popen(
                 [airflow, kind], env=environment, stdout=output, stderr=output, start_new_session=True
@@ -218,11 +218,3 @@ class Components:
     def _dag_files(self) -> set[str]:
         dags = self.call("GET", "/api/v2/dags?limit=100")["dags"]
         return {Path(dag["fileloc"]).stem for dag in dags}
-
-
-def _free_ports(number: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]

@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import time
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import requests
 
+from tests.ports import free_port
 from tests.rig import processes
 
 DEFAULT_VERSION = os.environ.get("DSTACK_TEST_SERVER_VERSION", "0.22.5")
@@ -27,7 +27,6 @@ _END_SECONDS = 30.0
 _POLL_SECONDS = 0.1
 _REQUEST_SECONDS = 30.0
 _TAIL_LINES = 40
-_PORTS = range(20000, 32000)
 
 
 class RigError(Exception):
@@ -72,17 +71,6 @@ def server_python(version: str) -> Path:
     return python
 
 
-def _free_port() -> int:
-    """Return a free port outside the range from which the system gives ports to others meanwhile."""
-    while True:
-        port = secrets.choice(_PORTS)
-        try:
-            socket.create_server(("127.0.0.1", port)).close()
-        except OSError:
-            continue
-        return port
-
-
 class ServerProcess:
     """Start a server below `folder` and end it.
 
@@ -104,7 +92,7 @@ class ServerProcess:
             raise RigError("the dstack server needs the OpenSSH client (`ssh`) on the PATH")
         self._python = python or server_python(version)
         self._folder = folder
-        self._port = _free_port()
+        self._port = free_port()
         url = f"http://127.0.0.1:{self._port}"
         self.address = ServerAddress(version, url, secrets.token_hex(16), str(folder / "server.log"))
         switches = {"RIG_FAST": fast, "RIG_IMAGES": images}
