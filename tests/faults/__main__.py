@@ -10,17 +10,20 @@ import contextlib
 import importlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tests.faults import junit
-from tests.faults.life import PARTS, RESTARTS, STEPS, Result
+from tests.faults.case import Adapter
+from tests.faults.life import KILLED, PARTS, RESTARTS, STEPS, Result
 from tests.faults.matrix import plan, sample, try_all
 from tests.faults.report import flaws, load, matrix, save, steps, write_page
 from tests.faults.restarts import try_restarts
 
 _REPORTS = Path("build/reports")
 _ENVIRONMENTS = {"core": "core", "airflow": "airflow_adapters", "prefect": "prefect_adapters"}
+# Their ways are processes of a real host; the core has no process of its own.
+_KILLED = {"airflow": "airflow_kills", "prefect": "prefect_kills"}
 
 
 def main() -> int:
@@ -56,14 +59,23 @@ def keep(results: list[Result], path: Path) -> None:
 
 def _tried(environment: str, part: str, steps: list[int]) -> Iterator[tuple[str, list[Result]]]:
     """Yield one part after the other, so that what was tried is kept whatever becomes of the next."""
-    module = importlib.import_module(f"tests.faults.{_ENVIRONMENTS[environment]}")
-    with getattr(module, "host", contextlib.nullcontext)():
+    with _host(_ENVIRONMENTS[environment]) as adapters:
         for one in PARTS if part == "all" else (part,):
             if one == RESTARTS:
-                yield one, try_restarts(module.ADAPTERS)
-            else:
-                cases = sample(module.ADAPTERS) if one == "sample" else plan(module.ADAPTERS, [one], steps)
-                yield one, try_all(cases)
+                yield one, try_restarts(adapters)
+            elif one != KILLED:
+                yield one, try_all(sample(adapters) if one == "sample" else plan(adapters, [one], steps))
+    if part in ("all", KILLED) and environment in _KILLED:
+        with _host(_KILLED[environment]) as adapters:
+            yield KILLED, try_all(plan(adapters, [KILLED], steps))
+
+
+@contextlib.contextmanager
+def _host(name: str) -> Iterator[Mapping[str, Adapter]]:
+    """Give what a module of adapters has, while its host is up."""
+    module = importlib.import_module(f"tests.faults.{name}")
+    with getattr(module, "host", contextlib.nullcontext)():
+        yield module.ADAPTERS
 
 
 def _report() -> int:

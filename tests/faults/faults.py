@@ -37,3 +37,9 @@ FAULTS = (
     Fault("one byte a second", True),
     Fault("server restarted in between", True),
 )
+
+# What a machine does that is lost; the process that asked is ended by SIGKILL.
+KILLS = (
+    Fault("kill -9 before the request is carried out", False),
+    Fault("kill -9 after the request was carried out", True),
+)

@@ -15,7 +15,7 @@ import httpx
 
 from dstack_core.local import LocalServer
 from tests.faults.case import Adapter, Case
-from tests.faults.faults import FAULTS, Fault
+from tests.faults.faults import FAULTS, KILLS, Fault
 from tests.faults.interference import Interference, Scene
 from tests.faults.judges import LINES, Life, clear_error, policy, right_end
 from tests.faults.loop import Loop
@@ -27,7 +27,13 @@ STEPS = range(1, GATE_AT + 3)
 # One fault is over soon; what takes longer is a machine without a moment to spare, which is no flaw.
 BUDGET = 300.0
 SHORT_BUDGET = 4.0
-PARTS = ONCE, NEVER_ENDING, INTERFERENCE, RESTARTS = "once", "never-ending", "interference", "restarts"
+PARTS = ONCE, NEVER_ENDING, INTERFERENCE, RESTARTS, KILLED = (
+    "once",
+    "never-ending",
+    "interference",
+    "restarts",
+    "killed",
+)
 OVER = ("done", "failed", "terminated")
 
 _NUMBERS = itertools.count(1)
@@ -117,7 +123,7 @@ def try_fault(
     flaw = (clear_error(life) or policy(adapter, life)) if for_ever else right_end(life)
     abort_leftover(stage.server, life)
     return Result(
-        NEVER_ENDING if for_ever else ONCE,
+        KILLED if fault in KILLS else NEVER_ENDING if for_ever else ONCE,
         name,
         fault.name if fault else "none",
         step,

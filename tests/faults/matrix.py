@@ -14,10 +14,11 @@ from urllib3.util.retry import Retry
 from dstack_core._flow import retry
 from dstack_core.local import LocalServer
 from tests.faults.case import Adapter
-from tests.faults.faults import FAULTS, Fault
+from tests.faults.faults import FAULTS, KILLS, Fault
 from tests.faults.interference import INTERFERENCES, Interference
 from tests.faults.life import (
     INTERFERENCE,
+    KILLED,
     NEVER_ENDING,
     ONCE,
     STEPS,
@@ -77,6 +78,8 @@ def plan(adapters: Mapping[str, Adapter], parts: Collection[str], steps: Collect
                     cases.append(_fault(name, adapter, fault, step, for_ever=False))
                 if NEVER_ENDING in parts and step in BEGINNINGS:
                     cases.append(_fault(name, adapter, fault, step, for_ever=True))
+            if KILLED in parts:
+                cases += [_fault(name, adapter, kill, step, for_ever=False) for kill in KILLS]
             for interference in INTERFERENCES:
                 if INTERFERENCE in parts and step in interference.steps:
                     cases.append(_interference(name, adapter, interference, step))

@@ -18,7 +18,8 @@ from typing import Any, Self
 import h11
 import httpx
 
-from tests.faults.faults import REFUSED_SECONDS, RESTART_SECONDS, Fault
+from tests.faults.faults import KILLS, REFUSED_SECONDS, RESTART_SECONDS, Fault
+from tests.faults.killing import kill_client_at
 from tests.faults.loop import Loop
 from tests.faults.raw_http import endpoint, head, next_request, write
 
@@ -203,6 +204,7 @@ class FaultProxy:
             "stall past the timeout": self._stall,
             "one byte a second": lambda: self._drip(writer, true),
             "server restarted in between": self._restart,
+            **{kill.name: lambda: self._kill(writer) for kill in KILLS},
         }
         if fault.name in how and await how[fault.name]():
             return True
@@ -237,6 +239,11 @@ class FaultProxy:
             self._open_soon(RESTART_SECONDS)
         for task in self._connections - {me}:
             task.cancel()
+        return False
+
+    async def _kill(self, writer: asyncio.StreamWriter) -> bool:
+        port: int = writer.get_extra_info("peername")[1]
+        await asyncio.to_thread(kill_client_at, port)
         return False
 
     async def _answer(self, number: int, request: h11.Request, body: bytes) -> Answer:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tests.faults import junit
-from tests.faults.life import INTERFERENCE, NEVER_ENDING, ONCE, PARTS, RESTARTS, Result
+from tests.faults.life import INTERFERENCE, KILLED, NEVER_ENDING, ONCE, PARTS, RESTARTS, Result
 
 ROOT = Path(__file__).parent.parent.parent
 TEMPLATE = Path(__file__).with_name("reliability.md.in")
@@ -72,6 +72,8 @@ def write_page(results: Sequence[Result], beside: Sequence[junit.Case]) -> None:
         slowest=max((one.seconds for one in of[NEVER_ENDING]), default=0.0),
         interference=matrix(of[INTERFERENCE], "what somebody does"),
         restarts=matrix(of[RESTARTS], "restarted"),
+        killed=matrix(of[KILLED], "killed"),
+        killed_steps=steps(of[KILLED]),
         suites=junit.sections(beside),
         flaws="\n".join(f"* {line}" for line in [*flaws(results, why=False), *junit.flaws(beside)])
         or "None.",

@@ -1,0 +1,23 @@
+"""Kill the process that holds the other end of a connection."""
+
+from __future__ import annotations
+
+import os
+
+import psutil
+
+
+def kill_client_at(port: int) -> None:
+    """End by SIGKILL whoever holds a connection from that port of this machine, and wait until it is gone.
+
+    Raises ``RuntimeError`` where that is nobody, or this process.
+    """
+    held = [one for one in psutil.net_connections("tcp4") if one.laddr and one.laddr.port == port and one.pid]
+    owners = {one.pid for one in held}
+    if len(owners) != 1 or os.getpid() in owners:
+        raise RuntimeError(f"the connection from port {port} is held by {sorted(map(str, owners))}")
+    process = psutil.Process(owners.pop())
+    process.kill()
+    # A zombie has let go of everything it held, too.
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        psutil.wait_procs([process], timeout=0.01)
