@@ -9,8 +9,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing
 
 import paramiko
 import pytest
@@ -23,7 +23,7 @@ from dstack_core._ssh.live_logs import LogStream
 from dstack_core._wire.attach import Hop
 from dstack_core.errors import AttachError
 from tests.core.ssh_hosts import RUN_KEY, USER, Host, way
-from tests.faults.raw_server import Answer, Reaction, reacting
+from tests.faults.raw_server import Answer, Reaction, reacting, repeating, talking
 
 PATIENCE = 30.0
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -34,39 +34,6 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hops_module, "_CONNECT_SECONDS", 0.5)
     monkeypatch.setattr(live_logs, "_OPEN_SECONDS", 0.5)
     monkeypatch.setattr(live_logs, "_SILENCE_SECONDS", 0.5)
-
-
-@contextmanager
-def talking(answer: Answer) -> Iterator[int]:
-    """Have ``answer`` write to each connection at once; give the port."""
-    with ExitStack() as held:
-        listening = held.enter_context(socket.create_server(("127.0.0.1", 0)))
-
-        def serve() -> None:
-            with suppress(OSError):
-                while True:
-                    connection, _ = listening.accept()
-                    held.callback(connection.close)
-                    threading.Thread(target=quietly, args=(connection,), daemon=True).start()
-
-        def quietly(connection: socket.socket) -> None:
-            with suppress(OSError):
-                answer(connection)
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield listening.getsockname()[1]
-        listening.shutdown(socket.SHUT_RDWR)
-
-
-def repeating(first: bytes, then: bytes, pause: float = 0.0) -> Answer:
-    over = threading.Event()
-
-    def answer(connection: socket.socket) -> None:
-        connection.sendall(first)
-        while not over.wait(pause):
-            connection.sendall(then)
-
-    return answer
 
 
 def memory() -> int:

@@ -21,7 +21,7 @@ import pytest
 
 import dstack_core as dstack
 from tests.core.scripted import run_json
-from tests.faults.raw_server import Answer, answering, whole
+from tests.faults.raw_server import Answer, answering, repeating, whole
 
 TOKEN = "the-secret-token"
 KINDS = pytest.mark.parametrize("kind", ["sync", "async"])
@@ -46,33 +46,22 @@ def get(kind: str, url: str, **arguments: Any) -> Any:
     return asyncio.run(go())
 
 
-def again_and_again(first: bytes, then: bytes, pause: float = 0.0) -> Answer:
-    over = threading.Event()
-
-    def answer(connection: socket.socket) -> None:
-        connection.sendall(first)
-        while not over.wait(pause):
-            connection.sendall(then)
-
-    return answer
-
-
 ENDLESS: dict[str, Callable[[], Answer]] = {
-    "a head byte by byte": lambda: again_and_again(HEAD + b"X-Long: ", b"x", 0.05),
-    "a status line byte by byte": lambda: again_and_again(b"HTTP/1.1 200 ", b"O", 0.05),
-    "100 without end": lambda: again_and_again(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
-    "103 without end": lambda: again_and_again(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"),
-    "headers without end": lambda: again_and_again(HEAD, b"X-More: " + b"x" * 1000 + b"\r\n"),
-    "one header without end": lambda: again_and_again(HEAD + b"X-Long: ", b"x" * 65536),
-    "no HTTP at all": lambda: again_and_again(b"", b"SSH-2.0-what\r\n"),
-    "tiny chunks": lambda: again_and_again(HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n", 0.05),
-    "chunk extensions without end": lambda: again_and_again(
+    "a head byte by byte": lambda: repeating(HEAD + b"X-Long: ", b"x", 0.05),
+    "a status line byte by byte": lambda: repeating(b"HTTP/1.1 200 ", b"O", 0.05),
+    "100 without end": lambda: repeating(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "103 without end": lambda: repeating(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"),
+    "headers without end": lambda: repeating(HEAD, b"X-More: " + b"x" * 1000 + b"\r\n"),
+    "one header without end": lambda: repeating(HEAD + b"X-Long: ", b"x" * 65536),
+    "no HTTP at all": lambda: repeating(b"", b"SSH-2.0-what\r\n"),
+    "tiny chunks": lambda: repeating(HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n", 0.05),
+    "chunk extensions without end": lambda: repeating(
         HEAD + b"Transfer-Encoding: chunked\r\n\r\n1;", b"x" * 65536
     ),
-    "trailers without end": lambda: again_and_again(
+    "trailers without end": lambda: repeating(
         HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n \r\n0\r\n", b"X-More: x\r\n"
     ),
-    "a compressed body without end": lambda: again_and_again(
+    "a compressed body without end": lambda: repeating(
         HEAD + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(b" ")[:-8], b"\x00\x00\x00\xff\xff", 0.05
     ),
 }
