@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from dstack_core.models.records import EventRecord, Metric
     from dstack_core.models.repos import RepoMapping
     from dstack_core.models.resources import GPU, Resources
+    from dstack_core.models.secrets import secret_values
     from dstack_core.models.statuses import RunStatus, SpotPolicy
     from dstack_core.run import Run
 
@@ -107,6 +108,7 @@ _HOMES = {
     "models.records": ("EventRecord", "Metric"),
     "models.repos": ("RepoMapping",),
     "models.resources": ("GPU", "Resources"),
+    "models.secrets": ("secret_values",),
     "models.statuses": ("RunStatus", "SpotPolicy"),
     "run": ("Run",),
 }
@@ -181,6 +183,7 @@ __all__ = [
     "__version__",
     "load_configuration",
     "parse_configuration",
+    "secret_values",
 ]
 
 

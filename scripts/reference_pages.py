@@ -72,6 +72,7 @@ PAGES = [
             "Progress",
             "LogCursor",
             "LogBytes",
+            "secret_values",
             "EventRecord",
             "Metric",
         ),

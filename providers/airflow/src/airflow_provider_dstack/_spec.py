@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from dstack_core import Configuration, Resources, RetryPolicy
 
 Choice = TypeVar("Choice", bound=str)
-
-_SHORTEST_SECRET = 5
 
 
 def read_configuration(value: Any) -> Configuration:
@@ -80,7 +78,7 @@ def secrets_in(configuration: Any) -> Iterator[str]:
 
     Numbers and flags are left readable. Yields nothing for a configuration that is wrong.
     """
-    from dstack_core import ConfigurationError
+    from dstack_core import ConfigurationError, secret_values
 
     try:
         loaded = read_configuration(configuration)
@@ -89,21 +87,6 @@ def secrets_in(configuration: Any) -> Iterator[str]:
     env = loaded.env if isinstance(loaded.env, Mapping) else {}
     password = loaded.registry_auth.password if loaded.registry_auth else None
     yield from secret_values([*env.values(), password])
-
-
-def secret_values(values: Iterable[str | None]) -> Iterator[str]:
-    """Yield those of ``values`` that are to be hidden in logs; numbers and flags stay readable."""
-    for value in values:
-        if value and len(value) >= _SHORTEST_SECRET and not _is_plain(value):
-            yield value
-
-
-def _is_plain(value: str) -> bool:
-    try:
-        float(value)
-    except ValueError:
-        return value.lower() in {"true", "false"}
-    return True
 
 
 def one_of(name: str, value: Choice, choices: Collection[str]) -> Choice:

@@ -13,7 +13,6 @@ from airflow_provider_dstack._checkpoint import SECONDS_BETWEEN, Checkpoints, lo
 from airflow_provider_dstack._compat import trigger_has_on_kill
 from airflow_provider_dstack._outcome import broken_event, finished_event, timed_out_event
 from airflow_provider_dstack._relay import DEFAULT_LOG_BUDGET, Relay
-from airflow_provider_dstack._spec import secret_values
 from airflow_provider_dstack._stop import KILL_LIMITS, OnKillAction, Stopping, is_to_be_stopped
 from airflow_provider_dstack._threads import in_thread, start_later
 from airflow_provider_dstack.hooks import DstackHook
@@ -213,6 +212,8 @@ class DstackRunTrigger(BaseTrigger):
         return hook.async_client(retry_budget=self.retry_budget), {**first, **(kept or {})}
 
     def _relay(self, run: AsyncRun, kept: dict[str, Any]) -> Relay:
+        from dstack_core import secret_values
+
         return Relay(
             kept["tail"],
             relayed_bytes=kept["relayed_bytes"],

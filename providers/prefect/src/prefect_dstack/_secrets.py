@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-_SHORTEST = 5
+from dstack_core import secret_values
+
 _HIDDEN = "***"
+_SHORTEST_LINE = 5
 # What Prefect itself gives to a run on a machine is no secret, apart from how to log in.
 _PREFECTS = "PREFECT_"
 _PREFECTS_SECRETS = ("_KEY", "_AUTH_STRING")
@@ -21,8 +23,8 @@ class Hider:
 
     def add(self, values: Iterable[str | None]) -> None:
         """Hide these from now on."""
-        found = {line for value in values if value and not _is_plain(value) for line in value.splitlines()}
-        self._lines |= {line for line in found if len(line) >= _SHORTEST}
+        lines = {line for value in secret_values(values) for line in value.splitlines()}
+        self._lines |= {line for line in lines if len(line) >= _SHORTEST_LINE}
         if self._lines:
             longest_first = sorted(self._lines, key=len, reverse=True)
             self._pattern = re.compile("|".join(map(re.escape, longest_first)))
@@ -39,11 +41,3 @@ def secrets_in(env: Mapping[str, str]) -> list[str]:
         for name, value in env.items()
         if not name.startswith(_PREFECTS) or name.endswith(_PREFECTS_SECRETS)
     ]
-
-
-def _is_plain(value: str) -> bool:
-    try:
-        float(value)
-    except ValueError:
-        return value.lower() in {"true", "false"}
-    return True
