@@ -1,115 +1,24 @@
 """What a try does with the run of the try before: the whole operator against a server, without Airflow's
-components; the store is a dict that lives as long as Airflow's would."""
+components."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from airflow_provider_dstack import _stop
 from airflow_provider_dstack._compat import AirflowFailException
 from airflow_provider_dstack._durable import DECISIONS, RECORD_KEY, Decision, Record
-from airflow_provider_dstack._names import TaskNames
 from airflow_provider_dstack.errors import (
     DstackError,
     DstackRunFailed,
-    DstackRunInterrupted,
-    DstackServerUnreachable,
 )
-from airflow_provider_dstack.operators import DstackRunOperator
-from dstack_core import Run, Task
+from dstack_core import Task
 from dstack_core.local import LocalServer
-from tests.provider_airflow.support import paths, wait_for
-
-STARTED = datetime(2026, 11, 23, 12, tzinfo=UTC)
-
-
-class Store:
-    """Keep values as Airflow's task state store does."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, Any] = {}
-
-    def get(self, key: str) -> Any:
-        return self.values.get(key)
-
-    def set(self, key: str, value: Any) -> None:
-        self.values[key] = value
-
-    def delete(self, key: str) -> None:
-        self.values.pop(key, None)
-
-
-class BrokenStore(Store):
-    """Fail as the store does when its backend is away."""
-
-    def get(self, key: str) -> Any:
-        raise OSError("the store is away")
-
-    def set(self, key: str, value: Any) -> None:
-        raise OSError("the store is away")
-
-    delete = get
-
-
-class Tries:
-    """Be one task instance over its tries; ``store`` None is Airflow before 3.3."""
-
-    def __init__(self, server: LocalServer, store: Store | None, **arguments: Any) -> None:
-        self.server = server
-        self.store = store
-        self.arguments = {"poll_interval": 0.1, "retries": 2, **arguments}
-        self.ti = SimpleNamespace(
-            dag_id="d", run_id="r", task_id="train", try_number=1, max_tries=2, map_index=-1, id="1"
-        )
-
-    def next_try(self, *, cleared: bool = False) -> None:
-        if cleared:
-            self.ti.max_tries = self.ti.try_number + 2
-        self.ti.try_number += 1
-        self.ti.id = f"{self.ti.id}'"
-
-    def operator(self, *commands: str, **arguments: Any) -> DstackRunOperator:
-        return DstackRunOperator(
-            task_id="train",
-            configuration=Task(commands=list(commands or ("true",))),
-            **{**self.arguments, **arguments},
-        )
-
-    @property
-    def context(self) -> Any:
-        context: dict[str, Any] = {"ti": self.ti, "dag_run": SimpleNamespace(start_date=STARTED)}
-        return context if self.store is None else {**context, "task_state_store": self.store}
-
-    @property
-    def names(self) -> TaskNames:
-        return TaskNames.of(self.context, retries=2)
-
-    def lost(self, *commands: str) -> Run:
-        """Leave behind what a worker does that is lost while the run goes on."""
-        names = self.names
-        run = self.server.client().runs.submit(
-            Task(commands=list(commands)), run_name=names.run.name, marker=names.run.marker
-        )
-        if type(self.store) is Store:
-            told = Record(*names.run, "main", self.ti.try_number, self.ti.max_tries)
-            self.store.set(RECORD_KEY, {name: getattr(told, name) for name in told.__slots__})
-        self.next_try()
-        return run
-
-    def execute(self, *commands: str, **arguments: Any) -> dict[str, Any]:
-        result: dict[str, Any] = self.operator(*commands, **arguments).execute(self.context)
-        return result
-
-    def runs(self) -> list[Run]:
-        return self.server.client().runs.list(all=True)
+from tests.provider_airflow.support import over, paths, wait_for
+from tests.provider_airflow.tries import BrokenStore, Store, Tries, record_of
 
 
 @pytest.fixture(params=["store", "names alone", "broken store"])
@@ -121,11 +30,6 @@ def tries(request: pytest.FixtureRequest, server: LocalServer) -> Tries:
 @pytest.fixture
 def stored(server: LocalServer) -> Tries:
     return Tries(server, Store())
-
-
-def over(run: Run) -> Run:
-    wait_for(f"end of run {run.name}", lambda: run.refresh().outcome(), 30)
-    return run
 
 
 def test_the_table_is_complete() -> None:
@@ -196,7 +100,7 @@ def test_a_cleared_success_runs_again(tries: Tries) -> None:
 
 def test_a_submission_under_way_when_its_worker_was_lost_makes_no_second_run(tries: Tries) -> None:
     if type(tries.store) is Store:
-        tries.store.set(RECORD_KEY, _record(tries))
+        tries.store.set(RECORD_KEY, record_of(tries))
     lost = tries.names.run
     tries.next_try()
     # The request of the lost worker is carried out in the very moment in which the next try submits.
@@ -234,7 +138,7 @@ def test_a_task_that_is_not_durable_neither_looks_nor_writes(stored: Tries) -> N
 
 def test_a_run_in_another_project_is_left_alone(stored: Tries, capfd: pytest.CaptureFixture[str]) -> None:
     assert stored.store is not None
-    stored.store.set(RECORD_KEY, {**_record(stored), "project": "elsewhere"})
+    stored.store.set(RECORD_KEY, {**record_of(stored), "project": "elsewhere"})
     stored.next_try()
     stored.execute("true")
     assert "in project elsewhere; that run is left alone" in capfd.readouterr().out
@@ -253,119 +157,6 @@ def test_the_same_name_is_free_again_for_the_next_try(server: LocalServer) -> No
         tries.execute("exit 1")
     tries.next_try()
     assert tries.execute("true")["run_name"] == "training"
-
-
-def _record(tries: Tries) -> dict[str, Any]:
-    return {
-        "run_name": tries.names.run.name,
-        "marker": tries.names.run.marker,
-        "project": "main",
-        "try_number": 1,
-        "max_tries": 2,
-        "run_id": None,
-    }
-
-
-@pytest.mark.parametrize(("try_number", "left"), [(1, True), (3, False)], ids=["tries left", "last try"])
-def test_a_task_that_loses_sight_of_its_run_leaves_it_to_the_next_try(
-    stored: Tries, try_number: int, left: bool
-) -> None:
-    stored.ti.try_number = try_number
-    stored.server.faults.add("/logs/poll", times=None, status=503)
-    with pytest.raises(DstackServerUnreachable):
-        stored.execute("sleep 600", retry_budget=0.5)
-    (run,) = stored.runs()
-    assert (paths(stored.server, "/runs/stop") == []) is left
-    if left:
-        stored.server.faults.clear()
-        stored.next_try()
-        stored.server.client().runs.stop(run.name)
-        with pytest.raises(DstackError):
-            stored.execute("exit 5")
-        assert len(stored.runs()) == 2
-
-
-class Policy:
-    """Decide like a retry policy of Airflow 3.3."""
-
-    def __init__(self, action: str) -> None:
-        self.action = action
-
-    def evaluate(self, **told: Any) -> Any:
-        assert isinstance(told["exception"], DstackServerUnreachable)
-        return SimpleNamespace(action=SimpleNamespace(value=self.action))
-
-
-@pytest.mark.parametrize(("action", "left"), [("fail", False), ("retry", True), ("default", True)])
-def test_a_retry_policy_is_asked_whether_there_is_a_next_try(
-    stored: Tries, action: str, left: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        Tries, "context", {**stored.context, "task": SimpleNamespace(retry_policy=Policy(action))}
-    )
-    stored.server.faults.add("/logs/poll", times=None, status=503)
-    with pytest.raises(DstackServerUnreachable):
-        stored.execute("sleep 600", retry_budget=0.5)
-    assert (paths(stored.server, "/runs/stop") == []) is left
-
-
-def killed_while_running(tries: Tries, monkeypatch: pytest.MonkeyPatch, state: Callable[[], Any]) -> Run:
-    """Kill the task while its run goes on and Airflow answers ``state`` about it; return the run."""
-    monkeypatch.setattr(_stop, "task_state", lambda ti: state())
-    operator = tries.operator("sleep 600")
-
-    def kill() -> None:
-        wait_for("running run", lambda: [one for one in tries.runs() if one.raw_status == "running"])
-        operator.on_kill()
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    with pytest.raises(DstackRunInterrupted):
-        operator.execute(tries.context)
-    thread.join()
-    (run,) = tries.runs()
-    return run
-
-
-@pytest.mark.parametrize("state", ["running", "up_for_retry", "queued"])
-def test_a_worker_that_goes_away_leaves_the_run_to_the_next_try(
-    stored: Tries, monkeypatch: pytest.MonkeyPatch, state: str
-) -> None:
-    run = killed_while_running(stored, monkeypatch, lambda: state)
-    assert paths(stored.server, "/runs/stop") == []
-    assert run.outcome() is None
-
-
-def _unknown() -> str:
-    raise OSError("Airflow does not answer")
-
-
-@pytest.mark.parametrize(
-    ("state", "try_number"),
-    [
-        (lambda: "failed", 1),
-        (lambda: "success", 1),
-        (lambda: "restarting", 1),
-        (lambda: None, 1),
-        (_unknown, 1),
-        (lambda: "running", 3),
-    ],
-    ids=["failed", "success", "cleared", "no such task", "unknown", "last try"],
-)
-def test_a_task_that_somebody_ended_or_that_has_no_next_try_stops_its_run(
-    stored: Tries, monkeypatch: pytest.MonkeyPatch, state: Callable[[], Any], try_number: int
-) -> None:
-    stored.ti.try_number = try_number
-    run = over(killed_while_running(stored, monkeypatch, state))
-    assert run.raw_status == "terminated"
-
-
-def test_airflows_silence_does_not_delay_the_stop(stored: Tries, monkeypatch: pytest.MonkeyPatch) -> None:
-    silence = threading.Event()
-    run = killed_while_running(stored, monkeypatch, lambda: silence.wait(60) and "running")
-    silence.set()
-    assert len(paths(stored.server, "/runs/stop")) == 1
-    assert over(run).raw_status == "terminated"
 
 
 def test_the_best_offer_is_told_before_the_run_is_submitted(

@@ -19,7 +19,7 @@ from airflow_provider_dstack._compat import trigger_has_on_kill
 from dstack_core import Run
 from dstack_core.local import LocalServer
 from tests.provider_airflow.components import Components
-from tests.provider_airflow.support import runs_of, wait_for
+from tests.provider_airflow.support import over, runs_of, wait_for
 from tests.provider_airflow.test_real_components import running_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.matrix]
@@ -109,11 +109,6 @@ def case(components: Components, shared_server: LocalServer, tmp_path: Path) -> 
     shared_server.faults.clear()
     yield Case(components, shared_server, tmp_path / "gate")
     shared_server.faults.clear()
-
-
-def over(run: Run) -> Run:
-    wait_for(f"end of run {run.name}", lambda: run.refresh().outcome(), 30)
-    return run
 
 
 @pytest.mark.parametrize("state", ["failed", "success"])

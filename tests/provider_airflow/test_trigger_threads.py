@@ -14,7 +14,7 @@ from airflow_provider_dstack import _compat
 from airflow_provider_dstack.hooks import DstackHook
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import over, paths, wait_for
-from tests.provider_airflow.test_trigger import killed, payloads, submitted, trigger_for
+from tests.provider_airflow.triggering import killed, payloads, submitted, trigger_for
 
 
 def test_nothing_that_blocks_is_done_on_the_event_loop(
