@@ -138,9 +138,7 @@ class Execution:
 
             _until(last, f"the last record of flow run {self.id}")
             while len(found) % _PAGE == 0:
-                page = client.read_logs(
-                    chosen, limit=_PAGE, offset=len(found), sort=LogSort.TIMESTAMP_ASC
-                )
+                page = client.read_logs(chosen, limit=_PAGE, offset=len(found), sort=LogSort.TIMESTAMP_ASC)
                 found += [Record(log.task_run_id, log.message) for log in page]
                 if not page:
                     break
@@ -155,7 +153,8 @@ def _judged(records: list[Record]) -> Ended:
         if record.task_run_id is not None:
             by_execution[record.task_run_id] += record.message.splitlines()
     *earlier, last = (
-        [line.strip() for line in lines if line.strip().startswith("line-")] for lines in by_execution.values()
+        [line.strip() for line in lines if line.strip().startswith("line-")]
+        for lines in by_execution.values()
     )
     for lines in earlier:
         if lines != LINES[: len(lines)]:
