@@ -6,16 +6,24 @@ import os
 
 import psutil
 
+Address = tuple[str, int]
 
-def kill_client_at(port: int) -> None:
-    """End by SIGKILL whoever holds a connection from that port of this machine, and wait until it is gone.
+
+def kill_client(client: Address, server: Address) -> None:
+    """End by SIGKILL whoever holds the connection from ``client`` to ``server``, and wait until it is gone.
 
     Raises ``RuntimeError`` where that is nobody, or this process.
     """
-    held = [one for one in psutil.net_connections("tcp4") if one.laddr and one.laddr.port == port and one.pid]
-    owners = {one.pid for one in held}
+    # A port alone is not enough: connections to different servers may have the same.
+    owners = {
+        one.pid
+        for one in psutil.net_connections("tcp4")
+        if (one.laddr, one.raddr) == (client, server) and one.pid
+    }
     if len(owners) != 1 or os.getpid() in owners:
-        raise RuntimeError(f"the connection from port {port} is held by {sorted(map(str, owners))}")
+        raise RuntimeError(
+            f"the connection from {client} to {server} is held by {sorted(owners) or 'nobody'}"
+        )
     process = psutil.Process(owners.pop())
     process.kill()
     # A zombie has let go of everything it held, too.

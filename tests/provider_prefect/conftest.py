@@ -5,18 +5,14 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.ports import free_port
+from tests.provider_prefect import hosts
 
 _HOME = tempfile.mkdtemp(prefix="prefect-tests-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
@@ -49,34 +45,14 @@ from prefect_dstack import DstackCredentials  # noqa: E402
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start a real Prefect server and return the address of its API."""
-    address = os.environ["PREFECT_API_URL"]
     log = tmp_path_factory.mktemp("server") / "log"
-    command = [
-        sys.executable,
-        "-m",
-        "prefect",
-        "server",
-        "start",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(_PORT),
-    ]
-    with log.open("wb") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        _wait_until_healthy(f"{address}/health", server, log)
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            yield address
-            # Else the last records are sent to a server that is gone, at the end of the process.
-            APILogHandler().flush()
-    finally:
-        server.terminate()
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+    with (
+        hosts.prefect_server(_PORT, log=log, environment=os.environ) as address,
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
+        yield address
+        # Else the last records are sent to a server that is gone, at the end of the process.
+        APILogHandler().flush()
 
 
 @pytest.fixture
@@ -92,17 +68,3 @@ def credentials(dstack: LocalServer) -> DstackCredentials:
     return DstackCredentials(
         server_url=dstack.url, project_name=dstack.project, user_token=SecretStr(dstack.token)
     )
-
-
-def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(url, timeout=2) as reply:
-                if reply.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    pytest.fail(f"the Prefect server did not start:\n{log.read_text()[-3000:]}")

@@ -232,6 +232,7 @@ def test_a_run_that_ended_after_its_flow_died_is_not_paid_twice(served: tuple[Lo
     until(lambda: state_of(flow_run_id).is_completed(), seconds=START_SECONDS)
     (run,) = runs_of(server, flow_run_id)
     assert outcome_of(run).succeeded
+    log_records(flow_run_id, last="the-end")
 
 
 @pytest.mark.parametrize("name", ["direct", "submitted", "adirect"])

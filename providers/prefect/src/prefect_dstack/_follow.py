@@ -70,7 +70,7 @@ def follow(job: Job, run: Run) -> dict[str, Any]:
 
 async def afollow(job: Job, run: AsyncRun) -> dict[str, Any]:
     """Relay the run's events until it is over: the twin of ``follow``."""
-    job.tell_start(run)
+    await asyncio.to_thread(job.tell_start, run)
     job.relay.hider.add(secrets_in(run.env))
     await asyncio.to_thread(job.report.start, run)
     events = run.follow(

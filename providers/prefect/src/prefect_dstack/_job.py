@@ -11,6 +11,7 @@ from prefect.context import TaskRunContext
 from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled
 
+from prefect_dstack import _told
 from prefect_dstack._probe import CancelProbe, StopRequested
 from prefect_dstack._relay import Relay
 from prefect_dstack._report import Report
@@ -27,7 +28,8 @@ _INTERRUPTS = (TerminationSignal, KeyboardInterrupt, SystemExit, asyncio.Cancell
 class Job:
     """Hold one execution: what to submit, under which name, and who watches it.
 
-    ``is_owned`` tells whether the run is to be stopped when its execution is cut short.
+    ``is_owned`` tells whether the run is to be stopped when its execution is cut short. ``flow_run_id`` is
+    that of the flow run whose log the run's is told in.
     """
 
     spec: dict[str, Any]
@@ -40,6 +42,7 @@ class Job:
     retry_budget: float
     keeps_on_crash: bool
     is_owned: bool = True
+    flow_run_id: str | None = None
     started: float = field(default_factory=time.monotonic)
 
     def sleep(self, seconds: float) -> None:
@@ -59,15 +62,22 @@ class Job:
                 raise request
 
     def tell_start(self, run: Run | AsyncRun) -> None:
-        """Log which run this is; the log of one that is over already was relayed when it went on."""
+        """Log which run this is; a log that was told to its end when the run went on is not told again.
+
+        Asks the Prefect server where an earlier execution submitted a run that is over.
+        """
         self.logger.info("Run %s: %s", run.name, run.url)
-        if self.target.is_adopted:
-            is_over = run.outcome() is not None
-            self.relay.stream_logs = self.relay.stream_logs and not is_over
-            self.logger.info(
-                "An earlier execution of this flow run submitted it; %s",
-                "its outcome is taken over" if is_over else "it is followed from its first log line on",
-            )
+        if not self.target.is_adopted:
+            return
+        outcome = run.outcome()
+        if outcome is not None and self.relay.stream_logs:
+            self.relay.stream_logs = not _told.was_told(outcome, self.flow_run_id, self.logger)
+        self.logger.info(
+            "An earlier execution of this flow run submitted it; %s",
+            "it is followed from its first log line on"
+            if outcome is None or self.relay.stream_logs
+            else "its outcome is taken over",
+        )
 
     def result(self) -> dict[str, Any]:
         """Return the outcome as JSON-plain values, or raise what the run's failure is."""
@@ -80,7 +90,8 @@ class Job:
             outcome.raise_for_status()
         except RunError as error:
             raise type(error)(error.message + self._last_lines(), outcome) from None
-        self.logger.info("Run %s", _in_words(outcome))
+        self.logger.info("%s", _in_words(outcome))
+        _told.remember(outcome)
         return outcome.to_dict()
 
     def stops_after(self, error: BaseException) -> bool:
@@ -141,7 +152,7 @@ class Job:
 
 
 def _in_words(outcome: Outcome) -> str:
-    parts = [f"{outcome.run_name} {outcome.message}"]
+    parts = [_told.ending(outcome)]
     if outcome.duration is not None:
         parts.append(f"after {outcome.duration:.0f} s")
     parts.append(f"cost ${outcome.cost:.4g}")

@@ -68,6 +68,7 @@ def prepare(
         poll_interval=poll_interval,
         retry_budget=retry_budget,
         keeps_on_crash=on_crash == "keep",
+        flow_run_id=owner.flow_run_id,
     )
 
 

@@ -51,6 +51,7 @@ def run_task(
     The run's name is made from the flow run, and the beginning of it from the configuration's ``name``,
     unless ``run_name`` is given. Executing the same flow run again takes up its active run and takes
     over the outcome of its successful one; a run that failed or was stopped is followed by a new one.
+    The log of what is taken up or over is told from its first line on, unless it was told to its end.
     A cancelled flow run stops its run. ``on_crash`` says what a process that dies or is interrupted
     leaves behind: ``"stop"`` (with the hooks of this package also after SIGKILL), or ``"keep"`` for
     another execution to take up.
