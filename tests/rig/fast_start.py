@@ -32,9 +32,6 @@ _INTERVALS = {
 _FETCH_DELAYS = [0.1, 0.2, 0.5]
 # From 0.22 on, the server waits this long for the last log lines of an aborted job, which never come.
 _TERMINATION_DEADLINE = timedelta(seconds=8)
-# A server that was killed before it noted that a host took its task asks for it again and again, is told that it
-# is there, and fails the run after this time, which is ten minutes else.
-_PROVISIONING_TIMEOUT = timedelta(minutes=3)
 # Servers before 0.20: how often a task runs, and how long it leaves an item alone (from 0.19 on).
 _TASK_INTERVALS = {
     "process_submitted_jobs": _JOBS_INTERVAL,
@@ -65,8 +62,6 @@ def _shorten_pipeline(name: str, interval: timedelta) -> None:
     _lower_default(pipeline.__init__, "min_processing_interval", interval)
     if hasattr(module, "JOB_TERMINATION_DEADLINE"):
         module.JOB_TERMINATION_DEADLINE = _TERMINATION_DEADLINE
-    if hasattr(module, "get_provisioning_timeout"):
-        module.get_provisioning_timeout = lambda *_, **__: _PROVISIONING_TIMEOUT
     if hasattr(fetcher, "_DEFAULT_FETCH_DELAYS"):
         fetcher._DEFAULT_FETCH_DELAYS = _FETCH_DELAYS
     else:
