@@ -60,7 +60,7 @@ def _tried(environment: str, part: str, steps: list[int]) -> Iterator[tuple[str,
     with getattr(module, "host", contextlib.nullcontext)():
         for one in PARTS if part == "all" else (part,):
             if one == RESTARTS:
-                yield one, try_restarts(module.ADAPTERS)
+                yield one, try_restarts(module.ADAPTERS, steps)
             else:
                 cases = sample(module.ADAPTERS) if one == "sample" else plan(module.ADAPTERS, [one], steps)
                 yield one, try_all(cases)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any
 import dstack_core as dstack
 from tests.faults.case import Adapter, Case
 from tests.faults.judges import LINES, Life, right_end
-from tests.faults.life import OVER, RESTARTS, Result, new_name
+from tests.faults.life import OVER, RESTARTS, STEPS, Result, new_name
+from tests.faults.restarts_at_requests import WAYS, needs, try_at_requests
 from tests.rig.server import RealServer, RigError
 
 _SECONDS = 120.0
@@ -110,10 +111,14 @@ MOMENTS = (
 )
 
 
-def try_restarts(adapters: Mapping[str, Adapter]) -> list[Result]:
-    """Return the results of a restart at each moment; all adapters follow a run each meanwhile."""
+def try_restarts(adapters: Mapping[str, Adapter], steps: Collection[int]) -> list[Result]:
+    """Return the results of a restart at each of these requests, and, where these are all, at each moment."""
+    moments = MOMENTS if set(STEPS) <= set(steps) else ()
     with RealServer(images=True, hosts=len(adapters)) as server:
-        return [result for moment in MOMENTS for result in try_moment(server, moment, adapters)]
+        return [
+            *(result for moment in moments for result in try_moment(server, moment, adapters)),
+            *(result for way in WAYS for result in try_at_requests(server, way, adapters, steps)),
+        ]
 
 
 def try_moment(server: RealServer, moment: Moment, adapters: Mapping[str, Adapter]) -> list[Result]:
@@ -144,7 +149,6 @@ def _try_moment(server: RealServer, moment: Moment, adapters: Mapping[str, Adapt
         "user_token": server.token,
     }
     names = [f"restarted-{new_name()}" for _ in adapters]
-    needs = {"user": "root", "fleets": [server.fleet]} if server.release >= (0, 19, 3) else {"user": "root"}
     with (
         tempfile.TemporaryDirectory(prefix="restart-") as folder,
         dstack.Client(**arguments) as client,
@@ -153,7 +157,7 @@ def _try_moment(server: RealServer, moment: Moment, adapters: Mapping[str, Adapt
         runs = Runs(client, Path(folder), names)
 
         def follow(adapter: Adapter, name: str) -> Life:
-            task = {"type": "task", "commands": runs.commands(name), **needs}
+            task = {"type": "task", "commands": runs.commands(name), **needs(server)}
             case = Case(server.url, server.project, server.token, name, task, _BUDGET, 0.5, 10.0)
             began = time.monotonic()
             ended = adapter(case)
