@@ -28,7 +28,7 @@ from tests.faults.own_losses import judge, logged_lines
 from tests.faults.proxy import Answer, FaultProxy, Forward
 from tests.rig.server import RealServer, RigError
 
-# So many different requests share a restart: far more would be too many runs at once for two cores.
+# So many different requests share a restart; many more would be too many runs at once for two cores.
 TOGETHER = 4
 # The requests reach from before the submission to behind the first half of the lines.
 _POLL_INTERVAL = 1.0
