@@ -78,6 +78,8 @@ def _told_failure(ended: Ended) -> str | None:
 
 
 def _in_words(lines: Sequence[str]) -> str:
+    if not lines:
+        return "no lines"
     if list(lines) == LINES:
         return f"all {len(LINES)} lines"
     if list(lines) == LINES[: len(lines)]:

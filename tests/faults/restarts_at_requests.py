@@ -30,7 +30,9 @@ from tests.rig.server import RealServer, RigError
 
 # So many different requests share a restart; many more would be too many runs at once for two cores.
 TOGETHER = 4
-# The requests reach from before the submission to behind the first half of the lines.
+# The first requests shall meet a run that starts, which takes two seconds, the others one that runs and ends.
+_LAST_OF_A_START = 10
+_START_POLL_INTERVAL = 0.3
 _POLL_INTERVAL = 1.0
 # A request is held until all lives are at theirs, and must not be given up meanwhile.
 _TIMEOUT = 90.0
@@ -61,6 +63,10 @@ class Plan:
     name: str
     adapter: str
     step: int
+
+    @property
+    def poll_interval(self) -> float:
+        return _START_POLL_INTERVAL if self.step <= _LAST_OF_A_START else _POLL_INTERVAL
 
 
 class Meeting:
@@ -135,9 +141,11 @@ def try_at_requests(
 
 
 def _groups(steps: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Yield steps that are far from one another, so that a restart meets runs that are not alike."""
-    count = -(-len(steps) // TOGETHER)
-    return (steps[first::count] for first in range(count))
+    """Yield steps of one poll interval that are far from one another: who waits for others is not held long."""
+    first = [step for step in steps if step <= _LAST_OF_A_START]
+    for part in (first, steps[len(first) :]):
+        count = -(-len(part) // TOGETHER)
+        yield from (part[start::count] for start in range(count))
 
 
 def _try_group(
@@ -196,7 +204,14 @@ def _live(
     try:
         with FaultProxy(loop, server.url, gate=gate, gate_at=GATE_AT, between=between) as proxy:
             case = Case(
-                proxy.url, server.project, server.token, plan.name, task, _BUDGET, _POLL_INTERVAL, _TIMEOUT
+                proxy.url,
+                server.project,
+                server.token,
+                plan.name,
+                task,
+                _BUDGET,
+                plan.poll_interval,
+                _TIMEOUT,
             )
             ended = adapter(case)
             paths = proxy.served.paths
