@@ -17,7 +17,7 @@ pytestmark = pytest.mark.real
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[RealServer]:
     """Start a server that no other test sees end."""
-    with RealServer(images=True, hosts=len(ADAPTERS)) as server:
+    with RealServer(images=True, impatient=True, hosts=len(ADAPTERS)) as server:
         yield server
 
 

@@ -114,7 +114,7 @@ MOMENTS = (
 def try_restarts(adapters: Mapping[str, Adapter], steps: Collection[int]) -> list[Result]:
     """Return the results of a restart at each of these requests, and, where these are all, at each moment."""
     moments = MOMENTS if set(STEPS) <= set(steps) else ()
-    with RealServer(images=True, hosts=len(adapters)) as server:
+    with RealServer(images=True, impatient=True, hosts=len(adapters)) as server:
         return [
             *(result for moment in moments for result in try_moment(server, moment, adapters)),
             *(result for way in WAYS for result in try_at_requests(server, way, adapters, steps)),
