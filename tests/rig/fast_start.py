@@ -124,18 +124,16 @@ def shorten_pauses() -> list[str]:
 
 def give_up_soon() -> list[str]:
     """Shorten how long the server tries to reach a job, and return what could not be found."""
-    try:
-        running: Any = importlib.import_module(f"{_BACKGROUND}.pipeline_tasks.jobs_running")
-    except ImportError as error:
-        return [f"jobs_running: {error!r}"]
+    pipelines = importlib.util.find_spec(f"{_BACKGROUND}.pipeline_tasks")
+    name = "pipeline_tasks.jobs_running" if pipelines else "tasks.process_running_jobs"
+    running: Any = importlib.import_module(f"{_BACKGROUND}.{name}")
     patience = {
         "JOB_DISCONNECTED_RETRY_TIMEOUT": _UNREACHABLE,
         "get_provisioning_timeout": lambda *_, **__: _STARTING,
     }
-    for name, value in patience.items():
-        if hasattr(running, name):
-            setattr(running, name, value)
-    return [f"jobs_running.{name}" for name in patience if not hasattr(running, name)]
+    found = {name: value for name, value in patience.items() if hasattr(running, name)}
+    vars(running).update(found)
+    return [name for name in patience if name not in found]
 
 
 def take_images_for_plain() -> list[str]:

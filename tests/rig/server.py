@@ -45,7 +45,7 @@ class RealServer:
     * `jump_host` puts the hosts behind another one; `jump_user` and `jump_key_path` let a client in there.
     * `sshproxy` (servers from 0.20.14 on) adds a pretend dstack-sshproxy.
     * `images` lets the server take every image for a plain one: no entrypoint, user root, x86.
-    * `impatient` (servers from 0.20 on) lets the server fail soon what it cannot start or reach.
+    * `impatient` lets the server fail soon what it cannot start or reach.
     * `routes` says which port of this machine stands for a port in the containers, `path` names folders in
       which jobs look for commands first. Both may be changed later, in `container`.
     * `at` is a server that runs already: then only the fleet is made, in a `project` of its own.
