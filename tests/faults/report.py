@@ -89,7 +89,7 @@ def write_page(results: Sequence[Result], beside: Sequence[junit.Case]) -> None:
         interference=matrix(of[INTERFERENCE], "what somebody does"),
         restarts=matrix([one for one in of[RESTARTS] if not one.step], "restarted"),
         restarts_at_requests=steps_of_each([one for one in of[RESTARTS] if one.step]),
-        losses=losses([one for one in of[RESTARTS] if one.step]),
+        losses=losses(of[RESTARTS]),
         suites=junit.sections(beside),
         flaws="\n".join(f"* {line}" for line in [*flaws(results, why=False), *junit.flaws(beside)])
         or "None.",

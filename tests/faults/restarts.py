@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import dstack_core as dstack
 from tests.faults.case import Adapter, Case
-from tests.faults.judges import LINES, Life, right_end
-from tests.faults.life import OVER, RESTARTS, STEPS, Result, new_name
+from tests.faults.judges import LINES, Life
+from tests.faults.life import OVER, RESTARTS, STEPS, Result, new_name, runs_named
+from tests.faults.own_losses import judge, logged_lines
 from tests.faults.restarts_at_requests import WAYS, needs, try_at_requests
 from tests.rig.server import RealServer, RigError
 
@@ -159,9 +161,9 @@ def _try_moment(server: RealServer, moment: Moment, adapters: Mapping[str, Adapt
         def follow(adapter: Adapter, name: str) -> Life:
             task = {"type": "task", "commands": runs.commands(name), **needs(server)}
             case = Case(server.url, server.project, server.token, name, task, _BUDGET, 0.5, 10.0)
-            began = time.monotonic()
+            began, started = datetime.now(UTC), time.monotonic()
             ended = adapter(case)
-            return Life(ended, _all_named(client, name), (), time.monotonic() - began)
+            return Life(ended, runs_named(server, name, began), (), time.monotonic() - started)
 
         try:
             lives = [pool.submit(follow, *item) for item in zip(adapters.values(), names, strict=True)]
@@ -170,12 +172,13 @@ def _try_moment(server: RealServer, moment: Moment, adapters: Mapping[str, Adapt
         finally:
             runs.go()
         return [
-            _judged(moment, name, status, life.result(_SECONDS + _BUDGET))
+            _judged(server, moment, name, status, life.result(_SECONDS + _BUDGET))
             for name, status, life in zip(adapters, statuses, lives, strict=True)
         ]
 
 
-def _judged(moment: Moment, adapter: str, status: str | None, life: Life) -> Result:
+def _judged(server: RealServer, moment: Moment, adapter: str, status: str | None, life: Life) -> Result:
+    flaw, loss = judge(life, logged_lines(server, life.runs[0]) if life.runs else [])
     return Result(
         RESTARTS,
         adapter,
@@ -183,18 +186,10 @@ def _judged(moment: Moment, adapter: str, status: str | None, life: Life) -> Res
         0,
         status or "?",
         moment.is_right(status),
-        right_end(life),
+        flaw,
         round(life.seconds, 1),
+        loss,
     )
-
-
-def _all_named(client: dstack.Client, name: str) -> list[dict[str, Any]]:
-    found: Iterable[dstack.Run] = client.runs.list(all=True)
-    return [
-        {"id": run.id, "status": run.raw_status, "message": getattr(run.outcome(), "message", None)}
-        for run in found
-        if run.name == name
-    ]
 
 
 def _until(is_true: Callable[[], bool]) -> None:
