@@ -57,10 +57,12 @@ def losses(results: Sequence[Result]) -> str:
     """Return in markdown how often the server lost something on its own, and where."""
     found = [result for result in results if result.loss]
     told = f"The server itself lost something in {len(found)} of {len(results)} lives"
-    cases = [
-        f"* {one.adapter}, {one.fault}, request {one.step} ({one.endpoint}): {one.loss}" for one in found
-    ]
+    cases = [f"* {one.adapter}, {one.fault}, {_when(one)}: {one.loss}" for one in found]
     return "\n".join([f"{told}:\n", *cases]) if found else f"{told}."
+
+
+def _when(result: Result) -> str:
+    return f"request {result.step} ({result.endpoint})" if result.step else f"the run was {result.endpoint}"
 
 
 def flaws(results: Sequence[Result], *, why: bool = True) -> list[str]:

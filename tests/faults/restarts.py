@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 import dstack_core as dstack
 from tests.faults.case import Adapter, Case
 from tests.faults.judges import LINES, Life
@@ -135,7 +137,7 @@ def _try_again(server: RealServer, moment: Moment, adapters: Mapping[str, Adapte
     for _ in range(_TRIES):
         try:
             results = _try_moment(server, moment, adapters)
-        except (TimeoutError, RigError, dstack.DstackError) as error:
+        except (TimeoutError, RigError, dstack.DstackError, httpx.HTTPError) as error:
             # The page is to tell it, and the other moments are to come.
             flaw = f"{type(error).__name__}: {error}"
             return [Result(RESTARTS, name, moment.name, 0, "?", False, flaw, 0.0) for name in adapters]
