@@ -8,6 +8,7 @@ import pytest
 
 from tests.faults.core import ADAPTERS
 from tests.faults.restarts import MOMENTS, Moment, try_moment
+from tests.faults.restarts_at_requests import WAYS, Way, try_at_requests
 from tests.rig.server import RealServer
 
 pytestmark = pytest.mark.real
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.real
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[RealServer]:
     """Start a server that no other test sees end."""
-    with RealServer(images=True, hosts=len(ADAPTERS)) as server:
+    with RealServer(images=True, impatient=True, hosts=len(ADAPTERS)) as server:
         yield server
 
 
@@ -26,4 +27,14 @@ def test_a_restart_costs_no_line_and_no_run(own_server: RealServer, moment: Mome
     results = try_moment(own_server, moment, ADAPTERS)
     assert [(one.adapter, one.reached, one.flaw) for one in results] == [
         (name, True, "") for name in ADAPTERS
+    ]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+def test_a_restart_at_a_request_costs_no_line_and_no_run(own_server: RealServer, way: Way) -> None:
+    # The submission, and a request while the run is followed: both share a restart.
+    results = try_at_requests(own_server, way, ADAPTERS, [3, 10])
+    assert [(one.adapter, one.step, one.reached, one.flaw) for one in results] == [
+        (name, step, True, "") for step in (3, 10) for name in ADAPTERS
     ]

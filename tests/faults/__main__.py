@@ -62,7 +62,7 @@ def _tried(environment: str, part: str, steps: list[int]) -> Iterator[tuple[str,
     with _host(_ENVIRONMENTS[environment]) as adapters:
         for one in PARTS if part == "all" else (part,):
             if one == RESTARTS:
-                yield one, try_restarts(adapters)
+                yield one, try_restarts(adapters, steps)
             elif one != KILLED:
                 yield one, try_all(sample(adapters) if one == "sample" else plan(adapters, [one], steps))
     if part in ("all", KILLED) and environment in _KILLED:

@@ -20,7 +20,7 @@ from airflow.sdk.exceptions import TaskDeferred  # noqa: E402
 
 from airflow_provider_dstack import _submission, operators  # noqa: E402
 from airflow_provider_dstack.operators import DstackRunOperator  # noqa: E402
-from tests.faults.case import TIMEOUT, Adapter, Case, Ended  # noqa: E402
+from tests.faults.case import Adapter, Case, Ended  # noqa: E402
 
 # The operator asks for offers before it submits and looks every 0.1 s at the fastest.
 _POLL_INTERVAL = 0.1
@@ -49,6 +49,8 @@ class _Lines:
 
 def _operator(case: Case, *, deferrable: bool) -> tuple[DstackRunOperator, _Lines]:
     number = next(_NUMBERS)
+    # Else a plan that comes byte by byte takes longer than all other requests of a life.
+    _submission.PLAN_LIMITS["timeout"] = case.timeout
     connection = {
         "conn_type": "dstack",
         "host": case.url,
@@ -111,8 +113,6 @@ def execute_deferred(case: Case) -> Ended:
 
 # Else a run of this length would be over before the operator defers.
 operators._SYNC_SECONDS = 0.0
-# Else a plan that comes byte by byte takes longer than all other requests of a life.
-_submission.PLAN_LIMITS["timeout"] = TIMEOUT
 # A task without a next try stops the run it has lost sight of, as far as the server lets it.
 ADAPTERS = {
     "Airflow operator, sync": Adapter(execute_sync, "stops"),

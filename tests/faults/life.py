@@ -20,6 +20,7 @@ from tests.faults.interference import Interference, Scene
 from tests.faults.judges import LINES, Life, clear_error, policy, right_end
 from tests.faults.loop import Loop
 from tests.faults.proxy import Between, FaultProxy, Served
+from tests.rig.server import RealServer
 
 # The job prints its second half once so many requests came, so every life has at least two more.
 GATE_AT = 14
@@ -42,7 +43,10 @@ _LOCK = threading.Lock()
 
 @dataclass(frozen=True)
 class Result:
-    """Hold what became of a case; ``flaw`` is empty where everything held."""
+    """Hold what became of a case; ``flaw`` is empty where everything held.
+
+    ``loss`` is what the server lost on its own, and told so.
+    """
 
     part: str
     adapter: str
@@ -52,6 +56,7 @@ class Result:
     reached: bool
     flaw: str
     seconds: float
+    loss: str = ""
 
 
 def new_name() -> str:
@@ -176,7 +181,7 @@ def abort_leftover(server: LocalServer, life: Life) -> None:
                 client.runs.stop(run["run_spec"]["run_name"], abort=True)
 
 
-def runs_named(server: LocalServer, name: str, since: datetime) -> list[dict[str, Any]]:
+def runs_named(server: LocalServer | RealServer, name: str, since: datetime) -> list[dict[str, Any]]:
     """Return every run of that name submitted since then, replaced and deleted ones included."""
     found: list[dict[str, Any]] = []
     body: dict[str, Any] = {"limit": 100}

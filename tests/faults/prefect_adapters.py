@@ -73,7 +73,12 @@ for _name in ("prefect.flow_runs", "prefect.engine"):
 
 def _arguments(case: Case) -> dict[str, Any]:
     _LINES.found[case.name] = []
-    credentials = _Impatient(server_url=case.url, project_name=case.project, user_token=SecretStr(case.token))
+    credentials = _Impatient(
+        server_url=case.url,
+        project_name=case.project,
+        user_token=SecretStr(case.token),
+        patience=case.timeout,
+    )
     return {
         "configuration": case.task,
         "credentials": credentials,

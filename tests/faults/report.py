@@ -47,6 +47,24 @@ def steps(results: Sequence[Result]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def steps_of_each(results: Sequence[Result]) -> str:
+    """Return the table of steps of each fault, below a line that names it."""
+    faults = dict.fromkeys(result.fault for result in results)
+    return "\n\n".join(f"*{name}*:\n\n{steps([r for r in results if r.fault == name])}" for name in faults)
+
+
+def losses(results: Sequence[Result]) -> str:
+    """Return in markdown how often the server lost something on its own, and where."""
+    found = [result for result in results if result.loss]
+    told = f"The server itself lost something in {len(found)} of {len(results)} lives"
+    cases = [f"* {one.adapter}, {one.fault}, {_when(one)}: {one.loss}" for one in found]
+    return "\n".join([f"{told}:\n", *cases]) if found else f"{told}."
+
+
+def _when(result: Result) -> str:
+    return f"request {result.step} ({result.endpoint})" if result.step else f"the run was {result.endpoint}"
+
+
 def flaws(results: Sequence[Result], *, why: bool = True) -> list[str]:
     """Return one line for each case that did not hold, or whose fault never came."""
     return [
@@ -71,7 +89,9 @@ def write_page(results: Sequence[Result], beside: Sequence[junit.Case]) -> None:
         ever=matrix(of[NEVER_ENDING]),
         slowest=max((one.seconds for one in of[NEVER_ENDING]), default=0.0),
         interference=matrix(of[INTERFERENCE], "what somebody does"),
-        restarts=matrix(of[RESTARTS], "restarted"),
+        restarts=matrix([one for one in of[RESTARTS] if not one.step], "restarted"),
+        restarts_at_requests=steps_of_each([one for one in of[RESTARTS] if one.step]),
+        losses=losses(of[RESTARTS]),
         killed=matrix(of[KILLED], "killed"),
         killed_steps=steps(of[KILLED]),
         suites=junit.sections(beside),

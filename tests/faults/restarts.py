@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 import dstack_core as dstack
 from tests.faults.case import Adapter, Case
-from tests.faults.judges import LINES, Life, right_end
-from tests.faults.life import OVER, RESTARTS, Result, new_name
+from tests.faults.judges import LINES, Life
+from tests.faults.life import OVER, RESTARTS, STEPS, Result, new_name, runs_named
+from tests.faults.own_losses import judge, logged_lines
+from tests.faults.restarts_at_requests import WAYS, needs, try_at_requests
 from tests.rig.server import RealServer, RigError
 
 _SECONDS = 120.0
@@ -110,10 +115,14 @@ MOMENTS = (
 )
 
 
-def try_restarts(adapters: Mapping[str, Adapter]) -> list[Result]:
-    """Return the results of a restart at each moment; all adapters follow a run each meanwhile."""
-    with RealServer(images=True, hosts=len(adapters)) as server:
-        return [result for moment in MOMENTS for result in try_moment(server, moment, adapters)]
+def try_restarts(adapters: Mapping[str, Adapter], steps: Collection[int]) -> list[Result]:
+    """Return the results of a restart at each of these requests, and, where these are all, at each moment."""
+    moments = MOMENTS if set(STEPS) <= set(steps) else ()
+    with RealServer(images=True, impatient=True, hosts=len(adapters)) as server:
+        return [
+            *(result for moment in moments for result in try_moment(server, moment, adapters)),
+            *(result for way in WAYS for result in try_at_requests(server, way, adapters, steps)),
+        ]
 
 
 def try_moment(server: RealServer, moment: Moment, adapters: Mapping[str, Adapter]) -> list[Result]:
@@ -128,7 +137,7 @@ def _try_again(server: RealServer, moment: Moment, adapters: Mapping[str, Adapte
     for _ in range(_TRIES):
         try:
             results = _try_moment(server, moment, adapters)
-        except (TimeoutError, RigError, dstack.DstackError) as error:
+        except (TimeoutError, RigError, dstack.DstackError, httpx.HTTPError) as error:
             # The page is to tell it, and the other moments are to come.
             flaw = f"{type(error).__name__}: {error}"
             return [Result(RESTARTS, name, moment.name, 0, "?", False, flaw, 0.0) for name in adapters]
@@ -144,7 +153,6 @@ def _try_moment(server: RealServer, moment: Moment, adapters: Mapping[str, Adapt
         "user_token": server.token,
     }
     names = [f"restarted-{new_name()}" for _ in adapters]
-    needs = {"user": "root", "fleets": [server.fleet]} if server.release >= (0, 19, 3) else {"user": "root"}
     with (
         tempfile.TemporaryDirectory(prefix="restart-") as folder,
         dstack.Client(**arguments) as client,
@@ -153,11 +161,11 @@ def _try_moment(server: RealServer, moment: Moment, adapters: Mapping[str, Adapt
         runs = Runs(client, Path(folder), names)
 
         def follow(adapter: Adapter, name: str) -> Life:
-            task = {"type": "task", "commands": runs.commands(name), **needs}
+            task = {"type": "task", "commands": runs.commands(name), **needs(server)}
             case = Case(server.url, server.project, server.token, name, task, _BUDGET, 0.5, 10.0)
-            began = time.monotonic()
+            began, started = datetime.now(UTC), time.monotonic()
             ended = adapter(case)
-            return Life(ended, _all_named(client, name), (), time.monotonic() - began)
+            return Life(ended, runs_named(server, name, began), (), time.monotonic() - started)
 
         try:
             lives = [pool.submit(follow, *item) for item in zip(adapters.values(), names, strict=True)]
@@ -166,12 +174,13 @@ def _try_moment(server: RealServer, moment: Moment, adapters: Mapping[str, Adapt
         finally:
             runs.go()
         return [
-            _judged(moment, name, status, life.result(_SECONDS + _BUDGET))
+            _judged(server, moment, name, status, life.result(_SECONDS + _BUDGET))
             for name, status, life in zip(adapters, statuses, lives, strict=True)
         ]
 
 
-def _judged(moment: Moment, adapter: str, status: str | None, life: Life) -> Result:
+def _judged(server: RealServer, moment: Moment, adapter: str, status: str | None, life: Life) -> Result:
+    flaw, loss = judge(life, logged_lines(server, life.runs[0]) if life.runs else [])
     return Result(
         RESTARTS,
         adapter,
@@ -179,18 +188,10 @@ def _judged(moment: Moment, adapter: str, status: str | None, life: Life) -> Res
         0,
         status or "?",
         moment.is_right(status),
-        right_end(life),
+        flaw,
         round(life.seconds, 1),
+        loss,
     )
-
-
-def _all_named(client: dstack.Client, name: str) -> list[dict[str, Any]]:
-    found: Iterable[dstack.Run] = client.runs.list(all=True)
-    return [
-        {"id": run.id, "status": run.raw_status, "message": getattr(run.outcome(), "message", None)}
-        for run in found
-        if run.name == name
-    ]
 
 
 def _until(is_true: Callable[[], bool]) -> None:

@@ -2,7 +2,8 @@
 
 Run it with the Python of the server's environment; the arguments are those of `dstack`. `RIG_FAST` shortens
 pauses and changes nothing else: how long an item is left alone, and how long a step waits for its next turn.
-`RIG_IMAGES` answers what the server asks a registry, which tests do not reach. Those names are private to the
+`RIG_IMAGES` answers what the server asks a registry, which tests do not reach. `RIG_IMPATIENT` lets it fail a job
+that it has lost sight of, or cannot start, in a minute or so instead of two to ten. Those names are private to the
 server, so what is not found stays as it is, and standard error says so.
 """
 
@@ -32,6 +33,9 @@ _INTERVALS = {
 _FETCH_DELAYS = [0.1, 0.2, 0.5]
 # From 0.22 on, the server waits this long for the last log lines of an aborted job, which never come.
 _TERMINATION_DEADLINE = timedelta(seconds=8)
+# How long an impatient server tries to reach a job, and a job may take to start on a busy machine with two cores.
+_UNREACHABLE = timedelta(seconds=30)
+_STARTING = timedelta(seconds=90)
 # Servers before 0.20: how often a task runs, and how long it leaves an item alone (from 0.19 on).
 _TASK_INTERVALS = {
     "process_submitted_jobs": _JOBS_INTERVAL,
@@ -118,6 +122,20 @@ def shorten_pauses() -> list[str]:
     return failures
 
 
+def give_up_soon() -> list[str]:
+    """Shorten how long the server tries to reach a job, and return what could not be found."""
+    pipelines = importlib.util.find_spec(f"{_BACKGROUND}.pipeline_tasks")
+    name = "pipeline_tasks.jobs_running" if pipelines else "tasks.process_running_jobs"
+    running: Any = importlib.import_module(f"{_BACKGROUND}.{name}")
+    patience = {
+        "JOB_DISCONNECTED_RETRY_TIMEOUT": _UNREACHABLE,
+        "get_provisioning_timeout": lambda *_, **__: _STARTING,
+    }
+    found = {name: value for name, value in patience.items() if hasattr(running, name)}
+    vars(running).update(found)
+    return [name for name in patience if name not in found]
+
+
 def take_images_for_plain() -> list[str]:
     """Let every image be found, with no entrypoint and the user root, and return what could not be replaced."""
     docker = importlib.import_module("dstack._internal.server.services.docker")
@@ -148,6 +166,9 @@ def main() -> None:
     if os.environ.pop("RIG_FAST", None):
         for failure in shorten_pauses():
             sys.stderr.write(f"fast_start: keeps the stock pauses of {failure}\n")
+    if os.environ.pop("RIG_IMPATIENT", None):
+        for failure in give_up_soon():
+            sys.stderr.write(f"fast_start: keeps the stock patience of {failure}\n")
     if os.environ.pop("RIG_IMAGES", None):
         for failure in take_images_for_plain():
             sys.stderr.write(f"fast_start: images are looked up: {failure}\n")

@@ -45,6 +45,7 @@ class RealServer:
     * `jump_host` puts the hosts behind another one; `jump_user` and `jump_key_path` let a client in there.
     * `sshproxy` (servers from 0.20.14 on) adds a pretend dstack-sshproxy.
     * `images` lets the server take every image for a plain one: no entrypoint, user root, x86.
+    * `impatient` lets the server fail soon what it cannot start or reach.
     * `routes` says which port of this machine stands for a port in the containers, `path` names folders in
       which jobs look for commands first. Both may be changed later, in `container`.
     * `at` is a server that runs already: then only the fleet is made, in a `project` of its own.
@@ -64,6 +65,7 @@ class RealServer:
         jump_host: bool = False,
         sshproxy: bool = False,
         images: bool = False,
+        impatient: bool = False,
         routes: dict[int, int] | None = None,
         path: list[Path] | None = None,
         at: ServerAddress | None = None,
@@ -77,7 +79,7 @@ class RealServer:
         self.container = Container(dict(routes or {}), list(path or []))
         self.clients = ClientConnections(self._listeners)
         self._python = python
-        self._launch = {"fast": fast, "images": images}
+        self._launch = {"fast": fast, "images": images, "impatient": impatient}
         self._size: dict[str, Any] = {"hosts": hosts, "blocks": blocks, "gpus": gpus, "jump_host": jump_host}
         self._with_sshproxy = sshproxy
         self._at = at

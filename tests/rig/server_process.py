@@ -75,7 +75,7 @@ class ServerProcess:
     """Start a server below `folder` and end it.
 
     `fast` shortens the pauses of its background steps, `images` lets it take every image for a plain one
-    instead of asking a registry; `variables` are added to its environment.
+    instead of asking a registry, `impatient` lets it fail soon what it cannot start or reach; `variables` are added to its environment.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class ServerProcess:
         *,
         fast: bool = True,
         images: bool = False,
+        impatient: bool = False,
         variables: dict[str, str] | None = None,
     ) -> None:
         if shutil.which("ssh") is None:
@@ -95,7 +96,7 @@ class ServerProcess:
         self._port = free_port()
         url = f"http://127.0.0.1:{self._port}"
         self.address = ServerAddress(version, url, secrets.token_hex(16), str(folder / "server.log"))
-        switches = {"RIG_FAST": fast, "RIG_IMAGES": images}
+        switches = {"RIG_FAST": fast, "RIG_IMAGES": images, "RIG_IMPATIENT": impatient}
         self._switches = {name: "1" for name, on in switches.items() if on}
         self._variables = variables or {}
         self._process: subprocess.Popen[bytes] | None = None
