@@ -1,0 +1,100 @@
+"""Airflow's own processes, of which one is killed while it asks; Airflow brings the next.
+
+What a task's try tells is read where a user reads it, from Airflow's API.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tests.faults.case import Adapter, Case, Ended
+from tests.faults.judges import LINES
+from tests.provider_airflow.components import Components, migrate
+from tests.provider_airflow.keeper import TriggererKeeper
+
+_DAGS = Path(__file__).parent.parent / "provider_airflow" / "dags"
+_DAG_FILE = "killed_at_requests.py"
+# As many tasks at once as the matrix tries cases.
+_SETTINGS = {"AIRFLOW__CORE__PARALLELISM": "6"}
+# Many are waited for at once, and Airflow has other things to do.
+_LOOK_EVERY = 1.0
+_HOSTS: list[Components] = []
+
+
+class NotHeld(Exception):
+    """Say what an Airflow showed that it must not show."""
+
+
+@contextmanager
+def host() -> Iterator[None]:
+    """Run an Airflow of our own."""
+    for name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
+        del os.environ[name]
+    home = Path(tempfile.mkdtemp(prefix="airflow-kills-"))
+    try:
+        (home / "dags").mkdir()
+        shutil.copy(_DAGS / _DAG_FILE, home / "dags")
+        url = f"sqlite:///{home}/airflow.db"
+        migrate(url, home)
+        components = Components(home, url, _SETTINGS)
+        try:
+            components.start()
+            with hosted_by(components):
+                yield
+        finally:
+            components.stop()
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def hosted_by(components: Components) -> Iterator[TriggererKeeper]:
+    """Have the cases done by an Airflow that is there, and its triggerer kept up meanwhile."""
+    _HOSTS.append(components)
+    try:
+        with TriggererKeeper(components) as keeper:
+            yield keeper
+    finally:
+        _HOSTS.remove(components)
+
+
+def follow(case: Case, *, dag_id: str) -> Ended:
+    """Have a DAG run follow the case's run; what the tries before the last told is judged here."""
+    airflow = _HOSTS[-1]
+    # A DAG run's conf is no place for a token.
+    connection = {"conn_type": "dstack", "host": case.url, "login": case.project, "password": case.token}
+    airflow.call("POST", "/api/v2/connections", {"connection_id": case.name, **connection})
+    dag_run = airflow.trigger(
+        dag_id, connection=case.name, name=case.name, configuration=json.dumps(case.task)
+    )
+    airflow.wait_for_run_end(dag_id, dag_run, case.budget, _LOOK_EVERY)
+    task = airflow.task(dag_id, dag_run)
+    logs = [airflow.log(dag_id, dag_run, number) for number in range(1, task["try_number"] + 1)]
+    *earlier, last = [lines_of(log) for log in logs]
+    for number, lines in enumerate(earlier, 1):
+        if lines != LINES[: len(lines)]:
+            told = f"{len(lines)} lines, {len(set(lines))} different, not the first in order"
+            return Ended(last, None, NotHeld(f"the log of try {number} has {told}"))
+    if task["state"] != "success":
+        return Ended(last, None, NotHeld(f"the task is {task['state']}: {str(logs[-1][-3:])[-2000:]}"))
+    return Ended(last, airflow.result(dag_id, dag_run)["status"])
+
+
+def lines_of(log: Sequence[Any]) -> list[str]:
+    """Return the lines of the run in the records of a try's log."""
+    texts = [record if isinstance(record, str) else str(record.get("event", "")) for record in log]
+    return [line for text in texts for line in text.split("\n") if line.startswith("line-")]
+
+
+ADAPTERS = {
+    "Airflow task on a worker": Adapter(partial(follow, dag_id="killed")),
+    "Airflow task, deferred": Adapter(partial(follow, dag_id="killed_deferred")),
+}
