@@ -17,7 +17,8 @@ from typing import Any
 
 from tests.faults.case import Adapter, Case, Ended
 from tests.faults.judges import LINES
-from tests.provider_airflow.components import Components, migrate
+from tests.provider_airflow.components import Components
+from tests.provider_airflow.databases import best_database
 from tests.provider_airflow.keeper import TriggererKeeper
 
 _DAGS = Path(__file__).parent.parent / "provider_airflow" / "dags"
@@ -42,15 +43,14 @@ def host() -> Iterator[None]:
     try:
         (home / "dags").mkdir()
         shutil.copy(_DAGS / _DAG_FILE, home / "dags")
-        url = f"sqlite:///{home}/airflow.db"
-        migrate(url, home)
-        components = Components(home, url, _SETTINGS)
-        try:
-            components.start()
-            with hosted_by(components):
-                yield
-        finally:
-            components.stop()
+        with best_database(home) as url:
+            components = Components(home, url, _SETTINGS)
+            try:
+                components.start()
+                with hosted_by(components):
+                    yield
+            finally:
+                components.stop()
     finally:
         shutil.rmtree(home, ignore_errors=True)
 

@@ -7,13 +7,15 @@ import os
 import psutil
 
 
-def kill_client_at(port: int) -> None:
-    """End by SIGKILL whoever holds a connection from that port of this machine, and wait until it is gone.
+def kill_client_at(port: int, server_port: int) -> None:
+    """End by SIGKILL whoever holds the connection from ``port`` to ``server_port``, and wait until it is gone.
 
     Raises ``RuntimeError`` where that is nobody, or this process.
     """
-    held = [one for one in psutil.net_connections("tcp4") if one.laddr and one.laddr.port == port and one.pid]
-    owners = {one.pid for one in held}
+    ends = (port, server_port)
+    # One port may be the near end of several connections, each to another far end.
+    held = [one for one in psutil.net_connections("tcp4") if one.laddr and one.raddr and one.pid]
+    owners = {one.pid for one in held if (one.laddr.port, one.raddr.port) == ends}
     if len(owners) != 1 or os.getpid() in owners:
         raise RuntimeError(f"the connection from port {port} is held by {sorted(map(str, owners))}")
     process = psutil.Process(owners.pop())

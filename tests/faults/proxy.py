@@ -243,7 +243,7 @@ class FaultProxy:
 
     async def _kill(self, writer: asyncio.StreamWriter) -> bool:
         port: int = writer.get_extra_info("peername")[1]
-        await asyncio.to_thread(kill_client_at, port)
+        await asyncio.to_thread(kill_client_at, port, self._port)
         return False
 
     async def _answer(self, number: int, request: h11.Request, body: bytes) -> Answer:

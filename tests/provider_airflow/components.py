@@ -17,22 +17,7 @@ import requests
 from tests.ports import free_port
 from tests.provider_airflow.support import wait_for
 
-DATABASE_URL = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
 _NAMES = ("api-server", "scheduler", "dag-processor", "triggerer")
-
-
-def migrate(url: str, home: Path) -> None:
-    """Make Airflow's tables in a database."""
-    airflow = Path(sys.executable).with_name("airflow")
-    done = subprocess.run(
-        [airflow, "db", "migrate"],
-        env={**os.environ, "AIRFLOW_HOME": str(home), DATABASE_URL: url},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == 0, f"airflow db migrate: {done.stderr[-3000:]}"
 
 
 class Components:
