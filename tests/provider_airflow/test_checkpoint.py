@@ -67,6 +67,26 @@ def test_only_one_save_is_under_way_and_one_that_waits_can_be_given_up() -> None
     assert saver.futures[0].cancelled()
 
 
+def test_the_last_state_is_kept_at_once_and_not_given_up() -> None:
+    saver, clock = Saver(), Clock()
+    checkpoints = Checkpoints(saver, at(0), clock)
+    checkpoints.offer(lambda: at(1))
+    last = checkpoints.last(at(2, "done"))
+    assert saver.states == [at(1), at(2, "done")]
+    assert last is saver.futures[1]
+    checkpoints.close()
+    assert not last.cancelled()
+
+
+def test_a_last_state_that_is_kept_or_being_kept_is_not_kept_again() -> None:
+    saver, clock = Saver(), Clock()
+    assert Checkpoints(saver, at(1), clock).last(at(1, "done")) is None
+    checkpoints = Checkpoints(saver, at(0), clock)
+    checkpoints.offer(lambda: at(1))
+    assert checkpoints.last(at(1, "done")) is saver.futures[0]
+    assert saver.states == [at(1)]
+
+
 @pytest.fixture
 def xcoms(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     kept: dict[str, Any] = {}

@@ -59,6 +59,15 @@ class Checkpoints:
         self._saving = self._start_save(now)
         return True
 
+    def last(self, state: dict[str, Any]) -> Future[None] | asyncio.Future[None] | None:
+        """Save ``state`` at once if it is new, and close; return the future of what is saved last, if any."""
+        if _place(state) != self._saved:
+            self.close()
+            self._saved = _place(state)
+            self._saving = self._start_save(state)
+        last, self._saving = self._saving, None
+        return last
+
     def close(self) -> None:
         """Give up a save that has not begun."""
         if self._saving is not None:
