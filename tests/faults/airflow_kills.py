@@ -9,12 +9,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from tests.faults.airflow_told import deaths_in, told
 from tests.faults.case import Adapter, Case, Ended
 from tests.faults.judges import LINES
 from tests.provider_airflow.components import Components
@@ -78,20 +78,17 @@ def follow(case: Case, *, dag_id: str) -> Ended:
     airflow.wait_for_run_end(dag_id, dag_run, case.budget, _LOOK_EVERY)
     task = airflow.task(dag_id, dag_run)
     logs = [airflow.log(dag_id, dag_run, number) for number in range(1, task["try_number"] + 1)]
-    *earlier, last = [lines_of(log) for log in logs]
-    for number, lines in enumerate(earlier, 1):
-        if lines != LINES[: len(lines)]:
-            told = f"{len(lines)} lines, {len(set(lines))} different, not the first in order"
-            return Ended(last, None, NotHeld(f"the log of try {number} has {told}"))
+    deaths = deaths_in(airflow.home / "triggerer.out")
+    *earlier, last = [told(log, deaths) for log in logs]
+    for number, one in enumerate(earlier, 1):
+        if one.lines != LINES[: len(one.lines)]:
+            what = f"{len(one.lines)} lines, {len(set(one.lines))} different, not the first in order"
+            return Ended(last.lines, None, NotHeld(f"the log of try {number} has {what}"))
     if task["state"] != "success":
-        return Ended(last, None, NotHeld(f"the task is {task['state']}: {str(logs[-1][-3:])[-2000:]}"))
-    return Ended(last, airflow.result(dag_id, dag_run)["status"])
-
-
-def lines_of(log: Sequence[Any]) -> list[str]:
-    """Return the lines of the run in the records of a try's log."""
-    texts = [record if isinstance(record, str) else str(record.get("event", "")) for record in log]
-    return [line for text in texts for line in text.split("\n") if line.startswith("line-")]
+        end = str(logs[-1][-3:])[-2000:]
+        return Ended(last.lines, None, NotHeld(f"the task is {task['state']}: {end}"))
+    status = airflow.result(dag_id, dag_run)["status"]
+    return Ended(last.lines, status, told_again=sum(one.again for one in (*earlier, last)))
 
 
 ADAPTERS = {

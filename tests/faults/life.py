@@ -42,7 +42,10 @@ _LOCK = threading.Lock()
 
 @dataclass(frozen=True)
 class Result:
-    """Hold what became of a case; ``flaw`` is empty where everything held."""
+    """Hold what became of a case; ``flaw`` is empty where everything held.
+
+    ``told_again`` lines were told twice, for the one reason that the docs name.
+    """
 
     part: str
     adapter: str
@@ -52,6 +55,7 @@ class Result:
     reached: bool
     flaw: str
     seconds: float
+    told_again: int = 0
 
 
 def new_name() -> str:
@@ -131,6 +135,7 @@ def try_fault(
         fault is None or served.faults > 0,
         flaw,
         round(life.seconds, 1),
+        life.ended.told_again,
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import delete_xcom, pull_xcom, push_xcom
+from airflow_provider_dstack._pace import Pace
 
 if TYPE_CHECKING:
     import asyncio
@@ -22,6 +23,8 @@ KEY = "dstack_progress"
 SECONDS_BETWEEN = 10.0
 # A write takes a triggerer tens of milliseconds, in which it serves nobody else.
 _REST_FACTOR = 4
+# What waits to be saved is told twice should the triggerer die: few tasks are not to wait for each other.
+_REST = Pace(burst_seconds=5.0)
 
 
 class Checkpoints:
@@ -84,7 +87,7 @@ def save(ti: TaskInstanceLike, marker: str, state: Mapping[str, Any]) -> None:
 
 
 def save_and_rest(ti: TaskInstanceLike, marker: str, state: Mapping[str, Any]) -> None:
-    """Do ``save`` and wait four times as long.
+    """Do ``save`` and wait four times as long; a few saves after a quiet time do not wait.
 
     In a thread that all triggers share this takes the triggerer a fifth of its time at most, however many
     tasks are deferred.
@@ -93,7 +96,7 @@ def save_and_rest(ti: TaskInstanceLike, marker: str, state: Mapping[str, Any]) -
     try:
         save(ti, marker, state)
     finally:
-        time.sleep(_REST_FACTOR * (time.monotonic() - started))
+        time.sleep(_REST.wait_after(_REST_FACTOR * (time.monotonic() - started)))
 
 
 def load(ti: TaskInstanceLike, marker: str) -> dict[str, Any] | None:

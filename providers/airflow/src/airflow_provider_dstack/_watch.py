@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._checkpoint import SECONDS_BETWEEN, Checkpoints
+from airflow_provider_dstack._pace import Pace
 
 if TYPE_CHECKING:
     from airflow_provider_dstack._relay import Relay
@@ -23,7 +24,7 @@ class Watch:
         self.relay = relay
         self._checkpoints = checkpoints
         self._progress = progress
-        self._paid_until = 0.0
+        self._rate = Pace(_BURST_SECONDS)
         self._later: asyncio.TimerHandle | None = None
 
     async def tell(self, event: Event, log: Any) -> None:
@@ -55,9 +56,7 @@ class Watch:
 
     async def _pace(self, size: int) -> None:
         # Records go to the triggerer's supervisor; a flood of them must not starve the loop nor that.
-        now = asyncio.get_running_loop().time()
-        self._paid_until = max(self._paid_until, now - _BURST_SECONDS) + size / _BYTES_PER_SECOND
-        await asyncio.sleep(max(0.0, self._paid_until - now))
+        await asyncio.sleep(self._rate.wait_after(size / _BYTES_PER_SECOND))
 
     def _state(self) -> dict[str, Any]:
         return {"progress": self._progress.to_dict(), **self.relay.state()}
