@@ -90,10 +90,13 @@ def _report() -> int:
 
 
 def _show(results: list[Result]) -> None:
+    again = sum(bool(one.told_again) for one in results)
     for part in PARTS:
         of = [one for one in results if one.part == part]
         if of:
             print(f"{part}:", matrix(of), "", steps(of), "", sep="\n")
+    if again:
+        print(f"in {again} of them, what a triggerer wrote in the last moment of its life is told twice")
 
 
 def _path(name: str) -> Path:

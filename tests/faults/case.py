@@ -39,13 +39,15 @@ class Case:
 class Ended:
     """Hold what an adapter saw: the lines it was given and the status it told, or the error it raised.
 
-    ``told`` is what else it wrote to its log.
+    ``told`` is what else it wrote to its log. ``told_again`` counts lines that are in ``lines`` once, and that the
+    log has twice for the one reason that the docs name.
     """
 
     lines: Sequence[str]
     status: str | None
     error: BaseException | None = None
     told: Sequence[str] = ()
+    told_again: int = 0
 
 
 @dataclass(frozen=True)

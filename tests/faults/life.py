@@ -45,7 +45,8 @@ _LOCK = threading.Lock()
 class Result:
     """Hold what became of a case; ``flaw`` is empty where everything held.
 
-    ``loss`` is what the server lost on its own, and told so.
+    ``loss`` is what the server lost on its own, and told so. ``told_again`` lines were told twice, for the one
+    reason that the docs name.
     """
 
     part: str
@@ -57,6 +58,7 @@ class Result:
     flaw: str
     seconds: float
     loss: str = ""
+    told_again: int = 0
 
 
 def new_name() -> str:
@@ -136,6 +138,7 @@ def try_fault(
         fault is None or served.faults > 0,
         flaw,
         round(life.seconds, 1),
+        told_again=life.ended.told_again,
     )
 
 

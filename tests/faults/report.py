@@ -94,6 +94,7 @@ def write_page(results: Sequence[Result], beside: Sequence[junit.Case]) -> None:
         losses=losses(of[RESTARTS]),
         killed=matrix(of[KILLED], "killed"),
         killed_steps=steps(of[KILLED]),
+        killed_again=sum(bool(one.told_again) for one in of[KILLED]),
         suites=junit.sections(beside),
         flaws="\n".join(f"* {line}" for line in [*flaws(results, why=False), *junit.flaws(beside)])
         or "None.",

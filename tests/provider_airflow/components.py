@@ -21,7 +21,7 @@ _NAMES = ("api-server", "scheduler", "dag-processor", "triggerer")
 
 
 class Components:
-    """Hold one Airflow with its own home, ports and secrets."""
+    """Hold one Airflow with its own home, ports and secrets; ``environment`` comes before what is set here."""
 
     def __init__(self, home: Path, database_url: str, environment: dict[str, str]) -> None:
         self.home = home
@@ -29,7 +29,6 @@ class Components:
         self._port, log_port, trigger_log_port = free_port(), free_port(), free_port()
         self._environment = {
             **os.environ,
-            **environment,
             **{
                 f"AIRFLOW__{name}": value
                 for name, value in {
@@ -59,6 +58,7 @@ class Components:
                     "TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "15",
                 }.items()
             },
+            **environment,
             "AIRFLOW_HOME": str(home),
         }
         self._session = requests.Session()
@@ -100,6 +100,12 @@ class Components:
     def is_alive(self, name: str) -> bool:
         """Tell whether the main process of one component runs."""
         return self._processes[name].poll() is None
+
+    def ended_within(self, seconds: float, name: str) -> bool:
+        """Tell whether the main process of one component is over, now or in so many seconds."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._processes[name].wait(seconds)
+        return not self.is_alive(name)
 
     def knows(self, dag_id: str) -> bool:
         """Tell whether the DAG can be started."""
@@ -158,10 +164,16 @@ class Components:
 
         return wait_for(f"task of {dag_id} in state {' or '.join(states)}", look, seconds)
 
-    def wait_for_run_end(self, dag_id: str, run_id: str) -> None:
+    def wait_for_run_end(
+        self, dag_id: str, run_id: str, seconds: float = 90.0, look_every: float = 0.1
+    ) -> None:
         """Return once the DAG run is over; what is cleared while it ends, Airflow may forget to run."""
         path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}"
-        wait_for(f"end of {dag_id}", lambda: self.call("GET", path)["state"] in ("success", "failed"))
+
+        def is_over() -> bool:
+            return self.call("GET", path)["state"] in ("success", "failed")
+
+        wait_for(f"end of {dag_id}", is_over, seconds, look_every)
 
     def set_state(self, dag_id: str, run_id: str, state: str) -> None:
         """Do what a user does who marks the task."""

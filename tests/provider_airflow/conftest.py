@@ -7,8 +7,6 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +17,6 @@ HOME = Path(tempfile.mkdtemp(prefix="airflow-home-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 
 # Airflow reads its environment when it is imported, so this comes first.
-_DATABASE_URL = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
 DATABASE = os.environ.get("AIRFLOW_TEST_DATABASE", "sqlite")
 for _name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
     del os.environ[_name]
@@ -29,12 +26,13 @@ os.environ.update(
         "AIRFLOW__CORE__DAGS_FOLDER": str(HOME / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__FERNET_KEY": "",
-        _DATABASE_URL: f"sqlite:///{HOME}/airflow.db",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{HOME}/airflow.db",
     }
 )
 
 from dstack_core.local import LocalServer  # noqa: E402
 from tests.provider_airflow.components import Components  # noqa: E402
+from tests.provider_airflow.databases import DATABASE_URL, migrate, sqlite_url  # noqa: E402
 from tests.provider_airflow.postgres import postgres_url  # noqa: E402
 from tests.provider_airflow.support import DagRunner, connection_json  # noqa: E402
 from tests.rig.fixtures import real_server  # noqa: E402
@@ -43,25 +41,11 @@ from tests.rig.server import RealServer  # noqa: E402
 __all__ = ["real_server"]
 
 
-def migrate(url: str) -> None:
-    """Make Airflow's tables in a database."""
-    airflow = Path(sys.executable).with_name("airflow")
-    done = subprocess.run(
-        [airflow, "db", "migrate"],
-        env={**os.environ, _DATABASE_URL: url},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == 0, f"airflow db migrate: {done.stderr[-3000:]}"
-
-
 @pytest.fixture(scope="session")
 def database() -> Path:
     """Return a migrated database file that nothing has been written to."""
     (HOME / "dags").mkdir(exist_ok=True)
-    migrate(os.environ[_DATABASE_URL])
+    migrate(os.environ[DATABASE_URL], HOME)
     fresh = HOME / "fresh.db"
     shutil.copy(HOME / "airflow.db", fresh)
     return fresh
@@ -116,12 +100,12 @@ def _migrated(home: Path, request: pytest.FixtureRequest) -> Iterator[str]:
     """Give the URL of a migrated database: sqlite, or Postgres when asked for."""
     if DATABASE == "postgres":
         with postgres_url() as url:
-            migrate(url)
+            migrate(url, home)
             yield url
     elif DATABASE == "sqlite":
         copy = home / "airflow.db"
         shutil.copy(request.getfixturevalue("database"), copy)
-        yield f"sqlite:///{copy}"
+        yield sqlite_url(copy)
     else:
         raise ValueError(f"AIRFLOW_TEST_DATABASE is {DATABASE!r}; say 'sqlite' or 'postgres'")
 

@@ -58,7 +58,9 @@ def connection_json(server: LocalServer | RealServer) -> str:
     )
 
 
-def wait_for(what: str, condition: Callable[[], T | None], seconds: float = 90.0) -> T:
+def wait_for(
+    what: str, condition: Callable[[], T | None], seconds: float = 90.0, look_every: float = 0.1
+) -> T:
     """Return what ``condition`` gives as soon as that is true; fail the test after ``seconds``."""
     deadline = time.monotonic() + seconds
     while True:
@@ -66,7 +68,7 @@ def wait_for(what: str, condition: Callable[[], T | None], seconds: float = 90.0
         if found:
             return found
         assert time.monotonic() < deadline, f"no {what} within {seconds:g} s"
-        time.sleep(0.1)
+        time.sleep(look_every)
 
 
 def paths(server: LocalServer, ending: str) -> list[str]:

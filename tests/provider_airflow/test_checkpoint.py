@@ -11,6 +11,7 @@ import pytest
 
 from airflow_provider_dstack import _checkpoint
 from airflow_provider_dstack._checkpoint import SECONDS_BETWEEN, Checkpoints
+from airflow_provider_dstack._pace import Pace
 
 TI: Any = SimpleNamespace(dag_id="d", run_id="r", task_id="train", try_number=1, map_index=None)
 
@@ -67,6 +68,26 @@ def test_only_one_save_is_under_way_and_one_that_waits_can_be_given_up() -> None
     assert saver.futures[0].cancelled()
 
 
+def test_the_last_state_is_kept_at_once_and_not_given_up() -> None:
+    saver, clock = Saver(), Clock()
+    checkpoints = Checkpoints(saver, at(0), clock)
+    checkpoints.offer(lambda: at(1))
+    last = checkpoints.last(at(2, "done"))
+    assert saver.states == [at(1), at(2, "done")]
+    assert last is saver.futures[1]
+    checkpoints.close()
+    assert not last.cancelled()
+
+
+def test_a_last_state_that_is_kept_or_being_kept_is_not_kept_again() -> None:
+    saver, clock = Saver(), Clock()
+    assert Checkpoints(saver, at(1), clock).last(at(1, "done")) is None
+    checkpoints = Checkpoints(saver, at(0), clock)
+    checkpoints.offer(lambda: at(1))
+    assert checkpoints.last(at(1, "done")) is saver.futures[0]
+    assert saver.states == [at(1)]
+
+
 @pytest.fixture
 def xcoms(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     kept: dict[str, Any] = {}
@@ -90,8 +111,15 @@ def test_what_is_kept_is_found_by_the_same_try_alone(xcoms: dict[str, Any]) -> N
 
 def test_whoever_saves_much_rests_much(xcoms: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    times = iter([10.0, 10.05])
-    monkeypatch.setattr(time, "monotonic", lambda: next(times))
+    clock = Clock()
+    monkeypatch.setattr(_checkpoint, "_REST", Pace(0.5, clock))
     monkeypatch.setattr(time, "sleep", slept.append)
-    _checkpoint.save_and_rest(TI, "try 1", {})
-    assert slept == [pytest.approx(0.2)]
+    for number in range(4):
+        times = iter([number, number + 0.05])
+        monkeypatch.setattr(time, "monotonic", lambda times=times: next(times))
+        _checkpoint.save_and_rest(TI, "try 1", {})
+    assert slept == pytest.approx([0.0, 0.0, 0.1, 0.3])
+    clock.now += 0.3
+    assert _checkpoint._REST.wait_after(0.1) == pytest.approx(0.1)
+    clock.now += 10.0
+    assert _checkpoint._REST.wait_after(0.4) == 0.0

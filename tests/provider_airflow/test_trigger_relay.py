@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
+import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from airflow_provider_dstack import _checkpoint, _stop, triggers
+from airflow_provider_dstack import _checkpoint, _stop, _watch, triggers
 from airflow_provider_dstack._checkpoint import Checkpoints
 from airflow_provider_dstack._relay import Relay
+from airflow_provider_dstack._watch import Watch
 from airflow_provider_dstack.triggers import DstackRunTrigger
 from dstack_core import LogCursor, LogLines, Progress, RetryPolicy
 from dstack_core.local import LocalServer
@@ -75,6 +78,36 @@ def test_a_new_trigger_goes_on_behind_what_the_old_one_kept(
     assert [line for line in log.lines if line in words] == list(words)
 
 
+def test_the_last_lines_are_kept_before_the_event(
+    server: LocalServer, xcoms: dict[str, Any], log: Log
+) -> None:
+    run = submitted(server, "echo one; echo two")
+    run.wait(60, poll_interval=0.1)
+    arguments = trigger_for(run).serialize()[1]
+    first = log.of(trigger_for(run, not_before=time.time() + 60.0))
+    asyncio.run(until(first, lambda: xcoms.get("dstack_progress", {}).get("tail") == ["one", "two"]))
+    second = log.of(DstackRunTrigger(**arguments))
+    second.task_instance = first.task_instance
+    (payload,) = asyncio.run(payloads(second))
+    assert payload["tail"] == ["one", "two"]
+    assert [line for line in log.lines if line in ("one", "two")] == ["one", "two"]
+
+
+def test_a_last_save_that_takes_long_delays_the_event_little(
+    server: LocalServer, xcoms: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triggers, "_KEEP_LAST_SECONDS", 0.1)
+    released = threading.Event()
+    monkeypatch.setattr(triggers, "save_and_rest", lambda *_: released.wait(60))
+    run = submitted(server, "echo one; echo two")
+    try:
+        (payload,) = asyncio.run(payloads(trigger_for(run)))
+        assert payload["kind"] == "finished"
+        assert not released.is_set()
+    finally:
+        released.set()
+
+
 def test_airflow_that_cannot_keep_anything_does_no_harm(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch, log: Log
 ) -> None:
@@ -133,7 +166,7 @@ def test_another_run_under_the_name_shows_no_log_and_tells_its_own_end(
 def test_a_flood_of_lines_does_not_starve_the_event_loop(
     server: LocalServer, xcoms: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triggers, "_BYTES_PER_SECOND", 1e9)
+    monkeypatch.setattr(_watch, "_BYTES_PER_SECOND", 1e9)
     run = submitted(server, "seq 1 200000")
     turns = 0
 
@@ -200,7 +233,7 @@ def test_all_triggers_of_a_process_share_their_looks(
 
 
 def test_the_end_of_a_burst_is_kept_though_no_further_line_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triggers, "SECONDS_BETWEEN", 0.05)
+    monkeypatch.setattr(_watch, "SECONDS_BETWEEN", 0.05)
     kept: list[Any] = []
     now = [1000.0]
 
@@ -216,7 +249,7 @@ def test_the_end_of_a_burst_is_kept_though_no_further_line_comes(monkeypatch: py
 
     async def go() -> None:
         first = {"progress": Progress("af-1").to_dict()}
-        watch = triggers._Watch(Relay(), Progress("af-1"), Checkpoints(start_save, first, lambda: now[0]))
+        watch = Watch(Relay(), Progress("af-1"), Checkpoints(start_save, first, lambda: now[0]))
         for number in (1, 2, 3):
             await watch.tell(line(number), logging.getLogger("test"))
         assert kept == ["1"]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import delete_xcom, pull_xcom, push_xcom
+from airflow_provider_dstack._pace import Pace
 
 if TYPE_CHECKING:
     import asyncio
@@ -22,6 +23,8 @@ KEY = "dstack_progress"
 SECONDS_BETWEEN = 10.0
 # A write takes a triggerer tens of milliseconds, in which it serves nobody else.
 _REST_FACTOR = 4
+# What waits to be saved is told twice should the triggerer die: few tasks are not to wait for each other.
+_REST = Pace(burst_seconds=5.0)
 
 
 class Checkpoints:
@@ -59,6 +62,15 @@ class Checkpoints:
         self._saving = self._start_save(now)
         return True
 
+    def last(self, state: dict[str, Any]) -> Future[None] | asyncio.Future[None] | None:
+        """Save ``state`` at once if it is new, and close; return the future of what is saved last, if any."""
+        if _place(state) != self._saved:
+            self.close()
+            self._saved = _place(state)
+            self._saving = self._start_save(state)
+        last, self._saving = self._saving, None
+        return last
+
     def close(self) -> None:
         """Give up a save that has not begun."""
         if self._saving is not None:
@@ -75,7 +87,7 @@ def save(ti: TaskInstanceLike, marker: str, state: Mapping[str, Any]) -> None:
 
 
 def save_and_rest(ti: TaskInstanceLike, marker: str, state: Mapping[str, Any]) -> None:
-    """Do ``save`` and wait four times as long.
+    """Do ``save`` and wait four times as long; a few saves after a quiet time do not wait.
 
     In a thread that all triggers share this takes the triggerer a fifth of its time at most, however many
     tasks are deferred.
@@ -84,7 +96,7 @@ def save_and_rest(ti: TaskInstanceLike, marker: str, state: Mapping[str, Any]) -
     try:
         save(ti, marker, state)
     finally:
-        time.sleep(_REST_FACTOR * (time.monotonic() - started))
+        time.sleep(_REST.wait_after(_REST_FACTOR * (time.monotonic() - started)))
 
 
 def load(ti: TaskInstanceLike, marker: str) -> dict[str, Any] | None:

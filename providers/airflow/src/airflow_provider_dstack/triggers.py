@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_dstack._checkpoint import SECONDS_BETWEEN, Checkpoints, load, save_and_rest
+from airflow_provider_dstack._checkpoint import Checkpoints, load, save_and_rest
 from airflow_provider_dstack._compat import trigger_has_on_kill
 from airflow_provider_dstack._outcome import broken_event, finished_event, timed_out_event
 from airflow_provider_dstack._relay import DEFAULT_LOG_BUDGET, Relay
 from airflow_provider_dstack._stop import KILL_LIMITS, OnKillAction, Stopping, is_to_be_stopped
 from airflow_provider_dstack._threads import in_thread, start_later
+from airflow_provider_dstack._watch import Watch
 from airflow_provider_dstack.hooks import DstackHook
 
 if TYPE_CHECKING:
-    from dstack_core import AsyncClient, AsyncRun, Client, Event, Progress
+    from dstack_core import AsyncClient, AsyncRun, Client
 
 _ON_KILL_SECONDS = 25.0
-# A triggerer needs about a second of processor time for a megabyte of log.
-_BYTES_PER_SECOND = 100_000
-_BURST_SECONDS = 5.0
 # The clocks of worker and triggerer may differ.
 _LONGEST_HOLD_SECONDS = 10.0
+# Where hundreds of runs end at once, their tasks go on before it is kept that all was told.
+_KEEP_LAST_SECONDS = 2.0
 
 
 class DstackRunTrigger(BaseTrigger):
@@ -80,6 +80,7 @@ class DstackRunTrigger(BaseTrigger):
         self.log_budget_bytes = log_budget_bytes
         self.on_kill_action = on_kill_action
         self._fired = False
+        self._last_kept: asyncio.Future[None] | None = None
         self._kill_arguments: dict[str, Any] | None = None
         self._token: str | None = None
 
@@ -115,6 +116,9 @@ class DstackRunTrigger(BaseTrigger):
             self.log.error("Run %s can no longer be followed: %s", self.run_name, payload["message"])
         # An event that comes before the scheduler has seen the deferral fails the task.
         await asyncio.sleep(min(max(0.0, self.not_before - time.time()), _LONGEST_HOLD_SECONDS))
+        if self._last_kept is not None:
+            # Else a triggerer that dies before Airflow has the event would have the last lines told again.
+            await asyncio.wait([self._last_kept], timeout=_KEEP_LAST_SECONDS)
         self._fired = True
         yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow's is untyped
 
@@ -169,7 +173,7 @@ class DstackRunTrigger(BaseTrigger):
                     f"{client.server_url}; somebody deleted it, so its outcome cannot be told"
                 )
             progress = Progress.from_dict(kept["progress"])
-            watch = _Watch(self._relay(run, kept), progress, Checkpoints(self._start_save, kept))
+            watch = Watch(self._relay(run, kept), progress, Checkpoints(self._start_save, kept))
             events = run.follow(
                 progress,
                 poll_interval=self.poll_interval,
@@ -183,6 +187,7 @@ class DstackRunTrigger(BaseTrigger):
                 async for event in events:
                     await watch.tell(event, self.log)
                     if isinstance(event, RunFinished):
+                        self._last_kept = watch.keep_last()
                         return finished_event(event.outcome, watch.relay.tail)
             finally:
                 watch.close()
@@ -257,45 +262,3 @@ class DstackRunTrigger(BaseTrigger):
     def _stop_if_ended(self, when_unknown: Literal["stop", "leave"]) -> None:
         if is_to_be_stopped(self.task_instance, self.run_name, when_unknown=when_unknown, log=self.log):
             self._stop()
-
-
-class _Watch:
-    """Relay the events of one run, at a bearable rate, and have it kept how far that came."""
-
-    def __init__(self, relay: Relay, progress: Progress, checkpoints: Checkpoints) -> None:
-        self.relay = relay
-        self._checkpoints = checkpoints
-        self._progress = progress
-        self._paid_until = 0.0
-        self._later: asyncio.TimerHandle | None = None
-
-    async def tell(self, event: Event, log: Any) -> None:
-        """Write an event to the log."""
-        for level, text in self.relay.records(event):
-            log.log(level, text)
-            await self._pace(len(text))
-        self._progress = event.progress
-        self._offer()
-
-    def close(self) -> None:
-        """Give up what was not kept yet."""
-        if self._later is not None:
-            self._later.cancel()
-        self._checkpoints.close()
-
-    def _offer(self) -> None:
-        """Have it kept how far this came, now or as soon as that may be: no further line may come."""
-        if self._later is not None:
-            self._later.cancel()
-            self._later = None
-        if not self._checkpoints.offer(self._state):
-            self._later = asyncio.get_running_loop().call_later(SECONDS_BETWEEN, self._offer)
-
-    async def _pace(self, size: int) -> None:
-        # Records go to the triggerer's supervisor; a flood of them must not starve the loop nor that.
-        now = asyncio.get_running_loop().time()
-        self._paid_until = max(self._paid_until, now - _BURST_SECONDS) + size / _BYTES_PER_SECOND
-        await asyncio.sleep(max(0.0, self._paid_until - now))
-
-    def _state(self) -> dict[str, Any]:
-        return {"progress": self._progress.to_dict(), **self.relay.state()}

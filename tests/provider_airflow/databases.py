@@ -1,0 +1,47 @@
+"""The databases that real Airflow components may have."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from tests.provider_airflow.postgres import PostgresMissing, postgres_url
+
+DATABASE_URL = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
+# sqlite's own five seconds are little where many write on a machine without a moment to spare.
+_BUSY_SECONDS = 60
+
+
+def sqlite_url(path: Path) -> str:
+    """Return the URL of a sqlite database that several processes write to."""
+    return f"sqlite:///{path}?timeout={_BUSY_SECONDS}"
+
+
+def migrate(url: str, home: Path) -> None:
+    """Make Airflow's tables in a database."""
+    airflow = Path(sys.executable).with_name("airflow")
+    done = subprocess.run(
+        [airflow, "db", "migrate"],
+        env={**os.environ, "AIRFLOW_HOME": str(home), DATABASE_URL: url},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, f"airflow db migrate: {done.stderr[-3000:]}"
+
+
+@contextmanager
+def best_database(home: Path) -> Iterator[str]:
+    """Give the URL of a migrated database: Postgres where that is installed, else sqlite."""
+    with ExitStack() as stack:
+        try:
+            url = stack.enter_context(postgres_url())
+        except PostgresMissing:
+            url = sqlite_url(home / "airflow.db")
+        migrate(url, home)
+        yield url
