@@ -106,8 +106,9 @@ test-faults: $(CORE) $(AIRFLOW) $(PREFECT) $(SERVER) ## Let every request of a r
 	  echo "== suites: $$1: $$(tail -1 $${log/faults-/faults-suites-})"; \
 	  return $$held; \
 	}; \
-	for env in core airflow prefect; do try $$env & done; wait; \
-	$(ENVS)/core/bin/python -m tests.faults report
+	tries=(); for env in core airflow prefect; do try $$env & tries+=($$!); done; \
+	status=0; for one in $${tries[@]}; do wait $$one || status=1; done; \
+	$(ENVS)/core/bin/python -m tests.faults report || status=1; exit $$status
 
 .PHONY: bench bench-quick
 bench bench-quick: $(CORE) $(AIRFLOW) $(PREFECT) $(SERVER) $(BENCH_AIRFLOW) $(BENCH_PLOTS)
