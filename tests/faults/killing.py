@@ -12,10 +12,12 @@ def kill_client_at(port: int, server_port: int) -> None:
 
     Raises ``RuntimeError`` where that is nobody, or this process.
     """
-    ends = (port, server_port)
     # One port may be the near end of several connections, each to another far end.
-    held = [one for one in psutil.net_connections("tcp4") if one.laddr and one.raddr and one.pid]
-    owners = {one.pid for one in held if (one.laddr.port, one.raddr.port) == ends}
+    owners = {
+        one.pid
+        for one in psutil.net_connections("tcp4")
+        if one.pid and one.laddr and one.laddr.port == port and one.raddr and one.raddr.port == server_port
+    }
     if len(owners) != 1 or os.getpid() in owners:
         raise RuntimeError(f"the connection from port {port} is held by {sorted(map(str, owners))}")
     process = psutil.Process(owners.pop())
