@@ -32,7 +32,7 @@ os.environ.update(
 
 from dstack_core.local import LocalServer  # noqa: E402
 from tests.provider_airflow.components import Components  # noqa: E402
-from tests.provider_airflow.databases import DATABASE_URL, migrate, sqlite_url  # noqa: E402
+from tests.provider_airflow.databases import DATABASE_URL, migrate  # noqa: E402
 from tests.provider_airflow.postgres import postgres_url  # noqa: E402
 from tests.provider_airflow.support import DagRunner, connection_json  # noqa: E402
 from tests.rig.fixtures import real_server  # noqa: E402
@@ -105,7 +105,7 @@ def _migrated(home: Path, request: pytest.FixtureRequest) -> Iterator[str]:
     elif DATABASE == "sqlite":
         copy = home / "airflow.db"
         shutil.copy(request.getfixturevalue("database"), copy)
-        yield sqlite_url(copy)
+        yield f"sqlite:///{copy}"
     else:
         raise ValueError(f"AIRFLOW_TEST_DATABASE is {DATABASE!r}; say 'sqlite' or 'postgres'")
 

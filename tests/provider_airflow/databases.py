@@ -12,13 +12,6 @@ from pathlib import Path
 from tests.provider_airflow.postgres import PostgresMissing, postgres_url
 
 DATABASE_URL = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
-# sqlite's own five seconds are little where many write on a machine without a moment to spare.
-_BUSY_SECONDS = 60
-
-
-def sqlite_url(path: Path) -> str:
-    """Return the URL of a sqlite database that several processes write to."""
-    return f"sqlite:///{path}?timeout={_BUSY_SECONDS}"
 
 
 def migrate(url: str, home: Path) -> None:
@@ -42,6 +35,6 @@ def best_database(home: Path) -> Iterator[str]:
         try:
             url = stack.enter_context(postgres_url())
         except PostgresMissing:
-            url = sqlite_url(home / "airflow.db")
+            url = f"sqlite:///{home / 'airflow.db'}"
         migrate(url, home)
         yield url
