@@ -10,19 +10,24 @@ from collections.abc import Iterator
 from typing import Any
 
 
+def first_words(process: subprocess.Popen[str]) -> str:
+    """Return what ``python -m dstack_core.local`` prints once it serves."""
+    assert process.stdout is not None
+    told = ""
+    while "default: true" not in told:
+        line = process.stdout.readline()
+        assert line, told
+        told += line
+    return told
+
+
 @contextlib.contextmanager
 def serving_apart() -> Iterator[dict[str, Any]]:
     """Start ``python -m dstack_core.local``; give the arguments of its clients."""
     command = [sys.executable, "-m", "dstack_core.local", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
         try:
-            told = ""
-            while "default: true" not in told:
-                line = process.stdout.readline()
-                assert line, told
-                told += line
-            found = dict(re.findall(r"export DSTACK_(\w+)=(\S+)", told))
+            found = dict(re.findall(r"export DSTACK_(\w+)=(\S+)", first_words(process)))
             names = {"server_url": "SERVER_URL", "project_name": "PROJECT", "user_token": "TOKEN"}
             yield {name: found[variable] for name, variable in names.items()}
         finally:

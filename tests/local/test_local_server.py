@@ -17,6 +17,7 @@ import pytest
 import requests
 
 from dstack_core.local import LocalServer
+from tests.local.server_process import first_words
 from tests.local.support import Api, alive, task, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -172,12 +173,7 @@ def command(tmp_path: Path) -> Iterator[Command]:
         [sys.executable, "-m", "dstack_core.local", "--port", "0", "--project", "mine"],
         cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)},
     )  # fmt: skip
-    assert process.stdout is not None
-    text = ""
-    while "default: true" not in text:
-        line = process.stdout.readline()
-        assert line, text
-        text += line
+    text = first_words(process)
     found = dict(re.findall(r"export (\w+)=(\S+)", text))
     assert found["DSTACK_PROJECT"] == "mine"
     server = LocalServer(project="mine", token=found["DSTACK_TOKEN"])
@@ -186,8 +182,7 @@ def command(tmp_path: Path) -> Iterator[Command]:
     directory = next(tmp_path.glob("dstack-local-*"))
     yield Command(process, Api(server), directory)
     process.kill()
-    process.wait()
-    process.stdout.close()
+    process.communicate()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
