@@ -29,8 +29,6 @@ from tests.faults.life import (
 )
 from tests.faults.loop import Loop
 
-# Where a fault that never ends begins: before the run exists, when it is submitted, while it is followed.
-BEGINNINGS = (1, 4, 8)
 # On a machine without a moment to spare the short budget may be spent before the fault has come.
 _TRIES = 4
 _WORKERS = 6
@@ -76,7 +74,7 @@ def plan(adapters: Mapping[str, Adapter], parts: Collection[str], steps: Collect
             for fault in FAULTS:
                 if ONCE in parts:
                     cases.append(_fault(name, adapter, fault, step, for_ever=False))
-                if NEVER_ENDING in parts and step in BEGINNINGS:
+                if NEVER_ENDING in parts:
                     cases.append(_fault(name, adapter, fault, step, for_ever=True))
             if KILLED in parts:
                 cases += [_fault(name, adapter, kill, step, for_ever=False) for kill in KILLS]
