@@ -8,7 +8,8 @@ from collections.abc import Sequence
 # The server puts the setup of its default image before the commands of the user. It ends where the virtual
 # environment of that image is activated; its text differs from version to version (0.19 activates it twice).
 _PREAMBLE = re.compile(r"\A.*?/bin/activate[^&]*&& (?:\. /dstack/venv/bin/activate && )?", re.DOTALL)
-_CONTAINER_ONLY = "/dstack/"
+# A folder of that name elsewhere is of this machine.
+_CONTAINER_ONLY = re.compile(r"(?<![\w./~-])/dstack/")
 
 
 class UnsafeCommandError(Exception):
@@ -24,6 +25,6 @@ def without_preamble(argv: Sequence[str], *, default_image: bool) -> list[str]:
         return list(argv)
     *shell, script = argv
     script = _PREAMBLE.sub("", script, count=1)
-    if _CONTAINER_ONLY in script:
+    if _CONTAINER_ONLY.search(script):
         raise UnsafeCommandError("the setup of the default image was not recognised")
     return [*shell, script]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from dstack_core import secret_values
-
 _HIDDEN = "***"
 _SHORTEST_LINE = 5
 # What Prefect itself gives to a run on a machine is no secret, apart from how to log in.
@@ -23,6 +21,9 @@ class Hider:
 
     def add(self, values: Iterable[str | None]) -> None:
         """Hide these from now on."""
+        # A flow's module is imported where nothing runs, too: that is to load no client.
+        from dstack_core import secret_values
+
         lines = {line for value in secret_values(values) for line in value.splitlines()}
         self._lines |= {line for line in lines if len(line) >= _SHORTEST_LINE}
         if self._lines:
