@@ -13,6 +13,7 @@ from dstack_core.errors import (
     ProtocolError,
     RequestRejectedError,
     RunNameTakenError,
+    ServerUnreachableError,
     TransientServerError,
 )
 
@@ -32,14 +33,21 @@ def submit(
     A run that carries the marker is taken as it is, finished or not. A finished run of another owner
     is replaced where ``replace_finished`` allows it (the documented meaning of a reused name), an
     active one never. A refused, lost or spoiled reply is answered by looking again, so no reply can
-    cause a second run. Without ``look_first`` the first request submits: for a marker that was just
-    drawn, which no run can carry yet; what would touch an active run a server refuses by itself. Raises
-    ``RunNameTakenError``, ``RequestRejectedError`` and the other server errors.
+    cause a second run; where the looks are spoiled, too, nobody knows whether there is a run, and
+    ``ServerUnreachableError`` says so. Without ``look_first`` the first request submits: for a marker that
+    was just drawn, which no run can carry yet; what would touch an active run a server refuses by itself.
+    Raises ``RunNameTakenError``, ``RequestRejectedError`` and the other server errors.
     """
     patience = Patience(budget)
     refusal: RequestRejectedError | None = None
+    is_unknown = False
     while True:
-        found = (yield from call(api.get_run(run_spec["run_name"]))) if look_first else None
+        try:
+            found = (yield from call(api.get_run(run_spec["run_name"]))) if look_first else None
+        except ProtocolError as error:
+            if is_unknown:
+                raise _unknown(error, run_spec["run_name"]) from error
+            raise
         look_first = True
         if found is not None and found.marker == run_spec["configuration_path"]:
             return found
@@ -52,8 +60,15 @@ def submit(
         except RequestRejectedError as error:
             refusal = error
         except (TransientServerError, ProtocolError) as error:
+            is_unknown = True
             # A request whose reply was lost may still be at work; give it time to become visible.
             yield Sleep(max(patience.after(error), _SETTLE_SECONDS))
+
+
+def _unknown(error: ProtocolError, name: str) -> ServerUnreachableError:
+    return ServerUnreachableError(
+        f"{error.message}. Run {name!r} was sent there, and such answers do not tell whether it was submitted"
+    )
 
 
 def _taken(api: Api, found: RunSnapshot) -> RunNameTakenError:

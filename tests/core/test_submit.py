@@ -13,6 +13,7 @@ from dstack_core._wire.api import Api
 from dstack_core._wire.runs import RunSnapshot
 from dstack_core.errors import (
     AuthenticationError,
+    ProtocolError,
     RequestRejectedError,
     RunNameTakenError,
     ServerUnreachableError,
@@ -167,3 +168,18 @@ def test_a_server_that_loses_every_apply_is_given_up_after_the_budget(driver: Dr
     with pytest.raises(ServerUnreachableError):
         driver.run(flow(driver), script)
     assert driver.clock.now - 1000 <= 31
+
+
+def test_a_submission_whose_every_answer_is_spoiled_may_have_made_a_run(driver: Driver) -> None:
+    spoiled = reply({"unexpected": [1, 2, 3]})
+    script = Script(runs__get=[MISSING, spoiled], runs__apply=[spoiled])
+    with pytest.raises(ServerUnreachableError, match=r"Run 'train' was sent there"):
+        driver.run(flow(driver), script)
+    assert script.paths().count("runs/apply") == 1
+
+
+def test_a_stranger_that_was_sent_nothing_is_told_as_one(driver: Driver) -> None:
+    script = Script(runs__get=[reply({"unexpected": [1, 2, 3]})])
+    with pytest.raises(ProtocolError):
+        driver.run(flow(driver), script)
+    assert script.paths().count("runs/apply") == 0
