@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from prefect.states import Cancelling, Scheduled
 from dstack_core import Run
 from dstack_core.local import LocalServer
 
+from .hosts import module
 from .support import all_runs, log_records, outcome_of, state_of, stops, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixtures("prefect_server")]
@@ -53,25 +53,8 @@ def python(server: LocalServer, *arguments: str, **extra: str) -> Iterator[subpr
         "DSTACK_TOKEN": server.token,
         **extra,
     }
-    log = Path(extra["TEST_LOG"])
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", MODULE, *arguments],
-            cwd=ROOT,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
+    with module(MODULE, *arguments, log=Path(extra["TEST_LOG"]), environment=environment) as process:
         yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 @pytest.fixture(scope="module")
