@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 
 from dstack_core.local import LocalServer
 
+from .hosts import module
 from .support import all_runs, outcome_of, state_of, stops, until
 
 pytestmark = [
@@ -42,8 +41,7 @@ def pool(
     directory, name = tmp_path_factory.mktemp("process"), f"process-{uuid4().hex[:8]}"
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name=name, type="process"))
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", name, "--type", "process"]
-    with LocalServer(step_seconds=0.02) as server, (directory / "log").open("wb") as log:
+    with LocalServer(step_seconds=0.02) as server:
         environment = {
             **os.environ,
             "DSTACK_SERVER_URL": server.url,
@@ -52,16 +50,9 @@ def pool(
             "TEST_PIDS": str(directory),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
         }
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        try:
+        command = ("worker", "start", "--pool", name, "--type", "process")
+        with module("prefect", *command, log=directory / "log", environment=environment):
             yield name, server, directory
-        finally:
-            process.terminate()
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 def start(pool: str, name: str) -> UUID:
