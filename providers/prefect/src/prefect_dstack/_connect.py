@@ -20,6 +20,8 @@ CredentialsLike: TypeAlias = DstackCredentials | str | None
 
 # Prefect kills a cancelled process after 30 s: no single wait for a reply may take a big part of that.
 TIMEOUT = 10.0
+# For the few requests that cannot be interrupted by a cancellation between two tries.
+CALL_BUDGET = 5.0
 # As long as a reply may take where nothing kills the process.
 PATIENT_TIMEOUT = 30.0
 # An artifact or a state is not worth waiting longer for: a run's end is.

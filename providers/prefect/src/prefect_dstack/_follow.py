@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from prefect_dstack._connect import open_async_client, open_client
+from prefect_dstack._connect import CALL_BUDGET, open_async_client, open_client
 from prefect_dstack._probe import StopRequested
 from prefect_dstack._secrets import secrets_in
 from prefect_dstack._stop import astop, stop
@@ -28,6 +28,7 @@ def submit(job: Job, client: Client) -> Run:
     """
     from dstack_core.integration import choose_attempt
 
+    job.page = f"{client.server_url}/runs"
     found = choose_attempt(
         client,
         job.names,
@@ -39,9 +40,7 @@ def submit(job: Job, client: Client) -> Run:
     job.check_flow_run()
     if found is None:
         job.attempt.may_appear = True
-        found = client.runs.submit(
-            **job.submission(), sleep=job.sleep, on_event=job.relay.handle_contact
-        )
+        found = client.runs.submit(**job.submission(), sleep=job.sleep, on_event=job.relay.handle_contact)
     job.note(found)
     return found
 
@@ -50,6 +49,7 @@ async def asubmit(job: Job, client: AsyncClient) -> AsyncRun:
     """Return the job's run: the twin of ``submit``."""
     from dstack_core.integration import achoose_attempt
 
+    job.page = f"{client.server_url}/runs"
     found = await achoose_attempt(
         client,
         job.names,
@@ -127,7 +127,7 @@ def execute(job: Job, block: DstackCredentials | None, body: Callable[[Client], 
     """
     _hide_token(job, block)
     try:
-        with open_client(block, retry_budget=job.retry_budget) as client:
+        with open_client(block, retry_budget=min(CALL_BUDGET, job.retry_budget)) as client:
             return body(client)
     except BaseException as error:
         if not job.stops_after(error):
@@ -152,7 +152,7 @@ async def aexecute(
     """Return what ``body`` does with a client: the twin of ``execute``."""
     _hide_token(job, block)
     try:
-        async with open_async_client(block, retry_budget=job.retry_budget) as client:
+        async with open_async_client(block, retry_budget=min(CALL_BUDGET, job.retry_budget)) as client:
             return await body(client)
     except BaseException as error:
         if not job.stops_after(error):

@@ -66,7 +66,7 @@ class Report:
         self._key = f"dstack-{re.sub('[^a-z0-9]+', '-', (name or 'run').lower()).strip('-') or 'run'}"
         self._logger = logger
         self._artifacts = artifacts
-        self._owner = {"flow_run_id": flow_run_id, "task_run_id": task_run_id}
+        self._owner: dict[str, Any] = {"flow_run_id": flow_run_id, "task_run_id": task_run_id}
         self._progress: UUID | None = None
         self._last: PrefectEvent | None = None
         self._ended = False
@@ -128,9 +128,10 @@ class Report:
         self._last = event or self._last
 
     def _is_known(self, outcome: Outcome) -> bool:
+        found = False
         with self._api() as api:
-            return was_emitted(api, str(outcome.status), outcome.run_id)
-        return False
+            found = was_emitted(api, str(outcome.status), outcome.run_id)
+        return found
 
     def _create(self, api: SyncPrefectClient, key: str, *values: Any) -> UUID | None:
         made: UUID | None = self._try(lambda: create_artifact(api, key, *values, **self._owner))

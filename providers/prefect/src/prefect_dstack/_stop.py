@@ -45,15 +45,27 @@ BEFORE_THE_KILL = StopTime(stop=8.0, end=20.0)
 PATIENT = StopTime(stop=PATIENT_TIMEOUT, end=120.0)
 
 
+# The first line of any stop, logged before any request.
+STOPPING = "Stopping run %s: %s"
+
+
 class _OutOfTime(Exception):
     """Leave the wait for the end."""
 
 
 def is_ending(run: Run) -> bool:
     """Whether the run had ended or was stopping when it was last fetched."""
-    from dstack_core import RunStatus
+    return run.last_status.is_finished or run.last_status.is_stopping
 
-    return run.outcome() is not None or RunStatus(run.raw_status).is_stopping
+
+def log_stop(logger: Any, result: StopResult) -> None:
+    """Log the result of a stop that a user's code asked for."""
+    if result.is_safe:
+        logger.info("Run %s is stopping.", result.run_name)
+    else:
+        logger.error(
+            "Could not confirm that run %s stops: %s. Its page: %s", result.run_name, result.error, result.url
+        )
 
 
 def stop(job: Job, block: DstackCredentials | None, allowed: StopTime) -> None:
@@ -99,7 +111,9 @@ async def astop(job: Job, block: DstackCredentials | None, allowed: StopTime) ->
                     left = deadline - time.monotonic()
                     run = await client.runs.get(result.run_name, retry_budget=left)
                     if run is not None and result.run_id in (None, run.id):
-                        events = run.follow(job.relay.progress, poll_interval=_POLL_SECONDS, retry_budget=left)
+                        events = run.follow(
+                            job.relay.progress, poll_interval=_POLL_SECONDS, retry_budget=left
+                        )
                         async with aclosing(events):
                             async for event in events:
                                 job.relay.handle(event)
