@@ -87,7 +87,8 @@ def submit_arguments(operator: DstackRunOperator) -> dict[str, Any]:
 
 def names_of(operator: DstackRunOperator, context: Context) -> TaskNames:
     """Return how the runs of a task instance are called."""
-    return TaskNames.of(context, operator.run_name, operator.retries or 0)
+    keep = operator.on_kill_action == "keep"
+    return TaskNames.of(context, operator.run_name, operator.retries or 0, keep=keep)
 
 
 def ledger_of(operator: DstackRunOperator, context: Context, project: str) -> Ledger:
