@@ -29,8 +29,8 @@ class HealthServer:
 
 
 @contextmanager
-def health_server() -> Iterator[HealthServer]:
-    """Serve on a free port; paths that have no reply get 404 as FastAPI words it."""
+def health_server(port: int = 0) -> Iterator[HealthServer]:
+    """Serve on ``port``, by default a free one; paths that have no reply get 404 as FastAPI words it."""
     server = HealthServer()
 
     class Handler(BaseHTTPRequestHandler):
@@ -48,7 +48,7 @@ def health_server() -> Iterator[HealthServer]:
         def log_message(self, format: str, *arguments: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as http:
         http.daemon_threads = True
         server.url = f"http://127.0.0.1:{http.server_address[1]}"
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05})

@@ -11,6 +11,7 @@ import pytest
 from airflow.sdk.exceptions import ErrorType
 from airflow.sdk.execution_time.comms import ErrorResponse
 
+from airflow_provider_dstack import _kill_reason
 from airflow_provider_dstack._compat import AirflowRuntimeError
 from airflow_provider_dstack._kill_reason import Health, KillReason, airflow_health, kill_reason
 from tests.ports import free_port
@@ -121,9 +122,42 @@ def test_a_refused_connection_speaks_for_an_outage(
     assert seconds < 1.9
 
 
-def test_a_wrong_address_is_no_outage_while_the_state_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_connection_the_supervisor_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     configure(monkeypatch, f"http://127.0.0.1:{free_port()}")
-    assert kill_reason(answer("failed", after=0.2)).kind == "ended"
+    asked = threading.Event()
+
+    def ask() -> str:
+        asked.set()
+        return "failed"
+
+    assert kill_reason(ask).kind == "unreachable"
+    assert not asked.is_set()
+
+
+def test_a_connection_that_is_refused_once_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    configure(monkeypatch, f"http://127.0.0.1:{port}")
+    refused = threading.Event()
+
+    def seen(error: Exception) -> str:
+        refused.set()
+        return "Connection refused"
+
+    monkeypatch.setattr(_kill_reason, "_in_short", seen)
+    monkeypatch.setattr(_kill_reason, "_REFUSED_TWICE_SECONDS", 2.0)
+    health: list[Health] = []
+    thread = threading.Thread(target=lambda: health.append(airflow_health()))
+    thread.start()
+    assert refused.wait(30)
+    with health_server(port) as server:
+        server.replies = {PUBLIC: (200, HEALTHY)}
+        thread.join()
+    assert health == [Health("up", "it is healthy")]
+
+
+def test_a_health_check_that_fails_alone_shows_nothing(airflow: HealthServer) -> None:
+    airflow.replies[PUBLIC] = (503, "")
+    assert kill_reason(answer("failed", after=0.1)).kind == "ended"
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
@@ -192,7 +226,7 @@ def test_a_health_check_that_breaks_shows_nothing(silence: Callable[[], str]) ->
 
 def test_an_api_server_of_the_execution_api_alone_is_up(airflow: HealthServer) -> None:
     del airflow.replies[PUBLIC]
-    assert airflow_health() == Health(True, "its API server is healthy")
+    assert airflow_health() == Health("up", "its API server is healthy")
     assert airflow.asked == [PUBLIC, EXECUTION]
 
 
@@ -203,10 +237,10 @@ def test_the_public_api_server_shows_that_the_database_of_both_is_away(
     with health_server() as public:
         configure(monkeypatch, airflow.url, public.url)
         public.replies = {PUBLIC: (200, NO_DATABASE)}
-        assert airflow_health() == Health(False, "its database is unhealthy")
+        assert airflow_health() == Health("failing", "its database is unhealthy")
         public.replies = {PUBLIC: (503, "")}
-        assert airflow_health() == Health(True, "its API server is healthy")
-    assert airflow_health() == Health(True, "its API server is healthy")
+        assert airflow_health() == Health("up", "its API server is healthy")
+    assert airflow_health() == Health("up", "its API server is healthy")
 
 
 def test_the_address_follows_the_base_url_where_there_is_no_other(
@@ -214,7 +248,7 @@ def test_the_address_follows_the_base_url_where_there_is_no_other(
 ) -> None:
     configure(monkeypatch, None, f"{airflow.url}/airflow/")
     airflow.replies = {f"/airflow{PUBLIC}": (200, HEALTHY)}
-    assert airflow_health() == Health(True, "it is healthy")
+    assert airflow_health() == Health("up", "it is healthy")
 
 
 def test_the_health_check_sends_no_token(airflow: HealthServer) -> None:

@@ -2,23 +2,25 @@
 
 The supervisor of a task process sends SIGTERM when a user ended the task (its heartbeat was refused), when
 the worker shuts down, and when three heartbeats failed because Airflow itself is away. Only in the first case
-is the task's run to be stopped. Two questions are asked at once, each in a thread of its own:
+is the task's run to be stopped. Two questions find out, each in a thread of its own:
 
-* the state of the task, through the supervisor. Airflow's answer decides, whenever it comes.
-* the health of Airflow, by a direct request of the task process. The supervisor repeats a question that
-  Airflow does not answer, five times with growing pauses: it takes 10 to 30 seconds to fail. A refused
-  connection takes milliseconds.
+* the health of Airflow, by a direct request of the task process. A refused connection takes milliseconds.
+* the state of the task, through the supervisor; its answer decides. The supervisor repeats a question that
+  Airflow does not answer, five times with growing pauses: it takes 10 to 30 seconds to fail. Before
+  Airflow 3.3, a supervisor that gets no connection even breaks at it, and leaves the task's process behind
+  waiting for the answer for good. So health comes first, and without a connection the state is not asked.
 
-============================================  ===================================  ===============
-state of the task                             health of Airflow                    reason
-============================================  ===================================  ===============
-failed, success, restarting, deleted, ...     any                                  ended
-running, queued, scheduled, up_for_retry      any                                  worker_leaving
-Airflow or the supervisor fails to answer     any                                  unreachable
-no answer within 0.5 s                        refused, 5xx, database unhealthy     unreachable
-no answer within 2 s                          Airflow answers                      ended
-no answer within 3 s                          no answer, or no answer of Airflow   unreachable
-============================================  ===================================  ===============
+============================================  ====================================  ==============
+state of the task                             health of Airflow                     reason
+============================================  ====================================  ==============
+not asked                                     connection refused twice in 0.2 s     unreachable
+failed, success, restarting, deleted, ...     any other                             ended
+running, queued, scheduled, up_for_retry      any other                             worker_leaving
+Airflow or the supervisor fails to answer     any other                             unreachable
+no answer within 0.5 s                        5xx, or the database is unhealthy     unreachable
+no answer within 2 s                          Airflow answers                       ended
+no answer within 3 s                          no answer, or no answer of Airflow    unreachable
+============================================  ====================================  ==============
 
 A user who ends a task needs a living API server, so an Airflow that cannot be asked speaks for an outage.
 Where Airflow is alive and slow, a user is likelier: the supervisor got an answer to its last heartbeat.
@@ -28,6 +30,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Literal
@@ -35,12 +38,15 @@ from typing import Literal
 from airflow_provider_dstack._compat import AirflowRuntimeError, conf
 from airflow_provider_dstack._threads import start_thread
 
-# Seconds since the question. Airflow leaves 5 s between SIGTERM and SIGKILL, and the stop comes after this.
-# With less than 0.5 s for the state, a wrong address in the worker's configuration would be taken for an
-# outage while the supervisor, which has the right one, gets its answers in 10 ms.
-_STATE_SECONDS_WHEN_DOWN = 0.5
-_STATE_SECONDS_WHEN_UP = 2.0
+# Seconds since the start. Airflow leaves 5 s between SIGTERM and SIGKILL, and the stop comes after this.
+# The state is asked as soon as there is a connection, or after the first of them: a busy Airflow needs more
+# than that for its health, and the slower its answers, the earlier they have to be asked for.
+_HEALTH_FIRST_SECONDS = 0.4
+# What a healthy supervisor needs for the state, where the health check alone fails: 10 ms, a busy one more.
+_STATE_SECONDS = {"failing": 0.5, "up": 2.0}
 _SECONDS = 3.0
+# A server that is one of several may refuse a connection while it is replaced.
+_REFUSED_TWICE_SECONDS = 0.2
 
 # A task that Airflow has given up on this worker is in one of the last three, and is tried on another.
 _GOING_ON = frozenset({"running", "up_for_retry", "scheduled", "queued"})
@@ -76,13 +82,13 @@ class KillReason:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What a direct request showed of Airflow; ``is_up`` is None when it showed nothing either way."""
+    """What a direct request showed of Airflow, and the fact that shows it."""
 
-    is_up: bool | None
+    kind: Literal["up", "failing", "no_connection", "unknown"]
     fact: str
 
 
-_NO_DATABASE = Health(False, "its database is unhealthy")
+_NO_DATABASE = Health("failing", "its database is unhealthy")
 
 
 def kill_reason(
@@ -94,29 +100,33 @@ def kill_reason(
         ask_state: Returns the state of the task by asking Airflow; may raise, and may block for minutes.
         ask_health: Returns the health of Airflow; ``airflow_health`` when None.
     """
-    started = time.monotonic()
     answers: SimpleQueue[KillReason | Health | str] = SimpleQueue()
-    health, no_state = Health(None, "no answer within 3 s"), "the state of the task is unknown"
+    started = time.monotonic()
+
+    def answer_until(seconds: float) -> KillReason | Health | str | None:
+        with suppress(Empty):
+            return answers.get(timeout=max(0.0, started + seconds - time.monotonic()))
+        return None
+
+    health, no_state = Health("unknown", "no answer within 3 s"), "the state of the task is unknown"
     try:
-        start_thread(lambda: answers.put(_by_state(ask_state)), "dstack-task-state")
         start_thread(lambda: answers.put(_health(ask_health or airflow_health)), "dstack-airflow-health")
+        first = answer_until(_HEALTH_FIRST_SECONDS)
+        if isinstance(first, Health):
+            health = first
+            if health.kind == "no_connection":
+                return KillReason("unreachable", health.fact)
+        start_thread(lambda: answers.put(_by_state(ask_state)), "dstack-task-state")
     except RuntimeError as error:
-        return KillReason("unreachable", repr(error))
-    seconds = _SECONDS
-    while True:
-        try:
-            answer = answers.get(timeout=max(0.0, started + seconds - time.monotonic()))
-        except Empty:
-            break
+        return KillReason("unreachable", f"no thread can be started: {error}")
+    while answer := answer_until(_STATE_SECONDS.get(health.kind, _SECONDS)):
         if isinstance(answer, KillReason):
             return answer
-        if isinstance(answer, str):
+        if isinstance(answer, Health):
+            health = answer
+        else:
             no_state = answer
-            continue
-        health = answer
-        if health.is_up is not None:
-            seconds = _STATE_SECONDS_WHEN_UP if health.is_up else _STATE_SECONDS_WHEN_DOWN
-    if health.is_up:
+    if health.kind == "up":
         return KillReason("ended", f"{no_state}, and {health.fact}")
     return KillReason("unreachable", health.fact)
 
@@ -134,10 +144,13 @@ def airflow_health() -> Health:
     execution_url = (_setting("core", "execution_api_server_url") or f"{base_url}/execution").rstrip("/")
     root = execution_url.removesuffix("/execution")
     health = _public_health(root)
-    if health.is_up is None:
+    if health.kind == "no_connection":
+        time.sleep(_REFUSED_TWICE_SECONDS)
+        health = _public_health(root)
+    if health.kind == "unknown":
         health = _execution_health(execution_url)
         # The worker may not be able to reach the public server, so nothing else that it shows counts.
-        if health.is_up and base_url != root and _public_health(base_url) == _NO_DATABASE:
+        if health.kind == "up" and base_url != root and _public_health(base_url) == _NO_DATABASE:
             return _NO_DATABASE
     return health
 
@@ -158,7 +171,7 @@ def _health(ask_health: Callable[[], Health]) -> Health:
     try:
         return ask_health()
     except Exception as error:
-        return Health(None, repr(error))
+        return Health("unknown", repr(error))
 
 
 def _public_health(root: str) -> Health:
@@ -166,13 +179,13 @@ def _public_health(root: str) -> Health:
     database = reply.get("metadatabase") if isinstance(reply, dict) else None
     if not isinstance(database, dict):
         return health
-    return Health(True, "it is healthy") if database.get("status") == "healthy" else _NO_DATABASE
+    return Health("up", "it is healthy") if database.get("status") == "healthy" else _NO_DATABASE
 
 
 def _execution_health(url: str) -> Health:
     health, reply = _get(f"{url}/health")
     is_airflow = isinstance(reply, dict) and reply.get("status") == "healthy"
-    return Health(True, "its API server is healthy") if is_airflow else health
+    return Health("up", "its API server is healthy") if is_airflow else health
 
 
 def _get(url: str) -> tuple[Health, object]:
@@ -185,15 +198,15 @@ def _get(url: str) -> tuple[Health, object]:
         reply = requests.get(url, timeout=_SECONDS, verify=verify, auth=lambda request: request)
     except requests.exceptions.SSLError as error:
         # The supervisor may trust more certificates than this request does.
-        return Health(None, str(error)), None
+        return Health("unknown", str(error)), None
     except requests.RequestException as error:
-        return Health(False, _in_short(error)), None
+        return Health("no_connection", _in_short(error)), None
     if reply.status_code >= 500:
-        return Health(False, f"its API server answered {reply.status_code}"), None
+        return Health("failing", f"its API server answered {reply.status_code}"), None
     try:
-        return Health(None, f"its API server answered {reply.status_code}"), reply.json()
+        return Health("unknown", f"its API server answered {reply.status_code}"), reply.json()
     except ValueError:
-        return Health(None, f"its API server answered {reply.status_code} and no JSON"), None
+        return Health("unknown", f"its API server answered {reply.status_code} and no JSON"), None
 
 
 def _in_short(error: Exception) -> str:
