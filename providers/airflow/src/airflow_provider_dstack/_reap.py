@@ -26,7 +26,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from airflow_provider_dstack._names import MarkedTask, birth_of
+from airflow_provider_dstack._names import MarkedTask, birth_of, run_ref
+from airflow_provider_dstack._stop import stop_seconds
 from airflow_provider_dstack.errors import DstackError
 
 if TYPE_CHECKING:
@@ -201,17 +202,18 @@ def _act(client: Client, verdict: _Verdict, options: ReapOptions, log: Any) -> F
 
 def _stop(client: Client, run: Run, log: Any) -> str | None:
     """Stop one run; return what went wrong, None when nothing is left to stop."""
-    from dstack_core import DstackError as CoreError
+    from dstack_core.integration import stop_run
 
-    log.warning("Stopping run %s: %s", run.name, run.url)
-    try:
-        run.stop()
-    except CoreError as error:
-        return error.message
-    return None
+    result = stop_run(
+        client,
+        run_ref(run.name, run.marker or ""),
+        run_id=run.id,
+        submitted=True,
+        timeout=stop_seconds(client),
+        log=log,
+    )
+    return None if result.is_safe else result.error or "not confirmed"
 
 
 def _is_ending(run: Run) -> bool:
-    from dstack_core import RunStatus
-
-    return run.outcome() is not None or RunStatus(run.raw_status).is_stopping
+    return run.last_status.is_finished or run.last_status.is_stopping
