@@ -78,7 +78,8 @@ def test_the_command_shows_and_stops_what_is_left(server: LocalServer, leftovers
         "run_name": "left",
         "url": leftovers.left.url,
         "task_instance": leftovers.task_instance,
-        "try_number": 1,
+        # As all of Airflow's commands do, it prints texts.
+        "try_number": "1",
         "state": "failed",
         "action": "stopped",
         "reason": "its task has ended",
