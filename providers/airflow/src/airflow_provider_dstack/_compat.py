@@ -16,11 +16,13 @@ if TYPE_CHECKING:
         AirflowException,
         AirflowFailException,
         AirflowNotFoundException,
+        AirflowRuntimeError,
         AirflowSkipException,
         AirflowTaskTimeout,
     )
 else:
     from airflow.sdk import BaseOperator, Context
+    from airflow.sdk.exceptions import AirflowRuntimeError
 
     try:
         from airflow.sdk import BaseHook
@@ -52,6 +54,7 @@ __all__ = [
     "AirflowException",
     "AirflowFailException",
     "AirflowNotFoundException",
+    "AirflowRuntimeError",
     "AirflowSkipException",
     "AirflowTaskTimeout",
     "BaseHook",
