@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -54,6 +55,8 @@ def test_what_a_lost_worker_left_is_stopped_and_nothing_else(
             marker=lost_marker[:-6] + ("000000" if lost_marker[-6:] != "000000" else "111111"),
         )
         mine = client.runs.submit({"type": "task", "commands": ["sleep 600"]}, run_name="mine")
+    for run in (others, mine):
+        wait_for(f"running run {run.name}", partial(is_going, run))
     components.set_state("sync_keep", kept_run, "failed")
     lose_worker(components, "last_try", lost_run)
     components.wait_for_state("last_try", lost_run, "failed", seconds=180)
@@ -80,7 +83,7 @@ def test_what_a_lost_worker_left_is_stopped_and_nothing_else(
     lines = components.log_lines("reaper", reaper_run)
     assert f"Stopping run {lost.name}: {lost.url}" in lines
     for run in (kept, going, service, others, mine):
-        wait_for(f"running run {run.name}", lambda run=run: is_going(run))
+        assert is_going(run), run
 
     gate.touch()
     components.wait_for_state("sync", going_run, "success")
