@@ -130,6 +130,7 @@ PAGES = [
             "airflow_provider_dstack.operators.DstackRunOperator",
             "airflow_provider_dstack.services.DstackServiceOperator",
             "airflow_provider_dstack.services.DstackStopRunOperator",
+            "airflow_provider_dstack.reaper.DstackReapOperator",
             "airflow_provider_dstack.sensors.DstackRunSensor",
             "airflow_provider_dstack.decorators.dstack_task",
             "airflow_provider_dstack.hooks.DstackHook",

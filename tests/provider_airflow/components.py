@@ -98,6 +98,17 @@ class Components:
                 [airflow, kind], env=environment, stdout=output, stderr=output, start_new_session=True
             )
 
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run one of Airflow's commands with the components' database and connections."""
+        return subprocess.run(
+            [Path(sys.executable).with_name("airflow"), *arguments],
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+
     def signal_one(self, name: str, number: signal.Signals) -> None:
         """Send a signal to all processes of one component."""
         os.killpg(self._processes[name].pid, number)

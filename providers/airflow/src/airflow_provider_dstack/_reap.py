@@ -40,6 +40,7 @@ AskAirflow = Callable[[MarkedTask], "TaskFacts | None"]
 DEFAULT_MIN_AGE = 60.0
 UNKNOWN = "unknown"
 
+
 _ENDED_TASK = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 _ENDED_DAG_RUN = frozenset({"success", "failed"})
 
@@ -110,6 +111,14 @@ def reap(
     return [_act(client, one, options, log) for one in verdicts]
 
 
+def describe(finding: Finding) -> str:
+    """Return a finding as one line for a person."""
+    return (
+        f"{finding.action.capitalize()}: run {finding.run_name} ({finding.url}) of {finding.task_instance}, "
+        f"try {finding.try_number} ({finding.state}): {finding.reason}"
+    )
+
+
 def summary(findings: Sequence[Finding], project: str) -> str:
     """Return the count of findings by action, in one line."""
     if not findings:
@@ -156,7 +165,7 @@ def _verdict(run: Run, task: MarkedTask, facts: TaskFacts | None, options: ReapO
         why = (
             "this Airflow has no such task instance"
             if facts is None
-            else "its DAG run started at another time: cleared since then, or another Airflow's"
+            else "its DAG run has another start: it was cleared since, or it is another Airflow's"
         )
         if not options.stop_unknown:
             return _leave(verdict, why)
@@ -184,25 +193,15 @@ def _act(client: Client, verdict: _Verdict, options: ReapOptions, log: Any) -> F
         run.name, run.url, str(verdict.task), verdict.task.try_number, verdict.state, action, verdict.reason
     )
     if action == "stopped":
-        problem = _stop(client, run, log)
-        if problem is not None:
-            finding = replace(finding, action="not stopped", reason=problem)
-    log.info(
-        "%s: run %s (%s) of %s, try %s (%s): %s",
-        finding.action.capitalize(),
-        finding.run_name,
-        finding.url,
-        finding.task_instance,
-        finding.try_number,
-        finding.state,
-        finding.reason,
-    )
+        action, reason = _stop(client, run, log)
+        finding = replace(finding, action=action, reason=reason or verdict.reason)
+    log.info("%s", describe(finding))
     return finding
 
 
-def _stop(client: Client, run: Run, log: Any) -> str | None:
-    """Stop one run; return what went wrong, None when nothing is left to stop."""
-    from dstack_core.integration import stop_run
+def _stop(client: Client, run: Run, log: Any) -> tuple[Action, str]:
+    """Stop one run; return what was done, and why where that is not what was meant."""
+    from dstack_core.integration import StopState, stop_run
 
     result = stop_run(
         client,
@@ -210,9 +209,12 @@ def _stop(client: Client, run: Run, log: Any) -> str | None:
         run_id=run.id,
         submitted=True,
         timeout=stop_seconds(client),
+        until="stopping",
         log=log,
     )
-    return None if result.is_safe else result.error or "not confirmed"
+    if result.state in (StopState.MISSING, StopState.OTHER_OWNER):
+        return "left", "it was deleted meanwhile"
+    return ("stopped", "") if result.is_safe else ("not stopped", result.error or str(result.state))
 
 
 def _is_ending(run: Run) -> bool:
