@@ -61,6 +61,8 @@ PAGES = [
         core(
             "RunStatus",
             "Outcome",
+            "StopResult",
+            "StopState",
             "Plan",
             "Offer",
             "Event",
@@ -75,6 +77,17 @@ PAGES = [
             "secret_values",
             "EventRecord",
             "Metric",
+        ),
+    ),
+    Page(
+        "integration",
+        "Integration",
+        "What a workflow engine needs on top of a client: which run is meant, and its stop for a task.",
+        core(
+            "integration.RunRef",
+            "integration.stop_run",
+            "integration.astop_run",
+            "integration.describe_stop",
         ),
     ),
     Page(
