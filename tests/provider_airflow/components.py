@@ -122,6 +122,17 @@ class Components:
         """Return the process id of one component."""
         return self._processes[name].pid
 
+    def start_ended(self) -> None:
+        """Start whatever ended by itself, as a keeper does; return when all are healthy."""
+
+        def kept_healthy() -> bool:
+            for name in [name for name in self._processes if not self.is_alive(name)]:
+                self._wait_for_end(name)
+                self.start_one(name)
+            return self._is_healthy()
+
+        wait_for("healthy Airflow", kept_healthy, 180, 0.5)
+
     def kill_one(self, name: str) -> None:
         """Kill one component as ``kill -9`` does; the tasks that a scheduler runs survive it."""
         process = self._processes.pop(name)

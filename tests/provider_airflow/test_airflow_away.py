@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -13,8 +15,10 @@ from airflow_provider_dstack._compat import trigger_has_on_kill
 from dstack_core import Run
 from dstack_core.local import LocalServer
 from tests.provider_airflow.components import Components
+from tests.provider_airflow.databases import migrate
+from tests.provider_airflow.postgres import Postgres, PostgresMissing, running_postgres
 from tests.provider_airflow.slow_proxy import SlowProxy
-from tests.provider_airflow.support import over, wait_for
+from tests.provider_airflow.support import connection_json, over, wait_for
 from tests.provider_airflow.test_kill_matrix import Case
 
 pytestmark = [
@@ -176,8 +180,8 @@ def test_a_scheduler_that_replaces_a_lost_one_stops_nothing(
     patient_components.kill_one("scheduler")
     patient_components.start_one(
         "scheduler",
-        AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD="5",
-        AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL="5",
+        AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD="30",
+        AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL="45",
     )
     for case in cases:
         case.wait_for_next_try()
@@ -211,3 +215,58 @@ def test_a_slow_api_server_does_not_keep_the_run_of_a_task_that_a_user_ended(
             patient_components.end_one("scheduler")
     finally:
         patient_components.start_one("scheduler")
+
+
+@pytest.fixture(scope="module")
+def restartable(
+    shared_server: LocalServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Components, Postgres]]:
+    """Run an Airflow whose database can be stopped."""
+    home = tmp_path_factory.mktemp("restartable-components")
+    shutil.copytree(Path(__file__).parent / "dags", home / "dags")
+    with ExitStack() as stack:
+        try:
+            postgres = stack.enter_context(running_postgres())
+        except PostgresMissing as error:
+            pytest.skip(str(error))
+        migrate(postgres.url, home)
+        environment = {
+            "AIRFLOW_CONN_DSTACK_DEFAULT": connection_json(shared_server),
+            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "900",
+            "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "900",
+        }
+        components = Components(home, postgres.url, environment)
+        stack.callback(components.stop)
+        components.start()
+        yield components, postgres
+
+
+def test_a_database_that_is_away_stops_nothing(
+    restartable: tuple[Components, Postgres], shared_server: LocalServer, tmp_path: Path
+) -> None:
+    components, postgres = restartable
+    shared_server.faults.clear()
+    cases = [
+        Watched(components, shared_server, tmp_path / name) for name in ("many_tries", "last_try", "deferred")
+    ]
+    for case in cases:
+        case.start_watching(case.gate.name)
+    with_tries, last, deferred = cases
+    deferred.wait("deferred")
+    postgres.stop(at_once=True)
+    for case in (with_tries, last):
+        case.wait_until_given_up()
+    # The scheduler ends once its tasks have; without that, it may still call itself healthy.
+    assert components.ended_within(120, "scheduler")
+    postgres.start()
+    components.start_ended()
+    with_tries.wait_for_next_try()
+    for case in cases:
+        case.gate.touch()
+        assert over(case.run).raw_status == "done"
+        case.assert_one_run()
+    with_tries.wait("success")
+    last.wait("failed")
+    deferred.wait("success")
+    for case in (with_tries, last):
+        assert "Airflow cannot be reached (its database is unhealthy)" in case.kept_line()

@@ -85,8 +85,9 @@ class TaskInstanceLike(Protocol):
 
 
 def task_state(ti: TaskInstanceLike) -> str | None:
-    """Ask the scheduler's database for the state of a task instance; None when it has none.
+    """Ask the scheduler's database for the state of a task instance; "removed" when it is there no more.
 
+    None is a state, too: that of a task that waits to be scheduled.
     Blocks for some milliseconds; also works in a thread of the triggerer. Raises what Airflow raises when
     the question cannot be asked.
     """
@@ -99,7 +100,8 @@ def task_state(ti: TaskInstanceLike) -> str | None:
         run_ids=[ti.run_id],
         map_index=ti.map_index if mapped else None,
     )
-    state = states.get(ti.run_id, {}).get(f"{ti.task_id}_{ti.map_index}" if mapped else ti.task_id)
+    key = f"{ti.task_id}_{ti.map_index}" if mapped else ti.task_id
+    state = states.get(ti.run_id, {}).get(key, "removed")
     return None if state is None else str(getattr(state, "value", state))
 
 
