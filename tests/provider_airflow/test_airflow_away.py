@@ -191,7 +191,7 @@ def test_a_scheduler_that_replaces_a_lost_one_stops_nothing(
         case.assert_one_run()
 
 
-@pytest.mark.parametrize("delay", [1.5])
+@pytest.mark.parametrize("delay", [1.5, 2.5])
 def test_a_slow_api_server_does_not_keep_the_run_of_a_task_that_a_user_ended(
     patient_components: Components,
     watched: Callable[[str], Watched],

@@ -6,14 +6,18 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import ErrorType
 from airflow.sdk.execution_time.comms import ErrorResponse
 
-from airflow_provider_dstack import _kill_reason
+from airflow_provider_dstack import _build, _kill_reason
 from airflow_provider_dstack._compat import AirflowRuntimeError
+from airflow_provider_dstack._durable import RECORD_KEY
 from airflow_provider_dstack._kill_reason import Health, KillReason, airflow_health, kill_reason
+from airflow_provider_dstack.operators import DstackRunOperator
 from tests.ports import free_port
 from tests.provider_airflow.health_server import (
     EXECUTION,
@@ -23,6 +27,7 @@ from tests.provider_airflow.health_server import (
     HealthServer,
     health_server,
 )
+from tests.provider_airflow.test_operator import TI
 
 _LIMIT = 4.5  # seconds: 3 s, and what a busy machine adds
 
@@ -292,3 +297,23 @@ def test_which_runs_are_kept(kind: str, durable: bool, next_try: bool, words: st
     (reason,) = (one for one in reasons if one.kind == kind)
     kept = reason.why_kept(durable=durable, next_try=next_try)
     assert kept is None if words is None else kept is not None and words in kept
+
+
+@pytest.mark.parametrize(
+    ("store", "words"),
+    [
+        # Airflow reads the record for the current try alone.
+        ({RECORD_KEY: {"run_name": "af-1"}}, None),
+        ({}, "given the task to a new try"),
+        # Before Airflow 3.3 there is no store.
+        (None, None),
+    ],
+)
+def test_a_last_try_that_was_replaced_by_one_that_already_runs_leaves_its_run_to_it(
+    airflow: HealthServer, monkeypatch: pytest.MonkeyPatch, store: dict[str, Any] | None, words: str | None
+) -> None:
+    monkeypatch.setattr(_build, "task_state", lambda ti: "running")
+    task = DstackRunOperator(task_id="train", configuration={"type": "task", "commands": ["true"]})
+    context: Any = {"ti": SimpleNamespace(**vars(TI)), "task_state_store": store}
+    why_kept = _build._why_kept(task, context, _build.ledger_of(task, context, "main"))
+    assert why_kept is None if words is None else why_kept is not None and words in why_kept
