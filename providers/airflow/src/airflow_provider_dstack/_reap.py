@@ -26,7 +26,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from airflow_provider_dstack._names import MarkedTask, birth_of
+from airflow_provider_dstack._names import MarkedTask, birth_of, run_ref
+from airflow_provider_dstack._stop import stop_seconds
 from airflow_provider_dstack.errors import DstackError
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ AskAirflow = Callable[[MarkedTask], "TaskFacts | None"]
 DEFAULT_MIN_AGE = 60.0
 UNKNOWN = "unknown"
 
-# For one run, its check included: a server that needs longer keeps the other runs waiting.
-_STOP_SECONDS = 30.0
 
 _ENDED_TASK = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 _ENDED_DAG_RUN = frozenset({"success", "failed"})
@@ -202,15 +201,14 @@ def _act(client: Client, verdict: _Verdict, options: ReapOptions, log: Any) -> F
 
 def _stop(client: Client, run: Run, log: Any) -> tuple[Action, str]:
     """Stop one run; return what was done, and why where that is not what was meant."""
-    from dstack_core.integration import RunRef, StopState, stop_run
+    from dstack_core.integration import StopState, stop_run
 
     result = stop_run(
         client,
-        RunRef(run.name, run.marker or ""),
+        run_ref(run.name, run.marker or ""),
         run_id=run.id,
         submitted=True,
-        timeout=_STOP_SECONDS,
-        until="stopping",
+        timeout=stop_seconds(client),
         log=log,
     )
     if result.state in (StopState.MISSING, StopState.OTHER_OWNER):
@@ -219,6 +217,4 @@ def _stop(client: Client, run: Run, log: Any) -> tuple[Action, str]:
 
 
 def _is_ending(run: Run) -> bool:
-    from dstack_core import RunStatus
-
-    return run.outcome() is not None or RunStatus(run.raw_status).is_stopping
+    return run.last_status.is_finished or run.last_status.is_stopping
