@@ -13,7 +13,7 @@ from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from airflow_provider_dstack import _compat
 from airflow_provider_dstack.hooks import DstackHook
 from dstack_core.local import LocalServer
-from tests.provider_airflow.support import over, paths, wait_for
+from tests.provider_airflow.support import over, paths
 from tests.provider_airflow.triggering import killed, payloads, submitted, trigger_for
 
 
@@ -71,10 +71,6 @@ def test_many_tasks_that_are_ended_together_do_not_wait_for_the_ends_of_their_ru
             run.stop(abort=True)
         for run in runs:
             over(run)
-        # The looks that see to it are to end before the server goes.
-        wait_for(
-            "end of the looks", lambda: "dstack-insist" not in {one.name for one in threading.enumerate()}
-        )
 
 
 def _silence(*told: object) -> None:
@@ -97,3 +93,12 @@ def test_the_state_of_the_task_itself_is_asked_for(
     ti: Any = SimpleNamespace(dag_id="d", run_id="r", task_id="train", map_index=map_index, try_number=1)
     assert _compat.task_state(ti) == "deferred"
     assert questions == [{"dag_id": "d", "task_ids": ["train"], "run_ids": ["r"], "map_index": asked}]
+
+
+@pytest.mark.parametrize(("states", "state"), [({"r": {"train": None}}, None), ({}, "removed")])
+def test_a_task_without_a_state_is_not_a_removed_one(
+    monkeypatch: pytest.MonkeyPatch, states: dict[str, Any], state: str | None
+) -> None:
+    monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", lambda **question: states)
+    ti: Any = SimpleNamespace(dag_id="d", run_id="r", task_id="train", map_index=-1, try_number=1)
+    assert _compat.task_state(ti) == state

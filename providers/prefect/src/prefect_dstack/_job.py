@@ -163,8 +163,8 @@ class Job:
             return
         if isinstance(error, ServerError) and self.relay.progress is not None:
             self.logger.error(
-                "Run %s is not followed any more; it keeps running until its end or its max_duration. Execute "
-                "this flow run again to follow it, or stop it on its page: %s",
+                "Run %s is not followed any more; it keeps running until its end or its max_duration. "
+                "Execute this flow run again to follow it, or stop it on its page: %s",
                 name,
                 self.page,
             )

@@ -6,8 +6,8 @@ needs 2 to 20 s to end a run after a stop, more when it is busy. What was not re
 The idea: each way in states its time. Where the kill threatens, the stop has 8 s and the wait for the end the
 rest of 20 s, which leaves 10 s to the flow's own clean-up; ``dstack.run.stopping`` is emitted as soon as the
 stop was sent, and a hook, the worker or the reaper reports the end if the process is gone by then. Nothing
-kills a task whose time limit passed or that raised an exception: the stop has as long as a reply may take, the
-end two minutes.
+kills a task whose time limit passed or that raised an exception: the stop has as long as a reply may take,
+the end two minutes.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # The run prints its last lines in the first seconds; later polls only wait for the end.
 _POLL_SECONDS = 1.0
+# The report of an end takes three short requests to the Prefect server.
+_REPORT_SECONDS = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +124,6 @@ async def astop(job: Job, block: DstackCredentials | None, allowed: StopTime) ->
     _log_end(job)
     with anyio.move_on_after(_REPORT_SECONDS, shield=True):
         await anyio.to_thread.run_sync(job.report.end, job.relay.outcome)
-
-
-# Artifacts and the event take four short requests to the Prefect server.
-_REPORT_SECONDS = 8.0
 
 
 def _known(job: Job) -> dict[str, Any]:
