@@ -73,9 +73,17 @@ def try_latencies(
     return [
         one
         if isinstance(one, LatencyResult)
-        else one[0].judged(one[1], reaped=reaped.get(id(one[0])), why_not=why_not if one[0] in left else "")
+        else _judged(*one, reaped.get(id(one[0])), why_not if one[0] in left else "")
         for one in tried
     ]
+
+
+def _judged(case: LatencyCase, seen: Seen, reaped: bool | None, why_not: str) -> LatencyResult:
+    result = case.judged(seen, reaped=reaped, why_not=why_not)
+    if result.flaw:
+        log = "\n".join(f"  {logging.getLevelName(one.level)} {one.text}" for one in seen.log)
+        _LOG.warning("%s, %s: %s\n%s", result.way, result.fault, result.flaw, log)
+    return result
 
 
 def _failure_of(reap: Callable[[], object]) -> str:
