@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import tempfile
@@ -16,17 +15,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 import dstack_core as dstack
 from dstack_core.local import LocalServer
-from tests.faults.latency import LatencyCase, NotReached, Way
-from tests.faults.latency_judge import LatencyResult, Said, Seen
-from tests.faults.latency_matrix import try_latencies
+from tests.faults.latency import LATENCIES, LatencyCase, NotReached, Way
+from tests.faults.latency_judge import LatencyResult, Seen
+from tests.faults.latency_matrix import are_chosen, try_latencies
 from tests.ports import free_port
 from tests.provider_airflow.components import Components
 from tests.provider_airflow.databases import best_database
+from tests.provider_airflow.ended_tasks import (
+    LOOK_EVERY,
+    OVER,
+    PATIENCE,
+    EndedTask,
+    break_off,
+    clear,
+    fail_dag_run,
+    mark,
+    terminate,
+)
 from tests.provider_airflow.support import connection_json, wait_for
+from tests.rig.server import RealServer
 
 _DAGS = Path(__file__).parent.parent / "provider_airflow" / "dags"
 _DAG_FILE = "slow_server.py"
@@ -37,62 +46,9 @@ _SETTINGS = {"AIRFLOW__CORE__PARALLELISM": str(_WORKERS + 2)}
 _KILL_SECONDS = 8.0
 # Everywhere else the stop has the timeout of the connection, which is 30 s by default.
 _STOP_SECONDS = 45.0
-_LOOK_EVERY = 0.5
-# No request for that long: whoever stopped the run is done with it.
-_QUIET_SECONDS = 6.0
-_PATIENCE = 240.0
-_OVER = ("success", "failed", "skipped", "up_for_retry", "removed")
-
-
-@dataclass(frozen=True)
-class Task:
-    """The task ``train`` of one DAG run, and the case it belongs to."""
-
-    airflow: Components
-    case: LatencyCase
-    dag_id: str
-    dag_run: str
-
-    @property
-    def state(self) -> str:
-        return str(self.now()["state"])
-
-    def now(self) -> dict[str, Any]:
-        return self.airflow.task(self.dag_id, self.dag_run)
-
-    def wait_for(self, *states: str) -> None:
-        self.airflow.wait_for_state(self.dag_id, self.dag_run, *states, seconds=_PATIENCE)
-
-    def running(self, task_id: str = "train") -> dstack.Run:
-        """Return the run of this DAG run's task once it is running."""
-        marker = f"airflow:{self.dag_id}/{self.dag_run}/{task_id}/"
-
-        def find() -> dstack.Run | None:
-            # A task that is over will have no run any more.
-            if task_id == "train" and self.state in _OVER:
-                raise NotReached(f"expected a running task, got {self.state}")
-            active = self.case.client.runs.list()
-            return next((run for run in active if (run.marker or "").startswith(marker)), None)
-
-        return self.case.wait_for_run(find)
-
-    def process(self) -> psutil.Process:
-        return psutil.Process(self.now()["pid"])
-
-    def said(self) -> list[Said]:
-        """Return the records of all tries' logs."""
-        tries = range(1, self.now()["try_number"] + 1)
-        return [_said(one) for number in tries for one in self.airflow.log(self.dag_id, self.dag_run, number)]
-
-    def wait_until_quiet(self) -> None:
-        """Return once nobody asks the server for anything any more."""
-        proxy = self.case.proxy
-
-        def is_quiet() -> bool:
-            last = proxy.requests[-1].time if proxy.requests else 0.0
-            return proxy.is_idle and time.monotonic() - last > _QUIET_SECONDS
-
-        wait_for("quiet server", is_quiet, _PATIENCE, _LOOK_EVERY)
+# Starting a real run takes seconds, so few cases are tried there.
+_REALLY = ("marked failed", "execution_timeout", "deferred: marked failed")
+_REALLY_SLOW = [one for one in LATENCIES if one.whole or one.drops is None or one.longest == 2.5]
 
 
 @dataclass(frozen=True)
@@ -105,31 +61,40 @@ class Ways:
     def all(self) -> Mapping[str, Way]:
         """Return the ways by name."""
         sync, deferred = "slow_ended", "slow_deferred"
-        failed, success = partial(_mark, "failed"), partial(_mark, "success")
+        failed, success = partial(mark, "failed"), partial(mark, "success")
         return {
             "marked failed": partial(self.ended, sync, failed, ["failed"]),
             "marked failed, run name chosen": partial(self.ended, "slow_named", failed, ["failed"]),
             "marked success": partial(self.ended, sync, success, ["success"]),
-            "cleared": partial(self.ended, sync, _clear, ["success"]),
+            "cleared": partial(self.ended, sync, clear, ["success"]),
             # Airflow leaves the unfinished tasks of a DAG run that is marked failed skipped, or failed.
-            "DAG run failed": partial(self.ended, sync, _fail_dag_run, ["failed", "skipped"]),
-            "worker SIGTERM, last try": partial(self.ended, "slow_last_try", _terminate, ["failed"]),
+            "DAG run failed": partial(self.ended, sync, fail_dag_run, ["failed", "skipped"]),
+            "worker SIGTERM, last try": partial(self.ended, "slow_last_try", terminate, ["failed"]),
             "exception, last try": partial(
-                self.ended, "slow_last_try", _break, ["failed"], limit=_STOP_SECONDS + 30
+                self.ended, "slow_last_try", break_off, ["failed"], limit=_STOP_SECONDS + 30
             ),
             "execution_timeout": partial(self.timed_out, "slow_timed_out"),
             "deferred: marked failed": partial(self.ended, deferred, failed, ["failed"]),
             "deferred: marked success": partial(self.ended, deferred, success, ["success"]),
-            "deferred: cleared": partial(self.ended, deferred, _clear, ["success"]),
-            "deferred: DAG run failed": partial(self.ended, deferred, _fail_dag_run, ["failed", "skipped"]),
+            "deferred: cleared": partial(self.ended, deferred, clear, ["success"]),
+            "deferred: DAG run failed": partial(self.ended, deferred, fail_dag_run, ["failed", "skipped"]),
             "deferred: execution_timeout": partial(self.timed_out, "slow_deferred_timed_out"),
             "teardown": self.torn_down,
         }
 
+    def reap(self, server: LocalServer | RealServer | None = None) -> None:
+        """Have Airflow's command stop what was left, on ``server`` or that of the default connection."""
+        name = "dstack_default"
+        if server is not None:
+            name = "reaped"
+            self._connect(name, server, server.url)
+        # The service's task succeeded: without its teardown, only this option has it stopped.
+        self.airflow.command("dstack", "reap", "--min-age", "0", "--stop-services", "--conn-id", name)
+
     def ended(
         self,
         dag_id: str,
-        end: Callable[[Task], None],
+        end: Callable[[EndedTask], None],
         expected: list[str],
         case: LatencyCase,
         *,
@@ -146,9 +111,9 @@ class Ways:
         case.caused()
         case.watch(run, limit or (_STOP_SECONDS if is_deferred else _KILL_SECONDS))
         if process is not None:
-            wait_for("end of the task's process", lambda: not process.is_running(), _PATIENCE, _LOOK_EVERY)
+            wait_for("end of the task's process", lambda: not process.is_running(), PATIENCE, LOOK_EVERY)
         task.wait_until_quiet()
-        task.wait_for(*_OVER)
+        task.wait_for(*OVER)
         return Seen(task.state, expected, task.said())
 
     def timed_out(self, dag_id: str, case: LatencyCase) -> Seen:
@@ -162,7 +127,7 @@ class Ways:
             raise NotReached("expected a running run before the timeout, got one too late")
         case.caused_at = time.monotonic() + left
         case.watch(run, _STOP_SECONDS)
-        task.wait_for(*_OVER)
+        task.wait_for(*OVER)
         task.wait_until_quiet()
         return Seen(task.state, ["failed"], task.said())
 
@@ -180,20 +145,20 @@ class Ways:
         wait_for(
             "service that answers",
             lambda: self.airflow.call("GET", f"{path}/wait")["state"] == "running",
-            _PATIENCE,
-            _LOOK_EVERY,
+            PATIENCE,
+            LOOK_EVERY,
         )
         case.begin()
         (self.folder / case.name).touch()
-        task.wait_for("running", *_OVER)
+        task.wait_for("running", *OVER)
         case.caused()
         case.watch(run, _STOP_SECONDS)
-        task.wait_for(*_OVER)
+        task.wait_for(*OVER)
         task.wait_until_quiet()
         # A teardown that could not stop its run has failed.
         return Seen(task.state, ["success" if case.is_stopped() else "failed"], task.said())
 
-    def _running(self, dag_id: str, case: LatencyCase, *, is_deferred: bool) -> tuple[Task, dstack.Run]:
+    def _running(self, dag_id: str, case: LatencyCase, *, is_deferred: bool) -> tuple[EndedTask, dstack.Run]:
         gate = self.folder / case.name
         task = self._started(dag_id, case, {"type": "task", "commands": [f"[ -e {gate} ] || sleep 900"]})
         run = task.running()
@@ -202,9 +167,8 @@ class Ways:
             self._wait_for_trigger(task)
         return task, run
 
-    def _started(self, dag_id: str, case: LatencyCase, configuration: dict[str, Any]) -> Task:
-        connection = json.loads(connection_json(case.server)) | {"host": case.url, "connection_id": case.name}
-        self.airflow.call("POST", "/api/v2/connections", connection)
+    def _started(self, dag_id: str, case: LatencyCase, configuration: dict[str, Any]) -> EndedTask:
+        self._connect(case.name, case.server, case.url)
         dag_run = self.airflow.trigger(
             dag_id,
             connection=case.name,
@@ -212,46 +176,21 @@ class Ways:
             name=case.name,
             gate=str(self.folder / case.name),
         )
-        return Task(self.airflow, case, dag_id, dag_run)
+        return EndedTask(self.airflow, case, dag_id, dag_run)
 
-    def _wait_for_trigger(self, task: Task) -> None:
+    def _connect(self, name: str, server: LocalServer | RealServer, url: str) -> None:
+        connection = json.loads(connection_json(server)) | {"host": url, "connection_id": name}
+        self.airflow.call("POST", "/api/v2/connections", connection)
+
+    def _wait_for_trigger(self, task: EndedTask) -> None:
         """Return when a triggerer follows the run: until then there is nobody who could hear of an end."""
         moment = time.monotonic()
         wait_for(
             "polls by the trigger",
             lambda: sum(one.time > moment for one in task.case.proxy.requests) > 2,
-            _PATIENCE,
-            _LOOK_EVERY,
+            PATIENCE,
+            LOOK_EVERY,
         )
-
-
-def _mark(state: str, task: Task) -> None:
-    task.airflow.set_state(task.dag_id, task.dag_run, state)
-
-
-def _clear(task: Task) -> None:
-    task.airflow.clear(task.dag_id, task.dag_run)
-
-
-def _fail_dag_run(task: Task) -> None:
-    task.airflow.set_run_state(task.dag_id, task.dag_run, "failed")
-
-
-def _terminate(task: Task) -> None:
-    supervisor = task.process().parent()
-    assert supervisor is not None
-    supervisor.terminate()
-
-
-def _break(task: Task) -> None:
-    task.case.proxy.answer_at_once["logs/poll"] = 503
-
-
-def _said(record: Any) -> Said:
-    if isinstance(record, str):
-        return Said(logging.INFO, record)
-    level = logging.getLevelNamesMapping().get(str(record.get("level", "info")).upper(), logging.INFO)
-    return Said(level, " ".join(str(record[key]) for key in ("event", "error_detail") if record.get(key)))
 
 
 @contextmanager
@@ -277,12 +216,18 @@ def host(server: LocalServer) -> Iterator[Ways]:
 
 
 def try_ways(only: str) -> list[LatencyResult]:
-    """Return the results of these ways."""
+    """Return the results of these ways, and of some of them on a real server."""
     with LocalServer(stop_grace_seconds=2.0) as server, host(server) as ways:
-        return try_latencies(
-            server,
-            ways.all(),
-            lambda: ways.airflow.command("dstack", "reap"),
-            only=only,
-            workers=_WORKERS,
-        )
+        results = try_latencies(server, ways.all(), ways.reap, only=only, workers=_WORKERS)
+        real = {f"{name}, real server": ways.all()[name] for name in _REALLY}
+        if are_chosen(real, _REALLY_SLOW, only):
+            with RealServer(images=True) as upstream:
+                results += try_latencies(
+                    upstream,
+                    real,
+                    lambda: ways.reap(upstream),
+                    only=only,
+                    faults=_REALLY_SLOW,
+                    workers=_WORKERS,
+                )
+    return results
