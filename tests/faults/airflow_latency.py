@@ -190,12 +190,13 @@ class Ways:
     def _wait_for_trigger(self, task: EndedTask) -> None:
         """Return when a triggerer follows the run: until then there is nobody who could hear of an end."""
         moment = time.monotonic()
-        wait_for(
-            "polls by the trigger",
-            lambda: sum(one.time > moment for one in task.case.proxy.requests) > 2,
-            PATIENCE,
-            LOOK_EVERY,
-        )
+
+        def polls() -> bool:
+            if task.state in OVER:
+                raise NotReached(f"expected a deferred task, got one that is {task.state}")
+            return sum(one.time > moment for one in task.case.proxy.requests) > 2
+
+        wait_for("polls by the trigger", polls, PATIENCE, LOOK_EVERY)
 
 
 @contextmanager
