@@ -4,12 +4,13 @@ The problem: a workflow engine executes the same job again: after a retry, a cra
 for it. Submitting blindly pays twice for what an earlier execution started.
 
 The idea: all attempts of a job have names and markers that every execution computes alike. Attempt 1 is
-fetched by name; what the server shows decides:
+looked up by name; what the server shows decides:
 
-* no run of that name, or one of another owner: this attempt is submitted, which judges the other one;
+* no run of that name, or one of another owner: this attempt is submitted (the submission judges the other
+  one);
 * an active run, or one that succeeded: it is adopted;
 * a run that is stopping: it is polled until it has ended;
-* a run that failed or was stopped: the next attempt is fetched in the same way.
+* a run that failed or was stopped: the next attempt is looked up in the same way.
 
 Invariant: ``Attempt.ref`` names, at any moment, the run that an interrupted caller has to stop.
 """
@@ -66,8 +67,8 @@ class AttemptNames:
 class Attempt:
     """The run that an execution means, at any moment; the calls of this module keep it up to date.
 
-    ``ref`` and ``run_id`` (str, None until known) are the run's. ``is_chosen`` (bool): which attempt it is
-    has been decided. ``is_adopted`` (bool): an earlier execution submitted it. ``may_appear`` (bool): a
+    ``ref`` and ``run_id`` (str, None until known) say which run. ``is_chosen`` (bool): no other attempt comes
+    into question any more. ``is_adopted`` (bool): an earlier execution submitted it. ``may_appear`` (bool): a
     submission is under way whose run the server may not show yet; the caller sets it.
     """
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import importlib.util
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tests.faults import junit
+from tests.faults import junit, latency_matrix
 from tests.faults.case import Adapter
+from tests.faults.latency_judge import LatencyResult
 from tests.faults.life import KILLED, PARTS, RESTARTS, STEPS, Result
 from tests.faults.matrix import plan, sample, try_all
 from tests.faults.report import flaws, load, matrix, save, steps, write_page
@@ -24,6 +26,9 @@ _REPORTS = Path("build/reports")
 _ENVIRONMENTS = {"core": "core", "airflow": "airflow_adapters", "prefect": "prefect_adapters"}
 # Their ways are processes of a real host; the core has no process of its own.
 _KILLED = {"airflow": "airflow_kills", "prefect": "prefect_kills"}
+# These have ``try_ways(only)``, which returns the results of their ways to end a task on a slow server.
+LATENCY = "latency"
+_SLOW = {"airflow": "airflow_latency", "prefect": "prefect_latency"}
 
 
 def main() -> int:
@@ -31,13 +36,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
     parser.add_argument("what", choices=[*_ENVIRONMENTS, "suites", "report"])
     parser.add_argument("environment", nargs="?", choices=[*_ENVIRONMENTS], help="of the suites")
-    parser.add_argument("--part", choices=["all", *PARTS, "sample"], default="all")
+    parser.add_argument("--part", choices=["all", *PARTS, LATENCY, "sample"], default="all")
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), help="only at these requests")
+    parser.add_argument(
+        "--only", default="", help='of the part latency: a regular expression in "way, fault"'
+    )
     chosen = parser.parse_args()
     if chosen.what == "suites":
         return junit.run(chosen.environment, _junit(chosen.environment))
     if chosen.what == "report":
         return _report()
+    if chosen.part == LATENCY:
+        return _show_latencies(_try_latencies(chosen.what, chosen.only))
     began = time.monotonic()
     results = []
     for part, tried in _tried(chosen.what, chosen.part, chosen.steps):
@@ -46,8 +56,10 @@ def main() -> int:
         print(f"{part}: {time.monotonic() - began:.0f} s after the start", flush=True)
     _show(results)
     found = flaws(results)
+    slow = _try_latencies(chosen.what, chosen.only) if chosen.part == "all" else []
+    status = _show_latencies(slow) if slow else 0
     print(*found, f"{len(results) - len(found)} of {len(results)} cases held", sep="\n")
-    return 1 if found else 0
+    return 1 if found else status
 
 
 def keep(results: list[Result], path: Path) -> None:
@@ -70,6 +82,22 @@ def _tried(environment: str, part: str, steps: list[int]) -> Iterator[tuple[str,
             yield KILLED, try_all(plan(adapters, [KILLED], steps))
 
 
+def _try_latencies(environment: str, only: str) -> list[LatencyResult]:
+    if environment not in _SLOW or importlib.util.find_spec(f"tests.faults.{_SLOW[environment]}") is None:
+        return []
+    module = importlib.import_module(f"tests.faults.{_SLOW[environment]}")
+    results: list[LatencyResult] = module.try_ways(only)
+    latency_matrix.save(results, _slow(environment))
+    return results
+
+
+def _show_latencies(results: list[LatencyResult]) -> int:
+    found = latency_matrix.flaws(results)
+    print(f"{LATENCY}:", latency_matrix.table(results), "", *found, sep="\n")
+    print(f"{len(results) - len(found)} of {len(results)} cases of a slow server held")
+    return 1 if found else 0
+
+
 @contextlib.contextmanager
 def _host(name: str) -> Iterator[Mapping[str, Adapter]]:
     """Give what a module of adapters has, while its host is up."""
@@ -80,13 +108,15 @@ def _host(name: str) -> Iterator[Mapping[str, Adapter]]:
 
 def _report() -> int:
     results = load(path for name in _ENVIRONMENTS if (path := _path(name)).exists())
+    slow = latency_matrix.load(path for name in _SLOW if (path := _slow(name)).exists())
     beside = junit.read(map(_junit, _ENVIRONMENTS))
-    write_page(results, beside)
+    write_page(results, slow, beside)
     _show(results)
+    status = _show_latencies(slow) if slow else 0
     found, missed = flaws(results), junit.flaws(beside)
     print(*found, f"{len(results) - len(found)} of {len(results)} cases held", sep="\n")
     print(*missed, f"{sum(one.held for one in beside)} of {len(beside)} tests beside them held", sep="\n")
-    return 1 if found or missed else 0
+    return 1 if found or missed else status
 
 
 def _show(results: list[Result]) -> None:
@@ -101,6 +131,10 @@ def _show(results: list[Result]) -> None:
 
 def _path(name: str) -> Path:
     return _REPORTS / f"faults-{name}.json"
+
+
+def _slow(name: str) -> Path:
+    return _REPORTS / f"faults-{LATENCY}-{name}.json"
 
 
 def _junit(name: str) -> Path:

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.faults import junit
+from tests.faults import junit, latency_matrix
+from tests.faults.latency_judge import LatencyResult
 from tests.faults.life import INTERFERENCE, KILLED, NEVER_ENDING, ONCE, PARTS, RESTARTS, Result
 
 ROOT = Path(__file__).parent.parent.parent
@@ -75,13 +76,16 @@ def flaws(results: Sequence[Result], *, why: bool = True) -> list[str]:
     ]
 
 
-def write_page(results: Sequence[Result], beside: Sequence[junit.Case]) -> None:
+def write_page(
+    results: Sequence[Result], slow: Sequence[LatencyResult], beside: Sequence[junit.Case]
+) -> None:
     """Fill the template in; the wording is the template's, the numbers are the results'."""
     of = {part: [one for one in results if one.part == part] for part in PARTS}
-    found = flaws(results)
+    tried = len(results) + len(slow)
+    found = len(flaws(results)) + len(latency_matrix.flaws(slow))
     page = TEMPLATE.read_text().format(
-        tried=len(results),
-        held=len(results) - len(found),
+        tried=tried,
+        held=tried - found,
         beside_tried=len(beside),
         beside_held=sum(one.held for one in beside),
         once=matrix(of[ONCE]),
@@ -95,8 +99,18 @@ def write_page(results: Sequence[Result], beside: Sequence[junit.Case]) -> None:
         killed=matrix(of[KILLED], "killed"),
         killed_steps=steps(of[KILLED]),
         killed_again=sum(bool(one.told_again) for one in of[KILLED]),
+        latency=latency_matrix.table(slow),
+        latency_by_page=sum(one.how in ("late", "reaper") for one in slow),
+        latency_tried=len(slow),
         suites=junit.sections(beside),
-        flaws="\n".join(f"* {line}" for line in [*flaws(results, why=False), *junit.flaws(beside)])
+        flaws="\n".join(
+            f"* {line}"
+            for line in [
+                *flaws(results, why=False),
+                *latency_matrix.flaws(slow, why=False),
+                *junit.flaws(beside),
+            ]
+        )
         or "None.",
     )
     PAGE.write_text(page)

@@ -3,11 +3,11 @@
 The problem: Prefect kills the process of a cancelled flow run 30 s after the cancellation, and a real server
 needs 2 to 20 s to end a run after a stop, more when it is busy. What was not reported by then is lost.
 
-The idea: each way in states its time. Where the kill threatens, the stop has 8 s and the wait for the end the
-rest of 20 s, which leaves 10 s to the flow's own clean-up; ``dstack.run.stopping`` is emitted as soon as the
-stop was sent, and a hook, the worker or the reaper reports the end if the process is gone by then. Nothing
-kills a task whose time limit passed or that raised an exception: the stop has as long as a reply may take,
-the end two minutes.
+The idea: each way in states its time. Where the kill threatens, the stop has 18 s and the wait for the end
+the rest of 22 s, which leaves 8 s to notice the cancellation and to the flow's own clean-up;
+``dstack.run.stopping`` is emitted as soon as the stop was sent, and a hook, the worker or the reaper reports
+the end if the process is gone by then. Nothing kills a task whose time limit passed or that raised an
+exception: the stop has as long as a reply may take, the end two minutes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class StopTime:
     end: float
 
 
-BEFORE_THE_KILL = StopTime(stop=8.0, end=20.0)
+# Three dropped stops are repeated within 18 s, one every 5 s, and a server that needs 9 s a reply confirms
+# the stop.
+BEFORE_THE_KILL = StopTime(stop=18.0, end=22.0)
 # A server that is too busy to end a run within two minutes is left to the reaper.
 PATIENT = StopTime(stop=PATIENT_TIMEOUT, end=120.0)
 

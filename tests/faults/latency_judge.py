@@ -1,0 +1,102 @@
+"""What must be true of a task that was ended while the server was slow or dropped the stop.
+
+It holds when the run is stopping or ended within the host's own limit. Where the limit makes that impossible (10 s
+replies against 5 s; a server that drops every stop), the host's log must name the run's page, and the reaper's next
+pass must stop the run once the server behaves again. And what the host shows must agree with the server: the task's
+state, and the last words of its log about the run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import dstack_core as dstack
+
+
+class Said(NamedTuple):
+    """One record of the host's log: its level (as in `logging`) and its text."""
+
+    level: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the host made of a case.
+
+    ``shown`` is the state that the host shows, ``expected`` are the states that are right. ``log`` has the records
+    of the log, oldest first; those before the cause may be among them.
+    """
+
+    shown: str
+    expected: Sequence[str]
+    log: Sequence[Said]
+
+
+@dataclass(frozen=True)
+class LatencyResult:
+    """What became of a case; ``flaw`` is empty where everything held.
+
+    ``seconds`` is the time from the cause to the first stop request, ``stopped_after`` from the cause until the
+    server showed the run as stopping or ended; None: never. ``state`` is the run's raw status when the host was
+    done. ``in_time``: that was within the host's limit.
+    ``reaped`` says whether the reaper's pass stopped a run that was left, None where none was.
+    """
+
+    way: str
+    fault: str
+    seconds: float | None = None
+    stops: int = 0
+    stopped_after: float | None = None
+    state: str = "?"
+    shown: str = "?"
+    page_named: bool = False
+    reaped: bool | None = None
+    in_time: bool = False
+    flaw: str = ""
+
+    @property
+    def how(self) -> str:
+        """Return how the case holds: in time, late or by the reaper (the page was named), or "not"."""
+        if self.flaw:
+            return "not"
+        return "reaper" if self.reaped else "in time" if self.in_time else "late"
+
+
+def names_page(log: Sequence[Said], run: dstack.Run) -> bool:
+    """Tell whether a warning or an error of the log has the address of the run's page."""
+    # The host knows the server by another address, that of the proxy.
+    page = urlsplit(run.url).path
+    return any(page in one.text for one in log if one.level >= logging.WARNING)
+
+
+def flaw_of(result: LatencyResult, seen: Seen, limit: float, run_name: str, *, must: bool) -> str:
+    """Return what is wrong, or nothing; ``must``: the limit leaves time enough for the stop."""
+    flaws = []
+    if seen.shown not in seen.expected:
+        flaws.append(f"expected the host to show {' or '.join(seen.expected)}, got {seen.shown}")
+    if not result.in_time:
+        how = (
+            "still " + result.state
+            if result.stopped_after is None
+            else f"stopped after {result.stopped_after} s"
+        )
+        if must:
+            flaws.append(f"expected a stopped run within {limit:g} s, got one {how}")
+        if not result.page_named:
+            flaws.append(f"the run is {how}, and no warning names its page")
+    if result.reaped is not None:
+        last = _last_words(seen.log, run_name)
+        if last is not None and last.level < logging.WARNING:
+            flaws.append(f"the run is running, and the log's last words about it are {last.text!r}")
+        if not result.reaped:
+            flaws.append("the reaper did not stop the run")
+    return "; ".join(flaws)
+
+
+def _last_words(log: Sequence[Said], run_name: str) -> Said | None:
+    return next((one for one in reversed(log) if run_name in one.text), None)
