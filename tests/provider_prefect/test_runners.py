@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -44,7 +45,8 @@ def served(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
             "DSTACK_SERVER_URL": server.url,
             "DSTACK_PROJECT": server.project,
             "DSTACK_TOKEN": server.token,
-            # Ray's worker processes report nothing to anybody.
+            # Ray unpickles flows, for which it imports their module by the name that serve() gives it.
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
             "RAY_USAGE_STATS_ENABLED": "0",
         }
         with module("tests.provider_prefect.runner_flows", log=log, environment=environment) as process:

@@ -103,7 +103,7 @@ class Report:
         """Emit ``dstack.run.stopping`` and show it, at once: the process may be killed before the end."""
         if result.run_id is None or self._ended or not is_going_to_end(result):
             return
-        payload = stopping_payload(result, self._owner["flow_run_id"])
+        payload = stopping_payload(result.url, self._owner["flow_run_id"])
         self._emit("stopping", result.run_name, result.run_id, payload)
         self._set_progress(result.run_name, "stopping", _PERCENT["stopping"])
 
@@ -169,9 +169,9 @@ def is_going_to_end(result: StopResult) -> bool:
     return result.state in ("stopping", "accepted") or (result.state == "ended" and result.requests > 0)
 
 
-def stopping_payload(result: StopResult, flow_run_id: object) -> dict[str, Any]:
+def stopping_payload(url: str, flow_run_id: object) -> dict[str, Any]:
     """Return what ``dstack.run.stopping`` holds; the reaper reads the flow run from it."""
-    return {"url": result.url, "flow_run_id": None if flow_run_id is None else str(flow_run_id)}
+    return {"url": url, "flow_run_id": None if flow_run_id is None else str(flow_run_id)}
 
 
 def emit(

@@ -12,6 +12,7 @@ exception: the stop has as long as a reply may take, the end two minutes.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import aclosing
@@ -64,12 +65,9 @@ def is_ending(run: Run) -> bool:
 
 def log_stop(logger: Any, result: StopResult) -> None:
     """Log the result of a stop that a user's code asked for."""
-    if result.is_safe:
-        logger.info("Run %s is stopping.", result.run_name)
-    else:
-        logger.error(
-            "Could not confirm that run %s stops: %s. Its page: %s", result.run_name, result.error, result.url
-        )
+    from dstack_core.integration import describe_stop
+
+    logger.log(logging.INFO if result.is_safe else logging.ERROR, "%s", describe_stop(result))
 
 
 def stop(job: Job, block: DstackCredentials | None, allowed: StopTime) -> None:

@@ -221,7 +221,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             if not result.is_safe:
                 return
             is_stopped = True
-            payload = _report.stopping_payload(result, flow_run_id)
+            payload = _report.stopping_payload(run.url, flow_run_id)
             _emit("stopping", run.name, run.id, payload, flow_run_id, logger)
             if state.is_cancelling():
                 await self._set_cancelled(flow_run_id, "Cancelled before its machine was ready.")
