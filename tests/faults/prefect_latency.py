@@ -1,0 +1,117 @@
+"""The ways to end what waits for a run in a real Prefect, each tried with every latency."""
+
+from __future__ import annotations
+
+import os
+import signal
+from uuid import UUID
+
+from tests.faults import prefect_latency_workers as workers
+from tests.faults.latency import LatencyCase, Way
+from tests.faults.latency_judge import LatencyResult, Seen
+from tests.faults.prefect_latency_host import OVER_SECONDS, START_SECONDS, LatencyHost, host, try_all, watch
+from tests.provider_prefect.latency_flows import MAPPED, TIMEOUT_SECONDS
+from tests.provider_prefect.support import until
+
+# Prefect kills the process of a cancelled flow run 30 s after SIGTERM; until then it may have to notice first.
+_CANCEL_LIMIT = 40.0
+# Nothing ends what has timed out, a script after Ctrl-C or a hook; they have this long.
+_NO_LIMIT = 60.0
+
+
+def cancelled(host: LatencyHost, flow: str, count: int = 1) -> Way:
+    """Return the way that cancels a flow run as the UI does."""
+
+    def way(case: LatencyCase) -> Seen:
+        flow_run_id = host.start(flow, case)
+        runs = host.wait_for_runs(case, flow_run_id, count)
+        case.begin()
+        case.caused()
+        host.api.set_state(flow_run_id, "CANCELLING")
+        watch(case, runs, _CANCEL_LIMIT)
+        return host.over(case, flow_run_id, runs, ["CANCELLED"], host.process_of(flow_run_id))
+
+    return way
+
+
+def timed_out(host: LatencyHost, flow: str) -> Way:
+    """Return the way that waits for a time limit, the flow's or its task's."""
+
+    def way(case: LatencyCase) -> Seen:
+        flow_run_id = host.start(flow, case)
+        runs = host.wait_for_runs(case, flow_run_id)
+        case.begin()
+        case.caused()
+        watch(case, runs, TIMEOUT_SECONDS + _NO_LIMIT)
+        return host.over(case, flow_run_id, runs, ["FAILED"], host.process_of(flow_run_id))
+
+    return way
+
+
+def interrupted(host: LatencyHost, flow: str) -> Way:
+    """Return the way that presses Ctrl-C in a plain script."""
+
+    def way(case: LatencyCase) -> Seen:
+        with host.script(flow, case) as process:
+
+            def started() -> UUID | None:
+                assert process.poll() is None, (host.folder / f"{case.name}.script").read_text()[-2000:]
+                return host.flow_run_of(process.pid)
+
+            flow_run_id = until(started, seconds=START_SECONDS, what=f"the flow run of {flow}")
+            assert flow_run_id is not None
+            runs = host.wait_for_runs(case, flow_run_id)
+            case.begin()
+            case.caused()
+            process.send_signal(signal.SIGINT)
+            watch(case, runs, _NO_LIMIT)
+            process.wait(OVER_SECONDS)
+            return host.over(case, flow_run_id, runs, ["CRASHED"])
+
+    return way
+
+
+def killed(host: LatencyHost, flow: str) -> Way:
+    """Return the way that kills a flow run's process, so that only its hook is left."""
+
+    def way(case: LatencyCase) -> Seen:
+        flow_run_id = host.start(flow, case)
+        runs = host.wait_for_runs(case, flow_run_id)
+        case.begin()
+        case.caused()
+        os.kill(host.process_of(flow_run_id), signal.SIGKILL)
+        watch(case, runs, _NO_LIMIT)
+
+        def hook_ended() -> bool:
+            texts = [one.text for one in host.api.log(flow_run_id)]
+            return any("hook" in one.lower() and ("finished" in one or "error" in one) for one in texts)
+
+        until(hook_ended, seconds=OVER_SECONDS, what="the hook's end")
+        return host.over(case, flow_run_id, runs, ["CRASHED"])
+
+    return way
+
+
+def ways(host: LatencyHost) -> dict[str, Way]:
+    """Return all ways, by what the table calls them."""
+    return {
+        "cancel, main thread": cancelled(host, "direct"),
+        "cancel, submitted": cancelled(host, "submitted"),
+        "cancel, mapped": cancelled(host, "mapped", MAPPED),
+        "cancel, async": cancelled(host, "awaited"),
+        "timeout of a task": timed_out(host, "task_timeout"),
+        "timeout of a submitted task": timed_out(host, "submitted_task_timeout"),
+        "timeout of an async task": timed_out(host, "awaited_task_timeout"),
+        "timeout of a flow": timed_out(host, "flow_timeout"),
+        "timeout of an async flow": timed_out(host, "awaited_flow_timeout"),
+        "Ctrl-C": interrupted(host, "direct"),
+        "Ctrl-C, submitted": interrupted(host, "submitted"),
+        "Ctrl-C, async": interrupted(host, "awaited"),
+        "crash hook": killed(host, "hooked"),
+    }
+
+
+def try_ways(only: str = "") -> list[LatencyResult]:
+    """Return the results of all ways with every latency; ``only`` as in `try_latencies`."""
+    with host(workers.SERVER_SETTINGS) as serving:
+        return try_all(serving, ways(serving) | workers.ways(serving), only=only)
