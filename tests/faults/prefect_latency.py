@@ -9,7 +9,15 @@ from uuid import UUID
 from tests.faults import prefect_latency_workers as workers
 from tests.faults.latency import LatencyCase, Way
 from tests.faults.latency_judge import LatencyResult, Seen
-from tests.faults.prefect_latency_host import OVER_SECONDS, START_SECONDS, LatencyHost, host, try_all, watch
+from tests.faults.prefect_latency_host import (
+    OVER_SECONDS,
+    RUNNER_FLOWS,
+    START_SECONDS,
+    LatencyHost,
+    host,
+    try_all,
+    watch,
+)
 from tests.provider_prefect.latency_flows import MAPPED, TIMEOUT_SECONDS
 from tests.provider_prefect.support import until
 
@@ -94,7 +102,7 @@ def killed(host: LatencyHost, flow: str) -> Way:
 
 def ways(host: LatencyHost) -> dict[str, Way]:
     """Return all ways, by what the table calls them."""
-    return {
+    found = {
         "cancel, main thread": cancelled(host, "direct"),
         "cancel, submitted": cancelled(host, "submitted"),
         "cancel, mapped": cancelled(host, "mapped", MAPPED),
@@ -109,6 +117,9 @@ def ways(host: LatencyHost) -> dict[str, Way]:
         "Ctrl-C, async": interrupted(host, "awaited"),
         "crash hook": killed(host, "hooked"),
     }
+    for flow in RUNNER_FLOWS:
+        found[f"cancel, {flow.removesuffix('_sweep').title()}"] = cancelled(host, flow)
+    return found
 
 
 def try_ways(only: str = "") -> list[LatencyResult]:

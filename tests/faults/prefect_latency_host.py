@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from uuid import UUID
 
@@ -29,6 +30,9 @@ from tests.provider_prefect.latency_flows import FLOWS
 from tests.provider_prefect.support import until
 
 _FLOWS = "tests.provider_prefect.latency_flows"
+_RUNNER_FLOWS = "tests.provider_prefect.latency_runner_flows"
+# Dask and Ray have an environment of their own.
+RUNNER_FLOWS = ("dask_sweep", "ray_sweep") if find_spec("prefect_dask") and find_spec("prefect_ray") else ()
 # What a real server takes to end a run that was asked to stop, in seconds.
 _ENDING_SECONDS = 8.0
 # A bound for a machine that is busy otherwise; nobody waits longer than it takes.
@@ -67,6 +71,7 @@ class LatencyHost:
             "DSTACK_PROJECT": self.server.project,
             "DSTACK_TOKEN": self.server.token,
             "TEST_PIDS": str(self.folder),
+            "RAY_USAGE_STATS_ENABLED": "0",
         }
 
     def close(self) -> None:
@@ -77,7 +82,7 @@ class LatencyHost:
         """Start a flow run of a deployment and return its id."""
         with self.lock:
             if flow not in self.deployments:
-                self.deployments |= self._serve()
+                self.deployments |= self._serve(_RUNNER_FLOWS if flow in RUNNER_FLOWS else _FLOWS)
         return self.api.start(
             self.deployments[flow], {"url": case.url, "project": self.server.project}, name=case.name
         )
@@ -143,16 +148,17 @@ class LatencyHost:
         if done.returncode:
             raise RuntimeError(f"the reaper failed: {done.stderr[-500:]}")
 
-    def _serve(self) -> dict[str, UUID]:
-        log = self.folder / "runner.log"
+    def _serve(self, module: str) -> dict[str, UUID]:
+        names = RUNNER_FLOWS if module == _RUNNER_FLOWS else FLOWS
+        log = self.folder / f"{module}.log"
         process = self.processes.enter_context(
-            hosts.module(_FLOWS, "serve", log=log, environment=self.environment)
+            hosts.module(module, "serve", log=log, environment=self.environment)
         )
 
         def deployed() -> dict[str, UUID]:
             assert process.poll() is None, f"the flows are not served:\n{log.read_text()[-3000:]}"
             found = self.api.deployments()
-            return {name: found[name] for name in FLOWS} if found.keys() >= FLOWS.keys() else {}
+            return {name: found[name] for name in names} if found.keys() >= set(names) else {}
 
         return until(deployed, seconds=START_SECONDS, what="the flows to be served")
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefect import flow, serve
+from prefect import flow, serve, unmapped
 from prefect.runtime import flow_run
 from pydantic import SecretStr
 
@@ -66,7 +66,7 @@ def submitted(url: str, project: str) -> None:
 def mapped(url: str, project: str) -> None:
     """Map the sync task over several configurations."""
     leave_process_id()
-    run_task.map([STUBBORN] * MAPPED, credentials(url, project), **OPTIONS).result()
+    run_task.map([STUBBORN] * MAPPED, unmapped(credentials(url, project)), **OPTIONS).result()
 
 
 @flow

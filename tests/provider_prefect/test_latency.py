@@ -28,9 +28,7 @@ def results(prefect_server: str) -> Iterator[dict[tuple[str, str], LatencyResult
     """Try all cases at once, for they mostly wait."""
     only = "|".join(f"^{re.escape(f'{way}, {fault}')}$" for way, fault in CASES)
     with served_to(prefect_server) as host:
-        yield {
-            (one.way, one.fault): one for one in try_all(host, ways(host), only=only, workers=len(CASES))
-        }
+        yield {(one.way, one.fault): one for one in try_all(host, ways(host), only=only, workers=len(CASES))}
 
 
 @pytest.mark.parametrize(("way", "fault"), CASES, ids=[", ".join(case) for case in CASES])
