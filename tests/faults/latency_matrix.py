@@ -30,6 +30,7 @@ def try_latencies(
     reap: Callable[[], object],
     *,
     only: str = "",
+    faults: Sequence[Latency] = LATENCIES,
     workers: int = 6,
 ) -> list[LatencyResult]:
     """Return the results of all ways with all faults, ``workers`` at once.
@@ -60,9 +61,7 @@ def try_latencies(
                         break
             return LatencyResult(way, fault.name, flaw=flaw)
 
-        # Fault by fault, so that a kind of cause, which may be a load for the host, is not there many times at once.
-        pairs = [(way, fault) for fault in LATENCIES for way in ways]
-        tried = list(pool.map(one, [one for one in pairs if re.search(only, f"{one[0]}, {one[1].name}")]))
+        tried = list(pool.map(one, _chosen(ways, faults, only)))
         left = [one[0] for one in tried if isinstance(one, tuple) and not one[0].is_stopped()]
         why_not = _failure_of(reap) if left else ""
         reaped = {id(case): case.is_stopped() for case in left}
@@ -73,9 +72,28 @@ def try_latencies(
     return [
         one
         if isinstance(one, LatencyResult)
-        else one[0].judged(one[1], reaped=reaped.get(id(one[0])), why_not=why_not if one[0] in left else "")
+        else _judged(*one, reaped.get(id(one[0])), why_not if one[0] in left else "")
         for one in tried
     ]
+
+
+def are_chosen(ways: Mapping[str, Way], faults: Sequence[Latency], only: str) -> bool:
+    """Tell whether ``only`` chooses some of these cases."""
+    return bool(_chosen(ways, faults, only))
+
+
+def _chosen(ways: Mapping[str, Way], faults: Sequence[Latency], only: str) -> list[tuple[str, Latency]]:
+    # Fault by fault, so that the same way, which may be a load for the host, is not tried many times at once.
+    pairs = [(way, fault) for fault in faults for way in ways]
+    return [(way, fault) for way, fault in pairs if re.search(only, f"{way}, {fault.name}")]
+
+
+def _judged(case: LatencyCase, seen: Seen, reaped: bool | None, why_not: str) -> LatencyResult:
+    result = case.judged(seen, reaped=reaped, why_not=why_not)
+    if result.flaw:
+        log = "\n".join(f"  {logging.getLevelName(one.level)} {one.text}" for one in seen.log)
+        _LOG.warning("%s, %s: %s\n%s", result.way, result.fault, result.flaw, log)
+    return result
 
 
 def _failure_of(reap: Callable[[], object]) -> str:

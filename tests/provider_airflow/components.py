@@ -93,6 +93,19 @@ class Components:
                 [airflow, kind], env=environment, stdout=output, stderr=output, start_new_session=True
             )
 
+    def command(self, *arguments: str) -> str:
+        """Return what a command of ``airflow`` prints. Raises when it fails."""
+        done = subprocess.run(
+            [Path(sys.executable).with_name("airflow"), *arguments],
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+        assert done.returncode == 0, f"airflow {' '.join(arguments)}: {(done.stdout + done.stderr)[-3000:]}"
+        return done.stdout
+
     def signal_one(self, name: str, number: signal.Signals) -> None:
         """Send a signal to all processes of one component."""
         os.killpg(self._processes[name].pid, number)
