@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from uuid import UUID
 
 from tests.faults import prefect_latency_workers as workers
-from tests.faults.latency import LatencyCase, Way
+from tests.faults.latency import LatencyCase, NotReached, Way
 from tests.faults.latency_judge import LatencyResult, Seen
 from tests.faults.prefect_latency_host import (
     OVER_SECONDS,
@@ -42,15 +43,19 @@ def cancelled(host: LatencyHost, flow: str, count: int = 1) -> Way:
     return way
 
 
-def timed_out(host: LatencyHost, flow: str) -> Way:
+def timed_out(host: LatencyHost, flow: str, *, of_task: bool) -> Way:
     """Return the way that waits for a time limit, the flow's or its task's."""
 
     def way(case: LatencyCase) -> Seen:
         flow_run_id = host.start(flow, case)
         runs = host.wait_for_runs(case, flow_run_id)
         case.begin()
+        left = host.api.started(flow_run_id, of_task=of_task) + TIMEOUT_SECONDS - time.time()
+        if left < 0:
+            raise NotReached(f"expected a running run before the time limit, got one {-left:.1f} s after it")
+        time.sleep(left)
         case.caused()
-        watch(case, runs, TIMEOUT_SECONDS + _NO_LIMIT)
+        watch(case, runs, _NO_LIMIT)
         return host.over(case, flow_run_id, runs, ["FAILED"], host.process_of(flow_run_id))
 
     return way
@@ -107,11 +112,11 @@ def ways(host: LatencyHost) -> dict[str, Way]:
         "cancel, submitted": cancelled(host, "submitted"),
         "cancel, mapped": cancelled(host, "mapped", MAPPED),
         "cancel, async": cancelled(host, "awaited"),
-        "timeout of a task": timed_out(host, "task_timeout"),
-        "timeout of a submitted task": timed_out(host, "submitted_task_timeout"),
-        "timeout of an async task": timed_out(host, "awaited_task_timeout"),
-        "timeout of a flow": timed_out(host, "flow_timeout"),
-        "timeout of an async flow": timed_out(host, "awaited_flow_timeout"),
+        "timeout of a task": timed_out(host, "task_timeout", of_task=True),
+        "timeout of a submitted task": timed_out(host, "submitted_task_timeout", of_task=True),
+        "timeout of an async task": timed_out(host, "awaited_task_timeout", of_task=True),
+        "timeout of a flow": timed_out(host, "flow_timeout", of_task=False),
+        "timeout of an async flow": timed_out(host, "awaited_flow_timeout", of_task=False),
         "Ctrl-C": interrupted(host, "direct"),
         "Ctrl-C, submitted": interrupted(host, "submitted"),
         "Ctrl-C, async": interrupted(host, "awaited"),

@@ -81,6 +81,12 @@ class Api:
         chosen = {"logs": {"flow_run_id": {"any_": [str(flow_run_id)]}}, "sort": "TIMESTAMP_ASC"}
         return [Said(one["level"], one["message"]) for one in self._all("logs/filter", chosen)]
 
+    def started(self, flow_run_id: UUID, *, of_task: bool) -> float:
+        """Return when a flow run or its first task started, as ``time.time()``."""
+        chosen = {"flow_runs": {"id": {"any_": [str(flow_run_id)]}}}
+        one = self._all("task_runs/filter", chosen)[0] if of_task else self.flow_run(flow_run_id)
+        return datetime.fromisoformat(one["start_time"]).timestamp()
+
     def task_states(self, flow_run_id: UUID) -> list[str]:
         """Return the types of the states of a flow run's tasks."""
         chosen = {"flow_runs": {"id": {"any_": [str(flow_run_id)]}}}
