@@ -28,7 +28,7 @@ _CANCEL_LIMIT = 40.0
 _NO_LIMIT = 60.0
 
 
-def cancelled(host: LatencyHost, flow: str, count: int = 1) -> Way:
+def cancelled(host: LatencyHost, flow: str, count: int = 1, *, has_hook: bool = False) -> Way:
     """Return the way that cancels a flow run as the UI does."""
 
     def way(case: LatencyCase) -> Seen:
@@ -38,6 +38,8 @@ def cancelled(host: LatencyHost, flow: str, count: int = 1) -> Way:
         case.caused()
         host.api.set_state(flow_run_id, "CANCELLING")
         watch(case, runs, _CANCEL_LIMIT)
+        if has_hook:
+            host.wait_for_hook(flow_run_id)
         return host.over(case, flow_run_id, runs, ["CANCELLED"], host.process_of(flow_run_id))
 
     return way
@@ -94,12 +96,7 @@ def killed(host: LatencyHost, flow: str) -> Way:
         case.caused()
         os.kill(host.process_of(flow_run_id), signal.SIGKILL)
         watch(case, runs, _NO_LIMIT)
-
-        def hook_ended() -> bool:
-            texts = [one.text for one in host.api.log(flow_run_id)]
-            return any("hook" in one.lower() and ("finished" in one or "error" in one) for one in texts)
-
-        until(hook_ended, seconds=OVER_SECONDS, what="the hook's end")
+        host.wait_for_hook(flow_run_id)
         return host.over(case, flow_run_id, runs, ["CRASHED"])
 
     return way
@@ -123,7 +120,7 @@ def ways(host: LatencyHost) -> dict[str, Way]:
         "crash hook": killed(host, "hooked"),
     }
     for flow in RUNNER_FLOWS:
-        found[f"cancel, {flow.removesuffix('_sweep').title()}"] = cancelled(host, flow)
+        found[f"cancel, {flow.removesuffix('_sweep').title()}"] = cancelled(host, flow, has_hook=True)
     return found
 
 

@@ -123,6 +123,15 @@ class LatencyHost:
 
         return until(all_running, seconds=START_SECONDS, what=f"{count} running runs of {flow_run_id}")
 
+    def wait_for_hook(self, flow_run_id: UUID) -> None:
+        """Wait until Prefect logs that a flow run's hook has ended."""
+
+        def ended() -> bool:
+            texts = [one.text for one in self.api.log(flow_run_id)]
+            return any(one.startswith("Hook '") or "while running hook" in one for one in texts)
+
+        until(ended, seconds=OVER_SECONDS, what="the hook's end")
+
     def over(
         self,
         case: LatencyCase,

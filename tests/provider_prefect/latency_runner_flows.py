@@ -9,8 +9,17 @@ from prefect_dask import DaskTaskRunner
 from prefect_ray import RayTaskRunner
 
 from prefect_dstack import run_task
-from tests.provider_prefect.latency_flows import AT_ONCE, OPTIONS, STUBBORN, credentials, leave_process_id
+from tests.provider_prefect.latency_flows import (
+    AT_ONCE,
+    OPTIONS,
+    STUBBORN,
+    credentials,
+    leave_process_id,
+    stop_on_own_server,
+)
 
+# Dask kills its workers 4 s after a cancellation, whatever they do; then only the hook is left.
+_HOOKS: Any = [stop_on_own_server]
 # A worker that a cancellation frees must not submit the run of the next task.
 _QUEUED = 3
 _DASK = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
@@ -24,13 +33,13 @@ def _sweep(url: str, project: str) -> None:
         future.wait()
 
 
-@flow(task_runner=DaskTaskRunner(cluster_kwargs=_DASK))
+@flow(task_runner=DaskTaskRunner(cluster_kwargs=_DASK), on_cancellation=_HOOKS)
 def dask_sweep(url: str, project: str) -> None:
     """Submit tasks to one Dask worker with one thread."""
     _sweep(url, project)
 
 
-@flow(task_runner=RayTaskRunner(init_kwargs=_RAY))
+@flow(task_runner=RayTaskRunner(init_kwargs=_RAY), on_cancellation=_HOOKS)
 def ray_sweep(url: str, project: str) -> None:
     """Submit tasks to one Ray worker."""
     _sweep(url, project)
