@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import threading
 import time
 from uuid import UUID
 
@@ -28,17 +30,22 @@ _CANCEL_LIMIT = 40.0
 _NO_LIMIT = 60.0
 
 
-def cancelled(host: LatencyHost, flow: str, count: int = 1, *, has_hook: bool = False) -> Way:
-    """Return the way that cancels a flow run as the UI does."""
+def cancelled(host: LatencyHost, flow: str, count: int = 1, *, in_turn: bool = False) -> Way:
+    """Return the way that cancels a flow run as the UI does.
+
+    ``in_turn``: the flow runs start one after the other, and have a hook.
+    """
+    turn = threading.Lock() if in_turn else contextlib.nullcontext()
 
     def way(case: LatencyCase) -> Seen:
-        flow_run_id = host.start(flow, case)
-        runs = host.wait_for_runs(case, flow_run_id, count)
+        with turn:
+            flow_run_id = host.start(flow, case)
+            runs = host.wait_for_runs(case, flow_run_id, count)
         case.begin()
         case.caused()
         host.api.set_state(flow_run_id, "CANCELLING")
         watch(case, runs, _CANCEL_LIMIT)
-        if has_hook:
+        if in_turn:
             host.wait_for_hook(flow_run_id)
         return host.over(case, flow_run_id, runs, ["CANCELLED"], host.process_of(flow_run_id))
 
@@ -120,7 +127,8 @@ def ways(host: LatencyHost) -> dict[str, Way]:
         "crash hook": killed(host, "hooked"),
     }
     for flow in RUNNER_FLOWS:
-        found[f"cancel, {flow.removesuffix('_sweep').title()}"] = cancelled(host, flow, has_hook=True)
+        # A cluster of Ray gives up when it does not start within 30 s.
+        found[f"cancel, {flow.removesuffix('_sweep').title()}"] = cancelled(host, flow, in_turn=True)
     return found
 
 
