@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
-from dstack_core._drive import tell
+from dstack_core._drive import OnEvent, log_event
 from dstack_core._flow.steps import Do, Flow, Rest, Rested, Sleep
 from dstack_core._wire.plain import Call, Reply, Request
 from dstack_core.models.events import Event
@@ -67,14 +67,18 @@ async def _sent(send: AsyncSend, step: Rest) -> tuple[Reply, int]:
 
 
 async def arun(
-    flow: Flow[T], send: AsyncSend, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    flow: Flow[T],
+    send: AsyncSend,
+    sleep: Callable[[float], Awaitable[None]] | None = None,
+    on_event: OnEvent | None = None,
 ) -> T:
     """Return the flow's result: the twin of ``run``."""
     result: list[T] = []
+    report = on_event or log_event
 
     def keep() -> Flow[None]:
         result.append((yield from flow))
 
-    async for event in aiterate(keep(), send, sleep):
-        tell(event)
+    async for event in aiterate(keep(), send, sleep or asyncio.sleep):
+        report(event)
     return result[0]

@@ -11,6 +11,8 @@ from typing import ClassVar, Generic, Self, TypeVar
 from dstack_core import config
 from dstack_core._flow.chunks import ChunkOptions
 from dstack_core._flow.steps import Flow
+from dstack_core._flow.stop import StopTarget
+from dstack_core._flow.time_limit import TimeLimit
 from dstack_core._repo.repository import Repository
 from dstack_core._session import Session
 from dstack_core._ssh.attachment import Attachment
@@ -20,6 +22,8 @@ from dstack_core._wire.api import Api
 from dstack_core._wire.plain import time_of
 from dstack_core._wire.runs import RunSnapshot, outcome_of
 from dstack_core.models.outcome import Outcome
+from dstack_core.models.progress import Progress
+from dstack_core.models.statuses import RunStatus
 
 TransportT = TypeVar("TransportT")
 
@@ -124,7 +128,7 @@ class ClientBase(Generic[TransportT]):
 
 
 class RunBase(Generic[TransportT]):
-    """Know one run; the attributes are as of the last look."""
+    """One run; the attributes are as of the last poll."""
 
     def __init__(self, session: Session, transport: TransportT, snapshot: RunSnapshot) -> None:
         self._session = session
@@ -167,8 +171,17 @@ class RunBase(Generic[TransportT]):
         return self._snapshot.marker
 
     @property
+    def last_status(self) -> RunStatus:
+        """The run's status as of the last poll, among the documented ones; makes no request.
+
+        A poll is each request for the run by this object: ``status``, ``refresh``, ``wait``, ``follow``, or
+        what it came from. With a ``SharedAsyncClient`` following does not count.
+        """
+        return self._snapshot.status
+
+    @property
     def raw_status(self) -> str:
-        """Return the status in the server's own word, as of the last look."""
+        """The status in the server's own word, as of the last poll."""
         return self._snapshot.raw_status
 
     @property
@@ -229,6 +242,30 @@ class RunBase(Generic[TransportT]):
     def __repr__(self) -> str:
         kind, status = type(self).__name__, str(self._snapshot.status)
         return f"{kind}(name={self.name!r}, id={self.id!r}, status={status!r})"
+
+    def _follow(
+        self, progress: Progress | None, *, poll_interval: float, logs: bool, retry_budget: float
+    ) -> Flow[Outcome]:
+        return self._session.follow(
+            progress or Progress(self.name, self.id),
+            poll_interval=poll_interval,
+            logs=logs,
+            retry_budget=retry_budget,
+            on_poll=self._see,
+        )
+
+    def _see(self, snapshot: RunSnapshot) -> None:
+        self._snapshot = snapshot
+
+    def _limit(self, timeout: float | None, what: str) -> TimeLimit | None:
+        if timeout is None:
+            return None
+        message = f"Run {self.name} {what} after {timeout:g} s. It keeps running: {self.url}"
+        return TimeLimit(timeout, message, self._session.clock)
+
+    @property
+    def _target(self) -> StopTarget:
+        return StopTarget(self.name, self.marker, self.id)
 
     def _chunks(self, options: ChunkOptions) -> Flow[None]:
         """Read the log, live where there is a live one: of an attached run with one job."""

@@ -18,6 +18,9 @@ Send = Callable[[Request], Reply]
 _log = logging.getLogger("dstack_core")
 
 
+OnEvent = Callable[[Event], None]
+
+
 def iterate(
     flow: Flow[T], send: Send, sleep: Callable[[float], None] = time.sleep
 ) -> Generator[Event, None, T]:
@@ -55,20 +58,26 @@ def iterate(
         flow.close()
 
 
-def run(flow: Flow[T], send: Send, sleep: Callable[[float], None] = time.sleep) -> T:
-    """Return the flow's result; its events only reach the log."""
-    events = iterate(flow, send, sleep)
+def run(
+    flow: Flow[T],
+    send: Send,
+    sleep: Callable[[float], None] | None = None,
+    on_event: OnEvent | None = None,
+) -> T:
+    """Return the flow's result; its events go to ``on_event``, by default to the log."""
+    events = iterate(flow, send, sleep or time.sleep)
+    report = on_event or log_event
     while True:
         try:
-            tell(next(events))
+            report(next(events))
         except StopIteration as end:
             result: T = end.value
             return result
 
 
-def tell(event: Event) -> None:
-    """Write into the log what a caller who waits for a result should know."""
+def log_event(event: Event) -> None:
+    """Log what a caller who waits for a result should know."""
     if isinstance(event, ContactLost):
-        _log.warning("%s; trying again, for another %.0f s", event.error, event.gives_up_in)
+        _log.warning("%s. Retrying for another %.0f s.", event.error, event.gives_up_in)
     elif isinstance(event, ContactRestored):
-        _log.info("the dstack server answers again after %.0f s", event.silent_for)
+        _log.info("The dstack server answers again after %.0f s.", event.silent_for)

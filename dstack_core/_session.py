@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from dstack_core._flow import runs as run_flows
@@ -19,7 +19,7 @@ from dstack_core._flow.records import MOST_VALUES, check_limit, list_events
 from dstack_core._flow.retry import RetryBudget, retrying
 from dstack_core._flow.services import wait_until_ready
 from dstack_core._flow.steps import Flow, Op, call
-from dstack_core._flow.stop import StopOptions, Stops, stop
+from dstack_core._flow.stop import Check, StopOptions, Stops, StopTarget, Until, checked_stop, stop
 from dstack_core._flow.submit import submit
 from dstack_core._names import random_marker, random_run_name
 from dstack_core._repo.files import pack_files
@@ -39,6 +39,7 @@ from dstack_core.models.outcome import Outcome
 from dstack_core.models.plan import Plan
 from dstack_core.models.progress import Progress
 from dstack_core.models.records import EventRecord, Metric
+from dstack_core.models.stops import StopResult
 
 T = TypeVar("T")
 
@@ -61,10 +62,11 @@ class Session:
     _public_key: str | None = field(default=None, repr=False)
     _delivered: Delivered = field(default_factory=Delivered, repr=False)
     _gates: Gates = field(init=False, repr=False)
-    _stops: Stops = field(default_factory=Stops, repr=False)
+    _stops: Stops = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._gates = Gates(self.api)
+        self._stops = Stops(self.clock)
 
     def submit(
         self,
@@ -129,25 +131,52 @@ class Session:
 
         return self._retrying(steps(), needs_of(spec["configuration"]), ask_first=True)
 
-    def get(self, run_name: str, run_id: str | None = None) -> Flow[RunSnapshot | None]:
-        """Look a run up."""
-        return self._retrying(call(self.api.get_run(run_name, run_id)))
+    def get(
+        self, run_name: str, run_id: str | None = None, *, retry_budget: float | None = None
+    ) -> Flow[RunSnapshot | None]:
+        """Fetch a run."""
+        flow = self._gates.guarding(call(self.api.get_run(run_name, run_id)))
+        progress = None if retry_budget is None else Progress(run_name, run_id)
+        return retrying(flow, self._budget(retry_budget), progress)
 
     def list_runs(self, *, all: bool) -> Flow[list[RunSnapshot]]:
         """List runs."""
         return self._retrying(run_flows.list_runs(self.api, all=all))
 
-    def stop(self, run_name: str, run_id: str | None, *, abort: bool, insist_for: float = 0.0) -> Flow[None]:
-        """Stop a run; without an id whichever run has that name."""
-        name = run_name if run_id else check_run_name(run_name)
-        options = StopOptions(abort, insist_for, self.clock)
-        return self._retrying(stop(self.api, name, run_id, self._stops, options))
+    def stop(
+        self, target: StopTarget, abort: bool, until: str, timeout: float | None, check: Check = Check.ALWAYS
+    ) -> Flow[StopResult]:
+        """Stop a run; raises what prevented it."""
+        options = StopOptions(self.clock, abort, timeout, check, Until(until))
+        flow = checked_stop(self.api, target, options, self._stops)
+        # With a time limit of its own the flow retries by itself.
+        return self._retrying(flow) if timeout is None else flow
+
+    def stop_by_name(self, run_name: str, abort: bool, until: str, timeout: float | None) -> Flow[StopResult]:
+        """Stop whichever run has that name; the stop is the first request."""
+        return self.stop(StopTarget(check_run_name(run_name)), abort, until, timeout, Check.NEVER)
+
+    def stop_owned(self, target: StopTarget, options: StopOptions) -> Flow[StopResult]:
+        """Stop a run within ``options.timeout``; raises no server error."""
+
+        def steps() -> Op[StopResult]:
+            return (yield from stop(self.api, target, options, self._stops)).result
+
+        return steps()
 
     def follow(
-        self, progress: Progress, *, poll_interval: float, logs: bool, retry_budget: float
+        self,
+        progress: Progress,
+        *,
+        poll_interval: float,
+        logs: bool,
+        retry_budget: float,
+        on_poll: Callable[[RunSnapshot], None] | None = None,
     ) -> Flow[Outcome]:
-        """Follow a run."""
+        """Follow a run. Where many flows share their polls, ``on_poll`` gets none: it would keep them all."""
         options = FollowOptions(poll_interval, logs, self.wall_clock, self.shared, self._stops)
+        if on_poll is not None and not self.shared:
+            options = replace(options, on_poll=on_poll)
         flow = self._gates.guarding(follow(self.api, progress, options))
         return retrying(flow, self._budget(retry_budget), progress)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from dstack_core import _adrive
 from dstack_core._base import ClientBase
@@ -16,10 +17,12 @@ from dstack_core.aio_collections import AsyncBackendCollection, AsyncProjectColl
 from dstack_core.aio_run import AsyncRun
 from dstack_core.configurations import ConfigurationLike
 from dstack_core.models.account import User
+from dstack_core.models.events import Event
 from dstack_core.models.plan import Plan
 from dstack_core.models.policies import RetryPolicy
 from dstack_core.models.resources import Resources
 from dstack_core.models.statuses import SpotPolicy
+from dstack_core.models.stops import StopResult
 
 
 class AsyncClient(ClientBase[AsyncTransport]):
@@ -90,6 +93,8 @@ class AsyncRunCollection:
         *,
         marker: str | None = None,
         retry_budget: float | None = None,
+        sleep: Callable[[float], Awaitable[None]] | None = None,
+        on_event: Callable[[Event], None] | None = None,
     ) -> AsyncRun:
         """Submit exactly one run and return it: the twin of ``RunCollection.submit``.
 
@@ -107,7 +112,8 @@ class AsyncRunCollection:
             marker=marker,
             retry_budget=retry_budget,
         )
-        return AsyncRun(self._session, self._transport, await _adrive.arun(flow, self._transport))
+        snapshot = await _adrive.arun(flow, self._transport, sleep, on_event)
+        return AsyncRun(self._session, self._transport, snapshot)
 
     async def plan(
         self,
@@ -126,9 +132,17 @@ class AsyncRunCollection:
         )
         return await _adrive.arun(self._session.plan(configuration, options), self._transport)
 
-    async def get(self, run_name: str) -> AsyncRun | None:
-        """Return the run of that name, or None when there is none. Raises the server errors."""
-        snapshot = await _adrive.arun(self._session.get(run_name), self._transport)
+    async def get(
+        self,
+        run_name: str,
+        *,
+        retry_budget: float | None = None,
+        sleep: Callable[[float], Awaitable[None]] | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> AsyncRun | None:
+        """Return the run of that name, or None when there is none: the twin of ``RunCollection.get``."""
+        flow = self._session.get(run_name, retry_budget=retry_budget)
+        snapshot = await _adrive.arun(flow, self._transport, sleep, on_event)
         return None if snapshot is None else AsyncRun(self._session, self._transport, snapshot)
 
     async def list(self, all: bool = False) -> list[AsyncRun]:
@@ -136,6 +150,15 @@ class AsyncRunCollection:
         snapshots = await _adrive.arun(self._session.list_runs(all=all), self._transport)
         return [AsyncRun(self._session, self._transport, snapshot) for snapshot in snapshots]
 
-    async def stop(self, run_name: str, abort: bool = False) -> None:
-        """Ask the server to stop the run of that name: the twin of ``RunCollection.stop``."""
-        await _adrive.arun(self._session.stop(run_name, None, abort=abort), self._transport)
+    async def stop(
+        self,
+        run_name: str,
+        abort: bool = False,
+        *,
+        until: Literal["accepted", "stopping", "ended"] = "accepted",
+        timeout: float | None = None,
+        sleep: Callable[[float], Awaitable[None]] | None = None,
+    ) -> StopResult:
+        """Stop the run of that name and return what is known of it: the twin of ``RunCollection.stop``."""
+        flow = self._session.stop_by_name(run_name, abort, until, timeout)
+        return await _adrive.arun(flow, self._transport, sleep)

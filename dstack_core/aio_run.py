@@ -4,35 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import datetime
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from dstack_core import _adrive
 from dstack_core._base import RunBase
 from dstack_core._flow.chunks import ChunkOptions, LogChunk
+from dstack_core._flow.time_limit import within
 from dstack_core._shared.transport import SharedTransport
 from dstack_core._transport.asynchronous import AsyncTransport
-from dstack_core.errors import RunNotFoundError, WaitTimeoutError
+from dstack_core.errors import RunNotFoundError
 from dstack_core.models.events import Event
 from dstack_core.models.logs import LogBytes
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress
 from dstack_core.models.records import EventRecord, Metric
 from dstack_core.models.statuses import RunStatus
+from dstack_core.models.stops import StopResult
 
 
 class AsyncRun(RunBase[AsyncTransport]):
-    """Watch and stop one run. Get it from ``AsyncClient.runs``; its attributes are as of the last look."""
+    """A handle to one run, from ``AsyncClient.runs``; its attributes are as of the last poll."""
 
     async def status(self) -> RunStatus:
         """Ask the server for the run's status. Raises the server errors."""
         return (await self.refresh())._snapshot.status
 
     async def refresh(self) -> Self:
-        """Look again. Raises ``RunNotFoundError`` when the run was deleted, and the server errors."""
+        """Fetch the run. Raises ``RunNotFoundError`` when the run was deleted, and the server errors."""
         snapshot = await _adrive.arun(self._session.get(self.name, self.id), self._transport)
         if snapshot is None:
             raise RunNotFoundError(f"the run {self.name} is gone: {self.url}")
@@ -73,22 +74,24 @@ class AsyncRun(RunBase[AsyncTransport]):
         The status is looked at every time, a log that stays silent less and less often, at most 15 seconds
         apart (a minute with a ``SharedAsyncClient``). Raises ``RunNotFoundError`` and the server errors.
         """
-        flow = self._session.follow(
-            progress or Progress(self.name, self.id),
-            poll_interval=poll_interval,
-            logs=logs,
-            retry_budget=retry_budget,
-        )
+        flow = self._follow(progress, poll_interval=poll_interval, logs=logs, retry_budget=retry_budget)
         together = self._transport if isinstance(self._transport, SharedTransport) else None
         rest = together.rest if together is not None and sleep is None else None
         return _adrive.aiterate(flow, self._transport, sleep or asyncio.sleep, rest)
 
-    async def wait(self, timeout: float | None = None, *, poll_interval: float = 5.0) -> Outcome:
-        """Wait until the run is finished and return its ``Outcome``: the twin of ``Run.wait``."""
-        flow = self._session.follow(
-            Progress(self.name, self.id), poll_interval=poll_interval, logs=False, retry_budget=600.0
-        )
-        return await _adrive.arun(flow, self._transport, self._until(timeout, "was not over"))
+    async def wait(
+        self,
+        timeout: float | None = None,
+        *,
+        poll_interval: float = 5.0,
+        retry_budget: float = 600.0,
+        sleep: Callable[[float], Awaitable[None]] | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> Outcome:
+        """Wait until the run has finished and return its ``Outcome``: the twin of ``Run.wait``."""
+        flow = self._follow(None, poll_interval=poll_interval, logs=False, retry_budget=retry_budget)
+        limited = within(flow, self._limit(timeout, "had not finished"))
+        return await _adrive.arun(limited, self._transport, sleep, on_event)
 
     async def attach(
         self,
@@ -107,8 +110,8 @@ class AsyncRun(RunBase[AsyncTransport]):
             flow = self._session.attach(
                 self.name, self.id, identity_file=ssh_identity_file, node=node, poll_interval=poll_interval
             )
-            sleep = self._until(timeout, "had not started")
-            self._snapshot, self._attachment = await _adrive.arun(flow, self._transport, sleep)
+            limited = within(flow, self._limit(timeout, "had not started"))
+            self._snapshot, self._attachment = await _adrive.arun(limited, self._transport)
             self._attach_asked = True
         return self
 
@@ -138,9 +141,8 @@ class AsyncRun(RunBase[AsyncTransport]):
         flow = self._session.wait_until_ready(
             self.name, self.id, poll_interval=poll_interval, retry_budget=retry_budget
         )
-        return await _adrive.arun(
-            flow, self._transport, self._until(timeout, "was not ready", sleep or asyncio.sleep)
-        )
+        limited = within(flow, self._limit(timeout, "was not ready"))
+        return await _adrive.arun(limited, self._transport, sleep)
 
     async def events(self, limit: int | None = None) -> list[EventRecord]:
         """Return what the server recorded of the run: the twin of ``Run.events``."""
@@ -151,23 +153,14 @@ class AsyncRun(RunBase[AsyncTransport]):
         flow = self._session.metrics(self.name, self.id, node=node, replica=replica, limit=limit)
         return await _adrive.arun(flow, self._transport)
 
-    async def stop(self, abort: bool = False, *, insist_for: float = 0.0) -> None:
-        """Ask the server to stop the run: the twin of ``Run.stop``."""
-        flow = self._session.stop(self.name, self.id, abort=abort, insist_for=insist_for)
-        await _adrive.arun(flow, self._transport)
-
-    def _until(
-        self, timeout: float | None, what: str, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    ) -> Callable[[float], Awaitable[None]]:
-        """Return ``sleep``, made to end with ``WaitTimeoutError`` once ``timeout`` (seconds) is over."""
-        if timeout is None:
-            return sleep
-        deadline = time.monotonic() + timeout
-
-        async def sleep_in_time(seconds: float) -> None:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise WaitTimeoutError(f"run {self.name} {what} after {timeout:g} s; it goes on: {self.url}")
-            await sleep(min(seconds, left))
-
-        return sleep_in_time
+    async def stop(
+        self,
+        abort: bool = False,
+        *,
+        until: Literal["accepted", "stopping", "ended"] = "accepted",
+        timeout: float | None = None,
+        sleep: Callable[[float], Awaitable[None]] | None = None,
+    ) -> StopResult:
+        """Stop the run and return what is known of it: the twin of ``Run.stop``."""
+        flow = self._session.stop(self._target, abort, until, timeout)
+        return await _adrive.arun(flow, self._transport, sleep)

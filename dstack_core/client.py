@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from dstack_core import _drive
 from dstack_core._base import ClientBase
@@ -14,10 +15,12 @@ from dstack_core._wire.spec import RunOptions
 from dstack_core.collections import BackendCollection, ProjectCollection, RepoCollection
 from dstack_core.configurations import ConfigurationLike
 from dstack_core.models.account import User
+from dstack_core.models.events import Event
 from dstack_core.models.plan import Plan
 from dstack_core.models.policies import RetryPolicy
 from dstack_core.models.resources import Resources
 from dstack_core.models.statuses import SpotPolicy
+from dstack_core.models.stops import StopResult
 from dstack_core.run import Run
 
 
@@ -93,6 +96,8 @@ class RunCollection:
         *,
         marker: str | None = None,
         retry_budget: float | None = None,
+        sleep: Callable[[float], None] | None = None,
+        on_event: Callable[[Event], None] | None = None,
     ) -> Run:
         """Submit exactly one run and return it, whatever gets lost on the way.
 
@@ -105,8 +110,10 @@ class RunCollection:
         the server does not have them yet. ``marker`` (str) is kept with the run: a run of this name that
         carries it is returned as it is, active or finished, instead of submitting; without one, an active
         run of this name raises ``RunNameTakenError`` and a finished one is replaced. ``retry_budget`` in
-        seconds. Raises ``ConfigurationError``, for a taken port ``PortInUseError``, before anything is
-        submitted, else the server errors. Source: the documented API, "submit()"; PROTOCOL 1.3, 1.4.
+        seconds. ``sleep`` (a function of seconds) replaces ``time.sleep`` between two tries, and ``on_event``
+        gets ``ContactLost`` and ``ContactRestored`` instead of the ``dstack_core`` logger. Raises
+        ``ConfigurationError``, for a taken port ``PortInUseError``, before anything is submitted, else the
+        server errors. Source: the documented API, "submit()"; PROTOCOL 1.3, 1.4.
         """
         options = RunOptions(
             resources, spot_policy, retry_policy, max_duration, max_price, working_dir, backends
@@ -119,7 +126,7 @@ class RunCollection:
             marker=marker,
             retry_budget=retry_budget,
         )
-        return Run(self._session, self._transport, _drive.run(flow, self._transport))
+        return Run(self._session, self._transport, _drive.run(flow, self._transport, sleep, on_event))
 
     def plan(
         self,
@@ -141,9 +148,20 @@ class RunCollection:
         )
         return _drive.run(self._session.plan(configuration, options), self._transport)
 
-    def get(self, run_name: str) -> Run | None:
-        """Return the run of that name, or None when there is none. Raises the server errors."""
-        snapshot = _drive.run(self._session.get(run_name), self._transport)
+    def get(
+        self,
+        run_name: str,
+        *,
+        retry_budget: float | None = None,
+        sleep: Callable[[float], None] | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> Run | None:
+        """Return the run of that name, or None when there is none. Raises the server errors.
+
+        ``retry_budget`` (seconds) is that of this call, ``sleep`` and ``on_event`` are as in ``submit``.
+        """
+        flow = self._session.get(run_name, retry_budget=retry_budget)
+        snapshot = _drive.run(flow, self._transport, sleep, on_event)
         return None if snapshot is None else Run(self._session, self._transport, snapshot)
 
     def list(self, all: bool = False) -> list[Run]:
@@ -154,10 +172,18 @@ class RunCollection:
         snapshots = _drive.run(self._session.list_runs(all=all), self._transport)
         return [Run(self._session, self._transport, snapshot) for snapshot in snapshots]
 
-    def stop(self, run_name: str, abort: bool = False) -> None:
-        """Ask the server to stop the run of that name; no such run, or a finished one, is fine.
+    def stop(
+        self,
+        run_name: str,
+        abort: bool = False,
+        *,
+        until: Literal["accepted", "stopping", "ended"] = "accepted",
+        timeout: float | None = None,
+        sleep: Callable[[float], None] | None = None,
+    ) -> StopResult:
+        """Stop the run of that name and return what is known of it; a missing or finished run is no error.
 
-        With ``abort`` its processes are killed without the time to end. A stop that the server forgets is
-        asked for again as ``Run.stop`` says. Raises the server errors.
+        The stop is the first request. Arguments and errors are those of ``Run.stop``.
         """
-        _drive.run(self._session.stop(run_name, None, abort=abort), self._transport)
+        flow = self._session.stop_by_name(run_name, abort, until, timeout)
+        return _drive.run(flow, self._transport, sleep)

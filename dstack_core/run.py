@@ -7,30 +7,32 @@ import time
 from collections.abc import Callable, Generator
 from datetime import datetime
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from dstack_core import _drive
 from dstack_core._base import RunBase
 from dstack_core._flow.chunks import ChunkOptions, LogChunk
+from dstack_core._flow.time_limit import within
 from dstack_core._transport.blocking import BlockingTransport
-from dstack_core.errors import RunNotFoundError, WaitTimeoutError
+from dstack_core.errors import RunNotFoundError
 from dstack_core.models.events import Event
 from dstack_core.models.logs import LogBytes
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress
 from dstack_core.models.records import EventRecord, Metric
 from dstack_core.models.statuses import RunStatus
+from dstack_core.models.stops import StopResult
 
 
 class Run(RunBase[BlockingTransport]):
-    """Watch and stop one run. Get it from ``client.runs``; its attributes are as of the last look."""
+    """A handle to one run, from ``client.runs``; its attributes are as of the last poll."""
 
     def status(self) -> RunStatus:
         """Ask the server for the run's status. Raises the server errors."""
         return self.refresh()._snapshot.status
 
     def refresh(self) -> Self:
-        """Look again. Raises ``RunNotFoundError`` when the run was deleted, and the server errors."""
+        """Fetch the run. Raises ``RunNotFoundError`` when the run was deleted, and the server errors."""
         snapshot = _drive.run(self._session.get(self.name, self.id), self._transport)
         if snapshot is None:
             raise RunNotFoundError(f"the run {self.name} is gone: {self.url}")
@@ -84,24 +86,35 @@ class Run(RunBase[BlockingTransport]):
         often, at most 15 seconds apart (a minute with a ``SharedAsyncClient``). Raises
         ``RunNotFoundError`` and the server errors.
         """
-        flow = self._session.follow(
-            progress or Progress(self.name, self.id),
-            poll_interval=poll_interval,
-            logs=logs,
-            retry_budget=retry_budget,
-        )
+        flow = self._follow(progress, poll_interval=poll_interval, logs=logs, retry_budget=retry_budget)
         return _drive.iterate(flow, self._transport, sleep or time.sleep)
 
-    def wait(self, timeout: float | None = None, *, poll_interval: float = 5.0) -> Outcome:
-        """Wait until the run is finished and return its ``Outcome``; a failed run raises nothing here.
+    def wait(
+        self,
+        timeout: float | None = None,
+        *,
+        poll_interval: float = 5.0,
+        retry_budget: float = 600.0,
+        sleep: Callable[[float], None] | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> Outcome:
+        """Wait until the run has finished and return its ``Outcome``; a failed run raises nothing here.
 
-        ``timeout`` and ``poll_interval`` in seconds. Raises ``WaitTimeoutError`` (the run goes on) and
-        the server errors; ``outcome.raise_for_status()`` raises for a run that failed.
+        Args:
+            timeout: Seconds to wait, None for no limit. Requests end with it, too.
+            poll_interval: Seconds between two status requests.
+            retry_budget: Seconds for which an unreachable server is retried.
+            sleep: A function of seconds, instead of ``time.sleep``; what it raises ends the wait.
+            on_event: Gets the events, by default the ``dstack_core`` logger reports lost contact.
+
+        Raises:
+            WaitTimeoutError: The timeout passed; the run keeps running.
+            ServerUnreachableError: The retry budget is spent; the run keeps running.
+            ServerError: Any other refusal, such as ``RunNotFoundError``.
         """
-        flow = self._session.follow(
-            Progress(self.name, self.id), poll_interval=poll_interval, logs=False, retry_budget=600.0
-        )
-        return _drive.run(flow, self._transport, self._until(timeout, "was not over"))
+        flow = self._follow(None, poll_interval=poll_interval, logs=False, retry_budget=retry_budget)
+        limited = within(flow, self._limit(timeout, "had not finished"))
+        return _drive.run(limited, self._transport, sleep, on_event)
 
     def attach(
         self,
@@ -137,8 +150,8 @@ class Run(RunBase[BlockingTransport]):
             flow = self._session.attach(
                 self.name, self.id, identity_file=ssh_identity_file, node=node, poll_interval=poll_interval
             )
-            sleep = self._until(timeout, "had not started")
-            self._snapshot, self._attachment = _drive.run(flow, self._transport, sleep)
+            limited = within(flow, self._limit(timeout, "had not started"))
+            self._snapshot, self._attachment = _drive.run(limited, self._transport)
             self._attach_asked = True
         return self
 
@@ -178,7 +191,8 @@ class Run(RunBase[BlockingTransport]):
         flow = self._session.wait_until_ready(
             self.name, self.id, poll_interval=poll_interval, retry_budget=retry_budget
         )
-        return _drive.run(flow, self._transport, self._until(timeout, "was not ready", sleep or time.sleep))
+        limited = within(flow, self._limit(timeout, "was not ready"))
+        return _drive.run(limited, self._transport, sleep)
 
     def events(self, limit: int | None = None) -> list[EventRecord]:
         """Return what the server recorded of the run and its jobs, oldest first.
@@ -198,30 +212,37 @@ class Run(RunBase[BlockingTransport]):
         flow = self._session.metrics(self.name, self.id, node=node, replica=replica, limit=limit)
         return _drive.run(flow, self._transport)
 
-    def stop(self, abort: bool = False, *, insist_for: float = 0.0) -> None:
-        """Ask the server to stop the run; one that is over is left alone. Does not wait for the end.
+    def stop(
+        self,
+        abort: bool = False,
+        *,
+        until: Literal["accepted", "stopping", "ended"] = "accepted",
+        timeout: float | None = None,
+        sleep: Callable[[float], None] | None = None,
+    ) -> StopResult:
+        """Stop the run and return what is known of it; a run that has finished is left alone.
 
-        With ``abort`` its processes are killed without the time to end. A busy server may accept a stop and
-        forget it, and the run goes on: ``wait``, ``follow`` and ``logs(follow=True)`` with the same client
-        then ask again. Who waits for nothing can give ``insist_for`` (seconds): that long the run is looked
-        at every second until it is over, and a forgotten stop is asked for again. Raises the server errors.
+        The server stops by name, so a status request first makes sure that the name still belongs to this
+        run. A busy server may accept a stop and drop it: with ``until="stopping"`` or ``"ended"`` it is
+        repeated, at most every 5 seconds, and ``wait``, ``follow`` and ``logs(follow=True)`` of the same
+        client do that, too.
+
+        Args:
+            abort: Kill the processes without a grace period.
+            until: Return once the server has accepted the stop, shows the run stopping, or shows its end.
+            timeout: Seconds for everything, each request included; None retries an unreachable server for the
+                client's retry budget and waits for the end without a limit.
+            sleep: A function of seconds, instead of ``time.sleep``.
+
+        Returns:
+            The result; its state is ``UNCONFIRMED`` where an accepted stop shows no effect within
+            ``timeout``.
+
+        Raises:
+            ServerUnreachableError: The server accepted no stop in time.
+            ServerError: Any other refusal, such as ``AccessDeniedError``.
+
         Source: the documented API, "stop()"; PROTOCOL 1.7.
         """
-        flow = self._session.stop(self.name, self.id, abort=abort, insist_for=insist_for)
-        _drive.run(flow, self._transport)
-
-    def _until(
-        self, timeout: float | None, what: str, sleep: Callable[[float], None] = time.sleep
-    ) -> Callable[[float], None]:
-        """Return ``sleep``, made to end with ``WaitTimeoutError`` once ``timeout`` (seconds) is over."""
-        if timeout is None:
-            return sleep
-        deadline = time.monotonic() + timeout
-
-        def sleep_in_time(seconds: float) -> None:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise WaitTimeoutError(f"run {self.name} {what} after {timeout:g} s; it goes on: {self.url}")
-            sleep(min(seconds, left))
-
-        return sleep_in_time
+        flow = self._session.stop(self._target, abort, until, timeout)
+        return _drive.run(flow, self._transport, sleep)

@@ -34,14 +34,15 @@ class FollowOptions:
 
     ``wall_clock`` gives the seconds since the epoch. ``shared`` is for many flows in one process: they
     look at nearly the same moments, within a second behind the multiples of ``poll_interval``. ``stops``
-    are the stops that were asked for.
+    are the stops that the server accepted. ``on_poll`` gets each run as the server showed it.
     """
 
     poll_interval: float
     logs: bool
     wall_clock: Callable[[], float]
     shared: bool = False
-    stops: Stops = field(default_factory=Stops)
+    stops: Stops = field(default_factory=lambda: Stops(lambda: 0.0))
+    on_poll: Callable[[RunSnapshot], None] = lambda run: None
 
     def pause(self, run_id: str) -> float:
         """Return the seconds to the next look at a run."""
@@ -63,7 +64,7 @@ class _IsNews:
 
     def __call__(self, run: RunSnapshot) -> bool:
         # A stop that the server forgot shows in nothing but that the run goes on.
-        return run.news != self.seen or self.stops.is_asked(run.id)
+        return run.news != self.seen or self.stops.is_pending(run.id)
 
 
 def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome]:
@@ -81,6 +82,7 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
         before = progress
         if run is None:
             raise _gone(api, progress)
+        options.on_poll(run)
         yield from options.stops.insist(api, run)
         if progress.run_id is None:
             progress = replace(progress, run_id=run.id)

@@ -26,14 +26,15 @@ class AsyncTransport:
     async def __call__(self, request: Request) -> Reply:
         """Return the reply, whatever its status."""
         settings, now = self._settings, asyncio.get_running_loop().time
+        limits = settings.within(request.timeout)
         if self._client is None:
             self._client = _new_client(settings)
-        deadline = now() + settings.whole_timeout
+        deadline = now() + limits.whole
         try:
             async with (
                 # One timer, not httpx's for each wait: those that are over stay in the loop for long, and at
                 # hundreds of requests a second they are most of what a process keeps.
-                asyncio.timeout(settings.connect_timeout + settings.timeout) as limit,
+                asyncio.timeout(min(limits.connect + limits.read, limits.whole)) as limit,
                 self._client.stream(
                     request.method,
                     request.url(settings.server_url),
@@ -45,13 +46,13 @@ class AsyncTransport:
                 body = Body(reply.headers.get("Content-Encoding"))
                 async for part in reply.aiter_raw():
                     body.add(part)
-                    limit.reschedule(min(deadline, now() + settings.timeout))
+                    limit.reschedule(min(deadline, now() + limits.read))
             headers = {name.lower(): value for name, value in reply.headers.items()}
             return Reply(reply.status_code, headers, body.whole())
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             failure = no_answer(error)
         except TimeoutError:
-            failure = settings.too_slow if now() >= deadline else settings.too_silent
+            failure = limits.too_slow if now() >= deadline else limits.too_silent
         # Raised out here it does not hold on to the libraries' frames, in which the token is in plain sight.
         raise TransientServerError(failure)
 

@@ -8,7 +8,7 @@ import weakref
 import requests
 from urllib3.exceptions import HTTPError
 
-from dstack_core._transport.deadline import TooSlow
+from dstack_core._transport.deadline import ReplyDeadline, TooSlow
 from dstack_core._transport.reading import Body
 from dstack_core._transport.sessions import new_session, no_token
 from dstack_core._transport.settings import TransportSettings, no_answer
@@ -33,13 +33,14 @@ class BlockingTransport:
     def __call__(self, request: Request) -> Reply:
         """Return the reply, whatever its status."""
         settings = self._settings
+        limits = settings.within(request.timeout)
         try:
-            with self._session().request(
+            with self._session(limits.whole).request(
                 request.method,
                 request.url(settings.server_url),
                 data=request.body,
                 headers=dict(request.headers),
-                timeout=(settings.connect_timeout, settings.timeout),
+                timeout=(limits.connect, limits.read),
                 allow_redirects=False,
                 verify=settings.verify,
                 auth=no_token if request.anonymous else None,
@@ -48,7 +49,7 @@ class BlockingTransport:
                 body = _read(reply)
             return Reply(reply.status_code, {k.lower(): v for k, v in reply.headers.items()}, body)
         except TooSlow:
-            failure = settings.too_slow
+            failure = limits.too_slow
         except (requests.RequestException, HTTPError) as error:
             failure = no_answer(error)
         # Raised out here it does not hold on to the libraries' frames, in which the token is in plain sight.
@@ -60,13 +61,17 @@ class BlockingTransport:
             for session in list(self._sessions):
                 session.close()
 
-    def _session(self) -> requests.Session:
-        session: requests.Session | None = getattr(self._local, "session", None)
-        if session is None:
-            session = self._local.session = new_session(self._settings)
+    def _session(self, seconds: float) -> requests.Session:
+        """Return this thread's session; its next reply may take ``seconds`` in all."""
+        deadline: ReplyDeadline | None = getattr(self._local, "deadline", None)
+        if deadline is None:
+            deadline = self._local.deadline = ReplyDeadline()
+            session = self._local.session = new_session(self._settings.token, deadline)
             with self._lock:
                 self._sessions.add(session)
-        return session
+        deadline.seconds = seconds
+        thread_session: requests.Session = self._local.session
+        return thread_session
 
 
 def _read(reply: requests.Response) -> bytes:

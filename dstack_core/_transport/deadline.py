@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from dataclasses import dataclass
 from http.client import HTTPResponse
 from typing import Any
 
@@ -14,14 +15,24 @@ from urllib3.poolmanager import pool_classes_by_scheme
 
 
 class TooSlow(Exception):
-    """Say that a reply was not complete in time."""
+    """A reply was not complete in time."""
+
+
+@dataclass(slots=True)
+class ReplyDeadline:
+    """The seconds that the next reply of one session may take, set before each request.
+
+    A session belongs to one thread, so no two requests share it at the same time.
+    """
+
+    seconds: float = float("inf")
 
 
 class DeadlineAdapter(HTTPAdapter):
-    """Raise ``TooSlow`` once reading a reply has taken ``seconds``: one byte at a time holds nobody."""
+    """An adapter that raises ``TooSlow`` when a reply takes too long, however many bytes keep coming."""
 
-    def __init__(self, seconds: float) -> None:
-        self._pools = _pools(seconds)
+    def __init__(self, deadline: ReplyDeadline) -> None:
+        self._pools = _pools(deadline)
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
@@ -40,11 +51,11 @@ class DeadlineAdapter(HTTPAdapter):
         return manager
 
 
-def _pools(seconds: float) -> dict[str, type[HTTPConnectionPool]]:
+def _pools(deadline: ReplyDeadline) -> dict[str, type[HTTPConnectionPool]]:
     class Timed(HTTPResponse):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
-            self.fp = io.BufferedReader(_Until(time.monotonic() + seconds, self.fp.detach()))
+            self.fp = io.BufferedReader(_Until(time.monotonic() + deadline.seconds, self.fp.detach()))
 
     class Plain(HTTPConnection):
         response_class = Timed

@@ -5,18 +5,17 @@ from __future__ import annotations
 import requests
 from requests.auth import AuthBase
 
-from dstack_core._transport.deadline import DeadlineAdapter
+from dstack_core._transport.deadline import DeadlineAdapter, ReplyDeadline
 from dstack_core._transport.reading import ACCEPTED
-from dstack_core._transport.settings import TransportSettings
 
 
-def new_session(settings: TransportSettings) -> requests.Session:
-    """Return a session for one thread."""
+def new_session(token: str, deadline: ReplyDeadline) -> requests.Session:
+    """Return a session for one thread; ``deadline`` bounds each of its replies."""
     session = requests.Session()
-    session.auth = _Bearer(settings.token)
+    session.auth = _Bearer(token)
     session.headers["Accept-Encoding"] = ACCEPTED
     for scheme in ("http://", "https://"):
-        session.mount(scheme, DeadlineAdapter(settings.whole_timeout))
+        session.mount(scheme, DeadlineAdapter(deadline))
     return session
 
 

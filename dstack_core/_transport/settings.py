@@ -24,15 +24,32 @@ class TransportSettings:
         """Return how long a whole reply may take: one byte at a time must not hold a caller for ever."""
         return 4 * self.timeout
 
+    def within(self, seconds: float | None) -> Limits:
+        """Return the limits for one request whose caller has ``seconds`` left, None for these settings'."""
+        if seconds is None:
+            return Limits(self.connect_timeout, self.timeout, self.whole_timeout)
+        return Limits(
+            min(self.connect_timeout, seconds), min(self.timeout, seconds), min(self.whole_timeout, seconds)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The time limits of one request in seconds: to connect, between two parts of a reply, for all of it."""
+
+    connect: float
+    read: float
+    whole: float
+
     @property
     def too_slow(self) -> str:
-        """Say in words that a reply took longer than that."""
-        return f"no answer: the reply was not complete after {self.whole_timeout:g} s"
+        """The fault of a reply that takes longer than ``whole``."""
+        return f"no answer: the reply was not complete after {self.whole:g} s"
 
     @property
     def too_silent(self) -> str:
-        """Say in words that nothing came for too long."""
-        return f"no answer: nothing came for {self.timeout:g} s"
+        """The fault of a reply of which nothing arrives for ``read`` seconds."""
+        return f"no answer: nothing came for {self.read:g} s"
 
 
 LARGEST_REPLY = 256 * 1024 * 1024

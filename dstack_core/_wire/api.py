@@ -47,6 +47,10 @@ class Api:
         """Return the address of a run's page in the server's UI."""
         return f"{self.server_url}/projects/{quote(self.project)}/runs/{run_id}"
 
+    def runs_url(self) -> str:
+        """Return the address of the list of runs in the server's UI."""
+        return f"{self.server_url}/runs"
+
     def get_release(self) -> Call[Release | None]:
         """Ask for the server's version; None where it cannot be told (PROTOCOL 1.1: 404 before 0.18.14)."""
         call = self._call("/api/server/get_info", {}, lambda data: parse_release(data["server_version"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
@@ -12,13 +12,18 @@ from urllib3.filepost import encode_multipart_formdata
 
 T = TypeVar("T")
 
+# A caller whose time is spent still gets one try: a request that connects at once is carried out by the
+# server even when nobody waits for its reply.
+_SHORTEST_TIMEOUT = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """Describe one HTTP request; ``path`` starts with a slash, ``body`` is sent as it is.
 
     ``body`` stays out of the repr: it may hold env values and passwords. ``path`` may be a whole address
-    of another server; ``anonymous`` keeps the token out of the request.
+    of another server; ``anonymous`` keeps the token out of the request. ``timeout`` (seconds) bounds the
+    whole reply where the caller has less time than the transport allows; None leaves it to the transport.
     """
 
     method: str
@@ -26,6 +31,7 @@ class Request:
     body: bytes | None = field(default=None, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
     anonymous: bool = False
+    timeout: float | None = None
 
     def url(self, server_url: str) -> str:
         """Return the address to send it to."""
@@ -85,3 +91,9 @@ class Call(Generic[T]):
     parse: Callable[[Reply], T]
     idempotent: bool = True
     place: str = ""
+
+    def within(self, seconds: float) -> Call[T]:
+        """Return the call with at most ``seconds`` for its reply."""
+        limit = self.request.timeout
+        timeout = seconds if limit is None else min(seconds, limit)
+        return replace(self, request=replace(self.request, timeout=max(timeout, _SHORTEST_TIMEOUT)))

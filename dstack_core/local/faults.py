@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,11 +24,13 @@ class Fault:
 
 
 class Faults:
-    """Hold the faults of a server; safe to use from any thread."""
+    """The faults and the latency of a server; safe to use from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._faults: list[Fault] = []
+        self._slow = ("", 0.0, 0.0)
+        self._random = random.Random()  # noqa: S311 - a test's delays are no secret
 
     def add(
         self,
@@ -58,10 +61,34 @@ class Faults:
             self._faults.append(fault)
         return fault
 
+    def forget_stops(self, times: int | None = 1) -> Fault:
+        """Accept the next `times` stop requests (None: all) and drop them, as a busy server can."""
+        return self.add("/runs/stop", times=times, status=200, body="null")
+
+    def slow(self, seconds: float, longest: float | None = None, *, path: str = "") -> None:
+        """Delay every reply whose path contains `path` by `seconds`, or by a random time up to `longest`.
+
+        The request is carried out after the delay, also when the client has closed its connection. The delay
+        comes before that of other faults. `slow(0)` ends it. Raises ValueError unless 0 <= seconds <=
+        longest.
+        """
+        most = seconds if longest is None else longest
+        if not 0 <= seconds <= most:
+            raise ValueError(f"slow: expected 0 <= seconds <= longest, got {seconds} and {longest}")
+        with self._lock:
+            self._slow = (path, seconds, most)
+
+    def latency(self, path: str) -> float:
+        """Return the seconds to wait before a request is carried out."""
+        with self._lock:
+            where, least, most = self._slow
+        return self._random.uniform(least, most) if most and where in path else 0.0
+
     def clear(self) -> None:
-        """Forget all faults."""
+        """Forget all faults, and be quick again."""
         with self._lock:
             self._faults.clear()
+            self._slow = ("", 0.0, 0.0)
 
     @property
     def pending(self) -> int:

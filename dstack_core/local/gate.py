@@ -43,13 +43,15 @@ class Gate:
         if scope["type"] != "http":
             return
         self.requests.append(RecordedRequest(scope["method"], scope["path"], time.monotonic()))
+        latency = self._faults.latency(scope["path"])
         fault = self._faults.take(scope["path"])
+        if latency or (fault is not None and fault.delay):
+            receive = await _read_ahead(receive)
+        await self._wait(latency)
         if fault is None:
             await self._app(scope, receive, send)
             return
-        if fault.delay > 0:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), fault.delay)
+        await self._wait(fault.delay)
         if fault.drop == "after" or fault.carry_out:
             await self._app(scope, receive, _nowhere)
         if fault.drop is not None:
@@ -61,6 +63,25 @@ class Gate:
             await _reply(fault)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+    async def _wait(self, seconds: float) -> None:
+        if seconds > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), seconds)
+
+
+async def _read_ahead(receive: Receive) -> Receive:
+    """Read the whole body now: a slow server carries a request out although its client has gone meanwhile."""
+    messages: deque[Message] = deque()
+    while True:
+        messages.append(await receive())
+        if not messages[-1].get("more_body"):
+            break
+
+    async def replay() -> Message:
+        return messages.popleft() if messages else await receive()
+
+    return replay
 
 
 async def _nowhere(message: Message) -> None:

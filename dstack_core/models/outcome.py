@@ -8,7 +8,18 @@ from typing import Any, Self
 
 from dstack_core.errors import NoCapacityError, RunFailedError, RunStoppedError
 from dstack_core.models.statuses import RunStatus
+from dstack_core.models.tolerant import known_fields
 
+# What a server may leave out, an older version of this package may, too.
+_OPTIONAL = (
+    "exit_status",
+    "reason",
+    "duration",
+    "instance",
+    "backend",
+    "region",
+    "price_per_hour",
+)
 _NO_CAPACITY = frozenset({"failed_to_start_due_to_no_capacity", "interrupted_by_no_capacity"})
 
 
@@ -61,8 +72,14 @@ class Outcome:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Read back what ``to_dict`` gave."""
-        return cls(**{**data, "status": RunStatus(data["status"])})
+        """Read back what ``to_dict`` gave, here or in another version.
+
+        A field that this version does not know is ignored; one that the other version did not know gets its
+        default, else None.
+        """
+        known = known_fields(cls, data)
+        missing = {name: None for name in _OPTIONAL if name not in known}
+        return cls(**{**missing, **known, "status": RunStatus(data["status"])})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-plain values (``status`` as str)."""

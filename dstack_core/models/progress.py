@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
+from dstack_core.models.tolerant import known_fields
+
 
 @dataclass(frozen=True, slots=True)
 class LogCursor:
@@ -53,6 +55,12 @@ class Progress:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Read back what ``to_dict`` gave."""
-        cursors = {key: LogCursor(**cursor) for key, cursor in data.get("cursors", {}).items()}
-        return cls(**{**data, "cursors": cursors})
+        """Read back what ``to_dict`` gave, here or in another version.
+
+        A field that this version does not know is ignored; a missing one has its default.
+        """
+        cursors = {
+            key: LogCursor(**known_fields(LogCursor, cursor))
+            for key, cursor in data.get("cursors", {}).items()
+        }
+        return cls(**{**known_fields(cls, data), "cursors": cursors})

@@ -42,6 +42,7 @@ ROOMS = {
     },
     "_shared": {"errors", "_wire.lookups", "_wire.plain", "_wire.runs", "_flow.steps", "_transport"},
     "aio_shared": {"_shared", "_transport", "aio"},
+    "integration": {"models", "_flow", "_drive", "_adrive", "client", "aio"},
     "local": {"client"},
 }
 HOSTS = {"airflow", "prefect", "airflow_provider_dstack", "prefect_dstack", "dstack"}
@@ -113,7 +114,7 @@ def test_a_transport_is_small_and_knows_no_route() -> None:
     for path in (CORE / "_transport").glob("*.py"):
         text = path.read_text()
         assert "/api/" not in text
-        assert len(text.splitlines()) <= 80
+        assert len(text.splitlines()) <= 90
 
 
 def test_versions_are_compared_in_the_wire_room_alone() -> None:

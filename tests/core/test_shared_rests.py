@@ -174,7 +174,7 @@ def test_a_run_that_cannot_be_read_ends_its_rest_alone() -> None:
 
 def test_a_follower_says_what_is_news_and_when_its_log_is_due(driver: Driver) -> None:
     """Whoever passes looks over must come to the same as who makes each of them."""
-    stops = Stops()
+    stops = Stops(driver.clock)
     options = FollowOptions(5, logs=True, wall_clock=driver.clock, shared=True, stops=stops)
     looked: list[int] = []
     for passing in (False, True):
@@ -208,7 +208,7 @@ def test_a_follower_says_what_is_news_and_when_its_log_is_due(driver: Driver) ->
 
 
 def test_a_stop_that_was_asked_for_makes_each_look_count() -> None:
-    stops = Stops()
+    stops = Stops(lambda: 1000.0)
     options = FollowOptions(5, logs=False, wall_clock=lambda: 1000.0, shared=True, stops=stops)
     flow = follow(API, Progress("train", "id-1"), options)
     flow.send(None)
@@ -218,7 +218,7 @@ def test_a_stop_that_was_asked_for_makes_each_look_count() -> None:
     snapshot = step.look.parse(reply(run_json("running")))
     assert snapshot is not None
     assert not step.is_news(snapshot)
-    stops.note("id-1", abort=False)
+    stops.note("id-1", abort=False, at=1000.0)
     assert step.is_news(snapshot)
 
 

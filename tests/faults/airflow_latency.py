@@ -160,7 +160,7 @@ class Ways:
 
     def _running(self, dag_id: str, case: LatencyCase, *, is_deferred: bool) -> tuple[EndedTask, dstack.Run]:
         gate = self.folder / case.name
-        task = self._started(dag_id, case, {"type": "task", "commands": [f"[ -e {gate} ] || sleep 900"]})
+        task = self._started(dag_id, case, {"type": "task", "commands": [f"[ -e {gate} ] || sleep 7200"]})
         run = task.running()
         if is_deferred:
             task.wait_for("deferred")

@@ -57,7 +57,7 @@ def try_latencies(
                         flaw = str(error)
                     except Exception as error:
                         _LOG.exception("%s, %s", way, fault.name)
-                        flaw = f"{type(error).__name__}: {str(error)[:300]}"
+                        flaw = _in_one_line(error)
                         break
             return LatencyResult(way, fault.name, flaw=flaw)
 
@@ -101,8 +101,12 @@ def _failure_of(reap: Callable[[], object]) -> str:
         reap()
     except Exception as error:
         _LOG.exception("the reaper's pass")
-        return f" ({type(error).__name__}: {str(error)[:300]})"
+        return f" ({_in_one_line(error)})"
     return ""
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def save(results: Sequence[LatencyResult], path: Path) -> None:

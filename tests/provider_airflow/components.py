@@ -72,19 +72,24 @@ class Components:
         """Start all components; return when they call themselves healthy and the DAGs are known."""
         for name in _NAMES:
             self.start_one(name)
-        wait_for("healthy Airflow", self._is_healthy, 180)
+        self.wait_until_healthy()
         token = self._session.get(f"{self.url}/auth/token", timeout=30).json()["access_token"]
         self._session.headers["Authorization"] = f"Bearer {token}"
         expected = {path.stem for path in (self.home / "dags").glob("*.py")}
         wait_for("parsed DAGs", lambda: expected <= self._dag_files(), 120)
 
-    def start_one(self, name: str) -> None:
+    def wait_until_healthy(self) -> None:
+        """Return when all components say that they are."""
+        wait_for("healthy Airflow", self._is_healthy, 180)
+
+    def start_one(self, name: str, **settings: str) -> None:
         """Start one component in a process group of its own; its output goes to a file in the home.
 
-        A name such as ``triggerer-2`` starts a second one of its kind.
+        A name such as ``triggerer-2`` starts a second one of its kind. ``settings`` are added to the
+        environment of this one, such as ``AIRFLOW__CORE__PARALLELISM="1"``.
         """
         airflow = Path(sys.executable).with_name("airflow")
-        environment = dict(self._environment)
+        environment = {**self._environment, **settings}
         kind = name.rstrip("-0123456789")
         if name != kind:
             environment["AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT"] = str(free_port())
@@ -128,6 +133,12 @@ class Components:
     def pid_of(self, name: str) -> int:
         """Return the process id of one component."""
         return self._processes[name].pid
+
+    def kill_one(self, name: str) -> None:
+        """Kill one component as ``kill -9`` does; the tasks that a scheduler runs survive it."""
+        process = self._processes.pop(name)
+        process.kill()
+        process.wait(30)
 
     def end_one(self, name: str) -> None:
         """Ask one component to end, and wait for that."""

@@ -37,6 +37,7 @@ from typing import Any
 
 from airflow.sdk import DAG, setup, task, task_group, teardown
 from airflow_provider_dstack.operators import (
+    DstackReapOperator,
     DstackRunOperator,
     DstackServiceOperator,
     DstackStopRunOperator,

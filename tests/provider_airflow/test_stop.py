@@ -7,12 +7,13 @@ import threading
 
 import pytest
 
-from airflow_provider_dstack import _stop
+from airflow_provider_dstack import _build, _stop
 from airflow_provider_dstack._stop import stop_patiently
 from airflow_provider_dstack.errors import DstackRunInterrupted
 from airflow_provider_dstack.hooks import DstackHook
 from airflow_provider_dstack.operators import DstackRunOperator
 from dstack_core.local import LocalServer
+from tests.provider_airflow.health_server import HEALTHY, PUBLIC, health_server
 from tests.provider_airflow.support import over, paths, wait_for
 from tests.provider_airflow.test_job import job_of, kill_client, killed_when, run_of, wait_until_over
 from tests.provider_airflow.test_operator import CONTEXT, RUN
@@ -102,14 +103,17 @@ def test_a_killed_task_asks_airflow_for_nothing_that_it_needs(
         wait_for("running run", lambda: _status(server) == "running")
         # From here on Airflow is as silent as the supervisor of a process that it kills.
         monkeypatch.setattr(DstackHook, "get_connection", _silence)
-        monkeypatch.setattr(_stop, "task_state", _silence)
+        monkeypatch.setattr(_build, "task_state", _silence)
         task.on_kill()
 
-    thread = threading.Thread(target=kill)
-    thread.start()
-    with pytest.raises(DstackRunInterrupted, match="asked to stop"):
-        task.execute(CONTEXT)
-    thread.join()
+    with health_server() as airflow:
+        airflow.replies = {PUBLIC: (200, HEALTHY)}
+        monkeypatch.setenv("AIRFLOW__CORE__EXECUTION_API_SERVER_URL", f"{airflow.url}/execution/")
+        thread = threading.Thread(target=kill)
+        thread.start()
+        with pytest.raises(DstackRunInterrupted, match="asked to stop"):
+            task.execute(CONTEXT)
+        thread.join()
     run = server.client().runs.get(RUN.name)
     assert run is not None
     assert over(run).raw_status == "terminated"

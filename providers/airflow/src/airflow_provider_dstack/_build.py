@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_dstack._compat import AirflowFailException, task_state_store
+from airflow_provider_dstack._compat import AirflowFailException, task_state, task_state_store
 from airflow_provider_dstack._names import TaskNames
-from airflow_provider_dstack._stop import KILL_LIMITS, was_ended, will_go_on
+from airflow_provider_dstack._stop import KILL_LIMITS, was_ended
 
 if TYPE_CHECKING:
     from airflow_provider_dstack._compat import Context
@@ -48,6 +48,7 @@ def job_of(operator: DstackRunOperator, context: Context, hand_over_after: float
         hand_over_after=hand_over_after,
         was_ended=partial(was_ended, context["ti"]),
         next_try_follows=partial(_next_try_follows, operator, context),
+        why_kept=partial(_why_kept, operator, context),
         ledger=ledger,
         on_submitted=partial(operator.announce, context),
         is_ready=operator.readiness(context),
@@ -87,7 +88,8 @@ def submit_arguments(operator: DstackRunOperator) -> dict[str, Any]:
 
 def names_of(operator: DstackRunOperator, context: Context) -> TaskNames:
     """Return how the runs of a task instance are called."""
-    return TaskNames.of(context, operator.run_name, operator.retries or 0)
+    keep = operator.on_kill_action == "keep"
+    return TaskNames.of(context, operator.run_name, operator.retries or 0, keep=keep)
 
 
 def ledger_of(operator: DstackRunOperator, context: Context, project: str) -> Ledger:
@@ -122,11 +124,17 @@ def leaves_run_to_next_try(operator: DstackRunOperator, context: Context, error:
     return operator.durable and will_be_retried(context, error)
 
 
-def _next_try_follows(operator: DstackRunOperator, context: Context, error: BaseException | None) -> bool:
+def _next_try_follows(operator: DstackRunOperator, context: Context, error: BaseException) -> bool:
     from airflow_provider_dstack._outcome import as_airflow_error
+
+    return leaves_run_to_next_try(operator, context, as_airflow_error(error, submitted=True))
+
+
+def _why_kept(operator: DstackRunOperator, context: Context) -> str | None:
+    from airflow_provider_dstack._durable import will_be_retried
+    from airflow_provider_dstack._kill_reason import kill_reason
     from airflow_provider_dstack.errors import DstackRunInterrupted
 
-    if error is not None:
-        return leaves_run_to_next_try(operator, context, as_airflow_error(error, submitted=True))
-    interrupted = DstackRunInterrupted("the worker is going away")
-    return leaves_run_to_next_try(operator, context, interrupted) and will_go_on(context["ti"])
+    reason = kill_reason(partial(task_state, context["ti"]))
+    next_try = will_be_retried(context, DstackRunInterrupted("the task's process was ended"))
+    return reason.why_kept(durable=operator.durable, next_try=next_try)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from airflow.sdk import BaseHook, BaseOperator, Context
     from airflow.sdk.configuration import conf
     from airflow.sdk.exceptions import (
         AirflowException,
         AirflowFailException,
         AirflowNotFoundException,
+        AirflowRuntimeError,
         AirflowSkipException,
         AirflowTaskTimeout,
     )
 else:
     from airflow.sdk import BaseOperator, Context
+    from airflow.sdk.exceptions import AirflowRuntimeError
 
     try:
         from airflow.sdk import BaseHook
@@ -44,26 +50,37 @@ else:
         )
 
 __all__ = [
+    "NO_STATUS",
     "AirflowException",
     "AirflowFailException",
     "AirflowNotFoundException",
+    "AirflowRuntimeError",
     "AirflowSkipException",
     "AirflowTaskTimeout",
     "BaseHook",
     "BaseOperator",
     "Context",
+    "TaskFacts",
     "TaskInstanceLike",
     "TaskStateStoreLike",
     "conf",
+    "database_tasks",
     "deferral_errors",
     "delete_xcom",
+    "find_task_state",
     "mask_secret",
     "pull_xcom",
     "push_xcom",
+    "server_connection",
     "task_state",
     "task_state_store",
     "trigger_has_on_kill",
+    "worker_task",
 ]
+
+
+# How Airflow's pages call a task instance that has no state yet.
+NO_STATUS = "no_status"
 
 
 class TaskInstanceLike(Protocol):
@@ -87,6 +104,15 @@ def task_state(ti: TaskInstanceLike) -> str | None:
     Blocks for some milliseconds; also works in a thread of the triggerer. Raises what Airflow raises when
     the question cannot be asked.
     """
+    found = find_task_state(ti)
+    return None if found == NO_STATUS else found
+
+
+def find_task_state(ti: TaskInstanceLike) -> str | None:
+    """Return the state of a task instance, ``NO_STATUS`` before it has one; None when Airflow has no such.
+
+    The rest is as for ``task_state``.
+    """
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
     mapped = ti.map_index is not None and ti.map_index >= 0
@@ -96,8 +122,85 @@ def task_state(ti: TaskInstanceLike) -> str | None:
         run_ids=[ti.run_id],
         map_index=ti.map_index if mapped else None,
     )
-    state = states.get(ti.run_id, {}).get(f"{ti.task_id}_{ti.map_index}" if mapped else ti.task_id)
-    return None if state is None else str(getattr(state, "value", state))
+    found, key = states.get(ti.run_id, {}), f"{ti.task_id}_{ti.map_index}" if mapped else ti.task_id
+    return _word(found[key]) if key in found else None
+
+
+class TaskFacts(NamedTuple):
+    """What Airflow reports about a task instance and its DAG run; ``ended_at`` is None in a worker."""
+
+    state: str
+    ended_at: datetime | None
+    dag_run_state: str
+    dag_run_started_at: datetime | None
+
+
+def worker_task(ti: TaskInstanceLike) -> TaskFacts | None:
+    """Return what Airflow tells a worker about a task instance of any DAG, None when there is no such.
+
+    The Task SDK has no public way to the start of another DAG run, so this sends the message that Airflow's
+    own asset events send; where that is missing (before Airflow 3.2) the start is None. Raises what Airflow
+    raises when the question cannot be asked.
+    """
+    from airflow.sdk.execution_time import comms, task_runner
+
+    state, question = find_task_state(ti), getattr(comms, "GetDagRun", None)
+    if state is None:
+        return None
+    if question is None:
+        return TaskFacts(state, None, NO_STATUS, None)
+    dag_run: Any = task_runner.SUPERVISOR_COMMS.send(question(dag_id=ti.dag_id, run_id=ti.run_id))
+    return TaskFacts(state, None, _word(dag_run.state), dag_run.start_date)
+
+
+@contextmanager
+def database_tasks() -> Iterator[Callable[[TaskInstanceLike], TaskFacts | None]]:
+    """Give a function that reads task instances from Airflow's database, as Airflow's own commands do.
+
+    For the command line alone: workers and triggerers have no database. Raises SQLAlchemy's errors, here
+    already when the database does not answer.
+    """
+    from airflow.models import DagRun, TaskInstance
+    from airflow.utils.session import create_session
+    from sqlalchemy import func, select
+
+    with create_session() as session:
+
+        def find(ti: TaskInstanceLike) -> TaskFacts | None:
+            row = session.execute(
+                select(
+                    TaskInstance.state,
+                    # A state that was not reached by running has no end of its own.
+                    func.coalesce(TaskInstance.end_date, TaskInstance.updated_at),
+                    DagRun.state,
+                    DagRun.start_date,
+                )
+                .join(TaskInstance.dag_run)
+                .where(
+                    TaskInstance.dag_id == ti.dag_id,
+                    TaskInstance.run_id == ti.run_id,
+                    TaskInstance.task_id == ti.task_id,
+                    TaskInstance.map_index == (-1 if ti.map_index is None else ti.map_index),
+                )
+            ).one_or_none()
+            return None if row is None else TaskFacts(_word(row[0]), row[1], _word(row[2]), row[3])
+
+        session.execute(select(1))
+        yield find
+
+
+def server_connection(conn_id: str) -> Any:
+    """Return a connection from Airflow's database or a secrets backend; for the command line alone.
+
+    Raises ``AirflowNotFoundException``.
+    """
+    from airflow.models import Connection
+
+    return Connection.get_connection_from_secrets(conn_id)
+
+
+def _word(state: Any) -> str:
+    return NO_STATUS if state is None else str(getattr(state, "value", state))
 
 
 class TaskStateStoreLike(Protocol):

@@ -28,7 +28,8 @@ _TICK_SECONDS = 0.1
 _KILL_SECONDS = 3.5
 _SETTLE_SECONDS = 4.3
 _PATIENT_SETTLE_SECONDS = 45.0
-_ASK_SECONDS = 1.0
+# Asking why the process is ended takes up to 3 s.
+_ASK_SECONDS = 3.2
 _INSIST_INTERVAL = 0.5
 
 
@@ -38,8 +39,8 @@ class JobOptions:
 
     ``run`` is the run of this try. ``hand_over_after`` None follows to the end. ``was_ended`` asks Airflow
     whether the task was ended meanwhile; it is asked once, before the run is handed over.
-    ``next_try_follows`` tells whether the task's next try takes the run over: with an error whether it does
-    after that, with None after a kill. ``ledger`` forgets the run once it succeeded.
+    ``next_try_follows`` returns whether the task's next try takes the run over after an error, ``why_kept``
+    in words why a run is kept after a kill, or None. ``ledger`` forgets the run once it succeeded.
     ``on_submitted`` is told the run, in the worker's thread. ``is_ready`` is asked between two looks; the
     run is handed over once it says yes. ``secrets`` are shown as ``***`` wherever a log line goes.
     """
@@ -51,7 +52,8 @@ class JobOptions:
     on_kill_action: OnKillAction
     hand_over_after: float | None
     was_ended: Callable[[], bool]
-    next_try_follows: Callable[[BaseException | None], bool]
+    next_try_follows: Callable[[BaseException], bool]
+    why_kept: Callable[[], str | None] = lambda: None
     ledger: Ledger | None = None
     on_submitted: Callable[[Run], None] = lambda run: None
     is_ready: Callable[[Run], bool] | None = None
@@ -63,8 +65,8 @@ class RunJob:
     """Hold one run of one try; all attributes are plain values, so that a signal handler may use them.
 
     ``outcome`` and ``error`` say how it ended; with neither, it was handed over, or ``killed``.
-    ``target`` is the run, ``progress`` and ``relay`` are what the next follower needs. ``kept`` says that
-    the run was left to the task's next try.
+    ``target`` is the run, ``progress`` and ``relay`` are what the next follower needs. ``kept`` says in
+    words why the run was left alone.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class RunJob:
         self.submitted = False
         self.killed = False
         self.stopped = False
-        self.kept = False
+        self.kept = ""
         self.relay = Relay(log_budget_bytes=options.log_budget_bytes, secrets=options.secrets)
         self.target = options.run
         self.project = kill_client.project
@@ -145,7 +147,7 @@ class RunJob:
         """Say in words what became of the run when the task was killed."""
         name = self.target.name
         if self.kept:
-            return f"The worker is going away; run {name} goes on, and the task's next try takes it over"
+            return f"The task's process was ended. Run {name} keeps running. {self.kept}"
         if self._options.on_kill_action == "keep":
             told = "it is kept, because on_kill_action is 'keep'"
         elif not self._started:
@@ -256,10 +258,17 @@ class RunJob:
         if self._must_stop:
             return False
         # Airflow may be as silent as the rest of a machine that goes down.
-        self.kept = answer_within(_ASK_SECONDS, lambda: self._options.next_try_follows(error)) is True
+        self.kept = answer_within(_ASK_SECONDS, lambda: self._why_kept(error) or "") or ""
         if self.kept:
-            self._log.warning("Run %s is kept for the task's next try", self.target.name)
-        return self.kept
+            page = self.relay.url or "unknown, since its submission was not answered yet"
+            self._log.warning("Run %s: %s. Its page: %s", self.target.name, self.kept, page)
+        return bool(self.kept)
+
+    def _why_kept(self, error: BaseException | None) -> str | None:
+        if error is None:
+            return self._options.why_kept()
+        follows = self._options.next_try_follows(error)
+        return "The run is kept for the task's next try" if follows else None
 
     def _stop_when_killed(self) -> None:
         while not self.killed:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from datetime import datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from airflow_provider_dstack._compat import Context
+
+
+_KEEP = "/keep"
+# A DAG run's id may hold slashes where the Airflow allows it; the ids of DAGs and tasks hold none.
+_MARKER = re.compile(
+    r"airflow:(?P<dag>[^/]+)/(?P<run>.+)/(?P<task>[^/\[]+)(?:\[(?P<index>\d+)\])?"
+    r"/(?P<try>\d+)of\d+#(?P<born>[0-9a-f]{6})(?P<keep>/keep)?"
+)
 
 
 class RunId(NamedTuple):
@@ -25,7 +35,7 @@ class TaskNames:
     made again, and two Airflows that share a project: it is drawn from the time at which the DAG run
     started. The id of the task instance would not do, for Airflow draws it anew for every try.
     ``max_tries`` tells a cleared task from a retried one, for clearing raises it. ``chosen`` is the run
-    name that the user wants, or None.
+    name that the user wants, or None. ``keep`` marks a run that no one but its owner stops.
     """
 
     task: str
@@ -34,25 +44,32 @@ class TaskNames:
     max_tries: int
     retries: int
     chosen: str | None = None
+    keep: bool = False
 
     @classmethod
-    def of(cls, context: Context, chosen: str | None = None, retries: int = 0) -> TaskNames:
+    def of(
+        cls, context: Context, chosen: str | None = None, retries: int = 0, *, keep: bool = False
+    ) -> TaskNames:
         """Return the names for the task instance of a context; ``retries`` is the operator's."""
         ti = context["ti"]
         index = ti.map_index if ti.map_index is not None and ti.map_index >= 0 else None
         started = getattr(context.get("dag_run"), "start_date", None)
         return cls(
             task=f"airflow:{ti.dag_id}/{ti.run_id}/{ti.task_id}" + ("" if index is None else f"[{index}]"),
-            born=_digest("" if started is None else started.isoformat())[:6],
+            born=birth_of(started),
             try_number=ti.try_number,
             max_tries=ti.max_tries,
             retries=retries,
             chosen=chosen if chosen is None or index is None else _with_index(chosen, index),
+            keep=keep,
         )
 
     @property
     def run(self) -> RunId:
-        """Return the run of this try; its marker reads ``airflow:dag/run/task[3]/2of4#5f1c9a``."""
+        """Return the run of this try; its marker reads ``airflow:dag/run/task[3]/2of4#5f1c9a``.
+
+        ``/keep`` follows for a run that is kept whatever happens to its task.
+        """
         return RunId(self.name_in(self.try_number), self.marker_in(self.try_number, self.max_tries))
 
     @property
@@ -75,15 +92,56 @@ class TaskNames:
 
     def marker_in(self, try_number: int, max_tries: int) -> str:
         """Return the marker of a try: what is written on its run to know it again."""
-        return f"{self.task}/{try_number}of{max_tries + 1}#{self.born}"
+        keep = _KEEP if self.keep else ""
+        return f"{self.task}/{try_number}of{max_tries + 1}#{self.born}{keep}"
 
     def read_marker(self, marker: str) -> tuple[int, int] | None:
         """Return ``(try_number, max_tries)`` of a marker of this task instance, None for any other."""
-        told = marker.removeprefix(f"{self.task}/").removesuffix(f"#{self.born}").split("of")
+        plain = marker.removesuffix(_KEEP)
+        told = plain.removeprefix(f"{self.task}/").removesuffix(f"#{self.born}").split("of")
         if len(told) != 2 or not all(number.isdecimal() for number in told):
             return None
         try_number, max_tries = int(told[0]), int(told[1]) - 1
-        return (try_number, max_tries) if marker == self.marker_in(try_number, max_tries) else None
+        expected = replace(self, keep=False).marker_in(try_number, max_tries)
+        return (try_number, max_tries) if plain == expected else None
+
+
+@dataclass(frozen=True, slots=True)
+class MarkedTask:
+    """The task instance that a run's marker names; ``born`` and ``keep`` are as for ``TaskNames``."""
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int | None
+    try_number: int
+    born: str
+    keep: bool
+
+    @classmethod
+    def read(cls, marker: str | None) -> MarkedTask | None:
+        """Return the task instance of a marker, None for a marker that no Airflow task wrote."""
+        found = _MARKER.fullmatch(marker or "")
+        if found is None:
+            return None
+        return cls(
+            dag_id=found["dag"],
+            run_id=found["run"],
+            task_id=found["task"],
+            map_index=None if found["index"] is None else int(found["index"]),
+            try_number=int(found["try"]),
+            born=found["born"],
+            keep=found["keep"] is not None,
+        )
+
+    def __str__(self) -> str:
+        index = "" if self.map_index is None else f"[{self.map_index}]"
+        return f"{self.dag_id}/{self.run_id}/{self.task_id}{index}"
+
+
+def birth_of(started: datetime | None) -> str:
+    """Return what tells DAG runs of one id apart: six hex digits of the time at which they started."""
+    return _digest("" if started is None else started.isoformat())[:6]
 
 
 def _digest(text: str) -> str:

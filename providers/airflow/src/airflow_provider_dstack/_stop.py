@@ -25,8 +25,6 @@ _TRIES = 3
 _PAUSE_SECONDS = 1.0
 
 _ENDED = frozenset({"failed", "success", "restarting", "skipped", "upstream_failed", "removed"})
-# The last three are those of a task that Airflow has given up on this worker, and will try on another.
-_GOING_ON = frozenset({"running", "up_for_retry", "scheduled", "queued"})
 
 
 def was_ended(ti: TaskInstanceLike) -> bool:
@@ -35,14 +33,6 @@ def was_ended(ti: TaskInstanceLike) -> bool:
         return task_state(ti) in _ENDED
     except Exception:
         return False
-
-
-def will_go_on(ti: TaskInstanceLike) -> bool:
-    """Tell whether a killed task goes on elsewhere: nobody ended it, its worker is going away.
-
-    Raises what Airflow raises when it cannot be asked.
-    """
-    return task_state(ti) in _GOING_ON
 
 
 def stop_run(client: Client, run_name: str, marker: str, *, abort: bool) -> Run | None:

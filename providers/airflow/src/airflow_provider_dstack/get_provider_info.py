@@ -21,7 +21,11 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {
                 "integration-name": "dstack",
-                "python-modules": ["airflow_provider_dstack.operators", "airflow_provider_dstack.services"],
+                "python-modules": [
+                    "airflow_provider_dstack.operators",
+                    "airflow_provider_dstack.services",
+                    "airflow_provider_dstack.reaper",
+                ],
             }
         ],
         "sensors": [{"integration-name": "dstack", "python-modules": ["airflow_provider_dstack.sensors"]}],
@@ -42,6 +46,7 @@ def get_provider_info() -> dict[str, Any]:
         "task-decorators": [
             {"name": "dstack", "class-name": "airflow_provider_dstack.decorators.dstack_task"}
         ],
+        "cli": ["airflow_provider_dstack.cli.get_cli_commands"],
         "connection-types": [
             {
                 "connection-type": "dstack",

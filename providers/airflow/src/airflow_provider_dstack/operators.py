@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 
     from airflow_provider_dstack._job import RunJob
     from airflow_provider_dstack.hooks import DstackHook
+    from airflow_provider_dstack.reaper import DstackReapOperator
     from airflow_provider_dstack.services import DstackServiceOperator, DstackStopRunOperator
     from dstack_core import Configuration, Resources, RetryPolicy, Run, SpotPolicy
 
-__all__ = ["DstackRunOperator", "DstackServiceOperator", "DstackStopRunOperator"]
+__all__ = ["DstackReapOperator", "DstackRunOperator", "DstackServiceOperator", "DstackStopRunOperator"]
 
 _SYNC_SECONDS = 5.0
 
@@ -255,7 +256,8 @@ class DstackRunOperator(TemplatedModels):
 
 
 def __getattr__(name: str) -> Any:
-    """Load the operators of services when they are first asked for: a class costs a DAG file time."""
+    """Load the other operators when they are first asked for: a class costs a DAG file time."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("airflow_provider_dstack.services"), name)
+    home = "reaper" if name == "DstackReapOperator" else "services"
+    return getattr(import_module(f"airflow_provider_dstack.{home}"), name)

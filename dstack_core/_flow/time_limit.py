@@ -1,0 +1,62 @@
+"""Run a flow within the time its caller has: a wrapper around a flow that the flow does not know of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from dstack_core._flow.steps import Flow, Rest, Sleep
+from dstack_core._wire.plain import Call
+from dstack_core.errors import WaitTimeoutError
+from dstack_core.models.events import ContactLost
+
+T = TypeVar("T")
+
+# What a round of polling that has begun may still take for each request, so that a limit of 0 means one
+# round.
+_LAST_REQUEST_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLimit:
+    """``seconds`` on ``clock`` for a whole flow; ``message`` is that of the ``WaitTimeoutError``."""
+
+    seconds: float
+    message: str
+    clock: Callable[[], float]
+
+
+def within(flow: Flow[T], limit: TimeLimit | None) -> Flow[T]:
+    """Run ``flow``; with a limit, raise ``WaitTimeoutError`` from the first sleep that begins behind it.
+
+    Requests end with the limit, too, and ``ContactLost`` promises no retries beyond it.
+    """
+    if limit is None:
+        return (yield from flow)
+    deadline = limit.clock() + limit.seconds
+    answer: Any = None
+    failure: Exception | None = None
+    try:
+        while True:
+            try:
+                step = flow.send(answer) if failure is None else flow.throw(failure)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            answer, failure = None, None
+            left = deadline - limit.clock()
+            if isinstance(step, Sleep | Rest):
+                if left <= 0:
+                    raise WaitTimeoutError(limit.message)
+                step = replace(step, seconds=min(step.seconds, left))
+            elif isinstance(step, Call):
+                step = step.within(max(left, _LAST_REQUEST_SECONDS))
+            elif isinstance(step, ContactLost):
+                step = replace(step, gives_up_in=max(0.0, min(step.gives_up_in, left)))
+            try:
+                answer = yield step
+            except Exception as error:
+                failure = error
+    finally:
+        flow.close()

@@ -1,0 +1,158 @@
+"""Stop a run that belongs to a task, and log what is known of it.
+
+The first line is logged before any request and names the run and its page, so that a process that is killed a
+moment later has left the way out. The last line says what is known: ended, stopping, or why the stop could
+not be confirmed. Nothing is logged below WARNING unless the stop succeeded.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from dstack_core._flow.stop import Check, StopOptions, StopTarget, Until
+from dstack_core.models.stops import RunRef, StopResult, StopState
+
+if TYPE_CHECKING:
+    from dstack_core._flow.steps import Flow
+    from dstack_core.aio import AsyncClient
+    from dstack_core.client import Client
+
+
+class Logger(Protocol):
+    """What is used of a logger; a task's own is one."""
+
+    def log(self, level: int, msg: str, *args: Any) -> None:
+        """Log a message with its arguments."""
+
+
+def stop_run(
+    client: Client,
+    ref: RunRef,
+    *,
+    timeout: float,
+    log: Logger,
+    run_id: str | None = None,
+    submitted: bool = False,
+    may_appear: bool = False,
+    abort: bool = False,
+    until: Literal["stopping", "ended"] = "stopping",
+    sleep: Callable[[float], None] | None = None,
+) -> StopResult:
+    """Stop the run that ``ref`` names, and no other; log what happens and return what is known of it.
+
+    Args:
+        client: The client; its own time limits apply to each request as far as ``timeout`` allows.
+        ref: The run. With ``ref.generated`` the stop is the first request.
+        timeout: Seconds for everything, each request included.
+        log: Gets a line before the first request, and one with the result.
+        run_id: The run's id, if it is known.
+        submitted: Whether this task submitted the run or saw it active as its own. Then an unanswered check
+            of a name that the user chose does not prevent the stop.
+        may_appear: Whether a submission may still be under way; a missing run is looked for until the time is
+            over.
+        abort: Kill the processes without a grace period.
+        until: Return once the server shows the run stopping, or its end.
+        sleep: A function of seconds, instead of ``time.sleep``.
+
+    Returns:
+        The result. Server errors are not raised: ``result.is_safe`` is false and ``result.error`` says why.
+
+    Source: PROTOCOL 1.4, 1.7.
+    """
+    from dstack_core import _drive
+
+    stop = _OwnedStop(client, ref, timeout, log, run_id, submitted, may_appear, abort, until)
+    return stop.finish(_drive.run(stop.begin(), client._transport, sleep))
+
+
+async def astop_run(
+    client: AsyncClient,
+    ref: RunRef,
+    *,
+    timeout: float,
+    log: Logger,
+    run_id: str | None = None,
+    submitted: bool = False,
+    may_appear: bool = False,
+    abort: bool = False,
+    until: Literal["stopping", "ended"] = "stopping",
+    sleep: Callable[[float], Awaitable[None]] | None = None,
+) -> StopResult:
+    """Stop the run that ``ref`` names, and no other: the twin of ``stop_run``."""
+    from dstack_core import _adrive
+
+    stop = _OwnedStop(client, ref, timeout, log, run_id, submitted, may_appear, abort, until)
+    return stop.finish(await _adrive.arun(stop.begin(), client._transport, sleep))
+
+
+class _OwnedStop:
+    """The flow of one stop, and the lines around it."""
+
+    def __init__(
+        self,
+        client: Client | AsyncClient,
+        ref: RunRef,
+        timeout: float,
+        log: Logger,
+        run_id: str | None,
+        submitted: bool,
+        may_appear: bool,
+        abort: bool,
+        until: str,
+    ) -> None:
+        check = Check.NEVER if ref.generated else Check.IF_ANSWERED if submitted else Check.ALWAYS
+        self._session = client._session
+        self._target = StopTarget(ref.name, ref.marker, run_id)
+        self._options = StopOptions(
+            self._session.clock, abort, timeout, check, Until(until), may_appear=may_appear
+        )
+        self._log = log
+
+    def begin(self) -> Flow[StopResult]:
+        """Log what is about to be stopped, and return the flow that stops it."""
+        api, target = self._session.api, self._target
+        page = api.run_url(target.run_id) if target.run_id else api.runs_url()
+        self._log.log(logging.WARNING, "Stopping run %s: %s", target.name, page)
+        return self._session.stop_owned(target, self._options)
+
+    def finish(self, result: StopResult) -> StopResult:
+        """Log the result and return it."""
+        level = logging.INFO if result.is_safe else logging.ERROR
+        self._log.log(level, "%s", describe_stop(result))
+        return result
+
+
+def describe_stop(result: StopResult) -> str:
+    """Return what is known after a stop, for a person, with the run's page where something is left to do."""
+    name = result.run_name
+    match result.state:
+        case StopState.ENDED if result.outcome is not None:
+            return f"Run {name} {result.outcome.message}."
+        case StopState.ENDED:
+            return f"Run {name} has ended."
+        case StopState.STOPPING:
+            return f"Run {name} is stopping."
+        case StopState.ACCEPTED:
+            return f"The server accepted the stop of run {name}."
+        case StopState.MISSING:
+            return f"There is no run {name} to stop."
+        case StopState.OTHER_OWNER:
+            return f"Run {name} belongs to another owner now; it was left alone: {result.url}"
+        case StopState.REFUSED:
+            return (
+                f"The server refused to stop run {name}: {_sentence(result.error)} "
+                "The run keeps running until its max_duration. Ask a project member to stop it on its page: "
+                f"{result.url}"
+            )
+        case _:
+            return (
+                f"Could not confirm that run {name} stops: {_sentence(result.error)} "
+                "It may keep running until its max_duration. Check it and stop it on its page: "
+                f"{result.url}"
+            )
+
+
+def _sentence(text: str | None) -> str:
+    return f"{(text or 'no answer').rstrip('.')}."

@@ -1,0 +1,217 @@
+"""Find the active runs whose task has ended, and stop them.
+
+A task stops its own run on every way out that leaves its process a few seconds. What is left are runs whose
+worker, triggerer or machine was gone by then. They are found from outside: every run carries the marker of
+its task instance, and Airflow knows what became of that.
+
+Rules, in this order; the first that applies decides:
+
+1. A task instance that has not ended keeps its runs, those of earlier tries too: a retry takes them over.
+2. ``on_kill_action="keep"`` is in the marker, and is respected.
+3. Ownership is proven by the start of the DAG run, whose digest is in the marker. Without that proof
+   (another Airflow, a DAG run that was deleted, or cleared after it had ended) the run is left, unless
+   ``stop_unknown``.
+4. A service whose task succeeded is meant to outlive it, unless ``stop_services`` and its DAG run has ended.
+5. The task must have ended for ``min_age`` seconds, for it may be stopping its run just now. The Task SDK
+   does not report when a task instance ended, so in a worker everything is asked twice, ``min_age`` apart.
+
+All questions are asked before the first stop: a server that does not answer means that nothing is stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from airflow_provider_dstack._names import MarkedTask, birth_of
+from airflow_provider_dstack.errors import DstackError
+
+if TYPE_CHECKING:
+    from airflow_provider_dstack._compat import TaskFacts
+    from dstack_core import Client, Run
+
+Action = Literal["left", "stopped", "would stop", "not stopped"]
+AskAirflow = Callable[[MarkedTask], "TaskFacts | None"]
+
+DEFAULT_MIN_AGE = 60.0
+UNKNOWN = "unknown"
+
+_ENDED_TASK = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+_ENDED_DAG_RUN = frozenset({"success", "failed"})
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One active run of an Airflow task: whose it is, and what was done about it.
+
+    ``task_instance`` is ``dag/run/task[map_index]``; ``state`` its state in Airflow, ``"unknown"`` when this
+    Airflow has no such task instance.
+    """
+
+    run_name: str
+    url: str
+    task_instance: str
+    try_number: int
+    state: str
+    action: Action
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReapOptions:
+    """What to stop; ``min_age`` in seconds, the rest is as for ``DstackReapOperator``."""
+
+    dry_run: bool = False
+    min_age: float = DEFAULT_MIN_AGE
+    stop_unknown: bool = False
+    stop_services: bool = False
+
+
+class _Verdict(NamedTuple):
+    run: Run
+    task: MarkedTask
+    state: str
+    stops: bool
+    reason: str
+    ended_at: datetime | None = None
+
+
+def reap(
+    client: Client,
+    ask: AskAirflow,
+    options: ReapOptions,
+    *,
+    log: Any,
+    pause: Callable[[float], None] = time.sleep,
+) -> list[Finding]:
+    """Stop the runs whose task has ended, and return what was found, newest first.
+
+    ``pause`` sleeps. Raises dstack's server errors, and ``DstackError`` when Airflow does not answer, in both
+    cases before anything is stopped. A run that could not be stopped is a finding, not an error.
+    """
+    verdicts = _verdicts(client, ask, options)
+    undated = {one.run.id for one in verdicts if one.stops and one.ended_at is None}
+    if undated and options.min_age > 0:
+        log.info(
+            "%s runs have a task that has ended. Checking again in %g s, the time for tasks to stop their "
+            "runs themselves.",
+            len(undated),
+            options.min_age,
+        )
+        pause(options.min_age)
+        verdicts = [
+            one if one.ended_at is not None or one.run.id in undated else _leave(one, "its task just ended")
+            for one in _verdicts(client, ask, options)
+        ]
+    return [_act(client, one, options, log) for one in verdicts]
+
+
+def summary(findings: Sequence[Finding], project: str) -> str:
+    """Return the count of findings by action, in one line."""
+    if not findings:
+        return f"No active run of an Airflow task was found in project {project}."
+    actions = [finding.action for finding in findings]
+    counts = ", ".join(f"{actions.count(one)} {one}" for one in dict.fromkeys(actions))
+    return f"{len(findings)} active runs of Airflow tasks in project {project}: {counts}."
+
+
+def failure(findings: Sequence[Finding]) -> str | None:
+    """Return one message about the runs that could not be stopped, None when there are none."""
+    failed = [one for one in findings if one.action == "not stopped"]
+    if not failed:
+        return None
+    told = "; ".join(f"{one.run_name} ({one.reason}): {one.url}" for one in failed)
+    return f"Reaping: expected every stop to succeed, got {len(failed)} that failed. Stop these runs: {told}"
+
+
+def _verdicts(client: Client, ask: AskAirflow, options: ReapOptions) -> list[_Verdict]:
+    found = [(run, MarkedTask.read(run.marker)) for run in client.runs.list() if not _is_ending(run)]
+    return [_verdict(run, task, _facts(ask, task), options) for run, task in found if task is not None]
+
+
+def _facts(ask: AskAirflow, task: MarkedTask) -> TaskFacts | None:
+    try:
+        return ask(task)
+    except Exception as error:
+        raise DstackError(
+            f"Airflow: expected the state of task instance {task}, got {type(error).__name__}: {error}. "
+            "No run was stopped. Reap again when Airflow answers."
+        ) from error
+
+
+def _verdict(run: Run, task: MarkedTask, facts: TaskFacts | None, options: ReapOptions) -> _Verdict:
+    state = UNKNOWN if facts is None else facts.state
+    # Of an unknown task instance only the run's own age is known.
+    ended_at = run.submitted_at if facts is None else facts.ended_at
+    verdict = _Verdict(run, task, state, True, "its task has ended", ended_at)
+    if facts is not None and facts.state not in _ENDED_TASK:
+        return _leave(verdict, "its task has not ended")
+    if task.keep:
+        return _leave(verdict, 'it was submitted with on_kill_action="keep"')
+    if facts is None or birth_of(facts.dag_run_started_at) != task.born:
+        why = (
+            "this Airflow has no such task instance"
+            if facts is None
+            else "its DAG run started at another time: cleared since then, or another Airflow's"
+        )
+        if not options.stop_unknown:
+            return _leave(verdict, why)
+        verdict = verdict._replace(reason=why)
+    if run.service_url is not None and (facts is None or facts.state == "success"):
+        if not options.stop_services:
+            return _leave(verdict, "a service outlives a task that succeeded")
+        if facts is not None and facts.dag_run_state not in _ENDED_DAG_RUN:
+            return _leave(verdict, "a service of a DAG run that has not ended")
+    if ended_at is not None:
+        age = (datetime.now(UTC) - ended_at).total_seconds()
+        if age < options.min_age:
+            return _leave(verdict, f"its task ended {max(0.0, age):.0f} s ago")
+    return verdict
+
+
+def _leave(verdict: _Verdict, reason: str) -> _Verdict:
+    return verdict._replace(stops=False, reason=reason)
+
+
+def _act(client: Client, verdict: _Verdict, options: ReapOptions, log: Any) -> Finding:
+    run = verdict.run
+    action: Action = "left" if not verdict.stops else "would stop" if options.dry_run else "stopped"
+    finding = Finding(
+        run.name, run.url, str(verdict.task), verdict.task.try_number, verdict.state, action, verdict.reason
+    )
+    if action == "stopped":
+        problem = _stop(client, run, log)
+        if problem is not None:
+            finding = replace(finding, action="not stopped", reason=problem)
+    log.info(
+        "%s: run %s (%s) of %s, try %s (%s): %s",
+        finding.action.capitalize(),
+        finding.run_name,
+        finding.url,
+        finding.task_instance,
+        finding.try_number,
+        finding.state,
+        finding.reason,
+    )
+    return finding
+
+
+def _stop(client: Client, run: Run, log: Any) -> str | None:
+    """Stop one run; return what went wrong, None when nothing is left to stop."""
+    from dstack_core import DstackError as CoreError
+
+    log.warning("Stopping run %s: %s", run.name, run.url)
+    try:
+        run.stop()
+    except CoreError as error:
+        return error.message
+    return None
+
+
+def _is_ending(run: Run) -> bool:
+    from dstack_core import RunStatus
+
+    return run.outcome() is not None or RunStatus(run.raw_status).is_stopping

@@ -1,0 +1,110 @@
+"""Stop the runs that their tasks left behind: for a DAG on a schedule."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_dstack._compat import BaseOperator
+from airflow_provider_dstack._spec import at_least
+from airflow_provider_dstack.errors import DstackError, DstackRunInterrupted
+
+if TYPE_CHECKING:
+    from airflow_provider_dstack._compat import Context
+    from airflow_provider_dstack.hooks import DstackHook
+
+_TICK_SECONDS = 0.2
+
+
+class DstackReapOperator(BaseOperator):
+    """Stop the active runs whose task has ended, and return what was found.
+
+    Meant for a maintenance DAG on a schedule. It lists the active runs of the project, asks Airflow about
+    the task instance of each, and stops the runs of those that have ended. Runs of tasks that have not ended,
+    of other Airflows and of anything else are left alone.
+
+    Args:
+        dry_run: Report what would be stopped, and stop nothing. Default False.
+        min_age: Seconds that a task must have ended before its run is stopped, because a task stops its run
+            itself. When a run is found, the task waits that long and checks again. Default 60.
+        stop_unknown: Also stop runs of task instances that this Airflow does not know, or whose DAG run was
+            cleared after it had ended. They may be runs of another Airflow that shares the project. Default
+            False.
+        stop_services: Also stop services whose task succeeded, once their DAG run has ended. Default False.
+        dstack_conn_id: The connection. Default ``dstack_default``.
+        project_name: The project, instead of the connection's.
+
+    Returns:
+        A list of dicts, one for each active run of an Airflow task: ``run_name``, ``url``,
+        ``task_instance`` (``dag/run/task[map_index]``), ``try_number``, ``state``, ``action`` (``"stopped"``,
+        ``"would stop"``, ``"left"`` or ``"not stopped"``) and ``reason``.
+
+    Raises:
+        AirflowFailException: The connection is wrong.
+        DstackServerUnreachable: The dstack server did not answer; nothing was stopped.
+        DstackError: Airflow did not answer, and nothing was stopped; or some runs could not be stopped, which
+            the message names. The others are stopped.
+    """
+
+    template_fields: Sequence[str] = ("dstack_conn_id", "project_name")
+    ui_color = "#ffe4e1"
+
+    def __init__(
+        self,
+        *,
+        dry_run: bool = False,
+        min_age: float = 60.0,
+        stop_unknown: bool = False,
+        stop_services: bool = False,
+        dstack_conn_id: str = "dstack_default",
+        project_name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        # BaseOperator has a method dry_run.
+        self._dry_run = dry_run
+        self.min_age = at_least("min_age", min_age, 0.0)
+        self.stop_unknown = stop_unknown
+        self.stop_services = stop_services
+        self.dstack_conn_id = dstack_conn_id
+        self.project_name = project_name
+        self._killed = False
+
+    def execute(self, context: Context) -> list[dict[str, Any]]:
+        """Find, stop and report."""
+        from dataclasses import asdict
+
+        from airflow_provider_dstack._compat import worker_task
+        from airflow_provider_dstack._outcome import as_airflow_error
+        from airflow_provider_dstack._reap import ReapOptions, failure, reap, summary
+        from dstack_core import DstackError as CoreError
+
+        options = ReapOptions(self._dry_run, self.min_age, self.stop_unknown, self.stop_services)
+        try:
+            with self.hook().client() as client:
+                findings = reap(client, worker_task, options, log=self.log, pause=self._pause)
+                self.log.info("%s", summary(findings, client.project))
+        except CoreError as error:
+            raise as_airflow_error(error, submitted=False) from error
+        problem = failure(findings)
+        if problem is not None:
+            raise DstackError(problem)
+        return [asdict(finding) for finding in findings]
+
+    def on_kill(self) -> None:
+        """End the wait for the second check; nothing is stopped then."""
+        self._killed = True
+
+    def hook(self) -> DstackHook:
+        """Return the hook of this operator's connection and project."""
+        from airflow_provider_dstack.hooks import DstackHook
+
+        return DstackHook(self.dstack_conn_id, self.project_name)
+
+    def _pause(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not self._killed and time.monotonic() < end:
+            time.sleep(min(_TICK_SECONDS, seconds))
+        if self._killed:
+            raise DstackRunInterrupted("The task was ended before its second check. No run was stopped.")

@@ -1,0 +1,142 @@
+"""A stop on behalf of a task: what is logged before it, and what after it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import dstack_core as dstack
+from dstack_core.integration import RunRef, StopResult, StopState, astop_run, stop_run
+from dstack_core.local import LocalServer
+
+SLEEPER = {"type": "task", "commands": ["trap 'exit 3' INT", "while :; do sleep 0.05; done"]}
+GENERATED = RunRef("ours", "mine", generated=True)
+CHOSEN = RunRef("ours", "mine")
+
+
+class Log:
+    """Keep what is logged, and how many requests the server had had by then."""
+
+    def __init__(self, server: LocalServer) -> None:
+        self._server = server
+        self.lines: list[tuple[int, str]] = []
+        self.requests: list[int] = []
+
+    def log(self, level: int, msg: str, *args: Any) -> None:
+        self.requests.append(len(self._server.requests))
+        self.lines.append((level, msg % args))
+
+
+@pytest.fixture
+def server() -> Iterator[LocalServer]:
+    with LocalServer(stop_grace_seconds=1.0) as server:
+        yield server
+
+
+@pytest.fixture(params=["sync", "async"])
+def way(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def submitted(server: LocalServer, marker: str = "mine") -> dstack.Run:
+    return server.client().runs.submit(SLEEPER, "ours", marker=marker)
+
+
+def stopped(way: str, server: LocalServer, log: Log, ref: RunRef, **how: Any) -> StopResult:
+    how = {"timeout": 20.0, **how}
+    if way == "sync":
+        with server.client() as client:
+            return stop_run(client, ref, log=log, **how)
+
+    async def stop() -> StopResult:
+        async with dstack.AsyncClient(
+            server_url=server.url, project_name=server.project, user_token=server.token
+        ) as client:
+            return await astop_run(client, ref, log=log, **how)
+
+    return asyncio.run(stop())
+
+
+@pytest.mark.parametrize("ref", [GENERATED, CHOSEN])
+def test_the_first_line_precedes_every_request_and_names_run_and_page(
+    way: str, server: LocalServer, ref: RunRef
+) -> None:
+    run = submitted(server)
+    log, before = Log(server), len(server.requests)
+    result = stopped(way, server, log, ref, run_id=run.id, submitted=True)
+    assert log.lines[0] == (logging.WARNING, f"Stopping run ours: {run.url}")
+    assert log.requests[0] == before
+    assert log.lines[1:] == [(logging.INFO, "Run ours is stopping.")]
+    assert result.is_safe
+    first = server.requests[before].path.rsplit("/", 1)[1]
+    assert first == ("stop" if ref.generated else "get")
+
+
+def test_an_end_that_is_waited_for_is_logged(way: str, server: LocalServer) -> None:
+    submitted(server)
+    log = Log(server)
+    result = stopped(way, server, log, GENERATED, until="ended")
+    assert result.state is StopState.ENDED
+    assert log.lines[0] == (logging.WARNING, f"Stopping run ours: {server.url}/runs")
+    assert log.lines[1] == (logging.INFO, "Run ours was stopped by a user.")
+
+
+def test_a_run_that_ended_meanwhile_is_no_error(way: str, server: LocalServer) -> None:
+    run = server.client().runs.submit({"type": "task", "commands": ["true"]}, "ours", marker="mine")
+    run.wait(60, poll_interval=0.05)
+    log = Log(server)
+    assert stopped(way, server, log, CHOSEN).state is StopState.ENDED
+    assert [level for level, _ in log.lines] == [logging.WARNING, logging.INFO]
+    assert stopped(way, server, log, RunRef("nowhere", "mine")).state is StopState.MISSING
+    assert log.lines[-1] == (logging.INFO, "There is no run nowhere to stop.")
+
+
+def test_the_run_of_another_owner_is_left_alone(way: str, server: LocalServer) -> None:
+    run = submitted(server, marker="theirs")
+    log = Log(server)
+    assert stopped(way, server, log, CHOSEN, submitted=True).state is StopState.OTHER_OWNER
+    assert log.lines[-1][1].startswith("Run ours belongs to another owner now; it was left alone: ")
+    assert run.refresh().outcome() is None
+
+
+def test_a_refused_stop_says_what_to_do(way: str, server: LocalServer) -> None:
+    run = submitted(server)
+    body = {"detail": {"msg": "Access denied", "code": None}}
+    server.faults.add("/runs/stop", times=None, status=403, body=body)
+    log = Log(server)
+    assert stopped(way, server, log, GENERATED, run_id=run.id).state is StopState.REFUSED
+    level, text = log.lines[-1]
+    assert level == logging.ERROR
+    assert text.startswith("The server refused to stop run ours: ")
+    assert "Ask an admin of the project to add the user" in text
+    assert text.endswith(f"Ask a project member to stop it on its page: {run.url}")
+
+
+def test_a_server_that_drops_every_stop_is_reported_as_an_error(way: str, server: LocalServer) -> None:
+    run = submitted(server)
+    server.faults.forget_stops(times=None)
+    log = Log(server)
+    result = stopped(way, server, log, GENERATED, run_id=run.id, timeout=3.0)
+    assert (result.state, result.requests) == (StopState.UNCONFIRMED, 2)
+    level, text = log.lines[-1]
+    assert level == logging.ERROR
+    assert text == (
+        "Could not confirm that run ours stops: the server accepted the stop (2 requests), but the run is still "
+        "running. It may keep running until its max_duration. Check it and stop it on its page: "
+        f"{run.url}"
+    )
+
+
+def test_a_stop_reaches_a_server_that_answers_too_late(way: str, server: LocalServer) -> None:
+    run = submitted(server)
+    server.faults.slow(3.0)
+    log = Log(server)
+    result = stopped(way, server, log, CHOSEN, run_id=run.id, submitted=True, timeout=4.0)
+    assert (result.state, result.requests) == (StopState.UNCONFIRMED, 1)
+    assert log.lines[-1][0] == logging.ERROR
+    server.faults.clear()
+    assert run.wait(30, poll_interval=0.1).status is dstack.RunStatus.TERMINATED
