@@ -17,7 +17,7 @@ _LIMIT = 60.0
 # No machine has so much, and the search goes on longer than any case.
 _SOUGHT = {"resources": {"gpu": "1000"}, "retry": {"on_events": ["no-capacity"], "duration": "1h"}}
 # A machine in which the flow's process hangs.
-_HUNG = {"command": "trap '' INT TERM; echo started; sleep 900"}
+_HUNG = {"command": "trap '' INT TERM; echo started; sleep 9000"}
 _TEARDOWN_SECONDS = 45
 # Prefect has a worker stop what is still being cancelled after that time, and calls it ``kill_infrastructure``.
 SERVER_SETTINGS = {
@@ -36,7 +36,7 @@ def _start(host: LatencyHost, case: LatencyCase, **variables: Any) -> UUID:
         "project_name": host.server.project,
         "user_token": host.server.token,
     }
-    chosen = {"command": "sleep 900", "poll_interval": 0.5, "credentials": credentials, **variables}
+    chosen = {"command": "sleep 9000", "poll_interval": 0.5, "credentials": credentials, **variables}
     return host.api.start(host.deployments[_POOL], {}, name=case.name, job_variables=chosen)
 
 

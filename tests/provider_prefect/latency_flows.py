@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 # It takes no notice of a stop until the server's grace is over: a real server needs seconds to end a run, too.
-STUBBORN = {"type": "task", "commands": ["trap '' INT TERM; echo started; sleep 900"]}
+STUBBORN = {"type": "task", "commands": ["trap '' INT TERM; echo started; sleep 9000"]}
 OPTIONS: dict[str, Any] = {"poll_interval": 0.5}
 # Long enough for the run to be running on a busy machine.
 TIMEOUT_SECONDS = 20
