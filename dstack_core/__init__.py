@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from dstack_core.models.resources import GPU, Resources
     from dstack_core.models.secrets import secret_values
     from dstack_core.models.statuses import RunStatus, SpotPolicy
+    from dstack_core.models.stops import StopResult, StopState
     from dstack_core.run import Run
 
 __version__ = "0.1.0"
@@ -110,6 +111,7 @@ _HOMES = {
     "models.resources": ("GPU", "Resources"),
     "models.secrets": ("secret_values",),
     "models.statuses": ("RunStatus", "SpotPolicy"),
+    "models.stops": ("StopResult", "StopState"),
     "run": ("Run",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -175,6 +177,8 @@ __all__ = [
     "SharedAsyncClient",
     "SpotPolicy",
     "StatusChanged",
+    "StopResult",
+    "StopState",
     "Task",
     "TransientServerError",
     "UnsupportedServerError",

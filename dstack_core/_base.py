@@ -46,6 +46,7 @@ class ClientBase(Generic[TransportT]):
     ) -> None:
         target = config.from_arguments(server_url, project_name, user_token)
         settings = TransportSettings(target.server_url, target.token, timeout, connect_timeout, verify)
+        self._timeout = timeout
         self._transport = self._new_transport(settings)
         self._session = Session(Api(target.server_url, target.project), retry_budget, shared=self._shared)
 
@@ -109,6 +110,11 @@ class ClientBase(Generic[TransportT]):
         client._session.repository = repository
         client._session.keys = keys
         return client
+
+    @property
+    def timeout(self) -> float:
+        """The seconds that this client waits for each part of a reply."""
+        return self._timeout
 
     @property
     def server_url(self) -> str:

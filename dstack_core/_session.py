@@ -21,6 +21,7 @@ from dstack_core._flow.services import wait_until_ready
 from dstack_core._flow.steps import Flow, Op, call
 from dstack_core._flow.stop import Check, StopOptions, Stops, StopTarget, Until, checked_stop, stop
 from dstack_core._flow.submit import submit
+from dstack_core._flow.time_limit import TimeLimit, within
 from dstack_core._names import random_marker, random_run_name
 from dstack_core._repo.files import pack_files
 from dstack_core._repo.repository import Repository
@@ -121,7 +122,9 @@ class Session:
         """Read the repository at once, which blocks; the flow makes it known to the server."""
         return self._retrying(init_repo(self.api, self.repository.describe(), self._delivered))
 
-    def plan(self, configuration: ConfigurationLike, options: RunOptions) -> Flow[Plan]:
+    def plan(
+        self, configuration: ConfigurationLike, options: RunOptions, *, timeout: float | None = None
+    ) -> Flow[Plan]:
         """Check the input at once; the flow asks for offers."""
         spec = run_spec(load_configuration(configuration), options)
 
@@ -129,7 +132,9 @@ class Session:
             spec["ssh_key_pub"] = yield from self._key()
             return (yield from call(self.api.get_plan(spec)))
 
-        return self._retrying(steps(), needs_of(spec["configuration"]), ask_first=True)
+        flow = self._retrying(steps(), needs_of(spec["configuration"]), ask_first=True)
+        message = f"{self.api.server_url} returned no offers within {timeout or 0.0:g} s"
+        return within(flow, None if timeout is None else TimeLimit(timeout, message, self.clock))
 
     def get(
         self, run_name: str, run_id: str | None = None, *, retry_budget: float | None = None

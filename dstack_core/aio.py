@@ -125,12 +125,15 @@ class AsyncRunCollection:
         max_price: float | None = None,
         working_dir: str | None = None,
         backends: list[str] | None = None,
+        *,
+        timeout: float | None = None,
     ) -> Plan:
         """Return the offers a run would have: the twin of ``RunCollection.plan``."""
         options = RunOptions(
             resources, spot_policy, retry_policy, max_duration, max_price, working_dir, backends
         )
-        return await _adrive.arun(self._session.plan(configuration, options), self._transport)
+        flow = self._session.plan(configuration, options, timeout=timeout)
+        return await _adrive.arun(flow, self._transport)
 
     async def get(
         self,

@@ -138,15 +138,20 @@ class RunCollection:
         max_price: float | None = None,
         working_dir: str | None = None,
         backends: list[str] | None = None,
+        *,
+        timeout: float | None = None,
     ) -> Plan:
         """Return the offers a run would have; nothing is submitted. Parameters as in ``submit``.
 
-        A plan without offers is no error. Raises as ``submit`` does. Source: PROTOCOL 1.4.
+        A plan without offers is no error. ``timeout`` (seconds) bounds everything and raises
+        ``WaitTimeoutError``; None retries for the client's budget. Raises as ``submit`` does. Source:
+        PROTOCOL 1.4.
         """
         options = RunOptions(
             resources, spot_policy, retry_policy, max_duration, max_price, working_dir, backends
         )
-        return _drive.run(self._session.plan(configuration, options), self._transport)
+        flow = self._session.plan(configuration, options, timeout=timeout)
+        return _drive.run(flow, self._transport)
 
     def get(
         self,

@@ -61,6 +61,8 @@ PAGES = [
         core(
             "RunStatus",
             "Outcome",
+            "StopResult",
+            "StopState",
             "Plan",
             "Offer",
             "Event",
@@ -75,6 +77,17 @@ PAGES = [
             "secret_values",
             "EventRecord",
             "Metric",
+        ),
+    ),
+    Page(
+        "integration",
+        "Integration",
+        "What a workflow engine needs on top of a client: which run is meant, and its stop for a task.",
+        core(
+            "integration.RunRef",
+            "integration.stop_run",
+            "integration.astop_run",
+            "integration.describe_stop",
         ),
     ),
     Page(
@@ -130,6 +143,7 @@ PAGES = [
             "airflow_provider_dstack.operators.DstackRunOperator",
             "airflow_provider_dstack.services.DstackServiceOperator",
             "airflow_provider_dstack.services.DstackStopRunOperator",
+            "airflow_provider_dstack.reaper.DstackReapOperator",
             "airflow_provider_dstack.sensors.DstackRunSensor",
             "airflow_provider_dstack.decorators.dstack_task",
             "airflow_provider_dstack.hooks.DstackHook",

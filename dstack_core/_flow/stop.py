@@ -295,7 +295,7 @@ class _Stop:
     def _is_due(self) -> bool:
         """Whether the stop has to be sent: for the first time, after a failure, or after it was dropped."""
         if self.accepted_at is None:
-            return self.run is not None or not self.options.may_appear or not self.requests
+            return not self.is_missing
         if self.run is None or self.run.status.is_stopping:
             return False
         passed = self.options.clock() - self.accepted_at

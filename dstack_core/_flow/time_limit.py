@@ -49,7 +49,10 @@ def within(flow: Flow[T], limit: TimeLimit | None) -> Flow[T]:
             if isinstance(step, Sleep | Rest):
                 if left <= 0:
                     raise WaitTimeoutError(limit.message)
-                step = replace(step, seconds=min(step.seconds, left))
+                seconds = min(step.seconds, left)
+                step = replace(step, seconds=seconds)
+                if isinstance(step, Rest):
+                    step = replace(step, look=step.look.within(max(left - seconds, _LAST_REQUEST_SECONDS)))
             elif isinstance(step, Call):
                 step = step.within(max(left, _LAST_REQUEST_SECONDS))
             elif isinstance(step, ContactLost):

@@ -6,7 +6,7 @@ Prefect collection for two that are.
 
 from __future__ import annotations
 
-from dstack_core.integration.stop import astop_run, stop_run
+from dstack_core.integration.stop import astop_run, describe_stop, stop_run
 from dstack_core.models.stops import RunRef, StopResult, StopState
 
-__all__ = ["RunRef", "StopResult", "StopState", "astop_run", "stop_run"]
+__all__ = ["RunRef", "StopResult", "StopState", "astop_run", "describe_stop", "stop_run"]

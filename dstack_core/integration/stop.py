@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Logger(Protocol):
     """What is used of a logger; a task's own is one."""
 
-    def log(self, level: int, msg: str, *args: Any) -> None:
+    def log(self, level: int, msg: str, /, *args: Any) -> Any:
         """Log a message with its arguments."""
 
 

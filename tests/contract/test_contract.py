@@ -106,7 +106,7 @@ def test_max_duration_ends_a_run(target: Target, client: dstack.Client) -> None:
 
 def test_wait_gives_up_in_time_and_the_run_goes_on(target: Target, client: dstack.Client) -> None:
     run = client.runs.submit(target.task("sleep 600"))
-    with pytest.raises(dstack.WaitTimeoutError, match=rf"{run.name} was not over after 0.5 s"):
+    with pytest.raises(dstack.WaitTimeoutError, match=rf"{run.name} had not finished after 0.5 s"):
         run.wait(0.5, poll_interval=0.1)
     assert not run.status().is_finished
     assert run.outcome() is None

@@ -106,7 +106,9 @@ def test_path_query_headers_and_body_arrive_and_come_back(
 def test_a_service_that_does_not_answer_yet_is_waited_for(target: Target, client: dstack.Client) -> None:
     port = free_port()
     with running(target, client, service(target, "echo up; sleep 600", port=port, auth=False)) as run:
-        with pytest.raises(dstack.WaitTimeoutError, match=f"{run.name} was not ready after 6 s; it goes on"):
+        with pytest.raises(
+            dstack.WaitTimeoutError, match=f"{run.name} was not ready after 6 s. It keeps running"
+        ):
             run.wait_until_ready(6, poll_interval=target.poll_interval)
         assert requests.get(run.service_url or "", timeout=SECONDS).status_code in (404, 502)
 

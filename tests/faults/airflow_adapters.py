@@ -50,7 +50,7 @@ class _Lines:
 def _operator(case: Case, *, deferrable: bool) -> tuple[DstackRunOperator, _Lines]:
     number = next(_NUMBERS)
     # Else a plan that comes byte by byte takes longer than all other requests of a life.
-    _submission.PLAN_LIMITS["timeout"] = case.timeout
+    _submission.PLAN_SECONDS = case.timeout
     connection = {
         "conn_type": "dstack",
         "host": case.url,

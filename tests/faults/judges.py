@@ -65,9 +65,9 @@ def policy(adapter: Adapter, life: Life) -> str:
         return "the run was asked to stop" if asked else ""
     if not life.runs or life.runs[0]["status"] in _STOPPED or asked:
         return ""
-    # A server that is silent cannot be asked; then a person is.
-    way_out = f"dstack stop {life.runs[0]['run_spec']['run_name']}"
-    if any(way_out in text for text in life.ended.told):
+    # A server that does not answer cannot stop it; then a person is shown the run's page, or the list of runs.
+    ways_out = (f"/runs/{life.runs[0]['id']}", "/runs")
+    if any(text.rstrip(".").endswith(ways_out) for text in life.ended.told):
         return ""
     return f"the run is {life.runs[0]['status']} and nobody was told"
 

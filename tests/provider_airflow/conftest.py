@@ -30,6 +30,7 @@ os.environ.update(
     }
 )
 
+from airflow_provider_dstack._kill_reason import KillReason  # noqa: E402
 from dstack_core.local import LocalServer  # noqa: E402
 from tests.provider_airflow.components import Components  # noqa: E402
 from tests.provider_airflow.databases import DATABASE_URL, migrate  # noqa: E402
@@ -57,6 +58,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServer]:
     with LocalServer(stop_grace_seconds=2.0) as server:
         monkeypatch.setenv("AIRFLOW_CONN_DSTACK_DEFAULT", connection_json(server))
         yield server
+
+
+@pytest.fixture
+def ended_by_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Airflow say, when a task is killed, that a user has ended it."""
+    ended = KillReason("ended", "the task's state is failed")
+    monkeypatch.setattr("airflow_provider_dstack._kill_reason.kill_reason", lambda ask_state: ended)
 
 
 @pytest.fixture

@@ -56,6 +56,7 @@ def test_without_execution_timeout_there_is_no_deadline(server: LocalServer) -> 
     assert (caught.timeout, caught.trigger.deadline) == (None, None)
 
 
+@pytest.mark.usefixtures("ended_by_a_user")
 @pytest.mark.parametrize("how", ["state", "signal"])
 def test_a_task_that_ends_while_it_is_handed_over_stops_its_run(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch, how: str
@@ -70,7 +71,7 @@ def test_a_task_that_ends_while_it_is_handed_over_stops_its_run(
             task.on_kill()
 
     monkeypatch.setattr(_checkpoint, "save", save)
-    with pytest.raises(DstackRunInterrupted, match="asked to stop"):
+    with pytest.raises(DstackRunInterrupted, match="The task was ended before its run"):
         task.execute(CONTEXT)
     (run,) = runs_of(server, f"airflow:{TI.dag_id}/")
     assert over(run).raw_status == "terminated"

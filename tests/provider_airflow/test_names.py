@@ -100,4 +100,4 @@ def test_mapped_tasks_share_no_chosen_name() -> None:
 def test_a_server_takes_these_names(server: LocalServer) -> None:
     run = names(map_index=11).run
     found = server.client().runs.submit(Task(commands=["true"]), run_name=run.name, marker=run.marker)
-    assert (found.name, found.marker) == run
+    assert (found.name, found.marker) == (run.name, run.marker)

@@ -17,9 +17,9 @@ from airflow.serialization.serialized_objects import DagSerialization
 from airflow_provider_dstack import operators
 from airflow_provider_dstack._compat import AirflowFailException, AirflowTaskTimeout, deferral_errors
 from airflow_provider_dstack._durable import RECORD_KEY, Record
-from airflow_provider_dstack._job import RunJob
 from airflow_provider_dstack._names import TaskNames
 from airflow_provider_dstack._spec import secrets_in
+from airflow_provider_dstack._task_run import TaskRun
 from airflow_provider_dstack.errors import DstackRunFailed, DstackRunInterrupted, DstackServerUnreachable
 from airflow_provider_dstack.operators import DstackRunOperator
 from dstack_core import GPU, Resources, RetryPolicy, Task
@@ -230,19 +230,20 @@ def test_a_kept_run_is_left_alone_also_then(server: LocalServer) -> None:
     assert paths(server, "/runs/stop") == []
 
 
+@pytest.mark.usefixtures("ended_by_a_user")
 def test_a_kill_between_hand_over_and_deferral_stops_the_run(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = operator(configuration={"type": "task", "commands": ["sleep 600"]}, deferrable=True)
-    follow = RunJob.follow
+    follow = TaskRun.follow
 
-    def follow_then_kill(job: RunJob) -> None:
-        follow(job)
+    def follow_then_kill(task_run: TaskRun) -> None:
+        follow(task_run)
         task.on_kill()
 
     monkeypatch.setattr(operators, "_SYNC_SECONDS", 0.5)
-    monkeypatch.setattr(RunJob, "follow", follow_then_kill)
-    with pytest.raises(DstackRunInterrupted, match="asked to stop"):
+    monkeypatch.setattr(TaskRun, "follow", follow_then_kill)
+    with pytest.raises(DstackRunInterrupted, match=r"The task was ended before its run\. Run .* is stopping"):
         task.execute(CONTEXT)
     run = server.client().runs.get(RUN.name)
     assert run is not None

@@ -19,7 +19,11 @@ from airflow.sdk import BaseOperator
 from airflow_provider_dstack import __version__
 from airflow_provider_dstack._decorated import DstackDecoratedOperator
 from airflow_provider_dstack.get_provider_info import get_provider_info
-from airflow_provider_dstack.operators import DstackRunOperator, DstackStopRunOperator
+from airflow_provider_dstack.operators import (
+    DstackReapOperator,
+    DstackRunOperator,
+    DstackStopRunOperator,
+)
 
 _FORBIDDEN = (
     "requests",
@@ -37,7 +41,7 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 """
 
 
-@pytest.mark.parametrize("module", ["operators", "services", "sensors", "decorators", "links"])
+@pytest.mark.parametrize("module", ["operators", "services", "reaper", "sensors", "decorators", "links"])
 def test_importing_what_a_dag_file_imports_is_light(module: str) -> None:
     program = _IMPORT.format(module=module)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -76,7 +80,7 @@ def test_everything_named_in_the_provider_info_exists() -> None:
     module, _, cls = info["connection-types"][0]["hook-class-name"].rpartition(".")
     hook = getattr(sys.modules[module], cls)
     assert hook.conn_type == info["connection-types"][0]["connection-type"]
-    for path in [*info["extra-links"], info["task-decorators"][0]["class-name"]]:
+    for path in [*info["extra-links"], *info["cli"], info["task-decorators"][0]["class-name"]]:
         module, _, name = path.rpartition(".")
         assert callable(getattr(import_module(module), name))
 
@@ -114,11 +118,17 @@ def test_airflow_lists_the_provider() -> None:
     ]
 
 
-@pytest.mark.parametrize("operator", [DstackRunOperator, DstackStopRunOperator, DstackDecoratedOperator])
+@pytest.mark.parametrize(
+    "operator", [DstackRunOperator, DstackStopRunOperator, DstackReapOperator, DstackDecoratedOperator]
+)
 def test_no_argument_has_a_name_of_airflows_own(operator: type[BaseOperator]) -> None:
     own = set(inspect.signature(BaseOperator.__init__).parameters)
     # It is told apart by its value, and goes on as run_resources.
     allowed = {"resources"} if operator is DstackDecoratedOperator else set()
+    if operator is DstackReapOperator:
+        # A method of BaseOperator, which it does not hide: the argument is kept under another name.
+        allowed = {"dry_run"}
+        assert callable(DstackReapOperator(task_id="reap", dry_run=True).dry_run)
     parameters = inspect.signature(operator.__init__).parameters
     added = {name for name in parameters if name not in ("self", "kwargs")} - allowed
     assert not added & own

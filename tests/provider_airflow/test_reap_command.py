@@ -69,7 +69,11 @@ def test_the_command_shows_and_stops_what_is_left(server: LocalServer, leftovers
     shown = airflow("dstack", "reap", "--conn-id", CONN_ID, "--dry-run", "--min-age", "0")
     assert shown.returncode == 0, shown.stderr
     assert "2 active runs of Airflow tasks in project main: 1 left, 1 would stop." in shown.stdout
-    assert "its task has ended" in shown.stdout
+    page, task = leftovers.left.url, leftovers.task_instance
+    assert (
+        f"Would stop: run left ({page}) of {task}, try 1 (failed): its task has ended"
+        in shown.stdout.splitlines()
+    )
     assert paths(server, "/runs/stop") == []
     stopped = airflow("dstack", "reap", "--conn-id", CONN_ID, "--min-age", "0", "-o", "json")
     assert stopped.returncode == 0, stopped.stderr
@@ -78,7 +82,8 @@ def test_the_command_shows_and_stops_what_is_left(server: LocalServer, leftovers
         "run_name": "left",
         "url": leftovers.left.url,
         "task_instance": leftovers.task_instance,
-        "try_number": 1,
+        # As all of Airflow's commands do, it prints texts.
+        "try_number": "1",
         "state": "failed",
         "action": "stopped",
         "reason": "its task has ended",

@@ -108,8 +108,8 @@ def test_the_run_of_a_task_that_has_not_ended_is_left(
     ("found", "state", "reason"),
     [
         (None, "unknown", "has no such task instance"),
-        (facts("failed", started=STARTED + timedelta(seconds=1)), "failed", "started at another time"),
-        (facts("failed", started=None), "failed", "started at another time"),
+        (facts("failed", started=STARTED + timedelta(seconds=1)), "failed", "has another start"),
+        (facts("failed", started=None), "failed", "has another start"),
     ],
     ids=["deleted", "another Airflow's, or cleared", "not started yet"],
 )
@@ -259,6 +259,16 @@ def test_a_run_that_cannot_be_stopped_keeps_no_other_from_it(client: Client, ser
     assert first.name in problem
     assert first.url in problem
     assert second.name not in problem
+
+
+def test_a_stop_that_the_server_drops_is_reported(
+    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_dstack._reap._STOP_SECONDS", 2.0)
+    run = submit(client, train())
+    server.faults.add("/runs/stop", times=None, status=200, body="null")
+    assert one(client, facts("failed")).action == "not stopped"
+    assert not is_stopped(run)
 
 
 def test_an_airflow_that_does_not_answer_stops_nothing(client: Client, server: LocalServer) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from airflow_provider_dstack.sensors import DstackRunSensor
 from airflow_provider_dstack.status_trigger import DstackStatusTrigger
 from dstack_core import Client, RunStatus
 from dstack_core.local import LocalServer
-from tests.provider_airflow.support import DagRunner, paths, wait_for
+from tests.provider_airflow.support import DagRunner, connection_json, paths, wait_for
 
 WAYS = pytest.mark.parametrize("how", ["poke", "reschedule", "deferrable"])
 
@@ -98,6 +99,48 @@ def test_a_status_on_the_way_is_enough_and_the_run_goes_on(
     assert ran.values["wait"]["outcome"] is None
     assert paths(server, "/runs/stop") == []
     run.stop(abort=True)
+
+
+STUBBORN = {"type": "task", "commands": ["trap '' INT TERM; sleep 600"], "stop_duration": 600}
+
+
+@WAYS
+@pytest.mark.parametrize(("abort", "status"), [(False, "stopping"), (True, "aborting")])
+def test_a_run_that_is_being_stopped_reaches_the_status_of_that(
+    dag_runner: DagRunner, server: LocalServer, client: Client, how: str, abort: bool, status: str
+) -> None:
+    run = client.runs.submit(STUBBORN, run_name="elsewhere")
+    wait_for("running run", lambda: run.status() is RunStatus.RUNNING)
+    # Of an aborted run the embedded server shows little more than the end.
+    body = {**_raw(server, "elsewhere"), "status": "terminating"}
+    body["termination_reason"] = "aborted_by_user" if abort else "stopped_by_user"
+    server.faults.add("/runs/get", times=None, status=200, body=body)
+    server.faults.add("/runs/list", times=None, status=200, body=[body])
+    ran = dag_runner.run_tasks(sensor(how, statuses=[status]))
+    server.faults.clear()
+    assert ran.tasks == {"wait": "success"}
+    assert ran.values["wait"]["status"] == status
+    run.stop(abort=True)
+
+
+@WAYS
+def test_a_run_that_is_retried_reaches_restarting(
+    dag_runner: DagRunner, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    with LocalServer(retry_seconds=600.0) as server, server.client() as client:
+        monkeypatch.setenv("AIRFLOW_CONN_DSTACK_DEFAULT", connection_json(server))
+        retry = {"on_events": ["error"], "duration": "1h"}
+        client.runs.submit({"type": "task", "commands": ["exit 1"], "retry": retry}, run_name="elsewhere")
+        ran = dag_runner.run_tasks(sensor(how, statuses=["restarting"]))
+        assert ran.tasks == {"wait": "success"}
+        assert ran.values["wait"]["status"] == "restarting"
+
+
+def _raw(server: LocalServer, name: str) -> dict[str, Any]:
+    headers = {"Authorization": f"Bearer {server.token}"}
+    url = f"{server.url}/api/project/{server.project}/runs/get"
+    found: dict[str, Any] = requests.post(url, json={"run_name": name}, headers=headers, timeout=30).json()
+    return found
 
 
 @WAYS

@@ -72,7 +72,7 @@ def test_a_service_that_ends_before_it_answers_fails_the_task(
     assert ran.tasks == {"serve": "failed", "stop": "success"}
     assert "DstackRunFailed" in output
     assert "no weights" in output
-    assert "No run of serve is going" in output
+    assert "No run of serve is running." in output
 
 
 def test_a_service_that_ends_well_before_it_answers_fails_the_task_too(

@@ -1,4 +1,4 @@
-"""A stop that the server takes and undoes, and one that it never needed."""
+"""Stops outside of a waiting task: a trigger's, and what they ask of Airflow."""
 
 from __future__ import annotations
 
@@ -7,91 +7,87 @@ import threading
 
 import pytest
 
-from airflow_provider_dstack import _build, _stop
-from airflow_provider_dstack._stop import stop_patiently
+from airflow_provider_dstack._names import TaskNames, run_ref
+from airflow_provider_dstack._stop import stop_task_run
 from airflow_provider_dstack.errors import DstackRunInterrupted
 from airflow_provider_dstack.hooks import DstackHook
 from airflow_provider_dstack.operators import DstackRunOperator
+from dstack_core.integration import StopResult, StopState
 from dstack_core.local import LocalServer
-from tests.provider_airflow.health_server import HEALTHY, PUBLIC, health_server
 from tests.provider_airflow.support import over, paths, wait_for
-from tests.provider_airflow.test_job import job_of, kill_client, killed_when, run_of, wait_until_over
 from tests.provider_airflow.test_operator import CONTEXT, RUN
+from tests.provider_airflow.test_task_run import OURS, run_of
 
 _STUBBORN = "trap '' INT TERM; echo ready; sleep 600"
-
-
-def undo_stops(server: LocalServer, times: int) -> None:
-    """Answer as if the stop were taken, and forget it: what a busy server does."""
-    server.faults.add("/runs/stop", times=times, status=200, body="null")
 
 
 def submitted(server: LocalServer, command: str = "sleep 600") -> None:
     server.client().runs.submit({"type": "task", "commands": [command]}, run_name="job", marker="ours")
 
 
-def stopped(server: LocalServer, caplog: pytest.LogCaptureFixture) -> bool:
+def stopped(
+    server: LocalServer, caplog: pytest.LogCaptureFixture, timeout: float | None = None
+) -> StopResult:
     caplog.set_level(logging.INFO)
-    log = logging.getLogger("stop")
-    return stop_patiently(kill_client(server), "job", "ours", abort=False, log=log)
+    with server.client() as client:
+        return stop_task_run(
+            client, OURS, action="stop", log=logging.getLogger("stop"), timeout=timeout, run_id=None
+        )
 
 
-def test_a_stop_that_the_server_forgot_is_asked_for_again(
-    server: LocalServer, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("dropped", [1, 3])
+def test_a_stop_that_the_server_dropped_is_repeated(
+    server: LocalServer, caplog: pytest.LogCaptureFixture, dropped: int
 ) -> None:
     submitted(server)
-    undo_stops(server, 2)
-    assert stopped(server, caplog)
-    assert len(paths(server, "/runs/stop")) == 3
+    server.faults.forget_stops(times=dropped)
+    assert stopped(server, caplog).state in (StopState.STOPPING, StopState.ENDED)
+    assert len(paths(server, "/runs/stop")) == dropped + 1
     assert over(run_of(server)).raw_status == "terminated"
 
 
-def test_a_server_that_forgets_every_stop_is_told(
-    server: LocalServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_a_server_that_drops_every_stop_is_reported_with_the_runs_page(
+    server: LocalServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_stop, "INSIST_SECONDS", 2.0)
     submitted(server)
-    undo_stops(server, 99)
-    assert not stopped(server, caplog)
-    assert "may still be going; stop it with: dstack stop job" in caplog.text
+    server.faults.forget_stops(times=None)
+    assert not stopped(server, caplog, timeout=3.0).is_safe
+    last = caplog.records[-1]
+    assert last.levelno == logging.ERROR
+    assert last.getMessage().endswith(run_of(server).url)
+    assert "dstack stop" not in caplog.text
 
 
-def test_a_run_that_takes_its_time_to_end_is_asked_once(
+def test_a_run_that_takes_its_time_to_end_is_stopped_once(
     server: LocalServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.client().runs.submit(
         {"type": "task", "commands": [_STUBBORN], "stop_duration": 30}, run_name="job", marker="ours"
     )
     wait_for("running run", lambda: run_of(server).raw_status == "running")
-    assert stopped(server, caplog)
+    assert stopped(server, caplog).state is StopState.STOPPING
     assert len(paths(server, "/runs/stop")) == 1
     run_of(server).stop(abort=True)
 
 
-def test_a_run_that_is_over_is_not_stopped(server: LocalServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_that_has_ended_is_no_error(server: LocalServer, caplog: pytest.LogCaptureFixture) -> None:
     submitted(server, "true")
     over(run_of(server))
-    assert stopped(server, caplog)
-    assert paths(server, "/runs/stop") == []
+    assert stopped(server, caplog).state is StopState.ENDED
+    assert caplog.records[-1].levelno == logging.INFO
 
 
-def test_a_killed_task_asks_again_for_a_stop_that_the_server_forgot(server: LocalServer) -> None:
-    job = job_of(server, "sleep 600")
-
-    def going() -> bool:
-        if job.submitted and run_of(server).raw_status == "running":
-            undo_stops(server, 1)
-            return True
-        return False
-
-    with killed_when(going, job) as took:
-        job.follow()
-    assert job.stopped
-    assert took[0] < 3.7
-    assert len(paths(server, "/runs/stop")) == 2
-    assert wait_until_over(server).raw_status == "terminated"
+def test_a_generated_name_is_known_by_its_marker() -> None:
+    names = TaskNames("airflow:d/r/t[3]", "5f1c9a", 2, 3, 1)
+    assert names.run.generated
+    assert run_ref(names.run.name, names.run.marker).generated
+    assert not run_ref("train", names.run.marker).generated
+    assert not run_ref(names.run.name, "airflow:d/r/t[3]/3of4#5f1c9a").generated
+    assert not run_ref(names.run.name, "anything").generated
+    assert not TaskNames("airflow:d/r/t", "5f1c9a", 2, 3, 1, chosen="train").run.generated
 
 
+@pytest.mark.usefixtures("ended_by_a_user")
 def test_a_killed_task_asks_airflow_for_nothing_that_it_needs(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,19 +97,15 @@ def test_a_killed_task_asks_airflow_for_nothing_that_it_needs(
 
     def kill() -> None:
         wait_for("running run", lambda: _status(server) == "running")
-        # From here on Airflow is as silent as the supervisor of a process that it kills.
-        monkeypatch.setattr(DstackHook, "get_connection", _silence)
-        monkeypatch.setattr(_build, "task_state", _silence)
+        # From here on Airflow does not answer, like the supervisor of a process that it kills.
+        monkeypatch.setattr(DstackHook, "get_connection", _no_answer)
         task.on_kill()
 
-    with health_server() as airflow:
-        airflow.replies = {PUBLIC: (200, HEALTHY)}
-        monkeypatch.setenv("AIRFLOW__CORE__EXECUTION_API_SERVER_URL", f"{airflow.url}/execution/")
-        thread = threading.Thread(target=kill)
-        thread.start()
-        with pytest.raises(DstackRunInterrupted, match="asked to stop"):
-            task.execute(CONTEXT)
-        thread.join()
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with pytest.raises(DstackRunInterrupted, match="The task was ended before its run"):
+        task.execute(CONTEXT)
+    thread.join()
     run = server.client().runs.get(RUN.name)
     assert run is not None
     assert over(run).raw_status == "terminated"
@@ -124,5 +116,5 @@ def _status(server: LocalServer) -> str:
     return run.raw_status if run is not None else ""
 
 
-def _silence(*told: object) -> None:
+def _no_answer(*arguments: object) -> None:
     raise AssertionError("Airflow was asked")

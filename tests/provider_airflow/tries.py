@@ -83,7 +83,7 @@ class Tries:
             Task(commands=list(commands)), run_name=names.run.name, marker=names.run.marker
         )
         if type(self.store) is Store:
-            told = Record(*names.run, "main", self.ti.try_number, self.ti.max_tries)
+            told = Record(names.run.name, names.run.marker, "main", self.ti.try_number, self.ti.max_tries)
             self.store.set(RECORD_KEY, {name: getattr(told, name) for name in told.__slots__})
         self.next_try()
         return run

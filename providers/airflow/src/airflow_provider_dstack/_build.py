@@ -9,26 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import AirflowFailException, task_state, task_state_store
 from airflow_provider_dstack._names import TaskNames
-from airflow_provider_dstack._stop import KILL_LIMITS, was_ended
+from airflow_provider_dstack._stop import was_ended
 
 if TYPE_CHECKING:
     from airflow_provider_dstack._compat import Context
     from airflow_provider_dstack._durable import Ledger
-    from airflow_provider_dstack._job import RunJob
-    from airflow_provider_dstack._names import RunId
+    from airflow_provider_dstack._task_run import TaskRun
     from airflow_provider_dstack.operators import DstackRunOperator
+    from dstack_core.integration import RunRef
 
 _QUICK_POLL_SECONDS = 1.0
 
 
-def job_of(operator: DstackRunOperator, context: Context, hand_over_after: float | None) -> RunJob:
-    """Return the job of a try; ``hand_over_after`` in seconds, None to follow the run to its end.
+def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: float | None) -> TaskRun:
+    """Return the task run of a try; ``hand_over_after`` in seconds, None to follow the run to its end.
 
-    Raises ``AirflowFailException`` when the input or the connection is wrong.
+    One client serves all of it. Raises ``AirflowFailException`` when the input or the connection is wrong.
     """
-    from airflow_provider_dstack._job import JobOptions, RunJob
     from airflow_provider_dstack._spec import secrets_in
-    from airflow_provider_dstack._submission import PLAN_LIMITS, Submission
+    from airflow_provider_dstack._submission import Submission
+    from airflow_provider_dstack._task_run import TaskRun, TaskRunOptions
     from dstack_core import ConfigurationError
 
     hook, names = operator.hook(), names_of(operator, context)
@@ -38,8 +38,8 @@ def job_of(operator: DstackRunOperator, context: Context, hand_over_after: float
         raise AirflowFailException(error.message) from None
     quick = min(operator.poll_interval, _QUICK_POLL_SECONDS)
     ledger = ledger_of(operator, context, hook.project) if operator.durable else None
-    options = JobOptions(
-        run=names.run,
+    options = TaskRunOptions(
+        ref=names.run,
         poll_interval=operator.poll_interval if hand_over_after is None else quick,
         retry_budget=operator.retry_budget,
         logs=operator.get_logs,
@@ -54,20 +54,19 @@ def job_of(operator: DstackRunOperator, context: Context, hand_over_after: float
         is_ready=operator.readiness(context),
         secrets=(hook.token, *secrets_in(what["configuration"])),
     )
-    directory, budget = directory_of(operator, context), operator.retry_budget
+    client = hook.client_with_code(directory_of(operator, context), retry_budget=operator.retry_budget)
     submission = Submission(
-        client=hook.client_with_code(directory, retry_budget=budget),
-        plan_client=hook.client(**PLAN_LIMITS),
+        client=client,
         what=what,
-        run=names.run,
+        ref=names.run,
         verify_ports=operator.verify_ports,
         ledger=ledger,
         on_kill_action=operator.on_kill_action,
         poll_interval=options.poll_interval,
-        retry_budget=budget,
+        retry_budget=operator.retry_budget,
         log=operator.log,
     )
-    return RunJob(submission.obtain, hook.client(**KILL_LIMITS), options, operator.log)
+    return TaskRun(submission.obtain, client, options, operator.log)
 
 
 def submit_arguments(operator: DstackRunOperator) -> dict[str, Any]:
@@ -99,7 +98,7 @@ def ledger_of(operator: DstackRunOperator, context: Context, project: str) -> Le
     return Ledger(names_of(operator, context), project, task_state_store(context), operator.log)
 
 
-def run_behind(operator: DstackRunOperator, context: Context) -> RunId:
+def run_behind(operator: DstackRunOperator, context: Context) -> RunRef:
     """Return the run of this try, which may be one that was taken over from the try before."""
     names = names_of(operator, context)
     if not operator.durable:

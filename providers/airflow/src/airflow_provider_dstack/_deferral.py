@@ -15,7 +15,7 @@ from airflow_provider_dstack.triggers import DstackRunTrigger
 
 if TYPE_CHECKING:
     from airflow_provider_dstack._compat import Context
-    from airflow_provider_dstack._job import RunJob
+    from airflow_provider_dstack._task_run import TaskRun
     from airflow_provider_dstack.operators import DstackRunOperator
 
 _BACKSTOP_SECONDS = 60.0
@@ -24,15 +24,15 @@ _SETTLE_SECONDS = 8.0
 
 
 def defer(
-    operator: DstackRunOperator, job: RunJob, context: Context, was_killed: Callable[[], bool]
+    operator: DstackRunOperator, task_run: TaskRun, context: Context, was_killed: Callable[[], bool]
 ) -> NoReturn:
-    """Defer the task until its run is over.
+    """Defer the task until its run has ended.
 
-    Raises ``DstackRunInterrupted`` when there is no run, or the task has been ended: Airflow would refuse
-    the deferral then, after which nobody could stop the run.
+    Raises ``DstackRunInterrupted`` when there is no run, or the task was ended: Airflow would refuse the
+    deferral then, and the process would end without stopping the run.
     """
-    if job.progress is None:
-        raise DstackRunInterrupted(f"run {job.target.name} was left before it was submitted")
+    if task_run.progress is None:
+        raise DstackRunInterrupted(f"run {task_run.ref.name} was left before it was submitted")
     deadline = None
     if operator.execution_timeout is not None:
         # Airflow itself does not look at execution_timeout while a task is deferred.
@@ -40,11 +40,11 @@ def defer(
         deadline = started + operator.execution_timeout.total_seconds()
     trigger = DstackRunTrigger(
         dstack_conn_id=operator.dstack_conn_id,
-        project_name=job.project,
-        run_name=job.target.name,
-        marker=job.target.marker,
-        progress=job.progress.to_dict(),
-        **job.relay.state(),
+        project_name=task_run.project,
+        run_name=task_run.ref.name,
+        marker=task_run.ref.marker,
+        progress=task_run.progress.to_dict(),
+        **task_run.relay.state(),
         poll_interval=operator.poll_interval,
         retry_budget=operator.retry_budget,
         deadline=deadline,
@@ -55,12 +55,12 @@ def defer(
     )
     with suppress(Exception):
         # Airflow complains about an XCom that is read before it was ever written.
-        state = {"progress": trigger.progress, **job.relay.state()}
+        state = {"progress": trigger.progress, **task_run.relay.state()}
         _checkpoint.save(context["ti"], trigger.marker, state)
     left = None if deadline is None else max(0.0, deadline - time.time()) + _BACKSTOP_SECONDS
     # The last thing before: what happens between this and Airflow's answer is seen by nobody.
     if was_killed() or was_ended(context["ti"]):
-        raise DstackRunInterrupted(f"the task was ended while run {job.target.name} was handed over")
+        raise DstackRunInterrupted(f"the task was ended while run {task_run.ref.name} was handed over")
     operator.defer(
         trigger=trigger,
         method_name="execute_complete",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import AirflowFailException
-from airflow_provider_dstack._names import RunId, TaskNames
+from airflow_provider_dstack._names import TaskNames, run_ref
 
 if TYPE_CHECKING:
     from airflow_provider_dstack._compat import Context, TaskStateStoreLike
     from dstack_core import Client, Run
+    from dstack_core.integration import RunRef
 
 RECORD_KEY = "dstack_run"
 
@@ -55,15 +56,18 @@ class Record:
     run_id: str | None = None
 
     @property
-    def run(self) -> RunId:
-        """Return which run it is about."""
-        return RunId(self.run_name, self.marker)
+    def run(self) -> RunRef:
+        """The run it is about."""
+        return run_ref(self.run_name, self.marker)
 
     @classmethod
     def read(cls, stored: object) -> Record | None:
-        """Return the record that was stored, or None when it is none of this version."""
+        """Return the record that was stored, None for anything else; fields of other versions are ignored."""
+        if not isinstance(stored, Mapping):
+            return None
+        known = {field.name for field in fields(cls)}
         try:
-            return cls(**stored) if isinstance(stored, Mapping) else None
+            return cls(**{name: value for name, value in stored.items() if name in known})
         except TypeError:
             return None
 
@@ -81,7 +85,7 @@ class Ledger:
         self._store = store
         self._log = log
 
-    def write(self, run: RunId, run_id: str | None = None) -> None:
+    def write(self, run: RunRef, run_id: str | None = None) -> None:
         """Leave word of a run to the next try; to be done before the run is submitted."""
         names = self.names
         record = Record(run.name, run.marker, self._project, names.try_number, names.max_tries, run_id)
@@ -141,7 +145,7 @@ def previous_run(ledger: Ledger, client: Client) -> tuple[Record, Run | None] | 
     ), None
 
 
-def owned(client: Client, run: RunId) -> Run | None:
+def owned(client: Client, run: RunRef) -> Run | None:
     """Return the run of that name if it carries the marker. Raises the server errors."""
     found = client.runs.get(run.name)
     return found if found is not None and found.marker == run.marker else None
@@ -171,11 +175,9 @@ def will_be_retried(context: Context, error: BaseException) -> bool:
 
 
 def _state(run: Run | None) -> str:
-    from dstack_core import RunStatus
-
     if run is None:
         return "missing"
     outcome = run.outcome()
     if outcome is not None:
         return "succeeded" if outcome.succeeded else "failed"
-    return "stopping" if RunStatus(run.raw_status).is_stopping else "active"
+    return "stopping" if run.last_status.is_stopping else "active"

@@ -6,10 +6,11 @@ import re
 from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from airflow_provider_dstack._compat import Context
+    from dstack_core.integration import RunRef
 
 
 _KEEP = "/keep"
@@ -18,13 +19,6 @@ _MARKER = re.compile(
     r"airflow:(?P<dag>[^/]+)/(?P<run>.+)/(?P<task>[^/\[]+)(?:\[(?P<index>\d+)\])?"
     r"/(?P<try>\d+)of\d+#(?P<born>[0-9a-f]{6})(?P<keep>/keep)?"
 )
-
-
-class RunId(NamedTuple):
-    """Mean one run: no other run has this name and this marker."""
-
-    name: str
-    marker: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +59,12 @@ class TaskNames:
         )
 
     @property
-    def run(self) -> RunId:
+    def run(self) -> RunRef:
         """Return the run of this try; its marker reads ``airflow:dag/run/task[3]/2of4#5f1c9a``.
 
         ``/keep`` follows for a run that is kept whatever happens to its task.
         """
-        return RunId(self.name_in(self.try_number), self.marker_in(self.try_number, self.max_tries))
+        return run_ref(self.name_in(self.try_number), self.marker_in(self.try_number, self.max_tries))
 
     @property
     def is_retry(self) -> bool:
@@ -88,7 +82,7 @@ class TaskNames:
 
     def name_in(self, try_number: int) -> str:
         """Return the run name of a try: the chosen one, or ``af-`` and 12 hex digits."""
-        return self.chosen or f"af-{_digest(f'{self.task}/{try_number}#{self.born}')[:12]}"
+        return self.chosen or _generated_name(self.task, try_number, self.born)
 
     def marker_in(self, try_number: int, max_tries: int) -> str:
         """Return the marker of a try: what is written on its run to know it again."""
@@ -137,6 +131,22 @@ class MarkedTask:
     def __str__(self) -> str:
         index = "" if self.map_index is None else f"[{self.map_index}]"
         return f"{self.dag_id}/{self.run_id}/{self.task_id}{index}"
+
+
+def run_ref(name: str, marker: str) -> RunRef:
+    """Return the run of that name and marker; its name is a generated one if it was made from this marker."""
+    from dstack_core.integration import RunRef
+
+    found = _MARKER.fullmatch(marker)
+    generated = None
+    if found is not None:
+        task = marker[: found.start("try") - 1]
+        generated = _generated_name(task, int(found["try"]), found["born"])
+    return RunRef(name, marker, generated=name == generated)
+
+
+def _generated_name(task: str, try_number: int, born: str) -> str:
+    return f"af-{_digest(f'{task}/{try_number}#{born}')[:12]}"
 
 
 def birth_of(started: datetime | None) -> str:

@@ -26,7 +26,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from airflow_provider_dstack._names import MarkedTask, birth_of
+from airflow_provider_dstack._names import MarkedTask, birth_of, run_ref
+from airflow_provider_dstack._stop import stop_seconds
 from airflow_provider_dstack.errors import DstackError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ AskAirflow = Callable[[MarkedTask], "TaskFacts | None"]
 
 DEFAULT_MIN_AGE = 60.0
 UNKNOWN = "unknown"
+
 
 _ENDED_TASK = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 _ENDED_DAG_RUN = frozenset({"success", "failed"})
@@ -109,6 +111,14 @@ def reap(
     return [_act(client, one, options, log) for one in verdicts]
 
 
+def describe(finding: Finding) -> str:
+    """Return a finding as one line for a person."""
+    return (
+        f"{finding.action.capitalize()}: run {finding.run_name} ({finding.url}) of {finding.task_instance}, "
+        f"try {finding.try_number} ({finding.state}): {finding.reason}"
+    )
+
+
 def summary(findings: Sequence[Finding], project: str) -> str:
     """Return the count of findings by action, in one line."""
     if not findings:
@@ -155,7 +165,7 @@ def _verdict(run: Run, task: MarkedTask, facts: TaskFacts | None, options: ReapO
         why = (
             "this Airflow has no such task instance"
             if facts is None
-            else "its DAG run started at another time: cleared since then, or another Airflow's"
+            else "its DAG run has another start: it was cleared since, or it is another Airflow's"
         )
         if not options.stop_unknown:
             return _leave(verdict, why)
@@ -183,35 +193,29 @@ def _act(client: Client, verdict: _Verdict, options: ReapOptions, log: Any) -> F
         run.name, run.url, str(verdict.task), verdict.task.try_number, verdict.state, action, verdict.reason
     )
     if action == "stopped":
-        problem = _stop(client, run, log)
-        if problem is not None:
-            finding = replace(finding, action="not stopped", reason=problem)
-    log.info(
-        "%s: run %s (%s) of %s, try %s (%s): %s",
-        finding.action.capitalize(),
-        finding.run_name,
-        finding.url,
-        finding.task_instance,
-        finding.try_number,
-        finding.state,
-        finding.reason,
-    )
+        action, reason = _stop(client, run, log)
+        finding = replace(finding, action=action, reason=reason or verdict.reason)
+    log.info("%s", describe(finding))
     return finding
 
 
-def _stop(client: Client, run: Run, log: Any) -> str | None:
-    """Stop one run; return what went wrong, None when nothing is left to stop."""
-    from dstack_core import DstackError as CoreError
+def _stop(client: Client, run: Run, log: Any) -> tuple[Action, str]:
+    """Stop one run; return what was done, and why where that is not what was meant."""
+    from dstack_core.integration import StopState, stop_run
 
-    log.warning("Stopping run %s: %s", run.name, run.url)
-    try:
-        run.stop()
-    except CoreError as error:
-        return error.message
-    return None
+    result = stop_run(
+        client,
+        run_ref(run.name, run.marker or ""),
+        run_id=run.id,
+        submitted=True,
+        timeout=stop_seconds(client),
+        until="stopping",
+        log=log,
+    )
+    if result.state in (StopState.MISSING, StopState.OTHER_OWNER):
+        return "left", "it was deleted meanwhile"
+    return ("stopped", "") if result.is_safe else ("not stopped", result.error or str(result.state))
 
 
 def _is_ending(run: Run) -> bool:
-    from dstack_core import RunStatus
-
-    return run.outcome() is not None or RunStatus(run.raw_status).is_stopping
+    return run.last_status.is_finished or run.last_status.is_stopping

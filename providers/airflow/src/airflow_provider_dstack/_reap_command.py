@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from argparse import Namespace
 from dataclasses import asdict
 from typing import Any
@@ -11,7 +12,7 @@ from airflow.cli.simple_table import AirflowConsole
 from airflow.utils.cli import action_cli, suppress_logs_and_warning
 
 from airflow_provider_dstack._compat import AirflowException, database_tasks, server_connection
-from airflow_provider_dstack._reap import Finding, ReapOptions, failure, summary
+from airflow_provider_dstack._reap import Finding, ReapOptions, describe, failure, summary
 from airflow_provider_dstack._reap import reap as find_and_stop
 from airflow_provider_dstack.hooks import DstackHook
 
@@ -55,8 +56,9 @@ def reap(args: Namespace) -> None:
 
 
 def _print(findings: list[Finding], project: str, output: str) -> None:
-    console = AirflowConsole()
-    if findings or output != "table":
-        console.print_as(data=[asdict(finding) for finding in findings], output=output)
-    if output == "table":
-        console.print(summary(findings, project), markup=False, highlight=False)
+    if output == "text":
+        # A console would wrap the lines, so that no page could be copied.
+        lines = [*map(describe, findings), summary(findings, project)]
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+    else:
+        AirflowConsole().print_as(data=[asdict(finding) for finding in findings], output=output)

@@ -12,14 +12,16 @@ if TYPE_CHECKING:
 
 
 def sight_of(run: Run | AsyncRun) -> dict[str, Any]:
-    """Return, JSON-plain, what a look at a run showed; ``outcome`` None while it goes on."""
+    """Return, JSON-plain, what a poll showed of a run; ``outcome`` is None while it runs."""
     from airflow_provider_dstack._outcome import plain
-    from dstack_core import RunStatus
 
     outcome = run.outcome()
-    status = RunStatus(run.raw_status) if outcome is None else outcome.status
-    told = None if outcome is None else plain(outcome)
-    return {"run_name": run.name, "status": str(status), "url": run.url, "outcome": told}
+    return {
+        "run_name": run.name,
+        "status": str(run.last_status),
+        "url": run.url,
+        "outcome": None if outcome is None else plain(outcome),
+    }
 
 
 def is_reached(sight: Mapping[str, Any], statuses: Collection[str]) -> bool:

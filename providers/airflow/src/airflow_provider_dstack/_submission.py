@@ -5,39 +5,38 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from airflow_provider_dstack._durable import Decision, Ledger, Record, decide, previous_run
-from airflow_provider_dstack._names import RunId
-from airflow_provider_dstack._stop import OnKillAction
+from airflow_provider_dstack._durable import Decision, Ledger, decide, previous_run
+from airflow_provider_dstack._stop import OnKillAction, stop_task_run
 
 if TYPE_CHECKING:
     from dstack_core import Client, Plan, Run
+    from dstack_core.integration import RunRef
 
-# A plan is only for the log: its limits, in seconds.
-PLAN_LIMITS: dict[str, float] = {"timeout": 10.0, "connect_timeout": 2.0, "retry_budget": 1.0}
+# The offers are only for the log, so a submission does not wait longer for them.
+PLAN_SECONDS = 10.0
 
 
 class Submitter(Protocol):
-    """Be who has a run submitted, and may be killed meanwhile."""
+    """The task run that has a run submitted, and may be killed meanwhile."""
 
-    def aim(self, run: RunId) -> None:
-        """Say which run a kill has to stop from now on; raise when the kill has come."""
+    def aim(self, ref: RunRef) -> None:
+        """Mean this run from now on: a kill stops it. Raises when the kill has come."""
 
     def pause(self, seconds: float) -> None:
-        """Sleep; raise when the kill comes."""
+        """Sleep; raises when the kill comes."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """Hold what is submitted, and where; all of it happens in the helper thread.
+    """What is submitted, and where; all of it happens in the worker thread.
 
     ``what`` are the arguments that ``runs.plan`` and ``runs.submit`` have in common, ``ledger`` is None
     for a task that is not durable. ``retry_budget`` and ``poll_interval`` in seconds.
     """
 
     client: Client
-    plan_client: Client
     what: dict[str, Any]
-    run: RunId
+    ref: RunRef
     verify_ports: bool
     ledger: Ledger | None
     on_kill_action: OnKillAction
@@ -47,14 +46,13 @@ class Submission:
 
     def obtain(self, submitter: Submitter) -> Run:
         """Return the run to follow. Raises ``ConfigurationError`` and the server errors."""
-        submitter.aim(self.run)
-        target = self.run
+        submitter.aim(self.ref)
+        target = self.ref
         if self.ledger is not None:
-            taken = self._take_over(self.ledger, submitter)
-            if not isinstance(taken, RunId):
-                return taken
-            target = taken
-        self._tell_plan(target)
+            target, taken_over = self._take_over(self.ledger, submitter)
+            if taken_over is not None:
+                return taken_over
+        self._log_plan(target)
         if self.ledger is not None:
             # Before the submission: whenever this worker is lost, the next try knows what to look for.
             self.ledger.write(target)
@@ -65,44 +63,55 @@ class Submission:
             verify_ports=self.verify_ports,
             marker=target.marker,
             retry_budget=self.retry_budget,
+            sleep=submitter.pause,
         )
         if self.ledger is not None:
             self.ledger.write(target, run.id)
         return run
 
-    def _take_over(self, ledger: Ledger, submitter: Submitter) -> Run | RunId:
-        """Return the run of the try before, or what to submit."""
+    def _take_over(self, ledger: Ledger, submitter: Submitter) -> tuple[RunRef, Run | None]:
+        """Return the run of the try before if this try follows it, else what to submit and None."""
         found = previous_run(ledger, self.client)
-        if found is None or found[0].run == self.run:
-            return self.run
+        if found is None or found[0].run == self.ref:
+            return self.ref, None
         record, run = found
+        ref, name, number = record.run, record.run_name, record.try_number
         while True:
             decision = decide(record, run, ledger.names)
             if decision is Decision.SUBMIT_AGAIN:
-                return record.run
+                return ref, None
             if decision is Decision.SUBMIT or run is None:
-                return self.run
+                return self.ref, None
             if decision is Decision.REATTACH:
-                submitter.aim(record.run)
-                ledger.write(record.run, run.id)
-                self.log.info("Run %s of try %s is taken over", *_named(record))
-                return run
+                submitter.aim(ref)
+                ledger.write(ref, run.id)
+                self.log.info("Run %s of try %s is taken over.", name, number)
+                return ref, run
             if decision is Decision.REPLACE and self.on_kill_action == "keep":
-                self.log.warning("Run %s of try %s goes on: on_kill_action is 'keep'", *_named(record))
-                return self.run
-            submitter.aim(record.run)
+                self.log.warning("Run %s of try %s keeps running: on_kill_action is 'keep'.", name, number)
+                return self.ref, None
+            submitter.aim(ref)
             if decision is Decision.REPLACE:
-                self.log.info("The task was cleared; run %s of try %s is stopped", *_named(record))
-                run.stop(abort=self.on_kill_action == "abort")
-            self.log.info("Waiting for the end of run %s of try %s", *_named(record))
+                self.log.info("The task was cleared, so run %s of try %s is stopped.", name, number)
+                self._stop(ref, run)
+            self.log.info("Waiting for the end of run %s of try %s.", name, number)
             run = self._ended(run, submitter)
 
+    def _stop(self, ref: RunRef, run: Run) -> None:
+        """Stop the run of the try before. Raises when it keeps running: two runs would be paid for."""
+        from dstack_core import DstackError
+        from dstack_core.integration import describe_stop
+
+        result = stop_task_run(self.client, ref, action=self.on_kill_action, run_id=run.id, log=self.log)
+        if not result.is_safe:
+            raise DstackError(describe_stop(result))
+
     def _ended(self, run: Run, submitter: Submitter) -> Run | None:
-        """Return the run once it is over, None when it was deleted."""
+        """Return the run once it has ended, None when it was deleted."""
         from dstack_core import RunNotFoundError
 
         try:
-            # Following repeats a stop that the server forgot.
+            # Following repeats a stop that the server dropped.
             for _ in run.follow(
                 poll_interval=self.poll_interval,
                 logs=False,
@@ -115,23 +124,23 @@ class Submission:
             return None
         return run
 
-    def _tell_plan(self, target: RunId) -> None:
-        """Log the best offer; whatever goes wrong here is no reason not to submit."""
+    def _log_plan(self, target: RunRef) -> None:
+        """Log the best offer; without one the run is submitted anyway."""
         from dstack_core import ConfigurationError
 
         try:
-            plan = self.plan_client.runs.plan(**self.what)
+            plan = self.client.runs.plan(**self.what, timeout=PLAN_SECONDS)
         except ConfigurationError:
             raise
         except Exception as error:
-            self.log.warning("The offers for run %s cannot be told: %s", target.name, error)
+            self.log.warning("Could not get offers for run %s: %s. Submitting anyway.", target.name, error)
             return
         if plan.offers:
-            self.log.info("Plan for run %s: %s", target.name, _in_words(plan))
+            self.log.info("Plan for run %s: %s.", target.name, _in_words(plan))
         else:
             self.log.warning(
-                "Plan for run %s: no machine is on offer now; it is submitted all the same, since a retry "
-                "policy may wait for one",
+                "Plan for run %s: no machine is on offer now. Submitting anyway, since a retry policy "
+                "may wait for one.",
                 target.name,
             )
 
@@ -139,14 +148,10 @@ class Submission:
 def _in_words(plan: Plan) -> str:
     best = plan.offers[0]
     kind = "spot" if best.spot else "on-demand"
-    told = (
+    offer = (
         f"best offer {best.instance} ({best.backend}, {best.region}, {kind}) "
         f"at {best.price_per_hour:g} USD per hour"
     )
     if plan.total_offers > 1:
-        told += f"; {plan.total_offers} offers, up to {plan.max_price_per_hour or 0:g} USD per hour"
-    return told
-
-
-def _named(record: Record) -> tuple[str, int]:
-    return record.run_name, record.try_number
+        offer += f"; {plan.total_offers} offers, up to {plan.max_price_per_hour or 0:g} USD per hour"
+    return offer

@@ -47,25 +47,6 @@ def threads(purpose: str, number: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=number, thread_name_prefix=f"dstack-{purpose}")
 
 
-def start_later(function: Callable[[], object], purpose: str, number: int = 4) -> None:
-    """Run ``function`` when fewer than ``number`` others of its ``purpose`` run, and wait for nothing.
-
-    A process that ends does not wait for it either.
-    """
-    lane = _lane(purpose, number)
-
-    def work() -> None:
-        with lane:
-            function()
-
-    start_thread(work, f"dstack-{purpose}")
-
-
-@cache
-def _lane(purpose: str, number: int) -> threading.Semaphore:
-    return threading.Semaphore(number)
-
-
 def in_thread(function: Callable[[], T], purpose: str = "trigger", number: int = 4) -> asyncio.Future[T]:
     """Run ``function`` in one of ``number`` threads of this package's own; its log reaches the task's.
 

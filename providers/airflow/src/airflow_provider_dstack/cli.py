@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from airflow.cli.cli_config import (
-    ARG_OUTPUT,
     ARG_VERBOSE,
     ActionCommand,
     Arg,
@@ -54,7 +53,14 @@ def get_cli_commands() -> list[CLICommand]:
                 default="dstack_default",
             ),
             _option("--project", help="dstack project (default: the connection's)"),
-            ARG_OUTPUT,
+            _option(
+                "-o",
+                "--output",
+                help="Output format: text (a line for each run), json, yaml, plain or table (default: text)",
+                metavar="FORMAT",
+                choices=("text", "json", "yaml", "plain", "table"),
+                default="text",
+            ),
             ARG_VERBOSE,
         ),
     )

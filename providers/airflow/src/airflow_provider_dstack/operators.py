@@ -16,12 +16,7 @@ from airflow_provider_dstack._compat import (
 )
 from airflow_provider_dstack._relay import DEFAULT_LOG_BUDGET
 from airflow_provider_dstack._spec import at_least, exit_codes, one_of, refuse_hosts_names
-from airflow_provider_dstack._stop import (
-    KILL_LIMITS,
-    ON_KILL_ACTIONS,
-    OnKillAction,
-    stop_patiently,
-)
+from airflow_provider_dstack._stop import ON_KILL_ACTIONS, OnKillAction, stop_task_run
 from airflow_provider_dstack._templates import TemplatedModels
 from airflow_provider_dstack.errors import DstackRunInterrupted
 from airflow_provider_dstack.links import RUN_NAME_KEY, RUN_URL_KEY, DstackRunLink, push
@@ -29,7 +24,7 @@ from airflow_provider_dstack.links import RUN_NAME_KEY, RUN_URL_KEY, DstackRunLi
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink
 
-    from airflow_provider_dstack._job import RunJob
+    from airflow_provider_dstack._task_run import TaskRun
     from airflow_provider_dstack.hooks import DstackHook
     from airflow_provider_dstack.reaper import DstackReapOperator
     from airflow_provider_dstack.services import DstackServiceOperator, DstackStopRunOperator
@@ -139,34 +134,45 @@ class DstackRunOperator(TemplatedModels):
         self.durable = durable
         self._skip_on = exit_codes("skip_on_exit_code", skip_on_exit_code)
         self.log_budget_bytes = log_budget_bytes
-        self._job: RunJob | None = None
+        self._task_run: TaskRun | None = None
         self._killed = False
 
     def execute(self, context: Context) -> Any:
         """Run and return ``Outcome.to_dict()``; when ``deferrable``, hand a longer run to the triggerer."""
-        from airflow_provider_dstack._build import job_of
-        from airflow_provider_dstack._outcome import as_airflow_error, result_of
+        from airflow_provider_dstack._build import task_run_of
 
-        job = self._job = job_of(self, context, _SYNC_SECONDS if self.deferrable else None)
-        if not self._killed:
-            job.follow()
-        if self._killed and not job.killed and job.submitted:
-            # The kill came just after the threads had handed the run over.
-            job.stop_or_leave()
-        if job.killed or self._killed:
-            raise DstackRunInterrupted(job.interruption())
-        if job.error is not None:
-            raise as_airflow_error(job.error, submitted=job.submitted) from job.error
-        if job.outcome is not None:
-            return result_of(job.outcome, job.relay.tail, self._skip_on)
+        task_run = self._task_run = task_run_of(self, context, _SYNC_SECONDS if self.deferrable else None)
         try:
-            return self._hand_over(job, context)
-        except DstackRunInterrupted:
-            job.stop_or_leave()
-            raise DstackRunInterrupted(job.interruption()) from None
-        except (Exception, AirflowTaskTimeout):
-            job.stop()
+            if self._killed:
+                task_run.kill()
+            task_run.follow()
+            result = self._conclude(task_run, context)
+        except Exception:
+            task_run.close()
             raise
+        # Not after a deferral: a kill that comes before Airflow has accepted it still stops the run.
+        task_run.close()
+        return result
+
+    def _conclude(self, task_run: TaskRun, context: Context) -> Any:
+        """Return the task's result, or raise its error, by what became of its run."""
+        from airflow_provider_dstack._outcome import as_airflow_error, result_of
+        from airflow_provider_dstack._task_run import State
+
+        if task_run.state is State.ENDED and task_run.outcome is not None:
+            return result_of(task_run.outcome, task_run.relay.tail, self._skip_on)
+        if task_run.state is State.HANDED_OVER:
+            try:
+                return self._hand_over(task_run, context)
+            except DstackRunInterrupted:
+                task_run.end()
+                raise DstackRunInterrupted(task_run.interruption()) from None
+            except (Exception, AirflowTaskTimeout):
+                task_run.interrupt()
+                raise
+        if task_run.error is not None and not task_run.is_killed:
+            raise as_airflow_error(task_run.error, submitted=task_run.submitted) from task_run.error
+        raise DstackRunInterrupted(task_run.interruption())
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Return the outcome that the trigger reported, or raise what it says."""
@@ -183,18 +189,18 @@ class DstackRunOperator(TemplatedModels):
                 _build.ledger_of(self, context, outcome.project).forget()
             return _outcome.result_of(outcome, event["tail"], self._skip_on)
         if event["kind"] == _outcome.TIMED_OUT:
-            run = _build.run_behind(self, context)
+            ref = _build.run_behind(self, context)
             if not event["stopped"]:
                 self._stop_leftover(context)
             raise AirflowTaskTimeout(
-                f"execution_timeout of {self.execution_timeout} passed while run {run.name} was going"
+                f"execution_timeout of {self.execution_timeout} passed before run {ref.name} ended"
             )
         error = _outcome.broken_error(event)
         self._stop_or_leave(context, error)
         raise error
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the deferral; when that timed out or its trigger broke, see to the run first."""
+        """Resume after the deferral; where that timed out or failed, stop or keep the run first."""
         broken, timed_out = deferral_errors()
         try:
             return super().resume_execution(next_method, next_kwargs, context)
@@ -206,14 +212,14 @@ class DstackRunOperator(TemplatedModels):
             raise
 
     def on_kill(self) -> None:
-        """Have the run stopped, unless it is to be kept; takes at most 3.5 seconds.
+        """Stop the run, or keep it for the next try; takes at most 4.3 seconds.
 
         Called in a signal handler, so it sets attributes and sleeps, nothing else. Source: Airflow
         documentation, "Operators".
         """
         self._killed = True
-        if self._job is not None:
-            self._job.kill()
+        if self._task_run is not None:
+            self._task_run.kill()
 
     def hook(self) -> DstackHook:
         """Return the hook of this operator's connection and project."""
@@ -230,27 +236,26 @@ class DstackRunOperator(TemplatedModels):
         """Return what tells that a run is followed no longer, None when it is followed to its end."""
         return None
 
-    def _hand_over(self, job: RunJob, context: Context) -> Any:
-        """Have the triggerer follow the run from here on; ``DstackRunInterrupted`` for a task that ended."""
+    def _hand_over(self, task_run: TaskRun, context: Context) -> Any:
+        """Have the triggerer follow the run from here on; ``DstackRunInterrupted`` if the task was ended."""
         from airflow_provider_dstack._deferral import defer
 
-        defer(self, job, context, lambda: self._killed)
+        defer(self, task_run, context, lambda: self._killed)
 
     def _stop_leftover(self, context: Context) -> None:
         """Stop what a trigger may have left; the run is known by its name and marker alone."""
         from airflow_provider_dstack._build import run_behind
 
-        if self.on_kill_action == "keep":
-            return
-        client, abort = self.hook().client(**KILL_LIMITS), self.on_kill_action == "abort"
-        stop_patiently(client, *run_behind(self, context), abort=abort, log=self.log)
+        if self.on_kill_action != "keep":
+            with self.hook().client() as client:
+                stop_task_run(client, run_behind(self, context), action=self.on_kill_action, log=self.log)
 
     def _stop_or_leave(self, context: Context, error: Exception) -> None:
         """Leave the run to the task's next try when there is one after ``error``, else stop it."""
         from airflow_provider_dstack._build import leaves_run_to_next_try
 
         if leaves_run_to_next_try(self, context, error):
-            self.log.warning("The run is kept for the task's next try")
+            self.log.warning("The run is kept for the task's next try.")
         else:
             self._stop_leftover(context)
 

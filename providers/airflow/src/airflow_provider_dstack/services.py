@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import BaseOperator
 from airflow_provider_dstack._spec import at_least
-from airflow_provider_dstack._stop import KILL_LIMITS
+from airflow_provider_dstack._stop import stop_seconds
 from airflow_provider_dstack.errors import DstackError, DstackRunFailed, DstackRunInterrupted
 from airflow_provider_dstack.links import (
     RUN_NAME_KEY,
@@ -20,8 +20,8 @@ from airflow_provider_dstack.operators import DstackRunOperator
 
 if TYPE_CHECKING:
     from airflow_provider_dstack._compat import Context
-    from airflow_provider_dstack._job import RunJob
     from airflow_provider_dstack._names import TaskNames
+    from airflow_provider_dstack._task_run import TaskRun
     from airflow_provider_dstack.hooks import DstackHook
     from dstack_core import Client, Run
 
@@ -60,11 +60,9 @@ class DstackServiceOperator(DstackRunOperator):
 
     def readiness(self, context: Context) -> Callable[[Run], bool]:
         """Return what asks the service for an answer, and tells its address when there is one."""
-        # A service that is slow to answer must not keep the run's own log waiting.
-        client = self.hook().client(**KILL_LIMITS)
 
         def is_ready(run: Run) -> bool:
-            url = _answering(client, run)
+            url = _answering(run)
             if url is None:
                 return False
             self.log.info("Service %s answers at %s", run.name, url)
@@ -74,14 +72,14 @@ class DstackServiceOperator(DstackRunOperator):
 
         return is_ready
 
-    def _hand_over(self, job: RunJob, context: Context) -> None:
-        """Let the service go on."""
+    def _hand_over(self, task_run: TaskRun, context: Context) -> None:
+        """Leave the service running."""
         if self._killed:
-            raise DstackRunInterrupted(f"the task was ended while run {job.target.name} began to answer")
+            raise DstackRunInterrupted(f"the task was ended while run {task_run.ref.name} began to answer")
 
 
 class DstackStopRunOperator(BaseOperator):
-    """Stop runs and wait for their end; a run that is over, or never was, is fine.
+    """Stop runs and wait for their end; a run that has ended, or never existed, is no error.
 
     ``runs_of``: a task of the same DAG run (its operator or its task id, or several), whose runs are stopped
     whichever try submitted them; in a mapped task group, those of the same map index. ``run_name``: names of
@@ -135,7 +133,7 @@ class DstackStopRunOperator(BaseOperator):
             with self.hook().client(retry_budget=self.retry_budget) as client:
                 runs = self._runs(client, context)
                 for run in runs:
-                    self._stop(run)
+                    self._stop(client, run)
                 return {run.name: self._end(run) for run in runs}
         except CoreError as error:
             raise as_airflow_error(error, submitted=False) from error
@@ -151,7 +149,7 @@ class DstackStopRunOperator(BaseOperator):
             found = {name: client.runs.get(name) for name in _names(self.run_name)}
             for name, run in found.items():
                 if run is None:
-                    self.log.info("There is no run %s in project %s", name, client.project)
+                    self.log.info("There is no run %s in project %s.", name, client.project)
             return [run for run in found.values() if run is not None]
         names = [_task_names(str(task_id), context) for task_id in self.runs_of]
         # Clearing a DAG run gives it another start, from which markers are drawn; its XComs stay.
@@ -164,24 +162,37 @@ class DstackStopRunOperator(BaseOperator):
             if run.outcome() is None and any(_is_of(run, one, told, context) for one in names)
         ]
         if not runs:
-            self.log.info("No run of %s is going", ", ".join(map(str, self.runs_of)))
+            self.log.info("No run of %s is running.", ", ".join(map(str, self.runs_of)))
         return runs
 
-    def _stop(self, run: Run) -> None:
+    def _stop(self, client: Client, run: Run) -> None:
+        """Stop one run. Raises what a server that took no stop does."""
+        from airflow_provider_dstack._names import run_ref
+        from dstack_core.integration import describe_stop, stop_run
+
         outcome = run.outcome()
-        if outcome is None:
-            self.log.info("Stopping run %s: %s", run.name, run.url)
-            run.stop(abort=self.abort)
-        else:
-            self.log.info("Run %s is over: %s", run.name, outcome.status)
+        if outcome is not None:
+            self.log.info("Run %s has ended already: %s.", run.name, outcome.status)
+            return
+        result = stop_run(
+            client,
+            run_ref(run.name, run.marker or ""),
+            run_id=run.id,
+            timeout=max(self.retry_budget, stop_seconds(client)),
+            submitted=True,
+            abort=self.abort,
+            log=self.log,
+        )
+        if not result.is_safe:
+            raise DstackError(describe_stop(result))
 
     def _end(self, run: Run) -> str:
         """Return the last known status of a run, which is that of its end when that is waited for."""
-        from dstack_core import RunNotFoundError, RunStatus
+        from dstack_core import RunNotFoundError
 
         try:
             if self.wait_for_completion:
-                # Following repeats a stop that the server forgot.
+                # Following repeats a stop that the server dropped.
                 for _ in run.follow(
                     poll_interval=self.poll_interval, logs=False, retry_budget=self.retry_budget
                 ):
@@ -190,18 +201,17 @@ class DstackStopRunOperator(BaseOperator):
         except RunNotFoundError:
             return "deleted"
         if outcome is None:
-            return str(RunStatus(run.raw_status))
+            return str(run.last_status)
         self.log.info("Run %s %s, %g USD", run.name, outcome.message, outcome.cost)
         return str(outcome.status)
 
 
-def _answering(client: Client, run: Run) -> str | None:
-    """Return the service's address if it answers now; whether the run goes on is told by its follower."""
+def _answering(run: Run) -> str | None:
+    """Return the service's address if it answers within seconds; the follower reports how its run does."""
     from dstack_core import RunError, RunNotFoundError, ServerUnreachableError, WaitTimeoutError
 
     try:
-        found = client.runs.get(run.name)
-        return None if found is None or found.id != run.id else found.wait_until_ready(timeout=0.0)
+        return run.wait_until_ready(timeout=0.0, retry_budget=0.0)
     except (RunError, RunNotFoundError, ServerUnreachableError, WaitTimeoutError):
         return None
 

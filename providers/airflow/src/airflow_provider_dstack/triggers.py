@@ -11,17 +11,22 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_dstack._checkpoint import Checkpoints, load, save_and_rest
 from airflow_provider_dstack._compat import trigger_has_on_kill
+from airflow_provider_dstack._names import run_ref
 from airflow_provider_dstack._outcome import broken_event, finished_event, timed_out_event
 from airflow_provider_dstack._relay import DEFAULT_LOG_BUDGET, Relay
-from airflow_provider_dstack._stop import KILL_LIMITS, OnKillAction, Stopping, is_to_be_stopped
-from airflow_provider_dstack._threads import in_thread, start_later
+from airflow_provider_dstack._stop import OnKillAction, is_to_be_stopped, stop_task_run
+from airflow_provider_dstack._threads import in_thread
 from airflow_provider_dstack._watch import Watch
 from airflow_provider_dstack.hooks import DstackHook
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun, Client
 
-_ON_KILL_SECONDS = 25.0
+# Airflow cancels on_kill again every second, and gives it up after [triggerer] on_kill_timeout, 30 s by
+# default.
+_ON_KILL_SECONDS = 29.0
+# A stop mostly waits for replies; hundreds of tasks that are ended at once must all be stopped at once.
+_STOP_THREADS = 32
 # The clocks of worker and triggerer may differ.
 _LONGEST_HOLD_SECONDS = 10.0
 # Where hundreds of runs end at once, their tasks go on before it is kept that all was told.
@@ -141,7 +146,7 @@ class DstackRunTrigger(BaseTrigger):
         if self._fired or self.on_kill_action == "keep":
             return
         loop = asyncio.get_running_loop()
-        stopping = in_thread(lambda: self._stop_if_ended(when_unknown), "stop")
+        stopping = in_thread(lambda: self._stop_if_ended(when_unknown), "stop", _STOP_THREADS)
         deadline = loop.time() + _ON_KILL_SECONDS
         while not stopping.done() and loop.time() < deadline:
             try:
@@ -158,8 +163,8 @@ class DstackRunTrigger(BaseTrigger):
         except TimeoutError:
             if not limit.expired():
                 raise
-            self.log.error("execution_timeout passed while run %s was going", self.run_name)
-            return timed_out_event(await in_thread(self._stop, "stop"))
+            self.log.error("execution_timeout passed before run %s ended.", self.run_name)
+            return timed_out_event(await in_thread(self._stop, "stop", _STOP_THREADS))
 
     async def _follow(self) -> dict[str, Any]:
         from dstack_core import Progress, RunFinished, RunNotFoundError
@@ -207,7 +212,7 @@ class DstackRunTrigger(BaseTrigger):
         hook = DstackHook(self.dstack_conn_id, self.project_name)
         self._token = hook.token
         # Thousands of triggers that wait need no client for that yet.
-        self._kill_arguments = hook.client_arguments(**KILL_LIMITS)
+        self._kill_arguments = hook.client_arguments()
         first = {
             "progress": self.progress,
             "tail": self.tail,
@@ -229,6 +234,11 @@ class DstackRunTrigger(BaseTrigger):
             secrets=secret_values([*run.env.values(), self._token]),
         )
 
+    @property
+    def _run_id(self) -> str | None:
+        run_id = self.progress.get("run_id")
+        return None if run_id is None else str(run_id)
+
     def _start_save(self, state: dict[str, Any]) -> asyncio.Future[None]:
         ti = self.task_instance
 
@@ -245,19 +255,22 @@ class DstackRunTrigger(BaseTrigger):
         from dstack_core import Client
 
         if self._kill_arguments is None:
-            return DstackHook(self.dstack_conn_id, self.project_name).client(**KILL_LIMITS)
+            return DstackHook(self.dstack_conn_id, self.project_name).client()
         return Client(**self._kill_arguments)
 
     def _stop(self) -> bool:
+        """Stop the run; tell whether nothing is left to stop. Takes the connection's timeout at most."""
         if self.on_kill_action == "keep":
             return True
-        abort = self.on_kill_action == "abort"
-        stopping = Stopping(self._client_for_kill(), self.run_name, self.marker, abort=abort, log=self.log)
-        asked = stopping.ask()
-        if asked:
-            # In threads of its own: hundreds of tasks that are ended at once are all to be asked for at once.
-            start_later(stopping.holds, "insist")
-        return asked
+        with self._client_for_kill() as client:
+            result = stop_task_run(
+                client,
+                run_ref(self.run_name, self.marker),
+                run_id=self._run_id,
+                action=self.on_kill_action,
+                log=self.log,
+            )
+        return result.is_safe
 
     def _stop_if_ended(self, when_unknown: Literal["stop", "leave"]) -> None:
         if is_to_be_stopped(self.task_instance, self.run_name, when_unknown=when_unknown, log=self.log):

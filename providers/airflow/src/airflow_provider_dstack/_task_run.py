@@ -1,0 +1,439 @@
+"""One run of one try, as a state machine that three threads share.
+
+The problem: Airflow calls ``on_kill`` in a signal handler of the main thread, five seconds before it kills
+the process. Whatever the main thread was doing then stands still: had it been logging or asking the
+supervisor, ``on_kill`` would wait for a lock that is never released. A timeout, an error, a worker that
+leaves and a user who ends the task can come in any order, also while the run is being submitted or handed to
+the triggerer.
+
+The idea: the state has one writer. Everybody else posts events into a deque, which needs no lock, and reads
+plain attributes::
+
+    main thread                      worker thread                   control thread
+    -----------                      -------------                   --------------
+    follow(): starts both ---------> obtains and follows the run,    takes one event after the other,
+      sleeps until the state           relays its log                moves the state by TRANSITIONS,
+      is final                         |                             and does what the new state asks
+    kill(), in the handler:            +-- OBTAINED, FINISHED, ----> for: decides (keep or stop),
+      posts KILLED, sleeps ------------+   HANDED_OVER, FAILED       or stops the run
+    interrupt(): posts INTERRUPTED, ------------------------------>
+      sleeps
+                  <------------------- state, stopped, kept ---------
+
+Invariants: the main thread only sleeps while another thread works, so a handler never interrupts it inside a
+lock. The worker leaves its run at the next sleep or event after a kill. The stop is sent by the control
+thread, whatever the worker is waiting for. A state is final once nothing is left to do for the run.
+
+Measured: from SIGTERM to SIGKILL 5.0 s, not configurable (Airflow 3.2, 3.3). With all work in the main thread
+7 of 7 kills during logging or supervisor calls hung until SIGKILL; with helper threads 0 of 4.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_dstack._relay import Relay
+from airflow_provider_dstack._stop import KILL_SECONDS, OnKillAction, stop_seconds, stop_task_run
+from airflow_provider_dstack._threads import start_thread
+
+if TYPE_CHECKING:
+    from airflow_provider_dstack._durable import Ledger
+    from airflow_provider_dstack._submission import Submitter
+    from dstack_core import Client, Outcome, Progress, Run
+    from dstack_core.integration import RunRef, StopResult
+
+_TICK_SECONDS = 0.05
+# The handler returns, and the task fails, before Airflow's SIGKILL at 5.0 s: the last line of the stop is
+# logged at 4.0 s at the latest, and the failure has to reach the supervisor after that.
+_SETTLE_SECONDS = KILL_SECONDS + 0.3
+# How long a kill may still come after the run was handed over: Airflow accepts a deferral within seconds.
+_LINGER_SECONDS = 60.0
+
+
+class State(Enum):
+    """Where a run of a try is; the last five are final."""
+
+    NEW = auto()
+    SUBMITTING = auto()
+    FOLLOWING = auto()
+    KILLED = auto()
+    INTERRUPTED = auto()
+    FAILED = auto()
+    STOPPING = auto()
+    ENDED = auto()
+    HANDED_OVER = auto()
+    NOTHING_LEFT = auto()
+    KEPT = auto()
+    STOPPED = auto()
+
+
+class Event(Enum):
+    """What happens to a run of a try: from outside, and what is decided about it."""
+
+    STARTED = auto()
+    OBTAINED = auto()
+    FINISHED = auto()
+    HANDED_OVER = auto()
+    FAILED = auto()
+    KILLED = auto()
+    INTERRUPTED = auto()
+    LEAVE = auto()
+    KEEP = auto()
+    STOP = auto()
+    STOPPED = auto()
+
+
+FINAL = frozenset({State.ENDED, State.HANDED_OVER, State.NOTHING_LEFT, State.KEPT, State.STOPPED})
+
+# Events that are missing here change nothing: a second kill, or news of a run that is being stopped.
+TRANSITIONS: Mapping[tuple[State, Event], State] = {
+    (State.NEW, Event.STARTED): State.SUBMITTING,
+    (State.NEW, Event.KILLED): State.NOTHING_LEFT,
+    (State.NEW, Event.INTERRUPTED): State.NOTHING_LEFT,
+    (State.SUBMITTING, Event.OBTAINED): State.FOLLOWING,
+    (State.SUBMITTING, Event.FAILED): State.FAILED,
+    (State.SUBMITTING, Event.KILLED): State.KILLED,
+    (State.SUBMITTING, Event.INTERRUPTED): State.INTERRUPTED,
+    (State.FOLLOWING, Event.FINISHED): State.ENDED,
+    (State.FOLLOWING, Event.HANDED_OVER): State.HANDED_OVER,
+    (State.FOLLOWING, Event.FAILED): State.FAILED,
+    (State.FOLLOWING, Event.KILLED): State.KILLED,
+    (State.FOLLOWING, Event.INTERRUPTED): State.INTERRUPTED,
+    (State.HANDED_OVER, Event.KILLED): State.KILLED,
+    (State.HANDED_OVER, Event.INTERRUPTED): State.INTERRUPTED,
+    (State.KILLED, Event.KEEP): State.KEPT,
+    (State.KILLED, Event.STOP): State.STOPPING,
+    (State.INTERRUPTED, Event.KEEP): State.KEPT,
+    (State.INTERRUPTED, Event.STOP): State.STOPPING,
+    (State.FAILED, Event.LEAVE): State.NOTHING_LEFT,
+    (State.FAILED, Event.KEEP): State.KEPT,
+    (State.FAILED, Event.STOP): State.STOPPING,
+    (State.STOPPING, Event.STOPPED): State.STOPPED,
+}
+
+
+@dataclass(frozen=True)
+class TaskRunOptions:
+    """What to follow, and how.
+
+    Args:
+        ref: The run of this try.
+        poll_interval: Seconds between two status requests.
+        retry_budget: Seconds for which an unreachable dstack server is retried.
+        logs: Whether the run's log is relayed.
+        on_kill_action: What is done about the run when the task ends before it.
+        hand_over_after: Seconds until the run is handed to the triggerer; None follows it to its end.
+        was_ended: Asks Airflow whether a user ended the task; asked once before the run is handed over.
+        next_try_follows: Whether the task's next try takes the run over after an error.
+        why_kept: Asks why the process is being killed; returns in words why the run is kept, None to stop it.
+        ledger: Forgets the run once it succeeded.
+        on_submitted: Gets the run, in the worker thread.
+        is_ready: Asked between two polls; the run is handed over once it returns true.
+        log_budget_bytes: Bytes of log that are relayed; None relays all.
+        secrets: Texts that are shown as ``***`` wherever a log line goes.
+    """
+
+    ref: RunRef
+    poll_interval: float
+    retry_budget: float
+    logs: bool
+    on_kill_action: OnKillAction
+    hand_over_after: float | None
+    was_ended: Callable[[], bool]
+    next_try_follows: Callable[[BaseException], bool]
+    why_kept: Callable[[], str | None] = lambda: None
+    ledger: Ledger | None = None
+    on_submitted: Callable[[Run], None] = lambda run: None
+    is_ready: Callable[[Run], bool] | None = None
+    log_budget_bytes: int | None = None
+    secrets: tuple[str, ...] = ()
+
+
+class TaskRun:
+    """One run of one try; see the module's docstring for who writes what.
+
+    ``state`` is written by the control thread alone. ``ref`` (the run that is meant), ``run``, ``progress``,
+    ``outcome`` and ``error`` are the worker's. ``kept`` says in words why the run was left running,
+    ``stopped`` what is known after a stop.
+    """
+
+    def __init__(
+        self, obtain: Callable[[Submitter], Run], client: Client, options: TaskRunOptions, log: Any
+    ) -> None:
+        self.state = State.NEW
+        self.ref = options.ref
+        self.run: Run | None = None
+        self.progress: Progress | None = None
+        self.outcome: Outcome | None = None
+        self.error: BaseException | None = None
+        self.kept: str | None = None
+        self.stopped: StopResult | None = None
+        self.relay = Relay(log_budget_bytes=options.log_budget_bytes, secrets=options.secrets)
+        self.project = client.project
+        self._obtain = obtain
+        self._client = client
+        self._options = options
+        self._log = log
+        self._events: deque[Event] = deque()
+        self._is_started = False
+        self._is_over = False
+        self._is_closed = False
+        self._stop_by = float("inf")
+
+    # The main thread.
+
+    def follow(self) -> None:
+        """Submit and follow the run; return once the state is final, or no time is left for it.
+
+        What interrupts the sleep (a timeout, Ctrl-C) has the run stopped, and is raised again.
+        """
+        try:
+            self._is_started = True
+            start_thread(self._control, "dstack-control")
+            if not self._is_over:
+                start_thread(self._work, "dstack-run")
+            self._sleep_until_final()
+        except BaseException:
+            self.interrupt()
+            raise
+
+    def kill(self) -> None:
+        """Have the run stopped, or kept, because the process is being killed; takes at most 4.3 seconds.
+
+        For signal handlers: it sets attributes and sleeps, nothing else.
+        """
+        if self._is_closed or (self.state in FINAL and self.state is not State.HANDED_OVER):
+            return
+        self._stop_by = min(self._stop_by, time.monotonic() + KILL_SECONDS)
+        self._leave(Event.KILLED)
+        self._sleep_until_final(time.monotonic() + _SETTLE_SECONDS)
+
+    def interrupt(self) -> None:
+        """Have the run stopped because the task fails; returns once that is done. Takes seconds."""
+        seconds = stop_seconds(self._client)
+        self._stop_by = min(self._stop_by, time.monotonic() + seconds)
+        self._leave(Event.INTERRUPTED)
+        self._sleep_until_final(time.monotonic() + seconds + 1.0)
+
+    def end(self) -> None:
+        """Have the run stopped or kept because the task was ended; returns once that is done."""
+        seconds = stop_seconds(self._client)
+        self._stop_by = min(self._stop_by, time.monotonic() + seconds)
+        self._leave(Event.KILLED)
+        self._sleep_until_final(time.monotonic() + seconds + 1.0)
+
+    def close(self) -> None:
+        """End the control thread and close the connections."""
+        self._is_closed = True
+        self._client.close()
+
+    @property
+    def is_killed(self) -> bool:
+        """Whether the task ends before its run, for whatever reason."""
+        return self._is_over
+
+    @property
+    def submitted(self) -> bool:
+        """Whether the server has taken the run."""
+        return self.run is not None
+
+    def interruption(self) -> str:
+        """Return in words what became of the run when the task ended before it."""
+        from dstack_core.integration import describe_stop
+
+        match self.state:
+            case State.NOTHING_LEFT if self.run is None:
+                found = f"Run {self.ref.name} was not submitted."
+            case State.KEPT:
+                found = f"Run {self.ref.name} keeps running: {self.kept}."
+            case State.STOPPED if self.stopped is not None:
+                found = describe_stop(self.stopped)
+            case _:
+                found = f"The stop of run {self.ref.name} is not confirmed. Check its page: {self._page()}"
+        return f"The task was ended before its run. {found}"
+
+    def _leave(self, event: Event) -> None:
+        # In this order: the worker must not begin a request that nobody would stop.
+        self._is_over = True
+        self._events.append(event)
+
+    def _sleep_until_final(self, until: float = float("inf")) -> None:
+        while self._is_started and not (self.state in FINAL and not self._events):
+            # A kill in the handler sets the limit for the sleep that it interrupted, too.
+            limit = min(until, self._stop_by + _SETTLE_SECONDS - KILL_SECONDS)
+            if time.monotonic() >= limit:
+                return
+            time.sleep(_TICK_SECONDS)
+
+    # The control thread.
+
+    def _control(self) -> None:
+        lingers_until = float("inf")
+        while not self._is_closed and time.monotonic() < lingers_until:
+            if not self._events:
+                time.sleep(_TICK_SECONDS)
+                continue
+            event: Event | None = self._events[0]
+            while event is not None:
+                state = TRANSITIONS.get((self.state, event))
+                event = None
+                if state is not None:
+                    came_from, self.state = self.state, state
+                    event = self._enter(state, came_from)
+            # Only now: an event in the queue means that the state is not settled.
+            self._events.popleft()
+            if self.state is State.HANDED_OVER:
+                lingers_until = time.monotonic() + _LINGER_SECONDS
+
+    def _enter(self, state: State, came_from: State) -> Event | None:
+        """Do what a state asks for; return the event that follows from it."""
+        match state:
+            case State.KILLED | State.INTERRUPTED | State.FAILED:
+                return self._decide(state)
+            case State.STOPPING:
+                self.stopped = stop_task_run(
+                    self._client,
+                    self.ref,
+                    action=self._options.on_kill_action,
+                    timeout=max(0.1, self._stop_by - time.monotonic()),
+                    run_id=None if self.run is None else self.run.id,
+                    submitted=self.run is not None,
+                    log=self._log,
+                )
+                return Event.STOPPED
+            case _:
+                return None
+
+    def _decide(self, state: State) -> Event:
+        """Return whether the run is kept or stopped; an error of the question means stop."""
+        error = self.error
+        if state is State.FAILED:
+            self._stop_by = min(self._stop_by, time.monotonic() + stop_seconds(self._client))
+            if error is not None and not _may_leave_a_run(error, submitted=self.submitted):
+                return Event.LEAVE
+        if self._options.on_kill_action == "keep":
+            return self._keep("on_kill_action is 'keep'")
+        try:
+            why = self._why_kept(state, error)
+        except Exception as failure:
+            self._log.warning("Could not find out whether run %s is kept: %r.", self.ref.name, failure)
+            return Event.STOP
+        return Event.STOP if why is None else self._keep(why)
+
+    def _why_kept(self, state: State, error: BaseException | None) -> str | None:
+        if state is State.INTERRUPTED:
+            return None
+        if state is State.KILLED:
+            return self._options.why_kept()
+        if error is not None and self._options.next_try_follows(error):
+            return "it is kept for the task's next try"
+        return None
+
+    def _keep(self, why: str) -> Event:
+        self.kept = why
+        self._log.warning("Run %s keeps running: %s. Its page: %s", self.ref.name, why, self._page())
+        return Event.KEEP
+
+    def _page(self) -> str:
+        return f"{self._client.server_url}/runs" if self.run is None else self.run.url
+
+    # The worker thread.
+
+    def aim(self, ref: RunRef) -> None:
+        """Mean this run from now on; raises when the task was ended meanwhile."""
+        # In this order: either this thread sees the end, or the control thread stops the new run.
+        self.ref = ref
+        if self._is_over:
+            raise _Over
+
+    def pause(self, seconds: float) -> None:
+        """Sleep; raises as soon as the task is ended."""
+        self._sleep(seconds)
+
+    def _work(self) -> None:
+        self._events.append(Event.STARTED)
+        try:
+            self._submit_and_follow()
+            event = Event.FINISHED
+        except _Over:
+            return
+        except _HandOver:
+            event = Event.HANDED_OVER
+            if self._options.was_ended():
+                self._stop_by = min(self._stop_by, time.monotonic() + stop_seconds(self._client))
+                self._is_over = True
+                event = Event.KILLED
+        except BaseException as error:
+            self.error = error
+            event = Event.FAILED
+        self._events.append(event)
+
+    def _submit_and_follow(self) -> None:
+        from dstack_core import Progress, RunFinished
+
+        options = self._options
+        run = self.run = self._obtain(self)
+        self.progress = Progress(run.name, run.id)
+        self.relay.url = run.url
+        self._events.append(Event.OBTAINED)
+        self._log.info("Run %s in project %s: %s", run.name, self.project, run.url)
+        options.on_submitted(run)
+        events = run.follow(
+            poll_interval=options.poll_interval,
+            logs=options.logs,
+            retry_budget=options.retry_budget,
+            sleep=self._sleeper(run),
+        )
+        for event in events:
+            for level, text in self.relay.records(event):
+                self._log.log(level, text)
+            self.progress = event.progress
+            if isinstance(event, RunFinished):
+                self.outcome = event.outcome
+                if options.ledger is not None and event.outcome.succeeded:
+                    options.ledger.forget()
+            elif self._is_over:
+                raise _Over
+
+    def _sleeper(self, run: Run) -> Callable[[float], None]:
+        """Return a sleep that ends early: when the task is ended, and when it is time to hand over."""
+        hand_over_after, is_ready = self._options.hand_over_after, self._options.is_ready
+        hand_over_at = float("inf") if hand_over_after is None else time.monotonic() + hand_over_after
+
+        def sleep(seconds: float) -> None:
+            if is_ready is not None and not self._is_over and is_ready(run):
+                raise _HandOver
+            self._sleep(seconds, hand_over_at)
+
+        return sleep
+
+    def _sleep(self, seconds: float, hand_over_at: float = float("inf")) -> None:
+        end = time.monotonic() + seconds
+        while not self._is_over:
+            now = time.monotonic()
+            if now >= hand_over_at:
+                raise _HandOver
+            if now >= end:
+                return
+            time.sleep(min(_TICK_SECONDS, end - now))
+        raise _Over
+
+
+class _Over(Exception):
+    """Leave the run: the task was ended."""
+
+
+class _HandOver(Exception):
+    """Leave the run to the trigger."""
+
+
+def _may_leave_a_run(error: BaseException, *, submitted: bool) -> bool:
+    """Whether there may be a run: a refused submission leaves none, a lost reply may."""
+    from dstack_core import DstackError, ServerUnreachableError
+
+    return submitted or isinstance(error, ServerUnreachableError) or not isinstance(error, DstackError)
