@@ -6,7 +6,19 @@ Prefect collection for two that are.
 
 from __future__ import annotations
 
+from dstack_core.integration.attempts import Attempt, AttemptNames, achoose_attempt, choose_attempt
 from dstack_core.integration.stop import astop_run, describe_stop, stop_run
 from dstack_core.models.stops import RunRef, StopResult, StopState
 
-__all__ = ["RunRef", "StopResult", "StopState", "astop_run", "describe_stop", "stop_run"]
+__all__ = [
+    "Attempt",
+    "AttemptNames",
+    "RunRef",
+    "StopResult",
+    "StopState",
+    "achoose_attempt",
+    "astop_run",
+    "choose_attempt",
+    "describe_stop",
+    "stop_run",
+]

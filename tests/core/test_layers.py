@@ -42,7 +42,9 @@ ROOMS = {
     },
     "_shared": {"errors", "_wire.lookups", "_wire.plain", "_wire.runs", "_flow.steps", "_transport"},
     "aio_shared": {"_shared", "_transport", "aio"},
-    "integration": {"models", "_flow", "_drive", "_adrive", "client", "aio"},
+    "integration": {
+        *("models", "_wire.runs", "_flow", "_drive", "_adrive", "_session", "client", "aio", "run", "aio_run")
+    },
     "local": {"client"},
 }
 HOSTS = {"airflow", "prefect", "airflow_provider_dstack", "prefect_dstack", "dstack"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -10,8 +11,16 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
 from prefect.client.schemas.sorting import LogSort
 
 from dstack_core import Outcome, Run
@@ -99,3 +108,39 @@ def interrupt_when_running(dstack: LocalServer) -> threading.Thread:
 def stops(server: LocalServer) -> int:
     """Return how many requests to stop runs were received."""
     return sum(request.path.endswith("/runs/stop") for request in server.requests)
+
+
+def artifacts_of(flow_run_id: Any) -> dict[str, Any]:
+    """Return the artifacts that this package made for a flow run, by key."""
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
+        )
+    return {item.key or "": item for item in found if (item.key or "").startswith("dstack-")}
+
+
+def events_of(run_id: str) -> list[Any]:
+    """Return the events of a run, oldest first."""
+    reply = httpx.post(
+        f"{os.environ['PREFECT_API_URL']}/events/filter",
+        json={"filter": {"resource": {"id": [f"dstack.run.{run_id}"]}, "order": "ASC"}},
+    )
+    return list(reply.json()["events"])
+
+
+def event_names(run_id: str) -> list[str]:
+    """Return the names of a run's events, oldest first."""
+    return [event["event"] for event in events_of(run_id)]
+
+
+def task_states(flow_run_id: UUID) -> list[str]:
+    """Return the types of the states of a flow run's task runs."""
+
+    async def read() -> list[str]:
+        async with get_client() as client:
+            runs = await client.read_task_runs(
+                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+            )
+            return [run.state.type.value for run in runs if run.state is not None]
+
+    return asyncio.run(read())

@@ -21,7 +21,7 @@ from dstack_core import Run, RunStatus, Task
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, _follow, _probe, _submit, arun_task, run_task
 
-from .support import all_runs, outcome_of, the_run, until
+from .support import all_runs, outcome_of, task_states, the_run, until
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -178,19 +178,6 @@ def cancelled_flow(body: Callable[[], Any], server: LocalServer) -> UUID:
     cancelled(return_state=True)
     thread.join()
     return ids[0]
-
-
-def task_states(flow_run_id: UUID) -> list[str]:
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-
-    async def read() -> list[str]:
-        async with get_client() as client:
-            runs = await client.read_task_runs(
-                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
-            )
-            return [run.state.type.value for run in runs if run.state is not None]
-
-    return asyncio.run(read())
 
 
 @pytest.mark.parametrize("task", [run_task, arun_task])

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from typing import Any
 
-import httpx
 import pytest
 from prefect import flow
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.runtime import flow_run
 
 from dstack_core import Outcome, RunFailedError, RunStatus, RunStoppedError
@@ -19,28 +15,12 @@ from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, arun_task, run_task
 from prefect_dstack._report import Report, describe
 
-from .support import outcome_of, the_run, until
+from .support import artifacts_of, events_of, outcome_of, the_run, until
 
 OUTCOME = Outcome(
     "train", "id", "main", RunStatus.FAILED, 7, "container_exited_with_error", "exited | with\nstatus 7",
     0.25, 3725.4, "A100", "local", "here", 1.2, "http://server/runs/id",
 )  # fmt: skip
-
-
-def artifacts_of(flow_run_id: Any) -> dict[str, Any]:
-    with get_client(sync_client=True) as client:
-        found = client.read_artifacts(
-            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
-        )
-    return {item.key or "": item for item in found if (item.key or "").startswith("dstack-")}
-
-
-def events_of(run_id: str) -> list[Any]:
-    reply = httpx.post(
-        f"{os.environ['PREFECT_API_URL']}/events/filter",
-        json={"filter": {"resource": {"id": [f"dstack.run.{run_id}"]}, "order": "ASC"}},
-    )
-    return list(reply.json()["events"])
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias, cast
+
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from prefect_dstack.credentials import DstackCredentials
 
 if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
     from dstack_core import AsyncClient, Client
 
 CredentialsLike: TypeAlias = DstackCredentials | str | None
 """A block, the name of a saved block, or None for the environment and ``~/.dstack/config.yml``."""
 
-# Prefect kills a cancelled process after 30 s: no single wait for a reply may eat a big part of that.
+# Prefect kills a cancelled process after 30 s: no single wait for a reply may take a big part of that.
 TIMEOUT = 10.0
-# A fault is borne in short calls, so that a cancellation is seen while the server is silent.
+# For the few requests that cannot be interrupted by a cancellation between two tries.
 CALL_BUDGET = 5.0
-
-STOP_TIMEOUT = 5.0
-STOP_BUDGET = 8.0
+# As long as a reply may take where nothing kills the process.
+PATIENT_TIMEOUT = 30.0
+# An artifact or a state is not worth waiting longer for: a run's end is.
+_PREFECT_SECONDS = 5.0
 
 
 def load(credentials: CredentialsLike) -> DstackCredentials | None:
@@ -65,12 +72,24 @@ def open_async_client(
     return credentials.get_async_client(timeout=timeout, retry_budget=retry_budget)
 
 
+@contextmanager
+def quick_prefect_client(seconds: float = _PREFECT_SECONDS) -> Iterator[SyncPrefectClient]:
+    """Open a client of the Prefect server that waits ``seconds`` for a reply and retries nothing."""
+    from prefect.client.orchestration import get_client
+
+    with (
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+        get_client(httpx_settings={"timeout": seconds}, sync_client=True) as client,
+    ):
+        yield client
+
+
 def _checked(credentials: object) -> DstackCredentials | None:
     if credentials is None or isinstance(credentials, DstackCredentials):
         return credentials
     from dstack_core import ConfigurationError
 
     raise ConfigurationError(
-        f"credentials: a {type(credentials).__name__} is none; pass a DstackCredentials block, the name of "
-        "a saved one, or None for the environment"
+        "credentials: expected a DstackCredentials block, the name of a saved one, or None for the "
+        f"environment, got {type(credentials).__name__}."
     )

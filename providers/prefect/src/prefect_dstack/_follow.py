@@ -1,4 +1,4 @@
-"""Follow a run to its end, and act when something else ends first; once for blocking code, once for async."""
+"""Follow a run to its end, and stop it when something else ends first; once for blocking code, once for async."""
 
 from __future__ import annotations
 
@@ -7,13 +7,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import anyio
-
-from prefect_dstack import _submit
 from prefect_dstack._connect import CALL_BUDGET, open_async_client, open_client
 from prefect_dstack._probe import StopRequested
 from prefect_dstack._secrets import secrets_in
-from prefect_dstack._steps import adrive, drive
 from prefect_dstack._stop import astop, stop
 
 if TYPE_CHECKING:
@@ -23,40 +19,78 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-REPORT_SECONDS = 8.0
-
 
 def submit(job: Job, client: Client) -> Run:
-    """Return the job's run, submitted now or by an earlier execution. Raises the server errors."""
-    run: Run = drive(_submit.acquire(job.target, job.spec, job.retry_budget, job.logger), client, job.sleep)
-    return run
+    """Return the job's run, submitted now or by an earlier execution.
+
+    Raises ``StopRequested`` before anything is submitted for a flow run that was cancelled, and the server
+    errors.
+    """
+    from dstack_core.integration import choose_attempt
+
+    job.page = f"{client.server_url}/runs"
+    found = choose_attempt(
+        client,
+        job.names,
+        job.attempt,
+        retry_budget=job.retry_budget,
+        sleep=job.sleep,
+        on_event=job.relay.handle_contact,
+    )
+    job.check_flow_run()
+    if found is None:
+        job.attempt.may_appear = True
+        found = client.runs.submit(**job.submission(), sleep=job.sleep, on_event=job.relay.handle_contact)
+    job.note(found)
+    return found
 
 
 async def asubmit(job: Job, client: AsyncClient) -> AsyncRun:
     """Return the job's run: the twin of ``submit``."""
-    run: AsyncRun = await adrive(
-        _submit.acquire(job.target, job.spec, job.retry_budget, job.logger), client, job.asleep
+    from dstack_core.integration import achoose_attempt
+
+    job.page = f"{client.server_url}/runs"
+    found = await achoose_attempt(
+        client,
+        job.names,
+        job.attempt,
+        retry_budget=job.retry_budget,
+        sleep=job.asleep,
+        on_event=job.relay.handle_contact,
     )
-    return run
+    await asyncio.to_thread(job.check_flow_run)
+    if found is None:
+        job.attempt.may_appear = True
+        found = await client.runs.submit(
+            **job.submission(), sleep=job.asleep, on_event=job.relay.handle_contact
+        )
+    job.note(found)
+    return found
 
 
 def find(job: Job, client: Client) -> Run | None:
     """Return the run that the job watches, or None. Raises the server errors."""
-    name = job.target.attempt.run_name
-    run: Run | None = drive(_submit.find(name, job.retry_budget, job.logger), client, job.sleep)
-    return run
+    return client.runs.get(
+        job.attempt.ref.name,
+        retry_budget=job.retry_budget,
+        sleep=job.sleep,
+        on_event=job.relay.handle_contact,
+    )
 
 
 async def afind(job: Job, client: AsyncClient) -> AsyncRun | None:
     """Return the run that the job watches, or None: the twin of ``find``."""
-    name = job.target.attempt.run_name
-    run: AsyncRun | None = await adrive(_submit.find(name, job.retry_budget, job.logger), client, job.asleep)
-    return run
+    return await client.runs.get(
+        job.attempt.ref.name,
+        retry_budget=job.retry_budget,
+        sleep=job.asleep,
+        on_event=job.relay.handle_contact,
+    )
 
 
 def follow(job: Job, run: Run) -> dict[str, Any]:
-    """Relay the run's events until it is over; return its outcome. Raises the run's and server errors."""
-    job.tell_start(run)
+    """Relay the run's events until it has ended; return its outcome. Raises the run's and server errors."""
+    job.log_start(run)
     job.relay.hider.add(secrets_in(run.env))
     job.report.start(run)
     for event in run.follow(
@@ -64,13 +98,13 @@ def follow(job: Job, run: Run) -> dict[str, Any]:
     ):
         job.relay.handle(event)
         job.report.show(event)
-    job.report.end(job.relay.outcome)
+    job.report_end()
     return job.result()
 
 
 async def afollow(job: Job, run: AsyncRun) -> dict[str, Any]:
-    """Relay the run's events until it is over: the twin of ``follow``."""
-    await asyncio.to_thread(job.tell_start, run)
+    """Relay the run's events until it has ended: the twin of ``follow``."""
+    await asyncio.to_thread(job.log_start, run)
     job.relay.hider.add(secrets_in(run.env))
     await asyncio.to_thread(job.report.start, run)
     events = run.follow(
@@ -81,15 +115,15 @@ async def afollow(job: Job, run: AsyncRun) -> dict[str, Any]:
             job.relay.handle(event)
             if job.report.is_shown(event):
                 await asyncio.to_thread(job.report.show, event)
-    await asyncio.to_thread(job.report.end, job.relay.outcome)
+    await asyncio.to_thread(job.report_end)
     return job.result()
 
 
 def execute(job: Job, block: DstackCredentials | None, body: Callable[[Client], T]) -> T:
     """Return what ``body`` does with a client, and stop the run when an interrupt ends it.
 
-    Raises ``StopRequested`` when the flow run was cancelled and no signal told so, else what ``body``
-    raises.
+    Raises ``StopRequested`` when the flow run was cancelled and no signal reached the task, else what
+    ``body`` raises.
     """
     _hide_token(job, block)
     try:
@@ -99,12 +133,13 @@ def execute(job: Job, block: DstackCredentials | None, body: Callable[[Client], 
         if not job.stops_after(error):
             job.leave(error)
             raise
+        allowed = job.time_to_stop(error)
         try:
-            _stop(job, block)
+            stop(job, block, allowed)
         except BaseException:
             if isinstance(error, StopRequested):
-                # The same cancellation came another way while its probe was acted upon.
-                _stop(job, block)
+                # The signal of the same cancellation interrupted the stop.
+                stop(job, block, allowed)
             raise
         raise
     finally:
@@ -123,22 +158,21 @@ async def aexecute(
         if not job.stops_after(error):
             job.leave(error)
             raise
+        allowed = job.time_to_stop(error)
         try:
-            await astop(block, job.target, job.relay, job.logger)
+            await astop(job, block, allowed)
         except BaseException:
             if isinstance(error, StopRequested):
-                # The same cancellation came another way while its probe was acted upon.
-                await astop(block, job.target, job.relay, job.logger)
+                # The signal of the same cancellation interrupted the stop.
+                await astop(job, block, allowed)
             raise
-        with anyio.move_on_after(REPORT_SECONDS, shield=True):
-            await asyncio.to_thread(job.report.end, job.relay.outcome)
         raise
     finally:
         job.probe.close()
 
 
 def execute_task(job: Job, block: DstackCredentials | None, body: Callable[[Client], T]) -> T:
-    """Do as ``execute`` does; a cancellation that no signal told becomes the state the task ends in."""
+    """Do as ``execute`` does; a cancellation that no signal announced becomes the state the task ends in."""
     try:
         return execute(job, block, body)
     except StopRequested as request:
@@ -158,8 +192,3 @@ async def aexecute_task(
 def _hide_token(job: Job, block: DstackCredentials | None) -> None:
     if block is not None:
         job.relay.hider.add([block.user_token.get_secret_value()])
-
-
-def _stop(job: Job, block: DstackCredentials | None) -> None:
-    stop(block, job.target, job.relay, job.logger)
-    job.report.end(job.relay.outcome)

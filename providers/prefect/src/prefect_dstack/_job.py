@@ -1,4 +1,4 @@
-"""What sync and async code share while a run is followed: waiting, telling, deciding what an end means."""
+"""What sync and async code share while a run is followed: waiting, logging, deciding what an end means."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from prefect.context import TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled
 
-from prefect_dstack import _told
+from prefect_dstack import _relayed_logs
 from prefect_dstack._probe import CancelProbe, StopRequested
 from prefect_dstack._relay import Relay
 from prefect_dstack._report import Report
-from prefect_dstack._submit import Target
+from prefect_dstack._stop import BEFORE_THE_KILL, PATIENT, StopTime
 
 if TYPE_CHECKING:
     from dstack_core import AsyncRun, Outcome, Run
+    from dstack_core.integration import Attempt, AttemptNames
 
 SLICE_SECONDS = 0.5
 _INTERRUPTS = (TerminationSignal, KeyboardInterrupt, SystemExit, asyncio.CancelledError)
@@ -26,14 +27,16 @@ _INTERRUPTS = (TerminationSignal, KeyboardInterrupt, SystemExit, asyncio.Cancell
 
 @dataclass(slots=True)
 class Job:
-    """Hold one execution: what to submit, under which name, and who watches it.
+    """One execution: what to submit, under which name, and where it is shown.
 
-    ``is_owned`` tells whether the run is to be stopped when its execution is cut short. ``flow_run_id`` is
-    that of the flow run whose log the run's is told in.
+    ``names`` are those of all its attempts, ``attempt`` is the one that is meant at any moment. ``is_owned``
+    (bool): the run is stopped when its execution ends early. ``flow_run_id`` (str) is the flow run in whose
+    log the run's log is. ``page`` (str) is where a person finds the run.
     """
 
     spec: dict[str, Any]
-    target: Target
+    names: AttemptNames
+    attempt: Attempt
     relay: Relay
     report: Report
     probe: CancelProbe
@@ -43,6 +46,7 @@ class Job:
     keeps_on_crash: bool
     is_owned: bool = True
     flow_run_id: str | None = None
+    page: str = ""
     started: float = field(default_factory=time.monotonic)
 
     def sleep(self, seconds: float) -> None:
@@ -61,17 +65,41 @@ class Job:
             if self.probe.is_due and (request := await asyncio.to_thread(self.probe.ask)) is not None:
                 raise request
 
-    def tell_start(self, run: Run | AsyncRun) -> None:
-        """Log which run this is; a log that was told to its end when the run went on is not told again.
+    def check_flow_run(self) -> None:
+        """Raise ``StopRequested`` when the flow run needs no run any more; asks the Prefect server once.
 
-        Asks the Prefect server where an earlier execution submitted a run that is over.
+        A freed worker of Dask or Ray starts the next task of a cancelled flow run, which must not pay for a
+        machine.
         """
+        if (request := self.probe.ask_before_submit()) is not None:
+            raise request
+
+    def submission(self) -> dict[str, Any]:
+        """Return the arguments of ``client.runs.submit``."""
+        ref = self.attempt.ref
+        # A worker never attaches: whether a local port of its machine is free does not matter.
+        fixed = {"verify_ports": False, "retry_budget": self.retry_budget}
+        return {**self.spec, "run_name": ref.name, "marker": ref.marker, **fixed}
+
+    def note(self, run: Run | AsyncRun) -> None:
+        """Remember which run it is, so that an interrupted task stops the right one."""
+        self.attempt.may_appear = False
+        self.attempt.run_id = run.id
+        self.page = run.url
+
+    def log_start(self, run: Run | AsyncRun) -> None:
+        """Log which run this is, and whether an earlier execution submitted it.
+
+        A log that was relayed to its end is not relayed again; the Prefect server is asked for that where an
+        adopted run has ended.
+        """
+        self.note(run)
         self.logger.info("Run %s: %s", run.name, run.url)
-        if not self.target.is_adopted:
+        if not self.attempt.is_adopted:
             return
         outcome = run.outcome()
         if outcome is not None and self.relay.stream_logs:
-            self.relay.stream_logs = not _told.was_told(outcome, self.flow_run_id, self.logger)
+            self.relay.stream_logs = not _relayed_logs.was_relayed(outcome, self.flow_run_id, self.logger)
         self.logger.info(
             "An earlier execution of this flow run submitted it; %s",
             "it is followed from its first log line on"
@@ -79,29 +107,33 @@ class Job:
             else "its outcome is taken over",
         )
 
+    def report_end(self) -> None:
+        """Show the end of the run in Prefect."""
+        self.report.end(self.relay.outcome, may_be_known=self.attempt.is_adopted)
+
     def result(self) -> dict[str, Any]:
         """Return the outcome as JSON-plain values, or raise what the run's failure is."""
         from dstack_core import RunError
 
         outcome = self.relay.outcome
         if outcome is None:
-            raise RuntimeError(f"following run {self.target.attempt.run_name} ended without an outcome")
+            raise RuntimeError(f"following run {self.attempt.ref.name} ended without an outcome")
         try:
             outcome.raise_for_status()
         except RunError as error:
-            raise type(error)(error.message + self._last_lines(), outcome) from None
+            raise type(error)(f"{error.message}{self._last_lines()}", outcome) from None
         self.logger.info("%s", _in_words(outcome))
-        _told.remember(outcome)
+        _relayed_logs.remember(outcome)
         return outcome.to_dict()
 
     def stops_after(self, error: BaseException) -> bool:
-        """Tell whether the run is to be stopped because ``error`` ends its task.
+        """Whether the run is to be stopped because ``error`` ends its task.
 
-        Errors of the server or the run leave nothing to stop, or nobody to ask.
+        An error of the server or the run leaves nothing to stop, or no server to stop it.
         """
         from dstack_core import DstackError
 
-        if isinstance(error, DstackError) or not self.is_owned:
+        if isinstance(error, DstackError) or not self.is_owned or not self._may_exist():
             return False
         if not self.keeps_on_crash:
             return True
@@ -109,32 +141,59 @@ class Job:
             return error.cancelled
         return not isinstance(error, _INTERRUPTS) or self._timed_out() or self._is_cancelled()
 
-    def leave(self, error: BaseException) -> None:
-        """Say what becomes of a run that is not stopped although its task ends."""
-        from dstack_core import RunNotFoundError, ServerError
+    def time_to_stop(self, error: BaseException) -> StopTime:
+        """Return how long the stop after ``error`` may take; ``_stop`` explains the two limits.
 
-        name = self.target.attempt.run_name
+        Ctrl-C has no limit either: a second one ends the wait.
+        """
+        if isinstance(error, StopRequested):
+            return PATIENT if error.timed_out else BEFORE_THE_KILL
+        if isinstance(error, Exception | KeyboardInterrupt):
+            return PATIENT
+        # An async task gets the same error from a time limit and from a signal to the process.
+        is_signal = isinstance(error, TerminationSignal | SystemExit)
+        return PATIENT if self._timed_out() and not is_signal else BEFORE_THE_KILL
+
+    def leave(self, error: BaseException) -> None:
+        """Log what becomes of a run that is not stopped although its task ends."""
+        from dstack_core import RunNotFoundError, ServerError, ServerUnreachableError
+
+        name = self.attempt.ref.name
         if isinstance(error, RunNotFoundError):
             return
         if isinstance(error, ServerError) and self.relay.progress is not None:
             self.logger.error(
-                "Lost sight of run %s; it goes on until its end or its max_duration. Another execution of "
-                "this flow run takes it up again; `dstack stop %s` stops it",
+                "Run %s is not followed any more; it keeps running until its end or its max_duration. Execute "
+                "this flow run again to follow it, or stop it on its page: %s",
                 name,
-                name,
+                self.page,
             )
-        elif not isinstance(error, Exception):
+        elif isinstance(error, ServerUnreachableError) and self.attempt.may_appear:
+            self.logger.error(
+                "Run %s may have been submitted. Check the list of runs, and stop it there: %s",
+                name,
+                self.page,
+            )
+        elif not isinstance(error, Exception) and self._may_exist():
             why = 'on_crash="keep"' if self.is_owned else "this flow run did not submit it"
-            self.logger.warning("Run %s goes on (%s)", name, why)
+            self.logger.warning("Run %s keeps running (%s): %s", name, why, self.page)
 
     def cancelled(self, request: StopRequested) -> Any:
         """Return the state that a task ends in which no signal reached.
 
         A state is returned because an exception would make Prefect start the task's next retry.
         """
-        name = self.target.attempt.run_name
-        done = f"Stopped run {name}" if self.stops_after(request) else f"Left run {name} running"
+        name = self.attempt.ref.name
+        if not self._may_exist():
+            done = f"Run {name} was not submitted"
+        else:
+            done = f"Stopped run {name}" if self.stops_after(request) else f"Left run {name} running"
         return Cancelled(message=f"{done}: {request.reason}.")
+
+    def _may_exist(self) -> bool:
+        """Whether there may be a run: not before the submission, unless an earlier execution left one."""
+        attempt = self.attempt
+        return attempt.run_id is not None or attempt.may_appear or not attempt.is_chosen
 
     def _last_lines(self) -> str:
         if not self.relay.tail:
@@ -142,9 +201,15 @@ class Job:
         return "\n\nThe last lines of its log:\n" + "\n".join(line[:500] for line in self.relay.tail)
 
     def _timed_out(self) -> bool:
-        context = TaskRunContext.get()
-        limit = context.task.timeout_seconds if context is not None else None
-        return limit is not None and time.monotonic() - self.started >= limit - SLICE_SECONDS
+        """Whether the time limit of the task or the flow has passed."""
+        task, flow = TaskRunContext.get(), FlowRunContext.get()
+        limit = task.task.timeout_seconds if task is not None else None
+        if limit is not None and time.monotonic() - self.started >= limit - SLICE_SECONDS:
+            return True
+        flow_limit = flow.flow.timeout_seconds if flow is not None and flow.flow is not None else None
+        if flow is None or flow_limit is None:
+            return False
+        return time.time() - flow.start_time.timestamp() >= flow_limit - SLICE_SECONDS
 
     def _is_cancelled(self) -> bool:
         request = self.probe.ask()
@@ -152,8 +217,5 @@ class Job:
 
 
 def _in_words(outcome: Outcome) -> str:
-    parts = [_told.ending(outcome)]
-    if outcome.duration is not None:
-        parts.append(f"after {outcome.duration:.0f} s")
-    parts.append(f"cost ${outcome.cost:.4g}")
-    return ", ".join(parts)
+    duration = "" if outcome.duration is None else f"after {outcome.duration:.0f} s, "
+    return f"{_relayed_logs.ending(outcome)}{duration}cost ${outcome.cost:.4g}"

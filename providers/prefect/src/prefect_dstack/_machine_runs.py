@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun
     from prefect_dstack._machine import DstackJobConfiguration
 
-# A worker has time: an outage of the dstack server shall not fail the flow run.
+# A worker has time: an outage of the dstack server must not fail the flow run.
 SUBMIT_BUDGET = 300.0
 
 

@@ -7,7 +7,10 @@ import json
 import re
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dstack_core.integration import AttemptNames
 
 _LONGEST_PREFIX = 9
 _DEFAULT_PREFIX = "pf"
@@ -15,12 +18,12 @@ _DEFAULT_PREFIX = "pf"
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Name who runs a task.
+    """Who runs a task.
 
     ``task_run_id`` is a random id where there is no task. ``flow_run_id`` is None outside a flow.
-    ``flow_run_count`` grows with each retry of the flow. ``shares_process`` tells whether all tasks of the
-    flow run count in this process, which is not so with Dask, Ray and process pools. ``call`` tells equal
-    submissions of one task apart. ``is_tracked`` is false outside of all that the Prefect server knows.
+    ``flow_run_count`` grows with each retry of the flow. ``shares_process``: all tasks of the flow run are
+    counted in this process, which is not so with Dask, Ray and process pools. ``call`` tells equal
+    submissions of one task apart. ``is_tracked`` is false outside of what the Prefect server knows.
     """
 
     task_run_id: str
@@ -31,40 +34,8 @@ class Owner:
     is_tracked: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """Name one submission; ``number`` starts at 1 and grows when an earlier one did not succeed."""
-
-    number: int
-    run_name: str
-    marker: str
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Tell which runs belong to one task of one flow run.
-
-    ``stem`` is what the markers of all its attempts start with. ``fixed_name`` is the name the caller
-    chose for all attempts, or None.
-    """
-
-    base: str
-    stem: str
-    fixed_name: str | None = None
-
-    def attempt(self, number: int) -> Attempt:
-        """Return the attempt of that number."""
-        name = self.fixed_name or (self.base if number == 1 else f"{self.base}-{number}")
-        return Attempt(number, name, f"{self.stem}/{number}")
-
-    def number_of(self, marker: str | None) -> int | None:
-        """Return which attempt carries ``marker``; None when it is another owner's."""
-        stem, _, number = (marker or "").rpartition("/")
-        return int(number) if stem == self.stem and number.isdecimal() else None
-
-
 class Ordinals:
-    """Count equal tasks of one flow run in this process; a retried task keeps its number."""
+    """The numbers of equal tasks of one flow run in this process; a retried task keeps its number."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -96,17 +67,19 @@ def identify(
     run_name: str | None = None,
     prefix: str | None = None,
     ordinals: Ordinals = _ordinals,
-) -> Identity:
-    """Return the identity of the task that ``owner`` runs with ``spec`` (JSON-plain).
+) -> AttemptNames:
+    """Return the names of the runs of the task that ``owner`` runs with ``spec`` (JSON-plain).
 
     ``run_name`` is the caller's own; ``prefix`` is what a generated name starts with. Generated names
     hold at most 41 characters (PROTOCOL 1.4).
     """
+    from dstack_core.integration import AttemptNames
+
     fingerprint = _hash(spec, on_crash, run_name)
     ordinal = ordinals.ordinal(owner, fingerprint)
     # The ids are time-ordered UUIDs: only their end tells runs of the same minute apart.
     tail = (owner.flow_run_id or owner.task_run_id)[-12:]
-    return Identity(
+    return AttemptNames(
         base=f"{_prefix(prefix)}-{tail}-{fingerprint}-{ordinal}",
         stem=f"{marker_prefix(owner)}{on_crash}/{fingerprint}-{ordinal}",
         fixed_name=run_name,
@@ -126,7 +99,7 @@ def flow_run_marker_prefix(flow_run_id: str) -> str:
 
 
 def outlives_crash(marker: str) -> bool:
-    """Tell whether the run with this marker was submitted with ``on_crash="keep"``."""
+    """Whether the run with this marker was submitted with ``on_crash="keep"``."""
     return marker.split("/")[2:3] == ["keep"]
 
 

@@ -1,4 +1,4 @@
-"""The flow runs of a work pool whose worker ended: find them, claim them, know what was told of them."""
+"""The flow runs of a work pool whose worker ended: find them, claim them, read what was logged of them."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ async def orphans(
 
 
 async def claim(client: PrefectClient, flow_run: FlowRun, worker: str) -> bool:
-    """Tell everybody that ``worker`` watches the flow run; false when another one said so meanwhile.
+    """Write on the flow run that ``worker`` watches it; false when another worker did so meanwhile.
 
-    ``flow_run`` is as ``orphans`` returned it. Should two say so at once, the later one has it. Raises what
+    ``flow_run`` is as ``orphans`` returned it. If two do so at once, the later one has it. Raises what
     Prefect's client raises.
     """
     if worker_of(await client.read_flow_run(flow_run.id)) != worker_of(flow_run):
@@ -59,8 +59,8 @@ def worker_of(flow_run: FlowRun) -> str | None:
     return None if name is None else str(name)
 
 
-async def told(client: PrefectClient, flow_run_id: UUID) -> Counter[str]:
-    """Return the lines that earlier workers brought into the flow run's log. Raises the client's errors."""
+async def relayed_lines(client: PrefectClient, flow_run_id: UUID) -> Counter[str]:
+    """Return the lines that earlier workers relayed into the flow run's log. Raises the client's errors."""
     from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 
     found: Counter[str] = Counter()
@@ -100,6 +100,6 @@ async def _active(client: PrefectClient, work_pool: str) -> list[FlowRun]:
 
 
 def _is_settled(flow_run: FlowRun) -> bool:
-    """Tell whether the flow run is in its state for so long that no worker is at work on it."""
+    """Whether the flow run is in its state for so long that no worker is working on it."""
     state = flow_run.state
     return state is not None and time.time() - state.timestamp.timestamp() > SETTLED_SECONDS

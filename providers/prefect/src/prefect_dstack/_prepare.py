@@ -1,4 +1,4 @@
-"""Check what a caller wants, name the run and find its owner; no request is made here."""
+"""Check the arguments, name the run and find its owner; no request is made here."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
 
 from prefect_dstack._job import Job
-from prefect_dstack._names import Attempt, Identity, Owner, identify, outlives_crash
+from prefect_dstack._names import Owner, identify, outlives_crash
 from prefect_dstack._probe import CancelProbe, current_task_runner
 from prefect_dstack._relay import Relay
 from prefect_dstack._report import Report
-from prefect_dstack._submit import Target
 
 if TYPE_CHECKING:
     from dstack_core import ConfigurationLike
@@ -45,6 +44,7 @@ def prepare(
     ``owner`` and ``logger`` default to the current task's. Raises ``ConfigurationError``.
     """
     from dstack_core import load_configuration
+    from dstack_core.integration import Attempt
 
     check_pace(poll_interval, retry_budget)
     _check("on_crash", on_crash, on_crash in ("stop", "keep"), '"stop" or "keep"')
@@ -54,15 +54,16 @@ def prepare(
     described = {"configuration": loaded.model_dump(mode="json"), **_plain(options)}
     owner = owner or task_owner()
     logger = logger or get_run_logger()
-    identity = identify(owner, described, on_crash=on_crash, run_name=run_name, prefix=loaded.name)
+    names = identify(owner, described, on_crash=on_crash, run_name=run_name, prefix=loaded.name)
     relay = Relay(logger, stream_logs=stream_logs)
-    # The server tells the run's environment again, but no password.
+    # The server returns the run's environment, but not the password.
     relay.hider.add([loaded.registry_auth.password if loaded.registry_auth else None])
     return Job(
         spec={"configuration": loaded, **options},
-        target=Target.of(identity),
+        names=names,
+        attempt=Attempt(names.ref(1)),
         relay=relay,
-        report=Report(loaded.name or run_name, logger, artifacts=artifacts and owner.is_tracked),
+        report=_report(loaded.name or run_name, logger, artifacts and owner.is_tracked),
         probe=CancelProbe(owner.flow_run_id, current_task_runner()),
         logger=logger,
         poll_interval=poll_interval,
@@ -82,14 +83,17 @@ def prepare_to_watch(
     owner: Owner,
     logger: Any,
 ) -> Job:
-    """Return the job that watches a run which exists; it is nobody's until ``own`` says whose."""
+    """Return the job that follows an existing run; it does not own the run until ``own`` is called."""
+    from dstack_core.integration import Attempt, AttemptNames, RunRef
+
     check_pace(poll_interval, retry_budget)
     name = name_of(run)
     return Job(
         spec={},
-        target=Target(Identity(name, "", name), Attempt(1, name, ""), is_chosen=True),
+        names=AttemptNames(name, "", name),
+        attempt=Attempt(RunRef(name, ""), is_chosen=True),
         relay=Relay(logger, stream_logs=stream_logs),
-        report=Report(name, logger, artifacts=artifacts and owner.is_tracked),
+        report=_report(name, logger, artifacts and owner.is_tracked),
         probe=CancelProbe(owner.flow_run_id, current_task_runner()),
         logger=logger,
         poll_interval=poll_interval,
@@ -103,22 +107,24 @@ def own(job: Job, marker: str | None, prefix: str = "prefect:") -> None:
     """Stop the job's run with its execution if its ``marker`` begins with ``prefix``."""
     job.is_owned = (marker or "").startswith(prefix)
     if job.is_owned and marker:
-        job.target.attempt = Attempt(1, job.target.attempt.run_name, marker)
+        from dstack_core.integration import RunRef
+
+        job.attempt.ref = RunRef(job.attempt.ref.name, marker)
         job.keeps_on_crash = outlives_crash(marker)
 
 
 def name_of(run: RunLike) -> str:
-    """Return the run's name. Raises ``ConfigurationError`` for what holds none."""
+    """Return the run's name. Raises ``ConfigurationError`` where there is none."""
     name = run.get("run_name") if isinstance(run, Mapping) else run
     if not isinstance(name, str) or not name:
-        _refuse(f"run: {run!r} names no run; write its name, or pass what submit_run or get_run returned")
+        _refuse(f"run: expected a run's name, or what submit_run or get_run returned, got {run!r}.")
     return name
 
 
 def check_pace(poll_interval: float, retry_budget: float) -> None:
-    """Check the two paces. Raises ``ConfigurationError``."""
-    _check("poll_interval", poll_interval, poll_interval > 0, "seconds above 0")
-    _check("retry_budget", retry_budget, retry_budget >= 0, "seconds, 0 or more")
+    """Raise ``ConfigurationError`` for values out of range."""
+    _check("poll_interval", poll_interval, poll_interval > 0, "more than 0 seconds")
+    _check("retry_budget", retry_budget, retry_budget >= 0, "0 seconds or more")
 
 
 def task_owner() -> Owner:
@@ -139,14 +145,14 @@ def task_owner() -> Owner:
 
 
 class Calls:
-    """Number the submissions of a task or flow that may make several; a retry counts anew."""
+    """The numbers of the submissions of a task or flow that may make several; a retry starts again."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._made: dict[tuple[str, int, str], int] = {}
 
     def next(self, owner_id: str, run_count: int, what: str) -> int:
-        """Return how many equal submissions this execution of the owner made before."""
+        """Return how many equal submissions this execution of the owner has made."""
         key = (owner_id, run_count, what)
         with self._lock:
             self._made[key] = self._made.get(key, -1) + 1
@@ -173,6 +179,15 @@ def calling_owner(what: str) -> Owner:
     return Owner(str(uuid4()), None, 0, shares_process=False, is_tracked=False)
 
 
+def _report(name: str | None, logger: Any, artifacts: bool) -> Report:
+    task, flow = TaskRunContext.get(), FlowRunContext.get()
+    task_run_id = None if task is None else task.task_run.id
+    flow_run_id = None if task is None else task.task_run.flow_run_id
+    if flow_run_id is None and flow is not None and flow.flow_run is not None:
+        flow_run_id = flow.flow_run.id
+    return Report(name, logger, artifacts=artifacts, flow_run_id=flow_run_id, task_run_id=task_run_id)
+
+
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value.model_dump(mode="json") if hasattr(value, "model_dump") else value
@@ -183,7 +198,7 @@ def _plain(options: dict[str, Any]) -> dict[str, Any]:
 
 def _check(name: str, value: object, is_fine: bool, wanted: str) -> None:
     if not is_fine:
-        _refuse(f"{name}: {value!r} is not understood; write {wanted}")
+        _refuse(f"{name}: expected {wanted}, got {value!r}.")
 
 
 def _refuse(message: str) -> NoReturn:

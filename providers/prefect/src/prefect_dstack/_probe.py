@@ -1,4 +1,4 @@
-"""Find out whether the flow run was cancelled, for tasks that no signal reaches."""
+"""Read whether the flow run was cancelled: for tasks that no signal reaches, and before a submission."""
 
 from __future__ import annotations
 
@@ -24,36 +24,53 @@ _REQUEST_SECONDS = 5.0
 
 
 class StopRequested(BaseException):
-    """Leave the wait because the flow run is over; no ``Exception``, for Prefect would retry the task.
+    """The flow run has ended, or is about to; not an ``Exception``, after which Prefect retries a task.
 
-    ``cancelled`` tells whether somebody cancelled the flow run, else its process was interrupted.
+    ``cancelled`` (bool): the flow run was cancelled or timed out; otherwise its process was interrupted.
+    ``timed_out`` (bool): its time limit passed, so that nothing kills the process.
     """
 
-    def __init__(self, reason: str, *, cancelled: bool) -> None:
+    def __init__(self, reason: str, *, cancelled: bool, timed_out: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.cancelled = cancelled
+        self.timed_out = timed_out
 
 
 def verdict(state: State[Any] | None, *, interrupted: bool) -> StopRequested | None:
-    """Tell whether a flow run in ``state`` wants its tasks stopped.
+    """Return why the tasks of a flow run in ``state`` have to stop, or None.
 
-    ``interrupted`` alone says nothing: the task runner ends also when the flow function returned or
+    ``interrupted`` alone means nothing: the task runner ends also when the flow function returned or
     raised while tasks were running, and these are allowed to finish.
     """
     if state is None:
         return None
     if state.is_cancelling() or state.is_cancelled():
         return StopRequested("the flow run was cancelled", cancelled=True)
-    if interrupted and state.is_failed() and state.name == "TimedOut":
-        return StopRequested("the flow run timed out", cancelled=True)
+    if interrupted and _has_timed_out(state):
+        return StopRequested("the flow run timed out", cancelled=True, timed_out=True)
     if interrupted and (state.is_running() or state.is_crashed()):
         return StopRequested("the process of the flow run was interrupted", cancelled=False)
     return None
 
 
+def verdict_before_submit(state: State[Any] | None) -> StopRequested | None:
+    """Return why nothing may be submitted for a flow run in ``state``, or None.
+
+    A flow that completed may have returned before the tasks that it submitted; Prefect lets these finish.
+    """
+    if state is None or not (state.is_cancelling() or state.is_final()) or state.is_completed():
+        return None
+    name = "was cancelled" if state.is_cancelling() or state.is_cancelled() else f"is {state.name}"
+    return StopRequested(f"the flow run {name}", cancelled=True, timed_out=_has_timed_out(state))
+
+
+def _has_timed_out(state: State[Any]) -> bool:
+    return state.is_failed() and state.name == "TimedOut"
+
+
 class CancelProbe:
-    """Ask now and then how the flow run is; errors of the Prefect server are borne in silence.
+    """Reads the state of the flow run now and then; errors of the Prefect server are ignored.
 
     ``read_states`` returns the states of the flow run and its parents and is made on first use.
     """
@@ -75,22 +92,35 @@ class CancelProbe:
 
     @property
     def is_due(self) -> bool:
-        """Tell whether it is time to ``ask``; costs nothing."""
+        """Whether it is time to ``ask``; makes no request."""
         if self._read_states is None:
             return False
         pause = _RECHECK_SECONDS if is_interrupted(self._task_runner) else CHECK_SECONDS
         return self._clock() - self._asked_at >= pause
 
     def ask(self) -> StopRequested | None:
-        """Return why to stop, or None; takes up to 5 s a flow run when the server is silent."""
+        """Return why to stop, or None; takes up to 5 s per flow run when the server does not answer."""
+        interrupted = is_interrupted(self._task_runner)
+
+        def judge(state: State[Any] | None) -> StopRequested | None:
+            nonlocal interrupted
+            request, interrupted = verdict(state, interrupted=interrupted), False
+            return request
+
+        return self._first(judge)
+
+    def ask_before_submit(self) -> StopRequested | None:
+        """Return why nothing may be submitted, or None, also where the Prefect server does not answer."""
+        return self._first(verdict_before_submit)
+
+    def _first(self, judge: Callable[[State[Any] | None], StopRequested | None]) -> StopRequested | None:
+        """Return the first request that ``judge`` makes of the flow run or its parents."""
         if self._read_states is None:
             return None
-        interrupted = is_interrupted(self._task_runner)
         try:
             for state in self._read_states():
-                if (request := verdict(state, interrupted=interrupted)) is not None:
+                if (request := judge(state)) is not None:
                     return request
-                interrupted = False
         except Exception:
             return None
         finally:
@@ -104,14 +134,14 @@ class CancelProbe:
 
 
 class FlowRunReader:
-    """Read the states of a flow run, its parent flow run, and so on, with one kept client."""
+    """The states of a flow run, its parent flow run, and so on, read with one client."""
 
     def __init__(self, flow_run_id: str) -> None:
         self._ids: list[UUID] = [UUID(flow_run_id)]
         self._complete = False
         self._client: SyncPrefectClient | None = None
-        # The client's own retries would hold up the wait for long; a context of its own keeps the
-        # setting away from the task, and entering it once is cheaper than once a request.
+        # The client's own retries would delay the wait for long; a context of its own keeps the setting
+        # away from the task, and entering it once is cheaper than once per request.
         self._context = contextvars.copy_context()
         self._stack = ExitStack()
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MAX_RECORD_LINES = 200
 MAX_RECORD_CHARS = 16_000
-# Prefect Cloud refuses a record above 25 000 characters, and with it the whole batch.
+# Prefect Cloud refuses a record above 25,000 characters, and with it the whole batch.
 MAX_LINE_CHARS = 24_000
 TAIL_LINES = 20
 _WARN_EVERY = 60.0
@@ -23,41 +23,48 @@ _REFUSED = {code: "\ufffd" for code in range(32) if chr(code) != "\t"}
 
 
 class Relay:
-    """Log what happens to a run and keep what its end is told with.
+    """The log of a run in the run logger, and what is known of the run.
 
-    ``logger`` is taken in the task, where the context is. ``stream_logs`` (bool) tells whether the log
-    lines are wanted; the last ones are kept in any case. ``told`` counts the lines that were logged before
-    the run was followed again from its first line. ``hider`` knows the secrets. ``progress`` is how far the
-    run was followed, ``outcome`` its end, both None until known.
+    ``logger`` is taken in the task, where the context is. ``stream_logs`` (bool): the log lines are relayed;
+    the last ones are kept in any case. ``relayed`` counts the lines that were logged before the run was
+    followed again from its first line. ``hider`` knows the secrets. ``progress`` is the position in the run
+    and its log, ``outcome`` the run's end, both None until known.
     """
 
-    def __init__(self, logger: Any, *, stream_logs: bool, told: Counter[str] | None = None) -> None:
+    def __init__(self, logger: Any, *, stream_logs: bool, relayed: Counter[str] | None = None) -> None:
         self.progress: Progress | None = None
         self.outcome: Outcome | None = None
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._logger = logger
         self.stream_logs = stream_logs
         self._last_warning: float | None = None
-        self._told = told or Counter()
+        self._relayed = relayed or Counter()
         self.hider = Hider()
 
     def handle(self, event: Event) -> None:
-        """Log one event and remember the progress behind it."""
-        from dstack_core import ContactLost, ContactRestored, LogLines, RunFinished, StatusChanged
+        """Log one event and remember the position behind it."""
+        from dstack_core import LogLines, RunFinished, StatusChanged
 
         if isinstance(event, LogLines):
             self._lines(event)
         elif isinstance(event, StatusChanged):
             message = f" ({event.message})" if event.message else ""
             self._logger.info("Run %s: %s%s", event.progress.run_name, event.status, message)
-        elif isinstance(event, ContactLost):
+        elif isinstance(event, RunFinished):
+            self.outcome = event.outcome
+        else:
+            self.handle_contact(event)
+        self.progress = event.progress
+
+    def handle_contact(self, event: Event) -> None:
+        """Log that the server became unreachable or answers again; events of a submission, too."""
+        from dstack_core import ContactLost, ContactRestored
+
+        if isinstance(event, ContactLost):
             self._contact_lost(event.error, event.silent_for, event.gives_up_in)
         elif isinstance(event, ContactRestored):
             self._last_warning = None
-            self._logger.info("The dstack server answers again after %.0f s", event.silent_for)
-        elif isinstance(event, RunFinished):
-            self.outcome = event.outcome
-        self.progress = event.progress
+            self._logger.info("The dstack server answers again after %.0f s.", event.silent_for)
 
     def _lines(self, event: LogLines) -> None:
         # Only further nodes and replicas are named: most runs have one job.
@@ -65,19 +72,20 @@ class Relay:
         lines = [job + clean(self.hider.hide(line)) for line in event.lines]
         self.tail.extend(lines)
         if self.stream_logs:
-            for record in records([line for line in lines if not self._is_told(line)]):
+            for record in records([line for line in lines if not self._was_relayed(line)]):
                 self._logger.info("%s", record)
 
-    def _is_told(self, line: str) -> bool:
-        if self._told[line] <= 0:
+    def _was_relayed(self, line: str) -> bool:
+        if self._relayed[line] <= 0:
             return False
-        self._told[line] -= 1
+        self._relayed[line] -= 1
         return True
 
     def _contact_lost(self, error: str, silent_for: float, gives_up_in: float) -> None:
         if self._last_warning is None or silent_for - self._last_warning >= _WARN_EVERY:
             self._last_warning = silent_for
-            self._logger.warning("%s; the run goes on, trying again for %.0f s", error, gives_up_in)
+            # Before the submission there is no run yet, afterwards it keeps running: nothing is said of it.
+            self._logger.warning("%s. Retrying for another %.0f s.", error.rstrip("."), gives_up_in)
 
 
 def clean(line: str) -> str:
@@ -89,7 +97,7 @@ def clean(line: str) -> str:
 
 
 def records(lines: Iterable[str]) -> Iterator[str]:
-    """Join lines into few log records: a record a line would swamp the Prefect server.
+    """Join lines into few log records: one record per line would overload the Prefect server.
 
     A record holds at most ``MAX_RECORD_LINES`` lines and ``MAX_RECORD_CHARS`` characters, or one line.
     """

@@ -1,22 +1,38 @@
-"""Show a run in Prefect: artifacts of its flow run, and events that automations can act on."""
+"""Show a run in Prefect: artifacts of its flow run, and events that automations can act on.
+
+The problem: several processes report the same run. The task's process may be killed before the run has ended;
+then a hook, the worker or the reaper reports the end, and none of them knows what the others did.
+
+The idea: the id of an event is made from the run's id and the event's name. A Prefect server stores one event
+per id, and its automations ignore an id that they saw within the last five minutes (measured on 3.8.8, which
+keeps that in memory: also across a restart there was one event). A process that did not follow the run itself
+asks for the event before it emits it.
+
+The end is reported in the order event, table, progress: a progress artifact at 100 % says that all of it is
+there, and one below 100 % is what other processes search for.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from uuid import NAMESPACE_URL, UUID, uuid5
 
-from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect_dstack._connect import quick_prefect_client
 
 if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
     from prefect.events import Event as PrefectEvent
 
     from dstack_core import AsyncRun, Event, Outcome, Run
+    from dstack_core.integration import StopResult
 
-_REQUEST_SECONDS = 5.0
-# How far a run is, as a percentage: the server tells no more than the status.
+PROGRESS_SUFFIX = "-progress"
+ENDED_PERCENT = 100.0
+# The server reports nothing finer than the status.
 _PERCENT = {
     "pending": 5.0,
     "submitted": 5.0,
@@ -32,100 +48,190 @@ _PERCENT = {
 
 
 class Report:
-    """Make the artifacts and events of one run; a Prefect server that refuses them fails no run.
+    """The artifacts and events of one run; a Prefect server that refuses them fails no run.
 
     ``name`` is what the artifacts' keys are made of: equal keys are versions of one artifact in the UI.
+    ``flow_run_id`` and ``task_run_id`` (str or UUID) own the artifacts.
     """
 
-    def __init__(self, name: str | None, logger: Any, *, artifacts: bool) -> None:
+    def __init__(
+        self,
+        name: str | None,
+        logger: Any,
+        *,
+        artifacts: bool,
+        flow_run_id: object = None,
+        task_run_id: object = None,
+    ) -> None:
         self._key = f"dstack-{re.sub('[^a-z0-9]+', '-', (name or 'run').lower()).strip('-') or 'run'}"
         self._logger = logger
         self._artifacts = artifacts
+        self._owner: dict[str, Any] = {"flow_run_id": flow_run_id, "task_run_id": task_run_id}
         self._progress: UUID | None = None
-        self._started: PrefectEvent | None = None
+        self._last: PrefectEvent | None = None
         self._ended = False
 
     def start(self, run: Run | AsyncRun) -> None:
-        """Emit ``dstack.run.started``; link to the run's page and service, and show how far it is."""
-        self._try(lambda: self._emit("started", run.name, run.id, {"url": run.url}))
+        """Emit ``dstack.run.started``, link to the run's page and service, and show the progress."""
+        self._emit("started", run.name, run.id, {"url": run.url})
         if not self._artifacts:
             return
-        self._try(lambda: self._link(f"{self._key}-page", run.url, f"Run {run.name} on dstack"))
-        service_url = run.service_url
-        if service_url is not None:
-            self._try(lambda: self._link(f"{self._key}-service", service_url, f"Service {run.name}"))
-        if run.outcome() is None:
-            self._progress = self._try(lambda: self._new_progress(run))
+        with self._api() as api:
+            self._create(api, f"{self._key}-page", *_link(run.url, f"Run {run.name} on dstack"))
+            if run.service_url is not None:
+                self._create(api, f"{self._key}-service", *_link(run.service_url, f"Service {run.name}"))
+            if run.outcome() is None:
+                text, percent = f"Run {run.name}: submitted", _PERCENT["submitted"]
+                known = {"run_name": run.name, "run_id": run.id}
+                self._progress = self._create(
+                    api, f"{self._key}{PROGRESS_SUFFIX}", "progress", percent, text, known
+                )
 
     def is_shown(self, event: Event) -> bool:
-        """Tell whether ``show`` would do anything."""
+        """Whether ``show`` would do anything."""
         return self._progress is not None and hasattr(event, "status")
 
     def show(self, event: Event) -> None:
-        """Bring the progress artifact up to date after a change of status."""
+        """Update the progress artifact after a change of status."""
         from dstack_core import StatusChanged
 
-        if self._progress is not None and isinstance(event, StatusChanged):
+        if isinstance(event, StatusChanged):
             name, status = event.progress.run_name, str(event.status)
-            self._set_progress(f"Run {name}: {status}", _PERCENT.get(status, 50.0))
+            self._set_progress(name, status, _PERCENT.get(status, 50.0))
 
-    def end(self, outcome: Outcome | None) -> None:
-        """Emit ``dstack.run.<status>`` and show the outcome as a table; nothing without an outcome."""
+    def stopping(self, result: StopResult) -> None:
+        """Emit ``dstack.run.stopping`` and show it, at once: the process may be killed before the end."""
+        if result.run_id is None or self._ended or not is_going_to_end(result):
+            return
+        self._emit("stopping", result.run_name, result.run_id, {"url": result.url})
+        self._set_progress(result.run_name, "stopping", _PERCENT["stopping"])
+
+    def end(self, outcome: Outcome | None, *, may_be_known: bool = False) -> None:
+        """Emit ``dstack.run.<status>`` and show the outcome as a table; nothing without an outcome.
+
+        ``may_be_known``: another process may have done so before.
+        """
         if outcome is None or self._ended:
             return
         self._ended = True
         status = str(outcome.status)
-        self._try(lambda: self._emit(status, outcome.run_name, outcome.run_id, outcome.to_dict()))
+        if not (may_be_known and self._is_known(outcome)):
+            self._emit(status, outcome.run_name, outcome.run_id, outcome.to_dict())
         if self._artifacts:
-            self._try(lambda: self._table(outcome))
-            if self._progress is not None:
-                self._set_progress(f"Run {outcome.run_name}: {status}", 100.0)
+            with self._api() as api:
+                self._create(api, self._key, "markdown", describe(outcome), f"Run {outcome.run_name}")
+                if self._progress is not None:
+                    update_progress(api, self._progress, outcome.run_name, status, ENDED_PERCENT)
 
     def _emit(self, what: str, run_name: str, run_id: str, payload: dict[str, Any]) -> None:
-        from prefect.events import emit_event
+        event = self._try(lambda: emit(what, run_name, run_id, payload, follows=self._last))
+        self._last = event or self._last
 
-        event = emit_event(
-            f"dstack.run.{what}",
-            resource={"prefect.resource.id": f"dstack.run.{run_id}", "prefect.resource.name": run_name},
-            payload=payload,
-            follows=self._started,
-        )
-        self._started = self._started or event
+    def _is_known(self, outcome: Outcome) -> bool:
+        found = False
+        with self._api() as api:
+            found = was_emitted(api, str(outcome.status), outcome.run_id)
+        return found
 
-    def _link(self, key: str, url: str, description: str) -> None:
-        from prefect.artifacts import create_link_artifact
-
-        create_link_artifact(url, key=key, link_text=description, description=description, _sync=True)  # type: ignore[call-arg]
-
-    def _table(self, outcome: Outcome) -> None:
-        from prefect.artifacts import create_markdown_artifact
-
-        text = describe(outcome)
-        create_markdown_artifact(text, key=self._key, description=f"Run {outcome.run_name}", _sync=True)  # type: ignore[call-arg]
-
-    def _new_progress(self, run: Run | AsyncRun) -> UUID:
-        from prefect.artifacts import create_progress_artifact
-
-        text, percent = f"Run {run.name}: submitted", _PERCENT["submitted"]
-        key = f"{self._key}-progress"
-        made: UUID = create_progress_artifact(percent, key=key, description=text, _sync=True)  # type: ignore[call-arg, assignment]
+    def _create(self, api: SyncPrefectClient, key: str, *values: Any) -> UUID | None:
+        made: UUID | None = self._try(lambda: create_artifact(api, key, *values, **self._owner))
         return made
 
-    def _set_progress(self, text: str, percent: float) -> None:
-        from prefect.artifacts import update_progress_artifact
+    def _set_progress(self, run_name: str, status: str, percent: float) -> None:
+        if self._progress is not None:
+            with self._api() as api:
+                update_progress(api, self._progress, run_name, status, percent)
 
-        self._progress = self._try(
-            lambda: update_progress_artifact(self._progress, percent, description=text, _sync=True)  # type: ignore[call-arg, arg-type]
-        )
+    @contextmanager
+    def _api(self) -> Iterator[SyncPrefectClient]:
+        """Open a client of the Prefect server; its errors end the block and are logged."""
+        try:
+            with quick_prefect_client() as api:
+                yield api
+        except Exception as error:
+            self._log(error)
 
     def _try(self, act: Callable[[], Any]) -> Any:
-        quick = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: _REQUEST_SECONDS}
         try:
-            with temporary_settings(quick):
-                return act()
+            return act()
         except Exception as error:
-            self._logger.debug("Prefect took no artifact or event: %s", error)
+            self._log(error)
             return None
+
+    def _log(self, error: Exception) -> None:
+        self._logger.debug("Prefect did not take an artifact or event: %s", error)
+
+
+def is_going_to_end(result: StopResult) -> bool:
+    """Whether the run is known to end because of a stop."""
+    return result.state in ("stopping", "accepted") or (result.state == "ended" and result.requests > 0)
+
+
+def emit(
+    what: str,
+    run_name: str,
+    run_id: str,
+    payload: dict[str, Any],
+    *,
+    flow_run_id: object = None,
+    follows: PrefectEvent | None = None,
+) -> PrefectEvent | None:
+    """Emit ``dstack.run.<what>``, once per run. Prefect itself adds the flow and task run of the context.
+
+    ``flow_run_id`` names the flow run outside of one. Raises what Prefect raises.
+    """
+    from prefect.events import emit_event
+
+    related = [] if flow_run_id is None else [_flow_run_resource(flow_run_id)]
+    return emit_event(
+        f"dstack.run.{what}",
+        resource={"prefect.resource.id": f"dstack.run.{run_id}", "prefect.resource.name": run_name},
+        related=related,
+        payload=payload,
+        id=event_id(what, run_id),
+        follows=follows,
+    )
+
+
+def event_id(what: str, run_id: str) -> UUID:
+    """Return the id of a run's event, the same in every process."""
+    return uuid5(NAMESPACE_URL, f"dstack.run.{what}/{run_id}")
+
+
+def was_emitted(api: SyncPrefectClient, what: str, run_id: str) -> bool:
+    """Whether the Prefect server has the event. Raises what Prefect's client raises."""
+    from prefect.events.filters import EventFilter, EventIDFilter
+
+    # The client's default limit is above what its server allows.
+    return bool(api.read_events(EventFilter(id=EventIDFilter(id=[event_id(what, run_id)])), limit=1).events)
+
+
+def create_artifact(
+    api: SyncPrefectClient,
+    key: str,
+    kind: str,
+    data: Any,
+    description: str,
+    metadata: dict[str, str] | None = None,
+    **owner: Any,
+) -> UUID:
+    """Create an artifact. Raises what Prefect's client raises."""
+    from prefect.client.schemas.actions import ArtifactCreate
+
+    owned = {name: value for name, value in owner.items() if value is not None}
+    if metadata is not None:
+        owned["metadata_"] = metadata
+    artifact = ArtifactCreate(key=key, type=kind, data=data, description=description, **owned)
+    return api.create_artifact(artifact).id
+
+
+def update_progress(
+    api: SyncPrefectClient, artifact_id: UUID, run_name: str, status: str, percent: float
+) -> None:
+    """Update a progress artifact. Raises what Prefect's client raises."""
+    from prefect.client.schemas.actions import ArtifactUpdate
+
+    api.update_artifact(artifact_id, ArtifactUpdate(data=percent, description=f"Run {run_name}: {status}"))
 
 
 def describe(outcome: Outcome) -> str:
@@ -144,6 +250,14 @@ def describe(outcome: Outcome) -> str:
         f"| {name} | {_cell(value)} |" for name, value in rows.items() if value is not None and value != ""
     ]
     return "\n".join([f"## Run {outcome.run_name}", "", "| | |", "|---|---|", *lines])
+
+
+def _flow_run_resource(flow_run_id: object) -> dict[str, str]:
+    return {"prefect.resource.id": f"prefect.flow-run.{flow_run_id}", "prefect.resource.role": "flow-run"}
+
+
+def _link(url: str, text: str) -> tuple[str, str, str]:
+    return "markdown", f"[{text}]({url})", text
 
 
 def _cell(value: object) -> str:

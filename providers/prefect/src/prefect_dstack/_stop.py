@@ -1,124 +1,160 @@
-"""Stop a run whose task ends early: ask first, then read its last lines."""
+"""Stop the run of a task that ends early, then follow it to its end as long as there is time.
+
+The problem: Prefect kills the process of a cancelled flow run 30 s after the cancellation, and a real server
+needs 2 to 20 s to end a run after a stop, more when it is busy. What was not reported by then is lost.
+
+The idea: each way in states its time. Where the kill threatens, the stop has 8 s and the wait for the end the
+rest of 20 s, which leaves 10 s to the flow's own clean-up; ``dstack.run.stopping`` is emitted as soon as the
+stop was sent, and a hook, the worker or the reaper reports the end if the process is gone by then. Nothing
+kills a task whose time limit passed or that raised an exception: the stop has as long as a reply may take, the
+end two minutes.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import aclosing
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from prefect_dstack._connect import STOP_BUDGET, STOP_TIMEOUT, open_async_client, open_client
-from prefect_dstack._relay import Relay
-from prefect_dstack._steps import Ask, Pause, Steps, adrive, drive
-from prefect_dstack._submit import Target
-from prefect_dstack.credentials import DstackCredentials
+from prefect_dstack._connect import PATIENT_TIMEOUT, open_async_client, open_client
 
-# Prefect kills a cancelled process after 30 s: asking may take about 8 s, the last lines another 5 s.
-DRAIN_SECONDS = 5.0
-_ASYNC_SECONDS = 20.0
-_DRAIN_INTERVAL = 0.5
-_APPEAR_SECONDS = 4.0
-_APPEAR_INTERVAL = 0.5
+if TYPE_CHECKING:
+    from dstack_core import Run
+    from dstack_core.integration import StopResult
+    from prefect_dstack._job import Job
+    from prefect_dstack.credentials import DstackCredentials
+
+# The run prints its last lines in the first seconds; later polls only wait for the end.
+_POLL_SECONDS = 1.0
 
 
-class _DrainOver(Exception):
-    """Leave the wait for the last lines."""
+@dataclass(frozen=True, slots=True)
+class StopTime:
+    """How long (seconds) a stop may take, and how long the stop and the run's end may take together."""
+
+    stop: float
+    end: float
 
 
-def stop_steps(target: Target) -> Steps[Any | None]:
-    """Ask the server to stop the target and return the run; None when there is none.
-
-    A run of the same name with another marker is left alone. While a submission may still be at work
-    its run is looked for a little longer. Source: PROTOCOL 1.4, 1.7.
-    """
-    attempt = target.attempt
-    for _ in range(int(_APPEAR_SECONDS / _APPEAR_INTERVAL)):
-        run = yield Ask(lambda client: client.runs.get(attempt.run_name))
-        if run is not None and run.marker == attempt.marker:
-            if not is_ending(run):
-                yield Ask(lambda client: client.runs.stop(attempt.run_name))
-            return run
-        if not target.may_appear:
-            return None
-        yield Pause(_APPEAR_INTERVAL)
-    return None
+BEFORE_THE_KILL = StopTime(stop=8.0, end=20.0)
+# A server that is too busy to end a run within two minutes is left to the reaper.
+PATIENT = StopTime(stop=PATIENT_TIMEOUT, end=120.0)
 
 
-def is_ending(run: Any) -> bool:
-    """Tell whether the run is over or was asked to stop, as of the last look."""
-    from dstack_core import RunStatus
-
-    return run.outcome() is not None or RunStatus(run.raw_status).is_stopping
+# The first line of any stop, logged before any request.
+STOPPING = "Stopping run %s: %s"
 
 
-def stop(credentials: DstackCredentials | None, target: Target, relay: Relay, logger: Any) -> None:
-    """Stop the target and relay what it still says, within about 13 s; raises no error.
+class _OutOfTime(Exception):
+    """Leave the wait for the end."""
+
+
+def is_ending(run: Run) -> bool:
+    """Whether the run had ended or was stopping when it was last fetched."""
+    return run.last_status.is_finished or run.last_status.is_stopping
+
+
+def log_stop(logger: Any, result: StopResult) -> None:
+    """Log the result of a stop that a user's code asked for."""
+    if result.is_safe:
+        logger.info("Run %s is stopping.", result.run_name)
+    else:
+        logger.error(
+            "Could not confirm that run %s stops: %s. Its page: %s", result.run_name, result.error, result.url
+        )
+
+
+def stop(job: Job, block: DstackCredentials | None, allowed: StopTime) -> None:
+    """Stop the job's run, relay the rest of its log and report its end. Raises no error of a server.
 
     A new client is used: the interrupted one may be in the middle of a reply.
     """
+    from dstack_core.integration import stop_run
+
+    deadline = time.monotonic() + allowed.end
     try:
-        with open_client(credentials, STOP_TIMEOUT, STOP_BUDGET) as client:
-            run = drive(stop_steps(target), client, time.sleep)
-            if run is not None:
-                logger.info("Asked the server to stop run %s", run.name)
-                _drain(run, relay)
+        with open_client(block, allowed.stop, allowed.stop) as client:
+            result = stop_run(client, job.attempt.ref, timeout=allowed.stop, **_known(job))
+            job.report.stopping(result)
+            if _is_worth_following(result):
+                sleep = _sleep_until(deadline)
+                left = deadline - time.monotonic()
+                run = client.runs.get(result.run_name, retry_budget=left, sleep=sleep)
+                if run is not None and result.run_id in (None, run.id):
+                    for event in run.follow(
+                        job.relay.progress, poll_interval=_POLL_SECONDS, retry_budget=left, sleep=sleep
+                    ):
+                        job.relay.handle(event)
+    except _OutOfTime:
+        pass
     except Exception as error:
-        _tell(logger, target, error)
-    _sum_up(logger, relay)
+        _log_failure(job, error)
+    _log_end(job)
+    job.report.end(job.relay.outcome)
 
 
-async def astop(credentials: DstackCredentials | None, target: Target, relay: Relay, logger: Any) -> None:
-    """Stop the target: the twin of ``stop``, shielded from the cancellation that led here."""
-    with anyio.move_on_after(_ASYNC_SECONDS, shield=True):
+async def astop(job: Job, block: DstackCredentials | None, allowed: StopTime) -> None:
+    """Stop the job's run: the twin of ``stop``, shielded from the cancellation that led here."""
+    from dstack_core.integration import astop_run
+
+    deadline = time.monotonic() + allowed.end
+    with anyio.move_on_after(allowed.end, shield=True):
         try:
-            async with open_async_client(credentials, STOP_TIMEOUT, STOP_BUDGET) as client:
-                run = await adrive(stop_steps(target), client, anyio.sleep)
-                if run is not None:
-                    logger.info("Asked the server to stop run %s", run.name)
-                    await _adrain(run, relay)
+            async with open_async_client(block, allowed.stop, allowed.stop) as client:
+                result = await astop_run(client, job.attempt.ref, timeout=allowed.stop, **_known(job))
+                await anyio.to_thread.run_sync(job.report.stopping, result)
+                if _is_worth_following(result):
+                    left = deadline - time.monotonic()
+                    run = await client.runs.get(result.run_name, retry_budget=left)
+                    if run is not None and result.run_id in (None, run.id):
+                        events = run.follow(
+                            job.relay.progress, poll_interval=_POLL_SECONDS, retry_budget=left
+                        )
+                        async with aclosing(events):
+                            async for event in events:
+                                job.relay.handle(event)
         except Exception as error:
-            _tell(logger, target, error)
-        _sum_up(logger, relay)
+            _log_failure(job, error)
+    _log_end(job)
+    with anyio.move_on_after(_REPORT_SECONDS, shield=True):
+        await anyio.to_thread.run_sync(job.report.end, job.relay.outcome)
 
 
-def _drain(run: Any, relay: Relay) -> None:
-    deadline = time.monotonic() + DRAIN_SECONDS
+# Artifacts and the event take four short requests to the Prefect server.
+_REPORT_SECONDS = 8.0
 
+
+def _known(job: Job) -> dict[str, Any]:
+    attempt = job.attempt
+    return {
+        "log": job.logger,
+        "run_id": attempt.run_id,
+        "submitted": attempt.run_id is not None,
+        "may_appear": attempt.may_appear,
+    }
+
+
+def _is_worth_following(result: StopResult) -> bool:
+    return result.state not in ("missing", "other_owner", "refused")
+
+
+def _sleep_until(deadline: float) -> Callable[[float], None]:
     def sleep(seconds: float) -> None:
         if time.monotonic() + seconds > deadline:
-            raise _DrainOver
+            raise _OutOfTime
         time.sleep(seconds)
 
-    try:
-        for event in run.follow(
-            relay.progress, poll_interval=_DRAIN_INTERVAL, retry_budget=DRAIN_SECONDS, sleep=sleep
-        ):
-            relay.handle(event)
-    except _DrainOver:
-        return
+    return sleep
 
 
-async def _adrain(run: Any, relay: Relay) -> None:
-    with anyio.move_on_after(DRAIN_SECONDS):
-        events = run.follow(
-            relay.progress, poll_interval=_DRAIN_INTERVAL, retry_budget=DRAIN_SECONDS, sleep=anyio.sleep
-        )
-        async with aclosing(events):
-            async for event in events:
-                relay.handle(event)
+def _log_failure(job: Job, error: Exception) -> None:
+    job.logger.warning("The end of run %s could not be awaited: %s", job.attempt.ref.name, error)
 
 
-def _tell(logger: Any, target: Target, error: Exception) -> None:
-    name = target.attempt.run_name
-    logger.error(
-        "Run %s may go on until its max_duration, for stopping it failed: %s. Stop it with `dstack stop %s`",
-        name,
-        error,
-        name,
-    )
-
-
-def _sum_up(logger: Any, relay: Relay) -> None:
-    if relay.outcome is not None:
-        logger.info("Run %s %s", relay.outcome.run_name, relay.outcome.message)
+def _log_end(job: Job) -> None:
+    if job.relay.outcome is not None:
+        job.logger.info("Run %s %s", job.relay.outcome.run_name, job.relay.outcome.message)

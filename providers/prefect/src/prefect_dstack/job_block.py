@@ -11,11 +11,12 @@ from prefect.blocks.abstract import JobBlock, JobRun
 from pydantic import ConfigDict, Field, HttpUrl, field_validator
 
 from prefect_dstack import _follow
-from prefect_dstack._connect import open_async_client, open_client
+from prefect_dstack._connect import PATIENT_TIMEOUT, open_async_client, open_client
 from prefect_dstack._job import Job
 from prefect_dstack._prepare import calling_owner, own, prepare, prepare_to_watch
 from prefect_dstack._probe import StopRequested
-from prefect_dstack._run_info import ainfo, info
+from prefect_dstack._run_info import info
+from prefect_dstack._stop import STOPPING, log_stop
 from prefect_dstack.credentials import DstackCredentials
 
 
@@ -23,8 +24,8 @@ class DstackRun(JobBlock[dict[str, Any]]):
     """Run one configuration on dstack: a task or a service, as it is written in ``.dstack.yml``.
 
     ``trigger`` submits it and returns a ``DstackRunHandle``. Within a flow, executing the same flow run
-    again takes up its active run and takes over its successful one, as with ``run_task``. Without a
-    ``max_duration`` a run gets 24 h, so that nothing runs for ever. A wrong value raises pydantic's
+    again reattaches to its active run and takes over its successful one, as with ``run_task``. Without a
+    ``max_duration`` a run gets 24 h, so that no run stays without a limit. A wrong value raises pydantic's
     ``ValidationError``. Source: Prefect's documentation, "Blocks".
 
     Example:
@@ -59,10 +60,10 @@ class DstackRun(JobBlock[dict[str, Any]]):
         description="Whether a run is stopped or kept when its flow's process dies or is interrupted.",
     )
     poll_interval: float = Field(
-        default=5.0, gt=0, description="Seconds between two looks at the run while it is waited for."
+        default=5.0, gt=0, description="Seconds between two status requests while it is waited for."
     )
     retry_budget: float = Field(
-        default=600.0, ge=0, description="Seconds that a silent dstack server is borne."
+        default=600.0, ge=0, description="Seconds to keep retrying while the dstack server is unreachable."
     )
     stream_logs: bool = Field(
         default=True, description="Whether the run's log lines are sent to the run logger."
@@ -83,9 +84,13 @@ class DstackRun(JobBlock[dict[str, Any]]):
         return value
 
     def trigger(self) -> DstackRunHandle:  # type: ignore[override]  # Prefect's own integrations do so too
-        """Submit the run and return it without waiting. Raises ``ConfigurationError``, the server errors."""
+        """Submit the run and return it without waiting.
+
+        Raises ``ConfigurationError``, the server errors, and ``StopRequested`` (not an ``Exception``) in a
+        flow run that was cancelled or has failed: then nothing is submitted.
+        """
         job = self._job()
-        with _told(job):
+        with _logged(job):
             return _follow.execute(
                 job, self.credentials, lambda client: self._handle(info(_follow.submit(job, client)))
             )
@@ -95,9 +100,9 @@ class DstackRun(JobBlock[dict[str, Any]]):
         job = self._job()
 
         async def body(client: Any) -> DstackRunHandle:
-            return self._handle(await ainfo(await _follow.asubmit(job, client)))
+            return self._handle(info(await _follow.asubmit(job, client)))
 
-        with _told(job):
+        with _logged(job):
             return await _follow.aexecute(job, self.credentials, body)
 
     def _job(self) -> Job:
@@ -114,55 +119,55 @@ class DstackRun(JobBlock[dict[str, Any]]):
             logger=self.logger,
         )
 
-    def _handle(self, told: dict[str, Any]) -> DstackRunHandle:
-        self.logger.info("Run %s: %s", told["run_name"], told["url"])
-        return DstackRunHandle(self, told)
+    def _handle(self, run: dict[str, Any]) -> DstackRunHandle:
+        self.logger.info("Run %s: %s", run["run_name"], run["url"])
+        return DstackRunHandle(self, run)
 
 
 class DstackRunHandle(JobRun[dict[str, Any]]):
-    """Watch and stop a run that a ``DstackRun`` submitted; it can be pickled.
+    """A run that a ``DstackRun`` submitted: to wait for and to stop; it can be pickled.
 
     ``run_name``, ``run_id``, ``url`` (of its page) and ``service_url`` (str, None where there is none).
     """
 
-    def __init__(self, block: DstackRun, told: dict[str, Any]) -> None:
+    def __init__(self, block: DstackRun, run: dict[str, Any]) -> None:
         self._block = block
-        self._told = told
+        self._run = run
         self._outcome: dict[str, Any] | None = None
 
     @property
     def run_name(self) -> str:
         """Return the run's name."""
-        return str(self._told["run_name"])
+        return str(self._run["run_name"])
 
     @property
     def run_id(self) -> str:
-        """Return the run's id, unique for ever."""
-        return str(self._told["run_id"])
+        """Return the run's id, which no other run has."""
+        return str(self._run["run_id"])
 
     @property
     def url(self) -> str:
         """Return the address of the run's page."""
-        return str(self._told["url"])
+        return str(self._run["url"])
 
     @property
     def service_url(self) -> str | None:
         """Return the address a service answers at, as known when it was submitted."""
-        url = self._told["service_url"]
+        url = self._run["service_url"]
         return None if url is None else str(url)
 
     def wait_for_completion(self) -> None:  # type: ignore[override]  # Prefect's own integrations do so too
         """Wait for the end of the run and relay its log; a second call returns at once.
 
-        A cancelled or interrupted flow run stops the run, as with ``run_task``; where no signal told of a
-        cancellation, ``StopRequested`` is raised, which is no ``Exception``: Prefect takes the task for
-        crashed and does not retry it. Raises ``RunFailedError``, ``NoCapacityError`` or
+        A cancelled or interrupted flow run stops the run, as with ``run_task``. Where no signal announced
+        the cancellation, ``StopRequested`` is raised, which is not an ``Exception``: Prefect takes the task
+        for crashed and does not retry it. Raises ``RunFailedError``, ``NoCapacityError`` or
         ``RunStoppedError``, and the server errors.
         """
         if self._outcome is not None:
             return
         job = self._watch()
-        with _told(job):
+        with _logged(job):
             self._outcome = _follow.execute(
                 job,
                 self._block.credentials,
@@ -178,13 +183,13 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
         async def body(client: Any) -> dict[str, Any]:
             return await _follow.afollow(job, self._same(await _follow.afind(job, client)))
 
-        with _told(job):
+        with _logged(job):
             self._outcome = await _follow.aexecute(job, self._block.credentials, body)
 
     def fetch_result(self) -> dict[str, Any]:  # type: ignore[override]  # Prefect's own integrations do so too
         """Return the fields of ``dstack_core.Outcome`` as JSON-plain values.
 
-        Raises the run's error when it did not succeed, ``RuntimeError`` while it is not over, and the
+        Raises the run's error when it did not succeed, ``RuntimeError`` before it has ended, and the
         server errors.
         """
         if self._outcome is None:
@@ -195,29 +200,33 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
     async def afetch_result(self) -> dict[str, Any]:
         """Return the outcome: the async twin of ``fetch_result``."""
         if self._outcome is None:
-            async with open_async_client(self._block.credentials, retry_budget=_PATIENCE) as client:
+            async with open_async_client(self._block.credentials, retry_budget=_RETRY_BUDGET) as client:
                 self._outcome = self._result(await client.runs.get(self.run_name))
         return self._outcome
 
     def stop(self, abort: bool = False) -> None:
-        """Ask the server to stop the run; one that is over is left alone. Does not wait for the end.
+        """Stop the run; returns once the server shows it stopping. One that has ended is left alone.
 
-        With ``abort`` its processes are killed without the time to end. Raises the server errors.
+        With ``abort`` its processes are killed without a grace period. Raises the server errors.
         """
+        self.logger.warning(STOPPING, self.run_name, self.url)
         with self._client() as client:
-            self._same(client.runs.get(self.run_name)).stop(abort=abort)
+            run = self._same(client.runs.get(self.run_name))
+            log_stop(self.logger, run.stop(abort=abort, until="stopping", timeout=PATIENT_TIMEOUT))
 
     async def astop(self, abort: bool = False) -> None:
-        """Ask the server to stop the run: the async twin of ``stop``."""
-        async with open_async_client(self._block.credentials, retry_budget=_PATIENCE) as client:
-            await self._same(await client.runs.get(self.run_name)).stop(abort=abort)
+        """Stop the run: the async twin of ``stop``."""
+        self.logger.warning(STOPPING, self.run_name, self.url)
+        async with open_async_client(self._block.credentials, retry_budget=_RETRY_BUDGET) as client:
+            run = self._same(await client.runs.get(self.run_name))
+            log_stop(self.logger, await run.stop(abort=abort, until="stopping", timeout=PATIENT_TIMEOUT))
 
     def _client(self) -> Any:
-        return open_client(self._block.credentials, retry_budget=_PATIENCE)
+        return open_client(self._block.credentials, retry_budget=_RETRY_BUDGET)
 
     def _watch(self) -> Job:
         job = prepare_to_watch(
-            self._told,
+            self._run,
             poll_interval=self._block.poll_interval,
             retry_budget=self._block.retry_budget,
             stream_logs=self._block.stream_logs,
@@ -225,30 +234,30 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
             owner=calling_owner("wait"),
             logger=self.logger,
         )
-        own(job, self._told["marker"])
+        own(job, self._run["marker"])
         return job
 
     def _same(self, found: Any) -> Any:
         from dstack_core import RunNotFoundError
 
         if found is None or found.id != self.run_id:
-            raise RunNotFoundError(f"run {self.run_name} is gone: {self.url}")
+            raise RunNotFoundError(f"Run {self.run_name} does not exist any more: {self.url}")
         return found
 
     def _result(self, found: Any) -> dict[str, Any]:
         outcome = self._same(found).outcome()
         if outcome is None:
-            raise RuntimeError(f"run {self.run_name} is not over; call wait_for_completion() first")
+            raise RuntimeError(f"Run {self.run_name} has not ended. Call wait_for_completion() first.")
         result: dict[str, Any] = outcome.raise_for_status().to_dict()
         return result
 
 
-_PATIENCE = 30.0
+_RETRY_BUDGET = 30.0
 
 
 @contextmanager
-def _told(job: Job) -> Iterator[None]:
-    """Tell in the log of a cancellation that no signal told."""
+def _logged(job: Job) -> Iterator[None]:
+    """Log a cancellation that no signal announced."""
     try:
         yield
     except StopRequested as request:

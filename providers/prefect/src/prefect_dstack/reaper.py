@@ -1,11 +1,16 @@
-"""Find and stop the runs of flow runs that are over: what a host that died left running."""
+"""Stop the runs of flow runs that have ended, and report ends that no other process reported.
+
+The last line of defence: it needs nothing of the processes that submitted the runs, only the markers on the
+runs, the states in Prefect, and what ``_end_reports`` reads from Prefect's artifacts and events.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -13,7 +18,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from prefect_dstack._connect import CredentialsLike, load, open_client
+from prefect_dstack import _end_reports
+from prefect_dstack._connect import PATIENT_TIMEOUT, CredentialsLike, load, open_client
+from prefect_dstack._left_over import stop_all
 from prefect_dstack._names import outlives_crash, owner_of
 from prefect_dstack._stop import is_ending
 
@@ -21,19 +28,22 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import State
 
-    from dstack_core import Run
+    from dstack_core import Client, Run
 
 _BUDGET = 30.0
 _UNKNOWN = "unknown"
+# A real server needs 2 to 20 s to end a run (PROTOCOL 5.4). What needs longer is reported by the next pass.
+_END_SECONDS = 60.0
+_log = logging.getLogger("prefect_dstack")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Tell one active run of this package: whose it is and what was done about it.
+    """A run of this package that is active, or whose end was not reported, and what was done about it.
 
     ``owner`` is ``flow_run``, ``task_run`` or ``worker`` and the id of the flow or task run; ``state`` its
-    state's name, ``"unknown"`` when this Prefect server has none; ``stopped`` whether the run was asked to
-    stop, or would be in a dry run; ``reason`` (str) says why, or why not.
+    state's name, ``"unknown"`` when this Prefect server has none. ``stopped`` (bool): the run was stopped, or
+    would be without the dry run. ``reason`` (str) says why, or why not.
     """
 
     run_name: str
@@ -51,27 +61,52 @@ def reap(
     min_age: float = 60.0,
     stop_unknown: bool = False,
 ) -> list[dict[str, Any]]:
-    """Stop the active runs whose flow run or task run is over; return what was found, as dicts.
+    """Stop the active runs whose flow run or task run has ended, and report how runs ended.
 
-    ``credentials``: a ``DstackCredentials`` block, the name of a saved one, or None for the environment.
-    ``min_age`` (seconds): how long the flow run must be over, for it stops its runs itself. Left alone are
-    the runs submitted with ``on_crash="keep"`` unless their flow run was cancelled, those a task still
-    waits for, and, unless ``stop_unknown``, those of flow runs that this Prefect server does not know: they
-    may be another server's. A flow run that died without Prefect's notice is still Running there; Prefect's
-    "Crash zombie flows" automation ends it. The result's fields are those of ``Finding``. Raises the server
-    errors, and what Prefect's client raises.
+    Left alone are the runs submitted with ``on_crash="keep"`` unless their flow run was cancelled, and those
+    that a task still waits for. A flow run that died unnoticed is still Running in Prefect; Prefect's
+    "Crash zombie flows" automation ends it.
+
+    Runs that are stopped here are awaited for up to a minute. Their ends are reported in Prefect, and so are
+    those of runs that ended earlier without a report: because their flow's process was killed and had no
+    hooks, or the server needed longer than anybody waited. Each end is reported once.
+
+    Args:
+        credentials: A ``DstackCredentials`` block, the name of a saved one, or None for the environment.
+        dry_run: Only return what would be stopped.
+        min_age: Seconds since the end of the flow run, which stops its runs itself.
+        stop_unknown: Also stop the runs of flow runs that this Prefect server does not know: they may be
+            another server's.
+
+    Returns:
+        The fields of ``Finding`` for each run.
+
+    Raises:
+        DstackError: The errors of the dstack server, when runs are listed.
+        Exception: What Prefect's client raises.
     """
     from prefect.client.orchestration import get_client
 
-    findings: list[Finding] = []
-    with open_client(load(credentials), retry_budget=_BUDGET) as client, get_client(sync_client=True) as api:
+    findings: dict[str, Finding] = {}
+    with (
+        open_client(load(credentials), PATIENT_TIMEOUT, retry_budget=_BUDGET) as client,
+        get_client(sync_client=True) as api,
+    ):
         judge = _Judge(api, min_age, stop_unknown)
-        for run in _active(client.runs.list()):
-            finding = judge.finding(run)
-            if finding.stopped and not dry_run:
-                run.stop()
-            findings.append(finding)
-    return [asdict(finding) for finding in findings]
+        active = _active(client.runs.list())
+        for run in active:
+            if not is_ending(run):
+                findings[run.id] = judge.finding(run)
+        if dry_run:
+            return [asdict(finding) for finding in findings.values()]
+        stopped = [run for run in active if run.id in findings and findings[run.id].stopped]
+        for run, result in zip(stopped, stop_all(client, stopped, _log), strict=True):
+            if not result.is_safe:
+                reason = f"{findings[run.id].reason}; the stop was not confirmed: {result.error}"
+                findings[run.id] = replace(findings[run.id], reason=reason)
+        for finding in _report_ends(client, api, judge, active, {run.id for run in stopped}):
+            findings.setdefault(*finding)
+    return [asdict(finding) for finding in findings.values()]
 
 
 async def areap(
@@ -81,7 +116,7 @@ async def areap(
     min_age: float = 60.0,
     stop_unknown: bool = False,
 ) -> list[dict[str, Any]]:
-    """Stop the active runs whose flow run is over: the twin of ``reap``, in a thread of its own."""
+    """Stop the active runs whose flow run has ended: the twin of ``reap``, in a thread of its own."""
     return await asyncio.to_thread(
         reap, credentials, dry_run=dry_run, min_age=min_age, stop_unknown=stop_unknown
     )
@@ -95,12 +130,12 @@ def reap_runs(
     min_age: float = 60.0,
     stop_unknown: bool = False,
 ) -> list[dict[str, Any]]:
-    """Stop the runs of flow runs that are over; for a flow on a schedule.
+    """Stop the runs of flow runs that have ended; for a flow on a schedule.
 
     Parameters, result and errors as in ``prefect_dstack.reaper.reap``.
     """
     findings = reap(credentials, dry_run=dry_run, min_age=min_age, stop_unknown=stop_unknown)
-    _log(findings, dry_run)
+    _log_findings(findings, dry_run)
     return findings
 
 
@@ -112,14 +147,14 @@ async def areap_runs(
     min_age: float = 60.0,
     stop_unknown: bool = False,
 ) -> list[dict[str, Any]]:
-    """Stop the runs of flow runs that are over: the async twin of ``reap_runs``."""
+    """Stop the runs of flow runs that have ended: the async twin of ``reap_runs``."""
     findings = await areap(credentials, dry_run=dry_run, min_age=min_age, stop_unknown=stop_unknown)
-    _log(findings, dry_run)
+    _log_findings(findings, dry_run)
     return findings
 
 
 class _Judge:
-    """Decide about runs with what the Prefect server says."""
+    """Decides about runs by the states of their owners in Prefect."""
 
     def __init__(self, api: SyncPrefectClient, min_age: float, stop_unknown: bool) -> None:
         self._api = api
@@ -128,7 +163,7 @@ class _Judge:
 
     def finding(self, run: Run) -> Finding:
         kind, owner_id = owner_of(run.marker) or ("", "")
-        state = self._state(kind, owner_id)
+        state = self.state(kind, owner_id)
         stopped, reason = self._verdict(run.marker or "", kind, owner_id, state)
         name = _UNKNOWN if state is None else str(state.name)
         return Finding(run.name, run.url, f"{kind}/{owner_id}", name, stopped, reason)
@@ -137,9 +172,8 @@ class _Judge:
         if state is None:
             return self._stop_unknown, "this Prefect server does not know its owner"
         if not state.is_final():
-            return False, "its owner is not over"
-        # The clocks of this machine and the server may differ a little: no harm at this scale.
-        age = time.time() - state.timestamp.timestamp()
+            return False, "its owner has not ended"
+        age = _age(state)
         if age < self._min_age:
             return False, f"its owner ended {age:.0f} s ago"
         if kind != "worker" and not state.is_cancelled() and outlives_crash(marker):
@@ -150,9 +184,17 @@ class _Judge:
             and self._is_waited_for(owner_id)
         ):
             return False, "a task of its flow run still runs"
-        return True, "its owner is over"
+        return True, "its owner has ended"
 
-    def _state(self, kind: str, owner_id: str) -> State[Any] | None:
+    def has_ended(self, flow_run_id: str | None) -> bool:
+        """Whether the flow run has ended for so long that it reports nothing itself any more."""
+        if flow_run_id is None:
+            return True
+        state = self.state("flow_run", flow_run_id)
+        return state is not None and state.is_final() and _age(state) >= self._min_age
+
+    def state(self, kind: str, owner_id: str) -> State[Any] | None:
+        """Return the state of a flow or task run, or None where Prefect does not know it."""
         from prefect.exceptions import ObjectNotFound
 
         try:
@@ -163,7 +205,7 @@ class _Judge:
             return None
 
     def _is_waited_for(self, flow_run_id: str) -> bool:
-        """Tell whether the flow returned before its submitted tasks, which Prefect lets finish."""
+        """Whether the flow returned before its submitted tasks, which Prefect lets finish."""
         from prefect.client.schemas.filters import (
             FlowRunFilter,
             FlowRunFilterId,
@@ -184,15 +226,48 @@ class _Judge:
 
 
 def _active(runs: Iterable[Run]) -> list[Run]:
-    """Return the active runs of flows, tasks and workers that were not asked to stop yet."""
+    """Return the active runs of flows, tasks and workers."""
     kinds = ("flow_run", "task_run", "worker")
-    return [run for run in runs if not is_ending(run) and (owner_of(run.marker) or ("",))[0] in kinds]
+    return [
+        run for run in runs if not run.last_status.is_finished and (owner_of(run.marker) or ("",))[0] in kinds
+    ]
 
 
-def _log(findings: list[dict[str, Any]], dry_run: bool) -> None:
+def _report_ends(
+    client: Client, api: SyncPrefectClient, judge: _Judge, active: list[Run], stopped: set[str]
+) -> list[tuple[str, Finding]]:
+    """Report the ends of the runs that were stopped just now, and of those nobody reported."""
+    shown = {run.run_id: run for run in _end_reports.unreported(api)}
+    shown = {run.run_id: run for run in _end_reports.unreported_stops(api)} | shown
+    awaited = [
+        _end_reports.choose_report(shown, run)
+        for run in active
+        if run.id in stopped
+    ]
+    others = [run for run in shown.values() if judge.has_ended(run.flow_run_id)]
+    outcomes = _end_reports.report_ends(client, others, timeout=0.0, logger=_log)
+    _end_reports.report_ends(client, awaited, timeout=_END_SECONDS, stopped=stopped, logger=_log)
+    found = []
+    for outcome in outcomes:
+        owner = next(run.flow_run_id for run in others if run.run_id == outcome.run_id)
+        state = judge.state("flow_run", owner) if owner else None
+        name = _UNKNOWN if state is None else str(state.name)
+        reason = f"its end was not reported yet: {outcome.message}"
+        found.append(
+            (outcome.run_id, Finding(outcome.run_name, outcome.url, f"flow_run/{owner}", name, False, reason))
+        )
+    return found
+
+
+def _age(state: State[Any]) -> float:
+    # The clocks of this machine and the server may differ a little: no harm at this scale.
+    return time.time() - state.timestamp.timestamp()
+
+
+def _log_findings(findings: list[dict[str, Any]], dry_run: bool) -> None:
     logger = get_run_logger()
     for found in findings:
-        did = "Left" if not found["stopped"] else "Would stop" if dry_run else "Asked the server to stop"
+        did = "Left" if not found["stopped"] else "Would stop" if dry_run else "Stopped"
         logger.info(
             "%s run %s of %s (%s): %s",
             did,

@@ -1,4 +1,4 @@
-"""The tasks for runs that exist already: wait for one, look at it, stop it."""
+"""The tasks for existing runs: wait for one, fetch it, stop it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,18 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from prefect_dstack import _follow
-from prefect_dstack._connect import CredentialsLike, aload, load, open_async_client, open_client
+from prefect_dstack._connect import (
+    PATIENT_TIMEOUT,
+    CredentialsLike,
+    aload,
+    load,
+    open_async_client,
+    open_client,
+)
 from prefect_dstack._names import marker_prefix
 from prefect_dstack._prepare import RunLike, name_of, own, prepare_to_watch, task_owner
-from prefect_dstack._run_info import ainfo, info
+from prefect_dstack._run_info import info
+from prefect_dstack._stop import STOPPING, log_stop
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun, Client, Run
@@ -32,12 +40,12 @@ def wait_for_run(
     stream_logs: bool = True,
     artifacts: bool = True,
 ) -> dict[str, Any]:
-    """Wait for the end of a run, relaying its log from the first line on, and return its outcome.
+    """Wait for the end of a run, relay its log from the first line on, and return its outcome.
 
     ``run``: what ``submit_run`` or ``get_run`` returned, or a run's name. ``poll_interval``,
     ``retry_budget`` (seconds), ``stream_logs``, ``artifacts``, the outcome and the errors are those of
     ``run_task``. A run that this flow run submitted is stopped when its flow run is cancelled, as
-    ``run_task`` does; any other run goes on. Raises ``RunNotFoundError`` when there is no such run.
+    ``run_task`` does; any other run keeps running. Raises ``RunNotFoundError`` when there is no such run.
     """
     job = _job(run, poll_interval, retry_budget, stream_logs, artifacts)
 
@@ -79,7 +87,7 @@ def wait_for_service(
     ``run``: what ``submit_run`` returned, or a run's name. ``poll_interval`` and ``retry_budget`` in
     seconds. How long it may take is the task's ``timeout_seconds``. A service that this flow run submitted
     is stopped when its flow run is cancelled meanwhile. Raises the ``RunError`` of a run that ends before,
-    ``ConfigurationError`` for a run that is no service, ``RunNotFoundError`` and the server errors.
+    ``ConfigurationError`` for a run that is not a service, ``RunNotFoundError`` and the server errors.
     """
     job = _job(run, poll_interval, retry_budget, stream_logs=False, artifacts=False)
 
@@ -114,7 +122,7 @@ async def await_for_service(
 
 @task(cache_policy=NO_CACHE, retries=0)
 def get_run(run: RunLike, credentials: CredentialsLike = None) -> dict[str, Any] | None:
-    """Return a run as it is now, as ``submit_run`` does; None when there is no such run.
+    """Fetch a run and return it as ``submit_run`` does; None when there is no such run.
 
     ``run``: a run's name, or what ``submit_run`` returned. Raises the server errors.
     """
@@ -125,29 +133,31 @@ def get_run(run: RunLike, credentials: CredentialsLike = None) -> dict[str, Any]
 
 @task(cache_policy=NO_CACHE, retries=0)
 async def aget_run(run: RunLike, credentials: CredentialsLike = None) -> dict[str, Any] | None:
-    """Return a run as it is now: the async twin of ``get_run``."""
+    """Fetch a run: the async twin of ``get_run``."""
     async with open_async_client(await aload(credentials), retry_budget=_BUDGET) as client:
         found = await client.runs.get(name_of(run))
-        return None if found is None or not _is_same(run, found) else await ainfo(found)
+        return None if found is None or not _is_same(run, found) else info(found)
 
 
 @task(cache_policy=NO_CACHE, retries=0)
 def stop_run(
     run: RunLike, credentials: CredentialsLike = None, *, abort: bool = False
 ) -> dict[str, Any] | None:
-    """Ask the server to stop a run and return it, as ``submit_run`` does; does not wait for its end.
+    """Stop a run and return it, as ``submit_run`` does; returns once the server shows it stopping.
 
-    ``run``: a run's name, or what ``submit_run`` returned; no such run (None is returned) or one that is
-    over is fine. With ``abort`` its processes are killed without the time to end. Raises the server
-    errors.
+    ``run``: a run's name, or what ``submit_run`` returned. A missing run (None is returned) and one that has
+    ended are no errors. With ``abort`` its processes are killed without a grace period. Raises the server
+    errors, such as ``AccessDeniedError`` for a token that may not stop the run.
     """
     with open_client(load(credentials), retry_budget=_BUDGET) as client:
         found = client.runs.get(name_of(run))
         if found is None or not _is_same(run, found):
             return None
         if found.outcome() is None:
-            found.stop(abort=abort)
-            get_run_logger().info("Asked the server to stop run %s", found.name)
+            logger = get_run_logger()
+            logger.warning(STOPPING, found.name, found.url)
+            log_stop(logger, found.stop(abort=abort, until="stopping", timeout=PATIENT_TIMEOUT))
+            found.refresh()
         return info(found)
 
 
@@ -155,15 +165,17 @@ def stop_run(
 async def astop_run(
     run: RunLike, credentials: CredentialsLike = None, *, abort: bool = False
 ) -> dict[str, Any] | None:
-    """Ask the server to stop a run: the async twin of ``stop_run``."""
+    """Stop a run: the async twin of ``stop_run``."""
     async with open_async_client(await aload(credentials), retry_budget=_BUDGET) as client:
         found = await client.runs.get(name_of(run))
         if found is None or not _is_same(run, found):
             return None
         if found.outcome() is None:
-            await found.stop(abort=abort)
-            get_run_logger().info("Asked the server to stop run %s", found.name)
-        return await ainfo(found)
+            logger = get_run_logger()
+            logger.warning(STOPPING, found.name, found.url)
+            log_stop(logger, await found.stop(abort=abort, until="stopping", timeout=PATIENT_TIMEOUT))
+            await found.refresh()
+        return info(found)
 
 
 def _job(run: RunLike, poll_interval: float, retry_budget: float, stream_logs: bool, artifacts: bool) -> Job:
@@ -182,7 +194,7 @@ def _job(run: RunLike, poll_interval: float, retry_budget: float, stream_logs: b
 
 
 def _is_same(run: RunLike, found: Run | AsyncRun) -> bool:
-    """Tell whether ``found`` is the very run that was meant, and not a later one of its name."""
+    """Whether ``found`` is the run that was meant, and not a later one of its name."""
     return not isinstance(run, Mapping) or run.get("run_id") in (None, found.id)
 
 
@@ -190,6 +202,6 @@ def _checked(run: RunLike, found: Any, job: Job) -> Any:
     from dstack_core import RunNotFoundError
 
     if found is None or not _is_same(run, found):
-        raise RunNotFoundError(f"run {name_of(run)} does not exist, or another one has its name now")
+        raise RunNotFoundError(f"There is no run {name_of(run)}, or another run has its name now.")
     own(job, found.marker, marker_prefix(task_owner()))
     return found

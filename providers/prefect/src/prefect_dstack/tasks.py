@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect_dstack import _follow
 from prefect_dstack._connect import CredentialsLike, aload, load
 from prefect_dstack._prepare import OnCrash, prepare
-from prefect_dstack._run_info import ainfo, info
+from prefect_dstack._run_info import info
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, Client, ConfigurationLike, Resources, RetryPolicy, SpotPolicy
@@ -222,6 +222,6 @@ async def asubmit_run(
     async def body(client: AsyncClient) -> dict[str, Any]:
         run = await _follow.asubmit(job, client)
         job.logger.info("Run %s: %s", run.name, run.url)
-        return await ainfo(run)
+        return info(run)
 
     return await _follow.aexecute_task(job, await aload(credentials), body)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -14,44 +14,46 @@ from prefect.logging.loggers import get_worker_logger
 from prefect.states import Cancelled, Crashed
 from prefect.workers.base import BaseWorker, BaseWorkerResult
 
-from prefect_dstack._connect import STOP_BUDGET, aload, open_async_client
+from prefect_dstack import _report
+from prefect_dstack._connect import PATIENT_TIMEOUT, aload, open_async_client
+from prefect_dstack._left_over import stop_left_over
 from prefect_dstack._machine import DstackJobConfiguration, DstackVariables
 from prefect_dstack._machine_runs import find, identifier, submit_once
-from prefect_dstack._orphans import claim, orphans, told, worker_of
+from prefect_dstack._orphans import claim, orphans, relayed_lines, worker_of
 from prefect_dstack._relay import Relay
 from prefect_dstack._secrets import secrets_in
+from prefect_dstack._stop import STOPPING, log_stop
 
 if TYPE_CHECKING:
     import anyio.abc
     from prefect.client.schemas.objects import FlowRun
 
-    from dstack_core import AsyncRun
+    from dstack_core import AsyncClient, AsyncRun
 
 CHECK_SECONDS = 5.0
 # Prefect itself ends a cancelled flow run in its machine, within 30 s and a little.
 GRACE_SECONDS = 60.0
-# No outage of the dstack server makes a worker give up: the machine goes on all the same.
-# How long a stopped machine is looked at for a stop that the server forgot.
-INSIST_SECONDS = 10.0
-_PATIENCE = 7 * 24 * 3600.0
+# No outage of the dstack server makes a worker give up: the machine keeps running meanwhile.
+_RETRY_BUDGET = 7 * 24 * 3600.0
 
 
 class _HandedOver(Exception):
-    """Leave the watch to the worker that claimed the flow run."""
+    """Leave the flow run to the worker that claimed it."""
 
 
 class DstackWorkerResult(BaseWorkerResult):
-    """Tell how the machine of a flow run ended."""
+    """How the machine of a flow run ended."""
 
 
 class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWorkerResult]):
     """Run the flow runs of a work pool on machines that dstack provisions, one dstack task each.
 
     Start it with ``prefect worker start --pool NAME --type dstack``. A flow run that is cancelled while its
-    machine is still being provisioned is stopped within 10 s; one that is over leaves no machine running.
+    machine is still being provisioned is stopped within 10 s; one that has ended leaves no machine running.
     A worker that ends leaves its machines running; started again, it watches them again, and so does
-    one other worker of the pool once the first is offline (three missed heartbeats). What comes meanwhile,
-    a cancellation too, is made up for. Source: Prefect's documentation, "Workers".
+    one other worker of the pool once the first is offline (three missed heartbeats). What happens meanwhile,
+    a cancellation too, is caught up on. The events ``dstack.run.started``, ``.stopping`` and
+    ``.<final status>`` are emitted for each machine. Source: Prefect's documentation, "Workers".
     """
 
     type = "dstack"
@@ -65,7 +67,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._watched: set[UUID] = set()
-        self._resumed: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
 
     async def run(
         self,
@@ -73,32 +75,38 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         configuration: DstackJobConfiguration,
         task_status: anyio.abc.TaskStatus[Any] | None = None,
     ) -> DstackWorkerResult:
-        """Submit the flow run's machine and watch it to its end.
+        """Submit the flow run's machine and watch it to its end; none for a flow run that was cancelled.
 
         The parameters come from Prefect. Raises ``ConfigurationError`` and the server errors.
         """
         self._watched.add(flow_run.id)
         try:
             async with open_async_client(await aload(configuration.credentials)) as client:
+                if await self._needs_no_machine(flow_run):
+                    name = identifier(client.project, "none")
+                    if task_status is not None:
+                        task_status.started(name)
+                    return DstackWorkerResult(identifier=name, status_code=0)
                 run = await submit_once(client, flow_run.id, configuration)
                 name = identifier(client.project, run.name)
                 if task_status is not None:
                     task_status.started(name)
-                return await self._watch(flow_run, configuration, run, name)
+                return await self._watch(flow_run, configuration, client, run, name)
         finally:
             self._watched.discard(flow_run.id)
 
     async def kill_infrastructure(
         self, infrastructure_pid: str, configuration: DstackJobConfiguration, grace_seconds: int = 30
     ) -> None:
-        """Ask the dstack server to stop the machine of a flow run; without a grace at once.
+        """Stop the machine of a flow run; without a grace period its processes are killed.
 
-        Raises ``InfrastructureNotFound`` when it is over already, ``InfrastructureNotAvailable`` when it is
-        in another project, and the server errors.
+        Raises ``InfrastructureNotFound`` when it has ended, ``InfrastructureNotAvailable`` when it is in
+        another project, and the server errors.
         """
+        logger = get_worker_logger(self)
         project, _, run_name = infrastructure_pid.rpartition(":")
         async with open_async_client(
-            await aload(configuration.credentials), retry_budget=STOP_BUDGET
+            await aload(configuration.credentials), PATIENT_TIMEOUT, retry_budget=PATIENT_TIMEOUT
         ) as client:
             if project != client.project:
                 raise InfrastructureNotAvailable(
@@ -107,39 +115,43 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             run = await client.runs.get(run_name)
             if run is None or run.outcome() is not None:
                 raise InfrastructureNotFound(f"no active run {run_name} in project {project!r}")
-            await run.stop(abort=grace_seconds <= 0, insist_for=INSIST_SECONDS)
+            logger.warning(STOPPING, run.name, run.url)
+            result = await run.stop(abort=grace_seconds <= 0, until="stopping", timeout=PATIENT_TIMEOUT)
+            log_stop(logger, result)
 
     async def sync_with_backend(self) -> None:
-        """Tell Prefect that this worker lives, and take up what a worker that ended left behind."""
+        """Send Prefect a heartbeat, and take over the flow runs of workers that ended."""
         await super().sync_with_backend()
         try:
             await self._take_up_orphans()
         except Exception as error:
-            get_worker_logger(self).warning("Flow runs without a worker could not be looked up: %s", error)
+            get_worker_logger(self).warning("Could not get the flow runs without a worker: %s", error)
 
     async def teardown(self, *exc_info: Any) -> None:
-        """End the watches; their machines go on."""
-        for task in self._resumed:
+        """End the watches; their machines keep running."""
+        for task in self._background:
             task.cancel()
-        await asyncio.gather(*self._resumed, return_exceptions=True)
+        await asyncio.gather(*self._background, return_exceptions=True)
         await super().teardown(*exc_info)
 
     async def _watch(
         self,
         flow_run: FlowRun,
         configuration: DstackJobConfiguration,
+        client: AsyncClient,
         run: AsyncRun,
         name: str,
         before: Counter[str] | None = None,
     ) -> DstackWorkerResult:
         logger = self.get_flow_run_logger(flow_run)
         logger.info("Run %s: %s", run.name, run.url)
-        relay = Relay(logger, stream_logs=configuration.stream_output, told=before)
+        relay = Relay(logger, stream_logs=configuration.stream_output, relayed=before)
+        _emit("started", run.name, run.id, {"url": run.url}, flow_run.id, logger)
         relay.hider.add(secrets_in(run.env))
         events = run.follow(
             poll_interval=configuration.poll_interval,
-            retry_budget=_PATIENCE,
-            sleep=self._sleep_beside(flow_run.id, run, logger),
+            retry_budget=_RETRY_BUDGET,
+            sleep=self._sleep_beside(flow_run.id, client, run, logger),
         )
         try:
             async for event in events:
@@ -149,27 +161,45 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         outcome = relay.outcome
         if outcome is None:
             raise RuntimeError(f"following run {run.name} ended without an outcome")
-        # A flow run that is over, or about to be, is not to be called crashed.
-        if outcome.succeeded or await self._is_over(flow_run.id):
+        _emit(str(outcome.status), run.name, run.id, outcome.to_dict(), flow_run.id, logger)
+        if outcome.succeeded:
+            return DstackWorkerResult(identifier=name, status_code=0)
+        has_ended = await self._has_ended(flow_run.id)
+        self._in_background(self._stop_left_over(flow_run, configuration, crashed=not has_ended))
+        # A flow run that has ended, or is about to, must not be marked as crashed.
+        if has_ended:
             return DstackWorkerResult(identifier=name, status_code=0)
         lines = "".join(f"\n{line[:500]}" for line in relay.tail)
         logger.error("Run %s %s. See %s%s", run.name, outcome.message, outcome.url, lines)
         return DstackWorkerResult(identifier=name, status_code=outcome.exit_status or 1)
 
+    async def _stop_left_over(
+        self, flow_run: FlowRun, configuration: DstackJobConfiguration, *, crashed: bool
+    ) -> None:
+        """Stop and report the runs of a flow run whose machine is gone, and with it the flow's hooks."""
+        logger = self.get_flow_run_logger(flow_run)
+        try:
+            block = await aload(configuration.credentials)
+            await asyncio.to_thread(stop_left_over, block, flow_run.id, crashed=crashed, logger=logger)
+        except Exception as error:
+            logger.warning("Could not stop the runs of this flow run: %s", error)
+
     def _sleep_beside(
-        self, flow_run_id: UUID, run: AsyncRun, logger: Any
+        self, flow_run_id: UUID, client: AsyncClient, run: AsyncRun, logger: Any
     ) -> Callable[[float], Awaitable[None]]:
         """Return a sleep that stops the run when its flow run needs no machine any more.
 
         The sleep raises ``_HandedOver`` when another worker has claimed the flow run: this one was taken
-        for dead, and two would tell everything twice.
+        for dead, and two would relay every line twice.
         """
+        from dstack_core.integration import RunRef, astop_run
+
         asked_at: float | None = None
-        over_since: float | None = None
+        ended_since: float | None = None
         is_stopped = False
 
         async def sleep(seconds: float) -> None:
-            nonlocal asked_at, over_since, is_stopped
+            nonlocal asked_at, ended_since, is_stopped
             await asyncio.sleep(min(seconds, CHECK_SECONDS))
             if is_stopped or (asked_at is not None and time.monotonic() - asked_at < CHECK_SECONDS):
                 return
@@ -179,15 +209,19 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             if found is not None and worker_of(found) not in (None, self.name):
                 raise _HandedOver
             if found is None or state is None or not (state.is_final() or state.is_cancelling()):
-                over_since = None
+                ended_since = None
                 return
-            over_since = asked_at if over_since is None else over_since
+            ended_since = asked_at if ended_since is None else ended_since
             has_started = found.start_time is not None
-            if has_started and asked_at - over_since < GRACE_SECONDS:
+            if has_started and asked_at - ended_since < GRACE_SECONDS:
                 return
-            await run.stop()
+            logger.warning("The flow run is %s and needs no machine any more.", state.name)
+            ref = RunRef(run.name, run.marker or "", generated=True)
+            result = await astop_run(client, ref, run_id=run.id, timeout=PATIENT_TIMEOUT, log=logger)
+            if not result.is_safe:
+                return
             is_stopped = True
-            logger.info("Asked the server to stop run %s: its flow run is %s", run.name, state.name)
+            _emit("stopping", run.name, run.id, {"url": run.url}, flow_run_id, logger)
             if state.is_cancelling():
                 await self._set_cancelled(flow_run_id, "Cancelled before its machine was ready.")
 
@@ -197,12 +231,15 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         """Watch the flow runs of this pool that no living worker watches."""
         for flow_run in await orphans(self.client, self.work_pool.name, self.name, self._watched):
             self._watched.add(flow_run.id)
-            task = asyncio.create_task(self._resume(flow_run))
-            self._resumed.add(task)
-            task.add_done_callback(self._resumed.discard)
+            self._in_background(self._resume(flow_run))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _resume(self, flow_run: FlowRun) -> None:
-        """Watch a flow run again whose worker ended; one that never got its machine gets it now."""
+        """Watch the flow run of a worker that ended; one that never got its machine gets it now."""
         logger = self.get_flow_run_logger(flow_run)
         try:
             if not await claim(self.client, flow_run, self.name):
@@ -226,13 +263,13 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
                 if flow_run.infrastructure_pid != name:
                     await self.client.update_flow_run(flow_run.id, infrastructure_pid=name)
                 logger.info("Worker '%s' watches this flow run from now on", self.name)
-                before = await told(self.client, flow_run.id)
-                result = await self._watch(flow_run, configuration, run, name, before)
+                before = await relayed_lines(self.client, flow_run.id)
+                result = await self._watch(flow_run, configuration, client, run, name, before)
             if result.status_code:
                 message = f"The machine of this flow run ended with status {result.status_code}."
                 await self.client.set_flow_run_state(flow_run.id, Crashed(message=message))
         except Exception as error:
-            logger.warning("This flow run could not be taken up again: %s", error)
+            logger.warning("Could not take over this flow run: %s", error)
         finally:
             self._watched.discard(flow_run.id)
 
@@ -242,7 +279,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             await self._set_cancelled(flow_run.id, "Cancelled before it had a machine.")
         elif (flow_run.infrastructure_pid or "").startswith(identifier(project, "")):
             await self.client.set_flow_run_state(
-                flow_run.id, Crashed(message="The dstack run of this flow run is gone.")
+                flow_run.id, Crashed(message="The dstack run of this flow run does not exist any more.")
             )
 
     async def _flow_run(self, flow_run_id: UUID) -> FlowRun | None:
@@ -251,10 +288,30 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         except Exception:
             return None
 
-    async def _is_over(self, flow_run_id: UUID) -> bool:
+    async def _needs_no_machine(self, flow_run: FlowRun) -> bool:
+        """Whether the flow run was cancelled or has ended since Prefect handed it out."""
+        found = await self._flow_run(flow_run.id)
+        state = None if found is None else found.state
+        if state is None or not (state.is_final() or state.is_cancelling()):
+            return False
+        self.get_flow_run_logger(flow_run).warning("The flow run is %s and gets no machine.", state.name)
+        if state.is_cancelling():
+            await self._set_cancelled(flow_run.id, "Cancelled before it had a machine.")
+        return True
+
+    async def _has_ended(self, flow_run_id: UUID) -> bool:
         found = await self._flow_run(flow_run_id)
         state = None if found is None else found.state
         return state is not None and (state.is_final() or state.is_cancelling())
 
     async def _set_cancelled(self, flow_run_id: UUID, message: str) -> None:
         await self.client.set_flow_run_state(flow_run_id, Cancelled(message=message), force=True)
+
+
+def _emit(
+    what: str, run_name: str, run_id: str, payload: dict[str, Any], flow_run_id: UUID, logger: Any
+) -> None:
+    try:
+        _report.emit(what, run_name, run_id, payload, flow_run_id=flow_run_id)
+    except Exception as error:
+        logger.debug("Prefect did not take an event: %s", error)

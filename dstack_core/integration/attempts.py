@@ -1,0 +1,154 @@
+"""Find out which run belongs to this execution of a job, before anything is submitted.
+
+The problem: a workflow engine executes the same job again: after a retry, a crash, or because a user asked for
+it. Submitting blindly pays twice for what an earlier execution started.
+
+The idea: all attempts of a job have names and markers that every execution computes alike. Attempt 1 is looked
+up by name; what the server shows decides:
+
+* no run of that name, or one of another owner: this attempt is submitted (the submission judges the other one);
+* an active run, or one that succeeded: it is adopted;
+* a run that is stopping: it is polled until it has ended;
+* a run that failed or was stopped: the next attempt is looked up in the same way.
+
+Invariant: ``Attempt.ref`` names, at any moment, the run that an interrupted caller has to stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dstack_core._flow.steps import Sleep
+from dstack_core.models.statuses import RunStatus
+from dstack_core.models.stops import RunRef
+
+if TYPE_CHECKING:
+    from dstack_core._flow.steps import Flow
+    from dstack_core._session import Session
+    from dstack_core._wire.runs import RunSnapshot
+    from dstack_core.aio import AsyncClient
+    from dstack_core.aio_run import AsyncRun
+    from dstack_core.client import Client
+    from dstack_core.models.events import Event
+    from dstack_core.run import Run
+
+# A stopping run needs 2 to 20 s to end (PROTOCOL 5.4); shorter pauses only load the server.
+_STOPPING_PAUSE = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptNames:
+    """The names and markers of all attempts of one job.
+
+    ``base`` (str) is the generated name of the first attempt, which later ones extend by their number.
+    ``stem`` (str) is what all their markers begin with. ``fixed_name`` (str) is a name that the user chose for
+    all attempts, or None.
+    """
+
+    base: str
+    stem: str
+    fixed_name: str | None = None
+
+    def ref(self, number: int) -> RunRef:
+        """Return which run the attempt of that number is; the first has number 1."""
+        name = self.fixed_name or (self.base if number == 1 else f"{self.base}-{number}")
+        return RunRef(name, f"{self.stem}/{number}", generated=self.fixed_name is None)
+
+    def number_of(self, marker: str | None) -> int | None:
+        """Return which attempt has this marker; None when it is another owner's."""
+        stem, _, number = (marker or "").rpartition("/")
+        return int(number) if stem == self.stem and number.isdecimal() else None
+
+
+@dataclass(slots=True)
+class Attempt:
+    """The run that an execution means, at any moment; the calls of this module keep it up to date.
+
+    ``ref`` and ``run_id`` (str, None until known) say which run. ``is_chosen`` (bool): no other attempt comes
+    into question any more. ``is_adopted`` (bool): an earlier execution submitted it. ``may_appear`` (bool): a
+    submission is under way whose run the server may not show yet; the caller sets it.
+    """
+
+    ref: RunRef
+    run_id: str | None = None
+    is_chosen: bool = False
+    is_adopted: bool = False
+    may_appear: bool = False
+
+
+def choose_attempt(
+    client: Client,
+    names: AttemptNames,
+    attempt: Attempt,
+    *,
+    retry_budget: float | None = None,
+    sleep: Callable[[float], None] | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> Run | None:
+    """Choose the attempt of this execution; return its run if there is one to adopt, else None.
+
+    Args:
+        client: The client.
+        names: How the job's attempts are named.
+        attempt: Updated with every reply; an interrupted caller reads it.
+        retry_budget: Seconds to keep retrying each request, instead of the client's.
+        sleep: A function of seconds, instead of ``time.sleep``.
+        on_event: Gets the ``ContactLost`` and ``ContactRestored`` events; by default they are logged.
+
+    Returns:
+        The run of an earlier execution, active or successful. None when ``attempt.ref`` is to be submitted.
+
+    Raises:
+        ServerError: The server errors.
+
+    Source: PROTOCOL 1.4.
+    """
+    from dstack_core import _drive
+    from dstack_core.run import Run
+
+    flow = _choose(client._session, names, attempt, retry_budget)
+    found = _drive.run(flow, client._transport, sleep, on_event)
+    return None if found is None else Run(client._session, client._transport, found)
+
+
+async def achoose_attempt(
+    client: AsyncClient,
+    names: AttemptNames,
+    attempt: Attempt,
+    *,
+    retry_budget: float | None = None,
+    sleep: Callable[[float], Awaitable[None]] | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> AsyncRun | None:
+    """Choose the attempt of this execution: the twin of ``choose_attempt``."""
+    from dstack_core import _adrive
+    from dstack_core.aio_run import AsyncRun
+
+    flow = _choose(client._session, names, attempt, retry_budget)
+    found = await _adrive.arun(flow, client._transport, sleep, on_event)
+    return None if found is None else AsyncRun(client._session, client._transport, found)
+
+
+def _choose(
+    session: Session, names: AttemptNames, attempt: Attempt, retry_budget: float | None
+) -> Flow[RunSnapshot | None]:
+    while True:
+        found = yield from session.get(attempt.ref.name, retry_budget=retry_budget)
+        number = None if found is None else names.number_of(found.marker)
+        if found is None or number is None:
+            attempt.is_chosen = True
+            return None
+        attempt.ref, attempt.run_id = names.ref(number), found.id
+        if found.is_active and found.status.is_stopping:
+            yield Sleep(_STOPPING_PAUSE)
+        elif found.is_active or found.status is RunStatus.DONE:
+            attempt.is_chosen = attempt.is_adopted = True
+            return found
+        else:
+            attempt.ref, attempt.run_id = names.ref(number + 1), None
+            if names.fixed_name is not None:
+                # The next attempt has the same name, which the run just seen still holds.
+                attempt.is_chosen = True
+                return None

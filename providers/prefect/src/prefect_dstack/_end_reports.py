@@ -1,0 +1,242 @@
+"""Report the end of runs whose own process could not: it was killed before the run had ended.
+
+Used by the hooks, the worker and the reaper. Which runs these are is read from the progress artifacts below
+100 %, which name their run; ``_report`` explains why that is enough, and why nothing is reported twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from prefect_dstack import _report
+from prefect_dstack._connect import quick_prefect_client
+from prefect_dstack._names import owner_of
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import Artifact
+    from prefect.events import ReceivedEvent
+
+    from dstack_core import Client, Outcome, Run
+    from dstack_core.integration import StopResult
+
+_PAGE = 200
+# Artifacts that changed longer ago are not read: no run is expected to take longer.
+_OLDEST_SECONDS = 30 * 24 * 3600.0
+_POLL_SECONDS = 2.0
+# As often as the core repeats a dropped stop.
+_REPEAT_SECONDS = 5.0
+_FINAL = ("done", "failed", "terminated", "aborted", "stopped")
+_STOPPED_WITHIN = timedelta(days=1)
+# As many as Prefect's server returns at once.
+_EVENTS = 50
+_RESOURCE = "dstack.run."
+
+
+@dataclass(frozen=True, slots=True)
+class Unreported:
+    """A run whose end Prefect does not show yet.
+
+    ``flow_run_id`` (str) is None for a task outside of a flow; ``artifact`` is the progress artifact, None
+    for a run without.
+    """
+
+    run_name: str
+    run_id: str
+    flow_run_id: str | None
+    artifact: Artifact | None = None
+
+
+def unreported(api: SyncPrefectClient, flow_run_ids: Iterable[UUID] | None = None) -> list[Unreported]:
+    """Return the runs of these flow runs, or of all, whose progress is below 100 %.
+
+    Raises what Prefect's client raises.
+    """
+    found = []
+    for artifact in _progress_artifacts(api, flow_run_ids):
+        known = artifact.metadata_ or {}
+        run_name, run_id = known.get("run_name"), known.get("run_id")
+        if run_name and run_id and _percent(artifact) < _report.ENDED_PERCENT:
+            owner = None if artifact.flow_run_id is None else str(artifact.flow_run_id)
+            found.append(Unreported(run_name, run_id, owner, artifact))
+    return found
+
+
+def unreported_stops(api: SyncPrefectClient) -> list[Unreported]:
+    """Return the runs that were stopped within the last day and whose end has no event.
+
+    These are runs without a progress artifact, such as those of ``artifacts=False``. Raises what Prefect's
+    client raises.
+    """
+    stopped = {_run_id(event): event for event in _events(api, ["stopping"])}
+    ended = {_run_id(event) for event in _events(api, _FINAL, list(stopped))} if stopped else set()
+    return [
+        Unreported(str(event.resource.get("prefect.resource.name")), run_id, _related_flow_run(event))
+        for run_id, event in stopped.items()
+        if run_id not in ended
+    ]
+
+
+def report_ends(
+    client: Client,
+    runs: Iterable[Unreported],
+    *,
+    timeout: float,
+    logger: Any,
+    stopped: Container[str] = (),
+) -> list[Outcome]:
+    """Report those of the runs that have ended, waiting for the others; return their outcomes.
+
+    ``timeout`` in seconds; 0 polls each run once. What has not ended by then is left to the next process that
+    asks. ``stopped`` are the ids of runs whose stop is repeated if the server dropped it. Raises the server
+    errors; a Prefect server that refuses a report is logged.
+    """
+    waiting = list(runs)
+    outcomes: list[Outcome] = []
+    started = repeated = time.monotonic()
+    while waiting:
+        still: list[Unreported] = []
+        is_time_to_repeat = time.monotonic() - repeated >= _REPEAT_SECONDS
+        for run in waiting:
+            found = client.runs.get(run.run_name)
+            if found is None or found.id != run.run_id:
+                continue
+            outcome = found.outcome()
+            if outcome is None:
+                still.append(run)
+                if run.run_id in stopped and is_time_to_repeat and not found.last_status.is_stopping:
+                    found.stop()
+            elif _reported(run, outcome, logger):
+                outcomes.append(outcome)
+        waiting = still
+        repeated = time.monotonic() if is_time_to_repeat else repeated
+        if time.monotonic() + _POLL_SECONDS - started > timeout:
+            break
+        time.sleep(_POLL_SECONDS)
+    for run in waiting if timeout else ():
+        logger.warning(
+            "Run %s has not ended within %.0f s. The reaper reports its end.", run.run_name, timeout
+        )
+    return outcomes
+
+
+def report_stopping(result: StopResult, flow_run_id: str | None, logger: Any) -> None:
+    """Emit ``dstack.run.stopping`` if the run is going to end; a Prefect server that refuses it is logged."""
+    if result.run_id is None or not _report.is_going_to_end(result):
+        return
+    try:
+        _report.emit("stopping", result.run_name, result.run_id, {"url": result.url}, flow_run_id=flow_run_id)
+    except Exception as error:
+        logger.debug("Prefect did not take an event: %s", error)
+
+
+def choose_report(shown: dict[str, Unreported], run: Run) -> Unreported:
+    """Take the report of a run out of those that have an artifact; else return one without."""
+    known = shown.pop(run.id) if run.id in shown else None
+    return known or Unreported(run.name, run.id, flow_run_of(run.marker))
+
+
+def flow_run_of(marker: str | None) -> str | None:
+    """Return the id of the flow run that a marker names, or None."""
+    kind, owner_id = owner_of(marker) or ("", "")
+    return owner_id if kind in ("flow_run", "worker") else None
+
+
+def _reported(run: Unreported, outcome: Outcome, logger: Any) -> bool:
+    try:
+        with quick_prefect_client() as api:
+            _report_end(api, run, outcome)
+    except Exception as error:
+        logger.warning("Prefect did not take the report of run %s: %s", run.run_name, error)
+        return False
+    logger.info("Reported the end of run %s: %s (%s)", run.run_name, outcome.message, outcome.url)
+    return True
+
+
+def _report_end(api: SyncPrefectClient, run: Unreported, outcome: Outcome) -> None:
+    status = str(outcome.status)
+    if not _report.was_emitted(api, status, run.run_id):
+        _report.emit(status, run.run_name, run.run_id, outcome.to_dict(), flow_run_id=run.flow_run_id)
+    artifact = run.artifact
+    if artifact is None:
+        return
+    key = (artifact.key or "").removesuffix(_report.PROGRESS_SUFFIX)
+    _report.create_artifact(
+        api,
+        key,
+        "markdown",
+        _report.describe(outcome),
+        f"Run {run.run_name}",
+        flow_run_id=artifact.flow_run_id,
+        task_run_id=artifact.task_run_id,
+    )
+    _report.update_progress(api, artifact.id, run.run_name, status, _report.ENDED_PERCENT)
+
+
+def _progress_artifacts(api: SyncPrefectClient, flow_run_ids: Iterable[UUID] | None) -> Iterator[Artifact]:
+    from prefect.client.schemas.filters import (
+        ArtifactFilter,
+        ArtifactFilterFlowRunId,
+        ArtifactFilterKey,
+        ArtifactFilterType,
+    )
+    from prefect.client.schemas.sorting import ArtifactSort
+
+    chosen = ArtifactFilter(
+        type=ArtifactFilterType(any_=["progress"]),
+        key=ArtifactFilterKey(like_=f"dstack-%{_report.PROGRESS_SUFFIX}"),
+    )
+    if flow_run_ids is not None:
+        chosen.flow_run_id = ArtifactFilterFlowRunId(any_=list(flow_run_ids))
+    oldest, offset = time.time() - _OLDEST_SECONDS, 0
+    while page := api.read_artifacts(
+        artifact_filter=chosen, limit=_PAGE, offset=offset, sort=ArtifactSort.UPDATED_DESC
+    ):
+        offset += len(page)
+        for artifact in page:
+            if artifact.updated is not None and artifact.updated.timestamp() < oldest:
+                return
+            yield artifact
+
+
+def _percent(artifact: Artifact) -> float:
+    return artifact.data if isinstance(artifact.data, int | float) else _report.ENDED_PERCENT
+
+
+def _events(
+    api: SyncPrefectClient, names: Sequence[str], run_ids: Sequence[str] | None = None
+) -> Iterator[ReceivedEvent]:
+    from prefect.events.filters import (
+        EventFilter,
+        EventNameFilter,
+        EventOccurredFilter,
+        EventResourceFilter,
+    )
+
+    chosen = EventFilter(
+        event=EventNameFilter(name=[f"dstack.run.{name}" for name in names]),
+        occurred=EventOccurredFilter.model_validate({"since": datetime.now(UTC) - _STOPPED_WITHIN}),
+    )
+    if run_ids is not None:
+        chosen.resource = EventResourceFilter(id=[f"{_RESOURCE}{run_id}" for run_id in run_ids])
+    page = api.read_events(chosen, limit=_EVENTS)
+    while True:
+        yield from page.events
+        if not page.next_page:
+            return
+        page = api.read_events_page(str(page.next_page))
+
+
+def _run_id(event: ReceivedEvent) -> str:
+    return event.resource.id.removeprefix(_RESOURCE)
+
+
+def _related_flow_run(event: ReceivedEvent) -> str | None:
+    prefix = "prefect.flow-run."
+    ids = [resource.id for resource in event.related if resource.id.startswith(prefix)]
+    return ids[0].removeprefix(prefix) if ids else None

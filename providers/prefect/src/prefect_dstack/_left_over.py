@@ -1,0 +1,119 @@
+"""Stop what a flow run left running, and report how its runs ended: for the hooks and the worker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from prefect_dstack import _end_reports
+from prefect_dstack._connect import PATIENT_TIMEOUT, open_client, quick_prefect_client
+from prefect_dstack._end_reports import Unreported
+from prefect_dstack._names import flow_run_marker_prefix, outlives_crash
+from prefect_dstack._stop import is_ending
+
+if TYPE_CHECKING:
+    from dstack_core import Client, Run
+    from dstack_core.integration import StopResult
+    from prefect_dstack.credentials import DstackCredentials
+
+# A run whose submission was under way when the process died may appear only in the second poll.
+_POLLS = 2
+_PAUSE = 2.0
+# Prefect keeps a flow run in Cancelling until its hooks have returned, so they wait a minute and no longer; the
+# reaper reports what needs more.
+END_SECONDS = 60.0
+_LIST_BUDGET = 30.0
+_DEEPEST_SUBFLOW = 10
+# A mapped task may have a hundred runs, and a busy server needs seconds for each stop.
+_STOPS_AT_ONCE = 8
+
+
+def stop_left_over(block: DstackCredentials | None, flow_run_id: UUID, *, crashed: bool, logger: Any) -> None:
+    """Stop the runs of a flow run and its subflows, wait for their ends and report them.
+
+    After a crash, runs submitted with ``on_crash="keep"`` are left alone. Raises the server errors of the
+    list of runs.
+    """
+    flow_run_ids = with_subflows(flow_run_id, logger)
+    prefixes = tuple(flow_run_marker_prefix(str(run_id)) for run_id in flow_run_ids)
+    found: dict[str, Run] = {}
+    stopped: set[str] = set()
+    with open_client(block, PATIENT_TIMEOUT, retry_budget=_LIST_BUDGET) as client:
+        for poll in range(_POLLS):
+            if poll:
+                time.sleep(_PAUSE)
+            mine = [run for run in client.runs.list() if _is_left_over(run, prefixes, crashed=crashed)]
+            found |= {run.id: run for run in mine}
+            stopping = [run for run in mine if not is_ending(run) and run.id not in stopped]
+            stop_all(client, stopping, logger)
+            stopped |= {run.id for run in stopping}
+        _report(client, found, stopped, flow_run_ids, logger)
+
+
+def stop_all(client: Client, runs: Iterable[Run], logger: Any) -> list[StopResult]:
+    """Stop runs that were just seen active, several at once; emit ``dstack.run.stopping`` for each."""
+    from dstack_core.integration import RunRef, stop_run
+
+    def stop(run: Run) -> StopResult:
+        result = stop_run(
+            client,
+            RunRef(run.name, run.marker or ""),
+            run_id=run.id,
+            submitted=True,
+            timeout=PATIENT_TIMEOUT,
+            log=logger,
+        )
+        _end_reports.report_stopping(result, _end_reports.flow_run_of(run.marker), logger)
+        return result
+
+    with ThreadPoolExecutor(_STOPS_AT_ONCE, thread_name_prefix="dstack-stop") as pool:
+        return list(pool.map(stop, runs))
+
+
+def with_subflows(flow_run_id: UUID, logger: Any) -> list[UUID]:
+    """Return the flow run and its subflows; without the Prefect server only the flow run itself."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+
+    found = [flow_run_id]
+    parents = [flow_run_id]
+    try:
+        with quick_prefect_client(30.0) as client:
+            for _ in range(_DEEPEST_SUBFLOW):
+                children = client.read_flow_runs(
+                    flow_run_filter=FlowRunFilter(
+                        parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=parents)
+                    )
+                )
+                parents = [child.id for child in children]
+                found += parents
+                if not parents:
+                    break
+    except Exception as error:
+        logger.warning("Could not get the subflows of this flow run: %s", error)
+    return found
+
+
+def _is_left_over(run: Run, prefixes: tuple[str, ...], *, crashed: bool) -> bool:
+    marker = run.marker or ""
+    return marker.startswith(prefixes) and not (crashed and outlives_crash(marker))
+
+
+def _report(
+    client: Client, found: dict[str, Run], stopped: set[str], flow_run_ids: list[UUID], logger: Any
+) -> None:
+    shown: dict[str, Unreported] = {}
+    try:
+        with quick_prefect_client() as api:
+            shown = {run.run_id: run for run in _end_reports.unreported(api, flow_run_ids)}
+    except Exception as error:
+        logger.warning("Could not get the artifacts of this flow run: %s", error)
+    awaited = [
+        _end_reports.choose_report(shown, run)
+        for run in found.values()
+    ]
+    _end_reports.report_ends(client, awaited, timeout=END_SECONDS, stopped=stopped, logger=logger)
+    # Runs that this flow run only waited for, and those that ended before the hook ran.
+    _end_reports.report_ends(client, shown.values(), timeout=0.0, logger=logger)

@@ -1,0 +1,117 @@
+"""Runs that need long to end after a stop: Prefect shows their end on every path, once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
+from prefect.states import Cancelling
+from pydantic import SecretStr
+
+from dstack_core import Task
+from dstack_core.local import LocalServer
+from prefect_dstack import DstackCredentials, _probe, arun_task, run_task
+
+from . import ways
+from .support import artifacts_of, event_names, outcome_of, the_run, until
+from .ways import FAST, WAYS, Runner
+
+pytestmark = [
+    pytest.mark.usefixtures("prefect_server"),
+    # Prefect's own alarm does not work while the test's time limit holds SIGALRM.
+    pytest.mark.timeout(240, method="thread"),
+]
+
+# Longer than the five seconds that a real server never keeps (12 to 20 s: PROTOCOL 5.4).
+GRACE = 8.0
+STUBBORN = Task(name="train", commands=["trap '' INT TERM; echo started; sleep 600"])
+
+
+@pytest.fixture
+def dstack() -> Iterator[LocalServer]:
+    with LocalServer(step_seconds=0.02, stop_grace_seconds=GRACE) as server:
+        yield server
+
+
+@pytest.fixture
+def credentials(dstack: LocalServer) -> DstackCredentials:
+    return DstackCredentials(
+        server_url=dstack.url, project_name=dstack.project, user_token=SecretStr(dstack.token)
+    )
+
+
+def check_reported(dstack: LocalServer, *, artifacts: bool = True) -> None:
+    """Check that Prefect shows the end of the only run, and that there is one event of it."""
+    run = the_run(dstack)
+    outcome = outcome_of(run)
+    assert outcome.reason == "stopped_by_user"
+    until(lambda: "dstack.run.terminated" in event_names(run.id), seconds=30, what="the event of the end")
+    assert event_names(run.id) == ["dstack.run.started", "dstack.run.stopping", "dstack.run.terminated"]
+    if artifacts:
+        found = artifacts_of(UUID((run.marker or "").split("/")[1]))
+        assert found["dstack-train-progress"].data == 100.0
+        assert "terminated" in found["dstack-train-progress"].description
+        assert "terminated" in found["dstack-train"].data
+
+
+@pytest.mark.parametrize("run", WAYS)
+def test_a_task_timeout_shows_the_end(
+    run: Runner, dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, task in (("run_task", run_task), ("arun_task", arun_task)):
+        monkeypatch.setattr(ways, name, task.with_options(timeout_seconds=3))
+    with pytest.raises(TimeoutError):
+        run(STUBBORN, credentials, **FAST)
+    check_reported(dstack)
+
+
+@pytest.mark.parametrize("way", ["direct", "submitted", "adirect"])
+def test_a_flow_timeout_shows_the_end(way: str, dstack: LocalServer, credentials: DstackCredentials) -> None:
+    @flow(timeout_seconds=3)
+    def short() -> None:
+        if way == "direct":
+            run_task(STUBBORN, credentials, **FAST)
+        else:
+            run_task.submit(STUBBORN, credentials, **FAST).result()
+
+    @flow(timeout_seconds=3)
+    async def ashort() -> None:
+        await arun_task(STUBBORN, credentials, **FAST)
+
+    async def awaited() -> Any:
+        return await ashort(return_state=True)
+
+    state: Any = asyncio.run(awaited()) if way == "adirect" else short(return_state=True)
+    assert state.name == "TimedOut"
+    check_reported(dstack)
+
+
+@pytest.mark.parametrize("task", [run_task, arun_task])
+def test_a_cancelled_flow_run_shows_the_end_of_its_submitted_task(
+    task: Any, dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_probe, "CHECK_SECONDS", 1.0)
+    ids: list[UUID] = []
+
+    @flow
+    def cancelled() -> None:
+        ids.append(UUID(flow_run.get_id()))
+        task.submit(STUBBORN, credentials, **FAST).wait()
+
+    def cancel() -> None:
+        until(lambda: ids and the_run(dstack).raw_status == "running")
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(ids[0], Cancelling())
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    cancelled(return_state=True)
+    thread.join()
+    check_reported(dstack)
