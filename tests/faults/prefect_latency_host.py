@@ -47,6 +47,7 @@ class Ended:
     flow_run_id: UUID
     runs: Sequence[dstack.Run]
     case: LatencyCase
+    has_artifacts: bool
 
 
 @dataclass
@@ -139,13 +140,15 @@ class LatencyHost:
         runs: Sequence[dstack.Run],
         expected: Sequence[str],
         process: int | None = None,
+        *,
+        has_artifacts: bool = True,
     ) -> Seen:
         """Return what Prefect shows once a flow run is over, and keep the case for the last judgement."""
         state = wait_until_over(self.api, flow_run_id, OVER_SECONDS)
         if process is not None:
             until(lambda: not _lives(process), seconds=OVER_SECONDS, what=f"the end of process {process}")
         with self.lock:
-            self.ended[case.way, case.fault.name] = Ended(flow_run_id, runs, case)
+            self.ended[case.way, case.fault.name] = Ended(flow_run_id, runs, case, has_artifacts)
         return Seen(state, expected, self.api.log(flow_run_id))
 
     def reap(self) -> None:
@@ -222,7 +225,9 @@ def _judged_again(host: LatencyHost, result: LatencyResult) -> LatencyResult:
     flaws = [result.flaw] if result.flaw else []
     for run in ended.runs:
         run.refresh()
-        flaws.append(disagreement(host.api, run.name, run.id, run.raw_status))
+        flaws.append(
+            disagreement(host.api, run.name, run.id, run.raw_status, has_artifacts=ended.has_artifacts)
+        )
     if extra := _submitted_beside(host, ended):
         flaws.append(f"expected {len(ended.runs)} runs, got {extra} more")
     states = host.api.task_states(ended.flow_run_id)

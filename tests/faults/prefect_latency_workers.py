@@ -63,7 +63,7 @@ def sought(host: LatencyHost) -> Way:
         case.caused()
         host.api.set_state(flow_run_id, "CANCELLING")
         watch(case, [run], _LIMIT)
-        return host.over(case, flow_run_id, [run], ["CANCELLED"])
+        return host.over(case, flow_run_id, [run], ["CANCELLED"], has_artifacts=False)
 
     return way
 
@@ -85,7 +85,7 @@ def torn_down(host: LatencyHost) -> Way:
         )
         case.caused()
         watch(case, runs, _LIMIT)
-        return host.over(case, flow_run_id, runs, ["CANCELLED"])
+        return host.over(case, flow_run_id, runs, ["CANCELLED"], has_artifacts=False)
 
     return way
 

@@ -150,20 +150,22 @@ class Api:
         return reply.raise_for_status()
 
 
-def disagreement(api: Api, run_name: str, run_id: str, status: str) -> str:
+def disagreement(api: Api, run_name: str, run_id: str, status: str, *, has_artifacts: bool) -> str:
     """Return what Prefect shows about an ended run that is not what the dstack server says, or nothing.
 
-    A run whose start was reported has its end reported exactly once, whichever process does it.
+    The end is reported exactly once, whichever process does it.
     """
     events = api.events(run_id)
     ends = [name for name in events if name in FINAL]
-    if ends != [status] and ("started" in events or ends):
+    if ends != [status]:
         return f"expected one event {status}, got {ends or 'none'}"
-    if "started" not in events:
+    if not has_artifacts:
         return ""
     tables, progress = api.artifacts(run_name)
     if sum(f"| {status} (" in table for table in tables) != 1:
         return f"expected one outcome table with {status}, got {len(tables)}"
+    if len(progress) != 1:
+        return f"expected one progress artifact, got {len(progress)}"
     for percent, text in progress:
         if percent != 100 or status not in text:
             return f"expected progress 100 % and {status}, got {percent:g} % ({text})"
