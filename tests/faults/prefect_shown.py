@@ -84,8 +84,14 @@ class Api:
     def started(self, flow_run_id: UUID, *, of_task: bool) -> float:
         """Return when a flow run or its first task started, as ``time.time()``."""
         chosen = {"flow_runs": {"id": {"any_": [str(flow_run_id)]}}}
-        one = self._all("task_runs/filter", chosen)[0] if of_task else self.flow_run(flow_run_id)
-        return datetime.fromisoformat(one["start_time"]).timestamp()
+
+        def start() -> str | None:
+            found = self._all("task_runs/filter", chosen) if of_task else [self.flow_run(flow_run_id)]
+            return found[0]["start_time"] if found else None
+
+        at = until(start, seconds=_SECONDS, what=f"the start of {flow_run_id} or its task")
+        assert at is not None
+        return datetime.fromisoformat(at).timestamp()
 
     def task_states(self, flow_run_id: UUID) -> list[str]:
         """Return the types of the states of a flow run's tasks."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 STUBBORN = {"type": "task", "commands": ["trap '' INT TERM; echo started; sleep 9000"]}
 OPTIONS: dict[str, Any] = {"poll_interval": 0.5}
 # Long enough for the run to be running on a busy machine.
-TIMEOUT_SECONDS = 20
+TIMEOUT_SECONDS = 30
 MAPPED = 3
 AT_ONCE = 30
 
