@@ -19,6 +19,7 @@ JUDGES = {
     "python": "here",
     "shell": "here",
     "python airflow": "tests/provider_airflow/test_airflow_docs.py",
+    "shell airflow": "tests/provider_airflow/test_airflow_docs.py",
     "python prefect": "tests/provider_prefect/test_prefect_docs.py",
     "python attach": "tests/contract/test_usage_example.py",
     "shell prefect": "tests/provider_prefect/test_prefect_docs.py",

@@ -26,7 +26,8 @@ class Components:
     def __init__(self, home: Path, database_url: str, environment: dict[str, str]) -> None:
         self.home = home
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._port, log_port, trigger_log_port = free_port(), free_port(), free_port()
+        self._killed: list[subprocess.Popen[bytes]] = []
+        self.port, log_port, trigger_log_port = free_port(), free_port(), free_port()
         self._environment = {
             **os.environ,
             **{
@@ -34,7 +35,7 @@ class Components:
                 for name, value in {
                     "API__BASE_URL": self.url,
                     "API__HOST": "127.0.0.1",
-                    "API__PORT": str(self._port),
+                    "API__PORT": str(self.port),
                     "API__SECRET_KEY": secrets.token_hex(32),
                     "API__WORKERS": "1",
                     "API_AUTH__JWT_SECRET": secrets.token_hex(32),
@@ -66,7 +67,7 @@ class Components:
     @property
     def url(self) -> str:
         """Return the address of the api-server."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
         """Start all components; return when they call themselves healthy and the DAGs are known."""
@@ -132,11 +133,23 @@ class Components:
         """Return the process id of one component."""
         return self._processes[name].pid
 
+    def start_ended(self) -> None:
+        """Start whatever ended by itself, as a keeper does; return when all are healthy."""
+
+        def kept_healthy() -> bool:
+            for name in [name for name in self._processes if not self.is_alive(name)]:
+                self._wait_for_end(name)
+                self.start_one(name)
+            return self._is_healthy()
+
+        wait_for("healthy Airflow", kept_healthy, 180, 0.5)
+
     def kill_one(self, name: str) -> None:
         """Kill one component as ``kill -9`` does; the tasks that a scheduler runs survive it."""
         process = self._processes.pop(name)
         process.kill()
         process.wait(30)
+        self._killed.append(process)
 
     def end_one(self, name: str) -> None:
         """Ask one component to end, and wait for that."""
@@ -149,14 +162,14 @@ class Components:
             process.terminate()
         for name in list(self._processes):
             self._wait_for_end(name)
+        for process in self._killed:
+            _end_group(process)
 
     def _wait_for_end(self, name: str) -> None:
         process = self._processes.pop(name)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(30)
-        # Its children may outlive it; the group is its own.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        _end_group(process)
         process.wait(30)
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
@@ -252,3 +265,9 @@ class Components:
     def _dag_files(self) -> set[str]:
         dags = self.call("GET", "/api/v2/dags?limit=100")["dags"]
         return {Path(dag["fileloc"]).stem for dag in dags}
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End what a component has left: its children may outlive it, and the group is its own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

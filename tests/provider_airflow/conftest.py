@@ -95,6 +95,20 @@ def components(
     yield from _components(shared_server, tmp_path_factory.mktemp("components"), request)
 
 
+@pytest.fixture(scope="module")
+def patient_components(
+    shared_server: LocalServer, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Components]:
+    """Do what ``components`` does, with a scheduler that misses neither a heartbeat nor another scheduler."""
+    yield from _components(
+        shared_server,
+        tmp_path_factory.mktemp("patient-components"),
+        request,
+        AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT="900",
+        AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD="900",
+    )
+
+
 @pytest.fixture(scope="session")
 def real_components(
     real_server: RealServer, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -119,11 +133,13 @@ def _migrated(home: Path, request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def _components(
-    server: LocalServer | RealServer, home: Path, request: pytest.FixtureRequest
+    server: LocalServer | RealServer, home: Path, request: pytest.FixtureRequest, **settings: str
 ) -> Iterator[Components]:
+    """Run the components in ``home`` with ``server`` as their dstack; ``settings`` are for the environment."""
     shutil.copytree(Path(__file__).parent / "dags", home / "dags")
     with _migrated(home, request) as url:
-        started = Components(home, url, {"AIRFLOW_CONN_DSTACK_DEFAULT": connection_json(server)})
+        environment = {"AIRFLOW_CONN_DSTACK_DEFAULT": connection_json(server), **settings}
+        started = Components(home, url, environment)
         try:
             started.start()
             yield started

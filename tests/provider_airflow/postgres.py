@@ -26,45 +26,81 @@ class PostgresMissing(RuntimeError):
     """Say that Postgres was asked for and cannot be started here."""
 
 
-@contextmanager
-def postgres_url() -> Iterator[str]:
-    """Run a server with an empty database; give its SQLAlchemy URL. Raises ``PostgresMissing``."""
-    initdb, server, is_ready = _program("initdb"), _program("postgres"), _program("pg_isready")
-    # Outside of pytest's directories: those are for their owner alone.
-    directory = Path(tempfile.mkdtemp(prefix="postgres-"))
-    password, port = secrets.token_hex(16), free_port()
-    process: subprocess.Popen[bytes] | None = None
-    try:
-        secret = directory / "password"
-        secret.write_text(password)
-        data, output = directory / "data", directory / "output"
-        options = _as_owner_of(directory, secret)
+class Postgres:
+    """A server with an empty database at ``url``; it keeps its data when it is stopped and started again."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._port, self._password = free_port(), secrets.token_hex(16)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"postgresql+psycopg2://{_USER}:{self._password}@127.0.0.1:{self._port}/postgres"
+
+    def create(self) -> None:
+        """Make its files. Raises ``PostgresMissing``."""
+        secret = self._directory / "password"
+        secret.write_text(self._password)
+        access = ("-U", _USER, "--auth=scram-sha-256", f"--pwfile={secret}")
         subprocess.run(
-            [initdb, "-D", data, "-U", _USER, "--auth=scram-sha-256", f"--pwfile={secret}", "--no-sync"],
+            [_program("initdb"), "-D", self._data, *access, "--no-sync"],
             check=True,
             capture_output=True,
             timeout=120,
-            **options,
+            **_as_owner_of(self._directory, secret),
         )
-        with output.open("wb") as log:
-            process = subprocess.Popen(
-                [server, "-D", data, *_settings(port, directory)], stdout=log, stderr=log, **options
+
+    def start(self) -> None:
+        """Start it; return when it answers."""
+        output = self._directory / "output"
+        with output.open("ab") as log:
+            process = self._process = subprocess.Popen(
+                [_program("postgres"), "-D", self._data, *_settings(self._port, self._directory)],
+                stdout=log,
+                stderr=log,
+                **_as_owner_of(self._directory),
             )
-        asked = [is_ready, "-q", "-h", "127.0.0.1", "-p", str(port)]
+        asked = [_program("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self._port)]
 
         def answers() -> bool:
-            assert process is not None
             assert process.poll() is None, f"postgres ended: {output.read_text()[-3000:]}"
             return subprocess.run(asked, timeout=10, check=False).returncode == 0
 
         wait_for("answer of Postgres", answers, 60)
-        yield f"postgresql+psycopg2://{_USER}:{password}@127.0.0.1:{port}/postgres"
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Have it end its clients' sessions and then itself, or drop everything ``at_once``."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT if at_once else signal.SIGINT)
+            self._process.wait(60)
+            self._process = None
+
+    @property
+    def _data(self) -> Path:
+        return self._directory / "data"
+
+
+@contextmanager
+def running_postgres() -> Iterator[Postgres]:
+    """Run a server with an empty database. Raises ``PostgresMissing``."""
+    # Asked for before anything is made.
+    for name in ("initdb", "postgres", "pg_isready"):
+        _program(name)
+    # Outside of pytest's directories: those are for their owner alone.
+    directory = Path(tempfile.mkdtemp(prefix="postgres-"))
+    server = Postgres(directory)
+    try:
+        server.create()
+        server.start()
+        yield server
     finally:
-        if process is not None:
-            # Interrupted, it ends its clients' sessions and then itself.
-            process.send_signal(signal.SIGINT)
-            process.wait(60)
+        server.stop()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def postgres_url() -> Iterator[str]:
+    """Run a server with an empty database; give its SQLAlchemy URL. Raises ``PostgresMissing``."""
+    with running_postgres() as server:
+        yield server.url
 
 
 def _settings(port: int, directory: Path) -> list[str]:

@@ -200,7 +200,7 @@ def test_a_take_over_stops_nothing_and_repeats_nothing(
         components.signal_one("triggerer", signal.SIGCONT)
     wait_for(
         "word of the first triggerer that it lets go",
-        lambda: "it is not stopped" in str(components.log(deferred.dag_id, deferred.dag_run)),
+        lambda: "in another triggerer" in str(components.log(deferred.dag_id, deferred.dag_run)),
     )
     deferred.finish()
 

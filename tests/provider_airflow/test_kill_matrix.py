@@ -162,7 +162,8 @@ def test_marked_before_the_run_is_known(case: Case) -> None:
     case.wait("running")
     seconds = case.wait_for_stop(case.mark("failed"))
     assert seconds < _STOP_SECONDS
-    (run,) = case.runs()
+    # The stop leaves at once, and again when the run has appeared.
+    (run,) = wait_for("run that appears", case.runs)
     assert over(run).raw_status == "terminated"
 
 

@@ -6,14 +6,18 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import ErrorType
 from airflow.sdk.execution_time.comms import ErrorResponse
 
-from airflow_provider_dstack import _kill_reason
+from airflow_provider_dstack import _build, _kill_reason
 from airflow_provider_dstack._compat import AirflowRuntimeError
+from airflow_provider_dstack._durable import RECORD_KEY
 from airflow_provider_dstack._kill_reason import Health, KillReason, airflow_health, kill_reason
+from airflow_provider_dstack.operators import DstackRunOperator
 from tests.ports import free_port
 from tests.provider_airflow.health_server import (
     EXECUTION,
@@ -23,6 +27,7 @@ from tests.provider_airflow.health_server import (
     HealthServer,
     health_server,
 )
+from tests.provider_airflow.test_operator import TI
 
 _LIMIT = 4.5  # seconds: 3 s, and what a busy machine adds
 
@@ -83,14 +88,18 @@ def timed(
     return reason, time.monotonic() - started
 
 
-@pytest.mark.parametrize("state", ["failed", "success", "restarting", "skipped", "removed", None])
-def test_a_task_that_a_user_ended_was_ended(airflow: HealthServer, state: str | None) -> None:
+@pytest.mark.parametrize("state", ["failed", "success", "restarting", "skipped", "removed"])
+def test_a_task_that_a_user_ended_was_ended(airflow: HealthServer, state: str) -> None:
     assert kill_reason(answer(state)) == KillReason("ended", f"the task's state is {state}")
 
 
-@pytest.mark.parametrize("state", ["running", "up_for_retry", "scheduled", "queued"])
-def test_a_task_that_is_still_to_run_leaves_its_worker(airflow: HealthServer, state: str) -> None:
-    assert kill_reason(answer(state)) == KillReason("worker_leaving", f"the task's state is {state}")
+def test_a_task_that_still_runs_leaves_its_worker(airflow: HealthServer) -> None:
+    assert kill_reason(answer("running")) == KillReason("worker_leaving", "the task's state is running")
+
+
+@pytest.mark.parametrize("state", ["up_for_retry", "scheduled", "queued", None])
+def test_a_task_that_is_to_run_again_was_given_to_a_new_try(airflow: HealthServer, state: str | None) -> None:
+    assert kill_reason(answer(state)) == KillReason("replaced", f"the task's state is {state}")
 
 
 def test_a_state_that_comes_late_decides_although_airflow_is_healthy(airflow: HealthServer) -> None:
@@ -268,6 +277,10 @@ def test_the_health_check_sends_no_token(airflow: HealthServer) -> None:
         ("worker_leaving", True, False, None),
         ("worker_leaving", False, True, None),
         ("worker_leaving", False, False, None),
+        ("replaced", True, True, "kept for the task's next try"),
+        ("replaced", True, False, "kept for the task's next try"),
+        ("replaced", False, True, None),
+        ("replaced", False, False, None),
         ("unreachable", True, True, "kept for the task's next try"),
         ("unreachable", True, False, "although this was the last try"),
         ("unreachable", False, True, None),
@@ -275,8 +288,32 @@ def test_the_health_check_sends_no_token(airflow: HealthServer) -> None:
     ],
 )
 def test_which_runs_are_kept(kind: str, durable: bool, next_try: bool, words: str | None) -> None:
-    reasons = {
-        one: KillReason(one, "Connection refused") for one in ("ended", "worker_leaving", "unreachable")
-    }
-    kept = reasons[kind].why_kept(durable=durable, next_try=next_try)
+    reasons = (
+        KillReason("ended", "the task's state is failed"),
+        KillReason("worker_leaving", "the task's state is running"),
+        KillReason("replaced", "the task's state is queued"),
+        KillReason("unreachable", "Connection refused"),
+    )
+    (reason,) = (one for one in reasons if one.kind == kind)
+    kept = reason.why_kept(durable=durable, next_try=next_try)
     assert kept is None if words is None else kept is not None and words in kept
+
+
+@pytest.mark.parametrize(
+    ("store", "words"),
+    [
+        # Airflow reads the record for the current try alone.
+        ({RECORD_KEY: {"run_name": "af-1"}}, None),
+        ({}, "given the task to a new try"),
+        # Before Airflow 3.3 there is no store.
+        (None, None),
+    ],
+)
+def test_a_last_try_that_was_replaced_by_one_that_already_runs_leaves_its_run_to_it(
+    airflow: HealthServer, monkeypatch: pytest.MonkeyPatch, store: dict[str, Any] | None, words: str | None
+) -> None:
+    monkeypatch.setattr(_build, "task_state", lambda ti: "running")
+    task = DstackRunOperator(task_id="train", configuration={"type": "task", "commands": ["true"]})
+    context: Any = {"ti": SimpleNamespace(**vars(TI)), "task_state_store": store}
+    why_kept = _build._why_kept(task, context, _build.ledger_of(task, context, "main"))
+    assert why_kept is None if words is None else why_kept is not None and words in why_kept

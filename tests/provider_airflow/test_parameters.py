@@ -22,7 +22,7 @@ from tests.provider_airflow.test_operator import CONTEXT, RUN
 # Airflow has arguments of these names.
 RENAMED = {"resources": "run_resources", "retry_policy": "run_retry_policy"}
 # What the operator chooses itself: who a run belongs to.
-OWN = {"marker"}
+OWN = {"marker", "sleep", "on_event"}
 # One word says yes or no; a template of it would be a text.
 NOT_TEMPLATED = {"verify_ports", "retry_budget"}
 TRUE: dict[str, Any] = {"type": "task", "commands": ["true"]}

@@ -264,7 +264,7 @@ def test_a_run_that_cannot_be_stopped_keeps_no_other_from_it(client: Client, ser
 def test_a_stop_that_the_server_drops_is_reported(
     client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_dstack._reap._STOP_SECONDS", 2.0)
+    monkeypatch.setattr("airflow_provider_dstack._reap.stop_seconds", lambda client: 2.0)
     run = submit(client, train())
     server.faults.add("/runs/stop", times=None, status=200, body="null")
     assert one(client, facts("failed")).action == "not stopped"

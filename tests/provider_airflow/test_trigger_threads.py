@@ -93,3 +93,12 @@ def test_the_state_of_the_task_itself_is_asked_for(
     ti: Any = SimpleNamespace(dag_id="d", run_id="r", task_id="train", map_index=map_index, try_number=1)
     assert _compat.task_state(ti) == "deferred"
     assert questions == [{"dag_id": "d", "task_ids": ["train"], "run_ids": ["r"], "map_index": asked}]
+
+
+@pytest.mark.parametrize(("states", "state"), [({"r": {"train": None}}, None), ({}, "removed")])
+def test_a_task_without_a_state_is_not_a_removed_one(
+    monkeypatch: pytest.MonkeyPatch, states: dict[str, Any], state: str | None
+) -> None:
+    monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", lambda **question: states)
+    ti: Any = SimpleNamespace(dag_id="d", run_id="r", task_id="train", map_index=-1, try_number=1)
+    assert _compat.task_state(ti) == state

@@ -48,7 +48,7 @@ def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: 
         hand_over_after=hand_over_after,
         was_ended=partial(was_ended, context["ti"]),
         next_try_follows=partial(_next_try_follows, operator, context),
-        why_kept=partial(_why_kept, operator, context),
+        why_kept=partial(_why_kept, operator, context, ledger),
         ledger=ledger,
         on_submitted=partial(operator.announce, context),
         is_ready=operator.readiness(context),
@@ -129,11 +129,14 @@ def _next_try_follows(operator: DstackRunOperator, context: Context, error: Base
     return leaves_run_to_next_try(operator, context, as_airflow_error(error, submitted=True))
 
 
-def _why_kept(operator: DstackRunOperator, context: Context) -> str | None:
+def _why_kept(operator: DstackRunOperator, context: Context, ledger: Ledger | None) -> str | None:
     from airflow_provider_dstack._durable import will_be_retried
-    from airflow_provider_dstack._kill_reason import kill_reason
+    from airflow_provider_dstack._kill_reason import KillReason, kill_reason
     from airflow_provider_dstack.errors import DstackRunInterrupted
 
     reason = kill_reason(partial(task_state, context["ti"]))
     next_try = will_be_retried(context, DstackRunInterrupted("the task's process was ended"))
+    # Airflow opens the record to the current try alone, and the new one may already be running.
+    if reason.kind == "worker_leaving" and not next_try and ledger is not None and ledger.is_closed():
+        reason = KillReason("replaced", "it no longer knows this one")
     return reason.why_kept(durable=operator.durable, next_try=next_try)

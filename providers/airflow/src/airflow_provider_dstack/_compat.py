@@ -99,12 +99,15 @@ class TaskInstanceLike(Protocol):
 
 
 def task_state(ti: TaskInstanceLike) -> str | None:
-    """Ask the scheduler's database for the state of a task instance; None when it has none.
+    """Ask the scheduler's database for the state of a task instance; "removed" when it no longer exists.
 
+    None is a state, too: that of a task that waits to be scheduled.
     Blocks for some milliseconds; also works in a thread of the triggerer. Raises what Airflow raises when
     the question cannot be asked.
     """
     found = find_task_state(ti)
+    if found is None:
+        return "removed"
     return None if found == NO_STATUS else found
 
 

@@ -107,6 +107,13 @@ class Ledger:
             return None
         return record
 
+    def is_closed(self) -> bool:
+        """Return whether Airflow no longer has the record for this try, since another has replaced it."""
+        try:
+            return self._store is not None and self._store.get(RECORD_KEY) is None
+        except Exception:
+            return False
+
     def _try(self, what: str, ask: Callable[[TaskStateStoreLike], Any]) -> Any:
         if self._store is None:
             return None

@@ -1,8 +1,9 @@
 """Why Airflow ends the process of a task: found by facts, since the signal is always the same.
 
 The supervisor of a task process sends SIGTERM when a user ended the task (its heartbeat was refused), when
-the worker shuts down, and when three heartbeats failed because Airflow itself is away. Only in the first case
-is the task's run to be stopped. Two questions find out, each in a thread of its own:
+the worker shuts down, when three heartbeats failed because Airflow itself is away, and when the scheduler
+gave the task to a new try, as one does that takes the tasks of a lost scheduler for orphans (LocalExecutor).
+Only in the first case is the task's run to be stopped. Two questions find out, each in a thread of its own:
 
 * the health of Airflow, by a direct request of the task process. A refused connection takes milliseconds.
 * the state of the task, through the supervisor; its answer decides. The supervisor repeats a question that
@@ -14,8 +15,10 @@ is the task's run to be stopped. Two questions find out, each in a thread of its
 state of the task                             health of Airflow                     reason
 ============================================  ====================================  ==============
 not asked                                     connection refused twice in 0.2 s     unreachable
-failed, success, restarting, deleted, ...     any other                             ended
-running, queued, scheduled, up_for_retry      any other                             worker_leaving
+failed, success, restarting, removed, ...     any other                             ended
+running                                       any other                             worker_leaving
+deferred                                      any other                             deferred
+None, scheduled, queued, up_for_retry         any other                             replaced
 Airflow or the supervisor fails to answer     any other                             unreachable
 no answer within 0.5 s                        5xx, or the database is unhealthy     unreachable
 no answer within 2 s                          Airflow answers                       ended
@@ -48,15 +51,21 @@ _SECONDS = 3.0
 # A server that is one of several may refuse a connection while it is replaced.
 _REFUSED_TWICE_SECONDS = 0.2
 
-# A task that Airflow has given up on this worker is in one of the last three, and is tried on another.
-_GOING_ON = frozenset({"running", "up_for_retry", "scheduled", "queued"})
+_KINDS: dict[str | None, Literal["worker_leaving", "deferred", "replaced"]] = {
+    "running": "worker_leaving",
+    "deferred": "deferred",
+    None: "replaced",
+    "scheduled": "replaced",
+    "queued": "replaced",
+    "up_for_retry": "replaced",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class KillReason:
     """A reason why the task's process was ended, and the fact that it was derived from."""
 
-    kind: Literal["ended", "worker_leaving", "unreachable"]
+    kind: Literal["ended", "worker_leaving", "deferred", "replaced", "unreachable"]
     fact: str
 
     def why_kept(self, *, durable: bool, next_try: bool) -> str | None:
@@ -66,15 +75,21 @@ class KillReason:
             durable: Whether a next try takes over the run of this one.
             next_try: Whether Airflow will try the task again.
         """
-        if self.kind == "worker_leaving" and durable and next_try:
-            return "The worker is going away; the run is kept for the task's next try"
-        if self.kind == "unreachable" and durable and next_try:
-            return f"Airflow cannot be reached ({self.fact}); the run is kept for the task's next try"
+        if self.kind == "deferred":
+            return "the task waits for it in the triggerer"
+        takes_over = durable and (next_try or self.kind == "replaced")
+        if self.kind != "ended" and takes_over:
+            causes = {
+                "worker_leaving": "the worker is going away",
+                "replaced": f"Airflow has given the task to a new try ({self.fact})",
+                "unreachable": f"Airflow cannot be reached ({self.fact})",
+            }
+            return f"{causes[self.kind]}, and it is kept for the task's next try"
         # A next try of a task that is not durable would submit a second run beside this one.
         if self.kind == "unreachable" and not next_try:
             return (
-                f"Airflow cannot be reached ({self.fact}), so no user has ended the task; the run is kept "
-                "although this was the last try. It ends by itself, at its max_duration, or when a "
+                f"Airflow cannot be reached ({self.fact}), so no user has ended the task; it is kept "
+                "although this was the last try, and ends by itself, at its max_duration, or when a "
                 "DstackReapOperator finds it"
             )
         return None
@@ -164,7 +179,7 @@ def _by_state(ask_state: Callable[[], str | None]) -> KillReason | str:
     except Exception as error:
         # An Airflow that has to be asked in another way is not away.
         return f"the task's state cannot be asked: {error!r}"
-    return KillReason("worker_leaving" if state in _GOING_ON else "ended", f"the task's state is {state}")
+    return KillReason(_KINDS.get(state, "ended"), f"the task's state is {state}")
 
 
 def _health(ask_health: Callable[[], Health]) -> Health:

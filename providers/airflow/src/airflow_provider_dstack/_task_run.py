@@ -51,8 +51,8 @@ _TICK_SECONDS = 0.05
 # The handler returns, and the task fails, before Airflow's SIGKILL at 5.0 s: the last line of the stop is
 # logged at 4.0 s at the latest, and the failure has to reach the supervisor after that.
 _SETTLE_SECONDS = KILL_SECONDS + 0.3
-# How long a kill may still come after the run was handed over: Airflow accepts a deferral within seconds.
-_LINGER_SECONDS = 60.0
+# How long a kill may still come after the run was handed over. A worker may report a deferral 5 s late.
+_LINGER_SECONDS = 8.0
 
 
 class State(Enum):
@@ -289,6 +289,7 @@ class TaskRun:
             self._events.popleft()
             if self.state is State.HANDED_OVER:
                 lingers_until = time.monotonic() + _LINGER_SECONDS
+        self.close()
 
     def _enter(self, state: State, came_from: State) -> Event | None:
         """Do what a state asks for; return the event that follows from it."""
