@@ -89,7 +89,8 @@ class Ways:
             name = "reaped"
             self._connect(name, server, server.url)
         # The service's task succeeded: without its teardown, only this option has it stopped.
-        self.airflow.command("dstack", "reap", "--min-age", "0", "--stop-services", "--conn-id", name)
+        done = self.airflow.command("dstack", "reap", "--min-age", "0", "--stop-services", "--conn-id", name)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
     def ended(
         self,
@@ -112,6 +113,10 @@ class Ways:
         case.watch(run, limit or (_STOP_SECONDS if is_deferred else _KILL_SECONDS))
         if process is not None:
             wait_for("end of the task's process", lambda: not process.is_running(), PATIENCE, LOOK_EVERY)
+        if end is clear:
+            # The next try waits for the end of the run before: on a server that drops every stop, for ever.
+            case.watch_longer(2 * _STOP_SECONDS)
+            case.proxy.end()
         task.wait_until_quiet()
         task.wait_for(*OVER)
         return Seen(task.state, expected, task.said())
@@ -185,12 +190,13 @@ class Ways:
     def _wait_for_trigger(self, task: EndedTask) -> None:
         """Return when a triggerer follows the run: until then there is nobody who could hear of an end."""
         moment = time.monotonic()
-        wait_for(
-            "polls by the trigger",
-            lambda: sum(one.time > moment for one in task.case.proxy.requests) > 2,
-            PATIENCE,
-            LOOK_EVERY,
-        )
+
+        def polls() -> bool:
+            if task.state in OVER:
+                raise NotReached(f"expected a deferred task, got one that is {task.state}")
+            return sum(one.time > moment for one in task.case.proxy.requests) > 2
+
+        wait_for("polls by the trigger", polls, PATIENCE, LOOK_EVERY)
 
 
 @contextmanager

@@ -199,6 +199,10 @@ class LatencyCase:
         self.run, self.limit = run, limit
         self._wait_for_stop(lambda: time.monotonic() < self.caused_at + limit)
 
+    def watch_longer(self, seconds: float) -> None:
+        """Watch until ``seconds`` after the cause; the limit stays what it was."""
+        self._wait_for_stop(lambda: time.monotonic() < self.caused_at + seconds)
+
     def drain(self) -> None:
         """Wait for requests that the host has left under way, which may stop the run late."""
         deadline = time.monotonic() + _DRAIN_SECONDS
