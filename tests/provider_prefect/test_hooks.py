@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -16,14 +18,15 @@ from dstack_core import Run, ServerUnreachableError, Task
 from dstack_core.local import LocalServer
 from prefect_dstack import (
     DstackCredentials,
-    hooks,
+    _left_over,
     stop_dstack_runs,
     stop_runs_on_cancellation,
     stop_runs_on_crash,
 )
 from prefect_dstack._names import flow_run_marker_prefix
+from prefect_dstack._report import Report, emit
 
-from .support import until
+from .support import artifacts_of, event_names, events_of, outcome_of, until
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -37,7 +40,7 @@ def idle() -> None:
 
 @pytest.fixture(autouse=True)
 def _one_quick_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hooks, "_PAUSE", 0.2)
+    monkeypatch.setattr(_left_over, "_PAUSE", 0.2)
 
 
 def flow_run() -> FlowRun:
@@ -133,10 +136,85 @@ def test_a_server_that_cannot_be_reached_is_told(
 ) -> None:
     mine = flow_run()
     run_for(dstack, mine, "mine")
-    monkeypatch.setattr(hooks, "open_client", lambda block, **_: block.get_client(retry_budget=0.3))
+    monkeypatch.setattr(_left_over, "_LIST_BUDGET", 0.3)
     dstack.faults.add("/runs/list", status=503, times=None)
     with pytest.raises(ServerUnreachableError):
         stop_dstack_runs(credentials)(idle, mine, Crashed())
+
+
+def started_report(server: LocalServer, owner: FlowRun, name: str, *, stopped: bool = False) -> Run:
+    """Leave a run as a task does whose process is killed: shown as running, its end not reported."""
+    run = run_for(server, owner, name)
+    report = Report(name, logging.getLogger("killed"), artifacts=True, flow_run_id=owner.id)
+    report.start(run)
+    if stopped:
+        run.stop(until="ended")
+    return run
+
+
+def check_reported_once(owner: FlowRun, run: Run, name: str) -> None:
+    until(lambda: "dstack.run.terminated" in event_names(run.id), seconds=30, what="the event of the end")
+    # The server stores events every five seconds: a second one would be there with the one that comes later.
+    emit("probe", run.name, run.id, {})
+    until(lambda: "dstack.run.probe" in event_names(run.id), seconds=30)
+    assert event_names(run.id).count("dstack.run.terminated") == 1
+    found = artifacts_of(owner.id)
+    assert found[f"dstack-{name}-progress"].data == 100.0
+    assert found[f"dstack-{name}-progress"].description == f"Run {run.name}: terminated"
+    assert "terminated" in found[f"dstack-{name}"].data
+
+
+@pytest.mark.parametrize("state", [Cancelling, Crashed])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_end_of_a_run_is_reported_once_for_a_process_that_was_killed(
+    stopped: bool, state: Any, dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    mine = flow_run()
+    run = started_report(dstack, mine, "mine", stopped=stopped)
+    stop_dstack_runs(credentials)(idle, mine, state())
+    stop_dstack_runs(credentials)(idle, mine, state())
+    assert outcome_of(run).reason == "stopped_by_user"
+    check_reported_once(mine, run, "mine")
+    (ended,) = [event for event in events_of(run.id) if event["event"] == "dstack.run.terminated"]
+    assert ended["related"][0]["prefect.resource.id"] == f"prefect.flow-run.{mine.id}"
+    assert ended["payload"]["reason"] == "stopped_by_user"
+
+
+def test_a_run_that_is_kept_holds_nothing_up(dstack: LocalServer, credentials: DstackCredentials) -> None:
+    mine = flow_run()
+    run = run_for(dstack, mine, "kept", on_crash="keep")
+    Report("kept", logging.getLogger("killed"), artifacts=True, flow_run_id=mine.id).start(run)
+    started = time.monotonic()
+    stop_dstack_runs(credentials)(idle, mine, Crashed())
+    assert time.monotonic() - started < 30
+    assert artifacts_of(mine.id)["dstack-kept-progress"].data < 100.0
+    assert not is_stopped(run)
+
+
+def test_a_stop_that_the_server_drops_is_repeated(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    mine = flow_run()
+    run = run_for(dstack, mine, "mine")
+    until(lambda: run.status() == "running")
+    dstack.faults.add("/runs/stop", times=1, status=200, body="null")
+    stop_dstack_runs(credentials)(idle, mine, Crashed())
+    assert outcome_of(run).reason == "stopped_by_user"
+
+
+def test_a_refused_stop_is_logged_with_what_to_do(
+    dstack: LocalServer, credentials: DstackCredentials, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine = flow_run()
+    run = run_for(dstack, mine, "mine")
+    dstack.faults.add("/runs/stop", status=403, times=None)
+    hook = stop_dstack_runs(credentials)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_left_over, "END_SECONDS", 3.0)
+        hook(idle, mine, Crashed())
+    assert f"Stopping run mine: {run.url}" in caplog.text
+    assert "refused to stop run mine" in caplog.text
+    assert "project member" in caplog.text
 
 
 def test_runs_of_subflows_belong_to_their_parents(

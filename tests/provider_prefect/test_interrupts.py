@@ -18,8 +18,10 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelling
 
 from dstack_core import Run, RunStatus, Task
+from dstack_core.aio import AsyncRunCollection
+from dstack_core.client import RunCollection
 from dstack_core.local import LocalServer
-from prefect_dstack import DstackCredentials, _follow, _probe, _submit, arun_task, run_task
+from prefect_dstack import DstackCredentials, _probe, arun_task, run_task
 
 from .support import all_runs, outcome_of, task_states, the_run, until
 
@@ -97,17 +99,18 @@ def test_an_interrupt_while_the_submission_is_under_way_leaves_nothing_running(
     """The server takes its time and carries the submission out after its client was interrupted."""
     submitting = threading.Event()
 
-    def late(attempt: Any, spec: Any) -> None:
+    def late(spec: Any) -> None:
         time.sleep(1.5)
         with dstack.client() as client:
-            client.runs.submit(**spec, run_name=attempt.run_name, marker=attempt.marker)
+            submit(client.runs, **spec)
 
-    def hanging(client: Any, attempt: Any, spec: Any) -> Any:
-        threading.Thread(target=late, args=(attempt, spec)).start()
+    def hanging(runs: Any, *, sleep: Any, on_event: Any, **spec: Any) -> Any:
+        threading.Thread(target=late, args=(spec,)).start()
         submitting.set()
         return asyncio.sleep(60) if task is arun_task else time.sleep(60)
 
-    monkeypatch.setattr(_submit, "_submit", hanging)
+    submit = RunCollection.submit
+    monkeypatch.setattr(AsyncRunCollection if task is arun_task else RunCollection, "submit", hanging)
     run = interrupt(task, dstack, submitting.is_set, LONG, credentials)
     until(lambda: run.status().is_finished, seconds=15)
     assert outcome_of(run).reason == "stopped_by_user"
@@ -157,7 +160,9 @@ def test_a_server_that_cannot_be_asked_holds_up_the_end_for_a_short_time_only(
 
     run = interrupt(task, dstack, fall_silent, LONG, credentials)
     assert time.monotonic() - interrupted[0] < 20
-    assert f"Stop it with `dstack stop {run.name}`" in caplog.text
+    assert f"Stopping run {run.name}: {run.url}" in caplog.text
+    assert "Could not confirm that run" in caplog.text
+    assert "dstack stop" not in caplog.text
 
 
 def cancelled_flow(body: Callable[[], Any], server: LocalServer) -> UUID:
@@ -226,7 +231,6 @@ def test_a_cancellation_is_seen_while_the_server_takes_no_submissions(
     dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_probe, "CHECK_SECONDS", 1.0)
-    monkeypatch.setattr(_follow, "CALL_BUDGET", 1.0)
     dstack.faults.add("/runs/apply", status=503, times=None)
     ids: list[UUID] = []
 

@@ -7,8 +7,8 @@ from uuid import uuid4
 
 import pytest
 
+from dstack_core.integration import AttemptNames
 from prefect_dstack._names import (
-    Identity,
     Ordinals,
     Owner,
     flow_run_marker_prefix,
@@ -24,7 +24,7 @@ def owner(task: str | None = None, flow: str | None = "f", count: int = 1, share
     return Owner(task or str(uuid4()), flow, count, shares)
 
 
-def named(who: Owner, ordinals: Ordinals, **options: object) -> Identity:
+def named(who: Owner, ordinals: Ordinals, **options: object) -> AttemptNames:
     return identify(who, SPEC, on_crash="stop", ordinals=ordinals, **options)  # type: ignore[arg-type]
 
 
@@ -34,14 +34,14 @@ def test_names_fit_the_servers_rule_in_every_attempt(prefix: str | None, shares:
     who = Owner(str(uuid4()), str(uuid4()), 1, shares)
     identity = identify(who, SPEC, on_crash="stop", prefix=prefix, ordinals=Ordinals())
     for number in (1, 2, 99):
-        assert NAME.fullmatch(identity.attempt(number).run_name)
+        assert NAME.fullmatch(identity.ref(number).name)
 
 
 def test_another_execution_of_the_flow_run_finds_the_same_names() -> None:
     flow = str(uuid4())
     first, second = Ordinals(), Ordinals()
-    before = {named(owner(flow=flow), first).attempt(1) for _ in range(3)}
-    after = {named(owner(flow=flow), second).attempt(1) for _ in range(3)}
+    before = {named(owner(flow=flow), first).ref(1) for _ in range(3)}
+    after = {named(owner(flow=flow), second).ref(1) for _ in range(3)}
     assert before == after
     assert len(before) == 3
 
@@ -83,23 +83,23 @@ def test_specs_differ_in_every_part() -> None:
 
 def test_a_callers_name_is_used_as_it_is_in_every_attempt() -> None:
     identity = named(owner(flow="flow"), Ordinals(), run_name="train")
-    assert [identity.attempt(number).run_name for number in (1, 2)] == ["train", "train"]
-    assert identity.attempt(1).marker != identity.attempt(2).marker
+    assert [identity.ref(number).name for number in (1, 2)] == ["train", "train"]
+    assert identity.ref(1).marker != identity.ref(2).marker
 
 
 def test_markers_tell_the_attempt_and_the_owner() -> None:
     identity = named(owner(flow="flow"), Ordinals())
-    assert identity.number_of(identity.attempt(7).marker) == 7
-    assert identity.attempt(1).marker.startswith(flow_run_marker_prefix("flow"))
+    assert identity.number_of(identity.ref(7).marker) == 7
+    assert identity.ref(1).marker.startswith(flow_run_marker_prefix("flow"))
     other = named(owner(flow="other"), Ordinals())
-    for marker in (None, "", "x", other.attempt(1).marker, identity.stem, identity.stem + "/x"):
+    for marker in (None, "", "x", other.ref(1).marker, identity.stem, identity.stem + "/x"):
         assert identity.number_of(marker) is None
 
 
 def test_markers_tell_what_a_crash_leaves() -> None:
     for on_crash in ("stop", "keep"):
         identity = identify(owner(), SPEC, on_crash=on_crash, ordinals=Ordinals())
-        assert outlives_crash(identity.attempt(1).marker) is (on_crash == "keep")
+        assert outlives_crash(identity.ref(1).marker) is (on_crash == "keep")
 
 
 def test_a_task_outside_a_flow_has_a_name_of_its_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import subprocess
 import sys
@@ -28,10 +29,11 @@ from prefect.states import (
 
 from dstack_core import Run
 from dstack_core.local import LocalServer
-from prefect_dstack import DstackCredentials, areap_runs, reap_runs, run_task
+from prefect_dstack import DstackCredentials, areap_runs, reap_runs, reaper, run_task
+from prefect_dstack._report import Report, emit
 from prefect_dstack.reaper import reap
 
-from .support import all_runs, outcome_of, the_run, until
+from .support import all_runs, artifacts_of, event_names, outcome_of, the_run, until
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -177,6 +179,73 @@ def test_the_task_reaps_in_a_flow(twin: bool, dstack: LocalServer, credentials: 
     assert is_stopped(left)
 
 
+def unreported(server: LocalServer, owner: FlowRun, name: str, *, artifacts: bool = True) -> Run:
+    """Leave a run that was stopped and has ended, but whose end was not reported."""
+    with server.client() as client:
+        run = client.runs.submit(LONG, run_name=name, marker=f"prefect:flow_run/{owner.id}/stop/abc-0/1")
+    report = Report(name, logging.getLogger("killed"), artifacts=artifacts, flow_run_id=owner.id)
+    report.start(run)
+    report.stopping(run.stop(until="ended"))
+    return run
+
+
+@pytest.mark.parametrize("artifacts", [True, False])
+def test_an_end_that_was_not_reported_is_reported_once(
+    artifacts: bool, dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    mine = in_state(Crashed())
+    run = unreported(dstack, mine, f"r-{uuid4().hex[:8]}", artifacts=artifacts)
+    if not artifacts:
+        # Without an artifact only the event of the stop names the run.
+        until(lambda: "dstack.run.stopping" in event_names(run.id), seconds=30)
+    (finding,) = reap(credentials, min_age=0)
+    assert (finding["run_name"], finding["stopped"]) == (run.name, False)
+    assert finding["owner"] == f"flow_run/{mine.id}"
+    until(lambda: "dstack.run.terminated" in event_names(run.id), seconds=30)
+    assert reap(credentials, min_age=0) == []
+    emit("probe", run.name, run.id, {})
+    until(lambda: "dstack.run.probe" in event_names(run.id), seconds=30)
+    assert event_names(run.id).count("dstack.run.terminated") == 1
+    if artifacts:
+        found = artifacts_of(mine.id)
+        assert found[f"dstack-{run.name}-progress"].data == 100.0
+        assert "terminated" in found[f"dstack-{run.name}"].data
+
+
+def test_the_end_of_a_run_whose_flow_run_lives_is_left_to_it(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    mine = in_state(Running())
+    run = unreported(dstack, mine, f"r-{uuid4().hex[:8]}")
+    assert reap(credentials, min_age=0) == []
+    assert artifacts_of(mine.id)[f"dstack-{run.name}-progress"].data < 100.0
+
+
+def test_a_dry_run_reports_nothing(dstack: LocalServer, credentials: DstackCredentials) -> None:
+    mine = in_state(Crashed())
+    run = unreported(dstack, mine, f"r-{uuid4().hex[:8]}")
+    assert reap(credentials, min_age=0, dry_run=True) == []
+    assert artifacts_of(mine.id)[f"dstack-{run.name}-progress"].data < 100.0
+
+
+def test_what_the_reaper_stops_it_reports(dstack: LocalServer, credentials: DstackCredentials) -> None:
+    left = run_of(dstack, in_state(Crashed()).id)
+    (finding,) = reap(credentials, min_age=0)
+    assert finding["stopped"]
+    assert outcome_of(left).reason == "stopped_by_user"
+    until(lambda: len(event_names(left.id)) == 2, seconds=30)
+    assert event_names(left.id) == ["dstack.run.stopping", "dstack.run.terminated"]
+
+
+def test_a_refused_stop_is_in_the_finding(dstack: LocalServer, credentials: DstackCredentials) -> None:
+    run_of(dstack, in_state(Crashed()).id)
+    dstack.faults.add("/runs/stop", status=403, times=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reaper, "_END_SECONDS", 3.0)
+        (finding,) = reap(credentials, min_age=0)
+    assert "not confirmed" in finding["reason"]
+
+
 def command(server: LocalServer, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
@@ -202,6 +271,8 @@ def test_the_command_shows_what_it_did(dstack: LocalServer) -> None:
     shown = command(dstack, "--min-age", "0")
     assert (shown.returncode, "yes" in shown.stdout) == (0, True), shown.stderr
     assert is_stopped(left)
+    # The process has ended: its event was sent before.
+    until(lambda: "dstack.run.terminated" in event_names(left.id), seconds=30)
     assert dstack.token not in shown.stdout + shown.stderr
 
 

@@ -80,7 +80,7 @@ def test_without_streaming_the_last_lines_are_still_known(caplog: pytest.LogCapt
 def test_what_was_told_before_is_not_told_again(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     told = Counter(["same", "same", "once"])
-    relay = Relay(logging.getLogger("relay-test"), stream_logs=True, told=told)
+    relay = Relay(logging.getLogger("relay-test"), stream_logs=True, relayed=told)
     relay.handle(lines("same", "once", "same"))
     relay.handle(lines("same", "new"))
     assert caplog.messages == ["same\nnew"]

@@ -20,7 +20,7 @@ from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, _probe, arun_task, run_task
 
 from . import ways
-from .support import artifacts_of, event_names, outcome_of, the_run, until
+from .support import all_runs, artifacts_of, event_names, outcome_of, the_run, until
 from .ways import FAST, WAYS, Runner
 
 pytestmark = [
@@ -106,7 +106,7 @@ def test_a_cancelled_flow_run_shows_the_end_of_its_submitted_task(
         task.submit(STUBBORN, credentials, **FAST).wait()
 
     def cancel() -> None:
-        until(lambda: ids and the_run(dstack).raw_status == "running")
+        until(lambda: any(run.raw_status == "running" for run in all_runs(dstack)))
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(ids[0], Cancelling())
 

@@ -1,4 +1,4 @@
-"""The log of a run that is taken over: told again only where nobody has told it to its end."""
+"""The log of an adopted run: relayed again only where it was not relayed to its end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prefect.runtime import flow_run
 
 from dstack_core import Task
 from dstack_core.local import LocalServer
-from prefect_dstack import DstackCredentials, _told, arun_task, run_task
+from prefect_dstack import DstackCredentials, _relayed_logs, arun_task, run_task
 
 from .support import log_records, submissions
 from .ways import FAST
@@ -25,7 +25,7 @@ TASK = Task(commands=["echo by-the-run"])
 
 
 @pytest.fixture(params=["sync", "async"])
-def told(
+def relayed(
     request: pytest.FixtureRequest,
     dstack: LocalServer,
     credentials: DstackCredentials,
@@ -73,25 +73,27 @@ Twice = Callable[[Callable[[], None]], list[int]]
 
 
 def forget() -> None:
-    """Know no more than another process does."""
-    _told._by_this_process.clear()
+    """Forget what this process knows, as another process does not know it."""
+    _relayed_logs._by_this_process.clear()
 
 
-def test_a_retried_flow_tells_no_log_twice(told: Twice) -> None:
-    assert told(lambda: None) == [1, 0]
+def test_a_retried_flow_relays_no_log_twice(relayed: Twice) -> None:
+    assert relayed(lambda: None) == [1, 0]
 
 
-def test_another_process_finds_in_the_flow_runs_log_that_it_was_told(told: Twice) -> None:
+def test_another_process_finds_in_the_flow_runs_log_that_it_was_relayed(relayed: Twice) -> None:
     def arrived() -> None:
         log_records(UUID(str(flow_run.get_id())), last=", cost $")
         forget()
 
-    assert told(arrived) == [1, 0]
+    assert relayed(arrived) == [1, 0]
 
 
-def test_a_log_of_which_nobody_knows_is_told_again(told: Twice, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_may_not_have_been_relayed_is_relayed_again(
+    relayed: Twice, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def is_in_log(*_: object) -> bool:
         raise httpx.ReadTimeout("silent")
 
-    monkeypatch.setattr(_told, "_is_in_log", is_in_log)
-    assert told(forget) == [1, 1]
+    monkeypatch.setattr(_relayed_logs, "_is_in_log", is_in_log)
+    assert relayed(forget) == [1, 1]
