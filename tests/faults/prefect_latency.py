@@ -77,7 +77,9 @@ def interrupted(host: LatencyHost, flow: str) -> Way:
         with host.script(flow, case) as process:
 
             def started() -> UUID | None:
-                assert process.poll() is None, (host.folder / f"{case.name}.script").read_text()[-2000:]
+                if process.poll() is not None:
+                    output = (host.folder / f"{case.name}.script").read_text()
+                    raise NotReached(f"expected a running script, got {output[-300:]}")
                 return host.flow_run_of(process.pid)
 
             flow_run_id = until(started, seconds=START_SECONDS, what=f"the flow run of {flow}")
