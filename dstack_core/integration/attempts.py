@@ -1,12 +1,13 @@
 """Find out which run belongs to this execution of a job, before anything is submitted.
 
-The problem: a workflow engine executes the same job again: after a retry, a crash, or because a user asked for
-it. Submitting blindly pays twice for what an earlier execution started.
+The problem: a workflow engine executes the same job again: after a retry, a crash, or because a user asked
+for it. Submitting blindly pays twice for what an earlier execution started.
 
-The idea: all attempts of a job have names and markers that every execution computes alike. Attempt 1 is looked
-up by name; what the server shows decides:
+The idea: all attempts of a job have names and markers that every execution computes alike. Attempt 1 is
+looked up by name; what the server shows decides:
 
-* no run of that name, or one of another owner: this attempt is submitted (the submission judges the other one);
+* no run of that name, or one of another owner: this attempt is submitted (the submission judges the other
+  one);
 * an active run, or one that succeeded: it is adopted;
 * a run that is stopping: it is polled until it has ended;
 * a run that failed or was stopped: the next attempt is looked up in the same way.
@@ -43,8 +44,8 @@ class AttemptNames:
     """The names and markers of all attempts of one job.
 
     ``base`` (str) is the generated name of the first attempt, which later ones extend by their number.
-    ``stem`` (str) is what all their markers begin with. ``fixed_name`` (str) is a name that the user chose for
-    all attempts, or None.
+    ``stem`` (str) is what all their markers begin with. ``fixed_name`` (str) is a name that the user chose
+    for all attempts, or None.
     """
 
     base: str

@@ -94,6 +94,11 @@ def over(run: Run, seconds: float = 90.0) -> Run:
     return run
 
 
+def json_in(output: str) -> Any:
+    """Return the JSON that a command of Airflow printed; before 3.3 log lines may stand before it."""
+    return json.loads(output.splitlines()[-1])
+
+
 def lines_in(output: str, start: str) -> list[str]:
     """Return, from where ``start`` begins, the relayed lines that hold it: Airflow's log writes more around."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", output)

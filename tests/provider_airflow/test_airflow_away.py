@@ -24,6 +24,8 @@ from tests.provider_airflow.test_kill_matrix import Case
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.matrix,
+    # An Airflow of its own starts in a minute or two, and a supervisor takes another one to give up.
+    pytest.mark.timeout(900),
     pytest.mark.skipif(
         not trigger_has_on_kill(),
         reason="before Airflow 3.3 a supervisor that cannot reach Airflow breaks and leaves its task behind",
@@ -232,7 +234,8 @@ def restartable(
         migrate(postgres.url, home)
         environment = {
             "AIRFLOW_CONN_DSTACK_DEFAULT": connection_json(shared_server),
-            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "900",
+            # How the next scheduler finds out that a task is lost: the last one could not write it down.
+            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
             "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "900",
         }
         components = Components(home, postgres.url, environment)

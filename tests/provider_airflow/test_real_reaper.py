@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from functools import partial
@@ -14,7 +13,7 @@ import pytest
 from dstack_core import Run
 from dstack_core.local import LocalServer
 from tests.provider_airflow.components import Components
-from tests.provider_airflow.support import client_of, over, wait_for
+from tests.provider_airflow.support import client_of, json_in, over, wait_for
 from tests.provider_airflow.test_real_components import running_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.matrix]
@@ -65,7 +64,7 @@ def test_what_a_lost_worker_left_is_stopped_and_nothing_else(
 
     shown = components.command("dstack", "reap", "--dry-run", "--min-age", "0", "--output", "json")
     assert shown.returncode == 0, shown.stderr
-    actions = {found["run_name"]: found["action"] for found in json.loads(shown.stdout)}
+    actions = {found["run_name"]: found["action"] for found in json_in(shown.stdout)}
     expected = {lost: "would stop", kept: "left", going: "left", service: "left", others: "left"}
     assert {run: actions.get(run.name) for run in expected} == expected
     assert mine.name not in actions

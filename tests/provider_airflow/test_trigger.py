@@ -139,7 +139,9 @@ def test_a_trigger_that_fired_stops_nothing(server: LocalServer, state: dict[str
     assert paths(server, "/runs/stop") == []
 
 
-def test_a_triggers_stop_outlasts_a_server_that_fails_for_a_while(server: LocalServer, state: dict[str, Any]) -> None:
+def test_a_triggers_stop_outlasts_a_server_that_fails_for_a_while(
+    server: LocalServer, state: dict[str, Any]
+) -> None:
     run = submitted(server, "sleep 600")
     server.faults.add("/runs/stop", times=4, status=500)
     asyncio.run(killed(trigger_for(run), lambda: len(paths(server, "/runs/get")) > 3))

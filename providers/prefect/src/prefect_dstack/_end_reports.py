@@ -76,7 +76,7 @@ def unreported_stops(api: SyncPrefectClient) -> list[Unreported]:
     stopped = {_run_id(event): event for event in _events(api, ["stopping"])}
     ended = {_run_id(event) for event in _events(api, _FINAL, list(stopped))} if stopped else set()
     return [
-        Unreported(str(event.resource.get("prefect.resource.name")), run_id, _related_flow_run(event))
+        Unreported(str(event.resource.get("prefect.resource.name")), run_id, event.payload.get("flow_run_id"))
         for run_id, event in stopped.items()
         if run_id not in ended
     ]
@@ -234,9 +234,3 @@ def _events(
 
 def _run_id(event: ReceivedEvent) -> str:
     return event.resource.id.removeprefix(_RESOURCE)
-
-
-def _related_flow_run(event: ReceivedEvent) -> str | None:
-    prefix = "prefect.flow-run."
-    ids = [resource.id for resource in event.related if resource.id.startswith(prefix)]
-    return ids[0].removeprefix(prefix) if ids else None

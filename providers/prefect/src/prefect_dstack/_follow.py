@@ -1,4 +1,4 @@
-"""Follow a run to its end, and stop it when something else ends first; once for blocking code, once for async."""
+"""Follow a run to its end, and stop it when its task ends first: for blocking code and for async."""
 
 from __future__ import annotations
 

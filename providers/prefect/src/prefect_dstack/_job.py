@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefect.context import FlowRunContext, TaskRunContext
@@ -47,7 +47,6 @@ class Job:
     is_owned: bool = True
     flow_run_id: str | None = None
     page: str = ""
-    started: float = field(default_factory=time.monotonic)
 
     def sleep(self, seconds: float) -> None:
         """Wait in short slices; raises ``StopRequested`` when the flow run was cancelled meanwhile."""
@@ -163,8 +162,8 @@ class Job:
             return
         if isinstance(error, ServerError) and self.relay.progress is not None:
             self.logger.error(
-                "Run %s is not followed any more; it keeps running until its end or its max_duration. Execute "
-                "this flow run again to follow it, or stop it on its page: %s",
+                "Run %s is not followed any more; it keeps running until its end or its max_duration. "
+                "Execute this flow run again to follow it, or stop it on its page: %s",
                 name,
                 self.page,
             )
@@ -203,13 +202,20 @@ class Job:
     def _timed_out(self) -> bool:
         """Whether the time limit of the task or the flow has passed."""
         task, flow = TaskRunContext.get(), FlowRunContext.get()
-        limit = task.task.timeout_seconds if task is not None else None
-        if limit is not None and time.monotonic() - self.started >= limit - SLICE_SECONDS:
-            return True
-        flow_limit = flow.flow.timeout_seconds if flow is not None and flow.flow is not None else None
-        if flow is None or flow_limit is None:
-            return False
-        return time.time() - flow.start_time.timestamp() >= flow_limit - SLICE_SECONDS
+        limits = [
+            (None if task is None else task.start_time, None if task is None else task.task.timeout_seconds),
+            (
+                None if flow is None else flow.start_time,
+                None if flow is None or flow.flow is None else flow.flow.timeout_seconds,
+            ),
+        ]
+        # Prefect's timers start a little after its contexts, so a limit that has passed is never missed.
+        return any(
+            started is not None
+            and limit is not None
+            and time.time() - started.timestamp() >= limit - SLICE_SECONDS
+            for started, limit in limits
+        )
 
     def _is_cancelled(self) -> bool:
         request = self.probe.ask()

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 # A run whose submission was under way when the process died may appear only in the second poll.
 _POLLS = 2
 _PAUSE = 2.0
-# Prefect keeps a flow run in Cancelling until its hooks have returned, so they wait a minute and no longer; the
-# reaper reports what needs more.
+# Prefect keeps a flow run in Cancelling until its hooks have returned, so they wait a minute and no longer;
+# the reaper reports what needs more.
 END_SECONDS = 60.0
 _LIST_BUDGET = 30.0
 _DEEPEST_SUBFLOW = 10
@@ -110,10 +110,7 @@ def _report(
             shown = {run.run_id: run for run in _end_reports.unreported(api, flow_run_ids)}
     except Exception as error:
         logger.warning("Could not get the artifacts of this flow run: %s", error)
-    awaited = [
-        _end_reports.choose_report(shown, run)
-        for run in found.values()
-    ]
+    awaited = [_end_reports.choose_report(shown, run) for run in found.values()]
     _end_reports.report_ends(client, awaited, timeout=END_SECONDS, stopped=stopped, logger=logger)
     # Runs that this flow run only waited for, and those that ended before the hook ran.
     _end_reports.report_ends(client, shown.values(), timeout=0.0, logger=logger)

@@ -103,7 +103,8 @@ class Report:
         """Emit ``dstack.run.stopping`` and show it, at once: the process may be killed before the end."""
         if result.run_id is None or self._ended or not is_going_to_end(result):
             return
-        self._emit("stopping", result.run_name, result.run_id, {"url": result.url})
+        payload = stopping_payload(result, self._owner["flow_run_id"])
+        self._emit("stopping", result.run_name, result.run_id, payload)
         self._set_progress(result.run_name, "stopping", _PERCENT["stopping"])
 
     def end(self, outcome: Outcome | None, *, may_be_known: bool = False) -> None:
@@ -128,10 +129,11 @@ class Report:
         self._last = event or self._last
 
     def _is_known(self, outcome: Outcome) -> bool:
-        found = False
-        with self._api() as api:
-            found = was_emitted(api, str(outcome.status), outcome.run_id)
-        return found
+        def ask() -> bool:
+            with quick_prefect_client() as api:
+                return was_emitted(api, str(outcome.status), outcome.run_id)
+
+        return bool(self._try(ask))
 
     def _create(self, api: SyncPrefectClient, key: str, *values: Any) -> UUID | None:
         made: UUID | None = self._try(lambda: create_artifact(api, key, *values, **self._owner))
@@ -165,6 +167,11 @@ class Report:
 def is_going_to_end(result: StopResult) -> bool:
     """Whether the run is known to end because of a stop."""
     return result.state in ("stopping", "accepted") or (result.state == "ended" and result.requests > 0)
+
+
+def stopping_payload(result: StopResult, flow_run_id: object) -> dict[str, Any]:
+    """Return what ``dstack.run.stopping`` holds; the reaper reads the flow run from it."""
+    return {"url": result.url, "flow_run_id": None if flow_run_id is None else str(flow_run_id)}
 
 
 def emit(

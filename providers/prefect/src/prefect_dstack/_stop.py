@@ -3,11 +3,11 @@
 The problem: Prefect kills the process of a cancelled flow run 30 s after the cancellation, and a real server
 needs 2 to 20 s to end a run after a stop, more when it is busy. What was not reported by then is lost.
 
-The idea: each way in states its time. Where the kill threatens, the stop has 8 s and the wait for the end the
-rest of 20 s, which leaves 10 s to the flow's own clean-up; ``dstack.run.stopping`` is emitted as soon as the
-stop was sent, and a hook, the worker or the reaper reports the end if the process is gone by then. Nothing
-kills a task whose time limit passed or that raised an exception: the stop has as long as a reply may take, the
-end two minutes.
+The idea: each way in states its time. Where the kill threatens, the stop has 18 s and the wait for the end
+the rest of 22 s, which leaves 8 s to notice the cancellation and to the flow's own clean-up;
+``dstack.run.stopping`` is emitted as soon as the stop was sent, and a hook, the worker or the reaper reports
+the end if the process is gone by then. Nothing kills a task whose time limit passed or that raised an
+exception: the stop has as long as a reply may take, the end two minutes.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # The run prints its last lines in the first seconds; later polls only wait for the end.
 _POLL_SECONDS = 1.0
+# The report of an end takes three short requests to the Prefect server.
+_REPORT_SECONDS = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,9 @@ class StopTime:
     end: float
 
 
-BEFORE_THE_KILL = StopTime(stop=8.0, end=20.0)
+# Three dropped stops are repeated within 18 s, one every 5 s, and a server that needs 9 s a reply confirms
+# the stop.
+BEFORE_THE_KILL = StopTime(stop=18.0, end=22.0)
 # A server that is too busy to end a run within two minutes is left to the reaper.
 PATIENT = StopTime(stop=PATIENT_TIMEOUT, end=120.0)
 
@@ -122,10 +126,6 @@ async def astop(job: Job, block: DstackCredentials | None, allowed: StopTime) ->
     _log_end(job)
     with anyio.move_on_after(_REPORT_SECONDS, shield=True):
         await anyio.to_thread.run_sync(job.report.end, job.relay.outcome)
-
-
-# Artifacts and the event take four short requests to the Prefect server.
-_REPORT_SECONDS = 8.0
 
 
 def _known(job: Job) -> dict[str, Any]:

@@ -239,11 +239,7 @@ def _report_ends(
     """Report the ends of the runs that were stopped just now, and of those nobody reported."""
     shown = {run.run_id: run for run in _end_reports.unreported(api)}
     shown = {run.run_id: run for run in _end_reports.unreported_stops(api)} | shown
-    awaited = [
-        _end_reports.choose_report(shown, run)
-        for run in active
-        if run.id in stopped
-    ]
+    awaited = [_end_reports.choose_report(shown, run) for run in active if run.id in stopped]
     others = [run for run in shown.values() if judge.has_ended(run.flow_run_id)]
     outcomes = _end_reports.report_ends(client, others, timeout=0.0, logger=_log)
     _end_reports.report_ends(client, awaited, timeout=_END_SECONDS, stopped=stopped, logger=_log)

@@ -221,7 +221,8 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             if not result.is_safe:
                 return
             is_stopped = True
-            _emit("stopping", run.name, run.id, {"url": run.url}, flow_run_id, logger)
+            payload = _report.stopping_payload(result, flow_run_id)
+            _emit("stopping", run.name, run.id, payload, flow_run_id, logger)
             if state.is_cancelling():
                 await self._set_cancelled(flow_run_id, "Cancelled before its machine was ready.")
 
