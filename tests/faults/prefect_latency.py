@@ -82,7 +82,7 @@ def interrupted(host: LatencyHost, flow: str) -> Way:
                     raise NotReached(f"expected a running script, got {output[-300:]}")
                 return host.flow_run_of(process.pid)
 
-            flow_run_id = until(started, seconds=START_SECONDS, what=f"the flow run of {flow}")
+            flow_run_id = until(started, seconds=START_SECONDS, pause=0.5, what=f"the flow run of {flow}")
             assert flow_run_id is not None
             runs = host.wait_for_runs(case, flow_run_id)
             case.begin()

@@ -23,7 +23,7 @@ from dstack_core.local import LocalServer
 from tests.faults.latency import LatencyCase, NotReached, Way
 from tests.faults.latency_judge import LatencyResult, Seen
 from tests.faults.latency_matrix import try_latencies
-from tests.faults.prefect_shown import Api, disagreement, wait_until_over
+from tests.faults.prefect_shown import FINAL, Api, disagreement, wait_until_over
 from tests.ports import free_port
 from tests.provider_prefect import hosts
 from tests.provider_prefect.latency_flows import FLOWS
@@ -108,8 +108,10 @@ class LatencyHost:
                     return UUID(path.name)
         return None
 
-    def wait_for_runs(self, case: LatencyCase, flow_run_id: UUID, count: int = 1) -> list[dstack.Run]:
-        """Return the runs of a flow run once all of them are running."""
+    def wait_for_runs(
+        self, case: LatencyCase, flow_run_id: UUID, count: int = 1, *, has_artifacts: bool = True
+    ) -> list[dstack.Run]:
+        """Return the runs of a flow run once all of them are running, and shown in Prefect."""
 
         def mine() -> list[dstack.Run]:
             state = self.api.state(flow_run_id)
@@ -120,9 +122,23 @@ class LatencyHost:
 
         def all_running() -> list[dstack.Run]:
             found = mine()
-            return found if [run.raw_status for run in found] == ["running"] * count else []
+            if [run.raw_status for run in found] != ["running"] * count:
+                return []
+            # What dies before it has shown its run in Prefect has nothing there to agree.
+            shown = not has_artifacts or all(self.api.artifacts(flow_run_id, run.name)[1] for run in found)
+            return found if shown else []
 
-        return until(all_running, seconds=START_SECONDS, what=f"{count} running runs of {flow_run_id}")
+        return until(
+            all_running, seconds=START_SECONDS, pause=0.5, what=f"{count} running runs of {flow_run_id}"
+        )
+
+    def wait_for_report(self, run: dstack.Run) -> None:
+        """Wait until Prefect has the event of a run's end."""
+
+        def is_reported() -> bool:
+            return any(name in FINAL for name in self.api.events(run.id))
+
+        until(is_reported, seconds=OVER_SECONDS, pause=0.5, what=f"the event of the end of {run.name}")
 
     def wait_for_hook(self, flow_run_id: UUID) -> None:
         """Wait until Prefect logs that a flow run's hook has ended."""
@@ -131,7 +147,7 @@ class LatencyHost:
             texts = [one.text for one in self.api.log(flow_run_id)]
             return any(one.startswith("Hook '") or "while running hook" in one for one in texts)
 
-        until(ended, seconds=OVER_SECONDS, what="the hook's end")
+        until(ended, seconds=OVER_SECONDS, pause=0.5, what="the hook's end")
 
     def over(
         self,
@@ -146,7 +162,12 @@ class LatencyHost:
         """Return what Prefect shows once a flow run is over, and keep the case for the last judgement."""
         state = wait_until_over(self.api, flow_run_id, OVER_SECONDS)
         if process is not None:
-            until(lambda: not _lives(process), seconds=OVER_SECONDS, what=f"the end of process {process}")
+            until(
+                lambda: not _lives(process),
+                seconds=OVER_SECONDS,
+                pause=0.5,
+                what=f"the end of process {process}",
+            )
         with self.lock:
             self.ended[case.way, case.fault.name] = Ended(flow_run_id, runs, case, has_artifacts)
         return Seen(state, expected, self.api.log(flow_run_id))
@@ -172,7 +193,7 @@ class LatencyHost:
             found = self.api.deployments()
             return {name: found[name] for name in names} if found.keys() >= set(names) else {}
 
-        return until(deployed, seconds=START_SECONDS, what="the flows to be served")
+        return until(deployed, seconds=START_SECONDS, pause=0.5, what="the flows to be served")
 
 
 def _lives(process: int) -> bool:
@@ -212,7 +233,7 @@ def try_all(
         for run in left():
             if not dstack.RunStatus(run.raw_status).is_stopping:
                 run.stop(abort=True)
-        until(lambda: not left(), seconds=OVER_SECONDS, what="the end of all runs")
+        until(lambda: not left(), seconds=OVER_SECONDS, pause=0.5, what="the end of all runs")
     host.reap()
     host.api.settle_events()
     return [_judged_again(host, result) for result in results]
@@ -225,9 +246,7 @@ def _judged_again(host: LatencyHost, result: LatencyResult) -> LatencyResult:
     flaws = [result.flaw] if result.flaw else []
     for run in ended.runs:
         run.refresh()
-        flaws.append(
-            disagreement(host.api, run.name, run.id, run.raw_status, has_artifacts=ended.has_artifacts)
-        )
+        flaws.append(disagreement(host.api, ended.flow_run_id, run, has_artifacts=ended.has_artifacts))
     if extra := _submitted_beside(host, ended):
         flaws.append(f"expected {len(ended.runs)} runs, got {extra} more")
     states = host.api.task_states(ended.flow_run_id)

@@ -56,13 +56,17 @@ def sought(host: LatencyHost) -> Way:
 
     def way(case: LatencyCase) -> Seen:
         flow_run_id = _start(host, case, **_SOUGHT)
-        name = until(lambda: _run_name(host, flow_run_id), seconds=START_SECONDS, what="the machine's run")
+        name = until(
+            lambda: _run_name(host, flow_run_id), seconds=START_SECONDS, pause=0.5, what="the machine's run"
+        )
         run = case.client.runs.get(name)
         assert run is not None
         case.begin()
         case.caused()
         host.api.set_state(flow_run_id, "CANCELLING")
         watch(case, [run], _LIMIT)
+        if case.stopped_after is not None:
+            host.wait_for_report(run)
         return host.over(case, flow_run_id, [run], ["CANCELLED"], has_artifacts=False)
 
     return way
@@ -73,7 +77,7 @@ def torn_down(host: LatencyHost) -> Way:
 
     def way(case: LatencyCase) -> Seen:
         flow_run_id = _start(host, case, **_HUNG)
-        runs = host.wait_for_runs(case, flow_run_id)
+        runs = host.wait_for_runs(case, flow_run_id, has_artifacts=False)
         # As its process would have done.
         host.api.set_state(flow_run_id, "RUNNING", force=True)
         case.begin()
@@ -81,10 +85,13 @@ def torn_down(host: LatencyHost) -> Way:
         until(
             lambda: host.api.state(flow_run_id) == "CANCELLED",
             seconds=_TEARDOWN_SECONDS + OVER_SECONDS,
+            pause=0.5,
             what="Prefect's own Cancelled",
         )
         case.caused()
         watch(case, runs, _LIMIT)
+        if case.stopped_after is not None:
+            host.wait_for_report(runs[0])
         return host.over(case, flow_run_id, runs, ["CANCELLED"], has_artifacts=False)
 
     return way

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import httpx
 
+from dstack_core import Run
 from tests.faults.latency_judge import Said
 from tests.provider_prefect.support import until
 
@@ -89,7 +90,7 @@ class Api:
             found = self._all("task_runs/filter", chosen) if of_task else [self.flow_run(flow_run_id)]
             return found[0]["start_time"] if found else None
 
-        at = until(start, seconds=_SECONDS, what=f"the start of {flow_run_id} or its task")
+        at = until(start, seconds=_SECONDS, pause=0.5, what=f"the start of {flow_run_id} or its task")
         assert at is not None
         return datetime.fromisoformat(at).timestamp()
 
@@ -102,12 +103,13 @@ class Api:
         """Return the names of the events of a dstack run, without what they have in common."""
         return [name.removeprefix("dstack.run.") for name in self._events(f"dstack.run.{run_id}")]
 
-    def artifacts(self, run_name: str) -> tuple[list[str], list[tuple[float, str]]]:
+    def artifacts(self, flow_run_id: UUID, run_name: str) -> tuple[list[str], list[tuple[float, str]]]:
         """Return the tables of a dstack run, and how far its progress artifacts say it is."""
+        mine = {"flow_run_id": {"any_": [str(flow_run_id)]}}
         found = [
             one
             for kind in ("markdown", "progress")
-            for one in self._all("artifacts/filter", {"artifacts": {"type": {"any_": [kind]}}})
+            for one in self._all("artifacts/filter", {"artifacts": mine | {"type": {"any_": [kind]}}})
             if run_name in (one["description"] or "")
         ]
         tables = [str(one["data"]) for one in found if one["type"] == "markdown"]
@@ -126,7 +128,12 @@ class Api:
             "resource": {"prefect.resource.id": resource},
         }
         self._request("POST", "events", [event])
-        until(lambda: self._events(resource), seconds=_SECONDS, what="the sentinel among Prefect's events")
+        until(
+            lambda: self._events(resource),
+            seconds=_SECONDS,
+            pause=0.5,
+            what="the sentinel among Prefect's events",
+        )
 
     def _events(self, resource: str) -> list[str]:
         since = (datetime.now(UTC) - timedelta(days=1)).isoformat()
@@ -151,23 +158,23 @@ class Api:
             # Prefect answers that while its sqlite database is busy.
             return None if reply.status_code == 503 else reply
 
-        reply = until(answered, seconds=_SECONDS, what=f"an answer to {method} {path}")
+        reply = until(answered, seconds=_SECONDS, pause=0.5, what=f"an answer to {method} {path}")
         assert reply is not None
         return reply.raise_for_status()
 
 
-def disagreement(api: Api, run_name: str, run_id: str, status: str, *, has_artifacts: bool) -> str:
+def disagreement(api: Api, flow_run_id: UUID, run: Run, *, has_artifacts: bool) -> str:
     """Return what Prefect shows about an ended run that is not what the dstack server says, or nothing.
 
     The end is reported exactly once, whichever process does it.
     """
-    events = api.events(run_id)
+    status, events = run.raw_status, api.events(run.id)
     ends = [name for name in events if name in FINAL]
     if ends != [status]:
         return f"expected one event {status}, got {ends or 'none'}"
     if not has_artifacts:
         return ""
-    tables, progress = api.artifacts(run_name)
+    tables, progress = api.artifacts(flow_run_id, run.name)
     if sum(f"| {status} (" in table for table in tables) != 1:
         return f"expected one outcome table with {status}, got {len(tables)}"
     if len(progress) != 1:
