@@ -27,13 +27,13 @@ from tests.provider_prefect.support import until
 # Prefect kills the process of a cancelled flow run 30 s after SIGTERM; until then it may have to notice first.
 _CANCEL_LIMIT = 40.0
 # Nothing ends what has timed out, a script after Ctrl-C or a hook; they have this long.
-_NO_LIMIT = 60.0
+_NO_LIMIT = 90.0
 
 
 def cancelled(host: LatencyHost, flow: str, count: int = 1, *, in_turn: bool = False) -> Way:
     """Return the way that cancels a flow run as the UI does.
 
-    ``in_turn``: the flow runs start one after the other, and have a hook.
+    ``in_turn``: the flow runs start one after the other, and have a hook, which nothing kills.
     """
     turn = threading.Lock() if in_turn else contextlib.nullcontext()
 
@@ -44,7 +44,7 @@ def cancelled(host: LatencyHost, flow: str, count: int = 1, *, in_turn: bool = F
         case.begin()
         case.caused()
         host.api.set_state(flow_run_id, "CANCELLING")
-        watch(case, runs, _CANCEL_LIMIT)
+        watch(case, runs, _NO_LIMIT if in_turn else _CANCEL_LIMIT)
         if in_turn:
             host.wait_for_hook(flow_run_id)
         return host.over(case, flow_run_id, runs, ["CANCELLED"], host.process_of(flow_run_id))
