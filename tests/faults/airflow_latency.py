@@ -66,7 +66,7 @@ class Ways:
             "marked failed": partial(self.ended, sync, failed, ["failed"]),
             "marked failed, run name chosen": partial(self.ended, "slow_named", failed, ["failed"]),
             "marked success": partial(self.ended, sync, success, ["success"]),
-            "cleared": partial(self.ended, sync, clear, ["success"]),
+            "cleared": partial(self.ended, sync, clear, []),
             # Airflow leaves the unfinished tasks of a DAG run that is marked failed skipped, or failed.
             "DAG run failed": partial(self.ended, sync, fail_dag_run, ["failed", "skipped"]),
             "worker SIGTERM, last try": partial(self.ended, "slow_last_try", terminate, ["failed"]),
@@ -76,7 +76,7 @@ class Ways:
             "execution_timeout": partial(self.timed_out, "slow_timed_out"),
             "deferred: marked failed": partial(self.ended, deferred, failed, ["failed"]),
             "deferred: marked success": partial(self.ended, deferred, success, ["success"]),
-            "deferred: cleared": partial(self.ended, deferred, clear, ["success"]),
+            "deferred: cleared": partial(self.ended, deferred, clear, []),
             "deferred: DAG run failed": partial(self.ended, deferred, fail_dag_run, ["failed", "skipped"]),
             "deferred: execution_timeout": partial(self.timed_out, "slow_deferred_timed_out"),
             "teardown": self.torn_down,
@@ -114,11 +114,11 @@ class Ways:
         if process is not None:
             wait_for("end of the task's process", lambda: not process.is_running(), PATIENCE, LOOK_EVERY)
         if end is clear:
-            # The next try waits for the end of the run before: on a server that drops every stop, for ever.
-            case.watch_longer(2 * _STOP_SECONDS)
-            case.proxy.end()
-        task.wait_until_quiet()
+            # The tries that follow stop the run of the one before, and fail where they cannot.
+            task.wait_for("success", "failed")
+            expected = ["success" if case.is_stopped() else "failed"]
         task.wait_for(*OVER)
+        task.wait_until_quiet()
         return Seen(task.state, expected, task.said())
 
     def timed_out(self, dag_id: str, case: LatencyCase) -> Seen:
