@@ -66,7 +66,7 @@ def test_a_task_that_lost_sight_of_its_run_finds_it_again(
     def break_the_line() -> None:
         until(lambda: any(run.raw_status == "running" for run in all_runs(dstack)))
         fault = dstack.faults.add("/runs/get", status=503, times=None)
-        until(lambda: "Lost sight of run" in caplog.text)
+        until(lambda: "is not followed any more" in caplog.text)
         fault.times = 1
 
     breaker = threading.Thread(target=break_the_line)
@@ -113,7 +113,8 @@ def test_a_server_that_takes_no_submission_is_told_with_what_may_be_left(
 ) -> None:
     dstack.faults.add("/runs/apply", status=503, times=None)
     with pytest.raises(
-        ServerUnreachableError, match=r"503.*retry_budget 1 s\); run pf-.* may have been submitted"
+        ServerUnreachableError,
+        match=r"503.*retry budget 1 s.*\. Run pf-.* may have been submitted\. .*/runs$",
     ):
         run(THREE_LINES, credentials, retry_budget=1.0, **FAST)
     dstack.faults.clear()

@@ -22,6 +22,7 @@ from dstack_core.aio import AsyncRunCollection
 from dstack_core.client import RunCollection
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, _probe, arun_task, run_task
+from prefect_dstack._stop import PATIENT
 
 from .support import all_runs, outcome_of, task_states, the_run, until
 
@@ -149,7 +150,7 @@ def test_a_second_interrupt_lets_go(dstack: LocalServer, credentials: DstackCred
 def test_a_server_that_cannot_be_asked_holds_up_the_end_for_a_short_time_only(
     task: Any, dstack: LocalServer, credentials: DstackCredentials, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Prefect kills a cancelled process after 30 s: by then it must be told what may be left."""
+    """Nothing kills a script after Ctrl-C, but a server that confirms no stop is not waited for any longer."""
     interrupted: list[float] = []
 
     def fall_silent() -> bool:
@@ -159,7 +160,7 @@ def test_a_server_that_cannot_be_asked_holds_up_the_end_for_a_short_time_only(
         return bool(interrupted)
 
     run = interrupt(task, dstack, fall_silent, LONG, credentials)
-    assert time.monotonic() - interrupted[0] < 28
+    assert time.monotonic() - interrupted[0] < PATIENT.stop + 15
     assert f"Stopping run {run.name}: {run.url}" in caplog.text
     assert "Could not confirm that run" in caplog.text
     assert "dstack stop" not in caplog.text

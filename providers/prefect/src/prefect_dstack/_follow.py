@@ -39,8 +39,8 @@ def submit(job: Job, client: Client) -> Run:
     )
     job.check_flow_run()
     if found is None:
-        job.attempt.may_appear = True
-        found = client.runs.submit(**job.submission(), sleep=job.sleep, on_event=job.relay.handle_contact)
+        with job.submitting():
+            found = client.runs.submit(**job.submission(), sleep=job.sleep, on_event=job.relay.handle_contact)
     job.note(found)
     return found
 
@@ -60,10 +60,10 @@ async def asubmit(job: Job, client: AsyncClient) -> AsyncRun:
     )
     await asyncio.to_thread(job.check_flow_run)
     if found is None:
-        job.attempt.may_appear = True
-        found = await client.runs.submit(
-            **job.submission(), sleep=job.asleep, on_event=job.relay.handle_contact
-        )
+        with job.submitting():
+            found = await client.runs.submit(
+                **job.submission(), sleep=job.asleep, on_event=job.relay.handle_contact
+            )
     job.note(found)
     return found
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +82,20 @@ class Job:
         fixed = {"verify_ports": False, "retry_budget": self.retry_budget}
         return {**self.spec, "run_name": ref.name, "marker": ref.marker, **fixed}
 
+    @contextmanager
+    def submitting(self) -> Iterator[None]:
+        """Let an error of the submission say that there may be a run."""
+        from dstack_core import ServerUnreachableError
+
+        self.attempt.may_appear = True
+        try:
+            yield
+        except ServerUnreachableError as error:
+            raise ServerUnreachableError(
+                f"{error.message.rstrip('.')}. Run {self.attempt.ref.name} may have been submitted. "
+                f"Check the list of runs, and stop it there: {self.page}"
+            ) from error
+
     def note(self, run: Run | AsyncRun) -> None:
         """Remember which run it is, so that an interrupted task stops the right one."""
         self.attempt.may_appear = False
@@ -155,7 +171,7 @@ class Job:
 
     def leave(self, error: BaseException) -> None:
         """Log what becomes of a run that is not stopped although its task ends."""
-        from dstack_core import RunNotFoundError, ServerError, ServerUnreachableError
+        from dstack_core import RunNotFoundError, ServerError
 
         name = self.attempt.ref.name
         if isinstance(error, RunNotFoundError):
@@ -164,12 +180,6 @@ class Job:
             self.logger.error(
                 "Run %s is not followed any more; it keeps running until its end or its max_duration. "
                 "Execute this flow run again to follow it, or stop it on its page: %s",
-                name,
-                self.page,
-            )
-        elif isinstance(error, ServerUnreachableError) and self.attempt.may_appear:
-            self.logger.error(
-                "Run %s may have been submitted. Check the list of runs, and stop it there: %s",
                 name,
                 self.page,
             )

@@ -139,7 +139,8 @@ def _known(job: Job) -> dict[str, Any]:
 
 
 def _is_worth_following(result: StopResult) -> bool:
-    return result.state not in ("missing", "other_owner", "refused")
+    # A server that confirms no stop in all that time will hardly show an end in the rest of it.
+    return result.is_safe and result.state not in ("missing", "other_owner")
 
 
 def _sleep_until(deadline: float) -> Callable[[float], None]:
