@@ -17,6 +17,7 @@ AIRFLOW := $(ENVS)/airflow/.ready
 AIRFLOW_OLD := $(ENVS)/airflow-3.2/.ready
 PREFECT := $(ENVS)/prefect/.ready
 PREFECT_OLDEST := $(ENVS)/prefect-oldest/.ready
+PREFECT_RUNNERS := $(ENVS)/prefect-runners/.ready
 SERVER := $(ENVS)/server-$(REAL_SERVER)/.ready
 BENCH_AIRFLOW := $(ENVS)/bench-airflow/.ready
 BENCH_PLOTS := $(ENVS)/bench-plots/.ready
@@ -65,7 +66,7 @@ test-airflow: $(AIRFLOW) $(SERVER) ## Run the tests of the Airflow provider
 
 test-prefect: $(PREFECT) $(SERVER) ## Run the tests of the Prefect collection
 	@echo "== prefect-dstack, with dstack $(REAL_SERVER)"
-	@$(ENVS)/prefect/bin/python -m pytest tests/provider_prefect -q -m "not matrix and not endurance" --junitxml=$(REPORTS)/prefect.xml $(PYTEST_FLAGS)
+	@$(ENVS)/prefect/bin/python -m pytest tests/provider_prefect -q -m "not matrix and not endurance and not runners" --junitxml=$(REPORTS)/prefect.xml $(PYTEST_FLAGS)
 
 test-matrix: test-airflow-components test-prefect-components ## Kill, cancel and take over real Airflow and Prefect processes (half an hour)
 
@@ -78,11 +79,16 @@ test-prefect-components: $(PREFECT) ## Kill and cancel real Prefect processes
 	@echo "== kills, take-overs, cancellations: Prefect"
 	@$(ENVS)/prefect/bin/python -m pytest tests/provider_prefect -q -m matrix --junitxml=$(REPORTS)/prefect-matrix.xml $(PYTEST_FLAGS)
 
+.PHONY: test-prefect-runners
+test-prefect-runners: $(PREFECT_RUNNERS) ## Run the tests with the task runners of Dask and Ray, on Prefect 3.9 (four minutes)
+	@echo "== prefect-dstack with prefect-dask and prefect-ray"
+	@$(ENVS)/prefect-runners/bin/python -m pytest tests/provider_prefect -q -m runners --junitxml=$(REPORTS)/prefect-runners.xml $(PYTEST_FLAGS)
+
 .PHONY: test-prefect-matrix
 test-prefect-matrix: $(PREFECT) $(PREFECT_OLDEST) $(SERVER) ## Run all of them on the newest and the oldest Prefect (an hour)
 	@for env in prefect prefect-oldest; do \
 	  echo "== $$($(ENVS)/$$env/bin/python -m prefect --version | head -1) of $$env, with dstack $(REAL_SERVER)"; \
-	  $(ENVS)/$$env/bin/python -m pytest tests/provider_prefect -q --junitxml=$(REPORTS)/$$env-all.xml $(PYTEST_FLAGS) || exit 1; \
+	  $(ENVS)/$$env/bin/python -m pytest tests/provider_prefect -q -m "not runners" --junitxml=$(REPORTS)/$$env-all.xml $(PYTEST_FLAGS) || exit 1; \
 	done
 
 .PHONY: test-airflow-matrix
@@ -125,10 +131,10 @@ check: $(CORE) $(AIRFLOW) $(PREFECT) $(BENCH_PLOTS) ## Run ruff, mypy --strict a
 	$(ENVS)/core/bin/mypy -p dstack_core -p tests.core -p tests.local -p tests.contract -p tests.rig -p tests.docs \
 	  -p tests.documented -p scripts
 	$(ENVS)/core/bin/mypy $(addprefix -m benchmarks.,__main__ imports log_relay attached_relay submit_requests idle_run)
-	$(ENVS)/core/bin/mypy $(filter-out %_adapters.py %_kills.py %/airflow_latency.py %/prefect_latency.py,$(wildcard tests/faults/*.py))
+	$(ENVS)/core/bin/mypy $(filter-out %_adapters.py %_kills.py %/airflow_latency.py tests/faults/prefect_%,$(wildcard tests/faults/*.py))
 	$(ENVS)/airflow/bin/mypy providers/airflow/src dags scripts/demo_airflow.py tests/provider_airflow $(addprefix tests/faults/airflow_,adapters.py kills.py latency.py)
 	$(ENVS)/airflow/bin/mypy $(addprefix -m benchmarks.,dag_parse watching watcher airflow_host signalled dags.measured)
-	$(ENVS)/prefect/bin/mypy providers/prefect/src flows scripts/demo_prefect.py tests/provider_prefect $(addprefix tests/faults/prefect_,adapters.py kills.py)
+	$(ENVS)/prefect/bin/mypy providers/prefect/src flows scripts/demo_prefect.py tests/provider_prefect $(wildcard tests/faults/prefect_*.py)
 	$(ENVS)/prefect/bin/mypy $(addprefix -m benchmarks.,prefect_import prefect_host served)
 	$(ENVS)/bench-plots/bin/mypy -m benchmarks.page
 	$(ENVS)/core/bin/python -m pytest -q tests/core/test_layers.py
@@ -187,6 +193,12 @@ $(PREFECT): constraints/prefect.txt constraints/build.txt pyproject.toml provide
 $(PREFECT_OLDEST): constraints/prefect-oldest.txt constraints/build.txt pyproject.toml providers/prefect/pyproject.toml | $(UV)
 	$(fresh_env)
 	@$(INSTALL) -e '.[async,local]' -e providers/prefect --group dev $(BRIEFLY)
+	@touch $@
+
+# The newest Prefect beside the task runners that start tasks in processes of their own.
+$(PREFECT_RUNNERS): constraints/prefect-runners.txt constraints/build.txt pyproject.toml providers/prefect/pyproject.toml | $(UV)
+	$(fresh_env)
+	@$(INSTALL) -e '.[async,local]' -e providers/prefect --group dev prefect-dask prefect-ray $(BRIEFLY)
 	@touch $@
 
 # What the benchmarks compare with: the providers of others, in the same Airflow as ours.

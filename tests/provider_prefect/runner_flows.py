@@ -6,8 +6,8 @@ import signal
 from typing import Any
 
 from prefect import flow, serve
-from prefect_dask import DaskTaskRunner
-from prefect_ray import RayTaskRunner
+from prefect_dask import DaskTaskRunner  # type: ignore[import-not-found]  # its environment is of its own
+from prefect_ray import RayTaskRunner  # type: ignore[import-not-found]
 
 from prefect_dstack import run_task, stop_runs_on_cancellation
 

@@ -159,7 +159,7 @@ def test_a_server_that_cannot_be_asked_holds_up_the_end_for_a_short_time_only(
         return bool(interrupted)
 
     run = interrupt(task, dstack, fall_silent, LONG, credentials)
-    assert time.monotonic() - interrupted[0] < 20
+    assert time.monotonic() - interrupted[0] < 28
     assert f"Stopping run {run.name}: {run.url}" in caplog.text
     assert "Could not confirm that run" in caplog.text
     assert "dstack stop" not in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFound
-from prefect.states import Completed, Running
+from prefect.states import Cancelled, Cancelling, Completed, Crashed, Running
 
 from dstack_core import Run
 from dstack_core.local import LocalServer
@@ -22,9 +23,10 @@ from prefect_dstack import DstackCredentials, DstackWorker
 from prefect_dstack import worker as worker_module
 from prefect_dstack._machine import DstackJobConfiguration
 from prefect_dstack._machine_runs import submit_once
+from prefect_dstack._names import flow_run_marker_prefix
 
 from .machines import START_SECONDS, cancel, deploy, new_pool, read, start, the_line, worker
-from .support import all_runs, log_records, outcome_of, state_of, submissions, the_run, until
+from .support import all_runs, event_names, log_records, outcome_of, state_of, submissions, the_run, until
 
 pytestmark = [
     pytest.mark.slow,
@@ -144,21 +146,27 @@ def test_killing_the_infrastructure(dstack: LocalServer, credentials: DstackCred
 
 
 def inside(
-    pool: str, flow_run: FlowRun, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
+    pool: str,
+    flow_run: FlowRun,
+    credentials: DstackCredentials,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str = "sleep 60",
 ) -> int:
-    """Run a machine that would go on for a minute by a worker in this process; return its status code."""
+    """Run a machine by a worker in this process; return its status code."""
     monkeypatch.setattr(worker_module, "CHECK_SECONDS", 0.2)
     monkeypatch.setattr(worker_module, "GRACE_SECONDS", 1.0)
     configuration = DstackJobConfiguration(
         credentials=credentials,
-        command="sleep 60",
+        command=command,
         env={"PREFECT_API_URL": os.environ["PREFECT_API_URL"]},
         poll_interval=0.2,
     )
 
     async def go() -> int:
         async with DstackWorker(work_pool_name=pool) as machines:
-            return (await machines.run(flow_run, configuration)).status_code
+            status = (await machines.run(flow_run, configuration)).status_code
+            await asyncio.gather(*machines._background)
+            return status
 
     return asyncio.run(go())
 
@@ -167,12 +175,56 @@ def test_a_machine_that_goes_on_after_its_flow_run_is_stopped(
     pool: str, dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flow_run = start(deploy(pool))
-    with get_client(sync_client=True) as client:
-        client.set_flow_run_state(flow_run.id, Running(), force=True)
-        client.set_flow_run_state(flow_run.id, Completed(), force=True)
+
+    def complete() -> None:
+        until(lambda: any(run.raw_status == "running" for run in all_runs(dstack)))
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(flow_run.id, Running(), force=True)
+            client.set_flow_run_state(flow_run.id, Completed(), force=True)
+
+    completing = threading.Thread(target=complete)
+    completing.start()
     assert inside(pool, flow_run, credentials, monkeypatch) == 0
-    assert outcome_of(the_run(dstack)).reason == "stopped_by_user"
+    completing.join()
+    run = the_run(dstack)
+    assert outcome_of(run).reason == "stopped_by_user"
     assert state_of(flow_run.id).is_completed()
+    until(lambda: "dstack.run.terminated" in event_names(run.id), seconds=30)
+    assert event_names(run.id) == ["dstack.run.started", "dstack.run.stopping", "dstack.run.terminated"]
+
+
+@pytest.mark.parametrize("state", [Cancelling, Cancelled, Crashed, Completed])
+def test_a_flow_run_that_ended_before_its_machine_was_submitted_gets_none(
+    state: Any,
+    pool: str,
+    dstack: LocalServer,
+    credentials: DstackCredentials,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flow_run = start(deploy(pool))
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(flow_run.id, state(), force=True)
+    assert inside(pool, flow_run, credentials, monkeypatch) == 0
+    assert submissions(dstack) == 0
+    ended = state_of(flow_run.id)
+    assert ended.is_cancelled() if state is Cancelling else ended.type is state().type
+
+
+def test_runs_of_a_flow_run_whose_machine_died_are_stopped_and_reported(
+    pool: str, dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hooks of the flow ran on the machine, and died with it."""
+    flow_run = start(deploy(pool))
+    with dstack.client() as client:
+        left = client.runs.submit(
+            {"type": "task", "commands": ["sleep 60"]},
+            run_name="left",
+            marker=f"{flow_run_marker_prefix(str(flow_run.id))}stop/abc-0/1",
+        )
+    assert inside(pool, flow_run, credentials, monkeypatch, command="exit 3") == 3
+    until(lambda: left.refresh().outcome(), seconds=60)
+    assert outcome_of(left).reason == "stopped_by_user"
+    until(lambda: "dstack.run.terminated" in event_names(left.id), seconds=60)
 
 
 def test_a_machine_of_its_own_and_its_name_after_a_run_that_ended(
@@ -180,10 +232,8 @@ def test_a_machine_of_its_own_and_its_name_after_a_run_that_ended(
 ) -> None:
     """Executed again, a flow run gets a new machine."""
     flow_run = start(deploy(pool))
-    with get_client(sync_client=True) as client:
-        client.set_flow_run_state(flow_run.id, Completed(), force=True)
-    inside(pool, flow_run, credentials, monkeypatch)
-    inside(pool, flow_run, credentials, monkeypatch)
+    inside(pool, flow_run, credentials, monkeypatch, command="exit 3")
+    inside(pool, flow_run, credentials, monkeypatch, command="exit 3")
     assert [run.name[-3:] for run in all_runs(dstack)] == ["-w1", "-w2"]
 
 

@@ -135,6 +135,19 @@ def report_stopping(result: StopResult, flow_run_id: str | None, logger: Any) ->
         logger.debug("Prefect did not take an event: %s", error)
 
 
+def report_earlier_stop(run: Run, logger: Any) -> None:
+    """Emit ``dstack.run.stopping`` for a run that another process stopped, unless that did."""
+    flow_run_id = flow_run_of(run.marker)
+    try:
+        with quick_prefect_client() as api:
+            if _report.was_emitted(api, "stopping", run.id):
+                return
+        payload = _report.stopping_payload(run.url, flow_run_id)
+        _report.emit("stopping", run.name, run.id, payload, flow_run_id=flow_run_id)
+    except Exception as error:
+        logger.debug("Prefect did not take an event: %s", error)
+
+
 def choose_report(shown: dict[str, Unreported], run: Run) -> Unreported:
     """Take the report of a run out of those that have an artifact; else return one without."""
     known = shown.pop(run.id) if run.id in shown else None
@@ -166,15 +179,16 @@ def _report_end(api: SyncPrefectClient, run: Unreported, outcome: Outcome) -> No
     if artifact is None:
         return
     key = (artifact.key or "").removesuffix(_report.PROGRESS_SUFFIX)
-    _report.create_artifact(
-        api,
-        key,
-        "markdown",
-        _report.describe(outcome),
-        f"Run {run.run_name}",
-        flow_run_id=artifact.flow_run_id,
-        task_run_id=artifact.task_run_id,
-    )
+    if not _report.has_table(api, key, run.run_name, artifact.flow_run_id):
+        _report.create_artifact(
+            api,
+            key,
+            "markdown",
+            _report.describe(outcome),
+            _report.table_description(run.run_name),
+            flow_run_id=artifact.flow_run_id,
+            task_run_id=artifact.task_run_id,
+        )
     _report.update_progress(api, artifact.id, run.run_name, status, _report.ENDED_PERCENT)
 
 

@@ -47,9 +47,13 @@ def stop_left_over(block: DstackCredentials | None, flow_run_id: UUID, *, crashe
                 time.sleep(_PAUSE)
             mine = [run for run in client.runs.list() if _is_left_over(run, prefixes, crashed=crashed)]
             found |= {run.id: run for run in mine}
-            stopping = [run for run in mine if not is_ending(run) and run.id not in stopped]
-            stop_all(client, stopping, logger)
-            stopped |= {run.id for run in stopping}
+            active = [run for run in mine if not is_ending(run) and run.id not in stopped]
+            stop_all(client, active, logger)
+            stopped |= {run.id for run in active}
+        # A process that was killed right after its stop may have emitted nothing.
+        for run in found.values():
+            if run.id not in stopped:
+                _end_reports.report_earlier_stop(run, logger)
         _report(client, found, stopped, flow_run_ids, logger)
 
 

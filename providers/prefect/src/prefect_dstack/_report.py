@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 PROGRESS_SUFFIX = "-progress"
 ENDED_PERCENT = 100.0
+_PAGE = 200
 # The server reports nothing finer than the status.
 _PERCENT = {
     "pending": 5.0,
@@ -103,7 +104,7 @@ class Report:
         """Emit ``dstack.run.stopping`` and show it, at once: the process may be killed before the end."""
         if result.run_id is None or self._ended or not is_going_to_end(result):
             return
-        payload = stopping_payload(result, self._owner["flow_run_id"])
+        payload = stopping_payload(result.url, self._owner["flow_run_id"])
         self._emit("stopping", result.run_name, result.run_id, payload)
         self._set_progress(result.run_name, "stopping", _PERCENT["stopping"])
 
@@ -120,7 +121,8 @@ class Report:
             self._emit(status, outcome.run_name, outcome.run_id, outcome.to_dict())
         if self._artifacts:
             with self._api() as api:
-                self._create(api, self._key, "markdown", describe(outcome), f"Run {outcome.run_name}")
+                description = table_description(outcome.run_name)
+                self._create(api, self._key, "markdown", describe(outcome), description)
                 if self._progress is not None:
                     update_progress(api, self._progress, outcome.run_name, status, ENDED_PERCENT)
 
@@ -169,9 +171,9 @@ def is_going_to_end(result: StopResult) -> bool:
     return result.state in ("stopping", "accepted") or (result.state == "ended" and result.requests > 0)
 
 
-def stopping_payload(result: StopResult, flow_run_id: object) -> dict[str, Any]:
+def stopping_payload(url: str, flow_run_id: object) -> dict[str, Any]:
     """Return what ``dstack.run.stopping`` holds; the reaper reads the flow run from it."""
-    return {"url": result.url, "flow_run_id": None if flow_run_id is None else str(flow_run_id)}
+    return {"url": url, "flow_run_id": None if flow_run_id is None else str(flow_run_id)}
 
 
 def emit(
@@ -230,6 +232,30 @@ def create_artifact(
         owned["metadata_"] = metadata
     artifact = ArtifactCreate(key=key, type=kind, data=data, description=description, **owned)
     return api.create_artifact(artifact).id
+
+
+def has_table(api: SyncPrefectClient, key: str, run_name: str, flow_run_id: UUID | None) -> bool:
+    """Whether the outcome of a run is shown already. Raises what Prefect's client raises.
+
+    A process that was killed, or refused, between the table and the progress leaves the latter below 100 %.
+    """
+    from prefect.client.schemas.filters import (
+        ArtifactFilter,
+        ArtifactFilterFlowRunId,
+        ArtifactFilterKey,
+        ArtifactFilterType,
+    )
+
+    chosen = ArtifactFilter(type=ArtifactFilterType(any_=["markdown"]), key=ArtifactFilterKey(any_=[key]))
+    if flow_run_id is not None:
+        chosen.flow_run_id = ArtifactFilterFlowRunId(any_=[flow_run_id])
+    found = api.read_artifacts(artifact_filter=chosen, limit=_PAGE)
+    return any(artifact.description == table_description(run_name) for artifact in found)
+
+
+def table_description(run_name: str) -> str:
+    """Return the description of a run's outcome table, by which other processes find it."""
+    return f"Run {run_name}"
 
 
 def update_progress(
