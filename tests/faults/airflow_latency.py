@@ -48,7 +48,7 @@ _KILL_SECONDS = 8.0
 # Everywhere else the stop has the timeout of the connection, which is 30 s by default.
 _STOP_SECONDS = 45.0
 # Starting a real run takes seconds, so few cases are tried there.
-_REALLY = ("marked failed", "execution_timeout", "deferred: marked failed")
+_REALLY = ("marked failed", "execution_timeout", "marked failed, deferred")
 _REALLY_SLOW = [one for one in LATENCIES if one.whole or one.drops is None or one.longest == 2.5]
 
 
@@ -77,11 +77,11 @@ class Ways:
                 self.ended, "slow_last_try", break_off, ["failed"], limit=_STOP_SECONDS + 30
             ),
             "execution_timeout": partial(self.timed_out, "slow_timed_out"),
-            "deferred: marked failed": partial(self.ended, deferred, failed, ["failed"]),
-            "deferred: marked success": partial(self.ended, deferred, success, ["success"]),
-            "deferred: cleared": partial(self.ended, deferred, clear, []),
-            "deferred: DAG run failed": partial(self.ended, deferred, fail_dag_run, ["failed", "skipped"]),
-            "deferred: execution_timeout": partial(self.timed_out, "slow_deferred_timed_out"),
+            "marked failed, deferred": partial(self.ended, deferred, failed, ["failed"]),
+            "marked success, deferred": partial(self.ended, deferred, success, ["success"]),
+            "cleared, deferred": partial(self.ended, deferred, clear, []),
+            "DAG run failed, deferred": partial(self.ended, deferred, fail_dag_run, ["failed", "skipped"]),
+            "execution_timeout, deferred": partial(self.timed_out, "slow_deferred_timed_out"),
             "teardown": self.torn_down,
         }
 

@@ -24,8 +24,8 @@ _CASES = [
     ("DAG run failed", "drops the stop once"),
     ("exception, last try", "each reply 4 s"),
     ("execution_timeout", "each reply 2.5 s"),
-    ("deferred: marked failed", "drops every stop"),
-    ("deferred: execution_timeout", "drops it three times"),
+    ("marked failed, deferred", "drops every stop"),
+    ("execution_timeout, deferred", "drops it three times"),
     ("teardown", "each reply 10 s"),
 ]
 
