@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import flow, serve
-from prefect_dask import DaskTaskRunner
-from prefect_ray import RayTaskRunner
+from prefect_dask import DaskTaskRunner  # type: ignore[import-not-found]  # its environment is of its own
+from prefect_ray import RayTaskRunner  # type: ignore[import-not-found]
 
 from prefect_dstack import run_task
 from tests.provider_prefect.latency_flows import (
