@@ -68,7 +68,7 @@ def names(findings: list[dict[str, Any]]) -> set[str]:
 
 
 @pytest.mark.parametrize("make", [Completed, Failed, Crashed, Cancelled])
-def test_a_run_whose_flow_run_is_over_is_stopped(
+def test_a_run_whose_flow_run_has_ended_is_stopped(
     make: Callable[[], State[Any]], dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
     left = run_of(dstack, in_state(make()).id)
@@ -78,7 +78,7 @@ def test_a_run_whose_flow_run_is_over_is_stopped(
 
 
 @pytest.mark.parametrize("make", [Scheduled, Pending, Running, Cancelling])
-def test_a_run_whose_flow_run_is_not_over_is_left(
+def test_a_run_whose_flow_run_has_not_ended_is_left(
     make: Callable[[], State[Any]], dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
     left = run_of(dstack, in_state(make()).id)
