@@ -102,11 +102,11 @@ test-fast: $(CORE) ## Run what needs no host and no real server (under a minute)
 
 # The environments are tried side by side: their cases mostly wait.
 .PHONY: test-faults
-test-faults: $(CORE) $(AIRFLOW) $(PREFECT) $(SERVER) ## Let every request of a run's life go wrong in every way; write docs/reliability.md (an hour)
+test-faults: $(CORE) $(AIRFLOW) $(PREFECT) $(PREFECT_RUNNERS) $(SERVER) ## Let every request of a run's life go wrong in every way; write docs/reliability.md (an hour)
 	@mkdir -p $(REPORTS); rm -f $(REPORTS)/faults-*
 	@try() { \
 	  log=$(REPORTS)/faults-$$1.log; held=0; \
-	  timeout 4500 $(ENVS)/$$1/bin/python -m tests.faults $$1 > $$log 2>&1 || held=1; \
+	  timeout 9000 $(ENVS)/$$1/bin/python -m tests.faults $$1 > $$log 2>&1 || held=1; \
 	  echo "== faults: $$1: $$(tail -1 $$log)"; \
 	  timeout 3600 $(ENVS)/$$1/bin/python -m tests.faults suites $$1 > $${log/faults-/faults-suites-} 2>&1 || held=1; \
 	  echo "== suites: $$1: $$(tail -1 $${log/faults-/faults-suites-})"; \
@@ -114,6 +114,9 @@ test-faults: $(CORE) $(AIRFLOW) $(PREFECT) $(SERVER) ## Let every request of a r
 	}; \
 	tries=(); for env in core airflow prefect; do try $$env & tries+=($$!); done; \
 	status=0; for one in $${tries[@]}; do wait $$one || status=1; done; \
+	log=$(REPORTS)/faults-prefect-runners.log; \
+	timeout 3600 $(ENVS)/prefect-runners/bin/python -m tests.faults prefect --part latency --only '(Dask|Ray), ' > $$log 2>&1 \
+	  || status=1; echo "== faults: prefect with Dask and Ray: $$(tail -1 $$log)"; \
 	$(ENVS)/core/bin/python -m tests.faults report || status=1; exit $$status
 
 .PHONY: bench bench-quick
@@ -131,10 +134,10 @@ check: $(CORE) $(AIRFLOW) $(PREFECT) $(BENCH_PLOTS) ## Run ruff, mypy --strict a
 	$(ENVS)/core/bin/mypy -p dstack_core -p tests.core -p tests.local -p tests.contract -p tests.rig -p tests.docs \
 	  -p tests.documented -p scripts
 	$(ENVS)/core/bin/mypy $(addprefix -m benchmarks.,__main__ imports log_relay attached_relay submit_requests idle_run)
-	$(ENVS)/core/bin/mypy $(filter-out %_adapters.py %_kills.py %/airflow_latency.py %/prefect_latency.py,$(wildcard tests/faults/*.py))
+	$(ENVS)/core/bin/mypy $(filter-out %_adapters.py %_kills.py %/airflow_latency.py tests/faults/prefect_%,$(wildcard tests/faults/*.py))
 	$(ENVS)/airflow/bin/mypy providers/airflow/src dags scripts/demo_airflow.py tests/provider_airflow $(addprefix tests/faults/airflow_,adapters.py kills.py latency.py)
 	$(ENVS)/airflow/bin/mypy $(addprefix -m benchmarks.,dag_parse watching watcher airflow_host signalled dags.measured)
-	$(ENVS)/prefect/bin/mypy providers/prefect/src flows scripts/demo_prefect.py tests/provider_prefect $(addprefix tests/faults/prefect_,adapters.py kills.py)
+	$(ENVS)/prefect/bin/mypy providers/prefect/src flows scripts/demo_prefect.py tests/provider_prefect $(wildcard tests/faults/prefect_*.py)
 	$(ENVS)/prefect/bin/mypy $(addprefix -m benchmarks.,prefect_import prefect_host served)
 	$(ENVS)/bench-plots/bin/mypy -m benchmarks.page
 	$(ENVS)/core/bin/python -m pytest -q tests/core/test_layers.py

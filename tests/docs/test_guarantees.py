@@ -34,7 +34,10 @@ def names_in(folder: Path) -> set[str]:
     }
 
 
-PAGES = [("prefect-guarantees.md", names_in(TESTS / "provider_prefect")), ("security.md", names_in(TESTS))]
+PAGES = [
+    ("prefect-guarantees.md", names_in(TESTS / "provider_prefect") | names_in(TESTS / "core")),
+    ("security.md", names_in(TESTS)),
+]
 CASES = [pytest.param(row, known, id=f"{page}-{row[0][:60]}") for page, known in PAGES for row in rows(page)]
 
 

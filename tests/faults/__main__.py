@@ -12,6 +12,7 @@ import importlib.util
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from tests.faults import junit, latency_matrix
@@ -108,7 +109,11 @@ def _host(name: str) -> Iterator[Mapping[str, Adapter]]:
 
 def _report() -> int:
     results = load(path for name in _ENVIRONMENTS if (path := _path(name)).exists())
-    slow = latency_matrix.load(path for name in _SLOW if (path := _slow(name)).exists())
+    slow = [
+        replace(one, way=f"{name.capitalize()}: {one.way}")
+        for name in _SLOW
+        for one in latency_matrix.load(path for path in [_slow(name)] if path.exists())
+    ]
     beside = junit.read(map(_junit, _ENVIRONMENTS))
     write_page(results, slow, beside)
     _show(results)

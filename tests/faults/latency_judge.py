@@ -43,7 +43,8 @@ class LatencyResult:
 
     ``seconds`` is the time from the cause to the first stop request, ``stopped_after`` from the cause until the
     server showed the run as stopping or ended; None: never. ``state`` is the run's raw status when the host was
-    done. ``in_time``: that was within the host's limit.
+    done. ``in_time``: that was within the host's limit, and it stayed
+    stopped. ``forgotten``: it did not, the server forgot the stop on its own.
     ``reaped`` says whether the reaper's pass stopped a run that was left, None where none was.
     """
 
@@ -57,6 +58,7 @@ class LatencyResult:
     page_named: bool = False
     reaped: bool | None = None
     in_time: bool = False
+    forgotten: bool = False
     flaw: str = ""
 
     @property

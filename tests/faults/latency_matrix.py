@@ -90,9 +90,11 @@ def _chosen(ways: Mapping[str, Way], faults: Sequence[Latency], only: str) -> li
 
 def _judged(case: LatencyCase, seen: Seen, reaped: bool | None, why_not: str) -> LatencyResult:
     result = case.judged(seen, reaped=reaped, why_not=why_not)
-    if result.flaw:
+    level = logging.WARNING if result.flaw else logging.INFO
+    if _LOG.isEnabledFor(level):
         log = "\n".join(f"  {logging.getLevelName(one.level)} {one.text}" for one in seen.log)
-        _LOG.warning("%s, %s: %s\n%s", result.way, result.fault, result.flaw, log)
+        stops = " ".join(f"{one:.1f}" for one in case.proxy.stops_since(case.caused_at))
+        _LOG.log(level, "%s\n  stops after the cause: %s\n%s", result, stops, log)
     return result
 
 

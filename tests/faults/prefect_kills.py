@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 import threading
 import time
@@ -208,19 +207,8 @@ def host() -> Iterator[None]:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Return what Prefect's processes are to see, and nothing of this process's own Prefect."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "DSTACK_"))}
-    return own | {
-        "HOME": str(folder),
-        "PREFECT_HOME": str(folder / ".prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
-        "PREFECT_RUNNER_POLL_FREQUENCY": "1",
-        # Else a process that is killed at once has told nothing yet.
-        "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.1",
-        "DO_NOT_TRACK": "1",
-        "NO_PROXY": "127.0.0.1,localhost",
-    }
+    # Else a process that is killed at once has reported nothing yet.
+    return hosts.environment(folder) | {"PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.1"}
 
 
 def _until(find: Callable[[], T | None], what: str) -> T:

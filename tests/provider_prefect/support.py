@@ -29,14 +29,14 @@ from dstack_core.local import LocalServer
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], *, seconds: float = 60.0, what: str = "") -> T:
-    """Return the first true value of ``condition``; fails after ``seconds``."""
+def until(condition: Callable[[], T], *, seconds: float = 60.0, what: str = "", pause: float = 0.05) -> T:
+    """Return the first true value of ``condition``, called every ``pause``; fails after ``seconds``."""
     deadline = time.monotonic() + seconds
     while True:
         if value := condition():
             return value
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what or condition}"
-        time.sleep(0.05)
+        time.sleep(pause)
 
 
 def all_runs(server: LocalServer) -> list[Run]:

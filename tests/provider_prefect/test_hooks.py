@@ -11,6 +11,7 @@ import cloudpickle  # type: ignore[import-untyped]
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling, Crashed
 
@@ -24,7 +25,7 @@ from prefect_dstack import (
     stop_runs_on_crash,
 )
 from prefect_dstack._names import flow_run_marker_prefix
-from prefect_dstack._report import Report, emit
+from prefect_dstack._report import Report, emit, update_progress
 
 from .support import artifacts_of, event_names, events_of, outcome_of, until
 
@@ -178,6 +179,23 @@ def test_the_end_of_a_run_is_reported_once_for_a_process_that_was_killed(
     (ended,) = [event for event in events_of(run.id) if event["event"] == "dstack.run.terminated"]
     assert ended["related"][0]["prefect.resource.id"] == f"prefect.flow-run.{mine.id}"
     assert ended["payload"]["reason"] == "stopped_by_user"
+
+
+def test_a_report_that_was_cut_off_before_its_progress_makes_no_second_table(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    mine = flow_run()
+    run = started_report(dstack, mine, "mine", stopped=True)
+    stop_dstack_runs(credentials)(idle, mine, Crashed())
+    with get_client(sync_client=True) as api:
+        progress = artifacts_of(mine.id)["dstack-mine-progress"]
+        update_progress(api, progress.id, run.name, "running", 50.0)
+        stop_dstack_runs(credentials)(idle, mine, Crashed())
+        chosen = ArtifactFilter(
+            flow_run_id=ArtifactFilterFlowRunId(any_=[mine.id]), key=ArtifactFilterKey(any_=["dstack-mine"])
+        )
+        assert len(api.read_artifacts(artifact_filter=chosen)) == 1
+    check_reported_once(mine, run, "mine")
 
 
 def test_a_run_that_is_kept_holds_nothing_up(dstack: LocalServer, credentials: DstackCredentials) -> None:

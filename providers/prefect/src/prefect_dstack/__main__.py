@@ -11,7 +11,11 @@ from rich.table import Table
 from prefect_dstack import __version__
 from prefect_dstack.reaper import reap as find_and_stop
 
-app = App(name="prefect-dstack", help="Look after the dstack runs of Prefect flow runs.", version=__version__)
+app = App(
+    name="prefect-dstack",
+    help="Stop and report the dstack runs of Prefect flow runs that have ended.",
+    version=__version__,
+)
 
 
 @app.command
@@ -20,17 +24,17 @@ def reap(
     credentials: Annotated[
         str | None, Parameter(help="Name of a saved DstackCredentials block; else the environment is used.")
     ] = None,
-    dry_run: Annotated[bool, Parameter(help="Only say what would be stopped.")] = False,
+    dry_run: Annotated[bool, Parameter(help="Only show what would be stopped.")] = False,
     min_age: Annotated[
-        float, Parameter(help="Seconds that a flow run must be over before its runs are stopped.")
+        float, Parameter(help="Seconds between the end of a flow run and the stop of its runs.")
     ] = 60.0,
     stop_unknown: Annotated[
         bool, Parameter(help="Also stop the runs of flow runs that this Prefect server does not know.")
     ] = False,
 ) -> int:
-    """Stop the active dstack runs whose flow run is over.
+    """Stop the active dstack runs whose flow run has ended, and report how runs ended.
 
-    Returns 0, or 1 with one line on the standard error when a server cannot be asked.
+    Returns 0, or 1 with one line on the standard error when a server does not answer.
     """
     from dstack_core import DstackError
 
@@ -43,7 +47,7 @@ def reap(
     for found in findings:
         stopped = "no" if not found["stopped"] else "would be" if dry_run else "yes"
         table.add_row(found["run_name"], found["owner"], found["state"], stopped, found["reason"])
-    Console().print(table if findings else "No active run of a flow run was found.")
+    Console().print(table if findings else "No active or unreported run of a flow run was found.")
     return 0
 
 

@@ -179,15 +179,16 @@ def _report_end(api: SyncPrefectClient, run: Unreported, outcome: Outcome) -> No
     if artifact is None:
         return
     key = (artifact.key or "").removesuffix(_report.PROGRESS_SUFFIX)
-    _report.create_artifact(
-        api,
-        key,
-        "markdown",
-        _report.describe(outcome),
-        f"Run {run.run_name}",
-        flow_run_id=artifact.flow_run_id,
-        task_run_id=artifact.task_run_id,
-    )
+    if not _report.has_table(api, key, run.run_name, artifact.flow_run_id):
+        _report.create_artifact(
+            api,
+            key,
+            "markdown",
+            _report.describe(outcome),
+            _report.table_description(run.run_name),
+            flow_run_id=artifact.flow_run_id,
+            task_run_id=artifact.task_run_id,
+        )
     _report.update_progress(api, artifact.id, run.run_name, status, _report.ENDED_PERCENT)
 
 

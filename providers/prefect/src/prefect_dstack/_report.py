@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 PROGRESS_SUFFIX = "-progress"
 ENDED_PERCENT = 100.0
+_PAGE = 200
 # The server reports nothing finer than the status.
 _PERCENT = {
     "pending": 5.0,
@@ -120,7 +121,8 @@ class Report:
             self._emit(status, outcome.run_name, outcome.run_id, outcome.to_dict())
         if self._artifacts:
             with self._api() as api:
-                self._create(api, self._key, "markdown", describe(outcome), f"Run {outcome.run_name}")
+                description = table_description(outcome.run_name)
+                self._create(api, self._key, "markdown", describe(outcome), description)
                 if self._progress is not None:
                     update_progress(api, self._progress, outcome.run_name, status, ENDED_PERCENT)
 
@@ -230,6 +232,30 @@ def create_artifact(
         owned["metadata_"] = metadata
     artifact = ArtifactCreate(key=key, type=kind, data=data, description=description, **owned)
     return api.create_artifact(artifact).id
+
+
+def has_table(api: SyncPrefectClient, key: str, run_name: str, flow_run_id: UUID | None) -> bool:
+    """Whether the outcome of a run is shown already. Raises what Prefect's client raises.
+
+    A process that was killed, or refused, between the table and the progress leaves the latter below 100 %.
+    """
+    from prefect.client.schemas.filters import (
+        ArtifactFilter,
+        ArtifactFilterFlowRunId,
+        ArtifactFilterKey,
+        ArtifactFilterType,
+    )
+
+    chosen = ArtifactFilter(type=ArtifactFilterType(any_=["markdown"]), key=ArtifactFilterKey(any_=[key]))
+    if flow_run_id is not None:
+        chosen.flow_run_id = ArtifactFilterFlowRunId(any_=[flow_run_id])
+    found = api.read_artifacts(artifact_filter=chosen, limit=_PAGE)
+    return any(artifact.description == table_description(run_name) for artifact in found)
+
+
+def table_description(run_name: str) -> str:
+    """Return the description of a run's outcome table, by which other processes find it."""
+    return f"Run {run_name}"
 
 
 def update_progress(

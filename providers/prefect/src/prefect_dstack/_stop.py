@@ -92,7 +92,7 @@ def stop(job: Job, block: DstackCredentials | None, allowed: StopTime) -> None:
                     ):
                         job.relay.handle(event)
     except _OutOfTime:
-        pass
+        _log_unfinished(job)
     except Exception as error:
         _log_failure(job, error)
     _log_end(job)
@@ -104,7 +104,7 @@ async def astop(job: Job, block: DstackCredentials | None, allowed: StopTime) ->
     from dstack_core.integration import astop_run
 
     deadline = time.monotonic() + allowed.end
-    with anyio.move_on_after(allowed.end, shield=True):
+    with anyio.move_on_after(allowed.end, shield=True) as waiting:
         try:
             async with open_async_client(block, allowed.stop, allowed.stop) as client:
                 result = await astop_run(client, job.attempt.ref, timeout=allowed.stop, **_known(job))
@@ -121,6 +121,8 @@ async def astop(job: Job, block: DstackCredentials | None, allowed: StopTime) ->
                                 job.relay.handle(event)
         except Exception as error:
             _log_failure(job, error)
+    if waiting.cancelled_caught:
+        _log_unfinished(job)
     _log_end(job)
     with anyio.move_on_after(_REPORT_SECONDS, shield=True):
         await anyio.to_thread.run_sync(job.report.end, job.relay.outcome)
@@ -151,7 +153,18 @@ def _sleep_until(deadline: float) -> Callable[[float], None]:
 
 
 def _log_failure(job: Job, error: Exception) -> None:
-    job.logger.warning("The end of run %s could not be awaited: %s", job.attempt.ref.name, error)
+    job.logger.warning(
+        "The end of run %s could not be awaited: %s. Its page: %s", job.attempt.ref.name, error, job.page
+    )
+
+
+def _log_unfinished(job: Job) -> None:
+    """Log last that the run has not ended: what was relayed before may be that it is running."""
+    job.logger.warning(
+        "Run %s has not ended yet, and nothing waits for it here any more. Its page: %s",
+        job.attempt.ref.name,
+        job.page,
+    )
 
 
 def _log_end(job: Job) -> None:

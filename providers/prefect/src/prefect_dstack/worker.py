@@ -16,6 +16,7 @@ from prefect.workers.base import BaseWorker, BaseWorkerResult
 
 from prefect_dstack import _report
 from prefect_dstack._connect import PATIENT_TIMEOUT, aload, open_async_client
+from prefect_dstack._end_reports import flow_run_of, report_stopping
 from prefect_dstack._left_over import stop_left_over
 from prefect_dstack._machine import DstackJobConfiguration, DstackVariables
 from prefect_dstack._machine_runs import find, identifier, submit_once
@@ -118,6 +119,8 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             logger.warning(STOPPING, run.name, run.url)
             result = await run.stop(abort=grace_seconds <= 0, until="stopping", timeout=PATIENT_TIMEOUT)
             log_stop(logger, result)
+            # Should this worker die before the machine has ended, the reaper reports the end.
+            await asyncio.to_thread(report_stopping, result, flow_run_of(run.marker), logger)
 
     async def sync_with_backend(self) -> None:
         """Send Prefect a heartbeat, and take over the flow runs of workers that ended."""
