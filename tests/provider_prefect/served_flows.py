@@ -101,8 +101,15 @@ def kept() -> None:
     run_task({"type": "task", "commands": ["echo started", wait, "echo the-end"]}, on_crash="keep", **FAST)
 
 
+@flow(on_cancellation=[stop_runs_on_cancellation])
+def stubborn() -> None:
+    """Run what ignores the signals of a stop, so that its end takes the server's whole grace."""
+    run_task({"type": "task", "name": "train", "commands": ["trap '' INT TERM; sleep 900"]}, **FAST)
+
+
 FLOWS: list[Any] = [
     direct, submitted, mapped, adirect, agathered, asubmitted, sync_in_async, parent, hooked, kept,
+    stubborn,
 ]  # fmt: skip
 
 

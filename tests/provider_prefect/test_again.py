@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from prefect import flow
 
-from dstack_core import ServerUnreachableError, Task
+from dstack_core import RunFailedError, ServerUnreachableError, Task
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, run_task
 
@@ -87,6 +87,27 @@ def test_a_lost_connection_neither_fails_nor_doubles(
     dstack.faults.add("/logs/poll", drop="before", times=2)
     assert run(Task(commands=["echo hi; sleep 1"]), credentials, **FAST)["status"] == "done"
     assert len(all_runs(dstack)) == 1
+
+
+@pytest.mark.parametrize("run", [sync_direct, async_direct])
+def test_a_run_that_failed_while_the_server_was_silent_is_not_repeated(
+    run: Runner, dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    """The reply to the submission is lost, and the run has failed when the server answers again."""
+    dstack.faults.add("/runs/apply", drop="after", times=1)
+
+    def break_the_line() -> None:
+        until(lambda: submissions(dstack) == 1)
+        fault = dstack.faults.add("/runs/get", status=503, times=None)
+        until(lambda: all(run.raw_status == "failed" for run in all_runs(dstack)) and all_runs(dstack))
+        fault.times = 1
+
+    breaker = threading.Thread(target=break_the_line)
+    breaker.start()
+    with pytest.raises(RunFailedError):
+        run(Task(commands=["exit 3"]), credentials, **FAST)
+    breaker.join()
+    assert len(all_runs(dstack)) == submissions(dstack) == 1
 
 
 @pytest.mark.parametrize("run", [sync_direct, async_direct])

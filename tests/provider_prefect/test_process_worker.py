@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,11 +16,12 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.states import Cancelling
 
 from dstack_core.local import LocalServer
 
 from .hosts import module
-from .support import all_runs, outcome_of, state_of, stops, until
+from .support import all_runs, artifacts_of, event_names, log_records, outcome_of, state_of, stops, until
 
 pytestmark = [
     pytest.mark.slow,
@@ -38,10 +40,17 @@ def pool(
     prefect_server: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, LocalServer, Path]]:
     """Run a process worker; return its pool, the dstack server of its flows, and where they leave their ids."""
-    directory, name = tmp_path_factory.mktemp("process"), f"process-{uuid4().hex[:8]}"
+    with process_pool(tmp_path_factory.mktemp("process")) as running:
+        yield running
+
+
+@contextmanager
+def process_pool(directory: Path, **options: Any) -> Iterator[tuple[str, LocalServer, Path]]:
+    """Run a process worker whose flows use a dstack server with these options."""
+    name = f"process-{uuid4().hex[:8]}"
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name=name, type="process"))
-    with LocalServer(step_seconds=0.02) as server:
+    with LocalServer(step_seconds=0.02, **options) as server:
         environment = {
             **os.environ,
             "DSTACK_SERVER_URL": server.url,
@@ -104,3 +113,23 @@ def test_a_killed_flow_leaves_nothing_running(pool: tuple[str, LocalServer, Path
     print(f"hooked: stopped {seconds:.1f} s after SIGKILL")  # noqa: T201
     assert outcome_of(all_runs(server)[before]).reason == "stopped_by_user"
     until(lambda: state_of(flow_run_id).is_crashed(), seconds=60)
+
+
+def test_an_end_that_comes_after_its_task_is_reported_by_the_hook(tmp_path: Path) -> None:
+    with process_pool(tmp_path, stop_grace_seconds=40.0) as (work_pool, server, _):
+        flow_run_id = start(work_pool, "stubborn")
+        until(lambda: running(server, 0, 1), seconds=START_SECONDS)
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(flow_run_id, Cancelling())
+        until(lambda: state_of(flow_run_id).is_cancelled(), seconds=120)
+        (run,) = all_runs(server)
+        assert outcome_of(run).reason == "stopped_by_user"
+        messages = log_records(flow_run_id, last="finished running successfully")
+    assert any(f"Stopping run {run.name}: {run.url}" in message for message in messages)
+    assert any(f"Reported the end of run {run.name}" in message for message in messages)
+    until(lambda: "dstack.run.terminated" in event_names(run.id), seconds=30)
+    assert event_names(run.id) == ["dstack.run.started", "dstack.run.stopping", "dstack.run.terminated"]
+    found = artifacts_of(flow_run_id)
+    assert found["dstack-train-progress"].data == 100.0
+    assert "terminated" in found["dstack-train"].data
+    assert stops(server) == 1

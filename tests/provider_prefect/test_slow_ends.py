@@ -11,16 +11,20 @@ from uuid import UUID
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Cancelling
 from pydantic import SecretStr
 
-from dstack_core import Task
+from dstack_core import RunStoppedError, Task
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, _probe, arun_task, run_task
+from prefect_dstack._prepare import calling_owner, prepare
+from prefect_dstack._probe import StopRequested
+from prefect_dstack._stop import BEFORE_THE_KILL, PATIENT, StopTime
 
 from . import ways
-from .support import all_runs, artifacts_of, event_names, outcome_of, the_run, until
+from .support import all_runs, artifacts_of, event_names, outcome_of, stops, the_run, until
 from .ways import FAST, WAYS, Runner
 
 pytestmark = [
@@ -115,3 +119,52 @@ def test_a_cancelled_flow_run_shows_the_end_of_its_submitted_task(
     cancelled(return_state=True)
     thread.join()
     check_reported(dstack)
+
+
+@pytest.mark.parametrize(
+    ("error", "allowed"),
+    [
+        (StopRequested("cancelled", cancelled=True), BEFORE_THE_KILL),
+        (StopRequested("interrupted", cancelled=False), BEFORE_THE_KILL),
+        (StopRequested("timed out", cancelled=True, timed_out=True), PATIENT),
+        (TerminationSignal(signal=15), BEFORE_THE_KILL),
+        (asyncio.CancelledError(), BEFORE_THE_KILL),
+        (KeyboardInterrupt(), PATIENT),
+        (ValueError("of the flow"), PATIENT),
+    ],
+)
+def test_how_long_a_stop_may_take(
+    error: BaseException, allowed: StopTime, credentials: DstackCredentials
+) -> None:
+    jobs: list[Any] = []
+
+    @flow
+    def preparing() -> None:
+        jobs.append(prepare(STUBBORN, run_name=None, options={}, on_crash="stop", owner=calling_owner("x")))
+
+    preparing()
+    assert jobs[0].time_to_stop(error) == allowed
+    assert BEFORE_THE_KILL.stop < BEFORE_THE_KILL.end < 30.0 < PATIENT.end
+
+
+@pytest.mark.parametrize("task", [run_task, arun_task])
+def test_a_run_that_a_user_stops_fails_its_task_with_that_reason(
+    task: Any, dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    def stop() -> None:
+        until(lambda: any(run.raw_status == "running" for run in all_runs(dstack)))
+        the_run(dstack).stop()
+
+    @flow
+    def stopped_elsewhere() -> None:
+        task.submit({"type": "task", "name": "train", "commands": ["sleep 60"]}, credentials, **FAST).result()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(RunStoppedError, match="stopped by"):
+        stopped_elsewhere()
+    thread.join()
+    run = the_run(dstack)
+    assert stops(dstack) == 1
+    until(lambda: len(event_names(run.id)) == 2, seconds=30)
+    assert event_names(run.id) == ["dstack.run.started", "dstack.run.terminated"]

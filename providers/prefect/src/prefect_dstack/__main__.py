@@ -11,7 +11,11 @@ from prefect_dstack import __version__
 from prefect_dstack.reaper import describe
 from prefect_dstack.reaper import reap as find_and_stop
 
-app = App(name="prefect-dstack", help="Look after the dstack runs of Prefect flow runs.", version=__version__)
+app = App(
+    name="prefect-dstack",
+    help="Stop and report the dstack runs of Prefect flow runs that have ended.",
+    version=__version__,
+)
 
 
 @app.command
@@ -49,7 +53,7 @@ def reap(
     for found in findings:
         sys.stdout.write(f"{describe(found, dry_run=dry_run)}\n")
     if not findings:
-        sys.stdout.write("No active run of a flow run was found.\n")
+        sys.stdout.write("No active or unreported run of a flow run was found.\n")
     return 1 if any(found["failed"] for found in findings) else 0
 
 

@@ -1,4 +1,4 @@
-"""The tasks a flow submits configurations with: to their end, or only to their beginning."""
+"""The tasks that submit a configuration: and wait for the end of its run, or not."""
 
 from __future__ import annotations
 
@@ -42,19 +42,21 @@ def run_task(
     and ``~/.dstack/config.yml``. ``resources``, ``spot_policy``, ``retry_policy``, ``max_price`` (USD
     per hour), ``working_dir`` and ``backends`` as in ``dstack_core``'s ``client.runs.submit``.
 
-    ``max_duration``: seconds, ``"2h"`` or ``"off"``; the configuration's own, else 24 h, so that nothing
-    runs for ever. ``poll_interval`` (seconds) is the pause between two looks. A silent server is borne
-    for ``retry_budget`` (seconds); the run goes on meanwhile. ``stream_logs`` (bool) sends its log lines
-    to the run logger. ``artifacts`` (bool) shows the run in the flow run's artifacts: its page, how far it
-    is, its outcome. The events ``dstack.run.started`` and ``dstack.run.<final status>`` are emitted.
+    ``max_duration``: seconds, ``"2h"`` or ``"off"``; the configuration's own, else 24 h, so that no run
+    stays without a limit. ``poll_interval`` (seconds) is the pause between two status requests. An
+    unreachable server is retried for ``retry_budget`` (seconds); the run keeps running meanwhile.
+    ``stream_logs`` (bool) sends its log lines to the run logger. ``artifacts`` (bool) shows the run in the
+    flow run's artifacts: its page, its progress, its outcome. The events ``dstack.run.started`` and
+    ``dstack.run.<final status>`` are emitted, and ``dstack.run.stopping`` when the run is stopped here.
 
     The run's name is made from the flow run, and the beginning of it from the configuration's ``name``,
-    unless ``run_name`` is given. Executing the same flow run again takes up its active run and takes
+    unless ``run_name`` is given. Executing the same flow run again reattaches to its active run and takes
     over the outcome of its successful one; a run that failed or was stopped is followed by a new one.
-    The log of what is taken up or over is told from its first line on, unless it was told to its end.
-    A cancelled flow run stops its run. ``on_crash`` says what a process that dies or is interrupted
+    The log of an adopted run is relayed from its first line on, unless it was relayed to its end.
+    A cancelled flow run stops its run; a task of one that was cancelled, crashed, failed or timed out
+    before submits nothing and ends as Cancelled. ``on_crash`` is what a process that dies or is interrupted
     leaves behind: ``"stop"`` (with the hooks of this package also after SIGKILL), or ``"keep"`` for
-    another execution to take up.
+    another execution to adopt.
 
     Returns the fields of ``dstack_core.Outcome`` as a dict of JSON-plain values: every result
     serializer can store it, and reading it needs no package. Raises ``ConfigurationError`` before
@@ -151,16 +153,16 @@ def submit_run(
     retry_budget: float = 600.0,
     on_crash: OnCrash = "stop",
 ) -> dict[str, Any]:
-    """Submit a configuration to dstack and return the run without waiting for its end.
+    """Submit a configuration to dstack and return its run without waiting for the end.
 
     Parameters as in ``run_task``; so are the name, the reuse by another execution of the flow run and
-    what stops it while it is being submitted. Afterwards ``wait_for_run`` watches it, or else the hooks
-    of this package stop it when its flow run is cancelled or crashes. With ``on_crash="keep"`` only a
+    what stops it while it is being submitted. Afterwards ``wait_for_run`` watches it; without that the
+    hooks of this package stop it when its flow run is cancelled or crashes. With ``on_crash="keep"`` only a
     cancellation stops it, so that a service may outlive its flow run.
 
     Returns a dict of JSON-plain values: ``run_name``, ``run_id``, ``status``, ``url`` of its page,
-    ``service_url`` (None where there is none), ``marker``, and ``outcome`` (a dict, None while the run is
-    not over). Raises ``ConfigurationError`` before anything is submitted, else the server errors.
+    ``service_url`` (None where there is none), ``marker``, and ``outcome`` (a dict, None until the run has
+    ended). Raises ``ConfigurationError`` before anything is submitted, else the server errors.
     """
     job = prepare(
         configuration,
