@@ -113,7 +113,7 @@ def reap(
             if not result.is_safe:
                 reason = f"{findings[run.id].reason}; the stop was not confirmed: {result.error}"
                 findings[run.id] = replace(findings[run.id], stopped=False, failed=True, reason=reason)
-        for finding in _report_ends(client, api, judge, active, {run.id for run in stopped}):
+        for finding in _report_ends(client, api, judge, active, _stopped(findings)):
             findings.setdefault(*finding)
     return [asdict(finding) for finding in findings.values()]
 
@@ -262,6 +262,11 @@ def _report_ends(
             (outcome.run_id, Finding(outcome.run_name, outcome.url, f"flow_run/{owner}", name, False, reason))
         )
     return found
+
+
+def _stopped(findings: Mapping[str, Finding]) -> set[str]:
+    """Return the ids of the runs that are going to end because they were stopped."""
+    return {run_id for run_id, finding in findings.items() if finding.stopped}
 
 
 def _age(state: State[Any]) -> float:
