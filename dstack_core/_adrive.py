@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from dstack_core._drive import OnEvent, log_event
 from dstack_core._flow.steps import Do, Flow, Rest, Rested, Sleep
 from dstack_core._wire.plain import Call, Reply, Request
+from dstack_core.models.checks import check_callable
 from dstack_core.models.events import Event
 
 T = TypeVar("T")
@@ -73,6 +74,8 @@ async def arun(
     on_event: OnEvent | None = None,
 ) -> T:
     """Return the flow's result: the twin of ``run``."""
+    check_callable("sleep", sleep)
+    check_callable("on_event", on_event)
     result: list[T] = []
     report = on_event or log_event
 

@@ -11,7 +11,7 @@ from typing import ClassVar, Generic, Self, TypeVar
 from dstack_core import config
 from dstack_core._flow.chunks import ChunkOptions
 from dstack_core._flow.steps import Flow
-from dstack_core._flow.stop import StopTarget
+from dstack_core._flow.stop import Check, StopTarget
 from dstack_core._flow.time_limit import TimeLimit
 from dstack_core._repo.repository import Repository
 from dstack_core._session import Session
@@ -21,6 +21,7 @@ from dstack_core._transport.settings import TransportSettings
 from dstack_core._wire.api import Api
 from dstack_core._wire.plain import time_of
 from dstack_core._wire.runs import RunSnapshot, outcome_of
+from dstack_core.models.checks import check_callable, check_seconds
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress
 from dstack_core.models.statuses import RunStatus
@@ -44,6 +45,9 @@ class ClientBase(Generic[TransportT]):
         retry_budget: float = 30.0,
         verify: bool | str = True,
     ) -> None:
+        check_seconds("timeout", timeout, above=True)
+        check_seconds("connect_timeout", connect_timeout, above=True)
+        check_seconds("retry_budget", retry_budget)
         target = config.from_arguments(server_url, project_name, user_token)
         settings = TransportSettings(target.server_url, target.token, timeout, connect_timeout, verify)
         self._timeout = timeout
@@ -142,6 +146,8 @@ class RunBase(Generic[TransportT]):
         self._snapshot = snapshot
         self._attachment: Attachment | None = None
         self._attach_asked = False
+        # Whether this client submitted the run, so that its name was its own when it was last seen.
+        self._is_own = False
 
     @property
     def is_attached(self) -> bool:
@@ -250,8 +256,15 @@ class RunBase(Generic[TransportT]):
         return f"{kind}(name={self.name!r}, id={self.id!r}, status={status!r})"
 
     def _follow(
-        self, progress: Progress | None, *, poll_interval: float, logs: bool, retry_budget: float
+        self,
+        progress: Progress | None,
+        *,
+        poll_interval: float,
+        logs: bool,
+        retry_budget: float,
+        sleep: object = None,
     ) -> Flow[Outcome]:
+        check_callable("sleep", sleep)
         return self._session.follow(
             progress or Progress(self.name, self.id),
             poll_interval=poll_interval,
@@ -264,10 +277,16 @@ class RunBase(Generic[TransportT]):
         self._snapshot = snapshot
 
     def _limit(self, timeout: float | None, what: str) -> TimeLimit | None:
+        check_seconds("timeout", timeout)
         if timeout is None:
             return None
-        message = f"Run {self.name} {what} after {timeout:g} s. It keeps running: {self.url}"
-        return TimeLimit(timeout, message, self._session.clock)
+        return TimeLimit(
+            timeout, f"Run {self.name} {what} after {timeout:g} s", self.url, self._session.clock
+        )
+
+    @property
+    def _check(self) -> Check:
+        return Check.IF_ANSWERED if self._is_own else Check.ALWAYS
 
     @property
     def _target(self) -> StopTarget:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from dstack_core._flow.steps import Do, Flow, Rest, Rested, Sleep
 from dstack_core._wire.plain import Call, Reply, Request
+from dstack_core.models.checks import check_callable
 from dstack_core.models.events import ContactLost, ContactRestored, Event
 
 T = TypeVar("T")
@@ -65,6 +66,8 @@ def run(
     on_event: OnEvent | None = None,
 ) -> T:
     """Return the flow's result; its events go to ``on_event``, by default to the log."""
+    check_callable("sleep", sleep)
+    check_callable("on_event", on_event)
     events = iterate(flow, send, sleep or time.sleep)
     report = on_event or log_event
     while True:
@@ -78,6 +81,10 @@ def run(
 def log_event(event: Event) -> None:
     """Log what a caller who waits for a result should know."""
     if isinstance(event, ContactLost):
-        _log.warning("%s. Retrying for another %.0f s.", event.error, event.gives_up_in)
+        error, seconds = event.error.rstrip("."), round(event.gives_up_in)
+        if seconds:
+            _log.warning("%s. Retrying for another %s s.", error, seconds)
+        else:
+            _log.warning("%s.", error)
     elif isinstance(event, ContactRestored):
         _log.info("The dstack server answers again after %.0f s.", event.silent_for)

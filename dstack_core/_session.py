@@ -36,6 +36,7 @@ from dstack_core._wire.versions import needs_of
 from dstack_core.configurations import ConfigurationLike, load_configuration
 from dstack_core.errors import RequestRejectedError
 from dstack_core.models.account import Project, User
+from dstack_core.models.checks import check_choice, check_seconds
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.plan import Plan
 from dstack_core.models.progress import Progress
@@ -80,6 +81,7 @@ class Session:
         retry_budget: float | None,
     ) -> Flow[RunSnapshot]:
         """Check the input and pack code and files at once, which blocks; the flow submits."""
+        check_seconds("retry_budget", retry_budget)
         loaded = load_configuration(configuration)
         name = check_run_name(run_name or loaded.name or random_run_name(loaded))
         # Without the code first: what is wrong with the configuration is told before anything is packed.
@@ -126,6 +128,7 @@ class Session:
         self, configuration: ConfigurationLike, options: RunOptions, *, timeout: float | None = None
     ) -> Flow[Plan]:
         """Check the input at once; the flow asks for offers."""
+        check_seconds("timeout", timeout, above=True)
         spec = run_spec(load_configuration(configuration), options)
 
         def steps() -> Op[Plan]:
@@ -133,13 +136,16 @@ class Session:
             return (yield from call(self.api.get_plan(spec)))
 
         flow = self._retrying(steps(), needs_of(spec["configuration"]), ask_first=True)
-        message = f"{self.api.server_url} returned no offers within {timeout or 0.0:g} s"
-        return within(flow, None if timeout is None else TimeLimit(timeout, message, self.clock))
+        if timeout is None:
+            return flow
+        what = f"{self.api.server_url} returned no offers within {timeout:g} s"
+        return within(flow, TimeLimit(timeout, what, "", self.clock))
 
     def get(
         self, run_name: str, run_id: str | None = None, *, retry_budget: float | None = None
     ) -> Flow[RunSnapshot | None]:
         """Fetch a run."""
+        check_seconds("retry_budget", retry_budget)
         flow = self._gates.guarding(call(self.api.get_run(run_name, run_id)))
         progress = None if retry_budget is None else Progress(run_name, run_id)
         return retrying(flow, self._budget(retry_budget), progress)
@@ -152,6 +158,8 @@ class Session:
         self, target: StopTarget, abort: bool, until: str, timeout: float | None, check: Check = Check.ALWAYS
     ) -> Flow[StopResult]:
         """Stop a run; raises what prevented it."""
+        check_choice("until", until, tuple(each.value for each in Until))
+        check_seconds("timeout", timeout, above=True)
         options = StopOptions(self.clock, abort, timeout, check, Until(until))
         flow = checked_stop(self.api, target, options, self._stops)
         # With a time limit of its own the flow retries by itself.
@@ -179,6 +187,8 @@ class Session:
         on_poll: Callable[[RunSnapshot], None] | None = None,
     ) -> Flow[Outcome]:
         """Follow a run. Where many flows share their polls, ``on_poll`` gets none: it would keep them all."""
+        check_seconds("poll_interval", poll_interval, above=True)
+        check_seconds("retry_budget", retry_budget)
         options = FollowOptions(poll_interval, logs, self.wall_clock, self.shared, self._stops)
         if on_poll is not None and not self.shared:
             options = replace(options, on_poll=on_poll)
@@ -193,6 +203,8 @@ class Session:
         self, run_name: str, run_id: str, *, poll_interval: float, retry_budget: float
     ) -> Flow[str]:
         """Wait for a service's first answer."""
+        check_seconds("poll_interval", poll_interval, above=True)
+        check_seconds("retry_budget", retry_budget)
         flow = self._gates.guarding(wait_until_ready(self.api, run_name, run_id, poll_interval))
         return retrying(flow, self._budget(retry_budget))
 

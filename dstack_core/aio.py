@@ -113,7 +113,9 @@ class AsyncRunCollection:
             retry_budget=retry_budget,
         )
         snapshot = await _adrive.arun(flow, self._transport, sleep, on_event)
-        return AsyncRun(self._session, self._transport, snapshot)
+        run = AsyncRun(self._session, self._transport, snapshot)
+        run._is_own = True
+        return run
 
     async def plan(
         self,

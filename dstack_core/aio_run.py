@@ -74,7 +74,9 @@ class AsyncRun(RunBase[AsyncTransport]):
         The status is looked at every time, a log that stays silent less and less often, at most 15 seconds
         apart (a minute with a ``SharedAsyncClient``). Raises ``RunNotFoundError`` and the server errors.
         """
-        flow = self._follow(progress, poll_interval=poll_interval, logs=logs, retry_budget=retry_budget)
+        flow = self._follow(
+            progress, poll_interval=poll_interval, logs=logs, retry_budget=retry_budget, sleep=sleep
+        )
         together = self._transport if isinstance(self._transport, SharedTransport) else None
         rest = together.rest if together is not None and sleep is None else None
         return _adrive.aiterate(flow, self._transport, sleep or asyncio.sleep, rest)
@@ -162,5 +164,5 @@ class AsyncRun(RunBase[AsyncTransport]):
         sleep: Callable[[float], Awaitable[None]] | None = None,
     ) -> StopResult:
         """Stop the run and return what is known of it: the twin of ``Run.stop``."""
-        flow = self._session.stop(self._target, abort, until, timeout)
+        flow = self._session.stop(self._target, abort, until, timeout, self._check)
         return await _adrive.arun(flow, self._transport, sleep)

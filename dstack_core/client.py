@@ -126,7 +126,9 @@ class RunCollection:
             marker=marker,
             retry_budget=retry_budget,
         )
-        return Run(self._session, self._transport, _drive.run(flow, self._transport, sleep, on_event))
+        run = Run(self._session, self._transport, _drive.run(flow, self._transport, sleep, on_event))
+        run._is_own = True
+        return run
 
     def plan(
         self,

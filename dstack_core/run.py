@@ -86,7 +86,9 @@ class Run(RunBase[BlockingTransport]):
         often, at most 15 seconds apart (a minute with a ``SharedAsyncClient``). Raises
         ``RunNotFoundError`` and the server errors.
         """
-        flow = self._follow(progress, poll_interval=poll_interval, logs=logs, retry_budget=retry_budget)
+        flow = self._follow(
+            progress, poll_interval=poll_interval, logs=logs, retry_budget=retry_budget, sleep=sleep
+        )
         return _drive.iterate(flow, self._transport, sleep or time.sleep)
 
     def wait(
@@ -235,14 +237,14 @@ class Run(RunBase[BlockingTransport]):
             sleep: A function of seconds, instead of ``time.sleep``.
 
         Returns:
-            The result; its state is ``UNCONFIRMED`` where an accepted stop shows no effect within
-            ``timeout``.
+            The result; its ``is_safe`` is true, for anything else is raised.
 
         Raises:
-            ServerUnreachableError: The server accepted no stop in time.
+            ServerUnreachableError: The server accepted no stop in time; the run may still be running.
+            WaitTimeoutError: The run did not get as far as ``until`` within ``timeout``.
             ServerError: Any other refusal, such as ``AccessDeniedError``.
 
         Source: the documented API, "stop()"; PROTOCOL 1.7.
         """
-        flow = self._session.stop(self._target, abort, until, timeout)
+        flow = self._session.stop(self._target, abort, until, timeout, self._check)
         return _drive.run(flow, self._transport, sleep)

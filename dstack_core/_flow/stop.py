@@ -31,7 +31,15 @@ from dstack_core._flow.steps import Op, Sleep, call
 from dstack_core._wire.api import Api
 from dstack_core._wire.plain import Call
 from dstack_core._wire.runs import RunSnapshot, outcome_of
-from dstack_core.errors import ProtocolError, ServerError, ServerUnreachableError, TransientServerError
+from dstack_core.errors import (
+    AccessDeniedError,
+    ProtocolError,
+    RequestRejectedError,
+    ServerError,
+    ServerUnreachableError,
+    TransientServerError,
+    WaitTimeoutError,
+)
 from dstack_core.models.stops import StopResult, StopState
 
 # Two processes that stop the same run must not add up to a burst of requests, and the server needs a moment
@@ -168,11 +176,30 @@ def stop(api: Api, target: StopTarget, options: StopOptions, stops: Stops) -> Op
 
 
 def checked_stop(api: Api, target: StopTarget, options: StopOptions, stops: Stops) -> Op[StopResult]:
-    """Do what ``stop`` does. Raises the server error behind a stop that was refused or never accepted."""
+    """Do what ``stop`` does, and raise for what is not known to be as the caller wants it.
+
+    Raises the server error behind a stop that was refused or never accepted, and ``WaitTimeoutError`` for one
+    whose effect did not show in time.
+    """
     stopped = yield from stop(api, target, options, stops)
-    if stopped.failure is not None:
-        raise stopped.failure
-    return stopped.result
+    result, failure = stopped.result, stopped.failure
+    within = f"within {options.timeout or 0.0:g} s"
+    if failure is not None:
+        text = f"Could not stop run {result.run_name}: {failure.message.rstrip('.')}. It may still be running"
+        raise _like(failure, f"{text}: {result.url}")
+    if not result.is_safe:
+        error = f"Run {result.run_name} is not stopping {within}: {result.error}. It may still be running"
+        raise WaitTimeoutError(f"{error}: {result.url}")
+    if options.until is Until.ENDED and result.state is StopState.STOPPING:
+        raise WaitTimeoutError(f"Run {result.run_name} is stopping, but has not ended {within}: {result.url}")
+    return result
+
+
+def _like(failure: ServerError, message: str) -> ServerError:
+    """Return an error of the same class with another message."""
+    if isinstance(failure, RequestRejectedError):
+        return RequestRejectedError(message, code=failure.code, status=failure.status)
+    return type(failure)(message)
 
 
 @dataclass(slots=True)
@@ -249,6 +276,11 @@ class _Stop:
         try:
             yield from call(self._in_time(self.api.stop(self.target.name, abort=self.options.abort)))
         except ServerError as error:
+            if isinstance(error, AccessDeniedError):
+                error = AccessDeniedError(
+                    f"{self.api.server_url} does not let this token's user stop runs of project "
+                    f"{self.api.project!r}. Ask an admin of the project for the right to"
+                )
             self._fail(error)
             return self._known(StopState.REFUSED) if self.is_refused else None
         self.accepted_at = sent_at

@@ -20,11 +20,23 @@ _LAST_REQUEST_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class TimeLimit:
-    """``seconds`` on ``clock`` for a whole flow; ``message`` is that of the ``WaitTimeoutError``."""
+    """``seconds`` on ``clock`` for a whole flow.
+
+    ``what`` is what the ``WaitTimeoutError`` says first, ``page`` is where a person finds the run, "" for a
+    flow without a run.
+    """
 
     seconds: float
-    message: str
+    what: str
+    page: str
     clock: Callable[[], float]
+
+    def error(self, lost: str | None) -> WaitTimeoutError:
+        """Return the error for a limit that has passed; ``lost`` is why the server did not answer last."""
+        if lost is not None:
+            running = f" It may still be running: {self.page}" if self.page else ""
+            return WaitTimeoutError(f"{self.what}, and the server does not answer ({lost}).{running}")
+        return WaitTimeoutError(f"{self.what}. It keeps running: {self.page}" if self.page else self.what)
 
 
 def within(flow: Flow[T], limit: TimeLimit | None) -> Flow[T]:
@@ -37,6 +49,7 @@ def within(flow: Flow[T], limit: TimeLimit | None) -> Flow[T]:
     deadline = limit.clock() + limit.seconds
     answer: Any = None
     failure: Exception | None = None
+    lost: str | None = None
     try:
         while True:
             try:
@@ -48,7 +61,7 @@ def within(flow: Flow[T], limit: TimeLimit | None) -> Flow[T]:
             left = deadline - limit.clock()
             if isinstance(step, Sleep | Rest):
                 if left <= 0:
-                    raise WaitTimeoutError(limit.message)
+                    raise limit.error(lost)
                 seconds = min(step.seconds, left)
                 step = replace(step, seconds=seconds)
                 if isinstance(step, Rest):
@@ -56,10 +69,13 @@ def within(flow: Flow[T], limit: TimeLimit | None) -> Flow[T]:
             elif isinstance(step, Call):
                 step = step.within(max(left, _LAST_REQUEST_SECONDS))
             elif isinstance(step, ContactLost):
+                lost = step.error
                 step = replace(step, gives_up_in=max(0.0, min(step.gives_up_in, left)))
             try:
                 answer = yield step
             except Exception as error:
                 failure = error
+            else:
+                lost = None if isinstance(step, Call | Rest) else lost
     finally:
         flow.close()

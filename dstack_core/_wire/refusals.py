@@ -48,8 +48,8 @@ def raise_for_refusal(reply: Reply, place: Place) -> None:
 def _refusal(status: int, text: str, code: str | None, place: Place) -> errors.ServerError:
     if status == 401 or (status == 403 and "token" in text.lower()):
         return errors.AuthenticationError(
-            f"{place.server_url} refused the token ({status}: {text}). Check that the token belongs to this "
-            "server: DSTACK_TOKEN, user_token= or the project's entry in ~/.dstack/config.yml"
+            f"{place.server_url} refused the token ({status}: {text}). Check that it is the token of a user "
+            "of this server."
         )
     if status == 403:
         return errors.AccessDeniedError(

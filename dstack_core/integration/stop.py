@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dstack_core._flow.stop import Check, StopOptions, StopTarget, Until
+from dstack_core.models.checks import check_choice, check_seconds
 from dstack_core.models.stops import RunRef, StopResult, StopState
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ class _OwnedStop:
         abort: bool,
         until: str,
     ) -> None:
+        check_seconds("timeout", timeout, above=True)
+        check_choice("until", until, ("stopping", "ended"))
         check = Check.NEVER if ref.generated else Check.IF_ANSWERED if submitted else Check.ALWAYS
         self._session = client._session
         self._target = StopTarget(ref.name, ref.marker, run_id)
@@ -143,14 +146,14 @@ def describe_stop(result: StopResult) -> str:
         case StopState.REFUSED:
             return (
                 f"The server refused to stop run {name}: {_sentence(result.error)} "
-                "The run keeps running until its max_duration. Ask a project member to stop it on its page: "
-                f"{result.url}"
+                "The run keeps running, until its max_duration if it has one. Ask somebody with that right "
+                f"to stop it: {result.url}"
             )
         case _:
             return (
-                f"Could not confirm that run {name} stops: {_sentence(result.error)} "
-                "It may keep running until its max_duration. Check it and stop it on its page: "
-                f"{result.url}"
+                f"Could not confirm that run {name} is stopping: {_sentence(result.error)} "
+                "It may keep running, until its max_duration if it has one. Check it and stop it on its "
+                f"page: {result.url}"
             )
 
 

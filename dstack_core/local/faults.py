@@ -52,6 +52,8 @@ class Faults:
         reply. A fault with none of these only delays. Faults are used in the order they were added. Raises
         ValueError if nothing is asked for, or both `status` and `drop`.
         """
+        if times is not None and (not isinstance(times, int) or times < 1):
+            raise ValueError(f"times: expected 1 or more, or None for all requests, got {times!r}")
         if status is None and drop is None and delay <= 0:
             raise ValueError("a fault needs a status, a drop or a delay")
         if status is not None and drop is not None:

@@ -112,8 +112,8 @@ def test_a_refused_stop_says_what_to_do(way: str, server: LocalServer) -> None:
     level, text = log.lines[-1]
     assert level == logging.ERROR
     assert text.startswith("The server refused to stop run ours: ")
-    assert "Ask an admin of the project to add the user" in text
-    assert text.endswith(f"Ask a project member to stop it on its page: {run.url}")
+    assert "Ask an admin of the project for the right to" in text
+    assert text.endswith(f"Ask somebody with that right to stop it: {run.url}")
 
 
 def test_a_server_that_drops_every_stop_is_reported_as_an_error(way: str, server: LocalServer) -> None:
@@ -125,9 +125,9 @@ def test_a_server_that_drops_every_stop_is_reported_as_an_error(way: str, server
     level, text = log.lines[-1]
     assert level == logging.ERROR
     assert text == (
-        "Could not confirm that run ours stops: the server accepted the stop (2 requests), but the run is still "
-        "running. It may keep running until its max_duration. Check it and stop it on its page: "
-        f"{run.url}"
+        "Could not confirm that run ours is stopping: the server accepted the stop (2 requests), but the run is "
+        "still running. It may keep running, until its max_duration if it has one. Check it and stop it on its "
+        f"page: {run.url}"
     )
 
 

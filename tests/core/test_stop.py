@@ -243,7 +243,7 @@ def test_a_refused_stop_is_reported_at_once(driver: Driver, check: Check) -> Non
     result = stop_owned(driver, script, check=check)
     assert (result.state, result.requests, result.is_safe) == (StopState.REFUSED, 1, False)
     assert result.error is not None
-    assert "Access denied" in result.error
+    assert "does not let this token's user stop runs of project 'main'" in result.error
     assert driver.clock.slept == []
 
 
@@ -418,3 +418,33 @@ def test_the_async_twin_stops_a_run_on_a_slow_and_forgetful_server() -> None:
 
     with LocalServer() as server:
         asyncio.run(check(server))
+
+
+def test_a_stop_that_shows_no_effect_in_time_is_an_error_that_names_the_run_and_its_page(
+    driver: Driver,
+) -> None:
+    script = Script(runs__get=seen("running"), runs__stop=[STOPPED])
+    with pytest.raises(dstack.WaitTimeoutError) as caught:
+        stop(driver, session(driver), script, until="stopping", timeout=12.0)
+    assert caught.value.message == (
+        "Run train is not stopping within 12 s: the server accepted the stop (3 requests), but the run is still "
+        "running. It may still be running: http://server/projects/main/runs/id-1"
+    )
+
+
+def test_a_run_that_is_stopping_and_does_not_end_in_time_is_an_error(driver: Driver) -> None:
+    script = Script(runs__get=seen("running", "terminating"), runs__stop=[STOPPED])
+    with pytest.raises(
+        dstack.WaitTimeoutError, match=r"Run train is stopping, but has not ended within 12 s: http"
+    ):
+        stop(driver, session(driver), script, until="ended", timeout=12.0)
+
+
+@pytest.mark.parametrize("error", [LOST, DENIED])
+def test_a_stop_that_failed_names_the_run_and_its_page(driver: Driver, error: Any) -> None:
+    script = Script(runs__get=seen("running"), runs__stop=[error])
+    with pytest.raises(dstack.ServerError) as caught:
+        stop(driver, session(driver), script, timeout=12.0)
+    assert caught.value.message.startswith("Could not stop run train: ")
+    assert caught.value.message.endswith("It may still be running: http://server/projects/main/runs/id-1")
+    assert type(caught.value) in (dstack.ServerUnreachableError, dstack.AccessDeniedError)

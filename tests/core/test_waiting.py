@@ -26,15 +26,19 @@ def wait(driver: Driver, script: Script, timeout: float | None, retry_budget: fl
     flow = session(driver).follow(
         Progress("train", "id-1"), poll_interval=5, logs=False, retry_budget=retry_budget
     )
-    limit = None if timeout is None else TimeLimit(timeout, "too long", driver.clock)
+    limit = None if timeout is None else TimeLimit(timeout, "too long", "http://page", driver.clock)
     return driver.run(within(flow, limit), script)
 
 
 def test_no_retry_is_promised_behind_the_timeout(driver: Driver, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "dstack_core")
     script = Script(runs__get=[reply(run_json("running")), LOST])
-    with pytest.raises(dstack.WaitTimeoutError, match="too long"):
+    with pytest.raises(dstack.WaitTimeoutError) as caught:
         wait(driver, script, timeout=8)
+    assert caught.value.message.startswith(
+        "too long, and the server does not answer (http://server (project main"
+    )
+    assert caught.value.message.endswith("Connection refused). It may still be running: http://page")
     assert "Connection refused. Retrying for another 3 s." in caplog.text
     assert "600" not in caplog.text
     assert driver.clock.now == 1008.0
@@ -140,7 +144,7 @@ def test_a_wait_ends_in_time_on_a_server_that_answers_late(server: LocalServer) 
     with server.client() as client:
         run = client.runs.submit({"type": "task", "commands": ["sleep 600"]})
         server.faults.slow(20.0)
-        with pytest.raises(dstack.WaitTimeoutError, match="It keeps running: http"):
+        with pytest.raises(dstack.WaitTimeoutError, match="It may still be running: http"):
             run.wait(1.0, poll_interval=0.1)
         server.faults.clear()
         run.stop(abort=True)

@@ -283,6 +283,8 @@ def host(settings: Mapping[str, str]) -> Iterator[LatencyHost]:
         environment = {
             **hosts.environment(folder),
             "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "0.5",
+            # Many flow runs write to one sqlite database; it refuses who waited longer.
+            "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
             **settings,
         }
         with (

@@ -112,7 +112,7 @@ def test_a_worker_that_goes_away_leaves_the_run_to_the_next_try(
         (lambda: "failed", 1),
         (lambda: "success", 1),
         (lambda: "restarting", 1),
-        (lambda: None, 1),
+        (lambda: "removed", 1),
         (lambda: "running", 3),
     ],
     ids=["failed", "success", "cleared", "no such task", "last try"],

@@ -80,7 +80,7 @@ def test_a_killed_task_that_keeps_its_run_leaves_it_alone(
     components.set_state("sync_keep", dag_run, "failed")
     wait_for(
         "word about the kept run",
-        lambda: "it is kept" in str(components.log("sync_keep", dag_run)),
+        lambda: "keeps running: on_kill_action is 'keep'" in str(components.log("sync_keep", dag_run)),
     )
     assert run.refresh().raw_status == "running"
     gate.touch()

@@ -268,7 +268,7 @@ def test_a_kill_ends_in_time_while_the_server_does_not_answer(server: LocalServe
     assert task_run.stopped.state is StopState.UNCONFIRMED
     (level, text) = log.about_stops()[-1]
     assert level == 40
-    assert text.startswith("Could not confirm that run job stops: ")
+    assert text.startswith("Could not confirm that run job is stopping: ")
     assert task_run.run is not None
     assert text.endswith(task_run.run.url)
     assert "Could not confirm" in task_run.interruption()

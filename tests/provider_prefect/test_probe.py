@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -22,7 +23,8 @@ from prefect.states import (
 )
 
 from prefect_dstack._interrupted import is_interrupted
-from prefect_dstack._probe import CancelProbe, verdict
+from prefect_dstack._job import Job
+from prefect_dstack._probe import CHECK_SECONDS, CancelProbe, StopRequested, verdict
 
 
 class Runner:
@@ -129,3 +131,17 @@ def test_outside_a_flow_nobody_is_asked() -> None:
     assert not probe.is_due
     assert probe.ask() is None
     probe.close()
+
+
+def test_a_wait_of_no_time_reads_the_flow_run_too() -> None:
+    """The first retry of a request that took too long waits for no time, and the next one may take as long."""
+    probe, clock, asked = probe_of([Cancelling()])
+    job: Any = SimpleNamespace(probe=probe)
+    Job.sleep(job, 0.0)
+    assert asked == [0]
+    clock.now = CHECK_SECONDS
+    with pytest.raises(StopRequested):
+        Job.sleep(job, 0.0)
+    clock.now += CHECK_SECONDS
+    with pytest.raises(StopRequested):
+        asyncio.run(Job.asleep(job, 0.0))

@@ -246,13 +246,14 @@ def test_a_refused_stop_is_in_the_finding(dstack: LocalServer, credentials: Dsta
     assert "not confirmed" in finding["reason"]
 
 
-def command(server: LocalServer, *arguments: str) -> subprocess.CompletedProcess[str]:
+def command(server: LocalServer, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "DSTACK_SERVER_URL": server.url,
         "DSTACK_PROJECT": server.project,
         "DSTACK_TOKEN": server.token,
         "COLUMNS": "200",
+        **changes,
     }
     return subprocess.run(
         [sys.executable, "-m", "prefect_dstack", "reap", *arguments],
@@ -266,10 +267,12 @@ def command(server: LocalServer, *arguments: str) -> subprocess.CompletedProcess
 def test_the_command_shows_what_it_did(dstack: LocalServer) -> None:
     left = run_of(dstack, in_state(Crashed()).id)
     shown = command(dstack, "--min-age", "0", "--dry-run")
-    assert (shown.returncode, left.name in shown.stdout, "would be" in shown.stdout) == (0, True, True)
+    assert shown.returncode == 0, shown.stderr
+    assert f"Would stop: run {left.name} ({left.url}) of flow_run/" in shown.stdout
     assert not is_stopped(left)
     shown = command(dstack, "--min-age", "0")
-    assert (shown.returncode, "yes" in shown.stdout) == (0, True), shown.stderr
+    assert shown.returncode == 0, shown.stderr
+    assert f"Stopped: run {left.name} ({left.url}) of flow_run/" in shown.stdout
     assert is_stopped(left)
     # The process has ended: its event was sent before.
     until(lambda: "dstack.run.terminated" in event_names(left.id), seconds=30)
@@ -282,3 +285,24 @@ def test_the_command_tells_in_one_line_what_is_wrong(dstack: LocalServer) -> Non
     assert shown.returncode == 1
     assert "Traceback" not in shown.stderr
     assert shown.stderr.strip()
+
+
+def test_the_command_says_what_it_could_not_stop(dstack: LocalServer) -> None:
+    left = run_of(dstack, in_state(Crashed()).id)
+    dstack.faults.add("/runs/stop", status=403, times=None, body={"detail": {"msg": "Access denied"}})
+    shown = command(dstack, "--min-age", "0")
+    dstack.faults.clear()
+    assert shown.returncode == 1
+    assert f"Not stopped: run {left.name} ({left.url}) of flow_run/" in shown.stdout
+
+
+def test_the_command_needs_a_project_and_a_prefect_server_that_exist(dstack: LocalServer) -> None:
+    shown = command(dstack, DSTACK_PROJECT="nowhere")
+    assert (shown.returncode, "has no project 'nowhere'" in shown.stderr) == (1, True), shown.stderr
+    shown = command(dstack, PREFECT_API_URL="")
+    assert shown.returncode == 1
+    assert shown.stderr == "PREFECT_API_URL: expected the address of your Prefect server, got none.\n"
+    shown = command(dstack, "--min-age", "-1")
+    assert (shown.returncode, "min_age: expected 0 seconds or more" in shown.stderr) == (1, True), (
+        shown.stderr
+    )

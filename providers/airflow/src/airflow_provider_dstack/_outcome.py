@@ -111,6 +111,8 @@ def as_airflow_error(error: BaseException, *, submitted: bool) -> Exception:
     )
     if not submitted:
         hopeless += (RequestRejectedError, UnsupportedServerError, ProtocolError)
+    if isinstance(error, AuthenticationError):
+        return AirflowFailException(f"{error.message} Here it is the password of the Airflow connection.")
     if isinstance(error, hopeless) and not isinstance(error, RunNameTakenError):
         return AirflowFailException(error.message)
     if isinstance(error, ServerUnreachableError):

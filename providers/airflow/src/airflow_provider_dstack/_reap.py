@@ -125,7 +125,8 @@ def summary(findings: Sequence[Finding], project: str) -> str:
         return f"No active run of an Airflow task was found in project {project}."
     actions = [finding.action for finding in findings]
     counts = ", ".join(f"{actions.count(one)} {one}" for one in dict.fromkeys(actions))
-    return f"{len(findings)} active runs of Airflow tasks in project {project}: {counts}."
+    noun = "run" if len(findings) == 1 else "runs"
+    return f"{len(findings)} active {noun} of Airflow tasks in project {project}: {counts}."
 
 
 def failure(findings: Sequence[Finding]) -> str | None:
@@ -138,6 +139,8 @@ def failure(findings: Sequence[Finding]) -> str | None:
 
 
 def _verdicts(client: Client, ask: AskAirflow, options: ReapOptions) -> list[_Verdict]:
+    # A list of runs shows nothing of a project that does not exist, which must not look like an all-clear.
+    client.projects.get()
     found = [(run, MarkedTask.read(run.marker)) for run in client.runs.list() if not _is_ending(run)]
     return [_verdict(run, task, _facts(ask, task), options) for run, task in found if task is not None]
 

@@ -35,6 +35,8 @@ def reap(args: Namespace) -> None:
 
     from dstack_core import DstackError as CoreError
 
+    if not args.min_age >= 0:
+        raise SystemExit(f"--min-age: expected 0 seconds or more, got {args.min_age:g}.")
     options = ReapOptions(args.dry_run, args.min_age, args.stop_unknown, args.stop_services)
     try:
         with database_tasks() as ask, _ServerHook(args.conn_id, args.project).client() as client:

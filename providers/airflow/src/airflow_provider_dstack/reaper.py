@@ -65,8 +65,8 @@ class DstackReapOperator(BaseOperator):
         # BaseOperator has a method dry_run.
         self._dry_run = dry_run
         self.min_age = at_least("min_age", min_age, 0.0)
-        self.stop_unknown = stop_unknown
-        self.stop_services = stop_services
+        self.stop_unknown = _yes_or_no("stop_unknown", stop_unknown)
+        self.stop_services = _yes_or_no("stop_services", stop_services)
         self.dstack_conn_id = dstack_conn_id
         self.project_name = project_name
         self._killed = False
@@ -108,3 +108,10 @@ class DstackReapOperator(BaseOperator):
             time.sleep(min(_TICK_SECONDS, seconds))
         if self._killed:
             raise DstackRunInterrupted("The task was ended before its second check. No run was stopped.")
+
+
+def _yes_or_no(name: str, value: bool) -> bool:
+    """Return ``value`` if it is a bool: any other one that is true would stop runs nobody asked to stop."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: expected True or False, got {value!r}.")
+    return value

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 from cyclopts import App, Parameter
-from rich.console import Console
-from rich.table import Table
 
 from prefect_dstack import __version__
+from prefect_dstack.reaper import describe
 from prefect_dstack.reaper import reap as find_and_stop
 
 app = App(
@@ -26,7 +26,7 @@ def reap(
     ] = None,
     dry_run: Annotated[bool, Parameter(help="Only show what would be stopped.")] = False,
     min_age: Annotated[
-        float, Parameter(help="Seconds between the end of a flow run and the stop of its runs.")
+        float, Parameter(help="Seconds that a flow run must have ended before its runs are stopped.")
     ] = 60.0,
     stop_unknown: Annotated[
         bool, Parameter(help="Also stop the runs of flow runs that this Prefect server does not know.")
@@ -34,21 +34,27 @@ def reap(
 ) -> int:
     """Stop the active dstack runs whose flow run has ended, and report how runs ended.
 
-    Returns 0, or 1 with one line on the standard error when a server does not answer.
+    Prints a line for each run. Returns 0, or 1 with one line on the standard error when a server does not
+    answer, and when a run could not be stopped.
     """
+    from prefect.settings import PREFECT_API_URL
+
     from dstack_core import DstackError
 
+    if not PREFECT_API_URL.value():
+        # Without it Prefect starts a server of its own, which knows no flow run.
+        sys.stderr.write("PREFECT_API_URL: expected the address of your Prefect server, got none.\n")
+        return 1
     try:
         findings = find_and_stop(credentials, dry_run=dry_run, min_age=min_age, stop_unknown=stop_unknown)
     except DstackError as error:
-        Console(stderr=True).print(error.message, markup=False)
+        sys.stderr.write(f"{error.message}\n")
         return 1
-    table = Table("run", "owner", "state", "stopped", "reason")
     for found in findings:
-        stopped = "no" if not found["stopped"] else "would be" if dry_run else "yes"
-        table.add_row(found["run_name"], found["owner"], found["state"], stopped, found["reason"])
-    Console().print(table if findings else "No active or unreported run of a flow run was found.")
-    return 0
+        sys.stdout.write(f"{describe(found, dry_run=dry_run)}\n")
+    if not findings:
+        sys.stdout.write("No active or unreported run of a flow run was found.\n")
+    return 1 if any(found["failed"] for found in findings) else 0
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def report_ends(
             if outcome is None:
                 still.append(run)
                 if run.run_id in stopped and is_time_to_repeat and not found.last_status.is_stopping:
-                    found.stop()
+                    _repeat_stop(found, logger)
             elif _reported(run, outcome, logger):
                 outcomes.append(outcome)
         waiting = still
@@ -123,6 +123,16 @@ def report_ends(
             "Run %s has not ended within %.0f s. The reaper reports its end.", run.run_name, timeout
         )
     return outcomes
+
+
+def _repeat_stop(run: Run, logger: Any) -> None:
+    """Repeat a stop that the server dropped; one that fails is logged, for other runs are waited for, too."""
+    from dstack_core import ServerError
+
+    try:
+        run.stop()
+    except ServerError as error:
+        logger.error("%s", error.message)
 
 
 def report_stopping(result: StopResult, flow_run_id: str | None, logger: Any) -> None:

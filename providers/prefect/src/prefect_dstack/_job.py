@@ -53,18 +53,23 @@ class Job:
     def sleep(self, seconds: float) -> None:
         """Wait in short slices; raises ``StopRequested`` when the flow run was cancelled meanwhile."""
         deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            time.sleep(min(SLICE_SECONDS, left))
+        while True:
+            time.sleep(max(min(SLICE_SECONDS, deadline - time.monotonic()), 0.0))
+            # Also for no time at all: that is how long the first retry of a slow request waits.
             if self.probe.is_due and (request := self.probe.ask()) is not None:
                 raise request
+            if time.monotonic() >= deadline:
+                return
 
     async def asleep(self, seconds: float) -> None:
         """Wait in short slices: the twin of ``sleep``."""
         deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            await asyncio.sleep(min(SLICE_SECONDS, left))
+        while True:
+            await asyncio.sleep(max(min(SLICE_SECONDS, deadline - time.monotonic()), 0.0))
             if self.probe.is_due and (request := await asyncio.to_thread(self.probe.ask)) is not None:
                 raise request
+            if time.monotonic() >= deadline:
+                return
 
     def check_flow_run(self) -> None:
         """Raise ``StopRequested`` when the flow run needs no run any more; asks the Prefect server once.

@@ -12,7 +12,6 @@ exception: the stop has as long as a reply may take, the end two minutes.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from contextlib import aclosing
@@ -64,10 +63,8 @@ def is_ending(run: Run) -> bool:
 
 
 def log_stop(logger: Any, result: StopResult) -> None:
-    """Log the result of a stop that a user's code asked for."""
-    from dstack_core.integration import describe_stop
-
-    logger.log(logging.INFO if result.is_safe else logging.ERROR, "%s", describe_stop(result))
+    """Log the result of a stop that a user's code asked for; one that failed was raised."""
+    logger.info("Run %s is stopping.", result.run_name)
 
 
 def stop(job: Job, block: DstackCredentials | None, allowed: StopTime) -> None:

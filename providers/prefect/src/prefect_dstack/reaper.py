@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -43,7 +43,8 @@ class Finding:
 
     ``owner`` is ``flow_run``, ``task_run`` or ``worker`` and the id of the flow or task run; ``state`` its
     state's name, ``"unknown"`` when this Prefect server has none. ``stopped`` (bool): the run was stopped, or
-    would be without the dry run. ``reason`` (str) says why, or why not.
+    would be without the dry run. ``reason`` (str) says why, or why not. ``failed`` (bool): the run had to be
+    stopped, and the server did not confirm it.
     """
 
     run_name: str
@@ -52,6 +53,7 @@ class Finding:
     state: str
     stopped: bool
     reason: str
+    failed: bool = False
 
 
 def reap(
@@ -87,11 +89,18 @@ def reap(
     """
     from prefect.client.orchestration import get_client
 
+    from dstack_core import ConfigurationError
+
+    if not min_age >= 0:
+        raise ConfigurationError(f"min_age: expected 0 seconds or more, got {min_age!r}.")
     findings: dict[str, Finding] = {}
     with (
         open_client(load(credentials), PATIENT_TIMEOUT, retry_budget=_BUDGET) as client,
         get_client(sync_client=True) as api,
     ):
+        # A list of runs shows nothing of a project that does not exist, which must not look like an
+        # all-clear.
+        client.projects.get()
         judge = _Judge(api, min_age, stop_unknown)
         active = _active(client.runs.list())
         for run in active:
@@ -103,8 +112,8 @@ def reap(
         for run, result in zip(stopped, stop_all(client, stopped, _log), strict=True):
             if not result.is_safe:
                 reason = f"{findings[run.id].reason}; the stop was not confirmed: {result.error}"
-                findings[run.id] = replace(findings[run.id], reason=reason)
-        for finding in _report_ends(client, api, judge, active, {run.id for run in stopped}):
+                findings[run.id] = replace(findings[run.id], stopped=False, failed=True, reason=reason)
+        for finding in _report_ends(client, api, judge, active, _stopped(findings)):
             findings.setdefault(*finding)
     return [asdict(finding) for finding in findings.values()]
 
@@ -255,20 +264,35 @@ def _report_ends(
     return found
 
 
+def _stopped(findings: Mapping[str, Finding]) -> set[str]:
+    """Return the ids of the runs that are going to end because they were stopped."""
+    return {run_id for run_id, finding in findings.items() if finding.stopped}
+
+
 def _age(state: State[Any]) -> float:
     # The clocks of this machine and the server may differ a little: no harm at this scale.
     return time.time() - state.timestamp.timestamp()
 
 
 def _log_findings(findings: list[dict[str, Any]], dry_run: bool) -> None:
+    """Log the findings. Raises ``DstackError`` when a run could not be stopped, so that its task fails."""
+    from dstack_core import DstackError
+
     logger = get_run_logger()
     for found in findings:
-        did = "Left" if not found["stopped"] else "Would stop" if dry_run else "Stopped"
-        logger.info(
-            "%s run %s of %s (%s): %s",
-            did,
-            found["run_name"],
-            found["owner"],
-            found["state"],
-            found["reason"],
+        level = logging.ERROR if found["failed"] else logging.INFO
+        logger.log(level, "%s", describe(found, dry_run=dry_run))
+    failed = [found for found in findings if found["failed"]]
+    if failed:
+        names = ", ".join(f"{found['run_name']} ({found['url']})" for found in failed)
+        raise DstackError(
+            f"Reaping: {len(failed)} runs could not be stopped. Stop them on their pages: {names}"
         )
+
+
+def describe(found: Mapping[str, Any], *, dry_run: bool) -> str:
+    """Return a finding in one line; ``dry_run`` says that nothing was stopped."""
+    did = "Would stop" if dry_run else "Stopped"
+    action = "Not stopped" if found["failed"] else did if found["stopped"] else "Left"
+    owner = f"{found['owner']} ({found['state']})"
+    return f"{action}: run {found['run_name']} ({found['url']}) of {owner}: {found['reason']}"
