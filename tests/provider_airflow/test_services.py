@@ -101,6 +101,7 @@ def test_a_silent_server_is_borne_while_a_service_starts(dag_runner: DagRunner, 
     assert run.raw_status == "running"
 
 
+@pytest.mark.usefixtures("ended_by_a_user")
 def test_a_kill_just_after_the_answer_stops_the_service(server: LocalServer) -> None:
     port = free_port()
     task = DstackServiceOperator(
@@ -155,7 +156,7 @@ def test_stop_need_not_wait(dag_runner: DagRunner, server: LocalServer) -> None:
     ran = dag_runner.run_tasks(
         "DstackStopRunOperator(task_id='stop', run_name='slow', wait_for_completion=False)"
     )
-    assert ran.values["stop"] == {"slow": "terminating"}
+    assert ran.values["stop"] == {"slow": "stopping"}
 
 
 def test_stop_leaves_the_runs_of_others_alone(dag_runner: DagRunner, server: LocalServer) -> None:
