@@ -41,6 +41,7 @@ def stop_left_over(block: DstackCredentials | None, flow_run_id: UUID, *, crashe
     prefixes = tuple(flow_run_marker_prefix(str(run_id)) for run_id in flow_run_ids)
     found: dict[str, Run] = {}
     stopped: set[str] = set()
+    refused: set[str] = set()
     with open_client(block, PATIENT_TIMEOUT, retry_budget=_LIST_BUDGET) as client:
         for poll in range(_POLLS):
             if poll:
@@ -48,8 +49,13 @@ def stop_left_over(block: DstackCredentials | None, flow_run_id: UUID, *, crashe
             mine = [run for run in client.runs.list() if _is_left_over(run, prefixes, crashed=crashed)]
             found |= {run.id: run for run in mine}
             active = [run for run in mine if not is_ending(run) and run.id not in stopped]
-            stop_all(client, active, logger)
+            results = stop_all(client, active, logger)
             stopped |= {run.id for run in active}
+            refused |= {
+                run.id for run, result in zip(active, results, strict=True) if result.state == "refused"
+            }
+        # A run that the server does not let this user stop holds nothing up.
+        found = {run_id: run for run_id, run in found.items() if run_id not in refused}
         # A process that was killed right after its stop may have emitted nothing.
         for run in found.values():
             if run.id not in stopped:
