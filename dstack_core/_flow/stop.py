@@ -183,7 +183,7 @@ def checked_stop(api: Api, target: StopTarget, options: StopOptions, stops: Stop
     """
     stopped = yield from stop(api, target, options, stops)
     result, failure = stopped.result, stopped.failure
-    within = f"within {options.timeout or 0.0:g} s"
+    within = f"within {round(options.timeout or 0.0, 1):g} s"
     if failure is not None:
         text = f"Could not stop run {result.run_name}: {failure.message.rstrip('.')}. It may still be running"
         raise _like(failure, f"{text}: {result.url}")
@@ -374,7 +374,7 @@ class _Stop:
         failure = None if self.failure is None else self.failure.message
         if state is not StopState.UNCONFIRMED:
             return failure
-        within = f"within {self.options.timeout or 0.0:g} s"
+        within = f"within {round(self.options.timeout or 0.0, 1):g} s"
         if self.is_missing:
             return f"the run did not appear {within}; its submission may still be under way"
         if self.accepted_at is None:

@@ -101,6 +101,7 @@ def test_a_silent_server_is_borne_while_a_service_starts(dag_runner: DagRunner, 
     assert run.raw_status == "running"
 
 
+@pytest.mark.usefixtures("ended_by_a_user")
 def test_a_kill_just_after_the_answer_stops_the_service(server: LocalServer) -> None:
     port = free_port()
     task = DstackServiceOperator(
@@ -155,7 +156,7 @@ def test_stop_need_not_wait(dag_runner: DagRunner, server: LocalServer) -> None:
     ran = dag_runner.run_tasks(
         "DstackStopRunOperator(task_id='stop', run_name='slow', wait_for_completion=False)"
     )
-    assert ran.values["stop"] == {"slow": "terminating"}
+    assert ran.values["stop"] == {"slow": "stopping"}
 
 
 def test_stop_leaves_the_runs_of_others_alone(dag_runner: DagRunner, server: LocalServer) -> None:
@@ -178,7 +179,7 @@ def test_in_a_mapped_group_each_stops_its_own(dag_runner: DagRunner, server: Loc
 def serve_and_use(port):
     what = {"type": "service", "port": 80, "commands": ["sleep 600"]}
     serve = DstackRunOperator(task_id="serve", configuration=what, poll_interval=0.3,
-                              execution_timeout=timedelta(seconds=2), on_kill_action="keep")
+                              execution_timeout=timedelta(seconds=6), on_kill_action="keep")
     stop = DstackStopRunOperator(task_id="stop", runs_of=serve, poll_interval=0.3, trigger_rule="all_done")
     serve >> stop
 
@@ -196,7 +197,7 @@ def test_a_teardown_without_setup_stops_what_a_failed_task_left(
     ran = dag_runner.run_tasks(
         """
 train = DstackRunOperator(task_id="train", configuration=Task(commands=["sleep 600"]), poll_interval=0.3,
-                          execution_timeout=timedelta(seconds=2), on_kill_action="keep")
+                          execution_timeout=timedelta(seconds=6), on_kill_action="keep")
 cleanup = DstackStopRunOperator(task_id="cleanup", runs_of=train, poll_interval=0.3)
 train >> cleanup.as_teardown()
 """

@@ -93,11 +93,11 @@ def state_of(flow_run_id: UUID) -> Any:
         return client.read_flow_run(flow_run_id).state
 
 
-def interrupt_when_running(dstack: LocalServer) -> threading.Thread:
-    """Press Ctrl-C in this process as soon as a run of the server is running."""
+def interrupt_when_asked(dstack: LocalServer, path: str = "/logs/poll") -> threading.Thread:
+    """Press Ctrl-C in this process as soon as the server was asked for ``path``: now the run is waited for."""
 
     def press() -> None:
-        until(lambda: any(run.raw_status == "running" for run in all_runs(dstack)))
+        until(lambda: any(path in request.path for request in dstack.requests))
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=press)

@@ -232,7 +232,7 @@ def test_a_refused_stop_is_logged_with_what_to_do(
         hook(idle, mine, Crashed())
     assert f"Stopping run mine: {run.url}" in caplog.text
     assert "refused to stop run mine" in caplog.text
-    assert "project member" in caplog.text
+    assert "Ask somebody with that right to stop it" in caplog.text
 
 
 def test_runs_of_subflows_belong_to_their_parents(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -25,7 +23,7 @@ from dstack_core import RunFailedError, RunNotFoundError
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, DstackRun, _probe
 
-from .support import all_runs, log_records, outcome_of, submissions, the_run, until
+from .support import all_runs, interrupt_when_asked, log_records, outcome_of, submissions, the_run, until
 
 LONG = {"type": "task", "commands": ["echo started; sleep 60"]}
 SHORT = {"type": "task", "commands": ["echo the-end"]}
@@ -132,7 +130,7 @@ def test_a_run_always_has_a_longest_duration(dstack: LocalServer, credentials: D
 @pytest.mark.parametrize("twin", [False, True])
 def test_stopping_a_run_that_goes_on(dstack: LocalServer, credentials: DstackCredentials, twin: bool) -> None:
     handle = block(credentials, LONG).trigger()
-    with pytest.raises(RuntimeError, match="not over"):
+    with pytest.raises(RuntimeError, match="has not ended"):
         asyncio.run(handle.afetch_result()) if twin else handle.fetch_result()
     asyncio.run(handle.astop()) if twin else handle.stop()
     until(lambda: the_run(dstack).outcome(), seconds=20)
@@ -190,12 +188,7 @@ def test_an_interrupt_while_waiting_stops_the_run(
     async def awaiting() -> None:
         await (await block(credentials, LONG).atrigger()).await_for_completion()
 
-    def press() -> None:
-        until(lambda: any(run.raw_status == "running" for run in all_runs(dstack)))
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=press)
-    thread.start()
+    thread = interrupt_when_asked(dstack)
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(awaiting()) if twin else waiting()
     thread.join()

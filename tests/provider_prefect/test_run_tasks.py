@@ -41,7 +41,7 @@ from prefect_dstack import (
 )
 from prefect_dstack.flows import stop_own_runs
 
-from .support import all_runs, interrupt_when_running, log_records, outcome_of, submissions, the_run, until
+from .support import all_runs, interrupt_when_asked, log_records, outcome_of, submissions, the_run, until
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -115,7 +115,7 @@ def test_what_names_no_run_is_refused(wrong: Any, credentials: DstackCredentials
     def steps() -> None:
         wait_for_run(wrong, credentials)
 
-    with pytest.raises(ConfigurationError, match="names no run"):
+    with pytest.raises(ConfigurationError, match="expected a run's name"):
         steps()
 
 
@@ -165,7 +165,7 @@ def test_an_interrupt_stops_the_flow_runs_own_run_and_no_other(
                 client.runs.submit(LONG, run_name="watched")
         wait_for_run("watched", credentials, **FAST)
 
-    thread = interrupt_when_running(dstack)
+    thread = interrupt_when_asked(dstack)
     with pytest.raises(KeyboardInterrupt):
         waiting()
     thread.join()
@@ -204,7 +204,7 @@ def test_a_silent_server_is_borne_before_the_first_look(
     fault = dstack.faults.add("/runs/get", status=503, times=None)
 
     def recover() -> None:
-        until(lambda: "trying again for" in caplog.text)
+        until(lambda: "Retrying for" in caplog.text)
         fault.times = 1
 
     thread = threading.Thread(target=recover)

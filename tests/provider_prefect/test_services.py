@@ -26,7 +26,7 @@ from prefect_dstack import (
 )
 from tests.ports import free_port
 
-from .support import interrupt_when_running, outcome_of, the_run, until
+from .support import interrupt_when_asked, outcome_of, the_run, until
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -111,7 +111,7 @@ def test_a_cancellation_stops_the_service_that_is_waited_for(
         run = submit_run(service(8000, "sleep 60"), credentials)
         wait_for_service(run, credentials, poll_interval=0.2)
 
-    thread = interrupt_when_running(dstack)
+    thread = interrupt_when_asked(dstack, "/proxy/services/")
     with pytest.raises(KeyboardInterrupt):
         waiting()
     thread.join()

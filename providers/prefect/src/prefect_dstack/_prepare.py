@@ -91,7 +91,7 @@ def prepare_to_watch(
     return Job(
         spec={},
         names=AttemptNames(name, "", name),
-        attempt=Attempt(RunRef(name, ""), is_chosen=True),
+        attempt=Attempt(RunRef(name, ""), run_id=run.get("run_id") if isinstance(run, Mapping) else None),
         relay=Relay(logger, stream_logs=stream_logs),
         report=_report(name, logger, artifacts and owner.is_tracked),
         probe=CancelProbe(owner.flow_run_id, current_task_runner()),

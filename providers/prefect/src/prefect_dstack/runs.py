@@ -204,4 +204,5 @@ def _checked(run: RunLike, found: Any, job: Job) -> Any:
     if found is None or not _is_same(run, found):
         raise RunNotFoundError(f"There is no run {name_of(run)}, or another run has its name now.")
     own(job, found.marker, marker_prefix(task_owner()))
+    job.note(found)
     return found
