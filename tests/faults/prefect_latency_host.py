@@ -8,10 +8,12 @@ in the end: one event, one table and one progress for each run that was reported
 from __future__ import annotations
 
 import contextlib
+import logging
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -29,6 +31,7 @@ from tests.provider_prefect import hosts
 from tests.provider_prefect.latency_flows import FLOWS
 from tests.provider_prefect.support import until
 
+_LOG = logging.getLogger(__name__)
 _FLOWS = "tests.provider_prefect.latency_flows"
 _RUNNER_FLOWS = "tests.provider_prefect.latency_runner_flows"
 # Dask and Ray have an environment of their own.
@@ -224,19 +227,25 @@ def try_all(
 ) -> list[LatencyResult]:
     """Return the results of the chosen ways, judged also by what Prefect shows after the reaper's last pass."""
     results = try_latencies(host.server, chosen, host.reap, only=only, workers=workers)
-    with host.server.client() as client:
-
-        def left() -> list[dstack.Run]:
-            # Runs of cases that were not reached do not end by themselves.
-            return [run for run in client.runs.list() if run.outcome() is None]
-
-        for run in left():
-            if not dstack.RunStatus(run.raw_status).is_stopping:
-                run.stop(abort=True)
-        until(lambda: not left(), seconds=OVER_SECONDS, pause=0.5, what="the end of all runs")
+    _end_all(host)
     host.reap()
     host.api.settle_events()
     return [_judged_again(host, result) for result in results]
+
+
+def _end_all(host: LatencyHost) -> None:
+    """Wait for the end of all runs; those of cases that were not reached do not end by themselves."""
+    deadline = time.monotonic() + OVER_SECONDS
+    with host.server.client() as client:
+        while active := [run for run in client.runs.list() if run.outcome() is None]:
+            for run in active:
+                if not dstack.RunStatus(run.raw_status).is_stopping:
+                    run.stop(abort=True)
+            if time.monotonic() > deadline:
+                # The judgement of their cases says what is missing.
+                _LOG.error("still active: %s", [(run.name, run.raw_status, run.marker) for run in active])
+                return
+            time.sleep(1.0)
 
 
 def _judged_again(host: LatencyHost, result: LatencyResult) -> LatencyResult:
