@@ -145,7 +145,7 @@ class AsyncRunCollection:
         sleep: Callable[[float], Awaitable[None]] | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> AsyncRun | None:
-        """Return the run of that name, or None when there is none: the twin of ``RunCollection.get``."""
+        """Return the run with that name, None if there is none: ``RunCollection.get``, async."""
         flow = self._session.get(run_name, retry_budget=retry_budget)
         snapshot = await _adrive.arun(flow, self._transport, sleep, on_event)
         return None if snapshot is None else AsyncRun(self._session, self._transport, snapshot)

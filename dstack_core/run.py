@@ -232,8 +232,8 @@ class Run(RunBase[BlockingTransport]):
         Args:
             abort: Kill the processes without a grace period.
             until: Return once the server has accepted the stop, shows the run stopping, or shows its end.
-            timeout: Seconds for everything, each request included; None retries an unreachable server for the
-                client's retry budget and waits for the end without a limit.
+            timeout: Time limit of the whole stop in seconds, requests included. None retries an unreachable
+                server for the client's retry budget and waits for the end without a limit.
             sleep: A function of seconds, instead of ``time.sleep``.
 
         Returns:

@@ -66,9 +66,9 @@ def live_chunks(
         approach = yield from call(api.get_approach(progress.run_name, progress.run_id or "", node))
         submission = next((item for item in _submissions(approach.run) if item.id not in finished), None)
         if submission is None:
-            if _is_ending(approach.run):
+            if approach.run.status.is_ending:
                 return (yield from do(source.rest))
-        elif submission.may_have_logs or _is_ending(approach.run):
+        elif submission.may_have_logs or approach.run.status.is_ending:
             yield from _submission(api, progress, source, approach, submission, poll_interval)
             finished.add(submission.id)
             continue
@@ -209,7 +209,3 @@ def _look(api: Api, progress: Progress, submission: Submission) -> Flow[Submissi
 
 def _submissions(run: RunSnapshot) -> list[Submission]:
     return [submission for job in run.jobs for submission in job.submissions]
-
-
-def _is_ending(run: RunSnapshot) -> bool:
-    return not run.is_active or run.status.is_stopping

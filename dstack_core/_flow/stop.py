@@ -7,7 +7,7 @@ seconds (a signal handler) and a minute.
 The idea: one loop for all callers. It sends the stop, polls the run, and sends the stop again only when a
 poll shows that it did not hold. What precedes the stop depends on what the caller knows:
 
-* ``Check.NEVER``: nobody else can have the name, so the stop is the first request.
+* ``Check.NEVER``: no other run can have the name, so the stop is the first request.
 * ``Check.IF_ANSWERED``: the caller saw the run active as its own. The check and the stop share the time: an
   unanswered check does not prevent the stop, since only a run that ended meanwhile could have lost its name.
 * ``Check.ALWAYS``: without an answer nothing is stopped.
@@ -87,7 +87,7 @@ class _Accepted:
 
 
 class Stops:
-    """The stops that a client's server accepted, so that whoever follows such a run can repeat a dropped one.
+    """The stops that a client's server accepted, for the followers of these runs to repeat a dropped one.
 
     A run whose stop holds is never seen active and not stopping. ``clock`` gives seconds.
     """

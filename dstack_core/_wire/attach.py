@@ -89,7 +89,7 @@ def parse_approach(data: Mapping[str, Any], node: int) -> Approach:
         raise ConfigurationError(f"node: run {run.name} has no node {node}; it has {nodes}")
     if data["status"] in _WAITING:
         return Approach(run, None, waiting=True)
-    if not run.is_active or run.status.is_stopping:
+    if run.status.is_ending:
         return Approach(run, None, waiting=False)
     route = next((route for job in jobs if (route := _route(data, job))), None)
     return Approach(run, route, waiting=route is None and any(_may_start(job) for job in jobs))

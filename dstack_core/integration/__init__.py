@@ -9,6 +9,7 @@ from __future__ import annotations
 from dstack_core.integration.attempts import Attempt, AttemptNames, achoose_attempt, choose_attempt
 from dstack_core.integration.stop import astop_run, describe_stop, stop_run
 from dstack_core.models.stops import RunRef, StopResult, StopState
+from dstack_core.models.tolerant import known_fields
 
 __all__ = [
     "Attempt",
@@ -20,5 +21,6 @@ __all__ = [
     "astop_run",
     "choose_attempt",
     "describe_stop",
+    "known_fields",
     "stop_run",
 ]

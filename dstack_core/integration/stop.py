@@ -17,6 +17,7 @@ from dstack_core.models.stops import RunRef, StopResult, StopState
 
 if TYPE_CHECKING:
     from dstack_core._flow.steps import Flow
+    from dstack_core._session import Session
     from dstack_core.aio import AsyncClient
     from dstack_core.client import Client
 
@@ -46,7 +47,7 @@ def stop_run(
     Args:
         client: The client; its own time limits apply to each request as far as ``timeout`` allows.
         ref: The run. With ``ref.generated`` the stop is the first request.
-        timeout: Seconds for everything, each request included.
+        timeout: Time limit of the whole stop in seconds, requests included.
         log: Gets a line before the first request, and one with the result.
         run_id: The run's id, if it is known.
         submitted: Whether this task submitted the run or saw it active as its own. Then an unanswered check
@@ -64,8 +65,9 @@ def stop_run(
     """
     from dstack_core import _drive
 
-    stop = _OwnedStop(client, ref, timeout, log, run_id, submitted, may_appear, abort, until)
-    return stop.finish(_drive.run(stop.begin(), client._transport, sleep))
+    options = _options(client, ref, timeout, submitted, may_appear, abort, until)
+    flow = _logged(client._session, StopTarget(ref.name, ref.marker, run_id), options, log)
+    return _drive.run(flow, client._transport, sleep)
 
 
 async def astop_run(
@@ -84,47 +86,34 @@ async def astop_run(
     """Stop the run that ``ref`` names, and no other: the twin of ``stop_run``."""
     from dstack_core import _adrive
 
-    stop = _OwnedStop(client, ref, timeout, log, run_id, submitted, may_appear, abort, until)
-    return stop.finish(await _adrive.arun(stop.begin(), client._transport, sleep))
+    options = _options(client, ref, timeout, submitted, may_appear, abort, until)
+    flow = _logged(client._session, StopTarget(ref.name, ref.marker, run_id), options, log)
+    return await _adrive.arun(flow, client._transport, sleep)
 
 
-class _OwnedStop:
-    """The flow of one stop, and the lines around it."""
+def _options(
+    client: Client | AsyncClient,
+    ref: RunRef,
+    timeout: float,
+    submitted: bool,
+    may_appear: bool,
+    abort: bool,
+    until: str,
+) -> StopOptions:
+    check_seconds("timeout", timeout, above=True)
+    check_choice("until", until, ("stopping", "ended"))
+    check = Check.NEVER if ref.generated else Check.IF_ANSWERED if submitted else Check.ALWAYS
+    return StopOptions(client._session.clock, abort, timeout, check, Until(until), may_appear=may_appear)
 
-    def __init__(
-        self,
-        client: Client | AsyncClient,
-        ref: RunRef,
-        timeout: float,
-        log: Logger,
-        run_id: str | None,
-        submitted: bool,
-        may_appear: bool,
-        abort: bool,
-        until: str,
-    ) -> None:
-        check_seconds("timeout", timeout, above=True)
-        check_choice("until", until, ("stopping", "ended"))
-        check = Check.NEVER if ref.generated else Check.IF_ANSWERED if submitted else Check.ALWAYS
-        self._session = client._session
-        self._target = StopTarget(ref.name, ref.marker, run_id)
-        self._options = StopOptions(
-            self._session.clock, abort, timeout, check, Until(until), may_appear=may_appear
-        )
-        self._log = log
 
-    def begin(self) -> Flow[StopResult]:
-        """Log what is about to be stopped, and return the flow that stops it."""
-        api, target = self._session.api, self._target
-        page = api.run_url(target.run_id) if target.run_id else api.runs_url()
-        self._log.log(logging.WARNING, "Stopping run %s: %s", target.name, page)
-        return self._session.stop_owned(target, self._options)
-
-    def finish(self, result: StopResult) -> StopResult:
-        """Log the result and return it."""
-        level = logging.INFO if result.is_safe else logging.ERROR
-        self._log.log(level, "%s", describe_stop(result))
-        return result
+def _logged(session: Session, target: StopTarget, options: StopOptions, log: Logger) -> Flow[StopResult]:
+    """Stop the run between the two lines of the log."""
+    page = session.api.runs_url() if target.run_id is None else session.api.run_url(target.run_id)
+    log.log(logging.WARNING, "Stopping run %s: %s", target.name, page)
+    result = yield from session.stop_owned(target, options)
+    level = logging.INFO if result.is_safe else logging.ERROR
+    log.log(level, "%s", describe_stop(result))
+    return result
 
 
 def describe_stop(result: StopResult) -> str:

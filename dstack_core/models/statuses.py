@@ -50,6 +50,11 @@ class RunStatus(StrEnum):
         """Tell whether the run is on its way to an end it has not reached yet."""
         return self in _STOPPING
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether the run has finished or is stopping, so that there is nothing left to stop."""
+        return self.is_finished or self.is_stopping
+
 
 _FINISHED = frozenset(
     {RunStatus.DONE, RunStatus.FAILED, RunStatus.TERMINATED, RunStatus.ABORTED, RunStatus.STOPPED}

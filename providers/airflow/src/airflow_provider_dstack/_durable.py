@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -63,11 +63,12 @@ class Record:
     @classmethod
     def read(cls, stored: object) -> Record | None:
         """Return the record that was stored, None for anything else; fields of other versions are ignored."""
+        from dstack_core.integration import known_fields
+
         if not isinstance(stored, Mapping):
             return None
-        known = {field.name for field in fields(cls)}
         try:
-            return cls(**{name: value for name, value in stored.items() if name in known})
+            return cls(**known_fields(cls, stored))
         except TypeError:
             return None
 

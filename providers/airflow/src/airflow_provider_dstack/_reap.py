@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from airflow_provider_dstack._names import MarkedTask, birth_of, run_ref
-from airflow_provider_dstack._stop import stop_seconds
+from airflow_provider_dstack._stop import ENDED_STATES, stop_seconds
 from airflow_provider_dstack.errors import DstackError
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ AskAirflow = Callable[[MarkedTask], "TaskFacts | None"]
 DEFAULT_MIN_AGE = 60.0
 UNKNOWN = "unknown"
 
-
-_ENDED_TASK = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 _ENDED_DAG_RUN = frozenset({"success", "failed"})
 
 
@@ -141,7 +139,9 @@ def failure(findings: Sequence[Finding]) -> str | None:
 def _verdicts(client: Client, ask: AskAirflow, options: ReapOptions) -> list[_Verdict]:
     # A list of runs shows nothing of a project that does not exist, which must not look like an all-clear.
     client.projects.get()
-    found = [(run, MarkedTask.read(run.marker)) for run in client.runs.list() if not _is_ending(run)]
+    found = [
+        (run, MarkedTask.read(run.marker)) for run in client.runs.list() if not run.last_status.is_ending
+    ]
     return [_verdict(run, task, _facts(ask, task), options) for run, task in found if task is not None]
 
 
@@ -160,7 +160,7 @@ def _verdict(run: Run, task: MarkedTask, facts: TaskFacts | None, options: ReapO
     # Of an unknown task instance only the run's own age is known.
     ended_at = run.submitted_at if facts is None else facts.ended_at
     verdict = _Verdict(run, task, state, True, "its task has ended", ended_at)
-    if facts is not None and facts.state not in _ENDED_TASK:
+    if facts is not None and facts.state not in ENDED_STATES:
         return _leave(verdict, "its task has not ended")
     if task.keep:
         return _leave(verdict, 'it was submitted with on_kill_action="keep"')
@@ -218,7 +218,3 @@ def _stop(client: Client, run: Run, log: Any) -> tuple[Action, str]:
     if result.state in (StopState.MISSING, StopState.OTHER_OWNER):
         return "left", "it was deleted meanwhile"
     return ("stopped", "") if result.is_safe else ("not stopped", result.error or str(result.state))
-
-
-def _is_ending(run: Run) -> bool:
-    return run.last_status.is_finished or run.last_status.is_stopping

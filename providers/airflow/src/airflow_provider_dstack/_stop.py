@@ -21,13 +21,14 @@ KILL_SECONDS = 4.0
 # server that drops three stops gets a fourth (one every 5 s).
 _LEAST_STOP_SECONDS = 30.0
 
-_ENDED = frozenset({"failed", "success", "restarting", "skipped", "upstream_failed", "removed"})
+ENDED_STATES = frozenset({"failed", "success", "skipped", "upstream_failed", "removed"})
 
 
 def was_ended(ti: TaskInstanceLike) -> bool:
     """Whether a user ended the task that still runs; no, when Airflow cannot be asked."""
     try:
-        return task_state(ti) in _ENDED
+        # A task that is cleared while it runs is restarting until its process has ended.
+        return task_state(ti) in ENDED_STATES | {"restarting"}
     except Exception:
         return False
 

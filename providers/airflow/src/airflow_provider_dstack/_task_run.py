@@ -209,23 +209,17 @@ class TaskRun:
         """
         if self._is_closed or (self.state in FINAL and self.state is not State.HANDED_OVER):
             return
-        self._stop_by = min(self._stop_by, time.monotonic() + KILL_SECONDS)
+        self._stop_within(KILL_SECONDS)
         self._leave(Event.KILLED)
         self._sleep_until_final(time.monotonic() + _SETTLE_SECONDS)
 
     def interrupt(self) -> None:
         """Have the run stopped because the task fails; returns once that is done. Takes seconds."""
-        seconds = stop_seconds(self._client)
-        self._stop_by = min(self._stop_by, time.monotonic() + seconds)
-        self._leave(Event.INTERRUPTED)
-        self._sleep_until_final(time.monotonic() + seconds + 1.0)
+        self._leave_unhurried(Event.INTERRUPTED)
 
     def end(self) -> None:
         """Have the run stopped or kept because the task was ended; returns once that is done."""
-        seconds = stop_seconds(self._client)
-        self._stop_by = min(self._stop_by, time.monotonic() + seconds)
-        self._leave(Event.KILLED)
-        self._sleep_until_final(time.monotonic() + seconds + 1.0)
+        self._leave_unhurried(Event.KILLED)
 
     def close(self) -> None:
         """End the control thread and close the connections."""
@@ -256,6 +250,17 @@ class TaskRun:
             case _:
                 found = f"The stop of run {self.ref.name} is not confirmed. Check its page: {self._page()}"
         return f"The task was ended before its run. {found}"
+
+    def _leave_unhurried(self, event: Event) -> None:
+        """Leave the run where Airflow sets no limit to the stop."""
+        seconds = stop_seconds(self._client)
+        self._stop_within(seconds)
+        self._leave(event)
+        self._sleep_until_final(time.monotonic() + seconds + 1.0)
+
+    def _stop_within(self, seconds: float) -> None:
+        # The tightest limit counts: a kill may follow an interruption.
+        self._stop_by = min(self._stop_by, time.monotonic() + seconds)
 
     def _leave(self, event: Event) -> None:
         # In this order: the worker must not begin a request that nobody would stop.
@@ -314,7 +319,7 @@ class TaskRun:
         """Return whether the run is kept or stopped; an error of the question means stop."""
         error = self.error
         if state is State.FAILED:
-            self._stop_by = min(self._stop_by, time.monotonic() + stop_seconds(self._client))
+            self._stop_within(stop_seconds(self._client))
             if error is not None and not _may_leave_a_run(error, submitted=self.submitted):
                 return Event.LEAVE
         if self._options.on_kill_action == "keep":
@@ -366,7 +371,7 @@ class TaskRun:
         except _HandOver:
             event = Event.HANDED_OVER
             if self._options.was_ended():
-                self._stop_by = min(self._stop_by, time.monotonic() + stop_seconds(self._client))
+                self._stop_within(stop_seconds(self._client))
                 self._is_over = True
                 event = Event.KILLED
         except BaseException as error:

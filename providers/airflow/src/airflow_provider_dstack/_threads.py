@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
@@ -13,7 +12,6 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_TICK_SECONDS = 0.02
 # The loop itself holds its tasks weakly.
 _CALLS: set[asyncio.Future[None]] = set()
 
@@ -22,23 +20,6 @@ def start_thread(target: Callable[[], None], name: str) -> None:
     """Run ``target`` in a thread that does not keep the process alive."""
     # The copied context carries what Airflow's logging binds to the task.
     threading.Thread(target=contextvars.copy_context().run, args=(target,), name=name, daemon=True).start()
-
-
-def answer_within(seconds: float, question: Callable[[], T]) -> T | None:
-    """Return what ``question`` returns; None when it raises, or has no answer within ``seconds``."""
-    answers: list[T | None] = []
-
-    def ask() -> None:
-        try:
-            answers.append(question())
-        except Exception:
-            answers.append(None)
-
-    start_thread(ask, "dstack-question")
-    deadline = time.monotonic() + seconds
-    while not answers and time.monotonic() < deadline:
-        time.sleep(_TICK_SECONDS)
-    return answers[0] if answers else None
 
 
 @cache
