@@ -33,7 +33,7 @@ from prefect_dstack import DstackCredentials, areap_runs, reap_runs, reaper, run
 from prefect_dstack._report import Report, emit
 from prefect_dstack.reaper import reap
 
-from .support import all_runs, artifacts_of, event_names, outcome_of, the_run, until
+from .support import all_runs, artifacts_of, event_names, events_of, outcome_of, the_run, until
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -229,12 +229,14 @@ def test_a_dry_run_reports_nothing(dstack: LocalServer, credentials: DstackCrede
 
 
 def test_what_the_reaper_stops_it_reports(dstack: LocalServer, credentials: DstackCredentials) -> None:
-    left = run_of(dstack, in_state(Crashed()).id)
+    mine = in_state(Crashed())
+    left = run_of(dstack, mine.id)
     (finding,) = reap(credentials, min_age=0)
     assert finding["stopped"]
     assert outcome_of(left).reason == "stopped_by_user"
     until(lambda: len(event_names(left.id)) == 2, seconds=30)
     assert event_names(left.id) == ["dstack.run.stopping", "dstack.run.terminated"]
+    assert events_of(left.id)[0]["payload"] == {"url": left.url, "flow_run_id": str(mine.id)}
 
 
 def test_a_refused_stop_is_in_the_finding(dstack: LocalServer, credentials: DstackCredentials) -> None:

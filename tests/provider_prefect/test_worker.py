@@ -22,11 +22,22 @@ from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, DstackWorker
 from prefect_dstack import worker as worker_module
 from prefect_dstack._machine import DstackJobConfiguration
-from prefect_dstack._machine_runs import submit_once
+from prefect_dstack._machine_runs import marker_prefix, submit_once
 from prefect_dstack._names import flow_run_marker_prefix
 
 from .machines import START_SECONDS, cancel, deploy, new_pool, read, start, the_line, worker
-from .support import all_runs, event_names, log_records, outcome_of, state_of, submissions, the_run, until
+from .support import (
+    all_runs,
+    event_names,
+    events_of,
+    is_running,
+    log_records,
+    outcome_of,
+    state_of,
+    submissions,
+    the_run,
+    until,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -126,6 +137,23 @@ def test_a_cancellation_while_the_flow_runs_leaves_no_machine(
         assert state_of(flow_run.id).is_cancelled()
 
 
+def test_a_killed_machine_has_its_flow_run_in_the_event(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    flow_run_id = uuid4()
+    with dstack.client() as client:
+        run = client.runs.submit(
+            {"type": "task", "commands": ["sleep 60"]},
+            run_name="machine",
+            marker=f"{marker_prefix(flow_run_id)}1",
+        )
+    machines = DstackWorker(work_pool_name="any")
+    configuration = DstackJobConfiguration(credentials=credentials)
+    asyncio.run(machines.kill_infrastructure("main:machine", configuration))
+    until(lambda: event_names(run.id) == ["dstack.run.stopping"], seconds=30)
+    assert events_of(run.id)[0]["payload"] == {"url": run.url, "flow_run_id": str(flow_run_id)}
+
+
 def test_killing_the_infrastructure(dstack: LocalServer, credentials: DstackCredentials) -> None:
     configuration = DstackJobConfiguration(credentials=credentials)
     machines = DstackWorker(work_pool_name="any")
@@ -177,7 +205,7 @@ def test_a_machine_that_goes_on_after_its_flow_run_is_stopped(
     flow_run = start(deploy(pool))
 
     def complete() -> None:
-        until(lambda: any(run.raw_status == "running" for run in all_runs(dstack)))
+        until(lambda: is_running(dstack))
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(flow_run.id, Running(), force=True)
             client.set_flow_run_state(flow_run.id, Completed(), force=True)

@@ -139,10 +139,10 @@ def report_stopping(result: StopResult, flow_run_id: str | None, logger: Any) ->
     """Emit ``dstack.run.stopping`` if the run is going to end; a Prefect server that refuses it is logged."""
     if result.run_id is None or not _report.is_going_to_end(result):
         return
-    try:
-        _report.emit("stopping", result.run_name, result.run_id, {"url": result.url}, flow_run_id=flow_run_id)
-    except Exception as error:
-        logger.debug("Prefect did not take an event: %s", error)
+    payload = _report.stopping_payload(result.url, flow_run_id)
+    _report.try_emit(
+        "stopping", result.run_name, result.run_id, payload, flow_run_id=flow_run_id, logger=logger
+    )
 
 
 def report_earlier_stop(run: Run, logger: Any) -> None:

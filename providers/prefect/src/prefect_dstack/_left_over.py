@@ -12,7 +12,6 @@ from prefect_dstack import _end_reports
 from prefect_dstack._connect import PATIENT_TIMEOUT, open_client, quick_prefect_client
 from prefect_dstack._end_reports import Unreported
 from prefect_dstack._names import flow_run_marker_prefix, outlives_crash
-from prefect_dstack._stop import is_ending
 
 if TYPE_CHECKING:
     from dstack_core import Client, Run
@@ -48,7 +47,7 @@ def stop_left_over(block: DstackCredentials | None, flow_run_id: UUID, *, crashe
                 time.sleep(_PAUSE)
             mine = [run for run in client.runs.list() if _is_left_over(run, prefixes, crashed=crashed)]
             found |= {run.id: run for run in mine}
-            active = [run for run in mine if not is_ending(run) and run.id not in stopped]
+            active = [run for run in mine if not run.last_status.is_ending and run.id not in stopped]
             results = stop_all(client, active, logger)
             stopped |= {run.id for run in active}
             refused |= {

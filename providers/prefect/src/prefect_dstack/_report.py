@@ -127,7 +127,7 @@ class Report:
                     update_progress(api, self._progress, outcome.run_name, status, ENDED_PERCENT)
 
     def _emit(self, what: str, run_name: str, run_id: str, payload: dict[str, Any]) -> None:
-        event = self._try(lambda: emit(what, run_name, run_id, payload, follows=self._last))
+        event = try_emit(what, run_name, run_id, payload, logger=self._logger, follows=self._last)
         self._last = event or self._last
 
     def _is_known(self, outcome: Outcome) -> bool:
@@ -200,6 +200,17 @@ def emit(
         id=event_id(what, run_id),
         follows=follows,
     )
+
+
+def try_emit(
+    what: str, run_name: str, run_id: str, payload: dict[str, Any], *, logger: Any, **options: Any
+) -> PrefectEvent | None:
+    """Do as ``emit`` does; a Prefect that refuses the event is logged, since no run may fail over it."""
+    try:
+        return emit(what, run_name, run_id, payload, **options)
+    except Exception as error:
+        logger.debug("Prefect did not take an event: %s", error)
+        return None
 
 
 def event_id(what: str, run_id: str) -> UUID:

@@ -23,7 +23,6 @@ import anyio
 from prefect_dstack._connect import PATIENT_TIMEOUT, open_async_client, open_client
 
 if TYPE_CHECKING:
-    from dstack_core import Run
     from dstack_core.integration import StopResult
     from prefect_dstack._job import Job
     from prefect_dstack.credentials import DstackCredentials
@@ -57,14 +56,11 @@ class _OutOfTime(Exception):
     """Leave the wait for the end."""
 
 
-def is_ending(run: Run) -> bool:
-    """Whether the run had ended or was stopping when it was last fetched."""
-    return run.last_status.is_finished or run.last_status.is_stopping
-
-
 def log_stop(logger: Any, result: StopResult) -> None:
     """Log the result of a stop that a user's code asked for; one that failed was raised."""
-    logger.info("Run %s is stopping.", result.run_name)
+    from dstack_core.integration import describe_stop
+
+    logger.info("%s", describe_stop(result))
 
 
 def stop(job: Job, block: DstackCredentials | None, allowed: StopTime) -> None:

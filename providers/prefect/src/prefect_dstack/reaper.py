@@ -22,7 +22,6 @@ from prefect_dstack import _end_reports
 from prefect_dstack._connect import PATIENT_TIMEOUT, CredentialsLike, load, open_client
 from prefect_dstack._left_over import stop_all
 from prefect_dstack._names import outlives_crash, owner_of
-from prefect_dstack._stop import is_ending
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -104,7 +103,7 @@ def reap(
         judge = _Judge(api, min_age, stop_unknown)
         active = _active(client.runs.list())
         for run in active:
-            if not is_ending(run):
+            if not run.last_status.is_ending:
                 findings[run.id] = judge.finding(run)
         if dry_run:
             return [asdict(finding) for finding in findings.values()]

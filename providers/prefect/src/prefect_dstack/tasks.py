@@ -161,8 +161,8 @@ def submit_run(
     cancellation stops it, so that a service may outlive its flow run.
 
     Returns a dict of JSON-plain values: ``run_name``, ``run_id``, ``status``, ``url`` of its page,
-    ``service_url`` (None where there is none), ``marker``, and ``outcome`` (a dict, None until the run has
-    ended). Raises ``ConfigurationError`` before anything is submitted, else the server errors.
+    ``service_url`` (None for a task), ``marker``, and ``outcome`` (a dict, None until the run has ended).
+    Raises ``ConfigurationError`` before anything is submitted, else the server errors.
     """
     job = prepare(
         configuration,

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -27,7 +28,7 @@ from prefect_dstack._stop import STOPPING, log_stop
 
 if TYPE_CHECKING:
     import anyio.abc
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, State
 
     from dstack_core import AsyncClient, AsyncRun
 
@@ -149,7 +150,10 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         logger = self.get_flow_run_logger(flow_run)
         logger.info("Run %s: %s", run.name, run.url)
         relay = Relay(logger, stream_logs=configuration.stream_output, relayed=before)
-        _emit("started", run.name, run.id, {"url": run.url}, flow_run.id, logger)
+        emit = partial(
+            _report.try_emit, run_name=run.name, run_id=run.id, flow_run_id=flow_run.id, logger=logger
+        )
+        emit("started", payload={"url": run.url})
         relay.hider.add(secrets_in(run.env))
         events = run.follow(
             poll_interval=configuration.poll_interval,
@@ -164,10 +168,10 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         outcome = relay.outcome
         if outcome is None:
             raise RuntimeError(f"following run {run.name} ended without an outcome")
-        _emit(str(outcome.status), run.name, run.id, outcome.to_dict(), flow_run.id, logger)
+        emit(str(outcome.status), payload=outcome.to_dict())
         if outcome.succeeded:
             return DstackWorkerResult(identifier=name, status_code=0)
-        has_ended = await self._has_ended(flow_run.id)
+        has_ended = _end_of(await self._flow_run(flow_run.id)) is not None
         self._in_background(self._stop_left_over(flow_run, configuration, crashed=not has_ended))
         # A flow run that has ended, or is about to, must not be marked as crashed.
         if has_ended:
@@ -208,10 +212,10 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
                 return
             found = await self._flow_run(flow_run_id)
             asked_at = time.monotonic()
-            state = None if found is None else found.state
             if found is not None and worker_of(found) not in (None, self.name):
                 raise _HandedOver
-            if found is None or state is None or not (state.is_final() or state.is_cancelling()):
+            state = _end_of(found)
+            if found is None or state is None:
                 ended_since = None
                 return
             ended_since = asked_at if ended_since is None else ended_since
@@ -224,8 +228,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             if not result.is_safe:
                 return
             is_stopped = True
-            payload = _report.stopping_payload(run.url, flow_run_id)
-            _emit("stopping", run.name, run.id, payload, flow_run_id, logger)
+            report_stopping(result, str(flow_run_id), logger)
             if state.is_cancelling():
                 await self._set_cancelled(flow_run_id, "Cancelled before its machine was ready.")
 
@@ -294,28 +297,19 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
 
     async def _needs_no_machine(self, flow_run: FlowRun) -> bool:
         """Whether the flow run was cancelled or has ended since Prefect handed it out."""
-        found = await self._flow_run(flow_run.id)
-        state = None if found is None else found.state
-        if state is None or not (state.is_final() or state.is_cancelling()):
+        state = _end_of(await self._flow_run(flow_run.id))
+        if state is None:
             return False
         self.get_flow_run_logger(flow_run).warning("The flow run is %s and gets no machine.", state.name)
         if state.is_cancelling():
             await self._set_cancelled(flow_run.id, "Cancelled before it had a machine.")
         return True
 
-    async def _has_ended(self, flow_run_id: UUID) -> bool:
-        found = await self._flow_run(flow_run_id)
-        state = None if found is None else found.state
-        return state is not None and (state.is_final() or state.is_cancelling())
-
     async def _set_cancelled(self, flow_run_id: UUID, message: str) -> None:
         await self.client.set_flow_run_state(flow_run_id, Cancelled(message=message), force=True)
 
 
-def _emit(
-    what: str, run_name: str, run_id: str, payload: dict[str, Any], flow_run_id: UUID, logger: Any
-) -> None:
-    try:
-        _report.emit(what, run_name, run_id, payload, flow_run_id=flow_run_id)
-    except Exception as error:
-        logger.debug("Prefect did not take an event: %s", error)
+def _end_of(flow_run: FlowRun | None) -> State[Any] | None:
+    """Return the state of a flow run that has ended or is about to; None also where it is unknown."""
+    state = None if flow_run is None else flow_run.state
+    return state if state is not None and (state.is_final() or state.is_cancelling()) else None
