@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from dstack_core.local import LocalServer
 from tests.docs.blocks import Block, blocks
+from tests.docs.commands import check_options
 from tests.provider_airflow.support import DagRunner
 
 
@@ -25,16 +21,8 @@ def test_blocks_run_as_printed(block: Block, dag_runner: DagRunner, server: Loca
 @pytest.mark.parametrize("block", blocks("shell airflow"), ids=str)
 def test_commands_of_the_documentation_exist_with_their_options(block: Block) -> None:
     for line in block.code.splitlines():
-        program, *words = line.split()
-        command = [word for word in words if not word.startswith("-")]
-        done = subprocess.run(
-            [Path(sys.executable).with_name(program), *command, "--help"],
-            env={**os.environ, "COLUMNS": "200"},
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
+        words = line.split()
+        check_options(
+            [word for word in words if not word.startswith("-")],
+            [word for word in words if word.startswith("-")],
         )
-        assert done.returncode == 0, done.stderr
-        for option in [word for word in words if word.startswith("-")]:
-            assert option in done.stdout, line

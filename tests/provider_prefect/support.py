@@ -7,11 +7,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from uuid import UUID
 
 import httpx
+from prefect import State
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -22,6 +24,7 @@ from prefect.client.schemas.filters import (
     LogFilterFlowRunId,
 )
 from prefect.client.schemas.sorting import LogSort
+from prefect.states import Cancelling
 
 from dstack_core import Outcome, Run
 from dstack_core.local import LocalServer
@@ -49,6 +52,11 @@ def the_run(server: LocalServer) -> Run:
     """Return the only run there ever was."""
     (run,) = all_runs(server)
     return run
+
+
+def is_running(server: LocalServer) -> bool:
+    """Whether any run is running."""
+    return any(run.raw_status == "running" for run in all_runs(server))
 
 
 def outcome_of(run: Run) -> Outcome:
@@ -91,6 +99,29 @@ def state_of(flow_run_id: UUID) -> Any:
     """Return the state of a flow run."""
     with get_client(sync_client=True) as client:
         return client.read_flow_run(flow_run_id).state
+
+
+def set_state(flow_run_id: UUID, state: State[Any]) -> None:
+    """Set the state of a flow run, whatever it is in."""
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(flow_run_id, state, force=True)
+
+
+@contextmanager
+def cancelled_when(condition: Callable[[], object], flow_run_ids: list[UUID]) -> Iterator[None]:
+    """Cancel the first of the flow runs, as Prefect's UI does, once ``condition`` is true of the block."""
+
+    def cancel() -> None:
+        until(condition)
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(flow_run_ids[0], Cancelling())
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def interrupt_when_asked(dstack: LocalServer, path: str = "/logs/poll") -> threading.Thread:

@@ -13,7 +13,7 @@ from dstack_core import RunFailedError, ServerUnreachableError, Task
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, run_task
 
-from .support import all_runs, submissions, the_run, until
+from .support import all_runs, is_running, submissions, the_run, until
 from .ways import FAST, THREE_LINES, Runner, async_direct, sync_direct, sync_submitted
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -64,7 +64,7 @@ def test_a_task_that_lost_sight_of_its_run_finds_it_again(
         return dict(task(configuration, credentials, retry_budget=0.5, **FAST))
 
     def break_the_line() -> None:
-        until(lambda: any(run.raw_status == "running" for run in all_runs(dstack)))
+        until(lambda: is_running(dstack))
         fault = dstack.faults.add("/runs/get", status=503, times=None)
         until(lambda: "is not followed any more" in caplog.text)
         fault.times = 1
@@ -115,7 +115,7 @@ def test_a_server_that_stays_silent_ends_the_patience_and_not_the_run(
     run: Runner, dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
     def hang_up() -> None:
-        until(lambda: any(run.raw_status == "running" for run in all_runs(dstack)))
+        until(lambda: is_running(dstack))
         dstack.faults.add("/runs/get", status=503, times=None)
 
     breaker = threading.Thread(target=hang_up)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
 import pytest
 from prefect import State, flow
-from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -26,18 +24,13 @@ from prefect_dstack import (
     submit_run,
 )
 
-from .support import all_runs, submissions, task_states, until
+from .support import all_runs, cancelled_when, is_running, set_state, submissions, task_states, until
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 LONG = {"type": "task", "commands": ["sleep 60"]}
 QUICK = {"type": "task", "commands": ["true"]}
 FAST: dict[str, Any] = {"poll_interval": 0.2}
-
-
-def set_state(flow_run_id: UUID, state: State[Any]) -> None:
-    with get_client(sync_client=True) as client:
-        client.set_flow_run_state(flow_run_id, state, force=True)
 
 
 def in_flow_of_state(make: Callable[[], State[Any]], body: Callable[[], Any]) -> UUID:
@@ -128,14 +121,8 @@ def test_a_queued_task_submits_nothing_after_a_cancellation(
         for future in [run_task.submit(LONG, credentials, **FAST) for _ in range(3)]:
             future.wait()
 
-    def cancel() -> None:
-        until(lambda: any(run.raw_status == "running" for run in all_runs(dstack)))
-        set_state(ids[0], Cancelling())
-
-    thread = threading.Thread(target=cancel)
-    thread.start()
-    queued(return_state=True)
-    thread.join()
+    with cancelled_when(lambda: is_running(dstack), ids):
+        queued(return_state=True)
     until(lambda: task_states(ids[0]) == ["CANCELLED"] * 3, seconds=20)
     assert submissions(dstack) == 1
 
@@ -151,7 +138,7 @@ def test_an_active_run_of_an_earlier_execution_is_stopped(
     def twice() -> None:
         ids.append(UUID(flow_run.get_id()))
         submit_run(LONG, credentials, on_crash="keep")
-        until(lambda: any(run.raw_status == "running" for run in all_runs(dstack)))
+        until(lambda: is_running(dstack))
         set_state(ids[0], Cancelling())
         # The task of another execution finds the name by its order, so this process forgets the first.
         from prefect_dstack import _names

@@ -15,7 +15,7 @@ from dstack_core import RunFailedError, RunNameTakenError, RunStatus, Service, T
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, run_task
 
-from .support import all_runs, outcome_of, submissions, the_run, until
+from .support import all_runs, is_running, outcome_of, submissions, the_run, until
 from .ways import FAST, THREE_LINES, WAYS, Runner, async_direct, sync_direct
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -107,7 +107,7 @@ def test_submitted_tasks_may_finish_when_their_flow_returns(
 
 def test_a_service_runs_until_it_is_stopped(dstack: LocalServer, credentials: DstackCredentials) -> None:
     def stop() -> None:
-        until(lambda: any(run.raw_status == "running" for run in all_runs(dstack)))
+        until(lambda: is_running(dstack))
         the_run(dstack).stop()
 
     stopper = threading.Thread(target=stop)

@@ -13,9 +13,7 @@ from uuid import UUID
 
 import pytest
 from prefect import flow
-from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
-from prefect.states import Cancelling
 
 from dstack_core import Run, RunStatus, Task
 from dstack_core.aio import AsyncRunCollection
@@ -24,7 +22,7 @@ from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, _probe, arun_task, run_task
 from prefect_dstack._stop import PATIENT
 
-from .support import all_runs, outcome_of, task_states, the_run, until
+from .support import all_runs, cancelled_when, is_running, outcome_of, task_states, the_run, until
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -36,10 +34,6 @@ def in_background(act: Callable[[], None]) -> threading.Thread:
     thread = threading.Thread(target=act)
     thread.start()
     return thread
-
-
-def is_running(server: LocalServer) -> bool:
-    return any(run.raw_status == "running" for run in all_runs(server))
 
 
 def press_control_c() -> None:
@@ -175,14 +169,8 @@ def cancelled_flow(body: Callable[[], Any], server: LocalServer) -> UUID:
         ids.append(UUID(flow_run.get_id()))
         return body()
 
-    def cancel() -> None:
-        until(lambda: is_running(server))
-        with get_client(sync_client=True) as client:
-            client.set_flow_run_state(ids[0], Cancelling())
-
-    thread = in_background(cancel)
-    cancelled(return_state=True)
-    thread.join()
+    with cancelled_when(lambda: is_running(server), ids):
+        cancelled(return_state=True)
     return ids[0]
 
 
@@ -240,13 +228,7 @@ def test_a_cancellation_is_seen_while_the_server_takes_no_submissions(
         ids.append(UUID(flow_run.get_id()))
         run_task.submit(LONG, credentials, **FAST).wait()
 
-    def cancel() -> None:
-        until(lambda: asked(dstack, "/runs/apply") > 0)
-        with get_client(sync_client=True) as client:
-            client.set_flow_run_state(ids[0], Cancelling())
-
-    thread = in_background(cancel)
-    cancelled(return_state=True)
-    thread.join()
+    with cancelled_when(lambda: asked(dstack, "/runs/apply") > 0, ids):
+        cancelled(return_state=True)
     assert all_runs(dstack) == []
     until(lambda: task_states(ids[0]) == ["CANCELLED"], seconds=20)

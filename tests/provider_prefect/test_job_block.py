@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-import threading
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -15,7 +14,6 @@ from prefect import flow, task
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
-from prefect.states import Cancelling
 from prefect.testing.standard_test_suites import BlockStandardTestSuite  # type: ignore[attr-defined]
 from pydantic import ValidationError
 
@@ -23,7 +21,17 @@ from dstack_core import RunFailedError, RunNotFoundError
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, DstackRun, _probe
 
-from .support import all_runs, interrupt_when_asked, log_records, outcome_of, submissions, the_run, until
+from .support import (
+    all_runs,
+    cancelled_when,
+    interrupt_when_asked,
+    is_running,
+    log_records,
+    outcome_of,
+    submissions,
+    the_run,
+    until,
+)
 
 LONG = {"type": "task", "commands": ["echo started; sleep 60"]}
 SHORT = {"type": "task", "commands": ["echo the-end"]}
@@ -212,15 +220,10 @@ def test_a_cancellation_that_sends_no_signal_stops_the_run_and_starts_no_retry(
         ids.append(flow_run.id)
         waiting.submit().wait()
 
-    def cancel() -> None:
-        until(lambda: any(run.raw_status == "running" for run in all_runs(dstack)))
-        with get_client(sync_client=True) as client:
-            client.set_flow_run_state(ids[0], Cancelling())
-
-    thread = threading.Thread(target=cancel)
-    thread.start()
-    with pytest.raises(_probe.StopRequested, match="was cancelled"):
+    with (
+        cancelled_when(lambda: is_running(dstack), ids),
+        pytest.raises(_probe.StopRequested, match="was cancelled"),
+    ):
         cancelled()
-    thread.join()
     assert outcome_of(the_run(dstack)).reason == "stopped_by_user"
     assert submissions(dstack) == 1

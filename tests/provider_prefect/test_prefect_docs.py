@@ -11,6 +11,7 @@ import pytest
 
 from dstack_core.local import LocalServer
 from tests.docs.blocks import Block, blocks
+from tests.docs.commands import check_options
 
 from .machines import new_pool
 
@@ -44,17 +45,7 @@ def test_blocks_run_as_printed(
 @pytest.mark.parametrize("block", blocks("shell prefect"), ids=str)
 def test_commands_of_the_documentation_exist_with_their_options(block: Block) -> None:
     for line in block.code.splitlines():
-        program, *words = line.split()
+        words = line.split()
         names = [word for word in words if not word.startswith("-")]
-        command = names[:2] if program == "prefect" else names[:1]
-        done = subprocess.run(
-            [str(Path(sys.executable).parent / program), *command, "--help"],
-            env={**os.environ, "COLUMNS": "200"},
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        for option in [word for word in words if word.startswith("--")]:
-            assert option in done.stdout, line
+        command = names[:3] if names[0] == "prefect" else names[:2]
+        check_options(command, [word for word in words if word.startswith("--")])

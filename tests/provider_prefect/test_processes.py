@@ -20,7 +20,7 @@ from dstack_core import Run
 from dstack_core.local import LocalServer
 
 from .hosts import module
-from .support import all_runs, log_records, outcome_of, state_of, stops, until
+from .support import all_runs, is_running, log_records, outcome_of, state_of, stops, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixtures("prefect_server")]
 
@@ -223,9 +223,7 @@ def test_control_c_in_a_plain_script_stops_the_run(name: str, dstack: LocalServe
     log = tmp_path / "log"
     with python(dstack, name, TEST_LOG=str(log)) as process:
         until(
-            lambda: (
-                process.poll() is not None or any(run.raw_status == "running" for run in all_runs(dstack))
-            ),
+            lambda: process.poll() is not None or is_running(dstack),
             seconds=START_SECONDS,
         )
         assert process.poll() is None, log.read_text()[-3000:]
@@ -245,7 +243,7 @@ def test_a_plain_script_notices_a_cancellation_that_nobody_tells_it(
     dstack: LocalServer, tmp_path: Path
 ) -> None:
     with python(dstack, "direct", TEST_PIDS=str(tmp_path), TEST_LOG=str(tmp_path / "log")) as process:
-        until(lambda: any(run.raw_status == "running" for run in all_runs(dstack)), seconds=START_SECONDS)
+        until(lambda: is_running(dstack), seconds=START_SECONDS)
         (pid_file,) = [path for path in tmp_path.iterdir() if path.name != "log"]
         cancelled = cancel(UUID(pid_file.name))
         until(lambda: all(run.outcome() for run in all_runs(dstack)), seconds=30)

@@ -41,7 +41,17 @@ from prefect_dstack import (
 )
 from prefect_dstack.flows import stop_own_runs
 
-from .support import all_runs, interrupt_when_asked, log_records, outcome_of, submissions, the_run, until
+from .support import (
+    all_runs,
+    cancelled_when,
+    interrupt_when_asked,
+    is_running,
+    log_records,
+    outcome_of,
+    submissions,
+    the_run,
+    until,
+)
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -184,15 +194,8 @@ def test_a_cancelled_flow_run_stops_the_run_it_waits_for_in_a_thread(
         ids.append(UUID(flow_run.get_id()))
         wait_for_run.submit(submit_run.submit(LONG, credentials), credentials, **FAST).wait()
 
-    def cancel() -> None:
-        until(lambda: any(run.raw_status == "running" for run in all_runs(dstack)))
-        with get_client(sync_client=True) as client:
-            client.set_flow_run_state(ids[0], Cancelling())
-
-    thread = threading.Thread(target=cancel)
-    thread.start()
-    cancelled(return_state=True)
-    thread.join()
+    with cancelled_when(lambda: is_running(dstack), ids):
+        cancelled(return_state=True)
     assert outcome_of(the_run(dstack)).reason == "stopped_by_user"
 
 

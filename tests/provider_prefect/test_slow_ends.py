@@ -10,10 +10,8 @@ from uuid import UUID
 
 import pytest
 from prefect import flow
-from prefect.client.orchestration import get_client
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
-from prefect.states import Cancelling
 from pydantic import SecretStr
 
 from dstack_core import RunStoppedError, Task
@@ -24,7 +22,16 @@ from prefect_dstack._probe import StopRequested
 from prefect_dstack._stop import BEFORE_THE_KILL, PATIENT, StopTime
 
 from . import ways
-from .support import all_runs, artifacts_of, event_names, outcome_of, stops, the_run, until
+from .support import (
+    artifacts_of,
+    cancelled_when,
+    event_names,
+    is_running,
+    outcome_of,
+    stops,
+    the_run,
+    until,
+)
 from .ways import FAST, WAYS, Runner
 
 pytestmark = [
@@ -109,15 +116,8 @@ def test_a_cancelled_flow_run_shows_the_end_of_its_submitted_task(
         ids.append(UUID(flow_run.get_id()))
         task.submit(STUBBORN, credentials, **FAST).wait()
 
-    def cancel() -> None:
-        until(lambda: any(run.raw_status == "running" for run in all_runs(dstack)))
-        with get_client(sync_client=True) as client:
-            client.set_flow_run_state(ids[0], Cancelling())
-
-    thread = threading.Thread(target=cancel)
-    thread.start()
-    cancelled(return_state=True)
-    thread.join()
+    with cancelled_when(lambda: is_running(dstack), ids):
+        cancelled(return_state=True)
     check_reported(dstack)
 
 
@@ -152,7 +152,7 @@ def test_a_run_that_a_user_stops_fails_its_task_with_that_reason(
     task: Any, dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
     def stop() -> None:
-        until(lambda: any(run.raw_status == "running" for run in all_runs(dstack)))
+        until(lambda: is_running(dstack))
         the_run(dstack).stop()
 
     @flow
