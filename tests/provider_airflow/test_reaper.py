@@ -305,7 +305,7 @@ def test_each_run_is_one_line_with_its_page(client: Client, caplog: pytest.LogCa
     assert caplog.messages == [
         f"Would stop: run {run.name} ({run.url}) of etl/scheduled__1/train, try 1 (failed): its task has ended"
     ]
-    assert summary(found, "main") == "1 active runs of Airflow tasks in project main: 1 would stop."
+    assert summary(found, "main") == "1 active run of Airflow tasks in project main: 1 would stop."
     assert summary([], "main") == "No active run of an Airflow task was found in project main."
 
 
