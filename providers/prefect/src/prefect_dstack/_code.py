@@ -23,6 +23,8 @@ _TOKENS = ("git_token", "token", "access_token", "oauth_token", "personal_access
 # What GitLab and Bitbucket want as the user name of a token, written before it in these blocks; dstack
 # sends the token alone.
 _PREFIXES = ("oauth2:", "x-token-auth:")
+# Prefect allows no other characters in the two.
+_BLOCK_NAME = re.compile(r"[a-z0-9-]+/[a-z0-9-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +151,15 @@ def _first(fields: Mapping[str, Any], names: Iterable[str]) -> str | None:
     return None
 
 
-def is_block_name(text: str) -> bool:
-    """Whether a text is ``"<block type>/<name>"``; Prefect allows no other characters in the two."""
-    return re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+", text) is not None
+def name_or_secret(text: SecretStr) -> str | SecretStr:
+    """Return ``"<block type>/<name>"`` as the name it is, and any other text as a token or a key."""
+    shown = text.get_secret_value()
+    return shown if _BLOCK_NAME.fullmatch(shown) else text
 
 
 def _saved(name: str) -> str:
     # What was passed instead of a name may be a token: it is not repeated.
-    if not is_block_name(name):
+    if not _BLOCK_NAME.fullmatch(name):
         _refuse(
             'git_credentials: expected a block, or the "<type>/<name>" of a saved one such as '
             '"github-credentials/team", got other text. Pass a token as SecretStr, or save it as a Secret block.'

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from prefect_dstack._connect import aload, aload_git, open_async_client
+
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun
     from prefect_dstack._machine import DstackJobConfiguration
@@ -20,19 +22,29 @@ async def submit_once(
 
     Two workers that do this at the same moment get the same run: name and marker are equal (PROTOCOL 1.4).
     """
+    from dstack_core import RunNotFoundError
+
     configuration.check_reach(client.server_url)
-    task = configuration.task()
     active, last = await _known(client, flow_run_id)
     if active is not None:
         return active
-    number = last + 1
-    return await client.runs.submit(
-        task,
-        run_name=_name(flow_run_id, number),
-        marker=f"{marker_prefix(flow_run_id)}{number}",
-        retry_budget=SUBMIT_BUDGET,
-        verify_ports=False,
-    )
+    block = await aload(configuration.credentials)
+    submission = configuration.submission(await aload_git(block, configuration.git()))
+    arguments = {
+        **submission.arguments,
+        "run_name": _name(flow_run_id, last + 1),
+        "marker": f"{marker_prefix(flow_run_id)}{last + 1}",
+        "retry_budget": SUBMIT_BUDGET,
+        "verify_ports": False,
+    }
+    if not submission.code.arguments:
+        return await client.runs.submit(submission.configuration, **arguments)
+    async with open_async_client(block, code=submission.code) as with_code:
+        await with_code.runs.submit(submission.configuration, **arguments)
+    run = await client.runs.get(arguments["run_name"], retry_budget=SUBMIT_BUDGET)
+    if run is None:
+        raise RunNotFoundError(f"Run {arguments['run_name']} was submitted, and deleted a moment later.")
+    return run
 
 
 async def find(client: AsyncClient, flow_run_id: UUID) -> AsyncRun | None:

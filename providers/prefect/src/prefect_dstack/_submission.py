@@ -89,7 +89,7 @@ def resolve(
     arguments = {name: value for name, value in given.items() if name not in _OWN}
     loaded = _with_retry(loaded, given.get("retry_policy"), arguments)
     if ends:
-        check_ends(loaded, given.get("max_duration", profile.max_duration))
+        check_ends(loaded, given.get("max_duration"), profile)
     if all(limit is None for limit in (given.get("max_duration"), loaded.max_duration, profile.max_duration)):
         arguments["max_duration"] = max_duration
     shown_env = {name: _MASK if is_secret(value) else value for name, value in env.items()}

@@ -8,25 +8,30 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 from prefect.blocks.abstract import JobBlock, JobRun
-from pydantic import ConfigDict, Field, HttpUrl, field_validator
+from prefect.types import SecretDict
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
 
 from prefect_dstack import _follow
-from prefect_dstack._connect import PATIENT_TIMEOUT, open_async_client, open_client
+from prefect_dstack._code import GitLogin, login_of, name_or_secret
+from prefect_dstack._connect import PATIENT_TIMEOUT, aload_git, load_git, open_async_client, open_client
 from prefect_dstack._job import Job
 from prefect_dstack._prepare import calling_owner, own, prepare, prepare_to_watch
 from prefect_dstack._probe import StopRequested
 from prefect_dstack._run_info import info
+from prefect_dstack._secrets import with_plain_secrets
 from prefect_dstack._stop import STOPPING, log_stop
+from prefect_dstack._submission import OPTION_NAMES, resolve
 from prefect_dstack.credentials import DstackCredentials
 
 
 class DstackRun(JobBlock[dict[str, Any]]):
-    """Run one configuration on dstack: a task or a service, as it is written in ``.dstack.yml``.
+    """One configuration to run on dstack: a task or a service, as it is written in ``.dstack.yml``.
 
     ``trigger`` submits it and returns a ``DstackRunHandle``. Within a flow, executing the same flow run
     again reattaches to its active run and takes over its successful one, as with ``run_task``. Without a
-    ``max_duration`` a run gets 24 h, so that no run stays without a limit. A wrong value raises pydantic's
-    ``ValidationError``. Source: Prefect's documentation, "Blocks".
+    ``max_duration`` a run gets 24 h, so that no run stays without a limit. The options are those of
+    ``run_task``; ``env`` and ``git_credentials`` are stored as secrets, ``configuration`` is not. A wrong
+    value raises pydantic's ``ValidationError``. Source: Prefect's documentation, "Blocks".
 
     Example:
         Load a stored run, trigger it and wait for its outcome:
@@ -59,6 +64,47 @@ class DstackRun(JobBlock[dict[str, Any]]):
         default="stop",
         description="Whether a run is stopped or kept when its flow's process dies or is interrupted.",
     )
+    resources: dict[str, Any] | str | None = Field(
+        default=None, description="What the machine must have, such as {gpu: 24GB.., memory: 32GB..}."
+    )
+    spot_policy: Literal["spot", "on-demand", "auto"] | None = Field(
+        default=None, description="Whether spot instances are taken; without it on-demand ones are."
+    )
+    retry_policy: bool | dict[str, Any] | None = Field(
+        default=None, description="When dstack tries again, such as {on_events: [no-capacity], duration: 1h}."
+    )
+    max_duration: int | str | None = Field(
+        default=None,
+        description="When the run is stopped at the latest: seconds, 2h, or off; 24 h if nothing says otherwise.",
+    )
+    max_price: float | None = Field(default=None, gt=0, description="The highest price, in USD per hour.")
+    working_dir: str | None = Field(
+        default=None, description="Where commands start, relative to the code's directory, or absolute."
+    )
+    backends: list[str] | None = Field(default=None, description="The only clouds to take machines from.")
+    env: SecretDict | None = Field(
+        default=None,
+        description="Environment variables, stored as secrets; they fill in and override the configuration's.",
+    )
+    args: list[str] | None = Field(
+        default=None, description="What ${{ run.args }} in the commands stands for."
+    )
+    profile: str | None = Field(
+        default=None, description="Name of a profile; without one the file's default profile counts."
+    )
+    profiles_file: str | None = Field(
+        default=None, description="File of profiles; without one .dstack/profiles.yml in the repo_dir."
+    )
+    repo_dir: str | None = Field(
+        default=None, description="Directory whose contents the run gets; it is on the flow run's machine."
+    )
+    local_repo: bool = Field(
+        default=False, description="Whether a Git checkout is uploaded instead of cloned by the run."
+    )
+    git_credentials: SecretStr | None = Field(
+        default=None,
+        description="<block type>/<name> of a block with a Git token or key; else those of the credentials.",
+    )
     poll_interval: float = Field(
         default=5.0, gt=0, description="Seconds between two status requests while it is waited for."
     )
@@ -78,10 +124,29 @@ class DstackRun(JobBlock[dict[str, Any]]):
         from dstack_core import ConfigurationError, load_configuration
 
         try:
-            load_configuration(value)
+            load_configuration(with_plain_secrets(value))
         except ConfigurationError as error:
             raise ValueError(error.message) from None
         return value
+
+    @field_validator("env", mode="before")
+    @classmethod
+    def _env_as_text(cls, value: Any) -> Any:
+        # Prefect's server hides the whole field; secrets in it would be stored as ***.
+        return with_plain_secrets(value)
+
+    @field_validator("git_credentials", mode="before")
+    @classmethod
+    def _login_as_text(cls, value: Any) -> Any:
+        if value is None or isinstance(value, str | SecretStr):
+            return value
+        from dstack_core import ConfigurationError
+
+        try:
+            login = login_of(value)
+        except ConfigurationError as error:
+            raise ValueError(error.message) from None
+        return login.private_key or login.token
 
     def trigger(self) -> DstackRunHandle:  # type: ignore[override]  # Prefect's own integrations do so too
         """Submit the run and return it without waiting.
@@ -89,7 +154,7 @@ class DstackRun(JobBlock[dict[str, Any]]):
         Raises ``ConfigurationError``, the server errors, and ``StopRequested`` (not an ``Exception``) in a
         flow run that was cancelled or has failed: then nothing is submitted.
         """
-        job = self._job()
+        job = self._job(load_git(self.credentials, self._git()))
         with _logged(job):
             return _follow.execute(
                 job, self.credentials, lambda client: self._handle(info(_follow.submit(job, client)))
@@ -97,7 +162,7 @@ class DstackRun(JobBlock[dict[str, Any]]):
 
     async def atrigger(self) -> DstackRunHandle:
         """Submit the run and return it: the async twin of ``trigger``."""
-        job = self._job()
+        job = self._job(await aload_git(self.credentials, self._git()))
 
         async def body(client: Any) -> DstackRunHandle:
             return self._handle(info(await _follow.asubmit(job, client)))
@@ -105,14 +170,20 @@ class DstackRun(JobBlock[dict[str, Any]]):
         with _logged(job):
             return await _follow.aexecute(job, self.credentials, body)
 
-    def _job(self) -> Job:
+    def _git(self) -> SecretStr | str | None:
+        return None if self.git_credentials is None else name_or_secret(self.git_credentials)
+
+    def _job(self, login: GitLogin) -> Job:
+        options = {name: getattr(self, name) for name in OPTION_NAMES}
+        env = None if self.env is None else self.env.get_secret_value()
+        secret = None if env is None else {name: SecretStr(str(value)) for name, value in env.items()}
+        submission = resolve(self.configuration, {**options, "env": secret}, login)
         described = json.dumps(
-            [self.configuration, self.run_name, self.on_crash], sort_keys=True, default=str
+            [submission.described, self.run_name, self.on_crash], sort_keys=True, default=str
         )
         return prepare(
-            self.configuration,
+            submission,
             run_name=self.run_name,
-            options={},
             on_crash=self.on_crash,
             retry_budget=self.retry_budget,
             owner=calling_owner(described),
