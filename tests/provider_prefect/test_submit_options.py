@@ -150,7 +150,7 @@ def test_secrets_are_taken_in_a_configuration(
     submit: Submit, dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
     auth = {"username": "robot", "password": SecretStr("docker-pass")}
-    env = {"HF_TOKEN": Secret(value=TOKEN), "EPOCHS": 3}
+    env = {"HF_TOKEN": Secret(value=SecretStr(TOKEN)), "EPOCHS": 3}
     submit({**SHORT, "env": env, "image": "registry.example.com/x", "registry_auth": auth}, credentials)
     (spec,) = specs(dstack)
     assert spec["configuration"]["env"] == {"HF_TOKEN": TOKEN, "EPOCHS": "3"}
@@ -260,7 +260,9 @@ def test_options_that_are_dicts_are_mapped_unmapped(
 def test_no_secret_is_in_what_a_run_is_named_after() -> None:
     login = GitLogin(token="ghp_secret")
     one, other = (
-        resolve({**SHORT, "env": {"A": SecretStr(text)}}, {"env": {"B": Secret(value=text)}}, login)
+        resolve(
+            {**SHORT, "env": {"A": SecretStr(text)}}, {"env": {"B": Secret(value=SecretStr(text))}}, login
+        )
         for text in ("first-secret", "rotated-secret")
     )
     assert one.described == other.described

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from prefect_dstack._secrets import plain
 
 GitCredentialsLike: TypeAlias = Block | SecretStr | Mapping[str, Any] | str | None
-"""A block with a token or key, a secret text, a block's fields, or ``"<block type>/<name>"`` of a saved one."""
+"""A block with a token or key, a secret text, a block's fields, or ``"<block type>/<name>"``."""
 
 # The names that blocks of Prefect's own collections and their relatives have for the same thing.
 _KEYS = ("git_private_key", "private_key", "ssh_private_key", "ssh_key")
@@ -61,7 +61,7 @@ class Code:
 
     @property
     def described(self) -> dict[str, Any]:
-        """What tells one submission from another: no secret, and the same wherever the flow was checked out."""
+        """What tells one submission from another: no secret, and the same in every checkout of the flow."""
         if self.repo_dir is None:
             return {}
         shown = os.path.relpath(self.repo_dir)
@@ -97,7 +97,7 @@ def code_of(
 
 
 def load_login(given: GitCredentialsLike) -> GitLogin:
-    """Return the login that a block, a secret or a saved block's name holds. Raises ``ConfigurationError``."""
+    """Return the login in a block, a secret, or a saved block by name. Raises ``ConfigurationError``."""
     if isinstance(given, str):
         # Without _sync a caller inside an event loop would get a coroutine.
         return login_of(Block.load(_saved(given), _sync=True))  # type: ignore[call-arg]
@@ -135,8 +135,8 @@ def login_of(given: object) -> GitLogin:
         kind = type(given).__name__
         _refuse(
             f"git_credentials: expected a block with a token, a password or a private key, got {kind}"
-            f"{' with none of them' if isinstance(given, Block | Mapping) else ''}. Pass a Secret block, or one "
-            "such as GitHubCredentials, GitLabCredentials or BitBucketCredentials."
+            f"{' without one' if isinstance(given, Block | Mapping) else ''}. Pass a Secret block, or a "
+            "GitHubCredentials, GitLabCredentials or BitBucketCredentials block."
         )
     for prefix in _PREFIXES:
         token = token.removeprefix(prefix)
@@ -162,7 +162,7 @@ def _saved(name: str) -> str:
     if not _BLOCK_NAME.fullmatch(name):
         _refuse(
             'git_credentials: expected a block, or the "<type>/<name>" of a saved one such as '
-            '"github-credentials/team", got other text. Pass a token as SecretStr, or save it as a Secret block.'
+            '"github-credentials/team", got other text. Pass a token as SecretStr, or in a Secret block.'
         )
     return name
 

@@ -43,7 +43,7 @@ class DstackVariables(BaseVariables):
         description="A dstack credentials block, or the name of one; else the worker's environment is used.",
     )
     image: str | None = Field(default=None, description=_IMAGE)
-    resources: dict[str, Any] | str | None = Field(
+    resources: dict[str, Any] | str | int | None = Field(
         default=None, description="What the machine must have, such as {gpu: 24GB.., memory: 32GB..}."
     )
     spot_policy: SpotPolicyName | None = Field(
@@ -52,7 +52,7 @@ class DstackVariables(BaseVariables):
     max_price: float | None = Field(default=None, gt=0, description="The highest price, in USD per hour.")
     max_duration: int | str | None = Field(
         default=None,
-        description="When the machine is stopped at the latest: seconds, 2h, or off; 24 h if nothing says so.",
+        description="When the machine is stopped at the latest: seconds, 2h, or off; 24 h by default.",
     )
     retry: bool | dict[str, Any] | None = Field(
         default=None, description="When dstack tries again, such as {on_events: [no-capacity], duration: 1h}."
@@ -98,7 +98,7 @@ class DstackJobConfiguration(BaseJobConfiguration):
 
     credentials: DstackCredentials | str | None = None
     image: str | None = None
-    resources: dict[str, Any] | str | None = None
+    resources: dict[str, Any] | str | int | None = None
     spot_policy: SpotPolicyName | None = None
     max_price: float | None = None
     max_duration: int | str | None = None
@@ -176,8 +176,8 @@ class DstackJobConfiguration(BaseJobConfiguration):
         path = Path(self.repo_dir or "").expanduser()
         if not path.is_absolute() and self._directory is None:
             _refuse(
-                f"repo_dir: expected an absolute path, got {self.repo_dir!r}. This deployment's code is in no "
-                "directory of the worker's machine."
+                f"repo_dir: expected an absolute path, got {self.repo_dir!r}. This deployment's code is in "
+                "no directory of the worker's machine."
             )
         return Path(os.path.normpath((self._directory or Path()) / path))
 
@@ -188,8 +188,8 @@ class DstackJobConfiguration(BaseJobConfiguration):
         names = [name for name, value in wanted.items() if value]
         if names and self.uploads != "allowed":
             _refuse(
-                f"{' and '.join(names)}: expected a work pool that allows uploads, got one that does not. Set "
-                '"uploads": "allowed" in the job_configuration of the pool\'s base job template.'
+                f"{' and '.join(names)}: expected a work pool that allows uploads, got one that does not. "
+                'Set "uploads": "allowed" in the job_configuration of the pool\'s base job template.'
             )
 
     def check_reach(self, dstack_url: str) -> None:
@@ -201,7 +201,8 @@ class DstackJobConfiguration(BaseJobConfiguration):
         url = self.env.get("PREFECT_API_URL")
         if not url:
             _refuse(
-                "PREFECT_API_URL: expected the address of the Prefect server, got none. Set it for the worker."
+                "PREFECT_API_URL: expected the address of the Prefect server, got none. Set it for the "
+                "worker."
             )
         if _is_local(url) and not _is_local(dstack_url):
             _refuse(

@@ -1,11 +1,11 @@
 """Bring a deployment's directory of the worker's machine to the machine of its flow run.
 
 The problem: a deployment made without a Git remote names a directory (its path, or the pull step
-``set_working_directory``), and ``prefect flow-run execute`` changes to that very path, which the machine of the
-flow run does not have.
+``set_working_directory``), and ``prefect flow-run execute`` changes to that very path, which the machine of
+the flow run does not have.
 
-The idea: the directory is uploaded as the code of the run, and a link at its path leads to the code. So Prefect
-finds it where the deployment says, without a change to the deployment.
+The idea: the directory is uploaded as the code of the run, and a link at its path leads to the code. So
+Prefect finds it where the deployment says, without a change to the deployment.
 """
 
 from __future__ import annotations

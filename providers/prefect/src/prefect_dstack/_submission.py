@@ -22,7 +22,7 @@ _MASK = "**********"
 class SubmitOptions(TypedDict, total=False):
     """The options that all ways to submit have in common; ``run_task`` explains them."""
 
-    resources: Resources | Mapping[str, Any] | str | None
+    resources: Resources | Mapping[str, Any] | str | int | None
     spot_policy: SpotPolicy | str | None
     retry_policy: RetryPolicy | Mapping[str, Any] | bool | None
     max_duration: int | str | None

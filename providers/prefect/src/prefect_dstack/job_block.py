@@ -64,7 +64,7 @@ class DstackRun(JobBlock[dict[str, Any]]):
         default="stop",
         description="Whether a run is stopped or kept when its flow's process dies or is interrupted.",
     )
-    resources: dict[str, Any] | str | None = Field(
+    resources: dict[str, Any] | str | int | None = Field(
         default=None, description="What the machine must have, such as {gpu: 24GB.., memory: 32GB..}."
     )
     spot_policy: Literal["spot", "on-demand", "auto"] | None = Field(
@@ -75,7 +75,7 @@ class DstackRun(JobBlock[dict[str, Any]]):
     )
     max_duration: int | str | None = Field(
         default=None,
-        description="When the run is stopped at the latest: seconds, 2h, or off; 24 h if nothing says otherwise.",
+        description="When the run is stopped at the latest: seconds, 2h, or off; 24 h by default.",
     )
     max_price: float | None = Field(default=None, gt=0, description="The highest price, in USD per hour.")
     working_dir: str | None = Field(
@@ -84,7 +84,7 @@ class DstackRun(JobBlock[dict[str, Any]]):
     backends: list[str] | None = Field(default=None, description="The only clouds to take machines from.")
     env: SecretDict | None = Field(
         default=None,
-        description="Environment variables, stored as secrets; they fill in and override the configuration's.",
+        description="Environment variables, stored as secrets; they fill in and override those of the keys.",
     )
     args: list[str] | None = Field(
         default=None, description="What ${{ run.args }} in the commands stands for."
