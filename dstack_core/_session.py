@@ -115,7 +115,9 @@ class Session:
             if code is None:
                 return (yield from submit(self.api, spec, budget, **how))
             try:
-                yield from deliver_code(self.api, code, self._delivered, init=self.repository.init)
+                yield from deliver_code(
+                    self.api, code, self._delivered, self._gates, init=self.repository.init
+                )
                 return (yield from submit(self.api, spec, budget, **how))
             except RequestRejectedError as error:
                 told = explained(error, init=self.repository.init)
@@ -129,7 +131,8 @@ class Session:
 
     def init_repo(self) -> Flow[None]:
         """Read the repository at once, which blocks; the flow makes it known to the server."""
-        return self._retrying(init_repo(self.api, self.repository.describe(), self._delivered))
+        code = self.repository.describe()
+        return self._retrying(init_repo(self.api, code, self._delivered, self._gates))
 
     def plan(
         self, configuration: ConfigurationLike, options: RunOptions, *, timeout: float | None = None

@@ -78,7 +78,7 @@ def test_errors_name_repos_and_show_no_secret(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"^repos: '/nowhere' is no directory"):
         code_of("/nowhere")
     with pytest.raises(
-        ConfigurationError, match=r"^repos: a run cannot clone a Git remote over 'http'"
+        ConfigurationError, match=r"^repos: url: .* its remote is reached over http"
     ) as caught:
         code_of("http://u:s3cr3t@lab.org/r")
     assert "s3cr3t" not in str(caught.value) + repr(loaded("http://u:s3cr3t@lab.org/r"))
