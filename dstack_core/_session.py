@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,12 +33,12 @@ from dstack_core._ssh.keys import LoginKeys, read_identity_file
 from dstack_core._ssh.ports import verify_ports as verify_local_ports
 from dstack_core._wire.api import Api
 from dstack_core._wire.attach import Approach, Route, fixed_local_ports
-from dstack_core._wire.filling import fill_in
+from dstack_core._wire.filling import fill_in, takes_args
 from dstack_core._wire.runs import RunSnapshot
 from dstack_core._wire.spec import RunOptions, check_run_name, run_spec, with_files
 from dstack_core._wire.versions import needs_of
 from dstack_core.configurations import ConfigurationLike, load_configuration
-from dstack_core.errors import RequestRejectedError
+from dstack_core.errors import ConfigurationError, RequestRejectedError
 from dstack_core.models.account import Project, User
 from dstack_core.models.checks import check_choice, check_seconds
 from dstack_core.models.configurations import Configuration
@@ -50,6 +51,7 @@ from dstack_core.models.stops import StopResult
 from dstack_core.profiles import load_profile
 
 T = TypeVar("T")
+_log = logging.getLogger("dstack_core")
 
 
 @dataclass(slots=True)
@@ -92,7 +94,7 @@ class Session:
         With ``in_place`` an active run of that name is updated.
         """
         check_seconds("retry_budget", retry_budget)
-        loaded, options = self._prepared(configuration, options)
+        loaded, options = self._prepared(configuration, options, warns=True)
         name = check_run_name(run_name or loaded.name or random_run_name(loaded))
         # Without the code first: what is wrong with the configuration is told before anything is packed.
         run_spec(loaded, options)
@@ -276,14 +278,18 @@ class Session:
         )
 
     def _prepared(
-        self, configuration: ConfigurationLike, options: RunOptions
+        self, configuration: ConfigurationLike, options: RunOptions, *, warns: bool = False
     ) -> tuple[Configuration, RunOptions]:
         """Load the configuration and the profile, and fill in what comes from this process."""
         profile = options.profile
+        if profile is not None and not isinstance(profile, Profile | str):
+            raise ConfigurationError(f"profile: expected a name or a Profile, got {profile!r}.")
         if not isinstance(profile, Profile):
             profile = load_profile(profile, self.repository.directory or Path.cwd())
         loaded = load_configuration(configuration)
         filled = fill_in(loaded, env=options.env, args=options.args, environ=os.environ)
+        if warns and options.args and not takes_args(loaded):
+            _log.warning("args: no command has ${{ run.args }}, so the arguments are not used.")
         return filled, replace(options, profile=profile)
 
     def _key(self, run_name: str | None = None) -> Op[str]:
