@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dstack_core._flow import runs as run_flows
+from dstack_core._flow.apply import apply
 from dstack_core._flow.attach import attach
 from dstack_core._flow.chunks import ChunkOptions, read_chunks
 from dstack_core._flow.code import Delivered, deliver_code, deliver_files, explained, init_repo
@@ -86,8 +87,12 @@ class Session:
         verify_ports: bool,
         marker: str | None,
         retry_budget: float | None,
+        in_place: bool = False,
     ) -> Flow[RunSnapshot]:
-        """Check the input and pack code and files at once, which blocks; the flow submits."""
+        """Check the input and pack code and files at once, which blocks; the flow submits.
+
+        With ``in_place`` an active run of that name is updated.
+        """
         check_seconds("retry_budget", retry_budget)
         loaded, options = self._prepared(configuration, options, warns=True)
         name = check_run_name(run_name or loaded.name or random_run_name(loaded))
@@ -100,9 +105,15 @@ class Session:
         if verify_ports:
             verify_local_ports(fixed_local_ports(loaded))
 
+        def send(spec: Mapping[str, Any]) -> Op[RunSnapshot]:
+            if in_place:
+                return apply(self.api, spec, budget, marker=marker)
+            # Nobody but this call knows a marker that it drew itself.
+            return submit(self.api, spec, budget, replace_finished=True, look_first=marker is not None)
+
         def steps() -> Op[RunSnapshot]:
             spec = wanted
-            if marker is not None and (code or files):
+            if marker is not None and (code or files) and not in_place:
                 # A run that is there already needs no upload.
                 found = yield from call(self.api.get_run(name))
                 if found is not None and found.marker == marker:
@@ -110,15 +121,13 @@ class Session:
             spec["ssh_key_pub"] = yield from self._key(name)
             if files:
                 spec = with_files(spec, (yield from deliver_files(self.api, files)))
-            # Nobody but this call knows a marker that it drew itself.
-            how = {"replace_finished": True, "look_first": marker is not None}
             if code is None:
-                return (yield from submit(self.api, spec, budget, **how))
+                return (yield from send(spec))
             try:
                 yield from deliver_code(
                     self.api, code, self._delivered, self._gates, init=self.repository.init
                 )
-                return (yield from submit(self.api, spec, budget, **how))
+                return (yield from send(spec))
             except RequestRejectedError as error:
                 told = explained(error, init=self.repository.init)
                 if told is error:

@@ -44,6 +44,7 @@ class Submission:
     exit_status: int | None
     finished_at: datetime | None
     machine: Machine
+    deployment: int = 0
 
     @property
     def may_have_logs(self) -> bool:
@@ -98,6 +99,7 @@ class RunSnapshot:
     jobs: Sequence[Job]
     service: Service | None = None
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    deployment: int = 0
     advice: str | None = None
 
     @property
@@ -115,6 +117,12 @@ class RunSnapshot:
     def runs_somewhere(self) -> bool:
         """Tell whether a job of it is running; the run itself may still be said to be on its way."""
         return any(job.submissions and job.submissions[-1].status == "running" for job in self.jobs)
+
+    @property
+    def is_updating(self) -> bool:
+        """Tell whether a replica from before the latest update is still there."""
+        latest = [job.submissions[-1] for job in self.jobs if job.submissions]
+        return any(not each.is_finished and each.deployment < self.deployment for each in latest)
 
 
 def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
@@ -148,6 +156,7 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
         jobs=jobs,
         service=_service(data.get("service")),
         env=_env(spec),
+        deployment=int(data.get("deployment_num") or 0),
         advice=_advice(data, jobs),
     )
 
@@ -215,6 +224,7 @@ def _submission(data: Mapping[str, Any]) -> Submission:
         exit_status=None if exit_status is None else int(exit_status),
         finished_at=time_of(finished_at) if finished_at else None,
         machine=_machine(data.get("job_provisioning_data")),
+        deployment=int(data.get("deployment_num") or 0),
     )
 
 
