@@ -88,7 +88,7 @@ ALL_WAYS = pytest.mark.parametrize("submit", WAYS, ids=lambda way: way.__name__)
 
 @pytest.mark.parametrize(
     "name",
-    ["run_task", "arun_task", "submit_run", "asubmit_run"],
+    ["run_task", "arun_task", "submit_run", "asubmit_run", "deploy_service", "adeploy_service"],
 )
 def test_all_tasks_have_the_same_options(name: str) -> None:
     found = inspect.signature(getattr(prefect_dstack, name).fn, eval_str=False).parameters["options"]

@@ -110,7 +110,7 @@ def name_of(run: RunLike) -> str:
     """Return the run's name. Raises ``ConfigurationError`` where there is none."""
     name = run.get("run_name") if isinstance(run, Mapping) else run
     if not isinstance(name, str) or not name:
-        _refuse(f"run: expected a run's name, or what submit_run or get_run returned, got {run!r}.")
+        refuse(f"run: expected a run's name, or what submit_run or get_run returned, got {run!r}.")
     return name
 
 
@@ -183,10 +183,11 @@ def _report(name: str | None, logger: Any, artifacts: bool) -> Report:
 
 def _check(name: str, value: object, is_fine: bool, wanted: str) -> None:
     if not is_fine:
-        _refuse(f"{name}: expected {wanted}, got {value!r}.")
+        refuse(f"{name}: expected {wanted}, got {value!r}.")
 
 
-def _refuse(message: str) -> NoReturn:
+def refuse(message: str) -> NoReturn:
+    """Raise ``ConfigurationError``."""
     from dstack_core import ConfigurationError
 
     raise ConfigurationError(message)
