@@ -128,6 +128,62 @@ def test_a_repository_named_in_the_configuration_arrives(
         assert (log_of(target, local), log_of(target, remote)) == (["kept", "changed"], ["kept", "old"])
 
 
+def test_a_repository_lies_where_its_path_says(target: Target, checkout: Path, git_host: GitHost) -> None:
+    commands = ("cat code/kept.txt code/changed.txt", "ls kept.txt 2> /dev/null || echo below")
+    task = target.task(*commands, repos=[f"{checkout}:code"], working_dir="/here")
+    with dstack.Client.from_config(git_private_key=git_host.key, **target.arguments()) as client:
+        if target.release < (0, 20, 0):
+            with pytest.raises(dstack.UnsupportedServerError, match=r"repos with path or if_exists: needs"):
+                client.runs.submit(task)
+            return
+        assert log_of(target, client.runs.submit(task)) == ["kept", "changed", "below"]
+
+
+def test_a_checkout_as_git_sync_makes_it_arrives(target: Target, checkout: Path) -> None:
+    git(checkout.parent, "init", "--quiet", "root")
+    git(checkout.parent / "root", "fetch", "--quiet", str(checkout), "main")
+    git(checkout.parent / "root", "worktree", "add", "--quiet", "--detach", "tree", "FETCH_HEAD")
+    with dstack.Client.from_config(checkout.parent / "root" / "tree", **target.arguments()) as client:
+        run = client.runs.submit(target.task("cat kept.txt unpushed.txt", "ls -d .git || echo no .git"))
+        assert log_of(target, run)[:2] == ["kept", "unpushed"]
+        assert log_of(target, run)[-1] == "no .git"
+
+
+def test_files_under_a_filter_arrive_as_they_are_here(
+    target: Target, checkout: Path, git_host: GitHost
+) -> None:
+    git(checkout, "config", "filter.lfs.clean", "sha256sum")
+    (checkout / ".gitattributes").write_text("*.bin filter=lfs -text\n")
+    (checkout / "weights.bin").write_text("weights\n")
+    git(checkout, "add", "weights.bin")
+    assert len(git(checkout, "show", ":weights.bin")) > 60, "a pointer"
+    with dstack.Client.from_config(checkout, git_private_key=git_host.key, **target.arguments()) as client:
+        assert log_of(target, client.runs.submit(target.task("cat weights.bin"))) == ["weights"]
+
+
+def test_links_of_a_files_entry_arrive_as_files(target: Target, tmp_path: Path) -> None:
+    if target.release < (0, 19, 17):
+        return
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "h1").write_text("weights\n")
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "model.bin").symlink_to("../blobs/h1")
+    task = target.task("cat model/model.bin", files=[f"{tmp_path}/snapshot:model"])
+    with target.client() as client:
+        assert log_of(target, client.runs.submit(task)) == ["weights"]
+
+
+def test_a_submit_keeps_the_credentials_that_the_server_has(
+    target: Target, checkout: Path, git_host: GitHost
+) -> None:
+    with dstack.Client.from_config(checkout, git_private_key=git_host.key, **target.arguments()) as client:
+        client.repos.init()
+    for init in (True, False):
+        with dstack.Client.from_config(checkout, init=init, **target.arguments()) as client:
+            run = client.runs.submit(target.task("cat kept.txt changed.txt"))
+            assert log_of(target, run) == ["kept", "changed"]
+
+
 def test_files_lie_where_they_were_asked_for(target: Target, tmp_path: Path) -> None:
     (tmp_path / "conf" / "deep").mkdir(parents=True)
     (tmp_path / "conf" / "deep" / "a.ini").write_text("deep\n")
