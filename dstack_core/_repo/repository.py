@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dstack_core._repo.archive import pack_directory
@@ -13,7 +13,7 @@ from dstack_core._repo.credentials import GitCredentials, clone_of
 from dstack_core._repo.diff import take_diff
 from dstack_core._repo.git import Git, is_top_of_repository, read_checkout
 from dstack_core._repo.remote import CannotCloneError, Remote
-from dstack_core._wire.code import Code
+from dstack_core._wire.code import Code, RepoPlace
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.repos import RepoMapping
 
@@ -78,7 +78,11 @@ class Repository:
 
     def _named(self, repo: RepoMapping) -> Code:
         if repo.local_path is not None:
-            return self._code(check_directory(repo.local_path), with_upload=True)
+            if repo.branch or repo.hash:
+                _log.warning("repos: branch and hash are not used: a local_path is taken as it is.")
+            directory = check_directory(repo.local_path)
+            place = RepoPlace({"local_path": str(directory)}, repo.path, repo.if_exists)
+            return replace(self._code(directory, with_upload=True), place=place)
         try:
             remote = Remote.parse(repo.url or "", Path.cwd())
         except CannotCloneError as error:
@@ -86,7 +90,10 @@ class Repository:
         if remote.scheme == "file":
             raise _not_cloned("its remote is a local path")
         clone = clone_of(remote, self.credentials)
-        return Code.of_git(remote.name, remote.location, repo.branch, repo.hash, clone, None)
+        code = Code.of_git(remote.name, remote.location, repo.branch, repo.hash, clone, None)
+        named = {"url": clone.url, "branch": repo.branch, "hash": repo.hash}
+        source = {key: value for key, value in named.items() if value is not None}
+        return replace(code, place=RepoPlace(source, repo.path, repo.if_exists))
 
     def _code(self, directory: Path, *, with_upload: bool) -> Code:
         if self.local_repo:

@@ -68,6 +68,24 @@ class StoredRepo:
 
 
 @dataclass(frozen=True, slots=True)
+class RepoPlace:
+    """Where ``repos`` of a configuration wants the code; ``source`` names it as the server stores it.
+
+    Without a place the code lies in ``/workflow``, whatever the server.
+    """
+
+    source: Mapping[str, str]
+    path: str = "."
+    if_exists: str | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What not every server has: before 0.20 the code always lies in ``/workflow``."""
+        is_default = self.path in (".", "/workflow") and self.if_exists is None
+        return () if is_default else ("repos with path or if_exists",)
+
+
+@dataclass(frozen=True, slots=True)
 class Code:
     """Hold the code of a run: what the server is told of it, how it is cloned, what is uploaded."""
 
@@ -76,6 +94,7 @@ class Code:
     data: Mapping[str, Any]
     clone: Clone | None = None
     upload: Upload | None = None
+    place: RepoPlace | None = None
 
     @classmethod
     def of_directory(cls, directory: str, upload: Upload | None) -> Code:
