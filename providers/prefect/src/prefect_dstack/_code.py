@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -23,6 +24,7 @@ _TOKENS = ("git_token", "token", "access_token", "oauth_token", "personal_access
 # What GitLab and Bitbucket want as the user name of a token, written before it in these blocks; dstack
 # sends the token alone.
 _PREFIXES = ("oauth2:", "x-token-auth:")
+_KEY_MARK = "PRIVATE KEY-----"
 # Prefect allows no other characters in the two.
 _BLOCK_NAME = re.compile(r"[a-z0-9-]+/[a-z0-9-]+")
 
@@ -127,9 +129,14 @@ def login_of(given: object) -> GitLogin:
     if isinstance(value, Mapping):
         fields = value
     key, token = _first(fields, _KEYS), _first(fields, _TOKENS)
-    if key is None and token is not None and "PRIVATE KEY-----" in token:
+    if key is None and token is not None and _KEY_MARK in token:
         key, token = token, None
     if key is not None:
+        if _KEY_MARK not in key:
+            _refuse(
+                'git_credentials: expected the text of a private key ("-----BEGIN ... PRIVATE KEY-----"), '
+                "got text that is not a key. Save the content of the key file, not its path."
+            )
         return GitLogin(private_key=key)
     if token is None:
         kind = type(given).__name__
@@ -147,8 +154,22 @@ def _first(fields: Mapping[str, Any], names: Iterable[str]) -> str | None:
     for name in names:
         text = plain(fields.get(name))
         if isinstance(text, str) and text.strip():
-            return text if "PRIVATE KEY-----" in text else text.strip()
+            return text.strip()
     return None
+
+
+@contextmanager
+def git_credentials_named() -> Iterator[None]:
+    """Let an error about a key or token name the argument that it was given as here."""
+    from dstack_core import ConfigurationError
+
+    try:
+        yield
+    except ConfigurationError as error:
+        text = re.sub(r"\b(git_private_key|oauth_token)\b", "git_credentials", error.message)
+        if text == error.message:
+            raise
+        raise ConfigurationError(text) from None
 
 
 def name_or_secret(text: SecretStr) -> str | SecretStr:

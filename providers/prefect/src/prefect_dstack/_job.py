@@ -14,7 +14,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled
 
 from prefect_dstack import _relayed_logs
-from prefect_dstack._code import Code
+from prefect_dstack._code import Code, git_credentials_named
 from prefect_dstack._probe import CancelProbe, StopRequested
 from prefect_dstack._relay import Relay
 from prefect_dstack._report import Report
@@ -97,7 +97,8 @@ class Job:
 
         self.attempt.may_appear = True
         try:
-            yield
+            with git_credentials_named():
+                yield
         except ServerUnreachableError as error:
             raise ServerUnreachableError(
                 f"{error.message.rstrip('.')}. Run {self.attempt.ref.name} may have been submitted. "

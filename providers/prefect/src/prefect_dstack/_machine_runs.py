@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from prefect_dstack._code import git_credentials_named
 from prefect_dstack._connect import aload, aload_git, open_async_client
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ async def submit_once(
     if not submission.code.arguments:
         return await client.runs.submit(submission.configuration, **arguments)
     async with open_async_client(block, code=submission.code) as with_code:
-        await with_code.runs.submit(submission.configuration, **arguments)
+        with git_credentials_named():
+            await with_code.runs.submit(submission.configuration, **arguments)
     run = await client.runs.get(arguments["run_name"], retry_budget=SUBMIT_BUDGET)
     if run is None:
         raise RunNotFoundError(f"Run {arguments['run_name']} was submitted, and deleted a moment later.")
