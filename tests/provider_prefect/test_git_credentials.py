@@ -180,7 +180,7 @@ def test_an_error_about_a_key_names_an_argument_that_exists_here(
 ) -> None:
     broken = "\n".join([*key.splitlines()[:2], "-----END OPENSSH PRIVATE KEY-----"])
     work = private_checkout(tmp_path)
-    with pytest.raises(ConfigurationError, match="^git_credentials") as caught:
+    with pytest.raises(ConfigurationError, match=r"^git_credentials") as caught:
         by_run_task(SHORT, credentials, repo_dir=work, git_credentials=SecretStr(broken))
     assert "git_private_key" not in str(caught.value)
     assert key.splitlines()[1] not in str(caught.value)
