@@ -6,8 +6,9 @@ import asyncio
 import re
 from typing import Any
 
-from dstack_core.local.bodies import ApplyRunPlanRequest, GetRunPlanRequest
+from dstack_core.local.bodies import ApplyRunPlanRequest, GetRunPlanRequest, ListGpusRequest
 from dstack_core.local.errors import bad_request
+from dstack_core.local.inventory import BACKEND, Inventory
 from dstack_core.local.job_specs import build_job_specs
 from dstack_core.local.runs import Job, Run, Submission
 from dstack_core.local.specs import RunSpec, ServiceConfiguration, TaskConfiguration
@@ -66,6 +67,37 @@ async def get_plan(state: State, request: GetRunPlanRequest) -> dict[str, Any]:
         "current_resource": None if current is None else current.wire(),
         "action": "update" if updates else "create",
     }
+
+
+def gpu_groups(inventory: Inventory, request: ListGpusRequest) -> list[dict[str, Any]]:
+    """Return the one kind of GPU there is as the groups of gpus/list; none if the requirements exclude it."""
+    spec = request.run_spec
+    resources = spec.configuration.resources
+    if not inventory.gpus or not inventory.fits(resources, spec.setting("max_price")):
+        return []
+    count = {"min": max(1, inventory.wanted_gpus(resources)), "max": inventory.gpus}
+    if resources.gpu is not None and resources.gpu.count.max is not None:
+        count["max"] = min(count["max"], resources.gpu.count.max)
+    group_by = request.group_by or []
+    counts = range(count["min"], count["max"] + 1) if "count" in group_by else []
+    return [
+        {
+            "name": inventory.gpu_name,
+            "memory_mib": int(inventory.gpu_memory * 1024),
+            "vendor": "nvidia",
+            "availability": ["available"],
+            "spot": ["on-demand"],
+            "count": of,
+            # Whatever a job takes, it costs the same.
+            "price": {"min": inventory.price / of["max"], "max": inventory.price / of["min"]},
+            "offer_price": {"min": inventory.price, "max": inventory.price},
+            "backends": None if "backend" in group_by else [BACKEND],
+            "backend": BACKEND if "backend" in group_by else None,
+            "regions": None if "region" in group_by else ["local"],
+            "region": "local" if "region" in group_by else None,
+        }
+        for of in ([{"min": number, "max": number} for number in counts] or [count])
+    ]
 
 
 async def apply(state: State, request: ApplyRunPlanRequest) -> Run:
