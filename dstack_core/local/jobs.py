@@ -112,7 +112,10 @@ class JobCarrier:
         if await ending.within(step):
             return Outcome(ending.reason)
         if not self._inventory.fits(run.spec.configuration.resources, run.spec.setting("max_price")):
-            return Outcome("failed_to_start_due_to_no_capacity", message=self._inventory.no_offers(run.spec.configuration.resources))
+            return Outcome(
+                "failed_to_start_due_to_no_capacity",
+                message=self._inventory.no_offers(run.spec.configuration.resources),
+            )
         run.fleet = self._fleet
         job.latest.provisioning_data = self._provisioning_data(run)
         self._set.job(run, job, "provisioning")

@@ -71,5 +71,3 @@ class LiveLog:
                 self._channel.sendall(data)
             else:
                 self._channel.shutdown_write()
-
-

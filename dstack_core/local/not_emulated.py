@@ -28,7 +28,13 @@ _MISSING = (
     *("instances/get_instance_health_checks", "exports/update", "exports/delete", "imports/delete"),
 )
 _REFUSED = (
-    *("/api/users/list", "/api/users/get_user", "/api/users/create", "/api/users/update", "/api/users/delete"),
+    *(
+        "/api/users/list",
+        "/api/users/get_user",
+        "/api/users/create",
+        "/api/users/update",
+        "/api/users/delete",
+    ),
     *("/api/users/refresh_ssh_key", "/api/users/refresh_token", "/api/users/public_keys/add"),
     *("/api/users/public_keys/delete", "/api/auth/get_next_redirect", "/api/projects/list_only_no_fleets"),
     *("/api/projects/create", "/api/projects/delete", "/api/sshproxy/get_upstream"),

@@ -239,7 +239,13 @@ def test_errors_are_not_retried_for_other_events(api: Api, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "resources", [{"gpu": "B200"}, {"gpu": "A100:9"}, {"gpu": 9}, {"cpu": 1000}, {"gpu": "A100:141GB"}]
+    "resources",
+    [
+        *({"gpu": "B200"}, {"gpu": "A100:9"}, {"gpu": 9}, {"cpu": 1000}, {"gpu": "A100:141GB"}),
+        # A bare size is exact, and the machine has GPUs of 80 GB.
+        *({"gpu": "24GB"}, {"gpu": {"memory": 16}}, {"gpu": "16GB..40GB"}, {"gpu": "..40GB"}),
+        *({"gpu": {"total_memory": "100GB"}}, {"gpu": {"total_memory": "81GB..", "count": 1}}),
+    ],
 )
 def test_unmet_resources_fail_for_lack_of_capacity(api: Api, name: str, resources: Any) -> None:
     run = api.run(name, "true", resources=resources)
@@ -249,11 +255,27 @@ def test_unmet_resources_fail_for_lack_of_capacity(api: Api, name: str, resource
     assert plan["job_plans"][0]["offers"] == []
 
 
-@pytest.mark.parametrize("resources", [{"gpu": "A100:80GB:8"}, {"gpu": "24GB"}, {"gpu": {"name": "a100"}}])
+@pytest.mark.parametrize(
+    "resources",
+    [
+        *({"gpu": "A100:80GB:8"}, {"gpu": "24GB.."}, {"gpu": {"name": "a100"}}, {"gpu": "80GB"}),
+        *({"gpu": {"total_memory": "100GB..160GB"}}, {"gpu": "..80GB"}, {"gpu": 0}),
+    ],
+)
 def test_met_resources_run(api: Api, name: str, resources: Any) -> None:
     run = api.run(name, "echo $DSTACK_GPUS_NUM", resources=resources)
     gpus = run["latest_job_submission"]["job_provisioning_data"]["instance_type"]["resources"]["gpus"]
     assert api.output(run).strip() == str(len(gpus))
+
+
+def test_exact_sizes_are_named_where_no_machine_is_on_offer(api: Api, name: str) -> None:
+    run = api.run(name, "true", resources={"gpu": "16GB", "memory": "8GB..", "disk": "50GB"})
+    message = run["latest_job_submission"]["termination_reason_message"]
+    assert message.splitlines()[0] == "No offers matching the run requirements in fleet 'local'."
+    assert message.splitlines()[2:] == [
+        "disk: 50GB is an exact size; write 50GB.. for at least that.",
+        "gpu memory: 16GB is an exact size; write 16GB.. for at least that.",
+    ]
 
 
 def test_price_below_the_machines_fails(api: Api, name: str) -> None:
