@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import Any
 
 from dstack_core.local.bodies import ApplyRunPlanRequest, GetRunPlanRequest, ListGpusRequest
+from dstack_core.local.checks import check_spec, with_defaults
 from dstack_core.local.errors import bad_request
 from dstack_core.local.inventory import BACKEND, Inventory
 from dstack_core.local.job_specs import build_job_specs
@@ -14,17 +14,12 @@ from dstack_core.local.runs import Job, Run, Submission
 from dstack_core.local.specs import RunSpec, ServiceConfiguration, TaskConfiguration
 from dstack_core.local.state import USERNAME, State
 
-NAME_PATTERN = "^[a-z][a-z0-9-]{1,40}$"
 _CANNOT_OVERRIDE = "Cannot override active run. Stop the run first."
 _CHANGED = "Failed to apply plan. Resource has been changed. Try again or use force apply."
 
 
-def check_spec(state: State, spec: RunSpec) -> None:
-    """Raise ApiError 400 for what the schema cannot see: the name, the repo, what this server cannot do."""
-    if spec.run_name is not None and re.fullmatch(NAME_PATTERN, spec.run_name) is None:
-        raise bad_request(f"Resource name should match regex '{NAME_PATTERN}'")
-    if (spec.repo_id is None) != (spec.repo_data is None):
-        raise bad_request("repo_id and repo_data must be set together")
+def _check_emulated(spec: RunSpec) -> None:
+    """Raise ApiError 400 for what this server cannot do."""
     configuration = spec.configuration
     if isinstance(configuration, TaskConfiguration | ServiceConfiguration) and configuration.groups:
         raise bad_request("The embedded server does not support groups")
@@ -42,8 +37,9 @@ def _check_repo(state: State, spec: RunSpec) -> None:
 async def get_plan(state: State, request: GetRunPlanRequest) -> dict[str, Any]:
     """Return the plan of a run as JSON data; nothing is changed."""
     spec = request.run_spec
-    check_spec(state, spec)
-    effective = spec.with_defaults((await state.keys.pair())[0])
+    check_spec(spec)
+    _check_emulated(spec)
+    effective = with_defaults(spec, (await state.keys.pair())[0])
     current = state.named.get(spec.run_name or "")
     inventory, resources = state.settings.inventory, effective.configuration.resources
     offers = []
@@ -103,12 +99,13 @@ def gpu_groups(inventory: Inventory, request: ListGpusRequest) -> list[dict[str,
 async def apply(state: State, request: ApplyRunPlanRequest) -> Run:
     """Create a run or update it in place; raises ApiError 400 if an active run is in the way."""
     spec = request.plan.run_spec
-    check_spec(state, spec)
+    check_spec(spec)
+    _check_emulated(spec)
     _check_repo(state, spec)
     # What exists is looked at first and the run made later, as the real server does: of several applies at
     # the same time one wins and the others fail with a message of their own.
     current = state.named.get(spec.run_name or "")
-    effective = spec.with_defaults((await state.keys.pair())[0])
+    effective = with_defaults(spec, (await state.keys.pair())[0])
     await asyncio.sleep(state.settings.pace.step)
     if current is None or current.finished:
         return _create(state, effective)

@@ -1,8 +1,8 @@
 """What the pretended machine offers, and whether a job fits on it.
 
-There is no capacity to use up: every job sees the whole machine, however many run. CPU, memory, disk and GPUs are
-cut to what a job asks for, as a cloud has machines of many sizes. The memory of a GPU cannot be cut: ``gpu: 16GB``
-is exactly 16 GB, as on every server, and an A100 of 80 GB is no such GPU.
+There is no capacity to use up: every job sees the whole machine, however many run. CPU, memory, disk and GPUs
+are cut to what a job asks for, as a cloud has machines of many sizes. The memory of a GPU cannot be cut:
+``gpu: 16GB`` is exactly 16 GB, as on every server, and an A100 of 80 GB is not such a GPU.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from dstack_core.local.quantities import GPUSpec, IntRange, MemoryRange, ResourcesSpec
 
-# dstack's own name for machines that no cloud provides, those of SSH fleets. Its clients refuse unknown names.
+# dstack's name for machines that no cloud provides, those of SSH fleets. Its client refuses unknown names.
 BACKEND = "remote"
 _NO_OFFERS = (
     "No offers matching the run requirements in fleet 'local'.\n"

@@ -1,6 +1,6 @@
 """The live log of a job, as the runner in a container serves it: a websocket on port 10999 (PROTOCOL 4.6).
 
-It is spoken over an SSH channel, in threads of the SSH server. dstack's own client attaches for this log alone.
+It is spoken over an SSH channel, in threads of the SSH server. dstack's own client attaches for this log.
 """
 
 from __future__ import annotations

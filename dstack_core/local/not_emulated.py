@@ -1,6 +1,6 @@
-"""The endpoints of 0.22.5 that have nothing to say here: empty lists, things that do not exist, plain refusals.
+"""The endpoints of 0.22.5 that are not emulated: empty lists, things that do not exist, plain refusals.
 
-dstack's own client ends with a traceback or a bare status on a 405. So every path of the real server is answered.
+dstack's own client ends with a bare status on a 405, so every path of the real server is answered.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The way into a job by SSH, for clients that attach: ports and the live log, no shell (PROTOCOL 4).
 
-As with a host of an SSH fleet there are two logins: one on the host, and through it one on the "container", which is
-known by its port. Only the host's port exists. The container's one is a number that stands for a job: hundreds of
-finished jobs, whose logs a client may still want, cost no socket. paramiko is loaded by the first connection.
+As with a host of an SSH fleet there are two logins: one on the host, and through it one on the "container",
+which is known by its port. Only the host's port exists. The container's one is a number that stands for a
+job: hundreds of finished jobs, whose logs a client may still want, cost no socket. paramiko is loaded by the
+first connection.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class OfficialClient:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-            )  # fmt: skip
+            )
         )
 
     def _finish(self, process: subprocess.Popen[str]) -> Reply:
