@@ -9,9 +9,9 @@ from dstack_core.local.bodies import ApplyRunPlanRequest, GetRunPlanRequest, Lis
 from dstack_core.local.checks import check_spec, with_defaults
 from dstack_core.local.errors import bad_request
 from dstack_core.local.inventory import BACKEND, Inventory
-from dstack_core.local.job_specs import build_job_specs
+from dstack_core.local.job_specs import build_job_specs, wanted_resources
 from dstack_core.local.runs import Job, Run, Submission
-from dstack_core.local.specs import RunSpec, ServiceConfiguration, TaskConfiguration
+from dstack_core.local.specs import RunSpec, ServiceConfiguration
 from dstack_core.local.state import USERNAME, State
 
 _CANNOT_OVERRIDE = "Cannot override active run. Stop the run first."
@@ -20,9 +20,6 @@ _CHANGED = "Failed to apply plan. Resource has been changed. Try again or use fo
 
 def _check_emulated(spec: RunSpec) -> None:
     """Raise ApiError 400 for what this server cannot do."""
-    configuration = spec.configuration
-    if isinstance(configuration, TaskConfiguration | ServiceConfiguration) and configuration.groups:
-        raise bad_request("The embedded server does not support groups")
     if spec.setting("schedule") is not None:
         raise bad_request("The embedded server does not support schedule")
 
@@ -41,10 +38,7 @@ async def get_plan(state: State, request: GetRunPlanRequest) -> dict[str, Any]:
     _check_emulated(spec)
     effective = with_defaults(spec, (await state.keys.pair())[0])
     current = state.named.get(spec.run_name or "")
-    inventory, resources = state.settings.inventory, effective.configuration.resources
-    offers = []
-    if inventory.fits(resources, effective.setting("max_price")):
-        offers.append(inventory.offer(resources))
+    inventory = state.settings.inventory
     updates = current is not None and not current.finished and _same(current.spec, effective)
     return {
         "project_name": state.settings.project,
@@ -52,16 +46,22 @@ async def get_plan(state: State, request: GetRunPlanRequest) -> dict[str, Any]:
         "run_spec": spec.model_dump(mode="json"),
         "effective_run_spec": effective.model_dump(mode="json"),
         "job_plans": [
-            {
-                "job_spec": job_spec,
-                "offers": offers,
-                "total_offers": len(offers),
-                "max_price": inventory.price if offers else None,
-            }
+            _job_plan(inventory, job_spec)
             for job_spec in build_job_specs(effective, spec.run_name or "dry-run")
         ],
         "current_resource": None if current is None else current.wire(),
         "action": "update" if updates else "create",
+    }
+
+
+def _job_plan(inventory: Inventory, job_spec: dict[str, Any]) -> dict[str, Any]:
+    resources = wanted_resources(job_spec)
+    fits = inventory.fits(resources, job_spec["requirements"]["max_price"])
+    return {
+        "job_spec": job_spec,
+        "offers": [inventory.offer(resources)] if fits else [],
+        "total_offers": int(fits),
+        "max_price": inventory.price if fits else None,
     }
 
 

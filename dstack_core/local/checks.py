@@ -10,6 +10,7 @@ from dstack_core.local.gpu_vendors import vendors_of
 from dstack_core.local.groups import ReplicaGroup
 from dstack_core.local.profiles import ProfileRetry
 from dstack_core.local.quantities import GPUSpec, IntRange, ResourcesSpec
+from dstack_core.local.run_parts import parts
 from dstack_core.local.specs import (
     Configuration,
     RunSpec,
@@ -22,6 +23,7 @@ NAME_PATTERN = "^[a-z][a-z0-9-]{1,40}$"
 _MOST_PROBES = 10
 _LONGEST_PROBE = 300
 _LONGEST_WINDOW = 3600
+_REFERENCE = re.compile(r"(?<!\$)\$\{\{\s*([^}]+?)\s*\}\}")
 # The default image is made for NVIDIA, and anything runs on a TPU that is installed with pip.
 _NEED_NO_IMAGE = {"nvidia", "google"}
 
@@ -45,6 +47,7 @@ def check_spec(spec: RunSpec) -> None:
         raise bad_request(f"Maximum utilization_policy.time_window is {_LONGEST_WINDOW}s")
     if isinstance(spec.configuration, ServiceConfiguration):
         _check_service(spec, spec.configuration)
+    _check_addresses(spec.configuration)
     for resources, image, docker in _machines(spec.configuration):
         _check_image(resources, image, docker)
 
@@ -58,6 +61,26 @@ def _check_service(spec: RunSpec, service: ServiceConfiguration) -> None:
     dynamo = any(group.router and group.router.type == "dynamo" for group in service.groups or [])
     if dynamo and spec.setting("retry") is not None:
         raise bad_request("Retry cannot be configured for services with a Dynamo router replica group.")
+
+
+def _check_addresses(configuration: Configuration) -> None:
+    """Refuse ``${{ groups[i].nodes[j].IP_ADDRESS }}`` of a node that is not there."""
+    if any(
+        name.startswith("groups") for text in configuration.env.values() for name in _REFERENCE.findall(text)
+    ):
+        raise bad_request("groups IP references are only supported in commands, not in `env`")
+    groups = parts(configuration)
+    member = "replicas" if isinstance(configuration, ServiceConfiguration) else "nodes"
+    for command in (command for group in groups for command in group.commands):
+        for name in _REFERENCE.findall(command):
+            if not name.startswith("groups"):
+                continue
+            match = re.fullmatch(rf"groups\[(\d+)\]\.{member}\[(\d+)\]\.IP_ADDRESS", name)
+            if match is None:
+                raise bad_request(f"Illegal reference name: {name}")
+            group, number = int(match[1]), int(match[2])
+            if group >= len(groups) or number >= getattr(groups[group], member):
+                raise bad_request(f"Invalid reference {name}: out of range")
 
 
 def _machines(

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dstack_core.local.inventory import BACKEND, Inventory
+from dstack_core.local.job_specs import wanted_resources
 from dstack_core.local.logs import LogStore
 from dstack_core.local.process import PtyProcess
+from dstack_core.local.quantities import ResourcesSpec
 from dstack_core.local.runs import Job, Run, Submission, now
 from dstack_core.local.ssh_host import RUNNER_PORT, Door, SshHost
 from dstack_core.local.states import JOB_STATUS_OF_REASON
@@ -111,13 +113,12 @@ class JobCarrier:
         step = self._pace.step
         if await ending.within(step):
             return Outcome(ending.reason)
-        if not self._inventory.fits(run.spec.configuration.resources, run.spec.setting("max_price")):
-            return Outcome(
-                "failed_to_start_due_to_no_capacity",
-                message=self._inventory.no_offers(run.spec.configuration.resources),
-            )
+        resources = wanted_resources(job.spec)
+        if not self._inventory.fits(resources, run.spec.setting("max_price")):
+            message = self._inventory.no_offers(resources)
+            return Outcome("failed_to_start_due_to_no_capacity", message=message)
         run.fleet = self._fleet
-        job.latest.provisioning_data = self._provisioning_data(run)
+        job.latest.provisioning_data = self._provisioning_data(resources)
         self._set.job(run, job, "provisioning")
         if await ending.within(step):
             return Outcome(ending.reason)
@@ -140,7 +141,7 @@ class JobCarrier:
         try:
             await process.start(argv, workspace.environment(run, job, marker), workspace.cwd)
             self._watchdog.started(process.pid)
-            submission.runtime_data = self._runtime_data(run, submission, workspace)
+            submission.runtime_data = self._runtime_data(run, job, workspace)
             self._set.job(run, job, "running")
             return await self._until_end(run, job, ending, process)
         finally:
@@ -173,11 +174,11 @@ class JobCarrier:
                 task.cancel()
             await asyncio.gather(exited, asked, at_once, return_exceptions=True)
 
-    def _provisioning_data(self, run: Run) -> dict[str, Any]:
+    def _provisioning_data(self, resources: ResourcesSpec) -> dict[str, Any]:
         return {
             "backend": BACKEND,
             "base_backend": None,
-            "instance_type": self._inventory.instance(run.spec.configuration.resources),
+            "instance_type": self._inventory.instance(resources),
             "instance_id": "local",
             "hostname": ADDRESS,
             "internal_ip": ADDRESS,
@@ -201,14 +202,14 @@ class JobCarrier:
 
         return Door(run.spec.ssh_key_pub or "", read_log)
 
-    def _runtime_data(self, run: Run, submission: Submission, workspace: Workspace) -> dict[str, Any]:
-        resources = run.spec.configuration.resources
+    def _runtime_data(self, run: Run, job: Job, workspace: Workspace) -> dict[str, Any]:
+        resources = wanted_resources(job.spec)
         return {
             "network_mode": "bridge",
             "gpu": self._inventory.wanted_gpus(resources),
             "cpu": float(resources.cpu.count.min or 1),
             "memory": float(resources.memory.min or 1),
-            "ports": {str(RUNNER_PORT): RUNNER_PORT, "10022": self._ssh.add(self._door(run, submission))},
+            "ports": {str(RUNNER_PORT): RUNNER_PORT, "10022": self._ssh.add(self._door(run, job.latest))},
             "volume_names": [],
             "offer": self._inventory.offer(resources),
             "working_dir": str(workspace.cwd),

@@ -231,6 +231,17 @@ _TOGETHER: list[dict[str, Any]] = [
     {"type": "task", "commands": ["x"], "nvcc": True, "docker": True},
     {"type": "task", "commands": ["x"], "nvcc": True, "image": "i"},
     {"type": "task", "commands": ["x"], "docker": True, "privileged": False},
+    *(
+        {"type": "task", "commands": [f"echo ${{{{ {name} }}}}"]}
+        for name in (
+            *("groups[0].nodes[0].IP_ADDRESS", "groups[0].nodes[1].IP_ADDRESS", "groups[1].nodes[0].IP_ADDRESS"),
+            *("groups[0].replicas[0].IP_ADDRESS", "groups[0].nodes[0].ADDRESS", "groups", "run.args", "env.X", "secrets.x"),
+        )
+    ),
+    {"type": "task", "commands": ["x"], "env": {"A": "${{ groups[0].nodes[0].IP_ADDRESS }}"}},
+    {"type": "task", "commands": ["x"], "env": {"A": "$${{ groups[0].nodes[0].IP_ADDRESS }}"}},
+    {"type": "service", "port": 80, "commands": ["echo ${{ groups[0].replicas[0].IP_ADDRESS }}"]},
+    {"type": "service", "port": 80, "commands": ["echo ${{ groups[0].replicas[1].IP_ADDRESS }}"]},
     {"type": "task", "image": "i"},
     {"type": "task", "image": ""},
     {"type": "task"},

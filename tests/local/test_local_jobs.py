@@ -300,6 +300,44 @@ def test_nodes_run_side_by_side_with_their_own_logs(api: Api, name: str) -> None
     ]
 
 
+def test_groups_of_nodes_have_their_own_commands_and_gpus(api: Api, name: str) -> None:
+    say = "echo $DSTACK_NODE_RANK of $DSTACK_NODES_NUM with $DSTACK_GPUS_PER_NODE at ${{ groups[1].nodes[0].IP_ADDRESS }}"
+    groups = [
+        {"name": "head", "commands": [f"echo head; {say}"]},
+        {"nodes": 2, "commands": [say], "resources": {"gpu": "A100:2"}},
+    ]
+    run = api.run(name, groups=groups)
+    assert run["status"] == "done"
+    specs = [job["job_spec"] for job in run["jobs"]]
+    assert [(one["node_group_name"], one["node_group_index"], one["node_group_job_index"]) for one in specs] == [
+        ("head", 0, 0), ("1", 1, 0), ("1", 1, 1),
+    ]  # fmt: skip
+    assert [api.output(run, number) for number in range(3)] == [
+        "head\r\n0 of 3 with 0 at 127.0.0.1\r\n",
+        "1 of 3 with 2 at 127.0.0.1\r\n",
+        "2 of 3 with 2 at 127.0.0.1\r\n",
+    ]
+
+
+def test_groups_of_replicas_run_side_by_side(api: Api, name: str) -> None:
+    groups = [
+        {"replicas": 2, "commands": ["echo few", "sleep 300"]},
+        {"count": 1, "name": "b", "commands": ["echo b", "sleep 300"]},
+    ]
+    spec = {"run_name": name, "configuration": {"type": "service", "port": 8000, "groups": groups}}
+    run = api.ok("{p}/runs/apply", {"plan": {"run_spec": spec}, "force": False})
+    jobs = [job["job_spec"] for job in run["jobs"]]
+    assert [(one["replica_num"], one["job_num"], one["replica_group"]) for one in jobs] == [
+        (0, 0, "0"),
+        (1, 0, "0"),
+        (2, 0, "b"),
+    ]
+    wait_until(
+        lambda: [api.output(api.get(name), number) for number in range(3)] == ["few\r\n", "few\r\n", "b\r\n"]
+    )
+    api.stop(name, abort=True)
+
+
 def test_a_failing_node_ends_the_others(api: Api, name: str) -> None:
     run = api.run(name, "[ $DSTACK_NODE_RANK = 1 ] && exit 5", "sleep 300 || true; sleep 300", nodes=2)
     assert (run["status"], run["termination_reason"]) == ("failed", "job_failed")
