@@ -37,6 +37,7 @@ _OTHERS: Mapping[str, Release] = {
     # Before it the text stays as it is and reaches the command.
     "secrets": (0, 19, 17),
     "events": (0, 20, 0),
+    "repos with path or if_exists": (0, 20, 0),
     "python 3.14": (0, 21, 0),
     "python 3.15": (0, 22, 5),
     # Relative to /workflow before it, and the runner refuses what lies elsewhere.
@@ -51,6 +52,7 @@ _OTHERS: Mapping[str, Release] = {
     "cpu with an architecture": (0, 19, 8),
 }
 _SINCE = {**_KEYS, **_OTHERS}
+_REPOS_PLACED: Release = (0, 20, 0)
 _SECRET = re.compile(r"\$\{\{\s*secrets\.")
 _ARCHITECTURE = re.compile(r"[a-z]")
 _CODE_DIR = "/workflow"
@@ -98,6 +100,11 @@ def _forms(configuration: Mapping[str, Any], profile: Mapping[str, Any]) -> Iter
         (isinstance(cpu, str) and bool(_ARCHITECTURE.search(cpu)))
         or (isinstance(cpu, Mapping) and "arch" in cpu),
     )
+
+
+def places_repos(release: Release | None) -> bool:
+    """Tell whether a server puts the code where ``repos`` of the configuration says."""
+    return release is None or release >= _REPOS_PLACED
 
 
 def check(needs: Iterable[str], release: Release | None, server_url: str) -> None:
