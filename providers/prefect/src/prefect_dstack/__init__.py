@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from prefect_dstack.credentials import DstackCredentials
 from prefect_dstack.deploy import adeploy_service, deploy_service
 from prefect_dstack.hooks import stop_dstack_runs, stop_runs_on_cancellation, stop_runs_on_crash
-from prefect_dstack.job_block import DstackRun, DstackRunHandle
+from prefect_dstack.job_block import DstackRun
 from prefect_dstack.reaper import areap_runs, reap_runs
+from prefect_dstack.run_handle import DstackRunHandle
 from prefect_dstack.runs import (
     aget_run,
     astop_run,

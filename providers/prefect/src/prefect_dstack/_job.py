@@ -15,6 +15,7 @@ from prefect.states import Cancelled
 
 from prefect_dstack import _relayed_logs
 from prefect_dstack._code import Code, git_credentials_named
+from prefect_dstack._core_log import client_warnings_in
 from prefect_dstack._probe import CancelProbe, StopRequested
 from prefect_dstack._relay import Relay
 from prefect_dstack._report import Report
@@ -97,7 +98,7 @@ class Job:
 
         self.attempt.may_appear = True
         try:
-            with git_credentials_named():
+            with git_credentials_named(), client_warnings_in(self.logger):
                 yield
         except ServerUnreachableError as error:
             raise ServerUnreachableError(
