@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -14,6 +15,7 @@ from prefect import flow
 from prefect.blocks.core import Block
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterStartTime
 from prefect.runtime import flow_run
 from pydantic import SecretStr
 
@@ -21,12 +23,12 @@ from dstack_core import ConfigurationError, RunError
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, DstackRun, run_task
 from prefect_dstack._code import GitLogin, login_of
-from tests.core.repos import write
+from tests.core.repos import git, write
 
 from .specs import git_login, private_checkout, specs
 from .support import log_records, submissions
 from .test_secrets import kept
-from .test_submit_options import ALL_WAYS, SHORT, Submit, by_run_task, by_submit_run
+from .test_submit_options import ALL_WAYS, SHORT, Submit, by_asubmit_run, by_run_task, by_submit_run
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -162,6 +164,21 @@ def test_the_credentials_block_may_hold_those_of_git(
     assert login("by-token", with_token) == (TOKEN, None)
     assert login("by-key", with_key) == (None, key)
     assert login("by-task", with_key, git_credentials=SecretStr("ghp_other")) == ("ghp_other", None)
+
+
+@pytest.mark.parametrize("submit", [by_run_task, by_asubmit_run], ids=lambda way: way.__name__)
+def test_code_that_is_uploaded_instead_of_cloned_is_a_line_in_the_log(
+    submit: Submit, credentials: DstackCredentials, tmp_path: Path
+) -> None:
+    work = private_checkout(tmp_path)
+    git(work, "remote", "remove", "origin")
+    ids: list[UUID] = []
+    began: Any = datetime.now(UTC)
+    submit({**SHORT, "commands": ["cat a"]}, credentials, repo_dir=work)
+    with get_client(sync_client=True) as client:
+        since = FlowRunFilter(start_time=FlowRunFilterStartTime(after_=began))
+        ids += [found.id for found in client.read_flow_runs(flow_run_filter=since)]
+    assert "instead of cloned, because" in "\n".join(log_records(ids[0], last="are uploaded"))
 
 
 def test_one_git_login_of_a_block() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect_dstack._code import git_credentials_named
 from prefect_dstack._connect import aload, aload_git, open_async_client
+from prefect_dstack._core_log import client_warnings_in
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun
@@ -17,9 +18,11 @@ SUBMIT_BUDGET = 300.0
 
 
 async def submit_once(
-    client: AsyncClient, flow_run_id: UUID, configuration: DstackJobConfiguration
+    client: AsyncClient, flow_run_id: UUID, configuration: DstackJobConfiguration, logger: Any = None
 ) -> AsyncRun:
     """Return the active run of the flow run, or a new one. Raises ``ConfigurationError``, server errors.
+
+    ``logger`` gets the client's warnings.
 
     Two workers that do this at the same moment get the same run: name and marker are equal (PROTOCOL 1.4).
     """
@@ -38,10 +41,10 @@ async def submit_once(
         "retry_budget": SUBMIT_BUDGET,
         "verify_ports": False,
     }
-    if not submission.code.arguments:
-        return await client.runs.submit(submission.configuration, **arguments)
-    async with open_async_client(block, code=submission.code) as with_code:
-        with git_credentials_named():
+    with git_credentials_named(), client_warnings_in(logger):
+        if not submission.code.arguments:
+            return await client.runs.submit(submission.configuration, **arguments)
+        async with open_async_client(block, code=submission.code) as with_code:
             await with_code.runs.submit(submission.configuration, **arguments)
     run = await client.runs.get(arguments["run_name"], retry_budget=SUBMIT_BUDGET)
     if run is None:
