@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 
 import dstack_core as dstack
 from tests.contract.conftest import Target
+from tests.dstack_files import ENV, FILES
 
 
 def echoed(target: Target, run: dstack.Run) -> dict[str, Any]:
@@ -66,3 +68,22 @@ def test_a_working_directory_in_the_home_is_left_to_the_machine(target: Target, 
                 client.runs.submit(task)
             return
         assert lines_of(target, client.runs.submit(task)) == ["there"]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", FILES)
+def test_a_real_server_reads_the_files_that_people_have(request: pytest.FixtureRequest, name: str) -> None:
+    real: Target = request.getfixturevalue("_real")
+    configuration = dstack.parse_configuration(FILES[name])
+    with real.client() as client:
+        try:
+            client.runs.plan(configuration, env=ENV, args=["--epochs", "3"])
+        except dstack.UnsupportedServerError as error:
+            told = str(error)
+        else:
+            told = ""
+    if real.release >= (0, 21, 3):
+        assert told == ""
+    elif told:
+        # Said by us, before the server sees the file.
+        assert re.search(r": needs dstack >= \d", told)
