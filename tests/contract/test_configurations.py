@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -55,6 +56,30 @@ def test_what_a_configuration_leaves_open_reaches_the_run(
     job = told["jobs"][0]["job_spec"]
     assert job["max_duration"] == 20 * 60
     assert job["requirements"]["max_price"] == 3
+
+
+def test_the_async_client_fills_in_the_same(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".dstack").mkdir()
+    (tmp_path / ".dstack" / "profiles.yaml").write_text("profiles: [{name: named, max_price: 2}]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FROM_HERE", "from here")
+    task = target.task("echo $FROM_HERE $GIVEN ${{ run.args }}", env=["FROM_HERE", "GIVEN"])
+
+    async def run() -> list[bytes]:
+        async with target.async_client() as client:
+            with pytest.raises(
+                dstack.ConfigurationError, match=r"^env: expected a value for GIVEN, got none"
+            ):
+                await client.runs.plan(task)
+            await client.runs.plan(task, env={"GIVEN": "x"}, profile="named")
+            run = await client.runs.submit(task, env={"GIVEN": "given"}, args=["a b"], profile="named")
+            outcome = await run.wait(target.timeout, poll_interval=target.poll_interval)
+            assert outcome.succeeded, outcome.message
+            return b"".join([piece async for piece in run.logs()]).split()
+
+    assert asyncio.run(run()) == [b"from", b"here", b"given", b"a", b"b"]
 
 
 @pytest.mark.parametrize("directory", ["~", "~/below"])
