@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 
+import dstack_core as dstack
 from dstack_core import RepoMapping
 from dstack_core._repo.remote import Remote
 from dstack_core._wire.code import Clone, Code
+from tests.contract.git_host import GitHost
+from tests.contract.test_code import git
+from tests.rig.server import RealServer
 from tests.rig.server_process import DEFAULT_VERSION, server_python
 
 SSH_CONFIG = "Host github-work\n  HostName github.com\n  User me\n  Port 2222\n"
@@ -104,3 +109,53 @@ def test_short_forms_are_read_alike(official: Official) -> None:
             *(theirs["local_path"], theirs["url"], theirs["path"]),
         ), form
         assert (ours.if_exists or "error") == theirs["if_exists"]
+
+
+@pytest.mark.real
+def test_what_dstack_init_stored_lets_a_run_clone(real_server: RealServer, tmp_path: Path) -> None:
+    """`dstack init` of a user is enough: neither a submit nor `init=False` needs credentials of its own."""
+    if real_server.release < (0, 20, 0):
+        pytest.skip("the command line of the newest release does not speak to this server")
+    with GitHost(tmp_path) as host:
+        git(tmp_path, "init", "--quiet", "--bare", f"{tmp_path.name}.git")
+        git(tmp_path, "clone", "--quiet", f"{tmp_path}/{tmp_path.name}.git", "work")
+        work = tmp_path / "work"
+        git(work, "checkout", "--quiet", "-b", "main")
+        (work / "kept.txt").write_text("kept\n")
+        git(work, "add", ".")
+        git(work, "commit", "--quiet", "-m", "pushed")
+        git(work, "push", "--quiet", "-u", "origin", "main")
+        url = host.url(tmp_path / f"{tmp_path.name}.git")
+        git(work, "remote", "set-url", "origin", url)
+        _dstack_init(real_server, tmp_path / "home", url, host.key)
+        target: dict[str, Any] = {
+            "server_url": real_server.url,
+            "project_name": real_server.project,
+            "user_token": real_server.token,
+        }
+        for init in (True, False):
+            with dstack.Client.from_config(work, init=init, **target) as client:
+                task = {"type": "task", "commands": ["cat kept.txt"], "fleets": [real_server.fleet]}
+                run = client.runs.submit({**task, "resources": {"gpu": 0, "disk": None}})
+                outcome = run.wait(180, poll_interval=0.5)
+                assert outcome.succeeded, outcome.message
+                assert b"".join(run.logs()).decode().split() == ["kept"]
+
+
+def _dstack_init(server: RealServer, home: Path, url: str, key: str) -> None:
+    """Run dstack's own `init` as a user with a key would."""
+    (home / ".dstack").mkdir(parents=True)
+    project = {"name": server.project, "url": server.url, "token": server.token, "default": True}
+    (home / ".dstack" / "config.yml").write_text(yaml.safe_dump({"projects": [project]}))
+    key_file = home / "key"
+    key_file.touch(mode=0o600)
+    key_file.write_text(key)
+    program = server_python(DEFAULT_VERSION).parent / "dstack"
+    done = subprocess.run(
+        [str(program), "init", "-P", url, "--git-identity", str(key_file)],
+        env={"PATH": os.environ["PATH"], "HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
