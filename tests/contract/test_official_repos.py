@@ -14,11 +14,15 @@ import yaml
 import dstack_core as dstack
 from dstack_core import RepoMapping
 from dstack_core._repo.remote import Remote
+from dstack_core._repo.repository import Repository
 from dstack_core._wire.code import Clone, Code
+from dstack_core._wire.spec import RunOptions, run_spec, with_repo_place
 from tests.contract.git_host import GitHost
-from tests.contract.test_code import git
+from tests.contract.test_code import checkout, git, git_host
 from tests.rig.server import RealServer
 from tests.rig.server_process import DEFAULT_VERSION, server_python
+
+__all__ = ["checkout", "git_host"]
 
 SSH_CONFIG = "Host github-work\n  HostName github.com\n  User me\n  Port 2222\n"
 URLS = (
@@ -109,6 +113,55 @@ def test_short_forms_are_read_alike(official: Official) -> None:
             *(theirs["local_path"], theirs["url"], theirs["path"]),
         ), form
         assert (ours.if_exists or "error") == theirs["if_exists"]
+
+
+SPEC_PROGRAM = """
+import json, sys
+from types import SimpleNamespace
+from dstack._internal.core.models.configurations import parse_run_configuration
+from dstack._internal.core.models.repos.remote import RemoteRepo
+from dstack.api._public.runs import RunCollection
+directory, configuration = json.load(sys.stdin)
+server = SimpleNamespace(runs=SimpleNamespace(get_plan=lambda run_spec, **rest: run_spec))
+runs = RunCollection(server, "main", None)
+spec = runs.get_run_plan(parse_run_configuration(configuration), RemoteRepo.from_dir(directory))
+print(spec.model_dump_json())
+"""
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    "more", [{}, {"working_dir": "/here"}, {"path": "/x"}, {"path": "code", "if_exists": "skip"}]
+)
+def test_both_clients_put_the_code_in_the_same_place(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, str]
+) -> None:
+    monkeypatch.setenv("HOME", str(checkout.parent))
+    git(checkout, "config", "user.name", "a")
+    git(checkout, "config", "user.email", "a@b.c")
+    directory = {key: more[key] for key in ("working_dir",) if key in more}
+    repo = {"local_path": str(checkout), **{key: more[key] for key in ("path", "if_exists") if key in more}}
+    configuration: dict[str, Any] = {"type": "task", "commands": ["true"], "repos": [repo], **directory}
+    done = subprocess.run(
+        [str(server_python(DEFAULT_VERSION)), "-c", SPEC_PROGRAM],
+        input=json.dumps([str(checkout), configuration]),
+        env={"PATH": os.environ["PATH"], "HOME": str(checkout.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    loaded = dstack.load_configuration(configuration)
+    code = Repository.checked().pack(loaded.repos or ())
+    assert code is not None
+    assert code.place is not None
+    ours = with_repo_place(run_spec(loaded, RunOptions(), code=code), code.place, (0, 22, 5))
+    for key in ("repo_id", "repo_data", "repo_dir"):
+        assert ours[key] == theirs[key]
+    assert ours["configuration"].get("working_dir") == theirs["configuration"]["working_dir"]
+    assert {"if_exists": "error", **ours["configuration"]["repos"][0]} == {
+        key: value for key, value in theirs["configuration"]["repos"][0].items() if value is not None
+    }
 
 
 @pytest.mark.real
