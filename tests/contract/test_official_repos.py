@@ -139,9 +139,10 @@ def test_both_clients_put_the_code_in_the_same_place(
     monkeypatch.setenv("HOME", str(checkout.parent))
     git(checkout, "config", "user.name", "a")
     git(checkout, "config", "user.email", "a@b.c")
-    directory = {key: more[key] for key in ("working_dir",) if key in more}
-    repo = {"local_path": str(checkout), **{key: more[key] for key in ("path", "if_exists") if key in more}}
-    configuration: dict[str, Any] = {"type": "task", "commands": ["true"], "repos": [repo], **directory}
+    directory = {"working_dir": more["working_dir"]} if "working_dir" in more else {}
+    placed = {key: value for key, value in more.items() if key != "working_dir"}
+    repo = {"local_path": str(checkout), **placed}
+    configuration = {"type": "task", "commands": ["true"], "repos": [repo], **directory}
     done = subprocess.run(
         [str(server_python(DEFAULT_VERSION)), "-c", SPEC_PROGRAM],
         input=json.dumps([str(checkout), configuration]),
