@@ -18,7 +18,7 @@ from tests.ports import free_port
 
 @pytest.fixture
 def _rolling(target: Target) -> None:
-    if target.release < (0, 20):
+    if target.release < (0, 19):
         pytest.skip("older servers replace no replica that is up")
 
 
