@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from prefect_dstack._code import Code, GitCredentialsLike, GitLogin, aload_login, load_login
-from prefect_dstack.credentials import DstackCredentials
+from prefect_dstack.credentials import DstackCredentials, git_login_of, target_of
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -51,12 +51,14 @@ async def aload(credentials: CredentialsLike) -> DstackCredentials | None:
 
 def load_git(credentials: DstackCredentials | None, given: GitCredentialsLike) -> GitLogin:
     """Return the Git login that is given, else the one of the block. Raises ``ConfigurationError``."""
-    return credentials._git_login() if given is None and credentials is not None else load_login(given)
+    return git_login_of(credentials) if given is None and credentials is not None else load_login(given)
 
 
 async def aload_git(credentials: DstackCredentials | None, given: GitCredentialsLike) -> GitLogin:
     """Return the Git login: the twin of ``load_git``."""
-    return credentials._git_login() if given is None and credentials is not None else await aload_login(given)
+    return (
+        git_login_of(credentials) if given is None and credentials is not None else await aload_login(given)
+    )
 
 
 def open_client(
@@ -71,8 +73,9 @@ def open_client(
     """
     from dstack_core import Client
 
-    target = {} if credentials is None else credentials._target()
-    return Client.from_config(**target, **code.arguments, timeout=timeout, retry_budget=retry_budget)
+    return Client.from_config(
+        **target_of(credentials), **code.arguments, timeout=timeout, retry_budget=retry_budget
+    )
 
 
 def open_async_client(
@@ -84,8 +87,9 @@ def open_async_client(
     """Return a new async client: the twin of ``open_client``."""
     from dstack_core import AsyncClient
 
-    target = {} if credentials is None else credentials._target()
-    return AsyncClient.from_config(**target, **code.arguments, timeout=timeout, retry_budget=retry_budget)
+    return AsyncClient.from_config(
+        **target_of(credentials), **code.arguments, timeout=timeout, retry_budget=retry_budget
+    )
 
 
 @contextmanager

@@ -69,17 +69,6 @@ class DstackCredentials(CredentialsBlock):
             raise ValueError("expected one of git_token and git_private_key, got both; drop one of the two")
         return self
 
-    def _git_login(self) -> GitLogin:
-        return login_of(self.git_private_key or self.git_token)
-
-    def _target(self) -> dict[str, Any]:
-        return {
-            "server_url": self.server_url,
-            "project_name": self.project_name,
-            "user_token": self.user_token.get_secret_value(),
-            "verify": self.verify,
-        }
-
     def get_client(
         self,
         *,
@@ -107,9 +96,9 @@ class DstackCredentials(CredentialsBlock):
         """
         from dstack_core import Client
 
-        code = code_of(repo_dir, local_repo, self._git_login())
+        code = code_of(repo_dir, local_repo, git_login_of(self))
         return Client.from_config(
-            **self._target(),
+            **target_of(self),
             **code.arguments,
             timeout=timeout,
             connect_timeout=connect_timeout,
@@ -128,11 +117,28 @@ class DstackCredentials(CredentialsBlock):
         """Return a new async client: the twin of ``get_client``, with its arguments."""
         from dstack_core import AsyncClient
 
-        code = code_of(repo_dir, local_repo, self._git_login())
+        code = code_of(repo_dir, local_repo, git_login_of(self))
         return AsyncClient.from_config(
-            **self._target(),
+            **target_of(self),
             **code.arguments,
             timeout=timeout,
             connect_timeout=connect_timeout,
             retry_budget=retry_budget,
         )
+
+
+def git_login_of(block: DstackCredentials) -> GitLogin:
+    """Return what runs clone a private repository with, unless they have a login of their own."""
+    return login_of(block.git_private_key or block.git_token)
+
+
+def target_of(block: DstackCredentials | None) -> dict[str, Any]:
+    """Return the arguments of ``from_config`` that name the server; none for the environment's."""
+    if block is None:
+        return {}
+    return {
+        "server_url": block.server_url,
+        "project_name": block.project_name,
+        "user_token": block.user_token.get_secret_value(),
+        "verify": block.verify,
+    }
