@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from dstack_core import _drive
 from dstack_core._base import ClientBase
@@ -18,6 +18,7 @@ from dstack_core.models.account import User
 from dstack_core.models.events import Event
 from dstack_core.models.plan import Plan
 from dstack_core.models.policies import RetryPolicy
+from dstack_core.models.profiles import Profile
 from dstack_core.models.resources import Resources
 from dstack_core.models.statuses import SpotPolicy
 from dstack_core.models.stops import StopResult
@@ -85,7 +86,7 @@ class RunCollection:
         self,
         configuration: ConfigurationLike,
         run_name: str | None = None,
-        resources: Resources | None = None,
+        resources: Resources | Mapping[str, Any] | str | int | None = None,
         spot_policy: SpotPolicy | str | None = None,
         retry_policy: RetryPolicy | None = None,
         max_duration: int | str | None = None,
@@ -94,6 +95,9 @@ class RunCollection:
         verify_ports: bool = True,
         backends: list[str] | None = None,
         *,
+        env: Mapping[str, str] | None = None,
+        args: Sequence[str] | None = None,
+        profile: str | Profile | None = None,
         marker: str | None = None,
         retry_budget: float | None = None,
         sleep: Callable[[float], None] | None = None,
@@ -101,22 +105,59 @@ class RunCollection:
     ) -> Run:
         """Submit exactly one run and return it, whatever gets lost on the way.
 
-        ``configuration``: a ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml``.
-        ``run_name`` defaults to the configuration's name, else a random one. ``max_duration``: seconds,
-        ``"2h"`` or ``"off"``. ``max_price``: USD per hour. ``working_dir``: relative to the code's
-        directory, or absolute. ``verify_ports``: bind every local port that a task's ``ports`` name and
-        release it again, so that a taken one is told now and not by ``run.attach()``. The code of
-        ``from_config(repo_dir=...)`` and the configuration's ``files`` are packed first and uploaded where
-        the server does not have them yet. ``marker`` (str) is kept with the run: a run of this name that
-        carries it is returned as it is, active or finished, instead of submitting; without one, an active
-        run of this name raises ``RunNameTakenError`` and a finished one is replaced. ``retry_budget`` in
-        seconds. ``sleep`` (a function of seconds) replaces ``time.sleep`` between two tries, and ``on_event``
-        gets ``ContactLost`` and ``ContactRestored`` instead of the ``dstack_core`` logger. Raises
-        ``ConfigurationError``, for a taken port ``PortInUseError``, before anything is submitted, else the
-        server errors. Source: the documented API, "submit()"; PROTOCOL 1.3, 1.4.
+        Args:
+            configuration: A ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml``.
+            run_name: Default: the configuration's name, else a random one.
+            resources: ``Resources``, whose numbers are minimums; or a mapping, or a GPU in its short form
+                (``"24GB.."``, ``"A100:40GB:2"``, 1), which mean what they mean in YAML. Replaces those of the
+                configuration.
+            spot_policy: ``SpotPolicy``, ``"spot"``, ``"on-demand"`` or ``"auto"``.
+            retry_policy: Whether and how long to wait for capacity.
+            max_duration: Seconds, ``"2h"`` or ``"off"``.
+            max_price: USD per hour.
+            working_dir: Relative to the code's directory, absolute, or ``~/x``.
+            verify_ports: Bind every local port that a task's ``ports`` name and release it again, so that a
+                taken one is reported now and not by ``run.attach()``.
+            backends: The only backends to take machines from.
+            env: Values for the names of the configuration's ``env`` that have none; replaces values and adds
+                variables, too. Names without a value are then read from the environment of this process.
+            args: What ``${{ run.args }}`` in commands stands for, each argument quoted for the shell.
+            profile: The name of a profile, or a ``Profile``. None: the default one, as ``load_profile``
+                finds it in the ``repo_dir``, else the current directory, and the user's own.
+            marker: Kept with the run. A run of this name that carries it is returned as it is, active or
+                finished, instead of submitting; without one, an active run of this name raises
+                ``RunNameTakenError`` and a finished one is replaced.
+            retry_budget: Seconds to retry an unreachable server; None: the client's.
+            sleep: A function of seconds that replaces ``time.sleep`` between two tries.
+            on_event: Gets ``ContactLost`` and ``ContactRestored`` instead of the ``dstack_core`` logger.
+
+        The code of ``from_config(repo_dir=...)`` and the configuration's ``files`` are packed first and
+        uploaded where the server does not have them yet.
+
+        Returns:
+            The run.
+
+        Raises:
+            ConfigurationError: Something is wrong or missing; nothing was submitted. For a taken port it is
+                ``PortInUseError``.
+            ServerError: See there for its kinds.
+
+        Example:
+            ``client.runs.submit("train.dstack.yml", env={"HF_TOKEN": token}, args=["--epochs", "3"])``
+
+        Source: the documented API, "submit()"; PROTOCOL 1.3, 1.4.
         """
         options = RunOptions(
-            resources, spot_policy, retry_policy, max_duration, max_price, working_dir, backends
+            resources=resources,
+            spot_policy=spot_policy,
+            retry_policy=retry_policy,
+            max_duration=max_duration,
+            max_price=max_price,
+            working_dir=working_dir,
+            backends=backends,
+            env=env,
+            args=args,
+            profile=profile,
         )
         flow = self._session.submit(
             configuration,
@@ -130,10 +171,83 @@ class RunCollection:
         run._is_own = True
         return run
 
+    def apply(
+        self,
+        configuration: ConfigurationLike,
+        run_name: str | None = None,
+        resources: Resources | None = None,
+        spot_policy: SpotPolicy | str | None = None,
+        retry_policy: RetryPolicy | None = None,
+        max_duration: int | str | None = None,
+        max_price: float | None = None,
+        working_dir: str | None = None,
+        verify_ports: bool = True,
+        backends: list[str] | None = None,
+        *,
+        env: Mapping[str, str] | None = None,
+        args: Sequence[str] | None = None,
+        profile: str | Profile | None = None,
+        marker: str | None = None,
+        retry_budget: float | None = None,
+        sleep: Callable[[float], None] | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> Run:
+        """Submit a run, or update the active one of that name in place, as ``dstack apply`` does.
+
+        An active run that is already as wanted is left alone. Of a service nearly everything can be updated;
+        the server replaces its replicas one after the other while it keeps answering. Whatever gets lost on
+        the way, nothing is submitted or updated twice. Where no run of that name is active, one is submitted.
+
+        Args:
+            marker: As in ``submit``: the run carries it afterwards, and a finished run that carries it is
+                returned as it is. Without one an updated run keeps the marker it has.
+
+        The other arguments are those of ``submit``; ``run_name`` or the configuration's ``name`` says which
+        run it is.
+
+        Returns:
+            The run; ``deployment_num`` counts its updates. ``wait_until_ready()`` waits until the replicas
+            from before the update are gone.
+
+        Raises:
+            RunNotUpdatableError: The run is active, and a change needs a new run, or it is stopping; nothing
+                was changed. Its ``changes`` names what it is.
+            ConfigurationError: As ``submit``; the server errors as well.
+
+        Example:
+            >>> run = client.runs.apply("service.dstack.yml", run_name="llm")
+
+        Source: PROTOCOL 1.4.
+        """
+        options = RunOptions(
+            resources=resources,
+            spot_policy=spot_policy,
+            retry_policy=retry_policy,
+            max_duration=max_duration,
+            max_price=max_price,
+            working_dir=working_dir,
+            backends=backends,
+            env=env,
+            args=args,
+            profile=profile,
+        )
+        flow = self._session.submit(
+            configuration,
+            run_name,
+            options,
+            verify_ports=verify_ports,
+            marker=marker,
+            retry_budget=retry_budget,
+            in_place=True,
+        )
+        run = Run(self._session, self._transport, _drive.run(flow, self._transport, sleep, on_event))
+        run._is_own = True
+        return run
+
     def plan(
         self,
         configuration: ConfigurationLike,
-        resources: Resources | None = None,
+        resources: Resources | Mapping[str, Any] | str | int | None = None,
         spot_policy: SpotPolicy | str | None = None,
         retry_policy: RetryPolicy | None = None,
         max_duration: int | str | None = None,
@@ -141,6 +255,9 @@ class RunCollection:
         working_dir: str | None = None,
         backends: list[str] | None = None,
         *,
+        env: Mapping[str, str] | None = None,
+        args: Sequence[str] | None = None,
+        profile: str | Profile | None = None,
         timeout: float | None = None,
     ) -> Plan:
         """Return the offers a run would have; nothing is submitted. Parameters as in ``submit``.
@@ -150,7 +267,16 @@ class RunCollection:
         PROTOCOL 1.4.
         """
         options = RunOptions(
-            resources, spot_policy, retry_policy, max_duration, max_price, working_dir, backends
+            resources=resources,
+            spot_policy=spot_policy,
+            retry_policy=retry_policy,
+            max_duration=max_duration,
+            max_price=max_price,
+            working_dir=working_dir,
+            backends=backends,
+            env=env,
+            args=args,
+            profile=profile,
         )
         flow = self._session.plan(configuration, options, timeout=timeout)
         return _drive.run(flow, self._transport)

@@ -1,128 +1,94 @@
-"""Say how a run clones a repository, and with which secret (PROTOCOL 1.3, 3.1)."""
+"""The credentials a run clones a repository with (PROTOCOL 1.3, 3.1)."""
 
 from __future__ import annotations
 
 import os
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote, urlsplit
 
-from dstack_core._repo.git import LOCAL_REPO
+from dstack_core._repo.remote import Remote
 from dstack_core._ssh.key_formats import EncryptedKeyError, load_private_key
 from dstack_core._wire.code import Clone
 from dstack_core.errors import ConfigurationError
 
-_SCP = re.compile(r"(?:(?P<user>[^/@:]+)@)?(?P<host>\[[^\]]+\]|[^/@:]+):(?P<path>.+)")
-
 
 @dataclass(frozen=True, slots=True)
-class Remote:
-    """Hold the address of a remote without the secrets that were written into it.
+class GitCredentials:
+    """What a run may clone with: a private SSH key (a file or its text), a token, or nothing."""
 
-    ``user`` is the login of an ssh address. What stands before the ``@`` of an https address may be a
-    token, so it is dropped and never used.
-    """
-
-    scheme: str
-    host: str
-    port: int | None
-    path: str
-    user: str = "git"
+    identity_file: Path | None = None
+    private_key: str | None = field(default=None, repr=False)
+    oauth_token: str | None = field(default=None, repr=False)
 
     @classmethod
-    def parse(cls, url: str, directory: Path) -> Remote:
-        """Read any form git takes; a path is relative to ``directory``. Raises ``ConfigurationError``."""
-        scheme, separator, _ = url.partition("://")
-        if not separator:
-            scp = _SCP.fullmatch(url)
-            if scp and not url.startswith((".", "/")):
-                return cls("ssh", scp["host"], None, "/" + scp["path"].lstrip("/"), scp["user"] or "git")
-            return cls("file", "", None, quote(str((directory / Path(url).expanduser()).resolve())))
-        scheme = scheme.lower()
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError:
+    def checked(
+        cls,
+        git_identity_file: str | os.PathLike[str] | None = None,
+        oauth_token: str | None = None,
+        git_private_key: str | None = None,
+    ) -> GitCredentials:
+        """Return the credentials with ``~`` expanded.
+
+        Raises ``ConfigurationError`` for more than one of them, for a file that is not there, and for a text
+        that cannot be a key.
+        """
+        given = {
+            "git_identity_file": git_identity_file,
+            "git_private_key": git_private_key,
+            "oauth_token": oauth_token,
+        }
+        names = [name for name, value in given.items() if value]
+        if len(names) > 1:
             raise ConfigurationError(
-                f"repo_dir: the address of the Git remote cannot be read. {_ways()}"
-            ) from None
-        if scheme not in ("https", "ssh", "file", "git"):
-            raise ConfigurationError(
-                f"repo_dir: a run cannot clone a Git remote over {scheme!r}, only over https and ssh. "
-                f"{_ways()}"
+                f"{' and '.join(names)}: expected one of git_identity_file, git_private_key and oauth_token, "
+                f"got {len(names)}. Keep the one the Git server accepts."
             )
-        host = parts.hostname or ""
-        host = f"[{host}]" if ":" in host else host
-        user = (parts.username if scheme == "ssh" else None) or "git"
-        return cls("https" if scheme == "git" else scheme, host, port, parts.path, user)
+        identity = Path(git_identity_file).expanduser() if git_identity_file else None
+        if identity is not None and not identity.is_file():
+            raise ConfigurationError(f"git_identity_file: there is no file {str(identity)!r}.")
+        if git_private_key and "PRIVATE KEY-----" not in git_private_key:
+            raise ConfigurationError(
+                'git_private_key: expected the text of a private key ("-----BEGIN ... PRIVATE KEY-----"), '
+                "got text that is not a key. Pass the path of a key file as git_identity_file."
+            )
+        return cls(identity, git_private_key or None, oauth_token or None)
 
-    @property
-    def name(self) -> str:
-        """Return the repository's name."""
-        return self._clean_path.rpartition("/")[2] or "repo"
+    def read_key(self) -> str | None:
+        """Return the text of the private key, None without one.
 
-    @property
-    def location(self) -> str:
-        """Return what is the same for all addresses of one repository."""
-        return self.host.lower() + self._clean_path
-
-    @property
-    def _clean_path(self) -> str:
-        return self.path.rstrip("/").removesuffix(".git")
-
-    def as_url(self, scheme: str) -> str:
-        """Return the address over https, ssh or file; a port only counts for the scheme it was given with."""
-        port = f":{self.port}" if self.port and scheme == self.scheme else ""
-        user = f"{self.user}@" if scheme == "ssh" else ""
-        return f"{scheme}://{user}{self.host}{port}{self.path}"
+        Raises ``ConfigurationError`` for an encrypted key, and for anything that is not a key.
+        """
+        if self.identity_file is not None:
+            what = f"git_identity_file: {str(self.identity_file)!r}"
+            try:
+                return _checked_key(what, self.identity_file.read_text())
+            except (OSError, UnicodeError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "holds no private key"
+                raise ConfigurationError(f"{what}: {reason}.") from None
+        return None if self.private_key is None else _checked_key("git_private_key", self.private_key)
 
 
-def clone_of(remote: Remote, identity_file: Path | None, oauth_token: str | None) -> Clone:
+def clone_of(remote: Remote, credentials: GitCredentials) -> Clone:
     """Return how the run clones: over ssh with a key, over https with a token, over https without either.
 
-    Raises ``ConfigurationError`` for a key that cannot be used, and for a remote that is a local path.
+    Raises ``ConfigurationError`` for a key that cannot be used.
     """
-    if identity_file is None and oauth_token is None:
-        return Clone(remote.as_url("file" if remote.scheme == "file" else "https"))
-    field = "oauth_token" if identity_file is None else "git_identity_file"
-    if remote.scheme == "file":
-        raise ConfigurationError(
-            f"{field}: the Git remote is the local path {remote.path!r}, which takes none"
-        )
-    if identity_file is not None:
-        return Clone(remote.as_url("ssh"), private_key=read_private_key(identity_file))
-    return Clone(remote.as_url("https"), oauth_token=oauth_token)
+    private_key = credentials.read_key()
+    if private_key is not None:
+        return Clone(remote.as_ssh(), private_key=private_key)
+    return Clone(remote.as_https(), oauth_token=credentials.oauth_token)
 
 
-def check_identity(git_identity_file: str | os.PathLike[str] | None, oauth_token: str | None) -> Path | None:
-    """Return the key file's path with ``~`` expanded; raises ``ConfigurationError`` for what cannot be."""
-    if not git_identity_file:
-        return None
-    if oauth_token:
-        raise ConfigurationError("git_identity_file and oauth_token exclude each other; drop one of the two")
-    path = Path(git_identity_file).expanduser()
-    if not path.is_file():
-        raise ConfigurationError(f"git_identity_file: there is no file {str(path)!r}")
-    return path
-
-
-def read_private_key(path: Path) -> str:
-    """Return the text of an unencrypted private key; raises ``ConfigurationError`` for anything else."""
+def _checked_key(what: str, text: str) -> str:
+    # Hosts keep keys in forms and environment variables, which change the ends of lines and of the text.
+    text = "\n".join(text.strip().splitlines()) + "\n"
     try:
-        text = path.read_text()
         load_private_key(text.encode())
-    except OSError as error:
-        raise ConfigurationError(f"git_identity_file: {str(path)!r}: {error.strerror}") from None
     except EncryptedKeyError:
         raise ConfigurationError(
-            f"git_identity_file: the key in {str(path)!r} is encrypted, and a run has nobody to ask for its "
-            "passphrase; use a key without one, such as a deploy key"
+            f"{what}: expected a key without a passphrase, got an encrypted one. A run cannot ask for the "
+            "passphrase; use a key without one, such as a deploy key."
         ) from None
-    except ValueError:
-        raise ConfigurationError(f"git_identity_file: {str(path)!r} holds no private key") from None
-    return text if text.endswith("\n") else text + "\n"
-
-
-def _ways() -> str:
-    return f"Give the remote an https or ssh address (git remote set-url), or {LOCAL_REPO}"
+    except ValueError as error:
+        raise ConfigurationError(f"{what} holds no private key that a run can use ({error}).") from None
+    return text

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from dstack_core._wire.code import Code
+from dstack_core._wire.code import Code, RepoPlace
+from dstack_core._wire.versions import Release, places_repos
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.configurations import Configuration
 from dstack_core.models.durations import check_duration
 from dstack_core.models.policies import RetryPolicy
-from dstack_core.models.resources import GPU, Resources
+from dstack_core.models.profiles import Profile, read_price
+from dstack_core.models.resources import GPU, Resources, parse_gpu
 from dstack_core.models.statuses import SpotPolicy
 
 _RUN_NAME = re.compile(r"[a-z][a-z0-9-]{1,40}")
@@ -25,13 +27,16 @@ _DEFAULT_CAPACITY_WAIT = 3600
 class RunOptions:
     """Hold what a caller asks for beside the configuration; units as in ``RunCollection.submit``."""
 
-    resources: Resources | None = None
+    resources: Resources | Mapping[str, Any] | str | int | None = None
     spot_policy: SpotPolicy | str | None = None
     retry_policy: RetryPolicy | None = None
     max_duration: int | str | None = None
     max_price: float | None = None
     working_dir: str | None = None
     backends: list[str] | None = None
+    env: Mapping[str, str] | None = field(default=None, repr=False)
+    args: Sequence[str] | None = field(default=None, repr=False)
+    profile: str | Profile | None = None
 
 
 def check_run_name(name: str) -> str:
@@ -61,7 +66,7 @@ def run_spec(
         "repo_id": "none",
         "repo_data": {"repo_type": "virtual"},
         "configuration": _configuration(configuration, options),
-        "profile": {"name": "default"},
+        "profile": _profile(options.profile),
     }
     if run_name is not None:
         spec["run_name"] = check_run_name(run_name)
@@ -73,12 +78,35 @@ def run_spec(
             spec["repo_code_hash"] = code.upload.sha256
     working_dir = options.working_dir
     if working_dir is None:
-        working_dir = spec["configuration"].get("working_dir", "." if code is not None else None)
+        working_dir = spec["configuration"].get("working_dir")
+    if code is not None and code.place is not None:
+        spec["repo_dir"] = _repo_dir(code.place, working_dir)
+    elif code is not None and working_dir is None:
+        working_dir = "."
     if isinstance(working_dir, str):
         # Which of the two counts depends on the server's version (PROTOCOL 2.4.5); both together always do.
         spec["working_dir"] = _relative(working_dir)
         spec["configuration"]["working_dir"] = _absolute(working_dir)
     return spec
+
+
+def with_repo_place(spec: Mapping[str, Any], place: RepoPlace, release: Release | None) -> dict[str, Any]:
+    """Return the spec with the code where ``repos`` of the configuration wants it (PROTOCOL 1.3).
+
+    As dstack's own client of the server's time: before 0.20 the code lies in ``/workflow`` and commands start
+    there; since then in ``path``, by default the working directory, which is the image's own by default.
+    """
+    spec = dict(spec)
+    repo_dir = spec.pop("repo_dir")
+    configuration = dict(spec["configuration"])
+    if places_repos(release):
+        spec["repo_dir"] = repo_dir
+        options = {"if_exists": place.if_exists} if place.if_exists else {}
+        configuration["repos"] = [{**place.source, "path": repo_dir, **options}]
+    elif configuration.get("working_dir") is None:
+        spec["working_dir"] = "."
+        configuration["working_dir"] = _CODE_DIR
+    return {**spec, "configuration": configuration}
 
 
 def with_files(spec: Mapping[str, Any], archives: Iterable[tuple[str, str]]) -> dict[str, Any]:
@@ -91,12 +119,13 @@ def _configuration(configuration: Configuration, options: RunOptions) -> dict[st
     dumped = configuration.model_dump(mode="json")
     # A key that is passed through keeps its null: for today's server null may differ from absence.
     wire = {key: value for key, value in dumped.items() if value is not None or key not in typed}
+    _write_off(wire)
     wire.pop("name", None)
     # What it names is in repo_data, which every server reads (PROTOCOL 1.3).
     wire.pop("repos", None)
-    resources = options.resources or configuration.resources
-    if isinstance(resources, Resources):
-        wire["resources"] = _resources(resources)
+    resources = configuration.resources if options.resources is None else options.resources
+    if resources is not None:
+        wire["resources"] = _any_resources(resources)
     if options.spot_policy is not None:
         wire["spot_policy"] = _spot_policy(options.spot_policy)
     if options.retry_policy is not None and options.retry_policy.retry:
@@ -111,6 +140,21 @@ def _configuration(configuration: Configuration, options: RunOptions) -> dict[st
     if options.backends is not None:
         wire["backends"] = list(options.backends)
     return wire
+
+
+def _profile(profile: str | Profile | None) -> dict[str, Any]:
+    if not isinstance(profile, Profile):
+        return {"name": profile or "default"}
+    dumped = profile.model_dump(mode="json", exclude_unset=True)
+    wire = {"name": profile.name, **{key: value for key, value in dumped.items() if value is not None}}
+    _write_off(wire)
+    return wire
+
+
+def _write_off(wire: dict[str, Any]) -> None:
+    """Write that idle machines stay as every server reads it: 0.18.44 does not know the text here."""
+    if wire.get("idle_duration") == "off":
+        wire["idle_duration"] = False
 
 
 def _spot_policy(policy: SpotPolicy | str) -> str:
@@ -130,13 +174,35 @@ def _max_duration(duration: int | str) -> int | str:
 
 
 def _price(price: Any) -> float:
-    if isinstance(price, bool) or not isinstance(price, int | float) or not price > 0:
-        raise ConfigurationError(f"max_price: {price!r} is no price; write USD per hour above 0")
-    return float(price)
+    try:
+        return read_price(price)
+    except ValueError as error:
+        raise ConfigurationError(f"max_price: {error}.") from None
+
+
+def _repo_dir(place: RepoPlace, working_dir: str | None) -> str:
+    """Return where the code lies; a relative working directory is below it."""
+    if working_dir is None or working_dir.startswith(("/", "~")):
+        return place.path
+    if place.path in (".", _CODE_DIR):
+        return _CODE_DIR
+    raise ConfigurationError(
+        f"working_dir: expected an absolute path, as repos has the path {place.path!r}, got {working_dir!r}."
+    )
 
 
 def _absolute(working_dir: str) -> str:
-    """Resolve against the code's directory as PROTOCOL 2.4.5 says: relative paths mean below it."""
+    """Resolve against the code's directory as PROTOCOL 2.4.5 says: relative paths mean below it.
+
+    A tilde is the runner's to expand: it knows the home of the run's user, and of no other (dstack 0.22.5).
+    """
+    if working_dir.startswith("~"):
+        if working_dir != "~" and not working_dir.startswith("~/"):
+            raise ConfigurationError(
+                f"working_dir: expected a path such as ~/x, got {working_dir!r}. "
+                "A run knows the home of its own user only; write another one out."
+            )
+        return working_dir
     if working_dir.startswith("/"):
         return working_dir
     return _CODE_DIR if working_dir in ("", ".") else f"{_CODE_DIR}/{working_dir.removeprefix('./')}"
@@ -149,9 +215,24 @@ def _relative(working_dir: str) -> str:
     return working_dir or "."
 
 
+def _any_resources(resources: Any) -> dict[str, Any]:
+    """Write ``Resources`` with minimums; a mapping and a short form mean what they mean in YAML."""
+    if isinstance(resources, Resources):
+        return _resources(resources)
+    if isinstance(resources, Mapping):
+        return dict(resources)
+    try:
+        if isinstance(resources, bool) or not isinstance(resources, str | int):
+            raise ValueError(f'expected Resources, a mapping, or a GPU such as "24GB..", got {resources!r}')
+        GPU.model_validate(parse_gpu(resources))
+    except ValueError as error:
+        raise ConfigurationError(f"resources: {error}.") from None
+    return {"gpu": resources}
+
+
 def _resources(resources: Resources) -> dict[str, Any]:
     wire: dict[str, Any] = {"disk": _at_least_size(resources.disk) if resources.disk is not None else None}
-    if resources.gpu is not None:
+    if isinstance(resources.gpu, GPU):
         wire["gpu"] = _gpu(resources.gpu)
     if resources.memory is not None:
         wire["memory"] = _at_least_size(resources.memory)
@@ -163,11 +244,15 @@ def _resources(resources: Resources) -> dict[str, Any]:
 
 
 def _gpu(gpu: GPU) -> dict[str, Any]:
-    wire: dict[str, Any] = {"count": _at_least(str(gpu.count if gpu.count is not None else 1))}
+    count = "1" if gpu.count is None else str(gpu.count)
+    # Nobody means "any number" by 0.
+    wire: dict[str, Any] = {"count": count if count == "0" else _at_least(count)}
     if gpu.name is not None:
         wire["name"] = [gpu.name] if isinstance(gpu.name, str) else list(gpu.name)
     if gpu.memory is not None:
         wire["memory"] = _at_least_size(gpu.memory)
+    if gpu.vendor is not None:
+        wire["vendor"] = gpu.vendor
     return wire
 
 
@@ -182,4 +267,7 @@ def _at_least_size(size: int | str) -> str:
 
 def _at_least(value: str) -> str:
     """Turn a bare number into a minimum; today's servers read it as an exact one (PROTOCOL 2.4.6)."""
-    return value if ".." in value else f"{value}.."
+    architecture, colon, count = value.rpartition(":")
+    if count in ("x86", "arm"):
+        return value
+    return value if ".." in value else f"{architecture}{colon}{count}.."

@@ -13,14 +13,13 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, InstanceOf, ValidationInfo, field_validator
 
 from dstack_core.models.base import Model
-from dstack_core.models.durations import check_duration
 from dstack_core.models.files import FileMapping
+from dstack_core.models.profiles import ProfileFields
 from dstack_core.models.repos import RepoMapping
 from dstack_core.models.resources import Resources
-from dstack_core.models.statuses import SpotPolicy
 
 _PORT = re.compile(r"(\*|\d+)(:\d+)?")
-_ENV_NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class RegistryAuth(Model):
@@ -28,6 +27,8 @@ class RegistryAuth(Model):
 
     ``username`` (str), ``password`` (str). Source: the documented API, "RegistryAuth".
     """
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
 
     username: str
     password: str = Field(repr=False)
@@ -40,34 +41,34 @@ class PortMapping(Model):
     local_port: int | None = Field(default=None, ge=1, le=65535)
 
 
-class Configuration(Model):
-    """Hold a run configuration of any type: a task, a service, or one the server knows.
+class Configuration(ProfileFields):
+    """A run configuration of any type: a task, a service, or one the server knows.
 
-    What runs: ``commands`` (list of str), ``env`` (dict, or list of ``NAME=value``; a value such as
-    ``"${{ secrets.hf_token }}"`` is filled in by the server), ``python`` or ``image`` or ``docker``,
-    ``entrypoint``, ``registry_auth``, ``user``, ``privileged``, ``shell``, ``working_dir``, ``volumes``
-    (``"name:/path"``, ``"/host/path:/path"`` or mappings), ``files``.
+    What runs: ``commands`` (list of str), ``env`` (dict, or list of ``NAME=value``; a name without a value
+    gets it where the run is submitted, and ``"${{ secrets.hf_token }}"`` is filled in by the server),
+    ``python`` or ``image`` or ``docker``, ``entrypoint``, ``registry_auth``, ``user``, ``privileged``,
+    ``shell``, ``working_dir``, ``volumes`` (``"name:/path"``, ``"/host/path:/path"`` or mappings), ``files``,
+    ``repos``.
 
-    Where: ``resources`` (``Resources``, or a mapping as in YAML), ``fleets``, ``backends``, ``regions``,
-    ``availability_zones``, ``instance_types``, ``reservation``, ``spot_policy``, ``creation_policy``,
-    ``max_price`` (USD per hour).
+    Where: ``resources`` (``Resources``, or a mapping or a short form as in YAML), ``fleets``, ``instances``,
+    ``backends``, ``backend_options``, ``regions``, ``availability_zones``, ``instance_types``,
+    ``reservation``, ``spot_policy``, ``creation_policy``, ``max_price`` (USD per hour).
 
     When and how long: ``max_duration``, ``stop_duration``, ``idle_duration`` (an int in seconds, a str
-    such as ``"2h"``; False for no limit), ``retry`` (bool, or a mapping of ``on_events`` and
+    such as ``"2h"``; ``"off"`` or False for no limit), ``retry`` (bool, or a mapping of ``on_events`` and
     ``duration``), ``utilization_policy`` (a mapping of ``min_gpu_utilization``, percent, and
     ``time_window``), ``schedule`` (a mapping of ``cron``), ``priority`` (0 to 100, higher goes first).
 
     ``name`` is the run's name, ``tags`` (dict of str) go to the cloud's resources, ``single_branch``
-    (bool) is how a Git repository is cloned. A name or a size that only the server can judge is judged
-    by the server. Raises ``ConfigurationError`` on input that no server accepts (PROTOCOL 1.1, 3.2): both
-    ``python`` and ``image``, an ``env`` item without ``=``, a port that is no port.
+    (bool) is how a Git repository is cloned. A number is read as text where a text is expected, and the
+    reverse, as dstack's own client does. A name or a size that only the server can judge is judged by the
+    server. Raises ``ConfigurationError`` on input that no server accepts (PROTOCOL 1.1, 3.2): both ``python``
+    and ``image``, a name twice in ``env``, a port that is no port.
     """
-
-    model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
 
     type: str
     commands: list[str] | None = None
-    env: dict[str, str] | list[str] | None = None
+    env: Mapping[str, str | None] | list[str] | None = None
     python: str | None = None
     image: str | None = None
     entrypoint: str | None = None
@@ -82,24 +83,8 @@ class Configuration(Model):
     files: Sequence[FileMapping | Mapping[str, str] | str] | None = None
     repos: Sequence[RepoMapping | Mapping[str, str] | str] | None = None
     # An instance or a mapping as it is: a mapping is today's YAML, where numbers mean something else.
-    resources: InstanceOf[Resources] | Mapping[str, Any] | None = None
-    fleets: Sequence[str | Mapping[str, Any]] | None = None
-    backends: list[str] | None = None
-    regions: list[str] | None = None
-    availability_zones: list[str] | None = None
-    instance_types: list[str] | None = None
-    reservation: str | None = None
-    spot_policy: SpotPolicy | str | None = None
-    creation_policy: str | None = None
-    max_price: float | None = None
-    max_duration: int | str | bool | None = None
-    stop_duration: int | str | bool | None = None
-    idle_duration: int | str | bool | None = None
-    retry: bool | Mapping[str, Any] | None = None
-    utilization_policy: Mapping[str, Any] | None = None
-    schedule: Mapping[str, Any] | None = None
+    resources: InstanceOf[Resources] | Mapping[str, Any] | str | int | None = None
     priority: int | None = None
-    tags: dict[str, str] | None = None
     single_branch: bool | None = None
 
     @field_validator("commands", mode="before")
@@ -117,10 +102,10 @@ class Configuration(Model):
             raise ValueError(f"{len(value)} are given; a run starts from one, name that one")
         return [item.model_validate(entry, context=info.context) for entry in value]
 
-    @field_validator("python", "user", mode="before")
+    @field_validator("python", mode="before")
     @classmethod
-    def _number_as_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    def _python_as_text(cls, value: Any) -> Any:
+        return read_python(value)
 
     @field_validator("env", mode="before")
     @classmethod
@@ -130,23 +115,6 @@ class Configuration(Model):
         if isinstance(value, list | tuple):
             return _env_from_pairs(_split_env(number, item) for number, item in enumerate(value, 1))
         return value
-
-    @field_validator("max_price", mode="before")
-    @classmethod
-    def _check_price(cls, value: Any) -> Any:
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not value > 0
-        ):
-            raise ValueError(f"{value!r} is no price; write USD per hour above 0")
-        return value
-
-    @field_validator("max_duration", "stop_duration", "idle_duration")
-    @classmethod
-    def _check_duration(cls, value: int | str | bool | None, info: ValidationInfo) -> int | str | bool | None:
-        # The older way to write that idle machines stay.
-        if info.field_name == "idle_duration" and value == -1:
-            return value
-        return check_duration(value, off=True)
 
     @field_validator("priority")
     @classmethod
@@ -177,14 +145,19 @@ class Task(Configuration):
     ``env`` (dict, or list of ``NAME=value``), ``python`` or ``image`` (str), ``entrypoint`` (str),
     ``registry_auth`` (``RegistryAuth``), as documented; ``nodes`` (int), ``startup_order`` (``"any"``,
     ``"master-first"``, ``"workers-first"``) and ``stop_criteria`` (``"all-done"``, ``"master-done"``) of a
-    task on several nodes, and all fields of ``Configuration``. Source: the documented API, "Task".
+    task on several nodes, ``groups`` (mappings as in YAML) for nodes of several kinds, and all fields of
+    ``Configuration``. Source: the documented API, "Task".
     """
 
     type: Literal["task"] = "task"
     ports: Sequence[int | str | PortMapping] | None = None
     nodes: int | None = None
-    startup_order: str | None = None
-    stop_criteria: str | None = None
+    groups: Sequence[Mapping[str, Any]] | None = None
+
+    @field_validator("groups", mode="before")
+    @classmethod
+    def _groups_as_sent(cls, value: Any) -> Any:
+        return read_groups(value)
 
     @field_validator("ports")
     @classmethod
@@ -209,8 +182,9 @@ class Service(Configuration):
     ``port`` (int, or ``"80:8000"``) is required. ``auth`` (bool; by default callers send the token of a
     project member), ``model`` (the name of the model it answers for, or a mapping), ``https``,
     ``gateway`` (a name; False for none), ``strip_prefix`` (bool), ``replicas`` (an int, or a range such as
-    ``"0..4"``, which needs ``scaling``), ``probes`` and ``rate_limits`` (mappings as in YAML), and all fields
-    of ``Configuration``. Source: the documented API, "Service".
+    ``"0..4"``, which needs ``scaling``), ``groups`` (mappings as in YAML) for replicas of several kinds,
+    ``probes`` and ``rate_limits`` (mappings as in YAML), and all fields of ``Configuration``. Source: the
+    documented API, "Service".
     """
 
     type: Literal["service"] = "service"
@@ -220,17 +194,50 @@ class Service(Configuration):
     https: bool | str | None = None
     gateway: bool | str | Mapping[str, Any] | None = None
     strip_prefix: bool | None = None
-    replicas: int | str | Mapping[str, Any] | None = None
+    replicas: int | float | str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
+    groups: Sequence[Mapping[str, Any]] | None = None
     scaling: Mapping[str, Any] | None = None
     # Their headers may hold a token.
     probes: Sequence[Mapping[str, Any]] | None = Field(default=None, repr=False)
     rate_limits: Sequence[Mapping[str, Any]] | None = None
+
+    @field_validator("replicas", "groups", mode="before")
+    @classmethod
+    def _groups_as_sent(cls, value: Any) -> Any:
+        return read_groups(value)
 
     @field_validator("port")
     @classmethod
     def _check_service_port(cls, value: int | str | PortMapping) -> int | str | PortMapping:
         _check_port(value)
         return value
+
+
+def read_python(value: Any) -> Any:
+    """Return a version of Python as text; YAML and Airflow's native rendering read ``3.10`` as 3.1."""
+    if isinstance(value, float):
+        return "3.10" if value == 3.1 else str(value)
+    return value
+
+
+def read_groups(value: Any) -> Any:
+    """Return groups of nodes or replicas with texts where YAML reads numbers."""
+    if not isinstance(value, list | tuple):
+        return value
+    return [_read_group(group) if isinstance(group, Mapping) else group for group in value]
+
+
+def _read_group(group: Mapping[str, Any]) -> dict[str, Any]:
+    read = dict(group)
+    if "python" in group:
+        read["python"] = read_python(group["python"])
+    if isinstance(group.get("commands"), list | tuple):
+        read["commands"] = [_as_text(command) for command in group["commands"]]
+    return read
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _check_port(port: int | str | PortMapping) -> None:
@@ -240,24 +247,25 @@ def _check_port(port: int | str | PortMapping) -> None:
         raise ValueError(f'{port!r} is no port mapping; write 80, "8080:80" or "*:80"')
 
 
-def _split_env(number: int, item: Any) -> tuple[str, str]:
-    name, equals, value = str(item).partition("=")
-    if not equals:
-        # A value pasted where NAME=value belongs may be a secret: only what looks like a name is shown.
-        shown = f" ({name})" if _ENV_NAME.fullmatch(name) else ""
-        raise ValueError(
-            f"item {number}{shown} has no '='; write NAME=value, or pass a dict such as "
-            '{"NAME": os.environ["NAME"]} to take it from this process'
-        )
-    return name, value
+def _split_env(number: int, item: Any) -> tuple[str, str | None]:
+    name, equals, value = item.partition("=") if isinstance(item, str) else ("", "", "")
+    if not _ENV_NAME.fullmatch(name):
+        # A value pasted where a name belongs may be a secret.
+        raise ValueError(f"expected NAME=value or NAME as item {number}, got something else")
+    return name, value if equals else None
 
 
-def _env_from_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[str, str]:
-    env: dict[str, str] = {}
+def _env_from_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[str, str | None]:
+    env: dict[str, str | None] = {}
     for name, value in pairs:
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        if str(name) in env:
+            raise ValueError(f"expected each name once, got {name} twice")
+        if isinstance(value, Mapping) and value == {"key": name}:
+            # How dstack's own models write a name without a value.
+            value = None
+        if value is not None and (isinstance(value, bool) or not isinstance(value, str | int | float)):
             raise ValueError(
                 f'the value of {name} is a {type(value).__name__}; write it as text, e.g. "true"'
             )
-        env[str(name)] = str(value)
+        env[str(name)] = None if value is None else str(value)
     return env

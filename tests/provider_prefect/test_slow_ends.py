@@ -17,9 +17,11 @@ from pydantic import SecretStr
 from dstack_core import RunStoppedError, Task
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, _probe, arun_task, run_task
+from prefect_dstack._code import GitLogin
 from prefect_dstack._prepare import calling_owner, prepare
 from prefect_dstack._probe import StopRequested
 from prefect_dstack._stop import BEFORE_THE_KILL, PATIENT, StopTime
+from prefect_dstack._submission import resolve
 
 from . import ways
 from .support import (
@@ -140,7 +142,8 @@ def test_how_long_a_stop_may_take(
 
     @flow
     def preparing() -> None:
-        jobs.append(prepare(STUBBORN, run_name=None, options={}, on_crash="stop", owner=calling_owner("x")))
+        submission = resolve(STUBBORN, {}, GitLogin())
+        jobs.append(prepare(submission, run_name=None, on_crash="stop", owner=calling_owner("x")))
 
     preparing()
     assert jobs[0].time_to_stop(error) == allowed

@@ -6,9 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from prefect_dstack.credentials import DstackCredentials
+from prefect_dstack.deploy import adeploy_service, deploy_service
 from prefect_dstack.hooks import stop_dstack_runs, stop_runs_on_cancellation, stop_runs_on_crash
-from prefect_dstack.job_block import DstackRun, DstackRunHandle
+from prefect_dstack.job_block import DstackRun
 from prefect_dstack.reaper import areap_runs, reap_runs
+from prefect_dstack.run_handle import DstackRunHandle
 from prefect_dstack.runs import (
     aget_run,
     astop_run,
@@ -35,6 +37,7 @@ __all__ = [
     "DstackRunHandle",
     "DstackWorker",
     "__version__",
+    "adeploy_service",
     "aget_run",
     "areap_runs",
     "arun_and_report",
@@ -43,6 +46,7 @@ __all__ = [
     "asubmit_run",
     "await_for_run",
     "await_for_service",
+    "deploy_service",
     "get_run",
     "reap_runs",
     "run_and_report",

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from prefect_dstack.credentials import DstackCredentials
+from prefect_dstack._code import Code, GitCredentialsLike, GitLogin, aload_login, load_login
+from prefect_dstack.credentials import DstackCredentials, git_login_of, target_of
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -26,6 +27,7 @@ CALL_BUDGET = 5.0
 PATIENT_TIMEOUT = 30.0
 # An artifact or a state is not worth waiting longer for: a run's end is.
 _PREFECT_SECONDS = 5.0
+_NO_CODE = Code()
 
 
 def load(credentials: CredentialsLike) -> DstackCredentials | None:
@@ -47,29 +49,47 @@ async def aload(credentials: CredentialsLike) -> DstackCredentials | None:
     return _checked(credentials)
 
 
+def load_git(credentials: DstackCredentials | None, given: GitCredentialsLike) -> GitLogin:
+    """Return the Git login that is given, else the one of the block. Raises ``ConfigurationError``."""
+    return git_login_of(credentials) if given is None and credentials is not None else load_login(given)
+
+
+async def aload_git(credentials: DstackCredentials | None, given: GitCredentialsLike) -> GitLogin:
+    """Return the Git login: the twin of ``load_git``."""
+    return (
+        git_login_of(credentials) if given is None and credentials is not None else await aload_login(given)
+    )
+
+
 def open_client(
-    credentials: DstackCredentials | None, timeout: float = TIMEOUT, retry_budget: float = CALL_BUDGET
+    credentials: DstackCredentials | None,
+    timeout: float = TIMEOUT,
+    retry_budget: float = CALL_BUDGET,
+    code: Code = _NO_CODE,
 ) -> Client:
-    """Return a new client; ``timeout`` and ``retry_budget`` in seconds.
+    """Return a new client; ``timeout`` and ``retry_budget`` in seconds, ``code`` what its runs start from.
 
     Raises ``ProjectNotConfiguredError`` when neither a block nor the environment names a server.
     """
     from dstack_core import Client
 
-    if credentials is None:
-        return Client.from_config(timeout=timeout, retry_budget=retry_budget)
-    return credentials.get_client(timeout=timeout, retry_budget=retry_budget)
+    return Client.from_config(
+        **target_of(credentials), **code.arguments, timeout=timeout, retry_budget=retry_budget
+    )
 
 
 def open_async_client(
-    credentials: DstackCredentials | None, timeout: float = TIMEOUT, retry_budget: float = CALL_BUDGET
+    credentials: DstackCredentials | None,
+    timeout: float = TIMEOUT,
+    retry_budget: float = CALL_BUDGET,
+    code: Code = _NO_CODE,
 ) -> AsyncClient:
     """Return a new async client: the twin of ``open_client``."""
     from dstack_core import AsyncClient
 
-    if credentials is None:
-        return AsyncClient.from_config(timeout=timeout, retry_budget=retry_budget)
-    return credentials.get_async_client(timeout=timeout, retry_budget=retry_budget)
+    return AsyncClient.from_config(
+        **target_of(credentials), **code.arguments, timeout=timeout, retry_budget=retry_budget
+    )
 
 
 @contextmanager

@@ -127,7 +127,7 @@ def execute(job: Job, block: DstackCredentials | None, body: Callable[[Client], 
     """
     _hide_token(job, block)
     try:
-        with open_client(block, retry_budget=min(CALL_BUDGET, job.retry_budget)) as client:
+        with open_client(block, retry_budget=min(CALL_BUDGET, job.retry_budget), code=job.code) as client:
             return body(client)
     except BaseException as error:
         if not job.stops_after(error):
@@ -152,7 +152,9 @@ async def aexecute(
     """Return what ``body`` does with a client: the twin of ``execute``."""
     _hide_token(job, block)
     try:
-        async with open_async_client(block, retry_budget=min(CALL_BUDGET, job.retry_budget)) as client:
+        async with open_async_client(
+            block, retry_budget=min(CALL_BUDGET, job.retry_budget), code=job.code
+        ) as client:
             return await body(client)
     except BaseException as error:
         if not job.stops_after(error):

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from prefect.context import FlowRunContext, TaskRunContext
@@ -14,6 +14,8 @@ from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled
 
 from prefect_dstack import _relayed_logs
+from prefect_dstack._code import Code, git_credentials_named
+from prefect_dstack._core_log import client_warnings_in
 from prefect_dstack._probe import CancelProbe, StopRequested
 from prefect_dstack._relay import Relay
 from prefect_dstack._report import Report
@@ -33,7 +35,8 @@ class Job:
 
     ``names`` are those of all its attempts, ``attempt`` is the one that is meant at any moment. ``is_owned``
     (bool): the run is stopped when its execution ends early. ``flow_run_id`` (str) is the flow run in whose
-    log the run's log is. ``page`` (str) is where a person finds the run.
+    log the run's log is. ``page`` (str) is where a person finds the run. ``code`` is what the client that
+    submits is made with.
     """
 
     spec: dict[str, Any]
@@ -49,6 +52,7 @@ class Job:
     is_owned: bool = True
     flow_run_id: str | None = None
     page: str = ""
+    code: Code = field(default_factory=Code)
 
     def sleep(self, seconds: float) -> None:
         """Wait in short slices; raises ``StopRequested`` when the flow run was cancelled meanwhile."""
@@ -94,7 +98,8 @@ class Job:
 
         self.attempt.may_appear = True
         try:
-            yield
+            with git_credentials_named(), client_warnings_in(self.logger):
+                yield
         except ServerUnreachableError as error:
             raise ServerUnreachableError(
                 f"{error.message.rstrip('.')}. Run {self.attempt.ref.name} may have been submitted. "

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from urllib.parse import urlsplit
 from uuid import UUID
 
 from prefect.workers.base import BaseJobConfiguration, BaseVariables
-from pydantic import Field
+from pydantic import Field, PrivateAttr, SecretStr
 
+from prefect_dstack._code import GitCredentialsLike, GitLogin, name_or_secret
+from prefect_dstack._machine_code import directory_of, place_code
+from prefect_dstack._submission import OPTION_NAMES, Submission, resolve
 from prefect_dstack.credentials import DstackCredentials
 
 if TYPE_CHECKING:
@@ -24,52 +29,96 @@ _DEFAULTS = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "PYTHONUNBUFF
 _IMAGE = "What the machine runs in; it must hold Prefect. Without one, Prefect's own image of this version."
 _REST = "Further keys of a .dstack.yml, such as fleets, regions, volumes or user."
 
+# The options that a work pool has under the key of a .dstack.yml.
+_FIELDS = {"retry_policy": "retry"}
+
 SpotPolicyName = Literal["spot", "on-demand", "auto"]
 
 
 class DstackVariables(BaseVariables):
-    """Hold what a work pool, deployment or flow run may set about its machine."""
+    """What a work pool, deployment or flow run may set about its machine."""
 
     credentials: DstackCredentials | str | None = Field(
         default=None,
         description="A dstack credentials block, or the name of one; else the worker's environment is used.",
     )
     image: str | None = Field(default=None, description=_IMAGE)
-    resources: dict[str, Any] | None = Field(
+    resources: dict[str, Any] | str | int | None = Field(
         default=None, description="What the machine must have, such as {gpu: 24GB.., memory: 32GB..}."
     )
     spot_policy: SpotPolicyName | None = Field(
         default=None, description="Whether spot instances are taken; without it on-demand ones are."
     )
     max_price: float | None = Field(default=None, gt=0, description="The highest price, in USD per hour.")
-    max_duration: int | str = Field(
-        default="24h", description="When the machine is stopped at the latest: seconds, 2h, or off."
+    max_duration: int | str | None = Field(
+        default=None,
+        description="When the machine is stopped at the latest: seconds, 2h, or off; 24 h by default.",
     )
-    retry: dict[str, Any] | None = Field(
+    retry: bool | dict[str, Any] | None = Field(
         default=None, description="When dstack tries again, such as {on_events: [no-capacity], duration: 1h}."
     )
     backends: list[str] | None = Field(default=None, description="The only clouds to take machines from.")
+    working_dir: str | None = Field(
+        default=None, description="Where the command starts, relative to the code's directory, or absolute."
+    )
+    args: list[str] | None = Field(
+        default=None, description="What ${{ run.args }} in the command stands for."
+    )
+    profile: str | None = Field(
+        default=None, description="Name of a profile; without one the file's default profile counts."
+    )
+    profiles_file: str | None = Field(
+        default=None,
+        description="File of profiles on the worker's machine; else .dstack/profiles.yml in the repo_dir.",
+    )
+    repo_dir: str | None = Field(
+        default=None,
+        description="Directory of the worker's machine that the run gets; '.' is the deployment's own.",
+    )
+    local_repo: bool = Field(
+        default=False, description="Whether a Git checkout is uploaded instead of cloned by the run."
+    )
+    git_credentials: str | dict[str, Any] | None = Field(
+        default=None,
+        description="<block type>/<name> of a block with a Git token or key; else those of the credentials.",
+    )
     configuration: dict[str, Any] = Field(default_factory=dict, title="dstack keys", description=_REST)
     stream_output: bool = Field(
         default=True, description="Whether what the machine prints is sent to the flow run's log."
     )
-    poll_interval: float = Field(default=5.0, gt=0, description="Seconds between two looks at the machine.")
+    poll_interval: float = Field(default=5.0, gt=0, description="Seconds between two status requests.")
 
 
 class DstackJobConfiguration(BaseJobConfiguration):
-    """Hold the same for one flow run, with the environment and the command that Prefect adds."""
+    """The same for one flow run, with the environment and the command that Prefect adds.
+
+    ``uploads`` is no variable: only who may change the work pool can allow deployments to send files of the
+    workers' machines to a run.
+    """
 
     credentials: DstackCredentials | str | None = None
     image: str | None = None
-    resources: dict[str, Any] | None = None
+    resources: dict[str, Any] | str | int | None = None
     spot_policy: SpotPolicyName | None = None
     max_price: float | None = None
-    max_duration: int | str = "24h"
-    retry: dict[str, Any] | None = None
+    max_duration: int | str | None = None
+    retry: bool | dict[str, Any] | None = None
     backends: list[str] | None = None
+    working_dir: str | None = None
+    args: list[str] | None = None
+    profile: str | None = None
+    profiles_file: str | None = None
+    repo_dir: str | None = None
+    local_repo: bool = False
+    git_credentials: str | dict[str, Any] | None = Field(default=None, repr=False)
     configuration: dict[str, Any] = Field(default_factory=dict)
     stream_output: bool = True
     poll_interval: float = 5.0
+    uploads: Literal["refused", "allowed"] = Field(
+        default="refused", json_schema_extra={"template": "refused"}
+    )
+
+    _directory: Path | None = PrivateAttr(default=None)
 
     def prepare_for_flow_run(
         self,
@@ -88,34 +137,60 @@ class DstackJobConfiguration(BaseJobConfiguration):
             for name, value in {**_DEFAULTS, **self.env}.items()
             if name in chosen or not name.startswith(_NOT_PASSED_ON)
         }
+        self._directory = directory_of(deployment)
 
     def task(self) -> dict[str, Any]:
         """Return the task with the keys of a ``.dstack.yml``.
 
         A field wins over the same key of ``configuration``. Raises ``ConfigurationError`` for a
-        configuration that is no task.
+        configuration that is not a task, and for files that the work pool does not allow.
         """
-        from dstack_core import ConfigurationError
-
         kind = self.configuration.get("type", "task")
         if kind != "task":
-            raise ConfigurationError(
-                f"configuration: a flow run runs in a task, not in a {kind!r}; drop type"
-            )
-        fields = {
-            "image": self.image,
-            "resources": self.resources,
-            "spot_policy": self.spot_policy,
-            "max_price": self.max_price,
-            "retry": self.retry,
-            "backends": self.backends,
-        }
-        task = {**self.configuration, **{key: value for key, value in fields.items() if value is not None}}
-        task["max_duration"] = self.configuration.get("max_duration", self.max_duration)
+            _refuse(f"configuration: expected a task, which a flow run runs in, got a {kind!r}. Drop type.")
+        self._check_uploads()
+        task = dict(self.configuration)
+        if self.image is not None:
+            task["image"] = self.image
         if not {"image", "python", "docker"} & set(task):
             task["image"] = _prefect_image()
-        task["env"] = {**_as_mapping(task.get("env")), **self.env}
-        return {**task, "type": "task", "commands": [self.command]}
+        placed = [] if self.repo_dir is None else place_code(self._repo_dir(), self._directory)
+        return {**task, "type": "task", "commands": [*placed, self.command]}
+
+    def submission(self, login: GitLogin) -> Submission:
+        """Return what to submit for the flow run. Raises ``ConfigurationError``."""
+        given = {name: getattr(self, _FIELDS.get(name, name)) for name in OPTION_NAMES}
+        if self.repo_dir is not None:
+            given["repo_dir"] = self._repo_dir()
+        return resolve(self.task(), given, login, folder=self._directory)
+
+    def git(self) -> GitCredentialsLike:
+        """Return the Git credentials of this flow run, if it has its own.
+
+        What a block placeholder stands for is here already, a ``Secret`` block's as its text.
+        """
+        given = self.git_credentials
+        return name_or_secret(SecretStr(given)) if isinstance(given, str) else given
+
+    def _repo_dir(self) -> Path:
+        path = Path(self.repo_dir or "").expanduser()
+        if not path.is_absolute() and self._directory is None:
+            _refuse(
+                f"repo_dir: expected an absolute path, got {self.repo_dir!r}. This deployment's code is in "
+                "no directory of the worker's machine."
+            )
+        return Path(os.path.normpath((self._directory or Path()) / path))
+
+    def _check_uploads(self) -> None:
+        repos = self.configuration.get("repos") or []
+        local = [repo for repo in repos if not _is_remote(repo)]
+        wanted = {"repo_dir": self.repo_dir, "files": self.configuration.get("files"), "repos": local}
+        names = [name for name, value in wanted.items() if value]
+        if names and self.uploads != "allowed":
+            _refuse(
+                f"{' and '.join(names)}: expected a work pool that allows uploads, got one that does not. "
+                'Set "uploads": "allowed" in the job_configuration of the pool\'s base job template.'
+            )
 
     def check_reach(self, dstack_url: str) -> None:
         """Raise ``ConfigurationError`` when the machine cannot reach the Prefect server.
@@ -123,18 +198,16 @@ class DstackJobConfiguration(BaseJobConfiguration):
         An address of this machine alone is fine when the dstack server is here too, which may then run
         jobs here.
         """
-        from dstack_core import ConfigurationError
-
         url = self.env.get("PREFECT_API_URL")
         if not url:
-            raise ConfigurationError(
-                "PREFECT_API_URL: it is not set, and the machine would find no Prefect server; set it for "
-                "the worker"
+            _refuse(
+                "PREFECT_API_URL: expected the address of the Prefect server, got none. Set it for the "
+                "worker."
             )
         if _is_local(url) and not _is_local(dstack_url):
-            raise ConfigurationError(
-                f"PREFECT_API_URL: {url!r} is an address no other machine can reach; set one that it can in "
-                "the work pool's or deployment's env"
+            _refuse(
+                f"PREFECT_API_URL: {url!r} is an address no other machine can reach. Set one that it can in "
+                "the work pool's or deployment's env."
             )
 
 
@@ -146,10 +219,11 @@ def _prefect_image() -> str:
     return f"prefecthq/prefect:{prefect.__version__}-python{sys.version_info.major}.{sys.version_info.minor}"
 
 
-def _as_mapping(env: Any) -> dict[str, Any]:
-    if isinstance(env, dict):
-        return env
-    return dict(str(item).partition("=")[::2] for item in env or [])
+def _is_remote(repo: Any) -> bool:
+    """Whether an item of ``repos`` is a repository elsewhere, and no directory of this machine."""
+    if isinstance(repo, dict):
+        return not repo.get("local_path")
+    return "://" in str(repo) or "@" in str(repo)
 
 
 def _is_local(url: str) -> bool:
@@ -158,3 +232,9 @@ def _is_local(url: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _refuse(message: str) -> NoReturn:
+    from dstack_core import ConfigurationError
+
+    raise ConfigurationError(message)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
+
+from prefect_dstack._code import git_credentials_named
+from prefect_dstack._connect import aload, aload_git, open_async_client
+from prefect_dstack._core_log import client_warnings_in
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun
@@ -14,25 +18,38 @@ SUBMIT_BUDGET = 300.0
 
 
 async def submit_once(
-    client: AsyncClient, flow_run_id: UUID, configuration: DstackJobConfiguration
+    client: AsyncClient, flow_run_id: UUID, configuration: DstackJobConfiguration, logger: Any = None
 ) -> AsyncRun:
     """Return the active run of the flow run, or a new one. Raises ``ConfigurationError``, server errors.
 
+    ``logger`` gets the client's warnings.
+
     Two workers that do this at the same moment get the same run: name and marker are equal (PROTOCOL 1.4).
     """
+    from dstack_core import RunNotFoundError
+
     configuration.check_reach(client.server_url)
-    task = configuration.task()
     active, last = await _known(client, flow_run_id)
     if active is not None:
         return active
-    number = last + 1
-    return await client.runs.submit(
-        task,
-        run_name=_name(flow_run_id, number),
-        marker=f"{marker_prefix(flow_run_id)}{number}",
-        retry_budget=SUBMIT_BUDGET,
-        verify_ports=False,
-    )
+    block = await aload(configuration.credentials)
+    submission = configuration.submission(await aload_git(block, configuration.git()))
+    arguments = {
+        **submission.arguments,
+        "run_name": _name(flow_run_id, last + 1),
+        "marker": f"{marker_prefix(flow_run_id)}{last + 1}",
+        "retry_budget": SUBMIT_BUDGET,
+        "verify_ports": False,
+    }
+    with git_credentials_named(), client_warnings_in(logger):
+        if not submission.code.arguments:
+            return await client.runs.submit(submission.configuration, **arguments)
+        async with open_async_client(block, code=submission.code) as with_code:
+            await with_code.runs.submit(submission.configuration, **arguments)
+    run = await client.runs.get(arguments["run_name"], retry_budget=SUBMIT_BUDGET)
+    if run is None:
+        raise RunNotFoundError(f"Run {arguments['run_name']} was submitted, and deleted a moment later.")
+    return run
 
 
 async def find(client: AsyncClient, flow_run_id: UUID) -> AsyncRun | None:

@@ -17,20 +17,17 @@ from prefect_dstack._relay import Relay
 from prefect_dstack._report import Report
 
 if TYPE_CHECKING:
-    from dstack_core import ConfigurationLike
+    from prefect_dstack._submission import Submission
 
 OnCrash = Literal["stop", "keep"]
 RunLike = str | Mapping[str, Any]
 """The name of a run, or what ``submit_run`` or ``get_run`` returned."""
 
-DEFAULT_MAX_DURATION = "24h"
-
 
 def prepare(
-    configuration: ConfigurationLike,
+    submission: Submission,
     *,
     run_name: str | None,
-    options: dict[str, Any],
     on_crash: str,
     poll_interval: float = 5.0,
     retry_budget: float = 600.0,
@@ -39,37 +36,33 @@ def prepare(
     owner: Owner | None = None,
     logger: Any = None,
 ) -> Job:
-    """Return the job that submits a configuration; ``options`` are further arguments of ``submit``.
+    """Return the job that submits what ``submission`` describes.
 
     ``owner`` and ``logger`` default to the current task's. Raises ``ConfigurationError``.
     """
-    from dstack_core import load_configuration
     from dstack_core.integration import Attempt
 
     check_pace(poll_interval, retry_budget)
     _check("on_crash", on_crash, on_crash in ("stop", "keep"), '"stop" or "keep"')
-    loaded = load_configuration(configuration)
-    if options.get("max_duration") is None and loaded.max_duration is None:
-        options = {**options, "max_duration": DEFAULT_MAX_DURATION}
-    described = {"configuration": loaded.model_dump(mode="json"), **_plain(options)}
     owner = owner or task_owner()
     logger = logger or get_run_logger()
-    names = identify(owner, described, on_crash=on_crash, run_name=run_name, prefix=loaded.name)
+    prefix = submission.configuration.name
+    names = identify(owner, submission.described, on_crash=on_crash, run_name=run_name, prefix=prefix)
     relay = Relay(logger, stream_logs=stream_logs)
-    # The server returns the run's environment, but not the password.
-    relay.hider.add([loaded.registry_auth.password if loaded.registry_auth else None])
+    relay.hider.add(submission.secrets)
     return Job(
-        spec={"configuration": loaded, **options},
+        spec={"configuration": submission.configuration, **submission.arguments},
         names=names,
         attempt=Attempt(names.ref(1)),
         relay=relay,
-        report=_report(loaded.name or run_name, logger, artifacts and owner.is_tracked),
+        report=_report(prefix or run_name, logger, artifacts and owner.is_tracked),
         probe=CancelProbe(owner.flow_run_id, current_task_runner()),
         logger=logger,
         poll_interval=poll_interval,
         retry_budget=retry_budget,
         keeps_on_crash=on_crash == "keep",
         flow_run_id=owner.flow_run_id,
+        code=submission.code,
     )
 
 
@@ -117,7 +110,7 @@ def name_of(run: RunLike) -> str:
     """Return the run's name. Raises ``ConfigurationError`` where there is none."""
     name = run.get("run_name") if isinstance(run, Mapping) else run
     if not isinstance(name, str) or not name:
-        _refuse(f"run: expected a run's name, or what submit_run or get_run returned, got {run!r}.")
+        refuse(f"run: expected a run's name, or what submit_run or get_run returned, got {run!r}.")
     return name
 
 
@@ -188,20 +181,13 @@ def _report(name: str | None, logger: Any, artifacts: bool) -> Report:
     return Report(name, logger, artifacts=artifacts, flow_run_id=flow_run_id, task_run_id=task_run_id)
 
 
-def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: value.model_dump(mode="json") if hasattr(value, "model_dump") else value
-        for key, value in options.items()
-        if value is not None
-    }
-
-
 def _check(name: str, value: object, is_fine: bool, wanted: str) -> None:
     if not is_fine:
-        _refuse(f"{name}: expected {wanted}, got {value!r}.")
+        refuse(f"{name}: expected {wanted}, got {value!r}.")
 
 
-def _refuse(message: str) -> NoReturn:
+def refuse(message: str) -> NoReturn:
+    """Raise ``ConfigurationError``."""
     from dstack_core import ConfigurationError
 
     raise ConfigurationError(message)

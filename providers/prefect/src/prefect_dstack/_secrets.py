@@ -1,10 +1,16 @@
-"""Hide in logs what a run was given as a secret."""
+"""Take secrets from where Prefect keeps them, and hide them in logs."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
+from prefect.blocks.core import Block
+from pydantic import Secret as PydanticSecret
+from pydantic import SecretStr
+
+_SECRET_TYPES = (SecretStr, PydanticSecret)
 _HIDDEN = "***"
 _SHORTEST_LINE = 5
 # What Prefect itself gives to a run on a machine is no secret, apart from how to log in.
@@ -42,3 +48,27 @@ def secrets_in(env: Mapping[str, str]) -> list[str]:
         for name, value in env.items()
         if not name.startswith(_PREFECTS) or name.endswith(_PREFECTS_SECRETS)
     ]
+
+
+def is_secret(value: object) -> bool:
+    """Whether a value is a ``Secret`` block or one of pydantic's secret types."""
+    held = getattr(value, "value", None) if isinstance(value, Block) else value
+    return isinstance(held, _SECRET_TYPES)
+
+
+def plain(value: Any) -> Any:
+    """Return what a secret holds, and any other value as it is.
+
+    A ``Secret`` block's own ``get()`` would read the text ``"1e5"`` as a number.
+    """
+    held = getattr(value, "value", None) if isinstance(value, Block) else value
+    return held.get_secret_value() if isinstance(held, _SECRET_TYPES) else value
+
+
+def with_plain_secrets(value: Any) -> Any:
+    """Return a copy of nested mappings and lists with what each secret holds in its place."""
+    if isinstance(value, Mapping):
+        return {key: with_plain_secrets(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_plain_secrets(item) for item in value]
+    return plain(value)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+import os
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from prefect.blocks.abstract import CredentialsBlock
-from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator, model_validator
+
+from prefect_dstack._code import GitLogin, code_of, login_of
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, Client
 
 
 class DstackCredentials(CredentialsBlock):
-    """Hold the address of a dstack server, a project on it and a user's token.
+    """The address of a dstack server, a project on it and a user's token.
 
-    A wrong value raises pydantic's ``ValidationError``. The token is a secret: Prefect stores it
-    encrypted and it shows in no repr. Source: Prefect's documentation, "Blocks".
+    ``git_token`` and ``git_private_key`` are what runs clone a private Git repository with, unless a task or
+    a work pool has ``git_credentials`` of its own: a token over https, a key over ssh. A wrong value raises
+    pydantic's ``ValidationError``. Tokens and keys are secrets: Prefect stores them encrypted and they show
+    in no repr. Source: Prefect's documentation, "Blocks".
 
     Example:
         Load stored credentials:
@@ -43,6 +48,13 @@ class DstackCredentials(CredentialsBlock):
         default=True,
         description="Whether to check the server's TLS certificate, or the path of a CA bundle.",
     )
+    git_token: SecretStr | None = Field(
+        default=None, description="Token that runs clone a private Git repository with, over https."
+    )
+    git_private_key: SecretStr | None = Field(
+        default=None,
+        description="Text of a private SSH key without a passphrase that runs clone with, over ssh.",
+    )
 
     @field_validator("server_url")
     @classmethod
@@ -51,41 +63,82 @@ class DstackCredentials(CredentialsBlock):
             raise ValueError(f"{value!r} is no address; write it with its scheme: http:// or https://")
         return value
 
+    @model_validator(mode="after")
+    def _one_git_login(self) -> Self:
+        if self.git_token is not None and self.git_private_key is not None:
+            raise ValueError("expected one of git_token and git_private_key, got both; drop one of the two")
+        return self
+
     def get_client(
-        self, *, timeout: float = 30.0, connect_timeout: float = 5.0, retry_budget: float = 30.0
+        self,
+        *,
+        repo_dir: str | os.PathLike[str] | None = None,
+        local_repo: bool = False,
+        timeout: float = 30.0,
+        connect_timeout: float = 5.0,
+        retry_budget: float = 30.0,
     ) -> Client:
         """Return a new client, to be closed by the caller; makes no request.
 
-        ``timeout``, ``connect_timeout`` and ``retry_budget`` in seconds, as in ``dstack_core.Client``.
+        Args:
+            repo_dir: The directory that the client's runs get, as in ``dstack_core.Client.from_config``.
+            local_repo: Upload the directory's contents even if it is a Git checkout.
+            timeout: Seconds to wait for each part of a reply.
+            connect_timeout: Seconds to wait for each connection.
+            retry_budget: Seconds to keep retrying an unreachable server in one call.
+
+        Returns:
+            The client; a private Git repository is cloned with this block's ``git_token`` or
+            ``git_private_key``.
+
+        Raises:
+            ConfigurationError: The directory does not exist.
         """
         from dstack_core import Client
 
-        return Client(
-            server_url=self.server_url,
-            project_name=self.project_name,
-            user_token=self.user_token.get_secret_value(),
+        code = code_of(repo_dir, local_repo, git_login_of(self))
+        return Client.from_config(
+            **target_of(self),
+            **code.arguments,
             timeout=timeout,
             connect_timeout=connect_timeout,
             retry_budget=retry_budget,
-            verify=self.verify,
         )
 
     def get_async_client(
-        self, *, timeout: float = 30.0, connect_timeout: float = 5.0, retry_budget: float = 30.0
+        self,
+        *,
+        repo_dir: str | os.PathLike[str] | None = None,
+        local_repo: bool = False,
+        timeout: float = 30.0,
+        connect_timeout: float = 5.0,
+        retry_budget: float = 30.0,
     ) -> AsyncClient:
-        """Return a new async client, to be closed by the caller; makes no request.
-
-        ``timeout``, ``connect_timeout`` and ``retry_budget`` in seconds, as in
-        ``dstack_core.AsyncClient``.
-        """
+        """Return a new async client: the twin of ``get_client``, with its arguments."""
         from dstack_core import AsyncClient
 
-        return AsyncClient(
-            server_url=self.server_url,
-            project_name=self.project_name,
-            user_token=self.user_token.get_secret_value(),
+        code = code_of(repo_dir, local_repo, git_login_of(self))
+        return AsyncClient.from_config(
+            **target_of(self),
+            **code.arguments,
             timeout=timeout,
             connect_timeout=connect_timeout,
             retry_budget=retry_budget,
-            verify=self.verify,
         )
+
+
+def git_login_of(block: DstackCredentials) -> GitLogin:
+    """Return what runs clone a private repository with, unless they have a login of their own."""
+    return login_of(block.git_private_key or block.git_token)
+
+
+def target_of(block: DstackCredentials | None) -> dict[str, Any]:
+    """Return the arguments of ``from_config`` that name the server; none for the environment's."""
+    if block is None:
+        return {}
+    return {
+        "server_url": block.server_url,
+        "project_name": block.project_name,
+        "user_token": block.user_token.get_secret_value(),
+        "verify": block.verify,
+    }

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
-from prefect.blocks.abstract import JobBlock, JobRun
-from pydantic import ConfigDict, Field, HttpUrl, field_validator
+from prefect.blocks.abstract import JobBlock
+from prefect.types import SecretDict
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
 
 from prefect_dstack import _follow
-from prefect_dstack._connect import PATIENT_TIMEOUT, open_async_client, open_client
+from prefect_dstack._code import GitLogin, login_of, name_or_secret
+from prefect_dstack._connect import aload_git, load_git
 from prefect_dstack._job import Job
-from prefect_dstack._prepare import calling_owner, own, prepare, prepare_to_watch
-from prefect_dstack._probe import StopRequested
+from prefect_dstack._prepare import calling_owner, prepare
 from prefect_dstack._run_info import info
-from prefect_dstack._stop import STOPPING, log_stop
+from prefect_dstack._secrets import with_plain_secrets
+from prefect_dstack._submission import OPTION_NAMES, resolve
 from prefect_dstack.credentials import DstackCredentials
+from prefect_dstack.run_handle import DstackRunHandle, cancellation_logged
 
 
 class DstackRun(JobBlock[dict[str, Any]]):
-    """Run one configuration on dstack: a task or a service, as it is written in ``.dstack.yml``.
+    """One configuration to run on dstack: a task or a service, as it is written in ``.dstack.yml``.
 
     ``trigger`` submits it and returns a ``DstackRunHandle``. Within a flow, executing the same flow run
     again reattaches to its active run and takes over its successful one, as with ``run_task``. Without a
-    ``max_duration`` a run gets 24 h, so that no run stays without a limit. A wrong value raises pydantic's
-    ``ValidationError``. Source: Prefect's documentation, "Blocks".
+    ``max_duration`` a run gets 24 h, so that no run stays without a limit. The options are those of
+    ``run_task``; ``env`` and ``git_credentials`` are stored as secrets, ``configuration`` is not. A wrong
+    value raises pydantic's ``ValidationError``. Source: Prefect's documentation, "Blocks".
 
     Example:
         Load a stored run, trigger it and wait for its outcome:
@@ -59,6 +61,47 @@ class DstackRun(JobBlock[dict[str, Any]]):
         default="stop",
         description="Whether a run is stopped or kept when its flow's process dies or is interrupted.",
     )
+    resources: dict[str, Any] | str | int | None = Field(
+        default=None, description="What the machine must have, such as {gpu: 24GB.., memory: 32GB..}."
+    )
+    spot_policy: Literal["spot", "on-demand", "auto"] | None = Field(
+        default=None, description="Whether spot instances are taken; without it on-demand ones are."
+    )
+    retry_policy: bool | dict[str, Any] | None = Field(
+        default=None, description="When dstack tries again, such as {on_events: [no-capacity], duration: 1h}."
+    )
+    max_duration: int | str | None = Field(
+        default=None,
+        description="When the run is stopped at the latest: seconds, 2h, or off; 24 h by default.",
+    )
+    max_price: float | None = Field(default=None, gt=0, description="The highest price, in USD per hour.")
+    working_dir: str | None = Field(
+        default=None, description="Where commands start, relative to the code's directory, or absolute."
+    )
+    backends: list[str] | None = Field(default=None, description="The only clouds to take machines from.")
+    env: SecretDict | None = Field(
+        default=None,
+        description="Environment variables, stored as secrets; they fill in and override those of the keys.",
+    )
+    args: list[str] | None = Field(
+        default=None, description="What ${{ run.args }} in the commands stands for."
+    )
+    profile: str | None = Field(
+        default=None, description="Name of a profile; without one the file's default profile counts."
+    )
+    profiles_file: str | None = Field(
+        default=None, description="File of profiles; without one .dstack/profiles.yml in the repo_dir."
+    )
+    repo_dir: str | None = Field(
+        default=None, description="Directory whose contents the run gets; it is on the flow run's machine."
+    )
+    local_repo: bool = Field(
+        default=False, description="Whether a Git checkout is uploaded instead of cloned by the run."
+    )
+    git_credentials: SecretStr | None = Field(
+        default=None,
+        description="<block type>/<name> of a block with a Git token or key; else those of the credentials.",
+    )
     poll_interval: float = Field(
         default=5.0, gt=0, description="Seconds between two status requests while it is waited for."
     )
@@ -78,10 +121,29 @@ class DstackRun(JobBlock[dict[str, Any]]):
         from dstack_core import ConfigurationError, load_configuration
 
         try:
-            load_configuration(value)
+            load_configuration(with_plain_secrets(value))
         except ConfigurationError as error:
             raise ValueError(error.message) from None
         return value
+
+    @field_validator("env", mode="before")
+    @classmethod
+    def _env_as_text(cls, value: Any) -> Any:
+        # Prefect's server hides the whole field; secrets in it would be stored as ***.
+        return with_plain_secrets(value)
+
+    @field_validator("git_credentials", mode="before")
+    @classmethod
+    def _login_as_text(cls, value: Any) -> Any:
+        if value is None or isinstance(value, str | SecretStr):
+            return value
+        from dstack_core import ConfigurationError
+
+        try:
+            login = login_of(value)
+        except ConfigurationError as error:
+            raise ValueError(error.message) from None
+        return login.private_key or login.token
 
     def trigger(self) -> DstackRunHandle:  # type: ignore[override]  # Prefect's own integrations do so too
         """Submit the run and return it without waiting.
@@ -89,30 +151,36 @@ class DstackRun(JobBlock[dict[str, Any]]):
         Raises ``ConfigurationError``, the server errors, and ``StopRequested`` (not an ``Exception``) in a
         flow run that was cancelled or has failed: then nothing is submitted.
         """
-        job = self._job()
-        with _logged(job):
+        job = self._job(load_git(self.credentials, self._git()))
+        with cancellation_logged(job):
             return _follow.execute(
                 job, self.credentials, lambda client: self._handle(info(_follow.submit(job, client)))
             )
 
     async def atrigger(self) -> DstackRunHandle:
         """Submit the run and return it: the async twin of ``trigger``."""
-        job = self._job()
+        job = self._job(await aload_git(self.credentials, self._git()))
 
         async def body(client: Any) -> DstackRunHandle:
             return self._handle(info(await _follow.asubmit(job, client)))
 
-        with _logged(job):
+        with cancellation_logged(job):
             return await _follow.aexecute(job, self.credentials, body)
 
-    def _job(self) -> Job:
+    def _git(self) -> SecretStr | str | None:
+        return None if self.git_credentials is None else name_or_secret(self.git_credentials)
+
+    def _job(self, login: GitLogin) -> Job:
+        options = {name: getattr(self, name) for name in OPTION_NAMES}
+        env = None if self.env is None else self.env.get_secret_value()
+        secret = None if env is None else {name: SecretStr(str(value)) for name, value in env.items()}
+        submission = resolve(self.configuration, {**options, "env": secret}, login)
         described = json.dumps(
-            [self.configuration, self.run_name, self.on_crash], sort_keys=True, default=str
+            [submission.described, self.run_name, self.on_crash], sort_keys=True, default=str
         )
         return prepare(
-            self.configuration,
+            submission,
             run_name=self.run_name,
-            options={},
             on_crash=self.on_crash,
             retry_budget=self.retry_budget,
             owner=calling_owner(described),
@@ -122,144 +190,3 @@ class DstackRun(JobBlock[dict[str, Any]]):
     def _handle(self, run: dict[str, Any]) -> DstackRunHandle:
         self.logger.info("Run %s: %s", run["run_name"], run["url"])
         return DstackRunHandle(self, run)
-
-
-class DstackRunHandle(JobRun[dict[str, Any]]):
-    """A run that a ``DstackRun`` submitted: to wait for and to stop; it can be pickled.
-
-    ``run_name``, ``run_id``, ``url`` (of its page) and ``service_url`` (str, None where there is none).
-    """
-
-    def __init__(self, block: DstackRun, run: dict[str, Any]) -> None:
-        self._block = block
-        self._run = run
-        self._outcome: dict[str, Any] | None = None
-
-    @property
-    def run_name(self) -> str:
-        """Return the run's name."""
-        return str(self._run["run_name"])
-
-    @property
-    def run_id(self) -> str:
-        """Return the run's id, which no other run has."""
-        return str(self._run["run_id"])
-
-    @property
-    def url(self) -> str:
-        """Return the address of the run's page."""
-        return str(self._run["url"])
-
-    @property
-    def service_url(self) -> str | None:
-        """Return the address a service answers at, as known when it was submitted."""
-        url = self._run["service_url"]
-        return None if url is None else str(url)
-
-    def wait_for_completion(self) -> None:  # type: ignore[override]  # Prefect's own integrations do so too
-        """Wait for the end of the run and relay its log; a second call returns at once.
-
-        A cancelled or interrupted flow run stops the run, as with ``run_task``. Where no signal announced
-        the cancellation, ``StopRequested`` is raised, which is not an ``Exception``: Prefect takes the task
-        for crashed and does not retry it. Raises ``RunFailedError``, ``NoCapacityError`` or
-        ``RunStoppedError``, and the server errors.
-        """
-        if self._outcome is not None:
-            return
-        job = self._watch()
-        with _logged(job):
-            self._outcome = _follow.execute(
-                job,
-                self._block.credentials,
-                lambda client: _follow.follow(job, self._same(_follow.find(job, client))),
-            )
-
-    async def await_for_completion(self) -> None:
-        """Wait for the end of the run: the async twin of ``wait_for_completion``."""
-        if self._outcome is not None:
-            return
-        job = self._watch()
-
-        async def body(client: Any) -> dict[str, Any]:
-            return await _follow.afollow(job, self._same(await _follow.afind(job, client)))
-
-        with _logged(job):
-            self._outcome = await _follow.aexecute(job, self._block.credentials, body)
-
-    def fetch_result(self) -> dict[str, Any]:  # type: ignore[override]  # Prefect's own integrations do so too
-        """Return the fields of ``dstack_core.Outcome`` as JSON-plain values.
-
-        Raises the run's error when it did not succeed, ``RuntimeError`` before it has ended, and the
-        server errors.
-        """
-        if self._outcome is None:
-            with self._client() as client:
-                self._outcome = self._result(client.runs.get(self.run_name))
-        return self._outcome
-
-    async def afetch_result(self) -> dict[str, Any]:
-        """Return the outcome: the async twin of ``fetch_result``."""
-        if self._outcome is None:
-            async with open_async_client(self._block.credentials, retry_budget=_RETRY_BUDGET) as client:
-                self._outcome = self._result(await client.runs.get(self.run_name))
-        return self._outcome
-
-    def stop(self, abort: bool = False) -> None:
-        """Stop the run; returns once the server shows it stopping. One that has ended is left alone.
-
-        With ``abort`` its processes are killed without a grace period. Raises the server errors.
-        """
-        self.logger.warning(STOPPING, self.run_name, self.url)
-        with self._client() as client:
-            run = self._same(client.runs.get(self.run_name))
-            log_stop(self.logger, run.stop(abort=abort, until="stopping", timeout=PATIENT_TIMEOUT))
-
-    async def astop(self, abort: bool = False) -> None:
-        """Stop the run: the async twin of ``stop``."""
-        self.logger.warning(STOPPING, self.run_name, self.url)
-        async with open_async_client(self._block.credentials, retry_budget=_RETRY_BUDGET) as client:
-            run = self._same(await client.runs.get(self.run_name))
-            log_stop(self.logger, await run.stop(abort=abort, until="stopping", timeout=PATIENT_TIMEOUT))
-
-    def _client(self) -> Any:
-        return open_client(self._block.credentials, retry_budget=_RETRY_BUDGET)
-
-    def _watch(self) -> Job:
-        job = prepare_to_watch(
-            self._run,
-            poll_interval=self._block.poll_interval,
-            retry_budget=self._block.retry_budget,
-            stream_logs=self._block.stream_logs,
-            artifacts=self._block.artifacts,
-            owner=calling_owner("wait"),
-            logger=self.logger,
-        )
-        own(job, self._run["marker"])
-        return job
-
-    def _same(self, found: Any) -> Any:
-        from dstack_core import RunNotFoundError
-
-        if found is None or found.id != self.run_id:
-            raise RunNotFoundError(f"Run {self.run_name} does not exist any more: {self.url}")
-        return found
-
-    def _result(self, found: Any) -> dict[str, Any]:
-        outcome = self._same(found).outcome()
-        if outcome is None:
-            raise RuntimeError(f"Run {self.run_name} has not ended. Call wait_for_completion() first.")
-        result: dict[str, Any] = outcome.raise_for_status().to_dict()
-        return result
-
-
-_RETRY_BUDGET = 30.0
-
-
-@contextmanager
-def _logged(job: Job) -> Iterator[None]:
-    """Log a cancellation that no signal announced."""
-    try:
-        yield
-    except StopRequested as request:
-        job.logger.warning("%s", job.cancelled(request).message)
-        raise

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from prefect_dstack import _follow
-from prefect_dstack._connect import CredentialsLike, aload, load
+from prefect_dstack._connect import CredentialsLike, aload, aload_git, load, load_git
 from prefect_dstack._prepare import OnCrash, prepare
 from prefect_dstack._run_info import info
+from prefect_dstack._submission import SubmitOptions, resolve
 
 if TYPE_CHECKING:
-    from dstack_core import AsyncClient, Client, ConfigurationLike, Resources, RetryPolicy, SpotPolicy
+    from dstack_core import AsyncClient, Client, ConfigurationLike
 
 
 @task(cache_policy=NO_CACHE, retries=0)
@@ -22,60 +23,74 @@ def run_task(
     credentials: CredentialsLike = None,
     *,
     run_name: str | None = None,
-    resources: Resources | None = None,
-    spot_policy: SpotPolicy | str | None = None,
-    retry_policy: RetryPolicy | None = None,
-    max_duration: int | str | None = None,
-    max_price: float | None = None,
-    working_dir: str | None = None,
-    backends: list[str] | None = None,
     poll_interval: float = 5.0,
     retry_budget: float = 600.0,
     stream_logs: bool = True,
     artifacts: bool = True,
     on_crash: OnCrash = "stop",
+    **options: Unpack[SubmitOptions],
 ) -> dict[str, Any]:
     """Run a configuration on dstack to its end and return its outcome.
-
-    ``configuration``: a ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml``.
-    ``credentials``: a ``DstackCredentials`` block, the name of a saved one, or None for the environment
-    and ``~/.dstack/config.yml``. ``resources``, ``spot_policy``, ``retry_policy``, ``max_price`` (USD
-    per hour), ``working_dir`` and ``backends`` as in ``dstack_core``'s ``client.runs.submit``.
-
-    ``max_duration``: seconds, ``"2h"`` or ``"off"``; the configuration's own, else 24 h, so that no run
-    stays without a limit. ``poll_interval`` (seconds) is the pause between two status requests. An
-    unreachable server is retried for ``retry_budget`` (seconds); the run keeps running meanwhile.
-    ``stream_logs`` (bool) sends its log lines to the run logger. ``artifacts`` (bool) shows the run in the
-    flow run's artifacts: its page, its progress, its outcome. The events ``dstack.run.started`` and
-    ``dstack.run.<final status>`` are emitted, and ``dstack.run.stopping`` when the run is stopped here.
 
     The run's name is made from the flow run, and the beginning of it from the configuration's ``name``,
     unless ``run_name`` is given. Executing the same flow run again reattaches to its active run and takes
     over the outcome of its successful one; a run that failed or was stopped is followed by a new one.
     The log of an adopted run is relayed from its first line on, unless it was relayed to its end.
     A cancelled flow run stops its run; a task of one that was cancelled, crashed, failed or timed out
-    before submits nothing and ends as Cancelled. ``on_crash`` is what a process that dies or is interrupted
-    leaves behind: ``"stop"`` (with the hooks of this package also after SIGKILL), or ``"keep"`` for
-    another execution to adopt.
+    before submits nothing and ends as Cancelled. The events ``dstack.run.started`` and
+    ``dstack.run.<final status>`` are emitted, and ``dstack.run.stopping`` when the run is stopped here.
 
-    Returns the fields of ``dstack_core.Outcome`` as a dict of JSON-plain values: every result
-    serializer can store it, and reading it needs no package. Raises ``ConfigurationError`` before
-    anything is submitted; ``RunFailedError``, ``NoCapacityError`` or ``RunStoppedError`` with the exit
-    status and the last log lines; ``ServerUnreachableError`` and the other server errors, which leave
-    the run alone. Source: Prefect's documentation, "Tasks"; PROTOCOL 1.4, 1.6, 1.7.
+    Args:
+        configuration: A ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml``. Values
+            of a dict's ``env`` may be ``Secret`` blocks or ``SecretStr``.
+        credentials: A ``DstackCredentials`` block, the name of a saved one, or None for the environment and
+            ``~/.dstack/config.yml``.
+        run_name: The run's name.
+        poll_interval: Seconds between two status requests.
+        retry_budget: Seconds to keep retrying an unreachable server; the run keeps running meanwhile.
+        stream_logs: Send the log lines to the run logger.
+        artifacts: Show the run in the flow run's artifacts: its page, its progress, its outcome.
+        on_crash: What a process that dies or is interrupted leaves behind: ``"stop"`` (with the hooks of this
+            package also after SIGKILL), or ``"keep"`` for another execution to adopt.
+        resources: A ``Resources``, or the same dict or text as in YAML, such as ``{"gpu": "24GB.."}``.
+        spot_policy: ``"spot"``, ``"on-demand"`` or ``"auto"``.
+        retry_policy: A ``RetryPolicy``, True, False, or a dict as ``retry`` in YAML.
+        max_duration: Seconds, ``"2h"`` or ``"off"``; by default the configuration's, else the profile's,
+            else 24 h, so that no run stays without a limit.
+        max_price: USD per hour.
+        working_dir: Relative to the code's directory, or absolute.
+        backends: The only clouds to take machines from.
+        env: Environment variables; they fill in names that the configuration gives no value, and override its
+            values. Values are texts, ``Secret`` blocks or ``SecretStr``. Names without a value are taken from
+            the environment of the flow run's process.
+        args: What ``${{ run.args }}`` in the commands stands for.
+        profile: The name of a profile; by default the one marked ``default: true``.
+        profiles_file: The file of profiles; by default ``.dstack/profiles.yml`` in ``repo_dir``. None of this
+            machine's home is used.
+        repo_dir: A directory whose contents the run gets; commands start in it. The top of a Git checkout is
+            cloned by the run and gets what differs here as a diff; any other directory is uploaded.
+        local_repo: Upload the contents of ``repo_dir`` even if it is a Git checkout.
+        git_credentials: What a private repository is cloned with: a ``GitHubCredentials``-like block, a
+            ``Secret`` block or ``SecretStr`` with a token or a private key, or ``"<block type>/<name>"`` of a
+            saved block; by default those of ``credentials``.
+
+    Returns:
+        The fields of ``dstack_core.Outcome`` as a dict of JSON-plain values: every result serializer can
+        store it, and reading it needs no package.
+
+    Raises:
+        ConfigurationError: A value is wrong; nothing was submitted.
+        RunFailedError, NoCapacityError, RunStoppedError: The run's end, with its exit status and the last log
+            lines.
+        ServerError: ``ServerUnreachableError`` and the other server errors, which leave the run alone.
+
+    Source: Prefect's documentation, "Tasks"; PROTOCOL 1.4, 1.6, 1.7.
     """
+    block = load(credentials)
+    login = load_git(block, options.get("git_credentials"))
     job = prepare(
-        configuration,
+        resolve(configuration, options, login),
         run_name=run_name,
-        options={
-            "resources": resources,
-            "spot_policy": spot_policy,
-            "retry_policy": retry_policy,
-            "max_duration": max_duration,
-            "max_price": max_price,
-            "working_dir": working_dir,
-            "backends": backends,
-        },
         poll_interval=poll_interval,
         retry_budget=retry_budget,
         stream_logs=stream_logs,
@@ -86,7 +101,7 @@ def run_task(
     def body(client: Client) -> dict[str, Any]:
         return _follow.follow(job, _follow.submit(job, client))
 
-    return _follow.execute_task(job, load(credentials), body)
+    return _follow.execute_task(job, block, body)
 
 
 @task(cache_policy=NO_CACHE, retries=0)
@@ -95,35 +110,22 @@ async def arun_task(
     credentials: CredentialsLike = None,
     *,
     run_name: str | None = None,
-    resources: Resources | None = None,
-    spot_policy: SpotPolicy | str | None = None,
-    retry_policy: RetryPolicy | None = None,
-    max_duration: int | str | None = None,
-    max_price: float | None = None,
-    working_dir: str | None = None,
-    backends: list[str] | None = None,
     poll_interval: float = 5.0,
     retry_budget: float = 600.0,
     stream_logs: bool = True,
     artifacts: bool = True,
     on_crash: OnCrash = "stop",
+    **options: Unpack[SubmitOptions],
 ) -> dict[str, Any]:
     """Run a configuration on dstack to its end and return its outcome: the async twin of ``run_task``.
 
     Parameters, outcome and errors are those of ``run_task``; waiting does not block the event loop.
     """
+    block = await aload(credentials)
+    login = await aload_git(block, options.get("git_credentials"))
     job = prepare(
-        configuration,
+        resolve(configuration, options, login),
         run_name=run_name,
-        options={
-            "resources": resources,
-            "spot_policy": spot_policy,
-            "retry_policy": retry_policy,
-            "max_duration": max_duration,
-            "max_price": max_price,
-            "working_dir": working_dir,
-            "backends": backends,
-        },
         poll_interval=poll_interval,
         retry_budget=retry_budget,
         stream_logs=stream_logs,
@@ -134,7 +136,7 @@ async def arun_task(
     async def body(client: AsyncClient) -> dict[str, Any]:
         return await _follow.afollow(job, await _follow.asubmit(job, client))
 
-    return await _follow.aexecute_task(job, await aload(credentials), body)
+    return await _follow.aexecute_task(job, block, body)
 
 
 @task(cache_policy=NO_CACHE, retries=0)
@@ -143,15 +145,9 @@ def submit_run(
     credentials: CredentialsLike = None,
     *,
     run_name: str | None = None,
-    resources: Resources | None = None,
-    spot_policy: SpotPolicy | str | None = None,
-    retry_policy: RetryPolicy | None = None,
-    max_duration: int | str | None = None,
-    max_price: float | None = None,
-    working_dir: str | None = None,
-    backends: list[str] | None = None,
     retry_budget: float = 600.0,
     on_crash: OnCrash = "stop",
+    **options: Unpack[SubmitOptions],
 ) -> dict[str, Any]:
     """Submit a configuration to dstack and return its run without waiting for the end.
 
@@ -164,18 +160,11 @@ def submit_run(
     ``service_url`` (None for a task), ``marker``, and ``outcome`` (a dict, None until the run has ended).
     Raises ``ConfigurationError`` before anything is submitted, else the server errors.
     """
+    block = load(credentials)
+    login = load_git(block, options.get("git_credentials"))
     job = prepare(
-        configuration,
+        resolve(configuration, options, login, ends=False),
         run_name=run_name,
-        options={
-            "resources": resources,
-            "spot_policy": spot_policy,
-            "retry_policy": retry_policy,
-            "max_duration": max_duration,
-            "max_price": max_price,
-            "working_dir": working_dir,
-            "backends": backends,
-        },
         retry_budget=retry_budget,
         on_crash=on_crash,
     )
@@ -185,7 +174,7 @@ def submit_run(
         job.logger.info("Run %s: %s", run.name, run.url)
         return info(run)
 
-    return _follow.execute_task(job, load(credentials), body)
+    return _follow.execute_task(job, block, body)
 
 
 @task(cache_policy=NO_CACHE, retries=0)
@@ -194,29 +183,16 @@ async def asubmit_run(
     credentials: CredentialsLike = None,
     *,
     run_name: str | None = None,
-    resources: Resources | None = None,
-    spot_policy: SpotPolicy | str | None = None,
-    retry_policy: RetryPolicy | None = None,
-    max_duration: int | str | None = None,
-    max_price: float | None = None,
-    working_dir: str | None = None,
-    backends: list[str] | None = None,
     retry_budget: float = 600.0,
     on_crash: OnCrash = "stop",
+    **options: Unpack[SubmitOptions],
 ) -> dict[str, Any]:
     """Submit a configuration to dstack and return the run: the async twin of ``submit_run``."""
+    block = await aload(credentials)
+    login = await aload_git(block, options.get("git_credentials"))
     job = prepare(
-        configuration,
+        resolve(configuration, options, login, ends=False),
         run_name=run_name,
-        options={
-            "resources": resources,
-            "spot_policy": spot_policy,
-            "retry_policy": retry_policy,
-            "max_duration": max_duration,
-            "max_price": max_price,
-            "working_dir": working_dir,
-            "backends": backends,
-        },
         retry_budget=retry_budget,
         on_crash=on_crash,
     )
@@ -226,4 +202,4 @@ async def asubmit_run(
         job.logger.info("Run %s: %s", run.name, run.url)
         return info(run)
 
-    return await _follow.aexecute_task(job, await aload(credentials), body)
+    return await _follow.aexecute_task(job, block, body)

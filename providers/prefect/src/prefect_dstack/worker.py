@@ -89,7 +89,8 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
                     if task_status is not None:
                         task_status.started(name)
                     return DstackWorkerResult(identifier=name, status_code=0)
-                run = await submit_once(client, flow_run.id, configuration)
+                logger = self.get_flow_run_logger(flow_run)
+                run = await submit_once(client, flow_run.id, configuration, logger)
                 name = identifier(client.project, run.name)
                 if task_status is not None:
                     task_status.started(name)
@@ -262,7 +263,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
                 run = await find(client, flow_run.id)
                 state = flow_run.state
                 if run is None and state is not None and state.is_pending():
-                    run = await submit_once(client, flow_run.id, configuration)
+                    run = await submit_once(client, flow_run.id, configuration, logger)
                 if run is None:
                     await self._without_machine(flow_run, client.project)
                     return

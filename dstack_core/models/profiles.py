@@ -1,0 +1,90 @@
+"""Where and how long a run runs: the fields that a configuration and a profile share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ConfigDict, ValidationInfo, field_validator
+
+from dstack_core.models.base import Model
+from dstack_core.models.durations import read_duration
+from dstack_core.models.statuses import SpotPolicy
+
+
+class ProfileFields(Model):
+    """The fields that a profile can set for the configurations it is used with."""
+
+    # A number where a text is expected (`name: 123`, a region called 1) is read as text, as dstack does.
+    model_config = ConfigDict(extra="allow", coerce_numbers_to_str=True)
+
+    fleets: Sequence[str | Mapping[str, Any]] | None = None
+    instances: Sequence[str | Mapping[str, Any]] | None = None
+    backends: list[str] | None = None
+    backend_options: Sequence[Mapping[str, Any]] | None = None
+    regions: list[str] | None = None
+    availability_zones: list[str] | None = None
+    instance_types: list[str] | None = None
+    reservation: str | None = None
+    spot_policy: SpotPolicy | str | None = None
+    creation_policy: str | None = None
+    max_price: float | None = None
+    max_duration: int | str | bool | None = None
+    stop_duration: int | str | bool | None = None
+    idle_duration: int | str | bool | None = None
+    retry: bool | Mapping[str, Any] | None = None
+    utilization_policy: Mapping[str, Any] | None = None
+    startup_order: str | None = None
+    stop_criteria: str | None = None
+    schedule: Mapping[str, Any] | None = None
+    tags: dict[str, str] | None = None
+
+    @field_validator("max_price", mode="before")
+    @classmethod
+    def _check_price(cls, value: Any) -> Any:
+        return None if value is None else read_price(value)
+
+    @field_validator("max_duration", "stop_duration", "idle_duration", mode="before")
+    @classmethod
+    def _check_duration(cls, value: Any, info: ValidationInfo) -> Any:
+        return read_duration(value, below_zero=info.field_name == "idle_duration")
+
+    @field_validator("tags", mode="before")
+    @classmethod
+    def _check_tags(cls, value: Any) -> Any:
+        # dstack's client stops at a number here, and a truth value would not come back as it was written.
+        for name, text in value.items() if isinstance(value, Mapping) else ():
+            if not isinstance(text, str):
+                raise ValueError(f"expected a text for {name}, got {text!r}; put it in quotes")
+        return value
+
+
+def read_price(value: Any) -> float:
+    """Return a price in USD per hour, also one written as text. Raises ``ValueError``."""
+    try:
+        price = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        price = math.nan
+    if not 0 < price < math.inf:
+        raise ValueError(f"expected USD per hour above 0, got {value!r}")
+    return price
+
+
+class Profile(ProfileFields):
+    """A profile of a ``profiles.yml``: settings that configurations share.
+
+    ``name`` (str), ``default`` (bool: used when no profile is named), and of the fields of ``Configuration``
+    those on where, when and how long: ``fleets``, ``instances``, ``backends``, ``backend_options``,
+    ``regions``, ``availability_zones``, ``instance_types``, ``reservation``, ``spot_policy``,
+    ``creation_policy``, ``max_price``, ``max_duration``, ``stop_duration``, ``idle_duration``, ``retry``,
+    ``utilization_policy``, ``startup_order``, ``stop_criteria``, ``schedule``, ``tags``. What a configuration
+    sets itself wins. Raises ``ConfigurationError``, also for a key that is none of these.
+    """
+
+    # Unlike that of a configuration, an unknown key is refused: `defualt: true` would reach no server that
+    # could say so, and the profile's limits would be lost.
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = "default"
+    default: bool = False

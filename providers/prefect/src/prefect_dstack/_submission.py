@@ -1,0 +1,181 @@
+"""From a configuration and options to the arguments of ``client.runs.submit``; no request is made here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
+
+from prefect_dstack._code import Code, GitCredentialsLike, GitLogin, code_of
+from prefect_dstack._secrets import is_secret, plain, with_plain_secrets
+
+if TYPE_CHECKING:
+    from dstack_core import Configuration, ConfigurationLike, Profile, Resources, RetryPolicy, SpotPolicy
+
+DEFAULT_MAX_DURATION = "24h"
+# How pydantic shows a secret, and so what Prefect stores of one that is a flow's parameter.
+_MASK = "**********"
+
+
+class SubmitOptions(TypedDict, total=False):
+    """The options that all ways to submit have in common; ``run_task`` explains them."""
+
+    resources: Resources | Mapping[str, Any] | str | int | None
+    spot_policy: SpotPolicy | str | None
+    retry_policy: RetryPolicy | Mapping[str, Any] | bool | None
+    max_duration: int | str | None
+    max_price: float | str | None
+    working_dir: str | None
+    backends: list[str] | None
+    env: Mapping[str, Any] | None
+    args: Sequence[str] | None
+    profile: str | None
+    profiles_file: str | os.PathLike[str] | None
+    repo_dir: str | os.PathLike[str] | None
+    local_repo: bool
+    git_credentials: GitCredentialsLike
+
+
+OPTION_NAMES = frozenset(SubmitOptions.__annotations__)
+# These are not arguments of ``client.runs.submit``, or take another form there.
+_OWN = frozenset(
+    {"env", "profile", "profiles_file", "repo_dir", "local_repo", "git_credentials", "retry_policy"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What to submit.
+
+    ``arguments`` are those of ``client.runs.submit``, ``code`` is what its client is made with. ``described``
+    (JSON-plain, without a secret) tells submissions apart. ``secrets`` must not show in a log.
+    """
+
+    configuration: Configuration
+    arguments: dict[str, Any] = field(repr=False)
+    described: dict[str, Any] = field(repr=False)
+    code: Code
+    secrets: list[str] = field(repr=False)
+
+
+def resolve(
+    configuration: ConfigurationLike,
+    options: Mapping[str, Any],
+    login: GitLogin,
+    *,
+    folder: Path | None = None,
+    max_duration: str | None = DEFAULT_MAX_DURATION,
+    ends: bool = True,
+) -> Submission:
+    """Check a configuration and options and return what to submit. Raises ``ConfigurationError``.
+
+    ``folder`` (Path) is where relative paths begin, by default the current directory. ``max_duration`` is
+    that of a run which nothing else limits. With ``ends`` a configuration that never ends is refused.
+    """
+    from dstack_core import load_configuration
+    from dstack_core.integration import check_ends
+
+    if unknown := sorted(set(options) - OPTION_NAMES):
+        known = ", ".join(sorted(OPTION_NAMES))
+        raise TypeError(f"{', '.join(unknown)}: expected one of the options {known}. Check the spelling.")
+    given = {name: value for name, value in options.items() if value is not None}
+    configuration, from_configuration = _without_secret_env(configuration)
+    env = {**from_configuration, **_env(given.get("env"))}
+    code = code_of(given.get("repo_dir"), given.get("local_repo", False), login, folder)
+    profile = _profile(given, code, folder)
+    loaded = load_configuration(configuration)
+    arguments = {name: value for name, value in given.items() if name not in _OWN}
+    loaded = _with_retry(loaded, given.get("retry_policy"), arguments)
+    if ends:
+        check_ends(loaded, given.get("max_duration"), profile)
+    if all(limit is None for limit in (given.get("max_duration"), loaded.max_duration, profile.max_duration)):
+        arguments["max_duration"] = max_duration
+    shown_env = {name: _MASK if is_secret(value) else value for name, value in env.items()}
+    described = {
+        "configuration": loaded.model_dump(mode="json"),
+        **{name: _plain(value) for name, value in arguments.items() if value is not None},
+        **({"env": shown_env} if env else {}),
+        **({"profile": _plain(profile)} if "profile" in given or "profiles_file" in given else {}),
+        **code.described,
+    }
+    texts = {name: str(plain(value)) for name, value in env.items()}
+    auth = loaded.registry_auth
+    return Submission(
+        configuration=loaded,
+        arguments={**arguments, "env": texts or None, "profile": profile},
+        described=described,
+        code=code,
+        # The server returns the run's environment, but not the password.
+        secrets=[*texts.values(), *login.secrets, *([auth.password] if auth else [])],
+    )
+
+
+def _without_secret_env(configuration: ConfigurationLike) -> tuple[ConfigurationLike, dict[str, Any]]:
+    """Return the configuration without the secrets of its environment, and these."""
+    if not isinstance(configuration, Mapping):
+        return configuration, {}
+    env = configuration.get("env")
+    if not isinstance(env, Mapping):
+        return with_plain_secrets(configuration), {}
+    secret = {name: value for name, value in env.items() if is_secret(value)}
+    rest = {name: value for name, value in env.items() if name not in secret}
+    return with_plain_secrets({**configuration, "env": rest}), _env(secret)
+
+
+def _env(env: object) -> dict[str, Any]:
+    """Return the variables as they were given, checked."""
+    if env is None:
+        return {}
+    if not isinstance(env, Mapping):
+        _refuse(f'env: expected a dict such as {{"EPOCHS": "3"}}, got {type(env).__name__}.')
+    for name, value in env.items():
+        held = plain(value)
+        if isinstance(held, bool) or not isinstance(held, str | int | float):
+            _refuse(f"env: expected text as the value of {name}, got {type(held).__name__}.")
+        if held == _MASK:
+            _refuse(
+                f"env: expected the value of {name}, got {_MASK!r}, which Prefect stores instead of a secret "
+                "that is a flow's parameter. Load the Secret block inside the flow."
+            )
+    return dict(env)
+
+
+def _profile(given: Mapping[str, Any], code: Code, folder: Path | None) -> Profile:
+    """Return the profile that is named or lies beside the code; never one of this machine's home."""
+    from dstack_core import load_profile
+
+    file = given.get("profiles_file")
+    if file is not None:
+        file = (folder or Path()) / Path(file).expanduser()
+    return load_profile(given.get("profile"), code.repo_dir, file=file, home=False)
+
+
+def _with_retry(loaded: Configuration, retry: Any, arguments: dict[str, Any]) -> Configuration:
+    """Apply ``retry_policy``: one of ``dstack_core``, or ``retry`` as in YAML."""
+    from dstack_core import RetryPolicy
+
+    if retry is None:
+        return loaded
+    if isinstance(retry, Mapping) and set(retry) <= {"retry", "limit"}:
+        retry = RetryPolicy.model_validate(retry)
+    if isinstance(retry, RetryPolicy):
+        arguments["retry_policy"] = retry
+        return loaded
+    if not isinstance(retry, bool | Mapping):
+        _refuse(
+            "retry_policy: expected a RetryPolicy, True or False, or a dict such as "
+            f'{{"on_events": ["no-capacity"], "duration": "1h"}}, got {type(retry).__name__}.'
+        )
+    return loaded.model_copy(update={"retry": retry})
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+
+
+def _refuse(message: str) -> NoReturn:
+    from dstack_core import ConfigurationError
+
+    raise ConfigurationError(message)

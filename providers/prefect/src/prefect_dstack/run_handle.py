@@ -1,0 +1,159 @@
+"""The run that a block submitted: to wait for, to fetch and to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from prefect.blocks.abstract import JobRun
+
+from prefect_dstack import _follow
+from prefect_dstack._connect import PATIENT_TIMEOUT, open_async_client, open_client
+from prefect_dstack._job import Job
+from prefect_dstack._prepare import calling_owner, own, prepare_to_watch
+from prefect_dstack._probe import StopRequested
+from prefect_dstack._stop import STOPPING, log_stop
+
+if TYPE_CHECKING:
+    from prefect_dstack.job_block import DstackRun
+
+_RETRY_BUDGET = 30.0
+
+
+class DstackRunHandle(JobRun[dict[str, Any]]):
+    """A run that a ``DstackRun`` submitted: to wait for and to stop; it can be pickled.
+
+    ``run_name``, ``run_id``, ``url`` (of its page) and ``service_url`` (str, None where there is none).
+    """
+
+    def __init__(self, block: DstackRun, run: dict[str, Any]) -> None:
+        self._block = block
+        self._run = run
+        self._outcome: dict[str, Any] | None = None
+
+    @property
+    def run_name(self) -> str:
+        """Return the run's name."""
+        return str(self._run["run_name"])
+
+    @property
+    def run_id(self) -> str:
+        """Return the run's id, which no other run has."""
+        return str(self._run["run_id"])
+
+    @property
+    def url(self) -> str:
+        """Return the address of the run's page."""
+        return str(self._run["url"])
+
+    @property
+    def service_url(self) -> str | None:
+        """Return the address a service answers at, as known when it was submitted."""
+        url = self._run["service_url"]
+        return None if url is None else str(url)
+
+    def wait_for_completion(self) -> None:  # type: ignore[override]  # Prefect's own integrations do so too
+        """Wait for the end of the run and relay its log; a second call returns at once.
+
+        A cancelled or interrupted flow run stops the run, as with ``run_task``. Where no signal announced
+        the cancellation, ``StopRequested`` is raised, which is not an ``Exception``: Prefect takes the task
+        for crashed and does not retry it. Raises ``RunFailedError``, ``NoCapacityError`` or
+        ``RunStoppedError``, and the server errors.
+        """
+        if self._outcome is not None:
+            return
+        job = self._watch()
+        with cancellation_logged(job):
+            self._outcome = _follow.execute(
+                job,
+                self._block.credentials,
+                lambda client: _follow.follow(job, self._same(_follow.find(job, client))),
+            )
+
+    async def await_for_completion(self) -> None:
+        """Wait for the end of the run: the async twin of ``wait_for_completion``."""
+        if self._outcome is not None:
+            return
+        job = self._watch()
+
+        async def body(client: Any) -> dict[str, Any]:
+            return await _follow.afollow(job, self._same(await _follow.afind(job, client)))
+
+        with cancellation_logged(job):
+            self._outcome = await _follow.aexecute(job, self._block.credentials, body)
+
+    def fetch_result(self) -> dict[str, Any]:  # type: ignore[override]  # Prefect's own integrations do so too
+        """Return the fields of ``dstack_core.Outcome`` as JSON-plain values.
+
+        Raises the run's error when it did not succeed, ``RuntimeError`` before it has ended, and the
+        server errors.
+        """
+        if self._outcome is None:
+            with self._client() as client:
+                self._outcome = self._result(client.runs.get(self.run_name))
+        return self._outcome
+
+    async def afetch_result(self) -> dict[str, Any]:
+        """Return the outcome: the async twin of ``fetch_result``."""
+        if self._outcome is None:
+            async with open_async_client(self._block.credentials, retry_budget=_RETRY_BUDGET) as client:
+                self._outcome = self._result(await client.runs.get(self.run_name))
+        return self._outcome
+
+    def stop(self, abort: bool = False) -> None:
+        """Stop the run; returns once the server shows it stopping. One that has ended is left alone.
+
+        With ``abort`` its processes are killed without a grace period. Raises the server errors.
+        """
+        self.logger.warning(STOPPING, self.run_name, self.url)
+        with self._client() as client:
+            run = self._same(client.runs.get(self.run_name))
+            log_stop(self.logger, run.stop(abort=abort, until="stopping", timeout=PATIENT_TIMEOUT))
+
+    async def astop(self, abort: bool = False) -> None:
+        """Stop the run: the async twin of ``stop``."""
+        self.logger.warning(STOPPING, self.run_name, self.url)
+        async with open_async_client(self._block.credentials, retry_budget=_RETRY_BUDGET) as client:
+            run = self._same(await client.runs.get(self.run_name))
+            log_stop(self.logger, await run.stop(abort=abort, until="stopping", timeout=PATIENT_TIMEOUT))
+
+    def _client(self) -> Any:
+        return open_client(self._block.credentials, retry_budget=_RETRY_BUDGET)
+
+    def _watch(self) -> Job:
+        job = prepare_to_watch(
+            self._run,
+            poll_interval=self._block.poll_interval,
+            retry_budget=self._block.retry_budget,
+            stream_logs=self._block.stream_logs,
+            artifacts=self._block.artifacts,
+            owner=calling_owner("wait"),
+            logger=self.logger,
+        )
+        own(job, self._run["marker"])
+        return job
+
+    def _same(self, found: Any) -> Any:
+        from dstack_core import RunNotFoundError
+
+        if found is None or found.id != self.run_id:
+            raise RunNotFoundError(f"Run {self.run_name} does not exist any more: {self.url}")
+        return found
+
+    def _result(self, found: Any) -> dict[str, Any]:
+        outcome = self._same(found).outcome()
+        if outcome is None:
+            raise RuntimeError(f"Run {self.run_name} has not ended. Call wait_for_completion() first.")
+        result: dict[str, Any] = outcome.raise_for_status().to_dict()
+        return result
+
+
+@contextmanager
+def cancellation_logged(job: Job) -> Iterator[None]:
+    """Log a cancellation that no signal announced."""
+    try:
+        yield
+    except StopRequested as request:
+        job.logger.warning("%s", job.cancelled(request).message)
+        raise
