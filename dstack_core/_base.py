@@ -67,6 +67,7 @@ class ClientBase(Generic[TransportT]):
         local_repo: bool = False,
         init: bool = True,
         *,
+        git_private_key: str | None = None,
         timeout: float = 30.0,
         connect_timeout: float = 5.0,
         retry_budget: float = 30.0,
@@ -80,10 +81,11 @@ class ClientBase(Generic[TransportT]):
         ``local_repo``, is uploaded as an archive (once while it does not change); what ``.gitignore`` and
         ``.dstackignore`` name and ``.git`` stay out.
 
-        A Git repository that is not public needs ``git_identity_file`` (path of a private SSH key without
-        passphrase, for a clone over ssh) or ``oauth_token`` (for a clone over https), not both; secrets
-        written into the remote's address are not used. With ``init`` the first submit makes the repository
-        and its credentials known to the server; without it, ``client.repos.init()`` has to, once.
+        A Git repository that is not public needs one of ``git_identity_file`` (path of a private SSH key
+        without passphrase, for a clone over ssh), ``git_private_key`` (the text of such a key) and
+        ``oauth_token`` (for a clone over https); secrets written into the remote's address are not used.
+        With ``init`` the first submit makes the repository and its credentials known to the server; without
+        it, ``client.repos.init()`` has to, once.
 
         ``project_name`` defaults to ``DSTACK_PROJECT``, else the file's default project. ``server_url``
         and ``user_token`` go together. ``ssh_identity_file``: the path of a private SSH key without a
@@ -97,6 +99,7 @@ class ClientBase(Generic[TransportT]):
             repo_dir,
             git_identity_file=git_identity_file,
             oauth_token=oauth_token,
+            git_private_key=git_private_key,
             local_repo=local_repo,
             init=init,
         )

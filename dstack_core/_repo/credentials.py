@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -78,50 +78,101 @@ class Remote:
         return f"{scheme}://{user}{self.host}{port}{self.path}"
 
 
-def clone_of(remote: Remote, identity_file: Path | None, oauth_token: str | None) -> Clone:
+@dataclass(frozen=True, slots=True)
+class GitCredentials:
+    """What a run may clone with: a private SSH key (a file or its text), a token, or nothing."""
+
+    identity_file: Path | None = None
+    private_key: str | None = field(default=None, repr=False)
+    oauth_token: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def checked(
+        cls,
+        git_identity_file: str | os.PathLike[str] | None = None,
+        oauth_token: str | None = None,
+        git_private_key: str | None = None,
+    ) -> GitCredentials:
+        """Return the credentials with ``~`` expanded.
+
+        Raises ``ConfigurationError`` for more than one of them, for a file that is not there, and for a text
+        that cannot be a key.
+        """
+        given = {
+            "git_identity_file": git_identity_file,
+            "git_private_key": git_private_key,
+            "oauth_token": oauth_token,
+        }
+        names = [name for name, value in given.items() if value]
+        if len(names) > 1:
+            raise ConfigurationError(
+                f"{' and '.join(names)}: expected one of git_identity_file, git_private_key and oauth_token, "
+                f"got {len(names)}. Keep the one the Git server accepts."
+            )
+        identity = Path(git_identity_file).expanduser() if git_identity_file else None
+        if identity is not None and not identity.is_file():
+            raise ConfigurationError(f"git_identity_file: there is no file {str(identity)!r}.")
+        if git_private_key and "PRIVATE KEY-----" not in git_private_key:
+            raise ConfigurationError(
+                'git_private_key: expected the text of a private key ("-----BEGIN ... PRIVATE KEY-----"), '
+                "got text that is not a key. Pass the path of a key file as git_identity_file."
+            )
+        return cls(identity, git_private_key or None, oauth_token or None)
+
+    @property
+    def parameter(self) -> str | None:
+        """Return the name of the parameter that was given, None without one."""
+        if self.identity_file is not None:
+            return "git_identity_file"
+        if self.private_key is not None:
+            return "git_private_key"
+        return None if self.oauth_token is None else "oauth_token"
+
+    def read_key(self) -> str | None:
+        """Return the text of the private key, None without one.
+
+        Raises ``ConfigurationError`` for an encrypted key, and for anything that is not a key.
+        """
+        if self.identity_file is not None:
+            what = f"git_identity_file: {str(self.identity_file)!r}"
+            try:
+                return _checked_key(what, self.identity_file.read_text())
+            except (OSError, UnicodeError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "holds no private key"
+                raise ConfigurationError(f"{what}: {reason}.") from None
+        return None if self.private_key is None else _checked_key("git_private_key", self.private_key)
+
+
+def clone_of(remote: Remote, credentials: GitCredentials) -> Clone:
     """Return how the run clones: over ssh with a key, over https with a token, over https without either.
 
     Raises ``ConfigurationError`` for a key that cannot be used, and for a remote that is a local path.
     """
-    if identity_file is None and oauth_token is None:
+    if credentials.parameter is None:
         return Clone(remote.as_url("file" if remote.scheme == "file" else "https"))
-    field = "oauth_token" if identity_file is None else "git_identity_file"
     if remote.scheme == "file":
         raise ConfigurationError(
-            f"{field}: the Git remote is the local path {remote.path!r}, which takes none"
+            f"{credentials.parameter}: the Git remote is the local path {remote.path!r}, which takes none"
         )
-    if identity_file is not None:
-        return Clone(remote.as_url("ssh"), private_key=read_private_key(identity_file))
-    return Clone(remote.as_url("https"), oauth_token=oauth_token)
+    private_key = credentials.read_key()
+    if private_key is not None:
+        return Clone(remote.as_url("ssh"), private_key=private_key)
+    return Clone(remote.as_url("https"), oauth_token=credentials.oauth_token)
 
 
-def check_identity(git_identity_file: str | os.PathLike[str] | None, oauth_token: str | None) -> Path | None:
-    """Return the key file's path with ``~`` expanded; raises ``ConfigurationError`` for what cannot be."""
-    if not git_identity_file:
-        return None
-    if oauth_token:
-        raise ConfigurationError("git_identity_file and oauth_token exclude each other; drop one of the two")
-    path = Path(git_identity_file).expanduser()
-    if not path.is_file():
-        raise ConfigurationError(f"git_identity_file: there is no file {str(path)!r}")
-    return path
-
-
-def read_private_key(path: Path) -> str:
-    """Return the text of an unencrypted private key; raises ``ConfigurationError`` for anything else."""
+def _checked_key(what: str, text: str) -> str:
+    # Hosts keep keys in forms and environment variables, which change the ends of lines and of the text.
+    text = "\n".join(text.strip().splitlines()) + "\n"
     try:
-        text = path.read_text()
         load_private_key(text.encode())
-    except OSError as error:
-        raise ConfigurationError(f"git_identity_file: {str(path)!r}: {error.strerror}") from None
     except EncryptedKeyError:
         raise ConfigurationError(
-            f"git_identity_file: the key in {str(path)!r} is encrypted, and a run has nobody to ask for its "
-            "passphrase; use a key without one, such as a deploy key"
+            f"{what}: expected a key without a passphrase, got an encrypted one. A run cannot ask for the "
+            "passphrase; use a key without one, such as a deploy key."
         ) from None
-    except ValueError:
-        raise ConfigurationError(f"git_identity_file: {str(path)!r} holds no private key") from None
-    return text if text.endswith("\n") else text + "\n"
+    except ValueError as error:
+        raise ConfigurationError(f"{what} holds no private key that a run can use ({error}).") from None
+    return text
 
 
 def _ways() -> str:

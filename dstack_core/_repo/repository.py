@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dstack_core._repo.archive import pack_directory
-from dstack_core._repo.credentials import Remote, check_identity, clone_of
+from dstack_core._repo.credentials import GitCredentials, Remote, clone_of
 from dstack_core._repo.diff import take_diff
 from dstack_core._repo.git import Git, is_top_of_repository, read_checkout
 from dstack_core._wire.code import Code
@@ -18,15 +18,14 @@ from dstack_core.models.repos import RepoMapping
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """Hold the repository parameters of ``from_config``; the token stays out of the repr.
+    """Hold the repository parameters of ``from_config``; secrets stay out of the repr.
 
     ``init`` tells whether submitting makes the repository known to the server.
     """
 
     directory: Path | None = None
     local_repo: bool = False
-    git_identity_file: Path | None = None
-    oauth_token: str | None = field(default=None, repr=False)
+    credentials: GitCredentials = field(default_factory=GitCredentials)
     init: bool = True
 
     @classmethod
@@ -36,6 +35,7 @@ class Repository:
         *,
         git_identity_file: str | os.PathLike[str] | None = None,
         oauth_token: str | None = None,
+        git_private_key: str | None = None,
         local_repo: bool = False,
         init: bool = True,
     ) -> Repository:
@@ -43,9 +43,9 @@ class Repository:
 
         Raises ``ConfigurationError`` for a directory or a file that is not there, and for two credentials.
         """
-        identity = check_identity(git_identity_file, oauth_token)
+        credentials = GitCredentials.checked(git_identity_file, oauth_token, git_private_key)
         directory = None if repo_dir is None else check_directory(repo_dir)
-        return cls(directory, local_repo, identity, oauth_token or None, init)
+        return cls(directory, local_repo, credentials, init)
 
     def describe(self) -> Code:
         """Return what the server is told of the repository. Runs git; raises ``ConfigurationError``."""
@@ -76,7 +76,7 @@ class Repository:
         if repo.local_path is not None:
             return self._code(check_directory(repo.local_path), with_upload=True)
         remote = Remote.parse(repo.url or "", Path.cwd())
-        clone = clone_of(remote, self.git_identity_file, self.oauth_token)
+        clone = clone_of(remote, self.credentials)
         return Code.of_git(remote.name, remote.location, repo.branch, repo.hash, clone, None)
 
     def _code(self, directory: Path, *, with_upload: bool) -> Code:
@@ -86,7 +86,7 @@ class Repository:
         git = Git(directory)
         checkout = read_checkout(git)
         remote = Remote.parse(checkout.remote_url, directory)
-        clone = clone_of(remote, self.git_identity_file, self.oauth_token)
+        clone = clone_of(remote, self.credentials)
         diff = take_diff(git, checkout.commit) if with_upload else None
         return Code.of_git(remote.name, remote.location, checkout.branch, checkout.commit, clone, diff)
 

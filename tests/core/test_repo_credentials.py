@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ import requests
 
 import dstack_core as dstack
 from dstack_core import ConfigurationError
-from dstack_core._repo.credentials import Remote, clone_of
+from dstack_core._repo.credentials import GitCredentials, Remote, clone_of
 from dstack_core._repo.repository import Repository
 from dstack_core._wire.code import Clone, Code
 from dstack_core.local import LocalServer
 from tests.core.repos import clone_pair, git
 
 TOKEN = "ghp_s3cr3t"
+NOTHING = GitCredentials()
 TARGET: dict[str, Any] = {"server_url": "http://127.0.0.1:9", "project_name": "main", "user_token": "tok-1"}
 
 
@@ -59,9 +61,10 @@ def test_every_form_of_a_remote_gives_clone_addresses_without_secrets(
 ) -> None:
     remote = Remote.parse(url, Path("/"))
     assert remote.name == "r"
-    assert clone_of(remote, None, None) == Clone(https)
-    assert clone_of(remote, None, TOKEN) == Clone(https, oauth_token=TOKEN)
-    assert clone_of(remote, key_file, None) == Clone(ssh, private_key=key_text)
+    assert clone_of(remote, NOTHING) == Clone(https)
+    assert clone_of(remote, GitCredentials(oauth_token=TOKEN)) == Clone(https, oauth_token=TOKEN)
+    assert clone_of(remote, GitCredentials(key_file)) == Clone(ssh, private_key=key_text)
+    assert clone_of(remote, GitCredentials(private_key=key_text)) == Clone(ssh, private_key=key_text)
     assert TOKEN not in repr(remote)
     assert remote.location in ("github.com/o/r", "lab.org/o/r", "[::1]/o/r")
 
@@ -69,9 +72,7 @@ def test_every_form_of_a_remote_gives_clone_addresses_without_secrets(
 def test_the_same_repository_has_the_same_id_however_it_is_addressed() -> None:
     def repo_id(url: str) -> str:
         remote = Remote.parse(url, Path("/"))
-        return Code.of_git(
-            remote.name, remote.location, "main", "1", clone_of(remote, None, None), None
-        ).repo_id
+        return Code.of_git(remote.name, remote.location, "main", "1", clone_of(remote, NOTHING), None).repo_id
 
     assert repo_id("git@github.com:o/r.git") == repo_id("https://tok@GitHub.com/o/r")
     assert repo_id("git@github.com:o/r.git") != repo_id("git@github.com:other/r.git")
@@ -90,11 +91,11 @@ def test_addresses_no_run_can_clone_are_refused_without_showing_them(url: str) -
 
 def test_a_remote_on_this_disk_takes_no_credentials(tmp_path: Path, key_file: Path) -> None:
     remote = Remote.parse("../my 100%.git", tmp_path / "work")
-    assert clone_of(remote, None, None) == Clone(f"file://{tmp_path}/my%20100%25.git")
+    assert clone_of(remote, NOTHING) == Clone(f"file://{tmp_path}/my%20100%25.git")
     with pytest.raises(ConfigurationError, match=r"^oauth_token: the Git remote is the local path"):
-        clone_of(remote, None, TOKEN)
+        clone_of(remote, GitCredentials(oauth_token=TOKEN))
     with pytest.raises(ConfigurationError, match=r"^git_identity_file: the Git remote is the local path"):
-        clone_of(remote, key_file, None)
+        clone_of(remote, GitCredentials(key_file))
 
 
 def _encrypted(path: Path) -> None:
@@ -111,7 +112,7 @@ def _encrypted(path: Path) -> None:
         ),
         (b"\xff\xfe\x00", r"holds no private key"),
         (b"", r"holds no private key"),
-        (None, r"is encrypted, and a run has nobody to ask"),
+        (None, r"expected a key without a passphrase"),
     ],
 )
 def test_a_key_that_cannot_be_used_is_told_before_anything_is_sent(
@@ -131,18 +132,47 @@ def test_a_key_that_cannot_be_used_is_told_before_anything_is_sent(
 
 
 def test_an_empty_secret_is_none(tmp_path: Path) -> None:
-    repository = Repository.checked(tmp_path, oauth_token="", git_identity_file="")
-    assert (repository.oauth_token, repository.git_identity_file) == (None, None)
+    repository = Repository.checked(tmp_path, oauth_token="", git_identity_file="", git_private_key="")
+    assert repository.credentials == NOTHING
 
 
 def test_what_is_wrong_with_the_parameters_is_told_at_once(tmp_path: Path, key_file: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"^git_identity_file: there is no file '.*nowhere'"):
         dstack.Client.from_config(tmp_path, git_identity_file=str(tmp_path / "nowhere"), **TARGET)
-    with pytest.raises(ConfigurationError, match=r"git_identity_file and oauth_token exclude") as caught:
-        dstack.Client.from_config(tmp_path, git_identity_file=str(key_file), oauth_token=TOKEN, **TARGET)
-    assert TOKEN not in str(caught.value)
+    with pytest.raises(ConfigurationError, match=r"^git_private_key: .* got text that is not a key. Pass"):
+        dstack.Client.from_config(tmp_path, git_private_key=str(key_file), **TARGET)
     with pytest.raises(ConfigurationError, match=r"^repo_dir: this client has none"):
         dstack.Client.from_config(**TARGET).repos.init()
+
+
+@pytest.mark.parametrize("client", [dstack.Client, dstack.AsyncClient])
+@pytest.mark.parametrize("without", ["git_identity_file", "git_private_key", "oauth_token"])
+def test_two_credentials_are_refused_by_name(
+    tmp_path: Path, key_file: Path, key_text: str, without: str, client: type[Any]
+) -> None:
+    given = {"git_identity_file": str(key_file), "git_private_key": key_text, "oauth_token": TOKEN}
+    del given[without]
+    with pytest.raises(ConfigurationError, match=rf"^{' and '.join(given)}: expected one of") as caught:
+        client.from_config(tmp_path, **given, **TARGET)
+    assert TOKEN not in str(caught.value)
+    assert key_text.split("\n")[1] not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change", [str.strip, lambda text: text.replace("\n", "\r\n"), lambda text: "\n" + text]
+)
+def test_a_key_is_read_however_its_host_keeps_it(change: Callable[[str], str], key_text: str) -> None:
+    assert GitCredentials.checked(git_private_key=change(key_text)).read_key() == key_text
+
+
+def test_a_broken_key_text_is_named_without_being_shown(tmp_path: Path, key_text: str) -> None:
+    work = clone_pair(tmp_path)
+    git(work, "remote", "set-url", "origin", "git@github.com:o/r.git")
+    secret = key_text.split("\n")[1]
+    client = dstack.Client.from_config(work, git_private_key=key_text.replace(secret, secret[:9]), **TARGET)
+    with pytest.raises(ConfigurationError, match=r"^git_private_key holds no private key") as caught:
+        client.repos.init()
+    assert secret[:9] not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +215,11 @@ def test_the_secrets_reach_the_server_and_nothing_else(
             "user_token": server.token,
             "retry_budget": 0,
         }
-        credentials: list[dict[str, Any]] = [{"oauth_token": TOKEN}, {"git_identity_file": key_file}]
+        credentials: list[dict[str, Any]] = [
+            {"oauth_token": TOKEN},
+            {"git_identity_file": key_file},
+            {"git_private_key": key_text},
+        ]
         for given in credentials:
             with dstack.Client.from_config(work, **given, **arguments) as client:
                 client.repos.init()

@@ -86,13 +86,12 @@ def test_an_archive_has_one_top_level_entry(tmp_path: Path, monkeypatch: pytest.
         tmp_path, conf__a="1", conf__deep__b="2", conf__skip="3", one="4", **{"conf__.dstackignore": "skip\n"}
     )
     (tmp_path / "link").symlink_to("one")
-    (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "conf")
-    files = packed(str(tmp_path / "conf"), "../one:/x", "../link", "../empty", ".")
-    assert [path for path, _ in files] == [str(tmp_path / "conf"), "/x", "../link", "../empty", "."]
+    files = packed(str(tmp_path / "conf"), "../one:/x", "../link", ".")
+    assert [path for path, _ in files] == [str(tmp_path / "conf"), "/x", "../link", "."]
     whole = ["conf", "conf/.dstackignore", "conf/a", "conf/deep/b"]
-    assert [names(upload) for _, upload in files] == [whole, ["one"], ["one"], ["empty"], whole]
-    assert files[0][1].sha256 == files[4][1].sha256
+    assert [names(upload) for _, upload in files] == [whole, ["one"], ["one"], whole]
+    assert files[0][1].sha256 == files[3][1].sha256
     with tarfile.open(fileobj=io.BytesIO(files[2][1].data)) as tar:
         assert tar.getmember("one").isfile()
 

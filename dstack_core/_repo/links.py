@@ -1,0 +1,100 @@
+"""Replace the links that lead out of a ``files`` entry by what they point to.
+
+A folder of links is an ordinary thing to name in ``files``: a Hugging Face snapshot is nothing else. In the
+container those links would lead nowhere. But a link is also how somebody else makes this process read a file:
+a checkout has links that its repository supplies, and on a shared machine another user may place one. So a
+link out of the entry is followed only when its owner also owns what it points to, and when git does not track
+it. The code of a run (``repo_dir``) never goes through here: its links stay links.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dstack_core._repo.git import Git
+from dstack_core._repo.ignored import top_of_repository, walk
+from dstack_core.errors import ConfigurationError
+
+_LINK_MODE = "120000"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member of an archive: read from ``path``, packed as ``name``; ``link`` replaces a link's target."""
+
+    path: Path
+    name: str
+    link: str | None = None
+
+
+@dataclass(slots=True)
+class EntryLinks:
+    """The members of one ``files`` entry; ``what`` names it in errors."""
+
+    what: str
+    _tracked: dict[Path, set[Path] | None] = field(default_factory=dict)
+
+    def members(self, root: Path, name: str, *, above: tuple[Path, ...] = ()) -> Iterator[Member]:
+        """Yield the directory and what it holds.
+
+        Raises ``ConfigurationError`` for a link that is not followed.
+        """
+        yield Member(root, name)
+        for path in walk(root, above=not above):
+            inner = f"{name}/{path.relative_to(root).as_posix()}"
+            if not path.is_symlink():
+                yield Member(path, inner)
+                continue
+            target = Path(os.path.normpath(path.parent / path.readlink()))
+            if target.is_relative_to(root):
+                yield Member(path, inner, link=os.path.relpath(target, path.parent))
+                continue
+            real = self._followed(path, inner, target)
+            if not real.is_dir():
+                yield Member(real, inner)
+            elif any(folder.is_relative_to(real) for folder in (root, *above)):
+                raise self._refused(inner, real, "which holds the link itself")
+            else:
+                yield from self.members(real, inner, above=(*above, root))
+
+    def _followed(self, path: Path, name: str, target: Path) -> Path:
+        try:
+            real = path.resolve(strict=True)
+            is_own = path.lstat().st_uid == real.stat().st_uid
+        except (OSError, RuntimeError):
+            raise self._refused(name, target, "which does not exist or cannot be read") from None
+        if not is_own:
+            raise self._refused(name, real, "which belongs to another user than the link")
+        if self._is_tracked(path):
+            raise self._refused(name, real, "and comes from a Git repository, whose links are not followed")
+        return real
+
+    def _is_tracked(self, path: Path) -> bool:
+        top = top_of_repository(path.parent)
+        if top is None:
+            return False
+        if top not in self._tracked:
+            self._tracked[top] = _tracked_links(top)
+        tracked = self._tracked[top]
+        return tracked is None or path in tracked
+
+    def _refused(self, name: str, target: Path, why: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"{self.what}: the link {name!r} leads to {str(target)!r}, {why}. Replace it by a copy of the "
+            "file, or name it in .dstackignore."
+        )
+
+
+def _tracked_links(top: Path) -> set[Path] | None:
+    """Return the links that git tracks below ``top``, None when git does not say."""
+    try:
+        done = Git(top).run("ls-files", "--stage", "-z")
+    except ConfigurationError:
+        return None
+    if done.returncode != 0:
+        return None
+    lines = [line for line in os.fsdecode(done.stdout).split("\0") if line.startswith(_LINK_MODE)]
+    return {top / line.partition("\t")[2] for line in lines}
