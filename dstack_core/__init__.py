@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from dstack_core.models.outcome import Outcome
     from dstack_core.models.plan import Offer, Plan
     from dstack_core.models.policies import RetryPolicy
+    from dstack_core.models.profiles import Profile
     from dstack_core.models.progress import LogCursor, Progress
     from dstack_core.models.records import EventRecord, Metric
     from dstack_core.models.repos import RepoMapping
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from dstack_core.models.secrets import secret_values
     from dstack_core.models.statuses import RunStatus, SpotPolicy
     from dstack_core.models.stops import StopResult, StopState
+    from dstack_core.profiles import load_profile
     from dstack_core.run import Run
 
 __version__ = "0.1.0"
@@ -105,6 +107,7 @@ _HOMES = {
     "models.outcome": ("Outcome",),
     "models.plan": ("Offer", "Plan"),
     "models.policies": ("RetryPolicy",),
+    "models.profiles": ("Profile",),
     "models.progress": ("LogCursor", "Progress"),
     "models.records": ("EventRecord", "Metric"),
     "models.repos": ("RepoMapping",),
@@ -112,6 +115,7 @@ _HOMES = {
     "models.secrets": ("secret_values",),
     "models.statuses": ("RunStatus", "SpotPolicy"),
     "models.stops": ("StopResult", "StopState"),
+    "profiles": ("load_profile",),
     "run": ("Run",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -149,6 +153,7 @@ __all__ = [
     "Plan",
     "PortInUseError",
     "PortMapping",
+    "Profile",
     "Progress",
     "Project",
     "ProjectCollection",
@@ -186,6 +191,7 @@ __all__ = [
     "WaitTimeoutError",
     "__version__",
     "load_configuration",
+    "load_profile",
     "parse_configuration",
     "secret_values",
 ]

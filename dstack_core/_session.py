@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TypeVar
 
 from dstack_core._flow import runs as run_flows
@@ -30,6 +31,7 @@ from dstack_core._ssh.keys import LoginKeys, read_identity_file
 from dstack_core._ssh.ports import verify_ports as verify_local_ports
 from dstack_core._wire.api import Api
 from dstack_core._wire.attach import Approach, Route, fixed_local_ports
+from dstack_core._wire.filling import fill_in
 from dstack_core._wire.runs import RunSnapshot
 from dstack_core._wire.spec import RunOptions, check_run_name, run_spec, with_files
 from dstack_core._wire.versions import needs_of
@@ -37,11 +39,14 @@ from dstack_core.configurations import ConfigurationLike, load_configuration
 from dstack_core.errors import RequestRejectedError
 from dstack_core.models.account import Project, User
 from dstack_core.models.checks import check_choice, check_seconds
+from dstack_core.models.configurations import Configuration
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.plan import Plan
+from dstack_core.models.profiles import Profile
 from dstack_core.models.progress import Progress
 from dstack_core.models.records import EventRecord, Metric
 from dstack_core.models.stops import StopResult
+from dstack_core.profiles import load_profile
 
 T = TypeVar("T")
 
@@ -82,7 +87,7 @@ class Session:
     ) -> Flow[RunSnapshot]:
         """Check the input and pack code and files at once, which blocks; the flow submits."""
         check_seconds("retry_budget", retry_budget)
-        loaded = load_configuration(configuration)
+        loaded, options = self._prepared(configuration, options)
         name = check_run_name(run_name or loaded.name or random_run_name(loaded))
         # Without the code first: what is wrong with the configuration is told before anything is packed.
         run_spec(loaded, options)
@@ -117,7 +122,7 @@ class Session:
                 self._delivered.forget()
                 raise told from None
 
-        guarded = self._gates.guarding(steps(), needs_of(wanted["configuration"]), ask_first=True)
+        guarded = self._gates.guarding(steps(), needs_of(wanted), ask_first=True)
         return retrying(guarded, budget, Progress(name))
 
     def init_repo(self) -> Flow[None]:
@@ -129,13 +134,13 @@ class Session:
     ) -> Flow[Plan]:
         """Check the input at once; the flow asks for offers."""
         check_seconds("timeout", timeout, above=True)
-        spec = run_spec(load_configuration(configuration), options)
+        spec = run_spec(*self._prepared(configuration, options))
 
         def steps() -> Op[Plan]:
             spec["ssh_key_pub"] = yield from self._key()
             return (yield from call(self.api.get_plan(spec)))
 
-        flow = self._retrying(steps(), needs_of(spec["configuration"]), ask_first=True)
+        flow = self._retrying(steps(), needs_of(spec), ask_first=True)
         if timeout is None:
             return flow
         what = f"{self.api.server_url} returned no offers within {timeout:g} s"
@@ -260,6 +265,17 @@ class Session:
         return self._retrying(
             live_chunks(self.api, progress, attachment, node=0, poll_interval=poll_interval)
         )
+
+    def _prepared(
+        self, configuration: ConfigurationLike, options: RunOptions
+    ) -> tuple[Configuration, RunOptions]:
+        """Load the configuration and the profile, and fill in what comes from this process."""
+        profile = options.profile
+        if not isinstance(profile, Profile):
+            profile = load_profile(profile, self.repository.directory or Path.cwd())
+        loaded = load_configuration(configuration)
+        filled = fill_in(loaded, env=options.env, args=options.args, environ=os.environ)
+        return filled, replace(options, profile=profile)
 
     def _key(self, run_name: str | None = None) -> Op[str]:
         if self._public_key is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Literal, Self
 
@@ -20,6 +20,7 @@ from dstack_core.models.account import User
 from dstack_core.models.events import Event
 from dstack_core.models.plan import Plan
 from dstack_core.models.policies import RetryPolicy
+from dstack_core.models.profiles import Profile
 from dstack_core.models.resources import Resources
 from dstack_core.models.statuses import SpotPolicy
 from dstack_core.models.stops import StopResult
@@ -91,6 +92,9 @@ class AsyncRunCollection:
         verify_ports: bool = True,
         backends: list[str] | None = None,
         *,
+        env: Mapping[str, str] | None = None,
+        args: Sequence[str] | None = None,
+        profile: str | Profile | None = None,
         marker: str | None = None,
         retry_budget: float | None = None,
         sleep: Callable[[float], Awaitable[None]] | None = None,
@@ -101,7 +105,16 @@ class AsyncRunCollection:
         Parameters and errors are the same.
         """
         options = RunOptions(
-            resources, spot_policy, retry_policy, max_duration, max_price, working_dir, backends
+            resources=resources,
+            spot_policy=spot_policy,
+            retry_policy=retry_policy,
+            max_duration=max_duration,
+            max_price=max_price,
+            working_dir=working_dir,
+            backends=backends,
+            env=env,
+            args=args,
+            profile=profile,
         )
         flow = await asyncio.to_thread(
             self._session.submit,
@@ -128,13 +141,26 @@ class AsyncRunCollection:
         working_dir: str | None = None,
         backends: list[str] | None = None,
         *,
+        env: Mapping[str, str] | None = None,
+        args: Sequence[str] | None = None,
+        profile: str | Profile | None = None,
         timeout: float | None = None,
     ) -> Plan:
         """Return the offers a run would have: the twin of ``RunCollection.plan``."""
         options = RunOptions(
-            resources, spot_policy, retry_policy, max_duration, max_price, working_dir, backends
+            resources=resources,
+            spot_policy=spot_policy,
+            retry_policy=retry_policy,
+            max_duration=max_duration,
+            max_price=max_price,
+            working_dir=working_dir,
+            backends=backends,
+            env=env,
+            args=args,
+            profile=profile,
         )
-        flow = self._session.plan(configuration, options, timeout=timeout)
+        # Profiles and configurations are files.
+        flow = await asyncio.to_thread(self._session.plan, configuration, options, timeout=timeout)
         return await _adrive.arun(flow, self._transport)
 
     async def get(

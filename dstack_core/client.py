@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Literal, Self
 
@@ -18,6 +18,7 @@ from dstack_core.models.account import User
 from dstack_core.models.events import Event
 from dstack_core.models.plan import Plan
 from dstack_core.models.policies import RetryPolicy
+from dstack_core.models.profiles import Profile
 from dstack_core.models.resources import Resources
 from dstack_core.models.statuses import SpotPolicy
 from dstack_core.models.stops import StopResult
@@ -94,6 +95,9 @@ class RunCollection:
         verify_ports: bool = True,
         backends: list[str] | None = None,
         *,
+        env: Mapping[str, str] | None = None,
+        args: Sequence[str] | None = None,
+        profile: str | Profile | None = None,
         marker: str | None = None,
         retry_budget: float | None = None,
         sleep: Callable[[float], None] | None = None,
@@ -116,7 +120,16 @@ class RunCollection:
         server errors. Source: the documented API, "submit()"; PROTOCOL 1.3, 1.4.
         """
         options = RunOptions(
-            resources, spot_policy, retry_policy, max_duration, max_price, working_dir, backends
+            resources=resources,
+            spot_policy=spot_policy,
+            retry_policy=retry_policy,
+            max_duration=max_duration,
+            max_price=max_price,
+            working_dir=working_dir,
+            backends=backends,
+            env=env,
+            args=args,
+            profile=profile,
         )
         flow = self._session.submit(
             configuration,
@@ -141,6 +154,9 @@ class RunCollection:
         working_dir: str | None = None,
         backends: list[str] | None = None,
         *,
+        env: Mapping[str, str] | None = None,
+        args: Sequence[str] | None = None,
+        profile: str | Profile | None = None,
         timeout: float | None = None,
     ) -> Plan:
         """Return the offers a run would have; nothing is submitted. Parameters as in ``submit``.
@@ -150,7 +166,16 @@ class RunCollection:
         PROTOCOL 1.4.
         """
         options = RunOptions(
-            resources, spot_policy, retry_policy, max_duration, max_price, working_dir, backends
+            resources=resources,
+            spot_policy=spot_policy,
+            retry_policy=retry_policy,
+            max_duration=max_duration,
+            max_price=max_price,
+            working_dir=working_dir,
+            backends=backends,
+            env=env,
+            args=args,
+            profile=profile,
         )
         flow = self._session.plan(configuration, options, timeout=timeout)
         return _drive.run(flow, self._transport)

@@ -52,6 +52,8 @@ PAGES = [
             "RepoMapping",
             "load_configuration",
             "parse_configuration",
+            "Profile",
+            "load_profile",
         ),
     ),
     Page(
@@ -88,6 +90,7 @@ PAGES = [
             "integration.stop_run",
             "integration.astop_run",
             "integration.describe_stop",
+            "integration.check_ends",
         ),
     ),
     Page(

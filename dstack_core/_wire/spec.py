@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from dstack_core._wire.code import Code
@@ -13,6 +13,7 @@ from dstack_core.errors import ConfigurationError
 from dstack_core.models.configurations import Configuration
 from dstack_core.models.durations import check_duration
 from dstack_core.models.policies import RetryPolicy
+from dstack_core.models.profiles import Profile
 from dstack_core.models.resources import GPU, Resources
 from dstack_core.models.statuses import SpotPolicy
 
@@ -32,6 +33,9 @@ class RunOptions:
     max_price: float | None = None
     working_dir: str | None = None
     backends: list[str] | None = None
+    env: Mapping[str, str] | None = field(default=None, repr=False)
+    args: Sequence[str] | None = field(default=None, repr=False)
+    profile: str | Profile | None = None
 
 
 def check_run_name(name: str) -> str:
@@ -61,7 +65,7 @@ def run_spec(
         "repo_id": "none",
         "repo_data": {"repo_type": "virtual"},
         "configuration": _configuration(configuration, options),
-        "profile": {"name": "default"},
+        "profile": _profile(options.profile),
     }
     if run_name is not None:
         spec["run_name"] = check_run_name(run_name)
@@ -111,6 +115,13 @@ def _configuration(configuration: Configuration, options: RunOptions) -> dict[st
     if options.backends is not None:
         wire["backends"] = list(options.backends)
     return wire
+
+
+def _profile(profile: str | Profile | None) -> dict[str, Any]:
+    if not isinstance(profile, Profile):
+        return {"name": profile or "default"}
+    dumped = profile.model_dump(mode="json", exclude_unset=True)
+    return {"name": profile.name, **{key: value for key, value in dumped.items() if value is not None}}
 
 
 def _spot_policy(policy: SpotPolicy | str) -> str:

@@ -50,9 +50,10 @@ def parse_release(text: Any) -> Release | None:
     return (int(found[1]), int(found[2]), int(found[3])) if found else None
 
 
-def needs_of(configuration: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what a configuration, as it is sent, uses that not every supported server has."""
-    needs = [key for key in _KEYS if key in configuration]
+def needs_of(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what a run_spec uses that not every supported server has."""
+    configuration = spec["configuration"]
+    needs = [key for key in _KEYS if key in configuration or key in spec["profile"]]
     if configuration.get("python") == "3.14":
         needs.append("python 3.14")
     texts = [*_values(configuration.get("env")), *_values(configuration.get("registry_auth"))]

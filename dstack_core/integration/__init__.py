@@ -7,6 +7,7 @@ Prefect collection for two that are.
 from __future__ import annotations
 
 from dstack_core.integration.attempts import Attempt, AttemptNames, achoose_attempt, choose_attempt
+from dstack_core.integration.ends import check_ends
 from dstack_core.integration.stop import astop_run, describe_stop, stop_run
 from dstack_core.models.stops import RunRef, StopResult, StopState
 from dstack_core.models.tolerant import known_fields
@@ -19,6 +20,7 @@ __all__ = [
     "StopState",
     "achoose_attempt",
     "astop_run",
+    "check_ends",
     "choose_attempt",
     "describe_stop",
     "known_fields",

@@ -10,17 +10,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, InstanceOf, ValidationInfo, field_validator
+from pydantic import Field, InstanceOf, ValidationInfo, field_validator
 
 from dstack_core.models.base import Model
-from dstack_core.models.durations import check_duration
 from dstack_core.models.files import FileMapping
+from dstack_core.models.profiles import ProfileFields
 from dstack_core.models.repos import RepoMapping
 from dstack_core.models.resources import Resources
-from dstack_core.models.statuses import SpotPolicy
 
 _PORT = re.compile(r"(\*|\d+)(:\d+)?")
-_ENV_NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class RegistryAuth(Model):
@@ -40,7 +39,7 @@ class PortMapping(Model):
     local_port: int | None = Field(default=None, ge=1, le=65535)
 
 
-class Configuration(Model):
+class Configuration(ProfileFields):
     """Hold a run configuration of any type: a task, a service, or one the server knows.
 
     What runs: ``commands`` (list of str), ``env`` (dict, or list of ``NAME=value``; a value such as
@@ -63,11 +62,9 @@ class Configuration(Model):
     ``python`` and ``image``, an ``env`` item without ``=``, a port that is no port.
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
-
     type: str
     commands: list[str] | None = None
-    env: dict[str, str] | list[str] | None = None
+    env: Mapping[str, str | None] | list[str] | None = None
     python: str | None = None
     image: str | None = None
     entrypoint: str | None = None
@@ -83,23 +80,7 @@ class Configuration(Model):
     repos: Sequence[RepoMapping | Mapping[str, str] | str] | None = None
     # An instance or a mapping as it is: a mapping is today's YAML, where numbers mean something else.
     resources: InstanceOf[Resources] | Mapping[str, Any] | None = None
-    fleets: Sequence[str | Mapping[str, Any]] | None = None
-    backends: list[str] | None = None
-    regions: list[str] | None = None
-    availability_zones: list[str] | None = None
-    instance_types: list[str] | None = None
-    reservation: str | None = None
-    spot_policy: SpotPolicy | str | None = None
-    creation_policy: str | None = None
-    max_price: float | None = None
-    max_duration: int | str | bool | None = None
-    stop_duration: int | str | bool | None = None
-    idle_duration: int | str | bool | None = None
-    retry: bool | Mapping[str, Any] | None = None
-    utilization_policy: Mapping[str, Any] | None = None
-    schedule: Mapping[str, Any] | None = None
     priority: int | None = None
-    tags: dict[str, str] | None = None
     single_branch: bool | None = None
 
     @field_validator("commands", mode="before")
@@ -130,23 +111,6 @@ class Configuration(Model):
         if isinstance(value, list | tuple):
             return _env_from_pairs(_split_env(number, item) for number, item in enumerate(value, 1))
         return value
-
-    @field_validator("max_price", mode="before")
-    @classmethod
-    def _check_price(cls, value: Any) -> Any:
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not value > 0
-        ):
-            raise ValueError(f"{value!r} is no price; write USD per hour above 0")
-        return value
-
-    @field_validator("max_duration", "stop_duration", "idle_duration")
-    @classmethod
-    def _check_duration(cls, value: int | str | bool | None, info: ValidationInfo) -> int | str | bool | None:
-        # The older way to write that idle machines stay.
-        if info.field_name == "idle_duration" and value == -1:
-            return value
-        return check_duration(value, off=True)
 
     @field_validator("priority")
     @classmethod
@@ -183,8 +147,6 @@ class Task(Configuration):
     type: Literal["task"] = "task"
     ports: Sequence[int | str | PortMapping] | None = None
     nodes: int | None = None
-    startup_order: str | None = None
-    stop_criteria: str | None = None
 
     @field_validator("ports")
     @classmethod
@@ -240,24 +202,22 @@ def _check_port(port: int | str | PortMapping) -> None:
         raise ValueError(f'{port!r} is no port mapping; write 80, "8080:80" or "*:80"')
 
 
-def _split_env(number: int, item: Any) -> tuple[str, str]:
-    name, equals, value = str(item).partition("=")
-    if not equals:
-        # A value pasted where NAME=value belongs may be a secret: only what looks like a name is shown.
-        shown = f" ({name})" if _ENV_NAME.fullmatch(name) else ""
-        raise ValueError(
-            f"item {number}{shown} has no '='; write NAME=value, or pass a dict such as "
-            '{"NAME": os.environ["NAME"]} to take it from this process'
-        )
-    return name, value
+def _split_env(number: int, item: Any) -> tuple[str, str | None]:
+    name, equals, value = item.partition("=") if isinstance(item, str) else ("", "", "")
+    if not _ENV_NAME.fullmatch(name):
+        # A value pasted where a name belongs may be a secret.
+        raise ValueError(f"expected NAME=value or NAME as item {number}, got something else")
+    return name, value if equals else None
 
 
-def _env_from_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[str, str]:
-    env: dict[str, str] = {}
+def _env_from_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[str, str | None]:
+    env: dict[str, str | None] = {}
     for name, value in pairs:
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        if str(name) in env:
+            raise ValueError(f"expected each name once, got {name} twice")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, str | int | float)):
             raise ValueError(
                 f'the value of {name} is a {type(value).__name__}; write it as text, e.g. "true"'
             )
-        env[str(name)] = str(value)
+        env[str(name)] = None if value is None else str(value)
     return env

@@ -26,7 +26,18 @@ ROOMS = {
     "_repo": {"errors", "models", "_wire.code", "_ssh.key_formats"},
     "config": {"errors"},
     "configurations": {"errors", "models"},
-    "_session": {"errors", "models", "_wire", "_flow", "_names", "_ssh", "_repo", "configurations"},
+    "profiles": {"errors", "models"},
+    "_session": {
+        "errors",
+        "models",
+        "_wire",
+        "_flow",
+        "_names",
+        "_ssh",
+        "_repo",
+        "configurations",
+        "profiles",
+    },
     "_base": {"models", "_wire", "_flow", "_transport", "_session", "_ssh", "_repo", "config"},
     "run": {"errors", "models", "_flow", "_transport", "_drive", "_session", "_base"},
     "aio_run": {"errors", "models", "_flow", "_transport", "_adrive", "_session", "_base", "_shared"},
@@ -43,7 +54,19 @@ ROOMS = {
     "_shared": {"errors", "_wire.lookups", "_wire.plain", "_wire.runs", "_flow.steps", "_transport"},
     "aio_shared": {"_shared", "_transport", "aio"},
     "integration": {
-        *("models", "_wire.runs", "_flow", "_drive", "_adrive", "_session", "client", "aio", "run", "aio_run")
+        *(
+            "errors",
+            "models",
+            "_wire.runs",
+            "_flow",
+            "_drive",
+            "_adrive",
+            "_session",
+            "client",
+            "aio",
+            "run",
+            "aio_run",
+        )
     },
     "local": {"client"},
 }
