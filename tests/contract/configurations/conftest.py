@@ -1,0 +1,30 @@
+"""The official client, and a folder that both clients find the same files in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract.configurations.clients import JUDGE_VERSION, OfficialClient
+from tests.rig.server_process import DEFAULT_VERSION
+
+
+@pytest.fixture(scope="session")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OfficialClient]:
+    """Give the official client, once for all tests of a process."""
+    if DEFAULT_VERSION != JUDGE_VERSION:
+        pytest.skip(f"the judge is the client of {JUDGE_VERSION}")
+    with OfficialClient(tmp_path_factory.mktemp("home")) as client:
+        yield client
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give an empty current directory, and a home without a profile."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("DSTACK_PROFILE", "DSTACK_NO_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
