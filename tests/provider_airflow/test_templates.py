@@ -23,7 +23,7 @@ def rendered(
     """Return the operator once its templates are rendered; ``dag`` are arguments of its DAG."""
     with DAG("templates", schedule=None, render_template_as_native_obj=native, **(dag or {})):
         task = DstackRunOperator(task_id="train", configuration=configuration, **arguments)
-    context: Any = {"word": "hi", "number": 3, "version": "3.10", "names": ["a", "b"], "flag": True}
+    context: Any = {"word": "hi", "number": 3, "version": "3.10", "names": ["a", "b"], "flag": True, "empty": None}
     task.render_template_fields(context)
     return task
 
@@ -132,7 +132,7 @@ def test_native_rendering_leaves_text_text() -> None:
             "python": "{{ version }}",
             "commands": ["{{ number }}", "['a', 'b']", "{{ names }}"],
             "env": {"PLAIN": "007", "ONE": "{{ number }}", "FLAG": "{{ flag }}", "LIST": "[1, 2]"},
-            "image": "{{ none }}",
+            "image": "{{ empty }}",
             "nodes": "{{ number }}",
             "tags": {"run": "1e5"},
         },

@@ -67,9 +67,9 @@ def is_model(value: Any) -> bool:
     return hasattr(type(value), "model_fields") and hasattr(value, "model_fields_set")
 
 
-def render_model(model: Any, render: Callable[[Any], Any]) -> Any:
-    """Return a copy of ``model`` with the templates in its fields rendered. Raises ``ConfigurationError``."""
-    fields = {name: render(getattr(model, name)) for name in model.model_fields_set}
+def render_model(model: Any, render: Callable[[str, Any], Any]) -> Any:
+    """Return a copy of ``model`` with its fields rendered by name. Raises ``ConfigurationError``."""
+    fields = {name: render(name, getattr(model, name)) for name in model.model_fields_set}
     return type(model).model_validate(fields)
 
 
