@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from dstack_core import _adrive
 from dstack_core._base import ClientBase
@@ -83,7 +83,7 @@ class AsyncRunCollection:
         self,
         configuration: ConfigurationLike,
         run_name: str | None = None,
-        resources: Resources | None = None,
+        resources: Resources | Mapping[str, Any] | str | int | None = None,
         spot_policy: SpotPolicy | str | None = None,
         retry_policy: RetryPolicy | None = None,
         max_duration: int | str | None = None,
@@ -133,7 +133,7 @@ class AsyncRunCollection:
     async def plan(
         self,
         configuration: ConfigurationLike,
-        resources: Resources | None = None,
+        resources: Resources | Mapping[str, Any] | str | int | None = None,
         spot_policy: SpotPolicy | str | None = None,
         retry_policy: RetryPolicy | None = None,
         max_duration: int | str | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from dstack_core import _drive
 from dstack_core._base import ClientBase
@@ -86,7 +86,7 @@ class RunCollection:
         self,
         configuration: ConfigurationLike,
         run_name: str | None = None,
-        resources: Resources | None = None,
+        resources: Resources | Mapping[str, Any] | str | int | None = None,
         spot_policy: SpotPolicy | str | None = None,
         retry_policy: RetryPolicy | None = None,
         max_duration: int | str | None = None,
@@ -146,7 +146,7 @@ class RunCollection:
     def plan(
         self,
         configuration: ConfigurationLike,
-        resources: Resources | None = None,
+        resources: Resources | Mapping[str, Any] | str | int | None = None,
         spot_policy: SpotPolicy | str | None = None,
         retry_policy: RetryPolicy | None = None,
         max_duration: int | str | None = None,

@@ -71,9 +71,10 @@ def _from_mapping(data: Any, name: str, folder: Path | None = None) -> Configura
         raise ConfigurationError(
             f"configuration: {name} holds a {type(data).__name__}, not a mapping; it starts with `type: task`"
         )
-    kind = data.get("type", "task")
+    kind = data.get("type")
     model = _TYPES.get(kind) if isinstance(kind, str) else None
     if model is None:
-        known = ", ".join(_TYPES)
-        raise ConfigurationError(f"configuration: {name}: type {kind!r} cannot be run; use one of {known}")
-    return model.model_validate({"type": kind, **data}, context={"folder": folder})
+        known = ", ".join(f"`type: {each}`" for each in _TYPES)
+        got = "none" if kind is None else f"{kind!r}"
+        raise ConfigurationError(f"configuration: {name}: expected one of {known}, got {got}.")
+    return model.model_validate(data, context={"folder": folder})

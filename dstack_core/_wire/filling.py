@@ -1,7 +1,7 @@
 """Fill in what a configuration leaves to the place it is submitted from, as ``dstack apply`` does.
 
-Names of ``env`` without a value get one; ``${{ env.NAME }}`` is filled in in ``registry_auth`` and ``probes``,
-``${{ run.args }}`` in commands.
+Names of ``env`` without a value get one, ``${{ env.NAME }}`` is filled in in ``registry_auth`` and
+``probes``, and ``${{ run.args }}`` in commands.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Replace ``${{ name }}`` in the texts of a configuration by values, as dstack's own client does.
 
 Two namespaces are left to the server: ``secrets`` everywhere, the addresses of ``groups`` in commands. In a
-text with ``${{``, ``$$`` is an escaped ``$``, so that ``$${{ x }}`` reaches the run as ``${{ x }}``. Like dstack's
-client this stops reading ``$$`` that way behind a single ``$``; unlike it, ``$${{`` is the escape there, too.
-A text without ``${{`` is left alone, so that ``kill $$`` means what it means in a shell (dstack's client sends
-``kill $``).
+text with ``${{``, ``$$`` is an escaped ``$``, so that ``$${{ x }}`` reaches the run as ``${{ x }}``. Like
+dstack's client this stops reading ``$$`` that way behind a single ``$``; unlike it, ``$${{`` is the escape
+there, too. A text without ``${{`` is left alone, so that ``kill $$`` means what it means in a shell (dstack's
+client sends ``kill $``).
 
 Anything else in ``${{ }}`` is an error: no server fills it in, and the command would fail on a paid machine.
 """

@@ -13,8 +13,8 @@ from dstack_core.errors import ConfigurationError
 from dstack_core.models.configurations import Configuration
 from dstack_core.models.durations import check_duration
 from dstack_core.models.policies import RetryPolicy
-from dstack_core.models.profiles import Profile
-from dstack_core.models.resources import GPU, Resources
+from dstack_core.models.profiles import Profile, read_price
+from dstack_core.models.resources import GPU, Resources, parse_gpu
 from dstack_core.models.statuses import SpotPolicy
 
 _RUN_NAME = re.compile(r"[a-z][a-z0-9-]{1,40}")
@@ -26,7 +26,7 @@ _DEFAULT_CAPACITY_WAIT = 3600
 class RunOptions:
     """Hold what a caller asks for beside the configuration; units as in ``RunCollection.submit``."""
 
-    resources: Resources | None = None
+    resources: Resources | Mapping[str, Any] | str | int | None = None
     spot_policy: SpotPolicy | str | None = None
     retry_policy: RetryPolicy | None = None
     max_duration: int | str | None = None
@@ -98,9 +98,9 @@ def _configuration(configuration: Configuration, options: RunOptions) -> dict[st
     wire.pop("name", None)
     # What it names is in repo_data, which every server reads (PROTOCOL 1.3).
     wire.pop("repos", None)
-    resources = options.resources or configuration.resources
-    if isinstance(resources, Resources):
-        wire["resources"] = _resources(resources)
+    resources = configuration.resources if options.resources is None else options.resources
+    if resources is not None:
+        wire["resources"] = _any_resources(resources)
     if options.spot_policy is not None:
         wire["spot_policy"] = _spot_policy(options.spot_policy)
     if options.retry_policy is not None and options.retry_policy.retry:
@@ -141,9 +141,10 @@ def _max_duration(duration: int | str) -> int | str:
 
 
 def _price(price: Any) -> float:
-    if isinstance(price, bool) or not isinstance(price, int | float) or not price > 0:
-        raise ConfigurationError(f"max_price: {price!r} is no price; write USD per hour above 0")
-    return float(price)
+    try:
+        return read_price(price)
+    except ValueError as error:
+        raise ConfigurationError(f"max_price: {error}.") from None
 
 
 def _absolute(working_dir: str) -> str:
@@ -160,9 +161,24 @@ def _relative(working_dir: str) -> str:
     return working_dir or "."
 
 
+def _any_resources(resources: Any) -> dict[str, Any]:
+    """Write ``Resources`` with minimums; a mapping and a short form mean what they mean in YAML."""
+    if isinstance(resources, Resources):
+        return _resources(resources)
+    if isinstance(resources, Mapping):
+        return dict(resources)
+    try:
+        if isinstance(resources, bool) or not isinstance(resources, str | int):
+            raise ValueError(f'expected Resources, a mapping, or a GPU such as "24GB..", got {resources!r}')
+        GPU.model_validate(parse_gpu(resources))
+    except ValueError as error:
+        raise ConfigurationError(f"resources: {error}.") from None
+    return {"gpu": resources}
+
+
 def _resources(resources: Resources) -> dict[str, Any]:
     wire: dict[str, Any] = {"disk": _at_least_size(resources.disk) if resources.disk is not None else None}
-    if resources.gpu is not None:
+    if isinstance(resources.gpu, GPU):
         wire["gpu"] = _gpu(resources.gpu)
     if resources.memory is not None:
         wire["memory"] = _at_least_size(resources.memory)
@@ -174,11 +190,15 @@ def _resources(resources: Resources) -> dict[str, Any]:
 
 
 def _gpu(gpu: GPU) -> dict[str, Any]:
-    wire: dict[str, Any] = {"count": _at_least(str(gpu.count if gpu.count is not None else 1))}
+    count = "1" if gpu.count is None else str(gpu.count)
+    # Nobody means "any number" by 0.
+    wire: dict[str, Any] = {"count": count if count == "0" else _at_least(count)}
     if gpu.name is not None:
         wire["name"] = [gpu.name] if isinstance(gpu.name, str) else list(gpu.name)
     if gpu.memory is not None:
         wire["memory"] = _at_least_size(gpu.memory)
+    if gpu.vendor is not None:
+        wire["vendor"] = gpu.vendor
     return wire
 
 
@@ -193,4 +213,7 @@ def _at_least_size(size: int | str) -> str:
 
 def _at_least(value: str) -> str:
     """Turn a bare number into a minimum; today's servers read it as an exact one (PROTOCOL 2.4.6)."""
-    return value if ".." in value else f"{value}.."
+    architecture, colon, count = value.rpartition(":")
+    if count in ("x86", "arm"):
+        return value
+    return value if ".." in value else f"{architecture}{colon}{count}.."

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import Field, InstanceOf, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, InstanceOf, ValidationInfo, field_validator
 
 from dstack_core.models.base import Model
 from dstack_core.models.files import FileMapping
@@ -27,6 +27,8 @@ class RegistryAuth(Model):
 
     ``username`` (str), ``password`` (str). Source: the documented API, "RegistryAuth".
     """
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
 
     username: str
     password: str = Field(repr=False)
@@ -79,7 +81,7 @@ class Configuration(ProfileFields):
     files: Sequence[FileMapping | Mapping[str, str] | str] | None = None
     repos: Sequence[RepoMapping | Mapping[str, str] | str] | None = None
     # An instance or a mapping as it is: a mapping is today's YAML, where numbers mean something else.
-    resources: InstanceOf[Resources] | Mapping[str, Any] | None = None
+    resources: InstanceOf[Resources] | Mapping[str, Any] | str | int | None = None
     priority: int | None = None
     single_branch: bool | None = None
 
@@ -98,10 +100,10 @@ class Configuration(ProfileFields):
             raise ValueError(f"{len(value)} are given; a run starts from one, name that one")
         return [item.model_validate(entry, context=info.context) for entry in value]
 
-    @field_validator("python", "user", mode="before")
+    @field_validator("python", mode="before")
     @classmethod
-    def _number_as_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    def _python_as_text(cls, value: Any) -> Any:
+        return read_python(value)
 
     @field_validator("env", mode="before")
     @classmethod
@@ -147,6 +149,12 @@ class Task(Configuration):
     type: Literal["task"] = "task"
     ports: Sequence[int | str | PortMapping] | None = None
     nodes: int | None = None
+    groups: Sequence[Mapping[str, Any]] | None = None
+
+    @field_validator("groups", mode="before")
+    @classmethod
+    def _groups_as_sent(cls, value: Any) -> Any:
+        return read_groups(value)
 
     @field_validator("ports")
     @classmethod
@@ -182,17 +190,50 @@ class Service(Configuration):
     https: bool | str | None = None
     gateway: bool | str | Mapping[str, Any] | None = None
     strip_prefix: bool | None = None
-    replicas: int | str | Mapping[str, Any] | None = None
+    replicas: int | float | str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
+    groups: Sequence[Mapping[str, Any]] | None = None
     scaling: Mapping[str, Any] | None = None
     # Their headers may hold a token.
     probes: Sequence[Mapping[str, Any]] | None = Field(default=None, repr=False)
     rate_limits: Sequence[Mapping[str, Any]] | None = None
+
+    @field_validator("replicas", "groups", mode="before")
+    @classmethod
+    def _groups_as_sent(cls, value: Any) -> Any:
+        return read_groups(value)
 
     @field_validator("port")
     @classmethod
     def _check_service_port(cls, value: int | str | PortMapping) -> int | str | PortMapping:
         _check_port(value)
         return value
+
+
+def read_python(value: Any) -> Any:
+    """Return a version of Python as text; YAML and Airflow's native rendering read ``3.10`` as 3.1."""
+    if isinstance(value, float):
+        return "3.10" if value == 3.1 else str(value)
+    return value
+
+
+def read_groups(value: Any) -> Any:
+    """Return groups of nodes or replicas with texts where YAML reads numbers."""
+    if not isinstance(value, list | tuple):
+        return value
+    return [_read_group(group) if isinstance(group, Mapping) else group for group in value]
+
+
+def _read_group(group: Mapping[str, Any]) -> dict[str, Any]:
+    read = dict(group)
+    if "python" in group:
+        read["python"] = read_python(group["python"])
+    if isinstance(group.get("commands"), list | tuple):
+        read["commands"] = [_as_text(command) for command in group["commands"]]
+    return read
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _check_port(port: int | str | PortMapping) -> None:
@@ -215,6 +256,9 @@ def _env_from_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[str, str | None]:
     for name, value in pairs:
         if str(name) in env:
             raise ValueError(f"expected each name once, got {name} twice")
+        if isinstance(value, Mapping) and value == {"key": name}:
+            # How dstack's own models write a name without a value.
+            value = None
         if value is not None and (isinstance(value, bool) or not isinstance(value, str | int | float)):
             raise ValueError(
                 f'the value of {name} is a {type(value).__name__}; write it as text, e.g. "true"'

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
+from typing import Any
 
 _DURATION = re.compile(r"\d+ *[smhdw]?")
+_WHOLE = re.compile(r"-?\d+")
 
 
 def check_duration(value: int | str | bool | None, *, off: bool = False) -> int | str | bool | None:
@@ -21,4 +24,24 @@ def check_duration(value: int | str | bool | None, *, off: bool = False) -> int 
     if not fine:
         ways = '"2h" or "off"' if off else '"2h" or "3d"'
         raise ValueError(f"{value!r} is no duration; write seconds above 0, or a text such as {ways}")
+    return value
+
+
+def read_duration(value: Any, *, below_zero: bool = False) -> Any:
+    """Return a duration as a configuration may have it: also 0, a fraction, ``"off"``, False and True.
+
+    True means the server's default. With ``below_zero`` every negative number means no limit, the older way
+    to write it. Raises ``ValueError``. Source: dstack 0.22.5's own client.
+    """
+    if value is None or isinstance(value, bool) or value == "off":
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        value = int(value)
+    number = int(value) if isinstance(value, str) and _WHOLE.fullmatch(value) else value
+    if isinstance(number, int):
+        fine = number >= 0 or below_zero
+    else:
+        fine = isinstance(value, str) and _DURATION.fullmatch(value) is not None
+    if not fine:
+        raise ValueError(f'expected seconds, or a text such as "2h" or "off", got {value!r}')
     return value

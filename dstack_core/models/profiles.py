@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ConfigDict, ValidationInfo, field_validator
 
 from dstack_core.models.base import Model
-from dstack_core.models.durations import check_duration
+from dstack_core.models.durations import read_duration
 from dstack_core.models.statuses import SpotPolicy
 
 
 class ProfileFields(Model):
     """The fields that a profile can set for the configurations it is used with."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
+    # A number where a text is expected (`name: 123`, a region called 1) is read as text, as dstack does.
+    model_config = ConfigDict(extra="allow", coerce_numbers_to_str=True)
 
     fleets: Sequence[str | Mapping[str, Any]] | None = None
     instances: Sequence[str | Mapping[str, Any]] | None = None
@@ -41,19 +43,32 @@ class ProfileFields(Model):
     @field_validator("max_price", mode="before")
     @classmethod
     def _check_price(cls, value: Any) -> Any:
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not value > 0
-        ):
-            raise ValueError(f"{value!r} is no price; write USD per hour above 0")
+        return None if value is None else read_price(value)
+
+    @field_validator("max_duration", "stop_duration", "idle_duration", mode="before")
+    @classmethod
+    def _check_duration(cls, value: Any, info: ValidationInfo) -> Any:
+        return read_duration(value, below_zero=info.field_name == "idle_duration")
+
+    @field_validator("tags", mode="before")
+    @classmethod
+    def _check_tags(cls, value: Any) -> Any:
+        # dstack's client stops at a number here, and a truth value would not come back as it was written.
+        for name, text in value.items() if isinstance(value, Mapping) else ():
+            if not isinstance(text, str):
+                raise ValueError(f"expected a text for {name}, got {text!r}; put it in quotes")
         return value
 
-    @field_validator("max_duration", "stop_duration", "idle_duration")
-    @classmethod
-    def _check_duration(cls, value: int | str | bool | None, info: ValidationInfo) -> int | str | bool | None:
-        # The older way to write that idle machines stay.
-        if info.field_name == "idle_duration" and value == -1:
-            return value
-        return check_duration(value, off=True)
+
+def read_price(value: Any) -> float:
+    """Return a price in USD per hour, also one written as text. Raises ``ValueError``."""
+    try:
+        price = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        price = math.nan
+    if not 0 < price < math.inf:
+        raise ValueError(f"expected USD per hour above 0, got {value!r}")
+    return price
 
 
 class Profile(ProfileFields):

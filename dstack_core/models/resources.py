@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from dstack_core.models.base import Model
 
 _SIZE = re.compile(r"(\d+(\.\d+)?)\s*(MB|GB|TB)?", re.IGNORECASE)
 _COUNT = re.compile(r"\d+")
+_VENDORS = ("nvidia", "amd", "google", "tpu", "intel", "tenstorrent", "tt")
+_ARCHITECTURE = re.compile(r"(x86|arm)(:|$)")
 
 
 def _check_range(value: int | str | None, part: re.Pattern[str], examples: str) -> int | str | None:
@@ -31,12 +35,14 @@ class GPU(Model):
 
     ``name`` (str or list of str): e.g. ``"A100"``. ``count`` (int, or a range such as ``"2..4"``).
     ``memory`` (VRAM each): a str with a unit such as ``"24GB"``, a range ``"24GB..80GB"``, or an int
-    in MB. Raises ``ConfigurationError``. Source: the documented API, "GPU"; PROTOCOL 3.2.
+    in MB. ``vendor`` (str): ``"nvidia"``, ``"amd"``, ``"google"``, ``"intel"``. Raises
+    ``ConfigurationError``. Source: the documented API, "GPU"; PROTOCOL 3.2.
     """
 
     name: str | list[str] | None = None
     count: int | str | None = None
     memory: int | str | None = None
+    vendor: str | None = None
 
     @field_validator("count")
     @classmethod
@@ -49,19 +55,46 @@ class GPU(Model):
         return _check_range(value, _SIZE, 'a size such as "24GB", or a range such as "24GB..80GB"')
 
 
+def parse_gpu(text: str | int) -> dict[str, Any]:
+    """Return the fields that a short form such as ``"A100:40GB:2"`` names. Raises ``ValueError``."""
+    fields: dict[str, Any] = {}
+    for part in str(text).replace(" ", "").split(":"):
+        value: str | list[str] = part
+        if part.lower() in _VENDORS:
+            key, value = "vendor", part.lower()
+        elif part[:1].isalpha():
+            key, value = "name", part.split(",")
+        else:
+            key = "memory" if any(char.isalpha() for char in part) else "count"
+        if not part or key in fields:
+            raise ValueError(f'expected a form such as "24GB", "A100:40GB:2" or 1, got {text!r}')
+        fields[key] = value
+    return fields
+
+
 class Resources(Model):
     """Ask for hardware; every number is a minimum.
 
-    ``gpu`` (``GPU``), ``memory`` and ``shm_size``: a str with a unit such as ``"24GB"`` or an int in
-    MB; ``cpu``: a whole number or a range; ``disk``: a size. No disk is asked for when none is given.
-    Raises ``ConfigurationError``. Source: the documented API, "Resources"; PROTOCOL 2.4.6, 3.2.
+    ``gpu``: a ``GPU``, or a short form as in YAML (``"24GB"``, ``"A100:40GB:2"``, a count such as 1).
+    ``memory`` and ``shm_size``: a str with a unit such as ``"24GB"`` or an int in MB; ``cpu``: a whole
+    number or a range, with ``"arm:"`` before it for another architecture; ``disk``: a size. No disk is asked
+    for when none is given. A mapping instead of ``Resources`` means what it means in a ``.dstack.yml``: there
+    ``"24GB"`` and 2 are exact, and bare numbers are GB. Raises ``ConfigurationError``. Source: the documented
+    API, "Resources"; PROTOCOL 2.4.6, 3.2.
     """
 
-    gpu: GPU | None = None
+    gpu: GPU | str | int | None = None
     memory: int | str | None = None
     shm_size: int | str | None = None
     cpu: int | str | None = None
-    disk: int | str | None = Field(default=None)
+    disk: int | str | None = None
+
+    @field_validator("gpu", mode="before")
+    @classmethod
+    def _read_gpu(cls, value: Any) -> Any:
+        if isinstance(value, str | int) and not isinstance(value, bool):
+            return GPU.model_validate(parse_gpu(value))
+        return GPU.model_validate(value) if isinstance(value, Mapping) else value
 
     @field_validator("memory", "shm_size", "disk")
     @classmethod
@@ -71,4 +104,7 @@ class Resources(Model):
     @field_validator("cpu")
     @classmethod
     def _check_cpu(cls, value: int | str | None) -> int | str | None:
-        return _check_range(value, _COUNT, 'a whole number such as 4, or a range such as "4..16"')
+        count = _ARCHITECTURE.sub("", value) if isinstance(value, str) else value
+        if count != "" or value == "":
+            _check_range(count, _COUNT, 'a whole number such as 4, or a range such as "4..16"')
+        return value

@@ -31,7 +31,7 @@ dstack: Any = dstack_core
         (lambda: dstack.Resources(memory=".."), r"Resources\.memory: '\.\.' is not understood"),
         (lambda: dstack.RetryPolicy(retry=True, limit=0), r"RetryPolicy\.limit: 0 is no duration"),
         (lambda: dstack.RegistryAuth(username="me"), r"RegistryAuth\.password: Field required"),
-        (lambda: dstack.load_configuration({"type": "fleet"}), r"type 'fleet' cannot be run; use one of task"),
+        (lambda: dstack.load_configuration({"type": "fleet"}), r"expected one of `type: task`, `type: service`, `type: dev-environment`, got 'fleet'"),
         (lambda: dstack.parse_configuration("- a\n- b"), r"holds a list, not a mapping"),
         (lambda: dstack.parse_configuration("a: [", "x.yml"), r"x\.yml, line \d"),
         (lambda: dstack.load_configuration("/nowhere/x.dstack.yml"), r"/nowhere/x\.dstack\.yml: No such file"),
@@ -49,8 +49,8 @@ def test_models_refuse(build: Any, text: str) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"max_price": -1}, r"max_price: -1 is no price; write USD per hour above 0"),
-        ({"max_price": 0}, r"max_price: 0 is no price"),
+        ({"max_price": -1}, r"max_price: expected USD per hour above 0, got -1\."),
+        ({"max_price": 0}, r"max_price: expected USD per hour above 0, got 0"),
         ({"max_duration": 0}, r"max_duration: 0 is no duration"),
         ({"spot_policy": "cheap"}, r"spot_policy: 'cheap' is not known; use one of 'spot'"),
     ],
