@@ -101,6 +101,8 @@ def as_airflow_error(error: BaseException, *, submitted: bool) -> Exception:
     )
     from dstack_core import DstackError as CoreError
 
+    from airflow_provider_dstack._spec import in_words_of_operator
+
     if not isinstance(error, CoreError):
         return error if isinstance(error, Exception) else DstackError(repr(error))
     hopeless: tuple[type[Exception], ...] = (
@@ -114,7 +116,7 @@ def as_airflow_error(error: BaseException, *, submitted: bool) -> Exception:
     if isinstance(error, AuthenticationError):
         return AirflowFailException(f"{error.message} Here it is the password of the Airflow connection.")
     if isinstance(error, hopeless) and not isinstance(error, RunNameTakenError):
-        return AirflowFailException(error.message)
+        return AirflowFailException(in_words_of_operator(error.message))
     if isinstance(error, ServerUnreachableError):
         return DstackServerUnreachable(error.message)
     if isinstance(error, RunNotFoundError):

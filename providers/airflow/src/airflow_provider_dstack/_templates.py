@@ -49,7 +49,7 @@ class TemplatedModels(BaseOperator):
         """Yield what is to be hidden in logs and rendered fields."""
         from airflow_provider_dstack._spec import secrets_in
 
-        yield from secrets_in(self.configuration)
+        yield from secrets_in(self.configuration, getattr(self, "env", None))
 
     def resolve_template_files(self) -> None:
         """Read the configuration's file, as Airflow does when it parses the DAG; no other field names one."""

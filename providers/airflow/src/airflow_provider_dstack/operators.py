@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from airflow_provider_dstack.hooks import DstackHook
     from airflow_provider_dstack.reaper import DstackReapOperator
     from airflow_provider_dstack.services import DstackServiceOperator, DstackStopRunOperator
-    from dstack_core import Configuration, Resources, RetryPolicy, Run, SpotPolicy
+    from dstack_core import Configuration, Profile, Resources, RetryPolicy, Run, SpotPolicy
 
 __all__ = ["DstackReapOperator", "DstackRunOperator", "DstackServiceOperator", "DstackStopRunOperator"]
 
@@ -75,7 +75,12 @@ class DstackRunOperator(TemplatedModels):
         "max_price",
         "working_dir",
         "backends",
+        "env",
+        "args",
+        "profile",
+        "profiles_file",
         "repo_dir",
+        "git_conn_id",
         "dstack_conn_id",
         "project_name",
     )
@@ -89,7 +94,7 @@ class DstackRunOperator(TemplatedModels):
         *,
         configuration: Configuration | Mapping[str, Any] | str | os.PathLike[str],
         run_name: str | None = None,
-        run_resources: Resources | Mapping[str, Any] | None = None,
+        run_resources: Resources | Mapping[str, Any] | str | int | None = None,
         spot_policy: SpotPolicy | str | None = None,
         run_retry_policy: RetryPolicy | Mapping[str, Any] | None = None,
         max_duration: int | str | None = None,
@@ -97,6 +102,10 @@ class DstackRunOperator(TemplatedModels):
         working_dir: str | None = None,
         verify_ports: bool = False,
         backends: Sequence[str] | str | None = None,
+        env: Mapping[str, str] | None = None,
+        args: Sequence[str] | None = None,
+        profile: str | Profile | None = None,
+        profiles_file: str | os.PathLike[str] | None = None,
         dstack_conn_id: str = "dstack_default",
         project_name: str | None = None,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
@@ -106,6 +115,8 @@ class DstackRunOperator(TemplatedModels):
         get_logs: bool = True,
         log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
         repo_dir: str | os.PathLike[str] | None = None,
+        local_repo: bool = False,
+        git_conn_id: str | None = None,
         skip_on_exit_code: int | Sequence[int] | None = None,
         durable: bool = True,
         **kwargs: Any,
@@ -122,6 +133,10 @@ class DstackRunOperator(TemplatedModels):
         self.working_dir = working_dir
         self.verify_ports = verify_ports
         self.backends = backends
+        self.env = env
+        self.args = args
+        self.profile = profile
+        self.profiles_file = profiles_file
         self.dstack_conn_id = dstack_conn_id
         self.project_name = project_name
         self.deferrable = deferrable
@@ -130,6 +145,8 @@ class DstackRunOperator(TemplatedModels):
         self.retry_budget = at_least("retry_budget", retry_budget, 0.0)
         self.get_logs = get_logs
         self.repo_dir = repo_dir
+        self.local_repo = local_repo
+        self.git_conn_id = git_conn_id
         self.skip_on_exit_code = skip_on_exit_code
         self.durable = durable
         self._skip_on = exit_codes("skip_on_exit_code", skip_on_exit_code)
