@@ -23,7 +23,14 @@ def rendered(
     """Return the operator once its templates are rendered; ``dag`` are arguments of its DAG."""
     with DAG("templates", schedule=None, render_template_as_native_obj=native, **(dag or {})):
         task = DstackRunOperator(task_id="train", configuration=configuration, **arguments)
-    context: Any = {"word": "hi", "number": 3, "version": "3.10", "names": ["a", "b"], "flag": True, "empty": None}
+    context: Any = {
+        "word": "hi",
+        "number": 3,
+        "version": "3.10",
+        "names": ["a", "b"],
+        "flag": True,
+        "empty": None,
+    }
     task.render_template_fields(context)
     return task
 

@@ -114,8 +114,9 @@ def profile_of(operator: DstackRunOperator, context: Context) -> Profile:
     folder = directory_of(operator, context)
     if profile and file is None and folder is None:
         raise ConfigurationError(
-            f"profile: expected profiles_file or repo_dir with profile {profile!r}, got neither. Set "
-            "profiles_file to the path of a profiles.yml, or repo_dir to a directory with .dstack/profiles.yml."
+            f"profile: expected profiles_file or repo_dir with profile {profile!r}, got neither. "
+            "Set profiles_file to the path of a profiles.yml, or repo_dir to a directory with "
+            ".dstack/profiles.yml."
         )
     found = load_profile(profile or None, folder, file=_beside_dag(file, context), home=False)
     if found.model_fields_set:

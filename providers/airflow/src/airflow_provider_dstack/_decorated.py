@@ -101,7 +101,7 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
         from airflow_provider_dstack._spec import secrets_in
 
         yield from super().secret_texts()
-        yield from secrets_in({"registry_auth": self.registry_auth})
+        yield from secrets_in({"type": "task", "registry_auth": self.registry_auth})
 
     def _arguments(self, context: Context) -> dict[str, Any]:
         """Return the keyword arguments, with those of Airflow's context that the function names."""

@@ -27,7 +27,7 @@ _USER_AND_TOKEN = re.compile(r"https?://[^/@:]*:(?P<token>[^/@]+)@", re.IGNORECA
 _KEY_LINE = 20
 
 
-def git_credentials(git_conn_id: str | None) -> dict[str, str]:
+def git_credentials(git_conn_id: str | None) -> dict[str, Any]:
     """Return the credentials as ``Client.from_config`` takes them; empty without any.
 
     The token counts for a URL over https, the key otherwise. Raises ``AirflowFailException``.
@@ -62,8 +62,8 @@ def _connection(git_conn_id: str) -> Connection:
         connection = BaseHook.get_connection(git_conn_id)
     except AirflowNotFoundException:
         raise AirflowFailException(
-            f"git_conn_id: expected a connection of type git, and there is none called {git_conn_id!r}. Add it "
-            "with an access token as its password, or with private_key or key_file in its extra."
+            f"git_conn_id: expected a connection of type git, and there is none called {git_conn_id!r}. "
+            "Add it with an access token as its password, or with private_key or key_file in its extra."
         ) from None
     if connection.conn_type != "git":
         # The token of another service is not for the Git server.
@@ -114,9 +114,7 @@ def _without_passphrase(git_conn_id: str, text: str, passphrase: str) -> str:
             f"none ({error})",
             "Correct the passphrase, or use a key without one.",
         ) from None
-    return key.private_bytes(
-        keys.Encoding.PEM, keys.PrivateFormat.OpenSSH, keys.NoEncryption()
-    ).decode()
+    return key.private_bytes(keys.Encoding.PEM, keys.PrivateFormat.OpenSSH, keys.NoEncryption()).decode()
 
 
 def _wrong(git_conn_id: str, expected: str, got: str, advice: str) -> AirflowFailException:

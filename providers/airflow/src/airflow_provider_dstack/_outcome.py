@@ -87,6 +87,7 @@ def as_airflow_error(error: BaseException, *, submitted: bool) -> Exception:
     ``submitted`` says whether the server had already taken the run: then it has shown that it is a dstack
     server, and an odd answer may pass.
     """
+    from airflow_provider_dstack._spec import in_words_of_operator
     from dstack_core import (
         AccessDeniedError,
         AuthenticationError,
@@ -100,8 +101,6 @@ def as_airflow_error(error: BaseException, *, submitted: bool) -> Exception:
         UnsupportedServerError,
     )
     from dstack_core import DstackError as CoreError
-
-    from airflow_provider_dstack._spec import in_words_of_operator
 
     if not isinstance(error, CoreError):
         return error if isinstance(error, Exception) else DstackError(repr(error))

@@ -1,8 +1,8 @@
 """Read the texts of a configuration as templates, but for what the shell and dstack fill in themselves.
 
 ``${{ secrets.name }}``, ``${{ env.NAME }}``, ``${{ run.args }}``, ``${{ groups[0]... }}`` and
-``${{ dstack.job_num }}`` are dstack's; ``$${{ x }}`` is how a configuration writes ``${{ x }}`` itself; ``${#a}`` is
-a length in a shell, where Jinja would begin a comment.
+``${{ dstack.job_num }}`` are dstack's; ``$${{ x }}`` is how a configuration writes ``${{ x }}`` itself; ``${#a}``
+is a length in a shell, where Jinja would begin a comment.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ServerReferences(Extension):
 
 @lru_cache(maxsize=8)
 def _pattern(begin: str, end: str, variable: str, variable_end: str, comment: str) -> re.Pattern[str]:
-    """Return what finds a text to protect (group ``own``), and skips whole raw blocks, values and comments."""
+    """Return what finds a text to protect (group ``own``), and skips whole raw blocks and values."""
     block, close, value, value_end, note = map(re.escape, (begin, end, variable, variable_end, comment))
     length = rf"\${note}|" if comment == "{#" else ""
     return re.compile(

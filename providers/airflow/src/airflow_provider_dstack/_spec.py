@@ -72,8 +72,8 @@ def render_model(model: Any, render: Callable[[str, Any], Any]) -> Any:
 def secrets_in(configuration: Any, env: Any = None) -> Iterator[str]:
     """Yield the texts to hide in logs: values of ``env``, and the registry's password.
 
-    ``env`` is the operator's, which wins; names without a value have the one of this process. Numbers and flags
-    are left readable.
+    ``env`` is the operator's, which wins; names without a value have the one of this process. Numbers and
+    flags are left readable.
     """
     from dstack_core import ConfigurationError, secret_values
 
@@ -95,8 +95,9 @@ def _raw_env(env: Any) -> dict[str, Any]:
     """Return an ``env`` that nobody has checked, as far as it can be read."""
     if isinstance(env, Mapping):
         return {str(name): value for name, value in env.items()}
-    items = [item for item in env if isinstance(item, str)] if isinstance(env, list | tuple) else []
-    return {name: value if equals else None for name, equals, value in (item.partition("=") for item in items)}
+    items = env if isinstance(env, list | tuple) else []
+    pairs = [item.partition("=") for item in items if isinstance(item, str)]
+    return {name: value if equals else None for name, equals, value in pairs}
 
 
 def in_words_of_operator(message: str) -> str:
