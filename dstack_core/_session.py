@@ -33,7 +33,7 @@ from dstack_core._wire.api import Api
 from dstack_core._wire.attach import Approach, Route, fixed_local_ports
 from dstack_core._wire.filling import fill_in
 from dstack_core._wire.runs import RunSnapshot
-from dstack_core._wire.spec import RunOptions, check_run_name, run_spec, with_files
+from dstack_core._wire.spec import RunOptions, check_run_name, run_spec, with_files, with_repo_place
 from dstack_core._wire.versions import needs_of
 from dstack_core.configurations import ConfigurationLike, load_configuration
 from dstack_core.errors import RequestRejectedError
@@ -94,6 +94,7 @@ class Session:
         files = pack_files(loaded.files or [])
         code = self.repository.pack(loaded.repos or ())
         wanted = run_spec(loaded, options, run_name=name, marker=marker or random_marker(), code=code)
+        place = None if code is None else code.place
         budget = self._budget(retry_budget)
         if verify_ports:
             verify_local_ports(fixed_local_ports(loaded))
@@ -106,6 +107,8 @@ class Session:
                 if found is not None and found.marker == marker:
                     return found
             spec["ssh_key_pub"] = yield from self._key(name)
+            if place is not None:
+                spec = with_repo_place(spec, place, (yield from self._gates.release()))
             if files:
                 spec = with_files(spec, (yield from deliver_files(self.api, files)))
             # Nobody but this call knows a marker that it drew itself.
@@ -113,7 +116,9 @@ class Session:
             if code is None:
                 return (yield from submit(self.api, spec, budget, **how))
             try:
-                yield from deliver_code(self.api, code, self._delivered, init=self.repository.init)
+                yield from deliver_code(
+                    self.api, code, self._delivered, self._gates, init=self.repository.init
+                )
                 return (yield from submit(self.api, spec, budget, **how))
             except RequestRejectedError as error:
                 told = explained(error, init=self.repository.init)
@@ -122,12 +127,14 @@ class Session:
                 self._delivered.forget()
                 raise told from None
 
-        guarded = self._gates.guarding(steps(), needs_of(wanted), ask_first=True)
+        needs = (*needs_of(wanted), *(place.needs if place else ()))
+        guarded = self._gates.guarding(steps(), needs, ask_first=True)
         return retrying(guarded, budget, Progress(name))
 
     def init_repo(self) -> Flow[None]:
         """Read the repository at once, which blocks; the flow makes it known to the server."""
-        return self._retrying(init_repo(self.api, self.repository.describe(), self._delivered))
+        code = self.repository.describe()
+        return self._retrying(init_repo(self.api, code, self._delivered, self._gates))
 
     def plan(
         self, configuration: ConfigurationLike, options: RunOptions, *, timeout: float | None = None

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from dstack_core._flow.gates import Gates
 from dstack_core._flow.steps import Op, call
 from dstack_core._wire.api import Api
 from dstack_core._wire.code import Code, Upload
@@ -29,20 +30,29 @@ class Delivered:
         self.uploads.clear()
 
 
-def init_repo(api: Api, code: Code, delivered: Delivered) -> Op[None]:
-    """Make the repo and its credentials known to the server."""
-    release = None if code.clone is None else (yield from call(api.get_release()))
+def init_repo(api: Api, code: Code, delivered: Delivered, gates: Gates, *, again: bool = True) -> Op[None]:
+    """Make the repo and its credentials known to the server, which keeps what it has.
+
+    Initializing a repo replaces its credentials, also by none. So without a secret of its own the caller asks
+    first, and leaves a repo alone that has one. Unless ``again``, so it does with one that is known at all.
+    """
+    if code.clone is not None and not code.clone.has_secret:
+        stored = yield from call(api.find_repo(code.repo_id))
+        if stored is not None and (stored.has_secret or (stored.has_clone and not again)):
+            delivered.repos.add(code.repo_id)
+            return
+    release = None if code.clone is None else (yield from gates.release())
     yield from call(api.init_repo(code, release))
     delivered.repos.add(code.repo_id)
 
 
-def deliver_code(api: Api, code: Code, delivered: Delivered, *, init: bool) -> Op[None]:
+def deliver_code(api: Api, code: Code, delivered: Delivered, gates: Gates, *, init: bool) -> Op[None]:
     """Make the repo known, unless ``init`` is off, and upload its archive or diff; each once.
 
     Raises ``ConfigurationError`` when the upload is too big for the server.
     """
     if init and code.repo_id not in delivered.repos:
-        yield from init_repo(api, code, delivered)
+        yield from init_repo(api, code, delivered, gates, again=False)
     upload = code.upload
     if upload is not None and (code.repo_id, upload.sha256) not in delivered.uploads:
         yield from _uploaded(api.upload_code(code.repo_id, upload), upload)

@@ -29,7 +29,7 @@ class Gates:
         needs the version is asked only after a refusal. Raises ``UnsupportedServerError``.
         """
         if needs and ask_first:
-            versions.check(needs, (yield from self._ask()), self._api.server_url)
+            versions.check(needs, (yield from self.release()), self._api.server_url)
         try:
             return (yield from flow)
         except ServerError as error:
@@ -41,7 +41,8 @@ class Gates:
                 raise
             raise told from None
 
-    def _ask(self, *, patient: bool = True) -> Op[versions.Release | None]:
+    def release(self, *, patient: bool = True) -> Op[versions.Release | None]:
+        """Return the server's version, None when it does not say; asked once."""
         if not self._asked:
             self._release = yield from call(replace(self._api.get_release(), idempotent=patient))
             self._asked = True
@@ -49,7 +50,7 @@ class Gates:
 
     def _ask_once_more(self, refusal: ServerError) -> Op[versions.Release | None]:
         try:
-            return (yield from self._ask(patient=False))
+            return (yield from self.release(patient=False))
         except ServerError:
             # What the caller has to hear of is the refusal.
             raise refusal from None

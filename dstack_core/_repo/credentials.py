@@ -1,81 +1,15 @@
-"""Say how a run clones a repository, and with which secret (PROTOCOL 1.3, 3.1)."""
+"""The credentials a run clones a repository with (PROTOCOL 1.3, 3.1)."""
 
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote, urlsplit
 
-from dstack_core._repo.git import LOCAL_REPO
+from dstack_core._repo.remote import Remote
 from dstack_core._ssh.key_formats import EncryptedKeyError, load_private_key
 from dstack_core._wire.code import Clone
 from dstack_core.errors import ConfigurationError
-
-_SCP = re.compile(r"(?:(?P<user>[^/@:]+)@)?(?P<host>\[[^\]]+\]|[^/@:]+):(?P<path>.+)")
-
-
-@dataclass(frozen=True, slots=True)
-class Remote:
-    """Hold the address of a remote without the secrets that were written into it.
-
-    ``user`` is the login of an ssh address. What stands before the ``@`` of an https address may be a
-    token, so it is dropped and never used.
-    """
-
-    scheme: str
-    host: str
-    port: int | None
-    path: str
-    user: str = "git"
-
-    @classmethod
-    def parse(cls, url: str, directory: Path) -> Remote:
-        """Read any form git takes; a path is relative to ``directory``. Raises ``ConfigurationError``."""
-        scheme, separator, _ = url.partition("://")
-        if not separator:
-            scp = _SCP.fullmatch(url)
-            if scp and not url.startswith((".", "/")):
-                return cls("ssh", scp["host"], None, "/" + scp["path"].lstrip("/"), scp["user"] or "git")
-            return cls("file", "", None, quote(str((directory / Path(url).expanduser()).resolve())))
-        scheme = scheme.lower()
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError:
-            raise ConfigurationError(
-                f"repo_dir: the address of the Git remote cannot be read. {_ways()}"
-            ) from None
-        if scheme not in ("https", "ssh", "file", "git"):
-            raise ConfigurationError(
-                f"repo_dir: a run cannot clone a Git remote over {scheme!r}, only over https and ssh. "
-                f"{_ways()}"
-            )
-        host = parts.hostname or ""
-        host = f"[{host}]" if ":" in host else host
-        user = (parts.username if scheme == "ssh" else None) or "git"
-        return cls("https" if scheme == "git" else scheme, host, port, parts.path, user)
-
-    @property
-    def name(self) -> str:
-        """Return the repository's name."""
-        return self._clean_path.rpartition("/")[2] or "repo"
-
-    @property
-    def location(self) -> str:
-        """Return what is the same for all addresses of one repository."""
-        return self.host.lower() + self._clean_path
-
-    @property
-    def _clean_path(self) -> str:
-        return self.path.rstrip("/").removesuffix(".git")
-
-    def as_url(self, scheme: str) -> str:
-        """Return the address over https, ssh or file; a port only counts for the scheme it was given with."""
-        port = f":{self.port}" if self.port and scheme == self.scheme else ""
-        user = f"{self.user}@" if scheme == "ssh" else ""
-        return f"{scheme}://{user}{self.host}{port}{self.path}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +53,6 @@ class GitCredentials:
             )
         return cls(identity, git_private_key or None, oauth_token or None)
 
-    @property
-    def parameter(self) -> str | None:
-        """Return the name of the parameter that was given, None without one."""
-        if self.identity_file is not None:
-            return "git_identity_file"
-        if self.private_key is not None:
-            return "git_private_key"
-        return None if self.oauth_token is None else "oauth_token"
-
     def read_key(self) -> str | None:
         """Return the text of the private key, None without one.
 
@@ -146,18 +71,12 @@ class GitCredentials:
 def clone_of(remote: Remote, credentials: GitCredentials) -> Clone:
     """Return how the run clones: over ssh with a key, over https with a token, over https without either.
 
-    Raises ``ConfigurationError`` for a key that cannot be used, and for a remote that is a local path.
+    Raises ``ConfigurationError`` for a key that cannot be used.
     """
-    if credentials.parameter is None:
-        return Clone(remote.as_url("file" if remote.scheme == "file" else "https"))
-    if remote.scheme == "file":
-        raise ConfigurationError(
-            f"{credentials.parameter}: the Git remote is the local path {remote.path!r}, which takes none"
-        )
     private_key = credentials.read_key()
     if private_key is not None:
-        return Clone(remote.as_url("ssh"), private_key=private_key)
-    return Clone(remote.as_url("https"), oauth_token=credentials.oauth_token)
+        return Clone(remote.as_ssh(), private_key=private_key)
+    return Clone(remote.as_https(), oauth_token=credentials.oauth_token)
 
 
 def _checked_key(what: str, text: str) -> str:
@@ -173,7 +92,3 @@ def _checked_key(what: str, text: str) -> str:
     except ValueError as error:
         raise ConfigurationError(f"{what} holds no private key that a run can use ({error}).") from None
     return text
-
-
-def _ways() -> str:
-    return f"Give the remote an https or ssh address (git remote set-url), or {LOCAL_REPO}"

@@ -6,12 +6,12 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from dstack_core._repo.remote import CannotCloneError, Remote
 from dstack_core.errors import ConfigurationError
 
-LOCAL_REPO = "pass local_repo=True to upload the directory's contents instead"
 _SECRET = re.compile(r"://[^/@\s]+@")
 # A caller inside a git hook has these set for another repository.
 _FOREIGN = frozenset(
@@ -42,7 +42,7 @@ class Git:
     def run(
         self, *arguments: str, env: Mapping[str, str] | None = None, stdin: bytes = b""
     ) -> subprocess.CompletedProcess[bytes]:
-        """Return the finished process, whatever its status; raises ``ConfigurationError`` without git."""
+        """Return the finished process, whatever its status; raises ``CannotCloneError`` without git."""
         own = {name: value for name, value in os.environ.items() if name not in _FOREIGN}
         try:
             return subprocess.run(
@@ -55,13 +55,10 @@ class Git:
                 start_new_session=True,
             )
         except FileNotFoundError:
-            raise ConfigurationError(
-                f"repo_dir: {str(self.directory)!r} is a Git repository and there is no git on the PATH; "
-                f"install it, or {LOCAL_REPO}"
-            ) from None
+            raise CannotCloneError("there is no git on the PATH") from None
 
     def output(self, *arguments: str, env: Mapping[str, str] | None = None, stdin: bytes = b"") -> bytes:
-        """Return what git printed; raises ``ConfigurationError`` when it fails."""
+        """Return what git printed; raises ``CannotCloneError`` when it fails."""
         done = self.run(*arguments, env=env, stdin=stdin)
         if done.returncode != 0:
             raise self.refusal(done)
@@ -72,20 +69,28 @@ class Git:
         done = self.run(*arguments)
         return (os.fsdecode(done.stdout).strip("\n") or None) if done.returncode == 0 else None
 
-    def refusal(self, done: subprocess.CompletedProcess[bytes]) -> ConfigurationError:
+    def refusal(self, done: subprocess.CompletedProcess[bytes]) -> CannotCloneError:
         """Return the error for a git command that failed."""
-        told = _SECRET.sub("://***@", " ".join(done.stderr.decode(errors="replace").split()))[:300]
-        return ConfigurationError(
-            f"repo_dir: git cannot read {str(self.directory)!r}: {told or f'exit status {done.returncode}'}. "
-            f"Make it readable for git, or {LOCAL_REPO}"
-        )
+        # What follows the first line is advice for a terminal.
+        told = done.stderr.decode(errors="replace").strip().partition("\n")[0].removeprefix("fatal: ")
+        told = _SECRET.sub("://***@", told)[:300] or f"exit status {done.returncode}"
+        return CannotCloneError(f"git cannot read it ({told})")
+
+    def tracked(self) -> frozenset[Path]:
+        """Return the files that git tracks and the directories they lie in; nothing when git does not say."""
+        try:
+            listed = self.output("ls-files", "-z")
+        except CannotCloneError:
+            return frozenset()
+        files = [self.directory / name for name in os.fsdecode(listed).split("\0") if name]
+        return frozenset(folder for file in files for folder in (file, *file.parents))
 
 
 @dataclass(frozen=True, slots=True)
 class Checkout:
-    """Hold what a run needs to have the same commit; the remote's address may hold a secret."""
+    """What a run needs to have the same commit."""
 
-    remote_url: str = field(repr=False)
+    remote: Remote
     branch: str
     commit: str
 
@@ -93,7 +98,8 @@ class Checkout:
 def is_top_of_repository(directory: Path) -> bool:
     """Tell whether the directory is the top of a Git checkout; one below the top is a plain directory.
 
-    Raises ``ConfigurationError`` for a bare repository, and for one that git refuses to read.
+    Raises ``ConfigurationError`` for a bare repository, and ``CannotCloneError`` for one that git does not
+    read: of another owner, or a worktree whose repository is not there.
     """
     git = Git(directory)
     if not (directory / ".git").exists():
@@ -111,27 +117,27 @@ def is_top_of_repository(directory: Path) -> bool:
 
 
 def read_checkout(git: Git) -> Checkout:
-    """Return the remote, its branch, and the newest commit of HEAD's history that this branch has.
+    """Return the remote, one of its branches, and the newest commit of HEAD's history that this branch has.
 
-    Commits that were not pushed are part of the diff against that commit. Raises ``ConfigurationError``
-    when no remote branch is known to have any of it.
+    Commits that were not pushed are part of the diff against that commit. Raises ``CannotCloneError`` when no
+    branch of a remote is known to have any of it.
     """
-    where = f"repo_dir: {str(git.directory)!r}"
     if git.line("rev-parse", "--verify", "--quiet", "HEAD") is None:
-        raise ConfigurationError(
-            f"{where} is a Git repository without a commit. Commit and push (git push -u origin BRANCH), "
-            f"or {LOCAL_REPO}"
-        )
+        raise CannotCloneError("it has no commit")
     branch = git.line("symbolic-ref", "--quiet", "--short", "HEAD")
-    remote, ref, name = _tracked(git, branch) or _containing(git, branch, where)
-    url = git.line("remote", "get-url", remote)
-    commit = git.line("merge-base", "HEAD", ref)
-    if url is None or commit is None:
-        raise ConfigurationError(
-            f"{where}: {ref} is not there or has no commit in common with HEAD (a shallow clone may not know "
-            f"it). Run git fetch or git push -u {remote} {name}, or {LOCAL_REPO}"
-        )
-    return Checkout(url, name, commit)
+    remotes = (git.line("remote") or "").split("\n")
+    tracked = _tracked(git, branch)
+    remote = tracked[0] if tracked else "origin" if "origin" in remotes else remotes[0]
+    if not remote:
+        raise CannotCloneError("it has no remote")
+    name = commit = None
+    if tracked:
+        _, ref, name = tracked
+        # None where the branch was deleted over there, or where a shallow clone does not know the way.
+        commit = git.line("merge-base", "HEAD", ref)
+    if name is None or commit is None:
+        name, commit = _pushed(git, remote, branch)
+    return _true_checkout(git.directory, _url(git, remote), name, commit)
 
 
 def _tracked(git: Git, branch: str | None) -> tuple[str, str, str] | None:
@@ -147,26 +153,71 @@ def _tracked(git: Git, branch: str | None) -> tuple[str, str, str] | None:
     return remote, ref, name.removeprefix("refs/heads/")
 
 
-def _containing(git: Git, branch: str | None, where: str) -> tuple[str, str, str]:
-    """Return a branch of the remote that has HEAD itself: for a detached HEAD or a new branch."""
-    remotes = (git.line("remote") or "").split("\n")
-    remote = "origin" if "origin" in remotes else remotes[0]
-    state = f"the branch {branch!r} has no tracking branch" if branch else "its HEAD is detached"
-    push = f"git push -u {remote or 'origin'} {branch or 'HEAD:refs/heads/BRANCH'}"
-    if not remote:
-        raise ConfigurationError(
-            f"{where} is a Git repository without a remote, so a run cannot clone it. Add one and push (git "
-            f"remote add origin URL; {push}), or {LOCAL_REPO}"
-        )
+def _pushed(git: Git, remote: str, branch: str | None) -> tuple[str, str]:
+    """Return a branch of the remote and its newest commit in HEAD's history.
+
+    For a detached HEAD, a branch that was not pushed, and the checkouts of CI: a tag or a merge that no
+    branch has may be all there is, and then there is nothing to clone.
+    """
     prefix = f"refs/remotes/{remote}/"
+    if git.line("for-each-ref", "--count=1", prefix) is None:
+        raise CannotCloneError(f"no branch of its remote {remote!r} is known here")
+    beyond = git.line("rev-list", "--boundary", "--first-parent", "HEAD", "--not", f"--remotes={remote}")
+    commit = "HEAD"
+    if beyond is not None:
+        pushed = [line[1:] for line in beyond.split("\n") if line.startswith("-")]
+        if not pushed:
+            raise CannotCloneError(f"no branch of its remote {remote!r} is known to have its commits")
+        commit = pushed[-1]
+    ref = _having(git, commit, prefix, branch)
+    full = git.line("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}")
+    if ref is None or full is None:
+        raise CannotCloneError(f"no branch of its remote {remote!r} is known to have its commits")
+    return ref.removeprefix(prefix), full
+
+
+def _having(git: Git, commit: str, prefix: str, branch: str | None) -> str | None:
+    """Return a branch below ``prefix`` that has the commit: of that name, the default, else the first."""
     default = git.line("symbolic-ref", "--quiet", f"{prefix}HEAD")
-    having = git.line("for-each-ref", "--contains", "HEAD", "--format=%(refname)", prefix) or ""
+    having = git.line("for-each-ref", "--contains", commit, "--format=%(refname)", prefix) or ""
     found = [ref for ref in having.split("\n") if ref and ref != f"{prefix}HEAD"]
-    if not found:
-        raise ConfigurationError(
-            f"{where}: {state}, and no branch of the remote {remote!r} is known to have its newest commit. "
-            f"Push it ({push}), or {LOCAL_REPO}"
-        )
     preferred = [ref for ref in (f"{prefix}{branch}", default) if ref is not None and ref in found]
-    ref = (preferred + found)[0]
-    return remote, ref, ref.removeprefix(prefix)
+    return next(iter(preferred + found), None)
+
+
+def _url(git: Git, remote: str) -> str:
+    """Return the address of a remote as it was configured.
+
+    What ``insteadOf`` makes of it is for this machine; it counts only where nothing else is an address.
+    """
+    urls = git.line("config", "--get-all", f"remote.{remote}.url") or ""
+    written = urls.split("\n")[0]
+    if written.startswith(("https://", "ssh://", "git@")):
+        return written
+    return git.line("remote", "get-url", remote) or written
+
+
+def _true_checkout(directory: Path, url: str, branch: str, commit: str) -> Checkout:
+    """Follow remotes on this disk, such as the bare mirror behind Airflow's bundles, to where they lead.
+
+    A mirror has the branches of its own remote as its own. Any other repository may have commits that were
+    never pushed, so there a branch of its remote must have the commit.
+    """
+    remote = Remote.parse(url, directory)
+    visited = {directory}
+    while remote.scheme == "file":
+        local = f"its remote is the local path {str(remote.directory)!r}"
+        if remote.directory in visited or not remote.directory.is_dir():
+            raise CannotCloneError(local)
+        visited.add(remote.directory)
+        there = Git(remote.directory)
+        url = _url(there, "origin")
+        if not url:
+            raise CannotCloneError(local)
+        if there.line("rev-parse", "--is-bare-repository") != "true":
+            ref = _having(there, commit, "refs/remotes/origin/", branch)
+            if ref is None:
+                raise CannotCloneError(f"{local}, which has commits that were not pushed")
+            branch = ref.removeprefix("refs/remotes/origin/")
+        remote = Remote.parse(url, remote.directory)
+    return Checkout(remote, branch, commit)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dstack_core._repo.git import Git
 from dstack_core._repo.ignored import top_of_repository, walk
+from dstack_core._repo.remote import CannotCloneError
 from dstack_core.errors import ConfigurationError
 
 _LINK_MODE = "120000"
@@ -92,7 +93,7 @@ def _tracked_links(top: Path) -> set[Path] | None:
     """Return the links that git tracks below ``top``, None when git does not say."""
     try:
         done = Git(top).run("ls-files", "--stage", "-z")
-    except ConfigurationError:
+    except CannotCloneError:
         return None
     if done.returncode != 0:
         return None

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dstack_core._repo.archive import pack_directory
-from dstack_core._repo.credentials import GitCredentials, Remote, clone_of
+from dstack_core._repo.credentials import GitCredentials, clone_of
 from dstack_core._repo.diff import take_diff
 from dstack_core._repo.git import Git, is_top_of_repository, read_checkout
-from dstack_core._wire.code import Code
+from dstack_core._repo.remote import CannotCloneError, Remote
+from dstack_core._wire.code import Code, RepoPlace
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.repos import RepoMapping
+
+_log = logging.getLogger("dstack_core")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +78,72 @@ class Repository:
 
     def _named(self, repo: RepoMapping) -> Code:
         if repo.local_path is not None:
-            return self._code(check_directory(repo.local_path), with_upload=True)
-        remote = Remote.parse(repo.url or "", Path.cwd())
+            if repo.branch or repo.hash:
+                _log.warning("repos: branch and hash are not used: a local_path is taken as it is.")
+            directory = check_directory(repo.local_path)
+            place = RepoPlace({"local_path": str(directory)}, repo.path, repo.if_exists)
+            return replace(self._code(directory, with_upload=True), place=place)
+        try:
+            remote = Remote.parse(repo.url or "", Path.cwd())
+        except CannotCloneError as error:
+            raise _not_cloned(str(error)) from None
+        if remote.scheme == "file":
+            raise _not_cloned("its remote is a local path")
         clone = clone_of(remote, self.credentials)
-        return Code.of_git(remote.name, remote.location, repo.branch, repo.hash, clone, None)
+        code = Code.of_git(remote.name, remote.location, repo.branch, repo.hash, clone, None)
+        named = {"url": clone.url, "branch": repo.branch, "hash": repo.hash}
+        source = {key: value for key, value in named.items() if value is not None}
+        return replace(code, place=RepoPlace(source, repo.path, repo.if_exists))
 
     def _code(self, directory: Path, *, with_upload: bool) -> Code:
-        if self.local_repo or not is_top_of_repository(directory):
-            upload = pack_directory(directory) if with_upload else None
-            return Code.of_directory(str(directory), upload)
+        if self.local_repo:
+            return _contents(directory, with_upload=with_upload)
         git = Git(directory)
-        checkout = read_checkout(git)
-        remote = Remote.parse(checkout.remote_url, directory)
+        try:
+            if not is_top_of_repository(directory):
+                return _contents(directory, with_upload=with_upload)
+            checkout = read_checkout(git)
+            # Whether there is one decides how the code travels.
+            diff = take_diff(git, checkout.commit)
+        except CannotCloneError as error:
+            return _instead_of_clone(git, str(error), with_upload=with_upload)
+        remote = checkout.remote
         clone = clone_of(remote, self.credentials)
-        diff = take_diff(git, checkout.commit) if with_upload else None
-        return Code.of_git(remote.name, remote.location, checkout.branch, checkout.commit, clone, diff)
+        return Code.of_git(
+            remote.name,
+            remote.location,
+            checkout.branch,
+            checkout.commit,
+            clone,
+            diff if with_upload else None,
+        )
+
+
+def _contents(directory: Path, *, with_upload: bool) -> Code:
+    return Code.of_directory(str(directory), pack_directory(directory) if with_upload else None)
+
+
+def _instead_of_clone(git: Git, reason: str, *, with_upload: bool) -> Code:
+    """Return the files of a checkout that a run cannot clone, and log it: they come without ``.git``."""
+    directory = str(git.directory)
+    if not with_upload:
+        return Code.of_directory(directory, None)
+    way_out = f"Name what the run does not need in .dstackignore. It cannot be cloned instead: {reason}"
+    upload = pack_directory(git.directory, git.tracked(), way_out)
+    _log.warning(
+        "repo_dir: the files of %s are uploaded (%.1f MB) instead of cloned, because %s. "
+        "local_repo=True does so without this line.",
+        directory,
+        len(upload.data) / 1e6,
+        reason,
+    )
+    return Code.of_directory(directory, upload)
+
+
+def _not_cloned(reason: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"url: expected a repository that a run can clone, but {reason}. Give an https or ssh address."
+    )
 
 
 def check_directory(repo_dir: str | os.PathLike[str]) -> Path:

@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 from dstack_core._wire import logs
 from dstack_core._wire.account import parse_project, parse_user
 from dstack_core._wire.attach import Approach, parse_approach
-from dstack_core._wire.code import Code, Upload
+from dstack_core._wire.code import Code, StoredRepo, Upload
 from dstack_core._wire.parsing import NoneWhenMissing, Parse
 from dstack_core._wire.plain import Call, Reply, Request
 from dstack_core._wire.plans import parse_plan
@@ -180,6 +180,11 @@ class Api:
         body = code.init_body(release)
         return self._call(self._path("repos/init"), body, lambda _: None)
 
+    def find_repo(self, repo_id: str) -> Call[StoredRepo | None]:
+        """Ask what the project has for a repo; None when it is unknown (PROTOCOL 1.3)."""
+        body = {"repo_id": repo_id, "include_creds": True}
+        return _none_when_missing(self._call(self._path("repos/get"), body, StoredRepo.parse))
+
     def upload_code(self, repo_id: str, upload: Upload) -> Call[None]:
         """Upload a repo's archive or diff under its hash (PROTOCOL 1.3)."""
         path = self._path(f"repos/upload_code?repo_id={quote(repo_id)}")
@@ -188,17 +193,9 @@ class Api:
 
     def find_archive(self, sha256: str) -> Call[str | None]:
         """Ask for the id of an uploaded file archive; None when it is missing (PROTOCOL 1.3)."""
-        call = self._call("/api/files/get_archive_by_hash", {"hash": sha256}, lambda data: str(data["id"]))
-
-        def none_when_missing(reply: Reply) -> str | None:
-            try:
-                return call.parse(reply)
-            except RequestRejectedError as error:
-                if error.code == "resource_not_exists":
-                    return None
-                raise
-
-        return Call(call.request, none_when_missing, place=call.place)
+        return _none_when_missing(
+            self._call("/api/files/get_archive_by_hash", {"hash": sha256}, lambda data: str(data["id"]))
+        )
 
     def upload_archive(self, upload: Upload) -> Call[str]:
         """Upload a file archive under its hash and return its id (PROTOCOL 1.3)."""
@@ -221,3 +218,15 @@ class Api:
     ) -> Call[T]:
         place = Place(self.server_url, self.project, run_name)
         return Call(request or Request.post(path, body), Parse(place, path, read), idempotent, str(place))
+
+
+def _none_when_missing(call: Call[T]) -> Call[T | None]:
+    def parse(reply: Reply) -> T | None:
+        try:
+            return call.parse(reply)
+        except RequestRejectedError as error:
+            if error.code == "resource_not_exists":
+                return None
+            raise
+
+    return Call(call.request, parse, place=call.place)

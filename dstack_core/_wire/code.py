@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import re
+import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,7 @@ from dstack_core._wire.versions import Release
 from dstack_core.errors import ConfigurationError
 
 _FIRST_WITHOUT_PROTOCOL: Release = (0, 19, 0)
+_DIGITS = string.digits + string.ascii_lowercase
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,43 @@ class Clone:
     private_key: str | None = field(default=None, repr=False)
     oauth_token: str | None = field(default=None, repr=False)
 
+    @property
+    def has_secret(self) -> bool:
+        """Whether there is anything that a server could lack."""
+        return self.private_key is not None or self.oauth_token is not None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRepo:
+    """What a server has for a repository and the token's user; the secrets stay there."""
+
+    has_clone: bool
+    has_secret: bool
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> StoredRepo:
+        """Read a reply to ``repos/get``."""
+        clone = data.get("repo_creds") or {}
+        return cls(bool(clone), bool(clone.get("private_key") or clone.get("oauth_token")))
+
+
+@dataclass(frozen=True, slots=True)
+class RepoPlace:
+    """Where ``repos`` of a configuration wants the code; ``source`` names it as the server stores it.
+
+    Without a place the code lies in ``/workflow``, whatever the server.
+    """
+
+    source: Mapping[str, str]
+    path: str = "."
+    if_exists: str | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What not every server has: before 0.20 the code always lies in ``/workflow``."""
+        is_default = self.path in (".", "/workflow") and self.if_exists is None
+        return () if is_default else ("repos with path or if_exists",)
+
 
 @dataclass(frozen=True, slots=True)
 class Code:
@@ -56,6 +94,7 @@ class Code:
     data: Mapping[str, Any]
     clone: Clone | None = None
     upload: Upload | None = None
+    place: RepoPlace | None = None
 
     @classmethod
     def of_directory(cls, directory: str, upload: Upload | None) -> Code:
@@ -114,5 +153,7 @@ def _protocol(url: str) -> str:
 
 
 def _repo_id(name: str, location: str) -> str:
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "repo"
-    return f"{slug[:40]}-{hashlib.sha256(location.encode()).hexdigest()[:8]}"
+    """Return the id that dstack's own client gives a repository, in all supported versions."""
+    number = int.from_bytes(hashlib.sha256(location.encode()).digest(), "little")
+    # Of 32 digits to the base 36, the first eight.
+    return f"{name}-" + "".join(_DIGITS[number // 36**place % 36] for place in range(31, 23, -1))

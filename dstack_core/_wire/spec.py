@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dstack_core._wire.code import Code
+from dstack_core._wire.code import Code, RepoPlace
+from dstack_core._wire.versions import Release, places_repos
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.configurations import Configuration
 from dstack_core.models.durations import check_duration
@@ -77,12 +78,35 @@ def run_spec(
             spec["repo_code_hash"] = code.upload.sha256
     working_dir = options.working_dir
     if working_dir is None:
-        working_dir = spec["configuration"].get("working_dir", "." if code is not None else None)
+        working_dir = spec["configuration"].get("working_dir")
+    if code is not None and code.place is not None:
+        spec["repo_dir"] = _repo_dir(code.place, working_dir)
+    elif code is not None and working_dir is None:
+        working_dir = "."
     if isinstance(working_dir, str):
         # Which of the two counts depends on the server's version (PROTOCOL 2.4.5); both together always do.
         spec["working_dir"] = _relative(working_dir)
         spec["configuration"]["working_dir"] = _absolute(working_dir)
     return spec
+
+
+def with_repo_place(spec: Mapping[str, Any], place: RepoPlace, release: Release | None) -> dict[str, Any]:
+    """Return the spec with the code where ``repos`` of the configuration wants it (PROTOCOL 1.3).
+
+    As dstack's own client of the server's time: before 0.20 the code lies in ``/workflow`` and commands start
+    there; since then in ``path``, by default the working directory, which is the image's own by default.
+    """
+    spec = dict(spec)
+    repo_dir = spec.pop("repo_dir")
+    configuration = dict(spec["configuration"])
+    if places_repos(release):
+        spec["repo_dir"] = repo_dir
+        options = {"if_exists": place.if_exists} if place.if_exists else {}
+        configuration["repos"] = [{**place.source, "path": repo_dir, **options}]
+    elif configuration.get("working_dir") is None:
+        spec["working_dir"] = "."
+        configuration["working_dir"] = _CODE_DIR
+    return {**spec, "configuration": configuration}
 
 
 def with_files(spec: Mapping[str, Any], archives: Iterable[tuple[str, str]]) -> dict[str, Any]:
@@ -145,6 +169,17 @@ def _price(price: Any) -> float:
         return read_price(price)
     except ValueError as error:
         raise ConfigurationError(f"max_price: {error}.") from None
+
+
+def _repo_dir(place: RepoPlace, working_dir: str | None) -> str:
+    """Return where the code lies; a relative working directory is below it."""
+    if working_dir is None or working_dir.startswith(("/", "~")):
+        return place.path
+    if place.path in (".", _CODE_DIR):
+        return _CODE_DIR
+    raise ConfigurationError(
+        f"working_dir: expected an absolute path, as repos has the path {place.path!r}, got {working_dir!r}."
+    )
 
 
 def _absolute(working_dir: str) -> str:

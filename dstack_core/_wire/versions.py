@@ -37,9 +37,11 @@ _OTHERS: Mapping[str, Release] = {
     # Before it the text stays as it is and reaches the command.
     "secrets": (0, 19, 17),
     "events": (0, 20, 0),
+    "repos with path or if_exists": (0, 20, 0),
     "python 3.14": (0, 21, 0),
 }
 _SINCE = {**_KEYS, **_OTHERS}
+_REPOS_PLACED: Release = (0, 20, 0)
 _SECRET = re.compile(r"\$\{\{\s*secrets\.")
 _RELEASE = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
@@ -60,6 +62,11 @@ def needs_of(spec: Mapping[str, Any]) -> tuple[str, ...]:
     if any(isinstance(text, str) and _SECRET.search(text) for text in texts):
         needs.append("secrets")
     return tuple(needs)
+
+
+def places_repos(release: Release | None) -> bool:
+    """Tell whether a server puts the code where ``repos`` of the configuration says."""
+    return release is None or release >= _REPOS_PLACED
 
 
 def check(needs: Iterable[str], release: Release | None, server_url: str) -> None:

@@ -17,6 +17,7 @@ from dstack_core.local.bodies import RemoteRepoCreds
 from dstack_core.local.runs import Job, Run
 
 ADDRESS = "127.0.0.1"
+_CODE_DIR = "/workflow"
 
 
 class WorkspaceError(Exception):
@@ -35,25 +36,24 @@ class Sources:
 class Workspace:
     """Map the paths of a container to a directory of this machine.
 
-    ``/workflow`` (the repo directory) becomes ``<root>/workflow``, ``~`` and the container's home become
-    ``<root>/home`` and any other absolute path lies below ``<root>/rootfs``.
+    ``/workflow`` becomes ``<root>/workflow``, ``~`` and the container's home become ``<root>/home`` and any
+    other absolute path lies below ``<root>/rootfs``. The image's own working directory is ``/workflow``.
     """
 
     def __init__(self, root: Path, spec: Mapping[str, Any]) -> None:
         self.root = root
-        self.code = root / "workflow"
         self.home = root / "home"
-        self._repo_dir = spec["repo_dir"]
         self._home_dir = spec["home_dir"]
-        configured = spec["working_dir"]
-        self.cwd = self.code if configured is None else self.local(configured)
+        self.cwd = self.local(spec["working_dir"] or _CODE_DIR)
+        self.code = self.local(spec["repo_dir"], self.cwd)
 
     def local(self, path: str, base: Path | None = None) -> Path:
-        """Return where a path of the container lies; a relative one below ``base``, else the code.
+        """Return where a path of the container lies; a relative one below ``base``, else ``/workflow``.
 
         Raises WorkspaceError if it leads out of there.
         """
-        for prefix, folder in ((self._repo_dir, self.code), ("~", self.home), (self._home_dir, self.home)):
+        workflow = self.root / "workflow"
+        for prefix, folder in ((_CODE_DIR, workflow), ("~", self.home), (self._home_dir, self.home)):
             if path == prefix or path.startswith(prefix.rstrip("/") + "/"):
                 place = folder / path[len(prefix) :].strip("/")
                 break
@@ -62,7 +62,7 @@ class Workspace:
             place = (
                 self.root / "rootfs" / pure.relative_to("/")
                 if pure.is_absolute()
-                else (base or self.code) / pure
+                else (base or workflow) / pure
             )
         place = Path(os.path.normpath(place))
         if not place.is_relative_to(self.root):

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import re
-from pathlib import PurePath, PurePosixPath
-from typing import Any
+from pathlib import PurePath
+from typing import Any, Literal
 
 from pydantic import ValidationInfo, field_validator, model_validator
 
 from dstack_core.models.base import Model
 
-_CODE_DIRS = (".", "/workflow")
-_URL = re.compile(r"[a-z+]+://.*|[^/@:]+@[^/:]+:.*")
+# An address of a scheme may have a login and a port before its path; only after that a colon ends it.
+_URL = re.compile(
+    r"(?P<url>[a-z][a-z+.-]*://(?:[^/@]*@)?(?:\[[^\]/]*\]|[^/:]*)(?::\d+(?=/|$))?(?:/[^:]*)?)(?::(?P<path>.*))?",
+    re.IGNORECASE,
+)
+_SCP = re.compile(r"(?P<url>[^/@:]+@(?:\[[^\]/]*\]|[^/:]+):[^:]+)(?::(?P<path>.*))?")
 
 
 class RepoMapping(Model):
-    """Name the repository a run starts from; the one item of ``repos``.
+    """The repository a run starts from; the one item of ``repos``.
 
     Either ``local_path`` (str; relative to the folder of the ``.dstack.yml`` it was read from, else to the
     current directory), treated as ``from_config(repo_dir=...)`` treats its own, or ``url`` (str) with
-    ``branch`` and ``hash`` (str), by default the newest commit of the default branch. The code lies in
-    ``/workflow``, so ``path`` may say nothing else. Written short as the path or the address alone.
-    Source: dstack's own configuration reference, "repos".
+    ``branch`` and ``hash`` (str), by default the newest commit of the default branch.
+
+    ``path`` (str) is where the code lies in the container, relative to the working directory, by default that
+    directory itself; ``~`` is the home of the run's user. ``if_exists`` (``"error"``, the default, or
+    ``"skip"``) says what to do when files lie there already. Servers older than 0.20 have the code in
+    ``/workflow`` and know neither. Written short as ``"local_path:path"`` or ``"url:path"``, or without the
+    path. Source: dstack's own configuration reference, "repos".
     """
 
     local_path: str | None = None
@@ -29,32 +37,40 @@ class RepoMapping(Model):
     branch: str | None = None
     hash: str | None = None
     path: str = "."
+    if_exists: Literal["error", "skip"] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _from_short_form(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"url" if _URL.fullmatch(value) else "local_path": value}
-        return value
+        if not isinstance(value, str):
+            return value
+        found = _URL.fullmatch(value) or _SCP.fullmatch(value)
+        if found:
+            return {"url": found["url"], "path": found["path"] or "."}
+        local_path, _, path = value.partition(":")
+        if ":" in path:
+            shown = _without_login(value)
+            raise ValueError(
+                f"repos: expected local_path:path or url:path, got {shown!r}. Write "
+                "{local_path: ..., path: ...} or {url: ..., path: ...}"
+            )
+        return {"local_path": local_path, "path": path or "."}
 
     @model_validator(mode="after")
     def _one_place(self) -> RepoMapping:
         if bool(self.local_path) == bool(self.url):
             raise ValueError("repos: an item has either a local_path or a url")
-        if self.local_path and (self.branch or self.hash):
-            raise ValueError(
-                "repos: branch and hash go with a url; a local_path is taken as it is checked out"
-            )
         return self
 
     @field_validator("path")
     @classmethod
-    def _where_code_lies(cls, value: str) -> str:
-        if str(PurePosixPath(value)) not in _CODE_DIRS:
+    def _known_home(cls, value: str) -> str:
+        if value.startswith("~") and value != "~" and not value.startswith("~/"):
             raise ValueError(
-                f"repos: path {value!r} is not supported; the code lies in {_CODE_DIRS[1]}, drop path"
+                f"repos: expected a path such as ~/x, got {value!r}. A run knows the home of its "
+                "own user only"
             )
-        return value
+        return value or "."
 
     @field_validator("local_path")
     @classmethod
@@ -67,4 +83,8 @@ class RepoMapping(Model):
     def __repr_args__(self) -> Any:
         """Show the address without what may be a token in it."""
         for name, value in super().__repr_args__():
-            yield name, re.sub(r"://[^/@]+@", "://***@", value) if name == "url" and value else value
+            yield name, _without_login(value) if name == "url" and value else value
+
+
+def _without_login(address: str) -> str:
+    return re.sub(r"://[^/@]+@", "://***@", address)

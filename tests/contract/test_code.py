@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 
 import dstack_core as dstack
 from tests.contract.conftest import Target
+from tests.contract.git_host import GitHost
 
 IDENTITY = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "init.defaultBranch=main")
 
@@ -24,8 +26,14 @@ def git(directory: Path, *arguments: str) -> str:
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """Return a clone of a bare repository, one commit ahead of it and with changes of every kind."""
+def git_host(tmp_path: Path) -> Iterator[GitHost]:
+    with GitHost(tmp_path.parent) as host:
+        yield host
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, git_host: GitHost) -> Path:
+    """Return a clone of a repository, one commit ahead of it and with changes of every kind."""
     git(tmp_path, "init", "--quiet", "--bare", "origin.git")
     git(tmp_path, "clone", "--quiet", f"file://{tmp_path}/origin.git", "work")
     work = tmp_path / "work"
@@ -35,6 +43,10 @@ def checkout(tmp_path: Path) -> Path:
     git(work, "add", ".")
     git(work, "commit", "--quiet", "-m", "pushed")
     git(work, "push", "--quiet", "-u", "origin", "main")
+    # A run clones it over ssh; here it is reached through the disk.
+    url = git_host.url(tmp_path / "origin.git")
+    git(work, "remote", "set-url", "origin", url)
+    git(work, "config", f"url.file://{tmp_path}/origin.git.insteadOf", url)
     (work / "unpushed.txt").write_text("unpushed\n")
     git(work, "add", ".")
     git(work, "commit", "--quiet", "-m", "unpushed")
@@ -55,7 +67,9 @@ def log_of(target: Target, run: dstack.Run) -> list[str]:
     return text.splitlines()
 
 
-def test_a_git_repository_arrives_with_what_was_not_pushed(target: Target, checkout: Path) -> None:
+def test_a_git_repository_arrives_with_what_was_not_pushed(
+    target: Target, checkout: Path, git_host: GitHost
+) -> None:
     commands = (
         "pwd",
         "cat kept.txt changed.txt unpushed.txt",
@@ -64,7 +78,7 @@ def test_a_git_repository_arrives_with_what_was_not_pushed(target: Target, check
         "ls gone.txt ignored.txt 2> /dev/null || echo missing",
         "git rev-parse HEAD",
     )
-    with dstack.Client.from_config(checkout, **target.arguments()) as client:
+    with dstack.Client.from_config(checkout, git_private_key=git_host.key, **target.arguments()) as client:
         lines = log_of(target, client.runs.submit(target.task(*commands)))
         assert lines[0].endswith("/workflow")
         assert lines[1:] == [
@@ -90,24 +104,84 @@ def test_local_repo_uploads_the_contents(target: Target, checkout: Path) -> None
 
 
 @pytest.mark.parametrize("given", ["sub dir", "/workflow/sub dir", "./sub dir"])
-def test_working_dir_is_below_the_code_or_absolute(target: Target, checkout: Path, given: str) -> None:
-    with dstack.Client.from_config(checkout, **target.arguments()) as client:
+def test_working_dir_is_below_the_code_or_absolute(
+    target: Target, checkout: Path, git_host: GitHost, given: str
+) -> None:
+    with dstack.Client.from_config(checkout, git_private_key=git_host.key, **target.arguments()) as client:
         run = client.runs.submit(target.task("cat neu*"), working_dir=given)
         other = client.runs.submit(target.task("cat neu*", working_dir=given))
         assert (log_of(target, run), log_of(target, other)) == (["new"], ["new"])
 
 
-def test_a_repository_named_in_the_configuration_arrives(target: Target, checkout: Path) -> None:
+def test_a_repository_named_in_the_configuration_arrives(
+    target: Target, checkout: Path, git_host: GitHost
+) -> None:
     pushed = git(checkout, "rev-parse", "origin/main")
-    url = f"file://{checkout.parent}/origin.git"
+    url = git_host.url(checkout.parent / "origin.git")
     path = checkout / "sub dir" / "run.dstack.yml"
     path.write_text(yaml.safe_dump(target.task("cat kept.txt changed.txt", repos=[".."])))
-    with target.client() as client:
+    with dstack.Client.from_config(git_private_key=git_host.key, **target.arguments()) as client:
         local = client.runs.submit(path)
         remote = client.runs.submit(
             target.task("cat kept.txt changed.txt", repos=[{"url": url, "branch": "main", "hash": pushed}])
         )
         assert (log_of(target, local), log_of(target, remote)) == (["kept", "changed"], ["kept", "old"])
+
+
+def test_a_repository_lies_where_its_path_says(target: Target, checkout: Path, git_host: GitHost) -> None:
+    commands = ("cat code/kept.txt code/changed.txt", "ls kept.txt 2> /dev/null || echo below")
+    task = target.task(*commands, repos=[f"{checkout}:code"], working_dir="/here")
+    with dstack.Client.from_config(git_private_key=git_host.key, **target.arguments()) as client:
+        if target.release < (0, 20, 0):
+            with pytest.raises(dstack.UnsupportedServerError, match=r"repos with path or if_exists: needs"):
+                client.runs.submit(task)
+            return
+        assert log_of(target, client.runs.submit(task)) == ["kept", "changed", "below"]
+
+
+def test_a_checkout_as_git_sync_makes_it_arrives(target: Target, checkout: Path) -> None:
+    git(checkout.parent, "init", "--quiet", "root")
+    git(checkout.parent / "root", "fetch", "--quiet", str(checkout), "main")
+    git(checkout.parent / "root", "worktree", "add", "--quiet", "--detach", "tree", "FETCH_HEAD")
+    with dstack.Client.from_config(checkout.parent / "root" / "tree", **target.arguments()) as client:
+        run = client.runs.submit(target.task("cat kept.txt unpushed.txt", "ls -d .git || echo no .git"))
+        assert log_of(target, run)[:2] == ["kept", "unpushed"]
+        assert log_of(target, run)[-1] == "no .git"
+
+
+def test_files_under_a_filter_arrive_as_they_are_here(
+    target: Target, checkout: Path, git_host: GitHost
+) -> None:
+    git(checkout, "config", "filter.lfs.clean", "sha256sum")
+    (checkout / ".gitattributes").write_text("*.bin filter=lfs -text\n")
+    (checkout / "weights.bin").write_text("weights\n")
+    git(checkout, "add", "weights.bin")
+    assert len(git(checkout, "show", ":weights.bin")) > 60, "a pointer"
+    with dstack.Client.from_config(checkout, git_private_key=git_host.key, **target.arguments()) as client:
+        assert log_of(target, client.runs.submit(target.task("cat weights.bin"))) == ["weights"]
+
+
+def test_links_of_a_files_entry_arrive_as_files(target: Target, tmp_path: Path) -> None:
+    if target.release < (0, 19, 17):
+        return
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "h1").write_text("weights\n")
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "model.bin").symlink_to("../blobs/h1")
+    task = target.task("cat model/model.bin", files=[f"{tmp_path}/snapshot:model"])
+    with target.client() as client:
+        assert log_of(target, client.runs.submit(task)) == ["weights"]
+
+
+def test_a_submit_keeps_the_credentials_that_the_server_has(
+    target: Target, checkout: Path, git_host: GitHost
+) -> None:
+    with dstack.Client.from_config(checkout, git_private_key=git_host.key, **target.arguments()) as client:
+        client.repos.init()
+    for init in (True, False):
+        with dstack.Client.from_config(checkout, init=init, **target.arguments()) as client:
+            run = client.runs.submit(target.task("cat kept.txt changed.txt"))
+            assert log_of(target, run) == ["kept", "changed"]
 
 
 def test_files_lie_where_they_were_asked_for(target: Target, tmp_path: Path) -> None:
@@ -131,16 +205,18 @@ def test_files_lie_where_they_were_asked_for(target: Target, tmp_path: Path) -> 
         assert log_of(target, client.runs.submit(path)) == ["one", "two", "deep", "deep"]
 
 
-def test_files_and_code_come_together(target: Target, checkout: Path) -> None:
+def test_files_and_code_come_together(target: Target, checkout: Path, git_host: GitHost) -> None:
     if target.release < (0, 19, 17):
         return
     task = target.task("cat conf/extra.txt kept.txt", files=[f"{checkout}/changed.txt:conf/extra.txt"])
-    with dstack.Client.from_config(checkout, **target.arguments()) as client:
+    with dstack.Client.from_config(checkout, git_private_key=git_host.key, **target.arguments()) as client:
         assert log_of(target, client.runs.submit(task)) == ["changed", "kept"]
 
 
-def test_without_init_a_repository_is_made_known_by_hand(target: Target, checkout: Path) -> None:
-    arguments = {**target.arguments(), "init": False}
+def test_without_init_a_repository_is_made_known_by_hand(
+    target: Target, checkout: Path, git_host: GitHost
+) -> None:
+    arguments = {**target.arguments(), "init": False, "git_private_key": git_host.key}
     task = target.task("cat kept.txt")
     with dstack.Client.from_config(checkout, **arguments) as client:
         before = {run.id for run in client.runs.list(all=True)}
@@ -178,9 +254,11 @@ def test_the_server_keeps_how_a_repository_is_cloned(target: Target, checkout: P
     )
 
 
-def test_the_async_twin_brings_the_code_too(target: Target, checkout: Path) -> None:
+def test_the_async_twin_brings_the_code_too(target: Target, checkout: Path, git_host: GitHost) -> None:
     async def go() -> bytes:
-        async with dstack.AsyncClient.from_config(checkout, **target.arguments()) as client:
+        async with dstack.AsyncClient.from_config(
+            checkout, git_private_key=git_host.key, **target.arguments()
+        ) as client:
             await client.repos.init()
             run = await client.runs.submit(target.task("cat kept.txt changed.txt"))
             await run.wait(target.timeout, poll_interval=target.poll_interval)
@@ -189,9 +267,11 @@ def test_the_async_twin_brings_the_code_too(target: Target, checkout: Path) -> N
     assert asyncio.run(go()) == b"kept\r\nchanged\r\n"
 
 
-def test_a_diff_too_big_for_the_server_is_told_with_its_biggest_files(target: Target, checkout: Path) -> None:
+def test_a_diff_too_big_for_the_server_is_told_with_its_biggest_files(
+    target: Target, checkout: Path, git_host: GitHost
+) -> None:
     (checkout / "big.dat").write_bytes(b"x\n" * 1_500_000)
-    with dstack.Client.from_config(checkout, **target.arguments()) as client:
+    with dstack.Client.from_config(checkout, git_private_key=git_host.key, **target.arguments()) as client:
         before = {run.id for run in client.runs.list(all=True)}
         with pytest.raises(dstack.ConfigurationError, match=r"the diff of .* is too big") as caught:
             client.runs.submit(target.task("echo never"))

@@ -18,6 +18,9 @@ _ENV = {
 _OPTIONS = ("-c", "init.defaultBranch=main", "-c", "protocol.file.allow=always")
 
 
+REMOTE = "https://git.example/o/origin.git"
+
+
 def git(directory: Path, *arguments: str, stdin: bytes = b"") -> str:
     """Run git, free of this machine's configuration, and return what it printed."""
     done = subprocess.run(
@@ -43,10 +46,15 @@ def commit(root: Path, message: str = "m") -> str:
 
 
 def clone_pair(folder: Path, name: str = "work") -> Path:
-    """Return a checkout with one commit that its bare remote `origin.git` has too."""
+    """Return a checkout with one commit that its remote has too.
+
+    The remote is `origin.git` beside it, under an address that a run could clone.
+    """
     git(folder, "init", "--quiet", "--bare", "origin.git")
     git(folder, "clone", "--quiet", f"file://{folder}/origin.git", name)
     work = folder / name
+    git(work, "remote", "set-url", "origin", REMOTE)
+    git(work, "config", f"url.file://{folder}/origin.git.insteadOf", REMOTE)
     git(work, "symbolic-ref", "HEAD", "refs/heads/main")
     write(work, a="1\n", b="2\n", sub__c="3\n")
     commit(work)

@@ -15,7 +15,7 @@ import requests
 
 import dstack_core as dstack
 from dstack_core import ConfigurationError
-from dstack_core._repo.credentials import GitCredentials, Remote, clone_of
+from dstack_core._repo.credentials import GitCredentials
 from dstack_core._repo.repository import Repository
 from dstack_core._wire.code import Clone, Code
 from dstack_core.local import LocalServer
@@ -38,64 +38,6 @@ def key_file(tmp_path: Path, key_text: str) -> Path:
     path = tmp_path / "id_ecdsa"
     path.write_text(key_text.rstrip("\n"))
     return path
-
-
-@pytest.mark.parametrize(
-    ("url", "https", "ssh"),
-    [
-        ("https://github.com/o/r.git", "https://github.com/o/r.git", "ssh://git@github.com/o/r.git"),
-        ("https://u:ghp_s3cr3t@github.com/o/r", "https://github.com/o/r", "ssh://git@github.com/o/r"),
-        ("https://ghp_s3cr3t@github.com/o/r", "https://github.com/o/r", "ssh://git@github.com/o/r"),
-        ("https://lab.org:8443/o/r.git", "https://lab.org:8443/o/r.git", "ssh://git@lab.org/o/r.git"),
-        ("git@github.com:o/r.git", "https://github.com/o/r.git", "ssh://git@github.com/o/r.git"),
-        ("lab.org:o/r.git", "https://lab.org/o/r.git", "ssh://git@lab.org/o/r.git"),
-        ("ssh://me@lab.org:2222/o/r.git", "https://lab.org/o/r.git", "ssh://me@lab.org:2222/o/r.git"),
-        ("ssh://me:ghp_s3cr3t@lab.org/o/r", "https://lab.org/o/r", "ssh://me@lab.org/o/r"),
-        ("git://lab.org/o/r.git", "https://lab.org/o/r.git", "ssh://git@lab.org/o/r.git"),
-        ("HTTPS://github.com/o/r", "https://github.com/o/r", "ssh://git@github.com/o/r"),
-        ("ssh://git@[::1]:22/o/r", "https://[::1]/o/r", "ssh://git@[::1]:22/o/r"),
-    ],
-)
-def test_every_form_of_a_remote_gives_clone_addresses_without_secrets(
-    url: str, https: str, ssh: str, key_file: Path, key_text: str
-) -> None:
-    remote = Remote.parse(url, Path("/"))
-    assert remote.name == "r"
-    assert clone_of(remote, NOTHING) == Clone(https)
-    assert clone_of(remote, GitCredentials(oauth_token=TOKEN)) == Clone(https, oauth_token=TOKEN)
-    assert clone_of(remote, GitCredentials(key_file)) == Clone(ssh, private_key=key_text)
-    assert clone_of(remote, GitCredentials(private_key=key_text)) == Clone(ssh, private_key=key_text)
-    assert TOKEN not in repr(remote)
-    assert remote.location in ("github.com/o/r", "lab.org/o/r", "[::1]/o/r")
-
-
-def test_the_same_repository_has_the_same_id_however_it_is_addressed() -> None:
-    def repo_id(url: str) -> str:
-        remote = Remote.parse(url, Path("/"))
-        return Code.of_git(remote.name, remote.location, "main", "1", clone_of(remote, NOTHING), None).repo_id
-
-    assert repo_id("git@github.com:o/r.git") == repo_id("https://tok@GitHub.com/o/r")
-    assert repo_id("git@github.com:o/r.git") != repo_id("git@github.com:other/r.git")
-
-
-@pytest.mark.parametrize(
-    "url", ["http://u:ghp_s3cr3t@lab.org/o/r", "s3://ghp_s3cr3t@x/y", "https://x:ghp_s3cr3t/y"]
-)
-def test_addresses_no_run_can_clone_are_refused_without_showing_them(url: str) -> None:
-    with pytest.raises(
-        ConfigurationError, match=r"^repo_dir: .*git remote set-url.*local_repo=True"
-    ) as caught:
-        Remote.parse(url, Path("/"))
-    assert TOKEN not in str(caught.value)
-
-
-def test_a_remote_on_this_disk_takes_no_credentials(tmp_path: Path, key_file: Path) -> None:
-    remote = Remote.parse("../my 100%.git", tmp_path / "work")
-    assert clone_of(remote, NOTHING) == Clone(f"file://{tmp_path}/my%20100%25.git")
-    with pytest.raises(ConfigurationError, match=r"^oauth_token: the Git remote is the local path"):
-        clone_of(remote, GitCredentials(oauth_token=TOKEN))
-    with pytest.raises(ConfigurationError, match=r"^git_identity_file: the Git remote is the local path"):
-        clone_of(remote, GitCredentials(key_file))
 
 
 def _encrypted(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,29 @@ import pytest
 import dstack_core as dstack
 from dstack_core import ConfigurationError, RepoMapping
 from dstack_core._repo.repository import Repository
-from dstack_core._wire.code import Clone, Code
-from dstack_core._wire.spec import RunOptions, run_spec
+from dstack_core._wire.code import Clone, Code, RepoPlace
+from dstack_core._wire.plain import Reply, Request
+from dstack_core._wire.spec import RunOptions, run_spec, with_repo_place
+from dstack_core._wire.versions import Release
+from dstack_core.local import LocalServer
 from tests.core.repos import clone_pair, write
+
+
+@pytest.fixture
+def server_calls() -> Iterator[tuple[list[str], dstack.Client]]:
+    """Return a client of an embedded server and the ends of the paths it asks for."""
+    paths: list[str] = []
+    with LocalServer() as server:
+        client = dstack.Client(server_url=server.url, project_name=server.project, user_token=server.token)
+        send: Callable[[Request], Reply] = client._transport
+
+        def watch(request: Request) -> Reply:
+            parts = request.path.partition("?")[0].split("/")
+            paths.append("/".join(parts[4:] if parts[2] == "project" else parts[3:]))
+            return send(request)
+
+        client._transport = watch  # type: ignore[assignment]
+        yield paths, client
 
 
 def loaded(*repos: Any) -> list[RepoMapping]:
@@ -50,12 +72,119 @@ def test_a_path_is_that_of_the_file_and_is_treated_as_repo_dir(tmp_path: Path) -
     write(work, a="changed\n", sub__run="type: task\ncommands: [x]\nrepos: ['..']\n")
     configuration = dstack.load_configuration(work / "sub" / "run")
     code = Repository.checked().pack(configuration.repos or [])
-    assert code == Repository.checked(work).pack()
-    assert code is not None
-    spec = run_spec(configuration, RunOptions(), code=code)
-    assert "repos" not in spec["configuration"]
-    assert (spec["working_dir"], spec["configuration"]["working_dir"]) == (".", "/workflow")
+    place = RepoPlace({"local_path": str(work)})
+    own = Repository.checked(work).pack()
+    assert own is not None
+    assert code == dataclasses.replace(own, place=place)
     assert code_of(str(work), local_repo=True).data == {"repo_type": "local", "repo_dir": str(work)}
+
+
+# What dstack 0.22.5's own RepoSpec reads, but for the ports and logins, which it cuts in two.
+@pytest.mark.parametrize(
+    ("given", "source", "path"),
+    [
+        (".", ".", "."),
+        (".:/x", ".", "/x"),
+        ("~/proj:~/x", "~/proj", "~/x"),
+        ("../proj:", "../proj", "."),
+        ("https://host/a/b", "https://host/a/b", "."),
+        ("https://host/a/b:/x", "https://host/a/b", "/x"),
+        ("https://host/a/b.git:x/y", "https://host/a/b.git", "x/y"),
+        ("git@host:a/b:/x", "git@host:a/b", "/x"),
+        ("git@host:a/b.git", "git@host:a/b.git", "."),
+        ("ssh://me@host:22/a/b:/x", "ssh://me@host:22/a/b", "/x"),
+        ("https://host:8443/a/b:/x", "https://host:8443/a/b", "/x"),
+        ("https://u:tok@host/a/b:/x", "https://u:tok@host/a/b", "/x"),
+        ("https://[::1]:8443/a/b", "https://[::1]:8443/a/b", "."),
+    ],
+)
+def test_every_short_form_is_read(given: str, source: str, path: str) -> None:
+    (repo,) = loaded(given)
+    assert (repo.url or repo.local_path, repo.path) == (source, path)
+    assert (repo.url is not None) == ("@" in given or "//" in given)
+
+
+OLD, NEW = (0, 19, 40), (0, 20, 0)
+URL = {"url": "https://host/a/b"}
+
+
+def spec_of(repo: Any, release: Release | None, **configuration: Any) -> dict[str, Any]:
+    """Return what is sent of a configuration with that repo."""
+    code = code_of(repo)
+    assert code.place is not None
+    task = dstack.load_configuration({"type": "task", "commands": ["x"], "repos": [repo], **configuration})
+    return with_repo_place(run_spec(task, RunOptions(), code=code), code.place, release)
+
+
+@pytest.mark.parametrize(
+    ("repo", "working_dir", "sent"),
+    [
+        (URL, None, {"path": "."}),
+        ("https://host/a/b:/x", None, {"path": "/x"}),
+        ({**URL, "path": "code", "if_exists": "skip"}, "/here", {"path": "code", "if_exists": "skip"}),
+        (URL, "/here", {"path": "."}),
+        (URL, "/workflow/src", {"path": "."}),
+        (URL, "src", {"path": "/workflow"}),
+        ({**URL, "branch": "dev", "hash": "abc"}, None, {"path": ".", "branch": "dev", "hash": "abc"}),
+    ],
+)
+def test_the_code_lies_where_dstack_apply_puts_it(repo: Any, working_dir: str | None, sent: Any) -> None:
+    given = {} if working_dir is None else {"working_dir": working_dir}
+    for release in (NEW, None):
+        spec = spec_of(repo, release, **given)
+        assert spec["configuration"]["repos"] == [{**URL, **sent}]
+        assert spec["repo_dir"] == sent["path"]
+        expected = "/workflow/src" if working_dir == "src" else working_dir
+        assert spec["configuration"].get("working_dir") == expected
+
+
+@pytest.mark.parametrize(("working_dir", "sent"), [(None, "/workflow"), ("src", "/workflow/src")])
+def test_before_0_20_it_lies_in_workflow(working_dir: str | None, sent: str) -> None:
+    spec = spec_of(URL, OLD, **({} if working_dir is None else {"working_dir": working_dir}))
+    assert "repos" not in spec["configuration"]
+    assert "repo_dir" not in spec
+    assert spec["configuration"]["working_dir"] == sent
+    assert spec["working_dir"] == (working_dir or ".")
+
+
+@pytest.mark.parametrize(
+    ("repo", "needs"),
+    [
+        (URL, False),
+        ({**URL, "path": "/workflow"}, False),
+        ({**URL, "path": "/x"}, True),
+        ({**URL, "if_exists": "error"}, True),
+    ],
+)
+def test_another_place_needs_a_server_that_knows_it(repo: Any, needs: bool) -> None:
+    place = code_of(repo).place
+    assert place is not None
+    assert place.needs == (("repos with path or if_exists",) if needs else ())
+
+
+def test_a_path_beside_a_relative_working_directory_is_refused() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"^working_dir: expected an absolute path, as repos has the"
+    ):
+        spec_of("https://host/a/b:/x", NEW, working_dir="src")
+
+
+def test_branch_and_hash_of_a_local_path_are_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = clone_pair(tmp_path)
+    code = code_of({"local_path": str(work), "branch": "other"})
+    assert code.data["repo_branch"] == "main"
+    assert "branch and hash are not used: a local_path is taken as it is" in caplog.text
+
+
+def test_a_server_is_asked_for_its_version_only_for_a_named_repository(server_calls: Any) -> None:
+    paths, client = server_calls
+    client.runs.submit({"type": "task", "commands": ["true"], "repos": [URL]})
+    assert paths == ["get_my_user", "get_info", "repos/get", "repos/init", "runs/apply"]
+    paths.clear()
+    client.runs.submit({"type": "task", "commands": ["true"], "repos": [URL]})
+    assert paths == ["runs/apply"]
 
 
 @pytest.mark.parametrize(
@@ -63,9 +192,10 @@ def test_a_path_is_that_of_the_file_and_is_treated_as_repo_dir(tmp_path: Path) -
     [
         ([{"local_path": ".", "url": "https://x/y"}], r"either a local_path or a url"),
         ([{"branch": "main"}], r"either a local_path or a url"),
-        ([{"local_path": ".", "hash": "abc"}], r"branch and hash go with a url"),
-        ([{"url": "https://x/y", "path": "/data"}], r"repos: path '/data' is not supported"),
-        ([{"url": "https://x/y", "if_exists": "skip"}], r"if_exists: there is no such field"),
+        ([{"url": "https://x/y", "path": "~me/x"}], r"expected a path such as ~/x, got '~me/x'"),
+        ([{"url": "https://x/y", "if_exists": "replace"}], r"if_exists: Input should be 'error' or 'skip'"),
+        (["a:b:c"], r"expected local_path:path or url:path, got 'a:b:c'\. Write"),
+        ([":/x"], r"either a local_path or a url"),
         ([".", "https://x/y"], r"repos: 2 are given; a run starts from one"),
     ],
 )
@@ -78,7 +208,7 @@ def test_errors_name_repos_and_show_no_secret(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"^repos: '/nowhere' is no directory"):
         code_of("/nowhere")
     with pytest.raises(
-        ConfigurationError, match=r"^repos: a run cannot clone a Git remote over 'http'"
+        ConfigurationError, match=r"^repos: url: .* its remote is reached over http"
     ) as caught:
         code_of("http://u:s3cr3t@lab.org/r")
     assert "s3cr3t" not in str(caught.value) + repr(loaded("http://u:s3cr3t@lab.org/r"))

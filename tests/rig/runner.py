@@ -140,7 +140,7 @@ class Runner:
         repo_directory = self._workspace.resolve(spec.get("repo_dir") or _REPO_DIRECTORY, directory)
         repo = spec.get("repo_data") or run_spec.get("repo_data") or {}
         credentials = self._submission.get("repo_credentials") or {}
-        self._workspace.place_code(repo, self._code, credentials.get("clone_url"), repo_directory)
+        self._workspace.place_code(repo, self._code, credentials, repo_directory)
         for archive in spec.get("file_archives") or []:
             target = self._workspace.resolve(archive["path"], directory)
             self._workspace.place_archive(self._archives[archive["id"]], target)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import shlex
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -52,12 +54,13 @@ class Workspace:
         return {**base, **sent}
 
     def place_code(
-        self, repo: Mapping[str, Any], code: bytes | None, clone_url: str | None, target: Path
+        self, repo: Mapping[str, Any], code: bytes | None, credentials: Mapping[str, Any], target: Path
     ) -> None:
         """Put the repo where the job expects it: a tar file, or a clone with the local changes on top."""
-        if repo.get("repo_type") == "remote" and clone_url:
+        if repo.get("repo_type") == "remote" and credentials.get("clone_url"):
             target.parent.mkdir(parents=True, exist_ok=True)
-            self._git(["clone", "--quiet", clone_url, str(target)])
+            with self._ssh_key(credentials.get("private_key")) as ssh:
+                self._git([*ssh, "clone", "--quiet", credentials["clone_url"], str(target)])
             if revision := repo.get("repo_hash"):
                 self._git(["-C", str(target), "checkout", "--quiet", str(revision)])
             if code:
@@ -83,6 +86,19 @@ class Workspace:
     def remove(self) -> None:
         """Delete everything."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _ssh_key(self, private_key: str | None) -> Iterator[list[str]]:
+        """Give the options for git to log in with a key, which is gone before the job starts."""
+        if private_key is None:
+            yield []
+            return
+        path = self.folder / "clone-key"
+        path.touch(mode=0o600)
+        path.write_text(private_key)
+        options = "-F none -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+        yield ["-c", f"core.sshCommand=ssh -i {shlex.quote(str(path))} -o IdentitiesOnly=yes {options}"]
+        path.unlink()
 
     def _git(self, arguments: list[str], stdin: bytes | None = None) -> None:
         subprocess.run(
