@@ -225,6 +225,11 @@ class RunBase(Generic[TransportT]):
         return time_of(self._snapshot.submitted_at)
 
     @property
+    def deployment_num(self) -> int:
+        """How many times the run was updated in place, as of the last poll (PROTOCOL 1.4)."""
+        return self._snapshot.deployment
+
+    @property
     def service_url(self) -> str | None:
         """Return the whole address a service answers at; None for a run that is no service.
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dstack_core._flow import runs as run_flows
+from dstack_core._flow.apply import apply
 from dstack_core._flow.attach import attach
 from dstack_core._flow.chunks import ChunkOptions, read_chunks
 from dstack_core._flow.code import Delivered, deliver_code, deliver_files, explained, init_repo
@@ -31,12 +33,12 @@ from dstack_core._ssh.keys import LoginKeys, read_identity_file
 from dstack_core._ssh.ports import verify_ports as verify_local_ports
 from dstack_core._wire.api import Api
 from dstack_core._wire.attach import Approach, Route, fixed_local_ports
-from dstack_core._wire.filling import fill_in
+from dstack_core._wire.filling import fill_in, takes_args
 from dstack_core._wire.runs import RunSnapshot
 from dstack_core._wire.spec import RunOptions, check_run_name, run_spec, with_files, with_repo_place
 from dstack_core._wire.versions import needs_of
 from dstack_core.configurations import ConfigurationLike, load_configuration
-from dstack_core.errors import RequestRejectedError
+from dstack_core.errors import ConfigurationError, RequestRejectedError
 from dstack_core.models.account import Project, User
 from dstack_core.models.checks import check_choice, check_seconds
 from dstack_core.models.configurations import Configuration
@@ -49,6 +51,7 @@ from dstack_core.models.stops import StopResult
 from dstack_core.profiles import load_profile
 
 T = TypeVar("T")
+_log = logging.getLogger("dstack_core")
 
 
 @dataclass(slots=True)
@@ -84,10 +87,14 @@ class Session:
         verify_ports: bool,
         marker: str | None,
         retry_budget: float | None,
+        in_place: bool = False,
     ) -> Flow[RunSnapshot]:
-        """Check the input and pack code and files at once, which blocks; the flow submits."""
+        """Check the input and pack code and files at once, which blocks; the flow submits.
+
+        With ``in_place`` an active run of that name is updated.
+        """
         check_seconds("retry_budget", retry_budget)
-        loaded, options = self._prepared(configuration, options)
+        loaded, options = self._prepared(configuration, options, warns=True)
         name = check_run_name(run_name or loaded.name or random_run_name(loaded))
         # Without the code first: what is wrong with the configuration is told before anything is packed.
         run_spec(loaded, options)
@@ -99,9 +106,15 @@ class Session:
         if verify_ports:
             verify_local_ports(fixed_local_ports(loaded))
 
+        def send(spec: Mapping[str, Any]) -> Op[RunSnapshot]:
+            if in_place:
+                return apply(self.api, spec, budget, marker=marker)
+            # Nobody but this call knows a marker that it drew itself.
+            return submit(self.api, spec, budget, replace_finished=True, look_first=marker is not None)
+
         def steps() -> Op[RunSnapshot]:
             spec = wanted
-            if marker is not None and (code or files):
+            if marker is not None and (code or files) and not in_place:
                 # A run that is there already needs no upload.
                 found = yield from call(self.api.get_run(name))
                 if found is not None and found.marker == marker:
@@ -111,15 +124,13 @@ class Session:
                 spec = with_repo_place(spec, place, (yield from self._gates.release()))
             if files:
                 spec = with_files(spec, (yield from deliver_files(self.api, files)))
-            # Nobody but this call knows a marker that it drew itself.
-            how = {"replace_finished": True, "look_first": marker is not None}
             if code is None:
-                return (yield from submit(self.api, spec, budget, **how))
+                return (yield from send(spec))
             try:
                 yield from deliver_code(
                     self.api, code, self._delivered, self._gates, init=self.repository.init
                 )
-                return (yield from submit(self.api, spec, budget, **how))
+                return (yield from send(spec))
             except RequestRejectedError as error:
                 told = explained(error, init=self.repository.init)
                 if told is error:
@@ -274,14 +285,18 @@ class Session:
         )
 
     def _prepared(
-        self, configuration: ConfigurationLike, options: RunOptions
+        self, configuration: ConfigurationLike, options: RunOptions, *, warns: bool = False
     ) -> tuple[Configuration, RunOptions]:
         """Load the configuration and the profile, and fill in what comes from this process."""
         profile = options.profile
+        if profile is not None and not isinstance(profile, Profile | str):
+            raise ConfigurationError(f"profile: expected a name or a Profile, got {profile!r}.")
         if not isinstance(profile, Profile):
             profile = load_profile(profile, self.repository.directory or Path.cwd())
         loaded = load_configuration(configuration)
         filled = fill_in(loaded, env=options.env, args=options.args, environ=os.environ)
+        if warns and options.args and not takes_args(loaded):
+            _log.warning("args: no command has ${{ run.args }}, so the arguments are not used.")
         return filled, replace(options, profile=profile)
 
     def _key(self, run_name: str | None = None) -> Op[str]:

@@ -130,6 +130,58 @@ class AsyncRunCollection:
         run._is_own = True
         return run
 
+    async def apply(
+        self,
+        configuration: ConfigurationLike,
+        run_name: str | None = None,
+        resources: Resources | None = None,
+        spot_policy: SpotPolicy | str | None = None,
+        retry_policy: RetryPolicy | None = None,
+        max_duration: int | str | None = None,
+        max_price: float | None = None,
+        working_dir: str | None = None,
+        verify_ports: bool = True,
+        backends: list[str] | None = None,
+        *,
+        env: Mapping[str, str] | None = None,
+        args: Sequence[str] | None = None,
+        profile: str | Profile | None = None,
+        marker: str | None = None,
+        retry_budget: float | None = None,
+        sleep: Callable[[float], Awaitable[None]] | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> AsyncRun:
+        """Submit a run, or update the active one of that name in place: the twin of ``RunCollection.apply``.
+
+        Parameters and errors are the same.
+        """
+        options = RunOptions(
+            resources=resources,
+            spot_policy=spot_policy,
+            retry_policy=retry_policy,
+            max_duration=max_duration,
+            max_price=max_price,
+            working_dir=working_dir,
+            backends=backends,
+            env=env,
+            args=args,
+            profile=profile,
+        )
+        flow = await asyncio.to_thread(
+            self._session.submit,
+            configuration,
+            run_name,
+            options,
+            verify_ports=verify_ports,
+            marker=marker,
+            retry_budget=retry_budget,
+            in_place=True,
+        )
+        snapshot = await _adrive.arun(flow, self._transport, sleep, on_event)
+        run = AsyncRun(self._session, self._transport, snapshot)
+        run._is_own = True
+        return run
+
     async def plan(
         self,
         configuration: ConfigurationLike,

@@ -143,6 +143,79 @@ class RunCollection:
         run._is_own = True
         return run
 
+    def apply(
+        self,
+        configuration: ConfigurationLike,
+        run_name: str | None = None,
+        resources: Resources | None = None,
+        spot_policy: SpotPolicy | str | None = None,
+        retry_policy: RetryPolicy | None = None,
+        max_duration: int | str | None = None,
+        max_price: float | None = None,
+        working_dir: str | None = None,
+        verify_ports: bool = True,
+        backends: list[str] | None = None,
+        *,
+        env: Mapping[str, str] | None = None,
+        args: Sequence[str] | None = None,
+        profile: str | Profile | None = None,
+        marker: str | None = None,
+        retry_budget: float | None = None,
+        sleep: Callable[[float], None] | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> Run:
+        """Submit a run, or update the active one of that name in place, as ``dstack apply`` does.
+
+        An active run that is already as wanted is left alone. Of a service nearly everything can be updated;
+        the server replaces its replicas one after the other while it keeps answering. Whatever gets lost on
+        the way, nothing is submitted or updated twice. Where no run of that name is active, one is submitted.
+
+        Args:
+            marker: As in ``submit``: the run carries it afterwards, and a finished run that carries it is
+                returned as it is. Without one an updated run keeps the marker it has.
+
+        The other arguments are those of ``submit``; ``run_name`` or the configuration's ``name`` says which
+        run it is.
+
+        Returns:
+            The run; ``deployment_num`` counts its updates. ``wait_until_ready()`` waits until the replicas
+            from before the update are gone.
+
+        Raises:
+            RunNotUpdatableError: The run is active, and a change needs a new run, or it is stopping; nothing
+                was changed. Its ``changes`` names what it is.
+            ConfigurationError: As ``submit``; the server errors as well.
+
+        Example:
+            >>> run = client.runs.apply("service.dstack.yml", run_name="llm")
+
+        Source: PROTOCOL 1.4.
+        """
+        options = RunOptions(
+            resources=resources,
+            spot_policy=spot_policy,
+            retry_policy=retry_policy,
+            max_duration=max_duration,
+            max_price=max_price,
+            working_dir=working_dir,
+            backends=backends,
+            env=env,
+            args=args,
+            profile=profile,
+        )
+        flow = self._session.submit(
+            configuration,
+            run_name,
+            options,
+            verify_ports=verify_ports,
+            marker=marker,
+            retry_budget=retry_budget,
+            in_place=True,
+        )
+        run = Run(self._session, self._transport, _drive.run(flow, self._transport, sleep, on_event))
+        run._is_own = True
+        return run
+
     def plan(
         self,
         configuration: ConfigurationLike,

@@ -13,7 +13,8 @@
     │   ├── ProjectNotFoundError          no such project on this server (404)
     │   ├── RunNotFoundError              no such run in this project
     │   ├── RequestRejectedError          the server refused the request (400, 422)
-    │   │   └── RunNameTakenError             a run of that name is not ours to take over
+    │   │   ├── RunNameTakenError             a run of that name is not ours to take over
+    │   │   └── RunNotUpdatableError          a change needs a new run, and the old one is active
     │   ├── UnsupportedServerError        the server is too old for this call or field
     │   └── ProtocolError                 the answer is not one a dstack server gives
     ├── AttachError                   the way into a run's container could not be opened
@@ -127,7 +128,20 @@ class RequestRejectedError(ServerError):
 
 
 class RunNameTakenError(RequestRejectedError):
-    """Report that an active run of the wanted name exists and carries another owner's marker."""
+    """An active run of the wanted name exists, and it is not the one that the caller's marker names."""
+
+
+class RunNotUpdatableError(RequestRejectedError):
+    """An active run that ``apply`` cannot turn into what is wanted; nothing was changed.
+
+    ``changes`` (tuple of str): the keys that need a new run; empty for a run that is stopping.
+    """
+
+    def __init__(
+        self, message: str, *, code: str | None = None, status: int = 400, changes: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(message, code=code, status=status)
+        self.changes = changes
 
 
 class UnsupportedServerError(ServerError):

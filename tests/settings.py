@@ -10,5 +10,11 @@ def no_settings_of_this_machine(
 ) -> None:
     """Give a home of its own, and none of dstack's variables."""
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-    for name in ("DSTACK_SERVER_URL", "DSTACK_PROJECT", "DSTACK_TOKEN"):
+    for name in (
+        "DSTACK_SERVER_URL",
+        "DSTACK_PROJECT",
+        "DSTACK_TOKEN",
+        "DSTACK_PROFILE",
+        "DSTACK_NO_PROFILE",
+    ):
         monkeypatch.delenv(name, raising=False)

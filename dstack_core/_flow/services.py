@@ -10,7 +10,7 @@ from dstack_core.errors import ConfigurationError, RunFailedError, TransientServ
 
 
 def wait_until_ready(api: Api, run_name: str, run_id: str, poll_interval: float) -> Op[str]:
-    """Return the service's address once the service itself answers there.
+    """Return the service's address once the service itself answers there, and no replica from before an update.
 
     Raises the ``RunError`` of a run that ends before, ``ConfigurationError`` for a run that is no
     service, ``RunNotFoundError`` and the other server errors.
@@ -24,7 +24,7 @@ def wait_until_ready(api: Api, run_name: str, run_id: str, poll_interval: float)
             page = api.run_url(run.id)
             outcome = outcome_of(run, page).raise_for_status()
             raise RunFailedError(f"Run {run_name} {outcome.message} before it answered. See {page}", outcome)
-        if run.runs_somewhere and (yield from _answers(api, url)):
+        if run.runs_somewhere and not run.is_updating and (yield from _answers(api, url)):
             return url
         yield Sleep(poll_interval)
 

@@ -17,7 +17,8 @@ from dstack_core.errors import (
     TransientServerError,
 )
 
-_SETTLE_SECONDS = 0.5
+# How long a request whose reply was lost gets to become visible.
+SETTLE_SECONDS = 0.5
 
 
 def submit(
@@ -46,7 +47,7 @@ def submit(
             found = (yield from call(api.get_run(run_spec["run_name"]))) if look_first else None
         except ProtocolError as error:
             if is_unknown:
-                raise _unknown(error, run_spec["run_name"]) from error
+                raise unknown(error, run_spec["run_name"]) from error
             raise
         look_first = True
         if found is not None and found.marker == run_spec["configuration_path"]:
@@ -62,10 +63,11 @@ def submit(
         except (TransientServerError, ProtocolError) as error:
             is_unknown = True
             # A request whose reply was lost may still be at work; give it time to become visible.
-            yield Sleep(max(patience.after(error), _SETTLE_SECONDS))
+            yield Sleep(max(patience.after(error), SETTLE_SECONDS))
 
 
-def _unknown(error: ProtocolError, name: str) -> ServerUnreachableError:
+def unknown(error: ProtocolError, name: str) -> ServerUnreachableError:
+    """Return that nobody knows whether a run that was sent has arrived."""
     return ServerUnreachableError(
         f"{error.message}. Run {name!r} was sent there, and such answers do not tell whether it was submitted"
     )
@@ -74,6 +76,7 @@ def _unknown(error: ProtocolError, name: str) -> ServerUnreachableError:
 def _taken(api: Api, found: RunSnapshot) -> RunNameTakenError:
     state = "is active" if found.is_active else f"ended as {found.status}"
     return RunNameTakenError(
-        f"run_name: a run named {found.name!r} of another owner {state} in project {api.project} on "
-        f"{api.server_url}. Choose another run_name, or stop that run first: {api.run_url(found.id)}"
+        f"run_name: expected a name that is free, got {found.name!r}: a run of that name {state} in project "
+        f"{api.project} on {api.server_url}. Choose another run_name, or stop that run first: "
+        f"{api.run_url(found.id)}"
     )

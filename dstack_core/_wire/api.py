@@ -18,6 +18,7 @@ from dstack_core._wire.records import parse_events, parse_metrics
 from dstack_core._wire.refusals import Place
 from dstack_core._wire.runs import RunSnapshot, parse_run
 from dstack_core._wire.services import service_answers
+from dstack_core._wire.updates import Resource, UpdatePlan, parse_resource, parse_update_plan
 from dstack_core._wire.versions import Release, parse_release
 from dstack_core.errors import RequestRejectedError, RunNotFoundError
 from dstack_core.models.account import Project, User
@@ -154,6 +155,24 @@ class Api:
         body = {"plan": {"run_spec": run_spec}, "force": False}
         run_name = run_spec.get("run_name")
         return self._call(self._path("runs/apply"), body, parse_run, run_name=run_name, idempotent=False)
+
+    def get_resource(self, name: str) -> Call[Resource | None]:
+        """Ask for a run by name as an update needs it; None when missing."""
+        call = self._call(self._path("runs/get"), {"run_name": name}, parse_resource, run_name=name)
+        return Call(call.request, NoneWhenMissing(call.parse), place=call.place)
+
+    def get_update_plan(self, run_spec: Mapping[str, Any]) -> Call[UpdatePlan]:
+        """Ask what an apply would change of the run of that name; nothing is changed."""
+        name = run_spec.get("run_name")
+        return self._call(
+            self._path("runs/get_plan"), {"run_spec": run_spec}, parse_update_plan, run_name=name
+        )
+
+    def update(self, run_spec: Mapping[str, Any], current: Resource) -> Call[RunSnapshot]:
+        """Update a run in place; refused when it is not ``current`` any more (PROTOCOL 1.4)."""
+        body = {"plan": {"run_spec": run_spec, "current_resource": current.data}, "force": False}
+        name = run_spec.get("run_name")
+        return self._call(self._path("runs/apply"), body, parse_run, run_name=name, idempotent=False)
 
     def stop(self, name: str, *, abort: bool) -> Call[None]:
         """Ask to stop a run; unknown and finished names are fine (PROTOCOL 1.7)."""

@@ -51,11 +51,6 @@ def fill_in(
         ]
     arguments = Interpolator({"run.args": _joined(args)}, (SECRET, ADDRESS), _ARGS_ADVICE)
     changes |= _with_commands(configuration, arguments)
-    if args and not any("run.args" in command for command in _commands(configuration)):
-        raise ConfigurationError(
-            "args: expected a command with ${{ run.args }}, got none. "
-            "Write ${{ run.args }} where the arguments belong, or drop args."
-        )
     return configuration.model_copy(update=changes) if changes else configuration
 
 
@@ -133,11 +128,12 @@ def _filled(commands: Sequence[Any], arguments: Interpolator, where: str) -> lis
     ]
 
 
-def _commands(configuration: Configuration) -> list[str]:
+def takes_args(configuration: Configuration) -> bool:
+    """Return whether a command of the configuration has ``${{ run.args }}``."""
     commands = list(configuration.commands or [])
     for key in ("groups", "replicas"):
         groups = getattr(configuration, key, None)
         if isinstance(groups, list | tuple):
             for group in groups:
                 commands += group.get("commands") or [] if isinstance(group, Mapping) else []
-    return commands
+    return any("run.args" in str(command) for command in commands)

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from dstack_core._wire.exact_sizes import advice_on_exact_sizes
 from dstack_core._wire.plain import text, time_of
 from dstack_core._wire.statuses import in_words, run_status
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.statuses import RunStatus
 
 _BEFORE_START = frozenset({"submitted", "provisioning", "pulling"})
+_NO_CAPACITY = "failed_to_start_due_to_no_capacity"
 _JOB_FINISHED = frozenset({"terminated", "aborted", "failed", "done"})
 
 
@@ -42,6 +44,7 @@ class Submission:
     exit_status: int | None
     finished_at: datetime | None
     machine: Machine
+    deployment: int = 0
 
     @property
     def may_have_logs(self) -> bool:
@@ -78,6 +81,7 @@ class RunSnapshot:
 
     ``raw_status`` and ``reason`` are the server's own words; ``marker`` is what the owner wrote into
     ``configuration_path`` (PROTOCOL 1.4). ``env`` stays out of the repr: its values may be secrets.
+    ``advice`` is for a run that found no machine.
     """
 
     id: str
@@ -95,6 +99,8 @@ class RunSnapshot:
     jobs: Sequence[Job]
     service: Service | None = None
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    deployment: int = 0
+    advice: str | None = None
 
     @property
     def is_active(self) -> bool:
@@ -111,6 +117,12 @@ class RunSnapshot:
     def runs_somewhere(self) -> bool:
         """Tell whether a job of it is running; the run itself may still be said to be on its way."""
         return any(job.submissions and job.submissions[-1].status == "running" for job in self.jobs)
+
+    @property
+    def is_updating(self) -> bool:
+        """Tell whether a replica from before the latest update is still there."""
+        latest = [job.submissions[-1] for job in self.jobs if job.submissions]
+        return any(not each.is_finished and each.deployment < self.deployment for each in latest)
 
 
 def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
@@ -144,6 +156,8 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
         jobs=jobs,
         service=_service(data.get("service")),
         env=_env(spec),
+        deployment=int(data.get("deployment_num") or 0),
+        advice=_advice(data, jobs),
     )
 
 
@@ -169,6 +183,13 @@ def outcome_of(run: RunSnapshot, url: str) -> Outcome:
         price_per_hour=machine.price,
         url=url,
     )
+
+
+def _advice(data: Mapping[str, Any], jobs: Sequence[Job]) -> str | None:
+    for job, parsed in zip(data.get("jobs") or [], jobs, strict=True):
+        if parsed.submissions and parsed.submissions[-1].reason == _NO_CAPACITY:
+            return advice_on_exact_sizes(job.get("job_spec") or {})
+    return None
 
 
 def _time(value: Any) -> str:
@@ -203,6 +224,7 @@ def _submission(data: Mapping[str, Any]) -> Submission:
         exit_status=None if exit_status is None else int(exit_status),
         finished_at=time_of(finished_at) if finished_at else None,
         machine=_machine(data.get("job_provisioning_data")),
+        deployment=int(data.get("deployment_num") or 0),
     )
 
 
@@ -259,5 +281,7 @@ def _message(run: RunSnapshot, submission: Submission | None, reason: str | None
     details = [submission.reason_message if submission else None]
     if run.reason == "retry_limit_exceeded":
         details.append("the time limit for retries passed")
+    if reason == _NO_CAPACITY:
+        details.append(run.advice)
     told = "; ".join(" ".join(detail.split()) for detail in details if detail)
     return f"{words} ({told})" if told else words

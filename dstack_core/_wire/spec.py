@@ -119,6 +119,7 @@ def _configuration(configuration: Configuration, options: RunOptions) -> dict[st
     dumped = configuration.model_dump(mode="json")
     # A key that is passed through keeps its null: for today's server null may differ from absence.
     wire = {key: value for key, value in dumped.items() if value is not None or key not in typed}
+    _write_off(wire)
     wire.pop("name", None)
     # What it names is in repo_data, which every server reads (PROTOCOL 1.3).
     wire.pop("repos", None)
@@ -145,7 +146,15 @@ def _profile(profile: str | Profile | None) -> dict[str, Any]:
     if not isinstance(profile, Profile):
         return {"name": profile or "default"}
     dumped = profile.model_dump(mode="json", exclude_unset=True)
-    return {"name": profile.name, **{key: value for key, value in dumped.items() if value is not None}}
+    wire = {"name": profile.name, **{key: value for key, value in dumped.items() if value is not None}}
+    _write_off(wire)
+    return wire
+
+
+def _write_off(wire: dict[str, Any]) -> None:
+    """Write that idle machines stay as every server reads it: 0.18.44 does not know the text here."""
+    if wire.get("idle_duration") == "off":
+        wire["idle_duration"] = False
 
 
 def _spot_policy(policy: SpotPolicy | str) -> str:
@@ -183,7 +192,17 @@ def _repo_dir(place: RepoPlace, working_dir: str | None) -> str:
 
 
 def _absolute(working_dir: str) -> str:
-    """Resolve against the code's directory as PROTOCOL 2.4.5 says: relative paths mean below it."""
+    """Resolve against the code's directory as PROTOCOL 2.4.5 says: relative paths mean below it.
+
+    A tilde is the runner's to expand: it knows the home of the run's user, and of no other (dstack 0.22.5).
+    """
+    if working_dir.startswith("~"):
+        if working_dir != "~" and not working_dir.startswith("~/"):
+            raise ConfigurationError(
+                f"working_dir: expected a path such as ~/x, got {working_dir!r}. "
+                "A run knows the home of its own user only; write another one out."
+            )
+        return working_dir
     if working_dir.startswith("/"):
         return working_dir
     return _CODE_DIR if working_dir in ("", ".") else f"{_CODE_DIR}/{working_dir.removeprefix('./')}"

@@ -39,10 +39,23 @@ _OTHERS: Mapping[str, Release] = {
     "events": (0, 20, 0),
     "repos with path or if_exists": (0, 20, 0),
     "python 3.14": (0, 21, 0),
+    "python 3.15": (0, 22, 5),
+    # Relative to /workflow before it, and the runner refuses what lies elsewhere.
+    "working_dir outside of /workflow": (0, 19, 27),
+    "retry without on_events": (0, 19, 0),
+    "replicas in groups": (0, 20, 7),
+    "groups of a task": (0, 21, 2),
+    "groups of a service": (0, 21, 3),
+    "https: auto": (0, 20, 12),
+    "gateway: true": (0, 20, 1),
+    "a dev-environment without ide": (0, 20, 14),
+    "cpu with an architecture": (0, 19, 8),
 }
 _SINCE = {**_KEYS, **_OTHERS}
 _REPOS_PLACED: Release = (0, 20, 0)
 _SECRET = re.compile(r"\$\{\{\s*secrets\.")
+_ARCHITECTURE = re.compile(r"[a-z]")
+_CODE_DIR = "/workflow"
 _RELEASE = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
 
@@ -55,18 +68,43 @@ def parse_release(text: Any) -> Release | None:
 def needs_of(spec: Mapping[str, Any]) -> tuple[str, ...]:
     """Return what a run_spec uses that not every supported server has."""
     configuration = spec["configuration"]
-    needs = [key for key in _KEYS if key in configuration or key in spec["profile"]]
-    if configuration.get("python") == "3.14":
-        needs.append("python 3.14")
-    texts = [*_values(configuration.get("env")), *_values(configuration.get("registry_auth"))]
-    if any(isinstance(text, str) and _SECRET.search(text) for text in texts):
-        needs.append("secrets")
+    profile = spec["profile"]
+    needs = [key for key in _KEYS if key in configuration or key in profile]
+    needs += [name for name, used in _forms(configuration, profile) if used]
     return tuple(needs)
 
 
 def places_repos(release: Release | None) -> bool:
     """Tell whether a server puts the code where ``repos`` of the configuration says."""
     return release is None or release >= _REPOS_PLACED
+
+
+def _forms(configuration: Mapping[str, Any], profile: Mapping[str, Any]) -> Iterable[tuple[str, bool]]:
+    """Say for each form of a value that not every server reads whether it is used."""
+    for version in ("3.14", "3.15"):
+        yield f"python {version}", configuration.get("python") == version
+    texts = [*_values(configuration.get("env")), *_values(configuration.get("registry_auth"))]
+    yield "secrets", any(isinstance(text, str) and _SECRET.search(text) for text in texts)
+    directory = str(configuration.get("working_dir") or _CODE_DIR)
+    yield "working_dir outside of /workflow", not f"{directory}/".startswith(f"{_CODE_DIR}/")
+    retries = [configuration.get("retry"), profile.get("retry")]
+    yield (
+        "retry without on_events",
+        any(isinstance(each, Mapping) and not each.get("on_events") for each in retries),
+    )
+    yield "replicas in groups", isinstance(configuration.get("replicas"), list | tuple)
+    for kind in ("task", "service"):
+        yield f"groups of a {kind}", "groups" in configuration and configuration["type"] == kind
+    yield "https: auto", configuration.get("https") == "auto"
+    yield "gateway: true", configuration.get("gateway") is True
+    is_bare = configuration["type"] == "dev-environment" and not configuration.get("ide")
+    yield "a dev-environment without ide", is_bare
+    cpu = (configuration.get("resources") or {}).get("cpu")
+    yield (
+        "cpu with an architecture",
+        (isinstance(cpu, str) and bool(_ARCHITECTURE.search(cpu)))
+        or (isinstance(cpu, Mapping) and "arch" in cpu),
+    )
 
 
 def check(needs: Iterable[str], release: Release | None, server_url: str) -> None:

@@ -12,6 +12,7 @@ from dstack_core.local.job_specs import build_job_specs
 from dstack_core.local.runs import Job, Run, Submission
 from dstack_core.local.specs import RunSpec, ServiceConfiguration, TaskConfiguration
 from dstack_core.local.state import USERNAME, State
+from dstack_core.local.updates import can_update
 
 NAME_PATTERN = "^[a-z][a-z0-9-]{1,40}$"
 _CANNOT_OVERRIDE = "Cannot override active run. Stop the run first."
@@ -48,7 +49,7 @@ async def get_plan(state: State, request: GetRunPlanRequest) -> dict[str, Any]:
     offers = []
     if inventory.fits(resources, effective.setting("max_price")):
         offers.append(inventory.offer(resources))
-    updates = current is not None and not current.finished and _same(current.spec, effective)
+    updates = current is not None and not current.finished and can_update(current.spec, effective)
     return {
         "project_name": state.settings.project,
         "user": USERNAME,
@@ -80,11 +81,12 @@ async def apply(state: State, request: ApplyRunPlanRequest) -> Run:
     await asyncio.sleep(state.settings.pace.step)
     if current is None or current.finished:
         return _create(state, effective)
-    if current.status == "terminating" or not _updatable(current.spec, effective):
+    if current.status == "terminating" or not can_update(current.spec, effective):
         raise bad_request(_CANNOT_OVERRIDE)
     if not request.force and not _expected(request.plan.current_resource, current):
         raise bad_request(_CHANGED)
-    return _update(current, effective)
+    state.engine.update(current, effective)
+    return current
 
 
 def _create(state: State, spec: RunSpec) -> Run:
@@ -96,24 +98,6 @@ def _create(state: State, spec: RunSpec) -> Run:
     run = Run(state.settings.project, USERNAME, spec, jobs, state.settings.inventory.price)
     state.add(run)
     return run
-
-
-def _update(run: Run, spec: RunSpec) -> Run:
-    run.spec = spec
-    run.deployment_num += 1
-    for job in run.jobs:
-        job.latest.deployment_num = run.deployment_num
-    return run
-
-
-def _same(old: RunSpec, new: RunSpec) -> bool:
-    return old.model_dump(mode="json") == new.model_dump(mode="json")
-
-
-def _updatable(old: RunSpec, new: RunSpec) -> bool:
-    if isinstance(old.configuration, ServiceConfiguration) and new.configuration.type == "service":
-        return True
-    return _same(old, new)
 
 
 def _expected(resource: dict[str, Any] | None, run: Run) -> bool:

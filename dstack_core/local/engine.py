@@ -6,8 +6,11 @@ import asyncio
 import logging
 from datetime import timedelta
 
-from dstack_core.local.jobs import Ending, JobCarrier, Pace
+from dstack_core.local.job_specs import build_job_specs
+from dstack_core.local.jobs import JobCarrier, Pace
+from dstack_core.local.replicas import Replicas
 from dstack_core.local.runs import Run, Submission, now
+from dstack_core.local.specs import RunSpec
 from dstack_core.local.states import RUN_STATUS_OF_REASON
 from dstack_core.local.transitions import Transitions
 
@@ -24,11 +27,11 @@ class Engine:
         self._pace = pace
         self._set = transitions
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._endings: dict[str, list[Ending]] = {}
+        self._replicas: dict[str, Replicas] = {}
 
     def start(self, run: Run) -> None:
         """Begin to carry a new run."""
-        self._endings[run.id] = [Ending() for _ in run.jobs]
+        self._replicas[run.id] = Replicas(run, self._carrier)
         self._tasks[run.id] = asyncio.create_task(self._carry(run))
 
     def stop(self, run: Run, abort: bool) -> None:
@@ -36,8 +39,14 @@ class Engine:
         if run.finished or run.termination_reason not in (None, "stopped_by_user"):
             return
         self._set.run(run, "terminating", "aborted_by_user" if abort else "stopped_by_user")
-        for ending in self._endings[run.id]:
-            ending.ask("aborted_by_user" if abort else "terminated_by_user", at_once=abort)
+        reason = "aborted_by_user" if abort else "terminated_by_user"
+        self._replicas[run.id].ask(reason, at_once=abort)
+
+    def update(self, run: Run, spec: RunSpec) -> None:
+        """Give an active run a new spec, and replace what it no longer fits."""
+        run.spec = spec
+        run.deployment_num += 1
+        self._replicas[run.id].update(build_job_specs(spec, run.name))
 
     async def close(self) -> None:
         """Give up all runs and kill everything that was started."""
@@ -52,9 +61,9 @@ class Engine:
             delay = self._pace.retry_delay
             while (reason := await self._try(run)) is None:
                 # Those of the last try may have been asked to end for the sake of a failed sibling.
-                self._endings[run.id] = [Ending() for _ in run.jobs]
+                self._replicas[run.id] = Replicas(run, self._carrier)
                 self._set.run(run, "pending")
-                if await self._endings[run.id][0].within(delay):
+                if await self._replicas[run.id].asked_within(delay):
                     reason = run.termination_reason or ""
                     break
                 delay = min(delay * 2, _LONGEST_RETRY_DELAY)
@@ -71,44 +80,23 @@ class Engine:
             self._set.run(run, "failed", "server_error")
         finally:
             self._tasks.pop(run.id, None)
-            self._endings.pop(run.id, None)
+            self._replicas.pop(run.id, None)
 
     def _submit_again(self, run: Run) -> None:
         run.fleet = None
-        for job in run.jobs:
+        for job in filter(lambda each: each.is_wanted, run.jobs):
             job.submissions.append(Submission(job.latest.num + 1, run.deployment_num))
         self._set.run(run, "submitted")
 
     async def _try(self, run: Run) -> str | None:
         """Carry every job to its end; return why the run ends, None if it is tried again."""
-        endings = self._endings[run.id]
-        waiting = {
-            asyncio.create_task(self._carrier.carry(run, job, ending))
-            for job, ending in zip(run.jobs, endings, strict=True)
-        }
-        try:
-            while waiting:
-                ready, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                for task in ready:
-                    task.result()
-                latest = [job.latest for job in run.jobs]
-                failed = any(one.finished and one.status != "done" for one in latest)
-                master_done = (
-                    run.spec.setting("stop_criteria") == "master-done" and latest[0].status == "done"
-                )
-                if failed or master_done:
-                    for ending in endings:
-                        ending.ask("terminated_by_server")
-        finally:
-            # Only a cancelled or broken try leaves some behind; they kill their processes before they end.
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+        await self._replicas[run.id].carry()
         return run.termination_reason or self._reason(run)
 
     def _reason(self, run: Run) -> str | None:
         harmless = ("done_by_runner", "terminated_by_server")
-        culprits = [job.latest for job in run.jobs if job.latest.termination_reason not in harmless]
+        wanted = [job.latest for job in run.jobs if job.is_wanted]
+        culprits = [latest for latest in wanted if latest.termination_reason not in harmless]
         if not culprits:
             return "all_jobs_done"
         retry = run.jobs[0].spec["retry"]

@@ -88,10 +88,11 @@ class Submission:
 
 @dataclass
 class Job:
-    """Hold a job spec and all its tries, oldest first."""
+    """Hold a job spec and all its tries, oldest first; an update may have put another job in its place."""
 
     spec: dict[str, Any]
     submissions: list[Submission]
+    is_wanted: bool = True
 
     @property
     def latest(self) -> Submission:

@@ -22,6 +22,7 @@ JOB_STATUS_OF_REASON = {
     "failed_to_start_due_to_no_capacity": "failed",
     "terminated_by_user": "terminated",
     "terminated_by_server": "terminated",
+    "scaled_down": "terminated",
     "max_duration_exceeded": "terminated",
     "aborted_by_user": "aborted",
 }

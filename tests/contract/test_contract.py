@@ -120,7 +120,8 @@ def test_resubmitting_an_active_run(target: Target, client: dstack.Client) -> No
     assert client.runs.submit(task, run_name=wanted, marker="owner-a").id == run.id
     for other in ("owner-b", None):
         with pytest.raises(
-            dstack.RunNameTakenError, match=f"run named '{wanted}' of another owner is active"
+            dstack.RunNameTakenError,
+            match=f"expected a name that is free, got '{wanted}': a run of that name is active",
         ):
             client.runs.submit(task, run_name=wanted, marker=other)
     found = client.runs.get(wanted)

@@ -461,7 +461,7 @@ def test_a_run_of_another_owner_is_never_stopped(server: LocalServer) -> None:
     server.client().runs.submit({"type": "task", "commands": ["sleep 600"]}, run_name="job", marker="theirs")
     task_run = task_run_of(server, "sleep 600", ref=RunRef("job", "ours"))
     task_run.follow()
-    assert "another owner" in str(task_run.error)
+    assert "a run of that name is active" in str(task_run.error)
     assert task_run.state is State.NOTHING_LEFT
     assert paths(server, "/runs/stop") == []
     assert run_of(server).outcome() is None

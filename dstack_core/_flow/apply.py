@@ -1,0 +1,129 @@
+"""Submit a run, or update the active one of that name in place (PROTOCOL 1.4).
+
+An update is declared by its result, so a lost reply is answered as a lost submission is, by looking: a run
+that is what was wanted needs nothing more. Each request names the run as it was planned for; one that arrives
+late, or twice, finds another run and is refused. Between the look and the request anything may happen to the
+run; then all of it is done again, a few times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dstack_core._flow.retry import Patience, RetryBudget
+from dstack_core._flow.steps import Op, Sleep, call
+from dstack_core._flow.submit import SETTLE_SECONDS, submit, unknown
+from dstack_core._wire.api import Api
+from dstack_core._wire.runs import RunSnapshot
+from dstack_core._wire.updates import Resource, UpdatePlan, same_spec, update_of
+from dstack_core.errors import (
+    ProtocolError,
+    RequestRejectedError,
+    RunNameTakenError,
+    RunNotUpdatableError,
+    TransientServerError,
+)
+
+# Lost to another client that was faster, which happens once, seldom twice.
+_MOST_LOST_RACES = 4
+
+
+def apply(
+    api: Api, run_spec: Mapping[str, Any], budget: RetryBudget, *, marker: str | None
+) -> Op[RunSnapshot]:
+    """Return the run of this spec's name once it is what the spec says.
+
+    An active run is updated in place, and left alone when there is nothing to change; it keeps its marker
+    unless one is given. Where no run is active, one is submitted with the spec's own marker; a finished run
+    that carries ``marker`` is returned as it is. Raises ``RunNotUpdatableError`` when a change needs a new
+    run, and the other server errors.
+    """
+    patience = Patience(budget)
+    sent: _Sent | None = None
+    refusal: RequestRejectedError | None = None
+    is_unknown = False
+    lost_races = 0
+    while True:
+        try:
+            found = yield from call(api.get_resource(run_spec["run_name"]))
+        except ProtocolError as error:
+            if is_unknown:
+                raise unknown(error, run_spec["run_name"]) from error
+            raise
+        if sent is not None and found is not None and sent.made(found):
+            return found.run
+        if refusal is not None:
+            lost_races += 1
+            if lost_races > _MOST_LOST_RACES or (sent is not None and sent.left_alone(found)):
+                raise refusal
+            refusal = None
+        if found is None or not found.run.is_active:
+            try:
+                return (
+                    yield from submit(
+                        api, run_spec, budget, replace_finished=True, look_first=marker is not None
+                    )
+                )
+            except RunNameTakenError as error:
+                refusal, sent = error, None
+                continue
+        wanted = update_of(found, run_spec, marker=marker)
+        plan = yield from call(api.get_update_plan(wanted))
+        if plan.current is None or plan.current.run.id != found.run.id:
+            refusal, sent = _replaced(api, found.run), None
+            continue
+        if plan.changes_nothing:
+            return plan.current.run
+        if plan.current.is_ending or plan.is_possible is False:
+            raise _not_updatable(api, plan)
+        sent = _Sent(found, plan)
+        try:
+            return (yield from call(api.update(wanted, plan.current)))
+        except RequestRejectedError as error:
+            # A server that does not tell in its plan refuses in the same words whatever the change.
+            refusal = error if plan.is_possible else _not_updatable(api, plan)
+        except (TransientServerError, ProtocolError) as error:
+            is_unknown = True
+            # A request whose reply was lost may still be at work; give it time to become visible.
+            yield Sleep(max(patience.after(error), SETTLE_SECONDS))
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """Remember the run that an update was sent for, and the plan of it."""
+
+    found: Resource
+    plan: UpdatePlan
+
+    def made(self, now: Resource) -> bool:
+        """Tell whether the run is what the update was to make of it."""
+        return now.run.id == self.found.run.id and same_spec(now.spec, self.plan.effective)
+
+    def left_alone(self, now: Resource | None) -> bool:
+        """Tell whether nothing has changed the run since, so that a refusal is one of the request."""
+        is_same_run = now is not None and now.run.id == self.found.run.id and now.run.is_active
+        return now is not None and is_same_run and same_spec(now.spec, self.found.spec)
+
+
+def _replaced(api: Api, run: RunSnapshot) -> RequestRejectedError:
+    return RunNameTakenError(
+        f"Run {run.name} was replaced by another run while its update was planned. "
+        f"Find out what submits it, and apply again: {api.runs_url()}"
+    )
+
+
+def _not_updatable(api: Api, plan: UpdatePlan) -> RunNotUpdatableError:
+    run = plan.current.run if plan.current is not None else None
+    name, url = ("", api.runs_url()) if run is None else (run.name, api.run_url(run.id))
+    if plan.current is not None and plan.current.is_ending:
+        return RunNotUpdatableError(
+            f"Run {name} is stopping and cannot be updated any more. Apply again when it has ended: {url}"
+        )
+    changes = plan.blocking
+    return RunNotUpdatableError(
+        f"Run {name} is active, and what would change needs a new run: {', '.join(changes)}. "
+        f"Stop the run first, or leave that as it is: {url}",
+        changes=changes,
+    )

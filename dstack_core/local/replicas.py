@@ -1,0 +1,124 @@
+"""The jobs of one try of a run: started together, replaced by updates, ended together.
+
+A real server starts the new replica of a service first and ends the old one when it answers. Here both would
+want the same port of the same machine, so an old replica ends before its successor starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from dstack_core.local.jobs import Ending, JobCarrier
+from dstack_core.local.runs import Job, Run, Submission
+
+SCALED_DOWN = "scaled_down"
+# What a job is called, not what it does.
+_IDENTITY = ("replica_num", "job_name")
+
+
+class Replicas:
+    """Carry the jobs of one run; every method belongs to the server's event loop."""
+
+    def __init__(self, run: Run, carrier: JobCarrier) -> None:
+        self._run = run
+        self._carrier = carrier
+        self._endings = [Ending() for _ in run.jobs]
+        self._tasks: dict[asyncio.Task[Any], Job] = {}
+        # A new job, and the old one that has to end before it starts.
+        self._waiting: list[tuple[Job | None, Job]] = []
+        self._changed = asyncio.Event()
+
+    def ask(self, reason: str, *, at_once: bool = False) -> None:
+        """Ask every job to end."""
+        for ending in self._endings:
+            ending.ask(reason, at_once=at_once)
+        self._waiting.clear()
+
+    async def asked_within(self, seconds: float) -> bool:
+        """Wait for somebody to ask for the end, and tell whether that came."""
+        return await self._endings[0].within(seconds)
+
+    def update(self, specs: list[dict[str, Any]]) -> None:
+        """Bring the jobs up to the run's latest deployment: keep what is the same, replace the others."""
+        live = [job for job in self._run.jobs if job.is_wanted]
+        # Those that an earlier update is still ending; what was to follow them is superseded.
+        ending = [old for old, _ in self._waiting if old is not None]
+        self._waiting.clear()
+        number = max((job.spec["replica_num"] for job in self._run.jobs), default=-1) + 1
+        for spec in specs:
+            old = live.pop(0) if live else None
+            if old is not None and _same(old.spec, spec):
+                old.latest.deployment_num = self._run.deployment_num
+                continue
+            if old is not None:
+                self._end(old)
+            elif ending:
+                old = ending.pop(0)
+            name = f"{self._run.name}-{spec['job_num']}-{number}"
+            new = Job(
+                {**spec, "replica_num": number, "job_name": name}, [Submission(0, self._run.deployment_num)]
+            )
+            self._waiting.append((old, new))
+            number += 1
+        for surplus in live:
+            self._end(surplus)
+        self._changed.set()
+
+    async def carry(self) -> None:
+        """Carry every job to its end."""
+        try:
+            for job, ending in zip(self._run.jobs, self._endings, strict=True):
+                if job.is_wanted:
+                    self._start(job, ending)
+            while self._tasks or self._waiting:
+                await self._next()
+                self._judge()
+                self._start_successors()
+        finally:
+            # Only a cancelled or broken try leaves some behind; they kill their processes before they end.
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _next(self) -> None:
+        changed: asyncio.Task[Any] = asyncio.create_task(self._changed.wait())
+        try:
+            done, _ = await asyncio.wait({*self._tasks, changed}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            changed.cancel()
+        self._changed.clear()
+        for task in done - {changed}:
+            del self._tasks[task]
+            task.result()
+
+    def _judge(self) -> None:
+        """End all jobs when one has failed, or the one that counts is done."""
+        latest = [job.latest for job in self._run.jobs if job.is_wanted]
+        failed = any(one.finished and one.status != "done" for one in latest)
+        counts = bool(latest) and self._run.spec.setting("stop_criteria") == "master-done"
+        master_done = counts and latest[0].status == "done"
+        if failed or master_done:
+            self.ask("terminated_by_server")
+
+    def _start_successors(self) -> None:
+        ready = [(old, new) for old, new in self._waiting if old is None or old.latest.finished]
+        self._waiting = [pair for pair in self._waiting if pair not in ready]
+        for _, new in ready:
+            ending = Ending()
+            self._run.jobs.append(new)
+            self._endings.append(ending)
+            self._start(new, ending)
+
+    def _start(self, job: Job, ending: Ending) -> None:
+        self._tasks[asyncio.create_task(self._carrier.carry(self._run, job, ending))] = job
+
+    def _end(self, job: Job) -> None:
+        job.is_wanted = False
+        if not job.latest.finished:
+            index = next(index for index, one in enumerate(self._run.jobs) if one is job)
+            self._endings[index].ask(SCALED_DOWN)
+
+
+def _same(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    return {**old, **dict.fromkeys(_IDENTITY)} == {**new, **dict.fromkeys(_IDENTITY)}

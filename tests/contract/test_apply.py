@@ -1,0 +1,110 @@
+"""Update a service in place, on both servers: its replicas are replaced while the run stays the same."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import requests
+
+import dstack_core as dstack
+from tests.contract.conftest import Target
+from tests.contract.test_contract import name
+from tests.contract.test_services import SECONDS, running, serve
+from tests.ports import free_port
+
+
+@pytest.fixture(autouse=True)
+def _in_place(target: Target) -> None:
+    if target.release < (0, 20):
+        pytest.skip("older servers replace no replica that is up")
+
+
+def greeting(target: Target, word: str, *, run_name: str, **more: object) -> dict[str, object]:
+    """Return a service that says a word; all jobs of the tests share the ports of one machine."""
+    port = free_port()
+    commands = ("mkdir -p site && cd site", f"echo {word} > greeting", serve(port))
+    return target.task(*commands) | {"type": "service", "port": port, "auth": False, "name": run_name} | more
+
+
+def said(target: Target, run: dstack.Run) -> str:
+    url = run.wait_until_ready(target.timeout, poll_interval=target.poll_interval)
+    return requests.get(f"{url}greeting", timeout=SECONDS).text.strip()
+
+
+def test_a_service_is_submitted_then_updated_then_left_alone(target: Target, client: dstack.Client) -> None:
+    wanted = name()
+    first = client.runs.apply(greeting(target, "hello", run_name=wanted), marker="mine")
+    try:
+        assert said(target, first) == "hello"
+        configuration = greeting(target, "bye", run_name=wanted)
+        second = client.runs.apply(configuration)
+        assert (second.id, second.marker, second.deployment_num) == (first.id, "mine", 1)
+        assert said(target, second) == "bye"
+        again = client.runs.apply(configuration)
+        assert (again.id, again.deployment_num) == (first.id, 1)
+        taken_over = client.runs.apply(configuration, marker="other")
+        assert (taken_over.id, taken_over.marker, taken_over.deployment_num) == (first.id, "other", 2)
+        assert said(target, taken_over) == "bye"
+    finally:
+        target.stop(first)
+    new = client.runs.apply(greeting(target, "again", run_name=wanted))
+    assert new.id != first.id
+    target.stop(new)
+
+
+def test_a_change_that_needs_a_new_run_is_refused_before_anything_changes(
+    target: Target, client: dstack.Client
+) -> None:
+    wanted = name()
+    configuration = greeting(target, "hello", run_name=wanted)
+    with running(target, client, configuration) as run:
+        changed = configuration | {"max_duration": "1h", "auth": True, "env": {"A": "1"}}
+        with pytest.raises(dstack.RunNotUpdatableError, match="what would change needs a new run") as caught:
+            client.runs.apply(changed)
+        assert set(caught.value.changes) == {"max_duration", "auth"}
+        assert (run.refresh().deployment_num, dict(run.env)) == (0, {})
+        with pytest.raises(dstack.RunNameTakenError, match="expected a name that is free"):
+            client.runs.submit(configuration)
+
+
+def test_a_task_changes_its_priority_and_nothing_else(target: Target, client: dstack.Client) -> None:
+    wanted = name()
+    run = client.runs.submit(target.task("sleep 600"), run_name=wanted)
+    assert client.runs.apply(target.task("sleep 600", priority=7), run_name=wanted).id == run.id
+    with pytest.raises(dstack.RunNotUpdatableError) as caught:
+        client.runs.apply(target.task("sleep 601", priority=7), run_name=wanted)
+    assert caught.value.changes == ("commands",)
+    assert run.refresh().deployment_num == 1
+    target.stop(run, abort=target.kind == "local")
+
+
+def test_the_async_twin_updates_with_files(target: Target, tmp_path: Path) -> None:
+    (tmp_path / "word").write_text("first")
+    wanted = name()
+
+    def configuration() -> dict[str, object]:
+        files = [{"local_path": str(tmp_path / "word"), "path": "word"}]
+        port = free_port()
+        commands = ("mkdir -p site && cp word site/greeting && cd site", serve(port))
+        return target.task(*commands) | {"type": "service", "port": port, "auth": False, "files": files}
+
+    async def go() -> tuple[str, str, str, str]:
+        async with target.async_client() as client:
+            run = await client.runs.apply(configuration(), wanted)
+            try:
+                before = await answer(run)
+                (tmp_path / "word").write_text("second")
+                again = await client.runs.apply(configuration(), wanted)
+                return before, await answer(again), run.id, again.id
+            finally:
+                await target.stop_async(run)
+
+    async def answer(run: dstack.AsyncRun) -> str:
+        url = await run.wait_until_ready(target.timeout, poll_interval=target.poll_interval)
+        return (await asyncio.to_thread(requests.get, f"{url}greeting", timeout=SECONDS)).text
+
+    before, after, first, second = asyncio.run(go())
+    assert (before, after) == ("first", "second")
+    assert first == second
