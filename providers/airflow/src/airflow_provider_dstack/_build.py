@@ -74,6 +74,7 @@ def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: 
         poll_interval=options.poll_interval,
         retry_budget=operator.retry_budget,
         log=operator.log,
+        on_active=operator.on_active,
     )
     return TaskRun(submission.obtain, client, options, operator.log)
 
@@ -104,7 +105,7 @@ def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str,
 def profile_of(operator: DstackRunOperator, context: Context) -> Profile:
     """Return the profile that is named, else the default one of ``profiles_file`` or ``repo_dir``.
 
-    Nothing of the worker's own counts: neither its home nor ``DSTACK_PROFILE``. Raises ``ConfigurationError``.
+    Neither the worker's home nor its ``DSTACK_PROFILE`` counts. Raises ``ConfigurationError``.
     """
     from dstack_core import ConfigurationError, Profile, load_profile
 

@@ -24,6 +24,7 @@ from airflow_provider_dstack.links import RUN_NAME_KEY, RUN_URL_KEY, DstackRunLi
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink
 
+    from airflow_provider_dstack._submission import OnActive
     from airflow_provider_dstack._task_run import TaskRun
     from airflow_provider_dstack.hooks import DstackHook
     from airflow_provider_dstack.reaper import DstackReapOperator
@@ -88,6 +89,7 @@ class DstackRunOperator(TemplatedModels):
     template_fields_renderers: ClassVar[dict[str, str]] = {"configuration": "yaml"}
     operator_extra_links: Collection[BaseOperatorLink] = (DstackRunLink(),)
     ui_color = "#e8e4ff"
+    on_active: OnActive | None = None
 
     def __init__(
         self,
