@@ -79,12 +79,14 @@ class ClientBase(Generic[TransportT]):
         top of a Git checkout is cloned by the run (its remote, branch and newest pushed commit), and what
         differs here, new files included, is uploaded as a diff. Any other directory, or any with
         ``local_repo``, is uploaded as an archive (once while it does not change); what ``.gitignore`` and
-        ``.dstackignore`` name and ``.git`` stay out.
+        ``.dstackignore`` name and ``.git`` stay out. A checkout that a run cannot clone is uploaded, too, and
+        the log says why.
 
         A Git repository that is not public needs one of ``git_identity_file`` (path of a private SSH key
         without passphrase, for a clone over ssh), ``git_private_key`` (the text of such a key) and
         ``oauth_token`` (for a clone over https); secrets written into the remote's address are not used.
-        With ``init`` the first submit makes the repository and its credentials known to the server; without
+        Without one, credentials that the server has for it are kept, such as those of ``dstack init``. With
+        ``init`` the first submit makes the repository and its credentials known to the server; without
         it, ``client.repos.init()`` has to, once.
 
         ``project_name`` defaults to ``DSTACK_PROJECT``, else the file's default project. ``server_url``

@@ -22,12 +22,15 @@ def pack_directory(root: Path, tracked: Collection[Path] = (), way_out: str = _W
     Links stay links. A directory within a Git repository is also subject to the ignore files above it, except
     for rules that cover all of it. ``tracked`` as for ``walk``; ``way_out`` ends the error for a directory
     that is too big.
-    Raises ``ConfigurationError`` past 256 MiB and when the ignore files leave nothing. The server's own limit
-    (2 MiB unless its operator changed it) is judged by the server.
+    Raises ``ConfigurationError`` past 256 MiB, for files that cannot be read, and when the ignore files leave
+    nothing. The server's own limit (2 MiB unless its operator changed it) is judged by the server.
     """
     what = f"repo_dir: {str(root)!r}"
     members = (Member(path, path.relative_to(root).as_posix()) for path in walk(root, tracked))
-    upload = _pack(what, members, way_out)
+    try:
+        upload = _pack(what, members, way_out)
+    except OSError as error:
+        raise ConfigurationError(f"{what}: {error.filename or root}: {error.strerror}.") from None
     if not upload.biggest and any(root.iterdir()):
         raise _nothing(what)
     return upload

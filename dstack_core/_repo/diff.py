@@ -49,6 +49,8 @@ def take_diff(git: Git, commit: str) -> Upload | None:
         env = _scratch(git, Path(folder))
         changed = _changed(git, commit, env)
         new = _new(git, env)
+        if not changed and not new:
+            return None
         _check_places(changed, new)
         gone = [name for name, status in changed.items() if status == "D" and name not in new]
         here = [name for name in dict.fromkeys((*changed, *new)) if name not in gone]
@@ -58,10 +60,12 @@ def take_diff(git: Git, commit: str) -> Upload | None:
         if fresh > PACK_LIMIT:
             raise too_big(what, fresh, biggest_of(sizes), "it was not read", _WAY_OUT)
         git.output("read-tree", commit, env=env)
-        git.output("update-index", "--force-remove", "-z", "--stdin", env=env, stdin=_names(gone))
+        if gone:
+            git.output("update-index", "--force-remove", "-z", "--stdin", env=env, stdin=_names(gone))
         rest = _names(name for name in here if name not in raw)
         git.output("update-index", "--add", "--remove", "--replace", "-z", "--stdin", env=env, stdin=rest)
-        _add_raw(git, raw, env)
+        if raw:
+            _add_raw(git, raw, env)
         data = git.output(
             "-c", "diff.suppressBlankEmpty=false", "diff", "--cached", *_FORM, commit, "--", env=env
         )

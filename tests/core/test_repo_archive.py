@@ -82,3 +82,15 @@ def test_a_directory_past_every_limit_is_not_read_to_its_end(
         (tmp_path / f"f{number:02}").write_bytes(b"x" * 50_000)
     with pytest.raises(ConfigurationError, match=r"too big to upload: 0\.\d MB .*f00 \(0\.1 MB\)"):
         pack(tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, a="1", b="2")
+
+    def deny(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "b"))
+
+    # Root reads everything, so nothing on the disk can refuse it.
+    monkeypatch.setattr(tarfile.TarFile, "add", deny)
+    with pytest.raises(ConfigurationError, match=r"^repo_dir: '.*': .*/b: Permission denied\.$"):
+        pack(tmp_path)

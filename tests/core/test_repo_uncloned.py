@@ -103,6 +103,7 @@ def _ci_checkout(work: Path, there: str, here: str) -> Path:
 
 def _unrelated(work: Path) -> Path:
     git(work, "checkout", "--quiet", "--orphan", "other")
+    write(work, a="unrelated\n")
     commit(work)
     return work
 

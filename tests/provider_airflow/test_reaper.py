@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,7 +15,7 @@ from airflow_provider_dstack._compat import TaskFacts
 from airflow_provider_dstack._names import MarkedTask, birth_of
 from airflow_provider_dstack._reap import Finding, ReapOptions, failure, reap, summary
 from airflow_provider_dstack.errors import DstackError
-from dstack_core import Client, Run, ServerUnreachableError
+from dstack_core import Client, Run, ServerUnreachableError, integration
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import paths, wait_for
 
@@ -245,19 +246,32 @@ def test_a_run_that_is_stopping_already_is_left_out(client: Client) -> None:
 
 
 def test_a_run_that_cannot_be_stopped_keeps_no_other_from_it(client: Client, server: LocalServer) -> None:
-    second, first = submit(client, train()), submit(client, train())
+    left = {run.name: run for run in (submit(client, train()), submit(client, train()))}
     server.faults.add("/runs/stop", status=403)
     found = reap(client, answer(facts("failed")), ReapOptions(), log=LOG)
-    assert [(finding.run_name, finding.action) for finding in found] == [
-        (first.name, "not stopped"),
-        (second.name, "stopped"),
-    ]
-    assert is_stopped(second)
+    actions = {finding.action: left[finding.run_name] for finding in found}
+    assert actions.keys() == {"not stopped", "stopped"}
+    refused, stopped = actions["not stopped"], actions["stopped"]
+    assert is_stopped(stopped)
     problem = failure(found)
     assert problem is not None
-    assert first.name in problem
-    assert first.url in problem
-    assert second.name not in problem
+    assert refused.name in problem
+    assert refused.url in problem
+    assert stopped.name not in problem
+
+
+def test_several_runs_are_stopped_at_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [submit(client, train()) for _ in range(3)]
+    stop_run, together = integration.stop_run, threading.Barrier(3)
+
+    def stop_with_others(*args: Any, **options: Any) -> Any:
+        together.wait(timeout=60)
+        return stop_run(*args, **options)
+
+    monkeypatch.setattr(integration, "stop_run", stop_with_others)
+    found = reap(client, answer(facts("failed")), ReapOptions(), log=LOG, pause=never)
+    assert [one.run_name for one in found] == [run.name for run in reversed(left)]
+    assert all(is_stopped(run) for run in left)
 
 
 def test_a_stop_that_the_server_drops_is_reported(

@@ -20,8 +20,10 @@ All questions are asked before the first stop: a server that does not answer mea
 
 from __future__ import annotations
 
+import contextvars
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -40,6 +42,9 @@ AskAirflow = Callable[[MarkedTask], "TaskFacts | None"]
 DEFAULT_MIN_AGE = 60.0
 UNKNOWN = "unknown"
 
+# With replies that take seconds, a hundred stops one after another take an hour. More than eight at once
+# would be a burst of requests for a server that is already slow.
+_STOPS_AT_ONCE = 8
 _ENDED_DAG_RUN = frozenset({"success", "failed"})
 
 
@@ -106,7 +111,12 @@ def reap(
             one if one.ended_at is not None or one.run.id in undated else _leave(one, "its task just ended")
             for one in _verdicts(client, ask, options)
         ]
-    return [_act(client, one, options, log) for one in verdicts]
+    with ThreadPoolExecutor(_STOPS_AT_ONCE, thread_name_prefix="dstack-reap") as pool:
+        # The copied context carries what Airflow's logging binds to the task.
+        acts = [
+            pool.submit(contextvars.copy_context().run, _act, client, one, options, log) for one in verdicts
+        ]
+        return [act.result() for act in acts]
 
 
 def describe(finding: Finding) -> str:
