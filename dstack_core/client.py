@@ -105,19 +105,47 @@ class RunCollection:
     ) -> Run:
         """Submit exactly one run and return it, whatever gets lost on the way.
 
-        ``configuration``: a ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml``.
-        ``run_name`` defaults to the configuration's name, else a random one. ``max_duration``: seconds,
-        ``"2h"`` or ``"off"``. ``max_price``: USD per hour. ``working_dir``: relative to the code's
-        directory, or absolute. ``verify_ports``: bind every local port that a task's ``ports`` name and
-        release it again, so that a taken one is told now and not by ``run.attach()``. The code of
-        ``from_config(repo_dir=...)`` and the configuration's ``files`` are packed first and uploaded where
-        the server does not have them yet. ``marker`` (str) is kept with the run: a run of this name that
-        carries it is returned as it is, active or finished, instead of submitting; without one, an active
-        run of this name raises ``RunNameTakenError`` and a finished one is replaced. ``retry_budget`` in
-        seconds. ``sleep`` (a function of seconds) replaces ``time.sleep`` between two tries, and ``on_event``
-        gets ``ContactLost`` and ``ContactRestored`` instead of the ``dstack_core`` logger. Raises
-        ``ConfigurationError``, for a taken port ``PortInUseError``, before anything is submitted, else the
-        server errors. Source: the documented API, "submit()"; PROTOCOL 1.3, 1.4.
+        Args:
+            configuration: A ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml``.
+            run_name: Default: the configuration's name, else a random one.
+            resources: ``Resources``, whose numbers are minimums; or a mapping, or a GPU in its short form
+                (``"24GB.."``, ``"A100:40GB:2"``, 1), which mean what they mean in YAML. Replaces those of the
+                configuration.
+            spot_policy: ``SpotPolicy``, ``"spot"``, ``"on-demand"`` or ``"auto"``.
+            retry_policy: Whether and how long to wait for capacity.
+            max_duration: Seconds, ``"2h"`` or ``"off"``.
+            max_price: USD per hour.
+            working_dir: Relative to the code's directory, absolute, or ``~/x``.
+            verify_ports: Bind every local port that a task's ``ports`` name and release it again, so that a
+                taken one is reported now and not by ``run.attach()``.
+            backends: The only backends to take machines from.
+            env: Values for the names of the configuration's ``env`` that have none; replaces values and adds
+                variables, too. Names without a value are then read from the environment of this process.
+            args: What ``${{ run.args }}`` in commands stands for, each argument quoted for the shell.
+            profile: The name of a profile, or a ``Profile``. None: the default one, as ``load_profile``
+                finds it in the ``repo_dir``, else the current directory, and the user's own.
+            marker: Kept with the run. A run of this name that carries it is returned as it is, active or
+                finished, instead of submitting; without one, an active run of this name raises
+                ``RunNameTakenError`` and a finished one is replaced.
+            retry_budget: Seconds to retry an unreachable server; None: the client's.
+            sleep: A function of seconds that replaces ``time.sleep`` between two tries.
+            on_event: Gets ``ContactLost`` and ``ContactRestored`` instead of the ``dstack_core`` logger.
+
+        The code of ``from_config(repo_dir=...)`` and the configuration's ``files`` are packed first and
+        uploaded where the server does not have them yet.
+
+        Returns:
+            The run.
+
+        Raises:
+            ConfigurationError: Something is wrong or missing; nothing was submitted. For a taken port it is
+                ``PortInUseError``.
+            ServerError: See there for its kinds.
+
+        Example:
+            ``client.runs.submit("train.dstack.yml", env={"HF_TOKEN": token}, args=["--epochs", "3"])``
+
+        Source: the documented API, "submit()"; PROTOCOL 1.3, 1.4.
         """
         options = RunOptions(
             resources=resources,

@@ -1,0 +1,68 @@
+"""A configuration as it lies beside the code: what a server makes of what we fill in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import dstack_core as dstack
+from tests.contract.conftest import Target
+
+
+def echoed(target: Target, run: dstack.Run) -> dict[str, Any]:
+    """Return the run as the server tells it."""
+    with target.client() as client:
+        reply = client._transport(client._session.api.get_run(run.name).request)
+    told: dict[str, Any] = json.loads(reply.body)
+    return told
+
+
+def lines_of(target: Target, run: dstack.Run) -> list[str]:
+    outcome = run.wait(target.timeout, poll_interval=target.poll_interval)
+    assert outcome.succeeded, outcome.message
+    return b"".join(run.logs()).decode().replace("\r", "").splitlines()
+
+
+def test_what_a_configuration_leaves_open_reaches_the_run(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".dstack").mkdir()
+    (tmp_path / ".dstack" / "profiles.yml").write_text(
+        "profiles: [{name: short, default: true, max_duration: 20m, max_price: 9}]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FROM_HERE", "from here")
+    task = target.task(
+        "echo $FROM_HERE, $GIVEN, $FIXED",
+        "echo ${{ run.args }} '$${{ kept }}' $NOT_SET.",
+        env=["FROM_HERE", "GIVEN", "FIXED=1"],
+        max_price=3,
+    )
+    path = tmp_path / ".dstack.yml"
+    path.write_text(yaml.safe_dump(task))
+    with target.client() as client:
+        run = client.runs.submit(path, env={"GIVEN": "given", "FIXED": "2"}, args=["--name", "a b"])
+        lines = lines_of(target, run)
+    assert lines == ["from here, given, 2", "--name a b ${{ kept }} ."]
+    told = echoed(target, run)
+    assert told["run_spec"]["profile"]["name"] == "short"
+    job = told["jobs"][0]["job_spec"]
+    assert job["max_duration"] == 20 * 60
+    assert job["requirements"]["max_price"] == 3
+
+
+@pytest.mark.parametrize("directory", ["~", "~/below"])
+def test_a_working_directory_in_the_home_is_left_to_the_machine(target: Target, directory: str) -> None:
+    task = target.task(f'[ "$PWD" = "$(eval echo {directory})" ] && echo there', working_dir=directory)
+    with target.client() as client:
+        if target.release < (0, 19, 27):
+            with pytest.raises(
+                dstack.UnsupportedServerError, match=r"working_dir outside of /workflow: needs"
+            ):
+                client.runs.submit(task)
+            return
+        assert lines_of(target, client.runs.submit(task)) == ["there"]
