@@ -43,6 +43,9 @@ test-core: $(CORE) ## Run the tests of the core and the embedded server
 	@echo "== core, embedded server"
 	@$(ENVS)/core/bin/python -m pytest -q -n 2 --dist worksteal -m "not real and not endurance" --junitxml=$(REPORTS)/core.xml $(PYTEST_FLAGS)
 
+# How many configurations of each type both clients are compared on; `make test` takes a few.
+CONFIGURATIONS ?= 3000
+
 # Those tests mostly wait, so several processes share one server, each with a project of its own.
 define contract
 @for version in $(1); do \
@@ -56,6 +59,7 @@ endef
 test-contract: $(CORE) $(ENDS:%=$(ENVS)/server-%/.ready) ## Run the contract tests on the newest and the oldest server
 	$(call contract,$(ENDS))
 
+test-servers: export DSTACK_TEST_CONFIGURATIONS := $(CONFIGURATIONS)
 test-servers: $(CORE) $(SERVERS:%=$(ENVS)/server-%/.ready) ## Run the contract tests on every server
 	$(call contract,$(SERVERS))
 	@$(ENVS)/core/bin/python scripts/count_tests.py $(SERVERS:%=$(REPORTS)/server-%.xml)

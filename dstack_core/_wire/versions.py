@@ -74,11 +74,6 @@ def needs_of(spec: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(needs)
 
 
-def places_repos(release: Release | None) -> bool:
-    """Tell whether a server puts the code where ``repos`` of the configuration says."""
-    return release is None or release >= _REPOS_PLACED
-
-
 def _forms(configuration: Mapping[str, Any], profile: Mapping[str, Any]) -> Iterable[tuple[str, bool]]:
     """Say for each form of a value that not every server reads whether it is used."""
     for version in ("3.14", "3.15"):
@@ -105,6 +100,11 @@ def _forms(configuration: Mapping[str, Any], profile: Mapping[str, Any]) -> Iter
         (isinstance(cpu, str) and bool(_ARCHITECTURE.search(cpu)))
         or (isinstance(cpu, Mapping) and "arch" in cpu),
     )
+
+
+def places_repos(release: Release | None) -> bool:
+    """Tell whether a server puts the code where ``repos`` of the configuration says."""
+    return release is None or release >= _REPOS_PLACED
 
 
 def check(needs: Iterable[str], release: Release | None, server_url: str) -> None:

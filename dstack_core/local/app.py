@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from dstack_core.local import bodies, queries
-from dstack_core.local.apply import apply, get_plan
+from dstack_core.local import bodies, not_emulated, queries
+from dstack_core.local.apply import apply, get_plan, gpu_groups
 from dstack_core.local.errors import (
     ApiError,
     ServerBugError,
@@ -103,8 +103,10 @@ class Api:
             self._route(f"{project}/repos/upload_code", self.upload_code),
             self._route("/api/files/upload_archive", self.upload_archive),
             self._route("/api/files/get_archive_by_hash", self.get_archive),
-            self._route(f"{project}/fleets/list", self.list_fleets),
-            self._route("/api/fleets/list", self.list_fleets),
+            self._route(f"{project}/repos/list", self.list_repos),
+            self._route(f"{project}/repos/delete", self.delete_repos),
+            self._route(f"{project}/gpus/list", self.list_gpus),
+            *(self._route(path, handler) for path, handler in not_emulated.endpoints()),
             Route("/projects/{project}/runs/{run_id}", self.run_page, methods=["GET"]),
             *ServiceProxy(self.state).routes(),
             # Any other GET path is answered, with 404; that makes any other POST path a 405.
@@ -146,7 +148,10 @@ class Api:
 
     async def list_projects(self, request: Request) -> Any:
         """Return the one project."""
-        return [await self.state.project(with_members=False)]
+        projects = [await self.state.project(with_members=False)]
+        asked = await request.body() and await read_body(request, bodies.ListProjectsRequest)
+        counted = asked and asked.return_total_count
+        return {"total_count": len(projects), "projects": projects} if counted else projects
 
     async def get_project(self, request: Request) -> Any:
         """Return the project with its members."""
@@ -222,9 +227,20 @@ class Api:
                 return {"id": archive_id, "hash": digest}
         raise not_exists("File archive not found")
 
-    async def list_fleets(self, request: Request) -> Any:
-        """Return no fleets: the pretended machine is not one of the user's."""
-        return []
+    async def list_repos(self, request: Request) -> Any:
+        """Return the repos, without how they are cloned."""
+        repos = self.state.repos.values()
+        return [repo.model_dump(mode="json", exclude={"repo_creds"}) for repo in repos]
+
+    async def delete_repos(self, request: Request) -> Any:
+        """Forget repos."""
+        for repo_id in (await read_body(request, bodies.DeleteReposRequest)).repos_ids:
+            self.state.repos.pop(repo_id, None)
+
+    async def list_gpus(self, request: Request) -> Any:
+        """Return the GPUs of the pretended machine."""
+        asked = await read_body(request, bodies.ListGpusRequest)
+        return {"gpus": gpu_groups(self.state.settings.inventory, asked), "cpus": None}
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import Any
 
-from dstack_core.local.bodies import ApplyRunPlanRequest, GetRunPlanRequest
+from dstack_core.local.bodies import ApplyRunPlanRequest, GetRunPlanRequest, ListGpusRequest
+from dstack_core.local.checks import check_spec, with_defaults
 from dstack_core.local.errors import bad_request
-from dstack_core.local.job_specs import build_job_specs
+from dstack_core.local.inventory import BACKEND, Inventory
+from dstack_core.local.job_specs import build_job_specs, wanted_resources
 from dstack_core.local.runs import Job, Run, Submission
-from dstack_core.local.specs import RunSpec, ServiceConfiguration, TaskConfiguration
+from dstack_core.local.specs import RunSpec
 from dstack_core.local.state import USERNAME, State
 from dstack_core.local.updates import can_update
 
-NAME_PATTERN = "^[a-z][a-z0-9-]{1,40}$"
 _CANNOT_OVERRIDE = "Cannot override active run. Stop the run first."
 _CHANGED = "Failed to apply plan. Resource has been changed. Try again or use force apply."
 
 
-def check_spec(state: State, spec: RunSpec) -> None:
-    """Raise ApiError 400 for what the schema cannot see: the name, the repo, what this server cannot do."""
-    if spec.run_name is not None and re.fullmatch(NAME_PATTERN, spec.run_name) is None:
-        raise bad_request(f"Resource name should match regex '{NAME_PATTERN}'")
-    if (spec.repo_id is None) != (spec.repo_data is None):
-        raise bad_request("repo_id and repo_data must be set together")
-    configuration = spec.configuration
-    if isinstance(configuration, TaskConfiguration | ServiceConfiguration) and configuration.groups:
-        raise bad_request("The embedded server does not support groups")
+def _check_emulated(spec: RunSpec) -> None:
+    """Raise ApiError 400 for what this server cannot do."""
     if spec.setting("schedule") is not None:
         raise bad_request("The embedded server does not support schedule")
 
@@ -42,13 +35,11 @@ def _check_repo(state: State, spec: RunSpec) -> None:
 async def get_plan(state: State, request: GetRunPlanRequest) -> dict[str, Any]:
     """Return the plan of a run as JSON data; nothing is changed."""
     spec = request.run_spec
-    check_spec(state, spec)
-    effective = spec.with_defaults((await state.keys.pair())[0])
+    check_spec(spec)
+    _check_emulated(spec)
+    effective = with_defaults(spec, (await state.keys.pair())[0])
     current = state.named.get(spec.run_name or "")
-    inventory, resources = state.settings.inventory, effective.configuration.resources
-    offers = []
-    if inventory.fits(resources, effective.setting("max_price")):
-        offers.append(inventory.offer(resources))
+    inventory = state.settings.inventory
     updates = current is not None and not current.finished and can_update(current.spec, effective)
     return {
         "project_name": state.settings.project,
@@ -56,12 +47,7 @@ async def get_plan(state: State, request: GetRunPlanRequest) -> dict[str, Any]:
         "run_spec": spec.model_dump(mode="json"),
         "effective_run_spec": effective.model_dump(mode="json"),
         "job_plans": [
-            {
-                "job_spec": job_spec,
-                "offers": offers,
-                "total_offers": len(offers),
-                "max_price": inventory.price if offers else None,
-            }
+            _job_plan(inventory, job_spec)
             for job_spec in build_job_specs(effective, spec.run_name or "dry-run")
         ],
         "current_resource": None if current is None else current.wire(),
@@ -69,15 +55,58 @@ async def get_plan(state: State, request: GetRunPlanRequest) -> dict[str, Any]:
     }
 
 
+def _job_plan(inventory: Inventory, job_spec: dict[str, Any]) -> dict[str, Any]:
+    resources = wanted_resources(job_spec)
+    fits = inventory.fits(resources, job_spec["requirements"]["max_price"])
+    return {
+        "job_spec": job_spec,
+        "offers": [inventory.offer(resources)] if fits else [],
+        "total_offers": int(fits),
+        "max_price": inventory.price if fits else None,
+    }
+
+
+def gpu_groups(inventory: Inventory, request: ListGpusRequest) -> list[dict[str, Any]]:
+    """Return the one kind of GPU there is as the groups of gpus/list; none if the requirements exclude it."""
+    spec = request.run_spec
+    resources = spec.configuration.resources
+    if not inventory.gpus or not inventory.fits(resources, spec.setting("max_price")):
+        return []
+    count = {"min": max(1, inventory.wanted_gpus(resources)), "max": inventory.gpus}
+    if resources.gpu is not None and resources.gpu.count.max is not None:
+        count["max"] = min(count["max"], resources.gpu.count.max)
+    group_by = request.group_by or []
+    counts = range(count["min"], count["max"] + 1) if "count" in group_by else []
+    return [
+        {
+            "name": inventory.gpu_name,
+            "memory_mib": int(inventory.gpu_memory * 1024),
+            "vendor": "nvidia",
+            "availability": ["available"],
+            "spot": ["on-demand"],
+            "count": of,
+            # Whatever a job takes, it costs the same.
+            "price": {"min": inventory.price / of["max"], "max": inventory.price / of["min"]},
+            "offer_price": {"min": inventory.price, "max": inventory.price},
+            "backends": None if "backend" in group_by else [BACKEND],
+            "backend": BACKEND if "backend" in group_by else None,
+            "regions": None if "region" in group_by else ["local"],
+            "region": "local" if "region" in group_by else None,
+        }
+        for of in ([{"min": number, "max": number} for number in counts] or [count])
+    ]
+
+
 async def apply(state: State, request: ApplyRunPlanRequest) -> Run:
     """Create a run or update it in place; raises ApiError 400 if an active run is in the way."""
     spec = request.plan.run_spec
-    check_spec(state, spec)
+    check_spec(spec)
+    _check_emulated(spec)
     _check_repo(state, spec)
     # What exists is looked at first and the run made later, as the real server does: of several applies at
     # the same time one wins and the others fail with a message of their own.
     current = state.named.get(spec.run_name or "")
-    effective = spec.with_defaults((await state.keys.pair())[0])
+    effective = with_defaults(spec, (await state.keys.pair())[0])
     await asyncio.sleep(state.settings.pace.step)
     if current is None or current.finished:
         return _create(state, effective)

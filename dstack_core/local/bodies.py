@@ -37,6 +37,16 @@ class GetRunPlanRequest(Strict):
     for_offers_only: bool = False
 
 
+class ListGpusRequest(Strict):
+    """Hold the body of gpus/list."""
+
+    run_spec: RunSpec
+    group_by: list[Literal["backend", "region", "count"]] | None = None
+    reverse: bool = False
+    full_offers: bool = False
+    unallocated_resources: bool = False
+
+
 class GetRunRequest(Strict):
     """Hold the body of runs/get."""
 
@@ -152,6 +162,25 @@ class GetRepoRequest(Strict):
 
     repo_id: str
     include_creds: bool
+
+
+class DeleteReposRequest(Strict):
+    """Hold the body of repos/delete."""
+
+    repos_ids: list[str]
+
+
+class ListProjectsRequest(Strict):
+    """Hold the body of projects/list; there is one project, so nothing selects among them."""
+
+    include_not_joined: bool = True
+    return_total_count: bool = False
+    name_pattern: str | None = None
+    prev_created_at: datetime | None = None
+    prev_id: UUID | None = None
+    limit: Annotated[int, Field(ge=0, le=2000)] = 2000
+    ascending: bool = False
+    username: str | None = None
 
 
 class GetFileArchiveByHashRequest(Strict):

@@ -1,6 +1,8 @@
 """What the pretended machine offers, and whether a job fits on it.
 
-There is no capacity to use up: every job sees the whole machine, however many run.
+There is no capacity to use up: every job sees the whole machine, however many run. CPU, memory, disk and GPUs
+are cut to what a job asks for, as a cloud has machines of many sizes. The memory of a GPU cannot be cut:
+``gpu: 16GB`` is exactly 16 GB, as on every server, and an A100 of 80 GB is not such a GPU.
 """
 
 from __future__ import annotations
@@ -8,9 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dstack_core.local.quantities import ResourcesSpec
+from dstack_core.local.quantities import GPUSpec, IntRange, MemoryRange, ResourcesSpec
 
-NO_OFFERS = (
+# dstack's name for machines that no cloud provides, those of SSH fleets. Its client refuses unknown names.
+BACKEND = "remote"
+_NO_OFFERS = (
     "No offers matching the run requirements in fleet 'local'.\n"
     "See https://dstack.ai/docs/guides/troubleshooting/#provisioning-fails"
 )
@@ -18,7 +22,7 @@ NO_OFFERS = (
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """Describe the pretended machine: sizes in GB, price in USD per hour."""
+    """The pretended machine: sizes in GB, price in USD per hour."""
 
     gpus: int = 8
     gpu_name: str = "A100"
@@ -29,11 +33,7 @@ class Inventory:
     price: float = 1.2
 
     def fits(self, resources: ResourcesSpec, max_price: float | None) -> bool:
-        """Tell whether the machine meets the requirements.
-
-        Only lower bounds are compared: the machine could always be cut into smaller pieces. A named GPU must
-        be the one of the machine.
-        """
+        """Return whether the machine, or a piece of it, meets the requirements."""
         if max_price is not None and max_price < self.price:
             return False
         if resources.cpu.arch == "arm" or (resources.cpu.count.min or 0) > self.cpus:
@@ -46,29 +46,45 @@ class Inventory:
 
     def _fits_gpu(self, resources: ResourcesSpec) -> bool:
         gpu = resources.gpu
-        count = wanted_gpus(resources)
-        if gpu is None or count == 0:
+        if gpu is None or not (gpu.count.min or _is_wanted(gpu)):
             return True
-        if count > self.gpus or gpu.vendor not in (None, "nvidia"):
+        if gpu.vendor not in (None, "nvidia") or (gpu.count.min or 0) > self.gpus:
             return False
-        if gpu.name is not None and self.gpu_name.upper() not in [name.upper() for name in gpu.name]:
+        if gpu.name and self.gpu_name.upper() not in [name.upper() for name in gpu.name]:
             return False
-        least = gpu.memory.min if gpu.memory is not None else None
-        total = gpu.total_memory.min if gpu.total_memory is not None else None
-        return (least or 0) <= self.gpu_memory and (total or 0) <= self.gpu_memory * count
+        if not _holds(gpu.memory, self.gpu_memory):
+            return False
+        return self._gpu_count(gpu) is not None
+
+    def _gpu_count(self, gpu: GPUSpec) -> int | None:
+        """Return the least number of GPUs that meets the requirements, None if there is none."""
+        most = self.gpus if gpu.count.max is None else min(gpu.count.max, self.gpus)
+        least = gpu.count.min or (1 if _is_wanted(gpu) else 0)
+        for count in range(least, most + 1):
+            if _holds(gpu.total_memory, self.gpu_memory * count):
+                return count
+        return None
+
+    def wanted_gpus(self, resources: ResourcesSpec) -> int:
+        """Return the number of GPUs that a job gets."""
+        return (self._gpu_count(resources.gpu) or 0) if resources.gpu is not None else 0
+
+    def no_offers(self, resources: ResourcesSpec) -> str:
+        """Return why a job got no machine, with the exact sizes that may be meant as the least ones."""
+        return "\n".join([_NO_OFFERS, *exact_sizes(resources)])
 
     def instance(self, resources: ResourcesSpec) -> dict[str, Any]:
         """Return the piece of the machine that a job gets, as JSON data."""
-        disk = resources.disk.size.min if resources.disk is not None else None
+        disk = resources.disk.size if resources.disk is not None else MemoryRange(min=100)
         gpu = {"name": self.gpu_name, "memory_mib": int(self.gpu_memory * 1024), "vendor": "nvidia"}
         return {
             "name": "local",
             "resources": {
-                "cpus": resources.cpu.count.min or 1,
-                "memory_mib": int((resources.memory.min or 1) * 1024),
-                "gpus": [dict(gpu) for _ in range(wanted_gpus(resources))],
+                "cpus": _piece(resources.cpu.count, 1),
+                "memory_mib": int(_piece(resources.memory, 1) * 1024),
+                "gpus": [dict(gpu) for _ in range(self.wanted_gpus(resources))],
                 "spot": False,
-                "disk": {"size_mib": int((disk or 100) * 1024)},
+                "disk": {"size_mib": int(_piece(disk, 1) * 1024)},
                 "cpu_arch": "x86",
                 "description": "",
             },
@@ -77,7 +93,7 @@ class Inventory:
     def offer(self, resources: ResourcesSpec) -> dict[str, Any]:
         """Return the offer for a job, as JSON data."""
         return {
-            "backend": "local",
+            "backend": BACKEND,
             "instance": self.instance(resources),
             "region": "local",
             "price": self.price,
@@ -90,6 +106,31 @@ class Inventory:
         }
 
 
-def wanted_gpus(resources: ResourcesSpec) -> int:
-    """Return the least number of GPUs a job asks for."""
-    return (resources.gpu.count.min or 0) if resources.gpu is not None else 0
+def exact_sizes(resources: ResourcesSpec) -> list[str]:
+    """Return a line for each size that stands for itself alone, which often is meant as the least one."""
+    sizes = {"memory": resources.memory, "disk": resources.disk.size if resources.disk else None}
+    if resources.gpu is not None:
+        sizes |= {"gpu memory": resources.gpu.memory, "gpu total memory": resources.gpu.total_memory}
+    return [
+        f"{name}: {one.min:g}GB is an exact size; write {one.min:g}GB.. for at least that."
+        for name, one in sizes.items()
+        if one is not None and one.min is not None and one.min == one.max
+    ]
+
+
+def _is_wanted(gpu: GPUSpec) -> bool:
+    """Return whether a GPU is asked for by its kind, although a count of 0 would do."""
+    return any((gpu.name, gpu.memory, gpu.total_memory, gpu.compute_capability)) and gpu.count.max != 0
+
+
+def _holds(wanted: MemoryRange | None, size: float) -> bool:
+    if wanted is None:
+        return True
+    return (wanted.min or 0) <= size and (wanted.max is None or size <= wanted.max)
+
+
+def _piece(wanted: IntRange | MemoryRange, default: int) -> Any:
+    """Return the smallest piece in a range."""
+    if wanted.min is not None:
+        return wanted.min
+    return default if wanted.max is None else min(default, wanted.max)

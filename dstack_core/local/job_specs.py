@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
-from dstack_core.local.specs import (
-    Configuration,
-    DevEnvironmentConfiguration,
-    RunSpec,
-    ServiceConfiguration,
-    TaskConfiguration,
-)
+from dstack_core.local.quantities import ResourcesSpec
+from dstack_core.local.run_parts import Part, parts
+from dstack_core.local.spec_parts import PortMapping
+from dstack_core.local.specs import Configuration, RunSpec, ServiceConfiguration
+from dstack_core.local.ssh_host import ADDRESS
 
 DEFAULT_IMAGE = "dstackai/base:0.16-base-ubuntu24.04"
 _RETRY_SECONDS = 3600
+_NODE_ADDRESS = re.compile(r"(?<!\$)\$\{\{\s*groups\[\d+\]\.(?:nodes|replicas)\[\d+\]\.IP_ADDRESS\s*\}\}")
 _ALL_EVENTS = ["no-capacity", "interruption", "error"]
 
 
@@ -27,13 +28,7 @@ def _joined(commands: list[str]) -> str:
     )
 
 
-def _argv(configuration: Configuration) -> list[str]:
-    if isinstance(configuration, DevEnvironmentConfiguration):
-        commands = [*configuration.init, "tail -f /dev/null"]
-    elif isinstance(configuration, TaskConfiguration | ServiceConfiguration):
-        commands = configuration.commands
-    else:
-        commands = []
+def _argv(configuration: Configuration, commands: list[str], image: str | None) -> list[str]:
     if configuration.entrypoint is not None:
         return [*shlex.split(configuration.entrypoint), *commands]
     if not commands:
@@ -41,9 +36,10 @@ def _argv(configuration: Configuration) -> list[str]:
     if configuration.shell is not None:
         shell = configuration.shell if "/" in configuration.shell else f"/bin/{configuration.shell}"
     else:
-        shell = "/bin/bash" if configuration.image is None else "/bin/sh"
+        shell = "/bin/bash" if image is None else "/bin/sh"
     # The real server adds -i. Without it SIGINT reaches the foreground command and no "exit" line is printed.
-    return [shell, "-c", _joined(commands)]
+    # Every node has the same address here.
+    return [shell, "-c", _NODE_ADDRESS.sub(ADDRESS, _joined(commands))]
 
 
 def _user(text: str | None) -> dict[str, Any] | None:
@@ -76,23 +72,21 @@ def _seconds(value: int | str | None, default: int | None = None) -> int | None:
     return default if value is None else int(value)
 
 
-def _requirements(spec: RunSpec, multinode: bool) -> dict[str, Any]:
-    resources = spec.configuration.resources.model_dump(mode="json")
+def _requirements(spec: RunSpec, part: Part, multinode: bool) -> dict[str, Any]:
+    resources = part.resources.model_dump(mode="json")
     resources["cpu"]["arch"] = resources["cpu"]["arch"] or "x86"
     return {
         "resources": resources,
         "max_price": spec.setting("max_price"),
-        "spot": {"spot": True, "auto": None}.get(spec.setting("spot_policy"), False),
-        "reservation": spec.setting("reservation"),
+        "spot": {"spot": True, "auto": None}.get(part.spot_policy or spec.setting("spot_policy"), False),
+        "reservation": part.reservation or spec.setting("reservation"),
         "multinode": multinode,
         "backend_options": spec.setting("backend_options"),
     }
 
 
-def _app_specs(configuration: Configuration) -> list[dict[str, Any]]:
-    if not isinstance(configuration, TaskConfiguration | DevEnvironmentConfiguration):
-        return []
-    kept = [port for port in configuration.ports if not 10000 <= port.container_port <= 10999]
+def _app_specs(ports: list[PortMapping]) -> list[dict[str, Any]]:
+    kept = [port for port in ports if not 10000 <= port.container_port <= 10999]
     return [
         {
             "port": port.container_port,
@@ -105,34 +99,32 @@ def _app_specs(configuration: Configuration) -> list[dict[str, Any]]:
     ]
 
 
+def wanted_resources(job_spec: Mapping[str, Any]) -> ResourcesSpec:
+    """Return the resources that a job asks for."""
+    return ResourcesSpec.model_validate(job_spec["requirements"]["resources"])
+
+
 def build_job_specs(spec: RunSpec, run_name: str) -> list[dict[str, Any]]:
     """Return the job specs of a run as JSON data, one a node and replica; `spec` has all defaults."""
     configuration = spec.configuration
-    nodes, replicas = 1, 1
-    if isinstance(configuration, TaskConfiguration):
-        nodes = configuration.nodes or 1
-    elif isinstance(configuration, ServiceConfiguration) and configuration.replicas is not None:
-        replicas = configuration.replicas.min or 0
+    groups = parts(configuration)
+    nodes = sum(group.nodes for group in groups)
     service_port = None
     if isinstance(configuration, ServiceConfiguration):
+        # A replica is one job, of one group.
+        nodes = 1
         service_port = configuration.port.container_port
     plain = spec.model_dump(mode="json")
     common = {
         "jobs_per_replica": nodes,
-        "replica_group": "0",
-        "app_specs": _app_specs(configuration),
         "user": _user(configuration.user),
-        "commands": _argv(configuration),
         "env": dict(configuration.env),
         "home_dir": configuration.home_dir,
-        "image_name": configuration.image or DEFAULT_IMAGE,
-        "privileged": configuration.privileged,
         "single_branch": True if configuration.single_branch is None else configuration.single_branch,
         "max_duration": _seconds(spec.setting("max_duration")),
         "stop_duration": _seconds(spec.setting("stop_duration"), 300),
         "utilization_policy": plain["configuration"]["utilization_policy"],
         "registry_auth": plain["configuration"]["registry_auth"],
-        "requirements": _requirements(spec, nodes > 1),
         "retry": _retry(spec),
         "volumes": plain["configuration"]["volumes"],
         "ssh_key": None,
@@ -144,17 +136,29 @@ def build_job_specs(spec: RunSpec, run_name: str) -> list[dict[str, Any]]:
         "file_archives": plain["file_archives"],
         "service_port": service_port,
         "probes": [],
-        "node_group_index": 0,
-        "node_group_name": "0",
     }
-    return [
-        {
-            "replica_num": replica,
-            "job_num": node,
-            "job_name": f"{run_name}-{node}-{replica}",
+    jobs: list[dict[str, Any]] = []
+    for index, part in enumerate(groups):
+        own = {
             **common,
-            "node_group_job_index": node,
+            "app_specs": _app_specs(part.ports),
+            "commands": _argv(configuration, part.commands, part.image),
+            "image_name": part.image or DEFAULT_IMAGE,
+            "privileged": part.privileged,
+            "requirements": _requirements(spec, part, nodes > 1),
         }
-        for replica in range(replicas)
-        for node in range(nodes)
-    ]
+        for number in range(part.replicas * part.nodes):
+            replica, node = (len(jobs), 0) if service_port is not None else (0, len(jobs))
+            jobs.append(
+                {
+                    "replica_num": replica,
+                    "job_num": node,
+                    "job_name": f"{run_name}-{node}-{replica}",
+                    "replica_group": part.name if service_port is not None else "0",
+                    **own,
+                    "node_group_index": index if service_port is None else 0,
+                    "node_group_name": part.name if service_port is None else "0",
+                    "node_group_job_index": number if service_port is None else 0,
+                }
+            )
+    return jobs

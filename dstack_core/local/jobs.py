@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dstack_core.local.inventory import NO_OFFERS, Inventory, wanted_gpus
+from dstack_core.local.inventory import BACKEND, Inventory
+from dstack_core.local.job_specs import wanted_resources
 from dstack_core.local.logs import LogStore
 from dstack_core.local.process import PtyProcess
-from dstack_core.local.runs import Job, Run, now
+from dstack_core.local.quantities import ResourcesSpec
+from dstack_core.local.runs import Job, Run, Submission, now
+from dstack_core.local.ssh_host import RUNNER_PORT, Door, SshHost
 from dstack_core.local.states import JOB_STATUS_OF_REASON
 from dstack_core.local.transitions import Transitions
 from dstack_core.local.watchdog import Watchdog
@@ -74,6 +78,7 @@ class JobCarrier:
         transitions: Transitions,
         sources: Callable[[Run], Sources],
         fleet: dict[str, Any],
+        ssh: SshHost,
     ) -> None:
         self._inventory = inventory
         self._pace = pace
@@ -82,10 +87,12 @@ class JobCarrier:
         self._set = transitions
         self._sources = sources
         self._fleet = fleet
+        self._ssh = ssh
         self._watchdog = Watchdog(directory)
 
     async def close(self) -> None:
-        """Kill whatever is left of any job."""
+        """Kill whatever is left of any job, and cut who is attached."""
+        self._ssh.close()
         await asyncio.to_thread(self._watchdog.close)
 
     async def carry(self, run: Run, job: Job, ending: Ending) -> None:
@@ -106,10 +113,12 @@ class JobCarrier:
         step = self._pace.step
         if await ending.within(step):
             return Outcome(ending.reason)
-        if not self._inventory.fits(run.spec.configuration.resources, run.spec.setting("max_price")):
-            return Outcome("failed_to_start_due_to_no_capacity", message=NO_OFFERS)
+        resources = wanted_resources(job.spec)
+        if not self._inventory.fits(resources, run.spec.setting("max_price")):
+            message = self._inventory.no_offers(resources)
+            return Outcome("failed_to_start_due_to_no_capacity", message=message)
         run.fleet = self._fleet
-        job.latest.provisioning_data = self._provisioning_data(run)
+        job.latest.provisioning_data = self._provisioning_data(resources)
         self._set.job(run, job, "provisioning")
         if await ending.within(step):
             return Outcome(ending.reason)
@@ -132,7 +141,7 @@ class JobCarrier:
         try:
             await process.start(argv, workspace.environment(run, job, marker), workspace.cwd)
             self._watchdog.started(process.pid)
-            submission.runtime_data = self._runtime_data(run, workspace)
+            submission.runtime_data = self._runtime_data(run, job, workspace)
             self._set.job(run, job, "running")
             return await self._until_end(run, job, ending, process)
         finally:
@@ -165,14 +174,13 @@ class JobCarrier:
                 task.cancel()
             await asyncio.gather(exited, asked, at_once, return_exceptions=True)
 
-    def _provisioning_data(self, run: Run) -> dict[str, Any]:
+    def _provisioning_data(self, resources: ResourcesSpec) -> dict[str, Any]:
         return {
-            "backend": "local",
+            "backend": BACKEND,
             "base_backend": None,
-            "instance_type": self._inventory.instance(run.spec.configuration.resources),
+            "instance_type": self._inventory.instance(resources),
             "instance_id": "local",
-            # No way leads in by SSH: a client that attaches finds none and reads the log from this server.
-            "hostname": None,
+            "hostname": ADDRESS,
             "internal_ip": ADDRESS,
             "public_ip_enabled": True,
             "instance_network": None,
@@ -181,22 +189,27 @@ class JobCarrier:
             "reservation": None,
             "price": self._inventory.price,
             "username": "root",
-            # Nothing may listen where a client could try to attach: port 22 might be a real SSH server.
-            "ssh_port": 1,
+            "ssh_port": self._ssh.port,
             "dockerized": True,
             "ssh_proxy": None,
             "backend_data": None,
             "gpu_driver": None,
         }
 
-    def _runtime_data(self, run: Run, workspace: Workspace) -> dict[str, Any]:
-        resources = run.spec.configuration.resources
+    def _door(self, run: Run, submission: Submission) -> Door:
+        def read_log(start: datetime | None) -> Iterator[bytes]:
+            return self._logs.follow(run.name, submission.id, start, lambda: submission.finished)
+
+        return Door(run.spec.ssh_key_pub or "", read_log)
+
+    def _runtime_data(self, run: Run, job: Job, workspace: Workspace) -> dict[str, Any]:
+        resources = wanted_resources(job.spec)
         return {
-            "network_mode": "host",
-            "gpu": wanted_gpus(resources),
+            "network_mode": "bridge",
+            "gpu": self._inventory.wanted_gpus(resources),
             "cpu": float(resources.cpu.count.min or 1),
             "memory": float(resources.memory.min or 1),
-            "ports": None,
+            "ports": {str(RUNNER_PORT): RUNNER_PORT, "10022": self._ssh.add(self._door(run, job.latest))},
             "volume_names": [],
             "offer": self._inventory.offer(resources),
             "working_dir": str(workspace.cwd),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import threading
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
@@ -14,6 +16,8 @@ from dstack_core.local.errors import bad_request
 
 _TICK = timedelta(milliseconds=1)
 _TIME = attrgetter("timestamp")
+# How late the end of a job is seen, and output that arrives just before the wait.
+_FOLLOW_SECONDS = 0.1
 
 
 def iso(moment: datetime) -> str:
@@ -46,6 +50,7 @@ class LogStore:
 
     def __init__(self) -> None:
         self._messages: dict[tuple[str, str], list[LogMessage]] = {}
+        self._news = threading.Condition()
 
     def append(self, run_name: str, submission_id: str, text: bytes) -> None:
         """Add a chunk; its timestamp is strictly newer than the one before."""
@@ -55,6 +60,24 @@ class LogStore:
         if messages and now <= messages[-1].timestamp:
             now = messages[-1].timestamp + _TICK
         messages.append(LogMessage(now, text))
+        with self._news:
+            self._news.notify_all()
+
+    def follow(
+        self, run_name: str, submission_id: str, start: datetime | None, ended: Callable[[], bool]
+    ) -> Iterator[bytes]:
+        """Yield the output from a time on, and what comes, until the job has ended; for threads."""
+        position = 0
+        while True:
+            over = ended()
+            messages = self._messages.get((run_name, submission_id), [])[position:]
+            position += len(messages)
+            yield from (one.text for one in messages if start is None or one.timestamp >= start)
+            if over:
+                return
+            if not messages:
+                with self._news:
+                    self._news.wait(_FOLLOW_SECONDS)
 
     def poll(self, request: PollLogsRequest) -> dict[str, Any]:
         """Return a page of messages; raises ApiError 400 for a bad `next_token`."""

@@ -47,7 +47,8 @@ class Replicas:
         self._waiting.clear()
         number = max((job.spec["replica_num"] for job in self._run.jobs), default=-1) + 1
         for spec in specs:
-            old = live.pop(0) if live else None
+            old = next((job for job in live if _belongs(job.spec) == _belongs(spec)), None)
+            live = [job for job in live if job is not old]
             if old is not None and _same(old.spec, spec):
                 old.latest.deployment_num = self._run.deployment_num
                 continue
@@ -118,6 +119,10 @@ class Replicas:
         if not job.latest.finished:
             index = next(index for index, one in enumerate(self._run.jobs) if one is job)
             self._endings[index].ask(SCALED_DOWN)
+
+
+def _belongs(spec: dict[str, Any]) -> tuple[Any, ...]:
+    return spec["replica_group"], spec["job_num"]
 
 
 def _same(old: dict[str, Any], new: dict[str, Any]) -> bool:

@@ -158,11 +158,11 @@ class Run:
         if wanted is None:
             return {"url": url, "model": None, "options": {}}
         model = {
-            "name": wanted.get("name", ""),
-            "base_url": url.rstrip("/") + wanted.get("prefix", "/v1"),
-            "type": wanted.get("type", "chat"),
+            "name": wanted.name,
+            "base_url": url.rstrip("/") + getattr(wanted, "prefix", "/v1"),
+            "type": wanted.type,
         }
-        return {"url": url, "model": model, "options": {"openai": {"model": wanted}}}
+        return {"url": url, "model": model, "options": {"openai": {"model": wanted.model_dump(mode="json")}}}
 
     def cost(self) -> float:
         """Return the cost so far in USD, with 4 digits (PROTOCOL 1.5)."""

@@ -1,47 +1,63 @@
-"""The smaller parts of a run specification: ports, references, and the scheduling keys of profiles."""
+"""The smaller parts of a run specification: environment, ports, images, mounts, files and repos."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+import string
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import BeforeValidator, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    model_validator,
+)
 
 from dstack_core.local.errors import ServerBugError
-from dstack_core.local.quantities import IdleSeconds, Seconds, SecondsOrOff, Strict
+from dstack_core.local.quantities import Strict
 
-# "local" is not among the backends 0.22.5 knows: a request naming it is refused here as it is there.
-Backend = Literal[
-    "amddevcloud", "aws", "azure", "cloudrift", "crusoe", "cudo", "datacrunch", "daytona", "digitalocean",
-    "dstack", "gcp", "hotaisle", "jarvislabs", "kubernetes", "lambda", "lium", "remote", "nebius", "oci",
-    "runpod", "seeweb", "tensordock", "vastai", "verda", "vultr", "slurm",
-]  # fmt: skip
-SpotPolicy = Literal["spot", "on-demand", "auto"]
-RetryEvent = Literal["no-capacity", "interruption", "error"]
 Python = Literal["3.9", "3.10", "3.11", "3.12", "3.13", "3.14", "3.15"]
 Port = Annotated[int, Field(gt=0, le=65535)]
+_ENV = r"^([a-zA-Z_][a-zA-Z0-9_]*)(=.*$|$)"
+
+
+class _NoValue(BaseModel):
+    """What dstack's client puts where a name has no value yet."""
+
+    model_config = ConfigDict(extra="forbid")
+    key: str
+
+
+_env: TypeAdapter[list[str] | dict[str, str | _NoValue]] = TypeAdapter(
+    list[Annotated[str, Field(pattern=_ENV)]] | dict[str, str | _NoValue],
+    config=ConfigDict(coerce_numbers_to_str=True),
+)
 
 
 def read_env(value: Any) -> Any:
-    """Return environment variables as a dict; raises ServerBugError without a ``=`` (PROTOCOL 1.1)."""
-    if not isinstance(value, list):
-        return value
-    pairs: dict[str, str] = {}
-    for item in value:
-        if not isinstance(item, str) or not re.match(r"[a-zA-Z_][a-zA-Z0-9_]*(=|$)", item):
-            raise ValueError("Environment variables must look like NAME=value")
-        if "=" not in item:
+    """Return environment variables as a dict; raises ServerBugError where one has no value (PROTOCOL 1.1)."""
+    found = _env.validate_python(value)
+    if isinstance(found, dict):
+        if any(isinstance(text, _NoValue) for text in found.values()):
             raise ServerBugError
-        name, text = item.split("=", 1)
-        pairs[name] = text
-    return pairs
+        return found
+    names = [item.partition("=")[0] for item in found]
+    if len(set(names)) < len(names):
+        raise ValueError("Duplicate environment variable")
+    if not all("=" in item for item in found):
+        raise ServerBugError
+    return dict(item.split("=", 1) for item in found)
 
 
 def read_port(value: Any) -> Any:
     """Return the mapping of ``8080``, ``"8080:80"`` or ``"*:80"`` (PROTOCOL 3.2)."""
     if isinstance(value, str):
-        match = re.fullmatch(r"(?:(\d+|\*):)?(\d+)", value)
+        match = re.fullmatch(r"(?:(\d+|\*):)?(\d+)\n?", value)
         if match is None:
             raise ValueError(f"Cannot parse the port mapping {value}")
         local = match[1] or match[2]
@@ -51,108 +67,149 @@ def read_port(value: Any) -> Any:
 
 def read_service_port(value: Any) -> Any:
     """Return the mapping of a service's port, which a bare number maps to port 80 (PROTOCOL 3.2)."""
-    if isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
-        return {"local_port": 80, "container_port": value}
-    return read_port(value)
+    if isinstance(value, str) and ":" in value:
+        if re.fullmatch(r"\d+:\d+", value) is None:
+            raise ValueError(f"Cannot parse the port mapping {value}")
+        return read_port(value)
+    return value if isinstance(value, dict) else {"local_port": 80, "container_port": value}
 
 
-def _read_reference(value: Any) -> Any:
-    if isinstance(value, str):
-        project, _, name = value.rpartition("/")
-        return {"project": project or None, "name": name}
-    return value
+def read_python(value: Any) -> Any:
+    """Return a Python version; a YAML file's ``3.10`` is the number 3.1."""
+    return {3.1: "3.10"}.get(value, str(value)) if isinstance(value, float) else value
 
 
-def read_file_mapping(value: Any) -> Any:
-    """Return the mapping of ``"local:path"`` or ``"path"``."""
-    if isinstance(value, str):
-        local, _, path = value.partition(":")
-        return {"local_path": local, "path": path or local}
+def check_shell(value: str | None) -> str | None:
+    """Raise ValueError unless a shell is one of the known names or an absolute path."""
+    if value is None or value in ("sh", "bash") or PurePosixPath(value).is_absolute():
+        return value
+    raise ValueError("The value must be `sh`, `bash`, or an absolute path")
+
+
+def check_user(value: str | None) -> str | None:
+    """Raise ValueError unless a user is ``name``, ``id`` or one of them with a group."""
+    for part in () if value is None else (parts := value.split(":")):
+        if len(parts) > 2 or not part or re.fullmatch(r"\s*-\s*\d+\s*", part):
+            raise ValueError(f"invalid user format: {value}")
     return value
 
 
 class PortMapping(Strict):
-    """Map a port of the caller's machine (None: any free one) to a port of the job."""
+    """A port of the caller's machine (None: any free one) and a port of the job."""
 
     local_port: Port | None = None
     container_port: Port
 
 
 class RegistryAuth(Strict):
-    """Hold the credentials of an image registry."""
+    """The credentials of an image registry."""
 
     username: str
     password: str
 
 
-class EntityReference(Strict):
-    """Name a fleet or a gateway, of this project if `project` is None."""
-
-    project: str | None = None
-    name: str
+def _split_path(text: str) -> list[str]:
+    """Split at colons, but not after the letter of a Windows drive."""
+    parts = text.split(":")
+    drive = len(parts) > 1 and len(parts[0]) == 1 and parts[0] in string.ascii_letters
+    if drive and parts[1][:1] in ("\\", "/"):
+        parts[:2] = [f"{parts[0]}:{parts[1]}"]
+    return parts
 
 
 class FilePathMapping(Strict):
-    """Map a path of the caller's machine to one of the job."""
+    """A path of the caller's machine and one of the job."""
 
     local_path: str
     path: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        parts = _split_path(value)
+        if len(parts) > 2:
+            raise ValueError(f"invalid file path mapping: {value}")
+        return {"local_path": parts[0], "path": parts[-1]}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if PureWindowsPath(self.path).is_absolute():
+            raise ValueError(f"path must be a Unix file path: {self.path}")
+        return self
+
 
 class FileArchiveMapping(Strict):
-    """Place an uploaded archive at a path of the job (PROTOCOL 1.3)."""
+    """An uploaded archive and its path in the job (PROTOCOL 1.3)."""
 
     id: UUID
     path: str
 
 
-class ProfileRetry(Strict):
-    """Say which events are retried and for how many seconds."""
+class RepoSpec(Strict):
+    """A git repository for the job; the client has resolved it, the server only stores it."""
 
-    on_events: list[RetryEvent] | None = None
-    duration: Seconds | None = None
+    local_path: str | None = None
+    url: str | None = None
+    branch: str | None = None
+    hash: str | None = None
+    path: str = "."
+    if_exists: Literal["error", "skip"] = "error"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        parts = value.split(":")
+        is_url = len(parts) > 1 and ("@" in parts[0] or parts[1].startswith("//"))
+        parts = [":".join(parts[:2]), *parts[2:]] if is_url else _split_path(value)
+        if len(parts) > 2:
+            raise ValueError(f"Invalid repo: {value}")
+        return {"url" if is_url else "local_path": parts[0], **({"path": parts[1]} if len(parts) > 1 else {})}
 
-class UtilizationPolicy(Strict):
-    """Hold the least GPU utilisation in percent within a window of seconds."""
-
-    min_gpu_utilization: Annotated[int, Field(ge=0, le=100)]
-    time_window: Seconds
-
-
-class Schedule(Strict):
-    """Hold cron expressions."""
-
-    cron: Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
-
-
-class ProfileParams(Strict):
-    """Hold the scheduling keys that a configuration and a profile share."""
-
-    backends: list[Backend] | None = None
-    regions: list[str] | None = None
-    availability_zones: list[str] | None = None
-    instance_types: list[str] | None = None
-    reservation: str | None = None
-    spot_policy: SpotPolicy | None = None
-    retry: ProfileRetry | bool | None = None
-    max_duration: SecondsOrOff = None
-    stop_duration: SecondsOrOff = None
-    max_price: Annotated[float, Field(gt=0)] | None = None
-    creation_policy: Literal["reuse", "reuse-or-create"] | None = None
-    idle_duration: IdleSeconds = None
-    utilization_policy: UtilizationPolicy | None = None
-    startup_order: Literal["any", "master-first", "workers-first"] | None = None
-    stop_criteria: Literal["all-done", "master-done"] | None = None
-    schedule: Schedule | None = None
-    fleets: list[Annotated[EntityReference, BeforeValidator(_read_reference)]] | None = None
-    instances: list[dict[str, Any] | str] | None = None
-    tags: dict[str, str] | None = None
-    backend_options: list[dict[str, Any]] | None = None
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if bool(self.local_path) == bool(self.url):
+            raise ValueError("Either `local_path` or `url` must be specified, not both")
+        if self.path.startswith("~") and PurePosixPath(self.path).parts[0] != "~":
+            raise ValueError("`~username` syntax is not supported")
+        return self
 
 
-class Profile(ProfileParams):
-    """Hold a named profile."""
+def _read_mount_path(value: str) -> str:
+    path = PurePosixPath(value)
+    if not path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"path must be absolute and without ..: {value}")
+    return str(path)
 
-    name: str = ""
-    default: bool = False
+
+MountPath = Annotated[str, AfterValidator(_read_mount_path)]
+
+
+class VolumeMountPoint(Strict):
+    """A network volume, or several of which one is mounted."""
+
+    name: str | list[str]
+    path: MountPath
+
+
+class InstanceMountPoint(Strict):
+    """A folder of the machine."""
+
+    instance_path: MountPath
+    path: MountPath
+    optional: bool = False
+
+
+def _read_mount(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    source, separator, path = value.partition(":")
+    if not separator or ":" in path:
+        raise ValueError(f"invalid mount point format: {value}")
+    return {"instance_path" if "/" in source else "name": source, "path": path}
+
+
+Mount = Annotated[VolumeMountPoint | InstanceMountPoint, BeforeValidator(_read_mount)]

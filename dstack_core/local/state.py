@@ -17,6 +17,7 @@ from dstack_core.local.jobs import JobCarrier, Pace
 from dstack_core.local.keys import UserKeys
 from dstack_core.local.logs import LogStore, iso
 from dstack_core.local.runs import Run, now
+from dstack_core.local.ssh_host import SshHost
 from dstack_core.local.transitions import Transitions
 from dstack_core.local.workspace import Sources
 
@@ -64,6 +65,7 @@ class State:
             transitions,
             self.sources,
             {"id": str(uuid4()), "name": "local"},
+            SshHost(),
         )
         self.engine = Engine(carrier, settings.pace, transitions)
 
@@ -132,7 +134,8 @@ class State:
             "project_name": self.settings.project,
             "owner": user,
             "created_at": self.created_at,
-            "backends": [{"name": "local", "config": {"type": "local"}}] if with_members else [],
+            # As a real server with nothing but SSH fleets: they are no backend that is configured.
+            "backends": [],
             "members": [member] if with_members else [],
             "is_public": False,
             "templates_repo": None,

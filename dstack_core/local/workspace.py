@@ -122,8 +122,8 @@ class Workspace:
     def environment(self, run: Run, job: Job, marker: str) -> dict[str, str]:
         """Return the environment of the job: nothing of the server's own but PATH (PROTOCOL 1.8, samples)."""
         peers = [peer for peer in run.jobs if peer.spec["replica_num"] == job.spec["replica_num"]]
-        gpu = job.spec["requirements"]["resources"]["gpu"]
-        gpus = (gpu["count"]["min"] or 0) if gpu else 0
+        machine = job.latest.provisioning_data or {}
+        gpus = len(machine["instance_type"]["resources"]["gpus"])
         name, _, value = marker.partition("=")
         return {
             "PATH": os.environ.get("PATH", os.defpath),

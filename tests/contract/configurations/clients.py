@@ -7,7 +7,6 @@ as text or as a number, a default left out or sent. What it reads is compared wi
 * `configuration_path`: ours keeps the run's marker there;
 * `run_name` where none is given: ours draws one, the official client leaves that to the server;
 * `configuration.name`: ours sends the name as `run_name` alone, which is the one that the server reads;
-* `configuration.repos`, which only clients read: what it names is in `repo_data`;
 * `working_dir` beside the configuration, which servers since 0.19.27 pass over;
 * the ids of uploaded archives: each client packs in its own way.
 """
@@ -18,7 +17,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -31,7 +30,6 @@ from tests.rig.server_process import server_python
 JUDGE_VERSION = "0.22.5"
 _SCRIPT = Path(__file__).with_name("official_client.py")
 _ARCHIVE = "00000000-0000-4000-8000-000000000000"
-_CLIENTS_OWN = ("name", "repos")
 _PRIVATE = ("ssh_key_pub", "configuration_path", "working_dir")
 
 
@@ -45,6 +43,10 @@ class Case:
     profile: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     profiles: str | None = None
+
+    def in_environment(self) -> AbstractContextManager[Any]:
+        """Give this process the case's environment variables."""
+        return mock.patch.dict(os.environ, self.environment)
 
 
 @dataclass(frozen=True)
@@ -137,19 +139,20 @@ class _Recorder:
         return Reply(200, {}, json.dumps(self._replies.get(name, {})).encode())
 
 
+def options_of(case: Case) -> dict[str, Any]:
+    """Return what a caller of our client passes for what the user gives with the file."""
+    given = {"env": case.env, "args": case.args, "profile": case.profile}
+    return {name: value for name, value in given.items() if value}
+
+
 def ours(path: Path, case: Case) -> Answer:
     """Return what our client sends for the file."""
     recorder = _Recorder(JUDGE_VERSION)
     client = dstack.Client(server_url="http://127.0.0.1:9", project_name="main", user_token="t")
     client._transport = recorder  # type: ignore[assignment]
-    options: dict[str, Any] = {"env": case.env or None, "args": case.args or None, "profile": case.profile}
-    with mock.patch.dict(os.environ, case.environment):
+    with case.in_environment():
         try:
-            client.runs.submit(
-                path,
-                verify_ports=False,
-                **{name: value for name, value in options.items() if value is not None},
-            )
+            client.runs.submit(path, verify_ports=False, **options_of(case))
         except dstack.ConfigurationError as error:
             return Answer(refusal=error.message)
     return Answer(recorder.spec)
@@ -194,7 +197,7 @@ def compared(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
 
 def _comparable(spec: Mapping[str, Any], ignored: Sequence[str]) -> dict[str, Any]:
     """Return a spec, as a server read it, without what may differ."""
-    configuration = {key: value for key, value in spec["configuration"].items() if key not in _CLIENTS_OWN}
+    configuration = {key: value for key, value in spec["configuration"].items() if key != "name"}
     rest = {key: value for key, value in spec.items() if key not in ignored}
     archives = [{"path": archive["path"]} for archive in spec["file_archives"]]
     return rest | {"configuration": configuration, "file_archives": archives}

@@ -7,15 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.configurations.clients import JUDGE_VERSION, OfficialClient
-from tests.rig.server_process import DEFAULT_VERSION
+from tests.contract.configurations.clients import OfficialClient
 
 
 @pytest.fixture(scope="session")
 def official(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OfficialClient]:
     """Give the official client, once for all tests of a process."""
-    if DEFAULT_VERSION != JUDGE_VERSION:
-        pytest.skip(f"the judge is the client of {JUDGE_VERSION}")
     with OfficialClient(tmp_path_factory.mktemp("home")) as client:
         yield client
 

@@ -177,6 +177,7 @@ NAMED: dict[str, Case] = {
     "files: two paths": Case(task("files: ['.dstack.yml:/x/y']")),
     "files: a mapping": Case(task("files: [{local_path: .dstack.yml, path: ~/x}]")),
     "files: a missing path": Case(task("files: [not-there]")),
+    "files: an empty path": Case(task("files: [{local_path: .dstack.yml, path: ''}]")),
     "volumes: a network volume": Case(task("volumes: ['data:/data']")),
     "volumes: a directory of the host": Case(task("volumes: ['/mnt/data:/data']")),
     "volumes: mappings": Case(

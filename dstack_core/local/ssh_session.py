@@ -1,0 +1,110 @@
+"""What a client may do on one SSH connection: log in with a key of a job, and reach its ports."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+
+import paramiko
+from paramiko.common import (
+    AUTH_FAILED,
+    AUTH_SUCCESSFUL,
+    OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED,
+    OPEN_FAILED_CONNECT_FAILED,
+    OPEN_SUCCEEDED,
+)
+
+from dstack_core.local.live_log import LiveLog
+from dstack_core.local.ssh_host import ADDRESS, RUNNER_PORT, Door, SshHost, key_blob
+
+_LOOPBACK = {"localhost", ADDRESS, "::1"}
+_COPY = 65536
+_BANNER = "The embedded dstack server forwards ports and the live log. It has no shell.\r\n"
+
+Pipe = paramiko.Channel | socket.socket
+
+
+class Session(paramiko.ServerInterface):
+    """A connection with the host (`door` is None), or with the container of a job."""
+
+    def __init__(self, host: SshHost, door: Door | None) -> None:
+        self._host = host
+        self._door = door
+        self._targets: dict[int, socket.socket | Door | None] = {}
+
+    def get_banner(self) -> tuple[str | None, str | None]:
+        """Tell who logs in by hand what there is; a host that is only passed through says nothing."""
+        return (None, None) if self._door is None else (_BANNER, "en-US")
+
+    def get_allowed_auths(self, username: str) -> str:
+        """Allow keys alone."""
+        return "publickey"
+
+    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
+        """Let in the keys that runs were submitted with."""
+        text = key.get_base64()
+        known = self._host.opens_any(text) if self._door is None else key_blob(self._door.public_key) == text
+        return AUTH_SUCCESSFUL if known else AUTH_FAILED
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:
+        """Open sessions, in which there is nothing: a client may want one to keep the connection."""
+        return OPEN_SUCCEEDED if kind == "session" else OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED
+
+    def check_channel_direct_tcpip_request(
+        self, chanid: int, origin: tuple[str, int], destination: tuple[str, int]
+    ) -> int:
+        """Connect with a container (from the host), or with a port of the job (from its container)."""
+        name, port = destination
+        if name not in _LOOPBACK:
+            return OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED
+        if self._door is None:
+            container = self._host.door(port)
+            if container is None:
+                return OPEN_FAILED_CONNECT_FAILED
+            self._targets[chanid] = container
+        elif port == RUNNER_PORT:
+            self._targets[chanid] = None
+        else:
+            try:
+                target = socket.create_connection((ADDRESS, port))
+            except OSError:
+                return OPEN_FAILED_CONNECT_FAILED
+            target.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._targets[chanid] = target
+        return OPEN_SUCCEEDED
+
+    def opened(self, channel: paramiko.Channel) -> None:
+        """Serve a channel that was opened, in the background."""
+        if channel.get_id() not in self._targets:
+            return
+        target = self._targets.pop(channel.get_id())
+        if isinstance(target, socket.socket):
+            _in_background(_join, channel, target)
+        elif isinstance(target, Door):
+            _in_background(self._host.serve, channel, target)
+        elif self._door is not None:
+            _in_background(LiveLog(channel, self._door.read_log).serve)
+
+
+def _in_background(work: object, *arguments: object) -> None:
+    threading.Thread(target=work, args=arguments, daemon=True).start()  # type: ignore[arg-type]
+
+
+def _join(channel: paramiko.Channel, target: socket.socket) -> None:
+    """Copy both ways until both sides have said everything, then close both."""
+    backwards = threading.Thread(target=_copy, args=(target, channel), daemon=True)
+    backwards.start()
+    _copy(channel, target)
+    backwards.join()
+    for pipe in (channel, target):
+        with contextlib.suppress(OSError, EOFError):
+            pipe.close()
+
+
+def _copy(source: Pipe, target: Pipe) -> None:
+    with contextlib.suppress(OSError, EOFError):
+        while data := source.recv(_COPY):
+            target.sendall(data)
+    with contextlib.suppress(OSError, EOFError):
+        target.shutdown(socket.SHUT_WR)

@@ -1,0 +1,174 @@
+"""dstack's own client against the embedded server: every command has an answer, attaching shows the live log."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from dstack_core.local import LocalServer
+from tests.contract.official_client import OfficialClient
+from tests.local.support import Api, recording, wait_until
+from tests.ports import free_port
+from tests.rig.server_process import DEFAULT_VERSION
+
+# `real` because it needs the environment of a real server; the embedded one speaks like 0.22.5.
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(DEFAULT_VERSION != "0.22.5", reason="the embedded server speaks like 0.22.5"),
+]
+
+
+@pytest.fixture
+def server() -> Iterator[LocalServer]:
+    with LocalServer() as server:
+        yield server
+
+
+@pytest.fixture
+def api(server: LocalServer) -> Api:
+    return Api(server)
+
+
+@pytest.fixture
+def official(server: LocalServer) -> Iterator[OfficialClient]:
+    # OpenSSH's control socket lies below the home directory, and its path may have 108 characters at most.
+    with tempfile.TemporaryDirectory(prefix="d-") as home:
+        yield OfficialClient(server, Path(home))
+
+
+def test_a_run_is_applied_attached_and_ends_with_its_status(official: OfficialClient) -> None:
+    done = official.configuration("hello", "type: task\ncommands: [echo hello, sleep 3, echo bye]\n")
+    reply = official.run("apply", "-f", done, "-y")
+    assert "ssh (local)" in reply.text, "the offer, whose backend dstack's client knows"
+    assert reply.text.splitlines()[-3:] == ["hello", "bye", "Exited (0)"]
+    assert reply.status == 0
+
+    attached = official.run("attach", "hello", "--logs")
+    assert attached.text.splitlines()[-3:] == ["hello", "bye", "Exited (0)"], "a finished run has its log"
+    assert attached.status == 0
+
+    failing = official.configuration("failing", "type: task\ncommands: [echo no, sleep 3, exit 3]\n")
+    reply = official.run("apply", "-f", failing, "-y")
+    assert "no\nExited (3)" in reply.text
+    assert reply.status == 1
+
+
+def test_a_run_is_submitted_detached_listed_read_stopped_and_deleted(
+    official: OfficialClient, api: Api
+) -> None:
+    endless = official.configuration("endless", "type: task\ncommands: [echo started, sleep 600]\n")
+    assert "submitted, detaching" in official.run("apply", "-f", endless, "-y", "-d").text
+    api.wait_output("endless", "started")
+    assert "running" in official.run("ps").text
+    assert "started" in official.run("logs", "endless").text
+    assert "no data" in official.run("metrics", "endless").text
+    again = official.run("apply", "-f", endless, "-y", "-d")
+    assert "Detected no changes" in again.text
+    assert "Stopped" in official.run("stop", "endless", "-y").text
+    assert "stopped" in official.run("ps", "-a").text
+    assert "Run status changed" in official.run("event").text
+    deleted = official.run("delete", "-f", endless, "-y")
+    assert (deleted.status, "Run endless deleted" in deleted.text) == (0, True)
+    assert api.call("{p}/runs/get", {"run_name": "endless"}).status_code == 400
+
+
+def test_attaching_forwards_the_ports_of_a_run(official: OfficialClient, api: Api) -> None:
+    port, local = free_port(), free_port()
+    text = f"type: task\nports: ['{local}:{port}']\ncommands: ['echo ok > index.html', 'python3 -m http.server {port}']\n"
+    assert official.run("apply", "-f", official.configuration("web", text), "-y", "-d").status == 0
+    api.wait(name := "web", "running")
+    attached = official.start("attach", name)
+    try:
+
+        def page() -> str:
+            try:
+                return requests.get(f"http://localhost:{local}", timeout=5).text
+            except requests.ConnectionError:
+                assert attached.poll() is None, attached.communicate()
+                return ""
+
+        assert wait_until(page, 120) == "ok\n"
+        attached.send_signal(signal.SIGINT)
+        told, _ = attached.communicate(timeout=60)
+        assert f"localhost:{local} -> {port}" in told
+        assert "Traceback" not in told
+    finally:
+        attached.kill()
+    api.stop(name, abort=True)
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("offer", "ssh (local)"),
+        ("offer --json --gpu A100:80GB:2", '"total_offers":1'),
+        ("offer --gpu 16GB", "No matching"),
+        ("offer --group-by gpu,backend,count", "A100:80GB:8"),
+        ("event", ""),
+        ("fleet", "NODES"),
+        ("volume", "STATUS"),
+        ("secret list", "VALUE"),
+        ("gateway list", "HOSTNAME"),
+        ("project list", "main"),
+        ("export list", "IMPORTERS"),
+        ("import list", "FLEETS"),
+        ("fleet get nope --json", "not found"),
+        ("volume get nope --json", "not found"),
+        ("secret get nope", "not found"),
+        ("secret set a b", "not emulated by the embedded server"),
+        ("apply -y -f fleet.dstack.yml", "not emulated by the embedded server"),
+        ("apply -y -f volume.dstack.yml", "not emulated by the embedded server"),
+    ],
+)
+def test_every_other_command_has_an_answer(official: OfficialClient, command: str, expected: str) -> None:
+    official.configuration("fleet", "type: fleet\nnodes: 1\n")
+    official.configuration("volume", "type: volume\nbackend: aws\nregion: x\nsize: 10GB\n")
+    reply = official.run(*command.split())
+    assert expected in reply.text
+    assert reply.status == int("not " in expected)
+
+
+def test_the_python_api_submits_attaches_reads_and_stops(
+    official: OfficialClient, server: LocalServer
+) -> None:
+    reply = official.python(
+        f"""
+from dstack.api import Client, GPU, Resources, Task
+client = Client.from_config(project_name="main", server_url="{server.url}", user_token="{server.token}")
+task = Task(name="hello", commands=["echo hello", "sleep 3", "echo bye"], resources=Resources(gpu=GPU(memory="24GB..")))
+plan = client.runs.get_run_plan(task)
+print(plan.action.value, len(plan.job_plans[0].offers))
+run = client.runs.apply_plan(plan)
+run.attach()
+print(b"".join(run.logs()))
+run.detach()
+while not run.status.is_finished():
+    run.refresh()
+print(run.status.value, run.backend.value, run.hostname)
+other = client.runs.apply_configuration(Task(name="other", commands=["sleep 600"]))
+other.stop()
+print(sorted(one.name for one in client.runs.list(all=True)), [one.name for one in client.backends.list()])
+"""
+    )
+    assert reply.status == 0, reply.text
+    lines = reply.text.splitlines()
+    assert lines[0] == "create 1"
+    assert lines[1] in (r"b'hello\r\nbye\r\n'", r"b'hello\nbye\n'")
+    assert lines[2] == "done remote 127.0.0.1"
+    assert lines[3] == "['hello', 'other'] []"
+
+
+def test_every_path_of_the_real_server_is_answered(api: Api) -> None:
+    paths: dict[str, Any] = recording("openapi_0.22.5")["paths"]
+    posts = [path for path, methods in paths.items() if "post" in methods and path.startswith("/api/")]
+    assert len(posts) > 70
+    for path in posts:
+        named = path.format(project_name="main", backend_name="aws", run_name="x")
+        reply = api.session.post(api.server.url + named, json={}, timeout=10)
+        assert reply.status_code in (200, 400, 422), (path, reply.status_code)
