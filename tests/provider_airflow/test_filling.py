@@ -211,3 +211,21 @@ DstackRunOperator(
     for secret in ("variable-sesame-11", "connection-sesame-22", "worker-sesame-33"):
         assert secret not in output
         assert not [row for row in kept(ran.dag_id) if secret in row]
+
+
+@pytest.mark.parametrize("form", ["file", "dict", "model"])
+def test_files_are_looked_for_beside_the_configuration(
+    form: str, dag_runner: DagRunner, server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = dag_runner.folder / "conf"
+    folder.mkdir(exist_ok=True)
+    (folder / "params.json").write_text("{}")
+    (folder / "with-files.yml").write_text("type: task\ncommands: [cat params.json]\nfiles: [params.json]\n")
+    forms = {
+        "file": "'conf/with-files.yml'",
+        "dict": "{'type': 'task', 'commands': ['cat params.json'], 'files': ['conf/params.json:params.json']}",
+        "model": "Task(commands=['cat params.json'], files=['conf/params.json:params.json'])",
+    }
+    ended = dag_runner.run(f"configuration={forms[form]}, poll_interval=0.2")
+    assert ended.task_state == "success"

@@ -194,6 +194,16 @@ def test_arguments_of_a_function_are_rendered_natively_as_airflow_does(
     assert ti.xcom_pull(task_ids="answer") == [[1, 2], "007"]
 
 
+@NATIVE
+def test_a_date_that_a_triggered_run_has_not_fails_at_once_with_what_there_is(native: bool) -> None:
+    with pytest.raises(AirflowFailException) as caught:
+        rendered({"type": "task", "commands": ["echo {{ ds }}"]}, native=native)
+    assert str(caught.value) == (
+        "configuration: expected a DAG run with a logical date for 'ds', got one that was triggered without. "
+        "Use {{ dag_run.run_after | ds }} or {{ run_id }}."
+    )
+
+
 def test_undefined_names_fail_natively_too() -> None:
     with pytest.raises(Exception, match="'nothing' is undefined"):
         rendered({"type": "task", "commands": ["{{ nothing }}"]}, native=True)

@@ -84,7 +84,8 @@ def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str,
     from airflow_provider_dstack import _spec
     from dstack_core.integration import check_ends
 
-    configuration = _spec.read_configuration(operator.configuration)
+    folder = operator.configuration_folder or _beside_dag(".", context)
+    configuration = _spec.with_local_paths(_spec.read_configuration(operator.configuration), folder)
     profile, max_duration = profile_of(operator, context), _spec.read_duration(operator.max_duration)
     check_ends(configuration, max_duration, profile)
     return {

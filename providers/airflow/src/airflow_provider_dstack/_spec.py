@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -24,6 +25,22 @@ def read_configuration(value: Any) -> Configuration:
     if value is None:
         raise ConfigurationError("configuration: None is none; pass a Task, a Service, a dict or a YAML file")
     return parse_configuration(value) if isinstance(value, str) else load_configuration(value)
+
+
+def with_local_paths(configuration: Configuration, folder: Path | None) -> Configuration:
+    """Return the configuration with the relative paths of its ``files`` and ``repos`` below ``folder``."""
+    changes: dict[str, Any] = {}
+    for field in ("files", "repos") if folder is not None else ():
+        changes[field] = [_below(item, folder) for item in getattr(configuration, field) or ()]
+    changes = {field: items for field, items in changes.items() if items}
+    return configuration.model_copy(update=changes) if changes else configuration
+
+
+def _below(item: Any, folder: Any) -> Any:
+    local = item.local_path
+    if local is None or local.startswith("~"):
+        return item
+    return item.model_copy(update={"local_path": str(PurePath(folder) / local)})
 
 
 def read_retry_policy(value: Any) -> RetryPolicy | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import AirflowFailException, BaseOperator, Context, mask_secret
@@ -42,6 +43,8 @@ class TemplatedModels(BaseOperator):
     """An operator whose ``configuration`` is a model, a dict, YAML text or a file, with templates."""
 
     configuration: Any
+    # Of the file that the configuration was read from; None for any other form.
+    configuration_folder: Path | None = None
     # The field that is being rendered.
     _field: str = ""
 
@@ -55,12 +58,21 @@ class TemplatedModels(BaseOperator):
         """Read the configuration's file, as Airflow does when it parses the DAG; no other field names one."""
         from jinja2 import TemplateNotFound
 
-        loader = self.get_template_env().loader if self._is_file(self.configuration) else None
-        if loader is not None:
+        if self._is_file(self.configuration):
             # A file that is missing is reported by the task.
             with suppress(TemplateNotFound):
-                self.configuration = loader.get_source(self.get_template_env(), self.configuration)[0]
+                self.configuration = self._read(self.configuration, self.get_template_env())
         self.prepare_template()
+
+    def _read(self, path: str, env: jinja2.Environment) -> str:
+        """Return the text of the configuration's file. Raises ``TemplateNotFound``."""
+        from jinja2 import TemplateNotFound
+
+        if env.loader is None:
+            raise TemplateNotFound(path)
+        source, found, _ = env.loader.get_source(env, path)
+        self.configuration_folder = None if found is None else Path(found).parent
+        return source
 
     def _do_render_template_fields(
         self,
@@ -142,7 +154,7 @@ class TemplatedModels(BaseOperator):
 
         if isinstance(value, str):
             is_file = field == "configuration" and value is self.configuration and self._is_file(value)
-            template = env.get_template(value) if is_file else env.from_string(value)
+            template = env.from_string(self._read(value, env) if is_file else value)
             return _as_text(template.render(context), field, inside)
         if is_model(value):
             return render_model(value, lambda name, one: self._render_in(one, context, env, seen, name))
@@ -164,8 +176,8 @@ class TemplatedModels(BaseOperator):
 
         if isinstance(value, str):
             try:
-                if where == "configuration" and self._is_file(value) and env.loader is not None:
-                    value = env.loader.get_source(env, value)[0]
+                if where == "configuration" and self._is_file(value):
+                    value = self._read(value, env)
                 env.parse(value)
             except TemplateNotFound as error:
                 raise AirflowFailException(
