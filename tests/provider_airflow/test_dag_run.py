@@ -83,7 +83,7 @@ def test_no_capacity_has_an_error_of_its_own(
         "run_resources={'gpu': 'A100:16GB'}, poll_interval=0.3"
     )
     output = capfd.readouterr().out
-    assert output.count("16GB is an exact size; write 16GB.. for at least") == 2
+    assert "on offer now (gpu: 16GB is an exact size; write 16GB.. for at least)" in output
     assert ended.task_state == "failed"
     assert "DstackNoCapacity" in output
     assert "A later try may find capacity" in output

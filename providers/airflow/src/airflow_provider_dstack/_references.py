@@ -1,8 +1,8 @@
 """Read the texts of a configuration as templates, but for what the shell and dstack fill in themselves.
 
 dstack's are ``${{ secrets.name }}``, ``${{ env.NAME }}``, ``${{ run.args }}``, ``${{ groups[0]... }}`` and
-``${{ dstack.job_num }}``; ``$${{ x }}`` is how a configuration writes ``${{ x }}`` itself. ``${#a}`` is a length in
-a shell, where Jinja would begin a comment.
+``${{ dstack.job_num }}``; ``$${{ x }}`` is how a configuration writes ``${{ x }}`` itself. ``${#a}`` is a
+length in a shell, where Jinja would begin a comment.
 """
 
 from __future__ import annotations

@@ -43,12 +43,21 @@ class DstackRunOperator(TemplatedModels):
     a ``.yml`` or ``.yaml`` file relative to the DAG's folder (a ``pathlib.Path`` for any other place).
     ``run_name`` (str) defaults to a name that is new for every try; of mapped tasks each gets its map index
     appended to a given one. A ``name`` in the configuration is for interactive use and is not taken.
-    ``run_resources`` (``Resources`` or dict), ``spot_policy``, ``run_retry_policy`` (``RetryPolicy`` or dict:
-    how long to wait for capacity), ``max_duration`` (seconds, ``"2h"`` or ``"off"``), ``max_price`` (USD per
-    hour), ``working_dir``, ``verify_ports``, ``backends`` are as for ``dstack_core``'s ``runs.submit``; two
-    have a prefix because ``resources`` and ``retry_policy`` are Airflow's own, and ``verify_ports`` is off,
-    for a worker attaches to nothing. ``repo_dir`` is a directory whose contents the run gets, relative to
-    the DAG's folder.
+    ``run_resources`` (``Resources``; a mapping or a text such as ``"24GB.."``, which mean what they mean in
+    YAML), ``spot_policy``, ``run_retry_policy`` (``RetryPolicy`` or dict: how long to wait for capacity),
+    ``max_duration`` (seconds, ``"2h"`` or ``"off"``), ``max_price`` (USD per hour), ``working_dir``,
+    ``verify_ports``, ``backends`` are as for ``dstack_core``'s ``runs.submit``; two have a prefix because
+    ``resources`` and ``retry_policy`` are Airflow's own, and ``verify_ports`` is off, for a worker attaches
+    to nothing.
+
+    ``env`` (dict) gives values to names of the configuration's ``env`` that have none, which else come from
+    the worker's environment, and replaces others. ``args`` (list of str) fills ``${{ run.args }}``.
+    ``profile`` (a name, or a ``Profile``) is looked up in ``profiles_file`` (path), else in
+    ``.dstack/profiles.yml`` of ``repo_dir``; the default one there applies when none is named.
+
+    ``repo_dir`` is a directory or Git checkout whose contents the run gets, relative to the DAG's folder.
+    ``git_conn_id`` names a connection of Airflow's type ``git`` for the clone of a private repository;
+    ``local_repo`` (bool) uploads a checkout instead of cloning it.
 
     ``dstack_conn_id`` names the connection, ``project_name`` replaces its project. With ``deferrable`` the
     worker's slot is given back while the run goes on. ``on_kill_action``: ``"stop"``, ``"abort"`` or

@@ -38,6 +38,10 @@ class DstackServiceOperator(DstackRunOperator):
     ``dstack_run_name``. Unless the service has ``auth: false``, requests need the header ``Authorization:
     Bearer TOKEN``.
 
+    ``on_active``: what happens to an active run called ``run_name``. ``"fail"`` fails the task;
+    ``"replace"`` stops it and submits a new one; ``"update"`` updates it in place, as ``runs.apply`` of
+    ``dstack_core`` does, and leaves it running however the task ends.
+
     It waits in the worker; ``deferrable`` is not offered. Raises as ``DstackRunOperator`` does, and
     ``DstackRunFailed`` for a service that ends before it answers.
     """
