@@ -19,7 +19,7 @@ with DAG("example_dstack_train", schedule=None, tags=["example", "dstack"], doc_
         configuration=Task(
             image="python:3.11-slim",
             commands=[
-                "echo training on the data of {{ ds }}",
+                "echo training on the data of {{ dag_run.run_after | ds }}",
                 "for epoch in 1 2 3; do echo epoch $epoch of $MODEL; sleep 0.2; done",
             ],
             env={"MODEL": "tiny"},

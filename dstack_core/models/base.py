@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
@@ -20,7 +21,10 @@ class Model(BaseModel):
         try:
             return handler(data)
         except ValidationError as error:
-            raise ConfigurationError(_in_words(cls.__name__, error)) from None
+            kind = cls.model_fields["type"].default if "type" in cls.model_fields else None
+            late = _late_values(data, kind if isinstance(kind, str) else None)
+            words = _in_words(cls.__name__, error) if late is None else f"{cls.__name__}.{late}"
+            raise ConfigurationError(words) from None
 
 
 def _in_words(model: str, error: ValidationError) -> str:
@@ -37,3 +41,33 @@ def _in_words(model: str, error: ValidationError) -> str:
         if line not in told:
             told.append(line)
     return "; ".join(told)
+
+
+def _late_values(data: Any, kind: str | None) -> str | None:
+    """Return the error for a value that a workflow engine knows only when the task runs, None without one.
+
+    Such a value is recognized by its method ``iter_references``, as Airflow's results of other tasks have it.
+    """
+    for key, value in data.items() if isinstance(data, Mapping) else ():
+        found = _late_value(value)
+        if found is not None:
+            late, form = found
+            shown = f'{{"type": "{kind}", "{key}": {form}}}' if kind else f'{{"{key}": {form}}}'
+            return (
+                f"{key}: expected a value, got a {type(late).__name__}, which has none before the task runs. "
+                f"Write a dict instead: {shown}"
+            )
+    return None
+
+
+def _late_value(value: Any) -> tuple[Any, str] | None:
+    """Return the value in ``value`` that comes later, and how a dict is written around it."""
+    if hasattr(type(value), "iter_references"):
+        return value, "..."
+    if isinstance(value, Mapping):
+        found = ((key, _late_value(one)) for key, one in value.items())
+        return next(((late[0], f'{{"{key}": {late[1]}}}') for key, late in found if late is not None), None)
+    if isinstance(value, list | tuple):
+        late = next(filter(None, map(_late_value, value)), None)
+        return None if late is None else (late[0], f"[{late[1]}]")
+    return None

@@ -13,12 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
+
 from dstack_core import Client, Run
 from dstack_core.local import LocalServer
 from tests.rig.server import RealServer
 
 T = TypeVar("T")
 
+# As the scheduler runs a DAG, and as ``airflow dags trigger`` does: without a logical date.
+BOTH_WAYS = pytest.mark.parametrize("how", [{}, {"logical_date": None}], ids=["scheduled", "triggered"])
 _NUMBERS = itertools.count(1)
 _DAG = """
 from datetime import timedelta

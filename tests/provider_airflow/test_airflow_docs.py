@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from dstack_core.local import LocalServer
 from tests.docs.blocks import Block, blocks
 from tests.docs.commands import check_options
-from tests.provider_airflow.support import DagRunner
+from tests.provider_airflow.support import BOTH_WAYS, DagRunner
 
 
+@BOTH_WAYS
 @pytest.mark.parametrize("block", blocks("python airflow"), ids=str)
-def test_blocks_run_as_printed(block: Block, dag_runner: DagRunner, server: LocalServer) -> None:
+def test_blocks_run_as_printed(
+    block: Block, how: dict[str, Any], dag_runner: DagRunner, server: LocalServer
+) -> None:
     dag = dag_runner.load(block.code)
-    assert str(dag.test().state) == "success"
+    assert str(dag.test(**how).state) == "success"
     assert server.requests
 
 

@@ -80,9 +80,10 @@ def test_no_capacity_has_an_error_of_its_own(
 ) -> None:
     ended = dag_runner.run(
         "configuration={'type': 'task', 'commands': ['true']}, max_price='0.01', "
-        "run_resources={'gpu': {'name': 'A100', 'count': 1}}, poll_interval=0.3"
+        "run_resources={'gpu': 'A100:16GB'}, poll_interval=0.3"
     )
     output = capfd.readouterr().out
+    assert "on offer now (gpu: 16GB is an exact size; write 16GB.. for at least)" in output
     assert ended.task_state == "failed"
     assert "DstackNoCapacity" in output
     assert "A later try may find capacity" in output

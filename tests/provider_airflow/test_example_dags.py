@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from airflow.dag_processing.dagbag import DagBag
 
 from airflow_provider_dstack import operators
 from dstack_core.local import LocalServer
-from tests.provider_airflow.support import DagRunner, runs_of
+from tests.provider_airflow.support import BOTH_WAYS, DagRunner, runs_of
 
 DAGS = Path(__file__).parents[2] / "dags"
 FILES = sorted(DAGS.glob("example_*.py"))
@@ -28,9 +29,14 @@ def test_every_kind_of_task_has_an_example() -> None:
     ]
 
 
+@BOTH_WAYS
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_an_example_is_parsed_and_runs(
-    path: Path, dag_runner: DagRunner, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+    path: Path,
+    how: dict[str, Any],
+    dag_runner: DagRunner,
+    server: LocalServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert DagBag(dag_folder=str(path), bundle_path=DAGS).import_errors == {}
     # dag.test() has no race between a quick trigger and the scheduler.
@@ -41,7 +47,7 @@ def test_an_example_is_parsed_and_runs(
     assert dag.dag_id == path.stem
     assert dag.doc_md
     try:
-        run = dag.test()
+        run = dag.test(**how)
     finally:
         Path(dag.fileloc).unlink()
     tasks = {

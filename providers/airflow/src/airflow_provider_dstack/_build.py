@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_dstack._compat import AirflowFailException, task_state, task_state_store
+from airflow_provider_dstack._compat import AirflowFailException, mask_secret, task_state, task_state_store
 from airflow_provider_dstack._names import TaskNames
 from airflow_provider_dstack._stop import was_ended
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from airflow_provider_dstack._durable import Ledger
     from airflow_provider_dstack._task_run import TaskRun
     from airflow_provider_dstack.operators import DstackRunOperator
+    from dstack_core import Profile
     from dstack_core.integration import RunRef
 
 _QUICK_POLL_SECONDS = 1.0
@@ -26,16 +27,16 @@ def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: 
 
     One client serves all of it. Raises ``AirflowFailException`` when the input or the connection is wrong.
     """
-    from airflow_provider_dstack._spec import secrets_in
+    from airflow_provider_dstack._spec import in_words_of_operator
     from airflow_provider_dstack._submission import Submission
     from airflow_provider_dstack._task_run import TaskRun, TaskRunOptions
     from dstack_core import ConfigurationError
 
     hook, names = operator.hook(), names_of(operator, context)
     try:
-        what = submit_arguments(operator)
+        what = submit_arguments(operator, context)
     except ConfigurationError as error:
-        raise AirflowFailException(error.message) from None
+        raise AirflowFailException(in_words_of_operator(error.message)) from None
     quick = min(operator.poll_interval, _QUICK_POLL_SECONDS)
     ledger = ledger_of(operator, context, hook.project) if operator.durable else None
     options = TaskRunOptions(
@@ -52,9 +53,17 @@ def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: 
         ledger=ledger,
         on_submitted=partial(operator.announce, context),
         is_ready=operator.readiness(context),
-        secrets=(hook.token, *secrets_in(what["configuration"])),
+        secrets=(hook.token, *operator.secret_texts()),
     )
-    client = hook.client_with_code(directory_of(operator, context), retry_budget=operator.retry_budget)
+    for secret in options.secrets:
+        # What this process's environment filled in was in no field.
+        mask_secret(secret)
+    client = hook.client_with_code(
+        directory_of(operator, context),
+        retry_budget=operator.retry_budget,
+        local_repo=operator.local_repo,
+        git_conn_id=operator.git_conn_id,
+    )
     submission = Submission(
         client=client,
         what=what,
@@ -65,24 +74,56 @@ def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: 
         poll_interval=options.poll_interval,
         retry_budget=operator.retry_budget,
         log=operator.log,
+        on_active=operator.on_active,
     )
     return TaskRun(submission.obtain, client, options, operator.log)
 
 
-def submit_arguments(operator: DstackRunOperator) -> dict[str, Any]:
+def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str, Any]:
     """Return what ``runs.plan`` and ``runs.submit`` both take. Raises ``ConfigurationError``."""
     from airflow_provider_dstack import _spec
+    from dstack_core.integration import check_ends
 
+    folder = operator.configuration_folder or _beside_dag(".", context)
+    configuration = _spec.with_local_paths(_spec.read_configuration(operator.configuration), folder)
+    profile, max_duration = profile_of(operator, context), _spec.read_duration(operator.max_duration)
+    check_ends(configuration, max_duration, profile)
     return {
-        "configuration": _spec.read_configuration(operator.configuration),
-        "resources": _spec.read_resources(operator.run_resources),
+        "configuration": configuration,
+        "resources": operator.run_resources,
         "spot_policy": operator.spot_policy,
         "retry_policy": _spec.read_retry_policy(operator.run_retry_policy),
-        "max_duration": _spec.read_duration(operator.max_duration),
+        "max_duration": max_duration,
         "max_price": _spec.read_price(operator.max_price),
         "working_dir": operator.working_dir,
         "backends": _spec.read_backends(operator.backends),
+        "env": operator.env,
+        "args": operator.args,
+        "profile": profile,
     }
+
+
+def profile_of(operator: DstackRunOperator, context: Context) -> Profile:
+    """Return the profile that is named, else the default one of ``profiles_file`` or ``repo_dir``.
+
+    Neither the worker's home nor its ``DSTACK_PROFILE`` counts. Raises ``ConfigurationError``.
+    """
+    from dstack_core import ConfigurationError, Profile, load_profile
+
+    profile, file = operator.profile, operator.profiles_file
+    if isinstance(profile, Profile):
+        return profile
+    folder = directory_of(operator, context)
+    if profile and file is None and folder is None:
+        raise ConfigurationError(
+            f"profile: expected profiles_file or repo_dir with profile {profile!r}, got neither. "
+            "Set profiles_file to the path of a profiles.yml, or repo_dir to a directory with "
+            ".dstack/profiles.yml."
+        )
+    found = load_profile(profile or None, folder, file=_beside_dag(file, context), home=False)
+    if found.model_fields_set:
+        operator.log.info("Profile %s applies.", found.name)
+    return found
 
 
 def names_of(operator: DstackRunOperator, context: Context) -> TaskNames:
@@ -109,9 +150,13 @@ def run_behind(operator: DstackRunOperator, context: Context) -> RunRef:
 
 def directory_of(operator: DstackRunOperator, context: Context) -> Path | None:
     """Return ``repo_dir``; a relative one is in the DAG's folder, as the path of a configuration is."""
-    if operator.repo_dir is None:
+    return _beside_dag(operator.repo_dir, context)
+
+
+def _beside_dag(given: str | os.PathLike[str] | None, context: Context) -> Path | None:
+    if given is None:
         return None
-    path = Path(os.fspath(operator.repo_dir)).expanduser()
+    path = Path(os.fspath(given)).expanduser()
     folder = getattr(context.get("dag"), "folder", "")
     return path if path.is_absolute() or not folder else Path(folder) / path
 

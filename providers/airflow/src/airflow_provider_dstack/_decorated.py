@@ -33,7 +33,6 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
         "op_kwargs",
         "image",
         "python",
-        "env",
         "commands",
         *DstackRunOperator.template_fields,
     )
@@ -53,11 +52,10 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
         configuration: Any = None,
         image: str | None = None,
         python: str | None = None,
-        env: Mapping[str, str] | None = None,
         commands: Sequence[str] = (),
         registry_auth: RegistryAuth | Mapping[str, str] | None = None,
-        resources: Resources | Mapping[str, Any] | None = None,
-        run_resources: Resources | Mapping[str, Any] | None = None,
+        resources: Resources | Mapping[str, Any] | str | int | None = None,
+        run_resources: Resources | Mapping[str, Any] | str | int | None = None,
         serializer: Serializer = "json",
         max_result_bytes: int = _MAX_RESULT_BYTES,
         **kwargs: Any,
@@ -71,12 +69,11 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
             op_args=op_args,
             op_kwargs=op_kwargs,
             configuration={"type": "task"} if configuration is None else configuration,
-            run_resources=resources or run_resources,
+            run_resources=run_resources if resources is None else resources,
             **kwargs,
         )
         self.image = image
         self.python = python
-        self.env = env
         self.commands = commands
         self.registry_auth = registry_auth
         self.serializer = one_of("serializer", serializer, ("json", "cloudpickle"))
@@ -104,8 +101,7 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
         from airflow_provider_dstack._spec import secrets_in
 
         yield from super().secret_texts()
-        own = {"type": "task", "env": self.env, "registry_auth": self.registry_auth}
-        yield from secrets_in({name: value for name, value in own.items() if value})
+        yield from secrets_in({"type": "task", "registry_auth": self.registry_auth})
 
     def _arguments(self, context: Context) -> dict[str, Any]:
         """Return the keyword arguments, with those of Airflow's context that the function names."""
@@ -147,7 +143,6 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
         given = {
             "image": self.image,
             "python": self.python,
-            "env": {**base.env, **(self.env or {})} if isinstance(base.env, dict) else self.env,
             "registry_auth": self.registry_auth,
             "commands": [*(base.commands or []), *self.commands, command],
         }

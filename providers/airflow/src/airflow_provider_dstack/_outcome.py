@@ -87,6 +87,7 @@ def as_airflow_error(error: BaseException, *, submitted: bool) -> Exception:
     ``submitted`` says whether the server had already taken the run: then it has shown that it is a dstack
     server, and an odd answer may pass.
     """
+    from airflow_provider_dstack._spec import in_words_of_operator
     from dstack_core import (
         AccessDeniedError,
         AuthenticationError,
@@ -114,7 +115,7 @@ def as_airflow_error(error: BaseException, *, submitted: bool) -> Exception:
     if isinstance(error, AuthenticationError):
         return AirflowFailException(f"{error.message} Here it is the password of the Airflow connection.")
     if isinstance(error, hopeless) and not isinstance(error, RunNameTakenError):
-        return AirflowFailException(error.message)
+        return AirflowFailException(in_words_of_operator(error.message))
     if isinstance(error, ServerUnreachableError):
         return DstackServerUnreachable(error.message)
     if isinstance(error, RunNotFoundError):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from dstack_core import Configuration, Resources, RetryPolicy
+    from dstack_core import Configuration, RetryPolicy
 
 Choice = TypeVar("Choice", bound=str)
+_CORES_NAMES = re.compile(r"\b(?:git_identity_file|git_private_key|oauth_token)\b")
 
 
 def read_configuration(value: Any) -> Configuration:
@@ -23,11 +27,20 @@ def read_configuration(value: Any) -> Configuration:
     return parse_configuration(value) if isinstance(value, str) else load_configuration(value)
 
 
-def read_resources(value: Any) -> Resources | None:
-    """Return ``run_resources``, a ``Resources`` or such a dict. Raises ``ConfigurationError``."""
-    from dstack_core import Resources
+def with_local_paths(configuration: Configuration, folder: Path | None) -> Configuration:
+    """Return the configuration with the relative paths of its ``files`` and ``repos`` below ``folder``."""
+    changes: dict[str, Any] = {}
+    for field in ("files", "repos") if folder is not None else ():
+        changes[field] = [_below(item, folder) for item in getattr(configuration, field) or ()]
+    changes = {field: items for field, items in changes.items() if items}
+    return configuration.model_copy(update=changes) if changes else configuration
 
-    return None if value is None else Resources.model_validate(value)
+
+def _below(item: Any, folder: Any) -> Any:
+    local = item.local_path
+    if local is None or local.startswith("~"):
+        return item
+    return item.model_copy(update={"local_path": str(PurePath(folder) / local)})
 
 
 def read_retry_policy(value: Any) -> RetryPolicy | None:
@@ -67,26 +80,46 @@ def is_model(value: Any) -> bool:
     return hasattr(type(value), "model_fields") and hasattr(value, "model_fields_set")
 
 
-def render_model(model: Any, render: Callable[[Any], Any]) -> Any:
-    """Return a copy of ``model`` with the templates in its fields rendered. Raises ``ConfigurationError``."""
-    fields = {name: render(getattr(model, name)) for name in model.model_fields_set}
+def render_model(model: Any, render: Callable[[str, Any], Any]) -> Any:
+    """Return a copy of ``model`` with its fields rendered by name. Raises ``ConfigurationError``."""
+    fields = {name: render(name, getattr(model, name)) for name in model.model_fields_set}
     return type(model).model_validate(fields)
 
 
-def secrets_in(configuration: Any) -> Iterator[str]:
+def secrets_in(configuration: Any, env: Any = None) -> Iterator[str]:
     """Yield the texts to hide in logs: values of ``env``, and the registry's password.
 
-    Numbers and flags are left readable. Yields nothing for a configuration that is wrong.
+    ``env`` is the operator's, which wins; names without a value have the one of this process. Numbers and
+    flags are left readable.
     """
     from dstack_core import ConfigurationError, secret_values
 
     try:
         loaded = read_configuration(configuration)
     except ConfigurationError:
-        return
-    env = loaded.env if isinstance(loaded.env, Mapping) else {}
-    password = loaded.registry_auth.password if loaded.registry_auth else None
-    yield from secret_values([*env.values(), password])
+        raw = configuration if isinstance(configuration, Mapping) else {}
+        found, auth = _raw_env(raw.get("env")), raw.get("registry_auth")
+        password = auth.get("password") if isinstance(auth, Mapping) else None
+    else:
+        found = dict(loaded.env) if isinstance(loaded.env, Mapping) else {}
+        password = loaded.registry_auth.password if loaded.registry_auth else None
+    found |= _raw_env(env)
+    values = [os.environ.get(name) if value is None else value for name, value in found.items()]
+    yield from secret_values(text for text in (*values, password) if isinstance(text, str))
+
+
+def _raw_env(env: Any) -> dict[str, Any]:
+    """Return an ``env`` that nobody has checked, as far as it can be read."""
+    if isinstance(env, Mapping):
+        return {str(name): value for name, value in env.items()}
+    items = env if isinstance(env, list | tuple) else []
+    pairs = [item.partition("=") for item in items if isinstance(item, str)]
+    return {name: value if equals else None for name, equals, value in pairs}
+
+
+def in_words_of_operator(message: str) -> str:
+    """Return an error of ``dstack_core`` with the names that the arguments have here."""
+    return _CORES_NAMES.sub("git_conn_id", message)
 
 
 def one_of(name: str, value: Choice, choices: Collection[str]) -> Choice:

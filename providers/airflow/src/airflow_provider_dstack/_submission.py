@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from airflow_provider_dstack._durable import Decision, Ledger, decide, previous_run
 from airflow_provider_dstack._stop import OnKillAction, stop_task_run
@@ -11,6 +11,12 @@ from airflow_provider_dstack._stop import OnKillAction, stop_task_run
 if TYPE_CHECKING:
     from dstack_core import Client, Plan, Run
     from dstack_core.integration import RunRef
+
+OnActive: TypeAlias = Literal["update", "replace", "fail"]
+_OTHER_WAYS = {
+    "fail": 'Or set on_active="update" or on_active="replace".',
+    "update": 'Or set on_active="replace" to stop it and submit a new one.',
+}
 
 # The offers are only for the log, so a submission does not wait longer for them.
 PLAN_SECONDS = 10.0
@@ -22,6 +28,9 @@ class Submitter(Protocol):
     def aim(self, ref: RunRef) -> None:
         """Mean this run from now on: a kill stops it. Raises when the kill has come."""
 
+    def keep(self, why: str) -> None:
+        """Leave the run running however the task ends."""
+
     def pause(self, seconds: float) -> None:
         """Sleep; raises when the kill comes."""
 
@@ -31,7 +40,8 @@ class Submission:
     """What is submitted, and where; all of it happens in the worker thread.
 
     ``what`` are the arguments that ``runs.plan`` and ``runs.submit`` have in common, ``ledger`` is None
-    for a task that is not durable. ``retry_budget`` and ``poll_interval`` in seconds.
+    for a task that is not durable. ``retry_budget`` and ``poll_interval`` in seconds. ``on_active`` is what
+    happens to an active run of that name; None where the caller cannot choose.
     """
 
     client: Client
@@ -43,12 +53,14 @@ class Submission:
     poll_interval: float
     retry_budget: float
     log: Any
+    on_active: OnActive | None = None
 
     def obtain(self, submitter: Submitter) -> Run:
         """Return the run to follow. Raises ``ConfigurationError`` and the server errors."""
         submitter.aim(self.ref)
         target = self.ref
-        if self.ledger is not None:
+        # An update is declared by its result: it makes of the run of the try before what is wanted now.
+        if self.ledger is not None and self.on_active != "update":
             target, taken_over = self._take_over(self.ledger, submitter)
             if taken_over is not None:
                 return taken_over
@@ -57,17 +69,47 @@ class Submission:
             # Before the submission: whenever this worker is lost, the next try knows what to look for.
             self.ledger.write(target)
         submitter.aim(target)
-        run = self.client.runs.submit(
-            **self.what,
-            run_name=target.name,
-            verify_ports=self.verify_ports,
-            marker=target.marker,
-            retry_budget=self.retry_budget,
-            sleep=submitter.pause,
-        )
+        if self.on_active in ("update", "replace"):
+            self._make_way(target, submitter)
+        run = self._submit(target, submitter)
         if self.ledger is not None:
             self.ledger.write(target, run.id)
         return run
+
+    def _submit(self, target: RunRef, submitter: Submitter) -> Run:
+        from dstack_core import RunNameTakenError, RunNotUpdatableError
+
+        runs = self.client.runs
+        try:
+            return (runs.apply if self.on_active == "update" else runs.submit)(
+                **self.what,
+                run_name=target.name,
+                verify_ports=self.verify_ports,
+                marker=target.marker,
+                retry_budget=self.retry_budget,
+                sleep=submitter.pause,
+            )
+        except (RunNameTakenError, RunNotUpdatableError) as error:
+            if self.on_active not in _OTHER_WAYS:
+                raise
+            raise type(error)(f"{error.message} {_OTHER_WAYS[self.on_active]}") from None
+
+    def _make_way(self, target: RunRef, submitter: Submitter) -> None:
+        """Have an active run of that name updated or replaced; wait for the end of one that is stopping."""
+        from airflow_provider_dstack._names import run_ref
+
+        found = self.client.runs.get(target.name)
+        if found is None or found.outcome() is not None or found.marker == target.marker:
+            return
+        if not found.last_status.is_stopping:
+            if self.on_active == "update":
+                self.log.info("Run %s is active and is updated in place: %s", found.name, found.url)
+                submitter.keep("it was active before this task, which updates it")
+                return
+            self.log.info("Run %s is active and is stopped: on_active is 'replace'.", found.name)
+            self._stop(run_ref(found.name, found.marker or ""), found)
+        self.log.info("Waiting for the end of run %s.", found.name)
+        self._ended(found, submitter)
 
     def _take_over(self, ledger: Ledger, submitter: Submitter) -> tuple[RunRef, Run | None]:
         """Return the run of the try before if this try follows it, else what to submit and None."""
@@ -139,9 +181,10 @@ class Submission:
             self.log.info("Plan for run %s: %s.", target.name, _in_words(plan))
         else:
             self.log.warning(
-                "Plan for run %s: no machine is on offer now. Submitting anyway, since a retry policy "
+                "Plan for run %s: no machine is on offer now%s. Submitting anyway, since a retry policy "
                 "may wait for one.",
                 target.name,
+                f" ({plan.advice})" if plan.advice else "",
             )
 
 

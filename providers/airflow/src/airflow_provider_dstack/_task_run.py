@@ -187,6 +187,7 @@ class TaskRun:
         self._options = options
         self._log = log
         self._events: deque[Event] = deque()
+        self._why_left: str | None = None
         self._is_started = False
         self._is_over = False
         self._is_closed = False
@@ -329,6 +330,8 @@ class TaskRun:
             self._stop_within(stop_seconds(self._client))
             if error is not None and not _may_leave_a_run(error, submitted=self.submitted):
                 return Event.LEAVE
+        if self._why_left is not None:
+            return self._keep(self._why_left)
         if self._options.on_kill_action == "keep":
             return self._keep(KEEP_ASKED_FOR)
         try:
@@ -363,6 +366,10 @@ class TaskRun:
         self.ref = ref
         if self._is_over:
             raise _Over
+
+    def keep(self, why: str) -> None:
+        """Leave the run running however the task ends; ``why`` is for the log."""
+        self._why_left = why
 
     def pause(self, seconds: float) -> None:
         """Sleep; raises as soon as the task is ended."""

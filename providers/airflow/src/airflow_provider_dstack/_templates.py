@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import AirflowFailException, BaseOperator, Context, mask_secret
@@ -10,17 +12,67 @@ from airflow_provider_dstack._compat import AirflowFailException, BaseOperator, 
 if TYPE_CHECKING:
     import jinja2
 
+# Fields that hold text: with native rendering, a number or a flag that a template gives becomes one.
+_TEXTS = frozenset({"commands", "env", "registry_auth", "tags"})
+_TEXT = frozenset(
+    {
+        "image",
+        "python",
+        "entrypoint",
+        "name",
+        "user",
+        "shell",
+        "working_dir",
+        "run_name",
+        "repo_dir",
+        "profile",
+        "profiles_file",
+        "git_conn_id",
+        "dstack_conn_id",
+        "project_name",
+    }
+)
+# What a function is called with is Airflow's to render, literals included.
+_HOSTS_OWN = frozenset({"op_args", "op_kwargs"})
+_SECRETS = frozenset({"env", "registry_auth"})
+_RAW = "Put what Airflow must not render between {% raw %} and {% endraw %}."
+_DATES = frozenset({"ds", "ds_nodash", "ts", "ts_nodash", "ts_nodash_with_tz", "logical_date"})
+
 
 class TemplatedModels(BaseOperator):
-    """Be an operator whose ``configuration`` is a model, a dict, YAML text or a file, with templates."""
+    """An operator whose ``configuration`` is a model, a dict, YAML text or a file, with templates."""
 
     configuration: Any
+    # Of the file that the configuration was read from; None for any other form.
+    configuration_folder: Path | None = None
+    # The field that is being rendered.
+    _field: str = ""
 
     def secret_texts(self) -> Iterator[str]:
         """Yield what is to be hidden in logs and rendered fields."""
         from airflow_provider_dstack._spec import secrets_in
 
-        yield from secrets_in(self.configuration)
+        yield from secrets_in(self.configuration, getattr(self, "env", None))
+
+    def resolve_template_files(self) -> None:
+        """Read the configuration's file, as Airflow does when it parses the DAG; no other field names one."""
+        from jinja2 import TemplateNotFound
+
+        if self._is_file(self.configuration):
+            # A file that is missing is reported by the task.
+            with suppress(TemplateNotFound):
+                self.configuration = self._read(self.configuration, self.get_template_env())
+        self.prepare_template()
+
+    def _read(self, path: str, env: jinja2.Environment) -> str:
+        """Return the text of the configuration's file. Raises ``TemplateNotFound``."""
+        from jinja2 import TemplateNotFound
+
+        if env.loader is None:
+            raise TemplateNotFound(path)
+        source, found, _ = env.loader.get_source(env, path)
+        self.configuration_folder = None if found is None else Path(found).parent
+        return source
 
     def _do_render_template_fields(
         self,
@@ -34,23 +86,33 @@ class TemplatedModels(BaseOperator):
 
         Airflow renders a mapped task by this method, past ``render_template_fields``.
         """
-        from jinja2 import TemplateNotFound
+        from jinja2 import UndefinedError
 
-        from airflow_provider_dstack._references import ServerReferences
+        from airflow_provider_dstack._references import ServerReferences, for_configurations
         from dstack_core import ConfigurationError
 
         # A template that fails is logged with all of its field.
         self._hide(text for text in self.secret_texts() if "{{" not in text)
-        with_references = jinja_env.overlay(extensions=[ServerReferences])
+        hosts_own, own = jinja_env.overlay(extensions=[ServerReferences]), for_configurations(jinja_env)
         try:
-            super()._do_render_template_fields(parent, template_fields, context, with_references, seen_oids)
-        except TemplateNotFound as error:
-            raise AirflowFailException(
-                f"configuration: there is no file {error.name!r} in the DAG's folder or in its "
-                "template_searchpath; correct the path, or pass a pathlib.Path for a file elsewhere"
-            ) from None
+            for field in template_fields:
+                self._field = field
+                # Before Airflow renders: it logs what is raised then, and one problem is reported once.
+                self._check(getattr(parent, field, None), field, own)
+                env = hosts_own if field in _HOSTS_OWN else own
+                super()._do_render_template_fields(parent, (field,), context, env, seen_oids)
         except ConfigurationError as error:
             raise AirflowFailException(error.message) from None
+        except UndefinedError as error:
+            missing = str(error.message).split("'")[1:2]
+            if not _DATES.intersection(missing):
+                raise
+            raise AirflowFailException(
+                f"{self._field}: expected a DAG run with a logical date for {missing[0]!r}, got one that was "
+                "triggered without. Use {{ dag_run.run_after | ds }} or {{ run_id }}."
+            ) from None
+        finally:
+            self._field = ""
         self._hide(self.secret_texts())
 
     @staticmethod
@@ -66,17 +128,84 @@ class TemplatedModels(BaseOperator):
         seen_oids: set[int] | None = None,
     ) -> Any:
         """Render templates also inside the models of ``dstack_core``."""
-        from airflow_provider_dstack._spec import is_model, render_model
+        from airflow_provider_dstack._references import for_configurations
 
-        if is_model(content):
-            return render_model(
-                content, lambda value: self.render_template(value, context, jinja_env, seen_oids)
-            )
-        if isinstance(content, str) and content is not self.configuration:
+        if self._field in _HOSTS_OWN:
             # Only the configuration as a whole may name a file; a command may well end with ".yml".
             endings, self.template_ext = self.template_ext, ()
             try:
                 return super().render_template(content, context, jinja_env, seen_oids)
             finally:
                 self.template_ext = endings
-        return super().render_template(content, context, jinja_env, seen_oids)
+        env = jinja_env or for_configurations(self.get_template_env())
+        return self._render_in(content, context, env, seen_oids, self._field)
+
+    def _render_in(
+        self,
+        value: Any,
+        context: Context,
+        env: jinja2.Environment,
+        seen: set[int] | None,
+        field: str,
+        inside: bool = False,
+    ) -> Any:
+        """Render a value of a field; ``inside`` a field of texts, everything becomes text."""
+        from airflow_provider_dstack._spec import is_model, render_model
+
+        if isinstance(value, str):
+            is_file = field == "configuration" and value is self.configuration and self._is_file(value)
+            template = env.from_string(self._read(value, env) if is_file else value)
+            return _as_text(template.render(context), field, inside)
+        if is_model(value):
+            return render_model(value, lambda name, one: self._render_in(one, context, env, seen, name))
+        within = inside or field in _TEXTS
+        if type(value) in (list, tuple):
+            return type(value)(self._render_in(one, context, env, seen, field, within) for one in value)
+        if type(value) is dict:
+            return {
+                key: self._render_in(one, context, env, seen, field if within else str(key), within)
+                for key, one in value.items()
+            }
+        return super().render_template(value, context, env, seen)
+
+    def _check(self, value: Any, where: str, env: jinja2.Environment) -> None:
+        """Raise ``AirflowFailException`` for a template that cannot be parsed, and for a missing file."""
+        from jinja2 import TemplateNotFound, TemplateSyntaxError
+
+        from airflow_provider_dstack._spec import is_model
+
+        if isinstance(value, str):
+            try:
+                if where == "configuration" and self._is_file(value):
+                    value = self._read(value, env)
+                env.parse(value)
+            except TemplateNotFound as error:
+                raise AirflowFailException(
+                    f"configuration: there is no file {error.name!r} in the DAG's folder or in its "
+                    "template_searchpath; correct the path, or pass a pathlib.Path for a file elsewhere"
+                ) from None
+            except TemplateSyntaxError as error:
+                found = "another text" if _SECRETS.intersection(where.split(".")) else f"{error.message}"
+                raise AirflowFailException(
+                    f"{where}, line {error.lineno}: expected a Jinja template, got {found}. {_RAW}"
+                ) from None
+        elif is_model(value):
+            for name in value.model_fields_set:
+                self._check(getattr(value, name), f"{where}.{name}", env)
+        elif isinstance(value, Mapping):
+            for key, one in value.items():
+                self._check(one, f"{where}.{key}", env)
+        elif isinstance(value, list | tuple):
+            for number, one in enumerate(value):
+                self._check(one, f"{where}[{number}]", env)
+
+    def _is_file(self, value: Any) -> bool:
+        return isinstance(value, str) and "\n" not in value and value.endswith(tuple(self.template_ext))
+
+
+def _as_text(found: Any, field: str, inside: bool) -> Any:
+    """Return what native rendering gave as the text that the field wants, if it wants one."""
+    if inside:
+        return str(found)
+    wants_text = found is not None if field in _TEXT else not isinstance(found, Mapping | list | tuple)
+    return str(found) if field in _TEXT | _TEXTS and wants_text else found

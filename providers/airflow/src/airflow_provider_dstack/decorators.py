@@ -15,7 +15,7 @@ def dstack_task(
     """Make a function a task whose body runs in a dstack run, and whose return value becomes its XCom.
 
     Airflow offers it as ``@task.dstack``. ``image`` (str) or ``python`` (str, such as ``"3.11"``),
-    ``resources`` (``Resources`` or dict), ``env`` (dict), ``registry_auth``, ``commands`` (list of str: what
+    ``resources`` (``Resources``, a dict or a text as in YAML), ``env`` (dict), ``registry_auth``, ``commands`` (list of str: what
     to run before the function, such as ``pip install``); ``configuration`` (as for ``DstackRunOperator``, a
     task) is where these are added to. All parameters of ``DstackRunOperator`` work too, ``deferrable`` and
     templates included. With ``serializer="json"`` the function travels as its source, so it imports inside

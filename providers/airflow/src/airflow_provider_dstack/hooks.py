@@ -71,21 +71,41 @@ class DstackHook(BaseHook):
             raise self._unusable(error.message) from None
 
     def client_with_code(
-        self, repo_dir: str | os.PathLike[str] | None, *, retry_budget: float | None = None
+        self,
+        repo_dir: str | os.PathLike[str] | None = None,
+        *,
+        retry_budget: float | None = None,
+        local_repo: bool = False,
+        git_conn_id: str | None = None,
     ) -> Client:
-        """Return ``client()`` whose runs get the contents of ``repo_dir``, as ``Client.from_config`` tells.
+        """Return a client whose runs get code, as ``Client.from_config`` describes; makes no request.
 
-        Raises ``AirflowFailException`` also when ``repo_dir`` is no directory; None is as ``client()``.
+        Args:
+            repo_dir: The directory or Git checkout that runs get; None for none.
+            retry_budget: As for ``client``.
+            local_repo: Whether the contents of a Git checkout are uploaded instead of cloned.
+            git_conn_id: The connection of Airflow's type ``git`` whose access token or private key runs clone
+                with; None for a public repository.
+
+        Raises:
+            AirflowFailException: A connection is missing or incomplete, or ``repo_dir`` is no directory.
         """
+        from airflow_provider_dstack._git_connection import git_credentials
+        from airflow_provider_dstack._spec import in_words_of_operator
         from dstack_core import Client, ConfigurationError
 
         client = self.client(retry_budget=retry_budget)
-        if repo_dir is None:
+        if repo_dir is None and git_conn_id is None:
             return client
         try:
-            return Client.from_config(repo_dir, **self.client_arguments(retry_budget=retry_budget))
+            return Client.from_config(
+                repo_dir,
+                local_repo=local_repo,
+                **git_credentials(git_conn_id),
+                **self.client_arguments(retry_budget=retry_budget),
+            )
         except ConfigurationError as error:
-            raise AirflowFailException(error.message) from None
+            raise AirflowFailException(in_words_of_operator(error.message)) from None
 
     def async_client(self, *, retry_budget: float | None = None) -> AsyncClient:
         """Return a new client for use in one event loop: the twin of ``client``.

@@ -30,11 +30,12 @@ from airflow_provider_dstack.links import RUN_NAME_KEY, RUN_URL_KEY, DstackRunLi
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink
 
+    from airflow_provider_dstack._submission import OnActive
     from airflow_provider_dstack._task_run import TaskRun
     from airflow_provider_dstack.hooks import DstackHook
     from airflow_provider_dstack.reaper import DstackReapOperator
     from airflow_provider_dstack.services import DstackServiceOperator, DstackStopRunOperator
-    from dstack_core import Configuration, Resources, RetryPolicy, Run, SpotPolicy
+    from dstack_core import Configuration, Profile, Resources, RetryPolicy, Run, SpotPolicy
 
 __all__ = ["DstackReapOperator", "DstackRunOperator", "DstackServiceOperator", "DstackStopRunOperator"]
 
@@ -48,12 +49,21 @@ class DstackRunOperator(TemplatedModels):
     a ``.yml`` or ``.yaml`` file relative to the DAG's folder (a ``pathlib.Path`` for any other place).
     ``run_name`` (str) defaults to a name that is new for every try; of mapped tasks each gets its map index
     appended to a given one. A ``name`` in the configuration is for interactive use and is not taken.
-    ``run_resources`` (``Resources`` or dict), ``spot_policy``, ``run_retry_policy`` (``RetryPolicy`` or dict:
-    how long to wait for capacity), ``max_duration`` (seconds, ``"2h"`` or ``"off"``), ``max_price`` (USD per
-    hour), ``working_dir``, ``verify_ports``, ``backends`` are as for ``dstack_core``'s ``runs.submit``; two
-    have a prefix because ``resources`` and ``retry_policy`` are Airflow's own, and ``verify_ports`` is off,
-    for a worker attaches to nothing. ``repo_dir`` is a directory whose contents the run gets, relative to
-    the DAG's folder.
+    ``run_resources`` (``Resources``; a mapping or a text such as ``"24GB.."``, which mean what they mean in
+    YAML), ``spot_policy``, ``run_retry_policy`` (``RetryPolicy`` or dict: how long to wait for capacity),
+    ``max_duration`` (seconds, ``"2h"`` or ``"off"``), ``max_price`` (USD per hour), ``working_dir``,
+    ``verify_ports``, ``backends`` are as for ``dstack_core``'s ``runs.submit``; two have a prefix because
+    ``resources`` and ``retry_policy`` are Airflow's own, and ``verify_ports`` is off, for a worker attaches
+    to nothing.
+
+    ``env`` (dict) gives values to names of the configuration's ``env`` that have none, which else come from
+    the worker's environment, and replaces others. ``args`` (list of str) fills ``${{ run.args }}``.
+    ``profile`` (a name, or a ``Profile``) is looked up in ``profiles_file`` (path), else in
+    ``.dstack/profiles.yml`` of ``repo_dir``; the default one there applies when none is named.
+
+    ``repo_dir`` is a directory or Git checkout whose contents the run gets, relative to the DAG's folder.
+    ``git_conn_id`` names a connection of Airflow's type ``git`` for the clone of a private repository;
+    ``local_repo`` (bool) uploads a checkout instead of cloning it.
 
     ``dstack_conn_id`` names the connection, ``project_name`` replaces its project. With ``deferrable`` the
     worker's slot is given back while the run goes on. ``on_kill_action``: ``"stop"``, ``"abort"`` or
@@ -81,7 +91,12 @@ class DstackRunOperator(TemplatedModels):
         "max_price",
         "working_dir",
         "backends",
+        "env",
+        "args",
+        "profile",
+        "profiles_file",
         "repo_dir",
+        "git_conn_id",
         "dstack_conn_id",
         "project_name",
     )
@@ -89,13 +104,14 @@ class DstackRunOperator(TemplatedModels):
     template_fields_renderers: ClassVar[dict[str, str]] = {"configuration": "yaml"}
     operator_extra_links: Collection[BaseOperatorLink] = (DstackRunLink(),)
     ui_color = "#e8e4ff"
+    on_active: OnActive | None = None
 
     def __init__(
         self,
         *,
         configuration: Configuration | Mapping[str, Any] | str | os.PathLike[str],
         run_name: str | None = None,
-        run_resources: Resources | Mapping[str, Any] | None = None,
+        run_resources: Resources | Mapping[str, Any] | str | int | None = None,
         spot_policy: SpotPolicy | str | None = None,
         run_retry_policy: RetryPolicy | Mapping[str, Any] | None = None,
         max_duration: int | str | None = None,
@@ -103,6 +119,10 @@ class DstackRunOperator(TemplatedModels):
         working_dir: str | None = None,
         verify_ports: bool = False,
         backends: Sequence[str] | str | None = None,
+        env: Mapping[str, str] | None = None,
+        args: Sequence[str] | None = None,
+        profile: str | Profile | None = None,
+        profiles_file: str | os.PathLike[str] | None = None,
         dstack_conn_id: str = "dstack_default",
         project_name: str | None = None,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
@@ -112,6 +132,8 @@ class DstackRunOperator(TemplatedModels):
         get_logs: bool = True,
         log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
         repo_dir: str | os.PathLike[str] | None = None,
+        local_repo: bool = False,
+        git_conn_id: str | None = None,
         skip_on_exit_code: int | Sequence[int] | None = None,
         durable: bool = True,
         **kwargs: Any,
@@ -128,6 +150,10 @@ class DstackRunOperator(TemplatedModels):
         self.working_dir = working_dir
         self.verify_ports = verify_ports
         self.backends = backends
+        self.env = env
+        self.args = args
+        self.profile = profile
+        self.profiles_file = profiles_file
         self.dstack_conn_id = dstack_conn_id
         self.project_name = project_name
         self.deferrable = deferrable
@@ -136,6 +162,8 @@ class DstackRunOperator(TemplatedModels):
         self.retry_budget = at_least("retry_budget", retry_budget, 0.0)
         self.get_logs = get_logs
         self.repo_dir = repo_dir
+        self.local_repo = local_repo
+        self.git_conn_id = git_conn_id
         self.skip_on_exit_code = skip_on_exit_code
         self.durable = durable
         self._skip_on = exit_codes("skip_on_exit_code", skip_on_exit_code)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import BaseOperator
-from airflow_provider_dstack._spec import at_least
+from airflow_provider_dstack._spec import at_least, one_of
 from airflow_provider_dstack._stop import stop_seconds
 from airflow_provider_dstack.errors import DstackError, DstackRunFailed, DstackRunInterrupted
 from airflow_provider_dstack.links import (
@@ -21,6 +21,7 @@ from airflow_provider_dstack.operators import DstackRunOperator
 if TYPE_CHECKING:
     from airflow_provider_dstack._compat import Context
     from airflow_provider_dstack._names import TaskNames
+    from airflow_provider_dstack._submission import OnActive
     from airflow_provider_dstack._task_run import TaskRun
     from airflow_provider_dstack.hooks import DstackHook
     from dstack_core import Client, Run
@@ -37,6 +38,10 @@ class DstackServiceOperator(DstackRunOperator):
     ``dstack_run_name``. Unless the service has ``auth: false``, requests need the header ``Authorization:
     Bearer TOKEN``.
 
+    ``on_active``: what happens to an active run called ``run_name``. ``"fail"`` fails the task;
+    ``"replace"`` stops it and submits a new one; ``"update"`` updates it in place, as ``runs.apply`` of
+    ``dstack_core`` does, and leaves it running however the task ends.
+
     It waits in the worker; ``deferrable`` is not offered. Raises as ``DstackRunOperator`` does, and
     ``DstackRunFailed`` for a service that ends before it answers.
     """
@@ -44,10 +49,16 @@ class DstackServiceOperator(DstackRunOperator):
     operator_extra_links = (DstackRunLink(), DstackServiceLink())
     ui_color = "#d9f2e6"
 
-    def __init__(self, *, deferrable: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *, deferrable: bool = False, on_active: OnActive = "fail", **kwargs: Any) -> None:
         if deferrable:
             raise ValueError("deferrable: a service is waited for in the worker; leave it out")
         super().__init__(deferrable=False, **kwargs)
+        self.on_active = one_of("on_active", on_active, ("update", "replace", "fail"))
+        if on_active != "fail" and not self.run_name:
+            raise ValueError(
+                f"on_active={on_active!r}: expected a run_name, got none. Without one each try has a name of "
+                "its own, and no service of that name is active."
+            )
         self._service_url: str | None = None
 
     def execute(self, context: Context) -> str:
