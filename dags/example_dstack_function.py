@@ -17,7 +17,7 @@ with DAG("example_dstack_function", schedule=None, tags=["example", "dstack"], d
 
     @task.dstack(
         python="3.11",
-        resources={"gpu": {"memory": "16GB"}},
+        resources={"gpu": {"memory": "16GB.."}},
         # For example: commands=["pip install torch"]
         max_duration="1h",
         deferrable=True,

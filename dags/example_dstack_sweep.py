@@ -13,7 +13,7 @@ from airflow.sdk import DAG, task
 
 from airflow_provider_dstack.operators import DstackRunOperator
 
-MEMORY = ["16GB", "24GB", "80GB"]
+MEMORY = ["16GB..", "24GB..", "80GB.."]
 
 with DAG("example_dstack_sweep", schedule=None, tags=["example", "dstack"], doc_md=__doc__) as dag:
     train = DstackRunOperator.partial(

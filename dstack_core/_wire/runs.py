@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from dstack_core._wire.exact_sizes import exact_sizes
 from dstack_core._wire.plain import text, time_of
 from dstack_core._wire.statuses import in_words, run_status
 from dstack_core.models.outcome import Outcome
@@ -61,6 +62,7 @@ class Job:
     replica: int
     node: int
     submissions: Sequence[Submission]
+    exact_sizes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +190,7 @@ def _job(data: Mapping[str, Any]) -> Job:
         replica=int(spec.get("replica_num") or 0),
         node=int(spec.get("job_num") or 0),
         submissions=tuple(_submission(item) for item in data.get("job_submissions") or []),
+        exact_sizes=exact_sizes(spec),
     )
 
 
@@ -260,4 +263,7 @@ def _message(run: RunSnapshot, submission: Submission | None, reason: str | None
     if run.reason == "retry_limit_exceeded":
         details.append("the time limit for retries passed")
     told = "; ".join(" ".join(detail.split()) for detail in details if detail)
+    if reason == "failed_to_start_due_to_no_capacity":
+        hints = dict.fromkeys(hint for job in run.jobs for hint in job.exact_sizes if hint not in told)
+        told = " ".join([*([told] if told else []), *hints])
     return f"{words} ({told})" if told else words

@@ -21,10 +21,12 @@ class Offer:
 class Plan:
     """Hold what would happen on submit: the cheapest offers first, and how many there are in all.
 
-    ``max_price_per_hour`` (USD) is the highest price among all offers, None without any. Source:
+    ``max_price_per_hour`` (USD) is the highest price among all offers, None without any. ``hints`` are
+    sentences on what may keep machines away; there are none where a machine is on offer. Source:
     PROTOCOL 1.4.
     """
 
     offers: tuple[Offer, ...]
     total_offers: int
     max_price_per_hour: float | None
+    hints: tuple[str, ...] = ()

@@ -1,0 +1,25 @@
+"""Sizes that stand for themselves alone: ``gpu: 16GB`` asks for a GPU of 16 GB, not of at least that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def exact_sizes(job_spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a sentence for each exact size of a job (PROTOCOL 2.4); often it is meant as the least one."""
+    resources = (job_spec.get("requirements") or {}).get("resources") or {}
+    gpu, disk = resources.get("gpu") or {}, resources.get("disk") or {}
+    sizes = {
+        "memory": resources.get("memory"),
+        "disk": disk.get("size"),
+        "gpu memory": gpu.get("memory"),
+        "gpu total memory": gpu.get("total_memory"),
+    }
+    return tuple(
+        f"{name}: {size['min']:g}GB is an exact size; write {size['min']:g}GB.. for at least that."
+        for name, size in sizes.items()
+        if isinstance(size, Mapping)
+        and isinstance(size.get("min"), int | float)
+        and size["min"] == size.get("max")
+    )
