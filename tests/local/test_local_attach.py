@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import paramiko
+import psutil
 import pytest
 import requests
 
@@ -92,6 +93,14 @@ def test_only_the_keys_of_a_run_open_it(api: Api, name: str) -> None:
                 outer.open_channel("direct-tcpip", ("localhost", 22), ("127.0.0.1", 0))
     for run in (name, f"{name}-other"):
         api.stop(run, abort=True)
+
+
+def test_the_way_in_starts_on_this_machine(api: Api, name: str) -> None:
+    api.apply(name, "sleep 300")
+    host, _ = _hops(api.wait(name, "running"))
+    api.stop(name, abort=True)
+    listening = [one for one in psutil.Process().net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+    assert [one.laddr.ip for one in listening if one.laddr.port == host] == ["127.0.0.1"]
 
 
 def test_the_end_of_a_server_cuts_who_is_attached(make: Callable[..., Api]) -> None:
