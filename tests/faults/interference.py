@@ -65,9 +65,14 @@ def _revoked(scene: Scene) -> Between:
 
 def _somebody(act: Callable[[Scene], None]) -> Callable[[Scene], Between]:
     def begin(scene: Scene) -> Between:
+        # A client that no longer waits for the reply asks again while the act is under way.
+        one_at_a_time = asyncio.Lock()
+
         async def between(number: int, target: str, body: bytes, forward: Forward) -> Answer:
-            if number >= scene.step and not scene.happened:
-                scene.happened = await asyncio.to_thread(_acts, act, scene)
+            if number >= scene.step:
+                async with one_at_a_time:
+                    if not scene.happened:
+                        scene.happened = await asyncio.to_thread(_acts, act, scene)
             return await forward(body)
 
         return between

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,7 +15,7 @@ from airflow_provider_dstack._compat import TaskFacts
 from airflow_provider_dstack._names import MarkedTask, birth_of
 from airflow_provider_dstack._reap import Finding, ReapOptions, failure, reap, summary
 from airflow_provider_dstack.errors import DstackError
-from dstack_core import Client, Run, ServerUnreachableError
+from dstack_core import Client, Run, ServerUnreachableError, integration
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import paths, wait_for
 
@@ -180,10 +181,11 @@ def test_a_run_of_unknown_ownership_is_as_old_as_itself(client: Client) -> None:
 
 
 def test_without_the_time_of_the_end_a_run_must_be_found_twice(client: Client) -> None:
-    stays, just_ended, taken_up, ends_itself = (
-        submit(client, f"airflow:etl/r/{name}/1of1#{BORN}") for name in ("a", "b", "c", "d")
+    stays, just_ended, taken_up, ends_itself, runs = (
+        submit(client, f"airflow:etl/r/{name}/1of1#{BORN}") for name in ("a", "b", "c", "d", "e")
     )
-    states = {"a": "failed", "b": "running", "c": "failed", "d": "success"}
+    kept = submit(client, f"airflow:etl/r/f/1of1#{BORN}/keep")
+    states = {"a": "failed", "b": "running", "c": "failed", "d": "success", "e": "running", "f": "failed"}
     pauses = []
 
     def pause(seconds: float) -> None:
@@ -199,10 +201,12 @@ def test_without_the_time_of_the_end_a_run_must_be_found_twice(client: Client) -
         pause=pause,
     )
     assert pauses == [33.0]
-    assert {finding.run_name: finding.action for finding in found} == {
-        stays.name: "stopped",
-        just_ended.name: "left",
-        taken_up.name: "left",
+    assert {finding.run_name: (finding.action, finding.reason) for finding in found} == {
+        stays.name: ("stopped", "its task has ended"),
+        just_ended.name: ("left", "its task just ended"),
+        taken_up.name: ("left", "its task has not ended"),
+        runs.name: ("left", "its task has not ended"),
+        kept.name: ("left", 'it was submitted with on_kill_action="keep"'),
     }
     assert is_stopped(stays)
     assert not is_stopped(just_ended)
@@ -245,19 +249,32 @@ def test_a_run_that_is_stopping_already_is_left_out(client: Client) -> None:
 
 
 def test_a_run_that_cannot_be_stopped_keeps_no_other_from_it(client: Client, server: LocalServer) -> None:
-    second, first = submit(client, train()), submit(client, train())
+    left = {run.name: run for run in (submit(client, train()), submit(client, train()))}
     server.faults.add("/runs/stop", status=403)
     found = reap(client, answer(facts("failed")), ReapOptions(), log=LOG)
-    assert [(finding.run_name, finding.action) for finding in found] == [
-        (first.name, "not stopped"),
-        (second.name, "stopped"),
-    ]
-    assert is_stopped(second)
+    actions = {finding.action: left[finding.run_name] for finding in found}
+    assert actions.keys() == {"not stopped", "stopped"}
+    refused, stopped = actions["not stopped"], actions["stopped"]
+    assert is_stopped(stopped)
     problem = failure(found)
     assert problem is not None
-    assert first.name in problem
-    assert first.url in problem
-    assert second.name not in problem
+    assert refused.name in problem
+    assert refused.url in problem
+    assert stopped.name not in problem
+
+
+def test_several_runs_are_stopped_at_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [submit(client, train()) for _ in range(3)]
+    stop_run, together = integration.stop_run, threading.Barrier(3)
+
+    def stop_with_others(*args: Any, **options: Any) -> Any:
+        together.wait(timeout=60)
+        return stop_run(*args, **options)
+
+    monkeypatch.setattr(integration, "stop_run", stop_with_others)
+    found = reap(client, answer(facts("failed")), ReapOptions(), log=LOG, pause=never)
+    assert [one.run_name for one in found] == [run.name for run in reversed(left)]
+    assert all(is_stopped(run) for run in left)
 
 
 def test_a_stop_that_the_server_drops_is_reported(
@@ -305,7 +322,7 @@ def test_each_run_is_one_line_with_its_page(client: Client, caplog: pytest.LogCa
     assert caplog.messages == [
         f"Would stop: run {run.name} ({run.url}) of etl/scheduled__1/train, try 1 (failed): its task has ended"
     ]
-    assert summary(found, "main") == "1 active run of Airflow tasks in project main: 1 would stop."
+    assert summary(found, "main") == "1 active run of Airflow tasks in project main: 1 would be stopped."
     assert summary([], "main") == "No active run of an Airflow task was found in project main."
 
 

@@ -20,8 +20,10 @@ All questions are asked before the first stop: a server that does not answer mea
 
 from __future__ import annotations
 
+import contextvars
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -40,6 +42,9 @@ AskAirflow = Callable[[MarkedTask], "TaskFacts | None"]
 DEFAULT_MIN_AGE = 60.0
 UNKNOWN = "unknown"
 
+# With replies that take seconds, a hundred stops one after another take an hour. More than eight at once
+# would be a burst of requests for a server that is already slow.
+_STOPS_AT_ONCE = 8
 _ENDED_DAG_RUN = frozenset({"success", "failed"})
 
 
@@ -96,17 +101,23 @@ def reap(
     undated = {one.run.id for one in verdicts if one.stops and one.ended_at is None}
     if undated and options.min_age > 0:
         log.info(
-            "%s runs have a task that has ended. Checking again in %g s, the time for tasks to stop their "
-            "runs themselves.",
-            len(undated),
+            "Found %s of tasks that have ended. Checking again in %g s, so that a task can stop its own run.",
+            _count(len(undated), "run"),
             options.min_age,
         )
         pause(options.min_age)
         verdicts = [
-            one if one.ended_at is not None or one.run.id in undated else _leave(one, "its task just ended")
+            _leave(one, "its task just ended")
+            if one.stops and one.ended_at is None and one.run.id not in undated
+            else one
             for one in _verdicts(client, ask, options)
         ]
-    return [_act(client, one, options, log) for one in verdicts]
+    with ThreadPoolExecutor(_STOPS_AT_ONCE, thread_name_prefix="dstack-reap") as pool:
+        # The copied context carries what Airflow's logging binds to the task.
+        acts = [
+            pool.submit(contextvars.copy_context().run, _act, client, one, options, log) for one in verdicts
+        ]
+        return [act.result() for act in acts]
 
 
 def describe(finding: Finding) -> str:
@@ -122,9 +133,15 @@ def summary(findings: Sequence[Finding], project: str) -> str:
     if not findings:
         return f"No active run of an Airflow task was found in project {project}."
     actions = [finding.action for finding in findings]
-    counts = ", ".join(f"{actions.count(one)} {one}" for one in dict.fromkeys(actions))
-    noun = "run" if len(findings) == 1 else "runs"
-    return f"{len(findings)} active {noun} of Airflow tasks in project {project}: {counts}."
+    counts = ", ".join(
+        f"{actions.count(one)} {'would be stopped' if one == 'would stop' else one}"
+        for one in dict.fromkeys(actions)
+    )
+    return f"{_count(len(findings), 'active run')} of Airflow tasks in project {project}: {counts}."
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def failure(findings: Sequence[Finding]) -> str | None:
