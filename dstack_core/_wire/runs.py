@@ -119,7 +119,7 @@ class RunSnapshot:
 
     @property
     def is_updating(self) -> bool:
-        """Tell whether a replica from before the latest update is still there."""
+        """Return whether a replica from before the latest update is still there."""
         latest = [job.submissions[-1] for job in self.jobs if job.submissions]
         return any(not each.is_finished and each.deployment < self.deployment for each in latest)
 

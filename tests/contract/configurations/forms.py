@@ -159,7 +159,7 @@ def texts_in(schema: Schema) -> Iterator[tuple[str, str]]:
 
 
 def text_for(where: str, key: str) -> st.SearchStrategy[str] | None:
-    """Return what the text of a key means, or None when nobody has said so."""
+    """Return what the text of a key means, or None when it is not in `TEXTS`."""
     return TEXTS.get(f"{where}.{key}", TEXTS.get(key))
 
 
