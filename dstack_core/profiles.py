@@ -78,7 +78,11 @@ def _read(path: Path, *, needed: bool) -> list[Profile]:
         return []
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"profiles: {path} cannot be read ({error}).") from None
-    return [Profile.model_validate(each) for each in _items(text, path)]
+    items = _items(text, path)
+    try:
+        return [Profile.model_validate(item) for item in items]
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error.message}") from None
 
 
 def _items(text: str, path: Path) -> list[Any]:

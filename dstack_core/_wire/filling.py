@@ -74,9 +74,10 @@ def _with_values(env: Mapping[str, str | None], environ: Mapping[str, str]) -> d
     missing = [name for name, value in filled.items() if value is None]
     if missing:
         pairs = ", ".join(f'"{name}": ...' for name in missing)
+        what, them = ("values", "them") if len(missing) > 1 else ("a value", "it")
         raise ConfigurationError(
-            f"env: expected values for {', '.join(missing)}, got none. Pass env={{{pairs}}}, or set "
-            f"{'them' if len(missing) > 1 else 'it'} in the environment of this process."
+            f"env: expected {what} for {', '.join(missing)}, got none. Pass env={{{pairs}}}, or set {them} "
+            "in the environment of this process."
         )
     return {name: value for name, value in filled.items() if value is not None}
 

@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from dstack_core._wire.exact_sizes import advice_on_exact_sizes
+from dstack_core._wire.exact_sizes import exact_sizes
 from dstack_core._wire.plain import text, time_of
 from dstack_core._wire.statuses import in_words, run_status
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.statuses import RunStatus
 
 _BEFORE_START = frozenset({"submitted", "provisioning", "pulling"})
-_NO_CAPACITY = "failed_to_start_due_to_no_capacity"
 _JOB_FINISHED = frozenset({"terminated", "aborted", "failed", "done"})
 
 
@@ -64,6 +63,7 @@ class Job:
     replica: int
     node: int
     submissions: Sequence[Submission]
+    exact_sizes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,6 @@ class RunSnapshot:
 
     ``raw_status`` and ``reason`` are the server's own words; ``marker`` is what the owner wrote into
     ``configuration_path`` (PROTOCOL 1.4). ``env`` stays out of the repr: its values may be secrets.
-    ``advice`` is for a run that found no machine.
     """
 
     id: str
@@ -100,7 +99,6 @@ class RunSnapshot:
     service: Service | None = None
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     deployment: int = 0
-    advice: str | None = None
 
     @property
     def is_active(self) -> bool:
@@ -157,7 +155,6 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
         service=_service(data.get("service")),
         env=_env(spec),
         deployment=int(data.get("deployment_num") or 0),
-        advice=_advice(data, jobs),
     )
 
 
@@ -185,13 +182,6 @@ def outcome_of(run: RunSnapshot, url: str) -> Outcome:
     )
 
 
-def _advice(data: Mapping[str, Any], jobs: Sequence[Job]) -> str | None:
-    for job, parsed in zip(data.get("jobs") or [], jobs, strict=True):
-        if parsed.submissions and parsed.submissions[-1].reason == _NO_CAPACITY:
-            return advice_on_exact_sizes(job.get("job_spec") or {})
-    return None
-
-
 def _time(value: Any) -> str:
     """Return a time as it came, for paging; raises ``ValueError`` or ``TypeError`` for what is none."""
     time_of(value)
@@ -209,6 +199,7 @@ def _job(data: Mapping[str, Any]) -> Job:
         replica=int(spec.get("replica_num") or 0),
         node=int(spec.get("job_num") or 0),
         submissions=tuple(_submission(item) for item in data.get("job_submissions") or []),
+        exact_sizes=exact_sizes(spec),
     )
 
 
@@ -281,7 +272,8 @@ def _message(run: RunSnapshot, submission: Submission | None, reason: str | None
     details = [submission.reason_message if submission else None]
     if run.reason == "retry_limit_exceeded":
         details.append("the time limit for retries passed")
-    if reason == _NO_CAPACITY:
-        details.append(run.advice)
     told = "; ".join(" ".join(detail.split()) for detail in details if detail)
+    if reason == "failed_to_start_due_to_no_capacity":
+        hints = dict.fromkeys(hint for job in run.jobs for hint in job.exact_sizes if hint not in told)
+        told = " ".join([*([told] if told else []), *hints])
     return f"{words} ({told})" if told else words

@@ -42,26 +42,28 @@ class PortMapping(Model):
 
 
 class Configuration(ProfileFields):
-    """Hold a run configuration of any type: a task, a service, or one the server knows.
+    """A run configuration of any type: a task, a service, or one the server knows.
 
-    What runs: ``commands`` (list of str), ``env`` (dict, or list of ``NAME=value``; a value such as
-    ``"${{ secrets.hf_token }}"`` is filled in by the server), ``python`` or ``image`` or ``docker``,
-    ``entrypoint``, ``registry_auth``, ``user``, ``privileged``, ``shell``, ``working_dir``, ``volumes``
-    (``"name:/path"``, ``"/host/path:/path"`` or mappings), ``files``.
+    What runs: ``commands`` (list of str), ``env`` (dict, or list of ``NAME=value``; a name without a value
+    gets it where the run is submitted, and ``"${{ secrets.hf_token }}"`` is filled in by the server),
+    ``python`` or ``image`` or ``docker``, ``entrypoint``, ``registry_auth``, ``user``, ``privileged``,
+    ``shell``, ``working_dir``, ``volumes`` (``"name:/path"``, ``"/host/path:/path"`` or mappings), ``files``,
+    ``repos``.
 
-    Where: ``resources`` (``Resources``, or a mapping as in YAML), ``fleets``, ``backends``, ``regions``,
-    ``availability_zones``, ``instance_types``, ``reservation``, ``spot_policy``, ``creation_policy``,
-    ``max_price`` (USD per hour).
+    Where: ``resources`` (``Resources``, or a mapping or a short form as in YAML), ``fleets``, ``instances``,
+    ``backends``, ``backend_options``, ``regions``, ``availability_zones``, ``instance_types``,
+    ``reservation``, ``spot_policy``, ``creation_policy``, ``max_price`` (USD per hour).
 
     When and how long: ``max_duration``, ``stop_duration``, ``idle_duration`` (an int in seconds, a str
-    such as ``"2h"``; False for no limit), ``retry`` (bool, or a mapping of ``on_events`` and
+    such as ``"2h"``; ``"off"`` or False for no limit), ``retry`` (bool, or a mapping of ``on_events`` and
     ``duration``), ``utilization_policy`` (a mapping of ``min_gpu_utilization``, percent, and
     ``time_window``), ``schedule`` (a mapping of ``cron``), ``priority`` (0 to 100, higher goes first).
 
     ``name`` is the run's name, ``tags`` (dict of str) go to the cloud's resources, ``single_branch``
-    (bool) is how a Git repository is cloned. A name or a size that only the server can judge is judged
-    by the server. Raises ``ConfigurationError`` on input that no server accepts (PROTOCOL 1.1, 3.2): both
-    ``python`` and ``image``, an ``env`` item without ``=``, a port that is no port.
+    (bool) is how a Git repository is cloned. A number is read as text where a text is expected, and the
+    reverse, as dstack's own client does. A name or a size that only the server can judge is judged by the
+    server. Raises ``ConfigurationError`` on input that no server accepts (PROTOCOL 1.1, 3.2): both ``python``
+    and ``image``, a name twice in ``env``, a port that is no port.
     """
 
     type: str
@@ -143,7 +145,8 @@ class Task(Configuration):
     ``env`` (dict, or list of ``NAME=value``), ``python`` or ``image`` (str), ``entrypoint`` (str),
     ``registry_auth`` (``RegistryAuth``), as documented; ``nodes`` (int), ``startup_order`` (``"any"``,
     ``"master-first"``, ``"workers-first"``) and ``stop_criteria`` (``"all-done"``, ``"master-done"``) of a
-    task on several nodes, and all fields of ``Configuration``. Source: the documented API, "Task".
+    task on several nodes, ``groups`` (mappings as in YAML) for nodes of several kinds, and all fields of
+    ``Configuration``. Source: the documented API, "Task".
     """
 
     type: Literal["task"] = "task"
@@ -179,8 +182,9 @@ class Service(Configuration):
     ``port`` (int, or ``"80:8000"``) is required. ``auth`` (bool; by default callers send the token of a
     project member), ``model`` (the name of the model it answers for, or a mapping), ``https``,
     ``gateway`` (a name; False for none), ``strip_prefix`` (bool), ``replicas`` (an int, or a range such as
-    ``"0..4"``, which needs ``scaling``), ``probes`` and ``rate_limits`` (mappings as in YAML), and all fields
-    of ``Configuration``. Source: the documented API, "Service".
+    ``"0..4"``, which needs ``scaling``), ``groups`` (mappings as in YAML) for replicas of several kinds,
+    ``probes`` and ``rate_limits`` (mappings as in YAML), and all fields of ``Configuration``. Source: the
+    documented API, "Service".
     """
 
     type: Literal["service"] = "service"
@@ -201,6 +205,11 @@ class Service(Configuration):
     @classmethod
     def _groups_as_sent(cls, value: Any) -> Any:
         return read_groups(value)
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _whole_number(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, float) and value.is_integer() else value
 
     @field_validator("port")
     @classmethod

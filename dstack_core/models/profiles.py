@@ -79,8 +79,12 @@ class Profile(ProfileFields):
     ``regions``, ``availability_zones``, ``instance_types``, ``reservation``, ``spot_policy``,
     ``creation_policy``, ``max_price``, ``max_duration``, ``stop_duration``, ``idle_duration``, ``retry``,
     ``utilization_policy``, ``startup_order``, ``stop_criteria``, ``schedule``, ``tags``. What a configuration
-    sets itself wins. Raises ``ConfigurationError``.
+    sets itself wins. Raises ``ConfigurationError``, also for a key that is none of these.
     """
+
+    # Unlike that of a configuration, an unknown key is refused: `defualt: true` would reach no server that
+    # could say so, and the profile's limits would be lost.
+    model_config = ConfigDict(extra="forbid")
 
     name: str = "default"
     default: bool = False

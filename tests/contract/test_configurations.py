@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import yaml
 
 import dstack_core as dstack
 from tests.contract.conftest import Target
+from tests.dstack_files import ENV, FILES
 
 
 def echoed(target: Target, run: dstack.Run) -> dict[str, Any]:
@@ -55,6 +58,30 @@ def test_what_a_configuration_leaves_open_reaches_the_run(
     assert job["requirements"]["max_price"] == 3
 
 
+def test_the_async_client_fills_in_the_same(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".dstack").mkdir()
+    (tmp_path / ".dstack" / "profiles.yaml").write_text("profiles: [{name: named, max_price: 2}]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FROM_HERE", "from here")
+    task = target.task("echo $FROM_HERE $GIVEN ${{ run.args }}", env=["FROM_HERE", "GIVEN"])
+
+    async def run() -> list[bytes]:
+        async with target.async_client() as client:
+            with pytest.raises(
+                dstack.ConfigurationError, match=r"^env: expected a value for GIVEN, got none"
+            ):
+                await client.runs.plan(task)
+            await client.runs.plan(task, env={"GIVEN": "x"}, profile="named")
+            run = await client.runs.submit(task, env={"GIVEN": "given"}, args=["a b"], profile="named")
+            outcome = await run.wait(target.timeout, poll_interval=target.poll_interval)
+            assert outcome.succeeded, outcome.message
+            return b"".join([piece async for piece in run.logs()]).split()
+
+    assert asyncio.run(run()) == [b"from", b"here", b"given", b"a", b"b"]
+
+
 @pytest.mark.parametrize("directory", ["~", "~/below"])
 def test_a_working_directory_in_the_home_is_left_to_the_machine(target: Target, directory: str) -> None:
     task = target.task(f'[ "$PWD" = "$(eval echo {directory})" ] && echo there', working_dir=directory)
@@ -66,3 +93,36 @@ def test_a_working_directory_in_the_home_is_left_to_the_machine(target: Target, 
                 client.runs.submit(task)
             return
         assert lines_of(target, client.runs.submit(task)) == ["there"]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", FILES)
+def test_a_real_server_reads_the_files_that_people_have(request: pytest.FixtureRequest, name: str) -> None:
+    real: Target = request.getfixturevalue("_real")
+    configuration = dstack.parse_configuration(FILES[name])
+    with real.client() as client:
+        try:
+            client.runs.plan(configuration, env=ENV, args=["--epochs", "3"])
+        except dstack.UnsupportedServerError as error:
+            told = str(error)
+        else:
+            told = ""
+    if real.release >= (0, 21, 3):
+        assert told == ""
+    elif told:
+        # Said by us, before the server sees the file.
+        assert re.search(r": needs dstack >= \d", told)
+
+
+HINT = "gpu memory: 13GB is an exact size; write 13GB.. for at least that."
+
+
+def test_an_exact_size_that_no_machine_has_is_named(target: Target) -> None:
+    exact = target.task("true", resources={"gpu": "13GB", "disk": None})
+    with target.client() as client:
+        plan = client.runs.plan(exact)
+        assert (plan.offers, plan.hints) == ((), (HINT,))
+        assert client.runs.plan(exact, resources={"gpu": "13GB..", "disk": None}).hints == ()
+        run = client.runs.submit(exact)
+        with pytest.raises(dstack.NoCapacityError, match=re.escape(HINT)):
+            run.wait(target.timeout, poll_interval=target.poll_interval).raise_for_status()

@@ -109,8 +109,12 @@ def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path: Path) -> None:
         ("profiles: 3", r"profiles: expected a list of `profiles` in .*profiles\.yml, got none"),
         ("", r"profiles: expected a list of `profiles` in .*profiles\.yml"),
         ("profiles: [{name: x}", r"profiles\.yml, line \d: expected YAML"),
-        ("profiles: [{name: x, max_price: cheap}]", r"Profile\.max_price: expected USD per hour .*'cheap'"),
-        ("profiles: [3]", r"Profile: "),
+        (
+            "profiles: [{name: x, max_price: cheap}]",
+            r"profiles\.yml: Profile\.max_price: expected USD .*'cheap'",
+        ),
+        ("profiles: [3]", r"profiles\.yml: Profile: "),
+        ("profiles: [{name: x, defualt: true}]", r"profiles\.yml: Profile\.defualt: there is no such field"),
     ],
 )
 def test_a_wrong_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
