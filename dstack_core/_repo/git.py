@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dstack_core._repo.remote import CannotCloneError, Remote
@@ -93,6 +93,7 @@ class Checkout:
     remote: Remote
     branch: str
     commit: str
+    author: Mapping[str, str] = field(default_factory=dict)
 
 
 def is_top_of_repository(directory: Path) -> bool:
@@ -220,4 +221,11 @@ def _true_checkout(directory: Path, url: str, branch: str, commit: str) -> Check
                 raise CannotCloneError(f"{local}, which has commits that were not pushed")
             branch = ref.removeprefix("refs/remotes/origin/")
         remote = Remote.parse(url, remote.directory)
-    return Checkout(remote, branch, commit)
+    return Checkout(remote, branch, commit, _author(Git(directory)))
+
+
+def _author(git: Git) -> dict[str, str]:
+    """Return who commits here, ``name`` and ``email`` where they are set: a run's commits are by the same."""
+    told = git.run("config", "--null", "--get-regexp", r"^user\.(name|email)$").stdout
+    pairs = [item.partition("\n") for item in os.fsdecode(told).split("\0") if item]
+    return {key.removeprefix("user."): value for key, _, value in pairs}

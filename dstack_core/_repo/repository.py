@@ -116,6 +116,7 @@ class Repository:
             checkout.commit,
             clone,
             diff if with_upload else None,
+            checkout.author,
         )
 
 

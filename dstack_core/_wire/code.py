@@ -111,10 +111,15 @@ class Code:
         commit: str | None,
         clone: Clone,
         upload: Upload | None,
+        author: Mapping[str, str] | None = None,
     ) -> Code:
-        """Describe a commit of a git repository, with a diff on top; ``location`` tells it from others."""
+        """Describe a commit of a git repository, with a diff on top; ``location`` tells it from others.
+
+        ``author`` is who commits in the run: ``name`` and ``email``, each where it is known.
+        """
         info = {"repo_type": "remote", "repo_name": name}
         place = {"repo_branch": branch, "repo_hash": commit}
+        place |= {f"repo_config_{key}": value for key, value in (author or {}).items()}
         data = info | {key: value for key, value in place.items() if value is not None}
         return cls(_repo_id(name, location), info, data, clone, upload)
 

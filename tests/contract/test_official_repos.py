@@ -9,11 +9,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 
+import dstack_core as dstack
 from dstack_core import RepoMapping
 from dstack_core._repo.remote import Remote
+from dstack_core._repo.repository import Repository
 from dstack_core._wire.code import Clone, Code
+from dstack_core._wire.spec import RunOptions, run_spec, with_repo_place
+from tests.contract.git_host import GitHost
+from tests.contract.test_code import checkout, git, git_host
+from tests.rig.server import RealServer
 from tests.rig.server_process import DEFAULT_VERSION, server_python
+
+__all__ = ["checkout", "git_host"]
 
 SSH_CONFIG = "Host github-work\n  HostName github.com\n  User me\n  Port 2222\n"
 URLS = (
@@ -104,3 +113,103 @@ def test_short_forms_are_read_alike(official: Official) -> None:
             *(theirs["local_path"], theirs["url"], theirs["path"]),
         ), form
         assert (ours.if_exists or "error") == theirs["if_exists"]
+
+
+SPEC_PROGRAM = """
+import json, sys
+from types import SimpleNamespace
+from dstack._internal.core.models.configurations import parse_run_configuration
+from dstack._internal.core.models.repos.remote import RemoteRepo
+from dstack.api._public.runs import RunCollection
+directory, configuration = json.load(sys.stdin)
+server = SimpleNamespace(runs=SimpleNamespace(get_plan=lambda run_spec, **rest: run_spec))
+runs = RunCollection(server, "main", None)
+spec = runs.get_run_plan(parse_run_configuration(configuration), RemoteRepo.from_dir(directory))
+print(spec.model_dump_json())
+"""
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    "more", [{}, {"working_dir": "/here"}, {"path": "/x"}, {"path": "code", "if_exists": "skip"}]
+)
+def test_both_clients_put_the_code_in_the_same_place(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, str]
+) -> None:
+    monkeypatch.setenv("HOME", str(checkout.parent))
+    git(checkout, "config", "user.name", "a")
+    git(checkout, "config", "user.email", "a@b.c")
+    directory = {"working_dir": more["working_dir"]} if "working_dir" in more else {}
+    placed = {key: value for key, value in more.items() if key != "working_dir"}
+    repo = {"local_path": str(checkout), **placed}
+    configuration = {"type": "task", "commands": ["true"], "repos": [repo], **directory}
+    done = subprocess.run(
+        [str(server_python(DEFAULT_VERSION)), "-c", SPEC_PROGRAM],
+        input=json.dumps([str(checkout), configuration]),
+        env={"PATH": os.environ["PATH"], "HOME": str(checkout.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    loaded = dstack.load_configuration(configuration)
+    code = Repository.checked().pack(loaded.repos or ())
+    assert code is not None
+    assert code.place is not None
+    ours = with_repo_place(run_spec(loaded, RunOptions(), code=code), code.place, (0, 22, 5))
+    for key in ("repo_id", "repo_data", "repo_dir"):
+        assert ours[key] == theirs[key]
+    assert ours["configuration"].get("working_dir") == theirs["configuration"]["working_dir"]
+    assert {"if_exists": "error", **ours["configuration"]["repos"][0]} == {
+        key: value for key, value in theirs["configuration"]["repos"][0].items() if value is not None
+    }
+
+
+@pytest.mark.real
+def test_what_dstack_init_stored_lets_a_run_clone(real_server: RealServer, tmp_path: Path) -> None:
+    """`dstack init` of a user is enough: neither a submit nor `init=False` needs credentials of its own."""
+    if real_server.release < (0, 20, 0):
+        pytest.skip("the command line of the newest release does not speak to this server")
+    with GitHost(tmp_path) as host:
+        git(tmp_path, "init", "--quiet", "--bare", f"{tmp_path.name}.git")
+        git(tmp_path, "clone", "--quiet", f"{tmp_path}/{tmp_path.name}.git", "work")
+        work = tmp_path / "work"
+        git(work, "checkout", "--quiet", "-b", "main")
+        (work / "kept.txt").write_text("kept\n")
+        git(work, "add", ".")
+        git(work, "commit", "--quiet", "-m", "pushed")
+        git(work, "push", "--quiet", "-u", "origin", "main")
+        url = host.url(tmp_path / f"{tmp_path.name}.git")
+        git(work, "remote", "set-url", "origin", url)
+        _dstack_init(real_server, tmp_path / "home", url, host.key)
+        target: dict[str, Any] = {
+            "server_url": real_server.url,
+            "project_name": real_server.project,
+            "user_token": real_server.token,
+        }
+        for init in (True, False):
+            with dstack.Client.from_config(work, init=init, **target) as client:
+                task = {"type": "task", "commands": ["cat kept.txt"], "fleets": [real_server.fleet]}
+                run = client.runs.submit({**task, "resources": {"gpu": 0, "disk": None}})
+                outcome = run.wait(180, poll_interval=0.5)
+                assert outcome.succeeded, outcome.message
+                assert b"".join(run.logs()).decode().split() == ["kept"]
+
+
+def _dstack_init(server: RealServer, home: Path, url: str, key: str) -> None:
+    """Run dstack's own `init` as a user with a key would."""
+    (home / ".dstack").mkdir(parents=True)
+    project = {"name": server.project, "url": server.url, "token": server.token, "default": True}
+    (home / ".dstack" / "config.yml").write_text(yaml.safe_dump({"projects": [project]}))
+    key_file = home / "key"
+    key_file.touch(mode=0o600)
+    key_file.write_text(key)
+    program = server_python(DEFAULT_VERSION).parent / "dstack"
+    done = subprocess.run(
+        [str(program), "init", "-P", url, "--git-identity", str(key_file)],
+        env={"PATH": os.environ["PATH"], "HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

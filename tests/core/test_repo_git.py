@@ -48,6 +48,14 @@ def test_a_clean_checkout_is_cloned_and_nothing_is_uploaded(work: Path) -> None:
     assert code.repo_id.startswith("origin-")
 
 
+def test_who_commits_here_commits_in_the_run(work: Path) -> None:
+    assert not [key for key in packed(work).data if key.startswith("repo_config")]
+    git(work, "config", "user.name", "Ä B")
+    (Path.home() / ".gitconfig").write_text("[user]\n\tname = other\n\temail = a@b.example\n")
+    data = packed(work).data
+    assert (data["repo_config_name"], data["repo_config_email"]) == ("Ä B", "a@b.example")
+
+
 def _staged(work: Path) -> None:
     write(work, a="staged\n", fresh="staged\n")
     git(work, "add", "a", "fresh")
