@@ -10,8 +10,7 @@ from dstack_core.errors import ConfigurationError, RunFailedError, TransientServ
 
 
 def wait_until_ready(api: Api, run_name: str, run_id: str, poll_interval: float) -> Op[str]:
-    """Return the service's address once the service itself answers there, and no replica from before an
-    update.
+    """Return the service's address once it answers there and no replica from before an update is left.
 
     Raises the ``RunError`` of a run that ends before, ``ConfigurationError`` for a run that is no
     service, ``RunNotFoundError`` and the other server errors.

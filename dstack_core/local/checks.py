@@ -63,18 +63,18 @@ def _check_service(spec: RunSpec, service: ServiceConfiguration) -> None:
         raise bad_request("Retry cannot be configured for services with a Dynamo router replica group.")
 
 
+def _group_references(text: str) -> list[str]:
+    return [name for name in _REFERENCE.findall(text) if re.split(r"[.\[]", name)[0] == "groups"]
+
+
 def _check_addresses(configuration: Configuration) -> None:
     """Refuse ``${{ groups[i].nodes[j].IP_ADDRESS }}`` of a node that is not there."""
-    if any(
-        name.startswith("groups") for text in configuration.env.values() for name in _REFERENCE.findall(text)
-    ):
+    if any(_group_references(text) for text in configuration.env.values()):
         raise bad_request("groups IP references are only supported in commands, not in `env`")
     groups = parts(configuration)
     member = "replicas" if isinstance(configuration, ServiceConfiguration) else "nodes"
     for command in (command for group in groups for command in group.commands):
-        for name in _REFERENCE.findall(command):
-            if not name.startswith("groups"):
-                continue
+        for name in _group_references(command):
             match = re.fullmatch(rf"groups\[(\d+)\]\.{member}\[(\d+)\]\.IP_ADDRESS", name)
             if match is None:
                 raise bad_request(f"Illegal reference name: {name}")

@@ -12,7 +12,8 @@ _NAMES: dict[Vendor, str] = {
         "l4 l40 l40s p100 rtx2000ada rtx2060 rtx2060super rtx2070 rtx2070super rtx2080 rtx2080super "
         "rtx2080ti rtx3050 rtx3060 rtx3060ti rtx3070 rtx3070ti rtx3080 rtx3080ti rtx3090 rtx3090ti "
         "rtx4000ada rtx4060 rtx4060ti rtx4070 rtx4070super rtx4070ti rtx4070tisuper rtx4080 rtx4080super "
-        "rtx4090 rtx5060 rtx5060ti rtx5070 rtx5070ti rtx5080 rtx5090 rtx6000 rtx6000ada rtxpro4500 rtxpro6000 t4 v100"
+        "rtx4090 rtx5060 rtx5060ti rtx5070 rtx5070ti rtx5080 rtx5090 rtx6000 rtx6000ada rtxpro4500 "
+        "rtxpro6000 t4 v100"
     ),
     "amd": "mi100 mi210 mi250 mi250x mi300a mi300x mi308x mi325x mi350x mi355x",
     "intel": "gaudi gaudi2 gaudi3",

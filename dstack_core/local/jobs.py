@@ -99,7 +99,9 @@ class JobCarrier:
         """Carry the newest try of a job to its final status; its logs are all stored by then (1.8)."""
         try:
             outcome = await self._attempt(run, job, ending)
-        except (WorkspaceError, OSError) as error:
+        except WorkspaceError as error:
+            outcome = Outcome(error.reason, message=str(error))
+        except OSError as error:
             outcome = Outcome("creating_container_error", message=str(error))
         submission = job.latest
         submission.termination_message = outcome.message

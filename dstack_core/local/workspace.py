@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import os
-import shlex
 import shutil
 import subprocess
 import tarfile
@@ -14,6 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dstack_core.local.bodies import RemoteRepoCreds
+from dstack_core.local.checkout import apply_diff, check_out
+from dstack_core.local.fragments import DiffError
 from dstack_core.local.runs import Job, Run
 
 ADDRESS = "127.0.0.1"
@@ -21,7 +21,11 @@ _CODE_DIR = "/workflow"
 
 
 class WorkspaceError(Exception):
-    """Say why the code or the files of a job could not be placed."""
+    """The code or the files of a job could not be placed; `reason` is what the job ends for."""
+
+    def __init__(self, message: str, reason: str = "container_exited_with_error") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -74,34 +78,27 @@ class Workspace:
         for directory in (self.code, self.home):
             directory.mkdir(parents=True, exist_ok=True)
         try:
-            if spec["repo_data"]["repo_type"] == "remote":
-                self._clone(sources, spec["repo_data"])
-            elif sources.code is not None:
-                _unpack(sources.code, self.code)
+            self._place_code(sources, spec)
+        except (tarfile.TarError, OSError, subprocess.SubprocessError, DiffError) as error:
+            raise WorkspaceError(f"Failed to set up the repo ({error})") from error
+        try:
             for archive, path in sources.archives:
                 self._place(archive, path)
-        except (tarfile.TarError, OSError, subprocess.SubprocessError) as error:
-            raise WorkspaceError(f"Cannot place the code or the files of the job: {error}") from error
+        except (tarfile.TarError, OSError, WorkspaceError) as error:
+            raise WorkspaceError(f"Failed to set up files ({error})", "executor_error") from error
         self.cwd.mkdir(parents=True, exist_ok=True)
 
-    def _clone(self, sources: Sources, data: Mapping[str, Any]) -> None:
+    def _place_code(self, sources: Sources, spec: Mapping[str, Any]) -> None:
+        if spec["repo_data"]["repo_type"] != "remote":
+            if sources.code is not None:
+                _unpack(sources.code, self.code)
+            return
         if sources.clone is None:
             return
-        env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.home), "GIT_TERMINAL_PROMPT": "0"}
         key_file = self.root / "clone-key"
-        env |= _access(sources.clone, key_file)
-
-        def git(*arguments: str) -> None:
-            subprocess.run(
-                ["git", *arguments], cwd=self.code, env=env, check=True, capture_output=True, timeout=60
-            )
-
-        git("clone", "--quiet", sources.clone.clone_url, ".")
-        key_file.unlink(missing_ok=True)
-        if target := data["repo_hash"] or data["repo_branch"]:
-            git("checkout", "--quiet", target)
+        check_out(sources.clone, spec["repo_data"], spec["single_branch"], self.code, self.home, key_file)
         if sources.code is not None:
-            git("apply", "--whitespace=nowarn", str(sources.code))
+            apply_diff(sources.code.read_bytes(), self.code)
 
     def _place(self, archive: Path, path: str) -> None:
         target = self.local(path, self.cwd)
@@ -145,24 +142,6 @@ class Workspace:
             "DSTACK_GPUS_NUM": str(gpus * len(peers)),
             name: value,
         }
-
-
-def _access(clone: RemoteRepoCreds, key_file: Path) -> dict[str, str]:
-    """Return what git is told of a clone's secrets: nothing on a command line, which others may read."""
-    if clone.oauth_token is not None:
-        login = base64.b64encode(f"anything:{clone.oauth_token}".encode()).decode()
-        header = f"Authorization: Basic {login}"
-        return {
-            "GIT_CONFIG_COUNT": "1",
-            "GIT_CONFIG_KEY_0": "http.extraHeader",
-            "GIT_CONFIG_VALUE_0": header,
-        }
-    if clone.private_key is not None:
-        key_file.touch(mode=0o600)
-        key_file.write_text(clone.private_key)
-        options = "-o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
-        return {"GIT_SSH_COMMAND": f"ssh -i {shlex.quote(str(key_file))} -o IdentitiesOnly=yes {options}"}
-    return {}
 
 
 def _unpack(archive: Path, directory: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,13 @@ from tests.contract.test_services import SECONDS, running, serve
 from tests.ports import free_port
 
 
-@pytest.fixture(autouse=True)
-def _in_place(target: Target) -> None:
-    if target.release < (0, 20):
+@pytest.fixture
+def _rolling(target: Target) -> None:
+    if target.release < (0, 19):
         pytest.skip("older servers replace no replica that is up")
+
+
+rolling = pytest.mark.usefixtures("_rolling")
 
 
 def greeting(target: Target, word: str, *, run_name: str, **more: object) -> dict[str, object]:
@@ -33,6 +37,7 @@ def said(target: Target, run: dstack.Run) -> str:
     return requests.get(f"{url}greeting", timeout=SECONDS).text.strip()
 
 
+@rolling
 def test_a_service_is_submitted_then_updated_then_left_alone(target: Target, client: dstack.Client) -> None:
     wanted = name()
     first = client.runs.apply(greeting(target, "hello", run_name=wanted), marker="mine")
@@ -60,7 +65,7 @@ def test_a_change_that_needs_a_new_run_is_refused_before_anything_changes(
     wanted = name()
     configuration = greeting(target, "hello", run_name=wanted)
     with running(target, client, configuration) as run:
-        changed = configuration | {"max_duration": "1h", "auth": True, "env": {"A": "1"}}
+        changed = configuration | {"max_duration": "1h", "auth": True, "replicas": 2}
         with pytest.raises(dstack.RunNotUpdatableError, match="what would change needs a new run") as caught:
             client.runs.apply(changed)
         assert set(caught.value.changes) == {"max_duration", "auth"}
@@ -69,6 +74,22 @@ def test_a_change_that_needs_a_new_run_is_refused_before_anything_changes(
             client.runs.submit(configuration)
 
 
+def test_every_server_changes_the_number_of_replicas(target: Target, client: dstack.Client) -> None:
+    wanted = name()
+    configuration = greeting(target, "hello", run_name=wanted) | {"commands": ["sleep 600"]}
+    with running(target, client, configuration) as run:
+        updated = client.runs.apply(configuration | {"replicas": 2}, run_name=wanted)
+        assert updated.id == run.id
+        for _ in range(200):
+            # Both replicas are there when the server has worked on the run once more.
+            if len(updated.refresh()._snapshot.jobs) == 2:
+                break
+            time.sleep(target.poll_interval)
+        assert [job.replica for job in updated._snapshot.jobs] == [0, 1]
+        assert client.runs.apply(configuration | {"replicas": 2}, run_name=wanted).id == run.id
+
+
+@rolling
 def test_a_task_changes_its_priority_and_nothing_else(target: Target, client: dstack.Client) -> None:
     wanted = name()
     run = client.runs.submit(target.task("sleep 600"), run_name=wanted)
@@ -80,6 +101,7 @@ def test_a_task_changes_its_priority_and_nothing_else(target: Target, client: ds
     target.stop(run, abort=target.kind == "local")
 
 
+@rolling
 def test_the_async_twin_updates_with_files(target: Target, tmp_path: Path) -> None:
     (tmp_path / "word").write_text("first")
     wanted = name()

@@ -58,8 +58,8 @@ def test_uploaded_code_lies_in_the_working_directory(api: Api, name: str) -> Non
 def test_unsafe_or_broken_code_fails_the_job(api: Api, name: str, content: bytes) -> None:
     api.apply(name, "true", spec=_code(api, "code-2", content))
     job = api.wait(name)["latest_job_submission"]
-    assert job["termination_reason"] == "creating_container_error"
-    assert "Cannot place the code" in job["termination_reason_message"]
+    assert job["termination_reason"] == "container_exited_with_error"
+    assert "Failed to set up the repo" in job["termination_reason_message"]
     assert api.server.directory is not None
     assert list(api.server.directory.rglob("evil")) == []
 
@@ -102,10 +102,11 @@ def test_file_archive_is_placed_under_its_new_name(api: Api, name: str) -> None:
 def test_path_leading_out_of_the_job_fails(api: Api, name: str) -> None:
     archive = _upload(api, "files/upload_archive", _tar(x="x")).json()
     api.apply(name, "true", spec={"file_archives": [{"id": archive["id"], "path": "/workflow/../../../x"}]})
-    assert api.wait(name)["latest_job_submission"]["termination_reason"] == "creating_container_error"
+    assert api.wait(name)["latest_job_submission"]["termination_reason"] == "executor_error"
     api.apply(f"{name}-dir", "true", working_dir="/workflow/../../..")
     assert (
-        api.wait(f"{name}-dir")["latest_job_submission"]["termination_reason"] == "creating_container_error"
+        api.wait(f"{name}-dir")["latest_job_submission"]["termination_reason"]
+        == "container_exited_with_error"
     )
 
 

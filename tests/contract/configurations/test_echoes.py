@@ -74,7 +74,9 @@ def _jobs(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     for index, (job, twin) in enumerate(zip(one["job_plans"], other["job_plans"], strict=True)):
         for key in sorted(job["job_spec"].keys() - {"file_archives"}):
             if job["job_spec"][key] != twin["job_spec"][key]:
-                lines.append(f"{index}.{key}: theirs {job['job_spec'][key]!r}, ours {twin['job_spec'][key]!r}")
+                lines.append(
+                    f"{index}.{key}: theirs {job['job_spec'][key]!r}, ours {twin['job_spec'][key]!r}"
+                )
     return lines
 
 

@@ -1,0 +1,106 @@
+"""The code of a job from git: a clone as the runner makes one, and the diff on top."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shlex
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dstack_core.local.bodies import RemoteRepoCreds
+from dstack_core.local.diffs import Change, parse_diff
+from dstack_core.local.fragments import DiffError
+
+_SECONDS = 60
+# The runner's git knows no filters: a file is what the repository holds, byte for byte.
+_PLAIN = "* -text !eol -filter -ident !working-tree-encoding\n"
+
+
+def check_out(
+    clone: RemoteRepoCreds,
+    data: Mapping[str, Any],
+    single_branch: bool,
+    code: Path,
+    home: Path,
+    key_file: Path,
+) -> None:
+    """Clone into ``code``; raises subprocess.SubprocessError if git fails."""
+    env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(home), "GIT_TERMINAL_PROMPT": "0"}
+    env |= _access(clone, key_file)
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-c", "core.autocrlf=false", *arguments],
+            cwd=code, env=env, check=True, capture_output=True, text=True, timeout=_SECONDS,
+        )  # fmt: skip
+        return done.stdout.strip()
+
+    branch, commit = data["repo_branch"], data["repo_hash"]
+    options = ["--branch", branch, *(["--single-branch"] if single_branch else [])] if branch else []
+    git("clone", "--quiet", "--no-checkout", *options, "--", clone.clone_url, ".")
+    key_file.unlink(missing_ok=True)
+    attributes = code / ".git" / "info" / "attributes"
+    attributes.parent.mkdir(exist_ok=True)
+    attributes.write_text(_PLAIN)
+    # On the branch where that is what is wanted, else on the commit alone.
+    on_branch = not commit or (branch and commit == git("rev-parse", "HEAD"))
+    git("checkout", "--quiet", *([] if on_branch else ["--detach", commit]))
+    attributes.unlink()
+    for key in ("name", "email"):
+        if (value := data[f"repo_config_{key}"]) is not None:
+            git("config", f"user.{key}", value)
+
+
+def apply_diff(diff: bytes, directory: Path) -> None:
+    """Apply a diff to the files of a directory; raises DiffError if it does not fit them exactly."""
+    for change in parse_diff(diff + b"\n"):
+        _apply(change, directory)
+
+
+def _place(directory: Path, name: bytes) -> Path:
+    path = directory / os.fsdecode(name)
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise DiffError(f"{os.fsdecode(name)} leads out of the repository")
+    return path
+
+
+def _apply(change: Change, directory: Path) -> None:
+    old = _place(directory, change.old_name) if change.old_name else None
+    shown = os.fsdecode(change.old_name or change.new_name)
+    try:
+        content = old.read_bytes() if old is not None else b""
+        result = change.apply(content)
+        if not change.is_delete:
+            new = _place(directory, change.new_name)
+            if change.is_new or change.is_rename:
+                new.parent.mkdir(parents=True, exist_ok=True)
+            mode = change.new_mode or change.old_mode or (old.stat().st_mode if old is not None else 0o644)
+            new.write_bytes(result)
+            new.chmod(mode & 0o777)
+    except DiffError as error:
+        raise DiffError(f"diff applier error for file {shown}: {error}") from error
+    except OSError as error:
+        raise DiffError(f"file {shown}: {error.strerror}") from error
+    if old is not None and (change.is_delete or change.is_rename):
+        old.unlink(missing_ok=True)
+
+
+def _access(clone: RemoteRepoCreds, key_file: Path) -> dict[str, str]:
+    """Return what git is given of a clone's secrets: nothing on a command line, which others may read."""
+    if clone.oauth_token is not None:
+        login = base64.b64encode(f"anything:{clone.oauth_token}".encode()).decode()
+        header = f"Authorization: Basic {login}"
+        return {
+            "GIT_CONFIG_COUNT": "1",
+            "GIT_CONFIG_KEY_0": "http.extraHeader",
+            "GIT_CONFIG_VALUE_0": header,
+        }
+    if clone.private_key is not None:
+        key_file.touch(mode=0o600)
+        key_file.write_text(clone.private_key)
+        options = "-o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+        return {"GIT_SSH_COMMAND": f"ssh -i {shlex.quote(str(key_file))} -o IdentitiesOnly=yes {options}"}
+    return {}

@@ -1,0 +1,91 @@
+"""The parts of a diff and what they do to a file: lines that are replaced, and binary deltas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+class DiffError(Exception):
+    """The diff is malformed, or does not fit the file."""
+
+
+@dataclass
+class Fragment:
+    """Changed lines with those around them; positions count from 1, 0 is before the first line."""
+
+    old: int
+    old_lines: int
+    new: int
+    new_lines: int
+    lines: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+
+def replace_lines(content: bytes, fragments: list[Fragment]) -> bytes:
+    """Return the text with its fragments replaced; raises DiffError if one is not exactly where it says."""
+    source = content.split(b"\n")
+    lines = [line + b"\n" for line in source[:-1]] + ([source[-1]] if source[-1] else [])
+    out: list[bytes] = []
+    done = 0
+    for fragment in sorted(fragments, key=lambda one: one.old):
+        start = max(fragment.old - 1, 0)
+        if start < done:
+            raise DiffError("conflict: fragment overlaps with an applied fragment")
+        if fragment.old == 0 and content:
+            raise DiffError("conflict: cannot create new file from non-empty src")
+        if start + fragment.old_lines > len(lines):
+            raise DiffError("conflict: src has fewer lines than required by fragment")
+        out += lines[done:start]
+        done = start
+        for operation, text in fragment.lines:
+            if operation != b"+":
+                if lines[done] != text:
+                    raise DiffError(f"conflict: fragment line does not match src line {done + 1}")
+                done += 1
+            if operation != b"-":
+                out.append(text)
+        if fragment.new == fragment.new_lines == 0 and done < len(lines):
+            raise DiffError("conflict: src still has content after full delete")
+    return b"".join(out + lines[done:])
+
+
+def apply_delta(content: bytes, delta: bytes) -> bytes:
+    """Return what the binary delta of a Git pack makes of a content; raises DiffError if it does not fit."""
+    position = 0
+
+    def size() -> int:
+        nonlocal position
+        value = shift = 0
+        while True:
+            byte = delta[position]
+            position += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    try:
+        if size() != len(content):
+            raise DiffError("conflict: fragment src size does not match actual src size")
+        wanted, out = size(), b""
+        while position < len(delta):
+            code = delta[position]
+            position += 1
+            if not code & 0x80:
+                out += delta[position : position + code]
+                position += code
+                continue
+            offset = length = 0
+            for bit in range(7):
+                if code & 1 << bit:
+                    byte = delta[position]
+                    position += 1
+                    if bit < 4:
+                        offset |= byte << 8 * bit
+                    else:
+                        length |= byte << 8 * (bit - 4)
+            out += content[offset : offset + (length or 0x10000)]
+    except IndexError as error:
+        raise DiffError("corrupt binary delta") from error
+    if len(out) != wanted:
+        raise DiffError("corrupt binary delta: its size is not what it says")
+    return out
