@@ -24,7 +24,7 @@ RENAMED = {"resources": "run_resources", "retry_policy": "run_retry_policy"}
 # What the operator chooses itself: who a run belongs to.
 OWN = {"marker", "sleep", "on_event"}
 # One word says yes or no; a template of it would be a text.
-NOT_TEMPLATED = {"verify_ports", "retry_budget"}
+NOT_TEMPLATED = {"verify_ports", "retry_budget", "local_repo"}
 TRUE: dict[str, Any] = {"type": "task", "commands": ["true"]}
 
 
@@ -45,10 +45,11 @@ def test_every_parameter_of_submit_is_one_of_the_operator(name: str) -> None:
         assert RENAMED.get(name, name) in DstackRunOperator.template_fields
 
 
-def test_the_code_of_from_config_is_a_parameter_too() -> None:
-    assert "repo_dir" in inspect.signature(Client.from_config).parameters
-    assert "repo_dir" in inspect.signature(DstackRunOperator.__init__).parameters
-    assert "repo_dir" in DstackRunOperator.template_fields
+@pytest.mark.parametrize("name", ["repo_dir", "local_repo"])
+def test_the_code_of_from_config_is_a_parameter_too(name: str) -> None:
+    assert name in inspect.signature(Client.from_config).parameters
+    assert name in inspect.signature(DstackRunOperator.__init__).parameters
+    assert name in NOT_TEMPLATED or name in DstackRunOperator.template_fields
 
 
 def test_what_is_given_is_what_is_submitted() -> None:
@@ -61,9 +62,9 @@ def test_what_is_given_is_what_is_submitted() -> None:
         "working_dir": "code",
         "backends": "aws",
     }
-    told = submit_arguments(operator(**given))
+    told = submit_arguments(operator(**given), CONTEXT)
     assert set(told) <= set(documented())
-    assert told["resources"].gpu.count == 2
+    assert told["resources"] == given["run_resources"]
     assert told["retry_policy"] == RetryPolicy(retry=True, limit="1h")
     assert (told["spot_policy"], told["max_duration"], told["max_price"]) == ("auto", 7200, 2.5)
     assert (told["working_dir"], told["backends"]) == ("code", ["aws"])
