@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, InstanceOf, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, InstanceOf, SecretStr, ValidationInfo, field_validator
 
 from dstack_core.models.base import Model
 from dstack_core.models.files import FileMapping
@@ -268,6 +268,8 @@ def _env_from_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[str, str | None]:
         if isinstance(value, Mapping) and value == {"key": name}:
             # How dstack's own models write a name without a value.
             value = None
+        if isinstance(value, SecretStr):
+            value = value.get_secret_value()
         if value is not None and (isinstance(value, bool) or not isinstance(value, str | int | float)):
             raise ValueError(
                 f'the value of {name} is a {type(value).__name__}; write it as text, e.g. "true"'

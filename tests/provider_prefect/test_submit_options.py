@@ -14,9 +14,18 @@ from prefect.blocks.system import Secret
 from pydantic import SecretStr
 
 import prefect_dstack
-from dstack_core import ConfigurationError, Resources
+from dstack_core import ConfigurationError, Resources, Task
 from dstack_core.local import LocalServer
-from prefect_dstack import DstackCredentials, DstackRun, arun_task, asubmit_run, run_task, submit_run
+from prefect_dstack import (
+    DstackCredentials,
+    DstackRun,
+    arun_and_report,
+    arun_task,
+    asubmit_run,
+    run_and_report,
+    run_task,
+    submit_run,
+)
 from prefect_dstack._code import GitLogin
 from prefect_dstack._machine import DstackVariables
 from prefect_dstack._submission import SubmitOptions, resolve
@@ -157,6 +166,45 @@ def test_secrets_are_taken_in_a_configuration(
     assert spec["configuration"]["registry_auth"] == {"username": "robot", "password": "docker-pass"}
 
 
+def test_secrets_are_taken_in_a_task_object(dstack: LocalServer, credentials: DstackCredentials) -> None:
+    env: Any = {"HF_TOKEN": SecretStr(TOKEN)}
+    by_run_task(Task(commands=["echo the-end"], env=env), credentials)
+    (spec,) = specs(dstack)
+    assert spec["configuration"]["env"] == {"HF_TOKEN": TOKEN}
+
+
+@pytest.mark.parametrize("way", [run_and_report, arun_and_report])
+def test_the_ready_flow_takes_the_options(
+    way: Any, dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    credentials.save("for-the-flow", overwrite=True)
+    options = {"env": {"EPOCHS": "3"}, "poll_interval": 0.1}
+    made = way({**SHORT, "env": ["EPOCHS"]}, "for-the-flow", options=options)
+    assert (asyncio.run(made) if asyncio.iscoroutine(made) else made)["status"] == "done"
+    (spec,) = specs(dstack)
+    assert spec["configuration"]["env"] == {"EPOCHS": "3"}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"profile": 3}, "profile: expected the name of a profile"),
+        ({"profiles_file": 3}, "profiles_file: expected the path"),
+        ({"repo_dir": 3}, "repo_dir: expected the path"),
+        ({"repo_dir": "no-such-directory"}, "repo_dir: expected a directory"),
+        ({"local_repo": "yes"}, "local_repo: expected True or False"),
+        ({"retry_policy": "yes"}, "retry_policy: expected a RetryPolicy"),
+        ({"args": "--epochs 3"}, "args: expected a list"),
+    ],
+)
+def test_a_wrong_option_is_refused(
+    options: dict[str, Any], told: str, dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        by_run_task({"type": "task", "commands": ["echo ${{ run.args }}"]}, credentials, **options)
+    assert submissions(dstack) == 0
+
+
 def test_a_secret_that_prefect_masked_is_refused(dstack: LocalServer, credentials: DstackCredentials) -> None:
     with pytest.raises(ConfigurationError, match="Load the Secret block inside the flow"):
         by_run_task(SHORT, credentials, env={"HF_TOKEN": str(SecretStr(TOKEN))})
@@ -189,7 +237,7 @@ def test_args_stand_where_the_commands_name_them(
 
 
 @ALL_WAYS
-@pytest.mark.parametrize("resources", [{"gpu": "16GB..", "memory": "8GB.."}, {"gpu": "A100:40GB:2"}])
+@pytest.mark.parametrize("resources", [{"gpu": "16GB..", "memory": "8GB.."}, {"gpu": "A100:80GB:2"}])
 def test_the_same_resources_mean_the_same_as_in_the_configuration(
     resources: Any, submit: Submit, dstack: LocalServer, credentials: DstackCredentials
 ) -> None:

@@ -31,7 +31,7 @@ class SubmitOptions(TypedDict, total=False):
     backends: list[str] | None
     env: Mapping[str, Any] | None
     args: Sequence[str] | None
-    profile: str | None
+    profile: str | Profile | None
     profiles_file: str | os.PathLike[str] | None
     repo_dir: str | os.PathLike[str] | None
     local_repo: bool
@@ -144,12 +144,18 @@ def _env(env: object) -> dict[str, Any]:
 
 def _profile(given: Mapping[str, Any], code: Code, folder: Path | None) -> Profile:
     """Return the profile that is named or lies beside the code; never one of this machine's home."""
-    from dstack_core import load_profile
+    from dstack_core import Profile, load_profile
 
-    file = given.get("profiles_file")
+    name, file = given.get("profile"), given.get("profiles_file")
+    if isinstance(name, Profile):
+        return name
+    if name is not None and not isinstance(name, str):
+        _refuse(f"profile: expected the name of a profile, or a Profile, got {type(name).__name__}.")
     if file is not None:
+        if not isinstance(file, str | os.PathLike):
+            _refuse(f"profiles_file: expected the path of a file, got {type(file).__name__}.")
         file = (folder or Path()) / Path(file).expanduser()
-    return load_profile(given.get("profile"), code.repo_dir, file=file, home=False)
+    return load_profile(name, code.repo_dir, file=file, home=False)
 
 
 def _with_retry(loaded: Configuration, retry: Any, arguments: dict[str, Any]) -> Configuration:

@@ -64,7 +64,7 @@ def run_task(
             values. Values are texts, ``Secret`` blocks or ``SecretStr``. Names without a value are taken from
             the environment of the flow run's process.
         args: What ``${{ run.args }}`` in the commands stands for.
-        profile: The name of a profile; by default the one marked ``default: true``.
+        profile: The name of a profile, or a ``Profile``; by default the one marked ``default: true``.
         profiles_file: The file of profiles; by default ``.dstack/profiles.yml`` in ``repo_dir``. None of this
             machine's home is used.
         repo_dir: A directory whose contents the run gets; commands start in it. The top of a Git checkout is
