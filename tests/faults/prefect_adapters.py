@@ -41,11 +41,11 @@ class _Impatient(DstackCredentials):
     _block_type_slug = "impatient-dstack-credentials"
     patience: float = TIMEOUT
 
-    def get_client(self, **limits: float) -> Client:
-        return super().get_client(**limits | {"timeout": self.patience})
+    def get_client(self, **options: Any) -> Client:
+        return super().get_client(**options | {"timeout": self.patience})
 
-    def get_async_client(self, **limits: float) -> AsyncClient:
-        return super().get_async_client(**limits | {"timeout": self.patience})
+    def get_async_client(self, **options: Any) -> AsyncClient:
+        return super().get_async_client(**options | {"timeout": self.patience})
 
 
 class _Lines(logging.Handler):
