@@ -28,6 +28,7 @@ class Machine:
 
 
 _NO_MACHINE = Machine()
+_NO_MACHINE_HAD = "failed_to_start_due_to_no_capacity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Hold one job of a run: a replica of a service or a node of a task."""
+    """One job of a run: a replica of a service or a node of a task; `exact_sizes` if it got no machine."""
 
     replica: int
     node: int
@@ -186,11 +187,13 @@ def _env(spec: Mapping[str, Any]) -> Mapping[str, str]:
 
 def _job(data: Mapping[str, Any]) -> Job:
     spec = data.get("job_spec") or {}
+    submissions = tuple(_submission(item) for item in data.get("job_submissions") or [])
     return Job(
         replica=int(spec.get("replica_num") or 0),
         node=int(spec.get("job_num") or 0),
-        submissions=tuple(_submission(item) for item in data.get("job_submissions") or []),
-        exact_sizes=exact_sizes(spec),
+        submissions=submissions,
+        # Read only where it matters: a run is polled many times.
+        exact_sizes=exact_sizes(spec) if any(one.reason == _NO_MACHINE_HAD for one in submissions) else (),
     )
 
 
@@ -263,7 +266,7 @@ def _message(run: RunSnapshot, submission: Submission | None, reason: str | None
     if run.reason == "retry_limit_exceeded":
         details.append("the time limit for retries passed")
     told = "; ".join(" ".join(detail.split()) for detail in details if detail)
-    if reason == "failed_to_start_due_to_no_capacity":
+    if reason == _NO_MACHINE_HAD:
         hints = dict.fromkeys(hint for job in run.jobs for hint in job.exact_sizes if hint not in told)
         told = " ".join([*([told] if told else []), *hints])
     return f"{words} ({told})" if told else words
