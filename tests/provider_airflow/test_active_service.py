@@ -110,13 +110,18 @@ def test_a_change_that_needs_a_new_run_fails_the_task_and_leaves_the_service(
 
 def _deployed_until(task: DstackServiceOperator, dag_run: str, moment: Callable[[], Any]) -> None:
     """Execute a task, and end it as a user does once ``moment`` is there."""
-    execute = threading.Thread(target=lambda: wait_for("moment to end", moment) and task.on_kill())
-    execute.start()
+
+    def end() -> None:
+        wait_for("moment to end", moment)
+        task.on_kill()
+
+    user = threading.Thread(target=end)
+    user.start()
     try:
         with pytest.raises(DstackRunInterrupted):
             task.execute(context(dag_run))
     finally:
-        execute.join()
+        user.join()
 
 
 @pytest.mark.usefixtures("ended_by_a_user")
