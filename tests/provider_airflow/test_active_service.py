@@ -75,6 +75,8 @@ def test_an_active_service_is_updated_in_place(
     assert "after.txt" in requests.get(url, timeout=10).text
     (updated,) = runs_of(server, "airflow:d/later/")
     assert updated.id == run.id
+    # The reaper stops no service that a failed update may have left as it was.
+    assert (updated.marker or "").endswith("/keep")
     assert paths(server, "/runs/stop") == []
 
 

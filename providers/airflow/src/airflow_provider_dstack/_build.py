@@ -129,7 +129,8 @@ def profile_of(operator: DstackRunOperator, context: Context) -> Profile:
 
 def names_of(operator: DstackRunOperator, context: Context) -> TaskNames:
     """Return how the runs of a task instance are called."""
-    keep = operator.on_kill_action == "keep"
+    # A service that is updated outlives its task also in the eyes of the reaper.
+    keep = operator.on_kill_action == "keep" or operator.on_active == "update"
     return TaskNames.of(context, operator.run_name, operator.retries or 0, keep=keep)
 
 
