@@ -75,6 +75,8 @@ def test_an_active_service_is_updated_in_place(
     assert "after.txt" in requests.get(url, timeout=10).text
     (updated,) = runs_of(server, "airflow:d/later/")
     assert updated.id == run.id
+    # The reaper stops no service that a failed update may have left as it was.
+    assert (updated.marker or "").endswith("/keep")
     assert paths(server, "/runs/stop") == []
 
 
@@ -110,13 +112,18 @@ def test_a_change_that_needs_a_new_run_fails_the_task_and_leaves_the_service(
 
 def _deployed_until(task: DstackServiceOperator, dag_run: str, moment: Callable[[], Any]) -> None:
     """Execute a task, and end it as a user does once ``moment`` is there."""
-    execute = threading.Thread(target=lambda: wait_for("moment to end", moment) and task.on_kill())
-    execute.start()
+
+    def end() -> None:
+        wait_for("moment to end", moment)
+        task.on_kill()
+
+    user = threading.Thread(target=end)
+    user.start()
     try:
         with pytest.raises(DstackRunInterrupted):
             task.execute(context(dag_run))
     finally:
-        execute.join()
+        user.join()
 
 
 @pytest.mark.usefixtures("ended_by_a_user")

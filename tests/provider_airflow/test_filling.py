@@ -67,7 +67,6 @@ def test_names_without_a_value_come_from_the_argument_else_from_the_worker(
         ({"configuration": {**TRUE, "env": ["NO_SUCH_A", "B=1", "NO_SUCH_C"]}}, "NO_SUCH_A, NO_SUCH_C"),
         ({"env": ["A=1"]}, "env: expected a mapping"),
         ({"args": "--epochs 3"}, "args: expected a list"),
-        ({"args": ["3"]}, "args: expected a command with ${{ run.args }}"),
         ({"configuration": {**TRUE, "commands": ["echo ${{ nothing.here }}"]}}, "${{ nothing.here }}"),
         ({"profile": "spot"}, "profile: expected profiles_file or repo_dir with profile 'spot'"),
         ({"profiles_file": "/nowhere/profiles.yml"}, "/nowhere/profiles.yml"),

@@ -145,7 +145,10 @@ def test_native_rendering_leaves_text_text() -> None:
         },
         native=True,
         run_name="{{ number }}",
+        args=["{{ version }}", "{{ flag }}"],
+        env={"A": "{{ version }}"},
     )
+    assert (task.args, task.env) == (["3.10", "True"], {"A": "3.10"})
     assert task.configuration == {
         "type": "task",
         "python": "3.10",

@@ -33,9 +33,16 @@ def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: 
     from dstack_core import ConfigurationError
 
     hook, names = operator.hook(), names_of(operator, context)
+    client = hook.client_with_code(
+        directory_of(operator, context),
+        retry_budget=operator.retry_budget,
+        local_repo=operator.local_repo,
+        git_conn_id=operator.git_conn_id,
+    )
     try:
         what = submit_arguments(operator, context)
     except ConfigurationError as error:
+        client.close()
         raise AirflowFailException(in_words_of_operator(error.message)) from None
     quick = min(operator.poll_interval, _QUICK_POLL_SECONDS)
     ledger = ledger_of(operator, context, hook.project) if operator.durable else None
@@ -58,12 +65,6 @@ def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: 
     for secret in options.secrets:
         # What this process's environment filled in was in no field.
         mask_secret(secret)
-    client = hook.client_with_code(
-        directory_of(operator, context),
-        retry_budget=operator.retry_budget,
-        local_repo=operator.local_repo,
-        git_conn_id=operator.git_conn_id,
-    )
     submission = Submission(
         client=client,
         what=what,
@@ -128,7 +129,8 @@ def profile_of(operator: DstackRunOperator, context: Context) -> Profile:
 
 def names_of(operator: DstackRunOperator, context: Context) -> TaskNames:
     """Return how the runs of a task instance are called."""
-    keep = operator.on_kill_action == "keep"
+    # A service that is updated outlives its task also in the eyes of the reaper.
+    keep = operator.on_kill_action == "keep" or operator.on_active == "update"
     return TaskNames.of(context, operator.run_name, operator.retries or 0, keep=keep)
 
 

@@ -119,7 +119,8 @@ def _raw_env(env: Any) -> dict[str, Any]:
 
 def in_words_of_operator(message: str) -> str:
     """Return an error of ``dstack_core`` with the names that the arguments have here."""
-    return _CORES_NAMES.sub("git_conn_id", message)
+    message = _CORES_NAMES.sub("git_conn_id", message)
+    return f"run_{message}" if message.startswith("resources: ") else message
 
 
 def one_of(name: str, value: Choice, choices: Collection[str]) -> Choice:

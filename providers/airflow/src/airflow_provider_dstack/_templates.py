@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import jinja2
 
 # Fields that hold text: with native rendering, a number or a flag that a template gives becomes one.
-_TEXTS = frozenset({"commands", "env", "registry_auth", "tags"})
+_TEXTS = frozenset({"args", "commands", "env", "registry_auth", "tags"})
 _TEXT = frozenset(
     {
         "image",
