@@ -135,6 +135,11 @@ class ClientBase(Generic[TransportT]):
         """Return the project's name."""
         return self._session.api.project
 
+    def run_url(self, run_id: str | None = None) -> str:
+        """Return the address of a run's page on the server; without an id, that of the list of runs."""
+        api = self._session.api
+        return api.runs_url() if run_id is None else api.run_url(run_id)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}(server_url={self.server_url!r}, project_name={self.project!r})"
 

@@ -1,9 +1,9 @@
 """Submit a run, or update the active one of that name in place (PROTOCOL 1.4).
 
-An update is declared by its result, so a lost reply is answered as a lost submission is, by looking: a run
-that is what was wanted needs nothing more. Each request names the run as it was planned for; one that arrives
-late, or twice, finds another run and is refused. Between the look and the request anything may happen to the
-run; then all of it is done again, a few times.
+The result of an update is known before it is sent: the plan has the spec that the server would keep. After a
+lost reply the run is fetched, and a run with that spec needs nothing more. Each request names the run as it
+was planned for, so one that arrives late, or twice, meets another run and is refused. Anything may happen to
+the run between the plan and the request; then both are repeated, a few times.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MOST_LOST_RACES = 4
 def apply(
     api: Api, run_spec: Mapping[str, Any], budget: RetryBudget, *, marker: str | None
 ) -> Op[RunSnapshot]:
-    """Return the run of this spec's name once it is what the spec says.
+    """Return the run of this spec's name once it matches the spec.
 
     An active run is updated in place, and left alone when there is nothing to change; it keeps its marker
     unless one is given. Where no run is active, one is submitted with the spec's own marker; a finished run
@@ -82,7 +82,7 @@ def apply(
         try:
             return (yield from call(api.update(wanted, plan.current)))
         except RequestRejectedError as error:
-            # A server that does not tell in its plan refuses in the same words whatever the change.
+            # A server whose plan has no action refuses every change with the same text.
             refusal = error if plan.is_possible else _not_updatable(api, plan)
         except (TransientServerError, ProtocolError) as error:
             is_unknown = True
@@ -92,17 +92,17 @@ def apply(
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """Remember the run that an update was sent for, and the plan of it."""
+    """An update that was sent: the run it was meant for, and its plan."""
 
     found: Resource
     plan: UpdatePlan
 
     def made(self, now: Resource) -> bool:
-        """Tell whether the run is what the update was to make of it."""
+        """Return whether the run is what the update was to make of it."""
         return now.run.id == self.found.run.id and same_spec(now.spec, self.plan.effective)
 
     def left_alone(self, now: Resource | None) -> bool:
-        """Tell whether nothing has changed the run since, so that a refusal is one of the request."""
+        """Return whether the run has not changed since: then a refusal is about the request itself."""
         is_same_run = now is not None and now.run.id == self.found.run.id and now.run.is_active
         return now is not None and is_same_run and same_spec(now.spec, self.found.spec)
 

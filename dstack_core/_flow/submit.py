@@ -67,7 +67,7 @@ def submit(
 
 
 def unknown(error: ProtocolError, name: str) -> ServerUnreachableError:
-    """Return that nobody knows whether a run that was sent has arrived."""
+    """Return the error for a run that was sent and may or may not have arrived."""
     return ServerUnreachableError(
         f"{error.message}. Run {name!r} was sent there, and such answers do not tell whether it was submitted"
     )

@@ -1,36 +1,25 @@
-"""Say which sizes of a run's resources are exact: the usual reason why no machine has them.
-
-In a ``.dstack.yml`` ``gpu: 16GB`` asks for GPUs of exactly 16 GB, and ``memory: 32GB`` for exactly 32 GB.
-Read from the server's echo, where every size is a range, so that it holds for each way to write it.
-"""
+"""Sizes that stand for themselves alone: ``gpu: 16GB`` asks for a GPU of 16 GB, not of at least that."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 
-def advice_on_exact_sizes(job_spec: Mapping[str, Any]) -> str | None:
-    """Return what to write instead of the exact sizes of a job, as a sentence; None when there are none."""
-    resources = (job_spec.get("requirements") or {}).get("resources")
-    if not isinstance(resources, Mapping):
-        return None
-    told = [
-        f"{name}: {size} is an exact size; write {size}.. for at least" for name, size in _sizes(resources)
-    ]
-    return "; ".join(told) or None
-
-
-def _sizes(resources: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    gpu = resources.get("gpu")
-    disk = resources.get("disk")
-    ranges = {
-        "gpu": gpu.get("memory") if isinstance(gpu, Mapping) else None,
-        "total_memory of gpu": gpu.get("total_memory") if isinstance(gpu, Mapping) else None,
+def exact_sizes(job_spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a sentence for each exact size of a job (PROTOCOL 2.4); often it is meant as the least one."""
+    resources = (job_spec.get("requirements") or {}).get("resources") or {}
+    gpu, disk = resources.get("gpu") or {}, resources.get("disk") or {}
+    sizes = {
         "memory": resources.get("memory"),
-        "disk": disk.get("size") if isinstance(disk, Mapping) else None,
+        "disk": disk.get("size"),
+        "gpu memory": gpu.get("memory"),
+        "gpu total memory": gpu.get("total_memory"),
     }
-    for name, limits in ranges.items():
-        size = limits.get("min") if isinstance(limits, Mapping) else None
-        if isinstance(size, int | float) and isinstance(limits, Mapping) and size == limits.get("max"):
-            yield name, f"{size:g}GB" if size >= 1 else f"{size * 1024:g}MB"
+    return tuple(
+        f"{name}: {size['min']:g}GB is an exact size; write {size['min']:g}GB.. for at least that."
+        for name, size in sizes.items()
+        if isinstance(size, Mapping)
+        and isinstance(size.get("min"), int | float)
+        and size["min"] == size.get("max")
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dstack_core._wire.exact_sizes import advice_on_exact_sizes
+from dstack_core._wire.exact_sizes import exact_sizes
 from dstack_core.models.plan import Offer, Plan
 
 
@@ -13,8 +13,8 @@ def parse_plan(data: Mapping[str, Any]) -> Plan:
     """Read the reply of ``runs/get_plan``; the first job speaks for all."""
     job = (data.get("job_plans") or [{}])[0]
     offers = tuple(_offer(item) for item in job.get("offers") or [])
-    advice = None if offers else advice_on_exact_sizes(job.get("job_spec") or {})
-    return Plan(offers, int(job.get("total_offers") or len(offers)), job.get("max_price"), advice)
+    hints = () if offers else exact_sizes(job.get("job_spec") or {})
+    return Plan(offers, int(job.get("total_offers") or len(offers)), job.get("max_price"), hints)
 
 
 def _offer(data: Mapping[str, Any]) -> Offer:

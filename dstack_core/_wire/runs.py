@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from dstack_core._wire.exact_sizes import advice_on_exact_sizes
+from dstack_core._wire.exact_sizes import exact_sizes
 from dstack_core._wire.plain import text, time_of
 from dstack_core._wire.statuses import in_words, run_status
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.statuses import RunStatus
 
 _BEFORE_START = frozenset({"submitted", "provisioning", "pulling"})
-_NO_CAPACITY = "failed_to_start_due_to_no_capacity"
 _JOB_FINISHED = frozenset({"terminated", "aborted", "failed", "done"})
 
 
@@ -29,6 +28,7 @@ class Machine:
 
 
 _NO_MACHINE = Machine()
+_NO_MACHINE_HAD = "failed_to_start_due_to_no_capacity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,12 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Hold one job of a run: a replica of a service or a node of a task."""
+    """One job of a run: a replica of a service or a node of a task; `exact_sizes` if it got no machine."""
 
     replica: int
     node: int
     submissions: Sequence[Submission]
+    exact_sizes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,6 @@ class RunSnapshot:
 
     ``raw_status`` and ``reason`` are the server's own words; ``marker`` is what the owner wrote into
     ``configuration_path`` (PROTOCOL 1.4). ``env`` stays out of the repr: its values may be secrets.
-    ``advice`` is for a run that found no machine.
     """
 
     id: str
@@ -100,7 +100,6 @@ class RunSnapshot:
     service: Service | None = None
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     deployment: int = 0
-    advice: str | None = None
 
     @property
     def is_active(self) -> bool:
@@ -120,7 +119,7 @@ class RunSnapshot:
 
     @property
     def is_updating(self) -> bool:
-        """Tell whether a replica from before the latest update is still there."""
+        """Return whether a replica from before the latest update is still there."""
         latest = [job.submissions[-1] for job in self.jobs if job.submissions]
         return any(not each.is_finished and each.deployment < self.deployment for each in latest)
 
@@ -157,7 +156,6 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
         service=_service(data.get("service")),
         env=_env(spec),
         deployment=int(data.get("deployment_num") or 0),
-        advice=_advice(data, jobs),
     )
 
 
@@ -185,13 +183,6 @@ def outcome_of(run: RunSnapshot, url: str) -> Outcome:
     )
 
 
-def _advice(data: Mapping[str, Any], jobs: Sequence[Job]) -> str | None:
-    for job, parsed in zip(data.get("jobs") or [], jobs, strict=True):
-        if parsed.submissions and parsed.submissions[-1].reason == _NO_CAPACITY:
-            return advice_on_exact_sizes(job.get("job_spec") or {})
-    return None
-
-
 def _time(value: Any) -> str:
     """Return a time as it came, for paging; raises ``ValueError`` or ``TypeError`` for what is none."""
     time_of(value)
@@ -205,10 +196,13 @@ def _env(spec: Mapping[str, Any]) -> Mapping[str, str]:
 
 def _job(data: Mapping[str, Any]) -> Job:
     spec = data.get("job_spec") or {}
+    submissions = tuple(_submission(item) for item in data.get("job_submissions") or [])
     return Job(
         replica=int(spec.get("replica_num") or 0),
         node=int(spec.get("job_num") or 0),
-        submissions=tuple(_submission(item) for item in data.get("job_submissions") or []),
+        submissions=submissions,
+        # Read only where it matters: a run is polled many times.
+        exact_sizes=exact_sizes(spec) if any(one.reason == _NO_MACHINE_HAD for one in submissions) else (),
     )
 
 
@@ -281,7 +275,8 @@ def _message(run: RunSnapshot, submission: Submission | None, reason: str | None
     details = [submission.reason_message if submission else None]
     if run.reason == "retry_limit_exceeded":
         details.append("the time limit for retries passed")
-    if reason == _NO_CAPACITY:
-        details.append(run.advice)
     told = "; ".join(" ".join(detail.split()) for detail in details if detail)
+    if reason == _NO_MACHINE_HAD:
+        hints = dict.fromkeys(hint for job in run.jobs for hint in job.exact_sizes if hint not in told)
+        told = " ".join([*([told] if told else []), *hints])
     return f"{words} ({told})" if told else words

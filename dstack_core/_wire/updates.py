@@ -14,7 +14,7 @@ from typing import Any
 from dstack_core._wire.runs import RunSnapshot, parse_run
 
 # What 0.22.5 changes without a new run, by the type of the configuration; a replica is replaced where it must
-# be. Older servers change less, and say so in the plan's `action`; then each change is named.
+# be. Older servers change less, as the plan's `action` shows; then each change is named.
 _IN_CONFIGURATION: Mapping[str, frozenset[str]] = {
     "task": frozenset({"priority"}),
     "dev-environment": frozenset({"priority", "inactivity_duration"}),
@@ -40,7 +40,7 @@ _IN_WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """Hold a run, and the reply it was read from; that holds the values of environment variables."""
+    """A run, and the reply it was read from, which contains the values of environment variables."""
 
     run: RunSnapshot
     data: Mapping[str, Any] = field(repr=False)
@@ -53,16 +53,16 @@ class Resource:
 
     @property
     def is_ending(self) -> bool:
-        """Tell whether the run is active but being stopped."""
+        """Return whether the run is active but being stopped."""
         return self.run.raw_status == "terminating"
 
 
 @dataclass(frozen=True, slots=True)
 class UpdatePlan:
-    """Hold what an apply would do to the run of that name, if there is one.
+    """What an apply would do to the run of that name, if there is one.
 
-    ``effective`` is the run spec with the server's defaults. ``is_possible`` says whether the server would
-    update the run in place; None where it does not tell, before 0.19.
+    ``effective`` is the run spec with the server's defaults. ``is_possible``: whether the server would
+    update the run in place; None where it does not report that, before 0.19.
     """
 
     current: Resource | None
@@ -71,7 +71,7 @@ class UpdatePlan:
 
     @property
     def changes_nothing(self) -> bool:
-        """Tell whether the run is already what is wanted, its marker included."""
+        """Return whether the run already is what is wanted, its marker included."""
         return self.current is not None and not self._changed()
 
     @property
@@ -117,7 +117,7 @@ def update_of(current: Resource, run_spec: Mapping[str, Any], *, marker: str | N
 
 
 def same_spec(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Tell whether two run specs, as a server keeps them, are the same."""
+    """Return whether two run specs, as a server keeps them, are the same."""
     return not list(_differing(one, other))
 
 

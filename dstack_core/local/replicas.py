@@ -36,7 +36,7 @@ class Replicas:
         self._waiting.clear()
 
     async def asked_within(self, seconds: float) -> bool:
-        """Wait for somebody to ask for the end, and tell whether that came."""
+        """Wait for a request to end, and return whether it came."""
         return await self._endings[0].within(seconds)
 
     def update(self, specs: list[dict[str, Any]]) -> None:

@@ -105,7 +105,7 @@ class Job:
         return {
             "job_spec": self.spec,
             "job_submissions": [submission.wire() for submission in (kept if limit != 0 else [])],
-            # Always null: there is no SSH server to attach to.
+            # Always null: there is no SSH proxy, and no shell or IDE that a client could open.
             "job_connection_info": None,
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from typing import Any
 
 import paramiko
 from paramiko.common import (
@@ -23,6 +24,21 @@ _COPY = 65536
 _BANNER = "The embedded dstack server forwards ports and the live log. It has no shell.\r\n"
 
 Pipe = paramiko.Channel | socket.socket
+
+
+class InnerWay:
+    """A channel that a second connection runs in; closing it after the first one was cut is no error."""
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
+
+    def close(self) -> None:
+        """Close the channel."""
+        with contextlib.suppress(OSError, EOFError):
+            self._channel.close()
 
 
 class Session(paramiko.ServerInterface):
@@ -82,7 +98,7 @@ class Session(paramiko.ServerInterface):
         if isinstance(target, socket.socket):
             _in_background(_join, channel, target)
         elif isinstance(target, Door):
-            _in_background(self._host.serve, channel, target)
+            _in_background(self._host.serve, InnerWay(channel), target)
         elif self._door is not None:
             _in_background(LiveLog(channel, self._door.read_log).serve)
 

@@ -25,7 +25,7 @@ _OF_TYPE = {
 
 
 def can_update(old: RunSpec, new: RunSpec) -> bool:
-    """Tell whether an active run of one spec can become one of the other."""
+    """Return whether an active run of one spec can become one of the other."""
     if old.configuration.type != new.configuration.type:
         return False
     changed = set(_changed(old.model_dump(mode="json"), new.model_dump(mode="json")))
@@ -38,6 +38,6 @@ def _changed(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
             yield key
     before, after = old["configuration"], new["configuration"]
     for key in before:
-        # To say what is the default anyway changes nothing.
+        # The default, written or left out, is no change.
         if before[key] != after[key] and not (key == "https" and {before[key], after[key]} == {None, True}):
             yield f"configuration.{key}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, ValidationInfo, field_validator, model_validator
 
 from dstack_core.models.base import Model
 
@@ -19,6 +19,9 @@ class FileMapping(Model):
     Written short as ``"local_path:path"``, or ``"path"`` when both are the same. Source: dstack's own
     configuration reference, "files"; PROTOCOL 1.3.
     """
+
+    # YAML reads a name such as 2024 as a number.
+    model_config = ConfigDict(coerce_numbers_to_str=True)
 
     local_path: str
     path: str

@@ -21,12 +21,12 @@ class Offer:
 class Plan:
     """Hold what would happen on submit: the cheapest offers first, and how many there are in all.
 
-    ``max_price_per_hour`` (USD) is the highest price among all offers, None without any. ``advice`` (str) is
-    what may bring offers where there are none, ``gpu: 16GB is an exact size; write 16GB.. for at least``;
-    else None. Source: PROTOCOL 1.4.
+    ``max_price_per_hour`` (USD) is the highest price among all offers, None without any. ``hints`` are
+    sentences on what may keep machines away; there are none where a machine is on offer. Source:
+    PROTOCOL 1.4.
     """
 
     offers: tuple[Offer, ...]
     total_offers: int
     max_price_per_hour: float | None
-    advice: str | None = None
+    hints: tuple[str, ...] = ()

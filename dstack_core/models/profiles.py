@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ConfigDict, ValidationInfo, field_validator
+from pydantic import ConfigDict, StrictStr, ValidationInfo, field_validator
 
 from dstack_core.models.base import Model
 from dstack_core.models.durations import read_duration
@@ -20,7 +20,8 @@ class ProfileFields(Model):
     model_config = ConfigDict(extra="allow", coerce_numbers_to_str=True)
 
     fleets: Sequence[str | Mapping[str, Any]] | None = None
-    instances: Sequence[str | Mapping[str, Any]] | None = None
+    # Unlike other texts: dstack takes no number for the name of an instance.
+    instances: Sequence[StrictStr | Mapping[str, Any]] | None = None
     backends: list[str] | None = None
     backend_options: Sequence[Mapping[str, Any]] | None = None
     regions: list[str] | None = None

@@ -112,3 +112,17 @@ def test_a_real_server_reads_the_files_that_people_have(request: pytest.FixtureR
     elif told:
         # Said by us, before the server sees the file.
         assert re.search(r": needs dstack >= \d", told)
+
+
+HINT = "gpu memory: 13GB is an exact size; write 13GB.. for at least that."
+
+
+def test_an_exact_size_that_no_machine_has_is_named(target: Target) -> None:
+    exact = target.task("true", resources={"gpu": "13GB", "disk": None})
+    with target.client() as client:
+        plan = client.runs.plan(exact)
+        assert (plan.offers, plan.hints) == ((), (HINT,))
+        assert client.runs.plan(exact, resources={"gpu": "13GB..", "disk": None}).hints == ()
+        run = client.runs.submit(exact)
+        with pytest.raises(dstack.NoCapacityError, match=re.escape(HINT)):
+            run.wait(target.timeout, poll_interval=target.poll_interval).raise_for_status()

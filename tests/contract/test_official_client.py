@@ -13,6 +13,7 @@ import requests
 
 from dstack_core.local import LocalServer
 from tests.contract.official_client import OfficialClient
+from tests.docs.blocks import blocks
 from tests.local.support import Api, recording, wait_until
 from tests.ports import free_port
 from tests.rig.server_process import DEFAULT_VERSION
@@ -162,6 +163,18 @@ print(sorted(one.name for one in client.runs.list(all=True)), [one.name for one 
     assert lines[1] in (r"b'hello\r\nbye\r\n'", r"b'hello\nbye\n'")
     assert lines[2] == "done remote 127.0.0.1"
     assert lines[3] == "['hello', 'other'] []"
+
+
+def test_the_documented_commands_work(official: OfficialClient, server: LocalServer) -> None:
+    official.configuration("train", "type: task\ncommands: [echo training]\n")
+    lines = [line for block in blocks("shell dstack") for line in block.code.splitlines()]
+    assert len(lines) > 4
+    for line in lines:
+        words = line.replace("http://127.0.0.1:3000", server.url).replace("TOKEN", server.token).split()
+        assert words[0] == "dstack"
+        reply = official.run(*words[1:])
+        assert reply.status == 0, (line, reply.text)
+    assert "Run status changed" in reply.text
 
 
 def test_every_path_of_the_real_server_is_answered(api: Api) -> None:

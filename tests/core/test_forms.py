@@ -7,15 +7,11 @@ from typing import Any
 import pytest
 
 from dstack_core import GPU, Configuration, ConfigurationError, Resources, Service, Task, load_configuration
-from dstack_core._wire.exact_sizes import advice_on_exact_sizes
-from dstack_core._wire.plans import parse_plan
-from dstack_core._wire.runs import outcome_of, parse_run
 from dstack_core._wire.spec import RunOptions, run_spec
 from dstack_core._wire.versions import check, needs_of
 from dstack_core.errors import UnsupportedServerError
 from dstack_core.integration import check_ends
 from dstack_core.models.profiles import Profile
-from tests.core.scripted import run_json
 
 TASK = {"type": "task", "commands": ["x"]}
 SERVICE = {"type": "service", "port": 80}
@@ -185,44 +181,6 @@ def test_a_mapping_and_a_short_form_mean_the_same_everywhere(
 ) -> None:
     got = sent(TASK, resources=resources) if as_option else sent({**TASK, "resources": resources})
     assert got["resources"] == wanted
-
-
-def range_of(low: float | None, high: float | None) -> dict[str, Any]:
-    return {"min": low, "max": high}
-
-
-EXACT: dict[str, Any] = {
-    "gpu": {"memory": range_of(16.0, 16.0), "total_memory": None, "count": range_of(1, 1)},
-    "memory": range_of(8.0, None),
-    "disk": {"size": range_of(0.5, 0.5)},
-}
-ADVICE = (
-    "gpu: 16GB is an exact size; write 16GB.. for at least; "
-    "disk: 512MB is an exact size; write 512MB.. for at least"
-)
-
-
-def test_exact_sizes_are_the_advice_where_nothing_is_on_offer() -> None:
-    job = {"requirements": {"resources": EXACT}}
-    assert parse_plan({"job_plans": [{"offers": [], "job_spec": job}]}).advice == ADVICE
-    offer = {"backend": "aws", "region": "eu", "price": 1.0, "instance": {"name": "g"}}
-    assert parse_plan({"job_plans": [{"offers": [offer], "job_spec": job}]}).advice is None
-    assert parse_plan({"job_plans": [{"offers": []}]}).advice is None
-    assert parse_plan({}).advice is None
-    assert advice_on_exact_sizes({"requirements": {"resources": {"gpu": None, "disk": None}}}) is None
-
-
-@pytest.mark.parametrize("reason", ["failed_to_start_due_to_no_capacity", "container_exited_with_error"])
-def test_exact_sizes_are_in_the_message_of_a_run_that_found_no_machine(reason: str) -> None:
-    body = run_json("failed", termination_reason="job_failed")
-    body["jobs"][0]["job_spec"]["requirements"]["resources"] |= EXACT
-    for submission in (body["latest_job_submission"], body["jobs"][0]["job_submissions"][-1]):
-        submission |= {"termination_reason": reason, "termination_reason_message": None}
-    message = outcome_of(parse_run(body), "http://server/run").message
-    if reason == "failed_to_start_due_to_no_capacity":
-        assert message == f"failed: no capacity, no machine could be had ({ADVICE})"
-    else:
-        assert "exact size" not in message
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,10 @@ def test_the_servers_refusal_to_touch_an_active_run_is_told_as_that(
         runs__get=[reply(run_json("running", marker="theirs"))],
         runs__apply=[recorded_reply(f"{text}_{version}")],
     )
-    with pytest.raises(RunNameTakenError, match=r"a name that is free, got .train.: a run of that name is active.*http://server"):
+    with pytest.raises(
+        RunNameTakenError,
+        match=r"a name that is free, got .train.: a run of that name is active.*http://server",
+    ):
         driver.run(flow(driver, look_first=False), script)
     assert script.paths() == ["runs/apply", "runs/get"]
 
@@ -115,7 +118,10 @@ def test_a_run_with_our_marker_is_taken_whatever_its_status(driver: Driver, stat
 @pytest.mark.parametrize("status", ["pending", "running", "terminating"])
 def test_an_active_run_of_another_owner_is_never_touched(driver: Driver, status: str) -> None:
     script = Script(runs__get=[reply(run_json(status, marker="theirs"))])
-    with pytest.raises(RunNameTakenError, match=r"a name that is free, got .train.: a run of that name is active.*http://server"):
+    with pytest.raises(
+        RunNameTakenError,
+        match=r"a name that is free, got .train.: a run of that name is active.*http://server",
+    ):
         driver.run(flow(driver), script)
     assert script.paths() == ["runs/get"]
 

@@ -33,7 +33,7 @@ def test_every_recorded_run_can_be_read(path: Any) -> None:
         ("done_0.22.5", "done", 0, "all_jobs_done", "finished"),
         ("failed_0.22.5", "failed", 7, "container_exited_with_error", "failed: its command exited with status 7"),
         ("failed_e2e_0.18.44", "failed", None, "container_exited_with_error", "failed: its command exited with an error"),
-        ("stopped_0.22.5", "terminated", None, "stopped_by_user", "was stopped by a user"),
+        ("stopped_0.22.5", "terminated", None, "stopped_by_user", "was stopped"),
         ("aborted_0.22.5", "aborted", None, "aborted_by_user", "was aborted by a user"),
         ("max_duration_0.22.5", "failed", None, "max_duration_exceeded",
          "failed: its max_duration passed (Max duration exceeded)"),
@@ -122,7 +122,41 @@ def test_users_of_all_versions(version: str) -> None:
 
 def test_a_plan_without_offers() -> None:
     plan = API.get_plan({}).parse(recorded_reply("get_plan_minimal_0.22.5_no_fleet"))
-    assert (plan.offers, plan.total_offers, plan.max_price_per_hour) == ((), 0, None)
+    assert (plan.offers, plan.total_offers, plan.max_price_per_hour, plan.hints) == ((), 0, None, ())
+
+
+EXACT = {
+    "gpu": {"memory": {"min": 16.0, "max": 16.0}},
+    "memory": {"min": 8.0, "max": None},
+    "disk": {"size": {"min": 1.5, "max": 1.5}},
+}
+HINTS = (
+    "disk: 1.5GB is an exact size; write 1.5GB.. for at least that.",
+    "gpu memory: 16GB is an exact size; write 16GB.. for at least that.",
+)
+
+
+def test_exact_sizes_are_named_where_there_are_no_offers() -> None:
+    body = recorded("get_plan_minimal_0.22.5_no_fleet")
+    body["job_plans"][0]["job_spec"]["requirements"]["resources"] |= EXACT
+    assert API.get_plan({}).parse(reply(body)).hints == HINTS
+    offer = recorded("runs_get_running_ssh_fleet_0.22.5")["latest_job_submission"]["job_runtime_data"][
+        "offer"
+    ]
+    body["job_plans"][0]["offers"] = [offer]
+    assert API.get_plan({}).parse(reply(body)).hints == ()
+
+
+def test_exact_sizes_are_named_where_no_machine_could_be_had() -> None:
+    body = recorded("runs_get_no_capacity_0.22.5")
+    body["jobs"][0]["job_spec"]["requirements"]["resources"] |= EXACT
+    message = outcome_of(parse_run(body), "url").message
+    assert message.endswith(f"provisioning-fails {HINTS[0]} {HINTS[1]})")
+    submission = body["jobs"][0]["job_submissions"][-1]
+    submission["termination_reason_message"] = f"No offers. {HINTS[0]}"
+    assert outcome_of(parse_run(body), "url").message.count("exact size") == 2, "each is said once"
+    body["jobs"][0]["job_submissions"][-1]["termination_reason"] = "executor_error"
+    assert HINTS[1] not in outcome_of(parse_run(body), "url").message
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ JUDGES = {
     "shell airflow": "tests/provider_airflow/test_airflow_docs.py",
     "python prefect": "tests/provider_prefect/test_prefect_docs.py",
     "python attach": "tests/contract/test_usage_example.py",
+    "shell dstack": "tests/contract/test_official_client.py",
     "shell prefect": "tests/provider_prefect/test_prefect_docs.py",
     "python signature": "tests/docs/test_reference.py",
 }

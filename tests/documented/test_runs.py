@@ -53,7 +53,10 @@ def test_submit_takes_a_name_and_replaces_a_finished_run_of_it(bench: Bench) -> 
     first.wait(timeout=60, poll_interval=0.1)
     second = bench.client.runs.submit(LONG, run_name=name)
     assert (second.name, second.id != first.id) == (name, True)
-    with pytest.raises(dstack.RunNameTakenError, match=f"expected a name that is free, got .{name}.: a run of that name is active"):
+    with pytest.raises(
+        dstack.RunNameTakenError,
+        match=f"expected a name that is free, got .{name}.: a run of that name is active",
+    ):
         bench.client.runs.submit(TASK, run_name=name)
     second.stop(abort=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import psutil
@@ -26,6 +27,8 @@ def kill_client(client: Address, server: Address) -> None:
         )
     process = psutil.Process(owners.pop())
     process.kill()
-    # A zombie has let go of everything it held, too.
-    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-        psutil.wait_procs([process], timeout=0.01)
+    # It may be gone between two looks at it.
+    with contextlib.suppress(psutil.NoSuchProcess):
+        # A zombie has let go of everything it held, too.
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            psutil.wait_procs([process], timeout=0.01)

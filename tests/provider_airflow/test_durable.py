@@ -176,6 +176,15 @@ def test_a_run_without_an_offer_is_submitted_anyway(stored: Tries, capfd: pytest
     assert len(stored.runs()) == 1
 
 
+def test_an_exact_size_is_named_where_no_machine_is_on_offer(
+    stored: Tries, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DstackError, match=r"write 16GB\.\. for at least that"):
+        stored.execute(configuration={"type": "task", "commands": ["true"], "resources": {"gpu": "16GB"}})
+    hint = "gpu memory: 16GB is an exact size; write 16GB.. for at least that. Submitting anyway"
+    assert f"no machine is on offer now. {hint}" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     "fault", [{"status": 503}, {"status": 400}, {"drop": "before"}, {"status": 200, "body": "<html>"}]
 )

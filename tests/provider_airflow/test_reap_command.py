@@ -67,7 +67,7 @@ def leftovers(dag_runner: DagRunner, server: LocalServer) -> Iterator[Leftovers]
 def test_the_command_shows_and_stops_what_is_left(server: LocalServer, leftovers: Leftovers) -> None:
     shown = airflow("dstack", "reap", "--conn-id", CONN_ID, "--dry-run", "--min-age", "0")
     assert shown.returncode == 0, shown.stderr
-    assert "2 active runs of Airflow tasks in project main: 1 left, 1 would stop." in shown.stdout
+    assert "2 active runs of Airflow tasks in project main: 1 left, 1 would be stopped." in shown.stdout
     page, task = leftovers.left.url, leftovers.task_instance
     assert (
         f"Would stop: run left ({page}) of {task}, try 1 (failed): its task has ended"

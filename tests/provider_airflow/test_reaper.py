@@ -181,10 +181,11 @@ def test_a_run_of_unknown_ownership_is_as_old_as_itself(client: Client) -> None:
 
 
 def test_without_the_time_of_the_end_a_run_must_be_found_twice(client: Client) -> None:
-    stays, just_ended, taken_up, ends_itself = (
-        submit(client, f"airflow:etl/r/{name}/1of1#{BORN}") for name in ("a", "b", "c", "d")
+    stays, just_ended, taken_up, ends_itself, runs = (
+        submit(client, f"airflow:etl/r/{name}/1of1#{BORN}") for name in ("a", "b", "c", "d", "e")
     )
-    states = {"a": "failed", "b": "running", "c": "failed", "d": "success"}
+    kept = submit(client, f"airflow:etl/r/f/1of1#{BORN}/keep")
+    states = {"a": "failed", "b": "running", "c": "failed", "d": "success", "e": "running", "f": "failed"}
     pauses = []
 
     def pause(seconds: float) -> None:
@@ -200,10 +201,12 @@ def test_without_the_time_of_the_end_a_run_must_be_found_twice(client: Client) -
         pause=pause,
     )
     assert pauses == [33.0]
-    assert {finding.run_name: finding.action for finding in found} == {
-        stays.name: "stopped",
-        just_ended.name: "left",
-        taken_up.name: "left",
+    assert {finding.run_name: (finding.action, finding.reason) for finding in found} == {
+        stays.name: ("stopped", "its task has ended"),
+        just_ended.name: ("left", "its task just ended"),
+        taken_up.name: ("left", "its task has not ended"),
+        runs.name: ("left", "its task has not ended"),
+        kept.name: ("left", 'it was submitted with on_kill_action="keep"'),
     }
     assert is_stopped(stays)
     assert not is_stopped(just_ended)
@@ -319,7 +322,7 @@ def test_each_run_is_one_line_with_its_page(client: Client, caplog: pytest.LogCa
     assert caplog.messages == [
         f"Would stop: run {run.name} ({run.url}) of etl/scheduled__1/train, try 1 (failed): its task has ended"
     ]
-    assert summary(found, "main") == "1 active run of Airflow tasks in project main: 1 would stop."
+    assert summary(found, "main") == "1 active run of Airflow tasks in project main: 1 would be stopped."
     assert summary([], "main") == "No active run of an Airflow task was found in project main."
 
 

@@ -63,8 +63,7 @@ class Tries:
     def operator(self, *commands: str, **arguments: Any) -> DstackRunOperator:
         return DstackRunOperator(
             task_id="train",
-            configuration=Task(commands=list(commands or ("true",))),
-            **{**self.arguments, **arguments},
+            **{"configuration": Task(commands=list(commands or ("true",))), **self.arguments, **arguments},
         )
 
     @property

@@ -52,7 +52,7 @@ _TAGS = _often("x", "hello world", "7", "a/b:c@d", "", seldom=("ü",))
 # Left out are what WANTED in the test names: a relative working_dir, `$$` without a reference, an empty path.
 # What a text means, by the object of the schema and its key ("" for the configuration itself), or by the key alone.
 TEXTS: dict[str, st.SearchStrategy[str]] = {
-    ".files": _often(".dstack.yml", ".dstack.yml:/x", ".dstack.yml:x/y", seldom=("missing", "a:b:c", "")),
+    ".files": _often(".dstack.yml", ".dstack.yml:/x", ".dstack.yml:x/y", seldom=("missing", "a:b:c")),
     ".fleets": _often("f", "p/f", seldom=("/f", "a/b/c")),
     ".gateway": _often("g", "p/g", seldom=("/",)),
     ".instances": _NAMES,
@@ -63,7 +63,7 @@ TEXTS: dict[str, st.SearchStrategy[str]] = {
     "DiskSpec.size": _SIZES,
     "EntityReference.name": _NAMES,
     "EntityReference.project": _NAMES,
-    "FilePathMapping.local_path": _often(".dstack.yml", seldom=("missing", "")),
+    "FilePathMapping.local_path": _often(".dstack.yml", seldom=("missing",)),
     "FilePathMapping.path": _often("/x", "x", "~/x"),
     "FleetInstanceSelector.fleet": _often("f", "p/f"),
     "GPUSpec.compute_capability": _often("7.5", "8.0", seldom=("9", "x")),
@@ -132,6 +132,8 @@ TEXTS: dict[str, st.SearchStrategy[str]] = {
     "version": _often("1.106.0@8951cd3a", seldom=("abc", "1.2")),
     "working_dir": _often("/app", "/app/", "/", "~/x", "~"),
 }
+# A number would be a relative path there.
+_NO_NUMBERS = ("working_dir",)
 # Texts that the schema describes by a pattern.
 _PATTERNS: dict[str, st.SearchStrategy[str]] = {
     r"^([a-zA-Z_][a-zA-Z0-9_]*)(=.*$|$)": _often(
@@ -157,7 +159,7 @@ def texts_in(schema: Schema) -> Iterator[tuple[str, str]]:
 
 
 def text_for(where: str, key: str) -> st.SearchStrategy[str] | None:
-    """Return what the text of a key means, or None when nobody has said so."""
+    """Return what the text of a key means, or None when it is not in `TEXTS`."""
     return TEXTS.get(f"{where}.{key}", TEXTS.get(key))
 
 
@@ -236,6 +238,8 @@ class _Maker:
                 return _PATTERNS[schema["pattern"]]
             text = text_for(where, key)
             assert text is not None, f"{where}.{key} is a text without a meaning"
+            if key in _NO_NUMBERS:
+                return text
             return _often(0, 0, 0, 0, 0, seldom=(7, 1.5)).flatmap(
                 lambda number: st.just(number) if number else text
             )

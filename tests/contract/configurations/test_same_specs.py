@@ -31,7 +31,7 @@ WANTED = {
     "working_dir relative": "the documented API takes a path relative to the code's directory",
     "env: a value of several lines": "a private key has several lines; dstack takes them in a mapping alone",
     "references: an escaped dollar without a reference": "`kill $$` is a shell's, and not to be sent as `kill $`",
-    "files: an empty path": "nobody can say where the file would go",
+    "files: an empty path": "it is not clear where the file would go",
 }
 ENV = {"A": "a value", "HF_TOKEN": "a token"}
 

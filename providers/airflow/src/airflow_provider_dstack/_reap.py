@@ -101,14 +101,15 @@ def reap(
     undated = {one.run.id for one in verdicts if one.stops and one.ended_at is None}
     if undated and options.min_age > 0:
         log.info(
-            "%s runs have a task that has ended. Checking again in %g s, the time for tasks to stop their "
-            "runs themselves.",
-            len(undated),
+            "Found %s of tasks that have ended. Checking again in %g s, so that a task can stop its own run.",
+            _count(len(undated), "run"),
             options.min_age,
         )
         pause(options.min_age)
         verdicts = [
-            one if one.ended_at is not None or one.run.id in undated else _leave(one, "its task just ended")
+            _leave(one, "its task just ended")
+            if one.stops and one.ended_at is None and one.run.id not in undated
+            else one
             for one in _verdicts(client, ask, options)
         ]
     with ThreadPoolExecutor(_STOPS_AT_ONCE, thread_name_prefix="dstack-reap") as pool:
@@ -132,9 +133,15 @@ def summary(findings: Sequence[Finding], project: str) -> str:
     if not findings:
         return f"No active run of an Airflow task was found in project {project}."
     actions = [finding.action for finding in findings]
-    counts = ", ".join(f"{actions.count(one)} {one}" for one in dict.fromkeys(actions))
-    noun = "run" if len(findings) == 1 else "runs"
-    return f"{len(findings)} active {noun} of Airflow tasks in project {project}: {counts}."
+    counts = ", ".join(
+        f"{actions.count(one)} {'would be stopped' if one == 'would stop' else one}"
+        for one in dict.fromkeys(actions)
+    )
+    return f"{_count(len(findings), 'active run')} of Airflow tasks in project {project}: {counts}."
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def failure(findings: Sequence[Finding]) -> str | None:

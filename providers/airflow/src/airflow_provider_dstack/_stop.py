@@ -20,6 +20,7 @@ KILL_SECONDS = 4.0
 # Where Airflow sets no limit, a stop has the connection's own timeout, and at least the time in which a
 # server that drops three stops gets a fourth (one every 5 s).
 _LEAST_STOP_SECONDS = 30.0
+KEEP_ASKED_FOR = "on_kill_action is 'keep'"
 
 ENDED_STATES = frozenset({"failed", "success", "skipped", "upstream_failed", "removed"})
 
@@ -65,6 +66,11 @@ def stop_task_run(
         abort=action == "abort",
         log=log,
     )
+
+
+def log_kept(run_name: str, why: str, page: str, log: Any) -> None:
+    """Log that a run outlives its task, and where to find it."""
+    log.warning("Run %s keeps running: %s. Its page: %s", run_name, why, page)
 
 
 def is_to_be_stopped(

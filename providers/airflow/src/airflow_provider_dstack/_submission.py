@@ -139,9 +139,10 @@ class Submission:
             self.log.info("Plan for run %s: %s.", target.name, _in_words(plan))
         else:
             self.log.warning(
-                "Plan for run %s: no machine is on offer now. Submitting anyway, since a retry policy "
+                "Plan for run %s: no machine is on offer now. %sSubmitting anyway, since a retry policy "
                 "may wait for one.",
                 target.name,
+                "".join(f"{hint} " for hint in plan.hints),
             )
 
 

@@ -38,7 +38,14 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._relay import Relay
-from airflow_provider_dstack._stop import KILL_SECONDS, OnKillAction, stop_seconds, stop_task_run
+from airflow_provider_dstack._stop import (
+    KEEP_ASKED_FOR,
+    KILL_SECONDS,
+    OnKillAction,
+    log_kept,
+    stop_seconds,
+    stop_task_run,
+)
 from airflow_provider_dstack._threads import start_thread
 
 if TYPE_CHECKING:
@@ -323,7 +330,7 @@ class TaskRun:
             if error is not None and not _may_leave_a_run(error, submitted=self.submitted):
                 return Event.LEAVE
         if self._options.on_kill_action == "keep":
-            return self._keep("on_kill_action is 'keep'")
+            return self._keep(KEEP_ASKED_FOR)
         try:
             why = self._why_kept(state, error)
         except Exception as failure:
@@ -342,11 +349,11 @@ class TaskRun:
 
     def _keep(self, why: str) -> Event:
         self.kept = why
-        self._log.warning("Run %s keeps running: %s. Its page: %s", self.ref.name, why, self._page())
+        log_kept(self.ref.name, why, self._page(), self._log)
         return Event.KEEP
 
     def _page(self) -> str:
-        return f"{self._client.server_url}/runs" if self.run is None else self.run.url
+        return self._client.run_url() if self.run is None else self.run.url
 
     # The worker thread.
 

@@ -16,7 +16,13 @@ from airflow_provider_dstack._compat import (
 )
 from airflow_provider_dstack._relay import DEFAULT_LOG_BUDGET
 from airflow_provider_dstack._spec import at_least, exit_codes, one_of, refuse_hosts_names
-from airflow_provider_dstack._stop import ON_KILL_ACTIONS, OnKillAction, stop_task_run
+from airflow_provider_dstack._stop import (
+    KEEP_ASKED_FOR,
+    ON_KILL_ACTIONS,
+    OnKillAction,
+    log_kept,
+    stop_task_run,
+)
 from airflow_provider_dstack._templates import TemplatedModels
 from airflow_provider_dstack.errors import DstackRunInterrupted
 from airflow_provider_dstack.links import RUN_NAME_KEY, RUN_URL_KEY, DstackRunLink, push
@@ -246,9 +252,12 @@ class DstackRunOperator(TemplatedModels):
         """Stop what a trigger may have left; the run is known by its name and marker alone."""
         from airflow_provider_dstack._build import run_behind
 
-        if self.on_kill_action != "keep":
-            with self.hook().client() as client:
-                stop_task_run(client, run_behind(self, context), action=self.on_kill_action, log=self.log)
+        ref = run_behind(self, context)
+        with self.hook().client() as client:
+            if self.on_kill_action == "keep":
+                log_kept(ref.name, KEEP_ASKED_FOR, client.run_url(), self.log)
+            else:
+                stop_task_run(client, ref, action=self.on_kill_action, log=self.log)
 
     def _stop_or_leave(self, context: Context, error: Exception) -> None:
         """Leave the run to the task's next try when there is one after ``error``, else stop it."""

@@ -14,7 +14,13 @@ from airflow_provider_dstack._compat import trigger_has_on_kill
 from airflow_provider_dstack._names import run_ref
 from airflow_provider_dstack._outcome import broken_event, finished_event, timed_out_event
 from airflow_provider_dstack._relay import DEFAULT_LOG_BUDGET, Relay
-from airflow_provider_dstack._stop import OnKillAction, is_to_be_stopped, stop_task_run
+from airflow_provider_dstack._stop import (
+    KEEP_ASKED_FOR,
+    OnKillAction,
+    is_to_be_stopped,
+    log_kept,
+    stop_task_run,
+)
 from airflow_provider_dstack._threads import in_thread
 from airflow_provider_dstack._watch import Watch
 from airflow_provider_dstack.hooks import DstackHook
@@ -143,7 +149,7 @@ class DstackRunTrigger(BaseTrigger):
             await self._kill(when_unknown="leave")
 
     async def _kill(self, when_unknown: Literal["stop", "leave"]) -> None:
-        if self._fired or self.on_kill_action == "keep":
+        if self._fired:
             return
         loop = asyncio.get_running_loop()
         stopping = in_thread(lambda: self._stop_if_ended(when_unknown), "stop", _STOP_THREADS)
@@ -260,9 +266,10 @@ class DstackRunTrigger(BaseTrigger):
 
     def _stop(self) -> bool:
         """Stop the run; tell whether nothing is left to stop. Takes the connection's timeout at most."""
-        if self.on_kill_action == "keep":
-            return True
         with self._client_for_kill() as client:
+            if self.on_kill_action == "keep":
+                log_kept(self.run_name, KEEP_ASKED_FOR, client.run_url(self._run_id), self.log)
+                return True
             result = stop_task_run(
                 client,
                 run_ref(self.run_name, self.marker),
@@ -273,5 +280,8 @@ class DstackRunTrigger(BaseTrigger):
         return result.is_safe
 
     def _stop_if_ended(self, when_unknown: Literal["stop", "leave"]) -> None:
-        if is_to_be_stopped(self.task_instance, self.run_name, when_unknown=when_unknown, log=self.log):
+        # A run that is kept needs no question; before Airflow 3.3 a triggerer that ends may say so, too.
+        if self.on_kill_action == "keep" or is_to_be_stopped(
+            self.task_instance, self.run_name, when_unknown=when_unknown, log=self.log
+        ):
             self._stop()

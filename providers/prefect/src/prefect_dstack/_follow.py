@@ -28,7 +28,7 @@ def submit(job: Job, client: Client) -> Run:
     """
     from dstack_core.integration import choose_attempt
 
-    job.page = f"{client.server_url}/runs"
+    job.page = client.run_url()
     found = choose_attempt(
         client,
         job.names,
@@ -49,7 +49,7 @@ async def asubmit(job: Job, client: AsyncClient) -> AsyncRun:
     """Return the job's run: the twin of ``submit``."""
     from dstack_core.integration import achoose_attempt
 
-    job.page = f"{client.server_url}/runs"
+    job.page = client.run_url()
     found = await achoose_attempt(
         client,
         job.names,
