@@ -206,6 +206,11 @@ class Service(Configuration):
     def _groups_as_sent(cls, value: Any) -> Any:
         return read_groups(value)
 
+    @field_validator("port", mode="before")
+    @classmethod
+    def _whole_number(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
     @field_validator("port")
     @classmethod
     def _check_service_port(cls, value: int | str | PortMapping) -> int | str | PortMapping:

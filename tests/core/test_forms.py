@@ -89,6 +89,7 @@ def test_forms_of_a_task(key: str, given: Any, wanted: Any) -> None:
         ),
         ("groups", [{"replicas": 1, "commands": ["a"]}], [{"replicas": 1, "commands": ["a"]}]),
         ("port", "8000", "8000"),
+        ("port", 8000.0, 8000),
         ("port", {"container_port": 8000}, {"container_port": 8000, "local_port": None}),
         ("https", "auto", "auto"),
         ("gateway", True, True),
