@@ -21,6 +21,8 @@ from tests.rig.server_process import DEFAULT_VERSION
 # `real` because it needs the environment of a real server; the embedded one speaks like 0.22.5.
 pytestmark = [
     pytest.mark.real,
+    # A test starts up to ten commands, each of which loads all of dstack: seconds on a busy machine.
+    pytest.mark.timeout(900),
     pytest.mark.skipif(DEFAULT_VERSION != "0.22.5", reason="the embedded server speaks like 0.22.5"),
 ]
 

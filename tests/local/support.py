@@ -108,6 +108,18 @@ def task(name: str | None, *commands: str, spec: Any = None, **configuration: An
     return found if name is None else {"run_name": name, **found}
 
 
+def ending(run: Any) -> tuple[Any, ...]:
+    """Return how a run and its first job ended: statuses, reasons, exit status."""
+    job = run["jobs"][0]["job_submissions"][-1]
+    return (
+        run["status"],
+        run["termination_reason"],
+        job["status"],
+        job["termination_reason"],
+        job["exit_status"],
+    )
+
+
 def _kind(value: Any) -> str:
     if isinstance(value, bool):
         return "boolean"

@@ -8,18 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.local.support import Api, alive, wait_until
-
-
-def _ending(run: Any) -> tuple[Any, ...]:
-    job = run["jobs"][0]["job_submissions"][-1]
-    return (
-        run["status"],
-        run["termination_reason"],
-        job["status"],
-        job["termination_reason"],
-        job["exit_status"],
-    )
+from tests.local.support import Api, alive, ending, wait_until
 
 
 def test_a_run_passes_every_status(api: Api, name: str) -> None:
@@ -55,7 +44,7 @@ def test_pulling_shows_in_the_status_message(make: Callable[..., Api]) -> None:
 )
 def test_exit_status_is_reported(api: Api, name: str, command: str, status: int) -> None:
     run = api.run(name, "echo before", command, "echo never")
-    assert _ending(run) == ("failed", "job_failed", "failed", "container_exited_with_error", status)
+    assert ending(run) == ("failed", "job_failed", "failed", "container_exited_with_error", status)
     assert run["latest_job_submission"]["status_message"] == f"exited ({status})"
     assert "before\r\n" in api.output(run)
     assert "never" not in api.output(run)
@@ -97,7 +86,7 @@ def test_environment_holds_the_task_and_nothing_of_the_server(
 
 def test_working_directory_is_an_empty_one_of_its_own(api: Api, name: str) -> None:
     run = api.run(name, "ls -A", "pwd", "[ $PWD = $DSTACK_WORKING_DIR ]")
-    assert _ending(run)[4] == 0
+    assert ending(run)[4] == 0
     assert api.output(run).strip() == run["latest_job_submission"]["job_runtime_data"]["working_dir"]
     sub = api.run(f"{name}-sub", "pwd", working_dir="/workflow/a/b")
     assert api.output(sub).strip().endswith("/workflow/a/b")
@@ -128,7 +117,7 @@ def test_stop_lets_a_task_end_by_itself(api: Api, name: str) -> None:
     stopping = api.get(name)
     assert (stopping["status"], stopping["termination_reason"]) == ("terminating", "stopped_by_user")
     run = api.wait(name)
-    assert _ending(run) == ("terminated", "stopped_by_user", "terminated", "terminated_by_user", None)
+    assert ending(run) == ("terminated", "stopped_by_user", "terminated", "terminated_by_user", None)
     assert run["latest_job_submission"]["status_message"] == "stopped"
     assert api.output(run).endswith("got it\r\nbye\r\n")
 
@@ -148,7 +137,7 @@ def test_stop_kills_a_task_that_ignores_it(api: Api, name: str) -> None:
     api.stop(name)
     run = api.wait(name)
     assert time.monotonic() - start >= 0.5
-    assert _ending(run) == ("terminated", "stopped_by_user", "terminated", "terminated_by_user", None)
+    assert ending(run) == ("terminated", "stopped_by_user", "terminated", "terminated_by_user", None)
     assert not alive(pid)
 
 
@@ -157,7 +146,7 @@ def test_abort_kills_at_once(api: Api, name: str) -> None:
     api.wait_output(name, "ready")
     api.stop(name, abort=True)
     run = api.wait(name)
-    assert _ending(run) == ("terminated", "aborted_by_user", "aborted", "aborted_by_user", None)
+    assert ending(run) == ("terminated", "aborted_by_user", "aborted", "aborted_by_user", None)
     assert api.output(run) == "ready\r\n"
 
 
@@ -167,7 +156,7 @@ def test_abort_overtakes_a_stop(make: Callable[..., Api]) -> None:
     api.wait_output("both", "ready")
     api.stop("both")
     api.stop("both", abort=True)
-    assert _ending(api.wait("both"))[:3] == ("terminated", "aborted_by_user", "aborted")
+    assert ending(api.wait("both"))[:3] == ("terminated", "aborted_by_user", "aborted")
 
 
 @pytest.mark.parametrize("abort", [False, True])
@@ -200,13 +189,13 @@ def test_max_duration_is_normalised(api: Api, name: str, text: Any, stored: Any,
 def test_max_duration_ends_a_task(api: Api, name: str) -> None:
     api.apply(name, "echo start", "sleep 300", max_duration="1s")
     run = api.wait(name)
-    assert _ending(run) == ("failed", "job_failed", "terminated", "max_duration_exceeded", None)
+    assert ending(run) == ("failed", "job_failed", "terminated", "max_duration_exceeded", None)
     assert run["latest_job_submission"]["error"] == "max duration exceeded"
 
 
 def test_max_duration_of_the_profile_counts(api: Api, name: str) -> None:
     api.apply(name, "sleep 300", spec={"profile": {"name": "p", "max_duration": 1}})
-    assert _ending(api.wait(name))[3] == "max_duration_exceeded"
+    assert ending(api.wait(name))[3] == "max_duration_exceeded"
 
 
 def test_retry_submits_the_job_again(api: Api, name: str) -> None:
@@ -229,58 +218,13 @@ def test_retry_is_seen_on_the_way(make: Callable[..., Api]) -> None:
     assert run["status_message"] == "retrying"
     assert run["latest_job_submission"]["status"] == "failed"
     api.stop("again")
-    assert _ending(api.wait("again"))[:2] == ("terminated", "stopped_by_user")
+    assert ending(api.wait("again"))[:2] == ("terminated", "stopped_by_user")
 
 
 def test_errors_are_not_retried_for_other_events(api: Api, name: str) -> None:
     run = api.run(name, "exit 3", retry={"on_events": ["no-capacity"], "duration": "1h"})
-    assert _ending(run)[:2] == ("failed", "job_failed")
+    assert ending(run)[:2] == ("failed", "job_failed")
     assert len(run["jobs"][0]["job_submissions"]) == 1
-
-
-@pytest.mark.parametrize(
-    "resources",
-    [
-        *({"gpu": "B200"}, {"gpu": "A100:9"}, {"gpu": 9}, {"cpu": 1000}, {"gpu": "A100:141GB"}),
-        # A bare size is exact, and the machine has GPUs of 80 GB.
-        *({"gpu": "24GB"}, {"gpu": {"memory": 16}}, {"gpu": "16GB..40GB"}, {"gpu": "..40GB"}),
-        *({"gpu": {"total_memory": "100GB"}}, {"gpu": {"total_memory": "81GB..", "count": 1}}),
-    ],
-)
-def test_unmet_resources_fail_for_lack_of_capacity(api: Api, name: str, resources: Any) -> None:
-    run = api.run(name, "true", resources=resources)
-    assert _ending(run)[3:] == ("failed_to_start_due_to_no_capacity", None)
-    assert run["latest_job_submission"]["status_message"] == "no capacity"
-    plan = api.ok("{p}/runs/get_plan", {"run_spec": {"configuration": run["run_spec"]["configuration"]}})
-    assert plan["job_plans"][0]["offers"] == []
-
-
-@pytest.mark.parametrize(
-    "resources",
-    [
-        *({"gpu": "A100:80GB:8"}, {"gpu": "24GB.."}, {"gpu": {"name": "a100"}}, {"gpu": "80GB"}),
-        *({"gpu": {"total_memory": "100GB..160GB"}}, {"gpu": "..80GB"}, {"gpu": 0}),
-    ],
-)
-def test_met_resources_run(api: Api, name: str, resources: Any) -> None:
-    run = api.run(name, "echo $DSTACK_GPUS_NUM", resources=resources)
-    gpus = run["latest_job_submission"]["job_provisioning_data"]["instance_type"]["resources"]["gpus"]
-    assert api.output(run).strip() == str(len(gpus))
-
-
-def test_exact_sizes_are_named_where_no_machine_is_on_offer(api: Api, name: str) -> None:
-    run = api.run(name, "true", resources={"gpu": "16GB", "memory": "8GB..", "disk": "50GB"})
-    message = run["latest_job_submission"]["termination_reason_message"]
-    assert message.splitlines()[0] == "No offers matching the run requirements in fleet 'local'."
-    assert message.splitlines()[2:] == [
-        "disk: 50GB is an exact size; write 50GB.. for at least that.",
-        "gpu memory: 16GB is an exact size; write 16GB.. for at least that.",
-    ]
-
-
-def test_price_below_the_machines_fails(api: Api, name: str) -> None:
-    assert _ending(api.run(name, "true", max_price=0.5))[3] == "failed_to_start_due_to_no_capacity"
-    assert api.run(f"{name}-ok", "true", max_price=1.5)["status"] == "done"
 
 
 def test_cost_is_price_times_duration(make: Callable[..., Api]) -> None:
@@ -298,44 +242,6 @@ def test_nodes_run_side_by_side_with_their_own_logs(api: Api, name: str) -> None
     assert [api.output(run, rank) for rank in range(3)] == [
         f"rank {rank} of 3 at 127.0.0.1\r\n" for rank in range(3)
     ]
-
-
-def test_groups_of_nodes_have_their_own_commands_and_gpus(api: Api, name: str) -> None:
-    say = "echo $DSTACK_NODE_RANK of $DSTACK_NODES_NUM with $DSTACK_GPUS_PER_NODE at ${{ groups[1].nodes[0].IP_ADDRESS }}"
-    groups = [
-        {"name": "head", "commands": [f"echo head; {say}"]},
-        {"nodes": 2, "commands": [say], "resources": {"gpu": "A100:2"}},
-    ]
-    run = api.run(name, groups=groups)
-    assert run["status"] == "done"
-    specs = [job["job_spec"] for job in run["jobs"]]
-    assert [(one["node_group_name"], one["node_group_index"], one["node_group_job_index"]) for one in specs] == [
-        ("head", 0, 0), ("1", 1, 0), ("1", 1, 1),
-    ]  # fmt: skip
-    assert [api.output(run, number) for number in range(3)] == [
-        "head\r\n0 of 3 with 0 at 127.0.0.1\r\n",
-        "1 of 3 with 2 at 127.0.0.1\r\n",
-        "2 of 3 with 2 at 127.0.0.1\r\n",
-    ]
-
-
-def test_groups_of_replicas_run_side_by_side(api: Api, name: str) -> None:
-    groups = [
-        {"replicas": 2, "commands": ["echo few", "sleep 300"]},
-        {"count": 1, "name": "b", "commands": ["echo b", "sleep 300"]},
-    ]
-    spec = {"run_name": name, "configuration": {"type": "service", "port": 8000, "groups": groups}}
-    run = api.ok("{p}/runs/apply", {"plan": {"run_spec": spec}, "force": False})
-    jobs = [job["job_spec"] for job in run["jobs"]]
-    assert [(one["replica_num"], one["job_num"], one["replica_group"]) for one in jobs] == [
-        (0, 0, "0"),
-        (1, 0, "0"),
-        (2, 0, "b"),
-    ]
-    wait_until(
-        lambda: [api.output(api.get(name), number) for number in range(3)] == ["few\r\n", "few\r\n", "b\r\n"]
-    )
-    api.stop(name, abort=True)
 
 
 def test_a_failing_node_ends_the_others(api: Api, name: str) -> None:
