@@ -215,6 +215,7 @@ def _advised() -> Iterator[None]:
 
 def _deploy(plan: _Plan, client: Client) -> Run:
     job = plan.job
+    job.page = client.run_url()
     found = _follow.find(job, client)
     is_own = plan.mark(found)
     job.check_flow_run()
@@ -230,6 +231,7 @@ def _deploy(plan: _Plan, client: Client) -> Run:
 
 async def _adeploy(plan: _Plan, client: AsyncClient) -> AsyncRun:
     job = plan.job
+    job.page = client.run_url()
     found = await _follow.afind(job, client)
     is_own = plan.mark(found)
     await asyncio.to_thread(job.check_flow_run)
