@@ -142,10 +142,7 @@ def test_a_second_interrupt_lets_go_and_is_logged_last(
 
     thread = in_background(press_twice)
     with pytest.raises(KeyboardInterrupt):
-        if task is arun_task:
-            asyncio.run(astuck())
-        else:
-            stuck()
+        asyncio.run(astuck()) if task is arun_task else stuck()
     thread.join()
     assert asked(dstack, "/runs/stop") == 1
     run = the_run(dstack)

@@ -17,9 +17,10 @@ from prefect.states import Crashed
 from dstack_core import Task
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, _job, _left_over, _probe, arun_task, run_task, stop_dstack_runs
+from prefect_dstack._machine import DstackJobConfiguration
 from prefect_dstack._report import emit
 from prefect_dstack._stop import StopTime
-from prefect_dstack.worker import DstackJobConfiguration, DstackWorker
+from prefect_dstack.worker import DstackWorker
 
 from .support import cancelled_when, event_names, is_running, the_run, until
 from .test_hooks import flow_run as new_flow_run
