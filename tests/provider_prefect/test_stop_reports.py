@@ -137,7 +137,7 @@ def test_the_state_after_a_cancellation_says_what_is_known_of_the_stop(
     message = str(state.message)
     assert message.startswith("The flow run was cancelled. ")
     if how == "in time":
-        assert message == f"The flow run was cancelled. Run {run.name} was stopped by a user."
+        assert message == f"The flow run was cancelled. Stopped run {run.name}."
     else:
         assert f"Could not stop run {run.name} (" in message
         assert message.endswith(f"it may still be running: {run.url}.")

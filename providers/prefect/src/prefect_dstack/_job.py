@@ -230,8 +230,11 @@ class Job:
     def _stop_in_words(self) -> str:
         """Return what is known of the run after its stop, without a full stop."""
         name, result = self.attempt.ref.name, self.stopped
-        if self.relay.outcome is not None:
-            return f"Run {name} {self.relay.outcome.message}"
+        outcome = self.relay.outcome or (None if result is None else result.outcome)
+        if outcome is not None:
+            # It may also have ended by itself, a moment before the stop.
+            was_stopped = str(outcome.reason) == "stopped_by_user"
+            return f"Stopped run {name}" if was_stopped else f"Run {name} {outcome.message}"
         if result is None:
             return f"Could not stop run {name}; it may still be running: {self.page}"
         match str(result.state):
