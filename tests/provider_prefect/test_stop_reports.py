@@ -72,7 +72,8 @@ def test_an_accepted_stop_has_its_event_and_a_refused_one_has_none(
     credentials: DstackCredentials,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_job, "PATIENT", StopTime(stop=4.0, end=5.0))
+    for limit in ("PATIENT", "BEFORE_THE_KILL"):
+        monkeypatch.setattr(_job, limit, StopTime(stop=4.0, end=5.0))
     run = interrupt(task, dstack, once(dstack, how), LONG, credentials)
     expected = ["dstack.run.started"] + ["dstack.run.stopping"] * (how != "refused")
     assert names_after(run.id) == expected
@@ -166,7 +167,8 @@ def test_slow_replies_do_not_stretch_the_stop_and_the_wait_for_the_end(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Two replies of 3 s confirm the stop; 1 s is left for requests that would need 3 s each."""
-    monkeypatch.setattr(_job, "PATIENT", StopTime(stop=6.5, end=7.0))
+    for limit in ("PATIENT", "BEFORE_THE_KILL"):
+        monkeypatch.setattr(_job, limit, StopTime(stop=6.5, end=7.0))
 
     def slow() -> bool:
         if is_running(dstack):
