@@ -171,7 +171,7 @@ def test_a_server_that_cannot_be_asked_holds_up_the_end_for_a_short_time_only(
     assert f"Stopping run {run.name} ({reason}): {run.url}" in caplog.text
     assert "The reaper (prefect-dstack reap)" in caplog.text
     assert "Could not confirm that run" in caplog.text
-    assert "`dstack stop" not in caplog.text
+    assert "dstack stop" not in caplog.text
 
 
 def cancelled_flow(body: Callable[[], Any], server: LocalServer) -> UUID:
