@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from dstack_core._drive import OnEvent, log_event
@@ -82,6 +83,7 @@ async def arun(
     def keep() -> Flow[None]:
         result.append((yield from flow))
 
-    async for event in aiterate(keep(), send, sleep or asyncio.sleep):
-        report(event)
+    async with aclosing(aiterate(keep(), send, sleep or asyncio.sleep)) as events:
+        async for event in events:
+            report(event)
     return result[0]

@@ -12,7 +12,7 @@ from dstack_core import config
 from dstack_core._flow.chunks import ChunkOptions
 from dstack_core._flow.steps import Flow
 from dstack_core._flow.stop import Check, StopTarget
-from dstack_core._flow.time_limit import TimeLimit
+from dstack_core._flow.time_limit import TimeLimit, within
 from dstack_core._repo.repository import Repository
 from dstack_core._session import Session
 from dstack_core._ssh.attachment import Attachment
@@ -277,16 +277,20 @@ class RunBase(Generic[TransportT]):
         poll_interval: float,
         logs: bool,
         retry_budget: float,
+        timeout: float | None = None,
         sleep: object = None,
     ) -> Flow[Outcome]:
         check_callable("sleep", sleep)
-        return self._session.follow(
+        check_seconds("timeout", timeout, above=True)
+        flow = self._session.follow(
             progress or Progress(self.name, self.id),
             poll_interval=poll_interval,
             logs=logs,
             retry_budget=retry_budget,
             on_poll=self._see,
         )
+        limit = self._limit(timeout, "had not finished")
+        return flow if limit is None else within(flow, replace(limit, last_request=0.0))
 
     def _see(self, snapshot: RunSnapshot) -> None:
         self._snapshot = snapshot

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator
+from contextlib import closing
 from typing import Any, TypeVar
 
 from dstack_core._flow.steps import Do, Flow, Rest, Rested, Sleep
@@ -25,7 +26,11 @@ OnEvent = Callable[[Event], None]
 def iterate(
     flow: Flow[T], send: Send, sleep: Callable[[float], None] = time.sleep
 ) -> Generator[Event, None, T]:
-    """Yield the flow's events and return its result; what ``send`` or ``parse`` raise goes into the flow."""
+    """Yield the flow's events and return its result; what ``send`` or ``parse`` raise goes into the flow.
+
+    The flow is closed before anything else leaves, such as ``KeyboardInterrupt`` or what ``sleep`` raises: it
+    may have something left to log.
+    """
     answer: Any = None
     failure: Exception | None = None
     try:
@@ -68,14 +73,15 @@ def run(
     """Return the flow's result; its events go to ``on_event``, by default to the log."""
     check_callable("sleep", sleep)
     check_callable("on_event", on_event)
-    events = iterate(flow, send, sleep or time.sleep)
     report = on_event or log_event
-    while True:
-        try:
-            report(next(events))
-        except StopIteration as end:
-            result: T = end.value
-            return result
+    with closing(iterate(flow, send, sleep or time.sleep)) as events:
+        while True:
+            try:
+                event = next(events)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            report(event)
 
 
 def log_event(event: Event) -> None:

@@ -165,13 +165,23 @@ class Session:
         return within(flow, TimeLimit(timeout, what, "", self.clock))
 
     def get(
-        self, run_name: str, run_id: str | None = None, *, retry_budget: float | None = None
+        self,
+        run_name: str,
+        run_id: str | None = None,
+        *,
+        retry_budget: float | None = None,
+        timeout: float | None = None,
     ) -> Flow[RunSnapshot | None]:
         """Fetch a run."""
         check_seconds("retry_budget", retry_budget)
+        check_seconds("timeout", timeout, above=True)
         flow = self._gates.guarding(call(self.api.get_run(run_name, run_id)))
         progress = None if retry_budget is None else Progress(run_name, run_id)
-        return retrying(flow, self._budget(retry_budget), progress)
+        flow = retrying(flow, self._budget(retry_budget), progress)
+        if timeout is None:
+            return flow
+        what = f"{self.api.server_url} did not return run {run_name} within {timeout:g} s"
+        return within(flow, TimeLimit(timeout, what, "", self.clock, last_request=0.0))
 
     def list_runs(self, *, all: bool) -> Flow[list[RunSnapshot]]:
         """List runs."""

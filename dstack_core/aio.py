@@ -219,12 +219,13 @@ class AsyncRunCollection:
         self,
         run_name: str,
         *,
+        timeout: float | None = None,
         retry_budget: float | None = None,
         sleep: Callable[[float], Awaitable[None]] | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> AsyncRun | None:
         """Return the run with that name, None if there is none: ``RunCollection.get``, async."""
-        flow = self._session.get(run_name, retry_budget=retry_budget)
+        flow = self._session.get(run_name, retry_budget=retry_budget, timeout=timeout)
         snapshot = await _adrive.arun(flow, self._transport, sleep, on_event)
         return None if snapshot is None else AsyncRun(self._session, self._transport, snapshot)
 

@@ -60,6 +60,7 @@ class AsyncRun(RunBase[AsyncTransport]):
         self,
         progress: Progress | None = None,
         *,
+        timeout: float | None = None,
         poll_interval: float = 5.0,
         logs: bool = True,
         retry_budget: float = 600.0,
@@ -69,13 +70,19 @@ class AsyncRun(RunBase[AsyncTransport]):
 
         ``progress`` (from any earlier event) goes on right behind that event. ``poll_interval`` and
         ``retry_budget`` in seconds; a server that is silent for longer raises ``ServerUnreachableError``,
-        the run goes on. ``sleep`` (a function of seconds) replaces ``asyncio.sleep``; with it every look
+        the run goes on. ``timeout`` (seconds) bounds everything, requests included, and raises
+        ``WaitTimeoutError``. ``sleep`` (a function of seconds) replaces ``asyncio.sleep``; with it every look
         wakes this follower, also with a ``SharedAsyncClient``. Leaving the iteration does not stop the run.
         The status is looked at every time, a log that stays silent less and less often, at most 15 seconds
         apart (a minute with a ``SharedAsyncClient``). Raises ``RunNotFoundError`` and the server errors.
         """
         flow = self._follow(
-            progress, poll_interval=poll_interval, logs=logs, retry_budget=retry_budget, sleep=sleep
+            progress,
+            timeout=timeout,
+            poll_interval=poll_interval,
+            logs=logs,
+            retry_budget=retry_budget,
+            sleep=sleep,
         )
         together = self._transport if isinstance(self._transport, SharedTransport) else None
         rest = together.rest if together is not None and sleep is None else None

@@ -285,15 +285,17 @@ class RunCollection:
         self,
         run_name: str,
         *,
+        timeout: float | None = None,
         retry_budget: float | None = None,
         sleep: Callable[[float], None] | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> Run | None:
         """Return the run of that name, or None when there is none. Raises the server errors.
 
+        ``timeout`` (seconds) bounds everything, retries included, and raises ``WaitTimeoutError``;
         ``retry_budget`` (seconds) is that of this call, ``sleep`` and ``on_event`` are as in ``submit``.
         """
-        flow = self._session.get(run_name, retry_budget=retry_budget)
+        flow = self._session.get(run_name, retry_budget=retry_budget, timeout=timeout)
         snapshot = _drive.run(flow, self._transport, sleep, on_event)
         return None if snapshot is None else Run(self._session, self._transport, snapshot)
 

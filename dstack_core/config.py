@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,13 @@ _WAYS = (
     "Pass server_url=, project_name= and user_token=, set DSTACK_SERVER_URL, DSTACK_PROJECT and "
     "DSTACK_TOKEN, or run `dstack project add` to write ~/.dstack/config.yml"
 )
+
+_EXPECTED = {
+    "DSTACK_SERVER_URL": "the address of a dstack server",
+    "DSTACK_PROJECT": "the name of a project",
+    "DSTACK_TOKEN": "the token of a user of the server",
+}
+_VARIABLES = dict(zip(("server_url", "project_name", "user_token"), _EXPECTED, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +39,11 @@ def from_arguments(server_url: str | None, project_name: str | None, user_token:
     ``ProjectNotConfiguredError`` for what neither names, ``ConfigurationError`` for an address that is
     none.
     """
-    given = {
-        "server_url": server_url or os.environ.get("DSTACK_SERVER_URL"),
-        "project_name": project_name or os.environ.get("DSTACK_PROJECT"),
-        "user_token": user_token or os.environ.get("DSTACK_TOKEN"),
-    }
+    arguments = zip(_VARIABLES, (server_url, project_name, user_token), strict=True)
+    given = {name: value or os.environ.get(_VARIABLES[name]) for name, value in arguments}
     missing = [name for name, value in given.items() if not value]
     if missing:
+        _refuse_empty([_VARIABLES[name] for name in missing])
         raise ProjectNotConfiguredError(
             f"{' and '.join(missing)}: not given and not in the environment. {_WAYS}"
         )
@@ -84,8 +89,17 @@ def _config_file(home: Path) -> Path:
     places = [home / ".dstack" / name for name in ("config.yml", "config.yaml")]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
+        _refuse_empty(_EXPECTED)
         raise ProjectNotConfiguredError(f"there is no {places[0]} (nor config.yaml). {_WAYS}")
     return found
+
+
+def _refuse_empty(variables: Iterable[str]) -> None:
+    """Raise ``ProjectNotConfiguredError`` for variables that are set, but empty."""
+    empty = [name for name in variables if os.environ.get(name) == ""]
+    if empty:
+        wrong = " ".join(f"{name}: expected {_EXPECTED[name]}, got an empty value." for name in empty)
+        raise ProjectNotConfiguredError(f"{wrong} Set it where this process is started")
 
 
 def _projects(path: Path) -> list[Mapping[str, Any]]:

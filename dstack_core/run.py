@@ -72,6 +72,7 @@ class Run(RunBase[BlockingTransport]):
         self,
         progress: Progress | None = None,
         *,
+        timeout: float | None = None,
         poll_interval: float = 5.0,
         logs: bool = True,
         retry_budget: float = 600.0,
@@ -81,13 +82,19 @@ class Run(RunBase[BlockingTransport]):
 
         ``progress`` (from any earlier event) goes on right behind that event. ``poll_interval`` and
         ``retry_budget`` in seconds; a server that is silent for longer raises ``ServerUnreachableError``,
-        the run goes on. ``sleep`` (a function of seconds) replaces ``time.sleep``. Leaving the iteration
+        the run goes on. ``timeout`` (seconds) bounds everything, requests included, and raises
+        ``WaitTimeoutError``. ``sleep`` (a function of seconds) replaces ``time.sleep``. Leaving the iteration
         does not stop the run. The status is looked at every time, a log that stays silent less and less
         often, at most 15 seconds apart (a minute with a ``SharedAsyncClient``). Raises
         ``RunNotFoundError`` and the server errors.
         """
         flow = self._follow(
-            progress, poll_interval=poll_interval, logs=logs, retry_budget=retry_budget, sleep=sleep
+            progress,
+            timeout=timeout,
+            poll_interval=poll_interval,
+            logs=logs,
+            retry_budget=retry_budget,
+            sleep=sleep,
         )
         return _drive.iterate(flow, self._transport, sleep or time.sleep)
 

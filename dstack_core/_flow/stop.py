@@ -148,6 +148,7 @@ class StopOptions:
     ``timeout`` (seconds on ``clock``) bounds everything; None leaves that to whoever retries the flow's
     calls, and lets their errors through. ``may_appear``: a submission may still be under way, so that a
     missing run is looked for until the time is over. ``abort`` ends the run without a grace period.
+    ``on_accepted`` is called once, as soon as the server has accepted a stop and the run's id is known.
     """
 
     clock: Callable[[], float]
@@ -156,6 +157,7 @@ class StopOptions:
     check: Check = Check.ALWAYS
     until: Until = Until.ACCEPTED
     may_appear: bool = False
+    on_accepted: Callable[[StopResult], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +219,7 @@ class _Stop:
     is_refused: bool = False
     was_seen_running: bool = False
     is_missing: bool = False
+    is_reported: bool = False
     started: float = field(init=False)
     deadline: float = field(init=False)
 
@@ -285,6 +288,7 @@ class _Stop:
             return self._known(StopState.REFUSED) if self.is_refused else None
         self.accepted_at = sent_at
         self._note()
+        self._report_accepted()
         return None
 
     def _poll(self, seconds: float | None = None) -> Op[bool]:
@@ -297,6 +301,7 @@ class _Stop:
             self._fail(error)
             return False
         self._note()
+        self._report_accepted()
         return True
 
     def _seen(self) -> Stopped | None:
@@ -341,6 +346,16 @@ class _Stop:
     def _note(self) -> None:
         if self.accepted_at is not None and self.run is not None:
             self.stops.note(self.run.id, abort=self.options.abort, at=self.accepted_at)
+
+    def _report_accepted(self) -> None:
+        """Call ``on_accepted``; a run that was not there for the stop, or is another's, was not stopped."""
+        report, run = self.options.on_accepted, self.run
+        if report is None or self.is_reported or self.accepted_at is None:
+            return
+        is_ours = self.target.run_id is not None if run is None else self.target.is_met_by(run)
+        if is_ours:
+            self.is_reported = True
+            report(self._known(StopState.ACCEPTED).result)
 
     def _fail(self, error: ServerError) -> None:
         if self.options.timeout is None and self.accepted_at is None:

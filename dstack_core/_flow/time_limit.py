@@ -23,13 +23,15 @@ class TimeLimit:
     """``seconds`` on ``clock`` for a whole flow.
 
     ``what`` is what the ``WaitTimeoutError`` says first, ``page`` is where a person finds the run, "" for a
-    flow without a run.
+    flow without a run. ``last_request`` (seconds) is what each request that begins near the limit, or behind
+    it, may still take.
     """
 
     seconds: float
     what: str
     page: str
     clock: Callable[[], float]
+    last_request: float = _LAST_REQUEST_SECONDS
 
     def error(self, lost: str | None) -> WaitTimeoutError:
         """Return the error for a limit that has passed; ``lost`` is why the server did not answer last."""
@@ -65,9 +67,9 @@ def within(flow: Flow[T], limit: TimeLimit | None) -> Flow[T]:
                 seconds = min(step.seconds, left)
                 step = replace(step, seconds=seconds)
                 if isinstance(step, Rest):
-                    step = replace(step, look=step.look.within(max(left - seconds, _LAST_REQUEST_SECONDS)))
+                    step = replace(step, look=step.look.within(max(left - seconds, limit.last_request)))
             elif isinstance(step, Call):
-                step = step.within(max(left, _LAST_REQUEST_SECONDS))
+                step = step.within(max(left, limit.last_request))
             elif isinstance(step, ContactLost):
                 lost = step.error
                 step = replace(step, gives_up_in=max(0.0, min(step.gives_up_in, left)))

@@ -30,11 +30,12 @@ class AsyncTransport:
         if self._client is None:
             self._client = _new_client(settings)
         deadline = now() + limits.whole
+        has_begun = False
         try:
             async with (
                 # One timer, not httpx's for each wait: those that are over stay in the loop for long, and at
                 # hundreds of requests a second they are most of what a process keeps.
-                asyncio.timeout(min(limits.connect + limits.read, limits.whole)) as limit,
+                asyncio.timeout(limits.first_wait) as limit,
                 self._client.stream(
                     request.method,
                     request.url(settings.server_url),
@@ -43,16 +44,20 @@ class AsyncTransport:
                     auth=None if request.anonymous else httpx.USE_CLIENT_DEFAULT,
                 ) as reply,
             ):
+                has_begun = True
                 body = Body(reply.headers.get("Content-Encoding"))
                 async for part in reply.aiter_raw():
                     body.add(part)
                     limit.reschedule(min(deadline, now() + limits.read))
             headers = {name.lower(): value for name, value in reply.headers.items()}
             return Reply(reply.status_code, headers, body.whole())
+        except httpx.ConnectTimeout:
+            failure = limits.no_connection
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             failure = no_answer(error)
         except TimeoutError:
-            failure = limits.too_slow if now() >= deadline else limits.too_silent
+            late = limits.too_slow if now() >= deadline else limits.too_silent
+            failure = late if has_begun else limits.no_head
         # Raised out here it does not hold on to the libraries' frames, in which the token is in plain sight.
         raise TransientServerError(failure)
 

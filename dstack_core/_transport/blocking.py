@@ -6,7 +6,7 @@ import threading
 import weakref
 
 import requests
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from dstack_core._transport.deadline import ReplyDeadline, TooSlow
 from dstack_core._transport.reading import Body
@@ -50,6 +50,10 @@ class BlockingTransport:
             return Reply(reply.status_code, {k.lower(): v for k, v in reply.headers.items()}, body)
         except TooSlow:
             failure = limits.too_slow
+        except requests.ConnectTimeout:
+            failure = limits.no_connection
+        except (requests.ReadTimeout, ReadTimeoutError):
+            failure = limits.too_silent
         except (requests.RequestException, HTTPError) as error:
             failure = no_answer(error)
         # Raised out here it does not hold on to the libraries' frames, in which the token is in plain sight.

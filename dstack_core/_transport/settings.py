@@ -44,16 +44,36 @@ class Limits:
     @property
     def too_slow(self) -> str:
         """The fault of a reply that takes longer than ``whole``."""
-        return f"no answer: the reply was not complete after {self.whole:g} s"
+        return f"no complete reply within {_in_words(self.whole)}"
 
     @property
     def too_silent(self) -> str:
         """The fault of a reply of which nothing arrives for ``read`` seconds."""
-        return f"no answer: nothing came for {self.read:g} s"
+        return f"no reply within {_in_words(self.read)}"
+
+    @property
+    def first_wait(self) -> float:
+        """How long the head of a reply may take where one timer bounds that and the connect."""
+        return min(self.connect + self.read, self.whole)
+
+    @property
+    def no_head(self) -> str:
+        """The fault of a reply of which nothing has arrived after ``first_wait``."""
+        return f"no reply within {_in_words(self.first_wait)}"
+
+    @property
+    def no_connection(self) -> str:
+        """The fault of a server that takes no connection within ``connect``."""
+        return f"no connection within {_in_words(self.connect)}"
 
 
 LARGEST_REPLY = 256 * 1024 * 1024
 TOO_BIG = f"the reply is longer than {LARGEST_REPLY} bytes, which no dstack server sends"
+
+
+def _in_words(seconds: float) -> str:
+    """Return a limit without the digits that come of subtracting times: 2.2 s, not 2.234447540000474 s."""
+    return f"{round(max(seconds, 0.1), 1):g} s"
 
 
 def no_answer(error: Exception) -> str:

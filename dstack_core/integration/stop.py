@@ -2,13 +2,15 @@
 
 The first line is logged before any request and names the run and its page, so that a process that is killed a
 moment later has left the way out. The last line says what is known: ended, stopping, or why the stop could
-not be confirmed. Nothing is logged below WARNING unless the stop succeeded.
+not be confirmed. It is written in any case: an interrupt, such as a second Ctrl-C, reaches the flow as
+``GeneratorExit`` when its driver closes it. Nothing is logged below WARNING unless the stop succeeded.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dstack_core._flow.stop import Check, StopOptions, StopTarget, Until
@@ -40,6 +42,9 @@ def stop_run(
     may_appear: bool = False,
     abort: bool = False,
     until: Literal["stopping", "ended"] = "stopping",
+    reason: str | None = None,
+    backstop: str | None = None,
+    on_accepted: Callable[[StopResult], None] | None = None,
     sleep: Callable[[float], None] | None = None,
 ) -> StopResult:
     """Stop the run that ``ref`` names, and no other; log what happens and return what is known of it.
@@ -56,6 +61,10 @@ def stop_run(
             over.
         abort: Kill the processes without a grace period.
         until: Return once the server shows the run stopping, or its end.
+        reason: Why the run is stopped, for the first line, such as ``"the flow run was cancelled"``.
+        backstop: A sentence on what else stops the run, for the last line if the stop was not confirmed.
+        on_accepted: Called once, as soon as the server has accepted a stop and the run's id is known; never
+            for a stop that was refused, nor for a run that was stopping already. It must not block or raise.
         sleep: A function of seconds, instead of ``time.sleep``.
 
     Returns:
@@ -66,7 +75,8 @@ def stop_run(
     from dstack_core import _drive
 
     options = _options(client, ref, timeout, submitted, may_appear, abort, until)
-    flow = _logged(client._session, StopTarget(ref.name, ref.marker, run_id), options, log)
+    target, lines = StopTarget(ref.name, ref.marker, run_id), _Lines(log, reason, backstop)
+    flow = _logged(client._session, target, options, lines, on_accepted)
     return _drive.run(flow, client._transport, sleep)
 
 
@@ -81,13 +91,17 @@ async def astop_run(
     may_appear: bool = False,
     abort: bool = False,
     until: Literal["stopping", "ended"] = "stopping",
+    reason: str | None = None,
+    backstop: str | None = None,
+    on_accepted: Callable[[StopResult], None] | None = None,
     sleep: Callable[[float], Awaitable[None]] | None = None,
 ) -> StopResult:
     """Stop the run that ``ref`` names, and no other: the twin of ``stop_run``."""
     from dstack_core import _adrive
 
     options = _options(client, ref, timeout, submitted, may_appear, abort, until)
-    flow = _logged(client._session, StopTarget(ref.name, ref.marker, run_id), options, log)
+    target, lines = StopTarget(ref.name, ref.marker, run_id), _Lines(log, reason, backstop)
+    flow = _logged(client._session, target, options, lines, on_accepted)
     return await _adrive.arun(flow, client._transport, sleep)
 
 
@@ -106,18 +120,57 @@ def _options(
     return StopOptions(client._session.clock, abort, timeout, check, Until(until), may_appear=may_appear)
 
 
-def _logged(session: Session, target: StopTarget, options: StopOptions, log: Logger) -> Flow[StopResult]:
+@dataclass(frozen=True, slots=True)
+class _Lines:
+    """Where the lines of a stop go, and what the caller adds to them."""
+
+    log: Logger
+    reason: str | None
+    backstop: str | None
+
+
+def _logged(
+    session: Session,
+    target: StopTarget,
+    options: StopOptions,
+    lines: _Lines,
+    on_accepted: Callable[[StopResult], None] | None,
+) -> Flow[StopResult]:
     """Stop the run between the two lines of the log."""
+    log, name = lines.log, target.name
     page = session.api.runs_url() if target.run_id is None else session.api.run_url(target.run_id)
-    log.log(logging.WARNING, "Stopping run %s: %s", target.name, page)
-    result = yield from session.stop_owned(target, options)
+    accepted: StopResult | None = None
+
+    def note(result: StopResult) -> None:
+        nonlocal accepted
+        accepted = result
+        if on_accepted is not None:
+            on_accepted(result)
+
+    try:
+        why = "" if lines.reason is None else f" ({lines.reason})"
+        log.log(logging.WARNING, "Stopping run %s%s: %s", name, why, page)
+        result = yield from session.stop_owned(target, replace(options, on_accepted=note))
+    except BaseException:
+        if accepted is None:
+            text = f"The stop of run {name} was interrupted. {_may_run(lines.backstop)}: {page}"
+        else:
+            text = (
+                f"The stop of run {name} was interrupted after the server had accepted it; the run's end was "
+                f"not seen: {accepted.url}"
+            )
+        log.log(logging.ERROR, "%s", text)
+        raise
     level = logging.INFO if result.is_safe else logging.ERROR
-    log.log(level, "%s", describe_stop(result))
+    log.log(level, "%s", describe_stop(result, backstop=lines.backstop))
     return result
 
 
-def describe_stop(result: StopResult) -> str:
-    """Return what is known after a stop, for a person, with the run's page where something is left to do."""
+def describe_stop(result: StopResult, *, backstop: str | None = None) -> str:
+    """Return what is known after a stop, for a person, with the run's page where something is left to do.
+
+    ``backstop`` is a sentence on what else stops a run whose stop was not confirmed, such as a reaper.
+    """
     name = result.run_name
     match result.state:
         case StopState.ENDED if result.outcome is not None:
@@ -135,16 +188,22 @@ def describe_stop(result: StopResult) -> str:
         case StopState.REFUSED:
             return (
                 f"The server refused to stop run {name}: {_sentence(result.error)} "
-                "The run keeps running, until its max_duration if it has one. Ask somebody with that right "
-                f"to stop it: {result.url}"
+                f"The run keeps running, until its max_duration if it has one: {result.url}"
             )
         case _:
             return (
                 f"Could not confirm that run {name} is stopping: {_sentence(result.error)} "
-                "It may keep running, until its max_duration if it has one. Check it and stop it on its "
-                f"page: {result.url}"
+                f"{_may_run(backstop)}: {result.url}"
             )
 
 
+def _may_run(backstop: str | None) -> str:
+    """Return what to expect of a run whose stop was not confirmed; the run's page comes next."""
+    also = "" if backstop is None else f"{_sentence(backstop)} "
+    return (
+        f"It may keep running, until its max_duration if it has one. {also}Check it and stop it on its page"
+    )
+
+
 def _sentence(text: str | None) -> str:
-    return f"{(text or 'no answer').rstrip('.')}."
+    return f"{(text or 'no reply').rstrip('.')}."

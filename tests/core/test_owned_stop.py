@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -112,8 +113,8 @@ def test_a_refused_stop_says_what_to_do(way: str, server: LocalServer) -> None:
     level, text = log.lines[-1]
     assert level == logging.ERROR
     assert text.startswith("The server refused to stop run ours: ")
-    assert "Ask an admin of the project for the right to" in text
-    assert text.endswith(f"Ask somebody with that right to stop it: {run.url}")
+    assert text.count("Ask ") == 1
+    assert text.endswith(f"The run keeps running, until its max_duration if it has one: {run.url}")
 
 
 def test_a_server_that_drops_every_stop_is_reported_as_an_error(way: str, server: LocalServer) -> None:
@@ -140,3 +141,109 @@ def test_a_stop_reaches_a_server_that_answers_too_late(way: str, server: LocalSe
     assert log.lines[-1][0] == logging.ERROR
     server.faults.clear()
     assert run.wait(30, poll_interval=0.1).status is dstack.RunStatus.TERMINATED
+
+
+def test_the_reason_is_in_the_first_line(way: str, server: LocalServer) -> None:
+    run = submitted(server)
+    log = Log(server)
+    stopped(way, server, log, GENERATED, run_id=run.id, reason="the flow run was cancelled")
+    assert log.lines[0][1] == f"Stopping run ours (the flow run was cancelled): {run.url}"
+
+
+def test_an_unconfirmed_stop_names_what_else_stops_the_run(way: str, server: LocalServer) -> None:
+    run = submitted(server)
+    server.faults.forget_stops(times=None)
+    log = Log(server)
+    stopped(way, server, log, GENERATED, run_id=run.id, timeout=2.0, backstop="The reaper stops it")
+    assert log.lines[-1][1].endswith(
+        "It may keep running, until its max_duration if it has one. The reaper stops it. "
+        f"Check it and stop it on its page: {run.url}"
+    )
+
+
+class Pulled(BaseException):
+    """The plug was pulled, as by a second Ctrl-C."""
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_an_interrupted_stop_writes_its_last_line(way: str, server: LocalServer, accepted: bool) -> None:
+    run = submitted(server)
+    if accepted:
+        server.faults.forget_stops(times=None)
+    else:
+        server.faults.add("/runs/stop", times=None, status=503)
+    log = Log(server)
+
+    def pull(seconds: float) -> None:
+        raise Pulled
+
+    async def apull(seconds: float) -> None:
+        raise Pulled
+
+    with pytest.raises(Pulled):
+        stopped(way, server, log, GENERATED, run_id=run.id, sleep=pull if way == "sync" else apull)
+    known = "was interrupted after the server had accepted it" if accepted else "It may keep running"
+    assert [level for level, _ in log.lines] == [logging.WARNING, logging.ERROR]
+    assert log.lines[1][1].startswith("The stop of run ours was interrupted")
+    assert known in log.lines[1][1]
+    assert log.lines[1][1].endswith(run.url)
+
+
+def until_asked(server: LocalServer) -> None:
+    deadline = time.monotonic() + 60
+    while not any(request.path.endswith("/runs/stop") for request in server.requests):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_cancelled_task_writes_the_last_line_before_it_ends(server: LocalServer) -> None:
+    """The request is under way: nothing but the closing of the flow tells it."""
+    run = submitted(server)
+    server.faults.add("/runs/stop", times=None, delay=30)
+    log = Log(server)
+
+    async def cancel() -> None:
+        async with dstack.AsyncClient(
+            server_url=server.url, project_name=server.project, user_token=server.token
+        ) as client:
+            task = asyncio.create_task(astop_run(client, GENERATED, timeout=20.0, log=log, run_id=run.id))
+            await asyncio.to_thread(until_asked, server)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert log.lines[-1][1].startswith("The stop of run ours was interrupted. It may keep running")
+
+    asyncio.run(cancel())
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_an_accepted_stop_is_reported_once_and_at_once(way: str, server: LocalServer, known: bool) -> None:
+    """Also where the id of the run shows only in the poll after the stop."""
+    run = submitted(server)
+    server.faults.forget_stops(times=2)
+    accepted: list[tuple[StopResult, int]] = []
+
+    def note(result: StopResult) -> None:
+        accepted.append((result, sum("/runs/stop" in request.path for request in server.requests)))
+
+    run_id = run.id if known else None
+    result = stopped(way, server, Log(server), GENERATED, run_id=run_id, timeout=4.0, on_accepted=note)
+    ((first, stops),) = accepted
+    assert (first.state, first.run_id, first.url, stops) == (StopState.ACCEPTED, run.id, run.url, 1)
+    assert result.requests == 2
+
+
+def test_a_stop_that_was_not_accepted_is_not_reported(way: str, server: LocalServer) -> None:
+    run = submitted(server)
+    accepted: list[StopResult] = []
+    body = {"detail": {"msg": "Access denied", "code": None}}
+    server.faults.add("/runs/stop", times=1, status=403, body=body)
+    how: dict[str, Any] = {"run_id": run.id, "timeout": 2.0, "on_accepted": accepted.append}
+    assert stopped(way, server, Log(server), GENERATED, **how).state is StopState.REFUSED
+    server.faults.add("/runs/stop", times=None, status=503)
+    assert stopped(way, server, Log(server), GENERATED, **how).state is StopState.UNCONFIRMED
+    other = RunRef("ours", "another")
+    assert (
+        stopped(way, server, Log(server), other, on_accepted=accepted.append).state is StopState.OTHER_OWNER
+    )
+    assert accepted == []

@@ -88,6 +88,20 @@ def test_a_reply_that_never_comes_is_cut_by_the_timeout(server: LocalServer, cal
     assert calls.submit(target(server, timeout=0.5), configuration=task, marker="ours").name
 
 
+def test_a_missing_reply_is_reported_in_words_with_a_short_number(server: LocalServer, calls: Calls) -> None:
+    """Limits are what is left of a caller's time, with a dozen digits; a library's own text has them all."""
+    server.faults.add(path="runs/get", times=None, delay=30)
+    with pytest.raises(dstack.ServerUnreachableError) as raised:
+        calls.submit(
+            target(server, timeout=0.5123456, retry_budget=0.1),
+            configuration={"type": "task", "commands": ["echo x"]},
+            marker="ours",
+        )
+    # The async transport has one timer for the connect and the head of the reply.
+    within = {"sync": "0.5", "async": "2"}[calls.kind]
+    assert f": no reply within {within} s. Tried " in raised.value.message
+
+
 def test_an_unreachable_server_is_told_after_the_budget(calls: Calls) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -66,6 +66,36 @@ def test_a_request_ends_with_the_time_limit(driver: Driver) -> None:
     assert timeouts == [12.0, 7.0, 2.0, 2.0]
 
 
+@pytest.mark.parametrize("what", ["get", "follow"])
+def test_get_and_follow_end_with_their_time_limit(driver: Driver, what: str) -> None:
+    """Replies take 5 s: no request takes longer than what is left, and none begins behind the limit."""
+    ours = session(driver)
+    timeouts: list[float] = []
+
+    def slow(request: Any) -> Any:
+        timeouts.append(min(request.timeout, 5.0))
+        driver.clock.now += timeouts[-1]
+        if what == "get" or request.timeout < 5.0:
+            raise LOST
+        return reply(run_json("running"))
+
+    script = Script(runs__get=[reply(run_json("running"))])
+    script.send = slow  # type: ignore[method-assign]
+    if what == "get":
+        flow: Any = ours.get("train", timeout=8.0, retry_budget=600)
+    else:
+        snapshot = Driver("sync").run(
+            session(driver).get("train"), Script(runs__get=[reply(run_json("running"))])
+        )
+        flow = dstack.Run(ours, None, snapshot)._follow(  # type: ignore[arg-type]
+            None, timeout=8.0, poll_interval=1.0, logs=False, retry_budget=600
+        )
+    with pytest.raises(dstack.WaitTimeoutError):
+        driver.run(flow, script)
+    assert timeouts[0] == 5.0
+    assert driver.clock.now <= 1008.1
+
+
 class Leave(Exception):
     """End a wait from its own sleep."""
 

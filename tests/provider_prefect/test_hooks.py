@@ -168,13 +168,24 @@ def check_reported_once(owner: FlowRun, run: Run, name: str) -> None:
 @pytest.mark.parametrize("state", [Cancelling, Crashed])
 @pytest.mark.parametrize("stopped", [False, True])
 def test_the_end_of_a_run_is_reported_once_for_a_process_that_was_killed(
-    stopped: bool, state: Any, dstack: LocalServer, credentials: DstackCredentials
+    stopped: bool,
+    state: Any,
+    dstack: LocalServer,
+    credentials: DstackCredentials,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO")
     mine = flow_run()
     run = started_report(dstack, mine, "mine", stopped=stopped)
     stop_dstack_runs(credentials)(idle, mine, state())
-    stop_dstack_runs(credentials)(idle, mine, state())
     assert outcome_of(run).reason == "stopped_by_user"
+    (reported,) = [message for message in caplog.messages if "Reported its end" in message]
+    assert reported.startswith(f"Run {run.name} was stopped")
+    assert reported.endswith(run.url)
+    until(lambda: "dstack.run.terminated" in event_names(run.id), seconds=30)
+    caplog.clear()
+    stop_dstack_runs(credentials)(idle, mine, state())
+    assert "Reported its end" not in caplog.text
     check_reported_once(mine, run, "mine")
     (ended,) = [event for event in events_of(run.id) if event["event"] == "dstack.run.terminated"]
     assert ended["related"][0]["prefect.resource.id"] == f"prefect.flow-run.{mine.id}"
@@ -229,9 +240,10 @@ def test_a_refused_stop_is_logged_with_what_to_do(
     started = time.monotonic()
     stop_dstack_runs(credentials)(idle, mine, Crashed())
     assert time.monotonic() - started < 30
-    assert f"Stopping run mine: {run.url}" in caplog.text
+    assert f"Stopping run mine (the flow run crashed): {run.url}" in caplog.text
     assert "refused to stop run mine" in caplog.text
-    assert "Ask an admin of the project" in caplog.text
+    assert caplog.text.count("Ask an admin of the project") == 1
+    assert "Ask somebody" not in caplog.text
     assert not is_stopped(run)
 
 

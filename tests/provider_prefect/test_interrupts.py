@@ -120,12 +120,19 @@ def test_an_interrupt_leaves_a_run_that_is_to_be_kept(
     assert asked(dstack, "/runs/stop") == 0
 
 
-def test_a_second_interrupt_lets_go(dstack: LocalServer, credentials: DstackCredentials) -> None:
+@pytest.mark.parametrize("task", [run_task, arun_task])
+def test_a_second_interrupt_lets_go_and_is_logged_last(
+    task: Any, dstack: LocalServer, credentials: DstackCredentials, caplog: pytest.LogCaptureFixture
+) -> None:
     dstack.faults.add("/runs/stop", delay=20, times=None)
 
     @flow
     def stuck() -> None:
-        run_task(LONG, credentials, **FAST)
+        task(LONG, credentials, **FAST)
+
+    @flow
+    async def astuck() -> None:
+        await task(LONG, credentials, **FAST)
 
     def press_twice() -> None:
         until(lambda: is_running(dstack))
@@ -135,9 +142,13 @@ def test_a_second_interrupt_lets_go(dstack: LocalServer, credentials: DstackCred
 
     thread = in_background(press_twice)
     with pytest.raises(KeyboardInterrupt):
-        stuck()
+        asyncio.run(astuck()) if task is arun_task else stuck()
     thread.join()
     assert asked(dstack, "/runs/stop") == 1
+    run = the_run(dstack)
+    mine = [message for message in caplog.messages if run.name in message]
+    assert mine[-1].startswith(f"The stop of run {run.name} was interrupted. It may keep running")
+    assert mine[-1].endswith(run.url)
 
 
 @pytest.mark.parametrize("task", [run_task, arun_task])
@@ -155,7 +166,10 @@ def test_a_server_that_cannot_be_asked_holds_up_the_end_for_a_short_time_only(
 
     run = interrupt(task, dstack, fall_silent, LONG, credentials)
     assert time.monotonic() - interrupted[0] < PATIENT.stop + 15
-    assert f"Stopping run {run.name}: {run.url}" in caplog.text
+    # What an async task gets is no KeyboardInterrupt.
+    reason = "Ctrl-C" if task is run_task else "the task was cancelled"
+    assert f"Stopping run {run.name} ({reason}): {run.url}" in caplog.text
+    assert "The reaper (prefect-dstack reap)" in caplog.text
     assert "Could not confirm that run" in caplog.text
     assert "dstack stop" not in caplog.text
 

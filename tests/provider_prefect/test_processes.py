@@ -14,13 +14,15 @@ from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.states import Cancelling, Scheduled
+from prefect.states import Cancelling, Crashed, Scheduled
 
 from dstack_core import Run
 from dstack_core.local import LocalServer
+from prefect_dstack import DstackCredentials
+from prefect_dstack.reaper import reap
 
 from .hosts import module
-from .support import all_runs, is_running, log_records, outcome_of, state_of, stops, until
+from .support import all_runs, is_running, log_records, outcome_of, set_state, state_of, stops, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixtures("prefect_server")]
 
@@ -237,6 +239,26 @@ def test_control_c_in_a_plain_script_stops_the_run(name: str, dstack: LocalServe
     (run,) = all_runs(dstack)
     assert outcome_of(run).reason == "stopped_by_user"
     assert stops(dstack) == 1
+
+
+def test_a_killed_plain_script_is_stopped_once_its_flow_run_is_crashed(
+    dstack: LocalServer, credentials: DstackCredentials, tmp_path: Path
+) -> None:
+    """Nothing calls the hooks of a plain script, and its flow run stays Running."""
+    with python(dstack, "hooked", TEST_PIDS=str(tmp_path), TEST_LOG=str(tmp_path / "log")) as process:
+        until(lambda: is_running(dstack), seconds=START_SECONDS)
+        (pid_file,) = [path for path in tmp_path.iterdir() if path.name != "log"]
+        process.kill()
+        process.wait(60)
+    flow_run_id = UUID(pid_file.name)
+    (run,) = all_runs(dstack)
+    (finding,) = [found for found in reap(credentials, min_age=0) if found["run_name"] == run.name]
+    assert (finding["stopped"], finding["reason"]) == (False, "its flow run has not ended")
+    assert state_of(flow_run_id).is_running()
+    set_state(flow_run_id, Crashed())
+    (finding,) = [found for found in reap(credentials, min_age=0) if found["run_name"] == run.name]
+    assert (finding["stopped"], finding["reason"]) == (True, "its flow run has ended")
+    assert outcome_of(run).reason == "stopped_by_user"
 
 
 def test_a_plain_script_notices_a_cancellation_that_nobody_tells_it(

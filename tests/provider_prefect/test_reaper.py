@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -245,7 +246,7 @@ def test_a_refused_stop_is_in_the_finding(dstack: LocalServer, credentials: Dsta
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reaper, "_END_SECONDS", 3.0)
         (finding,) = reap(credentials, min_age=0)
-    assert "not confirmed" in finding["reason"]
+    assert finding["reason"].startswith("its flow run has ended; the server refused the stop: ")
 
 
 def command(server: LocalServer, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
@@ -275,6 +276,9 @@ def test_the_command_shows_what_it_did(dstack: LocalServer) -> None:
     shown = command(dstack, "--min-age", "0")
     assert shown.returncode == 0, shown.stderr
     assert f"Stopped: run {left.name} ({left.url}) of flow_run/" in shown.stdout
+    assert re.fullmatch(
+        r"\d+ runs? of Prefect flows and tasks: .*1 stopped.*\.", shown.stdout.splitlines()[-1]
+    )
     assert is_stopped(left)
     # The process has ended: its event was sent before.
     until(lambda: "dstack.run.terminated" in event_names(left.id), seconds=30)

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from prefect_dstack import __version__
-from prefect_dstack.reaper import describe
+from prefect_dstack.reaper import describe, summary
 from prefect_dstack.reaper import reap as find_and_stop
 
 app = App(
@@ -34,8 +34,8 @@ def reap(
 ) -> int:
     """Stop the active dstack runs whose flow run has ended, and report how runs ended.
 
-    Prints a line for each run. Returns 0, or 1 with one line on the standard error when a server does not
-    answer, and when a run could not be stopped.
+    Prints a line for each run, and their count. Returns 0, or 1 with one line on the standard error when a
+    server does not answer, and when a run could not be stopped.
     """
     from prefect.settings import PREFECT_API_URL
 
@@ -52,8 +52,7 @@ def reap(
         return 1
     for found in findings:
         sys.stdout.write(f"{describe(found, dry_run=dry_run)}\n")
-    if not findings:
-        sys.stdout.write("No active or unreported run of a flow run was found.\n")
+    sys.stdout.write(f"{summary(findings, dry_run=dry_run)}\n")
     return 1 if any(found["failed"] for found in findings) else 0
 
 

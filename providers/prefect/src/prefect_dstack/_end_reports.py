@@ -135,14 +135,31 @@ def _repeat_stop(run: Run, logger: Any) -> None:
         logger.error("%s", error.message)
 
 
-def report_stopping(result: StopResult, flow_run_id: str | None, logger: Any) -> None:
-    """Emit ``dstack.run.stopping`` if the run is going to end; a Prefect server that refuses it is logged."""
-    if result.run_id is None or not _report.is_going_to_end(result):
-        return
-    payload = _report.stopping_payload(result.url, flow_run_id)
-    _report.try_emit(
-        "stopping", result.run_name, result.run_id, payload, flow_run_id=flow_run_id, logger=logger
-    )
+class StoppingReport:
+    """Emits ``dstack.run.stopping`` once, if the run is going to end: for ``on_accepted``, then the result.
+
+    A Prefect server that refuses the event is logged.
+    """
+
+    def __init__(self, flow_run_id: str | None, logger: Any) -> None:
+        self._flow_run_id = flow_run_id
+        self._logger = logger
+        self._was_emitted = False
+
+    def __call__(self, result: StopResult) -> None:
+        """Emit the event unless that was done; makes no request."""
+        if self._was_emitted or result.run_id is None or not _report.is_going_to_end(result):
+            return
+        self._was_emitted = True
+        payload = _report.stopping_payload(result.url, self._flow_run_id)
+        _report.try_emit(
+            "stopping",
+            result.run_name,
+            result.run_id,
+            payload,
+            flow_run_id=self._flow_run_id,
+            logger=self._logger,
+        )
 
 
 def report_earlier_stop(run: Run, logger: Any) -> None:
@@ -171,23 +188,27 @@ def flow_run_of(marker: str | None) -> str | None:
 
 
 def _reported(run: Unreported, outcome: Outcome, logger: Any) -> bool:
+    """Report the end of a run; false where Prefect refused that, or showed the end already."""
     try:
         with quick_prefect_client() as api:
-            _report_end(api, run, outcome)
+            is_new = _report_end(api, run, outcome)
     except Exception as error:
         logger.warning("Prefect did not take the report of run %s: %s", run.run_name, error)
         return False
-    logger.info("Reported the end of run %s: %s (%s)", run.run_name, outcome.message, outcome.url)
-    return True
+    if is_new:
+        logger.info("Run %s %s. Reported its end: %s", run.run_name, outcome.message, outcome.url)
+    return is_new
 
 
-def _report_end(api: SyncPrefectClient, run: Unreported, outcome: Outcome) -> None:
+def _report_end(api: SyncPrefectClient, run: Unreported, outcome: Outcome) -> bool:
+    """Report what Prefect does not show yet; false where there was nothing to report."""
     status = str(outcome.status)
-    if not _report.was_emitted(api, status, run.run_id):
+    is_known = _report.was_emitted(api, status, run.run_id)
+    if not is_known:
         _report.emit(status, run.run_name, run.run_id, outcome.to_dict(), flow_run_id=run.flow_run_id)
     artifact = run.artifact
     if artifact is None:
-        return
+        return not is_known
     key = (artifact.key or "").removesuffix(_report.PROGRESS_SUFFIX)
     if not _report.has_table(api, key, run.run_name, artifact.flow_run_id):
         _report.create_artifact(
@@ -200,6 +221,7 @@ def _report_end(api: SyncPrefectClient, run: Unreported, outcome: Outcome) -> No
             task_run_id=artifact.task_run_id,
         )
     _report.update_progress(api, artifact.id, run.run_name, status, _report.ENDED_PERCENT)
+    return True
 
 
 def _progress_artifacts(api: SyncPrefectClient, flow_run_ids: Iterable[UUID] | None) -> Iterator[Artifact]:

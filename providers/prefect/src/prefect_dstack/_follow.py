@@ -135,11 +135,11 @@ def execute(job: Job, block: DstackCredentials | None, body: Callable[[Client], 
             raise
         allowed = job.time_to_stop(error)
         try:
-            stop(job, block, allowed)
+            stop(job, block, allowed, job.reason_to_stop(error))
         except BaseException:
             if isinstance(error, StopRequested):
                 # The signal of the same cancellation interrupted the stop.
-                stop(job, block, allowed)
+                stop(job, block, allowed, error.reason)
             raise
         raise
     finally:
@@ -162,11 +162,11 @@ async def aexecute(
             raise
         allowed = job.time_to_stop(error)
         try:
-            await astop(job, block, allowed)
+            await astop(job, block, allowed, job.reason_to_stop(error))
         except BaseException:
             if isinstance(error, StopRequested):
                 # The signal of the same cancellation interrupted the stop.
-                await astop(job, block, allowed)
+                await astop(job, block, allowed, error.reason)
             raise
         raise
     finally:

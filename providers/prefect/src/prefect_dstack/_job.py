@@ -23,7 +23,7 @@ from prefect_dstack._stop import BEFORE_THE_KILL, PATIENT, StopTime
 
 if TYPE_CHECKING:
     from dstack_core import AsyncRun, Outcome, Run
-    from dstack_core.integration import Attempt, AttemptNames
+    from dstack_core.integration import Attempt, AttemptNames, StopResult
 
 SLICE_SECONDS = 0.5
 _INTERRUPTS = (TerminationSignal, KeyboardInterrupt, SystemExit, asyncio.CancelledError)
@@ -35,8 +35,8 @@ class Job:
 
     ``names`` are those of all its attempts, ``attempt`` is the one that is meant at any moment. ``is_owned``
     (bool): the run is stopped when its execution ends early. ``flow_run_id`` (str) is the flow run in whose
-    log the run's log is. ``page`` (str) is where a person finds the run. ``code`` is what the client that
-    submits is made with.
+    log the run's log is. ``page`` (str) is where a person finds the run. ``stopped`` is what is known after a
+    stop, None before. ``code`` is what the client that submits is made with.
     """
 
     spec: dict[str, Any]
@@ -52,6 +52,7 @@ class Job:
     is_owned: bool = True
     flow_run_id: str | None = None
     page: str = ""
+    stopped: StopResult | None = None
     code: Code = field(default_factory=Code)
 
     def sleep(self, seconds: float) -> None:
@@ -179,6 +180,20 @@ class Job:
         is_signal = isinstance(error, TerminationSignal | SystemExit)
         return PATIENT if self._timed_out() and not is_signal else BEFORE_THE_KILL
 
+    def reason_to_stop(self, error: BaseException) -> str | None:
+        """Return why the run is stopped after ``error``, as far as this process knows."""
+        if isinstance(error, StopRequested):
+            return error.reason
+        if isinstance(error, KeyboardInterrupt):
+            return "Ctrl-C"
+        if isinstance(error, TerminationSignal | SystemExit):
+            return "the process of the flow run is ending"
+        if self._timed_out():
+            return "timeout_seconds has passed"
+        if isinstance(error, asyncio.CancelledError):
+            return "the task was cancelled"
+        return f"the task raised {type(error).__name__}"
+
     def leave(self, error: BaseException) -> None:
         """Log what becomes of a run that is not stopped although its task ends."""
         from dstack_core import RunNotFoundError, ServerError
@@ -205,9 +220,35 @@ class Job:
         name = self.attempt.ref.name
         if not self._may_exist():
             done = f"Run {name} was not submitted"
+        elif self.stops_after(request):
+            done = self._stop_in_words()
         else:
-            done = f"Stopped run {name}" if self.stops_after(request) else f"Left run {name} running"
-        return Cancelled(message=f"{done}: {request.reason}.")
+            done = f"Left run {name} running"
+        reason = f"{request.reason[:1].upper()}{request.reason[1:]}"
+        return Cancelled(message=f"{reason}. {done}.")
+
+    def _stop_in_words(self) -> str:
+        """Return what is known of the run after its stop, without a full stop."""
+        name, result = self.attempt.ref.name, self.stopped
+        outcome = self.relay.outcome or (None if result is None else result.outcome)
+        if outcome is not None:
+            # It may also have ended by itself, a moment before the stop.
+            was_stopped = str(outcome.reason) == "stopped_by_user"
+            return f"Stopped run {name}" if was_stopped else f"Run {name} {outcome.message}"
+        if result is None:
+            return f"Could not stop run {name}; it may still be running: {self.page}"
+        match str(result.state):
+            case "ended":
+                return f"Run {name} has ended"
+            case "stopping" | "accepted":
+                return f"Run {name} is stopping"
+            case "missing":
+                return f"There is no run {name} to stop"
+            case "other_owner":
+                return f"Run {name} belongs to another owner now and was left alone"
+            case _:
+                error = (result.error or "no reply").rstrip(".")
+                return f"Could not stop run {name} ({error}); it may still be running: {result.url}"
 
     def _may_exist(self) -> bool:
         """Whether there may be a run: not before the submission, unless an earlier execution left one."""

@@ -12,6 +12,7 @@ from prefect_dstack import _end_reports
 from prefect_dstack._connect import PATIENT_TIMEOUT, open_client, quick_prefect_client
 from prefect_dstack._end_reports import Unreported
 from prefect_dstack._names import flow_run_marker_prefix, outlives_crash
+from prefect_dstack._stop import BACKSTOP
 
 if TYPE_CHECKING:
     from dstack_core import Client, Run
@@ -36,6 +37,7 @@ def stop_left_over(block: DstackCredentials | None, flow_run_id: UUID, *, crashe
     After a crash, runs submitted with ``on_crash="keep"`` are left alone. Raises the server errors of the
     list of runs.
     """
+    reason = "the flow run crashed" if crashed else "the flow run was cancelled"
     flow_run_ids = with_subflows(flow_run_id, logger)
     prefixes = tuple(flow_run_marker_prefix(str(run_id)) for run_id in flow_run_ids)
     found: dict[str, Run] = {}
@@ -48,7 +50,7 @@ def stop_left_over(block: DstackCredentials | None, flow_run_id: UUID, *, crashe
             mine = [run for run in client.runs.list() if _is_left_over(run, prefixes, crashed=crashed)]
             found |= {run.id: run for run in mine}
             active = [run for run in mine if not run.last_status.is_ending and run.id not in stopped]
-            results = stop_all(client, active, logger)
+            results = stop_all(client, active, logger, reason)
             stopped |= {run.id for run in active}
             refused |= {
                 run.id for run, result in zip(active, results, strict=True) if result.state == "refused"
@@ -62,11 +64,12 @@ def stop_left_over(block: DstackCredentials | None, flow_run_id: UUID, *, crashe
         _report(client, found, stopped, flow_run_ids, logger)
 
 
-def stop_all(client: Client, runs: Iterable[Run], logger: Any) -> list[StopResult]:
+def stop_all(client: Client, runs: Iterable[Run], logger: Any, reason: str) -> list[StopResult]:
     """Stop runs that were just seen active, several at once; emit ``dstack.run.stopping`` for each."""
     from dstack_core.integration import RunRef, stop_run
 
     def stop(run: Run) -> StopResult:
+        report = _end_reports.StoppingReport(_end_reports.flow_run_of(run.marker), logger)
         result = stop_run(
             client,
             RunRef(run.name, run.marker or ""),
@@ -74,8 +77,11 @@ def stop_all(client: Client, runs: Iterable[Run], logger: Any) -> list[StopResul
             submitted=True,
             timeout=PATIENT_TIMEOUT,
             log=logger,
+            reason=reason,
+            backstop=BACKSTOP,
+            on_accepted=report,
         )
-        _end_reports.report_stopping(result, _end_reports.flow_run_of(run.marker), logger)
+        report(result)
         return result
 
     with ThreadPoolExecutor(_STOPS_AT_ONCE, thread_name_prefix="dstack-stop") as pool:

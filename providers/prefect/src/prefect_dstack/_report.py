@@ -71,6 +71,7 @@ class Report:
         self._progress: UUID | None = None
         self._last: PrefectEvent | None = None
         self._ended = False
+        self._is_stopping = False
 
     def start(self, run: Run | AsyncRun) -> None:
         """Emit ``dstack.run.started``, link to the run's page and service, and show the progress."""
@@ -100,13 +101,22 @@ class Report:
             name, status = event.progress.run_name, str(event.status)
             self._set_progress(name, status, _PERCENT.get(status, 50.0))
 
-    def stopping(self, result: StopResult) -> None:
-        """Emit ``dstack.run.stopping`` and show it, at once: the process may be killed before the end."""
-        if result.run_id is None or self._ended or not is_going_to_end(result):
+    def accepted(self, result: StopResult) -> None:
+        """Emit ``dstack.run.stopping``, once: for a stop that the server has accepted just now.
+
+        Makes no request: Prefect sends events from a thread of its own.
+        """
+        if result.run_id is None or self._ended or self._is_stopping or not is_going_to_end(result):
             return
+        self._is_stopping = True
         payload = stopping_payload(result.url, self._owner["flow_run_id"])
         self._emit("stopping", result.run_name, result.run_id, payload)
-        self._set_progress(result.run_name, "stopping", _PERCENT["stopping"])
+
+    def stopping(self, result: StopResult) -> None:
+        """Show that the run is stopping; emit the event where another process had stopped it."""
+        self.accepted(result)
+        if self._is_stopping and not self._ended:
+            self._set_progress(result.run_name, "stopping", _PERCENT["stopping"])
 
     def end(self, outcome: Outcome | None, *, may_be_known: bool = False) -> None:
         """Emit ``dstack.run.<status>`` and show the outcome as a table; nothing without an outcome.

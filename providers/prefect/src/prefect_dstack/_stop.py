@@ -4,16 +4,15 @@ The problem: Prefect kills the process of a cancelled flow run 30 s after the ca
 needs 2 to 20 s to end a run after a stop, more when it is busy. What was not reported by then is lost.
 
 The idea: each way in states its time. Where the kill threatens, the stop has 18 s and the wait for the end
-the rest of 22 s, which leaves 8 s to notice the cancellation and to the flow's own clean-up;
-``dstack.run.stopping`` is emitted as soon as the stop was sent, and a hook, the worker or the reaper reports
-the end if the process is gone by then. Nothing kills a task whose time limit passed or that raised an
-exception: the stop has as long as a reply may take, the end two minutes.
+the rest of 22 s, requests included. That leaves 8 s to notice the cancellation and for the flow's own
+clean-up. ``dstack.run.stopping`` is emitted as soon as the server has accepted the stop, and a hook, the
+worker or the reaper reports the end if the process is gone by then. Nothing kills a task whose time limit
+passed or that raised an exception: the stop has as long as a reply may take, the end two minutes.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -48,12 +47,10 @@ BEFORE_THE_KILL = StopTime(stop=18.0, end=22.0)
 PATIENT = StopTime(stop=PATIENT_TIMEOUT, end=120.0)
 
 
-# The first line of any stop, logged before any request.
+# The first line of a stop that a user's code asks for, logged before any request.
 STOPPING = "Stopping run %s: %s"
-
-
-class _OutOfTime(Exception):
-    """Leave the wait for the end."""
+# What else stops a run whose stop was not confirmed.
+BACKSTOP = "The reaper (prefect-dstack reap), where it is scheduled, stops it at its next pass"
 
 
 def log_stop(logger: Any, result: StopResult) -> None:
@@ -63,36 +60,44 @@ def log_stop(logger: Any, result: StopResult) -> None:
     logger.info("%s", describe_stop(result))
 
 
-def stop(job: Job, block: DstackCredentials | None, allowed: StopTime) -> None:
+def stop(job: Job, block: DstackCredentials | None, allowed: StopTime, reason: str | None = None) -> None:
     """Stop the job's run, relay the rest of its log and report its end. Raises no error of a server.
 
-    A new client is used: the interrupted one may be in the middle of a reply.
+    A new client is used: the interrupted one may be in the middle of a reply. ``reason`` is why the run is
+    stopped. The result is left in ``job.stopped``.
     """
+    from dstack_core import WaitTimeoutError
     from dstack_core.integration import stop_run
 
     deadline = time.monotonic() + allowed.end
     try:
         with open_client(block, allowed.stop, allowed.stop) as client:
-            result = stop_run(client, job.attempt.ref, timeout=allowed.stop, **_known(job))
+            result = stop_run(client, job.attempt.ref, timeout=allowed.stop, **_known(job, reason))
+            job.stopped = result
             job.report.stopping(result)
             if _is_worth_following(result):
-                sleep = _sleep_until(deadline)
-                left = deadline - time.monotonic()
-                run = client.runs.get(result.run_name, retry_budget=left, sleep=sleep)
+                left = _left(deadline)
+                run = client.runs.get(result.run_name, timeout=left, retry_budget=left)
                 if run is not None and result.run_id in (None, run.id):
+                    left = _left(deadline)
                     for event in run.follow(
-                        job.relay.progress, poll_interval=_POLL_SECONDS, retry_budget=left, sleep=sleep
+                        job.relay.progress, timeout=left, poll_interval=_POLL_SECONDS, retry_budget=left
                     ):
                         job.relay.handle(event)
-    except _OutOfTime:
+    except WaitTimeoutError:
         _log_unfinished(job)
     except Exception as error:
         _log_failure(job, error)
+    except BaseException:
+        _log_interrupt(job)
+        raise
     _log_end(job)
     job.report.end(job.relay.outcome)
 
 
-async def astop(job: Job, block: DstackCredentials | None, allowed: StopTime) -> None:
+async def astop(
+    job: Job, block: DstackCredentials | None, allowed: StopTime, reason: str | None = None
+) -> None:
     """Stop the job's run: the twin of ``stop``, shielded from the cancellation that led here."""
     from dstack_core.integration import astop_run
 
@@ -100,7 +105,8 @@ async def astop(job: Job, block: DstackCredentials | None, allowed: StopTime) ->
     with anyio.move_on_after(allowed.end, shield=True) as waiting:
         try:
             async with open_async_client(block, allowed.stop, allowed.stop) as client:
-                result = await astop_run(client, job.attempt.ref, timeout=allowed.stop, **_known(job))
+                result = await astop_run(client, job.attempt.ref, timeout=allowed.stop, **_known(job, reason))
+                job.stopped = result
                 await anyio.to_thread.run_sync(job.report.stopping, result)
                 if _is_worth_following(result):
                     left = deadline - time.monotonic()
@@ -114,6 +120,10 @@ async def astop(job: Job, block: DstackCredentials | None, allowed: StopTime) ->
                                 job.relay.handle(event)
         except Exception as error:
             _log_failure(job, error)
+        except BaseException:
+            if not waiting.cancel_called:
+                _log_interrupt(job)
+            raise
     if waiting.cancelled_caught:
         _log_unfinished(job)
     _log_end(job)
@@ -121,10 +131,14 @@ async def astop(job: Job, block: DstackCredentials | None, allowed: StopTime) ->
         await anyio.to_thread.run_sync(job.report.end, job.relay.outcome)
 
 
-def _known(job: Job) -> dict[str, Any]:
+def _known(job: Job, reason: str | None) -> dict[str, Any]:
     attempt = job.attempt
     return {
         "log": job.logger,
+        "reason": reason,
+        "backstop": BACKSTOP,
+        # The process may be killed before the stop is confirmed.
+        "on_accepted": job.report.accepted,
         "run_id": attempt.run_id,
         "submitted": attempt.run_id is not None,
         "may_appear": attempt.may_appear,
@@ -136,19 +150,23 @@ def _is_worth_following(result: StopResult) -> bool:
     return result.is_safe and result.state not in ("missing", "other_owner")
 
 
-def _sleep_until(deadline: float) -> Callable[[float], None]:
-    def sleep(seconds: float) -> None:
-        if time.monotonic() + seconds > deadline:
-            raise _OutOfTime
-        time.sleep(seconds)
-
-    return sleep
+def _left(deadline: float) -> float:
+    return max(deadline - time.monotonic(), 0.1)
 
 
 def _log_failure(job: Job, error: Exception) -> None:
     job.logger.warning(
-        "The end of run %s could not be awaited: %s. Its page: %s", job.attempt.ref.name, error, job.page
+        "The end of run %s could not be awaited: %s. Its page: %s",
+        job.attempt.ref.name,
+        str(error).rstrip("."),
+        job.page,
     )
+
+
+def _log_interrupt(job: Job) -> None:
+    """Log last that the wait for the end was interrupted; an interrupted stop has logged that itself."""
+    if job.stopped is not None and job.relay.outcome is None:
+        _log_unfinished(job)
 
 
 def _log_unfinished(job: Job) -> None:

@@ -1,6 +1,7 @@
 """Flow hooks that stop what a cancelled or crashed flow run left running, and report how it ended.
 
-They run in another process than the flow's, also after SIGKILL; add them where the flow is defined.
+``serve()`` and workers call them in a process of their own, also after a SIGKILL of the flow's. Nothing calls
+them for a plain script (``python flow.py``) that is killed. Add them where the flow is defined.
 Source: Prefect's documentation, "State change hooks".
 """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _BUDGET = 30.0
 _UNKNOWN = "unknown"
+_ENDED = "its flow run or task run has ended"
 # A real server needs 2 to 20 s to end a run (PROTOCOL 5.4). What needs longer is reported by the next pass.
 _END_SECONDS = 60.0
 _log = logging.getLogger("prefect_dstack")
@@ -65,8 +66,9 @@ def reap(
     """Stop the active runs whose flow run or task run has ended, and report how runs ended.
 
     Left alone are the runs submitted with ``on_crash="keep"`` unless their flow run was cancelled, and those
-    that a task still waits for. A flow run that died unnoticed is still Running in Prefect; Prefect's
-    "Crash zombie flows" automation ends it.
+    that a task still waits for. If the process of a plain script is killed, its flow run stays Running, so
+    its runs are left alone until the flow run is set to Crashed: by hand, by the API, or by Prefect's "Crash
+    zombie flows" automation.
 
     Runs that are stopped here are awaited for up to a minute. Their ends are reported in Prefect, and so are
     those of runs that ended earlier without a report: because their flow's process was killed and had no
@@ -108,9 +110,10 @@ def reap(
         if dry_run:
             return [asdict(finding) for finding in findings.values()]
         stopped = [run for run in active if run.id in findings and findings[run.id].stopped]
-        for run, result in zip(stopped, stop_all(client, stopped, _log), strict=True):
+        for run, result in zip(stopped, stop_all(client, stopped, _log, _ENDED), strict=True):
             if not result.is_safe:
-                reason = f"{findings[run.id].reason}; the stop was not confirmed: {result.error}"
+                failure = "the server refused" if result.state == "refused" else "could not confirm"
+                reason = f"{findings[run.id].reason}; {failure} the stop: {result.error}"
                 findings[run.id] = replace(findings[run.id], stopped=False, failed=True, reason=reason)
         for finding in _report_ends(client, api, judge, active, _stopped(findings)):
             findings.setdefault(*finding)
@@ -177,13 +180,14 @@ class _Judge:
         return Finding(run.name, run.url, f"{kind}/{owner_id}", name, stopped, reason)
 
     def _verdict(self, marker: str, kind: str, owner_id: str, state: State[Any] | None) -> tuple[bool, str]:
+        owner = "task run" if kind == "task_run" else "flow run"
         if state is None:
-            return self._stop_unknown, "this Prefect server does not know its owner"
+            return self._stop_unknown, f"this Prefect server does not know its {owner}"
         if not state.is_final():
-            return False, "its owner has not ended"
+            return False, f"its {owner} has not ended"
         age = _age(state)
         if age < self._min_age:
-            return False, f"its owner ended {age:.0f} s ago"
+            return False, f"its {owner} ended {age:.0f} s ago"
         if kind != "worker" and not state.is_cancelled() and outlives_crash(marker):
             return False, 'it was submitted with on_crash="keep"'
         if (
@@ -192,7 +196,7 @@ class _Judge:
             and self._is_waited_for(owner_id)
         ):
             return False, "a task of its flow run still runs"
-        return True, "its owner has ended"
+        return True, f"its {owner} has ended"
 
     def has_ended(self, flow_run_id: str | None) -> bool:
         """Whether the flow run has ended for so long that it reports nothing itself any more."""
@@ -256,7 +260,7 @@ def _report_ends(
         owner = next(run.flow_run_id for run in others if run.run_id == outcome.run_id)
         state = judge.state("flow_run", owner) if owner else None
         name = _UNKNOWN if state is None else str(state.name)
-        reason = f"its end was not reported yet: {outcome.message}"
+        reason = f"it {outcome.message}; its end was not reported before"
         found.append(
             (outcome.run_id, Finding(outcome.run_name, outcome.url, f"flow_run/{owner}", name, False, reason))
         )
@@ -281,6 +285,7 @@ def _log_findings(findings: list[dict[str, Any]], dry_run: bool) -> None:
     for found in findings:
         level = logging.ERROR if found["failed"] else logging.INFO
         logger.log(level, "%s", describe(found, dry_run=dry_run))
+    logger.info("%s", summary(findings, dry_run=dry_run))
     failed = [found for found in findings if found["failed"]]
     if failed:
         names = ", ".join(f"{found['run_name']} ({found['url']})" for found in failed)
@@ -289,9 +294,23 @@ def _log_findings(findings: list[dict[str, Any]], dry_run: bool) -> None:
         )
 
 
+def summary(findings: Sequence[Mapping[str, Any]], *, dry_run: bool) -> str:
+    """Return the count of findings by action, in one line."""
+    if not findings:
+        return "No active or unreported run of a Prefect flow or task was found."
+    actions = [_action(found, dry_run).lower() for found in findings]
+    counts = ", ".join(f"{actions.count(one)} {one}" for one in dict.fromkeys(actions))
+    noun = "run" if len(findings) == 1 else "runs"
+    return f"{len(findings)} {noun} of Prefect flows and tasks: {counts}."
+
+
 def describe(found: Mapping[str, Any], *, dry_run: bool) -> str:
     """Return a finding in one line; ``dry_run`` says that nothing was stopped."""
-    did = "Would stop" if dry_run else "Stopped"
-    action = "Not stopped" if found["failed"] else did if found["stopped"] else "Left"
     owner = f"{found['owner']} ({found['state']})"
+    action = _action(found, dry_run)
     return f"{action}: run {found['run_name']} ({found['url']}) of {owner}: {found['reason']}"
+
+
+def _action(found: Mapping[str, Any], dry_run: bool) -> str:
+    did = "Would stop" if dry_run else "Stopped"
+    return "Not stopped" if found["failed"] else did if found["stopped"] else "Left"

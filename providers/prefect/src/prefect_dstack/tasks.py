@@ -51,7 +51,8 @@ def run_task(
         stream_logs: Send the log lines to the run logger.
         artifacts: Show the run in the flow run's artifacts: its page, its progress, its outcome.
         on_crash: What a process that dies or is interrupted leaves behind: ``"stop"`` (with the hooks of this
-            package also after SIGKILL), or ``"keep"`` for another execution to adopt.
+            package, in a flow of ``serve()`` or a worker, also after SIGKILL), or ``"keep"`` for another
+            execution to adopt.
         resources: A ``Resources``, or the same dict or text as in YAML, such as ``{"gpu": "24GB.."}``.
         spot_policy: ``"spot"``, ``"on-demand"`` or ``"auto"``.
         retry_policy: A ``RetryPolicy``, True, False, or a dict as ``retry`` in YAML.

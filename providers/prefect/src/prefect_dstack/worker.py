@@ -17,14 +17,14 @@ from prefect.workers.base import BaseWorker, BaseWorkerResult
 
 from prefect_dstack import _report
 from prefect_dstack._connect import PATIENT_TIMEOUT, aload, open_async_client
-from prefect_dstack._end_reports import flow_run_of, report_stopping
+from prefect_dstack._end_reports import StoppingReport, flow_run_of
 from prefect_dstack._left_over import stop_left_over
 from prefect_dstack._machine import DstackJobConfiguration, DstackVariables
 from prefect_dstack._machine_runs import find, identifier, submit_once
 from prefect_dstack._orphans import claim, orphans, relayed_lines, worker_of
 from prefect_dstack._relay import Relay
 from prefect_dstack._secrets import secrets_in
-from prefect_dstack._stop import STOPPING, log_stop
+from prefect_dstack._stop import BACKSTOP
 
 if TYPE_CHECKING:
     import anyio.abc
@@ -104,8 +104,11 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         """Stop the machine of a flow run; without a grace period its processes are killed.
 
         Raises ``InfrastructureNotFound`` when it has ended, ``InfrastructureNotAvailable`` when it is in
-        another project, and the server errors.
+        another project, ``DstackError`` when the stop was refused or not confirmed, and the server errors.
         """
+        from dstack_core import DstackError
+        from dstack_core.integration import RunRef, astop_run, describe_stop
+
         logger = get_worker_logger(self)
         project, _, run_name = infrastructure_pid.rpartition(":")
         async with open_async_client(
@@ -118,11 +121,22 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             run = await client.runs.get(run_name)
             if run is None or run.outcome() is not None:
                 raise InfrastructureNotFound(f"no active run {run_name} in project {project!r}")
-            logger.warning(STOPPING, run.name, run.url)
-            result = await run.stop(abort=grace_seconds <= 0, until="stopping", timeout=PATIENT_TIMEOUT)
-            log_stop(logger, result)
             # Should this worker die before the machine has ended, the reaper reports the end.
-            await asyncio.to_thread(report_stopping, result, flow_run_of(run.marker), logger)
+            report = StoppingReport(flow_run_of(run.marker), logger)
+            result = await astop_run(
+                client,
+                RunRef(run.name, run.marker or "", generated=True),
+                run_id=run.id,
+                timeout=PATIENT_TIMEOUT,
+                log=logger,
+                abort=grace_seconds <= 0,
+                reason="Prefect ends the flow run's infrastructure",
+                backstop=BACKSTOP,
+                on_accepted=report,
+            )
+            report(result)
+            if not result.is_safe:
+                raise DstackError(describe_stop(result))
 
     async def sync_with_backend(self) -> None:
         """Send Prefect a heartbeat, and take over the flow runs of workers that ended."""
@@ -224,12 +238,21 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             if has_started and asked_at - ended_since < GRACE_SECONDS:
                 return
             logger.warning("The flow run is %s and needs no machine any more.", state.name)
-            ref = RunRef(run.name, run.marker or "", generated=True)
-            result = await astop_run(client, ref, run_id=run.id, timeout=PATIENT_TIMEOUT, log=logger)
+            report = StoppingReport(str(flow_run_id), logger)
+            result = await astop_run(
+                client,
+                RunRef(run.name, run.marker or "", generated=True),
+                run_id=run.id,
+                timeout=PATIENT_TIMEOUT,
+                log=logger,
+                reason=f"the flow run is {state.name}",
+                backstop="This worker tries again",
+                on_accepted=report,
+            )
             if not result.is_safe:
                 return
             is_stopped = True
-            report_stopping(result, str(flow_run_id), logger)
+            report(result)
             if state.is_cancelling():
                 await self._set_cancelled(flow_run_id, "Cancelled before its machine was ready.")
 
