@@ -91,6 +91,13 @@ def _private_key(git_conn_id: str, extra: dict[str, Any]) -> str | None:
                 f"none ({reason})",
                 "Put the file on every worker, or use private_key.",
             ) from None
+    if text and "PRIVATE KEY-----" not in text:
+        raise _wrong(
+            git_conn_id,
+            'the text of a private key ("-----BEGIN ... PRIVATE KEY-----")',
+            "text that is not a key",
+            "The path of a key is for key_file.",
+        )
     passphrase = extra.get("private_key_passphrase")
     return _without_passphrase(git_conn_id, str(text), str(passphrase)) if text and passphrase else text
 
