@@ -28,7 +28,7 @@ def requests_to(server: LocalServer, ending: str) -> int:
 
 
 def wait_for_requests(server: LocalServer, ending: str, number: int) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while requests_to(server, ending) < number:
         assert time.monotonic() < deadline
         time.sleep(0.02)
