@@ -128,6 +128,7 @@ PAGES = [
             "RunNotFoundError",
             "RequestRejectedError",
             "RunNameTakenError",
+            "RunNotUpdatableError",
             "UnsupportedServerError",
             "ProtocolError",
             "RunError",
