@@ -282,7 +282,7 @@ class _Stop:
             if isinstance(error, AccessDeniedError):
                 error = AccessDeniedError(
                     f"{self.api.server_url} does not let this token's user stop runs of project "
-                    f"{self.api.project!r}. Ask an admin of the project for the right to"
+                    f"{self.api.project!r}. Ask an admin of the project to add the user"
                 )
             self._fail(error)
             return self._known(StopState.REFUSED) if self.is_refused else None

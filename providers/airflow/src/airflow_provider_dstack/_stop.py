@@ -20,6 +20,8 @@ KILL_SECONDS = 4.0
 # Where Airflow sets no limit, a stop has the connection's own timeout, and at least the time in which a
 # server that drops three stops gets a fourth (one every 5 s).
 _LEAST_STOP_SECONDS = 30.0
+# What else stops a run whose stop was not confirmed.
+_BACKSTOP = "A DstackReapOperator, where one is scheduled, stops it at its next pass"
 KEEP_ASKED_FOR = "on_kill_action is 'keep'"
 
 ENDED_STATES = frozenset({"failed", "success", "skipped", "upstream_failed", "removed"})
@@ -65,6 +67,7 @@ def stop_task_run(
         may_appear=not submitted,
         abort=action == "abort",
         log=log,
+        backstop=_BACKSTOP,
     )
 
 
