@@ -61,20 +61,25 @@ def _parse(text: str, name: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "no valid YAML"
-        raise ConfigurationError(f"configuration: {name}{where}: {problem}") from None
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "expected YAML, got something else"
+        raise ConfigurationError(f"{_subject(name)}{line}: {problem}") from None
 
 
 def _from_mapping(data: Any, name: str, folder: Path | None = None) -> Configuration:
     if not isinstance(data, Mapping):
         raise ConfigurationError(
-            f"configuration: {name} holds a {type(data).__name__}, not a mapping; it starts with `type: task`"
+            f"{_subject(name)}: expected a mapping such as `type: task`, got a {type(data).__name__}."
         )
     kind = data.get("type")
     model = _TYPES.get(kind) if isinstance(kind, str) else None
     if model is None:
         known = ", ".join(f"`type: {each}`" for each in _TYPES)
         got = "none" if kind is None else f"{kind!r}"
-        raise ConfigurationError(f"configuration: {name}: expected one of {known}, got {got}.")
+        raise ConfigurationError(f"{_subject(name)}: expected one of {known}, got {got}.")
     return model.model_validate(data, context={"folder": folder})
+
+
+def _subject(name: str) -> str:
+    """Return what begins an error: the parameter, and the file where there is one."""
+    return name if name == "configuration" else f"configuration: {name}"

@@ -32,7 +32,7 @@ dstack: Any = dstack_core
         (lambda: dstack.RetryPolicy(retry=True, limit=0), r"RetryPolicy\.limit: 0 is no duration"),
         (lambda: dstack.RegistryAuth(username="me"), r"RegistryAuth\.password: Field required"),
         (lambda: dstack.load_configuration({"type": "fleet"}), r"expected one of `type: task`, `type: service`, `type: dev-environment`, got 'fleet'"),
-        (lambda: dstack.parse_configuration("- a\n- b"), r"holds a list, not a mapping"),
+        (lambda: dstack.parse_configuration("- a\n- b"), r"expected a mapping such as .type: task., got a list"),
         (lambda: dstack.parse_configuration("a: [", "x.yml"), r"x\.yml, line \d"),
         (lambda: dstack.load_configuration("/nowhere/x.dstack.yml"), r"/nowhere/x\.dstack\.yml: No such file"),
         (lambda: dstack.load_configuration(3), r"configuration: int is none; pass a Task"),

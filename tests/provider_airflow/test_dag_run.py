@@ -83,7 +83,7 @@ def test_no_capacity_has_an_error_of_its_own(
         "run_resources={'gpu': 'A100:16GB'}, poll_interval=0.3"
     )
     output = capfd.readouterr().out
-    assert "on offer now (gpu: 16GB is an exact size; write 16GB.. for at least)" in output
+    assert "on offer now. gpu memory: 16GB is an exact size; write 16GB.. for at least that." in output
     assert ended.task_state == "failed"
     assert "DstackNoCapacity" in output
     assert "A later try may find capacity" in output
@@ -110,16 +110,16 @@ def test_a_run_that_somebody_stops_has_an_error_of_its_own(
     ("arguments", "told"),
     [
         ("configuration={'type': 'task', 'commands': ['true'], 'ports': ['no port']}", "is no port mapping"),
-        ("configuration={'type': 'dance'}", "type 'dance' cannot be run"),
+        ("configuration={'type': 'dance'}", "got 'dance'"),
         ("configuration='commands: [unfinished'", "configuration"),
         ("configuration='nowhere.dstack.yml'", "there is no file 'nowhere.dstack.yml'"),
         ("configuration=Path('/nowhere/x.yml')", "/nowhere/x.yml"),
         ("configuration={'type': 'task', 'commands': ['true']}, run_name='No Name'", "is no run name"),
-        ("configuration={'type': 'task', 'commands': ['true']}, max_price='cheap'", "max_price: 'cheap'"),
         (
-            "configuration={'type': 'task', 'commands': ['true']}, run_resources={'gpu': {'ram': 1}}",
-            "there is no such field",
+            "configuration={'type': 'task', 'commands': ['true']}, max_price='cheap'",
+            "max_price: expected USD per hour above 0, got 'cheap'",
         ),
+        ("configuration={'type': 'task', 'commands': ['true']}, run_resources=[1]", "resources"),
         ("configuration={'type': 'task', 'commands': ['true']}, dstack_conn_id='nobody'", "no connection"),
         ("configuration={'type': 'task', 'commands': ['true']}, dstack_conn_id='bad_token'", "token"),
         ("configuration={'type': 'task', 'commands': ['true']}, dstack_conn_id='bad_project'", "nowhere"),
