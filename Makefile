@@ -64,13 +64,14 @@ test-servers: $(CORE) $(SERVERS:%=$(ENVS)/server-%/.ready) ## Run the contract t
 	$(call contract,$(SERVERS))
 	@$(ENVS)/core/bin/python scripts/count_tests.py $(SERVERS:%=$(REPORTS)/server-%.xml)
 
+# A file's tests stay in one process, which has a host of its own: the files mostly wait.
 test-airflow: $(AIRFLOW) $(SERVER) ## Run the tests of the Airflow provider
 	@echo "== airflow-provider-dstack, with dstack $(REAL_SERVER)"
-	@$(ENVS)/airflow/bin/python -m pytest tests/provider_airflow -q -m "not matrix and not endurance" --junitxml=$(REPORTS)/airflow.xml $(PYTEST_FLAGS)
+	@$(ENVS)/airflow/bin/python -m pytest tests/provider_airflow -q -n 2 --dist loadfile -m "not matrix and not endurance" --junitxml=$(REPORTS)/airflow.xml $(PYTEST_FLAGS)
 
 test-prefect: $(PREFECT) $(SERVER) ## Run the tests of the Prefect collection
 	@echo "== prefect-dstack, with dstack $(REAL_SERVER)"
-	@$(ENVS)/prefect/bin/python -m pytest tests/provider_prefect -q -m "not matrix and not endurance and not runners" --junitxml=$(REPORTS)/prefect.xml $(PYTEST_FLAGS)
+	@$(ENVS)/prefect/bin/python -m pytest tests/provider_prefect -q -n 2 --dist loadfile -m "not matrix and not endurance and not runners" --junitxml=$(REPORTS)/prefect.xml $(PYTEST_FLAGS)
 
 test-matrix: test-airflow-components test-prefect-components ## Kill, cancel and take over real Airflow and Prefect processes (half an hour)
 

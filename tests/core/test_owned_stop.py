@@ -83,7 +83,7 @@ def test_an_end_that_is_waited_for_is_logged(way: str, server: LocalServer) -> N
     result = stopped(way, server, log, GENERATED, until="ended")
     assert result.state is StopState.ENDED
     assert log.lines[0] == (logging.WARNING, f"Stopping run ours: {server.url}/runs")
-    assert log.lines[1] == (logging.INFO, "Run ours was stopped.")
+    assert log.lines[1] == (logging.INFO, "Run ours was stopped on request.")
 
 
 def test_a_run_that_ended_meanwhile_is_no_error(way: str, server: LocalServer) -> None:

@@ -33,7 +33,7 @@ def test_every_recorded_run_can_be_read(path: Any) -> None:
         ("done_0.22.5", "done", 0, "all_jobs_done", "finished"),
         ("failed_0.22.5", "failed", 7, "container_exited_with_error", "failed: its command exited with status 7"),
         ("failed_e2e_0.18.44", "failed", None, "container_exited_with_error", "failed: its command exited with an error"),
-        ("stopped_0.22.5", "terminated", None, "stopped_by_user", "was stopped"),
+        ("stopped_0.22.5", "terminated", None, "stopped_by_user", "was stopped on request"),
         ("aborted_0.22.5", "aborted", None, "aborted_by_user", "was aborted by a user"),
         ("max_duration_0.22.5", "failed", None, "max_duration_exceeded",
          "failed: its max_duration passed (Max duration exceeded)"),

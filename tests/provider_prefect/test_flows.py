@@ -112,6 +112,6 @@ def test_a_service_runs_until_it_is_stopped(dstack: LocalServer, credentials: Ds
 
     stopper = threading.Thread(target=stop)
     stopper.start()
-    with pytest.raises(Exception, match="was stopped"):
+    with pytest.raises(Exception, match="was stopped on request"):
         sync_direct(Service(commands=["sleep 60"], port=8000), credentials, **FAST)
     stopper.join()

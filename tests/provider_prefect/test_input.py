@@ -22,7 +22,7 @@ TASK = {"type": "task", "commands": ["echo hi"]}
 BAD: list[tuple[Any, dict[str, Any], str]] = [
     ({"type": "tusk", "commands": []}, {}, "tusk"),
     ({"type": "task", "commands": ["x"], "python": "3.11", "image": "y"}, {}, "exclude each other"),
-    ({"type": "task", "commands": ["x"], "env": ["NAME"]}, {}, "expected values for NAME"),
+    ({"type": "task", "commands": ["x"], "env": ["NAME"]}, {}, "expected a value for NAME"),
     ("no/such/file.dstack.yml", {}, "no/such/file.dstack.yml"),
     (17, {}, "configuration: int"),
     (TASK, {"run_name": "Not A Name"}, "run_name"),

@@ -164,7 +164,7 @@ def test_a_run_that_a_user_stops_fails_its_task_with_that_reason(
 
     thread = threading.Thread(target=stop)
     thread.start()
-    with pytest.raises(RunStoppedError, match="stopped by"):
+    with pytest.raises(RunStoppedError, match="was stopped on request"):
         stopped_elsewhere()
     thread.join()
     run = the_run(dstack)
