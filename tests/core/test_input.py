@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,51 @@ def test_models_refuse(build: Any, text: str) -> None:
         ({"max_price": -1}, r"max_price: expected USD per hour above 0, got -1\."),
         ({"max_price": 0}, r"max_price: expected USD per hour above 0, got 0"),
         ({"max_duration": 0}, r"max_duration: 0 is no duration"),
+        ({"retry_policy": "1h"}, r"retry_policy: expected a RetryPolicy, True or False, .*, got '1h'\."),
+        ({"retry_policy": {"on": True}}, r"retry_policy: expected a RetryPolicy, .*, got \{'on': True\}\."),
+        ({"backends": "aws"}, r"backends: expected a list such as \[\"aws\", \"gcp\"\], got 'aws'\."),
+        ({"backends": [1]}, r"backends: expected a list such as .*, got \[1\]\."),
         ({"spot_policy": "cheap"}, r"spot_policy: 'cheap' is not known; use one of 'spot'"),
     ],
-)
+)  # fmt: skip
 def test_options_refuse(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigurationError, match=text):
         run_spec(dstack.Task(commands=["x"]), RunOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ("policy", "sent"),
+    [
+        (True, True),
+        (False, False),
+        ({"on_events": ["error"], "duration": "2h"}, {"on_events": ["error"], "duration": "2h"}),
+        ({"retry": True, "limit": "2h"}, {"on_events": ["no-capacity"], "duration": "2h"}),
+        (dstack.RetryPolicy(retry=True, limit="2h"), {"on_events": ["no-capacity"], "duration": "2h"}),
+        (dstack.RetryPolicy(), {"on_events": ["interruption"]}),
+        (None, {"on_events": ["interruption"]}),
+    ],
+)
+def test_a_retry_policy_may_be_written_as_in_yaml(policy: Any, sent: Any) -> None:
+    task = dstack.Task(commands=["x"], retry={"on_events": ["interruption"]})
+    assert run_spec(task, RunOptions(retry_policy=policy))["configuration"]["retry"] == sent
+
+
+@pytest.mark.parametrize("call", ["submit", "plan", "apply"])
+def test_a_wrong_retry_policy_is_refused_before_any_request(call: str) -> None:
+    target = {"server_url": "http://127.0.0.1:9", "project_name": "main", "user_token": "t"}
+    task = dstack.Task(commands=["x"])
+    with (
+        dstack.Client(**target) as client,
+        pytest.raises(ConfigurationError, match=r"^retry_policy: expected"),
+    ):
+        getattr(client.runs, call)(task, retry_policy="always")
+
+    async def ask() -> None:
+        async with dstack.AsyncClient(**target) as client:
+            await getattr(client.runs, call)(task, retry_policy="always")
+
+    with pytest.raises(ConfigurationError, match=r"^retry_policy: expected"):
+        asyncio.run(ask())
 
 
 def test_a_value_pasted_into_env_is_not_shown() -> None:
