@@ -24,19 +24,19 @@ dstack: Any = dstack_core
         (lambda: dstack.Task(env={"DEBUG": True}), r"Task\.env: the value of DEBUG is a bool; write it as text"),
         (lambda: dstack.Task(ports=["80:b"]), r"Task\.ports: '80:b' is no port mapping"),
         (lambda: dstack.Task(ports=[70000]), r"Task\.ports: 70000 is no port"),
-        (lambda: dstack.Service(commands=["x"]), r"Service\.port: Field required"),
+        (lambda: dstack.Service(commands=["x"]), r"Service\.port: expected a value, got none\."),
         (lambda: dstack.GPU(memory="24XB"), r"GPU\.memory: '24XB' is not understood; write a size such as \"24GB\""),
         (lambda: dstack.GPU(count="many"), r"GPU\.count: 'many' is not understood"),
         (lambda: dstack.GPU(count=-1), r"GPU\.count: -1 is negative"),
         (lambda: dstack.GPU(vram="24GB"), r"GPU\.vram: there is no such field"),
         (lambda: dstack.Resources(memory=".."), r"Resources\.memory: '\.\.' is not understood"),
         (lambda: dstack.RetryPolicy(retry=True, limit=0), r"RetryPolicy\.limit: 0 is no duration"),
-        (lambda: dstack.RegistryAuth(username="me"), r"RegistryAuth\.password: Field required"),
+        (lambda: dstack.RegistryAuth(username="me"), r"RegistryAuth\.password: expected a value, got none\."),
         (lambda: dstack.load_configuration({"type": "fleet"}), r"expected one of `type: task`, `type: service`, `type: dev-environment`, got 'fleet'"),
         (lambda: dstack.parse_configuration("- a\n- b"), r"expected a mapping such as .type: task., got a list"),
         (lambda: dstack.parse_configuration("a: [", "x.yml"), r"x\.yml, line \d"),
         (lambda: dstack.load_configuration("/nowhere/x.dstack.yml"), r"/nowhere/x\.dstack\.yml: No such file"),
-        (lambda: dstack.load_configuration(3), r"configuration: int is none; pass a Task"),
+        (lambda: dstack.load_configuration(3), r"configuration: expected a Task, a Service, a dict or the path of a .dstack.yml, got 3\."),
         (lambda: check_run_name("Train_1"), r"run_name: 'Train_1' is no run name"),
         (lambda: check_run_name("a"), r"run_name: 'a'"),
         (lambda: check_run_name("a" * 42), r"run_name: 'a{42}'"),
@@ -249,3 +249,59 @@ def test_statuses_are_text() -> None:
     )
     assert {member.name for member in dstack.RunStatus} == {*documented.split(), "PROVISIONING"}
     assert dstack.SpotPolicy.ON_DEMAN is dstack.SpotPolicy.ON_DEMAND
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"registry_auth": "u:s3cr3t"}, "Task.registry_auth: expected a mapping of username and password, got a text."),
+        ({"registry_auth": {"username": "u", "password": ["s3cr3t"]}}, "Task.registry_auth.password: expected a text, got a list."),
+        ({"files": [5]}, 'Task.files, item 1: expected a path, "local_path:path", or a mapping of local_path and path, got 5.'),
+        ({"files": ["a", {"local_path": "b", "Path": "c"}]}, "Task.files, item 2, Path: there is no such field; check its spelling."),
+        ({"repos": [5]}, "Task.repos, item 1: expected a path, an address, or a mapping of local_path or url, got 5."),
+        ({"files": "data"}, "Task.files: expected a list, got 'data'."),
+        ({"repos": "."}, "Task.repos: expected a list, got '.'."),
+        ({"repos": "https://s3cr3t@host/a"}, "Task.repos: expected a list, got 'https://***@host/a'."),
+        ({"backends": "aws"}, "Task.backends: expected a list, got 'aws'."),
+        ({"regions": "eu"}, "Task.regions: expected a list, got 'eu'."),
+        ({"availability_zones": "a"}, "Task.availability_zones: expected a list, got 'a'."),
+        ({"env": "S=s3cr3t"}, "Task.env: expected a mapping or a list, got a text."),
+        ({"nodes": "x"}, "Task.nodes: expected a whole number, got 'x'."),
+        ({"privileged": "maybe"}, "Task.privileged: expected true or false, got 'maybe'."),
+        ({"commands": [True]}, "Task.commands, item 1: expected a text, got True."),
+        ({"ports": [[1]]}, "Task.ports, item 1: expected a whole number, a text or a mapping, got [1]."),
+        ({"ports": [True]}, "Task.ports, item 1: expected a whole number, a text or a mapping, got True."),
+        ({"ports": [{"container_port": "x"}]}, "Task.ports, item 1, container_port: expected a whole number, got 'x'."),
+        ({"nodes": "x", "user": [1]}, "Task.user: expected a text, got [1]. Task.nodes: expected a whole number, got 'x'."),
+        ({"type": "service", "port": 80, "probes": ["s3cr3t"]}, "Service.probes, item 1: expected a mapping, got a text."),
+    ],
+)  # fmt: skip
+def test_a_value_of_a_wrong_shape_is_one_sentence(given: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        dstack.load_configuration({"type": "task", "commands": ["x"], **given})
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("", "configuration: expected a Task, a Service, a dict or the path of a .dstack.yml, got ''."),
+        (
+            "type: task\ncommands: [x]\n",
+            "configuration: expected the path of a .dstack.yml or a dict, got YAML text. "
+            "Pass dstack_core.parse_configuration(text).",
+        ),
+        ("/", "configuration: expected a file, got the directory /."),
+    ],
+)
+def test_a_text_that_names_no_file_is_explained(source: str, text: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        dstack.load_configuration(source)
+    assert str(caught.value) == text
+
+
+def test_a_file_has_one_document() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"^configuration, line 2: expected one document, got another"
+    ):
+        dstack.parse_configuration("type: task\n---\ntype: task")
