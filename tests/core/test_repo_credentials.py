@@ -95,7 +95,11 @@ def test_credentials_without_a_repository_cost_one_warning(
     value = {"git_identity_file": str(key_file), "git_private_key": key_text, "oauth_token": TOKEN}[name]
     given: dict[str, Any] = {name: value}
     with LocalServer() as server:
-        target = {"server_url": server.url, "project_name": server.project, "user_token": server.token}
+        target: dict[str, Any] = {
+            "server_url": server.url,
+            "project_name": server.project,
+            "user_token": server.token,
+        }
         with dstack.Client.from_config(**given, **target) as client:
             client.runs.submit({"type": "task", "commands": ["true"]})
 
