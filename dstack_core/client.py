@@ -88,7 +88,7 @@ class RunCollection:
         run_name: str | None = None,
         resources: Resources | Mapping[str, Any] | str | int | None = None,
         spot_policy: SpotPolicy | str | None = None,
-        retry_policy: RetryPolicy | None = None,
+        retry_policy: RetryPolicy | Mapping[str, Any] | bool | None = None,
         max_duration: int | str | None = None,
         max_price: float | None = None,
         working_dir: str | None = None,
@@ -112,7 +112,8 @@ class RunCollection:
                 (``"24GB.."``, ``"A100:40GB:2"``, 1), which mean what they mean in YAML. Replaces those of the
                 configuration.
             spot_policy: ``SpotPolicy``, ``"spot"``, ``"on-demand"`` or ``"auto"``.
-            retry_policy: Whether and how long to wait for capacity.
+            retry_policy: Whether and how long to wait for capacity; or True, False or a mapping, which mean
+                what they mean for ``retry`` in YAML.
             max_duration: Seconds, ``"2h"`` or ``"off"``.
             max_price: USD per hour.
             working_dir: Relative to the code's directory, absolute, or ``~/x``.
@@ -177,7 +178,7 @@ class RunCollection:
         run_name: str | None = None,
         resources: Resources | None = None,
         spot_policy: SpotPolicy | str | None = None,
-        retry_policy: RetryPolicy | None = None,
+        retry_policy: RetryPolicy | Mapping[str, Any] | bool | None = None,
         max_duration: int | str | None = None,
         max_price: float | None = None,
         working_dir: str | None = None,
@@ -249,7 +250,7 @@ class RunCollection:
         configuration: ConfigurationLike,
         resources: Resources | Mapping[str, Any] | str | int | None = None,
         spot_policy: SpotPolicy | str | None = None,
-        retry_policy: RetryPolicy | None = None,
+        retry_policy: RetryPolicy | Mapping[str, Any] | bool | None = None,
         max_duration: int | str | None = None,
         max_price: float | None = None,
         working_dir: str | None = None,

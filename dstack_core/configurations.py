@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,6 +13,9 @@ from dstack_core.models.configurations import Configuration, Service, Task
 
 ConfigurationLike: TypeAlias = Configuration | Mapping[str, Any] | str | os.PathLike[str]
 """A ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml`` file."""
+
+# What no file is called: a text of several lines, or one with a key.
+_YAML = re.compile(r".*\n|\s*[\w-]+:(\s|$)", re.ASCII)
 
 _TYPES: dict[str, type[Configuration]] = {"task": Task, "service": Service, "dev-environment": Configuration}
 
@@ -27,12 +31,12 @@ def load_configuration(source: ConfigurationLike) -> Configuration:
         return source
     if isinstance(source, Mapping):
         return _from_mapping(source, "configuration")
-    if isinstance(source, str | os.PathLike):
+    if isinstance(source, str | os.PathLike) and os.fspath(source):
         path = Path(source).expanduser()
         return _from_mapping(_read(path), str(path), path.absolute().parent)
     raise ConfigurationError(
-        f"configuration: {type(source).__name__} is none; pass a Task, a Service, a dict or the path "
-        "of a .dstack.yml"
+        "configuration: expected a Task, a Service, a dict or the path of a .dstack.yml, got "
+        f"{repr(source) if isinstance(source, str | int | float | None) else type(source).__name__}."
     )
 
 
@@ -45,8 +49,15 @@ def parse_configuration(text: str, name: str = "configuration") -> Configuration
 
 
 def _read(path: Path) -> Any:
+    if _YAML.match(str(path)) and not path.exists():
+        raise ConfigurationError(
+            "configuration: expected the path of a .dstack.yml or a dict, got YAML text. "
+            "Pass dstack_core.parse_configuration(text)."
+        )
     try:
         return _parse(path.read_text(), str(path))
+    except IsADirectoryError:
+        raise ConfigurationError(f"configuration: expected a file, got the directory {path}.") from None
     except OSError as error:
         raise ConfigurationError(f"configuration: {path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -63,6 +74,8 @@ def _parse(text: str, name: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "expected YAML, got something else"
+        if problem == "but found another document":
+            problem = "expected one document, got another one here."
         raise ConfigurationError(f"{_subject(name)}{line}: {problem}") from None
 
 

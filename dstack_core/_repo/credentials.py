@@ -53,6 +53,16 @@ class GitCredentials:
             )
         return cls(identity, git_private_key or None, oauth_token or None)
 
+    @property
+    def parameter(self) -> str | None:
+        """The parameter that they were given as, None without any."""
+        given = {
+            "git_identity_file": self.identity_file,
+            "git_private_key": self.private_key,
+            "oauth_token": self.oauth_token,
+        }
+        return next((name for name, value in given.items() if value), None)
+
     def read_key(self) -> str | None:
         """Return the text of the private key, None without one.
 

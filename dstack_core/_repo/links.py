@@ -4,7 +4,8 @@ A folder of links is an ordinary thing to name in ``files``: a Hugging Face snap
 container those links would lead nowhere. But a link is also how somebody else makes this process read a file:
 a checkout has links that its repository supplies, and on a shared machine another user may place one. So a
 link out of the entry is followed only when its owner also owns what it points to, and when git does not track
-it. The code of a run (``repo_dir``) never goes through here: its links stay links.
+it. The entry's own path is followed unless git tracks a link in it. The code of a run (``repo_dir``) never
+goes through here: its links stay links.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from dstack_core._repo.remote import CannotCloneError
 from dstack_core.errors import ConfigurationError
 
 _LINK_MODE = "120000"
+_FROM_GIT = "and comes from a Git repository, whose links are not followed"
+_MOST_LINKS = 40  # As Linux: a path with more is a loop.
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,20 @@ class EntryLinks:
 
     what: str
     _tracked: dict[Path, set[Path] | None] = field(default_factory=dict)
+
+    def real_path(self, path: Path) -> Path:
+        """Return the path of the entry without links.
+
+        Raises ``ConfigurationError`` for a link that git tracks.
+        """
+        real = path.resolve()
+        for link in _links_of(path.absolute()):
+            if self._is_tracked(link):
+                raise ConfigurationError(
+                    f"{self.what}: the link {str(link)!r} leads to {str(link.resolve())!r}, {_FROM_GIT}. "
+                    "Name the path that it leads to."
+                )
+        return real
 
     def members(self, root: Path, name: str, *, above: tuple[Path, ...] = ()) -> Iterator[Member]:
         """Yield the directory and what it holds.
@@ -69,8 +86,8 @@ class EntryLinks:
             raise self._refused(name, target, "which does not exist or cannot be read") from None
         if not is_own:
             raise self._refused(name, real, "which belongs to another user than the link")
-        if self._is_tracked(path):
-            raise self._refused(name, real, "and comes from a Git repository, whose links are not followed")
+        if any(map(self._is_tracked, _links_of(path))):
+            raise self._refused(name, real, _FROM_GIT)
         return real
 
     def _is_tracked(self, path: Path) -> bool:
@@ -87,6 +104,22 @@ class EntryLinks:
             f"{self.what}: the link {name!r} leads to {str(target)!r}, {why}. Replace it by a copy of the "
             "file, or name it in .dstackignore."
         )
+
+
+def _links_of(path: Path) -> Iterator[Path]:
+    """Yield each link that is followed on the way to an absolute path, in a folder without links."""
+    here, rest, count = Path(path.anchor), list(reversed(path.parts[1:])), 0
+    while rest and count < _MOST_LINKS:
+        part = rest.pop()
+        step = here.parent if part == ".." else here / part
+        if not step.is_symlink():
+            here = step
+            continue
+        yield step
+        count += 1
+        target = step.readlink()
+        here = Path(target.anchor) if target.is_absolute() else here
+        rest.extend(reversed(target.parts[1:] if target.is_absolute() else target.parts))
 
 
 def _tracked_links(top: Path) -> set[Path] | None:

@@ -66,7 +66,15 @@ class Repository:
         ``ConfigurationError``.
         """
         if not repos:
-            return None if self.directory is None else self._code(self.directory, with_upload=True)
+            if self.directory is not None:
+                return self._code(self.directory, with_upload=True)
+            unused = self.credentials.parameter
+            if unused is not None:
+                _log.warning(
+                    "%s: the client has no repo_dir and the configuration no repos, so it is not used.",
+                    unused,
+                )
+            return None
         if self.directory is not None:
             raise ConfigurationError(
                 f"repos: the client has the repo_dir {str(self.directory)!r} already; drop one of the two"

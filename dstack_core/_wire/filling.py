@@ -16,6 +16,7 @@ from dstack_core.errors import ConfigurationError
 from dstack_core.models.configurations import Configuration, RegistryAuth
 
 _ENV_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_ENV, _SECRET = "${{ env.NAME }}", "${{ secrets.NAME }}"
 _ENV_ADVICE = "Name a variable of env, or write $${{ to keep the text as it is."
 _ARGS_ADVICE = "Use $NAME for a variable of env, or write $${{ to keep the text as it is."
 
@@ -35,21 +36,22 @@ def fill_in(
     own = configuration.env if isinstance(configuration.env, Mapping) else {}
     filled = _with_values({**own, **_checked_env(env)}, environ)
     changes: dict[str, Any] = {"env": filled} if filled != own else {}
-    variables = Interpolator(
-        {f"env.{name}": value for name, value in filled.items()}, (SECRET,), _ENV_ADVICE, is_secret=True
-    )
+    values = {f"env.{name}": value for name, value in filled.items()}
     if configuration.registry_auth is not None:
         auth = configuration.registry_auth
+        variables = Interpolator(values, (SECRET,), f"{_ENV} or {_SECRET}", _ENV_ADVICE, is_secret=True)
         changes["registry_auth"] = RegistryAuth(
             username=variables.fill(auth.username, "registry_auth.username"),
             password=variables.fill(auth.password, "registry_auth.password"),
         )
     probes = getattr(configuration, "probes", None)
     if probes:
+        variables = Interpolator(values, (SECRET,), _ENV, _ENV_ADVICE, is_secret=True)
         changes["probes"] = [
             _probe(probe, variables, f"probes, item {number}") for number, probe in enumerate(probes, 1)
         ]
-    arguments = Interpolator({"run.args": _joined(args)}, (SECRET, ADDRESS), _ARGS_ADVICE)
+    given = {"run.args": _joined(args)}
+    arguments = Interpolator(given, (SECRET, ADDRESS), "${{ run.args }}", _ARGS_ADVICE)
     changes |= _with_commands(configuration, arguments)
     return configuration.model_copy(update=changes) if changes else configuration
 

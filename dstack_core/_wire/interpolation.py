@@ -1,10 +1,10 @@
 """Replace ``${{ name }}`` in the texts of a configuration by values, as dstack's own client does.
 
-Two namespaces are left to the server: ``secrets`` everywhere, the addresses of ``groups`` in commands. In a
-text with ``${{``, ``$$`` is an escaped ``$``, so that ``$${{ x }}`` reaches the run as ``${{ x }}``. Like
-dstack's client this stops reading ``$$`` that way behind a single ``$``; unlike it, ``$${{`` is the escape
-there, too. A text without ``${{`` is left alone, so that ``kill $$`` means what it means in a shell (dstack's
-client sends ``kill $``).
+Two namespaces are left to the server: ``secrets`` everywhere, though it fills them in in ``env`` and
+``registry_auth`` alone, and the addresses of ``groups`` in commands. In a text with ``${{``, ``$$`` is an
+escaped ``$``, so that ``$${{ x }}`` reaches the run as ``${{ x }}``. Like dstack's client this stops reading
+``$$`` that way behind a single ``$``; unlike it, ``$${{`` is the escape there, too. A text without ``${{`` is
+left alone, so that ``kill $$`` means what it means in a shell (dstack's client sends ``kill $``).
 
 Anything else in ``${{ }}`` is an error: no server fills it in, and the command would fail on a paid machine.
 """
@@ -27,11 +27,13 @@ ADDRESS = re.compile(r"groups\[\d+\]\.(nodes|replicas)\[\d+\]\.IP_ADDRESS", re.A
 class Interpolator:
     """The values of one kind of text, and the references in it that are the server's.
 
-    ``advice`` ends the error for a reference that nothing fills in. ``is_secret``: no error shows the text.
+    ``examples`` are what the error for a reference that nothing fills in names, ``advice`` ends it.
+    ``is_secret``: no error shows the text.
     """
 
     values: Mapping[str, str] = field(repr=False)
     deferred: tuple[re.Pattern[str], ...]
+    examples: str
     advice: str
     is_secret: bool = False
 
@@ -74,8 +76,6 @@ class Interpolator:
     def _error(self, where: str, reference: str) -> ConfigurationError:
         is_name = _NAME.fullmatch(reference.strip("${} ")) is not None
         shown = reference[:60] if is_name or not self.is_secret else "another one"
-        known = [f"${{{{ {name} }}}}" for name in self.values if not self.is_secret]
-        known.append("${{ secrets.NAME }}")
         return ConfigurationError(
-            f"{where}: expected a reference such as {' or '.join(known)}, got {shown}. {self.advice}"
+            f"{where}: expected a reference such as {self.examples}, got {shown}. {self.advice}"
         )

@@ -21,6 +21,7 @@ from dstack_core.models.statuses import SpotPolicy
 _RUN_NAME = re.compile(r"[a-z][a-z0-9-]{1,40}")
 _CODE_DIR = "/workflow"
 _DEFAULT_CAPACITY_WAIT = 3600
+_RETRY_KEYS = {"on_events", "duration"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class RunOptions:
 
     resources: Resources | Mapping[str, Any] | str | int | None = None
     spot_policy: SpotPolicy | str | None = None
-    retry_policy: RetryPolicy | None = None
+    retry_policy: RetryPolicy | Mapping[str, Any] | bool | None = None
     max_duration: int | str | None = None
     max_price: float | None = None
     working_dir: str | None = None
@@ -128,17 +129,15 @@ def _configuration(configuration: Configuration, options: RunOptions) -> dict[st
         wire["resources"] = _any_resources(resources)
     if options.spot_policy is not None:
         wire["spot_policy"] = _spot_policy(options.spot_policy)
-    if options.retry_policy is not None and options.retry_policy.retry:
-        wire["retry"] = {
-            "on_events": ["no-capacity"],
-            "duration": options.retry_policy.limit or _DEFAULT_CAPACITY_WAIT,
-        }
+    retry = _retry(options.retry_policy)
+    if retry is not None:
+        wire["retry"] = retry
     if options.max_duration is not None:
         wire["max_duration"] = _max_duration(options.max_duration)
     if options.max_price is not None:
         wire["max_price"] = _price(options.max_price)
     if options.backends is not None:
-        wire["backends"] = list(options.backends)
+        wire["backends"] = _backends(options.backends)
     return wire
 
 
@@ -165,12 +164,36 @@ def _spot_policy(policy: SpotPolicy | str) -> str:
         raise ConfigurationError(f"spot_policy: {policy!r} is not known; use one of {known}") from None
 
 
+def _retry(policy: Any) -> dict[str, Any] | bool | None:
+    """Return ``retry`` for a ``RetryPolicy``, or for what YAML has there; None to leave it as it is."""
+    if isinstance(policy, Mapping) and policy and set(policy) <= set(RetryPolicy.model_fields):
+        policy = RetryPolicy.model_validate(policy)
+    if isinstance(policy, RetryPolicy):
+        duration = policy.limit or _DEFAULT_CAPACITY_WAIT
+        return {"on_events": ["no-capacity"], "duration": duration} if policy.retry else None
+    if policy is None or isinstance(policy, bool):
+        return policy
+    if isinstance(policy, Mapping) and set(policy) <= _RETRY_KEYS:
+        return dict(policy)
+    raise ConfigurationError(
+        'retry_policy: expected a RetryPolicy, True or False, or a mapping such as {"on_events": '
+        f'["no-capacity"], "duration": "1h"}}, got {policy!r}.'
+    )
+
+
 def _max_duration(duration: int | str) -> int | str:
     try:
         check_duration(duration, off=True)
     except ValueError as error:
         raise ConfigurationError(f"max_duration: {error}") from None
     return duration
+
+
+def _backends(backends: Any) -> list[str]:
+    is_list = isinstance(backends, Sequence) and not isinstance(backends, str | bytes)
+    if not is_list or not all(isinstance(name, str) for name in backends):
+        raise ConfigurationError(f'backends: expected a list such as ["aws", "gcp"], got {backends!r}.')
+    return list(backends)
 
 
 def _price(price: Any) -> float:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from dstack_core.errors import ConfigurationError
+from dstack_core.models.complaints import in_words
+
+# Only the outermost model knows the whole path of a wrong field, so it alone turns errors into words.
+_is_within: ContextVar[bool] = ContextVar("_is_within", default=False)
 
 
 class Model(BaseModel):
@@ -15,32 +20,31 @@ class Model(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
+    # What a value has to be, for errors.
+    _form: ClassVar[str] = "a mapping"
+
     @model_validator(mode="wrap")
     @classmethod
     def _tell_clearly(cls, data: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
+        if _is_within.get():
+            return handler(data)
+        token = _is_within.set(True)
         try:
             return handler(data)
         except ValidationError as error:
             kind = cls.model_fields["type"].default if "type" in cls.model_fields else None
             late = _late_values(data, kind if isinstance(kind, str) else None)
-            words = _in_words(cls.__name__, error) if late is None else f"{cls.__name__}.{late}"
+            words = f"{cls.__name__}.{late}" if late else in_words(cls.__name__, error, _forms(Model))
             raise ConfigurationError(words) from None
+        finally:
+            _is_within.reset(token)
 
 
-def _in_words(model: str, error: ValidationError) -> str:
-    """Name each wrong field without the values a secret may hide in (they stay out by config)."""
-    told: list[str] = []
-    for item in error.errors(include_url=False, include_input=False):
-        where = ".".join(
-            [model, *(str(part) for part in item["loc"] if not str(part).startswith("function-"))]
-        )
-        text = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            text = "there is no such field; check its spelling"
-        line = f"{where}: {text}"
-        if line not in told:
-            told.append(line)
-    return "; ".join(told)
+def _forms(kind: type[Model]) -> dict[str, str]:
+    forms = {kind.__name__: kind._form}
+    for below in kind.__subclasses__():
+        forms |= _forms(below)
+    return forms
 
 
 def _late_values(data: Any, kind: str | None) -> str | None:

@@ -10,7 +10,17 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, InstanceOf, SecretStr, ValidationInfo, field_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    InstanceOf,
+    SecretStr,
+    StrictInt,
+    StrictStr,
+    TypeAdapter,
+    ValidationInfo,
+    field_validator,
+)
 
 from dstack_core.models.base import Model
 from dstack_core.models.files import FileMapping
@@ -19,6 +29,8 @@ from dstack_core.models.repos import RepoMapping
 from dstack_core.models.resources import Resources
 
 _PORT = re.compile(r"(\*|\d+)(:\d+)?")
+_FILES = TypeAdapter(list[FileMapping])
+_REPOS = TypeAdapter(list[RepoMapping])
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -29,6 +41,7 @@ class RegistryAuth(Model):
     """
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
+    _form = "a mapping of username and password"
 
     username: str
     password: str = Field(repr=False)
@@ -95,12 +108,13 @@ class Configuration(ProfileFields):
     @field_validator("files", "repos", mode="before")
     @classmethod
     def _items_in_full(cls, value: Any, info: ValidationInfo) -> Any:
-        item: type[FileMapping | RepoMapping] = FileMapping if info.field_name == "files" else RepoMapping
         if not isinstance(value, list | tuple):
             return value
-        if item is RepoMapping and len(value) > 1:
+        if info.field_name == "files":
+            return _FILES.validate_python(list(value), context=info.context)
+        if len(value) > 1:
             raise ValueError(f"{len(value)} are given; a run starts from one, name that one")
-        return [item.model_validate(entry, context=info.context) for entry in value]
+        return _REPOS.validate_python(list(value), context=info.context)
 
     @field_validator("python", mode="before")
     @classmethod
@@ -150,7 +164,8 @@ class Task(Configuration):
     """
 
     type: Literal["task"] = "task"
-    ports: Sequence[int | str | PortMapping] | None = None
+    # Strict where a member of the union is a model: what is no mapping must not become a number.
+    ports: Sequence[StrictInt | StrictStr | PortMapping] | None = None
     nodes: int | None = None
     groups: Sequence[Mapping[str, Any]] | None = None
 
@@ -188,7 +203,7 @@ class Service(Configuration):
     """
 
     type: Literal["service"] = "service"
-    port: int | str | PortMapping
+    port: StrictInt | StrictStr | PortMapping
     auth: bool | None = None
     model: str | Mapping[str, Any] | None = None
     https: bool | str | None = None

@@ -22,6 +22,7 @@ class FileMapping(Model):
 
     # YAML reads a name such as 2024 as a number.
     model_config = ConfigDict(coerce_numbers_to_str=True)
+    _form = 'a path, "local_path:path", or a mapping of local_path and path'
 
     local_path: str
     path: str
@@ -33,8 +34,10 @@ class FileMapping(Model):
             local_path, _, path = value.partition(":")
             if ":" in path:
                 raise ValueError(
-                    f"files: {value!r} has more than one colon; write {{local_path: ..., path: ...}}"
+                    f"expected at most one colon, got {value!r}. Write {{local_path: ..., path: ...}}"
                 )
+            if not local_path:
+                raise ValueError(f"expected the path of a file or a directory, got {value!r}")
             return {"local_path": local_path, "path": path or local_path}
         if isinstance(value, Mapping) and isinstance(value.get("local_path"), str):
             return {"path": value["local_path"], **value}
@@ -44,7 +47,7 @@ class FileMapping(Model):
     @classmethod
     def _not_empty(cls, value: str) -> str:
         if not value:
-            raise ValueError("an item of files has an empty path; name a file or a directory")
+            raise ValueError("expected a path, got ''")
         return value
 
     @field_validator("local_path")

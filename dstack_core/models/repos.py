@@ -32,6 +32,8 @@ class RepoMapping(Model):
     path. Source: dstack's own configuration reference, "repos".
     """
 
+    _form = "a path, an address, or a mapping of local_path or url"
+
     local_path: str | None = None
     url: str | None = None
     branch: str | None = None

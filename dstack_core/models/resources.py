@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import field_validator
+from pydantic import StrictInt, StrictStr, field_validator
 
 from dstack_core.models.base import Model
 
@@ -83,7 +83,7 @@ class Resources(Model):
     API, "Resources"; PROTOCOL 2.4.6, 3.2.
     """
 
-    gpu: GPU | str | int | None = None
+    gpu: GPU | StrictStr | StrictInt | None = None
     memory: int | str | None = None
     shm_size: int | str | None = None
     cpu: int | str | None = None

@@ -139,6 +139,22 @@ def test_a_reference_to_a_missing_variable_is_refused(data: dict[str, Any]) -> N
         filled({"image": "i", "env": {"OTHER": "1"}, **data})
 
 
+def test_an_error_names_secrets_only_where_a_server_fills_them_in() -> None:
+    probe = {"type": "http", "url": "/${{ env.A }}"}
+    with pytest.raises(ConfigurationError) as caught:
+        filled({"type": "service", "port": 80, "probes": [probe]})
+    assert str(caught.value) == (
+        "probes, item 1, url: expected a reference such as ${{ env.NAME }}, got ${{ env.A }}. Name a variable "
+        "of env, or write $${{ to keep the text as it is."
+    )
+    with pytest.raises(
+        ConfigurationError, match=r"such as \$\{\{ env.NAME }} or \$\{\{ secrets.NAME }}, got"
+    ):
+        filled({"registry_auth": {"username": "${{ env.A }}", "password": "p"}})
+    sent = filled({"commands": ["echo ${{ secrets.A }}"]})
+    assert sent.commands == ["echo ${{ secrets.A }}"], "as dstack's client does"
+
+
 @pytest.mark.parametrize("password", ["${{ hunter2 }}", "${{hunter2", "${{ hunter2.hunter2.x }}"])
 def test_no_error_shows_a_password(password: str) -> None:
     with pytest.raises(ConfigurationError, match=r"registry_auth\.password: expected a reference") as caught:
@@ -202,7 +218,7 @@ def test_what_nothing_fills_in_is_refused(reference: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         filled({"env": ["A=1"], "commands": ["true", f"echo {reference}"]})
     assert str(caught.value) == (
-        "commands, item 2: expected a reference such as ${{ run.args }} or ${{ secrets.NAME }}, got "
+        "commands, item 2: expected a reference such as ${{ run.args }}, got "
         f"{reference}. Use $NAME for a variable of env, or write $${{{{ to keep the text as it is."
     )
 
@@ -244,4 +260,4 @@ def test_nothing_to_fill_in_changes_nothing() -> None:
 
 
 def test_values_of_an_interpolator_are_in_no_repr() -> None:
-    assert "s3cr3t" not in repr(Interpolator({"env.A": "s3cr3t"}, (SECRET, ADDRESS), ""))
+    assert "s3cr3t" not in repr(Interpolator({"env.A": "s3cr3t"}, (SECRET, ADDRESS), "", ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,19 @@ dstack: Any = dstack_core
         (lambda: dstack.Task(env={"DEBUG": True}), r"Task\.env: the value of DEBUG is a bool; write it as text"),
         (lambda: dstack.Task(ports=["80:b"]), r"Task\.ports: '80:b' is no port mapping"),
         (lambda: dstack.Task(ports=[70000]), r"Task\.ports: 70000 is no port"),
-        (lambda: dstack.Service(commands=["x"]), r"Service\.port: Field required"),
+        (lambda: dstack.Service(commands=["x"]), r"Service\.port: expected a value, got none\."),
         (lambda: dstack.GPU(memory="24XB"), r"GPU\.memory: '24XB' is not understood; write a size such as \"24GB\""),
         (lambda: dstack.GPU(count="many"), r"GPU\.count: 'many' is not understood"),
         (lambda: dstack.GPU(count=-1), r"GPU\.count: -1 is negative"),
         (lambda: dstack.GPU(vram="24GB"), r"GPU\.vram: there is no such field"),
         (lambda: dstack.Resources(memory=".."), r"Resources\.memory: '\.\.' is not understood"),
         (lambda: dstack.RetryPolicy(retry=True, limit=0), r"RetryPolicy\.limit: 0 is no duration"),
-        (lambda: dstack.RegistryAuth(username="me"), r"RegistryAuth\.password: Field required"),
+        (lambda: dstack.RegistryAuth(username="me"), r"RegistryAuth\.password: expected a value, got none\."),
         (lambda: dstack.load_configuration({"type": "fleet"}), r"expected one of `type: task`, `type: service`, `type: dev-environment`, got 'fleet'"),
         (lambda: dstack.parse_configuration("- a\n- b"), r"expected a mapping such as .type: task., got a list"),
         (lambda: dstack.parse_configuration("a: [", "x.yml"), r"x\.yml, line \d"),
         (lambda: dstack.load_configuration("/nowhere/x.dstack.yml"), r"/nowhere/x\.dstack\.yml: No such file"),
-        (lambda: dstack.load_configuration(3), r"configuration: int is none; pass a Task"),
+        (lambda: dstack.load_configuration(3), r"configuration: expected a Task, a Service, a dict or the path of a .dstack.yml, got 3\."),
         (lambda: check_run_name("Train_1"), r"run_name: 'Train_1' is no run name"),
         (lambda: check_run_name("a"), r"run_name: 'a'"),
         (lambda: check_run_name("a" * 42), r"run_name: 'a{42}'"),
@@ -52,12 +53,51 @@ def test_models_refuse(build: Any, text: str) -> None:
         ({"max_price": -1}, r"max_price: expected USD per hour above 0, got -1\."),
         ({"max_price": 0}, r"max_price: expected USD per hour above 0, got 0"),
         ({"max_duration": 0}, r"max_duration: 0 is no duration"),
+        ({"retry_policy": "1h"}, r"retry_policy: expected a RetryPolicy, True or False, .*, got '1h'\."),
+        ({"retry_policy": {"on": True}}, r"retry_policy: expected a RetryPolicy, .*, got \{'on': True\}\."),
+        ({"backends": "aws"}, r"backends: expected a list such as \[\"aws\", \"gcp\"\], got 'aws'\."),
+        ({"backends": [1]}, r"backends: expected a list such as .*, got \[1\]\."),
         ({"spot_policy": "cheap"}, r"spot_policy: 'cheap' is not known; use one of 'spot'"),
     ],
-)
+)  # fmt: skip
 def test_options_refuse(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigurationError, match=text):
         run_spec(dstack.Task(commands=["x"]), RunOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ("policy", "sent"),
+    [
+        (True, True),
+        (False, False),
+        ({"on_events": ["error"], "duration": "2h"}, {"on_events": ["error"], "duration": "2h"}),
+        ({"retry": True, "limit": "2h"}, {"on_events": ["no-capacity"], "duration": "2h"}),
+        (dstack.RetryPolicy(retry=True, limit="2h"), {"on_events": ["no-capacity"], "duration": "2h"}),
+        (dstack.RetryPolicy(), {"on_events": ["interruption"]}),
+        (None, {"on_events": ["interruption"]}),
+    ],
+)
+def test_a_retry_policy_may_be_written_as_in_yaml(policy: Any, sent: Any) -> None:
+    task = dstack.Task(commands=["x"], retry={"on_events": ["interruption"]})
+    assert run_spec(task, RunOptions(retry_policy=policy))["configuration"]["retry"] == sent
+
+
+@pytest.mark.parametrize("call", ["submit", "plan", "apply"])
+def test_a_wrong_retry_policy_is_refused_before_any_request(call: str) -> None:
+    target = {"server_url": "http://127.0.0.1:9", "project_name": "main", "user_token": "t"}
+    task = dstack.Task(commands=["x"])
+    with (
+        dstack.Client(**target) as client,
+        pytest.raises(ConfigurationError, match=r"^retry_policy: expected"),
+    ):
+        getattr(client.runs, call)(task, retry_policy="always")
+
+    async def ask() -> None:
+        async with dstack.AsyncClient(**target) as client:
+            await getattr(client.runs, call)(task, retry_policy="always")
+
+    with pytest.raises(ConfigurationError, match=r"^retry_policy: expected"):
+        asyncio.run(ask())
 
 
 def test_a_value_pasted_into_env_is_not_shown() -> None:
@@ -209,3 +249,59 @@ def test_statuses_are_text() -> None:
     )
     assert {member.name for member in dstack.RunStatus} == {*documented.split(), "PROVISIONING"}
     assert dstack.SpotPolicy.ON_DEMAN is dstack.SpotPolicy.ON_DEMAND
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"registry_auth": "u:s3cr3t"}, "Task.registry_auth: expected a mapping of username and password, got a text."),
+        ({"registry_auth": {"username": "u", "password": ["s3cr3t"]}}, "Task.registry_auth.password: expected a text, got a list."),
+        ({"files": [5]}, 'Task.files, item 1: expected a path, "local_path:path", or a mapping of local_path and path, got 5.'),
+        ({"files": ["a", {"local_path": "b", "Path": "c"}]}, "Task.files, item 2, Path: there is no such field; check its spelling."),
+        ({"repos": [5]}, "Task.repos, item 1: expected a path, an address, or a mapping of local_path or url, got 5."),
+        ({"files": "data"}, "Task.files: expected a list, got 'data'."),
+        ({"repos": "."}, "Task.repos: expected a list, got '.'."),
+        ({"repos": "https://s3cr3t@host/a"}, "Task.repos: expected a list, got 'https://***@host/a'."),
+        ({"backends": "aws"}, "Task.backends: expected a list, got 'aws'."),
+        ({"regions": "eu"}, "Task.regions: expected a list, got 'eu'."),
+        ({"availability_zones": "a"}, "Task.availability_zones: expected a list, got 'a'."),
+        ({"env": "S=s3cr3t"}, "Task.env: expected a mapping or a list, got a text."),
+        ({"nodes": "x"}, "Task.nodes: expected a whole number, got 'x'."),
+        ({"privileged": "maybe"}, "Task.privileged: expected true or false, got 'maybe'."),
+        ({"commands": [True]}, "Task.commands, item 1: expected a text, got True."),
+        ({"ports": [[1]]}, "Task.ports, item 1: expected a whole number, a text or a mapping, got [1]."),
+        ({"ports": [True]}, "Task.ports, item 1: expected a whole number, a text or a mapping, got True."),
+        ({"ports": [{"container_port": "x"}]}, "Task.ports, item 1, container_port: expected a whole number, got 'x'."),
+        ({"nodes": "x", "user": [1]}, "Task.user: expected a text, got [1]. Task.nodes: expected a whole number, got 'x'."),
+        ({"type": "service", "port": 80, "probes": ["s3cr3t"]}, "Service.probes, item 1: expected a mapping, got a text."),
+    ],
+)  # fmt: skip
+def test_a_value_of_a_wrong_shape_is_one_sentence(given: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        dstack.load_configuration({"type": "task", "commands": ["x"], **given})
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("", "configuration: expected a Task, a Service, a dict or the path of a .dstack.yml, got ''."),
+        (
+            "type: task\ncommands: [x]\n",
+            "configuration: expected the path of a .dstack.yml or a dict, got YAML text. "
+            "Pass dstack_core.parse_configuration(text).",
+        ),
+        ("/", "configuration: expected a file, got the directory /."),
+    ],
+)
+def test_a_text_that_names_no_file_is_explained(source: str, text: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        dstack.load_configuration(source)
+    assert str(caught.value) == text
+
+
+def test_a_file_has_one_document() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"^configuration, line 2: expected one document, got another"
+    ):
+        dstack.parse_configuration("type: task\n---\ntype: task")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -85,6 +86,30 @@ def test_what_is_wrong_with_the_parameters_is_told_at_once(tmp_path: Path, key_f
         dstack.Client.from_config(tmp_path, git_private_key=str(key_file), **TARGET)
     with pytest.raises(ConfigurationError, match=r"^repo_dir: this client has none"):
         dstack.Client.from_config(**TARGET).repos.init()
+
+
+@pytest.mark.parametrize("name", ["git_identity_file", "git_private_key", "oauth_token"])
+def test_credentials_without_a_repository_cost_one_warning(
+    key_file: Path, key_text: str, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    value = {"git_identity_file": str(key_file), "git_private_key": key_text, "oauth_token": TOKEN}[name]
+    given: dict[str, Any] = {name: value}
+    with LocalServer() as server:
+        target: dict[str, Any] = {
+            "server_url": server.url,
+            "project_name": server.project,
+            "user_token": server.token,
+        }
+        with dstack.Client.from_config(**given, **target) as client:
+            client.runs.submit({"type": "task", "commands": ["true"]})
+
+        async def submit() -> None:
+            async with dstack.AsyncClient.from_config(**given, **target) as client:
+                await client.runs.submit({"type": "task", "commands": ["true"]})
+
+        asyncio.run(submit())
+    text = f"{name}: the client has no repo_dir and the configuration no repos, so it is not used."
+    assert [record.getMessage() for record in caplog.records if record.name == "dstack_core"] == [text] * 2
 
 
 @pytest.mark.parametrize("client", [dstack.Client, dstack.AsyncClient])

@@ -11,6 +11,7 @@ import pytest
 
 from dstack_core import ConfigurationError
 from dstack_core._repo.archive import pack_directory, pack_entry
+from dstack_core._repo.files import pack_files
 from dstack_core._wire.code import Upload
 from tests.core.repos import commit, git, write
 
@@ -155,6 +156,34 @@ def test_a_repository_cannot_make_a_link_lead_to_the_users_files(
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ConfigurationError, match=r"'data/mine' .* comes from a Git repository"):
         pack_entry("files: 'x'", checkout / "data")
+
+
+@pytest.mark.parametrize("named", ["lnk", "dl", "dl/o", "d/../dl/o", "own", "d"])
+def test_a_tracked_link_is_not_followed_where_the_entry_is_one_or_lies_behind_one(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    write(checkout.parent, outside__o="s3cr3t")
+    write(checkout, d__x="1")
+    (checkout / "lnk").symlink_to("../outside/o")
+    (checkout / "dl").symlink_to(checkout.parent / "outside")
+    commit(checkout)
+    (checkout / "own").symlink_to("dl/o")
+    (checkout / "d" / "own").symlink_to("../dl/o")
+    monkeypatch.chdir(checkout)
+    with pytest.raises(ConfigurationError, match="comes from a Git repository, whose links are not followed"):
+        pack_files([named])
+
+
+def test_an_entry_behind_a_link_of_the_user_is_packed(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(checkout, d__x="1")
+    commit(checkout)
+    (checkout / "own").symlink_to("d")
+    (checkout.parent / "to-work").symlink_to("work")
+    monkeypatch.chdir(checkout.parent)
+    for named in ("to-work/own", "to-work/own/x", "work/d"):
+        assert b"1" in pack_files([named])[0][1].data
 
 
 def test_what_a_link_leads_to_is_weighed_before_it_is_read(

@@ -52,12 +52,12 @@ def test_every_form_is_sent_in_full(given: Any, local_path: str, path: str) -> N
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ("a:b:c", r"files: 'a:b:c' has more than one colon"),
-        ("", r"an item of files has an empty path"),
-        (":/etc", r"FileMapping.local_path: an item of files has an empty path"),
-        ({"path": "/etc"}, r"FileMapping.local_path: Field required"),
-        ({"local_path": "a", "mode": 7}, r"FileMapping.mode: there is no such field"),
-        (3, r"FileMapping: Input should be"),
+        ("a:b:c", r"Task\.files, item 1: expected at most one colon, got 'a:b:c'\. Write"),
+        ("", r"^Task\.files, item 1: expected the path of a file or a directory, got ''\.$"),
+        (":/etc", r"^Task\.files, item 1: expected the path of a file or a directory, got ':/etc'\.$"),
+        ({"path": "/etc"}, r"Task\.files, item 1, local_path: expected a value, got none"),
+        ({"local_path": "a", "mode": 7}, r"Task\.files, item 1, mode: there is no such field"),
+        (3, r"^Task\.files, item 1: expected a path, .*, got 3\.$"),
     ],
 )
 def test_an_entry_that_is_none_is_refused(given: Any, text: str) -> None:

@@ -193,7 +193,10 @@ def test_a_server_is_asked_for_its_version_only_for_a_named_repository(server_ca
         ([{"local_path": ".", "url": "https://x/y"}], r"either a local_path or a url"),
         ([{"branch": "main"}], r"either a local_path or a url"),
         ([{"url": "https://x/y", "path": "~me/x"}], r"expected a path such as ~/x, got '~me/x'"),
-        ([{"url": "https://x/y", "if_exists": "replace"}], r"if_exists: Input should be 'error' or 'skip'"),
+        (
+            [{"url": "https://x/y", "if_exists": "replace"}],
+            r"if_exists: expected 'error' or 'skip', got 'replace'",
+        ),
         (["a:b:c"], r"expected local_path:path or url:path, got 'a:b:c'\. Write"),
         ([":/x"], r"either a local_path or a url"),
         ([".", "https://x/y"], r"repos: 2 are given; a run starts from one"),

@@ -73,7 +73,7 @@ def test_service_port(bench: Bench, port: int | str) -> None:
 
 def test_service_port_is_required() -> None:
     service: Any = dstack.Service
-    with pytest.raises(dstack.ConfigurationError, match=r"Service\.port: Field required"):
+    with pytest.raises(dstack.ConfigurationError, match=r"Service\.port: expected a value, got none"):
         service(commands=["true"])
 
 

@@ -112,7 +112,9 @@ def test_registry_auth_username_and_password(bench: Bench) -> None:
 def test_registry_auth_needs_both(missing: str) -> None:
     given: dict[str, Any] = {"username": "me", "password": "x"}
     del given[missing]
-    with pytest.raises(dstack.ConfigurationError, match=rf"RegistryAuth\.{missing}: Field required"):
+    with pytest.raises(
+        dstack.ConfigurationError, match=rf"RegistryAuth\.{missing}: expected a value, got none"
+    ):
         dstack.RegistryAuth(**given)
 
 

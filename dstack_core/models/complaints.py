@@ -1,0 +1,97 @@
+"""What is wrong with a caller's input, in words.
+
+pydantic reports one line for each member of a union, in terms of its own types. Here each field has one
+sentence: its path, what is expected there, and the value it got. A value that may be a secret is not shown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+_TEXT, _WHOLE, _NUMBER, _TRUTH = "a text", "a whole number", "a number", "true or false"
+_LIST, _MAPPING = "a list", "a mapping"
+_EXPECTED = {
+    "string_type": _TEXT,
+    "int_type": _WHOLE,
+    "int_parsing": _WHOLE,
+    "int_from_float": _WHOLE,
+    "float_type": _NUMBER,
+    "float_parsing": _NUMBER,
+    "bool_type": _TRUTH,
+    "bool_parsing": _TRUTH,
+    "list_type": _LIST,
+    "sequence_str": _LIST,
+    "dict_type": _MAPPING,
+    "mapping_type": _MAPPING,
+    "missing": "a value",
+}
+_CLASSES = {"Sequence": _LIST, "Mapping": _MAPPING}
+# A part of a path that names a member of a union: `dict[str,any]`, `function-wrap[...]`.
+_MEMBER = re.compile(r"str|int|float|bool|function-.*|.*\[.*|[A-Z][A-Za-z]*")
+_SECRET = {"env", "registry_auth", "RegistryAuth", "headers", "probes"}
+_LOGIN = re.compile(r"://[^/@\s]+@")
+_LONGEST = 80
+
+
+def in_words(model: str, error: ValidationError, forms: Mapping[str, str]) -> str:
+    """Return a sentence for each wrong field; ``forms`` are the words for classes."""
+    found: dict[tuple[str | int, ...], list[Any]] = {}
+    for item in error.errors(include_url=False):
+        found.setdefault(_path(item), []).append(item)
+    # Of a union's lines those about what is inside the value say more than those about the value.
+    inner = [path for path in found if not any(path == other[: len(path)] != other for other in found)]
+    return " ".join(dict.fromkeys(_sentence(model, path, found[path], forms) for path in inner))
+
+
+def _path(item: Mapping[str, Any]) -> tuple[str | int, ...]:
+    """Return the path of a wrong value without the members of unions in it."""
+    loc = item["loc"]
+    # The names of fields are what they are: the first, and one that is missing or too much.
+    names = {0, len(loc) - 1} if item["type"] in ("missing", "extra_forbidden") else {0}
+    return tuple(
+        part
+        for index, part in enumerate(loc)
+        if index in names or isinstance(part, int) or not _MEMBER.fullmatch(part)
+    )
+
+
+def _sentence(model: str, path: tuple[str | int, ...], items: list[Any], forms: Mapping[str, str]) -> str:
+    where, dot = model, "."
+    for part in path:
+        where += f", item {part + 1}" if isinstance(part, int) else f"{dot}{part}"
+        dot = ", " if isinstance(part, int) else "."
+    own = [item for item in items if item["type"] == "value_error"]
+    if own:
+        text = own[0]["msg"].removeprefix("Value error, ").removeprefix(f"{path[0]}: " if path else "")
+    elif items[0]["type"] == "extra_forbidden":
+        text = "there is no such field; check its spelling"
+    else:
+        *others, last = dict.fromkeys(_expected(item, forms) for item in items)
+        wanted = f"{', '.join(others)} or {last}" if others else last
+        got = "none" if items[0]["type"] == "missing" else _shown(model, path, items[0]["input"])
+        text = f"expected {wanted}, got {got}"
+    return f"{where}: {text.removesuffix('.')}."
+
+
+def _expected(item: Mapping[str, Any], forms: Mapping[str, str]) -> str:
+    name = item.get("ctx", {}).get("class_name", item.get("ctx", {}).get("class"))
+    if isinstance(name, str):
+        return forms.get(name) or _CLASSES.get(name) or name
+    text: str = item["msg"]
+    return _EXPECTED.get(item["type"]) or text.removeprefix("Input should be ")
+
+
+def _shown(model: str, path: tuple[str | int, ...], value: Any) -> str:
+    items = value if isinstance(value, list | tuple) else [value]
+    is_plain = all(item is None or isinstance(item, str | int | float) for item in items)
+    if path and is_plain and _SECRET.isdisjoint((model, *path)):
+        text = _LOGIN.sub("://***@", repr(value))
+        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    kinds = {bool: "a bool", str: _TEXT, int: _NUMBER, float: _NUMBER, list: _LIST, tuple: _LIST}
+    if isinstance(value, Mapping):
+        return _MAPPING
+    return kinds.get(type(value), "none" if value is None else f"a {type(value).__name__}")
