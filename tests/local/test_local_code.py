@@ -23,8 +23,17 @@ LOCAL = {"repo_type": "local", "repo_dir": "/somewhere"}
 
 
 def _tar(**files: str) -> bytes:
+    return _linked(**files)
+
+
+def _linked(*links: tuple[str, str], **files: str) -> bytes:
+    """Return a tar with symbolic links (name, target), which come before the files."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, target in links:
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = tarfile.SYMTYPE, target
+            tar.addfile(entry)
         for path, text in files.items():
             entry = tarfile.TarInfo(path)
             entry.size = len(text.encode())
@@ -62,6 +71,58 @@ def test_unsafe_or_broken_code_fails_the_job(api: Api, name: str, content: bytes
     assert "Failed to set up the repo" in job["termination_reason_message"]
     assert api.server.directory is not None
     assert list(api.server.directory.rglob("evil")) == []
+
+
+def test_links_of_uploaded_code_may_lead_anywhere(api: Api, name: str, tmp_path: Path) -> None:
+    (tmp_path / "data.txt").write_text("from outside")
+    links = [("data", str(tmp_path)), ("up", "../../../nowhere"), ("pkg/near", "x.txt"), ("loop", "loop")]
+    spec = _code(api, "links-1", _linked(*links, **{"pkg/x.txt": "near"}))
+    api.apply(name, "cat data/data.txt pkg/near", "readlink up loop", spec=spec, working_dir="/workflow")
+    assert api.output(api.wait(name)) == "from outsidenear../../../nowhere\r\nloop\r\n"
+    api.apply(f"{name}-in", "cat data.txt", spec=spec, working_dir="/workflow/data")
+    assert api.output(api.wait(f"{name}-in")) == "from outside"
+    archive = _upload(api, "files/upload_archive", _linked(("top/data", str(tmp_path)))).json()
+    spec = {"file_archives": [{"id": archive["id"], "path": "/workflow/conf"}]}
+    api.apply(f"{name}-files", "cat conf/data/data.txt", spec=spec, working_dir="/workflow")
+    assert api.output(api.wait(f"{name}-files")) == "from outside"
+
+
+def test_nothing_is_written_through_a_link(api: Api, name: str, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("kept")
+    hard = tarfile.TarInfo("hard")
+    hard.type, hard.linkname = tarfile.LNKTYPE, "out"
+    buffer = io.BytesIO(_linked(("out", str(outside))))
+    with tarfile.open(fileobj=buffer, mode="a") as tar:
+        tar.addfile(hard)
+        entry = tarfile.TarInfo("hard/evil")
+        tar.addfile(entry, io.BytesIO())
+    archives = {
+        "below": _linked(("out", str(outside)), **{"out/evil": "x"}),
+        "link-below": _linked(("out", str(outside)), ("out/evil", "x")),
+        "over": _linked(("out", str(outside)), ("./out/../out/kept", "x")),
+        "hard": buffer.getvalue(),
+    }
+    for kind, content in archives.items():
+        api.apply(f"{name}-{kind}", "true", spec=_code(api, f"links-{kind}", content))
+        job = api.wait(f"{name}-{kind}")["latest_job_submission"]
+        assert job["termination_reason"] == "container_exited_with_error", kind
+        assert "Failed to set up the repo" in job["termination_reason_message"]
+    spec = _code(api, "links-2", _linked(("out", str(outside)), ("kept", str(outside / "kept"))))
+    archive = _upload(api, "files/upload_archive", _tar(x="x")).json()
+    for kind, path in (("file", "out/evil"), ("dir", "out/evil/deep/x")):
+        spec["file_archives"] = [{"id": archive["id"], "path": f"/workflow/{path}"}]
+        api.apply(f"{name}-{kind}", "true", spec=spec)
+        assert api.wait(f"{name}-{kind}")["latest_job_submission"]["termination_reason"] == "executor_error"
+    del spec["file_archives"]
+    api.apply(f"{name}-cwd", "true", spec=spec, working_dir="/workflow/out/evil")
+    assert api.wait(f"{name}-cwd")["status"] == "failed"
+    # What takes the place of a link replaces the link.
+    spec["file_archives"] = [{"id": archive["id"], "path": f"/workflow/{path}"} for path in ("out", "kept")]
+    api.apply(f"{name}-instead", "cat out kept", spec=spec, working_dir="/workflow")
+    assert api.output(api.wait(f"{name}-instead")) == "xx"
+    assert {path.name: path.read_text() for path in outside.iterdir()} == {"kept": "kept"}
 
 
 def test_repo_must_be_initialised_and_complete(api: Api) -> None:
