@@ -19,8 +19,13 @@ from dstack_core.local.fragments import DiffError
 _SECONDS = 60
 # The runner's git knows no filters: a file is what the repository holds, byte for byte.
 _PLAIN = "* -text !eol -filter -ident !working-tree-encoding\n"
-# What git prints behind the cause of a failure, whatever it was.
-_ADVICE = ("fatal: Could not read from remote", "Please make sure you have", "and the repository exists.")
+# What git and ssh print around the cause of a failure, whatever it was.
+_ADVICE = (
+    "Warning: Permanently added",
+    "fatal: Could not read from remote repository.",
+    "Please make sure you have the correct access rights",
+    "and the repository exists.",
+)
 
 
 def check_out(
@@ -130,6 +135,7 @@ def _access(clone: RemoteRepoCreds, key_file: Path) -> dict[str, str]:
 def _reason(text: str, token: str | None) -> str:
     """Return the line of git's errors that has the cause, without the secrets of an address."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith(_ADVICE)]
-    line = ([line for line in lines if line.startswith(("fatal: ", "error: "))] or lines or ["failed"])[-1]
+    errors = [line for line in lines if line.startswith(("fatal: ", "error: "))]
+    line = (errors or lines or ["fatal: Could not read from remote repository."])[-1]
     line = re.sub(r"://[^/\s]*@", "://", line)
     return line.replace(token, "***") if token else line

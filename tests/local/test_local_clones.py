@@ -16,6 +16,9 @@ from typing import Any, ClassVar
 
 import pytest
 
+from dstack_core.local.bodies import RemoteRepoCreds
+from dstack_core.local.checkout import check_out
+from tests.contract.git_host import GitHost
 from tests.local.support import Api
 from tests.local.test_local_code import upload
 
@@ -182,3 +185,31 @@ def test_submodules_are_cloned_with_the_token_of_their_host(api: Api, name: str,
         shutil.rmtree(inner.bare)
         message = _message(_submit_clone(api, f"{name}-lost", url, "tok-2", "true", repo_hash=new))
         assert message.startswith("Failed to set up the repo (git submodule: fatal: ")
+
+
+def test_a_clone_over_ssh_has_its_submodules_and_says_what_ssh_says(tmp_path: Path) -> None:
+    lib, main = _Repository(tmp_path, "lib"), _Repository(tmp_path, "main")
+    (lib.tree / "file.txt").write_text("lib\n")
+    (main.tree / "file.txt").write_text("main\n")
+    main.commit(lib=("../lib.git", lib.commit()))
+    data = dict.fromkeys(("repo_branch", "repo_hash", "repo_config_name", "repo_config_email"))
+
+    def clone(url: str, key: str, name: str) -> Path:
+        code = tmp_path / name / "code"
+        code.mkdir(parents=True)
+        creds = RemoteRepoCreds(clone_url=url, private_key=key)
+        check_out(creds, data, False, code, code.parent, code.parent / "key")
+        assert [path.name for path in code.parent.iterdir()] == ["code"], "the key is gone"
+        return code
+
+    with GitHost(tmp_path) as host, GitHost(tmp_path) as other:
+        url = host.url(main.bare)
+        assert (clone(url, host.key, "whole") / "lib" / "file.txt").read_text() == "lib\n"
+        with pytest.raises(
+            subprocess.SubprocessError, match=r"^git clone: .*Permission denied \(publickey\)"
+        ):
+            clone(url, other.key, "refused")
+        with pytest.raises(
+            subprocess.SubprocessError, match=r"^git clone: fatal: Could not read from remote"
+        ):
+            clone(host.url(tmp_path / "none.git"), host.key, "none")
