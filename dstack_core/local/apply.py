@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from dstack_core.local.bodies import ApplyRunPlanRequest, GetRunPlanRequest, ListGpusRequest
+from dstack_core.local.bodies import ApplyRunPlanRequest, CurrentRun, GetRunPlanRequest, ListGpusRequest
 from dstack_core.local.checks import check_spec, with_defaults
 from dstack_core.local.errors import bad_request
 from dstack_core.local.inventory import BACKEND, Inventory
@@ -129,9 +129,10 @@ def _create(state: State, spec: RunSpec) -> Run:
     return run
 
 
-def _expected(resource: dict[str, Any] | None, run: Run) -> bool:
+def _expected(seen: CurrentRun | None, run: Run) -> bool:
+    # dstack's own client leaves out keys that have their default, so both sides are dumped by the model.
     return (
-        resource is not None
-        and resource.get("id") == run.id
-        and resource.get("run_spec") == run.spec.model_dump(mode="json")
+        seen is not None
+        and seen.id == run.id
+        and seen.run_spec.model_dump(mode="json") == run.spec.model_dump(mode="json")
     )

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import UUID4, Field
+from pydantic import UUID4, BaseModel, Field
 
 from dstack_core.local.quantities import Strict
 from dstack_core.local.specs import RunSpec
+
+
+class CurrentRun(BaseModel):
+    """The run of that name as the caller has seen it, without the keys that do not count."""
+
+    id: str
+    run_spec: RunSpec
 
 
 class ApplyRunPlanInput(Strict):
     """Hold a run spec and the run the caller believes to exist."""
 
     run_spec: RunSpec
-    current_resource: dict[str, Any] | None = None
+    current_resource: CurrentRun | None = None
 
 
 class ApplyRunPlanRequest(Strict):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +19,13 @@ from dstack_core.local.fragments import DiffError
 _SECONDS = 60
 # The runner's git knows no filters: a file is what the repository holds, byte for byte.
 _PLAIN = "* -text !eol -filter -ident !working-tree-encoding\n"
+# What git and ssh print around the cause of a failure, whatever it was.
+_ADVICE = (
+    "Warning: Permanently added",
+    "fatal: Could not read from remote repository.",
+    "Please make sure you have the correct access rights",
+    "and the repository exists.",
+)
 
 
 def check_out(
@@ -30,25 +39,41 @@ def check_out(
     """Clone into ``code``; raises subprocess.SubprocessError if git fails."""
     env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(home), "GIT_TERMINAL_PROMPT": "0"}
     env |= _access(clone, key_file)
+    # What git copies into each repository that it clones, submodules included.
+    template = key_file.with_name("clone-template")
+    (template / "info").mkdir(parents=True)
+    (template / "info" / "attributes").write_text(_PLAIN)
+    env["GIT_TEMPLATE_DIR"] = str(template)
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-c", "core.autocrlf=false", *arguments],
-            cwd=code, env=env, check=True, capture_output=True, text=True, timeout=_SECONDS,
-        )  # fmt: skip
+        try:
+            done = subprocess.run(
+                ["git", "-c", "core.autocrlf=false", *arguments],
+                cwd=code, env=env, check=True, capture_output=True,
+                text=True, errors="replace", timeout=_SECONDS,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise subprocess.SubprocessError(f"git {arguments[0]} took more than {_SECONDS} s") from None
+        except subprocess.CalledProcessError as error:
+            reason = _reason(error.stderr, clone.oauth_token)
+            raise subprocess.SubprocessError(f"git {arguments[0]}: {reason}") from None
         return done.stdout.strip()
 
     branch, commit = data["repo_branch"], data["repo_hash"]
     options = ["--branch", branch, *(["--single-branch"] if single_branch else [])] if branch else []
     git("clone", "--quiet", "--no-checkout", *options, "--", clone.clone_url, ".")
-    key_file.unlink(missing_ok=True)
-    attributes = code / ".git" / "info" / "attributes"
-    attributes.parent.mkdir(exist_ok=True)
-    attributes.write_text(_PLAIN)
     # On the branch where that is what is wanted, else on the commit alone.
     on_branch = not commit or (branch and commit == git("rev-parse", "HEAD"))
+    if git("ls-tree", "--name-only", "HEAD", ".gitmodules"):
+        # The runner clones the submodules of the branch and leaves them there when it goes to the commit.
+        git("checkout", "--quiet")
+        git("submodule", "--quiet", "update", "--init", "--recursive")
+        remove = 'rm -f "$(git rev-parse --git-dir)/info/attributes"'
+        git("submodule", "--quiet", "foreach", "--recursive", remove)
     git("checkout", "--quiet", *([] if on_branch else ["--detach", commit]))
-    attributes.unlink()
+    (code / ".git" / "info" / "attributes").unlink()
+    shutil.rmtree(template)
+    key_file.unlink(missing_ok=True)
     for key in ("name", "email"):
         if (value := data[f"repo_config_{key}"]) is not None:
             git("config", f"user.{key}", value)
@@ -92,11 +117,12 @@ def _access(clone: RemoteRepoCreds, key_file: Path) -> dict[str, str]:
     """Return what git is given of a clone's secrets: nothing on a command line, which others may read."""
     if clone.oauth_token is not None:
         login = base64.b64encode(f"anything:{clone.oauth_token}".encode()).decode()
-        header = f"Authorization: Basic {login}"
+        # For the host of the clone only: a submodule elsewhere is not worth a token.
+        host = re.sub(r"^(\w+://)(?:[^/]*@)?([^/]*).*", r"\1\2/", clone.clone_url)
         return {
             "GIT_CONFIG_COUNT": "1",
-            "GIT_CONFIG_KEY_0": "http.extraHeader",
-            "GIT_CONFIG_VALUE_0": header,
+            "GIT_CONFIG_KEY_0": f"http.{host}.extraHeader",
+            "GIT_CONFIG_VALUE_0": f"Authorization: Basic {login}",
         }
     if clone.private_key is not None:
         key_file.touch(mode=0o600)
@@ -104,3 +130,12 @@ def _access(clone: RemoteRepoCreds, key_file: Path) -> dict[str, str]:
         options = "-o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
         return {"GIT_SSH_COMMAND": f"ssh -i {shlex.quote(str(key_file))} -o IdentitiesOnly=yes {options}"}
     return {}
+
+
+def _reason(text: str, token: str | None) -> str:
+    """Return the line of git's errors that has the cause, without the secrets of an address."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith(_ADVICE)]
+    errors = [line for line in lines if line.startswith(("fatal: ", "error: "))]
+    line = (errors or lines or ["fatal: Could not read from remote repository."])[-1]
+    line = re.sub(r"://[^/\s]*@", "://", line)
+    return line.replace(token, "***") if token else line

@@ -86,7 +86,15 @@ class Workspace:
                 self._place(archive, path)
         except (tarfile.TarError, OSError, WorkspaceError) as error:
             raise WorkspaceError(f"Failed to set up files ({error})", "executor_error") from error
-        self.cwd.mkdir(parents=True, exist_ok=True)
+        # A link of the code may lead to a directory of this machine; commands may start there.
+        if not self.cwd.is_dir():
+            self._make(self.cwd)
+
+    def _make(self, directory: Path) -> None:
+        """Make a directory; raises WorkspaceError if links lead out of the job's directory on the way."""
+        if not directory.resolve().is_relative_to(self.root.resolve()):
+            raise WorkspaceError(f"The path {directory} leads out of the job's directory")
+        directory.mkdir(parents=True, exist_ok=True)
 
     def _place_code(self, sources: Sources, spec: Mapping[str, Any]) -> None:
         if spec["repo_data"]["repo_type"] != "remote":
@@ -107,9 +115,9 @@ class Workspace:
         entries = list(unpacked.iterdir())
         if len(entries) != 1:
             raise WorkspaceError(f"The archive for {path} must have exactly one top-level entry")
-        target.parent.mkdir(parents=True, exist_ok=True)
+        self._make(target.parent)
         # What is there is replaced, as the runner of the real server does.
-        if target.is_dir():
+        if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)
         else:
             target.unlink(missing_ok=True)
@@ -145,8 +153,29 @@ class Workspace:
 
 
 def _unpack(archive: Path, directory: Path) -> None:
+    """Unpack into a new directory; links may lead anywhere, as in a container.
+
+    Links come last and the deepest first, so nothing of the archive is ever written through one.
+    """
     if not hasattr(tarfile, "data_filter"):
         raise WorkspaceError("Archives are unpacked safely only by Python 3.11.4 or newer")
     directory.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive) as tar:
-        tar.extractall(directory, filter="data")
+        links = {_inside(directory, member.name): member.linkname for member in tar if member.issym()}
+        others = [member for member in tar if not member.issym()]
+        for member in others:
+            # tarfile would make the link that a hard link names, and too early.
+            if member.islnk() and _inside(directory, member.linkname) in links:
+                raise tarfile.TarError(f"{member.name!r} is a hard link to a symbolic link")
+        tar.extractall(directory, others, filter="data")
+    for place in sorted(links, key=lambda place: len(place.parts), reverse=True):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        place.symlink_to(links[place])
+
+
+def _inside(directory: Path, name: str) -> Path:
+    place = Path(os.path.normpath(directory / name.lstrip("/")))
+    if not place.is_relative_to(directory):
+        raise tarfile.TarError(f"{name!r} leads out of the directory")
+    return place

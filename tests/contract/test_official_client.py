@@ -62,7 +62,7 @@ def test_a_run_is_applied_attached_and_ends_with_its_status(official: OfficialCl
     assert reply.status == 1
 
 
-def test_a_run_is_submitted_detached_listed_read_stopped_and_deleted(
+def test_a_run_is_submitted_detached_listed_read_updated_stopped_and_deleted(
     official: OfficialClient, api: Api
 ) -> None:
     endless = official.configuration("endless", "type: task\ncommands: [echo started, sleep 600]\n")
@@ -73,6 +73,13 @@ def test_a_run_is_submitted_detached_listed_read_stopped_and_deleted(
     assert "no data" in official.run("metrics", "endless").text
     again = official.run("apply", "-f", endless, "-y", "-d")
     assert "Detected no changes" in again.text
+    before = api.get("endless")
+    official.configuration("endless", "type: task\ncommands: [echo started, sleep 600]\npriority: 7\n")
+    updated = official.run("apply", "-f", endless, "-y", "-d")
+    assert updated.status == 0, updated.text
+    after = api.get("endless")
+    assert (after["id"], after["status"]) == (before["id"], "running")
+    assert after["run_spec"]["configuration"]["priority"] == 7
     assert "Stopped" in official.run("stop", "endless", "-y").text
     assert "stopped" in official.run("ps", "-a").text
     assert "Run status changed" in official.run("event").text

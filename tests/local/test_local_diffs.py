@@ -141,7 +141,7 @@ def test_a_clone_has_the_bytes_of_the_repository(work: Path) -> None:
         git(cloned(work, "detached", branch="main", hash=head), "rev-parse", "--abbrev-ref", "HEAD")
         == b"HEAD\n"
     )
-    with pytest.raises(subprocess.CalledProcessError):
+    with pytest.raises(subprocess.SubprocessError, match="Remote branch nope not found"):
         cloned(work, "nowhere", branch="nope")
 
 

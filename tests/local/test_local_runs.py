@@ -242,3 +242,20 @@ def test_plan_tells_what_apply_would_do(api: Api, name: str) -> None:
     api.wait(name)
     plan = api.ok("{p}/runs/get_plan", {"run_spec": spec})
     assert (plan["action"], plan["current_resource"]["id"]) == ("create", run["id"])
+
+
+@pytest.mark.parametrize("left_out", ["groups", "env", "single_branch"])
+def test_an_update_compares_what_a_run_means_not_which_defaults_are_written(
+    api: Api, name: str, left_out: str
+) -> None:
+    spec = task(name, "sleep 300")
+    _apply(api, spec)
+    current = api.ok("{p}/runs/get_plan", {"run_spec": spec})["current_resource"]
+    del current["run_spec"]["configuration"][left_out]
+    spec["configuration"]["priority"] = 2
+    assert _apply(api, spec, current=current)["run_spec"]["configuration"]["priority"] == 2
+    spec["configuration"]["priority"] = 3
+    body = {"plan": {"run_spec": spec, "current_resource": current}, "force": False}
+    reply = api.call("{p}/runs/apply", body)
+    assert (reply.status_code, "Resource has been changed" in reply.text) == (400, True)
+    api.stop(name, abort=True)
