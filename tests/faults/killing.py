@@ -25,10 +25,10 @@ def kill_client(client: Address, server: Address) -> None:
         raise RuntimeError(
             f"the connection from {client} to {server} is held by {sorted(owners) or 'nobody'}"
         )
-    process = psutil.Process(owners.pop())
-    process.kill()
-    # It may be gone between two looks at it.
+    # Another case may have killed it, and it may be gone between two looks at it.
     with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(owners.pop())
+        process.kill()
         # A zombie has let go of everything it held, too.
         while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
             psutil.wait_procs([process], timeout=0.01)
