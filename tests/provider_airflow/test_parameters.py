@@ -138,6 +138,7 @@ def test_what_the_server_fills_in_is_left_to_it(given: str, rendered: str) -> No
         ({"backends": ["moon"]}, "backends"),
         ({"backends": 5}, "backends: 5"),
         ({"repo_dir": "/etc/hostname"}, "repo_dir: '/etc/hostname' is no directory"),
+        ({"profiles_file": "/nope.yml"}, "profiles_file: expected a file at /nope.yml, got none"),
         ({"project_name": "no/project"}, "'no/project' is no project name"),
     ],
     ids=lambda value: str(value)[:60] if isinstance(value, dict) else "",

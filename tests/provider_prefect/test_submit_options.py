@@ -189,7 +189,9 @@ def test_the_ready_flow_takes_the_options(
     ("options", "told"),
     [
         ({"profile": 3}, "profile: expected the name of a profile"),
+        ({"profile": "mine"}, "expected profiles_file or repo_dir with profile 'mine', got neither"),
         ({"profiles_file": 3}, "profiles_file: expected the path"),
+        ({"profiles_file": "nope.yml"}, "profiles_file: expected a file at .*nope.yml, got none"),
         ({"repo_dir": 3}, "repo_dir: expected the path"),
         ({"repo_dir": "no-such-directory"}, "repo_dir: expected a directory"),
         ({"local_repo": "yes"}, "local_repo: expected True or False"),

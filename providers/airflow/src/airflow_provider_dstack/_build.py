@@ -121,7 +121,12 @@ def profile_of(operator: DstackRunOperator, context: Context) -> Profile:
             "Set profiles_file to the path of a profiles.yml, or repo_dir to a directory with "
             ".dstack/profiles.yml."
         )
-    found = load_profile(profile or None, folder, file=_beside_dag(file, context), home=False)
+    try:
+        found = load_profile(profile or None, folder, file=_beside_dag(file, context), home=False)
+    except ConfigurationError as error:
+        if file is None or not error.message.startswith("profiles: "):
+            raise
+        raise ConfigurationError(f"profiles_file: {error.message.removeprefix('profiles: ')}") from None
     if found.model_fields_set:
         operator.log.info("Profile %s applies.", found.name)
     return found

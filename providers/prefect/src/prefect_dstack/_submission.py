@@ -144,7 +144,7 @@ def _env(env: object) -> dict[str, Any]:
 
 def _profile(given: Mapping[str, Any], code: Code, folder: Path | None) -> Profile:
     """Return the profile that is named or lies beside the code; never one of this machine's home."""
-    from dstack_core import Profile, load_profile
+    from dstack_core import ConfigurationError, Profile, load_profile
 
     name, file = given.get("profile"), given.get("profiles_file")
     if isinstance(name, Profile):
@@ -155,7 +155,17 @@ def _profile(given: Mapping[str, Any], code: Code, folder: Path | None) -> Profi
         if not isinstance(file, str | os.PathLike):
             _refuse(f"profiles_file: expected the path of a file, got {type(file).__name__}.")
         file = (folder or Path()) / Path(file).expanduser()
-    return load_profile(name, code.repo_dir, file=file, home=False)
+    elif name is not None and code.repo_dir is None:
+        _refuse(
+            f"profile: expected profiles_file or repo_dir with profile {name!r}, got neither. Set profiles_file "
+            "to the path of a profiles.yml, or repo_dir to a directory with .dstack/profiles.yml."
+        )
+    try:
+        return load_profile(name, code.repo_dir, file=file, home=False)
+    except ConfigurationError as error:
+        if file is None or not error.message.startswith("profiles: "):
+            raise
+        _refuse(f"profiles_file: {error.message.removeprefix('profiles: ')}")
 
 
 def _with_retry(loaded: Configuration, retry: Any, arguments: dict[str, Any]) -> Configuration:
