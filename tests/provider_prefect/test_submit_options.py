@@ -195,7 +195,12 @@ def test_the_ready_flow_takes_the_options(
         ({"repo_dir": 3}, "repo_dir: expected the path"),
         ({"repo_dir": "no-such-directory"}, "repo_dir: expected a directory"),
         ({"local_repo": "yes"}, "local_repo: expected True or False"),
-        ({"retry_policy": "yes"}, "retry_policy: expected a RetryPolicy"),
+        ({"retry_policy": "yes"}, "^retry_policy: expected a RetryPolicy"),
+        (
+            {"retry_policy": {"attempts": 3}},
+            "^retry_policy: expected a RetryPolicy, True .*got {'attempts': 3}",
+        ),
+        ({"retry_policy": {"limit": "long"}}, "^retry_policy.limit: 'long'"),
         ({"args": "--epochs 3"}, "args: expected a list"),
     ],
 )
