@@ -103,7 +103,7 @@ def load_login(given: GitCredentialsLike) -> GitLogin:
     if isinstance(given, str):
         with _missing_named(given):
             # Without _sync a caller inside an event loop would get a coroutine.
-            given = Block.load(_saved(given), _sync=True)  # type: ignore[call-arg]
+            return login_of(Block.load(_saved(given), _sync=True))  # type: ignore[call-arg]
     return login_of(given)
 
 
