@@ -33,5 +33,5 @@ def check_ends(
     if configuration.type == "dev-environment" and (limit is None or limit is False or limit == "off"):
         raise ConfigurationError(
             "configuration: expected a configuration that ends, got a dev-environment without max_duration. "
-            'Set max_duration, such as "2h", or use `type: task`.'
+            'Use `type: task`, or set max_duration, such as "2h", at which the run ends as failed.'
         )

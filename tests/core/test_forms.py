@@ -262,7 +262,7 @@ def test_a_dev_environment_without_a_limit_is_refused(
         check_ends(configuration, max_duration, profile)
     assert str(caught.value) == (
         "configuration: expected a configuration that ends, got a dev-environment without max_duration. "
-        'Set max_duration, such as "2h", or use `type: task`.'
+        'Use `type: task`, or set max_duration, such as "2h", at which the run ends as failed.'
     )
 
 

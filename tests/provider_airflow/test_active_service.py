@@ -68,10 +68,19 @@ def test_a_taken_name_is_refused_with_the_ways_there_are(
 
 
 def test_an_active_service_is_updated_in_place(
-    server: LocalServer, active: tuple[int, Run], folders: tuple[Path, Path]
+    server: LocalServer,
+    active: tuple[int, Run],
+    folders: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     port, run = active
-    url = operator(port, folders[1], on_active="update").execute(context("later"))
+    task = operator(port, folders[1], on_active="update")
+    lines = _info_of(task, monkeypatch)
+    url = task.execute(context("later"))
+    assert [line for line in lines if "chat, which is active" in line or "chat has the new" in line] == [
+        f"Updating run chat, which is active: {run.url}",
+        "Run chat has the new configuration.",
+    ]
     assert "after.txt" in requests.get(url, timeout=10).text
     (updated,) = runs_of(server, "airflow:d/later/")
     assert updated.id == run.id
@@ -101,13 +110,26 @@ def test_a_name_that_is_free_is_submitted(
 
 
 def test_a_change_that_needs_a_new_run_fails_the_task_and_leaves_the_service(
-    server: LocalServer, active: tuple[int, Run], folders: tuple[Path, Path]
+    server: LocalServer,
+    active: tuple[int, Run],
+    folders: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     task = operator(active[0], folders[1], on_active="update", max_price=3.5)
+    lines = _info_of(task, monkeypatch)
     with pytest.raises(AirflowFailException, match='on_active="replace" to stop it'):
         task.execute(context("later"))
+    assert any("Updating run chat" in line for line in lines)
+    assert not any("has the new configuration" in line or "is updated" in line for line in lines)
     assert active[1].refresh().raw_status == "running"
     assert paths(server, "/runs/stop") == []
+
+
+def _info_of(task: DstackServiceOperator, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the list that gets the lines which a task logs as information."""
+    lines: list[str] = []
+    monkeypatch.setattr(task.log, "info", lambda text, *values: lines.append(text % values))
+    return lines
 
 
 def _deployed_until(task: DstackServiceOperator, dag_run: str, moment: Callable[[], Any]) -> None:

@@ -120,6 +120,10 @@ def test_a_run_that_somebody_stops_has_an_error_of_its_own(
             "max_price: expected USD per hour above 0, got 'cheap'",
         ),
         ("configuration={'type': 'task', 'commands': ['true']}, run_resources=[1]", "resources"),
+        (
+            "configuration={'type': 'task', 'commands': ['true']}, run_resources={'gpu': {'ram': 1}}",
+            "resources.gpu.ram: Extra inputs are not permitted",
+        ),
         ("configuration={'type': 'task', 'commands': ['true']}, dstack_conn_id='nobody'", "no connection"),
         ("configuration={'type': 'task', 'commands': ['true']}, dstack_conn_id='bad_token'", "token"),
         ("configuration={'type': 'task', 'commands': ['true']}, dstack_conn_id='bad_project'", "nowhere"),
@@ -142,6 +146,7 @@ def test_bad_input_fails_at_once_and_submits_nothing(
     output = capfd.readouterr().out
     assert ended.task_state == "failed"
     assert told in output
+    assert "Submitting anyway" not in output
     assert "AirflowFailException" in output
     assert paths(wrong_connections, "/runs/apply") == []
     assert wrong_connections.token not in output

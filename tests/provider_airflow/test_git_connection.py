@@ -139,6 +139,22 @@ def test_a_connection_that_cannot_be_used_is_one_clear_error(
     assert paths(server, "/runs/apply") == []
 
 
+def test_a_connection_without_code_is_one_warning(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    define(monkeypatch, {}, host=HTTPS, password=TOKEN)
+    task = DstackRunOperator(
+        task_id="train",
+        configuration={"type": "task", "commands": ["true"]},
+        git_conn_id="code",
+        poll_interval=0.1,
+    )
+    lines: list[str] = []
+    monkeypatch.setattr(task.log, "warning", lambda text, *values: lines.append(text % values))
+    task.execute(CONTEXT)
+    assert len([line for line in lines if line.startswith("git_conn_id: expected repo_dir")]) == 1
+
+
 def test_a_missing_connection_is_named(server: LocalServer) -> None:
     with pytest.raises(AirflowFailException, match="there is none called 'nobody'"):
         git_credentials("nobody")

@@ -49,6 +49,8 @@ def operator(**arguments: Any) -> DstackRunOperator:
         ({"skip_on_exit_code": [1, 256]}, "256.* is no exit status; give a number from 0 to 255"),
         ({"skip_on_exit_code": True}, "skip_on_exit_code: True is no exit status"),
         ({"resources": Resources(gpu=GPU(count=1))}, "give dstack's as run_resources"),
+        ({"resources": "24GB.."}, "give dstack's as run_resources"),
+        ({"resources": 1}, "give dstack's as run_resources"),
         ({"retry_policy": RetryPolicy(retry=True)}, "give dstack's as run_retry_policy"),
     ],
 )

@@ -17,6 +17,7 @@ from dstack_core import Client, RetryPolicy, RunCollection
 from dstack_core.local import LocalServer
 from tests.ports import free_port
 from tests.provider_airflow.support import paths
+from tests.provider_airflow.test_filling import spec_of
 from tests.provider_airflow.test_operator import CONTEXT, RUN
 
 # Airflow has arguments of these names.
@@ -129,8 +130,10 @@ def test_what_the_server_fills_in_is_left_to_it(given: str, rendered: str) -> No
         ({"run_resources": "A100:x"}, "run_resources: expected"),
         ({"run_resources": [1]}, "run_resources: expected"),
         ({"spot_policy": "sometimes"}, "spot_policy: 'sometimes'"),
-        ({"run_retry_policy": {"retry": "perhaps"}}, "retry"),
-        ({"run_retry_policy": {"retry": True, "limit": "long"}}, "long"),
+        ({"run_retry_policy": {"retry": "perhaps"}}, "run_retry_policy.retry: "),
+        ({"run_retry_policy": {"retry": True, "limit": "long"}}, "run_retry_policy.limit: 'long'"),
+        ({"run_retry_policy": 3}, "run_retry_policy: expected a RetryPolicy, True or False, a dict"),
+        ({"run_retry_policy": {"attempts": 3}}, "run_retry_policy: expected a RetryPolicy, True or False"),
         ({"max_duration": "forever"}, "max_duration: 'forever'"),
         ({"max_duration": "-5"}, "max_duration: '-5'"),
         ({"max_price": "-1"}, "max_price: expected USD per hour above 0, got -1"),
@@ -138,6 +141,7 @@ def test_what_the_server_fills_in_is_left_to_it(given: str, rendered: str) -> No
         ({"backends": ["moon"]}, "backends"),
         ({"backends": 5}, "backends: 5"),
         ({"repo_dir": "/etc/hostname"}, "repo_dir: '/etc/hostname' is no directory"),
+        ({"profiles_file": "/nope.yml"}, "profiles_file: expected a file at /nope.yml, got none"),
         ({"project_name": "no/project"}, "'no/project' is no project name"),
     ],
     ids=lambda value: str(value)[:60] if isinstance(value, dict) else "",
@@ -151,6 +155,21 @@ def test_a_wrong_value_gets_one_clear_error_and_nothing_is_submitted(
     assert "Traceback" not in str(caught.value)
     assert len(str(caught.value)) < 500
     assert server.client().runs.list(all=True) == []
+
+
+@pytest.mark.parametrize(
+    ("retry", "wanted"),
+    [
+        (True, True),
+        ({"on_events": ["no-capacity"], "duration": "1h"}, {"on_events": ["no-capacity"], "duration": 3600}),
+        ({"retry": True, "limit": "2h"}, {"on_events": ["no-capacity"], "duration": 7200}),
+    ],
+)
+def test_retry_is_taken_as_in_yaml_and_as_a_policy(server: LocalServer, retry: Any, wanted: Any) -> None:
+    operator(run_retry_policy=retry).execute(CONTEXT)
+    by_option = spec_of(server, RUN.name)["configuration"]["retry"]
+    server.client().runs.submit(configuration={**TRUE, "retry": wanted}, run_name="in-the-file")
+    assert by_option == spec_of(server, "in-the-file")["configuration"]["retry"]
 
 
 def test_ports_are_verified_where_that_is_wanted(server: LocalServer) -> None:

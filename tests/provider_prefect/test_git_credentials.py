@@ -103,6 +103,7 @@ def test_a_key_is_found_where_blocks_keep_it(key: str) -> None:
         (7, "got int. Pass a Secret block"),
         (DeployKey(private_key=SecretStr("~/.ssh/id_ed25519")), "not its path"),
         (TOKEN, "got other text. Pass a token as SecretStr"),
+        ("secret/nobody-saved-it", "^git_credentials: .* got 'secret/nobody-saved-it', which does not exist"),
     ],
 )
 def test_what_holds_no_credentials_is_refused_without_being_shown(
@@ -179,6 +180,18 @@ def test_code_that_is_uploaded_instead_of_cloned_is_a_line_in_the_log(
         since = FlowRunFilter(start_time=FlowRunFilterStartTime(after_=began))
         ids += [found.id for found in client.read_flow_runs(flow_run_filter=since)]
     assert "instead of cloned, because" in "\n".join(log_records(ids[0], last="are uploaded"))
+
+
+@pytest.mark.parametrize("submit", [by_run_task, by_asubmit_run], ids=lambda way: way.__name__)
+def test_credentials_without_code_are_one_warning(submit: Submit, credentials: DstackCredentials) -> None:
+    began: Any = datetime.now(UTC)
+    submit(SHORT, credentials, git_credentials=SecretStr(TOKEN))
+    with get_client(sync_client=True) as client:
+        since = FlowRunFilter(start_time=FlowRunFilterStartTime(after_=began))
+        (found,) = client.read_flow_runs(flow_run_filter=since)
+    logged = "\n".join(log_records(found.id, last="credentials are not used"))
+    assert logged.count("git_credentials: expected repo_dir") == 1
+    assert TOKEN not in logged
 
 
 def test_one_git_login_of_a_block() -> None:

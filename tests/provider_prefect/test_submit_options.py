@@ -189,11 +189,18 @@ def test_the_ready_flow_takes_the_options(
     ("options", "told"),
     [
         ({"profile": 3}, "profile: expected the name of a profile"),
+        ({"profile": "mine"}, "expected profiles_file or repo_dir with profile 'mine', got neither"),
         ({"profiles_file": 3}, "profiles_file: expected the path"),
+        ({"profiles_file": "nope.yml"}, "profiles_file: expected a file at .*nope.yml, got none"),
         ({"repo_dir": 3}, "repo_dir: expected the path"),
         ({"repo_dir": "no-such-directory"}, "repo_dir: expected a directory"),
         ({"local_repo": "yes"}, "local_repo: expected True or False"),
-        ({"retry_policy": "yes"}, "retry_policy: expected a RetryPolicy"),
+        ({"retry_policy": "yes"}, "^retry_policy: expected a RetryPolicy"),
+        (
+            {"retry_policy": {"attempts": 3}},
+            "^retry_policy: expected a RetryPolicy, True .*got {'attempts': 3}",
+        ),
+        ({"retry_policy": {"limit": "long"}}, "^retry_policy.limit: 'long'"),
         ({"args": "--epochs 3"}, "args: expected a list"),
     ],
 )

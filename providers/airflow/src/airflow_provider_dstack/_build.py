@@ -44,6 +44,11 @@ def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: 
     except ConfigurationError as error:
         client.close()
         raise AirflowFailException(in_words_of_operator(error.message)) from None
+    if operator.git_conn_id and operator.repo_dir is None and not what["configuration"].repos:
+        operator.log.warning(
+            "git_conn_id: expected repo_dir, or repos in the configuration, with it, got neither. "
+            "The connection is not used."
+        )
     quick = min(operator.poll_interval, _QUICK_POLL_SECONDS)
     ledger = ledger_of(operator, context, hook.project) if operator.durable else None
     options = TaskRunOptions(
@@ -87,13 +92,14 @@ def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str,
 
     folder = operator.configuration_folder or _beside_dag(".", context)
     configuration = _spec.with_local_paths(_spec.read_configuration(operator.configuration), folder)
+    configuration, retry_policy = _spec.with_retry(configuration, operator.run_retry_policy)
     profile, max_duration = profile_of(operator, context), _spec.read_duration(operator.max_duration)
     check_ends(configuration, max_duration, profile)
     return {
         "configuration": configuration,
         "resources": operator.run_resources,
         "spot_policy": operator.spot_policy,
-        "retry_policy": _spec.read_retry_policy(operator.run_retry_policy),
+        "retry_policy": retry_policy,
         "max_duration": max_duration,
         "max_price": _spec.read_price(operator.max_price),
         "working_dir": operator.working_dir,
@@ -121,7 +127,12 @@ def profile_of(operator: DstackRunOperator, context: Context) -> Profile:
             "Set profiles_file to the path of a profiles.yml, or repo_dir to a directory with "
             ".dstack/profiles.yml."
         )
-    found = load_profile(profile or None, folder, file=_beside_dag(file, context), home=False)
+    try:
+        found = load_profile(profile or None, folder, file=_beside_dag(file, context), home=False)
+    except ConfigurationError as error:
+        if file is None or not error.message.startswith("profiles: "):
+            raise
+        raise ConfigurationError(f"profiles_file: {error.message.removeprefix('profiles: ')}") from None
     if found.model_fields_set:
         operator.log.info("Profile %s applies.", found.name)
     return found

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 Choice = TypeVar("Choice", bound=str)
 _CORES_NAMES = re.compile(r"\b(?:git_identity_file|git_private_key|oauth_token)\b")
+# A dict with these keys is a RetryPolicy, one with those is ``retry`` as in YAML.
+_POLICY_KEYS, _RETRY_KEYS = {"retry", "limit"}, {"on_events", "duration"}
 
 
 def read_configuration(value: Any) -> Configuration:
@@ -43,11 +45,28 @@ def _below(item: Any, folder: Any) -> Any:
     return item.model_copy(update={"local_path": str(PurePath(folder) / local)})
 
 
-def read_retry_policy(value: Any) -> RetryPolicy | None:
-    """Return ``run_retry_policy``, a ``RetryPolicy`` or such a dict. Raises ``ConfigurationError``."""
-    from dstack_core import RetryPolicy
+def with_retry(configuration: Configuration, value: Any) -> tuple[Configuration, RetryPolicy | None]:
+    """Apply ``run_retry_policy``; return the configuration and the policy to submit it with.
 
-    return None if value is None else RetryPolicy.model_validate(value)
+    ``True``, ``False`` and a dict as ``retry`` in YAML go into the configuration, a ``RetryPolicy`` or such a
+    dict is the policy. Raises ``ConfigurationError``.
+    """
+    from dstack_core import ConfigurationError, RetryPolicy
+
+    if value is None or isinstance(value, RetryPolicy):
+        return configuration, value
+    if isinstance(value, Mapping) and set(value) <= _POLICY_KEYS:
+        try:
+            return configuration, RetryPolicy.model_validate(value)
+        except ConfigurationError as error:
+            raise ConfigurationError(error.message.replace("RetryPolicy", "run_retry_policy", 1)) from None
+    if not isinstance(value, bool) and not (isinstance(value, Mapping) and set(value) <= _RETRY_KEYS):
+        raise ConfigurationError(
+            "run_retry_policy: expected a RetryPolicy, True or False, a dict such as "
+            '{"retry": True, "limit": "1h"}, or one as in YAML such as '
+            f'{{"on_events": ["no-capacity"], "duration": "1h"}}, got {value!r}.'
+        )
+    return configuration.model_copy(update={"retry": value}), None
 
 
 def read_price(value: Any) -> Any:
@@ -151,5 +170,7 @@ def exit_codes(name: str, value: Any) -> tuple[int, ...]:
 def refuse_hosts_names(arguments: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` where dstack's resources or retry policy is given under Airflow's own name."""
     for name in ("resources", "retry_policy"):
-        if is_model(arguments.get(name)):
+        # Airflow makes its own resources from a dict.
+        form_of_dstack = name == "resources" and isinstance(arguments.get(name), str | int | float)
+        if form_of_dstack or is_model(arguments.get(name)):
             raise ValueError(f"{name}: this is an argument of Airflow's own; give dstack's as run_{name}")

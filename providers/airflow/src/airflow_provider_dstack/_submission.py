@@ -69,9 +69,10 @@ class Submission:
             # Before the submission: whenever this worker is lost, the next try knows what to look for.
             self.ledger.write(target)
         submitter.aim(target)
-        if self.on_active in ("update", "replace"):
-            self._make_way(target, submitter)
+        updates = self.on_active in ("update", "replace") and self._make_way(target, submitter)
         run = self._submit(target, submitter)
+        if updates:
+            self.log.info("Run %s has the new configuration.", run.name)
         if self.ledger is not None:
             self.ledger.write(target, run.id)
         return run
@@ -94,22 +95,23 @@ class Submission:
                 raise
             raise type(error)(f"{error.message} {_OTHER_WAYS[self.on_active]}") from None
 
-    def _make_way(self, target: RunRef, submitter: Submitter) -> None:
-        """Have an active run of that name updated or replaced; wait for the end of one that is stopping."""
+    def _make_way(self, target: RunRef, submitter: Submitter) -> bool:
+        """Stop an active run of that name and wait for its end; return True for one to update instead."""
         from airflow_provider_dstack._names import run_ref
 
         found = self.client.runs.get(target.name)
         if found is None or found.outcome() is not None or found.marker == target.marker:
-            return
+            return False
         if not found.last_status.is_stopping:
             if self.on_active == "update":
-                self.log.info("Run %s is active and is updated in place: %s", found.name, found.url)
+                self.log.info("Updating run %s, which is active: %s", found.name, found.url)
                 submitter.keep("it was active before this task, which updates it")
-                return
+                return True
             self.log.info("Run %s is active and is stopped: on_active is 'replace'.", found.name)
             self._stop(run_ref(found.name, found.marker or ""), found)
         self.log.info("Waiting for the end of run %s.", found.name)
         self._ended(found, submitter)
+        return False
 
     def _take_over(self, ledger: Ledger, submitter: Submitter) -> tuple[RunRef, Run | None]:
         """Return the run of the try before if this try follows it, else what to submit and None."""
@@ -167,12 +169,13 @@ class Submission:
         return run
 
     def _log_plan(self, target: RunRef) -> None:
-        """Log the best offer; without one the run is submitted anyway."""
-        from dstack_core import ConfigurationError
+        """Log the best offer; without one the run is submitted anyway. Raises what a submission would."""
+        from dstack_core import ConfigurationError, RequestRejectedError
 
         try:
             plan = self.client.runs.plan(**self.what, timeout=PLAN_SECONDS)
-        except ConfigurationError:
+        except (ConfigurationError, RequestRejectedError):
+            # The server reads the plan and the submission alike, so it would refuse both.
             raise
         except Exception as error:
             self.log.warning("Could not get offers for run %s: %s. Submitting anyway.", target.name, error)

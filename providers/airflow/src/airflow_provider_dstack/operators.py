@@ -50,7 +50,8 @@ class DstackRunOperator(TemplatedModels):
     ``run_name`` (str) defaults to a name that is new for every try; of mapped tasks each gets its map index
     appended to a given one. A ``name`` in the configuration is for interactive use and is not taken.
     ``run_resources`` (``Resources``; a mapping or a text such as ``"24GB.."``, which mean what they mean in
-    YAML), ``spot_policy``, ``run_retry_policy`` (``RetryPolicy`` or dict: how long to wait for capacity),
+    YAML), ``spot_policy``, ``run_retry_policy`` (``RetryPolicy``, bool, or a dict of either
+    ``retry`` and ``limit`` or, as in YAML, ``on_events`` and ``duration``: how long to wait for capacity),
     ``max_duration`` (seconds, ``"2h"`` or ``"off"``), ``max_price`` (USD per hour), ``working_dir``,
     ``verify_ports``, ``backends`` are as for ``dstack_core``'s ``runs.submit``; two have a prefix because
     ``resources`` and ``retry_policy`` are Airflow's own, and ``verify_ports`` is off, for a worker attaches
@@ -113,7 +114,7 @@ class DstackRunOperator(TemplatedModels):
         run_name: str | None = None,
         run_resources: Resources | Mapping[str, Any] | str | int | None = None,
         spot_policy: SpotPolicy | str | None = None,
-        run_retry_policy: RetryPolicy | Mapping[str, Any] | None = None,
+        run_retry_policy: RetryPolicy | Mapping[str, Any] | bool | None = None,
         max_duration: int | str | None = None,
         max_price: float | str | None = None,
         working_dir: str | None = None,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from prefect.blocks.core import Block
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from prefect_dstack._secrets import plain
 
@@ -101,14 +101,18 @@ def code_of(
 def load_login(given: GitCredentialsLike) -> GitLogin:
     """Return the login in a block, a secret, or a saved block by name. Raises ``ConfigurationError``."""
     if isinstance(given, str):
-        # Without _sync a caller inside an event loop would get a coroutine.
-        return login_of(Block.load(_saved(given), _sync=True))  # type: ignore[call-arg]
+        with _missing_named(given):
+            # Without _sync a caller inside an event loop would get a coroutine.
+            return login_of(Block.load(_saved(given), _sync=True))  # type: ignore[call-arg]
     return login_of(given)
 
 
 async def aload_login(given: GitCredentialsLike) -> GitLogin:
     """Return the login: the twin of ``load_login``."""
-    return login_of(await Block.aload(_saved(given)) if isinstance(given, str) else given)
+    if isinstance(given, str):
+        with _missing_named(given):
+            given = await Block.aload(_saved(given))
+    return login_of(given)
 
 
 def login_of(given: object) -> GitLogin:
@@ -170,6 +174,20 @@ def git_credentials_named() -> Iterator[None]:
         if text == error.message:
             raise
         raise ConfigurationError(text) from None
+
+
+@contextmanager
+def _missing_named(name: str) -> Iterator[None]:
+    """Let Prefect's ``ValueError`` for a block that nobody saved name ``git_credentials``."""
+    try:
+        yield
+    except ValidationError:
+        raise
+    except ValueError:
+        _refuse(
+            f'git_credentials: expected the "<type>/<name>" of a saved block, got {name!r}, which does not '
+            "exist. Save it first, or correct the name; `prefect block ls` lists the saved ones."
+        )
 
 
 def name_or_secret(text: SecretStr) -> str | SecretStr:

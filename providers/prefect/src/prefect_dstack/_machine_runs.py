@@ -34,6 +34,8 @@ async def submit_once(
         return active
     block = await aload(configuration.credentials)
     submission = configuration.submission(await aload_git(block, configuration.git()))
+    for warning in submission.warnings if logger is not None else ():
+        logger.warning(warning)
     arguments = {
         **submission.arguments,
         "run_name": _name(flow_run_id, last + 1),

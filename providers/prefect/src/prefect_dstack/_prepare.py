@@ -50,6 +50,8 @@ def prepare(
     names = identify(owner, submission.described, on_crash=on_crash, run_name=run_name, prefix=prefix)
     relay = Relay(logger, stream_logs=stream_logs)
     relay.hider.add(submission.secrets)
+    for warning in submission.warnings:
+        logger.warning(warning)
     return Job(
         spec={"configuration": submission.configuration, **submission.arguments},
         names=names,

@@ -44,13 +44,21 @@ _OWN = frozenset(
     {"env", "profile", "profiles_file", "repo_dir", "local_repo", "git_credentials", "retry_policy"}
 )
 
+_UNUSED_LOGIN = (
+    "git_credentials: expected repo_dir, or repos in the configuration, with it, got neither. "
+    "The credentials are not used."
+)
+# A dict with these keys is a RetryPolicy, one with those is ``retry`` as in YAML.
+_POLICY_KEYS, _RETRY_KEYS = {"retry", "limit"}, {"on_events", "duration"}
+
 
 @dataclass(frozen=True, slots=True)
 class Submission:
     """What to submit.
 
     ``arguments`` are those of ``client.runs.submit``, ``code`` is what its client is made with. ``described``
-    (JSON-plain, without a secret) tells submissions apart. ``secrets`` must not show in a log.
+    (JSON-plain, without a secret) tells submissions apart. ``secrets`` must not show in a log, ``warnings``
+    are for it.
     """
 
     configuration: Configuration
@@ -58,6 +66,7 @@ class Submission:
     described: dict[str, Any] = field(repr=False)
     code: Code
     secrets: list[str] = field(repr=False)
+    warnings: list[str]
 
 
 def resolve(
@@ -109,6 +118,9 @@ def resolve(
         code=code,
         # The server returns the run's environment, but not the password.
         secrets=[*texts.values(), *login.secrets, *([auth.password] if auth else [])],
+        warnings=[_UNUSED_LOGIN]
+        if "git_credentials" in given and not (code.repo_dir or loaded.repos)
+        else [],
     )
 
 
@@ -144,7 +156,7 @@ def _env(env: object) -> dict[str, Any]:
 
 def _profile(given: Mapping[str, Any], code: Code, folder: Path | None) -> Profile:
     """Return the profile that is named or lies beside the code; never one of this machine's home."""
-    from dstack_core import Profile, load_profile
+    from dstack_core import ConfigurationError, Profile, load_profile
 
     name, file = given.get("profile"), given.get("profiles_file")
     if isinstance(name, Profile):
@@ -155,24 +167,39 @@ def _profile(given: Mapping[str, Any], code: Code, folder: Path | None) -> Profi
         if not isinstance(file, str | os.PathLike):
             _refuse(f"profiles_file: expected the path of a file, got {type(file).__name__}.")
         file = (folder or Path()) / Path(file).expanduser()
-    return load_profile(name, code.repo_dir, file=file, home=False)
+    elif name is not None and code.repo_dir is None:
+        _refuse(
+            f"profile: expected profiles_file or repo_dir with profile {name!r}, got neither. "
+            "Set profiles_file to the path of a profiles.yml, or repo_dir to a directory with "
+            ".dstack/profiles.yml."
+        )
+    try:
+        return load_profile(name, code.repo_dir, file=file, home=False)
+    except ConfigurationError as error:
+        if file is None or not error.message.startswith("profiles: "):
+            raise
+        _refuse(f"profiles_file: {error.message.removeprefix('profiles: ')}")
 
 
 def _with_retry(loaded: Configuration, retry: Any, arguments: dict[str, Any]) -> Configuration:
     """Apply ``retry_policy``: one of ``dstack_core``, or ``retry`` as in YAML."""
-    from dstack_core import RetryPolicy
+    from dstack_core import ConfigurationError, RetryPolicy
 
     if retry is None:
         return loaded
-    if isinstance(retry, Mapping) and set(retry) <= {"retry", "limit"}:
-        retry = RetryPolicy.model_validate(retry)
+    if isinstance(retry, Mapping) and set(retry) <= _POLICY_KEYS:
+        try:
+            retry = RetryPolicy.model_validate(retry)
+        except ConfigurationError as error:
+            _refuse(error.message.replace("RetryPolicy", "retry_policy", 1))
     if isinstance(retry, RetryPolicy):
         arguments["retry_policy"] = retry
         return loaded
-    if not isinstance(retry, bool | Mapping):
+    if not isinstance(retry, bool) and not (isinstance(retry, Mapping) and set(retry) <= _RETRY_KEYS):
         _refuse(
-            "retry_policy: expected a RetryPolicy, True or False, or a dict such as "
-            f'{{"on_events": ["no-capacity"], "duration": "1h"}}, got {type(retry).__name__}.'
+            "retry_policy: expected a RetryPolicy, True or False, a dict such as "
+            '{"retry": True, "limit": "1h"}, or one as in YAML such as '
+            f'{{"on_events": ["no-capacity"], "duration": "1h"}}, got {retry!r}.'
         )
     return loaded.model_copy(update={"retry": retry})
 

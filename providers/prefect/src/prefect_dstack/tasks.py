@@ -55,7 +55,8 @@ def run_task(
             execution to adopt.
         resources: A ``Resources``, or the same dict or text as in YAML, such as ``{"gpu": "24GB.."}``.
         spot_policy: ``"spot"``, ``"on-demand"`` or ``"auto"``.
-        retry_policy: A ``RetryPolicy``, True, False, or a dict as ``retry`` in YAML.
+        retry_policy: A ``RetryPolicy``, True, False, or a dict: ``retry`` and ``limit`` as of a
+            ``RetryPolicy``, or ``on_events`` and ``duration`` as of ``retry`` in YAML.
         max_duration: Seconds, ``"2h"`` or ``"off"``; by default the configuration's, else the profile's,
             else 24 h, so that no run stays without a limit.
         max_price: USD per hour.
