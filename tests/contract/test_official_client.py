@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -104,6 +105,9 @@ def test_attaching_forwards_the_ports_of_a_run(official: OfficialClient, api: Ap
                 return ""
 
         assert wait_until(page, 120) == "ok\n"
+        # The ports are open a moment before the client shows them.
+        assert attached.stdout is not None
+        select.select([attached.stdout], [], [], 60)
         attached.send_signal(signal.SIGINT)
         told, _ = attached.communicate(timeout=60)
         assert f"localhost:{local} -> {port}" in told

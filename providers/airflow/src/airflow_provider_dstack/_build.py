@@ -33,22 +33,23 @@ def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: 
     from dstack_core import ConfigurationError
 
     hook, names = operator.hook(), names_of(operator, context)
-    client = hook.client_with_code(
-        directory_of(operator, context),
-        retry_budget=operator.retry_budget,
-        local_repo=operator.local_repo,
-        git_conn_id=operator.git_conn_id,
-    )
     try:
         what = submit_arguments(operator, context)
     except ConfigurationError as error:
-        client.close()
         raise AirflowFailException(in_words_of_operator(error.message)) from None
-    if operator.git_conn_id and operator.repo_dir is None and not what["configuration"].repos:
+    git_conn_id = operator.git_conn_id
+    if git_conn_id and operator.repo_dir is None and not what["configuration"].repos:
+        git_conn_id = None
         operator.log.warning(
             "git_conn_id: expected repo_dir, or repos in the configuration, with it, got neither. "
             "The connection is not used."
         )
+    client = hook.client_with_code(
+        directory_of(operator, context),
+        retry_budget=operator.retry_budget,
+        local_repo=operator.local_repo,
+        git_conn_id=git_conn_id,
+    )
     quick = min(operator.poll_interval, _QUICK_POLL_SECONDS)
     ledger = ledger_of(operator, context, hook.project) if operator.durable else None
     options = TaskRunOptions(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
@@ -109,6 +109,10 @@ def resolve(
         **({"profile": _plain(profile)} if "profile" in given or "profiles_file" in given else {}),
         **code.described,
     }
+    is_login_unused = not (code.repo_dir or loaded.repos)
+    if is_login_unused:
+        # A block may hold the login for other runs.
+        code = replace(code, login=GitLogin())
     texts = {name: str(plain(value)) for name, value in env.items()}
     auth = loaded.registry_auth
     return Submission(
@@ -118,9 +122,7 @@ def resolve(
         code=code,
         # The server returns the run's environment, but not the password.
         secrets=[*texts.values(), *login.secrets, *([auth.password] if auth else [])],
-        warnings=[_UNUSED_LOGIN]
-        if "git_credentials" in given and not (code.repo_dir or loaded.repos)
-        else [],
+        warnings=[_UNUSED_LOGIN] if is_login_unused and "git_credentials" in given else [],
     )
 
 
