@@ -13,7 +13,7 @@ from tests.faults.life import KILLED, Result
 from tests.faults.matrix import plan, try_all
 from tests.provider_airflow.components import Components
 
-pytestmark = [pytest.mark.slow, pytest.mark.matrix]
+pytestmark = [pytest.mark.slow, pytest.mark.matrix, pytest.mark.timeout(900)]
 
 # While it is submitted, and while it is followed; at the last the deferred way is the triggerer's.
 _STEPS = (3, 5, 9, 15)
