@@ -125,10 +125,14 @@ def test_a_connection_that_cannot_be_used_is_one_clear_error(
     extra: dict[str, Any],
     fields: dict[str, Any],
     expected: str,
+    tmp_path: Path,
 ) -> None:
     define(monkeypatch, extra, **fields)
     task = DstackRunOperator(
-        task_id="train", configuration={"type": "task", "commands": ["true"]}, git_conn_id="code"
+        task_id="train",
+        configuration={"type": "task", "commands": ["true"]},
+        git_conn_id="code",
+        repo_dir=str(tmp_path),
     )
     with pytest.raises(AirflowFailException) as caught:
         task.execute(CONTEXT)
