@@ -24,7 +24,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     ({"type": "task", "commands": ["x"], "python": "3.11", "image": "y"}, {}, "exclude each other"),
     ({"type": "task", "commands": ["x"], "env": ["NAME"]}, {}, "expected a value for NAME"),
     ("no/such/file.dstack.yml", {}, "no/such/file.dstack.yml"),
-    (17, {}, "configuration: int"),
+    (17, {}, "configuration: expected a Task, .*got 17"),
     (TASK, {"run_name": "Not A Name"}, "run_name"),
     (TASK, {"spot_policy": "cheap"}, "spot_policy"),
     (TASK, {"max_duration": -2}, "max_duration"),
