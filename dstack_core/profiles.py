@@ -72,7 +72,7 @@ def _read(path: Path, *, needed: bool) -> list[Profile]:
         path = path.with_suffix(".yaml")
     try:
         text = path.read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if needed:
             raise ConfigurationError(f"profiles: expected a file at {path}, got none.") from None
         return []
