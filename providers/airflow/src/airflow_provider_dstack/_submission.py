@@ -170,11 +170,23 @@ class Submission:
 
     def _log_plan(self, target: RunRef) -> None:
         """Log the best offer; without one the run is submitted anyway. Raises what a submission would."""
-        from dstack_core import ConfigurationError, RequestRejectedError
+        from dstack_core import (
+            AccessDeniedError,
+            AuthenticationError,
+            ConfigurationError,
+            ProjectNotFoundError,
+            RequestRejectedError,
+        )
 
         try:
             plan = self.client.runs.plan(**self.what, timeout=PLAN_SECONDS)
-        except (ConfigurationError, RequestRejectedError):
+        except (
+            AccessDeniedError,
+            AuthenticationError,
+            ConfigurationError,
+            ProjectNotFoundError,
+            RequestRejectedError,
+        ):
             # The server reads the plan and the submission alike, so it would refuse both.
             raise
         except Exception as error:
