@@ -134,7 +134,7 @@ class AsyncRunCollection:
         self,
         configuration: ConfigurationLike,
         run_name: str | None = None,
-        resources: Resources | None = None,
+        resources: Resources | Mapping[str, Any] | str | int | None = None,
         spot_policy: SpotPolicy | str | None = None,
         retry_policy: RetryPolicy | Mapping[str, Any] | bool | None = None,
         max_duration: int | str | None = None,
