@@ -12,6 +12,7 @@ from dstack_core._base import ClientBase
 from dstack_core._session import Session
 from dstack_core._transport.asynchronous import AsyncTransport
 from dstack_core._transport.settings import TransportSettings
+from dstack_core._wire.runs import RunSnapshot
 from dstack_core._wire.spec import RunOptions
 from dstack_core.aio_collections import AsyncBackendCollection, AsyncProjectCollection, AsyncRepoCollection
 from dstack_core.aio_run import AsyncRun
@@ -125,10 +126,7 @@ class AsyncRunCollection:
             marker=marker,
             retry_budget=retry_budget,
         )
-        snapshot = await _adrive.arun(flow, self._transport, sleep, on_event)
-        run = AsyncRun(self._session, self._transport, snapshot)
-        run._is_own = True
-        return run
+        return self._own(await _adrive.arun(flow, self._transport, sleep, on_event))
 
     async def apply(
         self,
@@ -177,10 +175,7 @@ class AsyncRunCollection:
             retry_budget=retry_budget,
             in_place=True,
         )
-        snapshot = await _adrive.arun(flow, self._transport, sleep, on_event)
-        run = AsyncRun(self._session, self._transport, snapshot)
-        run._is_own = True
-        return run
+        return self._own(await _adrive.arun(flow, self._transport, sleep, on_event))
 
     async def plan(
         self,
@@ -246,3 +241,8 @@ class AsyncRunCollection:
         """Stop the run of that name and return what is known of it: the twin of ``RunCollection.stop``."""
         flow = self._session.stop_by_name(run_name, abort, until, timeout)
         return await _adrive.arun(flow, self._transport, sleep)
+
+    def _own(self, snapshot: RunSnapshot) -> AsyncRun:
+        run = AsyncRun(self._session, self._transport, snapshot)
+        run._is_own = True
+        return run

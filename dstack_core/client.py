@@ -11,6 +11,7 @@ from dstack_core._base import ClientBase
 from dstack_core._session import Session
 from dstack_core._transport.blocking import BlockingTransport
 from dstack_core._transport.settings import TransportSettings
+from dstack_core._wire.runs import RunSnapshot
 from dstack_core._wire.spec import RunOptions
 from dstack_core.collections import BackendCollection, ProjectCollection, RepoCollection
 from dstack_core.configurations import ConfigurationLike
@@ -168,9 +169,7 @@ class RunCollection:
             marker=marker,
             retry_budget=retry_budget,
         )
-        run = Run(self._session, self._transport, _drive.run(flow, self._transport, sleep, on_event))
-        run._is_own = True
-        return run
+        return self._own(_drive.run(flow, self._transport, sleep, on_event))
 
     def apply(
         self,
@@ -241,9 +240,7 @@ class RunCollection:
             retry_budget=retry_budget,
             in_place=True,
         )
-        run = Run(self._session, self._transport, _drive.run(flow, self._transport, sleep, on_event))
-        run._is_own = True
-        return run
+        return self._own(_drive.run(flow, self._transport, sleep, on_event))
 
     def plan(
         self,
@@ -323,3 +320,8 @@ class RunCollection:
         """
         flow = self._session.stop_by_name(run_name, abort, until, timeout)
         return _drive.run(flow, self._transport, sleep)
+
+    def _own(self, snapshot: RunSnapshot) -> Run:
+        run = Run(self._session, self._transport, snapshot)
+        run._is_own = True
+        return run
