@@ -70,7 +70,7 @@ class AsyncRun(RunBase[AsyncTransport]):
 
         ``progress`` (from any earlier event) goes on right behind that event. ``poll_interval`` and
         ``retry_budget`` in seconds; a server that is silent for longer raises ``ServerUnreachableError``,
-        the run goes on. ``timeout`` (seconds) bounds everything, requests included, and raises
+        the run keeps running. ``timeout`` (seconds) bounds everything, requests included, and raises
         ``WaitTimeoutError``. ``sleep`` (a function of seconds) replaces ``asyncio.sleep``; with it every look
         wakes this follower, also with a ``SharedAsyncClient``. Leaving the iteration does not stop the run.
         The status is looked at every time, a log that stays silent less and less often, at most 15 seconds

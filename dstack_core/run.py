@@ -82,7 +82,7 @@ class Run(RunBase[BlockingTransport]):
 
         ``progress`` (from any earlier event) goes on right behind that event. ``poll_interval`` and
         ``retry_budget`` in seconds; a server that is silent for longer raises ``ServerUnreachableError``,
-        the run goes on. ``timeout`` (seconds) bounds everything, requests included, and raises
+        the run keeps running. ``timeout`` (seconds) bounds everything, requests included, and raises
         ``WaitTimeoutError``. ``sleep`` (a function of seconds) replaces ``time.sleep``. Leaving the iteration
         does not stop the run. The status is looked at every time, a log that stays silent less and less
         often, at most 15 seconds apart (a minute with a ``SharedAsyncClient``). Raises
@@ -165,7 +165,7 @@ class Run(RunBase[BlockingTransport]):
         return self
 
     def detach(self) -> None:
-        """Close the SSH tunnel and the local ports; the run goes on. Does nothing when not attached.
+        """Close the SSH tunnel and the local ports; the run keeps running. Does nothing when not attached.
 
         Source: the documented API, "detach()".
         """

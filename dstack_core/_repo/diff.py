@@ -85,8 +85,8 @@ def _check_places(changed: dict[str, str], new: list[str]) -> None:
 
 def _converted(git: Git, names: list[str], env: dict[str, str]) -> set[str]:
     """Return the files that git keeps in another form than they have here, such as those of Git LFS."""
-    told = git.output("check-attr", "-z", "--stdin", *_CONVERSIONS, env=env, stdin=_names(names))
-    items = os.fsdecode(told).split("\0")
+    output = git.output("check-attr", "-z", "--stdin", *_CONVERSIONS, env=env, stdin=_names(names))
+    items = os.fsdecode(output).split("\0")
     converted = {
         name
         for name, value in zip(items[::3], items[2::3], strict=False)
@@ -141,10 +141,10 @@ def _path(git: Git, name: str) -> Path:
 
 def _changed(git: Git, commit: str, env: dict[str, str]) -> dict[str, str]:
     """Return the tracked files that differ from the commit: A added, M, T, D deleted, U unmerged."""
-    told = git.output(
+    output = git.output(
         "diff", "--raw", "--no-renames", "--ignore-submodules=none", "-z", commit, "--", env=env
     )
-    items = os.fsdecode(told).split("\0")
+    items = os.fsdecode(output).split("\0")
     changed: dict[str, str] = {}
     for entry, name in zip(items[::2], items[1::2], strict=False):
         old_mode, new_mode, *_, status = entry.lstrip(":").split(" ")
@@ -181,8 +181,8 @@ def _link_refused(name: str) -> CannotCloneError:
 
 
 def _listed(git: Git, env: dict[str, str], *options: str) -> list[str]:
-    told = git.output("ls-files", "-z", *options, env=env)
-    return [name for name in os.fsdecode(told).split("\0") if name]
+    output = git.output("ls-files", "-z", *options, env=env)
+    return [name for name in os.fsdecode(output).split("\0") if name]
 
 
 def _size(path: Path) -> int:

@@ -72,9 +72,9 @@ class Git:
     def refusal(self, done: subprocess.CompletedProcess[bytes]) -> CannotCloneError:
         """Return the error for a git command that failed."""
         # What follows the first line is advice for a terminal.
-        told = done.stderr.decode(errors="replace").strip().partition("\n")[0].removeprefix("fatal: ")
-        told = _SECRET.sub("://***@", told)[:300] or f"exit status {done.returncode}"
-        return CannotCloneError(f"git cannot read it ({told})")
+        reason = done.stderr.decode(errors="replace").strip().partition("\n")[0].removeprefix("fatal: ")
+        reason = _SECRET.sub("://***@", reason)[:300] or f"exit status {done.returncode}"
+        return CannotCloneError(f"git cannot read it ({reason})")
 
     def tracked(self) -> frozenset[Path]:
         """Return the files that git tracks and the directories they lie in; nothing when git does not say."""
@@ -146,8 +146,8 @@ def _tracked(git: Git, branch: str | None) -> tuple[str, str, str] | None:
     if branch is None:
         return None
     fields = "%(upstream)%00%(upstream:remotename)%00%(upstream:remoteref)"
-    told = git.line("for-each-ref", f"--format={fields}", f"refs/heads/{branch}") or ""
-    ref, _, rest = told.partition("\0")
+    output = git.line("for-each-ref", f"--format={fields}", f"refs/heads/{branch}") or ""
+    ref, _, rest = output.partition("\0")
     remote, _, name = rest.partition("\0")
     if not ref or remote in ("", "."):
         return None
@@ -226,6 +226,6 @@ def _true_checkout(directory: Path, url: str, branch: str, commit: str) -> Check
 
 def _author(git: Git) -> dict[str, str]:
     """Return who commits here, ``name`` and ``email`` where they are set: a run's commits are by the same."""
-    told = git.run("config", "--null", "--get-regexp", r"^user\.(name|email)$").stdout
-    pairs = [item.partition("\n") for item in os.fsdecode(told).split("\0") if item]
+    output = git.run("config", "--null", "--get-regexp", r"^user\.(name|email)$").stdout
+    pairs = [item.partition("\n") for item in os.fsdecode(output).split("\0") if item]
     return {key.removeprefix("user."): value for key, _, value in pairs}
