@@ -100,7 +100,7 @@ def test_attaching_forwards_the_ports_of_a_run(official: OfficialClient, api: Ap
         def page() -> str:
             try:
                 return requests.get(f"http://localhost:{local}", timeout=5).text
-            except requests.ConnectionError:
+            except requests.RequestException:
                 assert attached.poll() is None, attached.communicate()
                 return ""
 

@@ -245,7 +245,7 @@ def test_a_container_has_its_command_its_variables_its_port_and_a_live_log(
         assert first == second == f"--model {name}\r\n".encode() + colour
         with forwarded(container, 80) as app:
             while True:
-                with contextlib.suppress(requests.ConnectionError):
+                with contextlib.suppress(requests.RequestException):
                     assert requests.get(f"http://127.0.0.1:{app}/", timeout=30).ok
                     break
                 assert time.monotonic() - began < DEADLINE

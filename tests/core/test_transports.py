@@ -20,9 +20,15 @@ from dstack_core.local import LocalServer
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[LocalServer]:
+def shared_server() -> Iterator[LocalServer]:
     with LocalServer() as server:
         yield server
+
+
+@pytest.fixture
+def server(shared_server: LocalServer) -> Iterator[LocalServer]:
+    yield shared_server
+    shared_server.faults.clear()
 
 
 class Calls:

@@ -47,7 +47,7 @@ def test_ports_of_a_run_are_forwarded(client: dstack.Client, name: str) -> None:
         def page() -> str:
             try:
                 return requests.get(f"http://localhost:{local}", timeout=5).text
-            except requests.ConnectionError:
+            except requests.RequestException:
                 return ""
 
         assert wait_until(page) == "page\n"

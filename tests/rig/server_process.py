@@ -160,7 +160,7 @@ class ServerProcess:
                     # Only this server knows the token: another one that has the port is not taken for it.
                     if session.post(url, json={}, headers=token, timeout=_REQUEST_SECONDS).ok:
                         return
-                except requests.ConnectionError:
+                except requests.RequestException:
                     pass
                 if time.monotonic() > deadline:
                     raise RigError(f"the server does not answer\n{self.address.log_tail()}")
