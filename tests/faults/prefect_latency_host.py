@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ from tests.provider_prefect.support import until
 _LOG = logging.getLogger(__name__)
 _FLOWS = "tests.provider_prefect.latency_flows"
 _RUNNER_FLOWS = "tests.provider_prefect.latency_runner_flows"
+_FLOWS_FOLDER = Path(hosts.__file__).parent
 # Dask and Ray have an environment of their own.
 RUNNER_FLOWS = ("dask_sweep", "ray_sweep") if find_spec("prefect_dask") and find_spec("prefect_ray") else ()
 # What a real server takes to end a run that was asked to stop, in seconds.
@@ -75,6 +77,8 @@ class LatencyHost:
             "DSTACK_PROJECT": self.server.project,
             "DSTACK_TOKEN": self.server.token,
             "TEST_PIDS": str(self.folder),
+            # Ray unpickles flows, for which it imports their module by the name that serve() gives it.
+            "PYTHONPATH": os.pathsep.join([str(_FLOWS_FOLDER), os.environ.get("PYTHONPATH", "")]),
             "RAY_USAGE_STATS_ENABLED": "0",
         }
 
