@@ -34,7 +34,7 @@ NAMED: dict[str, Case] = {
     "env: arguments before the file": Case(task("env: [A=1, B=2]"), env={"B": "3", "C": "4"}),
     "env: a missing name": Case(task("env: [NOWHERE_TO_BE_FOUND]")),
     "env: a mapping": Case(task("env: {A: 1, B: x, C: 1.5, D: ''}")),
-    "env: a mapping without a value": Case(task("env: {A: }")),
+    "env: a mapping without a value": Case(task("env: {A: }"), env={"A": "s"}),
     "env: a mapping of a truth value": Case(task("env: {A: true}")),
     "env: a mapping of an odd name": Case(task("env: {'A B': x}")),
     "env: a value with equal signs": Case(task("env: ['A=b=c', 'E=']")),

@@ -29,6 +29,7 @@ EXAMPLES = int(os.environ.get("DSTACK_TEST_CONFIGURATIONS", FEW))
 WANTED = {
     "one command that is no list": "the documented API takes one command as a text",
     "working_dir relative": "the documented API takes a path relative to the code's directory",
+    "env: a mapping without a value": "it says what a name alone says in a list; dstack takes that in a list alone",
     "env: a value of several lines": "a private key has several lines; dstack takes them in a mapping alone",
     "references: an escaped dollar without a reference": "`kill $$` is a shell's, and not to be sent as `kill $`",
     "files: an empty path": "it is not clear where the file would go",
