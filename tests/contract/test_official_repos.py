@@ -17,6 +17,7 @@ from dstack_core._repo.remote import Remote
 from dstack_core._repo.repository import Repository
 from dstack_core._wire.code import Clone, Code
 from dstack_core._wire.spec import RunOptions, run_spec, with_repo_place
+from tests.contract.configurations.clients import JUDGE_VERSION
 from tests.contract.git_host import GitHost
 from tests.contract.test_code import checkout, git, git_host
 from tests.rig.server import RealServer
@@ -24,6 +25,9 @@ from tests.rig.server_process import DEFAULT_VERSION, server_python
 
 __all__ = ["checkout", "git_host"]
 
+asks_no_server = pytest.mark.skipif(
+    DEFAULT_VERSION != JUDGE_VERSION, reason="no server is asked, and the newest client is the judge"
+)
 SSH_CONFIG = "Host github-work\n  HostName github.com\n  User me\n  Port 2222\n"
 URLS = (
     "https://github.com/o/r.git",
@@ -93,6 +97,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Official:
 
 
 @pytest.mark.real
+@asks_no_server
 def test_ids_and_addresses_are_the_same(official: Official, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", official.home)
     for number, url in enumerate(URLS):
@@ -106,6 +111,7 @@ def test_ids_and_addresses_are_the_same(official: Official, monkeypatch: pytest.
 
 
 @pytest.mark.real
+@asks_no_server
 def test_short_forms_are_read_alike(official: Official) -> None:
     for form, theirs in zip(SHORT_FORMS, official.says["forms"], strict=True):
         ours = RepoMapping.model_validate(form)
@@ -130,6 +136,7 @@ print(spec.model_dump_json())
 
 
 @pytest.mark.real
+@asks_no_server
 @pytest.mark.parametrize(
     "more", [{}, {"working_dir": "/here"}, {"path": "/x"}, {"path": "code", "if_exists": "skip"}]
 )
