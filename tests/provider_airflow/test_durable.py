@@ -194,3 +194,14 @@ def test_a_plan_that_fails_prevents_nothing(
     stored.server.faults.add("/runs/get_plan", times=None, **fault)
     assert stored.execute("true")["status"] == "done"
     assert "Could not get offers for run" in capfd.readouterr().out
+
+
+def test_what_refuses_the_plan_and_the_submission_is_reported_once(
+    stored: Tries, capfd: pytest.CaptureFixture[str]
+) -> None:
+    body = {"detail": [{"msg": "no such fleet", "code": "error"}]}
+    for path in ("/runs/get_plan", "/runs/apply"):
+        stored.server.faults.add(path, times=None, status=400, body=body)
+    with pytest.raises(AirflowFailException, match="no such fleet"):
+        stored.execute("true")
+    assert "no such fleet" not in capfd.readouterr().out

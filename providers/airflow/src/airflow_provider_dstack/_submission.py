@@ -9,7 +9,7 @@ from airflow_provider_dstack._durable import Decision, Ledger, decide, previous_
 from airflow_provider_dstack._stop import OnKillAction, stop_task_run
 
 if TYPE_CHECKING:
-    from dstack_core import Client, Plan, Run
+    from dstack_core import Client, Plan, RequestRejectedError, Run
     from dstack_core.integration import RunRef
 
 OnActive: TypeAlias = Literal["update", "replace", "fail"]
@@ -64,13 +64,15 @@ class Submission:
             target, taken_over = self._take_over(self.ledger, submitter)
             if taken_over is not None:
                 return taken_over
-        self._log_plan(target)
+        refusal = self._log_plan(target)
         if self.ledger is not None:
             # Before the submission: whenever this worker is lost, the next try knows what to look for.
             self.ledger.write(target)
         submitter.aim(target)
         updates = self.on_active in ("update", "replace") and self._make_way(target, submitter)
         run = self._submit(target, submitter)
+        if refusal is not None:
+            self.log.warning("Could not get offers for run %s: %s.", target.name, refusal)
         if updates:
             self.log.info("Run %s has the new configuration.", run.name)
         if self.ledger is not None:
@@ -168,8 +170,12 @@ class Submission:
             return None
         return run
 
-    def _log_plan(self, target: RunRef) -> None:
-        """Log the best offer; without one the run is submitted anyway. Raises what a submission would."""
+    def _log_plan(self, target: RunRef) -> RequestRejectedError | None:
+        """Log the best offer; without one the run is submitted anyway. Raises what a submission would.
+
+        A refused plan is returned: the server refuses the submission for the same reason, and that error is
+        the one to report.
+        """
         from dstack_core import (
             AccessDeniedError,
             AuthenticationError,
@@ -180,18 +186,13 @@ class Submission:
 
         try:
             plan = self.client.runs.plan(**self.what, timeout=PLAN_SECONDS)
-        except (
-            AccessDeniedError,
-            AuthenticationError,
-            ConfigurationError,
-            ProjectNotFoundError,
-            RequestRejectedError,
-        ):
-            # The server reads the plan and the submission alike, so it would refuse both.
+        except (AccessDeniedError, AuthenticationError, ConfigurationError, ProjectNotFoundError):
             raise
+        except RequestRejectedError as error:
+            return error
         except Exception as error:
             self.log.warning("Could not get offers for run %s: %s. Submitting anyway.", target.name, error)
-            return
+            return None
         if plan.offers:
             self.log.info("Plan for run %s: %s.", target.name, _in_words(plan))
         else:
@@ -201,6 +202,7 @@ class Submission:
                 target.name,
                 "".join(f"{hint} " for hint in plan.hints),
             )
+        return None
 
 
 def _in_words(plan: Plan) -> str:
