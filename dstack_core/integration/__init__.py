@@ -6,10 +6,11 @@ Prefect collection for two that are.
 
 from __future__ import annotations
 
-from dstack_core.integration.attempts import Attempt, AttemptNames, achoose_attempt, choose_attempt
+from dstack_core.integration.attempts import Attempt, achoose_attempt, choose_attempt
 from dstack_core.integration.ends import check_ends
+from dstack_core.integration.names import AttemptNames, RunRef, make_marker, read_marker, short_hash, slug
 from dstack_core.integration.stop import astop_run, describe_stop, stop_run
-from dstack_core.models.stops import RunRef, StopResult, StopState
+from dstack_core.models.stops import StopResult, StopState
 from dstack_core.models.tolerant import known_fields
 
 __all__ = [
@@ -24,5 +25,9 @@ __all__ = [
     "choose_attempt",
     "describe_stop",
     "known_fields",
+    "make_marker",
+    "read_marker",
+    "short_hash",
+    "slug",
     "stop_run",
 ]

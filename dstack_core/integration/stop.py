@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dstack_core._flow.stop import Check, StopOptions, StopTarget, Until
+from dstack_core.integration.names import RunRef
 from dstack_core.models.checks import check_choice, check_seconds
-from dstack_core.models.stops import RunRef, StopResult, StopState
+from dstack_core.models.stops import StopResult, StopState
 
 if TYPE_CHECKING:
     from dstack_core._flow.steps import Flow

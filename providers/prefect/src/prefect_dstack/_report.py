@@ -14,7 +14,6 @@ there, and one below 100 % is what other processes search for.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -64,7 +63,9 @@ class Report:
         flow_run_id: object = None,
         task_run_id: object = None,
     ) -> None:
-        self._key = f"dstack-{re.sub('[^a-z0-9]+', '-', (name or 'run').lower()).strip('-') or 'run'}"
+        from dstack_core.integration import slug
+
+        self._key = f"dstack-{slug(name, default='run')}"
         self._logger = logger
         self._artifacts = artifacts
         self._owner: dict[str, Any] = {"flow_run_id": flow_run_id, "task_run_id": task_run_id}
