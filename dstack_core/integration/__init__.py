@@ -6,15 +6,34 @@ Prefect collection for two that are.
 
 from __future__ import annotations
 
-from dstack_core.integration.attempts import Attempt, AttemptNames, achoose_attempt, choose_attempt
+from dstack_core.integration.attempts import Attempt, achoose_attempt, choose_attempt
 from dstack_core.integration.ends import check_ends
-from dstack_core.integration.stop import astop_run, describe_stop, stop_run
-from dstack_core.models.stops import RunRef, StopResult, StopState
+from dstack_core.integration.names import AttemptNames, RunRef, make_marker, read_marker, short_hash, slug
+from dstack_core.integration.outcome_text import (
+    OUTCOME_FIELDS,
+    OutcomeField,
+    describe_end,
+    describe_failure,
+    describe_outcome,
+    describe_status,
+    describe_stop,
+    format_duration,
+    format_price,
+    format_usd,
+    outcome_dict,
+    outcome_rows,
+    outcome_table,
+    raise_for_outcome,
+)
+from dstack_core.integration.stop import astop_run, stop_run
+from dstack_core.models.stops import StopResult, StopState
 from dstack_core.models.tolerant import known_fields
 
 __all__ = [
+    "OUTCOME_FIELDS",
     "Attempt",
     "AttemptNames",
+    "OutcomeField",
     "RunRef",
     "StopResult",
     "StopState",
@@ -22,7 +41,22 @@ __all__ = [
     "astop_run",
     "check_ends",
     "choose_attempt",
+    "describe_end",
+    "describe_failure",
+    "describe_outcome",
+    "describe_status",
     "describe_stop",
+    "format_duration",
+    "format_price",
+    "format_usd",
     "known_fields",
+    "make_marker",
+    "outcome_dict",
+    "outcome_rows",
+    "outcome_table",
+    "raise_for_outcome",
+    "read_marker",
+    "short_hash",
+    "slug",
     "stop_run",
 ]

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dstack_core._flow.steps import Sleep
+from dstack_core.integration.names import AttemptNames, RunRef
 from dstack_core.models.statuses import RunStatus
-from dstack_core.models.stops import RunRef
 
 if TYPE_CHECKING:
     from dstack_core._flow.steps import Flow
@@ -37,30 +37,6 @@ if TYPE_CHECKING:
 
 # A stopping run needs 2 to 20 s to end (PROTOCOL 5.4); shorter pauses only load the server.
 _STOPPING_PAUSE = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptNames:
-    """The names and markers of all attempts of one job.
-
-    ``base`` (str) is the generated name of the first attempt, which later ones extend by their number.
-    ``stem`` (str) is what all their markers begin with. ``fixed_name`` (str) is a name that the user chose
-    for all attempts, or None.
-    """
-
-    base: str
-    stem: str
-    fixed_name: str | None = None
-
-    def ref(self, number: int) -> RunRef:
-        """Return which run the attempt of that number is; the first has number 1."""
-        name = self.fixed_name or (self.base if number == 1 else f"{self.base}-{number}")
-        return RunRef(name, f"{self.stem}/{number}", generated=self.fixed_name is None)
-
-    def number_of(self, marker: str | None) -> int | None:
-        """Return which attempt has this marker; None when it is another owner's."""
-        stem, _, number = (marker or "").rpartition("/")
-        return int(number) if stem == self.stem and number.isdecimal() else None
 
 
 @dataclass(slots=True)

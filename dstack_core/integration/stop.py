@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dstack_core._flow.stop import Check, StopOptions, StopTarget, Until
+from dstack_core.integration.names import RunRef
+from dstack_core.integration.outcome_text import describe_stop, may_keep_running
 from dstack_core.models.checks import check_choice, check_seconds
-from dstack_core.models.stops import RunRef, StopResult, StopState
+from dstack_core.models.stops import StopResult
 
 if TYPE_CHECKING:
     from dstack_core._flow.steps import Flow
@@ -153,7 +155,7 @@ def _logged(
         result = yield from session.stop_owned(target, replace(options, on_accepted=note))
     except BaseException:
         if accepted is None:
-            text = f"The stop of run {name} was interrupted. {_may_run(lines.backstop)}: {page}"
+            text = f"The stop of run {name} was interrupted. {may_keep_running(lines.backstop)}: {page}"
         else:
             text = (
                 f"The stop of run {name} was interrupted after the server had accepted it; the run's end was "
@@ -164,46 +166,3 @@ def _logged(
     level = logging.INFO if result.is_safe else logging.ERROR
     log.log(level, "%s", describe_stop(result, backstop=lines.backstop))
     return result
-
-
-def describe_stop(result: StopResult, *, backstop: str | None = None) -> str:
-    """Return what is known after a stop, for a person, with the run's page where something is left to do.
-
-    ``backstop`` is a sentence on what else stops a run whose stop was not confirmed, such as a reaper.
-    """
-    name = result.run_name
-    match result.state:
-        case StopState.ENDED if result.outcome is not None:
-            return f"Run {name} {result.outcome.message}."
-        case StopState.ENDED:
-            return f"Run {name} has ended."
-        case StopState.STOPPING:
-            return f"Run {name} is stopping."
-        case StopState.ACCEPTED:
-            return f"The server accepted the stop of run {name}."
-        case StopState.MISSING:
-            return f"There is no run {name} to stop."
-        case StopState.OTHER_OWNER:
-            return f"Run {name} belongs to another owner now; it was left alone: {result.url}"
-        case StopState.REFUSED:
-            return (
-                f"The server refused to stop run {name}: {_sentence(result.error)} "
-                f"The run keeps running, until its max_duration if it has one: {result.url}"
-            )
-        case _:
-            return (
-                f"Could not confirm that run {name} is stopping: {_sentence(result.error)} "
-                f"{_may_run(backstop)}: {result.url}"
-            )
-
-
-def _may_run(backstop: str | None) -> str:
-    """Return what to expect of a run whose stop was not confirmed; the run's page comes next."""
-    also = "" if backstop is None else f"{_sentence(backstop)} "
-    return (
-        f"It may keep running, until its max_duration if it has one. {also}Check it and stop it on its page"
-    )
-
-
-def _sentence(text: str | None) -> str:
-    return f"{(text or 'no reply').rstrip('.')}."

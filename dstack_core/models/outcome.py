@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from dstack_core.errors import NoCapacityError, RunFailedError, RunStoppedError
 from dstack_core.models.statuses import RunStatus
 from dstack_core.models.tolerant import known_fields
 
-# What a server may leave out, an older version of this package may, too.
-_OPTIONAL = (
-    "exit_status",
-    "reason",
-    "duration",
-    "instance",
-    "backend",
-    "region",
-    "price_per_hour",
-)
 _NO_CAPACITY = frozenset({"failed_to_start_due_to_no_capacity", "interrupted_by_no_capacity"})
 
 
@@ -78,8 +68,9 @@ class Outcome:
         default, else None.
         """
         known = known_fields(cls, data)
-        missing = {name: None for name in _OPTIONAL if name not in known}
-        return cls(**{**missing, **known, "status": RunStatus(data["status"])})
+        # What a server may leave out, an older version of this package may, too.
+        optional = {field.name: None for field in fields(cls) if str(field.type).endswith("| None")}
+        return cls(**{**optional, **known, "status": RunStatus(data["status"])})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-plain values (``status`` as str)."""

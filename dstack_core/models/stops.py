@@ -1,4 +1,4 @@
-"""Which run is meant, and what is known of it after a stop."""
+"""What is known of a run after a stop."""
 
 from __future__ import annotations
 
@@ -6,20 +6,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from dstack_core.models.outcome import Outcome
-
-
-@dataclass(frozen=True, slots=True)
-class RunRef:
-    """The identity of one run: no other run of the project has this name and this marker.
-
-    ``name`` (str) is the run's name and ``marker`` (str) what its owner wrote on it at the submission.
-    ``generated`` (bool) says that the name was made for this one run, so that no other run can have it: such
-    a run is stopped by name without a request before the stop. Source: PROTOCOL 1.4.
-    """
-
-    name: str
-    marker: str
-    generated: bool = False
 
 
 class StopState(StrEnum):

@@ -9,8 +9,8 @@ import pytest
 from dstack_core._session import Session
 from dstack_core._wire.api import Api
 from dstack_core.errors import ServerUnreachableError
-from dstack_core.integration.attempts import Attempt, AttemptNames, _choose
-from dstack_core.models.stops import RunRef
+from dstack_core.integration.attempts import Attempt, _choose
+from dstack_core.integration.names import AttemptNames, RunRef
 from tests.core.scripted import LOST, MISSING, Driver, Script, reply, run_json
 
 STEM = "engine:job/7"

@@ -17,6 +17,7 @@ from tests.docs.blocks import PAGES, ROOT, Block, blocks, every_block
 JUDGES = {
     "": "nothing to run",
     "python": "here",
+    "text output": "tests/docs/test_outputs.py",
     "shell": "here",
     "python airflow": "tests/provider_airflow/test_airflow_docs.py",
     "shell airflow": "tests/provider_airflow/test_airflow_docs.py",

@@ -86,7 +86,7 @@ def test_no_capacity_has_an_error_of_its_own(
     assert "on offer now. gpu memory: 16GB is an exact size; write 16GB.. for at least that." in output
     assert ended.task_state == "failed"
     assert "DstackNoCapacity" in output
-    assert "A later try may find capacity" in output
+    assert "set run_retry_policy to let the run itself wait for it" in output
     assert "no machine is on offer now" in output
 
 

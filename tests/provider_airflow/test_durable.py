@@ -165,7 +165,7 @@ def test_the_best_offer_is_told_before_the_run_is_submitted(
     stored.execute("true")
     output = capfd.readouterr().out
     assert output.count(f"Plan for run {stored.names.run.name}: best offer ") == 1
-    assert "at 1.2 USD per hour" in output
+    assert "at 1.20 USD per hour" in output
     assert len(paths(stored.server, "/runs/get_plan")) == 1
 
 

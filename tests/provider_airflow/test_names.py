@@ -10,6 +10,7 @@ import pytest
 
 from airflow_provider_dstack._names import TaskNames
 from dstack_core import Task
+from dstack_core.integration import RunRef
 from dstack_core.local import LocalServer
 
 STARTED = datetime(2026, 11, 23, 12, 0, 0, 123456, UTC)
@@ -47,6 +48,25 @@ def test_a_marker_reads_like_what_it_means() -> None:
     born = names().born
     assert names().run.marker == f"airflow:d/r/t/1of3#{born}"
     assert names(map_index=3, try_number=2).run.marker == f"airflow:d/r/t[3]/2of3#{born}"
+
+
+def test_names_and_markers_stay_as_they_are_for_runs_of_an_earlier_version() -> None:
+    context: Any = {
+        "ti": SimpleNamespace(
+            dag_id="etl",
+            run_id="scheduled__2026-11-23T12:00:00+00:00/x",
+            task_id="train",
+            try_number=2,
+            max_tries=3,
+            map_index=-1,
+        ),
+        "dag_run": SimpleNamespace(start_date=STARTED),
+    }
+    marker = "airflow:etl/scheduled__2026-11-23T12:00:00+00:00/x/train/2of4#4390c1"
+    assert TaskNames.of(context, None, 3).run == RunRef("af-7a0888013552", marker, generated=True)
+    context["ti"].map_index = 3
+    kept = TaskNames.of(context, "train", 3, keep=True).run
+    assert kept == RunRef("train-3", f"{marker.replace('/2of4', '[3]/2of4')}/keep")
 
 
 def test_the_name_does_not_change_when_airflow_draws_a_new_id_for_the_try() -> None:

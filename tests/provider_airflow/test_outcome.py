@@ -17,6 +17,7 @@ from airflow_provider_dstack._outcome import (
     finished_event,
     result_of,
 )
+from airflow_provider_dstack._status import is_reached
 from airflow_provider_dstack.errors import (
     DstackError,
     DstackNoCapacity,
@@ -37,6 +38,7 @@ from dstack_core import (
     RunStatus,
     ServerUnreachableError,
 )
+from dstack_core.integration import OUTCOME_FIELDS, describe_failure
 from tests.provider_airflow.test_relay import OUTCOME
 
 FAILED = replace(
@@ -50,6 +52,7 @@ FAILED = replace(
 
 def test_a_run_that_succeeded_gives_a_plain_result() -> None:
     result = result_of(OUTCOME, ["line"])
+    assert list(result) == [field.name for field in OUTCOME_FIELDS]
     assert json.loads(json.dumps(result)) == result
     assert result["status"] == "done"
 
@@ -58,7 +61,17 @@ def test_a_failed_run_tells_its_exit_status_and_last_lines() -> None:
     with pytest.raises(DstackRunFailed, match="status 7") as caught:
         result_of(FAILED, ["epoch 1", "out of memory"])
     assert "\n  epoch 1\n  out of memory" in str(caught.value)
+    assert str(caught.value) == describe_failure(FAILED, ["epoch 1", "out of memory"])
     assert caught.value.outcome["exit_status"] == 7
+
+
+def test_an_advice_names_only_what_the_caller_has() -> None:
+    no_capacity = replace(FAILED, reason="failed_to_start_due_to_no_capacity")
+    with pytest.raises(DstackNoCapacity, match="set run_retry_policy to let the run itself wait"):
+        result_of(no_capacity, [])
+    with pytest.raises(DstackNoCapacity) as caught:
+        is_reached({"status": "failed", "outcome": no_capacity.to_dict()}, ["done"])
+    assert "run_retry_policy" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
-from dstack_core.integration import AttemptNames
+from dstack_core.integration import AttemptNames, RunRef
 from prefect_dstack._names import (
     Ordinals,
     Owner,
     flow_run_marker_prefix,
     identify,
     outlives_crash,
+    owner_of,
+    worker_marker_prefix,
 )
 
 NAME = re.compile(r"[a-z][a-z0-9-]{1,40}")
@@ -35,6 +37,26 @@ def test_names_fit_the_servers_rule_in_every_attempt(prefix: str | None, shares:
     identity = identify(who, SPEC, on_crash="stop", prefix=prefix, ordinals=Ordinals())
     for number in (1, 2, 99):
         assert NAME.fullmatch(identity.ref(number).name)
+
+
+def test_names_and_markers_stay_as_they_are_for_runs_of_an_earlier_version() -> None:
+    flow = "019b1234-aaaa-7000-8000-00000000000b"
+    names = named(owner(flow=flow), Ordinals())
+    marker = f"prefect:flow_run/{flow}/stop/80d7e3-0"
+    assert names.ref(1) == RunRef("pf-00000000000b-80d7e3-0", f"{marker}/1", generated=True)
+    assert names.ref(2) == RunRef("pf-00000000000b-80d7e3-0-2", f"{marker}/2", generated=True)
+    chosen = identify(
+        owner(flow=flow), SPEC, on_crash="keep", prefix="Train_LLaMA-70b finetune", ordinals=Ordinals()
+    )
+    assert chosen.ref(1).name == "train-lla-00000000000b-e68733-0"
+    assert chosen.ref(1).marker == f"prefect:flow_run/{flow}/keep/e68733-0/1"
+    assert worker_marker_prefix(UUID(flow)) == f"prefect:worker/{flow}/"
+
+
+@pytest.mark.parametrize("marker", [None, "", "prefect:", "prefect:a/b", "prefect:a/b/", "airflow:a/b/c"])
+def test_another_owners_marker_is_not_read(marker: str | None) -> None:
+    assert owner_of(marker) is None
+    assert owner_of("prefect:worker/7/1") == ("worker", "7")
 
 
 def test_another_execution_of_the_flow_run_finds_the_same_names() -> None:

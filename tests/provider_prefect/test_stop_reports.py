@@ -138,11 +138,13 @@ def test_the_state_after_a_cancellation_says_what_is_known_of_the_stop(
     message = str(state.message)
     assert message.startswith("The flow run was cancelled. ")
     if how == "in time":
-        assert message == f"The flow run was cancelled. Stopped run {run.name}."
+        assert message == f"The flow run was cancelled. Run {run.name} was stopped on request."
     else:
-        assert f"Could not stop run {run.name} (" in message
-        assert message.endswith(f"it may still be running: {run.url}.")
-        assert "Stopped" not in message
+        refused, unconfirmed = "The server refused to stop run", "Could not confirm that run"
+        assert f"{refused if how == 'refused' else unconfirmed} {run.name}" in message
+        assert ("The reaper " in message) is (how != "refused")
+        assert message.endswith(f": {run.url}")
+        assert "was stopped" not in message
 
 
 def ended_state(flow_run_id: UUID) -> Any:

@@ -22,8 +22,8 @@ from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, DstackWorker
 from prefect_dstack import worker as worker_module
 from prefect_dstack._machine import DstackJobConfiguration
-from prefect_dstack._machine_runs import marker_prefix, submit_once
-from prefect_dstack._names import flow_run_marker_prefix
+from prefect_dstack._machine_runs import submit_once
+from prefect_dstack._names import flow_run_marker_prefix, worker_marker_prefix
 
 from .machines import START_SECONDS, cancel, deploy, new_pool, read, start, the_line, worker
 from .support import (
@@ -145,7 +145,7 @@ def test_a_killed_machine_has_its_flow_run_in_the_event(
         run = client.runs.submit(
             {"type": "task", "commands": ["sleep 60"]},
             run_name="machine",
-            marker=f"{marker_prefix(flow_run_id)}1",
+            marker=f"{worker_marker_prefix(flow_run_id)}1",
         )
     machines = DstackWorker(work_pool_name="any")
     configuration = DstackJobConfiguration(credentials=credentials)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from datetime import datetime
-from hashlib import sha256
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -45,11 +44,13 @@ class TaskNames:
         cls, context: Context, chosen: str | None = None, retries: int = 0, *, keep: bool = False
     ) -> TaskNames:
         """Return the names for the task instance of a context; ``retries`` is the operator's."""
+        from dstack_core.integration import make_marker
+
         ti = context["ti"]
         index = ti.map_index if ti.map_index is not None and ti.map_index >= 0 else None
         started = getattr(context.get("dag_run"), "start_date", None)
         return cls(
-            task=f"airflow:{ti.dag_id}/{ti.run_id}/{ti.task_id}" + ("" if index is None else f"[{index}]"),
+            task=make_marker("airflow", ti.dag_id, ti.run_id, f"{ti.task_id}{_shown(index)}"),
             born=birth_of(started),
             try_number=ti.try_number,
             max_tries=ti.max_tries,
@@ -129,8 +130,7 @@ class MarkedTask:
         )
 
     def __str__(self) -> str:
-        index = "" if self.map_index is None else f"[{self.map_index}]"
-        return f"{self.dag_id}/{self.run_id}/{self.task_id}{index}"
+        return f"{self.dag_id}/{self.run_id}/{self.task_id}{_shown(self.map_index)}"
 
 
 def run_ref(name: str, marker: str) -> RunRef:
@@ -145,17 +145,21 @@ def run_ref(name: str, marker: str) -> RunRef:
     return RunRef(name, marker, generated=name == generated)
 
 
-def _generated_name(task: str, try_number: int, born: str) -> str:
-    return f"af-{_digest(f'{task}/{try_number}#{born}')[:12]}"
-
-
 def birth_of(started: datetime | None) -> str:
     """Return what tells DAG runs of one id apart: six hex digits of the time at which they started."""
-    return _digest("" if started is None else started.isoformat())[:6]
+    from dstack_core.integration import short_hash
+
+    return short_hash("" if started is None else started.isoformat(), 6)
 
 
-def _digest(text: str) -> str:
-    return sha256(text.encode()).hexdigest()
+def _generated_name(task: str, try_number: int, born: str) -> str:
+    from dstack_core.integration import short_hash
+
+    return f"af-{short_hash(f'{task}/{try_number}#{born}')}"
+
+
+def _shown(map_index: int | None) -> str:
+    return "" if map_index is None else f"[{map_index}]"
 
 
 def _with_index(name: str, index: int) -> str:

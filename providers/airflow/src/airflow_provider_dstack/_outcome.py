@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import AirflowSkipException
@@ -28,14 +27,11 @@ BROKEN = "broken"
 _TEXT_CHARACTERS = 2000
 
 
-def plain(outcome: Outcome) -> dict[str, Any]:
-    """Return an outcome as an XCom may hold it: JSON-plain, and of a few kilobytes at most."""
-    return replace(outcome, message=_short(outcome.message)).to_dict()
-
-
 def finished_event(outcome: Outcome, tail: Sequence[str]) -> dict[str, Any]:
     """Return the JSON-plain payload for a run that is over, with its last log lines."""
-    return {"kind": FINISHED, "outcome": plain(outcome), "tail": list(tail)}
+    from dstack_core.integration import outcome_dict
+
+    return {"kind": FINISHED, "outcome": outcome_dict(outcome), "tail": list(tail)}
 
 
 def timed_out_event(stopped: bool) -> dict[str, Any]:
@@ -56,29 +52,31 @@ def broken_error(event: Mapping[str, Any]) -> Exception:
     return kind(str(event.get("message")))
 
 
-def result_of(outcome: Outcome, tail: Sequence[str], skip_on: Collection[int] = ()) -> dict[str, Any]:
+def result_of(
+    outcome: Outcome,
+    tail: Sequence[str],
+    skip_on: Collection[int] = (),
+    *,
+    retry_option: str | None = "run_retry_policy",
+) -> dict[str, Any]:
     """Return the task's result; raise the matching error, with the last log lines, for a run that failed.
 
-    Raises ``AirflowSkipException`` for an exit status that is in ``skip_on``.
+    Raises ``AirflowSkipException`` for an exit status that is in ``skip_on``. ``retry_option`` is the
+    parameter of the operator that makes a run wait for capacity.
     """
     from dstack_core import NoCapacityError, RunError, RunStoppedError
+    from dstack_core.integration import outcome_dict, raise_for_outcome
 
-    outcome = replace(outcome, message=_short(outcome.message))
     if outcome.exit_status is not None and outcome.exit_status in skip_on:
         raise AirflowSkipException(
             f"Run {outcome.run_name} exited with status {outcome.exit_status}, which means to skip the task"
         )
     try:
-        outcome.raise_for_status()
+        raise_for_outcome(outcome, tail, retry_option=retry_option)
     except RunError as error:
-        lines = "".join(f"\n  {line}" for line in tail)
-        text = f"{error.message}\nThe last log lines:{lines}" if tail else error.message
         kinds = {NoCapacityError: DstackNoCapacity, RunStoppedError: DstackRunStopped}
-        kind = kinds.get(type(error), DstackRunFailed)
-        if kind is DstackNoCapacity:
-            text = f"{text}\nA later try may find capacity; run_retry_policy makes the run itself wait for it"
-        raise kind(text, outcome.to_dict()) from None
-    return outcome.to_dict()
+        raise kinds.get(type(error), DstackRunFailed)(error.message, outcome_dict(outcome)) from None
+    return outcome_dict(outcome)
 
 
 def as_airflow_error(error: BaseException, *, submitted: bool) -> Exception:

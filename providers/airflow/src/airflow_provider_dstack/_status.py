@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 def sight_of(run: Run | AsyncRun) -> dict[str, Any]:
     """Return, JSON-plain, what a poll showed of a run; ``outcome`` is None while it runs."""
-    from airflow_provider_dstack._outcome import plain
+    from dstack_core.integration import outcome_dict
 
     outcome = run.outcome()
     return {
         "run_name": run.name,
         "status": str(run.last_status),
         "url": run.url,
-        "outcome": None if outcome is None else plain(outcome),
+        "outcome": None if outcome is None else outcome_dict(outcome),
     }
 
 
@@ -36,7 +36,7 @@ def is_reached(sight: Mapping[str, Any], statuses: Collection[str]) -> bool:
         return True
     if sight["outcome"] is None:
         return False
-    result_of(Outcome.from_dict(sight["outcome"]), ())
+    result_of(Outcome.from_dict(sight["outcome"]), (), retry_option=None)
     raise DstackRunError(
         f"Run {sight['run_name']} ended as {sight['status']} and was not seen as {' or '.join(statuses)}; "
         f"add {sight['status']!r} to statuses if that is good too. See {sight['url']}",

@@ -206,12 +206,14 @@ class Submission:
 
 
 def _in_words(plan: Plan) -> str:
+    from dstack_core.integration import format_price
+
     best = plan.offers[0]
     kind = "spot" if best.spot else "on-demand"
     offer = (
         f"best offer {best.instance} ({best.backend}, {best.region}, {kind}) "
-        f"at {best.price_per_hour:g} USD per hour"
+        f"at {format_price(best.price_per_hour)}"
     )
     if plan.total_offers > 1:
-        offer += f"; {plan.total_offers} offers, up to {plan.max_price_per_hour or 0:g} USD per hour"
+        offer += f"; {plan.total_offers} offers, up to {format_price(plan.max_price_per_hour or 0)}"
     return offer

@@ -189,6 +189,8 @@ def flow_run_of(marker: str | None) -> str | None:
 
 def _reported(run: Unreported, outcome: Outcome, logger: Any) -> bool:
     """Report the end of a run; false where Prefect refused that, or showed the end already."""
+    from dstack_core.integration import describe_end
+
     try:
         with quick_prefect_client() as api:
             is_new = _report_end(api, run, outcome)
@@ -196,16 +198,18 @@ def _reported(run: Unreported, outcome: Outcome, logger: Any) -> bool:
         logger.warning("Prefect did not take the report of run %s: %s", run.run_name, error)
         return False
     if is_new:
-        logger.info("Run %s %s. Reported its end: %s", run.run_name, outcome.message, outcome.url)
+        logger.info("%s Reported its end: %s", describe_end(outcome), outcome.url)
     return is_new
 
 
 def _report_end(api: SyncPrefectClient, run: Unreported, outcome: Outcome) -> bool:
     """Report what Prefect does not show yet; false where there was nothing to report."""
+    from dstack_core.integration import outcome_dict, outcome_table
+
     status = str(outcome.status)
     is_known = _report.was_emitted(api, status, run.run_id)
     if not is_known:
-        _report.emit(status, run.run_name, run.run_id, outcome.to_dict(), flow_run_id=run.flow_run_id)
+        _report.emit(status, run.run_name, run.run_id, outcome_dict(outcome), flow_run_id=run.flow_run_id)
     artifact = run.artifact
     if artifact is None:
         return not is_known
@@ -215,7 +219,7 @@ def _report_end(api: SyncPrefectClient, run: Unreported, outcome: Outcome) -> bo
             api,
             key,
             "markdown",
-            _report.describe(outcome),
+            outcome_table(outcome),
             _report.table_description(run.run_name),
             flow_run_id=artifact.flow_run_id,
             task_run_id=artifact.task_run_id,

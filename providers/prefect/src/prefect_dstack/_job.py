@@ -19,10 +19,10 @@ from prefect_dstack._core_log import client_warnings_in
 from prefect_dstack._probe import CancelProbe, StopRequested
 from prefect_dstack._relay import Relay
 from prefect_dstack._report import Report
-from prefect_dstack._stop import BEFORE_THE_KILL, PATIENT, StopTime
+from prefect_dstack._stop import BACKSTOP, BEFORE_THE_KILL, PATIENT, StopTime
 
 if TYPE_CHECKING:
-    from dstack_core import AsyncRun, Outcome, Run
+    from dstack_core import AsyncRun, Run
     from dstack_core.integration import Attempt, AttemptNames, StopResult
 
 SLICE_SECONDS = 0.5
@@ -139,18 +139,16 @@ class Job:
 
     def result(self) -> dict[str, Any]:
         """Return the outcome as JSON-plain values, or raise what the run's failure is."""
-        from dstack_core import RunError
+        from dstack_core.integration import describe_outcome, outcome_dict, raise_for_outcome
 
         outcome = self.relay.outcome
         if outcome is None:
             raise RuntimeError(f"following run {self.attempt.ref.name} ended without an outcome")
-        try:
-            outcome.raise_for_status()
-        except RunError as error:
-            raise type(error)(f"{error.message}{self._last_lines()}", outcome) from None
-        self.logger.info("%s", _in_words(outcome))
+        # Only a task that submits has the option.
+        raise_for_outcome(outcome, list(self.relay.tail), retry_option="retry_policy" if self.spec else None)
+        self.logger.info("%s", describe_outcome(outcome))
         _relayed_logs.remember(outcome)
-        return outcome.to_dict()
+        return outcome_dict(outcome)
 
     def stops_after(self, error: BaseException) -> bool:
         """Whether the run is to be stopped because ``error`` ends its task.
@@ -219,46 +217,28 @@ class Job:
         """
         name = self.attempt.ref.name
         if not self._may_exist():
-            done = f"Run {name} was not submitted"
+            done = f"Run {name} was not submitted."
         elif self.stops_after(request):
             done = self._stop_in_words()
         else:
-            done = f"Left run {name} running"
+            done = f"Run {name} keeps running."
         reason = f"{request.reason[:1].upper()}{request.reason[1:]}"
-        return Cancelled(message=f"{reason}. {done}.")
+        return Cancelled(message=f"{reason}. {done}")
 
     def _stop_in_words(self) -> str:
-        """Return what is known of the run after its stop, without a full stop."""
-        name, result = self.attempt.ref.name, self.stopped
-        outcome = self.relay.outcome or (None if result is None else result.outcome)
-        if outcome is not None:
-            # It may also have ended by itself, a moment before the stop.
-            was_stopped = str(outcome.reason) == "stopped_by_user"
-            return f"Stopped run {name}" if was_stopped else f"Run {name} {outcome.message}"
-        if result is None:
-            return f"Could not stop run {name}; it may still be running: {self.page}"
-        match str(result.state):
-            case "ended":
-                return f"Run {name} has ended"
-            case "stopping" | "accepted":
-                return f"Run {name} is stopping"
-            case "missing":
-                return f"There is no run {name} to stop"
-            case "other_owner":
-                return f"Run {name} belongs to another owner now and was left alone"
-            case _:
-                error = (result.error or "no reply").rstrip(".")
-                return f"Could not stop run {name} ({error}); it may still be running: {result.url}"
+        """Return what is known of the run after its stop."""
+        from dstack_core.integration import StopResult, StopState, describe_end, describe_stop
+
+        if self.relay.outcome is not None:
+            return describe_end(self.relay.outcome)
+        name = self.attempt.ref.name
+        result = self.stopped or StopResult(name, self.page, StopState.UNCONFIRMED, 0, "see the log")
+        return describe_stop(result, backstop=BACKSTOP)
 
     def _may_exist(self) -> bool:
         """Whether there may be a run: not before the submission, unless an earlier execution left one."""
         attempt = self.attempt
         return attempt.run_id is not None or attempt.may_appear or not attempt.is_chosen
-
-    def _last_lines(self) -> str:
-        if not self.relay.tail:
-            return ""
-        return "\n\nThe last lines of its log:\n" + "\n".join(line[:500] for line in self.relay.tail)
 
     def _timed_out(self) -> bool:
         """Whether the time limit of the task or the flow has passed."""
@@ -281,8 +261,3 @@ class Job:
     def _is_cancelled(self) -> bool:
         request = self.probe.ask()
         return request is not None and request.cancelled
-
-
-def _in_words(outcome: Outcome) -> str:
-    duration = "" if outcome.duration is None else f"after {outcome.duration:.0f} s, "
-    return f"{_relayed_logs.ending(outcome)}{duration}cost ${outcome.cost:.4g}"

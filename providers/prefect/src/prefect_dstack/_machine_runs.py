@@ -8,6 +8,7 @@ from uuid import UUID
 from prefect_dstack._code import git_credentials_named
 from prefect_dstack._connect import aload, aload_git, open_async_client
 from prefect_dstack._core_log import client_warnings_in
+from prefect_dstack._names import worker_marker_prefix
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun
@@ -39,7 +40,7 @@ async def submit_once(
     arguments = {
         **submission.arguments,
         "run_name": _name(flow_run_id, last + 1),
-        "marker": f"{marker_prefix(flow_run_id)}{last + 1}",
+        "marker": f"{worker_marker_prefix(flow_run_id)}{last + 1}",
         "retry_budget": SUBMIT_BUDGET,
         "verify_ports": False,
     }
@@ -60,11 +61,6 @@ async def find(client: AsyncClient, flow_run_id: UUID) -> AsyncRun | None:
     return active or (await client.runs.get(_name(flow_run_id, last)) if last else None)
 
 
-def marker_prefix(flow_run_id: UUID) -> str:
-    """Return what the markers of all runs of a flow run begin with."""
-    return f"prefect:worker/{flow_run_id}/"
-
-
 def identifier(project: str, run_name: str) -> str:
     """Return how Prefect knows the infrastructure of a flow run."""
     return f"{project}:{run_name}"
@@ -72,7 +68,7 @@ def identifier(project: str, run_name: str) -> str:
 
 async def _known(client: AsyncClient, flow_run_id: UUID) -> tuple[AsyncRun | None, int]:
     """Return the active run, or None, and the highest number in use."""
-    prefix = marker_prefix(flow_run_id)
+    prefix = worker_marker_prefix(flow_run_id)
     for run in await client.runs.list():
         if (run.marker or "").startswith(prefix) and run.outcome() is None:
             return run, 0

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from dstack_core.integration import AttemptNames
 
+_ENGINE = "prefect"
+# Beside the flow run's id, the hash, an ordinal and an attempt's number, a name has room for this much.
 _LONGEST_PREFIX = 9
 _DEFAULT_PREFIX = "pf"
 
@@ -73,14 +75,15 @@ def identify(
     ``run_name`` is the caller's own; ``prefix`` is what a generated name starts with. Generated names
     hold at most 41 characters (PROTOCOL 1.4).
     """
-    from dstack_core.integration import AttemptNames
+    from dstack_core.integration import AttemptNames, slug
 
     fingerprint = _hash(spec, on_crash, run_name)
     ordinal = ordinals.ordinal(owner, fingerprint)
     # The ids are time-ordered UUIDs: only their end tells runs of the same minute apart.
     tail = (owner.flow_run_id or owner.task_run_id)[-12:]
+    start = slug(prefix, default=_DEFAULT_PREFIX, longest=_LONGEST_PREFIX)
     return AttemptNames(
-        base=f"{_prefix(prefix)}-{tail}-{fingerprint}-{ordinal}",
+        base=f"{start}-{tail}-{fingerprint}-{ordinal}",
         stem=f"{marker_prefix(owner)}{on_crash}/{fingerprint}-{ordinal}",
         fixed_name=run_name,
     )
@@ -90,17 +93,24 @@ def marker_prefix(owner: Owner) -> str:
     """Return what the markers of everything ``owner`` started begin with."""
     if owner.flow_run_id is not None:
         return flow_run_marker_prefix(owner.flow_run_id)
-    return f"prefect:{'task_run' if owner.is_tracked else 'script'}/{owner.task_run_id}/"
+    return _marker_prefix("task_run" if owner.is_tracked else "script", owner.task_run_id)
 
 
 def flow_run_marker_prefix(flow_run_id: str) -> str:
     """Return what the markers of all runs of a flow run begin with."""
-    return f"prefect:flow_run/{flow_run_id}/"
+    return _marker_prefix("flow_run", flow_run_id)
+
+
+def worker_marker_prefix(flow_run_id: UUID) -> str:
+    """Return what the markers of the machines begin with that a worker gives a flow run."""
+    return _marker_prefix("worker", str(flow_run_id))
 
 
 def outlives_crash(marker: str) -> bool:
     """Whether the run with this marker was submitted with ``on_crash="keep"``."""
-    return marker.split("/")[2:3] == ["keep"]
+    from dstack_core.integration import read_marker
+
+    return read_marker(marker, _ENGINE)[2:3] == ("keep",)
 
 
 def owner_of(marker: str | None) -> tuple[str, str] | None:
@@ -108,16 +118,21 @@ def owner_of(marker: str | None) -> tuple[str, str] | None:
 
     None when the marker is not this package's.
     """
-    kind, _, rest = (marker or "").removeprefix("prefect:").partition("/")
-    owner_id, _, attempt = rest.partition("/")
-    return (kind, owner_id) if attempt and (marker or "").startswith("prefect:") else None
+    from dstack_core.integration import read_marker
+
+    match read_marker(marker, _ENGINE):
+        case (kind, owner_id, *attempt) if any(attempt):
+            return kind, owner_id
+    return None
+
+
+def _marker_prefix(kind: str, owner_id: str) -> str:
+    from dstack_core.integration import make_marker
+
+    return make_marker(_ENGINE, kind, owner_id, "")
 
 
 def _hash(spec: dict[str, Any], on_crash: str, run_name: str | None) -> str:
-    text = json.dumps([spec, on_crash, run_name], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:6]
+    from dstack_core.integration import short_hash
 
-
-def _prefix(wanted: str | None) -> str:
-    text = re.sub(r"[^a-z0-9]+", "-", (wanted or "").lower())[:_LONGEST_PREFIX].strip("-")
-    return text if text[:1].isalpha() else _DEFAULT_PREFIX
+    return short_hash(json.dumps([spec, on_crash, run_name], sort_keys=True, default=str), 6)

@@ -14,10 +14,8 @@ there, and one below 100 % is what other processes search for.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -64,7 +62,9 @@ class Report:
         flow_run_id: object = None,
         task_run_id: object = None,
     ) -> None:
-        self._key = f"dstack-{re.sub('[^a-z0-9]+', '-', (name or 'run').lower()).strip('-') or 'run'}"
+        from dstack_core.integration import slug
+
+        self._key = f"dstack-{slug(name, default='run')}"
         self._logger = logger
         self._artifacts = artifacts
         self._owner: dict[str, Any] = {"flow_run_id": flow_run_id, "task_run_id": task_run_id}
@@ -75,6 +75,8 @@ class Report:
 
     def start(self, run: Run | AsyncRun) -> None:
         """Emit ``dstack.run.started``, link to the run's page and service, and show the progress."""
+        from dstack_core.integration import describe_status
+
         self._emit("started", run.name, run.id, {"url": run.url})
         if not self._artifacts:
             return
@@ -83,7 +85,7 @@ class Report:
             if run.service_url is not None:
                 self._create(api, f"{self._key}-service", *_link(run.service_url, f"Service {run.name}"))
             if run.outcome() is None:
-                text, percent = f"Run {run.name}: submitted", _PERCENT["submitted"]
+                text, percent = describe_status(run.name, "submitted"), _PERCENT["submitted"]
                 known = {"run_name": run.name, "run_id": run.id}
                 self._progress = self._create(
                     api, f"{self._key}{PROGRESS_SUFFIX}", "progress", percent, text, known
@@ -126,13 +128,15 @@ class Report:
         if outcome is None or self._ended:
             return
         self._ended = True
+        from dstack_core.integration import outcome_dict, outcome_table
+
         status = str(outcome.status)
         if not (may_be_known and self._is_known(outcome)):
-            self._emit(status, outcome.run_name, outcome.run_id, outcome.to_dict())
+            self._emit(status, outcome.run_name, outcome.run_id, outcome_dict(outcome))
         if self._artifacts:
             with self._api() as api:
                 description = table_description(outcome.run_name)
-                self._create(api, self._key, "markdown", describe(outcome), description)
+                self._create(api, self._key, "markdown", outcome_table(outcome), description)
                 if self._progress is not None:
                     update_progress(api, self._progress, outcome.run_name, status, ENDED_PERCENT)
 
@@ -285,25 +289,10 @@ def update_progress(
     """Update a progress artifact. Raises what Prefect's client raises."""
     from prefect.client.schemas.actions import ArtifactUpdate
 
-    api.update_artifact(artifact_id, ArtifactUpdate(data=percent, description=f"Run {run_name}: {status}"))
+    from dstack_core.integration import describe_status
 
-
-def describe(outcome: Outcome) -> str:
-    """Return the outcome as a Markdown table."""
-    machine = " ".join(part for part in (outcome.instance, outcome.backend, outcome.region) if part)
-    rows = {
-        "Status": f"{outcome.status} ({outcome.message})",
-        "Exit status": outcome.exit_status,
-        "Instance": machine,
-        "Cost": f"${outcome.cost:.4f}",
-        "Price": None if outcome.price_per_hour is None else f"${outcome.price_per_hour:g} per hour",
-        "Duration": None if outcome.duration is None else str(timedelta(seconds=round(outcome.duration))),
-        "Page": f"[{outcome.run_name}]({outcome.url})",
-    }
-    lines = [
-        f"| {name} | {_cell(value)} |" for name, value in rows.items() if value is not None and value != ""
-    ]
-    return "\n".join([f"## Run {outcome.run_name}", "", "| | |", "|---|---|", *lines])
+    update = ArtifactUpdate(data=percent, description=describe_status(run_name, status))
+    api.update_artifact(artifact_id, update)
 
 
 def _flow_run_resource(flow_run_id: object) -> dict[str, str]:
@@ -312,7 +301,3 @@ def _flow_run_resource(flow_run_id: object) -> dict[str, str]:
 
 def _link(url: str, text: str) -> tuple[str, str, str]:
     return "markdown", f"[{text}]({url})", text
-
-
-def _cell(value: object) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")

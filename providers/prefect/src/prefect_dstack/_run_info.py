@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 def info(run: Run | AsyncRun) -> dict[str, Any]:
     """Return the run as of the last poll; makes no request."""
+    from dstack_core.integration import outcome_dict
+
     outcome = run.outcome()
     return {
         "run_name": run.name,
@@ -18,5 +20,5 @@ def info(run: Run | AsyncRun) -> dict[str, Any]:
         "url": run.url,
         "service_url": run.service_url,
         "marker": run.marker,
-        "outcome": None if outcome is None else outcome.to_dict(),
+        "outcome": None if outcome is None else outcome_dict(outcome),
     }

@@ -179,5 +179,7 @@ def _log_unfinished(job: Job) -> None:
 
 
 def _log_end(job: Job) -> None:
+    from dstack_core.integration import describe_end
+
     if job.relay.outcome is not None:
-        job.logger.info("Run %s %s", job.relay.outcome.run_name, job.relay.outcome.message)
+        job.logger.info("%s", describe_end(job.relay.outcome))

@@ -30,6 +30,7 @@ from prefect_dstack._submission import SubmitOptions, resolve
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun, Client, ConfigurationLike, Run
+    from dstack_core.integration import AttemptNames
     from prefect_dstack._code import GitLogin
     from prefect_dstack._job import Job
 
@@ -124,22 +125,18 @@ async def adeploy_service(
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """A deployment: its job, the beginning of its markers, and what becomes of an active run."""
+    """A deployment: its job, the names of its runs, and what becomes of an active run."""
 
     job: Job
-    stem: str
+    names: AttemptNames
     on_active: OnActive
 
     def mark(self, found: Run | AsyncRun | None) -> bool:
         """Set the marker of the next deployment; return whether ``found`` is this one's, and active."""
-        from dstack_core.integration import RunRef
-
-        stem, _, number = ((found.marker if found is not None else None) or "").rpartition("/")
-        is_own = stem == self.stem and number.isdecimal()
+        number = self.names.number_of(found.marker) if found is not None else None
         is_active = found is not None and found.outcome() is None
-        count = int(number) + (not is_active) if is_own else 1
-        self.job.attempt.ref = RunRef(self.job.attempt.ref.name, f"{self.stem}/{count}")
-        return is_own and is_active
+        self.job.attempt.ref = self.names.ref(1 if number is None else number + (not is_active))
+        return number is not None and is_active
 
     def arguments(self, found: Run | AsyncRun | None) -> dict[str, Any]:
         """Return the arguments of the submission or update."""
@@ -179,6 +176,8 @@ def _plan(
     poll_interval: float,
     retry_budget: float,
 ) -> _Plan:
+    from dstack_core.integration import AttemptNames, make_marker
+
     if on_active not in ("update", "replace", "fail"):
         refuse(f'on_active: expected "update", "replace" or "fail", got {on_active!r}.')
     submission = resolve(configuration, options, login, max_duration=None, ends=False)
@@ -197,8 +196,9 @@ def _plan(
     )
     owner = task_owner()
     job.attempt.is_chosen = True
-    stem = f"prefect-service:{owner.flow_run_id or owner.task_run_id}/{job.names.stem.rpartition('/')[2]}"
-    return _Plan(job, stem, on_active)
+    fingerprint = job.names.stem.rpartition("/")[2]
+    stem = make_marker("prefect-service", owner.flow_run_id or owner.task_run_id, fingerprint)
+    return _Plan(job, AttemptNames(name, stem, name), on_active)
 
 
 @contextmanager

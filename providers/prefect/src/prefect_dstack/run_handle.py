@@ -16,6 +16,7 @@ from prefect_dstack._probe import StopRequested
 from prefect_dstack._stop import STOPPING, log_stop
 
 if TYPE_CHECKING:
+    from dstack_core import Outcome
     from prefect_dstack.job_block import DstackRun
 
 _RETRY_BUDGET = 30.0
@@ -142,11 +143,13 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
         return found
 
     def _result(self, found: Any) -> dict[str, Any]:
-        outcome = self._same(found).outcome()
+        from dstack_core.integration import outcome_dict, raise_for_outcome
+
+        outcome: Outcome | None = self._same(found).outcome()
         if outcome is None:
             raise RuntimeError(f"Run {self.run_name} has not ended. Call wait_for_completion() first.")
-        result: dict[str, Any] = outcome.raise_for_status().to_dict()
-        return result
+        raise_for_outcome(outcome)
+        return outcome_dict(outcome)
 
 
 @contextmanager

@@ -180,10 +180,12 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
                 relay.handle(event)
         except _HandedOver:
             return DstackWorkerResult(identifier=name, status_code=0)
+        from dstack_core.integration import describe_failure, outcome_dict
+
         outcome = relay.outcome
         if outcome is None:
             raise RuntimeError(f"following run {run.name} ended without an outcome")
-        emit(str(outcome.status), payload=outcome.to_dict())
+        emit(str(outcome.status), payload=outcome_dict(outcome))
         if outcome.succeeded:
             return DstackWorkerResult(identifier=name, status_code=0)
         has_ended = _end_of(await self._flow_run(flow_run.id)) is not None
@@ -191,8 +193,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         # A flow run that has ended, or is about to, must not be marked as crashed.
         if has_ended:
             return DstackWorkerResult(identifier=name, status_code=0)
-        lines = "".join(f"\n{line[:500]}" for line in relay.tail)
-        logger.error("Run %s %s. See %s%s", run.name, outcome.message, outcome.url, lines)
+        logger.error("%s", describe_failure(outcome, list(relay.tail)))
         return DstackWorkerResult(identifier=name, status_code=outcome.exit_status or 1)
 
     async def _stop_left_over(

@@ -1,0 +1,233 @@
+"""How a run ended, in the words and numbers that every engine shows.
+
+The problem: the same end is shown in a log, in an error, in a state's message, in a table and as data, by
+several hosts. Written in each of them, the texts drift apart, and a new field is forgotten in one of them.
+
+The idea: ``OUTCOME_FIELDS`` lists the fields once, with their label and how each is shown; the sentences and
+the table are made here, and a host only decides where they go. Tests compare the list with ``Outcome``, with
+what Airflow and Prefect show, and with the table of the documentation.
+
+What was chosen, and why: money has two to four decimals and the unit behind it ("0.50 USD", "0.0012 USD per
+hour"), since two dollar signs make a formula in some Markdown, and a price may be below a cent. A duration
+has its units ("1 h 2 min 5 s"), since "1:02" is read as minutes or as hours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dstack_core.errors import RunError
+from dstack_core.models.outcome import Outcome
+from dstack_core.models.stops import StopResult, StopState
+
+# What an engine keeps in its database has a bound, whatever a server says: an outcome stays below 20 kB. Much
+# less would cut the hints of a run that found no machine.
+LONGEST_TEXT = 2000
+# The last log lines in an error: a screen of a UI, and about 10 kB at most.
+LAST_LINES = 20
+LONGEST_LINE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeField:
+    """A field of ``Outcome`` and how it is shown.
+
+    ``name`` and ``type`` (str) are those of ``Outcome``, ``label`` (str) is what a table calls it and
+    ``meaning`` (str) what the documentation says. ``show`` turns a value into text for a person.
+    """
+
+    name: str
+    type: str
+    label: str
+    meaning: str
+    show: Callable[[Any], str] = str
+
+
+def format_usd(amount: float) -> str:
+    """Return an amount of money such as ``0.50 USD``, with two to four decimals."""
+    whole, _, decimals = f"{amount:.4f}".partition(".")
+    return f"{whole}.{decimals[:2]}{decimals[2:].rstrip('0')} USD"
+
+
+def format_price(amount: float) -> str:
+    """Return a price such as ``1.20 USD per hour``."""
+    return f"{format_usd(amount)} per hour"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration such as ``42 s`` or ``1 h 2 min 5 s``, rounded to whole seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = ((hours, "h"), (minutes, "min"), (rest, "s"))
+    return " ".join(f"{number} {unit}" for number, unit in parts if number) or "0 s"
+
+
+OUTCOME_FIELDS = (
+    OutcomeField("run_name", "str", "Run", "the run's name"),
+    OutcomeField("run_id", "str", "Run ID", "the server's ID of the run"),
+    OutcomeField("project", "str", "Project", "the project it ran in"),
+    OutcomeField("status", "RunStatus", "Status", "`done`, `failed`, `terminated` or `aborted`"),
+    OutcomeField("exit_status", "int | None", "Exit status", "what the command exited with"),
+    OutcomeField("reason", "str | None", "Reason", "why it ended, the server's word"),
+    OutcomeField("message", "str", "Message", "why it ended, for a person"),
+    OutcomeField("cost", "float", "Cost", "what it cost (USD)", format_usd),
+    OutcomeField(
+        "duration", "float | None", "Duration", "from the submission to the end (seconds)", format_duration
+    ),
+    OutcomeField("instance", "str | None", "Instance", "the type of its machine"),
+    OutcomeField("backend", "str | None", "Backend", "the cloud or fleet of its machine"),
+    OutcomeField("region", "str | None", "Region", "the region of its machine"),
+    OutcomeField(
+        "price_per_hour", "float | None", "Price", "the price of its machine (USD per hour)", format_price
+    ),
+    OutcomeField("url", "str", "Page", "the run's page on the server"),
+)
+"""All fields of ``Outcome``, in its order."""
+
+
+def outcome_dict(outcome: Outcome) -> dict[str, Any]:
+    """Return an outcome as an engine keeps it: JSON-plain, and a few kilobytes at most.
+
+    ``Outcome.from_dict`` reads it back; a text of more than 2000 characters is cut.
+    """
+    return _bounded(outcome).to_dict()
+
+
+def outcome_rows(outcome: Outcome) -> dict[str, str]:
+    """Return what a table shows of an outcome, by label; what is not known is left out."""
+    short = _bounded(outcome)
+    values = {field.label: (field, getattr(short, field.name)) for field in OUTCOME_FIELDS}
+    return {label: field.show(value) for label, (field, value) in values.items() if value not in (None, "")}
+
+
+def outcome_table(outcome: Outcome) -> str:
+    """Return an outcome as a Markdown table below a heading."""
+    rows = {label: _cell(text) for label, text in outcome_rows(outcome).items()}
+    rows["Page"] = f"[{outcome.run_name}]({outcome.url})"
+    lines = [f"| {label} | {text} |" for label, text in rows.items()]
+    return "\n".join([f"## Run {outcome.run_name}", "", "| | |", "|---|---|", *lines])
+
+
+def describe_outcome(outcome: Outcome) -> str:
+    """Return the line that ends a run's log: how it ended, how long it took, where, and what it cost."""
+    short = _bounded(outcome)
+    place = ", ".join(part for part in (short.backend, short.region) if part)
+    machine = f" on {short.instance}" if short.instance else ""
+    took = "" if short.duration is None else format_duration(short.duration)
+    where = f"{machine}{f' ({place})' if place and machine else ''}"
+    parts = [f"Run {short.run_name} {short.message}", f"{took}{where}".strip(), format_usd(short.cost)]
+    return ", ".join(part for part in parts if part)
+
+
+def describe_end(outcome: Outcome) -> str:
+    """Return one sentence on how a run ended."""
+    return f"Run {outcome.run_name} {_cut(outcome.message).rstrip('.')}."
+
+
+def describe_failure(
+    outcome: Outcome, last_lines: Sequence[str] = (), *, retry_option: str | None = None
+) -> str:
+    """Return what a person needs to know of a run that did not succeed.
+
+    Args:
+        outcome: How the run ended.
+        last_lines: The last lines of its log, with secrets hidden; at most 20 of them are shown, each cut
+            at 500 characters.
+        retry_option: How the option is called here that makes a run wait for capacity, such as
+            ``"retry_policy"``; None where there is none.
+
+    Returns:
+        The end, the run's page, what may help, and the last lines.
+    """
+    text = f"{describe_end(outcome)} See {outcome.url}"
+    if outcome.no_capacity:
+        option = "" if retry_option is None else f", or set {retry_option} to let the run itself wait for it"
+        text = f"{text}\nTry again later, when there may be capacity{option}."
+    lines = "".join(f"\n  {line[:LONGEST_LINE]}" for line in list(last_lines)[-LAST_LINES:])
+    return f"{text}\nThe last log lines:{lines}" if lines else text
+
+
+def raise_for_outcome(
+    outcome: Outcome, last_lines: Sequence[str] = (), *, retry_option: str | None = None
+) -> None:
+    """Raise the error of a run that did not succeed, with ``describe_failure`` as its message.
+
+    Args:
+        outcome: How the run ended.
+        last_lines: The last lines of its log, with secrets hidden.
+        retry_option: How the option is called here that makes a run wait for capacity.
+
+    Raises:
+        RunStoppedError, NoCapacityError, RunFailedError: As ``Outcome.raise_for_status`` does.
+    """
+    try:
+        outcome.raise_for_status()
+    except RunError as error:
+        text = describe_failure(outcome, last_lines, retry_option=retry_option)
+        raise type(error)(text, _bounded(outcome)) from None
+
+
+def describe_status(run_name: str, status: str, message: str | None = None) -> str:
+    """Return the line for a status that a run has reached; ``message`` is what the server says beyond it."""
+    return f"Run {run_name}: {status}" + (f" ({message})" if message else "")
+
+
+def describe_stop(result: StopResult, *, backstop: str | None = None) -> str:
+    """Return what is known after a stop, for a person, with the run's page where something is left to do.
+
+    Args:
+        result: What ``stop_run`` returned.
+        backstop: A sentence on what else stops a run whose stop was not confirmed, such as a reaper.
+    """
+    name = result.run_name
+    match result.state:
+        case StopState.ENDED if result.outcome is not None:
+            return describe_end(result.outcome)
+        case StopState.ENDED:
+            return f"Run {name} has ended."
+        case StopState.STOPPING:
+            return f"Run {name} is stopping."
+        case StopState.ACCEPTED:
+            return f"The server accepted the stop of run {name}."
+        case StopState.MISSING:
+            return f"There is no run {name} to stop."
+        case StopState.OTHER_OWNER:
+            return f"Run {name} belongs to another owner now; it was left alone: {result.url}"
+        case StopState.REFUSED:
+            return (
+                f"The server refused to stop run {name}: {_sentence(result.error)} "
+                f"The run keeps running, until its max_duration if it has one: {result.url}"
+            )
+        case _:
+            return (
+                f"Could not confirm that run {name} is stopping: {_sentence(result.error)} "
+                f"{may_keep_running(backstop)}: {result.url}"
+            )
+
+
+def may_keep_running(backstop: str | None) -> str:
+    """Return what to expect of a run whose stop was not confirmed; the run's page comes next."""
+    also = "" if backstop is None else f"{_sentence(backstop)} "
+    return (
+        f"It may keep running, until its max_duration if it has one. {also}Check it and stop it on its page"
+    )
+
+
+def _bounded(outcome: Outcome) -> Outcome:
+    texts = ((field.name, getattr(outcome, field.name)) for field in OUTCOME_FIELDS if "str" in field.type)
+    changes: dict[str, Any] = {name: _cut(text) for name, text in texts if text is not None}
+    return replace(outcome, **changes)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} [...]"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _sentence(text: str | None) -> str:
+    return f"{(text or 'no reply').rstrip('.')}."

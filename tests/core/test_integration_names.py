@@ -1,0 +1,54 @@
+"""Names and markers: what every engine builds its own from."""
+
+from __future__ import annotations
+
+import pytest
+
+from dstack_core.integration import AttemptNames, RunRef, make_marker, read_marker, short_hash, slug
+from dstack_core.integration.names import LONGEST_NAME
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train", "train"),
+        ("Train_LLaMA-70b  finetune", "train-llama-70b-finetune"),
+        ("--a--", "a"),
+        ("7b-model", "job"),
+        ("ü", "job"),
+        ("", "job"),
+        (None, "job"),
+        ("a" * 60, "a" * LONGEST_NAME),
+    ],
+)
+def test_any_text_becomes_a_part_of_a_name(text: str | None, expected: str) -> None:
+    assert slug(text, default="job") == expected
+
+
+def test_a_part_of_a_name_can_be_shorter_and_ends_without_a_hyphen() -> None:
+    assert slug("train llama", default="job", longest=6) == "train"
+
+
+def test_a_hash_is_the_same_in_every_process_and_version() -> None:
+    assert short_hash("etl/train/1") == "a8daedf7e256"
+    assert short_hash("etl/train/1", 6) == "a8daed"
+    assert short_hash("ü") != short_hash("u")
+
+
+def test_a_marker_is_read_as_it_was_made() -> None:
+    marker = make_marker("engine", "flow", "7", "2")
+    assert marker == "engine:flow/7/2"
+    assert read_marker(marker, "engine") == ("flow", "7", "2")
+
+
+@pytest.mark.parametrize(
+    "marker", [None, "", "theirs", "engine2:flow/7", "dstack-core:1234", "/home/me/task.yml"]
+)
+def test_a_marker_of_another_owner_has_no_parts(marker: str | None) -> None:
+    assert read_marker(marker, "engine") == ()
+
+
+def test_the_attempts_of_a_job_share_a_marker_but_for_their_number() -> None:
+    names = AttemptNames(f"{slug('Train', default='job')}-{short_hash('x', 6)}", make_marker("engine", "7"))
+    assert names.ref(2) == RunRef("train-2d7116-2", "engine:7/2", generated=True)
+    assert names.number_of("engine:7/2") == 2

@@ -1,0 +1,257 @@
+"""What every engine shows of a run: the same words, numbers and fields."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+
+import pytest
+
+from dstack_core import NoCapacityError, Outcome, RunFailedError, RunStatus, RunStoppedError
+from dstack_core._wire.runs import outcome_of, parse_run
+from dstack_core.integration import (
+    OUTCOME_FIELDS,
+    StopResult,
+    StopState,
+    describe_end,
+    describe_failure,
+    describe_outcome,
+    describe_status,
+    describe_stop,
+    format_duration,
+    format_price,
+    format_usd,
+    outcome_dict,
+    outcome_rows,
+    outcome_table,
+    raise_for_outcome,
+)
+from tests.core.scripted import DATA
+
+FAILED = Outcome(
+    run_name="train",
+    run_id="id-1",
+    project="main",
+    status=RunStatus.FAILED,
+    exit_status=7,
+    reason="container_exited_with_error",
+    message="failed: its command exited with status 7",
+    cost=0.5,
+    duration=3725.4,
+    instance="g5.xlarge",
+    backend="aws",
+    region="us-east-1",
+    price_per_hour=1.2,
+    url="http://server/runs/id-1",
+)
+DONE = replace(FAILED, status=RunStatus.DONE, exit_status=0, reason="all_jobs_done", message="finished")
+NO_CAPACITY = replace(
+    FAILED,
+    reason="failed_to_start_due_to_no_capacity",
+    message="failed: no capacity, no machine could be had",
+    exit_status=None,
+    instance=None,
+    backend=None,
+    region=None,
+    price_per_hour=None,
+    cost=0.0,
+    duration=4.0,
+)
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [
+        (0, "0.00 USD"),
+        (0.5, "0.50 USD"),
+        (0.0012, "0.0012 USD"),
+        (1.006, "1.006 USD"),
+        (12.34567, "12.3457 USD"),
+        (1e4, "10000.00 USD"),
+    ],
+)
+def test_money_has_two_to_four_decimals(amount: float, text: str) -> None:
+    assert format_usd(amount) == text
+    assert format_price(amount) == f"{text} per hour"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "0 s"),
+        (42.4, "42 s"),
+        (60, "1 min"),
+        (61.4, "1 min 1 s"),
+        (3605, "1 h 5 s"),
+        (3725.4, "1 h 2 min 5 s"),
+        (180000, "50 h"),
+    ],
+)
+def test_a_duration_has_its_units(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+def test_the_fields_are_those_of_an_outcome() -> None:
+    assert [(field.name, field.type) for field in OUTCOME_FIELDS] == [
+        (field.name, field.type) for field in fields(Outcome)
+    ]
+    assert len({field.label for field in OUTCOME_FIELDS}) == len(OUTCOME_FIELDS)
+    assert all(field.meaning for field in OUTCOME_FIELDS)
+
+
+def test_every_field_of_an_outcome_is_read_from_a_reply_of_a_real_server() -> None:
+    bodies = [json.loads(path.read_text())["response"]["json"] for path in DATA.glob("runs_get_*.json")]
+    outcomes = [outcome_of(parse_run(body), "http://server/run") for body in bodies]
+    known = {
+        field.name for field in OUTCOME_FIELDS for one in outcomes if getattr(one, field.name) is not None
+    }
+    assert known == {field.name for field in OUTCOME_FIELDS}
+
+
+def test_an_outcome_of_the_first_version_is_read() -> None:
+    """A field that is added later has None or a default: another version left its outcomes without it."""
+    first = ("run_name", "run_id", "project", "status", "message", "cost", "url")
+    outcome = Outcome.from_dict({name: value for name, value in FAILED.to_dict().items() if name in first})
+    assert (outcome.run_name, outcome.cost, outcome.duration) == ("train", 0.5, None)
+
+
+def test_data_of_an_outcome_has_every_field_and_can_be_read_back() -> None:
+    data = json.loads(json.dumps(outcome_dict(FAILED)))
+    assert list(data) == [field.name for field in OUTCOME_FIELDS]
+    assert Outcome.from_dict(data) == FAILED
+
+
+def test_what_an_engine_keeps_is_small_whatever_the_server_sends() -> None:
+    texts = (field.name for field in OUTCOME_FIELDS if "str" in field.type)
+    huge = Outcome.from_dict({**FAILED.to_dict(), **dict.fromkeys(texts, "m" * 1_000_000)})
+    assert len(json.dumps(outcome_dict(huge))) < 20_000
+    assert outcome_dict(huge)["message"].endswith("m [...]")
+    assert len(describe_outcome(huge)) < 20_000
+    assert len(outcome_table(replace(FAILED, message="m" * 1_000_000))) < 20_000
+    wordy = replace(FAILED, message="m" * 1_000_000)
+    with pytest.raises(RunFailedError) as caught:
+        raise_for_outcome(wordy, ["l" * 10_000] * 100)
+    assert len(str(caught.value)) < 15_000
+    assert len(caught.value.outcome.message) < 3_000
+
+
+def test_a_table_has_a_row_for_every_field_that_is_known() -> None:
+    assert outcome_rows(FAILED) == {
+        "Run": "train",
+        "Run ID": "id-1",
+        "Project": "main",
+        "Status": "failed",
+        "Exit status": "7",
+        "Reason": "container_exited_with_error",
+        "Message": "failed: its command exited with status 7",
+        "Cost": "0.50 USD",
+        "Duration": "1 h 2 min 5 s",
+        "Instance": "g5.xlarge",
+        "Backend": "aws",
+        "Region": "us-east-1",
+        "Price": "1.20 USD per hour",
+        "Page": "http://server/runs/id-1",
+    }
+    assert {"Exit status", "Instance", "Backend", "Region", "Price"}.isdisjoint(outcome_rows(NO_CAPACITY))
+    assert outcome_rows(replace(FAILED, exit_status=0, duration=0.0))["Exit status"] == "0"
+
+
+def test_a_markdown_table_is_not_broken_by_the_words_of_a_server() -> None:
+    text = outcome_table(replace(FAILED, message="exited | with\nstatus 7"))
+    assert "| Message | exited \\| with status 7 |" in text
+    assert "| Cost | 0.50 USD |" in text
+    assert "| Page | [train](http://server/runs/id-1) |" in text
+    assert [line.split(" |")[0][2:] for line in text.splitlines()[4:]] == list(outcome_rows(FAILED))
+    assert all(line.count("|") - line.count("\\|") == 3 for line in text.splitlines()[2:])
+
+
+def test_the_line_that_ends_a_log() -> None:
+    assert describe_outcome(DONE) == (
+        "Run train finished, 1 h 2 min 5 s on g5.xlarge (aws, us-east-1), 0.50 USD"
+    )
+    assert describe_outcome(replace(DONE, region=None, backend=None)) == (
+        "Run train finished, 1 h 2 min 5 s on g5.xlarge, 0.50 USD"
+    )
+    assert describe_outcome(NO_CAPACITY) == (
+        "Run train failed: no capacity, no machine could be had, 4 s, 0.00 USD"
+    )
+    assert describe_outcome(replace(NO_CAPACITY, duration=None)).endswith("could be had, 0.00 USD")
+
+
+def test_a_failure_shows_what_happened_where_to_look_and_the_last_lines() -> None:
+    assert describe_failure(FAILED) == (
+        "Run train failed: its command exited with status 7. See http://server/runs/id-1"
+    )
+    assert describe_failure(FAILED, ["epoch 1", "out of memory"]) == (
+        "Run train failed: its command exited with status 7. See http://server/runs/id-1\n"
+        "The last log lines:\n  epoch 1\n  out of memory"
+    )
+
+
+def test_of_a_long_log_the_end_is_shown() -> None:
+    shown = describe_failure(FAILED, [f"{number} " + "x" * 600 for number in range(50)]).splitlines()[2:]
+    assert [line.split()[0] for line in shown] == [str(number) for number in range(30, 50)]
+    assert {len(line) for line in shown} == {502}
+
+
+def test_a_run_without_capacity_is_told_what_may_help_here() -> None:
+    assert describe_failure(NO_CAPACITY, ["x"], retry_option="run_retry_policy") == (
+        "Run train failed: no capacity, no machine could be had. See http://server/runs/id-1\n"
+        "Try again later, when there may be capacity, or set run_retry_policy to let the run itself wait for it.\n"
+        "The last log lines:\n  x"
+    )
+    assert describe_failure(NO_CAPACITY).endswith("\nTry again later, when there may be capacity.")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "kind"),
+    [
+        (FAILED, RunFailedError),
+        (NO_CAPACITY, NoCapacityError),
+        (replace(FAILED, status=RunStatus.TERMINATED, reason="stopped_by_user"), RunStoppedError),
+    ],
+    ids=lambda one: getattr(one, "__name__", ""),
+)
+def test_the_error_of_a_run_has_these_words(outcome: Outcome, kind: type[RunFailedError]) -> None:
+    raise_for_outcome(DONE, ["x"])
+    with pytest.raises(kind) as caught:
+        raise_for_outcome(outcome, ["x"], retry_option="retry_policy")
+    assert type(caught.value) is kind
+    assert caught.value.message == describe_failure(outcome, ["x"], retry_option="retry_policy")
+    assert caught.value.outcome == outcome
+
+
+def test_a_status_in_one_line() -> None:
+    assert describe_status("train", RunStatus.RUNNING) == "Run train: running"
+    assert describe_status("train", "provisioning", "pulling") == "Run train: provisioning (pulling)"
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        (StopState.ENDED, "Run train has ended."),
+        (StopState.STOPPING, "Run train is stopping."),
+        (StopState.ACCEPTED, "The server accepted the stop of run train."),
+        (StopState.MISSING, "There is no run train to stop."),
+        (StopState.OTHER_OWNER, "Run train belongs to another owner now; it was left alone: http://page"),
+        (
+            StopState.REFUSED,
+            "The server refused to stop run train: no right. "
+            "The run keeps running, until its max_duration if it has one: http://page",
+        ),
+        (
+            StopState.UNCONFIRMED,
+            "Could not confirm that run train is stopping: no right. It may keep running, until its "
+            "max_duration if it has one. A reaper stops it. Check it and stop it on its page: http://page",
+        ),
+    ],
+)
+def test_what_is_known_after_a_stop(state: StopState, text: str) -> None:
+    result = StopResult("train", "http://page", state, 1, "no right")
+    assert describe_stop(result, backstop="A reaper stops it") == text
+
+
+def test_a_stop_that_saw_the_end_says_how_the_run_ended() -> None:
+    stopped = replace(FAILED, status=RunStatus.TERMINATED, message="was stopped on request")
+    result = StopResult("train", "http://page", StopState.ENDED, 1, outcome=stopped)
+    assert describe_stop(result) == describe_end(stopped) == "Run train was stopped on request."
