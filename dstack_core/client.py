@@ -202,7 +202,6 @@ class RunCollection:
             retry_budget: As in ``submit``; so are ``sleep`` and ``on_event``.
             **options: The options of ``submit``, by keyword; ``SubmitOptions`` explains each.
 
-
         Returns:
             The run; ``deployment_num`` counts its updates. ``wait_until_ready()`` waits until the replicas
             from before the update are gone.

@@ -1,8 +1,8 @@
 """Write the documentation of the submit options into the docstrings that explain each of them.
 
-``make reference`` runs it. The text is that of ``dstack_core/models/options.py``: ``RunCollection.submit`` has it
-word for word; where a workflow engine has words of its own for an option, they stay, and only an option that is
-not explained yet is added.
+``make reference`` runs it. The text is that of ``dstack_core/models/options.py``. ``submit`` has it
+word for word; where a workflow engine has words of its own for an option, they stay, and only an option
+that is not explained yet is added. So the text is in the source, where an IDE finds it, and is written once.
 """
 
 from __future__ import annotations
@@ -51,11 +51,14 @@ def explanations() -> dict[str, str]:
     for kind in ast.parse(OPTIONS.read_text()).body:
         if not isinstance(kind, ast.ClassDef):
             continue
-        for entry, text in zip(kind.body, kind.body[1:], strict=False):
-            if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name):
-                assert isinstance(text, ast.Expr), f"explain {entry.target.id} below its line"
-                assert isinstance(text.value, ast.Constant), f"explain {entry.target.id} below its line"
-                found[entry.target.id] = " ".join(str(text.value.value).split())
+        for entry, text in zip(kind.body, [*kind.body[1:], None], strict=True):
+            if not (isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name)):
+                continue
+            if not (isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)):
+                raise SystemExit(
+                    f"{entry.target.id}: expected its explanation below it, got none. See {OPTIONS}."
+                )
+            found[entry.target.id] = " ".join(str(text.value.value).split())
     return found
 
 
@@ -70,7 +73,9 @@ def render(target: Target) -> str:
     texts = {target.renamed.get(name, name): text for name, text in explanations().items()}
     for name, text in texts.items():
         if name not in entries:
-            entries = _with(entries, name, _wrapped(name, text, indent), [each for each in texts if each != name])
+            entries = _with(
+                entries, name, _wrapped(name, text, indent), [each for each in texts if each != name]
+            )
         elif target.is_exact:
             entries[name] = _wrapped(name, text, indent)
     written = [line for entry in entries.values() for line in entry]
@@ -92,7 +97,7 @@ def _entries(lines: list[str], indent: str) -> dict[str, list[str]]:
     entries: dict[str, list[str]] = {}
     name = ""
     for line in lines:
-        start = re.match(rf"{indent}([\w*, ]+): ", line)
+        start = re.match(rf"{indent}([\w*][\w*, ]*): ", line)
         name = start[1] if start else name
         entries.setdefault(name, []).append(line)
     return entries
