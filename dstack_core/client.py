@@ -194,12 +194,10 @@ class RunCollection:
 
         Args:
             configuration: As in ``submit``.
-            run_name: The name of the run. Default: the configuration's, else a random one, so that a run is
-                submitted.
-            verify_ports: As in ``submit``.
+            run_name: Which run it is. Default: the configuration's name, else a random one.
             marker: As in ``submit``: the run carries it afterwards, and a finished run that carries it is
                 returned as it is. Without one an updated run keeps the marker it has.
-            retry_budget: As in ``submit``; so are ``sleep`` and ``on_event``.
+            verify_ports, retry_budget, sleep, on_event: As in ``submit``.
             **options: The options of ``submit``, by keyword; ``SubmitOptions`` explains each.
 
         Returns:

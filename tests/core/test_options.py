@@ -75,6 +75,10 @@ def given_to_session(call: Any, monkeypatch: pytest.MonkeyPatch, **options: Any)
     return {name: value for name, value in seen[-1].items() if value is not None}
 
 
+def test_every_option_has_a_value_for_the_tests() -> None:
+    assert set(VALUES) == OPTIONS
+
+
 @ALL_CALLS
 def test_every_call_has_every_option_and_nothing_else(call: Callable[..., Any]) -> None:
     names = parameters_of(call)
