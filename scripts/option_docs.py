@@ -42,7 +42,8 @@ TARGETS = [
 def main() -> None:
     """Write every target."""
     for target in TARGETS:
-        target.path.write_text(render(target))
+        if (text := render(target)) != target.path.read_text():
+            target.path.write_text(text)
 
 
 def explanations() -> dict[str, str]:
