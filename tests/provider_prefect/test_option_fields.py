@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 import prefect_dstack
 from dstack_core import CommonOptions, SubmitOptions
@@ -73,7 +74,8 @@ def sent_by_task(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sent_by_block(given: Mapping[str, Any]) -> dict[str, Any]:
-    credentials = DstackCredentials(server_url="http://server", project_name="main", user_token="t")
+    token = SecretStr("t")
+    credentials = DstackCredentials(server_url="http://server", project_name="main", user_token=token)
     return DstackRun(credentials=credentials, configuration=CONFIGURATION, **given)._job(GitLogin()).spec
 
 
