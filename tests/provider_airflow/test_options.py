@@ -68,11 +68,12 @@ def by_service_operator(**given: Any) -> DstackRunOperator:
 
 
 def by_decorator(**given: Any) -> DstackRunOperator:
-    @dstack_task(configuration=CONFIGURATION, **given)  # type: ignore[operator]  # Airflow's has two forms
+    @dstack_task(configuration=CONFIGURATION, **given)
     def train() -> None: ...
 
     with DAG("options", schedule=None):
-        made: DstackRunOperator = train().operator
+        result: Any = train()
+    made: DstackRunOperator = result.operator
     return made
 
 

@@ -125,7 +125,17 @@ class DstackRunOperator(TemplatedModels):
     ui_color = "#e8e4ff"
     on_active: OnActive | None = None
 
+    # For type checkers: ``__init__`` sets what is a template by the parameter's name.
     run_name: str | None
+    run_resources: Resources | Mapping[str, Any] | str | int | None
+    spot_policy: SpotPolicy | str | None
+    run_retry_policy: RetryPolicy | Mapping[str, Any] | bool | None
+    max_duration: int | str | None
+    max_price: float | str | None
+    working_dir: str | None
+    backends: Sequence[str] | str | None
+    env: Mapping[str, str] | None
+    args: Sequence[str] | None
     profile: str | Profile | None
     profiles_file: str | os.PathLike[str] | None
     dstack_conn_id: str
