@@ -152,7 +152,7 @@ format: $(CORE) ## Format the code
 	$(ENVS)/core/bin/ruff format .
 	$(ENVS)/core/bin/ruff check --fix .
 
-reference: $(CORE) ## Write docs/reference/ from the docstrings
+reference: $(CORE) ## Explain the options in docstrings, and write docs/reference/ from these
 	@$(ENVS)/core/bin/python -m scripts.make_reference
 
 clean: ## Remove the environments and everything built

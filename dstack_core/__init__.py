@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     )
     from dstack_core.models.files import FileMapping
     from dstack_core.models.logs import LogBytes
+    from dstack_core.models.options import CommonOptions, KeywordOptions, SubmitOptions, check_options
     from dstack_core.models.outcome import Outcome
     from dstack_core.models.plan import Offer, Plan
     from dstack_core.models.policies import RetryPolicy
@@ -106,6 +107,7 @@ _HOMES = {
     "models.events": ("ContactLost", "ContactRestored", "Event", "LogLines", "RunFinished", "StatusChanged"),
     "models.files": ("FileMapping",),
     "models.logs": ("LogBytes",),
+    "models.options": ("CommonOptions", "KeywordOptions", "SubmitOptions", "check_options"),
     "models.outcome": ("Outcome",),
     "models.plan": ("Offer", "Plan"),
     "models.policies": ("RetryPolicy",),
@@ -136,6 +138,7 @@ __all__ = [
     "Backend",
     "BackendCollection",
     "Client",
+    "CommonOptions",
     "Configuration",
     "ConfigurationError",
     "ConfigurationLike",
@@ -145,6 +148,7 @@ __all__ = [
     "Event",
     "EventRecord",
     "FileMapping",
+    "KeywordOptions",
     "LogBytes",
     "LogCursor",
     "LogLines",
@@ -187,12 +191,14 @@ __all__ = [
     "StatusChanged",
     "StopResult",
     "StopState",
+    "SubmitOptions",
     "Task",
     "TransientServerError",
     "UnsupportedServerError",
     "User",
     "WaitTimeoutError",
     "__version__",
+    "check_options",
     "load_configuration",
     "load_profile",
     "parse_configuration",

@@ -35,13 +35,14 @@ from dstack_core._wire.api import Api
 from dstack_core._wire.attach import Approach, Route, fixed_local_ports
 from dstack_core._wire.filling import fill_in, takes_args
 from dstack_core._wire.runs import RunSnapshot
-from dstack_core._wire.spec import RunOptions, check_run_name, run_spec, with_files, with_repo_place
+from dstack_core._wire.spec import check_run_name, run_spec, with_files, with_repo_place
 from dstack_core._wire.versions import needs_of
 from dstack_core.configurations import ConfigurationLike, load_configuration
 from dstack_core.errors import ConfigurationError, RequestRejectedError
 from dstack_core.models.account import Project, User
 from dstack_core.models.checks import check_choice, check_seconds
 from dstack_core.models.configurations import Configuration
+from dstack_core.models.options import SubmitOptions, check_options
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.plan import Plan
 from dstack_core.models.profiles import Profile
@@ -82,7 +83,7 @@ class Session:
         self,
         configuration: ConfigurationLike,
         run_name: str | None,
-        options: RunOptions,
+        options: SubmitOptions,
         *,
         verify_ports: bool,
         marker: str | None,
@@ -148,7 +149,7 @@ class Session:
         return self._retrying(init_repo(self.api, code, self._delivered, self._gates))
 
     def plan(
-        self, configuration: ConfigurationLike, options: RunOptions, *, timeout: float | None = None
+        self, configuration: ConfigurationLike, options: SubmitOptions, *, timeout: float | None = None
     ) -> Flow[Plan]:
         """Check the input at once; the flow asks for offers."""
         check_seconds("timeout", timeout, above=True)
@@ -295,19 +296,20 @@ class Session:
         )
 
     def _prepared(
-        self, configuration: ConfigurationLike, options: RunOptions, *, warns: bool = False
-    ) -> tuple[Configuration, RunOptions]:
+        self, configuration: ConfigurationLike, options: SubmitOptions, *, warns: bool = False
+    ) -> tuple[Configuration, SubmitOptions]:
         """Load the configuration and the profile, and fill in what comes from this process."""
-        profile = options.profile
+        check_options(options)
+        profile = options.get("profile")
         if profile is not None and not isinstance(profile, Profile | str):
             raise ConfigurationError(f"profile: expected a name or a Profile, got {profile!r}.")
         if not isinstance(profile, Profile):
             profile = load_profile(profile, self.repository.directory or Path.cwd())
         loaded = load_configuration(configuration)
-        filled = fill_in(loaded, env=options.env, args=options.args, environ=os.environ)
-        if warns and options.args and not takes_args(loaded):
+        filled = fill_in(loaded, env=options.get("env"), args=options.get("args"), environ=os.environ)
+        if warns and options.get("args") and not takes_args(loaded):
             _log.warning("args: no command has ${{ run.args }}, so the arguments are not used.")
-        return filled, replace(options, profile=profile)
+        return filled, {**options, "profile": profile}
 
     def _key(self, run_name: str | None = None) -> Op[str]:
         if self._public_key is None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, Unpack
 
 from dstack_core import _adrive
 from dstack_core._base import ClientBase
@@ -13,15 +13,14 @@ from dstack_core._session import Session
 from dstack_core._transport.asynchronous import AsyncTransport
 from dstack_core._transport.settings import TransportSettings
 from dstack_core._wire.runs import RunSnapshot
-from dstack_core._wire.spec import RunOptions
 from dstack_core.aio_collections import AsyncBackendCollection, AsyncProjectCollection, AsyncRepoCollection
 from dstack_core.aio_run import AsyncRun
 from dstack_core.configurations import ConfigurationLike
 from dstack_core.models.account import User
 from dstack_core.models.events import Event
+from dstack_core.models.options import KeywordOptions, SubmitOptions
 from dstack_core.models.plan import Plan
 from dstack_core.models.policies import RetryPolicy
-from dstack_core.models.profiles import Profile
 from dstack_core.models.resources import Resources
 from dstack_core.models.statuses import SpotPolicy
 from dstack_core.models.stops import StopResult
@@ -94,34 +93,32 @@ class AsyncRunCollection:
         backends: list[str] | None = None,
         *,
         env: Mapping[str, str] | None = None,
-        args: Sequence[str] | None = None,
-        profile: str | Profile | None = None,
         marker: str | None = None,
         retry_budget: float | None = None,
         sleep: Callable[[float], Awaitable[None]] | None = None,
         on_event: Callable[[Event], None] | None = None,
+        **options: Unpack[KeywordOptions],
     ) -> AsyncRun:
         """Submit exactly one run and return it: the twin of ``RunCollection.submit``.
 
         Parameters and errors are the same.
         """
-        options = RunOptions(
-            resources=resources,
-            spot_policy=spot_policy,
-            retry_policy=retry_policy,
-            max_duration=max_duration,
-            max_price=max_price,
-            working_dir=working_dir,
-            backends=backends,
-            env=env,
-            args=args,
-            profile=profile,
-        )
+        given: SubmitOptions = {
+            "resources": resources,
+            "spot_policy": spot_policy,
+            "retry_policy": retry_policy,
+            "max_duration": max_duration,
+            "max_price": max_price,
+            "working_dir": working_dir,
+            "backends": backends,
+            "env": env,
+            **options,
+        }
         flow = await asyncio.to_thread(
             self._session.submit,
             configuration,
             run_name,
-            options,
+            given,
             verify_ports=verify_ports,
             marker=marker,
             retry_budget=retry_budget,
@@ -132,39 +129,18 @@ class AsyncRunCollection:
         self,
         configuration: ConfigurationLike,
         run_name: str | None = None,
-        resources: Resources | Mapping[str, Any] | str | int | None = None,
-        spot_policy: SpotPolicy | str | None = None,
-        retry_policy: RetryPolicy | Mapping[str, Any] | bool | None = None,
-        max_duration: int | str | None = None,
-        max_price: float | None = None,
-        working_dir: str | None = None,
-        verify_ports: bool = True,
-        backends: list[str] | None = None,
         *,
-        env: Mapping[str, str] | None = None,
-        args: Sequence[str] | None = None,
-        profile: str | Profile | None = None,
+        verify_ports: bool = True,
         marker: str | None = None,
         retry_budget: float | None = None,
         sleep: Callable[[float], Awaitable[None]] | None = None,
         on_event: Callable[[Event], None] | None = None,
+        **options: Unpack[SubmitOptions],
     ) -> AsyncRun:
         """Submit a run, or update the active one of that name in place: the twin of ``RunCollection.apply``.
 
         Parameters and errors are the same.
         """
-        options = RunOptions(
-            resources=resources,
-            spot_policy=spot_policy,
-            retry_policy=retry_policy,
-            max_duration=max_duration,
-            max_price=max_price,
-            working_dir=working_dir,
-            backends=backends,
-            env=env,
-            args=args,
-            profile=profile,
-        )
         flow = await asyncio.to_thread(
             self._session.submit,
             configuration,
@@ -180,32 +156,11 @@ class AsyncRunCollection:
     async def plan(
         self,
         configuration: ConfigurationLike,
-        resources: Resources | Mapping[str, Any] | str | int | None = None,
-        spot_policy: SpotPolicy | str | None = None,
-        retry_policy: RetryPolicy | Mapping[str, Any] | bool | None = None,
-        max_duration: int | str | None = None,
-        max_price: float | None = None,
-        working_dir: str | None = None,
-        backends: list[str] | None = None,
         *,
-        env: Mapping[str, str] | None = None,
-        args: Sequence[str] | None = None,
-        profile: str | Profile | None = None,
         timeout: float | None = None,
+        **options: Unpack[SubmitOptions],
     ) -> Plan:
         """Return the offers a run would have: the twin of ``RunCollection.plan``."""
-        options = RunOptions(
-            resources=resources,
-            spot_policy=spot_policy,
-            retry_policy=retry_policy,
-            max_duration=max_duration,
-            max_price=max_price,
-            working_dir=working_dir,
-            backends=backends,
-            env=env,
-            args=args,
-            profile=profile,
-        )
         # Profiles and configurations are files.
         flow = await asyncio.to_thread(self._session.plan, configuration, options, timeout=timeout)
         return await _adrive.arun(flow, self._transport)

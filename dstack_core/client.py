@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, Unpack
 
 from dstack_core import _drive
 from dstack_core._base import ClientBase
@@ -12,14 +12,13 @@ from dstack_core._session import Session
 from dstack_core._transport.blocking import BlockingTransport
 from dstack_core._transport.settings import TransportSettings
 from dstack_core._wire.runs import RunSnapshot
-from dstack_core._wire.spec import RunOptions
 from dstack_core.collections import BackendCollection, ProjectCollection, RepoCollection
 from dstack_core.configurations import ConfigurationLike
 from dstack_core.models.account import User
 from dstack_core.models.events import Event
+from dstack_core.models.options import KeywordOptions, SubmitOptions
 from dstack_core.models.plan import Plan
 from dstack_core.models.policies import RetryPolicy
-from dstack_core.models.profiles import Profile
 from dstack_core.models.resources import Resources
 from dstack_core.models.statuses import SpotPolicy
 from dstack_core.models.stops import StopResult
@@ -97,12 +96,11 @@ class RunCollection:
         backends: list[str] | None = None,
         *,
         env: Mapping[str, str] | None = None,
-        args: Sequence[str] | None = None,
-        profile: str | Profile | None = None,
         marker: str | None = None,
         retry_budget: float | None = None,
         sleep: Callable[[float], None] | None = None,
         on_event: Callable[[Event], None] | None = None,
+        **options: Unpack[KeywordOptions],
     ) -> Run:
         """Submit exactly one run and return it, whatever gets lost on the way.
 
@@ -110,22 +108,28 @@ class RunCollection:
             configuration: A ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml``.
             run_name: Default: the configuration's name, else a random one.
             resources: ``Resources``, whose numbers are minimums; or a mapping, or a GPU in its short form
-                (``"24GB.."``, ``"A100:40GB:2"``, 1), which mean what they mean in YAML. Replaces those of the
-                configuration.
-            spot_policy: ``SpotPolicy``, ``"spot"``, ``"on-demand"`` or ``"auto"``.
-            retry_policy: Whether and how long to wait for capacity; or True, False or a mapping, which mean
-                what they mean for ``retry`` in YAML.
-            max_duration: Seconds, ``"2h"`` or ``"off"``.
-            max_price: USD per hour.
-            working_dir: Relative to the code's directory, absolute, or ``~/x``.
+                (``"24GB.."``, ``"A100:40GB:2"``, 1), which mean what they mean in YAML. Default: those of the
+                configuration, which it replaces.
+            spot_policy: ``SpotPolicy``, ``"spot"``, ``"on-demand"`` or ``"auto"``. Default: the
+                configuration's, else the server's choice.
+            retry_policy: A ``RetryPolicy``: whether and how long to wait for capacity; or True, False or a
+                mapping, which mean what they mean for ``retry`` in YAML. Default: the configuration's.
+            max_duration: When the run is stopped at the latest: seconds, ``"2h"`` or ``"off"``. Default: the
+                configuration's.
+            max_price: The highest price, in USD per hour. Default: the configuration's, else no limit.
+            working_dir: Where commands start: relative to the code's directory, absolute, or ``~/x``.
+                Default: the configuration's, else the code's directory, else the image's own.
             verify_ports: Bind every local port that a task's ``ports`` name and release it again, so that a
                 taken one is reported now and not by ``run.attach()``.
-            backends: The only backends to take machines from.
+            backends: The only backends to take machines from. Default: the configuration's, else all of the
+                project.
             env: Values for the names of the configuration's ``env`` that have none; replaces values and adds
                 variables, too. Names without a value are then read from the environment of this process.
+                Default: none.
             args: What ``${{ run.args }}`` in commands stands for, each argument quoted for the shell.
-            profile: The name of a profile, or a ``Profile``. None: the default one, as ``load_profile``
-                finds it in the ``repo_dir``, else the current directory, and the user's own.
+                Default: none.
+            profile: The name of a profile, or a ``Profile``. Default: the one marked ``default: true``, as
+                ``load_profile`` finds it in the ``repo_dir``, else the current directory, and the user's own.
             marker: Kept with the run. A run of this name that carries it is returned as it is, active or
                 finished, instead of submitting; without one, an active run of this name raises
                 ``RunNameTakenError`` and a finished one is replaced.
@@ -149,22 +153,21 @@ class RunCollection:
 
         Source: the documented API, "submit()"; PROTOCOL 1.3, 1.4.
         """
-        options = RunOptions(
-            resources=resources,
-            spot_policy=spot_policy,
-            retry_policy=retry_policy,
-            max_duration=max_duration,
-            max_price=max_price,
-            working_dir=working_dir,
-            backends=backends,
-            env=env,
-            args=args,
-            profile=profile,
-        )
+        given: SubmitOptions = {
+            "resources": resources,
+            "spot_policy": spot_policy,
+            "retry_policy": retry_policy,
+            "max_duration": max_duration,
+            "max_price": max_price,
+            "working_dir": working_dir,
+            "backends": backends,
+            "env": env,
+            **options,
+        }
         flow = self._session.submit(
             configuration,
             run_name,
-            options,
+            given,
             verify_ports=verify_ports,
             marker=marker,
             retry_budget=retry_budget,
@@ -175,22 +178,13 @@ class RunCollection:
         self,
         configuration: ConfigurationLike,
         run_name: str | None = None,
-        resources: Resources | Mapping[str, Any] | str | int | None = None,
-        spot_policy: SpotPolicy | str | None = None,
-        retry_policy: RetryPolicy | Mapping[str, Any] | bool | None = None,
-        max_duration: int | str | None = None,
-        max_price: float | None = None,
-        working_dir: str | None = None,
-        verify_ports: bool = True,
-        backends: list[str] | None = None,
         *,
-        env: Mapping[str, str] | None = None,
-        args: Sequence[str] | None = None,
-        profile: str | Profile | None = None,
+        verify_ports: bool = True,
         marker: str | None = None,
         retry_budget: float | None = None,
         sleep: Callable[[float], None] | None = None,
         on_event: Callable[[Event], None] | None = None,
+        **options: Unpack[SubmitOptions],
     ) -> Run:
         """Submit a run, or update the active one of that name in place, as ``dstack apply`` does.
 
@@ -199,11 +193,12 @@ class RunCollection:
         the way, nothing is submitted or updated twice. Where no run of that name is active, one is submitted.
 
         Args:
+            configuration: As in ``submit``.
+            run_name: Which run it is. Default: the configuration's name, else a random one.
             marker: As in ``submit``: the run carries it afterwards, and a finished run that carries it is
                 returned as it is. Without one an updated run keeps the marker it has.
-
-        The other arguments are those of ``submit``; ``run_name`` or the configuration's ``name`` says which
-        run it is.
+            verify_ports, retry_budget, sleep, on_event: As in ``submit``.
+            **options: The options of ``submit``, by keyword; ``SubmitOptions`` explains each.
 
         Returns:
             The run; ``deployment_num`` counts its updates. ``wait_until_ready()`` waits until the replicas
@@ -219,18 +214,6 @@ class RunCollection:
 
         Source: PROTOCOL 1.4.
         """
-        options = RunOptions(
-            resources=resources,
-            spot_policy=spot_policy,
-            retry_policy=retry_policy,
-            max_duration=max_duration,
-            max_price=max_price,
-            working_dir=working_dir,
-            backends=backends,
-            env=env,
-            args=args,
-            profile=profile,
-        )
         flow = self._session.submit(
             configuration,
             run_name,
@@ -245,37 +228,26 @@ class RunCollection:
     def plan(
         self,
         configuration: ConfigurationLike,
-        resources: Resources | Mapping[str, Any] | str | int | None = None,
-        spot_policy: SpotPolicy | str | None = None,
-        retry_policy: RetryPolicy | Mapping[str, Any] | bool | None = None,
-        max_duration: int | str | None = None,
-        max_price: float | None = None,
-        working_dir: str | None = None,
-        backends: list[str] | None = None,
         *,
-        env: Mapping[str, str] | None = None,
-        args: Sequence[str] | None = None,
-        profile: str | Profile | None = None,
         timeout: float | None = None,
+        **options: Unpack[SubmitOptions],
     ) -> Plan:
-        """Return the offers a run would have; nothing is submitted. Parameters as in ``submit``.
+        """Return the offers a run would have; nothing is submitted.
 
-        A plan without offers is no error. ``timeout`` (seconds) bounds everything and raises
-        ``WaitTimeoutError``; None retries for the client's budget. Raises as ``submit`` does. Source:
-        PROTOCOL 1.4.
+        Args:
+            configuration: As in ``submit``.
+            timeout: The most seconds everything may take. None: retry for the client's budget.
+            **options: The options of ``submit``, by keyword; ``SubmitOptions`` explains each.
+
+        Returns:
+            The plan; one without offers is no error.
+
+        Raises:
+            WaitTimeoutError: ``timeout`` passed.
+            ConfigurationError: As ``submit``; the server errors as well.
+
+        Source: PROTOCOL 1.4.
         """
-        options = RunOptions(
-            resources=resources,
-            spot_policy=spot_policy,
-            retry_policy=retry_policy,
-            max_duration=max_duration,
-            max_price=max_price,
-            working_dir=working_dir,
-            backends=backends,
-            env=env,
-            args=args,
-            profile=profile,
-        )
         flow = self._session.plan(configuration, options, timeout=timeout)
         return _drive.run(flow, self._transport)
 

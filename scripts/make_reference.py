@@ -11,6 +11,7 @@ from pathlib import Path
 
 import griffe
 
+from scripts import option_docs
 from scripts.reference_pages import PAGES, Page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +23,8 @@ _PREFIXES = {griffe.ParameterKind.var_positional: "*", griffe.ParameterKind.var_
 
 
 def main() -> None:
-    """Write every page and remove those that are no more."""
+    """Write the docstrings that explain options, then every page; remove pages that are no more."""
+    option_docs.main()
     FOLDER.mkdir(exist_ok=True)
     wanted = render_all()
     for path in FOLDER.glob("*.md"):
@@ -83,6 +85,13 @@ def _object(found: griffe.Object, name: str) -> Iterator[str]:
 def _class(found: griffe.Class, name: str) -> Iterator[str]:
     yield _block(_class_signature(found, name))
     yield _text(found)
+    if _has_base(found, "TypedDict"):
+        # The class that declares an entry explains it.
+        for key, member in found.members.items():
+            if isinstance(member, griffe.Attribute):
+                yield f"* `{key}: {member.annotation}`: {' '.join(_text(member).split())}"
+        yield ""
+        return
     if _has_base(found, "StrEnum"):
         values = [
             f"`{key} = {member.value}`"

@@ -31,7 +31,16 @@ PAGES = [
         "runs",
         "Runs",
         "Submit, find, follow and stop runs.",
-        core("RunCollection", "Run", "AsyncRunCollection", "AsyncRun"),
+        core(
+            "RunCollection",
+            "SubmitOptions",
+            "CommonOptions",
+            "KeywordOptions",
+            "check_options",
+            "Run",
+            "AsyncRunCollection",
+            "AsyncRun",
+        ),
     ),
     Page(
         "configurations",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from dstack_core._wire.code import Code, RepoPlace
@@ -13,6 +12,7 @@ from dstack_core._wire.versions import Release, places_repos
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.configurations import Configuration
 from dstack_core.models.durations import check_duration
+from dstack_core.models.options import SubmitOptions
 from dstack_core.models.policies import RetryPolicy
 from dstack_core.models.profiles import Profile, read_price
 from dstack_core.models.resources import GPU, Resources, parse_gpu
@@ -22,22 +22,6 @@ _RUN_NAME = re.compile(r"[a-z][a-z0-9-]{1,40}")
 _CODE_DIR = "/workflow"
 _DEFAULT_CAPACITY_WAIT = 3600
 _RETRY_KEYS = {"on_events", "duration"}
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """Hold what a caller asks for beside the configuration; units as in ``RunCollection.submit``."""
-
-    resources: Resources | Mapping[str, Any] | str | int | None = None
-    spot_policy: SpotPolicy | str | None = None
-    retry_policy: RetryPolicy | Mapping[str, Any] | bool | None = None
-    max_duration: int | str | None = None
-    max_price: float | None = None
-    working_dir: str | None = None
-    backends: list[str] | None = None
-    env: Mapping[str, str] | None = field(default=None, repr=False)
-    args: Sequence[str] | None = field(default=None, repr=False)
-    profile: str | Profile | None = None
 
 
 def check_run_name(name: str) -> str:
@@ -52,7 +36,7 @@ def check_run_name(name: str) -> str:
 
 def run_spec(
     configuration: Configuration,
-    options: RunOptions,
+    options: SubmitOptions,
     *,
     run_name: str | None = None,
     marker: str | None = None,
@@ -67,7 +51,7 @@ def run_spec(
         "repo_id": "none",
         "repo_data": {"repo_type": "virtual"},
         "configuration": _configuration(configuration, options),
-        "profile": _profile(options.profile),
+        "profile": _profile(options.get("profile")),
     }
     if run_name is not None:
         spec["run_name"] = check_run_name(run_name)
@@ -77,7 +61,7 @@ def run_spec(
         spec |= {"repo_id": code.repo_id, "repo_data": code.data}
         if code.upload is not None:
             spec["repo_code_hash"] = code.upload.sha256
-    working_dir = options.working_dir
+    working_dir = options.get("working_dir")
     if working_dir is None:
         working_dir = spec["configuration"].get("working_dir")
     if code is not None and code.place is not None:
@@ -115,7 +99,7 @@ def with_files(spec: Mapping[str, Any], archives: Iterable[tuple[str, str]]) -> 
     return {**spec, "file_archives": [{"id": archive, "path": path} for archive, path in archives]}
 
 
-def _configuration(configuration: Configuration, options: RunOptions) -> dict[str, Any]:
+def _configuration(configuration: Configuration, options: SubmitOptions) -> dict[str, Any]:
     typed = set(type(configuration).model_fields)
     dumped = configuration.model_dump(mode="json")
     # A key that is passed through keeps its null: for today's server null may differ from absence.
@@ -124,20 +108,16 @@ def _configuration(configuration: Configuration, options: RunOptions) -> dict[st
     wire.pop("name", None)
     # What it names is in repo_data, which every server reads (PROTOCOL 1.3).
     wire.pop("repos", None)
-    resources = configuration.resources if options.resources is None else options.resources
+    resources = options.get("resources")
+    if resources is None:
+        resources = configuration.resources
     if resources is not None:
         wire["resources"] = _any_resources(resources)
-    if options.spot_policy is not None:
-        wire["spot_policy"] = _spot_policy(options.spot_policy)
-    retry = _retry(options.retry_policy)
-    if retry is not None:
-        wire["retry"] = retry
-    if options.max_duration is not None:
-        wire["max_duration"] = _max_duration(options.max_duration)
-    if options.max_price is not None:
-        wire["max_price"] = _price(options.max_price)
-    if options.backends is not None:
-        wire["backends"] = _backends(options.backends)
+    for name, write in _WRITERS.items():
+        value = options.get(name)
+        written = None if value is None else write(value)
+        if written is not None:
+            wire[_KEYS.get(name, name)] = written
     return wire
 
 
@@ -165,19 +145,25 @@ def _spot_policy(policy: SpotPolicy | str) -> str:
 
 
 def _retry(policy: Any) -> dict[str, Any] | bool | None:
-    """Return ``retry`` for a ``RetryPolicy``, or for what YAML has there; None to leave it as it is."""
+    """Return ``retry`` for a ``RetryPolicy``, or for what YAML has there; None to leave it as it is.
+
+    The one place that knows the forms; workflow engines pass on what they are given.
+    """
     if isinstance(policy, Mapping) and policy and set(policy) <= set(RetryPolicy.model_fields):
-        policy = RetryPolicy.model_validate(policy)
+        try:
+            policy = RetryPolicy.model_validate(policy)
+        except ConfigurationError as error:
+            raise ConfigurationError(error.message.replace("RetryPolicy", "retry_policy", 1)) from None
     if isinstance(policy, RetryPolicy):
         duration = policy.limit or _DEFAULT_CAPACITY_WAIT
         return {"on_events": ["no-capacity"], "duration": duration} if policy.retry else None
-    if policy is None or isinstance(policy, bool):
+    if isinstance(policy, bool):
         return policy
     if isinstance(policy, Mapping) and set(policy) <= _RETRY_KEYS:
         return dict(policy)
     raise ConfigurationError(
-        'retry_policy: expected a RetryPolicy, True or False, or a mapping such as {"on_events": '
-        f'["no-capacity"], "duration": "1h"}}, got {policy!r}.'
+        'retry_policy: expected a RetryPolicy, True or False, a dict such as {"retry": True, "limit": "1h"}, '
+        f'or one as in YAML such as {{"on_events": ["no-capacity"], "duration": "1h"}}, got {policy!r}.'
     )
 
 
@@ -201,6 +187,19 @@ def _price(price: Any) -> float:
         return read_price(price)
     except ValueError as error:
         raise ConfigurationError(f"max_price: {error}.") from None
+
+
+# How an option of ``SubmitOptions`` is checked and written into the configuration, where it has the same key
+# unless ``_KEYS`` names another. ``run_spec`` writes ``resources``, ``working_dir`` and ``profile``; ``env``
+# and ``args`` are filled in before (``filling``).
+_WRITERS: dict[str, Callable[[Any], Any]] = {
+    "spot_policy": _spot_policy,
+    "retry_policy": _retry,
+    "max_duration": _max_duration,
+    "max_price": _price,
+    "backends": _backends,
+}
+_KEYS = {"retry_policy": "retry"}
 
 
 def _repo_dir(place: RepoPlace, working_dir: str | None) -> str:

@@ -16,7 +16,8 @@ from dstack_core import RepoMapping
 from dstack_core._repo.remote import Remote
 from dstack_core._repo.repository import Repository
 from dstack_core._wire.code import Clone, Code
-from dstack_core._wire.spec import RunOptions, run_spec, with_repo_place
+from dstack_core._wire.spec import run_spec, with_repo_place
+from dstack_core.models.options import SubmitOptions
 from tests.contract.configurations.clients import JUDGE_VERSION
 from tests.contract.git_host import GitHost
 from tests.contract.test_code import checkout, git, git_host
@@ -163,7 +164,7 @@ def test_both_clients_put_the_code_in_the_same_place(
     code = Repository.checked().pack(loaded.repos or ())
     assert code is not None
     assert code.place is not None
-    ours = with_repo_place(run_spec(loaded, RunOptions(), code=code), code.place, (0, 22, 5))
+    ours = with_repo_place(run_spec(loaded, SubmitOptions(), code=code), code.place, (0, 22, 5))
     for key in ("repo_id", "repo_data", "repo_dir"):
         assert ours[key] == theirs[key]
     assert ours["configuration"].get("working_dir") == theirs["configuration"]["working_dir"]

@@ -19,8 +19,8 @@ from dstack_core._session import Session
 from dstack_core._ssh.key_formats import describe
 from dstack_core._ssh.keys import LoginKeys, read_identity_file
 from dstack_core._wire.api import Api
-from dstack_core._wire.spec import RunOptions
 from dstack_core.errors import AttachError, ConfigurationError
+from dstack_core.models.options import SubmitOptions
 from tests.core.scripted import MISSING, Driver, Script, recorded, reply, run_json
 
 PEM, OPENSSH = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH
@@ -103,7 +103,7 @@ def test_the_callers_key_goes_with_the_run_and_the_server_is_not_asked_for_one(
 
 def submission(session: Session) -> Any:
     task = dstack.Task(commands=["true"])
-    return session.submit(task, "train", RunOptions(), verify_ports=True, marker="mine", retry_budget=None)
+    return session.submit(task, "train", SubmitOptions(), verify_ports=True, marker="mine", retry_budget=None)
 
 
 @pytest.mark.parametrize(("version", "keeps_keys"), [("0.18.44", False), ("0.19.40", True), ("0.22.5", True)])

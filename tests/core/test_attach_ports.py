@@ -17,8 +17,8 @@ import dstack_core as dstack
 from dstack_core._session import Session
 from dstack_core._ssh.ports import bind, bind_from, verify_ports
 from dstack_core._wire.api import Api
-from dstack_core._wire.spec import RunOptions
 from dstack_core.errors import ConfigurationError, PortInUseError
+from dstack_core.models.options import SubmitOptions
 
 HOLD = """
 import socket, sys
@@ -106,7 +106,7 @@ def submit(port: int | str, verify: bool) -> Callable[[], object]:
     session = Session(Api("http://127.0.0.1:1", "main"), retry_budget=0)
     task = dstack.Task(commands=["true"], ports=[port])
     return lambda: session.submit(
-        task, None, RunOptions(), verify_ports=verify, marker=None, retry_budget=None
+        task, None, SubmitOptions(), verify_ports=verify, marker=None, retry_budget=None
     )
 
 

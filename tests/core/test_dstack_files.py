@@ -9,7 +9,8 @@ import yaml
 
 from dstack_core import parse_configuration
 from dstack_core._wire.filling import fill_in
-from dstack_core._wire.spec import RunOptions, run_spec
+from dstack_core._wire.spec import run_spec
+from dstack_core.models.options import SubmitOptions
 from tests.dstack_files import ENV, FILES
 
 # What is filled in, by file and key; everything else is sent as it is written.
@@ -69,7 +70,7 @@ CHANGED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_is_sent_as_it_is_written(name: str) -> None:
     filled = fill_in(parse_configuration(FILES[name]), env=None, args=["--epochs", "3"], environ=ENV)
-    wire = run_spec(filled, RunOptions())["configuration"]
+    wire = run_spec(filled, SubmitOptions())["configuration"]
     written = yaml.safe_load(FILES[name])
     written.pop("name", None)
     assert wire == {**written, **CHANGED.get(name, {})}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from dstack_core import GPU, Configuration, ConfigurationError, Resources, Service, Task, load_configuration
-from dstack_core._wire.spec import RunOptions, run_spec
+from dstack_core._wire.spec import run_spec
 from dstack_core._wire.versions import check, needs_of
 from dstack_core.errors import UnsupportedServerError
 from dstack_core.integration import check_ends
+from dstack_core.models.options import SubmitOptions
 from dstack_core.models.profiles import Profile
 
 TASK = {"type": "task", "commands": ["x"]}
@@ -23,7 +24,7 @@ def sent(data: dict[str, Any], **options: Any) -> dict[str, Any]:
 
 
 def spec_of(data: dict[str, Any], **options: Any) -> dict[str, Any]:
-    return run_spec(load_configuration(data), RunOptions(**options))
+    return run_spec(load_configuration(data), cast(SubmitOptions, options))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from dstack_core._session import Session
 from dstack_core._wire import versions
 from dstack_core._wire.api import Api
 from dstack_core._wire.plain import Reply
-from dstack_core._wire.spec import RunOptions
+from dstack_core.models.options import SubmitOptions
 from tests.core.scripted import LOST, MISSING, Driver, Script, recorded_reply, reply, run_json
 
 API = Api("http://server", "main")
@@ -32,7 +32,7 @@ def server(release: str | None, **answers: Any) -> Script:
 
 def submit(driver: Driver, script: Script, configuration: Configuration, use: Session | None = None) -> Any:
     flow = (use or session(driver)).submit(
-        configuration, "train", RunOptions(), verify_ports=False, marker="mine", retry_budget=None
+        configuration, "train", SubmitOptions(), verify_ports=False, marker="mine", retry_budget=None
     )
     return driver.run(flow, script)
 
@@ -71,7 +71,7 @@ def test_too_old_for_a_field_is_told_before_anything_is_submitted(
     assert script.paths() == ["server/get_info"]
     loaded = load_configuration({"type": "task", "commands": ["x"], **fields})
     with pytest.raises(errors.UnsupportedServerError, match=text):
-        driver.run(session(driver).plan(loaded, RunOptions()), script)
+        driver.run(session(driver).plan(loaded, SubmitOptions()), script)
 
 
 def test_a_server_that_has_it_and_one_that_tells_no_version_take_it(driver: Driver) -> None:

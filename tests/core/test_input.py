@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 import dstack_core
 from dstack_core import ConfigurationError, ProjectNotConfiguredError
-from dstack_core._wire.spec import RunOptions, check_run_name, run_spec
+from dstack_core._wire.spec import check_run_name, run_spec
+from dstack_core.models.options import SubmitOptions
 
 # Untyped on purpose: these tests hand over what a type checker would refuse.
 dstack: Any = dstack_core
@@ -62,7 +63,7 @@ def test_models_refuse(build: Any, text: str) -> None:
 )  # fmt: skip
 def test_options_refuse(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigurationError, match=text):
-        run_spec(dstack.Task(commands=["x"]), RunOptions(**options))
+        run_spec(dstack.Task(commands=["x"]), cast(SubmitOptions, options))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_options_refuse(options: dict[str, Any], text: str) -> None:
 )
 def test_a_retry_policy_may_be_written_as_in_yaml(policy: Any, sent: Any) -> None:
     task = dstack.Task(commands=["x"], retry={"on_events": ["interruption"]})
-    assert run_spec(task, RunOptions(retry_policy=policy))["configuration"]["retry"] == sent
+    assert run_spec(task, SubmitOptions(retry_policy=policy))["configuration"]["retry"] == sent
 
 
 @pytest.mark.parametrize("call", ["submit", "plan", "apply"])
@@ -120,7 +121,7 @@ def test_secrets_are_in_no_repr() -> None:
 
 def test_spec_holds_only_what_was_set_in_the_forms_every_server_takes() -> None:
     task = dstack.Task(commands=["train"], env=["A=1"], ports=[8000, "80:8080"], nodes=2, disk=None)
-    options = RunOptions(
+    options = SubmitOptions(
         resources=dstack.Resources(
             gpu=dstack.GPU(name="A100", memory="40GB", count=2), memory=16384, shm_size="8GB"
         ),
@@ -167,7 +168,7 @@ def test_a_file_a_dict_and_a_task_are_equal(tmp_path: Path) -> None:
         == from_dict
         == dstack.Task(name="train", commands=["python train.py"], env=["A=1"], nodes=2)
     )
-    assert run_spec(from_file, RunOptions()) == run_spec(from_dict, RunOptions())
+    assert run_spec(from_file, SubmitOptions()) == run_spec(from_dict, SubmitOptions())
 
 
 CONFIG = """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -19,7 +19,8 @@ from dstack_core import (
 from dstack_core._repo.repository import Repository
 from dstack_core._session import Session
 from dstack_core._wire.api import Api
-from dstack_core._wire.spec import RunOptions, run_spec
+from dstack_core._wire.spec import run_spec
+from dstack_core.models.options import SubmitOptions
 from tests.core.scripted import MISSING, Driver, Script, recorded_reply, reply, run_json
 
 TWO = "profiles:\n- {name: cheap, max_price: 1, default: true}\n- {name: big, max_price: 90, regions: [eu]}\n"
@@ -35,7 +36,7 @@ def write(folder: Path, text: str, name: str = "profiles.yml") -> Path:
 
 def test_without_any_file_a_profile_is_empty(tmp_path: Path) -> None:
     assert load_profile() == load_profile(None, tmp_path) == Profile()
-    assert run_spec(Task(commands=["x"]), RunOptions(profile=Profile()))["profile"] == {"name": "default"}
+    assert run_spec(Task(commands=["x"]), SubmitOptions(profile=Profile()))["profile"] == {"name": "default"}
 
 
 @pytest.mark.parametrize("name", ["profiles.yml", "profiles.yaml"])
@@ -131,7 +132,7 @@ def test_a_missing_named_file_is_refused(tmp_path: Path) -> None:
 def test_a_profile_is_sent_as_dstacks_client_sends_it() -> None:
     written = {"name": "cheap", "default": True, "max_price": "2.5", "max_duration": "off", "retry": True}
     profile = Profile.model_validate({**written, "regions": [1]})
-    wire = run_spec(Task(commands=["x"], max_price=1), RunOptions(profile=profile))
+    wire = run_spec(Task(commands=["x"], max_price=1), SubmitOptions(profile=profile))
     assert wire["profile"] == {
         "name": "cheap",
         "default": True,
@@ -145,7 +146,7 @@ def test_a_profile_is_sent_as_dstacks_client_sends_it() -> None:
 
 
 def test_arguments_go_before_a_profile() -> None:
-    options = RunOptions(profile=Profile(name="p", max_price=1, spot_policy="auto"), max_price=3)
+    options = SubmitOptions(profile=Profile(name="p", max_price=1, spot_policy="auto"), max_price=3)
     spec = run_spec(Task(commands=["x"]), options)
     assert (spec["configuration"]["max_price"], spec["profile"]["max_price"]) == (3.0, 1.0)
 
@@ -153,7 +154,7 @@ def test_arguments_go_before_a_profile() -> None:
 def test_an_old_server_reads_the_profile_of_an_idle_machine_that_stays() -> None:
     # It does not know the text "off" there, and takes false.
     spec = run_spec(
-        Task(commands=["x"], idle_duration="off"), RunOptions(profile=Profile(idle_duration="off"))
+        Task(commands=["x"], idle_duration="off"), SubmitOptions(profile=Profile(idle_duration="off"))
     )
     assert spec["profile"]["idle_duration"] is spec["configuration"]["idle_duration"] is False
 
@@ -173,7 +174,7 @@ def session(folder: Path | None = None) -> Session:
 
 
 def submitted(driver: Driver, session: Session, script: Script, **given: Any) -> dict[str, Any]:
-    options = RunOptions(**given)
+    options = cast(SubmitOptions, given)
     flow = session.submit(
         Task(commands=["x ${{ run.args }}"], env=["A"]),
         "train",
@@ -199,7 +200,7 @@ def test_submit_and_plan_take_the_default_profile(driver: Driver, monkeypatch: p
     given = Profile(name="given", max_price=3)
     assert submitted(driver, session(), script, profile=given)["profile"]["name"] == "given"
     assert submitted(driver, session(), script, profile=Profile())["profile"] == {"name": "default"}
-    driver.run(session().plan(Task(commands=["x"]), RunOptions()), script)
+    driver.run(session().plan(Task(commands=["x"]), SubmitOptions()), script)
     assert script.bodies("runs/get_plan")[-1]["run_spec"]["profile"]["name"] == "own"
 
 
@@ -213,15 +214,15 @@ def test_the_profiles_beside_the_code_are_those_of_the_repo_dir_else_of_the_curr
     write(code, "profiles: [{name: code, default: true}]")
     monkeypatch.chdir(here)
     script = apply_script()
-    driver.run(session(code).plan(Task(commands=["x"]), RunOptions()), script)
-    driver.run(session().plan(Task(commands=["x"]), RunOptions()), script)
+    driver.run(session(code).plan(Task(commands=["x"]), SubmitOptions()), script)
+    driver.run(session().plan(Task(commands=["x"]), SubmitOptions()), script)
     names = [body["run_spec"]["profile"]["name"] for body in script.bodies("runs/get_plan")]
     assert names == ["code", "here"]
 
 
 def test_a_profile_that_a_server_is_too_old_for_is_refused_first(driver: Driver) -> None:
     script = apply_script("0.18.44")
-    flow = session().plan(Task(commands=["x"]), RunOptions(profile=Profile(name="p", fleets=["a"])))
+    flow = session().plan(Task(commands=["x"]), SubmitOptions(profile=Profile(name="p", fleets=["a"])))
     with pytest.raises(
         UnsupportedServerError, match=r"fleets: needs dstack >= 0\.19\.3, this server is 0\.18"
     ):
@@ -233,7 +234,7 @@ def test_a_profile_that_a_server_is_too_old_for_is_refused_first(driver: Driver)
 def test_a_profile_of_another_kind_is_refused(kind: type[Any]) -> None:
     client = kind(server_url="http://127.0.0.1:9", project_name="main", user_token="t")
     with pytest.raises(ConfigurationError, match=r"profile: expected a name or a Profile, got 3"):
-        client._session.plan(Task(commands=["x"]), RunOptions(profile=3))  # type: ignore[arg-type]
+        client._session.plan(Task(commands=["x"]), SubmitOptions(profile=3))  # type: ignore[typeddict-item]
 
 
 def test_arguments_that_no_command_wants_are_reported(
@@ -243,7 +244,12 @@ def test_arguments_that_no_command_wants_are_reported(
     submitted(driver, session(), apply_script(), args=["1"])
     assert caplog.messages == []
     flow = session().submit(
-        Task(commands=["x"]), "t1", RunOptions(args=["1"]), verify_ports=False, marker=None, retry_budget=None
+        Task(commands=["x"]),
+        "t1",
+        SubmitOptions(args=["1"]),
+        verify_ports=False,
+        marker=None,
+        retry_budget=None,
     )
     driver.run(flow, apply_script())
     assert caplog.messages == ["args: no command has ${{ run.args }}, so the arguments are not used."]

@@ -13,7 +13,8 @@ import dstack_core as dstack
 from dstack_core import ConfigurationError, FileMapping
 from dstack_core._repo.files import pack_files
 from dstack_core._wire.code import Upload
-from dstack_core._wire.spec import RunOptions, run_spec
+from dstack_core._wire.spec import run_spec
+from dstack_core.models.options import SubmitOptions
 from tests.core.repos import write
 
 
@@ -42,10 +43,10 @@ def names(upload: Upload) -> list[str]:
 )
 def test_every_form_is_sent_in_full(given: Any, local_path: str, path: str) -> None:
     expected = {"local_path": local_path, "path": path}
-    spec = run_spec(task(given), RunOptions())
+    spec = run_spec(task(given), SubmitOptions())
     assert spec["configuration"]["files"] == [expected]
     direct = dstack.Task(commands=["x"], files=[FileMapping(**expected)])
-    assert run_spec(direct, RunOptions())["configuration"]["files"] == [expected]
+    assert run_spec(direct, SubmitOptions())["configuration"]["files"] == [expected]
     assert "file_archives" not in spec, "they are named once they are uploaded"
 
 

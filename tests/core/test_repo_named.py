@@ -14,9 +14,10 @@ from dstack_core import ConfigurationError, RepoMapping
 from dstack_core._repo.repository import Repository
 from dstack_core._wire.code import Clone, Code, RepoPlace
 from dstack_core._wire.plain import Reply, Request
-from dstack_core._wire.spec import RunOptions, run_spec, with_repo_place
+from dstack_core._wire.spec import run_spec, with_repo_place
 from dstack_core._wire.versions import Release
 from dstack_core.local import LocalServer
+from dstack_core.models.options import SubmitOptions
 from tests.core.repos import clone_pair, write
 
 
@@ -113,7 +114,7 @@ def spec_of(repo: Any, release: Release | None, **configuration: Any) -> dict[st
     code = code_of(repo)
     assert code.place is not None
     task = dstack.load_configuration({"type": "task", "commands": ["x"], "repos": [repo], **configuration})
-    return with_repo_place(run_spec(task, RunOptions(), code=code), code.place, release)
+    return with_repo_place(run_spec(task, SubmitOptions(), code=code), code.place, release)
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,14 @@ from dstack_core import (
     Task,
     load_configuration,
 )
-from dstack_core._wire.spec import RunOptions, run_spec
+from dstack_core._wire.spec import run_spec
+from dstack_core.models.options import SubmitOptions
 
 
 def sent(configuration: Configuration) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        wire: dict[str, Any] = run_spec(configuration, RunOptions())["configuration"]
+        wire: dict[str, Any] = run_spec(configuration, SubmitOptions())["configuration"]
     return wire
 
 
@@ -222,7 +223,7 @@ def test_a_header_of_a_probe_is_in_no_repr() -> None:
 @pytest.mark.parametrize("limit", [600, "3d", "12h", "90"])
 @pytest.mark.parametrize("max_duration", [7200, "2h", "off"])
 def test_the_documented_forms_of_policies_and_limits(limit: int | str, max_duration: int | str) -> None:
-    options = RunOptions(
+    options = SubmitOptions(
         spot_policy=SpotPolicy.ON_DEMAN,
         retry_policy=RetryPolicy(retry=True, limit=limit),
         max_duration=max_duration,
@@ -241,7 +242,7 @@ def test_the_documented_forms_of_policies_and_limits(limit: int | str, max_durat
 
 
 def test_a_policy_that_is_off_sends_nothing() -> None:
-    options = RunOptions(retry_policy=RetryPolicy(limit="3d"))
+    options = SubmitOptions(retry_policy=RetryPolicy(limit="3d"))
     assert "retry" not in run_spec(Task(commands=["x"]), options)["configuration"]
 
 
@@ -250,4 +251,4 @@ def test_a_limit_that_is_no_duration_is_refused(limit: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"RetryPolicy\.limit: .* is no duration; write seconds"):
         RetryPolicy(retry=True, limit=limit)
     with pytest.raises(ConfigurationError, match=r"max_duration: .* is no duration; write seconds above 0"):
-        run_spec(Task(commands=["x"]), RunOptions(max_duration=limit))
+        run_spec(Task(commands=["x"]), SubmitOptions(max_duration=limit))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import dstack_core
-from scripts import make_reference
+from scripts import make_reference, option_docs
 from scripts.reference_pages import PAGES
 
 
@@ -37,3 +37,8 @@ def test_signatures_and_docstrings_are_shown(rendered: dict[str, str]) -> None:
     configurations = rendered["configurations.md"]
     assert "RegistryAuth(*, username: str, password: str)" in configurations
     assert "`ON_DEMAN = 'on-demand'`" in configurations
+
+
+@pytest.mark.parametrize("target", option_docs.TARGETS, ids=lambda target: target.name)
+def test_every_option_is_explained_where_options_are_spelled(target: option_docs.Target) -> None:
+    assert option_docs.render(target) == target.path.read_text(), "run `make reference`"

@@ -11,17 +11,16 @@ from airflow.sdk import DAG
 
 from airflow_provider_dstack._build import submit_arguments
 from airflow_provider_dstack._compat import AirflowFailException
+from airflow_provider_dstack._spec import RENAMED
 from airflow_provider_dstack.errors import DstackError
 from airflow_provider_dstack.operators import DstackRunOperator
-from dstack_core import Client, RetryPolicy, RunCollection
+from dstack_core import Client, RunCollection, SubmitOptions
 from dstack_core.local import LocalServer
 from tests.ports import free_port
 from tests.provider_airflow.support import paths
 from tests.provider_airflow.test_filling import spec_of
 from tests.provider_airflow.test_operator import CONTEXT, RUN
 
-# Airflow has arguments of these names.
-RENAMED = {"resources": "run_resources", "retry_policy": "run_retry_policy"}
 # What the operator chooses itself: who a run belongs to.
 OWN = {"marker", "sleep", "on_event"}
 # One word says yes or no; a template of it would be a text.
@@ -29,9 +28,9 @@ NOT_TEMPLATED = {"verify_ports", "retry_budget", "local_repo"}
 TRUE: dict[str, Any] = {"type": "task", "commands": ["true"]}
 
 
-def documented() -> dict[str, inspect.Parameter]:
+def documented() -> list[str]:
     parameters = inspect.signature(RunCollection.submit).parameters
-    return {name: found for name, found in parameters.items() if name not in OWN | {"self"}}
+    return sorted({*parameters, *SubmitOptions.__optional_keys__} - OWN - {"self", "options"})
 
 
 def operator(**arguments: Any) -> DstackRunOperator:
@@ -66,7 +65,7 @@ def test_what_is_given_is_what_is_submitted() -> None:
     told = submit_arguments(operator(**given), CONTEXT)
     assert set(told) <= set(documented())
     assert told["resources"] == given["run_resources"]
-    assert told["retry_policy"] == RetryPolicy(retry=True, limit="1h")
+    assert told["retry_policy"] == given["run_retry_policy"]
     assert (told["spot_policy"], told["max_duration"], told["max_price"]) == ("auto", 7200, 2.5)
     assert (told["working_dir"], told["backends"]) == ("code", ["aws"])
 

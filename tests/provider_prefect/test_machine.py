@@ -65,7 +65,7 @@ def test_a_name_without_a_value_is_not_sent_as_empty_text() -> None:
 @pytest.mark.parametrize("retry", [True, {"on_events": ["no-capacity"], "duration": "1h"}])
 def test_retry_is_taken_as_in_yaml(retry: Any) -> None:
     assert DstackVariables(retry=retry).retry == retry
-    assert sent(retry=retry)["configuration"].retry == retry
+    assert sent(retry=retry)["retry_policy"] == retry
 
 
 def test_resources_are_taken_as_text() -> None:

@@ -28,7 +28,8 @@ from prefect_dstack import (
 )
 from prefect_dstack._code import GitLogin
 from prefect_dstack._machine import DstackVariables
-from prefect_dstack._submission import SubmitOptions, resolve
+from prefect_dstack._options import SubmitOptions
+from prefect_dstack._submission import resolve
 
 from .specs import specs
 from .support import submissions

@@ -89,26 +89,21 @@ def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: 
 def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str, Any]:
     """Return what ``runs.plan`` and ``runs.submit`` both take. Raises ``ConfigurationError``."""
     from airflow_provider_dstack import _spec
+    from dstack_core import SubmitOptions
     from dstack_core.integration import check_ends
 
     folder = operator.configuration_folder or _beside_dag(".", context)
     configuration = _spec.with_local_paths(_spec.read_configuration(operator.configuration), folder)
-    configuration, retry_policy = _spec.with_retry(configuration, operator.run_retry_policy)
-    profile, max_duration = profile_of(operator, context), _spec.read_duration(operator.max_duration)
-    check_ends(configuration, max_duration, profile)
-    return {
-        "configuration": configuration,
-        "resources": operator.run_resources,
-        "spot_policy": operator.spot_policy,
-        "retry_policy": retry_policy,
-        "max_duration": max_duration,
-        "max_price": _spec.read_price(operator.max_price),
-        "working_dir": operator.working_dir,
-        "backends": _spec.read_backends(operator.backends),
-        "env": operator.env,
-        "args": operator.args,
-        "profile": profile,
+    # Each option is a field of the operator.
+    given = {
+        name: getattr(operator, _spec.RENAMED.get(name, name)) for name in SubmitOptions.__optional_keys__
     }
+    given["profile"] = profile_of(operator, context)
+    given["max_duration"] = _spec.read_duration(given["max_duration"])
+    given["max_price"] = _spec.read_price(given["max_price"])
+    given["backends"] = _spec.read_backends(given["backends"])
+    check_ends(configuration, given["max_duration"], given["profile"])
+    return {"configuration": configuration, **given}
 
 
 def profile_of(operator: DstackRunOperator, context: Context) -> Profile:

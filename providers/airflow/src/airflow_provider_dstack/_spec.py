@@ -9,12 +9,13 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from dstack_core import Configuration, RetryPolicy
+    from dstack_core import Configuration
 
 Choice = TypeVar("Choice", bound=str)
 _CORES_NAMES = re.compile(r"\b(?:git_identity_file|git_private_key|oauth_token)\b")
-# A dict with these keys is a RetryPolicy, one with those is ``retry`` as in YAML.
-_POLICY_KEYS, _RETRY_KEYS = {"retry", "limit"}, {"on_events", "duration"}
+# What the operator calls options of ``dstack_core``: Airflow has parameters of these names.
+RENAMED = {"resources": "run_resources", "retry_policy": "run_retry_policy"}
+_RENAMED = re.compile(rf"^(?:{'|'.join(RENAMED)})\b")
 
 
 def read_configuration(value: Any) -> Configuration:
@@ -43,30 +44,6 @@ def _below(item: Any, folder: Any) -> Any:
     if local is None or local.startswith("~"):
         return item
     return item.model_copy(update={"local_path": str(PurePath(folder) / local)})
-
-
-def with_retry(configuration: Configuration, value: Any) -> tuple[Configuration, RetryPolicy | None]:
-    """Apply ``run_retry_policy``; return the configuration and the policy to submit it with.
-
-    ``True``, ``False`` and a dict as ``retry`` in YAML go into the configuration, a ``RetryPolicy`` or such a
-    dict is the policy. Raises ``ConfigurationError``.
-    """
-    from dstack_core import ConfigurationError, RetryPolicy
-
-    if value is None or isinstance(value, RetryPolicy):
-        return configuration, value
-    if isinstance(value, Mapping) and set(value) <= _POLICY_KEYS:
-        try:
-            return configuration, RetryPolicy.model_validate(value)
-        except ConfigurationError as error:
-            raise ConfigurationError(error.message.replace("RetryPolicy", "run_retry_policy", 1)) from None
-    if not isinstance(value, bool) and not (isinstance(value, Mapping) and set(value) <= _RETRY_KEYS):
-        raise ConfigurationError(
-            "run_retry_policy: expected a RetryPolicy, True or False, a dict such as "
-            '{"retry": True, "limit": "1h"}, or one as in YAML such as '
-            f'{{"on_events": ["no-capacity"], "duration": "1h"}}, got {value!r}.'
-        )
-    return configuration.model_copy(update={"retry": value}), None
 
 
 def read_price(value: Any) -> Any:
@@ -139,7 +116,7 @@ def _raw_env(env: Any) -> dict[str, Any]:
 def in_words_of_operator(message: str) -> str:
     """Return an error of ``dstack_core`` with the names that the arguments have here."""
     message = _CORES_NAMES.sub("git_conn_id", message)
-    return f"run_{message}" if message.startswith("resources: ") else message
+    return _RENAMED.sub(lambda found: RENAMED[found[0]], message)
 
 
 def one_of(name: str, value: Choice, choices: Collection[str]) -> Choice:

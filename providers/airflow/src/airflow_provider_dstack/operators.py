@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
+from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_dstack._compat import (
@@ -40,72 +41,107 @@ if TYPE_CHECKING:
 __all__ = ["DstackReapOperator", "DstackRunOperator", "DstackServiceOperator", "DstackStopRunOperator"]
 
 _SYNC_SECONDS = 5.0
+# Yes or no, one of a few words, or a number that is checked when the DAG is parsed: a template of these would
+# be a text. All other parameters are templates.
+_NOT_TEMPLATES = frozenset(
+    {
+        "self",
+        "kwargs",
+        "verify_ports",
+        "deferrable",
+        "on_kill_action",
+        "poll_interval",
+        "retry_budget",
+        "get_logs",
+        "log_budget_bytes",
+        "local_repo",
+        "skip_on_exit_code",
+        "durable",
+    }
+)
 
 
 class DstackRunOperator(TemplatedModels):
     """Submit one run, relay its log, and succeed or fail as it does; return its outcome.
 
-    ``configuration``: a ``dstack_core.Task`` or ``Service``, a dict as in YAML, YAML text, or the path of
-    a ``.yml`` or ``.yaml`` file relative to the DAG's folder (a ``pathlib.Path`` for any other place).
-    ``run_name`` (str) defaults to a name that is new for every try; of mapped tasks each gets its map index
-    appended to a given one. A ``name`` in the configuration is for interactive use and is not taken.
-    ``run_resources`` (``Resources``; a mapping or a text such as ``"24GB.."``, which mean what they mean in
-    YAML), ``spot_policy``, ``run_retry_policy`` (``RetryPolicy``, bool, or a dict of either
-    ``retry`` and ``limit`` or, as in YAML, ``on_events`` and ``duration``: how long to wait for capacity),
-    ``max_duration`` (seconds, ``"2h"`` or ``"off"``), ``max_price`` (USD per hour), ``working_dir``,
-    ``verify_ports``, ``backends`` are as for ``dstack_core``'s ``runs.submit``; two have a prefix because
-    ``resources`` and ``retry_policy`` are Airflow's own, and ``verify_ports`` is off, for a worker attaches
-    to nothing.
-
-    ``env`` (dict) gives values to names of the configuration's ``env`` that have none, which else come from
-    the worker's environment, and replaces others. ``args`` (list of str) fills ``${{ run.args }}``.
-    ``profile`` (a name, or a ``Profile``) is looked up in ``profiles_file`` (path), else in
-    ``.dstack/profiles.yml`` of ``repo_dir``; the default one there applies when none is named.
-
-    ``repo_dir`` is a directory or Git checkout whose contents the run gets, relative to the DAG's folder.
-    ``git_conn_id`` names a connection of Airflow's type ``git`` for the clone of a private repository;
-    ``local_repo`` (bool) uploads a checkout instead of cloning it.
-
-    ``dstack_conn_id`` names the connection, ``project_name`` replaces its project. With ``deferrable`` the
-    worker's slot is given back while the run goes on. ``on_kill_action``: ``"stop"``, ``"abort"`` or
-    ``"keep"`` the run when the task is killed, times out or loses sight of it. ``poll_interval`` (seconds)
-    is the time between looks, ``retry_budget`` (seconds) how long a silent server is borne. ``get_logs``
-    (bool) relays the log, ``log_budget_bytes`` of it at most (None: all); the rest is counted and linked.
-    ``skip_on_exit_code`` (int or list of int) are exit statuses that skip the task.
-
     With ``durable`` a retry takes over the run of the try before when that is still active, or succeeded
     unseen; a run that failed, and a cleared task, start a new one. A worker that is shut down leaves the run
     to the next try.
 
-    Raises ``AirflowFailException`` for input or access that is wrong, else the errors of
-    ``airflow_provider_dstack.errors``. Source: Airflow documentation, "Operators" and "Deferrable
-    Operators & Triggers".
+    Args:
+        configuration: A ``dstack_core.Task`` or ``Service``, a dict as in YAML, YAML text, or the path of a
+            ``.yml`` or ``.yaml`` file relative to the DAG's folder (a ``pathlib.Path`` for any other place).
+            A ``name`` in it is for interactive use and is not taken.
+        run_name: The run's name; each of the mapped tasks gets its map index appended to it. Default: a name
+            that is new for every try.
+        run_resources: ``Resources``, whose numbers are minimums; or a mapping or a text such as ``"24GB.."``,
+            which mean what they mean in YAML. Default: those of the configuration. The prefix ``run_`` is
+            there because ``resources`` is Airflow's own.
+        spot_policy: ``"spot"``, ``"on-demand"`` or ``"auto"``. Default: the configuration's, else the
+            server's choice.
+        run_retry_policy: How long to wait for capacity: a ``RetryPolicy``, True, False, or a dict of either
+            ``retry`` and ``limit`` or, as in YAML, ``on_events`` and ``duration``. Default: the
+            configuration's. The prefix is there because ``retry_policy`` is Airflow's own.
+        max_duration: When the run is stopped at the latest: seconds, ``"2h"`` or ``"off"``. Default: the
+            configuration's.
+        max_price: The highest price, in USD per hour. Default: the configuration's, else no limit.
+        working_dir: Where commands start: relative to the code's directory, absolute, or ``~/x``. Default:
+            the configuration's, else the code's directory, else the image's own.
+        verify_ports: Check that the local ports of ``ports`` are free. Default: False, since a worker
+            attaches to nothing.
+        backends: The only backends to take machines from: a list, or one name. Default: the configuration's,
+            else all of the project.
+        env: Values for the names of the configuration's ``env`` that have none, which else come from the
+            worker's environment; replaces values and adds variables, too. Default: none.
+        args: What ``${{ run.args }}`` in commands stands for, a list of texts. Default: none.
+        profile: The name of a profile, or a ``Profile``. Default: the default one of the file.
+        profiles_file: The path of the file of profiles. Default: ``.dstack/profiles.yml`` of ``repo_dir``.
+        dstack_conn_id: The connection of type ``dstack``.
+        project_name: Replaces the connection's project.
+        deferrable: Give the worker's slot back while the run keeps running. Default: Airflow's setting
+            ``[operators] default_deferrable``.
+        on_kill_action: What happens to the run when the task is killed, times out or loses sight of it:
+            ``"stop"``, ``"abort"`` or ``"keep"``.
+        poll_interval: Seconds between two status requests.
+        retry_budget: Seconds to keep retrying an unreachable server; the run keeps running meanwhile.
+        get_logs: Relay the log.
+        log_budget_bytes: The most bytes of the log to relay; the rest is counted and linked. None: all.
+        repo_dir: A directory or Git checkout whose contents the run gets, relative to the DAG's folder.
+        local_repo: Upload a checkout instead of having the run clone it.
+        git_conn_id: A connection of Airflow's type ``git`` for the clone of a private repository.
+        skip_on_exit_code: One or several exit statuses that skip the task.
+        durable: Whether a retry takes over the run of the try before.
+
+    Raises:
+        AirflowFailException: Input or access is wrong; no retry can help.
+        DstackError: Else one of ``airflow_provider_dstack.errors``.
+
+    Source: Airflow documentation, "Operators" and "Deferrable Operators & Triggers".
     """
 
-    template_fields: Sequence[str] = (
-        "configuration",
-        "run_name",
-        "run_resources",
-        "spot_policy",
-        "run_retry_policy",
-        "max_duration",
-        "max_price",
-        "working_dir",
-        "backends",
-        "env",
-        "args",
-        "profile",
-        "profiles_file",
-        "repo_dir",
-        "git_conn_id",
-        "dstack_conn_id",
-        "project_name",
-    )
     template_ext: Sequence[str] = (".yml", ".yaml")
     template_fields_renderers: ClassVar[dict[str, str]] = {"configuration": "yaml"}
     operator_extra_links: Collection[BaseOperatorLink] = (DstackRunLink(),)
     ui_color = "#e8e4ff"
     on_active: OnActive | None = None
+
+    # For type checkers: ``__init__`` sets what is a template by the parameter's name.
+    run_name: str | None
+    run_resources: Resources | Mapping[str, Any] | str | int | None
+    spot_policy: SpotPolicy | str | None
+    run_retry_policy: RetryPolicy | Mapping[str, Any] | bool | None
+    max_duration: int | str | None
+    max_price: float | str | None
+    working_dir: str | None
+    backends: Sequence[str] | str | None
+    env: Mapping[str, str] | None
+    args: Sequence[str] | None
+    profile: str | Profile | None
+    profiles_file: str | os.PathLike[str] | None
+    dstack_conn_id: str
+    project_name: str | None
+    repo_dir: str | os.PathLike[str] | None
+    git_conn_id: str | None
 
     def __init__(
         self,
@@ -139,38 +175,30 @@ class DstackRunOperator(TemplatedModels):
         durable: bool = True,
         **kwargs: Any,
     ) -> None:
+        # First of all, when these are the parameters and nothing else.
+        given = locals()
         refuse_hosts_names(kwargs)
         super().__init__(**kwargs)
-        self.configuration = configuration
-        self.run_name = run_name
-        self.run_resources = run_resources
-        self.spot_policy = spot_policy
-        self.run_retry_policy = run_retry_policy
-        self.max_duration = max_duration
-        self.max_price = max_price
-        self.working_dir = working_dir
+        for name in DstackRunOperator.template_fields:
+            setattr(self, name, given[name])
         self.verify_ports = verify_ports
-        self.backends = backends
-        self.env = env
-        self.args = args
-        self.profile = profile
-        self.profiles_file = profiles_file
-        self.dstack_conn_id = dstack_conn_id
-        self.project_name = project_name
         self.deferrable = deferrable
         self.on_kill_action = one_of("on_kill_action", on_kill_action, ON_KILL_ACTIONS)
         self.poll_interval = at_least("poll_interval", poll_interval, 0.1)
         self.retry_budget = at_least("retry_budget", retry_budget, 0.0)
         self.get_logs = get_logs
-        self.repo_dir = repo_dir
         self.local_repo = local_repo
-        self.git_conn_id = git_conn_id
         self.skip_on_exit_code = skip_on_exit_code
         self.durable = durable
         self._skip_on = exit_codes("skip_on_exit_code", skip_on_exit_code)
         self.log_budget_bytes = log_budget_bytes
         self._task_run: TaskRun | None = None
         self._killed = False
+
+    # Airflow renders what has a parameter's name, so a new parameter is a template unless it is named above.
+    template_fields: Sequence[str] = tuple(
+        name for name in signature(__init__).parameters if name not in _NOT_TEMPLATES
+    )
 
     def execute(self, context: Context) -> Any:
         """Run and return ``Outcome.to_dict()``; when ``deferrable``, hand a longer run to the triggerer."""

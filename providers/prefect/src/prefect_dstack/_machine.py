@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from prefect.workers.base import BaseJobConfiguration, BaseVariables
-from pydantic import Field, PrivateAttr, SecretStr
+from pydantic import BaseModel, Field, PrivateAttr, SecretStr
 
 from prefect_dstack._code import GitCredentialsLike, GitLogin, name_or_secret
 from prefect_dstack._machine_code import directory_of, place_code
-from prefect_dstack._submission import OPTION_NAMES, Submission, resolve
+from prefect_dstack._submission import Submission, resolve
 from prefect_dstack.credentials import DstackCredentials
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ _FIELDS = {"retry_policy": "retry"}
 SpotPolicyName = Literal["spot", "on-demand", "auto"]
 
 
-class DstackVariables(BaseVariables):
-    """What a work pool, deployment or flow run may set about its machine."""
+class MachineFields(BaseModel):
+    """What both of the following hold: the options of a submission, and what is the machine's own."""
 
     credentials: DstackCredentials | str | None = Field(
         default=None,
@@ -80,6 +80,7 @@ class DstackVariables(BaseVariables):
     )
     git_credentials: str | dict[str, Any] | None = Field(
         default=None,
+        repr=False,
         description="<block type>/<name> of a block with a Git token or key; else those of the credentials.",
     )
     configuration: dict[str, Any] = Field(default_factory=dict, title="dstack keys", description=_REST)
@@ -89,31 +90,17 @@ class DstackVariables(BaseVariables):
     poll_interval: float = Field(default=5.0, gt=0, description="Seconds between two status requests.")
 
 
-class DstackJobConfiguration(BaseJobConfiguration):
+class DstackVariables(MachineFields, BaseVariables):
+    """What a work pool, deployment or flow run may set about its machine."""
+
+
+class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
     """The same for one flow run, with the environment and the command that Prefect adds.
 
     ``uploads`` is no variable: only who may change the work pool can allow deployments to send files of the
     workers' machines to a run.
     """
 
-    credentials: DstackCredentials | str | None = None
-    image: str | None = None
-    resources: dict[str, Any] | str | int | None = None
-    spot_policy: SpotPolicyName | None = None
-    max_price: float | None = None
-    max_duration: int | str | None = None
-    retry: bool | dict[str, Any] | None = None
-    backends: list[str] | None = None
-    working_dir: str | None = None
-    args: list[str] | None = None
-    profile: str | None = None
-    profiles_file: str | None = None
-    repo_dir: str | None = None
-    local_repo: bool = False
-    git_credentials: str | dict[str, Any] | None = Field(default=None, repr=False)
-    configuration: dict[str, Any] = Field(default_factory=dict)
-    stream_output: bool = True
-    poll_interval: float = 5.0
     uploads: Literal["refused", "allowed"] = Field(
         default="refused", json_schema_extra={"template": "refused"}
     )
@@ -159,6 +146,8 @@ class DstackJobConfiguration(BaseJobConfiguration):
 
     def submission(self, login: GitLogin) -> Submission:
         """Return what to submit for the flow run. Raises ``ConfigurationError``."""
+        from prefect_dstack._options import OPTION_NAMES
+
         given = {name: getattr(self, _FIELDS.get(name, name)) for name in OPTION_NAMES}
         if self.repo_dir is not None:
             given["repo_dir"] = self._repo_dir()

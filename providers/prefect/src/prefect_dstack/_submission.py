@@ -3,53 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from prefect_dstack._code import Code, GitCredentialsLike, GitLogin, code_of
+from prefect_dstack._code import Code, GitLogin, code_of
 from prefect_dstack._secrets import is_secret, plain, with_plain_secrets
 
 if TYPE_CHECKING:
-    from dstack_core import Configuration, ConfigurationLike, Profile, Resources, RetryPolicy, SpotPolicy
+    from dstack_core import Configuration, ConfigurationLike, Profile
 
 DEFAULT_MAX_DURATION = "24h"
 # How pydantic shows a secret, and so what Prefect stores of one that is a flow's parameter.
 _MASK = "**********"
 
 
-class SubmitOptions(TypedDict, total=False):
-    """The options that all ways to submit have in common; ``run_task`` explains them."""
-
-    resources: Resources | Mapping[str, Any] | str | int | None
-    spot_policy: SpotPolicy | str | None
-    retry_policy: RetryPolicy | Mapping[str, Any] | bool | None
-    max_duration: int | str | None
-    max_price: float | str | None
-    working_dir: str | None
-    backends: list[str] | None
-    env: Mapping[str, Any] | None
-    args: Sequence[str] | None
-    profile: str | Profile | None
-    profiles_file: str | os.PathLike[str] | None
-    repo_dir: str | os.PathLike[str] | None
-    local_repo: bool
-    git_credentials: GitCredentialsLike
-
-
-OPTION_NAMES = frozenset(SubmitOptions.__annotations__)
 # These are not arguments of ``client.runs.submit``, or take another form there.
-_OWN = frozenset(
-    {"env", "profile", "profiles_file", "repo_dir", "local_repo", "git_credentials", "retry_policy"}
-)
+_OWN = frozenset({"env", "profile", "profiles_file", "repo_dir", "local_repo", "git_credentials"})
 
 _UNUSED_LOGIN = (
     "git_credentials: expected repo_dir, or repos in the configuration, with it, got neither. "
     "The credentials are not used."
 )
-# A dict with these keys is a RetryPolicy, one with those is ``retry`` as in YAML.
-_POLICY_KEYS, _RETRY_KEYS = {"retry", "limit"}, {"on_events", "duration"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +59,11 @@ def resolve(
     ``folder`` (Path) is where relative paths begin, by default the current directory. ``max_duration`` is
     that of a run which nothing else limits. With ``ends`` a configuration that never ends is refused.
     """
-    from dstack_core import load_configuration
+    from dstack_core import check_options, load_configuration
     from dstack_core.integration import check_ends
+    from prefect_dstack._options import OPTION_NAMES
 
-    if unknown := sorted(set(options) - OPTION_NAMES):
-        known = ", ".join(sorted(OPTION_NAMES))
-        raise TypeError(f"{', '.join(unknown)}: expected one of the options {known}. Check the spelling.")
+    check_options(options, OPTION_NAMES)
     given = {name: value for name, value in options.items() if value is not None}
     configuration, from_configuration = _without_secret_env(configuration)
     env = {**from_configuration, **_env(given.get("env"))}
@@ -96,7 +71,6 @@ def resolve(
     profile = _profile(given, code, folder)
     loaded = load_configuration(configuration)
     arguments = {name: value for name, value in given.items() if name not in _OWN}
-    loaded = _with_retry(loaded, given.get("retry_policy"), arguments)
     if ends:
         check_ends(loaded, given.get("max_duration"), profile)
     if all(limit is None for limit in (given.get("max_duration"), loaded.max_duration, profile.max_duration)):
@@ -181,29 +155,6 @@ def _profile(given: Mapping[str, Any], code: Code, folder: Path | None) -> Profi
         if file is None or not error.message.startswith("profiles: "):
             raise
         _refuse(f"profiles_file: {error.message.removeprefix('profiles: ')}")
-
-
-def _with_retry(loaded: Configuration, retry: Any, arguments: dict[str, Any]) -> Configuration:
-    """Apply ``retry_policy``: one of ``dstack_core``, or ``retry`` as in YAML."""
-    from dstack_core import ConfigurationError, RetryPolicy
-
-    if retry is None:
-        return loaded
-    if isinstance(retry, Mapping) and set(retry) <= _POLICY_KEYS:
-        try:
-            retry = RetryPolicy.model_validate(retry)
-        except ConfigurationError as error:
-            _refuse(error.message.replace("RetryPolicy", "retry_policy", 1))
-    if isinstance(retry, RetryPolicy):
-        arguments["retry_policy"] = retry
-        return loaded
-    if not isinstance(retry, bool) and not (isinstance(retry, Mapping) and set(retry) <= _RETRY_KEYS):
-        _refuse(
-            "retry_policy: expected a RetryPolicy, True or False, a dict such as "
-            '{"retry": True, "limit": "1h"}, or one as in YAML such as '
-            f'{{"on_events": ["no-capacity"], "duration": "1h"}}, got {retry!r}.'
-        )
-    return loaded.model_copy(update={"retry": retry})
 
 
 def _plain(value: Any) -> Any:

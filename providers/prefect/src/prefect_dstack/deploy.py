@@ -26,13 +26,14 @@ from prefect_dstack._names import owner_of
 from prefect_dstack._prepare import prepare, refuse, task_owner
 from prefect_dstack._run_info import info
 from prefect_dstack._stop import STOPPING
-from prefect_dstack._submission import SubmitOptions, resolve
+from prefect_dstack._submission import resolve
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun, Client, ConfigurationLike, Run
     from dstack_core.integration import AttemptNames
     from prefect_dstack._code import GitLogin
     from prefect_dstack._job import Job
+    from prefect_dstack._options import SubmitOptions
 
 OnActive = Literal["update", "replace", "fail"]
 

@@ -16,7 +16,7 @@ from prefect_dstack._job import Job
 from prefect_dstack._prepare import calling_owner, prepare
 from prefect_dstack._run_info import info
 from prefect_dstack._secrets import with_plain_secrets
-from prefect_dstack._submission import OPTION_NAMES, resolve
+from prefect_dstack._submission import resolve
 from prefect_dstack.credentials import DstackCredentials
 from prefect_dstack.run_handle import DstackRunHandle, cancellation_logged
 
@@ -171,6 +171,8 @@ class DstackRun(JobBlock[dict[str, Any]]):
         return None if self.git_credentials is None else name_or_secret(self.git_credentials)
 
     def _job(self, login: GitLogin) -> Job:
+        from prefect_dstack._options import OPTION_NAMES
+
         options = {name: getattr(self, name) for name in OPTION_NAMES}
         env = None if self.env is None else self.env.get_secret_value()
         secret = None if env is None else {name: SecretStr(str(value)) for name, value in env.items()}

@@ -11,10 +11,11 @@ from prefect_dstack import _follow
 from prefect_dstack._connect import CredentialsLike, aload, aload_git, load, load_git
 from prefect_dstack._prepare import OnCrash, prepare
 from prefect_dstack._run_info import info
-from prefect_dstack._submission import SubmitOptions, resolve
+from prefect_dstack._submission import resolve
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, Client, ConfigurationLike
+    from prefect_dstack._options import SubmitOptions
 
 
 @task(cache_policy=NO_CACHE, retries=0)

@@ -1,0 +1,33 @@
+"""The options of this package's tasks: those of every submission, and what a flow run's machine adds to them.
+
+Not imported with the package, which loads nothing of ``dstack_core``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from dstack_core import CommonOptions
+
+if TYPE_CHECKING:
+    from prefect_dstack._code import GitCredentialsLike
+
+
+class SubmitOptions(CommonOptions, total=False):
+    """The options that all ways to submit have in common; ``run_task`` explains them."""
+
+    env: Mapping[str, Any] | None
+    """Environment variables; values are texts, ``Secret`` blocks or ``SecretStr``."""
+    profiles_file: str | os.PathLike[str] | None
+    """The file of profiles. Default: ``.dstack/profiles.yml`` in ``repo_dir``."""
+    repo_dir: str | os.PathLike[str] | None
+    """A directory whose contents the run gets."""
+    local_repo: bool
+    """Upload the contents of ``repo_dir`` even if it is a Git checkout. Default: False."""
+    git_credentials: GitCredentialsLike
+    """What a private repository is cloned with. Default: those of the credentials block."""
+
+
+OPTION_NAMES = SubmitOptions.__optional_keys__
