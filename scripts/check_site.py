@@ -9,7 +9,15 @@ from urllib.parse import unquote, urlsplit
 
 # What a browser fetches by itself, by tag and attribute. `link` also names things that are not fetched.
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src"}
-FETCHED_RELATIONS = {"stylesheet", "preload", "preconnect", "dns-prefetch", "icon", "modulepreload", "manifest"}
+FETCHED_RELATIONS = {
+    "stylesheet",
+    "preload",
+    "preconnect",
+    "dns-prefetch",
+    "icon",
+    "modulepreload",
+    "manifest",
+}
 _STYLE_ADDRESS = re.compile(r"""(?:url\(|@import)\s*["']?((?:https?:)?//[^"')\s]+)""")
 # A line that starts as a list item does, in a paragraph.
 _LOST_ITEM = re.compile(r"<p>(?:(?!</p>).)*\n(?:[*-]|\d+\.) ", re.DOTALL)
@@ -53,7 +61,7 @@ def check_site(site: Path) -> list[str]:
         ]
         problems += [
             f"{place}: expected a link that leads somewhere, got {link}."
-            for link in page.links
+            for link in [*page.links, *page.loaded]
             if not _leads_somewhere(link, path, site, pages)
         ]
         text = _CODE.sub("", path.read_text())
@@ -67,7 +75,8 @@ def check_site(site: Path) -> list[str]:
 
 def _style_problems(text: str, place: str) -> list[str]:
     return [
-        f"{place}: expected styles without addresses, got {address}." for address in _STYLE_ADDRESS.findall(text)
+        f"{place}: expected styles without addresses, got {address}."
+        for address in _STYLE_ADDRESS.findall(text)
     ]
 
 

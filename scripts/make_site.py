@@ -1,11 +1,11 @@
 """Build the documentation site: stage the pages, run MkDocs on them, write ``llms.txt``, check the result.
 
-``make docs`` runs it with the Python of the docs environment. The pages in the repository are written for a reader
-of the repository: they link to files beside ``docs/`` and mark a code block with who tests it. A copy of them in
-``build/docs`` is what MkDocs wants. No code here depends on MkDocs, which is run as a module.
+``make docs`` runs it with the Python of the docs environment. The pages in the repository are written for a
+reader of the repository: they link to files beside ``docs/`` and mark a code block with who tests it. A copy
+in ``build/docs`` is what MkDocs wants. No code here depends on MkDocs, which is run as a module.
 
-The build makes no network connection: the process refuses one. The check refuses a page whose script, style, font or
-image comes from another host, a link whose target or anchor is missing, and a list that became running text.
+The build makes no network connection: the process refuses one. The check refuses a page whose script, style,
+font or image comes from another host, a link whose target or anchor is missing, and a list that became text.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import runpy
 import shutil
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,10 +27,16 @@ DOCS = ROOT / "docs"
 STAGED = ROOT / "build" / "docs"
 SITE = ROOT / "build" / "site"
 # Where links of the pages to files outside docs/ lead on the site.
-PAGES_OUTSIDE = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "README.md": "index.md"}
+PAGES_OUTSIDE = {
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "README.md": "index.md",
+}
 EXAMPLE_FOLDERS = ("dags", "flows")
 _LANGUAGES = {"output": "text"}
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^\n`]*)$")
+_SECTION = re.compile(r"^(Args|Returns|Yields|Raises|Example|Examples):$")
+_ENTRY = re.compile(r"^    (?P<name>[*\w]+(?: \([^)]*\))?): (?P<text>.*)$")
 _LIST_ITEM = re.compile(r"^ {0,3}(?:[*-]|\d+\.) ")
 _LINK = re.compile(r"\]\((?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 
@@ -75,7 +82,7 @@ def page_for_site(page: Path) -> str:
     """Return a page of the repository as MkDocs wants it: fences, lists and links."""
     lines: list[str] = []
     fence = ""
-    for line in page.read_text().splitlines():
+    for line in _without_sections(page.read_text().splitlines()):
         found = _FENCE.match(line)
         if found and not fence:
             fence = found["indent"] + "```"
@@ -91,6 +98,23 @@ def page_for_site(page: Path) -> str:
             line = _LINK.sub(lambda link: _link_for_site(page, link), line)
         lines.append(line)
     return "\n".join([*lines, ""])
+
+
+def _without_sections(lines: list[str]) -> Iterator[str]:
+    """Yield the lines, with the sections of docstrings as bold titles, lists and code."""
+    section = ""
+    for line in lines:
+        found = _SECTION.match(line)
+        if found:
+            section = found[1]
+            yield from ("", f"**{section}**", "")
+        elif not section or (line and not line.startswith("    ")):
+            section = ""
+            yield line
+        elif section in ("Args", "Raises") and (entry := _ENTRY.match(line)):
+            yield f"* `{entry['name']}`: {entry['text']}"
+        else:
+            yield (f"  {line.strip()}" if section in ("Args", "Raises") else line[4:]).rstrip()
 
 
 def _in_list(lines: list[str]) -> bool:
@@ -132,9 +156,10 @@ def _example_page(path: Path) -> str:
 
 def run_mkdocs() -> int:
     """Run MkDocs in this process, which makes no connection; return its exit status."""
+    # Not with --quiet, which would hide the warnings from --strict, too.
     socket.socket.connect = _refuse_connection  # type: ignore[method-assign, assignment]
     arguments = sys.argv
-    sys.argv = ["mkdocs", "build", "--strict", "--clean", "--quiet", "--config-file", str(ROOT / "mkdocs.yml")]
+    sys.argv = ["mkdocs", "build", "--strict", "--clean", "--config-file", str(ROOT / "mkdocs.yml")]
     try:
         runpy.run_module("mkdocs", run_name="__main__")
     except SystemExit as end:
