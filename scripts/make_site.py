@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
+from unittest import mock
 
 from scripts.check_site import check_site
 
@@ -66,9 +67,9 @@ def stage_pages() -> None:
     for path in DOCS.rglob("*.md"):
         (STAGED / path.relative_to(DOCS)).write_text(page_for_site(path))
     for path in examples():
-        target = STAGED / "examples" / path.parent.name / f"{path.name}.md"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(_example_page(path))
+        copy = STAGED / "examples" / path.parent.name / f"{path.name}.md"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(_example_page(path))
 
 
 def examples() -> list[Path]:
@@ -157,15 +158,15 @@ def _example_page(path: Path) -> str:
 def run_mkdocs() -> int:
     """Run MkDocs in this process, which makes no connection; return its exit status."""
     # Not with --quiet, which would hide the warnings from --strict, too.
-    socket.socket.connect = _refuse_connection  # type: ignore[method-assign, assignment]
-    arguments = sys.argv
-    sys.argv = ["mkdocs", "build", "--strict", "--clean", "--config-file", str(ROOT / "mkdocs.yml")]
-    try:
-        runpy.run_module("mkdocs", run_name="__main__")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(bool(end.code))
-    finally:
-        sys.argv = arguments
+    arguments = ["mkdocs", "build", "--strict", "--clean", "--config-file", str(ROOT / "mkdocs.yml")]
+    with (
+        mock.patch.object(socket.socket, "connect", _refuse_connection),
+        mock.patch.object(sys, "argv", arguments),
+    ):
+        try:
+            runpy.run_module("mkdocs", run_name="__main__")
+        except SystemExit as end:
+            return end.code if isinstance(end.code, int) else int(bool(end.code))
     return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+import socket
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,28 @@ def test_the_pages_of_the_repository_become_pages_of_the_site() -> None:
     assert "```python\n" in tutorial
     assert "```python airflow" not in tutorial
     assert "```text\n" in tutorial
+
+
+def test_the_build_makes_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(*_: object, **__: object) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            socket.create_connection(listener.getsockname()).close()
+
+    connect()
+    monkeypatch.setattr(runpy, "run_module", connect)
+    with pytest.raises(OSError, match="expected a build without network access"):
+        make_site.run_mkdocs()
+    connect()
+
+
+def test_the_sections_of_docstrings_become_lists(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "Do it.\n\nArgs:\n    name: The name,\n        in two lines.\n\nExample:\n    ```python\n    x\n    ```\n"
+    )
+    staged = make_site.page_for_site(page)
+    assert "**Args**\n\n* `name`: The name,\n  in two lines.\n" in staged
+    assert "**Example**\n\n```python\nx\n```\n" in staged
 
 
 def test_a_list_behind_a_line_gets_an_empty_line(tmp_path: Path) -> None:
