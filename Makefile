@@ -21,6 +21,7 @@ PREFECT_RUNNERS := $(ENVS)/prefect-runners/.ready
 SERVER := $(ENVS)/server-$(REAL_SERVER)/.ready
 BENCH_AIRFLOW := $(ENVS)/bench-airflow/.ready
 BENCH_PLOTS := $(ENVS)/bench-plots/.ready
+DOCS := $(ENVS)/docs/.ready
 
 .PHONY: help
 help: ## Show the commands
@@ -147,6 +148,14 @@ check: $(CORE) $(AIRFLOW) $(PREFECT) $(BENCH_PLOTS) ## Run ruff, mypy --strict a
 	$(ENVS)/bench-plots/bin/mypy -m benchmarks.page
 	$(ENVS)/core/bin/python -m pytest -q tests/core/test_layers.py
 
+.PHONY: docs docs-serve
+docs: $(DOCS) ## Build the documentation site in build/site, without network access; warnings and broken links fail
+	@NO_MKDOCS_2_WARNING=1 $(ENVS)/docs/bin/python -m scripts.make_site
+
+DOCS_PORT ?= 8000
+docs-serve: docs ## Show the built site on http://127.0.0.1:8000 (DOCS_PORT)
+	@$(ENVS)/docs/bin/python -m http.server --bind 127.0.0.1 --directory build/site $(DOCS_PORT)
+
 .PHONY: format reference clean pins
 format: $(CORE) ## Format the code
 	$(ENVS)/core/bin/ruff format .
@@ -158,8 +167,8 @@ reference: $(CORE) ## Explain the options in docstrings, and write docs/referenc
 clean: ## Remove the environments and everything built
 	rm -rf $(ENVS) build dist
 
-pins: $(CORE) $(AIRFLOW) $(PREFECT) $(SERVER) $(BENCH_AIRFLOW) $(BENCH_PLOTS) ## Write the versions installed now into constraints/
-	@for env in core airflow prefect server-$(REAL_SERVER) bench-airflow bench-plots; do \
+pins: $(CORE) $(AIRFLOW) $(PREFECT) $(SERVER) $(BENCH_AIRFLOW) $(BENCH_PLOTS) $(DOCS) ## Write the versions installed now into constraints/
+	@for env in core airflow prefect server-$(REAL_SERVER) bench-airflow bench-plots docs; do \
 	  VIRTUAL_ENV=$(ENVS)/$$env $(UV) pip freeze --exclude-editable | grep '==' > constraints/$$env.txt; done
 
 # A pin file that changed makes its environment new.
@@ -219,6 +228,11 @@ $(BENCH_AIRFLOW): constraints/bench-airflow.txt constraints/build.txt pyproject.
 $(BENCH_PLOTS): constraints/bench-plots.txt constraints/build.txt | $(UV)
 	$(fresh_env)
 	@$(INSTALL) matplotlib mypy $(BRIEFLY)
+	@touch $@
+
+$(DOCS): constraints/docs.txt constraints/build.txt | $(UV)
+	$(fresh_env)
+	@$(INSTALL) mkdocs-material $(BRIEFLY)
 	@touch $@
 
 # A server that cannot start with what it asks for gets something else by constraints/server-*.overrides.txt.

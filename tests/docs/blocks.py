@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
@@ -21,12 +21,13 @@ _BLOCK = re.compile(r"^```(?P<info>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | 
 
 @dataclass(frozen=True)
 class Block:
-    """Hold one code block; ``info`` is what stands behind the fence."""
+    """One code block; ``info`` is the text behind the fence, ``outputs`` is what the page says it prints."""
 
     page: Path
     line: int
     info: str
     code: str
+    outputs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
@@ -40,7 +41,35 @@ def blocks(info: str) -> list[Block]:
 def every_block() -> Iterator[Block]:
     """Yield all blocks of all pages."""
     for page in PAGES:
-        text = page.read_text()
-        for match in _BLOCK.finditer(text):
-            line = text.count("\n", 0, match.start()) + 1
-            yield Block(page, line, match["info"].strip(), match["code"])
+        yield from blocks_of(page)
+
+
+def blocks_of(page: Path) -> list[Block]:
+    """Return the blocks of a page, each with its output.
+
+    A block ``output`` belongs to the block it directly follows, else to the last Python block before it.
+    """
+    text = page.read_text()
+    matches = list(_BLOCK.finditer(text))
+    found = [
+        Block(page, text.count("\n", 0, match.start()) + 1, match["info"].strip(), match["code"])
+        for match in matches
+    ]
+    for number, block in enumerate(found):
+        if block.info != "output":
+            continue
+        owner = number - 1
+        if text[matches[owner].end() : matches[number].start()].strip() or found[owner].info == "output":
+            owner = max(i for i in range(number) if found[i].info.startswith("python"))
+        found[owner] = replace(found[owner], outputs=(*found[owner].outputs, block.code))
+    return found
+
+
+def check_outputs(block: Block, shown: str) -> None:
+    """Check that the lines of a block's outputs were shown, in their order; ``...`` stands for any text."""
+    rest = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    for line in "".join(block.outputs).splitlines():
+        pattern = ".*".join(re.escape(part) for part in line.split("..."))
+        match = re.search(pattern, rest)
+        assert match, f"{block}: expected {line!r} in the output, got:\n{shown}"
+        rest = rest[match.end() :]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dstack_core.local import LocalServer
-from tests.docs.blocks import PAGES, ROOT, Block, blocks, every_block
+from tests.docs.blocks import PAGES, ROOT, Block, blocks, check_outputs, every_block
 
 # Who runs the blocks of each kind; "" is a drawing.
 JUDGES = {
@@ -26,7 +26,10 @@ JUDGES = {
     "shell dstack": "tests/contract/test_official_client.py",
     "shell prefect": "tests/provider_prefect/test_prefect_docs.py",
     "python signature": "tests/docs/test_reference.py",
+    "shell tutorial": "tests/docs/tutorial.py",
+    "output": "those of the block that prints it",
 }
+PRINTING = {"python", "python airflow", "python prefect", "shell tutorial"}
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,7 @@ def server() -> Iterator[LocalServer]:
 def test_every_kind_of_block_has_a_test_that_runs_it() -> None:
     for block in every_block():
         assert block.info in JUDGES, f"{block}: who runs {block.info!r}?"
+        assert not block.outputs or block.info in PRINTING, f"{block}: no test checks its output"
     for judge in JUDGES.values():
         if judge.startswith("tests/"):
             assert (ROOT / judge).is_file(), judge
@@ -62,6 +66,7 @@ def test_python_blocks_run_as_printed(block: Block, server: LocalServer, tmp_pat
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
+    check_outputs(block, done.stdout)
 
 
 @pytest.mark.parametrize("block", blocks("shell"), ids=str)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dstack_core.local import LocalServer
-from tests.docs.blocks import Block, blocks
+from tests.docs.blocks import Block, blocks, check_outputs
 from tests.docs.commands import check_options
 from tests.provider_airflow.support import BOTH_WAYS, DagRunner
 
@@ -15,11 +15,16 @@ from tests.provider_airflow.support import BOTH_WAYS, DagRunner
 @BOTH_WAYS
 @pytest.mark.parametrize("block", blocks("python airflow"), ids=str)
 def test_blocks_run_as_printed(
-    block: Block, how: dict[str, Any], dag_runner: DagRunner, server: LocalServer
+    block: Block,
+    how: dict[str, Any],
+    dag_runner: DagRunner,
+    server: LocalServer,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     dag = dag_runner.load(block.code)
     assert str(dag.test(**how).state) == "success"
     assert server.requests
+    check_outputs(block, capfd.readouterr().out)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dstack_core.local import LocalServer
-from tests.docs.blocks import Block, blocks
+from tests.docs.blocks import Block, blocks, check_outputs
 from tests.docs.commands import check_options
 
 from .machines import new_pool
@@ -40,6 +40,8 @@ def test_blocks_run_as_printed(
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    # Prefect logs to stderr.
+    check_outputs(block, done.stderr + done.stdout)
 
 
 @pytest.mark.parametrize("block", blocks("shell prefect"), ids=str)
