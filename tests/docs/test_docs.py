@@ -17,7 +17,6 @@ from tests.docs.blocks import PAGES, ROOT, Block, blocks, check_outputs, every_b
 JUDGES = {
     "": "nothing to run",
     "python": "here",
-    "text output": "tests/docs/test_outputs.py",
     "shell": "here",
     "python airflow": "tests/provider_airflow/test_airflow_docs.py",
     "shell airflow": "tests/provider_airflow/test_airflow_docs.py",
