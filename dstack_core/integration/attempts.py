@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dstack_core._flow.steps import Sleep
-from dstack_core.models.statuses import RunStatus
 from dstack_core.models.stops import RunRef
 
 if TYPE_CHECKING:
@@ -142,9 +141,9 @@ def _choose(
             attempt.is_chosen = True
             return None
         attempt.ref, attempt.run_id = names.ref(number), found.id
-        if found.is_active and found.status.is_stopping:
+        if found.status.is_stopping:
             yield Sleep(_STOPPING_PAUSE)
-        elif found.is_active or found.status is RunStatus.DONE:
+        elif found.is_active or found.status.is_success:
             attempt.is_chosen = attempt.is_adopted = True
             return found
         else:
