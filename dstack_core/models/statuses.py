@@ -1,6 +1,6 @@
 """The one table of run statuses, and the spot policies.
 
-Servers use nine statuses for runs and nine for jobs; the documented API has other names, and more of them.
+Servers use eight statuses for runs and nine for jobs; the documented API has other names, and more of them.
 ``RunStatus`` maps between the two, and each of its members carries its row of the table: what a server sends
 for it, the phase of the run, and how far a progress bar is. Every other module asks the table:
 ``dstack_core._wire.statuses`` maps with it, and ``is_finished`` and the other properties read the phase.
