@@ -147,6 +147,12 @@ check: $(CORE) $(AIRFLOW) $(PREFECT) $(BENCH_PLOTS) ## Run ruff, mypy --strict a
 	$(ENVS)/bench-plots/bin/mypy -m benchmarks.page
 	$(ENVS)/core/bin/python -m pytest -q tests/core/test_layers.py
 
+.PHONY: walks
+walks: $(CORE) $(AIRFLOW) $(PREFECT) ## Print the files and functions that a submit and each host's task pass, and the sizes
+	@$(ENVS)/core/bin/python -m scripts.walks
+	@$(ENVS)/airflow/bin/python -m scripts.walks --walk airflow 2>/dev/null | sed '/^$$/,$$d'
+	@$(ENVS)/prefect/bin/python -m scripts.walks --walk prefect 2>/dev/null | sed '/^$$/,$$d'
+
 .PHONY: format reference clean pins
 format: $(CORE) ## Format the code
 	$(ENVS)/core/bin/ruff format .
