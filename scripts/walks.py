@@ -48,8 +48,13 @@ from airflow.sdk import DAG
 from airflow_provider_dstack.operators import DstackRunOperator
 
 with DAG("{name}") as dag:
-    DstackRunOperator(task_id="train", configuration="type: task\\ncommands: [echo hello]", {arguments})
+    DstackRunOperator(task_id="train", configuration="type: task\\ncommands: [{command}]", {arguments})
 """
+# A worker follows a deferrable task's run for 5 s before it hands it over; this run takes longer.
+_AIRFLOW_TASKS = (
+    ("Airflow task", "echo hello", ""),
+    ("deferred Airflow task", "sleep 15; echo hello", "deferrable=True"),
+)
 _FLOW = """
 from prefect import flow
 from prefect_dstack import run_task
@@ -146,14 +151,18 @@ def airflow() -> Iterator[Walk]:
             {"conn_type": "dstack", "host": server.url, "login": server.project, "password": server.token}
         )
         demo_airflow.migrate()
-        for name, arguments in (("Airflow task", ""), ("deferred Airflow task", "deferrable=True")):
+        for name, command, arguments in _AIRFLOW_TASKS:
             file = folder / f"{name.replace(' ', '_')}.py"
-            file.write_text(_DAG.format(name=file.stem, arguments=arguments))
+            file.write_text(_DAG.format(name=file.stem, command=command, arguments=arguments))
             dag = load(file).dag
             with project(name) as walk:
                 run = dag.test()
             if str(run.state) != "success":
                 raise RuntimeError(f"{name}: expected success, got {run.state}.")
+            if arguments and str(AIRFLOW / "triggers.py") not in walk.files:
+                raise RuntimeError(
+                    f"{name}: expected a trigger, got none. The run ended before the deferral."
+                )
             yield walk
 
 

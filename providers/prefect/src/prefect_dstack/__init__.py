@@ -60,12 +60,15 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Load what most flows do not need when it is first used."""
+    value: Any
     if name == "DstackWorker":
-        from prefect_dstack.worker import DstackWorker as value
-    elif name == "run_and_report":
-        from prefect_dstack.flows import run_and_report as value
-    elif name == "arun_and_report":
-        from prefect_dstack.flows import arun_and_report as value
+        from prefect_dstack import worker
+
+        value = worker.DstackWorker
+    elif name in ("arun_and_report", "run_and_report"):
+        from prefect_dstack import flows
+
+        value = flows.run_and_report if name == "run_and_report" else flows.arun_and_report
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
