@@ -156,6 +156,12 @@ DOCS_PORT ?= 8000
 docs-serve: docs ## Show the built site on http://127.0.0.1:8000 (DOCS_PORT)
 	@$(ENVS)/docs/bin/python -m http.server --bind 127.0.0.1 --directory build/site $(DOCS_PORT)
 
+.PHONY: walks
+walks: $(CORE) $(AIRFLOW) $(PREFECT) ## Print the files and functions that a submit and each host's task pass, and the sizes
+	@$(ENVS)/core/bin/python -m scripts.walks
+	@$(ENVS)/airflow/bin/python -m scripts.walks --walk airflow 2>/dev/null | sed '/^$$/,$$d'
+	@$(ENVS)/prefect/bin/python -m scripts.walks --walk prefect 2>/dev/null | sed '/^$$/,$$d'
+
 .PHONY: format reference clean pins
 format: $(CORE) ## Format the code
 	$(ENVS)/core/bin/ruff format .

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from airflow.sdk import DAG
 
-from airflow_provider_dstack.operators import DstackReapOperator
+from airflow_provider_dstack.reaper import DstackReapOperator
 
 with DAG(
     "example_dstack_reap",

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, task
 
-from airflow_provider_dstack.operators import DstackServiceOperator, DstackStopRunOperator
+from airflow_provider_dstack.services import DstackServiceOperator, DstackStopRunOperator
 from dstack_core import GPU, Resources, Service
 
 # A stand-in for an inference server: it gives back what it is asked.

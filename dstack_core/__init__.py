@@ -23,18 +23,14 @@ if TYPE_CHECKING:
         AuthenticationError,
         ConfigurationError,
         DstackError,
-        NoCapacityError,
         PortInUseError,
         ProjectNotConfiguredError,
         ProjectNotFoundError,
         ProtocolError,
         RequestRejectedError,
-        RunError,
-        RunFailedError,
         RunNameTakenError,
         RunNotFoundError,
         RunNotUpdatableError,
-        RunStoppedError,
         ServerError,
         ServerUnreachableError,
         TransientServerError,
@@ -54,7 +50,13 @@ if TYPE_CHECKING:
     from dstack_core.models.files import FileMapping
     from dstack_core.models.logs import LogBytes
     from dstack_core.models.options import CommonOptions, KeywordOptions, SubmitOptions, check_options
-    from dstack_core.models.outcome import Outcome
+    from dstack_core.models.outcome import (
+        NoCapacityError,
+        Outcome,
+        RunError,
+        RunFailedError,
+        RunStoppedError,
+    )
     from dstack_core.models.plan import Offer, Plan
     from dstack_core.models.policies import RetryPolicy
     from dstack_core.models.profiles import Profile
@@ -84,18 +86,14 @@ _HOMES = {
         "AuthenticationError",
         "ConfigurationError",
         "DstackError",
-        "NoCapacityError",
         "PortInUseError",
         "ProjectNotConfiguredError",
         "ProjectNotFoundError",
         "ProtocolError",
         "RequestRejectedError",
-        "RunError",
-        "RunFailedError",
         "RunNameTakenError",
         "RunNotFoundError",
         "RunNotUpdatableError",
-        "RunStoppedError",
         "ServerError",
         "ServerUnreachableError",
         "TransientServerError",
@@ -108,7 +106,7 @@ _HOMES = {
     "models.files": ("FileMapping",),
     "models.logs": ("LogBytes",),
     "models.options": ("CommonOptions", "KeywordOptions", "SubmitOptions", "check_options"),
-    "models.outcome": ("Outcome",),
+    "models.outcome": ("NoCapacityError", "Outcome", "RunError", "RunFailedError", "RunStoppedError"),
     "models.plan": ("Offer", "Plan"),
     "models.policies": ("RetryPolicy",),
     "models.profiles": ("Profile",),

@@ -24,6 +24,8 @@
     │   └── RunStoppedError               somebody stopped or aborted the run
     └── WaitTimeoutError              the caller's own time limit passed (also a TimeoutError)
 
+``RunError`` and the three below it are in ``models/outcome.py``, beside the ``Outcome`` that they carry.
+
 ``TransientServerError`` is what transports and the wire raise for a fault that may pass; the retry
 wrapper turns it into ``ServerUnreachableError`` when its budget is spent.
 """
@@ -31,10 +33,6 @@ wrapper turns it into ``ServerUnreachableError`` when its budget is spent.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from dstack_core.models.outcome import Outcome
 
 
 class DstackError(Exception):
@@ -164,30 +162,6 @@ class ProtocolError(ServerError):
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
-
-
-class RunError(DstackError):
-    """Report that a run ended without success; ``outcome`` is its ``Outcome``."""
-
-    def __init__(self, message: str, outcome: Outcome) -> None:
-        super().__init__(message)
-        self.outcome = outcome
-
-    def __reduce__(self) -> tuple[type[RunError], tuple[str, Outcome]]:
-        """Keep ``outcome`` when the error crosses a process border."""
-        return type(self), (self.message, self.outcome)
-
-
-class RunFailedError(RunError):
-    """Report that the run's command exited non-zero, or its job failed."""
-
-
-class NoCapacityError(RunError):
-    """Report that no machine for the run could be had; trying again later may succeed."""
-
-
-class RunStoppedError(RunError):
-    """Report that the run was stopped or aborted."""
 
 
 class WaitTimeoutError(DstackError, TimeoutError):

@@ -45,6 +45,12 @@ def configure_airflow(home: str) -> None:
     )
 
 
+def migrate() -> None:
+    """Make the database of the home that Airflow was pointed at."""
+    airflow = Path(sys.executable).with_name("airflow")
+    subprocess.run([airflow, "db", "migrate"], check=True, capture_output=True, timeout=300)
+
+
 def run_example() -> tuple[str, dict[str, Any]]:
     """Run the DAG in this process; return its state and what its tasks returned."""
     spec = importlib.util.spec_from_file_location(DAG_FILE.stem, DAG_FILE)
@@ -69,8 +75,7 @@ def main() -> int:
             {"conn_type": "dstack", "host": server.url, "login": server.project, "password": server.token}
         )
         say("making Airflow's database ...")
-        airflow = Path(sys.executable).with_name("airflow")
-        subprocess.run([airflow, "db", "migrate"], check=True, capture_output=True, timeout=300)
+        migrate()
         say("running the DAG example_dstack_run; the log of the run follows")
         state, results = run_example()
         say(f"the DAG run ended: {state}")

@@ -63,6 +63,12 @@ def _final(found: griffe.Object | griffe.Alias) -> griffe.Object:
     return found.final_target if isinstance(found, griffe.Alias) else found
 
 
+def _enum_value(member: griffe.Attribute) -> object:
+    """Return the value of a member; it is the first item of what ``__new__`` gets."""
+    made_of = member.value
+    return next(iter(made_of.elements)) if isinstance(made_of, griffe.ExprTuple) else made_of
+
+
 def _members(found: griffe.Class) -> Iterator[tuple[str, griffe.Object]]:
     for name, member in found.all_members.items():
         home = _final(member)
@@ -94,7 +100,7 @@ def _class(found: griffe.Class, name: str) -> Iterator[str]:
         return
     if _has_base(found, "StrEnum"):
         values = [
-            f"`{key} = {member.value}`"
+            f"`{key} = {_enum_value(member)}`"
             for key, member in _members(found)
             if isinstance(member, griffe.Attribute) and key.isupper() and not key.startswith("_")
         ]

@@ -6,7 +6,8 @@ from dstack_core._flow.runs import look
 from dstack_core._flow.steps import Op, Sleep, call
 from dstack_core._wire.api import Api
 from dstack_core._wire.runs import outcome_of
-from dstack_core.errors import ConfigurationError, RunFailedError, TransientServerError
+from dstack_core.errors import ConfigurationError, TransientServerError
+from dstack_core.models.outcome import RunFailedError
 
 
 def wait_until_ready(api: Api, run_name: str, run_id: str, poll_interval: float) -> Op[str]:

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from dstack_core._wire.runs import RunSnapshot, parse_run
+from dstack_core._wire.statuses import job_status
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.configurations import Configuration, PortMapping, Task
+from dstack_core.models.statuses import RunStatus
 
 RUNNER_PORT = 10999
 _CONTAINER_SSH_PORT = 10022
 _DEFAULT_SSH_PORT = 22
 _RESERVED = range(10000, 11000)
-_WAITING = frozenset({"pending", "submitted", "provisioning"})
-_JOB_WAITING = frozenset({"submitted", "provisioning", "pulling"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def parse_approach(data: Mapping[str, Any], node: int) -> Approach:
     if all_jobs and not jobs:
         nodes = ", ".join(str(number) for number in sorted({_number(job, "job_num") for job in all_jobs}))
         raise ConfigurationError(f"node: run {run.name} has no node {node}; it has {nodes}")
-    if data["status"] in _WAITING:
+    if run.status.is_before_start:
         return Approach(run, None, waiting=True)
     if run.status.is_ending:
         return Approach(run, None, waiting=False)
@@ -127,7 +127,7 @@ def _route(data: Mapping[str, Any], job: Mapping[str, Any]) -> Route | None:
     """Return the way to a job's container, None while it has none."""
     submission = _last_submission(job)
     place = submission.get("job_provisioning_data") or {}
-    if submission.get("status") != "running" or not place.get("hostname"):
+    if _status(submission) is not RunStatus.RUNNING or not place.get("hostname"):
         return None
     spec = job.get("job_spec") or {}
     return Route(
@@ -176,7 +176,12 @@ def _ports(spec: Mapping[str, Any]) -> tuple[AppPort, ...]:
 
 
 def _may_start(job: Mapping[str, Any]) -> bool:
-    return _last_submission(job).get("status") in _JOB_WAITING
+    submission = _last_submission(job)
+    return bool(submission) and _status(submission).is_before_start
+
+
+def _status(submission: Mapping[str, Any]) -> RunStatus:
+    return job_status(str(submission.get("status") or ""))
 
 
 def _last_submission(job: Mapping[str, Any]) -> Mapping[str, Any]:

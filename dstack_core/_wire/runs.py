@@ -9,12 +9,12 @@ from typing import Any
 
 from dstack_core._wire.exact_sizes import exact_sizes
 from dstack_core._wire.plain import text, time_of
-from dstack_core._wire.statuses import in_words, run_status
+from dstack_core._wire.statuses import in_words, job_status, run_status
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.statuses import RunStatus
 
-_BEFORE_START = frozenset({"submitted", "provisioning", "pulling"})
-_JOB_FINISHED = frozenset({"terminated", "aborted", "failed", "done"})
+# The status message of a run, or of its job, while the image is pulled.
+_PULLING = "pulling"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +47,19 @@ class Submission:
     deployment: int = 0
 
     @property
+    def mapped_status(self) -> RunStatus:
+        """Return ``status``, the server's own word, as the table of statuses maps it."""
+        return job_status(self.status)
+
+    @property
     def may_have_logs(self) -> bool:
         """Tell whether its container may have written something."""
-        return self.status not in _BEFORE_START
+        return not self.mapped_status.is_before_start
 
     @property
     def is_finished(self) -> bool:
         """Tell whether its log is complete (PROTOCOL 1.8: final lines come before the status)."""
-        return self.status in _JOB_FINISHED
+        return self.mapped_status.is_finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +109,7 @@ class RunSnapshot:
     @property
     def is_active(self) -> bool:
         """Tell whether the run is not over yet."""
-        return not self.status.is_finished
+        return self.status.is_active
 
     @property
     def news(self) -> tuple[object, ...]:
@@ -115,7 +120,9 @@ class RunSnapshot:
     @property
     def runs_somewhere(self) -> bool:
         """Tell whether a job of it is running; the run itself may still be said to be on its way."""
-        return any(job.submissions and job.submissions[-1].status == "running" for job in self.jobs)
+        return any(
+            job.submissions and job.submissions[-1].mapped_status is RunStatus.RUNNING for job in self.jobs
+        )
 
     @property
     def is_updating(self) -> bool:
@@ -130,17 +137,16 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
     latest = _latest(data, jobs)
     spec = data.get("run_spec") or {}
     message = text(data.get("status_message"))
+    is_pulling = latest is not None and latest.mapped_status is RunStatus.DOWNLOADING
     if latest and (message is None or message == data["status"]):
-        message = latest.message or (latest.status if latest.status == "pulling" else message)
+        message = latest.message or (latest.status if is_pulling else message)
     return RunSnapshot(
         id=str(data["id"]),
         name=str(spec["run_name"]),
         project=text(data.get("project_name")) or "",
         status=run_status(
             str(data["status"]),
-            message="pulling"
-            if latest and "pulling" in (message, latest.status, latest.message)
-            else message,
+            message=_PULLING if is_pulling or (latest and latest.message == _PULLING) else message,
             reason=text(data.get("termination_reason")),
             restarting=_restarting(data, latest),
         ),
@@ -236,7 +242,9 @@ def _machine(data: Mapping[str, Any] | None) -> Machine:
 
 def _restarting(data: Mapping[str, Any], latest: Submission | None) -> bool:
     """Tell whether a job is tried again; waiting for capacity, or for a schedule, is no restart."""
-    if latest is None or (data["status"] == "pending" and data.get("next_triggered_at")):
+    if latest is None or (
+        RunStatus(str(data["status"])) is RunStatus.PENDING and data.get("next_triggered_at")
+    ):
         return False
     return latest.attempt > 0 or latest.reason not in (None, "failed_to_start_due_to_no_capacity")
 
@@ -257,7 +265,11 @@ def _latest(data: Mapping[str, Any], jobs: Sequence[Job]) -> Submission | None:
 def _telling(run: RunSnapshot) -> Submission | None:
     """Choose the job that explains the end: the first that failed by itself, else the first."""
     last = [job.submissions[-1] for job in run.jobs if job.submissions]
-    failed = [item for item in last if item.status == "failed" or item.reason == "max_duration_exceeded"]
+    failed = [
+        item
+        for item in last
+        if item.mapped_status is RunStatus.FAILED or item.reason == "max_duration_exceeded"
+    ]
     return next(iter(failed + last), None)
 
 

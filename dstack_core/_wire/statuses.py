@@ -1,10 +1,8 @@
-"""The tables of statuses and reasons (PROTOCOL 1.6, 3.3)."""
+"""Map what a server sends to ``RunStatus``, by its table; the table of reasons (PROTOCOL 1.6, 3.3)."""
 
 from __future__ import annotations
 
-from dstack_core.models.statuses import RunStatus
-
-_STOPPING = {"stopped_by_user": RunStatus.STOPPING, "aborted_by_user": RunStatus.ABORTING}
+from dstack_core.models.statuses import BY_JOB, BY_RUN, RESTARTING_SIGN, RunStatus
 
 _REASONS = {
     "all_jobs_done": "finished",
@@ -42,15 +40,17 @@ def run_status(raw: str, *, message: str | None, reason: str | None, restarting:
     ``raw`` is the run's status, ``message`` its or its job's status message, ``reason`` the run's
     termination reason; ``restarting`` tells that an attempt of its job is over. Unknown statuses are kept.
     """
-    if raw in ("pending", "submitted") and restarting:
-        return RunStatus.RESTARTING
-    if raw in ("submitted", "provisioning") and message == "pulling":
-        return RunStatus.DOWNLOADING
-    if raw == "terminating":
-        return _STOPPING.get(reason or "", RunStatus.TERMINATING)
-    if raw == "terminated" and reason == "aborted_by_user":
-        return RunStatus.ABORTED
+    signs = [f"message: {message}", f"reason: {reason}", None]
+    for sign in [RESTARTING_SIGN, *signs] if restarting else signs:
+        if (raw, sign) in BY_RUN:
+            return BY_RUN[raw, sign]
     return RunStatus(raw)
+
+
+def job_status(raw: str) -> RunStatus:
+    """Map the status of a job's attempt; an unknown one is kept."""
+    # A job without a status is one that is not known: no reason to refuse the run's other fields.
+    return BY_JOB.get(raw) or RunStatus(raw or "unknown")
 
 
 def in_words(reason: str | None) -> str | None:

@@ -54,7 +54,7 @@ class Resource:
     @property
     def is_ending(self) -> bool:
         """Return whether the run is active but being stopped."""
-        return self.run.raw_status == "terminating"
+        return self.run.status.is_stopping
 
 
 @dataclass(frozen=True, slots=True)

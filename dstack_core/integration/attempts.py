@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 
 from dstack_core._flow.steps import Sleep
 from dstack_core.integration.names import AttemptNames, RunRef
-from dstack_core.models.statuses import RunStatus
 
 if TYPE_CHECKING:
     from dstack_core._flow.steps import Flow
@@ -118,9 +117,9 @@ def _choose(
             attempt.is_chosen = True
             return None
         attempt.ref, attempt.run_id = names.ref(number), found.id
-        if found.is_active and found.status.is_stopping:
+        if found.status.is_stopping:
             yield Sleep(_STOPPING_PAUSE)
-        elif found.is_active or found.status is RunStatus.DONE:
+        elif found.is_active or found.status.is_success:
             attempt.is_chosen = attempt.is_adopted = True
             return found
         else:

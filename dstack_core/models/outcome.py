@@ -1,4 +1,4 @@
-"""How a run ended."""
+"""How a run ended, and the errors for an end without success."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from dstack_core.errors import NoCapacityError, RunFailedError, RunStoppedError
+from dstack_core.errors import DstackError
 from dstack_core.models.statuses import RunStatus
 from dstack_core.models.tolerant import known_fields
 
@@ -42,7 +42,7 @@ class Outcome:
     @property
     def succeeded(self) -> bool:
         """Tell whether the run did what it was asked to do."""
-        return self.status is RunStatus.DONE
+        return self.status.is_success
 
     @property
     def no_capacity(self) -> bool:
@@ -56,7 +56,7 @@ class Outcome:
         text = f"Run {self.run_name} {self.message}. See {self.url}"
         if self.no_capacity:
             raise NoCapacityError(text, self)
-        if self.status in (RunStatus.TERMINATED, RunStatus.ABORTED):
+        if self.status.was_stopped:
             raise RunStoppedError(text, self)
         raise RunFailedError(text, self)
 
@@ -75,3 +75,27 @@ class Outcome:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-plain values (``status`` as str)."""
         return {**asdict(self), "status": str(self.status)}
+
+
+class RunError(DstackError):
+    """Report that a run ended without success; ``outcome`` is its ``Outcome``."""
+
+    def __init__(self, message: str, outcome: Outcome) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+
+    def __reduce__(self) -> tuple[type[RunError], tuple[str, Outcome]]:
+        """Keep ``outcome`` when the error crosses a process border."""
+        return type(self), (self.message, self.outcome)
+
+
+class RunFailedError(RunError):
+    """Report that the run's command exited non-zero, or its job failed."""
+
+
+class NoCapacityError(RunError):
+    """Report that no machine for the run could be had; trying again later may succeed."""
+
+
+class RunStoppedError(RunError):
+    """Report that the run was stopped or aborted."""

@@ -1,35 +1,99 @@
-"""Statuses and policies a caller names."""
+"""The one table of run statuses, and the spot policies.
+
+Servers use eight statuses for runs and nine for jobs; the documented API has other names, and more of them.
+``RunStatus`` maps between the two, and each of its members carries its row of the table: what a server sends
+for it, the phase of the run, and how far a progress bar is. Every other module asks the table:
+``dstack_core._wire.statuses`` maps with it, and ``is_finished`` and the other properties read the phase.
+
+Where the columns come from:
+
+* The names: PROTOCOL 3.3 (the documented 15) and ``provisioning``, which today's servers added (1.6).
+* What a server sends: PROTOCOL 1.6 for the statuses, 3.3 for the signs. A sign is what tells two statuses
+  with the same raw status apart: a status message, a termination reason, or that a job is tried again.
+  ``building``, ``uploading`` and ``stopped`` are never sent.
+* The phase: PROTOCOL 1.6, which lists the statuses of a finished run. Logs may exist from the phase
+  ``RUNNING`` on (PROTOCOL 1.8).
+* The percent: ours, for progress bars. A server reports nothing finer than the status.
+
+A newer server may send a status that is not in the table. It stays as it came, in the phase ``RUNNING``: the
+run is watched further, and its log is read.
+"""
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Self
+from collections.abc import Mapping
+from enum import Enum, StrEnum
+from typing import NamedTuple, Self
+
+
+class Phase(Enum):
+    """The part of its life that a run is in; exactly one at a time."""
+
+    BEFORE_START = "before start"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    SUCCEEDED = "finished: succeeded"
+    FAILED = "finished: failed"
+    STOPPED = "finished: stopped"
+
+
+_FINISHED = (Phase.SUCCEEDED, Phase.FAILED, Phase.STOPPED)
+
+
+class _Row(NamedTuple):
+    """A row of the table.
+
+    ``run``: the statuses of a run that mean this one, with ``sign`` if it has one; ``job``: that of a job.
+    """
+
+    phase: Phase
+    percent: float
+    run: tuple[str, ...] = ()
+    sign: str | None = None
+    job: str | None = None
+
+
+_UNKNOWN = _Row(Phase.RUNNING, 50.0)
 
 
 class RunStatus(StrEnum):
-    """Name the status of a run: the documented 15, and ``PROVISIONING``.
+    """The status of a run: the documented 15, and ``PROVISIONING``.
 
     Members are strings, so ``"Run: " + run.status()`` works. A status that a newer server invents
     becomes a member of its own value instead of an error. Source: the documented API, "RunStatus";
     PROTOCOL 3.3 says which of them today's servers can show.
     """
 
-    PENDING = "pending"
-    SUBMITTED = "submitted"
-    PROVISIONING = "provisioning"
-    DOWNLOADING = "downloading"
-    BUILDING = "building"
-    RUNNING = "running"
-    UPLOADING = "uploading"
-    STOPPING = "stopping"
-    STOPPED = "stopped"
-    RESTARTING = "restarting"
-    TERMINATING = "terminating"
-    TERMINATED = "terminated"
-    ABORTING = "aborting"
-    ABORTED = "aborted"
-    FAILED = "failed"
-    DONE = "done"
+    _value_: str
+    _row: _Row
+
+    def __new__(cls, value: str, row: _Row = _UNKNOWN) -> Self:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member._row = row
+        return member
+
+    # fmt: off
+    PENDING = "pending", _Row(Phase.BEFORE_START, 5.0, run=("pending",))
+    SUBMITTED = "submitted", _Row(Phase.BEFORE_START, 5.0, run=("submitted",), job="submitted")
+    PROVISIONING = "provisioning", _Row(Phase.BEFORE_START, 20.0, run=("provisioning",), job="provisioning")
+    DOWNLOADING = "downloading", _Row(
+        Phase.BEFORE_START, 35.0, run=("submitted", "provisioning"), sign="message: pulling", job="pulling")
+    BUILDING = "building", _Row(Phase.BEFORE_START, 40.0)
+    RUNNING = "running", _Row(Phase.RUNNING, 50.0, run=("running",), job="running")
+    UPLOADING = "uploading", _Row(Phase.RUNNING, 80.0)
+    STOPPING = "stopping", _Row(Phase.STOPPING, 90.0, run=("terminating",), sign="reason: stopped_by_user")
+    STOPPED = "stopped", _Row(Phase.STOPPED, 100.0)
+    RESTARTING = "restarting", _Row(
+        Phase.BEFORE_START, 5.0, run=("pending", "submitted"), sign="a job is tried again")
+    TERMINATING = "terminating", _Row(Phase.STOPPING, 90.0, run=("terminating",), job="terminating")
+    TERMINATED = "terminated", _Row(Phase.STOPPED, 100.0, run=("terminated",), job="terminated")
+    ABORTING = "aborting", _Row(Phase.STOPPING, 90.0, run=("terminating",), sign="reason: aborted_by_user")
+    ABORTED = "aborted", _Row(
+        Phase.STOPPED, 100.0, run=("terminated",), sign="reason: aborted_by_user", job="aborted")
+    FAILED = "failed", _Row(Phase.FAILED, 100.0, run=("failed",), job="failed")
+    DONE = "done", _Row(Phase.SUCCEEDED, 100.0, run=("done",), job="done")
+    # fmt: on
 
     @classmethod
     def _missing_(cls, value: object) -> Self | None:
@@ -38,28 +102,58 @@ class RunStatus(StrEnum):
         unknown = str.__new__(cls, value)
         unknown._name_ = value.upper().replace("-", "_")
         unknown._value_ = value
+        unknown._row = _UNKNOWN
         return unknown
 
     @property
-    def is_finished(self) -> bool:
-        """Tell whether the run is over: done, failed, terminated, aborted or stopped."""
-        return self in _FINISHED
+    def is_before_start(self) -> bool:
+        """Whether the commands have not started yet, or have to start again; there is no log of them."""
+        return self._row.phase is Phase.BEFORE_START
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the run has not finished."""
+        return self._row.phase not in _FINISHED
 
     @property
     def is_stopping(self) -> bool:
-        """Tell whether the run is on its way to an end it has not reached yet."""
-        return self in _STOPPING
+        """Whether the run is going to finish, whatever its commands do."""
+        return self._row.phase is Phase.STOPPING
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has finished: done, failed, terminated, aborted or stopped."""
+        return self._row.phase in _FINISHED
 
     @property
     def is_ending(self) -> bool:
         """Whether the run has finished or is stopping, so that there is nothing left to stop."""
         return self.is_finished or self.is_stopping
 
+    @property
+    def is_success(self) -> bool:
+        """Whether the run finished and did what it was asked to do."""
+        return self._row.phase is Phase.SUCCEEDED
 
-_FINISHED = frozenset(
-    {RunStatus.DONE, RunStatus.FAILED, RunStatus.TERMINATED, RunStatus.ABORTED, RunStatus.STOPPED}
-)
-_STOPPING = frozenset({RunStatus.STOPPING, RunStatus.ABORTING, RunStatus.TERMINATING})
+    @property
+    def was_stopped(self) -> bool:
+        """Whether the run finished because it was stopped or aborted."""
+        return self._row.phase is Phase.STOPPED
+
+    @property
+    def percent(self) -> float:
+        """How far a progress bar of the run is: 0 to 100, and 100 for a finished run alone."""
+        return self._row.percent
+
+
+def _by_run() -> Mapping[tuple[str, str | None], RunStatus]:
+    return {(raw, status._row.sign): status for status in RunStatus for raw in status._row.run}
+
+
+# What a server sends for a run, with the sign, and for a job.
+BY_RUN: Mapping[tuple[str, str | None], RunStatus] = _by_run()
+BY_JOB: Mapping[str, RunStatus] = {status._row.job: status for status in RunStatus if status._row.job}
+RESTARTING_SIGN = str(RunStatus.RESTARTING._row.sign)
 
 
 class SpotPolicy(StrEnum):

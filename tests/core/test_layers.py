@@ -14,7 +14,7 @@ CORE = ROOT / "dstack_core"
 
 # Each room may import the rooms in its set, itself, and nothing else of the package.
 ROOMS = {
-    "errors": {"models"},
+    "errors": set(),
     "models": {"errors"},
     "_wire": {"errors", "models"},
     "_flow": {"errors", "models", "_wire"},

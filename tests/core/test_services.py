@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dstack_core import Run, errors
+from dstack_core import Run, RunFailedError, RunStoppedError, errors
 from dstack_core._session import Session
 from dstack_core._transport.blocking import BlockingTransport
 from dstack_core._transport.settings import TransportSettings
@@ -82,12 +82,12 @@ def test_a_gateways_address_is_whole_and_gets_no_token_in_the_clear(
 
 
 def test_a_run_that_ends_before_raises_what_it_is(driver: Driver) -> None:
-    with pytest.raises(errors.RunFailedError, match=r"Run chat .*See http://server/projects/main/runs/id-1"):
+    with pytest.raises(RunFailedError, match=r"Run chat .*See http://server/projects/main/runs/id-1"):
         wait(driver, Server([service(), service(status="failed")], [NOBODY]))
-    with pytest.raises(errors.RunFailedError, match="Run chat finished before it answered"):
+    with pytest.raises(RunFailedError, match="Run chat finished before it answered"):
         wait(driver, Server([service(status="done")], [NOBODY]))
     stopped = service(status="terminated", termination_reason="stopped_by_user")
-    with pytest.raises(errors.RunStoppedError):
+    with pytest.raises(RunStoppedError):
         wait(driver, Server([stopped], [NOBODY]))
 
 

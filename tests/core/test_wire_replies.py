@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dstack_core import errors
+from dstack_core import NoCapacityError, RunFailedError, RunStoppedError, errors
 from dstack_core._wire.api import Api
 from dstack_core._wire.plain import Reply
 from dstack_core._wire.runs import outcome_of, parse_run
@@ -69,17 +69,15 @@ def test_outcomes_raise_what_they_are() -> None:
         return outcome_of(parse_run(recorded(f"runs_get_{name}_0.22.5")), "http://server/run")
 
     assert outcome("done").raise_for_status().succeeded
-    with pytest.raises(
-        errors.RunFailedError, match=r"exited with status 7\. See http://server/run"
-    ) as caught:
+    with pytest.raises(RunFailedError, match=r"exited with status 7\. See http://server/run") as caught:
         outcome("failed").raise_for_status()
     assert caught.value.outcome.exit_status == 7
-    with pytest.raises(errors.NoCapacityError, match="no capacity"):
+    with pytest.raises(NoCapacityError, match="no capacity"):
         outcome("no_capacity").raise_for_status()
-    with pytest.raises(errors.NoCapacityError, match="time limit for retries"):
+    with pytest.raises(NoCapacityError, match="time limit for retries"):
         outcome("retry_no_capacity").raise_for_status()
     for stopped in ("stopped", "aborted"):
-        with pytest.raises(errors.RunStoppedError):
+        with pytest.raises(RunStoppedError):
             outcome(stopped).raise_for_status()
 
 

@@ -40,13 +40,10 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG, setup, task, task_group, teardown
-from airflow_provider_dstack.operators import (
-    DstackReapOperator,
-    DstackRunOperator,
-    DstackServiceOperator,
-    DstackStopRunOperator,
-)
+from airflow_provider_dstack.operators import DstackRunOperator
+from airflow_provider_dstack.reaper import DstackReapOperator
 from airflow_provider_dstack.sensors import DstackRunSensor
+from airflow_provider_dstack.services import DstackServiceOperator, DstackStopRunOperator
 from dstack_core import GPU, Resources, Service, Task
 
 {head}

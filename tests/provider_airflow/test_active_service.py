@@ -13,7 +13,7 @@ import requests
 
 from airflow_provider_dstack._compat import AirflowFailException
 from airflow_provider_dstack.errors import DstackError, DstackRunInterrupted
-from airflow_provider_dstack.operators import DstackServiceOperator
+from airflow_provider_dstack.services import DstackServiceOperator
 from dstack_core import Run
 from dstack_core.local import LocalServer
 from tests.ports import free_port

@@ -10,7 +10,8 @@ import requests
 
 from airflow_provider_dstack._compat import AirflowFailException
 from airflow_provider_dstack.errors import DstackNoCapacity
-from airflow_provider_dstack.operators import DstackRunOperator, DstackServiceOperator
+from airflow_provider_dstack.operators import DstackRunOperator
+from airflow_provider_dstack.services import DstackServiceOperator
 from dstack_core import GPU, Profile, Resources
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import DagRunner, paths

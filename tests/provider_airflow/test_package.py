@@ -19,11 +19,9 @@ from airflow.sdk import BaseOperator
 from airflow_provider_dstack import __version__
 from airflow_provider_dstack._decorated import DstackDecoratedOperator
 from airflow_provider_dstack.get_provider_info import get_provider_info
-from airflow_provider_dstack.operators import (
-    DstackReapOperator,
-    DstackRunOperator,
-    DstackStopRunOperator,
-)
+from airflow_provider_dstack.operators import DstackRunOperator
+from airflow_provider_dstack.reaper import DstackReapOperator
+from airflow_provider_dstack.services import DstackStopRunOperator
 
 _FORBIDDEN = (
     "requests",

@@ -8,7 +8,7 @@ import pytest
 
 from airflow_provider_dstack._compat import TaskFacts
 from airflow_provider_dstack.errors import DstackRunInterrupted
-from airflow_provider_dstack.operators import DstackReapOperator
+from airflow_provider_dstack.reaper import DstackReapOperator
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import DagRunner, paths, runs_of
 from tests.provider_airflow.test_reaper import SERVICE, facts, is_stopped, submit, train

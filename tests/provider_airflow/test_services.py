@@ -9,7 +9,7 @@ import requests
 from airflow.sdk import DAG
 
 from airflow_provider_dstack.errors import DstackRunInterrupted
-from airflow_provider_dstack.operators import DstackServiceOperator, DstackStopRunOperator
+from airflow_provider_dstack.services import DstackServiceOperator, DstackStopRunOperator
 from dstack_core.local import LocalServer
 from tests.ports import free_port
 from tests.provider_airflow.support import DagRunner, paths, runs_of, wait_for

@@ -7,8 +7,9 @@ from typing import Any
 
 from airflow.sdk import DAG
 
-from airflow_provider_dstack.operators import DstackRunOperator, DstackServiceOperator
+from airflow_provider_dstack.operators import DstackRunOperator
 from airflow_provider_dstack.sensors import DstackRunSensor
+from airflow_provider_dstack.services import DstackServiceOperator
 from dstack_core import Task
 
 

@@ -9,11 +9,8 @@ from typing import Any
 
 from airflow.sdk import DAG, task
 
-from airflow_provider_dstack.operators import (
-    DstackRunOperator,
-    DstackServiceOperator,
-    DstackStopRunOperator,
-)
+from airflow_provider_dstack.operators import DstackRunOperator
+from airflow_provider_dstack.services import DstackServiceOperator, DstackStopRunOperator
 
 # On a server that takes 5 s for each reply a run is running after 30 s, and then its log is read.
 TIMEOUT = timedelta(seconds=50)

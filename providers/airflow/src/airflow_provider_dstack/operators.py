@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from importlib import import_module
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -34,11 +33,9 @@ if TYPE_CHECKING:
     from airflow_provider_dstack._submission import OnActive
     from airflow_provider_dstack._task_run import TaskRun
     from airflow_provider_dstack.hooks import DstackHook
-    from airflow_provider_dstack.reaper import DstackReapOperator
-    from airflow_provider_dstack.services import DstackServiceOperator, DstackStopRunOperator
     from dstack_core import Configuration, Profile, Resources, RetryPolicy, Run, SpotPolicy
 
-__all__ = ["DstackReapOperator", "DstackRunOperator", "DstackServiceOperator", "DstackStopRunOperator"]
+__all__ = ["DstackRunOperator"]
 
 _SYNC_SECONDS = 5.0
 # Yes or no, one of a few words, or a number that is checked when the DAG is parsed: a template of these would
@@ -324,11 +321,3 @@ class DstackRunOperator(TemplatedModels):
             self.log.warning("The run is kept for the task's next try.")
         else:
             self._stop_leftover(context)
-
-
-def __getattr__(name: str) -> Any:
-    """Load the other operators when they are first asked for: a class costs a DAG file time."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "reaper" if name == "DstackReapOperator" else "services"
-    return getattr(import_module(f"airflow_provider_dstack.{home}"), name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from prefect_dstack.credentials import DstackCredentials
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from prefect_dstack.worker import DstackWorker
 
 __version__ = "0.1.0"
-
-_LAZY = {"DstackWorker": "worker", "arun_and_report": "flows", "run_and_report": "flows"}
 
 __all__ = [
     "DstackCredentials",
@@ -63,9 +60,16 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Load what most flows do not need when it is first used."""
-    home = _LAZY.get(name)
-    if home is None:
+    value: Any
+    if name == "DstackWorker":
+        from prefect_dstack import worker
+
+        value = worker.DstackWorker
+    elif name in ("arun_and_report", "run_and_report"):
+        from prefect_dstack import flows
+
+        value = flows.run_and_report if name == "run_and_report" else flows.arun_and_report
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{home}"), name)
     globals()[name] = value
     return value

@@ -31,7 +31,6 @@ _OLDEST_SECONDS = 30 * 24 * 3600.0
 _POLL_SECONDS = 2.0
 # As often as the core repeats a dropped stop.
 _REPEAT_SECONDS = 5.0
-_FINAL = ("done", "failed", "terminated", "aborted", "stopped")
 _STOPPED_WITHIN = timedelta(days=1)
 # As many as Prefect's server returns at once.
 _EVENTS = 50
@@ -73,8 +72,11 @@ def unreported_stops(api: SyncPrefectClient) -> list[Unreported]:
     These are runs without a progress artifact, such as those of ``artifacts=False``. Raises what Prefect's
     client raises.
     """
+    from dstack_core import RunStatus
+
+    final = [str(status) for status in RunStatus if status.is_finished]
     stopped = {_run_id(event): event for event in _events(api, ["stopping"])}
-    ended = {_run_id(event) for event in _events(api, _FINAL, list(stopped))} if stopped else set()
+    ended = {_run_id(event) for event in _events(api, final, list(stopped))} if stopped else set()
     return [
         Unreported(str(event.resource.get("prefect.resource.name")), run_id, event.payload.get("flow_run_id"))
         for run_id, event in stopped.items()

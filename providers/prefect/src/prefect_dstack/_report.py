@@ -31,19 +31,6 @@ if TYPE_CHECKING:
 PROGRESS_SUFFIX = "-progress"
 ENDED_PERCENT = 100.0
 _PAGE = 200
-# The server reports nothing finer than the status.
-_PERCENT = {
-    "pending": 5.0,
-    "submitted": 5.0,
-    "provisioning": 20.0,
-    "downloading": 35.0,
-    "building": 40.0,
-    "running": 50.0,
-    "uploading": 80.0,
-    "stopping": 90.0,
-    "terminating": 90.0,
-    "aborting": 90.0,
-}
 
 
 class Report:
@@ -75,6 +62,7 @@ class Report:
 
     def start(self, run: Run | AsyncRun) -> None:
         """Emit ``dstack.run.started``, link to the run's page and service, and show the progress."""
+        from dstack_core import RunStatus
         from dstack_core.integration import describe_status
 
         self._emit("started", run.name, run.id, {"url": run.url})
@@ -85,7 +73,8 @@ class Report:
             if run.service_url is not None:
                 self._create(api, f"{self._key}-service", *_link(run.service_url, f"Service {run.name}"))
             if run.outcome() is None:
-                text, percent = describe_status(run.name, "submitted"), _PERCENT["submitted"]
+                text = describe_status(run.name, "submitted")
+                percent = RunStatus.SUBMITTED.percent
                 known = {"run_name": run.name, "run_id": run.id}
                 self._progress = self._create(
                     api, f"{self._key}{PROGRESS_SUFFIX}", "progress", percent, text, known
@@ -100,8 +89,7 @@ class Report:
         from dstack_core import StatusChanged
 
         if isinstance(event, StatusChanged):
-            name, status = event.progress.run_name, str(event.status)
-            self._set_progress(name, status, _PERCENT.get(status, 50.0))
+            self._set_progress(event.progress.run_name, str(event.status), event.status.percent)
 
     def accepted(self, result: StopResult) -> None:
         """Emit ``dstack.run.stopping``, once: for a stop that the server has accepted just now.
@@ -116,9 +104,12 @@ class Report:
 
     def stopping(self, result: StopResult) -> None:
         """Show that the run is stopping; emit the event where another process had stopped it."""
+        from dstack_core import RunStatus
+
         self.accepted(result)
         if self._is_stopping and not self._ended:
-            self._set_progress(result.run_name, "stopping", _PERCENT["stopping"])
+            status = RunStatus.STOPPING
+            self._set_progress(result.run_name, str(status), status.percent)
 
     def end(self, outcome: Outcome | None, *, may_be_known: bool = False) -> None:
         """Emit ``dstack.run.<status>`` and show the outcome as a table; nothing without an outcome.

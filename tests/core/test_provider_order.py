@@ -1,0 +1,143 @@
+"""The inner order of the providers: a module imports only modules of lower layers, also inside functions."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent / "providers"
+AIRFLOW, PREFECT = "airflow_provider_dstack", "prefect_dstack"
+FOLDERS = {
+    AIRFLOW: ROOT / "airflow" / "src" / AIRFLOW,
+    PREFECT: ROOT / "prefect" / "src" / PREFECT,
+}
+
+# The lowest layer first; the modules of one layer do not know each other.
+LAYERS: dict[str, list[set[str]]] = {
+    AIRFLOW: [
+        # Plain helpers, and what Airflow's versions differ in.
+        {"__init__", "_compat", "_frames", "_pace", "_references", "_remote", "_spec", "_threads", "links"}
+        | {"cli", "get_provider_info"},
+        {
+            "_checkpoint",
+            "_git_connection",
+            "_kill_reason",
+            "_names",
+            "_relay",
+            "_stop",
+            "_templates",
+            "errors",
+        },
+        # One part of a task each: its connection, its record, its submission, its result.
+        {"_durable", "_function", "_outcome", "_reap", "_watch", "hooks"},
+        {"_reap_command", "_status", "_submission", "reaper", "triggers"},
+        # A whole task: its threads, and how it is made from an operator's fields.
+        {"_task_run", "status_trigger"},
+        {"_build", "_deferral"},
+        # What DAGs use.
+        {"operators", "sensors"},
+        {"_decorated", "services"},
+        {"decorators"},
+    ],
+    PREFECT: [
+        # Plain helpers.
+        {"_core_log", "_interrupted", "_machine_code", "_names", "_orphans", "_run_info", "_secrets"},
+        {"_code", "_probe", "_relay"},
+        # The blocks, and the clients made of them.
+        {"_submission", "credentials"},
+        {"_connect", "_machine"},
+        # One part of a task each: its log, its artifacts and events, its stop.
+        {"_machine_runs", "_relayed_logs", "_report", "_stop"},
+        {"_end_reports", "_job"},
+        # A whole task, and what is left when one was killed.
+        {"_follow", "_left_over", "_prepare"},
+        # What flows and work pools use.
+        {"deploy", "hooks", "reaper", "run_handle", "runs", "tasks", "worker"},
+        {"flows", "job_block"},
+        {"__init__", "_collection"},
+        {"__main__"},
+    ],
+}
+# Names for annotations alone, which no process loads: the object that a module works for.
+TYPES_ONLY = {
+    (AIRFLOW, "_build", "operators"),
+    (AIRFLOW, "_deferral", "operators"),
+    (PREFECT, "_stop", "_job"),
+    (PREFECT, "run_handle", "job_block"),
+}
+MODULES = [
+    (package, path.stem) for package, folder in FOLDERS.items() for path in sorted(folder.glob("*.py"))
+]
+
+
+def level(package: str, module: str) -> int:
+    return next(number for number, names in enumerate(LAYERS[package]) if module in names)
+
+
+def imports(package: str, tree: ast.AST, *, types: bool = False) -> Iterator[tuple[str, bool]]:
+    """Yield the modules of the package that code imports, and whether it needs them for types alone."""
+    for node in ast.iter_child_nodes(tree):
+        found: list[str] = []
+        if isinstance(node, ast.ImportFrom) and node.module == package:
+            files = {path.stem for path in FOLDERS[package].glob("*.py")}
+            found = [alias.name if alias.name in files else "__init__" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found = [node.module or ""]
+        elif isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        for name in found:
+            if isinstance(node, ast.ImportFrom) and node.module == package:
+                yield name, types
+            elif name.split(".")[0] == package:
+                yield [*name.split("."), "__init__"][1], types
+        for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        yield from imports(package, node, types=types or for_types)
+
+
+def source(package: str, module: str) -> str:
+    return (FOLDERS[package] / f"{module}.py").read_text()
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_every_module_is_in_one_layer(package: str) -> None:
+    layered = [module for layer in LAYERS[package] for module in layer]
+    assert sorted(layered) == sorted(module for owner, module in MODULES if owner == package)
+
+
+@pytest.mark.parametrize(("package", "module"), MODULES)
+def test_a_module_imports_lower_layers(package: str, module: str) -> None:
+    for name, types in imports(package, ast.parse(source(package, module))):
+        if types and (package, module, name) in TYPES_ONLY:
+            continue
+        assert level(package, name) < level(package, module), f"{module} imports {name}"
+
+
+def test_each_exception_is_needed() -> None:
+    for package, module, name in TYPES_ONLY:
+        assert (name, True) in imports(package, ast.parse(source(package, module)))
+        assert level(package, name) >= level(package, module)
+
+
+@pytest.mark.parametrize(("package", "module"), MODULES)
+def test_a_module_attribute_is_not_imported_by_text(package: str, module: str) -> None:
+    for node in ast.walk(ast.parse(source(package, module))):
+        if isinstance(node, ast.FunctionDef) and node.name == "__getattr__":
+            assert "import_module" not in ast.unparse(node), f"{module}: {node.name}"
+            assert "__import__" not in ast.unparse(node), f"{module}: {node.name}"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        f"from {AIRFLOW}.services import DstackServiceOperator",
+        f"from {AIRFLOW} import services",
+        f"import {AIRFLOW}.services",
+        f"def act():\n    from {AIRFLOW} import services",
+        f"class A:\n    def act(self):\n        if True:\n            import {AIRFLOW}.services",
+    ],
+)
+def test_an_import_is_found_wherever_it_is(code: str) -> None:
+    assert [*imports(AIRFLOW, ast.parse(code))] == [("services", False)]
