@@ -124,9 +124,9 @@ def measure(quick: bool) -> Section:
         base / mine >= SHARE,
     )
     note = (
-        f"Attached: {lines:,} lines of {LINE_BYTES} bytes, read from the first on, through an SSH login and a "
-        "websocket, while the run goes on; the server and the SSH hosts are in another process. The tunnel alone, with "
-        f"neither websocket nor log, carries {size / tunnel / 1e6:.1f} MB/s of the same size: both its ends are "
+        f"Attached: {lines:,} lines of {LINE_BYTES} bytes, read from the first line, through an SSH login and "
+        "a websocket, while the run is active. The server and the SSH hosts are in another process. The tunnel alone, "
+        f"without websocket and log, transfers {size / tunnel / 1e6:.1f} MB/s of the same size. Both its ends are "
         "Python (`paramiko`), and each byte is encrypted twice, once for each login."
     )
     return Section("Log relay, attached", [row], notes=[note])
