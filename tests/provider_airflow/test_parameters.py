@@ -140,7 +140,7 @@ def test_what_the_server_fills_in_is_left_to_it(given: str, rendered: str) -> No
         ({"max_price": "0"}, "max_price: expected USD per hour above 0, got 0"),
         ({"backends": ["moon"]}, "backends"),
         ({"backends": 5}, "backends: 5"),
-        ({"repo_dir": "/etc/hostname"}, "repo_dir: '/etc/hostname' is no directory"),
+        ({"repo_dir": "/etc/hostname"}, "repo_dir: expected a directory, got '/etc/hostname'"),
         ({"profiles_file": "/nope.yml"}, "profiles_file: expected a file at /nope.yml, got none"),
         ({"project_name": "no/project"}, "'no/project' is no project name"),
     ],
