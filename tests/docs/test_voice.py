@@ -105,6 +105,12 @@ def test_nobody_waits() -> None:
     logging.warning("The run %s is over: %s", 1, "nobody")
     name = "nobody"
     raise ValueError(f"{name} is no name of a run")
+
+
+def check(value: int) -> None:
+    if value < 0:
+        raise ValueError(f"value: expected 0 or more, got {value}.")
+    raise ValueError(f"{value} does not fit here")
 '''
 
 
@@ -124,6 +130,8 @@ def test_every_kind_of_text_of_a_source_file_is_searched(
         ("comment", 12, "nobody"),
         ("message", 13, "is over"),
         ("message", 15, "is no name"),
+        ("error form", 15, "`x` is no name of a run"),
+        ("error form", 21, "`x` does not fit here"),
     }
 
 

@@ -5,7 +5,7 @@
 * the pages: the Markdown files, without code blocks, code in backticks and link targets;
 * the source: docstrings, comments, messages and test names of the Python files. A message is a string with at
   least three words; in ``tests/`` only strings that are raised, logged, printed or asserted count, because the
-  others are data.
+  others are data. An error for a wrong input also has a form, "expected ..., got ..." or "must ...".
 
 ``python -m tests.docs.voice`` prints how many findings each group has left, ``--show`` prints each finding, and
 arguments limit the search to files or folders: ``python -m tests.docs.voice --show dstack_core/models``.
@@ -118,6 +118,11 @@ CLASS_RULE = Rule(
     re.compile(r"\A\s*(?:Hold|Say|Be|Name|Tell|Know|Give|Keep|Note|Show|Take|Make|Answer|Stand|Pass)\b"),
     'a noun phrase ("A handle to one run.")',
 )
+# What an error for a wrong input contains. The embedded server's errors are those of a real server.
+_FORM = re.compile(r"\bexpected\b|\bmust\b|\bcould not\b", re.IGNORECASE)
+_FORM_ADVICE = '"<subject>: expected <what>, got <value>. <What to do next.>"'
+_INPUT_ERRORS = {"ConfigurationError", "ValueError", "TypeError", "AirflowFailException"}
+_OWN_FORM = ROOT / "dstack_core/local"
 _FENCE = re.compile(r"^(?P<fence>```+|~~~+).*?^(?P=fence)\s*$", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"``.+?``|`[^`\n]*(?:\n[^`\n]*)?`", re.DOTALL)
 _TARGET = re.compile(r"\]\([^)]*\)|https?://\S+")
@@ -261,7 +266,27 @@ def page_findings(page: Path) -> list[Finding]:
 
 def source_findings(path: Path) -> list[Finding]:
     """Return what breaks the rules in a Python file."""
-    return [found for passage in source_passages(path) for found in findings_in(passage)]
+    return [
+        *(found for passage in source_passages(path) for found in findings_in(passage)),
+        *form_findings(path),
+    ]
+
+
+def form_findings(path: Path) -> list[Finding]:
+    """Return the errors for a wrong input that do not name what was expected."""
+    if path.is_relative_to(ROOT / "tests") or path.is_relative_to(_OWN_FORM):
+        return []
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        raised = node.exc if isinstance(node, ast.Raise) else None
+        if not isinstance(raised, ast.Call) or not raised.args:
+            continue
+        name = getattr(raised.func, "attr", getattr(raised.func, "id", ""))
+        text = "".join(_text_of(part) for part in _strings(raised.args[0]))
+        if name in _INPUT_ERRORS and _WORDS.search(text) and not _FORM.search(text):
+            passage = Passage(path, raised.lineno, "error form", text)
+            found.append(Finding(passage, raised.lineno, " ".join(text.split())[:60], _FORM_ADVICE))
+    return found
 
 
 def source_files(*below: str) -> list[Path]:
