@@ -35,7 +35,7 @@ _ENDED = ("success", "failed")
 
 
 class Host:
-    """Hold a running Airflow and its dstack server."""
+    """A running Airflow and its dstack server."""
 
     def __init__(self, airflow: Components, server: LocalServer, folder: Path) -> None:
         self.airflow = airflow
@@ -187,7 +187,7 @@ def delay(host: Host, section: Section) -> None:
 
 
 def cancel(host: Host, section: Section, rounds: int) -> None:
-    """Mark running tasks as failed; compare when the run is asked to stop with when Airflow tells a task."""
+    """Mark running tasks as failed; compare the time of the stop request with the time of Airflow's signal."""
 
     def signalled(dag_id: str, state: str, number: int) -> float:
         file = host.folder / f"{dag_id}-{number}"

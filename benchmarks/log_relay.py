@@ -22,7 +22,7 @@ SHARE = 0.8
 
 @dataclass(frozen=True)
 class Log:
-    """Say what the log is made of."""
+    """The contents of a log."""
 
     name: str
     lines: int

@@ -63,7 +63,7 @@ def plot(curve: Curve) -> None:
 
 
 def main() -> None:
-    """Write the page; what was not measured is said."""
+    """Write the page; it names the modules that were not measured."""
     parser = argparse.ArgumentParser()
     parser.add_argument("modules", nargs="+")
     parser.add_argument("--quick", action="store_true")

@@ -159,7 +159,7 @@ def overhead_and_relay(section: Section, rounds: int, lines: int) -> None:
 
 
 def cancel(section: Section, server: LocalServer, folder: Path, rounds: int) -> None:
-    """Cancel flow runs; compare when the run is asked to stop with when Prefect tells a flow."""
+    """Cancel flow runs; compare the time of the stop request with the time at which Prefect ends a plain flow."""
     from prefect.client.orchestration import get_client
     from prefect.states import Cancelling
 

@@ -17,14 +17,14 @@ from benchmarks.stub_server import Stub
 
 INTERVAL = 5.0
 LAG_LIMIT = 0.1
-# At this silence a log is looked at as rarely as it ever is; before, the triggers start.
+# After so long without new lines a log is read at the lowest rate; before that, the triggers start.
 SETTLED_SECONDS = 130.0
 NAMES = {"alone": "one request per run", "triggers": "`DstackRunTrigger`"}
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Hold what watching a number of runs cost: requests a minute, shares of a core, bytes, seconds."""
+    """The cost of watching a number of runs: requests a minute, shares of a core, bytes, seconds."""
 
     way: str
     runs: int
