@@ -131,11 +131,20 @@ def test_what_the_server_fills_in_is_left_to_it(given: str, rendered: str) -> No
         ({"run_resources": [1]}, "run_resources: expected"),
         ({"spot_policy": "sometimes"}, "spot_policy: 'sometimes'"),
         ({"run_retry_policy": {"retry": "perhaps"}}, "run_retry_policy.retry: "),
-        ({"run_retry_policy": {"retry": True, "limit": "long"}}, "run_retry_policy.limit: 'long'"),
+        (
+            {"run_retry_policy": {"retry": True, "limit": "long"}},
+            'run_retry_policy.limit: expected seconds above 0, or a string such as "2h" or "3d", got \'long\'',
+        ),
         ({"run_retry_policy": 3}, "run_retry_policy: expected a RetryPolicy, True or False, a dict"),
         ({"run_retry_policy": {"attempts": 3}}, "run_retry_policy: expected a RetryPolicy, True or False"),
-        ({"max_duration": "forever"}, "max_duration: 'forever'"),
-        ({"max_duration": "-5"}, "max_duration: '-5'"),
+        (
+            {"max_duration": "forever"},
+            'max_duration: expected seconds above 0, or a string such as "2h" or "off", got \'forever\'',
+        ),
+        (
+            {"max_duration": "-5"},
+            'max_duration: expected seconds above 0, or a string such as "2h" or "off", got \'-5\'',
+        ),
         ({"max_price": "-1"}, "max_price: expected USD per hour above 0, got -1"),
         ({"max_price": "0"}, "max_price: expected USD per hour above 0, got 0"),
         ({"backends": ["moon"]}, "backends"),
