@@ -36,7 +36,7 @@ def python(environment: str) -> str:
 
 
 def run(module: str, environment: str, options: list[str]) -> bool:
-    """Run one module; tell whether it ended well. Its whole process group is ended with it."""
+    """Run one module and return whether it succeeded. Its whole process group is ended with it."""
     print(f"== {module} ({environment})", flush=True)
     started = time.monotonic()
     command = [python(environment), "-m", f"benchmarks.{module}", *options]

@@ -35,7 +35,7 @@ _ENDED = ("success", "failed")
 
 
 class Host:
-    """Hold a running Airflow and its dstack server."""
+    """A running Airflow and its dstack server."""
 
     def __init__(self, airflow: Components, server: LocalServer, folder: Path) -> None:
         self.airflow = airflow
@@ -151,7 +151,7 @@ def relay(host: Host, section: Section, lines: int) -> None:
     section.notes.append(
         f"Airflow log relay: {lines:,} lines of {_LINE_BYTES} bytes. A deferred task relays at most 100 kB/s after "
         "a burst of 5 s, because all records of a triggerer go through one process that needs about a second of "
-        "CPU for a megabyte."
+        "CPU per megabyte."
     )
 
 
@@ -176,7 +176,7 @@ def delay(host: Host, section: Section) -> None:
         section.rows.append(
             Row(
                 f"log delay from the process's write to the Airflow task log, {name}",
-                f"p50 {middle:.2f} s, p99 {late:.2f} s; the first line, until the relay has begun, "
+                f"p50 {middle:.2f} s, p99 {late:.2f} s; the first line, until the relay starts, "
                 f"{began - told[0][0]:.1f} s",
                 f"poll interval {RELAY_INTERVAL:g} s",
                 f"{middle / RELAY_INTERVAL:.0%}",
@@ -187,7 +187,7 @@ def delay(host: Host, section: Section) -> None:
 
 
 def cancel(host: Host, section: Section, rounds: int) -> None:
-    """Mark running tasks as failed; compare when the run is asked to stop with when Airflow tells a task."""
+    """Mark running tasks as failed; compare the time of the stop request with the time of Airflow's signal."""
 
     def signalled(dag_id: str, state: str, number: int) -> float:
         file = host.folder / f"{dag_id}-{number}"

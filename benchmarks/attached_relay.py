@@ -27,7 +27,7 @@ _VERSION = "0.22.5"
 
 
 def serve(told: Connection) -> None:
-    """Serve in this process until told to end."""
+    """Serve in this process until a message arrives."""
     with RealServer(version=_VERSION) as server:
         told.send((server.url, server.token, server.project, server.fleet))
         told.recv()
@@ -48,7 +48,7 @@ def bare(url: str, token: str, project: str, name: str, submission: str) -> int:
 
 
 def send_plain(told: Connection, size: int) -> None:
-    """Be a program in the container that sends so many bytes to whom connects, for ever."""
+    """Send ``size`` bytes to each client that connects, as a program in the container would."""
     data = b"x" * (LINE_BYTES - 2) + b"\r\n"
     with socket.create_server(("127.0.0.1", 0)) as listening:
         told.send(listening.getsockname()[1])
@@ -124,9 +124,9 @@ def measure(quick: bool) -> Section:
         base / mine >= SHARE,
     )
     note = (
-        f"Attached: {lines:,} lines of {LINE_BYTES} bytes, read from the first on, through an SSH login and a "
-        "websocket, while the run goes on; the server and the SSH hosts are in another process. The tunnel alone, with "
-        f"neither websocket nor log, carries {size / tunnel / 1e6:.1f} MB/s of the same size: both its ends are "
+        f"Attached: {lines:,} lines of {LINE_BYTES} bytes, read from the first line, through an SSH login and "
+        "a websocket, while the run is active. The server and the SSH hosts are in another process. The tunnel alone, "
+        f"without websocket and log, transfers {size / tunnel / 1e6:.1f} MB/s of the same size. Both its ends are "
         "Python (`paramiko`), and each byte is encrypted twice, once for each login."
     )
     return Section("Log relay, attached", [row], notes=[note])

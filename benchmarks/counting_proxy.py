@@ -13,7 +13,7 @@ _KEPT = ("authorization", "content-type", "x-api-version", "accept")
 
 
 class CountingProxy:
-    """Pass requests on to ``target``; ``paths`` are those asked for since the last ``take``."""
+    """A proxy that forwards requests to ``target`` and records their paths until the next ``take``."""
 
     def __init__(self, target: str) -> None:
         self._paths: list[str] = []
@@ -61,6 +61,6 @@ def _handler(target: str, paths: list[str]) -> type[BaseHTTPRequestHandler]:
         do_GET = do_POST
 
         def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     return Handler

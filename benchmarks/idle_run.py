@@ -43,30 +43,36 @@ def measure(quick: bool) -> Section:
     """Count; ``quick`` makes no difference."""
     looks = HOUR / INTERVAL
     section = Section("An idle run")
-    for name, shared, part in (("alone", False, 1.0), ("one of 100 that are watched together", True, 0.01)):
+    for name, shared, part in (("alone", False, 1.0), ("one of 100 watched together", True, 0.01)):
         counted = requests_of(HOUR, shared=shared)
         ours = counted["runs/get"] * part + counted["logs/poll"]
         section.rows.append(
             Row(
-                f"requests an idle run costs an hour, {name}",
+                f"requests of an idle run per hour, {name}",
                 f"{ours:.0f} ({counted['runs/get'] * part:.0f} for the status, {counted['logs/poll']} for the log)",
-                f"status and log at every look: {2 * looks:.0f}",
+                f"status and log at every poll: {2 * looks:.0f}",
                 f"1/{2 * looks / ours:.1f}",
             )
         )
     minutes = [0.5, 1, 2, 3, 5, 10, 20, 30, 45, 60]
     series = {
         name: [(minute, float(requests_of(minute * 60, shared=True)["logs/poll"])) for minute in minutes]
-        for name in ("a silent log",)
+        for name in ("a log without new lines",)
     }
-    series["a look each interval"] = [(minute, minute * 60 / INTERVAL) for minute in minutes]
+    series["a read at each poll"] = [(minute, minute * 60 / INTERVAL) for minute in minutes]
     section.curves.append(
-        Curve("idle-log-reads.png", "Log reads of a silent run", "minutes of silence", "reads", series)
+        Curve(
+            "idle-log-reads.png",
+            "Log reads of a run without output",
+            "minutes without output",
+            "reads",
+            series,
+        )
     )
     section.notes.append(
-        f"Poll interval {INTERVAL:g} s. The status is looked at every time; a log that stays silent is read every "
-        "second, fourth, twelfth time, at most a minute apart (15 s where a run is followed alone), and at once when "
-        "the status changes."
+        f"Poll interval {INTERVAL:g} s. Every poll reads the status. A log without new lines is read at every "
+        "second, fourth, twelfth poll, at most a minute apart (15 s if a run is followed alone), and at once when the "
+        "status changes."
     )
     return section
 

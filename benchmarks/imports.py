@@ -92,8 +92,8 @@ def measure(quick: bool) -> Section:
     )
     base_time, base_memory, _ = cost[FOUNDATION]
     section.notes.append(
-        "`import dstack_core` loads nothing before it is used, so the cost of a client that is ready to submit "
-        f"stands beside it. That one is built on `requests` and `pydantic`, which alone take {base_time:.0f} ms "
+        "`import dstack_core` loads its modules on first use, so the table also shows the cost of a client that is "
+        f"ready to submit. That client is built on `requests` and `pydantic`, which alone take {base_time:.0f} ms "
         f"(1/{official_time / base_time:.1f} of the official client's time) and {base_memory:.1f} MB "
         f"(1/{official_memory / base_memory:.1f} of its memory)."
     )

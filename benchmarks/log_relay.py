@@ -22,7 +22,7 @@ SHARE = 0.8
 
 @dataclass(frozen=True)
 class Log:
-    """Say what the log is made of."""
+    """The contents of a log."""
 
     name: str
     lines: int
@@ -170,8 +170,8 @@ def measure(quick: bool) -> Section:
                 )
             )
     section.notes.append(
-        "The ways take turns, medians of their times. The async ways are carried by `httpx`, which takes more CPU for "
-        "a request and a byte than `requests` does: `bare httpx` in the table is what it leaves to be reached."
+        "The ways take turns; the figures are medians. The async ways use `httpx`, which takes more CPU per request "
+        "and byte than `requests`; `bare httpx` in the table is their upper limit."
     )
     head = ["log", "way", "lines/s", "MB/s", "CPU ms a MB", "of bare (time)", "of bare (CPU)"]
     section.tables.append(

@@ -63,7 +63,7 @@ def plot(curve: Curve) -> None:
 
 
 def main() -> None:
-    """Write the page; what was not measured is said."""
+    """Write the page; it names the modules that were not measured."""
     parser = argparse.ArgumentParser()
     parser.add_argument("modules", nargs="+")
     parser.add_argument("--quick", action="store_true")
@@ -79,8 +79,8 @@ def main() -> None:
     cores = os.cpu_count()
     parts = [
         "# Performance",
-        "This page is written by `make bench` (`make bench-quick` for smaller sizes); every comparison is made side "
-        "by side in one run of it.",
+        "`make bench` writes this page (`make bench-quick` uses smaller sizes). Every comparison is measured side by "
+        "side in one run.",
         f"Measured {datetime.now(UTC):%Y-%m-%d %H:%M} UTC on {cores} cores, Python {platform.python_version()}, "
         f"{'smaller sizes' if chosen.quick else 'full sizes'}. {reached} of {len(rows)} targets reached.",
         *([f"Not measured this time: {', '.join(missing)}."] if missing else []),

@@ -153,13 +153,13 @@ def overhead_and_relay(section: Section, rounds: int, lines: int) -> None:
         )
     )
     section.notes.append(
-        f"Prefect log relay: {lines:,} lines, until the records are sent to Prefect's API; less what a run or task "
-        "without a log takes. The relay joins up to 200 lines to a record."
+        f"Prefect log relay: {lines:,} lines, until the records are sent to Prefect's API, minus the time of a run "
+        "or task without a log. The relay joins up to 200 lines per record."
     )
 
 
 def cancel(section: Section, server: LocalServer, folder: Path, rounds: int) -> None:
-    """Cancel flow runs; compare when the run is asked to stop with when Prefect tells a flow."""
+    """Cancel flow runs; compare the time of the stop request with the time at which Prefect ends a plain flow."""
     from prefect.client.orchestration import get_client
     from prefect.states import Cancelling
 
@@ -199,7 +199,7 @@ def cancel(section: Section, server: LocalServer, folder: Path, rounds: int) -> 
         Row(
             "from cancelling the flow run to the stop request on the server, Prefect",
             f"{ours:.2f} s",
-            f"a flow of Prefect's own is told: {host:.2f} s",
+            f"Prefect notifies a plain flow: {host:.2f} s",
             f"{ours - host:+.2f} s",
             "under 1 s more",
             ours - host < CANCEL_LIMIT,

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Be a line of the first table; ``reached`` is None where the number is only printed."""
+    """A line of the first table; ``reached`` is None if the number has no target."""
 
     what: str
     ours: str
@@ -25,7 +25,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Hold the numbers behind the rows."""
+    """The numbers behind the rows."""
 
     title: str
     head: Sequence[str]
@@ -34,7 +34,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Be a plot: ``series`` holds (x, y) points by name; ``limit`` is a line the curves should stay under."""
+    """A plot: ``series`` holds (x, y) points by name; ``limit`` is a line the curves should stay under."""
 
     file: str
     title: str
@@ -46,7 +46,7 @@ class Curve:
 
 @dataclass(slots=True)
 class Section:
-    """Hold what one module measured; ``notes`` say how, and why where a target was missed."""
+    """The measurements of one module; ``notes`` explain the method, and why a target was missed."""
 
     title: str
     rows: list[Row] = field(default_factory=list)

@@ -15,7 +15,7 @@ from prefect_dstack import run_task
 
 @flow
 def signalled() -> None:
-    """Wait, and write down when Prefect says that it is over."""
+    """Wait, and write down the time at which Prefect ends the flow."""
     try:
         time.sleep(300)
     finally:

@@ -1,4 +1,4 @@
-"""A trigger that waits and writes down when Airflow says that it is over."""
+"""A trigger that waits, and writes down the time at which Airflow kills it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 
 class SignalledTrigger(BaseTrigger):
-    """Do nothing for five minutes; ``file`` is where the moment is written to."""
+    """A trigger that does nothing for five minutes; ``file`` is where it writes the time of its kill."""
 
     def __init__(self, file: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is untyped
@@ -28,6 +28,6 @@ class SignalledTrigger(BaseTrigger):
         yield TriggerEvent({})  # type: ignore[no-untyped-call]  # Airflow's is untyped
 
     async def on_kill(self) -> None:
-        """Tell the moment."""
+        """Write down the time."""
         # A write of a few bytes, as soon as can be.
         Path(self.file).write_text(str(time.monotonic()))  # noqa: ASYNC240

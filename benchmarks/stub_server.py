@@ -29,7 +29,7 @@ _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
 
 class Answers:
-    """Hold the replies of the server."""
+    """The replies of the server."""
 
     def __init__(self, runs: int, lines: int, line_bytes: int, lines_a_message: int) -> None:
         body: dict[str, Any] = json.loads(_RUN.read_text())["response"]["json"]

@@ -84,7 +84,7 @@ def measure(quick: bool) -> Section:
     row = Row(
         "requests to submit and get the first status",
         f"{len(our[0])} the first time, then {len(our[2])}; "
-        f"with `run.status()`, which asks again, {len(our[0] + our[1])}, then {len(our[2] + our[3])}",
+        f"with `run.status()`, which polls again, {len(our[0] + our[1])}, then {len(our[2] + our[3])}",
         f"`apply_configuration`: {len(theirs[0])}, then {len(theirs[2])}; with `refresh()` "
         f"{len(theirs[0] + theirs[1])}, then {len(theirs[2] + theirs[3])}",
         f"{len(theirs[0])} : {len(our[0])}",
@@ -93,13 +93,13 @@ def measure(quick: bool) -> Section:
     )
     table = Table(
         "Requests, counted between client and a real server 0.22.5",
-        ["what", "requests", "which", "another look"],
+        ["what", "requests", "which", "another poll"],
         [[name, str(len(asked)), ", ".join(asked), ", ".join(look)] for name, asked, look in names],
     )
     note = (
-        "The first status is in the reply to the submission, for both clients. The first submit of a client asks "
-        "for the user's SSH key. A caller's own `marker` may be on a run already, so there the run is looked up "
-        "first; that look is what makes a retried workflow step one run."
+        "For both clients, the reply to the submission contains the first status. The first submit of a client "
+        "fetches the user's SSH key. With a `marker` of the caller, a run may already exist, so the client looks it "
+        "up first. This lookup ensures that a retried workflow step has one run."
     )
     return Section("Submit", [row], [table], notes=[note])
 

@@ -1,4 +1,4 @@
-"""Watch many silent runs from one event loop on one core, and tell what that cost: a process of its own.
+"""Watch many runs without output from one event loop on one core, and print the cost: a process of its own.
 
 ``one request a run`` follows each run by itself, as triggers of other providers do; ``shared`` follows them with
 ``SharedAsyncClient``; ``triggers`` are real ``DstackRunTrigger`` objects, driven as Airflow's triggerer does.
@@ -25,7 +25,7 @@ Watch = Callable[[str], Coroutine[Any, Any, None]]
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """Hold what a window of watching cost; lag in seconds, memory in bytes."""
+    """The cost of one window of watching; lag in seconds, memory in bytes."""
 
     seconds: float
     cpu_seconds: float
@@ -55,7 +55,7 @@ class Lag:
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             now, cpu = time.perf_counter(), time.process_time()
             busy, used = cpu - used, cpu
-            # Whoever wanted to run at one of the moments that were missed had to wait as well.
+            # Everything that was due at one of the missed moments had to wait as well.
             while due <= now:
                 self.wall.append(now - due)
                 self.own.append(min(now - due, busy))

@@ -17,14 +17,14 @@ from benchmarks.stub_server import Stub
 
 INTERVAL = 5.0
 LAG_LIMIT = 0.1
-# At this silence a log is looked at as rarely as it ever is; before, the triggers start.
+# After so long without new lines a log is read at the lowest rate; before that, the triggers start.
 SETTLED_SECONDS = 130.0
-NAMES = {"alone": "a request a run", "triggers": "`DstackRunTrigger`"}
+NAMES = {"alone": "one request per run", "triggers": "`DstackRunTrigger`"}
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Hold what watching a number of runs cost: requests a minute, shares of a core, bytes, seconds."""
+    """The cost of watching a number of runs: requests a minute, shares of a core, bytes, seconds."""
 
     way: str
     runs: int
@@ -124,9 +124,9 @@ def measure(quick: bool) -> Section:
             Row(
                 f"status requests a minute, {runs:,} deferred runs",
                 f"{cost.looks:,.0f}",
-                f"a request a run: {runs * ticks:,.0f} due, {theirs[runs].looks:,.0f} measured",
+                f"one request per run: {runs * ticks:,.0f} due, {theirs[runs].looks:,.0f} measured",
                 f"1/{runs * ticks / max(cost.looks, 1):.0f}",
-                f"one a 100 runs and tick: {wanted:,.0f}",
+                f"one per 100 runs and tick: {wanted:,.0f}",
                 # A window of a minute may hold one tick more.
                 cost.looks <= wanted * (ticks + 1) / ticks + 1,
             )
@@ -136,15 +136,15 @@ def measure(quick: bool) -> Section:
         Row(
             f"event loop lag p99, {most:,} deferred runs on one core",
             f"{cost.lag_p99 * 1000:.0f} ms",
-            f"a request a run: {theirs[most].lag_p99 * 1000:.0f} ms",
+            f"one request per run: {theirs[most].lag_p99 * 1000:.0f} ms",
             target="under 100 ms",
             reached=cost.lag_p99 < LAG_LIMIT,
         ),
         Row(
             f"CPU a watched run, {most:,} deferred",
             f"{cost.cores * 60_000 / most:.2f} ms a minute ({cost.cores:.0%} of a core in all)",
-            f"a request a run: {theirs[most].cores * 60_000 / most:.2f} ms a minute, with "
-            f"{theirs[most].looks / (most * ticks):.0%} of the looks that were due",
+            f"one request per run: {theirs[most].cores * 60_000 / most:.2f} ms a minute, with "
+            f"{theirs[most].looks / (most * ticks):.0%} of the polls that were due",
         ),
         Row(f"memory a watched run, {most:,} deferred", f"{cost.memory / most / 1024:.0f} KiB", ""),
     ]
@@ -163,14 +163,14 @@ def measure(quick: bool) -> Section:
         _curve("watching-cpu.png", "CPU of the process", "% of a core", costs, lambda one: one.cores * 100),
     ]
     section.notes += [
-        "Every run is active and silent. Each process has one core; the server, of canned bytes, has another. "
-        "Lag is measured every 20 ms on a fixed schedule and counts the process's own CPU time; `wall` is what "
-        "the clock says, which includes waiting for a busy machine.",
-        "The longest stalls are full collections of Python's garbage collector, which grow with all that the process "
-        "keeps; `longest GC` is how long the longest one in the window took.",
-        f"The window of the triggers begins {warm:g} s after they started, when silent logs are read as rarely as "
-        "they ever are. `a request a run` is our own `follow()` with a plain `AsyncClient`, in its first half "
-        "minute, with the connections of all runs shared, which is kinder than one client a trigger.",
+        "Every run is active and logs nothing. Each process has one core; the server, which sends canned bytes, has "
+        "another. Lag is measured every 20 ms on a fixed schedule and counts the process's own CPU time. `wall` is "
+        "wall-clock time, which includes waiting for a busy machine.",
+        "The longest pauses are full collections of Python's garbage collector, which grow with the memory of the "
+        "process. `longest GC` is the longest one in the window.",
+        f"The window of the triggers begins {warm:g} s after they started, when logs without new lines are read at the "
+        "lowest rate. `one request per run` is our own `follow()` with a plain `AsyncClient`, in its first half "
+        "minute. All runs share its connections, which is cheaper than one client per trigger.",
     ]
     return section
 

@@ -24,7 +24,7 @@ class Echo(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(b"you said: " + body)
+        self.wfile.write(b"echo: " + body)
 
 http.server.HTTPServer(("", 8417), Echo).serve_forever()
 END
@@ -35,7 +35,7 @@ with DAG("example_dstack_service", schedule=None, tags=["example", "dstack"], do
         task_id="serve",
         configuration=Service(port=8417, commands=[SERVER], python="3.11"),
         run_resources=Resources(gpu=GPU(memory="24GB")),
-        # Should Airflow itself be lost, the service ends here.
+        # If Airflow itself is lost, the service ends here.
         max_duration="2h",
         execution_timeout=timedelta(minutes=30),
         poll_interval=2.0,

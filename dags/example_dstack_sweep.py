@@ -1,6 +1,6 @@
-"""Train the same model on GPUs of several sizes, one run each, and tell which was the cheapest.
+"""Train the same model on GPUs of several sizes, one run each, and report the cheapest.
 
-The runs are mapped tasks: they go on side by side, and one that finds no machine does not disturb the
+The runs are mapped tasks: they run side by side, and one that finds no machine does not affect the
 others. Needs the connection ``dstack_default``.
 """
 

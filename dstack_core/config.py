@@ -12,7 +12,7 @@ from dstack_core.errors import ConfigurationError, ProjectNotConfiguredError
 
 _WAYS = (
     "Pass server_url=, project_name= and user_token=, set DSTACK_SERVER_URL, DSTACK_PROJECT and "
-    "DSTACK_TOKEN, or run `dstack project add` to write ~/.dstack/config.yml"
+    "DSTACK_TOKEN, or run `dstack project add` to write ~/.dstack/config.yml."
 )
 
 _EXPECTED = {
@@ -45,7 +45,7 @@ def from_arguments(server_url: str | None, project_name: str | None, user_token:
     if missing:
         _refuse_empty([_VARIABLES[name] for name in missing])
         raise ProjectNotConfiguredError(
-            f"{' and '.join(missing)}: not given and not in the environment. {_WAYS}"
+            f"{' and '.join(missing)}: expected an argument or an environment variable, got none. {_WAYS}"
         )
     return _target(*(value or "" for value in given.values()))
 
@@ -62,7 +62,11 @@ def from_config(
     """
     if server_url or user_token:
         if not (server_url and user_token):
-            raise ConfigurationError("server_url and user_token go together: give both, with project_name")
+            given, other = ("server_url", "user_token") if server_url else ("user_token", "server_url")
+            raise ConfigurationError(
+                f"server_url and user_token: expected both, got only {given}. Pass {other} and "
+                "project_name too."
+            )
         return from_arguments(server_url, project_name, user_token)
     project_name = project_name or os.environ.get("DSTACK_PROJECT")
     if os.environ.get("DSTACK_SERVER_URL") and os.environ.get("DSTACK_TOKEN"):
@@ -73,14 +77,16 @@ def from_config(
         return _target(str(project["url"]), str(project["name"]), str(project["token"]))
     except KeyError as error:
         raise ConfigurationError(
-            f"{path}: the project {project.get('name')!r} has no {error.args[0]}"
+            f"{path}: expected a {error.args[0]} for the project {project.get('name')!r}, got none. Add it "
+            "to the file."
         ) from None
 
 
 def _target(server_url: str, project: str, token: str) -> Target:
     if not server_url.startswith(("http://", "https://")):
         raise ConfigurationError(
-            f"server_url: {server_url!r} is no address; write it with its scheme, such as http://localhost:3000"
+            f"server_url: expected an address such as http://localhost:3000, got {server_url!r}. Add the "
+            "scheme."
         )
     return Target(server_url.rstrip("/"), project, token)
 
@@ -90,7 +96,9 @@ def _config_file(home: Path) -> Path:
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         _refuse_empty(_EXPECTED)
-        raise ProjectNotConfiguredError(f"there is no {places[0]} (nor config.yaml). {_WAYS}")
+        raise ProjectNotConfiguredError(
+            f"config: expected a file {places[0]} (or config.yaml), got none. {_WAYS}"
+        )
     return found
 
 
@@ -99,7 +107,7 @@ def _refuse_empty(variables: Iterable[str]) -> None:
     empty = [name for name in variables if os.environ.get(name) == ""]
     if empty:
         wrong = " ".join(f"{name}: expected {_EXPECTED[name]}, got an empty value." for name in empty)
-        raise ProjectNotConfiguredError(f"{wrong} Set it where this process is started")
+        raise ProjectNotConfiguredError(f"{wrong} Set it where this process is started.")
 
 
 def _projects(path: Path) -> list[Mapping[str, Any]]:
@@ -112,12 +120,14 @@ def _projects(path: Path) -> list[Mapping[str, Any]]:
         # The parser's text quotes the line, and the line may hold the token.
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise ConfigurationError(f"{path}{where}: this is no valid YAML") from None
+        raise ConfigurationError(
+            f"{path}{where}: expected YAML, got something else. Correct the file."
+        ) from None
     except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}") from None
+        raise ConfigurationError(f"{path}: {error.strerror}.") from None
     projects = content.get("projects") if isinstance(content, Mapping) else None
     if not isinstance(projects, list) or not all(isinstance(project, Mapping) for project in projects):
-        raise ConfigurationError(f"{path}: there is no list of `projects` in it. {_WAYS}")
+        raise ConfigurationError(f"{path}: expected a list of `projects`, got none. {_WAYS}")
     return projects
 
 
@@ -127,10 +137,13 @@ def _choose(projects: list[Mapping[str, Any]], name: str | None, path: Path) -> 
         for project in projects:
             if project.get("name") == name:
                 return project
-        raise ProjectNotConfiguredError(f"project_name: {name!r} is not in {path} (there: {known}). {_WAYS}")
+        raise ProjectNotConfiguredError(
+            f"project_name: expected a project of {path} ({known}), got {name!r}. {_WAYS}"
+        )
     default = next((project for project in projects if project.get("default")), None)
     if default is None:
         raise ProjectNotConfiguredError(
-            f"{path} names no default project (there: {known}); pass project_name= or set DSTACK_PROJECT"
+            f"{path}: expected a default project, got none (projects: {known}). Pass project_name= or set "
+            "DSTACK_PROJECT."
         )
     return default

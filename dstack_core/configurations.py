@@ -59,9 +59,9 @@ def _read(path: Path) -> Any:
     except IsADirectoryError:
         raise ConfigurationError(f"configuration: expected a file, got the directory {path}.") from None
     except OSError as error:
-        raise ConfigurationError(f"configuration: {path}: {error.strerror}") from None
+        raise ConfigurationError(f"configuration: {path}: {error.strerror}.") from None
     except UnicodeDecodeError:
-        raise ConfigurationError(f"configuration: {path} is no text file") from None
+        raise ConfigurationError(f"configuration: {path}: expected a text file, got a binary one.") from None
 
 
 def _parse(text: str, name: str) -> Any:

@@ -45,7 +45,7 @@ stop_runs = stop_dstack_runs()
 
 @task(log_prints=True)
 def report(outcome: dict[str, Any]) -> str:
-    """Say what the training cost."""
+    """Report the cost of the training."""
     text = (
         f"{outcome['run_name']} ended as {outcome['status']} on {outcome['instance']} "
         f"({outcome['backend']}) after {outcome['duration']:.0f} s for {outcome['cost']:g} USD"

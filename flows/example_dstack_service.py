@@ -23,7 +23,7 @@ class Echo(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(b"you said: " + body)
+        self.wfile.write(b"echo: " + body)
 
 http.server.HTTPServer(("", {port}), Echo).serve_forever()
 END
@@ -49,7 +49,7 @@ def example_dstack_service(
     service = submit_run(
         Service(port=port, commands=[SERVER.replace("{port}", str(port))], python="3.11"),
         resources=Resources(gpu=GPU(memory="24GB")),
-        # Should Prefect itself be lost, the service ends here.
+        # If Prefect itself is lost, the service ends here.
         max_duration="2h",
     )
     try:

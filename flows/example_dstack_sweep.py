@@ -1,4 +1,4 @@
-"""Try the same training on GPUs of several sizes at once, and say which was the cheapest.
+"""Try the same training on GPUs of several sizes at once, and report the cheapest.
 
 The server comes from the environment or ``~/.dstack/config.yml``. Each size is a run of its own; a size that
 no machine has is left out of the comparison.

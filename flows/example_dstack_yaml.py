@@ -20,7 +20,7 @@ stop_runs = stop_dstack_runs()
 
 @flow(on_cancellation=[stop_runs], on_crashed=[stop_runs])
 async def example_dstack_yaml() -> dict[str, Any]:
-    """Train as the file says, on spot instances where they are to be had, and return the outcome."""
+    """Train as the file describes, on spot instances if there are any, and return the outcome."""
     outcome: dict[str, Any] = await arun_task(CONFIGURATION, spot_policy="auto", poll_interval=2.0)
     return outcome
 

@@ -68,7 +68,7 @@ def prefect_server(home: Path, port: int) -> Iterator[None]:
 
 
 def answers(url: str) -> bool:
-    """Tell whether something answers with 200 there."""
+    """Return whether the address answers with 200."""
     with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as reply:  # noqa: S310
         return bool(reply.status == 200)
     return False

@@ -1,6 +1,6 @@
 """Write the reference pages in docs/reference/ from the signatures and docstrings of the code.
 
-``make reference`` runs it; a test says when the pages are not what the code says.
+``make reference`` runs it; a test fails if the pages differ from the code.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ PAGES = [
     Page(
         "configurations",
         "Configurations",
-        "Say what a run does and what it needs.",
+        "Describe what a run does and what it needs.",
         core(
             "Task",
             "Service",

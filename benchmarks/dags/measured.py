@@ -20,7 +20,7 @@ PARAMS: dict[str, Any] = {"lines": 1000, "file": ""}
 
 
 class SignalledOperator(BaseOperator):
-    """Wait, and write down when Airflow says that it is over."""
+    """An operator that waits, and writes down the time at which Airflow kills it."""
 
     template_fields = ("file",)
 
@@ -36,7 +36,7 @@ class SignalledOperator(BaseOperator):
         time.sleep(300)
 
     def on_kill(self) -> None:
-        """Tell the moment."""
+        """Write down the time."""
         Path(self.file).write_text(str(time.monotonic()))
 
 
@@ -49,7 +49,7 @@ def run(dag_id: str, command: str, **arguments: Any) -> None:
 for name, deferrable in (("sync", False), ("deferred", True)):
     run(f"nothing_{name}", "true", deferrable=deferrable, poll_interval=1.0)
     run(f"ticking_{name}", TICKING, deferrable=deferrable, poll_interval=2.0)
-    # A run that is over in the first seconds is followed by the worker to its end, deferrable or not.
+    # The worker follows a run that ends in the first seconds to its end, deferrable or not.
     first = "sleep 10; " if deferrable else ""
     run(f"speaking_{name}", first + SPEAKING, deferrable=deferrable, poll_interval=1.0)
     run(f"sleeping_{name}", "sleep 300", deferrable=deferrable, poll_interval=1.0)

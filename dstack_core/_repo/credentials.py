@@ -45,7 +45,9 @@ class GitCredentials:
             )
         identity = Path(git_identity_file).expanduser() if git_identity_file else None
         if identity is not None and not identity.is_file():
-            raise ConfigurationError(f"git_identity_file: there is no file {str(identity)!r}.")
+            raise ConfigurationError(
+                f"git_identity_file: expected a file, got {str(identity)!r}, which does not exist."
+            )
         if git_private_key and "PRIVATE KEY-----" not in git_private_key:
             raise ConfigurationError(
                 'git_private_key: expected the text of a private key ("-----BEGIN ... PRIVATE KEY-----"), '
@@ -73,7 +75,11 @@ class GitCredentials:
             try:
                 return _checked_key(what, self.identity_file.read_text())
             except (OSError, UnicodeError) as error:
-                reason = error.strerror if isinstance(error, OSError) else "holds no private key"
+                reason = (
+                    error.strerror
+                    if isinstance(error, OSError)
+                    else "expected a private SSH key, got binary data"
+                )
                 raise ConfigurationError(f"{what}: {reason}.") from None
         return None if self.private_key is None else _checked_key("git_private_key", self.private_key)
 
@@ -100,5 +106,5 @@ def _checked_key(what: str, text: str) -> str:
             "passphrase; use a key without one, such as a deploy key."
         ) from None
     except ValueError as error:
-        raise ConfigurationError(f"{what} holds no private key that a run can use ({error}).") from None
+        raise ConfigurationError(f"{what}: {error}.") from None
     return text

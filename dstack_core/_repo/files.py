@@ -28,7 +28,7 @@ def _archive(mapping: FileMapping) -> Upload:
     try:
         path = EntryLinks(what).real_path(named)
         if not path.exists() or not path.name:
-            raise ConfigurationError(f"{what}: there is no such file or directory ({path})")
+            raise ConfigurationError(f"{what}: expected a file or directory, got none at {path}.")
         return pack_entry(what, path)
     except OSError as error:
-        raise ConfigurationError(f"{what}: {error.filename or named}: {error.strerror}") from None
+        raise ConfigurationError(f"{what}: {error.filename or named}: {error.strerror}.") from None

@@ -108,7 +108,8 @@ def is_top_of_repository(directory: Path) -> bool:
             (directory / name).is_dir() for name in ("objects", "refs")
         ):
             raise ConfigurationError(
-                f"repo_dir: {str(directory)!r} is a bare Git repository, without files; name a clone of it"
+                "repo_dir: expected a directory with files, got the bare Git repository "
+                f"{str(directory)!r}. Pass a clone of it."
             )
         return False
     done = git.run("rev-parse", "--is-inside-work-tree")

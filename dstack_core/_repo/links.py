@@ -50,8 +50,8 @@ class EntryLinks:
         for link in _links_of(path.absolute()):
             if self._is_tracked(link):
                 raise ConfigurationError(
-                    f"{self.what}: the link {str(link)!r} leads to {str(link.resolve())!r}, {_FROM_GIT}. "
-                    "Name the path that it leads to."
+                    f"{self.what}: the link {str(link)!r} points to {str(link.resolve())!r}, {_FROM_GIT}. "
+                    "Name the target instead."
                 )
         return real
 
@@ -74,7 +74,7 @@ class EntryLinks:
             if not real.is_dir():
                 yield Member(real, inner)
             elif any(folder.is_relative_to(real) for folder in (root, *above)):
-                raise self._refused(inner, real, "which holds the link itself")
+                raise self._refused(inner, real, "which contains the link itself")
             else:
                 yield from self.members(real, inner, above=(*above, root))
 
@@ -101,7 +101,7 @@ class EntryLinks:
 
     def _refused(self, name: str, target: Path, why: str) -> ConfigurationError:
         return ConfigurationError(
-            f"{self.what}: the link {name!r} leads to {str(target)!r}, {why}. Replace it by a copy of the "
+            f"{self.what}: the link {name!r} points to {str(target)!r}, {why}. Replace it with a copy of the "
             "file, or name it in .dstackignore."
         )
 

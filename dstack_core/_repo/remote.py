@@ -46,7 +46,7 @@ class SshHost:
             found = SSHConfig.from_path(str(path)).lookup(host)
             port = int(found["port"]) if "port" in found else None
         except (OSError, ValueError, SSHException) as error:
-            _log.warning("%s could not be read (%s); %s is used as it is.", path, error, host)
+            _log.warning("Could not read %s: %s. Using %s unchanged.", path, error, host)
             return cls()
         return cls(found.get("hostname"), found.get("user"), port)
 

@@ -55,7 +55,8 @@ class Repository:
         """Return what the server is told of the repository. Runs git; raises ``ConfigurationError``."""
         if self.directory is None:
             raise ConfigurationError(
-                "repo_dir: this client has none; name it with from_config(repo_dir=...) to use client.repos"
+                "repo_dir: expected a directory, got none. Pass from_config(repo_dir=...) to use "
+                "client.repos."
             )
         return self._code(self.directory, with_upload=False)
 
@@ -77,7 +78,8 @@ class Repository:
             return None
         if self.directory is not None:
             raise ConfigurationError(
-                f"repos: the client has the repo_dir {str(self.directory)!r} already; drop one of the two"
+                f"repos: expected either repos or repo_dir, got both (repo_dir: {str(self.directory)!r}). "
+                "Remove one of them."
             )
         try:
             return self._named(RepoMapping.model_validate(repos[0]))
@@ -87,7 +89,7 @@ class Repository:
     def _named(self, repo: RepoMapping) -> Code:
         if repo.local_path is not None:
             if repo.branch or repo.hash:
-                _log.warning("repos: branch and hash are not used: a local_path is taken as it is.")
+                _log.warning("repos: branch and hash are not used with a local_path.")
             directory = check_directory(repo.local_path)
             place = RepoPlace({"local_path": str(directory)}, repo.path, repo.if_exists)
             return replace(self._code(directory, with_upload=True), place=place)
@@ -140,8 +142,8 @@ def _instead_of_clone(git: Git, reason: str, *, with_upload: bool) -> Code:
     way_out = f"Name what the run does not need in .dstackignore. It cannot be cloned instead: {reason}"
     upload = pack_directory(git.directory, git.tracked(), way_out)
     _log.warning(
-        "repo_dir: the files of %s are uploaded (%.1f MB) instead of cloned, because %s. "
-        "local_repo=True does so without this line.",
+        "repo_dir: uploading the files of %s (%.1f MB) instead of cloning, because %s. "
+        "Pass local_repo=True to upload without this message.",
         directory,
         len(upload.data) / 1e6,
         reason,
@@ -159,5 +161,5 @@ def check_directory(repo_dir: str | os.PathLike[str]) -> Path:
     """Return the directory with ``~`` expanded, or raise ``ConfigurationError`` when it is none."""
     path = Path(repo_dir).expanduser().resolve()
     if not path.is_dir():
-        raise ConfigurationError(f"repo_dir: {os.fspath(repo_dir)!r} is no directory")
+        raise ConfigurationError(f"repo_dir: expected a directory, got {os.fspath(repo_dir)!r}.")
     return path

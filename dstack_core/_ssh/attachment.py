@@ -83,7 +83,7 @@ class Attachment:
         tunnel = Tunnel(route.hops, self._persistence)
         with self._lock:
             if self._closed:
-                raise AttachError("attach: detached meanwhile")
+                raise AttachError("attach: detach() was called meanwhile")
             left, self._tunnel, self._route = self._tunnel, tunnel, route
         left.close()
         tunnel.open(key.private)
@@ -119,7 +119,7 @@ class Attachment:
         for port in sorted(route.ports, key=lambda port: port.local_port is None):
             with self._lock:
                 if self._closed:
-                    raise AttachError("attach: detached meanwhile")
+                    raise AttachError("attach: detach() was called meanwhile")
                 bound = (
                     bind_from(port.container_port)
                     if port.local_port is None

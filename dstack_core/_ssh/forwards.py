@@ -76,7 +76,7 @@ class Forward:
                 if self._closing.wait(_PAUSE_SECONDS):
                     return
                 # Such as too many open files, which passes.
-                _log.warning("the local port %d: %s", self.local_port, error)
+                _log.warning("Local port %d: %s", self.local_port, error)
                 continue
             thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
             with self._lock:
@@ -97,7 +97,7 @@ class Forward:
             if not closed:
                 _join(connection, channel)
         except AttachError as error:
-            _log.debug("a connection to the local port %d is closed: %s", self.local_port, error)
+            _log.debug("A connection to the local port %d was closed: %s", self.local_port, error)
         finally:
             if channel is not None:
                 _close(channel)

@@ -80,7 +80,7 @@ class Chain:
         except (OSError, EOFError, paramiko.SSHException, AttachError) as error:
             raise AttachError(
                 f"{hop}: no connection: {told(error)}. Check that the machine is up and that its SSH port "
-                "can be reached from here"
+                "can be reached from here."
             ) from None
         transport.daemon = True
         transport.set_log_channel(_quiet_channel())
@@ -104,11 +104,11 @@ def _open_channel(through: paramiko.Transport, hostname: str, port: int, timeout
     try:
         return through.open_channel("direct-tcpip", (hostname, port), ("127.0.0.1", 0), timeout=timeout)
     except paramiko.ChannelException as error:
-        raise AttachError(f"{hostname}:{port} does not accept the connection ({error.text})") from None
+        raise AttachError(f"{hostname}:{port} rejected the connection ({error.text})") from None
     except (OSError, EOFError, paramiko.SSHException) as error:
         if time.monotonic() - began >= timeout:
-            raise AttachError(f"{hostname}:{port} gave no answer within {timeout:.0f} s") from None
-        raise LostError(f"the connection was lost on the way to {hostname}:{port}: {told(error)}") from None
+            raise AttachError(f"{hostname}:{port} did not answer within {timeout:.0f} s") from None
+        raise LostError(f"the connection to {hostname}:{port} was lost: {told(error)}") from None
 
 
 def _log_in(transport: paramiko.Transport, hop: Hop, key: paramiko.PKey, host_keys: HostKeys) -> None:
@@ -124,11 +124,11 @@ def _log_in(transport: paramiko.Transport, hop: Hop, key: paramiko.PKey, host_ke
         transport.start_client(timeout=_CONNECT_SECONDS)
         if not transport.initial_kex_done:
             # It also returns when its time is over.
-            raise TimeoutError(f"nothing useful came within {_CONNECT_SECONDS:g} s")
+            raise TimeoutError(f"no SSH reply within {_CONNECT_SECONDS:g} s")
     except (OSError, EOFError, paramiko.SSHException) as error:
         raise AttachError(
             f"{hop}: connected, but SSH did not start: {told(error)}. Its SSH daemon may not be up yet, or "
-            "something else listens there"
+            "another program listens on that port."
         ) from None
     host_keys.check(hop, transport.get_remote_server_key())
     if hop.own_identity:
@@ -150,19 +150,19 @@ def _authenticate(transport: paramiko.Transport, hop: Hop, keys: Sequence[parami
         except paramiko.AuthenticationException as error:
             problem = error
         except (OSError, EOFError, paramiko.SSHException) as error:
-            raise AttachError(f"{hop}: the connection was lost at the login: {told(error)}") from None
+            raise AttachError(f"{hop}: the connection was lost during the login: {told(error)}") from None
         if transport.is_authenticated():
             return
         if not transport.is_active():
             break
     where = (
-        "Load the key of this machine into your SSH agent, or name it as IdentityFile in ~/.ssh/config"
+        "Load the key of this machine into your SSH agent, or name it as IdentityFile in ~/.ssh/config."
         if hop.own_identity
-        else "Check that the run was submitted with this key"
+        else "Check that the run was submitted with this key."
     )
-    reason = told(problem) if problem else "it wants more than a key"
+    reason = told(problem) if problem else "it requires more than a key"
     tried = ", ".join(f"{key.get_name()} {key.fingerprint}" for key in keys)
-    raise AttachError(f"{hop}: the login was refused for {tried} ({reason}). {where}")
+    raise AttachError(f"{hop}: the login was rejected for {tried} ({reason}). {where}")
 
 
 def _algorithms(expected: Sequence[str], offered: Sequence[str]) -> tuple[str, ...]:

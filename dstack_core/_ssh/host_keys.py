@@ -37,15 +37,16 @@ class HostKeys:
     def check(self, hop: Hop, key: paramiko.PKey) -> None:
         """Accept the hop's key, or raise ``HostKeyError``."""
         known = self._known(hop)
-        shown = f"{hop}: its host key ({key.get_name()} {key.fingerprint}) is not the one"
+        shown = f"{hop}: its host key ({key.get_name()} {key.fingerprint}) differs from the one"
         if known and key not in known:
             raise HostKeyError(
-                f"{shown} in {self._file()}. Somebody may be listening in; if the host's key was changed on "
+                f"{shown} in {self._file()}. The connection may be intercepted. If the host's key was "
+                "changed on "
                 f"purpose, remove the old one: ssh-keygen -R '{_known_name(hop)}'"
             )
         if self._seen.setdefault(hop, key.get_base64()) != key.get_base64():
             raise HostKeyError(
-                f"{shown} it had before the connection was lost. Detach and attach again if that is expected"
+                f"{shown} before the connection was lost. If you expected that, detach and attach again."
             )
 
     def _known(self, hop: Hop) -> list[paramiko.PKey]:

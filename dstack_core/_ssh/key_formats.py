@@ -37,9 +37,12 @@ def load_private_key(data: bytes) -> paramiko.PKey:
         # Older versions of the library tell it with a ValueError, newer ones with a TypeError.
         if "password" in str(error).lower():
             raise EncryptedKeyError(
-                "this key is encrypted; give a key without a passphrase (ssh-keygen -p removes it)"
+                "expected a key without a passphrase, got an encrypted one. Remove the passphrase with "
+                "ssh-keygen -p"
             ) from None
-        raise ValueError("this is no private SSH key in OpenSSH, PEM or PKCS#8 form") from None
+        raise ValueError(
+            "expected a private SSH key in OpenSSH, PEM or PKCS#8 form, got another text"
+        ) from None
     # The one form that paramiko reads for every type of key.
     kinds: list[tuple[type, type[paramiko.PKey]]] = [
         (rsa.RSAPrivateKey, paramiko.RSAKey),
@@ -48,7 +51,7 @@ def load_private_key(data: bytes) -> paramiko.PKey:
     ]
     kind = next((ours for theirs, ours in kinds if isinstance(key, theirs)), None)
     if kind is None:
-        raise ValueError("this type of key is not supported; use RSA, ECDSA or Ed25519")
+        raise ValueError("expected an RSA, ECDSA or Ed25519 key, got another type")
     text = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     )

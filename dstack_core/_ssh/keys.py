@@ -61,8 +61,8 @@ class LoginKeys:
             return _default_key(create=True).public_line
         except (OSError, ValueError, RuntimeError) as error:
             _log.warning(
-                "no SSH key can be kept in %s (%s): the run goes without one and run.attach() will not be "
-                "possible; pass ssh_identity_file= to Client.from_config",
+                "Could not store an SSH key in %s: %s. Submitting without it, so run.attach() will not work. "
+                "Pass ssh_identity_file= to Client.from_config.",
                 _default_path_text(),
                 error,
             )
@@ -86,10 +86,11 @@ class LoginKeys:
         candidates = [identity] if identity is not None else self._candidates(server_key)
         chosen = next((key for key in candidates if not public_key or key.is_for(public_key)), None)
         if chosen is None:
-            tried = "; ".join(str(key) for key in candidates) or "none was found"
+            tried = "; ".join(str(key) for key in candidates) or "none"
             raise AttachError(
-                f"attach: the run was submitted with the SSH key {describe(public_key)}, and its private "
-                f"half is not here. Tried: {tried}. Pass its file as run.attach(ssh_identity_file=...)"
+                f"attach: the run was submitted with the SSH key {describe(public_key)}, expected its "
+                "private "
+                f"half, got {tried}. Pass its file as run.attach(ssh_identity_file=...)."
             )
         return chosen
 
@@ -101,11 +102,11 @@ class LoginKeys:
                     LoginKey("the user's key on the server", load_private_key(server_key.encode()))
                 )
             except ValueError as error:
-                _log.warning("the user's private key from the server cannot be read: %s", error)
+                _log.warning("Could not read the user's private key from the server: %s.", error)
         try:
             candidates.append(_default_key(create=False))
         except (OSError, ValueError, RuntimeError) as error:
-            _log.debug("no key in %s: %s", _default_path_text(), error)
+            _log.debug("No key in %s: %s.", _default_path_text(), error)
         return candidates
 
 
@@ -116,10 +117,10 @@ def read_identity_file(path: str | os.PathLike[str]) -> LoginKey:
         return LoginKey(str(place), load_private_key(place.read_bytes()))
     except OSError as error:
         raise ConfigurationError(
-            f"ssh_identity_file: {place}: {error.strerror}; give the path of a private SSH key"
+            f"ssh_identity_file: {place}: {error.strerror}. Pass the path of a private SSH key."
         ) from None
     except ValueError as error:
-        raise ConfigurationError(f"ssh_identity_file: {place}: {error}") from None
+        raise ConfigurationError(f"ssh_identity_file: {place}: {error}.") from None
 
 
 def _default_key(*, create: bool) -> LoginKey:

@@ -74,7 +74,7 @@ class LogStream:
             except TimeoutError:
                 return b""
             except (OSError, EOFError) as error:
-                raise AttachError(f"the live log was cut: {told(error)}") from None
+                raise AttachError(f"the live log was interrupted: {told(error)}") from None
 
     def close(self) -> None:
         """Leave; also ends a ``read`` in another thread."""
@@ -99,7 +99,7 @@ class LogStream:
         except (OSError, EOFError) as error:
             problem = error
         if problem is not None:
-            raise AttachError(f"the runner gives no live log: {told(problem)}")
+            raise AttachError(f"the runner did not start the live log: {told(problem)}")
 
     def _take(self) -> bytes:
         """Return the bytes of all frames that are whole."""
@@ -135,7 +135,9 @@ class LogStream:
 
         told = self._websocket.close_rcvd
         if told is None or told.code not in OK_CLOSE_CODES:
-            raise AttachError(f"the live log was cut: {self._websocket.parser_exc or told or 'it hung up'}")
+            raise AttachError(
+                f"the live log was interrupted: {self._websocket.parser_exc or told or 'the runner hung up'}"
+            )
 
 
 def _websocket() -> ClientProtocol:

@@ -38,7 +38,8 @@ def bind(port: int, container_port: int) -> socket.socket:
             raise _in_use(port, container_port) from None
         if error.errno in _REFUSED:
             raise ConfigurationError(
-                f"ports: this user may not bind the local port {port} (ports below 1024 are the system's). "
+                f"ports: this user may not bind the local port {port} (ports below 1024 belong to the "
+                "system). "
                 f"{_ways_out(port, container_port)}"
             ) from None
         raise
@@ -67,9 +68,8 @@ def _in_use(port: int, container_port: int) -> PortInUseError:
 def _ways_out(port: int, container_port: int) -> str:
     other = port + 8000 if port < 1024 else port + 1 if port < _HIGHEST else port - 1
     return (
-        f'Map it to another local one, such as "{other}:{container_port}", or to any free one with '
-        f'"*:{container_port}"; a run that is not to be attached to needs none: '
-        "submit(..., verify_ports=False)"
+        f'Choose another local port, such as "{other}:{container_port}", or any free one with '
+        f'"*:{container_port}". If you will not attach to the run, pass verify_ports=False to submit().'
     )
 
 

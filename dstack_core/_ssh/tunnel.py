@@ -62,9 +62,11 @@ class Tunnel:
                 raise
             except AttachError as error:
                 if attempt == self._persistence.attempts:
-                    raise AttachError(f"attach: {error.message}. Tried {attempt} times") from None
+                    raise AttachError(
+                        f"attach: {error.message.removesuffix('.')}. Tried {attempt} times."
+                    ) from None
             if self._closing.wait(self._persistence.pause):
-                raise AttachError("attach: given up")
+                raise AttachError("attach: detach() was called meanwhile")
         self._keeper = threading.Thread(target=self._keep, args=(key,), name="dstack-tunnel", daemon=True)
         self._keeper.start()
 
@@ -101,7 +103,7 @@ class Tunnel:
             )
             if self._chain is not None and self._is_up():
                 return self._chain
-        raise self._lost or AttachError("attach: the connection to the container is cut")
+        raise self._lost or AttachError("attach: the connection to the container was lost")
 
     def _is_up(self) -> bool:
         return self._chain is not None and self._chain.is_open
@@ -122,7 +124,7 @@ class Tunnel:
                 self._changed.notify_all()
                 return
         chain.close()
-        raise AttachError("attach: given up")
+        raise AttachError("attach: detach() was called meanwhile")
 
     def _keep(self, key: paramiko.PKey) -> None:
         while True:
@@ -134,7 +136,7 @@ class Tunnel:
             chain.close()
             if self._closing.is_set():
                 return
-            _log.info("the SSH connection to %s was cut; opening it again", self._hops[-1])
+            _log.info("The SSH connection to %s was lost. Reconnecting.", self._hops[-1])
             try:
                 self._reopen(key)
             except AttachError as error:
@@ -142,7 +144,7 @@ class Tunnel:
                     self._lost, self._chain = error, None
                     self._changed.notify_all()
                 if not self._closing.is_set():
-                    _log.warning("the SSH connection to %s stays cut: %s", self._hops[-1], error)
+                    _log.warning("Could not reconnect to %s over SSH: %s", self._hops[-1], error)
                 return
 
     def _reopen(self, key: paramiko.PKey) -> None:

@@ -23,7 +23,7 @@ class Body:
     def __init__(self, encoding: str | None) -> None:
         encoding = (encoding or "identity").strip().lower()
         if encoding != "identity" and encoding not in _INFLATED:
-            raise ProtocolError(f"the reply is encoded as {encoding[:40]!r}, which nobody asked for")
+            raise ProtocolError(f"the reply: expected no encoding, gzip or deflate, got {encoding[:40]!r}")
         self._inflates = encoding in _INFLATED
         self._stream = zlib.decompressobj(_ANY_HEADER)
         self._got = 0
@@ -42,7 +42,7 @@ class Body:
     def whole(self) -> bytes:
         """Return the body. Raises ``TransientServerError`` when its end is missing."""
         if self._inflates and self._got and not self._stream.eof:
-            raise TransientServerError(no_answer(EOFError("the compressed reply has no end")))
+            raise TransientServerError(no_answer(EOFError("the compressed reply is incomplete")))
         return bytes(self._body)
 
     def _inflate(self, part: bytes) -> None:

@@ -74,7 +74,7 @@ class ActivePage:
                 self.position = {"prev_submitted_at": item["submitted_at"], "prev_run_id": item["id"]}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ProtocolError(
-                f"{self._place} answered {_PATH} with something that is not dstack's"
+                f"{self._place}: expected a reply of dstack to {_PATH}, got another one"
             ) from error
 
 
@@ -118,7 +118,7 @@ def _items(text: str) -> Iterator[tuple[Any, str]]:
     read = json.JSONDecoder().raw_decode
     before = _BETWEEN_ITEMS.match(text)
     if before is None or before[1] != "[":
-        raise ValueError("it is no list")
+        raise ValueError("expected a list")
     if text[before.end() :] == "]":
         return
     while before[1] != "]":
@@ -126,4 +126,4 @@ def _items(text: str) -> Iterator[tuple[Any, str]]:
         yield item, text[before.end() : end]
         before = _BETWEEN_ITEMS.match(text, end)
         if before is None or before[1] == "[":
-            raise ValueError("it is no whole list")
+            raise ValueError("expected a complete list")

@@ -31,7 +31,7 @@ class Parse(Generic[T]):
             return self.read(reply.json())
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ProtocolError(
-                f"{self.place} answered {self.path} with something that is not dstack's "
+                f"{self.place} sent an unexpected reply to {self.path} "
                 f"({type(error).__name__}: {error}). Is this the address of a dstack server?"
             ) from error
 

@@ -76,7 +76,7 @@ def time_of(value: Any) -> datetime:
     try:
         return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
     except OverflowError:
-        raise ValueError(f"{value} is no time that can be") from None
+        raise ValueError(f"expected a time, got {value}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ def raise_for_refusal(reply: Reply, place: Place) -> None:
         )
     if 300 <= reply.status < 400:
         target = reply.headers.get("location", "another address")
-        raise errors.ProtocolError(f"{place} redirects to {target}; set the server URL to where it leads")
+        raise errors.ProtocolError(f"{place} redirects to {target}. Set the server URL to that address.")
     if reply.status == 413:
         raise errors.RequestRejectedError(f"{place} refused the request as too big (413: {text})", status=413)
     if told is None:
@@ -54,14 +54,14 @@ def _refusal(status: int, text: str, code: str | None, place: Place) -> errors.S
     if status == 403:
         return errors.AccessDeniedError(
             f"{place.server_url} denies this token's user the project {place.project!r} ({text}). "
-            "Ask an admin of the project to add the user, or name another project"
+            "Ask an admin of the project to add the user, or use another project."
         )
     if code == "resource_not_exists" and place.run_name:
         return errors.RunNotFoundError(f"{place} has no such run")
     if status == 404 and text == "Not found":
         return errors.ProjectNotFoundError(
             f"{place.server_url} has no project {place.project!r}. Check the name: DSTACK_PROJECT, "
-            "project_name= or ~/.dstack/config.yml"
+            "project_name= or ~/.dstack/config.yml."
         )
     if status == 404:
         return _not_dstack(status, text, place, kind="a dstack server, 0.18.44 or newer")

@@ -114,12 +114,12 @@ def check(needs: Iterable[str], release: Release | None, server_url: str) -> Non
     server = f"this server is {_text(release)} ({server_url})"
     if release < OLDEST:
         raise UnsupportedServerError(
-            f"dstack {_text(OLDEST)} or newer is needed, {server}; upgrade the server"
+            f"dstack {_text(OLDEST)} or newer is needed, {server}. Upgrade the server."
         )
     lacking = [need for need in needs if release < _SINCE[need]]
     if lacking:
         told = ", ".join(f"{need}: needs dstack >= {_text(_SINCE[need])}" for need in lacking)
-        raise UnsupportedServerError(f"{told}, {server}; do without, or upgrade the server")
+        raise UnsupportedServerError(f"{told}, {server}. Remove what needs it, or upgrade the server.")
 
 
 def may_tell_an_old_server(error: ServerError) -> bool:

@@ -113,7 +113,7 @@ class Configuration(ProfileFields):
         if info.field_name == "files":
             return _FILES.validate_python(list(value), context=info.context)
         if len(value) > 1:
-            raise ValueError(f"{len(value)} are given; a run starts from one, name that one")
+            raise ValueError(f"expected one item, got {len(value)}. A run starts from one repository")
         return _REPOS.validate_python(list(value), context=info.context)
 
     @field_validator("python", mode="before")
@@ -134,7 +134,7 @@ class Configuration(ProfileFields):
     @classmethod
     def _check_priority(cls, value: int | None) -> int | None:
         if value is not None and not 0 <= value <= 100:
-            raise ValueError(f"{value} is no priority; write a number from 0 to 100")
+            raise ValueError(f"expected a number from 0 to 100, got {value}")
         return value
 
     @field_validator("image")
@@ -142,7 +142,10 @@ class Configuration(ProfileFields):
     def _python_or_image(cls, image: str | None, info: ValidationInfo) -> str | None:
         python = info.data.get("python")
         if python is not None and image is not None:
-            raise ValueError(f"python={python!r} and image={image!r} exclude each other; drop one of the two")
+            raise ValueError(
+                f"expected either python or image, got python={python!r} and image={image!r}. Remove one "
+                "of them"
+            )
         return image
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
@@ -187,7 +190,7 @@ class Task(Configuration):
     @classmethod
     def _check_nodes(cls, value: int | None) -> int | None:
         if value is not None and value < 1:
-            raise ValueError(f"{value} is no number of nodes; write 1 or more")
+            raise ValueError(f"expected 1 or more, got {value}")
         return value
 
 
@@ -262,9 +265,9 @@ def _as_text(value: Any) -> Any:
 
 def _check_port(port: int | str | PortMapping) -> None:
     if isinstance(port, int) and not 1 <= port <= 65535:
-        raise ValueError(f"{port} is no port; write a number from 1 to 65535")
+        raise ValueError(f"expected a port from 1 to 65535, got {port}")
     if isinstance(port, str) and not _PORT.fullmatch(port):
-        raise ValueError(f'{port!r} is no port mapping; write 80, "8080:80" or "*:80"')
+        raise ValueError(f'expected a port mapping such as 80, "8080:80" or "*:80", got {port!r}')
 
 
 def _split_env(number: int, item: Any) -> tuple[str, str | None]:
@@ -287,7 +290,8 @@ def _env_from_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[str, str | None]:
             value = value.get_secret_value()
         if value is not None and (isinstance(value, bool) or not isinstance(value, str | int | float)):
             raise ValueError(
-                f'the value of {name} is a {type(value).__name__}; write it as text, e.g. "true"'
+                f"expected a string for {name}, got a {type(value).__name__}. Write it as a string, such "
+                'as "true"'
             )
         env[str(name)] = None if value is None else str(value)
     return env

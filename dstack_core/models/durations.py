@@ -23,7 +23,7 @@ def check_duration(value: int | str | bool | None, *, off: bool = False) -> int 
         fine = not isinstance(value, bool) and value > 0
     if not fine:
         ways = '"2h" or "off"' if off else '"2h" or "3d"'
-        raise ValueError(f"{value!r} is no duration; write seconds above 0, or a text such as {ways}")
+        raise ValueError(f"expected seconds above 0, or a string such as {ways}, got {value!r}")
     return value
 
 
@@ -43,5 +43,5 @@ def read_duration(value: Any, *, below_zero: bool = False) -> Any:
     else:
         fine = isinstance(value, str) and _DURATION.fullmatch(value) is not None
     if not fine:
-        raise ValueError(f'expected seconds, or a text such as "2h" or "off", got {value!r}')
+        raise ValueError(f'expected seconds, or a string such as "2h" or "off", got {value!r}')
     return value

@@ -61,7 +61,9 @@ class RepoMapping(Model):
     @model_validator(mode="after")
     def _one_place(self) -> RepoMapping:
         if bool(self.local_path) == bool(self.url):
-            raise ValueError("repos: an item has either a local_path or a url")
+            raise ValueError(
+                f"repos: expected either local_path or url, got {'both' if self.url else 'neither'}"
+            )
         return self
 
     @field_validator("path")

@@ -21,12 +21,12 @@ def _check_range(value: int | str | None, part: re.Pattern[str], examples: str) 
         return None
     if isinstance(value, int):
         if value < 0:
-            raise ValueError(f"{value} is negative; write {examples}")
+            raise ValueError(f"expected {examples}, got {value}")
         return value
     ends = [end.strip() for end in value.split("..")]
     fine = len(ends) <= 2 and any(ends) and all(part.fullmatch(end) for end in ends if end)
     if not fine:
-        raise ValueError(f"{value!r} is not understood; write {examples}")
+        raise ValueError(f"expected {examples}, got {value!r}")
     return value
 
 

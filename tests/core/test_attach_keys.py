@@ -76,10 +76,10 @@ def test_a_file_that_is_of_no_use_is_refused_before_anything_is_sent(tmp_path: P
         (tmp_path, "Is a directory"),
         (written(tmp_path, key, OPENSSH, LOCKED, "locked"), "encrypted.*ssh-keygen -p"),
         (written(tmp_path, key, PKCS8, LOCKED, "locked8"), "encrypted.*ssh-keygen -p"),
-        (short, "no private SSH key"),
+        (short, "expected a private SSH key"),
         (
             written(tmp_path, ed448.Ed448PrivateKey.generate(), PKCS8, OPEN, "ed448"),
-            "type of key is not supported",
+            "expected an RSA, ECDSA or Ed25519 key",
         ),
     ]
     for path, reason in cases:
@@ -163,8 +163,8 @@ def test_a_home_that_keeps_nothing_costs_one_warning_and_no_run(caplog: pytest.L
         line = LoginKeys().own_public_key()
     assert line.startswith("ssh-rsa ")
     [record] = caplog.records
-    assert "attach() will not be possible" in record.getMessage()
-    with pytest.raises(AttachError, match="none was found"):
+    assert "attach() will not work" in record.getMessage()
+    with pytest.raises(AttachError, match="got none"):
         LoginKeys().for_run(line, None, None, any_will_do=False)
 
 
@@ -211,7 +211,7 @@ def test_a_servers_key_that_cannot_be_read_is_told_and_the_others_are_tried(
     line = LoginKeys().own_public_key()
     chosen = LoginKeys().for_run(line, "<PRIVATE KEY PEM>", None, any_will_do=False)
     assert chosen.is_for(line)
-    assert "cannot be read" in caplog.text
+    assert "Could not read" in caplog.text
 
 
 def test_keys_are_named_by_the_fingerprint_ssh_shows(tmp_path: Path) -> None:

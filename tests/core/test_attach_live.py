@@ -53,7 +53,7 @@ class Source:
 
     def open_logs(self) -> Stream:
         if not self._streams:
-            raise AttachError("the runner gives no live log")
+            raise AttachError("the runner did not start the live log")
         self.opened.append(Stream(self._streams.pop(0)))
         return self.opened[-1]
 

@@ -236,5 +236,5 @@ def test_a_closed_attachment_does_not_move(hosts: list[Host]) -> None:
     attachment = new(hosts)
     attachment.open(None)
     attachment.close()
-    with pytest.raises(AttachError, match="detached"):
+    with pytest.raises(AttachError, match=r"detach\(\) was called"):
         attachment.move(route(way(hosts)))

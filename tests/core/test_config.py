@@ -27,7 +27,7 @@ def test_an_empty_variable_is_named(empty: str, monkeypatch: pytest.MonkeyPatch,
         config.from_config(None, None, None, home=tmp_path)
     message = raised.value.message
     assert message.startswith(f"{empty}: expected the ")
-    assert message.endswith("got an empty value. Set it where this process is started")
+    assert message.endswith("got an empty value. Set it where this process is started.")
     arguments = {GIVEN[name]: None if name == empty else value for name, value in SERVER.items()}
     with pytest.raises(dstack.ProjectNotConfiguredError) as raised:
         config.from_arguments(**arguments)

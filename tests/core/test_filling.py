@@ -63,8 +63,8 @@ def test_what_is_missing_is_one_error_with_all_names() -> None:
         (["B=1", "1A=2"], r"Task\.env: expected NAME=value or NAME as item 2"),
         (["A-B=2"], r"Task\.env: expected NAME=value or NAME as item 1"),
         ([42], r"Task\.env: expected NAME=value or NAME as item 1"),
-        ({"A": True}, r"Task\.env: the value of A is a bool; write it as text"),
-        ({"A": [1]}, r"Task\.env: the value of A is a list; write it as text"),
+        ({"A": True}, r"Task\.env: expected a string for A, got a bool"),
+        ({"A": [1]}, r"Task\.env: expected a string for A, got a list"),
         ("A=1", r"Task\.env"),
     ],
 )

@@ -119,7 +119,10 @@ def test_a_name_that_is_a_number_is_read_as_text() -> None:
         ({**TASK, "max_price": "inf"}, r"Task\.max_price: expected USD per hour above 0, got 'inf'"),
         ({**TASK, "nodes": 2.5}, r"Task\.nodes: "),
         ({**TASK, "groups": "a"}, r"Task\.groups"),
-        ({**TASK, "max_duration": "long"}, r"Task\.max_duration: expected seconds, or a text .* got 'long'"),
+        (
+            {**TASK, "max_duration": "long"},
+            r"Task\.max_duration: expected seconds, or a string .* got 'long'",
+        ),
     ],
 )
 def test_what_dstack_refuses_is_refused(data: dict[str, Any], text: str) -> None:
@@ -156,7 +159,7 @@ def test_the_short_forms_of_a_gpu_are_minimums_in_resources(gpu: Any, wanted: di
 def test_an_architecture_of_the_cpu() -> None:
     for cpu, wanted in (("arm:4", "arm:4.."), ("x86:4..8", "x86:4..8"), ("arm", "arm"), (4, "4..")):
         assert sent({**TASK, "resources": Resources(cpu=cpu)})["resources"]["cpu"] == wanted
-    with pytest.raises(ConfigurationError, match=r"Resources\.cpu: 'arm:x' is not understood|'x'"):
+    with pytest.raises(ConfigurationError, match=r"Resources\.cpu: expected .*'x'"):
         Resources(cpu="arm:x")
 
 
@@ -164,7 +167,7 @@ def test_an_architecture_of_the_cpu() -> None:
 def test_a_wrong_short_form_is_refused(gpu: Any) -> None:
     with pytest.raises(ConfigurationError):
         Resources(gpu=gpu)
-    with pytest.raises(ConfigurationError, match=r"resources: |GPU\.memory: '24XB' is not"):
+    with pytest.raises(ConfigurationError, match=r"resources: |GPU\.memory: expected a size .*, got '24XB'"):
         sent(TASK, resources=gpu)
 
 

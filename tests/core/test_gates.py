@@ -54,7 +54,7 @@ def test_a_gated_field_asks_once_per_client(driver: Driver) -> None:
 @pytest.mark.parametrize(
     ("fields", "release", "text"),
     [
-        ({"fleets": ["a"]}, "0.18.44", r"^fleets: needs dstack >= 0\.19\.3, this server is 0\.18\.44 \(http://server\); do without"),
+        ({"fleets": ["a"]}, "0.18.44", r"^fleets: needs dstack >= 0\.19\.3, this server is 0\.18\.44 \(http://server\)\. Remove what needs it"),
         ({"tags": {"a": "b"}, "priority": 1}, "0.18.44", r"tags: needs dstack >= 0\.19\.5, priority: needs dstack >= 0\.19\.10, this server"),
         ({"env": {"T": "x ${{ secrets.t }}"}}, "0.18.44", r"secrets: needs dstack >= 0\.19\.17"),
         ({"registry_auth": {"username": "u", "password": "${{secrets.p}}"}}, "0.18.44", r"secrets: needs dstack >= 0\.19\.17"),
@@ -95,7 +95,7 @@ def test_a_call_an_old_server_lacks_is_told_with_what_it_needs(driver: Driver, r
 
 def test_older_than_all_supported_is_one_sentence(driver: Driver) -> None:
     old = reply({"server_version": "0.18.23"})
-    text = r"^dstack 0\.18\.44 or newer is needed, this server is 0\.18\.23 \(http://server\); upgrade"
+    text = r"^dstack 0\.18\.44 or newer is needed, this server is 0\.18\.23 \(http://server\)\. Upgrade"
     for refusal in (
         recorded_reply("error_422_unknown_key_0.18.44"),
         reply({"detail": "Method Not Allowed"}, 405),

@@ -20,18 +20,18 @@ dstack: Any = dstack_core
 @pytest.mark.parametrize(
     ("build", "text"),
     [
-        (lambda: dstack.Task(python="3.11", image="ubuntu"), r"Task\.image: python='3.11' and image='ubuntu' exclude"),
+        (lambda: dstack.Task(python="3.11", image="ubuntu"), r"Task\.image: expected either python or image, got python='3.11' and image='ubuntu'\. Remove"),
         (lambda: dstack.Task(env=["A=1", "B = 1"]), r"Task\.env: expected NAME=value or NAME as item 2"),
-        (lambda: dstack.Task(env={"DEBUG": True}), r"Task\.env: the value of DEBUG is a bool; write it as text"),
-        (lambda: dstack.Task(ports=["80:b"]), r"Task\.ports: '80:b' is no port mapping"),
-        (lambda: dstack.Task(ports=[70000]), r"Task\.ports: 70000 is no port"),
+        (lambda: dstack.Task(env={"DEBUG": True}), r"Task\.env: expected a string for DEBUG, got a bool\. Write it as"),
+        (lambda: dstack.Task(ports=["80:b"]), r"Task\.ports: expected a port mapping .*, got '80:b'"),
+        (lambda: dstack.Task(ports=[70000]), r"Task\.ports: expected a port from 1 to 65535, got 70000"),
         (lambda: dstack.Service(commands=["x"]), r"Service\.port: expected a value, got none\."),
-        (lambda: dstack.GPU(memory="24XB"), r"GPU\.memory: '24XB' is not understood; write a size such as \"24GB\""),
-        (lambda: dstack.GPU(count="many"), r"GPU\.count: 'many' is not understood"),
-        (lambda: dstack.GPU(count=-1), r"GPU\.count: -1 is negative"),
+        (lambda: dstack.GPU(memory="24XB"), r"GPU\.memory: expected a size such as \"24GB\".*, got '24XB'"),
+        (lambda: dstack.GPU(count="many"), r"GPU\.count: expected a whole number such as 2.*, got 'many'"),
+        (lambda: dstack.GPU(count=-1), r"GPU\.count: expected a whole number such as 2.*, got -1"),
         (lambda: dstack.GPU(vram="24GB"), r"GPU\.vram: there is no such field"),
-        (lambda: dstack.Resources(memory=".."), r"Resources\.memory: '\.\.' is not understood"),
-        (lambda: dstack.RetryPolicy(retry=True, limit=0), r"RetryPolicy\.limit: 0 is no duration"),
+        (lambda: dstack.Resources(memory=".."), r"Resources\.memory: expected a size such as .*, got '\.\.'"),
+        (lambda: dstack.RetryPolicy(retry=True, limit=0), r"RetryPolicy\.limit: expected seconds above 0.*, got 0"),
         (lambda: dstack.RegistryAuth(username="me"), r"RegistryAuth\.password: expected a value, got none\."),
         (lambda: dstack.load_configuration({"type": "fleet"}), r"expected one of `type: task`, `type: service`, `type: dev-environment`, got 'fleet'"),
         (lambda: dstack.parse_configuration("- a\n- b"), r"expected a mapping such as .type: task., got a list"),
@@ -53,7 +53,7 @@ def test_models_refuse(build: Any, text: str) -> None:
     [
         ({"max_price": -1}, r"max_price: expected USD per hour above 0, got -1\."),
         ({"max_price": 0}, r"max_price: expected USD per hour above 0, got 0"),
-        ({"max_duration": 0}, r"max_duration: 0 is no duration"),
+        ({"max_duration": 0}, r"max_duration: expected seconds above 0.*, got 0"),
         ({"retry_policy": "1h"}, r"retry_policy: expected a RetryPolicy, True or False, .*, got '1h'\."),
         ({"retry_policy": {"on": True}}, r"retry_policy: expected a RetryPolicy, .*, got \{'on': True\}\."),
         ({"backends": "aws"}, r"backends: expected a list such as \[\"aws\", \"gcp\"\], got 'aws'\."),
@@ -208,19 +208,35 @@ def test_arguments_win_over_the_environment_and_that_over_the_file(monkeypatch: 
 @pytest.mark.parametrize(
     ("config", "arguments", "text"),
     [
-        (None, {}, r"there is no .*config\.yml \(nor config\.yaml\).*Pass server_url="),
-        (CONFIG, {"project_name": "nope"}, r"project_name: 'nope' is not in .*there: main, lab"),
+        (None, {}, r"expected a file .*config\.yml \(or config\.yaml\), got none.*Pass server_url="),
+        (
+            CONFIG,
+            {"project_name": "nope"},
+            r"project_name: expected a project of .*\(main, lab\), got 'nope'",
+        ),
         (
             CONFIG.replace("default: true", "default: false"),
             {},
-            r"names no default project \(there: main, lab\)",
+            r"expected a default project, got none \(projects: main, lab\)",
         ),
-        (CONFIG, {"server_url": "http://x"}, r"server_url and user_token go together"),
-        ("projects: 3", {}, r"no list of `projects`"),
-        ("projects:\n- {name: a, default: true, url: 'http://x'}", {}, r"the project 'a' has no token"),
-        ("projects:\n- {name: a, default: true, url: x, token: tok-1}", {}, r"'x' is no address"),
-        ("token: [tok-1", {}, r"config\.yml, line \d+: this is no valid YAML"),
-        (CONFIG, {"repo_dir": "/nowhere"}, r"repo_dir: '/nowhere' is no directory"),
+        (
+            CONFIG,
+            {"server_url": "http://x"},
+            r"server_url and user_token: expected both, got only server_url",
+        ),
+        ("projects: 3", {}, r"expected a list of `projects`, got none"),
+        (
+            "projects:\n- {name: a, default: true, url: 'http://x'}",
+            {},
+            r"expected a token for the project 'a', got none",
+        ),
+        (
+            "projects:\n- {name: a, default: true, url: x, token: tok-1}",
+            {},
+            r"server_url: expected an address .*, got 'x'",
+        ),
+        ("token: [tok-1", {}, r"config\.yml, line \d+: expected YAML"),
+        (CONFIG, {"repo_dir": "/nowhere"}, r"repo_dir: expected a directory, got '/nowhere'"),
     ],
 )
 def test_from_config_tells_what_is_missing(config: str | None, arguments: dict[str, Any], text: str) -> None:
@@ -233,11 +249,13 @@ def test_from_config_tells_what_is_missing(config: str | None, arguments: dict[s
 
 def test_a_client_without_anything_names_all_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        ProjectNotConfiguredError, match="server_url and project_name and user_token: not given"
+        ProjectNotConfiguredError, match="server_url and project_name and user_token: expected an argument"
     ):
         dstack.Client()
     monkeypatch.setenv("DSTACK_SERVER_URL", "http://env")
-    with pytest.raises(ProjectNotConfiguredError, match=r"^project_name and user_token: not given"):
+    with pytest.raises(
+        ProjectNotConfiguredError, match=r"^project_name and user_token: expected an argument"
+    ):
         dstack.Client()
 
 

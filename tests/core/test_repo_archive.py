@@ -70,7 +70,7 @@ def test_the_same_directory_gives_the_same_archive(tmp_path: Path) -> None:
 
 def test_a_file_is_no_directory(tmp_path: Path) -> None:
     write(tmp_path, a="1")
-    with pytest.raises(ConfigurationError, match=r"repo_dir: .*a' is no directory"):
+    with pytest.raises(ConfigurationError, match=r"repo_dir: expected a directory, got '.*a'"):
         check_directory(tmp_path / "a")
 
 

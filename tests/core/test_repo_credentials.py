@@ -48,13 +48,13 @@ def _encrypted(path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"no key", r"holds no private key"),
+        (b"no key", r"expected a private SSH key"),
         (
             b"-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n",
-            r"holds no private key",
+            r"expected a private SSH key",
         ),
-        (b"\xff\xfe\x00", r"holds no private key"),
-        (b"", r"holds no private key"),
+        (b"\xff\xfe\x00", r"expected a private SSH key"),
+        (b"", r"expected a private SSH key"),
         (None, r"expected a key without a passphrase"),
     ],
 )
@@ -80,11 +80,11 @@ def test_an_empty_secret_is_none(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_with_the_parameters_is_told_at_once(tmp_path: Path, key_file: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"^git_identity_file: there is no file '.*nowhere'"):
+    with pytest.raises(ConfigurationError, match=r"^git_identity_file: expected a file, got '.*nowhere'"):
         dstack.Client.from_config(tmp_path, git_identity_file=str(tmp_path / "nowhere"), **TARGET)
     with pytest.raises(ConfigurationError, match=r"^git_private_key: .* got text that is not a key. Pass"):
         dstack.Client.from_config(tmp_path, git_private_key=str(key_file), **TARGET)
-    with pytest.raises(ConfigurationError, match=r"^repo_dir: this client has none"):
+    with pytest.raises(ConfigurationError, match=r"^repo_dir: expected a directory, got none"):
         dstack.Client.from_config(**TARGET).repos.init()
 
 
@@ -137,7 +137,7 @@ def test_a_broken_key_text_is_named_without_being_shown(tmp_path: Path, key_text
     git(work, "remote", "set-url", "origin", "git@github.com:o/r.git")
     secret = key_text.split("\n")[1]
     client = dstack.Client.from_config(work, git_private_key=key_text.replace(secret, secret[:9]), **TARGET)
-    with pytest.raises(ConfigurationError, match=r"^git_private_key holds no private key") as caught:
+    with pytest.raises(ConfigurationError, match=r"^git_private_key: expected a private SSH key") as caught:
         client.repos.init()
     assert secret[:9] not in str(caught.value)
 

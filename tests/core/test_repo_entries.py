@@ -112,8 +112,8 @@ def test_links_within_the_entry_stay_links_and_directories_come_along(tmp_path: 
     ("target", "name", "text"),
     [
         ("gone", "link", r"which does not exist or cannot be read"),
-        (".", "link", r"which holds the link itself"),
-        ("other", "link/back", r"which holds the link itself"),
+        (".", "link", r"which contains the link itself"),
+        ("other", "link/back", r"which contains the link itself"),
     ],
 )
 def test_a_link_that_cannot_be_followed_is_named(tmp_path: Path, target: str, name: str, text: str) -> None:
@@ -121,7 +121,7 @@ def test_a_link_that_cannot_be_followed_is_named(tmp_path: Path, target: str, na
     (tmp_path / "other" / "back").symlink_to("../data")
     (tmp_path / "data" / "link").symlink_to(tmp_path / target)
     with pytest.raises(
-        ConfigurationError, match=rf"^files: 'x': the link 'data/{name}' leads .*{text}\. Rep"
+        ConfigurationError, match=rf"^files: 'x': the link 'data/{name}' points to .*{text}\. Rep"
     ):
         pack_entry("files: 'x'", tmp_path / "data")
 

@@ -104,6 +104,6 @@ def test_a_path_that_is_not_there_is_told_with_its_whole_path(
     write(tmp_path, one="1")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        ConfigurationError, match=rf"^files: '{given}': there is no such file or directory \(/"
+        ConfigurationError, match=rf"^files: '{given}': expected a file or directory, got none at /"
     ):
         packed(given)

@@ -176,7 +176,7 @@ def test_branch_and_hash_of_a_local_path_are_not_used(
     work = clone_pair(tmp_path)
     code = code_of({"local_path": str(work), "branch": "other"})
     assert code.data["repo_branch"] == "main"
-    assert "branch and hash are not used: a local_path is taken as it is" in caplog.text
+    assert "branch and hash are not used with a local_path" in caplog.text
 
 
 def test_a_server_is_asked_for_its_version_only_for_a_named_repository(server_calls: Any) -> None:
@@ -191,16 +191,16 @@ def test_a_server_is_asked_for_its_version_only_for_a_named_repository(server_ca
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ([{"local_path": ".", "url": "https://x/y"}], r"either a local_path or a url"),
-        ([{"branch": "main"}], r"either a local_path or a url"),
+        ([{"local_path": ".", "url": "https://x/y"}], r"expected either local_path or url, got both"),
+        ([{"branch": "main"}], r"expected either local_path or url, got neither"),
         ([{"url": "https://x/y", "path": "~me/x"}], r"expected a path such as ~/x, got '~me/x'"),
         (
             [{"url": "https://x/y", "if_exists": "replace"}],
             r"if_exists: expected 'error' or 'skip', got 'replace'",
         ),
         (["a:b:c"], r"expected local_path:path or url:path, got 'a:b:c'\. Write"),
-        ([":/x"], r"either a local_path or a url"),
-        ([".", "https://x/y"], r"repos: 2 are given; a run starts from one"),
+        ([":/x"], r"expected either local_path or url, got neither"),
+        ([".", "https://x/y"], r"repos: expected one item, got 2\. A run starts from one"),
     ],
 )
 def test_what_a_run_cannot_start_from_is_refused(given: list[Any], text: str) -> None:
@@ -209,12 +209,14 @@ def test_what_a_run_cannot_start_from_is_refused(given: list[Any], text: str) ->
 
 
 def test_errors_name_repos_and_show_no_secret(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"^repos: '/nowhere' is no directory"):
+    with pytest.raises(ConfigurationError, match=r"^repos: expected a directory, got '/nowhere'"):
         code_of("/nowhere")
     with pytest.raises(
         ConfigurationError, match=r"^repos: url: .* its remote is reached over http"
     ) as caught:
         code_of("http://u:s3cr3t@lab.org/r")
     assert "s3cr3t" not in str(caught.value) + repr(loaded("http://u:s3cr3t@lab.org/r"))
-    with pytest.raises(ConfigurationError, match=r"^repos: the client has the repo_dir '.*' already"):
+    with pytest.raises(
+        ConfigurationError, match=r"^repos: expected either repos or repo_dir, got both \(repo_dir: '.*'\)"
+    ):
         code_of("https://x/y", repo_dir=tmp_path)

@@ -123,7 +123,7 @@ def test_an_ssh_configuration_that_cannot_be_read_is_logged(caplog: pytest.LogCa
     (Path.home() / ".ssh").mkdir()
     (Path.home() / ".ssh" / "config").write_text("garbage\n")
     assert parse("git@github-work:o/r").as_ssh() == "ssh://git@github-work/o/r"
-    assert "github-work is used as it is" in caplog.text
+    assert "Using github-work unchanged" in caplog.text
     assert caplog.records[0].levelno == logging.WARNING
 
 

@@ -181,9 +181,9 @@ def test_the_files_are_uploaded_and_the_log_says_why(
     caplog.clear()
     assert uploaded(root) == set(tree(root)), "without .git"
     (record,) = caplog.records
-    start = f"repo_dir: the files of {root} are uploaded (0.0 MB) instead of cloned, because {reason}"
+    start = f"repo_dir: uploading the files of {root} (0.0 MB) instead of cloning, because {reason}"
     assert record.getMessage().startswith(start)
-    assert record.getMessage().endswith("local_repo=True does so without this line.")
+    assert record.getMessage().endswith("Pass local_repo=True to upload without this message.")
     assert "s3cr3t" not in caplog.text
     caplog.clear()
     assert Repository.checked(root).describe().repo_id == packed(root).repo_id
@@ -231,7 +231,10 @@ def test_files_too_big_for_an_upload_are_told_with_the_reason(
 
 
 def test_a_bare_repository_has_no_files(work: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"^repo_dir: '.*' is a bare Git repository, without files"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"^repo_dir: expected a directory with files, got the bare Git repository '.*'",
+    ):
         packed(work.parent / "origin.git")
 
 

@@ -161,7 +161,7 @@ def test_exact_sizes_are_named_where_no_machine_could_be_had() -> None:
     ("answer", "error", "text"),
     [
         (Reply(200, {}, b"<html>hello</html>"), errors.ProtocolError, "Is this the address of a dstack server"),
-        (reply({"hello": "world"}), errors.ProtocolError, "something that is not dstack's"),
+        (reply({"hello": "world"}), errors.ProtocolError, "sent an unexpected reply to"),
         (Reply(404, {}, b"<html>nginx</html>"), errors.ProtocolError, "Is this the address"),
         (Reply(405, {}, b"<html>nginx</html>"), errors.ProtocolError, "Is this the address"),
         (Reply(403, {}, b"<html>blocked by a proxy; no token</html>"), errors.ProtocolError, "answered 403"),

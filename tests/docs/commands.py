@@ -1,4 +1,4 @@
-"""Check the commands of the documentation against what the programs say of themselves."""
+"""Check the commands of the documentation against the help texts of the programs."""
 
 from __future__ import annotations
 

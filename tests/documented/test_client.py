@@ -53,13 +53,16 @@ def test_from_config_loads_address_and_token_from_the_file(bench: Bench, config:
 
 def test_from_config_takes_the_default_project_unless_one_is_named(config: Path) -> None:
     assert dstack.Client.from_config(project_name="other").project == "other"
-    with pytest.raises(dstack.ProjectNotConfiguredError, match=r"project_name: 'third' is not in"):
+    with pytest.raises(
+        dstack.ProjectNotConfiguredError, match=r"project_name: expected a project of .*, got 'third'"
+    ):
         dstack.Client.from_config(project_name="third")
 
 
 def test_from_config_without_a_file_says_what_to_do(home: Path) -> None:
     with pytest.raises(
-        dstack.ProjectNotConfiguredError, match=r"there is no .*config\.yml.*DSTACK_SERVER_URL"
+        dstack.ProjectNotConfiguredError,
+        match=r"expected a file .*config\.yml.*, got none.*DSTACK_SERVER_URL",
     ):
         dstack.Client.from_config()
 
@@ -71,9 +74,9 @@ def test_from_config_takes_address_project_and_token_together(bench: Bench, home
         assert client.runs.get("not-there") is None
     halves: list[dict[str, Any]] = [{"server_url": bench.server.url}, {"user_token": "x"}]
     for given in halves:
-        with pytest.raises(dstack.ConfigurationError, match="server_url and user_token go together"):
+        with pytest.raises(dstack.ConfigurationError, match="server_url and user_token: expected both"):
             dstack.Client.from_config(**given)
-    with pytest.raises(dstack.ProjectNotConfiguredError, match="project_name: not given"):
+    with pytest.raises(dstack.ProjectNotConfiguredError, match="project_name: expected an argument"):
         dstack.Client.from_config(server_url=bench.server.url, user_token="x")
 
 
@@ -87,7 +90,7 @@ def test_from_config_expands_the_home_in_repo_dir(bench: Bench, config: Path, ho
 
 
 def test_from_config_refuses_a_repo_dir_that_is_none(config: Path, home: Path) -> None:
-    with pytest.raises(dstack.ConfigurationError, match=r"repo_dir: '.*nowhere' is no directory"):
+    with pytest.raises(dstack.ConfigurationError, match=r"repo_dir: expected a directory, got '.*nowhere'"):
         dstack.Client.from_config(home / "nowhere")
 
 

@@ -56,7 +56,9 @@ def test_image(bench: Bench) -> None:
 
 
 def test_python_and_image_exclude_each_other() -> None:
-    with pytest.raises(dstack.ConfigurationError, match="exclude each other; drop one of the two"):
+    with pytest.raises(
+        dstack.ConfigurationError, match=r"expected either python or image, got .*\. Remove one of them"
+    ):
         dstack.Task(commands=["true"], python="3.11", image="ubuntu")
 
 

@@ -195,13 +195,13 @@ INTERFERENCES = (
     Interference("token revoked", _revoked, _refused_at_once),
     Interference("run stopped and deleted", _somebody(_delete), _ended_by_others, _IN_THE_MIDDLE),
     Interference(
-        "run replaced by one that is over",
+        "run replaced by one that has ended",
         _somebody(_replace(["echo line-999"], is_over=True)),
         _ended_by_others,
         _IN_THE_MIDDLE,
     ),
     Interference(
-        "run replaced by one that goes on",
+        "run replaced by one that keeps running",
         _somebody(_replace(["echo line-999", "sleep 600"], is_over=False)),
         _ended_by_others,
         _IN_THE_MIDDLE,

@@ -104,4 +104,4 @@ def _run_name(host: LatencyHost, flow_run_id: UUID) -> str:
 
 def ways(host: LatencyHost) -> dict[str, Way]:
     """Return the ways of a worker, by what the table calls them."""
-    return {"worker, machine sought": sought(host), "worker, kill_infrastructure": torn_down(host)}
+    return {"worker, machine not found yet": sought(host), "worker, kill_infrastructure": torn_down(host)}

@@ -57,9 +57,9 @@ def steps_of_each(results: Sequence[Result]) -> str:
 def losses(results: Sequence[Result]) -> str:
     """Return in markdown how often the server lost something on its own, and where."""
     found = [result for result in results if result.loss]
-    told = f"The server itself lost something in {len(found)} of {len(results)} lives"
+    summary = f"The server itself lost data in {len(found)} of {len(results)} cases"
     cases = [f"* {one.adapter}, {one.fault}, {_when(one)}: {one.loss}" for one in found]
-    return "\n".join([f"{told}:\n", *cases]) if found else f"{told}."
+    return "\n".join([f"{summary}:\n", *cases]) if found else f"{summary}."
 
 
 def _when(result: Result) -> str:
@@ -79,7 +79,7 @@ def flaws(results: Sequence[Result], *, why: bool = True) -> list[str]:
 def write_page(
     results: Sequence[Result], slow: Sequence[LatencyResult], beside: Sequence[junit.Case]
 ) -> None:
-    """Fill the template in; the wording is the template's, the numbers are the results'."""
+    """Fill in the template: the wording comes from the template, the numbers from the results."""
     of = {part: [one for one in results if one.part == part] for part in PARTS}
     tried = len(results) + len(slow)
     found = len(flaws(results)) + len(latency_matrix.flaws(slow))
@@ -92,7 +92,7 @@ def write_page(
         steps=steps(of[ONCE]),
         ever=matrix(of[NEVER_ENDING]),
         slowest=max((one.seconds for one in of[NEVER_ENDING]), default=0.0),
-        interference=matrix(of[INTERFERENCE], "what somebody does"),
+        interference=matrix(of[INTERFERENCE], "interference"),
         restarts=matrix([one for one in of[RESTARTS] if not one.step], "restarted"),
         restarts_at_requests=steps_of_each([one for one in of[RESTARTS] if one.step]),
         losses=losses(of[RESTARTS]),

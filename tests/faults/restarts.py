@@ -93,7 +93,7 @@ def _at_the_end(runs: Runs) -> list[str | None]:
 
 MOMENTS = (
     Moment(
-        "before the run is going, by kill -9",
+        "before the run is running, by kill -9",
         _before_they_run,
         lambda status: status in _BEFORE_IT_RUNS,
         kill=True,

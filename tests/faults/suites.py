@@ -51,9 +51,9 @@ _FLOW, _MACHINE = "Prefect flow", "Prefect worker of dstack machines"
 
 KILLS = Suite(
     "Processes that are killed",
-    "With real processes of Airflow (API server, scheduler, executor, triggerer) and of Prefect (server, worker, runner).\n"
-    "Held means: one run on the server, not stopped where somebody goes on with it; the next try, or the process that takes\n"
-    "over, tells every line from where it has to, none twice, and the right end.",
+    "These tests use real processes of Airflow (API server, scheduler, executor, triggerer) and of Prefect (server, worker, runner).\n"
+    "Held means: the server has one run, and it is not stopped if another process continues it. The next try, or the process that\n"
+    "takes over, logs every line from the right position, none twice, and reports the right end.",
     (
         _airflow(
             "kill -9 while the submission is under way, then the retry",
@@ -106,7 +106,7 @@ KILLS = Suite(
             "test_processes.py::test_a_run_that_ended_after_its_flow_died_is_not_paid_twice",
         ),
         _prefect(
-            "kill -9, and nobody goes on",
+            "kill -9, and no process takes over",
             _FLOW,
             "test_processes.py::test_the_hook_stops_the_run_of_a_killed_flow",
             "test_process_worker.py::test_a_killed_flow_leaves_nothing_running",
@@ -140,8 +140,8 @@ _CLIENTS = "clients, sync, async and shared"
 
 LOAD = Suite(
     "Load and endurance",
-    "On the embedded server. Held means: every run's lines are whole and in order, and afterwards there is no file descriptor,\n"
-    "thread, process or temporary file that was not there before.",
+    "On the embedded server. Held means: every run's lines are complete and in order, and no file descriptor, thread, process or\n"
+    "temporary file is left over.",
     (
         _core(
             "100 threads or tasks share a client, a run each and one run for all",
@@ -157,8 +157,8 @@ LOAD = Suite(
 
 ODDITIES = Suite(
     "Odd output, odd replies, hostile hosts",
-    "Held means: lines of 1 MiB, without an end, with NUL, escape sequences and broken UTF-8 arrive and harm nobody; whatever a\n"
-    "server or a container sends, there is one error of the library, soon, with bounded memory and no secret in it.",
+    "Held means: lines of 1 MiB, without an end, with NUL, escape sequences and broken UTF-8 arrive and do no harm. Whatever a server\n"
+    "or a container sends, the library raises one error, soon, with bounded memory and no secret in it.",
     (
         _core("odd lines", "run.follow()", "test_hostile.py::test_lines_of_any_kind_arrive"),
         _airflow("odd lines", "Airflow operator, sync and deferred", "test_odd_output.py"),

@@ -114,7 +114,7 @@ def test_a_compressed_reply_is_read_whole(kind: str) -> None:
             assert get(kind, url).status is not None
     with (
         answering(whole(packed[:half], "Content-Encoding: gzip")) as url,
-        pytest.raises(dstack.ServerUnreachableError, match="no end"),
+        pytest.raises(dstack.ServerUnreachableError, match="the compressed reply is incomplete"),
     ):
         get(kind, url)
     with (
@@ -129,7 +129,7 @@ def test_a_compressed_reply_is_read_whole(kind: str) -> None:
 def test_an_encoding_that_nobody_asked_for_is_told(kind: str, encoding: str) -> None:
     with (
         answering(whole(b"{}", f"Content-Encoding: {encoding}")) as url,
-        pytest.raises(dstack.ProtocolError, match="nobody asked for"),
+        pytest.raises(dstack.ProtocolError, match="expected no encoding, gzip or deflate"),
     ):
         get(kind, url)
 

@@ -109,7 +109,10 @@ def test_a_run_that_somebody_stops_has_an_error_of_its_own(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ("configuration={'type': 'task', 'commands': ['true'], 'ports': ['no port']}", "is no port mapping"),
+        (
+            "configuration={'type': 'task', 'commands': ['true'], 'ports': ['no port']}",
+            "expected a port mapping",
+        ),
         ("configuration={'type': 'dance'}", "got 'dance'"),
         ("configuration='commands: [unfinished'", "configuration"),
         ("configuration='nowhere.dstack.yml'", "there is no file 'nowhere.dstack.yml'"),
@@ -131,7 +134,7 @@ def test_a_run_that_somebody_stops_has_an_error_of_its_own(
         ("configuration={'type': 'task', 'commands': ['true']}, dstack_conn_id='no_token'", "no token"),
         (
             "configuration={'type': 'task', 'commands': ['true']}, repo_dir='/nowhere'",
-            "repo_dir: '/nowhere' is no directory",
+            "repo_dir: expected a directory, got '/nowhere'",
         ),
     ],
 )

@@ -62,7 +62,7 @@ def test_an_example_is_parsed_and_runs(
     assert runs
     assert [one.name for one in runs if one.outcome() is None] == []
     if path.stem == "example_dstack_service":
-        assert tasks["ask", 0][1] == "you said: What is a GPU?"
+        assert tasks["ask", 0][1] == "echo: What is a GPU?"
         assert tasks["stop", -1][1] == {runs[0].name: "terminated"}
     if path.stem == "example_dstack_function":
         assert tasks["best", -1][1] == 0.05

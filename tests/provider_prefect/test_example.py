@@ -65,7 +65,7 @@ def test_a_sweep_finds_the_cheapest_and_leaves_out_what_there_is_not(server: Loc
 @pytest.mark.usefixtures("prefect_server")
 def test_a_service_is_asked_and_stopped(server: LocalServer) -> None:
     answers = load("example_dstack_service").example_dstack_service(questions=("a", "b"), port=free_port())
-    assert answers == ["you said: a", "you said: b"]
+    assert answers == ["echo: a", "echo: b"]
     until(lambda: the_run(server).outcome(), seconds=30)
     assert outcome_of(the_run(server)).reason == "stopped_by_user"
 

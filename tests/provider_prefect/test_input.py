@@ -21,7 +21,11 @@ TASK = {"type": "task", "commands": ["echo hi"]}
 
 BAD: list[tuple[Any, dict[str, Any], str]] = [
     ({"type": "tusk", "commands": []}, {}, "tusk"),
-    ({"type": "task", "commands": ["x"], "python": "3.11", "image": "y"}, {}, "exclude each other"),
+    (
+        {"type": "task", "commands": ["x"], "python": "3.11", "image": "y"},
+        {},
+        "expected either python or image",
+    ),
     ({"type": "task", "commands": ["x"], "env": ["NAME"]}, {}, "expected a value for NAME"),
     ("no/such/file.dstack.yml", {}, "no/such/file.dstack.yml"),
     (17, {}, "configuration: expected a Task, .*got 17"),

@@ -201,7 +201,7 @@ def test_the_ready_flow_takes_the_options(
             {"retry_policy": {"attempts": 3}},
             "^retry_policy: expected a RetryPolicy, True .*got {'attempts': 3}",
         ),
-        ({"retry_policy": {"limit": "long"}}, "^retry_policy.limit: 'long'"),
+        ({"retry_policy": {"limit": "long"}}, "^retry_policy.limit: expected seconds above 0, .* got 'long'"),
         ({"args": "--epochs 3"}, "args: expected a list"),
     ],
 )
