@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import dstack_core as dstack
+from dstack_core import integration
 
 TWINS = [
     (dstack.Client, dstack.AsyncClient),
@@ -69,6 +70,21 @@ def test_every_public_name_is_documented(name: str) -> None:
                 inspect.isfunction(member) or isinstance(member, property)
             ):
                 assert inspect.getdoc(member), f"{name}.{member_name}"
+
+
+def test_all_of_the_integration_package_is_sorted_and_documented() -> None:
+    assert integration.__all__ == sorted(integration.__all__, key=_as_ruff_sorts)
+    assert set(integration.__all__) >= {
+        "DEFAULT_LOG_BUDGET",
+        "LogRelay",
+        "Masker",
+        "RecordLimits",
+        "collect_secrets",
+        "mask",
+    }
+    for name in integration.__all__:
+        thing = getattr(integration, name)
+        assert name.isupper() or inspect.getdoc(thing), name
 
 
 def test_importing_the_package_loads_no_client_and_prints_nothing() -> None:
