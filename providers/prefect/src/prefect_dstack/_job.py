@@ -112,6 +112,7 @@ class Job:
         self.attempt.may_appear = False
         self.attempt.run_id = run.id
         self.page = run.url
+        self.relay.note_page(run.url)
 
     def log_start(self, run: Run | AsyncRun) -> None:
         """Log which run this is, and whether an earlier execution submitted it.
@@ -258,7 +259,7 @@ class Job:
     def _last_lines(self) -> str:
         if not self.relay.tail:
             return ""
-        return "\n\nThe last lines of its log:\n" + "\n".join(line[:500] for line in self.relay.tail)
+        return "\n\nThe last lines of its log:\n" + "\n".join(self.relay.tail)
 
     def _timed_out(self) -> bool:
         """Whether the time limit of the task or the flow has passed."""

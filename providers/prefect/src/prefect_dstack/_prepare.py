@@ -49,7 +49,7 @@ def prepare(
     prefix = submission.configuration.name
     names = identify(owner, submission.described, on_crash=on_crash, run_name=run_name, prefix=prefix)
     relay = Relay(logger, stream_logs=stream_logs)
-    relay.hider.add(submission.secrets)
+    relay.masker.add(submission.secrets)
     for warning in submission.warnings:
         logger.warning(warning)
     return Job(

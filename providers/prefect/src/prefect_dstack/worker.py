@@ -169,7 +169,8 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             _report.try_emit, run_name=run.name, run_id=run.id, flow_run_id=flow_run.id, logger=logger
         )
         emit("started", payload={"url": run.url})
-        relay.hider.add(secrets_in(run.env))
+        relay.note_page(run.url)
+        relay.masker.add(secrets_in(run.env))
         events = run.follow(
             poll_interval=configuration.poll_interval,
             retry_budget=_RETRY_BUDGET,
@@ -185,13 +186,14 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             raise RuntimeError(f"following run {run.name} ended without an outcome")
         emit(str(outcome.status), payload=outcome.to_dict())
         if outcome.succeeded:
+            logger.info("Run %s %s.", run.name, outcome.message)
             return DstackWorkerResult(identifier=name, status_code=0)
         has_ended = _end_of(await self._flow_run(flow_run.id)) is not None
         self._in_background(self._stop_left_over(flow_run, configuration, crashed=not has_ended))
         # A flow run that has ended, or is about to, must not be marked as crashed.
         if has_ended:
             return DstackWorkerResult(identifier=name, status_code=0)
-        lines = "".join(f"\n{line[:500]}" for line in relay.tail)
+        lines = "".join(f"\n{line}" for line in relay.tail)
         logger.error("Run %s %s. See %s%s", run.name, outcome.message, outcome.url, lines)
         return DstackWorkerResult(identifier=name, status_code=outcome.exit_status or 1)
 
