@@ -84,13 +84,18 @@ PAGES = [
     Page(
         "integration",
         "Integration",
-        "What a workflow engine needs on top of a client: which run is meant, and its stop for a task.",
+        "What a workflow engine needs on top of a client: which run is meant, its stop for a task, its log.",
         core(
             "integration.RunRef",
             "integration.stop_run",
             "integration.astop_run",
             "integration.describe_stop",
             "integration.check_ends",
+            "integration.LogRelay",
+            "integration.RecordLimits",
+            "integration.collect_secrets",
+            "integration.Masker",
+            "integration.mask",
         ),
     ),
     Page(

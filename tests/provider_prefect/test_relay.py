@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from dstack_core import ContactLost, LogLines, Progress, RunStatus, StatusChanged
-from prefect_dstack._relay import Relay
+from dstack_core import ContactLost, LogLines, Progress, RunStatus, StatusChanged, integration
+from prefect_dstack._relay import DEFAULT_LOG_BUDGET, Relay
 
 PROGRESS = Progress("train", "id")
 
@@ -73,12 +73,16 @@ def test_the_end_is_known_and_what_was_left_out_is_linked(
     relay: Relay, caplog: pytest.LogCaptureFixture
 ) -> None:
     relay.note_page("http://dstack/run")
-    relay.handle(lines("x" * 9_999_998, "not shown"))
+    relay.handle(lines("x" * (DEFAULT_LOG_BUDGET - 2), "not shown"))
     assert caplog.messages[-1] == (
         "The log is longer than its budget of 10.0 MB; the rest is not shown here. See http://dstack/run"
     )
     assert relay.tail == ["x" * 500, "not shown"]
     assert relay.outcome is None
+
+
+def test_the_default_budget_is_that_of_the_core() -> None:
+    assert DEFAULT_LOG_BUDGET == integration.DEFAULT_LOG_BUDGET
 
 
 def test_an_unknown_event_of_a_newer_core_is_no_error(relay: Relay) -> None:

@@ -14,6 +14,7 @@ from pydantic import Field, PrivateAttr, SecretStr
 
 from prefect_dstack._code import GitCredentialsLike, GitLogin, name_or_secret
 from prefect_dstack._machine_code import directory_of, place_code
+from prefect_dstack._relay import DEFAULT_LOG_BUDGET
 from prefect_dstack._submission import OPTION_NAMES, Submission, resolve
 from prefect_dstack.credentials import DstackCredentials
 
@@ -86,6 +87,9 @@ class DstackVariables(BaseVariables):
     stream_output: bool = Field(
         default=True, description="Whether what the machine prints is sent to the flow run's log."
     )
+    log_budget_bytes: int | None = Field(
+        default=DEFAULT_LOG_BUDGET, ge=0, description="Bytes of it that are sent at most; empty for all."
+    )
     poll_interval: float = Field(default=5.0, gt=0, description="Seconds between two status requests.")
 
 
@@ -113,6 +117,7 @@ class DstackJobConfiguration(BaseJobConfiguration):
     git_credentials: str | dict[str, Any] | None = Field(default=None, repr=False)
     configuration: dict[str, Any] = Field(default_factory=dict)
     stream_output: bool = True
+    log_budget_bytes: int | None = DEFAULT_LOG_BUDGET
     poll_interval: float = 5.0
     uploads: Literal["refused", "allowed"] = Field(
         default="refused", json_schema_extra={"template": "refused"}

@@ -14,16 +14,28 @@ if TYPE_CHECKING:
 _MAX_RECORD_LINES = 200
 
 
+# Of ``dstack_core.integration``, which the module of a flow does not import; a test holds them equal.
+DEFAULT_LOG_BUDGET = 10_000_000
+
+
 class Relay:
     """The log of a run in the run logger, and what is known of the run.
 
     ``logger`` is taken in the task, where the context is. ``stream_logs`` (bool): the log lines are relayed;
-    the last ones are kept in any case. ``relayed`` counts the lines that were logged before the run was
-    followed again from its first line. ``masker`` knows the secrets. ``progress`` is the position in the run
-    and its log, ``outcome`` the run's end, both None until known.
+    the last ones are kept in any case. ``log_budget_bytes`` (int) is how much of the log is relayed at most,
+    None all. ``relayed`` counts the lines that were logged before the run was followed again from its first
+    line. ``masker`` knows the secrets. ``progress`` is the position in the run and its log, ``outcome`` the
+    run's end, both None until known.
     """
 
-    def __init__(self, logger: Any, *, stream_logs: bool, relayed: Counter[str] | None = None) -> None:
+    def __init__(
+        self,
+        logger: Any,
+        *,
+        stream_logs: bool,
+        log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
+        relayed: Counter[str] | None = None,
+    ) -> None:
         # A flow's module is imported where nothing runs, too: that is to load no client.
         from dstack_core.integration import LogRelay, RecordLimits
 
@@ -31,7 +43,10 @@ class Relay:
         self.outcome: Outcome | None = None
         self._logger = logger
         self._log = LogRelay(
-            limits=RecordLimits(max_lines=_MAX_RECORD_LINES), shows_log=stream_logs, already_logged=relayed
+            limits=RecordLimits(max_lines=_MAX_RECORD_LINES),
+            log_budget_bytes=log_budget_bytes,
+            shows_log=stream_logs,
+            already_logged=relayed,
         )
 
     @property

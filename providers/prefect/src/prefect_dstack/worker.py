@@ -164,7 +164,12 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
     ) -> DstackWorkerResult:
         logger = self.get_flow_run_logger(flow_run)
         logger.info("Run %s: %s", run.name, run.url)
-        relay = Relay(logger, stream_logs=configuration.stream_output, relayed=before)
+        relay = Relay(
+            logger,
+            stream_logs=configuration.stream_output,
+            log_budget_bytes=configuration.log_budget_bytes,
+            relayed=before,
+        )
         emit = partial(
             _report.try_emit, run_name=run.name, run_id=run.id, flow_run_id=flow_run.id, logger=logger
         )
