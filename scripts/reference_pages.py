@@ -93,8 +93,8 @@ PAGES = [
     Page(
         "integration",
         "Integration",
-        "What a workflow engine needs on top of a client: which run is meant, its stop for a task, and its "
-        "outcome in words. [How to integrate another engine](../integrate-an-engine.md).",
+        "What a workflow engine needs on top of a client: which run is meant, its stop for a task, its log, "
+        "and its outcome in words. [How to integrate another engine](../integrate-an-engine.md).",
         core(
             "integration.RunRef",
             "integration.AttemptNames",
@@ -121,6 +121,11 @@ PAGES = [
             "integration.outcome_table",
             "integration.raise_for_outcome",
             "integration.check_ends",
+            "integration.LogRelay",
+            "integration.RecordLimits",
+            "integration.collect_secrets",
+            "integration.Masker",
+            "integration.mask",
         ),
     ),
     Page(

@@ -38,7 +38,16 @@ def _read_submission(
         )
         progress = progress.with_cursor(submission.id, replace(cursor, drained=ended and complete))
         if lines:
-            yield LogLines(progress, lines, job.replica, job.node, submission.attempt, submission.id)
+            yield LogLines(
+                progress,
+                lines,
+                job.replica,
+                job.node,
+                submission.attempt,
+                submission.id,
+                nodes=len({job.node for job in run.jobs}),
+                replicas=len({job.replica for job in run.jobs}),
+            )
         if ended:
             return progress
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dstack_core.integration.attempts import Attempt, achoose_attempt, choose_attempt
 from dstack_core.integration.ends import check_ends
+from dstack_core.integration.masking import Masker, collect_secrets, mask
 from dstack_core.integration.names import AttemptNames, RunRef, make_marker, read_marker, short_hash, slug
 from dstack_core.integration.outcome_text import (
     OUTCOME_FIELDS,
@@ -25,15 +26,20 @@ from dstack_core.integration.outcome_text import (
     outcome_table,
     raise_for_outcome,
 )
+from dstack_core.integration.relay import DEFAULT_LOG_BUDGET, LogRelay, RecordLimits
 from dstack_core.integration.stop import astop_run, stop_run
 from dstack_core.models.stops import StopResult, StopState
 from dstack_core.models.tolerant import known_fields
 
 __all__ = [
+    "DEFAULT_LOG_BUDGET",
     "OUTCOME_FIELDS",
     "Attempt",
     "AttemptNames",
+    "LogRelay",
+    "Masker",
     "OutcomeField",
+    "RecordLimits",
     "RunRef",
     "StopResult",
     "StopState",
@@ -41,6 +47,7 @@ __all__ = [
     "astop_run",
     "check_ends",
     "choose_attempt",
+    "collect_secrets",
     "describe_end",
     "describe_failure",
     "describe_outcome",
@@ -51,6 +58,7 @@ __all__ = [
     "format_usd",
     "known_fields",
     "make_marker",
+    "mask",
     "outcome_dict",
     "outcome_rows",
     "outcome_table",

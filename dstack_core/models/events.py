@@ -31,7 +31,8 @@ class LogLines(Event):
 
     ``lines`` (tuple of str); ``replica``, ``node`` (int) and ``attempt`` (int, grows when the server
     retries the job) say whose they are; ``submission_id`` is the server's key of that log. Of a line
-    that a carriage return rewrote (a progress bar) the last state is reported.
+    that a carriage return rewrote (a progress bar) the last state is reported. ``nodes`` and
+    ``replicas`` (int) are how many of them the run has.
     """
 
     lines: tuple[str, ...]
@@ -39,6 +40,8 @@ class LogLines(Event):
     node: int
     attempt: int
     submission_id: str
+    nodes: int = 1
+    replicas: int = 1
 
 
 @dataclass(frozen=True, slots=True)

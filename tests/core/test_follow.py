@@ -139,7 +139,9 @@ def test_every_node_and_every_attempt_is_followed(driver: Driver) -> None:
 
     script = Script(runs__get=[reply(run), reply(run), reply(run | {"status": "failed"})], logs__poll=[poll])
     events = driver.events(flow(driver), script)
-    lines = [(e.lines, e.node, e.attempt) for e in events if isinstance(e, LogLines)]
+    found = [event for event in events if isinstance(event, LogLines)]
+    assert {(event.nodes, event.replicas) for event in found} == {(2, 1)}
+    lines = [(e.lines, e.node, e.attempt) for e in found]
     assert lines == [(("from sub-a",), 0, 0), (("from sub-b",), 0, 1), (("from sub-c",), 1, 0)]
     asked = [body["job_submission_id"] for body in script.bodies("logs/poll")]
     assert asked.count("sub-a") == 1, "a drained log is not asked again"

@@ -283,7 +283,7 @@ def test_a_lost_connection_is_borne(
     )
     output = capfd.readouterr().out
     assert ended.task_state == "success"
-    assert "the run goes on, trying again" in output
+    assert "The run keeps running; retrying for another" in output
     assert steps_in(output) == [f"step-{number}" for number in range(1, 9)]
     assert len(runs_of(server, ended.marker)) == 1
     assert paths(server, "/runs/stop") == []

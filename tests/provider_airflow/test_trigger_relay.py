@@ -15,7 +15,7 @@ import pytest
 
 from airflow_provider_dstack import _checkpoint, _stop, _watch, triggers
 from airflow_provider_dstack._checkpoint import Checkpoints
-from airflow_provider_dstack._relay import Relay
+from airflow_provider_dstack._relay import new_relay
 from airflow_provider_dstack._watch import Watch
 from airflow_provider_dstack.triggers import DstackRunTrigger
 from dstack_core import LogCursor, LogLines, Progress, RetryPolicy
@@ -131,8 +131,8 @@ def test_the_budget_holds_in_the_trigger_and_the_tail_is_known(
     assert shown == [f"line-{i}" for i in range(1, len(shown) + 1)]
     assert 400 < sum(len(line) + 1 for line in shown) <= 500
     assert payload["tail"][-1] == "line-2000"
-    (told,) = [line for line in log.lines if "of log not shown" in line]
-    assert told == f"... 18.4 kB of log not shown; see {run.url}"
+    (told,) = [line for line in log.lines if "of the log is not shown" in line]
+    assert told == f"18.4 kB of the log is not shown here. See {run.url}"
 
 
 def test_values_of_env_are_hidden_by_the_trigger(
@@ -249,7 +249,7 @@ def test_the_end_of_a_burst_is_kept_though_no_further_line_comes(monkeypatch: py
 
     async def go() -> None:
         first = {"progress": Progress("af-1").to_dict()}
-        watch = Watch(Relay(), Progress("af-1"), Checkpoints(start_save, first, lambda: now[0]))
+        watch = Watch(new_relay(), Progress("af-1"), Checkpoints(start_save, first, lambda: now[0]))
         for number in (1, 2, 3):
             await watch.tell(line(number), logging.getLogger("test"))
         assert kept == ["1"]

@@ -34,6 +34,8 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (TASK, {"max_duration": -2}, "max_duration"),
     (TASK, {"max_price": 0}, "max_price"),
     (TASK, {"poll_interval": 0}, "poll_interval"),
+    (TASK, {"log_budget_bytes": -1}, "log_budget_bytes"),
+    (TASK, {"log_budget_bytes": "10 MB"}, "log_budget_bytes"),
     (TASK, {"retry_budget": -1}, "retry_budget"),
     (TASK, {"on_crash": "explode"}, "on_crash"),
     (TASK, {"credentials": 5}, "credentials"),

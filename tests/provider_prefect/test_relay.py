@@ -1,4 +1,4 @@
-"""Log lines and events in the run logger."""
+"""Log lines and events in the run logger; what they look like is tested in tests/core/test_relay.py."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from dstack_core import ContactLost, ContactRestored, LogLines, Progress, RunStatus, StatusChanged
-from prefect_dstack._relay import MAX_LINE_CHARS, MAX_RECORD_CHARS, MAX_RECORD_LINES, Relay, clean, records
+from dstack_core import ContactLost, LogLines, Progress, RunStatus, StatusChanged, integration
+from prefect_dstack._relay import DEFAULT_LOG_BUDGET, Relay
 
 PROGRESS = Progress("train", "id")
 
 
 def lines(*text: str, replica: int = 0, node: int = 0) -> LogLines:
-    return LogLines(PROGRESS, text, replica, node, 0, "submission")
+    return LogLines(PROGRESS, text, replica, node, 0, "submission", nodes=node + 1)
 
 
 @pytest.fixture
@@ -24,40 +24,11 @@ def relay(caplog: pytest.LogCaptureFixture) -> Relay:
     return Relay(logging.getLogger("relay-test"), stream_logs=True)
 
 
-def test_many_lines_make_few_records_and_none_is_lost() -> None:
+def test_a_record_has_at_most_200_lines(relay: Relay, caplog: pytest.LogCaptureFixture) -> None:
     given = [f"line {number}" for number in range(1000)]
-    made = list(records(given))
-    assert len(made) == 5
-    assert "\n".join(made).split("\n") == given
-
-
-def test_records_stay_within_their_limits() -> None:
-    given = ["x" * 1000 for _ in range(100)]
-    for record in records(given):
-        assert len(record) <= MAX_RECORD_CHARS
-        assert record.count("\n") < MAX_RECORD_LINES
-
-
-def test_a_long_line_is_a_record_of_its_own_and_is_cut() -> None:
-    cut = clean("y" * 30_000)
-    assert len(cut) < 25_000
-    assert cut.endswith(f"[... {30_000 - MAX_LINE_CHARS} characters cut]")
-    assert list(records(["before", cut, "after"])) == ["before", cut, "after"]
-
-
-@pytest.mark.parametrize(
-    ("raw", "shown"),
-    [
-        ("\x1b[1;32mgreen\x1b[0m", "green"),
-        ("\x1b]0;title\x07text", "text"),
-        ("nul\x00byte", "nul\ufffdbyte"),
-        ("tab\tstays", "tab\tstays"),
-        ("unicode ✓ 日本", "unicode ✓ 日本"),
-        ("100% [%s]", "100% [%s]"),
-    ],
-)
-def test_lines_are_made_fit_to_show(raw: str, shown: str) -> None:
-    assert clean(raw) == shown
+    relay.handle(lines(*given))
+    assert len(caplog.messages) == 5
+    assert "\n".join(caplog.messages).split("\n") == given
 
 
 def test_lines_are_logged_in_order_and_percent_signs_are_no_formats(
@@ -65,7 +36,7 @@ def test_lines_are_logged_in_order_and_percent_signs_are_no_formats(
 ) -> None:
     relay.handle(lines("a %s", "b"))
     relay.handle(lines("c", node=1))
-    assert caplog.messages == ["a %s\nb", "[0/1] c"]
+    assert caplog.messages == ["a %s\nb", "[node 1] c"]
     assert relay.progress == PROGRESS
 
 
@@ -86,19 +57,32 @@ def test_what_was_told_before_is_not_told_again(caplog: pytest.LogCaptureFixture
     assert caplog.messages == ["same\nnew"]
 
 
-def test_statuses_are_logged_with_the_servers_word(relay: Relay, caplog: pytest.LogCaptureFixture) -> None:
+def test_levels_are_those_of_the_events_and_a_fault_has_no_position(
+    relay: Relay, caplog: pytest.LogCaptureFixture
+) -> None:
+    relay.handle_contact(ContactLost(Progress("other"), "no answer", 0.5, 600.0))
+    assert relay.progress is None
     relay.handle(StatusChanged(PROGRESS, RunStatus("pending"), None, "retrying"))
-    relay.handle(StatusChanged(PROGRESS, RunStatus("running"), None, None))
-    assert caplog.messages == ["Run train: pending (retrying)", "Run train: running"]
+    assert [(record.levelno, record.message) for record in caplog.records] == [
+        (logging.WARNING, "no answer. Retrying for another 600 s."),
+        (logging.INFO, "Run train: pending (retrying)"),
+    ]
 
 
-def test_a_long_silence_is_told_once_a_minute(relay: Relay, caplog: pytest.LogCaptureFixture) -> None:
-    for second in range(0, 130, 10):
-        relay.handle(ContactLost(PROGRESS, "no answer", float(second), 600.0 - second))
-    relay.handle(ContactRestored(PROGRESS, 130.0))
-    relay.handle(ContactLost(PROGRESS, "no answer", 0.5, 600.0))
-    levels = [record.levelno for record in caplog.records]
-    assert levels == [logging.WARNING] * 3 + [logging.INFO, logging.WARNING]
+def test_the_end_is_known_and_what_was_left_out_is_linked(
+    relay: Relay, caplog: pytest.LogCaptureFixture
+) -> None:
+    relay.note_page("http://dstack/run")
+    relay.handle(lines("x" * (DEFAULT_LOG_BUDGET - 2), "not shown"))
+    assert caplog.messages[-1] == (
+        "The log is longer than its budget of 10.0 MB; the rest is not shown here. See http://dstack/run"
+    )
+    assert relay.tail == ["x" * 500, "not shown"]
+    assert relay.outcome is None
+
+
+def test_the_default_budget_is_that_of_the_core() -> None:
+    assert DEFAULT_LOG_BUDGET == integration.DEFAULT_LOG_BUDGET
 
 
 def test_an_unknown_event_of_a_newer_core_is_no_error(relay: Relay) -> None:

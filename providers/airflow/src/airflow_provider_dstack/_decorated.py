@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.sdk.bases.decorator import DecoratedOperator
 
 from airflow_provider_dstack._compat import AirflowFailException
-from airflow_provider_dstack._relay import hidden
 from airflow_provider_dstack._spec import one_of
 from airflow_provider_dstack.errors import DstackError, DstackRunFailed
 from airflow_provider_dstack.operators import DstackRunOperator
@@ -152,6 +151,7 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
 
     def _result_of(self, run: Callable[[], Mapping[str, Any]]) -> Any:
         from airflow_provider_dstack._function import value_of
+        from dstack_core.integration import mask
 
         name = self.python_callable.__name__
         try:
@@ -161,7 +161,7 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
             if frame.get("kind") == "unusable":
                 raise AirflowFailException(f"{name}: {frame['message']}") from None
             if frame.get("kind") == "raised":
-                lines = hidden("".join(f"\n  {line}" for line in frame["traceback"]), self.secret_texts())
+                lines = mask("".join(f"\n  {line}" for line in frame["traceback"]), self.secret_texts())
                 text = f"{name} raised an exception in run {error.outcome['run_name']}:{lines}"
                 raise DstackRunFailed(text, error.outcome) from None
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -82,35 +82,17 @@ def render_model(model: Any, render: Callable[[str, Any], Any]) -> Any:
     return type(model).model_validate(fields)
 
 
-def secrets_in(configuration: Any, env: Any = None) -> Iterator[str]:
-    """Yield the texts to hide in logs: values of ``env``, and the registry's password.
+def secrets_in(configuration: Any, env: Any = None) -> list[str]:
+    """Return the texts to hide in logs; ``env`` is the operator's, which wins."""
+    from dstack_core import ConfigurationError
+    from dstack_core.integration import collect_secrets
 
-    ``env`` is the operator's, which wins; names without a value have the one of this process. Numbers and
-    flags are left readable.
-    """
-    from dstack_core import ConfigurationError, secret_values
-
-    try:
-        loaded = read_configuration(configuration)
-    except ConfigurationError:
-        raw = configuration if isinstance(configuration, Mapping) else {}
-        found, auth = _raw_env(raw.get("env")), raw.get("registry_auth")
-        password = auth.get("password") if isinstance(auth, Mapping) else None
-    else:
-        found = dict(loaded.env) if isinstance(loaded.env, Mapping) else {}
-        password = loaded.registry_auth.password if loaded.registry_auth else None
-    found |= _raw_env(env)
-    values = [os.environ.get(name) if value is None else value for name, value in found.items()]
-    yield from secret_values(text for text in (*values, password) if isinstance(text, str))
-
-
-def _raw_env(env: Any) -> dict[str, Any]:
-    """Return an ``env`` that nobody has checked, as far as it can be read."""
-    if isinstance(env, Mapping):
-        return {str(name): value for name, value in env.items()}
-    items = env if isinstance(env, list | tuple) else []
-    pairs = [item.partition("=") for item in items if isinstance(item, str)]
-    return {name: value if equals else None for name, equals, value in pairs}
+    if isinstance(configuration, str | os.PathLike):
+        try:
+            configuration = read_configuration(configuration)
+        except ConfigurationError:
+            configuration = None
+    return collect_secrets(configuration, env=env)
 
 
 def in_words_of_operator(message: str) -> str:

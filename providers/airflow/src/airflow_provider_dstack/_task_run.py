@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_dstack._relay import Relay
+from airflow_provider_dstack._relay import new_relay, records
 from airflow_provider_dstack._stop import (
     KEEP_ASKED_FOR,
     KILL_SECONDS,
@@ -180,7 +180,7 @@ class TaskRun:
         self.error: BaseException | None = None
         self.kept: str | None = None
         self.stopped: StopResult | None = None
-        self.relay = Relay(log_budget_bytes=options.log_budget_bytes, secrets=options.secrets)
+        self.relay = new_relay(log_budget_bytes=options.log_budget_bytes, secrets=options.secrets)
         self.project = client.project
         self._obtain = obtain
         self._client = client
@@ -410,7 +410,7 @@ class TaskRun:
             sleep=self._sleeper(run),
         )
         for event in events:
-            for level, text in self.relay.records(event):
+            for level, text in records(self.relay, event):
                 self._log.log(level, text)
             self.progress = event.progress
             if isinstance(event, RunFinished):

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._checkpoint import SECONDS_BETWEEN, Checkpoints
 from airflow_provider_dstack._pace import Pace
+from airflow_provider_dstack._relay import records
 
 if TYPE_CHECKING:
-    from airflow_provider_dstack._relay import Relay
     from dstack_core import Event, Progress
+    from dstack_core.integration import LogRelay
 
 # A triggerer needs about a second of processor time for a megabyte of log.
 _BYTES_PER_SECOND = 100_000
@@ -20,7 +21,7 @@ _BURST_SECONDS = 5.0
 class Watch:
     """Relay the events of one run, at a bearable rate, and have it kept how far that came."""
 
-    def __init__(self, relay: Relay, progress: Progress, checkpoints: Checkpoints) -> None:
+    def __init__(self, relay: LogRelay, progress: Progress, checkpoints: Checkpoints) -> None:
         self.relay = relay
         self._checkpoints = checkpoints
         self._progress = progress
@@ -29,7 +30,7 @@ class Watch:
 
     async def tell(self, event: Event, log: Any) -> None:
         """Write an event to the log."""
-        for level, text in self.relay.records(event):
+        for level, text in records(self.relay, event):
             log.log(level, text)
             await self._pace(len(text))
         self._progress = event.progress

@@ -13,7 +13,7 @@ from airflow_provider_dstack._checkpoint import Checkpoints, load, save_and_rest
 from airflow_provider_dstack._compat import trigger_has_on_kill
 from airflow_provider_dstack._names import run_ref
 from airflow_provider_dstack._outcome import broken_event, finished_event, timed_out_event
-from airflow_provider_dstack._relay import DEFAULT_LOG_BUDGET, Relay
+from airflow_provider_dstack._relay import DEFAULT_LOG_BUDGET, new_relay
 from airflow_provider_dstack._stop import (
     KEEP_ASKED_FOR,
     OnKillAction,
@@ -27,6 +27,7 @@ from airflow_provider_dstack.hooks import DstackHook
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun, Client
+    from dstack_core.integration import LogRelay
 
 # Airflow cancels on_kill again every second, and gives it up after [triggerer] on_kill_timeout, 30 s by
 # default.
@@ -227,17 +228,17 @@ class DstackRunTrigger(BaseTrigger):
         }
         return hook.async_client(retry_budget=self.retry_budget), {**first, **(kept or {})}
 
-    def _relay(self, run: AsyncRun, kept: dict[str, Any]) -> Relay:
-        from dstack_core import secret_values
+    def _relay(self, run: AsyncRun, kept: dict[str, Any]) -> LogRelay:
+        from dstack_core.integration import collect_secrets
 
-        return Relay(
-            kept["tail"],
+        return new_relay(
+            tail=kept["tail"],
             relayed_bytes=kept["relayed_bytes"],
             left_out_bytes=kept["left_out_bytes"],
             log_budget_bytes=self.log_budget_bytes,
             url=run.url,
             # Airflow forgets no secret it was told to hide: in a triggerer they would pile up.
-            secrets=secret_values([*run.env.values(), self._token]),
+            secrets=collect_secrets(env=run.env, others=[self._token]),
         )
 
     @property

@@ -91,7 +91,7 @@ async def afind(job: Job, client: AsyncClient) -> AsyncRun | None:
 def follow(job: Job, run: Run) -> dict[str, Any]:
     """Relay the run's events until it has ended; return its outcome. Raises the run's and server errors."""
     job.log_start(run)
-    job.relay.hider.add(secrets_in(run.env))
+    job.relay.masker.add(secrets_in(run.env))
     job.report.start(run)
     for event in run.follow(
         job.relay.progress, poll_interval=job.poll_interval, retry_budget=job.retry_budget, sleep=job.sleep
@@ -105,7 +105,7 @@ def follow(job: Job, run: Run) -> dict[str, Any]:
 async def afollow(job: Job, run: AsyncRun) -> dict[str, Any]:
     """Relay the run's events until it has ended: the twin of ``follow``."""
     await asyncio.to_thread(job.log_start, run)
-    job.relay.hider.add(secrets_in(run.env))
+    job.relay.masker.add(secrets_in(run.env))
     await asyncio.to_thread(job.report.start, run)
     events = run.follow(
         job.relay.progress, poll_interval=job.poll_interval, retry_budget=job.retry_budget, sleep=job.asleep
@@ -193,4 +193,4 @@ async def aexecute_task(
 
 def _hide_token(job: Job, block: DstackCredentials | None) -> None:
     if block is not None:
-        job.relay.hider.add([block.user_token.get_secret_value()])
+        job.relay.masker.add([block.user_token.get_secret_value()])

@@ -112,6 +112,7 @@ class Job:
         self.attempt.may_appear = False
         self.attempt.run_id = run.id
         self.page = run.url
+        self.relay.note_page(run.url)
 
     def log_start(self, run: Run | AsyncRun) -> None:
         """Log which run this is, and whether an earlier execution submitted it.

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, PrivateAttr, SecretStr
 
 from prefect_dstack._code import GitCredentialsLike, GitLogin, name_or_secret
 from prefect_dstack._machine_code import directory_of, place_code
+from prefect_dstack._relay import DEFAULT_LOG_BUDGET
 from prefect_dstack._submission import Submission, resolve
 from prefect_dstack.credentials import DstackCredentials
 
@@ -86,6 +87,9 @@ class MachineFields(BaseModel):
     configuration: dict[str, Any] = Field(default_factory=dict, title="dstack keys", description=_REST)
     stream_output: bool = Field(
         default=True, description="Whether what the machine prints is sent to the flow run's log."
+    )
+    log_budget_bytes: int | None = Field(
+        default=DEFAULT_LOG_BUDGET, ge=0, description="Bytes of it that are sent at most; empty for all."
     )
     poll_interval: float = Field(default=5.0, gt=0, description="Seconds between two status requests.")
 

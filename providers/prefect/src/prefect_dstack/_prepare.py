@@ -13,7 +13,7 @@ from prefect.logging import get_run_logger
 from prefect_dstack._job import Job
 from prefect_dstack._names import Owner, identify, outlives_crash
 from prefect_dstack._probe import CancelProbe, current_task_runner
-from prefect_dstack._relay import Relay
+from prefect_dstack._relay import DEFAULT_LOG_BUDGET, Relay
 from prefect_dstack._report import Report
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def prepare(
     poll_interval: float = 5.0,
     retry_budget: float = 600.0,
     stream_logs: bool = True,
+    log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
     artifacts: bool = False,
     owner: Owner | None = None,
     logger: Any = None,
@@ -43,13 +44,14 @@ def prepare(
     from dstack_core.integration import Attempt
 
     check_pace(poll_interval, retry_budget)
+    check_log_budget(log_budget_bytes)
     _check("on_crash", on_crash, on_crash in ("stop", "keep"), '"stop" or "keep"')
     owner = owner or task_owner()
     logger = logger or get_run_logger()
     prefix = submission.configuration.name
     names = identify(owner, submission.described, on_crash=on_crash, run_name=run_name, prefix=prefix)
-    relay = Relay(logger, stream_logs=stream_logs)
-    relay.hider.add(submission.secrets)
+    relay = Relay(logger, stream_logs=stream_logs, log_budget_bytes=log_budget_bytes)
+    relay.masker.add(submission.secrets)
     for warning in submission.warnings:
         logger.warning(warning)
     return Job(
@@ -74,6 +76,7 @@ def prepare_to_watch(
     poll_interval: float,
     retry_budget: float,
     stream_logs: bool,
+    log_budget_bytes: int | None,
     artifacts: bool,
     owner: Owner,
     logger: Any,
@@ -82,12 +85,13 @@ def prepare_to_watch(
     from dstack_core.integration import Attempt, AttemptNames, RunRef
 
     check_pace(poll_interval, retry_budget)
+    check_log_budget(log_budget_bytes)
     name = name_of(run)
     return Job(
         spec={},
         names=AttemptNames(name, "", name),
         attempt=Attempt(RunRef(name, ""), run_id=run.get("run_id") if isinstance(run, Mapping) else None),
-        relay=Relay(logger, stream_logs=stream_logs),
+        relay=Relay(logger, stream_logs=stream_logs, log_budget_bytes=log_budget_bytes),
         report=_report(name, logger, artifacts and owner.is_tracked),
         probe=CancelProbe(owner.flow_run_id, current_task_runner()),
         logger=logger,
@@ -120,6 +124,12 @@ def check_pace(poll_interval: float, retry_budget: float) -> None:
     """Raise ``ConfigurationError`` for values out of range."""
     _check("poll_interval", poll_interval, poll_interval > 0, "more than 0 seconds")
     _check("retry_budget", retry_budget, retry_budget >= 0, "0 seconds or more")
+
+
+def check_log_budget(value: object) -> None:
+    """Raise ``ConfigurationError`` for what is not a number of bytes."""
+    is_fine = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
+    _check("log_budget_bytes", value, is_fine, "bytes of log, 0 or more, or None for all of it")
 
 
 def task_owner() -> Owner:

@@ -60,7 +60,7 @@ def resolve(
     that of a run which nothing else limits. With ``ends`` a configuration that never ends is refused.
     """
     from dstack_core import check_options, load_configuration
-    from dstack_core.integration import check_ends
+    from dstack_core.integration import check_ends, collect_secrets
     from prefect_dstack._options import OPTION_NAMES
 
     check_options(options, OPTION_NAMES)
@@ -88,14 +88,13 @@ def resolve(
         # A block may hold the login for other runs.
         code = replace(code, login=GitLogin())
     texts = {name: str(plain(value)) for name, value in env.items()}
-    auth = loaded.registry_auth
     return Submission(
         configuration=loaded,
         arguments={**arguments, "env": texts or None, "profile": profile},
         described=described,
         code=code,
         # The server returns the run's environment, but not the password.
-        secrets=[*texts.values(), *login.secrets, *([auth.password] if auth else [])],
+        secrets=collect_secrets({"registry_auth": loaded.registry_auth}, env=texts, others=login.secrets),
         warnings=[_UNUSED_LOGIN] if is_login_unused and "git_credentials" in given else [],
     )
 

@@ -14,6 +14,7 @@ from prefect_dstack._code import GitLogin, login_of, name_or_secret
 from prefect_dstack._connect import aload_git, load_git
 from prefect_dstack._job import Job
 from prefect_dstack._prepare import calling_owner, prepare
+from prefect_dstack._relay import DEFAULT_LOG_BUDGET
 from prefect_dstack._run_info import info
 from prefect_dstack._secrets import with_plain_secrets
 from prefect_dstack._submission import resolve
@@ -110,6 +111,9 @@ class DstackRun(JobBlock[dict[str, Any]]):
     )
     stream_logs: bool = Field(
         default=True, description="Whether the run's log lines are sent to the run logger."
+    )
+    log_budget_bytes: int | None = Field(
+        default=DEFAULT_LOG_BUDGET, ge=0, description="Bytes of log that are sent at most; empty for all."
     )
     artifacts: bool = Field(
         default=True, description="Whether the run is shown in the artifacts of its flow run."

@@ -128,6 +128,7 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
             poll_interval=self._block.poll_interval,
             retry_budget=self._block.retry_budget,
             stream_logs=self._block.stream_logs,
+            log_budget_bytes=self._block.log_budget_bytes,
             artifacts=self._block.artifacts,
             owner=calling_owner("wait"),
             logger=self.logger,

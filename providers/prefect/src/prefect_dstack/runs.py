@@ -20,6 +20,7 @@ from prefect_dstack._connect import (
 )
 from prefect_dstack._names import marker_prefix
 from prefect_dstack._prepare import RunLike, name_of, own, prepare_to_watch, task_owner
+from prefect_dstack._relay import DEFAULT_LOG_BUDGET
 from prefect_dstack._run_info import info
 from prefect_dstack._stop import STOPPING, log_stop
 
@@ -38,16 +39,18 @@ def wait_for_run(
     poll_interval: float = 5.0,
     retry_budget: float = 600.0,
     stream_logs: bool = True,
+    log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
     artifacts: bool = True,
 ) -> dict[str, Any]:
     """Wait for the end of a run, relay its log from the first line on, and return its outcome.
 
     ``run``: what ``submit_run`` or ``get_run`` returned, or a run's name. ``poll_interval``,
-    ``retry_budget`` (seconds), ``stream_logs``, ``artifacts``, the outcome and the errors are those of
-    ``run_task``. A run that this flow run submitted is stopped when its flow run is cancelled, as
-    ``run_task`` does; any other run keeps running. Raises ``RunNotFoundError`` when there is no such run.
+    ``retry_budget`` (seconds), ``stream_logs``, ``log_budget_bytes``, ``artifacts``, the outcome and the
+    errors are those of ``run_task``. A run that this flow run submitted is stopped when its flow run is
+    cancelled, as ``run_task`` does; any other run keeps running. Raises ``RunNotFoundError`` when there is no
+    such run.
     """
-    job = _job(run, poll_interval, retry_budget, stream_logs, artifacts)
+    job = _job(run, poll_interval, retry_budget, stream_logs, artifacts, log_budget_bytes)
 
     def body(client: Client) -> dict[str, Any]:
         return _follow.follow(job, _checked(run, _follow.find(job, client), job))
@@ -63,10 +66,11 @@ async def await_for_run(
     poll_interval: float = 5.0,
     retry_budget: float = 600.0,
     stream_logs: bool = True,
+    log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
     artifacts: bool = True,
 ) -> dict[str, Any]:
     """Wait for the end of a run and return its outcome: the async twin of ``wait_for_run``."""
-    job = _job(run, poll_interval, retry_budget, stream_logs, artifacts)
+    job = _job(run, poll_interval, retry_budget, stream_logs, artifacts, log_budget_bytes)
 
     async def body(client: AsyncClient) -> dict[str, Any]:
         return await _follow.afollow(job, _checked(run, await _follow.afind(job, client), job))
@@ -178,12 +182,20 @@ async def astop_run(
         return info(found)
 
 
-def _job(run: RunLike, poll_interval: float, retry_budget: float, stream_logs: bool, artifacts: bool) -> Job:
+def _job(
+    run: RunLike,
+    poll_interval: float,
+    retry_budget: float,
+    stream_logs: bool,
+    artifacts: bool,
+    log_budget_bytes: int | None = None,
+) -> Job:
     job = prepare_to_watch(
         run,
         poll_interval=poll_interval,
         retry_budget=retry_budget,
         stream_logs=stream_logs,
+        log_budget_bytes=log_budget_bytes,
         artifacts=artifacts,
         owner=task_owner(),
         logger=get_run_logger(),

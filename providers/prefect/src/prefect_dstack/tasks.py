@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect_dstack import _follow
 from prefect_dstack._connect import CredentialsLike, aload, aload_git, load, load_git
 from prefect_dstack._prepare import OnCrash, prepare
+from prefect_dstack._relay import DEFAULT_LOG_BUDGET
 from prefect_dstack._run_info import info
 from prefect_dstack._submission import resolve
 
@@ -27,6 +28,7 @@ def run_task(
     poll_interval: float = 5.0,
     retry_budget: float = 600.0,
     stream_logs: bool = True,
+    log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
     artifacts: bool = True,
     on_crash: OnCrash = "stop",
     **options: Unpack[SubmitOptions],
@@ -50,6 +52,8 @@ def run_task(
         poll_interval: Seconds between two status requests.
         retry_budget: Seconds to keep retrying an unreachable server; the run keeps running meanwhile.
         stream_logs: Send the log lines to the run logger.
+        log_budget_bytes: Bytes of log that are sent at most, lines whole; None sends all. The rest is on the
+            run's page, which is logged where it begins.
         artifacts: Show the run in the flow run's artifacts: its page, its progress, its outcome.
         on_crash: What a process that dies or is interrupted leaves behind: ``"stop"`` (with the hooks of this
             package, in a flow of ``serve()`` or a worker, also after SIGKILL), or ``"keep"`` for another
@@ -97,6 +101,7 @@ def run_task(
         poll_interval=poll_interval,
         retry_budget=retry_budget,
         stream_logs=stream_logs,
+        log_budget_bytes=log_budget_bytes,
         artifacts=artifacts,
         on_crash=on_crash,
     )
@@ -116,6 +121,7 @@ async def arun_task(
     poll_interval: float = 5.0,
     retry_budget: float = 600.0,
     stream_logs: bool = True,
+    log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
     artifacts: bool = True,
     on_crash: OnCrash = "stop",
     **options: Unpack[SubmitOptions],
@@ -132,6 +138,7 @@ async def arun_task(
         poll_interval=poll_interval,
         retry_budget=retry_budget,
         stream_logs=stream_logs,
+        log_budget_bytes=log_budget_bytes,
         artifacts=artifacts,
         on_crash=on_crash,
     )

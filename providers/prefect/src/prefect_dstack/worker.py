@@ -164,12 +164,18 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
     ) -> DstackWorkerResult:
         logger = self.get_flow_run_logger(flow_run)
         logger.info("Run %s: %s", run.name, run.url)
-        relay = Relay(logger, stream_logs=configuration.stream_output, relayed=before)
+        relay = Relay(
+            logger,
+            stream_logs=configuration.stream_output,
+            log_budget_bytes=configuration.log_budget_bytes,
+            relayed=before,
+        )
         emit = partial(
             _report.try_emit, run_name=run.name, run_id=run.id, flow_run_id=flow_run.id, logger=logger
         )
         emit("started", payload={"url": run.url})
-        relay.hider.add(secrets_in(run.env))
+        relay.note_page(run.url)
+        relay.masker.add(secrets_in(run.env))
         events = run.follow(
             poll_interval=configuration.poll_interval,
             retry_budget=_RETRY_BUDGET,
@@ -187,6 +193,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             raise RuntimeError(f"following run {run.name} ended without an outcome")
         emit(str(outcome.status), payload=outcome_dict(outcome))
         if outcome.succeeded:
+            logger.info("Run %s %s.", run.name, outcome.message)
             return DstackWorkerResult(identifier=name, status_code=0)
         has_ended = _end_of(await self._flow_run(flow_run.id)) is not None
         self._in_background(self._stop_left_over(flow_run, configuration, crashed=not has_ended))

@@ -1,0 +1,265 @@
+"""From the events of ``run.follow()`` to the records that a workflow engine logs.
+
+The problem: a run prints hundreds of thousands of lines a second, an engine takes hundreds to thousands of
+records a second and refuses or truncates long ones; its UI is no terminal; several nodes write at once; and
+the log is kept in the engine's database, which a run in an endless loop must not fill.
+
+The idea: an event holds all lines that one request returned. They are joined once and stay one text while it
+is made printable, masked, prefixed and measured, and are cut into records only at the end. Each step is a few
+searches in that text, so that a line without anything unusual costs no Python code of its own.
+
+Invariants:
+  * Every line is in one record, whole and in order, until the budget is used up; a line longer than a record
+    is split over several, and no character is lost. Once a line was left out, no later one is shown: a log
+    with holes misleads.
+  * ``state()`` changes once the records of an event were all taken. It belongs to that event's ``progress``:
+    another process that begins with both continues with the next line, and with the same budget.
+  * What is masked is masked before anything is cut.
+
+Measured (lines of 100 characters, 5 secrets): 0.26 to 0.57 million lines a second of processor time with
+the client included, 0.18 to 0.33 when each line was treated alone; 5 million without the client and secrets.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dstack_core.integration.log_text import printable
+from dstack_core.integration.masking import Masker
+from dstack_core.models.events import (
+    ContactLost,
+    ContactRestored,
+    Event,
+    LogLines,
+    RunFinished,
+    StatusChanged,
+)
+
+Record = tuple[int, str]
+"""A level of ``logging`` and a text."""
+
+# 100,000 lines of 100 characters: more than a person reads in a UI. It costs a triggerer of Airflow about
+# 10 s of processor time (measured: 1 s a MB), and Prefect's server some 600 records (it takes 450 a second).
+DEFAULT_LOG_BUDGET = 10_000_000
+# What an error quotes: a Python traceback is about as long; 10 kB at most, as it is kept in XComs and events.
+TAIL_LINES = 20
+TAIL_CHARACTERS = 500
+# An unreachable server is retried every few seconds for ten minutes: ten warnings instead of a hundred.
+_SECONDS_BETWEEN_WARNINGS = 60.0
+# The longest character of UTF-8, so that a record always holds one.
+_LEAST_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class RecordLimits:
+    """The sizes of the records that a host takes.
+
+    Args:
+        max_bytes: Most bytes (UTF-8) of a record. By default 16 KiB: an Airflow triggerer is safe up to
+            64 KiB, and Prefect Cloud refuses more than 25,000 characters.
+        max_lines: Most lines of a record; None for no limit.
+        few_lines: Up to so many lines of one event are a record each, which reads best; more are packed.
+    """
+
+    max_bytes: int = 16 * 1024
+    max_lines: int | None = None
+    few_lines: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` for limits that no record meets."""
+        if self.max_bytes < _LEAST_BYTES:
+            raise ValueError(f"max_bytes: expected {_LEAST_BYTES} or more, got {self.max_bytes!r}.")
+        if self.max_lines is not None and self.max_lines < 1:
+            raise ValueError(f"max_lines: expected 1 or more, or None, got {self.max_lines!r}.")
+
+
+class LogRelay:
+    """The log of one run, from the events of ``run.follow()`` to the records that a host logs.
+
+    Args:
+        secrets: What is shown as ``***``; see ``collect_secrets``.
+        limits: The sizes of the records.
+        log_budget_bytes: Bytes of log (UTF-8) that are shown, lines whole; None shows all.
+        shows_log: False returns no log lines; the last ones are known in any case.
+        url: The page of the run, named where lines are left out.
+        tail: The last lines that another process relayed, as in ``state()``.
+        relayed_bytes: Bytes of log that another process relayed, as in ``state()``.
+        left_out_bytes: Bytes of log that another process left out, as in ``state()``.
+        already_logged: How often each line was logged before the run is followed from its first line again;
+            each is left out as often. For hosts that keep logs but no position.
+
+    Example::
+
+        relay = LogRelay(secrets=collect_secrets(env=run.env), url=run.url)
+        for event in run.follow():
+            for level, text in relay.records(event):
+                logger.log(level, "%s", text)
+    """
+
+    def __init__(
+        self,
+        *,
+        secrets: Iterable[str | None] = (),
+        limits: RecordLimits | None = None,
+        log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
+        shows_log: bool = True,
+        url: str = "",
+        tail: Iterable[str] = (),
+        relayed_bytes: int = 0,
+        left_out_bytes: int = 0,
+        already_logged: Mapping[str, int] | None = None,
+    ) -> None:
+        self.url = url
+        self.shows_log = shows_log
+        self.masker = Masker(secrets)
+        self._limits = limits or RecordLimits()
+        self._budget = log_budget_bytes
+        self._relayed = relayed_bytes
+        self._left_out = left_out_bytes
+        self._tail: deque[str] = deque(map(self.masker.mask, tail), maxlen=TAIL_LINES)
+        self._already_logged = Counter(already_logged or {})
+        self._warned_after: float | None = None
+
+    @property
+    def tail(self) -> list[str]:
+        """The last 20 log lines, oldest first, each cut after 500 characters."""
+        return list(self._tail)
+
+    def state(self) -> dict[str, Any]:
+        """Return, JSON-plain, the arguments with which another process continues."""
+        return {"tail": self.tail, "relayed_bytes": self._relayed, "left_out_bytes": self._left_out}
+
+    def records(self, event: Event) -> Iterator[Record]:
+        """Yield what is to be logged for an event: pairs of a level of ``logging`` and a text.
+
+        The outcome of ``RunFinished`` and the final status are the caller's to report.
+        """
+        match event:
+            case LogLines(lines=lines) if lines:
+                yield from self._of_lines(event)
+            case StatusChanged(status=status) if not status.is_finished:
+                detail = f" ({event.message})" if event.message else ""
+                yield logging.INFO, f"Run {event.progress.run_name}: {status}{detail}"
+            case ContactLost():
+                yield from self._of_fault(event)
+            case ContactRestored():
+                self._warned_after = None
+                yield logging.INFO, f"The dstack server answers again after {event.silent_for:.0f} s."
+            case RunFinished() if self._left_out:
+                self.url = self.url or event.outcome.url or ""
+                yield logging.WARNING, f"{_size(self._left_out)} of the log is not shown here.{self._see()}"
+
+    def _of_fault(self, event: ContactLost) -> Iterator[Record]:
+        last = self._warned_after
+        if last is not None and last <= event.silent_for < last + _SECONDS_BETWEEN_WARNINGS:
+            return
+        self._warned_after = event.silent_for
+        # Before the submission there is no run yet.
+        retrying = "Retrying" if event.progress.run_id is None else "The run keeps running; retrying"
+        yield logging.WARNING, f"{event.error.rstrip('.')}. {retrying} for another {event.gives_up_in:.0f} s."
+
+    def _of_lines(self, event: LogLines) -> Iterator[Record]:
+        text = self.masker.mask(printable("\n".join(event.lines)))
+        if prefix := line_prefix(event):
+            text = prefix + text.replace("\n", f"\n{prefix}")
+        relayed, left_out = self._relayed, self._left_out
+        if self.shows_log:
+            data = text.encode()
+            shown = self._affordable(data)
+            if shown is not None:
+                relayed += len(shown) + 1
+                for record in self._cut(shown, len(event.lines)):
+                    if (fresh := self._not_logged_yet(record)) is not None:
+                        yield logging.INFO, fresh
+            left_out += len(data) - (-1 if shown is None else len(shown))
+            if left_out and not self._left_out and self._budget is not None:
+                yield (
+                    logging.WARNING,
+                    f"The log is longer than its budget of {_size(self._budget)}; the rest is not shown here."
+                    f"{self._see()}",
+                )
+        self._relayed, self._left_out = relayed, left_out
+        last = text.rsplit("\n", TAIL_LINES)[-TAIL_LINES:]
+        self._tail.extend(line[:TAIL_CHARACTERS] for line in last)
+
+    def _affordable(self, data: bytes) -> bytes | None:
+        """Return the lines of ``data`` that the budget covers, line ends included; None if it covers none."""
+        if self._left_out:
+            return None
+        if self._budget is None or self._relayed + len(data) < self._budget:
+            return data
+        end = (data + b"\n").rfind(b"\n", 0, max(0, self._budget - self._relayed))
+        return None if end < 0 else data[:end]
+
+    def _cut(self, data: bytes, lines: int) -> Iterator[str]:
+        if lines > self._limits.few_lines:
+            return packed(data, self._limits)
+        return (piece for line in data.split(b"\n") for piece in packed(line, self._limits))
+
+    def _not_logged_yet(self, record: str) -> str | None:
+        if not self._already_logged:
+            return record
+        fresh = [line for line in record.split("\n") if not self._was_logged(line)]
+        return "\n".join(fresh) if fresh else None
+
+    def _was_logged(self, line: str) -> bool:
+        left = self._already_logged.pop(line, 0)
+        if left > 1:
+            self._already_logged[line] = left - 1
+        return left > 0
+
+    def _see(self) -> str:
+        return f" See {self.url}" if self.url else ""
+
+
+def line_prefix(event: LogLines) -> str:
+    """Return what a line begins with where a run has several logs: ``"[node 1, attempt 2] "``, else ``""``.
+
+    Nodes and replicas are numbered as dstack does, from 0 (``DSTACK_NODE_RANK``), and named if there is more
+    than one; attempts are counted from 1 and named from the second on.
+    """
+    parts = []
+    if event.replicas > 1 or event.replica:
+        parts.append(f"replica {event.replica}")
+    if event.nodes > 1 or event.node:
+        parts.append(f"node {event.node}")
+    if event.attempt:
+        parts.append(f"attempt {event.attempt + 1}")
+    return f"[{', '.join(parts)}] " if parts else ""
+
+
+def packed(data: bytes, limits: RecordLimits) -> Iterator[str]:
+    """Yield lines as few records, a line that is too long for one in pieces of the greatest size."""
+    begin = 0
+    while True:
+        end = len(data)
+        if end - begin > limits.max_bytes:
+            end = data.rfind(b"\n", begin, begin + limits.max_bytes + 1)
+            if end < 0:
+                end = _character_border(data, begin + limits.max_bytes)
+        if limits.max_lines is not None:
+            lines = data[begin:end].split(b"\n", limits.max_lines)
+            if len(lines) > limits.max_lines:
+                end -= len(lines[-1]) + 1
+        yield data[begin:end].decode()
+        if end == len(data):
+            return
+        begin = end + (data[end] == 0x0A)
+
+
+def _character_border(data: bytes, limit: int) -> int:
+    """Return the last position up to ``limit`` that splits no UTF-8 character."""
+    while data[limit] & 0xC0 == 0x80:
+        limit -= 1
+    return limit
+
+
+def _size(number: int) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= factor:
+            return f"{number / factor:.1f} {unit}"
+    return f"{number} bytes"
