@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import delete_xcom, pull_xcom, push_xcom
+from airflow_provider_dstack._log_position import place
 from airflow_provider_dstack._pace import Pace
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Checkpoints:
     ) -> None:
         self._start_save = start_save
         self._clock = clock
-        self._saved = _place(first)
+        self._saved = place(first)
         self._saving: Future[None] | asyncio.Future[None] | None = None
         self._next = clock()
 
@@ -55,18 +56,18 @@ class Checkpoints:
         if self._clock() < self._next or not (self._saving is None or self._saving.done()):
             return False
         now = state()
-        if _place(now) == self._saved:
+        if place(now) == self._saved:
             return True
-        self._saved = _place(now)
+        self._saved = place(now)
         self._next = self._clock() + SECONDS_BETWEEN
         self._saving = self._start_save(now)
         return True
 
     def last(self, state: dict[str, Any]) -> Future[None] | asyncio.Future[None] | None:
         """Save ``state`` at once if it is new, and close; return the future of what is saved last, if any."""
-        if _place(state) != self._saved:
+        if place(state) != self._saved:
             self.close()
-            self._saved = _place(state)
+            self._saved = place(state)
             self._saving = self._start_save(state)
         last, self._saving = self._saving, None
         return last
@@ -75,10 +76,6 @@ class Checkpoints:
         """Give up a save that has not begun."""
         if self._saving is not None:
             self._saving.cancel()
-
-
-def _place(state: Mapping[str, Any]) -> Any:
-    return state["progress"].get("cursors", {})
 
 
 def save(ti: TaskInstanceLike, marker: str, state: Mapping[str, Any]) -> None:

@@ -33,9 +33,15 @@ def plain(outcome: Outcome) -> dict[str, Any]:
     return replace(outcome, message=_short(outcome.message)).to_dict()
 
 
-def finished_event(outcome: Outcome, tail: Sequence[str]) -> dict[str, Any]:
-    """Return the JSON-plain payload for a run that is over, with its last log lines."""
-    return {"kind": FINISHED, "outcome": plain(outcome), "tail": list(tail)}
+def finished_event(
+    outcome: Outcome, tail: Sequence[str], rest: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the JSON-plain payload for a run that has ended, with the last log lines that were relayed.
+
+    ``rest`` says where the worker continues the log; None if all of it was relayed.
+    """
+    event = {"kind": FINISHED, "outcome": plain(outcome), "tail": list(tail)}
+    return event if rest is None else {**event, "rest": dict(rest)}
 
 
 def timed_out_event(stopped: bool) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_dstack._checkpoint import Checkpoints, load, save_and_rest
 from airflow_provider_dstack._compat import trigger_has_on_kill
+from airflow_provider_dstack._log_position import LogPosition
 from airflow_provider_dstack._names import run_ref
 from airflow_provider_dstack._outcome import broken_event, finished_event, timed_out_event
 from airflow_provider_dstack._relay import DEFAULT_LOG_BUDGET, Relay
@@ -26,7 +28,7 @@ from airflow_provider_dstack._watch import Watch
 from airflow_provider_dstack.hooks import DstackHook
 
 if TYPE_CHECKING:
-    from dstack_core import AsyncClient, AsyncRun, Client
+    from dstack_core import AsyncClient, AsyncRun, Client, Event, Outcome
 
 # Airflow cancels on_kill again every second, and gives it up after [triggerer] on_kill_timeout, 30 s by
 # default.
@@ -173,7 +175,7 @@ class DstackRunTrigger(BaseTrigger):
             return timed_out_event(await in_thread(self._stop, "stop", _STOP_THREADS))
 
     async def _follow(self) -> dict[str, Any]:
-        from dstack_core import Progress, RunFinished, RunNotFoundError
+        from dstack_core import RunFinished, RunNotFoundError
 
         client, kept = await in_thread(self._prepare)
         async with client:
@@ -183,8 +185,14 @@ class DstackRunTrigger(BaseTrigger):
                     f"the run {self.run_name} is no longer in project {client.project} on "
                     f"{client.server_url}; somebody deleted it, so its outcome cannot be told"
                 )
-            progress = Progress.from_dict(kept["progress"])
-            watch = Watch(self._relay(run, kept), progress, Checkpoints(self._start_save, kept))
+            position = LogPosition.from_dict(kept)
+            progress = position.progress
+            watch = Watch(
+                self._relay(run, kept),
+                position,
+                Checkpoints(self._start_save, kept),
+                partial(self._wait_for_end, client, run.id),
+            )
             events = run.follow(
                 progress,
                 poll_interval=self.poll_interval,
@@ -196,13 +204,28 @@ class DstackRunTrigger(BaseTrigger):
             del run
             try:
                 async for event in events:
-                    await watch.tell(event, self.log)
+                    if not await watch.tell(event, self.log) and watch.outcome is not None:
+                        self._last_kept = watch.keep_last()
+                        self.log.info(
+                            "Run %s has ended. The worker relays the rest of its log.", self.run_name
+                        )
+                        return finished_event(watch.outcome, watch.relay.tail, watch.state())
                     if isinstance(event, RunFinished):
                         self._last_kept = watch.keep_last()
                         return finished_event(event.outcome, watch.relay.tail)
             finally:
-                watch.close()
+                await events.aclose()
+                await watch.close()
         raise RuntimeError(f"following run {self.run_name} ended without an outcome")
+
+    async def _wait_for_end(self, client: AsyncClient, run_id: str) -> Outcome | None:
+        """Wait for the run's end; what the server does meanwhile is reported by the follower."""
+        run = await client.runs.get(self.run_name, on_event=_ignore)
+        if run is None or run.id != run_id:
+            return None
+        return await run.wait(
+            poll_interval=self.poll_interval, retry_budget=self.retry_budget, on_event=_ignore
+        )
 
     def _prepare(self) -> tuple[AsyncClient, dict[str, Any]]:
         """Look up the connection and how far an earlier trigger came, which blocks; prepare for a kill."""
@@ -285,3 +308,7 @@ class DstackRunTrigger(BaseTrigger):
             self.task_instance, self.run_name, when_unknown=when_unknown, log=self.log
         ):
             self._stop()
+
+
+def _ignore(event: Event) -> None:
+    """Report nothing."""
