@@ -53,8 +53,9 @@ class DstackRunTrigger(BaseTrigger):
     what is longer is counted and not relayed; None relays all. ``on_kill_action``: ``"stop"``, ``"abort"``
     or ``"keep"``. The event's payload is for ``DstackRunOperator.execute_complete``.
 
-    How far it came is kept every ten seconds in the XCom ``dstack_progress``; a triggerer that takes over
-    goes on there. Source: Airflow documentation, "Deferrable Operators & Triggers".
+    If the run ends while its log is still being relayed, it fires at once, and the event says where the
+    worker continues. How far it came is kept every ten seconds in the XCom ``dstack_progress``; a triggerer
+    that takes over goes on there. Source: Airflow documentation, "Deferrable Operators & Triggers".
     """
 
     def __init__(
