@@ -7,31 +7,37 @@ waited for the log would wait forever.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from airflow_provider_dstack import _remaining_log, _watch
+from airflow_provider_dstack import _remaining_log, _watch, triggers
+from airflow_provider_dstack._checkpoint import Checkpoints
 from airflow_provider_dstack._durable import RECORD_KEY, Record
-from airflow_provider_dstack._pace import Pace
+from airflow_provider_dstack._log_position import LogPosition
+from airflow_provider_dstack._relay import Relay
+from airflow_provider_dstack._watch import Watch
 from airflow_provider_dstack.errors import DstackRunFailed, DstackRunInterrupted, DstackRunStopped
 from airflow_provider_dstack.operators import DstackRunOperator
-from dstack_core import Run
+from dstack_core import LogCursor, LogLines, Outcome, Run
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import paths, wait_for
 from tests.provider_airflow.test_operator import CONTEXT, Store, operator
+from tests.provider_airflow.test_relay import OUTCOME, PROGRESS
 from tests.provider_airflow.test_trigger_relay import Log
 from tests.provider_airflow.triggering import payloads, submitted, trigger_for, until
 
 # 10 MB in lines of 100 bytes.
 _LINES = 100_000
 _BURST_BYTES = 500_000
-# What may be relayed beyond the burst: the second that the relay may be behind, and a part of an event.
+# What may be relayed beyond the burst: what the first poll for the end takes, and a part of an event.
 _SLACK_BYTES = 400_000
 
 
@@ -46,7 +52,7 @@ def line(number: int) -> str:
 
 @pytest.fixture(autouse=True)
 def clock_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_watch, "Pace", lambda burst: Pace(burst, lambda: 1000.0))
+    monkeypatch.setattr(triggers, "Watch", partial(Watch, clock=lambda: 1000.0))
 
 
 @pytest.fixture
@@ -89,12 +95,12 @@ def test_the_end_of_a_task_does_not_wait_for_ten_megabytes_of_log(
     server: LocalServer, log: Log, worker_log: Log
 ) -> None:
     run = ended(server, writing(then="echo the last line"))
-    payload = fired(run, log)
+    payload = fired(run, log, log_budget_bytes=None)
     relayed = lines_of(log)
     assert _BURST_BYTES <= sum(len(text) + 1 for text in relayed) < _BURST_BYTES + _SLACK_BYTES
     assert f"Run {run.name} has ended. The worker relays the rest of its log." in log.lines
     assert payload["rest"]["relayed_bytes"] == sum(len(text) + 1 for text in relayed)
-    result = operator().execute_complete(CONTEXT, payload)
+    result = operator(log_budget_bytes=None).execute_complete(CONTEXT, payload)
     assert result["status"] == "done"
     assert relayed + lines_of(worker_log) == [line(number) for number in range(_LINES)]
     assert worker_log.lines[-2] == "the last line"
@@ -195,8 +201,6 @@ def test_a_server_that_is_away_costs_the_rest_of_the_log_and_not_the_outcome(
 
 def test_a_server_that_stays_away_is_not_waited_for_longer_than_a_minute() -> None:
     event = {"rest": {}, "tail": []}
-    from tests.provider_airflow.test_relay import OUTCOME
-
     assert _remaining_log._RemainingLog(operator(), event, OUTCOME)._retry_budget == 60.0
 
 
@@ -279,3 +283,75 @@ def test_a_trigger_that_takes_over_in_the_middle_of_a_page_repeats_nothing(
     with pytest.raises(DstackRunStopped):
         operator().execute_complete(CONTEXT, payload)
     assert relayed + lines_of(second) + lines_of(worker_log) == [line(number) for number in range(20_000)]
+
+
+def watch_with(clock: Callable[[], float], wait_for_end: Callable[[], Any]) -> Watch:
+    state = {"progress": PROGRESS.to_dict()}
+    checkpoints = Checkpoints(lambda state: asyncio.get_running_loop().create_future(), state)
+    return Watch(Relay(), LogPosition(PROGRESS, {}), checkpoints, wait_for_end, clock=clock)
+
+
+def page(number: int) -> LogLines:
+    progress = PROGRESS.with_cursor("job", LogCursor(after=str(number)))
+    return LogLines(progress, tuple(map(line, range(number, number + 1000))), 0, 0, 0, "job")
+
+
+def test_a_triggerer_that_is_too_busy_for_its_rate_watches_for_the_end_as_well() -> None:
+    moments = itertools.count(0.0, 0.4)
+
+    async def end() -> Outcome:
+        return OUTCOME
+
+    async def go() -> None:
+        # Each record takes longer than the rate limit asks for, so there is no pause.
+        watch = watch_with(lambda: next(moments), end)
+        assert not await watch.tell(page(0), logging.getLogger("test"))
+        assert watch.outcome == OUTCOME
+        assert watch.state()["ahead"]["job"] < 1000
+        await watch.close()
+
+    asyncio.run(go())
+
+
+def test_a_follower_that_has_caught_up_no_longer_watches_for_the_end() -> None:
+    now = [0.0]
+    watching: list[int] = []
+
+    async def end() -> Outcome:
+        watching.append(1)
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            watching.pop()
+        raise AssertionError
+
+    async def go() -> None:
+        watch = watch_with(lambda: now[0], end)
+        for number in range(6):
+            await watch.tell(page(number * 1000), logging.getLogger("test"))
+        assert watching
+        now[0] += 10.0
+        await watch.tell(page(6000), logging.getLogger("test"))
+        await asyncio.sleep(0)
+        assert not watching
+        await watch.close()
+
+    asyncio.run(go())
+
+
+def test_an_end_that_cannot_be_watched_for_changes_nothing() -> None:
+    asked: list[int] = []
+
+    async def end() -> Outcome:
+        asked.append(1)
+        raise OSError("no answer")
+
+    async def go() -> None:
+        watch = watch_with(lambda: 0.0, end)
+        for number in range(6):
+            assert await watch.tell(page(number * 1000), logging.getLogger("test"))
+        assert watch.outcome is None
+        await watch.close()
+
+    asyncio.run(go())
+    assert asked == [1]

@@ -3,9 +3,9 @@
 The problem: all records of a triggerer pass through one process, so a trigger relays at a limited rate. A run
 that writes faster is ahead of its trigger by megabytes when it ends, and its task must not wait for them.
 
-The idea: while the rate limit holds the relay up, a second flow watches for the end of the run. Once it has
-ended, the trigger stops relaying: it fires, and the resumed task relays the rest on its worker, which has no
-such limit. A trigger that keeps up never starts the second flow and relays the last lines itself.
+The idea: while the relay is held up, a second flow watches for the end of the run. Once it has ended, the
+trigger stops relaying: it fires, and the resumed task relays the rest on its worker, which has no such limit.
+A trigger that keeps up never starts the second flow and relays the last lines itself.
 
 Invariant: the position that is saved, or handed to the worker, is right behind the last line that was logged.
 """
@@ -13,6 +13,7 @@ Invariant: the position that is saved, or handed to the worker, is right behind 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,10 @@ _BYTES_PER_SECOND = 100_000
 # Reading takes about a fiftieth of that, also where the budget leaves the lines out.
 _BYTES_READ_PER_SECOND = 5_000_000
 _BURST_SECONDS = 5.0
-# How long the relay may have been held up before the end of the run is watched for: a delay that nobody
-# notices.
+# A busy process is behind although the rate limit asks for no pause. Nobody notices a delay of a second.
 _BEHIND_SECONDS = 1.0
+# A follower that has read everything waits for its next poll; the next page comes sooner.
+_GAP_SHARE = 0.5
 
 
 class Watch:
@@ -47,16 +49,21 @@ class Watch:
         position: LogPosition,
         checkpoints: Checkpoints,
         wait_for_end: Callable[[], Coroutine[Any, Any, Outcome | None]],
+        *,
+        poll_interval: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.relay = relay
         self.outcome: Outcome | None = None
         self._position = position
         self._checkpoints = checkpoints
         self._wait_for_end = wait_for_end
-        self._rate = Pace(_BURST_SECONDS)
+        self._clock = clock
+        self._gap_seconds = _GAP_SHARE * poll_interval
+        self._rate = Pace(_BURST_SECONDS, clock)
         self._later: asyncio.TimerHandle | None = None
         self._end: asyncio.Task[Outcome | None] | None = None
-        self._behind = 0.0
+        self._relayed_at = self._behind_since = clock()
         self._is_writing = False
 
     async def tell(self, event: Event, log: Any) -> bool:
@@ -64,6 +71,7 @@ class Watch:
         from dstack_core import LogLines
 
         if isinstance(event, LogLines):
+            self._note_gap()
             for number, (part, characters) in enumerate(self._position.new_parts(event)):
                 if number:
                     self._offer()
@@ -74,6 +82,7 @@ class Watch:
                     return False
         else:
             await self._write(event, log)
+        self._relayed_at = self._clock()
         self._position.passed(event)
         self._offer()
         return True
@@ -86,6 +95,10 @@ class Watch:
     def state(self) -> dict[str, Any]:
         """Return, JSON-plain, what another process continues with."""
         return {**self._position.to_dict(), **self.relay.state()}
+
+    def recent_bytes(self) -> float:
+        """Return about how many bytes were logged lately, faster than the rate limit."""
+        return self._rate.seconds_spent() * _BYTES_PER_SECOND
 
     async def close(self) -> None:
         """Give up what was not saved yet, but for what ``keep_last`` began."""
@@ -122,15 +135,11 @@ class Watch:
         if self.outcome is not None:
             await asyncio.sleep(0)
             return
-        self._behind = self._behind + pause if pause else 0.0
-        if self._behind < _BEHIND_SECONDS:
-            if not pause and self._end is not None and not self._end.done():
-                self._end.cancel()
-                self._end = None
-            await asyncio.sleep(pause)
-            return
-        if self._end is None:
+        if self._end is None and (pause or self._clock() - self._behind_since > _BEHIND_SECONDS):
             self._end = asyncio.create_task(self._wait_for_end())
+        if self._end is None:
+            await asyncio.sleep(0)
+            return
         sleeping = asyncio.ensure_future(asyncio.sleep(pause))
         try:
             await asyncio.wait((sleeping, self._end), return_when=asyncio.FIRST_COMPLETED)
@@ -141,3 +150,13 @@ class Watch:
                 await sleeping
         finally:
             sleeping.cancel()
+
+    def _note_gap(self) -> None:
+        """Stop watching for the end if the follower has waited: it had relayed all there was."""
+        now = self._clock()
+        if now - self._relayed_at < self._gap_seconds:
+            return
+        self._behind_since = now
+        if self._end is not None and not self._end.done():
+            self._end.cancel()
+            self._end = None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_dstack._checkpoint import Checkpoints, load, save_and_rest
+from airflow_provider_dstack._checkpoint import Checkpoints, let_log_pass, load, save_and_rest
 from airflow_provider_dstack._compat import trigger_has_on_kill
 from airflow_provider_dstack._log_position import LogPosition
 from airflow_provider_dstack._names import run_ref
@@ -39,6 +40,8 @@ _STOP_THREADS = 32
 _LONGEST_HOLD_SECONDS = 10.0
 # Where hundreds of runs end at once, their tasks go on before it is kept that all was told.
 _KEEP_LAST_SECONDS = 2.0
+# Two seconds are enough on a quiet machine (56 requests).
+_LOG_PASSES_SECONDS = 30.0
 
 
 class DstackRunTrigger(BaseTrigger):
@@ -95,6 +98,7 @@ class DstackRunTrigger(BaseTrigger):
         self.on_kill_action = on_kill_action
         self._fired = False
         self._last_kept: asyncio.Future[None] | None = None
+        self._recent_bytes = 0.0
         self._kill_arguments: dict[str, Any] | None = None
         self._token: str | None = None
 
@@ -133,6 +137,8 @@ class DstackRunTrigger(BaseTrigger):
         if self._last_kept is not None:
             # Else a triggerer that dies before Airflow has the event would have the last lines told again.
             await asyncio.wait([self._last_kept], timeout=_KEEP_LAST_SECONDS)
+        if self._recent_bytes:
+            await asyncio.wait([in_thread(self._let_log_pass)], timeout=_LOG_PASSES_SECONDS)
         self._fired = True
         yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow's is untyped
 
@@ -193,6 +199,7 @@ class DstackRunTrigger(BaseTrigger):
                 position,
                 Checkpoints(self._start_save, kept),
                 partial(self._wait_for_end, client, run.id),
+                poll_interval=self.poll_interval,
             )
             events = run.follow(
                 progress,
@@ -215,6 +222,7 @@ class DstackRunTrigger(BaseTrigger):
                         self._last_kept = watch.keep_last()
                         return finished_event(event.outcome, watch.relay.tail)
             finally:
+                self._recent_bytes = watch.recent_bytes()
                 await events.aclose()
                 await watch.close()
         raise RuntimeError(f"following run {self.run_name} ended without an outcome")
@@ -280,6 +288,12 @@ class DstackRunTrigger(BaseTrigger):
                 self.log.warning("How far the run was followed cannot be kept: %r", error)
 
         return in_thread(work, "checkpoint", 1)
+
+    def _let_log_pass(self) -> None:
+        if self.task_instance is not None:
+            # Airflow that does not answer has other worries than the last lines.
+            with suppress(Exception):
+                let_log_pass(self.task_instance, self._recent_bytes)
 
     def _client_for_kill(self) -> Client:
         from dstack_core import Client
