@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_dstack import _remaining_log, _watch, triggers
+from airflow_provider_dstack import _checkpoint, _remaining_log, _watch, triggers
 from airflow_provider_dstack._checkpoint import Checkpoints
 from airflow_provider_dstack._durable import RECORD_KEY, Record
 from airflow_provider_dstack._log_position import LogPosition
@@ -200,7 +200,7 @@ def test_a_server_that_is_away_costs_the_rest_of_the_log_and_not_the_outcome(
 
 
 def test_a_server_that_stays_away_is_not_waited_for_longer_than_a_minute() -> None:
-    event = {"rest": {}, "tail": []}
+    event: dict[str, Any] = {"rest": {}, "tail": []}
     assert _remaining_log._RemainingLog(operator(), event, OUTCOME)._retry_budget == 60.0
 
 
@@ -232,7 +232,7 @@ def test_a_task_that_is_ended_in_the_rest_of_the_log_stops_nothing_and_keeps_its
     run = ended(server, writing(20_000))
     payload = fired(run, log)
     record = Record(run.name, "ours", "main", 1, 0)
-    context = {**CONTEXT, "task_state_store": Store({RECORD_KEY: asdict(record)})}
+    context: Any = {**CONTEXT, "task_state_store": Store({RECORD_KEY: asdict(record)})}
     task = operator()
     if not killed:
         task.execute_complete(context, payload)
@@ -258,8 +258,6 @@ def test_a_task_that_is_ended_in_the_rest_of_the_log_stops_nothing_and_keeps_its
 def test_a_trigger_that_takes_over_in_the_middle_of_a_page_repeats_nothing(
     server: LocalServer, log: Log, worker_log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from airflow_provider_dstack import _checkpoint
-
     kept: dict[str, Any] = {}
     monkeypatch.setattr(_checkpoint, "push_xcom", lambda ti, key, value: kept.update({key: value}))
     monkeypatch.setattr(_checkpoint, "pull_xcom", lambda ti, key: kept.get(key))
@@ -283,6 +281,19 @@ def test_a_trigger_that_takes_over_in_the_middle_of_a_page_repeats_nothing(
     with pytest.raises(DstackRunStopped):
         operator().execute_complete(CONTEXT, payload)
     assert relayed + lines_of(second) + lines_of(worker_log) == [line(number) for number in range(20_000)]
+
+
+# The supervisor reads 4 KiB of log for each request. Behind a flood its pipe is full.
+@pytest.mark.parametrize(("command", "requests"), [("echo one", 0), (writing(20_000), 56)])
+def test_airflow_has_read_the_log_before_the_trigger_fires(
+    server: LocalServer, log: Log, monkeypatch: pytest.MonkeyPatch, command: str, requests: int
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(_checkpoint, "push_xcom", lambda ti, key, value: asked.append("push"))
+    monkeypatch.setattr(_checkpoint, "pull_xcom", lambda ti, key: asked.append("pull"))
+    fired(ended(server, command), log)
+    assert asked.count("pull") == 1 + requests
+    assert asked[-requests:] == ["pull"] * requests or not requests
 
 
 def watch_with(clock: Callable[[], float], wait_for_end: Callable[[], Any]) -> Watch:

@@ -111,13 +111,13 @@ def forget(ti: TaskInstanceLike) -> None:
 
 
 # Airflow 3.2 and 3.3 close the log of a trigger that has ended although its last records may still be in the
-# pipe to the supervisor, and lose them. The supervisor reads 4 KiB of log for each request that it answers, and
-# the pipe holds 208 KiB (Linux); a tenth more is for what surrounds the records.
+# pipe to the supervisor, and lose them. The supervisor reads 4 KiB of log for each request that it answers,
+# and the pipe holds 208 KiB (Linux); a tenth more is for what surrounds the records.
 _READ_BYTES = 4096
 _PIPE_BYTES = 230_000
 
 
 def let_log_pass(ti: TaskInstanceLike, size: float) -> None:
-    """Ask Airflow as often as it takes until it has read ``size`` bytes of log. Blocks; raises what it raises."""
+    """Ask Airflow until it has read ``size`` bytes of log meanwhile. Blocks; raises what Airflow raises."""
     for _ in range(int(min(size, _PIPE_BYTES) / _READ_BYTES)):
         pull_xcom(ti, KEY)
