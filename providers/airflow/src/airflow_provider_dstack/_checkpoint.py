@@ -24,6 +24,11 @@ KEY = "dstack_progress"
 SECONDS_BETWEEN = 10.0
 # A write takes a triggerer tens of milliseconds, in which it serves nobody else.
 _REST_FACTOR = 4
+# A killed triggerer, and a trigger that has ended, lose the records that are still in the pipe to Airflow's
+# supervisor. It reads 4 KiB of log for each request that it answers (Airflow 3.2, 3.3), and the pipe holds
+# 208 KiB (Linux); a tenth more is for what surrounds the records.
+_READ_BYTES = 4096
+_PIPE_BYTES = 230_000
 # What waits to be saved is told twice should the triggerer die: few tasks are not to wait for each other.
 _REST = Pace(burst_seconds=5.0)
 
@@ -83,12 +88,22 @@ def save(ti: TaskInstanceLike, marker: str, state: Mapping[str, Any]) -> None:
     push_xcom(ti, KEY, {"marker": marker, **state})
 
 
-def save_and_rest(ti: TaskInstanceLike, marker: str, state: Mapping[str, Any]) -> None:
+def log_requests(recent_bytes: float) -> int:
+    """Return the number of requests behind which Airflow has read what was logged before them."""
+    return int(min(recent_bytes, _PIPE_BYTES) / _READ_BYTES)
+
+
+def save_and_rest(
+    ti: TaskInstanceLike, marker: str, state: Mapping[str, Any], recent_bytes: float = 0.0
+) -> None:
     """Do ``save`` and wait four times as long; a few saves after a quiet time do not wait.
 
     In a thread that all triggers share this takes the triggerer a fifth of its time at most, however many
-    tasks are deferred.
+    tasks are deferred. Behind ``recent_bytes`` of log it first lets Airflow read them: a position that is
+    saved before its lines would lose them.
     """
+    for _ in range(log_requests(recent_bytes)):
+        pull_xcom(ti, KEY)
     started = time.monotonic()
     try:
         save(ti, marker, state)
@@ -108,16 +123,3 @@ def load(ti: TaskInstanceLike, marker: str) -> dict[str, Any] | None:
 def forget(ti: TaskInstanceLike) -> None:
     """Remove what was kept, once nobody can need it. Blocks; raises what Airflow raises."""
     delete_xcom(ti, KEY)
-
-
-# Airflow 3.2 and 3.3 close the log of a trigger that has ended although its last records may still be in the
-# pipe to the supervisor, and lose them. The supervisor reads 4 KiB of log for each request that it answers,
-# and the pipe holds 208 KiB (Linux); a tenth more is for what surrounds the records.
-_READ_BYTES = 4096
-_PIPE_BYTES = 230_000
-
-
-def let_log_pass(ti: TaskInstanceLike, size: float) -> None:
-    """Ask Airflow until it has read ``size`` bytes of log meanwhile. Blocks; raises what Airflow raises."""
-    for _ in range(int(min(size, _PIPE_BYTES) / _READ_BYTES)):
-        pull_xcom(ti, KEY)

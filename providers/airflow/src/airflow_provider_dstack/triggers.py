@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_dstack._checkpoint import Checkpoints, let_log_pass, load, save_and_rest
+from airflow_provider_dstack._checkpoint import Checkpoints, load, log_requests, save_and_rest
 from airflow_provider_dstack._compat import trigger_has_on_kill
 from airflow_provider_dstack._log_position import LogPosition
 from airflow_provider_dstack._names import run_ref
@@ -40,7 +39,7 @@ _STOP_THREADS = 32
 _LONGEST_HOLD_SECONDS = 10.0
 # Where hundreds of runs end at once, their tasks go on before it is kept that all was told.
 _KEEP_LAST_SECONDS = 2.0
-# Two seconds are enough on a quiet machine (56 requests).
+# Behind a flood of log its last records would be lost (see ``log_requests``): 2 s on a quiet machine.
 _LOG_PASSES_SECONDS = 30.0
 
 
@@ -98,7 +97,7 @@ class DstackRunTrigger(BaseTrigger):
         self.on_kill_action = on_kill_action
         self._fired = False
         self._last_kept: asyncio.Future[None] | None = None
-        self._recent_bytes = 0.0
+        self._last_seconds = _KEEP_LAST_SECONDS
         self._kill_arguments: dict[str, Any] | None = None
         self._token: str | None = None
 
@@ -136,9 +135,7 @@ class DstackRunTrigger(BaseTrigger):
         await asyncio.sleep(min(max(0.0, self.not_before - time.time()), _LONGEST_HOLD_SECONDS))
         if self._last_kept is not None:
             # Else a triggerer that dies before Airflow has the event would have the last lines told again.
-            await asyncio.wait([self._last_kept], timeout=_KEEP_LAST_SECONDS)
-        if self._recent_bytes:
-            await asyncio.wait([in_thread(self._let_log_pass)], timeout=_LOG_PASSES_SECONDS)
+            await asyncio.wait([self._last_kept], timeout=self._last_seconds)
         self._fired = True
         yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow's is untyped
 
@@ -197,7 +194,7 @@ class DstackRunTrigger(BaseTrigger):
             watch = Watch(
                 self._relay(run, kept),
                 position,
-                Checkpoints(self._start_save, kept),
+                Checkpoints(lambda state: self._start_save(state, watch.recent_bytes()), kept),
                 partial(self._wait_for_end, client, run.id),
                 poll_interval=self.poll_interval,
             )
@@ -219,10 +216,9 @@ class DstackRunTrigger(BaseTrigger):
                         )
                         return finished_event(watch.outcome, watch.relay.tail, watch.state())
                     if isinstance(event, RunFinished):
-                        self._last_kept = watch.keep_last()
+                        self._keep_last(watch)
                         return finished_event(event.outcome, watch.relay.tail)
             finally:
-                self._recent_bytes = watch.recent_bytes()
                 await events.aclose()
                 await watch.close()
         raise RuntimeError(f"following run {self.run_name} ended without an outcome")
@@ -277,23 +273,22 @@ class DstackRunTrigger(BaseTrigger):
         run_id = self.progress.get("run_id")
         return None if run_id is None else str(run_id)
 
-    def _start_save(self, state: dict[str, Any]) -> asyncio.Future[None]:
+    def _keep_last(self, watch: Watch) -> None:
+        if log_requests(watch.recent_bytes()):
+            self._last_seconds = _LOG_PASSES_SECONDS
+        self._last_kept = watch.keep_last()
+
+    def _start_save(self, state: dict[str, Any], recent_bytes: float) -> asyncio.Future[None]:
         ti = self.task_instance
 
         def work() -> None:
             try:
                 if ti is not None and not self._fired:
-                    save_and_rest(ti, self.marker, state)
+                    save_and_rest(ti, self.marker, state, recent_bytes)
             except Exception as error:
                 self.log.warning("How far the run was followed cannot be kept: %r", error)
 
         return in_thread(work, "checkpoint", 1)
-
-    def _let_log_pass(self) -> None:
-        if self.task_instance is not None:
-            # Airflow that does not answer has other worries than the last lines.
-            with suppress(Exception):
-                let_log_pass(self.task_instance, self._recent_bytes)
 
     def _client_for_kill(self) -> Client:
         from dstack_core import Client
