@@ -30,6 +30,8 @@ _BYTES_PER_SECOND = 100_000
 # Reading takes about a fiftieth of that, also where the budget leaves the lines out.
 _BYTES_READ_PER_SECOND = 5_000_000
 _BURST_SECONDS = 5.0
+# What Airflow's supervisor reads on a busy machine; on a quiet one ten times as much.
+_BYTES_PASSED_PER_SECOND = 10_000
 # A busy process is behind although the rate limit asks for no pause. Nobody notices a delay of a second.
 _BEHIND_SECONDS = 1.0
 # A follower that has read everything waits for its next poll; the next page comes sooner.
@@ -61,6 +63,7 @@ class Watch:
         self._clock = clock
         self._gap_seconds = _GAP_SHARE * poll_interval
         self._rate = Pace(_BURST_SECONDS, clock)
+        self._in_pipe = Pace(0.0, clock)
         self._later: asyncio.TimerHandle | None = None
         self._end: asyncio.Task[Outcome | None] | None = None
         self._relayed_at = self._behind_since = clock()
@@ -97,8 +100,8 @@ class Watch:
         return {**self._position.to_dict(), **self.relay.state()}
 
     def recent_bytes(self) -> float:
-        """Return about how many bytes were logged lately, faster than the rate limit."""
-        return self._rate.seconds_spent() * _BYTES_PER_SECOND
+        """Return how many bytes of what was logged Airflow may not have read yet."""
+        return self._in_pipe.seconds_spent() * _BYTES_PASSED_PER_SECOND
 
     async def close(self) -> None:
         """Give up what was not saved yet, but for what ``keep_last`` began."""
@@ -116,6 +119,7 @@ class Watch:
         self._is_writing = True
         for level, text in self.relay.records(event):
             log.log(level, text)
+            self._in_pipe.wait_after(len(text) / _BYTES_PASSED_PER_SECOND)
             await self._pace(len(text) / _BYTES_PER_SECOND)
         self._is_writing = False
 
