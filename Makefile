@@ -142,7 +142,7 @@ check: $(CORE) $(AIRFLOW) $(PREFECT) $(BENCH_PLOTS) ## Run ruff, mypy --strict a
 	$(ENVS)/core/bin/mypy $(addprefix -m benchmarks.,__main__ imports log_relay attached_relay submit_requests idle_run)
 	$(ENVS)/core/bin/mypy $(filter-out %_adapters.py %_kills.py %/airflow_latency.py tests/faults/prefect_%,$(wildcard tests/faults/*.py))
 	$(ENVS)/airflow/bin/mypy providers/airflow/src dags scripts/demo_airflow.py tests/provider_airflow $(addprefix tests/faults/airflow_,adapters.py kills.py latency.py)
-	$(ENVS)/airflow/bin/mypy $(addprefix -m benchmarks.,dag_parse watching watcher airflow_host signalled dags.measured)
+	$(ENVS)/airflow/bin/mypy $(addprefix -m benchmarks.,dag_parse watching watcher airflow_host signalled waiting_for_log dags.measured)
 	$(ENVS)/prefect/bin/mypy providers/prefect/src flows scripts/demo_prefect.py tests/provider_prefect $(wildcard tests/faults/prefect_*.py)
 	$(ENVS)/prefect/bin/mypy $(addprefix -m benchmarks.,prefect_import prefect_host served)
 	$(ENVS)/bench-plots/bin/mypy -m benchmarks.page

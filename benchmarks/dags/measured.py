@@ -12,6 +12,7 @@ from airflow.sdk import DAG, BaseOperator, task
 
 from airflow_provider_dstack.operators import DstackRunOperator
 from benchmarks.signalled import SignalledTrigger
+from benchmarks.waiting_for_log import WaitingOperator
 from dstack_core import Task
 
 TICKING = "for i in $(seq 300); do date +tick-%s.%N; sleep 0.2; done"
@@ -51,8 +52,24 @@ for name, deferrable in (("sync", False), ("deferred", True)):
     run(f"ticking_{name}", TICKING, deferrable=deferrable, poll_interval=2.0)
     # The worker follows a run that ends in the first seconds to its end, deferrable or not.
     first = "sleep 10; " if deferrable else ""
-    run(f"speaking_{name}", first + SPEAKING, deferrable=deferrable, poll_interval=1.0)
+    run(
+        f"speaking_{name}",
+        first + SPEAKING,
+        deferrable=deferrable,
+        poll_interval=1.0,
+        log_budget_bytes=None,
+    )
     run(f"sleeping_{name}", "sleep 300", deferrable=deferrable, poll_interval=1.0)
+
+# The same as "speaking_deferred", with a trigger that relays the whole log before it fires.
+with DAG("speaking_waiting", schedule=None, params=PARAMS):
+    WaitingOperator(
+        task_id="train",
+        configuration=Task(commands=["sleep 10; " + SPEAKING]),
+        deferrable=True,
+        poll_interval=1.0,
+        log_budget_bytes=None,
+    )
 
 with DAG("empty_operator", schedule=None):
     EmptyOperator(task_id="train")

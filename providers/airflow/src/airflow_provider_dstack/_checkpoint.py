@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import delete_xcom, pull_xcom, push_xcom
+from airflow_provider_dstack._log_position import place
 from airflow_provider_dstack._pace import Pace
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ KEY = "dstack_progress"
 SECONDS_BETWEEN = 10.0
 # A write takes a triggerer tens of milliseconds, in which it serves nobody else.
 _REST_FACTOR = 4
+# A killed triggerer, and a trigger that has ended, lose the records that are still in the pipe to Airflow's
+# supervisor. It reads 4 KiB of log for each request that it answers (Airflow 3.2, 3.3), and the pipe holds
+# 208 KiB (Linux); a tenth more is for what surrounds the records.
+_READ_BYTES = 4096
+_PIPE_BYTES = 230_000
 # What waits to be saved is told twice should the triggerer die: few tasks are not to wait for each other.
 _REST = Pace(burst_seconds=5.0)
 
@@ -43,7 +49,7 @@ class Checkpoints:
     ) -> None:
         self._start_save = start_save
         self._clock = clock
-        self._saved = _place(first)
+        self._saved = place(first)
         self._saving: Future[None] | asyncio.Future[None] | None = None
         self._next = clock()
 
@@ -55,18 +61,18 @@ class Checkpoints:
         if self._clock() < self._next or not (self._saving is None or self._saving.done()):
             return False
         now = state()
-        if _place(now) == self._saved:
+        if place(now) == self._saved:
             return True
-        self._saved = _place(now)
+        self._saved = place(now)
         self._next = self._clock() + SECONDS_BETWEEN
         self._saving = self._start_save(now)
         return True
 
     def last(self, state: dict[str, Any]) -> Future[None] | asyncio.Future[None] | None:
         """Save ``state`` at once if it is new, and close; return the future of what is saved last, if any."""
-        if _place(state) != self._saved:
+        if place(state) != self._saved:
             self.close()
-            self._saved = _place(state)
+            self._saved = place(state)
             self._saving = self._start_save(state)
         last, self._saving = self._saving, None
         return last
@@ -77,21 +83,27 @@ class Checkpoints:
             self._saving.cancel()
 
 
-def _place(state: Mapping[str, Any]) -> Any:
-    return state["progress"].get("cursors", {})
-
-
 def save(ti: TaskInstanceLike, marker: str, state: Mapping[str, Any]) -> None:
     """Keep ``state`` (JSON-plain) for the try that ``marker`` names. Blocks; raises what Airflow raises."""
     push_xcom(ti, KEY, {"marker": marker, **state})
 
 
-def save_and_rest(ti: TaskInstanceLike, marker: str, state: Mapping[str, Any]) -> None:
+def log_requests(recent_bytes: float) -> int:
+    """Return the number of requests behind which Airflow has read what was logged before them."""
+    return int(min(recent_bytes, _PIPE_BYTES) / _READ_BYTES)
+
+
+def save_and_rest(
+    ti: TaskInstanceLike, marker: str, state: Mapping[str, Any], recent_bytes: float = 0.0
+) -> None:
     """Do ``save`` and wait four times as long; a few saves after a quiet time do not wait.
 
     In a thread that all triggers share this takes the triggerer a fifth of its time at most, however many
-    tasks are deferred.
+    tasks are deferred. Behind ``recent_bytes`` of log it first lets Airflow read them: a position that is
+    saved before its lines would lose them.
     """
+    for _ in range(log_requests(recent_bytes)):
+        pull_xcom(ti, KEY)
     started = time.monotonic()
     try:
         save(ti, marker, state)

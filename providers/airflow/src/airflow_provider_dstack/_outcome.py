@@ -27,11 +27,17 @@ BROKEN = "broken"
 _TEXT_CHARACTERS = 2000
 
 
-def finished_event(outcome: Outcome, tail: Sequence[str]) -> dict[str, Any]:
-    """Return the JSON-plain payload for a run that is over, with its last log lines."""
+def finished_event(
+    outcome: Outcome, tail: Sequence[str], rest: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the JSON-plain payload for a run that has ended, with the last log lines that were relayed.
+
+    ``rest`` says where the worker continues the log; None if all of it was relayed.
+    """
     from dstack_core.integration import outcome_dict
 
-    return {"kind": FINISHED, "outcome": outcome_dict(outcome), "tail": list(tail)}
+    event = {"kind": FINISHED, "outcome": outcome_dict(outcome), "tail": list(tail)}
+    return event if rest is None else {**event, "rest": dict(rest)}
 
 
 def timed_out_event(stopped: bool) -> dict[str, Any]:

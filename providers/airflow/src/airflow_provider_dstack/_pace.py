@@ -19,3 +19,7 @@ class Pace:
         now = self._clock()
         self._paid_until = max(self._paid_until, now - self._burst_seconds) + seconds
         return max(0.0, self._paid_until - now)
+
+    def seconds_spent(self) -> float:
+        """Return how much was spent lately that time has not made up for yet."""
+        return max(0.0, self._paid_until - self._clock() + self._burst_seconds)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_dstack._frames import without_frames
 
 if TYPE_CHECKING:
-    from dstack_core import Event, LogLines, Outcome
+    from dstack_core import Event, LogLines
     from dstack_core.integration import LogRelay
 
 # Of ``dstack_core.integration``, which a DAG file does not import; a test holds them equal.
@@ -29,22 +29,14 @@ def new_relay(**options: Any) -> LogRelay:
 def records(relay: LogRelay, event: Event) -> Iterator[tuple[int, str]]:
     """Yield ``(logging level, text)`` for an event, the outcome of the run included."""
     from dstack_core import LogLines, RunFinished
+    from dstack_core.integration import describe_outcome
 
     yield from relay.records(_without_frames(event) if isinstance(event, LogLines) else event)
     if isinstance(event, RunFinished):
-        yield logging.INFO, _summary(event.outcome)
+        yield logging.INFO, describe_outcome(event.outcome)
 
 
 def _without_frames(event: LogLines) -> LogLines:
     """Return the event without what a function of ``@task.dstack`` returned."""
     lines = tuple(rest for line in event.lines if (rest := without_frames(line)) is not None)
     return event if lines == event.lines else replace(event, lines=lines)
-
-
-def _summary(outcome: Outcome) -> str:
-    parts = [f"Run {outcome.run_name} {outcome.message}"]
-    if outcome.instance:
-        parts.append(f"machine {outcome.instance} ({outcome.backend})")
-    if outcome.duration is not None:
-        parts.append(f"{outcome.duration:.0f} s")
-    return ", ".join([*parts, f"{outcome.cost:g} USD"])

@@ -394,16 +394,20 @@ class TaskRun:
         self._events.append(event)
 
     def _submit_and_follow(self) -> None:
-        from dstack_core import Progress, RunFinished
+        from dstack_core import RunFinished
 
         options = self._options
         run = self.run = self._obtain(self)
-        self.progress = Progress(run.name, run.id)
+        self.progress = _progress_of(run)
         self.relay.url = run.url
         self._events.append(Event.OBTAINED)
         self._log.info("Run %s in project %s: %s", run.name, self.project, run.url)
+        if self.progress.status is not None:
+            # The reply to the submission has it, so nobody waits for a poll to see that the run exists.
+            self._log.info("Run %s is %s", run.name, self.progress.status)
         options.on_submitted(run)
         events = run.follow(
+            self.progress,
             poll_interval=options.poll_interval,
             logs=options.logs,
             retry_budget=options.retry_budget,
@@ -450,6 +454,14 @@ class _Over(Exception):
 
 class _HandOver(Exception):
     """Leave the run to the trigger."""
+
+
+def _progress_of(run: Run) -> Progress:
+    """Return where to follow a run from: its end, and a stop under way, are for the follower to report."""
+    from dstack_core import Progress
+
+    status = run.last_status
+    return Progress(run.name, run.id, status=None if status.is_ending else str(status))
 
 
 def _may_leave_a_run(error: BaseException, *, submitted: bool) -> bool:

@@ -94,9 +94,8 @@ class DstackHook(BaseHook):
         from airflow_provider_dstack._spec import in_words_of_operator
         from dstack_core import Client, ConfigurationError
 
-        client = self.client(retry_budget=retry_budget)
         if repo_dir is None and git_conn_id is None:
-            return client
+            return self.client(retry_budget=retry_budget)
         try:
             return Client.from_config(
                 repo_dir,
@@ -105,6 +104,8 @@ class DstackHook(BaseHook):
                 **self.client_arguments(retry_budget=retry_budget),
             )
         except ConfigurationError as error:
+            # Raises instead if the fault is the connection's, whose name the user has to read.
+            self.client(retry_budget=retry_budget).close()
             raise AirflowFailException(in_words_of_operator(error.message)) from None
 
     def async_client(self, *, retry_budget: float | None = None) -> AsyncClient:

@@ -242,12 +242,17 @@ class DstackRunOperator(TemplatedModels):
             from airflow_provider_dstack import _checkpoint
             from dstack_core import Outcome
 
+            outcome, tail = Outcome.from_dict(event["outcome"]), event["tail"]
+            if event.get("rest"):
+                from airflow_provider_dstack._remaining_log import relay_remaining_log
+
+                tail = relay_remaining_log(self, event, outcome, lambda: self._killed)
+            # Not before: a worker that is lost in the log leaves the run to the next try.
             with suppress(Exception):
                 _checkpoint.forget(context["ti"])
-            outcome = Outcome.from_dict(event["outcome"])
             if self.durable and outcome.succeeded:
                 _build.ledger_of(self, context, outcome.project).forget()
-            return _outcome.result_of(outcome, event["tail"], self._skip_on)
+            return _outcome.result_of(outcome, tail, self._skip_on)
         if event["kind"] == _outcome.TIMED_OUT:
             ref = _build.run_behind(self, context)
             if not event["stopped"]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_dstack._checkpoint import Checkpoints, load, save_and_rest
+from airflow_provider_dstack._checkpoint import Checkpoints, load, log_requests, save_and_rest
 from airflow_provider_dstack._compat import trigger_has_on_kill
+from airflow_provider_dstack._log_position import LogPosition
 from airflow_provider_dstack._names import run_ref
 from airflow_provider_dstack._outcome import broken_event, finished_event, timed_out_event
 from airflow_provider_dstack._relay import DEFAULT_LOG_BUDGET, new_relay
@@ -26,7 +28,7 @@ from airflow_provider_dstack._watch import Watch
 from airflow_provider_dstack.hooks import DstackHook
 
 if TYPE_CHECKING:
-    from dstack_core import AsyncClient, AsyncRun, Client
+    from dstack_core import AsyncClient, AsyncRun, Client, Event, Outcome
     from dstack_core.integration import LogRelay
 
 # Airflow cancels on_kill again every second, and gives it up after [triggerer] on_kill_timeout, 30 s by
@@ -38,6 +40,8 @@ _STOP_THREADS = 32
 _LONGEST_HOLD_SECONDS = 10.0
 # Where hundreds of runs end at once, their tasks go on before it is kept that all was told.
 _KEEP_LAST_SECONDS = 2.0
+# Behind a flood of log its last records would be lost (see ``log_requests``): 2 s on a quiet machine.
+_LOG_PASSES_SECONDS = 30.0
 
 
 class DstackRunTrigger(BaseTrigger):
@@ -52,8 +56,9 @@ class DstackRunTrigger(BaseTrigger):
     what is longer is counted and not relayed; None relays all. ``on_kill_action``: ``"stop"``, ``"abort"``
     or ``"keep"``. The event's payload is for ``DstackRunOperator.execute_complete``.
 
-    How far it came is kept every ten seconds in the XCom ``dstack_progress``; a triggerer that takes over
-    goes on there. Source: Airflow documentation, "Deferrable Operators & Triggers".
+    If the run ends while its log is still being relayed, it fires at once, and the event says where the
+    worker continues. How far it came is kept every ten seconds in the XCom ``dstack_progress``; a triggerer
+    that takes over goes on there. Source: Airflow documentation, "Deferrable Operators & Triggers".
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class DstackRunTrigger(BaseTrigger):
         self.on_kill_action = on_kill_action
         self._fired = False
         self._last_kept: asyncio.Future[None] | None = None
+        self._last_seconds = _KEEP_LAST_SECONDS
         self._kill_arguments: dict[str, Any] | None = None
         self._token: str | None = None
 
@@ -130,7 +136,7 @@ class DstackRunTrigger(BaseTrigger):
         await asyncio.sleep(min(max(0.0, self.not_before - time.time()), _LONGEST_HOLD_SECONDS))
         if self._last_kept is not None:
             # Else a triggerer that dies before Airflow has the event would have the last lines told again.
-            await asyncio.wait([self._last_kept], timeout=_KEEP_LAST_SECONDS)
+            await asyncio.wait([self._last_kept], timeout=self._last_seconds)
         self._fired = True
         yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow's is untyped
 
@@ -174,7 +180,7 @@ class DstackRunTrigger(BaseTrigger):
             return timed_out_event(await in_thread(self._stop, "stop", _STOP_THREADS))
 
     async def _follow(self) -> dict[str, Any]:
-        from dstack_core import Progress, RunFinished, RunNotFoundError
+        from dstack_core import RunFinished, RunNotFoundError
 
         client, kept = await in_thread(self._prepare)
         async with client:
@@ -184,8 +190,15 @@ class DstackRunTrigger(BaseTrigger):
                     f"the run {self.run_name} is no longer in project {client.project} on "
                     f"{client.server_url}; somebody deleted it, so its outcome cannot be told"
                 )
-            progress = Progress.from_dict(kept["progress"])
-            watch = Watch(self._relay(run, kept), progress, Checkpoints(self._start_save, kept))
+            position = LogPosition.from_dict(kept)
+            progress = position.progress
+            watch = Watch(
+                self._relay(run, kept),
+                position,
+                Checkpoints(lambda state: self._start_save(state, watch.recent_bytes()), kept),
+                partial(self._wait_for_end, client, run.id),
+                poll_interval=self.poll_interval,
+            )
             events = run.follow(
                 progress,
                 poll_interval=self.poll_interval,
@@ -197,13 +210,28 @@ class DstackRunTrigger(BaseTrigger):
             del run
             try:
                 async for event in events:
-                    await watch.tell(event, self.log)
-                    if isinstance(event, RunFinished):
+                    if not await watch.tell(event, self.log) and watch.outcome is not None:
                         self._last_kept = watch.keep_last()
+                        self.log.info(
+                            "Run %s has ended. The worker relays the rest of its log.", self.run_name
+                        )
+                        return finished_event(watch.outcome, watch.relay.tail, watch.state())
+                    if isinstance(event, RunFinished):
+                        self._keep_last(watch)
                         return finished_event(event.outcome, watch.relay.tail)
             finally:
-                watch.close()
+                await events.aclose()
+                await watch.close()
         raise RuntimeError(f"following run {self.run_name} ended without an outcome")
+
+    async def _wait_for_end(self, client: AsyncClient, run_id: str) -> Outcome | None:
+        """Wait for the run's end; what the server does meanwhile is reported by the follower."""
+        run = await client.runs.get(self.run_name, on_event=_ignore)
+        if run is None or run.id != run_id:
+            return None
+        return await run.wait(
+            poll_interval=self.poll_interval, retry_budget=self.retry_budget, on_event=_ignore
+        )
 
     def _prepare(self) -> tuple[AsyncClient, dict[str, Any]]:
         """Look up the connection and how far an earlier trigger came, which blocks; prepare for a kill."""
@@ -246,13 +274,18 @@ class DstackRunTrigger(BaseTrigger):
         run_id = self.progress.get("run_id")
         return None if run_id is None else str(run_id)
 
-    def _start_save(self, state: dict[str, Any]) -> asyncio.Future[None]:
+    def _keep_last(self, watch: Watch) -> None:
+        if log_requests(watch.recent_bytes()):
+            self._last_seconds = _LOG_PASSES_SECONDS
+        self._last_kept = watch.keep_last()
+
+    def _start_save(self, state: dict[str, Any], recent_bytes: float) -> asyncio.Future[None]:
         ti = self.task_instance
 
         def work() -> None:
             try:
                 if ti is not None and not self._fired:
-                    save_and_rest(ti, self.marker, state)
+                    save_and_rest(ti, self.marker, state, recent_bytes)
             except Exception as error:
                 self.log.warning("How far the run was followed cannot be kept: %r", error)
 
@@ -286,3 +319,7 @@ class DstackRunTrigger(BaseTrigger):
             self.task_instance, self.run_name, when_unknown=when_unknown, log=self.log
         ):
             self._stop()
+
+
+def _ignore(event: Event) -> None:
+    """Report nothing."""

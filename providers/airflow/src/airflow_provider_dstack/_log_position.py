@@ -1,0 +1,82 @@
+"""How far the log of a deferred run was relayed, exact to the line.
+
+The problem: a cursor of ``dstack_core`` marks the end of a page, and a page holds up to 1000 messages, which
+may be megabytes. A trigger that relays 100 kB/s spends a minute inside one page, and has to be able to save
+its position, or leave the rest to a worker, at any time.
+
+The idea: the progress of the last page that was relayed whole, and beside it, for each submission, the number
+of lines relayed of what follows. Whoever continues reads from that progress and skips so many lines.
+
+Invariant: the same cursor yields the same lines again, however the server cuts its pages. The exceptions are
+the pieces of a line without an end, which come in one piece once the end is there; no position lies behind a
+piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dstack_core import Event, LogLines, Progress
+
+# A part is packed into records of 16 KiB, so it should fill several; a trigger that has to leave finishes one
+# part, which costs it some tens of milliseconds.
+_PART_CHARACTERS = 64 * 1024
+# Fewer lines than this would be logged a record each, which is for a log that is read live.
+_PART_LINES = 33
+# ``dstack_core`` cuts a line without an end into pieces of 64 KiB, of at most four bytes a character.
+_PIECE_CHARACTERS = 16_000
+
+
+class LogPosition:
+    """What was relayed of a run's log: ``progress`` of whole events, and lines of those that follow."""
+
+    __slots__ = ("_ahead", "progress")
+
+    def __init__(self, progress: Progress, ahead: Mapping[str, int]) -> None:
+        self.progress = progress
+        self._ahead = dict(ahead)
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> LogPosition:
+        """Read back what ``to_dict`` returned, here or in another version."""
+        from dstack_core import Progress
+
+        return cls(Progress.from_dict(state["progress"]), state.get("ahead") or {})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the position as JSON-plain values."""
+        return {"progress": self.progress.to_dict(), "ahead": dict(self._ahead)}
+
+    def new_parts(self, event: LogLines) -> Iterator[tuple[LogLines, int]]:
+        """Yield what of an event is not relayed yet, in parts with their number of characters."""
+        lines = event.lines[self._ahead.get(event.submission_id, 0) :]
+        start = characters = 0
+        for end, line in enumerate(lines, 1):
+            characters += len(line)
+            is_part = characters >= _PART_CHARACTERS and end - start >= _PART_LINES
+            if end == len(lines) or (is_part and len(line) < _PIECE_CHARACTERS):
+                yield replace(event, lines=lines[start:end]), characters
+                start, characters = end, 0
+
+    def relayed(self, part: LogLines) -> None:
+        """Move behind a part."""
+        key = part.submission_id
+        self._ahead[key] = self._ahead.get(key, 0) + len(part.lines)
+
+    def passed(self, event: Event) -> None:
+        """Move behind a whole event."""
+        from dstack_core import LogLines
+
+        if isinstance(event, LogLines):
+            left = self._ahead.pop(event.submission_id, 0) - len(event.lines)
+            if left > 0:
+                self._ahead[event.submission_id] = left
+        self.progress = event.progress
+
+
+def place(state: Mapping[str, Any]) -> Any:
+    """Return what of a saved state says how much of the log was relayed."""
+    return state["progress"].get("cursors", {}), state.get("ahead") or {}

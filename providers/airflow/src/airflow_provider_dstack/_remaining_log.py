@@ -1,0 +1,170 @@
+"""Relay on a worker what a trigger left of the log of a run that has ended.
+
+A trigger relays about 100 kB/s, a worker hundreds of thousands of lines a second, and the end of a task does
+not wait for the former (see ``_watch``). The work is done in a thread while the main thread sleeps: Airflow
+calls ``on_kill`` in a signal handler of the main thread, which must not hold the lock of a logger then.
+
+There is nothing to stop: the run has ended, and its outcome is known. So whatever happens to the log, it
+costs the task some time, and never its result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_dstack._compat import mask_secret
+from airflow_provider_dstack._log_position import LogPosition
+from airflow_provider_dstack._relay import new_relay, records
+from airflow_provider_dstack._threads import start_thread
+from airflow_provider_dstack.errors import DstackRunInterrupted
+
+if TYPE_CHECKING:
+    from airflow_provider_dstack.operators import DstackRunOperator
+    from dstack_core import Client, Event, Outcome, Run
+    from dstack_core.integration import LogRelay
+
+# The log can be read later on the run's page, the result is wanted now.
+_RETRY_SECONDS = 60.0
+_TICK_SECONDS = 0.05
+
+
+def relay_remaining_log(
+    operator: DstackRunOperator, event: Mapping[str, Any], outcome: Outcome, is_killed: Callable[[], bool]
+) -> list[str]:
+    """Relay the rest of a run's log and its outcome; return the last lines, none if they could not be read.
+
+    Args:
+        operator: The operator of the resumed task.
+        event: The trigger's event, with ``rest`` and ``tail``.
+        outcome: How the run ended.
+        is_killed: Whether the task was ended meanwhile.
+
+    Raises:
+        DstackRunInterrupted: The task was ended before the log was relayed.
+    """
+    log = _RemainingLog(operator, event, outcome)
+    start_thread(log.work, "dstack-log")
+    try:
+        while not log.is_done:
+            if is_killed():
+                raise DstackRunInterrupted(
+                    f"The task was ended while the rest of its log was relayed. Run {outcome.run_name} "
+                    f"{outcome.message}. See {outcome.url}"
+                )
+            time.sleep(_TICK_SECONDS)
+    finally:
+        log.is_left = True
+    return log.tail
+
+
+class _RemainingLog:
+    """The rest of one run's log; ``is_done`` and ``tail`` are written by the worker thread, then read."""
+
+    def __init__(self, operator: DstackRunOperator, event: Mapping[str, Any], outcome: Outcome) -> None:
+        self.is_done = False
+        self.is_left = False
+        self.tail: list[str] = []
+        self._operator = operator
+        self._event = event
+        self._outcome = outcome
+        self._retry_budget = min(operator.retry_budget, _RETRY_SECONDS)
+
+    def work(self) -> None:
+        """Relay everything; an error is logged, and leaves the rest of the log to the run's page."""
+        with suppress(_Left):
+            try:
+                with self._operator.hook().client(retry_budget=self._retry_budget) as client:
+                    self._relay(client)
+            except Exception as error:
+                if not self.is_left:
+                    self._give_up(error)
+        self.is_done = True
+
+    def _give_up(self, error: Exception) -> None:
+        name, url, reason = self._outcome.run_name, self._outcome.url, str(error).rstrip(".")
+        self._operator.log.warning(
+            "Could not relay the rest of the log of run %s: %s. See %s", name, reason, url
+        )
+        self._show_outcome(new_relay(url=url))
+
+    def _relay(self, client: Client) -> None:
+        from dstack_core import LogLines, RunFinished
+
+        position = LogPosition.from_dict(self._event["rest"])
+        run = self._run(client, position.progress.run_id)
+        relay = self._new_relay(run)
+        events = run.follow(position.progress, retry_budget=self._retry_budget, sleep=self._sleep)
+        for event in events:
+            if isinstance(event, LogLines):
+                for part, _ in position.new_parts(event):
+                    self._write(relay, part)
+                    position.relayed(part)
+            elif not isinstance(event, RunFinished):
+                self._report(event)
+            position.passed(event)
+        self.tail = relay.tail
+        self._show_outcome(relay)
+
+    def _run(self, client: Client, run_id: str | None) -> Run:
+        from dstack_core import RunNotFoundError
+
+        run = client.runs.get(self._outcome.run_name, sleep=self._sleep, on_event=self._report)
+        if run is None or run_id not in (None, run.id):
+            # Another run of that name would have other secrets to hide.
+            raise RunNotFoundError("it is no longer on the server, or another run has its name")
+        return run
+
+    def _new_relay(self, run: Run) -> LogRelay:
+        from dstack_core.integration import collect_secrets
+
+        operator, rest = self._operator, self._event["rest"]
+        secrets = [
+            *collect_secrets(env=run.env, others=[operator.hook().token]),
+            *operator.secret_texts(),
+        ]
+        for secret in secrets:
+            mask_secret(secret)
+        return new_relay(
+            tail=self._event["tail"],
+            relayed_bytes=rest["relayed_bytes"],
+            left_out_bytes=rest["left_out_bytes"],
+            log_budget_bytes=operator.log_budget_bytes,
+            url=run.url,
+            secrets=secrets,
+        )
+
+    def _write(self, relay: LogRelay, event: Event) -> None:
+        for level, text in records(relay, event):
+            self._check()
+            self._operator.log.log(level, text)
+
+    def _show_outcome(self, relay: LogRelay) -> None:
+        from dstack_core import Progress, RunFinished
+
+        self._write(relay, RunFinished(Progress(self._outcome.run_name), self._outcome))
+
+    def _report(self, event: Event) -> None:
+        from dstack_core import ContactLost, ContactRestored
+
+        if isinstance(event, ContactLost):
+            reason, seconds = event.error.rstrip("."), round(event.gives_up_in)
+            self._operator.log.warning("%s. Retrying for another %s s.", reason, seconds)
+        elif isinstance(event, ContactRestored):
+            self._operator.log.info("The dstack server answers again after %.0f s.", event.silent_for)
+
+    def _sleep(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self._check()
+            time.sleep(min(_TICK_SECONDS, seconds))
+
+    def _check(self) -> None:
+        if self.is_left:
+            raise _Left
+
+
+class _Left(Exception):
+    """Leave the log: the task was ended."""
