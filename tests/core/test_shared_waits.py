@@ -8,18 +8,20 @@ from typing import Any
 import pytest
 
 from dstack_core._flow.follow import FollowOptions, follow
-from dstack_core._flow.steps import Wait
+from dstack_core._flow.retry import RetryBudget, retrying
+from dstack_core._flow.steps import Flow, Sleep, Wait
 from dstack_core._flow.stop import Stops
+from dstack_core._flow.time_limit import TimeLimit, within
 from dstack_core._shared import process_pause
 from dstack_core._shared.batched_polls import BatchedPolls, PendingPoll, polls_until_turn
 from dstack_core._shared.process_pause import PauseGuard
 from dstack_core._shared.transport import SharedTransport
 from dstack_core._transport.settings import TransportSettings
 from dstack_core._wire.runs import RunSnapshot
-from dstack_core.errors import TransientServerError
-from dstack_core.models.events import LogLines, RunFinished
+from dstack_core.errors import TransientServerError, WaitTimeoutError
+from dstack_core.models.events import ContactLost, ContactRestored, LogLines, RunFinished
 from dstack_core.models.progress import Progress
-from tests.core.scripted import LOST, Driver, Script, page, reply, run_json
+from tests.core.scripted import LOST, Clock, Driver, Script, page, reply, run_json
 from tests.core.test_shared import API, Server, batched, look, looks, run
 
 INTERVAL = 0.2
@@ -248,6 +250,91 @@ def test_waits_end_by_turns_and_never_late() -> None:
         # The same turn whenever the wait begins: whoever waits again waits for all of the polls.
         first = polls_until_turn(12, 5, f"id-{index}", 1000.0)
         assert polls_until_turn(12, 5, f"id-{index}", 1000.0 + 5 * first) == 12
+
+
+def silent_wait(interval: float = 5.0, due: float = 60.0) -> Wait:
+    return Wait(API.get_run("train", "id-1"), IsNews("running"), interval, due)
+
+
+def one_wait(step: Wait) -> Flow[RunSnapshot | None]:
+    answer: RunSnapshot | None = yield step
+    return answer
+
+
+def poll_of(step: Any) -> RunSnapshot | None:
+    found: RunSnapshot | None = step.parse(reply(run_json("running")))
+    return found
+
+
+def test_a_fault_does_not_end_a_wait_without_news() -> None:
+    """Else a single bad reply would make thousands of followers read their logs."""
+    clock = Clock()
+    first = silent_wait()
+    flow = retrying(one_wait(first), RetryBudget(600, clock), Progress("train", "id-1"))
+    assert next(flow) is first
+    clock.now += 20
+    assert isinstance(flow.throw(TransientServerError("busy")), ContactLost)
+    assert isinstance(flow.send(None), Sleep)
+    clock.now += 1
+    answer = poll_of(flow.send(None))
+    assert isinstance(flow.send(answer), ContactRestored)
+    # The rest of the same wait, which is due when the first one was.
+    step: Any = flow.send(None)
+    assert isinstance(step, Wait)
+    assert step.due == 39
+    with pytest.raises(StopIteration) as ended_flow:
+        flow.send(answer)
+    assert ended_flow.value.value is answer
+
+
+def test_a_fault_with_every_poll_does_not_put_a_wait_off() -> None:
+    clock = Clock()
+    flow = retrying(one_wait(silent_wait()), RetryBudget(600, clock))
+    step: Any = next(flow)
+    while True:
+        assert isinstance(step, Wait)
+        clock.now += 5
+        assert isinstance(flow.throw(TransientServerError("busy")), Sleep)
+        step = flow.send(None)
+        try:
+            step = flow.send(poll_of(step))
+        except StopIteration:
+            break
+    assert clock.now == 1060
+
+
+def test_a_time_limit_bounds_a_wait_of_many_polls() -> None:
+    clock = Clock()
+    flow = within(one_wait(silent_wait()), TimeLimit(12, "too long", "http://page", clock, last_request=0.0))
+    waits: list[tuple[float, float | None]] = []
+    step: Any = next(flow)
+
+    def to_the_end(step: Any) -> None:
+        while True:
+            assert isinstance(step, Wait)
+            waits.append((step.due, step.poll.request.timeout))
+            clock.now += step.due
+            step = flow.send(poll_of(step.poll))
+
+    with pytest.raises(WaitTimeoutError, match="too long"):
+        to_the_end(step)
+    assert waits == [(5, 7), (5, 2), (2, 0.1)]
+
+
+def test_within_a_time_limit_a_wait_ends_when_it_is_due_or_with_news() -> None:
+    for due, status in ((10.0, "running"), (60.0, "terminating")):
+        clock = Clock()
+        flow = within(one_wait(silent_wait(due=due)), TimeLimit(600, "too long", "", clock))
+        step: Any = next(flow)
+        clock.now += step.due
+        step = flow.send(poll_of(step.poll))
+        assert isinstance(step, Wait)
+        clock.now += step.due
+        found = step.poll.parse(reply(run_json(status)))
+        with pytest.raises(StopIteration) as ended_flow:
+            flow.send(found)
+        assert ended_flow.value.value is found
+        assert clock.now == 1010
 
 
 def test_drivers_that_share_nothing_wait_and_look(driver: Driver) -> None:
