@@ -68,7 +68,7 @@ def measure(quick: bool) -> Section:
         Curve("idle-log-reads.png", "Log reads of a silent run", "minutes of silence", "reads", series)
     )
     section.notes.append(
-        f"Poll interval {INTERVAL:g} s. The status is looked at every time; a log that stays silent is read every "
+        f"Poll interval {INTERVAL:g} s. The status is polled every time; a log that stays silent is read every "
         "second, fourth, twelfth time, at most a minute apart (15 s where a run is followed alone), and at once when "
         "the status changes."
     )

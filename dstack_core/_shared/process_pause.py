@@ -17,9 +17,9 @@ import time
 
 # Often enough to be sure of a pause of PAUSE_SECONDS, and too rare to be noticed.
 _BEAT_SECONDS = 1.0
-# Airflow lets another triggerer take over after 30 s without a heartbeat, which a paused one may have missed in
-# part before. Shorter holds replies back on a merely busy machine; longer misses a take-over, and log lines
-# come twice.
+# Airflow lets another triggerer take over after 30 s without a heartbeat, part of which a paused one may have
+# missed before. Shorter holds replies back on a merely busy machine; longer misses a take-over, and log
+# lines come twice.
 PAUSE_SECONDS = 8.0
 
 
