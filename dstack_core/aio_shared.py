@@ -19,8 +19,8 @@ class SharedAsyncClient(AsyncClient):
     closed with the last of them. Polls of one project's runs that come at about the same time are answered
     from pages of 100 active runs instead of a request each; what is on no such page is polled alone. No
     answer is older than its question. Without a ``sleep`` of the caller's own, ``follow`` and ``wait`` poll
-    at multiples of ``poll_interval`` on the clock, at most a second behind, so that runs watched with the same
-    interval are polled together; a poll that shows nothing new wakes no follower. When the process stood
+    at multiples of ``poll_interval`` on the clock, at most a second behind, so that runs watched with the
+    same interval are polled together; a poll that shows nothing new wakes no follower. When the process stood
     still for 8 seconds, replies are held back for as long: another process may have taken over.
     Source: PROTOCOL 1.7.
     """
