@@ -18,8 +18,9 @@ Invariants: an answer comes from a request that was sent after the poll was due.
 with a reply, a fault, or None (poll for this run alone). A wait never lasts longer than its ``due``, but for
 a late server. Nothing keeps running once nobody waits.
 
-Measured (benchmarks/watching.py, docs/performance.md): a follower that waits is about 10 KiB; most of a
-round is reading the JSON of its pages.
+Measured (``benchmarks/watching.py``): a waiting follower takes about 11 KiB with a client of its own, 17 KiB
+as an Airflow trigger. More than half of a round's time is reading the JSON of its pages. Counting all that
+still wait before each page took 13 % of a round of 2,000 runs, and grew with their square.
 """
 
 from __future__ import annotations
