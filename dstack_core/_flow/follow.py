@@ -9,8 +9,8 @@ it continues, it reads the log, so ``due`` is how long a silent log may stay unr
 silence.
 
 Invariants: the log is read after the status that ends the run, so that its last line precedes
-``RunFinished``. What is logged after a silence is read after at most two thirds of that silence (or one
-poll), and within ``longest_log_pause``. What changed in between is never lost: the next poll shows it.
+``RunFinished``. What is logged after a silence is read after at most as long again (or one poll), and within
+``longest_log_pause``. What changed in between is never lost: the next poll shows it.
 """
 
 from __future__ import annotations
@@ -36,9 +36,6 @@ LONGEST_LOG_PAUSE = 15.0
 # Between two reads of a silent log, in polls. Each divides the next: followers that are spread over the polls
 # of one pause stay spread when it grows. 12 polls of 5 s are the minute that a shared client allows.
 _LOG_PAUSES = (12, 4, 2, 1)
-# A pause of two thirds of the silence before it. More makes the first line after a silence later than
-# that silence would excuse; less costs reads.
-_PAUSE_SHARE = 2 / 3
 # Polls come a little early or late. Without a tolerance of this many polls the pauses grow a poll later.
 _TOLERANCE = 0.05
 
@@ -61,7 +58,7 @@ class FollowOptions:
 
     def log_pause(self, silent_for: float) -> float:
         """Return after how many seconds a log is due that has been silent for so many."""
-        longest = min(self.longest_log_pause, _PAUSE_SHARE * (silent_for + _TOLERANCE * self.poll_interval))
+        longest = min(self.longest_log_pause, silent_for + _TOLERANCE * self.poll_interval)
         fitting = (pause for pause in _LOG_PAUSES if pause * self.poll_interval <= longest)
         return next(fitting, 1) * self.poll_interval
 
