@@ -31,7 +31,7 @@ from dstack_core.models.progress import Progress
 from dstack_core.models.statuses import RunStatus
 
 # How long a person who follows one run waits at most for the first line after a silence. Longer saves
-# requests: at a poll interval of 5 s an idle run costs 362 log reads an hour, 60 s would make it 67.
+# requests: at a poll interval of 5 s an idle run costs 361 log reads an hour, 60 s would make it 64.
 LONGEST_LOG_PAUSE = 15.0
 # Between two reads of a silent log, in polls. Each divides the next: followers that are spread over the polls
 # of one pause stay spread when it grows. 12 polls of 5 s are the minute that a shared client allows.

@@ -41,7 +41,7 @@ from dstack_core._wire.runs import RunSnapshot
 from dstack_core.errors import DstackError, TransientServerError
 
 # How long a silent log may stay unread where many are watched, in place of the 15 s of one that is followed
-# alone. A minute leaves 67 log reads an hour of an idle run (362 with 15 s); more makes the first line after
+# alone. A minute leaves 64 log reads an hour of an idle run (361 with 15 s); more makes the first line after
 # a silence late.
 LONGEST_LOG_PAUSE = 60.0
 # How long a round waits for plain polls, again as long as more come: those of many flows that wake together
