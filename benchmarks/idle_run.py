@@ -7,8 +7,9 @@ from typing import Any
 
 from benchmarks.results import Curve, Row, Section, cli
 from benchmarks.stub_server import Answers
-from dstack_core._flow.follow import FollowOptions, follow
-from dstack_core._flow.steps import Rest, Rested
+from dstack_core._flow.follow import LONGEST_LOG_PAUSE, FollowOptions, follow
+from dstack_core._flow.steps import Wait
+from dstack_core._shared import batched_polls
 from dstack_core._wire.api import Api
 from dstack_core._wire.plain import Call, Reply
 from dstack_core.models.progress import Progress
@@ -20,7 +21,8 @@ HOUR = 3600
 def requests_of(seconds: float, *, shared: bool) -> Counter[str]:
     """Return the requests that following a silent run takes."""
     answers, now = Answers(1, 0, 100, 1), 0.0
-    options = FollowOptions(INTERVAL, logs=True, wall_clock=lambda: now, shared=shared)
+    longest = batched_polls.LONGEST_LOG_PAUSE if shared else LONGEST_LOG_PAUSE
+    options = FollowOptions(INTERVAL, logs=True, wall_clock=lambda: now, longest_log_pause=longest)
     flow = follow(Api("http://server", "main"), Progress("run-0", "id-0"), options)
 
     def done(call: Call[Any]) -> Any:
@@ -31,9 +33,11 @@ def requests_of(seconds: float, *, shared: bool) -> Counter[str]:
     while now < seconds:
         if isinstance(step, Call):
             step = flow.send(done(step))
-        elif isinstance(step, Rest):
-            now += step.seconds
-            step = flow.send(Rested(done(step.look), 1))
+        elif isinstance(step, Wait):
+            for _ in range(step.polls):
+                now += step.interval
+                run = done(step.poll)
+            step = flow.send(run)
         else:
             step = next(flow)
     return answers.counts

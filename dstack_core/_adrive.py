@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from dstack_core._drive import OnEvent, log_event
-from dstack_core._flow.steps import Do, Flow, Rest, Rested, Sleep
+from dstack_core._flow.steps import Do, Flow, Sleep, Wait, alone
 from dstack_core._wire.plain import Call, Reply, Request
 from dstack_core.models.checks import check_callable
 from dstack_core.models.events import Event
@@ -16,19 +16,20 @@ from dstack_core.models.events import Event
 T = TypeVar("T")
 
 AsyncSend = Callable[[Request], Awaitable[Reply]]
-AsyncRest = Callable[[Rest], Awaitable[tuple[Reply, int]]]
+AsyncWait = Callable[[Wait], Awaitable[Reply]]
 
 
 async def aiterate(
     flow: Flow[Any],
     send: AsyncSend,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    rest: AsyncRest | None = None,
+    wait: AsyncWait | None = None,
 ) -> AsyncGenerator[Event, None]:
     """Yield the flow's events: the twin of ``iterate``, whose result rides on the last event.
 
-    ``rest`` does a ``Rest`` together with others; it gives the reply to its look and how many looks it took.
+    ``wait`` carries out a ``Wait`` together with others and returns the reply to the poll that ended it.
     """
+    flow = flow if wait else alone(flow)
     answer: Any = None
     failure: Exception | None = None
     try:
@@ -47,16 +48,12 @@ async def aiterate(
                     failure = error
             elif isinstance(step, Sleep):
                 await sleep(step.seconds)
-            elif isinstance(step, Rest):
-                if rest is None:
-                    await sleep(step.seconds)
+            elif wait is not None and isinstance(step, Wait):
                 try:
-                    reply, rounds = await (rest(step) if rest else _sent(send, step))
-                    answer = Rested(step.look.parse(reply), rounds)
-                    del reply
+                    answer = step.poll.parse(await wait(step))
                 except Exception as error:
                     failure = error
-            else:
+            elif isinstance(step, Event):
                 yield step
     except StopIteration:
         return
@@ -64,15 +61,12 @@ async def aiterate(
         flow.close()
 
 
-async def _sent(send: AsyncSend, step: Rest) -> tuple[Reply, int]:
-    return await send(step.look.request), 1
-
-
 async def arun(
     flow: Flow[T],
     send: AsyncSend,
     sleep: Callable[[float], Awaitable[None]] | None = None,
     on_event: OnEvent | None = None,
+    wait: AsyncWait | None = None,
 ) -> T:
     """Return the flow's result: the twin of ``run``."""
     check_callable("sleep", sleep)
@@ -83,7 +77,7 @@ async def arun(
     def keep() -> Flow[None]:
         result.append((yield from flow))
 
-    async with aclosing(aiterate(keep(), send, sleep or asyncio.sleep)) as events:
+    async with aclosing(aiterate(keep(), send, sleep or asyncio.sleep, wait)) as events:
         async for event in events:
             report(event)
     return result[0]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import ClassVar, Generic, Self, TypeVar
 
 from dstack_core import config
 from dstack_core._flow.chunks import ChunkOptions
+from dstack_core._flow.follow import LONGEST_LOG_PAUSE
 from dstack_core._flow.steps import Flow
 from dstack_core._flow.stop import Check, StopTarget
 from dstack_core._flow.time_limit import TimeLimit, within
@@ -32,7 +33,7 @@ TransportT = TypeVar("TransportT")
 class ClientBase(Generic[TransportT]):
     """Hold the target and its transport; the parameters are told by ``Client``."""
 
-    _shared: ClassVar[bool] = False
+    _longest_log_pause: ClassVar[float] = LONGEST_LOG_PAUSE
 
     def __init__(
         self,
@@ -52,7 +53,9 @@ class ClientBase(Generic[TransportT]):
         settings = TransportSettings(target.server_url, target.token, timeout, connect_timeout, verify)
         self._timeout = timeout
         self._transport = self._new_transport(settings)
-        self._session = Session(Api(target.server_url, target.project), retry_budget, shared=self._shared)
+        self._session = Session(
+            Api(target.server_url, target.project), retry_budget, longest_log_pause=self._longest_log_pause
+        )
 
     @classmethod
     def from_config(
@@ -287,10 +290,14 @@ class RunBase(Generic[TransportT]):
             poll_interval=poll_interval,
             logs=logs,
             retry_budget=retry_budget,
-            on_poll=self._see,
+            on_poll=self._on_poll(),
         )
         limit = self._limit(timeout, "had not finished")
         return flow if limit is None else within(flow, replace(limit, last_request=0.0))
+
+    def _on_poll(self) -> Callable[[RunSnapshot], None] | None:
+        """Return what gets the run as each poll of a follower shows it."""
+        return self._see
 
     def _see(self, snapshot: RunSnapshot) -> None:
         self._snapshot = snapshot

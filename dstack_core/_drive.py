@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Any, TypeVar
 
-from dstack_core._flow.steps import Do, Flow, Rest, Rested, Sleep
+from dstack_core._flow.steps import Do, Flow, Sleep, alone
 from dstack_core._wire.plain import Call, Reply, Request
 from dstack_core.models.checks import check_callable
 from dstack_core.models.events import ContactLost, ContactRestored, Event
@@ -31,11 +31,12 @@ def iterate(
     The flow is closed before anything else leaves, such as ``KeyboardInterrupt`` or what ``sleep`` raises: it
     may have something left to log.
     """
+    steps = alone(flow)
     answer: Any = None
     failure: Exception | None = None
     try:
         while True:
-            step = flow.send(answer) if failure is None else flow.throw(failure)
+            step = steps.send(answer) if failure is None else steps.throw(failure)
             answer, failure = None, None
             if isinstance(step, Call):
                 try:
@@ -49,19 +50,13 @@ def iterate(
                     failure = error
             elif isinstance(step, Sleep):
                 sleep(step.seconds)
-            elif isinstance(step, Rest):
-                sleep(step.seconds)
-                try:
-                    answer = Rested(step.look.parse(send(step.look.request)), 1)
-                except Exception as error:
-                    failure = error
             else:
                 yield step
     except StopIteration as end:
         result: T = end.value
         return result
     finally:
-        flow.close()
+        steps.close()
 
 
 def run(

@@ -15,7 +15,7 @@ from dstack_core._flow.apply import apply
 from dstack_core._flow.attach import attach
 from dstack_core._flow.chunks import ChunkOptions, read_chunks
 from dstack_core._flow.code import Delivered, deliver_code, deliver_files, explained, init_repo
-from dstack_core._flow.follow import FollowOptions, follow
+from dstack_core._flow.follow import LONGEST_LOG_PAUSE, FollowOptions, follow
 from dstack_core._flow.gates import Gates
 from dstack_core._flow.live import live_chunks
 from dstack_core._flow.records import MOST_VALUES, check_limit, list_events
@@ -60,7 +60,7 @@ class Session:
     """Build the flows of one project of one server; the flows do no I/O of their own.
 
     ``retry_budget`` in seconds. ``keys`` are the SSH keys runs are submitted with and logged in to.
-    ``shared`` says that many flows share their requests.
+    ``longest_log_pause`` (seconds) is how long a silent log may stay unread while its run is followed.
     """
 
     api: Api
@@ -69,7 +69,7 @@ class Session:
     repository: Repository = field(default_factory=Repository)
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
-    shared: bool = False
+    longest_log_pause: float = LONGEST_LOG_PAUSE
     _public_key: str | None = field(default=None, repr=False)
     _delivered: Delivered = field(default_factory=Delivered, repr=False)
     _gates: Gates = field(init=False, repr=False)
@@ -220,12 +220,12 @@ class Session:
         retry_budget: float,
         on_poll: Callable[[RunSnapshot], None] | None = None,
     ) -> Flow[Outcome]:
-        """Follow a run. Where many flows share their polls, ``on_poll`` gets none: it would keep them all."""
+        """Follow a run; ``on_poll`` gets it as each poll shows it."""
         check_seconds("poll_interval", poll_interval, above=True)
         check_seconds("retry_budget", retry_budget)
-        options = FollowOptions(poll_interval, logs, self.wall_clock, self.shared, self._stops)
-        if on_poll is not None and not self.shared:
-            options = replace(options, on_poll=on_poll)
+        options = FollowOptions(
+            poll_interval, logs, self.wall_clock, self.longest_log_pause, self._stops, on_poll
+        )
         flow = self._gates.guarding(follow(self.api, progress, options))
         return retrying(flow, self._budget(retry_budget), progress)
 

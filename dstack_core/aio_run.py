@@ -15,6 +15,7 @@ from dstack_core._flow.chunks import ChunkOptions, LogChunk
 from dstack_core._flow.time_limit import within
 from dstack_core._shared.transport import SharedTransport
 from dstack_core._transport.asynchronous import AsyncTransport
+from dstack_core._wire.runs import RunSnapshot
 from dstack_core.errors import RunNotFoundError
 from dstack_core.models.events import Event
 from dstack_core.models.logs import LogBytes
@@ -71,8 +72,8 @@ class AsyncRun(RunBase[AsyncTransport]):
         ``progress`` (from any earlier event) goes on right behind that event. ``poll_interval`` and
         ``retry_budget`` in seconds; a server that is silent for longer raises ``ServerUnreachableError``,
         the run keeps running. ``timeout`` (seconds) bounds everything, requests included, and raises
-        ``WaitTimeoutError``. ``sleep`` (a function of seconds) replaces ``asyncio.sleep``; with it every look
-        wakes this follower, also with a ``SharedAsyncClient``. Leaving the iteration does not stop the run.
+        ``WaitTimeoutError``. ``sleep`` (a function of seconds) replaces ``asyncio.sleep``; with it a
+        ``SharedAsyncClient`` polls whenever a sleep has ended. Leaving the iteration does not stop the run.
         The status is looked at every time, a log that stays silent less and less often, at most 15 seconds
         apart (a minute with a ``SharedAsyncClient``). Raises ``RunNotFoundError`` and the server errors.
         """
@@ -84,9 +85,7 @@ class AsyncRun(RunBase[AsyncTransport]):
             retry_budget=retry_budget,
             sleep=sleep,
         )
-        together = self._transport if isinstance(self._transport, SharedTransport) else None
-        rest = together.rest if together is not None and sleep is None else None
-        return _adrive.aiterate(flow, self._transport, sleep or asyncio.sleep, rest)
+        return _adrive.aiterate(flow, self._transport, sleep or asyncio.sleep, self._waits(sleep))
 
     async def wait(
         self,
@@ -100,7 +99,7 @@ class AsyncRun(RunBase[AsyncTransport]):
         """Wait until the run has finished and return its ``Outcome``: the twin of ``Run.wait``."""
         flow = self._follow(None, poll_interval=poll_interval, logs=False, retry_budget=retry_budget)
         limited = within(flow, self._limit(timeout, "had not finished"))
-        return await _adrive.arun(limited, self._transport, sleep, on_event)
+        return await _adrive.arun(limited, self._transport, sleep, on_event, self._waits(sleep))
 
     async def attach(
         self,
@@ -173,3 +172,12 @@ class AsyncRun(RunBase[AsyncTransport]):
         """Stop the run and return what is known of it: the twin of ``Run.stop``."""
         flow = self._session.stop(self._target, abort, until, timeout, self._check)
         return await _adrive.arun(flow, self._transport, sleep)
+
+    def _waits(self, sleep: object) -> _adrive.AsyncWait | None:
+        """Return what carries out waits together with others; None to wait alone."""
+        shared = self._transport if isinstance(self._transport, SharedTransport) else None
+        return shared.wait if shared is not None and sleep is None else None
+
+    def _on_poll(self) -> Callable[[RunSnapshot], None] | None:
+        # Thousands of handles that each keep what a poll showed would be most of what their process keeps.
+        return None if isinstance(self._transport, SharedTransport) else super()._on_poll()

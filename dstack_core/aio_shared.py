@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from dstack_core._shared.batched_polls import LONGEST_LOG_PAUSE
 from dstack_core._shared.transport import SharedTransport
 from dstack_core._transport.asynchronous import AsyncTransport
 from dstack_core._transport.settings import TransportSettings
@@ -11,19 +12,20 @@ from dstack_core.aio import AsyncClient
 
 
 class SharedAsyncClient(AsyncClient):
-    """Be an ``AsyncClient`` that shares its work with the others of its kind in the same event loop.
+    """An ``AsyncClient`` that shares its work with the others of its kind in the same event loop.
 
     Use it for many runs watched in one process; parameters and errors are those of ``Client``, and every
     method means the same. Those with equal server, token and limits have one set of connections, which is
-    closed with the last of them. Looks at runs of one project that are asked for at about the same time are
-    answered from pages of 100 active runs instead of a request each; what is on no such page is asked for
-    alone. No answer is older than its question. ``follow`` and ``wait`` look at multiples of
-    ``poll_interval`` on the clock, at most a second behind, so that runs watched with the same interval
-    are asked for together; a look that shows nothing new wakes nobody. When the process stood still for 8
-    seconds, replies are held back for as long: another process may have taken over. Source: PROTOCOL 1.7.
+    closed with the last of them. Polls of one project's runs that come at about the same time are answered
+    from pages of 100 active runs instead of a request each; what is on no such page is polled alone. No
+    answer is older than its question. Without a ``sleep`` of the caller's own, ``follow`` and ``wait`` poll
+    at multiples of ``poll_interval`` on the clock, at most a second behind, so that runs watched with the
+    same interval are polled together; a poll that shows nothing new wakes no follower. When the process stood
+    still for 8 seconds, replies are held back for as long: another process may have taken over.
+    Source: PROTOCOL 1.7.
     """
 
-    _shared: ClassVar[bool] = True
+    _longest_log_pause: ClassVar[float] = LONGEST_LOG_PAUSE
 
     def _new_transport(self, settings: TransportSettings) -> AsyncTransport:
         return SharedTransport(settings)

@@ -1,16 +1,28 @@
-"""Follow a run to its end: read the status, then the logs, wait, again."""
+"""Follow a run to its end: poll it, report its status and its log, wait for news, again.
+
+The problem: a follower should report a change soon, but most polls of most runs show nothing new, and a log
+that has been silent for an hour is not worth a request every five seconds.
+
+The idea: after each report the follower yields one ``Wait``, which says what would be news and when to
+continue without any. It does not know who polls meanwhile, how often exactly, or who else waits. Whenever
+it continues, it reads the log, so ``due`` is how long a silent log may stay unread: that grows with the
+silence.
+
+Invariants: the log is read after the status that ends the run, so that its last line precedes
+``RunFinished``. What is logged after a silence is read after at most as long again (or one poll), and within
+``longest_log_pause``. What changed in between is never lost: the next poll shows it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import count
-from zlib import crc32
 
 from dstack_core._flow.logs import read_lines
-from dstack_core._flow.steps import Flow, Rest, call
+from dstack_core._flow.steps import Flow, Wait, call
 from dstack_core._flow.stop import Stops
 from dstack_core._wire.api import Api
+from dstack_core._wire.plain import Call, Reply
 from dstack_core._wire.runs import RunSnapshot, outcome_of
 from dstack_core.errors import RunNotFoundError
 from dstack_core.models.events import RunFinished, StatusChanged
@@ -18,128 +30,102 @@ from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress
 from dstack_core.models.statuses import RunStatus
 
-# Each divides the next, so that no pause is longer than the next one while they grow.
-_PAUSES = (12, 4, 2, 1)
-_LONGEST_PAUSE_SECONDS = 15.0
-_LONGEST_SHARED_PAUSE_SECONDS = 60.0
-# A burst of thousands of flows that wake in one moment would keep the event loop from all others.
-_SPREAD_SECONDS = 1.0
-_SPREAD_SHARE = 0.2
-_EARLY_SHARE = 0.05
+# How long a person who follows one run waits at most for the first line after a silence. Longer saves
+# requests: at a poll interval of 5 s an idle run costs 361 log reads an hour, 60 s would make it 64.
+LONGEST_LOG_PAUSE = 15.0
+# Between two reads of a silent log, in polls. Each divides the next: followers that are spread over the polls
+# of one pause stay spread when it grows. 12 polls of 5 s are the minute that a shared client allows.
+_LOG_PAUSES = (12, 4, 2, 1)
+# Polls come a little early or late. Without a tolerance of this many polls the pauses grow a poll later.
+_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class FollowOptions:
-    """Say how to follow: ``poll_interval`` in seconds, ``logs`` whether log lines are wanted.
+    """How to follow: ``poll_interval`` in seconds, ``logs`` whether log lines are wanted.
 
-    ``wall_clock`` gives the seconds since the epoch. ``shared`` is for many flows in one process: they
-    look at nearly the same moments, within a second behind the multiples of ``poll_interval``. ``stops``
-    are the stops that the server accepted. ``on_poll`` gets each run as the server showed it.
+    ``wall_clock`` gives the seconds since the epoch. ``longest_log_pause`` (seconds) bounds the time between
+    two reads of a silent log. ``stops`` are the stops that the server accepted. ``on_poll`` gets each run as
+    the server showed it.
     """
 
     poll_interval: float
     logs: bool
     wall_clock: Callable[[], float]
-    shared: bool = False
+    longest_log_pause: float = LONGEST_LOG_PAUSE
     stops: Stops = field(default_factory=lambda: Stops(lambda: 0.0))
-    on_poll: Callable[[RunSnapshot], None] = lambda run: None
+    on_poll: Callable[[RunSnapshot], None] | None = None
 
-    def pause(self, run_id: str) -> float:
-        """Return the seconds to the next look at a run."""
-        if not self.shared:
-            return self.poll_interval
-        spread = min(_SPREAD_SECONDS, _SPREAD_SHARE * self.poll_interval)
-        behind = crc32(run_id.encode()) % 1000 / 1000 * spread
-        left = self.poll_interval - (self.wall_clock() - behind) % self.poll_interval
-        # A timer may end a moment early, and the look that it was for is due then, not that one and another.
-        return left if left > _EARLY_SHARE * self.poll_interval else left + self.poll_interval
+    def log_pause(self, silent_for: float) -> float:
+        """Return after how many seconds a log is due that has been silent for so many."""
+        longest = min(self.longest_log_pause, silent_for + _TOLERANCE * self.poll_interval)
+        fitting = (pause for pause in _LOG_PAUSES if pause * self.poll_interval <= longest)
+        return next(fitting, 1) * self.poll_interval
 
 
 @dataclass(frozen=True, slots=True)
 class _IsNews:
-    """Tell whether a look shows something that the last one, which showed ``seen``, did not."""
+    """Whether a poll shows something that the last one, which showed ``seen``, did not."""
 
     seen: tuple[object, ...]
     stops: Stops
 
     def __call__(self, run: RunSnapshot) -> bool:
-        # A stop that the server forgot shows in nothing but that the run goes on.
+        # A dropped stop shows only in that the run keeps running.
         return run.news != self.seen or self.stops.is_pending(run.id)
 
 
 def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome]:
     """Report status changes and log lines until the run is finished; return its ``Outcome``.
 
-    Every event carries the progress from which another process goes on right behind it. The logs are
-    read after the status that says the run is over, so the last line precedes ``RunFinished``. A stop that
-    was asked for and that the server forgot is asked for again. Raises ``RunNotFoundError`` when the run is
-    gone, and the other server errors.
+    Every event carries the progress from which another process continues right behind it. A stop that the
+    server accepted and dropped is sent again. Raises ``RunNotFoundError`` when the run is gone, and the other
+    server errors.
     """
-    silence = _Silence(options)
-    look, is_news = api.get_run(progress.run_name, progress.run_id), _IsNews((), options.stops)
-    run = yield from call(look)
+    poll, is_news = _poll(api, progress, options), _IsNews((), options.stops)
+    last_new = options.wall_clock()
+    run = yield from call(poll)
     while True:
         before = progress
         if run is None:
             raise _gone(api, progress)
-        options.on_poll(run)
         yield from options.stops.insist(api, run)
         if progress.run_id is None:
             progress = replace(progress, run_id=run.id)
-            look = api.get_run(run.name, run.id)
+            poll = _poll(api, progress, options)
         if run.is_active:
             progress = yield from _report_status(run, progress, options)
-        if options.logs and (not run.is_active or progress != before or silence.look_due(run.id)):
+        if options.logs:
             progress = yield from read_lines(api, run, progress)
-        silence.passed(any_new=progress != before)
         if not run.is_active:
             progress = yield from _report_status(run, progress, options)
             outcome = outcome_of(run, api.run_url(run.id))
             yield RunFinished(progress, outcome)
             return outcome
-        # Thousands of flows may rest for long: what they keep is little, and little of it is new each time,
-        # for the garbage collector goes through all of it whenever much was added.
+        # Thousands of followers may wait: each keeps little, and little of it is new after each wait, since
+        # the garbage collector goes through everything once much was added.
         if run.news != is_news.seen:
             is_news = _IsNews(run.news, options.stops)
-        rounds = silence.rounds_to_look(run.id)
-        step = Rest(options.pause(run.id), look, is_news, options.poll_interval, rounds)
+        now = options.wall_clock()
+        if progress != before:
+            last_new = now
+        step = Wait(poll, is_news, options.poll_interval, options.log_pause(now - last_new))
         del run
-        run, rounds = yield step
-        silence.passed_over(rounds - 1)
+        run = yield step
 
 
-class _Silence:
-    """Say when a log that gives nothing new is worth a look: less and less often.
+def _poll(api: Api, progress: Progress, options: FollowOptions) -> Call[RunSnapshot | None]:
+    poll, on_poll = api.get_run(progress.run_name, progress.run_id), options.on_poll
+    if on_poll is None:
+        return poll
 
-    What is logged after a silence is read after at most as long again, and within 15 seconds; within a
-    minute where many flows share a process.
-    """
+    def parse(reply: Reply) -> RunSnapshot | None:
+        run = poll.parse(reply)
+        if run is not None:
+            on_poll(run)
+        return run
 
-    def __init__(self, options: FollowOptions) -> None:
-        longest = _LONGEST_SHARED_PAUSE_SECONDS if options.shared else _LONGEST_PAUSE_SECONDS
-        self._pauses = [pause for pause in _PAUSES if pause * options.poll_interval <= longest]
-        self._shared = options.shared
-        self._silent_for = 0
-
-    def look_due(self, run_id: str, looks_later: int = 0) -> bool:
-        """Tell whether to look now, or after so many more looks at the run without news."""
-        silent_for = self._silent_for + looks_later
-        pause = next((pause for pause in self._pauses if 3 * pause <= 2 * silent_for), 1)
-        # Where thousands fell silent together, each look finds another part of them due.
-        turn = crc32(run_id.encode()) if self._shared else 0
-        return (silent_for + turn) % pause == 0
-
-    def rounds_to_look(self, run_id: str) -> int:
-        """Return after how many looks at the run its log is due, if they are all without news."""
-        return next(rounds for rounds in count(1) if self.look_due(run_id, rounds - 1))
-
-    def passed(self, *, any_new: bool) -> None:
-        """Note what a look at the run gave."""
-        self._silent_for = 0 if any_new else self._silent_for + 1
-
-    def passed_over(self, looks: int) -> None:
-        """Note looks that nobody had to be told of."""
-        self._silent_for += looks
+    return replace(poll, parse=parse)
 
 
 def _report_status(run: RunSnapshot, progress: Progress, options: FollowOptions) -> Flow[Progress]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from urllib3.exceptions import HTTPError, InvalidHeader
 from urllib3.util.retry import Retry
 
-from dstack_core._flow.steps import Flow, Rest, Rested, Sleep
+from dstack_core._flow.steps import Flow, Sleep, Wait
 from dstack_core._wire.plain import Call
+from dstack_core._wire.runs import RunSnapshot
 from dstack_core.errors import ProtocolError, ServerUnreachableError, TransientServerError
 from dstack_core.models.events import ContactLost, ContactRestored, Event
 from dstack_core.models.progress import Progress
@@ -96,7 +97,10 @@ def retrying(flow: Flow[T], budget: RetryBudget, progress: Progress | None = Non
             return result
         answer, failure = None, None
         try:
-            if isinstance(step, Rest) or (isinstance(step, Call) and step.idempotent):
+            if isinstance(step, Wait):
+                answer = yield from _waiting(step, budget, progress, is_known)
+                is_known = True
+            elif isinstance(step, Call) and step.idempotent:
                 answer = yield from _persistent(step, budget, progress, is_known)
                 is_known = True
             elif isinstance(step, Call):
@@ -113,19 +117,46 @@ def retrying(flow: Flow[T], budget: RetryBudget, progress: Progress | None = Non
             failure = error
 
 
-def _persistent(
-    step: Call[Any] | Rest, budget: RetryBudget, progress: Progress | None, is_known: bool
-) -> Flow[Any]:
-    patience = Patience(budget)
-    strange = 0
-    # Whoever rested and was told of a fault has waited enough.
-    call = step.look if isinstance(step, Rest) else step
-    attempt: Call[Any] | Rest = step
+def _waiting(
+    wait: Wait, budget: RetryBudget, progress: Progress | None, is_known: bool
+) -> Flow[RunSnapshot | None]:
+    """Wait; the waits that faults cut short become one, which is due when the first one was.
+
+    So a fault that many waits have in common does not end them all, nor does one that comes with every poll
+    put a wait off.
+    """
+    end = budget.clock() + wait.due
     while True:
         try:
-            answer = yield attempt
-        except (TransientServerError, ProtocolError) as fault:
-            error = _placed(fault, call.place)
+            waited: RunSnapshot | None = yield wait
+            return waited
+        except (TransientServerError, ProtocolError) as error:
+            fault = error
+        run = yield from _persistent(wait.poll, budget, progress, is_known, fault)
+        is_known = True
+        left = end - budget.clock()
+        if left <= 0 or wait.ends_with(run):
+            return run
+        wait = replace(wait, due=left)
+
+
+def _persistent(
+    call: Call[T],
+    budget: RetryBudget,
+    progress: Progress | None,
+    is_known: bool,
+    fault: TransientServerError | ProtocolError | None = None,
+) -> Flow[T]:
+    """Try a call until it succeeds; ``fault`` is what a first try has met already."""
+    patience = Patience(budget)
+    strange = 0
+    while True:
+        try:
+            if fault is not None:
+                raise fault
+            answer: T = yield call
+        except (TransientServerError, ProtocolError) as met:
+            error, fault = _placed(met, call.place), None
             if isinstance(error, ProtocolError) and not is_known:
                 strange += 1
                 if strange >= _TRIES_WITH_A_STRANGER:
@@ -134,11 +165,10 @@ def _persistent(
             if progress is not None:
                 yield ContactLost(progress, error.message, patience.silent_for, patience.left)
             yield Sleep(wait)
-            attempt = call
         else:
             if patience.was_needed and progress is not None:
                 yield ContactRestored(progress, patience.silent_for)
-            return Rested(answer, 1) if isinstance(step, Rest) and attempt is call else answer
+            return answer
 
 
 def _wait_after(error: TransientServerError | ProtocolError, patience: Patience) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from dstack_core._wire.plain import Call
 from dstack_core._wire.runs import RunSnapshot
@@ -27,33 +27,39 @@ class Do(Generic[T]):
     action: Callable[[], T]
 
 
-@dataclass(frozen=True, slots=True)
-class Rest:
-    """Ask the driver to wait ``seconds`` and to ``look`` then; the answer is a ``Rested``.
+# Timers and clocks are a little off. Without this a wait of 12 intervals could be one of 11.
+_TOLERANCE_SHARE = 0.05
 
-    Where looks are shared, one that ``is_news`` denies need not end the rest: the next comes ``interval``
-    seconds later, until there were ``rounds``.
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A wait for news of a run; the answer is what the last poll showed, None for a run that is gone.
+
+    Every ``interval`` seconds comes a ``poll``. The first one that shows news ends the wait, and so does the
+    last one within ``due`` seconds, whatever it shows. When exactly the polls come, and whether one request
+    serves several waits, is up to the one that carries the wait out.
     """
 
-    seconds: float
-    look: Call[RunSnapshot | None]
+    poll: Call[RunSnapshot | None]
     is_news: Callable[[RunSnapshot], bool]
     interval: float
-    rounds: int
+    due: float
 
+    @property
+    def polls(self) -> int:
+        """How many polls there are until the wait is due."""
+        return max(1, int(self.due / self.interval + _TOLERANCE_SHARE))
 
-class Rested(NamedTuple):
-    """Hold what was seen at the end of a rest, and how many looks it took."""
-
-    run: RunSnapshot | None
-    rounds: int
+    def ends_with(self, run: RunSnapshot | None) -> bool:
+        """Whether a poll that shows ``run`` ends the wait before it is due."""
+        return run is None or self.is_news(run)
 
 
 Op: TypeAlias = Generator[Call[Any] | Sleep, Any, T]
 """Several requests with one result. The driver answers a ``Call`` with its parsed reply, or throws."""
 
-Flow: TypeAlias = Generator[Call[Any] | Sleep | Rest | Do[Any] | Event, Any, T]
-"""An ``Op`` that also reports events, rests, and runs blocking code on its way."""
+Flow: TypeAlias = Generator[Call[Any] | Sleep | Wait | Do[Any] | Event, Any, T]
+"""An ``Op`` that also reports events, waits for news, and runs blocking code on its way."""
 
 
 def call(step: Call[T]) -> Generator[Call[Any] | Sleep, Any, T]:
@@ -66,3 +72,33 @@ def do(action: Callable[[], T]) -> Generator[Do[Any], Any, T]:
     """Run one blocking action; keeps its type through ``yield from``."""
     result: T = yield Do(action)
     return result
+
+
+def alone(flow: Flow[T]) -> Generator[Call[Any] | Sleep | Do[Any] | Event, Any, T]:
+    """Carry out the waits of ``flow`` with sleeps and polls of its own: for drivers that share no polls."""
+    answer: Any = None
+    failure: Exception | None = None
+    while True:
+        try:
+            step = flow.send(answer) if failure is None else flow.throw(failure)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        answer, failure = None, None
+        try:
+            answer = (yield from _polls(step)) if isinstance(step, Wait) else (yield step)
+        except GeneratorExit:
+            flow.close()
+            raise
+        except Exception as error:
+            failure = error
+
+
+def _polls(wait: Wait) -> Generator[Call[Any] | Sleep, Any, RunSnapshot | None]:
+    left = wait.polls
+    while True:
+        yield Sleep(min(wait.interval, wait.due))
+        run = yield from call(wait.poll)
+        left -= 1
+        if left <= 0 or wait.ends_with(run):
+            return run

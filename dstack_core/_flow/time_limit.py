@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from dstack_core._flow.steps import Flow, Rest, Sleep
+from dstack_core._flow.steps import Flow, Sleep, Wait
 from dstack_core._wire.plain import Call
 from dstack_core.errors import WaitTimeoutError
 from dstack_core.models.events import ContactLost
@@ -52,22 +52,28 @@ def within(flow: Flow[T], limit: TimeLimit | None) -> Flow[T]:
     answer: Any = None
     failure: Exception | None = None
     lost: str | None = None
+    wait: Wait | None = None
+    until = 0.0
     try:
         while True:
             try:
-                step = flow.send(answer) if failure is None else flow.throw(failure)
+                step = wait or (flow.send(answer) if failure is None else flow.throw(failure))
             except StopIteration as end:
                 result: T = end.value
                 return result
             answer, failure = None, None
             left = deadline - limit.clock()
-            if isinstance(step, Sleep | Rest):
-                if left <= 0:
-                    raise limit.error(lost)
-                seconds = min(step.seconds, left)
-                step = replace(step, seconds=seconds)
-                if isinstance(step, Rest):
-                    step = replace(step, look=step.look.within(max(left - seconds, limit.last_request)))
+            if isinstance(step, Sleep | Wait) and left <= 0:
+                raise limit.error(lost)
+            if isinstance(step, Sleep):
+                step = replace(step, seconds=min(step.seconds, left))
+            elif isinstance(step, Wait):
+                if wait is None:
+                    wait, until = step, limit.clock() + step.due - step.interval / 2
+                # One poll at a time, since the time for its reply is another for each.
+                due = min(step.interval, step.due, left)
+                poll = step.poll.within(max(left - due, limit.last_request))
+                step = replace(step, due=due, poll=poll)
             elif isinstance(step, Call):
                 step = step.within(max(left, limit.last_request))
             elif isinstance(step, ContactLost):
@@ -76,8 +82,10 @@ def within(flow: Flow[T], limit: TimeLimit | None) -> Flow[T]:
             try:
                 answer = yield step
             except Exception as error:
-                failure = error
+                failure, wait = error, None
             else:
-                lost = None if isinstance(step, Call | Rest) else lost
+                lost = None if isinstance(step, Call | Wait) else lost
+                if wait is not None and (wait.ends_with(answer) or limit.clock() >= until):
+                    wait = None
     finally:
         flow.close()

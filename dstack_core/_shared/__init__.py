@@ -1,6 +1,6 @@
-"""Share connections and status reads between the clients of one event loop.
+"""Share connections and polls between the clients of one event loop.
 
-A flow asks for its run with one ``runs/get`` a look. Here the looks that are asked for within a moment are
-answered from the same pages of ``runs/list``, 100 active runs each; the flow does not notice. One that rests
-is not even woken by a look that shows nothing new.
+A flow asks for its run with one ``runs/get`` a poll. Here the polls that are due at about the same moment are
+answered from the same pages of ``runs/list``, 100 active runs each; the flow does not notice. One that waits
+for news is woken only by news, or when its wait is due.
 """

@@ -1,4 +1,4 @@
-"""Send the requests of many clients through one set of connections, and their looks together."""
+"""Send the requests of many clients through one set of connections, and their polls together."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import threading
 from collections.abc import Awaitable
 from functools import cache
 
-from dstack_core._flow.steps import Rest
-from dstack_core._shared.board import Board
-from dstack_core._shared.stall import StallGuard
+from dstack_core._flow.steps import Wait
+from dstack_core._shared.batched_polls import BatchedPolls
+from dstack_core._shared.process_pause import PauseGuard
 from dstack_core._transport.asynchronous import AsyncTransport
 from dstack_core._transport.settings import TransportSettings
 from dstack_core._wire.lookups import Lookup, is_log_read, lookup_of
 from dstack_core._wire.plain import Reply, Request
 
-# So many reads of logs, and so many other requests, are under way at once: the pages of looks shall not have
-# to wait behind thousands of them, and httpx's own queue gets slow when it is long.
+# So many reads of logs, and so many other requests, are under way at once: 18 of the 20 connections, so that
+# the pages of polls never wait behind thousands of them. With more they would, and httpx's own queue gets
+# slow when it is long.
 _LANE = 9
 
 
@@ -28,12 +29,12 @@ class SharedTransport(AsyncTransport):
         self._hub: _Hub | None = None
 
     async def __call__(self, request: Request) -> Reply:
-        """Return the reply; one to a look is at most as old as the call."""
+        """Return the reply; one to a poll is at most as old as the call."""
         return await self._joined().send(request)
 
-    def rest(self, step: Rest) -> Awaitable[tuple[Reply, int]]:
-        """Return the reply to the look that ended the rest, and how many looks it took."""
-        return self._joined().rest(step)
+    def wait(self, step: Wait) -> Awaitable[Reply]:
+        """Return the reply to the poll that ended the wait."""
+        return self._joined().wait(step)
 
     async def close(self) -> None:
         """Leave; the last one to leave closes the connections."""
@@ -48,51 +49,50 @@ class SharedTransport(AsyncTransport):
 
 
 class _Hub:
-    """Hold the connections and the boards of one server and token in one event loop."""
+    """The connections and the batched polls of one server and token in one event loop."""
 
     def __init__(self, settings: TransportSettings) -> None:
         self.members = 0
         self._server_url = settings.server_url
         self._transport = AsyncTransport(settings)
-        self._boards: dict[str, Board] = {}
+        self._polls: dict[str, BatchedPolls] = {}
         self._log_reads, self._others = asyncio.Semaphore(_LANE), asyncio.Semaphore(_LANE)
-        self._stall = StallGuard()
-        self._stall.start()
+        self._pause = PauseGuard()
+        self._pause.start()
 
     async def send(self, request: Request) -> Reply:
         # A caller with a time limit of its own cannot wait for a page that many share.
         lookup = None if request.timeout is not None else lookup_of(request)
-        reply = None if lookup is None else await self._board(lookup).look(lookup).answer
+        reply = None if lookup is None else await self._polls_of(lookup).poll(lookup).answer
         return await self._held(reply, request)
 
-    async def rest(self, step: Rest) -> tuple[Reply, int]:
-        request = step.look.request
+    async def wait(self, step: Wait) -> Reply:
+        request = step.poll.request
         lookup = lookup_of(request)
         if lookup is None:
-            await asyncio.sleep(step.seconds)
-            return await self._held(None, request), 1
-        asked = self._board(lookup).rest(lookup, step)
-        return await self._held(await asked.answer, request), asked.rounds
+            await asyncio.sleep(min(step.interval, step.due))
+            return await self._held(None, request)
+        return await self._held(await self._polls_of(lookup).wait(lookup, step).answer, request)
 
     async def close(self) -> None:
-        self._stall.stop()
-        for board in self._boards.values():
-            board.close()
+        self._pause.stop()
+        for polls in self._polls.values():
+            polls.close()
         await self._transport.close()
 
-    def _board(self, lookup: Lookup) -> Board:
-        board = self._boards.get(lookup.project)
-        if board is None:
-            board = Board(self._transport, self._server_url, lookup.project)
-            self._boards[lookup.project] = board
-        return board
+    def _polls_of(self, lookup: Lookup) -> BatchedPolls:
+        polls = self._polls.get(lookup.project)
+        if polls is None:
+            polls = BatchedPolls(self._transport, self._server_url, lookup.project)
+            self._polls[lookup.project] = polls
+        return polls
 
     async def _held(self, reply: Reply | None, request: Request) -> Reply:
         """Return ``reply``, else that to ``request`` alone; not right after this process stood still."""
         if reply is None:
             async with self._log_reads if is_log_read(request) else self._others:
                 reply = await self._transport(request)
-        await self._stall.hold()
+        await self._pause.hold()
         return reply
 
 

@@ -257,8 +257,11 @@ def _service(data: Mapping[str, Any] | None) -> Service | None:
 
 
 def _latest(data: Mapping[str, Any], jobs: Sequence[Job]) -> Submission | None:
-    if data.get("latest_job_submission"):
-        return _submission(data["latest_job_submission"])
+    written = data.get("latest_job_submission")
+    if written:
+        # Mostly one that was just read: thousands of watched runs are read again and again.
+        last = jobs[0].submissions[-1] if jobs and jobs[0].submissions else None
+        return last if last and data["jobs"][0]["job_submissions"][-1] == written else _submission(written)
     return jobs[0].submissions[-1] if jobs and jobs[0].submissions else None
 
 

@@ -40,7 +40,9 @@ ROOMS = {
     },
     "_base": {"models", "_wire", "_flow", "_transport", "_session", "_ssh", "_repo", "config"},
     "run": {"errors", "models", "_flow", "_transport", "_drive", "_session", "_base"},
-    "aio_run": {"errors", "models", "_flow", "_transport", "_adrive", "_session", "_base", "_shared"},
+    "aio_run": {
+        *("errors", "models", "_wire.runs", "_flow", "_transport", "_adrive", "_session", "_base", "_shared"),
+    },
     "collections": {"models", "_transport", "_drive", "_session"},
     "aio_collections": {"models", "_transport", "_adrive", "_session"},
     "client": {

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from dstack_core._shared.board import PAGE_WORTH, Board
+from dstack_core._shared.batched_polls import PAGE_WORTH, BatchedPolls
 from dstack_core._wire.api import Api
 from dstack_core._wire.lookups import PAGE_SIZE, Lookup, lookup_of
 from dstack_core._wire.plain import Reply, Request
@@ -55,16 +55,16 @@ def look(index: int) -> Lookup:
     return Lookup("main", "id", f"id-{index}")
 
 
-def board(server: Server) -> Board:
-    return Board(server, "http://server", "main")
+def batched(server: Server) -> BatchedPolls:
+    return BatchedPolls(server, "http://server", "main")
 
 
 def run(steps: Callable[[], Coroutine[Any, Any, T]]) -> T:
     return asyncio.run(asyncio.wait_for(steps(), 60))
 
 
-async def looks(one: Board, indexes: range) -> list[Reply | None]:
-    return list(await asyncio.gather(*[one.look(look(index)).answer for index in indexes]))
+async def looks(one: BatchedPolls, indexes: range) -> list[Reply | None]:
+    return list(await asyncio.gather(*[one.poll(look(index)).answer for index in indexes]))
 
 
 def test_requests_for_one_run_are_told_from_others() -> None:
@@ -77,7 +77,7 @@ def test_requests_for_one_run_are_told_from_others() -> None:
 def test_looks_of_a_moment_share_a_request() -> None:
     async def steps() -> None:
         server = Server(50)
-        replies = await looks(board(server), range(50))
+        replies = await looks(batched(server), range(50))
         for index, found in enumerate(replies):
             assert found is not None
             parsed = API.get_run(f"run-{index}", f"id-{index}").parse(found)
@@ -92,9 +92,9 @@ def test_looks_of_a_moment_share_a_request() -> None:
 
 def test_looks_by_name_are_answered_too() -> None:
     async def steps() -> None:
-        one = board(Server(9))
+        one = batched(Server(9))
         names = [Lookup("main", "run_name", f"run-{index}") for index in range(9)]
-        replies = await asyncio.gather(*[one.look(name).answer for name in names])
+        replies = await asyncio.gather(*[one.poll(name).answer for name in names])
         assert [found.json()["id"] for found in replies if found] == [f"id-{index}" for index in range(9)]
 
     run(steps)
@@ -103,7 +103,7 @@ def test_looks_by_name_are_answered_too() -> None:
 def test_more_than_a_page_is_paged_and_a_missing_run_is_asked_for_alone() -> None:
     async def steps() -> None:
         server = Server(250)
-        replies = await looks(board(server), range(260))
+        replies = await looks(batched(server), range(260))
         assert [found is None for found in replies] == [False] * 250 + [True] * 10
         assert len(server.bodies) == 3
         assert server.bodies[1]["prev_run_id"] == "id-150"
@@ -114,7 +114,7 @@ def test_more_than_a_page_is_paged_and_a_missing_run_is_asked_for_alone() -> Non
 def test_pages_end_where_they_are_not_worth_it() -> None:
     async def steps() -> None:
         server = Server(500)
-        replies = await looks(board(server), range(6))
+        replies = await looks(batched(server), range(6))
         assert replies == [None] * 6
         assert len(server.bodies) == 1
 
@@ -124,7 +124,7 @@ def test_pages_end_where_they_are_not_worth_it() -> None:
 def test_runs_on_the_last_pages_are_worth_reading_those_before() -> None:
     async def steps() -> None:
         server = Server(500)
-        replies = await looks(board(server), range(100))
+        replies = await looks(batched(server), range(100))
         assert all(replies)
         assert len(server.bodies) == 5
 
@@ -134,21 +134,21 @@ def test_runs_on_the_last_pages_are_worth_reading_those_before() -> None:
 def test_few_looks_need_no_page() -> None:
     async def steps() -> None:
         server = Server(9)
-        assert await looks(board(server), range(2)) == [None, None]
+        assert await looks(batched(server), range(2)) == [None, None]
         assert server.bodies == []
 
     run(steps)
 
 
 def test_few_watched_runs_wait_for_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dstack_core._shared.board.GATHER_SECONDS", 3600)
+    monkeypatch.setattr("dstack_core._shared.batched_polls.GATHER_SECONDS", 3600)
 
     async def steps() -> None:
         server = Server(9)
-        one = board(server)
+        one = batched(server)
         for _ in range(3):
             assert await looks(one, range(PAGE_WORTH - 1)) == [None] * (PAGE_WORTH - 1)
-        waiting = one.look(look(PAGE_WORTH)).answer
+        waiting = one.poll(look(PAGE_WORTH)).answer
         assert (await asyncio.wait([waiting], timeout=0.05))[0] == set()
         one.close()
         assert await waiting is None
@@ -158,11 +158,11 @@ def test_few_watched_runs_wait_for_no_others(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_runs_that_nobody_looks_at_any_more_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     async def steps() -> None:
-        one = board(Server(9))
+        one = batched(Server(9))
         await looks(one, range(9))
-        monkeypatch.setattr("dstack_core._shared.board.GATHER_SECONDS", 3600)
-        monkeypatch.setattr("dstack_core._shared.board._REMEMBERED_SECONDS", 0.0)
-        assert await one.look(look(0)).answer is None
+        monkeypatch.setattr("dstack_core._shared.batched_polls.GATHER_SECONDS", 3600)
+        monkeypatch.setattr("dstack_core._shared.batched_polls._REMEMBERED_SECONDS", 0.0)
+        assert await one.poll(look(0)).answer is None
 
     run(steps)
 
@@ -170,7 +170,7 @@ def test_runs_that_nobody_looks_at_any_more_are_not_waited_for(monkeypatch: pyte
 def test_an_answer_is_never_older_than_its_question() -> None:
     async def steps() -> None:
         server = Server(10)
-        one = board(server)
+        one = batched(server)
         server.gate.clear()
         first = asyncio.create_task(looks(one, range(5)))
         await server.asked.wait()
@@ -189,14 +189,14 @@ def test_an_answer_is_never_older_than_its_question() -> None:
 def test_who_leaves_disturbs_nobody_and_nobody_means_no_request() -> None:
     async def steps() -> None:
         server = Server(10)
-        one = board(server)
-        tasks = [asyncio.ensure_future(one.look(look(index)).answer) for index in range(10)]
+        one = batched(server)
+        tasks = [asyncio.ensure_future(one.poll(look(index)).answer) for index in range(10)]
         await asyncio.sleep(0)
         for task in tasks[:5]:
             task.cancel()
         assert all(found is not None for found in await asyncio.gather(*tasks[5:]))
         assert all(task.cancelled() for task in tasks[:5])
-        gone = [asyncio.ensure_future(one.look(look(index)).answer) for index in range(10)]
+        gone = [asyncio.ensure_future(one.poll(look(index)).answer) for index in range(10)]
         await asyncio.sleep(0)
         for task in gone:
             task.cancel()
@@ -210,7 +210,7 @@ def test_who_leaves_disturbs_nobody_and_nobody_means_no_request() -> None:
 
 def test_nothing_goes_on_once_nobody_asks() -> None:
     async def steps() -> None:
-        one = board(Server(10))
+        one = batched(Server(10))
         await looks(one, range(10))
         if one._rounds is not None:
             await one._rounds
@@ -225,10 +225,10 @@ def test_a_fault_reaches_everybody_as_the_fault_it_is(answer: Any) -> None:
     async def steps() -> None:
         server = Server(10)
         server.answer = answer
-        one = board(server)
+        one = batched(server)
 
         async def parsed(index: int) -> object:
-            found = await one.look(look(index)).answer
+            found = await one.poll(look(index)).answer
             assert found is not None
             return API.get_run(f"run-{index}", f"id-{index}").parse(found)
 
@@ -249,7 +249,7 @@ def test_any_other_answer_has_each_ask_alone(answer: Reply) -> None:
     async def steps() -> None:
         server = Server(10)
         server.answer = answer
-        assert await looks(board(server), range(10)) == [None] * 10
+        assert await looks(batched(server), range(10)) == [None] * 10
 
     run(steps)
 
@@ -257,7 +257,7 @@ def test_any_other_answer_has_each_ask_alone(answer: Reply) -> None:
 def test_closing_leaves_nobody_waiting() -> None:
     async def steps() -> None:
         server = Server(10)
-        one = board(server)
+        one = batched(server)
         server.gate.clear()
         first = asyncio.create_task(looks(one, range(5)))
         await server.asked.wait()

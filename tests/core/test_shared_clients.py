@@ -10,6 +10,9 @@ from typing import TypeVar
 import pytest
 
 import dstack_core as dstack
+from dstack_core._flow.steps import Wait
+from dstack_core._shared.batched_polls import BatchedPolls, PendingPoll
+from dstack_core._wire.lookups import Lookup
 from dstack_core.local import LocalServer
 from dstack_core.models.events import Event, LogLines, RunFinished
 
@@ -150,3 +153,29 @@ def test_a_loop_that_ended_is_not_kept() -> None:
             (forgotten,) = clients(server, 1)
             asyncio.run(forgotten.runs.get("nobody"))
         assert len(shared._hubs()._known) == 1
+
+
+def test_waiting_for_the_end_shares_polls_unless_the_caller_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[str] = []
+    wait = BatchedPolls.wait
+
+    def noted(self: BatchedPolls, lookup: Lookup, step: Wait) -> PendingPoll:
+        waited.append(lookup.value)
+        return wait(self, lookup, step)
+
+    monkeypatch.setattr(BatchedPolls, "wait", noted)
+    task = {"type": "task", "commands": ["sleep 0.5"]}
+    with LocalServer() as server:
+
+        async def go() -> None:
+            async with clients(server, 1)[0] as client:
+                run = await client.runs.submit(task, run_name="together")
+                assert (await run.wait(poll_interval=0.2)).status == dstack.RunStatus.DONE
+                assert set(waited) == {run.id}
+                waited.clear()
+                alone = await client.runs.submit(task, run_name="alone")
+                outcome = await alone.wait(poll_interval=0.2, sleep=asyncio.sleep)
+                assert outcome.status == dstack.RunStatus.DONE
+                assert not waited
+
+        asyncio.run(go())

@@ -1,4 +1,4 @@
-"""When followed runs are looked at, and how often a silent log is read."""
+"""When followed runs are polled, and how often a silent log is read."""
 
 from __future__ import annotations
 
@@ -7,23 +7,56 @@ from typing import Any
 
 import pytest
 
-from dstack_core._flow.follow import FollowOptions, follow
+from dstack_core._flow.follow import LONGEST_LOG_PAUSE, FollowOptions, follow
 from dstack_core._flow.retry import RetryBudget, retrying
+from dstack_core._flow.steps import Flow, Sleep, Wait, call
+from dstack_core._shared import batched_polls
+from dstack_core._shared.batched_polls import polls_until_turn, seconds_to_poll
 from dstack_core._wire.api import Api
 from dstack_core._wire.plain import Reply
+from dstack_core._wire.runs import RunSnapshot
 from dstack_core.models.events import LogLines, RunFinished
+from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress
-from tests.core.scripted import Driver, Script, page, reply, run_json
+from tests.core.scripted import Clock, Driver, Script, page, reply, run_json
 
 API = Api("http://server", "main")
 
 
-def shared_flow(driver: Driver) -> Any:
-    options = FollowOptions(poll_interval=5, logs=True, wall_clock=driver.clock, shared=True)
-    return retrying(follow(API, Progress("train", "id-1"), options), RetryBudget(600, driver.clock))
+def together(flow: Flow[Outcome], clock: Clock, run_id: str) -> Flow[Outcome]:
+    """Carry out the waits of a flow at the moments at which the shared polls are."""
+
+    def polls(wait: Wait) -> Any:
+        left = polls_until_turn(wait.polls, wait.interval, run_id, clock())
+        yield Sleep(seconds_to_poll(wait.interval, run_id, clock()))
+        while True:
+            run: RunSnapshot | None = yield from call(wait.poll)
+            left -= 1
+            if not left or wait.ends_with(run):
+                return run
+            yield Sleep(wait.interval)
+
+    answer: Any = None
+    while True:
+        try:
+            step = flow.send(answer)
+        except StopIteration as end:
+            outcome: Outcome = end.value
+            return outcome
+        answer = (yield from polls(step)) if isinstance(step, Wait) else (yield step)
 
 
-def test_shared_flows_look_at_the_same_moments(driver: Driver) -> None:
+def shared_flow(driver: Driver, run_id: str = "id-1", poll_interval: float = 5) -> Flow[Outcome]:
+    options = FollowOptions(
+        poll_interval,
+        logs=True,
+        wall_clock=driver.clock,
+        longest_log_pause=batched_polls.LONGEST_LOG_PAUSE,
+    )
+    return together(follow(API, Progress("train", run_id), options), driver.clock, run_id)
+
+
+def test_shared_flows_poll_at_the_same_moments(driver: Driver) -> None:
     driver.clock.now = 1003.2
     script = Script(
         runs__get=[reply(run_json(status)) for status in ("running", "running", "running", "done")],
@@ -31,27 +64,23 @@ def test_shared_flows_look_at_the_same_moments(driver: Driver) -> None:
     )
     driver.events(shared_flow(driver), script)
     first, *others = driver.clock.slept
-    # The moments of different runs are spread over a second, so that they do not all wake at once.
+    # The moments of different runs are spread over a second, so that they are not all due at once.
     assert 1.8 <= first < 2.8
     assert others == pytest.approx([5, 5])
 
 
-def test_different_runs_look_at_slightly_different_moments(driver: Driver) -> None:
-    options = FollowOptions(poll_interval=5, logs=True, wall_clock=lambda: 1003.2, shared=True)
-    pauses = [options.pause(f"id-{index}") for index in range(1000)]
+def test_different_runs_are_polled_at_slightly_different_moments() -> None:
+    pauses = [seconds_to_poll(5, f"id-{index}", 1003.2) for index in range(1000)]
     assert min(pauses) < 1.85
     assert max(pauses) > 2.75
     assert all(1.8 <= pause < 2.8 for pause in pauses)
-    often = FollowOptions(poll_interval=0.5, logs=True, wall_clock=lambda: 1003.2, shared=True)
-    assert all(0.3 <= often.pause(f"id-{index}") < 0.4 for index in range(1000))
+    assert all(0.3 <= seconds_to_poll(0.5, f"id-{index}", 1003.2) < 0.4 for index in range(1000))
 
 
-def test_a_timer_that_ends_a_moment_early_causes_no_second_look() -> None:
-    options = FollowOptions(poll_interval=5, logs=True, wall_clock=lambda: 0.0, shared=True)
-    due = options.pause("id-1")
+def test_a_timer_that_ends_a_moment_early_causes_no_second_poll() -> None:
+    due = seconds_to_poll(5, "id-1", 0.0)
     for early in (0.0, 1e-12, 0.01):
-        woken = FollowOptions(poll_interval=5, logs=True, wall_clock=lambda: due - early, shared=True)  # noqa: B023 - called at once
-        assert woken.pause("id-1") == pytest.approx(5, abs=0.02)
+        assert seconds_to_poll(5, "id-1", due - early) == pytest.approx(5, abs=0.02)
 
 
 @pytest.mark.parametrize(
@@ -64,19 +93,23 @@ def test_a_timer_that_ends_a_moment_early_causes_no_second_look() -> None:
 def test_a_silent_log_is_read_less_and_less_until_it_speaks(
     driver: Driver, shared: bool, poll_interval: float, longest: int
 ) -> None:
-    looks_at_log: list[int] = []
+    log_reads: list[int] = []
+    began = 1200 + seconds_to_poll(poll_interval, "id-1", 1200)
 
     def log(body: dict[str, Any]) -> Reply:
-        looks_at_log.append(round((driver.clock.now - 1200) / poll_interval))
-        return page((1, "spoke\n")) if looks_at_log[-1] >= 90 else page()
+        log_reads.append(round((driver.clock.now - began) / poll_interval))
+        return page((1, "spoke\n")) if log_reads[-1] >= 90 else page()
 
     script = Script(runs__get=[], logs__poll=[log])
     script.answers["runs/get"] = [reply(run_json(status)) for status in ["running"] * 110 + ["done"]]
-    driver.clock.now = 1200 + min(1.0, 0.2 * poll_interval)
-    options = FollowOptions(poll_interval, logs=True, wall_clock=driver.clock, shared=shared)
-    flow = follow(API, Progress("train", "id-1"), options)
+    driver.clock.now = began
+    if shared:
+        flow = shared_flow(driver, poll_interval=poll_interval)
+    else:
+        options = FollowOptions(poll_interval, logs=True, wall_clock=driver.clock)
+        flow = follow(API, Progress("train", "id-1"), options)
     events = driver.events(retrying(flow, RetryBudget(600, driver.clock)), script)
-    silent = [look for look in looks_at_log if look < 90]
+    silent = [read for read in log_reads if read < 90]
     assert silent[:2] == [0, 1]
     gaps = [later - earlier for earlier, later in pairwise(silent)]
     # A pause is never longer than the silence before it.
@@ -84,29 +117,39 @@ def test_a_silent_log_is_read_less_and_less_until_it_speaks(
     assert max(gaps) == longest
     assert gaps[-2:] == [longest] * 2
     assert [event.lines for event in events if isinstance(event, LogLines)] == [("spoke",)]
-    spoken = next(look for look in looks_at_log if look >= 90)
+    spoken = next(read for read in log_reads if read >= 90)
     assert spoken < 90 + longest
-    assert spoken + 1 in looks_at_log
+    assert spoken + 1 in log_reads
     assert isinstance(events[-1], RunFinished)
 
 
 def test_logs_that_fell_silent_together_take_turns(driver: Driver) -> None:
-    looks_at_log: list[set[str]] = [set() for _ in range(61)]
+    log_reads: list[set[str]] = [set() for _ in range(61)]
     for index in range(60):
         name = f"id-{index}"
+        began = 1000 + seconds_to_poll(5, name, 1000)
 
-        def log(body: dict[str, Any], name: str = name) -> Reply:
-            looks_at_log[round((driver.clock.now - 1000) / 5)].add(name)
+        def log(body: dict[str, Any], name: str = name, began: float = began) -> Reply:
+            log_reads[round((driver.clock.now - began) / 5)].add(name)
             return page()
 
         script = Script(runs__get=[], logs__poll=[log])
         script.answers["runs/get"] = [
             reply(run_json(status, run_id=name)) for status in ["running"] * 60 + ["done"]
         ]
-        driver.clock.now = 1001
-        options = FollowOptions(5, logs=True, wall_clock=driver.clock, shared=True)
-        driver.events(follow(API, Progress("train", name), options), script)
-    assert len(looks_at_log[0]) == 60
-    late = looks_at_log[40:52]
+        driver.clock.now = began
+        driver.events(shared_flow(driver, name), script)
+    assert len(log_reads[0]) == 60
+    late = log_reads[40:52]
     assert sum(map(len, late)) == 60
     assert max(map(len, late)) < 20
+
+
+@pytest.mark.parametrize("longest", [LONGEST_LOG_PAUSE, batched_polls.LONGEST_LOG_PAUSE])
+def test_a_silent_log_is_due_within_the_longest_pause(longest: float) -> None:
+    for interval in (0.1, 1, 5, 7, 20, 100):
+        options = FollowOptions(interval, logs=True, wall_clock=lambda: 0.0, longest_log_pause=longest)
+        pauses = [options.log_pause(silent_for * interval) for silent_for in range(100)]
+        assert pauses[:2] == [interval, interval]
+        assert pauses == sorted(pauses)
+        assert all(pause <= max(interval, longest) for pause in pauses)
