@@ -18,8 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dstack_core.errors import RunError
-from dstack_core.models.outcome import Outcome
+from dstack_core.models.outcome import Outcome, RunError
 from dstack_core.models.stops import StopResult, StopState
 
 # What an engine keeps in its database has a bound, whatever a server says: an outcome stays below 20 kB. Much

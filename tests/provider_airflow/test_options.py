@@ -14,7 +14,8 @@ from airflow_provider_dstack._build import submit_arguments
 from airflow_provider_dstack._decorated import DstackDecoratedOperator
 from airflow_provider_dstack._spec import RENAMED
 from airflow_provider_dstack.decorators import dstack_task
-from airflow_provider_dstack.operators import DstackRunOperator, DstackServiceOperator
+from airflow_provider_dstack.operators import DstackRunOperator
+from airflow_provider_dstack.services import DstackServiceOperator
 from dstack_core import SubmitOptions
 from tests.option_values import CONFIGURATION, VALUES, write_profiles
 from tests.provider_airflow.test_operator import CONTEXT
