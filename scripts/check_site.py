@@ -1,4 +1,4 @@
-"""Check a built site: what its pages load is in it, links and anchors lead somewhere, lists are lists."""
+"""Check a built site: what its pages load is in it, the targets of links and anchors exist, lists are lists."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def check_site(site: Path) -> list[str]:
             if urlsplit(address).netloc
         ]
         problems += [
-            f"{place}: expected a link that leads somewhere, got {link}."
+            f"{place}: expected a link with a target, got {link}."
             for link in [*page.links, *page.loaded]
             if not _leads_somewhere(link, path, site, pages)
         ]

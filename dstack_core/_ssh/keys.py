@@ -88,9 +88,8 @@ class LoginKeys:
         if chosen is None:
             tried = "; ".join(str(key) for key in candidates) or "none"
             raise AttachError(
-                f"attach: the run was submitted with the SSH key {describe(public_key)}, expected its "
-                "private "
-                f"half, got {tried}. Pass its file as run.attach(ssh_identity_file=...)."
+                f"attach: the run was submitted with the SSH key {describe(public_key)}, "
+                f"expected its private half, got {tried}. Pass its file as run.attach(ssh_identity_file=...)."
             )
         return chosen
 
