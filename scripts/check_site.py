@@ -1,4 +1,4 @@
-"""Check a built site: what its pages load is in it, the targets of links and anchors exist, lists are lists."""
+"""Check a built site: its pages load nothing from outside, links and anchors have targets, lists are lists."""
 
 from __future__ import annotations
 
