@@ -1,4 +1,4 @@
-"""Check a built site: its pages load nothing from outside, links and anchors have targets, lists are lists."""
+"""Check a built site: pages load nothing from outside, links and anchors have a target, lists are lists."""
 
 from __future__ import annotations
 
