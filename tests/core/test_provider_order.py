@@ -19,8 +19,8 @@ FOLDERS = {
 LAYERS: dict[str, list[set[str]]] = {
     AIRFLOW: [
         # Plain helpers, and what Airflow's versions differ in.
-        {"__init__", "_compat", "_frames", "_pace", "_references", "_remote", "_spec", "_threads", "links"}
-        | {"cli", "get_provider_info"},
+        {"__init__", "_compat", "_frames", "_log_position", "_pace", "_references", "_remote", "_spec"}
+        | {"_threads", "cli", "get_provider_info", "links"},
         {
             "_checkpoint",
             "_git_connection",
@@ -32,7 +32,7 @@ LAYERS: dict[str, list[set[str]]] = {
             "errors",
         },
         # One part of a task each: its connection, its record, its submission, its result.
-        {"_durable", "_function", "_outcome", "_reap", "_watch", "hooks"},
+        {"_durable", "_function", "_outcome", "_reap", "_remaining_log", "_watch", "hooks"},
         {"_reap_command", "_status", "_submission", "reaper", "triggers"},
         # A whole task: its threads, and how it is made from an operator's fields.
         {"_task_run", "status_trigger"},
@@ -46,6 +46,7 @@ LAYERS: dict[str, list[set[str]]] = {
         # Plain helpers.
         {"_core_log", "_interrupted", "_machine_code", "_names", "_orphans", "_run_info", "_secrets"},
         {"_code", "_probe", "_relay"},
+        {"_options"},
         # The blocks, and the clients made of them.
         {"_submission", "credentials"},
         {"_connect", "_machine"},
@@ -65,6 +66,7 @@ LAYERS: dict[str, list[set[str]]] = {
 TYPES_ONLY = {
     (AIRFLOW, "_build", "operators"),
     (AIRFLOW, "_deferral", "operators"),
+    (AIRFLOW, "_remaining_log", "operators"),
     (PREFECT, "_stop", "_job"),
     (PREFECT, "run_handle", "job_block"),
 }
