@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-import re
-import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -297,40 +294,6 @@ def test_before_the_submission_no_run_is_said_to_be_running() -> None:
 
 def test_an_event_of_a_newer_core_is_no_error() -> None:
     assert list(LogRelay().records(cast("Any", SimpleNamespace(progress=PROGRESS)))) == []
-
-
-# Speed.
-
-
-def spent(relay: LogRelay, event: LogLines) -> float:
-    def times() -> Iterator[float]:
-        for _ in range(5):
-            began = time.process_time()
-            for _ in range(20):
-                for _ in relay.records(event):
-                    pass
-            yield time.process_time() - began
-
-    return min(times())
-
-
-@pytest.mark.parametrize("kind", ["ascii", "unicode", "secrets", "node"])
-def test_a_line_costs_the_relay_little_of_what_a_regular_expression_a_line_does(kind: str) -> None:
-    """A yardstick on the same machine: one search in each line alone, for no more than a colour."""
-    chance = random.Random(3)
-    letters = "abcdefghijklmnopqrstuvwxyz0123456789 ./:=-"
-    ending = "日本" if kind == "unicode" else ""
-    event = of(*("".join(chance.choices(letters, k=100)) + ending for _ in range(1000)))
-    if kind == "node":
-        event = replace(event, node=1, nodes=2)
-    secrets = ["".join(chance.choices(letters, k=24)) for _ in range(5 if kind == "secrets" else 0)]
-    colour = re.compile("[\x00-\x08\x0b-\x1f]")
-    began = time.process_time()
-    for _ in range(20):
-        for line in event.lines:
-            colour.search(line)
-    yardstick = time.process_time() - began
-    assert spent(LogRelay(secrets=secrets, log_budget_bytes=None), event) < yardstick
 
 
 def outcome() -> Outcome:
