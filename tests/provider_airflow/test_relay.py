@@ -52,5 +52,5 @@ def test_the_outcome_is_the_last_record() -> None:
     list(records(relay, LINES))
     assert list(records(relay, RunFinished(PROGRESS, OUTCOME))) == [
         (logging.WARNING, "4 bytes of the log is not shown here. See http://localhost/r"),
-        (logging.INFO, "Run af-1 finished, 1 min 1 s on g5.xlarge (aws), 0.25 USD"),
+        (logging.INFO, "Run af-1 finished, 1 min 1 s on g5.xlarge (aws, us-east-1), 0.25 USD"),
     ]

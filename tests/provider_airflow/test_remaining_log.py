@@ -151,7 +151,7 @@ def test_the_budget_holds_for_trigger_and_worker_together(
     operator(log_budget_bytes=1_500_000).execute_complete(CONTEXT, payload)
     relayed = lines_of(log) + lines_of(worker_log)
     assert relayed == [line(number) for number in range(15_000)]
-    assert f"... 500.0 kB of log not shown; see {run.url}" in worker_log.lines
+    assert f"500.0 kB of the log is not shown here. See {run.url}" in worker_log.lines
 
 
 def test_a_log_beyond_the_budget_is_not_read_to_its_end_by_the_trigger(
@@ -163,7 +163,7 @@ def test_a_log_beyond_the_budget_is_not_read_to_its_end_by_the_trigger(
     assert payload["rest"]["left_out_bytes"] < _BURST_BYTES + _SLACK_BYTES
     operator(log_budget_bytes=1_000).execute_complete(CONTEXT, payload)
     assert lines_of(log) + lines_of(worker_log) == [line(number) for number in range(10)]
-    assert f"... 2.0 MB of log not shown; see {run.url}" in worker_log.lines
+    assert f"2.0 MB of the log is not shown here. See {run.url}" in worker_log.lines
 
 
 def test_secrets_are_hidden_in_the_rest(server: LocalServer, log: Log, worker_log: Log) -> None:
