@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dstack_core.integration import RunRef
 
 OnActive: TypeAlias = Literal["update", "replace", "fail"]
+_UNREADABLE = 422
 _OTHER_WAYS = {
     "fail": 'Or set on_active="update" or on_active="replace".',
     "update": 'Or set on_active="replace" to stop it and submit a new one.',
@@ -174,7 +175,7 @@ class Submission:
         """Log the best offer; without one the run is submitted anyway. Raises what a submission would.
 
         A refused plan is returned: the server refuses the submission for the same reason, and that error is
-        the one to report.
+        the one to report. A value that the server cannot read (422) is not submitted.
         """
         from dstack_core import (
             AccessDeniedError,
@@ -189,6 +190,8 @@ class Submission:
         except (AccessDeniedError, AuthenticationError, ConfigurationError, ProjectNotFoundError):
             raise
         except RequestRejectedError as error:
+            if error.status == _UNREADABLE:
+                raise
             return error
         except Exception as error:
             self.log.warning("Could not get offers for run %s: %s. Submitting anyway.", target.name, error)
