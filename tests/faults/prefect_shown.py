@@ -175,7 +175,7 @@ def disagreement(api: Api, flow_run_id: UUID, run: Run, *, has_artifacts: bool) 
     if not has_artifacts:
         return ""
     tables, progress = api.artifacts(flow_run_id, run.name)
-    if sum(f"| {status} (" in table for table in tables) != 1:
+    if sum(f"| Status | {status} |" in table for table in tables) != 1:
         return f"expected one outcome table with {status}, got {len(tables)}"
     if len(progress) != 1:
         return f"expected one progress artifact, got {len(progress)}"

@@ -179,7 +179,7 @@ def test_code_that_is_uploaded_instead_of_cloned_is_a_line_in_the_log(
     with get_client(sync_client=True) as client:
         since = FlowRunFilter(start_time=FlowRunFilterStartTime(after_=began))
         ids += [found.id for found in client.read_flow_runs(flow_run_filter=since)]
-    assert "instead of cloned, because" in "\n".join(log_records(ids[0], last="uploading the files of"))
+    assert "instead of cloning, because" in "\n".join(log_records(ids[0], last="uploading the files of"))
 
 
 @pytest.mark.parametrize("submit", [by_run_task, by_asubmit_run], ids=lambda way: way.__name__)

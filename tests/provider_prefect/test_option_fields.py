@@ -32,6 +32,7 @@ NO_OPTIONS = {
     "retry_budget": "how it waits; a worker never gives up",
     "stream_logs": "what is logged",
     "stream_output": "what is logged",
+    "log_budget_bytes": "how much is logged",
     "artifacts": "what is reported",
     "on_crash": "what is left behind",
     "on_active": "what is done to an active service",

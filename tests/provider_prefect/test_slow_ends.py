@@ -60,6 +60,10 @@ def credentials(dstack: LocalServer) -> DstackCredentials:
     )
 
 
+# Long enough for the run to be shown in Prefect on a busy machine.
+LIMIT_SECONDS = 6
+
+
 def check_reported(dstack: LocalServer, *, artifacts: bool = True) -> None:
     """Check that Prefect shows the end of the only run, and that there is one event of it."""
     run = the_run(dstack)
@@ -79,7 +83,7 @@ def test_a_task_timeout_shows_the_end(
     run: Runner, dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, task in (("run_task", run_task), ("arun_task", arun_task)):
-        monkeypatch.setattr(ways, name, task.with_options(timeout_seconds=3))
+        monkeypatch.setattr(ways, name, task.with_options(timeout_seconds=LIMIT_SECONDS))
     with pytest.raises(TimeoutError):
         run(STUBBORN, credentials, **FAST)
     check_reported(dstack)
@@ -87,14 +91,14 @@ def test_a_task_timeout_shows_the_end(
 
 @pytest.mark.parametrize("way", ["direct", "submitted", "adirect"])
 def test_a_flow_timeout_shows_the_end(way: str, dstack: LocalServer, credentials: DstackCredentials) -> None:
-    @flow(timeout_seconds=3)
+    @flow(timeout_seconds=LIMIT_SECONDS)
     def short() -> None:
         if way == "direct":
             run_task(STUBBORN, credentials, **FAST)
         else:
             run_task.submit(STUBBORN, credentials, **FAST).result()
 
-    @flow(timeout_seconds=3)
+    @flow(timeout_seconds=LIMIT_SECONDS)
     async def ashort() -> None:
         await arun_task(STUBBORN, credentials, **FAST)
 
