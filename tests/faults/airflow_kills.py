@@ -26,7 +26,7 @@ _DAG_FILE = "killed_at_requests.py"
 # As many tasks at once as the matrix tries cases.
 _SETTINGS = {"AIRFLOW__CORE__PARALLELISM": "6"}
 # Many are waited for at once, and Airflow has other things to do.
-# A bound for a machine that is busy otherwise; nobody waits longer than it takes.
+# An upper bound for a busy machine; the wait returns as soon as the DAG run has ended.
 _END_SECONDS = 600.0
 _LOOK_EVERY = 1.0
 _HOSTS: list[Components] = []

@@ -25,7 +25,7 @@ def kill_client(client: Address, server: Address) -> None:
         raise RuntimeError(
             f"the connection from {client} to {server} is held by {sorted(owners) or 'nobody'}"
         )
-    # Another case may have killed it, and it may be gone between two looks at it.
+    # Another case may have killed it, and it may end between two calls.
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(owners.pop())
         process.kill()

@@ -106,6 +106,13 @@ class _Repository:
         return self.git("rev-parse", "HEAD")
 
 
+def _offer_repository(folder: Path, name: str) -> None:
+    """Commit one file, whose text is the repository's name."""
+    repository = _Repository(folder, name)
+    (repository.tree / "file.txt").write_text(f"{name}\n")
+    repository.commit()
+
+
 def _submit_clone(api: Api, name: str, url: str, token: str, *commands: str, **data: str) -> Any:
     info = {"repo_type": "remote", "repo_name": "repo"}
     creds = {"clone_url": url, "oauth_token": token}
@@ -120,9 +127,7 @@ def _message(run: Any) -> str:
 
 
 def test_a_private_repo_is_cloned_with_its_token(api: Api, name: str, tmp_path: Path) -> None:
-    repository = _Repository(tmp_path, "private")
-    (repository.tree / "file.txt").write_text("private\n")
-    repository.commit()
+    _offer_repository(tmp_path, "private")
     with _git_server(tmp_path) as server:
         url = f"{server}/private.git"
         assert api.output(_submit_clone(api, name, url, "tok-2", "cat file.txt")) == "private\r\n"
@@ -134,9 +139,7 @@ def test_a_private_repo_is_cloned_with_its_token(api: Api, name: str, tmp_path: 
 
 
 def test_a_failed_clone_says_why_without_secrets(api: Api, name: str, tmp_path: Path) -> None:
-    repository = _Repository(tmp_path, "public")
-    (repository.tree / "file.txt").write_text("x\n")
-    repository.commit()
+    _offer_repository(tmp_path, "public")
     with _git_server(tmp_path) as server:
         url = f"{server}/public.git"
         secret = url.replace("://", "://user:secret-1@").replace("public", "tok-3")

@@ -178,7 +178,7 @@ def git_credentials_named() -> Iterator[None]:
 
 @contextmanager
 def _missing_named(name: str) -> Iterator[None]:
-    """Let Prefect's ``ValueError`` for a block that nobody saved name ``git_credentials``."""
+    """Turn Prefect's ``ValueError`` for a missing block into an error of ``git_credentials``."""
     try:
         yield
     except ValidationError:
