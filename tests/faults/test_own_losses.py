@@ -42,9 +42,22 @@ def test_lines_are_doubled_by_the_server_where_its_log_holds_them_so() -> None:
     assert (flaw, loss) == ("", "the server's log holds 750 lines, 500 different")
 
 
+def test_a_second_copy_that_the_server_did_not_show_is_not_missing() -> None:
+    flaw, loss = judge(life([*LINES[:250], *LINES[10:250], *LINES[250:]], "done", "done"), TWICE)
+    assert (flaw, loss) == ("", "the server's log holds 750 lines, 500 different")
+
+
 @pytest.mark.parametrize(
     ("told", "logged"),
     [
+        pytest.param(
+            life([*LINES[:240], *LINES[:240], *LINES[250:]], "done", "done"), TWICE, id="ten lines lost"
+        ),
+        pytest.param(
+            life([*LINES[10:250], *LINES[:250], *LINES[250:]], "done", "done"), TWICE, id="out of order"
+        ),
+        pytest.param(life([*TWICE, *LINES[:10]], "done", "done"), TWICE, id="told more often than logged"),
+        pytest.param(life(LINES[:240], "failed", "failed"), LINES[:250], id="ten lines of a failure lost"),
         pytest.param(life(TWICE, "done", "done"), LINES, id="doubled by the client"),
         pytest.param(life(LINES[:250], "done", "done"), LINES, id="lines lost by the client"),
         pytest.param(life(LINES[:200], "failed", "failed"), LINES[:250], id="the last lines not told"),
