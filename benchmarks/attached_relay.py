@@ -18,7 +18,7 @@ import requests
 
 from benchmarks.results import Row, Section, cli
 from dstack_core import Client, Task
-from dstack_core._ssh.attachment import Attachment
+from dstack_core._attach.attachment import Attachment
 from tests.rig.server import RealServer
 
 SHARE = 0.8

@@ -11,7 +11,7 @@ from dstack_core._flow.follow import LONGEST_LOG_PAUSE, FollowOptions, follow
 from dstack_core._flow.steps import Wait
 from dstack_core._shared import batched_polls
 from dstack_core._wire.api import Api
-from dstack_core._wire.plain import Call, Reply
+from dstack_core._wire.http_messages import Call, Reply
 from dstack_core.models.progress import Progress
 
 INTERVAL = 5.0

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from dstack_core.aio_shared import SharedAsyncClient
     from dstack_core.client import Client, RunCollection
     from dstack_core.collections import BackendCollection, ProjectCollection, RepoCollection
-    from dstack_core.configurations import ConfigurationLike, load_configuration, parse_configuration
+    from dstack_core.configurations import (
+        ConfigurationLike,
+        load_configuration,
+        load_profile,
+        parse_configuration,
+    )
     from dstack_core.errors import (
         AccessDeniedError,
         AttachError,
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
         UnsupportedServerError,
         WaitTimeoutError,
     )
+    from dstack_core.integration.masking import secret_values
     from dstack_core.models.account import Backend, Project, ProjectMember, User
     from dstack_core.models.configurations import Configuration, PortMapping, RegistryAuth, Service, Task
     from dstack_core.models.events import (
@@ -48,7 +54,6 @@ if TYPE_CHECKING:
         StatusChanged,
     )
     from dstack_core.models.files import FileMapping
-    from dstack_core.models.logs import LogBytes
     from dstack_core.models.options import CommonOptions, KeywordOptions, SubmitOptions, check_options
     from dstack_core.models.outcome import (
         NoCapacityError,
@@ -58,16 +63,13 @@ if TYPE_CHECKING:
         RunStoppedError,
     )
     from dstack_core.models.plan import Offer, Plan
-    from dstack_core.models.policies import RetryPolicy
-    from dstack_core.models.profiles import Profile
+    from dstack_core.models.profiles import Profile, RetryPolicy
     from dstack_core.models.progress import LogCursor, Progress
-    from dstack_core.models.records import EventRecord, Metric
+    from dstack_core.models.records import EventRecord, LogBytes, Metric
     from dstack_core.models.repos import RepoMapping
     from dstack_core.models.resources import GPU, Resources
-    from dstack_core.models.secrets import secret_values
     from dstack_core.models.statuses import RunStatus, SpotPolicy
     from dstack_core.models.stops import StopResult, StopState
-    from dstack_core.profiles import load_profile
     from dstack_core.run import Run
 
 __version__ = "0.1.0"
@@ -79,7 +81,7 @@ _HOMES = {
     "aio_shared": ("SharedAsyncClient",),
     "client": ("Client", "RunCollection"),
     "collections": ("BackendCollection", "ProjectCollection", "RepoCollection"),
-    "configurations": ("ConfigurationLike", "load_configuration", "parse_configuration"),
+    "configurations": ("ConfigurationLike", "load_configuration", "load_profile", "parse_configuration"),
     "errors": (
         "AccessDeniedError",
         "AttachError",
@@ -100,24 +102,21 @@ _HOMES = {
         "UnsupportedServerError",
         "WaitTimeoutError",
     ),
+    "integration.masking": ("secret_values",),
     "models.account": ("Backend", "Project", "ProjectMember", "User"),
     "models.configurations": ("Configuration", "PortMapping", "RegistryAuth", "Service", "Task"),
     "models.events": ("ContactLost", "ContactRestored", "Event", "LogLines", "RunFinished", "StatusChanged"),
     "models.files": ("FileMapping",),
-    "models.logs": ("LogBytes",),
     "models.options": ("CommonOptions", "KeywordOptions", "SubmitOptions", "check_options"),
     "models.outcome": ("NoCapacityError", "Outcome", "RunError", "RunFailedError", "RunStoppedError"),
     "models.plan": ("Offer", "Plan"),
-    "models.policies": ("RetryPolicy",),
-    "models.profiles": ("Profile",),
+    "models.profiles": ("Profile", "RetryPolicy"),
     "models.progress": ("LogCursor", "Progress"),
-    "models.records": ("EventRecord", "Metric"),
+    "models.records": ("EventRecord", "LogBytes", "Metric"),
     "models.repos": ("RepoMapping",),
     "models.resources": ("GPU", "Resources"),
-    "models.secrets": ("secret_values",),
     "models.statuses": ("RunStatus", "SpotPolicy"),
     "models.stops": ("StopResult", "StopState"),
-    "profiles": ("load_profile",),
     "run": ("Run",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

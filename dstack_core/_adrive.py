@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from dstack_core._drive import OnEvent, log_event
 from dstack_core._flow.steps import Do, Flow, Sleep, Wait, alone
-from dstack_core._wire.plain import Call, Reply, Request
-from dstack_core.models.checks import check_callable
+from dstack_core._wire.http_messages import Call, Reply, Request
 from dstack_core.models.events import Event
+from dstack_core.models.options import check_callable
 
 T = TypeVar("T")
 

@@ -9,20 +9,21 @@ from datetime import datetime
 from typing import ClassVar, Generic, Self, TypeVar
 
 from dstack_core import config
-from dstack_core._flow.chunks import ChunkOptions
+from dstack_core._attach.attachment import Attachment
+from dstack_core._attach.keys import LoginKeys
+from dstack_core._code.deliver import CodeSource
+from dstack_core._code.repository import Repository
 from dstack_core._flow.follow import LONGEST_LOG_PAUSE
+from dstack_core._flow.raw_log import ChunkOptions
+from dstack_core._flow.retry import TimeLimit, within
 from dstack_core._flow.steps import Flow
 from dstack_core._flow.stop import Check, StopTarget
-from dstack_core._flow.time_limit import TimeLimit, within
-from dstack_core._repo.repository import Repository
-from dstack_core._session import Session
-from dstack_core._ssh.attachment import Attachment
-from dstack_core._ssh.keys import LoginKeys
+from dstack_core._operations import Operations
 from dstack_core._transport.settings import TransportSettings
 from dstack_core._wire.api import Api
-from dstack_core._wire.plain import time_of
+from dstack_core._wire.http_messages import time_of
 from dstack_core._wire.runs import RunSnapshot, outcome_of
-from dstack_core.models.checks import check_callable, check_seconds
+from dstack_core.models.options import check_callable, check_seconds
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress
 from dstack_core.models.statuses import RunStatus
@@ -53,7 +54,7 @@ class ClientBase(Generic[TransportT]):
         settings = TransportSettings(target.server_url, target.token, timeout, connect_timeout, verify)
         self._timeout = timeout
         self._transport = self._new_transport(settings)
-        self._session = Session(
+        self._operations = Operations(
             Api(target.server_url, target.project), retry_budget, longest_log_pause=self._longest_log_pause
         )
 
@@ -119,8 +120,8 @@ class ClientBase(Generic[TransportT]):
             retry_budget=retry_budget,
             verify=verify,
         )
-        client._session.repository = repository
-        client._session.keys = keys
+        client._operations.code = CodeSource(repository, given=True)
+        client._operations.keys = keys
         return client
 
     @property
@@ -131,16 +132,16 @@ class ClientBase(Generic[TransportT]):
     @property
     def server_url(self) -> str:
         """Return the server's address, without a slash at its end."""
-        return self._session.api.server_url
+        return self._operations.api.server_url
 
     @property
     def project(self) -> str:
         """Return the project's name."""
-        return self._session.api.project
+        return self._operations.api.project
 
     def run_url(self, run_id: str | None = None) -> str:
         """Return the address of a run's page on the server; without an id, that of the list of runs."""
-        api = self._session.api
+        api = self._operations.api
         return api.runs_url() if run_id is None else api.run_url(run_id)
 
     def __repr__(self) -> str:
@@ -153,8 +154,8 @@ class ClientBase(Generic[TransportT]):
 class RunBase(Generic[TransportT]):
     """One run; the attributes are as of the last poll."""
 
-    def __init__(self, session: Session, transport: TransportT, snapshot: RunSnapshot) -> None:
-        self._session = session
+    def __init__(self, operations: Operations, transport: TransportT, snapshot: RunSnapshot) -> None:
+        self._operations = operations
         self._transport = transport
         self._snapshot = snapshot
         self._attachment: Attachment | None = None
@@ -188,7 +189,7 @@ class RunBase(Generic[TransportT]):
     @property
     def url(self) -> str:
         """Return the address of the run's page on the server."""
-        return self._session.api.run_url(self.id)
+        return self._operations.api.run_url(self.id)
 
     @property
     def marker(self) -> str | None:
@@ -247,7 +248,7 @@ class RunBase(Generic[TransportT]):
         ``Authorization: Bearer TOKEN`` with the token of a project member. Source: PROTOCOL 1.9.
         """
         service = self._snapshot.service
-        return self._session.api.absolute(service.url) if service else None
+        return self._operations.api.absolute(service.url) if service else None
 
     @property
     def service_model(self) -> str | None:
@@ -258,7 +259,7 @@ class RunBase(Generic[TransportT]):
     def service_model_url(self) -> str | None:
         """Return the base address of the model's OpenAI-compatible API, or None without a model."""
         url = self._snapshot.service.model_url if self._snapshot.service else None
-        return self._session.api.absolute(url) if url else None
+        return self._operations.api.absolute(url) if url else None
 
     @property
     def env(self) -> Mapping[str, str]:
@@ -285,7 +286,7 @@ class RunBase(Generic[TransportT]):
     ) -> Flow[Outcome]:
         check_callable("sleep", sleep)
         check_seconds("timeout", timeout, above=True)
-        flow = self._session.follow(
+        flow = self._operations.follow(
             progress or Progress(self.name, self.id),
             poll_interval=poll_interval,
             logs=logs,
@@ -307,7 +308,7 @@ class RunBase(Generic[TransportT]):
         if timeout is None:
             return None
         return TimeLimit(
-            timeout, f"Run {self.name} {what} after {timeout:g} s", self.url, self._session.clock
+            timeout, f"Run {self.name} {what} after {timeout:g} s", self.url, self._operations.clock
         )
 
     @property
@@ -323,8 +324,8 @@ class RunBase(Generic[TransportT]):
         attachment = self._attachment
         plain = (options.start_time, options.diagnose, options.node) == (None, False, None)
         if attachment is not None and attachment.one_job and plain:
-            return self._session.live_chunks(
+            return self._operations.live_chunks(
                 self.name, self.id, attachment, poll_interval=options.poll_interval
             )
         follow = options.follow or self._attach_asked
-        return self._session.chunks(self.name, self.id, replace(options, follow=follow))
+        return self._operations.chunks(self.name, self.id, replace(options, follow=follow))

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, Unpack
 
 from dstack_core import _adrive
 from dstack_core._base import ClientBase
-from dstack_core._session import Session
+from dstack_core._operations import Operations
 from dstack_core._transport.asynchronous import AsyncTransport
 from dstack_core._transport.settings import TransportSettings
 from dstack_core._wire.runs import RunSnapshot
@@ -20,7 +20,7 @@ from dstack_core.models.account import User
 from dstack_core.models.events import Event
 from dstack_core.models.options import KeywordOptions, SubmitOptions
 from dstack_core.models.plan import Plan
-from dstack_core.models.policies import RetryPolicy
+from dstack_core.models.profiles import RetryPolicy
 from dstack_core.models.resources import Resources
 from dstack_core.models.statuses import SpotPolicy
 from dstack_core.models.stops import StopResult
@@ -35,26 +35,26 @@ class AsyncClient(ClientBase[AsyncTransport]):
     @property
     def runs(self) -> AsyncRunCollection:
         """Return the project's runs."""
-        return AsyncRunCollection(self._session, self._transport)
+        return AsyncRunCollection(self._operations, self._transport)
 
     @property
     def repos(self) -> AsyncRepoCollection:
         """Return the repository the client was made for."""
-        return AsyncRepoCollection(self._session, self._transport)
+        return AsyncRepoCollection(self._operations, self._transport)
 
     @property
     def projects(self) -> AsyncProjectCollection:
         """Return the server's projects."""
-        return AsyncProjectCollection(self._session, self._transport)
+        return AsyncProjectCollection(self._operations, self._transport)
 
     @property
     def backends(self) -> AsyncBackendCollection:
         """Return the project's backends."""
-        return AsyncBackendCollection(self._session, self._transport)
+        return AsyncBackendCollection(self._operations, self._transport)
 
     async def user(self) -> User:
         """Ask who the token belongs to; neither token nor key is in the answer. Raises the server errors."""
-        return await _adrive.arun(self._session.user(), self._transport)
+        return await _adrive.arun(self._operations.user(), self._transport)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -75,8 +75,8 @@ class AsyncClient(ClientBase[AsyncTransport]):
 class AsyncRunCollection:
     """Submit, find and list the runs of a project: ``client.runs``."""
 
-    def __init__(self, session: Session, transport: AsyncTransport) -> None:
-        self._session = session
+    def __init__(self, operations: Operations, transport: AsyncTransport) -> None:
+        self._operations = operations
         self._transport = transport
 
     async def submit(
@@ -115,7 +115,7 @@ class AsyncRunCollection:
             **options,
         }
         flow = await asyncio.to_thread(
-            self._session.submit,
+            self._operations.submit,
             configuration,
             run_name,
             given,
@@ -142,7 +142,7 @@ class AsyncRunCollection:
         Parameters and errors are the same.
         """
         flow = await asyncio.to_thread(
-            self._session.submit,
+            self._operations.submit,
             configuration,
             run_name,
             options,
@@ -162,7 +162,7 @@ class AsyncRunCollection:
     ) -> Plan:
         """Return the offers a run would have: the twin of ``RunCollection.plan``."""
         # Profiles and configurations are files.
-        flow = await asyncio.to_thread(self._session.plan, configuration, options, timeout=timeout)
+        flow = await asyncio.to_thread(self._operations.plan, configuration, options, timeout=timeout)
         return await _adrive.arun(flow, self._transport)
 
     async def get(
@@ -175,14 +175,14 @@ class AsyncRunCollection:
         on_event: Callable[[Event], None] | None = None,
     ) -> AsyncRun | None:
         """Return the run with that name, None if there is none: ``RunCollection.get``, async."""
-        flow = self._session.get(run_name, retry_budget=retry_budget, timeout=timeout)
+        flow = self._operations.get(run_name, retry_budget=retry_budget, timeout=timeout)
         snapshot = await _adrive.arun(flow, self._transport, sleep, on_event)
-        return None if snapshot is None else AsyncRun(self._session, self._transport, snapshot)
+        return None if snapshot is None else AsyncRun(self._operations, self._transport, snapshot)
 
     async def list(self, all: bool = False) -> list[AsyncRun]:
         """Return runs, newest first: the twin of ``RunCollection.list``."""
-        snapshots = await _adrive.arun(self._session.list_runs(all=all), self._transport)
-        return [AsyncRun(self._session, self._transport, snapshot) for snapshot in snapshots]
+        snapshots = await _adrive.arun(self._operations.list_runs(all=all), self._transport)
+        return [AsyncRun(self._operations, self._transport, snapshot) for snapshot in snapshots]
 
     async def stop(
         self,
@@ -194,10 +194,10 @@ class AsyncRunCollection:
         sleep: Callable[[float], Awaitable[None]] | None = None,
     ) -> StopResult:
         """Stop the run of that name and return what is known of it: the twin of ``RunCollection.stop``."""
-        flow = self._session.stop_by_name(run_name, abort, until, timeout)
+        flow = self._operations.stop_by_name(run_name, abort, until, timeout)
         return await _adrive.arun(flow, self._transport, sleep)
 
     def _own(self, snapshot: RunSnapshot) -> AsyncRun:
-        run = AsyncRun(self._session, self._transport, snapshot)
+        run = AsyncRun(self._operations, self._transport, snapshot)
         run._is_own = True
         return run

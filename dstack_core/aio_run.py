@@ -11,17 +11,16 @@ from typing import Literal, Self
 
 from dstack_core import _adrive
 from dstack_core._base import RunBase
-from dstack_core._flow.chunks import ChunkOptions, LogChunk
-from dstack_core._flow.time_limit import within
+from dstack_core._flow.raw_log import ChunkOptions, LogChunk
+from dstack_core._flow.retry import within
 from dstack_core._shared.transport import SharedTransport
 from dstack_core._transport.asynchronous import AsyncTransport
 from dstack_core._wire.runs import RunSnapshot
 from dstack_core.errors import RunNotFoundError
 from dstack_core.models.events import Event
-from dstack_core.models.logs import LogBytes
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress
-from dstack_core.models.records import EventRecord, Metric
+from dstack_core.models.records import EventRecord, LogBytes, Metric
 from dstack_core.models.statuses import RunStatus
 from dstack_core.models.stops import StopResult
 
@@ -35,7 +34,7 @@ class AsyncRun(RunBase[AsyncTransport]):
 
     async def refresh(self) -> Self:
         """Fetch the run. Raises ``RunNotFoundError`` when the run was deleted, and the server errors."""
-        snapshot = await _adrive.arun(self._session.get(self.name, self.id), self._transport)
+        snapshot = await _adrive.arun(self._operations.get(self.name, self.id), self._transport)
         if snapshot is None:
             raise RunNotFoundError(f"the run {self.name} is gone: {self.url}")
         self._snapshot = snapshot
@@ -115,7 +114,7 @@ class AsyncRun(RunBase[AsyncTransport]):
         Waiting, logging in and reading live logs happen in threads; cancelling closes what was opened.
         """
         if self._attachment is None:
-            flow = self._session.attach(
+            flow = self._operations.attach(
                 self.name, self.id, identity_file=ssh_identity_file, node=node, poll_interval=poll_interval
             )
             limited = within(flow, self._limit(timeout, "had not started"))
@@ -146,7 +145,7 @@ class AsyncRun(RunBase[AsyncTransport]):
         sleep: Callable[[float], Awaitable[None]] | None = None,
     ) -> str:
         """Wait until the service answers and return its address: the twin of ``Run.wait_until_ready``."""
-        flow = self._session.wait_until_ready(
+        flow = self._operations.wait_until_ready(
             self.name, self.id, poll_interval=poll_interval, retry_budget=retry_budget
         )
         limited = within(flow, self._limit(timeout, "was not ready"))
@@ -154,11 +153,11 @@ class AsyncRun(RunBase[AsyncTransport]):
 
     async def events(self, limit: int | None = None) -> list[EventRecord]:
         """Return what the server recorded of the run: the twin of ``Run.events``."""
-        return await _adrive.arun(self._session.events(self.id, limit), self._transport)
+        return await _adrive.arun(self._operations.events(self.id, limit), self._transport)
 
     async def metrics(self, node: int = 0, replica: int = 0, limit: int | None = None) -> list[Metric]:
         """Return what one job used of its machine: the twin of ``Run.metrics``."""
-        flow = self._session.metrics(self.name, self.id, node=node, replica=replica, limit=limit)
+        flow = self._operations.metrics(self.name, self.id, node=node, replica=replica, limit=limit)
         return await _adrive.arun(flow, self._transport)
 
     async def stop(
@@ -170,7 +169,7 @@ class AsyncRun(RunBase[AsyncTransport]):
         sleep: Callable[[float], Awaitable[None]] | None = None,
     ) -> StopResult:
         """Stop the run and return what is known of it: the twin of ``Run.stop``."""
-        flow = self._session.stop(self._target, abort, until, timeout, self._check)
+        flow = self._operations.stop(self._target, abort, until, timeout, self._check)
         return await _adrive.arun(flow, self._transport, sleep)
 
     def _waits(self, sleep: object) -> _adrive.AsyncWait | None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, Unpack
 
 from dstack_core import _drive
 from dstack_core._base import ClientBase
-from dstack_core._session import Session
+from dstack_core._operations import Operations
 from dstack_core._transport.blocking import BlockingTransport
 from dstack_core._transport.settings import TransportSettings
 from dstack_core._wire.runs import RunSnapshot
@@ -18,7 +18,7 @@ from dstack_core.models.account import User
 from dstack_core.models.events import Event
 from dstack_core.models.options import KeywordOptions, SubmitOptions
 from dstack_core.models.plan import Plan
-from dstack_core.models.policies import RetryPolicy
+from dstack_core.models.profiles import RetryPolicy
 from dstack_core.models.resources import Resources
 from dstack_core.models.statuses import SpotPolicy
 from dstack_core.models.stops import StopResult
@@ -38,26 +38,26 @@ class Client(ClientBase[BlockingTransport]):
     @property
     def runs(self) -> RunCollection:
         """Return the project's runs."""
-        return RunCollection(self._session, self._transport)
+        return RunCollection(self._operations, self._transport)
 
     @property
     def repos(self) -> RepoCollection:
         """Return the repository the client was made for."""
-        return RepoCollection(self._session, self._transport)
+        return RepoCollection(self._operations, self._transport)
 
     @property
     def projects(self) -> ProjectCollection:
         """Return the server's projects."""
-        return ProjectCollection(self._session, self._transport)
+        return ProjectCollection(self._operations, self._transport)
 
     @property
     def backends(self) -> BackendCollection:
         """Return the project's backends."""
-        return BackendCollection(self._session, self._transport)
+        return BackendCollection(self._operations, self._transport)
 
     def user(self) -> User:
         """Ask who the token belongs to; neither token nor key is in the answer. Raises the server errors."""
-        return _drive.run(self._session.user(), self._transport)
+        return _drive.run(self._operations.user(), self._transport)
 
     def close(self) -> None:
         """Close the connections."""
@@ -78,8 +78,8 @@ class Client(ClientBase[BlockingTransport]):
 class RunCollection:
     """Submit, find and list the runs of a project: ``client.runs``."""
 
-    def __init__(self, session: Session, transport: BlockingTransport) -> None:
-        self._session = session
+    def __init__(self, operations: Operations, transport: BlockingTransport) -> None:
+        self._operations = operations
         self._transport = transport
 
     def submit(
@@ -164,7 +164,7 @@ class RunCollection:
             "env": env,
             **options,
         }
-        flow = self._session.submit(
+        flow = self._operations.submit(
             configuration,
             run_name,
             given,
@@ -214,7 +214,7 @@ class RunCollection:
 
         Source: PROTOCOL 1.4.
         """
-        flow = self._session.submit(
+        flow = self._operations.submit(
             configuration,
             run_name,
             options,
@@ -248,7 +248,7 @@ class RunCollection:
 
         Source: PROTOCOL 1.4.
         """
-        flow = self._session.plan(configuration, options, timeout=timeout)
+        flow = self._operations.plan(configuration, options, timeout=timeout)
         return _drive.run(flow, self._transport)
 
     def get(
@@ -265,17 +265,17 @@ class RunCollection:
         ``timeout`` (seconds) bounds everything, retries included, and raises ``WaitTimeoutError``;
         ``retry_budget`` (seconds) is that of this call, ``sleep`` and ``on_event`` are as in ``submit``.
         """
-        flow = self._session.get(run_name, retry_budget=retry_budget, timeout=timeout)
+        flow = self._operations.get(run_name, retry_budget=retry_budget, timeout=timeout)
         snapshot = _drive.run(flow, self._transport, sleep, on_event)
-        return None if snapshot is None else Run(self._session, self._transport, snapshot)
+        return None if snapshot is None else Run(self._operations, self._transport, snapshot)
 
     def list(self, all: bool = False) -> list[Run]:
         """Return runs, newest first: the active ones, else the latest finished; with ``all`` every run.
 
         Raises the server errors. Source: the documented API, "list()"; PROTOCOL 1.7, 3.1.
         """
-        snapshots = _drive.run(self._session.list_runs(all=all), self._transport)
-        return [Run(self._session, self._transport, snapshot) for snapshot in snapshots]
+        snapshots = _drive.run(self._operations.list_runs(all=all), self._transport)
+        return [Run(self._operations, self._transport, snapshot) for snapshot in snapshots]
 
     def stop(
         self,
@@ -290,10 +290,10 @@ class RunCollection:
 
         The stop is the first request. Arguments and errors are those of ``Run.stop``.
         """
-        flow = self._session.stop_by_name(run_name, abort, until, timeout)
+        flow = self._operations.stop_by_name(run_name, abort, until, timeout)
         return _drive.run(flow, self._transport, sleep)
 
     def _own(self, snapshot: RunSnapshot) -> Run:
-        run = Run(self._session, self._transport, snapshot)
+        run = Run(self._operations, self._transport, snapshot)
         run._is_own = True
         return run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dstack_core import _drive
-from dstack_core._session import Session
+from dstack_core._operations import Operations
 from dstack_core._transport.blocking import BlockingTransport
 from dstack_core.models.account import Backend, Project
 
@@ -11,39 +11,39 @@ from dstack_core.models.account import Backend, Project
 class ProjectCollection:
     """Find projects of the server: ``client.projects``."""
 
-    def __init__(self, session: Session, transport: BlockingTransport) -> None:
-        self._session = session
+    def __init__(self, operations: Operations, transport: BlockingTransport) -> None:
+        self._operations = operations
         self._transport = transport
 
     def list(self) -> list[Project]:
         """Return the projects the user sees, without their members and backends. Raises the server errors."""
-        return _drive.run(self._session.projects(), self._transport)
+        return _drive.run(self._operations.projects(), self._transport)
 
     def get(self, name: str | None = None) -> Project:
         """Return one project with its members and backends; without a name the client's own.
 
         Raises ``ProjectNotFoundError``, ``AccessDeniedError`` and the other server errors.
         """
-        return _drive.run(self._session.project(name), self._transport)
+        return _drive.run(self._operations.project(name), self._transport)
 
 
 class BackendCollection:
     """List the backends of the client's project: ``client.backends``."""
 
-    def __init__(self, session: Session, transport: BlockingTransport) -> None:
-        self._session = session
+    def __init__(self, operations: Operations, transport: BlockingTransport) -> None:
+        self._operations = operations
         self._transport = transport
 
     def list(self) -> list[Backend]:
         """Return the project's backends, without credentials. Raises the server errors."""
-        return list(_drive.run(self._session.project(), self._transport).backends)
+        return list(_drive.run(self._operations.project(), self._transport).backends)
 
 
 class RepoCollection:
     """Make the repository of ``from_config(repo_dir=...)`` known to the server: ``client.repos``."""
 
-    def __init__(self, session: Session, transport: BlockingTransport) -> None:
-        self._session = session
+    def __init__(self, operations: Operations, transport: BlockingTransport) -> None:
+        self._operations = operations
         self._transport = transport
 
     def init(self) -> None:
@@ -54,4 +54,4 @@ class RepoCollection:
         clone, or for a key that cannot be used, before anything is sent; else the server errors. Source:
         the documented API, "from_config()"; PROTOCOL 1.3.
         """
-        _drive.run(self._session.init_repo(), self._transport)
+        _drive.run(self._operations.init_repo(), self._transport)

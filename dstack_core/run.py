@@ -11,15 +11,14 @@ from typing import Literal, Self
 
 from dstack_core import _drive
 from dstack_core._base import RunBase
-from dstack_core._flow.chunks import ChunkOptions, LogChunk
-from dstack_core._flow.time_limit import within
+from dstack_core._flow.raw_log import ChunkOptions, LogChunk
+from dstack_core._flow.retry import within
 from dstack_core._transport.blocking import BlockingTransport
 from dstack_core.errors import RunNotFoundError
 from dstack_core.models.events import Event
-from dstack_core.models.logs import LogBytes
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress
-from dstack_core.models.records import EventRecord, Metric
+from dstack_core.models.records import EventRecord, LogBytes, Metric
 from dstack_core.models.statuses import RunStatus
 from dstack_core.models.stops import StopResult
 
@@ -33,7 +32,7 @@ class Run(RunBase[BlockingTransport]):
 
     def refresh(self) -> Self:
         """Fetch the run. Raises ``RunNotFoundError`` when the run was deleted, and the server errors."""
-        snapshot = _drive.run(self._session.get(self.name, self.id), self._transport)
+        snapshot = _drive.run(self._operations.get(self.name, self.id), self._transport)
         if snapshot is None:
             raise RunNotFoundError(f"the run {self.name} is gone: {self.url}")
         self._snapshot = snapshot
@@ -156,7 +155,7 @@ class Run(RunBase[BlockingTransport]):
         ``WaitTimeoutError``; the server errors. Source: the documented API, "attach()"; PROTOCOL 4.
         """
         if self._attachment is None:
-            flow = self._session.attach(
+            flow = self._operations.attach(
                 self.name, self.id, identity_file=ssh_identity_file, node=node, poll_interval=poll_interval
             )
             limited = within(flow, self._limit(timeout, "had not started"))
@@ -197,7 +196,7 @@ class Run(RunBase[BlockingTransport]):
         ``WaitTimeoutError`` (the run goes on), ``ConfigurationError`` for a run that is no service, and
         the server errors. Source: PROTOCOL 1.9.
         """
-        flow = self._session.wait_until_ready(
+        flow = self._operations.wait_until_ready(
             self.name, self.id, poll_interval=poll_interval, retry_budget=retry_budget
         )
         limited = within(flow, self._limit(timeout, "was not ready"))
@@ -209,7 +208,7 @@ class Run(RunBase[BlockingTransport]):
         ``limit`` (int) asks for the newest so many, None for all. Raises ``UnsupportedServerError`` on
         servers before 0.20.0, and the server errors. Source: PROTOCOL 1.9.
         """
-        return _drive.run(self._session.events(self.id, limit), self._transport)
+        return _drive.run(self._operations.events(self.id, limit), self._transport)
 
     def metrics(self, node: int = 0, replica: int = 0, limit: int | None = None) -> list[Metric]:
         """Return what one job used of its machine: CPU, memory, GPUs; empty until there are values.
@@ -218,7 +217,7 @@ class Run(RunBase[BlockingTransport]):
         metric, None for all the server keeps. Raises ``RunNotFoundError`` for a job the run has not, and
         the server errors. Source: PROTOCOL 1.9.
         """
-        flow = self._session.metrics(self.name, self.id, node=node, replica=replica, limit=limit)
+        flow = self._operations.metrics(self.name, self.id, node=node, replica=replica, limit=limit)
         return _drive.run(flow, self._transport)
 
     def stop(
@@ -253,5 +252,5 @@ class Run(RunBase[BlockingTransport]):
 
         Source: the documented API, "stop()"; PROTOCOL 1.7.
         """
-        flow = self._session.stop(self._target, abort, until, timeout, self._check)
+        flow = self._operations.stop(self._target, abort, until, timeout, self._check)
         return _drive.run(flow, self._transport, sleep)

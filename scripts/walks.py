@@ -37,7 +37,7 @@ PREFECT = REPOSITORY / "providers" / "prefect" / "src" / "prefect_dstack"
 PACKAGES = {
     "dstack_core/_flow": CORE / "_flow",
     "dstack_core/_shared": CORE / "_shared",
-    "dstack_core/_ssh": CORE / "_ssh",
+    "dstack_core/_attach": CORE / "_attach",
     "dstack_core": CORE,
     "airflow_provider_dstack": AIRFLOW,
     "prefect_dstack": PREFECT,

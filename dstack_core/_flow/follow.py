@@ -22,7 +22,7 @@ from dstack_core._flow.logs import read_lines
 from dstack_core._flow.steps import Flow, Wait, call
 from dstack_core._flow.stop import Stops
 from dstack_core._wire.api import Api
-from dstack_core._wire.plain import Call, Reply
+from dstack_core._wire.http_messages import Call, Reply
 from dstack_core._wire.runs import RunSnapshot, outcome_of
 from dstack_core.errors import RunNotFoundError
 from dstack_core.models.events import RunFinished, StatusChanged

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dstack_core._flow.runs import look
+from dstack_core._flow.queries import look
 from dstack_core._flow.steps import Op, Sleep, call
 from dstack_core._wire.api import Api
 from dstack_core._wire.runs import outcome_of

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from dstack_core._wire.plain import Call
+from dstack_core._wire.http_messages import Call
 from dstack_core._wire.runs import RunSnapshot
 from dstack_core.models.events import Event
 

@@ -29,7 +29,7 @@ from typing import TypeVar
 
 from dstack_core._flow.steps import Op, Sleep, call
 from dstack_core._wire.api import Api
-from dstack_core._wire.plain import Call
+from dstack_core._wire.http_messages import Call
 from dstack_core._wire.runs import RunSnapshot, outcome_of
 from dstack_core.errors import (
     AccessDeniedError,

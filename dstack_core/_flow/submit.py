@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from dstack_core.errors import (
     ServerUnreachableError,
     TransientServerError,
 )
+from dstack_core.models.configurations import Configuration
 
 # How long a request whose reply was lost gets to become visible.
 SETTLE_SECONDS = 0.5
@@ -80,3 +82,14 @@ def _taken(api: Api, found: RunSnapshot) -> RunNameTakenError:
         f"{api.project} on {api.server_url}. Choose another run_name, or stop that run first: "
         f"{api.run_url(found.id)}"
     )
+
+
+def random_run_name(configuration: Configuration) -> str:
+    """Return a name nobody has yet, such as ``task-3f9a1c2b7d``."""
+    kind = "dev" if configuration.type == "dev-environment" else configuration.type
+    return f"{kind}-{uuid.uuid4().hex[:10]}"
+
+
+def random_marker() -> str:
+    """Return a marker that only this one submission has."""
+    return f"dstack-core:{uuid.uuid4()}"

@@ -35,8 +35,8 @@ from typing import Any
 from zlib import crc32
 
 from dstack_core._flow.steps import Wait
+from dstack_core._wire.http_messages import Reply, Request
 from dstack_core._wire.lookups import ActivePage, Lookup, Sighting, active_page
-from dstack_core._wire.plain import Reply, Request
 from dstack_core._wire.runs import RunSnapshot
 from dstack_core.errors import DstackError, TransientServerError
 

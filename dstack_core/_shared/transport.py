@@ -12,8 +12,8 @@ from dstack_core._shared.batched_polls import BatchedPolls
 from dstack_core._shared.process_pause import PauseGuard
 from dstack_core._transport.asynchronous import AsyncTransport
 from dstack_core._transport.settings import TransportSettings
+from dstack_core._wire.http_messages import Reply, Request
 from dstack_core._wire.lookups import Lookup, is_log_read, lookup_of
-from dstack_core._wire.plain import Reply, Request
 
 # So many reads of logs, and so many other requests, are under way at once: 18 of the 20 connections, so that
 # the pages of polls never wait behind thousands of them. With more they would, and httpx's own queue gets

@@ -7,9 +7,8 @@ import ssl
 
 import httpx
 
-from dstack_core._transport.reading import ACCEPTED, Body
-from dstack_core._transport.settings import TransportSettings, no_answer
-from dstack_core._wire.plain import Reply, Request
+from dstack_core._transport.settings import ACCEPTED, Body, TransportSettings, no_answer
+from dstack_core._wire.http_messages import Reply, Request
 from dstack_core.errors import TransientServerError
 
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dstack_core._wire.runs import RunSnapshot, parse_run
-from dstack_core._wire.statuses import job_status
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.configurations import Configuration, PortMapping, Task
-from dstack_core.models.statuses import RunStatus
+from dstack_core.models.statuses import RunStatus, job_status
 
 RUNNER_PORT = 10999
 _CONTAINER_SSH_PORT = 10022

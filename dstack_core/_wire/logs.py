@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from dstack_core._wire.plain import text, time_of
+from dstack_core._wire.http_messages import text, time_of
 from dstack_core.models.progress import LogCursor
 
 PAGE_SIZE = 1000

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from dstack_core._wire.plain import Call, Reply, Request
-from dstack_core._wire.refusals import Place, raise_for_refusal
+from dstack_core._wire.http_messages import Call, Place, Reply, Request, raise_for_refusal
 from dstack_core._wire.runs import RunSnapshot, parse_run
 from dstack_core.errors import ProtocolError
 

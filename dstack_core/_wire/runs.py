@@ -8,10 +8,9 @@ from datetime import datetime
 from typing import Any
 
 from dstack_core._wire.exact_sizes import exact_sizes
-from dstack_core._wire.plain import text, time_of
-from dstack_core._wire.statuses import in_words, job_status, run_status
+from dstack_core._wire.http_messages import text, time_of
 from dstack_core.models.outcome import Outcome
-from dstack_core.models.statuses import RunStatus
+from dstack_core.models.statuses import RunStatus, in_words, job_status, run_status
 
 # The status message of a run, or of its job, while the image is pulled.
 _PULLING = "pulling"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from dstack_core._wire.plain import Reply
+from dstack_core._wire.http_messages import Reply
 
 # What proxies say of a service that does not listen.
 _NOBODY_THERE = frozenset({502, 503, 504})

@@ -11,10 +11,8 @@ from dstack_core._wire.code import Code, RepoPlace
 from dstack_core._wire.versions import Release, places_repos
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.configurations import Configuration
-from dstack_core.models.durations import check_duration
-from dstack_core.models.options import SubmitOptions
-from dstack_core.models.policies import RetryPolicy
-from dstack_core.models.profiles import Profile, read_price
+from dstack_core.models.options import SubmitOptions, check_duration
+from dstack_core.models.profiles import Profile, RetryPolicy, read_price
 from dstack_core.models.resources import GPU, Resources, parse_gpu
 from dstack_core.models.statuses import SpotPolicy
 

@@ -7,12 +7,12 @@ Prefect collection for two that are.
 from __future__ import annotations
 
 from dstack_core.integration.attempts import Attempt, achoose_attempt, choose_attempt
-from dstack_core.integration.ends import check_ends
 from dstack_core.integration.masking import Masker, collect_secrets, mask
 from dstack_core.integration.names import AttemptNames, RunRef, make_marker, read_marker, short_hash, slug
 from dstack_core.integration.outcome_text import (
     OUTCOME_FIELDS,
     OutcomeField,
+    check_ends,
     describe_end,
     describe_failure,
     describe_outcome,
@@ -28,8 +28,8 @@ from dstack_core.integration.outcome_text import (
 )
 from dstack_core.integration.relay import DEFAULT_LOG_BUDGET, LogRelay, RecordLimits
 from dstack_core.integration.stop import astop_run, stop_run
+from dstack_core.models.base import known_fields
 from dstack_core.models.stops import StopResult, StopState
-from dstack_core.models.tolerant import known_fields
 
 __all__ = [
     "DEFAULT_LOG_BUDGET",

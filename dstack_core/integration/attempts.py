@@ -26,7 +26,7 @@ from dstack_core.integration.names import AttemptNames, RunRef
 
 if TYPE_CHECKING:
     from dstack_core._flow.steps import Flow
-    from dstack_core._session import Session
+    from dstack_core._operations import Operations
     from dstack_core._wire.runs import RunSnapshot
     from dstack_core.aio import AsyncClient
     from dstack_core.aio_run import AsyncRun
@@ -84,9 +84,9 @@ def choose_attempt(
     from dstack_core import _drive
     from dstack_core.run import Run
 
-    flow = _choose(client._session, names, attempt, retry_budget)
+    flow = _choose(client._operations, names, attempt, retry_budget)
     found = _drive.run(flow, client._transport, sleep, on_event)
-    return None if found is None else Run(client._session, client._transport, found)
+    return None if found is None else Run(client._operations, client._transport, found)
 
 
 async def achoose_attempt(
@@ -102,16 +102,16 @@ async def achoose_attempt(
     from dstack_core import _adrive
     from dstack_core.aio_run import AsyncRun
 
-    flow = _choose(client._session, names, attempt, retry_budget)
+    flow = _choose(client._operations, names, attempt, retry_budget)
     found = await _adrive.arun(flow, client._transport, sleep, on_event)
-    return None if found is None else AsyncRun(client._session, client._transport, found)
+    return None if found is None else AsyncRun(client._operations, client._transport, found)
 
 
 def _choose(
-    session: Session, names: AttemptNames, attempt: Attempt, retry_budget: float | None
+    operations: Operations, names: AttemptNames, attempt: Attempt, retry_budget: float | None
 ) -> Flow[RunSnapshot | None]:
     while True:
-        found = yield from session.get(attempt.ref.name, retry_budget=retry_budget)
+        found = yield from operations.get(attempt.ref.name, retry_budget=retry_budget)
         number = None if found is None else names.number_of(found.marker)
         if found is None or number is None:
             attempt.is_chosen = True

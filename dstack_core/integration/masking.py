@@ -16,11 +16,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-
-from dstack_core.integration.log_text import printable
-from dstack_core.models.secrets import secret_values
 
 MASK = "***"
 # As ``secret_values``: shorter lines, such as the end of a key, are common words and make a log unreadable.
@@ -88,3 +85,66 @@ def _variables(env: Any) -> dict[str, Any]:
     items = env if isinstance(env, list | tuple) else []
     pairs = [item.partition("=") for item in items if isinstance(item, str)]
     return {name: value if equals else None for name, equals, value in pairs}
+
+
+REPLACEMENT = "\ufffd"
+
+# As the dstack runner removes them from what it sends to the server (PROTOCOL 1.8), but a command to the
+# terminal without an end is left in: removing it would hide the rest of its line.
+_ESCAPES = re.compile(
+    r"""\x1b(?: \[ [0-?]* [\x20-/]* (?: [@-~] | $ )  # a control sequence, such as a colour
+            | \] [^\x07\x1b\n]* (?: \x07 | \x1b\\ )  # a command to the terminal, such as its title or a link
+            | [\x20-/]* (?: [0-Z\\^-~] | $ )         # all others
+        )""",
+    re.VERBOSE | re.MULTILINE,
+)
+_CONTROLS = [code for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"]
+_REPLACED = dict.fromkeys(_CONTROLS, REPLACEMENT)
+# In UTF-8: a control character of ASCII is this byte, one of the others (C1) begins with 0xC2.
+_SUSPECTS = [code for code in _CONTROLS if code < 128] + [0xC2]
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    r"""Return ``text`` (one line, or several that ``\n`` separates) without what is not to be shown."""
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:
+        # A lone surrogate, which no host can encode.
+        text = _SURROGATES.sub(REPLACEMENT, text)
+        data = text.encode()
+    if not any(suspect in data for suspect in _SUSPECTS):
+        return text
+    text = _ESCAPES.sub("", text)
+    if "\r" in text:
+        text = "\n".join(map(_last_state, text.split("\n")))
+    return text.translate(_REPLACED)
+
+
+def _last_state(line: str) -> str:
+    """Return what a terminal shows last of a line that carriage returns rewrote, such as a progress bar."""
+    return line.rstrip("\r").rpartition("\r")[2]
+
+
+# Shorter than any credential, and common enough to make other lines unreadable.
+_SHORTEST = 5
+
+
+def secret_values(values: Iterable[str | None]) -> Iterator[str]:
+    """Yield those of ``values`` (``run.env.values()``, a registry password) that a log must not show.
+
+    Nobody can tell a secret from a setting, so all are, but for numbers, ``true`` and ``false``, and texts of
+    less than 5 characters. Raises nothing. A server returns what a run was given in clear text.
+    Source: PROTOCOL 1.5.
+    """
+    for value in values:
+        if value and len(value) >= _SHORTEST and not _is_plain(value):
+            yield value
+
+
+def _is_plain(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return value.lower() in {"true", "false"}
+    return True

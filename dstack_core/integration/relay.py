@@ -28,8 +28,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dstack_core.integration.log_text import printable
-from dstack_core.integration.masking import Masker
+from dstack_core.integration.masking import Masker, printable
 from dstack_core.models.events import (
     ContactLost,
     ContactRestored,

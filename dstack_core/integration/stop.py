@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from dstack_core._flow.stop import Check, StopOptions, StopTarget, Until
 from dstack_core.integration.names import RunRef
 from dstack_core.integration.outcome_text import describe_stop, may_keep_running
-from dstack_core.models.checks import check_choice, check_seconds
+from dstack_core.models.options import check_choice, check_seconds
 from dstack_core.models.stops import StopResult
 
 if TYPE_CHECKING:
     from dstack_core._flow.steps import Flow
-    from dstack_core._session import Session
+    from dstack_core._operations import Operations
     from dstack_core.aio import AsyncClient
     from dstack_core.client import Client
 
@@ -78,7 +78,7 @@ def stop_run(
 
     options = _options(client, ref, timeout, submitted, may_appear, abort, until)
     target, lines = StopTarget(ref.name, ref.marker, run_id), _Lines(log, reason, backstop)
-    flow = _logged(client._session, target, options, lines, on_accepted)
+    flow = _logged(client._operations, target, options, lines, on_accepted)
     return _drive.run(flow, client._transport, sleep)
 
 
@@ -103,7 +103,7 @@ async def astop_run(
 
     options = _options(client, ref, timeout, submitted, may_appear, abort, until)
     target, lines = StopTarget(ref.name, ref.marker, run_id), _Lines(log, reason, backstop)
-    flow = _logged(client._session, target, options, lines, on_accepted)
+    flow = _logged(client._operations, target, options, lines, on_accepted)
     return await _adrive.arun(flow, client._transport, sleep)
 
 
@@ -119,7 +119,7 @@ def _options(
     check_seconds("timeout", timeout, above=True)
     check_choice("until", until, ("stopping", "ended"))
     check = Check.NEVER if ref.generated else Check.IF_ANSWERED if submitted else Check.ALWAYS
-    return StopOptions(client._session.clock, abort, timeout, check, Until(until), may_appear=may_appear)
+    return StopOptions(client._operations.clock, abort, timeout, check, Until(until), may_appear=may_appear)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ class _Lines:
 
 
 def _logged(
-    session: Session,
+    operations: Operations,
     target: StopTarget,
     options: StopOptions,
     lines: _Lines,
@@ -140,7 +140,7 @@ def _logged(
 ) -> Flow[StopResult]:
     """Stop the run between the two lines of the log."""
     log, name = lines.log, target.name
-    page = session.api.runs_url() if target.run_id is None else session.api.run_url(target.run_id)
+    page = operations.api.runs_url() if target.run_id is None else operations.api.run_url(target.run_id)
     accepted: StopResult | None = None
 
     def note(result: StopResult) -> None:
@@ -152,7 +152,7 @@ def _logged(
     try:
         why = "" if lines.reason is None else f" ({lines.reason})"
         log.log(logging.WARNING, "Stopping run %s%s: %s", name, why, page)
-        result = yield from session.stop_owned(target, replace(options, on_accepted=note))
+        result = yield from operations.stop_owned(target, replace(options, on_accepted=note))
     except BaseException:
         if accepted is None:
             text = f"The stop of run {name} was interrupted. {may_keep_running(lines.backstop)}: {page}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextvars import ContextVar
+from dataclasses import fields
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
@@ -75,3 +76,9 @@ def _late_value(value: Any) -> tuple[Any, str] | None:
         late = next(filter(None, map(_late_value, value)), None)
         return None if late is None else (late[0], f"[{late[1]}]")
     return None
+
+
+def known_fields(kind: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of ``data`` that are fields of the dataclass ``kind``."""
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in data.items() if name in names}

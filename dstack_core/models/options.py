@@ -11,12 +11,15 @@ that spell their own follow from it. ``CONTRIBUTING.md`` has the recipe.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from dstack_core.errors import ConfigurationError
+
 if TYPE_CHECKING:
-    from dstack_core.models.policies import RetryPolicy
-    from dstack_core.models.profiles import Profile
+    from dstack_core.models.profiles import Profile, RetryPolicy
     from dstack_core.models.resources import Resources
     from dstack_core.models.statuses import SpotPolicy
 
@@ -82,3 +85,67 @@ def check_options(given: Mapping[str, object], known: frozenset[str] | None = No
             f"{unknown}: expected one of the options {', '.join(sorted(names))}, got {unknown}. "
             "Check the spelling."
         )
+
+
+def check_seconds(name: str, value: Any, *, least: float = 0.0, above: bool = False) -> None:
+    """Raise ``ConfigurationError`` unless ``value`` is None or a number of seconds that makes sense."""
+    if value is None:
+        return
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    if not is_number or value < least or (above and value == least):
+        wanted = f"more than {least:g} seconds" if above else f"{least:g} seconds or more"
+        raise ConfigurationError(f"{name}: expected {wanted}, got {value!r}.")
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Raise ``ConfigurationError`` unless ``value`` is None or can be called."""
+    if value is not None and not callable(value):
+        raise ConfigurationError(f"{name}: expected a function, got {value!r}.")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise ``ConfigurationError`` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        known = ", ".join(repr(choice) for choice in choices)
+        raise ConfigurationError(f"{name}: expected one of {known}, got {value!r}.")
+
+
+_DURATION = re.compile(r"\d+ *[smhdw]?")
+_WHOLE = re.compile(r"-?\d+")
+
+
+def check_duration(value: int | str | bool | None, *, off: bool = False) -> int | str | bool | None:
+    """Return ``value`` when it is a duration: seconds above 0, or a text such as ``"2h"``.
+
+    With ``off`` also ``"off"`` and False are, for no limit. Raises ``ValueError``. Source: PROTOCOL 3.2.
+    """
+    if value is None or (off and (value == "off" or value is False)):
+        return value
+    if isinstance(value, str):
+        fine = _DURATION.fullmatch(value) is not None
+    else:
+        fine = not isinstance(value, bool) and value > 0
+    if not fine:
+        ways = '"2h" or "off"' if off else '"2h" or "3d"'
+        raise ValueError(f"expected seconds above 0, or a string such as {ways}, got {value!r}")
+    return value
+
+
+def read_duration(value: Any, *, below_zero: bool = False) -> Any:
+    """Return a duration as a configuration may have it: also 0, a fraction, ``"off"``, False and True.
+
+    True means the server's default. With ``below_zero`` every negative number means no limit, the older way
+    to write it. Raises ``ValueError``. Source: dstack 0.22.5's own client.
+    """
+    if value is None or isinstance(value, bool) or value == "off":
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        value = int(value)
+    number = int(value) if isinstance(value, str) and _WHOLE.fullmatch(value) else value
+    if isinstance(number, int):
+        fine = number >= 0 or below_zero
+    else:
+        fine = isinstance(value, str) and _DURATION.fullmatch(value) is not None
+    if not fine:
+        raise ValueError(f'expected seconds, or a string such as "2h" or "off", got {value!r}')
+    return value

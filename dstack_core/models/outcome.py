@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from dstack_core.errors import DstackError
+from dstack_core.models.base import known_fields
 from dstack_core.models.statuses import RunStatus
-from dstack_core.models.tolerant import known_fields
 
 _NO_CAPACITY = frozenset({"failed_to_start_due_to_no_capacity", "interrupted_by_no_capacity"})
 

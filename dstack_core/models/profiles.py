@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ConfigDict, StrictStr, ValidationInfo, field_validator
 
 from dstack_core.models.base import Model
-from dstack_core.models.durations import read_duration
+from dstack_core.models.options import check_duration, read_duration
 from dstack_core.models.statuses import SpotPolicy
 
 
@@ -89,3 +89,21 @@ class Profile(ProfileFields):
 
     name: str = "default"
     default: bool = False
+
+
+class RetryPolicy(Model):
+    """Wait for capacity instead of failing when there is none.
+
+    ``retry`` (bool) turns it on; ``limit`` is the longest wait: an int in seconds or a str such as
+    ``"12h"`` or ``"3d"``; one hour when it is left out. Source: the documented API, "RetryPolicy";
+    PROTOCOL 3.1, 3.2.
+    """
+
+    retry: bool = False
+    limit: int | str | None = None
+
+    @field_validator("limit")
+    @classmethod
+    def _check_limit(cls, value: int | str | None) -> int | str | None:
+        check_duration(value)
+        return value

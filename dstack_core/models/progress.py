@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
-from dstack_core.models.tolerant import known_fields
+from dstack_core.models.base import known_fields
 
 
 @dataclass(frozen=True, slots=True)

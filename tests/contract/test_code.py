@@ -237,7 +237,7 @@ def test_the_server_keeps_how_a_repository_is_cloned(target: Target, checkout: P
     with dstack.Client.from_config(checkout, **secret, **target.arguments()) as client:
         client.repos.init()
         client.repos.init()
-        repo_id = client._session.repository.describe().repo_id
+        repo_id = client._operations.code.repository.describe().repo_id
     stored = requests.post(
         f"{target.url}/api/project/{target.project}/repos/get",
         json={"repo_id": repo_id, "include_creds": True},

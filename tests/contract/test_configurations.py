@@ -19,7 +19,7 @@ from tests.dstack_files import ENV, FILES
 def echoed(target: Target, run: dstack.Run) -> dict[str, Any]:
     """Return the run as the server tells it."""
     with target.client() as client:
-        reply = client._transport(client._session.api.get_run(run.name).request)
+        reply = client._transport(client._operations.api.get_run(run.name).request)
     told: dict[str, Any] = json.loads(reply.body)
     return told
 

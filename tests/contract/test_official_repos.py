@@ -13,8 +13,8 @@ import yaml
 
 import dstack_core as dstack
 from dstack_core import RepoMapping
-from dstack_core._repo.remote import Remote
-from dstack_core._repo.repository import Repository
+from dstack_core._code.remote import Remote
+from dstack_core._code.repository import Repository
 from dstack_core._wire.code import Clone, Code
 from dstack_core._wire.spec import run_spec, with_repo_place
 from dstack_core.models.options import SubmitOptions

@@ -13,7 +13,7 @@ from typing import Any
 
 from dstack_core import _adrive, _drive
 from dstack_core._flow.steps import Flow
-from dstack_core._wire.plain import Reply, Request
+from dstack_core._wire.http_messages import Reply, Request
 from dstack_core.errors import TransientServerError
 from dstack_core.models.events import Event
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 import paramiko
 from websockets.sync.server import ServerConnection, serve
 
-from dstack_core._ssh.keys import LoginKey
-from dstack_core._ssh.tunnel import Persistence
+from dstack_core._attach.keys import LoginKey
+from dstack_core._attach.tunnel import Persistence
 from dstack_core._wire.attach import RUNNER_PORT, AppPort, Hop, Route
 from tests.rig.ssh_host import SshHost, _HostSession
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dstack_core import errors
-from dstack_core._session import Session
+from dstack_core._operations import Operations
 from dstack_core._wire.api import Api
 from tests.core.scripted import Driver, Script, recorded, recorded_reply, reply
 
@@ -86,7 +86,7 @@ def test_events_come_oldest_first_from_as_many_pages_as_it_takes(
     driver: Driver, count: int, limit: int | None, first: int | None, requests: int
 ) -> None:
     script = Script(events__list=[Events(count)])
-    events = driver.run(Session(API, 30.0, clock=driver.clock).events("id-1", limit), script)
+    events = driver.run(Operations(API, 30.0, clock=driver.clock).events("id-1", limit), script)
     expected = list(range(count))[-limit:] if limit else list(range(count))
     assert [int(item.message) for item in events] == expected
     assert (expected[0] if expected else None) == first
@@ -120,7 +120,7 @@ def test_metrics_of_a_job_the_run_has_not_are_told_by_node_and_replica() -> None
 
 @pytest.mark.parametrize("limit", [0, -1, True, "3"])
 def test_a_limit_that_is_none_is_refused(driver: Driver, limit: Any) -> None:
-    session, script = Session(API, 30.0), Script()
+    session, script = Operations(API, 30.0), Script()
     with pytest.raises(errors.ConfigurationError, match=r"limit: .* is no limit; write a number above 0"):
         driver.run(session.events("id-1", limit), script)
     with pytest.raises(errors.ConfigurationError, match="limit: "):

@@ -254,7 +254,7 @@ def test_a_server_that_loses_every_update_is_given_up_after_the_budget(driver: D
 
 
 def test_the_values_of_the_run_stay_out_of_errors_and_reprs(driver: Driver) -> None:
-    from dstack_core._wire.updates import parse_resource
+    from dstack_core._wire.plans import parse_resource
 
     server = Server(configuration=CONFIGURATION | {"env": {"TOKEN": "s3cret"}, "max_duration": 1})
     with pytest.raises(RunNotUpdatableError) as caught:

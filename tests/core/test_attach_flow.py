@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dstack_core import _adrive
-from dstack_core._flow.attach import attach
+from dstack_core._attach.wait import attach
 from dstack_core._flow.steps import Flow
 from dstack_core._wire.api import Api
 from dstack_core._wire.attach import Approach, Route

@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from paramiko.common import AUTH_SUCCESSFUL
 
-from dstack_core._ssh.hops import Chain
-from dstack_core._ssh.host_keys import HostKeyError, HostKeys
+from dstack_core._attach.hops import Chain
+from dstack_core._attach.host_keys import HostKeyError, HostKeys
 from dstack_core._wire.attach import Hop
 from dstack_core.errors import AttachError
 from tests.core.ssh_hosts import RUN_KEY, USER, Echo, Host, way

@@ -15,9 +15,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 
 import dstack_core as dstack
-from dstack_core._session import Session
-from dstack_core._ssh.key_formats import describe
-from dstack_core._ssh.keys import LoginKeys, read_identity_file
+from dstack_core._attach.keys import LoginKeys, describe, read_identity_file
+from dstack_core._operations import Operations
 from dstack_core._wire.api import Api
 from dstack_core.errors import AttachError, ConfigurationError
 from dstack_core.models.options import SubmitOptions
@@ -94,14 +93,14 @@ def test_the_callers_key_goes_with_the_run_and_the_server_is_not_asked_for_one(
     driver: Driver, tmp_path: Path
 ) -> None:
     key = MAKERS["ecdsa"]()
-    session = Session(Api("http://s", "main"), 30, keys=LoginKeys(written(tmp_path, key)))
+    session = Operations(Api("http://s", "main"), 30, keys=LoginKeys(written(tmp_path, key)))
     script = Script(runs__get=[MISSING], runs__apply=[reply(run_json("submitted"))])
     driver.run(submission(session), script)
     sent = script.bodies("runs/apply")[0]["plan"]["run_spec"]["ssh_key_pub"]
     assert sent.split()[:2] == public_line(key).split()
 
 
-def submission(session: Session) -> Any:
+def submission(session: Operations) -> Any:
     task = dstack.Task(commands=["true"])
     return session.submit(task, "train", SubmitOptions(), verify_ports=True, marker="mine", retry_budget=None)
 
@@ -114,7 +113,7 @@ def test_the_servers_key_goes_with_the_run_where_it_has_one(
     script = Script(
         users__get_my_user=[reply(user)], runs__get=[MISSING], runs__apply=[reply(run_json("submitted"))]
     )
-    driver.run(submission(Session(Api("http://s", "main"), 30)), script)
+    driver.run(submission(Operations(Api("http://s", "main"), 30)), script)
     sent = script.bodies("runs/apply")[0]["plan"]["run_spec"]["ssh_key_pub"]
     own = Path.home() / ".dstack" / "ssh" / "id_rsa"
     assert own.exists() is not keeps_keys
@@ -133,7 +132,7 @@ def test_a_generated_key_is_kept_for_its_owner_alone_and_used_again() -> None:
 
 def test_processes_that_generate_at_once_end_with_one_key() -> None:
     code = (
-        "import sys; from dstack_core._ssh.keys import LoginKeys; print('ready', flush=True); "
+        "import sys; from dstack_core._attach.keys import LoginKeys; print('ready', flush=True); "
         "sys.stdin.readline(); print(LoginKeys().own_public_key())"
     )
     workers = [

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from dstack_core._flow.chunks import LogChunk
-from dstack_core._flow.live import live_chunks
+from dstack_core._attach.follow_live_log import live_chunks
+from dstack_core._flow.raw_log import LogChunk
 from dstack_core._wire.api import Api
 from dstack_core._wire.attach import Route
 from dstack_core.errors import AttachError, RunNotFoundError

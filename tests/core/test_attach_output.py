@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dstack_core._wire.output import Position, without_escapes
+from dstack_core._wire.log_position import Position, without_escapes
 
 PIECES = [
     b"line",

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 import dstack_core as dstack
-from dstack_core._session import Session
-from dstack_core._ssh.ports import bind, bind_from, verify_ports
+from dstack_core._attach.ports import bind, bind_from, verify_ports
+from dstack_core._operations import Operations
 from dstack_core._wire.api import Api
 from dstack_core.errors import ConfigurationError, PortInUseError
 from dstack_core.models.options import SubmitOptions
@@ -103,7 +103,7 @@ def test_the_next_free_port_is_taken_where_any_will_do() -> None:
 
 
 def submit(port: int | str, verify: bool) -> Callable[[], object]:
-    session = Session(Api("http://127.0.0.1:1", "main"), retry_budget=0)
+    session = Operations(Api("http://127.0.0.1:1", "main"), retry_budget=0)
     task = dstack.Task(commands=["true"], ports=[port])
     return lambda: session.submit(
         task, None, SubmitOptions(), verify_ports=verify, marker=None, retry_budget=None

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from websockets.sync.server import ServerConnection
 
 import dstack_core as dstack
-from dstack_core._session import Session
+from dstack_core._operations import Operations
 from dstack_core._wire.api import Api
 from dstack_core._wire.runs import parse_run
 from dstack_core.aio_run import AsyncRun
@@ -68,11 +68,11 @@ class Server:
         return body
 
     def run(self) -> Run:
-        session = Session(Api("http://s", "main"), 30)
+        session = Operations(Api("http://s", "main"), 30)
         return Run(session, self.script.send, parse_run(self.running))  # type: ignore[arg-type]
 
     def arun(self) -> AsyncRun:
-        session = Session(Api("http://s", "main"), 30)
+        session = Operations(Api("http://s", "main"), 30)
         return AsyncRun(session, self.script.asend, parse_run(self.running))  # type: ignore[arg-type]
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from dstack_core._ssh.gulps import gulping
-from dstack_core._ssh.hops import Chain
-from dstack_core._ssh.host_keys import HostKeys
+from dstack_core._attach.hops import Chain
+from dstack_core._attach.host_keys import HostKeys
+from dstack_core._attach.read_ahead import gulping
 from tests.core.ssh_hosts import RUN_KEY, Host, way
 
 

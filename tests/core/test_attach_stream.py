@@ -12,9 +12,9 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection
 
-from dstack_core._ssh import live_logs
-from dstack_core._ssh.live_logs import LogStream
-from dstack_core._ssh.tunnel import Tunnel
+from dstack_core._attach import live_logs
+from dstack_core._attach.live_logs import LogStream
+from dstack_core._attach.tunnel import Tunnel
 from dstack_core.errors import AttachError
 from tests.core.ssh_hosts import AT_ONCE, RUN_KEY, Echo, Host, runner, way
 from tests.ports import free_port

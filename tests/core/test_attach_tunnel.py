@@ -12,9 +12,9 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from dstack_core._ssh.attachment import Attachment
-from dstack_core._ssh.keys import LoginKeys
-from dstack_core._ssh.tunnel import Persistence, Tunnel
+from dstack_core._attach.attachment import Attachment
+from dstack_core._attach.keys import LoginKeys
+from dstack_core._attach.tunnel import Persistence, Tunnel
 from dstack_core._wire.attach import AppPort
 from dstack_core.errors import AttachError, PortInUseError
 from tests.core.ssh_hosts import AT_ONCE, RUN_KEY, Echo, Host, no_thread_of_ours_is_left, route, way

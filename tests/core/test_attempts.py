@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dstack_core._session import Session
+from dstack_core._operations import Operations
 from dstack_core._wire.api import Api
 from dstack_core.errors import ServerUnreachableError
 from dstack_core.integration.attempts import Attempt, _choose
@@ -18,8 +18,8 @@ GENERATED = AttemptNames("job-7", STEM)
 CHOSEN = AttemptNames("job-7", STEM, "train")
 
 
-def session(driver: Driver) -> Session:
-    return Session(Api("http://server", "main"), 30.0, clock=driver.clock, wall_clock=driver.clock)
+def session(driver: Driver) -> Operations:
+    return Operations(Api("http://server", "main"), 30.0, clock=driver.clock, wall_clock=driver.clock)
 
 
 def choose(

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from dstack_core import LogBytes, errors
-from dstack_core._flow.chunks import ChunkOptions, LogChunk
-from dstack_core._session import Session
+from dstack_core._flow.raw_log import ChunkOptions, LogChunk
+from dstack_core._operations import Operations
 from dstack_core._wire.api import Api
 from tests.core.scripted import LOST, MISSING, Answer, Driver, Script, page, reply, run_json
 
@@ -42,7 +42,7 @@ class Logs:
 
 def read(driver: Driver, runs: list[Answer], logs: Any, **options: Any) -> list[LogBytes]:
     script = Script(runs__get=runs, logs__poll=[logs])
-    flow = Session(API, 30.0, clock=driver.clock).chunks("train", "id-1", ChunkOptions(**options))
+    flow = Operations(API, 30.0, clock=driver.clock).chunks("train", "id-1", ChunkOptions(**options))
     return [event.data for event in driver.events(flow, script) if isinstance(event, LogChunk)]
 
 
@@ -104,7 +104,7 @@ def test_every_attempt_of_a_retried_job_is_read_in_order(driver: Driver) -> None
 def test_follow_reads_on_until_the_run_is_over_across_a_lost_answer(driver: Driver) -> None:
     logs: list[Answer] = [page((1, "a\r\n")), LOST, page((2, "b\r\n")), NOTHING]
     script = Script(runs__get=[reply(run_json()), reply(run_json("done"))], logs__poll=logs)
-    flow = Session(API, 30.0, clock=driver.clock).chunks(
+    flow = Operations(API, 30.0, clock=driver.clock).chunks(
         "train", "id-1", ChunkOptions(follow=True, poll_interval=3.0)
     )
     events = driver.events(flow, script)
@@ -115,7 +115,7 @@ def test_follow_reads_on_until_the_run_is_over_across_a_lost_answer(driver: Driv
 @pytest.mark.parametrize("diagnose", [False, True])
 def test_the_runners_own_log_is_another_log(driver: Driver, diagnose: bool) -> None:
     script = Script(runs__get=[reply(run_json("done"))], logs__poll=[NOTHING])
-    flow = Session(API, 30.0, clock=driver.clock).chunks("train", "id-1", ChunkOptions(diagnose=diagnose))
+    flow = Operations(API, 30.0, clock=driver.clock).chunks("train", "id-1", ChunkOptions(diagnose=diagnose))
     driver.events(flow, script)
     assert [body.get("diagnose") for body in script.bodies("logs/poll")] == [True if diagnose else None]
 
@@ -124,7 +124,7 @@ def test_start_time_is_sent_in_utc_and_a_naive_one_is_local(driver: Driver) -> N
     local = datetime(2026, 11, 23, 9, 30)
     for moment in (local, local.astimezone()):
         script = Script(runs__get=[reply(run_json("done"))], logs__poll=[NOTHING])
-        flow = Session(API, 30.0, clock=driver.clock).chunks("train", "id-1", ChunkOptions(moment))
+        flow = Operations(API, 30.0, clock=driver.clock).chunks("train", "id-1", ChunkOptions(moment))
         driver.events(flow, script)
         (body,) = script.bodies("logs/poll")
         sent = datetime.fromisoformat(body["start_time"])

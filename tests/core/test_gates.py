@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from dstack_core import Configuration, Task, errors, load_configuration
-from dstack_core._session import Session
+from dstack_core._operations import Operations
 from dstack_core._wire import versions
 from dstack_core._wire.api import Api
-from dstack_core._wire.plain import Reply
+from dstack_core._wire.http_messages import Reply
 from dstack_core.models.options import SubmitOptions
 from tests.core.scripted import LOST, MISSING, Driver, Script, recorded_reply, reply, run_json
 
@@ -19,8 +19,8 @@ INFO = "server__get_info"
 KEY = reply({"username": "admin", "ssh_public_key": "ssh-rsa AAAA x"})
 
 
-def session(driver: Driver) -> Session:
-    return Session(API, 30.0, clock=driver.clock)
+def session(driver: Driver) -> Operations:
+    return Operations(API, 30.0, clock=driver.clock)
 
 
 def server(release: str | None, **answers: Any) -> Script:
@@ -30,7 +30,9 @@ def server(release: str | None, **answers: Any) -> Script:
     return Script(**{INFO: [info], **script, **answers})
 
 
-def submit(driver: Driver, script: Script, configuration: Configuration, use: Session | None = None) -> Any:
+def submit(
+    driver: Driver, script: Script, configuration: Configuration, use: Operations | None = None
+) -> Any:
     flow = (use or session(driver)).submit(
         configuration, "train", SubmitOptions(), verify_ports=False, marker="mine", retry_budget=None
     )

@@ -114,7 +114,7 @@ def test_secrets_are_in_no_repr() -> None:
         registry_auth=dstack.RegistryAuth(username="me", password="s3cr3t"),
     )
     client = dstack.Client(server_url="http://server", project_name="main", user_token="s3cr3t")
-    for thing in (task, client, client.runs, client._transport, client._session):
+    for thing in (task, client, client.runs, client._transport, client._operations):
         assert "s3cr3t" not in repr(thing)
     assert "TOKEN" in repr(task)
 

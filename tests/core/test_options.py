@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 import dstack_core as dstack
-from dstack_core._session import Session
+from dstack_core._operations import Operations
 from dstack_core._wire.api import Api
 from dstack_core._wire.spec import run_spec
 from dstack_core.models import options as declared
@@ -64,12 +64,12 @@ def given_to_session(call: Any, monkeypatch: pytest.MonkeyPatch, **options: Any)
     """Return the options that the call hands to the session, which sends them."""
     seen: list[Any] = []
 
-    def reach(self: Session, configuration: Any, *positional: Any, **named: Any) -> Any:
+    def reach(self: Operations, configuration: Any, *positional: Any, **named: Any) -> Any:
         seen.append(positional[-1])
         raise Reached
 
-    monkeypatch.setattr(Session, "submit", reach)
-    monkeypatch.setattr(Session, "plan", reach)
+    monkeypatch.setattr(Operations, "submit", reach)
+    monkeypatch.setattr(Operations, "plan", reach)
     with pytest.raises(Reached):
         asyncio.run(getattr(client_of(call).runs, call.__name__)(TASK, **options))
     return {name: value for name, value in seen[-1].items() if value is not None}
@@ -100,7 +100,7 @@ def test_every_option_changes_what_is_sent(
 ) -> None:
     write_profiles(tmp_path)
     monkeypatch.chdir(tmp_path)
-    session = Session(Api("http://server", "main"), 30)
+    session = Operations(Api("http://server", "main"), 30)
 
     def sent(given: dict[str, Any]) -> dict[str, Any]:
         return run_spec(*session._prepared(CONFIGURATION, cast(dstack.SubmitOptions, given)))

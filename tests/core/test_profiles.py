@@ -16,8 +16,9 @@ from dstack_core import (
     UnsupportedServerError,
     load_profile,
 )
-from dstack_core._repo.repository import Repository
-from dstack_core._session import Session
+from dstack_core._code.deliver import CodeSource
+from dstack_core._code.repository import Repository
+from dstack_core._operations import Operations
 from dstack_core._wire.api import Api
 from dstack_core._wire.spec import run_spec
 from dstack_core.models.options import SubmitOptions
@@ -169,11 +170,11 @@ def apply_script(version: str = "0.22.5") -> Script:
     )
 
 
-def session(folder: Path | None = None) -> Session:
-    return Session(Api("http://server", "main"), 30, repository=Repository(folder, local_repo=True))
+def session(folder: Path | None = None) -> Operations:
+    return Operations(Api("http://server", "main"), 30, code=CodeSource(Repository(folder, local_repo=True)))
 
 
-def submitted(driver: Driver, session: Session, script: Script, **given: Any) -> dict[str, Any]:
+def submitted(driver: Driver, session: Operations, script: Script, **given: Any) -> dict[str, Any]:
     options = cast(SubmitOptions, given)
     flow = session.submit(
         Task(commands=["x ${{ run.args }}"], env=["A"]),
@@ -234,7 +235,7 @@ def test_a_profile_that_a_server_is_too_old_for_is_refused_first(driver: Driver)
 def test_a_profile_of_another_kind_is_refused(kind: type[Any]) -> None:
     client = kind(server_url="http://127.0.0.1:9", project_name="main", user_token="t")
     with pytest.raises(ConfigurationError, match=r"profile: expected a name or a Profile, got 3"):
-        client._session.plan(Task(commands=["x"]), SubmitOptions(profile=3))  # type: ignore[typeddict-item]
+        client._operations.plan(Task(commands=["x"]), SubmitOptions(profile=3))  # type: ignore[typeddict-item]
 
 
 def test_arguments_that_no_command_wants_are_reported(

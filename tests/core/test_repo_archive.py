@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from dstack_core import ConfigurationError
-from dstack_core._repo.archive import pack_directory as pack
-from dstack_core._repo.repository import check_directory
+from dstack_core._code.archive import pack_directory as pack
+from dstack_core._code.repository import check_directory
 
 
 def write(root: Path, **files: str) -> None:
@@ -77,7 +77,7 @@ def test_a_file_is_no_directory(tmp_path: Path) -> None:
 def test_a_directory_past_every_limit_is_not_read_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dstack_core._repo.archive.PACK_LIMIT", 100_000)
+    monkeypatch.setattr("dstack_core._code.archive.PACK_LIMIT", 100_000)
     for number in range(20):
         (tmp_path / f"f{number:02}").write_bytes(b"x" * 50_000)
     with pytest.raises(ConfigurationError, match=r"too big to upload: 0\.\d MB .*f00 \(0\.1 MB\)"):

@@ -16,8 +16,8 @@ import requests
 
 import dstack_core as dstack
 from dstack_core import ConfigurationError
-from dstack_core._repo.credentials import GitCredentials
-from dstack_core._repo.repository import Repository
+from dstack_core._code.credentials import GitCredentials
+from dstack_core._code.repository import Repository
 from dstack_core._wire.code import Clone, Code
 from dstack_core.local import LocalServer
 from tests.core.repos import clone_pair, git
@@ -190,7 +190,7 @@ def test_the_secrets_reach_the_server_and_nothing_else(
         for given in credentials:
             with dstack.Client.from_config(work, **given, **arguments) as client:
                 client.repos.init()
-                seen += [repr(client), repr(client._session), repr(vars(client))]
+                seen += [repr(client), repr(client._operations), repr(vars(client))]
                 for path in ("repos/init", "repos/upload_code", "runs/apply"):
                     (work / "new").write_text(path)
                     server.faults.add(
@@ -209,6 +209,6 @@ def test_the_secrets_reach_the_server_and_nothing_else(
                 ).json()["repo_creds"]
                 assert (stored["oauth_token"] or stored["private_key"]) in (TOKEN, key_text)
                 assert stored["clone_url"].endswith("github.com/o/r.git")
-                seen += [repr(repository), repr(repository.pack()), repr(client._session.init_repo())]
+                seen += [repr(repository), repr(repository.pack()), repr(client._operations.init_repo())]
     seen += [record.getMessage() for record in caplog.records]
     assert not [text for text in seen for secret in secrets if secret in text]

@@ -13,8 +13,8 @@ import pytest
 
 import dstack_core as dstack
 from dstack_core import ConfigurationError
-from dstack_core._repo.repository import Repository
-from dstack_core._wire.plain import Reply, Request
+from dstack_core._code.repository import Repository
+from dstack_core._wire.http_messages import Reply, Request
 from dstack_core.local import LocalServer
 from tests.core.repos import clone_pair, commit, git, tree, write
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from dstack_core import ConfigurationError
-from dstack_core._repo.archive import pack_directory, pack_entry
-from dstack_core._repo.files import pack_files
+from dstack_core._code.archive import pack_directory, pack_entry, pack_files
 from dstack_core._wire.code import Upload
 from tests.core.repos import commit, git, write
 
@@ -189,7 +188,7 @@ def test_an_entry_behind_a_link_of_the_user_is_packed(
 def test_what_a_link_leads_to_is_weighed_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dstack_core._repo.archive.PACK_LIMIT", 100_000)
+    monkeypatch.setattr("dstack_core._code.archive.PACK_LIMIT", 100_000)
     (tmp_path / "data").mkdir()
     with (tmp_path / "huge").open("wb") as file:
         file.truncate(10**13)

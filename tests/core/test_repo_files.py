@@ -11,7 +11,7 @@ import pytest
 
 import dstack_core as dstack
 from dstack_core import ConfigurationError, FileMapping
-from dstack_core._repo.files import pack_files
+from dstack_core._code.archive import pack_files
 from dstack_core._wire.code import Upload
 from dstack_core._wire.spec import run_spec
 from dstack_core.models.options import SubmitOptions

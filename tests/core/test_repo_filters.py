@@ -66,7 +66,7 @@ def test_a_removed_file_under_a_filter_is_gone(work: Path, tmp_path: Path) -> No
 
 
 def test_contents_past_every_limit_are_not_read(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dstack_core._repo.diff.PACK_LIMIT", 100_000)
+    monkeypatch.setattr("dstack_core._code.diff.PACK_LIMIT", 100_000)
     (work / "old.bin").write_bytes(b"x" * 150_000)
     with pytest.raises(ConfigurationError, match=r"the diff of .* too big .*old\.bin \(0\.1 MB\)"):
         packed(work)

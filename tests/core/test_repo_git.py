@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dstack_core import ConfigurationError
-from dstack_core._repo.repository import Repository
+from dstack_core._code.repository import Repository
 from dstack_core._wire.code import Code
 from tests.core.repos import REMOTE, clone_pair, commit, git, tree, write
 
@@ -216,7 +216,7 @@ def test_a_submodule_is_left_to_the_clone_unless_it_was_changed(
 
 
 def test_new_files_past_every_limit_are_not_read(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dstack_core._repo.diff.PACK_LIMIT", 100_000)
+    monkeypatch.setattr("dstack_core._code.diff.PACK_LIMIT", 100_000)
     (work / "big.bin").write_bytes(b"x" * 150_000)
     with pytest.raises(ConfigurationError, match=r"repo_dir: the diff of .* too big .*big\.bin \(0\.1 MB\)"):
         packed(work)

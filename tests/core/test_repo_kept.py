@@ -11,7 +11,7 @@ import pytest
 import requests
 
 import dstack_core as dstack
-from dstack_core._repo.repository import Repository
+from dstack_core._code.repository import Repository
 from dstack_core.local import LocalServer
 from tests.core.repos import REMOTE, clone_pair
 from tests.core.test_repo_delivery import TASK, Watched

@@ -11,9 +11,9 @@ import pytest
 
 import dstack_core as dstack
 from dstack_core import ConfigurationError, RepoMapping
-from dstack_core._repo.repository import Repository
+from dstack_core._code.repository import Repository
 from dstack_core._wire.code import Clone, Code, RepoPlace
-from dstack_core._wire.plain import Reply, Request
+from dstack_core._wire.http_messages import Reply, Request
 from dstack_core._wire.spec import run_spec, with_repo_place
 from dstack_core._wire.versions import Release
 from dstack_core.local import LocalServer

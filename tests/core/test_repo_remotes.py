@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from dstack_core import ConfigurationError
-from dstack_core._repo.credentials import GitCredentials, clone_of
-from dstack_core._repo.remote import CannotCloneError, Remote
-from dstack_core._repo.repository import Repository
+from dstack_core._code.credentials import GitCredentials, clone_of
+from dstack_core._code.remote import CannotCloneError, Remote
+from dstack_core._code.repository import Repository
 from dstack_core._wire.code import Clone, Code
 from tests.core.repos import REMOTE, clone_pair, commit, git, write
 from tests.core.test_repo_credentials import TOKEN, key_text
@@ -129,7 +129,7 @@ def test_an_ssh_configuration_that_cannot_be_read_is_logged(caplog: pytest.LogCa
 
 def test_without_an_alias_to_resolve_no_ssh_library_is_loaded() -> None:
     program = (
-        "import sys; from pathlib import Path; from dstack_core._repo.remote import Remote; "
+        "import sys; from pathlib import Path; from dstack_core._code.remote import Remote; "
         "Remote.parse('git@github.com:o/r', Path('/')); sys.exit('paramiko' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dstack_core import ConfigurationError
-from dstack_core._repo.repository import Repository
+from dstack_core._code.repository import Repository
 from dstack_core._wire.code import Code
 from tests.core.repos import REMOTE, clone_pair, commit, git, tree, write
 from tests.core.test_repo_entries import members
@@ -221,7 +221,7 @@ def test_what_git_tracks_is_uploaded_though_a_rule_names_it(work: Path) -> None:
 def test_files_too_big_for_an_upload_are_told_with_the_reason(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dstack_core._repo.archive.PACK_LIMIT", 100_000)
+    monkeypatch.setattr("dstack_core._code.archive.PACK_LIMIT", 100_000)
     (work / "big.bin").write_bytes(b"x" * 150_000)
     git(work, "remote", "remove", "origin")
     with pytest.raises(

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from dstack_core import Run, RunFailedError, RunStoppedError, errors
-from dstack_core._session import Session
+from dstack_core._operations import Operations
 from dstack_core._transport.blocking import BlockingTransport
 from dstack_core._transport.settings import TransportSettings
 from dstack_core._wire.api import Api
-from dstack_core._wire.plain import Reply, Request
+from dstack_core._wire.http_messages import Reply, Request
 from dstack_core._wire.runs import parse_run
 from dstack_core._wire.services import service_answers
 from tests.core.scripted import LOST, MISSING, Answer, Driver, Script, recorded, reply, run_json
@@ -48,7 +48,7 @@ def service(url: str = "/proxy/services/main/chat/", **changes: Any) -> Reply:
 
 
 def wait(driver: Driver, server: Server) -> Any:
-    session = Session(API, 30.0, clock=driver.clock)
+    session = Operations(API, 30.0, clock=driver.clock)
     flow = session.wait_until_ready("chat", "id-1", poll_interval=2.0, retry_budget=600.0)
     return driver.run(flow, server)
 
@@ -121,7 +121,7 @@ def test_a_recorded_service_has_an_address_and_a_task_has_none() -> None:
     transport = BlockingTransport(TransportSettings("http://server", "t"))
 
     def run(body: Any) -> Run:
-        return Run(Session(API, 30.0), transport, parse_run(body))
+        return Run(Operations(API, 30.0), transport, parse_run(body))
 
     plain = run(recorded("runs_get_service_running_0.22.5"))
     assert (plain.service_url or "").startswith("http://server/proxy/services/main/svc-")

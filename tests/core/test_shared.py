@@ -11,8 +11,8 @@ import pytest
 
 from dstack_core._shared.batched_polls import PAGE_WORTH, BatchedPolls
 from dstack_core._wire.api import Api
+from dstack_core._wire.http_messages import Reply, Request
 from dstack_core._wire.lookups import PAGE_SIZE, Lookup, lookup_of
-from dstack_core._wire.plain import Reply, Request
 from dstack_core.errors import TransientServerError
 from tests.core.scripted import LOST, reply, run_json
 

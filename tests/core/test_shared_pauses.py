@@ -13,7 +13,7 @@ from dstack_core._flow.steps import Flow, Sleep, Wait, call
 from dstack_core._shared import batched_polls
 from dstack_core._shared.batched_polls import polls_until_turn, seconds_to_poll
 from dstack_core._wire.api import Api
-from dstack_core._wire.plain import Reply
+from dstack_core._wire.http_messages import Reply
 from dstack_core._wire.runs import RunSnapshot
 from dstack_core.models.events import LogLines, RunFinished
 from dstack_core.models.outcome import Outcome

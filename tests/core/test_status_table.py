@@ -13,8 +13,7 @@ import pytest
 
 from dstack_core import Outcome, RunFailedError, RunStatus, RunStoppedError
 from dstack_core._wire.runs import Machine, Submission, parse_run
-from dstack_core._wire.statuses import job_status, run_status
-from dstack_core.models.statuses import BY_JOB, BY_RUN, RESTARTING_SIGN, Phase
+from dstack_core.models.statuses import BY_JOB, BY_RUN, RESTARTING_SIGN, Phase, job_status, run_status
 from tests.core.scripted import DATA, run_json
 
 ROOT = Path(__file__).parent.parent.parent

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 import dstack_core as dstack
-from dstack_core._flow.chunks import ChunkOptions
+from dstack_core._flow.raw_log import ChunkOptions
 from dstack_core._flow.stop import Check, StopOptions, StopTarget, Until
-from dstack_core._session import Session
+from dstack_core._operations import Operations
 from dstack_core._wire.api import Api
-from dstack_core._wire.plain import Reply, Request
+from dstack_core._wire.http_messages import Reply, Request
 from dstack_core.errors import TransientServerError
 from dstack_core.integration import StopResult, StopState
 from dstack_core.models.progress import Progress
@@ -26,8 +26,8 @@ DENIED = reply({"detail": {"msg": "Access denied", "code": None}}, 403)
 OURS = StopTarget("train", "mine")
 
 
-def session(driver: Driver) -> Session:
-    return Session(Api("http://server", "main"), 30.0, clock=driver.clock, wall_clock=driver.clock)
+def session(driver: Driver) -> Operations:
+    return Operations(Api("http://server", "main"), 30.0, clock=driver.clock, wall_clock=driver.clock)
 
 
 def seen(*names: str, **changes: Any) -> list[Any]:
@@ -35,7 +35,7 @@ def seen(*names: str, **changes: Any) -> list[Any]:
     return [reply(run) for run in runs]
 
 
-def stop(driver: Driver, ours: Session, script: Script, **more: Any) -> StopResult:
+def stop(driver: Driver, ours: Operations, script: Script, **more: Any) -> StopResult:
     target = StopTarget("train", "mine", "id-1")
     how = {"abort": False, "until": "accepted", "timeout": None, **more}
     result: StopResult = driver.run(ours.stop(target, **how), script)
@@ -49,7 +49,7 @@ def stop_owned(driver: Driver, script: Script, target: StopTarget = OURS, **more
     return result
 
 
-def follow(driver: Driver, ours: Session, script: Script) -> None:
+def follow(driver: Driver, ours: Operations, script: Script) -> None:
     flow = ours.follow(Progress("train", "id-1"), poll_interval=5, logs=False, retry_budget=600)
     driver.events(flow, script)
 
@@ -80,7 +80,7 @@ def stop_slowly(delay: float, script: Script, **more: Any) -> tuple[StopResult, 
     clock = Clock()
     server = SlowServer(clock, delay, script)
     how: dict[str, Any] = {"timeout": 4.0, "check": Check.NEVER, "until": Until.STOPPING, **more}
-    ours = Session(Api("http://server", "main"), 30.0, clock=clock)
+    ours = Operations(Api("http://server", "main"), 30.0, clock=clock)
     flow = ours.stop_owned(OURS, StopOptions(clock, **how))
     return _drive.run(flow, server, clock.sleep), server.sent
 

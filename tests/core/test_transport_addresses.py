@@ -13,7 +13,7 @@ import pytest
 from dstack_core._transport.asynchronous import AsyncTransport
 from dstack_core._transport.blocking import BlockingTransport
 from dstack_core._transport.settings import TransportSettings
-from dstack_core._wire.plain import Reply, Request
+from dstack_core._wire.http_messages import Reply, Request
 
 Send = Callable[[TransportSettings, Request], Reply]
 

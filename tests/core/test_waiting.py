@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 import dstack_core as dstack
-from dstack_core._flow.time_limit import TimeLimit, within
-from dstack_core._session import Session
+from dstack_core._flow.retry import TimeLimit, within
+from dstack_core._operations import Operations
 from dstack_core._wire.api import Api
 from dstack_core.local import LocalServer
 from dstack_core.models.progress import Progress
 from tests.core.scripted import LOST, Driver, Script, reply, run_json
 
 
-def session(driver: Driver) -> Session:
-    return Session(Api("http://server", "main"), 30.0, clock=driver.clock, wall_clock=driver.clock)
+def session(driver: Driver) -> Operations:
+    return Operations(Api("http://server", "main"), 30.0, clock=driver.clock, wall_clock=driver.clock)
 
 
 def wait(driver: Driver, script: Script, timeout: float | None, retry_budget: float = 600.0) -> Any:

@@ -9,7 +9,7 @@ import pytest
 
 from dstack_core import NoCapacityError, RunFailedError, RunStoppedError, errors
 from dstack_core._wire.api import Api
-from dstack_core._wire.plain import Reply
+from dstack_core._wire.http_messages import Reply
 from dstack_core._wire.runs import outcome_of, parse_run
 from dstack_core.models.statuses import RunStatus
 from tests.core.scripted import DATA, recorded, recorded_reply, reply

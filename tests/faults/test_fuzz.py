@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 import dstack_core as dstack
 from dstack_core._wire.api import Api
+from dstack_core._wire.http_messages import Call, Reply
 from dstack_core._wire.lookups import active_page
-from dstack_core._wire.plain import Call, Reply
 from dstack_core._wire.runs import RunSnapshot, outcome_of
 from dstack_core.configurations import load_configuration
 from dstack_core.errors import DstackError

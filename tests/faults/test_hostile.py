@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 import dstack_core as dstack
-from dstack_core._session import Session
+from dstack_core._operations import Session
 from dstack_core._wire.api import Api
 from dstack_core.local import LocalServer
 from dstack_core.models.progress import Progress
@@ -106,7 +106,7 @@ def test_a_reply_that_comes_byte_by_byte_holds_nobody_for_ever(kind: str) -> Non
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_reply_without_end_does_not_fill_the_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dstack_core._transport.reading.LARGEST_REPLY", 1_000_000)
+    monkeypatch.setattr("dstack_core._transport.settings.LARGEST_REPLY", 1_000_000)
 
     def flood(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)

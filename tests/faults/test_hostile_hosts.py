@@ -15,11 +15,11 @@ from contextlib import closing
 import paramiko
 import pytest
 
-from dstack_core._ssh import hops as hops_module
-from dstack_core._ssh import live_logs
-from dstack_core._ssh.hops import Chain
-from dstack_core._ssh.host_keys import HostKeys
-from dstack_core._ssh.live_logs import LogStream
+from dstack_core._attach import hops as hops_module
+from dstack_core._attach import live_logs
+from dstack_core._attach.hops import Chain
+from dstack_core._attach.host_keys import HostKeys
+from dstack_core._attach.live_logs import LogStream
 from dstack_core._wire.attach import Hop
 from dstack_core.errors import AttachError
 from tests.core.ssh_hosts import RUN_KEY, USER, Host, way

@@ -91,7 +91,7 @@ def bomb(form: str) -> bytes:
 def test_a_small_reply_that_inflates_does_not_fill_the_memory(
     kind: str, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dstack_core._transport.reading.LARGEST_REPLY", 10_000_000)
+    monkeypatch.setattr("dstack_core._transport.settings.LARGEST_REPLY", 10_000_000)
     data = bomb(form)
     assert len(data) < 3_000_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -247,7 +247,7 @@ def test_an_error_shows_the_token_to_nobody_who_writes_down_all_its_frames(
         "too slow": ENDLESS["tiny chunks"](),
         "too big": whole(b" " * 2000),
     }
-    monkeypatch.setattr("dstack_core._transport.reading.LARGEST_REPLY", 1000)
+    monkeypatch.setattr("dstack_core._transport.settings.LARGEST_REPLY", 1000)
     if what == "refused":
         told = refused(kind)
     else:

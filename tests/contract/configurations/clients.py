@@ -24,7 +24,7 @@ from typing import Any, Self
 from unittest import mock
 
 import dstack_core as dstack
-from dstack_core._wire.plain import Reply, Request
+from dstack_core._wire.http_messages import Reply, Request
 from tests.rig.server_process import server_python
 
 JUDGE_VERSION = "0.22.5"

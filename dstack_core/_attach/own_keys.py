@@ -7,7 +7,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dstack_core._ssh.key_formats import load_private_key
+from dstack_core._attach.keys import load_private_key
 
 if TYPE_CHECKING:
     import paramiko

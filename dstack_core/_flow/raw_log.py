@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from dstack_core._flow.logs import PageReader
-from dstack_core._flow.runs import look
+from dstack_core._flow.queries import look
 from dstack_core._flow.steps import Flow, Sleep
 from dstack_core._flow.stop import Stops
 from dstack_core._wire.api import Api
@@ -15,8 +15,8 @@ from dstack_core._wire.logs import LogMessages
 from dstack_core._wire.runs import Job, RunSnapshot, Submission
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.events import Event
-from dstack_core.models.logs import LogBytes
 from dstack_core.models.progress import LogCursor, Progress
+from dstack_core.models.records import LogBytes
 
 _LINE_END = b"\r\n"
 _LONGEST_REST = 64 * 1024

@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dstack_core._repo.remote import Remote
-from dstack_core._ssh.key_formats import EncryptedKeyError, load_private_key
+from dstack_core._attach.keys import EncryptedKeyError, load_private_key
+from dstack_core._code.remote import Remote
 from dstack_core._wire.code import Clone
 from dstack_core.errors import ConfigurationError
 

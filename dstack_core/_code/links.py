@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dstack_core._repo.git import Git
-from dstack_core._repo.ignored import top_of_repository, walk
-from dstack_core._repo.remote import CannotCloneError
+from dstack_core._code.git import Git
+from dstack_core._code.ignored import top_of_repository, walk
+from dstack_core._code.remote import CannotCloneError
 from dstack_core.errors import ConfigurationError
 
 _LINK_MODE = "120000"

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dstack_core._repo.archive import pack_directory
-from dstack_core._repo.credentials import GitCredentials, clone_of
-from dstack_core._repo.diff import take_diff
-from dstack_core._repo.git import Git, is_top_of_repository, read_checkout
-from dstack_core._repo.remote import CannotCloneError, Remote
+from dstack_core._code.archive import pack_directory
+from dstack_core._code.credentials import GitCredentials, clone_of
+from dstack_core._code.diff import take_diff
+from dstack_core._code.git import Git, is_top_of_repository, read_checkout
+from dstack_core._code.remote import CannotCloneError, Remote
 from dstack_core._wire.code import Code, RepoPlace
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.repos import RepoMapping

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from urllib3.exceptions import HTTPError
 from urllib3.util.retry import Retry
 
-from dstack_core._ssh.hops import Chain, LostError
-from dstack_core._ssh.host_keys import HostKeyError, HostKeys
+from dstack_core._attach.hops import Chain, LostError
+from dstack_core._attach.host_keys import HostKeyError, HostKeys
 from dstack_core._wire.attach import Hop
 from dstack_core.errors import AttachError
 

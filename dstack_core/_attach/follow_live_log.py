@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from dstack_core._flow.chunks import LogChunk
 from dstack_core._flow.logs import PageReader
+from dstack_core._flow.raw_log import LogChunk
 from dstack_core._flow.steps import Flow, Sleep, call, do
 from dstack_core._wire.api import Api
 from dstack_core._wire.attach import Approach, Route
-from dstack_core._wire.output import Position
+from dstack_core._wire.log_position import Position
 from dstack_core._wire.runs import RunSnapshot, Submission
 from dstack_core.errors import AttachError
-from dstack_core.models.logs import LogBytes
 from dstack_core.models.progress import LogCursor, Progress
+from dstack_core.models.records import LogBytes
 
 _REOPENINGS = 4
 _PAUSE = 1.0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from dstack_core._repo.ignored import walk
-from dstack_core._repo.links import EntryLinks, Member
+from dstack_core._code.ignored import walk
+from dstack_core._code.links import EntryLinks, Member
 from dstack_core._wire.code import Upload, biggest_of, too_big
 from dstack_core.errors import ConfigurationError
+from dstack_core.models.files import FileMapping
 
 PACK_LIMIT = 256 * 1024 * 1024
 _WAY_OUT = "Name what the run does not need in .dstackignore"
@@ -87,3 +88,25 @@ def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.uid = member.gid = 0
     member.uname = member.gname = ""
     return member
+
+
+def pack_files(files: Iterable[FileMapping | Mapping[str, str] | str]) -> list[tuple[str, Upload]]:
+    """Return each entry's path in the container with its archive.
+
+    Local paths are relative to the current directory. Raises ``ConfigurationError`` for a path that is
+    not there, cannot be read, or leads through a link that git tracks.
+    """
+    mappings = [FileMapping.model_validate(file) for file in files]
+    return [(mapping.path, _archive(mapping)) for mapping in mappings]
+
+
+def _archive(mapping: FileMapping) -> Upload:
+    what = f"files: {mapping.local_path!r}"
+    named = Path(mapping.local_path).expanduser()
+    try:
+        path = EntryLinks(what).real_path(named)
+        if not path.exists() or not path.name:
+            raise ConfigurationError(f"{what}: expected a file or directory, got none at {path}.")
+        return pack_entry(what, path)
+    except OSError as error:
+        raise ConfigurationError(f"{what}: {error.filename or named}: {error.strerror}.") from None

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dstack_core._repo.remote import CannotCloneError, Remote
+from dstack_core._code.remote import CannotCloneError, Remote
 from dstack_core.errors import ConfigurationError
 
 _SECRET = re.compile(r"://[^/@\s]+@")

@@ -10,53 +10,47 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dstack_core._flow import runs as run_flows
+from dstack_core._attach.attachment import Attachment
+from dstack_core._attach.follow_live_log import live_chunks
+from dstack_core._attach.keys import LoginKeys, read_identity_file
+from dstack_core._attach.ports import verify_ports as verify_local_ports
+from dstack_core._attach.wait import attach
+from dstack_core._code.deliver import CodeSource
+from dstack_core._flow import queries
 from dstack_core._flow.apply import apply
-from dstack_core._flow.attach import attach
-from dstack_core._flow.chunks import ChunkOptions, read_chunks
-from dstack_core._flow.code import Delivered, deliver_code, deliver_files, explained, init_repo
 from dstack_core._flow.follow import LONGEST_LOG_PAUSE, FollowOptions, follow
-from dstack_core._flow.gates import Gates
-from dstack_core._flow.live import live_chunks
-from dstack_core._flow.records import MOST_VALUES, check_limit, list_events
-from dstack_core._flow.retry import RetryBudget, retrying
+from dstack_core._flow.queries import MOST_VALUES, check_limit, list_events
+from dstack_core._flow.raw_log import ChunkOptions, read_chunks
+from dstack_core._flow.retry import RetryBudget, TimeLimit, retrying, within
 from dstack_core._flow.services import wait_until_ready
 from dstack_core._flow.steps import Flow, Op, call
 from dstack_core._flow.stop import Check, StopOptions, Stops, StopTarget, Until, checked_stop, stop
-from dstack_core._flow.submit import submit
-from dstack_core._flow.time_limit import TimeLimit, within
-from dstack_core._names import random_marker, random_run_name
-from dstack_core._repo.files import pack_files
-from dstack_core._repo.repository import Repository
-from dstack_core._ssh.attachment import Attachment
-from dstack_core._ssh.keys import LoginKeys, read_identity_file
-from dstack_core._ssh.ports import verify_ports as verify_local_ports
+from dstack_core._flow.submit import random_marker, random_run_name, submit
+from dstack_core._flow.version_check import Gates
 from dstack_core._wire.api import Api
 from dstack_core._wire.attach import Approach, Route, fixed_local_ports
 from dstack_core._wire.filling import fill_in, takes_args
 from dstack_core._wire.runs import RunSnapshot
-from dstack_core._wire.spec import check_run_name, run_spec, with_files, with_repo_place
+from dstack_core._wire.spec import check_run_name, run_spec
 from dstack_core._wire.versions import needs_of
-from dstack_core.configurations import ConfigurationLike, load_configuration
-from dstack_core.errors import ConfigurationError, RequestRejectedError
+from dstack_core.configurations import ConfigurationLike, load_configuration, load_profile
+from dstack_core.errors import ConfigurationError
 from dstack_core.models.account import Project, User
-from dstack_core.models.checks import check_choice, check_seconds
-from dstack_core.models.configurations import Configuration
-from dstack_core.models.options import SubmitOptions, check_options
+from dstack_core.models.configurations import Configuration, Task
+from dstack_core.models.options import SubmitOptions, check_choice, check_options, check_seconds
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.plan import Plan
 from dstack_core.models.profiles import Profile
 from dstack_core.models.progress import Progress
 from dstack_core.models.records import EventRecord, Metric
 from dstack_core.models.stops import StopResult
-from dstack_core.profiles import load_profile
 
 T = TypeVar("T")
 _log = logging.getLogger("dstack_core")
 
 
 @dataclass(slots=True)
-class Session:
+class Operations:
     """Build the flows of one project of one server; the flows do no I/O of their own.
 
     ``retry_budget`` in seconds. ``keys`` are the SSH keys runs are submitted with and logged in to.
@@ -66,12 +60,11 @@ class Session:
     api: Api
     retry_budget: float
     keys: LoginKeys = field(default_factory=LoginKeys)
-    repository: Repository = field(default_factory=Repository)
+    code: CodeSource = field(default_factory=CodeSource)
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
     longest_log_pause: float = LONGEST_LOG_PAUSE
     _public_key: str | None = field(default=None, repr=False)
-    _delivered: Delivered = field(default_factory=Delivered, repr=False)
     _gates: Gates = field(init=False, repr=False)
     _stops: Stops = field(init=False, repr=False)
 
@@ -97,56 +90,42 @@ class Session:
         check_seconds("retry_budget", retry_budget)
         loaded, options = self._prepared(configuration, options, warns=True)
         name = check_run_name(run_name or loaded.name or random_run_name(loaded))
-        # Without the code first: what is wrong with the configuration is told before anything is packed.
-        run_spec(loaded, options)
-        files = pack_files(loaded.files or [])
-        code = self.repository.pack(loaded.repos or ())
-        wanted = run_spec(loaded, options, run_name=name, marker=marker or random_marker(), code=code)
-        place = None if code is None else code.place
-        budget = self._budget(retry_budget)
-        if verify_ports:
+        run_marker = marker or random_marker()
+        wanted = run_spec(loaded, options, run_name=name, marker=run_marker)
+        shipment = None
+        # Only behind the line above: a wrong configuration is reported before anything is packed.
+        if self.code.given or loaded.files or loaded.repos:
+            shipment = self.code.pack(loaded)
+            if shipment.code is not None:
+                wanted = run_spec(loaded, options, run_name=name, marker=run_marker, code=shipment.code)
+        if verify_ports and isinstance(loaded, Task) and loaded.ports:
             verify_local_ports(fixed_local_ports(loaded))
+        budget = self._budget(retry_budget)
 
         def send(spec: Mapping[str, Any]) -> Op[RunSnapshot]:
             if in_place:
                 return apply(self.api, spec, budget, marker=marker)
-            # Nobody but this call knows a marker that it drew itself.
+            # Only this call knows a marker that it generated itself.
             return submit(self.api, spec, budget, replace_finished=True, look_first=marker is not None)
 
         def steps() -> Op[RunSnapshot]:
-            spec = wanted
-            if marker is not None and (code or files) and not in_place:
-                # A run that is there already needs no upload.
+            if marker is not None and shipment is not None and not in_place:
+                # A run that exists already needs no upload.
                 found = yield from call(self.api.get_run(name))
                 if found is not None and found.marker == marker:
                     return found
-            spec["ssh_key_pub"] = yield from self._key(name)
-            if place is not None:
-                spec = with_repo_place(spec, place, (yield from self._gates.release()))
-            if files:
-                spec = with_files(spec, (yield from deliver_files(self.api, files)))
-            if code is None:
+            spec = {**wanted, "ssh_key_pub": (yield from self._key(name))}
+            if shipment is None:
                 return (yield from send(spec))
-            try:
-                yield from deliver_code(
-                    self.api, code, self._delivered, self._gates, init=self.repository.init
-                )
-                return (yield from send(spec))
-            except RequestRejectedError as error:
-                told = explained(error, init=self.repository.init)
-                if told is error:
-                    raise
-                self._delivered.forget()
-                raise told from None
+            return (yield from shipment.submit(self.api, self._gates, spec, send))
 
-        needs = (*needs_of(wanted), *(place.needs if place else ()))
+        needs = (*needs_of(wanted), *(shipment.needs if shipment else ()))
         guarded = self._gates.guarding(steps(), needs, ask_first=True)
         return retrying(guarded, budget, Progress(name))
 
     def init_repo(self) -> Flow[None]:
         """Read the repository at once, which blocks; the flow makes it known to the server."""
-        code = self.repository.describe()
-        return self._retrying(init_repo(self.api, code, self._delivered, self._gates))
+        return self._retrying(self.code.init(self.api, self._gates))
 
     def plan(
         self, configuration: ConfigurationLike, options: SubmitOptions, *, timeout: float | None = None
@@ -186,7 +165,7 @@ class Session:
 
     def list_runs(self, *, all: bool) -> Flow[list[RunSnapshot]]:
         """List runs."""
-        return self._retrying(run_flows.list_runs(self.api, all=all))
+        return self._retrying(queries.list_runs(self.api, all=all))
 
     def stop(
         self, target: StopTarget, abort: bool, until: str, timeout: float | None, check: Check = Check.ALWAYS
@@ -304,7 +283,7 @@ class Session:
         if profile is not None and not isinstance(profile, Profile | str):
             raise ConfigurationError(f"profile: expected a name or a Profile, got {profile!r}.")
         if not isinstance(profile, Profile):
-            profile = load_profile(profile, self.repository.directory or Path.cwd())
+            profile = load_profile(profile, self.code.repository.directory or Path.cwd())
         loaded = load_configuration(configuration)
         filled = fill_in(loaded, env=options.get("env"), args=options.get("args"), environ=os.environ)
         if warns and options.get("args") and not takes_args(loaded):

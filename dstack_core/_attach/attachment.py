@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from dstack_core._ssh.forwards import Forward
-from dstack_core._ssh.keys import LoginKey, LoginKeys
-from dstack_core._ssh.live_logs import LogStream
-from dstack_core._ssh.ports import bind, bind_from
-from dstack_core._ssh.tunnel import Persistence, Tunnel
+from dstack_core._attach.forwards import Forward
+from dstack_core._attach.keys import LoginKey, LoginKeys
+from dstack_core._attach.live_logs import LogStream
+from dstack_core._attach.ports import bind, bind_from
+from dstack_core._attach.tunnel import Persistence, Tunnel
 from dstack_core._wire.attach import RUNNER_PORT, Route
 from dstack_core.errors import AttachError
 

@@ -1,17 +1,28 @@
-"""Bring code and files to the server before a run is submitted (PROTOCOL 1.3)."""
+"""Packing the code and files of a run, and their way to the server before it is submitted (PROTOCOL 1.3).
+
+A run without code or files passes through none of this: ``CodeSource.pack`` is called only for a client
+that was given a repository, or for a configuration that has ``repos`` or ``files``. Packing blocks (it runs
+git and reads files), so it happens before the flow starts; the flow only uploads. What the server has already
+is remembered per client, because a client that submits a hundred runs of one repository uploads it once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from dstack_core._flow.gates import Gates
+from dstack_core._code.archive import pack_files
+from dstack_core._code.repository import Repository
 from dstack_core._flow.steps import Op, call
+from dstack_core._flow.version_check import Gates
 from dstack_core._wire.api import Api
 from dstack_core._wire.code import Code, Upload
-from dstack_core._wire.plain import Call
+from dstack_core._wire.http_messages import Call
+from dstack_core._wire.runs import RunSnapshot
+from dstack_core._wire.spec import with_files, with_repo_place
 from dstack_core.errors import RequestRejectedError
+from dstack_core.models.configurations import Configuration
 
 T = TypeVar("T")
 _UNKNOWN_REPO = "repo_does_not_exist"
@@ -28,6 +39,67 @@ class Delivered:
         """Believe nothing any more: the server does not have what it had."""
         self.repos.clear()
         self.uploads.clear()
+
+
+@dataclass(slots=True)
+class CodeSource:
+    """The code of one client: its repository, and what the server already has of it.
+
+    ``given`` is True if the caller named a repository or credentials for one.
+    """
+
+    repository: Repository = field(default_factory=Repository)
+    given: bool = False
+    _delivered: Delivered = field(default_factory=Delivered, repr=False)
+
+    def pack(self, configuration: Configuration) -> Shipment:
+        """Pack the files, the archive or the diff that a run starts from; runs git and reads files.
+
+        Raises ``ConfigurationError``.
+        """
+        files = pack_files(configuration.files or [])
+        code = self.repository.pack(configuration.repos or ())
+        return Shipment(code, files, self._delivered, init=self.repository.init)
+
+    def init(self, api: Api, gates: Gates) -> Op[None]:
+        """Read the repository now; the flow makes it and its credentials known to the server."""
+        return init_repo(api, self.repository.describe(), self._delivered, gates)
+
+
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """The code and the files that one run starts from, packed but not uploaded."""
+
+    code: Code | None
+    files: Sequence[tuple[str, Upload]]
+    delivered: Delivered
+    init: bool
+
+    @property
+    def needs(self) -> Sequence[str]:
+        """Features that the server must have for this code."""
+        place = None if self.code is None else self.code.place
+        return place.needs if place else ()
+
+    def submit(
+        self, api: Api, gates: Gates, spec: dict[str, Any], send: Callable[[dict[str, Any]], Op[RunSnapshot]]
+    ) -> Op[RunSnapshot]:
+        """Upload what the server does not have, then ``send`` the spec that refers to it."""
+        if self.code is not None and self.code.place is not None:
+            spec = with_repo_place(spec, self.code.place, (yield from gates.release()))
+        if self.files:
+            spec = with_files(spec, (yield from deliver_files(api, self.files)))
+        if self.code is None:
+            return (yield from send(spec))
+        try:
+            yield from deliver_code(api, self.code, self.delivered, gates, init=self.init)
+            return (yield from send(spec))
+        except RequestRejectedError as error:
+            clearer = explained(error, init=self.init)
+            if clearer is error:
+                raise
+            self.delivered.forget()
+            raise clearer from None
 
 
 def init_repo(api: Api, code: Code, delivered: Delivered, gates: Gates, *, again: bool = True) -> Op[None]:

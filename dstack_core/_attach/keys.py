@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import contextlib
+import hashlib
 import io
 import logging
 import os
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dstack_core._ssh.key_files import keep_or_create
-from dstack_core._ssh.key_formats import describe, load_private_key
 from dstack_core.errors import AttachError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -41,15 +45,14 @@ class LoginKey:
 
 
 class LoginKeys:
-    """Choose the keys of one client: the caller's file, the server's, or a generated one."""
+    """The keys of one client: the caller's file, the server's, or a generated one.
+
+    ``given_public_key`` (str or None) is the public half of the caller's file.
+    """
 
     def __init__(self, identity_file: str | os.PathLike[str] | None = None) -> None:
         self._given = None if identity_file is None else read_identity_file(identity_file)
-
-    @property
-    def given_public_key(self) -> str | None:
-        """Return the public half of the caller's file, None when there was none."""
-        return None if self._given is None else self._given.public_line
+        self.given_public_key = None if self._given is None else self._given.public_line
 
     def own_public_key(self) -> str:
         """Return the public half of ``~/.dstack/ssh/id_rsa``, which is made where it is missing.
@@ -146,3 +149,82 @@ def _generate() -> paramiko.RSAKey:
     import paramiko
 
     return paramiko.RSAKey.generate(2048)
+
+
+class EncryptedKeyError(ValueError):
+    """Say that a private key wants a passphrase."""
+
+
+def load_private_key(data: bytes) -> paramiko.PKey:
+    """Return the key in ``data``: OpenSSH, PEM or PKCS#8; RSA, ECDSA or Ed25519.
+
+    Raises ``EncryptedKeyError``, else ``ValueError``, with a text that holds nothing of the key.
+    """
+    import paramiko
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+    read = (
+        serialization.load_ssh_private_key
+        if b"BEGIN OPENSSH PRIVATE KEY" in data
+        else serialization.load_pem_private_key
+    )
+    try:
+        key = read(data, password=None)
+    except (TypeError, ValueError, UnsupportedAlgorithm) as error:
+        # Older versions of the library tell it with a ValueError, newer ones with a TypeError.
+        if "password" in str(error).lower():
+            raise EncryptedKeyError(
+                "expected a key without a passphrase, got an encrypted one. Remove the passphrase with "
+                "ssh-keygen -p"
+            ) from None
+        raise ValueError(
+            "expected a private SSH key in OpenSSH, PEM or PKCS#8 form, got another text"
+        ) from None
+    # The one form that paramiko reads for every type of key.
+    kinds: list[tuple[type, type[paramiko.PKey]]] = [
+        (rsa.RSAPrivateKey, paramiko.RSAKey),
+        (ec.EllipticCurvePrivateKey, paramiko.ECDSAKey),
+        (ed25519.Ed25519PrivateKey, paramiko.Ed25519Key),
+    ]
+    kind = next((ours for theirs, ours in kinds if isinstance(key, theirs)), None)
+    if kind is None:
+        raise ValueError("expected an RSA, ECDSA or Ed25519 key, got another type")
+    text = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    return kind.from_private_key(io.StringIO(text.decode()))
+
+
+def describe(public_key: str) -> str:
+    """Return type, fingerprint and comment of a public key line, as ``ssh-keygen -l`` names a key."""
+    kind, _, rest = public_key.strip().partition(" ")
+    blob, _, comment = rest.partition(" ")
+    try:
+        digest = hashlib.sha256(base64.b64decode(blob, validate=True)).digest()
+    except binascii.Error:
+        return public_key.strip() or "(none)"
+    fingerprint = base64.b64encode(digest).decode().rstrip("=")
+    return f"{kind} SHA256:{fingerprint}" + (f" {comment}" if comment else "")
+
+
+def keep_or_create(path: Path, make: Callable[[], bytes]) -> bytes:
+    """Return the contents of ``path``; where it is missing it is made first, readable by its owner alone.
+
+    Of several processes that make it at once one wins, and all return what that one wrote. Its directory
+    is made with 0700. Raises ``OSError``.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_bytes()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # The name appears only with the whole contents, and a link never replaces what is there already.
+    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(make())
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        Path(draft).unlink()
+    return path.read_bytes()

@@ -10,9 +10,9 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dstack_core._ssh.gulps import gulping
-from dstack_core._ssh.host_keys import HostKeys
-from dstack_core._ssh.own_keys import own_keys
+from dstack_core._attach.host_keys import HostKeys
+from dstack_core._attach.own_keys import own_keys
+from dstack_core._attach.read_ahead import gulping
 from dstack_core._wire.attach import Hop
 from dstack_core.errors import AttachError
 

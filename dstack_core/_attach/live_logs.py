@@ -7,7 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from dstack_core._ssh.hops import told
+from dstack_core._attach.hops import told
 from dstack_core.errors import AttachError
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from dstack_core._repo.archive import PACK_LIMIT
-from dstack_core._repo.git import Git
-from dstack_core._repo.remote import CannotCloneError
+from dstack_core._code.archive import PACK_LIMIT
+from dstack_core._code.git import Git
+from dstack_core._code.remote import CannotCloneError
 from dstack_core._wire.code import Upload, biggest_of, too_big
 
 _SUBMODULE = "160000"

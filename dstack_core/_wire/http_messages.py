@@ -1,0 +1,244 @@
+"""Requests, replies and calls as plain data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
+
+from urllib3.filepost import encode_multipart_formdata
+
+from dstack_core import errors
+from dstack_core.errors import ProtocolError, RunNotFoundError
+
+T = TypeVar("T")
+
+# A caller whose time is spent still gets one try: a request that connects at once is carried out by the
+# server even when nobody waits for its reply.
+_SHORTEST_TIMEOUT = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Describe one HTTP request; ``path`` starts with a slash, ``body`` is sent as it is.
+
+    ``body`` stays out of the repr: it may hold env values and passwords. ``path`` may be a whole address
+    of another server; ``anonymous`` keeps the token out of the request. ``timeout`` (seconds) bounds the
+    whole reply where the caller has less time than the transport allows; None leaves it to the transport.
+    """
+
+    method: str
+    path: str
+    body: bytes | None = field(default=None, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    anonymous: bool = False
+    timeout: float | None = None
+
+    def url(self, server_url: str) -> str:
+        """Return the address to send it to."""
+        return self.path if self.path.startswith(("http://", "https://")) else server_url + self.path
+
+    @classmethod
+    def post(cls, path: str, payload: Any) -> Request:
+        """Return a POST of ``payload`` as JSON; the content type is required since 0.22 (PROTOCOL 1.1)."""
+        return cls("POST", path, json.dumps(payload).encode(), {"Content-Type": "application/json"})
+
+    @classmethod
+    def upload(cls, path: str, name: str, data: bytes) -> Request:
+        """Return a POST of one file in the multipart field ``file`` (PROTOCOL 1.3)."""
+        body, content_type = encode_multipart_formdata({"file": (name, data, "application/octet-stream")})
+        return cls("POST", path, body, {"Content-Type": content_type})
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Hold one HTTP reply; header names are lower case, ``body`` stays out of the repr."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+
+    def json(self) -> Any:
+        """Return the body read as JSON; raises ``ValueError`` when it is none, or nested too deeply."""
+        try:
+            return json.loads(self.body)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+
+
+def text(value: Any) -> str | None:
+    """Return what should be a text as one; None stays None."""
+    return None if value is None else str(value)
+
+
+def time_of(value: Any) -> datetime:
+    """Read a time; one without a zone is in UTC. Raises ``ValueError`` and ``TypeError``."""
+    time = datetime.fromisoformat(value)
+    try:
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"expected a time, got {value}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """Pair a request with how its reply is read.
+
+    ``idempotent`` tells that sending it twice does no more than sending it once; ``place`` names server,
+    project and run for the messages.
+    """
+
+    request: Request
+    parse: Callable[[Reply], T]
+    idempotent: bool = True
+    place: str = ""
+
+    def within(self, seconds: float) -> Call[T]:
+        """Return the call with at most ``seconds`` for its reply."""
+        limit = self.request.timeout
+        timeout = seconds if limit is None else min(seconds, limit)
+        return replace(self, request=replace(self.request, timeout=max(timeout, _SHORTEST_TIMEOUT)))
+
+
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
+_TEXT_LIMIT = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Name where a call went, for the messages: server, project and, where there is one, the run."""
+
+    server_url: str
+    project: str
+    run_name: str | None = None
+
+    def __str__(self) -> str:
+        run = f", run {self.run_name}" if self.run_name else ""
+        return f"{self.server_url} (project {self.project}{run})"
+
+
+def raise_for_refusal(reply: Reply, place: Place) -> None:
+    """Return when the reply is a success; else raise the error of ``dstack_core.errors`` it stands for."""
+    if 200 <= reply.status < 300:
+        return
+    told = _told_by(reply)
+    text, code = told or (_short(reply.body.decode(errors="replace")), None)
+    if reply.status in _TRANSIENT:
+        raise errors.TransientServerError(
+            f"{place} answered {reply.status}: {text}", retry_after=reply.headers.get("retry-after")
+        )
+    if 300 <= reply.status < 400:
+        target = reply.headers.get("location", "another address")
+        raise errors.ProtocolError(f"{place} redirects to {target}. Set the server URL to that address.")
+    if reply.status == 413:
+        raise errors.RequestRejectedError(f"{place} refused the request as too big (413: {text})", status=413)
+    if told is None:
+        raise _not_dstack(reply.status, text, place)
+    raise _refusal(reply.status, text, code, place)
+
+
+def _refusal(status: int, text: str, code: str | None, place: Place) -> errors.ServerError:
+    if status == 401 or (status == 403 and "token" in text.lower()):
+        return errors.AuthenticationError(
+            f"{place.server_url} refused the token ({status}: {text}). Check that it is the token of a user "
+            "of this server."
+        )
+    if status == 403:
+        return errors.AccessDeniedError(
+            f"{place.server_url} denies this token's user the project {place.project!r} ({text}). "
+            "Ask an admin of the project to add the user, or use another project."
+        )
+    if code == "resource_not_exists" and place.run_name:
+        return errors.RunNotFoundError(f"{place} has no such run")
+    if status == 404 and text == "Not found":
+        return errors.ProjectNotFoundError(
+            f"{place.server_url} has no project {place.project!r}. Check the name: DSTACK_PROJECT, "
+            "project_name= or ~/.dstack/config.yml."
+        )
+    if status == 404:
+        return _not_dstack(status, text, place, kind="a dstack server, 0.18.44 or newer")
+    if status == 405:
+        return errors.UnsupportedServerError(
+            f"the dstack server at {place.server_url} does not have this call ({text}); "
+            "dstack 0.18.44 or newer is needed",
+            status=status,
+        )
+    return errors.RequestRejectedError(f"{place} refused the request: {text}", code=code, status=status)
+
+
+def _not_dstack(status: int, text: str, place: Place, kind: str = "a dstack server") -> errors.ProtocolError:
+    return errors.ProtocolError(
+        f"{place.server_url} answered {status}: {text}. Is this the address of {kind}?", status=status
+    )
+
+
+def _told_by(reply: Reply) -> tuple[str, str | None] | None:
+    """Read ``detail``, which may be a str, a dict or a list of dicts; None when there is none."""
+    try:
+        detail = reply.json()["detail"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    items = detail if isinstance(detail, list) else [detail]
+    texts: list[str] = []
+    code: str | None = None
+    for item in items:
+        if isinstance(item, dict):
+            code = code or item.get("code")
+            text = _with_location(item)
+        else:
+            text = str(item)
+        if text not in texts:
+            texts.append(text)
+    return _short("; ".join(texts)), code
+
+
+def _with_location(item: dict[str, Any]) -> str:
+    message = str(item.get("msg", ""))
+    where = ".".join(str(part) for part in item.get("loc") or [] if not _is_noise(part))
+    return f"{where}: {message}" if where else message
+
+
+def _is_noise(part: Any) -> bool:
+    """Drop the parts of a location that name the server's own classes, not the user's keys."""
+    return part in ("body", "plan", "__root__") or (isinstance(part, str) and not part.islower())
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split()) or "no text"
+    return text if len(text) <= _TEXT_LIMIT else text[:_TEXT_LIMIT] + "..."
+
+
+@dataclass(frozen=True, slots=True)
+class Parse(Generic[T]):
+    """Read the JSON of a reply with ``read``; ``path`` is what was asked."""
+
+    place: Place
+    path: str
+    read: Callable[[Any], T]
+
+    def __call__(self, reply: Reply) -> T:
+        """Return what it says. Raises the server errors."""
+        raise_for_refusal(reply, self.place)
+        try:
+            return self.read(reply.json())
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ProtocolError(
+                f"{self.place} sent an unexpected reply to {self.path} "
+                f"({type(error).__name__}: {error}). Is this the address of a dstack server?"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class NoneWhenMissing(Generic[T]):
+    """Do ``parse``; a run that is not there is None."""
+
+    parse: Callable[[Reply], T]
+
+    def __call__(self, reply: Reply) -> T | None:
+        """Return what it says. Raises the other server errors."""
+        try:
+            return self.parse(reply)
+        except RunNotFoundError:
+            return None
