@@ -39,7 +39,7 @@ def test_the_user_and_its_project(target: Target, client: dstack.Client) -> None
         client.projects.get("nope")
 
 
-def test_events_tell_the_story_of_a_run(target: Target, client: dstack.Client) -> None:
+def test_events_cover_a_run_from_start_to_end(target: Target, client: dstack.Client) -> None:
     run = finished(target, client, "echo hello")
     if target.release < _EVENTS_SINCE:
         with pytest.raises(dstack.UnsupportedServerError, match=r"events: needs dstack >= 0\.20\.0, this"):

@@ -38,7 +38,9 @@ def said(target: Target, run: dstack.Run) -> str:
 
 
 @rolling
-def test_a_service_is_submitted_then_updated_then_left_alone(target: Target, client: dstack.Client) -> None:
+def test_a_service_is_submitted_then_updated_then_left_unchanged(
+    target: Target, client: dstack.Client
+) -> None:
     wanted = name()
     first = client.runs.apply(greeting(target, "hello", run_name=wanted), marker="mine")
     try:

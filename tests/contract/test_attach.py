@@ -174,7 +174,7 @@ def fetch(port: int) -> bytes:
     raise AssertionError("the port was never reached")
 
 
-def test_a_connection_that_is_cut_loses_no_line_and_doubles_none(way: Way, tmp_path: Path) -> None:
+def test_a_connection_that_is_cut_loses_no_line_and_repeats_none(way: Way, tmp_path: Path) -> None:
     third = LINES // 3
     cuts = {f"line {end}\r\n".encode(): tmp_path / f"go-after-{end}" for end in (third, 2 * third)}
     live = b""
@@ -194,7 +194,7 @@ def test_a_connection_that_is_cut_loses_no_line_and_doubles_none(way: Way, tmp_p
     assert polled(way, run) == live
 
 
-def test_the_server_gives_the_rest_when_the_container_cannot_be_reached_any_more(
+def test_the_servers_log_completes_that_of_a_container_that_became_unreachable(
     direct: Way, tmp_path: Path
 ) -> None:
     flag, live = tmp_path / "go", b""
@@ -210,7 +210,7 @@ def test_the_server_gives_the_rest_when_the_container_cannot_be_reached_any_more
     assert polled(direct, run) == live
 
 
-def test_a_job_that_is_tried_again_is_followed_into_its_new_container(direct: Way, tmp_path: Path) -> None:
+def test_a_retried_job_is_followed_into_its_new_container(direct: Way, tmp_path: Path) -> None:
     flag = tmp_path / "tried"
     command = f"if [ -e {flag} ]; then echo line 2; else touch {flag}; echo line 1; exit 1; fi"
     task = direct.task(command, retry={"on_events": ["error"], "duration": 3600})
@@ -222,7 +222,7 @@ def test_a_job_that_is_tried_again_is_followed_into_its_new_container(direct: Wa
     assert lines(live) == ["line 1", "line 2"]
 
 
-def test_a_run_that_is_over_is_not_attached_and_its_log_is_read_from_the_server(direct: Way) -> None:
+def test_a_finished_run_is_not_attached_and_its_log_is_read_from_the_server(direct: Way) -> None:
     with direct.client() as client:
         for command, status in [("echo line 1", "done"), ("echo line 1; exit 3", "failed")]:
             run = client.runs.submit(direct.task(command))
@@ -235,7 +235,7 @@ def test_a_run_that_is_over_is_not_attached_and_its_log_is_read_from_the_server(
                 run.detach()
 
 
-def test_another_key_is_told_apart_and_leaves_nothing_open(direct: Way, tmp_path: Path) -> None:
+def test_a_wrong_key_is_refused_and_leaves_nothing_open(direct: Way, tmp_path: Path) -> None:
     port = free_port()
     wrong = new_key(tmp_path / "wrong")
     with direct.client() as client:
@@ -253,7 +253,7 @@ def test_another_key_is_told_apart_and_leaves_nothing_open(direct: Way, tmp_path
             run.stop(abort=True)
 
 
-def test_an_own_key_goes_with_the_run_and_opens_it(direct: Way, tmp_path: Path) -> None:
+def test_an_own_key_is_submitted_with_the_run_and_attaches_to_it(direct: Way, tmp_path: Path) -> None:
     own = new_key(tmp_path / "own")
     with dstack.Client.from_config(**direct.arguments(), ssh_identity_file=own) as client:
         run = client.runs.submit(direct.task("echo line 1"))
@@ -285,7 +285,7 @@ def test_stopping_an_attached_run_ends_its_log(direct: Way) -> None:
         assert stopping.result().status is dstack.RunStatus.TERMINATED
 
 
-def test_a_taken_local_port_is_told_by_attach_too(direct: Way) -> None:
+def test_attach_refuses_a_taken_local_port(direct: Way) -> None:
     port = free_port()
     with direct.client() as client:
         run = client.runs.submit(direct.task("sleep 600", ports=[port]))

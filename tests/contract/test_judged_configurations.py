@@ -31,7 +31,7 @@ def _stored(data: Any) -> Any:
         return None
 
 
-def test_every_form_is_taken_or_refused_as_by_the_real_server() -> None:
+def test_every_form_is_accepted_or_refused_as_by_the_real_server() -> None:
     specs = list(run_specs())
     judge = [str(server_python(DEFAULT_VERSION)), str(Path(__file__).with_name("judge.py"))]
     done = subprocess.run(

@@ -174,7 +174,7 @@ def test_both_clients_put_the_code_in_the_same_place(
 
 
 @pytest.mark.real
-def test_what_dstack_init_stored_lets_a_run_clone(real_server: RealServer, tmp_path: Path) -> None:
+def test_credentials_stored_by_dstack_init_let_a_run_clone(real_server: RealServer, tmp_path: Path) -> None:
     """`dstack init` of a user is enough: neither a submit nor `init=False` needs credentials of its own."""
     if real_server.release < (0, 20, 0):
         pytest.skip("the command line of the newest release does not speak to this server")

@@ -13,7 +13,7 @@ from dstack_core import LogBytes
 from tests.contract.conftest import Target
 
 
-def test_logs_follow_a_run_and_know_where_they_come_from(target: Target, client: dstack.Client) -> None:
+def test_logs_follow_a_run_and_name_their_source(target: Target, client: dstack.Client) -> None:
     run = client.runs.submit(target.task("for i in 1 2 3; do echo tick $i; sleep 0.5; done"))
     chunks = list(run.logs(follow=True, poll_interval=target.poll_interval))
     assert b"".join(chunks) == b"tick 1\r\ntick 2\r\ntick 3\r\n"

@@ -23,7 +23,7 @@ def own_server() -> Iterator[RealServer]:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.name)
-def test_a_restart_costs_no_line_and_no_run(own_server: RealServer, moment: Moment) -> None:
+def test_a_restart_loses_no_line_and_no_run(own_server: RealServer, moment: Moment) -> None:
     results = try_moment(own_server, moment, ADAPTERS)
     assert [(one.adapter, one.reached, one.flaw) for one in results] == [
         (name, True, "") for name in ADAPTERS
@@ -32,7 +32,7 @@ def test_a_restart_costs_no_line_and_no_run(own_server: RealServer, moment: Mome
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
-def test_a_restart_at_a_request_costs_no_line_and_no_run(own_server: RealServer, way: Way) -> None:
+def test_a_restart_at_a_request_loses_no_line_and_no_run(own_server: RealServer, way: Way) -> None:
     # The submission, and a request while the run is followed: both share a restart.
     results = try_at_requests(own_server, way, ADAPTERS, [3, 10])
     assert [(one.adapter, one.step, one.reached, one.flaw) for one in results] == [

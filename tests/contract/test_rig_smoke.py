@@ -255,7 +255,7 @@ def test_a_container_has_its_command_its_variables_its_port_and_a_live_log(
             assert late.result(DEADLINE) == b"", "closed at the end of the job, and nothing is that young"
 
 
-def test_clients_are_cut_and_refused_and_come_back(real_server: RealServer) -> None:
+def test_clients_reconnect_after_being_cut_off_and_refused(real_server: RealServer) -> None:
     api = Api(real_server)
     name = api.submit("sleep 600")
     began = time.monotonic()

@@ -113,7 +113,7 @@ def test_a_service_that_does_not_answer_yet_is_waited_for(target: Target, client
         assert requests.get(run.service_url or "", timeout=SECONDS).status_code in (404, 502)
 
 
-def test_a_service_that_ends_before_it_answers_raises_its_own_end(
+def test_a_service_that_ends_before_it_answers_raises_its_own_error(
     target: Target, client: dstack.Client
 ) -> None:
     run = client.runs.submit(service(target, "exit 3"))
@@ -122,7 +122,7 @@ def test_a_service_that_ends_before_it_answers_raises_its_own_end(
     assert caught.value.outcome.exit_status == target.told(3)
 
 
-def test_a_task_is_no_service(target: Target, client: dstack.Client) -> None:
+def test_a_task_is_not_a_service(target: Target, client: dstack.Client) -> None:
     run = client.runs.submit(target.task("echo hello"))
     assert (run.service_url, run.service_model, run.service_model_url) == (None, None, None)
     with pytest.raises(dstack.ConfigurationError, match="is no service"):

@@ -15,7 +15,7 @@ from tests.contract.conftest import Target
 from tests.local.support import wait_until
 
 
-def test_a_page_of_active_runs_says_what_a_single_look_says(
+def test_a_page_of_active_runs_shows_what_a_single_poll_shows(
     target: Target, client: dstack.Client, tmp_path: Path
 ) -> None:
     name, flag = f"sl-{uuid.uuid4().hex[:12]}", tmp_path / "go"

@@ -45,12 +45,12 @@ def chunks(data: bytes, cuts: list[int]) -> list[bytes]:
         (b"array[0] (B) plain", b"array[0] (B) plain"),
     ],
 )
-def test_escape_sequences_are_told_from_text(raw: bytes, plain: bytes) -> None:
+def test_escape_sequences_are_removed_and_text_is_kept(raw: bytes, plain: bytes) -> None:
     assert without_escapes(raw) == plain
 
 
 @given(RAW, st.integers(0, 400), st.lists(st.integers(0, 400)), st.lists(st.integers(0, 400)))
-def test_a_stream_sent_again_gives_each_byte_once(
+def test_a_stream_sent_again_yields_each_byte_once(
     raw: bytes, stop: int, first: list[int], second: list[int]
 ) -> None:
     position = Position()
@@ -63,7 +63,7 @@ def test_a_stream_sent_again_gives_each_byte_once(
 
 
 @given(RAW, st.integers(0, 400), st.lists(st.integers(0, 400)), st.lists(st.integers(0, 400)))
-def test_the_servers_copy_goes_on_where_the_stream_was_cut(
+def test_the_servers_copy_continues_where_the_stream_was_cut(
     raw: bytes, stop: int, first: list[int], second: list[int]
 ) -> None:
     position = Position()
@@ -81,7 +81,7 @@ def test_a_copy_whose_open_line_is_shorter_loses_no_line_after_it() -> None:
     assert position.rest().fresh(b"one\ntwo\nthree\n") == b"\nthree\n"
 
 
-def test_a_copy_that_lags_behind_gives_nothing_twice() -> None:
+def test_a_copy_that_lags_behind_yields_nothing_twice() -> None:
     position = Position()
     position.replay().fresh(b"one\ntwo\nthr")
     rest = position.rest()

@@ -40,7 +40,7 @@ def other_process() -> Iterator[tuple[int, int]]:
         process.stdin.close()
 
 
-def test_a_port_of_another_process_is_told_with_its_owner_and_the_ways_out(
+def test_the_error_for_a_taken_port_names_its_process_and_what_to_do(
     other_process: tuple[int, int],
 ) -> None:
     port, pid = other_process
@@ -55,7 +55,7 @@ def test_a_port_of_another_process_is_told_with_its_owner_and_the_ways_out(
     assert (str(again), again.port, again.pid) == (str(caught.value), port, pid)
 
 
-def test_a_port_of_this_process_is_told_as_such() -> None:
+def test_the_error_for_a_port_of_this_process_names_this_process() -> None:
     with socket.create_server(("127.0.0.1", 0)) as held, pytest.raises(PortInUseError, match="this very"):
         verify_ports({held.getsockname()[1]: 80})
 
@@ -69,7 +69,7 @@ def without_owners(kind: str, look: Callable[..., Any] = psutil.net_connections)
 
 
 @pytest.mark.parametrize("seen", [no_right_to_look, without_owners])
-def test_an_owner_that_cannot_be_seen_is_told_as_such(
+def test_the_error_for_a_port_with_a_hidden_owner_explains_that_it_is_hidden(
     other_process: tuple[int, int], monkeypatch: pytest.MonkeyPatch, seen: Callable[..., Any]
 ) -> None:
     monkeypatch.setattr(psutil, "net_connections", seen)
@@ -78,7 +78,7 @@ def test_an_owner_that_cannot_be_seen_is_told_as_such(
     assert caught.value.pid is None
 
 
-def test_a_port_this_user_may_not_bind_is_told_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_privileged_port_names_the_alternatives(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(address: tuple[str, int]) -> socket.socket:
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -87,7 +87,7 @@ def test_a_port_this_user_may_not_bind_is_told_with_the_way_out(monkeypatch: pyt
         verify_ports({80: 80})
 
 
-def test_free_ports_are_free_again_afterwards() -> None:
+def test_checking_a_port_leaves_it_free() -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
     verify_ports({port: 80})
@@ -95,7 +95,7 @@ def test_free_ports_are_free_again_afterwards() -> None:
         assert bound.getsockname() == ("127.0.0.1", port)
 
 
-def test_the_next_free_port_is_taken_where_any_will_do() -> None:
+def test_without_a_fixed_port_the_next_free_one_is_taken() -> None:
     with bind(0, 80) as held:
         port = held.getsockname()[1]
         with bind_from(port) as next_free:
@@ -110,7 +110,9 @@ def submit(port: int | str, verify: bool) -> Callable[[], object]:
     )
 
 
-def test_submit_checks_before_it_sends_and_only_when_asked_to(other_process: tuple[int, int]) -> None:
+def test_submit_checks_ports_before_it_sends_and_only_with_verify_ports(
+    other_process: tuple[int, int],
+) -> None:
     port, pid = other_process
     # Not even the flow exists when the check fails.
     with pytest.raises(PortInUseError, match=str(pid)):
@@ -119,7 +121,7 @@ def test_submit_checks_before_it_sends_and_only_when_asked_to(other_process: tup
     submit(f"*:{port}", verify=True)()
 
 
-def test_the_clients_verify_unless_told_otherwise(other_process: tuple[int, int]) -> None:
+def test_clients_verify_ports_by_default(other_process: tuple[int, int]) -> None:
     port, _ = other_process
     nowhere: dict[str, Any] = {"server_url": "http://127.0.0.1:1", "project_name": "main", "user_token": "t"}
     task = dstack.Task(commands=["true"], ports=[port])

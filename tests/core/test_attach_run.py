@@ -146,7 +146,7 @@ def test_a_run_with_several_jobs_is_attached_and_its_log_polled(server: Server) 
         assert b"".join(run.logs()).startswith(b"from the server")
 
 
-def test_a_start_time_is_for_the_servers_log(server: Server) -> None:
+def test_a_start_time_selects_the_servers_log(server: Server) -> None:
     server.script.answers["runs/get"] = [reply(server.running), reply(server.over)]
     with server.run().attach() as run:
         found = parse_run(server.running)
@@ -154,7 +154,7 @@ def test_a_start_time_is_for_the_servers_log(server: Server) -> None:
         assert list(run.logs(datetime.fromisoformat(found.submitted_at))) == [b"from the server\r\n"]
 
 
-def test_a_missing_key_file_is_told_before_the_server_is_asked(server: Server) -> None:
+def test_a_missing_key_file_is_refused_before_any_request(server: Server) -> None:
     with pytest.raises(dstack.ConfigurationError, match="ssh_identity_file: /nowhere: No such file"):
         server.run().attach("/nowhere")
     assert server.script.requests == []

@@ -20,7 +20,9 @@ def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("empty", SERVER)
-def test_an_empty_variable_is_named(empty: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_error_for_an_empty_variable_names_it(
+    empty: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for name, value in (SERVER | {empty: ""}).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(dstack.ProjectNotConfiguredError) as raised:

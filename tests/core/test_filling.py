@@ -40,12 +40,12 @@ def test_a_mapping_may_name_variables_without_a_value() -> None:
     assert filled({"env": {"A": {"key": "A"}}}, environ={"A": "a"}).env == {"A": "a"}
 
 
-def test_env_is_added_where_the_configuration_has_none() -> None:
+def test_env_is_added_to_a_configuration_without_env() -> None:
     assert filled({}, env={"A": "1", "STEPS": 5}).env == {"A": "1", "STEPS": "5"}
     assert filled({}).env is None
 
 
-def test_what_is_missing_is_one_error_with_all_names() -> None:
+def test_one_error_names_everything_that_is_missing() -> None:
     with pytest.raises(ConfigurationError) as caught:
         filled({"env": ["A", "B=1", "C"]}, environ={"B": "2"})
     assert str(caught.value) == (
@@ -87,7 +87,7 @@ def test_a_wrong_env_argument_is_refused(env: Any, text: str) -> None:
         filled({}, env=env)
 
 
-def test_references_to_env_are_filled_in_where_dstack_does_it() -> None:
+def test_references_to_env_are_filled_in_where_dstack_does_so() -> None:
     service = fill_in(
         Service(
             port=80,
@@ -214,7 +214,7 @@ def test_dollars_that_a_shell_needs_stay(command: str, sent: str) -> None:
         "${{ run.args",
     ],
 )
-def test_what_nothing_fills_in_is_refused(reference: str) -> None:
+def test_a_reference_that_nothing_fills_in_is_refused(reference: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         filled({"env": ["A=1"], "commands": ["true", f"echo {reference}"]})
     assert str(caught.value) == (
@@ -223,7 +223,7 @@ def test_what_nothing_fills_in_is_refused(reference: str) -> None:
     )
 
 
-def test_without_arguments_their_place_is_empty() -> None:
+def test_without_arguments_the_reference_becomes_empty() -> None:
     assert filled({"commands": ["train ${{ run.args }} end"]}).commands == ["train  end"]
 
 
@@ -243,12 +243,12 @@ def test_arguments_reach_the_commands_of_groups() -> None:
 
 
 @pytest.mark.parametrize("args", ["--epochs 3", 3, [["a"]], [True], {"a": 1}])
-def test_arguments_that_are_no_list_are_refused(args: Any) -> None:
+def test_arguments_must_be_a_list_of_texts(args: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"args: expected a list of texts such as \[\"--epochs\""):
         filled({"commands": ["${{ run.args }}"]}, args=args)
 
 
-def test_whether_arguments_are_wanted() -> None:
+def test_a_configuration_takes_arguments_if_a_command_refers_to_them() -> None:
     assert takes_args(load_configuration({**TASK, "commands": ["x ${{ run.args }}"]}))
     assert takes_args(load_configuration({"type": "task", "groups": [{"commands": ["x ${{run.args}}"]}]}))
     assert not takes_args(load_configuration(TASK))
@@ -259,5 +259,5 @@ def test_nothing_to_fill_in_changes_nothing() -> None:
     assert fill_in(task, env=None, args=None, environ={"A": "2"}) is task
 
 
-def test_values_of_an_interpolator_are_in_no_repr() -> None:
+def test_the_values_of_an_interpolator_are_in_no_repr() -> None:
     assert "s3cr3t" not in repr(Interpolator({"env.A": "s3cr3t"}, (SECRET, ADDRESS), "", ""))

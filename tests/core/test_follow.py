@@ -66,25 +66,25 @@ def test_the_last_lines_precede_the_final_status(driver: Driver) -> None:
     assert driver.clock.slept == [5, 5, 5]
 
 
-def test_a_status_message_is_told_only_where_it_says_more(driver: Driver) -> None:
+def test_a_status_message_is_reported_only_where_it_adds_something(driver: Driver) -> None:
     done = run_json("done") | {"status_message": "exited (0)"}
     script = Script(runs__get=[*statuses("running"), reply(done)], logs__poll=[page()])
     events = driver.events(flow(driver), script)
     assert [event.message for event in events if isinstance(event, StatusChanged)] == [None, "exited (0)"]
 
 
-def test_nothing_is_asked_of_logs_before_the_container_runs(driver: Driver) -> None:
+def test_logs_are_not_polled_before_the_container_runs(driver: Driver) -> None:
     script = Script(runs__get=statuses("submitted", "provisioning", "done"), logs__poll=[page()])
     driver.events(flow(driver), script)
     assert script.paths() == ["runs/get"] * 3 + ["logs/poll"]
 
 
-def test_without_logs_only_the_status_is_asked(driver: Driver) -> None:
+def test_without_logs_only_the_status_is_polled(driver: Driver) -> None:
     script = Script(runs__get=statuses("running", "done"))
     assert told(driver.events(flow(driver, logs=False), script)) == ["running", "done", "end done 0"]
 
 
-def test_from_any_event_another_process_goes_on_with_no_line_lost_or_doubled(driver: Driver) -> None:
+def test_another_process_resumes_after_any_event_with_no_line_lost_or_repeated(driver: Driver) -> None:
     log = [(1, "a\n"), (2, "b\nc"), (2, "c\n"), (2, "d\n"), (3, "e\n"), (4, "f")]
 
     def poll(body: dict[str, Any]) -> Any:
@@ -169,7 +169,7 @@ def test_statuses_as_documented_and_unknown_ones_as_they_came(
     assert (first.progress.stopping_since is not None) == (run["status"] == "terminating")
 
 
-def test_a_lost_connection_is_told_and_borne(driver: Driver) -> None:
+def test_a_lost_connection_is_reported_and_retried(driver: Driver) -> None:
     script = Script(
         runs__get=[reply(run_json("running")), LOST, LOST, LOST, reply(run_json("done"))],
         logs__poll=[page((1, "a\n")), LOST, page((1, "a\n"), (2, "b\n"))],
@@ -184,7 +184,7 @@ def test_a_lost_connection_is_told_and_borne(driver: Driver) -> None:
     assert isinstance(next(e for e in events if isinstance(e, ContactRestored)).progress, Progress)
 
 
-def test_the_budget_bounds_the_silence(driver: Driver) -> None:
+def test_retries_end_after_the_budget(driver: Driver) -> None:
     script = Script(runs__get=[reply(run_json("running")), LOST], logs__poll=[page()])
     with pytest.raises(ServerUnreachableError, match=r"http://server.*Tried \d+ times"):
         driver.events(flow(driver, budget=600), script)
@@ -199,7 +199,7 @@ def test_retry_after_is_honoured(driver: Driver) -> None:
     assert driver.clock.slept == [17]
 
 
-def test_a_deleted_run_is_told(driver: Driver) -> None:
+def test_a_deleted_run_raises_run_not_found(driver: Driver) -> None:
     script = Script(runs__get=[reply(run_json("running")), MISSING], logs__poll=[page()])
     with pytest.raises(RunNotFoundError, match="no longer in project main"):
         driver.events(flow(driver), script)

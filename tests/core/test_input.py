@@ -43,7 +43,7 @@ dstack: Any = dstack_core
         (lambda: check_run_name("a" * 42), r"run_name: 'a{42}'"),
     ],
 )  # fmt: skip
-def test_models_refuse(build: Any, text: str) -> None:
+def test_models_refuse_wrong_values(build: Any, text: str) -> None:
     with pytest.raises(ConfigurationError, match=text):
         build()
 
@@ -61,7 +61,7 @@ def test_models_refuse(build: Any, text: str) -> None:
         ({"spot_policy": "cheap"}, r"spot_policy: 'cheap' is not known; use one of 'spot'"),
     ],
 )  # fmt: skip
-def test_options_refuse(options: dict[str, Any], text: str) -> None:
+def test_options_refuse_wrong_values(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigurationError, match=text):
         run_spec(dstack.Task(commands=["x"]), cast(SubmitOptions, options))
 
@@ -194,7 +194,9 @@ def test_from_config_reads_the_file(name: str, monkeypatch: pytest.MonkeyPatch) 
     assert dstack.Client.from_config().project == "lab"
 
 
-def test_arguments_win_over_the_environment_and_that_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_override_the_environment_and_that_overrides_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     write_config(CONFIG)
     monkeypatch.setenv("DSTACK_SERVER_URL", "http://env:3000")
     monkeypatch.setenv("DSTACK_TOKEN", "tok-env")
@@ -239,7 +241,7 @@ def test_arguments_win_over_the_environment_and_that_over_the_file(monkeypatch: 
         (CONFIG, {"repo_dir": "/nowhere"}, r"repo_dir: expected a directory, got '/nowhere'"),
     ],
 )
-def test_from_config_tells_what_is_missing(config: str | None, arguments: dict[str, Any], text: str) -> None:
+def test_from_config_names_what_is_missing(config: str | None, arguments: dict[str, Any], text: str) -> None:
     if config is not None:
         write_config(config)
     with pytest.raises(ConfigurationError, match=text) as caught:
@@ -247,7 +249,7 @@ def test_from_config_tells_what_is_missing(config: str | None, arguments: dict[s
     assert "tok-" not in str(caught.value)
 
 
-def test_a_client_without_anything_names_all_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_without_any_setting_names_all_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         ProjectNotConfiguredError, match="server_url and project_name and user_token: expected an argument"
     ):
@@ -313,7 +315,7 @@ def test_a_value_of_a_wrong_shape_is_one_sentence(given: dict[str, Any], text: s
         ("/", "configuration: expected a file, got the directory /."),
     ],
 )
-def test_a_text_that_names_no_file_is_explained(source: str, text: str) -> None:
+def test_a_text_that_does_not_name_a_file_is_explained(source: str, text: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         dstack.load_configuration(source)
     assert str(caught.value) == text

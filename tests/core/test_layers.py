@@ -131,7 +131,7 @@ def test_providers_use_public_names_only() -> None:
                 ), f"{path} imports {name}"
 
 
-def test_no_folder_hides_a_host() -> None:
+def test_no_folder_shadows_a_host_package() -> None:
     assert not (ROOT / "providers" / "__init__.py").exists()
     assert not (ROOT / "providers" / "airflow" / "__init__.py").exists()
     assert not {"airflow", "prefect", "dstack"} & {path.name for path in (ROOT / "tests").iterdir()}

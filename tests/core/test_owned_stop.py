@@ -86,7 +86,7 @@ def test_an_end_that_is_waited_for_is_logged(way: str, server: LocalServer) -> N
     assert log.lines[1] == (logging.INFO, "Run ours was stopped on request.")
 
 
-def test_a_run_that_ended_meanwhile_is_no_error(way: str, server: LocalServer) -> None:
+def test_a_run_that_has_already_ended_is_not_an_error(way: str, server: LocalServer) -> None:
     run = server.client().runs.submit({"type": "task", "commands": ["true"]}, "ours", marker="mine")
     run.wait(60, poll_interval=0.05)
     log = Log(server)
@@ -104,7 +104,7 @@ def test_the_run_of_another_owner_is_left_alone(way: str, server: LocalServer) -
     assert run.refresh().outcome() is None
 
 
-def test_a_refused_stop_says_what_to_do(way: str, server: LocalServer) -> None:
+def test_the_log_of_a_refused_stop_names_what_to_do(way: str, server: LocalServer) -> None:
     run = submitted(server)
     body = {"detail": {"msg": "Access denied", "code": None}}
     server.faults.add("/runs/stop", times=None, status=403, body=body)
@@ -132,7 +132,7 @@ def test_a_server_that_drops_every_stop_is_reported_as_an_error(way: str, server
     )
 
 
-def test_a_stop_reaches_a_server_that_answers_too_late(way: str, server: LocalServer) -> None:
+def test_a_stop_reaches_a_server_that_answers_after_the_time_limit(way: str, server: LocalServer) -> None:
     run = submitted(server)
     server.faults.slow(3.0)
     log = Log(server)

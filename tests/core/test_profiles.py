@@ -40,7 +40,7 @@ def test_without_any_file_a_profile_is_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["profiles.yml", "profiles.yaml"])
-def test_the_file_beside_the_code_goes_before_the_users_own(name: str, tmp_path: Path) -> None:
+def test_the_file_beside_the_code_overrides_the_users_own(name: str, tmp_path: Path) -> None:
     write(Path.home(), OWN)
     assert load_profile(None, tmp_path).name == "own"
     write(tmp_path, TWO, name)
@@ -57,7 +57,9 @@ def test_a_file_without_a_default_leaves_it_to_the_users_own(tmp_path: Path) -> 
     assert load_profile(None, tmp_path, home=False) == Profile()
 
 
-def test_the_environment_names_a_profile_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_chooses_a_profile_or_no_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path, TWO)
     monkeypatch.setenv("DSTACK_PROFILE", "big")
     assert load_profile(None, tmp_path).name == "big"
@@ -72,7 +74,9 @@ def test_the_environment_names_a_profile_or_none(tmp_path: Path, monkeypatch: py
         load_profile(None, tmp_path)
 
 
-def test_a_host_asks_for_nothing_of_a_workers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_home_a_workers_own_profiles_are_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(Path.home(), OWN)
     write(tmp_path, TWO)
     monkeypatch.setenv("DSTACK_PROFILE", "own")
@@ -82,7 +86,7 @@ def test_a_host_asks_for_nothing_of_a_workers_own(tmp_path: Path, monkeypatch: p
         load_profile("own", tmp_path, home=False)
 
 
-def test_a_named_file_is_the_only_one(tmp_path: Path) -> None:
+def test_a_named_file_is_the_only_one_read(tmp_path: Path) -> None:
     write(Path.home(), OWN)
     file = tmp_path / "gpu.yml"
     file.write_text(TWO)
@@ -145,7 +149,7 @@ def test_a_profile_is_sent_as_dstacks_client_sends_it() -> None:
     assert wire["configuration"] == {"type": "task", "commands": ["x"], "max_price": 1.0}
 
 
-def test_arguments_go_before_a_profile() -> None:
+def test_arguments_override_a_profile() -> None:
     options = SubmitOptions(profile=Profile(name="p", max_price=1, spot_policy="auto"), max_price=3)
     spec = run_spec(Task(commands=["x"]), options)
     assert (spec["configuration"]["max_price"], spec["profile"]["max_price"]) == (3.0, 1.0)
@@ -237,7 +241,7 @@ def test_a_profile_of_another_kind_is_refused(kind: type[Any]) -> None:
         client._session.plan(Task(commands=["x"]), SubmitOptions(profile=3))  # type: ignore[typeddict-item]
 
 
-def test_arguments_that_no_command_wants_are_reported(
+def test_arguments_that_no_command_uses_are_reported(
     driver: Driver, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("A", "")

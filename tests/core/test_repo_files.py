@@ -61,7 +61,7 @@ def test_every_form_is_sent_in_full(given: Any, local_path: str, path: str) -> N
         (3, r"^Task\.files, item 1: expected a path, .*, got 3\.$"),
     ],
 )
-def test_an_entry_that_is_none_is_refused(given: Any, text: str) -> None:
+def test_an_invalid_entry_is_refused(given: Any, text: str) -> None:
     with pytest.raises(ConfigurationError, match=text):
         task(given)
 
@@ -98,7 +98,7 @@ def test_an_archive_has_one_top_level_entry(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("given", ["nowhere", "/", "one/below"])
-def test_a_path_that_is_not_there_is_told_with_its_whole_path(
+def test_the_error_for_a_missing_path_shows_the_whole_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
     write(tmp_path, one="1")

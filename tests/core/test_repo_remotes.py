@@ -96,7 +96,7 @@ def test_ids_and_addresses_are_those_of_dstacks_own_client(
         ("git@[::1]:o/r", "https://[::1]/o/r", "ssh://git@[::1]/o/r"),
     ],
 )
-def test_forms_that_git_takes_and_dstacks_own_client_does_not(url: str, https: str, ssh: str) -> None:
+def test_forms_that_only_git_takes_are_read_too(url: str, https: str, ssh: str) -> None:
     assert (parse(url).as_https(), parse(url).as_ssh()) == (https, ssh)
 
 
@@ -114,7 +114,7 @@ def test_addresses_no_run_can_clone_are_refused_without_showing_them(url: str) -
     assert TOKEN not in str(told.value)
 
 
-def test_a_directory_has_the_id_that_dstacks_own_client_gave_it() -> None:
+def test_a_directory_has_the_id_that_dstacks_own_client_gives_it() -> None:
     # dstack 0.19.40: LocalRepo(repo_dir="/home/me/my proj").repo_id
     assert Code.of_directory("/home/me/my proj", None).repo_id == "my proj-llop6jx5"
 

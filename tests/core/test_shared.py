@@ -67,14 +67,14 @@ async def looks(one: BatchedPolls, indexes: range) -> list[Reply | None]:
     return list(await asyncio.gather(*[one.poll(look(index)).answer for index in indexes]))
 
 
-def test_requests_for_one_run_are_told_from_others() -> None:
+def test_requests_for_one_run_are_recognized() -> None:
     assert lookup_of(API.get_run("train", "id-1").request) == Lookup("main", "id", "id-1")
     assert lookup_of(Api("", "a b/c").get_run("train").request) == Lookup("a b/c", "run_name", "train")
     assert lookup_of(API.stop("train", abort=False).request) is None
     assert lookup_of(API.list_runs(only_active=True).request) is None
 
 
-def test_looks_of_a_moment_share_a_request() -> None:
+def test_simultaneous_polls_share_a_request() -> None:
     async def steps() -> None:
         server = Server(50)
         replies = await looks(batched(server), range(50))
@@ -90,7 +90,7 @@ def test_looks_of_a_moment_share_a_request() -> None:
     run(steps)
 
 
-def test_looks_by_name_are_answered_too() -> None:
+def test_polls_by_name_are_answered_too() -> None:
     async def steps() -> None:
         one = batched(Server(9))
         names = [Lookup("main", "run_name", f"run-{index}") for index in range(9)]
@@ -100,7 +100,7 @@ def test_looks_by_name_are_answered_too() -> None:
     run(steps)
 
 
-def test_more_than_a_page_is_paged_and_a_missing_run_is_asked_for_alone() -> None:
+def test_polls_beyond_one_page_read_the_next_and_a_missing_run_is_polled_alone() -> None:
     async def steps() -> None:
         server = Server(250)
         replies = await looks(batched(server), range(260))
@@ -111,7 +111,7 @@ def test_more_than_a_page_is_paged_and_a_missing_run_is_asked_for_alone() -> Non
     run(steps)
 
 
-def test_pages_end_where_they_are_not_worth_it() -> None:
+def test_few_polls_are_not_worth_a_second_page() -> None:
     async def steps() -> None:
         server = Server(500)
         replies = await looks(batched(server), range(6))
@@ -121,7 +121,7 @@ def test_pages_end_where_they_are_not_worth_it() -> None:
     run(steps)
 
 
-def test_runs_on_the_last_pages_are_worth_reading_those_before() -> None:
+def test_many_polls_are_worth_reading_every_page() -> None:
     async def steps() -> None:
         server = Server(500)
         replies = await looks(batched(server), range(100))
@@ -131,7 +131,7 @@ def test_runs_on_the_last_pages_are_worth_reading_those_before() -> None:
     run(steps)
 
 
-def test_few_looks_need_no_page() -> None:
+def test_few_polls_need_no_page() -> None:
     async def steps() -> None:
         server = Server(9)
         assert await looks(batched(server), range(2)) == [None, None]
@@ -140,7 +140,7 @@ def test_few_looks_need_no_page() -> None:
     run(steps)
 
 
-def test_few_watched_runs_wait_for_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_watched_runs_do_not_wait_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dstack_core._shared.batched_polls.GATHER_SECONDS", 3600)
 
     async def steps() -> None:
@@ -156,7 +156,7 @@ def test_few_watched_runs_wait_for_no_others(monkeypatch: pytest.MonkeyPatch) ->
     run(steps)
 
 
-def test_runs_that_nobody_looks_at_any_more_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_are_no_longer_polled_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     async def steps() -> None:
         one = batched(Server(9))
         await looks(one, range(9))
@@ -167,7 +167,7 @@ def test_runs_that_nobody_looks_at_any_more_are_not_waited_for(monkeypatch: pyte
     run(steps)
 
 
-def test_an_answer_is_never_older_than_its_question() -> None:
+def test_a_reply_is_never_older_than_its_poll() -> None:
     async def steps() -> None:
         server = Server(10)
         one = batched(server)
@@ -186,7 +186,7 @@ def test_an_answer_is_never_older_than_its_question() -> None:
     run(steps)
 
 
-def test_who_leaves_disturbs_nobody_and_nobody_means_no_request() -> None:
+def test_cancelled_polls_do_not_affect_others_and_cause_no_request_when_none_is_left() -> None:
     async def steps() -> None:
         server = Server(10)
         one = batched(server)
@@ -208,7 +208,7 @@ def test_who_leaves_disturbs_nobody_and_nobody_means_no_request() -> None:
     run(steps)
 
 
-def test_nothing_goes_on_once_nobody_asks() -> None:
+def test_no_task_keeps_running_once_nothing_polls() -> None:
     async def steps() -> None:
         one = batched(Server(10))
         await looks(one, range(10))
@@ -221,7 +221,7 @@ def test_nothing_goes_on_once_nobody_asks() -> None:
 
 
 @pytest.mark.parametrize("answer", [LOST, reply({"detail": "busy"}, 503, retry_after="7")])
-def test_a_fault_reaches_everybody_as_the_fault_it_is(answer: Any) -> None:
+def test_a_fault_reaches_every_poll_unchanged(answer: Any) -> None:
     async def steps() -> None:
         server = Server(10)
         server.answer = answer
@@ -245,7 +245,7 @@ def test_a_fault_reaches_everybody_as_the_fault_it_is(answer: Any) -> None:
 @pytest.mark.parametrize(
     "answer", [reply({"detail": "No"}, 403), reply({"detail": "No"}, 405), reply({"odd": 1}), reply([])]
 )
-def test_any_other_answer_has_each_ask_alone(answer: Reply) -> None:
+def test_after_any_other_reply_each_run_is_polled_alone(answer: Reply) -> None:
     async def steps() -> None:
         server = Server(10)
         server.answer = answer
@@ -254,7 +254,7 @@ def test_any_other_answer_has_each_ask_alone(answer: Reply) -> None:
     run(steps)
 
 
-def test_closing_leaves_nobody_waiting() -> None:
+def test_closing_ends_every_poll() -> None:
     async def steps() -> None:
         server = Server(10)
         one = batched(server)

@@ -113,7 +113,7 @@ def test_lines_precede_the_end_and_come_once() -> None:
             assert isinstance(events[-1], RunFinished)
 
 
-def test_clients_share_only_within_a_loop_a_server_and_a_token() -> None:
+def test_clients_share_polls_only_within_a_loop_a_server_and_a_token() -> None:
     from dstack_core._shared import transport as shared
 
     with LocalServer() as server:

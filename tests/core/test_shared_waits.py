@@ -71,7 +71,7 @@ def test_a_wait_without_news_takes_all_its_polls_and_wakes_once() -> None:
     run(steps)
 
 
-def test_news_end_a_wait_at_once_and_that_one_alone() -> None:
+def test_news_ends_only_the_wait_for_that_run_at_once() -> None:
     async def steps() -> None:
         server = Server(20)
         one = batched(server)
@@ -89,7 +89,7 @@ def test_news_end_a_wait_at_once_and_that_one_alone() -> None:
     run(steps)
 
 
-def test_the_first_round_of_a_wait_is_not_before_its_time() -> None:
+def test_the_first_poll_of_a_wait_is_not_early() -> None:
     async def steps() -> None:
         server = Server(20)
         one = batched(server)
@@ -106,7 +106,7 @@ def test_the_first_round_of_a_wait_is_not_before_its_time() -> None:
     run(steps)
 
 
-def test_two_that_watch_one_run_are_told_apart() -> None:
+def test_two_waits_for_one_run_end_separately() -> None:
     async def steps() -> None:
         server = Server(9)
         one = batched(server)
@@ -120,7 +120,7 @@ def test_two_that_watch_one_run_are_told_apart() -> None:
     run(steps)
 
 
-def test_a_run_that_is_over_is_on_no_page_and_asked_for_alone() -> None:
+def test_a_run_that_has_ended_is_on_no_page_and_polled_alone() -> None:
     async def steps() -> None:
         server = Server(10)
         one = batched(server)
@@ -151,7 +151,7 @@ def test_a_fault_ends_every_wait(answer: Any) -> None:
     run(steps)
 
 
-def test_who_is_cancelled_waits_no_more() -> None:
+def test_a_cancelled_wait_ends() -> None:
     async def steps() -> None:
         server = Server(10)
         one = batched(server)
@@ -164,7 +164,7 @@ def test_who_is_cancelled_waits_no_more() -> None:
     run(steps)
 
 
-def test_who_is_cancelled_among_others_is_forgotten() -> None:
+def test_a_cancelled_wait_among_others_is_forgotten() -> None:
     async def steps() -> None:
         server = Server(10)
         one = batched(server)
@@ -179,7 +179,7 @@ def test_who_is_cancelled_among_others_is_forgotten() -> None:
     run(steps)
 
 
-def test_a_run_that_cannot_be_read_ends_its_wait_alone() -> None:
+def test_an_unreadable_run_ends_only_its_own_wait() -> None:
     async def steps() -> None:
         server = Server(10)
         server.runs[0]["jobs"] = "none of yours"
@@ -194,7 +194,7 @@ def test_a_run_that_cannot_be_read_ends_its_wait_alone() -> None:
     run(steps)
 
 
-def test_a_follower_says_what_is_news_and_when_its_log_is_due(driver: Driver) -> None:
+def test_a_follower_decides_what_is_news_and_when_its_log_is_due(driver: Driver) -> None:
     """Who carries out the polls of a wait must come to the same as who makes each of them."""
     logs_read: list[int] = []
     for at_once in (False, True):
@@ -240,7 +240,7 @@ def test_a_stop_that_the_server_accepted_makes_each_poll_count() -> None:
     assert step.is_news(snapshot)
 
 
-def test_waits_end_by_turns_and_never_late() -> None:
+def test_waits_end_in_turns_and_never_late() -> None:
     for polls in (1, 2, 4, 12):
         for now in (1_800_000_000.0, 1_800_000_003.7):
             turns = [polls_until_turn(polls, 5, f"id-{index}", now) for index in range(1200)]
@@ -287,7 +287,7 @@ def test_a_fault_does_not_end_a_wait_without_news() -> None:
     assert ended_flow.value.value is answer
 
 
-def test_a_fault_with_every_poll_does_not_put_a_wait_off() -> None:
+def test_a_fault_with_every_poll_does_not_delay_the_end_of_a_wait() -> None:
     clock = Clock()
     flow = retrying(one_wait(silent_wait()), RetryBudget(600, clock))
     step: Any = next(flow)
@@ -337,7 +337,7 @@ def test_within_a_time_limit_a_wait_ends_when_it_is_due_or_with_news() -> None:
         assert clock.now == 1010
 
 
-def test_drivers_that_share_nothing_wait_and_look(driver: Driver) -> None:
+def test_drivers_without_sharing_sleep_and_poll(driver: Driver) -> None:
     script = Script(
         runs__get=[reply(run_json(status)) for status in ("running", "running", "done")],
         logs__poll=[page((1, "a\n"))],
@@ -349,7 +349,7 @@ def test_drivers_that_share_nothing_wait_and_look(driver: Driver) -> None:
     assert isinstance(events[-1], RunFinished)
 
 
-def test_one_guard_serves_all_clients_and_ends_with_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_pause_guard_serves_all_clients_and_stops_with_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     guards: list[str] = []
     monkeypatch.setattr(PauseGuard, "start", lambda _: guards.append("started"))
     monkeypatch.setattr(PauseGuard, "stop", lambda _: guards.append("stopped"))
@@ -369,7 +369,7 @@ def test_one_guard_serves_all_clients_and_ends_with_the_last(monkeypatch: pytest
 
 
 @pytest.mark.parametrize(("late", "holds"), [(7.0, []), (60.0, [process_pause.PAUSE_SECONDS])])
-def test_what_comes_right_after_a_pause_is_held_back(
+def test_requests_right_after_a_pause_are_held_back(
     monkeypatch: pytest.MonkeyPatch, late: float, holds: list[float]
 ) -> None:
     now, slept = [1000.0], []

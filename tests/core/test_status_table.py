@@ -40,7 +40,7 @@ def test_a_status_is_in_exactly_one_phase(status: RunStatus) -> None:
 
 
 @pytest.mark.parametrize("status", RunStatus)
-def test_a_bar_never_goes_back_from_phase_to_phase(status: RunStatus) -> None:
+def test_a_progress_bar_never_goes_back_from_phase_to_phase(status: RunStatus) -> None:
     earlier = list(Phase).index(status._row.phase)
     assert (status.percent == 100.0) == status.is_finished
     if not status.is_finished:
@@ -72,14 +72,14 @@ def test_no_row_hides_another() -> None:
 
 
 @pytest.mark.parametrize(("raw", "status"), BY_JOB.items())
-def test_the_attempt_of_a_job_asks_the_table(raw: str, status: RunStatus) -> None:
+def test_the_attempt_of_a_job_uses_the_table(raw: str, status: RunStatus) -> None:
     attempt = Submission("id", 0, raw, None, None, None, None, None, Machine())
     assert attempt.mapped_status is status
     assert (attempt.may_have_logs, attempt.is_finished) == (not status.is_before_start, status.is_finished)
 
 
 @pytest.mark.parametrize("status", [status for status in RunStatus if status.is_finished])
-def test_how_a_run_ended_asks_the_table(status: RunStatus) -> None:
+def test_an_outcome_uses_the_table(status: RunStatus) -> None:
     facts: dict[str, Any] = {"run_name": "train", "run_id": "id", "project": "main", "message": "ended"}
     outcome = Outcome.from_dict({**facts, "status": str(status), "cost": 0.0, "url": "http://server"})
     assert outcome.succeeded == status.is_success
@@ -89,7 +89,7 @@ def test_how_a_run_ended_asks_the_table(status: RunStatus) -> None:
 
 
 @pytest.mark.parametrize("raw", ["hibernating", "with-dashes", ""])
-def test_an_unknown_status_stays_as_it_came(raw: str) -> None:
+def test_an_unknown_status_is_kept_as_received(raw: str) -> None:
     attempt = Submission("id", 0, raw, None, None, None, None, None, Machine())
     assert (attempt.status, attempt.may_have_logs, attempt.is_finished) == (raw, True, False)
     if raw:

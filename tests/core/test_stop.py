@@ -94,7 +94,7 @@ def test_a_generated_name_is_stopped_without_a_request_before_it(driver: Driver)
 
 
 @pytest.mark.parametrize("delay", [0.5, 1.5, 2.5, 4.0, 10.0])
-def test_a_stop_leaves_at_once_however_slow_the_server_is(delay: float) -> None:
+def test_a_stop_is_sent_at_once_however_slow_the_server_is(delay: float) -> None:
     script = Script(runs__stop=[STOPPED], runs__get=seen("terminating"))
     result, sent = stop_slowly(delay, script)
     assert sent[0] == (0.0, "stop")
@@ -104,7 +104,7 @@ def test_a_stop_leaves_at_once_however_slow_the_server_is(delay: float) -> None:
 
 
 @pytest.mark.parametrize("delay", [0.5, 1.5, 2.5, 4.0, 10.0])
-def test_an_unanswered_check_does_not_prevent_the_stop_of_a_run_of_ones_own(delay: float) -> None:
+def test_an_unanswered_check_does_not_prevent_the_stop_of_ones_own_run(delay: float) -> None:
     script = Script(runs__stop=[STOPPED], runs__get=seen("running", "terminating"))
     _, sent = stop_slowly(delay, script, check=Check.IF_ANSWERED)
     assert sent[0] == (0.0, "get")
@@ -112,7 +112,7 @@ def test_an_unanswered_check_does_not_prevent_the_stop_of_a_run_of_ones_own(dela
     assert sent[1][0] <= 1.61
 
 
-def test_an_unanswered_check_prevents_the_stop_of_a_run_that_may_be_anybodys() -> None:
+def test_an_unanswered_check_prevents_the_stop_of_a_run_with_an_unknown_owner() -> None:
     script = Script(runs__stop=[STOPPED], runs__get=seen("running"))
     result, sent = stop_slowly(10.0, script, check=Check.ALWAYS)
     assert {path for _, path in sent} == {"get"}
@@ -121,7 +121,7 @@ def test_an_unanswered_check_prevents_the_stop_of_a_run_that_may_be_anybodys() -
     assert "nothing came" in result.error
 
 
-def test_a_server_that_answers_in_three_seconds_is_stopped_where_there_is_time() -> None:
+def test_a_run_on_a_server_that_answers_in_three_seconds_is_stopped_if_time_allows() -> None:
     script = Script(runs__stop=[STOPPED], runs__get=seen("running", "terminating"))
     result, sent = stop_slowly(3.0, script, check=Check.ALWAYS, timeout=30.0)
     assert [path for _, path in sent] == ["get", "stop", "get"]
@@ -146,7 +146,7 @@ def test_the_run_of_another_owner_is_left_alone(driver: Driver, check: Check) ->
     ],
 )
 @pytest.mark.parametrize("check", list(Check))
-def test_a_run_that_needs_no_stop_is_no_error(
+def test_a_run_that_needs_no_stop_is_not_an_error(
     driver: Driver, check: Check, answer: Reply, state: StopState
 ) -> None:
     script = Script(runs__stop=[STOPPED], runs__get=[answer])
@@ -156,13 +156,13 @@ def test_a_run_that_needs_no_stop_is_no_error(
     assert (result.outcome is not None) is (state is StopState.ENDED)
 
 
-def test_a_run_that_is_stopping_is_aborted_all_the_more(driver: Driver) -> None:
+def test_a_stopping_run_can_still_be_aborted(driver: Driver) -> None:
     script = Script(runs__stop=[STOPPED], runs__get=seen("terminating"))
     stop_owned(driver, script, check=Check.ALWAYS, abort=True)
     assert script.bodies("runs/stop") == [{"runs_names": ["train"], "abort": True}]
 
 
-def test_the_end_is_waited_for_where_it_is_wanted(driver: Driver) -> None:
+def test_the_end_is_waited_for_on_request(driver: Driver) -> None:
     script = Script(runs__stop=[STOPPED], runs__get=seen("running", *["terminating"] * 20, "terminated"))
     result = stop_owned(driver, script, until=Until.ENDED, timeout=60.0)
     assert result.state is StopState.ENDED
@@ -170,7 +170,7 @@ def test_the_end_is_waited_for_where_it_is_wanted(driver: Driver) -> None:
     assert script.paths().count("runs/stop") == 1
 
 
-def test_an_end_that_takes_longer_than_there_is_time_is_a_stopping_run(driver: Driver) -> None:
+def test_a_run_that_does_not_end_in_time_is_reported_as_stopping(driver: Driver) -> None:
     script = Script(runs__stop=[STOPPED], runs__get=seen("terminating"))
     result = stop_owned(driver, script, until=Until.ENDED, timeout=20.0)
     assert (result.state, result.is_safe) == (StopState.STOPPING, True)
@@ -206,21 +206,21 @@ def test_a_server_that_drops_every_stop_is_reported(driver: Driver) -> None:
     assert driver.clock.now <= 1045.0
 
 
-def test_where_the_whole_time_is_short_one_repeat_comes_early(driver: Driver) -> None:
+def test_with_a_short_time_limit_one_repeat_is_sent_early(driver: Driver) -> None:
     script = Script(runs__stop=[STOPPED], runs__get=seen("running"))
     result = stop_owned(driver, script, timeout=4.0)
     assert result.requests == 2
     assert result.state is StopState.UNCONFIRMED
 
 
-def test_a_lost_reply_is_answered_by_a_poll_before_the_stop_is_sent_again(driver: Driver) -> None:
+def test_after_a_lost_reply_the_run_is_polled_before_the_stop_is_sent_again(driver: Driver) -> None:
     script = Script(runs__stop=[LOST, STOPPED], runs__get=seen("terminating"))
     result = stop_owned(driver, script)
     assert script.paths() == ["runs/stop", "runs/get"]
     assert (result.state, result.requests) == (StopState.STOPPING, 1)
 
 
-def test_a_server_that_refuses_connections_for_a_while_gets_the_stop(driver: Driver) -> None:
+def test_the_stop_reaches_a_server_that_refuses_connections_for_a_while(driver: Driver) -> None:
     script = Script(
         runs__stop=[LOST, LOST, LOST, STOPPED], runs__get=[LOST, LOST, LOST, *seen("terminating")]
     )
@@ -271,7 +271,7 @@ def test_a_submission_that_may_still_arrive_is_reported(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize("abort", [False, True])
-def test_who_follows_repeats_a_dropped_stop(driver: Driver, abort: bool) -> None:
+def test_follow_repeats_a_dropped_stop(driver: Driver, abort: bool) -> None:
     polls = seen("running", "terminating", "running", "running", "terminating", "terminated")
     script = Script(runs__get=polls, runs__stop=[STOPPED])
     ours = session(driver)
@@ -329,7 +329,7 @@ def test_a_stop_that_failed_is_not_repeated(driver: Driver) -> None:
     assert script.paths().count("runs/stop") == 1
 
 
-def test_repeating_has_an_end(driver: Driver) -> None:
+def test_a_dropped_stop_is_repeated_a_limited_number_of_times(driver: Driver) -> None:
     script = Script(runs__get=[*seen(*["running"] * 60), *seen("done")], runs__stop=[STOPPED])
     ours = session(driver)
     stop(driver, ours, script)
@@ -337,7 +337,7 @@ def test_repeating_has_an_end(driver: Driver) -> None:
     assert script.paths().count("runs/stop") == 21
 
 
-def test_who_reads_the_log_to_its_end_repeats_a_dropped_stop(driver: Driver) -> None:
+def test_reading_the_log_to_its_end_repeats_a_dropped_stop(driver: Driver) -> None:
     polls = seen("running", "running", "running", "terminating", "terminated")
     script = Script(runs__get=polls, runs__stop=[STOPPED], logs__poll=[page()])
     ours = session(driver)
@@ -347,7 +347,7 @@ def test_who_reads_the_log_to_its_end_repeats_a_dropped_stop(driver: Driver) -> 
     assert script.paths().count("runs/stop") == 2
 
 
-def test_without_a_time_limit_the_stop_is_sent_once_and_not_watched(driver: Driver) -> None:
+def test_without_a_time_limit_the_stop_is_sent_once_and_not_checked(driver: Driver) -> None:
     script = Script(runs__get=seen("running"), runs__stop=[LOST, STOPPED])
     result = stop(driver, session(driver), script)
     assert script.paths() == ["runs/get", "runs/stop", "runs/stop"]
@@ -355,7 +355,7 @@ def test_without_a_time_limit_the_stop_is_sent_once_and_not_watched(driver: Driv
 
 
 @pytest.mark.parametrize("timeout", [None, 20.0])
-def test_a_server_that_takes_no_stop_is_an_error(driver: Driver, timeout: float | None) -> None:
+def test_a_server_that_accepts_no_stop_is_an_error(driver: Driver, timeout: float | None) -> None:
     script = Script(runs__get=seen("running"), runs__stop=[LOST])
     with pytest.raises(dstack.ServerUnreachableError, match="Connection refused"):
         stop(driver, session(driver), script, timeout=timeout)
@@ -390,7 +390,7 @@ Stopper = Callable[[dstack.Client, dstack.Run], object]
     ],
     ids=["run", "name"],
 )
-def test_wait_gets_a_run_stopped_whose_first_stop_was_dropped(stopper: Stopper) -> None:
+def test_wait_stops_a_run_whose_first_stop_was_dropped(stopper: Stopper) -> None:
     from dstack_core.local import LocalServer
 
     with LocalServer() as server, server.client() as client:

@@ -30,7 +30,7 @@ def wait(driver: Driver, script: Script, timeout: float | None, retry_budget: fl
     return driver.run(within(flow, limit), script)
 
 
-def test_no_retry_is_promised_behind_the_timeout(driver: Driver, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_retry_is_announced_beyond_the_timeout(driver: Driver, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "dstack_core")
     script = Script(runs__get=[reply(run_json("running")), LOST])
     with pytest.raises(dstack.WaitTimeoutError) as caught:
@@ -170,7 +170,7 @@ def test_the_async_twins_do_so_too(server: LocalServer) -> None:
     asyncio.run(check())
 
 
-def test_a_wait_ends_in_time_on_a_server_that_answers_late(server: LocalServer) -> None:
+def test_a_wait_ends_in_time_on_a_slow_server(server: LocalServer) -> None:
     with server.client() as client:
         run = client.runs.submit({"type": "task", "commands": ["sleep 600"]})
         server.faults.slow(20.0)
@@ -180,7 +180,7 @@ def test_a_wait_ends_in_time_on_a_server_that_answers_late(server: LocalServer) 
         run.stop(abort=True)
 
 
-def test_the_offers_of_a_slow_server_are_waited_for_in_time_only(server: LocalServer) -> None:
+def test_waiting_for_the_offers_of_a_slow_server_ends_in_time(server: LocalServer) -> None:
     with server.client() as client:
         server.faults.slow(20.0)
         with pytest.raises(dstack.WaitTimeoutError, match=r"returned no offers within 0\.5 s"):

@@ -78,6 +78,6 @@ def test_every_message_of_the_troubleshooting_page_is_in_the_code() -> None:
     assert not missing, f"no message of the code has {missing}: write them as the code does now"
 
 
-def test_a_text_that_no_code_has_is_found_out() -> None:
+def test_a_text_that_no_code_has_is_found() -> None:
     assert not any("a message that was changed" in text for text in texts_of_the_code())
     assert list(_texts(ast.parse('"""Docs."""\nraise ValueError(f"a {b} c" " d")'))) == ["a ... c d"]

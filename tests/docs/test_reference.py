@@ -23,7 +23,7 @@ def test_the_pages_are_up_to_date(rendered: dict[str, str]) -> None:
         )
 
 
-def test_every_public_name_has_a_place() -> None:
+def test_every_public_name_is_on_a_page() -> None:
     shown = {path for page in PAGES for path in page.objects}
     missing = {f"dstack_core.{name}" for name in dstack_core.__all__} - shown - {"dstack_core.__version__"}
     assert not missing, f"add {sorted(missing)} to a page in scripts/make_reference.py"

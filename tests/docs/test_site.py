@@ -30,7 +30,9 @@ _PAGE = '<html><body><h1 id="top">x</h1>{body}</body></html>'
         ("<pre>One\n* two</pre>", ""),
     ],
 )
-def test_what_the_check_finds(body: str, problem: str, tmp_path: Path) -> None:
+def test_the_check_finds_remote_addresses_missing_targets_and_unrendered_lists(
+    body: str, problem: str, tmp_path: Path
+) -> None:
     (tmp_path / "index.html").write_text(_PAGE.format(body=body))
     (tmp_path / "a.png").touch()
     problems = check_site(tmp_path)
@@ -45,7 +47,7 @@ def test_an_address_in_a_style_sheet_is_found(tmp_path: Path) -> None:
     assert "//fonts.example.com/x.woff2" in problem
 
 
-def test_no_pages_are_a_problem(tmp_path: Path) -> None:
+def test_a_site_without_pages_is_a_problem(tmp_path: Path) -> None:
     assert check_site(tmp_path)
 
 

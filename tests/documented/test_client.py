@@ -59,7 +59,7 @@ def test_from_config_takes_the_default_project_unless_one_is_named(config: Path)
         dstack.Client.from_config(project_name="third")
 
 
-def test_from_config_without_a_file_says_what_to_do(home: Path) -> None:
+def test_from_config_without_a_file_names_what_to_do(home: Path) -> None:
     with pytest.raises(
         dstack.ProjectNotConfiguredError,
         match=r"expected a file .*config\.yml.*, got none.*DSTACK_SERVER_URL",
@@ -89,7 +89,7 @@ def test_from_config_expands_the_home_in_repo_dir(bench: Bench, config: Path, ho
         assert b"".join(run.logs()) == b"from the repo\r\n"
 
 
-def test_from_config_refuses_a_repo_dir_that_is_none(config: Path, home: Path) -> None:
+def test_from_config_refuses_a_missing_repo_dir(config: Path, home: Path) -> None:
     with pytest.raises(dstack.ConfigurationError, match=r"repo_dir: expected a directory, got '.*nowhere'"):
         dstack.Client.from_config(home / "nowhere")
 

@@ -127,7 +127,7 @@ def test_name_is_unique_within_the_project(bench: Bench) -> None:
     assert len({run.name for run in runs}) == len(runs)
 
 
-def test_status_is_asked_anew_and_adds_to_a_text(bench: Bench) -> None:
+def test_status_is_polled_anew_and_can_be_concatenated_to_text(bench: Bench) -> None:
     run = bench.client.runs.submit(TASK)
     assert f"Run {run.name}: " + run.status() in {
         f"Run {run.name}: {status}" for status in ("submitted", "provisioning", "running", "done")

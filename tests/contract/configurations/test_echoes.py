@@ -82,7 +82,7 @@ def _jobs(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 @newest
 @pytest.mark.timeout(600)
-def test_a_server_makes_the_same_of_what_both_clients_send(
+def test_a_server_reads_the_specs_of_both_clients_alike(
     real_server: RealServer, official: OfficialClient, folder: Path
 ) -> None:
     echo = Echo(real_server)
@@ -92,7 +92,7 @@ def test_a_server_makes_the_same_of_what_both_clients_send(
 
 @newest
 @pytest.mark.timeout(7200)
-def test_a_server_makes_the_same_of_every_form(
+def test_a_server_reads_every_form_of_both_clients_alike(
     real_server: RealServer, official: OfficialClient, folder: Path
 ) -> None:
     echo = Echo(real_server)
@@ -114,7 +114,7 @@ def test_a_server_makes_the_same_of_every_form(
 
 
 @pytest.mark.timeout(600)
-def test_what_a_server_is_too_old_for_is_refused_in_words(
+def test_a_key_that_a_server_is_too_old_for_is_refused_by_name(
     real_server: RealServer, official: OfficialClient, folder: Path
 ) -> None:
     """What dstack's newest client takes, a server plans, or is said to be too old for by the name of the key."""

@@ -98,7 +98,7 @@ def test_each_key_of_a_mapping_is_named(schemas: dict[str, dict[str, object]]) -
             assert missing == [], f"{name}: {row}"
 
 
-def test_the_differences_that_are_wanted_are_told() -> None:
+def test_each_intended_difference_has_a_row() -> None:
     told = PAGE.partition("On purpose they differ")[2]
     rows = re.findall(r"^\| [^-w].*$", told, re.MULTILINE)
     assert len([row for row in rows if row.count("|") == 4]) == len(WANTED)

@@ -38,7 +38,7 @@ ENV = {"A": "a value", "HF_TOKEN": "a token"}
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_a_form_that_a_person_wrote_is_read_as_dstack_reads_it(
+def test_each_named_configuration_is_read_as_dstack_reads_it(
     name: str, official: OfficialClient, folder: Path
 ) -> None:
     found = differences(NAMED[name], folder, official)
@@ -74,7 +74,7 @@ def test_every_text_of_the_schema_has_a_meaning(kind: str, official: OfficialCli
     assert missing == [], "write down in forms.py what these texts may be"
 
 
-def test_the_judge_tells_a_difference(official: OfficialClient, folder: Path) -> None:
+def test_the_comparison_finds_a_difference(official: OfficialClient, folder: Path) -> None:
     """The comparison itself is compared: a client that read 16GB as at least 16 GB would fail it."""
     case = Case("type: task\ncommands: [x]\nresources: {gpu: 16GB}\n")
     path = folder / ".dstack.yml"
