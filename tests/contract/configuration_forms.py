@@ -1,4 +1,4 @@
-"""Every key of a configuration in the forms people write, and in forms that are wrong."""
+"""Every key of a configuration, in the forms users write and in wrong forms."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ _BASES: dict[str, dict[str, Any]] = {
     "service": {"type": "service", "commands": ["true"], "port": 80},
     "dev-environment": {"type": "dev-environment", "ide": "vscode"},
 }
-# What depends on more than one key.
+# Forms that depend on more than one key.
 _TOGETHER: list[dict[str, Any]] = [
     {"type": "task", "commands": ["x"], "image": "i", "python": "3.11"},
     {"type": "task", "commands": ["x"], "image": "", "python": "3.11"},

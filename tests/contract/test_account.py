@@ -13,7 +13,7 @@ import dstack_core as dstack
 from tests.contract.conftest import Target
 
 _EVENTS_SINCE = (0, 20, 0)
-# The embedded server measures nothing and keeps no secrets.
+# The embedded server measures nothing and stores no secrets.
 ON_THE_REAL_ONE = pytest.mark.parametrize(
     "target", [pytest.param("real", marks=pytest.mark.real)], indirect=True
 )
@@ -70,10 +70,10 @@ def test_metrics_of_a_running_job_are_bytes_and_percent(target: Target, client: 
         assert time.monotonic() < deadline, "no metrics"
         time.sleep(target.poll_interval)
     target.stop(run)
-    told = {"cpu_usage_percent", "memory_usage_bytes"}
+    measured = {"cpu_usage_percent", "memory_usage_bytes"}
     if target.release >= (0, 19, 0):
-        told.add("cpus_detected_num")
-    assert told <= metrics.keys()
+        measured.add("cpus_detected_num")
+    assert measured <= metrics.keys()
     memory = metrics["memory_usage_bytes"]
     assert list(memory.timestamps) == sorted(memory.timestamps)
     assert memory.values[-1] > 100_000

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import dstack_core as dstack
-from tests.contract.conftest import stop_until_over
+from tests.contract.conftest import stop_and_wait
 from tests.core.ssh_hosts import no_thread_of_ours_is_left
 from tests.local.support import wait_until
 from tests.ports import free_port
@@ -39,7 +39,7 @@ HALF = f"line {LINES // 2}\r\n".encode()
 
 
 class Way:
-    """A server, reached in one of the ways, and what its runs need."""
+    """A server whose containers are reached in one of the ways, and what its runs need."""
 
     def __init__(self, server: RealServer) -> None:
         self.server = server
@@ -60,7 +60,7 @@ class Way:
 
 @pytest.fixture(scope="session")
 def ways(real_server: RealServer) -> Iterator[Callable[[str], Way]]:
-    """Give each way, started when it is first asked for."""
+    """Yield a function that returns each way, started at its first use."""
     known = {"two hops": Way(real_server)}
     with contextlib.ExitStack() as started:
 
@@ -84,7 +84,7 @@ def behind(name: str, running: RealServer) -> RealServer:
 def way(request: pytest.FixtureRequest, ways: Callable[[str], Way], _home: Path) -> Way:
     chosen = ways(request.param)
     if request.param == "three hops":
-        # The jump host knows a key of the user, not the run's.
+        # The jump host accepts a key of the user, not the run's.
         folder = _home / ".ssh"
         folder.mkdir()
         (folder / "config").write_text(f"Host 127.0.0.1\n  IdentityFile {chosen.server.jump_key_path}\n")
@@ -147,7 +147,7 @@ def test_every_way_in_forwards_ports_and_streams_logs(way: Way, tmp_path: Path) 
             for chunk in run.logs(poll_interval=PACE):
                 live += chunk
                 if HALF in live and not flag.exists():
-                    # The job still runs: what was read is live, and its ports can be reached.
+                    # The job still runs, so what was read is live and its ports can be reached.
                     assert fetch(outside) == b"from inside"
                     flag.touch()
             assert lines(live) == EXPECTED
@@ -164,7 +164,7 @@ def test_every_way_in_forwards_ports_and_streams_logs(way: Way, tmp_path: Path) 
 def fetch(port: int) -> bytes:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for _ in range(100):
-        # The program in the container may need a moment longer than its log.
+        # The program's port may open a moment later than its first log line appears.
         with (
             contextlib.suppress(OSError),
             opener.open(f"http://127.0.0.1:{port}/index.html", timeout=30) as reply,
@@ -184,7 +184,7 @@ def test_a_connection_that_is_cut_loses_no_line_and_repeats_none(way: Way, tmp_p
             for chunk in run.logs(poll_interval=PACE):
                 live += chunk
                 for end, flag in cuts.items():
-                    # The job waits for its flag, so there is a connection, or one is being opened again.
+                    # The job waits for its flag, so a connection exists or is being reopened.
                     if end in live and not flag.exists():
                         wait_until(way.server.clients.count, seconds=60)
                         assert way.server.clients.cut() >= 1
@@ -280,7 +280,7 @@ def test_stopping_an_attached_run_ends_its_log(direct: Way) -> None:
             for chunk in run.logs(poll_interval=PACE):
                 live += chunk
                 if lines(live) == ["line 1"]:
-                    stopping = pool.submit(stop_until_over, run)
+                    stopping = pool.submit(stop_and_wait, run)
         assert lines(live) == ["line 1"]
         assert stopping.result().status is dstack.RunStatus.TERMINATED
 

@@ -1,4 +1,4 @@
-"""The code a run starts from, held against the embedded server and a real one alike."""
+"""The code a run starts from, on the embedded server and on a real one."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def checkout(tmp_path: Path, git_host: GitHost) -> Path:
     git(work, "add", ".")
     git(work, "commit", "--quiet", "-m", "pushed")
     git(work, "push", "--quiet", "-u", "origin", "main")
-    # A run clones it over ssh; here it is reached through the disk.
+    # A run clones it over ssh; the test reads it from the disk.
     url = git_host.url(tmp_path / "origin.git")
     git(work, "remote", "set-url", "origin", url)
     git(work, "config", f"url.file://{tmp_path}/origin.git.insteadOf", url)
@@ -192,7 +192,7 @@ def test_files_are_placed_at_their_paths(target: Target, tmp_path: Path) -> None
     (tmp_path / "one.txt").write_text("one\n")
     (tmp_path / "two.txt").write_text("two\n")
     files = ["one.txt", "./conf:/etc/conf", {"local_path": str(tmp_path / "two.txt"), "path": "~/2.txt"}]
-    # The pretended hosts of the real server keep the container's root in a folder of their own.
+    # The pretend host of the real server has a folder as the container's root.
     commands = ("cat one.txt ~/2.txt", "cd ..", "cat etc/conf/deep/a.ini", "ls etc/conf")
     configuration = target.task(*commands, files=files, working_dir="/here")
     path = tmp_path / "files.dstack.yml"

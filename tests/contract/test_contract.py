@@ -1,4 +1,4 @@
-"""What a client may rely on, held against the embedded server and a real one alike."""
+"""The behaviour a client may rely on, on the embedded server and on a real one."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_task_runs_to_its_end_with_its_env_and_its_lines(target: Target, clien
     assert isinstance(events[-2], StatusChanged), "the last line precedes the final status"
     assert (outcome.status, outcome.exit_status, outcome.message) == (
         RunStatus.DONE,
-        target.told(0),
+        target.reported_exit_status(0),
         "finished",
     )
     assert outcome.succeeded
@@ -70,9 +70,9 @@ def test_a_failing_command_is_reported_with_its_exit_status(
 ) -> None:
     events, outcome = follow(target, client.runs.submit(target.task("echo before", command)))
     assert lines_of(events)[0] == "before"
-    told = target.told(exit_status)
-    how = "with an error" if told is None else f"with status {exit_status}"
-    assert (outcome.status, outcome.exit_status) == (RunStatus.FAILED, told)
+    reported = target.reported_exit_status(exit_status)
+    how = "with an error" if reported is None else f"with status {exit_status}"
+    assert (outcome.status, outcome.exit_status) == (RunStatus.FAILED, reported)
     assert outcome.message == f"failed: its command exited {how}"
     with pytest.raises(dstack.RunFailedError, match=how):
         outcome.raise_for_status()
@@ -222,7 +222,7 @@ def test_lines_arrive_while_the_run_is_active_and_resume_after_any_event(
             first += event.lines
             progress = event.progress
             break
-    assert not run.status().is_finished, "the first line came while the run was going on"
+    assert not run.status().is_finished, "the first line arrived while the run was active"
     rest = lines_of(run.follow(progress, poll_interval=target.poll_interval))
     assert first + rest == [f"tick {i}" for i in range(1, 5)]
 
@@ -296,5 +296,5 @@ def test_the_async_twin_does_the_same(target: Target) -> None:
 
     events, outcome, stopped = asyncio.run(go())
     assert lines_of(events)[0] == "hello"
-    assert (outcome.status, outcome.exit_status) == (RunStatus.FAILED, target.told(3))
+    assert (outcome.status, outcome.exit_status) == (RunStatus.FAILED, target.reported_exit_status(3))
     assert stopped

@@ -1,4 +1,4 @@
-"""Users, projects, backends, events and metrics, as five server generations tell them."""
+"""Users, projects, backends, events and metrics, read from the replies of five server generations."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def event(number: int) -> dict[str, Any]:
 
 
 class Events:
-    """Page through events as the server does: newest first, behind the previous one."""
+    """A server's pages of events: newest first, each page starting after the previous one."""
 
     def __init__(self, count: int) -> None:
         self.kept = [event(number) for number in range(count)][::-1]

@@ -1,4 +1,4 @@
-"""Submit or update in place, exactly once whatever gets lost (PROTOCOL 1.4)."""
+"""A run is submitted or updated in place exactly once, whatever gets lost (PROTOCOL 1.4)."""
 
 from __future__ import annotations
 
@@ -36,11 +36,13 @@ def refusal(text: str) -> Any:
 
 
 class Server:
-    """Keep one run as a real server does: an update of what was seen before a change is refused."""
+    """A server with one run; like a real one, it refuses an update that is based on an older state of the run."""
 
-    def __init__(self, *losses: str, status: str = "running", says: bool = True, **changes: Any) -> None:
+    def __init__(
+        self, *losses: str, status: str = "running", reports_changes: bool = True, **changes: Any
+    ) -> None:
         self.losses = list(losses)
-        self.says = says
+        self.reports_changes = reports_changes
         self.run = self.new({"run_name": "train", "configuration_path": "first", "profile": {"name": "default"},
                              "configuration": copy.deepcopy(CONFIGURATION), "ssh_key_pub": "key", **changes}, status)  # fmt: skip
         self.submitted = 0
@@ -61,8 +63,12 @@ class Server:
         spec = self.effective(body["run_spec"])
         old, new = self.run["run_spec"]["configuration"], spec["configuration"]
         is_fine = {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)} <= {"env", "port"}
-        told = {"effective_run_spec": spec, "action": "update" if is_fine else "create"} if self.says else {}
-        return reply({"run_spec": spec, "current_resource": self.run or None, "job_plans": [], **told})
+        reported = (
+            {"effective_run_spec": spec, "action": "update" if is_fine else "create"}
+            if self.reports_changes
+            else {}
+        )
+        return reply({"run_spec": spec, "current_resource": self.run or None, "job_plans": [], **reported})
 
     def apply(self, body: dict[str, Any]) -> Any:
         loss = self.losses.pop(0) if self.losses else ""
@@ -156,16 +162,18 @@ def test_a_lost_update_of_a_run_that_ended_since_is_not_submitted(driver: Driver
     assert (run.id, server.submitted) == ("id-1", 0)
 
 
-@pytest.mark.parametrize("says", [True, False])
-def test_changes_that_need_a_new_run_are_refused_and_all_are_named(driver: Driver, says: bool) -> None:
-    server = Server(says=says)
+@pytest.mark.parametrize("reports_changes", [True, False])
+def test_changes_that_need_a_new_run_are_refused_and_all_are_named(
+    driver: Driver, reports_changes: bool
+) -> None:
+    server = Server(reports_changes=reports_changes)
     spec = SPEC | {
         "configuration": SPEC["configuration"] | {"max_duration": "1h", "retry": True},
         "profile": {"name": "default", "max_price": 1.0},
         "ssh_key_pub": "other",
     }
     script = server.script()
-    if not says:
+    if not reports_changes:
         script.answers["runs/apply"] = [refusal("Cannot override active run. Stop the run first.")]
     with pytest.raises(RunNotUpdatableError) as caught:
         driver.run(flow(driver, spec), script)

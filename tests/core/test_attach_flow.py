@@ -1,4 +1,4 @@
-"""Attaching: waiting for the container, and leaving nothing open when it does not come to that."""
+"""Attaching waits for the container, and leaves nothing open when it fails."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ USER = reply(recorded("users_get_my_user_0.22.5") | {"ssh_private_key": "PEM"})
 
 
 class Connection:
-    """Note what happens to it."""
+    """A connection that records what happens to it."""
 
     def __init__(self, approach: Approach, route: Route, failure: AttachError | None = None) -> None:
         self.route = route

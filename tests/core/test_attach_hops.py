@@ -1,4 +1,4 @@
-"""Every hop: reached, or told by name with what failed and what to do."""
+"""Every hop is reached, or the error names the hop, what failed and what to do."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_the_sshproxys_host_key_is_compared_with_known_hosts_where_it_is_listed(
     key, other = paramiko.ECDSAKey.generate(), paramiko.RSAKey.generate(2048)
     with closing(Host(host_key=key)) as host:
         hop = replace(way([host])[0], role="sshproxy", check_host_key=True)
-        # Unknown: as good as the first login of ssh that is answered with yes.
+        # An unknown host is accepted, as in a first login with ssh that is answered with yes.
         open_chain([hop], HostKeys(known_hosts))
         name = written(f"[127.0.0.1]:{host.port}")
         known_hosts.write_text(f"{name} {key.get_name()} {key.get_base64()}\n")
@@ -154,7 +154,7 @@ def test_the_sshproxys_host_key_is_compared_with_known_hosts_where_it_is_listed(
         with pytest.raises(HostKeyError, match=rf"sshproxy .*{known_hosts}.*ssh-keygen -R '\[127") as caught:
             open_chain([hop], HostKeys(known_hosts))
         assert key.fingerprint in str(caught.value)
-        # Who is not asked for a check is not checked.
+        # Without check_host_key the host is not checked.
         open_chain([replace(hop, check_host_key=False)], HostKeys(known_hosts))
 
 
@@ -172,7 +172,7 @@ def test_the_users_known_hosts_are_used() -> None:
 
 
 class Welcome(paramiko.ServerInterface):
-    """Let everybody in."""
+    """A server that accepts every login."""
 
     def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
         return AUTH_SUCCESSFUL

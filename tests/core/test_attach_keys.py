@@ -145,15 +145,15 @@ def test_processes_that_generate_a_key_at_once_end_up_with_the_same_one() -> Non
     for worker in workers:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "ready\n"
-    told = []
+    printed = []
     for worker in workers:
         assert worker.stdin is not None
         worker.stdin.write("go\n")
         worker.stdin.flush()
     for worker in workers:
-        told.append(worker.communicate(timeout=60)[0])
-    assert len(set(told)) == 1
-    assert told[0].startswith("ssh-rsa ")
+        printed.append(worker.communicate(timeout=60)[0])
+    assert len(set(printed)) == 1
+    assert printed[0].startswith("ssh-rsa ")
     assert [item.name for item in (Path.home() / ".dstack" / "ssh").iterdir()] == ["id_rsa"]
 
 

@@ -1,4 +1,4 @@
-"""The live log: each byte once, whatever is cut, and an end only the server can tell."""
+"""The live log yields each byte once, whatever is cut, and ends only when the server reports the end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Frames = Sequence[bytes | AttachError | None]
 
 
 class Stream:
-    """Give the frames of a script, then stay silent for ever."""
+    """A stream with scripted frames that stays silent after the last one."""
 
     def __init__(self, frames: Frames) -> None:
         self.frames = list(frames)
@@ -41,7 +41,7 @@ class Stream:
 
 
 class Source:
-    """Give one scripted stream after the other; then there is none any more."""
+    """A source of scripted streams, one after the other; after the last one, opening fails."""
 
     def __init__(self, *streams: Frames, submission_id: str = "sub-0", moves: bool = True) -> None:
         self.submission_id = submission_id
@@ -116,7 +116,7 @@ def test_a_stream_that_is_cut_anywhere_is_resumed(driver: Driver, already: bytes
 
 
 def test_the_end_of_a_stream_is_not_the_end_of_the_job(driver: Driver) -> None:
-    # A runner that is shut down closes its stream too: the server knows that the job goes on.
+    # A runner that is shut down closes its stream too: the server knows that the job keeps running.
     script = server(*[running()] * 20, done(), polled="one\r\ntwo\r\nthree\r\n")
     assert read(driver, Source([b"one\r\ntwo", CLOSED]), script) == b"one\r\ntwo\r\nthree\r\n"
     assert 60 <= sum(driver.clock.slept) <= 120

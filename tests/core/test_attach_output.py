@@ -1,4 +1,4 @@
-"""The same place in a job's output is found again: raw, or as the server keeps it."""
+"""The same position in a job's output is found again, in the raw stream or in the server's copy."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_servers_copy_continues_where_the_stream_was_cut(
     live = b"".join(replay.fresh(piece) for piece in chunks(raw[:stop], first))
     rest = position.rest()
     polled = b"".join(rest.fresh(piece) for piece in chunks(without_escapes(raw), second))
-    # The copy has no escape sequences, so only what is left without them can be compared.
+    # The copy has no escape sequences, so the two can only be compared without them.
     assert without_escapes(live) + polled == without_escapes(raw)
 
 

@@ -1,4 +1,4 @@
-"""Local ports are bound before anything is sent, and a taken one names who has it."""
+"""Local ports are checked before anything is sent; the error for a taken one names its process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ with socket.create_server(("127.0.0.1", 0)) as held:
 
 @pytest.fixture
 def other_process() -> Iterator[tuple[int, int]]:
-    """Give a port that another process listens on, and the id of that process."""
+    """Yield a port that another process listens on, and the id of that process."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -60,7 +60,7 @@ def test_the_error_for_a_port_of_this_process_names_this_process() -> None:
         verify_ports({held.getsockname()[1]: 80})
 
 
-def no_right_to_look(kind: str) -> Any:
+def access_denied(kind: str) -> Any:
     raise psutil.AccessDenied
 
 
@@ -68,7 +68,7 @@ def without_owners(kind: str, look: Callable[..., Any] = psutil.net_connections)
     return [connection._replace(pid=None) for connection in look(kind)]
 
 
-@pytest.mark.parametrize("seen", [no_right_to_look, without_owners])
+@pytest.mark.parametrize("seen", [access_denied, without_owners])
 def test_the_error_for_a_port_with_a_hidden_owner_explains_that_it_is_hidden(
     other_process: tuple[int, int], monkeypatch: pytest.MonkeyPatch, seen: Callable[..., Any]
 ) -> None:
@@ -114,7 +114,7 @@ def test_submit_checks_ports_before_it_sends_and_only_with_verify_ports(
     other_process: tuple[int, int],
 ) -> None:
     port, pid = other_process
-    # Not even the flow exists when the check fails.
+    # When the check fails, not even the flow has been created.
     with pytest.raises(PortInUseError, match=str(pid)):
         submit(port, verify=True)()
     submit(port, verify=False)()

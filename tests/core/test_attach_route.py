@@ -1,4 +1,4 @@
-"""The way to a container, read from recorded replies of real servers (PROTOCOL 4)."""
+"""The route to a container, read from recorded replies of real servers (PROTOCOL 4)."""
 
 from __future__ import annotations
 

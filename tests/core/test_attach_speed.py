@@ -1,4 +1,4 @@
-"""What makes a connection through SSH quick is in force: measured once, easily lost."""
+"""The settings that make a connection through SSH fast are in force; they were measured once and are easily lost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def chain() -> Iterator[Chain]:
 
 
 def test_small_packets_are_sent_at_once(chain: Chain) -> None:
-    # Else each waits for the acknowledgement of the one before, 40 ms on Linux.
+    # Otherwise each packet waits for the acknowledgement of the one before: 40 ms on Linux.
     below: Any = chain._transports[0].sock
     assert below.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 

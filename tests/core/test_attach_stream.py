@@ -1,4 +1,4 @@
-"""The live log as a websocket through a real SSH login: what is output, what is an end, and what is neither."""
+"""The live log as a websocket through a real SSH login: what counts as output, what as the end, and what as neither."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FRAMES = [b"one\r\n", b"\x1b[1mtwo", b"\x1b[0m\r\n"]
 
 @contextmanager
 def stream(port: int) -> Iterator[LogStream]:
-    """Read the log of the runner on a port, through an SSH login."""
+    """Open the log of the runner on a port, through an SSH login."""
     with closing(Host()) as host, closing(Tunnel(way([host]), AT_ONCE)) as tunnel:
         tunnel.open(RUN_KEY.private)
         with closing(LogStream(tunnel.channel(port, 30))) as stream:
@@ -39,7 +39,7 @@ def send_all(connection: ServerConnection) -> None:
 
 
 def read_all(stream: LogStream) -> bytes:
-    """Read until the runner says that this is all; frames that come together are given together."""
+    """Read until the runner closes the stream; frames that arrive together are returned together."""
     return b"".join(iter(stream.read, None))
 
 

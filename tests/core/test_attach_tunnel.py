@@ -1,4 +1,4 @@
-"""Ports of the container on this machine, over a tunnel that is cut and opened again."""
+"""Ports of the container on this machine, over a tunnel that is cut and reopened."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def new(hosts: list[Host], *ports: AppPort, persistence: Persistence = AT_ONCE) 
 
 
 def ask(port: int, data: bytes) -> bytes:
-    """Send everything, end the sending half, and return what comes back."""
+    """Send everything, shut down the sending side, and return what comes back."""
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
 
         def send() -> None:
@@ -79,7 +79,7 @@ def test_ports_are_forwarded_both_ways_until_each_side_closes(hosts: list[Host],
 
 
 def test_an_automatic_port_has_the_same_number_or_the_next_free_one(hosts: list[Host], echo: Echo) -> None:
-    # The container's port is taken here by the very program behind it.
+    # Container and client share this machine, so the container's port is already taken here.
     with closing(new(hosts, AppPort(echo.port, None))) as attachment:
         attachment.open(None)
         local = attachment.ports[echo.port]
@@ -194,7 +194,7 @@ def test_closing_ends_an_open_that_is_still_trying(hosts: list[Host]) -> None:
     failed = threading.Event()
 
     class Watched(Host):
-        """Tell of each login."""
+        """A host that reports each connection and refuses it."""
 
         def connect(self, name: str, port: int) -> socket.socket | None:
             failed.set()

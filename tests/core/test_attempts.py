@@ -1,4 +1,4 @@
-"""Which attempt of a job belongs to an execution: what exists is adopted, waited for or followed by the next."""
+"""The attempt of a job that belongs to an execution: an existing run is adopted, waited for or followed by the next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Polled logs: raw bytes that know their job, whole lines as soon as there are several jobs."""
+"""Polled logs: raw bytes labelled with their job, and whole lines where a run has several jobs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def nodes(status: str, count: int = 2) -> dict[str, Any]:
 
 
 class Logs:
-    """Answer ``logs/poll`` from a list of pages for each job submission; then there is nothing more."""
+    """A server that answers ``logs/poll`` from a list of pages for each job submission, then with empty pages."""
 
     def __init__(self, **pages: list[Any]) -> None:
         self.pages = {key.replace("_", "-"): list(items) for key, items in pages.items()}
@@ -128,7 +128,9 @@ def test_start_time_is_sent_in_utc_and_a_naive_one_is_local(driver: Driver) -> N
         driver.events(flow, script)
         (body,) = script.bodies("logs/poll")
         sent = datetime.fromisoformat(body["start_time"])
-        assert (local.astimezone() - sent).total_seconds() == pytest.approx(1e-6), "the server's is exclusive"
+        assert (local.astimezone() - sent).total_seconds() == pytest.approx(1e-6), (
+            "the server's start time is exclusive"
+        )
 
 
 def test_a_deleted_run_raises_run_not_found(driver: Driver) -> None:

@@ -1,4 +1,4 @@
-"""Where a client finds its server: variables that are set, but empty."""
+"""Environment variables of a client that are set but empty."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a configuration leaves open is filled in where it is submitted, or refused before anything is sent."""
+"""What a configuration leaves open is filled in at submission, or refused before anything is sent."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_names_without_a_value_are_filled_in() -> None:
 
 
 def test_a_value_may_have_several_lines() -> None:
-    # A key, for example. dstack's own client takes it in a mapping only.
+    # A key, for example. dstack's own client accepts it in a mapping only.
     assert filled({"env": ["KEY=-----BEGIN\nabc\n"]}).env == {"KEY": "-----BEGIN\nabc\n"}
 
 
@@ -36,7 +36,7 @@ def test_an_empty_variable_of_the_process_is_a_value() -> None:
 
 def test_a_mapping_may_name_variables_without_a_value() -> None:
     assert filled({"env": {"A": None, "B": 1}}, environ={"A": "a"}).env == {"A": "a", "B": "1"}
-    # How dstack's own models write it.
+    # dstack's own models write it this way.
     assert filled({"env": {"A": {"key": "A"}}}, environ={"A": "a"}).env == {"A": "a"}
 
 
@@ -188,8 +188,8 @@ def test_arguments_are_filled_in_as_dstack_does(command: str, sent: str) -> None
     assert filled({"commands": [command]}, args=["A", "b c"]).commands == [sent]
 
 
-# The two places where we read `$$` in another way than dstack 0.22.5's client, which sends what is in the
-# comment (docs/configurations.md says so).
+# The two cases in which we read `$$` differently from dstack 0.22.5's client, which sends what is in the
+# comment (see docs/configurations.md).
 @pytest.mark.parametrize(
     ("command", "sent"),
     [

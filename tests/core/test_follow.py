@@ -1,4 +1,4 @@
-"""Following: order, resume, retries, unknown words."""
+"""Following a run: order, resuming, retries and unknown statuses."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def flow(
     return retrying(follow(API, progress, options), RetryBudget(budget, driver.clock), progress)
 
 
-def told(events: list[Event]) -> list[str]:
-    """Write events as short words."""
+def short_texts(events: list[Event]) -> list[str]:
+    """Return events as short texts."""
     words: list[str] = []
     for event in events:
         if isinstance(event, StatusChanged):
@@ -60,7 +60,7 @@ def test_the_last_lines_precede_the_final_status(driver: Driver) -> None:
         runs__get=statuses("submitted", "provisioning", "running", "done"),
         logs__poll=[page((1, "one\r\ntw")), page((1, "one\r\ntw"), (2, "o\r\n"), (3, "last"))],
     )
-    assert told(driver.events(flow(driver), script)) == [
+    assert short_texts(driver.events(flow(driver), script)) == [
         "submitted", "provisioning", "running", "| one", "| two", "| last", "done", "end done 0",
     ]  # fmt: skip
     assert driver.clock.slept == [5, 5, 5]
@@ -81,7 +81,7 @@ def test_logs_are_not_polled_before_the_container_runs(driver: Driver) -> None:
 
 def test_without_logs_only_the_status_is_polled(driver: Driver) -> None:
     script = Script(runs__get=statuses("running", "done"))
-    assert told(driver.events(flow(driver, logs=False), script)) == ["running", "done", "end done 0"]
+    assert short_texts(driver.events(flow(driver, logs=False), script)) == ["running", "done", "end done 0"]
 
 
 def test_another_process_resumes_after_any_event_with_no_line_lost_or_repeated(driver: Driver) -> None:
@@ -98,11 +98,11 @@ def test_another_process_resumes_after_any_event_with_no_line_lost_or_repeated(d
         return Script(runs__get=statuses("running", "running", "done"), logs__poll=[poll])
 
     events = driver.events(flow(driver), script())
-    whole = told(events)
+    whole = short_texts(events)
     assert [word for word in whole if word[0] == "|"] == ["| a", "| b", "| cc", "| d", "| e", "| f"]
     for number, event in enumerate(events[:-1]):
         wire = json.loads(json.dumps(event.progress.to_dict()))
-        rest = told(driver.events(flow(driver, Progress.from_dict(wire)), script()))
+        rest = short_texts(driver.events(flow(driver, Progress.from_dict(wire)), script()))
         lines = [word for word in whole[: number + 1] + rest if word[0] == "|"]
         assert lines == ["| a", "| b", "| cc", "| d", "| e", "| f"], (number, event)
 
@@ -114,7 +114,11 @@ def test_servers_without_page_tokens_are_read_to_the_end(driver: Driver) -> None
         page((3, "c\n"), tokens=False),
     ]
     script = Script(runs__get=statuses("done"), logs__poll=list(pages))
-    assert [w for w in told(driver.events(flow(driver), script)) if w[0] == "|"] == ["| a", "| b", "| c"]
+    assert [w for w in short_texts(driver.events(flow(driver), script)) if w[0] == "|"] == [
+        "| a",
+        "| b",
+        "| c",
+    ]
     assert all("next_token" not in body for body in script.bodies("logs/poll"))
 
 
@@ -175,7 +179,7 @@ def test_a_lost_connection_is_reported_and_retried(driver: Driver) -> None:
         logs__poll=[page((1, "a\n")), LOST, page((1, "a\n"), (2, "b\n"))],
     )
     events = driver.events(flow(driver), script)
-    assert told(events) == [
+    assert short_texts(events) == [
         "running", "| a", "ContactLost", "ContactLost", "ContactLost", "ContactRestored",
         "ContactLost", "ContactRestored", "| b", "done", "end done 0",
     ]  # fmt: skip

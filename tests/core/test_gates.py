@@ -1,4 +1,4 @@
-"""What a server is too old for is told in one sentence; the version is asked only where it matters."""
+"""One sentence reports what a server is too old for; its version is requested only where it matters."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_refusal_stands_when_the_version_is_unknown(driver: Driver, info: Any)
     with pytest.raises(errors.UnsupportedServerError, match=r"0\.18\.44 or newer is needed$"):
         driver.run(session(driver).get("train", "id-1"), script)
     assert script.paths() == ["runs/get", "server/get_info"]
-    assert driver.clock.slept == [], "nobody waits for the version of a server that refused"
+    assert driver.clock.slept == [], "there is no waiting for the version of a server that refused"
 
 
 def test_the_error_for_another_kind_of_server_questions_its_address(driver: Driver) -> None:

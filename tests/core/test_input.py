@@ -1,4 +1,4 @@
-"""Bad input gets one clear error that names field, value and way out, before anything is sent."""
+"""Bad input gets one clear error that names the field, the value and what to do, before anything is sent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dstack_core import ConfigurationError, ProjectNotConfiguredError
 from dstack_core._wire.spec import check_run_name, run_spec
 from dstack_core.models.options import SubmitOptions
 
-# Untyped on purpose: these tests hand over what a type checker would refuse.
+# Untyped on purpose: these tests pass values that a type checker would refuse.
 dstack: Any = dstack_core
 
 

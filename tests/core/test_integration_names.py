@@ -1,4 +1,4 @@
-"""Names and markers: what every engine builds its own from."""
+"""The names and markers that every engine builds its own from."""
 
 from __future__ import annotations
 

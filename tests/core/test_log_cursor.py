@@ -1,4 +1,4 @@
-"""The log cursor: every line once and in order, whatever the chunks and pages."""
+"""The log cursor yields every line once and in order, however it is split into chunks and pages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def stamp(ms: int) -> str:
 
 
 def ask(store: list[tuple[str, bytes]], cursor: LogCursor) -> LogMessages:
-    """Answer as the server does: strictly newer than start_time."""
+    """Answer as the server does, with messages strictly newer than start_time."""
     since = start_time(cursor)
     newer = [(at, data) for at, data in store if since is None or at > since]
     return LogMessages([at for at, _ in newer], [data for _, data in newer])

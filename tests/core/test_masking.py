@@ -1,4 +1,4 @@
-"""What of a run is a secret, and how it is masked."""
+"""The secrets of a run, and how they are masked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every engine shows of a run: the same words, numbers and fields."""
+"""Every engine shows a run with the same words, numbers and fields."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_every_field_of_an_outcome_is_read_from_a_reply_of_a_real_server() -> No
 
 
 def test_an_outcome_of_the_first_version_is_read() -> None:
-    """A field that is added later has None or a default: another version left its outcomes without it."""
+    """Give fields that are added later None or a default: outcomes of an older version lack them."""
     first = ("run_name", "run_id", "project", "status", "message", "cost", "url")
     outcome = Outcome.from_dict({name: value for name, value in FAILED.to_dict().items() if name in first})
     assert (outcome.run_name, outcome.cost, outcome.duration) == ("train", 0.5, None)

@@ -1,4 +1,4 @@
-"""Profiles: which file counts, how they meet a configuration and arguments, and what is sent of them."""
+"""Profiles: which file is read, how they combine with a configuration and arguments, and what is sent."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_profile_is_sent_as_dstacks_client_sends_it() -> None:
         "retry": True,
         "regions": ["1"],
     }
-    # The server lets what a configuration sets go first.
+    # On the server, what the configuration sets takes precedence.
     assert wire["configuration"] == {"type": "task", "commands": ["x"], "max_price": 1.0}
 
 
@@ -156,7 +156,7 @@ def test_arguments_override_a_profile() -> None:
 
 
 def test_an_old_server_reads_the_profile_of_an_idle_machine_that_stays() -> None:
-    # It does not know the text "off" there, and takes false.
+    # It does not know the text "off" there and accepts false.
     spec = run_spec(
         Task(commands=["x"], idle_duration="off"), SubmitOptions(profile=Profile(idle_duration="off"))
     )

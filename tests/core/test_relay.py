@@ -1,4 +1,4 @@
-"""Events become the records that a workflow engine logs; both adapters show what is tested here."""
+"""Events become the records that a workflow engine logs. Both adapters use this code."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def texts(relay: LogRelay, *lines: str, **fields: Any) -> list[str]:
 
 
 def shown(relay: LogRelay, *lines: str) -> list[str]:
-    """Return the lines of all records, as a reader sees them."""
+    """Return the lines of all records as a reader sees them."""
     return [line for text in texts(relay, *lines) for line in text.split("\n")]
 
 
@@ -104,7 +104,7 @@ def test_limits_that_no_record_can_meet_are_refused() -> None:
         RecordLimits(max_lines=0)
 
 
-# What a line looks like.
+# The form of a line.
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_limits_that_no_record_can_meet_are_refused() -> None:
 def test_lines_are_cleaned_for_display(raw: str, line: str) -> None:
     relay = LogRelay(limits=AIRFLOW)
     assert texts(relay, raw) == [line]
-    # Beside other lines, which stay as they are.
+    # Among other lines, which stay as they are.
     assert texts(relay, "before", raw, "after") == ["before", line, "after"]
     assert relay.tail == [line, "before", line, "after"]
 
@@ -162,7 +162,7 @@ def test_secrets_are_masked_in_records_and_in_the_tail() -> None:
     lines = ("it is hunter2.+", "or hunter2.+longer!", "two lines", "of a key", "abc", "bell\x07bell")
     assert texts(relay, *lines) == ["it is ***", "or ***!", "***", "***", "abc", "***"]
     assert relay.tail == ["was *** there", "it is ***", "or ***!", "***", "***", "abc", "***"]
-    # Colours do not hide one, nor does a record end in the middle of it.
+    # Colours do not hide a secret, and no record ends in the middle of one.
     assert texts(relay, "hunt\x1b[1mer2.+") == ["***"]
     small = LogRelay(limits=RecordLimits(max_bytes=8), secrets=["hunter2.+"])
     assert texts(small, "1234hunter2.+") == ["1234***"]
@@ -282,7 +282,7 @@ def test_an_unreachable_server_is_logged_once_a_minute() -> None:
     assert list(relay.records(ContactRestored(PROGRESS, 130.0))) == [
         (logging.INFO, "The dstack server answers again after 130 s.")
     ]
-    # The next fault is logged at once, also where the end of the last one was not reported.
+    # The next fault is logged at once, even if the end of the last one was not reported.
     assert len(list(relay.records(ContactLost(PROGRESS, "no answer", 0.5, 600.0)))) == 1
     assert len(list(relay.records(ContactLost(PROGRESS, "no answer", 0.0, 600.0)))) == 1
 

@@ -1,4 +1,4 @@
-"""Packing a directory: what goes in, what stays out."""
+"""Packing a directory: what is included and what is left out."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
     def deny(*arguments: object, **options: object) -> None:
         raise PermissionError(13, "Permission denied", str(tmp_path / "b"))
 
-    # Root reads everything, so nothing on the disk can refuse it.
+    # Root can read every file, so no file mode can refuse it.
     monkeypatch.setattr(tarfile.TarFile, "add", deny)
     with pytest.raises(ConfigurationError, match=r"^repo_dir: '.*': .*/b: Permission denied\.$"):
         pack(tmp_path)

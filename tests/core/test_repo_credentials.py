@@ -1,4 +1,4 @@
-"""How a run clones a repository, with which secret, and where that secret does not show up."""
+"""How a run clones a repository, with which secret, and where that secret must not appear."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_the_protocol_is_named_to_old_servers_only(version: str | None, expected
 def test_the_secrets_reach_the_server_and_nothing_else(
     tmp_path: Path, key_file: Path, key_text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Break the server and look at everything a person or a log may see."""
+    """Break the server, and check everything that a person or a log can see."""
     caplog.set_level(logging.DEBUG)
     work = clone_pair(tmp_path)
     git(work, "remote", "set-url", "origin", f"https://u:{TOKEN}@github.com/o/r.git")

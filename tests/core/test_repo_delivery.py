@@ -1,4 +1,4 @@
-"""What is asked of the server for code and files, in which order, and how often."""
+"""The requests for code and files: which, in which order, and how often."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def server() -> Iterator[LocalServer]:
 
 
 class Watched:
-    """Make clients of one server and keep the paths they ask for."""
+    """A server whose clients record the paths they request."""
 
     def __init__(self, server: LocalServer) -> None:
         self.server = server
@@ -54,7 +54,7 @@ class Watched:
         return client
 
     def asked(self) -> list[str]:
-        """Return the paths since the last call, without those that every submit asks for."""
+        """Return the paths since the last call, without those that every submit requests."""
         paths, self.paths = self.paths, []
         return [path for path in paths if path not in ("users/get_my_user", "server/get_info")]
 
@@ -141,13 +141,13 @@ def test_without_init_the_error_for_an_unknown_repository_names_what_to_do(
 def test_a_deleted_repository_is_registered_again(watched: Watched, work: Path) -> None:
     client = watched.client(work)
     client.runs.submit(TASK)
-    gone = {"detail": [{"msg": "Repo gone does not exist", "code": "repo_does_not_exist"}]}
-    watched.server.faults.add(path=APPLY, status=400, body=gone)
+    missing = {"detail": [{"msg": "Repo gone does not exist", "code": "repo_does_not_exist"}]}
+    watched.server.faults.add(path=APPLY, status=400, body=missing)
     with pytest.raises(dstack.RequestRejectedError, match=r"It was deleted there; submit again"):
         client.runs.submit(TASK)
     watched.asked()
     client.runs.submit(TASK)
-    assert watched.asked() == [GET, APPLY], "it is there all the time"
+    assert watched.asked() == [GET, APPLY], "the repository exists all the time"
 
 
 @pytest.mark.parametrize("status", [400, 413])

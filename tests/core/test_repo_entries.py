@@ -1,4 +1,4 @@
-"""What a named ``files`` entry packs: ignored directories, and links that lead out of it."""
+"""The contents of a named ``files`` entry: ignored directories, and links that point out of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.core.repos import commit, git, write
 
 
 def members(upload: Upload) -> dict[str, str | bytes]:
-    """Return what an archive holds: contents, and the targets of links."""
+    """Return the members of an archive: contents, and the targets of links."""
     with tarfile.open(fileobj=io.BytesIO(upload.data)) as tar:
         return {
             member.name: member.linkname
@@ -73,7 +73,7 @@ def test_a_directory_that_packs_to_nothing_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_of_links_arrives_as_files(tmp_path: Path) -> None:
-    """The cache of the Hugging Face hub: snapshots/REVISION/NAME links to blobs/HASH."""
+    """Use the layout of the Hugging Face hub's cache: snapshots/REVISION/NAME links to blobs/HASH."""
     write(tmp_path, model__blobs__h1="weights", model__blobs__h2="{}")
     snapshot = tmp_path / "model" / "snapshots" / "r1"
     snapshot.mkdir(parents=True)
@@ -137,7 +137,7 @@ def test_the_files_of_another_user_are_not_read_through_a_link(tmp_path: Path, w
         pack_entry("files: 'x'", tmp_path / "data")
     os.chown(link, 12345, 12345, follow_symlinks=False)
     os.chown(tmp_path / "secret", 12345, 12345)
-    assert entry(tmp_path / "data")["data/link"] == b"do-not-upload", "both are of one user"
+    assert entry(tmp_path / "data")["data/link"] == b"do-not-upload", "both belong to one user"
 
 
 def test_a_repository_cannot_link_to_the_users_files(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_a_repository_cannot_link_to_the_users_files(checkout: Path, monkeypatch
     (checkout / "data" / "theirs").rename(checkout / "data" / "mine")
     git(checkout, "rm", "--quiet", "--cached", "data/theirs")
     assert entry(checkout / "data")["data/mine"] == b"do-not-upload"
-    # Without git nobody says whose the link is.
+    # Without git the owner of the link is unknown.
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ConfigurationError, match=r"'data/mine' .* comes from a Git repository"):
         pack_entry("files: 'x'", checkout / "data")

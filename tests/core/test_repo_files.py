@@ -1,4 +1,4 @@
-"""The ``files`` of a configuration: its forms, whose folder counts, and what is packed."""
+"""The ``files`` of a configuration: its forms, the folder that paths are relative to, and what is packed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_form_is_sent_in_full(given: Any, local_path: str, path: str) -> N
     assert spec["configuration"]["files"] == [expected]
     direct = dstack.Task(commands=["x"], files=[FileMapping(**expected)])
     assert run_spec(direct, SubmitOptions())["configuration"]["files"] == [expected]
-    assert "file_archives" not in spec, "they are named once they are uploaded"
+    assert "file_archives" not in spec, "the archives are named once they are uploaded"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Files that git keeps in another form than they have here, such as those of Git LFS."""
+"""Files that git stores in another form than the working tree, such as those of Git LFS."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def pointer(text: str) -> str:
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
-    """Return a checkout with a filter that keeps a pointer in the repository, as Git LFS does."""
+    """Return a checkout with a filter that stores a pointer in the repository, as Git LFS does."""
     work = clone_pair(tmp_path)
     git(work, "config", "filter.lfs.clean", "sha256sum")
     git(work, "config", "filter.lfs.required", "true")

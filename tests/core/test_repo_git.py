@@ -1,4 +1,4 @@
-"""What a Git checkout tells, and its diff: every kind of change, any configuration, nothing touched."""
+"""What is read from a Git checkout, and its diff: every kind of change, under any configuration, without changing it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def packed(root: Path) -> Code:
 
 
 def arrived(code: Code, folder: Path) -> Path:
-    """Return a checkout made as a run makes it: clone, check out, apply."""
+    """Return a checkout made as a run makes it: clone, check out, apply the diff."""
     assert code.clone is not None
     remote = f"file://{folder}/{code.clone.url.rpartition('/')[2]}"
     branch = code.data["repo_branch"]

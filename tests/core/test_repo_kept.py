@@ -38,7 +38,7 @@ def work(tmp_path: Path) -> Path:
 
 
 class Stored:
-    """What the server has for the repository, as `dstack init` leaves it there."""
+    """The server's record of the repository, as `dstack init` leaves it."""
 
     def __init__(self, server: LocalServer, work: Path) -> None:
         self._server = server

@@ -23,7 +23,7 @@ from tests.core.repos import clone_pair, write
 
 @pytest.fixture
 def server_calls() -> Iterator[tuple[list[str], dstack.Client]]:
-    """Return a client of an embedded server and the ends of the paths it asks for."""
+    """Return a client of an embedded server and the last parts of the paths it requests."""
     paths: list[str] = []
     with LocalServer() as server:
         client = dstack.Client(server_url=server.url, project_name=server.project, user_token=server.token)
@@ -80,7 +80,7 @@ def test_a_path_is_that_of_the_file_and_is_treated_as_repo_dir(tmp_path: Path) -
     assert code_of(str(work), local_repo=True).data == {"repo_type": "local", "repo_dir": str(work)}
 
 
-# What dstack 0.22.5's own RepoSpec reads, but for the ports and logins, which it cuts in two.
+# What dstack 0.22.5's own RepoSpec reads, except addresses with a port or a login, which it cuts in two.
 @pytest.mark.parametrize(
     ("given", "source", "path"),
     [

@@ -109,9 +109,9 @@ def test_addresses_no_run_can_clone_are_refused_without_showing_them(url: str) -
     assert TOKEN not in str(caught.value)
     with pytest.raises(
         ConfigurationError, match=r"^repos: url: expected a repository .* Give an https"
-    ) as told:
+    ) as raised:
         Repository.checked().pack([{"url": url}])
-    assert TOKEN not in str(told.value)
+    assert TOKEN not in str(raised.value)
 
 
 def test_a_directory_has_the_id_that_dstacks_own_client_gives_it() -> None:
@@ -145,7 +145,7 @@ def test_what_insteadof_makes_of_an_address_stays_on_this_machine(tmp_path: Path
 
 
 def bundle(folder: Path, work: Path, *, mirror: bool = True) -> Path:
-    """Lay a directory out as Airflow's GitDagBundle does: a clone of a bare clone on this disk."""
+    """Create a checkout as Airflow's GitDagBundle does: a clone of a bare clone on this disk."""
     git(folder, "clone", "--quiet", *(["--bare"] if mirror else []), f"file://{folder}/origin.git", "mirror")
     git(folder / "mirror", "remote", "set-url", "origin", "git@git.example:o/origin.git")
     git(folder, "clone", "--quiet", str(folder / "mirror"), "bundle")

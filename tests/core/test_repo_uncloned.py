@@ -1,4 +1,4 @@
-"""Checkouts that a run cannot clone: their files are uploaded, and one line in the log says why."""
+"""Checkouts that a run cannot clone: their files are uploaded, and one log line gives the reason."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def packed(root: Path) -> Code:
 
 
 def uploaded(root: Path) -> set[str]:
-    """Return the names of the files that are uploaded instead of a clone."""
+    """Return the names of the files that are uploaded instead of cloning."""
     code = packed(root)
     assert code.data == {"repo_type": "local", "repo_dir": str(root)}
     assert (code.clone, code.repo_id.startswith(f"{root.name}-")) == (None, True)
@@ -56,7 +56,7 @@ def _without_remote(work: Path) -> Path:
 
 
 def _git_sync(work: Path) -> Path:
-    """Lay a directory out as git-sync does: a detached worktree of a repository without remotes."""
+    """Create a checkout as git-sync does: a detached worktree of a repository without remotes."""
     head = git(work, "rev-parse", "HEAD")
     git(work.parent, "init", "--quiet", "root")
     root = work.parent / "root"
@@ -72,7 +72,7 @@ def _git_sync_without_its_repository(work: Path) -> Path:
 
 
 def _pull_request(work: Path) -> Path:
-    """Check a merge out as CI does: one commit, which no branch has."""
+    """Check out a merge as CI does: one commit that is on no branch."""
     base = git(work, "rev-parse", "HEAD")
     git(work, "checkout", "--quiet", "-b", "feature")
     write(work, a="feature\n")

@@ -1,4 +1,4 @@
-"""A service's address, and when it counts as answering: replies as real servers' proxies gave them."""
+"""A service's address, and when it counts as ready, with replies recorded from real servers' proxies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OK = Reply(200, {}, b"hello")
 
 
 class Server(Script):
-    """Answer ``runs/get`` and the service's address from a list each; the last answer is given for ever."""
+    """A server that answers ``runs/get`` and the service's address from a list each and repeats the last answer forever."""
 
     def __init__(self, runs: list[Answer], service: list[Answer]) -> None:
         super().__init__()

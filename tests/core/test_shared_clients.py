@@ -87,7 +87,7 @@ def test_many_followed_runs_need_few_requests() -> None:
 
         lists, gets, seconds = asyncio.run(go())
     rounds = seconds / interval + 2
-    assert lists <= 2 * rounds, "a look at 120 active runs is two pages"
+    assert lists <= 2 * rounds, "polling 120 active runs takes two pages"
     assert gets < number / 10
 
 

@@ -1,4 +1,4 @@
-"""When followed runs are polled, and how often a silent log is read."""
+"""The moments at which followed runs are polled, and how often a silent log is read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ API = Api("http://server", "main")
 
 
 def together(flow: Flow[Outcome], clock: Clock, run_id: str) -> Flow[Outcome]:
-    """Carry out the waits of a flow at the moments at which the shared polls are."""
+    """Carry out the waits of a flow at the moments of the shared polls."""
 
     def polls(wait: Wait) -> Any:
         left = polls_until_turn(wait.polls, wait.interval, run_id, clock())

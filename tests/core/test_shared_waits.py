@@ -1,4 +1,4 @@
-"""Followers that wait for news: a poll that shows nothing new wakes none of them."""
+"""Followers wait for news: a poll that shows nothing new wakes none of them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from dstack_core.errors import TransientServerError, WaitTimeoutError
 from dstack_core.models.events import ContactLost, ContactRestored, LogLines, RunFinished
 from dstack_core.models.progress import Progress
 from tests.core.scripted import LOST, Clock, Driver, Script, page, reply, run_json
-from tests.core.test_shared import API, Server, batched, look, looks, run
+from tests.core.test_shared import API, Server, batched, lookup, poll_all, run
 
 INTERVAL = 0.2
 
 
 class IsNews:
-    """Deny news while a run has the status that was ``seen``, and count how often."""
+    """A check that finds no news while a run has the status ``seen``, and counts its calls."""
 
     def __init__(self, seen: str) -> None:
         self.seen = seen
@@ -42,13 +42,13 @@ class IsNews:
 def wait(
     one: BatchedPolls, index: int, polls: int, seen: str = "running", seconds: float = 0.0
 ) -> PendingPoll:
-    """Wait from now on, whatever the clock says and whoever's turn it is."""
+    """Start a wait of that many polls now, independent of the clock and of turns."""
     poll = API.get_run(f"run-{index}", f"id-{index}")
-    return one._wait(look(index), Wait(poll, IsNews(seen), INTERVAL, polls * INTERVAL), seconds, polls)
+    return one._wait(lookup(index), Wait(poll, IsNews(seen), INTERVAL, polls * INTERVAL), seconds, polls)
 
 
 def polls_of(pending: PendingPoll) -> int:
-    """Return how many polls a wait took, of which the last one is not asked whether it shows news."""
+    """Return how many polls a wait took; the last one is not checked for news, so it is added."""
     assert pending.wait is not None
     assert isinstance(pending.wait.is_news, IsNews)
     return pending.wait.is_news.denied + 1
@@ -65,7 +65,7 @@ def test_a_wait_without_news_takes_all_its_polls_and_wakes_once() -> None:
         all_asked = [wait(one, index, 3) for one in [batched(server)] for index in range(50)]
         assert await ended(all_asked) == ["running"] * 50
         assert {polls_of(asked) for asked in all_asked} == {3}
-        # A machine that stops in between splits a round in two; without sharing it would be 150 requests.
+        # A machine that pauses in between splits a round in two. Without sharing there would be 150 requests.
         assert 3 <= len(server.bodies) <= 6
 
     run(steps)
@@ -97,8 +97,8 @@ def test_the_first_poll_of_a_wait_is_not_early() -> None:
         late = [wait(one, index, 1, seconds=3600) for index in range(10, 20)]
         await ended(soon)
         assert not any(asked.answer.done() for asked in late)
-        # Who asks now does not have to wait for who rests.
-        assert None not in await looks(one, range(5))
+        # A poll that is due now does not wait for those that are due later.
+        assert None not in await poll_all(one, range(5))
         assert len(server.bodies) == 2
         one.close()
         assert await ended(late) == [None] * 10
@@ -168,11 +168,11 @@ def test_a_cancelled_wait_among_others_is_forgotten() -> None:
     async def steps() -> None:
         server = Server(10)
         one = batched(server)
-        # The page ends with the first of them: when that is answered, the others rest again.
+        # The first run is the last on the page: once it is answered, the others wait again.
         all_asked = [wait(one, index, 1000 if index else 2) for index in range(10)]
         all_asked[3].answer.cancel()
         assert await ended(all_asked[:1]) == ["running"]
-        assert set(one._pending) == {look(index) for index in range(1, 10)} - {look(3)}
+        assert set(one._pending) == {lookup(index) for index in range(1, 10)} - {lookup(3)}
         one.close()
         assert await ended(all_asked[4:]) == [None] * 6
 
@@ -195,7 +195,7 @@ def test_an_unreadable_run_ends_only_its_own_wait() -> None:
 
 
 def test_a_follower_decides_what_is_news_and_when_its_log_is_due(driver: Driver) -> None:
-    """Who carries out the polls of a wait must come to the same as who makes each of them."""
+    """Read the log at the same polls, whether a wait is carried out as a whole or poll by poll."""
     logs_read: list[int] = []
     for at_once in (False, True):
         driver.clock.now, began, at = 1000.0, 1000.0, []
@@ -247,7 +247,7 @@ def test_waits_end_in_turns_and_never_late() -> None:
             assert set(turns) == set(range(1, polls + 1))
             assert max(map(turns.count, set(turns))) < 2 * 1200 / polls
     for index in range(50):
-        # The same turn whenever the wait begins: whoever waits again waits for all of the polls.
+        # The turn does not depend on when the wait begins: a wait that starts at its turn takes all of its polls.
         first = polls_until_turn(12, 5, f"id-{index}", 1000.0)
         assert polls_until_turn(12, 5, f"id-{index}", 1000.0 + 5 * first) == 12
 
@@ -267,7 +267,7 @@ def poll_of(step: Any) -> RunSnapshot | None:
 
 
 def test_a_fault_does_not_end_a_wait_without_news() -> None:
-    """Else a single bad reply would make thousands of followers read their logs."""
+    """Keep waiting: otherwise a single bad reply would make thousands of followers read their logs."""
     clock = Clock()
     first = silent_wait()
     flow = retrying(one_wait(first), RetryBudget(600, clock), Progress("train", "id-1"))
@@ -278,7 +278,7 @@ def test_a_fault_does_not_end_a_wait_without_news() -> None:
     clock.now += 1
     answer = poll_of(flow.send(None))
     assert isinstance(flow.send(answer), ContactRestored)
-    # The rest of the same wait, which is due when the first one was.
+    # What remains of the same wait is due when the whole wait was.
     step: Any = flow.send(None)
     assert isinstance(step, Wait)
     assert step.due == 39

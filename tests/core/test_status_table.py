@@ -1,4 +1,4 @@
-"""The table of statuses: what its rows mean, that the docs show it, and that there is no second one."""
+"""The table of statuses: what its rows mean, that the docs show it, and that it is the only one."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_no_row_hides_another() -> None:
     rows = [status._row for status in RunStatus]
     assert len(BY_RUN) == sum(len(row.run) for row in rows)
     assert len(BY_JOB) == sum(row.job is not None for row in rows)
-    # Without its sign, each raw status means something as well: a message may be missing (PROTOCOL 2.2).
+    # Each raw status also has a row without a sign, because a message may be missing (PROTOCOL 2.2).
     assert {raw for raw, sign in BY_RUN if sign} <= {raw for raw, sign in BY_RUN if sign is None}
 
 
@@ -147,7 +147,7 @@ def test_the_documented_api_has_a_row_for_it(status: RunStatus) -> None:
 
 
 def named_status(node: ast.AST) -> str | None:
-    """Return the status that an expression names: as text, or as a member of ``RunStatus``."""
+    """Return the status that an expression names, as text or as a member of ``RunStatus``."""
     if isinstance(node, ast.Constant) and node.value in STATUSES:
         return str(node.value)
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "RunStatus":
@@ -156,7 +156,7 @@ def named_status(node: ast.AST) -> str | None:
 
 
 def second_tables(tree: ast.AST) -> Iterator[str]:
-    """Yield the places of code that decide by statuses without the table."""
+    """Yield the places in code that decide by statuses without the table."""
     for node in ast.walk(tree):
         items: list[ast.AST] = []
         if isinstance(node, ast.Set | ast.List | ast.Tuple):

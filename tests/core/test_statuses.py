@@ -1,4 +1,4 @@
-"""The documented statuses, each with a server's reply that shows it, or the fact that none can."""
+"""The documented statuses, each with a server's reply that shows it or the reason why none can."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHOWN = [
     ("failed_0.22.5", RunStatus.FAILED),
     ("done_0.22.5", RunStatus.DONE),
 ]
-# Images are not built by servers any more, code is uploaded by the client before the run exists, and a
+# Servers no longer build images, code is uploaded by the client before the run exists, and a
 # stopped run cannot be resumed: it is TERMINATED.
 NEVER_SHOWN = {RunStatus.BUILDING, RunStatus.UPLOADING, RunStatus.STOPPED}
 

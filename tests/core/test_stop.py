@@ -1,4 +1,4 @@
-"""Stopping: what is sent in which order, what is repeated, and what is known in the end."""
+"""Stopping: which requests are sent, in which order, which are repeated, and what the result reports."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def follow(driver: Driver, ours: Session, script: Script) -> None:
 
 
 class SlowServer:
-    """Answer after ``delay`` seconds of the fake clock, or not at all when the caller has less time."""
+    """A server that answers after ``delay`` seconds of the fake clock, or not at all if the caller's limit is shorter."""
 
     def __init__(self, clock: Clock, delay: float, script: Script) -> None:
         self._clock = clock

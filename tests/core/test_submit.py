@@ -1,4 +1,4 @@
-"""Exactly one run a submit, whatever gets lost (PROTOCOL 1.4)."""
+"""A submit makes exactly one run, whatever gets lost (PROTOCOL 1.4)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def flow(
 
 
 class Server:
-    """Keep one run, as the real server does: the second apply of a name is refused."""
+    """A server that, like a real one, refuses the second apply of a name."""
 
     def __init__(self, *losses: str) -> None:
         self.runs: list[dict[str, Any]] = []
@@ -177,8 +177,8 @@ def test_gives_up_after_the_budget_when_every_apply_is_lost(driver: Driver) -> N
 
 
 def test_the_error_after_malformed_replies_reports_that_the_run_was_sent(driver: Driver) -> None:
-    spoiled = reply({"unexpected": [1, 2, 3]})
-    script = Script(runs__get=[MISSING, spoiled], runs__apply=[spoiled])
+    malformed = reply({"unexpected": [1, 2, 3]})
+    script = Script(runs__get=[MISSING, malformed], runs__apply=[malformed])
     with pytest.raises(ServerUnreachableError, match=r"Run 'train' was sent there"):
         driver.run(flow(driver), script)
     assert script.paths().count("runs/apply") == 1

@@ -1,4 +1,4 @@
-"""Where a request goes and whether the token goes with it, over real sockets, in both transports."""
+"""The address of a request and whether the token is sent, over real sockets, in both transports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Send = Callable[[TransportSettings, Request], Reply]
 
 
 class Seen:
-    """Serve on a free port and keep what was asked."""
+    """A server on a free port that records its requests."""
 
     def __init__(self) -> None:
         seen = self.requests = list[tuple[str, str | None]]()

@@ -32,7 +32,7 @@ def server(shared_server: LocalServer) -> Iterator[LocalServer]:
 
 
 class Calls:
-    """Call the sync or the async client in the same words."""
+    """Calls of the sync or the async client with the same arguments."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -83,7 +83,7 @@ def test_a_fault_at_apply_results_in_exactly_one_run(
 def test_a_fault_before_apply_is_retried(server: LocalServer, calls: Calls, path: str) -> None:
     server.faults.add(path=path, times=1, drop="before")
     server.faults.add(path=path, times=1, status=503)
-    # With a marker of the caller's the run is looked up first.
+    # With a marker of the caller the run is requested first.
     task = {"type": "task", "commands": ["echo x"]}
     assert calls.submit(target(server), configuration=task, marker="ours").name
 
@@ -95,7 +95,7 @@ def test_a_reply_that_never_comes_is_cut_by_the_timeout(server: LocalServer, cal
 
 
 def test_the_error_for_a_missing_reply_has_a_rounded_number(server: LocalServer, calls: Calls) -> None:
-    """Limits are what is left of a caller's time, with a dozen digits; a library's own text has them all."""
+    """Round the limit: it is what remains of a caller's time, and a library's own message shows a dozen digits."""
     server.faults.add(path="runs/get", times=None, delay=30)
     with pytest.raises(dstack.ServerUnreachableError) as raised:
         calls.submit(

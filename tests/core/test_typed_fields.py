@@ -1,4 +1,4 @@
-"""Every documented field and today's YAML keys: typed (mypy reads this file) and sent as they are meant."""
+"""Every documented field and current YAML key is typed (mypy checks this file) and sent as intended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The waiting calls: their time limits, retry budgets, own sleeps and events, sync and async."""
+"""The waiting calls, sync and async: time limits, retry budgets, the caller's own sleep and events."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_request_ends_with_the_time_limit(driver: Driver) -> None:
 
 @pytest.mark.parametrize("what", ["get", "follow"])
 def test_get_and_follow_end_with_their_time_limit(driver: Driver, what: str) -> None:
-    """Replies take 5 s: no request takes longer than what is left, and none begins behind the limit."""
+    """Reply after 5 s: no request takes longer than the time that is left, and none begins after the limit."""
     ours = session(driver)
     timeouts: list[float] = []
 
@@ -97,7 +97,7 @@ def test_get_and_follow_end_with_their_time_limit(driver: Driver, what: str) -> 
 
 
 class Leave(Exception):
-    """End a wait from its own sleep."""
+    """An exception that ends a wait from the caller's own sleep."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What the waiting calls refuse, before any request."""
+"""Wrong arguments of the waiting calls are refused before any request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The script that counts what a newcomer passes: on a small sample, and on a submit."""
+"""The script that counts the code that a call runs through, on a small sample and on a submit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our reader against recorded replies of five server generations."""
+"""Recorded replies of five server generations, read by our parsers."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_exact_sizes_are_named_when_there_was_no_capacity() -> None:
     assert message.endswith(f"provisioning-fails {HINTS[0]} {HINTS[1]})")
     submission = body["jobs"][0]["job_submissions"][-1]
     submission["termination_reason_message"] = f"No offers. {HINTS[0]}"
-    assert outcome_of(parse_run(body), "url").message.count("exact size") == 2, "each is said once"
+    assert outcome_of(parse_run(body), "url").message.count("exact size") == 2, "each hint appears once"
     body["jobs"][0]["job_submissions"][-1]["termination_reason"] = "executor_error"
     assert HINTS[1] not in outcome_of(parse_run(body), "url").message
 

@@ -13,7 +13,7 @@ import pytest
 from dstack_core.local import LocalServer
 from tests.docs.blocks import PAGES, ROOT, Block, blocks, check_outputs, every_block
 
-# Who runs the blocks of each kind; "" is a drawing.
+# The test that runs the blocks of each kind; "" is a drawing.
 JUDGES = {
     "": "nothing to run",
     "python": "here",

@@ -1,4 +1,4 @@
-"""Client.from_config(): every documented parameter and sentence."""
+"""Client.from_config(): every documented parameter and statement."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_from_config_has_the_nine_parameters_in_the_documented_order() -> None:
 def test_from_config_loads_address_and_token_from_the_file(bench: Bench, config: Path) -> None:
     with dstack.Client.from_config() as client:
         assert (client.server_url, client.project) == (bench.server.url, bench.server.project)
-        assert client.runs.get("not-there") is None, "the token of the file is good"
+        assert client.runs.get("not-there") is None, "the token of the file is valid"
 
 
 def test_from_config_takes_the_default_project_unless_one_is_named(config: Path) -> None:

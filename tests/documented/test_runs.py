@@ -1,4 +1,4 @@
-"""RunCollection and Run: every documented method, parameter, default and sentence."""
+"""RunCollection and Run: every documented method, parameter, default and statement."""
 
 from __future__ import annotations
 
