@@ -5,25 +5,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import urllib.request
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import dstack_core as dstack
+from tests.contract.attach_ways import (
+    EXPECTED,
+    HALF,
+    LINES,
+    Way,
+    behind,
+    counting,
+    fetch,
+    lines,
+    new_key,
+    polled,
+)
 from tests.contract.conftest import stop_and_wait
 from tests.core.ssh_hosts import no_thread_of_ours_is_left
 from tests.local.support import wait_until
 from tests.ports import free_port
 from tests.rig.server import DEFAULT_VERSION, RealServer
-from tests.rig.server_process import ServerAddress
 
 pytestmark = pytest.mark.real
 
@@ -34,28 +40,6 @@ if RELEASE >= (0, 19):
 if RELEASE >= (0, 20, 14):
     WAYS.append("one hop")
 PACE = 0.5
-LINES = 2400
-HALF = f"line {LINES // 2}\r\n".encode()
-
-
-class Way:
-    """A server whose containers are reached in one of the ways, and what its runs need."""
-
-    def __init__(self, server: RealServer) -> None:
-        self.server = server
-        self._needs: dict[str, Any] = {"user": "root"}
-        if server.release >= (0, 19, 3):
-            self._needs["fleets"] = [server.fleet]
-
-    def arguments(self) -> dict[str, Any]:
-        server = self.server
-        return {"server_url": server.url, "project_name": server.project, "user_token": server.token}
-
-    def client(self) -> dstack.Client:
-        return dstack.Client(**self.arguments())
-
-    def task(self, *commands: str, ports: list[Any] | None = None, **more: Any) -> dstack.Task:
-        return dstack.Task(commands=list(commands), ports=ports, **self._needs, **more)
 
 
 @pytest.fixture(scope="session")
@@ -70,14 +54,6 @@ def ways(real_server: RealServer) -> Iterator[Callable[[str], Way]]:
             return known[name]
 
         yield start
-
-
-def behind(name: str, running: RealServer) -> RealServer:
-    """Return a server whose containers are reached that way."""
-    if name == "one hop":
-        return RealServer(running.version, sshproxy=True)
-    at = ServerAddress(running.version, running.url, running.token, str(running.log_path))
-    return RealServer(at=at, jump_host=True, project=f"jump-{uuid.uuid4().hex[:8]}")
 
 
 @pytest.fixture(params=WAYS)
@@ -108,31 +84,6 @@ def _home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 _nothing_is_left = pytest.fixture(autouse=True)(no_thread_of_ours_is_left)
 
 
-def lines(data: bytes) -> list[str]:
-    return [line for line in data.decode().splitlines() if line.startswith("line ")]
-
-
-EXPECTED = [f"line {number}" for number in range(1, LINES + 1)]
-
-
-def counting(*flags: Path) -> str:
-    """Return a command that prints the lines in equal parts and waits for a file between two of them."""
-    size = LINES // (len(flags) + 1)
-    parts = [
-        f"for i in $(seq {first} {first + size - 1}); do echo line $i; done"
-        for first in range(1, LINES, size)
-    ]
-    waits = [f"until [ -e {flag} ]; do sleep 0.05; done" for flag in flags]
-    return "; ".join(step for pair in zip(parts, [*waits, "true"], strict=True) for step in pair)
-
-
-def polled(way: Way, run: dstack.Run) -> bytes:
-    with way.client() as client:
-        found = client.runs.get(run.name)
-        assert found is not None
-        return b"".join(found.logs())
-
-
 def test_every_way_in_forwards_ports_and_streams_logs(way: Way, tmp_path: Path) -> None:
     inside, outside, flag = free_port(), free_port(), tmp_path / "go"
     (tmp_path / "index.html").write_text("from inside")
@@ -159,19 +110,6 @@ def test_every_way_in_forwards_ports_and_streams_logs(way: Way, tmp_path: Path) 
         run.detach()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", outside), timeout=5)
-
-
-def fetch(port: int) -> bytes:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    for _ in range(100):
-        # The program's port may open a moment later than its first log line appears.
-        with (
-            contextlib.suppress(OSError),
-            opener.open(f"http://127.0.0.1:{port}/index.html", timeout=30) as reply,
-        ):
-            body: bytes = reply.read()
-            return body
-    raise AssertionError("the port was never reached")
 
 
 def test_a_connection_that_is_cut_loses_no_line_and_repeats_none(way: Way, tmp_path: Path) -> None:
@@ -346,9 +284,3 @@ def test_an_async_reader_that_is_cancelled_can_still_detach(direct: Way) -> None
     asyncio.run(scenario())
     listening = [c.laddr.port for c in psutil.Process().net_connections("tcp") if c.status == "LISTEN"]
     assert port not in listening
-
-
-def new_key(path: Path) -> Path:
-    form = (serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
-    path.write_bytes(Ed25519PrivateKey.generate().private_bytes(*form))
-    return path

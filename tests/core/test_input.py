@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 import dstack_core
-from dstack_core import ConfigurationError, ProjectNotConfiguredError
+from dstack_core import ConfigurationError
 from dstack_core._wire.spec import check_run_name, run_spec
 from dstack_core.models.options import SubmitOptions
 
@@ -169,96 +169,6 @@ def test_a_file_a_dict_and_a_task_are_equal(tmp_path: Path) -> None:
         == dstack.Task(name="train", commands=["python train.py"], env=["A=1"], nodes=2)
     )
     assert run_spec(from_file, SubmitOptions()) == run_spec(from_dict, SubmitOptions())
-
-
-CONFIG = """
-projects:
-- {name: main, url: 'http://one:3000/', token: tok-1, default: true}
-- {name: lab, url: http://two:3000, token: tok-2}
-"""
-
-
-def write_config(text: str, name: str = "config.yml") -> None:
-    folder = Path.home() / ".dstack"
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text(text)
-
-
-@pytest.mark.parametrize("name", ["config.yml", "config.yaml"])
-def test_from_config_reads_the_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_config(CONFIG, name)
-    client = dstack.Client.from_config()
-    assert (client.server_url, client.project) == ("http://one:3000", "main")
-    assert dstack.AsyncClient.from_config(project_name="lab").server_url == "http://two:3000"
-    monkeypatch.setenv("DSTACK_PROJECT", "lab")
-    assert dstack.Client.from_config().project == "lab"
-
-
-def test_arguments_override_the_environment_and_that_overrides_the_file(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    write_config(CONFIG)
-    monkeypatch.setenv("DSTACK_SERVER_URL", "http://env:3000")
-    monkeypatch.setenv("DSTACK_TOKEN", "tok-env")
-    monkeypatch.setenv("DSTACK_PROJECT", "env")
-    assert dstack.Client.from_config().server_url == "http://env:3000"
-    assert dstack.Client().project == "env"
-    given = dstack.Client.from_config(server_url="http://arg:3000", user_token="t", project_name="arg")
-    assert (given.server_url, given.project) == ("http://arg:3000", "arg")
-
-
-@pytest.mark.parametrize(
-    ("config", "arguments", "text"),
-    [
-        (None, {}, r"expected a file .*config\.yml \(or config\.yaml\), got none.*Pass server_url="),
-        (
-            CONFIG,
-            {"project_name": "nope"},
-            r"project_name: expected a project of .*\(main, lab\), got 'nope'",
-        ),
-        (
-            CONFIG.replace("default: true", "default: false"),
-            {},
-            r"expected a default project, got none \(projects: main, lab\)",
-        ),
-        (
-            CONFIG,
-            {"server_url": "http://x"},
-            r"server_url and user_token: expected both, got only server_url",
-        ),
-        ("projects: 3", {}, r"expected a list of `projects`, got none"),
-        (
-            "projects:\n- {name: a, default: true, url: 'http://x'}",
-            {},
-            r"expected a token for the project 'a', got none",
-        ),
-        (
-            "projects:\n- {name: a, default: true, url: x, token: tok-1}",
-            {},
-            r"server_url: expected an address .*, got 'x'",
-        ),
-        ("token: [tok-1", {}, r"config\.yml, line \d+: expected YAML"),
-        (CONFIG, {"repo_dir": "/nowhere"}, r"repo_dir: expected a directory, got '/nowhere'"),
-    ],
-)
-def test_from_config_names_what_is_missing(config: str | None, arguments: dict[str, Any], text: str) -> None:
-    if config is not None:
-        write_config(config)
-    with pytest.raises(ConfigurationError, match=text) as caught:
-        dstack.Client.from_config(**arguments)
-    assert "tok-" not in str(caught.value)
-
-
-def test_a_client_without_any_setting_names_all_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        ProjectNotConfiguredError, match="server_url and project_name and user_token: expected an argument"
-    ):
-        dstack.Client()
-    monkeypatch.setenv("DSTACK_SERVER_URL", "http://env")
-    with pytest.raises(
-        ProjectNotConfiguredError, match=r"^project_name and user_token: expected an argument"
-    ):
-        dstack.Client()
 
 
 def test_statuses_are_text() -> None:
