@@ -1,4 +1,4 @@
-"""Attaching to real runs: every way in, live logs, cuts, keys, and nothing left behind."""
+"""Attaching to real runs: every kind of route, live logs, cut connections, keys, and nothing left open."""
 
 from __future__ import annotations
 

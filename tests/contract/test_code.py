@@ -205,7 +205,7 @@ def test_files_are_placed_at_their_paths(target: Target, tmp_path: Path) -> None
         assert log_of(target, client.runs.submit(path)) == ["one", "two", "deep", "deep"]
 
 
-def test_files_and_code_come_together(target: Target, checkout: Path, git_host: GitHost) -> None:
+def test_files_and_code_arrive_together(target: Target, checkout: Path, git_host: GitHost) -> None:
     if target.release < (0, 19, 17):
         return
     task = target.task("cat conf/extra.txt kept.txt", files=[f"{checkout}/changed.txt:conf/extra.txt"])

@@ -83,7 +83,7 @@ def test_the_async_client_fills_in_the_same(
 
 
 @pytest.mark.parametrize("directory", ["~", "~/below"])
-def test_a_working_directory_in_the_home_is_left_to_the_machine(target: Target, directory: str) -> None:
+def test_a_working_directory_in_the_home_is_resolved_on_the_machine(target: Target, directory: str) -> None:
     task = target.task(f'[ "$PWD" = "$(eval echo {directory})" ] && echo there', working_dir=directory)
     with target.client() as client:
         if target.release < (0, 19, 27):

@@ -158,7 +158,7 @@ def test_concurrent_submits_of_one_owner_make_one_run(target: Target, client: ds
     target.stop(runs[0])
 
 
-def test_list_shows_the_active_runs_else_the_latest(target: Target, client: dstack.Client) -> None:
+def test_list_shows_the_active_runs_or_else_the_latest_one(target: Target, client: dstack.Client) -> None:
     run = client.runs.submit(target.task("sleep 600"))
     assert run.name in [active.name for active in client.runs.list()]
     target.stop(run)

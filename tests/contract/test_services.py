@@ -85,7 +85,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Echo).serve_forever()
 
 
 @pytest.mark.parametrize("strip_prefix", [True, False])
-def test_path_query_headers_and_body_arrive_and_come_back(
+def test_path_query_headers_and_body_are_passed_both_ways(
     target: Target, client: dstack.Client, strip_prefix: bool
 ) -> None:
     port = free_port()

@@ -84,7 +84,7 @@ def test_a_run_that_has_not_started_is_waited_for(status: str) -> None:
 
 
 @pytest.mark.parametrize("status", ["submitted", "provisioning", "pulling"])
-def test_a_job_that_has_not_started_is_waited_for_though_the_run_runs(status: str) -> None:
+def test_a_job_that_has_not_started_is_waited_for_even_if_the_run_is_running(status: str) -> None:
     data = recorded("runs_get_running_ssh_fleet_0.22.5")
     data["jobs"][0]["job_submissions"][-1]["status"] = status
     approach = parse_approach(data, 0)
@@ -103,7 +103,7 @@ def test_a_run_that_is_being_stopped_is_not_attached_to() -> None:
     assert (approach.route, approach.waiting) == (None, False)
 
 
-def test_the_wanted_node_of_the_lowest_running_replica_is_chosen() -> None:
+def test_the_requested_node_of_the_lowest_running_replica_is_chosen() -> None:
     data = recorded("runs_get_running_ssh_fleet_0.22.5")
     first = data["jobs"][0]
     jobs = []

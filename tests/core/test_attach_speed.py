@@ -34,7 +34,7 @@ def test_the_cheapest_cipher_is_chosen_where_the_other_side_has_it(chain: Chain)
     assert [vars(transport)["remote_cipher"] for transport in chain._transports] == [expected] * 2
 
 
-def test_what_was_read_ahead_comes_out_as_it_went_in() -> None:
+def test_data_that_was_read_ahead_is_returned_unchanged() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         below = gulping(ours)

@@ -131,7 +131,7 @@ def test_nothing_of_an_attachment_is_left_when_it_is_closed(hosts: list[Host], e
 
 
 @pytest.mark.parametrize("bad", [0, 1])
-def test_a_tunnel_that_is_cut_is_opened_again_on_the_same_local_ports(
+def test_a_tunnel_that_is_cut_is_reopened_on_the_same_local_ports(
     hosts: list[Host], echo: Echo, bad: int
 ) -> None:
     local = free_port()

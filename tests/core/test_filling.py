@@ -165,7 +165,7 @@ def test_no_error_shows_a_password(password: str) -> None:
 ARGS = "A 'b c'"
 
 
-# What dstack 0.22.5's own client makes of each.
+# The command that dstack 0.22.5's own client sends for each.
 @pytest.mark.parametrize(
     ("command", "sent"),
     [

@@ -148,7 +148,7 @@ def test_every_node_and_every_attempt_is_followed(driver: Driver) -> None:
     lines = [(e.lines, e.node, e.attempt) for e in found]
     assert lines == [(("from sub-a",), 0, 0), (("from sub-b",), 0, 1), (("from sub-c",), 1, 0)]
     asked = [body["job_submission_id"] for body in script.bodies("logs/poll")]
-    assert asked.count("sub-a") == 1, "a drained log is not asked again"
+    assert asked.count("sub-a") == 1, "a drained log is not polled again"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The packages and their order: which may import which."""
+"""The rooms, that is the packages and modules of dstack_core, and their order: which may import which."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 CORE = ROOT / "dstack_core"
 
-# Each package may import those in its set and itself, and nothing else of dstack_core.
+# Each room may import the rooms in its set and itself, and nothing else of dstack_core.
 ROOMS = {
     "errors": set(),
     "models": {"errors"},

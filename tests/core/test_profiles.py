@@ -50,7 +50,7 @@ def test_the_file_beside_the_code_overrides_the_users_own(name: str, tmp_path: P
     assert load_profile("big").max_price == 7
 
 
-def test_a_file_without_a_default_leaves_it_to_the_users_own(tmp_path: Path) -> None:
+def test_without_a_default_in_the_file_the_users_own_default_is_used(tmp_path: Path) -> None:
     write(Path.home(), OWN)
     write(tmp_path, "profiles:\n- {name: big, max_price: 90}\n")
     assert load_profile(None, tmp_path).name == "own"
@@ -208,7 +208,7 @@ def test_submit_and_plan_take_the_default_profile(driver: Driver, monkeypatch: p
     assert script.bodies("runs/get_plan")[-1]["run_spec"]["profile"]["name"] == "own"
 
 
-def test_the_profiles_beside_the_code_are_those_of_the_repo_dir_else_of_the_current_one(
+def test_profiles_are_read_from_the_repo_dir_or_else_the_current_directory(
     driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, code = tmp_path / "here", tmp_path / "code"

@@ -186,7 +186,7 @@ def test_a_wrong_configuration_is_refused_before_anything_is_packed(
     assert watched.asked() == []
 
 
-def test_the_async_client_packs_beside_its_event_loop(
+def test_the_async_client_packs_outside_its_event_loop(
     watched: Watched, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[threading.Thread] = []

@@ -172,7 +172,7 @@ def test_a_tracked_link_is_not_followed_as_an_entry_or_on_the_way_to_it(
         pack_files([named])
 
 
-def test_an_entry_behind_a_link_of_the_user_is_packed(
+def test_an_entry_reached_through_a_link_of_the_user_is_packed(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(checkout, d__x="1")

@@ -66,7 +66,7 @@ def test_an_invalid_entry_is_refused(given: Any, text: str) -> None:
         task(given)
 
 
-def test_paths_are_those_of_the_file_else_of_the_current_directory(
+def test_paths_are_relative_to_the_file_or_else_to_the_current_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path, sub__data="of the file\n", data="of the current directory\n")

@@ -199,7 +199,7 @@ def test_a_shallow_clone_and_a_worktree_are_checkouts_too(work: Path, tmp_path: 
     assert b"fresh" in upload.data
 
 
-def test_a_submodule_is_left_to_the_clone_unless_it_was_changed(
+def test_an_unchanged_submodule_does_not_prevent_the_clone(
     work: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "other").mkdir()

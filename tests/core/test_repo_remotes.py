@@ -154,7 +154,7 @@ def bundle(folder: Path, work: Path, *, mirror: bool = True) -> Path:
 
 
 @pytest.mark.parametrize("detached", [False, True])
-def test_a_bundle_is_cloned_from_where_its_mirror_comes_from(tmp_path: Path, detached: bool) -> None:
+def test_a_bundle_is_cloned_from_the_remote_of_its_mirror(tmp_path: Path, detached: bool) -> None:
     work = clone_pair(tmp_path)
     path = bundle(tmp_path, work)
     if detached:

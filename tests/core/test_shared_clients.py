@@ -91,7 +91,7 @@ def test_many_followed_runs_need_few_requests() -> None:
     assert gets < number / 10
 
 
-def test_lines_precede_the_end_and_come_once() -> None:
+def test_lines_precede_the_end_and_arrive_once() -> None:
     with LocalServer() as server:
 
         async def one(client: dstack.SharedAsyncClient, number: int) -> list[Event]:

@@ -69,7 +69,7 @@ def asynchronous(settings: TransportSettings, request: Request) -> Reply:
 
 
 @pytest.mark.parametrize("send", [blocking, asynchronous])
-def test_the_token_goes_where_it_is_wanted_and_nowhere_else(send: Send, pair: tuple[Seen, Seen]) -> None:
+def test_the_token_is_sent_except_with_anonymous_requests(send: Send, pair: tuple[Seen, Seen]) -> None:
     own, other = pair
     settings = TransportSettings(own.url, "tok-1")
     assert send(settings, Request("HEAD", "/proxy/x/")).status == 200

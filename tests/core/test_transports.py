@@ -88,7 +88,7 @@ def test_a_fault_before_apply_is_retried(server: LocalServer, calls: Calls, path
     assert calls.submit(target(server), configuration=task, marker="ours").name
 
 
-def test_a_reply_that_never_comes_is_cut_by_the_timeout(server: LocalServer, calls: Calls) -> None:
+def test_a_reply_that_never_arrives_ends_with_the_timeout(server: LocalServer, calls: Calls) -> None:
     server.faults.add(path="runs/get", times=1, delay=30)
     task = {"type": "task", "commands": ["echo x"]}
     assert calls.submit(target(server, timeout=0.5), configuration=task, marker="ours").name
@@ -167,7 +167,7 @@ def test_one_client_serves_many_threads(server: LocalServer) -> None:
     assert all(outcome.succeeded for outcome in outcomes)
 
 
-def test_leaving_a_follow_early_leaves_the_run_alone(server: LocalServer) -> None:
+def test_leaving_a_follow_early_does_not_stop_the_run(server: LocalServer) -> None:
     with dstack.Client(**target(server)) as client:
         run = client.runs.submit({"type": "task", "commands": ["sleep 60"]})
         for _ in run.follow(poll_interval=0.1):

@@ -209,7 +209,7 @@ def test_yaml_keeps_its_own_meaning_and_unknown_keys_pass() -> None:
         ),
     ],
 )
-def test_what_no_server_takes_is_refused_here(data: dict[str, Any], text: str) -> None:
+def test_values_that_no_server_accepts_are_refused_by_the_client(data: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigurationError, match=text):
         load_configuration({"type": "task", "commands": ["x"], **data})
 

@@ -51,7 +51,7 @@ def test_a_follower_decides_what_is_news_and_when_its_log_is_due(driver: Driver)
     assert logs_read[-1] - logs_read[-2] == 12
 
 
-def test_a_stop_that_the_server_accepted_makes_each_poll_count() -> None:
+def test_after_an_accepted_stop_every_poll_is_news() -> None:
     stops = Stops(lambda: 1000.0)
     options = FollowOptions(5, logs=False, wall_clock=lambda: 1000.0, stops=stops)
     flow = follow(API, Progress("train", "id-1"), options)

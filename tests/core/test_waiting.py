@@ -44,7 +44,7 @@ def test_no_retry_is_announced_beyond_the_timeout(driver: Driver, caplog: pytest
     assert driver.clock.now == 1008.0
 
 
-def test_waiting_gives_up_on_an_unreachable_server_after_its_retry_budget(driver: Driver) -> None:
+def test_waiting_gives_up_on_an_unreachable_server_after_the_retry_budget(driver: Driver) -> None:
     script = Script(runs__get=[reply(run_json("running")), LOST])
     with pytest.raises(dstack.ServerUnreachableError):
         wait(driver, script, timeout=None, retry_budget=7.0)
@@ -106,7 +106,7 @@ def server() -> Iterator[LocalServer]:
         yield server
 
 
-def test_every_waiting_call_takes_its_own_sleep_and_events(server: LocalServer) -> None:
+def test_every_waiting_call_takes_a_sleep_and_an_event_callback(server: LocalServer) -> None:
     slept: list[float] = []
     events: list[dstack.Event] = []
 

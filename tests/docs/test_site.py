@@ -84,7 +84,7 @@ def test_the_sections_of_docstrings_become_lists(tmp_path: Path) -> None:
     assert "**Example**\n\n```python\nx\n```\n" in staged
 
 
-def test_a_list_behind_a_line_gets_an_empty_line(tmp_path: Path) -> None:
+def test_a_list_right_after_a_line_gets_an_empty_line_before_it(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("One:\n* two\n  more\n* three\n```\na\n* b\n```\n")
     assert make_site.page_for_site(page) == "One:\n\n* two\n  more\n* three\n```\na\n* b\n```\n"

@@ -98,7 +98,7 @@ def test_plan_shows_offers_and_prices_and_submits_nothing(bench: Bench) -> None:
     assert len(bench.client.runs.list(all=True)) == before
 
 
-def test_list_shows_unfinished_runs_else_the_latest_finished(bench: Bench) -> None:
+def test_list_shows_unfinished_runs_or_else_the_latest_finished_one(bench: Bench) -> None:
     for left in bench.client.runs.list():
         left.stop(abort=True)
         left.wait(timeout=60, poll_interval=0.1)

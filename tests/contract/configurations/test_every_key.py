@@ -76,7 +76,7 @@ def test_the_table_names_each_key_and_the_types_that_have_it(schemas: dict[str, 
     assert documented == having
 
 
-def test_each_row_has_a_verdict_and_the_server_that_the_client_asks_for() -> None:
+def test_each_row_has_a_verdict_and_the_server_version_the_client_requires() -> None:
     for key, (_, verdict, since, what) in ROWS.items():
         assert verdict in VERDICTS, key
         assert what or verdict == "taken", f"{key}: describe what happens to it"
