@@ -1,4 +1,4 @@
-"""What is read from a Git checkout, and its diff: every kind of change, under any configuration, without changing it."""
+"""The facts read from a Git checkout, and its diff: any change, any configuration, the checkout unchanged."""
 
 from __future__ import annotations
 

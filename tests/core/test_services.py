@@ -23,7 +23,7 @@ OK = Reply(200, {}, b"hello")
 
 
 class Server(Script):
-    """A server that answers ``runs/get`` and the service's address from a list each and repeats the last answer forever."""
+    """A server with a list of answers for ``runs/get`` and one for the service; the last answer repeats."""
 
     def __init__(self, runs: list[Answer], service: list[Answer]) -> None:
         super().__init__()

@@ -38,7 +38,7 @@ def stop_owned(driver: Driver, script: Script, target: StopTarget = OURS, **more
 
 
 class SlowServer:
-    """A server that answers after ``delay`` seconds of the fake clock, or not at all if the caller's limit is shorter."""
+    """A server that answers after ``delay`` seconds of the fake clock, unless the caller's limit is shorter."""
 
     def __init__(self, clock: Clock, delay: float, script: Script) -> None:
         self._clock = clock
