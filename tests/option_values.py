@@ -1,4 +1,4 @@
-"""A value of every submit option, in a form that a work pool takes too; none is its default."""
+"""A value for every submit option that is not its default, in a form that a work pool also accepts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VALUES: dict[str, Any] = {
     "args": ["--epochs", "3"],
     "profile": "cheap",
 }
-# Shows every option in what is sent.
+# With this configuration every option changes what is sent.
 CONFIGURATION: dict[str, Any] = {"type": "task", "commands": ["train ${{ run.args }}"]}
 
 

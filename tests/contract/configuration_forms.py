@@ -1,10 +1,11 @@
-"""Every key of a configuration in the forms people write, and in forms that are wrong."""
+"""Every key of a configuration, in the forms users write and in wrong forms."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+from tests.contract.combined_forms import COMBINED, GROUP, SCALED
 from tests.contract.value_forms import (
     COUNTS,
     DURATIONS,
@@ -127,8 +128,6 @@ _COMMON: dict[str, list[Any]] = {
     "setup": [[], ["x"], "x", [1], None],
     **{key: [[], {}, None, "x"] for key in ("build", "cache", "artifacts", "retry_policy", "gpu")},
 }
-_GROUP = {"replicas": 1, "commands": ["x"]}
-_SCALED = {"metric": "rps", "target": 1}
 _OF_TYPE: dict[str, dict[str, list[Any]]] = {
     "task": {
         "commands": [["x"], [], "x", [42], [True], [None], [""], None, ["a", "b &"]],
@@ -157,8 +156,8 @@ _OF_TYPE: dict[str, dict[str, list[Any]]] = {
                 {"type": "x", "name": "m", "format": "tgi"},
             ),
         ],
-        "replicas": [*COUNTS, [_GROUP], [_GROUP, _GROUP], [], None],
-        "scaling": [None, _SCALED, {}],
+        "replicas": [*COUNTS, [GROUP], [GROUP, GROUP], [], None],
+        "scaling": [None, SCALED, {}],
         "rate_limits": [
             *(
                 [],
@@ -203,7 +202,7 @@ _OF_TYPE: dict[str, dict[str, list[Any]]] = {
                 {"type": "http", "url": "/b"},
             ],
         ],
-        "groups": [None, [], [_GROUP], [{"commands": ["x"]}]],
+        "groups": [None, [], [GROUP], [{"commands": ["x"]}]],
         "nodes": [1],
         "ports": [[80]],
     },
@@ -221,82 +220,6 @@ _BASES: dict[str, dict[str, Any]] = {
     "service": {"type": "service", "commands": ["true"], "port": 80},
     "dev-environment": {"type": "dev-environment", "ide": "vscode"},
 }
-# What depends on more than one key.
-_TOGETHER: list[dict[str, Any]] = [
-    {"type": "task", "commands": ["x"], "image": "i", "python": "3.11"},
-    {"type": "task", "commands": ["x"], "image": "", "python": "3.11"},
-    {"type": "task", "commands": ["x"], "image": "i", "docker": True},
-    {"type": "task", "commands": ["x"], "image": "i", "docker": False},
-    {"type": "task", "commands": ["x"], "python": "3.11", "docker": True},
-    {"type": "task", "commands": ["x"], "nvcc": True, "docker": True},
-    {"type": "task", "commands": ["x"], "nvcc": True, "image": "i"},
-    {"type": "task", "commands": ["x"], "docker": True, "privileged": False},
-    *(
-        {"type": "task", "commands": [f"echo ${{{{ {name} }}}}"]}
-        for name in (
-            *("groups[0].nodes[0].IP_ADDRESS", "groups[0].nodes[1].IP_ADDRESS", "groups[1].nodes[0].IP_ADDRESS"),
-            *("groups[0].replicas[0].IP_ADDRESS", "groups[0].nodes[0].ADDRESS", "groups", "run.args", "env.X", "secrets.x"),
-        )
-    ),
-    {"type": "task", "commands": ["x"], "env": {"A": "${{ groups[0].nodes[0].IP_ADDRESS }}"}},
-    {"type": "task", "commands": ["x"], "env": {"A": "$${{ groups[0].nodes[0].IP_ADDRESS }}"}},
-    {"type": "service", "port": 80, "commands": ["echo ${{ groups[0].replicas[0].IP_ADDRESS }}"]},
-    {"type": "service", "port": 80, "commands": ["echo ${{ groups[0].replicas[1].IP_ADDRESS }}"]},
-    {"type": "task", "image": "i"},
-    {"type": "task", "image": ""},
-    {"type": "task"},
-    {"type": "task", "image": "i", "resources": {"gpu": "amd"}},
-    {"type": "task", "commands": ["x"], "docker": True, "resources": {"gpu": "MI300X"}},
-    {"type": "task", "image": "i", "resources": {"gpu": "A100:2"}},
-    {"type": "task", "commands": ["x"], "nodes": 2, "groups": [{"commands": ["x"]}]},
-    {"type": "job", "commands": ["x"]},
-    {"commands": ["x"]},
-    {"type": "service", "commands": ["x"]},
-    {"type": "service", "port": 80},
-    {"type": "service", "image": "i", "port": 80},
-    {"type": "service", "commands": ["x"], "port": 80, "replicas": "1..2", "scaling": _SCALED},
-    {"type": "service", "commands": ["x"], "port": 80, "replicas": 2, "scaling": _SCALED},
-    {"type": "service", "commands": ["x"], "port": 80, "replicas": 1, "groups": [_GROUP]},
-    *(
-        {"type": "service", "commands": ["x"], "port": 80, "replicas": "0..2", "scaling": {**_SCALED, **more}}
-        for more in (
-            *({"window": 30}, {"window": "1m"}, {"window": 31}, {"target": 0}, {"metric": "cpu"}, {"x": 1}),
-            *({"scale_up_delay": "1m", "scale_down_delay": -1}, {"scale_up_delay": "soon"}),
-        )
-    ),
-    *({"type": "task", "image": "i", "groups": [group]} for group in ({}, {"nodes": 0}, {"nodes": 2, "name": "a"}, {"name": "A"})),
-    *({"type": "task", "groups": groups} for groups in (
-        [{"commands": ["x"]}], [{"commands": ["x"], "name": "a"}, {"commands": ["y"], "nodes": 2}], [{"nodes": 2}],
-        [{"commands": ["x"], "name": "a"}, {"commands": ["x"], "name": "a"}], [{"commands": ["x"], "ports": [80]}],
-        [{"commands": ["x"], "resources": {"gpu": "24GB"}}], [{"commands": ["x"], "resources": {"gpu": "amd"}}],
-        [{"commands": ["x"], "name": "1"}, {"commands": ["x"]}], [{"commands": ["x"], "image": "i"}],
-    )),
-    {"type": "task", "groups": [{"commands": ["x"]}], "ports": [80]},
-    {"type": "task", "groups": [{"commands": ["x"]}], "entrypoint": "e"},
-    {"type": "task", "groups": [{"commands": ["x"]}], "commands": ["y"]},
-    *({"type": "service", "port": 80, "groups": groups} for groups in (
-        [_GROUP], [{"count": 2, "commands": ["x"]}], [{"count": 1, "replicas": 2, "commands": ["x"]}], [{"replicas": 1}],
-        [{**_GROUP, "replicas": "0..2"}], [{**_GROUP, "replicas": "0..2", "scaling": _SCALED}], [{**_GROUP, "router": {}}],
-        [{**_GROUP, "router": {"type": "smg"}}], [{**_GROUP, "router": {"type": "dynamo"}}, {**_GROUP, "name": "w"}],
-        [{**_GROUP, "router": {}}, {**_GROUP, "router": {}, "name": "b"}], [{**_GROUP, "router": {}, "replicas": 2}],
-        [{**_GROUP, "image": "i", "python": "3.11"}], [{**_GROUP, "docker": True, "privileged": False}],
-        [{**_GROUP, "docker": True, "nvcc": True}], [{**_GROUP, "python": 3.1}], [{"image": "i", "replicas": 1}],
-    )),
-    *({"type": "service", "port": 80, **top, "groups": [{**_GROUP, **group}]} for top, group in (
-        ({"image": "i"}, {}), ({"image": "i"}, {"image": "j"}), ({"image": "i"}, {"python": "3.11"}), ({"docker": True}, {"image": "j"}),
-        ({"python": "3.11"}, {"docker": True}), ({"nvcc": True}, {"nvcc": False}), ({"nvcc": False}, {"nvcc": True}),
-        ({"privileged": True}, {"privileged": True}), ({"spot_policy": "spot"}, {"spot_policy": "auto"}),
-        ({"spot_policy": "spot"}, {}), ({"reservation": "r"}, {"reservation": "s"}), ({"scaling": _SCALED}, {}),
-        ({"commands": ["y"]}, {}), ({"retry": True}, {"router": {"type": "dynamo"}}), ({"image": "i"}, {"commands": []}),
-    )),
-    {"type": "dev-environment"},
-    {"type": "dev-environment", "version": "1.0"},
-    {"type": "dev-environment", "ide": "windsurf", "version": "1.0"},
-    {"type": "dev-environment", "ide": "windsurf", "version": "1.106.0@8951cd3ad688"},
-    {"type": "dev-environment", "entrypoint": "e"},
-    {"type": "dev-environment", "dstack": True, "inactivity_duration": "1h"},
-    {"type": "dev-environment", "dstack": True, "inactivity_duration": "off"},
-]  # fmt: skip
 _SPECS: list[dict[str, Any]] = [
     {"run_name": "a-b"}, {"run_name": "A"}, {"run_name": ""}, {"run_name": "a" * 41}, {"run_name": "a" * 42}, {"run_name": 1},
     {"repo_id": "r"}, {"repo_data": {"repo_type": "virtual"}}, {"repo_id": "r", "repo_data": {"repo_type": "virtual"}},
@@ -318,5 +241,5 @@ def run_specs() -> Iterator[dict[str, Any]]:
         for key, values in keys.items():
             for value in values:
                 yield {"configuration": {**base, key: value}}
-    yield from ({"configuration": configuration} for configuration in _TOGETHER)
+    yield from ({"configuration": configuration} for configuration in COMBINED)
     yield from ({"configuration": _BASES["task"], **spec} for spec in _SPECS)

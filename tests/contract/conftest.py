@@ -1,4 +1,4 @@
-"""The servers every contract test runs against: the embedded one and a real one."""
+"""The servers that every contract test runs against: the embedded one and a real one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["real_server"]
 _STOP_SECONDS = 180.0
 
 
-def stop_until_over(run: dstack.Run, *, abort: bool = False, poll_interval: float = 0.5) -> dstack.Outcome:
+def stop_and_wait(run: dstack.Run, *, abort: bool = False, poll_interval: float = 0.5) -> dstack.Outcome:
     """Stop a run and wait for its end."""
     run.stop(abort=abort)
     return run.wait(_STOP_SECONDS, poll_interval=poll_interval)
@@ -26,9 +26,9 @@ def stop_until_over(run: dstack.Run, *, abort: bool = False, poll_interval: floa
 
 @dataclass(frozen=True)
 class Target:
-    """Name a server and what a task needs to run there.
+    """A server and what a task needs to run there.
 
-    `release` is the version it has or, the embedded one, speaks like; `server` is None for the embedded one.
+    `release` is its version; for the embedded server, the version it imitates. `server` is None for the embedded one.
     """
 
     kind: str
@@ -52,13 +52,13 @@ class Target:
     def task(self, *commands: str, **more: Any) -> dict[str, Any]:
         return {"type": "task", "commands": list(commands), **self.needs, **more}
 
-    def told(self, exit_status: int) -> int | None:
-        """Return what this server's version tells of an exit status (PROTOCOL 2.2: from 0.19.9 on)."""
+    def reported_exit_status(self, exit_status: int) -> int | None:
+        """Return an exit status as this server's version reports it (PROTOCOL 2.2: since 0.19.9)."""
         return exit_status if self.release >= (0, 19, 9) else None
 
     def stop(self, run: dstack.Run, *, abort: bool = False) -> dstack.Outcome:
-        """Stop a run and wait for its end; waiting insists where the server forgot the stop."""
-        return stop_until_over(run, abort=abort, poll_interval=self.poll_interval)
+        """Stop a run and wait for its end; the wait repeats a stop that the server dropped."""
+        return stop_and_wait(run, abort=abort, poll_interval=self.poll_interval)
 
     async def stop_async(self, run: dstack.AsyncRun) -> dstack.Outcome:
         """Do what `stop` does."""
@@ -95,7 +95,7 @@ def _real(real_server: RealServer) -> Target:
 
 @pytest.fixture(params=["local", pytest.param("real", marks=pytest.mark.real)], scope="session")
 def target(request: pytest.FixtureRequest) -> Target:
-    """Give the same test first the embedded server, then a real dstack server."""
+    """Run the same test with the embedded server, then with a real dstack server."""
     chosen: Target = request.getfixturevalue(f"_{request.param}")
     return chosen
 

@@ -1,4 +1,4 @@
-"""A Git server over ssh on loopback: what a run can clone with a key, on the machine of the test."""
+"""A Git server over ssh on loopback, from which a run on the test's machine can clone with a key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CHUNK = 65536
 
 
 class GitHost:
-    """Serve the repositories below a folder, read-only, to whoever has `key` (its text)."""
+    """A read-only server of the repositories below a folder, for clients with the private key `key` (its text)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,6 +1,7 @@
-"""Run by the Python of a dstack server: what its own models make of run specs, as JSON on standard output.
+"""Run specs read by the models of a dstack server, as JSON on standard output.
 
-It imports nothing of this project. Each spec comes back as the server stores it, or as null if it is refused.
+The Python of the server runs this file, which imports nothing of this project. Each spec is returned as the server
+stores it, or as null if it is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def main() -> None:
             validate_run_spec_and_set_defaults(User(), spec)
             spec.configuration.env.as_dict()
             return spec.model_dump(mode="json")
-        except Exception:  # whatever it is, the request fails
+        except Exception:  # whatever the error is, the request fails
             return None
 
     json.dump([stored(data) for data in json.load(sys.stdin)], sys.stdout)

@@ -1,4 +1,4 @@
-"""dstack's own client, its command line and its Python API, in a home directory of its own."""
+"""dstack's own client, its command line and its Python API, with a separate home directory."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pathlib import Path
 from dstack_core.local import LocalServer
 from tests.rig.server_process import DEFAULT_VERSION, server_python
 
-# Each command imports much; the machine may be busy.
+# Each command imports all of dstack, which takes seconds on a busy machine.
 _SECONDS = 240
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a command printed, and its exit status."""
+    """The output and the exit status of a command."""
 
     status: int
     text: str
 
 
 class OfficialClient:
-    """Run commands of dstack's environment against an embedded server."""
+    """The commands of dstack's environment, run against an embedded server."""
 
     def __init__(self, server: LocalServer, home: Path) -> None:
         self._home = home
@@ -33,7 +33,7 @@ class OfficialClient:
             "PATH": os.environ.get("PATH", os.defpath),
             "LANG": "C.UTF-8",
             "COLUMNS": "200",
-            # Nothing may leave this machine: the check for a newer version meets a closed port.
+            # No request may leave this machine, so the check for a newer version gets a closed port.
             "https_proxy": "http://127.0.0.1:9",
             "no_proxy": "127.0.0.1,localhost",
         }
@@ -57,7 +57,7 @@ class OfficialClient:
         )  # fmt: skip
 
     def run(self, *arguments: str) -> Reply:
-        """Run a command of the command line; it must not break."""
+        """Run a command of the command line; it must not end with a traceback."""
         return self._finish(self.start(*arguments))
 
     def python(self, code: str) -> Reply:

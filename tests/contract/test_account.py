@@ -13,7 +13,7 @@ import dstack_core as dstack
 from tests.contract.conftest import Target
 
 _EVENTS_SINCE = (0, 20, 0)
-# The embedded server measures nothing and keeps no secrets.
+# The embedded server measures nothing and stores no secrets.
 ON_THE_REAL_ONE = pytest.mark.parametrize(
     "target", [pytest.param("real", marks=pytest.mark.real)], indirect=True
 )
@@ -39,7 +39,7 @@ def test_the_user_and_its_project(target: Target, client: dstack.Client) -> None
         client.projects.get("nope")
 
 
-def test_events_tell_the_story_of_a_run(target: Target, client: dstack.Client) -> None:
+def test_events_cover_a_run_from_start_to_end(target: Target, client: dstack.Client) -> None:
     run = finished(target, client, "echo hello")
     if target.release < _EVENTS_SINCE:
         with pytest.raises(dstack.UnsupportedServerError, match=r"events: needs dstack >= 0\.20\.0, this"):
@@ -70,10 +70,10 @@ def test_metrics_of_a_running_job_are_bytes_and_percent(target: Target, client: 
         assert time.monotonic() < deadline, "no metrics"
         time.sleep(target.poll_interval)
     target.stop(run)
-    told = {"cpu_usage_percent", "memory_usage_bytes"}
+    measured = {"cpu_usage_percent", "memory_usage_bytes"}
     if target.release >= (0, 19, 0):
-        told.add("cpus_detected_num")
-    assert told <= metrics.keys()
+        measured.add("cpus_detected_num")
+    assert measured <= metrics.keys()
     memory = metrics["memory_usage_bytes"]
     assert list(memory.timestamps) == sorted(memory.timestamps)
     assert memory.values[-1] > 100_000

@@ -1,4 +1,4 @@
-"""Update a service in place, on both servers: its replicas are replaced while the run stays the same."""
+"""A service is updated in place, on both servers: its replicas are replaced while the run stays the same."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.ports import free_port
 @pytest.fixture
 def _rolling(target: Target) -> None:
     if target.release < (0, 19):
-        pytest.skip("older servers replace no replica that is up")
+        pytest.skip("older servers do not replace a running replica")
 
 
 rolling = pytest.mark.usefixtures("_rolling")
 
 
 def greeting(target: Target, word: str, *, run_name: str, **more: object) -> dict[str, object]:
-    """Return a service that says a word; all jobs of the tests share the ports of one machine."""
+    """Return a service that serves a word on a free port, because all jobs of the tests share one machine."""
     port = free_port()
     commands = ("mkdir -p site && cd site", f"echo {word} > greeting", serve(port))
     return target.task(*commands) | {"type": "service", "port": port, "auth": False, "name": run_name} | more
@@ -38,7 +38,9 @@ def said(target: Target, run: dstack.Run) -> str:
 
 
 @rolling
-def test_a_service_is_submitted_then_updated_then_left_alone(target: Target, client: dstack.Client) -> None:
+def test_a_service_is_submitted_then_updated_then_left_unchanged(
+    target: Target, client: dstack.Client
+) -> None:
     wanted = name()
     first = client.runs.apply(greeting(target, "hello", run_name=wanted), marker="mine")
     try:
@@ -81,7 +83,7 @@ def test_every_server_changes_the_number_of_replicas(target: Target, client: dst
         updated = client.runs.apply(configuration | {"replicas": 2}, run_name=wanted)
         assert updated.id == run.id
         for _ in range(200):
-            # Both replicas are there when the server has worked on the run once more.
+            # Both replicas exist once the server has processed the run again.
             if len(updated.refresh()._snapshot.jobs) == 2:
                 break
             time.sleep(target.poll_interval)

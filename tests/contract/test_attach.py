@@ -1,29 +1,35 @@
-"""Attaching to real runs: every way in, live logs, cuts, keys, and nothing left behind."""
+"""Attaching to real runs: every kind of route, live logs, cut connections, keys, and nothing left open."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import socket
-import urllib.request
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import dstack_core as dstack
-from tests.contract.conftest import stop_until_over
+from tests.contract.attach_ways import (
+    EXPECTED,
+    HALF,
+    LINES,
+    Way,
+    behind,
+    counting,
+    fetch,
+    lines,
+    new_key,
+    polled,
+)
+from tests.contract.conftest import stop_and_wait
 from tests.core.ssh_hosts import no_thread_of_ours_is_left
 from tests.local.support import wait_until
 from tests.ports import free_port
 from tests.rig.server import DEFAULT_VERSION, RealServer
-from tests.rig.server_process import ServerAddress
 
 pytestmark = pytest.mark.real
 
@@ -34,33 +40,11 @@ if RELEASE >= (0, 19):
 if RELEASE >= (0, 20, 14):
     WAYS.append("one hop")
 PACE = 0.5
-LINES = 2400
-HALF = f"line {LINES // 2}\r\n".encode()
-
-
-class Way:
-    """A server, reached in one of the ways, and what its runs need."""
-
-    def __init__(self, server: RealServer) -> None:
-        self.server = server
-        self._needs: dict[str, Any] = {"user": "root"}
-        if server.release >= (0, 19, 3):
-            self._needs["fleets"] = [server.fleet]
-
-    def arguments(self) -> dict[str, Any]:
-        server = self.server
-        return {"server_url": server.url, "project_name": server.project, "user_token": server.token}
-
-    def client(self) -> dstack.Client:
-        return dstack.Client(**self.arguments())
-
-    def task(self, *commands: str, ports: list[Any] | None = None, **more: Any) -> dstack.Task:
-        return dstack.Task(commands=list(commands), ports=ports, **self._needs, **more)
 
 
 @pytest.fixture(scope="session")
 def ways(real_server: RealServer) -> Iterator[Callable[[str], Way]]:
-    """Give each way, started when it is first asked for."""
+    """Yield a function that returns each way, started at its first use."""
     known = {"two hops": Way(real_server)}
     with contextlib.ExitStack() as started:
 
@@ -72,19 +56,11 @@ def ways(real_server: RealServer) -> Iterator[Callable[[str], Way]]:
         yield start
 
 
-def behind(name: str, running: RealServer) -> RealServer:
-    """Return a server whose containers are reached that way."""
-    if name == "one hop":
-        return RealServer(running.version, sshproxy=True)
-    at = ServerAddress(running.version, running.url, running.token, str(running.log_path))
-    return RealServer(at=at, jump_host=True, project=f"jump-{uuid.uuid4().hex[:8]}")
-
-
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, ways: Callable[[str], Way], _home: Path) -> Way:
     chosen = ways(request.param)
     if request.param == "three hops":
-        # The jump host knows a key of the user, not the run's.
+        # The jump host accepts a key of the user, not the run's.
         folder = _home / ".ssh"
         folder.mkdir()
         (folder / "config").write_text(f"Host 127.0.0.1\n  IdentityFile {chosen.server.jump_key_path}\n")
@@ -108,31 +84,6 @@ def _home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 _nothing_is_left = pytest.fixture(autouse=True)(no_thread_of_ours_is_left)
 
 
-def lines(data: bytes) -> list[str]:
-    return [line for line in data.decode().splitlines() if line.startswith("line ")]
-
-
-EXPECTED = [f"line {number}" for number in range(1, LINES + 1)]
-
-
-def counting(*flags: Path) -> str:
-    """Return a command that prints the lines in equal parts and waits for a file between two of them."""
-    size = LINES // (len(flags) + 1)
-    parts = [
-        f"for i in $(seq {first} {first + size - 1}); do echo line $i; done"
-        for first in range(1, LINES, size)
-    ]
-    waits = [f"until [ -e {flag} ]; do sleep 0.05; done" for flag in flags]
-    return "; ".join(step for pair in zip(parts, [*waits, "true"], strict=True) for step in pair)
-
-
-def polled(way: Way, run: dstack.Run) -> bytes:
-    with way.client() as client:
-        found = client.runs.get(run.name)
-        assert found is not None
-        return b"".join(found.logs())
-
-
 def test_every_way_in_forwards_ports_and_streams_logs(way: Way, tmp_path: Path) -> None:
     inside, outside, flag = free_port(), free_port(), tmp_path / "go"
     (tmp_path / "index.html").write_text("from inside")
@@ -147,7 +98,7 @@ def test_every_way_in_forwards_ports_and_streams_logs(way: Way, tmp_path: Path) 
             for chunk in run.logs(poll_interval=PACE):
                 live += chunk
                 if HALF in live and not flag.exists():
-                    # The job still runs: what was read is live, and its ports can be reached.
+                    # The job still runs, so what was read is live and its ports can be reached.
                     assert fetch(outside) == b"from inside"
                     flag.touch()
             assert lines(live) == EXPECTED
@@ -161,20 +112,7 @@ def test_every_way_in_forwards_ports_and_streams_logs(way: Way, tmp_path: Path) 
         socket.create_connection(("127.0.0.1", outside), timeout=5)
 
 
-def fetch(port: int) -> bytes:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    for _ in range(100):
-        # The program in the container may need a moment longer than its log.
-        with (
-            contextlib.suppress(OSError),
-            opener.open(f"http://127.0.0.1:{port}/index.html", timeout=30) as reply,
-        ):
-            body: bytes = reply.read()
-            return body
-    raise AssertionError("the port was never reached")
-
-
-def test_a_connection_that_is_cut_loses_no_line_and_doubles_none(way: Way, tmp_path: Path) -> None:
+def test_a_connection_that_is_cut_loses_no_line_and_repeats_none(way: Way, tmp_path: Path) -> None:
     third = LINES // 3
     cuts = {f"line {end}\r\n".encode(): tmp_path / f"go-after-{end}" for end in (third, 2 * third)}
     live = b""
@@ -184,7 +122,7 @@ def test_a_connection_that_is_cut_loses_no_line_and_doubles_none(way: Way, tmp_p
             for chunk in run.logs(poll_interval=PACE):
                 live += chunk
                 for end, flag in cuts.items():
-                    # The job waits for its flag, so there is a connection, or one is being opened again.
+                    # The job waits for its flag, so a connection exists or is being reopened.
                     if end in live and not flag.exists():
                         wait_until(way.server.clients.count, seconds=60)
                         assert way.server.clients.cut() >= 1
@@ -194,7 +132,7 @@ def test_a_connection_that_is_cut_loses_no_line_and_doubles_none(way: Way, tmp_p
     assert polled(way, run) == live
 
 
-def test_the_server_gives_the_rest_when_the_container_cannot_be_reached_any_more(
+def test_the_servers_log_completes_that_of_a_container_that_became_unreachable(
     direct: Way, tmp_path: Path
 ) -> None:
     flag, live = tmp_path / "go", b""
@@ -210,7 +148,7 @@ def test_the_server_gives_the_rest_when_the_container_cannot_be_reached_any_more
     assert polled(direct, run) == live
 
 
-def test_a_job_that_is_tried_again_is_followed_into_its_new_container(direct: Way, tmp_path: Path) -> None:
+def test_a_retried_job_is_followed_into_its_new_container(direct: Way, tmp_path: Path) -> None:
     flag = tmp_path / "tried"
     command = f"if [ -e {flag} ]; then echo line 2; else touch {flag}; echo line 1; exit 1; fi"
     task = direct.task(command, retry={"on_events": ["error"], "duration": 3600})
@@ -222,7 +160,7 @@ def test_a_job_that_is_tried_again_is_followed_into_its_new_container(direct: Wa
     assert lines(live) == ["line 1", "line 2"]
 
 
-def test_a_run_that_is_over_is_not_attached_and_its_log_is_read_from_the_server(direct: Way) -> None:
+def test_a_finished_run_is_not_attached_and_its_log_is_read_from_the_server(direct: Way) -> None:
     with direct.client() as client:
         for command, status in [("echo line 1", "done"), ("echo line 1; exit 3", "failed")]:
             run = client.runs.submit(direct.task(command))
@@ -235,7 +173,7 @@ def test_a_run_that_is_over_is_not_attached_and_its_log_is_read_from_the_server(
                 run.detach()
 
 
-def test_another_key_is_told_apart_and_leaves_nothing_open(direct: Way, tmp_path: Path) -> None:
+def test_a_wrong_key_is_refused_and_leaves_nothing_open(direct: Way, tmp_path: Path) -> None:
     port = free_port()
     wrong = new_key(tmp_path / "wrong")
     with direct.client() as client:
@@ -253,7 +191,7 @@ def test_another_key_is_told_apart_and_leaves_nothing_open(direct: Way, tmp_path
             run.stop(abort=True)
 
 
-def test_an_own_key_goes_with_the_run_and_opens_it(direct: Way, tmp_path: Path) -> None:
+def test_an_own_key_is_submitted_with_the_run_and_attaches_to_it(direct: Way, tmp_path: Path) -> None:
     own = new_key(tmp_path / "own")
     with dstack.Client.from_config(**direct.arguments(), ssh_identity_file=own) as client:
         run = client.runs.submit(direct.task("echo line 1"))
@@ -280,12 +218,12 @@ def test_stopping_an_attached_run_ends_its_log(direct: Way) -> None:
             for chunk in run.logs(poll_interval=PACE):
                 live += chunk
                 if lines(live) == ["line 1"]:
-                    stopping = pool.submit(stop_until_over, run)
+                    stopping = pool.submit(stop_and_wait, run)
         assert lines(live) == ["line 1"]
         assert stopping.result().status is dstack.RunStatus.TERMINATED
 
 
-def test_a_taken_local_port_is_told_by_attach_too(direct: Way) -> None:
+def test_attach_refuses_a_taken_local_port(direct: Way) -> None:
     port = free_port()
     with direct.client() as client:
         run = client.runs.submit(direct.task("sleep 600", ports=[port]))
@@ -346,9 +284,3 @@ def test_an_async_reader_that_is_cancelled_can_still_detach(direct: Way) -> None
     asyncio.run(scenario())
     listening = [c.laddr.port for c in psutil.Process().net_connections("tcp") if c.status == "LISTEN"]
     assert port not in listening
-
-
-def new_key(path: Path) -> Path:
-    form = (serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
-    path.write_bytes(Ed25519PrivateKey.generate().private_bytes(*form))
-    return path

@@ -55,7 +55,7 @@ def test_detaching_what_is_not_attached_does_nothing(target: Target) -> None:
         assert (run.is_attached, dict(run.ports)) == (False, {})
 
 
-def test_a_node_the_run_has_not_is_told(target: Target) -> None:
+def test_the_error_for_a_missing_node_names_it(target: Target) -> None:
     with target.client() as client:
         run = client.runs.submit(target.task("true"))
         with pytest.raises(dstack.ConfigurationError, match=r"node: run .* has no node 3; it has 0"):

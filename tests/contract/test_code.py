@@ -1,4 +1,4 @@
-"""The code a run starts from, held against the embedded server and a real one alike."""
+"""The code a run starts from, on the embedded server and on a real one."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def checkout(tmp_path: Path, git_host: GitHost) -> Path:
     git(work, "add", ".")
     git(work, "commit", "--quiet", "-m", "pushed")
     git(work, "push", "--quiet", "-u", "origin", "main")
-    # A run clones it over ssh; here it is reached through the disk.
+    # A run clones it over ssh; the test reads it from the disk.
     url = git_host.url(tmp_path / "origin.git")
     git(work, "remote", "set-url", "origin", url)
     git(work, "config", f"url.file://{tmp_path}/origin.git.insteadOf", url)
@@ -67,7 +67,7 @@ def log_of(target: Target, run: dstack.Run) -> list[str]:
     return text.splitlines()
 
 
-def test_a_git_repository_arrives_with_what_was_not_pushed(
+def test_a_git_repository_arrives_with_unpushed_changes(
     target: Target, checkout: Path, git_host: GitHost
 ) -> None:
     commands = (
@@ -128,7 +128,7 @@ def test_a_repository_named_in_the_configuration_arrives(
         assert (log_of(target, local), log_of(target, remote)) == (["kept", "changed"], ["kept", "old"])
 
 
-def test_a_repository_lies_where_its_path_says(target: Target, checkout: Path, git_host: GitHost) -> None:
+def test_a_repository_is_placed_at_its_path(target: Target, checkout: Path, git_host: GitHost) -> None:
     commands = ("cat code/kept.txt code/changed.txt", "ls kept.txt 2> /dev/null || echo below")
     task = target.task(*commands, repos=[f"{checkout}:code"], working_dir="/here")
     with dstack.Client.from_config(git_private_key=git_host.key, **target.arguments()) as client:
@@ -184,7 +184,7 @@ def test_a_submit_keeps_the_credentials_that_the_server_has(
             assert log_of(target, run) == ["kept", "changed"]
 
 
-def test_files_lie_where_they_were_asked_for(target: Target, tmp_path: Path) -> None:
+def test_files_are_placed_at_their_paths(target: Target, tmp_path: Path) -> None:
     (tmp_path / "conf" / "deep").mkdir(parents=True)
     (tmp_path / "conf" / "deep" / "a.ini").write_text("deep\n")
     (tmp_path / "conf" / "skipped.tmp").write_text("skipped\n")
@@ -192,7 +192,7 @@ def test_files_lie_where_they_were_asked_for(target: Target, tmp_path: Path) -> 
     (tmp_path / "one.txt").write_text("one\n")
     (tmp_path / "two.txt").write_text("two\n")
     files = ["one.txt", "./conf:/etc/conf", {"local_path": str(tmp_path / "two.txt"), "path": "~/2.txt"}]
-    # The pretended hosts of the real server keep the container's root in a folder of their own.
+    # The pretend host of the real server has a folder as the container's root.
     commands = ("cat one.txt ~/2.txt", "cd ..", "cat etc/conf/deep/a.ini", "ls etc/conf")
     configuration = target.task(*commands, files=files, working_dir="/here")
     path = tmp_path / "files.dstack.yml"
@@ -205,7 +205,7 @@ def test_files_lie_where_they_were_asked_for(target: Target, tmp_path: Path) -> 
         assert log_of(target, client.runs.submit(path)) == ["one", "two", "deep", "deep"]
 
 
-def test_files_and_code_come_together(target: Target, checkout: Path, git_host: GitHost) -> None:
+def test_files_and_code_arrive_together(target: Target, checkout: Path, git_host: GitHost) -> None:
     if target.release < (0, 19, 17):
         return
     task = target.task("cat conf/extra.txt kept.txt", files=[f"{checkout}/changed.txt:conf/extra.txt"])
@@ -213,7 +213,7 @@ def test_files_and_code_come_together(target: Target, checkout: Path, git_host: 
         assert log_of(target, client.runs.submit(task)) == ["changed", "kept"]
 
 
-def test_without_init_a_repository_is_made_known_by_hand(
+def test_without_init_a_repository_is_registered_by_hand(
     target: Target, checkout: Path, git_host: GitHost
 ) -> None:
     arguments = {**target.arguments(), "init": False, "git_private_key": git_host.key}
@@ -254,7 +254,7 @@ def test_the_server_keeps_how_a_repository_is_cloned(target: Target, checkout: P
     )
 
 
-def test_the_async_twin_brings_the_code_too(target: Target, checkout: Path, git_host: GitHost) -> None:
+def test_the_async_client_uploads_the_code_too(target: Target, checkout: Path, git_host: GitHost) -> None:
     async def go() -> bytes:
         async with dstack.AsyncClient.from_config(
             checkout, git_private_key=git_host.key, **target.arguments()
@@ -267,7 +267,7 @@ def test_the_async_twin_brings_the_code_too(target: Target, checkout: Path, git_
     assert asyncio.run(go()) == b"kept\r\nchanged\r\n"
 
 
-def test_a_diff_too_big_for_the_server_is_told_with_its_biggest_files(
+def test_the_error_for_a_diff_too_big_for_the_server_names_its_biggest_files(
     target: Target, checkout: Path, git_host: GitHost
 ) -> None:
     (checkout / "big.dat").write_bytes(b"x\n" * 1_500_000)

@@ -1,4 +1,4 @@
-"""A configuration as it lies beside the code: what a server makes of what we fill in."""
+"""A configuration file beside the code: how a server reads what we fill in."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.dstack_files import ENV, FILES
 
 
 def echoed(target: Target, run: dstack.Run) -> dict[str, Any]:
-    """Return the run as the server tells it."""
+    """Return the run as the server reports it."""
     with target.client() as client:
         reply = client._transport(client._operations.api.get_run(run.name).request)
-    told: dict[str, Any] = json.loads(reply.body)
-    return told
+    shown: dict[str, Any] = json.loads(reply.body)
+    return shown
 
 
 def lines_of(target: Target, run: dstack.Run) -> list[str]:
@@ -51,9 +51,9 @@ def test_what_a_configuration_leaves_open_reaches_the_run(
         run = client.runs.submit(path, env={"GIVEN": "given", "FIXED": "2"}, args=["--name", "a b"])
         lines = lines_of(target, run)
     assert lines == ["from here, given, 2", "--name a b ${{ kept }} ."]
-    told = echoed(target, run)
-    assert told["run_spec"]["profile"]["name"] == "short"
-    job = told["jobs"][0]["job_spec"]
+    shown = echoed(target, run)
+    assert shown["run_spec"]["profile"]["name"] == "short"
+    job = shown["jobs"][0]["job_spec"]
     assert job["max_duration"] == 20 * 60
     assert job["requirements"]["max_price"] == 3
 
@@ -83,7 +83,7 @@ def test_the_async_client_fills_in_the_same(
 
 
 @pytest.mark.parametrize("directory", ["~", "~/below"])
-def test_a_working_directory_in_the_home_is_left_to_the_machine(target: Target, directory: str) -> None:
+def test_a_working_directory_in_the_home_is_resolved_on_the_machine(target: Target, directory: str) -> None:
     task = target.task(f'[ "$PWD" = "$(eval echo {directory})" ] && echo there', working_dir=directory)
     with target.client() as client:
         if target.release < (0, 19, 27):
@@ -104,14 +104,14 @@ def test_a_real_server_reads_the_files_that_people_have(request: pytest.FixtureR
         try:
             client.runs.plan(configuration, env=ENV, args=["--epochs", "3"])
         except dstack.UnsupportedServerError as error:
-            told = str(error)
+            refusal = str(error)
         else:
-            told = ""
+            refusal = ""
     if real.release >= (0, 21, 3):
-        assert told == ""
-    elif told:
-        # Said by us, before the server sees the file.
-        assert re.search(r": needs dstack >= \d", told)
+        assert refusal == ""
+    elif refusal:
+        # Our client refuses it before the server sees the file.
+        assert re.search(r": needs dstack >= \d", refusal)
 
 
 HINT = "gpu memory: 13GB is an exact size; write 13GB.. for at least that."

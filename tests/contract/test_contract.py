@@ -1,4 +1,4 @@
-"""What a client may rely on, held against the embedded server and a real one alike."""
+"""The behaviour a client may rely on, on the embedded server and on a real one."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_task_runs_to_its_end_with_its_env_and_its_lines(target: Target, clien
     assert isinstance(events[-2], StatusChanged), "the last line precedes the final status"
     assert (outcome.status, outcome.exit_status, outcome.message) == (
         RunStatus.DONE,
-        target.told(0),
+        target.reported_exit_status(0),
         "finished",
     )
     assert outcome.succeeded
@@ -65,14 +65,14 @@ def test_a_task_runs_to_its_end_with_its_env_and_its_lines(target: Target, clien
 
 
 @pytest.mark.parametrize(("command", "exit_status"), [("exit 7", 7), ("no-such-command-here", 127)])
-def test_a_failing_command_is_told_with_its_exit_status(
+def test_a_failing_command_is_reported_with_its_exit_status(
     target: Target, client: dstack.Client, command: str, exit_status: int
 ) -> None:
     events, outcome = follow(target, client.runs.submit(target.task("echo before", command)))
     assert lines_of(events)[0] == "before"
-    told = target.told(exit_status)
-    how = "with an error" if told is None else f"with status {exit_status}"
-    assert (outcome.status, outcome.exit_status) == (RunStatus.FAILED, told)
+    reported = target.reported_exit_status(exit_status)
+    how = "with an error" if reported is None else f"with status {exit_status}"
+    assert (outcome.status, outcome.exit_status) == (RunStatus.FAILED, reported)
     assert outcome.message == f"failed: its command exited {how}"
     with pytest.raises(dstack.RunFailedError, match=how):
         outcome.raise_for_status()
@@ -104,7 +104,7 @@ def test_max_duration_ends_a_run(target: Target, client: dstack.Client) -> None:
     assert (outcome.status, outcome.reason) == (RunStatus.FAILED, "max_duration_exceeded")
 
 
-def test_wait_gives_up_in_time_and_the_run_goes_on(target: Target, client: dstack.Client) -> None:
+def test_wait_gives_up_in_time_and_the_run_keeps_running(target: Target, client: dstack.Client) -> None:
     run = client.runs.submit(target.task("sleep 600"))
     with pytest.raises(dstack.WaitTimeoutError, match=rf"{run.name} had not finished after 0.5 s"):
         run.wait(0.5, poll_interval=0.1)
@@ -158,7 +158,7 @@ def test_concurrent_submits_of_one_owner_make_one_run(target: Target, client: ds
     target.stop(runs[0])
 
 
-def test_list_shows_the_active_runs_else_the_latest(target: Target, client: dstack.Client) -> None:
+def test_list_shows_the_active_runs_or_else_the_latest_one(target: Target, client: dstack.Client) -> None:
     run = client.runs.submit(target.task("sleep 600"))
     assert run.name in [active.name for active in client.runs.list()]
     target.stop(run)
@@ -171,11 +171,11 @@ def test_list_shows_the_active_runs_else_the_latest(target: Target, client: dsta
     assert [latest.name for latest in client.runs.list()] == [run.name]
 
 
-def test_a_missing_run_is_none(client: dstack.Client) -> None:
+def test_get_returns_none_for_a_missing_run(client: dstack.Client) -> None:
     assert client.runs.get(name()) is None
 
 
-def test_stopping_a_run_that_is_not_there_is_fine(client: dstack.Client) -> None:
+def test_stopping_a_missing_run_does_nothing(client: dstack.Client) -> None:
     client.runs.stop(name())
 
 
@@ -212,7 +212,7 @@ def test_five_thousand_lines_arrive_once_and_in_order(target: Target, client: ds
     assert lines_of(events) == [f"line {i} grüße 🚀" for i in range(1, 5001)]
 
 
-def test_lines_come_while_the_run_goes_on_and_resume_behind_any_event(
+def test_lines_arrive_while_the_run_is_active_and_resume_after_any_event(
     target: Target, client: dstack.Client
 ) -> None:
     run = client.runs.submit(target.task("for i in 1 2 3 4; do echo tick $i; sleep 0.7; done"))
@@ -222,18 +222,18 @@ def test_lines_come_while_the_run_goes_on_and_resume_behind_any_event(
             first += event.lines
             progress = event.progress
             break
-    assert not run.status().is_finished, "the first line came while the run was going on"
+    assert not run.status().is_finished, "the first line arrived while the run was active"
     rest = lines_of(run.follow(progress, poll_interval=target.poll_interval))
     assert first + rest == [f"tick {i}" for i in range(1, 5)]
 
 
-def test_a_plan_without_offers_is_no_error(target: Target, client: dstack.Client) -> None:
+def test_a_plan_without_offers_is_not_an_error(target: Target, client: dstack.Client) -> None:
     resources = dstack.Resources(gpu=dstack.GPU(name="B200", count=64))
     plan = client.runs.plan(target.task("echo never"), resources=resources)
     assert (plan.offers, plan.total_offers, plan.max_price_per_hour) == ((), 0, None)
 
 
-def test_a_run_without_capacity_says_so(target: Target, client: dstack.Client) -> None:
+def test_a_run_without_capacity_fails_with_that_reason(target: Target, client: dstack.Client) -> None:
     resources = dstack.Resources(gpu=dstack.GPU(name="B200", count=64))
     outcome = finish(target, client.runs.submit(target.task("echo never"), resources=resources))
     assert (outcome.status, outcome.no_capacity, outcome.exit_status) == (RunStatus.FAILED, True, None)
@@ -254,7 +254,7 @@ def test_commands_of_several_lines_follow_one_another(target: Target, client: ds
     ]
 
 
-def test_a_yaml_file_is_as_good_as_a_task(target: Target, client: dstack.Client, tmp_path: Path) -> None:
+def test_a_yaml_file_runs_like_a_task(target: Target, client: dstack.Client, tmp_path: Path) -> None:
     wanted, path = name(), tmp_path / "hello.dstack.yml"
     path.write_text(yaml.safe_dump(target.task("echo from a file", name=wanted)))
     run = client.runs.submit(path)
@@ -296,5 +296,5 @@ def test_the_async_twin_does_the_same(target: Target) -> None:
 
     events, outcome, stopped = asyncio.run(go())
     assert lines_of(events)[0] == "hello"
-    assert (outcome.status, outcome.exit_status) == (RunStatus.FAILED, target.told(3))
+    assert (outcome.status, outcome.exit_status) == (RunStatus.FAILED, target.reported_exit_status(3))
     assert stopped

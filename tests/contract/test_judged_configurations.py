@@ -1,4 +1,4 @@
-"""The embedded server takes, refuses and stores what the models of the real server do."""
+"""The embedded server accepts, refuses and stores the same as the models of the real server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _stored(data: Any) -> Any:
         return None
 
 
-def test_every_form_is_taken_or_refused_as_by_the_real_server() -> None:
+def test_every_form_is_accepted_or_refused_as_by_the_real_server() -> None:
     specs = list(run_specs())
     judge = [str(server_python(DEFAULT_VERSION)), str(Path(__file__).with_name("judge.py"))]
     done = subprocess.run(
@@ -39,7 +39,7 @@ def test_every_form_is_taken_or_refused_as_by_the_real_server() -> None:
     )
     judged = json.loads(done.stdout)
     assert len(judged) == len(specs) > 2000
-    assert 0.3 < sum(one is not None for one in judged) / len(judged) < 0.7, "both kinds are there"
+    assert 0.3 < sum(one is not None for one in judged) / len(judged) < 0.7, "both kinds occur"
     wrong = []
     for data, expected in zip(specs, judged, strict=True):
         ours = _stored(data)

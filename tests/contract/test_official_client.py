@@ -22,7 +22,7 @@ from tests.rig.server_process import DEFAULT_VERSION
 # `real` because it needs the environment of a real server; the embedded one speaks like 0.22.5.
 pytestmark = [
     pytest.mark.real,
-    # A test starts up to ten commands, each of which loads all of dstack: seconds on a busy machine.
+    # A test starts up to ten commands, and each loads all of dstack, which takes seconds on a busy machine.
     pytest.mark.timeout(900),
     pytest.mark.skipif(DEFAULT_VERSION != "0.22.5", reason="the embedded server speaks like 0.22.5"),
 ]
@@ -41,7 +41,7 @@ def api(server: LocalServer) -> Api:
 
 @pytest.fixture
 def official(server: LocalServer) -> Iterator[OfficialClient]:
-    # OpenSSH's control socket lies below the home directory, and its path may have 108 characters at most.
+    # OpenSSH's control socket is below the home directory, and its path may have at most 108 characters.
     with tempfile.TemporaryDirectory(prefix="d-") as home:
         yield OfficialClient(server, Path(home))
 
@@ -105,13 +105,13 @@ def test_attaching_forwards_the_ports_of_a_run(official: OfficialClient, api: Ap
                 return ""
 
         assert wait_until(page, 120) == "ok\n"
-        # The ports are open a moment before the client shows them.
+        # The ports open a moment before the client shows them.
         assert attached.stdout is not None
         select.select([attached.stdout], [], [], 60)
         attached.send_signal(signal.SIGINT)
-        told, _ = attached.communicate(timeout=60)
-        assert f"localhost:{local} -> {port}" in told
-        assert "Traceback" not in told
+        shown, _ = attached.communicate(timeout=60)
+        assert f"localhost:{local} -> {port}" in shown
+        assert "Traceback" not in shown
     finally:
         attached.kill()
     api.stop(name, abort=True)

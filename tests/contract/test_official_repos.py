@@ -1,4 +1,4 @@
-"""Ids and short forms of repositories, held against dstack's own client in the environment of a real server."""
+"""Ids and short forms of repositories, compared with dstack's own client in the environment of a real server."""
 
 from __future__ import annotations
 
@@ -74,15 +74,15 @@ json.dump(
 
 
 class Official(NamedTuple):
-    """What dstack's own client says, and the home it was in."""
+    """The results of dstack's own client, and the home directory it ran with."""
 
     home: str
-    says: dict[str, Any]
+    results: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def official(tmp_path_factory: pytest.TempPathFactory) -> Official:
-    """Return what dstack's own client makes of the addresses, with the same SSH configuration."""
+    """Return the addresses as dstack's own client reads them with the same SSH configuration."""
     home = tmp_path_factory.mktemp("home")
     (home / ".ssh").mkdir()
     (home / ".ssh" / "config").write_text(SSH_CONFIG)
@@ -104,17 +104,17 @@ def test_ids_and_addresses_are_the_same(official: Official, monkeypatch: pytest.
     for number, url in enumerate(URLS):
         remote = Remote.parse(url, Path("/"))
         code = Code.of_git(remote.name, remote.location, None, None, Clone(remote.as_https()), None)
-        assert code.repo_id == official.says["ids"][number], url
-        # A second slash at the beginning of the path is left out: no server means anything by it.
-        https, ssh = (official.says[kind][number].replace(".com//", ".com/") for kind in ("https", "ssh"))
+        assert code.repo_id == official.results["ids"][number], url
+        # A second slash at the beginning of the path is left out, because it has no meaning to any server.
+        https, ssh = (official.results[kind][number].replace(".com//", ".com/") for kind in ("https", "ssh"))
         assert (remote.as_https(), remote.as_ssh()) == (https, ssh), url
-    assert Code.of_directory("/home/me/my proj", None).repo_id == official.says["directory"]
+    assert Code.of_directory("/home/me/my proj", None).repo_id == official.results["directory"]
 
 
 @pytest.mark.real
 @asks_no_server
 def test_short_forms_are_read_alike(official: Official) -> None:
-    for form, theirs in zip(SHORT_FORMS, official.says["forms"], strict=True):
+    for form, theirs in zip(SHORT_FORMS, official.results["forms"], strict=True):
         ours = RepoMapping.model_validate(form)
         assert (ours.local_path, ours.url, ours.path) == (
             *(theirs["local_path"], theirs["url"], theirs["path"]),
@@ -174,8 +174,8 @@ def test_both_clients_put_the_code_in_the_same_place(
 
 
 @pytest.mark.real
-def test_what_dstack_init_stored_lets_a_run_clone(real_server: RealServer, tmp_path: Path) -> None:
-    """`dstack init` of a user is enough: neither a submit nor `init=False` needs credentials of its own."""
+def test_credentials_stored_by_dstack_init_let_a_run_clone(real_server: RealServer, tmp_path: Path) -> None:
+    """Need no more than a user's `dstack init`: neither a submit nor `init=False` needs credentials of its own."""
     if real_server.release < (0, 20, 0):
         pytest.skip("the command line of the newest release does not speak to this server")
     with GitHost(tmp_path) as host:

@@ -13,7 +13,7 @@ from dstack_core import LogBytes
 from tests.contract.conftest import Target
 
 
-def test_logs_follow_a_run_and_know_where_they_come_from(target: Target, client: dstack.Client) -> None:
+def test_logs_follow_a_run_and_name_their_source(target: Target, client: dstack.Client) -> None:
     run = client.runs.submit(target.task("for i in 1 2 3; do echo tick $i; sleep 0.5; done"))
     chunks = list(run.logs(follow=True, poll_interval=target.poll_interval))
     assert b"".join(chunks) == b"tick 1\r\ntick 2\r\ntick 3\r\n"
@@ -22,9 +22,11 @@ def test_logs_follow_a_run_and_know_where_they_come_from(target: Target, client:
     assert run.refresh().outcome() is not None
     last = chunks[-1].timestamp
     assert last is not None
-    assert b"".join(run.logs(last)) == b"tick 3\r\n", "what is of the start time itself belongs to it"
+    assert b"".join(run.logs(last)) == b"tick 3\r\n", "a message of the start time itself is included"
     assert b"".join(run.logs(last + timedelta(milliseconds=1))) == b""
-    assert b"".join(run.logs(last.astimezone().replace(tzinfo=None))) == b"tick 3\r\n", "naive is local"
+    assert b"".join(run.logs(last.astimezone().replace(tzinfo=None))) == b"tick 3\r\n", (
+        "a naive time is local"
+    )
     assert b"".join(run.logs(diagnose=True)) != b"".join(run.logs())
     with pytest.raises(dstack.ConfigurationError, match="node: 1 is no node of run"):
         next(run.logs(node=1))
@@ -40,8 +42,8 @@ def test_all_attempts_of_a_retried_task_are_read(target: Target, client: dstack.
             break
     target.stop(run)
     assert attempts == [0, 1]
-    told = b"".join(run.logs())
-    assert told.count(b"trying\r\n") >= 2
+    everything = b"".join(run.logs())
+    assert everything.count(b"trying\r\n") >= 2
 
 
 # Two nodes need two hosts, and the real server of these tests has one.
@@ -55,7 +57,7 @@ def test_lines_of_two_nodes_do_not_mix(target: Target, client: dstack.Client) ->
         nodes[chunk.node] += chunk
     assert run.status() is dstack.RunStatus.DONE
     alone = b"".join(run.logs(node=1))
-    assert {node: told.decode().splitlines() for node, told in nodes.items()} == {
+    assert {node: log.decode().splitlines() for node, log in nodes.items()} == {
         node: [f"node {node} line {number}" for number in range(1, 41)] for node in (0, 1)
     }
     assert alone == nodes[1]

@@ -1,4 +1,4 @@
-"""A real server that is restarted while its runs are followed: the fast twin of ``make test-faults``."""
+"""A real server that is restarted while its runs are followed: the fast version of ``make test-faults``."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[RealServer]:
-    """Start a server that no other test sees end."""
+    """Start a separate server, so that no other test sees it end."""
     with RealServer(images=True, impatient=True, hosts=len(ADAPTERS)) as server:
         yield server
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.name)
-def test_a_restart_costs_no_line_and_no_run(own_server: RealServer, moment: Moment) -> None:
+def test_a_restart_loses_no_line_and_no_run(own_server: RealServer, moment: Moment) -> None:
     results = try_moment(own_server, moment, ADAPTERS)
     assert [(one.adapter, one.reached, one.flaw) for one in results] == [
         (name, True, "") for name in ADAPTERS
@@ -32,8 +32,8 @@ def test_a_restart_costs_no_line_and_no_run(own_server: RealServer, moment: Mome
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
-def test_a_restart_at_a_request_costs_no_line_and_no_run(own_server: RealServer, way: Way) -> None:
-    # The submission, and a request while the run is followed: both share a restart.
+def test_a_restart_at_a_request_loses_no_line_and_no_run(own_server: RealServer, way: Way) -> None:
+    # The submission, and a request while the run is followed; one restart hits both.
     results = try_at_requests(own_server, way, ADAPTERS, [3, 10])
     assert [(one.adapter, one.step, one.reached, one.flaw) for one in results] == [
         (name, step, True, "") for step in (3, 10) for name in ADAPTERS

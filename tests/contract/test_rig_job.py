@@ -10,7 +10,7 @@ from tests.rig.job import Job
 from tests.rig.journal import Journal
 
 
-def test_a_program_that_closes_its_terminal_is_not_hung_up_on(tmp_path: Path) -> None:
+def test_a_program_that_closes_its_terminal_gets_no_sighup(tmp_path: Path) -> None:
     journal = Journal()
     job = Job(journal, tmp_path)
     closes = "import os, time; [os.close(number) for number in (0, 1, 2)]; time.sleep(0.5)"

@@ -1,4 +1,4 @@
-"""The rig itself: real runs on a real server, seen through plain requests and plain SSH."""
+"""The rig itself: real runs on a real server, observed through plain requests and plain SSH."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STOP_AGAIN = 20.0
 
 
 class Api:
-    """The few calls the smoke test needs."""
+    """The API calls that the smoke test needs."""
 
     def __init__(self, server: RealServer) -> None:
         self._server = server
@@ -86,7 +86,7 @@ class Api:
             page = self.post("logs/poll", {**body, "next_token": page["next_token"]})
 
     def stop(self, name: str, began: float, marks: dict[str, float]) -> dict[str, Any]:
-        """Stop a run; from 0.20 on a stop may be overwritten by what the server does at that moment."""
+        """Stop a run, and repeat the stop: since 0.20 the server may overwrite it with what it does at that moment."""
         asked = float("-inf")
         while True:
             if time.monotonic() - asked > STOP_AGAIN:
@@ -130,12 +130,12 @@ def test_runs_execute_at_the_same_time_and_their_logs_arrive_whole(
     run, log, _ = done
     assert run["status"] == "done"
     assert log.splitlines() == [f"{number} ✓ é 日本" for number in range(1, LINES + 1)]
-    told = real_server.release >= (0, 19, 9)
+    reports_exit_status = real_server.release >= (0, 19, 9)
     run, log, _ = failed
-    assert (run["status"], exit_status(run)) == ("failed", 7 if told else None)
+    assert (run["status"], exit_status(run)) == ("failed", 7 if reports_exit_status else None)
     assert log.splitlines()[0] == "before"
     run, _, _ = missing
-    assert (run["status"], exit_status(run)) == ("failed", 127 if told else None)
+    assert (run["status"], exit_status(run)) == ("failed", 127 if reports_exit_status else None)
 
 
 def test_a_run_can_be_stopped(
@@ -154,13 +154,13 @@ def test_a_run_can_be_stopped(
     assert run["status"] == "terminated"
     record_property("seconds_to_terminated", marks["terminated"])
     assert run["termination_reason"] == "stopped_by_user"
-    # Servers before 0.22 do not read the log any more once they have stopped a run.
+    # Servers before 0.22 no longer read the log once they have stopped a run.
     assert ("interrupted" in api.log(run)) == (real_server.release >= (0, 22))
 
 
 @contextlib.contextmanager
 def container_of(server: RealServer, api: Api, run: dict[str, Any]) -> Iterator[paramiko.Transport]:
-    """Log in to the container of a run the way a client does."""
+    """Log in to the container of a run as a client does."""
     submission = run["jobs"][0]["job_submissions"][-1]
     host = submission["job_provisioning_data"]
     inside = int(submission["job_runtime_data"]["ports"]["10022"])
@@ -186,7 +186,7 @@ def container_of(server: RealServer, api: Api, run: dict[str, Any]) -> Iterator[
 
 @contextlib.contextmanager
 def forwarded(container: paramiko.Transport, port: int) -> Iterator[int]:
-    """Offer a port of the container on this machine."""
+    """Forward a port of the container to this machine."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve() -> None:
@@ -201,7 +201,7 @@ def forwarded(container: paramiko.Transport, port: int) -> Iterator[int]:
 
 
 async def live_log(port: int, *, until: bytes = b"", start_time: str = "") -> bytes:
-    """Read the websocket until the wanted bytes came, or until it is closed."""
+    """Read the websocket until the wanted bytes arrive or it is closed."""
     query = f"?start_time={start_time}" if start_time else ""
     log = b""
     async with websockets.connect(f"ws://127.0.0.1:{port}/logs_ws{query}", proxy=None) as frames:
@@ -255,7 +255,7 @@ def test_a_container_has_its_command_its_variables_its_port_and_a_live_log(
             assert late.result(DEADLINE) == b"", "closed at the end of the job, and nothing is that young"
 
 
-def test_clients_are_cut_and_refused_and_come_back(real_server: RealServer) -> None:
+def test_clients_reconnect_after_being_cut_off_and_refused(real_server: RealServer) -> None:
     api = Api(real_server)
     name = api.submit("sleep 600")
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Services: an address, the wait until it answers, and requests through it, on both servers."""
+"""Services: the address, the wait until it answers, and requests through it, on both servers."""
 
 from __future__ import annotations
 
@@ -73,19 +73,19 @@ import http.server, json, sys
 class Echo(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["content-length"] or 0)).decode()
-        told = {"path": self.path, "body": body, "x": self.headers["x-asked"]}
+        received = {"path": self.path, "body": body, "x": self.headers["x-asked"]}
         self.send_response(201)
-        self.send_header("x-told", "yes")
+        self.send_header("x-received", "yes")
         self.send_header("set-cookie", "a=1")
         self.send_header("set-cookie", "b=2")
         self.end_headers()
-        self.wfile.write(json.dumps(told).encode())
+        self.wfile.write(json.dumps(received).encode())
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Echo).serve_forever()
 """
 
 
 @pytest.mark.parametrize("strip_prefix", [True, False])
-def test_path_query_headers_and_body_arrive_and_come_back(
+def test_path_query_headers_and_body_are_passed_both_ways(
     target: Target, client: dstack.Client, strip_prefix: bool
 ) -> None:
     port = free_port()
@@ -94,13 +94,13 @@ def test_path_query_headers_and_body_arrive_and_come_back(
     with running(target, client, configuration) as run:
         url = run.wait_until_ready(target.timeout, poll_interval=target.poll_interval)
         answer = requests.post(f"{url}a/b%2Fc?d=%20e", data="grüße".encode(), headers={"x-asked": "it"}, timeout=SECONDS)  # fmt: skip
-    assert (answer.status_code, answer.headers["x-told"]) == (201, "yes")
+    assert (answer.status_code, answer.headers["x-received"]) == (201, "yes")
     assert answer.headers["set-cookie"] == "a=1, b=2", "repeated headers become one"
-    told = answer.json()
-    assert (told["body"], told["x"]) == ("grüße", "it")
+    received = answer.json()
+    assert (received["body"], received["x"]) == ("grüße", "it")
     prefix = "/" if strip_prefix else f"/proxy/services/{target.project}/{run.name}/"
-    assert told["path"].startswith(prefix + "a/b")
-    assert told["path"].endswith("?d=%20e")
+    assert received["path"].startswith(prefix + "a/b")
+    assert received["path"].endswith("?d=%20e")
 
 
 def test_a_service_that_does_not_answer_yet_is_waited_for(target: Target, client: dstack.Client) -> None:
@@ -113,16 +113,16 @@ def test_a_service_that_does_not_answer_yet_is_waited_for(target: Target, client
         assert requests.get(run.service_url or "", timeout=SECONDS).status_code in (404, 502)
 
 
-def test_a_service_that_ends_before_it_answers_raises_its_own_end(
+def test_a_service_that_ends_before_it_answers_raises_its_own_error(
     target: Target, client: dstack.Client
 ) -> None:
     run = client.runs.submit(service(target, "exit 3"))
     with pytest.raises(dstack.RunFailedError, match=f"Run {run.name} failed: its command exited") as caught:
         run.wait_until_ready(target.timeout, poll_interval=target.poll_interval)
-    assert caught.value.outcome.exit_status == target.told(3)
+    assert caught.value.outcome.exit_status == target.reported_exit_status(3)
 
 
-def test_a_task_is_no_service(target: Target, client: dstack.Client) -> None:
+def test_a_task_is_not_a_service(target: Target, client: dstack.Client) -> None:
     run = client.runs.submit(target.task("echo hello"))
     assert (run.service_url, run.service_model, run.service_model_url) == (None, None, None)
     with pytest.raises(dstack.ConfigurationError, match="is no service"):
@@ -145,5 +145,5 @@ def test_the_async_twin_waits_too(target: Target) -> None:
             await run.wait(target.timeout, poll_interval=target.poll_interval)
             return url, run.service_url
 
-    url, told = asyncio.run(go())
-    assert url == told
+    url, received = asyncio.run(go())
+    assert url == received

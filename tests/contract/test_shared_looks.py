@@ -1,4 +1,4 @@
-"""What shared status reads rely on: a page of active runs says the same as a request for one run."""
+"""Shared polls rely on this: a page of active runs shows the same as a request for one run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.contract.conftest import Target
 from tests.local.support import wait_until
 
 
-def test_a_page_of_active_runs_says_what_a_single_look_says(
+def test_a_page_of_active_runs_shows_what_a_single_poll_shows(
     target: Target, client: dstack.Client, tmp_path: Path
 ) -> None:
     name, flag = f"sl-{uuid.uuid4().hex[:12]}", tmp_path / "go"
@@ -23,7 +23,7 @@ def test_a_page_of_active_runs_says_what_a_single_look_says(
         target.task(f"until [ -e {flag} ]; do sleep 0.05; done"), run_name=name, marker="shared"
     )
     api = Api(target.url, target.project)
-    # While a run starts, its status may change between the two looks.
+    # While a run starts, its status may change between the two polls.
     wait_until(lambda: run.refresh().raw_status == "running", seconds=target.timeout)
 
     def alone(run_id: str | None) -> RunSnapshot | None:
@@ -62,7 +62,7 @@ def test_a_shared_client_follows_to_the_end(target: Target) -> None:
             )
 
             async def others() -> None:
-                # Enough looks at once that a page is worth it.
+                # Enough polls at once to be worth a page.
                 while True:
                     await asyncio.gather(*[client.runs.get(f"{name}-{i}") for i in range(5)])
 

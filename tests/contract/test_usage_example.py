@@ -1,4 +1,4 @@
-"""The usage example of the documented API, as a user runs it: a process of its own, a real server, a GPU host."""
+"""The usage example of the documented API as a user runs it: in its own process, on a real server with a GPU host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import requests
 import yaml
 
 import dstack_core as dstack
-from tests.contract.conftest import stop_until_over
+from tests.contract.conftest import stop_and_wait
 from tests.docs.blocks import Block, blocks
 from tests.ports import free_port
 from tests.rig.server import RealServer
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.real
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLE = Path(__file__).with_name("usage_example.py")
-# What stands for the program of the example's image: it says what it was given and answers on its port.
+# Stands for the program of the example's image: it prints its arguments and answers on its port.
 LAUNCHER = """#!{python}
 import os, sys, http.server
 
@@ -67,7 +67,7 @@ def gpu_server(tmp_path_factory: pytest.TempPathFactory, launcher_port: int) -> 
 def example(
     gpu_server: RealServer, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Start the example with a home of its own, at the port the test asks for; 8080 only where it is free."""
+    """Start the example with a separate home, on the port of the test; on 8080 only where it is free."""
     (tmp_path / ".dstack").mkdir()
     project = {"name": gpu_server.project, "url": gpu_server.url, "token": gpu_server.token, "default": True}
     (tmp_path / ".dstack" / "config.yml").write_text(yaml.safe_dump({"projects": [project]}))
@@ -149,8 +149,8 @@ def test_an_interrupt_of_the_usage_example_aborts_the_run(
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=200)
     assert (process.returncode, rest) == (0, "Aborting the run...\n")
-    # A busy server may forget the stop; then it is asked again, as docs/how-it-works.md says.
-    assert stop_until_over(run_named_in(lines, gpu_server), abort=True).status == dstack.RunStatus.ABORTED
+    # A busy server may drop the stop, so it is repeated (see docs/how-it-works.md).
+    assert stop_and_wait(run_named_in(lines, gpu_server), abort=True).status == dstack.RunStatus.ABORTED
 
 
 @pytest.mark.parametrize("block", blocks("python attach"), ids=str)

@@ -1,4 +1,4 @@
-"""Values of a configuration in the forms people write, and in forms that are wrong."""
+"""Values of a configuration, in the forms users write and in wrong forms."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ REMOTE = "https://git.example/o/origin.git"
 
 
 def git(directory: Path, *arguments: str, stdin: bytes = b"") -> str:
-    """Run git, free of this machine's configuration, and return what it printed."""
+    """Run git without this machine's configuration and return its output."""
     done = subprocess.run(
         ["git", *_OPTIONS, *arguments], cwd=directory, env=_ENV, input=stdin, capture_output=True, check=False
     )
@@ -46,7 +46,7 @@ def commit(root: Path, message: str = "m") -> str:
 
 
 def clone_pair(folder: Path, name: str = "work") -> Path:
-    """Return a checkout with one commit that its remote has too.
+    """Return a checkout with one commit that is also on its remote.
 
     The remote is `origin.git` beside it, under an address that a run could clone.
     """
@@ -63,7 +63,7 @@ def clone_pair(folder: Path, name: str = "work") -> Path:
 
 
 def tree(root: Path) -> dict[str, tuple[str, bytes]]:
-    """Return every file below a directory with its kind and its content, `.git` left out."""
+    """Return every file below a directory, except `.git`, with its kind and its content."""
     found: dict[str, tuple[str, bytes]] = {}
     for path in root.rglob("*"):
         name = path.relative_to(root).as_posix()

@@ -26,7 +26,7 @@ def recorded(name: str) -> Any:
 
 
 def recorded_reply(name: str) -> Reply:
-    """Return a recorded reply as the transports give it."""
+    """Return a recorded reply in the form the transports return it."""
     response = json.loads((DATA / f"{name}.json").read_text())["response"]
     return reply(response["json"], response["status"])
 
@@ -73,7 +73,7 @@ def page(*messages: tuple[int, str], next_token: str | None = None, tokens: bool
 
 @dataclass
 class Clock:
-    """Stand in for time: sleeping moves it on."""
+    """A fake clock; sleeping advances it."""
 
     now: float = 1000.0
     slept: list[float] = field(default_factory=list)
@@ -94,7 +94,7 @@ Answer = Reply | Exception | Callable[[dict[str, Any]], "Reply | Exception"]
 
 
 class Script:
-    """Answer each path from its own list; the last answer of a list is given for ever."""
+    """A server that answers each path from its own list and repeats the last answer of a list forever."""
 
     def __init__(self, **answers: list[Answer]) -> None:
         self.answers = {name.replace("__", "/"): list(items) for name, items in answers.items()}
@@ -124,7 +124,7 @@ class Script:
 
 
 class Driver:
-    """Run flows by the sync or the async driver, on a fake clock."""
+    """The sync or the async driver on a fake clock."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind

@@ -1,4 +1,4 @@
-"""SSH daemons on loopback that stand for the hops to a container, with the faults a test wants."""
+"""SSH daemons on loopback that stand for the hops to a container, with the faults a test needs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RUN_KEY = LoginKey("the test's key", paramiko.RSAKey.generate(2048))
 
 
 class Host(SshHost):
-    """Let one user in with the run's key; `drops` is how many logins are cut off before."""
+    """A daemon that lets one user in with the run's key; it cuts off the first `drops` logins."""
 
     def __init__(self, host_key: paramiko.PKey | None = None, key: paramiko.PKey = RUN_KEY.private) -> None:
         self.drops = 0
@@ -32,7 +32,7 @@ class Host(SshHost):
         self.client_keys.add(key.get_base64())
 
     def change_host_key(self) -> None:
-        """Show another key to whom comes next."""
+        """Show another host key to the next client."""
         self._host_key = paramiko.ECDSAKey.generate()
 
 
@@ -50,7 +50,7 @@ class _Session(_HostSession):
 
 
 class Echo:
-    """Send back what comes in, on a free port."""
+    """An echo server on a free port."""
 
     def __init__(self) -> None:
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -79,7 +79,7 @@ def _send_back(connection: socket.socket) -> None:
 
 @contextlib.contextmanager
 def runner(behave: Callable[[ServerConnection], None]) -> Iterator[int]:
-    """Serve a websocket and give its port."""
+    """Serve a websocket and yield its port."""
     with serve(behave, "127.0.0.1", 0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -91,18 +91,18 @@ def runner(behave: Callable[[ServerConnection], None]) -> Iterator[int]:
 
 
 def way(hosts: Sequence[SshHost]) -> list[Hop]:
-    """Return the hops through some hosts; the last is the container."""
+    """Return the hops through the given hosts; the last one is the container."""
     roles = ROLES[len(ROLES) - len(hosts) :]
     return [Hop(role, "127.0.0.1", host.port, USER) for role, host in zip(roles, hosts, strict=True)]
 
 
 def route(hops: Sequence[Hop], *ports: AppPort, submission_id: str = "sub-0") -> Route:
-    """Return a route for a run that was submitted with the test's key."""
+    """Return the route of a run that was submitted with the test's key."""
     return Route("train", submission_id, hops, ports, RUN_KEY.public_line)
 
 
 def no_thread_of_ours_is_left() -> Iterator[None]:
-    """Be a fixture that fails when a thread of ours outlives the test's attachments."""
+    """Fail if a thread of this package outlives the test's attachments. Used as a fixture."""
     before = set(threading.enumerate())
     yield
     left = [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("dstack-")]

@@ -1,4 +1,4 @@
-"""Users, projects, backends, events and metrics, as five server generations tell them."""
+"""Users, projects, backends, events and metrics, read from the replies of five server generations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VERSIONS = ["0.18.44", "0.19.40", "0.20.24", "0.21.5", "0.22.5"]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_user_is_told_without_token_and_keys(version: str) -> None:
+def test_a_user_is_returned_without_token_and_keys(version: str) -> None:
     user = API.get_user().parse(recorded_reply(f"users_get_my_user_{version}"))
     body = recorded(f"users_get_my_user_{version}")
     assert (user.id, user.name, user.global_role) == (body["id"], "admin", "admin")
@@ -44,7 +44,7 @@ def test_backends_are_named_without_their_settings() -> None:
     assert "partitions" not in repr(project.backends)
 
 
-def test_an_unknown_project_is_told_by_its_own_name() -> None:
+def test_the_error_for_an_unknown_project_names_it() -> None:
     with pytest.raises(errors.ProjectNotFoundError, match="no project 'nope'"):
         API.get_project("nope").parse(recorded_reply("error_404_project_0.22.5"))
 
@@ -66,7 +66,7 @@ def event(number: int) -> dict[str, Any]:
 
 
 class Events:
-    """Page through events as the server does: newest first, behind the previous one."""
+    """A server's pages of events: newest first, each page starting after the previous one."""
 
     def __init__(self, count: int) -> None:
         self.kept = [event(number) for number in range(count)][::-1]
@@ -82,7 +82,7 @@ class Events:
     ("count", "limit", "first", "requests"),
     [(0, None, None, 1), (30, None, 0, 1), (100, None, 0, 2), (250, None, 0, 3), (250, 120, 130, 2), (5, 9, 0, 1)],
 )  # fmt: skip
-def test_events_come_oldest_first_from_as_many_pages_as_it_takes(
+def test_events_come_oldest_first_across_pages(
     driver: Driver, count: int, limit: int | None, first: int | None, requests: int
 ) -> None:
     script = Script(events__list=[Events(count)])
@@ -112,14 +112,14 @@ def test_recorded_metrics_and_their_order(driver: Driver) -> None:
     assert metric.timestamps[0] < metric.timestamps[1]
 
 
-def test_metrics_of_a_job_the_run_has_not_are_told_by_node_and_replica() -> None:
+def test_the_error_for_metrics_of_a_missing_job_names_node_and_replica() -> None:
     body = {"detail": [{"msg": "Found no job with given parameters", "code": "resource_not_exists"}]}
     with pytest.raises(errors.RunNotFoundError, match=r"run train\) has no node 3 in replica 0"):
         API.get_metrics("train", "id-1", node=3, replica=0, limit=1).parse(reply(body, 400))
 
 
 @pytest.mark.parametrize("limit", [0, -1, True, "3"])
-def test_a_limit_that_is_none_is_refused(driver: Driver, limit: Any) -> None:
+def test_an_invalid_limit_is_refused(driver: Driver, limit: Any) -> None:
     session, script = Operations(API, 30.0), Script()
     with pytest.raises(errors.ConfigurationError, match=r"limit: .* is no limit; write a number above 0"):
         driver.run(session.events("id-1", limit), script)

@@ -1,4 +1,4 @@
-"""Submit or update in place, exactly once whatever gets lost (PROTOCOL 1.4)."""
+"""A run is submitted or updated in place exactly once, whatever gets lost (PROTOCOL 1.4)."""
 
 from __future__ import annotations
 
@@ -36,11 +36,13 @@ def refusal(text: str) -> Any:
 
 
 class Server:
-    """Keep one run as a real server does: an update of what was seen before a change is refused."""
+    """A server with one run; like a real one, it refuses an update that is based on an older state of the run."""
 
-    def __init__(self, *losses: str, status: str = "running", says: bool = True, **changes: Any) -> None:
+    def __init__(
+        self, *losses: str, status: str = "running", reports_changes: bool = True, **changes: Any
+    ) -> None:
         self.losses = list(losses)
-        self.says = says
+        self.reports_changes = reports_changes
         self.run = self.new({"run_name": "train", "configuration_path": "first", "profile": {"name": "default"},
                              "configuration": copy.deepcopy(CONFIGURATION), "ssh_key_pub": "key", **changes}, status)  # fmt: skip
         self.submitted = 0
@@ -61,8 +63,12 @@ class Server:
         spec = self.effective(body["run_spec"])
         old, new = self.run["run_spec"]["configuration"], spec["configuration"]
         is_fine = {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)} <= {"env", "port"}
-        told = {"effective_run_spec": spec, "action": "update" if is_fine else "create"} if self.says else {}
-        return reply({"run_spec": spec, "current_resource": self.run or None, "job_plans": [], **told})
+        reported = (
+            {"effective_run_spec": spec, "action": "update" if is_fine else "create"}
+            if self.reports_changes
+            else {}
+        )
+        return reply({"run_spec": spec, "current_resource": self.run or None, "job_plans": [], **reported})
 
     def apply(self, body: dict[str, Any]) -> Any:
         loss = self.losses.pop(0) if self.losses else ""
@@ -117,7 +123,7 @@ def test_the_request_names_the_run_as_it_was_seen_and_never_forces(driver: Drive
     assert script.paths() == ["runs/get", "runs/get_plan", "runs/apply"]
 
 
-def test_what_is_as_wanted_is_left_alone(driver: Driver) -> None:
+def test_a_run_that_already_matches_is_left_alone(driver: Driver) -> None:
     server = Server(configuration=CONFIGURATION | {"env": {"A": "2"}})
     script = server.script()
     assert driver.run(flow(driver), script).id == "id-1"
@@ -128,9 +134,7 @@ def test_what_is_as_wanted_is_left_alone(driver: Driver) -> None:
 
 @pytest.mark.parametrize("losses", [(), ("before",), ("after",)])
 @pytest.mark.parametrize("status", ["done", "terminated", "missing"])
-def test_where_no_run_is_active_one_is_submitted(
-    driver: Driver, losses: tuple[str, ...], status: str
-) -> None:
+def test_without_an_active_run_one_is_submitted(driver: Driver, losses: tuple[str, ...], status: str) -> None:
     server = Server(*losses, status="done" if status == "missing" else status)
     if status == "missing":
         server.run = {}
@@ -158,16 +162,18 @@ def test_a_lost_update_of_a_run_that_ended_since_is_not_submitted(driver: Driver
     assert (run.id, server.submitted) == ("id-1", 0)
 
 
-@pytest.mark.parametrize("says", [True, False])
-def test_a_change_that_needs_a_new_run_is_refused_with_all_of_them(driver: Driver, says: bool) -> None:
-    server = Server(says=says)
+@pytest.mark.parametrize("reports_changes", [True, False])
+def test_changes_that_need_a_new_run_are_refused_and_all_are_named(
+    driver: Driver, reports_changes: bool
+) -> None:
+    server = Server(reports_changes=reports_changes)
     spec = SPEC | {
         "configuration": SPEC["configuration"] | {"max_duration": "1h", "retry": True},
         "profile": {"name": "default", "max_price": 1.0},
         "ssh_key_pub": "other",
     }
     script = server.script()
-    if not says:
+    if not reports_changes:
         script.answers["runs/apply"] = [refusal("Cannot override active run. Stop the run first.")]
     with pytest.raises(RunNotUpdatableError) as caught:
         driver.run(flow(driver, spec), script)
@@ -185,7 +191,7 @@ def test_a_run_that_is_stopping_is_not_updated(driver: Driver) -> None:
     assert server.run["deployment_num"] == 0
 
 
-def test_a_client_that_was_faster_is_planned_for_again(driver: Driver) -> None:
+def test_after_a_faster_update_by_another_client_the_plan_is_made_again(driver: Driver) -> None:
     server = Server()
 
     def faster() -> None:
@@ -200,7 +206,7 @@ def test_a_client_that_was_faster_is_planned_for_again(driver: Driver) -> None:
     assert server.run["deployment_num"] == 1
 
 
-def test_a_run_that_changes_each_time_is_given_up(driver: Driver) -> None:
+def test_gives_up_on_a_run_that_changes_before_every_update(driver: Driver) -> None:
     server = Server()
 
     def faster() -> None:
@@ -216,7 +222,7 @@ def test_a_run_that_changes_each_time_is_given_up(driver: Driver) -> None:
     assert script.paths().count("runs/apply") == 5
 
 
-def test_a_refusal_of_the_request_itself_is_raised_with_the_servers_words(driver: Driver) -> None:
+def test_a_refusal_of_the_request_itself_is_raised_with_the_servers_message(driver: Driver) -> None:
     script = Server().script()
     script.answers["runs/apply"] = [refusal("Gateway g does not exist")]
     with pytest.raises(RequestRejectedError, match="Gateway g does not exist"):
@@ -224,7 +230,7 @@ def test_a_refusal_of_the_request_itself_is_raised_with_the_servers_words(driver
     assert script.paths().count("runs/apply") == 1
 
 
-def test_a_run_that_another_client_submits_meanwhile_is_updated(driver: Driver) -> None:
+def test_a_run_that_another_client_submits_in_between_is_updated(driver: Driver) -> None:
     server = Server(status="done")
 
     def faster() -> None:
@@ -245,7 +251,7 @@ def test_a_run_that_dstacks_client_named_in_its_configuration_keeps_that_name(dr
     assert script.bodies("runs/apply")[0]["plan"]["run_spec"]["configuration"]["name"] == "train"
 
 
-def test_a_server_that_loses_every_update_is_given_up_after_the_budget(driver: Driver) -> None:
+def test_gives_up_after_the_budget_when_every_update_is_lost(driver: Driver) -> None:
     script = Server().script()
     script.answers["runs/apply"] = [LOST]
     with pytest.raises(ServerUnreachableError):
@@ -253,7 +259,7 @@ def test_a_server_that_loses_every_update_is_given_up_after_the_budget(driver: D
     assert driver.clock.now - 1000 <= 31
 
 
-def test_the_values_of_the_run_stay_out_of_errors_and_reprs(driver: Driver) -> None:
+def test_values_of_the_run_are_in_no_error_and_no_repr(driver: Driver) -> None:
     from dstack_core._wire.plans import parse_resource
 
     server = Server(configuration=CONFIGURATION | {"env": {"TOKEN": "s3cret"}, "max_duration": 1})
@@ -263,7 +269,7 @@ def test_the_values_of_the_run_stay_out_of_errors_and_reprs(driver: Driver) -> N
     assert "s3cret" not in repr(parse_resource(server.run))
 
 
-def test_a_name_that_is_taken_is_not_called_anothers(driver: Driver) -> None:
+def test_without_a_marker_a_taken_name_is_not_blamed_on_another_owner(driver: Driver) -> None:
     from dstack_core._flow.submit import submit
 
     server = Server()

@@ -1,4 +1,4 @@
-"""Attaching: waiting for the container, and leaving nothing open when it does not come to that."""
+"""Attaching waits for the container, and leaves nothing open when it fails."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ USER = reply(recorded("users_get_my_user_0.22.5") | {"ssh_private_key": "PEM"})
 
 
 class Connection:
-    """Note what happens to it."""
+    """A connection that records what happens to it."""
 
     def __init__(self, approach: Approach, route: Route, failure: AttachError | None = None) -> None:
         self.route = route
@@ -56,7 +56,9 @@ def test_it_waits_until_the_container_runs(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize("status", ["done", "failed", "terminated", "terminating"])
-def test_a_run_that_is_over_is_not_attached_to_and_no_key_is_asked_for(driver: Driver, status: str) -> None:
+def test_an_ended_or_ending_run_is_not_attached_to_and_no_key_is_requested(
+    driver: Driver, status: str
+) -> None:
     made: list[Connection] = []
     script = Script(runs__get=[reply(run_json(status))])
     run, connection = driver.run(flow(made), script)
@@ -64,12 +66,12 @@ def test_a_run_that_is_over_is_not_attached_to_and_no_key_is_asked_for(driver: D
     assert script.paths() == ["runs/get"]
 
 
-def test_a_run_that_is_gone_is_told(driver: Driver) -> None:
+def test_a_deleted_run_raises_run_not_found(driver: Driver) -> None:
     with pytest.raises(RunNotFoundError):
         driver.run(flow([]), Script(runs__get=[MISSING]))
 
 
-def test_what_could_not_be_opened_is_closed(driver: Driver) -> None:
+def test_a_connection_that_fails_to_open_is_closed(driver: Driver) -> None:
     made: list[Connection] = []
     script = Script(runs__get=[reply(run_json("running"))], users__get_my_user=[USER])
     with pytest.raises(AttachError, match="no way"):
@@ -77,14 +79,14 @@ def test_what_could_not_be_opened_is_closed(driver: Driver) -> None:
     assert made[0].events == ["open with PEM", "close"]
 
 
-def test_servers_without_keys_have_none_to_give(driver: Driver) -> None:
+def test_without_a_key_on_the_server_the_connection_opens_with_none(driver: Driver) -> None:
     made: list[Connection] = []
     user = reply(recorded("users_get_my_user_0.18.44"))
     driver.run(flow(made), Script(runs__get=[reply(run_json("running"))], users__get_my_user=[user]))
     assert made[0].events == ["open with None"]
 
 
-def test_cancelling_closes_what_is_being_opened() -> None:
+def test_cancelling_closes_the_connection_that_is_being_opened() -> None:
     opening, closed = threading.Event(), threading.Event()
 
     class Slow(Connection):

@@ -1,4 +1,4 @@
-"""Every hop: reached, or told by name with what failed and what to do."""
+"""Every hop is reached, or the error names the hop, what failed and what to do."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def failure(hops: list[Hop]) -> str:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_a_port_behind_some_hops_is_reached(hosts: list[Host], count: int) -> None:
+def test_a_port_behind_several_hops_is_reached(hosts: list[Host], count: int) -> None:
     with closing(Echo()) as echo, closing(Chain()) as chain:
         chain.open(way(hosts[:count]), RUN_KEY.private, HostKeys())
         channel = chain.channel(echo.port, timeout=10)
@@ -59,7 +59,7 @@ def test_a_port_behind_some_hops_is_reached(hosts: list[Host], count: int) -> No
 
 
 @pytest.mark.parametrize(("count", "bad"), HOPS)
-def test_a_hop_that_is_not_there(hosts: list[Host], count: int, bad: int) -> None:
+def test_the_error_for_an_unreachable_hop_names_it(hosts: list[Host], count: int, bad: int) -> None:
     hops = way(hosts[:count])
     hops[bad] = replace(hops[bad], port=free_port())
     text = failure(hops)
@@ -69,7 +69,9 @@ def test_a_hop_that_is_not_there(hosts: list[Host], count: int, bad: int) -> Non
 
 
 @pytest.mark.parametrize(("count", "bad"), HOPS)
-def test_a_hop_with_another_user(hosts: list[Host], count: int, bad: int) -> None:
+def test_the_error_for_a_rejected_login_names_hop_user_and_key(
+    hosts: list[Host], count: int, bad: int
+) -> None:
     hops = way(hosts[:count])
     hops[bad] = replace(hops[bad], username="nobody")
     text = failure(hops)
@@ -78,7 +80,9 @@ def test_a_hop_with_another_user(hosts: list[Host], count: int, bad: int) -> Non
 
 
 @pytest.mark.parametrize(("count", "bad"), HOPS)
-def test_a_hop_that_drops_the_connection_at_the_login(hosts: list[Host], count: int, bad: int) -> None:
+def test_the_error_for_a_connection_dropped_at_login_names_the_hop(
+    hosts: list[Host], count: int, bad: int
+) -> None:
     hosts[bad].drops = 1
     hops = way(hosts[:count])
     assert failure(hops).startswith(f"{hops[bad]}: ")
@@ -86,7 +90,7 @@ def test_a_hop_that_drops_the_connection_at_the_login(hosts: list[Host], count: 
 
 
 @pytest.mark.parametrize(("count", "bad"), HOPS)
-def test_a_hop_that_shows_another_host_key_than_before(hosts: list[Host], count: int, bad: int) -> None:
+def test_a_hop_whose_host_key_changed_is_refused(hosts: list[Host], count: int, bad: int) -> None:
     hops, host_keys = way(hosts[:count]), HostKeys()
     open_chain(hops, host_keys)
     open_chain(hops, host_keys)
@@ -97,7 +101,7 @@ def test_a_hop_that_shows_another_host_key_than_before(hosts: list[Host], count:
     assert "before the connection was lost" in str(caught.value)
 
 
-def test_a_port_where_something_else_listens() -> None:
+def test_the_error_names_a_port_that_another_program_listens_on() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def answer() -> None:
@@ -113,7 +117,7 @@ def test_a_port_where_something_else_listens() -> None:
     assert "another program listens on that port" in text
 
 
-def test_a_port_of_the_container_where_nobody_listens(hosts: list[Host]) -> None:
+def test_the_error_names_a_container_port_that_nothing_listens_on(hosts: list[Host]) -> None:
     port = free_port()
     with closing(Chain()) as chain:
         chain.open(way(hosts[:1]), RUN_KEY.private, HostKeys())
@@ -132,14 +136,14 @@ def hashed(name: str) -> str:
 
 
 @pytest.mark.parametrize("written", [plain, hashed])
-def test_the_sshproxy_is_compared_with_known_hosts_when_that_knows_it(
+def test_the_sshproxys_host_key_is_compared_with_known_hosts_where_it_is_listed(
     tmp_path: Path, written: Callable[[str], str]
 ) -> None:
     known_hosts = tmp_path / "known_hosts"
     key, other = paramiko.ECDSAKey.generate(), paramiko.RSAKey.generate(2048)
     with closing(Host(host_key=key)) as host:
         hop = replace(way([host])[0], role="sshproxy", check_host_key=True)
-        # Unknown: as good as the first login of ssh that is answered with yes.
+        # An unknown host is accepted, as in a first login with ssh that is answered with yes.
         open_chain([hop], HostKeys(known_hosts))
         name = written(f"[127.0.0.1]:{host.port}")
         known_hosts.write_text(f"{name} {key.get_name()} {key.get_base64()}\n")
@@ -150,11 +154,11 @@ def test_the_sshproxy_is_compared_with_known_hosts_when_that_knows_it(
         with pytest.raises(HostKeyError, match=rf"sshproxy .*{known_hosts}.*ssh-keygen -R '\[127") as caught:
             open_chain([hop], HostKeys(known_hosts))
         assert key.fingerprint in str(caught.value)
-        # Who is not asked for a check is not checked.
+        # Without check_host_key the host is not checked.
         open_chain([replace(hop, check_host_key=False)], HostKeys(known_hosts))
 
 
-def test_known_hosts_of_the_user_are_the_ones_that_count() -> None:
+def test_the_users_known_hosts_are_used() -> None:
     other = paramiko.ECDSAKey.generate()
     with closing(Host()) as host:
         hop = replace(way([host])[0], check_host_key=True)
@@ -168,7 +172,7 @@ def test_known_hosts_of_the_user_are_the_ones_that_count() -> None:
 
 
 class Welcome(paramiko.ServerInterface):
-    """Let everybody in."""
+    """A server that accepts every login."""
 
     def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
         return AUTH_SUCCESSFUL
@@ -178,7 +182,7 @@ class Welcome(paramiko.ServerInterface):
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_a_host_with_several_keys_is_asked_for_the_known_one(tmp_path: Path, number: int) -> None:
+def test_a_host_with_several_keys_is_asked_for_the_one_in_known_hosts(tmp_path: Path, number: int) -> None:
     keys = [paramiko.RSAKey.generate(2048), paramiko.ECDSAKey.generate()]
     keys.append(paramiko.Ed25519Key.from_private_key(io.StringIO(new_ed25519())))
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -207,7 +211,7 @@ def new_ed25519() -> str:
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_an_own_jump_host_is_entered_with_the_users_keys(named: bool) -> None:
+def test_the_users_keys_log_in_to_their_own_jump_host(named: bool) -> None:
     own = paramiko.ECDSAKey.generate()
     folder = Path.home() / ".ssh"
     folder.mkdir()
@@ -220,13 +224,13 @@ def test_an_own_jump_host_is_entered_with_the_users_keys(named: bool) -> None:
         assert "the login was rejected" in failure(hops)
 
 
-def test_an_own_jump_host_that_knows_none_of_the_users_keys() -> None:
+def test_a_jump_host_that_accepts_no_key_of_the_user_is_explained() -> None:
     with closing(Host(key=paramiko.ECDSAKey.generate())) as jump:
         text = failure([replace(way([jump])[0], own_identity=True)])
     assert "Load the key of this machine into your SSH agent" in text
 
 
-def test_nothing_of_paramiko_reaches_the_log(
+def test_no_paramiko_message_reaches_the_log(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with caplog.at_level(logging.DEBUG), closing(Host()) as host:

@@ -59,14 +59,14 @@ def written(folder: Path, key: Any, form: Any = OPENSSH, lock: Any = OPEN, name:
         ("ed25519", PKCS8),
     ],
 )
-def test_every_form_of_every_type_is_read(tmp_path: Path, kind: str, form: Any) -> None:
+def test_every_format_of_every_key_type_is_read(tmp_path: Path, kind: str, form: Any) -> None:
     key = MAKERS[kind]()
     found = read_identity_file(written(tmp_path, key, form))
     assert found.is_for(public_line(key) + " somebody@somewhere")
     assert found.public_line.split()[:2] == public_line(key).split()
 
 
-def test_a_file_that_is_of_no_use_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+def test_an_unusable_key_file_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
     key = MAKERS["ed25519"]()
     short = tmp_path / "text"
     short.write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nc2VjcmV0\n-----END OPENSSH PRIVATE KEY-----\n")
@@ -89,7 +89,7 @@ def test_a_file_that_is_of_no_use_is_refused_before_anything_is_sent(tmp_path: P
         assert "c2VjcmV0" not in str(caught.value)
 
 
-def test_the_callers_key_goes_with_the_run_and_the_server_is_not_asked_for_one(
+def test_the_callers_key_is_submitted_with_the_run_and_none_is_requested_from_the_server(
     driver: Driver, tmp_path: Path
 ) -> None:
     key = MAKERS["ecdsa"]()
@@ -106,7 +106,7 @@ def submission(session: Operations) -> Any:
 
 
 @pytest.mark.parametrize(("version", "keeps_keys"), [("0.18.44", False), ("0.19.40", True), ("0.22.5", True)])
-def test_the_servers_key_goes_with_the_run_where_it_has_one(
+def test_the_servers_key_is_submitted_with_the_run_where_it_has_one(
     driver: Driver, version: str, keeps_keys: bool
 ) -> None:
     user = recorded(f"users_get_my_user_{version}")
@@ -120,7 +120,7 @@ def test_the_servers_key_goes_with_the_run_where_it_has_one(
     assert sent == (user["ssh_public_key"] if keeps_keys else read_identity_file(own).public_line)
 
 
-def test_a_generated_key_is_kept_for_its_owner_alone_and_used_again() -> None:
+def test_a_generated_key_is_readable_by_its_owner_alone_and_reused() -> None:
     first = LoginKeys().own_public_key()
     path = Path.home() / ".dstack" / "ssh" / "id_rsa"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -130,7 +130,7 @@ def test_a_generated_key_is_kept_for_its_owner_alone_and_used_again() -> None:
     assert LoginKeys().for_run(first, None, None, any_will_do=False).is_for(first)
 
 
-def test_processes_that_generate_at_once_end_with_one_key() -> None:
+def test_processes_that_generate_a_key_at_once_end_up_with_the_same_one() -> None:
     code = (
         "import sys; from dstack_core._attach.keys import LoginKeys; print('ready', flush=True); "
         "sys.stdin.readline(); print(LoginKeys().own_public_key())"
@@ -144,19 +144,21 @@ def test_processes_that_generate_at_once_end_with_one_key() -> None:
     for worker in workers:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "ready\n"
-    told = []
+    printed = []
     for worker in workers:
         assert worker.stdin is not None
         worker.stdin.write("go\n")
         worker.stdin.flush()
     for worker in workers:
-        told.append(worker.communicate(timeout=60)[0])
-    assert len(set(told)) == 1
-    assert told[0].startswith("ssh-rsa ")
+        printed.append(worker.communicate(timeout=60)[0])
+    assert len(set(printed)) == 1
+    assert printed[0].startswith("ssh-rsa ")
     assert [item.name for item in (Path.home() / ".dstack" / "ssh").iterdir()] == ["id_rsa"]
 
 
-def test_a_home_that_keeps_nothing_costs_one_warning_and_no_run(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_writable_home_the_run_is_submitted_with_one_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     (Path.home() / ".dstack").write_text("not a folder")
     with caplog.at_level(logging.WARNING):
         line = LoginKeys().own_public_key()
@@ -167,7 +169,7 @@ def test_a_home_that_keeps_nothing_costs_one_warning_and_no_run(caplog: pytest.L
         LoginKeys().for_run(line, None, None, any_will_do=False)
 
 
-def test_of_all_keys_the_one_the_run_was_submitted_with_is_chosen(tmp_path: Path) -> None:
+def test_the_key_the_run_was_submitted_with_is_chosen(tmp_path: Path) -> None:
     given, servers = MAKERS["ed25519"](), MAKERS["rsa"]()
     pem = servers.private_bytes(PEM, PKCS8, OPEN).decode()
     keys = LoginKeys(written(tmp_path, given))
@@ -181,7 +183,7 @@ def test_of_all_keys_the_one_the_run_was_submitted_with_is_chosen(tmp_path: Path
         assert (found.source, found.is_for(wanted)) == (source, True)
 
 
-def test_when_no_key_fits_all_are_named_and_none_is_shown(tmp_path: Path) -> None:
+def test_when_no_key_matches_all_are_named_and_none_is_shown(tmp_path: Path) -> None:
     given, servers, wanted = MAKERS["ed25519"](), MAKERS["rsa"](), MAKERS["ed25519"]()
     pem = servers.private_bytes(PEM, PKCS8, OPEN).decode()
     keys = LoginKeys(written(tmp_path, given))
@@ -195,7 +197,7 @@ def test_when_no_key_fits_all_are_named_and_none_is_shown(tmp_path: Path) -> Non
     assert "PRIVATE" not in text
 
 
-def test_a_key_given_to_attach_counts_alone_and_the_sshproxy_judges_it_itself(tmp_path: Path) -> None:
+def test_a_key_passed_to_attach_is_the_only_one_tried_and_the_sshproxy_may_accept_it(tmp_path: Path) -> None:
     given, wanted = MAKERS["ed25519"](), MAKERS["rsa"]()
     identity = read_identity_file(written(tmp_path, given))
     pem = wanted.private_bytes(PEM, PKCS8, OPEN).decode()
@@ -204,7 +206,7 @@ def test_a_key_given_to_attach_counts_alone_and_the_sshproxy_judges_it_itself(tm
     assert LoginKeys().for_run(public_line(wanted), pem, identity, any_will_do=True) is identity
 
 
-def test_a_servers_key_that_cannot_be_read_is_told_and_the_others_are_tried(
+def test_an_unreadable_server_key_is_logged_and_the_others_are_tried(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     line = LoginKeys().own_public_key()

@@ -1,4 +1,4 @@
-"""The live log: each byte once, whatever is cut, and an end only the server can tell."""
+"""The live log yields each byte once, whatever is cut, and ends only when the server reports the end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Frames = Sequence[bytes | AttachError | None]
 
 
 class Stream:
-    """Give the frames of a script, then stay silent for ever."""
+    """A stream with scripted frames that stays silent after the last one."""
 
     def __init__(self, frames: Frames) -> None:
         self.frames = list(frames)
@@ -41,7 +41,7 @@ class Stream:
 
 
 class Source:
-    """Give one scripted stream after the other; then there is none any more."""
+    """A source of scripted streams, one after the other; after the last one, opening fails."""
 
     def __init__(self, *streams: Frames, submission_id: str = "sub-0", moves: bool = True) -> None:
         self.submission_id = submission_id
@@ -97,7 +97,7 @@ def server(*runs: dict[str, Any], polled: str = "") -> Script:
     return Script(runs__get=[reply(run) for run in runs], logs__poll=pages)
 
 
-def test_a_stream_is_given_as_it_comes_and_not_polled(driver: Driver) -> None:
+def test_a_stream_is_passed_on_as_it_arrives_and_not_polled(driver: Driver) -> None:
     script = server(running(), done())
     source = Source([b"one\r\n", b"two\r\n", CLOSED])
     assert read(driver, source, script) == b"one\r\ntwo\r\n"
@@ -107,7 +107,7 @@ def test_a_stream_is_given_as_it_comes_and_not_polled(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize("already", [b"", b"o", b"one\r\n", b"one\r\ntw", b"one\r\ntwo\r\nthr"])
-def test_a_stream_that_is_cut_anywhere_is_taken_up_again(driver: Driver, already: bytes) -> None:
+def test_a_stream_that_is_cut_anywhere_is_resumed(driver: Driver, already: bytes) -> None:
     whole = b"one\r\ntwo\r\nthree\r\n"
     first: Frames = [already, CUT] if already else [CUT]
     source = Source(first, [whole[:7], whole[7:9], CUT], [whole, CLOSED])
@@ -116,20 +116,20 @@ def test_a_stream_that_is_cut_anywhere_is_taken_up_again(driver: Driver, already
 
 
 def test_the_end_of_a_stream_is_not_the_end_of_the_job(driver: Driver) -> None:
-    # A runner that is shut down closes its stream too: the server knows that the job goes on.
+    # A runner that is shut down closes its stream too: the server knows that the job keeps running.
     script = server(*[running()] * 20, done(), polled="one\r\ntwo\r\nthree\r\n")
     assert read(driver, Source([b"one\r\ntwo", CLOSED]), script) == b"one\r\ntwo\r\nthree\r\n"
     assert 60 <= sum(driver.clock.slept) <= 120
 
 
-def test_a_job_that_did_not_end_by_itself_is_looked_up_on_the_server(driver: Driver) -> None:
+def test_the_log_of_a_job_that_did_not_end_by_itself_is_completed_from_the_server(driver: Driver) -> None:
     script = server(running(), unreachable(), polled="one\r\ntwo\r\n")
     assert (
         read(driver, Source([b"\x1b[1mone\x1b[0m\r\nt", CLOSED]), script) == b"\x1b[1mone\x1b[0m\r\ntwo\r\n"
     )
 
 
-def test_the_end_is_told_only_when_the_server_knows_it(driver: Driver) -> None:
+def test_the_log_ends_only_when_the_server_reports_the_end(driver: Driver) -> None:
     script = server(running(), running(), running(), done())
     assert read(driver, Source([b"x\n", CLOSED]), script) == b"x\n"
     assert driver.clock.slept == [5, 5]
@@ -144,19 +144,19 @@ def test_without_a_live_log_the_servers_copy_is_followed_to_the_end(driver: Driv
     assert read(driver, Source(), script) == b"one\r\ntwo\r\n"
 
 
-def test_a_stream_that_is_lost_for_good_goes_on_from_the_servers_copy(driver: Driver) -> None:
+def test_a_stream_that_is_lost_for_good_continues_from_the_servers_copy(driver: Driver) -> None:
     script = server(*[running()] * 12, done(), polled="one\r\ntwo\r\nthree\r\n")
     assert read(driver, Source([b"one\r\ntw", CUT]), script) == b"one\r\ntwo\r\nthree\r\n"
 
 
-def test_a_job_that_ends_while_it_cannot_be_reached_is_over(driver: Driver) -> None:
+def test_the_log_ends_when_the_job_ends_while_it_is_unreachable(driver: Driver) -> None:
     script = server(running(), done(), polled="one\r\ntwo\r\n")
     source = Source([b"one\r\n", CUT], [b"never asked for"])
     assert read(driver, source, script) == b"one\r\ntwo\r\n"
     assert len(source.opened) == 1
 
 
-def test_a_silent_stream_of_a_job_that_is_over_is_left(driver: Driver) -> None:
+def test_a_silent_stream_is_closed_once_the_job_has_ended(driver: Driver) -> None:
     script = server(running(), running(), done(), polled="one\r\ntwo\r\n")
     source = Source([b"one\r\n", SILENT, SILENT])
     assert read(driver, source, script) == b"one\r\ntwo\r\n"
@@ -175,7 +175,7 @@ def of_submission(**texts: str) -> Callable[[dict[str, Any]], Any]:
     return lambda body: page((1, texts[body["job_submission_id"].replace("-", "_")]))
 
 
-def test_a_job_that_is_tried_again_is_attached_to_again(driver: Driver) -> None:
+def test_the_next_attempt_of_a_job_is_attached_to(driver: Driver) -> None:
     script = server(
         running(),
         job("failed", "container_exited_with_error"),
@@ -196,7 +196,7 @@ def finished_second() -> dict[str, Any]:
     return body
 
 
-def test_an_attempt_that_cannot_be_reached_is_polled(driver: Driver) -> None:
+def test_an_unreachable_attempt_is_polled(driver: Driver) -> None:
     script = Script(
         runs__get=[
             reply(second_attempt("running")),
@@ -220,7 +220,7 @@ def test_earlier_attempts_come_first(driver: Driver) -> None:
     assert read(driver, source, script) == b"first\r\nsecond\r\n"
 
 
-def test_detaching_ends_the_reading(driver: Driver) -> None:
+def test_detaching_ends_the_log(driver: Driver) -> None:
     source = Source()
 
     def detach(body: dict[str, Any]) -> Any:
@@ -232,7 +232,7 @@ def test_detaching_ends_the_reading(driver: Driver) -> None:
     assert not source.rests
 
 
-def test_a_run_that_was_deleted_is_told(driver: Driver) -> None:
+def test_a_deleted_run_raises_run_not_found(driver: Driver) -> None:
     with pytest.raises(RunNotFoundError):
         read(driver, Source(), Script(runs__get=[MISSING]))
 

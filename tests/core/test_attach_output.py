@@ -1,4 +1,4 @@
-"""The same place in a job's output is found again: raw, or as the server keeps it."""
+"""The same position in a job's output is found again, in the raw stream or in the server's copy."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def chunks(data: bytes, cuts: list[int]) -> list[bytes]:
         (b"array[0] (B) plain", b"array[0] (B) plain"),
     ],
 )
-def test_escape_sequences_are_told_from_text(raw: bytes, plain: bytes) -> None:
+def test_escape_sequences_are_removed_and_text_is_kept(raw: bytes, plain: bytes) -> None:
     assert without_escapes(raw) == plain
 
 
 @given(RAW, st.integers(0, 400), st.lists(st.integers(0, 400)), st.lists(st.integers(0, 400)))
-def test_a_stream_sent_again_gives_each_byte_once(
+def test_a_stream_sent_again_yields_each_byte_once(
     raw: bytes, stop: int, first: list[int], second: list[int]
 ) -> None:
     position = Position()
@@ -63,7 +63,7 @@ def test_a_stream_sent_again_gives_each_byte_once(
 
 
 @given(RAW, st.integers(0, 400), st.lists(st.integers(0, 400)), st.lists(st.integers(0, 400)))
-def test_the_servers_copy_goes_on_where_the_stream_was_cut(
+def test_the_servers_copy_continues_where_the_stream_was_cut(
     raw: bytes, stop: int, first: list[int], second: list[int]
 ) -> None:
     position = Position()
@@ -71,7 +71,7 @@ def test_the_servers_copy_goes_on_where_the_stream_was_cut(
     live = b"".join(replay.fresh(piece) for piece in chunks(raw[:stop], first))
     rest = position.rest()
     polled = b"".join(rest.fresh(piece) for piece in chunks(without_escapes(raw), second))
-    # The copy has no escape sequences, so only what is left without them can be compared.
+    # The copy has no escape sequences, so the two can only be compared without them.
     assert without_escapes(live) + polled == without_escapes(raw)
 
 
@@ -81,7 +81,7 @@ def test_a_copy_whose_open_line_is_shorter_loses_no_line_after_it() -> None:
     assert position.rest().fresh(b"one\ntwo\nthree\n") == b"\nthree\n"
 
 
-def test_a_copy_that_lags_behind_gives_nothing_twice() -> None:
+def test_a_copy_that_lags_behind_yields_nothing_twice() -> None:
     position = Position()
     position.replay().fresh(b"one\ntwo\nthr")
     rest = position.rest()

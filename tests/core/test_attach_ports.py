@@ -1,4 +1,4 @@
-"""Local ports are bound before anything is sent, and a taken one names who has it."""
+"""Local ports are checked before anything is sent; the error for a taken one names its process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ with socket.create_server(("127.0.0.1", 0)) as held:
 
 @pytest.fixture
 def other_process() -> Iterator[tuple[int, int]]:
-    """Give a port that another process listens on, and the id of that process."""
+    """Yield a port that another process listens on, and the id of that process."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -40,7 +40,7 @@ def other_process() -> Iterator[tuple[int, int]]:
         process.stdin.close()
 
 
-def test_a_port_of_another_process_is_told_with_its_owner_and_the_ways_out(
+def test_the_error_for_a_taken_port_names_its_process_and_what_to_do(
     other_process: tuple[int, int],
 ) -> None:
     port, pid = other_process
@@ -55,12 +55,12 @@ def test_a_port_of_another_process_is_told_with_its_owner_and_the_ways_out(
     assert (str(again), again.port, again.pid) == (str(caught.value), port, pid)
 
 
-def test_a_port_of_this_process_is_told_as_such() -> None:
+def test_the_error_for_a_port_of_this_process_names_this_process() -> None:
     with socket.create_server(("127.0.0.1", 0)) as held, pytest.raises(PortInUseError, match="this very"):
         verify_ports({held.getsockname()[1]: 80})
 
 
-def no_right_to_look(kind: str) -> Any:
+def access_denied(kind: str) -> Any:
     raise psutil.AccessDenied
 
 
@@ -68,8 +68,8 @@ def without_owners(kind: str, look: Callable[..., Any] = psutil.net_connections)
     return [connection._replace(pid=None) for connection in look(kind)]
 
 
-@pytest.mark.parametrize("seen", [no_right_to_look, without_owners])
-def test_an_owner_that_cannot_be_seen_is_told_as_such(
+@pytest.mark.parametrize("seen", [access_denied, without_owners])
+def test_the_error_for_a_port_with_a_hidden_owner_explains_that_it_is_hidden(
     other_process: tuple[int, int], monkeypatch: pytest.MonkeyPatch, seen: Callable[..., Any]
 ) -> None:
     monkeypatch.setattr(psutil, "net_connections", seen)
@@ -78,7 +78,7 @@ def test_an_owner_that_cannot_be_seen_is_told_as_such(
     assert caught.value.pid is None
 
 
-def test_a_port_this_user_may_not_bind_is_told_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_privileged_port_names_the_alternatives(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(address: tuple[str, int]) -> socket.socket:
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -87,7 +87,7 @@ def test_a_port_this_user_may_not_bind_is_told_with_the_way_out(monkeypatch: pyt
         verify_ports({80: 80})
 
 
-def test_free_ports_are_free_again_afterwards() -> None:
+def test_checking_a_port_leaves_it_free() -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
     verify_ports({port: 80})
@@ -95,7 +95,7 @@ def test_free_ports_are_free_again_afterwards() -> None:
         assert bound.getsockname() == ("127.0.0.1", port)
 
 
-def test_the_next_free_port_is_taken_where_any_will_do() -> None:
+def test_without_a_fixed_port_the_next_free_one_is_taken() -> None:
     with bind(0, 80) as held:
         port = held.getsockname()[1]
         with bind_from(port) as next_free:
@@ -110,16 +110,18 @@ def submit(port: int | str, verify: bool) -> Callable[[], object]:
     )
 
 
-def test_submit_checks_before_it_sends_and_only_when_asked_to(other_process: tuple[int, int]) -> None:
+def test_submit_checks_ports_before_it_sends_and_only_with_verify_ports(
+    other_process: tuple[int, int],
+) -> None:
     port, pid = other_process
-    # Not even the flow exists when the check fails.
+    # When the check fails, not even the flow has been created.
     with pytest.raises(PortInUseError, match=str(pid)):
         submit(port, verify=True)()
     submit(port, verify=False)()
     submit(f"*:{port}", verify=True)()
 
 
-def test_the_clients_verify_unless_told_otherwise(other_process: tuple[int, int]) -> None:
+def test_clients_verify_ports_by_default(other_process: tuple[int, int]) -> None:
     port, _ = other_process
     nowhere: dict[str, Any] = {"server_url": "http://127.0.0.1:1", "project_name": "main", "user_token": "t"}
     task = dstack.Task(commands=["true"], ports=[port])

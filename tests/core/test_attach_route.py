@@ -1,4 +1,4 @@
-"""The way to a container, read from recorded replies of real servers (PROTOCOL 4)."""
+"""The route to a container, read from recorded replies of real servers (PROTOCOL 4)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_hops_of_recorded_runs(reply: str, expected: list[str]) -> None:
     assert hops(recorded(reply)) == expected
 
 
-def test_only_the_sshproxy_is_looked_up_in_known_hosts_and_only_own_jump_hosts_take_own_keys() -> None:
+def test_only_the_sshproxy_is_checked_in_known_hosts_and_only_own_jump_hosts_use_own_keys() -> None:
     proxy = parse_approach(recorded("runs_get_running_sshproxy_0.22.5"), 0).route
     slurm = parse_approach(recorded("runs_get_running_0.22.5"), 0).route
     assert proxy is not None
@@ -84,7 +84,7 @@ def test_a_run_that_has_not_started_is_waited_for(status: str) -> None:
 
 
 @pytest.mark.parametrize("status", ["submitted", "provisioning", "pulling"])
-def test_a_job_that_has_not_started_is_waited_for_though_the_run_runs(status: str) -> None:
+def test_a_job_that_has_not_started_is_waited_for_even_if_the_run_is_running(status: str) -> None:
     data = recorded("runs_get_running_ssh_fleet_0.22.5")
     data["jobs"][0]["job_submissions"][-1]["status"] = status
     approach = parse_approach(data, 0)
@@ -92,7 +92,7 @@ def test_a_job_that_has_not_started_is_waited_for_though_the_run_runs(status: st
 
 
 @pytest.mark.parametrize("reply", ["done_e2e", "failed_e2e", "stopped", "aborted", "no_capacity"])
-def test_a_run_that_is_over_is_not_waited_for(reply: str) -> None:
+def test_a_run_that_has_ended_is_not_waited_for(reply: str) -> None:
     approach = parse_approach(recorded(f"runs_get_{reply}_0.22.5"), 0)
     assert (approach.route, approach.waiting) == (None, False)
 
@@ -103,7 +103,7 @@ def test_a_run_that_is_being_stopped_is_not_attached_to() -> None:
     assert (approach.route, approach.waiting) == (None, False)
 
 
-def test_the_wanted_node_of_the_lowest_running_replica_is_chosen() -> None:
+def test_the_requested_node_of_the_lowest_running_replica_is_chosen() -> None:
     data = recorded("runs_get_running_ssh_fleet_0.22.5")
     first = data["jobs"][0]
     jobs = []
@@ -121,7 +121,7 @@ def test_the_wanted_node_of_the_lowest_running_replica_is_chosen() -> None:
         parse_approach(data, 7)
 
 
-def test_the_local_ports_a_task_names() -> None:
+def test_the_fixed_local_ports_are_those_a_task_names() -> None:
     ports: list[Any] = [8000, "8080:80", "*:81", "82", "83:10050", 10999]
     ports += [PortMapping(container_port=84), PortMapping(container_port=85, local_port=8085)]
     assert fixed_local_ports(Task(commands=["true"], ports=ports)) == {8000: 8000, 8080: 80, 82: 82, 8085: 85}
@@ -129,6 +129,6 @@ def test_the_local_ports_a_task_names() -> None:
     assert fixed_local_ports(Service(commands=["true"], port=80)) == {}
 
 
-def test_a_local_port_wanted_twice_is_refused() -> None:
+def test_a_local_port_used_twice_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"ports: the local port 8080 is wanted twice.*\"\*:8080\""):
         fixed_local_ports(Task(commands=["true"], ports=["8080:80", 8080]))

@@ -34,15 +34,15 @@ def send_all(connection: ServerConnection) -> None:
 
 
 class Server:
-    """What the dstack server says of a run whose container is behind two SSH daemons here."""
+    """A dstack server with a run whose container is behind two SSH daemons of this machine."""
 
     def __init__(self, instance: Host, container: Host, ports: dict[int, int]) -> None:
         container.server_keys.add(RUN_KEY.private.get_base64())
         self.running = self._run("running", instance, container, ports)
-        self.over = self._run("done", instance, container, ports)
+        self.finished = self._run("done", instance, container, ports)
         user = recorded("users_get_my_user_0.22.5") | {"ssh_private_key": pem()}
         self.script = Script(
-            runs__get=[reply(self.running), reply(self.running), reply(self.over)],
+            runs__get=[reply(self.running), reply(self.running), reply(self.finished)],
             users__get_my_user=[reply(user)],
             logs__poll=[page((1, "from the server\r\n"))],
         )
@@ -138,23 +138,23 @@ def test_an_async_run_is_attached_read_and_detached(server: Server, local_port: 
 
 
 def test_a_run_with_several_jobs_is_attached_and_its_log_polled(server: Server) -> None:
-    for body in (server.running, server.over):
+    for body in (server.running, server.finished):
         body["jobs"].append(body["jobs"][0] | {"job_spec": body["jobs"][0]["job_spec"] | {"job_num": 1}})
-    server.script.answers["runs/get"] = [reply(server.running), reply(server.over)]
+    server.script.answers["runs/get"] = [reply(server.running), reply(server.finished)]
     with server.run().attach() as run:
         assert run.is_attached
         assert b"".join(run.logs()).startswith(b"from the server")
 
 
-def test_a_start_time_is_for_the_servers_log(server: Server) -> None:
-    server.script.answers["runs/get"] = [reply(server.running), reply(server.over)]
+def test_a_start_time_selects_the_servers_log(server: Server) -> None:
+    server.script.answers["runs/get"] = [reply(server.running), reply(server.finished)]
     with server.run().attach() as run:
         found = parse_run(server.running)
 
         assert list(run.logs(datetime.fromisoformat(found.submitted_at))) == [b"from the server\r\n"]
 
 
-def test_a_missing_key_file_is_told_before_the_server_is_asked(server: Server) -> None:
+def test_a_missing_key_file_is_refused_before_any_request(server: Server) -> None:
     with pytest.raises(dstack.ConfigurationError, match="ssh_identity_file: /nowhere: No such file"):
         server.run().attach("/nowhere")
     assert server.script.requests == []

@@ -1,4 +1,4 @@
-"""What makes a connection through SSH quick is in force: measured once, easily lost."""
+"""The settings that make a connection through SSH fast are in force; they were measured once and are easily lost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def chain() -> Iterator[Chain]:
 
 
 def test_small_packets_are_sent_at_once(chain: Chain) -> None:
-    # Else each waits for the acknowledgement of the one before, 40 ms on Linux.
+    # Otherwise each packet waits for the acknowledgement of the one before: 40 ms on Linux.
     below: Any = chain._transports[0].sock
     assert below.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
@@ -34,7 +34,7 @@ def test_the_cheapest_cipher_is_chosen_where_the_other_side_has_it(chain: Chain)
     assert [vars(transport)["remote_cipher"] for transport in chain._transports] == [expected] * 2
 
 
-def test_what_was_read_ahead_comes_out_as_it_went_in() -> None:
+def test_data_that_was_read_ahead_is_returned_unchanged() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         below = gulping(ours)

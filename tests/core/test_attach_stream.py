@@ -1,4 +1,4 @@
-"""The live log as a websocket through a real SSH login: what is output, what is an end, and what is neither."""
+"""The live log as a websocket through a real SSH login: what counts as output, what as the end, and what as neither."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FRAMES = [b"one\r\n", b"\x1b[1mtwo", b"\x1b[0m\r\n"]
 
 @contextmanager
 def stream(port: int) -> Iterator[LogStream]:
-    """Read the log of the runner on a port, through an SSH login."""
+    """Open the log of the runner on a port, through an SSH login."""
     with closing(Host()) as host, closing(Tunnel(way([host]), AT_ONCE)) as tunnel:
         tunnel.open(RUN_KEY.private)
         with closing(LogStream(tunnel.channel(port, 30))) as stream:
@@ -39,7 +39,7 @@ def send_all(connection: ServerConnection) -> None:
 
 
 def read_all(stream: LogStream) -> bytes:
-    """Read until the runner says that this is all; frames that come together are given together."""
+    """Read until the runner closes the stream; frames that arrive together are returned together."""
     return b"".join(iter(stream.read, None))
 
 
@@ -49,7 +49,7 @@ def test_a_stream_ends_where_the_runner_closes_it() -> None:
         assert log.read() is None
 
 
-def test_a_frame_is_given_as_soon_as_it_is_there() -> None:
+def test_a_frame_is_returned_as_soon_as_it_arrives() -> None:
     release = threading.Event()
 
     def wait(connection: ServerConnection) -> None:
@@ -76,7 +76,7 @@ def test_frames_larger_than_a_read_and_in_fragments_are_whole() -> None:
         assert read_all(log) == big * 3 + b"end"
 
 
-def test_a_ping_is_answered_and_is_no_output() -> None:
+def test_a_ping_is_answered_and_does_not_count_as_output() -> None:
     def ask(connection: ServerConnection) -> None:
         assert connection.ping().wait(30)
         connection.send(b"answered")
@@ -85,7 +85,7 @@ def test_a_ping_is_answered_and_is_no_output() -> None:
         assert read_all(log) == b"answered"
 
 
-def test_silence_is_told_though_pings_come(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silence_is_reported_even_while_pings_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_logs, "_SILENCE_SECONDS", 0.2)
     release = threading.Event()
 
@@ -101,7 +101,7 @@ def test_silence_is_told_though_pings_come(monkeypatch: pytest.MonkeyPatch) -> N
             release.set()
 
 
-def test_a_stream_that_fails_is_no_end() -> None:
+def test_a_failed_stream_is_an_error_and_not_the_end() -> None:
     def fail(connection: ServerConnection) -> None:
         connection.send(b"one\r\n")
         connection.close(1011, "trouble")
@@ -117,7 +117,7 @@ def test_a_stream_that_fails_is_no_end() -> None:
                 log.read()
 
 
-def test_a_frame_that_announces_too_much_is_not_waited_for() -> None:
+def test_a_frame_that_announces_too_many_bytes_is_not_waited_for() -> None:
     def announce(connection: ServerConnection) -> None:
         connection.send(b"one\r\n")
         connection.socket.sendall(b"\x82\x7f" + (8 << 30).to_bytes(8) + b"x")
@@ -130,7 +130,7 @@ def test_a_frame_that_announces_too_much_is_not_waited_for() -> None:
             log.read()
 
 
-def test_where_there_is_no_stream_it_is_told() -> None:
+def test_a_stream_that_does_not_start_is_an_error() -> None:
     with pytest.raises(AttachError, match="rejected the connection"), stream(free_port()):
         pass
     with (
@@ -141,7 +141,7 @@ def test_where_there_is_no_stream_it_is_told() -> None:
         pass
 
 
-def test_a_runner_that_says_nothing_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_a_runner_that_does_not_answer_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_logs, "_OPEN_SECONDS", 0.1)
     with (
         closing(socket.create_server(("127.0.0.1", 0))) as silent,

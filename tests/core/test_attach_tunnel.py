@@ -1,4 +1,4 @@
-"""Ports of the container on this machine, over a tunnel that is cut and opened again."""
+"""Ports of the container on this machine, over a tunnel that is cut and reopened."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def new(hosts: list[Host], *ports: AppPort, persistence: Persistence = AT_ONCE) 
 
 
 def ask(port: int, data: bytes) -> bytes:
-    """Send everything, end the sending half, and return what comes back."""
+    """Send everything, shut down the sending side, and return what comes back."""
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
 
         def send() -> None:
@@ -59,7 +59,7 @@ def ask(port: int, data: bytes) -> bytes:
         return answer
 
 
-def test_ports_are_forwarded_both_ways_and_to_their_end(hosts: list[Host], echo: Echo) -> None:
+def test_ports_are_forwarded_both_ways_until_each_side_closes(hosts: list[Host], echo: Echo) -> None:
     local = free_port()
     with closing(new(hosts, AppPort(echo.port, local))) as attachment:
         attachment.open(None)
@@ -78,8 +78,8 @@ def test_ports_are_forwarded_both_ways_and_to_their_end(hosts: list[Host], echo:
         ask(local, b"")
 
 
-def test_any_port_is_the_same_number_or_the_next_free_one(hosts: list[Host], echo: Echo) -> None:
-    # The container's port is taken here by the very program behind it.
+def test_an_automatic_port_has_the_same_number_or_the_next_free_one(hosts: list[Host], echo: Echo) -> None:
+    # Container and client share this machine, so the container's port is already taken here.
     with closing(new(hosts, AppPort(echo.port, None))) as attachment:
         attachment.open(None)
         local = attachment.ports[echo.port]
@@ -87,7 +87,7 @@ def test_any_port_is_the_same_number_or_the_next_free_one(hosts: list[Host], ech
         assert ask(local, b"hello") == b"hello"
 
 
-def test_a_named_port_is_not_given_to_one_that_may_be_any(hosts: list[Host]) -> None:
+def test_a_fixed_port_is_not_taken_by_an_automatic_one(hosts: list[Host]) -> None:
     port = free_port()
     with closing(new(hosts, AppPort(port, None), AppPort(port + 1, port))) as attachment:
         attachment.open(None)
@@ -95,7 +95,7 @@ def test_a_named_port_is_not_given_to_one_that_may_be_any(hosts: list[Host]) -> 
         assert attachment.ports[port] > port
 
 
-def test_a_taken_port_is_told_before_anybody_logs_in(hosts: list[Host], echo: Echo) -> None:
+def test_a_taken_port_is_refused_before_any_login(hosts: list[Host], echo: Echo) -> None:
     with (
         closing(new(hosts, AppPort(80, echo.port))) as attachment,
         pytest.raises(PortInUseError, match=str(echo.port)),
@@ -131,7 +131,7 @@ def test_nothing_of_an_attachment_is_left_when_it_is_closed(hosts: list[Host], e
 
 
 @pytest.mark.parametrize("bad", [0, 1])
-def test_a_tunnel_that_is_cut_is_opened_again_on_the_same_local_ports(
+def test_a_tunnel_that_is_cut_is_reopened_on_the_same_local_ports(
     hosts: list[Host], echo: Echo, bad: int
 ) -> None:
     local = free_port()
@@ -152,7 +152,7 @@ def test_a_connection_during_the_outage_waits_for_the_tunnel(hosts: list[Host], 
         assert hosts[0].drops == 0
 
 
-def test_a_container_that_changes_its_host_key_is_not_entered_again(hosts: list[Host], echo: Echo) -> None:
+def test_a_container_whose_host_key_changes_is_not_reconnected_to(hosts: list[Host], echo: Echo) -> None:
     tunnel = Tunnel(way(hosts), AT_ONCE)
     with closing(tunnel):
         tunnel.open(RUN_KEY.private)
@@ -162,7 +162,7 @@ def test_a_container_that_changes_its_host_key_is_not_entered_again(hosts: list[
             tunnel.channel(echo.port, patience=30)
 
 
-def test_an_outage_longer_than_the_budget_is_the_end(hosts: list[Host], echo: Echo) -> None:
+def test_an_outage_longer_than_the_budget_ends_the_tunnel(hosts: list[Host], echo: Echo) -> None:
     tunnel = Tunnel(way(hosts), replace(AT_ONCE, reopen_budget=0))
     with closing(tunnel):
         tunnel.open(RUN_KEY.private)
@@ -173,14 +173,14 @@ def test_an_outage_longer_than_the_budget_is_the_end(hosts: list[Host], echo: Ec
     assert hosts[0].drops == 0
 
 
-def test_a_daemon_that_comes_up_late_is_waited_for(hosts: list[Host]) -> None:
+def test_an_ssh_daemon_that_starts_late_is_waited_for(hosts: list[Host]) -> None:
     hosts[1].drops = 9
     with closing(Tunnel(way(hosts), replace(AT_ONCE, attempts=10))) as tunnel:
         tunnel.open(RUN_KEY.private)
     assert hosts[1].drops == 0
 
 
-def test_the_last_reason_is_told_when_it_never_comes_up(hosts: list[Host]) -> None:
+def test_the_error_for_a_daemon_that_never_starts_names_the_last_reason(hosts: list[Host]) -> None:
     hosts[1].drops = 99
     with (
         closing(Tunnel(way(hosts), replace(AT_ONCE, attempts=3))) as tunnel,
@@ -194,7 +194,7 @@ def test_closing_ends_an_open_that_is_still_trying(hosts: list[Host]) -> None:
     failed = threading.Event()
 
     class Watched(Host):
-        """Tell of each login."""
+        """A host that reports each connection and refuses it."""
 
         def connect(self, name: str, port: int) -> socket.socket | None:
             failed.set()

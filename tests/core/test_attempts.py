@@ -1,4 +1,4 @@
-"""Which attempt of a job belongs to an execution: what exists is adopted, waited for or followed by the next."""
+"""The attempt of a job that belongs to an execution: an existing run is adopted, waited for or followed by the next."""
 
 from __future__ import annotations
 
@@ -83,13 +83,13 @@ def test_a_name_that_the_user_chose_is_kept_in_the_next_attempt(driver: Driver) 
     assert script.paths() == ["runs/get"]
 
 
-def test_a_run_of_another_owner_is_left_to_the_submission(driver: Driver) -> None:
+def test_a_run_of_another_owner_is_handled_by_the_submission(driver: Driver) -> None:
     found, attempt = choose(driver, Script(runs__get=[reply(run_json(marker="another"))]), CHOSEN)
     assert found is None
     assert attempt == Attempt(CHOSEN.ref(1), is_chosen=True)
 
 
-def test_an_unreachable_server_is_asked_again_within_the_budget(driver: Driver) -> None:
+def test_an_unreachable_server_is_retried_within_the_budget(driver: Driver) -> None:
     found, attempt = choose(driver, Script(runs__get=[LOST, LOST, run("running")]))
     assert found.id == "id-1"
     attempts: list[Attempt] = []
@@ -98,7 +98,7 @@ def test_an_unreachable_server_is_asked_again_within_the_budget(driver: Driver) 
     assert attempt.is_adopted
 
 
-def test_an_interrupted_caller_knows_the_run_that_was_seen_last(driver: Driver) -> None:
+def test_an_interrupted_caller_has_the_run_that_was_seen_last(driver: Driver) -> None:
     attempt = Attempt(GENERATED.ref(1))
     script = Script(runs__get=[run("failed"), run("terminating", 2, run_id="id-2"), LOST])
     with pytest.raises(ServerUnreachableError):

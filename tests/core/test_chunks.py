@@ -1,4 +1,4 @@
-"""Polled logs: raw bytes that know their job, whole lines as soon as there are several jobs."""
+"""Polled logs: raw bytes labelled with their job, and whole lines where a run has several jobs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def nodes(status: str, count: int = 2) -> dict[str, Any]:
 
 
 class Logs:
-    """Answer ``logs/poll`` from a list of pages for each job submission; then there is nothing more."""
+    """A server that answers ``logs/poll`` from a list of pages for each job submission, then with empty pages."""
 
     def __init__(self, **pages: list[Any]) -> None:
         self.pages = {key.replace("_", "-"): list(items) for key, items in pages.items()}
@@ -71,20 +71,20 @@ def test_lines_of_several_nodes_are_whole_and_know_their_node(driver: Driver) ->
     assert [chunk.submission_id for chunk in chunks] == ["sub-0", "sub-0", "sub-0", "sub-1"]
 
 
-def test_what_is_there_now_ends_at_a_line_end_too(driver: Driver) -> None:
+def test_without_follow_an_unfinished_line_is_ended(driver: Driver) -> None:
     logs = Logs(sub_0=[page((1, "zero, not ended"))], sub_1=[page((2, "one"))])
     chunks = read(driver, [reply(nodes("running"))], logs)
     assert b"".join(chunks) == b"zero, not ended\r\none\r\n"
 
 
-def test_a_rest_that_only_grows_is_not_kept_for_ever(driver: Driver) -> None:
+def test_an_unfinished_line_that_only_grows_is_not_kept_forever(driver: Driver) -> None:
     bar = "\r" + "#" * 70_000
     logs = Logs(sub_0=[page((1, bar))], sub_1=[])
     chunks = read(driver, [reply(nodes("running")), reply(nodes("done"))], logs, follow=True)
     assert chunks == [bar.encode()]
 
 
-def test_one_node_alone_can_be_read_and_is_raw(driver: Driver) -> None:
+def test_a_single_node_can_be_read_and_is_raw(driver: Driver) -> None:
     logs = Logs(sub_1=[page((2, "one, not ended"))])
     assert read(driver, [reply(nodes("running"))], logs, node=1) == [b"one, not ended"]
     with pytest.raises(errors.ConfigurationError, match=r"node: 5 is no node of run train; it has 0, 1"):
@@ -101,7 +101,7 @@ def test_every_attempt_of_a_retried_job_is_read_in_order(driver: Driver) -> None
     assert [(chunk.attempt, bytes(chunk)) for chunk in chunks] == [(0, b"try 0\r\n"), (1, b"try 1\r\n")]
 
 
-def test_follow_reads_on_until_the_run_is_over_across_a_lost_answer(driver: Driver) -> None:
+def test_follow_reads_until_the_run_has_ended_across_a_lost_reply(driver: Driver) -> None:
     logs: list[Answer] = [page((1, "a\r\n")), LOST, page((2, "b\r\n")), NOTHING]
     script = Script(runs__get=[reply(run_json()), reply(run_json("done"))], logs__poll=logs)
     flow = Operations(API, 30.0, clock=driver.clock).chunks(
@@ -113,7 +113,7 @@ def test_follow_reads_on_until_the_run_is_over_across_a_lost_answer(driver: Driv
 
 
 @pytest.mark.parametrize("diagnose", [False, True])
-def test_the_runners_own_log_is_another_log(driver: Driver, diagnose: bool) -> None:
+def test_diagnose_reads_the_runners_own_log(driver: Driver, diagnose: bool) -> None:
     script = Script(runs__get=[reply(run_json("done"))], logs__poll=[NOTHING])
     flow = Operations(API, 30.0, clock=driver.clock).chunks("train", "id-1", ChunkOptions(diagnose=diagnose))
     driver.events(flow, script)
@@ -128,15 +128,17 @@ def test_start_time_is_sent_in_utc_and_a_naive_one_is_local(driver: Driver) -> N
         driver.events(flow, script)
         (body,) = script.bodies("logs/poll")
         sent = datetime.fromisoformat(body["start_time"])
-        assert (local.astimezone() - sent).total_seconds() == pytest.approx(1e-6), "the server's is exclusive"
+        assert (local.astimezone() - sent).total_seconds() == pytest.approx(1e-6), (
+            "the server's start time is exclusive"
+        )
 
 
-def test_a_run_that_is_gone_is_told(driver: Driver) -> None:
+def test_a_deleted_run_raises_run_not_found(driver: Driver) -> None:
     with pytest.raises(errors.RunNotFoundError, match="no longer in project main"):
         read(driver, [MISSING], Logs())
 
 
-def test_log_bytes_are_bytes_and_cross_a_process_border() -> None:
+def test_log_bytes_are_bytes_and_survive_another_process() -> None:
     log = LogBytes(b"line\r\n", node=1, replica=2, attempt=3, submission_id="s", timestamp=datetime.now(UTC))
     copied = pickle.loads(pickle.dumps(log))  # noqa: S301 - our own
     assert (copied, vars(copied)) == (b"line\r\n", vars(log))

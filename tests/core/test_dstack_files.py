@@ -1,4 +1,4 @@
-"""None of the files that people have is refused, and none is changed but where we fill something in."""
+"""No configuration in use is refused, and none is changed except where we fill something in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dstack_core._wire.spec import run_spec
 from dstack_core.models.options import SubmitOptions
 from tests.dstack_files import ENV, FILES
 
-# What is filled in, by file and key; everything else is sent as it is written.
+# What is filled in, by file and key; everything else is sent as written.
 CHANGED: dict[str, dict[str, Any]] = {
     "a fine-tuning with names of variables": {
         "python": "3.10",

@@ -1,4 +1,4 @@
-"""What a configuration leaves open is filled in where it is submitted, or refused before anything is sent."""
+"""What a configuration leaves open is filled in at submission, or refused before anything is sent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_names_without_a_value_are_filled_in() -> None:
 
 
 def test_a_value_may_have_several_lines() -> None:
-    # A key, for example. dstack's own client takes it in a mapping only.
+    # A key, for example. dstack's own client accepts it in a mapping only.
     assert filled({"env": ["KEY=-----BEGIN\nabc\n"]}).env == {"KEY": "-----BEGIN\nabc\n"}
 
 
@@ -35,16 +35,16 @@ def test_an_empty_variable_of_the_process_is_a_value() -> None:
 
 def test_a_mapping_may_name_variables_without_a_value() -> None:
     assert filled({"env": {"A": None, "B": 1}}, environ={"A": "a"}).env == {"A": "a", "B": "1"}
-    # How dstack's own models write it.
+    # dstack's own models write it this way.
     assert filled({"env": {"A": {"key": "A"}}}, environ={"A": "a"}).env == {"A": "a"}
 
 
-def test_env_is_added_where_the_configuration_has_none() -> None:
+def test_env_is_added_to_a_configuration_without_env() -> None:
     assert filled({}, env={"A": "1", "STEPS": 5}).env == {"A": "1", "STEPS": "5"}
     assert filled({}).env is None
 
 
-def test_what_is_missing_is_one_error_with_all_names() -> None:
+def test_one_error_names_everything_that_is_missing() -> None:
     with pytest.raises(ConfigurationError) as caught:
         filled({"env": ["A", "B=1", "C"]}, environ={"B": "2"})
     assert str(caught.value) == (
@@ -86,7 +86,7 @@ def test_a_wrong_env_argument_is_refused(env: Any, text: str) -> None:
         filled({}, env=env)
 
 
-def test_references_to_env_are_filled_in_where_dstack_does_it() -> None:
+def test_references_to_env_are_filled_in_where_dstack_does_so() -> None:
     service = fill_in(
         Service(
             port=80,
@@ -164,7 +164,7 @@ def test_no_error_shows_a_password(password: str) -> None:
 ARGS = "A 'b c'"
 
 
-# What dstack 0.22.5's own client makes of each.
+# The command that dstack 0.22.5's own client sends for each.
 @pytest.mark.parametrize(
     ("command", "sent"),
     [
@@ -187,8 +187,8 @@ def test_arguments_are_filled_in_as_dstack_does(command: str, sent: str) -> None
     assert filled({"commands": [command]}, args=["A", "b c"]).commands == [sent]
 
 
-# The two places where we read `$$` in another way than dstack 0.22.5's client, which sends what is in the
-# comment (docs/configurations.md says so).
+# The two cases in which we read `$$` differently from dstack 0.22.5's client, which sends what is in the
+# comment (see docs/configurations.md).
 @pytest.mark.parametrize(
     ("command", "sent"),
     [
@@ -213,7 +213,7 @@ def test_dollars_that_a_shell_needs_stay(command: str, sent: str) -> None:
         "${{ run.args",
     ],
 )
-def test_what_nothing_fills_in_is_refused(reference: str) -> None:
+def test_a_reference_that_nothing_fills_in_is_refused(reference: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         filled({"env": ["A=1"], "commands": ["true", f"echo {reference}"]})
     assert str(caught.value) == (
@@ -222,7 +222,7 @@ def test_what_nothing_fills_in_is_refused(reference: str) -> None:
     )
 
 
-def test_without_arguments_their_place_is_empty() -> None:
+def test_without_arguments_the_reference_becomes_empty() -> None:
     assert filled({"commands": ["train ${{ run.args }} end"]}).commands == ["train  end"]
 
 
@@ -242,12 +242,12 @@ def test_arguments_reach_the_commands_of_groups() -> None:
 
 
 @pytest.mark.parametrize("args", ["--epochs 3", 3, [["a"]], [True], {"a": 1}])
-def test_arguments_that_are_no_list_are_refused(args: Any) -> None:
+def test_arguments_must_be_a_list_of_texts(args: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"args: expected a list of texts such as \[\"--epochs\""):
         filled({"commands": ["${{ run.args }}"]}, args=args)
 
 
-def test_whether_arguments_are_wanted() -> None:
+def test_a_configuration_takes_arguments_if_a_command_refers_to_them() -> None:
     assert takes_args(load_configuration({**TASK, "commands": ["x ${{ run.args }}"]}))
     assert takes_args(load_configuration({"type": "task", "groups": [{"commands": ["x ${{run.args}}"]}]}))
     assert not takes_args(load_configuration(TASK))
@@ -258,5 +258,5 @@ def test_nothing_to_fill_in_changes_nothing() -> None:
     assert fill_in(task, env=None, args=None, environ={"A": "2"}) is task
 
 
-def test_values_of_an_interpolator_are_in_no_repr() -> None:
+def test_the_values_of_an_interpolator_are_in_no_repr() -> None:
     assert "s3cr3t" not in repr(Interpolator({"env.A": "s3cr3t"}, (SECRET, ADDRESS), "", ""))

@@ -1,4 +1,4 @@
-"""Following: order, resume, retries, unknown words."""
+"""Following a run: order, resuming, retries and unknown statuses."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def flow(
     return retrying(follow(API, progress, options), RetryBudget(budget, driver.clock), progress)
 
 
-def told(events: list[Event]) -> list[str]:
-    """Write events as short words."""
+def short_texts(events: list[Event]) -> list[str]:
+    """Return events as short texts."""
     words: list[str] = []
     for event in events:
         if isinstance(event, StatusChanged):
@@ -60,31 +60,31 @@ def test_the_last_lines_precede_the_final_status(driver: Driver) -> None:
         runs__get=statuses("submitted", "provisioning", "running", "done"),
         logs__poll=[page((1, "one\r\ntw")), page((1, "one\r\ntw"), (2, "o\r\n"), (3, "last"))],
     )
-    assert told(driver.events(flow(driver), script)) == [
+    assert short_texts(driver.events(flow(driver), script)) == [
         "submitted", "provisioning", "running", "| one", "| two", "| last", "done", "end done 0",
     ]  # fmt: skip
     assert driver.clock.slept == [5, 5, 5]
 
 
-def test_a_status_message_is_told_only_where_it_says_more(driver: Driver) -> None:
+def test_a_status_message_is_reported_only_where_it_adds_something(driver: Driver) -> None:
     done = run_json("done") | {"status_message": "exited (0)"}
     script = Script(runs__get=[*statuses("running"), reply(done)], logs__poll=[page()])
     events = driver.events(flow(driver), script)
     assert [event.message for event in events if isinstance(event, StatusChanged)] == [None, "exited (0)"]
 
 
-def test_nothing_is_asked_of_logs_before_the_container_runs(driver: Driver) -> None:
+def test_logs_are_not_polled_before_the_container_runs(driver: Driver) -> None:
     script = Script(runs__get=statuses("submitted", "provisioning", "done"), logs__poll=[page()])
     driver.events(flow(driver), script)
     assert script.paths() == ["runs/get"] * 3 + ["logs/poll"]
 
 
-def test_without_logs_only_the_status_is_asked(driver: Driver) -> None:
+def test_without_logs_only_the_status_is_polled(driver: Driver) -> None:
     script = Script(runs__get=statuses("running", "done"))
-    assert told(driver.events(flow(driver, logs=False), script)) == ["running", "done", "end done 0"]
+    assert short_texts(driver.events(flow(driver, logs=False), script)) == ["running", "done", "end done 0"]
 
 
-def test_from_any_event_another_process_goes_on_with_no_line_lost_or_doubled(driver: Driver) -> None:
+def test_another_process_resumes_after_any_event_with_no_line_lost_or_repeated(driver: Driver) -> None:
     log = [(1, "a\n"), (2, "b\nc"), (2, "c\n"), (2, "d\n"), (3, "e\n"), (4, "f")]
 
     def poll(body: dict[str, Any]) -> Any:
@@ -98,11 +98,11 @@ def test_from_any_event_another_process_goes_on_with_no_line_lost_or_doubled(dri
         return Script(runs__get=statuses("running", "running", "done"), logs__poll=[poll])
 
     events = driver.events(flow(driver), script())
-    whole = told(events)
+    whole = short_texts(events)
     assert [word for word in whole if word[0] == "|"] == ["| a", "| b", "| cc", "| d", "| e", "| f"]
     for number, event in enumerate(events[:-1]):
         wire = json.loads(json.dumps(event.progress.to_dict()))
-        rest = told(driver.events(flow(driver, Progress.from_dict(wire)), script()))
+        rest = short_texts(driver.events(flow(driver, Progress.from_dict(wire)), script()))
         lines = [word for word in whole[: number + 1] + rest if word[0] == "|"]
         assert lines == ["| a", "| b", "| cc", "| d", "| e", "| f"], (number, event)
 
@@ -114,7 +114,11 @@ def test_servers_without_page_tokens_are_read_to_the_end(driver: Driver) -> None
         page((3, "c\n"), tokens=False),
     ]
     script = Script(runs__get=statuses("done"), logs__poll=list(pages))
-    assert [w for w in told(driver.events(flow(driver), script)) if w[0] == "|"] == ["| a", "| b", "| c"]
+    assert [w for w in short_texts(driver.events(flow(driver), script)) if w[0] == "|"] == [
+        "| a",
+        "| b",
+        "| c",
+    ]
     assert all("next_token" not in body for body in script.bodies("logs/poll"))
 
 
@@ -144,7 +148,7 @@ def test_every_node_and_every_attempt_is_followed(driver: Driver) -> None:
     lines = [(e.lines, e.node, e.attempt) for e in found]
     assert lines == [(("from sub-a",), 0, 0), (("from sub-b",), 0, 1), (("from sub-c",), 1, 0)]
     asked = [body["job_submission_id"] for body in script.bodies("logs/poll")]
-    assert asked.count("sub-a") == 1, "a drained log is not asked again"
+    assert asked.count("sub-a") == 1, "a drained log is not polled again"
 
 
 @pytest.mark.parametrize(
@@ -169,13 +173,13 @@ def test_statuses_as_documented_and_unknown_ones_as_they_came(
     assert (first.progress.stopping_since is not None) == (run["status"] == "terminating")
 
 
-def test_a_lost_connection_is_told_and_borne(driver: Driver) -> None:
+def test_a_lost_connection_is_reported_and_retried(driver: Driver) -> None:
     script = Script(
         runs__get=[reply(run_json("running")), LOST, LOST, LOST, reply(run_json("done"))],
         logs__poll=[page((1, "a\n")), LOST, page((1, "a\n"), (2, "b\n"))],
     )
     events = driver.events(flow(driver), script)
-    assert told(events) == [
+    assert short_texts(events) == [
         "running", "| a", "ContactLost", "ContactLost", "ContactLost", "ContactRestored",
         "ContactLost", "ContactRestored", "| b", "done", "end done 0",
     ]  # fmt: skip
@@ -184,7 +188,7 @@ def test_a_lost_connection_is_told_and_borne(driver: Driver) -> None:
     assert isinstance(next(e for e in events if isinstance(e, ContactRestored)).progress, Progress)
 
 
-def test_the_budget_bounds_the_silence(driver: Driver) -> None:
+def test_retries_end_after_the_budget(driver: Driver) -> None:
     script = Script(runs__get=[reply(run_json("running")), LOST], logs__poll=[page()])
     with pytest.raises(ServerUnreachableError, match=r"http://server.*Tried \d+ times"):
         driver.events(flow(driver, budget=600), script)
@@ -199,7 +203,7 @@ def test_retry_after_is_honoured(driver: Driver) -> None:
     assert driver.clock.slept == [17]
 
 
-def test_a_deleted_run_is_told(driver: Driver) -> None:
+def test_a_deleted_run_raises_run_not_found(driver: Driver) -> None:
     script = Script(runs__get=[reply(run_json("running")), MISSING], logs__poll=[page()])
     with pytest.raises(RunNotFoundError, match="no longer in project main"):
         driver.events(flow(driver), script)

@@ -181,7 +181,7 @@ def test_a_wrong_short_form_is_refused(gpu: Any) -> None:
         (1, {"gpu": 1}),
     ],
 )
-def test_a_mapping_and_a_short_form_mean_the_same_everywhere(
+def test_resources_mean_the_same_in_an_option_and_in_a_configuration(
     resources: Any, wanted: Any, as_option: bool
 ) -> None:
     got = sent(TASK, resources=resources) if as_option else sent({**TASK, "resources": resources})
@@ -205,7 +205,7 @@ def test_a_mapping_and_a_short_form_mean_the_same_everywhere(
         ({"type": "dev-environment"}, "a dev-environment without ide", (0, 20, 14)),
     ],
 )
-def test_what_an_old_server_does_not_read_is_said_first(
+def test_what_an_old_server_does_not_read_is_reported_before_submitting(
     data: dict[str, Any], need: str, first: tuple[int, int, int]
 ) -> None:
     needs = needs_of(spec_of(data))
@@ -224,7 +224,7 @@ def test_what_an_old_server_does_not_read_is_said_first(
         {"type": "dev-environment", "ide": "vscode"},
     ],
 )
-def test_what_every_server_reads_needs_nothing(data: dict[str, Any]) -> None:
+def test_what_every_server_reads_needs_no_version(data: dict[str, Any]) -> None:
     assert needs_of(spec_of(data)) == ()
 
 
@@ -243,7 +243,7 @@ DEV = load_configuration({"type": "dev-environment", "ide": "vscode"})
         (DEV.model_copy(update={"max_duration": True}), None, Profile(max_duration=60)),
     ],
 )
-def test_a_configuration_that_ends(
+def test_a_configuration_that_ends_is_accepted(
     configuration: Configuration, max_duration: Any, profile: Profile | None
 ) -> None:
     check_ends(configuration, max_duration, profile)

@@ -1,4 +1,4 @@
-"""What a server is too old for is told in one sentence; the version is asked only where it matters."""
+"""One sentence reports what a server is too old for; its version is requested only where it matters."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def submit(
     return driver.run(flow, script)
 
 
-def test_an_ordinary_submit_does_not_ask_for_the_version(driver: Driver) -> None:
+def test_an_ordinary_submit_does_not_request_the_version(driver: Driver) -> None:
     script = server("0.22.5")
     submit(driver, script, Task(commands=["x"], volumes=["v:/data"], nodes=2, max_duration="2h"))
     assert script.paths() == ["users/get_my_user", "runs/get", "runs/apply"]
 
 
-def test_a_gated_field_asks_once_per_client(driver: Driver) -> None:
+def test_a_version_dependent_field_requests_the_version_once_per_client(driver: Driver) -> None:
     script, use = server("0.22.5", runs__get=[MISSING]), session(driver)
     for _ in range(2):
         submit(driver, script, Task(commands=["x"], fleets=["a"], tags={"a": "b"}), use)
@@ -64,7 +64,7 @@ def test_a_gated_field_asks_once_per_client(driver: Driver) -> None:
         ({"dstack": True}, "0.19.40", r"dstack: needs dstack >= 0\.20\.28, this server is 0\.19\.40"),
     ],
 )  # fmt: skip
-def test_too_old_for_a_field_is_told_before_anything_is_submitted(
+def test_a_server_too_old_for_a_field_is_reported_before_anything_is_submitted(
     driver: Driver, fields: dict[str, Any], release: str, text: str
 ) -> None:
     script = server(release)
@@ -76,26 +76,28 @@ def test_too_old_for_a_field_is_told_before_anything_is_submitted(
         driver.run(session(driver).plan(loaded, SubmitOptions()), script)
 
 
-def test_a_server_that_has_it_and_one_that_tells_no_version_take_it(driver: Driver) -> None:
+def test_a_field_is_sent_to_a_server_that_has_it_or_reports_no_version(driver: Driver) -> None:
     for script in (server("0.19.40"), server(None), server("0.22.5", **{INFO: [reply({}, 404)]})):
         assert submit(driver, script, Task(commands=["x"], fleets=["a"])).name == "train"
 
 
-def test_the_version_of_a_server_that_is_away_is_waited_for(driver: Driver) -> None:
+def test_the_version_of_an_unreachable_server_is_waited_for(driver: Driver) -> None:
     script = server("0.22.5", **{INFO: [LOST, recorded_reply("server_get_info_0.22.5")]})
     submit(driver, script, Task(commands=["x"], fleets=["a"]))
     assert script.paths().count("server/get_info") == 2
 
 
 @pytest.mark.parametrize("release", ["0.18.44", "0.19.40"])
-def test_a_call_an_old_server_lacks_is_told_with_what_it_needs(driver: Driver, release: str) -> None:
+def test_the_error_for_a_call_an_old_server_lacks_names_the_version_it_needs(
+    driver: Driver, release: str
+) -> None:
     script = server(release, events__list=[recorded_reply(f"events_list_{release}")])
     text = rf"^events: needs dstack >= 0\.20\.0, this server is {release} \(http://server\)"
     with pytest.raises(errors.UnsupportedServerError, match=text):
         driver.run(session(driver).events("id-1", None), script)
 
 
-def test_older_than_all_supported_is_one_sentence(driver: Driver) -> None:
+def test_a_server_older_than_all_supported_ones_is_one_sentence(driver: Driver) -> None:
     old = reply({"server_version": "0.18.23"})
     text = r"^dstack 0\.18\.44 or newer is needed, this server is 0\.18\.23 \(http://server\)\. Upgrade"
     for refusal in (
@@ -108,7 +110,7 @@ def test_older_than_all_supported_is_one_sentence(driver: Driver) -> None:
             driver.run(session(driver).get("train", "id-1"), script)
 
 
-def test_a_refusal_of_a_server_new_enough_keeps_its_words_and_says_which_server(driver: Driver) -> None:
+def test_a_refusal_by_a_recent_server_keeps_its_message_and_names_the_version(driver: Driver) -> None:
     refusal = recorded_reply("error_422_unknown_key_0.22.5")
     script = server("0.22.5", runs__get=[refusal])
     with pytest.raises(errors.RequestRejectedError, match=r"refused the request: .* \(this server is dstack 0\.22\.5\)$") as caught:  # fmt: skip
@@ -122,15 +124,15 @@ def test_a_refusal_of_a_server_new_enough_keeps_its_words_and_says_which_server(
 
 
 @pytest.mark.parametrize("info", [LOST, reply({"detail": "Not Found"}, 404), Reply(200, {}, b"<html>")])
-def test_a_refusal_stands_when_the_version_cannot_be_had(driver: Driver, info: Any) -> None:
+def test_a_refusal_stands_when_the_version_is_unknown(driver: Driver, info: Any) -> None:
     script = server("0.22.5", **{INFO: [info], "runs__get": [reply({"detail": "Method Not Allowed"}, 405)]})
     with pytest.raises(errors.UnsupportedServerError, match=r"0\.18\.44 or newer is needed$"):
         driver.run(session(driver).get("train", "id-1"), script)
     assert script.paths() == ["runs/get", "server/get_info"]
-    assert driver.clock.slept == [], "nobody waits for the version of a server that refused"
+    assert driver.clock.slept == [], "there is no waiting for the version of a server that refused"
 
 
-def test_what_is_no_dstack_server_is_told_as_that(driver: Driver) -> None:
+def test_the_error_for_another_kind_of_server_questions_its_address(driver: Driver) -> None:
     nginx = Reply(404, {}, b"<html>nginx</html>")
     with pytest.raises(errors.ProtocolError, match=r"Is this the address of a dstack server\?"):
         driver.run(session(driver).get("x"), server(None, **{INFO: [nginx], "runs__get": [nginx]}))

@@ -1,4 +1,4 @@
-"""Bad input gets one clear error that names field, value and way out, before anything is sent."""
+"""Bad input gets one clear error that names the field, the value and what to do, before anything is sent."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, cast
 import pytest
 
 import dstack_core
-from dstack_core import ConfigurationError, ProjectNotConfiguredError
+from dstack_core import ConfigurationError
 from dstack_core._wire.spec import check_run_name, run_spec
 from dstack_core.models.options import SubmitOptions
 
-# Untyped on purpose: these tests hand over what a type checker would refuse.
+# Untyped on purpose: these tests pass values that a type checker would refuse.
 dstack: Any = dstack_core
 
 
@@ -43,7 +43,7 @@ dstack: Any = dstack_core
         (lambda: check_run_name("a" * 42), r"run_name: 'a{42}'"),
     ],
 )  # fmt: skip
-def test_models_refuse(build: Any, text: str) -> None:
+def test_models_refuse_wrong_values(build: Any, text: str) -> None:
     with pytest.raises(ConfigurationError, match=text):
         build()
 
@@ -61,7 +61,7 @@ def test_models_refuse(build: Any, text: str) -> None:
         ({"spot_policy": "cheap"}, r"spot_policy: 'cheap' is not known; use one of 'spot'"),
     ],
 )  # fmt: skip
-def test_options_refuse(options: dict[str, Any], text: str) -> None:
+def test_options_refuse_wrong_values(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigurationError, match=text):
         run_spec(dstack.Task(commands=["x"]), cast(SubmitOptions, options))
 
@@ -171,94 +171,6 @@ def test_a_file_a_dict_and_a_task_are_equal(tmp_path: Path) -> None:
     assert run_spec(from_file, SubmitOptions()) == run_spec(from_dict, SubmitOptions())
 
 
-CONFIG = """
-projects:
-- {name: main, url: 'http://one:3000/', token: tok-1, default: true}
-- {name: lab, url: http://two:3000, token: tok-2}
-"""
-
-
-def write_config(text: str, name: str = "config.yml") -> None:
-    folder = Path.home() / ".dstack"
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text(text)
-
-
-@pytest.mark.parametrize("name", ["config.yml", "config.yaml"])
-def test_from_config_reads_the_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_config(CONFIG, name)
-    client = dstack.Client.from_config()
-    assert (client.server_url, client.project) == ("http://one:3000", "main")
-    assert dstack.AsyncClient.from_config(project_name="lab").server_url == "http://two:3000"
-    monkeypatch.setenv("DSTACK_PROJECT", "lab")
-    assert dstack.Client.from_config().project == "lab"
-
-
-def test_arguments_win_over_the_environment_and_that_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    write_config(CONFIG)
-    monkeypatch.setenv("DSTACK_SERVER_URL", "http://env:3000")
-    monkeypatch.setenv("DSTACK_TOKEN", "tok-env")
-    monkeypatch.setenv("DSTACK_PROJECT", "env")
-    assert dstack.Client.from_config().server_url == "http://env:3000"
-    assert dstack.Client().project == "env"
-    given = dstack.Client.from_config(server_url="http://arg:3000", user_token="t", project_name="arg")
-    assert (given.server_url, given.project) == ("http://arg:3000", "arg")
-
-
-@pytest.mark.parametrize(
-    ("config", "arguments", "text"),
-    [
-        (None, {}, r"expected a file .*config\.yml \(or config\.yaml\), got none.*Pass server_url="),
-        (
-            CONFIG,
-            {"project_name": "nope"},
-            r"project_name: expected a project of .*\(main, lab\), got 'nope'",
-        ),
-        (
-            CONFIG.replace("default: true", "default: false"),
-            {},
-            r"expected a default project, got none \(projects: main, lab\)",
-        ),
-        (
-            CONFIG,
-            {"server_url": "http://x"},
-            r"server_url and user_token: expected both, got only server_url",
-        ),
-        ("projects: 3", {}, r"expected a list of `projects`, got none"),
-        (
-            "projects:\n- {name: a, default: true, url: 'http://x'}",
-            {},
-            r"expected a token for the project 'a', got none",
-        ),
-        (
-            "projects:\n- {name: a, default: true, url: x, token: tok-1}",
-            {},
-            r"server_url: expected an address .*, got 'x'",
-        ),
-        ("token: [tok-1", {}, r"config\.yml, line \d+: expected YAML"),
-        (CONFIG, {"repo_dir": "/nowhere"}, r"repo_dir: expected a directory, got '/nowhere'"),
-    ],
-)
-def test_from_config_tells_what_is_missing(config: str | None, arguments: dict[str, Any], text: str) -> None:
-    if config is not None:
-        write_config(config)
-    with pytest.raises(ConfigurationError, match=text) as caught:
-        dstack.Client.from_config(**arguments)
-    assert "tok-" not in str(caught.value)
-
-
-def test_a_client_without_anything_names_all_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        ProjectNotConfiguredError, match="server_url and project_name and user_token: expected an argument"
-    ):
-        dstack.Client()
-    monkeypatch.setenv("DSTACK_SERVER_URL", "http://env")
-    with pytest.raises(
-        ProjectNotConfiguredError, match=r"^project_name and user_token: expected an argument"
-    ):
-        dstack.Client()
-
-
 def test_statuses_are_text() -> None:
     assert "Run: " + dstack.RunStatus.RUNNING == "Run: running"
     assert f"{dstack.RunStatus.DONE}" == "done"
@@ -313,7 +225,7 @@ def test_a_value_of_a_wrong_shape_is_one_sentence(given: dict[str, Any], text: s
         ("/", "configuration: expected a file, got the directory /."),
     ],
 )
-def test_a_text_that_names_no_file_is_explained(source: str, text: str) -> None:
+def test_a_text_that_does_not_name_a_file_is_explained(source: str, text: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         dstack.load_configuration(source)
     assert str(caught.value) == text

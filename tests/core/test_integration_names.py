@@ -1,4 +1,4 @@
-"""Names and markers: what every engine builds its own from."""
+"""The names and markers that every engine builds its own from."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_any_text_becomes_a_part_of_a_name(text: str | None, expected: str) -> N
     assert slug(text, default="job") == expected
 
 
-def test_a_part_of_a_name_can_be_shorter_and_ends_without_a_hyphen() -> None:
+def test_a_part_of_a_name_can_be_shortened_and_does_not_end_in_a_hyphen() -> None:
     assert slug("train llama", default="job", longest=6) == "train"
 
 
@@ -48,7 +48,7 @@ def test_a_marker_of_another_owner_has_no_parts(marker: str | None) -> None:
     assert read_marker(marker, "engine") == ()
 
 
-def test_the_attempts_of_a_job_share_a_marker_but_for_their_number() -> None:
+def test_the_markers_of_a_jobs_attempts_differ_only_in_their_number() -> None:
     names = AttemptNames(f"{slug('Train', default='job')}-{short_hash('x', 6)}", make_marker("engine", "7"))
     assert names.ref(2) == RunRef("train-2d7116-2", "engine:7/2", generated=True)
     assert names.number_of("engine:7/2") == 2

@@ -1,4 +1,4 @@
-"""The rooms and their order: who may import whom."""
+"""The rooms, that is the packages and modules of dstack_core, and their order: which may import which."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 CORE = ROOT / "dstack_core"
 
-# Each room may import the rooms in its set, itself, and nothing else of the package.
+# Each room may import the rooms in its set and itself, and nothing else of dstack_core.
 ROOMS = {
     "errors": set(),
     "models": {"errors"},
@@ -137,7 +137,7 @@ def test_providers_use_public_names_only() -> None:
                 ), f"{path} imports {name}"
 
 
-def test_no_folder_hides_a_host() -> None:
+def test_no_folder_shadows_a_host_package() -> None:
     assert not (ROOT / "providers" / "__init__.py").exists()
     assert not (ROOT / "providers" / "airflow" / "__init__.py").exists()
     assert not {"airflow", "prefect", "dstack"} & {path.name for path in (ROOT / "tests").iterdir()}

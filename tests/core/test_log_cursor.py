@@ -1,4 +1,4 @@
-"""The log cursor: every line once and in order, whatever the chunks and pages."""
+"""The log cursor yields every line once and in order, however it is split into chunks and pages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def stamp(ms: int) -> str:
 
 
 def ask(store: list[tuple[str, bytes]], cursor: LogCursor) -> LogMessages:
-    """Answer as the server does: strictly newer than start_time."""
+    """Answer as the server does, with messages strictly newer than start_time."""
     since = start_time(cursor)
     newer = [(at, data) for at, data in store if since is None or at > since]
     return LogMessages([at for at, _ in newer], [data for _, data in newer])
@@ -29,7 +29,7 @@ def ask(store: list[tuple[str, bytes]], cursor: LogCursor) -> LogMessages:
     st.lists(st.tuples(st.integers(0, 3), st.binary(min_size=1, max_size=6)), max_size=30),
     st.lists(st.integers(1, 5), min_size=1),
 )
-def test_no_message_is_lost_or_doubled_when_the_store_grows_between_reads(
+def test_no_message_is_lost_or_repeated_when_the_store_grows_between_reads(
     growth: list[tuple[int, bytes]], steps: list[int]
 ) -> None:
     store: list[tuple[str, bytes]] = []
@@ -71,7 +71,7 @@ def test_a_progress_bar_shows_its_last_state() -> None:
     assert cursor.pending == ""
 
 
-def test_bytes_that_are_no_text_are_replaced_not_refused() -> None:
+def test_bytes_that_are_not_utf_8_are_replaced_not_refused() -> None:
     lines, _ = split_lines(LogCursor(), b"a\xffb\n")
     assert lines == ("a\ufffdb",)
 
@@ -90,7 +90,7 @@ def test_an_empty_line_is_a_line() -> None:
 
 @pytest.mark.parametrize("wrong", ["2026-13-01T00:00:00.000000Z", "2026-11-23T25:00:00.000000Z"])
 @pytest.mark.parametrize("at", [0, 1])
-def test_a_time_that_cannot_be_is_told_where_it_would_be_used(wrong: str, at: int) -> None:
+def test_an_impossible_timestamp_is_an_error(wrong: str, at: int) -> None:
     stamps = ["2026-11-23T09:30:00.000001Z"] * 2
     stamps[at] = wrong
     with pytest.raises(ValueError, match="must be in"):
@@ -108,7 +108,7 @@ def test_a_time_that_cannot_be_is_told_where_it_would_be_used(wrong: str, at: in
         max_size=5,
     )
 )
-def test_timestamps_are_told_alike_however_they_are_written(written: list[tuple[datetime, str]]) -> None:
+def test_timestamps_are_normalized_whatever_their_format(written: list[tuple[datetime, str]]) -> None:
     logs = [{"timestamp": form.format(moment), "message": ""} for moment, form in written]
     expected = [
         (moment if "%f" in form else moment.replace(microsecond=0)).isoformat(timespec="microseconds")

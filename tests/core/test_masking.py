@@ -1,4 +1,4 @@
-"""What of a run is a secret, and how it is masked."""
+"""The secrets of a run, and how they are masked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_each_line_of_a_secret_is_masked() -> None:
     assert mask("a\nMIIE1\nend\n-----BEGIN----- b", [key]) == "a\n***\nend\n*** b"
 
 
-def test_a_secret_that_is_part_of_another_leaves_nothing_of_it() -> None:
+def test_a_secret_that_contains_another_is_masked_whole() -> None:
     masker = Masker(["token"])
     masker.add(["token-of-a-friend"])
     assert masker.mask("token-of-a-friend, token") == "***, ***"
@@ -66,5 +66,5 @@ def test_the_env_beside_a_configuration_wins(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     "form", [None, {"type": "dance"}, {"env": 5, "registry_auth": "x"}, {"env": [5, None]}]
 )
-def test_what_is_no_configuration_has_no_secrets(form: Any) -> None:
+def test_an_invalid_configuration_has_no_secrets(form: Any) -> None:
     assert collect_secrets(form) == []

@@ -1,4 +1,4 @@
-"""The submit options are declared once: every caller has all of them, and each changes what is sent."""
+"""The submit options are declared once: every call takes all of them, and each changes what is sent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dstack_core.models import options as declared
 from tests.option_values import CONFIGURATION, VALUES, write_profiles
 
 OPTIONS = dstack.SubmitOptions.__optional_keys__
-# Parameters of a call that are no option of the run, each with its reason.
+# Parameters of a call that do not belong to the submit options, each with its reason.
 NO_OPTIONS = {
     "self": "the collection",
     "configuration": "what is submitted",
@@ -40,11 +40,11 @@ TASK = dstack.Task(commands=["true"])
 
 
 class Reached(Exception):
-    """The session was called; nothing is sent."""
+    """A signal that the session was called; it ends the call before anything is sent."""
 
 
 def parameters_of(call: Callable[..., Any]) -> list[str]:
-    """Return the names a call takes, those of an unpacked ``TypedDict`` included."""
+    """Return the names of a call's parameters, including those of an unpacked ``TypedDict``."""
     names: list[str] = []
     for name, found in inspect.signature(call).parameters.items():
         if found.kind is not found.VAR_KEYWORD:
@@ -61,7 +61,7 @@ def client_of(call: Callable[..., Any]) -> Any:
 
 
 def given_to_session(call: Any, monkeypatch: pytest.MonkeyPatch, **options: Any) -> dict[str, Any]:
-    """Return the options that the call hands to the session, which sends them."""
+    """Return the options that the call passes to the session, which sends them."""
     seen: list[Any] = []
 
     def reach(self: Operations, configuration: Any, *positional: Any, **named: Any) -> Any:
@@ -115,7 +115,7 @@ def test_an_option_that_does_not_exist_is_named_before_any_request(call: Callabl
 
 
 def test_mypy_refuses_a_wrong_option_and_a_wrong_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``warn_unused_ignores`` makes each comment below a check of mypy's."""
+    """Use ``warn_unused_ignores``, which makes each comment below a check by mypy."""
     with dstack.Client(server_url="http://127.0.0.1:9", project_name="main", user_token="t") as client:
         for wrong in (
             lambda: client.runs.submit(TASK, max_pric=2),  # type: ignore[call-arg]

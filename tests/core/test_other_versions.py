@@ -1,4 +1,4 @@
-"""What another version of this package wrote is read, whatever fields it knows."""
+"""Data that another version of this package wrote can be read, whatever fields it has."""
 
 from __future__ import annotations
 

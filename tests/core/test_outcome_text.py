@@ -1,4 +1,4 @@
-"""What every engine shows of a run: the same words, numbers and fields."""
+"""Every engine shows a run with the same words, numbers and fields."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_money_has_two_to_four_decimals(amount: float, text: str) -> None:
         (180000, "50 h"),
     ],
 )
-def test_a_duration_has_its_units(seconds: float, text: str) -> None:
+def test_a_duration_has_units(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 
@@ -109,7 +109,7 @@ def test_every_field_of_an_outcome_is_read_from_a_reply_of_a_real_server() -> No
 
 
 def test_an_outcome_of_the_first_version_is_read() -> None:
-    """A field that is added later has None or a default: another version left its outcomes without it."""
+    """Give fields that are added later None or a default: outcomes of an older version lack them."""
     first = ("run_name", "run_id", "project", "status", "message", "cost", "url")
     outcome = Outcome.from_dict({name: value for name, value in FAILED.to_dict().items() if name in first})
     assert (outcome.run_name, outcome.cost, outcome.duration) == ("train", 0.5, None)
@@ -156,7 +156,7 @@ def test_a_table_has_a_row_for_every_field_that_is_known() -> None:
     assert outcome_rows(replace(FAILED, exit_status=0, duration=0.0))["Exit status"] == "0"
 
 
-def test_a_markdown_table_is_not_broken_by_the_words_of_a_server() -> None:
+def test_a_servers_message_does_not_break_a_markdown_table() -> None:
     text = outcome_table(replace(FAILED, message="exited | with\nstatus 7"))
     assert "| Message | exited \\| with status 7 |" in text
     assert "| Cost | 0.50 USD |" in text
@@ -165,7 +165,7 @@ def test_a_markdown_table_is_not_broken_by_the_words_of_a_server() -> None:
     assert all(line.count("|") - line.count("\\|") == 3 for line in text.splitlines()[2:])
 
 
-def test_the_line_that_ends_a_log() -> None:
+def test_the_last_line_of_a_log_sums_up_the_run() -> None:
     assert describe_outcome(DONE) == (
         "Run train finished, 1 h 2 min 5 s on g5.xlarge (aws, us-east-1), 0.50 USD"
     )
@@ -188,13 +188,13 @@ def test_a_failure_shows_what_happened_where_to_look_and_the_last_lines() -> Non
     )
 
 
-def test_of_a_long_log_the_end_is_shown() -> None:
+def test_only_the_end_of_a_long_log_is_shown() -> None:
     shown = describe_failure(FAILED, [f"{number} " + "x" * 600 for number in range(50)]).splitlines()[2:]
     assert [line.split()[0] for line in shown] == [str(number) for number in range(30, 50)]
     assert {len(line) for line in shown} == {502}
 
 
-def test_a_run_without_capacity_is_told_what_may_help_here() -> None:
+def test_the_text_for_a_run_without_capacity_names_what_may_help() -> None:
     assert describe_failure(NO_CAPACITY, ["x"], retry_option="run_retry_policy") == (
         "Run train failed: no capacity, no machine could be had. See http://server/runs/id-1\n"
         "Try again later, when there may be capacity, or set run_retry_policy to let the run itself wait for it.\n"
@@ -212,7 +212,7 @@ def test_a_run_without_capacity_is_told_what_may_help_here() -> None:
     ],
     ids=lambda one: getattr(one, "__name__", ""),
 )
-def test_the_error_of_a_run_has_these_words(outcome: Outcome, kind: type[RunFailedError]) -> None:
+def test_the_error_of_a_run_has_the_same_text(outcome: Outcome, kind: type[RunFailedError]) -> None:
     raise_for_outcome(DONE, ["x"])
     with pytest.raises(kind) as caught:
         raise_for_outcome(outcome, ["x"], retry_option="retry_policy")
@@ -246,12 +246,12 @@ def test_a_status_in_one_line() -> None:
         ),
     ],
 )
-def test_what_is_known_after_a_stop(state: StopState, text: str) -> None:
+def test_a_stop_is_described_by_what_is_known_after_it(state: StopState, text: str) -> None:
     result = StopResult("train", "http://page", state, 1, "no right")
     assert describe_stop(result, backstop="A reaper stops it") == text
 
 
-def test_a_stop_that_saw_the_end_says_how_the_run_ended() -> None:
+def test_a_stop_that_saw_the_end_describes_how_the_run_ended() -> None:
     stopped = replace(FAILED, status=RunStatus.TERMINATED, message="was stopped on request")
     result = StopResult("train", "http://page", StopState.ENDED, 1, outcome=stopped)
     assert describe_stop(result) == describe_end(stopped) == "Run train was stopped on request."

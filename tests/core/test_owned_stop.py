@@ -1,4 +1,4 @@
-"""A stop on behalf of a task: what is logged before it, and what after it."""
+"""A stop on behalf of a task: what is logged before it and after it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHOSEN = RunRef("ours", "mine")
 
 
 class Log:
-    """Keep what is logged, and how many requests the server had had by then."""
+    """A log that records each line and how many requests the server had received by then."""
 
     def __init__(self, server: LocalServer) -> None:
         self._server = server
@@ -86,7 +86,7 @@ def test_an_end_that_is_waited_for_is_logged(way: str, server: LocalServer) -> N
     assert log.lines[1] == (logging.INFO, "Run ours was stopped on request.")
 
 
-def test_a_run_that_ended_meanwhile_is_no_error(way: str, server: LocalServer) -> None:
+def test_a_run_that_has_already_ended_is_not_an_error(way: str, server: LocalServer) -> None:
     run = server.client().runs.submit({"type": "task", "commands": ["true"]}, "ours", marker="mine")
     run.wait(60, poll_interval=0.05)
     log = Log(server)
@@ -104,7 +104,7 @@ def test_the_run_of_another_owner_is_left_alone(way: str, server: LocalServer) -
     assert run.refresh().outcome() is None
 
 
-def test_a_refused_stop_says_what_to_do(way: str, server: LocalServer) -> None:
+def test_the_log_of_a_refused_stop_names_what_to_do(way: str, server: LocalServer) -> None:
     run = submitted(server)
     body = {"detail": {"msg": "Access denied", "code": None}}
     server.faults.add("/runs/stop", times=None, status=403, body=body)
@@ -132,7 +132,7 @@ def test_a_server_that_drops_every_stop_is_reported_as_an_error(way: str, server
     )
 
 
-def test_a_stop_reaches_a_server_that_answers_too_late(way: str, server: LocalServer) -> None:
+def test_a_stop_reaches_a_server_that_answers_after_the_time_limit(way: str, server: LocalServer) -> None:
     run = submitted(server)
     server.faults.slow(3.0)
     log = Log(server)
@@ -162,7 +162,7 @@ def test_an_unconfirmed_stop_names_what_else_stops_the_run(way: str, server: Loc
 
 
 class Pulled(BaseException):
-    """The plug was pulled, as by a second Ctrl-C."""
+    """An interrupt, such as a second Ctrl-C."""
 
 
 @pytest.mark.parametrize("accepted", [False, True])
@@ -197,7 +197,7 @@ def until_asked(server: LocalServer) -> None:
 
 
 def test_a_cancelled_task_writes_the_last_line_before_it_ends(server: LocalServer) -> None:
-    """The request is under way: nothing but the closing of the flow tells it."""
+    """Cancel while the request is under way; only the closing of the flow reports that."""
     run = submitted(server)
     server.faults.add("/runs/stop", times=None, delay=30)
     log = Log(server)
@@ -218,7 +218,7 @@ def test_a_cancelled_task_writes_the_last_line_before_it_ends(server: LocalServe
 
 @pytest.mark.parametrize("known", [True, False])
 def test_an_accepted_stop_is_reported_once_and_at_once(way: str, server: LocalServer, known: bool) -> None:
-    """Also where the id of the run shows only in the poll after the stop."""
+    """Cover also a run whose id is known only from the poll after the stop."""
     run = submitted(server)
     server.faults.forget_stops(times=2)
     accepted: list[tuple[StopResult, int]] = []

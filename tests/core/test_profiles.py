@@ -1,4 +1,4 @@
-"""Profiles: which file counts, how they meet a configuration and arguments, and what is sent of them."""
+"""Profiles: which file is read, how they combine with a configuration and arguments, and what is sent."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_without_any_file_a_profile_is_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["profiles.yml", "profiles.yaml"])
-def test_the_file_beside_the_code_goes_before_the_users_own(name: str, tmp_path: Path) -> None:
+def test_the_file_beside_the_code_overrides_the_users_own(name: str, tmp_path: Path) -> None:
     write(Path.home(), OWN)
     assert load_profile(None, tmp_path).name == "own"
     write(tmp_path, TWO, name)
@@ -51,14 +51,16 @@ def test_the_file_beside_the_code_goes_before_the_users_own(name: str, tmp_path:
     assert load_profile("big").max_price == 7
 
 
-def test_a_file_without_a_default_leaves_it_to_the_users_own(tmp_path: Path) -> None:
+def test_without_a_default_in_the_file_the_users_own_default_is_used(tmp_path: Path) -> None:
     write(Path.home(), OWN)
     write(tmp_path, "profiles:\n- {name: big, max_price: 90}\n")
     assert load_profile(None, tmp_path).name == "own"
     assert load_profile(None, tmp_path, home=False) == Profile()
 
 
-def test_the_environment_names_a_profile_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_chooses_a_profile_or_no_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path, TWO)
     monkeypatch.setenv("DSTACK_PROFILE", "big")
     assert load_profile(None, tmp_path).name == "big"
@@ -73,7 +75,9 @@ def test_the_environment_names_a_profile_or_none(tmp_path: Path, monkeypatch: py
         load_profile(None, tmp_path)
 
 
-def test_a_host_asks_for_nothing_of_a_workers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_home_a_workers_own_profiles_are_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(Path.home(), OWN)
     write(tmp_path, TWO)
     monkeypatch.setenv("DSTACK_PROFILE", "own")
@@ -83,7 +87,7 @@ def test_a_host_asks_for_nothing_of_a_workers_own(tmp_path: Path, monkeypatch: p
         load_profile("own", tmp_path, home=False)
 
 
-def test_a_named_file_is_the_only_one(tmp_path: Path) -> None:
+def test_a_named_file_is_the_only_one_read(tmp_path: Path) -> None:
     write(Path.home(), OWN)
     file = tmp_path / "gpu.yml"
     file.write_text(TWO)
@@ -142,18 +146,18 @@ def test_a_profile_is_sent_as_dstacks_client_sends_it() -> None:
         "retry": True,
         "regions": ["1"],
     }
-    # The server lets what a configuration sets go first.
+    # On the server, what the configuration sets takes precedence.
     assert wire["configuration"] == {"type": "task", "commands": ["x"], "max_price": 1.0}
 
 
-def test_arguments_go_before_a_profile() -> None:
+def test_arguments_override_a_profile() -> None:
     options = SubmitOptions(profile=Profile(name="p", max_price=1, spot_policy="auto"), max_price=3)
     spec = run_spec(Task(commands=["x"]), options)
     assert (spec["configuration"]["max_price"], spec["profile"]["max_price"]) == (3.0, 1.0)
 
 
 def test_an_old_server_reads_the_profile_of_an_idle_machine_that_stays() -> None:
-    # It does not know the text "off" there, and takes false.
+    # It does not know the text "off" there and accepts false.
     spec = run_spec(
         Task(commands=["x"], idle_duration="off"), SubmitOptions(profile=Profile(idle_duration="off"))
     )
@@ -205,7 +209,7 @@ def test_submit_and_plan_take_the_default_profile(driver: Driver, monkeypatch: p
     assert script.bodies("runs/get_plan")[-1]["run_spec"]["profile"]["name"] == "own"
 
 
-def test_the_profiles_beside_the_code_are_those_of_the_repo_dir_else_of_the_current_one(
+def test_profiles_are_read_from_the_repo_dir_or_else_the_current_directory(
     driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, code = tmp_path / "here", tmp_path / "code"
@@ -238,7 +242,7 @@ def test_a_profile_of_another_kind_is_refused(kind: type[Any]) -> None:
         client._operations.plan(Task(commands=["x"]), SubmitOptions(profile=3))  # type: ignore[typeddict-item]
 
 
-def test_arguments_that_no_command_wants_are_reported(
+def test_arguments_that_no_command_uses_are_reported(
     driver: Driver, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("A", "")

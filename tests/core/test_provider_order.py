@@ -1,4 +1,4 @@
-"""The inner order of the providers: a module imports only modules of lower layers, also inside functions."""
+"""The layers inside the providers: a module imports only modules of lower layers, also inside functions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FOLDERS = {
     PREFECT: ROOT / "prefect" / "src" / PREFECT,
 }
 
-# The lowest layer first; the modules of one layer do not know each other.
+# The lowest layer first; modules of one layer do not import each other.
 LAYERS: dict[str, list[set[str]]] = {
     AIRFLOW: [
         # Plain helpers, and what Airflow's versions differ in.
@@ -53,7 +53,7 @@ LAYERS: dict[str, list[set[str]]] = {
         # One part of a task each: its log, its artifacts and events, its stop.
         {"_machine_runs", "_relayed_logs", "_report", "_stop"},
         {"_end_reports", "_job"},
-        # A whole task, and what is left when one was killed.
+        # A whole task, and the runs that remain after one was killed.
         {"_follow", "_left_over", "_prepare"},
         # What flows and work pools use.
         {"deploy", "hooks", "reaper", "run_handle", "runs", "tasks", "worker"},
@@ -62,7 +62,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"__main__"},
     ],
 }
-# Names for annotations alone, which no process loads: the object that a module works for.
+# Imports for annotations alone, which no process loads: the class that a module works for.
 TYPES_ONLY = {
     (AIRFLOW, "_build", "operators"),
     (AIRFLOW, "_deferral", "operators"),
@@ -80,7 +80,7 @@ def level(package: str, module: str) -> int:
 
 
 def imports(package: str, tree: ast.AST, *, types: bool = False) -> Iterator[tuple[str, bool]]:
-    """Yield the modules of the package that code imports, and whether it needs them for types alone."""
+    """Yield the modules of the package that code imports, and whether it needs them for annotations alone."""
     for node in ast.iter_child_nodes(tree):
         found: list[str] = []
         if isinstance(node, ast.ImportFrom) and node.module == package:

@@ -1,4 +1,4 @@
-"""The public surface: a sorted list, twins with equal signatures, cheap imports."""
+"""The public surface: a sorted list, sync and async twins with equal signatures, cheap imports."""
 
 from __future__ import annotations
 

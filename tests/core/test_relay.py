@@ -1,4 +1,4 @@
-"""Events become the records that a workflow engine logs; both adapters show what is tested here."""
+"""Events become the records that a workflow engine logs. Both adapters use this code."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def texts(relay: LogRelay, *lines: str, **fields: Any) -> list[str]:
 
 
 def shown(relay: LogRelay, *lines: str) -> list[str]:
-    """Return the lines of all records, as a reader sees them."""
+    """Return the lines of all records as a reader sees them."""
     return [line for text in texts(relay, *lines) for line in text.split("\n")]
 
 
 # Records.
 
 
-def test_few_lines_are_a_record_each_where_the_host_can_afford_it() -> None:
+def test_few_lines_are_one_record_each_where_the_limits_allow() -> None:
     assert list(LogRelay(limits=AIRFLOW).records(LINES)) == [(logging.INFO, "one"), (logging.INFO, "two")]
     assert list(LogRelay(limits=PREFECT).records(LINES)) == [(logging.INFO, "one\ntwo")]
     assert list(LogRelay().records(of())) == []
@@ -80,7 +80,7 @@ def test_a_line_too_long_for_a_record_is_split_and_keeps_every_character(limits:
 
 
 @HOSTS
-def test_any_lines_arrive_whole_and_in_order(limits: RecordLimits) -> None:
+def test_all_lines_arrive_whole_and_in_order(limits: RecordLimits) -> None:
     chance = random.Random(7)
     limits = replace(limits, max_bytes=40)
     for _ in range(300):
@@ -97,14 +97,14 @@ def test_any_lines_arrive_whole_and_in_order(limits: RecordLimits) -> None:
         assert all(line in found for line in short)
 
 
-def test_limits_that_no_record_meets_are_refused() -> None:
+def test_limits_that_no_record_can_meet_are_refused() -> None:
     with pytest.raises(ValueError, match=r"max_bytes: expected 4 or more, got 3\."):
         RecordLimits(max_bytes=3)
     with pytest.raises(ValueError, match=r"max_lines: expected 1 or more, or None, got 0\."):
         RecordLimits(max_lines=0)
 
 
-# What a line looks like.
+# The form of a line.
 
 
 @pytest.mark.parametrize(
@@ -128,10 +128,10 @@ def test_limits_that_no_record_meets_are_refused() -> None:
         ("", ""),
     ],
 )
-def test_lines_are_made_fit_to_show(raw: str, line: str) -> None:
+def test_lines_are_cleaned_for_display(raw: str, line: str) -> None:
     relay = LogRelay(limits=AIRFLOW)
     assert texts(relay, raw) == [line]
-    # Beside other lines, which stay as they are.
+    # Among other lines, which stay as they are.
     assert texts(relay, "before", raw, "after") == ["before", line, "after"]
     assert relay.tail == [line, "before", line, "after"]
 
@@ -162,7 +162,7 @@ def test_secrets_are_masked_in_records_and_in_the_tail() -> None:
     lines = ("it is hunter2.+", "or hunter2.+longer!", "two lines", "of a key", "abc", "bell\x07bell")
     assert texts(relay, *lines) == ["it is ***", "or ***!", "***", "***", "abc", "***"]
     assert relay.tail == ["was *** there", "it is ***", "or ***!", "***", "***", "abc", "***"]
-    # Colours do not hide one, nor does a record end in the middle of it.
+    # Colours do not hide a secret, and no record ends in the middle of one.
     assert texts(relay, "hunt\x1b[1mer2.+") == ["***"]
     small = LogRelay(limits=RecordLimits(max_bytes=8), secrets=["hunter2.+"])
     assert texts(small, "1234hunter2.+") == ["1234***"]
@@ -173,7 +173,7 @@ def test_secrets_are_masked_in_records_and_in_the_tail() -> None:
 # Budget, tail and state.
 
 
-def test_what_the_budget_does_not_cover_is_counted_and_linked() -> None:
+def test_lines_beyond_the_budget_are_counted_and_linked() -> None:
     relay = LogRelay(limits=AIRFLOW, log_budget_bytes=1000, url=URL)
     assert texts(relay, *["x" * 99] * 9) == ["x" * 99] * 9
     assert list(relay.records(of("fits" * 10, "y" * 99, "short"))) == [
@@ -210,7 +210,7 @@ def test_another_process_continues_with_the_same_budget() -> None:
     assert last.state()["left_out_bytes"] == 16
 
 
-def test_no_budget_shows_all() -> None:
+def test_without_a_budget_all_lines_are_shown() -> None:
     relay = LogRelay(log_budget_bytes=None)
     assert sum(text.count("x") for text in texts(relay, *["x" * 999] * 20_000)) == 999 * 20_000
     assert relay.state()["left_out_bytes"] == 0
@@ -225,7 +225,7 @@ def test_the_tail_is_short_and_continues_that_of_another_process() -> None:
     assert relay.tail == ["y" * 500] * 20
 
 
-def test_the_state_belongs_to_the_event_whose_records_were_all_taken() -> None:
+def test_the_state_covers_only_events_whose_records_were_all_consumed() -> None:
     relay = LogRelay(limits=AIRFLOW)
     list(relay.records(LINES))
     before = relay.state()
@@ -240,7 +240,7 @@ def test_the_state_belongs_to_the_event_whose_records_were_all_taken() -> None:
     }
 
 
-def test_without_the_log_the_last_lines_are_still_known() -> None:
+def test_without_logging_the_last_lines_are_still_kept() -> None:
     relay = LogRelay(shows_log=False, log_budget_bytes=10)
     assert texts(relay, *map(str, range(50))) == []
     assert relay.tail == [str(number) for number in range(30, 50)]
@@ -260,7 +260,7 @@ def test_what_was_logged_before_is_not_logged_again() -> None:
 # Other events.
 
 
-def test_statuses_but_the_last_are_logged_with_the_servers_message() -> None:
+def test_statuses_except_the_last_are_logged_with_the_servers_message() -> None:
     relay = LogRelay()
     assert list(relay.records(StatusChanged(PROGRESS, RunStatus.RUNNING, None, "pulling"))) == [
         (logging.INFO, "Run train: running (pulling)")
@@ -282,17 +282,17 @@ def test_an_unreachable_server_is_logged_once_a_minute() -> None:
     assert list(relay.records(ContactRestored(PROGRESS, 130.0))) == [
         (logging.INFO, "The dstack server answers again after 130 s.")
     ]
-    # The next fault is logged at once, also where the end of the last one was not reported.
+    # The next fault is logged at once, even if the end of the last one was not reported.
     assert len(list(relay.records(ContactLost(PROGRESS, "no answer", 0.5, 600.0)))) == 1
     assert len(list(relay.records(ContactLost(PROGRESS, "no answer", 0.0, 600.0)))) == 1
 
 
-def test_before_the_submission_no_run_is_said_to_be_running() -> None:
+def test_before_the_submission_no_run_is_reported_as_running() -> None:
     fault = ContactLost(Progress("train"), "no answer", 5.0, 595.0)
     assert [text for _, text in LogRelay().records(fault)] == ["no answer. Retrying for another 595 s."]
 
 
-def test_an_event_of_a_newer_core_is_no_error() -> None:
+def test_an_event_of_a_newer_core_is_ignored() -> None:
     assert list(LogRelay().records(cast("Any", SimpleNamespace(progress=PROGRESS)))) == []
 
 

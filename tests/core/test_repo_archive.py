@@ -1,4 +1,4 @@
-"""Packing a directory: what goes in, what stays out."""
+"""Packing a directory: what is included and what is left out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def names(root: Path) -> list[str]:
         return sorted(tar.getnames())
 
 
-def test_ignore_files_are_honoured_as_git_does(tmp_path: Path) -> None:
+def test_ignore_files_are_honoured_as_in_git(tmp_path: Path) -> None:
     write(tmp_path, a="1", b="2", sub__b="3", sub__c="4", sub__deep__d="5", logs__x="6")
     (tmp_path / ".git").mkdir()
     write(tmp_path / ".git", config="secret")
@@ -43,7 +43,7 @@ def test_links_stay_links_and_owners_stay_here(tmp_path: Path) -> None:
         assert {(member.uid, member.uname) for member in tar} == {(0, "")}
 
 
-def test_links_that_lead_out_bring_nothing_along(tmp_path: Path) -> None:
+def test_links_that_point_outside_bring_nothing_along(tmp_path: Path) -> None:
     repo, outside = tmp_path / "repo", tmp_path / "outside"
     write(repo, a="1")
     write(outside, secret="do-not-upload", deep__secret="do-not-upload")
@@ -68,13 +68,13 @@ def test_the_same_directory_gives_the_same_archive(tmp_path: Path) -> None:
     assert "other" not in repr(pack(tmp_path))
 
 
-def test_a_file_is_no_directory(tmp_path: Path) -> None:
+def test_a_file_is_refused_as_repo_dir(tmp_path: Path) -> None:
     write(tmp_path, a="1")
     with pytest.raises(ConfigurationError, match=r"repo_dir: expected a directory, got '.*a'"):
         check_directory(tmp_path / "a")
 
 
-def test_a_directory_past_every_limit_is_not_read_to_its_end(
+def test_a_directory_over_the_size_limit_is_not_read_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dstack_core._code.archive.PACK_LIMIT", 100_000)
@@ -90,7 +90,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
     def deny(*arguments: object, **options: object) -> None:
         raise PermissionError(13, "Permission denied", str(tmp_path / "b"))
 
-    # Root reads everything, so nothing on the disk can refuse it.
+    # Root can read every file, so no file mode can refuse it.
     monkeypatch.setattr(tarfile.TarFile, "add", deny)
     with pytest.raises(ConfigurationError, match=r"^repo_dir: '.*': .*/b: Permission denied\.$"):
         pack(tmp_path)

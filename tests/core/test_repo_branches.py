@@ -1,4 +1,4 @@
-"""Which branch and commit of the remote a run starts from."""
+"""The branch and commit of the remote that a run starts from."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _detached_with_a_commit(work: Path) -> Path:
 
 
 def _merge_of_a_pull_request(work: Path) -> Path:
-    """Check a merge out as CI does with the whole history: the branches are there, the merge is on none."""
+    """Check out a merge as CI does with the whole history: the branches exist, and the merge is on none of them."""
     base = git(work, "rev-parse", "HEAD")
     git(work, "checkout", "--quiet", "-b", "feature")
     write(work, a="feature\n")
@@ -58,7 +58,7 @@ def _merge_of_a_pull_request(work: Path) -> Path:
 
 
 def _ci_of_a_branch(work: Path) -> Path:
-    """Check one commit of one branch out, detached and without a local branch."""
+    """Check out one commit of one branch, detached and without a local branch."""
     path = work.parent / "ci"
     path.mkdir()
     git(path, "init", "--quiet")

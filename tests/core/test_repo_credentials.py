@@ -1,4 +1,4 @@
-"""How a run clones a repository, with which secret, and where that secret does not show up."""
+"""How a run clones a repository, with which secret, and where that secret must not appear."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _encrypted(path: Path) -> None:
         (None, r"expected a key without a passphrase"),
     ],
 )
-def test_a_key_that_cannot_be_used_is_told_before_anything_is_sent(
+def test_an_unusable_key_is_refused_before_anything_is_sent(
     tmp_path: Path, content: bytes | None, text: str
 ) -> None:
     work = clone_pair(tmp_path)
@@ -74,12 +74,12 @@ def test_a_key_that_cannot_be_used_is_told_before_anything_is_sent(
             action()
 
 
-def test_an_empty_secret_is_none(tmp_path: Path) -> None:
+def test_empty_secrets_are_ignored(tmp_path: Path) -> None:
     repository = Repository.checked(tmp_path, oauth_token="", git_identity_file="", git_private_key="")
     assert repository.credentials == NOTHING
 
 
-def test_what_is_wrong_with_the_parameters_is_told_at_once(tmp_path: Path, key_file: Path) -> None:
+def test_wrong_parameters_are_refused_at_once(tmp_path: Path, key_file: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"^git_identity_file: expected a file, got '.*nowhere'"):
         dstack.Client.from_config(tmp_path, git_identity_file=str(tmp_path / "nowhere"), **TARGET)
     with pytest.raises(ConfigurationError, match=r"^git_private_key: .* got text that is not a key. Pass"):
@@ -89,7 +89,7 @@ def test_what_is_wrong_with_the_parameters_is_told_at_once(tmp_path: Path, key_f
 
 
 @pytest.mark.parametrize("name", ["git_identity_file", "git_private_key", "oauth_token"])
-def test_credentials_without_a_repository_cost_one_warning(
+def test_credentials_without_a_repository_are_warned_about_once(
     key_file: Path, key_text: str, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     value = {"git_identity_file": str(key_file), "git_private_key": key_text, "oauth_token": TOKEN}[name]
@@ -114,7 +114,7 @@ def test_credentials_without_a_repository_cost_one_warning(
 
 @pytest.mark.parametrize("client", [dstack.Client, dstack.AsyncClient])
 @pytest.mark.parametrize("without", ["git_identity_file", "git_private_key", "oauth_token"])
-def test_two_credentials_are_refused_by_name(
+def test_two_kinds_of_credentials_are_refused_by_name(
     tmp_path: Path, key_file: Path, key_text: str, without: str, client: type[Any]
 ) -> None:
     given = {"git_identity_file": str(key_file), "git_private_key": key_text, "oauth_token": TOKEN}
@@ -128,7 +128,7 @@ def test_two_credentials_are_refused_by_name(
 @pytest.mark.parametrize(
     "change", [str.strip, lambda text: text.replace("\n", "\r\n"), lambda text: "\n" + text]
 )
-def test_a_key_is_read_however_its_host_keeps_it(change: Callable[[str], str], key_text: str) -> None:
+def test_a_key_is_read_in_every_form_a_host_stores_it(change: Callable[[str], str], key_text: str) -> None:
     assert GitCredentials.checked(git_private_key=change(key_text)).read_key() == key_text
 
 
@@ -169,7 +169,7 @@ def test_the_protocol_is_named_to_old_servers_only(version: str | None, expected
 def test_the_secrets_reach_the_server_and_nothing_else(
     tmp_path: Path, key_file: Path, key_text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Break the server and look at everything a person or a log may see."""
+    """Break the server, and check everything that a person or a log can see."""
     caplog.set_level(logging.DEBUG)
     work = clone_pair(tmp_path)
     git(work, "remote", "set-url", "origin", f"https://u:{TOKEN}@github.com/o/r.git")

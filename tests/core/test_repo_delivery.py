@@ -1,4 +1,4 @@
-"""What is asked of the server for code and files, in which order, and how often."""
+"""The requests for code and files: which, in which order, and how often."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def server() -> Iterator[LocalServer]:
 
 
 class Watched:
-    """Make clients of one server and keep the paths they ask for."""
+    """A server whose clients record the paths they request."""
 
     def __init__(self, server: LocalServer) -> None:
         self.server = server
@@ -54,7 +54,7 @@ class Watched:
         return client
 
     def asked(self) -> list[str]:
-        """Return the paths since the last call, without those that every submit asks for."""
+        """Return the paths since the last call, without those that every submit requests."""
         paths, self.paths = self.paths, []
         return [path for path in paths if path not in ("users/get_my_user", "server/get_info")]
 
@@ -73,7 +73,7 @@ def work(tmp_path: Path) -> Path:
     return work
 
 
-def test_a_repository_is_made_known_once_and_a_diff_uploaded_once(watched: Watched, work: Path) -> None:
+def test_a_repository_is_registered_once_and_a_diff_uploaded_once(watched: Watched, work: Path) -> None:
     client = watched.client(work)
     assert watched.asked() == []
     client.runs.submit(TASK)
@@ -85,7 +85,7 @@ def test_a_repository_is_made_known_once_and_a_diff_uploaded_once(watched: Watch
     assert watched.asked() == [APPLY]
 
 
-def test_a_run_that_is_there_needs_no_upload(watched: Watched, work: Path) -> None:
+def test_a_run_that_exists_needs_no_upload(watched: Watched, work: Path) -> None:
     write(work, a="changed\n")
     run = watched.client(work).runs.submit({**TASK, "files": [str(work / "b")]}, marker="mine")
     archives = ["files/get_archive_by_hash", "files/upload_archive"]
@@ -101,7 +101,7 @@ def test_a_file_the_server_has_is_not_uploaded_again(watched: Watched, work: Pat
         assert watched.asked().count("files/upload_archive") == uploads
 
 
-def test_without_init_nothing_is_asked_or_written_until_a_submit(watched: Watched, work: Path) -> None:
+def test_without_init_nothing_is_requested_or_written_until_a_submit(watched: Watched, work: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*")}
     client = watched.client(work, init=False)
     assert client.project in repr(client)
@@ -121,7 +121,7 @@ def test_making_a_client_starts_no_process(
 
 
 @pytest.mark.parametrize("change", [False, True])
-def test_without_init_an_unknown_repository_is_told_with_the_way_out(
+def test_without_init_the_error_for_an_unknown_repository_names_what_to_do(
     watched: Watched, work: Path, change: bool
 ) -> None:
     if change:
@@ -138,20 +138,20 @@ def test_without_init_an_unknown_repository_is_told_with_the_way_out(
     assert watched.asked() == [UPLOAD, APPLY][0 if change else 1 :]
 
 
-def test_a_repository_that_was_deleted_is_made_known_again(watched: Watched, work: Path) -> None:
+def test_a_deleted_repository_is_registered_again(watched: Watched, work: Path) -> None:
     client = watched.client(work)
     client.runs.submit(TASK)
-    gone = {"detail": [{"msg": "Repo gone does not exist", "code": "repo_does_not_exist"}]}
-    watched.server.faults.add(path=APPLY, status=400, body=gone)
+    missing = {"detail": [{"msg": "Repo gone does not exist", "code": "repo_does_not_exist"}]}
+    watched.server.faults.add(path=APPLY, status=400, body=missing)
     with pytest.raises(dstack.RequestRejectedError, match=r"It was deleted there; submit again"):
         client.runs.submit(TASK)
     watched.asked()
     client.runs.submit(TASK)
-    assert watched.asked() == [GET, APPLY], "it is there all the time"
+    assert watched.asked() == [GET, APPLY], "the repository exists all the time"
 
 
 @pytest.mark.parametrize("status", [400, 413])
-def test_an_upload_that_is_refused_is_told_before_anything_is_submitted(
+def test_a_refused_upload_is_reported_before_anything_is_submitted(
     watched: Watched, work: Path, status: int
 ) -> None:
     (work / "big.bin").write_bytes(b"x" * 600_000)
@@ -166,7 +166,9 @@ def test_an_upload_that_is_refused_is_told_before_anything_is_submitted(
         assert APPLY not in watched.asked()
 
 
-def test_a_server_without_files_says_which_version_has_them(watched: Watched, work: Path) -> None:
+def test_the_error_of_a_server_without_files_names_the_version_that_has_them(
+    watched: Watched, work: Path
+) -> None:
     watched.server.faults.add(path="server/get_info", status=200, body={"server_version": "0.19.16"})
     with pytest.raises(
         dstack.UnsupportedServerError, match=r"^files: needs dstack >= 0\.19\.17, this server is 0\.19\.16"
@@ -175,7 +177,7 @@ def test_a_server_without_files_says_which_version_has_them(watched: Watched, wo
     assert APPLY not in watched.asked()
 
 
-def test_a_wrong_configuration_is_told_before_anything_is_packed(
+def test_a_wrong_configuration_is_refused_before_anything_is_packed(
     watched: Watched, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     git(work, "remote", "remove", "origin")
@@ -184,7 +186,7 @@ def test_a_wrong_configuration_is_told_before_anything_is_packed(
     assert watched.asked() == []
 
 
-def test_the_async_client_packs_beside_its_event_loop(
+def test_the_async_client_packs_outside_its_event_loop(
     watched: Watched, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[threading.Thread] = []

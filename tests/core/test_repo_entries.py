@@ -1,4 +1,4 @@
-"""What a named ``files`` entry packs: ignored directories, and links that lead out of it."""
+"""The contents of a named ``files`` entry: ignored directories, and links that point out of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.core.repos import commit, git, write
 
 
 def members(upload: Upload) -> dict[str, str | bytes]:
-    """Return what an archive holds: contents, and the targets of links."""
+    """Return the members of an archive: contents, and the targets of links."""
     with tarfile.open(fileobj=io.BytesIO(upload.data)) as tar:
         return {
             member.name: member.linkname
@@ -42,7 +42,7 @@ def checkout(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "rule", ["data/", "data", "/top/data/", "top/data/*", "top/**", "top/data/**", "*", "top/", "**/data"]
 )
-def test_a_named_directory_is_packed_though_it_is_ignored(checkout: Path, rule: str) -> None:
+def test_a_named_directory_is_packed_even_if_it_is_ignored(checkout: Path, rule: str) -> None:
     write(checkout, **{".gitignore": f"{rule}\n*.tmp\nnode_modules/\n"})
     write(checkout, top__data__a="1", top__data__deep__b="2", top__data__x__tmp="3")
     write(checkout, top__data__deep__node_modules__c="4", **{"top__data__junk.tmp": "5"})
@@ -52,7 +52,7 @@ def test_a_named_directory_is_packed_though_it_is_ignored(checkout: Path, rule: 
         assert set(members(pack_directory(named))) == {"a", "deep/b", "x/tmp"}
 
 
-def test_rules_inside_a_named_directory_count(checkout: Path) -> None:
+def test_ignore_rules_inside_a_named_directory_apply(checkout: Path) -> None:
     write(checkout, data__a="1", data__b="2", data__deep__c="3", **{".gitignore": "data/\n"})
     write(checkout / "data", **{".gitignore": "b\n", ".dstackignore": "deep/\n"})
     assert set(entry(checkout / "data")) == {"data/.dstackignore", "data/.gitignore", "data/a"}
@@ -72,7 +72,7 @@ def test_a_directory_that_packs_to_nothing_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_of_links_arrives_as_files(tmp_path: Path) -> None:
-    """The cache of the Hugging Face hub: snapshots/REVISION/NAME links to blobs/HASH."""
+    """Use the layout of the Hugging Face hub's cache: snapshots/REVISION/NAME links to blobs/HASH."""
     write(tmp_path, model__blobs__h1="weights", model__blobs__h2="{}")
     snapshot = tmp_path / "model" / "snapshots" / "r1"
     snapshot.mkdir(parents=True)
@@ -82,7 +82,7 @@ def test_a_snapshot_of_links_arrives_as_files(tmp_path: Path) -> None:
     assert set(members(pack_directory(snapshot)).values()) == {"../../blobs/h1", f"{tmp_path}/model/blobs/h2"}
 
 
-def test_links_within_the_entry_stay_links_and_directories_come_along(tmp_path: Path) -> None:
+def test_links_within_the_entry_stay_links_and_linked_directories_are_packed(tmp_path: Path) -> None:
     write(tmp_path, data__a="1", data__deep__b="2", other__c="3", other__d="4")
     write(tmp_path, **{"other__.gitignore": "d\n"})
     write(tmp_path, other__far__e="5")
@@ -136,12 +136,10 @@ def test_the_files_of_another_user_are_not_read_through_a_link(tmp_path: Path, w
         pack_entry("files: 'x'", tmp_path / "data")
     os.chown(link, 12345, 12345, follow_symlinks=False)
     os.chown(tmp_path / "secret", 12345, 12345)
-    assert entry(tmp_path / "data")["data/link"] == b"do-not-upload", "both are of one user"
+    assert entry(tmp_path / "data")["data/link"] == b"do-not-upload", "both belong to one user"
 
 
-def test_a_repository_cannot_make_a_link_lead_to_the_users_files(
-    checkout: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_repository_cannot_link_to_the_users_files(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(checkout.parent, secret="do-not-upload")
     write(checkout, data__a="1")
     (checkout / "data" / "theirs").symlink_to("../../secret")
@@ -151,14 +149,14 @@ def test_a_repository_cannot_make_a_link_lead_to_the_users_files(
     (checkout / "data" / "theirs").rename(checkout / "data" / "mine")
     git(checkout, "rm", "--quiet", "--cached", "data/theirs")
     assert entry(checkout / "data")["data/mine"] == b"do-not-upload"
-    # Without git nobody says whose the link is.
+    # Without git the owner of the link is unknown.
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ConfigurationError, match=r"'data/mine' .* comes from a Git repository"):
         pack_entry("files: 'x'", checkout / "data")
 
 
 @pytest.mark.parametrize("named", ["lnk", "dl", "dl/o", "d/../dl/o", "own", "d"])
-def test_a_tracked_link_is_not_followed_where_the_entry_is_one_or_lies_behind_one(
+def test_a_tracked_link_is_not_followed_as_an_entry_or_on_the_way_to_it(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, named: str
 ) -> None:
     write(checkout.parent, outside__o="s3cr3t")
@@ -173,7 +171,7 @@ def test_a_tracked_link_is_not_followed_where_the_entry_is_one_or_lies_behind_on
         pack_files([named])
 
 
-def test_an_entry_behind_a_link_of_the_user_is_packed(
+def test_an_entry_reached_through_a_link_of_the_user_is_packed(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(checkout, d__x="1")
@@ -185,7 +183,7 @@ def test_an_entry_behind_a_link_of_the_user_is_packed(
         assert b"1" in pack_files([named])[0][1].data
 
 
-def test_what_a_link_leads_to_is_weighed_before_it_is_read(
+def test_the_size_of_a_links_target_is_checked_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dstack_core._code.archive.PACK_LIMIT", 100_000)

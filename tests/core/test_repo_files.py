@@ -1,4 +1,4 @@
-"""The ``files`` of a configuration: its forms, whose folder counts, and what is packed."""
+"""The ``files`` of a configuration: its forms, the folder that paths are relative to, and what is packed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_form_is_sent_in_full(given: Any, local_path: str, path: str) -> N
     assert spec["configuration"]["files"] == [expected]
     direct = dstack.Task(commands=["x"], files=[FileMapping(**expected)])
     assert run_spec(direct, SubmitOptions())["configuration"]["files"] == [expected]
-    assert "file_archives" not in spec, "they are named once they are uploaded"
+    assert "file_archives" not in spec, "the archives are named once they are uploaded"
 
 
 @pytest.mark.parametrize(
@@ -61,12 +61,12 @@ def test_every_form_is_sent_in_full(given: Any, local_path: str, path: str) -> N
         (3, r"^Task\.files, item 1: expected a path, .*, got 3\.$"),
     ],
 )
-def test_an_entry_that_is_none_is_refused(given: Any, text: str) -> None:
+def test_an_invalid_entry_is_refused(given: Any, text: str) -> None:
     with pytest.raises(ConfigurationError, match=text):
         task(given)
 
 
-def test_paths_are_those_of_the_file_else_of_the_current_directory(
+def test_paths_are_relative_to_the_file_or_else_to_the_current_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path, sub__data="of the file\n", data="of the current directory\n")
@@ -98,7 +98,7 @@ def test_an_archive_has_one_top_level_entry(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("given", ["nowhere", "/", "one/below"])
-def test_a_path_that_is_not_there_is_told_with_its_whole_path(
+def test_the_error_for_a_missing_path_shows_the_whole_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
     write(tmp_path, one="1")

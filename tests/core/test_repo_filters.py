@@ -1,4 +1,4 @@
-"""Files that git keeps in another form than they have here, such as those of Git LFS."""
+"""Files that git stores in another form than the working tree, such as those of Git LFS."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def pointer(text: str) -> str:
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
-    """Return a checkout with a filter that keeps a pointer in the repository, as Git LFS does."""
+    """Return a checkout with a filter that stores a pointer in the repository, as Git LFS does."""
     work = clone_pair(tmp_path)
     git(work, "config", "filter.lfs.clean", "sha256sum")
     git(work, "config", "filter.lfs.required", "true")
@@ -51,7 +51,7 @@ def test_new_and_modified_files_arrive_as_they_are_here(work: Path, tmp_path: Pa
     assert there == here
 
 
-def test_an_unchanged_file_under_a_filter_is_no_change(work: Path) -> None:
+def test_an_unchanged_file_under_a_filter_does_not_count_as_a_change(work: Path) -> None:
     assert packed(work).upload is None
     (work / "old.bin").touch()
     assert packed(work).upload is None
@@ -65,7 +65,7 @@ def test_a_removed_file_under_a_filter_is_gone(work: Path, tmp_path: Path) -> No
     assert "old.bin" not in tree(run)
 
 
-def test_contents_past_every_limit_are_not_read(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contents_over_the_size_limit_are_not_read(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dstack_core._code.diff.PACK_LIMIT", 100_000)
     (work / "old.bin").write_bytes(b"x" * 150_000)
     with pytest.raises(ConfigurationError, match=r"the diff of .* too big .*old\.bin \(0\.1 MB\)"):

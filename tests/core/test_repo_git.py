@@ -1,4 +1,4 @@
-"""What a Git checkout tells, and its diff: every kind of change, any configuration, nothing touched."""
+"""The facts read from a Git checkout, and its diff: any change, any configuration, the checkout unchanged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def packed(root: Path) -> Code:
 
 
 def arrived(code: Code, folder: Path) -> Path:
-    """Return a checkout made as a run makes it: clone, check out, apply."""
+    """Return a checkout made as a run makes it: clone, check out, apply the diff."""
     assert code.clone is not None
     remote = f"file://{folder}/{code.clone.url.rpartition('/')[2]}"
     branch = code.data["repo_branch"]
@@ -48,7 +48,7 @@ def test_a_clean_checkout_is_cloned_and_nothing_is_uploaded(work: Path) -> None:
     assert code.repo_id.startswith("origin-")
 
 
-def test_who_commits_here_commits_in_the_run(work: Path) -> None:
+def test_the_commit_identity_is_the_same_in_the_run(work: Path) -> None:
     assert not [key for key in packed(work).data if key.startswith("repo_config")]
     git(work, "config", "user.name", "Ä B")
     (Path.home() / ".gitconfig").write_text("[user]\n\tname = other\n\temail = a@b.example\n")
@@ -165,7 +165,7 @@ def test_taking_the_diff_leaves_the_repository_as_it_was(work: Path) -> None:
     assert git(work, "status", "--porcelain") == status
 
 
-def test_a_hooks_environment_is_not_mistaken_for_the_repository(
+def test_git_variables_in_the_environment_do_not_change_the_repository(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
@@ -173,7 +173,7 @@ def test_a_hooks_environment_is_not_mistaken_for_the_repository(
     assert packed(work).data["repo_branch"] == "main"
 
 
-def test_commits_and_branches_the_remote_has_under_another_name(work: Path, tmp_path: Path) -> None:
+def test_commits_and_branches_under_another_remote_name_are_found(work: Path, tmp_path: Path) -> None:
     head = git(work, "rev-parse", "HEAD")
     git(work, "checkout", "--quiet", "--detach")
     assert (packed(work).data["repo_branch"], packed(work).data["repo_hash"]) == ("main", head)
@@ -199,7 +199,7 @@ def test_a_shallow_clone_and_a_worktree_are_checkouts_too(work: Path, tmp_path: 
     assert b"fresh" in upload.data
 
 
-def test_a_submodule_is_left_to_the_clone_unless_it_was_changed(
+def test_an_unchanged_submodule_does_not_prevent_the_clone(
     work: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "other").mkdir()
@@ -215,7 +215,7 @@ def test_a_submodule_is_left_to_the_clone_unless_it_was_changed(
     assert module.is_dir()
 
 
-def test_new_files_past_every_limit_are_not_read(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_files_over_the_size_limit_are_not_read(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dstack_core._code.diff.PACK_LIMIT", 100_000)
     (work / "big.bin").write_bytes(b"x" * 150_000)
     with pytest.raises(ConfigurationError, match=r"repo_dir: the diff of .* too big .*big\.bin \(0\.1 MB\)"):

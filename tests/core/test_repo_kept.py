@@ -38,7 +38,7 @@ def work(tmp_path: Path) -> Path:
 
 
 class Stored:
-    """What the server has for the repository, as `dstack init` leaves it there."""
+    """The server's record of the repository, as `dstack init` leaves it."""
 
     def __init__(self, server: LocalServer, work: Path) -> None:
         self._server = server
@@ -101,9 +101,7 @@ def test_a_repository_without_credentials_of_this_user_gets_its_address(
     assert (stored.credentials(), watched.asked()) == (PUBLIC, [GET, INIT, APPLY])
 
 
-def test_an_address_without_a_secret_is_written_anew_by_init_alone(
-    watched: Watched, work: Path, stored: Stored
-) -> None:
+def test_only_init_rewrites_an_address_without_a_secret(watched: Watched, work: Path, stored: Stored) -> None:
     old = {**PUBLIC, "clone_url": "https://git.example:8443/o/origin.git"}
     stored.put(old)
     watched.client(work).runs.submit(TASK)
@@ -125,7 +123,7 @@ def test_the_async_client_keeps_them_too(server: LocalServer, work: Path, stored
     assert stored.credentials() == SECRET
 
 
-def test_a_directory_needs_no_question(watched: Watched, work: Path) -> None:
+def test_a_directory_needs_no_request(watched: Watched, work: Path) -> None:
     watched.client(work, local_repo=True).runs.submit(TASK)
     assert watched.asked() == [INIT, "repos/upload_code", APPLY]
     watched.client(None).runs.submit(TASK)

@@ -23,7 +23,7 @@ from tests.core.repos import clone_pair, write
 
 @pytest.fixture
 def server_calls() -> Iterator[tuple[list[str], dstack.Client]]:
-    """Return a client of an embedded server and the ends of the paths it asks for."""
+    """Return a client of an embedded server and the last parts of the paths it requests."""
     paths: list[str] = []
     with LocalServer() as server:
         client = dstack.Client(server_url=server.url, project_name=server.project, user_token=server.token)
@@ -80,7 +80,7 @@ def test_a_path_is_that_of_the_file_and_is_treated_as_repo_dir(tmp_path: Path) -
     assert code_of(str(work), local_repo=True).data == {"repo_type": "local", "repo_dir": str(work)}
 
 
-# What dstack 0.22.5's own RepoSpec reads, but for the ports and logins, which it cuts in two.
+# What dstack 0.22.5's own RepoSpec reads, except addresses with a port or a login, which it cuts in two.
 @pytest.mark.parametrize(
     ("given", "source", "path"),
     [
@@ -129,7 +129,7 @@ def spec_of(repo: Any, release: Release | None, **configuration: Any) -> dict[st
         ({**URL, "branch": "dev", "hash": "abc"}, None, {"path": ".", "branch": "dev", "hash": "abc"}),
     ],
 )
-def test_the_code_lies_where_dstack_apply_puts_it(repo: Any, working_dir: str | None, sent: Any) -> None:
+def test_the_code_is_where_dstack_apply_puts_it(repo: Any, working_dir: str | None, sent: Any) -> None:
     given = {} if working_dir is None else {"working_dir": working_dir}
     for release in (NEW, None):
         spec = spec_of(repo, release, **given)
@@ -140,7 +140,7 @@ def test_the_code_lies_where_dstack_apply_puts_it(repo: Any, working_dir: str | 
 
 
 @pytest.mark.parametrize(("working_dir", "sent"), [(None, "/workflow"), ("src", "/workflow/src")])
-def test_before_0_20_it_lies_in_workflow(working_dir: str | None, sent: str) -> None:
+def test_before_0_20_the_code_is_in_workflow(working_dir: str | None, sent: str) -> None:
     spec = spec_of(URL, OLD, **({} if working_dir is None else {"working_dir": working_dir}))
     assert "repos" not in spec["configuration"]
     assert "repo_dir" not in spec
@@ -179,7 +179,7 @@ def test_branch_and_hash_of_a_local_path_are_not_used(
     assert "branch and hash are not used with a local_path" in caplog.text
 
 
-def test_a_server_is_asked_for_its_version_only_for_a_named_repository(server_calls: Any) -> None:
+def test_the_servers_version_is_requested_only_for_a_named_repository(server_calls: Any) -> None:
     paths, client = server_calls
     client.runs.submit({"type": "task", "commands": ["true"], "repos": [URL]})
     assert paths == ["get_my_user", "get_info", "repos/get", "repos/init", "runs/apply"]

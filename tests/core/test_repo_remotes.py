@@ -96,7 +96,7 @@ def test_ids_and_addresses_are_those_of_dstacks_own_client(
         ("git@[::1]:o/r", "https://[::1]/o/r", "ssh://git@[::1]/o/r"),
     ],
 )
-def test_forms_that_git_takes_and_dstacks_own_client_does_not(url: str, https: str, ssh: str) -> None:
+def test_forms_that_only_git_takes_are_read_too(url: str, https: str, ssh: str) -> None:
     assert (parse(url).as_https(), parse(url).as_ssh()) == (https, ssh)
 
 
@@ -109,12 +109,12 @@ def test_addresses_no_run_can_clone_are_refused_without_showing_them(url: str) -
     assert TOKEN not in str(caught.value)
     with pytest.raises(
         ConfigurationError, match=r"^repos: url: expected a repository .* Give an https"
-    ) as told:
+    ) as raised:
         Repository.checked().pack([{"url": url}])
-    assert TOKEN not in str(told.value)
+    assert TOKEN not in str(raised.value)
 
 
-def test_a_directory_has_the_id_that_dstacks_own_client_gave_it() -> None:
+def test_a_directory_has_the_id_that_dstacks_own_client_gives_it() -> None:
     # dstack 0.19.40: LocalRepo(repo_dir="/home/me/my proj").repo_id
     assert Code.of_directory("/home/me/my proj", None).repo_id == "my proj-llop6jx5"
 
@@ -145,7 +145,7 @@ def test_what_insteadof_makes_of_an_address_stays_on_this_machine(tmp_path: Path
 
 
 def bundle(folder: Path, work: Path, *, mirror: bool = True) -> Path:
-    """Lay a directory out as Airflow's GitDagBundle does: a clone of a bare clone on this disk."""
+    """Create a checkout as Airflow's GitDagBundle does: a clone of a bare clone on this disk."""
     git(folder, "clone", "--quiet", *(["--bare"] if mirror else []), f"file://{folder}/origin.git", "mirror")
     git(folder / "mirror", "remote", "set-url", "origin", "git@git.example:o/origin.git")
     git(folder, "clone", "--quiet", str(folder / "mirror"), "bundle")
@@ -154,7 +154,7 @@ def bundle(folder: Path, work: Path, *, mirror: bool = True) -> Path:
 
 
 @pytest.mark.parametrize("detached", [False, True])
-def test_a_bundle_is_cloned_from_where_its_mirror_comes_from(tmp_path: Path, detached: bool) -> None:
+def test_a_bundle_is_cloned_from_the_remote_of_its_mirror(tmp_path: Path, detached: bool) -> None:
     work = clone_pair(tmp_path)
     path = bundle(tmp_path, work)
     if detached:

@@ -1,4 +1,4 @@
-"""Checkouts that a run cannot clone: their files are uploaded, and one line in the log says why."""
+"""Checkouts that a run cannot clone: their files are uploaded, and one log line gives the reason."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def packed(root: Path) -> Code:
 
 
 def uploaded(root: Path) -> set[str]:
-    """Return the names of the files that are uploaded instead of a clone."""
+    """Return the names of the files that are uploaded instead of cloning."""
     code = packed(root)
     assert code.data == {"repo_type": "local", "repo_dir": str(root)}
     assert (code.clone, code.repo_id.startswith(f"{root.name}-")) == (None, True)
@@ -56,7 +56,7 @@ def _without_remote(work: Path) -> Path:
 
 
 def _git_sync(work: Path) -> Path:
-    """Lay a directory out as git-sync does: a detached worktree of a repository without remotes."""
+    """Create a checkout as git-sync does: a detached worktree of a repository without remotes."""
     head = git(work, "rev-parse", "HEAD")
     git(work.parent, "init", "--quiet", "root")
     root = work.parent / "root"
@@ -72,7 +72,7 @@ def _git_sync_without_its_repository(work: Path) -> Path:
 
 
 def _pull_request(work: Path) -> Path:
-    """Check a merge out as CI does: one commit, which no branch has."""
+    """Check out a merge as CI does: one commit that is on no branch."""
     base = git(work, "rev-parse", "HEAD")
     git(work, "checkout", "--quiet", "-b", "feature")
     write(work, a="feature\n")
@@ -174,7 +174,7 @@ def _directory_now_a_file(work: Path) -> Path:
         (_directory_now_a_file, "its directory 'sub' is a file now, which a diff cannot carry"),
     ],
 )
-def test_the_files_are_uploaded_and_the_log_says_why(
+def test_the_files_are_uploaded_and_the_log_gives_the_reason(
     work: Path, caplog: pytest.LogCaptureFixture, make: Callable[[Path], Path], reason: str
 ) -> None:
     root = make(work)
@@ -210,7 +210,7 @@ def test_without_git_a_checkout_is_uploaded(
     assert len(caplog.records) == 1
 
 
-def test_what_git_tracks_is_uploaded_though_a_rule_names_it(work: Path) -> None:
+def test_tracked_files_are_uploaded_even_if_an_ignore_rule_matches(work: Path) -> None:
     write(work, build__kept="1", build__left="2", **{"data.bin": "3"})
     git(work, "add", "-f", "build/kept", "data.bin")
     write(work, **{".gitignore": "build/\n*.bin\n", ".dstackignore": "data.bin\n"})
@@ -218,7 +218,7 @@ def test_what_git_tracks_is_uploaded_though_a_rule_names_it(work: Path) -> None:
     assert uploaded(work) == {*FILES, "build/kept", ".gitignore", ".dstackignore"}
 
 
-def test_files_too_big_for_an_upload_are_told_with_the_reason(
+def test_the_error_for_files_too_big_to_upload_gives_the_reason_for_the_upload(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dstack_core._code.archive.PACK_LIMIT", 100_000)

@@ -1,4 +1,4 @@
-"""Which values of a run's environment a log must not show."""
+"""The values of a run's environment that a log must not show."""
 
 from __future__ import annotations
 

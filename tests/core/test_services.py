@@ -1,4 +1,4 @@
-"""A service's address, and when it counts as answering: replies as real servers' proxies gave them."""
+"""A service's address, and when it counts as ready, with replies recorded from real servers' proxies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OK = Reply(200, {}, b"hello")
 
 
 class Server(Script):
-    """Answer ``runs/get`` and the service's address from a list each; the last answer is given for ever."""
+    """A server with a list of answers for ``runs/get`` and one for the service; the last answer repeats."""
 
     def __init__(self, runs: list[Answer], service: list[Answer]) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def test_the_address_is_returned_once_the_service_itself_answers(driver: Driver)
     assert not any(request.anonymous for request in server.sent)
 
 
-def test_nothing_is_asked_before_a_job_runs_and_a_lost_answer_is_none(driver: Driver) -> None:
+def test_the_service_is_not_polled_before_a_job_runs_and_a_lost_reply_does_not_count(driver: Driver) -> None:
     waiting = service(status="submitted")
     server = Server([waiting, waiting, service()], [LOST, OK])
     wait(driver, server)
@@ -73,7 +73,7 @@ def test_nothing_is_asked_before_a_job_runs_and_a_lost_answer_is_none(driver: Dr
 @pytest.mark.parametrize(
     ("url", "anonymous"), [("https://chat.gateway.example", False), ("http://chat.gateway.example", True)]
 )
-def test_a_gateways_address_is_whole_and_gets_no_token_in_the_clear(
+def test_a_gateways_address_is_complete_and_gets_no_token_over_plain_http(
     driver: Driver, url: str, anonymous: bool
 ) -> None:
     server = Server([service(url)], [OK])
@@ -81,7 +81,7 @@ def test_a_gateways_address_is_whole_and_gets_no_token_in_the_clear(
     assert (server.sent[-1].path, server.sent[-1].anonymous) == (url, anonymous)
 
 
-def test_a_run_that_ends_before_raises_what_it_is(driver: Driver) -> None:
+def test_a_run_that_ends_before_it_is_ready_raises_its_own_error(driver: Driver) -> None:
     with pytest.raises(RunFailedError, match=r"Run chat .*See http://server/projects/main/runs/id-1"):
         wait(driver, Server([service(), service(status="failed")], [NOBODY]))
     with pytest.raises(RunFailedError, match="Run chat finished before it answered"):
@@ -91,7 +91,7 @@ def test_a_run_that_ends_before_raises_what_it_is(driver: Driver) -> None:
         wait(driver, Server([stopped], [NOBODY]))
 
 
-def test_a_task_and_a_run_that_is_gone_are_told_as_that(driver: Driver) -> None:
+def test_a_task_and_a_deleted_run_are_errors(driver: Driver) -> None:
     with pytest.raises(errors.ConfigurationError, match="run chat is no service"):
         wait(driver, Server([reply(run_json(name="chat"))], [OK]))
     with pytest.raises(errors.RunNotFoundError, match="no longer in project main"):
@@ -113,7 +113,9 @@ def test_a_task_and_a_run_that_is_gone_are_told_as_that(driver: Driver) -> None:
         (Reply(404, {}, b"<html>no such page</html>"), "GET", True),
     ],
 )
-def test_what_counts_as_an_answer(answer: Reply, method: str, answers: bool | None) -> None:
+def test_any_reply_of_the_service_itself_counts_as_an_answer(
+    answer: Reply, method: str, answers: bool | None
+) -> None:
     assert service_answers(answer, method) is answers
 
 

@@ -87,11 +87,11 @@ def test_many_followed_runs_need_few_requests() -> None:
 
         lists, gets, seconds = asyncio.run(go())
     rounds = seconds / interval + 2
-    assert lists <= 2 * rounds, "a look at 120 active runs is two pages"
+    assert lists <= 2 * rounds, "polling 120 active runs takes two pages"
     assert gets < number / 10
 
 
-def test_lines_precede_the_end_and_come_once() -> None:
+def test_lines_precede_the_end_and_arrive_once() -> None:
     with LocalServer() as server:
 
         async def one(client: dstack.SharedAsyncClient, number: int) -> list[Event]:
@@ -113,7 +113,7 @@ def test_lines_precede_the_end_and_come_once() -> None:
             assert isinstance(events[-1], RunFinished)
 
 
-def test_clients_share_only_within_a_loop_a_server_and_a_token() -> None:
+def test_clients_share_polls_only_within_a_loop_a_server_and_a_token() -> None:
     from dstack_core._shared import transport as shared
 
     with LocalServer() as server:

@@ -1,4 +1,4 @@
-"""When followed runs are polled, and how often a silent log is read."""
+"""The moments at which followed runs are polled, and how often a silent log is read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ API = Api("http://server", "main")
 
 
 def together(flow: Flow[Outcome], clock: Clock, run_id: str) -> Flow[Outcome]:
-    """Carry out the waits of a flow at the moments at which the shared polls are."""
+    """Carry out the waits of a flow at the moments of the shared polls."""
 
     def polls(wait: Wait) -> Any:
         left = polls_until_turn(wait.polls, wait.interval, run_id, clock())
@@ -90,7 +90,7 @@ def test_a_timer_that_ends_a_moment_early_causes_no_second_poll() -> None:
         *[(False, 0.5, 12), (False, 2, 4), (False, 5, 2), (False, 15, 1)],
     ],
 )
-def test_a_silent_log_is_read_less_and_less_until_it_speaks(
+def test_a_silent_log_is_read_less_often_until_it_has_new_lines(
     driver: Driver, shared: bool, poll_interval: float, longest: int
 ) -> None:
     log_reads: list[int] = []
@@ -123,7 +123,7 @@ def test_a_silent_log_is_read_less_and_less_until_it_speaks(
     assert isinstance(events[-1], RunFinished)
 
 
-def test_logs_that_fell_silent_together_take_turns(driver: Driver) -> None:
+def test_logs_that_fell_silent_together_are_read_in_turns(driver: Driver) -> None:
     log_reads: list[set[str]] = [set() for _ in range(61)]
     for index in range(60):
         name = f"id-{index}"

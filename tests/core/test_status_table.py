@@ -1,4 +1,4 @@
-"""The table of statuses: what its rows mean, that the docs show it, and that there is no second one."""
+"""The table of statuses: what its rows mean, that the docs show it, and that it is the only one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_status_is_in_exactly_one_phase(status: RunStatus) -> None:
 
 
 @pytest.mark.parametrize("status", RunStatus)
-def test_a_bar_never_goes_back_from_phase_to_phase(status: RunStatus) -> None:
+def test_a_progress_bar_never_goes_back_from_phase_to_phase(status: RunStatus) -> None:
     earlier = list(Phase).index(status._row.phase)
     assert (status.percent == 100.0) == status.is_finished
     if not status.is_finished:
@@ -66,19 +66,19 @@ def test_no_row_hides_another() -> None:
     rows = [status._row for status in RunStatus]
     assert len(BY_RUN) == sum(len(row.run) for row in rows)
     assert len(BY_JOB) == sum(row.job is not None for row in rows)
-    # Without its sign, each raw status means something as well: a message may be missing (PROTOCOL 2.2).
+    # Each raw status also has a row without a sign, because a message may be missing (PROTOCOL 2.2).
     assert {raw for raw, sign in BY_RUN if sign} <= {raw for raw, sign in BY_RUN if sign is None}
 
 
 @pytest.mark.parametrize(("raw", "status"), BY_JOB.items())
-def test_the_attempt_of_a_job_asks_the_table(raw: str, status: RunStatus) -> None:
+def test_the_attempt_of_a_job_uses_the_table(raw: str, status: RunStatus) -> None:
     attempt = Submission("id", 0, raw, None, None, None, None, None, Machine())
     assert attempt.mapped_status is status
     assert (attempt.may_have_logs, attempt.is_finished) == (not status.is_before_start, status.is_finished)
 
 
 @pytest.mark.parametrize("status", [status for status in RunStatus if status.is_finished])
-def test_how_a_run_ended_asks_the_table(status: RunStatus) -> None:
+def test_an_outcome_uses_the_table(status: RunStatus) -> None:
     facts: dict[str, Any] = {"run_name": "train", "run_id": "id", "project": "main", "message": "ended"}
     outcome = Outcome.from_dict({**facts, "status": str(status), "cost": 0.0, "url": "http://server"})
     assert outcome.succeeded == status.is_success
@@ -88,7 +88,7 @@ def test_how_a_run_ended_asks_the_table(status: RunStatus) -> None:
 
 
 @pytest.mark.parametrize("raw", ["hibernating", "with-dashes", ""])
-def test_an_unknown_status_stays_as_it_came(raw: str) -> None:
+def test_an_unknown_status_is_kept_as_received(raw: str) -> None:
     attempt = Submission("id", 0, raw, None, None, None, None, None, Machine())
     assert (attempt.status, attempt.may_have_logs, attempt.is_finished) == (raw, True, False)
     if raw:
@@ -146,7 +146,7 @@ def test_the_documented_api_has_a_row_for_it(status: RunStatus) -> None:
 
 
 def named_status(node: ast.AST) -> str | None:
-    """Return the status that an expression names: as text, or as a member of ``RunStatus``."""
+    """Return the status that an expression names, as text or as a member of ``RunStatus``."""
     if isinstance(node, ast.Constant) and node.value in STATUSES:
         return str(node.value)
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "RunStatus":
@@ -155,7 +155,7 @@ def named_status(node: ast.AST) -> str | None:
 
 
 def second_tables(tree: ast.AST) -> Iterator[str]:
-    """Yield the places of code that decide by statuses without the table."""
+    """Yield the places in code that decide by statuses without the table."""
     for node in ast.walk(tree):
         items: list[ast.AST] = []
         if isinstance(node, ast.Set | ast.List | ast.Tuple):

@@ -1,4 +1,4 @@
-"""The documented statuses, each with a server's reply that shows it, or the fact that none can."""
+"""The documented statuses, each with a server's reply that shows it or the reason why none can."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ SHOWN = [
     ("failed_0.22.5", RunStatus.FAILED),
     ("done_0.22.5", RunStatus.DONE),
 ]
-# Images are not built by servers any more, code is uploaded by the client before the run exists, and a
+# Servers no longer build images, code is uploaded by the client before the run exists, and a
 # stopped run cannot be resumed: it is TERMINATED.
 NEVER_SHOWN = {RunStatus.BUILDING, RunStatus.UPLOADING, RunStatus.STOPPED}
 
 
 @pytest.mark.parametrize(("name", "status"), SHOWN)
-def test_a_reply_that_shows_it(name: str, status: RunStatus) -> None:
+def test_a_recorded_reply_shows_the_status(name: str, status: RunStatus) -> None:
     body = recorded(f"runs_get_{name}")
     run = parse_run(body)
     assert run.status is status
@@ -48,7 +48,7 @@ def test_each_documented_status_is_shown_or_known_not_to_be() -> None:
     assert not {status for _, status in SHOWN} & NEVER_SHOWN
 
 
-def test_waiting_for_capacity_is_no_restart() -> None:
+def test_waiting_for_capacity_does_not_count_as_a_restart() -> None:
     body = copy.deepcopy(recorded("runs_get_restarting_0.22.5"))
     for submission in (body["latest_job_submission"], body["jobs"][0]["job_submissions"][-1]):
         submission["termination_reason"] = "failed_to_start_due_to_no_capacity"

@@ -1,4 +1,4 @@
-"""Exactly one run a submit, whatever gets lost (PROTOCOL 1.4)."""
+"""A submit makes exactly one run, whatever gets lost (PROTOCOL 1.4)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def flow(
 
 
 class Server:
-    """Keep one run, as the real server does: the second apply of a name is refused."""
+    """A server that, like a real one, refuses the second apply of a name."""
 
     def __init__(self, *losses: str) -> None:
         self.runs: list[dict[str, Any]] = []
@@ -79,7 +79,7 @@ def test_one_run_whatever_is_lost(
     assert script.paths().count("runs/apply") == applies
 
 
-def test_with_a_marker_that_was_just_drawn_one_request_submits(driver: Driver) -> None:
+def test_with_a_newly_drawn_marker_one_request_submits(driver: Driver) -> None:
     script = Server().script()
     assert driver.run(flow(driver, look_first=False), script).marker == "mine"
     assert script.paths() == ["runs/apply"]
@@ -87,7 +87,7 @@ def test_with_a_marker_that_was_just_drawn_one_request_submits(driver: Driver) -
 
 @pytest.mark.parametrize("version", ["0.18.44", "0.19.40", "0.20.24", "0.21.5", "0.22.5"])
 @pytest.mark.parametrize("text", ["apply_same_active_noforce", "apply_different_active_force"])
-def test_the_servers_refusal_to_touch_an_active_run_is_told_as_that(
+def test_the_servers_refusal_to_replace_an_active_run_is_a_taken_name(
     driver: Driver, version: str, text: str
 ) -> None:
     script = Script(
@@ -109,7 +109,7 @@ def test_the_request_never_forces_nor_names_a_resource(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize("status", ["submitted", "running", "done", "failed", "terminating"])
-def test_a_run_with_our_marker_is_taken_whatever_its_status(driver: Driver, status: str) -> None:
+def test_a_run_with_our_marker_is_returned_whatever_its_status(driver: Driver, status: str) -> None:
     script = Script(runs__get=[reply(run_json(status))])
     assert driver.run(flow(driver), script).raw_status == status
     assert script.paths() == ["runs/get"]
@@ -136,7 +136,7 @@ def test_a_finished_run_of_another_owner_is_replaced_only_where_allowed(driver: 
 
 @pytest.mark.parametrize("version", ["0.18.44", "0.19.40", "0.20.24", "0.21.5", "0.22.5"])
 @pytest.mark.parametrize("text", ["apply_same_active_noforce", "apply_different_active_force"])
-def test_a_refusal_because_a_twin_was_faster_takes_the_twins_run(
+def test_when_another_submission_with_our_marker_was_faster_its_run_is_returned(
     driver: Driver, version: str, text: str
 ) -> None:
     script = Script(
@@ -145,7 +145,7 @@ def test_a_refusal_because_a_twin_was_faster_takes_the_twins_run(
     assert driver.run(flow(driver), script).marker == "mine"
 
 
-def test_a_refusal_of_the_request_itself_is_raised_with_the_servers_words(driver: Driver) -> None:
+def test_a_refusal_of_the_request_itself_is_raised_with_the_servers_message(driver: Driver) -> None:
     refusal = reply({"detail": [{"loc": ["body", "plan", "run_spec", "configuration", "TaskConfiguration", "nodez"],
                                  "msg": "Extra inputs are not permitted", "type": "extra_forbidden"}]}, 422)  # fmt: skip
     script = Script(runs__get=[MISSING], runs__apply=[refusal])
@@ -154,14 +154,14 @@ def test_a_refusal_of_the_request_itself_is_raised_with_the_servers_words(driver
     assert script.paths() == ["runs/get", "runs/apply", "runs/get"]
 
 
-def test_a_refused_token_ends_at_once_before_anything_is_submitted(driver: Driver) -> None:
+def test_a_refused_token_fails_at_once_before_anything_is_submitted(driver: Driver) -> None:
     script = Script(runs__get=[recorded_reply("error_403_bad_token_0.22.5")])
     with pytest.raises(AuthenticationError, match="http://server refused the token"):
         driver.run(flow(driver), script)
     assert script.paths() == ["runs/get"]
 
 
-def test_a_server_that_never_answers_is_given_up_after_the_budget(driver: Driver) -> None:
+def test_gives_up_after_the_budget_on_a_server_that_never_answers(driver: Driver) -> None:
     script = Script(runs__get=[LOST])
     with pytest.raises(ServerUnreachableError, match=r"retry budget 30 s"):
         driver.run(flow(driver), script)
@@ -169,22 +169,22 @@ def test_a_server_that_never_answers_is_given_up_after_the_budget(driver: Driver
     assert len(script.requests) > 3
 
 
-def test_a_server_that_loses_every_apply_is_given_up_after_the_budget(driver: Driver) -> None:
+def test_gives_up_after_the_budget_when_every_apply_is_lost(driver: Driver) -> None:
     script = Script(runs__get=[MISSING], runs__apply=[LOST])
     with pytest.raises(ServerUnreachableError):
         driver.run(flow(driver), script)
     assert driver.clock.now - 1000 <= 31
 
 
-def test_a_submission_whose_every_answer_is_spoiled_may_have_made_a_run(driver: Driver) -> None:
-    spoiled = reply({"unexpected": [1, 2, 3]})
-    script = Script(runs__get=[MISSING, spoiled], runs__apply=[spoiled])
+def test_the_error_after_malformed_replies_reports_that_the_run_was_sent(driver: Driver) -> None:
+    malformed = reply({"unexpected": [1, 2, 3]})
+    script = Script(runs__get=[MISSING, malformed], runs__apply=[malformed])
     with pytest.raises(ServerUnreachableError, match=r"Run 'train' was sent there"):
         driver.run(flow(driver), script)
     assert script.paths().count("runs/apply") == 1
 
 
-def test_a_stranger_that_was_sent_nothing_is_told_as_one(driver: Driver) -> None:
+def test_a_malformed_first_reply_is_a_protocol_error_and_nothing_is_submitted(driver: Driver) -> None:
     script = Script(runs__get=[reply({"unexpected": [1, 2, 3]})])
     with pytest.raises(ProtocolError):
         driver.run(flow(driver), script)

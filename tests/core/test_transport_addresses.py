@@ -1,4 +1,4 @@
-"""Where a request goes and whether the token goes with it, over real sockets, in both transports."""
+"""The address of a request and whether the token is sent, over real sockets, in both transports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Send = Callable[[TransportSettings, Request], Reply]
 
 
 class Seen:
-    """Serve on a free port and keep what was asked."""
+    """A server on a free port that records its requests."""
 
     def __init__(self) -> None:
         seen = self.requests = list[tuple[str, str | None]]()
@@ -69,7 +69,7 @@ def asynchronous(settings: TransportSettings, request: Request) -> Reply:
 
 
 @pytest.mark.parametrize("send", [blocking, asynchronous])
-def test_the_token_goes_where_it_is_wanted_and_nowhere_else(send: Send, pair: tuple[Seen, Seen]) -> None:
+def test_the_token_is_sent_except_with_anonymous_requests(send: Send, pair: tuple[Seen, Seen]) -> None:
     own, other = pair
     settings = TransportSettings(own.url, "tok-1")
     assert send(settings, Request("HEAD", "/proxy/x/")).status == 200

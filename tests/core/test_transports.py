@@ -32,7 +32,7 @@ def server(shared_server: LocalServer) -> Iterator[LocalServer]:
 
 
 class Calls:
-    """Call the sync or the async client in the same words."""
+    """Calls of the sync or the async client with the same arguments."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -67,7 +67,7 @@ def applies(server: LocalServer) -> int:
     [{"drop": "before"}, {"drop": "after"}, {"status": 503}, {"status": 500}, {"status": 429}],
     ids=lambda fault: "-".join(map(str, fault.values())),
 )
-def test_a_fault_at_apply_makes_exactly_one_run(
+def test_a_fault_at_apply_results_in_exactly_one_run(
     server: LocalServer, calls: Calls, fault: dict[str, Any]
 ) -> None:
     with dstack.Client(**target(server)) as client:
@@ -80,22 +80,22 @@ def test_a_fault_at_apply_makes_exactly_one_run(
 
 
 @pytest.mark.parametrize("path", ["users/get_my_user", "runs/get"])
-def test_a_fault_before_apply_is_borne(server: LocalServer, calls: Calls, path: str) -> None:
+def test_a_fault_before_apply_is_retried(server: LocalServer, calls: Calls, path: str) -> None:
     server.faults.add(path=path, times=1, drop="before")
     server.faults.add(path=path, times=1, status=503)
-    # With a marker of the caller's the run is looked up first.
+    # With a marker of the caller the run is requested first.
     task = {"type": "task", "commands": ["echo x"]}
     assert calls.submit(target(server), configuration=task, marker="ours").name
 
 
-def test_a_reply_that_never_comes_is_cut_by_the_timeout(server: LocalServer, calls: Calls) -> None:
+def test_a_reply_that_never_arrives_ends_with_the_timeout(server: LocalServer, calls: Calls) -> None:
     server.faults.add(path="runs/get", times=1, delay=30)
     task = {"type": "task", "commands": ["echo x"]}
     assert calls.submit(target(server, timeout=0.5), configuration=task, marker="ours").name
 
 
-def test_a_missing_reply_is_reported_in_words_with_a_short_number(server: LocalServer, calls: Calls) -> None:
-    """Limits are what is left of a caller's time, with a dozen digits; a library's own text has them all."""
+def test_the_error_for_a_missing_reply_has_a_rounded_number(server: LocalServer, calls: Calls) -> None:
+    """Round the limit: it is what remains of a caller's time, and a library's own message shows a dozen digits."""
     server.faults.add(path="runs/get", times=None, delay=30)
     with pytest.raises(dstack.ServerUnreachableError) as raised:
         calls.submit(
@@ -108,7 +108,7 @@ def test_a_missing_reply_is_reported_in_words_with_a_short_number(server: LocalS
     assert f": no reply within {within} s. Tried " in raised.value.message
 
 
-def test_an_unreachable_server_is_told_after_the_budget(calls: Calls) -> None:
+def test_an_unreachable_server_is_an_error_after_the_budget(calls: Calls) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -138,7 +138,7 @@ class _OtherService(BaseHTTPRequestHandler):
         pass
 
 
-def test_what_is_not_a_dstack_server_is_told(calls: Calls) -> None:
+def test_another_kind_of_server_is_a_protocol_error(calls: Calls) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), _OtherService) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{other.server_port}"
@@ -167,7 +167,7 @@ def test_one_client_serves_many_threads(server: LocalServer) -> None:
     assert all(outcome.succeeded for outcome in outcomes)
 
 
-def test_leaving_a_follow_early_leaves_the_run_alone(server: LocalServer) -> None:
+def test_leaving_a_follow_early_does_not_stop_the_run(server: LocalServer) -> None:
     with dstack.Client(**target(server)) as client:
         run = client.runs.submit({"type": "task", "commands": ["sleep 60"]})
         for _ in run.follow(poll_interval=0.1):
@@ -177,7 +177,7 @@ def test_leaving_a_follow_early_leaves_the_run_alone(server: LocalServer) -> Non
         assert run.wait(30, poll_interval=0.1).status == dstack.RunStatus.ABORTED
 
 
-def test_a_lost_server_is_told_in_the_log_without_the_token(
+def test_an_unreachable_server_is_logged_without_the_token(
     server: LocalServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.faults.add(path="users/get_my_user", times=2, status=503)
@@ -188,7 +188,7 @@ def test_a_lost_server_is_told_in_the_log_without_the_token(
     assert server.token not in caplog.text
 
 
-def test_a_refused_repo_is_not_told_as_a_directory_too_big(server: LocalServer, tmp_path: Path) -> None:
+def test_a_refused_repo_is_not_reported_as_too_big(server: LocalServer, tmp_path: Path) -> None:
     refusal = {"detail": [{"msg": "No repos here", "code": "error"}]}
     server.faults.add(path="repos/init", status=400, body=refusal)
     with (

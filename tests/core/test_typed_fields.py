@@ -1,4 +1,4 @@
-"""Every documented field and today's YAML keys: typed (mypy reads this file) and sent as they are meant."""
+"""Every documented field and current YAML key is typed (mypy checks this file) and sent as intended."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_a_service_with_every_field() -> None:
     }
 
 
-def test_what_was_not_set_or_is_none_is_not_sent() -> None:
+def test_fields_that_are_unset_or_none_are_not_sent() -> None:
     assert sent(Task(commands=["x"], fleets=None, nodes=None)) == {"type": "task", "commands": ["x"]}
 
 
@@ -209,7 +209,7 @@ def test_yaml_keeps_its_own_meaning_and_unknown_keys_pass() -> None:
         ),
     ],
 )
-def test_what_no_server_takes_is_refused_here(data: dict[str, Any], text: str) -> None:
+def test_values_that_no_server_accepts_are_refused_by_the_client(data: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigurationError, match=text):
         load_configuration({"type": "task", "commands": ["x"], **data})
 
@@ -247,7 +247,7 @@ def test_a_policy_that_is_off_sends_nothing() -> None:
 
 
 @pytest.mark.parametrize("limit", ["soon", "", "3 days", -5])
-def test_a_limit_that_is_no_duration_is_refused(limit: Any) -> None:
+def test_a_limit_must_be_a_duration(limit: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"RetryPolicy\.limit: expected seconds above 0"):
         RetryPolicy(retry=True, limit=limit)
     with pytest.raises(ConfigurationError, match=r"max_duration: expected seconds above 0"):

@@ -1,4 +1,4 @@
-"""The waiting calls: their time limits, retry budgets, own sleeps and events, sync and async."""
+"""The waiting calls, sync and async: time limits, retry budgets, the caller's own sleep and events."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def wait(driver: Driver, script: Script, timeout: float | None, retry_budget: fl
     return driver.run(within(flow, limit), script)
 
 
-def test_no_retry_is_promised_behind_the_timeout(driver: Driver, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_retry_is_announced_beyond_the_timeout(driver: Driver, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "dstack_core")
     script = Script(runs__get=[reply(run_json("running")), LOST])
     with pytest.raises(dstack.WaitTimeoutError) as caught:
@@ -44,7 +44,7 @@ def test_no_retry_is_promised_behind_the_timeout(driver: Driver, caplog: pytest.
     assert driver.clock.now == 1008.0
 
 
-def test_waiting_gives_up_on_an_unreachable_server_after_its_retry_budget(driver: Driver) -> None:
+def test_waiting_gives_up_on_an_unreachable_server_after_the_retry_budget(driver: Driver) -> None:
     script = Script(runs__get=[reply(run_json("running")), LOST])
     with pytest.raises(dstack.ServerUnreachableError):
         wait(driver, script, timeout=None, retry_budget=7.0)
@@ -68,7 +68,7 @@ def test_a_request_ends_with_the_time_limit(driver: Driver) -> None:
 
 @pytest.mark.parametrize("what", ["get", "follow"])
 def test_get_and_follow_end_with_their_time_limit(driver: Driver, what: str) -> None:
-    """Replies take 5 s: no request takes longer than what is left, and none begins behind the limit."""
+    """Reply after 5 s: no request takes longer than the time that is left, and none begins after the limit."""
     ours = session(driver)
     timeouts: list[float] = []
 
@@ -97,7 +97,7 @@ def test_get_and_follow_end_with_their_time_limit(driver: Driver, what: str) -> 
 
 
 class Leave(Exception):
-    """End a wait from its own sleep."""
+    """An exception that ends a wait from the caller's own sleep."""
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def server() -> Iterator[LocalServer]:
         yield server
 
 
-def test_every_waiting_call_takes_its_own_sleep_and_events(server: LocalServer) -> None:
+def test_every_waiting_call_takes_a_sleep_and_an_event_callback(server: LocalServer) -> None:
     slept: list[float] = []
     events: list[dstack.Event] = []
 
@@ -170,7 +170,7 @@ def test_the_async_twins_do_so_too(server: LocalServer) -> None:
     asyncio.run(check())
 
 
-def test_a_wait_ends_in_time_on_a_server_that_answers_late(server: LocalServer) -> None:
+def test_a_wait_ends_in_time_on_a_slow_server(server: LocalServer) -> None:
     with server.client() as client:
         run = client.runs.submit({"type": "task", "commands": ["sleep 600"]})
         server.faults.slow(20.0)
@@ -180,7 +180,7 @@ def test_a_wait_ends_in_time_on_a_server_that_answers_late(server: LocalServer) 
         run.stop(abort=True)
 
 
-def test_the_offers_of_a_slow_server_are_waited_for_in_time_only(server: LocalServer) -> None:
+def test_waiting_for_the_offers_of_a_slow_server_ends_in_time(server: LocalServer) -> None:
     with server.client() as client:
         server.faults.slow(20.0)
         with pytest.raises(dstack.WaitTimeoutError, match=r"returned no offers within 0\.5 s"):

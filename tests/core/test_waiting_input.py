@@ -1,4 +1,4 @@
-"""What the waiting calls refuse, before any request."""
+"""Wrong arguments of the waiting calls are refused before any request."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_client_refuses_times_that_make_no_sense(name: str) -> None:
         dstack.Client(**arguments)
 
 
-def test_a_wait_that_never_reached_the_server_does_not_say_that_the_run_keeps_running(
+def test_a_wait_that_never_reached_the_server_does_not_claim_that_the_run_keeps_running(
     run: dstack.Run,
 ) -> None:
     with LocalServer() as gone, gone.client() as client:

@@ -1,4 +1,4 @@
-"""The script that counts what a newcomer passes: on a small sample, and on a submit."""
+"""The script that counts the code that a call runs through, on a small sample and on a submit."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_lines_are_counted_without_docstrings() -> None:
     assert walks.count_lines("") == (0, 0)
 
 
-def test_the_functions_that_are_called_are_seen_in_every_thread(tmp_path: Path) -> None:
+def test_called_functions_are_counted_in_every_thread(tmp_path: Path) -> None:
     folder, other = tmp_path / "seen", tmp_path / "seen" / "server"
     other.mkdir(parents=True)
     for one in (folder, other):
@@ -69,7 +69,7 @@ def test_a_package_is_measured(tmp_path: Path) -> None:
     assert size.longest == [("deep/sample.py", 24), ("short.py", 1)]
 
 
-def test_it_runs(tmp_path: Path) -> None:
+def test_the_script_measures_a_submit(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "scripts.walks", "--walk", "submit", "--json"],
         cwd=ROOT,

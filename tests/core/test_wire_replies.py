@@ -1,4 +1,4 @@
-"""Our reader against recorded replies of five server generations."""
+"""Recorded replies of five server generations, read by our parsers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_recorded_run_can_be_read(path: Any) -> None:
          "https://dstack.ai/docs/guides/troubleshooting/#no-fleets)"),
     ],
 )  # fmt: skip
-def test_outcomes_in_words(
+def test_outcomes_have_a_message_in_words(
     name: str, status: str, exit_status: int | None, reason: str, message: str
 ) -> None:
     outcome = outcome_of(parse_run(recorded(f"runs_get_{name}")), "http://server/run")
@@ -64,7 +64,7 @@ def test_an_outcome_names_its_machine_and_its_duration() -> None:
     assert type(outcome).from_dict(wire) == outcome
 
 
-def test_outcomes_raise_what_they_are() -> None:
+def test_outcomes_raise_the_matching_error() -> None:
     def outcome(name: str) -> Any:
         return outcome_of(parse_run(recorded(f"runs_get_{name}_0.22.5")), "http://server/run")
 
@@ -98,7 +98,7 @@ def test_refusals_of_all_versions(version: str, name: str, error: type[Exception
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_missing_run_is_none(version: str) -> None:
+def test_a_missing_run_is_parsed_as_absent(version: str) -> None:
     assert API.get_run("nope").parse(recorded_reply(f"error_400_run_not_found_{version}")) is None
 
 
@@ -134,7 +134,7 @@ HINTS = (
 )
 
 
-def test_exact_sizes_are_named_where_there_are_no_offers() -> None:
+def test_exact_sizes_are_named_when_there_are_no_offers() -> None:
     body = recorded("get_plan_minimal_0.22.5_no_fleet")
     body["job_plans"][0]["job_spec"]["requirements"]["resources"] |= EXACT
     assert API.get_plan({}).parse(reply(body)).hints == HINTS
@@ -145,14 +145,14 @@ def test_exact_sizes_are_named_where_there_are_no_offers() -> None:
     assert API.get_plan({}).parse(reply(body)).hints == ()
 
 
-def test_exact_sizes_are_named_where_no_machine_could_be_had() -> None:
+def test_exact_sizes_are_named_when_there_was_no_capacity() -> None:
     body = recorded("runs_get_no_capacity_0.22.5")
     body["jobs"][0]["job_spec"]["requirements"]["resources"] |= EXACT
     message = outcome_of(parse_run(body), "url").message
     assert message.endswith(f"provisioning-fails {HINTS[0]} {HINTS[1]})")
     submission = body["jobs"][0]["job_submissions"][-1]
     submission["termination_reason_message"] = f"No offers. {HINTS[0]}"
-    assert outcome_of(parse_run(body), "url").message.count("exact size") == 2, "each is said once"
+    assert outcome_of(parse_run(body), "url").message.count("exact size") == 2, "each hint appears once"
     body["jobs"][0]["job_submissions"][-1]["termination_reason"] = "executor_error"
     assert HINTS[1] not in outcome_of(parse_run(body), "url").message
 
@@ -171,7 +171,9 @@ def test_exact_sizes_are_named_where_no_machine_could_be_had() -> None:
         (reply({"detail": "Method Not Allowed"}, 405), errors.UnsupportedServerError, "0.18.44 or newer"),
     ],
 )  # fmt: skip
-def test_answers_that_are_no_success(answer: Reply, error: type[Exception], text: str) -> None:
+def test_unsuccessful_replies_raise_the_matching_error(
+    answer: Reply, error: type[Exception], text: str
+) -> None:
     with pytest.raises(error, match=text):
         API.get_run("x").parse(answer)
 

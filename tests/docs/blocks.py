@@ -21,7 +21,7 @@ _BLOCK = re.compile(r"^```(?P<info>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | 
 
 @dataclass(frozen=True)
 class Block:
-    """One code block; ``info`` is the text behind the fence, ``outputs`` is what the page says it prints."""
+    """One code block; ``info`` is the text after the fence, ``outputs`` is the output that the page shows for it."""
 
     page: Path
     line: int
@@ -47,7 +47,7 @@ def every_block() -> Iterator[Block]:
 def blocks_of(page: Path) -> list[Block]:
     """Return the blocks of a page, each with its output.
 
-    A block ``output`` belongs to the block it directly follows, else to the last Python block before it.
+    A block ``output`` belongs to the block it directly follows, otherwise to the last Python block before it.
     """
     text = page.read_text()
     matches = list(_BLOCK.finditer(text))

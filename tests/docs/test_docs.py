@@ -13,7 +13,7 @@ import pytest
 from dstack_core.local import LocalServer
 from tests.docs.blocks import PAGES, ROOT, Block, blocks, check_outputs, every_block
 
-# Who runs the blocks of each kind; "" is a drawing.
+# The test that runs the blocks of each kind; "" is a drawing.
 JUDGES = {
     "": "nothing to run",
     "python": "here",
@@ -96,7 +96,7 @@ def test_shell_blocks_name_commands_that_exist(block: Block) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
+def test_links_between_pages_have_a_target(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         if not target.startswith(("http://", "https://", "#")):
             assert (page.parent / target.partition("#")[0]).exists(), f"{page}: {target}"

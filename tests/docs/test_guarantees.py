@@ -14,7 +14,7 @@ TESTS = ROOT / "tests"
 
 
 def rows(page: str) -> list[list[str]]:
-    """Return the cells of all rows of a page's tables, their heads left out."""
+    """Return the cells of all rows of a page's tables, without the header rows."""
     lines = (ROOT / "docs" / page).read_text().splitlines()
     heads = {lines[number - 1] for number, line in enumerate(lines) if line.startswith("|--")}
     return [

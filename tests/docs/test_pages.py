@@ -24,10 +24,10 @@ def test_a_how_to_asks_one_question_and_answers_it_first(page: Path) -> None:
     lines = page.read_text().splitlines()
     assert lines[0].startswith("# How to ")
     assert len(lines) <= _MOST_LINES
-    # The answer comes before any heading, list, table or code.
+    # The answer precedes any heading, list, table or code.
     assert lines[1] == ""
     assert re.match(r"[A-Z`]", lines[2]), (
-        f"{page.name}: expected a sentence behind the title, got {lines[2]!r}"
+        f"{page.name}: expected a sentence after the title, got {lines[2]!r}"
     )
     assert sum(line.startswith("# How to ") for line in lines) == 1
 
@@ -52,7 +52,7 @@ def test_every_example_is_in_the_gallery() -> None:
 
 
 def texts_of_the_code() -> Iterator[str]:
-    """Yield the texts of the sources, docstrings left out, with ``...`` for what is filled in."""
+    """Yield the strings of the sources, except docstrings, with ``...`` for what is filled in."""
     for folder in SOURCES:
         for path in folder.rglob("*.py"):
             yield from _texts(ast.parse(path.read_text()))
@@ -75,9 +75,9 @@ def test_every_message_of_the_troubleshooting_page_is_in_the_code() -> None:
     literals = _LITERAL.findall((DOCS / "troubleshooting.md").read_text())
     assert len(literals) > 25
     missing = [literal for literal in literals if not any(literal in text for text in texts)]
-    assert not missing, f"no message of the code has {missing}: write them as the code does now"
+    assert not missing, f"no message of the code has {missing}: correct the page to match the code"
 
 
-def test_a_text_that_no_code_has_is_found_out() -> None:
+def test_a_text_that_no_code_has_is_found() -> None:
     assert not any("a message that was changed" in text for text in texts_of_the_code())
     assert list(_texts(ast.parse('"""Docs."""\nraise ValueError(f"a {b} c" " d")'))) == ["a ... c d"]

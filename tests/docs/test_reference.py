@@ -1,4 +1,4 @@
-"""The reference pages are what the code says, and leave no public name out."""
+"""The reference pages match the docstrings and leave no public name out."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def test_the_pages_are_up_to_date(rendered: dict[str, str]) -> None:
     assert there.keys() == rendered.keys(), "run `make reference`"
     for name, text in rendered.items():
         assert there[name] == text, (
-            f"docs/reference/{name} is not what the docstrings say: run `make reference`"
+            f"docs/reference/{name} does not match the docstrings: run `make reference`"
         )
 
 
-def test_every_public_name_has_a_place() -> None:
+def test_every_public_name_is_on_a_page() -> None:
     shown = {path for page in PAGES for path in page.objects}
     missing = {f"dstack_core.{name}" for name in dstack_core.__all__} - shown - {"dstack_core.__version__"}
     assert not missing, f"add {sorted(missing)} to a page in scripts/make_reference.py"

@@ -30,7 +30,9 @@ _PAGE = '<html><body><h1 id="top">x</h1>{body}</body></html>'
         ("<pre>One\n* two</pre>", ""),
     ],
 )
-def test_what_the_check_finds(body: str, problem: str, tmp_path: Path) -> None:
+def test_the_check_finds_remote_addresses_missing_targets_and_unrendered_lists(
+    body: str, problem: str, tmp_path: Path
+) -> None:
     (tmp_path / "index.html").write_text(_PAGE.format(body=body))
     (tmp_path / "a.png").touch()
     problems = check_site(tmp_path)
@@ -45,7 +47,7 @@ def test_an_address_in_a_style_sheet_is_found(tmp_path: Path) -> None:
     assert "//fonts.example.com/x.woff2" in problem
 
 
-def test_no_pages_are_a_problem(tmp_path: Path) -> None:
+def test_a_site_without_pages_is_a_problem(tmp_path: Path) -> None:
     assert check_site(tmp_path)
 
 
@@ -82,7 +84,7 @@ def test_the_sections_of_docstrings_become_lists(tmp_path: Path) -> None:
     assert "**Example**\n\n```python\nx\n```\n" in staged
 
 
-def test_a_list_behind_a_line_gets_an_empty_line(tmp_path: Path) -> None:
+def test_a_list_right_after_a_line_gets_an_empty_line_before_it(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("One:\n* two\n  more\n* three\n```\na\n* b\n```\n")
     assert make_site.page_for_site(page) == "One:\n\n* two\n  more\n* three\n```\na\n* b\n```\n"

@@ -29,6 +29,15 @@ SWEPT: tuple[str, ...] = (
     "scripts",
     "tests/docs/commands.py",
     "tests/docs/test_readme.py",
+    "tests/conftest.py",
+    "tests/contract",
+    "tests/core",
+    "tests/docs",
+    "tests/documented",
+    "tests/dstack_files.py",
+    "tests/option_values.py",
+    "tests/ports.py",
+    "tests/settings.py",
 )
 
 # Each rule finds these, in the order of RULES.

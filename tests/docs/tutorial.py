@@ -1,4 +1,4 @@
-"""Follow a tutorial: run its commands in shells of their own, with free ports for the ones it names."""
+"""Follow a tutorial: run its commands in separate shells, with free ports instead of those it names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PATIENCE_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Tutorial:
-    """The commands of a page, run with a home of their own; ``ports`` replaces the ports that the page names."""
+    """The commands of a page, run with a separate home directory; ``ports`` replaces the ports that the page names."""
 
     page: Path
     home: Path
@@ -59,7 +59,7 @@ class Tutorial:
                     break
 
     def run(self, block: Block) -> str:
-        """Run the commands of a block to their end, check that they succeed, and return what they show."""
+        """Run the commands of a block to their end, check that they succeed, and return their output."""
         done = subprocess.run(
             ["bash", "-euc", self.on_free_ports(block.code)],
             env=self.environment(),
@@ -73,13 +73,13 @@ class Tutorial:
         return done.stderr + done.stdout
 
     def on_free_ports(self, text: str) -> str:
-        """Return a text of the page with the ports that are used here."""
+        """Return a text of the page with its ports replaced by those in use."""
         for port, free in self.ports.items():
             text = text.replace(port, str(free))
         return text
 
     def environment(self) -> dict[str, str]:
-        """Return the variables of the shells: nothing of this process but the programs and the sources."""
+        """Return the shells' environment variables: of this process, only the paths to programs and sources."""
         return {
             "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
             "PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT)),
@@ -92,7 +92,7 @@ class Tutorial:
 
 
 def wait_for_address(url: str, output: Path) -> None:
-    """Return when an address answers with 200; fail with the end of the output when it does not."""
+    """Wait until an address answers with 200, or fail with the end of the output."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as reply:

@@ -113,7 +113,7 @@ RULES = [
         'a sentence that begins with "If"',
     ),
 ]
-# The first word of a class's docstring: a class is a thing, so it is named by a noun.
+# The first word of a class's docstring: a class is a thing, so a noun names it.
 CLASS_RULE = Rule(
     re.compile(r"\A\s*(?:Hold|Say|Be|Name|Tell|Know|Give|Keep|Note|Show|Take|Make|Answer|Stand|Pass)\b"),
     'a noun phrase ("A handle to one run.")',

@@ -1,4 +1,4 @@
-"""A server that keeps what it was sent, to see what each documented parameter means on the wire."""
+"""A server that stores what it was sent, to check what each documented parameter changes in a request."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from dstack_core.local import LocalServer
 
 @dataclass(frozen=True)
 class Bench:
-    """Submit to the embedded server and look at what arrived."""
+    """A client of an embedded server, and access to what that server received."""
 
     server: LocalServer
     client: dstack.Client
 
     def arrived(self, run: dstack.Run) -> dict[str, Any]:
-        """Return the run_spec as the server holds it."""
+        """Return the run_spec as the server stores it."""
         reply = requests.post(
             f"{self.server.url}/api/project/{self.server.project}/runs/get",
             json={"id": run.id},
@@ -34,7 +34,7 @@ class Bench:
         return spec
 
     def configuration(self, task: dstack.ConfigurationLike, **options: Any) -> dict[str, Any]:
-        """Submit, stop, and return the configuration that arrived."""
+        """Submit and stop a run, and return the configuration that arrived."""
         run = self.client.runs.submit(task, **options)
         run.stop(abort=True)
         found: dict[str, Any] = self.arrived(run)["configuration"]
@@ -56,7 +56,7 @@ def bench() -> Iterator[Bench]:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return an empty home directory, with nothing of this machine in the environment."""
+    """Return an empty home directory, and remove this machine's settings from the environment."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("DSTACK_SERVER_URL", "DSTACK_PROJECT", "DSTACK_TOKEN"):
         monkeypatch.delenv(name, raising=False)

@@ -1,4 +1,4 @@
-"""Client.from_config(): every documented parameter and sentence."""
+"""Client.from_config(): every documented parameter and statement."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_from_config_has_the_nine_parameters_in_the_documented_order() -> None:
 def test_from_config_loads_address_and_token_from_the_file(bench: Bench, config: Path) -> None:
     with dstack.Client.from_config() as client:
         assert (client.server_url, client.project) == (bench.server.url, bench.server.project)
-        assert client.runs.get("not-there") is None, "the token of the file is good"
+        assert client.runs.get("not-there") is None, "the token of the file is valid"
 
 
 def test_from_config_takes_the_default_project_unless_one_is_named(config: Path) -> None:
@@ -59,7 +59,7 @@ def test_from_config_takes_the_default_project_unless_one_is_named(config: Path)
         dstack.Client.from_config(project_name="third")
 
 
-def test_from_config_without_a_file_says_what_to_do(home: Path) -> None:
+def test_from_config_without_a_file_names_what_to_do(home: Path) -> None:
     with pytest.raises(
         dstack.ProjectNotConfiguredError,
         match=r"expected a file .*config\.yml.*, got none.*DSTACK_SERVER_URL",
@@ -89,7 +89,7 @@ def test_from_config_expands_the_home_in_repo_dir(bench: Bench, config: Path, ho
         assert b"".join(run.logs()) == b"from the repo\r\n"
 
 
-def test_from_config_refuses_a_repo_dir_that_is_none(config: Path, home: Path) -> None:
+def test_from_config_refuses_a_missing_repo_dir(config: Path, home: Path) -> None:
     with pytest.raises(dstack.ConfigurationError, match=r"repo_dir: expected a directory, got '.*nowhere'"):
         dstack.Client.from_config(home / "nowhere")
 

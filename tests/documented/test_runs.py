@@ -1,4 +1,4 @@
-"""RunCollection and Run: every documented method, parameter, default and sentence."""
+"""RunCollection and Run: every documented method, parameter, default and statement."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_plan_shows_offers_and_prices_and_submits_nothing(bench: Bench) -> None:
     assert len(bench.client.runs.list(all=True)) == before
 
 
-def test_list_shows_unfinished_runs_else_the_latest_finished(bench: Bench) -> None:
+def test_list_shows_unfinished_runs_or_else_the_latest_finished_one(bench: Bench) -> None:
     for left in bench.client.runs.list():
         left.stop(abort=True)
         left.wait(timeout=60, poll_interval=0.1)
@@ -127,7 +127,7 @@ def test_name_is_unique_within_the_project(bench: Bench) -> None:
     assert len({run.name for run in runs}) == len(runs)
 
 
-def test_status_is_asked_anew_and_adds_to_a_text(bench: Bench) -> None:
+def test_status_is_polled_anew_and_can_be_concatenated_to_text(bench: Bench) -> None:
     run = bench.client.runs.submit(TASK)
     assert f"Run {run.name}: " + run.status() in {
         f"Run {run.name}: {status}" for status in ("submitted", "provisioning", "running", "done")

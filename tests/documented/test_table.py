@@ -43,7 +43,7 @@ def test_a_difference_is_explained() -> None:
         assert today or verdict == "same", documented
 
 
-def test_every_test_of_this_folder_holds_a_row() -> None:
+def test_every_test_of_this_folder_is_named_in_a_row() -> None:
     here = {
         node.name for node in ast.parse(Path(__file__).read_text()).body if isinstance(node, ast.FunctionDef)
     }

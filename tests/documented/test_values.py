@@ -38,7 +38,7 @@ def test_resources_shm_size_takes_text_and_megabytes(bench: Bench, shm_size: int
     assert resources(bench, shm_size=shm_size)["shm_size"] == 12.0
 
 
-def test_resources_default_to_nothing_asked_for(bench: Bench) -> None:
+def test_resources_request_nothing_by_default(bench: Bench) -> None:
     assert (dstack.Resources().gpu, dstack.Resources().memory, dstack.Resources().shm_size) == (
         None,
         None,

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 import dstack_core as dstack
-from dstack_core._operations import Session
+from dstack_core._operations import Operations
 from dstack_core._wire.api import Api
 from dstack_core.local import LocalServer
 from dstack_core.models.progress import Progress
@@ -36,8 +36,8 @@ def driver(request: pytest.FixtureRequest) -> Driver:
     return Driver(request.param)
 
 
-def session(driver: Driver) -> Session:
-    return Session(Api("http://server", "main"), 30.0, clock=driver.clock, wall_clock=driver.clock)
+def session(driver: Driver) -> Operations:
+    return Operations(Api("http://server", "main"), 30.0, clock=driver.clock, wall_clock=driver.clock)
 
 
 def test_a_log_of_empty_pages_without_end_is_told(driver: Driver) -> None:

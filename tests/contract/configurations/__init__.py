@@ -1,5 +1,5 @@
-"""What dstack's own client makes of a configuration, and what ours does.
+"""Configurations read by dstack's own client and by ours.
 
-`official_client` runs in the Python of the server's environment, `clients` asks it and ours, `forms` generates
-configurations from dstack's own schema, `named` holds those that a person wrote down.
+`official_client` runs in the Python of the server's environment, `clients` calls it and our client, `forms`
+generates configurations from dstack's own schema, and `named` holds those written by hand.
 """

@@ -1,13 +1,13 @@
 """Both clients on the same file: what each would send, and where they differ.
 
-A run spec is compared as a server of 0.22.5 reads it, because equal things may be written in several ways: a size
-as text or as a number, a default left out or sent. What it reads is compared without
+A run spec is compared as a server of 0.22.5 reads it, because the same value may be written in several ways: a size
+as text or as a number, a default left out or sent. The comparison leaves out
 
 * `ssh_key_pub`: ours sends the user's key, the official client lets the server fill in the same one;
 * `configuration_path`: ours keeps the run's marker there;
 * `run_name` where none is given: ours draws one, the official client leaves that to the server;
 * `configuration.name`: ours sends the name as `run_name` alone, which is the one that the server reads;
-* `working_dir` beside the configuration, which servers since 0.19.27 pass over;
+* `working_dir` beside the configuration, which servers since 0.19.27 ignore;
 * the ids of uploaded archives: each client packs in its own way.
 """
 
@@ -35,7 +35,7 @@ _PRIVATE = ("ssh_key_pub", "configuration_path", "working_dir")
 
 @dataclass(frozen=True)
 class Case:
-    """A `.dstack.yml` and what the user gives with it."""
+    """A `.dstack.yml` and the arguments and variables that the user passes with it."""
 
     text: str
     env: Mapping[str, str] = field(default_factory=dict)
@@ -45,20 +45,20 @@ class Case:
     profiles: str | None = None
 
     def in_environment(self) -> AbstractContextManager[Any]:
-        """Give this process the case's environment variables."""
+        """Set the case's environment variables in this process."""
         return mock.patch.dict(os.environ, self.environment)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a client sends, or why it refuses."""
+    """The run spec that a client sends, or the reason why it refuses."""
 
     spec: dict[str, Any] | None = None
     refusal: str | None = None
 
 
 class OfficialClient:
-    """The official client, as a process that `home` is the home of."""
+    """The official client as a process with the home directory `home`."""
 
     def __init__(self, home: Path) -> None:
         self._process = subprocess.Popen(
@@ -84,7 +84,7 @@ class OfficialClient:
         return self._ask({"send": str(path), "arguments": arguments, "environment": dict(case.environment)})
 
     def read(self, spec: Mapping[str, Any]) -> Answer:
-        """Return what a server makes of a spec, and the profile that results."""
+        """Return a spec as a server reads it, and the resulting profile."""
         answer = self._question({"read": spec})
         if "refused" in answer:
             return Answer(refusal=answer["refused"])
@@ -114,7 +114,7 @@ class OfficialClient:
 
 
 class _Recorder:
-    """A server that keeps the run spec of a submit."""
+    """A server that records the run spec of a submit."""
 
     def __init__(self, version: str) -> None:
         self.spec: dict[str, Any] | None = None
@@ -140,7 +140,7 @@ class _Recorder:
 
 
 def options_of(case: Case) -> dict[str, Any]:
-    """Return what a caller of our client passes for what the user gives with the file."""
+    """Return the parameters of our client for what the user passes with the file."""
     given = {"env": case.env, "args": case.args, "profile": case.profile}
     return {name: value for name, value in given.items() if value}
 
@@ -174,9 +174,9 @@ def written(case: Case, folder: Path) -> Iterator[Path]:
 
 
 def differences(case: Case, folder: Path, official: OfficialClient) -> list[str]:
-    """Return what differs between what both clients send, in words; nothing when they agree.
+    """Return the differences between what both clients send, in words; an empty list if they agree.
 
-    Refused is refused, by the client or by the server: which of the two finds a mistake is another question.
+    A refusal by the client counts the same as one by the server.
     """
     with written(case, folder) as path:
         theirs, own = official.send(path, case), ours(path, case)
@@ -190,13 +190,13 @@ def differences(case: Case, folder: Path, official: OfficialClient) -> list[str]
 
 
 def compared(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """Return what differs between two run specs that a server has read, in words."""
+    """Return the differences between two run specs that a server has read, in words."""
     ignored = _PRIVATE if theirs["run_name"] is not None else (*_PRIVATE, "run_name")
     return list(_compared(_comparable(theirs, ignored), _comparable(own, ignored)))
 
 
 def _comparable(spec: Mapping[str, Any], ignored: Sequence[str]) -> dict[str, Any]:
-    """Return a spec, as a server read it, without what may differ."""
+    """Return a spec that a server has read, without what may differ."""
     configuration = {key: value for key, value in spec["configuration"].items() if key != "name"}
     rest = {key: value for key, value in spec.items() if key not in ignored}
     archives = [{"path": archive["path"]} for archive in spec["file_archives"]]

@@ -1,4 +1,4 @@
-"""The official client, and a folder that both clients find the same files in."""
+"""The official client, and a folder in which both clients find the same files."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tests.contract.configurations.clients import OfficialClient
 
 @pytest.fixture(scope="session")
 def official(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OfficialClient]:
-    """Give the official client, once for all tests of a process."""
+    """Yield the official client, once for all tests of a process."""
     with OfficialClient(tmp_path_factory.mktemp("home")) as client:
         yield client
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give an empty current directory, and a home without a profile."""
+    """Return an empty current directory, and set a home without a profile."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in ("DSTACK_PROFILE", "DSTACK_NO_PROFILE"):

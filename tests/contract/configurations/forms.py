@@ -1,11 +1,11 @@
 """Configurations made from dstack's own JSON schema: every key, in every form that the schema allows.
 
-The schema says what is a number, a choice, a list or an object. What it calls a text and nothing more gets its
-meaning from `TEXTS` below: a duration, a size, a range. A key that is new in the schema is generated without a
-change here; a text that is not in `TEXTS` fails a test, so that it gets a meaning.
+The schema defines what is a number, a choice, a list or an object. Where it only allows a text, `TEXTS` below adds
+the meaning: a duration, a size, a range. A key that is new in the schema is generated without a change here; a text
+that is not in `TEXTS` fails a test, so that it gets a meaning.
 
-Forms that YAML and dstack take in another way than they are written, a number as text and a text as number, are
-mixed in, and so are some that dstack refuses.
+Forms that YAML or dstack reads differently from how they are written, such as a number as text and a text as number,
+are mixed in, and so are some that dstack refuses.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PREFIX = "#/$defs/"
 
 
 def _often(*good: Any, seldom: tuple[Any, ...] = ()) -> st.SearchStrategy[Any]:
-    """Return one of the good forms, and one in ten times one that dstack refuses or takes in an odd way."""
+    """Return one of the good forms, or, one time in ten, one that dstack refuses or reads in an unusual way."""
     times = max(1, 9 * len(seldom) // len(good))
     return st.sampled_from([*good * times, *seldom])
 
@@ -49,8 +49,9 @@ _PATHS = _often("/data", "/a/b/", "/", seldom=("~/x", "x", "/a/../b", ""))
 _WORDS = _often("x", "hello world", "7", "1.5", "true", "ü", "${{ secrets.a }}", "${{ env.A }}", "")
 _TAGS = _often("x", "hello world", "7", "a/b:c@d", "", seldom=("ü",))
 
-# Left out are what WANTED in the test names: a relative working_dir, `$$` without a reference, an empty path.
-# What a text means, by the object of the schema and its key ("" for the configuration itself), or by the key alone.
+# The meaning of a text, by the object of the schema and its key ("" for the configuration itself), or by the key
+# alone. The differences that WANTED names in the test are left out: a relative working_dir, `$$` without a reference,
+# an empty path.
 TEXTS: dict[str, st.SearchStrategy[str]] = {
     ".files": _often(".dstack.yml", ".dstack.yml:/x", ".dstack.yml:x/y", seldom=("missing", "a:b:c")),
     ".fleets": _often("f", "p/f", seldom=("/f", "a/b/c")),
@@ -132,7 +133,7 @@ TEXTS: dict[str, st.SearchStrategy[str]] = {
     "version": _often("1.106.0@8951cd3a", seldom=("abc", "1.2")),
     "working_dir": _often("/app", "/app/", "/", "~/x", "~"),
 }
-# A number would be a relative path there.
+# A number in these keys would be a relative path.
 _NO_NUMBERS = ("working_dir",)
 # Texts that the schema describes by a pattern.
 _PATTERNS: dict[str, st.SearchStrategy[str]] = {
@@ -142,11 +143,11 @@ _PATTERNS: dict[str, st.SearchStrategy[str]] = {
     r"^[0-9]+:[0-9]+$": _often("80:8000", "8000", seldom=("*:80", "0:1")),
     r"^(?:[0-9]+|\*):[0-9]+$": _often("80:8000", "*:8000", "8000", seldom=("a:1",)),
 }
-# `repos` needs a remote to ask, and the tests of repositories have one. `env: {A: {key: B}}` is how dstack's client
-# writes a name without a value down for itself.
+# `repos` needs a remote, which the tests of repositories have. `env: {A: {key: B}}` is how dstack's client stores a
+# name without a value.
 _LEFT_OUT = ("type", "repos")
 _OBJECTS_LEFT_OUT = ("RepoSpec", "EnvSentinel")
-# Left alone, most configurations would have nothing to run.
+# Without these keys most configurations would have nothing to run.
 _ALWAYS = {"task": ("commands",), "service": ("commands", "port"), "dev-environment": ()}
 
 
@@ -159,7 +160,7 @@ def texts_in(schema: Schema) -> Iterator[tuple[str, str]]:
 
 
 def text_for(where: str, key: str) -> st.SearchStrategy[str] | None:
-    """Return what the text of a key means, or None when it is not in `TEXTS`."""
+    """Return the texts of a key, or None if it is not in `TEXTS`."""
     return TEXTS.get(f"{where}.{key}", TEXTS.get(key))
 
 
@@ -182,7 +183,7 @@ def configurations(kind: str, schema: Schema) -> st.SearchStrategy[str]:
 
 
 class _Maker:
-    """Make strategies of the parts of one schema."""
+    """The strategies for the parts of one schema."""
 
     def __init__(self, schema: Schema) -> None:
         self._definitions = schema.get("$defs", {})
@@ -237,7 +238,7 @@ class _Maker:
             if schema.get("pattern") in _PATTERNS:
                 return _PATTERNS[schema["pattern"]]
             text = text_for(where, key)
-            assert text is not None, f"{where}.{key} is a text without a meaning"
+            assert text is not None, f"{where}.{key} has no meaning in TEXTS"
             if key in _NO_NUMBERS:
                 return text
             return _often(0, 0, 0, 0, 0, seldom=(7, 1.5)).flatmap(
@@ -251,7 +252,7 @@ class _Maker:
 
 
 def _close_to(choices: list[Any]) -> tuple[Any, ...]:
-    """Return what people write for a choice, and what YAML makes of it."""
+    """Return variants that users write for a choice, and those that YAML makes of it."""
     # YAML reads a version as a number.
     numbers = [float(choice) for choice in choices if choice.replace(".", "", 1).isdigit()]
     return (choices[0].upper(), f" {choices[0]}", *numbers)
@@ -265,7 +266,7 @@ def _objects(schema: Schema) -> Iterator[tuple[str, Schema]]:
 
 
 def _parts(schema: Schema, root: Schema) -> Iterator[Schema]:
-    """Yield a part of a schema and what it allows, but not the objects, which have keys of their own."""
+    """Yield a part of a schema and its alternatives, except objects, which have keys of their own."""
     if "$ref" in schema:
         definition = root["$defs"][schema["$ref"].removeprefix(_PREFIX)]
         if "properties" not in definition:

@@ -1,4 +1,4 @@
-"""Configurations that a person wrote down: one for each form that was ever read in another way than dstack reads it.
+"""Configurations written by hand: one for each form that our client once read differently from dstack's.
 
 The names are those of the tests. Source of the forms: dstack's documentation and its examples.
 """
@@ -140,7 +140,7 @@ NAMED: dict[str, Case] = {
     "a command that is a number": Case(task(commands="[42, 1.5]")),
     "a command that is a truth value": Case(task(commands="[true]")),
     "a command that is a mapping, for want of quotes": Case(task(commands="[{echo: hello}]")),
-    "one command that is no list": Case(task(commands="echo hello")),
+    "one command that is not a list": Case(task(commands="echo hello")),
     "no commands": Case("type: task\n"),
     "an image alone": Case("type: task\nimage: ubuntu\n"),
     "a name that is a number": Case(task("name: 123")),

@@ -3,13 +3,13 @@
 Each line of its input is a JSON object, and so is each line of its output:
 
 * ``{"send": path, "arguments": [...], "environment": {...}}`` loads the file and applies the arguments as
-  ``dstack apply`` does, up to the request for a plan. Answers ``{"spec": ...}``, the run spec in that request as
-  it is sent, or ``{"refused": text}``.
-* ``{"read": spec}`` answers with the run spec that a server of this version makes of what it received, its
-  defaults filled in, and the profile that results from it; or with ``{"refused": text}``.
-* ``{"schema": type}`` answers with the JSON schema of that configuration.
+  ``dstack apply`` does, up to the request for a plan. The answer is ``{"spec": ...}``, the run spec in that request
+  as it is sent, or ``{"refused": text}``.
+* ``{"read": spec}`` returns the run spec as a server of this version reads it, with its defaults filled in, and the
+  resulting profile; or ``{"refused": text}``.
+* ``{"schema": type}`` returns the JSON schema of that configuration.
 
-Nothing is sent anywhere: the request of the client ends here.
+Nothing is sent over the network: the request of the client ends here.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from unittest import mock
 
 _DSTACK = "dstack._internal"
 _KEY = "ssh-ed25519 AAAA test"
-# It stands for the id that a server gives to an uploaded archive.
+# Stands for the id that a server assigns to an uploaded archive.
 _ARCHIVE = "00000000-0000-4000-8000-000000000000"
 
 
 class _PlanRequested(Exception):
-    """The client asked for a plan, with this body."""
+    """The client's request for a plan, with its body."""
 
 
 def _load(module: str) -> Any:
@@ -49,7 +49,7 @@ class Judge:
         self._errors = (
             _load("core.errors").DstackError,
             importlib.import_module("pydantic").ValidationError,
-            # What a validator does not expect: the official client ends with a traceback.
+            # An error that the validator does not handle; the official client ends with a traceback.
             ValueError,
             TypeError,
             AttributeError,
@@ -87,7 +87,7 @@ class Judge:
                 configurator.get_plan(configuration, path, options, None)
             except _PlanRequested as request:
                 return json.loads(request.args[0])["run_spec"]
-        raise AssertionError("the client asked for no plan")
+        raise AssertionError("the client did not request a plan")
 
     def _read(self, spec: dict[str, Any]) -> dict[str, Any]:
         read = self._runs.RunSpec.model_validate(spec)
@@ -113,12 +113,12 @@ class Judge:
 
 
 def main() -> None:
-    """Answer each line of standard input, until there are no more."""
+    """Answer each line of standard input until its end."""
     answers = sys.stdout
     judge = Judge()
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
-        # What the client says to its user is no answer.
+        # The client prints messages for its user, which must not mix with the answers.
         with contextlib.redirect_stdout(io.StringIO()):
             answer = judge.answer(json.loads(line))
         print(json.dumps(answer), file=answers, flush=True)

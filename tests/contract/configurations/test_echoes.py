@@ -1,4 +1,4 @@
-"""What a real server makes of the specs of both clients is the same; what it does not know is refused clearly."""
+"""A real server reads the specs of both clients alike, and refuses what it does not know clearly."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SECONDS = 30
 
 
 class Echo:
-    """What a real server answers to both clients."""
+    """The replies of a real server to both clients."""
 
     def __init__(self, server: RealServer) -> None:
         self._session = requests.Session()
@@ -44,12 +44,12 @@ class Echo:
         self._url = f"{server.url}/api/project/{server.project}/runs/get_plan"
 
     def differences(self, case: Case, folder: Path, official: OfficialClient) -> list[str]:
-        """Return what a server makes another thing of; nothing where a client refuses to send it."""
+        """Return the differences between the server's plans; an empty list if a client refuses to send."""
         with written(case, folder) as path:
             theirs, own = official.send(path, case), ours(path, case)
         if theirs.spec is None or own.spec is None:
             return []
-        # What each client leaves to the server, or chooses at random, is the same here; jobs are made of it.
+        # Make equal what each client leaves to the server or chooses at random, because jobs depend on it.
         own.spec["ssh_key_pub"] = theirs.spec["ssh_key_pub"] = "ssh-ed25519 AAAA test"
         if theirs.spec["run_name"] is None:
             own.spec["run_name"] = theirs.spec["run_name"] = "chosen"
@@ -82,17 +82,17 @@ def _jobs(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 @newest
 @pytest.mark.timeout(600)
-def test_a_server_makes_the_same_of_what_both_clients_send(
+def test_a_server_reads_the_specs_of_both_clients_alike(
     real_server: RealServer, official: OfficialClient, folder: Path
 ) -> None:
     echo = Echo(real_server)
     found = {name: echo.differences(case, folder, official) for name, case in NAMED.items()}
-    assert {name: told for name, told in found.items() if told and name not in WANTED} == {}
+    assert {name: different for name, different in found.items() if different and name not in WANTED} == {}
 
 
 @newest
 @pytest.mark.timeout(7200)
-def test_a_server_makes_the_same_of_every_form(
+def test_a_server_reads_every_form_of_both_clients_alike(
     real_server: RealServer, official: OfficialClient, folder: Path
 ) -> None:
     echo = Echo(real_server)
@@ -114,10 +114,10 @@ def test_a_server_makes_the_same_of_every_form(
 
 
 @pytest.mark.timeout(600)
-def test_what_a_server_is_too_old_for_is_refused_in_words(
+def test_a_key_that_a_server_is_too_old_for_is_refused_by_name(
     real_server: RealServer, official: OfficialClient, folder: Path
 ) -> None:
-    """What dstack's newest client takes, a server plans, or is said to be too old for by the name of the key."""
+    """A server plans what dstack's newest client accepts, or is reported as too old for it by the name of the key."""
     client = dstack.Client(
         server_url=real_server.url, project_name=real_server.project, user_token=real_server.token
     )
@@ -135,7 +135,7 @@ def test_what_a_server_is_too_old_for_is_refused_in_words(
                 if not re.search(r"\S: needs dstack >= \d+\.\d+\.\d+, this server is ", error.message):
                     unclear[name] = error.message
             except dstack.RequestRejectedError as error:
-                # 400 is about what a project has: gateways, secrets, images. 422 is about keys.
+                # 400 concerns what a project has: gateways, secrets, images. 422 concerns keys.
                 if error.status != 400:
                     unclear[name] = str(error)
     assert unclear == {}

@@ -24,7 +24,7 @@ ROWS = {
     for line in PAGE.splitlines()
     if len(cells := [cell.strip() for cell in line.strip().strip("|").split("|")]) == 5 and "`" in cells[0]
 }
-# How the page calls what the schema calls an object.
+# The page's names for the objects of the schema.
 MAPPINGS = {
     "CPUSpec": "resources",
     "DiskSpec": "resources",
@@ -58,7 +58,7 @@ MAPPINGS = {
     "VastAIProfileOptions": "backend_options",
     "VolumeMountPoint": "volumes",
 }
-# How dstack's client writes an env name without a value for itself; nobody writes it in a file.
+# dstack's client stores an env name without a value in this form; it does not belong in a file.
 INTERNAL = {"EnvSentinel"}
 
 
@@ -72,14 +72,14 @@ def test_the_table_names_each_key_and_the_types_that_have_it(schemas: dict[str, 
     for kind, schema in schemas.items():
         for key in schema["properties"]:  # type: ignore[attr-defined]
             having.setdefault(key, []).append(kind)
-    told = {key: list(KINDS) if row[0] == "all" else row[0].split(", ") for key, row in ROWS.items()}
-    assert told == having
+    documented = {key: list(KINDS) if row[0] == "all" else row[0].split(", ") for key, row in ROWS.items()}
+    assert documented == having
 
 
-def test_each_row_has_a_verdict_and_the_server_that_the_client_asks_for() -> None:
+def test_each_row_has_a_verdict_and_the_server_version_the_client_requires() -> None:
     for key, (_, verdict, since, what) in ROWS.items():
         assert verdict in VERDICTS, key
-        assert what or verdict == "taken", f"{key}: say what becomes of it"
+        assert what or verdict == "taken", f"{key}: describe what happens to it"
         # The code of `repos` reaches every server; only its path and if_exists need a newer one.
         release = {"repos": None, "groups": (0, 21, 2)}.get(key, _KEYS.get(key))
         assert since == ("" if release is None else ".".join(map(str, release))), key
@@ -98,7 +98,7 @@ def test_each_key_of_a_mapping_is_named(schemas: dict[str, dict[str, object]]) -
             assert missing == [], f"{name}: {row}"
 
 
-def test_the_differences_that_are_wanted_are_told() -> None:
-    told = PAGE.partition("On purpose they differ")[2]
-    rows = re.findall(r"^\| [^-w].*$", told, re.MULTILINE)
+def test_each_intended_difference_has_a_row() -> None:
+    documented = PAGE.partition("On purpose they differ")[2]
+    rows = re.findall(r"^\| [^-w].*$", documented, re.MULTILINE)
     assert len([row for row in rows if row.count("|") == 4]) == len(WANTED)

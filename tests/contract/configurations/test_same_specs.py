@@ -1,7 +1,7 @@
-"""What our client sends for a `.dstack.yml` is what dstack's own client sends.
+"""Our client sends the same for a `.dstack.yml` as dstack's own client.
 
-`DSTACK_TEST_CONFIGURATIONS` is how many configurations of each type are generated. The default ones are always the
-same; with more, they are new ones each time, and a failure prints how to get the same again.
+`DSTACK_TEST_CONFIGURATIONS` sets how many configurations of each type are generated. By default they are always the
+same; with a larger number they are new each time, and a failure prints how to reproduce it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ pytestmark = [
 KINDS = ("task", "service", "dev-environment")
 FEW = 150
 EXAMPLES = int(os.environ.get("DSTACK_TEST_CONFIGURATIONS", FEW))
-# Where our client does otherwise on purpose; docs/configurations.md says the same to its readers.
+# Intended differences of our client; docs/configurations.md explains them to its readers.
 WANTED = {
-    "one command that is no list": "the documented API takes one command as a text",
+    "one command that is not a list": "the documented API takes one command as a text",
     "working_dir relative": "the documented API takes a path relative to the code's directory",
-    "env: a mapping without a value": "it says what a name alone says in a list; dstack takes that in a list alone",
-    "env: a value of several lines": "a private key has several lines; dstack takes them in a mapping alone",
-    "references: an escaped dollar without a reference": "`kill $$` is a shell's, and not to be sent as `kill $`",
+    "env: a mapping without a value": "it means the same as a name alone in a list; dstack accepts that in a list only",
+    "env: a value of several lines": "a private key has several lines; dstack accepts them in a mapping only",
+    "references: an escaped dollar without a reference": "`kill $$` belongs to the shell and must not be sent as `kill $`",
     "files: an empty path": "it is not clear where the file would go",
 }
 ENV = {"A": "a value", "HF_TOKEN": "a token"}
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_a_form_that_a_person_wrote_is_read_as_dstack_reads_it(
+def test_each_named_configuration_is_read_as_dstack_reads_it(
     name: str, official: OfficialClient, folder: Path
 ) -> None:
     found = differences(NAMED[name], folder, official)
@@ -71,11 +71,11 @@ def test_every_form_of_the_schema_is_read_as_dstack_reads_it(
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_text_of_the_schema_has_a_meaning(kind: str, official: OfficialClient) -> None:
     missing = [text for text in texts_in(official.schema(kind)) if text_for(*text) is None]
-    assert missing == [], "write down in forms.py what these texts may be"
+    assert missing == [], "add to TEXTS in forms.py what these texts may be"
 
 
-def test_the_judge_tells_a_difference(official: OfficialClient, folder: Path) -> None:
-    """The comparison itself is compared: a client that read 16GB as at least 16 GB would fail it."""
+def test_the_comparison_finds_a_difference(official: OfficialClient, folder: Path) -> None:
+    """Check the comparison itself: it would fail a client that read 16GB as at least 16 GB."""
     case = Case("type: task\ncommands: [x]\nresources: {gpu: 16GB}\n")
     path = folder / ".dstack.yml"
     path.write_text(case.text)
