@@ -28,7 +28,7 @@ def context(dag_run: str, **change: Any) -> Any:
 
 
 def operator(port: int, folder: Path, **arguments: Any) -> DstackServiceOperator:
-    """Return what deploys a service that answers with the name of the folder's only file."""
+    """Return an operator that deploys a service, which answers with the name of the folder's only file."""
     what = {
         "type": "service",
         "port": port,
@@ -84,7 +84,7 @@ def test_an_active_service_is_updated_in_place(
     assert "after.txt" in requests.get(url, timeout=10).text
     (updated,) = runs_of(server, "airflow:d/later/")
     assert updated.id == run.id
-    # The reaper stops no service that a failed update may have left as it was.
+    # The reaper does not stop a service that a failed update may have left unchanged.
     assert (updated.marker or "").endswith("/keep")
     assert paths(server, "/runs/stop") == []
 
@@ -126,7 +126,7 @@ def test_a_change_that_needs_a_new_run_fails_the_task_and_leaves_the_service(
 
 
 def _info_of(task: DstackServiceOperator, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the list that gets the lines which a task logs as information."""
+    """Return a list that collects the lines a task logs at level INFO."""
     lines: list[str] = []
     monkeypatch.setattr(task.log, "info", lambda text, *values: lines.append(text % values))
     return lines

@@ -1,4 +1,4 @@
-"""How far a deferred run was followed is kept, and found again."""
+"""The progress of a deferred run is saved, and found again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TI: Any = SimpleNamespace(dag_id="d", run_id="r", task_id="train", try_number=1,
 
 
 class Saver:
-    """Hold what is to be saved, and let a test finish it."""
+    """The states to be saved; a test finishes each save."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, Any]] = []

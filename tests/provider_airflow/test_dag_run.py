@@ -11,13 +11,13 @@ from dstack_core.local import LocalServer
 from tests.provider_airflow.support import DagRunner, paths, runs_of
 
 MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
-# With the longer pause, long enough that a deferrable task is handed to the trigger.
+# With the longer pause, the run takes long enough for a deferrable task to be handed to the trigger.
 _STEPS = "for i in 1 2 3 4 5 6 7 8; do echo step-$i; sleep {pause}; done; {end}"
 
 
 @pytest.fixture(autouse=True)
 def early_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hand runs over sooner than the race that the pause is for allows; ``dag.test()`` has no race."""
+    """Defer without the pause that avoids a race with the scheduler; ``dag.test()`` has no such race."""
     monkeypatch.setattr(operators, "_SYNC_SECONDS", 1.5)
 
 
@@ -298,5 +298,5 @@ def test_a_server_silent_for_longer_than_the_budget_fails_the_task(
     )
     assert ended.task_state == "failed"
     assert "DstackServerUnreachable" in capfd.readouterr().out
-    # The run that nobody watches any more is not left behind.
+    # The run is stopped, because no process watches it any more.
     assert len(paths(server, "/runs/stop")) == 1

@@ -120,7 +120,7 @@ def test_what_cannot_travel_is_told_before_anything_is_sent(
 ) -> None:
     given = f"value={call}" if call else ""
     parameter = "ti=None" if signature == "ti" else signature
-    # Before 3.3 Airflow itself fails at a key that JSON does not know, before the operator begins.
+    # Before 3.3, Airflow itself fails at a key that JSON does not know, before the operator starts.
     fails_earlier = "1:" in call and not trigger_has_on_kill()
     retries = 0 if fails_earlier else 2
     ran = run(

@@ -1,4 +1,4 @@
-"""What a try does with the run of the try before: the whole operator against a server, without Airflow's
+"""What a try does with the previous try's run: the whole operator against a server, without Airflow's
 components."""
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def test_a_submission_under_way_when_its_worker_was_lost_makes_no_second_run(tri
         tries.store.set(RECORD_KEY, record_of(tries))
     lost = tries.names.run
     tries.next_try()
-    # The request of the lost worker is carried out in the very moment in which the next try submits.
+    # The server handles the lost worker's request at the moment when the next try submits.
     with ThreadPoolExecutor() as pool:
         tries.server.faults.add("/runs/apply", times=2, delay=0.5)
         late = pool.submit(

@@ -47,7 +47,7 @@ def test_a_task_that_loses_sight_of_its_run_leaves_it_to_the_next_try(
 
 
 class Policy:
-    """Decide like a retry policy of Airflow 3.3."""
+    """A retry policy as in Airflow 3.3."""
 
     def __init__(self, action: str) -> None:
         self.action = action

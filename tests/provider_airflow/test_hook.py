@@ -1,4 +1,4 @@
-"""The connection, and what its test button says."""
+"""The connection, and what its test button shows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dstack_core.local import LocalServer
 
 @pytest.fixture
 def other_service() -> Iterator[str]:
-    """Serve something that is no dstack server."""
+    """Serve something that is not a dstack server."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

@@ -1,7 +1,7 @@
 """Every way in which a task that waits on a worker can be killed, with Airflow's real components.
 
-Each test tells what the dstack server saw (how many runs, when a stop was asked for) and what the task's log
-holds. The deferred mode has a matrix of its own.
+Each test shows what the dstack server received (how many runs, when a stop request) and what the task's log
+contains. The deferred mode has a matrix of its own.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from tests.provider_airflow.test_real_components import running_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.matrix]
 
-# Airflow tells the worker with its next heartbeat, which the components send every second; five more seconds
+# Airflow notifies the worker with its next heartbeat, which the components send every second; five more seconds
 # are what a killed task has.
 _STOP_SECONDS = 6.0
-# With Airflow 3.3, as a trigger's on_kill; before, the task goes on undisturbed.
+# With Airflow 3.3, as with a trigger's on_kill; before, the task continues undisturbed.
 _SUPERVISOR_HEARS_SIGTERM = trigger_has_on_kill()
 _STEPS = [f"step-{number}" for number in range(1, 7)]
 
 
 class Case:
-    """Be one DAG run with its task, the server that saw its runs, and a gate its command waits at."""
+    """One DAG run with its task, the server of its runs, and a gate its command waits at."""
 
     def __init__(self, components: Components, server: LocalServer, gate: Path) -> None:
         self.components = components
@@ -60,7 +60,7 @@ class Case:
         return runs_of(self.server, f"airflow:{self.dag_id}/{self.run_id}/")
 
     def asked(self, ending: str) -> list[float]:
-        """Return when this case's requests with that path came (``time.monotonic()``)."""
+        """Return the times of this case's requests with that path (``time.monotonic()``)."""
         requests = self.server.requests[self._requests_before :]
         return [request.time for request in requests if request.path.endswith(ending)]
 
@@ -92,11 +92,11 @@ class Case:
         return psutil.Process(pid)
 
     def wait_for_stop(self, since: float) -> float:
-        """Return how long after ``since`` the first stop was asked for."""
+        """Return how long after ``since`` the first stop request came (seconds)."""
         return wait_for("stop request", lambda: self.asked("/runs/stop"), 30)[0] - since
 
     def assert_one_run_went_on(self, run: Run) -> None:
-        """Assert that the task succeeded with one run, which nobody asked to stop."""
+        """Assert that the task succeeded with one run, and that no stop request was sent."""
         self.wait("success")
         assert [one.id for one in self.runs()] == [run.id]
         assert len(self.asked("/runs/apply")) == 1
@@ -224,7 +224,7 @@ def test_node_lost(case: Case) -> None:
     task.kill()
     case.gate.touch()
     over(run)
-    # Nobody saw how the run ended; Airflow notices the missing heartbeats later.
+    # No process saw how the run ended; Airflow notices the missing heartbeats later.
     case.assert_one_run_went_on(run)
     assert case.steps(attempt=2) == _STEPS
 

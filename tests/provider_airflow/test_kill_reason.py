@@ -34,7 +34,7 @@ _LIMIT = 4.5  # seconds: 3 s, and what a busy machine adds
 
 @pytest.fixture
 def airflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[HealthServer]:
-    """Serve a healthy Airflow, and let the worker's configuration name it."""
+    """Serve a healthy Airflow, and name it in the worker's configuration."""
     with health_server() as server:
         server.replies = {PUBLIC: (200, HEALTHY), EXECUTION: (200, {"status": "healthy"})}
         configure(monkeypatch, server.url)
@@ -43,7 +43,7 @@ def airflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[HealthServer]:
 
 @pytest.fixture
 def silence() -> Iterator[Callable[[], str]]:
-    """Return a question for the state that has no answer until the test is over."""
+    """Return a request for the state that gets no answer until the test has ended."""
     over = threading.Event()
 
     def ask() -> str:

@@ -1,4 +1,4 @@
-"""A task's process or the triggerer's is killed while it asks: the fast twin of the matrix of tests/faults."""
+"""A task's process or the triggerer's is killed during a request: a fast part of the matrix of tests/faults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.provider_airflow.components import Components
 
 pytestmark = [pytest.mark.slow, pytest.mark.matrix, pytest.mark.timeout(900)]
 
-# While it is submitted, and while it is followed; at the last the deferred way is the triggerer's.
+# During the submission, and while the run is followed; the last request of a deferred task is the triggerer's.
 _STEPS = (3, 5, 9, 15)
 
 

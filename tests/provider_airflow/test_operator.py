@@ -153,7 +153,7 @@ def test_a_deferral_that_failed_stops_the_run(server: LocalServer) -> None:
 
 
 class Store(dict[str, Any]):
-    """Keep values as Airflow's task state store does."""
+    """A store of values like Airflow's task state store."""
 
     set = dict.__setitem__
     delete = dict.__delitem__

@@ -121,7 +121,7 @@ def test_airflow_lists_the_provider() -> None:
 )
 def test_no_argument_has_a_name_of_airflows_own(operator: type[BaseOperator]) -> None:
     own = set(inspect.signature(BaseOperator.__init__).parameters)
-    # It is told apart by its value, and goes on as run_resources.
+    # It is recognized by its value, and passed on as run_resources.
     allowed = {"resources"} if operator is DstackDecoratedOperator else set()
     if operator is DstackReapOperator:
         # A method of BaseOperator, which it does not hide: the argument is kept under another name.

@@ -98,7 +98,7 @@ def test_a_deferred_task_that_is_marked_stops_its_run(
     dag_run = components.trigger("deferred", command="sleep 600")
     run = running_run(shared_server, "deferred", dag_run)
     components.wait_for_state("deferred", dag_run, "deferred")
-    # Until the triggerer has the trigger there is nobody to tell.
+    # Until the triggerer has the trigger, there is no process to notify.
     polls = len(paths(shared_server, "/runs/get"))
     wait_for("polls by the trigger", lambda: len(paths(shared_server, "/runs/get")) > polls + 2)
     components.set_state("deferred", dag_run, state)

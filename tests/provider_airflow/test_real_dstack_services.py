@@ -56,7 +56,7 @@ def test_a_service_on_a_real_server_answers_and_is_stopped(
 
 @contextmanager
 def run_elsewhere(real: RealServer, name: str, command: str) -> Iterator[Run]:
-    """Submit what the sensor waits for, as somebody else would; stop it in the end."""
+    """Submit what the sensor waits for, as another user would; stop it in the end."""
     with client_of(real) as client:
         run = client.runs.submit({"type": "task", "commands": [command]}, run_name=name)
         try:

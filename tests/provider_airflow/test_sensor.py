@@ -1,4 +1,4 @@
-"""Sensors wait for runs that somebody else started."""
+"""Sensors wait for runs that another process started."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def sensor(how: str = "poke", **options: Any) -> str:
 
 
 def once_looked_at(server: LocalServer, action: Callable[[], object]) -> threading.Thread:
-    """Do something as soon as the run was asked for once more."""
+    """Run ``action`` as soon as the run was polled once more."""
     before = len(paths(server, "/runs/get"))
 
     def work() -> None:
-        wait_for("look at the run", lambda: len(paths(server, "/runs/get")) > before, 60)
+        wait_for("poll of the run", lambda: len(paths(server, "/runs/get")) > before, 60)
         action()
 
     thread = threading.Thread(target=work)

@@ -118,7 +118,7 @@ def test_a_kill_just_after_the_answer_stops_the_service(server: LocalServer) -> 
         def killed_when_ready(run: Any) -> bool:
             found = is_ready(run)
             if found:
-                # As in the signal handler, before the main thread has looked again.
+                # As in the signal handler, before the main thread polls again.
                 task._killed = True
             return found
 

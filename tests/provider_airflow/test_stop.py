@@ -1,4 +1,4 @@
-"""Stops outside of a waiting task: a trigger's, and what they ask of Airflow."""
+"""Stops outside of a waiting task, such as a trigger's, and what they request from Airflow."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from tests.provider_airflow.triggering import killed, payloads, submitted, trigg
 
 @pytest.fixture
 def state(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Let a test say what Airflow answers for the state of the task."""
+    """Let a test set Airflow's answer for the state of the task."""
     answer: dict[str, Any] = {"state": "failed", "delay": 0.0}
 
     def task_state(ti: object) -> str | None:

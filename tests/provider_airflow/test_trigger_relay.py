@@ -1,4 +1,4 @@
-"""What a trigger relays, keeps for the next one, and shares with others of its process."""
+"""What a trigger relays, saves for the next one, and shares with others of its process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.provider_airflow.triggering import payloads, submitted, trigger_for, 
 
 @pytest.fixture
 def xcoms(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Hold the XComs of the task in a dict."""
+    """Keep the XComs of the task in a dict."""
     kept: dict[str, Any] = {}
 
     def push(ti: object, key: str, value: Any) -> None:
@@ -39,7 +39,7 @@ def xcoms(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 class Log(logging.Handler):
-    """Be the log of a trigger."""
+    """The log of a trigger."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Log(logging.Handler):
 
 
 async def _never() -> None:
-    """Be a run whose end nobody waits for."""
+    """Fail, because the test must not wait for the end of its run."""
     raise AssertionError
 
 
@@ -173,7 +173,7 @@ def test_a_flood_of_lines_does_not_starve_the_event_loop(
     server: LocalServer, xcoms: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_watch, "_BYTES_PER_SECOND", 1e9)
-    # However busy the machine is, none of it is left to the worker.
+    # However busy the machine is, no part of the log is left to the worker.
     monkeypatch.setattr(_watch, "_BEHIND_SECONDS", 1e9)
     run = submitted(server, "seq 1 200000")
     turns = 0
@@ -188,7 +188,7 @@ def test_a_flood_of_lines_does_not_starve_the_event_loop(
 
     (payload,) = asyncio.run(watched())
     assert payload["tail"][-1] == "200000"
-    # 1.3 MB in records of 16 KiB: the loop had its turn between all of them.
+    # 1.3 MB in records of 16 KiB: the event loop ran other tasks between all of them.
     assert turns > 80
 
 
@@ -226,10 +226,10 @@ def test_all_triggers_of_a_process_share_their_looks(
 
     async def go() -> None:
         tasks = [asyncio.create_task(payloads(trigger_for(run, poll_interval=0.5))) for run in runs]
-        await asyncio.to_thread(wait_for, "looks", lambda: len(paths(server, "/runs/list")) > 3)
+        await asyncio.to_thread(wait_for, "polls", lambda: len(paths(server, "/runs/list")) > 3)
         gets = len(paths(server, "/runs/get"))
         lists = len(paths(server, "/runs/list"))
-        await asyncio.to_thread(wait_for, "looks", lambda: len(paths(server, "/runs/list")) > lists + 5)
+        await asyncio.to_thread(wait_for, "polls", lambda: len(paths(server, "/runs/list")) > lists + 5)
         assert len(paths(server, "/runs/get")) - gets < number
         for task in tasks:
             task.cancel()
