@@ -65,13 +65,13 @@ KILLS = Suite(
             "kill -9 while the run is followed, then the retry",
             _WORKER,
             "test_kill_matrix.py::test_task_process_killed",
-            "test_real_dstack_matrix.py::test_a_retry_takes_the_run_of_a_killed_worker_over_on_a_real_server",
+            "test_real_dstack_matrix.py::test_a_retry_takes_over_the_run_of_a_killed_worker_on_a_real_server",
         ),
         _airflow(
             "kill -9, and the run ends before the retry",
             _WORKER,
             "test_kill_matrix.py::test_node_lost",
-            "test_durable.py::test_a_retry_takes_the_result_of_a_run_that_succeeded_unseen",
+            "test_durable.py::test_a_retry_takes_the_result_of_a_run_that_succeeded_meanwhile",
         ),
         _airflow(
             "SIGTERM of the worker, with a try left and without",

@@ -56,7 +56,7 @@ def active(server: LocalServer, folders: tuple[Path, Path]) -> tuple[int, Run]:
     return port, run
 
 
-def test_a_taken_name_is_refused_with_the_ways_there_are(
+def test_a_taken_name_is_refused_and_the_choices_are_named(
     server: LocalServer, active: tuple[int, Run], folders: tuple[Path, Path]
 ) -> None:
     with pytest.raises(DstackError) as caught:
@@ -149,7 +149,7 @@ def _deployed_until(task: DstackServiceOperator, dag_run: str, moment: Callable[
 
 
 @pytest.mark.usefixtures("ended_by_a_user")
-def test_a_task_that_is_ended_leaves_the_service_that_it_updates(
+def test_an_ended_task_leaves_the_service_that_it_updates(
     server: LocalServer, active: tuple[int, Run], folders: tuple[Path, Path]
 ) -> None:
     port, run = active
@@ -162,7 +162,7 @@ def test_a_task_that_is_ended_leaves_the_service_that_it_updates(
 
 
 @pytest.mark.usefixtures("ended_by_a_user")
-def test_a_task_that_is_ended_stops_the_service_that_it_submitted(
+def test_an_ended_task_stops_the_service_that_it_submitted(
     server: LocalServer, folders: tuple[Path, Path]
 ) -> None:
     task = operator(free_port(), folders[1], on_active="update")

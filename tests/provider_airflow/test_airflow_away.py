@@ -109,7 +109,7 @@ def outage(
     return cases
 
 
-def test_an_api_server_that_is_away_leaves_the_run_to_the_next_try(outage: dict[str, Watched]) -> None:
+def test_an_api_server_outage_leaves_the_run_to_the_next_try(outage: dict[str, Watched]) -> None:
     case = outage["many_tries"]
     assert "Airflow cannot be reached (Connection refused)" in case.kept_line()
     assert "for the task's next try" in case.kept_line()
@@ -122,7 +122,7 @@ def test_an_api_server_that_is_away_leaves_the_run_to_the_next_try(outage: dict[
     case.assert_one_run()
 
 
-def test_an_api_server_that_is_away_on_the_last_try_stops_nothing(outage: dict[str, Watched]) -> None:
+def test_an_api_server_outage_on_the_last_try_stops_nothing(outage: dict[str, Watched]) -> None:
     case = outage["last_try"]
     case.wait("failed")
     assert "Airflow cannot be reached (Connection refused)" in case.kept_line()
@@ -134,7 +134,7 @@ def test_an_api_server_that_is_away_on_the_last_try_stops_nothing(outage: dict[s
     case.assert_one_run()
 
 
-def test_an_api_server_that_is_away_does_not_touch_a_deferred_task(outage: dict[str, Watched]) -> None:
+def test_an_api_server_outage_does_not_affect_a_deferred_task(outage: dict[str, Watched]) -> None:
     case = outage["deferred"]
     assert case.wait("deferred")["try_number"] == 1
     case.gate.touch()
@@ -245,7 +245,7 @@ def restartable(
         yield components, postgres
 
 
-def test_a_database_that_is_away_stops_nothing(
+def test_a_database_outage_stops_nothing(
     restartable: tuple[Components, Postgres], shared_server: LocalServer, tmp_path: Path
 ) -> None:
     components, postgres = restartable

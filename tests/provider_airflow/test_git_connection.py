@@ -39,7 +39,7 @@ def define(monkeypatch: pytest.MonkeyPatch, extra: dict[str, Any] | None = None,
     monkeypatch.setenv("AIRFLOW_CONN_CODE", json.dumps(connection))
 
 
-def test_no_connection_is_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_connection_or_an_empty_one_gives_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     assert git_credentials(None) == {}
     define(monkeypatch, host=HTTPS)
     assert git_credentials("code") == {}

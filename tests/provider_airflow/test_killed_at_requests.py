@@ -36,7 +36,7 @@ def tried(components: Components) -> _Tried:
 @pytest.mark.parametrize("step", _STEPS)
 @pytest.mark.parametrize("kill", [kill.name for kill in KILLS])
 @pytest.mark.parametrize("way", ADAPTERS)
-def test_a_process_killed_while_it_asks_costs_no_line_and_makes_no_second_run(
+def test_a_process_killed_during_a_request_costs_no_line_and_no_second_run(
     tried: _Tried, way: str, kill: str, step: int
 ) -> None:
     result = tried.results[way, kill, step]

@@ -93,7 +93,7 @@ def test_the_provider_manager_knows_the_connection_form() -> None:
 
 
 @pytest.mark.slow
-def test_airflow_tells_about_the_provider() -> None:
+def test_airflow_shows_the_provider() -> None:
     airflow = Path(sys.executable).with_name("airflow")
     command = [str(airflow), "providers", "get", "airflow-provider-dstack", "--full", "-o", "json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)

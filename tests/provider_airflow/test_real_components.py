@@ -177,7 +177,9 @@ def test_the_connection_form_shows_the_fields(components: Components) -> None:
     assert {"project", "verify", "ca_bundle", "timeout"} <= set(form["extra_fields"])
 
 
-def test_the_test_button_tells_good_from_wrong(components: Components, shared_server: LocalServer) -> None:
+def test_the_test_button_distinguishes_right_from_wrong_connections(
+    components: Components, shared_server: LocalServer
+) -> None:
     def press(**changes: str) -> tuple[bool, str]:
         body = {
             "connection_id": "pressed",

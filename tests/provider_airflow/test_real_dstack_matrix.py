@@ -91,7 +91,7 @@ def test_a_deferred_task_that_is_marked_failed_stops_its_run_on_a_real_server(
     assert one.steps() == [f"step-{number}" for number in range(1, 5)]
 
 
-def test_a_retry_takes_the_run_of_a_killed_worker_over_on_a_real_server(
+def test_a_retry_takes_over_the_run_of_a_killed_worker_on_a_real_server(
     start: Callable[[str], OneTask],
 ) -> None:
     one = start("retried")

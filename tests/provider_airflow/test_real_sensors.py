@@ -55,7 +55,7 @@ def watched(components: Components, shared_server: LocalServer, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("state", ["failed", "success"])
-def test_a_sensor_that_is_marked_looks_no_more_and_stops_nothing(watched: Watched, state: str) -> None:
+def test_a_marked_sensor_stops_polling_and_does_not_stop_the_run(watched: Watched, state: str) -> None:
     components = watched.components
     components.set_state("sensor", watched.dag_run, state)
     wait_for("end of the trigger", lambda: time.monotonic() - watched.looks()[-1] > _QUIET_SECONDS)

@@ -65,7 +65,7 @@ def log() -> Log:
     return Log()
 
 
-def test_a_new_trigger_goes_on_behind_what_the_old_one_kept(
+def test_a_new_trigger_continues_after_what_the_old_one_saved(
     server: LocalServer, xcoms: dict[str, Any], tmp_path: Path, log: Log
 ) -> None:
     gate = tmp_path / "gate"
@@ -84,7 +84,7 @@ def test_a_new_trigger_goes_on_behind_what_the_old_one_kept(
     assert [line for line in log.lines if line in words] == list(words)
 
 
-def test_the_last_lines_are_kept_before_the_event(
+def test_the_last_lines_are_saved_before_the_event(
     server: LocalServer, xcoms: dict[str, Any], log: Log
 ) -> None:
     run = submitted(server, "echo one; echo two")
@@ -114,7 +114,7 @@ def test_a_last_save_that_takes_long_delays_the_event_little(
         released.set()
 
 
-def test_airflow_that_cannot_keep_anything_does_no_harm(
+def test_an_airflow_that_cannot_save_progress_does_no_harm(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch, log: Log
 ) -> None:
     def refuse(*arguments: object) -> None:
@@ -156,7 +156,7 @@ def test_values_of_env_are_hidden_by_the_trigger(
     assert "open-sesame" not in str(xcoms)
 
 
-def test_another_run_under_the_name_shows_no_log_and_tells_its_own_end(
+def test_after_another_run_took_the_name_only_the_own_outcome_is_reported(
     server: LocalServer, xcoms: dict[str, Any]
 ) -> None:
     run = submitted(server, "echo ours")
@@ -192,7 +192,7 @@ def test_a_flood_of_lines_does_not_starve_the_event_loop(
     assert turns > 80
 
 
-def test_a_trigger_relays_no_faster_than_a_triggerer_can_bear(
+def test_a_trigger_relays_no_faster_than_a_triggerer_can_handle(
     server: LocalServer, xcoms: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
@@ -209,7 +209,7 @@ def test_a_trigger_relays_no_faster_than_a_triggerer_can_bear(
     asyncio.run(until(trigger_for(run), lambda: sum(slept) > 1))
 
 
-def test_all_triggers_of_a_process_share_their_looks(
+def test_all_triggers_of_a_process_share_their_polls(
     server: LocalServer, xcoms: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_stop, "task_state", lambda ti: "deferred")
@@ -239,7 +239,7 @@ def test_all_triggers_of_a_process_share_their_looks(
     assert paths(server, "/runs/stop") == []
 
 
-def test_the_end_of_a_burst_is_kept_though_no_further_line_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_a_burst_is_saved_although_no_further_line_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_watch, "SECONDS_BETWEEN", 0.05)
     kept: list[Any] = []
     now = [1000.0]
