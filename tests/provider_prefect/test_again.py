@@ -1,4 +1,4 @@
-"""Runs are found again: after a retry of the task or flow, a lost reply, a silent server."""
+"""Runs are found again: after a retry of the task or flow, a lost reply, an unreachable server."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_retried_flow_takes_over_what_succeeded(
 def test_a_task_that_lost_sight_of_its_run_finds_it_again(
     dstack: LocalServer, credentials: DstackCredentials, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The retry budget is spent while the run goes on; the retry takes the same run."""
+    """The retry budget is spent while the run keeps running; the retry takes the same run."""
     configuration = Task(commands=["sleep 3; echo the-end"])
 
     @flow

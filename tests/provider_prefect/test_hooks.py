@@ -36,7 +36,7 @@ LONG = Task(commands=["sleep 60"])
 
 @flow
 def idle() -> None:
-    """Be the flow of a flow run."""
+    """Do nothing; hooks need the flow of a flow run."""
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +144,7 @@ def test_a_server_that_cannot_be_reached_is_told(
 
 
 def started_report(server: LocalServer, owner: FlowRun, name: str, *, stopped: bool = False) -> Run:
-    """Leave a run as a task does whose process is killed: shown as running, its end not reported."""
+    """Leave a run as a killed process does: shown as running, its end not reported."""
     run = run_for(server, owner, name)
     report = Report(name, logging.getLogger("killed"), artifacts=True, flow_run_id=owner.id)
     report.start(run)
@@ -155,7 +155,7 @@ def started_report(server: LocalServer, owner: FlowRun, name: str, *, stopped: b
 
 def check_reported_once(owner: FlowRun, run: Run, name: str) -> None:
     until(lambda: "dstack.run.terminated" in event_names(run.id), seconds=30, what="the event of the end")
-    # The server stores events every five seconds: a second one would be there with the one that comes later.
+    # The server stores events every five seconds; a second event would be stored before the probe.
     emit("probe", run.name, run.id, {})
     until(lambda: "dstack.run.probe" in event_names(run.id), seconds=30)
     assert event_names(run.id).count("dstack.run.terminated") == 1

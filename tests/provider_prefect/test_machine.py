@@ -1,4 +1,4 @@
-"""The task that is made of a work pool's choices."""
+"""The dstack task that is made from a work pool's fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seeing that the flow run was cancelled."""
+"""How a task learns that its flow run was cancelled."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from prefect_dstack._probe import CHECK_SECONDS, CancelProbe, StopRequested, ver
 
 
 class Runner:
-    """Stand in for a task runner with one event."""
+    """A task runner with one event."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
@@ -134,7 +134,7 @@ def test_outside_a_flow_nobody_is_asked() -> None:
 
 
 def test_a_wait_of_no_time_reads_the_flow_run_too() -> None:
-    """The first retry of a request that took too long waits for no time, and the next one may take as long."""
+    """After a request that took too long, the first retry waits for 0 s, and it may take just as long."""
     probe, clock, asked = probe_of([Cancelling()])
     job: Any = SimpleNamespace(probe=probe)
     Job.sleep(job, 0.0)

@@ -43,7 +43,7 @@ LONG = {"type": "task", "commands": ["sleep 60"]}
 
 @flow
 def idle() -> None:
-    """Be the flow of a flow run."""
+    """Do nothing; a flow run needs a flow."""
 
 
 def in_state(state: State[Any]) -> FlowRun:

@@ -1,4 +1,4 @@
-"""The tasks for single steps: submit, look, wait, stop; and the flow that does all of it."""
+"""The tasks for single steps: submit, get, wait, stop; and the flow that does all of it."""
 
 from __future__ import annotations
 

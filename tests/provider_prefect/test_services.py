@@ -1,4 +1,4 @@
-"""Services: waiting until they answer, and what else may come."""
+"""Services: the wait until they answer, and what may end it."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ pytestmark = [
 
 @pytest.fixture
 def pool() -> str:
-    """Make a work pool of this test's own."""
+    """Create a work pool for one test."""
     return new_pool()
 
 
@@ -241,7 +241,7 @@ def test_a_flow_run_that_ended_before_its_machine_was_submitted_gets_none(
 def test_runs_of_a_flow_run_whose_machine_died_are_stopped_and_reported(
     pool: str, dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The hooks of the flow ran on the machine, and died with it."""
+    """The hooks of the flow run on the machine and end with it."""
     flow_run = start(deploy(pool))
     with dstack.client() as client:
         left = client.runs.submit(
