@@ -30,6 +30,7 @@ SWEPT: tuple[str, ...] = (
     "tests/docs/commands.py",
     "tests/docs/test_readme.py",
     "tests/provider_airflow",
+    "tests/provider_prefect",
 )
 
 # Each rule finds these, in the order of RULES.

@@ -152,7 +152,7 @@ def test_an_active_run_of_an_earlier_execution_is_stopped(
     until(lambda: run.refresh().outcome() is not None, seconds=20)
 
 
-def test_a_prefect_server_that_cannot_be_asked_prevents_no_submission(
+def test_an_unreachable_prefect_server_does_not_prevent_a_submission(
     dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreachable(self: Any, flow_run_id: UUID) -> None:

@@ -121,7 +121,7 @@ def test_a_flow_that_is_retried_finds_the_service_it_deployed(
 
 
 @TWINS
-def test_what_cannot_be_updated_is_refused_with_the_way_out(
+def test_what_cannot_be_updated_is_refused_with_advice(
     deploy: Deploy, dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
     configuration = saying("hello")

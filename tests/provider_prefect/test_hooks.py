@@ -60,7 +60,7 @@ def is_stopped(run: Run) -> bool:
     return run.status().is_stopping or run.outcome() is not None
 
 
-def test_a_cancelled_flow_run_is_left_with_no_runs_and_others_keep_theirs(
+def test_the_runs_of_a_cancelled_flow_run_are_stopped_and_no_others(
     dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
     mine, other = flow_run(), flow_run()
@@ -132,7 +132,7 @@ def test_hooks_fit_the_flow_decorator() -> None:
     assert len(decorated.on_cancellation_hooks) == len(decorated.on_crashed_hooks) == 2
 
 
-def test_a_server_that_cannot_be_reached_is_told(
+def test_an_unreachable_server_is_reported(
     dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = flow_run()
@@ -209,7 +209,9 @@ def test_a_report_that_was_cut_off_before_its_progress_makes_no_second_table(
     check_reported_once(mine, run, "mine")
 
 
-def test_a_run_that_is_kept_holds_nothing_up(dstack: LocalServer, credentials: DstackCredentials) -> None:
+def test_a_run_that_is_kept_does_not_delay_the_hook(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
     mine = flow_run()
     run = run_for(dstack, mine, "kept", on_crash="keep")
     Report("kept", logging.getLogger("killed"), artifacts=True, flow_run_id=mine.id).start(run)

@@ -41,7 +41,7 @@ def results(prefect_server: str) -> Iterator[list[Future[Result]]]:
         for number, case in enumerate(CASES)
     ],
 )
-def test_the_next_execution_tells_every_line_of_the_one_run(
+def test_the_next_execution_logs_every_line_of_the_one_run(
     number: int, name: str, kill: Fault, step: int, results: list[Future[Result]]
 ) -> None:
     result = results[number].result()

@@ -53,7 +53,7 @@ def test_the_options_are_those_of_the_core_and_their_own() -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_every_task_unpacks_the_options_and_spells_none(name: str) -> None:
+def test_every_task_unpacks_the_options_and_repeats_none(name: str) -> None:
     parameters = inspect.signature(getattr(prefect_dstack, name).fn, eval_str=False).parameters
     assert parameters["options"].annotation == "Unpack[SubmitOptions]"
     assert parameters["options"].kind is inspect.Parameter.VAR_KEYWORD

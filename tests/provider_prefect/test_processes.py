@@ -158,9 +158,7 @@ def test_a_cancelled_flow_run_stops_its_runs(
     assert len(runs_of(server, case.flow_run_id)) == count
 
 
-def test_each_run_was_asked_to_stop_once(
-    served: tuple[LocalServer, Path], cancelled: dict[str, Case]
-) -> None:
+def test_each_run_got_one_stop_request(served: tuple[LocalServer, Path], cancelled: dict[str, Case]) -> None:
     """The hooks come after the tasks; a run that is stopping already is left alone."""
     server, _ = served
     log_records(cancelled["parent"].flow_run_id, last="finished running successfully", seconds=60)
@@ -191,7 +189,7 @@ def test_the_hook_stops_the_run_of_a_killed_flow(served: tuple[LocalServer, Path
     until(lambda: state_of(flow_run_id).is_crashed(), seconds=60)
 
 
-def test_a_run_that_outlives_its_flow_is_taken_up_again(served: tuple[LocalServer, Path]) -> None:
+def test_a_run_that_outlives_its_flow_is_followed_again(served: tuple[LocalServer, Path]) -> None:
     server, directory = served
     flow_run_id, _ = kill(served, "kept")
     until(lambda: state_of(flow_run_id).is_crashed(), seconds=60)
@@ -261,9 +259,7 @@ def test_a_killed_plain_script_is_stopped_once_its_flow_run_is_crashed(
     assert outcome_of(run).reason == "stopped_by_user"
 
 
-def test_a_plain_script_notices_a_cancellation_that_nobody_tells_it(
-    dstack: LocalServer, tmp_path: Path
-) -> None:
+def test_a_plain_script_notices_a_cancellation_by_itself(dstack: LocalServer, tmp_path: Path) -> None:
     with python(dstack, "direct", TEST_PIDS=str(tmp_path), TEST_LOG=str(tmp_path / "log")) as process:
         until(lambda: is_running(dstack), seconds=START_SECONDS)
         (pid_file,) = [path for path in tmp_path.iterdir() if path.name != "log"]

@@ -113,7 +113,7 @@ def test_the_worker_emits_the_event_of_an_accepted_stop_and_reports_that_it_was_
 
 @pytest.mark.parametrize("task", [run_task, arun_task])
 @pytest.mark.parametrize("how", ["refused", "dropped", "in time"])
-def test_the_state_after_a_cancellation_says_what_is_known_of_the_stop(
+def test_the_state_after_a_cancellation_shows_what_is_known_of_the_stop(
     how: str,
     task: Any,
     dstack: LocalServer,

@@ -62,7 +62,7 @@ def test_a_killed_worker_started_again_watches_the_same_machine(
 
 
 @pytest.mark.matrix
-def test_what_a_killed_worker_did_not_submit_gets_its_machine(
+def test_a_flow_run_that_a_killed_worker_did_not_submit_gets_its_machine(
     pool: str, dstack: LocalServer, tmp_path: Path
 ) -> None:
     flow_run = start(deploy(pool))
@@ -75,7 +75,7 @@ def test_what_a_killed_worker_did_not_submit_gets_its_machine(
 
 
 @pytest.mark.matrix
-def test_one_of_two_other_workers_goes_on_where_a_killed_one_was(
+def test_one_of_two_other_workers_continues_for_a_killed_one(
     pool: str, dstack: LocalServer, tmp_path: Path
 ) -> None:
     go, log = tmp_path / "go", tmp_path / "log"
@@ -121,7 +121,7 @@ def test_a_cancellation_after_the_worker_was_killed_is_carried_out(
 
 
 @pytest.mark.matrix
-def test_a_cancellation_while_no_worker_lives_is_carried_out_by_the_next(pool: str, tmp_path: Path) -> None:
+def test_a_cancellation_without_a_worker_is_carried_out_by_the_next_one(pool: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with LocalServer(retry_seconds=300) as full:
         flow_run = start(deploy(pool, **NOWHERE))
@@ -203,7 +203,7 @@ def test_a_later_claim_wins(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert in_pool(pool, flow_run, ask) == [False]
 
 
-def test_a_worker_that_was_taken_for_dead_leaves_the_machine_to_the_other(
+def test_a_worker_that_lost_its_claim_leaves_the_machine_to_the_other(
     pool: str, dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "CHECK_SECONDS", 0.2)
