@@ -58,26 +58,26 @@ KILLS = Suite(
         _airflow(
             "kill -9 while the submission is under way, then the retry",
             _WORKER,
-            "test_kill_matrix.py::test_killed_between_the_submission_and_its_answer",
+            "test_kill_matrix.py::test_a_kill_between_the_submission_and_its_reply_makes_no_second_run",
             "test_durable.py::test_a_submission_under_way_when_its_worker_was_lost_makes_no_second_run",
         ),
         _airflow(
             "kill -9 while the run is followed, then the retry",
             _WORKER,
-            "test_kill_matrix.py::test_task_process_killed",
+            "test_kill_matrix.py::test_a_retry_takes_over_the_run_of_a_killed_task_process",
             "test_real_dstack_matrix.py::test_a_retry_takes_over_the_run_of_a_killed_worker_on_a_real_server",
         ),
         _airflow(
             "kill -9, and the run ends before the retry",
             _WORKER,
-            "test_kill_matrix.py::test_node_lost",
+            "test_kill_matrix.py::test_a_retry_takes_the_result_of_a_run_whose_node_was_lost",
             "test_durable.py::test_a_retry_takes_the_result_of_a_run_that_succeeded_meanwhile",
         ),
         _airflow(
             "SIGTERM of the worker, with a try left and without",
             _WORKER,
-            "test_kill_matrix.py::test_worker_shut_down",
-            "test_kill_matrix.py::test_worker_shut_down_on_the_last_try",
+            "test_kill_matrix.py::test_a_worker_shutdown_leaves_the_run_to_the_next_try",
+            "test_kill_matrix.py::test_a_worker_shutdown_on_the_last_try_stops_the_run",
         ),
         _airflow(
             "the triggerer restarted",

@@ -199,7 +199,7 @@ def test_a_request_that_airflow_fails_to_answer_indicates_an_outage(
     assert repr(error) in reason.fact
 
 
-def test_a_request_that_this_airflow_does_not_know_does_not_indicate_an_outage(airflow: HealthServer) -> None:
+def test_a_request_that_airflow_does_not_know_is_not_an_outage(airflow: HealthServer) -> None:
     reason = kill_reason(failing(AttributeError("no get_task_states")))
     assert reason.kind == "ended"
     assert "no get_task_states" in reason.fact
@@ -307,7 +307,7 @@ def test_which_runs_are_kept(kind: str, durable: bool, next_try: bool, words: st
         (None, None),
     ],
 )
-def test_a_last_try_that_was_replaced_by_one_that_already_runs_leaves_its_run_to_it(
+def test_a_replaced_last_try_leaves_its_run_to_the_try_that_runs(
     airflow: HealthServer, monkeypatch: pytest.MonkeyPatch, store: dict[str, Any] | None, words: str | None
 ) -> None:
     monkeypatch.setattr(_build, "task_state", lambda ti: "running")

@@ -226,7 +226,7 @@ def test_another_run_under_the_name_is_not_read(server: LocalServer, log: Log, w
 
 
 @pytest.mark.parametrize("killed", [True, False], ids=["killed", "relayed"])
-def test_a_task_that_is_ended_in_the_rest_of_the_log_stops_nothing_and_keeps_its_record(
+def test_a_task_ended_during_the_rest_of_the_log_stops_nothing_and_keeps_its_record(
     server: LocalServer, log: Log, worker_log: Log, killed: bool
 ) -> None:
     run = ended(server, writing(20_000))
