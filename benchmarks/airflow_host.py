@@ -59,7 +59,7 @@ class Host:
                 yield datetime.fromisoformat(record["timestamp"]), str(record.get("event", ""))
 
     def requests(self, ending: str) -> list[float]:
-        """Return the moments of the requests whose path ends so."""
+        """Return the times of the requests whose path ends like that."""
         return [request.time for request in self.server.requests if request.path.endswith(ending)]
 
 
@@ -201,7 +201,7 @@ def delay(host: Host, section: Section) -> None:
         if len(told) != TICKS:
             raise RuntimeError(f"ticking_{name}: {len(told)} of {TICKS} lines")
         began = min(at for _, at in told)
-        # What was written before the relay began waited for Airflow, not for a poll.
+        # Lines from before the start of the relay waited for Airflow, not for a poll.
         delays = sorted(at - written for written, at in told if written > began)
         if len(delays) < TICKS / 10:
             raise RuntimeError(f"ticking_{name}: the relay began when the run was almost over")

@@ -34,7 +34,7 @@ def serve(told: Connection) -> None:
 
 
 def bare(url: str, token: str, project: str, name: str, submission: str) -> int:
-    """Fetch and decode what the server keeps of the log; return its bytes."""
+    """Fetch and decode the log that the server stores; return its bytes."""
     session = requests.Session()
     session.headers["Authorization"] = f"Bearer {token}"
     body: dict[str, Any] = {"run_name": name, "job_submission_id": submission, "limit": 1000}
@@ -59,7 +59,7 @@ def send_plain(told: Connection, size: int) -> None:
 
 
 def tunnel_alone(attachment: Attachment, port: int, size: int) -> None:
-    """Take bytes out of a channel through the same logins: no websocket, no flow."""
+    """Read bytes from a channel through the same logins, without websocket and log."""
     channel = attachment.channel(port, 30)
     try:
         while size > 0 and (data := channel.recv(262144)):

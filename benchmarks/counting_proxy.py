@@ -1,4 +1,4 @@
-"""Stand between a client and a server and note what is asked."""
+"""A proxy between a client and a server that records the requests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class CountingProxy:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def take(self) -> list[str]:
-        """Return the last two parts of the paths asked for since the last call."""
+        """Return the last two parts of the paths requested since the last call."""
         paths, self._paths[:] = list(self._paths), []
         return ["/".join(path.partition("?")[0].split("/")[-2:]) for path in paths]
 

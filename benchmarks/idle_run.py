@@ -1,4 +1,4 @@
-"""What an idle run costs in an hour: the requests of the real flow, on a clock that is turned by hand."""
+"""What an idle run costs in an hour: the requests of the real client, on a clock that the benchmark advances."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOUR = 3600
 
 
 def requests_of(seconds: float, *, shared: bool) -> Counter[str]:
-    """Return the requests that following a silent run takes."""
+    """Return the requests for following a run without output."""
     answers, now = Answers(1, 0, 100, 1), 0.0
     longest = batched_polls.LONGEST_LOG_PAUSE if shared else LONGEST_LOG_PAUSE
     options = FollowOptions(INTERVAL, logs=True, wall_clock=lambda: now, longest_log_pause=longest)

@@ -19,7 +19,7 @@ from dstack_core import AsyncClient, Client, LogLines, SharedAsyncClient
 from dstack_core.integration import LogRelay, RecordLimits, collect_secrets
 
 SHARE = 0.8
-# As many values as a run of a team has, none of which it prints.
+# As many secret values as a team's run may have; the run does not print any of them.
 ENV = {f"SECRET_{number}": f"{number}-of-a-team-{number * 7919:x}" for number in range(5)}
 
 
@@ -38,7 +38,7 @@ class Log:
 
 
 def bare(url: str) -> int:
-    """Fetch and decode the log as little code as can does; return its lines."""
+    """Fetch and decode the log with as little code as possible; return its lines."""
     session = requests.Session()
     session.headers["Authorization"] = f"Bearer {Stub.token}"
     body: dict[str, object] = {"run_name": "speaker", "job_submission_id": "sub-speaker", "limit": 1000}
@@ -61,7 +61,7 @@ def sync_lines(url: str) -> int:
 
 
 def sync_records(url: str) -> int:
-    """Read the lines as a workflow engine does that logs them: in records, with secrets masked."""
+    """Read the lines as a workflow engine that logs them does: in records, with secrets masked."""
     with Client(server_url=url, project_name="main", user_token=Stub.token) as client:
         run = client.runs.get("speaker")
         assert run is not None  # noqa: S101
@@ -100,7 +100,7 @@ def async_lines(url: str, kind: type[AsyncClient] = AsyncClient) -> int:
 
 
 def bare_async(url: str) -> int:
-    """Do what ``bare`` does with ``httpx``, which the async client is made of."""
+    """Fetch and decode the log like ``bare``, with ``httpx``, which the async client uses."""
 
     async def read() -> int:
         body: dict[str, object] = {"run_name": "speaker", "job_submission_id": "sub-speaker", "limit": 1000}

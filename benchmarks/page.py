@@ -1,4 +1,4 @@
-"""Write ``docs/performance.md`` and its plots out of what was measured."""
+"""Write ``docs/performance.md`` and its plots from the measurements."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def summary(sections: Iterable[Section]) -> str:
 
 
 def details(section: Section) -> str:
-    """Return what stands behind the rows of one section."""
+    """Return the tables, notes and plots behind the rows of one section."""
     parts = [f"## {section.title}", *section.notes]
     for one in section.tables:
         parts += [f"{one.title}:", table(one.head, one.lines)]

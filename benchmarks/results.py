@@ -1,4 +1,4 @@
-"""What a measurement hands on: plain data, so that each runs in an environment of its own."""
+"""The result of a measurement: plain data, because each measurement runs in its own environment."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Section:
 
 
 def cli(measure: Callable[[bool], Section]) -> None:
-    """Be the command line of one module: measure, and print or save the section."""
+    """Run the command line of one module: measure, and print or save the section."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer rounds")
     parser.add_argument("--out", type=Path, help="where to save the section as JSON")

@@ -19,7 +19,7 @@ class SignalledTrigger(BaseTrigger):
         self.file = file
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return how to make it again."""
+        """Return its class and arguments."""
         return "benchmarks.signalled.SignalledTrigger", {"file": self.file}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:

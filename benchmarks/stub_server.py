@@ -1,6 +1,6 @@
 """A dstack server made of canned bytes, quick enough not to be what is measured.
 
-It answers as a real one does for runs that are all alike: ``running`` and silent, or, called ``speaker``, with a
+It replies as a real one does for identical runs: ``running`` without output, or, called ``speaker``, with a
 log of a given size. ``with Stub(...) as stub`` runs it as a process of its own.
 """
 
@@ -37,7 +37,7 @@ class Answers:
         self._runs = [_run(body, f"id-{index}", f"run-{index}", index, "running") for index in range(runs)]
         self._speaker = _run(body, _SPEAKER, _SPEAKER, runs, "done")
         self._pages = _log_pages(lines, line_bytes, lines_a_message)
-        # What is the same for every round of looks is put together once.
+        # What is the same for every round of polls is built once.
         self._lists = {
             top: b"[" + b",".join(self._runs[max(0, top - _PAGE) : top][::-1]) + b"]"
             for top in range(runs, -_PAGE, -_PAGE)
@@ -90,7 +90,7 @@ def _log_pages(lines: int, line_bytes: int, lines_a_message: int) -> list[bytes]
 
 
 class _Connection(asyncio.Protocol):
-    """Speak as much HTTP/1.1 as requests and httpx need."""
+    """A connection with as much of HTTP/1.1 as requests and httpx need."""
 
     def __init__(self, answers: Answers) -> None:
         self._answers = answers
@@ -116,7 +116,7 @@ class _Connection(asyncio.Protocol):
 
 
 class Stub:
-    """Run the server as a process on a free port of loopback; ``url`` is its address.
+    """The server as a process on a free port of loopback; ``url`` is its address.
 
     ``runs`` are watched runs, ``lines`` of ``line_bytes`` each the log of the run ``speaker``, ``lines_a_message``
     to a message.

@@ -28,7 +28,7 @@ for number in range(2):
 
 
 def official(proxy: CountingProxy, server: RealServer) -> list[list[str]]:
-    """Return what the official client asks for, step by step."""
+    """Return the requests of the official client, step by step."""
     with tempfile.TemporaryDirectory() as home:
         process = subprocess.Popen(
             [str(OFFICIAL.absolute()), "-c", _OFFICIAL, proxy.url, server.token, server.project],
@@ -54,7 +54,7 @@ def official(proxy: CountingProxy, server: RealServer) -> list[list[str]]:
 
 
 def ours(proxy: CountingProxy, server: RealServer) -> list[list[str]]:
-    """Return what our client asks for, step by step."""
+    """Return the requests of our client, step by step."""
     asked = []
     with Client(server_url=proxy.url, project_name=server.project, user_token=server.token) as client:
 

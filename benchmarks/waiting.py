@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def until(condition: Callable[[], T | None], seconds: float = 180.0) -> T:
-    """Return what ``condition`` gives as soon as that is something."""
+    """Return the first true value of ``condition``; raise ``TimeoutError`` after ``seconds``."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := condition():

@@ -1,4 +1,4 @@
-"""A deferred task that ends as ours did once: after its trigger has relayed the whole log."""
+"""A deferred task that ends only after its trigger has relayed the whole log, as in earlier versions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class WaitingTrigger(DstackRunTrigger):
     """A trigger that does not learn of the end of its run before the log is relayed."""
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return how to make it again."""
+        """Return its class and arguments."""
         return "benchmarks.waiting_for_log.WaitingTrigger", super().serialize()[1]
 
     async def _wait_for_end(self, client: AsyncClient, run_id: str) -> Outcome | None:

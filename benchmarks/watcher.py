@@ -38,9 +38,9 @@ class Watched:
 
 
 class Lag:
-    """Measure how late the event loop is, on a fixed schedule: a stall counts for as long as it takes.
+    """The lag of the event loop, measured on a fixed schedule: a stall counts for as long as it takes.
 
-    ``own`` is at most the CPU time that this process took meanwhile: what it waited for a core is not its lag.
+    ``own`` is at most the CPU time that this process took meanwhile: its wait for a core does not count as lag.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Lag:
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             now, cpu = time.perf_counter(), time.process_time()
             busy, used = cpu - used, cpu
-            # Everything that was due at one of the missed moments had to wait as well.
+            # Everything that was due at one of the missed moments also had to wait.
             while due <= now:
                 self.wall.append(now - due)
                 self.own.append(min(now - due, busy))
@@ -64,7 +64,7 @@ class Lag:
 
 
 class Collections:
-    """Measure Python's garbage collections, which stop everything."""
+    """The longest of Python's garbage collections, which pause the whole process."""
 
     def __init__(self) -> None:
         self.longest = 0.0
@@ -119,7 +119,7 @@ async def watch_all(watch: Watch, runs: int, warm: float, seconds: float) -> Wat
 
 
 def following(client: AsyncClient, interval: float) -> Watch:
-    """Return what follows a run with one client."""
+    """Return a function that follows a run with one client."""
 
     async def watch(name: str) -> None:
         run = await client.runs.get(name)
@@ -132,7 +132,7 @@ def following(client: AsyncClient, interval: float) -> Watch:
 
 
 def triggering(url: str, token: str, interval: float) -> Watch:
-    """Return what runs a trigger, as the triggerer does."""
+    """Return a function that runs a trigger, as the triggerer does."""
     from airflow_provider_dstack.triggers import DstackRunTrigger
 
     connection = {"conn_type": "dstack", "host": url, "login": "main", "password": token}
@@ -171,7 +171,7 @@ async def main() -> None:
         await watch_all(watch, chosen.runs, chosen.warm, chosen.seconds)
         return
     kind = SharedAsyncClient if chosen.way == "shared" else AsyncClient
-    # What asks for each run by itself falls behind; it shall not give up on that.
+    # With one request per run the client falls behind; the long timeout and budget keep it from giving up.
     async with kind(
         server_url=chosen.url,
         project_name="main",

@@ -23,7 +23,7 @@ MANY_CORES, MANY_LAG, MANY_MEMORY = 0.4, 0.05, 20 * 1024
 # The server's pages arrive late on a machine that is busy with something else, and less work is then done in
 # the window: below this share of the polls that were due the shares of a core are not to be compared.
 ENOUGH_POLLS = 0.9
-# After so long without new lines a log is read at the lowest rate; before that, the triggers start.
+# After so many seconds without new lines a log is read at the lowest rate; the triggers start before that.
 SETTLED_SECONDS = 130.0
 NAMES = {"alone": "one request per run", "triggers": "`DstackRunTrigger`"}
 

@@ -1,6 +1,6 @@
-"""Run the body of a Python function on a GPU with ``@task.dstack``; what it returns is its XCom.
+"""Run the body of a Python function on a GPU with ``@task.dstack``; its result is the task's XCom.
 
-The function travels as its source, so it imports inside its body what it needs. Needs the connection
+The run gets the function's source, so the function imports what it needs in its body. Needs the connection
 ``dstack_default``.
 """
 

@@ -24,7 +24,7 @@ with DAG(
 ) as dag:
     DstackReapOperator(
         task_id="reap",
-        # A task stops its run itself; this is its time to do so.
+        # A task stops its run itself; it has this long to do so.
         min_age=60,
         execution_timeout=timedelta(minutes=10),
     )

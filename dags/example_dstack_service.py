@@ -14,7 +14,7 @@ from airflow.sdk import DAG, task
 from airflow_provider_dstack.services import DstackServiceOperator, DstackStopRunOperator
 from dstack_core import GPU, Resources, Service
 
-# A stand-in for an inference server: it gives back what it is asked.
+# A stand-in for an inference server: it returns each request's body.
 SERVER = """
 python3 -u - <<'END'
 import http.server
@@ -44,7 +44,7 @@ with DAG("example_dstack_service", schedule=None, tags=["example", "dstack"], do
 
     @task
     def ask(url: str, question: str) -> str:
-        """Ask the service, as a member of the project."""
+        """Send a request to the service, as a member of the project."""
         import requests
 
         from airflow_provider_dstack.hooks import DstackHook

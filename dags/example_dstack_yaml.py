@@ -1,7 +1,7 @@
 """Run a dstack configuration file that lies beside the DAG, and wait for it in another task.
 
 The file is the one that people use with ``dstack apply``; Airflow renders the templates in it. The sensor
-stands for a DAG that waits for a run which it did not start. Needs the connection ``dstack_default``.
+stands for a DAG that waits for a run it did not start. Needs the connection ``dstack_default``.
 """
 
 from __future__ import annotations

@@ -27,17 +27,12 @@ SWEPT: tuple[str, ...] = (
     "dags",
     "flows",
     "scripts",
-    "tests/docs/commands.py",
-    "tests/docs/test_readme.py",
-    "tests/conftest.py",
     "tests/contract",
     "tests/core",
     "tests/docs",
     "tests/documented",
-    "tests/dstack_files.py",
-    "tests/option_values.py",
-    "tests/ports.py",
-    "tests/settings.py",
+    "tests/provider_airflow",
+    "tests/provider_prefect",
 )
 
 # Each rule finds these, in the order of RULES.

@@ -58,26 +58,26 @@ KILLS = Suite(
         _airflow(
             "kill -9 while the submission is under way, then the retry",
             _WORKER,
-            "test_kill_matrix.py::test_killed_between_the_submission_and_its_answer",
+            "test_kill_matrix.py::test_a_kill_between_the_submission_and_its_reply_makes_no_second_run",
             "test_durable.py::test_a_submission_under_way_when_its_worker_was_lost_makes_no_second_run",
         ),
         _airflow(
             "kill -9 while the run is followed, then the retry",
             _WORKER,
-            "test_kill_matrix.py::test_task_process_killed",
-            "test_real_dstack_matrix.py::test_a_retry_takes_the_run_of_a_killed_worker_over_on_a_real_server",
+            "test_kill_matrix.py::test_a_retry_takes_over_the_run_of_a_killed_task_process",
+            "test_real_dstack_matrix.py::test_a_retry_takes_over_the_run_of_a_killed_worker_on_a_real_server",
         ),
         _airflow(
             "kill -9, and the run ends before the retry",
             _WORKER,
-            "test_kill_matrix.py::test_node_lost",
-            "test_durable.py::test_a_retry_takes_the_result_of_a_run_that_succeeded_unseen",
+            "test_kill_matrix.py::test_a_retry_takes_the_result_of_a_run_whose_node_was_lost",
+            "test_durable.py::test_a_retry_takes_the_result_of_a_run_that_succeeded_meanwhile",
         ),
         _airflow(
             "SIGTERM of the worker, with a try left and without",
             _WORKER,
-            "test_kill_matrix.py::test_worker_shut_down",
-            "test_kill_matrix.py::test_worker_shut_down_on_the_last_try",
+            "test_kill_matrix.py::test_a_worker_shutdown_leaves_the_run_to_the_next_try",
+            "test_kill_matrix.py::test_a_worker_shutdown_on_the_last_try_stops_the_run",
         ),
         _airflow(
             "the triggerer restarted",
@@ -98,7 +98,7 @@ KILLS = Suite(
         _prefect(
             "kill -9 while the run is followed, then the flow run again",
             _FLOW,
-            "test_processes.py::test_a_run_that_outlives_its_flow_is_taken_up_again",
+            "test_processes.py::test_a_run_that_outlives_its_flow_is_followed_again",
         ),
         _prefect(
             "kill -9, and the run ends before the flow runs again",
@@ -114,19 +114,19 @@ KILLS = Suite(
         _prefect(
             "kill -9 before it submitted the machine",
             _MACHINE,
-            "test_take_over.py::test_what_a_killed_worker_did_not_submit_gets_its_machine",
+            "test_take_over.py::test_a_flow_run_that_a_killed_worker_did_not_submit_gets_its_machine",
         ),
         _prefect(
             "kill -9 while it watches the machine, then it or another of the pool",
             _MACHINE,
             "test_take_over.py::test_a_killed_worker_started_again_watches_the_same_machine",
-            "test_take_over.py::test_one_of_two_other_workers_goes_on_where_a_killed_one_was",
+            "test_take_over.py::test_one_of_two_other_workers_continues_for_a_killed_one",
         ),
         _prefect(
             "kill -9, then a cancellation",
             _MACHINE,
             "test_take_over.py::test_a_cancellation_after_the_worker_was_killed_is_carried_out",
-            "test_take_over.py::test_a_cancellation_while_no_worker_lives_is_carried_out_by_the_next",
+            "test_take_over.py::test_a_cancellation_without_a_worker_is_carried_out_by_the_next_one",
         ),
     ),
 )

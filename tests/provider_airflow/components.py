@@ -21,7 +21,7 @@ _NAMES = ("api-server", "scheduler", "dag-processor", "triggerer")
 
 
 class Components:
-    """Hold one Airflow with its own home, ports and secrets; ``environment`` comes before what is set here."""
+    """An Airflow with its own home, ports and secrets; ``environment`` overrides the settings made here."""
 
     def __init__(self, home: Path, database_url: str, environment: dict[str, str]) -> None:
         self.home = home
@@ -70,7 +70,7 @@ class Components:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start all components; return when they call themselves healthy and the DAGs are known."""
+        """Start all components; return when they are healthy and the DAGs are known."""
         for name in _NAMES:
             self.start_one(name)
         self.wait_until_healthy()
@@ -80,7 +80,7 @@ class Components:
         wait_for("parsed DAGs", lambda: expected <= self._dag_files(), 120)
 
     def wait_until_healthy(self) -> None:
-        """Return when all components say that they are."""
+        """Return when Airflow reports all components as healthy."""
         wait_for("healthy Airflow", self._is_healthy, 180)
 
     def start_one(self, name: str, **settings: str) -> None:
@@ -115,17 +115,17 @@ class Components:
         os.killpg(self._processes[name].pid, number)
 
     def is_alive(self, name: str) -> bool:
-        """Tell whether the main process of one component runs."""
+        """Return whether the main process of one component runs."""
         return self._processes[name].poll() is None
 
     def ended_within(self, seconds: float, name: str) -> bool:
-        """Tell whether the main process of one component is over, now or in so many seconds."""
+        """Return whether the main process of one component has ended, or ends within so many seconds."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._processes[name].wait(seconds)
         return not self.is_alive(name)
 
     def knows(self, dag_id: str) -> bool:
-        """Tell whether the DAG can be started."""
+        """Return whether the DAG can be started."""
         dags = self.call("GET", "/api/v2/dags?limit=100")["dags"]
         return dag_id in {dag["dag_id"] for dag in dags}
 
@@ -134,7 +134,7 @@ class Components:
         return self._processes[name].pid
 
     def start_ended(self) -> None:
-        """Start whatever ended by itself, as a keeper does; return when all are healthy."""
+        """Restart the components that ended by themselves, as a supervisor does; return when all are healthy."""
 
         def kept_healthy() -> bool:
             for name in [name for name in self._processes if not self.is_alive(name)]:
@@ -202,7 +202,7 @@ class Components:
     def wait_for_run_end(
         self, dag_id: str, run_id: str, seconds: float = 90.0, look_every: float = 0.1
     ) -> None:
-        """Return once the DAG run is over; what is cleared while it ends, Airflow may forget to run."""
+        """Return once the DAG run has ended; Airflow may forget to run a task that is cleared before that."""
         path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}"
 
         def is_over() -> bool:
@@ -211,12 +211,12 @@ class Components:
         wait_for(f"end of {dag_id}", is_over, seconds, look_every)
 
     def set_state(self, dag_id: str, run_id: str, state: str) -> None:
-        """Do what a user does who marks the task."""
+        """Mark the task, as a user does."""
         path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/train"
         self.call("PATCH", path, {"new_state": state})
 
     def set_run_state(self, dag_id: str, run_id: str, state: str) -> None:
-        """Do what a user does who marks the DAG run."""
+        """Mark the DAG run, as a user does."""
         self.call("PATCH", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}", {"state": state})
 
     def xcom(self, dag_id: str, run_id: str, key: str) -> Any:
@@ -226,7 +226,7 @@ class Components:
         return self.call("GET", f"{path}/{key}")["value"] if key in keys else None
 
     def clear(self, dag_id: str, run_id: str) -> None:
-        """Do what a user does who clears the task."""
+        """Clear the task, as a user does."""
         body = {
             "dry_run": False,
             "dag_run_id": run_id,
@@ -268,6 +268,6 @@ class Components:
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End what a component has left: its children may outlive it, and the group is its own."""
+    """Kill what a component has left: its children may outlive it, and the group is its own."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

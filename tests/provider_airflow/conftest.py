@@ -1,4 +1,4 @@
-"""Give every test an Airflow of its own: nothing outside a temporary directory is read or written."""
+"""Give the tests their own Airflow: nothing outside a temporary directory is read or written."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def database() -> Path:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServer]:
-    """Serve dstack, and let ``dstack_default`` be its connection."""
+    """Run an embedded dstack server, and define ``dstack_default`` as its connection."""
     with LocalServer(stop_grace_seconds=2.0) as server:
         monkeypatch.setenv("AIRFLOW_CONN_DSTACK_DEFAULT", connection_json(server))
         yield server
@@ -62,27 +62,27 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServer]:
 
 @pytest.fixture
 def ended_by_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Airflow say, when a task is killed, that a user has ended it."""
+    """Let Airflow report, when a task is killed, that a user has ended it."""
     ended = KillReason("ended", "the task's state is failed")
     monkeypatch.setattr("airflow_provider_dstack._kill_reason.kill_reason", lambda ask_state: ended)
 
 
 @pytest.fixture
 def real(real_server: RealServer, monkeypatch: pytest.MonkeyPatch) -> RealServer:
-    """Let a real dstack server be what ``dstack_default`` connects to."""
+    """Let ``dstack_default`` connect to a real dstack server."""
     monkeypatch.setenv("AIRFLOW_CONN_DSTACK_DEFAULT", connection_json(real_server))
     return real_server
 
 
 @pytest.fixture
 def dag_runner(database: Path) -> DagRunner:
-    """Return what runs a DAG of one task with ``dag.test()``."""
+    """Return a runner of DAG files that uses ``dag.test()``."""
     return DagRunner(HOME / "dags")
 
 
 @pytest.fixture(scope="session")
 def shared_server() -> Iterator[LocalServer]:
-    """Serve dstack for the real components."""
+    """Run an embedded dstack server for the real components."""
     with LocalServer(stop_grace_seconds=2.0) as server:
         yield server
 
@@ -99,7 +99,7 @@ def components(
 def patient_components(
     shared_server: LocalServer, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Components]:
-    """Do what ``components`` does, with a scheduler that misses neither a heartbeat nor another scheduler."""
+    """Run the components with a scheduler that waits 900 s for a task's or another scheduler's heartbeat."""
     yield from _components(
         shared_server,
         tmp_path_factory.mktemp("patient-components"),
@@ -113,13 +113,13 @@ def patient_components(
 def real_components(
     real_server: RealServer, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Components]:
-    """Do what ``components`` does with a real dstack server."""
+    """Run the components with a real dstack server."""
     yield from _components(real_server, tmp_path_factory.mktemp("real-components"), request)
 
 
 @contextlib.contextmanager
 def _migrated(home: Path, request: pytest.FixtureRequest) -> Iterator[str]:
-    """Give the URL of a migrated database: sqlite, or Postgres when asked for."""
+    """Yield the URL of a migrated database: sqlite, or Postgres if ``AIRFLOW_TEST_DATABASE`` names it."""
     if DATABASE == "postgres":
         with postgres_url() as url:
             migrate(url, home)
@@ -129,7 +129,7 @@ def _migrated(home: Path, request: pytest.FixtureRequest) -> Iterator[str]:
         shutil.copy(request.getfixturevalue("database"), copy)
         yield f"sqlite:///{copy}"
     else:
-        raise ValueError(f"AIRFLOW_TEST_DATABASE is {DATABASE!r}; say 'sqlite' or 'postgres'")
+        raise ValueError(f"AIRFLOW_TEST_DATABASE: expected 'sqlite' or 'postgres', got {DATABASE!r}.")
 
 
 def _components(
@@ -149,7 +149,7 @@ def _components(
 
 @pytest.fixture
 def wrong_connections(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> LocalServer:
-    """Define connections that are wrong in one point each: ``bad_token``, ``bad_project``, ``bad_url``."""
+    """Define connections with one wrong value each: ``bad_token``, ``bad_project``, ``bad_url``."""
     good = json.loads(connection_json(server))
     changes: dict[str, dict[str, object]] = {
         "bad_token": {"password": "not-the-token"},

@@ -15,7 +15,7 @@ DATABASE_URL = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
 
 
 def migrate(url: str, home: Path) -> None:
-    """Make Airflow's tables in a database."""
+    """Create Airflow's tables in a database."""
     airflow = Path(sys.executable).with_name("airflow")
     done = subprocess.run(
         [airflow, "db", "migrate"],
@@ -30,7 +30,7 @@ def migrate(url: str, home: Path) -> None:
 
 @contextmanager
 def best_database(home: Path) -> Iterator[str]:
-    """Give the URL of a migrated database: Postgres where that is installed, else sqlite."""
+    """Yield the URL of a migrated database: Postgres where that is installed, else sqlite."""
     with ExitStack() as stack:
         try:
             url = stack.enter_context(postgres_url())

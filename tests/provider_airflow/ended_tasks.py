@@ -18,7 +18,7 @@ from tests.provider_airflow.support import wait_for
 OVER = ("success", "failed", "skipped", "up_for_retry", "removed")
 LOOK_EVERY = 0.5
 PATIENCE = 240.0
-# No request for that long: whatever stopped the run is done with it.
+# After so many seconds without a request, the stop of the run is complete.
 _QUIET_SECONDS = 6.0
 
 
@@ -46,7 +46,7 @@ class EndedTask:
         marker = f"airflow:{self.dag_id}/{self.dag_run}/{task_id}/"
 
         def find() -> dstack.Run | None:
-            # A task that is over will have no run any more.
+            # A task that has ended will not have a run any more.
             if task_id == "train" and self.state in OVER:
                 raise NotReached(f"expected a running task, got {self.state}")
             active = self.case.client.runs.list()
@@ -63,7 +63,7 @@ class EndedTask:
         return [_said(one) for number in tries for one in self.airflow.log(self.dag_id, self.dag_run, number)]
 
     def wait_until_quiet(self) -> None:
-        """Return once nobody asks the server for anything any more."""
+        """Return once the server gets no more requests."""
         proxy = self.case.proxy
 
         def is_quiet() -> bool:

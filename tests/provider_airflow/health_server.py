@@ -1,4 +1,4 @@
-"""A server on loopback in place of Airflow's API server, which answers a few paths as it is told to."""
+"""A server on loopback in place of Airflow's API server, which answers a few paths with given replies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Start the triggerer again whenever it ended, as what runs it in production does."""
+"""Restart the triggerer whenever it ends, as a process supervisor does in production."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LOOK_SECONDS = 0.5
 
 
 class TriggererKeeper:
-    """Keep the triggerer of ``components`` up; ``restarts`` counts how often it had ended."""
+    """A supervisor of the triggerer of ``components``; ``restarts`` counts how often it restarted it."""
 
     def __init__(self, components: Components) -> None:
         self.restarts = 0
@@ -33,7 +33,7 @@ class TriggererKeeper:
     def _keep(self) -> None:
         while not self._closing.is_set():
             if self._components.ended_within(_LOOK_SECONDS, "triggerer"):
-                # Its server of logs outlives it, and holds the port.
+                # Its log server outlives it and holds the port.
                 self._components.end_one("triggerer")
                 self._components.start_one("triggerer")
                 self.restarts += 1

@@ -23,7 +23,7 @@ _USER = "postgres"
 
 
 class PostgresMissing(RuntimeError):
-    """Say that Postgres was asked for and cannot be started here."""
+    """An error: Postgres was requested and cannot be started here."""
 
 
 class Postgres:
@@ -36,7 +36,7 @@ class Postgres:
         self.url = f"postgresql+psycopg2://{_USER}:{self._password}@127.0.0.1:{self._port}/postgres"
 
     def create(self) -> None:
-        """Make its files. Raises ``PostgresMissing``."""
+        """Create its data directory. Raises ``PostgresMissing``."""
         secret = self._directory / "password"
         secret.write_text(self._password)
         access = ("-U", _USER, "--auth=scram-sha-256", f"--pwfile={secret}")
@@ -67,7 +67,7 @@ class Postgres:
         wait_for("answer of Postgres", answers, 60)
 
     def stop(self, *, at_once: bool = False) -> None:
-        """Have it end its clients' sessions and then itself, or drop everything ``at_once``."""
+        """Let it end its clients' sessions and then itself, or drop everything ``at_once``."""
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT if at_once else signal.SIGINT)
             self._process.wait(60)
@@ -81,10 +81,10 @@ class Postgres:
 @contextmanager
 def running_postgres() -> Iterator[Postgres]:
     """Run a server with an empty database. Raises ``PostgresMissing``."""
-    # Asked for before anything is made.
+    # Look for all programs before anything is created.
     for name in ("initdb", "postgres", "pg_isready"):
         _program(name)
-    # Outside of pytest's directories: those are for their owner alone.
+    # Outside of pytest's directories, which only their owner can enter.
     directory = Path(tempfile.mkdtemp(prefix="postgres-"))
     server = Postgres(directory)
     try:
@@ -98,7 +98,7 @@ def running_postgres() -> Iterator[Postgres]:
 
 @contextmanager
 def postgres_url() -> Iterator[str]:
-    """Run a server with an empty database; give its SQLAlchemy URL. Raises ``PostgresMissing``."""
+    """Run a server with an empty database and yield its SQLAlchemy URL. Raises ``PostgresMissing``."""
     with running_postgres() as server:
         yield server.url
 
@@ -128,7 +128,7 @@ def _program(name: str) -> str:
 
 
 def _as_owner_of(*paths: Path) -> dict[str, Any]:
-    """Give the paths to who is to run the server, and return the subprocess options for that: never root."""
+    """Make the server's user, never root, the owner of the paths; return the subprocess options for that user."""
     options: dict[str, Any] = {"cwd": paths[0], "env": {**os.environ, "LC_ALL": "C.UTF-8"}}
     if os.geteuid() != 0:
         return options

@@ -12,7 +12,7 @@ _CHUNK = 65536
 
 
 class SlowProxy:
-    """Forward to ``port``; each reply waits ``delay`` seconds from the last byte of its request on."""
+    """A proxy of ``port``; each reply waits ``delay`` seconds from the last byte of its request on."""
 
     def __init__(self, port: int, delay: float) -> None:
         self.delay = delay

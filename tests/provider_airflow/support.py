@@ -63,7 +63,7 @@ def connection_json(server: LocalServer | RealServer) -> str:
 def wait_for(
     what: str, condition: Callable[[], T | None], seconds: float = 90.0, look_every: float = 0.1
 ) -> T:
-    """Return what ``condition`` gives as soon as that is true; fail the test after ``seconds``."""
+    """Return the first true value of ``condition``; fail the test after ``seconds``."""
     deadline = time.monotonic() + seconds
     while True:
         found = condition()
@@ -74,7 +74,7 @@ def wait_for(
 
 
 def paths(server: LocalServer, ending: str) -> list[str]:
-    """Return the paths of the requests that the server got and that end so."""
+    """Return the paths of the server's requests that end with ``ending``."""
     return [request.path for request in server.requests if request.path.endswith(ending)]
 
 
@@ -84,13 +84,13 @@ def client_of(server: LocalServer | RealServer) -> Client:
 
 
 def runs_of(server: LocalServer | RealServer, marker: str) -> list[Run]:
-    """Return the runs whose marker starts so, newest first."""
+    """Return the runs whose marker starts with ``marker``, newest first."""
     with client_of(server) as client:
         return [run for run in client.runs.list(all=True) if (run.marker or "").startswith(marker)]
 
 
 def over(run: Run, seconds: float = 90.0) -> Run:
-    """Return the run once it is over."""
+    """Return the run once it has ended."""
     wait_for(f"end of run {run.name}", lambda: run.refresh().outcome(), seconds)
     return run
 
@@ -101,7 +101,7 @@ def json_in(output: str) -> Any:
 
 
 def lines_in(output: str, start: str) -> list[str]:
-    """Return, from where ``start`` begins, the relayed lines that hold it: Airflow's log writes more around."""
+    """Return the relayed lines that contain ``start``, from there on: Airflow's log adds text around them."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", output)
     found = (re.search(rf"{start}.*?(?=\s+\[[\w.]+\]|\s+loc=|$)", line) for line in plain.splitlines())
     return [one.group() for one in found if one]
@@ -109,7 +109,7 @@ def lines_in(output: str, start: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Ended:
-    """Hold how a DAG run of ``dag.test()`` ended; ``result`` is the task's XCom."""
+    """The end of a DAG run of ``dag.test()``; ``result`` is the task's XCom."""
 
     state: str
     task_state: str
@@ -119,7 +119,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Ran:
-    """Hold how a DAG run of several tasks ended: their states and XComs by task id, mapped ones left out."""
+    """The end of a DAG run of several tasks: states and XComs by task id, mapped tasks left out."""
 
     dag_id: str
     state: str
@@ -128,7 +128,7 @@ class Ran:
 
 
 class DagRunner:
-    """Write a DAG file with one task called ``train``, and run it in this process."""
+    """A runner of DAG files in this process; by default a file has one task called ``train``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -151,7 +151,7 @@ class DagRunner:
         return module.dag
 
     def run(self, arguments: str) -> Ended:
-        """Run such a DAG to its end."""
+        """Run a DAG with such an operator until it ends."""
         dag = self.dag(arguments)
         try:
             run = dag.test()
@@ -162,7 +162,7 @@ class DagRunner:
             Path(dag.fileloc).unlink()
 
     def run_tasks(self, body: str, head: str = "") -> Ran:
-        """Run a DAG whose tasks are made by ``body`` (Python source) to its end."""
+        """Run a DAG whose tasks ``body`` (Python source) defines, until it ends."""
         dag_id = f"dag_{next(_NUMBERS)}"
         source = _TASKS.format(dag_id=dag_id, head=head, body=textwrap.indent(body, "    "))
         dag = self.load(source, dag_id)

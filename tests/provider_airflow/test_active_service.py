@@ -28,7 +28,7 @@ def context(dag_run: str, **change: Any) -> Any:
 
 
 def operator(port: int, folder: Path, **arguments: Any) -> DstackServiceOperator:
-    """Return what deploys a service that answers with the name of the folder's only file."""
+    """Return an operator that deploys a service, which answers with the name of the folder's only file."""
     what = {
         "type": "service",
         "port": port,
@@ -56,7 +56,7 @@ def active(server: LocalServer, folders: tuple[Path, Path]) -> tuple[int, Run]:
     return port, run
 
 
-def test_a_taken_name_is_refused_with_the_ways_there_are(
+def test_a_taken_name_is_refused_and_the_choices_are_named(
     server: LocalServer, active: tuple[int, Run], folders: tuple[Path, Path]
 ) -> None:
     with pytest.raises(DstackError) as caught:
@@ -84,7 +84,7 @@ def test_an_active_service_is_updated_in_place(
     assert "after.txt" in requests.get(url, timeout=10).text
     (updated,) = runs_of(server, "airflow:d/later/")
     assert updated.id == run.id
-    # The reaper stops no service that a failed update may have left as it was.
+    # The reaper does not stop a service that a failed update may have left unchanged.
     assert (updated.marker or "").endswith("/keep")
     assert paths(server, "/runs/stop") == []
 
@@ -126,7 +126,7 @@ def test_a_change_that_needs_a_new_run_fails_the_task_and_leaves_the_service(
 
 
 def _info_of(task: DstackServiceOperator, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the list that gets the lines which a task logs as information."""
+    """Return a list that collects the lines a task logs at level INFO."""
     lines: list[str] = []
     monkeypatch.setattr(task.log, "info", lambda text, *values: lines.append(text % values))
     return lines
@@ -149,7 +149,7 @@ def _deployed_until(task: DstackServiceOperator, dag_run: str, moment: Callable[
 
 
 @pytest.mark.usefixtures("ended_by_a_user")
-def test_a_task_that_is_ended_leaves_the_service_that_it_updates(
+def test_an_ended_task_leaves_the_service_that_it_updates(
     server: LocalServer, active: tuple[int, Run], folders: tuple[Path, Path]
 ) -> None:
     port, run = active
@@ -162,7 +162,7 @@ def test_a_task_that_is_ended_leaves_the_service_that_it_updates(
 
 
 @pytest.mark.usefixtures("ended_by_a_user")
-def test_a_task_that_is_ended_stops_the_service_that_it_submitted(
+def test_an_ended_task_stops_the_service_that_it_submitted(
     server: LocalServer, folders: tuple[Path, Path]
 ) -> None:
     task = operator(free_port(), folders[1], on_active="update")

@@ -1,4 +1,4 @@
-"""Airflow's own parts go away for a while, with Airflow's real components: no run is stopped for that."""
+"""Outages of Airflow's own parts, with its real components: they do not stop any run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _KILL_SECONDS = 5.0
 
 
 def has_ended(process: psutil.Process) -> bool:
-    """Tell whether the process is over, also when its supervisor has not looked yet."""
+    """Return whether the process has ended, even if its supervisor has not noticed yet."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -63,18 +63,18 @@ class Watched(Case):
         wait_for("end of the task's process", lambda: has_ended(self.process), _GIVES_UP_SECONDS, 0.5)
 
     def kept_line(self) -> str:
-        """Return the line of the task's log that says why the run is kept."""
+        """Return the line of the task's log that explains why the run is kept."""
         found = [line for line in self.log() if "keeps running: " in line]
         assert len(found) == 1
         return found[0]
 
     def assert_one_run(self) -> None:
-        """Assert that there is one run, which nobody asked to stop."""
+        """Assert that there is one run, and that no stop request was sent."""
         assert [one.id for one in self.runs()] == [self.run.id]
         assert self.asked("/runs/stop") == []
 
     def wait_for_next_try(self) -> None:
-        """Return when a later try watches the run; tries that Airflow could not start are none of it."""
+        """Return when a later try watches the run; tries that Airflow could not start do not count."""
 
         def watches() -> bool:
             task = self.components.task(self.dag_id, self.run_id)
@@ -109,7 +109,7 @@ def outage(
     return cases
 
 
-def test_an_api_server_that_is_away_leaves_the_run_to_the_next_try(outage: dict[str, Watched]) -> None:
+def test_an_api_server_outage_leaves_the_run_to_the_next_try(outage: dict[str, Watched]) -> None:
     case = outage["many_tries"]
     assert "Airflow cannot be reached (Connection refused)" in case.kept_line()
     assert "for the task's next try" in case.kept_line()
@@ -122,7 +122,7 @@ def test_an_api_server_that_is_away_leaves_the_run_to_the_next_try(outage: dict[
     case.assert_one_run()
 
 
-def test_an_api_server_that_is_away_on_the_last_try_stops_nothing(outage: dict[str, Watched]) -> None:
+def test_an_api_server_outage_on_the_last_try_stops_nothing(outage: dict[str, Watched]) -> None:
     case = outage["last_try"]
     case.wait("failed")
     assert "Airflow cannot be reached (Connection refused)" in case.kept_line()
@@ -134,7 +134,7 @@ def test_an_api_server_that_is_away_on_the_last_try_stops_nothing(outage: dict[s
     case.assert_one_run()
 
 
-def test_an_api_server_that_is_away_does_not_touch_a_deferred_task(outage: dict[str, Watched]) -> None:
+def test_an_api_server_outage_does_not_affect_a_deferred_task(outage: dict[str, Watched]) -> None:
     case = outage["deferred"]
     assert case.wait("deferred")["try_number"] == 1
     case.gate.touch()
@@ -177,7 +177,7 @@ def test_a_killed_scheduler_stops_nothing(
 def test_a_scheduler_that_replaces_a_lost_one_stops_nothing(
     patient_components: Components, watched: Callable[[str], Watched]
 ) -> None:
-    # It takes the lost one's tasks for orphans, whose tasks it starts anew: also one on its last try.
+    # It treats the lost scheduler's tasks as orphans and starts them again, even one on its last try.
     cases = [watched("retried"), watched("last_try")]
     patient_components.kill_one("scheduler")
     patient_components.start_one(
@@ -208,7 +208,7 @@ def test_a_slow_api_server_does_not_keep_the_run_of_a_task_that_a_user_ended(
             )
             case = watched("last_try")
             case.mark("failed")
-            # The supervisor is told with a heartbeat, and logs that before it sends the signal.
+            # The supervisor learns of it with a heartbeat, and logs that before it sends the signal.
             wait_for("kill", lambda: any("Terminating process" in line for line in case.log()), 60)
             seconds = case.wait_for_stop(time.monotonic())
             record_property("seconds_to_stop", round(seconds, 1))
@@ -245,7 +245,7 @@ def restartable(
         yield components, postgres
 
 
-def test_a_database_that_is_away_stops_nothing(
+def test_a_database_outage_stops_nothing(
     restartable: tuple[Components, Postgres], shared_server: LocalServer, tmp_path: Path
 ) -> None:
     components, postgres = restartable
@@ -269,7 +269,7 @@ def test_a_database_that_is_away_stops_nothing(
     for case in cases:
         case.gate.touch()
         assert over(case.run).raw_status == "done"
-        # The one on its last try gets another: the next scheduler takes it for an orphan.
+        # The task on its last try gets another one: the next scheduler takes it for an orphan.
         components.wait_for_state(case.dag_id, case.run_id, "success", seconds=300)
         case.assert_one_run()
     for case in (with_tries, last):

@@ -56,7 +56,7 @@ def test_the_tutorial_ends_with_a_model_in_the_ui(tmp_path: Path) -> None:
 
 
 def follow_in_the_ui(page: Page, url: str) -> None:
-    """Trigger the DAG, read the log of its task, and look at the model."""
+    """Trigger the DAG, read the log of its task, and open the model."""
     page.goto(f"{url}/dags/train_model")
     page.get_by_role("button", name=re.compile("Trigger")).first.click()
     page.get_by_role("dialog").get_by_role("button", name=re.compile("^Trigger")).last.click()

@@ -57,7 +57,7 @@ def test_the_connection_form_has_labels_and_placeholders(page: Page, components:
     page.screenshot(path=SCREENSHOTS / "airflow-connection-extra.png")
 
 
-def test_the_task_page_leads_to_the_run_while_it_goes_on(
+def test_the_task_page_links_to_the_run_while_it_runs(
     page: Page, components: Components, shared_server: LocalServer, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"

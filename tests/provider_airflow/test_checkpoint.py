@@ -1,4 +1,4 @@
-"""How far a deferred run was followed is kept, and found again."""
+"""The progress of a deferred run is saved, and found again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TI: Any = SimpleNamespace(dag_id="d", run_id="r", task_id="train", try_number=1,
 
 
 class Saver:
-    """Hold what is to be saved, and let a test finish it."""
+    """The states to be saved; a test finishes each save."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, Any]] = []
@@ -40,7 +40,7 @@ def at(line: int, status: str = "running") -> dict[str, Any]:
     return {"progress": {"status": status, "cursors": {"job": {"after": str(line)}}}}
 
 
-def test_what_was_read_is_kept_at_once_and_then_only_after_a_while() -> None:
+def test_progress_is_saved_at_once_and_then_only_after_a_pause() -> None:
     saver, clock = Saver(), Clock()
     checkpoints = Checkpoints(saver, at(0), clock)
     checkpoints.offer(lambda: at(0, "terminating"))
@@ -57,7 +57,7 @@ def test_what_was_read_is_kept_at_once_and_then_only_after_a_while() -> None:
     assert saver.states == [at(1), at(3)]
 
 
-def test_only_one_save_is_under_way_and_one_that_waits_can_be_given_up() -> None:
+def test_only_one_save_runs_at_a_time_and_close_cancels_it() -> None:
     saver, clock = Saver(), Clock()
     checkpoints = Checkpoints(saver, at(0), clock)
     checkpoints.offer(lambda: at(1))
@@ -68,7 +68,7 @@ def test_only_one_save_is_under_way_and_one_that_waits_can_be_given_up() -> None
     assert saver.futures[0].cancelled()
 
 
-def test_the_last_state_is_kept_at_once_and_not_given_up() -> None:
+def test_the_last_state_is_saved_at_once_and_not_cancelled() -> None:
     saver, clock = Saver(), Clock()
     checkpoints = Checkpoints(saver, at(0), clock)
     checkpoints.offer(lambda: at(1))
@@ -79,7 +79,7 @@ def test_the_last_state_is_kept_at_once_and_not_given_up() -> None:
     assert not last.cancelled()
 
 
-def test_a_last_state_that_is_kept_or_being_kept_is_not_kept_again() -> None:
+def test_a_last_state_that_is_or_will_be_saved_is_not_saved_again() -> None:
     saver, clock = Saver(), Clock()
     assert Checkpoints(saver, at(1), clock).last(at(1, "done")) is None
     checkpoints = Checkpoints(saver, at(0), clock)
@@ -97,7 +97,7 @@ def xcoms(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return kept
 
 
-def test_what_is_kept_is_found_by_the_same_try_alone(xcoms: dict[str, Any]) -> None:
+def test_only_the_same_try_finds_the_saved_progress(xcoms: dict[str, Any]) -> None:
     assert _checkpoint.load(TI, "try 1") is None
     _checkpoint.save(TI, "try 1", {"tail": ["x"]})
     assert list(xcoms) == ["dstack_progress"]
@@ -109,7 +109,9 @@ def test_what_is_kept_is_found_by_the_same_try_alone(xcoms: dict[str, Any]) -> N
     assert not xcoms
 
 
-def test_whoever_saves_much_rests_much(xcoms: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pause_after_saves_grows_with_their_time(
+    xcoms: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     slept: list[float] = []
     clock = Clock()
     monkeypatch.setattr(_checkpoint, "_REST", Pace(0.5, clock))

@@ -11,13 +11,13 @@ from dstack_core.local import LocalServer
 from tests.provider_airflow.support import DagRunner, paths, runs_of
 
 MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
-# With the longer pause, long enough that a deferrable task is handed to the trigger.
+# With the longer pause, the run takes long enough for a deferrable task to be handed to the trigger.
 _STEPS = "for i in 1 2 3 4 5 6 7 8; do echo step-$i; sleep {pause}; done; {end}"
 
 
 @pytest.fixture(autouse=True)
 def early_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hand runs over sooner than the race that the pause is for allows; ``dag.test()`` has no race."""
+    """Defer without the pause that avoids a race with the scheduler; ``dag.test()`` has no such race."""
     monkeypatch.setattr(operators, "_SYNC_SECONDS", 1.5)
 
 
@@ -90,7 +90,7 @@ def test_no_capacity_has_an_error_of_its_own(
     assert "no machine is on offer now" in output
 
 
-def test_a_run_that_somebody_stops_has_an_error_of_its_own(
+def test_a_run_that_a_user_stops_has_an_error_of_its_own(
     dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     server.faults.add("/logs/poll", delay=0.1)
@@ -156,9 +156,7 @@ def test_bad_input_fails_at_once_and_submits_nothing(
     assert "not-the-token" not in output
 
 
-def test_a_failure_that_may_pass_is_left_to_airflows_retries(
-    dag_runner: DagRunner, server: LocalServer
-) -> None:
+def test_a_failed_run_is_left_to_airflows_retries(dag_runner: DagRunner, server: LocalServer) -> None:
     ended = dag_runner.run(
         "configuration={'type': 'task', 'commands': ['exit 1']}, poll_interval=0.2, retries=1, "
         "retry_delay=timedelta(0)"
@@ -272,7 +270,7 @@ def test_execution_timeout_stops_the_run(
 
 
 @MODES
-def test_a_lost_connection_is_borne(
+def test_a_lost_connection_is_retried(
     dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str], deferrable: bool
 ) -> None:
     text = command(deferrable, "sleep 1")
@@ -289,7 +287,7 @@ def test_a_lost_connection_is_borne(
     assert paths(server, "/runs/stop") == []
 
 
-def test_a_server_silent_for_longer_than_the_budget_fails_the_task(
+def test_a_server_unreachable_for_longer_than_the_budget_fails_the_task(
     dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     server.faults.add("/logs/poll", times=None, status=503)
@@ -298,5 +296,5 @@ def test_a_server_silent_for_longer_than_the_budget_fails_the_task(
     )
     assert ended.task_state == "failed"
     assert "DstackServerUnreachable" in capfd.readouterr().out
-    # The run that nobody watches any more is not left behind.
+    # The run is stopped, because no process watches it any more.
     assert len(paths(server, "/runs/stop")) == 1

@@ -108,7 +108,7 @@ train()
         ("configuration={'type': 'service', 'port': 80}, ", "", "return 1", "", "not a service"),
     ],
 )
-def test_what_cannot_travel_is_told_before_anything_is_sent(
+def test_what_cannot_be_sent_is_refused_before_anything_is_submitted(
     dag_runner: DagRunner,
     server: LocalServer,
     capfd: pytest.CaptureFixture[str],
@@ -120,7 +120,7 @@ def test_what_cannot_travel_is_told_before_anything_is_sent(
 ) -> None:
     given = f"value={call}" if call else ""
     parameter = "ti=None" if signature == "ti" else signature
-    # Before 3.3 Airflow itself fails at a key that JSON does not know, before the operator begins.
+    # Before 3.3, Airflow itself fails at a key that JSON does not know, before the operator starts.
     fails_earlier = "1:" in call and not trigger_has_on_kill()
     retries = 0 if fails_earlier else 2
     ran = run(
@@ -149,7 +149,7 @@ def test_what_cannot_travel_is_told_before_anything_is_sent(
         ),
     ],
 )
-def test_a_call_that_can_never_work_is_not_tried_again(
+def test_a_call_that_can_never_work_is_not_retried(
     dag_runner: DagRunner,
     server: LocalServer,
     capfd: pytest.CaptureFixture[str],
@@ -169,7 +169,7 @@ def test_a_call_that_can_never_work_is_not_tried_again(
     assert len(runs_of(server, f"airflow:{ran.dag_id}/")) == 1
 
 
-def test_a_missing_cloudpickle_is_told(
+def test_a_missing_cloudpickle_is_reported(
     dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "cloudpickle.py").write_text("raise ImportError")
@@ -180,7 +180,7 @@ def test_a_missing_cloudpickle_is_told(
     assert "needs the package cloudpickle in the run, and its Python 3.11 has none" in output
 
 
-def test_another_python_is_told_with_both_versions(tmp_path: Path) -> None:
+def test_another_python_is_reported_with_both_versions(tmp_path: Path) -> None:
     call = {"key": "0" * 16, "serializer": "cloudpickle", "python": "2.7", "pickle": "", "limit": 100}
     (tmp_path / "main.py").write_text(inspect.getsource(_remote))
     (tmp_path / "call.json").write_text(json.dumps(call))
@@ -294,7 +294,7 @@ train("conf.yml")
         ("@task.dstack(resources={}, run_resources={})\ndef train(): ...\ntrain()", "the same thing"),
     ],
 )
-def test_wrong_parameters_are_told_when_the_dag_is_parsed(
+def test_wrong_parameters_are_reported_when_the_dag_is_parsed(
     dag_runner: DagRunner, source: str, told: str
 ) -> None:
     with pytest.raises(ValueError, match=told):

@@ -1,4 +1,4 @@
-"""What a task leaves to the triggerer, and the moment in which it does."""
+"""What a task hands over to the triggerer, and when."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_task_that_ends_while_it_is_handed_over_stops_its_run(
     task = deferrable("sleep 600")
 
     def save(*told: object) -> None:
-        # A user ends the task after the job asked for the last time, and before Airflow is asked to defer.
+        # A user ends the task after its last check for that, and before the request to defer.
         if how == "state":
             monkeypatch.setattr(_deferral, "was_ended", lambda ti: True)
         else:

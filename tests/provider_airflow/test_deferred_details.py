@@ -18,7 +18,7 @@ def at(task: dict[str, Any], field: str) -> float:
     return datetime.fromisoformat(task[field]).timestamp()
 
 
-def test_a_cleared_deferred_task_has_its_execution_timeout_anew(
+def test_a_cleared_deferred_task_gets_its_full_execution_timeout_again(
     components: Components, shared_server: LocalServer
 ) -> None:
     dag_run = components.trigger("deferred_deadline", command="sleep 600")
@@ -33,7 +33,7 @@ def test_a_cleared_deferred_task_has_its_execution_timeout_anew(
     assert [over(run).raw_status for run in runs] == ["terminated", "terminated"]
 
 
-def test_one_of_two_mapped_deferred_tasks_that_is_marked_stops_its_run_alone(
+def test_marking_one_of_two_mapped_deferred_tasks_stops_only_its_run(
     components: Components, shared_server: LocalServer
 ) -> None:
     dag_run = components.trigger("mapped_deferred", command="sleep 600")

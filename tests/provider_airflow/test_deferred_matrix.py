@@ -23,7 +23,7 @@ _STOP_SECONDS = 5.0
 
 
 class Deferred:
-    """Hold one deferred task whose run prints ``before-1`` to ``before-40``, waits, prints ``after-...``."""
+    """A deferred task whose run prints ``before-1`` to ``before-40``, waits, prints ``after-...``."""
 
     def __init__(self, components: Components, server: LocalServer, gate: Path, dag_id: str) -> None:
         self.components = components
@@ -38,7 +38,7 @@ class Deferred:
         components.wait_for_state(dag_id, self.dag_run, "deferred")
         self.wait_until_kept("before-40")
         (self.run,) = self.runs()
-        # Until a triggerer has the trigger there is nobody to tell of anything.
+        # Until a triggerer has the trigger, there is no process to notify of anything.
         self.wait_for_polls()
 
     def runs(self) -> list[Run]:
@@ -48,7 +48,7 @@ class Deferred:
         return len(paths(self.server, "/runs/stop"))
 
     def wait_until_kept(self, line: str) -> Any:
-        """Return what the trigger keeps, once that goes as far as ``line``."""
+        """Return what the trigger has saved, once its last line is ``line``."""
 
         def look() -> Any:
             kept = self.components.xcom(self.dag_id, self.dag_run, "dstack_progress")
@@ -64,7 +64,7 @@ class Deferred:
         wait_for("polls by the trigger", lambda: self.polls() > number + 2)
 
     def finish(self) -> None:
-        """Let the run end, and hold what it did against what Airflow shows."""
+        """Let the run end, and compare what it did with what Airflow shows."""
         self.gate.touch()
         self.components.wait_for_state(self.dag_id, self.dag_run, "success", seconds=120)
         assert self.stops() == self.stops_before
@@ -76,7 +76,7 @@ class Deferred:
         assert self.components.xcom(self.dag_id, self.dag_run, "dstack_progress") is None
 
     def assert_stopped_since(self, moment: float) -> None:
-        """Assert that the run was asked to stop, soon, and is over."""
+        """Assert that a stop request was sent soon after ``moment``, and that the run ends."""
 
         def stopped() -> list[float]:
             asked = [item.time for item in self.server.requests if item.path.endswith("/runs/stop")]
@@ -95,7 +95,7 @@ def deferred(components: Components, shared_server: LocalServer, tmp_path: Path)
 
 @pytest.fixture
 def second_triggerer(components: Components) -> Iterator[Callable[[], None]]:
-    """Return what starts another triggerer; it is ended with the test, while the first runs on."""
+    """Return a function that starts another triggerer, which ends with the test; the first keeps running."""
     yield lambda: components.start_one("triggerer-2")
     components.end_one("triggerer-2")
 
@@ -171,7 +171,7 @@ def test_a_crash_of_the_process_that_runs_the_triggers_stops_nothing(deferred: D
         capture_output=True,
         text=True,
     )
-    # The other child serves logs, and says so.
+    # The other child serves logs; its arguments show that.
     (runner,) = [int(line.split()[0]) for line in listed.stdout.splitlines() if "airflow triggerer" in line]
     os.kill(runner, signal.SIGKILL)
     wait_for("end of the triggerer", lambda: not deferred.components.is_alive("triggerer"), 60)

@@ -1,4 +1,4 @@
-"""What a try does with the run of the try before: the whole operator against a server, without Airflow's
+"""What a try does with the previous try's run: the whole operator against a server, without Airflow's
 components."""
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def test_a_retry_follows_the_run_of_the_lost_worker(tries: Tries, tmp_path: Path
     assert paths(tries.server, "/runs/stop") == []
 
 
-def test_a_retry_takes_the_result_of_a_run_that_succeeded_unseen(tries: Tries) -> None:
+def test_a_retry_takes_the_result_of_a_run_that_succeeded_meanwhile(tries: Tries) -> None:
     run = over(tries.lost("true"))
     assert tries.execute("echo never")["run_id"] == run.id
     assert len(tries.runs()) == 1
@@ -103,7 +103,7 @@ def test_a_submission_under_way_when_its_worker_was_lost_makes_no_second_run(tri
         tries.store.set(RECORD_KEY, record_of(tries))
     lost = tries.names.run
     tries.next_try()
-    # The request of the lost worker is carried out in the very moment in which the next try submits.
+    # The server handles the lost worker's request at the moment when the next try submits.
     with ThreadPoolExecutor() as pool:
         tries.server.faults.add("/runs/apply", times=2, delay=0.5)
         late = pool.submit(
@@ -127,7 +127,7 @@ def test_the_record_is_there_before_the_run_is_submitted(stored: Tries) -> None:
     assert (record.try_number, record.max_tries, record.run_id) == (1, 2, None)
 
 
-def test_a_task_that_is_not_durable_neither_looks_nor_writes(stored: Tries) -> None:
+def test_a_task_that_is_not_durable_neither_reattaches_nor_writes_a_record(stored: Tries) -> None:
     run = stored.lost("sleep 600")
     assert stored.store is not None
     stored.store.values.clear()
@@ -159,7 +159,7 @@ def test_the_same_name_is_free_again_for_the_next_try(server: LocalServer) -> No
     assert tries.execute("true")["run_name"] == "training"
 
 
-def test_the_best_offer_is_told_before_the_run_is_submitted(
+def test_the_best_offer_is_logged_before_the_run_is_submitted(
     stored: Tries, capfd: pytest.CaptureFixture[str]
 ) -> None:
     stored.execute("true")
@@ -188,7 +188,7 @@ def test_an_exact_size_is_named_where_no_machine_is_on_offer(
 @pytest.mark.parametrize(
     "fault", [{"status": 503}, {"status": 400}, {"drop": "before"}, {"status": 200, "body": "<html>"}]
 )
-def test_a_plan_that_fails_prevents_nothing(
+def test_a_failed_plan_does_not_prevent_the_submission(
     stored: Tries, capfd: pytest.CaptureFixture[str], fault: dict[str, Any]
 ) -> None:
     stored.server.faults.add("/runs/get_plan", times=None, **fault)
@@ -196,7 +196,7 @@ def test_a_plan_that_fails_prevents_nothing(
     assert "Could not get offers for run" in capfd.readouterr().out
 
 
-def test_what_refuses_the_plan_and_the_submission_is_reported_once(
+def test_a_refusal_of_plan_and_submission_is_reported_once(
     stored: Tries, capfd: pytest.CaptureFixture[str]
 ) -> None:
     body = {"detail": [{"msg": "no such fleet", "code": "error"}]}

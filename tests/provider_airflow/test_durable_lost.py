@@ -28,7 +28,7 @@ def stored(server: LocalServer) -> Tries:
 
 
 @pytest.mark.parametrize(("try_number", "left"), [(1, True), (3, False)], ids=["tries left", "last try"])
-def test_a_task_that_loses_sight_of_its_run_leaves_it_to_the_next_try(
+def test_a_task_that_cannot_reach_the_server_leaves_its_run_to_the_next_try(
     stored: Tries, try_number: int, left: bool
 ) -> None:
     stored.ti.try_number = try_number
@@ -47,7 +47,7 @@ def test_a_task_that_loses_sight_of_its_run_leaves_it_to_the_next_try(
 
 
 class Policy:
-    """Decide like a retry policy of Airflow 3.3."""
+    """A retry policy as in Airflow 3.3."""
 
     def __init__(self, action: str) -> None:
         self.action = action
@@ -98,7 +98,7 @@ def _unknown() -> str:
     [lambda: "running", lambda: "up_for_retry", lambda: "queued", _unknown],
     ids=["running", "up_for_retry", "queued", "Airflow is away"],
 )
-def test_a_worker_that_goes_away_leaves_the_run_to_the_next_try(
+def test_a_worker_that_shuts_down_leaves_the_run_to_the_next_try(
     stored: Tries, monkeypatch: pytest.MonkeyPatch, state: Callable[[], Any]
 ) -> None:
     run = killed_while_running(stored, monkeypatch, state)
@@ -117,7 +117,7 @@ def test_a_worker_that_goes_away_leaves_the_run_to_the_next_try(
     ],
     ids=["failed", "success", "cleared", "no such task", "last try"],
 )
-def test_a_task_that_somebody_ended_or_that_has_no_next_try_stops_its_run(
+def test_a_task_that_a_user_ended_or_that_has_no_next_try_stops_its_run(
     stored: Tries, monkeypatch: pytest.MonkeyPatch, state: Callable[[], Any], try_number: int
 ) -> None:
     stored.ti.try_number = try_number

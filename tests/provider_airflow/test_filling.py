@@ -75,7 +75,7 @@ def test_names_without_a_value_come_from_the_argument_else_from_the_worker(
         ({"configuration": {**TRUE, "schedule": {"cron": "* * * * *"}}}, "schedule: "),
     ],
 )
-def test_what_is_missing_or_never_ends_is_one_error_before_anything_is_submitted(
+def test_a_wrong_or_missing_value_is_one_error_before_submission(
     server: LocalServer, arguments: dict[str, Any], expected: str
 ) -> None:
     with pytest.raises(AirflowFailException) as caught:

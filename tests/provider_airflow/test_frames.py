@@ -33,13 +33,13 @@ def test_the_last_whole_frame_counts() -> None:
     assert read_frame([log_of([*first, *last, *torn])], KEY) == {"n": 2}
 
 
-def test_a_frame_of_another_key_is_none_of_ours() -> None:
+def test_a_frame_with_another_key_is_ignored() -> None:
     assert read_frame([log_of(frame("0" * 16, {"n": 1}))], KEY) is None
     assert read_frame([log_of(["@@dstack:nonsense", "@@dstack:"])], KEY) is None
     assert read_frame([], KEY) is None
 
 
-def test_a_broken_frame_is_told() -> None:
+def test_a_broken_frame_is_refused() -> None:
     whole = frame(KEY, {"n": "x" * 9000})
     with pytest.raises(ValueError, match="is broken"):
         read_frame([log_of([whole[0], whole[2], whole[-1]])], KEY)

@@ -39,7 +39,7 @@ def define(monkeypatch: pytest.MonkeyPatch, extra: dict[str, Any] | None = None,
     monkeypatch.setenv("AIRFLOW_CONN_CODE", json.dumps(connection))
 
 
-def test_no_connection_is_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_connection_or_an_empty_one_gives_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     assert git_credentials(None) == {}
     define(monkeypatch, host=HTTPS)
     assert git_credentials("code") == {}
@@ -178,7 +178,7 @@ def test_the_server_gets_the_credentials_and_nothing_shows_them(
     (dag_runner.folder / kind).mkdir()
     work = clone_pair(dag_runner.folder / kind)
     git(work, "remote", "set-url", "origin", url)
-    # The embedded server reaches no such address, so the run fails; the server has been told how to clone.
+    # The embedded server cannot reach this address, so the run fails; the server has received how to clone.
     ended = dag_runner.run(
         f"configuration=Task(commands=['true']), poll_interval=0.2, repo_dir='{kind}/work', "
         "git_conn_id='{{ \"code\" }}'"

@@ -34,7 +34,7 @@ def test_the_page_has_rows() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0][:60])
-def test_a_row_tells_what_happens_and_names_tests_that_exist(row: list[str]) -> None:
+def test_a_row_describes_what_happens_and_names_tests_that_exist(row: list[str]) -> None:
     met, here, tests = row
     assert met
     assert here
@@ -47,7 +47,7 @@ def test_what_the_text_names_exists_too() -> None:
     assert set(re.findall(r"`(test_\w+)`", PAGE.read_text())) <= TESTS
 
 
-def test_what_users_of_the_kubernetes_operator_are_told_exists() -> None:
+def test_the_parameters_in_the_kubernetes_operator_table_exist() -> None:
     page = (PAGE.parent / "airflow.md").read_text()
     _, _, section = page.partition("## Coming from KubernetesPodOperator\n")
     rows = [line.split("|")[2] for line in section.splitlines() if line.startswith("| ")]

@@ -1,4 +1,4 @@
-"""The connection, and what its test button says."""
+"""The connection, and what its test button shows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dstack_core.local import LocalServer
 
 @pytest.fixture
 def other_service() -> Iterator[str]:
-    """Serve something that is no dstack server."""
+    """Serve something that is not a dstack server."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -74,7 +74,7 @@ def test_the_project_is_an_argument_or_in_the_extra_or_the_login(monkeypatch: py
         ({"host": "http://h", "login": "p", "password": "t", "extra": {"timeout": "soon"}}, "soon"),
     ],
 )
-def test_an_incomplete_connection_is_told(
+def test_an_incomplete_connection_is_reported(
     monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], told: str
 ) -> None:
     hook = define(monkeypatch, **fields)
@@ -83,12 +83,12 @@ def test_an_incomplete_connection_is_told(
     assert hook.test_connection()[0] is False
 
 
-def test_a_connection_that_is_not_there_is_told(database: object) -> None:
+def test_a_missing_connection_is_reported(database: object) -> None:
     with pytest.raises(AirflowFailException, match="there is no connection 'nobody'"):
         DstackHook("nobody").get_conn()
 
 
-def test_the_test_button_tells_what_is_wrong(
+def test_the_test_button_shows_what_is_wrong(
     wrong_connections: LocalServer, other_service: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = wrong_connections
@@ -120,7 +120,7 @@ def test_the_extra_sets_limits_and_trust(monkeypatch: pytest.MonkeyPatch) -> Non
     assert define(monkeypatch, **fields).client_arguments()["verify"] is True
 
 
-def test_requests_to_a_service_bear_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_to_a_service_contain_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
     fields = {"host": "http://h", "login": "p"}
     hook = define(monkeypatch, **fields, password="secret-token")
     assert hook.headers() == {"Authorization": "Bearer secret-token"}

@@ -1,7 +1,7 @@
 """Every way in which a task that waits on a worker can be killed, with Airflow's real components.
 
-Each test tells what the dstack server saw (how many runs, when a stop was asked for) and what the task's log
-holds. The deferred mode has a matrix of its own.
+Each test shows what the dstack server received (how many runs, when a stop request) and what the task's log
+contains. The deferred mode has a matrix of its own.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from tests.provider_airflow.test_real_components import running_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.matrix]
 
-# Airflow tells the worker with its next heartbeat, which the components send every second; five more seconds
+# Airflow notifies the worker with its next heartbeat, which the components send every second; five more seconds
 # are what a killed task has.
 _STOP_SECONDS = 6.0
-# With Airflow 3.3, as a trigger's on_kill; before, the task goes on undisturbed.
+# With Airflow 3.3, as with a trigger's on_kill; before, the task continues undisturbed.
 _SUPERVISOR_HEARS_SIGTERM = trigger_has_on_kill()
 _STEPS = [f"step-{number}" for number in range(1, 7)]
 
 
 class Case:
-    """Be one DAG run with its task, the server that saw its runs, and a gate its command waits at."""
+    """One DAG run with its task, the server of its runs, and a gate its command waits at."""
 
     def __init__(self, components: Components, server: LocalServer, gate: Path) -> None:
         self.components = components
@@ -60,7 +60,7 @@ class Case:
         return runs_of(self.server, f"airflow:{self.dag_id}/{self.run_id}/")
 
     def asked(self, ending: str) -> list[float]:
-        """Return when this case's requests with that path came (``time.monotonic()``)."""
+        """Return the times of this case's requests with that path (``time.monotonic()``)."""
         requests = self.server.requests[self._requests_before :]
         return [request.time for request in requests if request.path.endswith(ending)]
 
@@ -92,11 +92,11 @@ class Case:
         return psutil.Process(pid)
 
     def wait_for_stop(self, since: float) -> float:
-        """Return how long after ``since`` the first stop was asked for."""
+        """Return how long after ``since`` the first stop request came (seconds)."""
         return wait_for("stop request", lambda: self.asked("/runs/stop"), 30)[0] - since
 
     def assert_one_run_went_on(self, run: Run) -> None:
-        """Assert that the task succeeded with one run, which nobody asked to stop."""
+        """Assert that the task succeeded with one run, and that no stop request was sent."""
         self.wait("success")
         assert [one.id for one in self.runs()] == [run.id]
         assert len(self.asked("/runs/apply")) == 1
@@ -112,7 +112,9 @@ def case(components: Components, shared_server: LocalServer, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("state", ["failed", "success"])
-def test_marked(case: Case, state: str, record_property: Callable[[str, object], None]) -> None:
+def test_marking_a_running_task_stops_its_run(
+    case: Case, state: str, record_property: Callable[[str, object], None]
+) -> None:
     case.start("retried", case.gated)
     run = case.running()
     case.wait_for_step()
@@ -126,7 +128,7 @@ def test_marked(case: Case, state: str, record_property: Callable[[str, object],
     assert case.steps() == _STEPS[:3]
 
 
-def test_cleared_while_running(case: Case) -> None:
+def test_clearing_a_running_task_stops_its_run_and_starts_another(case: Case) -> None:
     case.start("retried", case.gated)
     first = case.running()
     case.clear()
@@ -141,7 +143,7 @@ def test_cleared_while_running(case: Case) -> None:
     assert case.steps(attempt=2) == _STEPS
 
 
-def test_cleared_after_success(case: Case) -> None:
+def test_clearing_a_successful_task_starts_another_run(case: Case) -> None:
     case.start("retried", "echo step-1")
     case.wait("success")
     (first,) = case.runs()
@@ -155,7 +157,7 @@ def test_cleared_after_success(case: Case) -> None:
     assert case.steps(attempt=2) == ["step-1"]
 
 
-def test_marked_before_the_run_is_known(case: Case) -> None:
+def test_marking_a_task_during_its_submission_stops_the_run_that_appears(case: Case) -> None:
     case.server.faults.add("/runs/apply", delay=3.0)
     case.start("retried", "sleep 600")
     wait_for("submission", lambda: case.asked("/runs/apply"))
@@ -167,7 +169,7 @@ def test_marked_before_the_run_is_known(case: Case) -> None:
     assert over(run).raw_status == "terminated"
 
 
-def test_marked_while_the_server_stops_slowly(case: Case) -> None:
+def test_marking_a_task_stops_its_run_on_a_slow_server(case: Case) -> None:
     case.start("retried", "sleep 600")
     run = case.running()
     # Longer than the patience of the client, shorter than what a killed task has.
@@ -177,7 +179,7 @@ def test_marked_while_the_server_stops_slowly(case: Case) -> None:
     assert over(run).raw_status == "terminated"
 
 
-def test_marked_in_a_flood_of_lines(case: Case) -> None:
+def test_marking_a_task_that_logs_many_lines_stops_its_run(case: Case) -> None:
     # 30 lines every 20 ms: the log is being written whenever the kill comes.
     lines = "for k in 1 2 3 4 5 6 7 8 9 10; do i=$((i+1)); echo step-$i; done"
     case.start("retried", f"i=0; while true; do {lines}; {lines}; {lines}; sleep 0.02; done")
@@ -191,7 +193,7 @@ def test_marked_in_a_flood_of_lines(case: Case) -> None:
 
 
 @pytest.mark.parametrize("state", ["failed", "success"])
-def test_dag_run_marked(case: Case, state: str) -> None:
+def test_marking_the_dag_run_stops_the_run_of_its_task(case: Case, state: str) -> None:
     case.start("retried", "sleep 600")
     run = case.running()
     path = f"/api/v2/dags/{case.dag_id}/dagRuns/{case.run_id}"
@@ -201,7 +203,7 @@ def test_dag_run_marked(case: Case, state: str) -> None:
     assert len(case.runs()) == 1
 
 
-def test_task_process_killed(case: Case) -> None:
+def test_a_retry_takes_over_the_run_of_a_killed_task_process(case: Case) -> None:
     case.start("retried", case.gated)
     run = case.running()
     case.wait_for_step()
@@ -213,7 +215,7 @@ def test_task_process_killed(case: Case) -> None:
     assert any("is taken over" in line for line in case.log(attempt=2))
 
 
-def test_node_lost(case: Case) -> None:
+def test_a_retry_takes_the_result_of_a_run_whose_node_was_lost(case: Case) -> None:
     case.start("retried", case.gated)
     run = case.running()
     case.wait_for_step()
@@ -224,12 +226,12 @@ def test_node_lost(case: Case) -> None:
     task.kill()
     case.gate.touch()
     over(run)
-    # Nobody saw how the run ended; Airflow notices the missing heartbeats later.
+    # No process saw how the run ended; Airflow notices the missing heartbeats later.
     case.assert_one_run_went_on(run)
     assert case.steps(attempt=2) == _STEPS
 
 
-def test_killed_between_the_submission_and_its_answer(case: Case) -> None:
+def test_a_kill_between_the_submission_and_its_reply_makes_no_second_run(case: Case) -> None:
     case.server.faults.add("/runs/apply", delay=3.0)
     case.start("retried", case.gated)
     wait_for("submission", lambda: case.asked("/runs/apply"))
@@ -244,7 +246,7 @@ def test_killed_between_the_submission_and_its_answer(case: Case) -> None:
     assert case.steps(attempt=2) == _STEPS
 
 
-def test_worker_shut_down(case: Case) -> None:
+def test_a_worker_shutdown_leaves_the_run_to_the_next_try(case: Case) -> None:
     case.start("retried", case.gated)
     run = case.running()
     case.wait_for_step()
@@ -264,7 +266,7 @@ def test_worker_shut_down(case: Case) -> None:
     assert any("is kept for the task's next try" in line for line in case.log())
 
 
-def test_worker_shut_down_on_the_last_try(case: Case) -> None:
+def test_a_worker_shutdown_on_the_last_try_stops_the_run(case: Case) -> None:
     case.start("last_try", case.gated)
     run = case.running()
     supervisor = case.task_process().parent()
@@ -280,7 +282,7 @@ def test_worker_shut_down_on_the_last_try(case: Case) -> None:
     assert len(case.runs()) == 1
 
 
-def test_exception_on_the_last_try(case: Case) -> None:
+def test_an_exception_on_the_last_try_stops_the_run(case: Case) -> None:
     case.start("last_try", "sleep 600")
     run = case.running()
     case.server.faults.add("/logs/poll", times=None, status=503)
@@ -292,7 +294,7 @@ def test_exception_on_the_last_try(case: Case) -> None:
     )
 
 
-def test_exception_with_a_try_left(case: Case) -> None:
+def test_an_exception_with_a_try_left_leaves_the_run_to_the_next_try(case: Case) -> None:
     case.start("lost_sight", case.gated)
     run = case.running()
     case.wait_for_step()
@@ -305,7 +307,7 @@ def test_exception_with_a_try_left(case: Case) -> None:
     assert case.steps(attempt=2) == _STEPS
 
 
-def test_run_failed_then_retried(case: Case) -> None:
+def test_a_retry_after_a_failed_run_submits_another(case: Case) -> None:
     case.start("retried", f"echo step-1; [ -e {case.gate} ] || {{ touch {case.gate}; exit 3; }}")
     case.wait("success")
     newest, oldest = case.runs()
@@ -317,7 +319,7 @@ def test_run_failed_then_retried(case: Case) -> None:
     )
 
 
-def test_execution_timeout_with_a_try_left(case: Case) -> None:
+def test_an_execution_timeout_with_a_try_left_stops_the_run(case: Case) -> None:
     case.start("timed_out", case.gated)
     run = case.running()
     case.wait("up_for_retry")

@@ -34,7 +34,7 @@ _LIMIT = 4.5  # seconds: 3 s, and what a busy machine adds
 
 @pytest.fixture
 def airflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[HealthServer]:
-    """Serve a healthy Airflow, and let the worker's configuration name it."""
+    """Serve a healthy Airflow, and name it in the worker's configuration."""
     with health_server() as server:
         server.replies = {PUBLIC: (200, HEALTHY), EXECUTION: (200, {"status": "healthy"})}
         configure(monkeypatch, server.url)
@@ -43,7 +43,7 @@ def airflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[HealthServer]:
 
 @pytest.fixture
 def silence() -> Iterator[Callable[[], str]]:
-    """Return a question for the state that has no answer until the test is over."""
+    """Return a request for the state that gets no answer until the test has ended."""
     over = threading.Event()
 
     def ask() -> str:
@@ -114,7 +114,7 @@ def test_a_slow_airflow_is_waited_for(airflow: HealthServer, delay: float) -> No
     assert seconds < _LIMIT
 
 
-def test_a_healthy_airflow_that_does_not_tell_the_state_speaks_for_a_user(
+def test_no_state_from_a_healthy_airflow_indicates_a_user(
     airflow: HealthServer, silence: Callable[[], str]
 ) -> None:
     reason, seconds = timed(silence)
@@ -122,7 +122,7 @@ def test_a_healthy_airflow_that_does_not_tell_the_state_speaks_for_a_user(
     assert 1.9 < seconds < _LIMIT
 
 
-def test_a_refused_connection_speaks_for_an_outage(
+def test_a_refused_connection_indicates_an_outage(
     monkeypatch: pytest.MonkeyPatch, silence: Callable[[], str]
 ) -> None:
     configure(monkeypatch, f"http://127.0.0.1:{free_port()}")
@@ -143,7 +143,7 @@ def test_without_a_connection_the_supervisor_is_not_asked(monkeypatch: pytest.Mo
     assert not asked.is_set()
 
 
-def test_a_connection_that_is_refused_once_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_is_refused_once_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     configure(monkeypatch, f"http://127.0.0.1:{port}")
     refused = threading.Event()
@@ -164,13 +164,13 @@ def test_a_connection_that_is_refused_once_shows_nothing(monkeypatch: pytest.Mon
     assert health == [Health("up", "it is healthy")]
 
 
-def test_a_health_check_that_fails_alone_shows_nothing(airflow: HealthServer) -> None:
+def test_a_failed_health_check_alone_is_inconclusive(airflow: HealthServer) -> None:
     airflow.replies[PUBLIC] = (503, "")
     assert kill_reason(answer("failed", after=0.1)).kind == "ended"
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
-def test_a_server_error_speaks_for_an_outage(
+def test_a_server_error_indicates_an_outage(
     airflow: HealthServer, silence: Callable[[], str], status: int
 ) -> None:
     airflow.replies[PUBLIC] = (status, "Bad Gateway")
@@ -179,9 +179,7 @@ def test_a_server_error_speaks_for_an_outage(
     assert seconds < _LIMIT
 
 
-def test_an_unhealthy_database_speaks_for_an_outage(
-    airflow: HealthServer, silence: Callable[[], str]
-) -> None:
+def test_an_unhealthy_database_indicates_an_outage(airflow: HealthServer, silence: Callable[[], str]) -> None:
     airflow.replies[PUBLIC] = (200, NO_DATABASE)
     assert kill_reason(silence) == KillReason("unreachable", "its database is unhealthy")
 
@@ -193,7 +191,7 @@ _API_SERVER_ERROR = ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail={"sta
     "error",
     [AirflowRuntimeError(_API_SERVER_ERROR), EOFError("Request socket closed"), BrokenPipeError(32, "")],
 )
-def test_a_question_that_airflow_fails_to_answer_speaks_for_an_outage(
+def test_a_request_that_airflow_fails_to_answer_indicates_an_outage(
     airflow: HealthServer, error: Exception
 ) -> None:
     reason = kill_reason(failing(error))
@@ -201,14 +199,14 @@ def test_a_question_that_airflow_fails_to_answer_speaks_for_an_outage(
     assert repr(error) in reason.fact
 
 
-def test_a_question_that_this_airflow_does_not_know_is_no_outage(airflow: HealthServer) -> None:
+def test_a_request_that_airflow_does_not_know_is_not_an_outage(airflow: HealthServer) -> None:
     reason = kill_reason(failing(AttributeError("no get_task_states")))
     assert reason.kind == "ended"
     assert "no get_task_states" in reason.fact
     assert "healthy" in reason.fact
 
 
-def test_a_server_that_accepts_and_never_answers_speaks_for_an_outage(
+def test_a_server_that_accepts_and_never_answers_indicates_an_outage(
     monkeypatch: pytest.MonkeyPatch, silence: Callable[[], str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -218,14 +216,14 @@ def test_a_server_that_accepts_and_never_answers_speaks_for_an_outage(
     assert 2.9 < seconds < _LIMIT
 
 
-def test_what_answers_and_is_no_airflow_shows_nothing(
+def test_a_server_other_than_airflow_counts_as_unreachable(
     airflow: HealthServer, silence: Callable[[], str]
 ) -> None:
     airflow.replies = {PUBLIC: (200, "<html>Sign in</html>"), EXECUTION: (200, "<html>Sign in</html>")}
     assert kill_reason(silence) == KillReason("unreachable", "its API server answered 200 and no JSON")
 
 
-def test_a_health_check_that_breaks_shows_nothing(silence: Callable[[], str]) -> None:
+def test_a_health_check_that_raises_is_inconclusive(silence: Callable[[], str]) -> None:
     def broken() -> Health:
         raise ValueError("no such option")
 
@@ -309,7 +307,7 @@ def test_which_runs_are_kept(kind: str, durable: bool, next_try: bool, words: st
         (None, None),
     ],
 )
-def test_a_last_try_that_was_replaced_by_one_that_already_runs_leaves_its_run_to_it(
+def test_a_replaced_last_try_leaves_its_run_to_the_try_that_runs(
     airflow: HealthServer, monkeypatch: pytest.MonkeyPatch, store: dict[str, Any] | None, words: str | None
 ) -> None:
     monkeypatch.setattr(_build, "task_state", lambda ti: "running")

@@ -1,4 +1,4 @@
-"""A task's process or the triggerer's is killed while it asks: the fast twin of the matrix of tests/faults."""
+"""A task's process or the triggerer's is killed during a request: a fast part of the matrix of tests/faults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.provider_airflow.components import Components
 
 pytestmark = [pytest.mark.slow, pytest.mark.matrix, pytest.mark.timeout(900)]
 
-# While it is submitted, and while it is followed; at the last the deferred way is the triggerer's.
+# During the submission, and while the run is followed; the last request of a deferred task is the triggerer's.
 _STEPS = (3, 5, 9, 15)
 
 
@@ -36,7 +36,7 @@ def tried(components: Components) -> _Tried:
 @pytest.mark.parametrize("step", _STEPS)
 @pytest.mark.parametrize("kill", [kill.name for kill in KILLS])
 @pytest.mark.parametrize("way", ADAPTERS)
-def test_a_process_killed_while_it_asks_costs_no_line_and_makes_no_second_run(
+def test_a_process_killed_during_a_request_costs_no_line_and_no_second_run(
     tried: _Tried, way: str, kill: str, step: int
 ) -> None:
     result = tried.results[way, kill, step]

@@ -69,7 +69,7 @@ def test_each_submission_has_a_position_of_its_own() -> None:
     assert tuple(told) == lines
 
 
-def test_few_lines_are_one_part_and_a_status_is_none() -> None:
+def test_few_lines_are_one_part_and_a_status_only_moves_the_position() -> None:
     position = LogPosition(START, {})
     ((part, characters),) = position.new_parts(event("one", "two"))
     assert (part.lines, characters) == (("one", "two"), 6)
@@ -78,7 +78,7 @@ def test_few_lines_are_one_part_and_a_status_is_none() -> None:
     assert position.progress == running.progress
 
 
-def test_no_position_lies_behind_a_piece_of_a_line() -> None:
+def test_no_position_is_inside_a_line() -> None:
     # Read later, when the line has its end, it is one line and not several.
     pieces = tuple("é" * 32_768 for _ in range(100))
     assert [part.lines for part, _ in LogPosition(START, {}).new_parts(event("one", *pieces))] == [

@@ -90,14 +90,14 @@ def test_many_deferred_tasks_need_few_requests(components: Components, shared_se
             return sum("Run many-" in log.read_text() for log in logs) == _MANY
 
         wait_for("deferred tasks", all_deferred, 180)
-        wait_for("word of every trigger", watched, 180)
+        wait_for("first line of every trigger", watched, 180)
         lists, gets = len(paths(shared_server, "/runs/list")), len(paths(shared_server, "/runs/get"))
         started = time.monotonic()
-        wait_for("looks", lambda: len(paths(shared_server, "/runs/list")) >= lists + 12, 120)
+        wait_for("polls", lambda: len(paths(shared_server, "/runs/list")) >= lists + 12, 120)
         rounds = (time.monotonic() - started) / interval + 1
         lists = len(paths(shared_server, "/runs/list")) - lists
         gets = len(paths(shared_server, "/runs/get")) - gets
-        # A look at all of them is a page for each hundred; one that comes too late for its round has its own.
+        # A poll of all runs takes a page for each hundred; a run that misses the round is polled alone.
         assert lists + gets < rounds * _MANY / 10
         stops = len(paths(shared_server, "/runs/stop"))
         components.set_run_state("many", dag_run, "failed")

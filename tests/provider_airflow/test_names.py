@@ -94,7 +94,7 @@ def test_a_later_try_knows_the_runs_of_the_earlier_ones() -> None:
     ],
     ids=["first", "retry", "last", "cleared", "retry-after-clear", "last-after-clear", "no-retries", "again"],
 )
-def test_tries_before_the_last_clear_do_not_matter_but_for_the_one_just_before(
+def test_only_the_last_try_before_a_clear_still_matters(
     try_number: int, max_tries: int, earlier: list[int]
 ) -> None:
     found = names(try_number=try_number, max_tries=max_tries, retries=0 if max_tries < 2 else 2)

@@ -1,4 +1,4 @@
-"""What programs write: bytes that are no text, progress bars, endless lines, a lot of it."""
+"""What programs write: bytes that are not text, progress bars, endless lines, a lot of it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_odd_output_harms_no_task_and_reads_well(
         "sleep 3" if deferrable else "true",
         "echo 'odd-text ünï ☃ 漢字 🚀 %s {} 100%'",
         r"printf 'odd-bytes \377\376 end\n'",
-        # One character in two writes, far enough apart for a look in between.
+        # One character in two writes, far enough apart for a poll in between.
         r"printf 'odd-split \342'; sleep 1; printf '\230\203 end\n'",
         r"printf 'odd-bar 10%%\rodd-bar 50%%\rodd-bar 100%%\n'",
         f"head -c {_LONG} /dev/zero | tr '\\0' x; echo",
@@ -51,7 +51,7 @@ def test_odd_output_harms_no_task_and_reads_well(
         "odd-colour red end",
         "odd-last without an end",
     ]
-    # A look in the middle of the line has it in pieces of 64 KiB, whose records end with 16 characters each.
+    # A poll in the middle of the line gets it in pieces of 64 KiB, whose records end with 16 characters each.
     assert sum(map(len, re.findall("x{16,}", output))) == _LONG
 
 

@@ -54,7 +54,7 @@ def operator(**arguments: Any) -> DstackRunOperator:
         ({"retry_policy": RetryPolicy(retry=True)}, "give dstack's as run_retry_policy"),
     ],
 )
-def test_wrong_arguments_are_told_when_the_dag_is_parsed(arguments: dict[str, Any], told: str) -> None:
+def test_wrong_arguments_are_reported_when_the_dag_is_parsed(arguments: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         operator(**arguments)
 
@@ -153,7 +153,7 @@ def test_a_deferral_that_failed_stops_the_run(server: LocalServer) -> None:
 
 
 class Store(dict[str, Any]):
-    """Keep values as Airflow's task state store does."""
+    """A store of values like Airflow's task state store."""
 
     set = dict.__setitem__
     delete = dict.__delitem__
@@ -172,7 +172,7 @@ def taken_over(server: LocalServer) -> tuple[Any, Any]:
     return run, {**CONTEXT, "task_state_store": Store({RECORD_KEY: asdict(record)})}
 
 
-def test_what_is_stopped_is_the_run_that_was_taken_over(server: LocalServer) -> None:
+def test_the_run_that_was_taken_over_is_stopped(server: LocalServer) -> None:
     run, context = taken_over(server)
     with pytest.raises(deferral_errors()):
         operator().resume_execution("__fail__", {"error": "Trigger failure"}, context)
@@ -213,7 +213,7 @@ def test_a_watch_that_broke_stops_a_run_that_no_next_try_takes_over(
     wait_for("end of the run", lambda: run.refresh().outcome(), 30)
 
 
-def test_execution_timeout_stops_the_run_also_with_a_try_left(server: LocalServer) -> None:
+def test_execution_timeout_stops_the_run_even_with_a_try_left(server: LocalServer) -> None:
     context = with_a_try_left()
     run = server.client().runs.submit(
         {"type": "task", "commands": ["sleep 600"]},
@@ -225,7 +225,7 @@ def test_execution_timeout_stops_the_run_also_with_a_try_left(server: LocalServe
     wait_for("end of the run", lambda: run.refresh().outcome(), 30)
 
 
-def test_a_kept_run_is_left_alone_also_then(server: LocalServer) -> None:
+def test_a_kept_run_is_left_alone_after_a_failed_deferral(server: LocalServer) -> None:
     left_behind(server)
     with pytest.raises(deferral_errors()):
         operator(on_kill_action="keep").resume_execution("__fail__", {"error": "x"}, CONTEXT)

@@ -21,7 +21,7 @@ from tests.option_values import CONFIGURATION, VALUES, write_profiles
 from tests.provider_airflow.test_operator import CONTEXT
 
 OPTIONS = SubmitOptions.__optional_keys__
-# Parameters of the operator that are no option of ``SubmitOptions``, each with its reason.
+# Parameters of the operator that are not options of ``SubmitOptions``, each with its reason.
 NO_OPTIONS = {
     "self": "the operator",
     "kwargs": "Airflow's own",

@@ -57,7 +57,7 @@ def test_a_run_that_succeeded_gives_a_plain_result() -> None:
     assert result["status"] == "done"
 
 
-def test_a_failed_run_tells_its_exit_status_and_last_lines() -> None:
+def test_a_failed_run_shows_its_exit_status_and_last_lines() -> None:
     with pytest.raises(DstackRunFailed, match="status 7") as caught:
         result_of(FAILED, ["epoch 1", "out of memory"])
     assert "\n  epoch 1\n  out of memory" in str(caught.value)
@@ -83,7 +83,7 @@ def test_an_advice_names_only_what_the_caller_has() -> None:
         ({"status": RunStatus.FAILED, "reason": "something_new"}, DstackRunFailed),
     ],
 )
-def test_the_kinds_of_failure_are_told_apart(change: dict[str, Any], kind: type[DstackRunError]) -> None:
+def test_each_kind_of_failure_has_its_own_error(change: dict[str, Any], kind: type[DstackRunError]) -> None:
     with pytest.raises(DstackRunError) as caught:
         result_of(replace(FAILED, **change), [])
     assert type(caught.value) is kind
@@ -132,7 +132,7 @@ def test_a_broken_event_comes_back_as_the_same_error() -> None:
     assert type(broken_error(broken_event(KeyError("odd")))) is DstackError
 
 
-def test_what_airflow_keeps_of_a_run_is_small_whatever_the_server_says() -> None:
+def test_what_airflow_keeps_of_a_run_is_small_whatever_the_server_sends() -> None:
     wordy = replace(FAILED, message="m" * 1_000_000)
     event = finished_event(wordy, ["l" * 500] * 20)
     assert len(json.dumps(event)) < 20_000

@@ -93,7 +93,7 @@ def test_the_provider_manager_knows_the_connection_form() -> None:
 
 
 @pytest.mark.slow
-def test_airflow_tells_about_the_provider() -> None:
+def test_airflow_shows_the_provider() -> None:
     airflow = Path(sys.executable).with_name("airflow")
     command = [str(airflow), "providers", "get", "airflow-provider-dstack", "--full", "-o", "json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
@@ -121,7 +121,7 @@ def test_airflow_lists_the_provider() -> None:
 )
 def test_no_argument_has_a_name_of_airflows_own(operator: type[BaseOperator]) -> None:
     own = set(inspect.signature(BaseOperator.__init__).parameters)
-    # It is told apart by its value, and goes on as run_resources.
+    # It is recognized by its value, and passed on as run_resources.
     allowed = {"resources"} if operator is DstackDecoratedOperator else set()
     if operator is DstackReapOperator:
         # A method of BaseOperator, which it does not hide: the argument is kept under another name.

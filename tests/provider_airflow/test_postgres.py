@@ -1,4 +1,4 @@
-"""Postgres for the real components: started when it is there, told about when it is not."""
+"""Postgres for the real components: started if it is installed, otherwise reported as missing."""
 
 from __future__ import annotations
 

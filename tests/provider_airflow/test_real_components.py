@@ -98,7 +98,7 @@ def test_a_deferred_task_that_is_marked_stops_its_run(
     dag_run = components.trigger("deferred", command="sleep 600")
     run = running_run(shared_server, "deferred", dag_run)
     components.wait_for_state("deferred", dag_run, "deferred")
-    # Until the triggerer has the trigger there is nobody to tell.
+    # Until the triggerer has the trigger, there is no process to notify.
     polls = len(paths(shared_server, "/runs/get"))
     wait_for("polls by the trigger", lambda: len(paths(shared_server, "/runs/get")) > polls + 2)
     components.set_state("deferred", dag_run, state)
@@ -177,7 +177,9 @@ def test_the_connection_form_shows_the_fields(components: Components) -> None:
     assert {"project", "verify", "ca_bundle", "timeout"} <= set(form["extra_fields"])
 
 
-def test_the_test_button_tells_good_from_wrong(components: Components, shared_server: LocalServer) -> None:
+def test_the_test_button_distinguishes_right_from_wrong_connections(
+    components: Components, shared_server: LocalServer
+) -> None:
     def press(**changes: str) -> tuple[bool, str]:
         body = {
             "connection_id": "pressed",

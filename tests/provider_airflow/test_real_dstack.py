@@ -1,4 +1,4 @@
-"""A DAG's tasks on a real dstack server: lines, outcome, code, failure, and a stop when the time is over."""
+"""A DAG's tasks on a real dstack server: lines, outcome, code, failure, and a stop when the time is up."""
 
 from __future__ import annotations
 

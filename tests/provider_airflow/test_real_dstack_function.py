@@ -41,7 +41,7 @@ use(train(0.5, ["a", "\u00fc"]))
     assert run.raw_status == "done"
 
 
-def test_an_exception_in_a_function_on_a_real_server_is_told(
+def test_an_exception_in_a_function_on_a_real_server_is_reported(
     dag_runner: DagRunner, real: RealServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     ran = dag_runner.run_tasks(

@@ -19,7 +19,7 @@ _SECONDS = 120.0
 
 
 class OneTask:
-    """Be a DAG run whose run writes ``step-1`` to ``step-3``, and one more step at each of two gates."""
+    """A DAG run whose run writes ``step-1`` to ``step-3``, and one more step at each of two gates."""
 
     def __init__(self, components: Components, server: RealServer, folder: Path, dag_id: str) -> None:
         self.components = components
@@ -84,14 +84,14 @@ def test_a_deferred_task_that_is_marked_failed_stops_its_run_on_a_real_server(
     one = start("deferred")
     one.wait("deferred")
     one.gates[0].touch()
-    # A line that only a trigger can have relayed: there is one to be told of the end.
+    # Only a trigger can have relayed this line, so there is one to notify of the end.
     one.wait_for_step(4)
     one.components.set_state(one.dag_id, one.dag_run, "failed")
     assert_stopped_by_its_task(one)
     assert one.steps() == [f"step-{number}" for number in range(1, 5)]
 
 
-def test_a_retry_takes_the_run_of_a_killed_worker_over_on_a_real_server(
+def test_a_retry_takes_over_the_run_of_a_killed_worker_on_a_real_server(
     start: Callable[[str], OneTask],
 ) -> None:
     one = start("retried")

@@ -56,7 +56,7 @@ def test_a_service_on_a_real_server_answers_and_is_stopped(
 
 @contextmanager
 def run_elsewhere(real: RealServer, name: str, command: str) -> Iterator[Run]:
-    """Submit what the sensor waits for, as somebody else would; stop it in the end."""
+    """Submit what the sensor waits for, as another user would; stop it in the end."""
     with client_of(real) as client:
         run = client.runs.submit({"type": "task", "commands": [command]}, run_name=name)
         try:
@@ -111,7 +111,7 @@ def test_a_sensor_sees_a_run_on_a_real_server(
 
 
 @pytest.mark.parametrize("how", ["mode='poke'", "deferrable=True"], ids=["poke", "deferrable"])
-def test_a_sensor_is_told_of_a_failure_on_a_real_server(
+def test_a_sensor_fails_with_its_run_on_a_real_server(
     dag_runner: DagRunner, real: RealServer, capfd: pytest.CaptureFixture[str], how: str
 ) -> None:
     with run_elsewhere(real, "fails-elsewhere", "sleep 3; exit 7"):

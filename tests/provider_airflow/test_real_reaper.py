@@ -47,7 +47,7 @@ def test_what_a_lost_worker_left_is_stopped_and_nothing_else(
     service = running_run(shared_server, "service", service_run)
     lost_marker = lost.marker or ""
     with client_of(shared_server) as client:
-        # As an Airflow with the same DAG would mark it, and as no Airflow does.
+        # One run with the marker of another Airflow that has the same DAG, and one without a marker.
         others = client.runs.submit(
             {"type": "task", "commands": ["sleep 600"]},
             run_name="others",

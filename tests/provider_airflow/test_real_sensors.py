@@ -1,4 +1,4 @@
-"""A deferred sensor in a real Airflow: whatever happens to it, the run it watches is not its own to stop."""
+"""A deferred sensor in a real Airflow: whatever happens to it, it does not stop the run it watches."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.provider_airflow.support import paths, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.matrix]
 
-# The sensor looks twice a second.
+# The sensor polls twice a second.
 _QUIET_SECONDS = 5.0
 
 
 class Watched:
-    """Hold a deferred sensor and the run it waits for, which goes on until ``gate`` is there."""
+    """A deferred sensor and the run it waits for, which keeps running until ``gate`` exists."""
 
     def __init__(self, components: Components, server: LocalServer, gate: Path) -> None:
         self.components = components
@@ -39,12 +39,12 @@ class Watched:
         return len(paths(self.server, "/runs/stop"))
 
     def looks(self) -> list[float]:
-        """Return when the run was looked at; no other is watched meanwhile."""
+        """Return the times of the run's polls; no other run is watched meanwhile."""
         return [one.time for one in self.server.requests if one.path.endswith("/runs/get")]
 
     def wait_for_looks(self) -> None:
         number = len(self.looks())
-        wait_for("looks of the trigger", lambda: len(self.looks()) > number + 2)
+        wait_for("polls by the trigger", lambda: len(self.looks()) > number + 2)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def watched(components: Components, shared_server: LocalServer, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("state", ["failed", "success"])
-def test_a_sensor_that_is_marked_looks_no_more_and_stops_nothing(watched: Watched, state: str) -> None:
+def test_a_marked_sensor_stops_polling_and_does_not_stop_the_run(watched: Watched, state: str) -> None:
     components = watched.components
     components.set_state("sensor", watched.dag_run, state)
     wait_for("end of the trigger", lambda: time.monotonic() - watched.looks()[-1] > _QUIET_SECONDS)

@@ -44,7 +44,7 @@ def test_a_cleared_task_replaces_its_service(components: Components, shared_serv
 
     run = wait_for("service of the second try", second)
     components.wait_for_state("service", dag_run, "success")
-    # A DAG run that was over begins anew when it is cleared, and only the store of Airflow 3.3 knows the one before.
+    # An ended DAG run starts again when it is cleared, and only the store of Airflow 3.3 knows the run before.
     assert first.refresh().raw_status == ("terminated" if trigger_has_on_kill() else "running")
     assert run.refresh().raw_status == "running"
     for one in (first, run):

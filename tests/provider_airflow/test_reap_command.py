@@ -126,7 +126,7 @@ def test_a_stop_that_is_refused_ends_the_command_with_1(server: LocalServer, lef
     ],
     ids=["connection", "token", "dstack server", "Airflow's database"],
 )
-def test_what_does_not_answer_is_one_message_and_nothing_is_stopped(
+def test_a_wrong_connection_or_database_is_one_message_and_stops_nothing(
     wrong_connections: LocalServer, conn_id: str, environment: dict[str, str], told: str
 ) -> None:
     done = airflow("dstack", "reap", "--conn-id", conn_id, **environment)

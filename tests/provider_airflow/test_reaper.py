@@ -113,7 +113,7 @@ def test_the_run_of_a_task_that_has_not_ended_is_left(
     ],
     ids=["deleted", "another Airflow's, or cleared", "not started yet"],
 )
-def test_a_run_of_unknown_ownership_is_left_unless_told(
+def test_a_run_of_unknown_ownership_is_left_unless_requested(
     client: Client, found: TaskFacts | None, state: str, reason: str
 ) -> None:
     run = submit(client, train())
@@ -128,7 +128,7 @@ def test_a_run_of_unknown_ownership_is_left_unless_told(
 
 
 @pytest.mark.parametrize("found", [facts("failed"), None], ids=["failed", "unknown"])
-def test_a_run_that_is_to_be_kept_is_left_always(
+def test_a_run_that_is_to_be_kept_is_always_left(
     client: Client, server: LocalServer, found: TaskFacts | None
 ) -> None:
     submit(client, train(end="/keep"))
@@ -234,7 +234,7 @@ def test_a_dry_run_stops_nothing(client: Client, server: LocalServer) -> None:
         f"airflow:etl/r/train/xof1#{BORN}",
     ],
 )
-def test_runs_of_anything_else_are_not_asked_about(client: Client, server: LocalServer, marker: str) -> None:
+def test_runs_of_other_programs_are_ignored(client: Client, server: LocalServer, marker: str) -> None:
     submit(client, marker)
     assert reap(client, lambda task: pytest.fail("asked"), ReapOptions(stop_unknown=True), log=LOG) == []
     assert paths(server, "/runs/stop") == []
@@ -248,7 +248,7 @@ def test_a_run_that_is_stopping_already_is_left_out(client: Client) -> None:
     assert reap(client, answer(facts("failed")), ReapOptions(), log=LOG) == []
 
 
-def test_a_run_that_cannot_be_stopped_keeps_no_other_from_it(client: Client, server: LocalServer) -> None:
+def test_a_run_that_cannot_be_stopped_does_not_affect_the_others(client: Client, server: LocalServer) -> None:
     left = {run.name: run for run in (submit(client, train()), submit(client, train()))}
     server.faults.add("/runs/stop", status=403)
     found = reap(client, answer(facts("failed")), ReapOptions(), log=LOG)

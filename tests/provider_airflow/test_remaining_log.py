@@ -185,7 +185,7 @@ def test_secrets_are_hidden_in_the_rest(server: LocalServer, log: Log, worker_lo
 
 
 @pytest.mark.parametrize("fault", ["/logs/poll", "/runs/get"])
-def test_a_server_that_is_away_costs_the_rest_of_the_log_and_not_the_outcome(
+def test_a_server_outage_costs_the_rest_of_the_log_but_not_the_outcome(
     server: LocalServer, log: Log, worker_log: Log, fault: str
 ) -> None:
     run = ended(server, writing(20_000))
@@ -199,7 +199,7 @@ def test_a_server_that_is_away_costs_the_rest_of_the_log_and_not_the_outcome(
     assert summary.startswith(f"Run {run.name} finished")
 
 
-def test_a_server_that_stays_away_is_not_waited_for_longer_than_a_minute() -> None:
+def test_an_unreachable_server_is_waited_for_at_most_a_minute() -> None:
     event: dict[str, Any] = {"rest": {}, "tail": []}
     assert _remaining_log._RemainingLog(operator(), event, OUTCOME)._retry_budget == 60.0
 
@@ -226,7 +226,7 @@ def test_another_run_under_the_name_is_not_read(server: LocalServer, log: Log, w
 
 
 @pytest.mark.parametrize("killed", [True, False], ids=["killed", "relayed"])
-def test_a_task_that_is_ended_in_the_rest_of_the_log_stops_nothing_and_keeps_its_record(
+def test_a_task_ended_during_the_rest_of_the_log_stops_nothing_and_keeps_its_record(
     server: LocalServer, log: Log, worker_log: Log, killed: bool
 ) -> None:
     run = ended(server, writing(20_000))
@@ -308,7 +308,7 @@ def page(number: int) -> LogLines:
     return LogLines(progress, tuple(map(line, range(number, number + 1000))), 0, 0, 0, "job")
 
 
-def test_a_triggerer_that_is_too_busy_for_its_rate_watches_for_the_end_as_well() -> None:
+def test_a_triggerer_too_busy_for_its_rate_also_watches_for_the_end() -> None:
     moments = itertools.count(0.0, 0.4)
 
     async def end() -> Outcome:
@@ -351,7 +351,7 @@ def test_a_follower_that_has_caught_up_no_longer_watches_for_the_end() -> None:
     asyncio.run(go())
 
 
-def test_an_end_that_cannot_be_watched_for_changes_nothing() -> None:
+def test_a_failed_watch_for_the_end_changes_nothing() -> None:
     asked: list[int] = []
 
     async def end() -> Outcome:

@@ -78,7 +78,7 @@ def test_the_worker_relays_what_the_trigger_left(chatty: Chatty) -> None:
     assert any("The worker relays the rest of its log" in text for text in log)
 
 
-def test_a_triggerer_that_is_killed_behind_its_run_loses_no_line(chatty: Chatty) -> None:
+def test_a_triggerer_killed_before_it_relayed_the_whole_log_loses_no_line(chatty: Chatty) -> None:
     saved = chatty.saved()
     chatty.components.signal_one("triggerer", signal.SIGKILL)
     chatty.components.end_one("triggerer")
@@ -92,7 +92,7 @@ def test_a_triggerer_that_is_killed_behind_its_run_loses_no_line(chatty: Chatty)
     assert max(times.values()) <= 2
 
 
-def test_a_triggerer_that_is_killed_behind_its_event_repeats_nothing(chatty: Chatty) -> None:
+def test_a_triggerer_killed_after_its_event_repeats_nothing(chatty: Chatty) -> None:
     chatty.server.faults.add("/logs/poll", times=None, delay=3.0)
     chatty.gate.touch()
     chatty.resumed()
@@ -104,7 +104,7 @@ def test_a_triggerer_that_is_killed_behind_its_event_repeats_nothing(chatty: Cha
     assert chatty.lines() == list(range(_LINES))
 
 
-def test_a_worker_that_is_killed_in_the_rest_of_the_log_leaves_it_to_the_next_try(chatty: Chatty) -> None:
+def test_a_worker_killed_during_the_rest_of_the_log_leaves_it_to_the_next_try(chatty: Chatty) -> None:
     chatty.server.faults.add("/logs/poll", times=None, delay=3.0)
     chatty.gate.touch()
     chatty.resumed().kill()
@@ -117,7 +117,7 @@ def test_a_worker_that_is_killed_in_the_rest_of_the_log_leaves_it_to_the_next_tr
     assert chatty.lines(attempt=2) == list(range(_LINES))
 
 
-def test_a_user_who_ends_the_task_in_the_rest_of_the_log_stops_nothing(chatty: Chatty) -> None:
+def test_a_user_who_ends_the_task_during_the_rest_of_the_log_stops_nothing(chatty: Chatty) -> None:
     chatty.server.faults.add("/logs/poll", times=None, delay=3.0)
     chatty.gate.touch()
     process = chatty.resumed()

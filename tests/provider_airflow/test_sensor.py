@@ -1,4 +1,4 @@
-"""Sensors wait for runs that somebody else started."""
+"""Sensors wait for runs that another process started."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def sensor(how: str = "poke", **options: Any) -> str:
 
 
 def once_looked_at(server: LocalServer, action: Callable[[], object]) -> threading.Thread:
-    """Do something as soon as the run was asked for once more."""
+    """Run ``action`` as soon as the run was polled once more."""
     before = len(paths(server, "/runs/get"))
 
     def work() -> None:
-        wait_for("look at the run", lambda: len(paths(server, "/runs/get")) > before, 60)
+        wait_for("poll of the run", lambda: len(paths(server, "/runs/get")) > before, 60)
         action()
 
     thread = threading.Thread(target=work)
@@ -89,7 +89,7 @@ def test_a_run_that_fails_fails_the_sensor_at_once(
 
 
 @WAYS
-def test_a_status_on_the_way_is_enough_and_the_run_goes_on(
+def test_an_intermediate_status_is_enough_and_the_run_keeps_running(
     dag_runner: DagRunner, server: LocalServer, client: Client, how: str
 ) -> None:
     run = client.runs.submit({"type": "task", "commands": ["sleep 600"]}, run_name="elsewhere")
@@ -106,7 +106,7 @@ STUBBORN = {"type": "task", "commands": ["trap '' INT TERM; sleep 600"], "stop_d
 
 @WAYS
 @pytest.mark.parametrize(("abort", "status"), [(False, "stopping"), (True, "aborting")])
-def test_a_run_that_is_being_stopped_reaches_the_status_of_that(
+def test_a_run_that_is_being_stopped_reaches_that_status(
     dag_runner: DagRunner, server: LocalServer, client: Client, how: str, abort: bool, status: str
 ) -> None:
     run = client.runs.submit(STUBBORN, run_name="elsewhere")
@@ -166,7 +166,7 @@ def test_a_run_need_not_be_waited_for(
 
 @pytest.mark.parametrize("how", ["poke", "deferrable"])
 @pytest.mark.parametrize(("options", "state"), [({}, "failed"), ({"soft_fail": True}, "skipped")])
-def test_a_run_that_ended_otherwise_is_told_or_skips(
+def test_a_run_that_ended_otherwise_fails_or_skips_the_sensor(
     dag_runner: DagRunner,
     server: LocalServer,
     client: Client,
@@ -197,7 +197,7 @@ def test_a_wrong_connection_fails_at_once(
     assert told in output
 
 
-def test_a_server_that_does_not_answer_is_asked_again(
+def test_a_sensor_keeps_polling_a_server_that_does_not_answer(
     dag_runner: DagRunner, wrong_connections: LocalServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     ran = dag_runner.run_tasks(sensor(dstack_conn_id="bad_url", timeout=1))
@@ -229,7 +229,7 @@ def test_the_trigger_can_be_made_again_and_holds_no_secret(server: LocalServer) 
     assert "there is no run 'elsewhere'" in event.payload["message"]
 
 
-def test_the_trigger_bears_a_silent_server(server: LocalServer, client: Client) -> None:
+def test_the_trigger_tolerates_an_unreachable_server(server: LocalServer, client: Client) -> None:
     client.runs.submit({"type": "task", "commands": ["true"]}, run_name="elsewhere")
     server.faults.add("/runs/get", times=3, drop="before")
     trigger = DstackStatusTrigger(
@@ -247,6 +247,6 @@ def test_the_trigger_bears_a_silent_server(server: LocalServer, client: Client) 
     assert event.payload["sight"]["status"] == "done"
 
 
-def test_no_status_at_all_is_told_when_the_dag_is_parsed() -> None:
+def test_an_empty_list_of_statuses_is_refused_when_the_dag_is_parsed() -> None:
     with pytest.raises(ValueError, match="statuses: an empty list"):
         DstackRunSensor(task_id="wait", run_name="elsewhere", statuses=[])

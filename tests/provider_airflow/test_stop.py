@@ -1,4 +1,4 @@
-"""Stops outside of a waiting task: a trigger's, and what they ask of Airflow."""
+"""Stops outside of a waiting task, such as a trigger's, and what they request from Airflow."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_server_that_drops_every_stop_is_reported_with_the_runs_page(
     assert "dstack stop" not in caplog.text
 
 
-def test_a_run_that_takes_its_time_to_end_is_stopped_once(
+def test_a_run_that_ends_slowly_is_stopped_once(
     server: LocalServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.client().runs.submit(
@@ -70,7 +70,9 @@ def test_a_run_that_takes_its_time_to_end_is_stopped_once(
     run_of(server).stop(abort=True)
 
 
-def test_a_run_that_has_ended_is_no_error(server: LocalServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_stopping_a_run_that_has_ended_is_not_an_error(
+    server: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
     submitted(server, "true")
     over(run_of(server))
     assert stopped(server, caplog).state is StopState.ENDED
@@ -88,7 +90,7 @@ def test_a_generated_name_is_known_by_its_marker() -> None:
 
 
 @pytest.mark.usefixtures("ended_by_a_user")
-def test_a_killed_task_asks_airflow_for_nothing_that_it_needs(
+def test_a_killed_task_stops_its_run_without_asking_for_its_connection(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = DstackRunOperator(

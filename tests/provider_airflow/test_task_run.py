@@ -26,7 +26,7 @@ OURS = RunRef("job", "ours", generated=True)
 
 
 class Log:
-    """Write like Airflow's logger does: slowly, and under a lock that is not reentrant."""
+    """A logger like Airflow's: slow, and with a lock that is not reentrant."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -81,7 +81,7 @@ def task_run_of(server: LocalServer, command: str, log: Log | None = None, **cha
 
 @contextmanager
 def killed_when(condition: Callable[[], object], task_run: TaskRun) -> Iterator[list[float]]:
-    """Send this process a signal whose handler kills the task run, as Airflow does; tell how long that took."""
+    """Send this process a signal whose handler kills the task run, as Airflow does; yield how long that took."""
     took: list[float] = []
 
     def handler(number: int, frame: object) -> None:

@@ -198,7 +198,7 @@ def test_arguments_of_a_function_are_rendered_natively_as_airflow_does(
 
 
 @NATIVE
-def test_a_date_that_a_triggered_run_has_not_fails_at_once_with_what_there_is(native: bool) -> None:
+def test_a_date_that_a_triggered_run_lacks_fails_at_once_with_alternatives(native: bool) -> None:
     with pytest.raises(AirflowFailException) as caught:
         rendered({"type": "task", "commands": ["echo {{ ds }}"]}, native=native)
     assert str(caught.value) == (

@@ -18,7 +18,7 @@ from tests.provider_airflow.triggering import killed, payloads, submitted, trigg
 
 @pytest.fixture
 def state(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Let a test say what Airflow answers for the state of the task."""
+    """Let a test set Airflow's answer for the state of the task."""
     answer: dict[str, Any] = {"state": "failed", "delay": 0.0}
 
     def task_state(ti: object) -> str | None:
@@ -42,7 +42,7 @@ def test_serialization_is_json_and_holds_no_secret(server: LocalServer) -> None:
     assert again.serialize() == (path, arguments)
 
 
-def test_one_event_tells_how_the_run_ended(server: LocalServer) -> None:
+def test_one_event_reports_how_the_run_ended(server: LocalServer) -> None:
     run = submitted(server, "echo one; echo two; exit 3")
     (payload,) = asyncio.run(payloads(trigger_for(run, tail=["zero"])))
     assert payload["kind"] == "finished"
@@ -90,7 +90,7 @@ def test_a_passed_deadline_stops_the_run(server: LocalServer) -> None:
     wait_for("end of the run", lambda: run.refresh().outcome(), 30)
 
 
-def test_a_server_that_stays_silent_is_one_event_too(server: LocalServer) -> None:
+def test_an_unreachable_server_is_one_event_too(server: LocalServer) -> None:
     run = submitted(server, "sleep 600")
     server.faults.add("/runs/get", times=None, status=503)
     (payload,) = asyncio.run(payloads(trigger_for(run, retry_budget=0.5)))

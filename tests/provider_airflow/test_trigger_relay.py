@@ -1,4 +1,4 @@
-"""What a trigger relays, keeps for the next one, and shares with others of its process."""
+"""What a trigger relays, saves for the next one, and shares with others of its process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.provider_airflow.triggering import payloads, submitted, trigger_for, 
 
 @pytest.fixture
 def xcoms(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Hold the XComs of the task in a dict."""
+    """Keep the XComs of the task in a dict."""
     kept: dict[str, Any] = {}
 
     def push(ti: object, key: str, value: Any) -> None:
@@ -39,7 +39,7 @@ def xcoms(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 class Log(logging.Handler):
-    """Be the log of a trigger."""
+    """The log of a trigger."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Log(logging.Handler):
 
 
 async def _never() -> None:
-    """Be a run whose end nobody waits for."""
+    """Fail, because the test must not wait for the end of its run."""
     raise AssertionError
 
 
@@ -65,7 +65,7 @@ def log() -> Log:
     return Log()
 
 
-def test_a_new_trigger_goes_on_behind_what_the_old_one_kept(
+def test_a_new_trigger_continues_after_what_the_old_one_saved(
     server: LocalServer, xcoms: dict[str, Any], tmp_path: Path, log: Log
 ) -> None:
     gate = tmp_path / "gate"
@@ -84,7 +84,7 @@ def test_a_new_trigger_goes_on_behind_what_the_old_one_kept(
     assert [line for line in log.lines if line in words] == list(words)
 
 
-def test_the_last_lines_are_kept_before_the_event(
+def test_the_last_lines_are_saved_before_the_event(
     server: LocalServer, xcoms: dict[str, Any], log: Log
 ) -> None:
     run = submitted(server, "echo one; echo two")
@@ -114,7 +114,7 @@ def test_a_last_save_that_takes_long_delays_the_event_little(
         released.set()
 
 
-def test_airflow_that_cannot_keep_anything_does_no_harm(
+def test_an_airflow_that_cannot_save_progress_does_no_harm(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch, log: Log
 ) -> None:
     def refuse(*arguments: object) -> None:
@@ -156,7 +156,7 @@ def test_values_of_env_are_hidden_by_the_trigger(
     assert "open-sesame" not in str(xcoms)
 
 
-def test_another_run_under_the_name_shows_no_log_and_tells_its_own_end(
+def test_after_another_run_took_the_name_only_the_own_outcome_is_reported(
     server: LocalServer, xcoms: dict[str, Any]
 ) -> None:
     run = submitted(server, "echo ours")
@@ -173,7 +173,7 @@ def test_a_flood_of_lines_does_not_starve_the_event_loop(
     server: LocalServer, xcoms: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_watch, "_BYTES_PER_SECOND", 1e9)
-    # However busy the machine is, none of it is left to the worker.
+    # However busy the machine is, no part of the log is left to the worker.
     monkeypatch.setattr(_watch, "_BEHIND_SECONDS", 1e9)
     run = submitted(server, "seq 1 200000")
     turns = 0
@@ -188,11 +188,11 @@ def test_a_flood_of_lines_does_not_starve_the_event_loop(
 
     (payload,) = asyncio.run(watched())
     assert payload["tail"][-1] == "200000"
-    # 1.3 MB in records of 16 KiB: the loop had its turn between all of them.
+    # 1.3 MB in records of 16 KiB: the event loop ran other tasks between all of them.
     assert turns > 80
 
 
-def test_a_trigger_relays_no_faster_than_a_triggerer_can_bear(
+def test_a_trigger_relays_no_faster_than_a_triggerer_can_handle(
     server: LocalServer, xcoms: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
@@ -209,7 +209,7 @@ def test_a_trigger_relays_no_faster_than_a_triggerer_can_bear(
     asyncio.run(until(trigger_for(run), lambda: sum(slept) > 1))
 
 
-def test_all_triggers_of_a_process_share_their_looks(
+def test_all_triggers_of_a_process_share_their_polls(
     server: LocalServer, xcoms: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_stop, "task_state", lambda ti: "deferred")
@@ -226,10 +226,10 @@ def test_all_triggers_of_a_process_share_their_looks(
 
     async def go() -> None:
         tasks = [asyncio.create_task(payloads(trigger_for(run, poll_interval=0.5))) for run in runs]
-        await asyncio.to_thread(wait_for, "looks", lambda: len(paths(server, "/runs/list")) > 3)
+        await asyncio.to_thread(wait_for, "polls", lambda: len(paths(server, "/runs/list")) > 3)
         gets = len(paths(server, "/runs/get"))
         lists = len(paths(server, "/runs/list"))
-        await asyncio.to_thread(wait_for, "looks", lambda: len(paths(server, "/runs/list")) > lists + 5)
+        await asyncio.to_thread(wait_for, "polls", lambda: len(paths(server, "/runs/list")) > lists + 5)
         assert len(paths(server, "/runs/get")) - gets < number
         for task in tasks:
             task.cancel()
@@ -239,7 +239,7 @@ def test_all_triggers_of_a_process_share_their_looks(
     assert paths(server, "/runs/stop") == []
 
 
-def test_the_end_of_a_burst_is_kept_though_no_further_line_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_a_burst_is_saved_although_no_further_line_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_watch, "SECONDS_BETWEEN", 0.05)
     kept: list[Any] = []
     now = [1000.0]

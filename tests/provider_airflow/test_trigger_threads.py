@@ -38,7 +38,7 @@ def test_nothing_that_blocks_is_done_on_the_event_loop(
     assert used == {"connection": {False}, "xcom": {False}}
 
 
-def test_a_kill_of_a_trigger_needs_no_connection_any_more(
+def test_killing_a_polling_trigger_needs_no_airflow_connection(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("airflow_provider_dstack._stop.task_state", lambda ti: "failed")
@@ -80,7 +80,7 @@ def _silence(*told: object) -> None:
 @pytest.mark.parametrize(
     ("map_index", "key", "asked"), [(None, "train", None), (-1, "train", None), (3, "train_3", 3)]
 )
-def test_the_state_of_the_task_itself_is_asked_for(
+def test_the_state_of_the_task_itself_is_requested(
     monkeypatch: pytest.MonkeyPatch, map_index: int | None, key: str, asked: int | None
 ) -> None:
     questions: list[dict[str, Any]] = []

@@ -16,7 +16,7 @@ STARTED = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
 class Store:
-    """Keep values as Airflow's task state store does."""
+    """A store of values like Airflow's task state store."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
@@ -32,7 +32,7 @@ class Store:
 
 
 class BrokenStore(Store):
-    """Fail as the store does when its backend is away."""
+    """A store that fails as it does when its backend is away."""
 
     def get(self, key: str) -> Any:
         raise OSError("the store is away")
@@ -44,7 +44,7 @@ class BrokenStore(Store):
 
 
 class Tries:
-    """Be one task instance over its tries; ``store`` None is Airflow before 3.3."""
+    """One task instance over its tries; ``store`` None is Airflow before 3.3."""
 
     def __init__(self, server: LocalServer, store: Store | None, **arguments: Any) -> None:
         self.server = server
@@ -76,7 +76,7 @@ class Tries:
         return TaskNames.of(self.context, retries=2)
 
     def lost(self, *commands: str) -> Run:
-        """Leave behind what a worker does that is lost while the run goes on."""
+        """Leave behind what a lost worker does: a run that keeps running, and its record."""
         names = self.names
         run = self.server.client().runs.submit(
             Task(commands=list(commands)), run_name=names.run.name, marker=names.run.marker

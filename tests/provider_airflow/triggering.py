@@ -61,7 +61,7 @@ async def killed(trigger: DstackRunTrigger, after: Callable[[], object]) -> None
 
 
 async def until(trigger: DstackRunTrigger, moment: Callable[[], object]) -> None:
-    """Run a trigger up to a moment, then cancel it as a triggerer does that ends."""
+    """Run a trigger up to a moment, then cancel it as an ending triggerer does."""
     task = asyncio.create_task(payloads(trigger))
     await asyncio.to_thread(wait_for, "moment to end", moment)
     task.cancel()

@@ -51,13 +51,13 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
     ):
         yield address
-        # Else the last records are sent to a server that is gone, at the end of the process.
+        # Otherwise the last records are sent at the end of the process, to a server that has ended.
         APILogHandler().flush()
 
 
 @pytest.fixture
 def dstack() -> Iterator[LocalServer]:
-    """Serve an embedded dstack server of this test's own."""
+    """Run an embedded dstack server for one test."""
     with LocalServer(step_seconds=0.02) as server:
         yield server
 

@@ -1,4 +1,4 @@
-"""Processes of Prefect: its server, and others that are ended with whoever needs them."""
+"""Processes of Prefect: its server, and others that end together with the test that needs them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# A bound for a machine that is busy otherwise; no test waits longer than it takes.
+# A limit for a busy machine; the wait ends as soon as the server answers.
 _START_SECONDS = 300.0
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Return an environment with settings of Prefect in ``folder`` and none of this process's own."""
+    """Return an environment with Prefect's home in ``folder`` and without this process's settings."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "DSTACK_"))}
     return own | {
         "HOME": str(folder),
@@ -35,7 +35,7 @@ def environment(folder: Path) -> dict[str, str]:
 def module(
     name: str, *arguments: str, log: Path, environment: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a module of Python in a process of its own."""
+    """Run a Python module as a separate process."""
     command = [sys.executable, "-m", name, *arguments]
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -54,7 +54,7 @@ def module(
 
 @contextmanager
 def prefect_server(port: int, *, log: Path, environment: Mapping[str, str]) -> Iterator[str]:
-    """Run a Prefect server and give the address of its API once it answers."""
+    """Run a Prefect server and yield the address of its API once it answers."""
     address = f"http://127.0.0.1:{port}/api"
     where = ("--host", "127.0.0.1", "--port", str(port))
     with module("prefect", "server", "start", *where, log=log, environment=environment) as server:

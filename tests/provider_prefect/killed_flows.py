@@ -10,13 +10,13 @@ from pydantic import SecretStr
 
 from prefect_dstack import DstackCredentials, arun_task, run_task
 
-# What the last record of a flow run that came to its end begins with.
+# The start of the last record of a flow run that ended.
 ENDED = "The run ended as "
 AT_ONCE = 20
 
 
 def _credentials(url: str, project: str) -> DstackCredentials:
-    # Parameters of a flow run are there for everybody to read in the UI.
+    # The parameters of a flow run are shown in the UI, so they must not contain the token.
     token = SecretStr(os.environ["DSTACK_TOKEN"])
     return DstackCredentials(server_url=url, project_name=project, user_token=token)
 

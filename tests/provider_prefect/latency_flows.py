@@ -1,8 +1,8 @@
 """Flows whose runs are stopped on a slow or forgetful dstack server.
 
 ``python -m tests.provider_prefect.latency_flows serve`` serves them all; ``... NAME URL PROJECT`` runs one, as a
-plain script does. The token of the dstack server comes from the environment: everybody who may see the UI can
-read the parameters of a flow run.
+plain script does. The token of the dstack server comes from the environment: every user of the UI can read
+the parameters of a flow run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from prefect import Flow, State
     from prefect.client.schemas.objects import FlowRun
 
-# It takes no notice of a stop until the server's grace is over: a real server needs seconds to end a run, too.
+# It ignores a stop until the server's grace period ends: a real server needs seconds to end a run, too.
 STUBBORN = {"type": "task", "commands": ["trap '' INT TERM; echo started; sleep 9000"]}
 OPTIONS: dict[str, Any] = {"poll_interval": 0.5}
 # Long enough for the run to be running on a busy machine.

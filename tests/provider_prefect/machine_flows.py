@@ -11,7 +11,7 @@ from prefect import flow, get_run_logger
 
 @flow
 def speaking(until: str | None = None) -> str:
-    """Say something in each way there is; with ``until``, end when there is a file of that name."""
+    """Write a line in each possible way; with ``until``, end once that file exists."""
     get_run_logger().info("by-the-logger")
     print("by-print-1", flush=True)  # noqa: T201
     while until and not Path(until).exists():

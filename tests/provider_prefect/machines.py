@@ -25,12 +25,12 @@ from .support import log_records
 ROOT = Path(__file__).parents[2]
 ENTRYPOINT = "tests/provider_prefect/machine_flows.py:speaking"
 EXECUTE = f"{sys.executable} -m prefect flow-run execute"
-# A bound for a machine that is busy otherwise; nobody waits longer than it takes.
+# A limit for a busy machine; each wait ends as soon as its condition holds.
 START_SECONDS = 300.0
 
 
 class Server(Protocol):
-    """Be a dstack server, embedded or real."""
+    """A dstack server, embedded or real."""
 
     @property
     def url(self) -> str:
@@ -73,7 +73,7 @@ def worker(
 
 
 def new_pool(name: str | None = None) -> str:
-    """Make a work pool, of a new name by default, and return its name."""
+    """Create a work pool, with a new name by default, and return its name."""
     name = name or f"pool-{uuid4().hex[:8]}"
     template = DstackWorker.get_default_base_job_template()
     with get_client(sync_client=True) as client:
@@ -82,7 +82,7 @@ def new_pool(name: str | None = None) -> str:
 
 
 def deploy(pool: str, **variables: Any) -> UUID:
-    """Deploy the flow to the pool and start a flow run's deployment; return the deployment's id."""
+    """Deploy the flow to the pool; return the deployment's id."""
     loaded: Any = flow.from_source(source=str(ROOT), entrypoint=ENTRYPOINT)
     variables = {"command": EXECUTE, "poll_interval": 0.5, **variables}
     made = loaded.deploy(
@@ -113,6 +113,6 @@ def cancel(flow_run: FlowRun) -> float:
 
 
 def the_line(flow_run: FlowRun, line: str, last: str) -> int:
-    """Return how often a line is in the flow run's log."""
+    """Return how often a line is in the flow run's log, once that contains ``last``."""
     messages = log_records(flow_run.id, last=last, seconds=START_SECONDS)
     return sum(message.split("\n").count(line) for message in messages)

@@ -11,7 +11,7 @@ from prefect_ray import RayTaskRunner  # type: ignore[import-not-found]
 
 from prefect_dstack import run_task, stop_runs_on_cancellation
 
-# It ignores the signals of a stop, so that its end takes the server's whole grace.
+# It ignores the signals of a stop, so that its end takes the server's whole grace period.
 STUBBORN = {"type": "task", "name": "train", "commands": ["trap '' INT TERM; echo started; sleep 600"]}
 QUEUED = 4
 

@@ -25,7 +25,7 @@ FAST: dict[str, Any] = {"poll_interval": 0.5}
 
 
 def tell_process() -> None:
-    """Leave this process's id where the test finds it."""
+    """Write this process's id where the test finds it."""
     directory = os.environ.get("TEST_PIDS")
     if directory:
         (Path(directory) / str(flow_run.get_id())).write_text(str(os.getpid()))
@@ -76,7 +76,7 @@ async def sync_in_async() -> None:
 
 @flow
 def child() -> None:
-    """Be a subflow."""
+    """Submit the sync task, as a subflow."""
     run_task.submit(LONG, **FAST).result()
 
 
@@ -88,14 +88,14 @@ def parent() -> None:
 
 @flow(on_crashed=[stop_dstack_runs()])
 def hooked() -> None:
-    """Be killed, and stopped by the hook."""
+    """Submit the sync task; the process is killed and the hook stops the run."""
     tell_process()
     run_task.submit(LONG, **FAST).result()
 
 
 @flow(on_crashed=[stop_runs_on_crash])
 def kept() -> None:
-    """Be killed, and leave the run for another execution; the run ends when there is a file called go."""
+    """Call a task whose run outlives the killed process; the run ends when there is a file called go."""
     tell_process()
     wait = f"while [ ! -e {os.environ.get('TEST_PIDS')}/go ]; do sleep 0.2; done"
     run_task({"type": "task", "commands": ["echo started", wait, "echo the-end"]}, on_crash="keep", **FAST)
@@ -103,7 +103,7 @@ def kept() -> None:
 
 @flow(on_cancellation=[stop_runs_on_cancellation])
 def stubborn() -> None:
-    """Run what ignores the signals of a stop, so that its end takes the server's whole grace."""
+    """Start a run that ignores the signals of a stop, so that its end takes the server's whole grace period."""
     run_task({"type": "task", "name": "train", "commands": ["trap '' INT TERM; sleep 900"]}, **FAST)
 
 

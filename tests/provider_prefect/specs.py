@@ -14,7 +14,7 @@ REMOTE = "https://github.com/team/private.git"
 
 
 def ask(server: LocalServer, path: str, **body: Any) -> Any:
-    """Return the server's reply to a request of the project."""
+    """Return the server's reply to a request for the project."""
     reply = requests.post(
         f"{server.url}/api/project/{server.project}/{path}",
         json=body,

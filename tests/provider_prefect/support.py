@@ -43,24 +43,24 @@ def until(condition: Callable[[], T], *, seconds: float = 60.0, what: str = "", 
 
 
 def all_runs(server: LocalServer) -> list[Run]:
-    """Return every run the embedded server ever had, oldest first."""
+    """Return all runs of the embedded server, oldest first."""
     with server.client() as client:
         return client.runs.list(all=True)[::-1]
 
 
 def the_run(server: LocalServer) -> Run:
-    """Return the only run there ever was."""
+    """Return the only run, active or ended."""
     (run,) = all_runs(server)
     return run
 
 
 def is_running(server: LocalServer) -> bool:
-    """Whether any run is running."""
+    """Return whether any run is running."""
     return any(run.raw_status == "running" for run in all_runs(server))
 
 
 def outcome_of(run: Run) -> Outcome:
-    """Return the run's outcome, as it is on the server now."""
+    """Return the run's current outcome."""
     outcome = run.refresh().outcome()
     assert outcome is not None, f"{run} is active"
     return outcome
@@ -102,14 +102,14 @@ def state_of(flow_run_id: UUID) -> Any:
 
 
 def set_state(flow_run_id: UUID, state: State[Any]) -> None:
-    """Set the state of a flow run, whatever it is in."""
+    """Set the state of a flow run, whatever its current state."""
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(flow_run_id, state, force=True)
 
 
 @contextmanager
 def cancelled_when(condition: Callable[[], object], flow_run_ids: list[UUID]) -> Iterator[None]:
-    """Cancel the first of the flow runs, as Prefect's UI does, once ``condition`` is true of the block."""
+    """Cancel the first of the flow runs, as Prefect's UI does, once ``condition`` holds during the block."""
 
     def cancel() -> None:
         until(condition)
@@ -125,7 +125,7 @@ def cancelled_when(condition: Callable[[], object], flow_run_ids: list[UUID]) ->
 
 
 def interrupt_when_asked(dstack: LocalServer, path: str = "/logs/poll") -> threading.Thread:
-    """Press Ctrl-C in this process as soon as the server was asked for ``path``: now the run is waited for."""
+    """Press Ctrl-C in this process at the next request for ``path``, which shows that the task waits."""
 
     def press() -> None:
         until(lambda: any(path in request.path for request in dstack.requests))

@@ -1,4 +1,4 @@
-"""Runs are found again: after a retry of the task or flow, a lost reply, a silent server."""
+"""Runs are found again: after a retry of the task or flow, a lost reply, an unreachable server."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def test_a_retried_flow_takes_over_what_succeeded(
     assert len(all_runs(dstack)) == 2
 
 
-def test_a_task_that_lost_sight_of_its_run_finds_it_again(
+def test_a_task_that_could_not_reach_the_server_finds_its_run_again(
     dstack: LocalServer, credentials: DstackCredentials, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The retry budget is spent while the run goes on; the retry takes the same run."""
+    """The retry budget is spent while the run keeps running; the retry takes the same run."""
     configuration = Task(commands=["sleep 3; echo the-end"])
 
     @flow
@@ -79,7 +79,7 @@ def test_a_task_that_lost_sight_of_its_run_finds_it_again(
 
 
 @pytest.mark.parametrize("run", [sync_submitted, async_direct])
-def test_a_lost_connection_neither_fails_nor_doubles(
+def test_a_lost_connection_neither_fails_the_task_nor_submits_twice(
     run: Runner, dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
     dstack.faults.add("/runs/apply", drop="after")
@@ -90,7 +90,7 @@ def test_a_lost_connection_neither_fails_nor_doubles(
 
 
 @pytest.mark.parametrize("run", [sync_direct, async_direct])
-def test_a_run_that_failed_while_the_server_was_silent_is_not_repeated(
+def test_a_run_that_failed_while_the_server_was_unreachable_is_not_repeated(
     run: Runner, dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
     """The reply to the submission is lost, and the run has failed when the server answers again."""
@@ -111,7 +111,7 @@ def test_a_run_that_failed_while_the_server_was_silent_is_not_repeated(
 
 
 @pytest.mark.parametrize("run", [sync_direct, async_direct])
-def test_a_server_that_stays_silent_ends_the_patience_and_not_the_run(
+def test_an_unreachable_server_fails_the_task_and_does_not_stop_the_run(
     run: Runner, dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
     def hang_up() -> None:
@@ -129,7 +129,7 @@ def test_a_server_that_stays_silent_ends_the_patience_and_not_the_run(
 
 
 @pytest.mark.parametrize("run", [sync_direct, async_direct])
-def test_a_server_that_takes_no_submission_is_told_with_what_may_be_left(
+def test_a_failed_submission_is_reported_with_the_run_that_may_exist(
     run: Runner, dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
     dstack.faults.add("/runs/apply", status=503, times=None)

@@ -109,7 +109,7 @@ def test_a_triggered_block_of_a_cancelled_flow_run_submits_nothing(
 def test_a_queued_task_submits_nothing_after_a_cancellation(
     dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The freed thread starts the next task, as the freed workers of Dask and Ray do."""
+    """A freed thread starts the next task, as freed workers of Dask and Ray do."""
     monkeypatch.setattr(_probe, "CHECK_SECONDS", 1.0)
     ids: list[UUID] = []
 
@@ -140,7 +140,7 @@ def test_an_active_run_of_an_earlier_execution_is_stopped(
         submit_run(LONG, credentials, on_crash="keep")
         until(lambda: is_running(dstack))
         set_state(ids[0], Cancelling())
-        # The task of another execution finds the name by its order, so this process forgets the first.
+        # Another execution counts its tasks from the start, so this process forgets the first task.
         from prefect_dstack import _names
 
         _names._ordinals._seen.clear()
@@ -152,7 +152,7 @@ def test_an_active_run_of_an_earlier_execution_is_stopped(
     until(lambda: run.refresh().outcome() is not None, seconds=20)
 
 
-def test_a_prefect_server_that_cannot_be_asked_prevents_no_submission(
+def test_an_unreachable_prefect_server_does_not_prevent_a_submission(
     dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreachable(self: Any, flow_run_id: UUID) -> None:

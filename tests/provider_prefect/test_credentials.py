@@ -36,7 +36,7 @@ def test_clients_are_made_of_the_fields() -> None:
         assert client.project == "main"
 
 
-def test_the_token_shows_nowhere() -> None:
+def test_the_token_is_not_shown() -> None:
     block = DstackCredentials(**GOOD)
     shown = f"{block!r} {block} {block.model_dump()} {block.model_dump_json()} {block.get_client()!r}"
     assert TOKEN not in shown
@@ -66,7 +66,7 @@ def test_it_can_be_pickled_after_use() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"server_url": "x"}, 3, object()])
-def test_something_else_than_credentials_is_refused(wrong: object) -> None:
+def test_anything_but_credentials_is_refused(wrong: object) -> None:
     with pytest.raises(ConfigurationError, match="credentials"):
         load(wrong)  # type: ignore[arg-type]
 

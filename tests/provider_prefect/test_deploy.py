@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 def saying(word: str, **keys: Any) -> dict[str, Any]:
-    """Return a service that says a word; all jobs of the embedded server share the ports of this machine."""
+    """Return a service that serves a word; all jobs of the embedded server share this machine's ports."""
     port = free_port()
     serve = f"mkdir -p site && cd site && echo {word} > word && exec python3 -m http.server {port}"
     return {
@@ -121,7 +121,7 @@ def test_a_flow_that_is_retried_finds_the_service_it_deployed(
 
 
 @TWINS
-def test_what_cannot_be_updated_is_refused_with_the_way_out(
+def test_what_cannot_be_updated_is_refused_with_advice(
     deploy: Deploy, dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
     configuration = saying("hello")

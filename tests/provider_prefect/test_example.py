@@ -54,7 +54,7 @@ def test_a_file_is_run_as_it_is(server: LocalServer) -> None:
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_a_sweep_finds_the_cheapest_and_leaves_out_what_there_is_not(server: LocalServer) -> None:
+def test_a_sweep_finds_the_cheapest_and_leaves_out_missing_gpus(server: LocalServer) -> None:
     best = load("example_dstack_sweep").example_dstack_sweep(memories=("16GB", "24GB", "9000GB"))
     outcomes = [outcome_of(run) for run in all_runs(server)]
     done = [outcome for outcome in outcomes if outcome.succeeded]

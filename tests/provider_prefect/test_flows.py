@@ -31,7 +31,7 @@ def test_the_outcome_is_returned(run: Runner, dstack: LocalServer, credentials: 
 
 
 @pytest.mark.parametrize("run", WAYS)
-def test_a_failed_run_fails_the_task_with_its_last_words(
+def test_a_failed_run_fails_the_task_with_its_last_lines(
     run: Runner, dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
     with pytest.raises(RunFailedError) as caught:

@@ -67,7 +67,7 @@ class BitBucketLike(Block):
 
 
 class DeployKey(Block):
-    """A block of somebody's own."""
+    """A block that a user defines."""
 
     private_key: SecretStr
 
@@ -136,7 +136,7 @@ def test_the_code_of_a_directory_reaches_the_run(
 def test_a_private_repository_gets_its_credentials(
     submit: Submit, dstack: LocalServer, credentials: DstackCredentials, tmp_path: Path
 ) -> None:
-    """The run itself fails: nobody reaches that remote from here."""
+    """The run itself fails: the remote cannot be reached from here."""
     block: Any = Secret(value=SecretStr(TOKEN))
     block.save("for-git", overwrite=True)
     work = private_checkout(tmp_path)

@@ -36,7 +36,7 @@ LONG = Task(commands=["sleep 60"])
 
 @flow
 def idle() -> None:
-    """Be the flow of a flow run."""
+    """Do nothing; hooks need the flow of a flow run."""
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ def is_stopped(run: Run) -> bool:
     return run.status().is_stopping or run.outcome() is not None
 
 
-def test_a_cancelled_flow_run_is_left_with_no_runs_and_others_keep_theirs(
+def test_the_runs_of_a_cancelled_flow_run_are_stopped_and_no_others(
     dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
     mine, other = flow_run(), flow_run()
@@ -132,7 +132,7 @@ def test_hooks_fit_the_flow_decorator() -> None:
     assert len(decorated.on_cancellation_hooks) == len(decorated.on_crashed_hooks) == 2
 
 
-def test_a_server_that_cannot_be_reached_is_told(
+def test_an_unreachable_server_is_reported(
     dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = flow_run()
@@ -144,7 +144,7 @@ def test_a_server_that_cannot_be_reached_is_told(
 
 
 def started_report(server: LocalServer, owner: FlowRun, name: str, *, stopped: bool = False) -> Run:
-    """Leave a run as a task does whose process is killed: shown as running, its end not reported."""
+    """Leave a run as a killed process does: shown as running, its end not reported."""
     run = run_for(server, owner, name)
     report = Report(name, logging.getLogger("killed"), artifacts=True, flow_run_id=owner.id)
     report.start(run)
@@ -155,7 +155,7 @@ def started_report(server: LocalServer, owner: FlowRun, name: str, *, stopped: b
 
 def check_reported_once(owner: FlowRun, run: Run, name: str) -> None:
     until(lambda: "dstack.run.terminated" in event_names(run.id), seconds=30, what="the event of the end")
-    # The server stores events every five seconds: a second one would be there with the one that comes later.
+    # The server stores events every five seconds; a second event would be stored before the probe.
     emit("probe", run.name, run.id, {})
     until(lambda: "dstack.run.probe" in event_names(run.id), seconds=30)
     assert event_names(run.id).count("dstack.run.terminated") == 1
@@ -209,7 +209,9 @@ def test_a_report_that_was_cut_off_before_its_progress_makes_no_second_table(
     check_reported_once(mine, run, "mine")
 
 
-def test_a_run_that_is_kept_holds_nothing_up(dstack: LocalServer, credentials: DstackCredentials) -> None:
+def test_a_run_that_is_kept_does_not_delay_the_hook(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
     mine = flow_run()
     run = run_for(dstack, mine, "kept", on_crash="keep")
     Report("kept", logging.getLogger("killed"), artifacts=True, flow_run_id=mine.id).start(run)

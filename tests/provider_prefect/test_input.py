@@ -67,7 +67,7 @@ def test_a_wrong_value_is_named_and_nothing_is_submitted(
     assert submissions(dstack) == 0
 
 
-def test_no_server_at_all_says_what_to_set(tmp_path: Path) -> None:
+def test_without_a_server_the_error_names_what_to_set(tmp_path: Path) -> None:
     @flow
     def nowhere() -> None:
         run_task(TASK)

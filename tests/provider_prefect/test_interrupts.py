@@ -75,7 +75,7 @@ def interrupt(
 
 
 @pytest.mark.parametrize("task", [run_task, arun_task])
-def test_an_interrupt_stops_the_run_and_shows_its_last_words(
+def test_an_interrupt_stops_the_run_and_shows_its_last_lines(
     task: Any, dstack: LocalServer, credentials: DstackCredentials, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -88,10 +88,10 @@ def test_an_interrupt_stops_the_run_and_shows_its_last_words(
 
 
 @pytest.mark.parametrize("task", [run_task, arun_task])
-def test_an_interrupt_while_the_submission_is_under_way_leaves_nothing_running(
+def test_an_interrupt_during_the_submission_leaves_nothing_running(
     task: Any, dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server takes its time and carries the submission out after its client was interrupted."""
+    """The server is slow and handles the submission after its client was interrupted."""
     submitting = threading.Event()
 
     def late(spec: Any) -> None:
@@ -121,7 +121,7 @@ def test_an_interrupt_leaves_a_run_that_is_to_be_kept(
 
 
 @pytest.mark.parametrize("task", [run_task, arun_task])
-def test_a_second_interrupt_lets_go_and_is_logged_last(
+def test_a_second_interrupt_ends_the_wait_and_is_logged_last(
     task: Any, dstack: LocalServer, credentials: DstackCredentials, caplog: pytest.LogCaptureFixture
 ) -> None:
     dstack.faults.add("/runs/stop", delay=20, times=None)
@@ -152,10 +152,10 @@ def test_a_second_interrupt_lets_go_and_is_logged_last(
 
 
 @pytest.mark.parametrize("task", [run_task, arun_task])
-def test_a_server_that_cannot_be_asked_holds_up_the_end_for_a_short_time_only(
+def test_an_unreachable_server_delays_the_end_only_for_a_short_time(
     task: Any, dstack: LocalServer, credentials: DstackCredentials, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing kills a script after Ctrl-C, but a server that confirms no stop is not waited for any longer."""
+    """Nothing kills a script after Ctrl-C, but the wait for a server that does not confirm the stop has a limit."""
     interrupted: list[float] = []
 
     def fall_silent() -> bool:
@@ -166,7 +166,7 @@ def test_a_server_that_cannot_be_asked_holds_up_the_end_for_a_short_time_only(
 
     run = interrupt(task, dstack, fall_silent, LONG, credentials)
     assert time.monotonic() - interrupted[0] < PATIENT.stop + 15
-    # What an async task gets is no KeyboardInterrupt.
+    # An async task is cancelled and gets no KeyboardInterrupt.
     reason = "Ctrl-C" if task is run_task else "the task was cancelled"
     assert f"Stopping run {run.name} ({reason}): {run.url}" in caplog.text
     assert "The reaper (prefect-dstack reap)" in caplog.text

@@ -117,7 +117,7 @@ def test_no_flow_is_needed_and_a_handle_survives_pickling(
     assert handle.service_url is None
 
 
-def test_a_failed_run_raises_with_its_last_words(credentials: DstackCredentials) -> None:
+def test_a_failed_run_raises_with_its_last_lines(credentials: DstackCredentials) -> None:
     handle = block(credentials, {"type": "task", "commands": ["echo no memory", "exit 7"]}).trigger()
     with pytest.raises(RunFailedError, match=r"(?s)status 7.*no memory"):
         handle.wait_for_completion()
@@ -136,7 +136,7 @@ def test_a_run_always_has_a_longest_duration(dstack: LocalServer, credentials: D
 
 
 @pytest.mark.parametrize("twin", [False, True])
-def test_stopping_a_run_that_goes_on(dstack: LocalServer, credentials: DstackCredentials, twin: bool) -> None:
+def test_a_running_run_is_stopped(dstack: LocalServer, credentials: DstackCredentials, twin: bool) -> None:
     handle = block(credentials, LONG).trigger()
     with pytest.raises(RuntimeError, match="has not ended"):
         asyncio.run(handle.afetch_result()) if twin else handle.fetch_result()
@@ -145,7 +145,7 @@ def test_stopping_a_run_that_goes_on(dstack: LocalServer, credentials: DstackCre
     assert outcome_of(the_run(dstack)).reason == "stopped_by_user"
 
 
-def test_another_run_of_the_same_name_is_not_taken_for_it(
+def test_another_run_of_the_same_name_is_not_mistaken_for_it(
     dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
     handle = block(credentials, SHORT, run_name="again").trigger()

@@ -1,4 +1,4 @@
-"""A flow run's process killed at some requests, then executed again: the fast twin of the whole matrix."""
+"""A flow run's process killed at some requests, then executed again: a fast part of the whole matrix."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.faults.prefect_kills import ADAPTERS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-# Before the run exists, while it is submitted, its first lines, all of them, and its end.
+# Before the run exists, during its submission, at its first lines, at its last ones, and at its end.
 CASES = [
     (name, KILLS[(number + other) % len(KILLS)], step)
     for number, step in enumerate((2, 3, 5, 9, 15))
@@ -25,7 +25,7 @@ _AT_ONCE = 5
 
 @pytest.fixture(scope="module")
 def results(prefect_server: str) -> Iterator[list[Future[Result]]]:
-    """Begin all cases at once, for they mostly wait."""
+    """Start all cases at once, since they mostly wait."""
     with (
         prefect_kills.served_to(prefect_server),
         matrix.stage() as stage,
@@ -41,7 +41,7 @@ def results(prefect_server: str) -> Iterator[list[Future[Result]]]:
         for number, case in enumerate(CASES)
     ],
 )
-def test_the_next_execution_tells_every_line_of_the_one_run(
+def test_the_next_execution_logs_every_line_of_the_one_run(
     number: int, name: str, kill: Fault, step: int, results: list[Future[Result]]
 ) -> None:
     result = results[number].result()

@@ -1,4 +1,4 @@
-"""Runs stopped on a slow or forgetful server, by real Prefect processes: the fast twin of the whole matrix."""
+"""Runs stopped on a slow or forgetful server, by real Prefect processes: a fast part of the whole matrix."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def results(prefect_server: str) -> Iterator[dict[tuple[str, str], LatencyResult]]:
-    """Try all cases at once, for they mostly wait."""
+    """Try all cases at once, since they mostly wait."""
     only = "|".join(f"^{re.escape(f'{way}, {fault}')}$" for way, fault in CASES)
     with served_to(prefect_server) as host:
         yield {(one.way, one.fault): one for one in try_all(host, ways(host), only=only, workers=len(CASES))}

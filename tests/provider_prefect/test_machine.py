@@ -1,4 +1,4 @@
-"""The task that is made of a work pool's choices."""
+"""The dstack task that is made from a work pool's fields."""
 
 from __future__ import annotations
 
@@ -122,12 +122,12 @@ def test_a_directory_that_belongs_to_no_deployment_is_absolute(tmp_path: Path) -
         ([{"prefect.deployments.steps.git_clone": {"repository": "https://x/y"}}], "/srv/flows", None),
     ],
 )
-def test_where_the_code_of_a_deployment_is(steps: Any, path: str | None, found: str | None) -> None:
+def test_the_directory_of_a_deployment_is_found(steps: Any, path: str | None, found: str | None) -> None:
     deployment: Any = SimpleNamespace(pull_steps=steps, path=path)
     assert directory_of(deployment) == (None if found is None else Path(found))
 
 
-def test_the_uploaded_code_is_where_the_deployment_says(tmp_path: Path) -> None:
+def test_the_uploaded_code_is_where_the_deployment_expects_it(tmp_path: Path) -> None:
     code, elsewhere = tmp_path / "code", tmp_path / "no" / "it's here"
     (code / "flows").mkdir(parents=True)
     (code / "flows" / "f.py").write_text("x")

@@ -93,7 +93,7 @@ def test_tasks_of_other_processes_never_share_a_run() -> None:
     assert first.stem != second.stem
 
 
-def test_specs_differ_in_every_part() -> None:
+def test_every_part_of_a_specification_changes_the_name() -> None:
     who = owner("task", "flow")
     bases = {
         identify(who, spec, on_crash=on_crash, ordinals=Ordinals()).base
@@ -109,7 +109,7 @@ def test_a_callers_name_is_used_as_it_is_in_every_attempt() -> None:
     assert identity.ref(1).marker != identity.ref(2).marker
 
 
-def test_markers_tell_the_attempt_and_the_owner() -> None:
+def test_markers_contain_the_attempt_and_the_owner() -> None:
     identity = named(owner(flow="flow"), Ordinals())
     assert identity.number_of(identity.ref(7).marker) == 7
     assert identity.ref(1).marker.startswith(flow_run_marker_prefix("flow"))
@@ -118,7 +118,7 @@ def test_markers_tell_the_attempt_and_the_owner() -> None:
         assert identity.number_of(marker) is None
 
 
-def test_markers_tell_what_a_crash_leaves() -> None:
+def test_markers_contain_what_happens_after_a_crash() -> None:
     for on_crash in ("stop", "keep"):
         identity = identify(owner(), SPEC, on_crash=on_crash, ordinals=Ordinals())
         assert outlives_crash(identity.ref(1).marker) is (on_crash == "keep")

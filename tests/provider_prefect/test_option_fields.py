@@ -23,7 +23,7 @@ from tests.option_values import CONFIGURATION, VALUES, write_profiles
 # What a flow run's code needs besides the options of the core, where they are parameters of the client.
 OWN_OPTIONS = {"profiles_file", "repo_dir", "local_repo", "git_credentials"}
 TASKS = ["run_task", "arun_task", "submit_run", "asubmit_run", "deploy_service", "adeploy_service"]
-# Parameters and fields that are no option, each with its reason.
+# Parameters and fields that are not options, each with its reason.
 NO_OPTIONS = {
     "configuration": "what is submitted",
     "credentials": "of the client: server and token",
@@ -53,7 +53,7 @@ def test_the_options_are_those_of_the_core_and_their_own() -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_every_task_unpacks_the_options_and_spells_none(name: str) -> None:
+def test_every_task_unpacks_the_options_and_repeats_none(name: str) -> None:
     parameters = inspect.signature(getattr(prefect_dstack, name).fn, eval_str=False).parameters
     assert parameters["options"].annotation == "Unpack[SubmitOptions]"
     assert parameters["options"].kind is inspect.Parameter.VAR_KEYWORD

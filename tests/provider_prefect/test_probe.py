@@ -1,4 +1,4 @@
-"""Seeing that the flow run was cancelled."""
+"""How a task learns that its flow run was cancelled."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from prefect_dstack._probe import CHECK_SECONDS, CancelProbe, StopRequested, ver
 
 
 class Runner:
-    """Stand in for a task runner with one event."""
+    """A task runner with one event."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
@@ -76,7 +76,7 @@ def test_tasks_of_a_flow_that_merely_ended_may_finish(state: State[Any] | None) 
     "runner",
     [None, object(), SimpleNamespace(_cancel_events=None), SimpleNamespace(_cancel_events={"a": 1})],
 )
-def test_the_private_sign_may_vanish(runner: Any) -> None:
+def test_a_missing_private_sign_means_no_interrupt(runner: Any) -> None:
     assert is_interrupted(runner) is False
 
 
@@ -109,7 +109,7 @@ def test_the_server_is_asked_every_five_seconds_and_at_once_when_interrupted() -
     assert probe.ask() is not None
 
 
-def test_a_prefect_server_in_trouble_stops_nothing() -> None:
+def test_a_failing_prefect_server_stops_nothing() -> None:
     probe, clock, asked = probe_of([ConnectionError("down")])
     clock.now = 10.0
     assert probe.ask() is None
@@ -126,15 +126,15 @@ def test_a_cancelled_parent_counts_and_an_interrupted_parent_does_not() -> None:
     assert probe.ask() is not None
 
 
-def test_outside_a_flow_nobody_is_asked() -> None:
+def test_outside_a_flow_no_request_is_sent() -> None:
     probe = CancelProbe(None, None, clock=Clock())
     assert not probe.is_due
     assert probe.ask() is None
     probe.close()
 
 
-def test_a_wait_of_no_time_reads_the_flow_run_too() -> None:
-    """The first retry of a request that took too long waits for no time, and the next one may take as long."""
+def test_a_wait_of_0_seconds_also_reads_the_flow_run() -> None:
+    """After a request that took too long, the first retry waits for 0 s, and it may take just as long."""
     probe, clock, asked = probe_of([Cancelling()])
     job: Any = SimpleNamespace(probe=probe)
     Job.sleep(job, 0.0)

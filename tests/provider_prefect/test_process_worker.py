@@ -31,7 +31,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
-# A bound for a machine that is busy otherwise; nobody waits longer than it takes.
+# A limit for a busy machine; each wait ends as soon as its condition holds.
 START_SECONDS = 300.0
 
 
@@ -39,7 +39,7 @@ START_SECONDS = 300.0
 def pool(
     prefect_server: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, LocalServer, Path]]:
-    """Run a process worker; return its pool, the dstack server of its flows, and where they leave their ids."""
+    """Run a process worker; return its pool, the dstack server of its flows, and the folder of their ids."""
     with process_pool(tmp_path_factory.mktemp("process")) as running:
         yield running
 

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixture
 ROOT = Path(__file__).parents[2]
 MODULE = "tests.provider_prefect.served_flows"
 STOP_SECONDS = 10.0
-# A bound for a machine that is busy otherwise; nobody waits longer than it takes.
+# A limit for a busy machine; each wait ends as soon as its condition holds.
 START_SECONDS = 300.0
 
 # How many runs each flow has.
@@ -47,7 +47,7 @@ CANCELLED = {
 
 @contextmanager
 def python(server: LocalServer, *arguments: str, **extra: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the flows' module in a process that is ended with the test."""
+    """Run the flows' module in a process that ends with the test."""
     environment = {
         **os.environ,
         "DSTACK_SERVER_URL": server.url,
@@ -77,7 +77,7 @@ def served(
 
 @dataclass
 class Case:
-    """Hold a flow run that was cancelled, and how long its runs took to end (seconds)."""
+    """A flow run that was cancelled, and how long its runs took to end (seconds)."""
 
     flow_run_id: UUID
     stopped_after: float | None = None
@@ -86,7 +86,7 @@ class Case:
 
 @pytest.fixture(scope="module")
 def cancelled(served: tuple[LocalServer, Path]) -> dict[str, Case]:
-    """Start all flows that are to be cancelled at once, for that takes longest, then cancel each."""
+    """Start all flows that are to be cancelled at once, which takes longest, then cancel each."""
     server, _ = served
     cases = {name: Case(start(name)) for name in CANCELLED}
     for name, case in cases.items():
@@ -158,9 +158,7 @@ def test_a_cancelled_flow_run_stops_its_runs(
     assert len(runs_of(server, case.flow_run_id)) == count
 
 
-def test_each_run_was_asked_to_stop_once(
-    served: tuple[LocalServer, Path], cancelled: dict[str, Case]
-) -> None:
+def test_each_run_got_one_stop_request(served: tuple[LocalServer, Path], cancelled: dict[str, Case]) -> None:
     """The hooks come after the tasks; a run that is stopping already is left alone."""
     server, _ = served
     log_records(cancelled["parent"].flow_run_id, last="finished running successfully", seconds=60)
@@ -191,7 +189,7 @@ def test_the_hook_stops_the_run_of_a_killed_flow(served: tuple[LocalServer, Path
     until(lambda: state_of(flow_run_id).is_crashed(), seconds=60)
 
 
-def test_a_run_that_outlives_its_flow_is_taken_up_again(served: tuple[LocalServer, Path]) -> None:
+def test_a_run_that_outlives_its_flow_is_followed_again(served: tuple[LocalServer, Path]) -> None:
     server, directory = served
     flow_run_id, _ = kill(served, "kept")
     until(lambda: state_of(flow_run_id).is_crashed(), seconds=60)
@@ -244,7 +242,7 @@ def test_control_c_in_a_plain_script_stops_the_run(name: str, dstack: LocalServe
 def test_a_killed_plain_script_is_stopped_once_its_flow_run_is_crashed(
     dstack: LocalServer, credentials: DstackCredentials, tmp_path: Path
 ) -> None:
-    """Nothing calls the hooks of a plain script, and its flow run stays Running."""
+    """No process calls the hooks of a plain script, and its flow run stays Running."""
     with python(dstack, "hooked", TEST_PIDS=str(tmp_path), TEST_LOG=str(tmp_path / "log")) as process:
         until(lambda: is_running(dstack), seconds=START_SECONDS)
         (pid_file,) = [path for path in tmp_path.iterdir() if path.name != "log"]
@@ -261,9 +259,7 @@ def test_a_killed_plain_script_is_stopped_once_its_flow_run_is_crashed(
     assert outcome_of(run).reason == "stopped_by_user"
 
 
-def test_a_plain_script_notices_a_cancellation_that_nobody_tells_it(
-    dstack: LocalServer, tmp_path: Path
-) -> None:
+def test_a_plain_script_notices_a_cancellation_by_itself(dstack: LocalServer, tmp_path: Path) -> None:
     with python(dstack, "direct", TEST_PIDS=str(tmp_path), TEST_LOG=str(tmp_path / "log")) as process:
         until(lambda: is_running(dstack), seconds=START_SECONDS)
         (pid_file,) = [path for path in tmp_path.iterdir() if path.name != "log"]
@@ -274,6 +270,6 @@ def test_a_plain_script_notices_a_cancellation_that_nobody_tells_it(
         process.wait(60)
     assert seconds < STOP_SECONDS
     assert len(all_runs(dstack)) == stops(dstack) == 1
-    # Nobody takes the flow run from Cancelling to Cancelled, but the server itself after 300 s.
+    # Only the server itself sets the flow run from Cancelling to Cancelled, after 300 s.
     state = state_of(UUID(pid_file.name))
     assert state.is_cancelling() or state.is_cancelled()

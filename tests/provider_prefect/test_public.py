@@ -103,14 +103,14 @@ def test_importing_loads_no_client() -> None:
 
 
 def test_only_the_public_api_of_prefect_is_used() -> None:
-    """The one private sign of a cancellation is in a room of its own, which allows for its absence."""
+    """The one private sign of a cancellation is read in one module, which tolerates its absence."""
     modules = {path.name: ast.parse(path.read_text()) for path in SOURCE.glob("*.py")}
     for name, tree in modules.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("prefect."):
                 imported = [*str(node.module).split("."), *(alias.name for alias in node.names)]
                 assert not [part for part in imported if part.startswith("_")], (name, node.lineno)
-            # What a class of Prefect's keeps for itself is not touched: each private attribute is made here.
+            # Private attributes of Prefect's classes are not used: each private attribute is defined here.
             if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
                 assert node.attr in _defined(tree), (name, node.lineno, node.attr)
             if isinstance(node, ast.Constant) and node.value == "_cancel_events":

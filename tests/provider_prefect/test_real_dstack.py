@@ -1,4 +1,4 @@
-"""A flow's tasks on a real dstack server: lines, outcome, failure, and a stop when the time is over."""
+"""A flow's tasks on a real dstack server: lines, outcome, failure, and a stop when the time is up."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_flow_run_on_a_machine_of_a_real_server(real: RealServer, tmp_path: Pa
 def test_a_cancelled_flow_run_stops_its_mapped_runs_on_a_real_server(
     real: RealServer, block: DstackCredentials
 ) -> None:
-    """Three threads that no signal reaches: each stops its own run."""
+    """Signals do not reach the three threads: each stops its own run."""
     ids: list[UUID] = []
     configurations = [task_of(real, f"echo started-{number}", "sleep 600") for number in range(3)]
 

@@ -43,7 +43,7 @@ LONG = {"type": "task", "commands": ["sleep 60"]}
 
 @flow
 def idle() -> None:
-    """Be the flow of a flow run."""
+    """Do nothing; a flow run needs a flow."""
 
 
 def in_state(state: State[Any]) -> FlowRun:
@@ -88,7 +88,7 @@ def test_a_run_whose_flow_run_has_not_ended_is_left(
     assert not is_stopped(left)
 
 
-def test_what_has_just_ended_may_still_stop_its_runs_itself(
+def test_a_flow_run_that_just_ended_may_still_stop_its_runs_itself(
     dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
     left = run_of(dstack, in_state(Crashed()).id)
@@ -111,7 +111,7 @@ def test_what_is_to_be_kept_is_stopped_only_after_a_cancellation(
     assert names(reap(credentials, min_age=0)) == {cancelled.name}
 
 
-def test_another_servers_flow_runs_are_left_unless_told(
+def test_another_servers_flow_runs_are_left_unless_requested(
     dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
     foreign = run_of(dstack, uuid4())
@@ -120,7 +120,7 @@ def test_another_servers_flow_runs_are_left_unless_told(
     assert names(reap(credentials, min_age=0, stop_unknown=True)) == {foreign.name}
 
 
-def test_runs_of_scripts_and_of_other_programs_are_not_looked_at(
+def test_runs_of_scripts_and_of_other_programs_are_ignored(
     dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
     run_of(dstack, uuid4(), kind="script")
@@ -130,7 +130,7 @@ def test_runs_of_scripts_and_of_other_programs_are_not_looked_at(
     assert reap(credentials, min_age=0, stop_unknown=True) == []
 
 
-def test_the_machine_of_a_flow_run_that_is_over_is_stopped(
+def test_the_machine_of_an_ended_flow_run_is_stopped(
     dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
     left = run_of(dstack, in_state(Cancelled()).id, kind="worker", on_crash="1")
@@ -213,7 +213,7 @@ def test_an_end_that_was_not_reported_is_reported_once(
         assert "terminated" in found[f"dstack-{run.name}"].data
 
 
-def test_the_end_of_a_run_whose_flow_run_lives_is_left_to_it(
+def test_an_active_flow_run_reports_the_end_of_its_run_itself(
     dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
     mine = in_state(Running())
@@ -229,7 +229,7 @@ def test_a_dry_run_reports_nothing(dstack: LocalServer, credentials: DstackCrede
     assert artifacts_of(mine.id)[f"dstack-{run.name}-progress"].data < 100.0
 
 
-def test_what_the_reaper_stops_it_reports(dstack: LocalServer, credentials: DstackCredentials) -> None:
+def test_the_reaper_reports_what_it_stops(dstack: LocalServer, credentials: DstackCredentials) -> None:
     mine = in_state(Crashed())
     left = run_of(dstack, mine.id)
     (finding,) = reap(credentials, min_age=0)
@@ -285,7 +285,7 @@ def test_the_command_shows_what_it_did(dstack: LocalServer) -> None:
     assert dstack.token not in shown.stdout + shown.stderr
 
 
-def test_the_command_tells_in_one_line_what_is_wrong(dstack: LocalServer) -> None:
+def test_the_command_prints_an_error_without_a_traceback(dstack: LocalServer) -> None:
     dstack.faults.add("/runs/list", status=403, times=None)
     shown = command(dstack)
     assert shown.returncode == 1
@@ -293,7 +293,7 @@ def test_the_command_tells_in_one_line_what_is_wrong(dstack: LocalServer) -> Non
     assert shown.stderr.strip()
 
 
-def test_the_command_says_what_it_could_not_stop(dstack: LocalServer) -> None:
+def test_the_command_shows_what_it_could_not_stop(dstack: LocalServer) -> None:
     left = run_of(dstack, in_state(Crashed()).id)
     dstack.faults.add("/runs/stop", status=403, times=None, body={"detail": {"msg": "Access denied"}})
     shown = command(dstack, "--min-age", "0")

@@ -31,7 +31,7 @@ def test_a_record_has_at_most_200_lines(relay: Relay, caplog: pytest.LogCaptureF
     assert "\n".join(caplog.messages).split("\n") == given
 
 
-def test_lines_are_logged_in_order_and_percent_signs_are_no_formats(
+def test_lines_are_logged_in_order_and_percent_signs_are_kept(
     relay: Relay, caplog: pytest.LogCaptureFixture
 ) -> None:
     relay.handle(lines("a %s", "b"))
@@ -48,7 +48,7 @@ def test_without_streaming_the_last_lines_are_still_known(caplog: pytest.LogCapt
     assert list(relay.tail) == [str(number) for number in range(30, 50)]
 
 
-def test_what_was_told_before_is_not_told_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_was_logged_before_is_not_logged_again(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     told = Counter(["same", "same", "once"])
     relay = Relay(logging.getLogger("relay-test"), stream_logs=True, relayed=told)
@@ -85,7 +85,7 @@ def test_the_default_budget_is_that_of_the_core() -> None:
     assert DEFAULT_LOG_BUDGET == integration.DEFAULT_LOG_BUDGET
 
 
-def test_an_unknown_event_of_a_newer_core_is_no_error(relay: Relay) -> None:
+def test_an_unknown_event_of_a_newer_core_is_ignored(relay: Relay) -> None:
     class NewEvent:
         progress: Any = PROGRESS
 

@@ -31,7 +31,7 @@ def relayed(
     credentials: DstackCredentials,
     caplog: pytest.LogCaptureFixture,
 ) -> Callable[[Callable[[], None]], list[int]]:
-    """Return what executes a flow run twice, with something in between, and counts the lines of each."""
+    """Return a function that executes a flow run twice, with an action between, and counts each one's lines."""
     counts: list[int] = []
 
     def count() -> None:
@@ -73,7 +73,7 @@ Twice = Callable[[Callable[[], None]], list[int]]
 
 
 def forget() -> None:
-    """Forget what this process knows, as another process does not know it."""
+    """Clear what this process remembers, because another process would not know it."""
     _relayed_logs._by_this_process.clear()
 
 

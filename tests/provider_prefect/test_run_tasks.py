@@ -1,4 +1,4 @@
-"""The tasks for single steps: submit, look, wait, stop; and the flow that does all of it."""
+"""The tasks for single steps: submit, get, wait, stop; and the flow that does all of it."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_step_by_step_in_an_async_flow(dstack: LocalServer, credentials: DstackC
     assert nothing is None
 
 
-def test_stopping_what_is_over_or_missing_is_fine(
+def test_stopping_an_ended_or_missing_run_is_not_an_error(
     dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
     @flow
@@ -120,7 +120,7 @@ def test_stopping_what_is_over_or_missing_is_fine(
 
 
 @pytest.mark.parametrize("wrong", ["", {}, {"run_name": 3}, None])
-def test_what_names_no_run_is_refused(wrong: Any, credentials: DstackCredentials) -> None:
+def test_an_argument_without_a_runs_name_is_refused(wrong: Any, credentials: DstackCredentials) -> None:
     @flow
     def steps() -> None:
         wait_for_run(wrong, credentials)
@@ -199,7 +199,7 @@ def test_a_cancelled_flow_run_stops_the_run_it_waits_for_in_a_thread(
     assert outcome_of(the_run(dstack)).reason == "stopped_by_user"
 
 
-def test_a_silent_server_is_borne_before_the_first_look(
+def test_an_unreachable_server_is_tolerated_before_the_first_poll(
     dstack: LocalServer, credentials: DstackCredentials, caplog: pytest.LogCaptureFixture
 ) -> None:
     with dstack.client() as client:

@@ -32,7 +32,7 @@ pytestmark = [
     pytest.mark.usefixtures("prefect_server"),
 ]
 
-# A bound for a machine that is busy otherwise.
+# A limit for a busy machine.
 START_SECONDS = 240.0
 GRACE = 8.0
 
@@ -68,7 +68,7 @@ def runs_of(server: LocalServer, flow_run_id: UUID) -> list[Run]:
 def start(name: str, server: LocalServer) -> UUID:
     """Start a flow run and wait until its first run is running.
 
-    Ray gives itself 30 s to start, which a busy machine misses: then the flow run crashes and another follows.
+    Ray must start within 30 s, which a busy machine misses: then the flow run crashes and another one starts.
     """
 
     def is_running(flow_run_id: UUID) -> bool:

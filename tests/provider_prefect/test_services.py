@@ -1,4 +1,4 @@
-"""Services: waiting until they answer, and what else may come."""
+"""Services: the wait until they answer, and what may end it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_service_is_waited_for_until_it_answers(
     [(service(8000, "exit 3"), RunFailedError), (LONG, ConfigurationError)],
     ids=["ends-before", "no-service"],
 )
-def test_what_will_never_answer_is_told(
+def test_a_run_that_will_never_answer_is_an_error(
     configuration: dict[str, Any], error: type[Exception], credentials: DstackCredentials
 ) -> None:
     @flow
@@ -79,7 +79,7 @@ def test_what_will_never_answer_is_told(
 
 
 @pytest.mark.parametrize("twin", [False, True])
-def test_a_silent_server_ends_the_wait_for_a_service(
+def test_an_unreachable_server_ends_the_wait_for_a_service(
     twin: bool, dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
     def silence() -> None:

@@ -34,7 +34,7 @@ DENIED = {"detail": {"msg": "Access denied", "code": None}}
 
 
 def spoil(server: LocalServer, how: str) -> None:
-    """Make each stop fail: refuse it, drop it, or leave its effect unseen."""
+    """Make each stop fail: refuse it, drop it, or hide its effect."""
     if how == "refused":
         server.faults.add("/runs/stop", status=403, times=None, body=DENIED)
     elif how == "dropped":
@@ -44,7 +44,7 @@ def spoil(server: LocalServer, how: str) -> None:
 
 
 def once(server: LocalServer, how: str) -> Callable[[], bool]:
-    """Return a condition that is true once a run is running, and its stops are spoiled."""
+    """Return a condition that is true once a run is running and its stops fail."""
     done: list[bool] = []
 
     def spoiled() -> bool:
@@ -82,7 +82,7 @@ def test_an_accepted_stop_has_its_event_and_a_refused_one_has_none(
 def test_the_event_of_an_accepted_stop_does_not_wait_for_its_effect(
     dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where a hook or the reaper stops the run, and where the worker does."""
+    """A hook stops the run here, as the reaper does; the worker has its own test."""
     monkeypatch.setattr(_left_over, "PATIENT_TIMEOUT", 3.0)
     monkeypatch.setattr(_left_over, "END_SECONDS", 1.0)
     run = run_for(dstack, new_flow_run(), f"h-{uuid4().hex[:8]}")
@@ -113,7 +113,7 @@ def test_the_worker_emits_the_event_of_an_accepted_stop_and_reports_that_it_was_
 
 @pytest.mark.parametrize("task", [run_task, arun_task])
 @pytest.mark.parametrize("how", ["refused", "dropped", "in time"])
-def test_the_state_after_a_cancellation_says_what_is_known_of_the_stop(
+def test_the_state_after_a_cancellation_shows_what_is_known_of_the_stop(
     how: str,
     task: Any,
     dstack: LocalServer,

@@ -290,7 +290,7 @@ def test_a_resources_object_still_asks_for_minimums(
     ],
 )
 @pytest.mark.parametrize("submit", [by_run_task, by_arun_task], ids=lambda way: way.__name__)
-def test_what_never_ends_is_refused_where_its_end_is_waited_for(
+def test_a_run_that_never_ends_is_refused_by_a_task_that_waits(
     submit: Submit, configuration: Any, told: str, dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
     with pytest.raises(ConfigurationError, match=told):
@@ -313,7 +313,7 @@ def test_options_that_are_dicts_are_mapped_unmapped(
     assert [spec["configuration"]["env"] for spec in specs(dstack)] == [{"A": "1"}, {"A": "1"}]
 
 
-def test_no_secret_is_in_what_a_run_is_named_after() -> None:
+def test_secrets_are_not_part_of_what_a_run_is_named_after() -> None:
     login = GitLogin(token="ghp_secret")
     one, other = (
         resolve(
@@ -329,7 +329,9 @@ def test_no_secret_is_in_what_a_run_is_named_after() -> None:
     )
 
 
-def test_a_checkout_elsewhere_is_the_same_submission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkout_in_another_folder_is_the_same_submission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     described = []
     for name in ("first", "second"):
         folder = tmp_path / name

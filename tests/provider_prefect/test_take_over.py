@@ -1,4 +1,4 @@
-"""Workers that are killed: the same one started again, or others of the pool, go on with their machines."""
+"""Workers that are killed: a restart or other workers of the pool continue with their machines."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from .support import all_runs, log_records, outcome_of, state_of, stops, submiss
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixtures("prefect_server")]
 
 TAKEN = "watches this flow run from now on"
-# No offer has so many GPUs: the machine is looked for as long as somebody wants it.
+# No offer has so many GPUs: dstack searches for the machine until the run is stopped.
 NOWHERE = {"resources": {"gpu": "1000"}, "retry": {"on_events": ["no-capacity"], "duration": "1h"}}
 
 
 @pytest.fixture
 def pool() -> str:
-    """Make a work pool of this test's own."""
+    """Create a work pool for one test."""
     return new_pool()
 
 
@@ -62,7 +62,7 @@ def test_a_killed_worker_started_again_watches_the_same_machine(
 
 
 @pytest.mark.matrix
-def test_what_a_killed_worker_did_not_submit_gets_its_machine(
+def test_a_flow_run_that_a_killed_worker_did_not_submit_gets_its_machine(
     pool: str, dstack: LocalServer, tmp_path: Path
 ) -> None:
     flow_run = start(deploy(pool))
@@ -75,7 +75,7 @@ def test_what_a_killed_worker_did_not_submit_gets_its_machine(
 
 
 @pytest.mark.matrix
-def test_one_of_two_other_workers_goes_on_where_a_killed_one_was(
+def test_one_of_two_other_workers_continues_for_a_killed_one(
     pool: str, dstack: LocalServer, tmp_path: Path
 ) -> None:
     go, log = tmp_path / "go", tmp_path / "log"
@@ -101,7 +101,7 @@ def test_one_of_two_other_workers_goes_on_where_a_killed_one_was(
 def test_a_cancellation_after_the_worker_was_killed_is_carried_out(
     successor: str, pool: str, tmp_path: Path
 ) -> None:
-    """The machine is still looked for: nobody but a worker could stop it."""
+    """The search for the machine still runs: only a worker can stop it."""
     log = tmp_path / "log"
     with LocalServer(retry_seconds=300) as full:
         flow_run = start(deploy(pool, **NOWHERE))
@@ -121,7 +121,7 @@ def test_a_cancellation_after_the_worker_was_killed_is_carried_out(
 
 
 @pytest.mark.matrix
-def test_a_cancellation_while_no_worker_lives_is_carried_out_by_the_next(pool: str, tmp_path: Path) -> None:
+def test_a_cancellation_without_a_worker_is_carried_out_by_the_next_one(pool: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with LocalServer(retry_seconds=300) as full:
         flow_run = start(deploy(pool, **NOWHERE))
@@ -137,7 +137,7 @@ def test_a_cancellation_while_no_worker_lives_is_carried_out_by_the_next(pool: s
 
 
 def in_pool(pool: str, flow_run: FlowRun, ask: Callable[[PrefectClient], object]) -> object:
-    """Return what ``ask``, a coroutine function, says with the flow run pending in the pool."""
+    """Return the result of ``ask``, a coroutine function, while the flow run is pending in the pool."""
 
     async def go() -> object:
         async with get_client() as client:
@@ -203,7 +203,7 @@ def test_a_later_claim_wins(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert in_pool(pool, flow_run, ask) == [False]
 
 
-def test_a_worker_that_was_taken_for_dead_leaves_the_machine_to_the_other(
+def test_a_worker_that_lost_its_claim_leaves_the_machine_to_the_other(
     pool: str, dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "CHECK_SECONDS", 0.2)

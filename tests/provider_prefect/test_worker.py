@@ -49,11 +49,11 @@ pytestmark = [
 
 @pytest.fixture
 def pool() -> str:
-    """Make a work pool of this test's own."""
+    """Create a work pool for one test."""
     return new_pool()
 
 
-def test_a_flow_run_runs_on_a_machine_and_tells_everything_once(
+def test_a_flow_run_runs_on_a_machine_and_each_line_is_logged_once(
     pool: str, dstack: LocalServer, credentials: DstackCredentials, tmp_path: Path
 ) -> None:
     credentials.save("for-the-worker", overwrite=True)
@@ -98,7 +98,7 @@ def sent(server: LocalServer, run: Run) -> dict[str, Any]:
     return configuration
 
 
-def test_a_machine_that_dies_crashes_its_flow_run_with_its_last_words(
+def test_a_machine_that_fails_crashes_its_flow_run_with_its_last_lines(
     pool: str, dstack: LocalServer, tmp_path: Path
 ) -> None:
     flow_run = start(deploy(pool, command="echo no-such-driver; exit 3"))
@@ -110,7 +110,7 @@ def test_a_machine_that_dies_crashes_its_flow_run_with_its_last_words(
     assert any("no-such-driver" in message for message in messages)
 
 
-def test_a_cancellation_while_the_machine_is_looked_for_stops_it(pool: str, tmp_path: Path) -> None:
+def test_a_cancellation_during_the_search_for_a_machine_stops_it(pool: str, tmp_path: Path) -> None:
     wanted = {"resources": {"gpu": "1000"}, "retry": {"on_events": ["no-capacity"], "duration": "1h"}}
     with LocalServer(retry_seconds=300) as full, worker(full, pool, tmp_path / "log"):
         flow_run = start(deploy(pool, **wanted))
@@ -199,7 +199,7 @@ def inside(
     return asyncio.run(go())
 
 
-def test_a_machine_that_goes_on_after_its_flow_run_is_stopped(
+def test_a_machine_that_outlasts_its_flow_run_is_stopped(
     pool: str, dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flow_run = start(deploy(pool))
@@ -222,7 +222,7 @@ def test_a_machine_that_goes_on_after_its_flow_run_is_stopped(
 
 
 @pytest.mark.parametrize("state", [Cancelling, Cancelled, Crashed, Completed])
-def test_a_flow_run_that_ended_before_its_machine_was_submitted_gets_none(
+def test_a_flow_run_that_ended_before_the_submission_gets_no_machine(
     state: Any,
     pool: str,
     dstack: LocalServer,
@@ -241,7 +241,7 @@ def test_a_flow_run_that_ended_before_its_machine_was_submitted_gets_none(
 def test_runs_of_a_flow_run_whose_machine_died_are_stopped_and_reported(
     pool: str, dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The hooks of the flow ran on the machine, and died with it."""
+    """The hooks of the flow run on the machine and end with it."""
     flow_run = start(deploy(pool))
     with dstack.client() as client:
         left = client.runs.submit(
@@ -255,7 +255,7 @@ def test_runs_of_a_flow_run_whose_machine_died_are_stopped_and_reported(
     until(lambda: "dstack.run.terminated" in event_names(left.id), seconds=60)
 
 
-def test_a_machine_of_its_own_and_its_name_after_a_run_that_ended(
+def test_an_execution_after_an_ended_machine_gets_a_new_one(
     pool: str, dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Executed again, a flow run gets a new machine."""

@@ -42,7 +42,7 @@ def told() -> None:
 
 @pytest.fixture
 def pool() -> str:
-    """Make a work pool that allows uploads."""
+    """Create a work pool that allows uploads."""
     name = new_pool()
     with get_client(sync_client=True) as client:
         template = client.read_work_pool(name).base_job_template

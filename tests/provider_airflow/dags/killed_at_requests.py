@@ -1,4 +1,4 @@
-"""DAGs whose processes are killed while they ask; what they run, and where, comes from the DAG run's params."""
+"""DAGs whose processes are killed during a request; the DAG run's params name the run and the connection."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from airflow.sdk import DAG
 from airflow_provider_dstack import operators
 from airflow_provider_dstack.operators import DstackRunOperator
 
-# A life has 16 requests that a kill may meet: some are to be the triggerer's.
+# A kill may come at any of 16 requests; an early deferral makes some of them the triggerer's.
 operators._SYNC_SECONDS = 1.5
 
 

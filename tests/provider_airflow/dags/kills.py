@@ -22,7 +22,7 @@ def one_task(dag_id: str, **arguments: Any) -> None:
 
 
 one_task("retried", retries=1, retry_delay=timedelta(0))
-# An Airflow that is away costs tries: each that is begun meanwhile fails before its task runs.
+# An Airflow outage costs tries: each one that starts during it fails before its task runs.
 one_task("many_tries", retries=8, retry_delay=timedelta(seconds=10))
 one_task("last_try", retry_budget=1.0)
 one_task("lost_sight", retry_budget=1.0, retries=1, retry_delay=timedelta(seconds=5))

@@ -12,7 +12,7 @@ from airflow.sdk import DAG, task
 from airflow_provider_dstack.operators import DstackRunOperator
 from airflow_provider_dstack.services import DstackServiceOperator, DstackStopRunOperator
 
-# On a server that takes 5 s for each reply a run is running after 30 s, and then its log is read.
+# On a server that takes 5 s for each reply, a run is running after 30 s, and then its log is read.
 TIMEOUT = timedelta(seconds=50)
 _PARAMS = {"connection": "dstack_default", "configuration": "type: task", "name": "none", "gate": "none"}
 
@@ -38,7 +38,7 @@ one_task("slow_deferred_timed_out", deferrable=True, execution_timeout=TIMEOUT)
 
 @task
 def wait(gate: str) -> None:
-    """Do what is done between a setup and its teardown, until the gate is there."""
+    """Work between a setup and its teardown, until the gate exists."""
     while not Path(gate).exists():
         time.sleep(0.2)
 
@@ -50,7 +50,7 @@ with DAG("slow_teardown", schedule=None, params=_PARAMS):
         dstack_conn_id="{{ params.connection }}",
         poll_interval=0.5,
     )
-    # What the tests ask about is called so.
+    # The tests read the state and log of the task with this id.
     stop = DstackStopRunOperator(
         task_id="train",
         runs_of=serve,
