@@ -250,9 +250,9 @@ def test_faults_are_taken_in_order_and_checked(make: Callable[..., Api]) -> None
     assert [api.call("runs/list", {}).status_code for _ in range(3)] == [500, 500, 500]
     faults.clear()
     assert api.call("runs/list", {}).status_code == 200
-    with pytest.raises(ValueError, match="needs"):
+    with pytest.raises(ValueError, match="expected a status, a drop or a delay"):
         faults.add("x")
-    with pytest.raises(ValueError, match="not both"):
+    with pytest.raises(ValueError, match="expected a status or a drop, got both"):
         faults.add("x", status=500, drop="before")
 
 
