@@ -1,6 +1,6 @@
-"""Configurations such as people have: one for each way of writing that dstack's documentation shows.
+"""Realistic configurations: one for each form that dstack's documentation shows.
 
-All are taken by dstack 0.22.5's own client. ``ENV`` has a value for each name that they leave open.
+dstack 0.22.5's own client accepts all of them. ``ENV`` has a value for each name that they do not define.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import pytest
 def no_settings_of_this_machine(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Give a home of its own, and none of dstack's variables."""
+    """Set a private home and remove dstack's variables."""
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
     for name in (
         "DSTACK_SERVER_URL",
