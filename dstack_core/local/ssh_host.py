@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import paramiko
 
 ADDRESS = "127.0.0.1"
+# The port of the runner's API in a container (PROTOCOL 4.5).
 RUNNER_PORT = 10999
 # The numbers of container ports: any range that is valid in an SSH configuration. After 40,000 jobs the
 # numbers start again, and the oldest jobs can no longer be attached to.

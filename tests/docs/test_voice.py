@@ -29,6 +29,16 @@ SWEPT: tuple[str, ...] = (
     "scripts",
     "tests/docs/commands.py",
     "tests/docs/test_readme.py",
+    "dstack_core/local",
+    "tests/__init__.py",
+    "tests/conftest.py",
+    "tests/dstack_files.py",
+    "tests/faults",
+    "tests/local",
+    "tests/option_values.py",
+    "tests/ports.py",
+    "tests/rig",
+    "tests/settings.py",
 )
 
 # Each rule finds these, in the order of RULES.

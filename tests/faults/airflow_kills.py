@@ -28,7 +28,7 @@ _SETTINGS = {"AIRFLOW__CORE__PARALLELISM": "6"}
 # An upper bound for a busy machine, on which many DAG runs are awaited at once; the wait returns as soon as the
 # DAG run has ended.
 _END_SECONDS = 600.0
-_LOOK_EVERY = 1.0
+_POLL_EVERY = 1.0
 _HOSTS: list[Components] = []
 
 
@@ -77,7 +77,7 @@ def follow(case: Case, *, dag_id: str) -> Ended:
     dag_run = airflow.trigger(
         dag_id, connection=case.name, name=case.name, configuration=json.dumps(case.task)
     )
-    airflow.wait_for_run_end(dag_id, dag_run, max(case.budget, _END_SECONDS), _LOOK_EVERY)
+    airflow.wait_for_run_end(dag_id, dag_run, max(case.budget, _END_SECONDS), _POLL_EVERY)
     task = airflow.task(dag_id, dag_run)
     logs = [airflow.log(dag_id, dag_run, number) for number in range(1, task["try_number"] + 1)]
     deaths = deaths_in(airflow.home / "triggerer.out")

@@ -40,7 +40,9 @@ from tests.rig.server import RealServer
 
 _DAGS = Path(__file__).parent.parent / "provider_airflow" / "dags"
 _DAG_FILE = "slow_server.py"
+# The `execution_timeout` of the DAGs in slow_server.py, in seconds.
 _TIMEOUT = 50.0
+# Cases at once; each has a task process of its own.
 _WORKERS = 8
 _SETTINGS = {"AIRFLOW__CORE__PARALLELISM": str(_WORKERS + 2)}
 # A task process has 5 s after its SIGTERM, which comes with the next heartbeat: within 1 s here, later on a busy

@@ -18,8 +18,8 @@ _LIMIT = 90.0
 _SOUGHT = {"resources": {"gpu": "1000"}, "retry": {"on_events": ["no-capacity"], "duration": "1h"}}
 # A machine in which the flow's process hangs.
 _HUNG = {"command": "trap '' INT TERM; echo started; sleep 9000"}
+# After this time (seconds) Prefect lets a worker stop what is still being cancelled, by ``kill_infrastructure``.
 _TEARDOWN_SECONDS = 45
-# After this time Prefect lets a worker stop what is still being cancelled, by ``kill_infrastructure``.
 SERVER_SETTINGS = {
     "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS": str(_TEARDOWN_SECONDS)
 }

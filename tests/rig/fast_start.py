@@ -30,6 +30,7 @@ _INTERVALS = {
     "jobs_terminating": _JOBS_INTERVAL,
     "runs": _RUNS_INTERVAL,
 }
+# Seconds between two fetches of a pipeline, growing while there is nothing to do.
 _FETCH_DELAYS = [0.1, 0.2, 0.5]
 # Since 0.22 the server waits this long for the last log lines of an aborted job, which never come.
 _TERMINATION_DEADLINE = timedelta(seconds=8)
