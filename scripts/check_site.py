@@ -19,7 +19,7 @@ FETCHED_RELATIONS = {
     "manifest",
 }
 _STYLE_ADDRESS = re.compile(r"""(?:url\(|@import)\s*["']?((?:https?:)?//[^"')\s]+)""")
-# A line that starts as a list item does, in a paragraph.
+# A line in a paragraph that starts like a list item.
 _LOST_ITEM = re.compile(r"<p>(?:(?!</p>).)*\n(?:[*-]|\d+\.) ", re.DOTALL)
 _CODE = re.compile(r"<pre.*?</pre>", re.DOTALL)
 

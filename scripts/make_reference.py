@@ -23,7 +23,7 @@ _PREFIXES = {griffe.ParameterKind.var_positional: "*", griffe.ParameterKind.var_
 
 
 def main() -> None:
-    """Write the docstrings that explain options, then every page; remove pages that are no more."""
+    """Write the docstrings that explain options, then every page; remove obsolete pages."""
     option_docs.main()
     FOLDER.mkdir(exist_ok=True)
     wanted = render_all()

@@ -93,7 +93,7 @@ def page_for_site(page: Path) -> str:
         if found and line == fence:
             fence = ""
         elif not fence:
-            # Markdown of GitHub starts a list behind any line, the one of Python behind an empty line only.
+            # GitHub's Markdown starts a list after any line, Python's only after an empty line.
             if _LIST_ITEM.match(line) and lines and lines[-1].strip() and not _in_list(lines):
                 lines.append("")
             line = _LINK.sub(lambda link: _link_for_site(page, link), line)
@@ -157,7 +157,7 @@ def _example_page(path: Path) -> str:
 
 def run_mkdocs() -> int:
     """Run MkDocs in this process, which makes no connection; return its exit status."""
-    # Not with --quiet, which would hide the warnings from --strict, too.
+    # Without --quiet, which would also hide the warnings from --strict.
     arguments = ["mkdocs", "build", "--strict", "--clean", "--config-file", str(ROOT / "mkdocs.yml")]
     with (
         mock.patch.object(socket.socket, "connect", _refuse_connection),

@@ -1,4 +1,4 @@
-"""What each page of the reference shows."""
+"""The pages of the reference and the objects that each shows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Page:
-    """Describe one page: its file name, title, opening line and the objects it shows, in order."""
+    """A page of the reference: its file name, title, opening line and the objects it shows, in order."""
 
     name: str
     title: str

@@ -96,7 +96,7 @@ class Size:
 
 @contextmanager
 def watched(name: str, folders: Iterable[Path], without: Iterable[Path] = ()) -> Iterator[Walk]:
-    """Note the functions of the folders that are called in the block, by any thread that starts in it."""
+    """Record the functions of the folders that are called in the block, by any thread that starts in it."""
     walk, inside, outside = (
         Walk(name),
         tuple(f"{one}/" for one in folders),

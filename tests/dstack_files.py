@@ -1,6 +1,6 @@
-"""Configurations as users write them: one for each form that dstack's documentation shows.
+"""Realistic configurations: one for each form that dstack's documentation shows.
 
-dstack 0.22.5's own client accepts all of them. ``ENV`` has a value for each name that they leave open.
+dstack 0.22.5's own client accepts all of them. ``ENV`` has a value for each name that they do not define.
 """
 
 from __future__ import annotations

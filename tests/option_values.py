@@ -1,4 +1,4 @@
-"""A value for every submit option that is not its default, in a form that a work pool also accepts."""
+"""A value of every submit option that is not its default, in a form that work pools accept as well."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VALUES: dict[str, Any] = {
     "args": ["--epochs", "3"],
     "profile": "cheap",
 }
-# With this configuration every option changes what is sent.
+# All options, each visible in what is sent.
 CONFIGURATION: dict[str, Any] = {"type": "task", "commands": ["train ${{ run.args }}"]}
 
 

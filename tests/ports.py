@@ -5,12 +5,12 @@ from __future__ import annotations
 import secrets
 import socket
 
-# Below the ports that Linux (from 32768) and macOS (from 49152) give to connections, so that no connection takes one.
+# Below the ports that Linux (from 32768) and macOS (from 49152) assign to connections, so no connection takes one.
 _PORTS = range(20000, 32000)
 
 
 def free_port() -> int:
-    """Return a port of this machine that nothing listens on and that no connection is given by chance later."""
+    """Return a free port of this machine that no later connection gets by chance."""
     while True:
         port = secrets.choice(_PORTS)
         try:

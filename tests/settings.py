@@ -8,7 +8,7 @@ import pytest
 def no_settings_of_this_machine(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Set an empty home directory and remove dstack's environment variables."""
+    """Set a private home and remove dstack's variables."""
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
     for name in (
         "DSTACK_SERVER_URL",

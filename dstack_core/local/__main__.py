@@ -29,16 +29,16 @@ or put this into ~/.dstack/config.yml:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until told to stop; return the exit status, 1 if the server cannot start."""
+    """Serve until Ctrl-C or SIGTERM; return the exit status, 1 if the server cannot start."""
     parser = argparse.ArgumentParser(prog="python -m dstack_core.local", description=__doc__)
     parser.add_argument("--port", type=int, default=3000, help="port on 127.0.0.1; 0 means any free one")
     parser.add_argument("--project", default="main", help="name of the project")
     parser.add_argument("--token", default=None, help="token of the user; a random one by default")
     options = parser.parse_args(arguments)
-    # The handlers come first, so that a signal during the start is not lost with processes left behind.
-    told = threading.Event()
+    # Install the handlers before the start: a signal that comes during it would leave processes behind.
+    stop_requested = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: told.set())
+        signal.signal(number, lambda *_: stop_requested.set())
     server = LocalServer(options.port, project=options.project, token=options.token)
     try:
         server.start()
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         text = _INTRODUCTION.format(url=server.url, project=server.project, token=server.token)
         print(text, flush=True)
-        told.wait()
+        stop_requested.wait()
     finally:
         server.stop()
     return 0

@@ -57,7 +57,7 @@ async def read_body(request: Request, model: type[Body]) -> Body:
 
 
 class Api:
-    """Answer the requests of one server; each public method is one endpoint."""
+    """The endpoints of one server, one public method each."""
 
     def __init__(self, state: State) -> None:
         self.state = state
@@ -109,16 +109,16 @@ class Api:
             *(self._route(path, handler) for path, handler in not_emulated.endpoints()),
             Route("/projects/{project}/runs/{run_id}", self.run_page, methods=["GET"]),
             *ServiceProxy(self.state).routes(),
-            # Any other GET path is answered, with 404; that makes any other POST path a 405.
+            # Any other GET path gets a 404. Because this route matches every path, any other POST gets a 405.
             Route("/{path:path}", self.nothing, methods=["GET"]),
         ]
 
     async def healthcheck(self, request: Request) -> Response:
-        """Tell that the server lives."""
+        """Return that the server is running."""
         return JSONResponse({"status": "running"})
 
     async def run_page(self, request: Request) -> Response:
-        """Show in plain text what the real server has a page for; nothing secret, for nobody logs in here."""
+        """Return a run as plain text, where the real server has a page; no secrets, as there is no login."""
         run = self.state.runs.get(request.path_params["run_id"])
         if run is None:
             raise HTTPException(404)
@@ -174,7 +174,7 @@ class Api:
         return queries.list_runs(self.state, await read_body(request, bodies.ListRunsRequest))
 
     async def stop_runs(self, request: Request) -> Any:
-        """Ask runs to end."""
+        """Send stop requests to runs."""
         queries.stop_runs(self.state, await read_body(request, bodies.StopRunsRequest))
 
     async def delete_runs(self, request: Request) -> Any:
@@ -198,7 +198,7 @@ class Api:
         return {"metrics": []}
 
     async def init_repo(self, request: Request) -> Any:
-        """Remember a repo."""
+        """Store a repo."""
         repo = await read_body(request, bodies.SaveRepoCredsRequest)
         self.state.repos[repo.repo_id] = repo
 
@@ -228,12 +228,12 @@ class Api:
         raise not_exists("File archive not found")
 
     async def list_repos(self, request: Request) -> Any:
-        """Return the repos, without how they are cloned."""
+        """Return the repos without their credentials."""
         repos = self.state.repos.values()
         return [repo.model_dump(mode="json", exclude={"repo_creds"}) for repo in repos]
 
     async def delete_repos(self, request: Request) -> Any:
-        """Forget repos."""
+        """Delete repos."""
         for repo_id in (await read_body(request, bodies.DeleteReposRequest)).repos_ids:
             self.state.repos.pop(repo_id, None)
 
@@ -258,7 +258,7 @@ async def _server_bug(request: Request, error: Exception) -> Response:
 
 
 def build_app(state: State) -> Starlette:
-    """Return the application that answers for a state."""
+    """Return the application that serves a state."""
     return Starlette(
         routes=Api(state).routes(),
         exception_handlers={

@@ -1,4 +1,17 @@
-"""Submitting: plans, and what happens to a run of the same name (PROTOCOL 1.4)."""
+"""Plans and submissions, and what happens to a run of the same name (PROTOCOL 1.4).
+
+``apply`` creates a run, updates it in place, or refuses. In this order:
+
+1. Without a run of that name, or if it has finished, a new run is created.
+2. A run that is stopping, or whose changes need a new run (`updates`), is in the way: 400.
+3. Without ``force`` the caller must send the run as it is now, same id and same spec: 400 if it differs.
+   This is the check that lets a client submit without ever starting a second run.
+4. Otherwise the run is updated in place and keeps its id.
+
+A real server reads the existing run first and creates the new one later. Two submissions at the same time
+therefore both see a free name, and the second fails when it is created, with a message of its own. The pause
+of one step between reading and creating makes that happen here as well.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +33,7 @@ _CHANGED = "Failed to apply plan. Resource has been changed. Try again or use fo
 
 
 def _check_emulated(spec: RunSpec) -> None:
-    """Raise ApiError 400 for what this server cannot do."""
+    """Raise ApiError 400 for what this server does not emulate."""
     if spec.setting("schedule") is not None:
         raise bad_request("The embedded server does not support schedule")
 
@@ -85,7 +98,7 @@ def gpu_groups(inventory: Inventory, request: ListGpusRequest) -> list[dict[str,
             "availability": ["available"],
             "spot": ["on-demand"],
             "count": of,
-            # Whatever a job takes, it costs the same.
+            # A job costs the same however many GPUs it takes.
             "price": {"min": inventory.price / of["max"], "max": inventory.price / of["min"]},
             "offer_price": {"min": inventory.price, "max": inventory.price},
             "backends": None if "backend" in group_by else [BACKEND],
@@ -103,8 +116,8 @@ async def apply(state: State, request: ApplyRunPlanRequest) -> Run:
     check_spec(spec)
     _check_emulated(spec)
     _check_repo(state, spec)
-    # What exists is looked at first and the run made later, as the real server does: of several applies at
-    # the same time one wins and the others fail with a message of their own.
+    # Read the existing run first and create the new one after a pause, as the real server does: of several
+    # requests at the same time, one wins and the others fail with a message of their own.
     current = state.named.get(spec.run_name or "")
     effective = with_defaults(spec, (await state.keys.pair())[0])
     await asyncio.sleep(state.settings.pace.step)

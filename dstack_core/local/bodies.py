@@ -13,28 +13,28 @@ from dstack_core.local.specs import RunSpec
 
 
 class CurrentRun(BaseModel):
-    """The run of that name as the caller has seen it, without the keys that do not count."""
+    """The run of that name as the caller has seen it; keys that are not compared are ignored."""
 
     id: str
     run_spec: RunSpec
 
 
 class ApplyRunPlanInput(Strict):
-    """Hold a run spec and the run the caller believes to exist."""
+    """A run spec, and the run that the caller believes to exist."""
 
     run_spec: RunSpec
     current_resource: CurrentRun | None = None
 
 
 class ApplyRunPlanRequest(Strict):
-    """Hold the body of runs/apply."""
+    """The body of runs/apply."""
 
     plan: ApplyRunPlanInput
     force: bool
 
 
 class GetRunPlanRequest(Strict):
-    """Hold the body of runs/get_plan."""
+    """The body of runs/get_plan."""
 
     run_spec: RunSpec
     max_offers: Annotated[int, Field(ge=1, le=10000)] | None = None
@@ -45,7 +45,7 @@ class GetRunPlanRequest(Strict):
 
 
 class ListGpusRequest(Strict):
-    """Hold the body of gpus/list."""
+    """The body of gpus/list."""
 
     run_spec: RunSpec
     group_by: list[Literal["backend", "region", "count"]] | None = None
@@ -55,14 +55,14 @@ class ListGpusRequest(Strict):
 
 
 class GetRunRequest(Strict):
-    """Hold the body of runs/get."""
+    """The body of runs/get."""
 
     run_name: str | None = None
     id: UUID | None = None
 
 
 class ListRunsRequest(Strict):
-    """Hold the body of runs/list."""
+    """The body of runs/list."""
 
     project_name: str | None = None
     repo_id: str | None = None
@@ -77,20 +77,20 @@ class ListRunsRequest(Strict):
 
 
 class StopRunsRequest(Strict):
-    """Hold the body of runs/stop."""
+    """The body of runs/stop."""
 
     runs_names: list[str]
     abort: bool
 
 
 class DeleteRunsRequest(Strict):
-    """Hold the body of runs/delete."""
+    """The body of runs/delete."""
 
     runs_names: list[str]
 
 
 class PollLogsRequest(Strict):
-    """Hold the body of logs/poll."""
+    """The body of logs/poll."""
 
     run_name: str
     job_submission_id: UUID4
@@ -103,7 +103,7 @@ class PollLogsRequest(Strict):
 
 
 class ListEventsRequest(Strict):
-    """Hold the body of events/list."""
+    """The body of events/list."""
 
     target_projects: list[UUID] | None = None
     target_users: list[UUID] | None = None
@@ -129,27 +129,27 @@ class ListEventsRequest(Strict):
 
 
 class RemoteRepoInfo(Strict):
-    """Describe a git repo."""
+    """A git repo."""
 
     repo_type: Literal["remote"] = "remote"
     repo_name: str
 
 
 class LocalRepoInfo(Strict):
-    """Describe a folder."""
+    """A folder."""
 
     repo_type: Literal["local"] = "local"
     repo_dir: str
 
 
 class VirtualRepoInfo(Strict):
-    """Describe no repo."""
+    """The absence of a repo."""
 
     repo_type: Literal["virtual"] = "virtual"
 
 
 class RemoteRepoCreds(Strict):
-    """Hold how a git repo is cloned."""
+    """The URL and the credentials that a git repo is cloned with."""
 
     clone_url: str
     private_key: str | None = Field(default=None, repr=False)
@@ -157,7 +157,7 @@ class RemoteRepoCreds(Strict):
 
 
 class SaveRepoCredsRequest(Strict):
-    """Hold the body of repos/init."""
+    """The body of repos/init."""
 
     repo_id: str
     repo_info: Annotated[RemoteRepoInfo | LocalRepoInfo | VirtualRepoInfo, Field(discriminator="repo_type")]
@@ -165,20 +165,20 @@ class SaveRepoCredsRequest(Strict):
 
 
 class GetRepoRequest(Strict):
-    """Hold the body of repos/get."""
+    """The body of repos/get."""
 
     repo_id: str
     include_creds: bool
 
 
 class DeleteReposRequest(Strict):
-    """Hold the body of repos/delete."""
+    """The body of repos/delete."""
 
     repos_ids: list[str]
 
 
 class ListProjectsRequest(Strict):
-    """Hold the body of projects/list; there is one project, so nothing selects among them."""
+    """The body of projects/list; its filters have no effect, because there is one project."""
 
     include_not_joined: bool = True
     return_total_count: bool = False
@@ -191,6 +191,6 @@ class ListProjectsRequest(Strict):
 
 
 class GetFileArchiveByHashRequest(Strict):
-    """Hold the body of files/get_archive_by_hash."""
+    """The body of files/get_archive_by_hash."""
 
     hash: str

@@ -1,4 +1,4 @@
-"""The code of a job from git: a clone as the runner makes one, and the diff on top."""
+"""The code of a job from git: a clone like the runner's, and the diff on top of it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from dstack_core.local.bodies import RemoteRepoCreds
 from dstack_core.local.diffs import Change, parse_diff
 from dstack_core.local.fragments import DiffError
 
+# The longest time for one git command, a clone included: without it, a host that never answers would keep the
+# job in its status without limit. A larger repository than fits into a minute needs a larger value.
 _SECONDS = 60
-# The runner's git knows no filters: a file is what the repository holds, byte for byte.
+# The runner's git applies no filters: a file has the bytes that the repository holds.
 _PLAIN = "* -text !eol -filter -ident !working-tree-encoding\n"
-# What git and ssh print around the cause of a failure, whatever it was.
+# What git and ssh print around the cause of a failure, whatever the cause was.
 _ADVICE = (
     "Warning: Permanently added",
     "fatal: Could not read from remote repository.",
@@ -39,7 +41,7 @@ def check_out(
     """Clone into ``code``; raises subprocess.SubprocessError if git fails."""
     env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(home), "GIT_TERMINAL_PROMPT": "0"}
     env |= _access(clone, key_file)
-    # What git copies into each repository that it clones, submodules included.
+    # Git copies the template into each repository that it clones, submodules included.
     template = key_file.with_name("clone-template")
     (template / "info").mkdir(parents=True)
     (template / "info" / "attributes").write_text(_PLAIN)
@@ -62,10 +64,10 @@ def check_out(
     branch, commit = data["repo_branch"], data["repo_hash"]
     options = ["--branch", branch, *(["--single-branch"] if single_branch else [])] if branch else []
     git("clone", "--quiet", "--no-checkout", *options, "--", clone.clone_url, ".")
-    # On the branch where that is what is wanted, else on the commit alone.
+    # Stay on the branch if the wanted commit is its head, else check out the commit alone.
     on_branch = not commit or (branch and commit == git("rev-parse", "HEAD"))
     if git("ls-tree", "--name-only", "HEAD", ".gitmodules"):
-        # The runner clones the submodules of the branch and leaves them there when it goes to the commit.
+        # Like the runner: clone the submodules of the branch, and leave them there for another commit.
         git("checkout", "--quiet")
         git("submodule", "--quiet", "update", "--init", "--recursive")
         remove = 'rm -f "$(git rev-parse --git-dir)/info/attributes"'
@@ -114,10 +116,10 @@ def _apply(change: Change, directory: Path) -> None:
 
 
 def _access(clone: RemoteRepoCreds, key_file: Path) -> dict[str, str]:
-    """Return what git is given of a clone's secrets: nothing on a command line, which others may read."""
+    """Return the variables that give git the secrets of a clone; other users can read a command line."""
     if clone.oauth_token is not None:
         login = base64.b64encode(f"anything:{clone.oauth_token}".encode()).decode()
-        # For the host of the clone only: a submodule elsewhere is not worth a token.
+        # Only for the host of the clone: a submodule on another host must not get the token.
         host = re.sub(r"^(\w+://)(?:[^/]*@)?([^/]*).*", r"\1\2/", clone.clone_url)
         return {
             "GIT_CONFIG_COUNT": "1",
@@ -133,7 +135,7 @@ def _access(clone: RemoteRepoCreds, key_file: Path) -> dict[str, str]:
 
 
 def _reason(text: str, token: str | None) -> str:
-    """Return the line of git's errors that has the cause, without the secrets of an address."""
+    """Return the line of git's errors that names the cause, without the secrets of a URL."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith(_ADVICE)]
     errors = [line for line in lines if line.startswith(("fatal: ", "error: "))]
     line = (errors or lines or ["fatal: Could not read from remote repository."])[-1]

@@ -20,16 +20,17 @@ from dstack_core.local.specs import (
 )
 
 NAME_PATTERN = "^[a-z][a-z0-9-]{1,40}$"
+# Limits of the server of 0.22.5. A value that passes here and not there fails only in production.
 _MOST_PROBES = 10
-_LONGEST_PROBE = 300
-_LONGEST_WINDOW = 3600
+_LONGEST_PROBE = 300  # seconds
+_LONGEST_WINDOW = 3600  # seconds
 _REFERENCE = re.compile(r"(?<!\$)\$\{\{\s*([^}]+?)\s*\}\}")
-# The default image is made for NVIDIA, and anything runs on a TPU that is installed with pip.
+# The default image is made for NVIDIA GPUs. Software for TPUs is installed with pip.
 _NEED_NO_IMAGE = {"nvidia", "google"}
 
 
 def check_spec(spec: RunSpec) -> None:
-    """Raise ApiError 400 for what the schema cannot see."""
+    """Raise ApiError 400 for what the schema cannot check."""
     if spec.run_name is not None and re.fullmatch(NAME_PATTERN, spec.run_name) is None:
         raise bad_request(f"Resource name should match regex '{NAME_PATTERN}'")
     retry = spec.setting("retry")
@@ -68,7 +69,7 @@ def _group_references(text: str) -> list[str]:
 
 
 def _check_addresses(configuration: Configuration) -> None:
-    """Refuse ``${{ groups[i].nodes[j].IP_ADDRESS }}`` of a node that is not there."""
+    """Refuse ``${{ groups[i].nodes[j].IP_ADDRESS }}`` of a node that does not exist."""
     if any(_group_references(text) for text in configuration.env.values()):
         raise bad_request("groups IP references are only supported in commands, not in `env`")
     groups = parts(configuration)
@@ -86,7 +87,7 @@ def _check_addresses(configuration: Configuration) -> None:
 def _machines(
     configuration: Configuration,
 ) -> Iterator[tuple[ResourcesSpec, str | None, bool | None]]:
-    """Yield the resources that machines are looked for with, and the image that runs on them."""
+    """Yield the resources that each group of jobs asks for, its image, and whether it uses Docker."""
     groups = None
     if isinstance(configuration, TaskConfiguration | ServiceConfiguration):
         groups = configuration.groups

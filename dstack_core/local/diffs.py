@@ -1,9 +1,19 @@
 """Read a diff that git wrote, as strictly as dstack's runner does.
 
-The runner uses neither git nor patch: a fragment must be found at the very line it names, byte for byte, in
-the file as the repository has it (no filters, no line ends of another system). It knows files alone: where
-git would make a symbolic link it writes the link's target into a file that nobody may read. New lines without
-context land one line further up than git means them.
+The runner applies diffs with a library, neither with git nor with patch, and differs from both:
+
+* A fragment must match at the very line it names, byte for byte, in the file as the repository has it: no
+  filters, no line ends of another system, no search in the lines around.
+* It knows regular files only. Where git makes a symbolic link, it writes the link's target into a file that
+  has no permissions.
+* New lines without context land one line above the place that git means.
+
+A diff that git would apply can therefore fail on a real server. The embedded server must fail in the same
+cases, else a job passes here and breaks in production.
+
+The parser reads line by line. Each file begins with ``diff --git``; header lines set names and modes; then
+come fragments (``@@ -a,b +c,d @@``), which `fragments.replace_lines` applies, or one binary patch in base85,
+which is the new content ("literal") or a delta of a Git pack ("delta").
 Source: runner/internal/runner/repo/diff.go of dstack and the library go-gitdiff that it uses.
 """
 
@@ -23,7 +33,7 @@ _FRAGMENT = re.compile(rb"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 
 @dataclass
 class Change:
-    """What happens to one file."""
+    """The change of one file."""
 
     old_name: bytes = b""
     new_name: bytes = b""
@@ -89,7 +99,7 @@ class _Parser:
         return change
 
     def _header_line(self, change: Change, line: bytes, default: bytes) -> bool:
-        """Take a line of the header; return False for the first one after it."""
+        """Read a line of the header; return False for the first line after the header."""
         key, value = _split_header(line)
         if key == b"--- ":
             name = _name(value, drop=True)
@@ -179,7 +189,7 @@ class _Parser:
         except zlib.error as error:
             raise DiffError(f"binary patch: {error}") from error
         if len(data) != _number(size, 10):
-            raise DiffError("binary patch: its size is not what it says")
+            raise DiffError("binary patch: its size differs from the size in its header")
         return method, data
 
 
@@ -249,7 +259,7 @@ def _default_name(header: bytes) -> bytes:
         second = _unquoted(rest)[0] if rest.startswith(b'"') else rest
         names = _without_prefix(first), _without_prefix(second)
         return names[0] if names[0] == names[1] else b""
-    # A name may have spaces, so the middle is where both halves are equal.
+    # A name may contain spaces, so split in the middle: both halves name the same file.
     middle = len(header) // 2
     first, second = _without_prefix(header[:middle]), _without_prefix(header[middle + 1 :])
     return first if first == second else b""

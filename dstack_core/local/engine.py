@@ -1,4 +1,18 @@
-"""Carry runs from submission to their final status, one asyncio task a run (PROTOCOL 1.6)."""
+"""The life of runs, from submission to the final status (PROTOCOL 1.6).
+
+Each run has one asyncio task. It repeats attempts until the run has a reason to end: `Replicas` runs the jobs
+of one attempt, `JobCarrier` one job. After an attempt the engine decides:
+
+* All wanted jobs are done, or the server ended them after the master was done: ``all_jobs_done``.
+* A job failed with an event that the run does not retry: ``job_failed``.
+* A job found no capacity, and the retry duration has passed since the submission: ``retry_limit_exceeded``.
+* Otherwise the run is ``pending`` for the retry delay, which doubles each time, and every wanted job gets
+  another submission.
+
+A stop sets the run to ``terminating`` at once and sends stop requests to its jobs; the task then sees the
+reason and finishes. An abort may replace a stop, never the other way round. A run always ends: an exception
+of this module ends it as ``failed`` with ``server_error``, because a client waits for the final status.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +30,13 @@ from dstack_core.local.transitions import Transitions
 
 logger = logging.getLogger(__name__)
 
+# Seconds. A chosen cap of the delay that doubles with each attempt: a job that keeps failing is still retried
+# often enough to see it.
 _LONGEST_RETRY_DELAY = 40.0
 
 
 class Engine:
-    """Carry all runs of a server; every method belongs to the server's event loop."""
+    """The tasks of all runs of a server; call every method in the server's event loop."""
 
     def __init__(self, carrier: JobCarrier, pace: Pace, transitions: Transitions) -> None:
         self._carrier = carrier
@@ -30,12 +46,12 @@ class Engine:
         self._replicas: dict[str, Replicas] = {}
 
     def start(self, run: Run) -> None:
-        """Begin to carry a new run."""
+        """Start the task of a new run."""
         self._replicas[run.id] = Replicas(run, self._carrier)
         self._tasks[run.id] = asyncio.create_task(self._carry(run))
 
     def stop(self, run: Run, abort: bool) -> None:
-        """End a run at the user's wish; nothing happens if it ends for another reason (PROTOCOL 1.7)."""
+        """Stop a run for the user; does nothing if it is already ending for another reason (PROTOCOL 1.7)."""
         if run.finished or run.termination_reason not in (None, "stopped_by_user"):
             return
         self._set.run(run, "terminating", "aborted_by_user" if abort else "stopped_by_user")
@@ -43,13 +59,13 @@ class Engine:
         self._replicas[run.id].ask(reason, at_once=abort)
 
     def update(self, run: Run, spec: RunSpec) -> None:
-        """Give an active run a new spec, and replace what it no longer fits."""
+        """Give an active run a new spec, and replace the jobs that no longer fit it."""
         run.spec = spec
         run.deployment_num += 1
         self._replicas[run.id].update(build_job_specs(spec, run.name))
 
     async def close(self) -> None:
-        """Give up all runs and kill everything that was started."""
+        """Cancel all runs and kill everything that they started."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -59,8 +75,8 @@ class Engine:
     async def _carry(self, run: Run) -> None:
         try:
             delay = self._pace.retry_delay
-            while (reason := await self._try(run)) is None:
-                # Those of the last try may have been asked to end for the sake of a failed sibling.
+            while (reason := await self._attempt(run)) is None:
+                # Jobs of the last attempt may have received a stop request because a sibling failed.
                 self._replicas[run.id] = Replicas(run, self._carrier)
                 self._set.run(run, "pending")
                 if await self._replicas[run.id].asked_within(delay):
@@ -75,8 +91,8 @@ class Engine:
             reason = run.termination_reason or reason
             self._set.run(run, RUN_STATUS_OF_REASON[reason], reason)
         except Exception:
-            # A run must end whatever happens, or the one who waits for it waits forever.
-            logger.exception("the run %s ended by an error of the embedded server", run.name)
+            # A run must end whatever happens, or a client that waits for it waits forever.
+            logger.exception("The run %s failed because of an error of the embedded server.", run.name)
             self._set.run(run, "failed", "server_error")
         finally:
             self._tasks.pop(run.id, None)
@@ -88,8 +104,8 @@ class Engine:
             job.submissions.append(Submission(job.latest.num + 1, run.deployment_num))
         self._set.run(run, "submitted")
 
-    async def _try(self, run: Run) -> str | None:
-        """Carry every job to its end; return why the run ends, None if it is tried again."""
+    async def _attempt(self, run: Run) -> str | None:
+        """Run every job once; return why the run ends, None if it is retried."""
         await self._replicas[run.id].carry()
         return run.termination_reason or self._reason(run)
 
@@ -102,8 +118,9 @@ class Engine:
         retry = run.jobs[0].spec["retry"]
         if retry is None or any(one.retry_event not in retry["on_events"] for one in culprits):
             return "job_failed"
-        # The duration counts from the submission for missing capacity, but from the last event for errors:
-        # those are retried again and again (runs_get_retry_error: four tries in four minutes, limit 30 s).
+        # For missing capacity the duration counts from the submission. For errors it counts from the last
+        # event, so they are retried without limit (runs_get_retry_error: four attempts in four minutes, limit
+        # 30 s).
         if any(one.retry_event == "no-capacity" for one in culprits):
             limit = timedelta(seconds=retry["duration"])
             if now() - run.jobs[0].submissions[0].submitted_at > limit:

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class ApiError(Exception):
-    """Carry the status and the JSON `detail` of an error reply."""
+    """An error reply: its status and its JSON `detail`."""
 
     def __init__(self, status: int, detail: Any) -> None:
         super().__init__(status, detail)
@@ -16,7 +16,7 @@ class ApiError(Exception):
 
 
 class ServerBugError(Exception):
-    """Stand for a bug of the real server, which answers 500 with plain text (PROTOCOL 1.1)."""
+    """A bug of the real server, which answers 500 with plain text (PROTOCOL 1.1)."""
 
 
 def bad_request(message: str, code: str = "error") -> ApiError:
@@ -25,7 +25,7 @@ def bad_request(message: str, code: str = "error") -> ApiError:
 
 
 def not_exists(message: str) -> ApiError:
-    """Return the 400 of something that is not there."""
+    """Return the 400 of something that does not exist."""
     return bad_request(message, "resource_not_exists")
 
 

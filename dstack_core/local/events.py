@@ -11,11 +11,13 @@ from dstack_core.local.bodies import ListEventsRequest
 from dstack_core.local.logs import iso
 from dstack_core.local.runs import Job, Run, now
 
+# Bounded, so that a server that runs for days does not grow: 10,000 events are some 10 MB. Older ones are no
+# longer listed.
 _KEPT = 10_000
 
 
 class EventLog:
-    """Keep the newest events of one project."""
+    """The newest events of one project."""
 
     def __init__(self, project_id: str, project_name: str) -> None:
         self._project = {"project_id": project_id, "project_name": project_name, "is_project_deleted": False}
@@ -42,7 +44,7 @@ class EventLog:
         self._events.append((moment, run.id, event))
 
     def page(self, request: ListEventsRequest) -> list[dict[str, Any]]:
-        """Return a page of events, newest first unless asked otherwise."""
+        """Return a page of events, newest first by default."""
         found = [
             (moment, event["id"], event)
             for moment, run_id, event in self._events
@@ -61,7 +63,7 @@ class EventLog:
 def _wanted(request: ListEventsRequest, run_id: str, target: dict[str, Any]) -> bool:
     if request.include_target_types is not None and target["type"] not in request.include_target_types:
         return False
-    # There is one project and one user, and every event is about a run or a job of it.
+    # Every event is about a run, or a job of a run, of the one project; no user is recorded as its actor.
     if request.within_projects is not None and target["project_id"] not in map(str, request.within_projects):
         return False
     if request.within_runs is not None and run_id not in map(str, request.within_runs):

@@ -1,4 +1,4 @@
-"""Faults on demand: what a test asks the embedded server to do wrong."""
+"""Faults that a test injects into the embedded server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 @dataclass
 class Fault:
-    """Describe one fault; see `Faults.add`."""
+    """One fault; `Faults.add` explains its fields."""
 
     path: str
     times: int | None
@@ -44,35 +44,51 @@ class Faults:
         drop: Literal["before", "after"] | None = None,
         delay: float = 0.0,
     ) -> Fault:
-        """Misbehave at the next `times` requests (None: all) whose path contains `path`.
+        """Inject a fault into the next requests. Faults are used in the order they were added.
 
-        `delay` seconds pass first. `status` is answered instead of the true reply, with `headers` and `body`
-        (text as it is, anything else as JSON); the request is carried out only if `carry_out`. `drop` closes
-        the connection without a reply: "before" the request is carried out, or "after" it, which is a lost
-        reply. A fault with none of these only delays. Faults are used in the order they were added. Raises
-        ValueError if nothing is asked for, or both `status` and `drop`.
+        Args:
+            path: A part of the paths that the fault applies to; ``""`` is every path.
+            times: How many requests get the fault; None: all of them.
+            status: The HTTP status of a reply that replaces the true one.
+            headers: The headers of that reply.
+            body: The body of that reply: a string is sent as it is, anything else as JSON. Default: an error
+                ``{"detail": "injected fault"}``.
+            carry_out: Whether the request is carried out although its reply is replaced.
+            drop: Close the connection without a reply: ``"before"`` the request is carried out, or
+                ``"after"`` it, which is a lost reply.
+            delay: Seconds to wait first. A fault with neither `status` nor `drop` only delays.
+
+        Returns:
+            The fault; `pending` counts it until it is used up.
+
+        Raises:
+            ValueError: `times` is less than 1; `status`, `drop` and `delay` are all missing; or both `status`
+                and `drop` are given.
+
+        Example:
+            >>> server.faults.add("/runs/apply", drop="after")  # a lost reply
         """
         if times is not None and (not isinstance(times, int) or times < 1):
             raise ValueError(f"times: expected 1 or more, or None for all requests, got {times!r}")
         if status is None and drop is None and delay <= 0:
-            raise ValueError("a fault needs a status, a drop or a delay")
+            raise ValueError("fault: expected a status, a drop or a delay, got none of them")
         if status is not None and drop is not None:
-            raise ValueError("a fault has either a status or a drop, not both")
+            raise ValueError("fault: expected a status or a drop, got both")
         fault = Fault(path, times, status, dict(headers or {}), body, carry_out, drop, delay)
         with self._lock:
             self._faults.append(fault)
         return fault
 
     def forget_stops(self, times: int | None = 1) -> Fault:
-        """Accept the next `times` stop requests (None: all) and drop them, as a busy server can."""
+        """Accept the next `times` stop requests (None: all) without acting on them, as a busy server can."""
         return self.add("/runs/stop", times=times, status=200, body="null")
 
     def slow(self, seconds: float, longest: float | None = None, *, path: str = "") -> None:
         """Delay every reply whose path contains `path` by `seconds`, or by a random time up to `longest`.
 
         The request is carried out after the delay, also when the client has closed its connection. The delay
-        comes before that of other faults. `slow(0)` ends it. Raises ValueError unless 0 <= seconds <=
-        longest.
+        comes before that of other faults. `slow(0)` ends it. Raises ValueError unless
+        0 <= seconds <= longest.
         """
         most = seconds if longest is None else longest
         if not 0 <= seconds <= most:
@@ -87,7 +103,7 @@ class Faults:
         return self._random.uniform(least, most) if most and where in path else 0.0
 
     def clear(self) -> None:
-        """Forget all faults, and be quick again."""
+        """Remove all faults and the latency."""
         with self._lock:
             self._faults.clear()
             self._slow = ("", 0.0, 0.0)

@@ -1,4 +1,15 @@
-"""The parts of a diff and what they do to a file: lines that are replaced, and binary deltas."""
+"""The parts of a diff and how they change a file: replaced lines, and binary deltas.
+
+Lines: fragments are applied in the order of their lines, each exactly at the line that its header names.
+Between two of them the old lines are copied. Every context and every removed line must equal the old line,
+byte for byte, and the file must not be longer or shorter than the fragment implies: `diffs` explains why this
+is stricter than git.
+
+Binary deltas have the format of a Git pack. A delta begins with two sizes, of the old and of the new content,
+in 7 bits a byte, lowest first. Then come instructions: a byte below 0x80 inserts that many of the
+bytes after it; one with 0x80 set copies a piece of the old content, and its other bits name which bytes of
+the offset (4 bits) and of the length (3 bits) follow; a length of 0 means 0x10000.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +17,12 @@ from dataclasses import dataclass, field
 
 
 class DiffError(Exception):
-    """The diff is malformed, or does not fit the file."""
+    """A diff that is malformed, or that does not fit the file."""
 
 
 @dataclass
 class Fragment:
-    """Changed lines with those around them; positions count from 1, 0 is before the first line."""
+    """Changed lines and their context; positions count from 1, and 0 is before the first line."""
 
     old: int
     old_lines: int
@@ -21,7 +32,7 @@ class Fragment:
 
 
 def replace_lines(content: bytes, fragments: list[Fragment]) -> bytes:
-    """Return the text with its fragments replaced; raises DiffError if one is not exactly where it says."""
+    """Return the text with its fragments replaced; raises DiffError if one does not match at its line."""
     source = content.split(b"\n")
     lines = [line + b"\n" for line in source[:-1]] + ([source[-1]] if source[-1] else [])
     out: list[bytes] = []
@@ -49,7 +60,7 @@ def replace_lines(content: bytes, fragments: list[Fragment]) -> bytes:
 
 
 def apply_delta(content: bytes, delta: bytes) -> bytes:
-    """Return what the binary delta of a Git pack makes of a content; raises DiffError if it does not fit."""
+    """Return a content changed by a binary delta of a Git pack; raises DiffError if it does not fit."""
     position = 0
 
     def size() -> int:
@@ -87,5 +98,5 @@ def apply_delta(content: bytes, delta: bytes) -> bytes:
     except IndexError as error:
         raise DiffError("corrupt binary delta") from error
     if len(out) != wanted:
-        raise DiffError("corrupt binary delta: its size is not what it says")
+        raise DiffError("corrupt binary delta: its size differs from the size in its header")
     return out

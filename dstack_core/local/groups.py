@@ -1,4 +1,4 @@
-"""Groups of nodes and of replicas, which this server reads as strictly as a real one."""
+"""Groups of nodes and of replicas, checked as strictly as by a real server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dstack_core.local.service_parts import Router, Scaling, check_replicas, che
 from dstack_core.local.spec_parts import PortMapping, Python, read_port, read_python
 
 _Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
-# Where an image comes from: what of the service excludes what of its groups.
+# A key of the service, and the keys of its groups that it excludes.
 _EXCLUDES = {
     "image": ("image", "docker", "python", "nvcc"),
     "docker": ("docker", "image"),
@@ -71,7 +71,7 @@ class ReplicaGroup(Strict):
 
 
 def check_image_sources(one: Any) -> None:
-    """Raise ValueError if an image is asked for in two ways."""
+    """Raise ValueError if the image is given in two ways."""
     if one.python is not None and one.image:
         raise ValueError("`image` and `python` are mutually exclusive fields")
     if one.docker and (one.image or one.python or one.nvcc):
@@ -79,7 +79,7 @@ def check_image_sources(one: Any) -> None:
 
 
 def name_groups(groups: Sequence[NodeGroup | ReplicaGroup]) -> None:
-    """Give each group its number as its name; raises ValueError if there is none, or two have one name."""
+    """Name each unnamed group by its number; raises ValueError without groups or if names repeat."""
     if not groups:
         raise ValueError("`groups` cannot be an empty list")
     for number, group in enumerate(groups):

@@ -1,4 +1,4 @@
-"""Job specs: what the server makes of a configuration (PROTOCOL 1.5, 3.2)."""
+"""Job specs: the jobs that the server derives from a configuration (PROTOCOL 1.5, 3.2)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from dstack_core.local.specs import Configuration, RunSpec, ServiceConfiguration
 from dstack_core.local.ssh_host import ADDRESS
 
 DEFAULT_IMAGE = "dstackai/base:0.16-base-ubuntu24.04"
+# The server's default for ``retry: true`` and for a retry without a duration (PROTOCOL 3.2).
 _RETRY_SECONDS = 3600
 _NODE_ADDRESS = re.compile(r"(?<!\$)\$\{\{\s*groups\[\d+\]\.(?:nodes|replicas)\[\d+\]\.IP_ADDRESS\s*\}\}")
 _ALL_EVENTS = ["no-capacity", "interruption", "error"]
 
 
 def _joined(commands: list[str]) -> str:
-    # Neither "a & && b" nor a line that begins with "&&" is shell syntax: a command sent to the background
-    # gets its own braces, and a block of YAML text loses its last line end.
+    # "a & && b" is not shell syntax, nor is a line that begins with "&&". So a command that ends with "&"
+    # gets braces of its own, and a block of YAML text loses its last line end.
     return " && ".join(
         f"{{ {command} }}" if command.endswith("&") and not command.endswith("&&") else command
         for command in map(str.strip, commands)
@@ -37,8 +38,8 @@ def _argv(configuration: Configuration, commands: list[str], image: str | None) 
         shell = configuration.shell if "/" in configuration.shell else f"/bin/{configuration.shell}"
     else:
         shell = "/bin/bash" if image is None else "/bin/sh"
-    # The real server adds -i. Without it SIGINT reaches the foreground command and no "exit" line is printed.
-    # Every node has the same address here.
+    # The real server also passes -i. Without it SIGINT reaches the foreground command, and no "exit" line is
+    # printed. Every node has the same address here.
     return [shell, "-c", _NODE_ADDRESS.sub(ADDRESS, _joined(commands))]
 
 
@@ -105,13 +106,13 @@ def wanted_resources(job_spec: Mapping[str, Any]) -> ResourcesSpec:
 
 
 def build_job_specs(spec: RunSpec, run_name: str) -> list[dict[str, Any]]:
-    """Return the job specs of a run as JSON data, one a node and replica; `spec` has all defaults."""
+    """Return the job specs of a run as JSON data, one for each node and replica; `spec` has all defaults."""
     configuration = spec.configuration
     groups = parts(configuration)
     nodes = sum(group.nodes for group in groups)
     service_port = None
     if isinstance(configuration, ServiceConfiguration):
-        # A replica is one job, of one group.
+        # A replica is one job.
         nodes = 1
         service_port = configuration.port.container_port
     plain = spec.model_dump(mode="json")

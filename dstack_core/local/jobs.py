@@ -1,4 +1,15 @@
-"""Carry one try of a job from submission to its final status (PROTOCOL 1.6)."""
+"""The life of one attempt of a job, from submission to its final status (PROTOCOL 1.6).
+
+`JobCarrier.carry` runs the attempt in three parts: wait in each status before the start (`Pace.step`), run
+the commands as a local process, clean up. `Ending` holds the request to end; each wait also waits for it.
+
+A running job ends for one of three reasons, whichever comes first: its process exits, a stop request arrives,
+or its ``max_duration`` passes. In the last two cases the process gets SIGINT and `Pace.stop_grace` seconds to
+exit. A request to end at once (an abort) skips or cuts this time. Then all that is left of the job is killed.
+
+The order at the end matters to clients: the process is finished and its last output stored before the job has
+a final status, so a client that sees the status can read the whole log (PROTOCOL 1.8).
+"""
 
 from __future__ import annotations
 
@@ -25,16 +36,19 @@ from dstack_core.local.workspace import ADDRESS, Sources, Workspace, WorkspaceEr
 
 @dataclass(frozen=True)
 class Pace:
-    """Hold the speeds of a server, all in seconds."""
+    """The durations that a server waits, in seconds."""
 
+    # Short, so that a run takes some 0.3 s beside its commands; a test that must see each status sets more.
     step: float = 0.05
+    # As the runner of a real server: SIGINT, and 10 s later SIGKILL (PROTOCOL 1.7).
     stop_grace: float = 10.0
+    # Short, so that tests are quick: a real server makes about one attempt a minute (runs_get_retry_error).
     retry_delay: float = 0.2
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Say why a try ended."""
+    """The reason why an attempt ended."""
 
     reason: str
     exit_status: int | None = None
@@ -42,7 +56,7 @@ class Outcome:
 
 
 class Ending:
-    """Tell a job that it has to end, politely or at once."""
+    """A request to a job to end, gracefully or at once."""
 
     def __init__(self) -> None:
         self.reason = ""
@@ -50,7 +64,7 @@ class Ending:
         self.at_once = asyncio.Event()
 
     def ask(self, reason: str, at_once: bool = False) -> None:
-        """Ask for the end; a later, harder wish replaces an earlier, polite one."""
+        """Request the end; a request to end at once replaces an earlier, graceful one."""
         if not self.asked.is_set() or (at_once and not self.at_once.is_set()):
             self.reason = reason
         self.asked.set()
@@ -58,7 +72,7 @@ class Ending:
             self.at_once.set()
 
     async def within(self, seconds: float) -> bool:
-        """Wait for the wish for some seconds and tell whether it came."""
+        """Wait some seconds for a request and return whether it came."""
         try:
             await asyncio.wait_for(self.asked.wait(), seconds)
         except TimeoutError:
@@ -67,7 +81,7 @@ class Ending:
 
 
 class JobCarrier:
-    """Run jobs as local processes, in a directory each that is removed with the job."""
+    """The runner of jobs as local processes, each in a directory that is removed with the job."""
 
     def __init__(
         self,
@@ -91,12 +105,12 @@ class JobCarrier:
         self._watchdog = Watchdog(directory)
 
     async def close(self) -> None:
-        """Kill whatever is left of any job, and cut who is attached."""
+        """Kill what is left of any job, and cut the connections of attached clients."""
         self._ssh.close()
         await asyncio.to_thread(self._watchdog.close)
 
     async def carry(self, run: Run, job: Job, ending: Ending) -> None:
-        """Carry the newest try of a job to its final status; its logs are all stored by then (1.8)."""
+        """Run the newest attempt of a job to its final status; all its logs are stored by then (1.8)."""
         try:
             outcome = await self._attempt(run, job, ending)
         except WorkspaceError as error:

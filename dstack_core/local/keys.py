@@ -6,7 +6,7 @@ import asyncio
 
 
 class UserKeys:
-    """Make an RSA key of 2048 bits when it is first asked for."""
+    """The RSA key pair of the user, 2048 bits, generated on first use because that takes a moment."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()

@@ -1,6 +1,9 @@
 """The live log of a job, as the runner in a container serves it: a websocket on port 10999 (PROTOCOL 4.6).
 
-It is spoken over an SSH channel, in threads of the SSH server. dstack's own client attaches for this log.
+The websocket runs over an SSH channel, in threads of the SSH server. dstack's own client attaches to read it.
+One thread reads from the client and answers pings and closes; another one sends the log. Both change the
+protocol's state and write to the channel, so both hold the lock while they do. The log is read outside the
+lock, because that blocks until there is news.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from websockets.frames import Frame
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
+# Bytes to read at once. Clients send only the request, pings and closes, so any size works.
 _READ = 65536
 
 Read = Callable[[datetime | None], Iterator[bytes]]
@@ -28,7 +32,7 @@ class LiveLog:
         self._channel = channel
         self._read = read
         self._protocol = ServerProtocol()
-        # The thread that reads answers pings and closes, while the other one sends the log.
+        # The reading thread answers pings and closes while the other one sends the log.
         self._lock = threading.Lock()
 
     def serve(self) -> None:

@@ -1,4 +1,13 @@
-"""Log messages of job submissions, paged as the server's file storage does (PROTOCOL 1.8)."""
+"""Log messages of job submissions, paged as the server's file storage does (PROTOCOL 1.8).
+
+The messages of a submission are a list in the order of their times. Two invariants keep clients right that
+remember only the time of the last message: times are whole milliseconds, and each is later than the one
+before. If output comes faster, times run ahead of the clock; `process` gathers output to avoid that.
+
+``start_time`` and ``end_time`` are exclusive and found by bisection, so that a page at the end of a long log
+costs as much as one at its beginning. A ``next_token`` is a position in the messages after ``start_time``,
+counted from the oldest one in both directions: new messages are appended and move no position.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +23,21 @@ from typing import Any
 from dstack_core.local.bodies import PollLogsRequest
 from dstack_core.local.errors import bad_request
 
+# The resolution of the server's timestamps.
 _TICK = timedelta(milliseconds=1)
 _TIME = attrgetter("timestamp")
-# How late the end of a job is seen, and output that arrives just before the wait.
+# The longest delay until the end of a job is noticed, and output that arrives just before the wait.
 _FOLLOW_SECONDS = 0.1
 
 
 def iso(moment: datetime) -> str:
-    """Return the moment as the server writes it: UTC, microseconds, ``Z`` (PROTOCOL 1.1)."""
+    """Return a time as the server writes it: UTC, microseconds, ``Z`` (PROTOCOL 1.1)."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 @dataclass(frozen=True, slots=True)
 class LogMessage:
-    """Hold one chunk of output and when it was read, in whole milliseconds."""
+    """A chunk of output and the time it was read, in whole milliseconds."""
 
     timestamp: datetime
     text: bytes
@@ -46,14 +56,14 @@ def _aware(moment: datetime | None) -> datetime | None:
 
 
 class LogStore:
-    """Keep the log messages of every job submission in memory."""
+    """The log messages of every job submission, in memory."""
 
     def __init__(self) -> None:
         self._messages: dict[tuple[str, str], list[LogMessage]] = {}
         self._news = threading.Condition()
 
     def append(self, run_name: str, submission_id: str, text: bytes) -> None:
-        """Add a chunk; its timestamp is strictly newer than the one before."""
+        """Add a chunk; its timestamp is later than that of the chunk before."""
         messages = self._messages.setdefault((run_name, submission_id), [])
         now = datetime.now(UTC)
         now = now.replace(microsecond=now.microsecond // 1000 * 1000)
@@ -66,14 +76,15 @@ class LogStore:
     def follow(
         self, run_name: str, submission_id: str, start: datetime | None, ended: Callable[[], bool]
     ) -> Iterator[bytes]:
-        """Yield the output from a time on, and what comes, until the job has ended; for threads."""
+        """Yield the output since a time, then new output until the job has ended; blocks its thread."""
         position = 0
         while True:
-            over = ended()
+            # Ask before reading: what a job wrote before it ended is then among the messages.
+            finished = ended()
             messages = self._messages.get((run_name, submission_id), [])[position:]
             position += len(messages)
             yield from (one.text for one in messages if start is None or one.timestamp >= start)
-            if over:
+            if finished:
                 return
             if not messages:
                 with self._news:
@@ -92,7 +103,7 @@ class LogStore:
         if not request.diagnose:
             messages = self._messages.get((request.run_name, str(request.job_submission_id)), [])
         after, before = _aware(request.start_time), _aware(request.end_time)
-        # They are in the order of their times: a long log is not searched from its beginning for each page.
+        # Messages are in the order of their times: no page of a long log needs a search from the beginning.
         begin = 0 if after is None else bisect_right(messages, after, key=_TIME)
         finish = len(messages) if before is None else bisect_left(messages, before, key=_TIME)
         count = max(0, finish - begin)

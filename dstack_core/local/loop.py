@@ -1,4 +1,4 @@
-"""Uvicorn without its effects on the process: no logging setup, no signal handlers, an event when ready."""
+"""Uvicorn without its effects on the process (logging, signal handlers), and with an event when ready."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class QuietProtocol(H11Protocol):
-    """Write no access log, whatever handlers the process has."""
+    """An HTTP protocol without an access log, whatever handlers the process has."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -21,7 +21,7 @@ class QuietProtocol(H11Protocol):
 
 
 class QuietConfig(uvicorn.Config):
-    """Leave the logging of the process as it is: other servers of the process share its loggers."""
+    """A configuration that does not change the process's logging: other servers may share its loggers."""
 
     def __init__(self, app: ASGIApp) -> None:
         super().__init__(
@@ -31,6 +31,8 @@ class QuietConfig(uvicorn.Config):
             lifespan="off",
             log_config=None,
             proxy_headers=False,
+            # Seconds that requests in progress get when the server stops. A request to a service may take
+            # longer; it is cut off.
             timeout_graceful_shutdown=5,
         )
 
@@ -39,7 +41,7 @@ class QuietConfig(uvicorn.Config):
 
 
 class ReadyServer(uvicorn.Server):
-    """Tell when requests are answered, and when the end begins."""
+    """A server that calls back when it answers requests, and when it begins to stop."""
 
     def __init__(
         self, config: uvicorn.Config, on_ready: Callable[[], None], on_exit: Callable[[], Awaitable[None]]
@@ -49,10 +51,10 @@ class ReadyServer(uvicorn.Server):
         self._on_exit = on_exit
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, then tell."""
+        """Start, then call ``on_ready``."""
         await super().startup(sockets)
         self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Tell, and stop meanwhile."""
+        """Call ``on_exit`` and stop at the same time: it ends the requests that a fault delays."""
         await asyncio.gather(super().shutdown(sockets), self._on_exit())

@@ -1,6 +1,7 @@
-"""The endpoints of 0.22.5 that are not emulated: empty lists, things that do not exist, plain refusals.
+"""The endpoints of 0.22.5 that are not emulated: they return empty lists, "not found" or a refusal.
 
-dstack's own client ends with a bare status on a 405, so every path of the real server is answered.
+On a 405, dstack's own client shows a bare status without a reason. So every path of the real server has an
+answer.
 """
 
 from __future__ import annotations
@@ -55,12 +56,12 @@ async def nothing(request: Request) -> Any:
 
 
 async def missing(request: Request) -> Any:
-    """Refuse the name of something that this server never has."""
+    """Answer "not found" for a kind of thing that this server never has."""
     raise not_exists(f"{_subject(request)} not found: the embedded server has none.")
 
 
 async def refused(request: Request) -> Any:
-    """Refuse what only a real server does."""
+    """Refuse what only a real server can do."""
     path = request.url.path.removeprefix("/api/")
     raise bad_request(f"{path}: not emulated by the embedded server. Use a real dstack server for it.")
 
@@ -70,7 +71,7 @@ def _subject(request: Request) -> str:
 
 
 def endpoints() -> Iterator[tuple[str, Handler]]:
-    """Return each path and what answers it."""
+    """Yield each path and its handler."""
     project = "/api/project/{project}"
     yield from ((path, nothing) for path in _EMPTY)
     yield from ((f"{project}/{path}", nothing) for path in _EMPTY_OF_PROJECT)

@@ -1,4 +1,15 @@
-"""One job as a local process: a session of its own on a pseudo terminal."""
+"""A job as a local process: a session of its own on a pseudo terminal.
+
+A real runner runs commands on a terminal, so programs write colours and progress bars; the same must happen
+here. Three steps lie between the process and the log:
+
+1. The event loop reads the terminal when it is readable, without a thread.
+2. `AnsiStripper` removes control sequences. A chunk may end inside a sequence; that part is held back.
+3. Small pieces are gathered for `_GATHER_SECONDS` and handed on as one message.
+
+The output ends when no process holds the terminal any longer. A background process can keep it open after the
+command has exited. Hence `finish` first kills all that is left of the job, then waits for the end of output.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +23,15 @@ from pathlib import Path
 
 from dstack_core.local import reaper
 
+# Bytes to read at once. Gathered output of that size is handed on, so a message has less than twice as much.
 _READ = 65536
+# How long to read the last output of a job that was killed. A terminal that is still open then is held by a
+# process that could not be killed; what it writes is lost.
 _DRAIN_SECONDS = 5.0
 # A program may write thousands of small pieces a second, but two messages never share a millisecond: without
-# gathering, their timestamps would run ahead of the clock.
+# gathering, their timestamps would run ahead of the clock. 2 ms means at most 500 messages a second.
 _GATHER_SECONDS = 0.002
-# The first terminal a session leader opens becomes its controlling one, hence the detour over a shell:
+# The first terminal that a session leader opens becomes its controlling terminal. A shell opens it, because
 # Popen's own hook for this runs Python between fork and exec, which is not safe beside threads.
 _OPEN_TERMINAL = 'exec "$@" <>"$0" >&0 2>&0'
 _ANSI = re.compile(
@@ -30,11 +44,13 @@ _ANSI = re.compile(
     """,
     re.VERBOSE,
 )
+# Bytes. An escape character that no sequence follows must not hold back the output without limit; links and
+# titles, the longest sequences, are shorter.
 _ANSI_LONGEST = 4096
 
 
 class AnsiStripper:
-    """Remove terminal control sequences from a stream of chunks (PROTOCOL 1.8)."""
+    """A filter that removes terminal control sequences from a stream of chunks (PROTOCOL 1.8)."""
 
     def __init__(self) -> None:
         self._held = b""
@@ -56,9 +72,9 @@ class AnsiStripper:
 
 
 class PtyProcess:
-    """Run a command on a pseudo terminal and hand its output to a callback.
+    """A command on a pseudo terminal, whose output goes to a callback.
 
-    `finish` must be awaited in the end: it kills what the command left behind and reads the last output.
+    Await `finish` in the end: it kills what the command left behind and reads the last output.
     """
 
     def __init__(self, on_output: Callable[[bytes], None], marker: str) -> None:
@@ -73,7 +89,7 @@ class PtyProcess:
 
     @property
     def started(self) -> bool:
-        """Tell whether there is a process."""
+        """Return whether there is a process."""
         return self._process is not None
 
     @property
@@ -105,7 +121,7 @@ class PtyProcess:
             chunk = os.read(self._master, _READ)
         except BlockingIOError:
             return
-        except OSError:  # EIO: nobody holds the terminal any more
+        except OSError:  # EIO: no process holds the terminal any longer
             chunk = b""
         if not chunk:
             self._close()
@@ -146,7 +162,7 @@ class PtyProcess:
             return
 
     async def finish(self) -> None:
-        """Kill all that is left of the job, then read its output to the end."""
+        """Kill what is left of the job, then read its output to the end."""
         if self._process is None:
             return
         await asyncio.to_thread(reaper.kill_all, [self.pid], self._marker)

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from dstack_core.local.quantities import IdleSeconds, Seconds, SecondsOrOff, Strict
 
-# "local" is not among the backends 0.22.5 knows: a request naming it is refused here as it is there.
+# 0.22.5 does not know the backend "local": a request that names it is refused, here as there.
 Backend = Literal[
     "amddevcloud", "aws", "azure", "cloudrift", "crusoe", "cudo", "datacrunch", "daytona", "digitalocean",
     "dstack", "gcp", "hotaisle", "jarvislabs", "kubernetes", "lambda", "lium", "remote", "nebius", "oci",
@@ -17,7 +17,7 @@ Backend = Literal[
 ]  # fmt: skip
 SpotPolicy = Literal["spot", "on-demand", "auto"]
 RetryEvent = Literal["no-capacity", "interruption", "error"]
-_LEAST_WINDOW = 300
+_LEAST_WINDOW = 300  # seconds, a limit of the server
 _NOT_EMPTY = Field(min_length=1)
 
 
@@ -47,14 +47,14 @@ Reference = Annotated[EntityReference, BeforeValidator(read_reference)]
 
 
 class ProfileRetry(Strict):
-    """Which events are retried, and for how many seconds."""
+    """The events to retry, and for how many seconds."""
 
     on_events: Annotated[list[RetryEvent], _NOT_EMPTY] | None = None
     duration: Seconds | None = None
 
 
 class UtilizationPolicy(Strict):
-    """The least GPU utilisation in percent within a window of seconds."""
+    """The minimum GPU utilisation in percent within a window of seconds."""
 
     min_gpu_utilization: Annotated[int, Field(ge=0, le=100)]
     time_window: Annotated[Seconds, Field(ge=_LEAST_WINDOW)]
@@ -86,7 +86,7 @@ class FleetInstance(Strict):
 
 
 class VastaiOptions(Strict):
-    """The options of the one backend that has some."""
+    """The options of the only backend that has any."""
 
     type: Literal["vastai"] = "vastai"
     offer_order: Literal["score", "price"] | None = None

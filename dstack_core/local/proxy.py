@@ -1,4 +1,4 @@
-"""The in-server proxy of services: what is asked of a run's address goes to its port (PROTOCOL 1.9)."""
+"""The in-server proxy of services: requests to a run's address go to its port (PROTOCOL 1.9)."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ from dstack_core.local.workspace import ADDRESS
 
 _METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"]
 _PATH = "/proxy/services/{project}/{run_name}"
-# Of the connection, not of the message; the server writes its own.
+# Headers of the connection, not of the message; the server writes its own.
 _DROPPED = frozenset(
     {"connection", "keep-alive", "transfer-encoding", "upgrade", "server", "date", "content-length"}
 )
+# A port of this machine accepts at once or refuses, so 5 s are only for a busy machine. A model may take long
+# before it answers; after a minute the client gets a 504.
 _CONNECT_SECONDS = 5.0
 _READ_SECONDS = 60.0
 
 
 class ServiceProxy:
-    """Pass requests on to the services of one server; a reply is read whole before it is passed back."""
+    """The proxy of one server's services; it reads a reply as a whole before it passes it back."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -52,7 +54,7 @@ class ServiceProxy:
         if run is None or not _ready(run):
             raise HTTPException(404, f"Service {project}/{name} not found")
         service = run.spec.configuration
-        assert isinstance(service, ServiceConfiguration)  # noqa: S101 - _ready() has looked
+        assert isinstance(service, ServiceConfiguration)  # noqa: S101 - _ready() has checked it
         if service.auth and not self._is_member(request):
             raise HTTPException(403, f"Unauthenticated or unauthorized to access project {project}")
         path = request.scope["raw_path"].decode()
@@ -84,7 +86,7 @@ class ServiceProxy:
         response = Response(reply.data, reply.status)
         for name in reply.headers:
             if name.lower() not in _DROPPED or (method == "HEAD" and name.lower() == "content-length"):
-                # Repeated headers become one, several cookies too: so does the real proxy.
+                # Repeated headers become one, even several cookies, as in the real proxy.
                 response.headers[name] = reply.headers[name]
         return response
 

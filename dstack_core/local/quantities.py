@@ -17,7 +17,7 @@ _VENDORS |= {"tpu": "google", "tt": "tenstorrent"}
 
 
 class Strict(BaseModel):
-    """Refuse unknown keys and read a number where text is expected, as the server does (PROTOCOL 0, 1.1)."""
+    """A model that refuses unknown keys and reads numbers as text, as the server does (PROTOCOL 0, 1.1)."""
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
@@ -50,7 +50,7 @@ def _duration_or_off(value: Any) -> Any:
 
 
 def _idle(value: Any) -> Any:
-    # -1 is what older clients mean by "off".
+    # Older clients send -1 for "off".
     if value is False or value in ("off", -1):
         return -1
     return None if value is True or value is None else parse_duration(value)
@@ -185,7 +185,7 @@ def _gpu_from_text(value: int | str) -> dict[str, Any]:
                 raise ValueError(f"GPU name can not be empty: {value}")
             _set_once("GPU", spec, "name", names)
         else:
-            # A memory size has a unit, a count has none.
+            # A memory size has a unit, a count does not.
             _set_once("GPU", spec, "memory" if any(map(str.isalpha, token)) else "count", token)
     return spec
 
@@ -223,7 +223,7 @@ class DiskSpec(Strict):
 
 
 class ResourcesSpec(Strict):
-    """Hold the resources a job asks for, with the server's defaults (PROTOCOL 1.5)."""
+    """The resources that a job asks for, with the server's defaults (PROTOCOL 1.5)."""
 
     cpu: CPUSpec = CPUSpec()
     memory: MemoryRange = MemoryRange(min=8.0)

@@ -1,4 +1,4 @@
-"""Reading and ending runs: runs/get, runs/list, runs/stop, runs/delete (PROTOCOL 1.7)."""
+"""Reading, stopping and deleting runs: runs/get, runs/list, runs/stop, runs/delete (PROTOCOL 1.7)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dstack_core.local.state import USERNAME, State
 
 
 def get_run(state: State, request: GetRunRequest) -> Run:
-    """Return a run by its id (deleted ones too), else by its name; raises ApiError 400 if there is none."""
+    """Return a run by its id (even if deleted), else by its name; raises ApiError 400 if none exists."""
     if request.id is not None:
         run = state.runs.get(str(request.id))
     else:
@@ -23,7 +23,7 @@ def get_run(state: State, request: GetRunRequest) -> Run:
 
 
 def list_runs(state: State, request: ListRunsRequest) -> list[dict[str, Any]]:
-    """Return a page of runs as JSON data, newest first unless asked otherwise; deleted ones are included."""
+    """Return a page of runs as JSON data, newest first by default; deleted ones are included."""
     if request.repo_id is not None:
         if request.project_name is None:
             return []
@@ -57,7 +57,7 @@ def _wanted(state: State, request: ListRunsRequest, run: Run) -> bool:
 
 
 def stop_runs(state: State, request: StopRunsRequest) -> None:
-    """Ask runs to end; unknown and finished ones are passed over."""
+    """Send stop requests to runs; unknown and finished ones are ignored."""
     for name in request.runs_names:
         if (run := state.named.get(name)) is not None:
             state.engine.stop(run, request.abort)

@@ -1,8 +1,14 @@
-"""Find and kill all processes of a job, whatever groups and sessions they made for themselves.
+"""Find and kill all processes of a job, whatever process groups and sessions they created.
 
-Run as a script it is the watchdog of one server: it waits until the server is gone, also by SIGKILL, then
-kills what the server had started and removes its temporary directory. It is started by its path with
-`python -I -S`, so it may import nothing but the standard library.
+A process belongs to a job if it is in the job's session, or if its environment has the job's marker: a daemon
+leaves the session, but inherits the environment. A process that forks while it is being killed may leave a
+child behind, so search and kill repeat until nothing is found.
+
+Run as a script, this file is the watchdog of one server: it waits until the server has ended, even by
+SIGKILL, then kills what the server started and removes its temporary directory. It learns of the end in two
+ways: its standard input, a pipe from the server, closes; or its parent process changes. The pipe alone is not
+enough, because a process forked from the server keeps it open. The sessions come over the same pipe. The
+watchdog is started by its path with `python -I -S`, so it may import nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -21,7 +27,7 @@ MARKER = "DSTACK_LOCAL_SERVER"
 
 def _session_and_state(pid: int) -> tuple[int, str] | None:
     try:
-        # The command name may hold spaces and parentheses, so fields are counted from the last one.
+        # The command name may contain spaces and parentheses, so count the fields after the last parenthesis.
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
@@ -38,8 +44,7 @@ def _carries(pid: int, marker: bytes) -> bool:
 
 
 def members(sessions: Iterable[int], marker: str | None = None) -> list[int]:
-    """Return the living processes of the sessions or whose environment has an entry that begins
-    with the marker.
+    """Return the live processes of the sessions, and those with a variable that begins with the marker.
 
     Without /proc (not Linux) only the session leaders are known.
     """
@@ -59,8 +64,10 @@ def members(sessions: Iterable[int], marker: str | None = None) -> list[int]:
 
 
 def kill_all(sessions: Iterable[int], marker: str | None = None) -> None:
-    """Kill the processes `members` finds, again and again until none is left (at most 2 seconds)."""
+    """Kill the processes that `members` finds, repeatedly until none is left, for at most 2 seconds."""
     wanted = set(sessions)
+    # A process that survives SIGKILL for 2 s hangs in the kernel; waiting longer would only delay the end of
+    # the job.
     deadline = time.monotonic() + 2
     while (found := members(wanted, marker)) and time.monotonic() < deadline:
         for pid in found:
@@ -68,20 +75,20 @@ def kill_all(sessions: Iterable[int], marker: str | None = None) -> None:
                 os.kill(pid, signal.SIGKILL)
             except OSError:
                 continue
-        # A killed process stays in /proc for a moment; a forking one may have made another meanwhile.
+        # A killed process stays in /proc for a moment, and a forking one may have created another meanwhile.
         time.sleep(0.002)
 
 
 def watch(server: str, directory: str, parent: int) -> None:
     """Wait for the end of the parent process or of standard input, then clean up after it.
 
-    Lines ``+ID`` and ``-ID`` on standard input tell of sessions started and ended.
+    Lines ``+ID`` and ``-ID`` on standard input report sessions that started and ended.
     """
     sessions: set[int] = set()
     pending = b""
     while True:
-        # A process forked from the server keeps the pipe open, hence the look at the parent as well. What the
-        # pipe holds is read in any case: the server may be gone before this process has begun to read.
+        # A process forked from the server keeps the pipe open, so check the parent twice a second as well.
+        # Read what the pipe holds in any case: the server may have ended before this process began to read.
         gone = os.getppid() != parent
         if not select.select([0], [], [], 0 if gone else 0.5)[0]:
             if gone:

@@ -1,7 +1,14 @@
-"""The jobs of one try of a run: started together, replaced by updates, ended together.
+"""The jobs of one attempt of a run: started together, replaced by updates, ended together.
 
-A real server starts the new replica of a service first and ends the old one when it answers. Here both would
-want the same port of the same machine, so an old replica ends before its successor starts.
+An update compares the live jobs with the new specs, by replica group and node. An equal spec keeps its job.
+For any other spec a new job waits in `_waiting` until the old one of its kind, which is ended, has finished.
+Live jobs without a spec are ended (scaled down). If another update comes before that has happened, the
+waiting jobs are dropped, and their predecessors, which are still ending, become those of the new jobs.
+
+A real server starts the new replica of a service first and ends the old one when the new one answers. Here
+both would use the same port of the same machine, so an old replica ends before its successor starts.
+
+When one wanted job fails, all others are ended; the engine then decides whether to retry the run.
 """
 
 from __future__ import annotations
@@ -13,36 +20,36 @@ from dstack_core.local.jobs import Ending, JobCarrier
 from dstack_core.local.runs import Job, Run, Submission
 
 SCALED_DOWN = "scaled_down"
-# What a job is called, not what it does.
+# Keys that name a job, and do not describe what it does.
 _IDENTITY = ("replica_num", "job_name")
 
 
 class Replicas:
-    """Carry the jobs of one run; every method belongs to the server's event loop."""
+    """The jobs of one run in one attempt; call every method in the server's event loop."""
 
     def __init__(self, run: Run, carrier: JobCarrier) -> None:
         self._run = run
         self._carrier = carrier
         self._endings = [Ending() for _ in run.jobs]
         self._tasks: dict[asyncio.Task[Any], Job] = {}
-        # A new job, and the old one that has to end before it starts.
+        # A new job, and the old one that must end before the new one starts.
         self._waiting: list[tuple[Job | None, Job]] = []
         self._changed = asyncio.Event()
 
     def ask(self, reason: str, *, at_once: bool = False) -> None:
-        """Ask every job to end."""
+        """Send a stop request to every job."""
         for ending in self._endings:
             ending.ask(reason, at_once=at_once)
         self._waiting.clear()
 
     async def asked_within(self, seconds: float) -> bool:
-        """Wait for a request to end, and return whether it came."""
+        """Wait some seconds for a stop request, and return whether it came."""
         return await self._endings[0].within(seconds)
 
     def update(self, specs: list[dict[str, Any]]) -> None:
-        """Bring the jobs up to the run's latest deployment: keep what is the same, replace the others."""
+        """Bring the jobs to the run's latest deployment: keep those that are the same, replace the others."""
         live = [job for job in self._run.jobs if job.is_wanted]
-        # Those that an earlier update is still ending; what was to follow them is superseded.
+        # Jobs that an earlier update is still ending; the successors that it planned are superseded.
         ending = [old for old, _ in self._waiting if old is not None]
         self._waiting.clear()
         number = max((job.spec["replica_num"] for job in self._run.jobs), default=-1) + 1
@@ -67,7 +74,7 @@ class Replicas:
         self._changed.set()
 
     async def carry(self) -> None:
-        """Carry every job to its end."""
+        """Run every job until all have ended."""
         try:
             for job, ending in zip(self._run.jobs, self._endings, strict=True):
                 if job.is_wanted:
@@ -77,7 +84,7 @@ class Replicas:
                 self._judge()
                 self._start_successors()
         finally:
-            # Only a cancelled or broken try leaves some behind; they kill their processes before they end.
+            # Only a cancelled or failed attempt leaves tasks; they kill their processes before they end.
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -94,7 +101,7 @@ class Replicas:
             task.result()
 
     def _judge(self) -> None:
-        """End all jobs when one has failed, or the one that counts is done."""
+        """End all jobs when one has failed, or when the master is done and only it counts."""
         latest = [job.latest for job in self._run.jobs if job.is_wanted]
         failed = any(one.finished and one.status != "done" for one in latest)
         counts = bool(latest) and self._run.spec.setting("stop_criteria") == "master-done"

@@ -1,4 +1,4 @@
-"""Runs, jobs and submissions: what they hold and how they look on the wire (PROTOCOL 1.5)."""
+"""Runs, jobs and submissions: their fields and their form on the wire (PROTOCOL 1.5)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dstack_core.local.states import (
 
 
 def now() -> datetime:
-    """Return the present moment in UTC."""
+    """Return the current time in UTC."""
     return datetime.now(UTC)
 
 
 @dataclass
 class Submission:
-    """Hold one try of a job; its id is the key of its logs."""
+    """One attempt of a job; its id is the key of its logs."""
 
     num: int
     deployment_num: int
@@ -42,12 +42,12 @@ class Submission:
 
     @property
     def finished(self) -> bool:
-        """Tell whether this try is over."""
+        """Return whether this attempt has ended."""
         return self.status in JOB_FINISHED
 
     @property
     def retry_event(self) -> str | None:
-        """Return the retry event this try ended with, None if it is none (PROTOCOL 1.6)."""
+        """Return the retry event that this attempt ended with, None if it ended otherwise (PROTOCOL 1.6)."""
         return RETRY_EVENT_OF_REASON.get(self.termination_reason or "")
 
     def _status_message(self) -> str:
@@ -58,7 +58,7 @@ class Submission:
         return self.status
 
     def seconds(self) -> float:
-        """Return how long this try has occupied a machine."""
+        """Return how many seconds this attempt has occupied a machine."""
         if self.provisioning_data is None:
             return 0.0
         return ((self.finished_at or now()) - self.submitted_at).total_seconds()
@@ -88,7 +88,7 @@ class Submission:
 
 @dataclass
 class Job:
-    """Hold a job spec and all its tries, oldest first; an update may have put another job in its place."""
+    """A job spec and all its attempts, oldest first; `is_wanted` is False once an update replaced the job."""
 
     spec: dict[str, Any]
     submissions: list[Submission]
@@ -96,23 +96,23 @@ class Job:
 
     @property
     def latest(self) -> Submission:
-        """Return the newest try."""
+        """Return the newest attempt."""
         return self.submissions[-1]
 
     def wire(self, limit: int | None) -> dict[str, Any]:
-        """Return the job as JSON data with its `limit` newest tries (None: all)."""
+        """Return the job as JSON data with its `limit` newest attempts (None: all)."""
         kept = self.submissions if limit is None else self.submissions[len(self.submissions) - limit :]
         return {
             "job_spec": self.spec,
             "job_submissions": [submission.wire() for submission in (kept if limit != 0 else [])],
-            # Always null: there is no SSH proxy, and no shell or IDE that a client could open.
+            # Always null, because there is no SSH proxy, and no shell or IDE that a client could open.
             "job_connection_info": None,
         }
 
 
 @dataclass
 class Run:
-    """Hold a run; `spec` has its defaults filled in."""
+    """A run; its `spec` has all defaults."""
 
     project: str
     user: str
@@ -135,7 +135,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Tell whether the run has its final status."""
+        """Return whether the run has its final status."""
         return self.status in RUN_FINISHED
 
     def _status_message(self) -> str:

@@ -20,25 +20,42 @@ if TYPE_CHECKING:
     import uvicorn
 
     from dstack_core.client import Client
-    from dstack_core.local.gate import Gate, RecordedRequest
+    from dstack_core.local.fault_middleware import FaultMiddleware, RecordedRequest
     from dstack_core.local.state import State
 
-_MISSING = 'the embedded server needs packages that are not installed: pip install "dstack-core[local]"'
+_MISSING = 'The embedded server needs packages that are not installed: pip install "dstack-core[local]"'
 _ADDRESS = "127.0.0.1"
+# How long ``stop`` waits for the server's thread: killing the jobs (2 s), reading their last output (5 s) and
+# finishing requests (5 s) take less. A thread that is still alive then is left to the end of the process.
 _STOP_SECONDS = 30.0
 
 
 class LocalServer:
-    """Serve the REST protocol of dstack 0.22.5 on this machine and run jobs as local processes.
+    """A server that speaks the REST protocol of dstack 0.22.5 and runs jobs as local processes.
 
-    Use it as a context manager, or call `start` and `stop`. Nothing is kept after `stop`: every process is
-    killed and the temporary directory removed, also when the Python process that holds the server is killed.
+    Use it as a context manager, or call `start` and `stop`. `stop` kills every process and removes the
+    temporary directory. Both happen even if the Python process with the server is killed.
 
-    The pretended machine has `gpus` GPUs called `gpu_name` with `gpu_memory` GB each and costs `price` USD
-    per hour; a job asking for more, or for a `max_price` below the price, fails for lack of capacity.
-    `step_seconds` is how long a run stays in each status it passes through, `stop_grace_seconds` how long a
-    stopped job may take to react to SIGINT, `retry_seconds` the delay before the first retry (doubled each
-    time). Jobs run with the rights of the caller: there is no container (PROTOCOL 1.4 to 1.8).
+    Jobs run with the rights of the caller, without a container. A job that asks for more than the simulated
+    machine has, or for a `max_price` below its price, fails for lack of capacity.
+
+    Args:
+        port: The port on 127.0.0.1; 0 means any free one.
+        project: The name of the one project.
+        token: The token of the one user. Default: a random one.
+        gpus: How many GPUs the simulated machine has.
+        gpu_name: The name of these GPUs.
+        gpu_memory: The memory of each GPU, in GB.
+        price: The price of the machine, in USD per hour.
+        step_seconds: How long a run stays in each status that it passes through.
+        stop_grace_seconds: How long a stopped job may take to react to SIGINT before it is killed.
+        retry_seconds: The delay before the first retry of a run. It doubles with each retry.
+
+    Example:
+        >>> with LocalServer() as server, server.client() as client:
+        ...     run = client.runs.submit({"type": "task", "commands": ["echo hello"]})
+
+    Source: PROTOCOL 1.4 to 1.8.
     """
 
     def __init__(
@@ -63,7 +80,7 @@ class LocalServer:
         self._paces = {"step": step_seconds, "stop_grace": stop_grace_seconds, "retry_delay": retry_seconds}
         self._faults = Faults()
         self._thread: threading.Thread | None = None
-        self._gate: Gate | None = None
+        self._middleware: FaultMiddleware | None = None
         self._uvicorn: uvicorn.Server | None = None
         self._directory: Path | None = None
 
@@ -75,7 +92,7 @@ class LocalServer:
     def url(self) -> str:
         """Return the base URL; raises RuntimeError if the server is not started."""
         if self._bound_port is None:
-            raise RuntimeError("the server is not started")
+            raise RuntimeError("The server is not started. Call start(), or use it as a context manager.")
         return f"http://{_ADDRESS}:{self._bound_port}"
 
     @property
@@ -90,13 +107,13 @@ class LocalServer:
 
     @property
     def faults(self) -> Faults:
-        """Return the faults to inject; see `Faults.add`."""
+        """Return the injected faults; `Faults.add` adds one."""
         return self._faults
 
     @property
     def requests(self) -> list[RecordedRequest]:
         """Return the requests received since the start, oldest first."""
-        return list(self._gate.requests) if self._gate is not None else []
+        return list(self._middleware.requests) if self._middleware is not None else []
 
     @property
     def directory(self) -> Path | None:
@@ -113,10 +130,10 @@ class LocalServer:
         """Start serving and return once requests are answered.
 
         Raises ImportError if the extra `local` is not installed, OSError if the port is taken, RuntimeError
-        if the server is started already.
+        if the server is already started.
         """
         if self._thread is not None:
-            raise RuntimeError("the server is already started")
+            raise RuntimeError("The server is already started.")
         _require_extra()
         listener = _listen(self._port)
         self._bound_port = listener.getsockname()[1]
@@ -166,17 +183,17 @@ class LocalServer:
 
     async def _run(self, listener: socket.socket, ready: threading.Event) -> None:
         from dstack_core.local.app import build_app
-        from dstack_core.local.gate import Gate
+        from dstack_core.local.fault_middleware import FaultMiddleware
         from dstack_core.local.loop import QuietConfig, ReadyServer
 
         state = self._state()
-        self._gate = gate = Gate(build_app(state), self._faults, self._hang_up)
+        self._middleware = middleware = FaultMiddleware(build_app(state), self._faults, self._hang_up)
 
         async def end() -> None:
-            gate.close()
+            middleware.close()
             await state.engine.close()
 
-        self._uvicorn = ReadyServer(QuietConfig(gate), ready.set, end)
+        self._uvicorn = ReadyServer(QuietConfig(middleware), ready.set, end)
         try:
             await self._uvicorn.serve(sockets=[listener])
         finally:
@@ -209,12 +226,13 @@ def _require_extra() -> None:
 
 
 def _listen(port: int) -> socket.socket:
-    # asyncio turns Nagle's algorithm off only if the protocol is spelt out: 40 ms less for every reply.
+    # With an explicit protocol asyncio turns off Nagle's algorithm, which saves 40 ms for every reply.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((_ADDRESS, port))
-        # Listening at once means that a client which comes early waits instead of being refused.
+        # Listen at once, so that a client which comes early waits instead of being refused. 128 clients may
+        # wait, more than a test starts at the same time.
         listener.listen(128)
     except OSError as error:
         listener.close()

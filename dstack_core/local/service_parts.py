@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from dstack_core.local.quantities import IntRange, Seconds, Strict
 
+# Limits of the server of 0.22.5; the windows are seconds.
 _INT64 = 2**63 - 1
 _WINDOWS = (30, 60, 300)
 
@@ -23,7 +24,7 @@ class TgiModel(Strict):
 
 
 class OpenAiModel(Strict):
-    """A model behind an address like OpenAI's."""
+    """A model behind an API like OpenAI's."""
 
     type: Literal["chat"] = "chat"
     name: str
@@ -46,7 +47,7 @@ def _check_window(value: int) -> int:
 
 
 class Scaling(Strict):
-    """When a service gets more replicas, and fewer."""
+    """The rule by which a service gets more or fewer replicas."""
 
     metric: Literal["rps"]
     target: Annotated[float, Field(gt=0)]
@@ -69,7 +70,7 @@ class ByHeader(Strict):
 
 
 class RateLimit(Strict):
-    """How many requests a second a path takes."""
+    """The limit of requests per second to a path."""
 
     prefix: Annotated[str, Field(max_length=4094, pattern=r"^/[^\s\\{}]*$")] = "/"
     key: Annotated[ByAddress | ByHeader, Field(discriminator="type")] = ByAddress()
@@ -98,7 +99,7 @@ def _check_url(value: str) -> str:
 
 
 class Probe(Strict):
-    """A request that tells whether a service is well; not sent here."""
+    """A request that checks the health of a service; this server stores it and never sends it."""
 
     type: Literal["http"]
     url: Annotated[str, AfterValidator(_check_url)] | None = None
@@ -126,7 +127,7 @@ def check_probes(value: list[Probe] | None) -> list[Probe] | None:
 
 
 def check_replicas(value: IntRange | None) -> IntRange | None:
-    """Raise ValueError unless the number of replicas has an end and is not negative."""
+    """Raise ValueError unless the number of replicas has a maximum and is not negative."""
     if value is None:
         return None
     if value.max is None:
@@ -139,7 +140,7 @@ def check_replicas(value: IntRange | None) -> IntRange | None:
 
 
 def check_scaling(replicas: IntRange | None, scaling: Scaling | None) -> None:
-    """Raise ValueError unless exactly a range of replicas is scaled."""
+    """Raise ValueError unless `scaling` is given exactly for a range of replicas."""
     if replicas is not None and (replicas.min != replicas.max) != (scaling is not None):
         raise ValueError("`scaling` and a range of `replicas` need each other")
 
@@ -149,6 +150,6 @@ class Router(Strict):
 
     type: Annotated[
         Literal["sglang", "dynamo"],
-        # What the server calls smg it still writes as sglang.
+        # The server accepts smg and writes it as sglang.
         BeforeValidator(lambda value: "sglang" if value == "smg" else value),
     ] = "sglang"

@@ -27,7 +27,7 @@ _ENV = r"^([a-zA-Z_][a-zA-Z0-9_]*)(=.*$|$)"
 
 
 class _NoValue(BaseModel):
-    """What dstack's client puts where a name has no value yet."""
+    """The placeholder that dstack's client sends for a variable without a value."""
 
     model_config = ConfigDict(extra="forbid")
     key: str
@@ -40,7 +40,7 @@ _env: TypeAdapter[list[str] | dict[str, str | _NoValue]] = TypeAdapter(
 
 
 def read_env(value: Any) -> Any:
-    """Return environment variables as a dict; raises ServerBugError where one has no value (PROTOCOL 1.1)."""
+    """Return environment variables as a dict; raises ServerBugError if one has no value (PROTOCOL 1.1)."""
     found = _env.validate_python(value)
     if isinstance(found, dict):
         if any(isinstance(text, _NoValue) for text in found.values()):
@@ -75,7 +75,7 @@ def read_service_port(value: Any) -> Any:
 
 
 def read_python(value: Any) -> Any:
-    """Return a Python version; a YAML file's ``3.10`` is the number 3.1."""
+    """Return a Python version; ``3.10`` without quotes in a YAML file is the number 3.1."""
     return {3.1: "3.10"}.get(value, str(value)) if isinstance(value, float) else value
 
 
@@ -87,7 +87,7 @@ def check_shell(value: str | None) -> str | None:
 
 
 def check_user(value: str | None) -> str | None:
-    """Raise ValueError unless a user is ``name``, ``id`` or one of them with a group."""
+    """Raise ValueError unless a user is ``name`` or ``id``, with or without a group."""
     for part in () if value is None else (parts := value.split(":")):
         if len(parts) > 2 or not part or re.fullmatch(r"\s*-\s*\d+\s*", part):
             raise ValueError(f"invalid user format: {value}")
@@ -148,7 +148,7 @@ class FileArchiveMapping(Strict):
 
 
 class RepoSpec(Strict):
-    """A git repository for the job; the client has resolved it, the server only stores it."""
+    """A git repository for the job; the client resolves it, and the server only stores it."""
 
     local_path: str | None = None
     url: str | None = None
@@ -189,7 +189,7 @@ MountPath = Annotated[str, AfterValidator(_read_mount_path)]
 
 
 class VolumeMountPoint(Strict):
-    """A network volume, or several of which one is mounted."""
+    """A network volume, or several, one of which is mounted."""
 
     name: str | list[str]
     path: MountPath

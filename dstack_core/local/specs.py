@@ -179,7 +179,7 @@ AnyConfiguration = TaskConfiguration | ServiceConfiguration | DevEnvironmentConf
 
 
 class RemoteRepoData(Strict):
-    """Name a git commit."""
+    """A git commit, and the identity to commit with."""
 
     repo_type: Literal["remote"] = "remote"
     repo_name: str
@@ -191,14 +191,14 @@ class RemoteRepoData(Strict):
 
 
 class LocalRepoData(Strict):
-    """Name a folder whose content was uploaded as a tar."""
+    """A folder whose content was uploaded as a tar."""
 
     repo_type: Literal["local"] = "local"
     repo_dir: str
 
 
 class VirtualRepoData(Strict):
-    """Stand for no repo, or for a tar without a folder."""
+    """The absence of a repo, or a tar without a folder."""
 
     repo_type: Literal["virtual"] = "virtual"
 
@@ -207,7 +207,7 @@ RepoData = Annotated[RemoteRepoData | LocalRepoData | VirtualRepoData, Field(dis
 
 
 class RunSpec(Strict):
-    """Hold all that describes a run (PROTOCOL 2.4)."""
+    """The complete description of a run (PROTOCOL 2.4)."""
 
     run_name: str | None = None
     repo_id: str | None = None
@@ -220,10 +220,10 @@ class RunSpec(Strict):
     configuration: Annotated[AnyConfiguration, Field(discriminator="type")]
     profile: Profile | None = None
     ssh_key_pub: str | None = None
-    # Clients may send it, nothing is made of it.
+    # Clients may send it; it has no effect.
     merged_profile: Annotated[Profile, Field(exclude=True)] = Profile()
 
     def setting(self, name: str) -> Any:
-        """Return a scheduling key of the configuration, else of the profile, else None."""
+        """Return a scheduling key from the configuration, else from the profile, else None."""
         value = getattr(self.configuration, name)
         return getattr(self.profile, name) if value is None and self.profile is not None else value

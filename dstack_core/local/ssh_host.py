@@ -1,9 +1,12 @@
-"""The way into a job by SSH, for clients that attach: ports and the live log, no shell (PROTOCOL 4).
+"""SSH access to jobs, for clients that attach: ports and the live log, without a shell (PROTOCOL 4).
 
-As with a host of an SSH fleet there are two logins: one on the host, and through it one on the "container",
-which is known by its port. Only the host's port exists. The container's one is a number that stands for a
-job: hundreds of finished jobs, whose logs a client may still want, cost no socket. paramiko is loaded by the
-first connection.
+As on a host of an SSH fleet there are two logins: one on the host and, through it, one on the "container",
+which has a port of its own. A client opens a channel to that port and runs a second SSH connection in it.
+
+Only the host's port is a real one. A container's port is just a number that identifies the job, so hundreds
+of finished jobs, whose logs a client may still want, need no socket. `SshHost.serve` serves both kinds of
+connections: with a `Door` it is the container of that job, without one the host. Each connection and each
+channel has a thread. paramiko is imported with the first connection, because few servers are attached to.
 """
 
 from __future__ import annotations
@@ -22,23 +25,26 @@ if TYPE_CHECKING:
     import paramiko
 
 ADDRESS = "127.0.0.1"
+# The port of the runner's API in a container (PROTOCOL 4.5).
 RUNNER_PORT = 10999
-# The container ports: any numbers that fit into an SSH configuration. The oldest job gives its number away.
+# The numbers of container ports: any range that is valid in an SSH configuration. After 40,000 jobs the
+# numbers start again, and the oldest jobs can no longer be attached to.
 _FIRST, _LAST = 20_000, 59_999
 _LOG = "dstack_core.local.ssh"
+# How often a connection without channels checks whether it, or the server, was closed.
 _ACCEPT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Door:
-    """A job as its container's SSH server sees it: the key that opens it, and its log."""
+    """A job from the view of its container's SSH server: the key that may log in, and the log."""
 
     public_key: str
     read_log: Callable[[datetime | None], Iterator[bytes]]
 
 
 class SshHost:
-    """Listen on a free port of loopback until closed."""
+    """The SSH server of the host, on a free port of loopback until closed."""
 
     def __init__(self) -> None:
         self._numbers = itertools.cycle(range(_FIRST, _LAST + 1))
@@ -68,7 +74,7 @@ class SshHost:
         return key in self._keys
 
     def close(self) -> None:
-        """Stop listening and cut every connection."""
+        """Stop listening and close every connection."""
         self._closed = True
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -88,7 +94,7 @@ class SshHost:
             threading.Thread(target=self.serve, args=(connection, None), daemon=True).start()
 
     def serve(self, way: Any, door: Door | None) -> None:
-        """Serve a connection with the host, or with the container behind a door."""
+        """Serve a connection to the host, or to the container behind a door."""
         import paramiko
 
         from dstack_core.local.ssh_session import Session

@@ -1,4 +1,4 @@
-"""What a client may do on one SSH connection: log in with a key of a job, and reach its ports."""
+"""The rights of a client on one SSH connection: log in with the key of a job, and reach its ports."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from dstack_core.local.live_log import LiveLog
 from dstack_core.local.ssh_host import ADDRESS, RUNNER_PORT, Door, SshHost, key_blob
 
 _LOOPBACK = {"localhost", ADDRESS, "::1"}
+# Bytes to copy at once: two of the 32 KB packets that paramiko sends by default.
 _COPY = 65536
 _BANNER = "The embedded dstack server forwards ports and the live log. It has no shell.\r\n"
 
@@ -27,7 +28,7 @@ Pipe = paramiko.Channel | socket.socket
 
 
 class InnerWay:
-    """A channel that a second connection runs in; closing it after the first one was cut is no error."""
+    """The channel that a second connection runs in; it can be closed after the first connection was cut."""
 
     def __init__(self, channel: paramiko.Channel) -> None:
         self._channel = channel
@@ -42,7 +43,7 @@ class InnerWay:
 
 
 class Session(paramiko.ServerInterface):
-    """A connection with the host (`door` is None), or with the container of a job."""
+    """A connection to the host (`door` is None), or to the container of a job."""
 
     def __init__(self, host: SshHost, door: Door | None) -> None:
         self._host = host
@@ -50,27 +51,27 @@ class Session(paramiko.ServerInterface):
         self._targets: dict[int, socket.socket | Door | None] = {}
 
     def get_banner(self) -> tuple[str | None, str | None]:
-        """Tell who logs in by hand what there is; a host that is only passed through says nothing."""
+        """Return a banner for users who log in by hand; the host, a mere hop, has none."""
         return (None, None) if self._door is None else (_BANNER, "en-US")
 
     def get_allowed_auths(self, username: str) -> str:
-        """Allow keys alone."""
+        """Allow only keys."""
         return "publickey"
 
     def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
-        """Let in the keys that runs were submitted with."""
+        """Accept the keys that runs were submitted with."""
         text = key.get_base64()
         known = self._host.opens_any(text) if self._door is None else key_blob(self._door.public_key) == text
         return AUTH_SUCCESSFUL if known else AUTH_FAILED
 
     def check_channel_request(self, kind: str, chanid: int) -> int:
-        """Open sessions, in which there is nothing: a client may want one to keep the connection."""
+        """Open empty sessions: a client may want one to keep the connection."""
         return OPEN_SUCCEEDED if kind == "session" else OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED
 
     def check_channel_direct_tcpip_request(
         self, chanid: int, origin: tuple[str, int], destination: tuple[str, int]
     ) -> int:
-        """Connect with a container (from the host), or with a port of the job (from its container)."""
+        """Connect to a container (from the host), or to a port of the job (from its container)."""
         name, port = destination
         if name not in _LOOPBACK:
             return OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED
@@ -108,7 +109,7 @@ def _in_background(work: object, *arguments: object) -> None:
 
 
 def _join(channel: paramiko.Channel, target: socket.socket) -> None:
-    """Copy both ways until both sides have said everything, then close both."""
+    """Copy in both directions until both sides have sent everything, then close both."""
     backwards = threading.Thread(target=_copy, args=(target, channel), daemon=True)
     backwards.start()
     _copy(channel, target)

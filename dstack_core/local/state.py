@@ -1,4 +1,4 @@
-"""All that one server knows: its user, its project, runs, repos, uploads and logs."""
+"""The state of one server: its user, its project, runs, repos, uploads and logs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ USERNAME = "admin"
 
 @dataclass(frozen=True)
 class Settings:
-    """Hold what a server was made with."""
+    """The settings that a server was created with."""
 
     project: str
     token: str
@@ -39,7 +39,7 @@ class Settings:
 
 
 class State:
-    """Hold the state of one server; every method belongs to the server's event loop."""
+    """The state of one server; call every method in the server's event loop."""
 
     def __init__(self, settings: Settings, directory: Path) -> None:
         self.settings = settings
@@ -75,7 +75,7 @@ class State:
             raise unknown_project()
 
     def add(self, run: Run) -> None:
-        """Store a new run under its name; a run that had the name is replaced (PROTOCOL 1.4)."""
+        """Store a new run under its name; it replaces a run that had the name (PROTOCOL 1.4)."""
         if (old := self.named.get(run.name)) is not None:
             old.deleted = True
         self.runs[run.id] = run
@@ -83,19 +83,19 @@ class State:
         self.engine.start(run)
 
     def delete(self, run: Run) -> None:
-        """Mark a run as deleted; it stays readable by its id."""
+        """Mark a run as deleted; it can still be read by its id."""
         run.deleted = True
         self.named.pop(run.name, None)
 
     def random_name(self) -> str:
-        """Return a run name that is free."""
+        """Return an unused run name."""
         while True:
             name = f"{secrets.choice(_ADJECTIVES)}-{secrets.choice(_ANIMALS)}-{secrets.randbelow(1000)}"
             if name not in self.named:
                 return name
 
     def sources(self, run: Run) -> Sources:
-        """Return the uploads a run refers to; what is missing is left out."""
+        """Return the uploads that a run refers to, without those that are missing."""
         spec = run.spec
         repo = self.repos.get(spec.repo_id or "")
         creds = repo.repo_creds if repo is not None else None
@@ -134,7 +134,7 @@ class State:
             "project_name": self.settings.project,
             "owner": user,
             "created_at": self.created_at,
-            # As a real server with nothing but SSH fleets: they are no backend that is configured.
+            # Like a real server that has only SSH fleets: they do not count as a configured backend.
             "backends": [],
             "members": [member] if with_members else [],
             "is_public": False,

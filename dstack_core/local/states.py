@@ -1,4 +1,4 @@
-"""Statuses, reasons and what follows from them: the tables of PROTOCOL 1.6."""
+"""Statuses and reasons, and what they imply: the tables of PROTOCOL 1.6."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ JOB_MESSAGE_OF_REASON = {
 JOB_ERROR_OF_REASON = {"max_duration_exceeded": "max duration exceeded"}
 
 
-# In the order a try passes them; a run takes the furthest status one of its jobs has reached.
+# In the order that an attempt passes them; a run has the furthest status that one of its jobs has reached.
 RUN_STATUS_OF_JOB_STATUS = {
     "submitted": "submitted",
     "provisioning": "provisioning",

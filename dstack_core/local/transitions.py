@@ -1,4 +1,4 @@
-"""Change the status of runs and jobs, and record it (PROTOCOL 1.6)."""
+"""Changes of the status of runs and jobs, recorded as events (PROTOCOL 1.6)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dstack_core.local.states import RUN_STATUS_OF_JOB_STATUS, RUN_STATUS_ORDER
 
 
 class Transitions:
-    """Be the only one who sets a status."""
+    """The only place that sets a status."""
 
     def __init__(self, events: EventLog) -> None:
         self._events = events
 
     def run(self, run: Run, status: str, reason: str | None = None) -> None:
-        """Give a run a status, and a reason if it ends."""
+        """Set the status of a run, and the reason if it ends."""
         old, run.status, run.last_processed_at = run.status, status, now()
         run.termination_reason = reason or run.termination_reason
         if old != status:
             self._events.status(run, None, old, status, run.termination_reason)
 
     def job(self, run: Run, job: Job, status: str, reason: str | None = None) -> None:
-        """Give the newest try of a job a status; the run follows as far as it is behind."""
+        """Set the status of a job's newest attempt, and that of the run if it is behind."""
         submission = job.latest
         old, submission.status, submission.last_processed_at = submission.status, status, now()
         submission.termination_reason = reason

@@ -1,4 +1,4 @@
-"""Update an active run in place: which changes a server of 0.22.5 makes without a new run (PROTOCOL 1.4)."""
+"""Updates in place: what a server of 0.22.5 changes in an active run without a new one (PROTOCOL 1.4)."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ def _changed(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
             yield key
     before, after = old["configuration"], new["configuration"]
     for key in before:
-        # The default, written or left out, is no change.
+        # To write the default, or to leave it out, does not count as a change.
         if before[key] != after[key] and not (key == "https" and {before[key], after[key]} == {None, True}):
             yield f"configuration.{key}"

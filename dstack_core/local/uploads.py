@@ -13,6 +13,7 @@ from starlette.requests import Request
 from dstack_core.local.errors import bad_request, invalid
 from dstack_core.local.state import State
 
+# The default of a real server's DSTACK_SERVER_CODE_UPLOAD_LIMIT (PROTOCOL 1.3).
 LIMIT = 2 * 1024 * 1024
 
 
@@ -28,14 +29,14 @@ async def _receive(state: State, request: Request, what: str) -> tuple[str, Path
     if len(content) > LIMIT:
         size, limit = len(content) / 1024**2, LIMIT / 1024**2
         raise bad_request(f"{what} size is {size:.2f}MB, which exceeds the {limit:.2f}MB limit")
-    # The name on disk is ours: the client's one is not checked against anything.
+    # Use a name of our own on disk, because the client's name is not checked.
     path = state.uploads / str(uuid4())
     await asyncio.to_thread(path.write_bytes, content)
     return digest, path
 
 
 async def receive_code(state: State, request: Request) -> None:
-    """Store the code of a repo under the hash its file name is; raises ApiError 400 or 422."""
+    """Store the code of a repo under its hash, which is the file name; raises ApiError 400 or 422."""
     repo_id = request.query_params.get("repo_id")
     if repo_id is None:
         raise invalid([{"loc": ("repo_id",), "msg": "Field required", "type": "missing"}])

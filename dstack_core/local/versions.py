@@ -9,7 +9,7 @@ from dstack_core.local.state import SERVER_VERSION
 
 
 def check_client_version(header: str | None) -> None:
-    """Raise ApiError 400 for a client newer than the server in more than the patch number, or for garbage."""
+    """Raise ApiError 400 for a malformed version, or one newer than the server's (patch numbers aside)."""
     if header is None or header == "latest":
         return
     match = re.match(r"(\d+)\.(\d+)(?:\.|$)", header)

@@ -12,11 +12,12 @@ from uuid import uuid4
 from dstack_core.local import reaper
 from dstack_core.local.process import PtyProcess
 
+# How long the helper may take to clean up: killing takes 2 s at most, removing the directory a moment.
 _CLOSE_SECONDS = 5.0
 
 
 class Watchdog:
-    """Tell the helper which sessions exist."""
+    """The helper process of one server, which knows the sessions of its jobs."""
 
     def __init__(self, directory: Path) -> None:
         self._server = str(uuid4())
@@ -28,7 +29,7 @@ class Watchdog:
         return f"{reaper.MARKER}={self._server}.{job}"
 
     def start(self) -> None:
-        """Start the helper unless it runs; call it before the first process, so that none goes unwatched."""
+        """Start the helper unless it runs; call this before the first process, so that all are watched."""
         if self._helper is None:
             script = str(Path(reaper.__file__))
             self._helper = subprocess.Popen(
@@ -43,14 +44,14 @@ class Watchdog:
 
     def started(self, session: int) -> None:
         """Record a session."""
-        self._tell(f"+{session}\n")
+        self._send(f"+{session}\n")
 
     def ended(self, process: PtyProcess) -> None:
-        """Record the end of a session, whose id may be used again by the system."""
+        """Record the end of a session; the system may reuse its id."""
         if process.started:
-            self._tell(f"-{process.pid}\n")
+            self._send(f"-{process.pid}\n")
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         if self._helper is not None and self._helper.stdin is not None:
             with contextlib.suppress(OSError):
                 os.write(self._helper.stdin.fileno(), line.encode())

@@ -1,4 +1,15 @@
-"""The directory of one job: its code, its files and its environment."""
+"""The directory of one job: its code, its files and its environment.
+
+There is no container, so the paths of a container are mapped into a directory of this machine, and nothing
+may be written outside it. Paths leave the directory in three ways, each closed where it could happen:
+
+* ``..`` in a path: `Workspace.local` normalises it and compares.
+* A symbolic link of the code on the way to a directory: `Workspace._make` resolves it and compares.
+* A symbolic link in an archive that a later entry of the archive is written through: `_unpack` makes the
+  links last.
+
+Commands are not confined: they have the rights of the caller and may follow any link.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +32,7 @@ _CODE_DIR = "/workflow"
 
 
 class WorkspaceError(Exception):
-    """The code or the files of a job could not be placed; `reason` is what the job ends for."""
+    """The failure to place the code or files of a job; `reason` is the job's termination reason."""
 
     def __init__(self, message: str, reason: str = "container_exited_with_error") -> None:
         super().__init__(message)
@@ -30,7 +41,7 @@ class WorkspaceError(Exception):
 
 @dataclass(frozen=True)
 class Sources:
-    """Name the uploads a job needs: the code of its repo, how to clone it, its file archives."""
+    """The uploads that a job needs: the code of its repo, how to clone it, its file archives."""
 
     code: Path | None = None
     clone: RemoteRepoCreds | None = None
@@ -38,7 +49,7 @@ class Sources:
 
 
 class Workspace:
-    """Map the paths of a container to a directory of this machine.
+    """A directory of this machine that stands for the file system of a container.
 
     ``/workflow`` becomes ``<root>/workflow``, ``~`` and the container's home become ``<root>/home`` and any
     other absolute path lies below ``<root>/rootfs``. The image's own working directory is ``/workflow``.
@@ -52,9 +63,9 @@ class Workspace:
         self.code = self.local(spec["repo_dir"], self.cwd)
 
     def local(self, path: str, base: Path | None = None) -> Path:
-        """Return where a path of the container lies; a relative one below ``base``, else ``/workflow``.
+        """Return the local path of a container's path; a relative one starts at ``base``, else ``/workflow``.
 
-        Raises WorkspaceError if it leads out of there.
+        Raises WorkspaceError if it leads out of the job's directory.
         """
         workflow = self.root / "workflow"
         for prefix, folder in ((_CODE_DIR, workflow), ("~", self.home), (self._home_dir, self.home)):
@@ -86,12 +97,12 @@ class Workspace:
                 self._place(archive, path)
         except (tarfile.TarError, OSError, WorkspaceError) as error:
             raise WorkspaceError(f"Failed to set up files ({error})", "executor_error") from error
-        # A link of the code may lead to a directory of this machine; commands may start there.
+        # A link in the code may lead to a directory of this machine; commands may start there.
         if not self.cwd.is_dir():
             self._make(self.cwd)
 
     def _make(self, directory: Path) -> None:
-        """Make a directory; raises WorkspaceError if links lead out of the job's directory on the way."""
+        """Create a directory; raises WorkspaceError if links on the way lead out of the job's directory."""
         if not directory.resolve().is_relative_to(self.root.resolve()):
             raise WorkspaceError(f"The path {directory} leads out of the job's directory")
         directory.mkdir(parents=True, exist_ok=True)
@@ -116,7 +127,7 @@ class Workspace:
         if len(entries) != 1:
             raise WorkspaceError(f"The archive for {path} must have exactly one top-level entry")
         self._make(target.parent)
-        # What is there is replaced, as the runner of the real server does.
+        # Replace what exists, as the runner of the real server does.
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)
         else:
@@ -125,7 +136,7 @@ class Workspace:
         shutil.rmtree(unpacked)
 
     def environment(self, run: Run, job: Job, marker: str) -> dict[str, str]:
-        """Return the environment of the job: nothing of the server's own but PATH (PROTOCOL 1.8, samples)."""
+        """Return the environment of the job; of the server's own it has only PATH (PROTOCOL 1.8, samples)."""
         peers = [peer for peer in run.jobs if peer.spec["replica_num"] == job.spec["replica_num"]]
         machine = job.latest.provisioning_data or {}
         gpus = len(machine["instance_type"]["resources"]["gpus"])
@@ -155,7 +166,7 @@ class Workspace:
 def _unpack(archive: Path, directory: Path) -> None:
     """Unpack into a new directory; links may lead anywhere, as in a container.
 
-    Links come last and the deepest first, so nothing of the archive is ever written through one.
+    Links are made last, the deepest first, so nothing of the archive is ever written through one.
     """
     if not hasattr(tarfile, "data_filter"):
         raise WorkspaceError("Archives are unpacked safely only by Python 3.11.4 or newer")
@@ -164,7 +175,7 @@ def _unpack(archive: Path, directory: Path) -> None:
         links = {_inside(directory, member.name): member.linkname for member in tar if member.issym()}
         others = [member for member in tar if not member.issym()]
         for member in others:
-            # tarfile would make the link that a hard link names, and too early.
+            # For such a hard link, tarfile would make the symbolic link that it names, and too early.
             if member.islnk() and _inside(directory, member.linkname) in links:
                 raise tarfile.TarError(f"{member.name!r} is a hard link to a symbolic link")
         tar.extractall(directory, others, filter="data")

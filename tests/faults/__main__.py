@@ -1,6 +1,6 @@
 """Run ``python -m tests.faults core|airflow|prefect``, each in its environment, then ``report``.
 
-``python -m tests.faults suites ENVIRONMENT`` runs the tests that stand beside the matrix.
+``python -m tests.faults suites ENVIRONMENT`` runs the additional tests.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from tests.faults.restarts import try_restarts
 
 _REPORTS = Path("build/reports")
 _ENVIRONMENTS = {"core": "core", "airflow": "airflow_adapters", "prefect": "prefect_adapters"}
-# Their ways are processes of a real host; the core has no process of its own.
+# In these modules a run is followed by processes of a real host; the core has no process of its own.
 _KILLED = {"airflow": "airflow_kills", "prefect": "prefect_kills"}
-# These have ``try_ways(only)``, which returns the results of their ways to end a task on a slow server.
+# These modules have ``try_ways(only)``, which ends tasks on a slow server in all ways and returns the results.
 LATENCY = "latency"
 _SLOW = {"airflow": "airflow_latency", "prefect": "prefect_latency"}
 
 
 def main() -> int:
-    """Try one environment's adapters, or write the page from what was kept; 1 when a case did not hold."""
+    """Try one environment's adapters, or write the page from saved results; return 1 if a case did not hold."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
     parser.add_argument("what", choices=[*_ENVIRONMENTS, "suites", "report"])
     parser.add_argument("environment", nargs="?", choices=[*_ENVIRONMENTS], help="of the suites")
@@ -64,14 +64,14 @@ def main() -> int:
 
 
 def keep(results: list[Result], path: Path) -> None:
-    """Put results to those of before, in the place of the same cases."""
+    """Add results to the saved ones, in place of those of the same cases."""
     tried = {(one.part, one.adapter, one.fault, one.step) for one in results}
     before = load([path]) if path.exists() else []
     save([one for one in before if (one.part, one.adapter, one.fault, one.step) not in tried] + results, path)
 
 
 def _tried(environment: str, part: str, steps: list[int]) -> Iterator[tuple[str, list[Result]]]:
-    """Yield one part after the other, so that what was tried is kept whatever becomes of the next."""
+    """Yield the results of one part after the other, so that they are saved whatever happens to the next part."""
     with _host(_ENVIRONMENTS[environment]) as adapters:
         for one in PARTS if part == "all" else (part,):
             if one == RESTARTS:
@@ -101,7 +101,7 @@ def _show_latencies(results: list[LatencyResult]) -> int:
 
 @contextlib.contextmanager
 def _host(name: str) -> Iterator[Mapping[str, Adapter]]:
-    """Give what a module of adapters has, while its host is up."""
+    """Yield the adapters of a module while its host is up."""
     module = importlib.import_module(f"tests.faults.{name}")
     with getattr(module, "host", contextlib.nullcontext)():
         yield module.ADAPTERS
@@ -120,18 +120,20 @@ def _report() -> int:
     status = _show_latencies(slow) if slow else 0
     found, missed = flaws(results), junit.flaws(beside)
     print(*found, f"{len(results) - len(found)} of {len(results)} cases held", sep="\n")
-    print(*missed, f"{sum(one.held for one in beside)} of {len(beside)} tests beside them held", sep="\n")
+    print(*missed, f"{sum(one.held for one in beside)} of {len(beside)} additional tests held", sep="\n")
     return 1 if found or missed else status
 
 
 def _show(results: list[Result]) -> None:
-    again = sum(bool(one.told_again) for one in results)
+    again = sum(bool(one.repeated) for one in results)
     for part in PARTS:
         of = [one for one in results if one.part == part]
         if of:
             print(f"{part}:", matrix(of), "", steps(of), "", sep="\n")
     if again:
-        print(f"in {again} of them, what a triggerer wrote in the last moment of its life is told twice")
+        print(
+            f"in {again} of them, lines that a triggerer wrote just before it was killed are in the log twice"
+        )
 
 
 def _path(name: str) -> Path:

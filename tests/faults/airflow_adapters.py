@@ -13,7 +13,7 @@ from typing import Any
 for _name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
     del os.environ[_name]
 _HOME = tempfile.TemporaryDirectory(prefix="airflow-home-")
-# Airflow reads its environment when it is imported, so this comes first.
+# Set the environment before the import, because Airflow reads it then.
 os.environ.update({"AIRFLOW_HOME": _HOME.name, "AIRFLOW__CORE__LOAD_EXAMPLES": "False"})
 
 from airflow.sdk.exceptions import TaskDeferred  # noqa: E402
@@ -22,26 +22,26 @@ from airflow_provider_dstack import _stop, _submission, operators  # noqa: E402
 from airflow_provider_dstack.operators import DstackRunOperator  # noqa: E402
 from tests.faults.case import Adapter, Case, Ended  # noqa: E402
 
-# The operator asks for offers before it submits and looks every 0.1 s at the fastest.
+# Seconds. The operator requests offers before it submits; 0.1 s is its shortest poll interval.
 _POLL_INTERVAL = 0.1
-# Room for three repeats of a dropped stop would be 20 s; no fault of these parts drops one.
+# Three repeats of a dropped stop would need 20 s, but no fault of these parts drops a stop.
 _STOP_SECONDS = 6.0
 _NUMBERS = itertools.count(1)
 
 
 class _Lines:
-    """Stand in for a task's log and keep the run's lines, and what else was told."""
+    """A substitute for a task's log, which keeps the run's lines and all other messages."""
 
     def __init__(self) -> None:
         self.found: list[str] = []
-        self.told: list[str] = []
+        self.other_lines: list[str] = []
 
     def log(self, level: int, text: str, *arguments: object) -> None:
-        told = text % arguments if arguments else text
-        lines = [line.strip() for line in told.splitlines() if line.strip().startswith("line-")]
+        message = text % arguments if arguments else text
+        lines = [line.strip() for line in message.splitlines() if line.strip().startswith("line-")]
         self.found += lines
         if not lines:
-            self.told.append(told)
+            self.other_lines.append(message)
 
     def info(self, text: str, *arguments: object) -> None:
         self.log(20, text, *arguments)
@@ -51,9 +51,9 @@ class _Lines:
 
 def _operator(case: Case, *, deferrable: bool) -> tuple[DstackRunOperator, _Lines]:
     number = next(_NUMBERS)
-    # Else a plan that comes byte by byte takes longer than all other requests of a life.
+    # Without this, a plan that arrives byte by byte takes longer than all other requests of a life.
     _submission.PLAN_SECONDS = case.timeout
-    # A server that never answers again has each stop take this long; the part latency keeps the true time.
+    # On a server that never answers again, each stop takes this long. The part latency uses the real value.
     _stop._LEAST_STOP_SECONDS = _STOP_SECONDS
     connection = {
         "conn_type": "dstack",
@@ -75,7 +75,7 @@ def _operator(case: Case, *, deferrable: bool) -> tuple[DstackRunOperator, _Line
         log_budget_bytes=None,
     )
     lines = _Lines()
-    operator._cached_logger = lines  # type: ignore[assignment]  # what is used of one
+    operator._cached_logger = lines  # type: ignore[assignment]  # only what the operator uses of a logger
     return operator, lines
 
 
@@ -85,17 +85,17 @@ def _context(case: Case) -> Any:
 
 
 def execute_sync(case: Case) -> Ended:
-    """Execute the operator to the end of its run."""
+    """Execute the operator until its run has ended."""
     operator, lines = _operator(case, deferrable=False)
     try:
         result = operator.execute(_context(case))
     except Exception as error:
-        return Ended(lines.found, None, error, lines.told)
-    return Ended(lines.found, result["status"], None, lines.told)
+        return Ended(lines.found, None, error, lines.other_lines)
+    return Ended(lines.found, result["status"], None, lines.other_lines)
 
 
 def execute_deferred(case: Case) -> Ended:
-    """Execute the operator until it defers, then its trigger, then what follows the trigger's event."""
+    """Execute the operator until it defers, then its trigger, then the method that gets the trigger's event."""
     operator, lines = _operator(case, deferrable=True)
     context = _context(case)
     try:
@@ -111,13 +111,13 @@ def execute_deferred(case: Case) -> Ended:
 
             result = operator.execute_complete(context, asyncio.run(event()))
     except Exception as error:
-        return Ended(lines.found, None, error, lines.told)
-    return Ended(lines.found, result["status"], None, lines.told)
+        return Ended(lines.found, None, error, lines.other_lines)
+    return Ended(lines.found, result["status"], None, lines.other_lines)
 
 
-# Else a run of this length would be over before the operator defers.
+# Otherwise a run of this length would end before the operator defers.
 operators._SYNC_SECONDS = 0.0
-# A task without a next try stops the run it has lost sight of, as far as the server lets it.
+# A task without a next try stops the run that it can no longer follow, if the server answers.
 ADAPTERS = {
     "Airflow operator, sync": Adapter(execute_sync, "stops"),
     "Airflow operator, deferred": Adapter(execute_deferred, "stops"),

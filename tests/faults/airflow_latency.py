@@ -1,4 +1,4 @@
-"""Airflow's ways to end a task, on a server that is slow or drops the stop; a real Airflow does them."""
+"""Airflow's ways to end a task, on a server that is slow or drops the stop, in a real Airflow."""
 
 from __future__ import annotations
 
@@ -40,25 +40,28 @@ from tests.rig.server import RealServer
 
 _DAGS = Path(__file__).parent.parent / "provider_airflow" / "dags"
 _DAG_FILE = "slow_server.py"
+# The `execution_timeout` of the DAGs in slow_server.py, in seconds.
 _TIMEOUT = 50.0
+# Cases at once; each has a task process of its own.
 _WORKERS = 8
 _SETTINGS = {"AIRFLOW__CORE__PARALLELISM": str(_WORKERS + 2)}
-# A task process has 5 s after its SIGTERM, which comes with the next heartbeat: 1 s here, more on a busy machine.
+# A task process has 5 s after its SIGTERM, which comes with the next heartbeat: within 1 s here, later on a busy
+# machine.
 _KILL_SECONDS = 8.0
-# Everywhere else the stop has the timeout of the connection, which is 30 s by default.
+# Elsewhere the stop may take the timeout of the connection, 30 s by default, plus a margin for a busy machine.
 _STOP_SECONDS = 45.0
-# Starting a real run takes seconds, so few cases are tried there.
+# A real server takes seconds to start a run, so only a few cases are tried there.
 _REALLY = ("marked failed", "execution_timeout", "marked failed, deferred")
 _REALLY_SLOW = [one for one in LATENCIES if one.whole or one.drops is None or one.longest == 2.5]
 
 
 @dataclass(frozen=True)
 class Ways:
-    """All ways, done by one Airflow; ``folder`` is for the gates."""
+    """All ways to end a task in one Airflow; ``folder`` is for the gates."""
 
     airflow: Components
     folder: Path
-    # Airflow on sqlite fails a request that writes while another one writes.
+    # On sqlite, Airflow fails a request that writes while another one writes.
     _writing: threading.Lock = field(default_factory=threading.Lock)
 
     def all(self) -> Mapping[str, Way]:
@@ -70,7 +73,7 @@ class Ways:
             "marked failed, run name chosen": partial(self.ended, "slow_named", failed, ["failed"]),
             "marked success": partial(self.ended, sync, success, ["success"]),
             "cleared": partial(self.ended, sync, clear, []),
-            # Airflow leaves the unfinished tasks of a DAG run that is marked failed skipped, or failed.
+            # When a DAG run is marked failed, Airflow leaves its unfinished tasks skipped or failed.
             "DAG run failed": partial(self.ended, sync, fail_dag_run, ["failed", "skipped"]),
             "worker SIGTERM, last try": partial(self.ended, "slow_last_try", terminate, ["failed"]),
             "exception, last try": partial(
@@ -86,12 +89,12 @@ class Ways:
         }
 
     def reap(self, server: LocalServer | RealServer | None = None) -> None:
-        """Have Airflow's command stop what was left, on ``server`` or that of the default connection."""
+        """Let Airflow's command stop what is left, on ``server`` or that of the default connection."""
         name = "dstack_default"
         if server is not None:
             name = "reaped"
             self._connect(name, server, server.url)
-        # The service's task succeeded: without its teardown, only this option has it stopped.
+        # The service's task succeeded. Without its teardown, only this option stops the service.
         done = self.airflow.command("dstack", "reap", "--min-age", "0", "--stop-services", "--conn-id", name)
         assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
@@ -108,7 +111,7 @@ class Ways:
         is_deferred = dag_id == "slow_deferred"
         task, run = self._running(dag_id, case, is_deferred=is_deferred)
         process = None if is_deferred else task.process()
-        # The run of a next try, if there is one, ends at once.
+        # Open the gate, so that the run of a next try, if there is one, ends at once.
         (self.folder / case.name).touch()
         case.begin()
         with self._writing:
@@ -118,7 +121,7 @@ class Ways:
         if process is not None:
             wait_for("end of the task's process", lambda: not process.is_running(), PATIENCE, LOOK_EVERY)
         if end is clear:
-            # The tries that follow stop the run of the one before, and fail where they cannot.
+            # The next try stops the run of the try before, and fails if it cannot.
             task.wait_for("success", "failed")
             expected = ["success" if case.is_stopped() else "failed"]
         task.wait_for(*OVER)
@@ -126,7 +129,7 @@ class Ways:
         return Seen(task.state, expected, task.said())
 
     def timed_out(self, dag_id: str, case: LatencyCase) -> Seen:
-        """Have a task run out of its `execution_timeout`; the fault begins when its run is running."""
+        """Let a task exceed its `execution_timeout`; the fault begins when its run is running."""
         is_deferred = dag_id == "slow_deferred_timed_out"
         task, run = self._running(dag_id, case, is_deferred=is_deferred)
         case.begin()
@@ -141,7 +144,7 @@ class Ways:
         return Seen(task.state, ["failed"], task.said())
 
     def torn_down(self, case: LatencyCase) -> Seen:
-        """Have the teardown of a DAG run stop the service that its setup has started."""
+        """Let the teardown of a DAG run stop the service that its setup started."""
         port = free_port()
         what = {
             "type": "service",
@@ -164,7 +167,7 @@ class Ways:
         case.watch(run, _STOP_SECONDS)
         task.wait_for(*OVER)
         task.wait_until_quiet()
-        # A teardown that could not stop its run has failed.
+        # A teardown that could not stop its run must fail.
         return Seen(task.state, ["success" if case.is_stopped() else "failed"], task.said())
 
     def _running(self, dag_id: str, case: LatencyCase, *, is_deferred: bool) -> tuple[EndedTask, dstack.Run]:
@@ -198,7 +201,7 @@ class Ways:
         self.airflow.call("POST", "/api/v2/connections", connection)
 
     def _wait_for_trigger(self, task: EndedTask) -> None:
-        """Return when a triggerer follows the run: until then there is nobody who could hear of an end."""
+        """Wait until a triggerer follows the run: until then no process can notice that the task is ended."""
         moment = time.monotonic()
 
         def polls() -> bool:
@@ -211,7 +214,7 @@ class Ways:
 
 @contextmanager
 def host(server: LocalServer) -> Iterator[Ways]:
-    """Run an Airflow of our own; what has no connection of its own uses ``server`` without a proxy."""
+    """Run a private Airflow; what has no connection of its own uses ``server`` without a proxy."""
     for name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
         del os.environ[name]
     home = Path(tempfile.mkdtemp(prefix="airflow-latency-"))
@@ -232,7 +235,7 @@ def host(server: LocalServer) -> Iterator[Ways]:
 
 
 def try_ways(only: str) -> list[LatencyResult]:
-    """Return the results of these ways, and of some of them on a real server."""
+    """Return the results of all ways, and of some of them on a real server."""
     with LocalServer(stop_grace_seconds=2.0) as server, host(server) as ways:
         results = try_latencies(server, ways.all(), ways.reap, only=only, workers=_WORKERS)
         real = {f"{name}, real server": ways.all()[name] for name in _REALLY}

@@ -1,4 +1,4 @@
-"""What an adapter gets, and what it tells of a run's life."""
+"""The input of an adapter, and what it reports about the life of a run."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+# Seconds. Short, because many faults of the matrix are only noticed by this timeout; the stalls of the proxy (2 s)
+# are longer.
 TIMEOUT = 1.5
+# Seconds. Short, because a life has at least 16 requests.
 POLL_INTERVAL = 0.02
 
 
 @dataclass(frozen=True)
 class Case:
-    """Hold one case: where the server is for the client, the run's name and its configuration."""
+    """One case: the server's address for the client, the run's name and its configuration."""
 
     url: str
     project: str
@@ -37,28 +40,28 @@ class Case:
 
 @dataclass(frozen=True)
 class Ended:
-    """Hold what an adapter saw: the lines it was given and the status it told, or the error it raised.
+    """What an adapter saw: the lines it got, and the status it reported or the error it raised.
 
-    ``told`` is what else it wrote to its log. ``told_again`` counts lines that are in ``lines`` once, and that the
-    log has twice for the one reason that the docs name.
+    ``other_lines`` is what else it wrote to its log. ``repeated`` counts lines that are in ``lines`` once and in the
+    log twice, for the one reason that docs/reliability.md names.
     """
 
     lines: Sequence[str]
     status: str | None
     error: BaseException | None = None
-    told: Sequence[str] = ()
-    told_again: int = 0
+    other_lines: Sequence[str] = ()
+    repeated: int = 0
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """Hold one way to follow a run, and what it does with a run that it has lost sight of."""
+    """One way to follow a run, and what it does with a run that it can no longer follow."""
 
     follow: Callable[[Case], Ended]
     lost_sight: Literal["leaves", "stops"] = "leaves"
 
     def __call__(self, case: Case) -> Ended:
-        """Follow; an error that the way itself did not catch is one, too."""
+        """Follow; an error that the adapter did not catch itself counts as well."""
         try:
             return self.follow(case)
         except Exception as error:

@@ -1,4 +1,4 @@
-"""An embedded server, and proxies that do wrong, for the tests of this folder."""
+"""An embedded server, and proxies that inject faults, for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.settings import no_settings_of_this_machine
 def server() -> Iterator[LocalServer]:
     with LocalServer(step_seconds=0.0, stop_grace_seconds=0.2) as server:
         with server.client() as client:
-            # The server makes its user's key at the first request, which takes long.
+            # The server generates its user's key with the first request, which takes long.
             client.user()
         yield server
 
 
-# Not longer than that: what waits is shorter meanwhile.
+# A module's scope, not the session's: the stage shortens the pauses between retries while it exists.
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
     with matrix.stage() as stage:

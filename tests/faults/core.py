@@ -1,4 +1,4 @@
-"""The core's two adapters: ``run.follow()`` of both clients."""
+"""The two adapters of the core: ``run.follow()`` of the sync and the async client."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def follow_sync(case: Case) -> Ended:
                 if isinstance(event, dstack.LogLines):
                     lines += event.lines
                 elif isinstance(event, dstack.RunFinished):
-                    return Ended(lines, str(event.outcome.status), told=[str(event.outcome.reason)])
+                    return Ended(lines, str(event.outcome.status), other_lines=[str(event.outcome.reason)])
     except Exception as error:
         return Ended(lines, None, error)
     return Ended(lines, None)
@@ -35,7 +35,7 @@ def follow_async(case: Case) -> Ended:
                 if isinstance(event, dstack.LogLines):
                     lines.extend(event.lines)
                 elif isinstance(event, dstack.RunFinished):
-                    return Ended(lines, str(event.outcome.status), told=[str(event.outcome.reason)])
+                    return Ended(lines, str(event.outcome.status), other_lines=[str(event.outcome.reason)])
         return Ended(lines, None)
 
     try:

@@ -1,9 +1,11 @@
-"""What can go wrong at a request: the rows of the matrix."""
+"""The faults of a request: the rows of the matrix."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Seconds that the port stays closed: after a refused connection, and during a restart. With the shorter pauses of
+# `matrix.shorter_waits`, several retries meet the closed port. docs/reliability.md names the second number.
 REFUSED_SECONDS = 0.08
 RESTART_SECONDS = 0.4
 _LOGIN = "https://login.example/sign-in?next=dstack"
@@ -11,7 +13,7 @@ _LOGIN = "https://login.example/sign-in?next=dstack"
 
 @dataclass(frozen=True)
 class Fault:
-    """Name what goes wrong; the request is carried out where ``carried_out`` says so."""
+    """One fault of a request; ``carried_out``: whether the server carries the request out."""
 
     name: str
     carried_out: bool
@@ -38,7 +40,7 @@ FAULTS = (
     Fault("server restarted in between", True),
 )
 
-# What a machine does that is lost; the process that asked is ended by SIGKILL.
+# A lost machine: the process that sent the request is ended by SIGKILL.
 KILLS = (
     Fault("kill -9 before the request is carried out", False),
     Fault("kill -9 after the request was carried out", True),

@@ -1,4 +1,4 @@
-"""What somebody else, or another version of the server, does to a run while it is followed."""
+"""Interference of another user, or of another version of the server, with a run that is followed."""
 
 from __future__ import annotations
 
@@ -19,17 +19,21 @@ from tests.faults.judges import LINES, Life, clear_error, cut_short, policy, rig
 from tests.faults.proxy import Answer, Between, Forward
 
 _REVOKED = b'{"detail": {"msg": "Invalid token", "code": null}}'
+# Far more than any poll interval or page of a log covers, so a client that compares clocks would lose lines.
 _SKEW = timedelta(minutes=10)
 _TIME = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|\+00:00)")
-_GOING_ON = {"pending", "submitted", "provisioning", "pulling", "running", "terminating"}
+_ACTIVE = {"pending", "submitted", "provisioning", "pulling", "running", "terminating"}
+# An upper bound for a busy machine; a wait returns as soon as the run is ready.
 _SECONDS = 30.0
+# From the first poll of the submitted run to the last request before the gate opens (`life.GATE_AT`).
 _IN_THE_MIDDLE = range(4, 14)
+# All steps, as `life.STEPS`.
 _ALL = range(1, 17)
 
 
 @dataclass
 class Scene:
-    """Hold where something is done: at request ``step``, or the first behind it that finds the run."""
+    """The place of an interference: request ``step``, or the first one after it that finds the run."""
 
     server: LocalServer
     name: str
@@ -40,9 +44,9 @@ class Scene:
 
 @dataclass(frozen=True)
 class Interference:
-    """Hold a row: what is done at which requests, and what must be true then.
+    """A row of the table: what is done at which requests, and what must be true then.
 
-    ``loses_a_reply`` has the reply of request ``step`` lost as well; ``ending`` is the job's last command.
+    ``loses_a_reply``: the reply of request ``step`` is lost as well. ``ending`` is the job's last command.
     """
 
     name: str
@@ -63,9 +67,9 @@ def _revoked(scene: Scene) -> Between:
     return between
 
 
-def _somebody(act: Callable[[Scene], None]) -> Callable[[Scene], Between]:
+def _another_user(act: Callable[[Scene], None]) -> Callable[[Scene], Between]:
     def begin(scene: Scene) -> Between:
-        # A client that no longer waits for the reply asks again while the act is under way.
+        # A client that no longer waits for the reply sends the next request while the act is in progress.
         one_at_a_time = asyncio.Lock()
 
         async def between(number: int, target: str, body: bytes, forward: Forward) -> Answer:
@@ -129,7 +133,7 @@ def _rewriting(
 
 
 def _json(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[bytes], bytes]:
-    """Return what changes every object of a reply; a reply without JSON stays as it is."""
+    """Return a function that changes every object of a reply; an empty reply stays as it is."""
 
     def rewrite(reply: bytes) -> bytes:
         return json.dumps(json.loads(reply, object_hook=change)).encode() if reply else reply
@@ -142,7 +146,7 @@ def _with_fields(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_statuses(item: dict[str, Any]) -> dict[str, Any]:
-    return item | {"status": "warming_up"} if item.get("status") in _GOING_ON else item
+    return item | {"status": "warming_up"} if item.get("status") in _ACTIVE else item
 
 
 def _with_reasons(item: dict[str, Any]) -> dict[str, Any]:
@@ -158,21 +162,21 @@ def _shifted(by: timedelta) -> Callable[[bytes], bytes]:
 
 
 def _refused_at_once(adapter: Adapter, scene: Scene, life: Life) -> str:
-    told = "" if "refused the token" in str(life.ended.error) else f"told as {life.ended.error}"
-    return clear_error(life) or told or policy(adapter, life)
+    wrong = "" if "refused the token" in str(life.ended.error) else f"reported as {life.ended.error}"
+    return clear_error(life) or wrong or policy(adapter, life)
 
 
 def _ended_by_others(adapter: Adapter, scene: Scene, life: Life) -> str:
-    """Judge a life whose run was aborted, and deleted or its name taken by a stranger's.
+    """Judge a life whose run was aborted, then deleted or replaced by another user's run of the same name.
 
-    A run is followed by its id, and by that the server knows also one that is deleted: how it ended is told.
+    A run is followed by its id, under which the server returns deleted runs too, so its end may be reported.
     """
     others = [run for run in life.runs if run["id"] == scene.stranger]
     ours = [run for run in life.runs if run["id"] != scene.stranger]
     if scene.stranger and [run["status"] for run in others] not in (["running"], ["done"]):
-        return f"the stranger's run is {[run['status'] for run in others]}"
+        return f"the other user's run is {[run['status'] for run in others]}"
     if len(ours) != 1:
-        return f"{len(ours)} runs of ours"
+        return f"{len(ours)} runs of our own"
     judge = cut_short if life.ended.status == "aborted" and life.ended.error is None else clear_error
     return judge(replace(life, runs=ours))
 
@@ -182,7 +186,7 @@ def _right(adapter: Adapter, scene: Scene, life: Life) -> str:
 
 
 def _failed(adapter: Adapter, scene: Scene, life: Life) -> str:
-    """Judge a life that must end as a failed run, with all its lines and the reason as it came."""
+    """Judge a life that must end as a failed run, with all lines and the unchanged reason."""
     ended = life.ended
     if len(life.runs) != 1 or list(ended.lines) != LINES:
         return f"{len(life.runs)} runs, {len(ended.lines)} lines"
@@ -193,16 +197,16 @@ def _failed(adapter: Adapter, scene: Scene, life: Life) -> str:
 
 INTERFERENCES = (
     Interference("token revoked", _revoked, _refused_at_once),
-    Interference("run stopped and deleted", _somebody(_delete), _ended_by_others, _IN_THE_MIDDLE),
+    Interference("run stopped and deleted", _another_user(_delete), _ended_by_others, _IN_THE_MIDDLE),
     Interference(
         "run replaced by one that has ended",
-        _somebody(_replace(["echo line-999"], is_over=True)),
+        _another_user(_replace(["echo line-999"], is_over=True)),
         _ended_by_others,
         _IN_THE_MIDDLE,
     ),
     Interference(
         "run replaced by one that keeps running",
-        _somebody(_replace(["echo line-999", "sleep 600"], is_over=False)),
+        _another_user(_replace(["echo line-999", "sleep 600"], is_over=False)),
         _ended_by_others,
         _IN_THE_MIDDLE,
     ),

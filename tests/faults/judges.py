@@ -1,4 +1,4 @@
-"""What must be true of a life; a judge returns what is wrong, or nothing."""
+"""The conditions that a life must meet; a judge returns what is wrong, or an empty string."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from tests.faults.case import Adapter, Ended
 
 LINES = [f"line-{number:03}" for number in range(1, 501)]
-# A budget of seconds, one last reply that is waited for, and a stop that is tried three times though each reply
-# comes byte by byte; far from the minutes of other budgets.
+# Seconds: a budget of a few seconds, the wait for one last reply, and three attempts to stop whose replies arrive byte
+# by byte. Still far below the other budgets, which are minutes.
 PATIENCE = 150.0
 _STOPPED = ("terminating", "terminated")
 
 
 @dataclass(frozen=True)
 class Life:
-    """Hold what is known of a life that is over: both ends of it, and what was asked in between."""
+    """A life that has ended: what the adapter saw, the runs on the server, and the requests in between."""
 
     ended: Ended
     runs: Sequence[dict[str, Any]]
@@ -40,7 +40,7 @@ def right_end(life: Life) -> str:
 
 
 def clear_error(life: Life) -> str:
-    """Judge a life that somebody or something has ended for good."""
+    """Judge a life that was ended from outside and cannot continue."""
     ended = life.ended
     if not _is_clear(ended.error):
         return f"ended as {ended.status} with {type(ended.error).__name__}: {ended.error}"
@@ -48,9 +48,9 @@ def clear_error(life: Life) -> str:
 
 
 def cut_short(life: Life) -> str:
-    """Judge what there is of a life that did not come to its own end."""
+    """Judge the part of a life that was cut short."""
     if life.seconds > PATIENCE:
-        return f"told after {life.seconds:.0f} s"
+        return f"reported after {life.seconds:.0f} s"
     if len(life.runs) > 1:
         return f"{len(life.runs)} runs on the server"
     if list(life.ended.lines) != LINES[: len(life.ended.lines)]:
@@ -59,21 +59,21 @@ def cut_short(life: Life) -> str:
 
 
 def policy(adapter: Adapter, life: Life) -> str:
-    """Judge what became of a run that its adapter has lost sight of."""
+    """Judge what happened to a run that its adapter could no longer follow."""
     asked = "runs/stop" in life.paths
     if adapter.lost_sight == "leaves":
-        return "the run was asked to stop" if asked else ""
+        return "a stop request was sent" if asked else ""
     if not life.runs or life.runs[0]["status"] in _STOPPED or asked:
         return ""
-    # A server that does not answer cannot stop it; then a person is shown the run's page, or the list of runs.
+    # A server that does not answer cannot stop the run. Then the log must name the run's page, or the list of runs.
     ways_out = (f"/runs/{life.runs[0]['id']}", "/runs")
-    if any(text.rstrip(".").endswith(ways_out) for text in life.ended.told):
+    if any(text.rstrip(".").endswith(ways_out) for text in life.ended.other_lines):
         return ""
-    return f"the run is {life.runs[0]['status']} and nobody was told"
+    return f"the run is {life.runs[0]['status']} and no line of the log names its page"
 
 
 def _is_clear(error: BaseException | None) -> bool:
-    """Tell whether an error is one the library or an adapter of it raises on purpose."""
+    """Return whether the library or one of its adapters raises this error on purpose."""
     own = type(error).__module__.startswith(("dstack_core", "airflow_provider_dstack", "prefect_dstack"))
-    # What no retry can mend is told to Airflow by this error of its own.
+    # Airflow's own error, by which an operator reports that no retry can help.
     return own or type(error).__name__ == "AirflowFailException"

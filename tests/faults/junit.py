@@ -1,4 +1,4 @@
-"""Run the declared suites with pytest, and make tables for the page of their junit reports."""
+"""Run the declared suites with pytest, and turn their junit reports into tables of the page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.faults.suites import SUITES, Row, Suite
 
 @dataclass(frozen=True)
 class Case:
-    """Hold one test as its report tells it; ``held`` is false too where it was skipped."""
+    """One test from a report; ``held`` is also False if it was skipped."""
 
     file: str
     name: str
@@ -22,13 +22,13 @@ class Case:
     measured: tuple[tuple[str, str], ...] = ()
 
     def is_of(self, test: str) -> bool:
-        """Tell whether a row's ``test``, a file or a node id with or without its parameters, means this one."""
+        """Return whether a row's ``test``, a file or a node id with or without parameters, includes this one."""
         file, _, name = test.partition("::")
         return file == self.file and name in ("", self.name, self.name.partition("[")[0])
 
 
 def run(environment: str, report: Path) -> int:
-    """Run the tests of all suites that belong to one environment; the report is written whatever they do."""
+    """Run the tests of all suites in one environment; a report is written even if tests fail."""
     tests = list(dict.fromkeys(test for suite in SUITES for test in suite.tests(environment)))
     if not tests:
         return 0
@@ -38,7 +38,7 @@ def run(environment: str, report: Path) -> int:
 
 
 def read(reports: Iterable[Path]) -> list[Case]:
-    """Return the tests of junit reports; one that is not there, or was not written to its end, has none."""
+    """Return the tests of junit reports; a missing or incomplete report has none."""
     found = []
     for report in reports:
         try:
@@ -49,18 +49,18 @@ def read(reports: Iterable[Path]) -> list[Case]:
             measured = tuple(
                 (one.get("name", ""), one.get("value", "")) for one in case.iterfind("properties/property")
             )
-            spoiled = any(case.find(tag) is not None for tag in ("failure", "error", "skipped"))
-            found.append(Case(case.get("file", ""), case.get("name", ""), not spoiled, measured))
+            bad = any(case.find(tag) is not None for tag in ("failure", "error", "skipped"))
+            found.append(Case(case.get("file", ""), case.get("name", ""), not bad, measured))
     return found
 
 
 def sections(cases: Sequence[Case]) -> str:
-    """Return all suites in markdown, a heading, the text and a table each."""
+    """Return all suites in Markdown: for each a heading, its text and a table."""
     return "\n\n".join(f"## {one.title}\n\n{one.text}\n\n{table(one, cases)}" for one in SUITES)
 
 
 def table(suite: Suite, cases: Sequence[Case]) -> str:
-    """Return what was tried and held; the last column is there where a test measured something."""
+    """Return the table of a suite, tried and held; it has a last column if a test measured something."""
     rows = []
     for row in suite.rows:
         own = _of(row, cases)
@@ -73,7 +73,7 @@ def table(suite: Suite, cases: Sequence[Case]) -> str:
 
 
 def flaws(cases: Sequence[Case]) -> list[str]:
-    """Return a line for each test that did not hold, and for each row that none of its tests was run for."""
+    """Return a line for each test that did not hold, and for each declared test that was not run."""
     found = []
     for suite in SUITES:
         for row in suite.rows:

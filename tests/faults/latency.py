@@ -1,22 +1,22 @@
-"""A server that is healthy but slow, or that accepts a stop and drops it, when the end of a task is caused.
+"""A server that is healthy but slow, or that accepts a stop and drops it, while a task is ended.
 
 One case is one way to end a task (marked failed, `timeout_seconds`, ...) with one of `LATENCIES`. Each case has a
 `LatencyProxy` between its host and the server. The proxy is quick until `begin()`, which a way calls when the run
-is running and its end is about to be caused; a server that is slow as a whole is slow from the first request on.
-A busy server carries a request out late and also when its client has gone, so the proxy waits first, forwards
-then, and does not notice whether anybody still reads the reply.
+is running and before it causes the end; a server that is slow as a whole is slow from the first request on.
+A busy server carries a request out late, even if its client has disconnected. So the proxy waits first, then
+forwards, and does not check whether anyone still reads the reply.
 
 A way is a function from a `LatencyCase` to `Seen`. It
 
-1. has its host run something through ``case.url``, and waits until the run is running (``case.client`` is a
-   client of the server itself, without the proxy);
+1. lets its host submit a run through ``case.url``, and waits until it is running (``case.client`` is a client of
+   the server itself, without the proxy);
 2. calls ``case.begin()``, causes the end, and calls ``case.caused()``;
-3. calls ``case.watch(run, limit)``, which returns once the run is stopping or ended, at the latest after
-   ``limit`` seconds, which are the host's own;
-4. waits for the end of what the host does, and returns what the host shows and logs.
+3. calls ``case.watch(run, limit)``, which returns once the run is stopping or has ended, or after ``limit`` seconds,
+   the host's own limit;
+4. waits until the host has finished, and returns what the host shows and logs.
 
-`try_latencies` (latency_matrix.py) does that for all ways and faults, then lets the reaper of the environment have
-its pass on a server that behaves again, and judges (latency_judge.py).
+`try_latencies` (latency_matrix.py) does this for all ways and faults, then runs the environment's reaper on a
+server that works again, and judges the results (latency_judge.py).
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ from tests.faults.raw_http import endpoint
 from tests.rig.server import RealServer
 
 _STOP = "runs/stop"
-# A stop that was dropped is repeated at most that often (seconds).
+# Seconds: how often the library repeats a stop that the server dropped, at most.
 _REPEATED_EVERY = 5.0
 _POLL_SECONDS = 0.25
-# What is under way in the proxy when the host has ended: 10 s replies, one behind the other in one connection.
+# Requests may still be in the proxy when the host has ended: two of 10 s, one after the other on one connection.
 _DRAIN_SECONDS = 25.0
+# An upper bound for a busy machine; the wait returns as soon as the run is running.
 _RUNNING_SECONDS = 180.0
 
 
@@ -63,7 +64,7 @@ class Latency:
 
     @property
     def seconds_needed(self) -> float:
-        """Return how long it takes until a stop that is sent at once, and repeated, is carried out."""
+        """Return how many seconds pass until a stop that is sent at once, and repeated, is carried out."""
         return math.inf if self.drops is None else self.longest + _REPEATED_EVERY * self.drops
 
 
@@ -81,17 +82,17 @@ LATENCIES = (
 
 
 class Request(NamedTuple):
-    """One request that came to the proxy: when (``time.monotonic()``), and the end of its path."""
+    """A request that reached the proxy: its time (``time.monotonic()``) and the end of its path."""
 
     time: float
     path: str
 
 
 class LatencyProxy:
-    """A proxy in front of ``upstream`` that does one `Latency` once it has begun.
+    """A proxy in front of ``upstream`` that injects one `Latency` once it has begun.
 
-    ``requests`` records what came. ``answer_at_once`` holds a status by path: such a request is not carried out,
-    and answered without delay; that is how a way causes an error.
+    ``requests`` records all requests. ``answer_at_once`` maps paths to statuses: such a request is answered with the
+    status, without delay, and not carried out. In this way a case causes an error.
     """
 
     def __init__(self, loop: Loop, upstream: str, latency: Latency) -> None:
@@ -111,7 +112,7 @@ class LatencyProxy:
 
     @property
     def is_idle(self) -> bool:
-        """Tell whether every request that came has been carried out."""
+        """Return whether no request is in progress."""
         return self._under_way == 0
 
     def begin(self) -> None:
@@ -124,7 +125,7 @@ class LatencyProxy:
         self.answer_at_once.clear()
 
     def stops_since(self, moment: float) -> list[float]:
-        """Return when stop requests came, in seconds after ``moment``."""
+        """Return the times of stop requests, in seconds after ``moment``."""
         return [one.time - moment for one in self.requests if one.path == _STOP and one.time >= moment]
 
     def __enter__(self) -> Self:
@@ -154,12 +155,12 @@ class LatencyProxy:
 
 
 class NotReached(Exception):
-    """The case did not come as far as its cause, for example because a busy machine was too slow."""
+    """A case that did not reach its cause, for example because a busy machine was too slow."""
 
 
 @dataclass
 class LatencyCase:
-    """One case while it is tried; ``name`` is its own, so a way can call things by it."""
+    """One case while it is tried; ``name`` is unique, so a way can name things after it."""
 
     way: str
     fault: Latency
@@ -191,30 +192,30 @@ class LatencyCase:
         self.proxy.begin()
 
     def caused(self) -> None:
-        """Note that the end of the task has been caused now."""
+        """Record that the end of the task has just been caused."""
         self.caused_at = time.monotonic()
 
     def watch(self, run: dstack.Run, limit: float) -> None:
-        """Return once the run is stopping or ended, at the latest ``limit`` seconds after the cause."""
+        """Return once the run is stopping or has ended, at the latest ``limit`` seconds after the cause."""
         self.run, self.limit = run, limit
         self._wait_for_stop(lambda: time.monotonic() < self.caused_at + limit)
 
     def drain(self) -> None:
-        """Wait for requests that the host has left under way, which may stop the run late."""
+        """Wait for requests that the host left in progress, which may stop the run late."""
         deadline = time.monotonic() + _DRAIN_SECONDS
         self._wait_for_stop(lambda: not self.proxy.is_idle and time.monotonic() < deadline)
 
     def is_stopped(self) -> bool:
-        """Tell whether the run is stopping or has ended now."""
+        """Return whether the run is stopping or has ended."""
         assert self.run is not None, "expected a way that watches its run"
         status = dstack.RunStatus(self.run.refresh().raw_status)
         return status.is_stopping or status.is_finished
 
     def judged(self, seen: Seen, *, reaped: bool | None, why_not: str = "") -> LatencyResult:
-        """Return the result; ``reaped`` says whether the reaper stopped what was left, None where nothing was."""
+        """Return the result; ``reaped``: whether the reaper stopped the run, None if it was already stopped."""
         assert self.run is not None
         stops = self.proxy.stops_since(self.caused_at)
-        # A real server may forget on its own that a run is to be stopped.
+        # A real server may forget a stop on its own.
         forgotten = reaped is not None and self.stopped_after is not None
         result = LatencyResult(
             way=self.way,

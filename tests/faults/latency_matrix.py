@@ -1,4 +1,4 @@
-"""All ways to end a task with all `LATENCIES`, several cases at once; what they gave, kept and as a table."""
+"""All ways to end a task with all `LATENCIES`, several cases at once; their results, saved and as a table."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tests.faults.latency_judge import LatencyResult, Seen
 from tests.faults.loop import Loop
 from tests.rig.server import RealServer
 
+# A case that did not reach its cause, because the machine was busy, is tried again.
 _TRIES = 3
 _NUMBERS = itertools.count(1)
 _LOG = logging.getLogger(__name__)
@@ -35,8 +36,8 @@ def try_latencies(
 ) -> list[LatencyResult]:
     """Return the results of all ways with all faults, ``workers`` at once.
 
-    ``only`` is a regular expression that must be found in ``"way, fault"``. ``reap`` does one pass of the environment's reaper against the server itself. It is called once, after all
-    cases, if one of them left its run.
+    ``only`` is a regular expression that must be found in ``"way, fault"``. ``reap`` does one pass of the
+    environment's reaper against the server itself. It is called once, after all cases, if one of them left its run.
     """
     with (
         Loop() as loop,
@@ -78,12 +79,12 @@ def try_latencies(
 
 
 def are_chosen(ways: Mapping[str, Way], faults: Sequence[Latency], only: str) -> bool:
-    """Tell whether ``only`` chooses some of these cases."""
+    """Return whether ``only`` matches some of these cases."""
     return bool(_chosen(ways, faults, only))
 
 
 def _chosen(ways: Mapping[str, Way], faults: Sequence[Latency], only: str) -> list[tuple[str, Latency]]:
-    # Fault by fault, so that the same way, which may be a load for the host, is not tried many times at once.
+    # Fault by fault, so that a way that loads the host is not tried many times at once.
     pairs = [(way, fault) for fault in faults for way in ways]
     return [(way, fault) for way, fault in pairs if re.search(only, f"{way}, {fault.name}")]
 
@@ -112,7 +113,7 @@ def _in_one_line(error: Exception) -> str:
 
 
 def save(results: Sequence[LatencyResult], path: Path) -> None:
-    """Keep results for the report, in the place of the same cases of before."""
+    """Save results for the report, in place of earlier results of the same cases."""
     tried = {(one.way, one.fault) for one in results}
     before = load([path]) if path.exists() else []
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,14 +122,15 @@ def save(results: Sequence[LatencyResult], path: Path) -> None:
 
 
 def load(paths: Iterable[Path]) -> list[LatencyResult]:
-    """Return what was kept."""
+    """Return the saved results."""
     return [LatencyResult(**item) for path in paths for item in json.loads(path.read_text())]
 
 
 def table(results: Sequence[LatencyResult]) -> str:
-    """Return a table in markdown: ways by faults, held of tried.
+    """Return a table in Markdown: ways by faults, held/tried.
 
-    ``+``: stopped behind the host's limit, the log names the page. ``*``: the reaper stopped it; the log names the page.
+    ``+``: the run was stopped after the host's limit. ``*``: the reaper stopped it. Both: the log names the run's
+    page.
     """
     faults = [one.name for one in LATENCIES if any(result.fault == one.name for result in results)]
     rows = [["way to end", *faults, "all"], ["---", *["---:"] * len(faults), "---:"]]

@@ -1,4 +1,4 @@
-"""Count what a process holds, before and after work that must leave nothing."""
+"""Count what a process holds, before and after work that must leave nothing behind."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from pathlib import Path
 
 import psutil
 
+# An upper bound for a busy machine; the wait returns as soon as nothing is left.
 _SECONDS = 15.0
 _POOLED = ("asyncio_", "AnyIO worker")
 
 
 @dataclass(frozen=True)
 class Held:
-    """Hold the number of open file descriptors, threads and processes, and the names of temporary files."""
+    """The number of open file descriptors, threads and processes, and the names of temporary files."""
 
     descriptors: int
     threads: int
@@ -26,10 +27,10 @@ class Held:
 
     @classmethod
     def now(cls) -> Held:
-        """Count; what only waits for the garbage collector does not count.
+        """Count, without what the garbage collector can free.
 
-        Nor do the helper threads of running event loops, such as the embedded server's: asyncio and anyio make
-        a few when they need them, up to a bound, and end them with the loop.
+        The helper threads of running event loops, such as the embedded server's, do not count either: asyncio and
+        anyio create a few when they need them, up to a bound, and end them with the loop.
         """
         gc.collect()
         me = psutil.Process()
@@ -38,7 +39,7 @@ class Held:
         return cls(me.num_fds(), len(threads), len(me.children(recursive=True)), frozenset(files))
 
     def exceeded_by(self, other: Held) -> list[str]:
-        """Say what the other has more."""
+        """Return what the other has more of."""
         more = [
             f"{name}: {getattr(other, name)} instead of {getattr(self, name)}"
             for name in ("descriptors", "threads", "processes")
@@ -48,7 +49,7 @@ class Held:
 
 
 def assert_nothing_is_left(before: Held) -> None:
-    """Fail when after a while more is held than before; the other side of a connection may be a bit late."""
+    """Fail if more is held than before; wait a while first, for the other side of a connection."""
     deadline = time.monotonic() + _SECONDS
     while (more := before.exceeded_by(Held.now())) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -1,4 +1,9 @@
-"""The run of a case: what it prints, and how it is held until enough was asked."""
+"""The life of a run in a case: what the run prints, and how it is kept running until enough requests were sent.
+
+A run prints 500 numbered lines. It prints the first half at once, then waits at its gate, a named pipe. The proxy
+opens the gate when request number `GATE_AT` arrives, so that every life has at least two more requests, in which the
+second half arrives and the end is reported. Hence a fault can hit each of the requests in `STEPS`.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +27,11 @@ from tests.faults.loop import Loop
 from tests.faults.proxy import Between, FaultProxy, Served
 from tests.rig.server import RealServer
 
-# The job prints its second half once so many requests came, so every life has at least two more.
+# The job prints its second half once this many requests arrived, so every life has at least two more.
 GATE_AT = 14
 STEPS = range(1, GATE_AT + 3)
-# One fault is over soon; what takes longer is a machine without a moment to spare, which is no flaw.
+# Retry budgets in seconds. One fault ends soon, so only a busy machine needs the long one, and slowness is not a flaw.
+# The short one is for faults that never end; docs/reliability.md names it.
 BUDGET = 300.0
 SHORT_BUDGET = 4.0
 PARTS = ONCE, NEVER_ENDING, INTERFERENCE, RESTARTS, KILLED = (
@@ -43,10 +49,10 @@ _LOCK = threading.Lock()
 
 @dataclass(frozen=True)
 class Result:
-    """Hold what became of a case; ``flaw`` is empty where everything held.
+    """The result of a case; ``flaw`` is empty if everything held.
 
-    ``loss`` is what the server lost on its own, and told so. ``told_again`` lines were told twice, for the one
-    reason that the docs name.
+    ``loss`` is what the server lost on its own, according to itself. ``repeated`` lines are in a log twice, for the
+    one reason that docs/reliability.md names.
     """
 
     part: str
@@ -58,7 +64,7 @@ class Result:
     flaw: str
     seconds: float
     loss: str = ""
-    told_again: int = 0
+    repeated: int = 0
 
 
 def new_name() -> str:
@@ -68,7 +74,7 @@ def new_name() -> str:
 
 
 def commands(gate: Path, ending: str = "true") -> list[str]:
-    """Return what prints one half of the lines, waits until ``gate`` is opened, prints the other, and ends."""
+    """Return commands that print half of the lines, wait until ``gate`` is opened, and print the rest."""
     half = len(LINES) // 2
     return [
         f"printf 'line-%03d\\n' $(seq 1 {half})",
@@ -80,7 +86,7 @@ def commands(gate: Path, ending: str = "true") -> list[str]:
 
 @dataclass(frozen=True)
 class Stage:
-    """Hold where lives are lived: the event loop of the proxies, the server, a folder for the gates."""
+    """The place of all lives: the event loop of the proxies, the server, a folder for the gates."""
 
     loop: Loop
     server: LocalServer
@@ -94,11 +100,11 @@ class Stage:
         *,
         name: str,
         budget: float,
-        for_ever: bool = False,
+        forever: bool = False,
         between: Between | None = None,
         ending: str = "true",
     ) -> tuple[Life, Served]:
-        """Have ``adapter`` follow one run to its end behind a proxy that does what it is told."""
+        """Let ``adapter`` follow one run until it ends, behind a proxy with these faults."""
         began, gate = datetime.now(UTC), self.folder / name
         os.mkfifo(gate)
         task = {"type": "task", "commands": commands(gate, ending)}
@@ -107,7 +113,7 @@ class Stage:
             self.server.url,
             fault,
             step,
-            for_ever=for_ever,
+            forever=forever,
             gate=gate,
             gate_at=GATE_AT,
             between=between,
@@ -122,15 +128,15 @@ class Stage:
 
 
 def try_fault(
-    stage: Stage, name: str, adapter: Adapter, fault: Fault | None, step: int, *, for_ever: bool = False
+    stage: Stage, name: str, adapter: Adapter, fault: Fault | None, step: int, *, forever: bool = False
 ) -> Result:
-    """Do one case of a fault and judge it."""
-    budget = SHORT_BUDGET if for_ever else BUDGET
-    life, served = stage.live(adapter, fault, step, name=new_name(), budget=budget, for_ever=for_ever)
-    flaw = (clear_error(life) or policy(adapter, life)) if for_ever else right_end(life)
+    """Try one case of a fault and judge it."""
+    budget = SHORT_BUDGET if forever else BUDGET
+    life, served = stage.live(adapter, fault, step, name=new_name(), budget=budget, forever=forever)
+    flaw = (clear_error(life) or policy(adapter, life)) if forever else right_end(life)
     abort_leftover(stage.server, life)
     return Result(
-        KILLED if fault in KILLS else NEVER_ENDING if for_ever else ONCE,
+        KILLED if fault in KILLS else NEVER_ENDING if forever else ONCE,
         name,
         fault.name if fault else "none",
         step,
@@ -138,14 +144,14 @@ def try_fault(
         fault is None or served.faults > 0,
         flaw,
         round(life.seconds, 1),
-        told_again=life.ended.told_again,
+        repeated=life.ended.repeated,
     )
 
 
 def try_interference(
     stage: Stage, name: str, adapter: Adapter, interference: Interference, step: int
 ) -> Result:
-    """Do one case of an interference and judge it."""
+    """Try one case of an interference and judge it."""
     scene = Scene(stage.server, new_name(), step)
     lost = next(fault for fault in FAULTS if "lost reply" in fault.name)
     life, served = stage.live(
@@ -177,7 +183,7 @@ def _endpoint(served: Served, step: int) -> str:
 
 
 def abort_leftover(server: LocalServer, life: Life) -> None:
-    """End the run of a case that nobody ended."""
+    """Abort the run of a case if it is still active."""
     for run in life.runs:
         if run["status"] not in OVER and not run["deleted"]:
             with server.client() as client:

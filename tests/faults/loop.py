@@ -10,7 +10,7 @@ from typing import Any, Self
 
 
 class Loop:
-    """Run the event loop of all proxies in a thread of its own."""
+    """The event loop of all proxies, in a thread of its own."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -26,6 +26,6 @@ class Loop:
         self.loop.close()
 
     def do(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Run ``work`` there and return its result."""
+        """Run ``work`` in the loop and return its result."""
         future: Future[Any] = asyncio.run_coroutine_threadsafe(work, self.loop)
         return future.result(60)

@@ -1,4 +1,4 @@
-"""Print numbered lines of 100 bytes at a pace: ``loud_job.py SECONDS BYTES_PER_SECOND``; runs inside of a run."""
+"""Print numbered lines of 100 bytes at a given rate: ``loud_job.py SECONDS BYTES_PER_SECOND``; the job of a run."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import sys
 import time
 
 LINE = "%010d-" + "x" * 88 + "\n"
+# Lines to write at once, 50 kB: fewer than the server reads at once (64 KiB).
 _PIECE = 500
 
 
 def main(seconds: float, pace: float) -> None:
-    """Write what is due, and no more."""
+    """Write the lines that are due, and no more."""
     began = time.monotonic()
     total = round(seconds * pace / 100)
     written = 0

@@ -1,4 +1,4 @@
-"""Every fault at every step, for one adapter or more; many cases at once, for they mostly wait."""
+"""Every fault at every step, for one or more adapters; many cases at once, because they mostly wait."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ from tests.faults.life import (
 )
 from tests.faults.loop import Loop
 
-# On a machine without a moment to spare the short budget may be spent before the fault has come.
+# On a busy machine the short budget may be spent before the fault comes; such a case is tried again.
 _TRIES = 4
+# Cases at once. They mostly wait, so six fit on two cores.
 _WORKERS = 6
 
 Plan = list[Callable[[Stage], Result]]
@@ -38,11 +39,11 @@ Plan = list[Callable[[Stage], Result]]
 
 @contextmanager
 def shorter_waits() -> Iterator[None]:
-    """Divide the pauses between two tries by 25: cases wait for faults, not for politeness."""
+    """Divide the pauses between retries by 25, because every case of the matrix retries."""
     before, log = retry._BACKOFF, logging.getLogger("dstack_core")
     level = log.level
     retry._BACKOFF = Retry(total=None, backoff_factor=0.01, backoff_max=0.8, backoff_jitter=0.03)
-    # Every fault that is borne is told there.
+    # This logger reports every fault that is retried.
     log.setLevel(logging.ERROR)
     try:
         yield
@@ -61,23 +62,23 @@ def stage() -> Iterator[Stage]:
         LocalServer(step_seconds=0.0, stop_grace_seconds=0.2) as server,
     ):
         with server.client() as client:
-            # The server makes its user's key at the first request, which takes long.
+            # The server generates its user's key with the first request, which takes long.
             client.user()
         yield Stage(loop, server, Path(folder))
 
 
 def plan(adapters: Mapping[str, Adapter], parts: Collection[str], steps: Collection[int]) -> Plan:
-    """Return the cases of the chosen parts; those that begin at another step than ``steps`` are left out."""
+    """Return the cases of the chosen parts that begin at one of ``steps``."""
     cases: Plan = []
     for step in steps:
         for name, adapter in adapters.items():
             for fault in FAULTS:
                 if ONCE in parts:
-                    cases.append(_fault(name, adapter, fault, step, for_ever=False))
+                    cases.append(_fault(name, adapter, fault, step, forever=False))
                 if NEVER_ENDING in parts:
-                    cases.append(_fault(name, adapter, fault, step, for_ever=True))
+                    cases.append(_fault(name, adapter, fault, step, forever=True))
             if KILLED in parts:
-                cases += [_fault(name, adapter, kill, step, for_ever=False) for kill in KILLS]
+                cases += [_fault(name, adapter, kill, step, forever=False) for kill in KILLS]
             for interference in INTERFERENCES:
                 if INTERFERENCE in parts and step in interference.steps:
                     cases.append(_interference(name, adapter, interference, step))
@@ -85,16 +86,16 @@ def plan(adapters: Mapping[str, Adapter], parts: Collection[str], steps: Collect
 
 
 def sample(adapters: Mapping[str, Adapter]) -> Plan:
-    """Return every fault at one step, another for each."""
+    """Return every fault once, each at another step."""
     return [
-        _fault(name, adapter, fault, STEPS[(3 * number + 7 * other) % len(STEPS)], for_ever=False)
+        _fault(name, adapter, fault, STEPS[(3 * number + 7 * other) % len(STEPS)], forever=False)
         for number, fault in enumerate(FAULTS)
         for other, (name, adapter) in enumerate(adapters.items())
     ]
 
 
 def try_all(cases: Plan) -> list[Result]:
-    """Return the results of all cases; one whose fault did not come is tried again."""
+    """Return the results of all cases; a case whose fault did not come is tried again."""
     with stage() as where, ThreadPoolExecutor(_WORKERS) as pool:
 
         def one(case: Callable[[Stage], Result]) -> Result:
@@ -108,9 +109,9 @@ def try_all(cases: Plan) -> list[Result]:
 
 
 def _fault(
-    name: str, adapter: Adapter, fault: Fault, step: int, *, for_ever: bool
+    name: str, adapter: Adapter, fault: Fault, step: int, *, forever: bool
 ) -> Callable[[Stage], Result]:
-    return lambda where: try_fault(where, name, adapter, fault, step, for_ever=for_ever)
+    return lambda where: try_fault(where, name, adapter, fault, step, forever=forever)
 
 
 def _interference(

@@ -14,7 +14,7 @@ _HOME = tempfile.mkdtemp(prefix="prefect-faults-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 for _name in [name for name in os.environ if name.startswith(("PREFECT_", "DSTACK_"))]:
     del os.environ[_name]
-# Prefect reads its environment when it is imported, so this comes first.
+# Set the environment before the import, because Prefect reads it then.
 os.environ.update(
     {
         "HOME": _HOME,
@@ -36,7 +36,7 @@ from tests.faults.case import TIMEOUT, Adapter, Case, Ended  # noqa: E402
 
 
 class _Impatient(DstackCredentials):
-    """Have clients wait for a reply as long as those of the other ways to follow."""
+    """Credentials whose clients have the timeout of the other adapters."""
 
     _block_type_slug = "impatient-dstack-credentials"
     patience: float = TIMEOUT
@@ -49,7 +49,7 @@ class _Impatient(DstackCredentials):
 
 
 class _Lines(logging.Handler):
-    """Keep the lines of each run, by the name of its task run."""
+    """The lines of each run, by the name of its task run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class _Lines(logging.Handler):
 _LINES = _Lines()
 _logger = logging.getLogger("prefect.task_runs")
 _logger.addHandler(_LINES)
-# A console shows nobody five hundred lines of five hundred runs, nor the errors that are judged.
+# Keep 500 lines of 500 runs, and errors that are part of the cases, out of the console.
 _logger.propagate = False
 for _name in ("prefect.flow_runs", "prefect.engine"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
@@ -120,7 +120,7 @@ def run_async(case: Case) -> Ended:
 
 
 def host() -> Any:
-    """Start a Prefect server of our own, and stop it."""
+    """Start a private Prefect server, and stop it."""
     return prefect_test_harness(server_startup_timeout=240)
 
 

@@ -1,4 +1,4 @@
-"""Flow runs of a real Prefect whose processes are killed, and that are executed again until they end."""
+"""Flow runs of a real Prefect whose processes are killed, and which are executed again until they end."""
 
 from __future__ import annotations
 
@@ -29,23 +29,25 @@ from tests.provider_prefect.killed_flows import ENDED, FLOWS
 T = TypeVar("T")
 
 _SERVES = "tests.provider_prefect.killed_flows"
-# A bound for a machine that is busy otherwise; nobody waits longer than it takes.
+# An upper bound for a busy machine; a wait returns as soon as its condition holds.
 _SECONDS = 300.0
 _PAUSE = 0.1
+# One kill needs two executions; more are for a process that dies on a busy machine.
 _EXECUTIONS = 4
+# The most records that Prefect returns at once.
 _PAGE = 200
 
 
 @dataclass(frozen=True)
 class Record:
-    """Hold what one execution of the task wrote at once."""
+    """A log record of one execution of the task."""
 
     task_run_id: UUID | None
     message: str
 
 
 class FlowHost:
-    """Serve the flows to the Prefect server at ``api``, in a process that starts with the first case."""
+    """A process that serves the flows to the Prefect server at ``api``, started with the first case."""
 
     def __init__(self, api: str, folder: Path) -> None:
         self._api = api
@@ -59,11 +61,11 @@ class FlowHost:
         self._processes.close()
 
     def client(self) -> SyncPrefectClient:
-        """Return a new client, whatever server this process's own settings name."""
+        """Return a new client of that server, whatever server the settings of this process name."""
         return SyncPrefectClient(self._api)
 
     def deployment(self, flow: str, token: str) -> UUID:
-        """Return the deployment of a flow whose processes have that token in their environment."""
+        """Return the deployment of a flow whose processes have the token in their environment."""
         with self._lock:
             if token not in self._served:
                 self._served[token] = self._serve(token)
@@ -88,14 +90,14 @@ class FlowHost:
 
 @dataclass(frozen=True)
 class Execution:
-    """Hold one flow run of a host, and execute it again where its process dies."""
+    """One flow run of a host, executed again if its process dies."""
 
     host: FlowHost
     id: UUID
 
     @classmethod
     def start(cls, host: FlowHost, flow: str, case: Case) -> Execution:
-        """Have the flow follow the case's run."""
+        """Start the flow that follows the case's run."""
         deployment = host.deployment(flow, case.token)
         parameters = {
             "url": case.url,
@@ -111,22 +113,22 @@ class Execution:
             return cls(host, client.create_flow_run_from_deployment(deployment, parameters=parameters).id)
 
     def to_the_end(self) -> State[object]:
-        """Return the state in which the flow run ended; one that crashed is executed again."""
+        """Return the state in which the flow run ended; a crashed flow run is executed again."""
         with self.host.client() as client:
 
-            def over() -> State[object] | None:
+            def final() -> State[object] | None:
                 state = client.read_flow_run(self.id).state
                 return state if state is not None and state.is_final() else None
 
             for _ in range(_EXECUTIONS):
-                state = _until(over, f"the end of flow run {self.id}")
+                state = _until(final, f"the end of flow run {self.id}")
                 if not state.is_crashed():
                     return state
                 client.set_flow_run_state(self.id, Scheduled(name="AwaitingRetry"), force=True)
         raise RuntimeError(f"the flow run crashed {_EXECUTIONS} times: {state.message}")
 
     def records(self) -> list[Record]:
-        """Return all records in their order, once the last one has arrived."""
+        """Return all records in order, once the last one has arrived."""
         found: list[Record] = []
         chosen = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[self.id]))
         with self.host.client() as client:
@@ -145,7 +147,7 @@ class Execution:
 
 
 def _judged(records: list[Record]) -> Ended:
-    """Return what the last execution told, and what an earlier one told wrongly as an error."""
+    """Return the lines of the last execution; wrong lines of an earlier one are an error."""
     status = next(one.message.removeprefix(ENDED) for one in records if one.message.startswith(ENDED))
     by_execution: dict[UUID, list[str]] = defaultdict(list)
     for record in records:
@@ -157,7 +159,7 @@ def _judged(records: list[Record]) -> Ended:
     )
     for lines in earlier:
         if lines != LINES[: len(lines)]:
-            return Ended(last, status, AssertionError(f"the killed execution told {_in_short(lines)}"))
+            return Ended(last, status, AssertionError(f"the killed execution logged {_in_short(lines)}"))
     return Ended(last, status)
 
 
@@ -182,7 +184,7 @@ def _follow(flow: str) -> Callable[[Case], Ended]:
 
 @contextlib.contextmanager
 def served_to(api: str) -> Iterator[FlowHost]:
-    """Have the adapters use the Prefect server at ``api``."""
+    """Let the adapters use the Prefect server at ``api``."""
     with tempfile.TemporaryDirectory(prefix="prefect-kills-") as folder:
         host = FlowHost(api, Path(folder))
         _HOSTS.append(host)
@@ -195,7 +197,7 @@ def served_to(api: str) -> Iterator[FlowHost]:
 
 @contextlib.contextmanager
 def host() -> Iterator[None]:
-    """Start a Prefect server of our own, and stop it."""
+    """Start a private Prefect server, and stop it."""
     with tempfile.TemporaryDirectory(prefix="prefect-kills-") as name:
         folder = Path(name)
         environment = _environment(folder)
@@ -207,7 +209,7 @@ def host() -> Iterator[None]:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    # Else a process that is killed at once has reported nothing yet.
+    # With the default interval, a process that is killed early has not sent any log record yet.
     return hosts.environment(folder) | {"PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.1"}
 
 

@@ -1,4 +1,4 @@
-"""The ways to end what waits for a run in a real Prefect, each tried with every latency."""
+"""The ways to end a task that waits for a run in a real Prefect, each tried with every latency."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from tests.faults.prefect_latency_host import (
 from tests.provider_prefect.latency_flows import MAPPED, TIMEOUT_SECONDS
 from tests.provider_prefect.support import until
 
-# Prefect kills the process of a cancelled flow run 30 s after SIGTERM; until then it may have to notice first.
+# Prefect kills the process of a cancelled flow run 30 s after SIGTERM; 10 s more for noticing the cancellation.
 _CANCEL_LIMIT = 40.0
-# Nothing ends what has timed out, a script after Ctrl-C or a hook; they have this long.
+# No host ends a timed-out task, a script after Ctrl-C or a hook, so this is our own limit (seconds).
 _NO_LIMIT = 90.0
 
 
 def cancelled(host: LatencyHost, flow: str, count: int = 1, *, in_turn: bool = False) -> Way:
     """Return the way that cancels a flow run as the UI does.
 
-    ``in_turn``: the flow runs start one after the other, and have a hook, which nothing kills.
+    ``in_turn``: the flow runs start one after the other, and have a hook, which no process kills.
     """
     turn = threading.Lock() if in_turn else contextlib.nullcontext()
 
@@ -53,7 +53,7 @@ def cancelled(host: LatencyHost, flow: str, count: int = 1, *, in_turn: bool = F
 
 
 def timed_out(host: LatencyHost, flow: str, *, of_task: bool) -> Way:
-    """Return the way that waits for a time limit, the flow's or its task's."""
+    """Return the way that waits for the time limit of the flow or of its task."""
 
     def way(case: LatencyCase) -> Seen:
         flow_run_id = host.start(flow, case)
@@ -112,7 +112,7 @@ def killed(host: LatencyHost, flow: str) -> Way:
 
 
 def ways(host: LatencyHost) -> dict[str, Way]:
-    """Return all ways, by what the table calls them."""
+    """Return all ways by their names in the table."""
     found = {
         "cancel, main thread": cancelled(host, "direct"),
         "cancel, submitted": cancelled(host, "submitted"),
@@ -129,7 +129,7 @@ def ways(host: LatencyHost) -> dict[str, Way]:
         "crash hook": killed(host, "hooked"),
     }
     for flow in RUNNER_FLOWS:
-        # A cluster of Ray gives up when it does not start within 30 s.
+        # A Ray cluster fails if it does not start within 30 s, so these start one after the other.
         found[f"cancel, {flow.removesuffix('_sweep').title()}"] = cancelled(host, flow, in_turn=True)
     return found
 

@@ -1,8 +1,8 @@
-"""A real Prefect for the ways to end what waits for a run, and what it shows of each case in the end.
+"""A real Prefect for the ways to end a task that waits for a run, and what it shows of each case in the end.
 
 The processes are Prefect's own: its server, the process of ``serve()`` that starts one for each flow run, a worker,
-and plain scripts. After all cases the reaper has its pass, and each case is judged once more by what Prefect shows
-in the end: one event, one table and one progress for each run that was reported as started.
+and plain scripts. After all cases the reaper makes a pass, and each case is judged again by what Prefect shows in the
+end: one event, one table and one progress artifact for each run that was reported as started.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ _LOG = logging.getLogger(__name__)
 _FLOWS = "tests.provider_prefect.latency_flows"
 _RUNNER_FLOWS = "tests.provider_prefect.latency_runner_flows"
 _FLOWS_FOLDER = Path(hosts.__file__).parent
-# Dask and Ray have an environment of their own.
+# Only an environment of their own has Dask and Ray.
 RUNNER_FLOWS = ("dask_sweep", "ray_sweep") if find_spec("prefect_dask") and find_spec("prefect_ray") else ()
-# What a real server takes to end a run that was asked to stop, in seconds.
+# Seconds: how long a real server takes to end a run after a stop request.
 _ENDING_SECONDS = 8.0
-# A bound for a machine that is busy otherwise; nobody waits longer than it takes.
+# Upper bounds for a busy machine; a wait returns as soon as its condition holds.
 START_SECONDS = 300.0
 OVER_SECONDS = 200.0
 
 
 @dataclass
 class Ended:
-    """One case whose host has ended: what to read back once the reaper has had its pass."""
+    """A case whose host has ended, with what to read again after the reaper's pass."""
 
     flow_run_id: UUID
     runs: Sequence[dstack.Run]
@@ -57,7 +57,7 @@ class Ended:
 
 @dataclass
 class LatencyHost:
-    """Prefect's processes for all cases, and what became of them, by way and fault."""
+    """Prefect's processes for all cases, and the ended cases by way and fault."""
 
     api: Api
     server: LocalServer
@@ -77,7 +77,7 @@ class LatencyHost:
             "DSTACK_PROJECT": self.server.project,
             "DSTACK_TOKEN": self.server.token,
             "TEST_PIDS": str(self.folder),
-            # Ray unpickles flows, for which it imports their module by the name that serve() gives it.
+            # To unpickle flows, Ray imports their module by the name that serve() gives it.
             "PYTHONPATH": os.pathsep.join([str(_FLOWS_FOLDER), os.environ.get("PYTHONPATH", "")]),
             "RAY_USAGE_STATS_ENABLED": "0",
         }
@@ -108,7 +108,7 @@ class LatencyHost:
         return int((self.folder / str(flow_run_id)).read_text())
 
     def flow_run_of(self, process: int) -> UUID | None:
-        """Return the flow run that a process executes, None as long as there is none."""
+        """Return the flow run that a process executes, None if it does not execute one yet."""
         for path in self.folder.iterdir():
             with contextlib.suppress(ValueError, OSError):
                 if int(path.read_text()) == process:
@@ -118,7 +118,7 @@ class LatencyHost:
     def wait_for_runs(
         self, case: LatencyCase, flow_run_id: UUID, count: int = 1, *, has_artifacts: bool = True
     ) -> list[dstack.Run]:
-        """Return the runs of a flow run once all of them are running, and shown in Prefect."""
+        """Return the runs of a flow run once all are running and shown in Prefect."""
 
         def mine() -> list[dstack.Run]:
             state = self.api.state(flow_run_id)
@@ -131,7 +131,7 @@ class LatencyHost:
             found = mine()
             if [run.raw_status for run in found] != ["running"] * count:
                 return []
-            # What dies before it has shown its run in Prefect has nothing there to agree.
+            # A process that dies before it showed its run in Prefect leaves nothing to compare.
             shown = not has_artifacts or all(self.api.artifacts(flow_run_id, run.name)[1] for run in found)
             return found if shown else []
 
@@ -166,7 +166,7 @@ class LatencyHost:
         *,
         has_artifacts: bool = True,
     ) -> Seen:
-        """Return what Prefect shows once a flow run is over, and keep the case for the last judgement."""
+        """Return what Prefect shows once a flow run has ended, and keep the case for the last judgement."""
         state = wait_until_over(self.api, flow_run_id, OVER_SECONDS)
         if process is not None:
             until(
@@ -180,7 +180,7 @@ class LatencyHost:
         return Seen(state, expected, self.api.log(flow_run_id))
 
     def reap(self) -> None:
-        """Have the reaper's command do one pass."""
+        """Run the reaper's command for one pass."""
         command = [sys.executable, "-m", "prefect_dstack", "reap", "--min-age", "0"]
         done = subprocess.run(
             command, cwd=hosts.ROOT, env=self.environment, capture_output=True, text=True, timeout=600
@@ -204,7 +204,7 @@ class LatencyHost:
 
 
 def _lives(process: int) -> bool:
-    """Tell whether a process exists; one that has ended and was not waited for does not count."""
+    """Return whether a process exists and is not a zombie."""
     try:
         return ") Z " not in Path(f"/proc/{process}/stat").read_text()
     except OSError:
@@ -212,7 +212,7 @@ def _lives(process: int) -> bool:
 
 
 def watch(case: LatencyCase, runs: Sequence[dstack.Run], limit: float) -> None:
-    """Watch several runs; the case's own becomes one that was not stopped, else the last of them."""
+    """Watch several runs; the case keeps one that was not stopped, else the last one."""
     stopped = []
     for run in runs:
         case.stopped_after = None
@@ -229,7 +229,7 @@ def try_all(
     only: str = "",
     workers: int = 6,
 ) -> list[LatencyResult]:
-    """Return the results of the chosen ways, judged also by what Prefect shows after the reaper's last pass."""
+    """Return the results of the chosen ways, also judged by what Prefect shows after the reaper's last pass."""
     results = try_latencies(host.server, chosen, host.reap, only=only, workers=workers)
     _end_all(host)
     host.reap()
@@ -238,7 +238,7 @@ def try_all(
 
 
 def _end_all(host: LatencyHost) -> None:
-    """Wait for the end of all runs; those of cases that were not reached do not end by themselves."""
+    """Wait until all runs have ended; stop those of cases that were not reached."""
     deadline = time.monotonic() + OVER_SECONDS
     with host.server.client() as client:
         while active := [run for run in client.runs.list() if run.outcome() is None]:
@@ -246,7 +246,7 @@ def _end_all(host: LatencyHost) -> None:
                 if not dstack.RunStatus(run.raw_status).is_stopping:
                     run.stop(abort=True)
             if time.monotonic() > deadline:
-                # The judgement of their cases says what is missing.
+                # The judgement of their cases shows what is missing.
                 _LOG.error("still active: %s", [(run.name, run.raw_status, run.marker) for run in active])
                 return
             time.sleep(1.0)
@@ -276,7 +276,7 @@ def _submitted_beside(host: LatencyHost, ended: Ended) -> int:
 
 @contextlib.contextmanager
 def served_to(api: str) -> Iterator[LatencyHost]:
-    """Have the ways use the Prefect server at ``api``."""
+    """Let the ways use the Prefect server at ``api``."""
     with (
         tempfile.TemporaryDirectory(prefix="prefect-latency-") as folder,
         LocalServer(step_seconds=0.02, stop_grace_seconds=_ENDING_SECONDS, retry_seconds=300.0) as server,
@@ -290,13 +290,13 @@ def served_to(api: str) -> Iterator[LatencyHost]:
 
 @contextlib.contextmanager
 def host(settings: Mapping[str, str]) -> Iterator[LatencyHost]:
-    """Start a Prefect server of our own, and stop it."""
+    """Start a private Prefect server, and stop it."""
     with tempfile.TemporaryDirectory(prefix="prefect-latency-") as name:
         folder = Path(name)
         environment = {
             **hosts.environment(folder),
             "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "0.5",
-            # Many flow runs write to one sqlite database; it refuses who waited longer.
+            # Many flow runs write to one sqlite database, which refuses a writer that waited longer (seconds).
             "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
             **settings,
         }

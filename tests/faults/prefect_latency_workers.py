@@ -1,4 +1,4 @@
-"""The ways to end a flow run that a worker gave a machine of its own."""
+"""The ways to end a flow run for which a worker started a machine."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tests.faults.prefect_latency_host import OVER_SECONDS, START_SECONDS, Laten
 from tests.provider_prefect import hosts
 from tests.provider_prefect.support import until
 
-# Nothing ends a worker that stops a machine; it has this long.
+# No host ends a worker that stops a machine, so this is our own limit (seconds).
 _LIMIT = 90.0
-# No machine has so much, and the search goes on longer than any case.
+# No machine has so many GPUs, and the search takes longer than any case.
 _SOUGHT = {"resources": {"gpu": "1000"}, "retry": {"on_events": ["no-capacity"], "duration": "1h"}}
 # A machine in which the flow's process hangs.
 _HUNG = {"command": "trap '' INT TERM; echo started; sleep 9000"}
+# After this time (seconds) Prefect lets a worker stop what is still being cancelled, by ``kill_infrastructure``.
 _TEARDOWN_SECONDS = 45
-# Prefect has a worker stop what is still being cancelled after that time, and calls it ``kill_infrastructure``.
 SERVER_SETTINGS = {
     "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS": str(_TEARDOWN_SECONDS)
 }
@@ -52,7 +52,7 @@ def _work(host: LatencyHost) -> UUID:
 
 
 def sought(host: LatencyHost) -> Way:
-    """Return the way that cancels a flow run while dstack looks for a machine."""
+    """Return the way that cancels a flow run while dstack searches for a machine."""
 
     def way(case: LatencyCase) -> Seen:
         flow_run_id = _start(host, case, **_SOUGHT)
@@ -73,12 +73,12 @@ def sought(host: LatencyHost) -> Way:
 
 
 def torn_down(host: LatencyHost) -> Way:
-    """Return the way in which Prefect itself has the worker stop a machine whose flow's process hangs."""
+    """Return the way in which Prefect lets the worker stop a machine on which the flow's process hangs."""
 
     def way(case: LatencyCase) -> Seen:
         flow_run_id = _start(host, case, **_HUNG)
         runs = host.wait_for_runs(case, flow_run_id, has_artifacts=False)
-        # As its process would have done.
+        # The flow's process would have done this.
         host.api.set_state(flow_run_id, "RUNNING", force=True)
         case.begin()
         host.api.set_state(flow_run_id, "CANCELLING")
@@ -103,5 +103,5 @@ def _run_name(host: LatencyHost, flow_run_id: UUID) -> str:
 
 
 def ways(host: LatencyHost) -> dict[str, Way]:
-    """Return the ways of a worker, by what the table calls them."""
+    """Return the ways of a worker by their names in the table."""
     return {"worker, machine not found yet": sought(host), "worker, kill_infrastructure": torn_down(host)}

@@ -16,9 +16,10 @@ from tests.faults.latency_judge import Said
 from tests.provider_prefect.support import until
 
 FINAL = ("done", "failed", "terminated", "aborted")
+# The most items that Prefect returns at once.
 _PAGE = 200
 _SENTINEL = "latency.sentinel"
-# A bound for a machine that is busy otherwise; nobody waits longer than it takes.
+# An upper bound for a busy machine; a wait returns as soon as its condition holds.
 _SECONDS = 300.0
 
 
@@ -38,7 +39,7 @@ class Api:
         return {one["name"]: UUID(one["id"]) for one in self._all("deployments/filter", {})}
 
     def new_work_pool(self, name: str, kind: str, template: Mapping[str, Any]) -> UUID:
-        """Make a work pool with one deployment, whose flow is never loaded, and return the deployment's id."""
+        """Create a work pool with one deployment, whose flow is never loaded; return the deployment's id."""
         self._post("work_pools/", {"name": name, "type": kind, "base_job_template": template})
         flow = self._post("flows/", {"name": name})["id"]
         body = {
@@ -83,7 +84,7 @@ class Api:
         return [Said(one["level"], one["message"]) for one in self._all("logs/filter", chosen)]
 
     def started(self, flow_run_id: UUID, *, of_task: bool) -> float:
-        """Return when a flow run or its first task started, as ``time.time()``."""
+        """Return the time when a flow run or its first task started, as ``time.time()``."""
         chosen = {"flow_runs": {"id": {"any_": [str(flow_run_id)]}}}
 
         def start() -> str | None:
@@ -100,11 +101,11 @@ class Api:
         return [str(one["state_type"]) for one in self._all("task_runs/filter", chosen)]
 
     def events(self, run_id: str) -> list[str]:
-        """Return the names of the events of a dstack run, without what they have in common."""
+        """Return the names of the events of a dstack run, without their common prefix."""
         return [name.removeprefix("dstack.run.") for name in self._events(f"dstack.run.{run_id}")]
 
     def artifacts(self, flow_run_id: UUID, run_name: str) -> tuple[list[str], list[tuple[float, str]]]:
-        """Return the tables of a dstack run, and how far its progress artifacts say it is."""
+        """Return the tables of a dstack run, and the percentages and texts of its progress artifacts."""
         mine = {"flow_run_id": {"any_": [str(flow_run_id)]}}
         found = [
             one
@@ -119,7 +120,7 @@ class Api:
         return tables, progress
 
     def settle_events(self) -> None:
-        """Return once every event that was sent before is shown."""
+        """Wait until Prefect shows every event that was sent before."""
         resource = f"latency.{uuid4()}"
         event = {
             "event": _SENTINEL,
@@ -155,7 +156,7 @@ class Api:
     def _request(self, method: str, path: str, body: Any = None) -> httpx.Response:
         def answered() -> httpx.Response | None:
             reply = httpx.request(method, f"{self.url}/{path}", json=body, timeout=60)
-            # Prefect answers that while its sqlite database is busy.
+            # Prefect answers 503 while its sqlite database is busy.
             return None if reply.status_code == 503 else reply
 
         reply = until(answered, seconds=_SECONDS, pause=0.5, what=f"an answer to {method} {path}")
@@ -164,9 +165,9 @@ class Api:
 
 
 def disagreement(api: Api, flow_run_id: UUID, run: Run, *, has_artifacts: bool) -> str:
-    """Return what Prefect shows about an ended run that is not what the dstack server says, or nothing.
+    """Return where Prefect differs from the dstack server about an ended run, or an empty string.
 
-    The end is reported exactly once, whichever process does it.
+    The end must be reported exactly once, whichever process does it.
     """
     status, events = run.raw_status, api.events(run.id)
     ends = [name for name in events if name in FINAL]
@@ -186,7 +187,7 @@ def disagreement(api: Api, flow_run_id: UUID, run: Run, *, has_artifacts: bool) 
 
 
 def wait_until_over(api: Api, flow_run_id: UUID, seconds: float) -> str:
-    """Return the type of the state that a flow run is in when it is final, or after so many seconds."""
+    """Return the type of a flow run's state once it is final, or after this many seconds."""
     deadline = time.monotonic() + seconds
     while True:
         state = api.state(flow_run_id)

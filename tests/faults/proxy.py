@@ -1,6 +1,17 @@
-"""A proxy that does one thing wrong at one request, or from that request on.
+"""A proxy that injects one fault at one request, or from that request on.
 
-Nobody sees from behind a closed door that somebody knocks; clients are in this process, so Python tells.
+Each request that arrives has a number, counted over all connections. At number ``step`` the proxy misbehaves;
+all other requests are forwarded. Three faults need more than a broken reply:
+
+* A refused connection: the listener is closed, and must be opened again once a connection was refused. A process
+  cannot observe connections to a closed port, but the clients run in this process. So an audit hook of Python
+  reports each ``socket.connect``: at the second attempt the first one has certainly been refused.
+* A restart: the listener is closed for a moment, and all other connections are cut.
+* A killed client: the process at the other end of the connection is found and killed (`killing`). If it was not
+  found, the fault does not count.
+
+The proxy also opens the gate of the run (`life`), after the reply of request ``gate_at`` was fetched: the poll that
+the client has just sent must not see the end of the run.
 """
 
 from __future__ import annotations
@@ -25,35 +36,35 @@ from tests.faults.raw_http import endpoint, head, next_request, write
 
 Answer = tuple[int, bytes]
 Forward = Callable[[bytes], Awaitable[Answer]]
-# Gets the request's number, target and body and what carries it out; returns what the client gets.
+# Arguments: the request's number, target and body, and a function that carries it out. Result: the client's reply.
 Between = Callable[[int, str, bytes, Forward], Awaitable[Answer]]
 
-_KNOCKS: dict[int, Callable[[], None]] = {}
+_ATTEMPTS: dict[int, Callable[[], None]] = {}
 
 
-def _hear(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "socket.connect" and _KNOCKS and isinstance(arguments[1], tuple):
-        knocked = _KNOCKS.get(arguments[1][1])
-        if knocked is not None:
-            knocked()
+def _on_audit_event(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "socket.connect" and _ATTEMPTS and isinstance(arguments[1], tuple):
+        attempted = _ATTEMPTS.get(arguments[1][1])
+        if attempted is not None:
+            attempted()
 
 
-sys.addaudithook(_hear)
+sys.addaudithook(_on_audit_event)
 
 
 @dataclass
 class Served:
-    """Hold what one client of the proxy asked for, and what was done to it."""
+    """The paths that were requested from the proxy, and the number of injected faults."""
 
     paths: list[str] = field(default_factory=list)
     faults: int = 0
 
 
 class FaultProxy:
-    """Forward to ``upstream``; at request number ``step`` (from 1) do ``fault``, ``for_ever`` or once.
+    """A proxy in front of ``upstream`` that injects ``fault`` at request ``step`` (from 1), or ``forever`` from there.
 
-    ``gate`` is a named pipe that a job of the run reads from: it is opened once ``gate_at`` requests came.
-    ``between`` may change what is asked and answered, at every request.
+    ``gate`` is a named pipe that a job of the run reads from; it is opened once ``gate_at`` requests arrived.
+    ``between`` may change every request and every reply.
     """
 
     def __init__(
@@ -63,7 +74,7 @@ class FaultProxy:
         fault: Fault | None = None,
         step: int = 0,
         *,
-        for_ever: bool = False,
+        forever: bool = False,
         gate: Path | None = None,
         gate_at: int = 0,
         between: Between | None = None,
@@ -73,7 +84,7 @@ class FaultProxy:
         self._upstream = upstream
         self._fault = fault
         self._step = step
-        self._for_ever = for_ever
+        self._for_ever = forever
         self._gate = gate
         self._gate_at = gate_at
         self._between = between
@@ -101,7 +112,7 @@ class FaultProxy:
             self._refuse()
 
     async def _stop(self) -> None:
-        _KNOCKS.pop(self._port, None)
+        _ATTEMPTS.pop(self._port, None)
         if self._reopening is not None:
             self._reopening.cancel()
         if self._listener is not None:
@@ -119,24 +130,24 @@ class FaultProxy:
         self._port = self._listener.sockets[0].getsockname()[1]
 
     def _refuse(self) -> None:
-        """Refuse connections until one was refused for certain, or for ever."""
+        """Refuse connections until one has certainly been refused, or forever."""
         assert self._listener is not None
         self._listener.close()
         loop = asyncio.get_running_loop()
-        knocks = itertools.count(1)
+        attempts = itertools.count(1)
 
-        def knocked() -> None:
-            number = next(knocks)
+        def attempted() -> None:
+            number = next(attempts)
             if number == 1:
                 self.served.faults += 1
-            # Who knocks a second time has been refused once.
+            # At the second attempt, the first one has been refused.
             elif number == 2 and not self._for_ever:
                 loop.call_soon_threadsafe(self._open_soon, REFUSED_SECONDS)
 
-        _KNOCKS[self._port] = knocked
+        _ATTEMPTS[self._port] = attempted
 
     def _open_soon(self, seconds: float) -> None:
-        _KNOCKS.pop(self._port, None)
+        _ATTEMPTS.pop(self._port, None)
         self._reopening = asyncio.get_running_loop().create_task(self._reopen(seconds))
 
     async def _reopen(self, seconds: float) -> None:
@@ -176,7 +187,7 @@ class FaultProxy:
                     return
             else:
                 status, content = await self._answer(number, request, body)
-                # Not before: this look must not see the end, so that a life has two more requests.
+                # Not before: the reply to this request must not contain the end, so that a life has two more requests.
                 self._open_gate_at(number)
                 closing = self._named("refuse the connection") and self._is_at(number + 1)
                 if closing:
@@ -193,7 +204,7 @@ class FaultProxy:
     async def _misbehave(
         self, fault: Fault, number: int, request: h11.Request, body: bytes, writer: asyncio.StreamWriter
     ) -> bool:
-        """Do the fault; tell whether the connection can go on."""
+        """Inject the fault; return whether the connection stays usable."""
         true = (await self._answer(number, request, body))[1] if fault.carried_out else b""
         if fault.body is not None:
             await write(writer, head(fault.status, fault.body, False, fault.headers), fault.body)
@@ -246,7 +257,7 @@ class FaultProxy:
         try:
             await asyncio.to_thread(kill_client, *ends)
         except RuntimeError:
-            # Nobody was killed, so this was no case.
+            # No process was killed, so the fault does not count.
             self.served.faults -= 1
         return False
 
@@ -271,6 +282,6 @@ class FaultProxy:
 
     def _open_gate_at(self, number: int) -> None:
         if self._gate is not None and number >= self._gate_at:
-            # Without a reader, which may come later, this is refused.
+            # Opening fails as long as no job reads; a later request tries again.
             with contextlib.suppress(OSError):
                 os.close(os.open(self._gate, os.O_WRONLY | os.O_NONBLOCK))

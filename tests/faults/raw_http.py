@@ -1,4 +1,4 @@
-"""HTTP as bytes: what comes is parsed by h11, what goes is written as it is wanted."""
+"""HTTP as bytes: h11 parses requests, and replies are written by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server of bytes: what it answers is written by hand, so it may be no HTTP at all."""
+"""A server of bytes: its replies are written by hand and need not be HTTP."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Reaction = Callable[[socket.socket, bytes], None]
 
 @contextlib.contextmanager
 def talking(answer: Answer) -> Iterator[int]:
-    """Have ``answer`` write to each connection at once; give the port."""
+    """Let ``answer`` write to each new connection; yield the port."""
 
     def serve() -> None:
         while True:
@@ -43,7 +43,7 @@ def talking(answer: Answer) -> Iterator[int]:
 
 @contextlib.contextmanager
 def reacting(react: Reaction) -> Iterator[str]:
-    """Have ``react`` write to each connection once a request's head has come; give the address."""
+    """Let ``react`` write to each connection once the head of a request has arrived; yield the URL."""
 
     def answer(connection: socket.socket) -> None:
         got = b""
@@ -59,18 +59,18 @@ def reacting(react: Reaction) -> Iterator[str]:
 
 
 def answering(answer: Answer) -> contextlib.AbstractContextManager[str]:
-    """Do the same with what needs no head."""
+    """Return the same server for an answer that does not use the head."""
     return reacting(lambda connection, _: answer(connection))
 
 
 def whole(body: bytes, *headers: str) -> Answer:
-    """Return an answer of status 200 with this body."""
+    """Return an answer with status 200 and this body."""
     lines = ["HTTP/1.1 200 OK", f"Content-Length: {len(body)}", *headers, "", ""]
     return lambda connection: connection.sendall("\r\n".join(lines).encode() + body)
 
 
 def repeating(first: bytes, then: bytes, pause: float = 0.0) -> Answer:
-    """Return an answer without end, ``then`` again and again, ``pause`` seconds between two."""
+    """Return an endless answer: ``first``, then ``then`` repeatedly with ``pause`` seconds in between."""
     over = threading.Event()
 
     def answer(connection: socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""Print the matrix of faults, steps and adapters, and write it into the page of the docs."""
+"""Print the matrix of faults, steps and adapters, and write docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ PAGE = ROOT / "docs" / "reliability.md"
 
 
 def save(results: Sequence[Result], path: Path) -> None:
-    """Keep the results of one environment for the report of all."""
+    """Save the results of one environment for the report of all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([asdict(result) for result in results], indent=1))
 
 
 def load(paths: Iterable[Path]) -> list[Result]:
-    """Return what was kept."""
+    """Return the saved results."""
     return [Result(**item) for path in paths for item in json.loads(path.read_text())]
 
 
 def matrix(results: Sequence[Result], what: str = "fault") -> str:
-    """Return a table in markdown: what was done by adapters, held of tried."""
+    """Return a table in Markdown: faults by adapters, held/tried."""
     adapters = list(dict.fromkeys(result.adapter for result in results))
     rows = [[what, *adapters], ["---", *["---:"] * len(adapters)]]
     for name in dict.fromkeys(result.fault for result in results):
@@ -39,7 +39,7 @@ def matrix(results: Sequence[Result], what: str = "fault") -> str:
 
 
 def steps(results: Sequence[Result]) -> str:
-    """Return a table in markdown: steps by adapters, held of tried; a step is the request the fault met."""
+    """Return a table in Markdown: steps by adapters, held/tried; a step is the request that the fault hit."""
     adapters = list(dict.fromkeys(result.adapter for result in results))
     rows = [["request no.", *adapters], ["---:", *["---:"] * len(adapters)]]
     for step in sorted({result.step for result in results}):
@@ -55,7 +55,7 @@ def steps_of_each(results: Sequence[Result]) -> str:
 
 
 def losses(results: Sequence[Result]) -> str:
-    """Return in markdown how often the server lost something on its own, and where."""
+    """Return in Markdown how often the server lost something on its own, and where."""
     found = [result for result in results if result.loss]
     summary = f"The server itself lost data in {len(found)} of {len(results)} cases"
     cases = [f"* {one.adapter}, {one.fault}, {_when(one)}: {one.loss}" for one in found]
@@ -67,7 +67,7 @@ def _when(result: Result) -> str:
 
 
 def flaws(results: Sequence[Result], *, why: bool = True) -> list[str]:
-    """Return one line for each case that did not hold, or whose fault never came."""
+    """Return a line for each case that did not hold, or whose fault never came."""
     return [
         f"{result.adapter}, {result.fault}, request {result.step} ({result.endpoint}), {result.part}"
         f"{': ' + (result.flaw or 'the fault never came') if why else ''}"
@@ -98,7 +98,7 @@ def write_page(
         losses=losses(of[RESTARTS]),
         killed=matrix(of[KILLED], "killed"),
         killed_steps=steps(of[KILLED]),
-        killed_again=sum(bool(one.told_again) for one in of[KILLED]),
+        killed_again=sum(bool(one.repeated) for one in of[KILLED]),
         latency=latency_matrix.table(slow),
         latency_by_page=sum(one.how in ("late", "reaper") for one in slow),
         latency_tried=len(slow),

@@ -1,4 +1,4 @@
-"""A real dstack server that is ended and started again while it runs what is followed."""
+"""A real dstack server that is restarted while it runs jobs whose runs are followed."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ from tests.faults.own_losses import judge, logged_lines
 from tests.faults.restarts_at_requests import WAYS, needs, try_at_requests
 from tests.rig.server import RealServer, RigError
 
+# Upper bounds in seconds for a busy machine: for a run to reach a moment, and for the retries of an adapter.
 _SECONDS = 120.0
 _BUDGET = 300.0
+# A restart that came too late for its moment is tried again.
 _TRIES = 3
 _BEFORE_IT_RUNS = ("pending", "submitted", "provisioning", "pulling")
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Hold the runs that are followed together, one by each adapter, and the files their jobs make and await."""
+    """The runs that are followed together, one by each adapter, and the files that their jobs create and await."""
 
     client: dstack.Client
     folder: Path
     names: Sequence[str]
 
     def commands(self, name: str) -> list[str]:
-        """Return what prints the lines in two halves; the second once ``go`` is there."""
+        """Return commands that print the lines in two halves, the second one once the file ``go`` exists."""
         half = len(LINES) // 2
         return [
             f"printf 'line-%03d\\n' $(seq 1 {half})",
@@ -51,19 +53,19 @@ class Runs:
         (self.folder / "go").touch()
 
     def statuses(self) -> list[str | None]:
-        """Return what the server says of each, None where it is not there yet."""
+        """Return the status of each run on the server, None if it does not exist yet."""
         found = [self.client.runs.get(name) for name in self.names]
         return [run.raw_status if run is not None else None for run in found]
 
     def wait_for(self, mark: str) -> list[str | None]:
-        """Wait until each job has made its file, and return how the runs are then."""
+        """Wait until each job has created its file, and return the statuses of the runs."""
         _until(lambda: all((self.folder / f"{name}.{mark}").exists() for name in self.names))
         return self.statuses()
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Hold when the server is restarted, and how the runs must be then."""
+    """The moment at which the server is restarted, and the status that the runs must have then."""
 
     name: str
     wait: Callable[[Runs], list[str | None]]
@@ -80,7 +82,7 @@ def _before_they_run(runs: Runs) -> list[str | None]:
 
 def _in_the_middle(runs: Runs) -> list[str | None]:
     runs.wait_for("half")
-    # A server that ends before it has noted that the job started starts it again, and fails the run.
+    # A server that ends before it recorded that the job started would start it again, and fail the run.
     _until(lambda: set(runs.statuses()) == {"running"})
     return runs.statuses()
 
@@ -97,7 +99,7 @@ MOMENTS = (
         _before_they_run,
         lambda status: status in _BEFORE_IT_RUNS,
         kill=True,
-        # One that is submitted a moment later finds the other running.
+        # A run that is submitted a moment later would find the other one running.
         together=False,
     ),
     Moment(
@@ -116,7 +118,7 @@ MOMENTS = (
 
 
 def try_restarts(adapters: Mapping[str, Adapter], steps: Collection[int]) -> list[Result]:
-    """Return the results of a restart at each of these requests, and, where these are all, at each moment."""
+    """Return the results of a restart at each of these requests and, if these are all, at each moment."""
     moments = MOMENTS if set(STEPS) <= set(steps) else ()
     with RealServer(images=True, impatient=True, hosts=len(adapters)) as server:
         return [
@@ -126,19 +128,19 @@ def try_restarts(adapters: Mapping[str, Adapter], steps: Collection[int]) -> lis
 
 
 def try_moment(server: RealServer, moment: Moment, adapters: Mapping[str, Adapter]) -> list[Result]:
-    """Return what became of a restart at that moment; of one for each adapter where they cannot be together."""
+    """Return the results of a restart at that moment, one for each adapter if they cannot share it."""
     if moment.together:
         return _try_again(server, moment, adapters)
     return [one for name, adapter in adapters.items() for one in _try_again(server, moment, {name: adapter})]
 
 
 def _try_again(server: RealServer, moment: Moment, adapters: Mapping[str, Adapter]) -> list[Result]:
-    """Return what became of one restart; it is tried again where a run was further than the moment asks."""
+    """Return the results of one restart; it is tried again if a run was already past the moment."""
     for _ in range(_TRIES):
         try:
             results = _try_moment(server, moment, adapters)
         except (TimeoutError, RigError, dstack.DstackError, httpx.HTTPError) as error:
-            # The page is to tell it, and the other moments are to come.
+            # Report the error on the page, and try the other moments.
             flaw = f"{type(error).__name__}: {error}"
             return [Result(RESTARTS, name, moment.name, 0, "?", False, flaw, 0.0) for name in adapters]
         if all(result.reached for result in results):
@@ -198,5 +200,5 @@ def _until(is_true: Callable[[], bool]) -> None:
     deadline = time.monotonic() + _SECONDS
     while not is_true():
         if time.monotonic() > deadline:
-            raise TimeoutError("the runs do not come as far as they should")
+            raise TimeoutError("the runs did not reach the expected state in time")
         time.sleep(0.05)

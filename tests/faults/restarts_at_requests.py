@@ -1,6 +1,12 @@
-"""A real dstack server that is ended and started again at each request of a run's life in turn.
+"""A real dstack server that is restarted at each request of a run's life in turn.
 
-A restart takes seconds, so lives share it: each is held at a request of its own until all are there.
+A restart takes seconds, so several lives share one. Each life has its own step, the request that the restart must
+hit. The proxy of each life counts its requests and holds the one with that number; a `Meeting` waits until every
+life is held or has ended, then restarts the server once and lets all held requests fail.
+
+Lives with different steps would arrive at different times, and a client gives up a request that is held too long. So
+they start in turn: the life with the most requests before its step starts first, and another one starts once no
+other life has more requests left than it has. A life that ended before its step gets another restart (`_TRIES`).
 """
 
 from __future__ import annotations
@@ -28,22 +34,25 @@ from tests.faults.own_losses import judge, logged_lines
 from tests.faults.proxy import Answer, FaultProxy, Forward
 from tests.rig.server import RealServer, RigError
 
-# So many different requests share a restart; many more would be too many runs at once for two cores.
+# How many different requests share a restart; many more would be too many runs at once for two cores.
 TOGETHER = 4
-# The first requests shall meet a run that starts, which takes two seconds, the others one that runs and ends.
+# The restart shall hit a run that starts, which takes two seconds, at the first ten requests, and one that runs or
+# ends at the others. Hence the poll intervals, in seconds. docs/reliability.md names all three numbers.
 _LAST_OF_A_START = 10
 _START_POLL_INTERVAL = 0.3
 _POLL_INTERVAL = 1.0
-# A request is held until all lives are at theirs, and must not be given up meanwhile.
+# Seconds. A request is held until all lives are at theirs, and its client must not give up meanwhile.
 _TIMEOUT = 90.0
+# Upper bounds in seconds for a busy machine: for the retries of an adapter, and for all lives to arrive.
 _BUDGET = 300.0
 _SECONDS = 240.0
+# A life that did not reach its request is tried again.
 _TRIES = 3
 
 
 @dataclass(frozen=True)
 class Way:
-    """Say how the server is restarted at a request."""
+    """A way to restart the server at a request."""
 
     name: str
     carried_out: bool
@@ -58,7 +67,7 @@ WAYS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold one life that is to be: its run's name, who follows it, and the request it is held at."""
+    """The plan of one life: the run's name, the adapter that follows it, and the request to hold."""
 
     name: str
     adapter: str
@@ -70,24 +79,24 @@ class Plan:
 
 
 class Meeting:
-    """Hold each life at its request until all are there or over; then the server is restarted, once."""
+    """The point where all lives wait at their requests until the server is restarted, once for all."""
 
     def __init__(self, server: RealServer, way: Way, loop: Loop, plans: Sequence[Plan]) -> None:
         self._server = server
         self._way = way
         self._loop = loop
-        self._to_go = {plan.name: plan.step for plan in plans}
+        self._remaining = {plan.name: plan.step for plan in plans}
         self._changed = threading.Condition()
         self._down = asyncio.Event()
         self.held: set[str] = set()
 
     def wait_for_turn(self, plan: Plan) -> None:
-        """Wait until no other life has further to go, so that all come to their requests at about one time."""
+        """Wait until no other life has more requests left, so that all reach theirs at about the same time."""
         with self._changed:
-            self._changed.wait_for(lambda: max(self._to_go.values(), default=0) <= plan.step, _SECONDS)
+            self._changed.wait_for(lambda: max(self._remaining.values(), default=0) <= plan.step, _SECONDS)
 
     async def between(self, plan: Plan, number: int, body: bytes, forward: Forward) -> Answer:
-        """Carry a request out; the one that the life is held at ends with the server."""
+        """Carry a request out; hold the one at the life's step until the server is down, then fail it."""
         if number != plan.step:
             answer = await forward(body)
             self._note(plan, plan.step - number)
@@ -100,40 +109,40 @@ class Meeting:
         raise ConnectionResetError("the server is gone")
 
     def leave(self, plan: Plan) -> None:
-        """Note that a life is over, whether it came to its request or not."""
+        """Record that a life has ended, whether it reached its request or not."""
         self._note(plan, 0)
 
     def restart(self) -> None:
-        """Wait for all, and restart the server; those who were held hear that it is gone once it is."""
+        """Wait for all lives, and restart the server; held requests fail once it is down."""
         try:
             with self._changed:
-                if not self._changed.wait_for(lambda: not self._to_go, _SECONDS):
-                    raise TimeoutError(f"these lives do not come to their requests: {self._to_go}")
-            self._server.restart(self._let_go, kill=self._way.kill)
+                if not self._changed.wait_for(lambda: not self._remaining, _SECONDS):
+                    raise TimeoutError(f"these lives did not reach their requests: {self._remaining}")
+            self._server.restart(self._release, kill=self._way.kill)
         finally:
-            self._let_go()
+            self._release()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         self._loop.loop.call_soon_threadsafe(self._down.set)
 
-    def _note(self, plan: Plan, to_go: int) -> None:
+    def _note(self, plan: Plan, remaining: int) -> None:
         with self._changed:
-            if to_go > 0:
-                self._to_go[plan.name] = to_go
+            if remaining > 0:
+                self._remaining[plan.name] = remaining
             else:
-                self._to_go.pop(plan.name, None)
+                self._remaining.pop(plan.name, None)
             self._changed.notify_all()
 
 
 def needs(server: RealServer) -> dict[str, Any]:
-    """Return what a task needs to run on a server of that release."""
+    """Return the keys that a task needs to run on a server of that release."""
     return {"user": "root", "fleets": [server.fleet]} if server.release >= (0, 19, 3) else {"user": "root"}
 
 
 def try_at_requests(
     server: RealServer, way: Way, adapters: Mapping[str, Adapter], steps: Collection[int]
 ) -> list[Result]:
-    """Return what became of a restart at each of these requests, of a run followed by each adapter."""
+    """Return the results of a restart at each of these requests, of a run followed by each adapter."""
     results: list[Result] = []
     for group in _groups(sorted(steps)):
         results += _try_group(server, way, adapters, group)
@@ -141,7 +150,7 @@ def try_at_requests(
 
 
 def _groups(steps: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Yield steps of one poll interval that are far from one another: who waits for others is not held long."""
+    """Yield groups of steps with the same poll interval and far apart, so that no request is held long."""
     first = [step for step in steps if step <= _LAST_OF_A_START]
     for part in (first, steps[len(first) :]):
         count = -(-len(part) // TOGETHER)
@@ -151,7 +160,7 @@ def _groups(steps: Sequence[int]) -> Iterator[Sequence[int]]:
 def _try_group(
     server: RealServer, way: Way, adapters: Mapping[str, Adapter], steps: Sequence[int]
 ) -> list[Result]:
-    """Return what became of one restart; those who did not come to their request have another one."""
+    """Return the results of one restart; lives that did not reach their request get another one."""
     missing = [(name, step) for step in steps for name in adapters]
     found: dict[tuple[str, int], Result] = {}
     for _ in range(_TRIES):
@@ -180,7 +189,7 @@ def _try_together(
         try:
             meeting.restart()
         except (TimeoutError, RigError) as error:
-            # The page is to tell it, and the other requests are to come.
+            # Report the error on the page, and try the other requests.
             return [_result(way, plan, "?", False, f"{type(error).__name__}: {error}") for plan in plans]
         return [
             _judged(server, way, plan, life.result(_SECONDS + _BUDGET), plan.name in meeting.held)
@@ -191,7 +200,7 @@ def _try_together(
 def _live(
     meeting: Meeting, server: RealServer, loop: Loop, folder: Path, plan: Plan, adapter: Adapter
 ) -> Life:
-    """Follow one run to its end, behind a proxy that holds one request."""
+    """Follow one run until it ends, behind a proxy that holds one request."""
     gate = folder / plan.name
     os.mkfifo(gate)
     task = {"type": "task", "commands": commands(gate), **needs(server)}
@@ -240,7 +249,7 @@ def _result(
 
 
 def _end(server: RealServer, life: Life) -> None:
-    """End the run of a life that nobody ended, so that it holds no host."""
+    """Abort the run of a life if it is still active, so that it does not occupy a host."""
     if any(run["status"] not in OVER for run in life.runs):
         with dstack.Client(
             server_url=server.url, project_name=server.project, user_token=server.token

@@ -1,6 +1,6 @@
-"""Tests that stand beside the matrix: which of them belong to which table of the page.
+"""The tests beside the matrix that docs/reliability.md shows, and the table that each belongs to.
 
-``make test-faults`` runs them with pytest, each in its environment; to have a table more, append a ``Suite``.
+``make test-faults`` runs them with pytest, each in its environment. Append a ``Suite`` for another table.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Environment = Literal["core", "airflow", "prefect"]
 
 @dataclass(frozen=True)
 class Row:
-    """Hold one row: what is done, to whom, and the tests that do it (files or node ids, as pytest takes them).
+    """A row of a table: what is done, to which host, and the tests that do it (files or node ids of pytest).
 
     A property that a test records (``record_property``) is shown in the row.
     """
@@ -26,14 +26,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Suite:
-    """Hold one table: its heading, the words above it (what "held" means), its rows."""
+    """A table: its heading, the text above it (what "held" means), and its rows."""
 
     title: str
     text: str
     rows: tuple[Row, ...]
 
     def tests(self, environment: str) -> list[str]:
-        """Return the tests of that environment, each once."""
+        """Return the tests of an environment, each once."""
         tests = [test for row in self.rows if row.environment == environment for test in row.tests]
         return list(dict.fromkeys(tests))
 

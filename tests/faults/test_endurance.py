@@ -22,7 +22,7 @@ LINES = 20
 
 @pytest.fixture
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServer]:
-    """Serve from this process with a folder for temporary files that nobody else uses."""
+    """Serve from this process, with a private folder for temporary files."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with LocalServer(step_seconds=0.0) as server:
         with server.client() as client:
@@ -35,8 +35,8 @@ def task(number: int) -> dict[str, Any]:
 
 
 def is_whole(number: int, events: list[dstack.Event]) -> None:
-    told = [line for event in events if isinstance(event, dstack.LogLines) for line in event.lines]
-    assert told == [f"run {number} line {line}" for line in range(1, LINES + 1)]
+    delivered = [line for event in events if isinstance(event, dstack.LogLines) for line in event.lines]
+    assert delivered == [f"run {number} line {line}" for line in range(1, LINES + 1)]
 
 
 def life(client: dstack.Client, number: int) -> None:

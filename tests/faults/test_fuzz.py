@@ -1,4 +1,4 @@
-"""Replies and configurations that nobody would write: only our own errors come out."""
+"""Generated replies and configurations, however absurd, raise only our own errors."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ LONG = settings(max_examples=40, deadline=None, suppress_health_check=list(Healt
 
 
 def places(value: Any) -> list[tuple[Any, ...]]:
-    """Return the path of every value inside of a JSON value."""
+    """Return the path of every value inside a JSON value."""
     found: list[tuple[Any, ...]] = [()]
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in inner:
@@ -79,7 +79,7 @@ def changed(value: Any, place: tuple[Any, ...], new: Any) -> Any:
 
 
 def read(call: Call[Any], reply: Reply) -> Any:
-    """Read a reply as a flow does; what is no error of ours fails the test."""
+    """Read a reply as a flow does; any error but our own fails the test."""
     try:
         return call.parse(reply)
     except DstackError:

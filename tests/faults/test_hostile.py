@@ -1,4 +1,4 @@
-"""A server that is hostile, or gone wrong, makes nobody wait for ever and learns nothing."""
+"""A hostile or broken server cannot make a caller wait without limit, and learns no secret."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def session(driver: Driver) -> Operations:
     return Operations(Api("http://server", "main"), 30.0, clock=driver.clock, wall_clock=driver.clock)
 
 
-def test_a_log_of_empty_pages_without_end_is_told(driver: Driver) -> None:
+def test_reports_a_log_of_endless_empty_pages(driver: Driver) -> None:
     script = Script(runs__get=[reply(run_json("running"))], logs__poll=[page(next_token="9")])
     flow = session(driver).follow(Progress("train", "id-1"), poll_interval=5, logs=True, retry_budget=60)
     with pytest.raises(dstack.ProtocolError, match="has no end"):
         driver.events(flow, script)
 
 
-def test_a_list_that_begins_again_and_again_is_told(driver: Driver) -> None:
+def test_reports_a_list_that_repeats_itself(driver: Driver) -> None:
     runs = [run_json("done", run_id=f"id-{number}") for number in range(100)]
     with pytest.raises(dstack.ProtocolError, match="again and again"):
         driver.run(session(driver).list_runs(all=True), Script(runs__list=[reply(runs)]))
@@ -86,7 +86,7 @@ def get(kind: str, **arguments: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_a_reply_that_comes_byte_by_byte_holds_nobody_for_ever(kind: str) -> None:
+def test_a_reply_sent_byte_by_byte_times_out(kind: str) -> None:
     over = threading.Event()
 
     def drip(handler: BaseHTTPRequestHandler) -> None:
@@ -120,7 +120,7 @@ def test_a_reply_without_end_does_not_fill_the_memory(kind: str, monkeypatch: py
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Return a certificate for this machine that only its own file vouches for, and its key."""
+    """Return a self-signed certificate for this machine, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a test's own authority")])
     now = datetime.now(UTC)
@@ -176,7 +176,7 @@ def tls_server(certificates: tuple[Path, Path]) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_a_certificate_nobody_vouches_for_is_refused_unless_its_authority_is_given(
+def test_refuses_an_unknown_certificate_unless_its_authority_is_given(
     tls_server: str, certificates: tuple[Path, Path], kind: str
 ) -> None:
     with pytest.raises(dstack.ServerUnreachableError, match=r"(?i)certificate") as failure:
@@ -186,7 +186,7 @@ def test_a_certificate_nobody_vouches_for_is_refused_unless_its_authority_is_giv
     assert get(kind, server_url=tls_server, retry_budget=0.0, verify=False) is None
 
 
-def test_the_embedded_server_answers_nobody_without_its_token(server: LocalServer) -> None:
+def test_the_embedded_server_requires_its_token(server: LocalServer) -> None:
     assert requests.post(f"{server.url}/api/projects/list", timeout=10).status_code == 401
     wrong = {"Authorization": "Bearer wrong"}
     for path in (
@@ -226,24 +226,24 @@ def test_the_token_is_in_no_process_list(server: LocalServer) -> None:
         run.wait(30, poll_interval=0.05)
 
 
-def test_what_a_run_was_given_is_in_no_repr(server: LocalServer) -> None:
+def test_no_repr_contains_the_secrets_of_a_run(server: LocalServer) -> None:
     secret = "the-secret-value"
     task = dstack.Task(commands=["true"], image="x", env={"KEY": secret}, registry_auth={"username": "me", "password": secret})  # type: ignore[arg-type]  # fmt: skip
     with server.client() as client:
         run = client.runs.submit(task)
         events = list(run.follow(poll_interval=0.02))
-        told = [task, client, run, run._snapshot, *events, run.outcome(), client.runs.plan(task)]
-    assert not [one for one in told if secret in repr(one) or server.token in repr(one)]
+        shown = [task, client, run, run._snapshot, *events, run.outcome(), client.runs.plan(task)]
+    assert not [one for one in shown if secret in repr(one) or server.token in repr(one)]
 
 
-def test_a_run_deleted_in_the_middle_is_told(driver: Driver) -> None:
-    looks: list[Any] = [
+def test_reports_a_run_deleted_while_it_is_followed(driver: Driver) -> None:
+    polls: list[Any] = [
         reply(run_json("running")),
         reply({"detail": [{"code": "resource_not_exists", "msg": "x"}]}, 400),
     ]
     flow = session(driver).follow(Progress("train", "id-1"), poll_interval=5, logs=False, retry_budget=60)
     with pytest.raises(dstack.RunNotFoundError, match="somebody deleted it"):
-        driver.events(flow, Script(runs__get=looks))
+        driver.events(flow, Script(runs__get=polls))
 
 
 def test_a_token_revoked_in_the_middle_ends_at_once(driver: Driver) -> None:

@@ -1,4 +1,4 @@
-"""A container, a jump host or an sshproxy that is hostile: nobody waits for ever, no memory is filled."""
+"""A hostile container, jump host or sshproxy cannot make a caller wait without limit or fill the memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def memory() -> int:
-    """Return the most memory that this process ever had, in bytes."""
+    """Return the peak memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -53,7 +53,7 @@ DAEMONS: dict[str, Callable[[], Answer]] = {
 
 
 @pytest.mark.parametrize("what", DAEMONS)
-def test_a_daemon_that_never_gets_to_the_point_is_left(what: str) -> None:
+def test_gives_up_on_a_daemon_that_never_logs_in(what: str) -> None:
     before = memory()
     with talking(DAEMONS[what]()) as port, closing(Chain()) as chain:
         began = time.monotonic()
@@ -63,7 +63,7 @@ def test_a_daemon_that_never_gets_to_the_point_is_left(what: str) -> None:
     assert memory() - before < 100_000_000
 
 
-def test_a_login_that_is_never_answered_is_left() -> None:
+def test_gives_up_on_a_login_without_an_answer() -> None:
     over = threading.Event()
 
     class Mute(list[str]):
@@ -79,7 +79,7 @@ def test_a_login_that_is_never_answered_is_left() -> None:
         over.set()
 
 
-def test_a_channel_that_never_opens_is_left() -> None:
+def test_gives_up_on_a_channel_that_never_opens() -> None:
     over = threading.Event()
     with closing(Host()) as host, closing(Chain()) as chain:
 
@@ -95,7 +95,7 @@ def test_a_channel_that_never_opens_is_left() -> None:
         over.set()
 
 
-def test_a_host_opens_no_way_into_this_machine() -> None:
+def test_a_host_cannot_connect_into_this_machine() -> None:
     with closing(Host()) as host, closing(Chain()) as chain:
         chain.open(way([host]), RUN_KEY.private, HostKeys())
         (theirs,) = host.client_connections()
@@ -106,7 +106,7 @@ def test_a_host_opens_no_way_into_this_machine() -> None:
 
 
 def upgraded(then: Answer) -> Reaction:
-    """Return an answer that agrees to speak websocket, then goes on as it likes."""
+    """Return an answer that accepts the websocket handshake, then continues with ``then``."""
 
     def react(connection: socket.socket, head: bytes) -> None:
         key = next(line for line in head.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key:"))
@@ -154,7 +154,7 @@ def test_a_live_log_that_announces_too_much_is_cut(what: str) -> None:
     assert memory() - before < 100_000_000
 
 
-def test_a_live_log_of_empty_messages_is_silence() -> None:
+def test_a_live_log_of_empty_messages_counts_as_silence() -> None:
     with reacting(upgraded(repeating(b"", frame(2, 0), 0.001))) as url:
         stream = LogStream(connection_to(url))
         with closing(stream):
@@ -164,7 +164,7 @@ def test_a_live_log_of_empty_messages_is_silence() -> None:
 
 
 @pytest.mark.parametrize("first", [b"", b"HTTP/1.1 101 Go\r\nX-Long: "])
-def test_a_live_log_that_is_never_agreed_on_is_left(first: bytes) -> None:
+def test_gives_up_on_a_live_log_without_a_handshake(first: bytes) -> None:
     def drip(connection: socket.socket, head: bytes) -> None:
         del head
         repeating(first, b"x", 0.05)(connection)

@@ -1,4 +1,4 @@
-"""Replies that a library trusts and nobody should: in both transports they end in one error of ours."""
+"""Replies that must not be trusted: in both transports they end in one error of ours."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tests.faults.raw_server import Answer, answering, repeating, whole
 TOKEN = "the-secret-token"
 KINDS = pytest.mark.parametrize("kind", ["sync", "async"])
 HEAD = b"HTTP/1.1 200 OK\r\n"
-# Far more than any of these may take, far less than for ever.
+# Seconds: far more than any of these may take on a busy machine.
 PATIENCE = 30.0
 
 
 def get(kind: str, url: str, **arguments: Any) -> Any:
-    """Look for a run, once."""
+    """Get a run with one request."""
     arguments = {"retry_budget": 0.0, "timeout": 0.2} | arguments
     if kind == "sync":
         with dstack.Client(server_url=url, project_name="main", user_token=TOKEN, **arguments) as client:
@@ -69,7 +69,7 @@ ENDLESS: dict[str, Callable[[], Answer]] = {
 
 @KINDS
 @pytest.mark.parametrize("what", ENDLESS)
-def test_a_reply_without_end_holds_nobody_for_ever(kind: str, what: str) -> None:
+def test_an_endless_reply_ends_in_an_error(kind: str, what: str) -> None:
     with answering(ENDLESS[what]()) as url:
         began = time.monotonic()
         with pytest.raises(dstack.DstackError):
@@ -78,7 +78,7 @@ def test_a_reply_without_end_holds_nobody_for_ever(kind: str, what: str) -> None
 
 
 def bomb(form: str) -> bytes:
-    """Return 1 GiB of spaces, compressed to one megabyte; ``many`` is of many parts."""
+    """Return 1 GiB of spaces, compressed to one megabyte; ``many`` has many parts."""
     if form == "many":
         return gzip.compress(b" " * (64 * 1024 * 1024)) * 16
     packer = zlib.compressobj(9, wbits={"gzip": 31, "deflate": 15}[form])
@@ -126,7 +126,7 @@ def test_a_compressed_reply_is_read_whole(kind: str) -> None:
 
 @KINDS
 @pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip", "x" * 9999])
-def test_an_encoding_that_nobody_asked_for_is_told(kind: str, encoding: str) -> None:
+def test_reports_an_encoding_that_was_not_requested(kind: str, encoding: str) -> None:
     with (
         answering(whole(b"{}", f"Content-Encoding: {encoding}")) as url,
         pytest.raises(dstack.ProtocolError, match="expected no encoding, gzip or deflate"),
@@ -166,7 +166,7 @@ def test_the_wait_that_a_server_asks_for_is_bounded_by_the_budget(kind: str, ask
 @pytest.mark.parametrize(
     "name", ["../../../escaped", "/tmp/escaped", "~/.ssh/authorized_keys", "a\x00b", "-oProxyCommand=x"]
 )
-def test_names_that_a_server_makes_up_lead_to_no_file(
+def test_names_made_up_by_a_server_create_no_file(
     kind: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "a" / "b" / "home"
@@ -194,7 +194,7 @@ def test_names_that_a_server_makes_up_lead_to_no_file(
 
 
 def frames_of(error: BaseException) -> list[str]:
-    """Return every frame of an error and of all it holds on to, with the locals."""
+    """Return every frame of an error and of its causes, with the local variables."""
     found: list[str] = []
     seen: set[int] = set()
     left: list[BaseException | None] = [error]
@@ -227,7 +227,7 @@ def failure(kind: str, url: str, **arguments: Any) -> dstack.DstackError:
 @pytest.mark.parametrize(
     "what", ["refused", "silent", "cut", "401", "half", "endless", "no head", "too slow", "too big"]
 )
-def test_an_error_shows_the_token_to_nobody_who_writes_down_all_its_frames(
+def test_no_frame_of_an_error_contains_the_token(
     kind: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     over = threading.Event()
@@ -249,11 +249,11 @@ def test_an_error_shows_the_token_to_nobody_who_writes_down_all_its_frames(
     }
     monkeypatch.setattr("dstack_core._transport.settings.LARGEST_REPLY", 1000)
     if what == "refused":
-        told = refused(kind)
+        error = refused(kind)
     else:
         with answering(answers[what]) as url:
-            told = failure(kind, url)
+            error = failure(kind, url)
             over.set()
-    frames = frames_of(told)
+    frames = frames_of(error)
     assert any("dstack_core" in frame or "Client" in frame for frame in frames)
     assert not [frame for frame in frames if TOKEN in frame]

@@ -1,4 +1,4 @@
-"""The tables of the suites that stand beside the matrix, from junit reports."""
+"""The tables of the suites beside the matrix, made from junit reports."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_row_counts_its_own_tests_and_skipped_ones_did_not_hold(cases: list[ju
     ]
 
 
-def test_what_failed_was_skipped_or_never_ran_is_told(cases: list[junit.Case]) -> None:
+def test_reports_what_failed_was_skipped_or_never_ran(cases: list[junit.Case]) -> None:
     assert junit.flaws(cases) == [
         "core, one: tests/a.py::test_one[2]",
         "core, one: tests/a.py::test_two[x]",

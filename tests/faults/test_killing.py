@@ -1,4 +1,4 @@
-"""The process that is killed is the one that asked, and no other."""
+"""Only the process that sent the request is killed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_another_connection_from_the_same_port_is_left_alone() -> None:
                 processes.append(subprocess.Popen([sys.executable, "-c", CONNECT, *arguments]))
                 accepted.enter_context(server.accept()[0])
             kill_client(client, other.getsockname())
-            # How it ended is not known here: who killed it has waited for it.
+            # Its exit status is not known here, because `kill_client` has waited for it.
             processes[1].wait(10)
             assert processes[0].poll() is None
         finally:
@@ -46,7 +46,7 @@ def test_another_connection_from_the_same_port_is_left_alone() -> None:
                 process.wait()
 
 
-def test_nobody_is_killed_for_a_connection_of_this_process_or_of_nobody() -> None:
+def test_kills_nothing_for_a_connection_of_this_process_or_of_none() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = server.getsockname()
         with (
@@ -54,5 +54,5 @@ def test_nobody_is_killed_for_a_connection_of_this_process_or_of_nobody() -> Non
             pytest.raises(RuntimeError, match="is held by"),
         ):
             kill_client(mine.getsockname(), address)
-        with pytest.raises(RuntimeError, match="nobody"):
+        with pytest.raises(RuntimeError, match="no process"):
             kill_client(("127.0.0.1", 1), address)

@@ -1,4 +1,4 @@
-"""The proxy of a slow server does what it says, and the judge sees what is wrong."""
+"""The proxy of a slow server works as configured, and the judge finds what is wrong."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def loop() -> Iterator[Loop]:
         yield loop
 
 
-def test_a_slow_server_stops_the_run_though_its_client_has_gone(
+def test_a_slow_server_stops_the_run_after_its_client_disconnected(
     server: LocalServer, run: dstack.Run, loop: Loop
 ) -> None:
     with LatencyProxy(loop, server.url, Latency("slow", lambda path: 2.0)) as proxy:
@@ -50,7 +50,7 @@ def test_a_slow_server_stops_the_run_though_its_client_has_gone(
         assert [one.path for one in proxy.requests] == ["runs/get", "runs/stop"]
 
 
-def test_stops_are_dropped_as_often_as_said(server: LocalServer, run: dstack.Run, loop: Loop) -> None:
+def test_drops_as_many_stops_as_configured(server: LocalServer, run: dstack.Run, loop: Loop) -> None:
     with LatencyProxy(loop, server.url, Latency("drops", drops=2)) as proxy:
         proxy.begin()
         for _ in range(2):
@@ -91,7 +91,7 @@ _CLAIM = (logging.INFO, "Run {run.name} is stopped")
         (_way("failed", _CLAIM), "each reply 4 s", "not", "no warning names its page"),
         (_way("failed", _PAGE), "drops every stop", "reaper", ""),
         (_way("failed"), "drops every stop", "not", "no warning names its page"),
-        (_way("failed", _PAGE, _CLAIM), "drops every stop", "not", "the log's last words about it are"),
+        (_way("failed", _PAGE, _CLAIM), "drops every stop", "not", "the log's last record about it is"),
     ],
 )
 def test_the_judge(

@@ -17,7 +17,7 @@ from tests.faults.leftovers import Held, assert_nothing_is_left
 
 MANY = 100
 LINES = 200
-# Printed in pieces, so that looks come in between.
+# Printed in pieces, so that polls come in between.
 SLOW = "for part in 1 2 3 4; do seq -f 'all %g' $((part * 250 - 249)) $((part * 250)); sleep 0.3; done"
 
 
@@ -42,11 +42,11 @@ def lines(event: dstack.Event) -> tuple[str, ...]:
     return event.lines if isinstance(event, dstack.LogLines) else ()
 
 
-def told(run: dstack.Run) -> list[str]:
+def delivered(run: dstack.Run) -> list[str]:
     return [line for event in run.follow(poll_interval=1.0) for line in lines(event)]
 
 
-async def atold(run: dstack.AsyncRun) -> list[str]:
+async def adelivered(run: dstack.AsyncRun) -> list[str]:
     return [line async for event in run.follow(poll_interval=1.0) for line in lines(event)]
 
 
@@ -56,7 +56,7 @@ def test_threads_that_share_a_client_each_get_their_own_run(crowded: LocalServer
 
     def life(number: int) -> list[str]:
         barrier.wait(60)
-        return told(client.runs.submit(task(number)))
+        return delivered(client.runs.submit(task(number)))
 
     with crowded.client() as client, ThreadPoolExecutor(MANY) as pool:
         found = list(pool.map(life, range(MANY)))
@@ -68,7 +68,7 @@ def test_threads_that_share_a_client_and_a_run_all_get_all_of_it(crowded: LocalS
     before = Held.now()
     with crowded.client() as client, ThreadPoolExecutor(MANY) as pool:
         run = client.runs.submit({"type": "task", "commands": [SLOW]})
-        found = list(pool.map(lambda _: told(run), range(MANY)))
+        found = list(pool.map(lambda _: delivered(run), range(MANY)))
     assert found == [[f"all {number}" for number in range(1, 1001)]] * MANY
     assert_nothing_is_left(before)
 
@@ -96,7 +96,7 @@ def test_tasks_that_share_a_client_each_get_their_own_run(
 
     async def all_lives(client: dstack.AsyncClient) -> list[list[str]]:
         async def life(number: int) -> list[str]:
-            return await atold(await client.runs.submit(task(number)))
+            return await adelivered(await client.runs.submit(task(number)))
 
         return await asyncio.gather(*map(life, range(MANY)))
 
@@ -112,7 +112,7 @@ def test_tasks_that_share_a_client_and_a_run_all_get_all_of_it(
 
     async def all_watch(client: dstack.AsyncClient) -> list[list[str]]:
         run = await client.runs.submit({"type": "task", "commands": [SLOW]})
-        return await asyncio.gather(*(atold(run) for _ in range(MANY)))
+        return await asyncio.gather(*(adelivered(run) for _ in range(MANY)))
 
     assert asynchronously(kind, crowded, all_watch) == [[f"all {number}" for number in range(1, 1001)]] * MANY
     assert_nothing_is_left(before)

@@ -14,22 +14,27 @@ TWICE = [*LINES[:250], *LINES[:250], *LINES[250:]]
 
 
 def life(
-    lines: list[str], told: str | None, says: str, *, reason: str = "executor_error", runs: int = 1
+    lines: list[str],
+    reported: str | None,
+    at_the_server: str,
+    *,
+    reason: str = "executor_error",
+    runs: int = 1,
 ) -> Life:
-    """Make a life: what was told, and what the server says in the end."""
+    """Return a life: the lines and status that were delivered, and the final status on the server."""
     run: dict[str, Any] = {
-        "status": says,
+        "status": at_the_server,
         "termination_reason": "job_failed",
         "jobs": [{"job_submissions": [{"termination_reason": reason}]}],
     }
-    return Life(Ended(lines, told, told=["executor_error"]), [run] * runs, (), 1.0)
+    return Life(Ended(lines, reported, other_lines=["executor_error"]), [run] * runs, (), 1.0)
 
 
-def test_nothing_is_lost_where_all_is_told() -> None:
+def test_nothing_is_lost_if_every_line_was_delivered() -> None:
     assert judge(life(LINES, "done", "done"), LINES) == ("", "")
 
 
-def test_a_failure_is_the_servers_where_it_is_told_with_its_reason_and_all_lines() -> None:
+def test_a_failure_reported_with_its_reason_and_all_lines_is_the_servers_own() -> None:
     flaw, loss = judge(life(LINES[:250], "failed", "failed"), LINES[:250])
     assert (flaw, loss) == (
         "",
@@ -37,18 +42,18 @@ def test_a_failure_is_the_servers_where_it_is_told_with_its_reason_and_all_lines
     )
 
 
-def test_lines_are_doubled_by_the_server_where_its_log_holds_them_so() -> None:
+def test_lines_that_the_servers_log_has_twice_are_doubled_by_the_server() -> None:
     flaw, loss = judge(life(TWICE, "done", "done"), TWICE)
     assert (flaw, loss) == ("", "the server's log holds 750 lines, 500 different")
 
 
-def test_a_second_copy_that_the_server_did_not_show_is_not_missing() -> None:
+def test_a_second_copy_that_the_server_did_not_return_is_not_missing() -> None:
     flaw, loss = judge(life([*LINES[:250], *LINES[10:250], *LINES[250:]], "done", "done"), TWICE)
     assert (flaw, loss) == ("", "the server's log holds 750 lines, 500 different")
 
 
 @pytest.mark.parametrize(
-    ("told", "logged"),
+    ("delivered", "logged"),
     [
         pytest.param(
             life([*LINES[:240], *LINES[:240], *LINES[250:]], "done", "done"), TWICE, id="ten lines lost"
@@ -56,18 +61,20 @@ def test_a_second_copy_that_the_server_did_not_show_is_not_missing() -> None:
         pytest.param(
             life([*LINES[10:250], *LINES[:250], *LINES[250:]], "done", "done"), TWICE, id="out of order"
         ),
-        pytest.param(life([*TWICE, *LINES[:10]], "done", "done"), TWICE, id="told more often than logged"),
+        pytest.param(
+            life([*TWICE, *LINES[:10]], "done", "done"), TWICE, id="delivered more often than logged"
+        ),
         pytest.param(life(LINES[:240], "failed", "failed"), LINES[:250], id="ten lines of a failure lost"),
         pytest.param(life(TWICE, "done", "done"), LINES, id="doubled by the client"),
         pytest.param(life(LINES[:250], "done", "done"), LINES, id="lines lost by the client"),
-        pytest.param(life(LINES[:200], "failed", "failed"), LINES[:250], id="the last lines not told"),
+        pytest.param(life(LINES[:200], "failed", "failed"), LINES[:250], id="the last lines not delivered"),
         pytest.param(life(LINES[:250], "failed", "failed", reason="other"), LINES[:250], id="other reason"),
-        pytest.param(life(LINES[:250], "done", "failed"), LINES[:250], id="failure told as success"),
-        pytest.param(life(LINES[:250], "failed", "terminated"), LINES[:250], id="stopped by somebody"),
+        pytest.param(life(LINES[:250], "done", "failed"), LINES[:250], id="failure reported as success"),
+        pytest.param(life(LINES[:250], "failed", "terminated"), LINES[:250], id="stopped by another user"),
         pytest.param(life(LINES, "done", "done", runs=2), LINES, id="two runs"),
     ],
 )
-def test_anything_else_is_a_flaw(told: Life, logged: list[str]) -> None:
-    flaw, loss = judge(told, logged)
+def test_anything_else_is_a_flaw(delivered: Life, logged: list[str]) -> None:
+    flaw, loss = judge(delivered, logged)
     assert flaw
     assert not loss

@@ -1,4 +1,4 @@
-"""Each fault once, at one request of a run's life or from it on: the fast twin of the whole matrix."""
+"""Each fault once, at one request of a run's life or from it on: a fast sample of the whole matrix."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def test_one_fault_costs_no_line_and_makes_no_second_run(
 
 
 @pytest.mark.parametrize(("name", "fault", "step"), NEVER_ENDING)
-def test_a_fault_that_never_ends_is_told_once_and_clearly(
+def test_a_fault_that_never_ends_raises_one_clear_error(
     stage: Stage, name: str, fault: Fault, step: int
 ) -> None:
-    result = try_fault(stage, name, ADAPTERS[name], fault, step, for_ever=True)
+    result = try_fault(stage, name, ADAPTERS[name], fault, step, forever=True)
     assert (result.reached, result.flaw) == (True, "")
 
 
 @pytest.mark.parametrize(("name", "interference", "step"), MEDDLED)
-def test_what_somebody_does_in_the_middle_is_told_or_does_not_matter(
+def test_interference_is_reported_or_does_not_matter(
     stage: Stage, name: str, interference: Interference, step: int
 ) -> None:
     result = try_interference(stage, name, ADAPTERS[name], interference, step)

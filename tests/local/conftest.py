@@ -27,13 +27,13 @@ def api(shared_server: LocalServer) -> Api:
 
 @pytest.fixture
 def name() -> str:
-    """Return a run name no other test uses."""
+    """Return a run name that no other test uses."""
     return f"run-{next(_numbers)}"
 
 
 @pytest.fixture
 def make() -> Iterator[Callable[..., Api]]:
-    """Start servers of one's own."""
+    """Return a function that starts a private server."""
     servers: list[LocalServer] = []
 
     def start(**options: Any) -> Api:

@@ -11,19 +11,19 @@ from typing import Any
 
 
 def first_words(process: subprocess.Popen[str]) -> str:
-    """Return what ``python -m dstack_core.local`` prints once it serves."""
+    """Return what ``python -m dstack_core.local`` prints when it starts to serve."""
     assert process.stdout is not None
-    told = ""
-    while "default: true" not in told:
+    text = ""
+    while "default: true" not in text:
         line = process.stdout.readline()
-        assert line, told
-        told += line
-    return told
+        assert line, text
+        text += line
+    return text
 
 
 @contextlib.contextmanager
 def serving_apart() -> Iterator[dict[str, Any]]:
-    """Start ``python -m dstack_core.local``; give the arguments of its clients."""
+    """Start ``python -m dstack_core.local``; yield the arguments of its clients."""
     command = [sys.executable, "-m", "dstack_core.local", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:

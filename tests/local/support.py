@@ -1,4 +1,4 @@
-"""What the tests of the embedded server share: a plain HTTP caller, waiting, and comparing with recordings."""
+"""Helpers of the tests of the embedded server: a plain HTTP client, waiting, and comparing with recordings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dstack_core.local import LocalServer
 
 RECORDINGS = Path(__file__).parent.parent / "data" / "wire"
 FINISHED = ("done", "failed", "terminated")
-# Objects whose keys are the user's, not the protocol's.
+# Objects whose keys come from the user, not from the protocol.
 FREE_KEYS = ("env", "ports", "options", "backend_data", "tags", "config")
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ def recording(name: str) -> dict[str, Any]:
 
 
 def wait_until(probe: Callable[[], T], seconds: float = 20.0) -> T:
-    """Return the first true value of `probe`; fails after some seconds."""
+    """Return the first true value of `probe`; fail after some seconds."""
     deadline = time.monotonic() + seconds
     while not (value := probe()):
         assert time.monotonic() < deadline, f"nothing happened within {seconds} s"
@@ -37,7 +37,7 @@ def wait_until(probe: Callable[[], T], seconds: float = 20.0) -> T:
 
 
 class Api:
-    """Call a server with plain `requests`."""
+    """A client of a server that uses plain `requests`."""
 
     def __init__(self, server: LocalServer) -> None:
         self.server = server
@@ -45,7 +45,7 @@ class Api:
         self.session.headers["Authorization"] = f"Bearer {server.token}"
 
     def call(self, path: str, body: Any = None) -> requests.Response:
-        """POST a body to ``/api/<path>``, ``{p}`` being the project."""
+        """POST a body to ``/api/<path>``, in which ``{p}`` is the project."""
         url = f"{self.server.url}/api/{path.replace('{p}', 'project/' + self.server.project)}"
         return self.session.post(url, json=body, timeout=30)
 
@@ -80,7 +80,7 @@ class Api:
         return self.wait(name)
 
     def stop(self, name: str, abort: bool = False) -> None:
-        """Ask a run to end."""
+        """Send a stop request to a run."""
         assert self.ok("{p}/runs/stop", {"runs_names": [name], "abort": abort}) is None
 
     def output(self, run: Any, job: int = 0, submission: int = -1) -> str:
@@ -147,7 +147,7 @@ def differences(ours: Any, recorded: Any, path: str = "$") -> list[str]:
 
 
 def alive(pid: int) -> bool:
-    """Tell whether a process lives; a zombie does not."""
+    """Return whether a process is alive, and not a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

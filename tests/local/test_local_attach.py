@@ -1,4 +1,4 @@
-"""The way into a job by SSH: the live log, the ports, and who is let in."""
+"""SSH access to jobs: the live log, the ports, and which keys may log in."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _login(way: Any, key: paramiko.PKey) -> paramiko.Transport:
     return transport
 
 
-def test_only_the_keys_of_a_run_open_it(api: Api, name: str) -> None:
+def test_only_the_keys_of_a_run_may_log_in(api: Api, name: str) -> None:
     own, other = paramiko.RSAKey.generate(2048), paramiko.RSAKey.generate(2048)
     for key, run in ((own, name), (other, f"{name}-other")):
         spec = {"ssh_key_pub": f"ssh-rsa {key.get_base64()} me"}
@@ -74,10 +74,10 @@ def test_only_the_keys_of_a_run_open_it(api: Api, name: str) -> None:
     api.wait(f"{name}-other", "running")
     with pytest.raises(paramiko.AuthenticationException):
         _login(("127.0.0.1", host), paramiko.RSAKey.generate(2048))
-    for key, is_let_in in ((own, True), (other, False)):
+    for key, may_log_in in ((own, True), (other, False)):
         with _login(("127.0.0.1", host), key) as outer:
             way = outer.open_channel("direct-tcpip", ("localhost", number), ("127.0.0.1", 0))
-            if not is_let_in:
+            if not may_log_in:
                 with pytest.raises(paramiko.AuthenticationException):
                     _login(way, key)
                 continue
@@ -95,7 +95,7 @@ def test_only_the_keys_of_a_run_open_it(api: Api, name: str) -> None:
         api.stop(run, abort=True)
 
 
-def test_the_way_in_starts_on_this_machine(api: Api, name: str) -> None:
+def test_ssh_listens_only_on_this_machine(api: Api, name: str) -> None:
     api.apply(name, "sleep 300")
     host, _ = _hops(api.wait(name, "running"))
     api.stop(name, abort=True)
@@ -103,7 +103,7 @@ def test_the_way_in_starts_on_this_machine(api: Api, name: str) -> None:
     assert [one.laddr.ip for one in listening if one.laddr.port == host] == ["127.0.0.1"]
 
 
-def test_the_end_of_a_server_cuts_who_is_attached(make: Callable[..., Api]) -> None:
+def test_stopping_a_server_disconnects_attached_clients(make: Callable[..., Api]) -> None:
     api = make()
     key = paramiko.RSAKey.generate(2048)
     api.apply("cut", "sleep 300", spec={"ssh_key_pub": f"ssh-rsa {key.get_base64()} me"})

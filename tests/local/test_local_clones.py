@@ -51,7 +51,7 @@ def test_git_repo_is_cloned_and_patched(api: Api, name: str, tmp_path: Path) -> 
 
 
 class _Private(SimpleHTTPRequestHandler):
-    """Serve files to those who know the token, those below /public to everybody."""
+    """A file server that requires the token, except below /public."""
 
     logins: ClassVar[dict[str, set[str | None]]] = {}
 
@@ -77,7 +77,7 @@ def _git_server(folder: Path) -> Iterator[str]:
 
 
 class _Repository:
-    """A work tree and the bare repository that a server offers."""
+    """A work tree, and its bare repository on a server."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.tree = folder / f"{name}-work"
@@ -138,7 +138,7 @@ def test_a_private_repo_is_cloned_with_its_token(api: Api, name: str, tmp_path: 
     )
 
 
-def test_a_failed_clone_says_why_without_secrets(api: Api, name: str, tmp_path: Path) -> None:
+def test_a_failed_clone_names_its_cause_without_secrets(api: Api, name: str, tmp_path: Path) -> None:
     _offer_repository(tmp_path, "public")
     with _git_server(tmp_path) as server:
         url = f"{server}/public.git"
@@ -190,7 +190,7 @@ def test_submodules_are_cloned_with_the_token_of_their_host(api: Api, name: str,
         assert message.startswith("Failed to set up the repo (git submodule: fatal: ")
 
 
-def test_a_clone_over_ssh_has_its_submodules_and_says_what_ssh_says(tmp_path: Path) -> None:
+def test_a_clone_over_ssh_has_its_submodules_and_shows_errors_of_ssh(tmp_path: Path) -> None:
     lib, main = _Repository(tmp_path, "lib"), _Repository(tmp_path, "main")
     (lib.tree / "file.txt").write_text("lib\n")
     (main.tree / "file.txt").write_text("main\n")

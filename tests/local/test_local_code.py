@@ -112,7 +112,7 @@ def test_nothing_is_written_through_a_link(api: Api, name: str, tmp_path: Path) 
     del spec["file_archives"]
     api.apply(f"{name}-cwd", "true", spec=spec, working_dir="/workflow/out/evil")
     assert api.wait(f"{name}-cwd")["status"] == "failed"
-    # What takes the place of a link replaces the link.
+    # A file in the place of a link replaces the link.
     spec["file_archives"] = [{"id": archive["id"], "path": f"/workflow/{path}"} for path in ("out", "kept")]
     api.apply(f"{name}-instead", "cat out kept", spec=spec, working_dir="/workflow")
     assert api.output(api.wait(f"{name}-instead")) == "xx"

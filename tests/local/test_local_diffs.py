@@ -1,4 +1,4 @@
-"""Diffs are applied as strictly as dstack's runner applies them, and otherwise as git means them."""
+"""Diffs are applied as strictly as by dstack's runner, and with the result that git intends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def git(directory: Path, *arguments: str) -> bytes:
 
 
 def tree(directory: Path) -> dict[str, tuple[bytes, bool]]:
-    """Return what is in a directory beside git's own: contents, and whether a file may be executed."""
+    """Return the files of a directory without git's own: content, and whether a file is executable."""
     files = (path for path in directory.rglob("*") if path.is_file() and ".git" not in path.parts)
     return {
         str(path.relative_to(directory)): (path.read_bytes(), bool(path.stat().st_mode & 0o100))
@@ -113,7 +113,7 @@ def test_a_diff_must_fit_to_the_line_and_the_byte(work: Path) -> None:
         (target / "a").unlink(missing_ok=True)
         if text is not None:
             (target / "a").write_bytes(text.encode())
-            # git itself tolerates the first one: it looks for the lines nearby.
+            # Git itself accepts the first one, because it searches for the lines nearby.
         with pytest.raises(DiffError, match=error):
             apply_diff(change, target)
 
@@ -145,7 +145,7 @@ def test_a_clone_has_the_bytes_of_the_repository(work: Path) -> None:
         cloned(work, "nowhere", branch="nope")
 
 
-def test_links_are_no_links_on_the_other_side(work: Path) -> None:
+def test_links_in_a_diff_become_files(work: Path) -> None:
     (work / "file").write_text("text\n")
     (work / "link").symlink_to("file")
     commit(work)

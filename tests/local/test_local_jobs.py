@@ -1,4 +1,4 @@
-"""What becomes of commands: output, environment, exit statuses, stops, retries, several nodes."""
+"""The execution of commands: output, environment, exit statuses, stops, retries, several nodes."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_stop_before_the_start(make: Callable[..., Api], abort: bool) -> None:
     assert api.output(run) == ""
 
 
-def test_stop_passes_over_unknown_and_finished_runs(api: Api, name: str) -> None:
+def test_stop_ignores_unknown_and_finished_runs(api: Api, name: str) -> None:
     before = api.run(name, "true")
     api.ok("{p}/runs/stop", {"runs_names": [name, "never-was"], "abort": True})
     assert api.get(name) == before
@@ -199,19 +199,19 @@ def test_max_duration_of_the_profile_counts(api: Api, name: str) -> None:
 
 
 def test_retry_submits_the_job_again(api: Api, name: str) -> None:
-    # The marker outlives the first try, whose own directory does not.
+    # The marker outlives the first attempt, whose directory is removed.
     marker = f"{api.server.directory}/{name}"
     run = api.run(
         name, f"[ -e {marker} ] && echo second || {{ touch {marker}; echo first; exit 3; }}", retry=True
     )
     assert run["status"] == "done"
-    tries = run["jobs"][0]["job_submissions"]
-    assert [(one["submission_num"], one["exit_status"]) for one in tries] == [(0, 3), (1, 0)]
+    attempts = run["jobs"][0]["job_submissions"]
+    assert [(one["submission_num"], one["exit_status"]) for one in attempts] == [(0, 3), (1, 0)]
     assert [api.output(run, 0, number) for number in (0, 1)] == ["first\r\n", "second\r\n"]
-    assert run["latest_job_submission"]["id"] == tries[1]["id"]
+    assert run["latest_job_submission"]["id"] == attempts[1]["id"]
 
 
-def test_retry_is_seen_on_the_way(make: Callable[..., Api]) -> None:
+def test_retry_shows_in_the_status(make: Callable[..., Api]) -> None:
     api = make(retry_seconds=600)
     api.apply("again", "exit 3", retry={"on_events": ["error"], "duration": "1h"})
     run = api.wait("again", "pending")

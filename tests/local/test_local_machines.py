@@ -1,4 +1,4 @@
-"""What jobs get: machines that fit, or a reason why there is none; groups with machines of their own."""
+"""The machines of jobs: one that fits, or the reason why none does; groups with machines of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recorded replies of a real 0.22.5 server judge ours: same keys, same types, same important values."""
+"""Replies are compared with those of a real 0.22.5 server: same keys, same types, same important values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.local.support import Api, differences, recording, task, wait_until
 
 
 def _spec(recorded: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the recorded run spec under another name; what the server stores must be accepted again."""
+    """Return the recorded run spec with another name; the server must accept what it stores."""
     spec = recorded["response"]["json"]["run_spec"]
     return {**spec, "run_name": name, "ssh_key_pub": "ssh-rsa AAAA test"}
 

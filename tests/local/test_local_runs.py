@@ -89,7 +89,7 @@ def test_one_of_many_simultaneous_applies_wins(api: Api, name: str) -> None:
     api.wait(name)
 
 
-def test_name_is_made_up_and_checked(api: Api) -> None:
+def test_name_is_generated_or_checked(api: Api) -> None:
     run = api.apply(None, "true")
     assert len(run["run_spec"]["run_name"]) > 2
     for bad in ("A", "a", "1a", "a_b", "a" * 42, "a\n"):
@@ -214,7 +214,7 @@ def test_logs_can_be_followed_while_the_job_runs(api: Api, name: str) -> None:
     assert api.output(api.wait(name)) == "one\r\n"
 
 
-def test_events_tell_the_story_of_a_run(api: Api, name: str) -> None:
+def test_events_record_every_status_of_a_run(api: Api, name: str) -> None:
     run = api.run(name, "exit 3")
     story = api.ok("events/list", {"target_runs": [run["id"]], "ascending": True})
     assert [event["message"] for event in story] == [
@@ -230,7 +230,7 @@ def test_events_tell_the_story_of_a_run(api: Api, name: str) -> None:
     assert page + api.ok("events/list", {"within_runs": [run["id"]], **rest}) == within
 
 
-def test_plan_tells_what_apply_would_do(api: Api, name: str) -> None:
+def test_plan_reports_what_apply_would_do(api: Api, name: str) -> None:
     spec = task(name, "sleep 300")
     assert api.ok("{p}/runs/get_plan", {"run_spec": spec})["action"] == "create"
     run = _apply(api, spec)

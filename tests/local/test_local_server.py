@@ -21,7 +21,7 @@ from tests.local.server_process import first_words
 from tests.local.support import Api, alive, task, wait_until
 
 ROOT = Path(__file__).parents[2]
-# One in the job's own group, one in a group and one in a session of its own, one without the environment.
+# Processes in the job's group, in a group of their own, in a session of their own, and without the environment.
 HORDE = (
     "trap '' INT TERM HUP; sleep 300 & echo pid $!; (set -m; sleep 300 & echo pid $!); "
     "setsid sleep 300 & echo pid $!; env -i sleep 300 & echo pid $!; echo pid $$; echo ready; wait"
@@ -69,7 +69,7 @@ def test_server_can_be_started_again() -> None:
         _ = server.url
 
 
-def test_several_servers_know_nothing_of_each_other(make: Callable[..., Api]) -> None:
+def test_servers_are_independent_of_each_other(make: Callable[..., Api]) -> None:
     one, two = make(project="one"), make(project="two")
     one.run("same", "echo one")
     assert two.ok("runs/list", {}) == []
@@ -102,7 +102,7 @@ def test_busy_port_is_one_clear_error() -> None:
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "localhost", "example.org"])
-def test_no_other_address_than_loopback_can_be_asked_for(address: str) -> None:
+def test_only_loopback_can_be_listened_on(address: str) -> None:
     for name in ("host", "address", "bind"):
         with pytest.raises(TypeError, match=name):
             LocalServer(**{name: address})  # type: ignore[arg-type]
@@ -154,12 +154,12 @@ def test_server_is_quiet() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
-    told = [line for line in done.stderr.splitlines() if not line.startswith("INFO:uvicorn.error:")]
-    assert told == []
+    shown = [line for line in done.stderr.splitlines() if not line.startswith("INFO:uvicorn.error:")]
+    assert shown == []
 
 
 class Command:
-    """Hold ``python -m dstack_core.local`` and a way to call it."""
+    """A process of ``python -m dstack_core.local``, and a client of its server."""
 
     def __init__(self, process: subprocess.Popen[str], api: Api, directory: Path) -> None:
         self.process = process
@@ -186,7 +186,7 @@ def command(tmp_path: Path) -> Iterator[Command]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_command_cleans_up_when_told_to_end(command: Command, number: signal.Signals) -> None:
+def test_command_cleans_up_after_a_signal(command: Command, number: signal.Signals) -> None:
     pids = _horde(command.api)
     command.process.send_signal(number)
     assert command.process.wait(20) == 0
@@ -194,14 +194,14 @@ def test_command_cleans_up_when_told_to_end(command: Command, number: signal.Sig
     assert not command.directory.exists()
 
 
-def test_command_is_cleaned_up_after_when_killed(command: Command) -> None:
+def test_a_killed_command_is_cleaned_up(command: Command) -> None:
     pids = _horde(command.api)
     command.process.kill()
     wait_until(lambda: not any(alive(pid) for pid in pids))
     wait_until(lambda: not command.directory.exists())
 
 
-def test_fault_answers_instead(make: Callable[..., Api]) -> None:
+def test_fault_replaces_the_reply(make: Callable[..., Api]) -> None:
     api = make()
     api.server.faults.add("runs/apply", times=2, status=503, headers={"Retry-After": "1"}, body="busy")
     for _ in range(2):
@@ -242,7 +242,7 @@ def test_fault_delays(make: Callable[..., Api]) -> None:
         api.session.post(f"{api.server.url}/api/runs/list", json={}, timeout=0.2)
 
 
-def test_faults_are_taken_in_order_and_checked(make: Callable[..., Api]) -> None:
+def test_faults_are_used_in_order_and_checked(make: Callable[..., Api]) -> None:
     api = make()
     faults = api.server.faults
     faults.add("runs/list", times=None, status=500)
@@ -250,9 +250,9 @@ def test_faults_are_taken_in_order_and_checked(make: Callable[..., Api]) -> None
     assert [api.call("runs/list", {}).status_code for _ in range(3)] == [500, 500, 500]
     faults.clear()
     assert api.call("runs/list", {}).status_code == 200
-    with pytest.raises(ValueError, match="needs"):
+    with pytest.raises(ValueError, match="expected a status, a drop or a delay"):
         faults.add("x")
-    with pytest.raises(ValueError, match="not both"):
+    with pytest.raises(ValueError, match="expected a status or a drop, got both"):
         faults.add("x", status=500, drop="before")
 
 

@@ -1,4 +1,4 @@
-"""Updates in place on the embedded server, and exactly one of each whatever goes wrong on the way."""
+"""Updates in place on the embedded server: exactly one for each request, whatever faults occur."""
 
 from __future__ import annotations
 
@@ -120,7 +120,9 @@ def test_an_apply_submits_once_whatever_goes_wrong(
     api.stop(name)
 
 
-def test_what_a_job_has_no_part_in_changes_in_place(client: dstack.Client, api: Api, name: str) -> None:
+def test_changes_that_do_not_affect_jobs_are_made_in_place(
+    client: dstack.Client, api: Api, name: str
+) -> None:
     client.runs.submit(service("sleep 600"), run_name=name)
     before = running(api, name, 0)
     assert client.runs.apply(service("sleep 600", priority=7), run_name=name).deployment_num == 1
@@ -164,9 +166,7 @@ def test_a_group_that_is_the_same_keeps_its_replicas(client: dstack.Client, api:
     api.stop(name)
 
 
-def test_of_updates_that_follow_at_once_the_last_one_stays(
-    client: dstack.Client, api: Api, name: str
-) -> None:
+def test_the_last_of_several_quick_updates_stays(client: dstack.Client, api: Api, name: str) -> None:
     client.runs.submit(service("sleep 600"), run_name=name)
     running(api, name, 0)
     for number in range(3):

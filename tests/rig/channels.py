@@ -8,13 +8,14 @@ import threading
 
 import paramiko
 
+# Bytes to copy at once: two of the 32 KB packets that paramiko sends by default.
 _COPY_BYTES = 65536
 
 Pipe = paramiko.Channel | socket.socket
 
 
 def join_in_background(one: Pipe, other: Pipe) -> None:
-    """Copy both ways until both sides have said everything, then close both."""
+    """Copy in both directions until both sides have sent everything, then close both."""
     threading.Thread(target=_join, args=(one, other), daemon=True).start()
 
 
@@ -29,7 +30,7 @@ def _join(one: Pipe, other: Pipe) -> None:
 
 
 def _copy(source: Pipe, target: Pipe) -> None:
-    # The other side may be gone already: paramiko says so with an EOFError.
+    # The other side may have closed already, which paramiko reports with an EOFError.
     with contextlib.suppress(OSError, EOFError):
         while data := source.recv(_COPY_BYTES):
             target.sendall(data)

@@ -1,4 +1,4 @@
-"""The SSH connections of clients, as one."""
+"""The SSH connections of all clients of the rig."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from tests.rig.ssh_listener import SshListener
 
 
 class ClientConnections:
-    """Count, cut and refuse what clients, not the dstack server, have open to any SSH daemon of the rig."""
+    """The connections of clients, not of the dstack server, to all SSH daemons: count, cut or refuse them."""
 
     def __init__(self, listeners: Callable[[], list[SshListener]]) -> None:
         self._listeners = listeners
 
     def count(self) -> int:
-        """Return how many are logged in; one attach has one for every hop."""
+        """Return how many are logged in; one attach has one for each hop."""
         return sum(len(listener.client_connections()) for listener in self._listeners())
 
     def cut(self) -> int:
-        """Cut them all and return how many there were; new ones are welcome at once."""
+        """Cut them all and return how many there were; new ones are accepted at once."""
         return sum(listener.cut_clients() for listener in self._listeners())
 
     @contextlib.contextmanager
     def refused(self) -> Iterator[None]:
         """Cut them all, and drop every new one at its login until the exit.
 
-        A container that starts meanwhile accepts connections.
+        A container that starts in the meantime accepts connections.
         """
         listeners = self._listeners()
         for listener in listeners:

@@ -2,9 +2,9 @@
 
 Run it with the Python of the server's environment; the arguments are those of `dstack`. `RIG_FAST` shortens
 pauses and changes nothing else: how long an item is left alone, and how long a step waits for its next turn.
-`RIG_IMAGES` answers what the server asks a registry, which tests do not reach. `RIG_IMPATIENT` lets it fail a job
-that it has lost sight of, or cannot start, in a minute or so instead of two to ten. Those names are private to the
-server, so what is not found stays as it is, and standard error says so.
+`RIG_IMAGES` replaces the server's requests to an image registry, which tests cannot reach. `RIG_IMPATIENT` lets it
+fail a job that it cannot reach or start within about a minute instead of two to ten. The names that this changes
+are private to the server, so a name that is not found is skipped and reported on standard error.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 
 _BACKGROUND = "dstack._internal.server.background"
 _JOBS_INTERVAL = timedelta(seconds=0.5)
-# A stop that arrives while the server works on a run is overwritten by the result of that work, and the run
-# goes on. Every pass over the runs is another chance for it, so the runs are not looked at more often than needed.
+# If a stop arrives while the server processes a run, the result of that step overwrites it, and the run keeps
+# running. Every pass over the runs is another chance for that, so runs are not processed more often than needed.
 _RUNS_INTERVAL = timedelta(seconds=1)
 _INTERVALS = {
     "jobs_submitted": _JOBS_INTERVAL,
@@ -30,10 +30,11 @@ _INTERVALS = {
     "jobs_terminating": _JOBS_INTERVAL,
     "runs": _RUNS_INTERVAL,
 }
+# Seconds between two fetches of a pipeline, growing while there is nothing to do.
 _FETCH_DELAYS = [0.1, 0.2, 0.5]
-# From 0.22 on, the server waits this long for the last log lines of an aborted job, which never come.
+# Since 0.22 the server waits this long for the last log lines of an aborted job, which never come.
 _TERMINATION_DEADLINE = timedelta(seconds=8)
-# How long an impatient server tries to reach a job, and a job may take to start on a busy machine with two cores.
+# How long an impatient server tries to reach a job, and how long a job may take to start on two busy cores.
 _UNREACHABLE = timedelta(seconds=30)
 _STARTING = timedelta(seconds=90)
 # Servers before 0.20: how often a task runs, and how long it leaves an item alone (from 0.19 on).
@@ -104,7 +105,7 @@ def _shorten_schedule(background: Any) -> None:
 
 
 def shorten_pauses() -> list[str]:
-    """Shorten what can be found and return what could not."""
+    """Shorten the pauses that exist, and return the names that were not found."""
     failures = []
     background: Any = importlib.import_module(_BACKGROUND)
     scheduled = hasattr(background, "_scheduler") and not importlib.util.find_spec(
@@ -123,7 +124,7 @@ def shorten_pauses() -> list[str]:
 
 
 def give_up_soon() -> list[str]:
-    """Shorten how long the server tries to reach a job, and return what could not be found."""
+    """Shorten how long the server tries to reach a job, and return the names that were not found."""
     pipelines = importlib.util.find_spec(f"{_BACKGROUND}.pipeline_tasks")
     name = "pipeline_tasks.jobs_running" if pipelines else "tasks.process_running_jobs"
     running: Any = importlib.import_module(f"{_BACKGROUND}.{name}")
@@ -137,7 +138,7 @@ def give_up_soon() -> list[str]:
 
 
 def take_images_for_plain() -> list[str]:
-    """Let every image be found, with no entrypoint and the user root, and return what could not be replaced."""
+    """Let every image exist, without an entrypoint and with the user root; return the names not found."""
     docker = importlib.import_module("dstack._internal.server.services.docker")
     configurators: Any = importlib.import_module("dstack._internal.server.services.jobs.configurators.base")
     fields = {"architecture": "amd64", "os": "linux", "config": {"User": "root"}}
@@ -159,9 +160,9 @@ def _fields(model: Any) -> Any:
 
 
 def main() -> None:
-    """Change what the environment asks for, then run the command line."""
+    """Apply the changes that the environment variables select, then run the command line."""
     with contextlib.suppress(ImportError, AttributeError):
-        # What the server's own entry point does before anything else is imported.
+        # The server's own entry point does this before it imports anything else.
         importlib.import_module("dstack._internal.server.bootstrap").set_up_process()
     if os.environ.pop("RIG_FAST", None):
         for failure in shorten_pauses():

@@ -1,4 +1,4 @@
-"""The fleet of pretended hosts, and how a server is told about it."""
+"""The fleet of simulated hosts, and the configuration by which a server adopts it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _JUMP_FROM = "127.0.1.1"
 
 
 class Fleet:
-    """Hosts with one common key; each has an address of its own, because a server tells hosts apart by it.
+    """Hosts with one common key; each has an address of its own, by which a server distinguishes hosts.
 
-    `network` are the first three numbers of those addresses. With `jump_host` they accept connections from that host only. `jump_key` is a key of a user that may log in
-    there; a run's own key may not.
+    `network` are the first three numbers of those addresses. With `jump_host` they accept connections from that host
+    only. `jump_key` is a key of a user that may log in there; a run's own key may not.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Fleet:
             ssh_config["proxy_jump"] = {**jump, "identity_file": "given-as-ssh_key", "ssh_key": key}
         configuration: dict[str, Any] = {"type": "fleet", "name": self.name, "ssh_config": ssh_config}
         if len(hosts) > 1:
-            # Without it the server never spreads one run over several hosts.
+            # Without this, the server never spreads one run over several hosts.
             configuration["placement"] = "cluster"
         return {"configuration": configuration, "profile": {"name": "default"}}
 

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 import uvicorn
 from starlette.applications import Starlette
 
+# An upper bound for a busy machine; the wait returns as soon as the thread has ended.
 _STOP_SECONDS = 10.0
 
 
@@ -22,16 +23,16 @@ class Listener:
         self._served = served
 
     def close(self) -> None:
-        """Ask the API to end; it may be called from inside one of its own requests."""
+        """Request the end of the API; may be called from one of its own requests."""
         self._server.should_exit = True
 
     def wait(self) -> None:
-        """Wait for the end of the API."""
+        """Wait until the API has ended."""
         self._served.result(_STOP_SECONDS)
 
 
 class HttpLoop:
-    """Run an event loop in a thread and serve applications on it."""
+    """An event loop in a thread that serves applications."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -43,14 +44,14 @@ class HttpLoop:
         """Serve an application on a free port; connections are accepted from now on."""
         listening = socket.socket()
         listening.bind((address, 0))
-        # The backlog holds early callers until the loop gets to them, so nobody has to wait for the start.
+        # The backlog holds early connections until the loop accepts them, so no caller has to wait for the start.
         listening.listen(128)
         config = uvicorn.Config(
             app,
             log_config=None,
             access_log=False,
             lifespan="off",
-            # Like the job agent: neither pings nor compression.
+            # The real job agent uses neither pings nor compression.
             ws="websockets-sansio",
             ws_ping_interval=None,
             ws_per_message_deflate=False,

@@ -17,17 +17,18 @@ from pathlib import Path
 from tests.rig import processes
 from tests.rig.journal import Journal
 
+# The time between SIGINT and SIGKILL in the real runner (PROTOCOL 1.7).
 GRACE_SECONDS = 10.0
 _LEADER = Path(__file__).with_name("session_leader.py")
 _READ_BYTES = 65536
-# After the last process of the job nobody holds the terminal, so the reader sees its end at once.
+# Seconds. After the last process of the job has ended, no process holds the terminal, so the reader ends at once.
 _READER_PATIENCE = 10.0
 
 
 class Job:
-    """Run a command and write its output and its end into a journal.
+    """A command whose output and end are written into a journal.
 
-    `folder` is the job's own; processes that left the session are found by it in their environment.
+    `folder` belongs to the job alone: processes that left the session are found by its path in their environment.
     """
 
     def __init__(self, journal: Journal, folder: Path) -> None:
@@ -47,7 +48,7 @@ class Job:
     def start(
         self, argv: Sequence[str], env: Mapping[str, str], directory: Path, max_seconds: float | None
     ) -> None:
-        """Start the command unless the job was asked to end before."""
+        """Start the command unless a stop request came before."""
         with self._lock:
             if self._end_reason is not None:
                 return
@@ -76,7 +77,7 @@ class Job:
                 self._after(max_seconds, lambda: self.stop("max_duration_exceeded"))
 
     def stop(self, reason: str = "terminated_by_user", grace: float = GRACE_SECONDS) -> None:
-        """Interrupt every process of the job and kill what is left after the grace (seconds)."""
+        """Interrupt every process of the job, and kill those that are left after the grace (seconds)."""
         with self._lock:
             if self._end_reason is not None or self._ended.is_set():
                 return
@@ -95,7 +96,7 @@ class Job:
         self._ended.set()
 
     def kill(self, patience: float = 20.0) -> None:
-        """Kill every process of the job and wait for its end."""
+        """Kill every process of the job and wait until it has ended."""
         with self._lock:
             if self._end_reason is None:
                 self._end_reason = "terminated_by_server"
@@ -119,20 +120,20 @@ class Job:
         with open(master, "rb", buffering=0) as terminal:
             while chunk := self._gather(terminal):
                 self._journal.log(chunk, decoder.decode(chunk).encode())
-            # Some programs close their terminal before they end; to hang up on them then would kill them.
+            # Some programs close their terminal before they end; closing this side then would kill them.
             process.wait()
         if text := decoder.decode(b"", final=True):
             self._journal.log(b"", text.encode())
 
     def _gather(self, terminal: FileIO) -> bytes:
-        """Read what is there; many small writes become one message, or timestamps would outrun the clock."""
+        """Read what is available; many small writes become one message, or timestamps would outrun the clock."""
         gathered = b""
         while len(gathered) < _READ_BYTES:
             if gathered and not select.select([terminal], [], [], self._journal.ahead())[0]:
                 break
             try:
                 chunk = terminal.read(_READ_BYTES)
-            except OSError:  # the last process that held the terminal is gone
+            except OSError:  # the last process that held the terminal has ended
                 break
             if not chunk:
                 break

@@ -1,4 +1,4 @@
-"""What a job agent remembers for the server: log messages and job states on one clock."""
+"""The record of a job agent for the server: log messages and job states on one clock."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class _Entry:
 
 
 class Journal:
-    """Keep log messages and states in the order they happened, at strictly increasing milliseconds.
+    """Log messages and states in the order they happened, at strictly increasing milliseconds.
 
-    The server asks for everything after a timestamp and remembers the last one, so two entries that
-    shared a millisecond could be lost.
+    The server requests everything after a timestamp and remembers the last one, so an entry that shared a
+    millisecond with another one could be lost.
     """
 
     def __init__(self) -> None:
@@ -36,18 +36,18 @@ class Journal:
         self._watchers: list[Callable[[], None]] = []
 
     def ahead(self) -> float:
-        """Tell by how many seconds the last timestamp is ahead of the clock."""
+        """Return by how many seconds the last timestamp is ahead of the clock."""
         with self._lock:
             return max(0.0, self._next_timestamp() / 1000 - time.time())
 
     def log(self, raw: bytes, message: bytes) -> None:
-        """Add output as it came, and the message made of it for the server, which may be empty."""
+        """Add raw output, and the message for the server that was made of it and may be empty."""
         with self._lock:
             self._entries.append(_Entry(self._next_timestamp(), raw, message))
         self._tell()
 
     def state(self, state: str, *, final: bool = False, **details: str | int | None) -> None:
-        """Add a job state; after a final one there is nothing more to come."""
+        """Add a job state; after a final one no entry follows."""
         with self._lock:
             if self._closed:
                 return
@@ -69,9 +69,9 @@ class Journal:
                 self._watchers.remove(watcher)
 
     def output(self, position: int, not_before: int) -> tuple[int, list[bytes], bool]:
-        """Return the next position, the raw output from a position on, and whether that is all there will be.
+        """Return the next position, the raw output since a position, and whether no more will follow.
 
-        What is older than `not_before` (milliseconds) is left out.
+        Output older than `not_before` (milliseconds) is left out.
         """
         with self._lock:
             news = self._entries[position:]
@@ -79,7 +79,7 @@ class Journal:
             return position + len(news), chunks, self._closed
 
     def pull(self, after: int) -> dict[str, Any]:
-        """Return the reply to the server's question for what is newer than a timestamp (PROTOCOL 5.2)."""
+        """Return the reply to the server's request for entries newer than a timestamp (PROTOCOL 5.2)."""
         logs: list[dict[str, Any]] = []
         states: list[dict[str, Any]] = []
         size, last, more = 0, after, False

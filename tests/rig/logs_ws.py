@@ -12,9 +12,9 @@ from tests.rig.journal import Journal
 
 
 class LogsWebsocket:
-    """Send the raw output of a job from its beginning, each message a binary frame, and close after its end.
+    """A websocket with the raw output of a job from its beginning, in binary frames; it closes after the end.
 
-    `start_time` (RFC 3339) leaves out what is older; a fraction of a second is ignored.
+    `start_time` (RFC 3339) leaves out older output; a fraction of a second is ignored.
     """
 
     def __init__(self, journal: Journal) -> None:

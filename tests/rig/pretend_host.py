@@ -1,4 +1,4 @@
-"""One pretended host of an SSH fleet: what the server finds when it logs in."""
+"""A simulated host of an SSH fleet, as the server finds it when it logs in."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.rig.ssh_listener import SshListener, key_blob
 SHIM_PORT = 10998
 _GIB = 1024**3
 _PUBLIC_KEY = re.compile(r"(?:ssh-|ecdsa-)\S+ [A-Za-z0-9+/=]{40,}")
+# More than the default resources of a job: 2 CPUs, 8 GB of memory, 100 GB of disk (PROTOCOL 1.5).
 _CPUS_PER_BLOCK = 4
 _MEMORY_PER_BLOCK = 32 * _GIB
 _DISK_PER_BLOCK = 200 * _GIB
@@ -23,7 +24,7 @@ _GPU_MEMORY_MIB = 81920
 
 
 class PretendHost:
-    """Answer the deployment of the server and run its jobs here.
+    """A host that accepts the server's deployment and runs its jobs on this machine.
 
     It claims to be large enough for the default resources of a job in every block, whatever this machine has.
     """
@@ -77,7 +78,7 @@ class PretendHost:
             return json.dumps(self._info()).encode()
         if command.startswith("curl ") and "/api/healthcheck" in command:
             return json.dumps(self._shim.healthcheck()).encode()
-        return b""  # what would install the agents
+        return b""  # a command that would install the agents
 
     def _info(self) -> dict[str, object]:
         return {

@@ -19,7 +19,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True)
 class ProcessInfo:
-    """One live process as the kernel shows it; times in seconds, memory in bytes."""
+    """A live process as the kernel shows it; times in seconds, memory in bytes."""
 
     pid: int
     session: int
@@ -29,7 +29,7 @@ class ProcessInfo:
 
 def _inspect(entry: Path) -> ProcessInfo | None:
     try:
-        # The command name may hold spaces and parentheses, so the fixed fields start after the last one.
+        # The command name may contain spaces and parentheses, so the fixed fields start after the last parenthesis.
         fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
     except (OSError, ValueError):
         return None
@@ -40,18 +40,18 @@ def _inspect(entry: Path) -> ProcessInfo | None:
 
 
 def live_processes() -> list[ProcessInfo]:
-    """List the processes of this machine that still run."""
+    """List the processes of this machine, without zombies."""
     entries = (entry for entry in Path("/proc").iterdir() if entry.name.isdigit())
     return [info for entry in entries if (info := _inspect(entry)) is not None]
 
 
 def in_session(leader: int) -> list[ProcessInfo]:
-    """List the processes of a session; its leader may be gone already."""
+    """List the processes of a session, whose leader may have ended already."""
     return [info for info in live_processes() if info.session == leader]
 
 
 def belonging_to(folder: Path) -> list[int]:
-    """List the processes whose environment points into a folder; the caller is left out."""
+    """List the processes whose environment points into a folder, without the caller."""
     wanted = f"{folder}/".encode()
     found = []
     for info in live_processes():
@@ -62,16 +62,16 @@ def belonging_to(folder: Path) -> list[int]:
 
 
 def send(pids: Iterable[int], number: signal.Signals) -> None:
-    """Send a signal to processes, some of which may have ended meanwhile."""
+    """Send a signal to processes, some of which may have ended already."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
 def kill_all(folder: Path, session: int | None = None, patience: float = 10.0) -> None:
-    """Kill what belongs to a folder, and a session, until nothing is left.
+    """Kill the processes that belong to a folder, or to a session, until none is left.
 
-    Once is not enough, because a process may fork between the listing and the signal.
+    Killing once is not enough, because a process may fork between the listing and the signal.
     """
     deadline = time.monotonic() + patience
     while True:
@@ -86,7 +86,7 @@ def kill_all(folder: Path, session: int | None = None, patience: float = 10.0) -
 
 
 def end(process: subprocess.Popen[bytes], patience: float) -> None:
-    """Ask a process to end, then kill its group; it must lead that group."""
+    """Terminate a process, then kill its group, which it must lead."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -97,9 +97,9 @@ def end(process: subprocess.Popen[bytes], patience: float) -> None:
 
 
 def start_cleaner(folder: Path) -> subprocess.Popen[bytes]:
-    """Start a process that removes the folder, and what belongs to it, when its standard input closes.
+    """Start a process that removes the folder, and kills what belongs to it, when its standard input closes.
 
-    It does so too when this process is killed and can no longer clean up.
+    That also happens when this process is killed and can no longer clean up.
     """
     return subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, str(folder)],

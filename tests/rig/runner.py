@@ -29,7 +29,7 @@ _FIRST_IN_IMAGE_DIRECTORY = (0, 19, 27)
 
 
 class Runner:
-    """Hold one job from its submission to its last log line; `app` is its HTTP side."""
+    """The agent of one job, from its submission to its last log line; `app` is its HTTP API."""
 
     def __init__(self, workspace: Workspace, version: str) -> None:
         self._workspace = workspace
@@ -66,7 +66,7 @@ class Runner:
         return JSONResponse({"service": "dstack-runner", "version": self._version})
 
     async def _submit(self, request: Request) -> Response:
-        # As the real runner does, also for a server that was restarted and does not know.
+        # The real runner does the same, even for a server that was restarted and does not know the job's state.
         if self._submission:
             return Response("the job was submitted before", status_code=409)
         self._submission = await request.json()

@@ -1,4 +1,4 @@
-"""A real dstack server with a fleet of pretended hosts."""
+"""A real dstack server with a fleet of simulated hosts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.rig.sshproxy import SshProxy
 __all__ = ["DEFAULT_VERSION", "RealServer", "RigError"]
 
 _FIRST_FLEETS_APPLY = (0, 19, 6)
-# A deadline for a busy machine with two cores; in peace it takes a tenth.
+# Deadlines in seconds for a busy machine with two cores; on an idle one it takes a tenth.
 _IDLE_SECONDS = 180.0
 _END_SECONDS = 30.0
 _POLL_SECONDS = 0.1
@@ -34,21 +34,20 @@ _FIRST_PROJECT = "main"
 
 
 class RealServer:
-    """Start a server and its fleet on entry; on exit end every process and delete every file.
+    """A server and its fleet, started on entry; the exit ends every process and deletes every file.
 
-    `url`, `token`, `project` and `fleet` are what a client needs. Errors raise `RigError` with the end of the
-    server's log.
+    A client needs `url`, `token`, `project` and `fleet`. Errors raise `RigError` with the end of the server's log.
 
     * `fast` shortens the pauses of the server's background steps.
-    * `hosts` is the number of pretended machines, `blocks` how many jobs each can hold, `gpus` how many GPUs
+    * `hosts` is the number of simulated machines, `blocks` how many jobs each can hold, `gpus` how many GPUs
       each claims to have. Nodes of one run get a host each: servers before 0.20 only with `blocks=1`.
-    * `jump_host` puts the hosts behind another one; `jump_user` and `jump_key_path` let a client in there.
-    * `sshproxy` (servers from 0.20.14 on) adds a pretend dstack-sshproxy.
-    * `images` lets the server take every image for a plain one: no entrypoint, user root, x86.
-    * `impatient` lets the server fail soon what it cannot start or reach.
-    * `routes` says which port of this machine stands for a port in the containers, `path` names folders in
-      which jobs look for commands first. Both may be changed later, in `container`.
-    * `at` is a server that runs already: then only the fleet is made, in a `project` of its own.
+    * `jump_host` puts the hosts behind another one, where a client logs in with `jump_user` and `jump_key_path`.
+    * `sshproxy` (servers since 0.20.14) adds a simulated dstack-sshproxy.
+    * `images` makes every image look plain to the server: no entrypoint, user root, x86.
+    * `impatient` makes the server fail a job soon that it cannot start or reach.
+    * `routes` maps ports in the containers to ports of this machine; `path` names folders in which jobs search for
+      commands first. Both may be changed later, in `container`.
+    * `at` is a running server: then only the fleet is created, in a `project` of its own.
 
     `clients` counts, cuts and refuses the SSH connections of clients.
     """
@@ -108,7 +107,7 @@ class RealServer:
 
     @property
     def address(self) -> ServerAddress:
-        """Return where the server is, for `at`."""
+        """Return the address of the server, for `at`."""
         return self._started
 
     @property
@@ -123,7 +122,7 @@ class RealServer:
 
     @property
     def log_path(self) -> Path:
-        """Return the log of the server; it exists until the exit."""
+        """Return the path of the server's log, which exists until the exit."""
         return Path(self._started.log_path)
 
     def log_tail(self) -> str:
@@ -143,8 +142,8 @@ class RealServer:
         return self._folder / "jump_key"
 
     def start(self) -> None:
-        """Start the server, make the fleet and wait until every host is idle."""
-        # Short, because the server keeps UNIX sockets below it.
+        """Start the server, create the fleet and wait until every host is idle."""
+        # A short path, because the server keeps UNIX sockets below it.
         self._folder = Path(tempfile.mkdtemp(prefix="rig-"))
         self._cleaner = processes.start_cleaner(self._folder)
         try:
@@ -160,7 +159,7 @@ class RealServer:
             raise
 
     def wait_until_idle(self) -> None:
-        """Wait until no host holds a job; a run of several nodes finds no capacity on a host that does."""
+        """Wait until no host has a job; a run of several nodes finds no capacity on a host that has one."""
         deadline = time.monotonic() + _IDLE_SECONDS
         while True:
             self._check_alive()
@@ -175,12 +174,13 @@ class RealServer:
             time.sleep(_POLL_SECONDS)
 
     def restart(self, meanwhile: Callable[[], object] = lambda: None, *, kill: bool = False) -> None:
-        """End the server, or ``kill`` it, and start it again at the same address with all that it has stored.
+        """End the server, or ``kill`` it, and start it again at the same address with its stored state.
 
-        The hosts and their jobs go on; ``meanwhile`` is called while nobody listens. Not for a shared server.
+        The hosts and their jobs keep running; ``meanwhile`` is called while the port is closed. Not for a shared
+        server.
         """
         if self._process is None:
-            raise RigError("only who started the server may restart it")
+            raise RigError("restart: expected a server that this process started, got a shared one")
         self._process.stop(kill=kill)
         meanwhile()
         self._process.start()
@@ -197,7 +197,7 @@ class RealServer:
                 self._hosts.close()
         finally:
             if self._cleaner is not None:
-                # The server's SSH connections leave its process group on purpose; the cleaner finds them.
+                # The server's SSH connections leave its process group on purpose; the cleaner finds and kills them.
                 self._cleaner.communicate(timeout=_END_SECONDS)
             self._process = self._sshproxy = self._hosts = self._cleaner = self._folder = None
 

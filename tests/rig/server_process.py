@@ -21,7 +21,7 @@ PYTHON_VARIABLE = "DSTACK_TEST_SERVER_PYTHON"
 SHARED_VARIABLE = "DSTACK_TEST_SHARED_SERVER"
 _REPO = Path(__file__).resolve().parents[2]
 _LAUNCHER = Path(__file__).with_name("fast_start.py")
-# Deadlines for a busy machine with two cores; in peace it takes a tenth.
+# Deadlines in seconds for a busy machine with two cores; on an idle one it takes a tenth.
 _BOOT_SECONDS = 180.0
 _END_SECONDS = 30.0
 _POLL_SECONDS = 0.1
@@ -30,12 +30,12 @@ _TAIL_LINES = 40
 
 
 class RigError(Exception):
-    """The server or its fleet did not come up."""
+    """A server or fleet that could not be started or used."""
 
 
 @dataclass(frozen=True)
 class ServerAddress:
-    """Where a running server is, and what it may be told."""
+    """The address of a running server, and what is needed to use it."""
 
     version: str
     url: str
@@ -72,10 +72,11 @@ def server_python(version: str) -> Path:
 
 
 class ServerProcess:
-    """Start a server below `folder` and end it.
+    """A server process with its files below `folder`.
 
-    `fast` shortens the pauses of its background steps, `images` lets it take every image for a plain one
-    instead of asking a registry, `impatient` lets it fail soon what it cannot start or reach; `variables` are added to its environment.
+    `fast` shortens the pauses of its background steps, `images` makes every image look plain to it
+    instead of asking a registry, `impatient` makes it fail a job soon that it cannot start or reach; `variables` are
+    added to its environment.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class ServerProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the process, with what an earlier one has left in the folder, and wait until it answers."""
+        """Start the process, with the state of an earlier one in the folder, and wait until it answers."""
         for name in ("home", "t"):
             (self._folder / name).mkdir(exist_ok=True)
         command = [str(self._python.parent / "dstack")]
@@ -122,7 +123,7 @@ class ServerProcess:
         self._wait_until_up()
 
     def stop(self, *, kill: bool = False) -> None:
-        """Ask the process to end, or ``kill`` it."""
+        """Terminate the process, or ``kill`` it."""
         if self._process is not None:
             if kill:
                 self._process.kill()
@@ -137,11 +138,11 @@ class ServerProcess:
             "TMPDIR": str(self._folder / "t"),
             "DSTACK_SERVER_DIR": str(self._folder / "server"),
             "DSTACK_SERVER_ADMIN_TOKEN": self.address.token,
-            # Read at import, which the launcher does before the command line sets them.
+            # The server reads these when it is imported, which the launcher does before the command line sets them.
             "DSTACK_SERVER_HOST": "127.0.0.1",
             "DSTACK_SERVER_PORT": str(self._port),
             "AWS_EC2_METADATA_DISABLED": "true",
-            # Nothing may leave this machine: price lists and registries meet a closed port.
+            # No request may leave this machine: those for price lists and registries meet a closed port.
             "https_proxy": "http://127.0.0.1:9",
             "no_proxy": "127.0.0.1,localhost",
             **self._switches,
@@ -157,7 +158,7 @@ class ServerProcess:
             while True:
                 self.check_alive()
                 try:
-                    # Only this server knows the token: another one that has the port is not taken for it.
+                    # Only this server accepts the token, so another server on the port is not mistaken for it.
                     if session.post(url, json={}, headers=token, timeout=_REQUEST_SECONDS).ok:
                         return
                 except requests.RequestException:

@@ -1,4 +1,4 @@
-"""Become the owner of the terminal on standard input, then the given command.
+"""Take the terminal on standard input as the controlling one, then become the given command.
 
 A script of its own because Python must not run between fork and exec in a process that has threads.
 """
@@ -13,8 +13,8 @@ NOT_FOUND = 127
 
 
 def main(argv: list[str]) -> None:
-    """Replace this process by the command; exit with 127 if there is no such command."""
-    # A shell that starts the tests in the background makes them, and so the jobs, deaf to an interrupt.
+    """Replace this process by the command; exit with 127 if the command does not exist."""
+    # A shell that starts the tests in the background lets them, and so the jobs, ignore an interrupt.
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)

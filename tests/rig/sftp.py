@@ -1,4 +1,4 @@
-"""Uploads that are accepted, measured and forgotten."""
+"""Uploads that are accepted and measured, but not stored."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Upload(paramiko.SFTPHandle):
 
 
 class DiscardingSftp(paramiko.SFTPServerInterface):
-    """Take any file and remember its size, which clients compare after an upload."""
+    """An SFTP server that accepts any file and keeps only its size, which clients compare after an upload."""
 
     def __init__(self, server: paramiko.ServerInterface) -> None:
         super().__init__(server)

@@ -1,6 +1,6 @@
 """Run a command with one dstack server for all its processes: `python -m tests.rig.shared -- pytest -n 4 ...`.
 
-Each process that needs a server finds it by an environment variable, and makes a project and hosts of its own.
+Each process that needs a server finds it by an environment variable, and creates a project and hosts of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from tests.rig import processes
 from tests.rig.server_process import DEFAULT_VERSION, ServerProcess
 
+# An upper bound for a busy machine; the wait returns as soon as the command has ended.
 _END_SECONDS = 30.0
 
 
@@ -25,7 +26,7 @@ def main() -> int:
     parser.add_argument("--version", default=DEFAULT_VERSION, help="the server to start")
     parser.add_argument("command", nargs="+", help="what to run, after --")
     options = parser.parse_args()
-    # So that the command and the server are ended, too.
+    # Handle the signal, so that the command and the server are ended as well.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     folder = Path(tempfile.mkdtemp(prefix="rig-"))
     cleaner = processes.start_cleaner(folder)

@@ -24,16 +24,16 @@ from tests.rig.workspace import Workspace
 
 RUNNER_PORT = 10999
 CONTAINER_SSH_PORT = 10022
-# The server removes listed tasks that its picture of the host does not hold, and that picture may be older than
-# the task: a new run would lose its container and fail as unreachable two minutes later.
+# Seconds. The server removes listed tasks that are not in its own record of the host, which may be older than the
+# task: a new run would lose its container and fail as unreachable two minutes later. So a new task is listed late.
 _UNLISTED_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Container:
-    """What every container has: ports that stand for others, folders before those of its PATH.
+    """Settings of every container: mapped ports, and folders before those of its PATH.
 
-    Both may be changed at any time; they count for connections and jobs from then on.
+    Both may be changed at any time, and apply to later connections and jobs.
     """
 
     routes: dict[int, int] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class _Task:
 
 
 class Shim:
-    """Pretend one container per task: a runner, and an SSH daemon that reaches the ports of the job."""
+    """A host agent that simulates one container per task: a runner, and an SSH daemon for the job's ports."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Shim:
         )
 
     def healthcheck(self) -> dict[str, str]:
-        """Return what this agent says about itself."""
+        """Return how this agent describes itself."""
         return {"service": "dstack-shim", "version": self._version}
 
     def listeners(self) -> list[SshListener]:
@@ -106,7 +106,7 @@ class Shim:
             return [task.ssh for task in self._tasks.values()]
 
     def close(self) -> None:
-        """Kill and forget every task."""
+        """Kill and remove every task."""
         with self._lock:
             tasks = list(self._tasks.values())
             self._tasks.clear()
@@ -121,7 +121,7 @@ class Shim:
         return JSONResponse({})
 
     def _components(self, request: Request) -> Response:
-        # Exactly the version of the server, so that it has nothing to install.
+        # Report exactly the version of the server, so that it has nothing to install.
         names = ("dstack-runner", "dstack-shim")
         known = [{"name": name, "version": self._version, "status": "installed"} for name in names]
         return JSONResponse({"components": known})
@@ -147,7 +147,7 @@ class Shim:
             ssh = SshHost(
                 self._host_key, routes=ChainMap({RUNNER_PORT: listener.port}, self._container.routes)
             )
-            # The keys of users are those that may enter the host, too; the others are the server's.
+            # Users' keys are those that may also log in on the host; the other ones are the server's.
             users = {key_blob(line) for line in wanted.get("host_ssh_keys") or []}
             ssh.client_keys |= users
             ssh.server_keys.update(key_blob(line) for line in wanted.get("container_ssh_keys") or [])

@@ -1,4 +1,4 @@
-"""An SSH daemon of a machine: keys, commands, uploads that go nowhere, and port forwarding."""
+"""The SSH daemon of a machine: keys, commands, uploads that are discarded, and port forwarding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.rig.channels import join_in_background
 from tests.rig.ssh_listener import SshListener, SshSession
 
 _LOOPBACK_NAMES = {"localhost", "127.0.0.1", "::1"}
-# The reply to the request itself is sent by another thread after this code returned; a client that sees
+# Seconds. Another thread sends the reply to the request itself after this code has returned; a client that gets
 # output or the end of the channel before that reply may miss them.
 _ANSWER_DELAY = 0.05
 
@@ -28,11 +28,11 @@ def _no_output(command: str) -> bytes:
 
 
 class SshHost(SshListener):
-    """Accept the keys of the server and of clients, known by their `key_blob`.
+    """An SSH daemon that accepts the keys of the server and of clients, identified by their `key_blob`.
 
-    `execute` answers a command with its output (the exit status is 0). `routes` says which port of this machine
-    stands for a port that clients know, any other port is itself. With `jump_from`, connections go on from that
-    address to any address of loopback, as those of a jump host do.
+    `execute` returns the output of a command (the exit status is 0). `routes` maps ports that clients use to ports of
+    this machine; other ports are not mapped. With `jump_from`, forwarded connections start from that address and may
+    reach any address of loopback, as on a jump host.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class SshHost(SshListener):
         super().__init__(host_key, lambda _: _HostSession(self), address=address, only_from=only_from)
 
     def connect(self, name: str, port: int) -> socket.socket | None:
-        """Connect to a port as seen from this host; None where it must not be reached."""
+        """Connect to a port as seen from this host; return None if it must not be reached."""
         if self._jump_from is not None and name.startswith("127."):
             return socket.create_connection((name, port), source_address=(self._jump_from, 0))
         if name not in _LOOPBACK_NAMES:

@@ -1,4 +1,4 @@
-"""An SSH port on loopback: who is connected, and how to cut or refuse connections."""
+"""An SSH port on loopback, whose connections can be listed, cut and refused."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tests.rig.sftp import DiscardingSftp
 
 _LOG = "tests.rig.ssh"
 logging.getLogger(_LOG).setLevel(logging.CRITICAL)
+# How often a connection without new channels checks whether it was closed.
 _ACCEPT_SECONDS = 1.0
 
 
@@ -30,7 +31,7 @@ def key_blob(line: str) -> str:
 
 
 class SshSession(paramiko.ServerInterface):
-    """What one connection may do; `from_client` tells it from a connection of the dstack server."""
+    """The rights of one connection; `from_client` is False for a connection of the dstack server."""
 
     from_client = False
 
@@ -39,14 +40,14 @@ class SshSession(paramiko.ServerInterface):
 
     @abstractmethod
     def knows(self, username: str, key: paramiko.PKey) -> bool:
-        """Tell whether a key may log in, and set `from_client`."""
+        """Return whether a key may log in, and set `from_client`."""
 
     @abstractmethod
     def opened(self, channel: paramiko.Channel) -> None:
-        """Take over a channel that was accepted."""
+        """Serve a channel that was accepted."""
 
     def closed(self) -> None:
-        """Release what the connection held."""
+        """Release the resources of the connection."""
 
     def get_allowed_auths(self, username: str) -> str:
         return "publickey"
@@ -54,7 +55,7 @@ class SshSession(paramiko.ServerInterface):
     def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
         known = self.knows(username, key)
         if self.from_client and self._listener.refusing:
-            # Not a refused key: the connection is lost, as on a network that fails.
+            # Do not refuse the key, but lose the connection, as on a network that fails.
             raise EOFError
         return AUTH_SUCCESSFUL if known else AUTH_FAILED
 
@@ -63,7 +64,7 @@ class SshSession(paramiko.ServerInterface):
 
 
 class SshListener:
-    """Accept connections on a free port until closed; `only_from` is the one address they may come from."""
+    """An SSH port that accepts connections until closed; `only_from` is the only address they may come from."""
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class SshListener:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        """Stop listening and cut every connection."""
+        """Stop listening and close every connection."""
         self._closed = True
         with contextlib.suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)
@@ -106,7 +107,7 @@ class SshListener:
         ]
 
     def cut_clients(self) -> int:
-        """Cut the connections of clients and return how many; the port goes on listening."""
+        """Cut the connections of clients and return how many; the port keeps listening."""
         connections = self.client_connections()
         for transport in connections:
             transport.close()

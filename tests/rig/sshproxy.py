@@ -1,4 +1,4 @@
-"""A pretend dstack-sshproxy: one address through which users reach every container (PROTOCOL 4.4)."""
+"""A simulated dstack-sshproxy: one address through which users reach every container (PROTOCOL 4.4)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.rig.channels import Pipe, join_in_background
 from tests.rig.ssh_keys import private_key
 from tests.rig.ssh_listener import SshListener, SshSession, key_blob
 
+# An upper bound for a busy machine.
 _REQUEST_SECONDS = 30.0
 _ROOT_SUFFIX = "_root"
 _NO_ADDRESS = ("127.0.0.1", 0)
@@ -24,9 +25,9 @@ Upstream = dict[str, Any]
 
 
 class SshProxy(SshListener):
-    """Ask the server who may log in as `{upstream id}` or `{upstream id}_root`, and where that leads.
+    """An SSH proxy that gets from the server who may log in as `{upstream id}` or `{upstream id}_root`, and to where.
 
-    `find_url` returns the address of the server, which is not known before its start.
+    `find_url` returns the address of the server, which is unknown before its start.
     """
 
     def __init__(self, host_key: paramiko.PKey, token: str, find_url: Callable[[], str]) -> None:
@@ -37,7 +38,7 @@ class SshProxy(SshListener):
         super().__init__(host_key, lambda _: _ProxySession(self))
 
     def upstream(self, upstream_id: str) -> Upstream | None:
-        """Return the hops and the authorized keys of a running job, None where the server knows none."""
+        """Return the hops and the authorized keys of a running job, None if the server does not know it."""
         reply = self._requests.post(
             f"{self._find_url()}/api/sshproxy/get_upstream",
             json={"id": upstream_id},

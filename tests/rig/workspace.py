@@ -1,4 +1,4 @@
-"""The folders of one job, standing for the container's file system."""
+"""The folders of one job, which replace the container's file system."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# An upper bound for a git command on a busy machine.
 _GIT_SECONDS = 60.0
 
 
 class Workspace:
-    """Map the container's paths into a private folder, so that a job leaves nothing on this machine.
+    """A private folder into which a container's paths are mapped, so that a job leaves nothing on this machine.
 
-    `/x` becomes `<folder>/root/x`, `~` is `<folder>/home`; what is relative starts in the working directory.
-    Commands are looked for in the folders of `path` first.
+    `/x` becomes `<folder>/root/x`, `~` is `<folder>/home`; relative paths start in the working directory.
+    The folders of `path` are searched for commands first.
     """
 
     def __init__(self, folder: Path, path: Sequence[Path] = ()) -> None:
@@ -33,7 +34,7 @@ class Workspace:
             place.mkdir(parents=True)
 
     def resolve(self, path: str | None, base: Path | None = None) -> Path:
-        """Return where a path of the container lies on this machine."""
+        """Return the path on this machine of a path in the container."""
         if path is None or path == "":
             return base or self.root
         if path == "~" or path.startswith("~/"):
@@ -48,7 +49,7 @@ class Workspace:
         return resolved
 
     def environment(self, sent: Mapping[str, str]) -> dict[str, str]:
-        """Return the environment of the job: nothing of this process, and what the server sent."""
+        """Return the environment of the job: what the server sent, and nothing of this process."""
         path = ":".join([*map(str, self._path), _PATH])
         base = {"PATH": path, "HOME": str(self.home), "LANG": "C.UTF-8", "TERM": "xterm"}
         return {**base, **sent}
@@ -56,7 +57,7 @@ class Workspace:
     def place_code(
         self, repo: Mapping[str, Any], code: bytes | None, credentials: Mapping[str, Any], target: Path
     ) -> None:
-        """Put the repo where the job expects it: a tar file, or a clone with the local changes on top."""
+        """Place the repo where the job expects it: a tar file, or a clone with the local changes on top."""
         if repo.get("repo_type") == "remote" and credentials.get("clone_url"):
             target.parent.mkdir(parents=True, exist_ok=True)
             with self._ssh_key(credentials.get("private_key")) as ssh:
@@ -71,7 +72,7 @@ class Workspace:
                 archive.extractall(target, filter="data")
 
     def place_archive(self, content: bytes, target: Path) -> None:
-        """Unpack an uploaded file or folder; its only top entry takes the name of the target."""
+        """Unpack an uploaded file or folder; its only top-level entry gets the name of the target."""
         staging = self.folder / "staging"
         with tarfile.open(fileobj=io.BytesIO(content)) as archive:
             archive.extractall(staging, filter="data")
@@ -89,7 +90,7 @@ class Workspace:
 
     @contextlib.contextmanager
     def _ssh_key(self, private_key: str | None) -> Iterator[list[str]]:
-        """Give the options for git to log in with a key, which is gone before the job starts."""
+        """Yield the options for git to log in with a key, which is removed before the job starts."""
         if private_key is None:
             yield []
             return

@@ -1,4 +1,14 @@
-"""What stands between the socket and the application: the record of requests, and the faults."""
+"""The middleware around the application: it records each request and injects the faults of `faults`.
+
+For one request, in this order: record it; wait for the latency; wait for the fault's delay; carry the request
+out if the fault wants that; then close the connection, send the fault's reply, or let the application answer.
+
+The body of a delayed request is read before the wait. A slow server carries a request out although its client
+has given up meanwhile, and that is what clients must cope with; without reading ahead, the application would
+find the connection closed and do nothing. A dropped connection is aborted on the socket, and the call then
+waits until uvicorn reports the disconnect: returning without a reply while the connection is open would make
+uvicorn answer 500.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +24,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dstack_core.local.faults import Fault, Faults
 
+# Bounded, so that a server that runs for days does not grow: 100,000 requests are some 20 MB. Older ones are
+# dropped from the record.
 _REMEMBERED = 100_000
 
 
 class RecordedRequest(NamedTuple):
-    """Hold one request; `time` is `time.monotonic()`, in seconds."""
+    """A request that the server received; `time` is `time.monotonic()`, in seconds."""
 
     method: str
     path: str
     time: float
 
 
-class Gate:
-    """Record each request and play the faults, around another ASGI application."""
+class FaultMiddleware:
+    """An ASGI application around another one, which records requests and injects faults."""
 
     def __init__(self, app: ASGIApp, faults: Faults, hang_up: Callable[[Any], None]) -> None:
         self._app = app
@@ -36,7 +48,7 @@ class Gate:
         self.requests: deque[RecordedRequest] = deque(maxlen=_REMEMBERED)
 
     def close(self) -> None:
-        """End the delays that are going on."""
+        """End the delays of the requests in progress."""
         self._closing.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,7 +68,7 @@ class Gate:
             await self._app(scope, receive, _nowhere)
         if fault.drop is not None:
             self._hang_up(scope["client"])
-            # The server would answer 500 for an application that ends without a reply to a living connection.
+            # Uvicorn would answer 500 if this ended without a reply while the connection is open.
             while (await receive())["type"] != "http.disconnect":
                 continue
         elif fault.status is not None:
@@ -71,7 +83,7 @@ class Gate:
 
 
 async def _read_ahead(receive: Receive) -> Receive:
-    """Read the whole body now: a slow server carries a request out although its client has gone meanwhile."""
+    """Read the whole body now; a slow server carries a request out although its client has given up."""
     messages: deque[Message] = deque()
     while True:
         messages.append(await receive())

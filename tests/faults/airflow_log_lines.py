@@ -1,4 +1,12 @@
-"""What the log of a task's try tells of its run's lines, over all processes that wrote to it."""
+"""The lines of a run in the log of a task's try, which several processes may have written.
+
+A deferred task's log is written by the task's process and by each triggerer that followed the run. A triggerer
+that is killed may have written lines before Airflow stored its position; the next triggerer then writes these
+lines again. Only this repetition is accepted: the records are split by process, and if the lines of a process
+begin with lines that are already known, these count as repeated, on two conditions. They must continue in the
+same order until the known lines end, and a triggerer must have died within `_UNKEPT` after the first of them
+was written, before they were written again.
+"""
 
 from __future__ import annotations
 
@@ -9,49 +17,49 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-# A triggerer sees within a second that its process for the triggers died; what that process told is kept in
-# about a tenth of a second, on a machine without a moment to spare in more.
+# A triggerer notices within a second that its process for the triggers died. What that process logged is stored
+# within about 0.1 s, later on a busy machine.
 _UNKEPT = timedelta(seconds=2)
 _DEATH = re.compile(r"^(\S+Z) .*Trigger runner process has died", re.MULTILINE)
 _STARTED = re.compile(r"trigger .* starting")
 
 
 @dataclass(frozen=True)
-class Told:
-    """Hold the lines of a try; ``again`` of them were told twice, and are in ``lines`` once.
+class TryLines:
+    """The lines of a try, of which ``repeated`` are in the log twice and in ``lines`` once.
 
-    That is by a triggerer, and those that the one before it had written in the last moment of its life.
-    All other lines are in ``lines`` as often as they were told.
+    These were written by a triggerer just before it died, and again by the next one. All other lines are in
+    ``lines`` as often as in the log.
     """
 
     lines: Sequence[str]
-    again: int
+    repeated: int
 
 
-def told(log: Sequence[Any], deaths: Sequence[datetime]) -> Told:
-    """Read the records of a try's log; ``deaths`` are those of triggerers."""
+def lines_of_try(log: Sequence[Any], deaths: Sequence[datetime]) -> TryLines:
+    """Return the lines in the records of a try's log; ``deaths`` are the times when triggerers died."""
     lines: list[str] = []
     times: list[datetime] = []
-    again = 0
+    repeated = 0
     for part in _processes(log):
         its = [line for _, line in part]
         start = lines.index(its[0]) if its and its[0] in lines else len(lines)
         known = len(lines) - start
         if known > 0 and _is_beginning(its, lines[start:]) and _was_unkept(times[start:], part[0][0], deaths):
-            again += min(known, len(its))
+            repeated += min(known, len(its))
             part = part[known:]
         lines += [line for _, line in part]
         times += [time for time, _ in part]
-    return Told(lines, again)
+    return TryLines(lines, repeated)
 
 
 def deaths_in(output: Path) -> list[datetime]:
-    """Return when a triggerer that writes to ``output`` saw the process of its triggers die."""
+    """Return the times when a triggerer, which writes to ``output``, noticed that its triggers' process died."""
     return [datetime.fromisoformat(found) for found in _DEATH.findall(output.read_text(errors="replace"))]
 
 
 def _processes(log: Sequence[Any]) -> list[list[tuple[datetime, str]]]:
-    """Return the run's lines and their times, by the process that told them: the task's, each triggerer's."""
+    """Return the run's lines and their times by the process that logged them: the task's, each triggerer's."""
     parts: list[list[tuple[datetime, str]]] = [[]]
     for record in log:
         text = record if isinstance(record, str) else str(record.get("event", ""))
@@ -70,5 +78,5 @@ def _is_beginning(its: Sequence[str], known: Sequence[str]) -> bool:
 
 
 def _was_unkept(times: Sequence[datetime], again: datetime, deaths: Sequence[datetime]) -> bool:
-    """Tell whether who told this at ``times`` died at once, before it was told ``again``."""
+    """Return whether the writer of these lines died at once, before they were written ``again``."""
     return any(times[0] <= death <= again and death - times[0] <= _UNKEPT for death in deaths)
