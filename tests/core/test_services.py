@@ -92,7 +92,7 @@ def test_a_run_that_ends_before_raises_what_it_is(driver: Driver) -> None:
 
 
 def test_a_task_and_a_run_that_is_gone_are_told_as_that(driver: Driver) -> None:
-    with pytest.raises(errors.ConfigurationError, match="run chat is no service"):
+    with pytest.raises(errors.ConfigurationError, match="run chat: expected a service"):
         wait(driver, Server([reply(run_json(name="chat"))], [OK]))
     with pytest.raises(errors.RunNotFoundError, match="no longer in project main"):
         wait(driver, Server([MISSING], [OK]))

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from dstack_core._flow.accepted_stops import Stops
 from dstack_core._flow.follow import FollowOptions, follow
 from dstack_core._flow.retry import RetryBudget, TimeLimit, retrying, within
 from dstack_core._flow.steps import Flow, Sleep, Wait
-from dstack_core._flow.stop import Stops
 from dstack_core._shared import process_pause
 from dstack_core._shared.batched_polls import BatchedPolls, PendingPoll, polls_until_turn
 from dstack_core._shared.process_pause import PauseGuard
