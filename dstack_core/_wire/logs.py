@@ -1,19 +1,19 @@
 """Log pages, the cursor's arithmetic, and lines from chunks (PROTOCOL 1.8).
 
-The problem: the server returns messages newer than ``start_time``, several may share a timestamp, and one of the
-same timestamp may be stored after a read. A message is a chunk as the runner read it: it may end inside a line or
-inside a UTF-8 character.
+The problem: the server returns messages newer than ``start_time``, several may share a timestamp, and one of
+the same timestamp may be stored after a read. A message is a chunk as the runner read it: it may end inside a
+line or inside a UTF-8 character.
 
-The idea: a cursor is the newest timestamp read and how many messages of that timestamp were read. The next read
-asks from a microsecond before it and passes over as many. Chunks are joined as bytes, split at line ends, and only
-whole lines are decoded; the bytes behind the last line end ride on the cursor as ``pending``.
+The idea: a cursor is the newest timestamp read and how many messages of that timestamp were read. The next
+read asks from a microsecond before it and passes over as many. Chunks are joined as bytes, split at line
+ends, and only whole lines are decoded; the bytes behind the last line end ride on the cursor as ``pending``.
 
-Invariants: each message is counted once, whatever the pages. A line is reported once, whole, unless it is longer
-than 64 KiB. Decoding never fails: bytes that are not UTF-8 become replacement characters.
+Invariants: each message is counted once, whatever the pages. A line is reported once, whole, unless it is
+longer than 64 KiB. Decoding never fails: bytes that are not UTF-8 become replacement characters.
 
-Measured (``docs/performance.md``): ``follow`` relays 740,000 lines/s of a line a message, and 1.9 million lines/s of
-40 lines a message, as fast as reading the bare replies. Hence columns, one conversion for all timestamps of a page,
-and one decoding for all lines of a block.
+Measured (``docs/performance.md``): ``follow`` relays 740,000 lines/s of a line a message, and 1.9 million
+lines/s of 40 lines a message, as fast as reading the bare replies. Hence columns, one conversion for all
+timestamps of a page, and one decoding for all lines of a block.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def _all_utc(timestamps: Sequence[str]) -> list[str]:
     # converts a whole page. Any other form is parsed one by one.
     joined = "".join(timestamps)
     if timestamps and joined.translate(_NO_DIGITS) == _TODAYS * len(timestamps):
-        # The pattern also fits a month 13. Only two timestamps are used, so only these are checked: the newest is
-        # where the next request begins, the last is the time of the chunk.
+        # The pattern also fits a month 13. Only two timestamps are used, so only these are checked: the
+        # newest is where the next request begins, the last is the time of the chunk.
         for used in (max(timestamps), timestamps[-1]):
             datetime.fromisoformat(used)
         return joined.replace("Z", _OFFSET + "\n").split("\n")[:-1]
