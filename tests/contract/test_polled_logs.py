@@ -26,7 +26,7 @@ def test_logs_follow_a_run_and_know_where_they_come_from(target: Target, client:
     assert b"".join(run.logs(last + timedelta(milliseconds=1))) == b""
     assert b"".join(run.logs(last.astimezone().replace(tzinfo=None))) == b"tick 3\r\n", "naive is local"
     assert b"".join(run.logs(diagnose=True)) != b"".join(run.logs())
-    with pytest.raises(dstack.ConfigurationError, match="node: expected a node of run .*, got 1"):
+    with pytest.raises(dstack.ConfigurationError, match=r"node: expected a node of run .*, got 1"):
         next(run.logs(node=1))
 
 

@@ -12,7 +12,8 @@ from dstack_core._flow.follow import FollowOptions, follow
 from dstack_core._flow.retry import RetryBudget, TimeLimit, retrying, within
 from dstack_core._flow.steps import Flow, Sleep, Wait
 from dstack_core._shared import process_pause
-from dstack_core._shared.batched_polls import BatchedPolls, PendingPoll, polls_until_turn
+from dstack_core._shared.batched_polls import BatchedPolls
+from dstack_core._shared.pending_polls import PendingPoll, polls_until_turn
 from dstack_core._shared.process_pause import PauseGuard
 from dstack_core._shared.transport import SharedTransport
 from dstack_core._transport.settings import TransportSettings

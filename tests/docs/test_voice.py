@@ -29,6 +29,12 @@ SWEPT: tuple[str, ...] = (
     "scripts",
     "tests/docs/commands.py",
     "tests/docs/test_readme.py",
+    "dstack_core/_flow",
+    "dstack_core/_shared",
+    "dstack_core/_wire",
+    "dstack_core/_transport",
+    "dstack_core/_drive.py",
+    "dstack_core/_adrive.py",
 )
 
 # Each rule finds these, in the order of RULES.
