@@ -43,7 +43,7 @@ _TOLERANCE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class FollowOptions:
-    """How to follow: ``poll_interval`` in seconds, ``logs`` whether log lines are wanted.
+    """Options of ``follow``: ``poll_interval`` in seconds, ``logs`` whether log lines are wanted.
 
     ``wall_clock`` gives the seconds since the epoch. ``longest_log_pause`` (seconds) bounds the time between
     two reads of a silent log. ``stops`` are the stops that the server accepted. ``on_poll`` gets each run as
@@ -66,7 +66,7 @@ class FollowOptions:
 
 @dataclass(frozen=True, slots=True)
 class _IsNews:
-    """Whether a poll shows something that the last one, which showed ``seen``, did not."""
+    """A test for news: whether a poll shows something other than ``seen``, which the last one showed."""
 
     seen: tuple[object, ...]
     stops: Stops

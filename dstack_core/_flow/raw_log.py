@@ -44,7 +44,7 @@ class LogChunk(Event):
 
 @dataclass(frozen=True, slots=True)
 class ChunkOptions:
-    """What to read, with the meaning of ``Run.logs``; ``poll_interval`` in seconds, ``node`` None for all."""
+    """Options with the meaning of ``Run.logs``; ``poll_interval`` in seconds, ``node`` None for all."""
 
     start_time: datetime | None = None
     follow: bool = False

@@ -36,8 +36,8 @@ from dstack_core.models.progress import Progress
 T = TypeVar("T")
 
 # The first retry comes at once, the next ones after 0.5 s, 1 s, 2 s and so on, each with up to 0.75 s of
-# jitter. The jitter keeps thousands of followers from reaching a restarted server in the same moment; the 20
-# s are how late a server that is back may be noticed.
+# jitter, which keeps thousands of followers from reaching a restarted server in the same moment. A server
+# that is back is noticed up to 20 s late; a lower maximum loads one that is struggling.
 _BACKOFF = Retry(total=None, backoff_factor=0.25, backoff_max=20, backoff_jitter=0.75)
 # A server may ask for a pause in ``Retry-After``. Without a limit, a date in the far future would use up the
 # whole budget in one sleep; a short one would ignore the usual "in a minute".
@@ -49,7 +49,7 @@ _TRIES_WITH_A_STRANGER = 3
 
 @dataclass(frozen=True, slots=True)
 class RetryBudget:
-    """How long to retry for an unreachable server: ``seconds`` from the first failed try, on ``clock``."""
+    """The time to retry for an unreachable server: ``seconds`` on ``clock``, from the first failed try."""
 
     seconds: float
     clock: Callable[[], float]
@@ -238,7 +238,7 @@ _LAST_REQUEST_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class TimeLimit:
-    """``seconds`` on ``clock`` for a whole flow.
+    """A limit of ``seconds`` on ``clock`` for a whole flow.
 
     ``what`` begins the message of the ``WaitTimeoutError``, ``page`` is where a person finds the run, "" for
     a flow without a run. ``last_request`` (seconds) is what each request that begins near the limit, or

@@ -34,7 +34,7 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Do(Generic[T]):
-    """An ``action`` that may block, such as opening a port; the answer is what it returns."""
+    """An ``action`` that may block, such as opening an SSH connection; the answer is what it returns."""
 
     action: Callable[[], T]
 

@@ -12,7 +12,7 @@ from dstack_core.models.stops import StopResult
 
 
 class Check(Enum):
-    """What must be known of the run before the stop is sent.
+    """The condition of a stop: what must be known of the run before it is sent.
 
     * ``NEVER``: no other run can have the name, so the stop is the first request.
     * ``IF_ANSWERED``: the caller saw the run active as its own. The check and the stop share the time: an
@@ -27,7 +27,7 @@ class Check(Enum):
 
 
 class Until(Enum):
-    """How far a stop is watched: until the server accepted it, shows it, or the run has ended."""
+    """The end of watching a stop: the server accepted it, shows it, or the run has ended."""
 
     ACCEPTED = "accepted"
     STOPPING = "stopping"
@@ -52,7 +52,7 @@ class StopTarget:
 
 @dataclass(frozen=True, slots=True)
 class StopOptions:
-    """How to stop.
+    """Options of ``stop``.
 
     ``timeout`` (seconds on ``clock``) bounds everything; None leaves that to the caller that retries the
     flow's calls, and lets their errors through. ``may_appear``: a submission may still be under way, so a
@@ -71,7 +71,7 @@ class StopOptions:
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """What came of a stop, and the error behind a refused or unconfirmed one, if there is an error."""
+    """The result of a stop, and the error behind a refused or unconfirmed one, if there is an error."""
 
     result: StopResult
     failure: ServerError | None = None

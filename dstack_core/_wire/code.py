@@ -42,7 +42,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Clone:
-    """How a run clones its repository; the secrets stay out of every repr."""
+    """The way a run clones its repository; the secrets stay out of every repr."""
 
     url: str
     private_key: str | None = field(default=None, repr=False)
@@ -56,7 +56,7 @@ class Clone:
 
 @dataclass(frozen=True, slots=True)
 class StoredRepo:
-    """What a server has for a repository and the token's user, without the secrets themselves."""
+    """A server's record of a repository for the token's user, without the secrets themselves."""
 
     has_clone: bool
     has_secret: bool
@@ -70,7 +70,7 @@ class StoredRepo:
 
 @dataclass(frozen=True, slots=True)
 class RepoPlace:
-    """Where ``repos`` of a configuration wants the code; ``source`` names it as the server stores it.
+    """The place of the code that ``repos`` of a configuration asks for; ``source`` is in the server's form.
 
     Without a place the code lies in ``/workflow``, whatever the server.
     """

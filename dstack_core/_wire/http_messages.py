@@ -121,7 +121,7 @@ _TEXT_LIMIT = 300
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a call went, for the messages: server, project and, where there is one, the run."""
+    """The place a call went to, for the messages: server, project and, where there is one, the run."""
 
     server_url: str
     project: str

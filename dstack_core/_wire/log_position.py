@@ -27,7 +27,7 @@ _ESCAPE = re.compile(
 
 
 class Position:
-    """What was passed on of one output: its bytes, its whole lines, and the line that has not ended."""
+    """The part of one output that was passed on: its bytes, its whole lines, and the line without an end."""
 
     def __init__(self) -> None:
         self.given = 0

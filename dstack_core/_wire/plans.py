@@ -83,7 +83,7 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class UpdatePlan:
-    """What an apply would do to the run of that name, if there is one.
+    """The effect of an apply on the run of that name, if there is one.
 
     ``effective`` is the run spec with the server's defaults. ``is_possible``: whether the server would
     update the run in place; None where it does not report that, before 0.19.

@@ -26,7 +26,7 @@ _PULLING = "pulling"
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where a job was put; ``price`` in USD per hour. None is for what is not known yet."""
+    """The machine of a job; ``price`` in USD per hour. None is for what is not known yet."""
 
     instance: str | None = None
     backend: str | None = None
@@ -82,7 +82,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """Where a service answers; an address may be relative to the server's (PROTOCOL 1.9)."""
+    """The addresses of a service; each may be relative to the server's (PROTOCOL 1.9)."""
 
     url: str
     model: str | None
