@@ -15,8 +15,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-# Often enough to be sure of a pause of PAUSE_SECONDS, and too rare to be noticed. A beat near PAUSE_SECONDS
-# would miss pauses that begin just before it.
+# Often enough to be sure of a pause of PAUSE_SECONDS, and too rare to be noticed. A pause counts from the
+# next beat on, so a longer beat would miss pauses that begin just after one.
 _BEAT_SECONDS = 1.0
 # Airflow lets another triggerer take over after 30 s without a heartbeat, part of which a paused one may have
 # missed before. Shorter holds replies back on a merely busy machine; longer misses a take-over, and log

@@ -1,9 +1,9 @@
 """Requests, replies and calls as plain data, and how a reply becomes a value or an error.
 
-Each transport and each test double exchanges these; none of them knows an HTTP library. ``Parse`` reads a
-reply: a refusal becomes one of ``dstack_core.errors`` (``raise_for_refusal``, the only place that decides
-which), and a reply that cannot be read a ``ProtocolError``. Errors name server, project and run, never a
-token or a body.
+A transport, or a test's double of one, takes a ``Request`` and returns a ``Reply``. ``Parse`` reads a reply:
+a refusal becomes one of ``dstack_core.errors`` (``raise_for_refusal``, the only place that decides which),
+and a reply that cannot be read a ``ProtocolError``. Errors name server, project and run, never the token or
+the body of a request.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ from dstack_core.models.statuses import SpotPolicy
 # The server's own rule (PROTOCOL 1.4): checked here, the error comes before anything was uploaded.
 _RUN_NAME = re.compile(r"[a-z][a-z0-9-]{1,40}")
 _CODE_DIR = "/workflow"
-# Seconds to wait for capacity if ``RetryPolicy`` has no limit, as documented for dstack 0.11.3 (PROTOCOL
-# 3.2).
+# Seconds to wait for capacity if ``RetryPolicy`` has no limit, as in dstack 0.11.3 (PROTOCOL 3.1). Another
+# number breaks the documented meaning of ``retry=True``.
 _DEFAULT_CAPACITY_WAIT = 3600
 _RETRY_KEYS = {"on_events", "duration"}
 
@@ -60,7 +60,7 @@ def run_spec(
     The caller still has to set ``ssh_key_pub``, which may take a request (PROTOCOL 2.4.3). Raises
     ``ConfigurationError`` on values no server takes.
     """
-    # Servers take a spec without a repository and a profile only from 0.18.30 on, so both are always sent.
+    # The full form, with a repository and a profile: the one form that every server reads (PROTOCOL 2.4.2).
     spec: dict[str, Any] = {
         "repo_id": "none",
         "repo_data": {"repo_type": "virtual"},

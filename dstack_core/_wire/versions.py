@@ -120,7 +120,7 @@ def _forms(configuration: Mapping[str, Any], profile: Mapping[str, Any]) -> Iter
 
 def places_repos(release: Release | None) -> bool:
     """Return whether a server puts the code where ``repos`` of the configuration names."""
-    # An unknown version is one built from the sources, so it is a new one.
+    # A server without a version runs from its sources, so it is taken for a new one.
     return release is None or release >= _REPOS_PLACED
 
 
