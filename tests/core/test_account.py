@@ -121,7 +121,9 @@ def test_metrics_of_a_job_the_run_has_not_are_told_by_node_and_replica() -> None
 @pytest.mark.parametrize("limit", [0, -1, True, "3"])
 def test_a_limit_that_is_none_is_refused(driver: Driver, limit: Any) -> None:
     session, script = Operations(API, 30.0), Script()
-    with pytest.raises(errors.ConfigurationError, match=r"limit: expected a number above 0, or None for all, got"):
+    with pytest.raises(
+        errors.ConfigurationError, match=r"limit: expected a number above 0, or None for all, got"
+    ):
         driver.run(session.events("id-1", limit), script)
     with pytest.raises(errors.ConfigurationError, match="limit: "):
         session.metrics("train", "id-1", node=0, replica=0, limit=limit)

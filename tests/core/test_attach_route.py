@@ -130,5 +130,7 @@ def test_the_local_ports_a_task_names() -> None:
 
 
 def test_a_local_port_wanted_twice_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"ports: expected each local port once, got 8080 twice.*\"\*:8080\""):
+    with pytest.raises(
+        ConfigurationError, match=r"ports: expected each local port once, got 8080 twice.*\"\*:8080\""
+    ):
         fixed_local_ports(Task(commands=["true"], ports=["8080:80", 8080]))

@@ -87,7 +87,9 @@ def test_a_rest_that_only_grows_is_not_kept_for_ever(driver: Driver) -> None:
 def test_one_node_alone_can_be_read_and_is_raw(driver: Driver) -> None:
     logs = Logs(sub_1=[page((2, "one, not ended"))])
     assert read(driver, [reply(nodes("running"))], logs, node=1) == [b"one, not ended"]
-    with pytest.raises(errors.ConfigurationError, match=r"node: expected a node of run train \(0, 1\), got 5"):
+    with pytest.raises(
+        errors.ConfigurationError, match=r"node: expected a node of run train \(0, 1\), got 5"
+    ):
         read(driver, [reply(nodes("running"))], logs, node=5)
 
 
