@@ -1,4 +1,8 @@
-"""Wait in an event loop: the async twin of ``_drive``, apart from it since asyncio is slow to import."""
+"""Carry out a flow's steps in an event loop: the async twin of ``_drive``.
+
+It is a file of its own since asyncio is slow to import: a blocking client must not pay for it. With ``wait``,
+a transport that shares polls (``_shared``) carries out the waits; without, each flow sleeps and polls alone.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ async def aiterate(
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     wait: AsyncWait | None = None,
 ) -> AsyncGenerator[Event, None]:
-    """Yield the flow's events: the twin of ``iterate``, whose result rides on the last event.
+    """Yield the flow's events: the twin of ``iterate``. An async generator returns no result.
 
     ``wait`` carries out a ``Wait`` together with others and returns the reply to the poll that ended it.
     """
@@ -42,6 +46,7 @@ async def aiterate(
                 except Exception as error:
                     failure = error
             elif isinstance(step, Do):
+                # It may block, for example on an SSH connection, and must not hold up the loop.
                 try:
                     answer = await asyncio.to_thread(step.action)
                 except Exception as error:
@@ -68,12 +73,13 @@ async def arun(
     on_event: OnEvent | None = None,
     wait: AsyncWait | None = None,
 ) -> T:
-    """Return the flow's result: the twin of ``run``."""
+    """Return the flow's result; the twin of ``run``."""
     check_callable("sleep", sleep)
     check_callable("on_event", on_event)
     result: list[T] = []
     report = on_event or log_event
 
+    # An async generator cannot return a value, so a flow around the flow keeps it.
     def keep() -> Flow[None]:
         result.append((yield from flow))
 

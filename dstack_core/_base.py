@@ -17,7 +17,7 @@ from dstack_core._flow.follow import LONGEST_LOG_PAUSE
 from dstack_core._flow.raw_log import ChunkOptions
 from dstack_core._flow.retry import TimeLimit, within
 from dstack_core._flow.steps import Flow
-from dstack_core._flow.stop import Check, StopTarget
+from dstack_core._flow.stop_options import Check, StopTarget
 from dstack_core._operations import Operations
 from dstack_core._transport.settings import TransportSettings
 from dstack_core._wire.api import Api

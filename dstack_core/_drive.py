@@ -1,4 +1,9 @@
-"""Wait: the driver that turns a flow's steps into requests and sleeps; ``_adrive`` is its async twin."""
+"""Carry out a flow's steps in a blocking caller; ``_adrive`` is the async twin.
+
+The flows decide what happens, the drivers only wait: a ``Call`` is sent and read, a ``Sleep`` slept, a ``Do``
+run, and an event handed to the caller. The result, or what was raised, goes back into the flow. The driver
+knows no retry and no time limit: those wrap the flow (``_flow.retry``).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +31,7 @@ OnEvent = Callable[[Event], None]
 def iterate(
     flow: Flow[T], send: Send, sleep: Callable[[float], None] = time.sleep
 ) -> Generator[Event, None, T]:
-    """Yield the flow's events and return its result; what ``send`` or ``parse`` raise goes into the flow.
+    """Yield the flow's events and return its result; what ``send`` or ``parse`` raises goes into the flow.
 
     The flow is closed before anything else leaves, such as ``KeyboardInterrupt`` or what ``sleep`` raises: it
     may have something left to log.
@@ -56,6 +61,7 @@ def iterate(
         result: T = end.value
         return result
     finally:
+        # A flow that is only dropped would be closed when the garbage collector finds it.
         steps.close()
 
 
@@ -80,9 +86,10 @@ def run(
 
 
 def log_event(event: Event) -> None:
-    """Log what a caller who waits for a result should know."""
+    """Log the events that a caller who waits for a result needs: the server's absence and return."""
     if isinstance(event, ContactLost):
         error, seconds = event.error.rstrip("."), round(event.gives_up_in)
+        # No seconds are left at a time limit: an error follows, and no retry may be announced.
         if seconds:
             _log.warning("%s. Retrying for another %s s.", error, seconds)
         else:

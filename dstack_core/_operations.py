@@ -17,6 +17,7 @@ from dstack_core._attach.ports import verify_ports as verify_local_ports
 from dstack_core._attach.wait import attach
 from dstack_core._code.deliver import CodeSource
 from dstack_core._flow import queries
+from dstack_core._flow.accepted_stops import Stops
 from dstack_core._flow.apply import apply
 from dstack_core._flow.follow import LONGEST_LOG_PAUSE, FollowOptions, follow
 from dstack_core._flow.queries import MOST_VALUES, check_limit, list_events
@@ -24,9 +25,10 @@ from dstack_core._flow.raw_log import ChunkOptions, read_chunks
 from dstack_core._flow.retry import RetryBudget, TimeLimit, retrying, within
 from dstack_core._flow.services import wait_until_ready
 from dstack_core._flow.steps import Flow, Op, call
-from dstack_core._flow.stop import Check, StopOptions, Stops, StopTarget, Until, checked_stop, stop
+from dstack_core._flow.stop import checked_stop, stop
+from dstack_core._flow.stop_options import Check, StopOptions, StopTarget, Until
 from dstack_core._flow.submit import random_marker, random_run_name, submit
-from dstack_core._flow.version_check import Gates
+from dstack_core._flow.version_check import VersionCheck
 from dstack_core._wire.api import Api
 from dstack_core._wire.attach import Approach, Route, fixed_local_ports
 from dstack_core._wire.filling import fill_in, takes_args
@@ -65,11 +67,11 @@ class Operations:
     wall_clock: Callable[[], float] = time.time
     longest_log_pause: float = LONGEST_LOG_PAUSE
     _public_key: str | None = field(default=None, repr=False)
-    _gates: Gates = field(init=False, repr=False)
+    _version_check: VersionCheck = field(init=False, repr=False)
     _stops: Stops = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._gates = Gates(self.api)
+        self._version_check = VersionCheck(self.api)
         self._stops = Stops(self.clock)
 
     def submit(
@@ -117,15 +119,15 @@ class Operations:
             spec = {**wanted, "ssh_key_pub": (yield from self._key(name))}
             if shipment is None:
                 return (yield from send(spec))
-            return (yield from shipment.submit(self.api, self._gates, spec, send))
+            return (yield from shipment.submit(self.api, self._version_check, spec, send))
 
         needs = (*needs_of(wanted), *(shipment.needs if shipment else ()))
-        guarded = self._gates.guarding(steps(), needs, ask_first=True)
+        guarded = self._version_check.guarding(steps(), needs, ask_first=True)
         return retrying(guarded, budget, Progress(name))
 
     def init_repo(self) -> Flow[None]:
         """Read the repository at once, which blocks; the flow makes it known to the server."""
-        return self._retrying(self.code.init(self.api, self._gates))
+        return self._retrying(self.code.init(self.api, self._version_check))
 
     def plan(
         self, configuration: ConfigurationLike, options: SubmitOptions, *, timeout: float | None = None
@@ -155,7 +157,7 @@ class Operations:
         """Fetch a run."""
         check_seconds("retry_budget", retry_budget)
         check_seconds("timeout", timeout, above=True)
-        flow = self._gates.guarding(call(self.api.get_run(run_name, run_id)))
+        flow = self._version_check.guarding(call(self.api.get_run(run_name, run_id)))
         progress = None if retry_budget is None else Progress(run_name, run_id)
         flow = retrying(flow, self._budget(retry_budget), progress)
         if timeout is None:
@@ -205,7 +207,7 @@ class Operations:
         options = FollowOptions(
             poll_interval, logs, self.wall_clock, self.longest_log_pause, self._stops, on_poll
         )
-        flow = self._gates.guarding(follow(self.api, progress, options))
+        flow = self._version_check.guarding(follow(self.api, progress, options))
         return retrying(flow, self._budget(retry_budget), progress)
 
     def chunks(self, run_name: str, run_id: str, options: ChunkOptions) -> Flow[None]:
@@ -218,7 +220,7 @@ class Operations:
         """Wait for a service's first answer."""
         check_seconds("poll_interval", poll_interval, above=True)
         check_seconds("retry_budget", retry_budget)
-        flow = self._gates.guarding(wait_until_ready(self.api, run_name, run_id, poll_interval))
+        flow = self._version_check.guarding(wait_until_ready(self.api, run_name, run_id, poll_interval))
         return retrying(flow, self._budget(retry_budget))
 
     def events(self, run_id: str, limit: int | None) -> Flow[list[EventRecord]]:
@@ -302,4 +304,4 @@ class Operations:
         return RetryBudget(self.retry_budget if seconds is None else seconds, self.clock)
 
     def _retrying(self, flow: Flow[T], needs: Sequence[str] = (), *, ask_first: bool = False) -> Flow[T]:
-        return retrying(self._gates.guarding(flow, needs, ask_first=ask_first), self._budget(None))
+        return retrying(self._version_check.guarding(flow, needs, ask_first=ask_first), self._budget(None))

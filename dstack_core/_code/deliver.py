@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from dstack_core._code.archive import pack_files
 from dstack_core._code.repository import Repository
 from dstack_core._flow.steps import Op, call
-from dstack_core._flow.version_check import Gates
+from dstack_core._flow.version_check import VersionCheck
 from dstack_core._wire.api import Api
 from dstack_core._wire.code import Code, Upload
 from dstack_core._wire.http_messages import Call
@@ -61,9 +61,9 @@ class CodeSource:
         code = self.repository.pack(configuration.repos or ())
         return Shipment(code, files, self._delivered, init=self.repository.init)
 
-    def init(self, api: Api, gates: Gates) -> Op[None]:
+    def init(self, api: Api, version_check: VersionCheck) -> Op[None]:
         """Read the repository now; the flow makes it and its credentials known to the server."""
-        return init_repo(api, self.repository.describe(), self._delivered, gates)
+        return init_repo(api, self.repository.describe(), self._delivered, version_check)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +82,21 @@ class Shipment:
         return place.needs if place else ()
 
     def submit(
-        self, api: Api, gates: Gates, spec: dict[str, Any], send: Callable[[dict[str, Any]], Op[RunSnapshot]]
+        self,
+        api: Api,
+        version_check: VersionCheck,
+        spec: dict[str, Any],
+        send: Callable[[dict[str, Any]], Op[RunSnapshot]],
     ) -> Op[RunSnapshot]:
         """Upload what the server does not have, then ``send`` the spec that refers to it."""
         if self.code is not None and self.code.place is not None:
-            spec = with_repo_place(spec, self.code.place, (yield from gates.release()))
+            spec = with_repo_place(spec, self.code.place, (yield from version_check.release()))
         if self.files:
             spec = with_files(spec, (yield from deliver_files(api, self.files)))
         if self.code is None:
             return (yield from send(spec))
         try:
-            yield from deliver_code(api, self.code, self.delivered, gates, init=self.init)
+            yield from deliver_code(api, self.code, self.delivered, version_check, init=self.init)
             return (yield from send(spec))
         except RequestRejectedError as error:
             clearer = explained(error, init=self.init)
@@ -102,7 +106,9 @@ class Shipment:
             raise clearer from None
 
 
-def init_repo(api: Api, code: Code, delivered: Delivered, gates: Gates, *, again: bool = True) -> Op[None]:
+def init_repo(
+    api: Api, code: Code, delivered: Delivered, version_check: VersionCheck, *, again: bool = True
+) -> Op[None]:
     """Make the repo and its credentials known to the server, which keeps what it has.
 
     Initializing a repo replaces its credentials, also by none. So without a secret of its own the caller asks
@@ -113,18 +119,20 @@ def init_repo(api: Api, code: Code, delivered: Delivered, gates: Gates, *, again
         if stored is not None and (stored.has_secret or (stored.has_clone and not again)):
             delivered.repos.add(code.repo_id)
             return
-    release = None if code.clone is None else (yield from gates.release())
+    release = None if code.clone is None else (yield from version_check.release())
     yield from call(api.init_repo(code, release))
     delivered.repos.add(code.repo_id)
 
 
-def deliver_code(api: Api, code: Code, delivered: Delivered, gates: Gates, *, init: bool) -> Op[None]:
+def deliver_code(
+    api: Api, code: Code, delivered: Delivered, version_check: VersionCheck, *, init: bool
+) -> Op[None]:
     """Make the repo known, unless ``init`` is off, and upload its archive or diff; each once.
 
     Raises ``ConfigurationError`` when the upload is too big for the server.
     """
     if init and code.repo_id not in delivered.repos:
-        yield from init_repo(api, code, delivered, gates, again=False)
+        yield from init_repo(api, code, delivered, version_check, again=False)
     upload = code.upload
     if upload is not None and (code.repo_id, upload.sha256) not in delivered.uploads:
         yield from _uploaded(api.upload_code(code.repo_id, upload), upload)

@@ -26,7 +26,8 @@ from dstack_core.errors import (
     TransientServerError,
 )
 
-# Lost to another client that was faster, which happens once, seldom twice.
+# How often the run may change between plan and request. Being overtaken by a faster client happens once,
+# seldom twice; without a limit, two clients that apply different specs in a loop would never end.
 _MOST_LOST_RACES = 4
 
 
@@ -54,6 +55,8 @@ def apply(
             raise
         if sent is not None and found is not None and sent.made(found):
             return found.run
+        # The server refuses with the same text whether the run changed since the plan or the request itself
+        # is wrong. Only the run as it is now shows which: if it has not changed, the refusal is raised.
         if refusal is not None:
             lost_races += 1
             if lost_races > _MOST_LOST_RACES or (sent is not None and sent.left_alone(found)):
@@ -67,10 +70,12 @@ def apply(
                     )
                 )
             except RunNameTakenError as error:
+                # Another client submitted a run of that name meanwhile: next, that one is updated.
                 refusal, sent = error, None
                 continue
         wanted = update_of(found, run_spec, marker=marker)
         plan = yield from call(api.get_update_plan(wanted))
+        # The plan is a request of its own, so it may be about a run that replaced the one just found.
         if plan.current is None or plan.current.run.id != found.run.id:
             refusal, sent = _replaced(api, found.run), None
             continue
@@ -98,11 +103,11 @@ class _Sent:
     plan: UpdatePlan
 
     def made(self, now: Resource) -> bool:
-        """Return whether the run is what the update was to make of it."""
+        """Return whether the run is what the update was meant to make of it."""
         return now.run.id == self.found.run.id and same_spec(now.spec, self.plan.effective)
 
     def left_alone(self, now: Resource | None) -> bool:
-        """Return whether the run has not changed since: then a refusal is about the request itself."""
+        """Return whether the run is unchanged since then: a refusal is about the request itself."""
         is_same_run = now is not None and now.run.id == self.found.run.id and now.run.is_active
         return now is not None and is_same_run and same_spec(now.spec, self.found.spec)
 

@@ -3,7 +3,7 @@
 The problem: a follower should report a change soon, but most polls of most runs show nothing new, and a log
 that has been silent for an hour is not worth a request every five seconds.
 
-The idea: after each report the follower yields one ``Wait``, which says what would be news and when to
+The idea: after each report the follower yields one ``Wait``, which names what would be news and when to
 continue without any. It does not know who polls meanwhile, how often exactly, or who else waits. Whenever
 it continues, it reads the log, so ``due`` is how long a silent log may stay unread: that grows with the
 silence.
@@ -18,9 +18,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from dstack_core._flow.accepted_stops import Stops
 from dstack_core._flow.logs import read_lines
 from dstack_core._flow.steps import Flow, Wait, call
-from dstack_core._flow.stop import Stops
 from dstack_core._wire.api import Api
 from dstack_core._wire.http_messages import Call, Reply
 from dstack_core._wire.runs import RunSnapshot, outcome_of
@@ -31,7 +31,8 @@ from dstack_core.models.progress import Progress
 from dstack_core.models.statuses import RunStatus
 
 # How long a person who follows one run waits at most for the first line after a silence. Longer saves
-# requests: at a poll interval of 5 s an idle run costs 361 log reads an hour, 60 s would make it 64.
+# requests: at a poll interval of 5 s an idle run costs 361 log reads an hour, 60 s would make it 64. The docs
+# promise the 15 s (``docs/performance.md``).
 LONGEST_LOG_PAUSE = 15.0
 # Between two reads of a silent log, in polls. Each divides the next: followers that are spread over the polls
 # of one pause stay spread when it grows. 12 polls of 5 s are the minute that a shared client allows.
@@ -42,7 +43,7 @@ _TOLERANCE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class FollowOptions:
-    """How to follow: ``poll_interval`` in seconds, ``logs`` whether log lines are wanted.
+    """Options of ``follow``: ``poll_interval`` in seconds, ``logs`` whether log lines are wanted.
 
     ``wall_clock`` gives the seconds since the epoch. ``longest_log_pause`` (seconds) bounds the time between
     two reads of a silent log. ``stops`` are the stops that the server accepted. ``on_poll`` gets each run as
@@ -65,7 +66,7 @@ class FollowOptions:
 
 @dataclass(frozen=True, slots=True)
 class _IsNews:
-    """Whether a poll shows something that the last one, which showed ``seen``, did not."""
+    """A test for news: whether a poll shows something other than ``seen``, which the last one showed."""
 
     seen: tuple[object, ...]
     stops: Stops
@@ -90,9 +91,12 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
         if run is None:
             raise _gone(api, progress)
         yield from options.stops.insist(api, run)
+        # From here on the id decides: another run may get the same name once this one has ended.
         if progress.run_id is None:
             progress = replace(progress, run_id=run.id)
             poll = _poll(api, progress, options)
+        # A new status precedes the lines that were logged in it, but the last line precedes the end: the log
+        # is complete only once the run has finished, so it is read between that poll and its report.
         if run.is_active:
             progress = yield from _report_status(run, progress, options)
         if options.logs:
@@ -110,6 +114,7 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
         if progress != before:
             last_new = now
         step = Wait(poll, is_news, options.poll_interval, options.log_pause(now - last_new))
+        # A snapshot is most of what a waiting follower would keep, and the next poll brings another one.
         del run
         run = yield step
 
@@ -132,8 +137,10 @@ def _report_status(run: RunSnapshot, progress: Progress, options: FollowOptions)
     if run.status == progress.status:
         return progress
     previous = RunStatus(progress.status) if progress.status else None
+    # Rides on the progress, so that a process that takes over knows how long the stop has taken already.
     stopping_since = (progress.stopping_since or options.wall_clock()) if run.status.is_stopping else None
     progress = replace(progress, status=str(run.status), stopping_since=stopping_since)
+    # A message that only repeats the status would be shown twice.
     message = None if run.message in (run.raw_status, str(run.status)) else run.message
     yield StatusChanged(progress, run.status, previous, message)
     return progress
@@ -142,5 +149,5 @@ def _report_status(run: RunSnapshot, progress: Progress, options: FollowOptions)
 def _gone(api: Api, progress: Progress) -> RunNotFoundError:
     return RunNotFoundError(
         f"the run {progress.run_name} (id {progress.run_id}) is no longer in project {api.project} on "
-        f"{api.server_url}; somebody deleted it, so its outcome cannot be told"
+        f"{api.server_url}; it was deleted, so its outcome is unknown"
     )

@@ -1,4 +1,19 @@
-"""Read the logs of a run's jobs, each line once and in order (PROTOCOL 1.8)."""
+"""Read the logs of a run's jobs, each line once and in order (PROTOCOL 1.8).
+
+The problem: the server has no follow mode, its ``start_time`` excludes the time itself although several
+messages can have the same time, a message is a piece of output rather than a line, and servers before
+0.19.16 have no page tokens.
+
+The idea: one cursor for each job submission, which rides on every event: the time of the newest message read,
+how many messages of that time were read, and the bytes of a line that has not ended. A read asks from just
+before that time on and passes over the counted messages (``_wire.logs.Reader``); whole lines are split off
+here.
+
+Invariants: the progress of an event covers exactly the lines of that event and those before, so another
+process continues behind them without losing or repeating a line. A submission is ``drained``, and not read
+again, once an empty read came after it had finished: its last lines are stored before its status changes.
+An unfinished last line is reported only then.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +41,14 @@ def _read_submission(
     api: Api, run: RunSnapshot, job: Job, submission: Submission, progress: Progress
 ) -> Flow[Progress]:
     pages = PageReader(api, run.name, submission.id, progress.cursor(submission.id))
+    # Nothing more is written for a run that has ended, whatever status its job still shows.
     complete = submission.is_finished or not run.is_active
     while True:
         messages = yield from pages.next_page()
         ended = messages is None
         data = b"" if messages is None else messages.data
         lines, cursor = split_lines(
+            # The reader moves the position on, this loop the open line: neither knows the other's part.
             replace(pages.cursor, pending=progress.cursor(submission.id).pending),
             data,
             final=ended and complete,
@@ -52,12 +69,14 @@ def _read_submission(
             return progress
 
 
-# A server's own log store may give empty pages before the next full one, but not without end.
+# A server's own log store may send empty pages before the next full one, so an empty page is not the end. A
+# server that sends nothing else must not hold a follower in this loop forever; with a smaller number, a log
+# with a long gap in such a store would be an error.
 _MOST_EMPTY_PAGES = 1000
 
 
 class PageReader:
-    """Read one submission's log page by page, with page tokens and without (PROTOCOL 1.8, 2.4.7)."""
+    """The log of one submission, page by page, with page tokens and without (PROTOCOL 1.8, 2.4.7)."""
 
     def __init__(
         self, api: Api, run_name: str, submission_id: str, cursor: LogCursor, *, diagnose: bool = False
@@ -73,13 +92,13 @@ class PageReader:
 
     @property
     def cursor(self) -> LogCursor:
-        """Return the place behind the last message given out."""
+        """Return the position behind the last message returned."""
         return self._reader.cursor
 
     def next_page(self) -> Op[LogMessages | None]:
         """Return the next new messages, or None when there are none now.
 
-        Raises ``ProtocolError`` for a server that gives empty pages without end.
+        Raises ``ProtocolError`` for a server that sends empty pages without end.
         """
         while not self._at_end:
             page = yield from call(
@@ -105,6 +124,7 @@ class PageReader:
         elif page.tokens or not any_fresh:
             self._at_end = True
         else:
-            # Servers before 0.19.16 have no tokens: go on behind the last message until nothing is new.
+            # Servers before 0.19.16 have no tokens: continue behind the last message until nothing is new.
+            # They send the last messages again, so nothing new, not an empty page, is the end.
             self._since = start_time(self.cursor)
             self._reader = Reader(self.cursor)

@@ -9,8 +9,8 @@ from dstack_core.errors import ConfigurationError, ProtocolError, RunNotFoundErr
 from dstack_core.models.records import EventRecord
 
 
-def look(api: Api, name: str, run_id: str | None) -> Op[RunSnapshot]:
-    """Return a run that is known to have been there. Raises ``RunNotFoundError`` when it was deleted."""
+def get_known_run(api: Api, name: str, run_id: str | None) -> Op[RunSnapshot]:
+    """Return a run that is known to have existed. Raises ``RunNotFoundError`` when it was deleted."""
     run = yield from call(api.get_run(name, run_id))
     if run is None:
         raise RunNotFoundError(f"the run {name} is no longer in project {api.project}")
@@ -36,15 +36,19 @@ def _pages(api: Api, *, only_active: bool, most: int | None = None) -> Op[list[R
     last: RunSnapshot | None = None
     while True:
         page = yield from call(api.list_runs(only_active=only_active, after=last))
+        # Pages are continued from their last run. A server that ignores the position would send the same page
+        # again, and this loop would never end.
         if last is not None and page and page[-1].id == last.id:
             raise ProtocolError(f"{api.server_url} gives the same page of runs again and again")
+        # Servers list replaced and deleted runs among the finished ones (PROTOCOL 1.7).
         runs += [run for run in page if not run.deleted]
         if len(page) < PAGE_SIZE or (most is not None and len(runs) >= most):
             return runs[:most]
         last = page[-1]
 
 
-# A server keeps one value in ten seconds, and for hours at most.
+# How many metric values are requested at most. A server keeps one value in ten seconds, for a few hours, so
+# this is all of them; a smaller number would cut the beginning off.
 MOST_VALUES = 10_000
 
 
@@ -66,5 +70,5 @@ def list_events(api: Api, run_id: str, limit: int | None) -> Op[list[EventRecord
 def check_limit(limit: int) -> int:
     """Return ``limit``, or raise ``ConfigurationError``."""
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-        raise ConfigurationError(f"limit: {limit!r} is no limit; write a number above 0, or None for all")
+        raise ConfigurationError(f"limit: expected a number above 0, or None for all, got {limit!r}.")
     return limit

@@ -1,4 +1,15 @@
-"""Read a run's raw log bytes."""
+"""Read a run's log as bytes, for ``Run.logs`` of a run that is not attached.
+
+The problem: a chunk ends where the runner's read ended, so when the output of several jobs is written one
+after another, half a line of one job would be continued by a line of another.
+
+The idea: the bytes of a single job pass through untouched. As soon as several jobs are read, what follows the
+last line end of a chunk waits here for the next chunk of the same job.
+
+Invariants: the bytes of each submission keep their order, and none is lost: a part that waits is reported at
+the end of its log, with a line end, or as soon as it is longer than 64 KiB. As in ``follow``, one round reads
+the status first and the log after it, so the round that sees the run finished reads its last bytes.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from dstack_core._flow.accepted_stops import Stops
 from dstack_core._flow.logs import PageReader
-from dstack_core._flow.queries import look
+from dstack_core._flow.queries import get_known_run
 from dstack_core._flow.steps import Flow, Sleep
-from dstack_core._flow.stop import Stops
 from dstack_core._wire.api import Api
 from dstack_core._wire.logs import LogMessages
 from dstack_core._wire.runs import Job, RunSnapshot, Submission
@@ -19,19 +30,21 @@ from dstack_core.models.progress import LogCursor, Progress
 from dstack_core.models.records import LogBytes
 
 _LINE_END = b"\r\n"
+# How much of a line without an end is held back, the same as in ``_wire.logs.split_lines``. Without a limit,
+# a progress bar that never ends its line would fill the memory; a small one would cut ordinary long lines.
 _LONGEST_REST = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class LogChunk(Event):
-    """Carry bytes of the log as the runner wrote them."""
+    """Bytes of the log as the runner wrote them."""
 
     data: LogBytes
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkOptions:
-    """Say what to read: as ``Run.logs`` says; ``poll_interval`` in seconds, ``node`` None for all."""
+    """Options with the meaning of ``Run.logs``; ``poll_interval`` in seconds, ``node`` None for all."""
 
     start_time: datetime | None = None
     follow: bool = False
@@ -43,14 +56,14 @@ class ChunkOptions:
 def read_chunks(api: Api, progress: Progress, options: ChunkOptions, stops: Stops) -> Flow[None]:
     """Report every chunk logged from the start time on; with ``follow`` until the run is finished.
 
-    As soon as several jobs are read, chunks are whole lines: what a job wrote of a line waits for the
-    rest of it. At the end of its log, a line without an end gets one.
+    If several jobs are read, chunks are whole lines: the beginning of a line waits for its end. At the end
+    of a log, a line without an end gets one.
     """
     since = options.start_time
     begin = LogCursor(after=since.astimezone(UTC).isoformat(timespec="microseconds") if since else None)
     rests: dict[str, LogBytes] = {}
     while True:
-        run = yield from look(api, progress.run_name, progress.run_id)
+        run = yield from get_known_run(api, progress.run_name, progress.run_id)
         yield from stops.insist(api, run)
         last_round = not (options.follow and run.is_active)
         jobs = _chosen(run, options.node)
@@ -80,9 +93,10 @@ def _chosen(run: RunSnapshot, node: int | None) -> Sequence[Job]:
     if node is None:
         return run.jobs
     jobs = [job for job in run.jobs if job.node == node]
+    # The nodes of a run without jobs are not known yet, so none can be called wrong.
     if run.jobs and not jobs:
         known = ", ".join(str(number) for number in sorted({job.node for job in run.jobs}))
-        raise ConfigurationError(f"node: {node!r} is no node of run {run.name}; it has {known}")
+        raise ConfigurationError(f"node: expected a node of run {run.name} ({known}), got {node!r}.")
     return jobs
 
 
@@ -98,7 +112,7 @@ def _chunk(job: Job, submission: Submission, messages: LogMessages, rest: bytes)
 
 
 def _at_line_end(chunk: LogBytes) -> tuple[LogBytes, LogBytes]:
-    """Cut behind the last line end; a rest that only grows is not kept for ever."""
+    """Cut behind the last line end; a rest longer than the limit is not held back."""
     whole, end, rest = chunk.rpartition(b"\n")
     if len(rest) > _LONGEST_REST:
         return chunk, _same(chunk, b"")
@@ -106,6 +120,7 @@ def _at_line_end(chunk: LogBytes) -> tuple[LogBytes, LogBytes]:
 
 
 def _same(source: LogBytes, data: bytes) -> LogBytes:
+    # Slices and sums of bytes are plain bytes, without what names their origin.
     return LogBytes(
         data,
         node=source.node,

@@ -1,4 +1,21 @@
-"""Try idempotent calls again: a wrapper around a flow that the flow does not know of."""
+"""Retries and time limits: wrappers around a flow that the flow does not know of.
+
+The problem: a server restarts, a proxy sends its own error page, a network breaks for a minute. A run goes
+its way meanwhile, so a caller that follows it should survive all that, but not an address that is wrong.
+
+The idea of ``retrying``: it sits between a flow and its driver. When an idempotent call fails with a fault
+that may pass, it yields pauses and the same call until there is an answer, and the flow sees only that. Each
+call has its own ``Patience``: the budget bounds one silence of the server, not all of them together.
+
+The idea of ``within``: it shortens every pause, wait and request to what is left of the time, and raises from
+the first pause that would begin behind the limit. So a limit of 0 still is one round of polling.
+
+Invariants: a call that is not idempotent is sent once; the flow decides what a lost reply means. The budget
+counts from the first failed try, so that a request that used up its whole time limit still gets a second
+try. Without a single good answer from this server, a reply that is not dstack's is retried only twice: the
+address is probably wrong. A fault in a wait that many share costs each follower one poll of its own, not its
+wait. A flow is closed with its wrapper.
+"""
 
 from __future__ import annotations
 
@@ -18,24 +35,30 @@ from dstack_core.models.progress import Progress
 
 T = TypeVar("T")
 
+# The first retry comes at once, the next ones after 0.5 s, 1 s, 2 s and so on, each with up to 0.75 s of
+# jitter, which keeps thousands of followers from reaching a restarted server in the same moment. A server
+# that is back is noticed up to 20 s late; a lower maximum loads one that is struggling.
 _BACKOFF = Retry(total=None, backoff_factor=0.25, backoff_max=20, backoff_jitter=0.75)
+# A server may ask for a pause in ``Retry-After``. Without a limit, a date in the far future would use up the
+# whole budget in one sleep; a short one would ignore the usual "in a minute".
 _LONGEST_RETRY_AFTER = 120.0
-# Enough for a reply that a proxy spoiled, and soon over where the address is simply wrong.
+# Enough for a reply that a proxy broke once, and soon finished where the address is simply wrong. More delays
+# the error for a mistyped address.
 _TRIES_WITH_A_STRANGER = 3
 
 
 @dataclass(frozen=True, slots=True)
 class RetryBudget:
-    """Bound how long a silent server is borne: ``seconds`` from the first failed try, on ``clock``."""
+    """The time to retry for an unreachable server: ``seconds`` on ``clock``, from the first failed try."""
 
     seconds: float
     clock: Callable[[], float]
 
 
 class Patience:
-    """Say how long to wait after each fault, until the budget is spent.
+    """The pauses after the faults of one call, until the budget is spent.
 
-    Waits grow with jitter up to 20 s and honour ``Retry-After`` up to 120 s.
+    They grow with jitter up to 20 s and honour ``Retry-After`` up to 120 s.
     """
 
     def __init__(self, budget: RetryBudget) -> None:
@@ -45,7 +68,7 @@ class Patience:
 
     @property
     def was_needed(self) -> bool:
-        """Tell whether there was any fault."""
+        """Return whether there was any fault."""
         return bool(self._backoff.history)
 
     @property
@@ -63,6 +86,7 @@ class Patience:
         if self._started is None:
             # A first try that waited for its whole time limit must not have spent the budget alone.
             self._started = self._budget.clock()
+        # urllib3's own retry object counts and computes the pauses; it is never given to urllib3.
         self._backoff = self._backoff.increment(error=HTTPError(error.message))
         wait = self._backoff.get_backoff_time()
         if isinstance(error, TransientServerError):
@@ -79,8 +103,8 @@ class Patience:
 def retrying(flow: Flow[T], budget: RetryBudget, progress: Progress | None = None) -> Flow[T]:
     """Run ``flow`` and try its idempotent calls again on faults that may pass.
 
-    An answer that is no dstack server's (an empty or cut one, a proxy's page, a login page) is such a fault
-    for a server that has answered this flow rightly before; of any other it is borne twice, then its
+    A reply that is not a dstack server's (an empty or cut one, a proxy's page, a login page) is such a fault
+    if the server has answered this flow correctly before. If it has not, the call is retried twice, then its
     ``ProtocolError`` is raised into the flow.
     ``progress`` rides on the ``ContactLost`` events until the flow has reported its own. A call that is
     not idempotent is not repeated: the flow sees ``TransientServerError``. Raises
@@ -120,10 +144,10 @@ def retrying(flow: Flow[T], budget: RetryBudget, progress: Progress | None = Non
 def _waiting(
     wait: Wait, budget: RetryBudget, progress: Progress | None, is_known: bool
 ) -> Flow[RunSnapshot | None]:
-    """Wait; the waits that faults cut short become one, which is due when the first one was.
+    """Wait; if faults cut the wait short, continue it until the first one was due.
 
-    So a fault that many waits have in common does not end them all, nor does one that comes with every poll
-    put a wait off.
+    So a fault that many waits have in common does not end them all, and faults at every poll do not postpone
+    the end of a wait.
     """
     end = budget.clock() + wait.due
     while True:
@@ -132,6 +156,7 @@ def _waiting(
             return waited
         except (TransientServerError, ProtocolError) as error:
             fault = error
+        # The fault may be that of a page that hundreds share. This run's own poll also names it in the error.
         run = yield from _persistent(wait.poll, budget, progress, is_known, fault)
         is_known = True
         left = end - budget.clock()
@@ -172,10 +197,11 @@ def _persistent(
 
 
 def _wait_after(error: TransientServerError | ProtocolError, patience: Patience) -> float:
-    """Return the seconds to wait; when the budget is spent, an answer that is no dstack server's is told."""
+    """Return the seconds to wait. When the budget is spent, raise the error that explains more."""
     try:
         return patience.after(error)
     except ServerUnreachableError:
+        # A page of something that is not dstack explains more than "unreachable": the server did answer.
         if isinstance(error, ProtocolError):
             raise error from None
         raise
@@ -189,7 +215,7 @@ def _once(step: Call[Any]) -> Flow[Any]:
 
 
 def _placed(error: TransientServerError | ProtocolError, place: str) -> TransientServerError | ProtocolError:
-    """Return what a transport says of a fault with the place it happened at."""
+    """Return a transport's fault with the server, project and run it happened at."""
     if isinstance(error, ProtocolError) or place in error.message:
         return error
     return TransientServerError(f"{place}: {error.message}", retry_after=error.retry_after)
@@ -201,21 +227,22 @@ def _asked_wait(error: TransientServerError) -> float:
     try:
         return min(_BACKOFF.parse_retry_after(error.retry_after), _LONGEST_RETRY_AFTER)
     except InvalidHeader:
+        # Proxies send all kinds of texts here; the own backoff is right for those.
         return 0.0
 
 
 # What a round of polling that has begun may still take for each request, so that a limit of 0 means one
-# round.
+# round. Less fails at a slow server; more exceeds the caller's limit by as much.
 _LAST_REQUEST_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class TimeLimit:
-    """``seconds`` on ``clock`` for a whole flow.
+    """A limit of ``seconds`` on ``clock`` for a whole flow.
 
-    ``what`` is what the ``WaitTimeoutError`` says first, ``page`` is where a person finds the run, "" for a
-    flow without a run. ``last_request`` (seconds) is what each request that begins near the limit, or behind
-    it, may still take.
+    ``what`` begins the message of the ``WaitTimeoutError``, ``page`` is where a person finds the run, "" for
+    a flow without a run. ``last_request`` (seconds) is what each request that begins near the limit, or
+    behind it, may still take.
     """
 
     seconds: float
@@ -225,7 +252,7 @@ class TimeLimit:
     last_request: float = _LAST_REQUEST_SECONDS
 
     def error(self, lost: str | None) -> WaitTimeoutError:
-        """Return the error for a limit that has passed; ``lost`` is why the server did not answer last."""
+        """Return the error for a limit that has passed; ``lost`` is why the last request got no answer."""
         if lost is not None:
             running = f" It may still be running: {self.page}" if self.page else ""
             return WaitTimeoutError(f"{self.what}, and the server does not answer ({lost}).{running}")
@@ -260,8 +287,10 @@ def within(flow: Flow[T], limit: TimeLimit | None) -> Flow[T]:
                 step = replace(step, seconds=min(step.seconds, left))
             elif isinstance(step, Wait):
                 if wait is None:
+                    # Polls come a little early or late; half an interval makes sure that the last one within
+                    # the flow's own due time ends the wait, and that no other is added.
                     wait, until = step, limit.clock() + step.due - step.interval / 2
-                # One poll at a time, since the time for its reply is another for each.
+                # One poll at a time, since each has less time left for its reply.
                 due = min(step.interval, step.due, left)
                 poll = step.poll.within(max(left - due, limit.last_request))
                 step = replace(step, due=due, poll=poll)
@@ -269,10 +298,12 @@ def within(flow: Flow[T], limit: TimeLimit | None) -> Flow[T]:
                 step = step.within(max(left, limit.last_request))
             elif isinstance(step, ContactLost):
                 lost = step.error
+                # What the user reads must not promise retries beyond the limit.
                 step = replace(step, gives_up_in=max(0.0, min(step.gives_up_in, left)))
             try:
                 answer = yield step
             except Exception as error:
+                # Faults of a wait belong to the flow, which may be ``retrying``: it yields the rest anew.
                 failure, wait = error, None
             else:
                 lost = None if isinstance(step, Call | Wait) else lost

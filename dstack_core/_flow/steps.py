@@ -1,4 +1,16 @@
-"""The steps a flow is made of."""
+"""The steps a flow is made of.
+
+The problem: every flow exists for blocking callers and for an event loop, and a loop that is written twice
+drifts apart.
+
+The idea: a flow is a generator. It yields what it needs (a request, a pause, a wait for news) or an event to
+report, and a driver, ``_drive`` or ``_adrive``, carries that out and sends the result back in. What a step
+raises is thrown into the flow at its ``yield``. Wrappers such as ``retrying`` and ``within`` are generators
+around a flow that change or repeat its steps.
+
+Invariants: a flow does no I/O and reads no clock that it was not given, so tests run it with a scripted
+server and without waiting. Each wrapper closes the flow it wraps.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +27,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Ask the driver to wait; ``seconds`` is how long."""
+    """A pause of ``seconds``."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Do(Generic[T]):
-    """Ask the driver to run ``action``, which may block, and to answer with what it returns."""
+    """An ``action`` that may block, such as opening an SSH connection; the answer is what it returns."""
 
     action: Callable[[], T]
 
 
-# Timers and clocks are a little off. Without this a wait of 12 intervals could be one of 11.
+# Timers and clocks are a little off. Without this share of an interval, a wait of 12 intervals could be one
+# of 11; half an interval or more would add a poll that is not due.
 _TOLERANCE_SHARE = 0.05
 
 
@@ -86,6 +99,7 @@ def alone(flow: Flow[T]) -> Generator[Call[Any] | Sleep | Do[Any] | Event, Any, 
             return result
         answer, failure = None, None
         try:
+            # Only a wait is carried out here. Everything else is the driver's, errors included.
             answer = (yield from _polls(step)) if isinstance(step, Wait) else (yield step)
         except GeneratorExit:
             flow.close()
@@ -97,6 +111,7 @@ def alone(flow: Flow[T]) -> Generator[Call[Any] | Sleep | Do[Any] | Event, Any, 
 def _polls(wait: Wait) -> Generator[Call[Any] | Sleep, Any, RunSnapshot | None]:
     left = wait.polls
     while True:
+        # A wait may be due before its first interval has passed, for example at a time limit.
         yield Sleep(min(wait.interval, wait.due))
         run = yield from call(wait.poll)
         left -= 1

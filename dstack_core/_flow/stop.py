@@ -5,16 +5,12 @@ of CPU can accept a stop and then overwrite it, so that the run is running again
 seconds (a signal handler) and a minute.
 
 The idea: one loop for all callers. It sends the stop, polls the run, and sends the stop again only when a
-poll shows that it did not hold. What precedes the stop depends on what the caller knows:
-
-* ``Check.NEVER``: no other run can have the name, so the stop is the first request.
-* ``Check.IF_ANSWERED``: the caller saw the run active as its own. The check and the stop share the time: an
-  unanswered check does not prevent the stop, since only a run that ended meanwhile could have lost its name.
-* ``Check.ALWAYS``: without an answer nothing is stopped.
+poll shows that it did not hold. What precedes the stop depends on what the caller knows (``Check``).
 
 Invariants: no request takes longer than the caller has left. An accepted stop is repeated at most every
-``REPEAT_SECONDS``. A stop that failed, or that was sent before the run existed, is sent again as soon as a
-poll shows the run active. A refused stop ends the loop.
+``REPEAT_SECONDS``, or once sooner if the caller has no more time than that. A stop that failed, or that was
+sent before the run existed, is sent again as soon as a poll shows the run active. A refused stop ends the
+loop.
 
 Measured: a dropped stop shows within about a second on dstack 0.22.5 (events: TERMINATING, RUNNING); with 12
 stops at once on two busy cores 3 of 24 were dropped.
@@ -22,12 +18,12 @@ stops at once on two busy cores 3 of 24 were dropped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import TypeVar
 
+from dstack_core._flow.accepted_stops import REPEAT_SECONDS, Stops
 from dstack_core._flow.steps import Op, Sleep, call
+from dstack_core._flow.stop_options import Check, StopOptions, Stopped, StopTarget, Until
 from dstack_core._wire.api import Api
 from dstack_core._wire.http_messages import Call
 from dstack_core._wire.runs import RunSnapshot, outcome_of
@@ -42,131 +38,24 @@ from dstack_core.errors import (
 )
 from dstack_core.models.stops import StopResult, StopState
 
-# Two processes that stop the same run must not add up to a burst of requests, and the server needs a moment
-# to act on a stop. Longer lets a dropped stop cost more GPU time.
-REPEAT_SECONDS = 5.0
-# Where the whole time is shorter than that, one repeat comes early: a dropped stop shows within a second.
+# If the whole time is shorter than ``REPEAT_SECONDS``, one repeat comes early: a dropped stop shows within
+# about a second. Sooner repeats stops that the server is only slow to show.
 _EARLY_REPEAT_SECONDS = 1.0
-# About two minutes of dropped stops while a run is followed; a server that drops more is broken.
-_MOST_REPEATS = 20
-_MOST_REMEMBERED = 1000
 # The share of the time that an unanswered check may take before the stop is sent anyway: 1.6 s of the 4 s of
 # a signal handler, so that a server that needs 2 s for the stop still gets it in time.
 _CHECK_SHARE = 0.4
-# The first poll comes at once: a server that keeps a stop shows it in its next reply.
+# Between two polls, in seconds. The first comes at once: a server that keeps a stop shows it in its next
+# reply. After that a signal handler has no more than seconds, so longer pauses would cost it the answer.
 _PAUSES = (0.0, 0.5, 1.0)
+# A graceful stop takes 3 to 12 s (PROTOCOL 1.7), so a run that needs longer is polled less often. A smaller
+# number makes an ordinary stop look slower than it is; a larger one only costs requests.
 _SLOW_POLLS_AFTER = 15.0
 _SLOW_PAUSE = 2.0
 
 T = TypeVar("T")
 
+# What another request may not meet. A refusal is final: repeating it would use the time for nothing.
 _MAY_PASS = (TransientServerError, ProtocolError, ServerUnreachableError)
-
-
-class Check(Enum):
-    """What must be known of the run before the stop is sent; the module's docstring explains each."""
-
-    NEVER = "never"
-    IF_ANSWERED = "if answered"
-    ALWAYS = "always"
-
-
-class Until(Enum):
-    """How far a stop is watched: until the server accepted it, shows it, or the run has ended."""
-
-    ACCEPTED = "accepted"
-    STOPPING = "stopping"
-    ENDED = "ended"
-
-
-@dataclass(slots=True)
-class _Accepted:
-    abort: bool
-    at: float
-    repeats: int = 0
-
-
-class Stops:
-    """The stops that a client's server accepted, for the followers of these runs to repeat a dropped one.
-
-    A run whose stop holds is never seen active and not stopping. ``clock`` gives seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._accepted: dict[str, _Accepted] = {}
-
-    def note(self, run_id: str, *, abort: bool, at: float) -> None:
-        """Remember that the server accepted a stop."""
-        known = self._accepted.pop(run_id, None)
-        self._accepted[run_id] = _Accepted(abort, at, known.repeats if known else 0)
-        while len(self._accepted) > _MOST_REMEMBERED:
-            del self._accepted[next(iter(self._accepted))]
-
-    def is_pending(self, run_id: str) -> bool:
-        """Whether a stop of this run was accepted and its end not seen since."""
-        return run_id in self._accepted
-
-    def insist(self, api: Api, run: RunSnapshot) -> Op[None]:
-        """Repeat the stop if ``run``, polled just now, shows that the server dropped it.
-
-        At most every 5 s and 20 times a run: a run that keeps running after that is left to the caller's
-        time limit.
-        """
-        accepted = self._accepted.get(run.id)
-        if accepted is None:
-            return
-        if not run.is_active or run.deleted:
-            self._accepted.pop(run.id, None)
-            return
-        is_due = self._clock() - accepted.at >= REPEAT_SECONDS
-        if not run.status.is_stopping and is_due and accepted.repeats < _MOST_REPEATS:
-            accepted.repeats += 1
-            accepted.at = self._clock()
-            yield from call(api.stop(run.name, abort=accepted.abort))
-
-
-@dataclass(frozen=True, slots=True)
-class StopTarget:
-    """The run to stop: by name, and by marker or id where these are known."""
-
-    name: str
-    marker: str | None = None
-    run_id: str | None = None
-
-    def is_met_by(self, run: RunSnapshot) -> bool:
-        """Whether the run of that name is the one that is meant."""
-        if self.run_id is not None:
-            return run.id == self.run_id
-        return self.marker is None or run.marker == self.marker
-
-
-@dataclass(frozen=True, slots=True)
-class StopOptions:
-    """How to stop.
-
-    ``timeout`` (seconds on ``clock``) bounds everything; None leaves that to whoever retries the flow's
-    calls, and lets their errors through. ``may_appear``: a submission may still be under way, so that a
-    missing run is looked for until the time is over. ``abort`` ends the run without a grace period.
-    ``on_accepted`` is called once, as soon as the server has accepted a stop and the run's id is known.
-    """
-
-    clock: Callable[[], float]
-    abort: bool = False
-    timeout: float | None = None
-    check: Check = Check.ALWAYS
-    until: Until = Until.ACCEPTED
-    may_appear: bool = False
-    on_accepted: Callable[[StopResult], None] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """What came of a stop; ``failure`` is the error behind a refused or unconfirmed one, where there is
-    one."""
-
-    result: StopResult
-    failure: ServerError | None = None
 
 
 def stop(api: Api, target: StopTarget, options: StopOptions, stops: Stops) -> Op[Stopped]:
@@ -206,6 +95,8 @@ def _like(failure: ServerError, message: str) -> ServerError:
 
 @dataclass(slots=True)
 class _Stop:
+    """One stop under way, and what is known of the run so far."""
+
     api: Api
     target: StopTarget
     options: StopOptions
@@ -227,6 +118,7 @@ class _Stop:
         timeout = self.options.timeout
         self.started = self.options.clock()
         self.deadline = float("inf") if timeout is None else self.started + timeout
+        # A caller that has longer gets the ordinary repeat; more than one early repeat would be a burst.
         self.early_repeats = 1 if timeout is not None and timeout <= REPEAT_SECONDS else 0
 
     def steps(self) -> Op[Stopped]:
@@ -237,6 +129,7 @@ class _Stop:
         while True:
             if self._is_due() and (refused := (yield from self._send())) is not None:
                 return refused
+            # A caller that only wants the stop accepted needs no poll after it, if one came before it.
             if is_enough and self.accepted_at is not None and self.run is not None:
                 return self._known(StopState.ACCEPTED)
             pause = self._pause(polls)
@@ -273,8 +166,9 @@ class _Stop:
             yield Sleep(pause)
 
     def _send(self) -> Op[Stopped | None]:
-        """Send the stop; return what ends the flow, None when it goes on."""
+        """Send the stop; return what ends the flow, None when it continues."""
         self.requests += 1
+        # Counted from the request, not from its reply, which a busy server may send seconds later.
         sent_at = self.options.clock()
         try:
             yield from call(self._in_time(self.api.stop(self.target.name, abort=self.options.abort)))
@@ -292,7 +186,8 @@ class _Stop:
         return None
 
     def _poll(self, seconds: float | None = None) -> Op[bool]:
-        """Fetch the run; tell whether the server answered."""
+        """Fetch the run; return whether the server answered."""
+        # By id as soon as it is known: by name the server would show a run that replaced this one.
         run_id = self.run.id if self.run is not None else self.target.run_id
         step = self._in_time(self.api.get_run(self.target.name, run_id), seconds)
         try:
@@ -315,6 +210,7 @@ class _Stop:
                 return None
             return self._known(StopState.MISSING)
         self.is_missing = False
+        # A deleted run cannot be stopped any more, whatever status it still shows.
         if run.deleted and run.is_active:
             return self._known(StopState.MISSING)
         if not self.target.is_met_by(run):
@@ -323,6 +219,7 @@ class _Stop:
             return self._known(StopState.ENDED)
         if run.status.is_stopping:
             if self.options.until is Until.ENDED:
+                # Another client's stop counts like an own one: there is nothing to send.
                 self.accepted_at = self.accepted_at or self.options.clock()
                 return None
             return self._known(StopState.STOPPING)
@@ -335,6 +232,7 @@ class _Stop:
             return not self.is_missing
         if self.run is None or self.run.status.is_stopping:
             return False
+        # Accepted, but the run is active and not stopping: the server is slow, or it dropped the stop.
         passed = self.options.clock() - self.accepted_at
         if passed >= REPEAT_SECONDS:
             return True
@@ -348,7 +246,7 @@ class _Stop:
             self.stops.note(self.run.id, abort=self.options.abort, at=self.accepted_at)
 
     def _report_accepted(self) -> None:
-        """Call ``on_accepted``; a run that was not there for the stop, or is another's, was not stopped."""
+        """Call ``on_accepted``, but not for a run that the stop did not meet, or that is another's."""
         report, run = self.options.on_accepted, self.run
         if report is None or self.is_reported or self.accepted_at is None:
             return
@@ -358,6 +256,7 @@ class _Stop:
             report(self._known(StopState.ACCEPTED).result)
 
     def _fail(self, error: ServerError) -> None:
+        # Without a time limit the caller retries; after an accepted stop, what is known is worth more.
         if self.options.timeout is None and self.accepted_at is None:
             raise error
         self.is_refused = not isinstance(error, _MAY_PASS)

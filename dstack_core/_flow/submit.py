@@ -1,4 +1,17 @@
-"""Submit exactly once (PROTOCOL 1.4)."""
+"""Submit exactly once (PROTOCOL 1.4).
+
+The problem: when the reply to a submission is lost, the run may or may not exist, and repeating the request
+may create a second run that costs money.
+
+The idea: each submission carries a marker in ``configuration_path``, which every server stores and returns
+unchanged. Before each submission, and after each reply that is refused, lost or malformed, the run of that
+name is fetched: one with this marker is this submission's, and nothing more is sent.
+
+Invariants: a request never forces and never names a current resource, so a server refuses it while a run of
+that name is active. Only a finished run is replaced, and only where the caller allows it. A lost reply is
+followed by at least ``SETTLE_SECONDS`` before the run is fetched, since the server may still be working on
+the request. If it cannot be found out whether the run exists, the error states that.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +32,8 @@ from dstack_core.errors import (
 )
 from dstack_core.models.configurations import Configuration
 
-# How long a request whose reply was lost gets to become visible.
+# How long a request whose reply was lost gets to become visible. Fetching the run sooner may miss it; a
+# second submission is still refused then, so a longer pause would only delay every lost reply.
 SETTLE_SECONDS = 0.5
 
 
@@ -35,10 +49,10 @@ def submit(
 
     A run that carries the marker is taken as it is, finished or not. A finished run of another owner
     is replaced where ``replace_finished`` allows it (the documented meaning of a reused name), an
-    active one never. A refused, lost or spoiled reply is answered by looking again, so no reply can
-    cause a second run; where the looks are spoiled, too, nobody knows whether there is a run, and
-    ``ServerUnreachableError`` says so. Without ``look_first`` the first request submits: for a marker that
-    was just drawn, which no run can carry yet; what would touch an active run a server refuses by itself.
+    active one never. After a refused, lost or malformed reply the run is fetched again, so no reply can
+    cause a second run. If those replies are malformed, too, it is unknown whether the run exists, and
+    ``ServerUnreachableError`` is raised. Without ``look_first`` the first request submits: for a marker
+    that was just generated, which no run can carry yet; a server itself refuses to touch an active run.
     Raises ``RunNameTakenError``, ``RequestRejectedError`` and the other server errors.
     """
     patience = Patience(budget)
@@ -51,11 +65,13 @@ def submit(
             if is_unknown:
                 raise unknown(error, run_spec["run_name"]) from error
             raise
+        # From the second round on a request was sent, so the run may exist.
         look_first = True
         if found is not None and found.marker == run_spec["configuration_path"]:
             return found
         if found is not None and (found.is_active or not replace_finished):
             raise _taken(api, found)
+        # Another client's run would have been found. A refusal without one is about the request itself.
         if refusal is not None:
             raise refusal
         try:
@@ -71,7 +87,7 @@ def submit(
 def unknown(error: ProtocolError, name: str) -> ServerUnreachableError:
     """Return the error for a run that was sent and may or may not have arrived."""
     return ServerUnreachableError(
-        f"{error.message}. Run {name!r} was sent there, and such answers do not tell whether it was submitted"
+        f"{error.message}. Run {name!r} was sent there, and such replies do not show whether it was submitted"
     )
 
 
@@ -85,7 +101,7 @@ def _taken(api: Api, found: RunSnapshot) -> RunNameTakenError:
 
 
 def random_run_name(configuration: Configuration) -> str:
-    """Return a name nobody has yet, such as ``task-3f9a1c2b7d``."""
+    """Return a name that no run has yet, such as ``task-3f9a1c2b7d``."""
     kind = "dev" if configuration.type == "dev-environment" else configuration.type
     return f"{kind}-{uuid.uuid4().hex[:10]}"
 

@@ -1,4 +1,14 @@
-"""Ask for the server's version when it matters, and say what a server is too old for."""
+"""Find out the server's version where it matters, and explain what a server is too old for.
+
+The problem: a server refuses a key it does not know with a text that does not name the version, and asking
+for the version before each submit would cost every user a request.
+
+The idea: ordinary runs need nothing that only some servers have, so the version is fetched only when a
+configuration uses such a key (``needs``), or after a refusal that an old server may have caused.
+
+Invariants: at most one version request for each client. Where a need is known beforehand, nothing is sent to
+a server that lacks it. If the version request fails, the caller sees the first refusal, not that failure.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +24,8 @@ from dstack_core.errors import ServerError
 T = TypeVar("T")
 
 
-class Gates:
-    """Know one server's version: asked at most once, and only where it decides something."""
+class VersionCheck:
+    """The version of one server, fetched at most once, and only where it decides something."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
@@ -23,34 +33,39 @@ class Gates:
         self._release: versions.Release | None = None
 
     def guarding(self, flow: Flow[T], needs: Sequence[str] = (), *, ask_first: bool = False) -> Flow[T]:
-        """Run ``flow``; a refusal that an old server gives is told together with the server's version.
+        """Run ``flow``; explain a refusal that an old server may give together with the server's version.
 
         With ``ask_first`` nothing of the flow is done on a server that lacks one of ``needs``. Without
-        needs the version is asked only after a refusal. Raises ``UnsupportedServerError``.
+        needs the version is fetched only after a refusal. Raises ``UnsupportedServerError``.
         """
         if needs and ask_first:
             versions.check(needs, (yield from self.release()), self._api.server_url)
         try:
             return (yield from flow)
         except ServerError as error:
-            if not versions.may_tell_an_old_server(error):
+            if not versions.may_mean_an_old_server(error):
                 raise
-            release = yield from self._ask_once_more(error)
-            told = versions.explain(error, needs, release, self._api.server_url)
-            if told is error:
+            release = yield from self._release_or(error)
+            explained = versions.explain(error, needs, release, self._api.server_url)
+            if explained is error:
                 raise
-            raise told from None
+            raise explained from None
 
     def release(self, *, patient: bool = True) -> Op[versions.Release | None]:
-        """Return the server's version, None when it does not say; asked once."""
+        """Return the server's version, None when it does not report one.
+
+        Without ``patient`` a fault is not retried.
+        """
         if not self._asked:
             self._release = yield from call(replace(self._api.get_release(), idempotent=patient))
             self._asked = True
         return self._release
 
-    def _ask_once_more(self, refusal: ServerError) -> Op[versions.Release | None]:
+    def _release_or(self, refusal: ServerError) -> Op[versions.Release | None]:
         try:
+            # Not retried: the version only makes the message of the refusal better, and retries would delay
+            # that message by the whole budget.
             return (yield from self.release(patient=False))
         except ServerError:
-            # What the caller has to hear of is the refusal.
+            # The refusal is what the caller must see: it came first, and it is about the caller's request.
             raise refusal from None

@@ -9,14 +9,11 @@ requests than asking for each run. A waiting follower costs no timer and no task
 out themselves when the next one is due. A page that shows no news moves the pending poll on by an interval,
 in place, and the follower is not woken.
 
-Two kinds of spreading keep the loop responsive. Polls come at multiples of the interval on the clock, each
-run a fixed part of a second behind, so that rounds are full and their polls not all due in the same
-millisecond. And a wait without news ends on the run's own turn (``polls_until_turn``), so that followers
-that started together do not read their logs together.
+When polls are due, and how they are spread to keep the loop responsive, is in ``pending_polls``.
 
 Invariants: an answer comes from a request that was sent after the poll was due. Every poll is answered once:
 with a reply, a fault, or None (poll for this run alone). A wait never lasts longer than its ``due``, but for
-a late server. Nothing keeps running once nobody waits.
+a late server. Nothing keeps running once no flow waits.
 
 Measured (``benchmarks/watching.py``): a waiting follower takes about 11 KiB with a client of its own, 17 KiB
 as an Airflow trigger. More than half of a round's time is reading the JSON of its pages. Counting all that
@@ -32,12 +29,11 @@ from contextlib import suppress
 from contextvars import Context
 from itertools import islice
 from typing import Any
-from zlib import crc32
 
 from dstack_core._flow.steps import Wait
+from dstack_core._shared.pending_polls import EARLY_SHARE, PendingPoll, polls_until_turn, seconds_to_poll
 from dstack_core._wire.http_messages import Reply, Request
 from dstack_core._wire.lookups import ActivePage, Lookup, Sighting, active_page
-from dstack_core._wire.runs import RunSnapshot
 from dstack_core.errors import DstackError, TransientServerError
 
 # How long a silent log may stay unread where many are watched, in place of the 15 s of one that is followed
@@ -47,20 +43,17 @@ LONGEST_LOG_PAUSE = 60.0
 # How long a round waits for plain polls, again as long as more come: those of many flows that wake together
 # arrive within about this time on a busy machine. Shorter splits rounds, longer delays every answer.
 GATHER_SECONDS = 0.1
-# Polls that keep coming must not put a round off for more than about a second.
+# In units of GATHER_SECONDS: polls that keep coming must not put a round off for more than about a second.
+# Fewer units split the rounds of flows that wake together on a busy machine.
 _LONGEST_GATHERING = 12
-# A page costs a server about as much as this many single polls, so it must save more.
+# A page costs a server about as much as this many single polls, so it must save more. A lower number reads
+# pages for the sake of a few runs, a higher one polls many runs alone.
 PAGE_WORTH = 4
-# So long a run counts as watched. Where fewer than PAGE_WORTH are, rounds wait for no others. Shorter than
+# How long a run counts as watched. Where fewer than PAGE_WORTH are, rounds wait for no others. Shorter than
 # common poll intervals it would take a crowd for a few.
 _REMEMBERED_SECONDS = 300.0
-# The polls of one interval are spread over a second, or this share of a short interval, and answered in one
-# round. A wider spread makes news older, a narrower one wakes thousands of flows in one moment.
-_SPREAD_SECONDS = 1.0
-_SPREAD_SHARE = 0.2
-# A timer may end a moment early: a poll that is due within this share of the interval is the one just made.
-_EARLY_SHARE = 0.05
-# Reading a page takes up to 20 ms, in which nothing else runs; so after every so many runs others get a turn.
+# Reading a page takes up to 20 ms, in which nothing else runs; so after every 25 runs others get a turn.
+# Fewer turns make the event loop late, more of them make a round slow.
 _RUNS_A_TURN = 25
 # A woken flow mostly reads a log. So after every ten there is a pause of 5 ms for each, about what a log read
 # takes of a core on a slow machine, so that other work gets its turn; all pauses of a round take at most
@@ -70,79 +63,13 @@ _PAUSE_SECONDS = 0.005
 _PAUSES_SHARE = 0.4
 
 _Send = Callable[[Request], Awaitable[Reply]]
-_Pending = dict[Lookup, list["PendingPoll"]]
-
-
-def seconds_to_poll(interval: float, run_key: str, wall_clock: float) -> float:
-    """Return the seconds to a run's next poll: a fixed part of a second behind a multiple of ``interval``."""
-    left = interval - (wall_clock - _behind(interval, run_key)) % interval
-    return left if left > _EARLY_SHARE * interval else left + interval
-
-
-def polls_until_turn(polls: int, interval: float, run_key: str, wall_clock: float) -> int:
-    """Return after how many polls, at most ``polls``, a wait without news ends: when it is the run's turn.
-
-    Of many waits of equal length every poll ends an equal part, whenever they began.
-    """
-    next_poll = wall_clock + seconds_to_poll(interval, run_key, wall_clock)
-    number = round((next_poll - _behind(interval, run_key)) / interval)
-    return 1 + (-number - crc32(run_key.encode())) % polls
-
-
-def _behind(interval: float, run_key: str) -> float:
-    return crc32(run_key.encode()) % 1000 / 1000 * min(_SPREAD_SECONDS, _SPREAD_SHARE * interval)
-
-
-class PendingPoll:
-    """One poll, or a wait that takes several.
-
-    ``due`` is when the next poll is (in the loop's time), ``left`` how many there are without news.
-    ``answer`` becomes the reply, or None where the run must be polled alone.
-    """
-
-    __slots__ = ("answer", "due", "left", "lookup", "wait")
-
-    def __init__(
-        self,
-        lookup: Lookup,
-        answer: asyncio.Future[Reply | None],
-        due: float,
-        wait: Wait | None = None,
-        left: int = 1,
-    ) -> None:
-        self.lookup = lookup
-        self.answer = answer
-        self.due = due
-        self.wait = wait
-        self.left = left
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the next poll ends it, whatever that shows."""
-        return self.left <= 1
-
-    @property
-    def latest(self) -> float:
-        """When its round begins at the latest."""
-        interval = self.wait.interval if self.wait else 0.0
-        return self.due + min(_SPREAD_SECONDS, _SPREAD_SHARE * interval)
-
-    def continues(self, run: RunSnapshot | None, now: float) -> bool:
-        """Whether ``run`` shows nothing that ends this wait; then its next poll is an interval later."""
-        wait = self.wait
-        if wait is None or self.is_last or self.answer.done() or wait.ends_with(run):
-            return False
-        self.left -= 1
-        # Polls that were missed while the server was slow are not made up for.
-        self.due += wait.interval * (1 + max(0.0, now - self.due) // wait.interval)
-        return True
+_Pending = dict[Lookup, list[PendingPoll]]
 
 
 class BatchedPolls:
     """The pending polls of one project's runs, answered together in rounds.
 
-    An answer comes from requests that were sent after its poll was due: a poll that comes while a round is
-    under way waits for the next.
+    A poll that comes while a round is under way waits for the next round.
     """
 
     def __init__(self, send: _Send, server_url: str, project: str) -> None:
@@ -157,7 +84,7 @@ class BatchedPolls:
         self._rounds: asyncio.Task[None] | None = None
 
     def poll(self, lookup: Lookup) -> PendingPoll:
-        """Poll now; the answer raises what its round meets."""
+        """Poll now; the answer raises the fault of its round."""
         self._polled += 1
         loop = asyncio.get_running_loop()
         return self._add(PendingPoll(lookup, loop.create_future(), loop.time()))
@@ -167,7 +94,7 @@ class BatchedPolls:
         interval, wall_clock = wait.interval, time.time()
         first = seconds_to_poll(interval, lookup.value, wall_clock)
         polls = polls_until_turn(wait.polls, interval, lookup.value, wall_clock)
-        return self._wait(lookup, wait, min(first, wait.due + _EARLY_SHARE * interval), polls)
+        return self._wait(lookup, wait, min(first, wait.due + EARLY_SHARE * interval), polls)
 
     def close(self) -> None:
         """Stop working; polls that are still pending are answered with None."""
@@ -183,7 +110,8 @@ class BatchedPolls:
         self._pending.setdefault(poll.lookup, []).append(poll)
         self._remember(poll.lookup, loop.time())
         if self._rounds is None:
-            # An empty context: the work is for all, so nothing of it belongs into the log of the first.
+            # An empty context: the rounds serve all flows, so their log lines must not carry the context of
+            # the flow that came first.
             self._rounds = loop.create_task(self._work(), context=Context())
         elif poll.latest < self._wake_at:
             self._woken.set()
@@ -197,8 +125,10 @@ class BatchedPolls:
                 await self._gather()
                 ready = self._take_ready()
                 await self._round(ready)
+                # What no page answered: finished and deleted runs, and the few that are not worth a page.
                 _answer(_all(ready), None)
         finally:
+            # On a fault in here, or a closed client, each flow polls for itself instead of waiting forever.
             self._rounds = None
             for left in (ready, self._pending):
                 _answer(_all(left), None)
@@ -206,10 +136,13 @@ class BatchedPolls:
 
     async def _until_due(self) -> None:
         loop = asyncio.get_running_loop()
+        # A few runs are polled when they are due; of a crowd, a round waits for those spread behind the
+        # first.
         crowded = len(self._last_polled) >= PAGE_WORTH
         while (
             wait := min(each.latest if crowded else each.due for each in _all(self._pending)) - loop.time()
         ) > 0:
+            # A new poll that is due earlier sets the event (``_add``), and the wait is computed again.
             self._woken.clear()
             self._wake_at = loop.time() + wait
             with suppress(TimeoutError):
@@ -218,7 +151,7 @@ class BatchedPolls:
         self._wake_at = 0.0
 
     def _remember(self, lookup: Lookup, now: float) -> None:
-        """Keep the last few different ones that were polled, the newest last."""
+        """Keep the last few different runs that were polled, the newest last."""
         last = self._last_polled
         last.pop(lookup, None)
         last[lookup] = now
@@ -237,6 +170,7 @@ class BatchedPolls:
                 return
 
     def _take_ready(self) -> _Pending:
+        # The usual single poll of a run moves over as the list it is in: this goes over thousands.
         now = asyncio.get_running_loop().time()
         ready: _Pending = {}
         for lookup, polls in self._pending.items():
@@ -253,7 +187,7 @@ class BatchedPolls:
         return ready
 
     async def _round(self, ready: _Pending) -> None:
-        """Answer from pages as long as they are worth it; what is left over is polled alone."""
+        """Answer from pages as long as they are worth it; the runs left over are polled alone."""
         position: Mapping[str, Any] | None = None
         # The runs may be on the last pages: half of what the polls would cost alone may be spent in vain.
         worth = len(ready) // 2
@@ -270,11 +204,11 @@ class BatchedPolls:
                 page = call.parse(reply)
                 worth += await self._hand_out(page, ready, pause) - PAGE_WORTH
             except TransientServerError:
-                # Each flow reads it for itself, and names its own run in the message.
+                # Each flow reads this reply as its own, so that the error names its run.
                 _answer(_all(ready), reply)
                 return
             except DstackError:
-                # The reply for one run explains better what is wrong.
+                # The reply to a poll of one run explains more, and its error names that run.
                 return
             position = page.position
             if position is None or worth < 0:
@@ -285,7 +219,7 @@ class BatchedPolls:
         found = answered = 0
         for number, sighting in enumerate(page, start=1):
             for lookup in sighting.lookups:
-                # Newest first: of two runs of a name the first is the one that has it.
+                # Newest first: of two runs of one name, the first has the name now.
                 polls = ready.pop(lookup, None)
                 if polls is not None:
                     found += 1
@@ -312,7 +246,7 @@ class BatchedPolls:
 
 
 def _pause(ready: _Pending) -> float:
-    """Return the seconds to pause for each that is woken; nobody pauses for plain polls."""
+    """Return the seconds to pause for each flow that is woken; 0 for plain polls."""
     intervals = [poll.wait.interval for poll in _all(ready) if poll.wait and poll.is_last]
     return min(_PAUSE_SECONDS, _PAUSES_SHARE * min(intervals) / len(intervals)) if intervals else 0.0
 
@@ -322,7 +256,7 @@ def _all(pending: _Pending) -> Iterable[PendingPoll]:
 
 
 def _open(pending: _Pending) -> Iterable[Lookup]:
-    """The runs that somebody still waits for."""
+    """The runs that a flow still waits for; a cancelled one has its answer already."""
     return (lookup for lookup, polls in pending.items() if any(not poll.answer.done() for poll in polls))
 
 
@@ -335,4 +269,5 @@ def _answer(polls: Iterable[PendingPoll], reply: Reply | None) -> None:
 def _fail(polls: Iterable[PendingPoll], error: TransientServerError) -> None:
     for poll in polls:
         if not poll.answer.done():
+            # An exception of its own for each: one that is raised in several places collects their frames.
             poll.answer.set_exception(TransientServerError(error.message, retry_after=error.retry_after))

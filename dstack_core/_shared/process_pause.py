@@ -4,8 +4,8 @@ The problem: while a process stands still, another one may take over its runs. W
 reads next would be reported by both.
 
 The idea: a timer compares the clock with when it should have fired. After a pause that is long enough for
-a take-over, replies are held back for as long again, in which the other process, or Airflow, can cancel the
-followers here.
+a take-over, replies are held back for as long again. In that time the other process, or Airflow, can cancel
+the followers here.
 
 Invariants: one timer a loop, however many followers. No reply is held back for longer than ``PAUSE_SECONDS``.
 """
@@ -15,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-# Often enough to be sure of a pause of PAUSE_SECONDS, and too rare to be noticed.
+# Often enough to be sure of a pause of PAUSE_SECONDS, and too rare to be noticed. A pause counts from the
+# next beat on, so a longer beat would miss pauses that begin just after one.
 _BEAT_SECONDS = 1.0
 # Airflow lets another triggerer take over after 30 s without a heartbeat, part of which a paused one may have
 # missed before. Shorter holds replies back on a merely busy machine; longer misses a take-over, and log
@@ -24,7 +25,7 @@ PAUSE_SECONDS = 8.0
 
 
 class PauseGuard:
-    """What holds replies back right after a pause of this process."""
+    """A guard that holds replies back right after a pause of this process."""
 
     def __init__(self) -> None:
         self._timer: asyncio.TimerHandle | None = None
@@ -38,19 +39,20 @@ class PauseGuard:
             self._beat()
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Stop watching the loop."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     async def hold(self) -> None:
         """Wait until the last pause is long enough ago."""
+        # Bounded, since the wall clock may be set back.
         left = self._free_at - time.time()
         if left > 0:
             await asyncio.sleep(min(left, PAUSE_SECONDS))
 
     def _beat(self) -> None:
-        # The clock on the wall: the other one stands still on a machine that is suspended.
+        # The wall clock: the monotonic one stands still on a machine that is suspended.
         now = time.time()
         if now > self._expected + PAUSE_SECONDS:
             self._free_at = now + PAUSE_SECONDS

@@ -1,4 +1,16 @@
-"""Send the requests of many clients through one set of connections, and their polls together."""
+"""Send the requests of many clients through one set of connections, and their polls together.
+
+The problem: a triggerer has a client for each deferred task. Thousands of clients with connections and polls
+of their own are too much for the server and for the process.
+
+The idea: clients of one event loop with equal settings (server, token, limits) share a ``_Hub``: one
+transport, one ``BatchedPolls`` for each project, one ``PauseGuard``. A poll gets its reply from a page if
+there is one, else it is sent alone. The clients know nothing of each other.
+
+Invariants: the last client to leave closes the connections. No reply is older than the call it answers. Polls
+that are sent alone, and log reads, never take all connections, so pages do not wait behind them. A caller
+with a time limit of its own is never made to wait for others.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +27,21 @@ from dstack_core._transport.settings import TransportSettings
 from dstack_core._wire.http_messages import Reply, Request
 from dstack_core._wire.lookups import Lookup, is_log_read, lookup_of
 
-# So many reads of logs, and so many other requests, are under way at once: 18 of the 20 connections, so that
+# How many log reads, and how many other requests, are under way at once: 18 of the 20 connections, so that
 # the pages of polls never wait behind thousands of them. With more they would, and httpx's own queue gets
-# slow when it is long.
+# slow when it is long; with fewer, a burst of log reads takes longer.
 _LANE = 9
 
 
 class SharedTransport(AsyncTransport):
-    """Send requests through what all transports with the same settings in this event loop share."""
+    """A transport that shares its connections with all of its settings in this event loop."""
 
     def __init__(self, settings: TransportSettings) -> None:
         super().__init__(settings)
         self._hub: _Hub | None = None
 
     async def __call__(self, request: Request) -> Reply:
-        """Return the reply; one to a poll is at most as old as the call."""
+        """Return the reply; the reply to a poll is at most as old as the call."""
         return await self._joined().send(request)
 
     def wait(self, step: Wait) -> Awaitable[Reply]:
@@ -37,7 +49,7 @@ class SharedTransport(AsyncTransport):
         return self._joined().wait(step)
 
     async def close(self) -> None:
-        """Leave; the last one to leave closes the connections."""
+        """Leave the others; the last one to leave closes the connections."""
         hub, self._hub = self._hub, None
         if hub is not None:
             await _hubs().leave(hub)
@@ -69,6 +81,7 @@ class _Hub:
     async def wait(self, step: Wait) -> Reply:
         request = step.poll.request
         lookup = lookup_of(request)
+        # Not a poll that a page can answer: an interval, then the request.
         if lookup is None:
             await asyncio.sleep(min(step.interval, step.due))
             return await self._held(None, request)
@@ -88,7 +101,7 @@ class _Hub:
         return polls
 
     async def _held(self, reply: Reply | None, request: Request) -> Reply:
-        """Return ``reply``, else that to ``request`` alone; not right after this process stood still."""
+        """Return ``reply``, else the reply to ``request`` alone; later if this process just stood still."""
         if reply is None:
             async with self._log_reads if is_log_read(request) else self._others:
                 reply = await self._transport(request)
@@ -97,7 +110,7 @@ class _Hub:
 
 
 class _Hubs:
-    """Find the hub of an event loop and settings; safe for loops in several threads."""
+    """The hubs of this process by event loop and settings; safe for loops in several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -107,7 +120,7 @@ class _Hubs:
         """Return the running loop's hub for these settings and count one member more."""
         key = (asyncio.get_running_loop(), settings)
         with self._lock:
-            # A loop that ended with clients open must not be kept for ever.
+            # A loop that ended with clients open would stay in memory for as long as the process.
             self._known = {known: hub for known, hub in self._known.items() if not known[0].is_closed()}
             if key not in self._known:
                 self._known[key] = _Hub(settings)
@@ -121,6 +134,7 @@ class _Hubs:
             hub.members -= 1
             if hub.members:
                 return
+            # Out of the table before it is closed: a client that joins meanwhile gets a new one.
             self._known = {key: known for key, known in self._known.items() if known is not hub}
         await hub.close()
 

@@ -1,1 +1,1 @@
-"""Carry requests to a server; knows no route."""
+"""Carry requests to a server, whatever they are about: with ``requests`` and with ``httpx``."""

@@ -1,4 +1,11 @@
-"""Carry requests with ``httpx``."""
+"""Carry requests with ``httpx``, from one event loop.
+
+All time limits of a request are one timer that is moved on as bytes arrive (``settings.Limits``): a wait for
+the head, then for each part, and never beyond the limit of the whole reply. ``httpx`` has a timer for each
+wait, and the timers that have ended stay in the event loop: at hundreds of requests a second they were most
+of the memory of a busy Airflow triggerer. Only the connect keeps httpx's limit, to be named in the error.
+Bodies are read raw, so that one decoder with a limit serves both transports.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +20,7 @@ from dstack_core.errors import TransientServerError
 
 
 class AsyncTransport:
-    """Send requests from one event loop.
+    """A transport for one event loop.
 
     Raises ``TransientServerError`` when there is no whole reply in time.
     """
@@ -32,8 +39,7 @@ class AsyncTransport:
         has_begun = False
         try:
             async with (
-                # One timer, not httpx's for each wait: those that are over stay in the loop for long, and at
-                # hundreds of requests a second they are most of what a process keeps.
+                # One timer, not httpx's for each wait: see the beginning of this file.
                 asyncio.timeout(limits.first_wait) as limit,
                 self._client.stream(
                     request.method,
@@ -57,7 +63,8 @@ class AsyncTransport:
         except TimeoutError:
             late = limits.too_slow if now() >= deadline else limits.too_silent
             failure = late if has_begun else limits.no_head
-        # Raised out here it does not hold on to the libraries' frames, in which the token is in plain sight.
+        # Raised here, and not in an ``except``, it has no reference to the libraries' frames, whose locals
+        # show the token to everything that prints them.
         raise TransientServerError(failure)
 
     async def close(self) -> None:
@@ -68,13 +75,16 @@ class AsyncTransport:
 
 
 def _new_client(settings: TransportSettings) -> httpx.AsyncClient:
+    # httpx has deprecated a path as ``verify``, hence a context.
     bundle = settings.verify if isinstance(settings.verify, str) else None
     verify = ssl.create_default_context(cafile=bundle) if bundle else bool(settings.verify)
 
     def bearer(request: httpx.Request) -> httpx.Request:
+        # An auth handler, not a header of the client: a single request can leave it out.
         request.headers["Authorization"] = f"Bearer {settings.token}"
         return request
 
+    # 20 connections: ``_shared.transport`` divides them between log reads, other requests and pages of polls.
     return httpx.AsyncClient(
         auth=bearer,
         headers={"Accept-Encoding": ACCEPTED},

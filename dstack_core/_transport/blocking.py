@@ -1,4 +1,17 @@
-"""Carry requests with ``requests``."""
+"""Carry requests with ``requests``, from any thread.
+
+The problem: ``requests`` bounds the wait for each piece of a reply. A server that sends a byte a second, in
+the head or in the body, holds a caller forever, and there is no hook to end that.
+
+The idea: the deadline sits below the HTTP parser. ``DeadlineAdapter`` gives urllib3 connection pools whose
+replies read from the socket through ``_Until``, which raises ``TooSlow`` at the first read after the
+deadline. So it bounds everything that is read: status line, headers (``100 Continue`` too), chunk sizes and
+body.
+
+Invariants: a reply ends at most one read timeout after its deadline. A thread has its own session, so no two
+requests share a deadline. Connections are pooled as usual. Only public names of requests and urllib3 are
+used.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +35,13 @@ from dstack_core._transport.settings import ACCEPTED, Body, TransportSettings, n
 from dstack_core._wire.http_messages import Reply, Request
 from dstack_core.errors import TransientServerError
 
+# At most so many bytes are read at once, into one buffer. Small parts take more turns of Python for a large
+# log page; a large one takes memory in each thread.
 _PART = 256 * 1024
 
 
 class BlockingTransport:
-    """Send requests from any thread; every thread has a session of its own.
+    """A transport for any thread; each thread has a session of its own.
 
     Raises ``TransientServerError`` when there is no whole reply in time.
     """
@@ -63,7 +78,8 @@ class BlockingTransport:
             failure = limits.too_silent
         except (requests.RequestException, HTTPError) as error:
             failure = no_answer(error)
-        # Raised out here it does not hold on to the libraries' frames, in which the token is in plain sight.
+        # Raised here, and not in an ``except``, it has no reference to the libraries' frames, whose locals
+        # show the token to everything that prints them.
         raise TransientServerError(failure)
 
     def close(self) -> None:
@@ -87,7 +103,7 @@ class BlockingTransport:
 
 def _read(reply: requests.Response) -> bytes:
     body = Body(reply.headers.get("Content-Encoding"))
-    # Unlike the other ways to read, this one returns whenever bytes have come.
+    # Unlike the other ways to read, this one returns whenever bytes have arrived, so the deadline is checked.
     while part := reply.raw.read1(_PART, decode_content=False):
         body.add(part)
     return body.whole()
@@ -104,12 +120,12 @@ def new_session(token: str, deadline: ReplyDeadline) -> requests.Session:
 
 
 def no_token(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Leave the request without the token."""
+    """Leave the token out of the request."""
     return request
 
 
 class _Bearer(AuthBase):
-    """Set the token as an auth handler: a plain header would lose to an entry in ~/.netrc."""
+    """The token as an auth handler: a plain header would lose to an entry in ~/.netrc."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -120,7 +136,7 @@ class _Bearer(AuthBase):
 
 
 class TooSlow(Exception):
-    """A reply was not complete in time."""
+    """The error for a reply that was not complete in time."""
 
 
 @dataclass(slots=True)
@@ -141,22 +157,24 @@ class DeadlineAdapter(HTTPAdapter):
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        """Make the pools for what is reached directly."""
+        """Make the pools for servers that are reached directly."""
         super().init_poolmanager(*args, **options)
         self._bound(self.poolmanager)
 
     def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
-        """Make the pools for what is reached through a proxy."""
+        """Make the pools for servers that are reached through a proxy."""
         return self._bound(super().proxy_manager_for(*args, **options))
 
     def _bound(self, manager: PoolManager) -> PoolManager:
-        # Pools that speak SOCKS are left as they are.
+        # Pools for SOCKS are classes of their own and stay as they are: only the read timeout bounds those.
         if manager.pool_classes_by_scheme is pool_classes_by_scheme:
             manager.pool_classes_by_scheme = self._pools
         return manager
 
 
 def _pools(deadline: ReplyDeadline) -> dict[str, type[HTTPConnectionPool]]:
+    # urllib3 and http.client find each next class in an attribute of the class above it, so the session's
+    # deadline can only reach the reply through classes that are made for it.
     class Timed(HTTPResponse):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
@@ -178,6 +196,8 @@ def _pools(deadline: ReplyDeadline) -> dict[str, type[HTTPConnectionPool]]:
 
 
 class _Until(io.RawIOBase):
+    """A stream that raises ``TooSlow`` at the first read after ``deadline``, on the monotonic clock."""
+
     def __init__(self, deadline: float, source: io.RawIOBase) -> None:
         self._deadline = deadline
         self._source = source

@@ -1,4 +1,16 @@
-"""What both transports need to know of a server."""
+"""What both transports share: a server's settings, the time limits of a request, and reading a body safely.
+
+The problem: a server, or what answers in its place, may send a byte a second, a head that never ends,
+gigabytes, or kilobytes that inflate to gigabytes. The time limits of HTTP libraries are for each wait, not
+for a whole reply, and they inflate a part as a whole.
+
+The idea: each request has three limits (``Limits``), of which the last bounds the whole reply, and the
+transports pass the raw bytes to one ``Body``, which inflates them with a limit.
+
+Invariants: a request ends within its limits, whatever arrives. A reply takes at most ``LARGEST_REPLY`` bytes,
+before and after inflating. No error contains the token or holds on to a library's frames, in which the token
+is.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +22,7 @@ from dstack_core.errors import ProtocolError, TransientServerError
 
 @dataclass(frozen=True, slots=True)
 class TransportSettings:
-    """Hold the server's address, the token (never in a repr) and the time limits in seconds.
+    """The server's address, the token (never in a repr) and the time limits in seconds.
 
     ``timeout`` bounds each wait for bytes of a reply, four times that the whole reply, ``connect_timeout``
     the connect. ``verify`` is True, False, or the path of a CA bundle.
@@ -24,7 +36,8 @@ class TransportSettings:
 
     @property
     def whole_timeout(self) -> float:
-        """Return how long a whole reply may take: one byte at a time must not hold a caller for ever."""
+        """Return how long a whole reply may take: one byte at a time must not hold a caller forever."""
+        # Four waits' worth: a large page over a slow line still arrives, and a dripping one ends in minutes.
         return 4 * self.timeout
 
     def within(self, seconds: float | None) -> Limits:
@@ -70,6 +83,8 @@ class Limits:
         return f"no connection within {_in_words(self.connect)}"
 
 
+# More than any dstack server sends, and little enough to hold in memory. 0.18.44 ignores the limit of a log
+# page and sends the whole log at once (PROTOCOL 1.8), so a low number would refuse long logs there.
 LARGEST_REPLY = 256 * 1024 * 1024
 TOO_BIG = f"the reply is longer than {LARGEST_REPLY} bytes, which no dstack server sends"
 
@@ -80,7 +95,8 @@ def _in_words(seconds: float) -> str:
 
 
 def no_answer(error: Exception) -> str:
-    """Say in words that no reply came; of a library's nested errors the innermost reason."""
+    """Return a message that no reply came, with the innermost reason of a library's nested errors."""
+    # The outer ones repeat the address, and the pool's repr, several times.
     cause = error.args[0] if error.args else error
     cause = getattr(cause, "reason", cause)
     text = " ".join(str(cause).split()).rpartition("): ")[2] or type(error).__name__
@@ -94,9 +110,9 @@ _ANY_HEADER = 32 + zlib.MAX_WBITS
 
 
 class Body:
-    """Gather the parts of a body as they come and inflate them.
+    """The body of a reply, gathered from its parts as they come, and inflated.
 
-    The libraries inflate a whole part at once: of a malicious server a few kilobytes would fill the memory.
+    The libraries inflate a whole part at once: a few kilobytes of a malicious server would fill the memory.
     Raises ``ProtocolError`` for a body past the limit, or encoded in a way that was not asked for.
     """
 
@@ -110,7 +126,7 @@ class Body:
         self._body = bytearray()
 
     def add(self, part: bytes) -> None:
-        """Take what came next. Raises ``TransientServerError`` for broken compression too."""
+        """Add the next part. Raises ``TransientServerError`` for broken compression, too."""
         self._got += len(part)
         if self._inflates:
             self._inflate(part)
@@ -121,14 +137,18 @@ class Body:
 
     def whole(self) -> bytes:
         """Return the body. Raises ``TransientServerError`` when its end is missing."""
+        # A connection that breaks may look like the end of the body; the end of the compressed stream is
+        # sure.
         if self._inflates and self._got and not self._stream.eof:
             raise TransientServerError(no_answer(EOFError("the compressed reply is incomplete")))
         return bytes(self._body)
 
     def _inflate(self, part: bytes) -> None:
         while part:
+            # A compressed body may consist of several streams, one after the other.
             if self._stream.eof:
                 self._stream = zlib.decompressobj(_ANY_HEADER)
+            # One byte more than allowed is enough to notice.
             try:
                 self._body += self._stream.decompress(part, LARGEST_REPLY + 1 - len(self._body))
             except zlib.error as error:

@@ -1,4 +1,10 @@
-"""Every call the client makes, as data (PROTOCOL 1.2 to 1.8)."""
+"""Every call the client makes, as data (PROTOCOL 1.2 to 1.9).
+
+A call is a request, how to read its reply, whether it may be repeated, and the place that errors name.
+Nothing here sends anything: a flow yields the call, a driver carries it out. One style of request serves all
+supported servers: JSON, the token, no version header (PROTOCOL 1.1: a server would translate its replies for
+an older client), and only keys that are set, since servers refuse unknown ones.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +28,14 @@ from dstack_core.models.plan import Plan
 from dstack_core.models.records import EventRecord, Metric
 
 T = TypeVar("T")
+# Runs and events a page: the server's own limit (PROTOCOL 1.7). Whether a page is full decides if there is
+# another one, so a number above the limit would end a list after its first page.
 PAGE_SIZE = 100
 
 
 @dataclass(frozen=True, slots=True)
 class UserKey:
-    """Hold what a run is submitted with; ``public_key`` only from servers that keep one (0.19.33 on)."""
+    """The user and key a run is submitted with; only servers from 0.19.33 on have a ``public_key``."""
 
     name: str
     public_key: str | None
@@ -35,7 +43,7 @@ class UserKey:
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """Build the calls for one project of one server; ``server_url`` has no slash at its end."""
+    """The calls for one project of one server; ``server_url`` has no slash at its end."""
 
     server_url: str
     project: str
@@ -49,7 +57,7 @@ class Api:
         return f"{self.server_url}/runs"
 
     def get_release(self) -> Call[Release | None]:
-        """Ask for the server's version; None where it cannot be told (PROTOCOL 1.1: 404 before 0.18.14)."""
+        """Ask for the server's version; None where it is unknown (PROTOCOL 1.1: 404 before 0.18.14)."""
         call = self._call("/api/server/get_info", {}, lambda data: parse_release(data["server_version"]))
 
         def none_when_missing(reply: Reply) -> Release | None:
@@ -58,7 +66,7 @@ class Api:
         return Call(call.request, none_when_missing, place=call.place)
 
     def get_user_key(self, run_name: str | None = None) -> Call[UserKey]:
-        """Ask for the key of the token's user; ``run_name`` says for whose sake, for the messages."""
+        """Ask for the key of the token's user; ``run_name`` is the run that errors name."""
         return self._call(
             "/api/users/get_my_user",
             {},
@@ -67,7 +75,7 @@ class Api:
         )
 
     def get_user(self) -> Call[User]:
-        """Ask who the token belongs to (PROTOCOL 1.2)."""
+        """Ask for the user the token belongs to (PROTOCOL 1.2)."""
         return self._call("/api/users/get_my_user", {}, parse_user)
 
     def list_projects(self) -> Call[list[Project]]:
@@ -104,17 +112,18 @@ class Api:
         return Call(call.request, name_the_job, place=call.place)
 
     def ask_service(self, url: str, method: str) -> Call[bool | None]:
-        """Ask a service's address whether it answers; None when only another method can tell.
+        """Ask a service's address whether it answers; None when only another method can find out.
 
-        The token goes to the server itself, and to another host only where nobody can listen.
+        The token goes to the server itself, and to another host only over https.
         """
+        # Without a gateway the service lies behind the server's own address (PROTOCOL 1.9).
         own = url.startswith(f"{self.server_url}/")
         request = Request(method, url, anonymous=not own and not url.startswith("https://"))
         place = Place(self.server_url, self.project)
         return Call(request, lambda reply: service_answers(reply, method), idempotent=False, place=str(place))
 
     def absolute(self, url: str) -> str:
-        """Return the whole address of what a server may tell relative to itself (PROTOCOL 1.9)."""
+        """Return the whole address for one that a server may give relative to its own (PROTOCOL 1.9)."""
         return f"{self.server_url}{url}" if url.startswith("/") else url
 
     def get_run(self, name: str, run_id: str | None = None) -> Call[RunSnapshot | None]:
@@ -148,6 +157,8 @@ class Api:
 
     def apply(self, run_spec: Mapping[str, Any]) -> Call[RunSnapshot]:
         """Submit a run; never forces, never names a current resource (PROTOCOL 1.4)."""
+        # So a server refuses it while a run of that name is active. Repeated after the run has finished, it
+        # would create a second one, hence not idempotent.
         body = {"plan": {"run_spec": run_spec}, "force": False}
         run_name = run_spec.get("run_name")
         return self._call(self._path("runs/apply"), body, parse_run, run_name=run_name, idempotent=False)
@@ -172,6 +183,7 @@ class Api:
 
     def stop(self, name: str, *, abort: bool) -> Call[None]:
         """Ask to stop a run; unknown and finished names are fine (PROTOCOL 1.7)."""
+        # ``abort`` has no default: without it the server refuses the request.
         body = {"runs_names": [name], "abort": abort}
         return self._call(self._path("runs/stop"), body, lambda _: None, run_name=name)
 
@@ -186,6 +198,7 @@ class Api:
     ) -> Call[logs.LogPage]:
         """Ask for one page of a job submission's log (PROTOCOL 1.8)."""
         body: dict[str, Any] = {"run_name": name, "job_submission_id": submission_id, "limit": logs.PAGE_SIZE}
+        # Servers before 0.19.16 refuse the key of the token, so it is sent only to one that sent a token.
         optional = {"start_time": start_time, "next_token": token, "diagnose": diagnose or None}
         body |= {key: value for key, value in optional.items() if value is not None}
         return self._call(self._path("logs/poll"), body, logs.parse_page, run_name=name)

@@ -1,4 +1,10 @@
-"""Read from a run object how its container is reached (PROTOCOL 4)."""
+"""Read from a run object how its container is reached (PROTOCOL 4).
+
+The way depends on the backend: through the server's SSH proxy in one login; through the instance's own SSH
+server and from there to the container's; or straight to the container, where the backend itself is one. A
+jump host may precede the last two. All that is in the run object, in fields that every server version has or
+omits, so the server's version need not be known.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +17,8 @@ from dstack_core.errors import ConfigurationError
 from dstack_core.models.configurations import Configuration, PortMapping, Task
 from dstack_core.models.statuses import RunStatus, job_status
 
+# dstack's own ports inside a container (PROTOCOL 4): the runner's HTTP, the SSH server, and the range that is
+# dropped from a task's ports.
 RUNNER_PORT = 10999
 _CONTAINER_SSH_PORT = 10022
 _DEFAULT_SSH_PORT = 22
@@ -19,10 +27,10 @@ _RESERVED = range(10000, 11000)
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """Name one SSH login on the way to a container.
+    """One SSH login on the way to a container.
 
-    ``role`` says what it is, for messages. ``own_identity``: the user's own keys open it, not the run's.
-    ``check_host_key``: the user's ``known_hosts`` is asked about it.
+    ``role`` is what messages call it. ``own_identity``: the user's own keys open it, not the run's.
+    ``check_host_key``: its key is compared with the user's ``known_hosts``.
     """
 
     role: str
@@ -38,7 +46,7 @@ class Hop:
 
 @dataclass(frozen=True, slots=True)
 class AppPort:
-    """Name a port of the container and the local port it is wanted at (None: the same or the next free)."""
+    """A port of the container and the local port wanted for it (None: the same or the next free)."""
 
     container_port: int
     local_port: int | None
@@ -46,9 +54,9 @@ class AppPort:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Say how one job's container is reached: the logins in their order, the last is the container's.
+    """The way to one job's container: the logins in their order, the last is the container's.
 
-    ``public_key`` is the one the run was submitted with; ``submission_id`` the attempt this leads to.
+    ``public_key`` is the one the run was submitted with; ``submission_id`` is the attempt at its end.
     """
 
     run_name: str
@@ -59,15 +67,15 @@ class Route:
 
     @property
     def through_sshproxy(self) -> bool:
-        """Tell whether the server's SSH proxy decides which keys may pass."""
+        """Return whether the server's SSH proxy decides which keys may pass."""
         return self.hops[0].check_host_key
 
 
 @dataclass(frozen=True, slots=True)
 class Approach:
-    """Hold a run as of one look, and the way to its container when it has one now.
+    """A run as one poll showed it, and the way to its container if it has one now.
 
-    ``waiting`` tells that there may be one later.
+    ``waiting`` is whether it may have one later.
     """
 
     run: RunSnapshot
@@ -85,7 +93,7 @@ def parse_approach(data: Mapping[str, Any], node: int) -> Approach:
     jobs = sorted((job for job in all_jobs if _number(job, "job_num") == node), key=_replica)
     if all_jobs and not jobs:
         nodes = ", ".join(str(number) for number in sorted({_number(job, "job_num") for job in all_jobs}))
-        raise ConfigurationError(f"node: run {run.name} has no node {node}; it has {nodes}")
+        raise ConfigurationError(f"node: expected a node of run {run.name} ({nodes}), got {node}.")
     if run.status.is_before_start:
         return Approach(run, None, waiting=True)
     if run.status.is_ending:
@@ -95,7 +103,7 @@ def parse_approach(data: Mapping[str, Any], node: int) -> Approach:
 
 
 def fixed_local_ports(configuration: Configuration) -> dict[int, int]:
-    """Return the container's port for each local port a task names; what dstack keeps to itself is none.
+    """Return the container's port for each local port a task names, without dstack's own ports.
 
     A bare number is its own local port (PROTOCOL 3.2). Raises ``ConfigurationError`` when two container
     ports want the same one.
@@ -108,8 +116,8 @@ def fixed_local_ports(configuration: Configuration) -> dict[int, int]:
             continue
         if port.local_port in fixed:
             raise ConfigurationError(
-                f"ports: the local port {port.local_port} is wanted twice; write another one, or "
-                f'"*:{port.container_port}" for any free one'
+                f"ports: expected each local port once, got {port.local_port} twice. Write another one, or "
+                f'"*:{port.container_port}" for any free one.'
             )
         fixed[port.local_port] = port.container_port
     return fixed
@@ -155,11 +163,13 @@ def _hops(
     proxy = place.get("ssh_proxy")
     if proxy:
         port = proxy.get("port") or _DEFAULT_SSH_PORT
-        # The server holds no key for the jump host of somebody's own machines.
+        # The server has no key for a jump host in front of a user's own machines.
         hops.append(Hop("jump host", proxy["hostname"], port, proxy["username"], own_identity=dockerized))
     port = place.get("ssh_port") or _DEFAULT_SSH_PORT
+    # Where there is no Docker (kubernetes, slurm and the like), this login is the container itself.
     if not dockerized:
         return (*hops, Hop("container", place["hostname"], port, user))
+    # With a network of its own the container's SSH port has another number on the instance; keys are strings.
     ports = runtime.get("ports") or {}
     inner = int(ports.get(str(_CONTAINER_SSH_PORT), _CONTAINER_SSH_PORT))
     host = Hop("instance", place["hostname"], port, place.get("username") or "root")
@@ -184,6 +194,7 @@ def _status(submission: Mapping[str, Any]) -> RunStatus:
 
 
 def _last_submission(job: Mapping[str, Any]) -> Mapping[str, Any]:
+    # Each attempt of a job adds one; only the last can be running.
     submissions: Sequence[Mapping[str, Any]] = job.get("job_submissions") or [{}]
     return submissions[-1]
 

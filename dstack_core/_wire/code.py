@@ -11,16 +11,17 @@ from typing import Any
 from dstack_core._wire.versions import Release
 from dstack_core.errors import ConfigurationError
 
+# Servers before it require ``repo_creds.protocol``; those of today refuse it as an unknown key.
 _FIRST_WITHOUT_PROTOCOL: Release = (0, 19, 0)
 _DIGITS = string.digits + string.ascii_lowercase
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """Hold bytes that are uploaded under their sha256.
+    """Bytes that are uploaded under their sha256.
 
-    ``what`` names the parameter and its value, ``way_out`` says how to make it smaller, ``biggest`` are
-    its biggest files with their bytes: for the error when the server finds it too big.
+    The error for an upload that the server finds too big shows ``what``, the parameter and its value,
+    ``way_out``, an advice how to make it smaller, and ``biggest``, its biggest files with their bytes.
     """
 
     what: str
@@ -34,14 +35,14 @@ class Upload:
         """Return the upload of ``data``; ``sizes`` are the files in it with their bytes."""
         return cls(what, way_out, data, hashlib.sha256(data).hexdigest(), biggest_of(sizes))
 
-    def too_big(self, told: str) -> ConfigurationError:
-        """Return the error for what the server did not take; ``told`` is its reason."""
-        return too_big(self.what, len(self.data), self.biggest, told, self.way_out)
+    def too_big(self, reason: str) -> ConfigurationError:
+        """Return the error for an upload that the server refused for ``reason``."""
+        return too_big(self.what, len(self.data), self.biggest, reason, self.way_out)
 
 
 @dataclass(frozen=True, slots=True)
 class Clone:
-    """Hold how a run clones its repository; the secrets stay out of every repr."""
+    """The way a run clones its repository; the secrets stay out of every repr."""
 
     url: str
     private_key: str | None = field(default=None, repr=False)
@@ -49,13 +50,13 @@ class Clone:
 
     @property
     def has_secret(self) -> bool:
-        """Whether there is anything that a server could lack."""
+        """Whether there are credentials that a server could lack."""
         return self.private_key is not None or self.oauth_token is not None
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRepo:
-    """What a server has for a repository and the token's user; the secrets stay there."""
+    """A server's record of a repository for the token's user, without the secrets themselves."""
 
     has_clone: bool
     has_secret: bool
@@ -69,7 +70,7 @@ class StoredRepo:
 
 @dataclass(frozen=True, slots=True)
 class RepoPlace:
-    """Where ``repos`` of a configuration wants the code; ``source`` names it as the server stores it.
+    """The place of the code that ``repos`` of a configuration asks for; ``source`` is in the server's form.
 
     Without a place the code lies in ``/workflow``, whatever the server.
     """
@@ -87,7 +88,7 @@ class RepoPlace:
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Hold the code of a run: what the server is told of it, how it is cloned, what is uploaded."""
+    """The code of a run: its description for the server, how it is cloned, what is uploaded."""
 
     repo_id: str
     info: Mapping[str, Any]
@@ -113,9 +114,9 @@ class Code:
         upload: Upload | None,
         author: Mapping[str, str] | None = None,
     ) -> Code:
-        """Describe a commit of a git repository, with a diff on top; ``location`` tells it from others.
+        """Describe a commit of a git repository, with a diff on top; ``location`` identifies the repository.
 
-        ``author`` is who commits in the run: ``name`` and ``email``, each where it is known.
+        ``author`` is the author of commits made in the run: ``name`` and ``email``, each where it is known.
         """
         info = {"repo_type": "remote", "repo_name": name}
         place = {"repo_branch": branch, "repo_hash": commit}
@@ -144,12 +145,12 @@ def biggest_of(sizes: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
 
 
 def too_big(
-    what: str, size: int, biggest: tuple[tuple[str, int], ...], told: str, way_out: str
+    what: str, size: int, biggest: tuple[tuple[str, int], ...], reason: str, way_out: str
 ) -> ConfigurationError:
-    """Return the error for an upload of ``size`` bytes that is too big; ``told`` says for whom."""
+    """Return the error for an upload of ``size`` bytes that is too big; ``reason`` follows the size."""
     files = ", ".join(f"{name} ({bytes_ / 1e6:.1f} MB)" for name, bytes_ in biggest)
     return ConfigurationError(
-        f"{what} is too big to upload: {size / 1e6:.1f} MB ({told}). Its biggest files: {files}. {way_out}"
+        f"{what} is too big to upload: {size / 1e6:.1f} MB ({reason}). Its biggest files: {files}. {way_out}"
     )
 
 
@@ -160,5 +161,6 @@ def _protocol(url: str) -> str:
 def _repo_id(name: str, location: str) -> str:
     """Return the id that dstack's own client gives a repository, in all supported versions."""
     number = int.from_bytes(hashlib.sha256(location.encode()).digest(), "little")
-    # Of 32 digits to the base 36, the first eight.
+    # Of the lowest 32 digits in base 36, the first eight. The server takes any id, but with dstack's own the
+    # credentials that a user stored with ``dstack init`` count (PROTOCOL 1.3).
     return f"{name}-" + "".join(_DIGITS[number // 36**place % 36] for place in range(31, 23, -1))

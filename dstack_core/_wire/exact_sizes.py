@@ -1,4 +1,8 @@
-"""Sizes that stand for themselves alone: ``gpu: 16GB`` asks for a GPU of 16 GB, not of at least that."""
+"""Find sizes that a server reads as exact: ``gpu: 16GB`` asks for a GPU of 16 GB, not of at least that.
+
+Such a size is a common cause of "no capacity". The server's plan and jobs have each size as a range, so an
+exact one is a range whose ends are equal.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from typing import Any
 
 
 def exact_sizes(job_spec: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return a sentence for each exact size of a job (PROTOCOL 2.4); often it is meant as the least one."""
+    """Return an advice for each exact size of a job (PROTOCOL 2.4); often a minimum is meant."""
     resources = (job_spec.get("requirements") or {}).get("resources") or {}
     gpu, disk = resources.get("gpu") or {}, resources.get("disk") or {}
     sizes = {

@@ -1,7 +1,9 @@
 """Fill in what a configuration leaves to the place it is submitted from, as ``dstack apply`` does.
 
 Names of ``env`` without a value get one, ``${{ env.NAME }}`` is filled in in ``registry_auth`` and
-``probes``, and ``${{ run.args }}`` in commands.
+``probes``, and ``${{ run.args }}`` in commands. ``${{ secrets.NAME }}`` and the addresses of nodes are the
+server's to fill in and stay as they are; any other reference is an error, since the server would pass it to
+the command as text. ``$${{`` stands for the characters themselves.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ def fill_in(
         changes["probes"] = [
             _probe(probe, variables, f"probes, item {number}") for number, probe in enumerate(probes, 1)
         ]
+    # Arguments are quoted for the shell once, here: the reference stands in a command line.
     given = {"run.args": _joined(args)}
     arguments = Interpolator(given, (SECRET, ADDRESS), "${{ run.args }}", _ARGS_ADVICE)
     changes |= _with_commands(configuration, arguments)
@@ -63,6 +66,7 @@ def _checked_env(env: Any) -> dict[str, str]:
         raise ConfigurationError(
             f'env: expected a mapping such as {{"NAME": "value"}}, got a {type(env).__name__}.'
         )
+    # No error shows a value: it may be a secret.
     for name, value in env.items():
         if not isinstance(name, str) or not _ENV_NAME.fullmatch(name):
             raise ConfigurationError(f"env: expected names of variables such as HF_TOKEN, got {name!r}.")
@@ -152,7 +156,7 @@ ADDRESS = re.compile(r"groups\[\d+\]\.(nodes|replicas)\[\d+\]\.IP_ADDRESS", re.A
 class Interpolator:
     """The values of one kind of text, and the references in it that are the server's.
 
-    ``examples`` are what the error for a reference that nothing fills in names, ``advice`` ends it.
+    The error for a reference that nothing fills in shows ``examples`` and ends with ``advice``.
     ``is_secret``: no error shows the text.
     """
 
@@ -164,6 +168,7 @@ class Interpolator:
 
     def fill(self, text: str, where: str) -> str:
         """Return ``text`` with its references filled in; ``where`` is its place in the configuration."""
+        # Nearly every text has no reference; what follows reads as dstack's own client does.
         if _OPEN not in text:
             return text
         parts: list[str] = []
@@ -172,6 +177,7 @@ class Interpolator:
             dollar = text.find("$", start)
             if dollar < 0 or dollar == len(text) - 1:
                 break
+            # "$$" is an escaped dollar sign, so what follows it is not a reference.
             if text[dollar + 1] == "$":
                 parts.append(text[start : dollar + 1])
                 start = dollar + 2

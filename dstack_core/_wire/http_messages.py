@@ -1,4 +1,10 @@
-"""Requests, replies and calls as plain data."""
+"""Requests, replies and calls as plain data, and how a reply becomes a value or an error.
+
+A transport, or a test's double of one, takes a ``Request`` and returns a ``Reply``. ``Parse`` reads a reply:
+a refusal becomes one of ``dstack_core.errors`` (``raise_for_refusal``, the only place that decides which),
+and a reply that cannot be read a ``ProtocolError``. Errors name server, project and run, never the token or
+the body of a request.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +22,14 @@ from dstack_core.errors import ProtocolError, RunNotFoundError
 T = TypeVar("T")
 
 # A caller whose time is spent still gets one try: a request that connects at once is carried out by the
-# server even when nobody waits for its reply.
+# server even if the caller does not wait for its reply. Less may not be enough to connect, more exceeds the
+# caller's limit.
 _SHORTEST_TIMEOUT = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Describe one HTTP request; ``path`` starts with a slash, ``body`` is sent as it is.
+    """One HTTP request; ``path`` starts with a slash, ``body`` is sent as it is.
 
     ``body`` stays out of the repr: it may hold env values and passwords. ``path`` may be a whole address
     of another server; ``anonymous`` keeps the token out of the request. ``timeout`` (seconds) bounds the
@@ -54,27 +61,28 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Hold one HTTP reply; header names are lower case, ``body`` stays out of the repr."""
+    """One HTTP reply; header names are lower case, ``body`` stays out of the repr."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes = field(repr=False)
 
     def json(self) -> Any:
-        """Return the body read as JSON; raises ``ValueError`` when it is none, or nested too deeply."""
+        """Return the body read as JSON; raises ``ValueError`` if it is not JSON, or nested too deeply."""
         try:
             return json.loads(self.body)
         except RecursionError:
-            raise ValueError("it is nested too deeply") from None
+            raise ValueError("expected JSON, got one that is nested too deeply") from None
 
 
 def text(value: Any) -> str | None:
-    """Return what should be a text as one; None stays None."""
+    """Return a value that should be a text as a text; None stays None."""
     return None if value is None else str(value)
 
 
 def time_of(value: Any) -> datetime:
     """Read a time; one without a zone is in UTC. Raises ``ValueError`` and ``TypeError``."""
+    # Servers write "Z" or "+00:00" by their age (PROTOCOL 1.1).
     time = datetime.fromisoformat(value)
     try:
         return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
@@ -84,10 +92,10 @@ def time_of(value: Any) -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """Pair a request with how its reply is read.
+    """A request and how its reply is read.
 
-    ``idempotent`` tells that sending it twice does no more than sending it once; ``place`` names server,
-    project and run for the messages.
+    ``idempotent`` is whether sending it twice does no more than sending it once, so that it may be retried;
+    ``place`` names server, project and run for the messages.
     """
 
     request: Request
@@ -102,13 +110,18 @@ class Call(Generic[T]):
         return replace(self, request=replace(self.request, timeout=max(timeout, _SHORTEST_TIMEOUT)))
 
 
+# Statuses that may pass: of overload, of a proxy without its server (520 to 524 are Cloudflare's), and 500,
+# with which dstack answers faults of its own. A status here that does not pass delays its error by the whole
+# retry budget; one that is missing here ends a follower while a server restarts.
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
+# How many characters of a server's text an error shows. Without a limit a proxy's HTML page fills the log; a
+# low one cuts the server's list of wrong fields.
 _TEXT_LIMIT = 300
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Name where a call went, for the messages: server, project and, where there is one, the run."""
+    """The place a call went to, for the messages: server, project and, where there is one, the run."""
 
     server_url: str
     project: str
@@ -123,8 +136,8 @@ def raise_for_refusal(reply: Reply, place: Place) -> None:
     """Return when the reply is a success; else raise the error of ``dstack_core.errors`` it stands for."""
     if 200 <= reply.status < 300:
         return
-    told = _told_by(reply)
-    text, code = told or (_short(reply.body.decode(errors="replace")), None)
+    detail = _detail_of(reply)
+    text, code = detail or (_short(reply.body.decode(errors="replace")), None)
     if reply.status in _TRANSIENT:
         raise errors.TransientServerError(
             f"{place} answered {reply.status}: {text}", retry_after=reply.headers.get("retry-after")
@@ -134,12 +147,14 @@ def raise_for_refusal(reply: Reply, place: Place) -> None:
         raise errors.ProtocolError(f"{place} redirects to {target}. Set the server URL to that address.")
     if reply.status == 413:
         raise errors.RequestRejectedError(f"{place} refused the request as too big (413: {text})", status=413)
-    if told is None:
+    # A refusal of dstack always has a ``detail``.
+    if detail is None:
         raise _not_dstack(reply.status, text, place)
     raise _refusal(reply.status, text, code, place)
 
 
 def _refusal(status: int, text: str, code: str | None, place: Place) -> errors.ServerError:
+    # A bad token is a 403 like a missing membership (PROTOCOL 1.1); only the text differs.
     if status == 401 or (status == 403 and "token" in text.lower()):
         return errors.AuthenticationError(
             f"{place.server_url} refused the token ({status}: {text}). Check that it is the token of a user "
@@ -150,6 +165,7 @@ def _refusal(status: int, text: str, code: str | None, place: Place) -> errors.S
             f"{place.server_url} denies this token's user the project {place.project!r} ({text}). "
             "Ask an admin of the project to add the user, or use another project."
         )
+    # A missing run is a 400 with this code; a 404 is a missing project, or a path that is not dstack's.
     if code == "resource_not_exists" and place.run_name:
         return errors.RunNotFoundError(f"{place} has no such run")
     if status == 404 and text == "Not found":
@@ -174,8 +190,8 @@ def _not_dstack(status: int, text: str, place: Place, kind: str = "a dstack serv
     )
 
 
-def _told_by(reply: Reply) -> tuple[str, str | None] | None:
-    """Read ``detail``, which may be a str, a dict or a list of dicts; None when there is none."""
+def _detail_of(reply: Reply) -> tuple[str, str | None] | None:
+    """Return the text and code of ``detail``, a str, a dict or a list of dicts; None if it is missing."""
     try:
         detail = reply.json()["detail"]
     except (ValueError, KeyError, TypeError):
@@ -201,7 +217,7 @@ def _with_location(item: dict[str, Any]) -> str:
 
 
 def _is_noise(part: Any) -> bool:
-    """Drop the parts of a location that name the server's own classes, not the user's keys."""
+    """Return whether a part of a location names the server's own classes, not a key of the user."""
     return part in ("body", "plan", "__root__") or (isinstance(part, str) and not part.islower())
 
 
@@ -212,15 +228,17 @@ def _short(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Parse(Generic[T]):
-    """Read the JSON of a reply with ``read``; ``path`` is what was asked."""
+    """A reader of replies that passes the JSON to ``read``; ``path`` is that of the request."""
 
     place: Place
     path: str
     read: Callable[[Any], T]
 
     def __call__(self, reply: Reply) -> T:
-        """Return what it says. Raises the server errors."""
+        """Return the value of the reply. Raises the server errors."""
         raise_for_refusal(reply, self.place)
+        # ``read`` is written for replies of dstack. What it stumbles over is not one, or one of a version
+        # that changed a field.
         try:
             return self.read(reply.json())
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -232,12 +250,12 @@ class Parse(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class NoneWhenMissing(Generic[T]):
-    """Do ``parse``; a run that is not there is None."""
+    """A reader that returns None for a run that does not exist."""
 
     parse: Callable[[Reply], T]
 
     def __call__(self, reply: Reply) -> T | None:
-        """Return what it says. Raises the other server errors."""
+        """Return the value of the reply. Raises the other server errors."""
         try:
             return self.parse(reply)
         except RunNotFoundError:

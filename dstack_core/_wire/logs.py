@@ -1,4 +1,20 @@
-"""Log pages, the cursor's arithmetic, and lines out of chunks (PROTOCOL 1.8)."""
+"""Log pages, the cursor's arithmetic, and lines from chunks (PROTOCOL 1.8).
+
+The problem: the server returns messages newer than ``start_time``, several may share a timestamp, and one of
+the same timestamp may be stored after a read. A message is a chunk as the runner read it: it may end inside a
+line or inside a UTF-8 character.
+
+The idea: a cursor is the newest timestamp read and how many messages of that timestamp were read. The next
+read asks from a microsecond before it and passes over as many. Chunks are joined as bytes, split at line
+ends, and only whole lines are decoded; the bytes behind the last line end ride on the cursor as ``pending``.
+
+Invariants: each message is counted once, whatever the pages. A line is reported once, whole, unless it is
+longer than 64 KiB. Decoding never fails: bytes that are not UTF-8 become replacement characters.
+
+Measured (``docs/performance.md``): ``follow`` relays 740,000 lines/s of a line a message, and 1.9 million
+lines/s of 40 lines a message, as fast as reading the bare replies. Hence columns, one conversion for all
+timestamps of a page, and one decoding for all lines of a block.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +28,12 @@ from typing import Any
 from dstack_core._wire.http_messages import text, time_of
 from dstack_core.models.progress import LogCursor
 
+# The server's limit (PROTOCOL 1.8; its default is 100). Smaller pages cost more requests for a busy log.
 PAGE_SIZE = 1000
+# Output without line ends, such as a progress bar, waits up to this size and is then reported in pieces. The
+# pending bytes ride on every event and checkpoint, so a higher limit makes those large; a low one cuts lines.
 _LONGEST_PENDING = 64 * 1024
+# The pattern of today's timestamps, with every digit replaced by 0.
 _TODAYS = "0000-00-00T00:00:00.000000Z"
 _NO_DIGITS = str.maketrans("123456789", "0" * 9)
 _OFFSET = "+00:00"
@@ -21,7 +41,7 @@ _OFFSET = "+00:00"
 
 @dataclass(frozen=True, slots=True)
 class LogMessages:
-    """Hold messages in columns: a busy log is thousands a second, too many for an object each.
+    """Messages in columns: a busy log has thousands a second, too many for an object each.
 
     A message is a chunk as the runner read it, not a line. A timestamp is written in UTC at a fixed width,
     so that comparing two as text compares the times, whichever way the server writes them (PROTOCOL 1.1:
@@ -32,24 +52,24 @@ class LogMessages:
     chunks: list[bytes]
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of messages."""
         return len(self.timestamps)
 
     @property
     def data(self) -> bytes:
-        """Return all their bytes."""
+        """Return the bytes of all messages."""
         return b"".join(self.chunks)
 
     def behind(self, number: int) -> LogMessages:
-        """Return those behind the first ``number``."""
+        """Return the messages behind the first ``number``."""
         return LogMessages(self.timestamps[number:], self.chunks[number:]) if number else self
 
 
 @dataclass(frozen=True, slots=True)
 class LogPage:
-    """Hold one page; ``next_token`` asks for the next one.
+    """One page of a log; ``next_token`` asks for the next page.
 
-    ``tokens`` tells whether this server has page tokens at all (0.19.16 on).
+    ``tokens`` is whether this server has page tokens at all (0.19.16 on).
     """
 
     messages: LogMessages
@@ -68,7 +88,7 @@ def parse_page(body: Mapping[str, Any]) -> LogPage:
 def start_time(cursor: LogCursor) -> str | None:
     """Return the exclusive ``start_time`` that shows the messages at ``after`` again.
 
-    Others of the same timestamp may be stored later; the ones already seen are counted and passed over.
+    Others of the same timestamp may be stored later; those already read are counted and passed over.
     """
     if cursor.after is None:
         return None
@@ -78,10 +98,12 @@ def start_time(cursor: LogCursor) -> str | None:
 
 
 def _all_utc(timestamps: Sequence[str]) -> list[str]:
-    # Today's servers write them so that only the offset is to be spelt out, for all of them at once.
+    # Today's servers write timestamps in one form in which only the "Z" must be replaced, so one replacement
+    # converts a whole page. Any other form is parsed one by one.
     joined = "".join(timestamps)
     if timestamps and joined.translate(_NO_DIGITS) == _TODAYS * len(timestamps):
-        # The newest is what the next request asks behind, the last what a chunk is dated with.
+        # The pattern also fits a month 13. Only two timestamps are used, so only these are checked: the
+        # newest is where the next request begins, the last is the time of the chunk.
         for used in (max(timestamps), timestamps[-1]):
             datetime.fromisoformat(used)
         return joined.replace("Z", _OFFSET + "\n").split("\n")[:-1]
@@ -93,7 +115,7 @@ def _utc(timestamp: str) -> str:
 
 
 class Reader:
-    """Pass over what the cursor has seen and move it on, across the pages of one read."""
+    """A filter for messages that the cursor has seen, which moves it on across the pages of one read."""
 
     def __init__(self, cursor: LogCursor) -> None:
         self.cursor = cursor
@@ -103,6 +125,7 @@ class Reader:
     def take(self, messages: LogMessages) -> LogMessages:
         """Return the messages not seen before and count them as seen."""
         passed = 0
+        # The server sends them in order, so those already seen are the first of their timestamp.
         while self._to_pass and passed < len(messages) and messages.timestamps[passed] == self._passing_at:
             self._to_pass -= 1
             passed += 1
@@ -123,9 +146,9 @@ class Reader:
 def split_lines(cursor: LogCursor, data: bytes, *, final: bool = False) -> tuple[tuple[str, ...], LogCursor]:
     """Return the whole lines that ``data`` completes, and the cursor that keeps the rest.
 
-    ``final`` also gives out a last line without an end. A line longer than 64 KiB is given out in
-    pieces, so that output without line ends costs no unbounded memory. Bytes that are no UTF-8 become
-    replacement characters.
+    ``final`` also returns a last line without an end. A line longer than 64 KiB is returned in pieces, so
+    that output without line ends does not fill the memory. Bytes that are not UTF-8 become replacement
+    characters.
     """
     whole = base64.b64decode(cursor.pending) + data
     end = whole.rfind(b"\n") + 1
@@ -142,7 +165,9 @@ def split_lines(cursor: LogCursor, data: bytes, *, final: bool = False) -> tuple
 
 
 def _texts(block: bytes) -> list[str]:
-    """Return the lines of ``block``; its last one has an end as well."""
+    """Return the lines of ``block``, each of which has an end."""
+    # One decoding for all lines is faster than one for each. It is right only if no line has a
+    # carriage return of its own, and if no broken character swallows a line end.
     returns, ends = block.count(b"\r"), block.count(b"\n")
     lines = block.decode(errors="replace").split("\r\n" if returns else "\n")[:-1]
     if len(lines) == ends and returns in (0, ends):
@@ -151,11 +176,12 @@ def _texts(block: bytes) -> list[str]:
 
 
 def _text(line: bytes) -> str:
+    # A pseudo terminal ends lines with "\r\n" (PROTOCOL 1.8).
     return _last_state(line.rstrip(b"\r")).decode(errors="replace")
 
 
 def _last_state(line: bytes) -> bytes:
-    """Keep what a terminal would show of a line that carriage returns rewrote."""
+    """Keep what a terminal would show of a line that a progress bar rewrote with carriage returns."""
     if b"\r" not in line:
         return line
     ended = line.rstrip(b"\r")
@@ -163,7 +189,8 @@ def _last_state(line: bytes) -> bytes:
 
 
 def _character_border(data: bytes, limit: int) -> int:
-    """Return the last place up to ``limit`` that cuts no UTF-8 character in two."""
+    """Return the last index up to ``limit`` that cuts no UTF-8 character in two."""
+    # A character has at most four bytes, and all but its first begin with the bits 10.
     for cut in range(limit, limit - 4, -1):
         if data[cut] & 0xC0 != 0x80:
             return cut

@@ -1,4 +1,14 @@
-"""Answer requests for one run each out of a page of ``runs/list`` (PROTOCOL 1.7)."""
+"""Answer requests for one run each from a page of ``runs/list`` (PROTOCOL 1.7).
+
+The problem: a page has up to 100 runs, and reading it takes most of the time of a round of polls.
+
+The idea: the page is read run by run. What is handed out is the run's own piece of the page's text, which is
+exactly what ``runs/get`` would reply, so a flow reads it as the reply to its own request. Python objects of
+one run exist at a time.
+
+Invariants: a run that cannot be read does not affect the others on its page; its follower reads the reply and
+names the fault. A reply that is not a page raises ``ProtocolError``, but the runs read before that stand.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +23,7 @@ from dstack_core._wire.http_messages import Call, Place, Reply, Request, raise_f
 from dstack_core._wire.runs import RunSnapshot, parse_run
 from dstack_core.errors import ProtocolError
 
+# The server's own limit and default (PROTOCOL 1.7). A smaller page costs more requests for the same runs.
 PAGE_SIZE = 100
 _PREFIX, _SUFFIX = "/api/project/", "/runs/get"
 _PATH = "/api/runs/list"
@@ -21,7 +32,7 @@ _BETWEEN_ITEMS = re.compile(r"\s*([\[,\]])\s*")
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """Say which run a request asks for: ``key`` is ``id`` or ``run_name``, ``value`` the run's."""
+    """The run a request asks for: ``key`` is ``id`` or ``run_name``, ``value`` the run's."""
 
     project: str
     key: str
@@ -29,9 +40,9 @@ class Lookup:
 
 
 class Sighting(NamedTuple):
-    """Hold one run of a page: what looks it up, what the server says, and that as it was written.
+    """One run of a page: the lookups it answers, its snapshot, and its part of the page's text.
 
-    ``run`` is None where what is written cannot be read.
+    ``run`` is None where that text cannot be read.
     """
 
     lookups: tuple[Lookup, Lookup]
@@ -45,7 +56,7 @@ class Sighting(NamedTuple):
 
 
 class ActivePage:
-    """Read one page of active runs, newest first, one run at a time.
+    """One page of active runs, newest first, read one run at a time.
 
     A page that is held as a whole is so many objects that a few of them make Python collect its garbage,
     which holds up all else in a process for as long as that process is big. Iterating raises
@@ -59,7 +70,7 @@ class ActivePage:
         self._reply = reply
 
     def __iter__(self) -> Iterator[Sighting]:
-        """Yield what is on it."""
+        """Yield the runs of the page."""
         number, item = 0, None
         try:
             for item, written in _items(self._reply.body.decode()):
@@ -69,6 +80,7 @@ class ActivePage:
                     Lookup(self._project, "run_name", item["run_spec"]["run_name"]),
                 )
                 yield Sighting(lookups, _read(item), written)
+            # Only a full page has another one behind it.
             if item is not None and number >= PAGE_SIZE:
                 self.position = {"prev_submitted_at": item["submitted_at"], "prev_run_id": item["id"]}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -83,12 +95,13 @@ def lookup_of(request: Request) -> Lookup | None:
     if request.body is None or not (path.startswith(_PREFIX) and path.endswith(_SUFFIX)):
         return None
     body = json.loads(request.body)
+    # By id deleted runs are found too, but on no page: they are polled alone.
     key = "id" if body.get("id") else "run_name"
     return Lookup(unquote(path[len(_PREFIX) : -len(_SUFFIX)]), key, body[key])
 
 
 def is_log_read(request: Request) -> bool:
-    """Tell whether a request reads a log."""
+    """Return whether a request reads a log."""
     return request.path.endswith("/logs/poll")
 
 
@@ -108,12 +121,13 @@ def _read(item: Any) -> RunSnapshot | None:
     try:
         return parse_run(item)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        # Whoever follows this run reads it again, and says what is wrong.
+        # The follower of this run reads the reply again, and its error names the run and the fault.
         return None
 
 
 def _items(text: str) -> Iterator[tuple[Any, str]]:
     """Yield the items of a list in JSON, each with its own text; raises ``ValueError`` for anything else."""
+    # ``json.loads`` would build the objects of all runs at once.
     read = json.JSONDecoder().raw_decode
     before = _BETWEEN_ITEMS.match(text)
     if before is None or before[1] != "[":

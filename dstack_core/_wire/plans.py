@@ -1,4 +1,10 @@
-"""Read the server's plans (PROTOCOL 1.4)."""
+"""Read the server's plans, and compare run specs for an update in place (PROTOCOL 1.4).
+
+A server answers ``runs/get_plan`` with the offers of a run, and with what an apply would do to the active run
+of that name: ``effective_run_spec`` is the spec as it would be stored, so comparing it with the stored one
+shows what would change, and after a lost reply whether the update arrived. Whether a change needs a new run
+is the server's to decide; the lists here only name the changes in the error.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +38,7 @@ def _offer(data: Mapping[str, Any]) -> Offer:
 
 
 # What 0.22.5 changes without a new run, by the type of the configuration; a replica is replaced where it must
-# be. Older servers change less, as the plan's `action` shows; then each change is named.
+# be. Older servers change less, as the plan's `action` shows; then each change is named in the error.
 _IN_CONFIGURATION: Mapping[str, frozenset[str]] = {
     "task": frozenset({"priority"}),
     "dev-environment": frozenset({"priority", "inactivity_duration"}),
@@ -46,7 +52,7 @@ _IN_SPEC: Mapping[str, frozenset[str]] = {
     "service": frozenset({"repo_data", "repo_code_hash", "file_archives", "working_dir"})
 }
 _MARKER = "configuration_path"
-# What the keys of a run spec are called by those who write configurations.
+# What an error calls the keys of a run spec that are not keys of a configuration.
 _IN_WORDS = {
     "repo_id": "the repository",
     "repo_data": "the commit",
@@ -77,7 +83,7 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class UpdatePlan:
-    """What an apply would do to the run of that name, if there is one.
+    """The effect of an apply on the run of that name, if there is one.
 
     ``effective`` is the run spec with the server's defaults. ``is_possible``: whether the server would
     update the run in place; None where it does not report that, before 0.19.
@@ -89,7 +95,7 @@ class UpdatePlan:
 
     @property
     def changes_nothing(self) -> bool:
-        """Return whether the run already is what is wanted, its marker included."""
+        """Return whether the run already has the wanted spec, its marker included."""
         return self.current is not None and not self._changed()
 
     @property
@@ -121,10 +127,10 @@ def parse_update_plan(data: Mapping[str, Any]) -> UpdatePlan:
 
 
 def update_of(current: Resource, run_spec: Mapping[str, Any], *, marker: str | None) -> dict[str, Any]:
-    """Return the spec that turns a run into what is wanted; without a ``marker`` it keeps its own.
+    """Return the spec that updates a run to ``run_spec``; without a ``marker`` it keeps its own.
 
-    dstack's client writes the name into the configuration, too, where it cannot be changed: what is there
-    stays.
+    dstack's client writes the name into the configuration, too, where it cannot be changed: a name that is
+    there stays.
     """
     kept = current.spec.get(_MARKER) if marker is None else marker
     configuration = dict(run_spec["configuration"])
@@ -141,6 +147,7 @@ def same_spec(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for key in sorted(old.keys() | new.keys()):
+        # A missing key and null mean the same in a stored spec.
         before, after = old.get(key), new.get(key)
         if before == after:
             continue

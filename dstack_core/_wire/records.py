@@ -1,4 +1,4 @@
-"""Read events and metrics (PROTOCOL 1.9)."""
+"""Read events, metrics, users and projects (PROTOCOL 1.2, 1.9)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dstack_core.models.records import EventRecord, Metric
 
 
 def parse_events(data: Sequence[Mapping[str, Any]]) -> list[EventRecord]:
-    """Read one page of events, in the order of the server."""
+    """Read one page of events, in the server's order."""
     return [
         EventRecord(
             id=item["id"],
@@ -25,11 +25,12 @@ def parse_events(data: Sequence[Mapping[str, Any]]) -> list[EventRecord]:
 
 
 def parse_metrics(data: Mapping[str, Any]) -> list[Metric]:
-    """Read a job's metrics; servers give the newest value first."""
+    """Read a job's metrics, each with its oldest value first."""
     return [_metric(item) for item in data["metrics"]]
 
 
 def _metric(data: Mapping[str, Any]) -> Metric:
+    # Servers send the newest value first; here the oldest comes first, as in the list of events.
     moments = [datetime.fromisoformat(text) for text in data["timestamps"]]
     points = sorted(zip(moments, data["values"], strict=True), key=lambda point: point[0])
     return Metric(
@@ -40,7 +41,7 @@ def _metric(data: Mapping[str, Any]) -> Metric:
 
 
 def parse_user(data: Mapping[str, Any]) -> User:
-    """Read one user."""
+    """Read one user; every field but id and name is optional."""
     return User(
         id=data["id"],
         name=data["username"],
@@ -51,7 +52,7 @@ def parse_user(data: Mapping[str, Any]) -> User:
 
 
 def parse_project(data: Mapping[str, Any]) -> Project:
-    """Read one project, with members and backends where they are told."""
+    """Read one project, with members and backends where the reply has them."""
     return Project(
         name=data["project_name"],
         id=data["project_id"],
@@ -67,6 +68,7 @@ def parse_project(data: Mapping[str, Any]) -> Project:
 
 
 def _backend(data: Mapping[str, Any]) -> Backend:
+    # Without a configuration, the name stands for the type.
     return Backend(data["name"], (data.get("config") or {}).get("type") or data["name"])
 
 

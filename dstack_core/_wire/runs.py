@@ -1,4 +1,12 @@
-"""Read the server's run objects (PROTOCOL 1.5). Every field but id, status and name is optional."""
+"""Read the server's run objects (PROTOCOL 1.5) and sum up the outcome of a finished run.
+
+Every field but id, status, name and time of submission is optional: servers from 0.18.44 to 0.22.5 differ in
+what they send, and a newer one may add statuses and reasons, which are kept as they came. Types are checked
+where they are read, so that a wrong one is a malformed reply and not an error somewhere later.
+
+A run does not name the cause of its end; its jobs do, each with several attempts. ``outcome_of`` chooses the
+job that explains it: the first that failed by itself, not those that were stopped with it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +26,7 @@ _PULLING = "pulling"
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Hold where a job was put; ``price`` in USD per hour. None is what nobody knows yet."""
+    """The machine of a job; ``price`` in USD per hour. None is for what is not known yet."""
 
     instance: str | None = None
     backend: str | None = None
@@ -26,13 +34,14 @@ class Machine:
     price: float | None = None
 
 
+# One object for all submissions without a machine: a process may watch thousands that wait for capacity.
 _NO_MACHINE = Machine()
 _NO_MACHINE_HAD = "failed_to_start_due_to_no_capacity"
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """Hold one attempt of one job; its ``id`` is the key of its log."""
+    """One attempt of one job; its ``id`` is the key of its log."""
 
     id: str
     attempt: int
@@ -52,12 +61,12 @@ class Submission:
 
     @property
     def may_have_logs(self) -> bool:
-        """Tell whether its container may have written something."""
+        """Return whether its container may have written something."""
         return not self.mapped_status.is_before_start
 
     @property
     def is_finished(self) -> bool:
-        """Tell whether its log is complete (PROTOCOL 1.8: final lines come before the status)."""
+        """Return whether its log is complete (PROTOCOL 1.8: final lines come before the status)."""
         return self.mapped_status.is_finished
 
 
@@ -73,7 +82,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """Hold where a service answers; an address may be relative to the server's (PROTOCOL 1.9)."""
+    """The addresses of a service; each may be relative to the server's (PROTOCOL 1.9)."""
 
     url: str
     model: str | None
@@ -82,7 +91,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class RunSnapshot:
-    """Hold what the server said of a run at one moment.
+    """A run as the server showed it at one moment.
 
     ``raw_status`` and ``reason`` are the server's own words; ``marker`` is what the owner wrote into
     ``configuration_path`` (PROTOCOL 1.4). ``env`` stays out of the repr: its values may be secrets.
@@ -107,18 +116,19 @@ class RunSnapshot:
 
     @property
     def is_active(self) -> bool:
-        """Tell whether the run is not over yet."""
+        """Return whether the run has not ended yet."""
         return self.status.is_active
 
     @property
     def news(self) -> tuple[object, ...]:
-        """Return what a follower would report: two looks with equal ones told the same."""
+        """Return what a follower would report: of two polls with equal news, the second reports nothing."""
+        # The cost grows at every poll without being news, so it is not in it.
         submissions = [(each.id, each.status, each.message) for job in self.jobs for each in job.submissions]
         return (self.id, str(self.status), self.raw_status, self.message, self.deleted, *submissions)
 
     @property
     def runs_somewhere(self) -> bool:
-        """Tell whether a job of it is running; the run itself may still be said to be on its way."""
+        """Return whether a job of it is running; the run's own status may still be an earlier one."""
         return any(
             job.submissions and job.submissions[-1].mapped_status is RunStatus.RUNNING for job in self.jobs
         )
@@ -137,6 +147,7 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
     spec = data.get("run_spec") or {}
     message = text(data.get("status_message"))
     is_pulling = latest is not None and latest.mapped_status is RunStatus.DOWNLOADING
+    # The job's message is more precise than one that only repeats the run's status.
     if latest and (message is None or message == data["status"]):
         message = latest.message or (latest.status if is_pulling else message)
     return RunSnapshot(
@@ -166,9 +177,10 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
 
 def outcome_of(run: RunSnapshot, url: str) -> Outcome:
     """Sum up a finished run; the job that failed speaks for all of them."""
-    submission = _telling(run)
-    reason = _telling_reason(run, submission)
+    submission = _explaining_submission(run)
+    reason = _explaining_reason(run, submission)
     machine = submission.machine if submission else _NO_MACHINE
+    # Servers send no time at which the run ended: it is that of its last job.
     ends = [last.finished_at for job in run.jobs for last in job.submissions if last.finished_at]
     return Outcome(
         run_name=run.name,
@@ -189,7 +201,7 @@ def outcome_of(run: RunSnapshot, url: str) -> Outcome:
 
 
 def _time(value: Any) -> str:
-    """Return a time as it came, for paging; raises ``ValueError`` or ``TypeError`` for what is none."""
+    """Return a time as it came, for paging; raises ``ValueError`` or ``TypeError`` for anything else."""
     time_of(value)
     return str(value)
 
@@ -240,7 +252,7 @@ def _machine(data: Mapping[str, Any] | None) -> Machine:
 
 
 def _restarting(data: Mapping[str, Any], latest: Submission | None) -> bool:
-    """Tell whether a job is tried again; waiting for capacity, or for a schedule, is no restart."""
+    """Return whether a job is tried again; waiting for capacity or for a schedule does not count."""
     if latest is None or (
         RunStatus(str(data["status"])) is RunStatus.PENDING and data.get("next_triggered_at")
     ):
@@ -258,14 +270,16 @@ def _service(data: Mapping[str, Any] | None) -> Service | None:
 def _latest(data: Mapping[str, Any], jobs: Sequence[Job]) -> Submission | None:
     written = data.get("latest_job_submission")
     if written:
-        # Mostly one that was just read: thousands of watched runs are read again and again.
+        # It is mostly one that was just read. Thousands of watched runs are read at every poll, so it is not
+        # read twice.
         last = jobs[0].submissions[-1] if jobs and jobs[0].submissions else None
         return last if last and data["jobs"][0]["job_submissions"][-1] == written else _submission(written)
     return jobs[0].submissions[-1] if jobs and jobs[0].submissions else None
 
 
-def _telling(run: RunSnapshot) -> Submission | None:
+def _explaining_submission(run: RunSnapshot) -> Submission | None:
     """Choose the job that explains the end: the first that failed by itself, else the first."""
+    # A job that ran too long ends as terminated, although that fails the run (PROTOCOL 1.6).
     last = [job.submissions[-1] for job in run.jobs if job.submissions]
     failed = [
         item
@@ -275,8 +289,8 @@ def _telling(run: RunSnapshot) -> Submission | None:
     return next(iter(failed + last), None)
 
 
-def _telling_reason(run: RunSnapshot, submission: Submission | None) -> str | None:
-    """Prefer the job's reason where the run's only says that a job did not make it."""
+def _explaining_reason(run: RunSnapshot, submission: Submission | None) -> str | None:
+    """Prefer the job's reason where the run's only states that a job failed."""
     if run.reason in (None, "job_failed", "retry_limit_exceeded") and submission and submission.reason:
         return submission.reason
     return run.reason
@@ -286,11 +300,12 @@ def _message(run: RunSnapshot, submission: Submission | None, reason: str | None
     words = in_words(reason) or str(run.status)
     if submission and reason == "container_exited_with_error" and submission.exit_status is not None:
         words = f"failed: its command exited with status {submission.exit_status}"
-    details = [submission.reason_message if submission else None]
+    parts = [submission.reason_message if submission else None]
+    # The reason is the last attempt's, so the limit that ended the attempts is added here.
     if run.reason == "retry_limit_exceeded":
-        details.append("the time limit for retries passed")
-    told = "; ".join(" ".join(detail.split()) for detail in details if detail)
+        parts.append("the time limit for retries passed")
+    details = "; ".join(" ".join(part.split()) for part in parts if part)
     if reason == _NO_MACHINE_HAD:
-        hints = dict.fromkeys(hint for job in run.jobs for hint in job.exact_sizes if hint not in told)
-        told = " ".join([*([told] if told else []), *hints])
-    return f"{words} ({told})" if told else words
+        hints = dict.fromkeys(hint for job in run.jobs for hint in job.exact_sizes if hint not in details)
+        details = " ".join([*([details] if details else []), *hints])
+    return f"{words} ({details})" if details else words

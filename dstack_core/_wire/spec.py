@@ -1,4 +1,17 @@
-"""Build run specs: the rules of PROTOCOL 2.4 and the mapping of PROTOCOL 3.2."""
+"""Build run specs: the rules of PROTOCOL 2.4 and the mapping of PROTOCOL 3.2.
+
+The problem: servers from 0.18.44 to 0.22.5 must do the same for one spec, although keys, defaults and the
+meaning of values changed between them. A server refuses keys that it does not know, and bare numbers mean an
+exact size, not a minimum.
+
+The idea: only keys that were set are sent, so that a spec needs no newer server than what it uses
+(``versions``). Where two versions read different keys, both are sent (the working directory). Values are
+written in the form that every version reads. Options of a submit override the configuration's keys:
+scheduling options go into the configuration, which every version reads.
+
+Invariants: the result is plain JSON. A mapping that a user writes for a key passes through unchanged, so what
+today's server documents works. A wrong value raises one ``ConfigurationError`` before anything is sent.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +29,11 @@ from dstack_core.models.profiles import Profile, RetryPolicy, read_price
 from dstack_core.models.resources import GPU, Resources, parse_gpu
 from dstack_core.models.statuses import SpotPolicy
 
+# The server's own rule (PROTOCOL 1.4): checked here, the error comes before anything was uploaded.
 _RUN_NAME = re.compile(r"[a-z][a-z0-9-]{1,40}")
 _CODE_DIR = "/workflow"
+# Seconds to wait for capacity if ``RetryPolicy`` has no limit, as in dstack 0.11.3 (PROTOCOL 3.1). Another
+# number breaks the documented meaning of ``retry=True``.
 _DEFAULT_CAPACITY_WAIT = 3600
 _RETRY_KEYS = {"on_events", "duration"}
 
@@ -26,8 +42,7 @@ def check_run_name(name: str) -> str:
     """Return ``name``, or raise ``ConfigurationError`` (PROTOCOL 1.4: the server's own rule)."""
     if not isinstance(name, str) or not _RUN_NAME.fullmatch(name):
         raise ConfigurationError(
-            f"run_name: {name!r} is no run name; use 2 to 41 lower-case letters, digits and dashes, "
-            "a letter first"
+            f"run_name: expected 2 to 41 lower-case letters, digits and dashes, a letter first, got {name!r}."
         )
     return name
 
@@ -42,9 +57,10 @@ def run_spec(
 ) -> dict[str, Any]:
     """Return the run_spec that every supported server takes; only keys that were set are sent.
 
-    ``ssh_key_pub`` is still to be set: it may have to be asked for (PROTOCOL 2.4.3). Raises
+    The caller still has to set ``ssh_key_pub``, which may take a request (PROTOCOL 2.4.3). Raises
     ``ConfigurationError`` on values no server takes.
     """
+    # The full form, with a repository and a profile: the one form that every server reads (PROTOCOL 2.4.2).
     spec: dict[str, Any] = {
         "repo_id": "none",
         "repo_data": {"repo_type": "virtual"},
@@ -76,8 +92,9 @@ def run_spec(
 def with_repo_place(spec: Mapping[str, Any], place: RepoPlace, release: Release | None) -> dict[str, Any]:
     """Return the spec with the code where ``repos`` of the configuration wants it (PROTOCOL 1.3).
 
-    As dstack's own client of the server's time: before 0.20 the code lies in ``/workflow`` and commands start
-    there; since then in ``path``, by default the working directory, which is the image's own by default.
+    It does what dstack's own client of the server's time does: before 0.20 the code lies in ``/workflow`` and
+    commands start there; since then it lies in ``path``, by default the working directory, which is the
+    image's own by default.
     """
     spec = dict(spec)
     repo_dir = spec.pop("repo_dir")
@@ -129,7 +146,7 @@ def _profile(profile: str | Profile | None) -> dict[str, Any]:
 
 
 def _write_off(wire: dict[str, Any]) -> None:
-    """Write that idle machines stay as every server reads it: 0.18.44 does not know the text here."""
+    """Write an ``idle_duration`` of "off" in the form that every server reads: 0.18.44 refuses the text."""
     if wire.get("idle_duration") == "off":
         wire["idle_duration"] = False
 
@@ -139,14 +156,15 @@ def _spot_policy(policy: SpotPolicy | str) -> str:
         return SpotPolicy(policy).value
     except ValueError:
         known = ", ".join(repr(member.value) for member in SpotPolicy)
-        raise ConfigurationError(f"spot_policy: {policy!r} is not known; use one of {known}") from None
+        raise ConfigurationError(f"spot_policy: expected one of {known}, got {policy!r}.") from None
 
 
 def _retry(policy: Any) -> dict[str, Any] | bool | None:
     """Return ``retry`` for a ``RetryPolicy``, or for what YAML has there; None to leave it as it is.
 
-    The one place that knows the forms; workflow engines pass on what they are given.
+    This is the only place that knows the forms; workflow engines pass on what they are given.
     """
+    # A mapping with the fields of ``RetryPolicy`` means the same as the object: engines pass on plain data.
     if isinstance(policy, Mapping) and policy and set(policy) <= set(RetryPolicy.model_fields):
         try:
             policy = RetryPolicy.model_validate(policy)
@@ -201,7 +219,7 @@ _KEYS = {"retry_policy": "retry"}
 
 
 def _repo_dir(place: RepoPlace, working_dir: str | None) -> str:
-    """Return where the code lies; a relative working directory is below it."""
+    """Return the directory of the code; a relative working directory is below it."""
     if working_dir is None or working_dir.startswith(("/", "~")):
         return place.path
     if place.path in (".", _CODE_DIR):
@@ -212,9 +230,9 @@ def _repo_dir(place: RepoPlace, working_dir: str | None) -> str:
 
 
 def _absolute(working_dir: str) -> str:
-    """Resolve against the code's directory as PROTOCOL 2.4.5 says: relative paths mean below it.
+    """Resolve a relative path against the code's directory (PROTOCOL 2.4.5).
 
-    A tilde is the runner's to expand: it knows the home of the run's user, and of no other (dstack 0.22.5).
+    The runner expands a tilde: it knows the home of the run's user, and of no other (dstack 0.22.5).
     """
     if working_dir.startswith("~"):
         if working_dir != "~" and not working_dir.startswith("~/"):
@@ -265,7 +283,7 @@ def _resources(resources: Resources) -> dict[str, Any]:
 
 def _gpu(gpu: GPU) -> dict[str, Any]:
     count = "1" if gpu.count is None else str(gpu.count)
-    # Nobody means "any number" by 0.
+    # "0.." would be any number of GPUs; who writes 0 wants none.
     wire: dict[str, Any] = {"count": count if count == "0" else _at_least(count)}
     if gpu.name is not None:
         wire["name"] = [gpu.name] if isinstance(gpu.name, str) else list(gpu.name)
@@ -287,6 +305,7 @@ def _at_least_size(size: int | str) -> str:
 
 def _at_least(value: str) -> str:
     """Turn a bare number into a minimum; today's servers read it as an exact one (PROTOCOL 2.4.6)."""
+    # A CPU may be written as "arm:4", and an architecture may stand alone.
     architecture, colon, count = value.rpartition(":")
     if count in ("x86", "arm"):
         return value

@@ -1,4 +1,17 @@
-"""Which server has what: the one table of first versions (PROTOCOL 2.2)."""
+"""Which server has what: the one table of first versions (PROTOCOL 2.2).
+
+The problem: servers from 0.18.44 to today are supported. An old one refuses a key that it does not know, for
+most keys with a 422 that names neither the key's first version nor its own; some values it takes and
+misreads.
+
+The idea: a run_spec is searched for what not every supported server has (``needs_of``): keys, and forms of
+values that are newer than their key. ``check`` compares these needs with the server's version and names all
+that are missing in one error.
+
+Invariants: a spec without needs is accepted by every supported server, so it is sent without asking for the
+version. An unknown version (a server that runs from its sources) never stops a submission: the server
+decides. The first versions were read release by release, and those of keys tried on real servers.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +23,10 @@ from dstack_core.errors import ProtocolError, RequestRejectedError, ServerError,
 
 Release: TypeAlias = tuple[int, int, int]
 
+# The first release that takes the run_spec of today's clients unchanged and finds runs by id (PROTOCOL 2.3).
 OLDEST: Release = (0, 18, 44)
 
-# The first release whose schema has the key, read release by release. Asked of real servers: 0.18.44
+# The first release whose schema has the key, read release by release. Tried on real servers: 0.18.44
 # refuses every one of them with 422; 0.19.40 all from 0.20 on, 0.20.24 all from 0.20.25 on; 0.22.5 takes all.
 # Keys that 0.18.44 has (volumes, nodes, regions, instance_types, privileged, utilization_policy,
 # single_branch, idle_duration, stop_duration, ...) need no line here.
@@ -34,7 +48,7 @@ _KEYS: Mapping[str, Release] = {
     "dstack": (0, 20, 28),
 }
 _OTHERS: Mapping[str, Release] = {
-    # Before it the text stays as it is and reaches the command.
+    # Before it the reference stays in the text as it is and reaches the command.
     "secrets": (0, 19, 17),
     "events": (0, 20, 0),
     "repos with path or if_exists": (0, 20, 0),
@@ -52,6 +66,7 @@ _OTHERS: Mapping[str, Release] = {
     "cpu with an architecture": (0, 19, 8),
 }
 _SINCE = {**_KEYS, **_OTHERS}
+# Before it the code always lies in ``/workflow``, whatever ``repos`` names.
 _REPOS_PLACED: Release = (0, 20, 0)
 _SECRET = re.compile(r"\$\{\{\s*secrets\.")
 _ARCHITECTURE = re.compile(r"[a-z]")
@@ -60,7 +75,7 @@ _RELEASE = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
 
 def parse_release(text: Any) -> Release | None:
-    """Read a server's version; None for what is none: a server run from its sources says null."""
+    """Read a server's version; None for anything else: a server that runs from its sources reports null."""
     found = _RELEASE.match(text) if isinstance(text, str) else None
     return (int(found[1]), int(found[2]), int(found[3])) if found else None
 
@@ -75,11 +90,12 @@ def needs_of(spec: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _forms(configuration: Mapping[str, Any], profile: Mapping[str, Any]) -> Iterable[tuple[str, bool]]:
-    """Say for each form of a value that not every server reads whether it is used."""
+    """Return each form of a value that not every server reads, and whether the spec uses it."""
     for version in ("3.14", "3.15"):
         yield f"python {version}", configuration.get("python") == version
     texts = [*_values(configuration.get("env")), *_values(configuration.get("registry_auth"))]
     yield "secrets", any(isinstance(text, str) and _SECRET.search(text) for text in texts)
+    # The slash ends the last part of the path, so that /workflow-2 does not count as below /workflow.
     directory = str(configuration.get("working_dir") or _CODE_DIR)
     yield "working_dir outside of /workflow", not f"{directory}/".startswith(f"{_CODE_DIR}/")
     retries = [configuration.get("retry"), profile.get("retry")]
@@ -103,7 +119,8 @@ def _forms(configuration: Mapping[str, Any], profile: Mapping[str, Any]) -> Iter
 
 
 def places_repos(release: Release | None) -> bool:
-    """Tell whether a server puts the code where ``repos`` of the configuration says."""
+    """Return whether a server puts the code where ``repos`` of the configuration names."""
+    # A server without a version runs from its sources, so it is taken for a new one.
     return release is None or release >= _REPOS_PLACED
 
 
@@ -118,17 +135,17 @@ def check(needs: Iterable[str], release: Release | None, server_url: str) -> Non
         )
     lacking = [need for need in needs if release < _SINCE[need]]
     if lacking:
-        told = ", ".join(f"{need}: needs dstack >= {_text(_SINCE[need])}" for need in lacking)
-        raise UnsupportedServerError(f"{told}, {server}. Remove what needs it, or upgrade the server.")
+        needed = ", ".join(f"{need}: needs dstack >= {_text(_SINCE[need])}" for need in lacking)
+        raise UnsupportedServerError(f"{needed}, {server}. Remove what needs it, or upgrade the server.")
 
 
-def may_tell_an_old_server(error: ServerError) -> bool:
-    """Tell whether a refusal is one that a server gives to what it does not know: 404, 405 or 422."""
+def may_mean_an_old_server(error: ServerError) -> bool:
+    """Return whether a refusal is one for what a server does not know: 404, 405 or 422."""
     if isinstance(error, ProtocolError):
         return error.status == 404
     if isinstance(error, RequestRejectedError):
         return error.status == 422
-    # One without a status says already what is needed.
+    # One without a status already names what is needed.
     return isinstance(error, UnsupportedServerError) and error.status is not None
 
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from dstack_core._flow.stop import Check, StopOptions, StopTarget, Until
+from dstack_core._flow.stop_options import Check, StopOptions, StopTarget, Until
 from dstack_core.integration.names import RunRef
 from dstack_core.integration.outcome_text import describe_stop, may_keep_running
 from dstack_core.models.options import check_choice, check_seconds

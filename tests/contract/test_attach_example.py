@@ -58,5 +58,5 @@ def test_detaching_what_is_not_attached_does_nothing(target: Target) -> None:
 def test_the_error_for_a_missing_node_names_it(target: Target) -> None:
     with target.client() as client:
         run = client.runs.submit(target.task("true"))
-        with pytest.raises(dstack.ConfigurationError, match=r"node: run .* has no node 3; it has 0"):
+        with pytest.raises(dstack.ConfigurationError, match=r"node: expected a node of run .* \(0\), got 3"):
             run.attach(node=3)

@@ -125,7 +125,7 @@ def test_a_service_that_ends_before_it_answers_raises_its_own_error(
 def test_a_task_is_not_a_service(target: Target, client: dstack.Client) -> None:
     run = client.runs.submit(target.task("echo hello"))
     assert (run.service_url, run.service_model, run.service_model_url) == (None, None, None)
-    with pytest.raises(dstack.ConfigurationError, match="is no service"):
+    with pytest.raises(dstack.ConfigurationError, match="expected a service, got one without an address"):
         run.wait_until_ready(target.timeout)
     run.wait(target.timeout, poll_interval=target.poll_interval)
 

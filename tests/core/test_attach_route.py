@@ -117,7 +117,7 @@ def test_the_requested_node_of_the_lowest_running_replica_is_chosen() -> None:
     assert zero is not None
     assert one is not None
     assert (zero.submission_id, one.submission_id) == ("1-0", "1-1")
-    with pytest.raises(ConfigurationError, match=r"node: run .* has no node 7; it has 0, 1"):
+    with pytest.raises(ConfigurationError, match=r"node: expected a node of run .* \(0, 1\), got 7"):
         parse_approach(data, 7)
 
 
@@ -130,5 +130,7 @@ def test_the_fixed_local_ports_are_those_a_task_names() -> None:
 
 
 def test_a_local_port_used_twice_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"ports: the local port 8080 is wanted twice.*\"\*:8080\""):
+    with pytest.raises(
+        ConfigurationError, match=r"ports: expected each local port once, got 8080 twice.*\"\*:8080\""
+    ):
         fixed_local_ports(Task(commands=["true"], ports=["8080:80", 8080]))

@@ -87,7 +87,9 @@ def test_an_unfinished_line_that_only_grows_is_not_kept_forever(driver: Driver) 
 def test_a_single_node_can_be_read_and_is_raw(driver: Driver) -> None:
     logs = Logs(sub_1=[page((2, "one, not ended"))])
     assert read(driver, [reply(nodes("running"))], logs, node=1) == [b"one, not ended"]
-    with pytest.raises(errors.ConfigurationError, match=r"node: 5 is no node of run train; it has 0, 1"):
+    with pytest.raises(
+        errors.ConfigurationError, match=r"node: expected a node of run train \(0, 1\), got 5"
+    ):
         read(driver, [reply(nodes("running"))], logs, node=5)
 
 

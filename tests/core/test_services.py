@@ -92,7 +92,7 @@ def test_a_run_that_ends_before_it_is_ready_raises_its_own_error(driver: Driver)
 
 
 def test_a_task_and_a_deleted_run_are_errors(driver: Driver) -> None:
-    with pytest.raises(errors.ConfigurationError, match="run chat is no service"):
+    with pytest.raises(errors.ConfigurationError, match="run chat: expected a service"):
         wait(driver, Server([reply(run_json(name="chat"))], [OK]))
     with pytest.raises(errors.RunNotFoundError, match="no longer in project main"):
         wait(driver, Server([MISSING], [OK]))

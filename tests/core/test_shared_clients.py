@@ -11,7 +11,8 @@ import pytest
 
 import dstack_core as dstack
 from dstack_core._flow.steps import Wait
-from dstack_core._shared.batched_polls import BatchedPolls, PendingPoll
+from dstack_core._shared.batched_polls import BatchedPolls
+from dstack_core._shared.pending_polls import PendingPoll
 from dstack_core._wire.lookups import Lookup
 from dstack_core.local import LocalServer
 from dstack_core.models.events import Event, LogLines, RunFinished

@@ -11,7 +11,7 @@ from dstack_core._flow.follow import LONGEST_LOG_PAUSE, FollowOptions, follow
 from dstack_core._flow.retry import RetryBudget, retrying
 from dstack_core._flow.steps import Flow, Sleep, Wait, call
 from dstack_core._shared import batched_polls
-from dstack_core._shared.batched_polls import polls_until_turn, seconds_to_poll
+from dstack_core._shared.pending_polls import polls_until_turn, seconds_to_poll
 from dstack_core._wire.api import Api
 from dstack_core._wire.http_messages import Reply
 from dstack_core._wire.runs import RunSnapshot

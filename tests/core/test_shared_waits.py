@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from dstack_core._flow.steps import Wait
-from dstack_core._shared.batched_polls import BatchedPolls, PendingPoll, polls_until_turn
+from dstack_core._shared.batched_polls import BatchedPolls
+from dstack_core._shared.pending_polls import PendingPoll, polls_until_turn
 from dstack_core._wire.runs import RunSnapshot
 from dstack_core.errors import TransientServerError
 from tests.core.scripted import LOST, reply

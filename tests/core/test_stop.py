@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dstack_core._flow.stop import Check, StopOptions, StopTarget, Until
+from dstack_core._flow.stop_options import Check, StopOptions, StopTarget, Until
 from dstack_core._operations import Operations
 from dstack_core._wire.api import Api
 from dstack_core._wire.http_messages import Reply, Request

@@ -117,7 +117,10 @@ def test_a_run_that_a_user_stops_has_an_error_of_its_own(
         ("configuration='commands: [unfinished'", "configuration"),
         ("configuration='nowhere.dstack.yml'", "there is no file 'nowhere.dstack.yml'"),
         ("configuration=Path('/nowhere/x.yml')", "/nowhere/x.yml"),
-        ("configuration={'type': 'task', 'commands': ['true']}, run_name='No Name'", "is no run name"),
+        (
+            "configuration={'type': 'task', 'commands': ['true']}, run_name='No Name'",
+            "run_name: expected 2 to 41 lower-case letters",
+        ),
         (
             "configuration={'type': 'task', 'commands': ['true']}, max_price='cheap'",
             "max_price: expected USD per hour above 0, got 'cheap'",

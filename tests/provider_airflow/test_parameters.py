@@ -124,11 +124,11 @@ def test_what_the_server_fills_in_is_left_to_it(given: str, rendered: str) -> No
         ({"configuration": {**TRUE, "env": ["no name"]}}, "env"),
         ({"configuration": {"type": "task", "commands": [{"a": 1}]}}, "commands"),
         ({"configuration": {**TRUE, "image": "a", "python": "3.11"}}, "image"),
-        ({"run_name": "x" * 100}, "run_name: 'x"),
+        ({"run_name": "x" * 100}, "got 'xxx"),
         ({"run_resources": {"memory": "much"}}, "much"),
         ({"run_resources": "A100:x"}, "run_resources: expected"),
         ({"run_resources": [1]}, "run_resources: expected"),
-        ({"spot_policy": "sometimes"}, "spot_policy: 'sometimes'"),
+        ({"spot_policy": "sometimes"}, "got 'sometimes'"),
         ({"run_retry_policy": {"retry": "perhaps"}}, "run_retry_policy.retry: "),
         (
             {"run_retry_policy": {"retry": True, "limit": "long"}},
