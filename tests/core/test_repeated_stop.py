@@ -10,7 +10,7 @@ import pytest
 
 import dstack_core as dstack
 from dstack_core._flow.raw_log import ChunkOptions
-from dstack_core._flow.stop import StopTarget
+from dstack_core._flow.stop_options import StopTarget
 from dstack_core._operations import Operations
 from dstack_core.integration import StopResult, StopState
 from dstack_core.models.progress import Progress

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from dstack_core._flow.accepted_stops import Stops
 from dstack_core._flow.follow import FollowOptions, follow
 from dstack_core._flow.retry import RetryBudget, TimeLimit, retrying, within
 from dstack_core._flow.steps import Flow, Sleep, Wait
-from dstack_core._flow.stop import Stops
 from dstack_core._wire.runs import RunSnapshot
 from dstack_core.errors import TransientServerError, WaitTimeoutError
 from dstack_core.models.events import ContactLost, ContactRestored, LogLines, RunFinished
