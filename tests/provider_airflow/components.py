@@ -173,8 +173,17 @@ class Components:
         process.wait(30)
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """Return the JSON of one REST call. Raises on any error status."""
-        reply = self._session.request(method, f"{self.url}{path}", json=body, timeout=60)
+        """Return the JSON of one REST call. Raises on any error status.
+
+        On SQLite one writer at a time: with five components writing, the API server answers some calls with
+        "Database error" and rolls them back. Such a call is sent again.
+        """
+
+        def ask() -> list[requests.Response]:
+            reply = self._session.request(method, f"{self.url}{path}", json=body, timeout=60)
+            return [] if reply.status_code == 500 and "Database error" in reply.text else [reply]
+
+        (reply,) = wait_for(f"{method} {path} without a database error", ask, 60.0)
         assert reply.ok, f"{method} {path}: {reply.status_code} {reply.text}"
         return reply.json() if reply.content else None
 
