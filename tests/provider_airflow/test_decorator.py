@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from airflow_provider_dstack import _remote, operators
+from airflow_provider_dstack import _function_main, operators
 from airflow_provider_dstack._compat import trigger_has_on_kill
-from airflow_provider_dstack._frames import read_frame
+from airflow_provider_dstack._function import read_frame
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import DagRunner, Ran, paths, runs_of
 
@@ -182,7 +182,7 @@ def test_a_missing_cloudpickle_is_told(
 
 def test_another_python_is_told_with_both_versions(tmp_path: Path) -> None:
     call = {"key": "0" * 16, "serializer": "cloudpickle", "python": "2.7", "pickle": "", "limit": 100}
-    (tmp_path / "main.py").write_text(inspect.getsource(_remote))
+    (tmp_path / "main.py").write_text(inspect.getsource(_function_main))
     (tmp_path / "call.json").write_text(json.dumps(call))
     done = subprocess.run([sys.executable, tmp_path / "main.py"], capture_output=True, check=False)
     frame = read_frame([done.stdout], "0" * 16)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_dstack._compat import AirflowFailException
-from airflow_provider_dstack._durable import DECISIONS, RECORD_KEY, Decision, Record
+from airflow_provider_dstack._previous_try import DECISIONS, RECORD_KEY, Decision, Record
 from airflow_provider_dstack.errors import (
     DstackError,
     DstackRunFailed,

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_dstack._frames import frame_key, read_frame, without_frames
-from airflow_provider_dstack._remote import frame
+from airflow_provider_dstack._function import frame_key, read_frame
+from airflow_provider_dstack._function_main import frame
+from airflow_provider_dstack._log_relay import without_frames
 
 KEY = frame_key("airflow:dag/run/task/1#id")
 CONTENT = st.dictionaries(st.text(max_size=5), st.text(max_size=4000), max_size=4)

@@ -16,9 +16,9 @@ from airflow.serialization.serialized_objects import DagSerialization
 
 from airflow_provider_dstack import operators
 from airflow_provider_dstack._compat import AirflowFailException, AirflowTaskTimeout, deferral_errors
-from airflow_provider_dstack._durable import RECORD_KEY, Record
 from airflow_provider_dstack._names import TaskNames
-from airflow_provider_dstack._spec import secrets_in
+from airflow_provider_dstack._parameters import secrets_in
+from airflow_provider_dstack._previous_try import RECORD_KEY, Record
 from airflow_provider_dstack._task_run import TaskRun
 from airflow_provider_dstack.errors import DstackRunFailed, DstackRunInterrupted, DstackServerUnreachable
 from airflow_provider_dstack.operators import DstackRunOperator

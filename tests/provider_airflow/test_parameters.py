@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 
-from airflow_provider_dstack._build import submit_arguments
 from airflow_provider_dstack._compat import AirflowFailException
-from airflow_provider_dstack._spec import RENAMED
+from airflow_provider_dstack._from_operator import submit_arguments
+from airflow_provider_dstack._parameters import RENAMED
 from airflow_provider_dstack.errors import DstackError
 from airflow_provider_dstack.operators import DstackRunOperator
 from dstack_core import Client, RunCollection, SubmitOptions

@@ -91,7 +91,7 @@ def as_airflow_error(error: BaseException, *, submitted: bool) -> Exception:
     ``submitted`` says whether the server had already taken the run: then it has shown that it is a dstack
     server, and an odd answer may pass.
     """
-    from airflow_provider_dstack._spec import in_words_of_operator
+    from airflow_provider_dstack._parameters import in_words_of_operator
     from dstack_core import (
         AccessDeniedError,
         AuthenticationError,

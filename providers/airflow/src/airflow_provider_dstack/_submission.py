@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-from airflow_provider_dstack._durable import Decision, Ledger, decide, previous_run
+from airflow_provider_dstack._previous_try import Decision, Ledger, decide, previous_run
 from airflow_provider_dstack._stop import OnKillAction, stop_task_run
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_dstack._relay import new_relay, records
+from airflow_provider_dstack._log_relay import new_relay, records
 from airflow_provider_dstack._stop import (
     KEEP_ASKED_FOR,
     KILL_SECONDS,
@@ -49,7 +49,7 @@ from airflow_provider_dstack._stop import (
 from airflow_provider_dstack._threads import start_thread
 
 if TYPE_CHECKING:
-    from airflow_provider_dstack._durable import Ledger
+    from airflow_provider_dstack._previous_try import Ledger
     from airflow_provider_dstack._submission import Submitter
     from dstack_core import Client, Outcome, Progress, Run
     from dstack_core.integration import RunRef, StopResult

@@ -91,7 +91,7 @@ class DstackHook(BaseHook):
             AirflowFailException: A connection is missing or incomplete, or ``repo_dir`` is no directory.
         """
         from airflow_provider_dstack._git_connection import git_credentials
-        from airflow_provider_dstack._spec import in_words_of_operator
+        from airflow_provider_dstack._parameters import in_words_of_operator
         from dstack_core import Client, ConfigurationError
 
         if repo_dir is None and git_conn_id is None:

@@ -14,8 +14,8 @@ from airflow_provider_dstack._compat import (
     conf,
     deferral_errors,
 )
-from airflow_provider_dstack._relay import DEFAULT_LOG_BUDGET
-from airflow_provider_dstack._spec import at_least, exit_codes, one_of, refuse_hosts_names
+from airflow_provider_dstack._log_relay import DEFAULT_LOG_BUDGET
+from airflow_provider_dstack._parameters import at_least, exit_codes, one_of, refuse_hosts_names
 from airflow_provider_dstack._stop import (
     KEEP_ASKED_FOR,
     ON_KILL_ACTIONS,
@@ -199,7 +199,7 @@ class DstackRunOperator(TemplatedModels):
 
     def execute(self, context: Context) -> Any:
         """Run and return ``Outcome.to_dict()``; when ``deferrable``, hand a longer run to the triggerer."""
-        from airflow_provider_dstack._build import task_run_of
+        from airflow_provider_dstack._from_operator import task_run_of
 
         task_run = self._task_run = task_run_of(self, context, _SYNC_SECONDS if self.deferrable else None)
         try:
@@ -236,25 +236,34 @@ class DstackRunOperator(TemplatedModels):
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Return the outcome that the trigger reported, or raise what it says."""
-        from airflow_provider_dstack import _build, _outcome
+        from airflow_provider_dstack import _from_operator, _outcome
 
         if event["kind"] == _outcome.FINISHED:
-            from airflow_provider_dstack import _checkpoint
+            from airflow_provider_dstack._trigger_relay import forget
             from dstack_core import Outcome
 
             outcome, tail = Outcome.from_dict(event["outcome"]), event["tail"]
             if event.get("rest"):
                 from airflow_provider_dstack._remaining_log import relay_remaining_log
 
-                tail = relay_remaining_log(self, event, outcome, lambda: self._killed)
+                tail = relay_remaining_log(
+                    event,
+                    outcome,
+                    hook=self.hook(),
+                    secrets=self.secret_texts(),
+                    log_budget_bytes=self.log_budget_bytes,
+                    retry_budget=self.retry_budget,
+                    log=self.log,
+                    is_killed=lambda: self._killed,
+                )
             # Not before: a worker that is lost in the log leaves the run to the next try.
             with suppress(Exception):
-                _checkpoint.forget(context["ti"])
+                forget(context["ti"])
             if self.durable and outcome.succeeded:
-                _build.ledger_of(self, context, outcome.project).forget()
+                _from_operator.ledger_of(self, context, outcome.project).forget()
             return _outcome.result_of(outcome, tail, self._skip_on)
         if event["kind"] == _outcome.TIMED_OUT:
-            ref = _build.run_behind(self, context)
+            ref = _from_operator.run_behind(self, context)
             if not event["stopped"]:
                 self._stop_leftover(context)
             raise AirflowTaskTimeout(
@@ -303,13 +312,13 @@ class DstackRunOperator(TemplatedModels):
 
     def _hand_over(self, task_run: TaskRun, context: Context) -> Any:
         """Have the triggerer follow the run from here on; ``DstackRunInterrupted`` if the task was ended."""
-        from airflow_provider_dstack._deferral import defer
+        from airflow_provider_dstack._from_operator import defer
 
         defer(self, task_run, context, lambda: self._killed)
 
     def _stop_leftover(self, context: Context) -> None:
         """Stop what a trigger may have left; the run is known by its name and marker alone."""
-        from airflow_provider_dstack._build import run_behind
+        from airflow_provider_dstack._from_operator import run_behind
 
         ref = run_behind(self, context)
         with self.hook().client() as client:
@@ -320,7 +329,7 @@ class DstackRunOperator(TemplatedModels):
 
     def _stop_or_leave(self, context: Context, error: Exception) -> None:
         """Leave the run to the task's next try when there is one after ``error``, else stop it."""
-        from airflow_provider_dstack._build import leaves_run_to_next_try
+        from airflow_provider_dstack._from_operator import leaves_run_to_next_try
 
         if leaves_run_to_next_try(self, context, error):
             self.log.warning("The run is kept for the task's next try.")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import BaseOperator
-from airflow_provider_dstack._spec import at_least
+from airflow_provider_dstack._parameters import at_least
 from airflow_provider_dstack.errors import DstackError, DstackRunInterrupted
 
 if TYPE_CHECKING:

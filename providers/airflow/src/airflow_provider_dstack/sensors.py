@@ -85,7 +85,7 @@ class DstackRunSensor(BaseSensorOperator):
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Look at the run once."""
         from airflow_provider_dstack._outcome import as_airflow_error
-        from airflow_provider_dstack._status import not_there, sight_of
+        from airflow_provider_dstack.status_trigger import not_there, sight_of
         from dstack_core import DstackError as CoreError
         from dstack_core import ServerUnreachableError
 
@@ -128,7 +128,7 @@ class DstackRunSensor(BaseSensorOperator):
         self.defer(trigger=trigger, method_name="execute_complete", timeout=limit)
 
     def _is_reached(self, sight: Mapping[str, Any]) -> bool:
-        from airflow_provider_dstack._status import is_reached
+        from airflow_provider_dstack.status_trigger import is_reached
 
         try:
             return is_reached(sight, self._wanted())

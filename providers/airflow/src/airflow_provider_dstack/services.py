@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import BaseOperator
-from airflow_provider_dstack._spec import at_least, one_of
+from airflow_provider_dstack._parameters import at_least, one_of
 from airflow_provider_dstack._stop import stop_seconds
 from airflow_provider_dstack.errors import DstackError, DstackRunFailed, DstackRunInterrupted
 from airflow_provider_dstack.links import (

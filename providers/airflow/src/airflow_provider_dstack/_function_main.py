@@ -137,7 +137,7 @@ def print_traceback() -> list[str]:
 
 
 def frame(key: str, content: dict[str, Any]) -> list[str]:
-    """Return the lines that ``_frames.read_frame`` reads."""
+    """Return the lines that ``_function.read_frame`` reads."""
     text = json.dumps(content).encode()
     encoded = base64.b64encode(hashlib.sha256(text).hexdigest().encode() + b"\n" + text).decode()
     parts = [encoded[start : start + _PART] for start in range(0, len(encoded), _PART)]
