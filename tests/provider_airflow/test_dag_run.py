@@ -115,7 +115,7 @@ def test_a_run_that_somebody_stops_has_an_error_of_its_own(
         ),
         ("configuration={'type': 'dance'}", "got 'dance'"),
         ("configuration='commands: [unfinished'", "configuration"),
-        ("configuration='nowhere.dstack.yml'", "there is no file 'nowhere.dstack.yml'"),
+        ("configuration='nowhere.dstack.yml'", "expected a file 'nowhere.dstack.yml'"),
         ("configuration=Path('/nowhere/x.yml')", "/nowhere/x.yml"),
         ("configuration={'type': 'task', 'commands': ['true']}, run_name='No Name'", "is no run name"),
         (

@@ -141,7 +141,7 @@ def test_a_run_in_another_project_is_left_alone(stored: Tries, capfd: pytest.Cap
     stored.store.set(RECORD_KEY, {**record_of(stored), "project": "elsewhere"})
     stored.next_try()
     stored.execute("true")
-    assert "in project elsewhere; that run is left alone" in capfd.readouterr().out
+    assert "in project elsewhere. That run is left alone." in capfd.readouterr().out
 
 
 def test_a_record_of_another_version_is_not_read(stored: Tries) -> None:

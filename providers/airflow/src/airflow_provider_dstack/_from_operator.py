@@ -110,10 +110,10 @@ def defer(
     from airflow_provider_dstack.triggers import DstackRunTrigger
 
     if task_run.progress is None:
-        raise DstackRunInterrupted(f"run {task_run.ref.name} was left before it was submitted")
+        raise DstackRunInterrupted(f"The task was ended before run {task_run.ref.name} was submitted.")
     deadline = None
     if operator.execution_timeout is not None:
-        # Airflow itself does not look at execution_timeout while a task is deferred.
+        # Airflow itself does not enforce execution_timeout while a task is deferred.
         started = context["ti"].start_date.timestamp()
         deadline = started + operator.execution_timeout.total_seconds()
     trigger = DstackRunTrigger(
@@ -136,9 +136,9 @@ def defer(
         state = {"progress": trigger.progress, **task_run.relay.state()}
         save(context["ti"], trigger.marker, state)
     left = None if deadline is None else max(0.0, deadline - time.time()) + _BACKSTOP_SECONDS
-    # The last thing before: what happens between this and Airflow's answer is seen by nobody.
+    # The last check: what happens between this and Airflow's answer goes unnoticed.
     if was_killed() or was_ended(context["ti"]):
-        raise DstackRunInterrupted(f"the task was ended while run {task_run.ref.name} was handed over")
+        raise DstackRunInterrupted(f"The task was ended while run {task_run.ref.name} was handed over.")
     operator.defer(
         trigger=trigger,
         method_name="execute_complete",
@@ -201,14 +201,14 @@ def profile_of(operator: DstackRunOperator, context: Context) -> Profile:
 
 
 def names_of(operator: DstackRunOperator, context: Context) -> TaskNames:
-    """Return how the runs of a task instance are called."""
+    """Return the names of a task instance's runs."""
     # A service that is updated outlives its task also in the eyes of the reaper.
     keep = operator.on_kill_action == "keep" or operator.on_active == "update"
     return TaskNames.of(context, operator.run_name, operator.retries or 0, keep=keep)
 
 
 def ledger_of(operator: DstackRunOperator, context: Context, project: str) -> Ledger:
-    """Return what keeps the record of a task instance's run in ``project``."""
+    """Return the ledger of a task instance's run in ``project``."""
     from airflow_provider_dstack._previous_try import Ledger
 
     return Ledger(names_of(operator, context), project, task_state_store(context), operator.log)
@@ -237,7 +237,7 @@ def _beside_dag(given: str | os.PathLike[str] | None, context: Context) -> Path 
 
 
 def leaves_run_to_next_try(operator: DstackRunOperator, context: Context, error: BaseException) -> bool:
-    """Tell whether the task's next try takes its run over after ``error``."""
+    """Return whether the task's next try takes its run over after ``error``."""
     from airflow_provider_dstack._previous_try import will_be_retried
 
     return operator.durable and will_be_retried(context, error)

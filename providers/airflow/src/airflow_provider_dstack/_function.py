@@ -21,6 +21,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -57,7 +58,8 @@ def call_of(
         problem = _function_main.not_json(value, place)
         if problem:
             raise AirflowFailException(
-                f"{function.__name__}: {problem}; pass plain values, or use serializer='cloudpickle'"
+                f"{function.__name__}: {problem}. Arguments must be plain values; other ones need "
+                "serializer='cloudpickle'."
             )
     return {
         **head,
@@ -76,8 +78,8 @@ def source_of(function: Callable[..., Any]) -> str:
         found = next(node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef))
     except (OSError, SyntaxError, StopIteration) as error:
         raise AirflowFailException(
-            f"{name}: the source of the function cannot be read ({error}); write it as a def in the DAG's "
-            "file, or use serializer='cloudpickle'"
+            f"{name}: expected a function whose source can be read, got an error ({error}). Write it as a "
+            "def in the DAG's file, or use serializer='cloudpickle'."
         ) from None
     return "".join(text.splitlines(keepends=True)[found.lineno - 1 :])
 
@@ -95,9 +97,10 @@ def write_files(directory: Path, call: Mapping[str, Any], marker: str, limit: in
 
 
 def launcher(marker: str, image: str | None) -> str:
-    """Return the shell command that starts the function, and says so when the run has no Python."""
+    """Return the shell command that starts the function, and reports when the run has no Python."""
     message = (
-        f"there is no python3 in {f'the image {image!r}' if image else 'the run'}; use an image with one"
+        f"expected python3 in {f'the image {image!r}' if image else 'the run'}, got none. "
+        "Use an image that has it."
     )
     (frame,) = _function_main.frame(frame_key(marker), {"kind": "unusable", "message": message})
     script = f"{FOLDER}/main.py"
@@ -119,11 +122,11 @@ def read_back(client: Client, run_name: str, run_id: str, *, wait: bool) -> dict
             time.sleep(_PAUSE_SECONDS)
         run = client.runs.get(run_name)
         if run is None or run.id != run_id:
-            raise DstackError(f"run {run_name} was deleted before its result was read")
+            raise DstackError(f"Run {run_name} was deleted before its result was read.")
         try:
             frame = read_frame(run.logs(), frame_key(run.marker or ""))
         except ValueError as error:
-            raise DstackError(f"run {run_name}: {error}") from None
+            raise DstackError(f"Run {run_name}: {error}") from None
         if frame is not None:
             return frame
     return None
@@ -137,8 +140,8 @@ def value_of(frame: Mapping[str, Any], serializer: Serializer) -> Any:
         return _cloudpickle().loads(base64.b64decode(frame["value"]))
     except Exception as error:
         raise AirflowFailException(
-            "the function's result cannot be unpickled on the worker "
-            f"(Python {sys.version.split()[0]}): {error!r}"
+            f"The function's result: expected what Python {sys.version.split()[0]} on the worker can "
+            f"unpickle, got {error!r}."
         ) from error
 
 
@@ -178,7 +181,7 @@ def _pickled(function: Callable[..., Any], args: Collection[Any], kwargs: Mappin
         data = cloudpickle.dumps((function, list(args), dict(kwargs)))
     except Exception as error:
         raise AirflowFailException(
-            f"{function.__name__}: it cannot be pickled with its arguments: {error!r}"
+            f"{function.__name__}: expected a function and arguments that can be pickled, got {error!r}."
         ) from error
     finally:
         if module is not None:
@@ -191,8 +194,8 @@ def _cloudpickle() -> Any:
         return import_module("cloudpickle")
     except ImportError:
         raise AirflowFailException(
-            "serializer='cloudpickle' needs the package cloudpickle on the worker; install "
-            "'airflow-provider-dstack[cloudpickle]'"
+            "serializer: expected the package cloudpickle on the worker, got none. Install "
+            "'airflow-provider-dstack[cloudpickle]'."
         ) from None
 
 
@@ -215,14 +218,11 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
 
 
 def _decoded(parts: list[str]) -> dict[str, Any]:
-    try:
-        data = base64.b64decode("".join(parts), validate=True)
-        digest, _, text = data.partition(b"\n")
-        if sha256(text).hexdigest().encode() != digest:
-            raise ValueError("its checksum is wrong")
-        content = json.loads(text)
-    except (binascii.Error, ValueError) as error:
-        raise ValueError(f"the result in the run's log is broken: {error}") from None
+    content = None
+    with suppress(binascii.Error, ValueError):
+        digest, _, text = base64.b64decode("".join(parts), validate=True).partition(b"\n")
+        if sha256(text).hexdigest().encode() == digest:
+            content = json.loads(text)
     if not isinstance(content, dict):
-        raise ValueError("the result in the run's log is broken: it is no object")
+        raise ValueError("expected a whole result in its log, got a broken one.")
     return content

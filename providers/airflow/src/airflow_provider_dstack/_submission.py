@@ -19,7 +19,8 @@ _OTHER_WAYS = {
     "update": 'Or set on_active="replace" to stop it and submit a new one.',
 }
 
-# The offers are only for the log, so a submission does not wait longer for them.
+# The offers are only for the log, so a submission does not wait longer for them: a server that asks many
+# backends takes seconds.
 PLAN_SECONDS = 10.0
 
 

@@ -196,8 +196,9 @@ class TemplatedModels(BaseOperator):
                 env.parse(value)
             except TemplateNotFound as error:
                 raise AirflowFailException(
-                    f"configuration: there is no file {error.name!r} in the DAG's folder or in its "
-                    "template_searchpath; correct the path, or pass a pathlib.Path for a file elsewhere"
+                    f"configuration: expected a file {error.name!r} in the DAG's folder or in its "
+                    "template_searchpath, got none. Correct the path, or pass a pathlib.Path for a file "
+                    "elsewhere."
                 ) from None
             except TemplateSyntaxError as error:
                 found = "another text" if _SECRETS.intersection(where.split(".")) else f"{error.message}"

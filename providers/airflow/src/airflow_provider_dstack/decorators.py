@@ -32,26 +32,43 @@ def dstack_task(
 ) -> TaskDecorator:
     """Make a function a task whose body runs in a dstack run, and whose return value becomes its XCom.
 
-    Airflow offers it as ``@task.dstack``. ``image`` (str) or ``python`` (str, such as ``"3.11"``),
-    ``resources`` (``Resources``, a dict or a text as in YAML), ``env`` (dict), ``registry_auth``,
-    ``commands`` (list of str: what to run before the function, such as ``pip install``); ``configuration``
-    (as for ``DstackRunOperator``, a task) is where these are added to. All parameters of
-    ``DstackRunOperator`` work too, ``deferrable`` and templates included. With ``serializer="json"`` the
-    function travels as its source, so it imports inside its body all it needs, and arguments and result are
-    plain values (tuples become lists). With ``"cloudpickle"`` it is pickled with what it refers to; the run
-    needs the package ``cloudpickle`` and the worker's Python version. ``max_result_bytes`` (int, default
-    1 MiB) limits the result, which travels in the run's log. Function and arguments travel in an uploaded
-    archive: they are neither in the run's configuration nor in a process list.
+    Airflow offers it as ``@task.dstack``. Function and arguments travel in an uploaded archive: they are
+    neither in the run's configuration nor in a process list.
 
-    A function that raises fails the task as ``DstackRunFailed`` with the end of its traceback; one that can
-    never work as it is (a result that JSON cannot carry, no Python in the image) as
-    ``AirflowFailException``. Source: Airflow documentation, "TaskFlow" and "Creating Custom @task
-    Decorators".
+    Args:
+        python_callable: The function. With ``serializer="json"`` it imports inside its body all it needs.
+        multiple_outputs: Push each entry of a returned dict as an XCom of its own. Default: Airflow's.
+        **kwargs: The parameters below, and all of ``DstackRunOperator``, ``deferrable`` and templates
+            included.
+        image: The image to run in (str). It needs Python 3.7 or newer. Default: dstack's own.
+        python: The Python version of dstack's own image (str, such as ``"3.11"``). Default: dstack's.
+        resources: ``Resources``, a dict or a text as in YAML. Default: those of ``configuration``.
+        commands: What to run before the function (list of str), such as ``pip install``. Default: nothing.
+        registry_auth: ``RegistryAuth`` or a dict, for a private ``image``. Default: none.
+        configuration: A task as for ``DstackRunOperator``, which these are added to. Default: an empty one.
+        serializer: With ``"json"`` (default) the function travels as its source, and arguments and result
+            are plain values (tuples become lists). With ``"cloudpickle"`` it is pickled with what it refers
+            to; the run needs the package ``cloudpickle`` and the worker's Python version.
+        max_result_bytes: The most bytes of the result, which travels in the run's log. Default 1 MiB.
+
+    Returns:
+        What ``@task.dstack`` makes of a function; a call of it returns the task's ``XComArg``.
+
+    Raises:
+        ValueError: A parameter is wrong; the DAG cannot be parsed.
+        DstackRunFailed: In the task: the function raised. The message has the end of its traceback.
+        AirflowFailException: In the task: it can never work as it is, for example because JSON cannot carry
+            the result, or the image has no Python.
+
+    Example:
+        ``@task.dstack(image="python:3.11", resources={"gpu": "24GB"})`` above ``def train(): ...``
+
+    Source: Airflow documentation, "TaskFlow" and "Creating Custom @task Decorators".
     """
     if "resources" in kwargs:
         # Airflow reads an argument of that name as its own when the task is mapped.
         if "run_resources" in kwargs:
-            raise ValueError("resources and run_resources are the same thing; give one of them")
+            raise ValueError("resources: expected resources or run_resources, which are the same, got both.")
         kwargs["run_resources"] = kwargs.pop("resources")
     return task_decorator_factory(
         python_callable=python_callable,
@@ -62,7 +79,7 @@ def dstack_task(
 
 
 class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
-    """Run a Python function in a run and return what it returns; ``dstack_task`` tells the parameters."""
+    """The operator behind ``@task.dstack``; ``dstack_task`` explains the parameters."""
 
     template_fields: Sequence[str] = (
         "op_args",
@@ -97,9 +114,7 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
         **kwargs: Any,
     ) -> None:
         if inspect.iscoroutinefunction(python_callable):
-            raise ValueError(
-                f"{python_callable.__name__}: @task.dstack runs a plain function, not an async one"
-            )
+            raise ValueError(f"{python_callable.__name__}: expected a plain function, got an async one.")
         super().__init__(
             python_callable=python_callable,
             op_args=op_args,
@@ -114,7 +129,7 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
         self.registry_auth = registry_auth
         self.serializer = one_of("serializer", serializer, ("json", "cloudpickle"))
         if max_result_bytes < 1:
-            raise ValueError(f"max_result_bytes: {max_result_bytes!r} leaves no room for a result")
+            raise ValueError(f"max_result_bytes: expected 1 byte or more, got {max_result_bytes!r}.")
         self.max_result_bytes = max_result_bytes
         self._code: TemporaryDirectory[str] | None = None
 
@@ -146,7 +161,7 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
         return {**{name: known[name] for name in names if name in known}, **self.op_kwargs}
 
     def announce(self, context: Context, run: Run) -> None:
-        """Remove the function's files, which nobody needs any more, and tell the run's address."""
+        """Remove the function's files, which the server has, and push the run's address."""
         self._remove_files()
         super().announce(context, run)
 
@@ -175,7 +190,7 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
 
         base = read_configuration(self.configuration)
         if base.type != "task":
-            raise AirflowFailException(f"configuration: @task.dstack runs a task, not a {base.type}")
+            raise AirflowFailException(f"configuration: expected a task, got a {base.type}.")
         given = {
             "image": self.image,
             "python": self.python,
@@ -221,5 +236,5 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
         except CoreError as error:
             if wait:
                 raise as_airflow_error(error, submitted=True) from error
-            self.log.warning("The log of run %s cannot be read: %s", outcome["run_name"], error)
+            self.log.warning("Could not read the log of run %s: %s", outcome["run_name"], error)
             return None
