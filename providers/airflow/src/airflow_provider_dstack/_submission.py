@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from dstack_core.integration import RunRef
 
 OnActive: TypeAlias = Literal["update", "replace", "fail"]
+# How a server answers a value that it cannot read (PROTOCOL 1.1); no other refusal proves that.
 _UNREADABLE = 422
 _OTHER_WAYS = {
     "fail": 'Or set on_active="update" or on_active="replace".',
     "update": 'Or set on_active="replace" to stop it and submit a new one.',
 }
 
-# The offers are only for the log, so a submission does not wait longer for them: a server that asks many
-# backends takes seconds.
+# The offers are only for the log, so a submission does not wait longer for them. With less, a log has no
+# offers where the server takes long to collect them.
 PLAN_SECONDS = 10.0
 
 

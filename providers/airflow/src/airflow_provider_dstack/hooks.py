@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dstack_core import AsyncClient, Client
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-# The page waits for the test: an address that answers at all does so within this.
+# The user waits for the test on a page. With less, a slow server looks like a wrong address.
 _TEST_SECONDS = 5.0
 # No run has this name, so a reply shows that server, token and project are right.
 _PROBE = "airflow-connection-test"
