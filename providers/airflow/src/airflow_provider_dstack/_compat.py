@@ -150,6 +150,7 @@ def worker_task(ti: TaskInstanceLike) -> TaskFacts | None:
     state, question = find_task_state(ti), getattr(comms, "GetDagRun", None)
     if state is None:
         return None
+    # Without the start, ownership cannot be proven, and the run is left alone.
     if question is None:
         return TaskFacts(state, None, NO_STATUS, None)
     dag_run: Any = task_runner.SUPERVISOR_COMMS.send(question(dag_id=ti.dag_id, run_id=ti.run_id))

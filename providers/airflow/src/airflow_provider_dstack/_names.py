@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dstack_core.integration import RunRef
 
 
+# At the end of a marker, so that markers of versions that did not have it are read as before.
 _KEEP = "/keep"
 # A DAG run's id may hold slashes where the Airflow allows it; the ids of DAGs and tasks hold none.
 _MARKER = re.compile(

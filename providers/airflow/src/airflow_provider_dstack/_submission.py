@@ -1,4 +1,17 @@
-"""Get the run of this try: take over that of the try before, or submit a new one."""
+"""Get the run of this try: take over that of the try before, or submit a new one.
+
+The problem: the worker may be lost, and the task may be ended, between any two requests. The next try, or the
+stop, must then know which run there may be.
+
+The idea is the order of the steps:
+
+1. Decide about the run of the try before, by ``_previous_try``.
+2. Log the best offer. This request creates nothing, and shows early what the server refuses.
+3. Write the record. From here on the next try knows what to look for if this worker is lost.
+4. Aim at the run. From here on the end of the task stops it.
+5. Make way for it where a service of that name is active.
+6. Submit it, exactly once (PROTOCOL 1.4), and add the run's id to the record.
+"""
 
 from __future__ import annotations
 
