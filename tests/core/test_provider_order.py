@@ -19,28 +19,18 @@ FOLDERS = {
 LAYERS: dict[str, list[set[str]]] = {
     AIRFLOW: [
         # Plain helpers, and what Airflow's versions differ in.
-        {"__init__", "_compat", "_frames", "_log_position", "_pace", "_references", "_remote", "_spec"}
-        | {"_threads", "cli", "get_provider_info", "links"},
-        {
-            "_checkpoint",
-            "_git_connection",
-            "_kill_reason",
-            "_names",
-            "_relay",
-            "_stop",
-            "_templates",
-            "errors",
-        },
+        {"__init__", "_compat", "_function_main", "_log_relay", "_parameters", "_threads"}
+        | {"get_provider_info", "links"},
+        {"_git_connection", "_kill_reason", "_names", "_stop", "_templates", "_trigger_relay", "errors"},
         # One part of a task each: its connection, its record, its submission, its result.
-        {"_durable", "_function", "_outcome", "_reap", "_remaining_log", "_watch", "hooks"},
-        {"_reap_command", "_status", "_submission", "reaper", "triggers"},
+        {"_function", "_outcome", "_previous_try", "_reap", "hooks"},
+        {"_remaining_log", "_submission", "cli", "reaper", "status_trigger", "triggers"},
         # A whole task: its threads, and how it is made from an operator's fields.
-        {"_task_run", "status_trigger"},
-        {"_build", "_deferral"},
+        {"_task_run"},
+        {"_from_operator"},
         # What DAGs use.
         {"operators", "sensors"},
-        {"_decorated", "services"},
-        {"decorators"},
+        {"decorators", "services"},
     ],
     PREFECT: [
         # Plain helpers.
@@ -64,9 +54,7 @@ LAYERS: dict[str, list[set[str]]] = {
 }
 # Imports for annotations alone, which no process loads: the class that a module works for.
 TYPES_ONLY = {
-    (AIRFLOW, "_build", "operators"),
-    (AIRFLOW, "_deferral", "operators"),
-    (AIRFLOW, "_remaining_log", "operators"),
+    (AIRFLOW, "_from_operator", "operators"),
     (PREFECT, "_stop", "_job"),
     (PREFECT, "run_handle", "job_block"),
 }

@@ -25,12 +25,13 @@ from tests.docs.voice import (
 SWEPT: tuple[str, ...] = (
     "benchmarks",
     "dags",
-    "dstack_core/local",
     "dstack_core/_flow",
     "dstack_core/_shared",
-    "dstack_core/_wire",
     "dstack_core/_transport",
+    "dstack_core/_wire",
+    "dstack_core/local",
     "flows",
+    "providers/airflow",
     "scripts",
     "tests",
 )

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_dstack import _checkpoint
-from airflow_provider_dstack._checkpoint import SECONDS_BETWEEN, Checkpoints
-from airflow_provider_dstack._pace import Pace
+from airflow_provider_dstack import _trigger_relay
+from airflow_provider_dstack._trigger_relay import SECONDS_BETWEEN, Checkpoints, Pace
 
 TI: Any = SimpleNamespace(dag_id="d", run_id="r", task_id="train", try_number=1, map_index=None)
 
@@ -91,21 +90,21 @@ def test_a_last_state_that_is_or_will_be_saved_is_not_saved_again() -> None:
 @pytest.fixture
 def xcoms(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     kept: dict[str, Any] = {}
-    monkeypatch.setattr(_checkpoint, "push_xcom", lambda ti, key, value: kept.update({key: value}))
-    monkeypatch.setattr(_checkpoint, "pull_xcom", lambda ti, key: kept.get(key))
-    monkeypatch.setattr(_checkpoint, "delete_xcom", lambda ti, key: kept.pop(key))
+    monkeypatch.setattr(_trigger_relay, "push_xcom", lambda ti, key, value: kept.update({key: value}))
+    monkeypatch.setattr(_trigger_relay, "pull_xcom", lambda ti, key: kept.get(key))
+    monkeypatch.setattr(_trigger_relay, "delete_xcom", lambda ti, key: kept.pop(key))
     return kept
 
 
 def test_only_the_same_try_finds_the_saved_progress(xcoms: dict[str, Any]) -> None:
-    assert _checkpoint.load(TI, "try 1") is None
-    _checkpoint.save(TI, "try 1", {"tail": ["x"]})
+    assert _trigger_relay.load(TI, "try 1") is None
+    _trigger_relay.save(TI, "try 1", {"tail": ["x"]})
     assert list(xcoms) == ["dstack_progress"]
-    assert _checkpoint.load(TI, "try 1") == {"tail": ["x"]}
-    assert _checkpoint.load(TI, "try 2") is None
+    assert _trigger_relay.load(TI, "try 1") == {"tail": ["x"]}
+    assert _trigger_relay.load(TI, "try 2") is None
     xcoms["dstack_progress"] = "something of somebody else"
-    assert _checkpoint.load(TI, "try 1") is None
-    _checkpoint.forget(TI)
+    assert _trigger_relay.load(TI, "try 1") is None
+    _trigger_relay.forget(TI)
     assert not xcoms
 
 
@@ -114,14 +113,14 @@ def test_the_pause_after_saves_grows_with_their_time(
 ) -> None:
     slept: list[float] = []
     clock = Clock()
-    monkeypatch.setattr(_checkpoint, "_REST", Pace(0.5, clock))
+    monkeypatch.setattr(_trigger_relay, "_REST", Pace(0.5, clock))
     monkeypatch.setattr(time, "sleep", slept.append)
     for number in range(4):
         times = iter([number, number + 0.05])
         monkeypatch.setattr(time, "monotonic", lambda times=times: next(times))
-        _checkpoint.save_and_rest(TI, "try 1", {})
+        _trigger_relay.save_and_rest(TI, "try 1", {})
     assert slept == pytest.approx([0.0, 0.0, 0.1, 0.3])
     clock.now += 0.3
-    assert _checkpoint._REST.wait_after(0.1) == pytest.approx(0.1)
+    assert _trigger_relay._REST.wait_after(0.1) == pytest.approx(0.1)
     clock.now += 10.0
-    assert _checkpoint._REST.wait_after(0.4) == 0.0
+    assert _trigger_relay._REST.wait_after(0.4) == 0.0

@@ -115,7 +115,7 @@ def test_a_run_that_a_user_stops_has_an_error_of_its_own(
         ),
         ("configuration={'type': 'dance'}", "got 'dance'"),
         ("configuration='commands: [unfinished'", "configuration"),
-        ("configuration='nowhere.dstack.yml'", "there is no file 'nowhere.dstack.yml'"),
+        ("configuration='nowhere.dstack.yml'", "expected a file 'nowhere.dstack.yml'"),
         ("configuration=Path('/nowhere/x.yml')", "/nowhere/x.yml"),
         (
             "configuration={'type': 'task', 'commands': ['true']}, run_name='No Name'",
@@ -130,11 +130,17 @@ def test_a_run_that_a_user_stops_has_an_error_of_its_own(
             "configuration={'type': 'task', 'commands': ['true']}, run_resources={'gpu': {'ram': 1}}",
             "resources.gpu.ram: Extra inputs are not permitted",
         ),
-        ("configuration={'type': 'task', 'commands': ['true']}, dstack_conn_id='nobody'", "no connection"),
+        (
+            "configuration={'type': 'task', 'commands': ['true']}, dstack_conn_id='nobody'",
+            "got none called 'nobody'",
+        ),
         ("configuration={'type': 'task', 'commands': ['true']}, dstack_conn_id='bad_token'", "token"),
         ("configuration={'type': 'task', 'commands': ['true']}, dstack_conn_id='bad_project'", "nowhere"),
         ("configuration={'type': 'task', 'commands': ['true']}, project_name='nowhere2'", "nowhere2"),
-        ("configuration={'type': 'task', 'commands': ['true']}, dstack_conn_id='no_token'", "no token"),
+        (
+            "configuration={'type': 'task', 'commands': ['true']}, dstack_conn_id='no_token'",
+            "expected a token, got none",
+        ),
         (
             "configuration={'type': 'task', 'commands': ['true']}, repo_dir='/nowhere'",
             "repo_dir: expected a directory, got '/nowhere'",

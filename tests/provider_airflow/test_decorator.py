@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from airflow_provider_dstack import _remote, operators
+from airflow_provider_dstack import _function_main, operators
 from airflow_provider_dstack._compat import trigger_has_on_kill
-from airflow_provider_dstack._frames import read_frame
+from airflow_provider_dstack._function import read_frame
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import DagRunner, Ran, paths, runs_of
 
@@ -102,10 +102,28 @@ train()
 @pytest.mark.parametrize(
     ("options", "signature", "statement", "call", "told"),
     [
-        ("", "value", "return value", "object()", "argument 'value' is of type object"),
-        ("", "value", "return value", "{1: 'a'}", "argument 'value' has the key 1, which is no str"),
-        ("", "ti", "return 1", "", "argument 'ti' is of type RuntimeTaskInstance"),
-        ("configuration={'type': 'service', 'port': 80}, ", "", "return 1", "", "not a service"),
+        (
+            "",
+            "value",
+            "return value",
+            "object()",
+            "argument 'value': expected a value that JSON can carry, got object",
+        ),
+        ("", "value", "return value", "{1: 'a'}", "argument 'value': expected str keys, got 1"),
+        (
+            "",
+            "ti",
+            "return 1",
+            "",
+            "argument 'ti': expected a value that JSON can carry, got RuntimeTaskInstance",
+        ),
+        (
+            "configuration={'type': 'service', 'port': 80}, ",
+            "",
+            "return 1",
+            "",
+            "expected a task, got a service",
+        ),
     ],
 )
 def test_what_cannot_be_sent_is_refused_before_anything_is_submitted(
@@ -138,14 +156,18 @@ def test_what_cannot_be_sent_is_refused_before_anything_is_submitted(
 @pytest.mark.parametrize(
     ("options", "statement", "told"),
     [
-        ("", "return {1, 2}", "train: the result is of type set, which JSON does not know"),
-        ("", "return {'a': [b'x']}", "the result['a'][0] is of type bytes"),
-        ("max_result_bytes=100, ", "return 'x' * 99", "the result has 101 bytes, max_result_bytes is 100"),
-        ("env={'PATH': '/nowhere'}, ", "return 1", "train: there is no python3 in the run"),
+        ("", "return {1, 2}", "train: the result: expected a value that JSON can carry, got set"),
+        ("", "return {'a': [b'x']}", "the result['a'][0]: expected a value that JSON can carry, got bytes"),
+        (
+            "max_result_bytes=100, ",
+            "return 'x' * 99",
+            "the result: expected at most 100 bytes (max_result_bytes), got 101",
+        ),
+        ("env={'PATH': '/nowhere'}, ", "return 1", "train: expected python3 in the run, got none"),
         (
             f"serializer='cloudpickle', {OWN_PYTHON}, ",
             "return (item for item in [1])",
-            "cannot be pickled",
+            "the result: expected what can be pickled",
         ),
     ],
 )
@@ -177,19 +199,19 @@ def test_a_missing_cloudpickle_is_reported(
     ran = run(dag_runner, f"@task.dstack({options}, poll_interval=0.3)\ndef train(): ...\ntrain()")
     output = capfd.readouterr().out
     assert ran.tasks == {"train": "failed"}
-    assert "needs the package cloudpickle in the run, and its Python 3.11 has none" in output
+    assert "expected the package cloudpickle in the run, and its Python 3.11 has none" in output
 
 
 def test_another_python_is_reported_with_both_versions(tmp_path: Path) -> None:
     call = {"key": "0" * 16, "serializer": "cloudpickle", "python": "2.7", "pickle": "", "limit": 100}
-    (tmp_path / "main.py").write_text(inspect.getsource(_remote))
+    (tmp_path / "main.py").write_text(inspect.getsource(_function_main))
     (tmp_path / "call.json").write_text(json.dumps(call))
     done = subprocess.run([sys.executable, tmp_path / "main.py"], capture_output=True, check=False)
     frame = read_frame([done.stdout], "0" * 16)
     assert done.returncode == 1
     assert frame is not None
     assert frame["message"].startswith(
-        "the function was pickled by Python 2.7, the run has Python 3.11; give the run Python 2.7"
+        "expected Python 2.7 in the run, which pickled the function, got Python 3.11. Set python='2.7'"
     )
 
 
@@ -288,10 +310,19 @@ train("conf.yml")
 @pytest.mark.parametrize(
     ("source", "told"),
     [
-        ("@task.dstack\nasync def train(): ...\ntrain()", "runs a plain function"),
-        ("@task.dstack(serializer='yaml')\ndef train(): ...\ntrain()", "serializer: 'yaml' is not known"),
-        ("@task.dstack(max_result_bytes=0)\ndef train(): ...\ntrain()", "max_result_bytes: 0 leaves no room"),
-        ("@task.dstack(resources={}, run_resources={})\ndef train(): ...\ntrain()", "the same thing"),
+        ("@task.dstack\nasync def train(): ...\ntrain()", "train: expected a plain function"),
+        (
+            "@task.dstack(serializer='yaml')\ndef train(): ...\ntrain()",
+            "serializer: expected one of 'json', 'cloudpickle', got 'yaml'",
+        ),
+        (
+            "@task.dstack(max_result_bytes=0)\ndef train(): ...\ntrain()",
+            "max_result_bytes: expected 1 byte or more, got 0",
+        ),
+        (
+            "@task.dstack(resources={}, run_resources={})\ndef train(): ...\ntrain()",
+            "expected resources or run_resources",
+        ),
     ],
 )
 def test_wrong_parameters_are_reported_when_the_dag_is_parsed(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import TaskDeferred
 
-from airflow_provider_dstack import _checkpoint, _deferral, operators
+from airflow_provider_dstack import _from_operator, _trigger_relay, operators
 from airflow_provider_dstack._names import TaskNames
 from airflow_provider_dstack.errors import DstackRunInterrupted
 from airflow_provider_dstack.operators import DstackRunOperator
@@ -66,11 +66,11 @@ def test_a_task_that_ends_while_it_is_handed_over_stops_its_run(
     def save(*told: object) -> None:
         # A user ends the task after its last check for that, and before the request to defer.
         if how == "state":
-            monkeypatch.setattr(_deferral, "was_ended", lambda ti: True)
+            monkeypatch.setattr(_from_operator, "was_ended", lambda ti: True)
         else:
             task.on_kill()
 
-    monkeypatch.setattr(_checkpoint, "save", save)
+    monkeypatch.setattr(_trigger_relay, "save", save)
     with pytest.raises(DstackRunInterrupted, match="The task was ended before its run"):
         task.execute(CONTEXT)
     (run,) = runs_of(server, f"airflow:{TI.dag_id}/")
@@ -82,7 +82,7 @@ def test_no_secret_is_left_to_the_triggerer_or_in_an_xcom(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[Any] = []
-    monkeypatch.setattr(_checkpoint, "save", lambda *told: saved.append(told[1:]))
+    monkeypatch.setattr(_trigger_relay, "save", lambda *told: saved.append(told[1:]))
     key = "first line of the key\nand its second line"
     more = {
         "image": "registry.example.com/train",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_dstack._compat import AirflowFailException
-from airflow_provider_dstack._durable import DECISIONS, RECORD_KEY, Decision, Record
+from airflow_provider_dstack._previous_try import DECISIONS, RECORD_KEY, Decision, Record
 from airflow_provider_dstack.errors import (
     DstackError,
     DstackRunFailed,
@@ -141,7 +141,7 @@ def test_a_run_in_another_project_is_left_alone(stored: Tries, capfd: pytest.Cap
     stored.store.set(RECORD_KEY, {**record_of(stored), "project": "elsewhere"})
     stored.next_try()
     stored.execute("true")
-    assert "in project elsewhere; that run is left alone" in capfd.readouterr().out
+    assert "in project elsewhere. That run is left alone." in capfd.readouterr().out
 
 
 def test_a_record_of_another_version_is_not_read(stored: Tries) -> None:

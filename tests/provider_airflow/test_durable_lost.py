@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_dstack import _build, _kill_reason
+from airflow_provider_dstack import _from_operator, _kill_reason
 from airflow_provider_dstack._kill_reason import Health
 from airflow_provider_dstack.errors import (
     DstackError,
@@ -72,7 +72,7 @@ def test_a_retry_policy_is_asked_whether_there_is_a_next_try(
 
 def killed_while_running(tries: Tries, monkeypatch: pytest.MonkeyPatch, state: Callable[[], Any]) -> Run:
     """Kill the task while its run is running and Airflow answers ``state`` about it; return the run."""
-    monkeypatch.setattr(_build, "task_state", lambda ti: state())
+    monkeypatch.setattr(_from_operator, "task_state", lambda ti: state())
     monkeypatch.setattr(_kill_reason, "airflow_health", lambda: Health("up", "it is healthy"))
     operator = tries.operator("sleep 600")
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_dstack._frames import frame_key, read_frame, without_frames
-from airflow_provider_dstack._remote import frame
+from airflow_provider_dstack._function import frame_key, read_frame
+from airflow_provider_dstack._function_main import frame
+from airflow_provider_dstack._log_relay import without_frames
 
 KEY = frame_key("airflow:dag/run/task/1#id")
 CONTENT = st.dictionaries(st.text(max_size=5), st.text(max_size=4000), max_size=4)
@@ -41,10 +42,10 @@ def test_a_frame_with_another_key_is_ignored() -> None:
 
 def test_a_broken_frame_is_refused() -> None:
     whole = frame(KEY, {"n": "x" * 9000})
-    with pytest.raises(ValueError, match="is broken"):
+    with pytest.raises(ValueError, match="got a broken one"):
         read_frame([log_of([whole[0], whole[2], whole[-1]])], KEY)
     changed = whole[1].replace("e", "f", 1)
-    with pytest.raises(ValueError, match="is broken"):
+    with pytest.raises(ValueError, match="got a broken one"):
         read_frame([log_of([whole[0], changed, *whole[2:]])], KEY)
 
 

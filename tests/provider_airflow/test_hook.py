@@ -67,9 +67,9 @@ def test_the_project_is_an_argument_or_in_the_extra_or_the_login(monkeypatch: py
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"login": "p", "password": "t"}, "no server URL"),
-        ({"host": "http://h", "password": "t"}, "no project"),
-        ({"host": "http://h", "login": "p"}, "no token"),
+        ({"login": "p", "password": "t"}, "expected a server URL, got none"),
+        ({"host": "http://h", "password": "t"}, "expected a project, got none"),
+        ({"host": "http://h", "login": "p"}, "expected a token, got none"),
         ({"host": "ftp://h", "login": "p", "password": "t"}, "ftp://h"),
         ({"host": "http://h", "login": "p", "password": "t", "extra": {"timeout": "soon"}}, "soon"),
     ],
@@ -84,7 +84,7 @@ def test_an_incomplete_connection_is_reported(
 
 
 def test_a_missing_connection_is_reported(database: object) -> None:
-    with pytest.raises(AirflowFailException, match="there is no connection 'nobody'"):
+    with pytest.raises(AirflowFailException, match="got none called 'nobody'"):
         DstackHook("nobody").get_conn()
 
 
@@ -97,8 +97,8 @@ def test_the_test_button_shows_what_is_wrong(
         "bad_token": "Wrong token",
         "bad_project": "No such project",
         "bad_url": "Wrong server URL",
-        "no_token": "no token",
-        "no_project": "no project",
+        "no_token": "expected a token, got none",
+        "no_project": "expected a project, got none",
     }
     for name, told in expected.items():
         good, message = DstackHook(name).test_connection()
@@ -124,5 +124,5 @@ def test_requests_to_a_service_contain_the_token(monkeypatch: pytest.MonkeyPatch
     fields = {"host": "http://h", "login": "p"}
     hook = define(monkeypatch, **fields, password="secret-token")
     assert hook.headers() == {"Authorization": "Bearer secret-token"}
-    with pytest.raises(AirflowFailException, match="no token"):
+    with pytest.raises(AirflowFailException, match="expected a token, got none"):
         define(monkeypatch, **fields).headers()

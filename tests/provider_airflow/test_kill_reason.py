@@ -13,10 +13,10 @@ import pytest
 from airflow.sdk.exceptions import ErrorType
 from airflow.sdk.execution_time.comms import ErrorResponse
 
-from airflow_provider_dstack import _build, _kill_reason
+from airflow_provider_dstack import _from_operator, _kill_reason
 from airflow_provider_dstack._compat import AirflowRuntimeError
-from airflow_provider_dstack._durable import RECORD_KEY
 from airflow_provider_dstack._kill_reason import Health, KillReason, airflow_health, kill_reason
+from airflow_provider_dstack._previous_try import RECORD_KEY
 from airflow_provider_dstack.operators import DstackRunOperator
 from tests.ports import free_port
 from tests.provider_airflow.health_server import (
@@ -310,8 +310,8 @@ def test_which_runs_are_kept(kind: str, durable: bool, next_try: bool, words: st
 def test_a_replaced_last_try_leaves_its_run_to_the_try_that_runs(
     airflow: HealthServer, monkeypatch: pytest.MonkeyPatch, store: dict[str, Any] | None, words: str | None
 ) -> None:
-    monkeypatch.setattr(_build, "task_state", lambda ti: "running")
+    monkeypatch.setattr(_from_operator, "task_state", lambda ti: "running")
     task = DstackRunOperator(task_id="train", configuration={"type": "task", "commands": ["true"]})
     context: Any = {"ti": SimpleNamespace(**vars(TI)), "task_state_store": store}
-    why_kept = _build._why_kept(task, context, _build.ledger_of(task, context, "main"))
+    why_kept = _from_operator._why_kept(task, context, _from_operator.ledger_of(task, context, "main"))
     assert why_kept is None if words is None else why_kept is not None and words in why_kept

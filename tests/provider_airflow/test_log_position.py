@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from airflow_provider_dstack._log_position import LogPosition, place
+from airflow_provider_dstack._log_relay import LogPosition, position_in
 from dstack_core import LogCursor, LogLines, Progress, RunStatus, StatusChanged
 
 START = Progress("af-1", "id-1")
@@ -89,4 +89,4 @@ def test_no_position_is_inside_a_line() -> None:
 def test_a_state_of_an_older_version_has_no_lines_ahead() -> None:
     state = {"progress": START.to_dict(), "tail": []}
     assert LogPosition.from_dict(state).to_dict() == {"progress": START.to_dict(), "ahead": {}}
-    assert place(state) == place({**state, "ahead": {}})
+    assert position_in(state) == position_in({**state, "ahead": {}})

@@ -63,11 +63,11 @@ def test_a_log_of_five_megabytes_arrives_whole(
     monkeypatch: pytest.MonkeyPatch,
     deferrable: bool,
 ) -> None:
-    from airflow_provider_dstack import _watch
+    from airflow_provider_dstack import _trigger_relay
 
     monkeypatch.setattr(operators, "_SYNC_SECONDS", 1.0)
     # The pace of a triggerer that others use too is a test of its own.
-    monkeypatch.setattr(_watch, "_BYTES_PER_SECOND", 1e9)
+    monkeypatch.setattr(_trigger_relay, "_BYTES_PER_SECOND", 1e9)
     number = 50_000
     padding = "y" * 93
     command = f"{'sleep 2; ' if deferrable else ''}seq -f 'n%05g-{padding}' 1 {number}"

@@ -16,9 +16,9 @@ from airflow.serialization.serialized_objects import DagSerialization
 
 from airflow_provider_dstack import operators
 from airflow_provider_dstack._compat import AirflowFailException, AirflowTaskTimeout, deferral_errors
-from airflow_provider_dstack._durable import RECORD_KEY, Record
 from airflow_provider_dstack._names import TaskNames
-from airflow_provider_dstack._spec import secrets_in
+from airflow_provider_dstack._parameters import secrets_in
+from airflow_provider_dstack._previous_try import RECORD_KEY, Record
 from airflow_provider_dstack._task_run import TaskRun
 from airflow_provider_dstack.errors import DstackRunFailed, DstackRunInterrupted, DstackServerUnreachable
 from airflow_provider_dstack.operators import DstackRunOperator
@@ -41,17 +41,30 @@ def operator(**arguments: Any) -> DstackRunOperator:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"on_kill_action": "explode"}, "on_kill_action: 'explode' is not known; use one of 'stop', 'abort'"),
-        ({"poll_interval": 0}, "poll_interval: 0 is no time"),
-        ({"poll_interval": "5"}, "poll_interval: '5' is no time"),
-        ({"retry_budget": -1}, "retry_budget: -1 is no time"),
-        ({"skip_on_exit_code": "99"}, "skip_on_exit_code: '99' is no exit status"),
-        ({"skip_on_exit_code": [1, 256]}, "256.* is no exit status; give a number from 0 to 255"),
-        ({"skip_on_exit_code": True}, "skip_on_exit_code: True is no exit status"),
-        ({"resources": Resources(gpu=GPU(count=1))}, "give dstack's as run_resources"),
-        ({"resources": "24GB.."}, "give dstack's as run_resources"),
-        ({"resources": 1}, "give dstack's as run_resources"),
-        ({"retry_policy": RetryPolicy(retry=True)}, "give dstack's as run_retry_policy"),
+        (
+            {"on_kill_action": "explode"},
+            "on_kill_action: expected one of 'stop', 'abort', 'keep', got 'explode'",
+        ),
+        ({"poll_interval": 0}, "poll_interval: expected 0.1 seconds or more, got 0"),
+        ({"poll_interval": "5"}, "poll_interval: expected 0.1 seconds or more, got '5'"),
+        ({"retry_budget": -1}, "retry_budget: expected 0 seconds or more, got -1"),
+        ({"log_budget_bytes": -1}, r"^log_budget_bytes: expected bytes .* or None for all of it, got -1\.$"),
+        ({"log_budget_bytes": "10"}, "log_budget_bytes: expected bytes of log, 0 or more, .* got '10'"),
+        ({"log_budget_bytes": 1.5}, "log_budget_bytes: expected bytes of log, 0 or more, .* got 1.5"),
+        ({"log_budget_bytes": True}, "log_budget_bytes: expected bytes of log, 0 or more, .* got True"),
+        ({"skip_on_exit_code": "99"}, "skip_on_exit_code: expected an exit status .*, got '99'"),
+        ({"skip_on_exit_code": [1, 256]}, "an exit status from 0 to 255, or a list of such, got .*256"),
+        ({"skip_on_exit_code": True}, "skip_on_exit_code: expected an exit status .*, got True"),
+        (
+            {"resources": Resources(gpu=GPU(count=1))},
+            "resources: expected Airflow's own .* Pass it as run_resources",
+        ),
+        ({"resources": "24GB.."}, "resources: expected Airflow's own .* Pass it as run_resources"),
+        ({"resources": 1}, "resources: expected Airflow's own .* Pass it as run_resources"),
+        (
+            {"retry_policy": RetryPolicy(retry=True)},
+            "retry_policy: expected Airflow's own .* Pass it as run_retry_policy",
+        ),
     ],
 )
 def test_wrong_arguments_are_reported_when_the_dag_is_parsed(arguments: dict[str, Any], told: str) -> None:

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 
-from airflow_provider_dstack._build import submit_arguments
-from airflow_provider_dstack._decorated import DstackDecoratedOperator
-from airflow_provider_dstack._spec import RENAMED
-from airflow_provider_dstack.decorators import dstack_task
+from airflow_provider_dstack._from_operator import submit_arguments
+from airflow_provider_dstack._parameters import RENAMED
+from airflow_provider_dstack.decorators import DstackDecoratedOperator, dstack_task
 from airflow_provider_dstack.operators import DstackRunOperator
 from airflow_provider_dstack.services import DstackServiceOperator
 from dstack_core import SubmitOptions

@@ -17,7 +17,6 @@ from airflow_provider_dstack._outcome import (
     finished_event,
     result_of,
 )
-from airflow_provider_dstack._status import is_reached
 from airflow_provider_dstack.errors import (
     DstackError,
     DstackNoCapacity,
@@ -26,6 +25,7 @@ from airflow_provider_dstack.errors import (
     DstackRunStopped,
     DstackServerUnreachable,
 )
+from airflow_provider_dstack.status_trigger import is_reached
 from dstack_core import (
     AccessDeniedError,
     AuthenticationError,

@@ -17,7 +17,7 @@ import pytest
 from airflow.sdk import BaseOperator
 
 from airflow_provider_dstack import __version__
-from airflow_provider_dstack._decorated import DstackDecoratedOperator
+from airflow_provider_dstack.decorators import DstackDecoratedOperator
 from airflow_provider_dstack.get_provider_info import get_provider_info
 from airflow_provider_dstack.operators import DstackRunOperator
 from airflow_provider_dstack.reaper import DstackReapOperator

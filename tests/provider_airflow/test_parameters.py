@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 
-from airflow_provider_dstack._build import submit_arguments
 from airflow_provider_dstack._compat import AirflowFailException
-from airflow_provider_dstack._spec import RENAMED
+from airflow_provider_dstack._from_operator import submit_arguments
+from airflow_provider_dstack._parameters import RENAMED
 from airflow_provider_dstack.errors import DstackError
 from airflow_provider_dstack.operators import DstackRunOperator
 from dstack_core import Client, RunCollection, SubmitOptions
@@ -119,7 +119,10 @@ def test_what_the_server_fills_in_is_left_to_it(given: str, rendered: str) -> No
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"configuration": None}, "configuration: None is none"),
+        (
+            {"configuration": None},
+            "configuration: expected a Task, a Service, a dict or the path of a .dstack.yml, got None",
+        ),
         ({"configuration": 7}, "configuration"),
         ({"configuration": {**TRUE, "env": ["no name"]}}, "env"),
         ({"configuration": {"type": "task", "commands": [{"a": 1}]}}, "commands"),
@@ -147,10 +150,10 @@ def test_what_the_server_fills_in_is_left_to_it(given: str, rendered: str) -> No
         ({"max_price": "-1"}, "max_price: expected USD per hour above 0, got -1"),
         ({"max_price": "0"}, "max_price: expected USD per hour above 0, got 0"),
         ({"backends": ["moon"]}, "backends"),
-        ({"backends": 5}, "backends: 5"),
+        ({"backends": 5}, 'backends: expected a list such as ["aws", "gcp"], got 5'),
         ({"repo_dir": "/etc/hostname"}, "repo_dir: expected a directory, got '/etc/hostname'"),
         ({"profiles_file": "/nope.yml"}, "profiles_file: expected a file at /nope.yml, got none"),
-        ({"project_name": "no/project"}, "'no/project' is no project name"),
+        ({"project_name": "no/project"}, "expected a project's name, got 'no/project'"),
     ],
     ids=lambda value: str(value)[:60] if isinstance(value, dict) else "",
 )

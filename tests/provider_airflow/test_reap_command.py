@@ -115,7 +115,7 @@ def test_a_stop_that_is_refused_ends_the_command_with_1(server: LocalServer, lef
 @pytest.mark.parametrize(
     ("conn_id", "environment", "told"),
     [
-        ("nowhere", {}, "there is no connection 'nowhere'"),
+        ("nowhere", {}, "got none called 'nowhere'"),
         ("bad_token", {}, "token"),
         ("bad_url", {}, "http://127.0.0.1:9"),
         (

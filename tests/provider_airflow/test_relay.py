@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from airflow_provider_dstack._relay import DEFAULT_LOG_BUDGET, new_relay, records
+from airflow_provider_dstack._log_relay import DEFAULT_LOG_BUDGET, new_relay, records
 from dstack_core import LogLines, Outcome, Progress, RunFinished, RunStatus, integration
 
 PROGRESS = Progress("af-1", "id-1", "running")

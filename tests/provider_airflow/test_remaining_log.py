@@ -18,12 +18,10 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_dstack import _checkpoint, _remaining_log, _watch, triggers
-from airflow_provider_dstack._checkpoint import Checkpoints
-from airflow_provider_dstack._durable import RECORD_KEY, Record
-from airflow_provider_dstack._log_position import LogPosition
-from airflow_provider_dstack._relay import new_relay
-from airflow_provider_dstack._watch import Watch
+from airflow_provider_dstack import _remaining_log, _trigger_relay, triggers
+from airflow_provider_dstack._log_relay import LogPosition, new_relay
+from airflow_provider_dstack._previous_try import RECORD_KEY, Record
+from airflow_provider_dstack._trigger_relay import Checkpoints, TriggerRelay
 from airflow_provider_dstack.errors import DstackRunFailed, DstackRunInterrupted, DstackRunStopped
 from airflow_provider_dstack.operators import DstackRunOperator
 from dstack_core import LogCursor, LogLines, Outcome, Run
@@ -52,7 +50,7 @@ def line(number: int) -> str:
 
 @pytest.fixture(autouse=True)
 def clock_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triggers, "Watch", partial(Watch, clock=lambda: 1000.0))
+    monkeypatch.setattr(triggers, "TriggerRelay", partial(TriggerRelay, clock=lambda: 1000.0))
 
 
 @pytest.fixture
@@ -157,7 +155,7 @@ def test_the_budget_holds_for_trigger_and_worker_together(
 def test_a_log_beyond_the_budget_is_not_read_to_its_end_by_the_trigger(
     server: LocalServer, log: Log, worker_log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_watch, "_BYTES_READ_PER_SECOND", _watch._BYTES_PER_SECOND)
+    monkeypatch.setattr(_trigger_relay, "_BYTES_READ_PER_SECOND", _trigger_relay._BYTES_PER_SECOND)
     run = ended(server, writing(20_000))
     payload = fired(run, log, log_budget_bytes=1_000)
     assert payload["rest"]["left_out_bytes"] < _BURST_BYTES + _SLACK_BYTES
@@ -201,7 +199,9 @@ def test_a_server_outage_costs_the_rest_of_the_log_but_not_the_outcome(
 
 def test_an_unreachable_server_is_waited_for_at_most_a_minute() -> None:
     event: dict[str, Any] = {"rest": {}, "tail": []}
-    assert _remaining_log._RemainingLog(operator(), event, OUTCOME)._retry_budget == 60.0
+    task = operator()
+    rest = _remaining_log._RemainingLog(event, OUTCOME, task.hook(), (), None, task.retry_budget, task.log)
+    assert rest._retry_budget == 60.0
 
 
 def test_the_last_lines_of_a_failed_run_are_not_those_of_its_middle(
@@ -259,9 +259,9 @@ def test_a_trigger_that_takes_over_in_the_middle_of_a_page_repeats_nothing(
     server: LocalServer, log: Log, worker_log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: dict[str, Any] = {}
-    monkeypatch.setattr(_checkpoint, "push_xcom", lambda ti, key, value: kept.update({key: value}))
-    monkeypatch.setattr(_checkpoint, "pull_xcom", lambda ti, key: kept.get(key))
-    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(_trigger_relay, "push_xcom", lambda ti, key, value: kept.update({key: value}))
+    monkeypatch.setattr(_trigger_relay, "pull_xcom", lambda ti, key: kept.get(key))
+    monkeypatch.setattr(_trigger_relay, "SECONDS_BETWEEN", 0.0)
     run = submitted(server, writing(20_000, "echo written; sleep 600"))
     wait_for("log", lambda: b"written" in b"".join(run.logs()))
     first = trigger_for(run)
@@ -289,18 +289,18 @@ def test_airflow_has_read_the_log_before_its_position_is_saved(
     server: LocalServer, log: Log, monkeypatch: pytest.MonkeyPatch, command: str, requests: int
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(_checkpoint, "push_xcom", lambda ti, key, value: asked.append("push"))
-    monkeypatch.setattr(_checkpoint, "pull_xcom", lambda ti, key: asked.append("pull"))
+    monkeypatch.setattr(_trigger_relay, "push_xcom", lambda ti, key, value: asked.append("push"))
+    monkeypatch.setattr(_trigger_relay, "pull_xcom", lambda ti, key: asked.append("pull"))
     fired(ended(server, command), log)
     assert asked[0] == "pull"
     assert asked[-requests - 1 :] == [*["pull"] * requests, "push"]
     assert requests or asked.count("pull") == 1
 
 
-def watch_with(clock: Callable[[], float], wait_for_end: Callable[[], Any]) -> Watch:
+def relay_with(clock: Callable[[], float], wait_for_end: Callable[[], Any]) -> TriggerRelay:
     state = {"progress": PROGRESS.to_dict()}
     checkpoints = Checkpoints(lambda state: asyncio.get_running_loop().create_future(), state)
-    return Watch(new_relay(), LogPosition(PROGRESS, {}), checkpoints, wait_for_end, clock=clock)
+    return TriggerRelay(new_relay(), LogPosition(PROGRESS, {}), checkpoints, wait_for_end, clock=clock)
 
 
 def page(number: int) -> LogLines:
@@ -316,11 +316,11 @@ def test_a_triggerer_too_busy_for_its_rate_also_watches_for_the_end() -> None:
 
     async def go() -> None:
         # Each record takes longer than the rate limit asks for, so there is no pause.
-        watch = watch_with(lambda: next(moments), end)
-        assert not await watch.tell(page(0), logging.getLogger("test"))
-        assert watch.outcome == OUTCOME
-        assert watch.state()["ahead"]["job"] < 1000
-        await watch.close()
+        relay = relay_with(lambda: next(moments), end)
+        assert not await relay.write(page(0), logging.getLogger("test"))
+        assert relay.outcome == OUTCOME
+        assert relay.state()["ahead"]["job"] < 1000
+        await relay.close()
 
     asyncio.run(go())
 
@@ -338,15 +338,15 @@ def test_a_follower_that_has_caught_up_no_longer_watches_for_the_end() -> None:
         raise AssertionError
 
     async def go() -> None:
-        watch = watch_with(lambda: now[0], end)
+        relay = relay_with(lambda: now[0], end)
         for number in range(6):
-            await watch.tell(page(number * 1000), logging.getLogger("test"))
+            await relay.write(page(number * 1000), logging.getLogger("test"))
         assert watching
         now[0] += 10.0
-        await watch.tell(page(6000), logging.getLogger("test"))
+        await relay.write(page(6000), logging.getLogger("test"))
         await asyncio.sleep(0)
         assert not watching
-        await watch.close()
+        await relay.close()
 
     asyncio.run(go())
 
@@ -359,11 +359,11 @@ def test_a_failed_watch_for_the_end_changes_nothing() -> None:
         raise OSError("no answer")
 
     async def go() -> None:
-        watch = watch_with(lambda: 0.0, end)
+        relay = relay_with(lambda: 0.0, end)
         for number in range(6):
-            assert await watch.tell(page(number * 1000), logging.getLogger("test"))
-        assert watch.outcome is None
-        await watch.close()
+            assert await relay.write(page(number * 1000), logging.getLogger("test"))
+        assert relay.outcome is None
+        await relay.close()
 
     asyncio.run(go())
     assert asked == [1]

@@ -161,7 +161,7 @@ def test_a_run_need_not_be_waited_for(
 ) -> None:
     ran = dag_runner.run_tasks(sensor(wait_for_run=False))
     assert ran.tasks == {"wait": "failed"}
-    assert "there is no run 'elsewhere' in project main" in capfd.readouterr().out
+    assert "expected a run of project main, got 'elsewhere'" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("how", ["poke", "deferrable"])
@@ -179,7 +179,7 @@ def test_a_run_that_ended_otherwise_fails_or_skips_the_sensor(
     run.wait(30, poll_interval=0.1)
     ran = dag_runner.run_tasks(sensor(how, statuses="failed", **options))
     assert ran.tasks == {"wait": state}
-    assert "ended as done and was not seen as failed; add 'done' to statuses" in capfd.readouterr().out
+    assert "ended as done and was not seen as failed. Add 'done' to statuses" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(("conn", "told"), [("bad_token", "token"), ("bad_project", "nowhere")])
@@ -203,7 +203,7 @@ def test_a_sensor_keeps_polling_a_server_that_does_not_answer(
     ran = dag_runner.run_tasks(sensor(dstack_conn_id="bad_url", timeout=1))
     output = capfd.readouterr().out
     assert ran.tasks == {"wait": "failed"}
-    assert "looking again" in output
+    assert "Polling again." in output
     assert "AirflowSensorTimeout" in output
 
 
@@ -226,7 +226,7 @@ def test_the_trigger_can_be_made_again_and_holds_no_secret(server: LocalServer) 
 
     (event,) = asyncio.run(first_event())
     assert event.payload["error"] == "AirflowFailException"
-    assert "there is no run 'elsewhere'" in event.payload["message"]
+    assert "expected a run of project main, got 'elsewhere'" in event.payload["message"]
 
 
 def test_the_trigger_tolerates_an_unreachable_server(server: LocalServer, client: Client) -> None:
@@ -248,5 +248,5 @@ def test_the_trigger_tolerates_an_unreachable_server(server: LocalServer, client
 
 
 def test_an_empty_list_of_statuses_is_refused_when_the_dag_is_parsed() -> None:
-    with pytest.raises(ValueError, match="statuses: an empty list"):
+    with pytest.raises(ValueError, match="statuses: expected one status or more"):
         DstackRunSensor(task_id="wait", run_name="elsewhere", statuses=[])

@@ -213,7 +213,7 @@ train >> cleanup.as_teardown()
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
-    [({}, "give either runs_of"), ({"run_name": "a", "runs_of": "b"}, "give either runs_of")],
+    [({}, "got neither"), ({"run_name": "a", "runs_of": "b"}, "got both")],
 )
 def test_stop_needs_either_names_or_a_task(arguments: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
@@ -221,7 +221,9 @@ def test_stop_needs_either_names_or_a_task(arguments: dict[str, Any], told: str)
 
 
 def test_a_service_is_not_deferrable() -> None:
-    with pytest.raises(ValueError, match="deferrable: a service is waited for in the worker"):
+    with pytest.raises(
+        ValueError, match=r"deferrable: expected False, got True\. A service is waited for in the worker"
+    ):
         DstackServiceOperator(task_id="serve", configuration={}, deferrable=True)
 
 

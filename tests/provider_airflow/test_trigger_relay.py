@@ -13,11 +13,9 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_dstack import _checkpoint, _stop, _watch, triggers
-from airflow_provider_dstack._checkpoint import Checkpoints
-from airflow_provider_dstack._log_position import LogPosition
-from airflow_provider_dstack._relay import new_relay
-from airflow_provider_dstack._watch import Watch
+from airflow_provider_dstack import _stop, _trigger_relay, triggers
+from airflow_provider_dstack._log_relay import LogPosition, new_relay
+from airflow_provider_dstack._trigger_relay import Checkpoints, TriggerRelay
 from airflow_provider_dstack.triggers import DstackRunTrigger
 from dstack_core import LogCursor, LogLines, Progress, RetryPolicy
 from dstack_core.local import LocalServer
@@ -33,8 +31,8 @@ def xcoms(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def push(ti: object, key: str, value: Any) -> None:
         kept[key] = json.loads(json.dumps(value))
 
-    monkeypatch.setattr(_checkpoint, "push_xcom", push)
-    monkeypatch.setattr(_checkpoint, "pull_xcom", lambda ti, key: kept.get(key))
+    monkeypatch.setattr(_trigger_relay, "push_xcom", push)
+    monkeypatch.setattr(_trigger_relay, "pull_xcom", lambda ti, key: kept.get(key))
     return kept
 
 
@@ -73,7 +71,7 @@ def test_a_new_trigger_continues_after_what_the_old_one_saved(
     arguments = trigger_for(run).serialize()[1]
     first = log.of(trigger_for(run))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_checkpoint, "SECONDS_BETWEEN", 0.0)
+        patch.setattr(_trigger_relay, "SECONDS_BETWEEN", 0.0)
         asyncio.run(until(first, lambda: xcoms.get("dstack_progress", {}).get("tail") == ["one", "two"]))
     gate.touch()
     second = log.of(DstackRunTrigger(**arguments))
@@ -102,7 +100,7 @@ def test_the_last_lines_are_saved_before_the_event(
 def test_a_last_save_that_takes_long_delays_the_event_little(
     server: LocalServer, xcoms: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triggers, "_KEEP_LAST_SECONDS", 0.1)
+    monkeypatch.setattr(triggers, "_SAVE_LAST_SECONDS", 0.1)
     released = threading.Event()
     monkeypatch.setattr(triggers, "save_and_rest", lambda *_: released.wait(60))
     run = submitted(server, "echo one; echo two")
@@ -120,8 +118,8 @@ def test_an_airflow_that_cannot_save_progress_does_no_harm(
     def refuse(*arguments: object) -> None:
         raise RuntimeError("no XCom today")
 
-    monkeypatch.setattr(_checkpoint, "push_xcom", refuse)
-    monkeypatch.setattr(_checkpoint, "pull_xcom", refuse)
+    monkeypatch.setattr(_trigger_relay, "push_xcom", refuse)
+    monkeypatch.setattr(_trigger_relay, "pull_xcom", refuse)
     run = submitted(server, "echo one")
     (payload,) = asyncio.run(payloads(log.of(trigger_for(run))))
     assert payload["tail"] == ["one"]
@@ -172,9 +170,9 @@ def test_after_another_run_took_the_name_only_the_own_outcome_is_reported(
 def test_a_flood_of_lines_does_not_starve_the_event_loop(
     server: LocalServer, xcoms: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_watch, "_BYTES_PER_SECOND", 1e9)
+    monkeypatch.setattr(_trigger_relay, "_BYTES_PER_SECOND", 1e9)
     # However busy the machine is, no part of the log is left to the worker.
-    monkeypatch.setattr(_watch, "_BEHIND_SECONDS", 1e9)
+    monkeypatch.setattr(_trigger_relay, "_BEHIND_SECONDS", 1e9)
     run = submitted(server, "seq 1 200000")
     turns = 0
 
@@ -240,7 +238,7 @@ def test_all_triggers_of_a_process_share_their_polls(
 
 
 def test_the_end_of_a_burst_is_saved_although_no_further_line_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_watch, "SECONDS_BETWEEN", 0.05)
+    monkeypatch.setattr(_trigger_relay, "SECONDS_BETWEEN", 0.05)
     kept: list[Any] = []
     now = [1000.0]
 
@@ -258,17 +256,17 @@ def test_the_end_of_a_burst_is_saved_although_no_further_line_comes(monkeypatch:
         first = {"progress": Progress("af-1").to_dict()}
         position = LogPosition(Progress("af-1"), {})
         checkpoints = Checkpoints(start_save, first, lambda: now[0])
-        watch = Watch(new_relay(), position, checkpoints, _never)
+        relay = TriggerRelay(new_relay(), position, checkpoints, _never)
         for number in (1, 2, 3):
-            await watch.tell(line(number), logging.getLogger("test"))
+            await relay.write(line(number), logging.getLogger("test"))
         assert kept == ["1"]
         now[0] += 10.0
         async with asyncio.timeout(30):
             while kept != ["1", "3"]:  # noqa: ASYNC110 - of a timer nobody is told
                 await asyncio.sleep(0.01)
-        await watch.tell(line(4), logging.getLogger("test"))
-        await watch.close()
-        assert watch._later is not None
-        assert watch._later.cancelled()
+        await relay.write(line(4), logging.getLogger("test"))
+        await relay.close()
+        assert relay._later is not None
+        assert relay._later.cancelled()
 
     asyncio.run(go())

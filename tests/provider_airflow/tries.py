@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
-from airflow_provider_dstack._durable import RECORD_KEY, Record
 from airflow_provider_dstack._names import TaskNames
+from airflow_provider_dstack._previous_try import RECORD_KEY, Record
 from airflow_provider_dstack.operators import DstackRunOperator
 from dstack_core import Run, Task
 from dstack_core.local import LocalServer

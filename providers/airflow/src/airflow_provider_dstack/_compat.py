@@ -84,7 +84,7 @@ NO_STATUS = "no_status"
 
 
 class TaskInstanceLike(Protocol):
-    """Name what is used of a task instance; the worker's and the triggerer's classes differ."""
+    """What is used of a task instance; the worker's and the triggerer's classes differ."""
 
     @property
     def dag_id(self) -> str: ...
@@ -99,7 +99,7 @@ class TaskInstanceLike(Protocol):
 
 
 def task_state(ti: TaskInstanceLike) -> str | None:
-    """Ask the scheduler's database for the state of a task instance; "removed" when it no longer exists.
+    """Return the state of a task instance from the scheduler's database; "removed" when it no longer exists.
 
     None is a state, too: that of a task that waits to be scheduled.
     Blocks for some milliseconds; also works in a thread of the triggerer. Raises what Airflow raises when
@@ -114,7 +114,7 @@ def task_state(ti: TaskInstanceLike) -> str | None:
 def find_task_state(ti: TaskInstanceLike) -> str | None:
     """Return the state of a task instance, ``NO_STATUS`` before it has one; None when Airflow has no such.
 
-    The rest is as for ``task_state``.
+    Blocks and raises as ``task_state`` does.
     """
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
@@ -139,7 +139,7 @@ class TaskFacts(NamedTuple):
 
 
 def worker_task(ti: TaskInstanceLike) -> TaskFacts | None:
-    """Return what Airflow tells a worker about a task instance of any DAG, None when there is no such.
+    """Return what Airflow reports to a worker about a task instance of any DAG, None when there is no such.
 
     The Task SDK has no public way to the start of another DAG run, so this sends the message that Airflow's
     own asset events send; where that is missing (before Airflow 3.2) the start is None. Raises what Airflow
@@ -150,6 +150,7 @@ def worker_task(ti: TaskInstanceLike) -> TaskFacts | None:
     state, question = find_task_state(ti), getattr(comms, "GetDagRun", None)
     if state is None:
         return None
+    # Without the start, ownership cannot be proven, and the run is left alone.
     if question is None:
         return TaskFacts(state, None, NO_STATUS, None)
     dag_run: Any = task_runner.SUPERVISOR_COMMS.send(question(dag_id=ti.dag_id, run_id=ti.run_id))
@@ -158,7 +159,7 @@ def worker_task(ti: TaskInstanceLike) -> TaskFacts | None:
 
 @contextmanager
 def database_tasks() -> Iterator[Callable[[TaskInstanceLike], TaskFacts | None]]:
-    """Give a function that reads task instances from Airflow's database, as Airflow's own commands do.
+    """Yield a function that reads task instances from Airflow's database, as Airflow's own commands do.
 
     For the command line alone: workers and triggerers have no database. Raises SQLAlchemy's errors, here
     already when the database does not answer.
@@ -207,7 +208,7 @@ def _word(state: Any) -> str:
 
 
 class TaskStateStoreLike(Protocol):
-    """Name what is used of Airflow's task state store; it keeps JSON-plain values over tries."""
+    """What is used of Airflow's task state store; it keeps JSON-plain values over tries."""
 
     def get(self, key: str) -> Any: ...
     def set(self, key: str, value: Any) -> None: ...
@@ -257,7 +258,7 @@ def deferral_errors() -> tuple[type[Exception], ...]:
 
 
 def trigger_has_on_kill() -> bool:
-    """Tell whether this Airflow calls a trigger's ``on_kill``; before 3.3 there is only ``cleanup``."""
+    """Return whether this Airflow calls a trigger's ``on_kill``; before 3.3 there is only ``cleanup``."""
     from airflow.triggers.base import BaseTrigger
 
     return hasattr(BaseTrigger, "on_kill")

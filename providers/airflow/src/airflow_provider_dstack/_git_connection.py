@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from airflow.sdk import Connection
 
 _USER_AND_TOKEN = re.compile(r"https?://[^/@:]*:(?P<token>[^/@]+)@", re.IGNORECASE)
-# Lines of a key that are shorter than this are its frame.
+# Lines of a key that are shorter than this are its frame, or its last one. Masking such short texts would
+# hide ordinary words of the log.
 _KEY_LINE = 20
 
 

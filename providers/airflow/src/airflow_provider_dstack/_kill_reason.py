@@ -48,7 +48,8 @@ _HEALTH_FIRST_SECONDS = 0.4
 # What a healthy supervisor needs for the state, where the health check alone fails: 10 ms, a busy one more.
 _STATE_SECONDS = {"failing": 0.5, "up": 2.0}
 _SECONDS = 3.0
-# A server that is one of several may refuse a connection while it is replaced.
+# A server that is one of several may refuse a connection while it is replaced. Without the second request,
+# such a moment counts as an outage, and a run is kept although a user ended its task.
 _REFUSED_TWICE_SECONDS = 0.2
 
 _KINDS: dict[str | None, Literal["worker_leaving", "deferred", "replaced"]] = {
@@ -150,7 +151,7 @@ def airflow_health() -> Health:
     """Ask the API server that the supervisor uses for its health; sends no token.
 
     Source: Airflow documentation, "Checking Airflow Health Status"; an API server that runs with
-    ``--apps execution`` has the health of the execution API alone, which says nothing of the database.
+    ``--apps execution`` has the health of the execution API alone, which shows nothing of the database.
     """
     base_url = _setting("api", "base_url") or "/"
     if base_url.startswith("/"):

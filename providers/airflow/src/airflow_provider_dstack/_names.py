@@ -1,4 +1,4 @@
-"""Name runs so that every try can tell the runs of the tries before it (PROTOCOL 1.4)."""
+"""The names and markers of runs, by which every try knows the runs of the tries before it (PROTOCOL 1.4)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dstack_core.integration import RunRef
 
 
+# At the end of a marker, so that markers of versions that did not have it are read as before.
 _KEEP = "/keep"
 # A DAG run's id may hold slashes where the Airflow allows it; the ids of DAGs and tasks hold none.
 _MARKER = re.compile(
@@ -22,13 +23,13 @@ _MARKER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class TaskNames:
-    """Name the runs of one task instance.
+    """The names and markers of one task instance's runs.
 
-    ``task`` is ``airflow:dag/run/task[map_index]``. ``born`` tells a DAG run from one that was deleted and
-    made again, and two Airflows that share a project: it is drawn from the time at which the DAG run
-    started. The id of the task instance would not do, for Airflow draws it anew for every try.
-    ``max_tries`` tells a cleared task from a retried one, for clearing raises it. ``chosen`` is the run
-    name that the user wants, or None. ``keep`` marks a run that no one but its owner stops.
+    ``task`` is ``airflow:dag/run/task[map_index]``. ``born`` distinguishes a DAG run from one that was
+    deleted and made again, and two Airflows that share a project: it is drawn from the time at which the DAG
+    run started. The id of the task instance would not do, for Airflow draws it anew for every try.
+    ``max_tries`` distinguishes a cleared task from a retried one, for clearing raises it. ``chosen`` is the
+    run name that the user wants, or None. ``keep`` marks a run that only its owner stops.
     """
 
     task: str
@@ -61,7 +62,7 @@ class TaskNames:
 
     @property
     def run(self) -> RunRef:
-        """Return the run of this try; its marker reads ``airflow:dag/run/task[3]/2of4#5f1c9a``.
+        """The run of this try; its marker reads ``airflow:dag/run/task[3]/2of4#5f1c9a``.
 
         ``/keep`` follows for a run that is kept whatever happens to its task.
         """
@@ -69,12 +70,12 @@ class TaskNames:
 
     @property
     def is_retry(self) -> bool:
-        """Tell whether there was a try before, and the task was not cleared since."""
+        """Whether there was a try before, and the task was not cleared since."""
         return self.try_number > max(1, self.max_tries - self.retries + 1)
 
     @property
     def earlier_tries(self) -> range:
-        """Return the numbers of the tries whose run may still matter, the latest first.
+        """The numbers of the tries whose run may still matter, the latest first.
 
         Those are the tries since the task was last cleared, and at least the one before this.
         """
@@ -93,10 +94,10 @@ class TaskNames:
     def read_marker(self, marker: str) -> tuple[int, int] | None:
         """Return ``(try_number, max_tries)`` of a marker of this task instance, None for any other."""
         plain = marker.removesuffix(_KEEP)
-        told = plain.removeprefix(f"{self.task}/").removesuffix(f"#{self.born}").split("of")
-        if len(told) != 2 or not all(number.isdecimal() for number in told):
+        numbers = plain.removeprefix(f"{self.task}/").removesuffix(f"#{self.born}").split("of")
+        if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
             return None
-        try_number, max_tries = int(told[0]), int(told[1]) - 1
+        try_number, max_tries = int(numbers[0]), int(numbers[1]) - 1
         expected = replace(self, keep=False).marker_in(try_number, max_tries)
         return (try_number, max_tries) if plain == expected else None
 
@@ -146,7 +147,7 @@ def run_ref(name: str, marker: str) -> RunRef:
 
 
 def birth_of(started: datetime | None) -> str:
-    """Return what tells DAG runs of one id apart: six hex digits of the time at which they started."""
+    """Return what distinguishes DAG runs of one id: six hex digits of the time at which they started."""
     from dstack_core.integration import short_hash
 
     return short_hash("" if started is None else started.isoformat(), 6)

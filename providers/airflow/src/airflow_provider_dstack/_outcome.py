@@ -1,4 +1,4 @@
-"""Say how a run or the watching of it ended: as a trigger's event, as a result, as an error."""
+"""How a run, or following it, ended: as a trigger's event, as a task's result, as a provider's error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ FINISHED = "finished"
 TIMED_OUT = "timed_out"
 BROKEN = "broken"
 
-# What is kept in Airflow's database has a bound, whatever a server says.
+# What is kept in Airflow's database has a bound, whatever a server sends. An error of ``dstack_core`` is some
+# hundreds of characters.
 _TEXT_CHARACTERS = 2000
 
 
@@ -32,7 +33,7 @@ def finished_event(
 ) -> dict[str, Any]:
     """Return the JSON-plain payload for a run that has ended, with the last log lines that were relayed.
 
-    ``rest`` says where the worker continues the log; None if all of it was relayed.
+    ``rest`` is the position where the worker continues the log; None if all of it was relayed.
     """
     from dstack_core.integration import outcome_dict
 
@@ -41,18 +42,18 @@ def finished_event(
 
 
 def timed_out_event(stopped: bool) -> dict[str, Any]:
-    """Return the payload for a passed ``execution_timeout``; ``stopped`` says the run was asked to stop."""
+    """Return the payload for a passed ``execution_timeout``; ``stopped``: nothing is left to stop."""
     return {"kind": TIMED_OUT, "stopped": stopped}
 
 
 def broken_event(error: Exception) -> dict[str, Any]:
-    """Return the payload for a watch that ended before the run did."""
-    told = as_airflow_error(error, submitted=True)
-    return {"kind": BROKEN, "error": type(told).__name__, "message": _short(str(told))}
+    """Return the payload for a run that can no longer be followed."""
+    known = as_airflow_error(error, submitted=True)
+    return {"kind": BROKEN, "error": type(known).__name__, "message": _short(str(known))}
 
 
 def broken_error(event: Mapping[str, Any]) -> Exception:
-    """Return the exception that ``broken_event`` put into words."""
+    """Return the exception that ``broken_event`` made a payload of."""
     known = (AirflowFailException, DstackServerUnreachable, DstackRunInterrupted)
     kind = next((one for one in known if one.__name__ == event.get("error")), DstackError)
     return kind(str(event.get("message")))
@@ -75,7 +76,7 @@ def result_of(
 
     if outcome.exit_status is not None and outcome.exit_status in skip_on:
         raise AirflowSkipException(
-            f"Run {outcome.run_name} exited with status {outcome.exit_status}, which means to skip the task"
+            f"Run {outcome.run_name} exited with status {outcome.exit_status}, which means to skip the task."
         )
     try:
         raise_for_outcome(outcome, tail, retry_option=retry_option)
@@ -88,10 +89,10 @@ def result_of(
 def as_airflow_error(error: BaseException, *, submitted: bool) -> Exception:
     """Return ``error`` as an error of this provider; where no retry can help, ``AirflowFailException``.
 
-    ``submitted`` says whether the server had already taken the run: then it has shown that it is a dstack
-    server, and an odd answer may pass.
+    ``submitted`` is whether the server had already taken the run: then it has shown that it is a dstack
+    server, and a malformed reply is worth a retry.
     """
-    from airflow_provider_dstack._spec import in_words_of_operator
+    from airflow_provider_dstack._parameters import in_words_of_operator
     from dstack_core import (
         AccessDeniedError,
         AuthenticationError,

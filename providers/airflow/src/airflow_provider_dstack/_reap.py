@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 Action = Literal["left", "stopped", "would stop", "not stopped"]
 AskAirflow = Callable[[MarkedTask], "TaskFacts | None"]
 
+# A task that ends stops its own run: a stop takes 30 s at most by default, and a worker reports the end of
+# its task some seconds late. With less, both stop the run. The operator, the command and the docs repeat the
+# number.
 DEFAULT_MIN_AGE = 60.0
 UNKNOWN = "unknown"
 

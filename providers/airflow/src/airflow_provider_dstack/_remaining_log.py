@@ -1,54 +1,71 @@
 """Relay on a worker what a trigger left of the log of a run that has ended.
 
-A trigger relays about 100 kB/s, a worker hundreds of thousands of lines a second, and the end of a task does
-not wait for the former (see ``_watch``). The work is done in a thread while the main thread sleeps: Airflow
-calls ``on_kill`` in a signal handler of the main thread, which must not hold the lock of a logger then.
+The problem: a trigger relays about 100 kB/s, a worker hundreds of thousands of lines a second, and the end of
+a task does not wait for the former (see ``_trigger_relay``). But Airflow calls ``on_kill`` in a signal
+handler of the main thread, and if the main thread is interrupted while it holds the lock of a logger, the
+handler waits for that lock until the process is killed.
 
-There is nothing to stop: the run has ended, and its outcome is known. So whatever happens to the log, it
-costs the task some time, and never its result.
+The idea: the work is done in a thread while the main thread sleeps. There is nothing to stop: the run has
+ended, and its outcome is known.
+
+Invariants: each line is relayed once, from the position in the trigger's event on. An error costs the task
+some time and the rest of the log, and never its result.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import mask_secret
-from airflow_provider_dstack._log_position import LogPosition
-from airflow_provider_dstack._relay import new_relay, records
+from airflow_provider_dstack._log_relay import LogPosition, new_relay, records
 from airflow_provider_dstack._threads import start_thread
 from airflow_provider_dstack.errors import DstackRunInterrupted
 
 if TYPE_CHECKING:
-    from airflow_provider_dstack.operators import DstackRunOperator
+    from airflow_provider_dstack.hooks import DstackHook
     from dstack_core import Client, Event, Outcome, Run
     from dstack_core.integration import LogRelay
 
-# The log can be read later on the run's page, the result is wanted now.
+# The log can be read later on the run's page, the result is wanted now. A longer time delays the result by as
+# much if the server is unreachable.
 _RETRY_SECONDS = 60.0
+# How late a kill is seen, of the 5 s that Airflow leaves.
 _TICK_SECONDS = 0.05
 
 
 def relay_remaining_log(
-    operator: DstackRunOperator, event: Mapping[str, Any], outcome: Outcome, is_killed: Callable[[], bool]
+    event: Mapping[str, Any],
+    outcome: Outcome,
+    *,
+    hook: DstackHook,
+    secrets: Iterable[str],
+    log_budget_bytes: int | None,
+    retry_budget: float,
+    log: Any,
+    is_killed: Callable[[], bool],
 ) -> list[str]:
     """Relay the rest of a run's log and its outcome; return the last lines, none if they could not be read.
 
     Args:
-        operator: The operator of the resumed task.
         event: The trigger's event, with ``rest`` and ``tail``.
         outcome: How the run ended.
-        is_killed: Whether the task was ended meanwhile.
+        hook: Makes the client.
+        secrets: What is masked, beside the run's ``env`` and the token.
+        log_budget_bytes: The most bytes of the whole log to relay. None: all.
+        retry_budget: Seconds to keep retrying an unreachable server, but 60 at most.
+        log: The task's log.
+        is_killed: Returns whether the task was ended meanwhile.
 
     Raises:
         DstackRunInterrupted: The task was ended before the log was relayed.
     """
-    log = _RemainingLog(operator, event, outcome)
-    start_thread(log.work, "dstack-log")
+    rest = _RemainingLog(event, outcome, hook, secrets, log_budget_bytes, retry_budget, log)
+    start_thread(rest.work, "dstack-log")
     try:
-        while not log.is_done:
+        while not rest.is_done:
             if is_killed():
                 raise DstackRunInterrupted(
                     f"The task was ended while the rest of its log was relayed. Run {outcome.run_name} "
@@ -56,27 +73,39 @@ def relay_remaining_log(
                 )
             time.sleep(_TICK_SECONDS)
     finally:
-        log.is_left = True
-    return log.tail
+        rest.is_left = True
+    return rest.tail
 
 
 class _RemainingLog:
     """The rest of one run's log; ``is_done`` and ``tail`` are written by the worker thread, then read."""
 
-    def __init__(self, operator: DstackRunOperator, event: Mapping[str, Any], outcome: Outcome) -> None:
+    def __init__(
+        self,
+        event: Mapping[str, Any],
+        outcome: Outcome,
+        hook: DstackHook,
+        secrets: Iterable[str],
+        log_budget_bytes: int | None,
+        retry_budget: float,
+        log: Any,
+    ) -> None:
         self.is_done = False
         self.is_left = False
         self.tail: list[str] = []
-        self._operator = operator
         self._event = event
         self._outcome = outcome
-        self._retry_budget = min(operator.retry_budget, _RETRY_SECONDS)
+        self._hook = hook
+        self._secrets = secrets
+        self._log_budget_bytes = log_budget_bytes
+        self._retry_budget = min(retry_budget, _RETRY_SECONDS)
+        self._log = log
 
     def work(self) -> None:
         """Relay everything; an error is logged, and leaves the rest of the log to the run's page."""
         with suppress(_Left):
             try:
-                with self._operator.hook().client(retry_budget=self._retry_budget) as client:
+                with self._hook.client(retry_budget=self._retry_budget) as client:
                     self._relay(client)
             except Exception as error:
                 if not self.is_left:
@@ -85,9 +114,7 @@ class _RemainingLog:
 
     def _give_up(self, error: Exception) -> None:
         name, url, reason = self._outcome.run_name, self._outcome.url, str(error).rstrip(".")
-        self._operator.log.warning(
-            "Could not relay the rest of the log of run %s: %s. See %s", name, reason, url
-        )
+        self._log.warning("Could not relay the rest of the log of run %s: %s. See %s", name, reason, url)
         self._show_outcome(new_relay(url=url))
 
     def _relay(self, client: Client) -> None:
@@ -120,18 +147,15 @@ class _RemainingLog:
     def _new_relay(self, run: Run) -> LogRelay:
         from dstack_core.integration import collect_secrets
 
-        operator, rest = self._operator, self._event["rest"]
-        secrets = [
-            *collect_secrets(env=run.env, others=[operator.hook().token]),
-            *operator.secret_texts(),
-        ]
+        rest = self._event["rest"]
+        secrets = [*collect_secrets(env=run.env, others=[self._hook.token]), *self._secrets]
         for secret in secrets:
             mask_secret(secret)
         return new_relay(
             tail=self._event["tail"],
             relayed_bytes=rest["relayed_bytes"],
             left_out_bytes=rest["left_out_bytes"],
-            log_budget_bytes=operator.log_budget_bytes,
+            log_budget_bytes=self._log_budget_bytes,
             url=run.url,
             secrets=secrets,
         )
@@ -139,7 +163,7 @@ class _RemainingLog:
     def _write(self, relay: LogRelay, event: Event) -> None:
         for level, text in records(relay, event):
             self._check()
-            self._operator.log.log(level, text)
+            self._log.log(level, text)
 
     def _show_outcome(self, relay: LogRelay) -> None:
         from dstack_core import Progress, RunFinished
@@ -151,9 +175,9 @@ class _RemainingLog:
 
         if isinstance(event, ContactLost):
             reason, seconds = event.error.rstrip("."), round(event.gives_up_in)
-            self._operator.log.warning("%s. Retrying for another %s s.", reason, seconds)
+            self._log.warning("%s. Retrying for another %s s.", reason, seconds)
         elif isinstance(event, ContactRestored):
-            self._operator.log.info("The dstack server answers again after %.0f s.", event.silent_for)
+            self._log.info("The dstack server answers again after %.0f s.", event.silent_for)
 
     def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds

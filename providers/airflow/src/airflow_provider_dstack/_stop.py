@@ -15,7 +15,7 @@ OnKillAction = Literal["stop", "abort", "keep"]
 ON_KILL_ACTIONS: tuple[str, ...] = get_args(OnKillAction)
 
 # Airflow's supervisor kills the process 5 s after SIGTERM (measured on 3.2 and 3.3). The last line of the
-# stop must be in the log before that.
+# stop must be in the log before that; with more seconds, a slow stop is cut off without a word about the run.
 KILL_SECONDS = 4.0
 # Where Airflow sets no limit, a stop has the connection's own timeout, and at least the time in which a
 # server that drops three stops gets a fourth (one every 5 s).
@@ -28,7 +28,7 @@ ENDED_STATES = frozenset({"failed", "success", "skipped", "upstream_failed", "re
 
 
 def was_ended(ti: TaskInstanceLike) -> bool:
-    """Whether a user ended the task that still runs; no, when Airflow cannot be asked."""
+    """Return whether a user ended the task that still runs; False when Airflow cannot be asked."""
     try:
         # A task that is cleared while it runs is restarting until its process has ended.
         return task_state(ti) in ENDED_STATES | {"restarting"}
@@ -79,7 +79,7 @@ def log_kept(run_name: str, why: str, page: str, log: Any) -> None:
 def is_to_be_stopped(
     ti: TaskInstanceLike | None, run_name: str, *, when_unknown: Literal["stop", "leave"], log: Any
 ) -> bool:
-    """Whether a killed trigger's run is to be stopped: not that of a task which still waits for it.
+    """Return whether a killed trigger's run is to be stopped: not that of a task which still waits for it.
 
     Airflow also kills a trigger that another triggerer has taken over while this one was suspended; then the
     task is still ``deferred``. ``when_unknown`` is for a state that Airflow does not report.

@@ -1,11 +1,24 @@
-"""Get the run of this try: take over that of the try before, or submit a new one."""
+"""Get the run of this try: take over that of the try before, or submit a new one.
+
+The problem: the worker may be lost, and the task may be ended, between any two requests. The next try, or the
+stop, must then know which run there may be.
+
+The idea is the order of the steps:
+
+1. Decide about the run of the try before, by ``_previous_try``.
+2. Log the best offer. This request creates nothing, and shows early what the server refuses.
+3. Write the record. From here on the next try knows what to look for if this worker is lost.
+4. Aim at the run. From here on the end of the task stops it.
+5. Make way for it where a service of that name is active.
+6. Submit it, exactly once (PROTOCOL 1.4), and add the run's id to the record.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-from airflow_provider_dstack._durable import Decision, Ledger, decide, previous_run
+from airflow_provider_dstack._previous_try import Decision, Ledger, decide, previous_run
 from airflow_provider_dstack._stop import OnKillAction, stop_task_run
 
 if TYPE_CHECKING:
@@ -13,13 +26,15 @@ if TYPE_CHECKING:
     from dstack_core.integration import RunRef
 
 OnActive: TypeAlias = Literal["update", "replace", "fail"]
+# How a server answers a value that it cannot read (PROTOCOL 1.1); no other refusal proves that.
 _UNREADABLE = 422
 _OTHER_WAYS = {
     "fail": 'Or set on_active="update" or on_active="replace".',
     "update": 'Or set on_active="replace" to stop it and submit a new one.',
 }
 
-# The offers are only for the log, so a submission does not wait longer for them.
+# The offers are only for the log, so a submission does not wait longer for them. With less, a log has no
+# offers where the server takes long to collect them.
 PLAN_SECONDS = 10.0
 
 

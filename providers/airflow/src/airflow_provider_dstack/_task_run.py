@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_dstack._relay import new_relay, records
+from airflow_provider_dstack._log_relay import new_relay, records
 from airflow_provider_dstack._stop import (
     KEEP_ASKED_FOR,
     KILL_SECONDS,
@@ -49,16 +49,19 @@ from airflow_provider_dstack._stop import (
 from airflow_provider_dstack._threads import start_thread
 
 if TYPE_CHECKING:
-    from airflow_provider_dstack._durable import Ledger
+    from airflow_provider_dstack._previous_try import Ledger
     from airflow_provider_dstack._submission import Submitter
     from dstack_core import Client, Outcome, Progress, Run
     from dstack_core.integration import RunRef, StopResult
 
+# How late the threads see each other's news. A thread may not wait for a lock here: the handler interrupts
+# the main thread anywhere.
 _TICK_SECONDS = 0.05
 # The handler returns, and the task fails, before Airflow's SIGKILL at 5.0 s: the last line of the stop is
 # logged at 4.0 s at the latest, and the failure has to reach the supervisor after that.
 _SETTLE_SECONDS = KILL_SECONDS + 0.3
-# How long a kill may still come after the run was handed over. A worker may report a deferral 5 s late.
+# How long a kill may still come after the run was handed over. A worker may report a deferral 5 s late; with
+# less, a kill in that time stops no run.
 _LINGER_SECONDS = 8.0
 
 
@@ -165,8 +168,8 @@ class TaskRun:
     """One run of one try; see the module's docstring for who writes what.
 
     ``state`` is written by the control thread alone. ``ref`` (the run that is meant), ``run``, ``progress``,
-    ``outcome`` and ``error`` are the worker's. ``kept`` says in words why the run was left running,
-    ``stopped`` what is known after a stop.
+    ``outcome`` and ``error`` are the worker's. ``kept`` is the reason why the run was left running,
+    in words, ``stopped`` what is known after a stop.
     """
 
     def __init__(
@@ -271,7 +274,7 @@ class TaskRun:
         self._stop_by = min(self._stop_by, time.monotonic() + seconds)
 
     def _leave(self, event: Event) -> None:
-        # In this order: the worker must not begin a request that nobody would stop.
+        # In this order: the worker must not begin a request whose run would not be stopped.
         self._is_over = True
         self._events.append(event)
 
@@ -403,7 +406,7 @@ class TaskRun:
         self._events.append(Event.OBTAINED)
         self._log.info("Run %s in project %s: %s", run.name, self.project, run.url)
         if self.progress.status is not None:
-            # The reply to the submission has it, so nobody waits for a poll to see that the run exists.
+            # The reply to the submission has it, so the log shows before the first poll that the run exists.
             self._log.info("Run %s is %s", run.name, self.progress.status)
         options.on_submitted(run)
         events = run.follow(

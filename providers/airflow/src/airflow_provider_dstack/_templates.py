@@ -1,9 +1,25 @@
-"""Render templates inside the models of ``dstack_core``, and hide what is secret in them."""
+"""Render templates inside the models of ``dstack_core``, and hide what is secret in them.
+
+The problem: Airflow renders texts, lists and dicts. A configuration may be a model of ``dstack_core``, or it
+may be YAML with what looks like a template and is not one: the shell fills in ``${#a}``, where Jinja would
+begin a comment, and dstack fills in ``${{ secrets.name }}``, ``${{ env.NAME }}``, ``${{ run.args }}``,
+``${{ groups[0]... }}`` and ``${{ dstack.job_num }}``; a configuration writes ``${{ x }}`` itself as
+``$${{ x }}``. And Airflow shows each field that was rendered, secrets included.
+
+The idea: fields are rendered one after the other by an environment of Airflow's with two changes. A text that
+is not for Jinja is put into a raw block before Jinja reads it. With ``render_template_as_native_obj`` a
+template that is one expression still gives that expression's object, but a text stays a text.
+
+Invariants: a template that cannot be parsed is reported with its field, before Airflow renders anything. What
+is secret is masked before Airflow shows or logs the field, and once more after it was rendered.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +27,7 @@ from airflow_provider_dstack._compat import AirflowFailException, BaseOperator, 
 
 if TYPE_CHECKING:
     import jinja2
+    from jinja2.ext import Extension
 
 # Fields that hold text: with native rendering, a number or a flag that a template gives becomes one.
 _TEXTS = frozenset({"args", "commands", "env", "registry_auth", "tags"})
@@ -36,6 +53,7 @@ _TEXT = frozenset(
 _HOSTS_OWN = frozenset({"op_args", "op_kwargs"})
 _SECRETS = frozenset({"env", "registry_auth"})
 _RAW = "Put what Airflow must not render between {% raw %} and {% endraw %}."
+_DSTACKS = r"\$\{\{\s*(?:(?:secrets|env|run|dstack)\.|groups[.\[])[^{}]*\}\}|\$\$\{\{[^{}]*\}\}"
 _DATES = frozenset({"ds", "ds_nodash", "ts", "ts_nodash", "ts_nodash_with_tz", "logical_date"})
 
 
@@ -50,7 +68,7 @@ class TemplatedModels(BaseOperator):
 
     def secret_texts(self) -> Iterator[str]:
         """Yield what is to be hidden in logs and rendered fields."""
-        from airflow_provider_dstack._spec import secrets_in
+        from airflow_provider_dstack._parameters import secrets_in
 
         yield from secrets_in(self.configuration, getattr(self, "env", None))
 
@@ -88,12 +106,11 @@ class TemplatedModels(BaseOperator):
         """
         from jinja2 import UndefinedError
 
-        from airflow_provider_dstack._references import ServerReferences, for_configurations
         from dstack_core import ConfigurationError
 
         # A template that fails is logged with all of its field.
         self._hide(text for text in self.secret_texts() if "{{" not in text)
-        hosts_own, own = jinja_env.overlay(extensions=[ServerReferences]), for_configurations(jinja_env)
+        hosts_own, own = jinja_env.overlay(extensions=[_server_references()]), _for_configurations(jinja_env)
         try:
             for field in template_fields:
                 self._field = field
@@ -128,8 +145,6 @@ class TemplatedModels(BaseOperator):
         seen_oids: set[int] | None = None,
     ) -> Any:
         """Render templates also inside the models of ``dstack_core``."""
-        from airflow_provider_dstack._references import for_configurations
-
         if self._field in _HOSTS_OWN:
             # Only the configuration as a whole may name a file; a command may well end with ".yml".
             endings, self.template_ext = self.template_ext, ()
@@ -137,7 +152,7 @@ class TemplatedModels(BaseOperator):
                 return super().render_template(content, context, jinja_env, seen_oids)
             finally:
                 self.template_ext = endings
-        env = jinja_env or for_configurations(self.get_template_env())
+        env = jinja_env or _for_configurations(self.get_template_env())
         return self._render_in(content, context, env, seen_oids, self._field)
 
     def _render_in(
@@ -150,7 +165,7 @@ class TemplatedModels(BaseOperator):
         inside: bool = False,
     ) -> Any:
         """Render a value of a field; ``inside`` a field of texts, everything becomes text."""
-        from airflow_provider_dstack._spec import is_model, render_model
+        from airflow_provider_dstack._parameters import is_model, render_model
 
         if isinstance(value, str):
             is_file = field == "configuration" and value is self.configuration and self._is_file(value)
@@ -172,7 +187,7 @@ class TemplatedModels(BaseOperator):
         """Raise ``AirflowFailException`` for a template that cannot be parsed, and for a missing file."""
         from jinja2 import TemplateNotFound, TemplateSyntaxError
 
-        from airflow_provider_dstack._spec import is_model
+        from airflow_provider_dstack._parameters import is_model
 
         if isinstance(value, str):
             try:
@@ -181,8 +196,9 @@ class TemplatedModels(BaseOperator):
                 env.parse(value)
             except TemplateNotFound as error:
                 raise AirflowFailException(
-                    f"configuration: there is no file {error.name!r} in the DAG's folder or in its "
-                    "template_searchpath; correct the path, or pass a pathlib.Path for a file elsewhere"
+                    f"configuration: expected a file {error.name!r} in the DAG's folder or in its "
+                    "template_searchpath, got none. Correct the path, or pass a pathlib.Path for a file "
+                    "elsewhere."
                 ) from None
             except TemplateSyntaxError as error:
                 found = "another text" if _SECRETS.intersection(where.split(".")) else f"{error.message}"
@@ -209,3 +225,63 @@ def _as_text(found: Any, field: str, inside: bool) -> Any:
         return str(found)
     wants_text = found is not None if field in _TEXT else not isinstance(found, Mapping | list | tuple)
     return str(found) if field in _TEXT | _TEXTS and wants_text else found
+
+
+@cache
+def _server_references() -> type[Extension]:
+    """Return the extension that keeps what the shell and dstack fill in out of templates."""
+    # Its base class costs a millisecond to import, which a DAG file is not to pay.
+    from jinja2.ext import Extension
+
+    class ServerReferences(Extension):
+        """A preprocessor that puts those texts into raw blocks."""
+
+        def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
+            env = self.environment
+            begin, end = env.block_start_string, env.block_end_string
+            # The signs keep Jinja from trimming what stands around the block.
+            raw = f"{begin}+ raw {end}", f"{begin} endraw +{end}"
+            found = _pattern(
+                begin, end, env.variable_start_string, env.variable_end_string, env.comment_start_string
+            )
+            return found.sub(lambda match: match[0] if match["own"] is None else match[0].join(raw), source)
+
+    return ServerReferences
+
+
+@lru_cache(maxsize=8)
+def _pattern(begin: str, end: str, variable: str, variable_end: str, comment: str) -> re.Pattern[str]:
+    """Return what finds a text to protect (group ``own``), and skips whole raw blocks and values."""
+    block, close, value, value_end, note = map(re.escape, (begin, end, variable, variable_end, comment))
+    length = rf"\${note}|" if comment == "{#" else ""
+    return re.compile(
+        rf"{block}[-+]?\s*raw\s*-?{close}.*?{block}[-+]?\s*endraw\s*[-+]?{close}"
+        rf"|(?P<own>{length}{_DSTACKS})"
+        rf"|{value}.*?{value_end}|{block}.*?{close}",
+        re.DOTALL,
+    )
+
+
+def _for_configurations(jinja_env: jinja2.Environment) -> jinja2.Environment:
+    """Return a copy of Airflow's environment that renders the texts of a configuration.
+
+    With ``render_template_as_native_obj`` a template that is one expression still gives that expression's
+    object. A text stays a text: read as a Python literal, as Airflow does, ``3.10`` becomes ``3.1``.
+    """
+    from jinja2 import Template
+    from jinja2.nativetypes import NativeEnvironment
+
+    env = jinja_env.overlay(extensions=[_server_references()])
+    if isinstance(env, NativeEnvironment):
+        env.template_class = Template
+        env.concat = _object_or_text  # type: ignore[assignment]
+    return env
+
+
+def _object_or_text(parts: Iterable[Any]) -> Any:
+    from jinja2 import Undefined
+
+    found = list(parts)
+    if len(found) == 1 and not isinstance(found[0], str | Undefined):
+        return found[0]
+    return "".join(map(str, found))

@@ -31,28 +31,28 @@ def threads(purpose: str, number: int) -> ThreadPoolExecutor:
 def in_thread(function: Callable[[], T], purpose: str = "trigger", number: int = 4) -> asyncio.Future[T]:
     """Run ``function`` in one of ``number`` threads of this package's own; its log reaches the task's.
 
-    It may ask Airflow something. What has begun goes on when the future is cancelled: before Airflow 3.3 a
+    It may ask Airflow something. What has begun continues when the future is cancelled: before Airflow 3.3 a
     triggerer that reads half an answer dies of the other half.
     """
     from asgiref.sync import sync_to_async
 
-    told: Future[T] = Future()
+    result: Future[T] = Future()
 
     def work() -> None:
-        if told.set_running_or_notify_cancel():
+        if result.set_running_or_notify_cancel():
             try:
-                told.set_result(function())
+                result.set_result(function())
             except BaseException as error:
-                told.set_exception(error)
+                result.set_exception(error)
 
     def ended(call: asyncio.Future[None]) -> None:
         _CALLS.discard(call)
-        told.cancel()
+        result.cancel()
 
-    # Before Airflow 3.3 a thread reaches Airflow through the loop that asgiref tells it of.
+    # Before Airflow 3.3 a thread reaches Airflow through the loop that asgiref knows it by.
     call = asyncio.ensure_future(
         sync_to_async(work, thread_sensitive=False, executor=threads(purpose, number))()
     )
     _CALLS.add(call)
     call.add_done_callback(ended)
-    return asyncio.wrap_future(told)
+    return asyncio.wrap_future(result)

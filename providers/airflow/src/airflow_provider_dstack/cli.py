@@ -1,8 +1,16 @@
-"""The commands that this provider adds to Airflow's command line: ``airflow dstack``."""
+"""The commands that this provider adds to Airflow's command line: ``airflow dstack``.
+
+Airflow imports this module for each of its commands, so what only ``reap`` needs is imported there.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from airflow.cli.cli_config import (
     ARG_VERBOSE,
@@ -10,8 +18,13 @@ from airflow.cli.cli_config import (
     Arg,
     CLICommand,
     GroupCommand,
-    lazy_load_command,
 )
+from airflow.utils.cli import action_cli, suppress_logs_and_warning
+
+if TYPE_CHECKING:
+    from airflow_provider_dstack._reap import Finding
+
+_log = logging.getLogger(__name__)
 
 _REAP = """\
 List the active dstack runs of Airflow tasks, and stop those whose task has ended. Left alone are runs of
@@ -22,12 +35,12 @@ _EXIT = "Exit code: 0, or 1 when a server does not answer or a run could not be 
 
 def get_cli_commands() -> list[CLICommand]:
     """Return the commands. Source: Airflow documentation, "CLI Commands" of providers."""
-    reap = ActionCommand(
+    command = ActionCommand(
         name="reap",
         help="Stop the dstack runs whose task has ended",
         description=_REAP,
         epilog=_EXIT,
-        func=lazy_load_command("airflow_provider_dstack._reap_command.reap"),
+        func=reap,
         args=(
             _option("-n", "--dry-run", help="Show what would be stopped, stop nothing", action="store_true"),
             _option(
@@ -64,7 +77,66 @@ def get_cli_commands() -> list[CLICommand]:
             ARG_VERBOSE,
         ),
     )
-    return [GroupCommand(name="dstack", help="Manage the dstack runs of Airflow tasks", subcommands=(reap,))]
+    return [
+        GroupCommand(name="dstack", help="Manage the dstack runs of Airflow tasks", subcommands=(command,))
+    ]
+
+
+@action_cli(check_db=False)  # type: ignore[no-untyped-call, untyped-decorator]  # Airflow's is untyped
+@suppress_logs_and_warning
+def reap(args: Namespace) -> None:
+    """Do ``airflow dstack reap``: what ``DstackReapOperator`` does, with Airflow's database.
+
+    Ends the program with exit code 1 and a message when something went wrong.
+    """
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from airflow_provider_dstack._compat import AirflowException, database_tasks, server_connection
+    from airflow_provider_dstack._reap import ReapOptions, failure
+    from airflow_provider_dstack._reap import reap as find_and_stop
+    from airflow_provider_dstack.hooks import DstackHook
+    from dstack_core import DstackError as CoreError
+
+    class ServerHook(DstackHook):
+        """A hook whose connection comes from Airflow's database, which workers do not have."""
+
+        @classmethod
+        def get_connection(cls, conn_id: str) -> Any:
+            return server_connection(conn_id)
+
+    if not args.min_age >= 0:
+        raise SystemExit(f"--min-age: expected 0 seconds or more, got {args.min_age:g}.")
+    options = ReapOptions(args.dry_run, args.min_age, args.stop_unknown, args.stop_services)
+    try:
+        with database_tasks() as ask, ServerHook(args.conn_id, args.project).client() as client:
+            findings = find_and_stop(client, ask, options, log=_log)
+            project = client.project
+    except CoreError as error:
+        raise SystemExit(error.message) from None
+    except AirflowException as error:
+        raise SystemExit(str(error)) from None
+    except SQLAlchemyError as error:
+        raise SystemExit(
+            f"Airflow's database: expected an answer, got {error}. No run was stopped. Run this command "
+            "where Airflow's scheduler or API server runs."
+        ) from None
+    _print(findings, project, args.output)
+    problem = failure(findings)
+    if problem is not None:
+        raise SystemExit(problem)
+
+
+def _print(findings: Sequence[Finding], project: str, output: str) -> None:
+    from airflow.cli.simple_table import AirflowConsole
+
+    from airflow_provider_dstack._reap import describe, summary
+
+    if output == "text":
+        # A console would wrap the lines, so that no page could be copied.
+        lines = [*map(describe, findings), summary(findings, project)]
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+    else:
+        AirflowConsole().print_as(data=[asdict(finding) for finding in findings], output=output)
 
 
 def _option(*flags: str, **kwargs: Any) -> Arg:

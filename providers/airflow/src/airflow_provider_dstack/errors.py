@@ -1,15 +1,15 @@
-"""The tree of what this provider raises in a task; a retry policy can tell the classes apart.
+"""The tree of what this provider raises in a task; a retry policy can distinguish the classes.
 
 ::
 
     AirflowException
     ├── AirflowFailException      input or access is wrong: no retry can help
     └── DstackError
-        ├── DstackRunError            the run is over and did not succeed
+        ├── DstackRunError            the run ended and did not succeed
         │   ├── DstackRunFailed           its command or job failed
         │   ├── DstackNoCapacity          no machine could be had, or one was taken away
-        │   └── DstackRunStopped          somebody stopped or aborted it
-        ├── DstackServerUnreachable   the server was silent for longer than the retry budget
+        │   └── DstackRunStopped          it was stopped or aborted from outside
+        ├── DstackServerUnreachable   the server did not answer for longer than the retry budget
         └── DstackRunInterrupted      the task ended before its run did
 """
 
@@ -33,11 +33,11 @@ __all__ = [
 
 
 class DstackError(AirflowException):  # type: ignore[misc, unused-ignore]  # untyped in some Airflow versions
-    """Be the root of what goes wrong with a run or its server; the task may be retried."""
+    """The root of what goes wrong with a run or its server; the task may be retried."""
 
 
 class DstackRunError(DstackError):
-    """Report a run that did not succeed; ``outcome`` is as ``dstack_core.Outcome.to_dict`` gives it."""
+    """A run that did not succeed; ``outcome`` is as ``dstack_core.Outcome.to_dict`` gives it."""
 
     def __init__(self, message: str, outcome: Mapping[str, Any]) -> None:
         super().__init__(message)
@@ -49,20 +49,20 @@ class DstackRunError(DstackError):
 
 
 class DstackRunFailed(DstackRunError):
-    """Report that the run's command exited non-zero, or its job failed."""
+    """A run whose command exited non-zero, or whose job failed."""
 
 
 class DstackNoCapacity(DstackRunError):
-    """Report that no machine for the run could be had; a later try may succeed."""
+    """A run for which there was no machine, or whose machine was taken away; a later try may succeed."""
 
 
 class DstackRunStopped(DstackRunError):
-    """Report that the run was stopped or aborted by somebody else."""
+    """A run that was stopped or aborted, and not by its task."""
 
 
 class DstackServerUnreachable(DstackError):
-    """Report that the server gave no usable answer within the retry budget."""
+    """A server that gave no usable reply within the retry budget."""
 
 
 class DstackRunInterrupted(DstackError):
-    """Report that the task was killed, or lost sight of its run, before the run was over."""
+    """A task that was killed, or lost sight of its run, before the run ended."""

@@ -1,4 +1,4 @@
-"""Tell Airflow what this distribution provides; every component reads it, so it imports nothing."""
+"""The description of this distribution for Airflow; every component reads it, so it imports nothing."""
 
 from __future__ import annotations
 

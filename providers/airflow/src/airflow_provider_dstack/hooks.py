@@ -20,17 +20,28 @@ if TYPE_CHECKING:
     from dstack_core import AsyncClient, Client
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+# The user waits for the test on a page. With less, a slow server looks like a wrong address.
 _TEST_SECONDS = 5.0
+# No run has this name, so a reply shows that server, token and project are right.
 _PROBE = "airflow-connection-test"
 
 
 class DstackHook(BaseHook):
-    """Give clients of the dstack server that an Airflow connection of type ``dstack`` names.
+    """The maker of clients for the dstack server that an Airflow connection of type ``dstack`` names.
 
     The connection's host is the server's URL, its password the token; the project is its login, or
     ``project`` in its extra. Further keys of the extra: ``verify`` (bool), ``ca_bundle`` (path),
-    ``timeout`` (seconds). ``dstack_conn_id`` (str) names the connection; ``project_name`` (str) is used
-    instead of the connection's project. Source: Airflow documentation, "Managing Connections".
+    ``timeout`` (seconds). No method but ``test_connection`` makes a request.
+
+    Args:
+        dstack_conn_id: The connection. Default ``dstack_default``.
+        project_name: The project, instead of the connection's. Default: the connection's.
+        **kwargs: As for Airflow's ``BaseHook``.
+
+    Example:
+        ``DstackHook().client().runs.list()``
+
+    Source: Airflow documentation, "Managing Connections".
     """
 
     conn_name_attr: ClassVar[str] = "dstack_conn_id"
@@ -46,7 +57,7 @@ class DstackHook(BaseHook):
         self.project_name = project_name
 
     def get_conn(self) -> Client:
-        """Return a client that bears a silent server for 30 seconds.
+        """Return a client that retries an unreachable server for 30 seconds.
 
         Raises ``AirflowFailException`` when the connection is missing or incomplete; makes no request.
         """
@@ -59,9 +70,16 @@ class DstackHook(BaseHook):
         connect_timeout: float | None = None,
         retry_budget: float | None = None,
     ) -> Client:
-        """Return a new client; all limits in seconds, left out they are the connection's or the default.
+        """Return a new client; makes no request.
 
-        Raises ``AirflowFailException`` when the connection is missing or incomplete; makes no request.
+        Args:
+            timeout: Seconds to wait for each reply. Default: the connection's, else that of
+                ``Client``.
+            connect_timeout: Seconds to wait for each connection. Default: that of ``Client``.
+            retry_budget: Seconds to keep retrying an unreachable server. Default: that of ``Client``.
+
+        Raises:
+            AirflowFailException: The connection is missing or incomplete.
         """
         from dstack_core import Client, ConfigurationError
 
@@ -88,10 +106,10 @@ class DstackHook(BaseHook):
                 with; None for a public repository.
 
         Raises:
-            AirflowFailException: A connection is missing or incomplete, or ``repo_dir`` is no directory.
+            AirflowFailException: A connection is missing or incomplete, or ``repo_dir`` is not a directory.
         """
         from airflow_provider_dstack._git_connection import git_credentials
-        from airflow_provider_dstack._spec import in_words_of_operator
+        from airflow_provider_dstack._parameters import in_words_of_operator
         from dstack_core import Client, ConfigurationError
 
         if repo_dir is None and git_conn_id is None:
@@ -127,9 +145,15 @@ class DstackHook(BaseHook):
         connect_timeout: float | None = None,
         retry_budget: float | None = None,
     ) -> dict[str, Any]:
-        """Return what to make a ``dstack_core.Client`` with, later or elsewhere; the token is among it.
+        """Return the keyword arguments for a ``dstack_core.Client``, the token included; makes no request.
 
-        Raises ``AirflowFailException`` when the connection is missing or incomplete.
+        Args:
+            timeout: As for ``client``.
+            connect_timeout: As for ``client``.
+            retry_budget: As for ``client``.
+
+        Raises:
+            AirflowFailException: The connection is missing or incomplete.
         """
         connection = self._connection
         extra = connection.extra_dejson
@@ -160,13 +184,15 @@ class DstackHook(BaseHook):
         connection = self._connection
         project = self.project_name or connection.extra_dejson.get("project") or connection.login
         if not project:
-            raise self._unusable("it names no project; fill in Project, or pass project_name")
+            raise self._unusable("expected a project, got none. Fill in Project, or pass project_name.")
         if quote(str(project), safe="") != project:
-            raise self._unusable(f"{project!r} is no project name; it is the word in the project's address")
+            raise self._unusable(
+                f"expected a project's name, got {project!r}. It is the word in the project's address."
+            )
         return str(project)
 
     def test_connection(self) -> tuple[bool, str]:
-        """Tell whether server, token and project are right, and if not, which of them is wrong."""
+        """Return whether server, token and project are right, and in words which of them is wrong."""
         from dstack_core import (
             AccessDeniedError,
             AuthenticationError,
@@ -187,10 +213,10 @@ class DstackHook(BaseHook):
         except AirflowFailException as error:
             return False, str(error)
         except ServerUnreachableError as error:
-            return False, f"Wrong server URL, or the server does not run: {error.message}"
+            return False, f"Wrong server URL, or the server is down: {error.message}"
         except (ProtocolError, RequestRejectedError, UnsupportedServerError) as error:
             # No dstack server refuses to look for a run.
-            return False, f"Wrong server URL, there is something else: {error.message}"
+            return False, f"Wrong server URL, something else answers there: {error.message}"
         except AuthenticationError as error:
             return False, f"Wrong token: {error.message}"
         except ProjectNotFoundError as error:
@@ -206,8 +232,9 @@ class DstackHook(BaseHook):
             connection = self.get_connection(self.dstack_conn_id)
         except AirflowNotFoundException as error:
             raise AirflowFailException(
-                f"dstack_conn_id: there is no connection {self.dstack_conn_id!r}; add one of type dstack "
-                f"with the server's URL as host, the project as login, the token as password ({error})"
+                "dstack_conn_id: expected a connection of type dstack, got none called "
+                f"{self.dstack_conn_id!r} ({error}). Add it with the server's URL as host, the project as "
+                "login, and the token as password."
             ) from None
         if connection.password:
             mask_secret(connection.password)
@@ -218,13 +245,13 @@ class DstackHook(BaseHook):
         """Return the user's token. Raises ``AirflowFailException`` when there is none."""
         token = self._connection.password
         if not token:
-            raise self._unusable("it has no token; fill in Token (the password)")
+            raise self._unusable("expected a token, got none. Fill in Token (the password).")
         return token
 
     def _server_url(self, connection: Connection) -> str:
         host = (connection.host or "").strip().rstrip("/")
         if not host:
-            raise self._unusable("it has no server URL; fill in Server URL (the host)")
+            raise self._unusable("expected a server URL, got none. Fill in Server URL (the host).")
         if "://" not in host:
             name = urlsplit(f"//{host}").hostname
             scheme = connection.schema or ("http" if name in _LOOPBACK else "https")
@@ -235,14 +262,16 @@ class DstackHook(BaseHook):
         return host
 
     def _unusable(self, why: str) -> AirflowFailException:
-        return AirflowFailException(f"connection {self.dstack_conn_id!r} cannot be used: {why}")
+        return AirflowFailException(f"Connection {self.dstack_conn_id!r}: {why}")
 
 
 def _seconds(value: object) -> float | None:
     try:
         return float(str(value)) if value not in (None, "") else None
     except ValueError:
-        raise AirflowFailException(f"timeout: {value!r} in the connection's extra is no number") from None
+        raise AirflowFailException(
+            f"timeout in the connection's extra: expected a number of seconds, got {value!r}."
+        ) from None
 
 
 def _as_verify(value: object) -> bool | str:

@@ -1,4 +1,4 @@
-"""Lead from a task's page to its run, and to the service that the run serves."""
+"""Links from a task's page to its run, and to the service that the run serves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SERVICE_URL_KEY = "dstack_service_url"
 
 
 class DstackRunLink(BaseOperatorLink):
-    """Open the run's page on the dstack server; live from the moment the run was submitted.
+    """A link to the run's page on the dstack server; live from the moment the run was submitted.
 
     The address is the task's XCom ``dstack_run_url``. Source: Airflow documentation, "Define an operator
     extra link".
@@ -35,7 +35,7 @@ class DstackRunLink(BaseOperatorLink):
 
 
 class DstackServiceLink(BaseOperatorLink):
-    """Open the service that the run serves; live once it answers.
+    """A link to the service that the run serves; live once it answers.
 
     The address is the task's XCom ``dstack_service_url``.
     """
@@ -53,11 +53,11 @@ class DstackServiceLink(BaseOperatorLink):
 
 
 def push(ti: Any, key: str, value: str, log: Any) -> None:
-    """Put an address where its link finds it; that this failed is no reason to give a run up."""
+    """Put an address where its link finds it; if this fails, the run is followed without its link."""
     try:
         ti.xcom_push(key=key, value=value)
     except Exception as error:
-        log.warning("The XCom %s cannot be written: %r", key, error)
+        log.warning("Could not write the XCom %s: %r.", key, error)
 
 
 def _pushed(ti_key: Any, key: str) -> str:

@@ -14,8 +14,14 @@ from airflow_provider_dstack._compat import (
     conf,
     deferral_errors,
 )
-from airflow_provider_dstack._relay import DEFAULT_LOG_BUDGET
-from airflow_provider_dstack._spec import at_least, exit_codes, one_of, refuse_hosts_names
+from airflow_provider_dstack._log_relay import DEFAULT_LOG_BUDGET
+from airflow_provider_dstack._parameters import (
+    at_least,
+    exit_codes,
+    log_budget,
+    one_of,
+    refuse_hosts_names,
+)
 from airflow_provider_dstack._stop import (
     KEEP_ASKED_FOR,
     ON_KILL_ACTIONS,
@@ -37,6 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DstackRunOperator"]
 
+# A deferrable task follows its run for so long in the worker. A run that ends sooner, or is refused, is
+# reported without a triggerer; more seconds keep the worker's slot for nothing.
 _SYNC_SECONDS = 5.0
 # Yes or no, one of a few words, or a number that is checked when the DAG is parsed: a template of these would
 # be a text. All other parameters are templates.
@@ -59,7 +67,7 @@ _NOT_TEMPLATES = frozenset(
 
 
 class DstackRunOperator(TemplatedModels):
-    """Submit one run, relay its log, and succeed or fail as it does; return its outcome.
+    """An operator that submits one run, relays its log, and succeeds or fails as it does.
 
     With ``durable`` a retry takes over the run of the try before when that is still active, or succeeded
     unseen; a run that failed, and a cleared task, start a new one. A worker that is shut down leaves the run
@@ -93,25 +101,38 @@ class DstackRunOperator(TemplatedModels):
         args: What ``${{ run.args }}`` in commands stands for, a list of texts. Default: none.
         profile: The name of a profile, or a ``Profile``. Default: the default one of the file.
         profiles_file: The path of the file of profiles. Default: ``.dstack/profiles.yml`` of ``repo_dir``.
-        dstack_conn_id: The connection of type ``dstack``.
-        project_name: Replaces the connection's project.
+        dstack_conn_id: The connection of type ``dstack``. Default ``dstack_default``.
+        project_name: Replaces the connection's project. Default: the connection's.
         deferrable: Give the worker's slot back while the run keeps running. Default: Airflow's setting
             ``[operators] default_deferrable``.
         on_kill_action: What happens to the run when the task is killed, times out or loses sight of it:
-            ``"stop"``, ``"abort"`` or ``"keep"``.
-        poll_interval: Seconds between two status requests.
-        retry_budget: Seconds to keep retrying an unreachable server; the run keeps running meanwhile.
-        get_logs: Relay the log.
+            ``"stop"``, ``"abort"`` or ``"keep"``. Default ``"stop"``.
+        poll_interval: Seconds between two status requests, 0.1 or more. Default 5.
+        retry_budget: Seconds to keep retrying an unreachable server; the run keeps running meanwhile. Default
+            600.
+        get_logs: Relay the log. Default True.
         log_budget_bytes: The most bytes of the log to relay; the rest is counted and linked. None: all.
+            Default 10 MB.
         repo_dir: A directory or Git checkout whose contents the run gets, relative to the DAG's folder.
-        local_repo: Upload a checkout instead of having the run clone it.
-        git_conn_id: A connection of Airflow's type ``git`` for the clone of a private repository.
-        skip_on_exit_code: One or several exit statuses that skip the task.
-        durable: Whether a retry takes over the run of the try before.
+            Default: none.
+        local_repo: Upload a checkout instead of having the run clone it. Default False.
+        git_conn_id: A connection of Airflow's type ``git`` for the clone of a private repository. Default:
+            none.
+        skip_on_exit_code: One or several exit statuses that skip the task. Default: none.
+        durable: Whether a retry takes over the run of the try before. Default True.
+        **kwargs: As for Airflow's ``BaseOperator``.
+
+    Returns:
+        The run's outcome as a dict, as ``dstack_core.Outcome.to_dict()`` returns it.
 
     Raises:
+        ValueError: A parameter that is not a template is wrong; the DAG cannot be parsed.
         AirflowFailException: Input or access is wrong; no retry can help.
+        AirflowSkipException: The run's exit status is in ``skip_on_exit_code``.
         DstackError: Else one of ``airflow_provider_dstack.errors``.
+
+    Example:
+        ``DstackRunOperator(task_id="train", configuration="train.dstack.yml", run_resources="24GB..")``
 
     Source: Airflow documentation, "Operators" and "Deferrable Operators & Triggers".
     """
@@ -188,7 +209,7 @@ class DstackRunOperator(TemplatedModels):
         self.skip_on_exit_code = skip_on_exit_code
         self.durable = durable
         self._skip_on = exit_codes("skip_on_exit_code", skip_on_exit_code)
-        self.log_budget_bytes = log_budget_bytes
+        self.log_budget_bytes = log_budget(log_budget_bytes)
         self._task_run: TaskRun | None = None
         self._killed = False
 
@@ -199,7 +220,7 @@ class DstackRunOperator(TemplatedModels):
 
     def execute(self, context: Context) -> Any:
         """Run and return ``Outcome.to_dict()``; when ``deferrable``, hand a longer run to the triggerer."""
-        from airflow_provider_dstack._build import task_run_of
+        from airflow_provider_dstack._from_operator import task_run_of
 
         task_run = self._task_run = task_run_of(self, context, _SYNC_SECONDS if self.deferrable else None)
         try:
@@ -235,30 +256,39 @@ class DstackRunOperator(TemplatedModels):
         raise DstackRunInterrupted(task_run.interruption())
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
-        """Return the outcome that the trigger reported, or raise what it says."""
-        from airflow_provider_dstack import _build, _outcome
+        """Return the outcome that the trigger reported, or raise the error that it reported."""
+        from airflow_provider_dstack import _from_operator, _outcome
 
         if event["kind"] == _outcome.FINISHED:
-            from airflow_provider_dstack import _checkpoint
+            from airflow_provider_dstack._trigger_relay import forget
             from dstack_core import Outcome
 
             outcome, tail = Outcome.from_dict(event["outcome"]), event["tail"]
             if event.get("rest"):
                 from airflow_provider_dstack._remaining_log import relay_remaining_log
 
-                tail = relay_remaining_log(self, event, outcome, lambda: self._killed)
+                tail = relay_remaining_log(
+                    event,
+                    outcome,
+                    hook=self.hook(),
+                    secrets=self.secret_texts(),
+                    log_budget_bytes=self.log_budget_bytes,
+                    retry_budget=self.retry_budget,
+                    log=self.log,
+                    is_killed=lambda: self._killed,
+                )
             # Not before: a worker that is lost in the log leaves the run to the next try.
             with suppress(Exception):
-                _checkpoint.forget(context["ti"])
+                forget(context["ti"])
             if self.durable and outcome.succeeded:
-                _build.ledger_of(self, context, outcome.project).forget()
+                _from_operator.ledger_of(self, context, outcome.project).forget()
             return _outcome.result_of(outcome, tail, self._skip_on)
         if event["kind"] == _outcome.TIMED_OUT:
-            ref = _build.run_behind(self, context)
+            ref = _from_operator.run_behind(self, context)
             if not event["stopped"]:
                 self._stop_leftover(context)
             raise AirflowTaskTimeout(
-                f"execution_timeout of {self.execution_timeout} passed before run {ref.name} ended"
+                f"execution_timeout of {self.execution_timeout} passed before run {ref.name} ended."
             )
         error = _outcome.broken_error(event)
         self._stop_or_leave(context, error)
@@ -298,18 +328,18 @@ class DstackRunOperator(TemplatedModels):
         push(context["ti"], RUN_URL_KEY, run.url, self.log)
 
     def readiness(self, context: Context) -> Callable[[Run], bool] | None:
-        """Return what tells that a run is followed no longer, None when it is followed to its end."""
+        """Return the check that ends the following of a run early, None when it is followed to its end."""
         return None
 
     def _hand_over(self, task_run: TaskRun, context: Context) -> Any:
         """Have the triggerer follow the run from here on; ``DstackRunInterrupted`` if the task was ended."""
-        from airflow_provider_dstack._deferral import defer
+        from airflow_provider_dstack._from_operator import defer
 
         defer(self, task_run, context, lambda: self._killed)
 
     def _stop_leftover(self, context: Context) -> None:
         """Stop what a trigger may have left; the run is known by its name and marker alone."""
-        from airflow_provider_dstack._build import run_behind
+        from airflow_provider_dstack._from_operator import run_behind
 
         ref = run_behind(self, context)
         with self.hook().client() as client:
@@ -320,7 +350,7 @@ class DstackRunOperator(TemplatedModels):
 
     def _stop_or_leave(self, context: Context, error: Exception) -> None:
         """Leave the run to the task's next try when there is one after ``error``, else stop it."""
-        from airflow_provider_dstack._build import leaves_run_to_next_try
+        from airflow_provider_dstack._from_operator import leaves_run_to_next_try
 
         if leaves_run_to_next_try(self, context, error):
             self.log.warning("The run is kept for the task's next try.")

@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import BaseOperator
-from airflow_provider_dstack._spec import at_least
+from airflow_provider_dstack._parameters import at_least
 from airflow_provider_dstack.errors import DstackError, DstackRunInterrupted
 
 if TYPE_CHECKING:
     from airflow_provider_dstack._compat import Context
     from airflow_provider_dstack.hooks import DstackHook
 
+# How late a kill ends the wait for the second check.
 _TICK_SECONDS = 0.2
 
 
 class DstackReapOperator(BaseOperator):
-    """Stop the active runs whose task has ended, and return what was found.
+    """An operator that stops the active runs whose task has ended, and returns what was found.
 
     Meant for a maintenance DAG on a schedule. It lists the active runs of the project, asks Airflow about
     the task instance of each, and stops the runs of those that have ended. Runs of tasks that have not ended,
@@ -32,8 +33,9 @@ class DstackReapOperator(BaseOperator):
             cleared after it had ended. They may be runs of another Airflow that shares the project. Default
             False.
         stop_services: Also stop services whose task succeeded, once their DAG run has ended. Default False.
-        dstack_conn_id: The connection. Default ``dstack_default``.
-        project_name: The project, instead of the connection's.
+        dstack_conn_id: The connection of type ``dstack``. Default ``dstack_default``.
+        project_name: Replaces the connection's project. Default: the connection's.
+        **kwargs: As for Airflow's ``BaseOperator``.
 
     Returns:
         A list of dicts, one for each active run of an Airflow task: ``run_name``, ``url``,
@@ -45,6 +47,9 @@ class DstackReapOperator(BaseOperator):
         DstackServerUnreachable: The dstack server did not answer; nothing was stopped.
         DstackError: Airflow did not answer, and nothing was stopped; or some runs could not be stopped, which
             the message names. The others are stopped.
+
+    Example:
+        ``DstackReapOperator(task_id="reap", min_age=300)``
     """
 
     template_fields: Sequence[str] = ("dstack_conn_id", "project_name")
@@ -111,7 +116,7 @@ class DstackReapOperator(BaseOperator):
 
 
 def _yes_or_no(name: str, value: bool) -> bool:
-    """Return ``value`` if it is a bool: any other one that is true would stop runs nobody asked to stop."""
+    """Return ``value`` if it is a bool: a text such as ``"False"`` is true, and would stop runs."""
     if not isinstance(value, bool):
         raise ValueError(f"{name}: expected True or False, got {value!r}.")
     return value

@@ -19,20 +19,36 @@ if TYPE_CHECKING:
 
 
 class DstackRunSensor(BaseSensorOperator):
-    """Wait until a run that was started elsewhere reaches a status, and return what the run showed then.
+    """A sensor that waits until a run that was started elsewhere reaches a status.
 
-    ``run_name`` (str). ``statuses``: a status or a list (``RunStatus`` or str), by default ``"done"``; a run
-    that is over without having reached one fails the sensor at once. A status that passes between two looks
-    is not seen. ``wait_for_run`` (bool, default True) waits for a run that is not there yet; with False that
-    fails the sensor. ``mode`` is ``"poke"`` or ``"reschedule"``; with ``deferrable`` the triggerer waits.
-    ``poke_interval`` (seconds, default 30) and ``timeout`` (seconds) are Airflow's; a server that does not
-    answer is asked again until then. ``dstack_conn_id`` and ``project_name`` are as for
-    ``DstackRunOperator``. The run is never stopped, whatever happens to the sensor.
+    A run that ends without having reached one fails the sensor at once. A status that passes between two
+    polls is not seen. The run is never stopped, whatever happens to the sensor.
 
-    Returns a dict: ``run_name``, ``status``, ``url``, and ``outcome`` (as ``DstackRunOperator`` returns it)
-    for a run that is over, else None. Raises ``DstackRunFailed``, ``DstackNoCapacity``,
-    ``DstackRunStopped``, ``DstackRunError``, and ``AirflowFailException`` for a wrong connection. Source:
-    Airflow documentation, "Sensors".
+    Args:
+        run_name: The run's name.
+        statuses: A status or a list (``RunStatus`` or str). Default ``"done"``.
+        wait_for_run: Wait for a run that does not exist yet; with False that fails the sensor. Default True.
+        dstack_conn_id: The connection of type ``dstack``. Default ``dstack_default``.
+        project_name: Replaces the connection's project. Default: the connection's.
+        deferrable: Have the triggerer wait, and give the worker's slot back. Default: Airflow's setting
+            ``[operators] default_deferrable``.
+        poke_interval: Seconds or a ``timedelta`` between two polls. Default 30.
+        **kwargs: As for Airflow's sensors. ``mode`` is ``"poke"`` or ``"reschedule"``. Until ``timeout``
+            (seconds) an unreachable server is retried.
+
+    Returns:
+        A dict: ``run_name``, ``status``, ``url``, and ``outcome`` (as ``DstackRunOperator`` returns it) for a
+        run that has ended, else None.
+
+    Raises:
+        AirflowFailException: The connection is wrong, or with ``wait_for_run=False`` there is no such run.
+        DstackRunError: The run ended without a wanted status. If it did not succeed, one of
+            ``DstackRunFailed``, ``DstackNoCapacity`` and ``DstackRunStopped``.
+
+    Example:
+        ``DstackRunSensor(task_id="wait", run_name="train-3b0f92", mode="reschedule")``
+
+    Source: Airflow documentation, "Sensors".
     """
 
     template_fields: Sequence[str] = ("run_name", "statuses", "dstack_conn_id", "project_name")
@@ -55,7 +71,7 @@ class DstackRunSensor(BaseSensorOperator):
         self.run_name = run_name
         self.statuses = [statuses] if isinstance(statuses, str) else list(statuses)
         if not self.statuses:
-            raise ValueError("statuses: an empty list is never reached; name a status, such as 'done'")
+            raise ValueError("statuses: expected one status or more, such as 'done', got an empty list.")
         self.wait_for_run = wait_for_run
         self.dstack_conn_id = dstack_conn_id
         self.project_name = project_name
@@ -65,14 +81,15 @@ class DstackRunSensor(BaseSensorOperator):
         """Wait in the worker, or have the triggerer wait."""
         if not self.deferrable:
             return super().execute(context)
-        # A look here first: a trigger that fires at once makes Airflow stumble.
+        # The worker polls first: an event that comes before the scheduler has seen the deferral fails the
+        # task.
         found = self.poke(context)
         if not found:
             self._defer()
         return found.xcom_value if isinstance(found, PokeReturnValue) else None
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the trigger saw, or raise what it says."""
+        """Return what the trigger saw, or raise the error that it reported."""
         if event["kind"] != "seen":
             from airflow_provider_dstack._outcome import broken_error
 
@@ -83,9 +100,9 @@ class DstackRunSensor(BaseSensorOperator):
         return sight
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
-        """Look at the run once."""
+        """Poll the run once."""
         from airflow_provider_dstack._outcome import as_airflow_error
-        from airflow_provider_dstack._status import not_there, sight_of
+        from airflow_provider_dstack.status_trigger import not_there, sight_of
         from dstack_core import DstackError as CoreError
         from dstack_core import ServerUnreachableError
 
@@ -95,12 +112,12 @@ class DstackRunSensor(BaseSensorOperator):
                 if run is None and not self.wait_for_run:
                     raise not_there(self.run_name, client.project)
         except ServerUnreachableError as error:
-            self.log.warning("%s; looking again", error.message)
+            self.log.warning("%s Polling again.", error.message)
             return False
         except CoreError as error:
             raise as_airflow_error(error, submitted=False) from error
         if run is None:
-            self.log.info("There is no run %s yet", self.run_name)
+            self.log.info("There is no run %s yet.", self.run_name)
             return False
         sight = sight_of(run)
         self.log.info("Run %s is %s: %s", run.name, sight["status"], run.url)
@@ -128,7 +145,7 @@ class DstackRunSensor(BaseSensorOperator):
         self.defer(trigger=trigger, method_name="execute_complete", timeout=limit)
 
     def _is_reached(self, sight: Mapping[str, Any]) -> bool:
-        from airflow_provider_dstack._status import is_reached
+        from airflow_provider_dstack.status_trigger import is_reached
 
         try:
             return is_reached(sight, self._wanted())
@@ -139,7 +156,7 @@ class DstackRunSensor(BaseSensorOperator):
             raise
 
     def _wanted(self) -> list[str]:
-        """Return the statuses as plain words."""
+        """Return the statuses as plain texts: a trigger is kept in Airflow's database."""
         return [str(status) for status in self.statuses]
 
     def _announce(self, context: Context, sight: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import BaseOperator
-from airflow_provider_dstack._spec import at_least, one_of
+from airflow_provider_dstack._parameters import at_least, one_of
 from airflow_provider_dstack._stop import stop_seconds
 from airflow_provider_dstack.errors import DstackError, DstackRunFailed, DstackRunInterrupted
 from airflow_provider_dstack.links import (
@@ -28,22 +28,32 @@ if TYPE_CHECKING:
 
 
 class DstackServiceOperator(DstackRunOperator):
-    """Submit a service, wait until it answers, and return its address (str); the service goes on.
+    """An operator that submits a service and waits until it answers; the service keeps running.
 
-    ``configuration`` is that of a service; the other parameters are as for ``DstackRunOperator``. A task
-    that is killed, fails or times out before the service answers stops it; one that is retried takes over
-    the service of the try before, one that is cleared replaces it. After success the service goes on until
-    ``DstackStopRunOperator`` stops it, or its ``max_duration`` is over. The log of the service is relayed
-    until it answers. The address is also the task's XCom ``dstack_service_url``, the name of the run
-    ``dstack_run_name``. Unless the service has ``auth: false``, requests need the header ``Authorization:
+    A task that is killed, fails or times out before the service answers stops it; one that is retried takes
+    over the service of the try before, one that is cleared replaces it. After success the service keeps
+    running until ``DstackStopRunOperator`` stops it, or its ``max_duration`` passes. The log of the service
+    is relayed until it answers. The address is also the task's XCom ``dstack_service_url``, the name of the
+    run ``dstack_run_name``. Unless the service has ``auth: false``, requests need the header ``Authorization:
     Bearer TOKEN``.
 
-    ``on_active``: what happens to an active run called ``run_name``. ``"fail"`` fails the task;
-    ``"replace"`` stops it and submits a new one; ``"update"`` updates it in place, as ``runs.apply`` of
-    ``dstack_core`` does, and leaves it running however the task ends.
+    Args:
+        deferrable: Not offered: the task waits in the worker. Default False, the only value.
+        on_active: What happens to an active run called ``run_name``: ``"fail"`` (default) fails the task;
+            ``"replace"`` stops it and submits a new one; ``"update"`` updates it in place, as ``runs.apply``
+            of ``dstack_core`` does, and leaves it running however the task ends.
+        **kwargs: As for ``DstackRunOperator``; ``configuration`` is that of a service.
 
-    It waits in the worker; ``deferrable`` is not offered. Raises as ``DstackRunOperator`` does, and
-    ``DstackRunFailed`` for a service that ends before it answers.
+    Returns:
+        The address of the service (str).
+
+    Raises:
+        ValueError: A parameter is wrong; the DAG cannot be parsed.
+        DstackRunFailed: The service ended before it answered.
+        DstackError: Else one of ``airflow_provider_dstack.errors``, as for ``DstackRunOperator``.
+
+    Example:
+        ``DstackServiceOperator(task_id="serve", configuration="serve.dstack.yml").as_setup()``
     """
 
     operator_extra_links = (DstackRunLink(), DstackServiceLink())
@@ -51,7 +61,7 @@ class DstackServiceOperator(DstackRunOperator):
 
     def __init__(self, *, deferrable: bool = False, on_active: OnActive = "fail", **kwargs: Any) -> None:
         if deferrable:
-            raise ValueError("deferrable: a service is waited for in the worker; leave it out")
+            raise ValueError("deferrable: expected False, got True. A service is waited for in the worker.")
         super().__init__(deferrable=False, **kwargs)
         self.on_active = one_of("on_active", on_active, ("update", "replace", "fail"))
         if on_active != "fail" and not self.run_name:
@@ -70,7 +80,7 @@ class DstackServiceOperator(DstackRunOperator):
         return self._service_url
 
     def readiness(self, context: Context) -> Callable[[Run], bool]:
-        """Return what asks the service for an answer, and tells its address when there is one."""
+        """Return the check whether the service answers; it pushes the address when it does."""
 
         def is_ready(run: Run) -> bool:
             url = _answering(run)
@@ -86,22 +96,38 @@ class DstackServiceOperator(DstackRunOperator):
     def _hand_over(self, task_run: TaskRun, context: Context) -> None:
         """Leave the service running."""
         if self._killed:
-            raise DstackRunInterrupted(f"the task was ended while run {task_run.ref.name} began to answer")
+            raise DstackRunInterrupted(f"The task was ended while run {task_run.ref.name} began to answer.")
 
 
 class DstackStopRunOperator(BaseOperator):
-    """Stop runs and wait for their end; a run that has ended, or never existed, is no error.
+    """An operator that stops runs and waits for their end; made for ``as_teardown``.
 
-    ``runs_of``: a task of the same DAG run (its operator or its task id, or several), whose runs are stopped
-    whichever try submitted them; in a mapped task group, those of the same map index. ``run_name``: names of
-    runs (str or list; an empty one is left out), or what ``DstackRunOperator`` returned. One of the two is
-    given. ``abort`` (bool) leaves the run no time to end. ``wait_for_completion`` (bool) waits until the
-    runs are over, with a look every ``poll_interval`` seconds; ``execution_timeout`` is the limit.
-    ``retry_budget`` (seconds) is how long a silent server is borne. ``dstack_conn_id`` and ``project_name``
-    are as for ``DstackRunOperator``.
+    A run that has ended, or never existed, is not an error. Exactly one of ``run_name`` and ``runs_of`` is
+    given.
 
-    Returns a dict: the status of each run it stopped, by name. Made for ``as_teardown``. Raises
-    ``AirflowFailException`` for a connection that is wrong, and ``DstackServerUnreachable``.
+    Args:
+        run_name: Names of runs (str or list; an empty one is left out), or what ``DstackRunOperator``
+            returned. Default: none.
+        runs_of: A task of the same DAG run (its operator or its task id, or several), whose runs are stopped
+            whichever try submitted them; in a mapped task group, those of the same map index. Default: none.
+        abort: Leave the run no time to end. Default False.
+        wait_for_completion: Wait until the runs have ended; ``execution_timeout`` is the limit. Default True.
+        poll_interval: Seconds between two status requests. Default 5.
+        retry_budget: Seconds to keep retrying an unreachable server. Default 600.
+        dstack_conn_id: The connection of type ``dstack``. Default ``dstack_default``.
+        project_name: Replaces the connection's project. Default: the connection's.
+        **kwargs: As for Airflow's ``BaseOperator``.
+
+    Returns:
+        A dict: the status of each run that it stopped, by name.
+
+    Raises:
+        AirflowFailException: The connection is wrong.
+        DstackServerUnreachable: The server did not answer within ``retry_budget``.
+        DstackError: A run could not be stopped.
+
+    Example:
+        ``DstackStopRunOperator(task_id="stop", runs_of="serve").as_teardown(setups=serve)``
     """
 
     template_fields: Sequence[str] = ("run_name", "runs_of", "dstack_conn_id", "project_name")
@@ -122,7 +148,10 @@ class DstackStopRunOperator(BaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         if (run_name is None) == (runs_of is None):
-            raise ValueError("give either runs_of (tasks) or run_name (names of runs)")
+            got = "neither" if run_name is None else "both"
+            raise ValueError(
+                f"DstackStopRunOperator: expected runs_of (tasks) or run_name (names), got {got}."
+            )
         self.run_name = run_name
         self.runs_of = [runs_of] if isinstance(runs_of, str | BaseOperator) else runs_of
         if self.runs_of is not None:
@@ -164,13 +193,13 @@ class DstackStopRunOperator(BaseOperator):
             return [run for run in found.values() if run is not None]
         names = [_task_names(str(task_id), context) for task_id in self.runs_of]
         # Clearing a DAG run gives it another start, from which markers are drawn; its XComs stay.
-        told = set(
+        pushed = set(
             _names(context["ti"].xcom_pull(task_ids=[str(one) for one in self.runs_of], key=RUN_NAME_KEY))
         )
         runs = [
             run
             for run in client.runs.list()
-            if run.outcome() is None and any(_is_of(run, one, told, context) for one in names)
+            if run.outcome() is None and any(_is_of(run, one, pushed, context) for one in names)
         ]
         if not runs:
             self.log.info("No run of %s is running.", ", ".join(map(str, self.runs_of)))
@@ -235,7 +264,7 @@ def _names(given: Any) -> list[str]:
         # What a template makes of an XCom that is not there.
         return [] if given in (None, "", "None") else [given]
     if not isinstance(given, Iterable):
-        raise DstackError(f"run_name: {given!r} is no name of a run")
+        raise DstackError(f"run_name: expected the name of a run, or a list of names, got {given!r}.")
     return list(dict.fromkeys(name for one in given for name in _names(one)))
 
 
@@ -248,8 +277,11 @@ def _task_names(task_id: str, context: Context) -> TaskNames:
     return replace(own, task=f"airflow:{ti.dag_id}/{ti.run_id}/{task_id}")
 
 
-def _is_of(run: Run, names: TaskNames, told: Collection[str], context: Context) -> bool:
-    """Tell whether a run is of that task, or of one of its mapped instances; ``told`` are names it told."""
+def _is_of(run: Run, names: TaskNames, pushed: Collection[str], context: Context) -> bool:
+    """Return whether a run is of that task, or of one of its mapped instances.
+
+    ``pushed`` are the names of runs that the task pushed as XComs.
+    """
     from dataclasses import replace
 
     marker = run.marker or ""
@@ -260,4 +292,4 @@ def _is_of(run: Run, names: TaskNames, told: Collection[str], context: Context) 
             return False
         names = replace(names, task=f"{names.task}[{head}]")
     ours = names.read_marker(marker) is not None
-    return ours or (run.name in told and marker.startswith(f"{names.task}/"))
+    return ours or (run.name in pushed and marker.startswith(f"{names.task}/"))

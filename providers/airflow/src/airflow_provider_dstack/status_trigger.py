@@ -1,30 +1,37 @@
-"""Wait in the triggerer until a run shows a status."""
+"""Wait in the triggerer until a run shows a status; the sensor judges what a poll showed in the same way."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_dstack._outcome import broken_event
-from airflow_provider_dstack._status import not_there, sight_of
+from airflow_provider_dstack._outcome import broken_event, result_of
 from airflow_provider_dstack._threads import in_thread
+from airflow_provider_dstack.errors import AirflowFailException, DstackRunError
 from airflow_provider_dstack.hooks import DstackHook
 
 if TYPE_CHECKING:
-    from dstack_core import AsyncClient
+    from dstack_core import AsyncClient, AsyncRun, Run
 
 
 class DstackStatusTrigger(BaseTrigger):
-    """Look at a run every ``poll_interval`` seconds; fire once it is over or shows one of ``statuses``.
+    """The poller of one run in the triggerer: it fires once the run has ended or shows one of ``statuses``.
 
-    ``dstack_conn_id``, ``project_name``: as for ``DstackHook``; no secret is kept. ``run_name`` (str),
-    ``statuses`` (list of str), ``wait_for_run`` (bool) as for ``DstackRunSensor``, for whose
-    ``execute_complete`` the event's payload is. A server that does not answer is asked again and again: the
-    sensor's ``timeout`` is the limit. Never stops the run. Source: Airflow documentation, "Deferrable
-    Operators & Triggers".
+    The event's payload is for ``DstackRunSensor.execute_complete``. An unreachable server is retried; the
+    sensor's ``timeout`` is the limit. The run is never stopped. No argument is a secret.
+
+    Args:
+        dstack_conn_id: As for ``DstackHook``.
+        project_name: As for ``DstackHook``.
+        run_name: The run's name.
+        statuses: The statuses to wait for, as plain texts.
+        poll_interval: Seconds between two polls.
+        wait_for_run: Wait for a run that does not exist yet, instead of failing. Default True.
+
+    Source: Airflow documentation, "Deferrable Operators & Triggers".
     """
 
     def __init__(
@@ -62,22 +69,22 @@ class DstackStatusTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield the one event: what the run showed, or why it can no longer be watched."""
         try:
-            payload = await self._look_until_reached()
+            payload = await self._poll_until_reached()
         except Exception as error:
             payload = broken_event(error)
         yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow's is untyped
 
-    async def _look_until_reached(self) -> dict[str, Any]:
+    async def _poll_until_reached(self) -> dict[str, Any]:
         from dstack_core import ServerUnreachableError
 
         async with await in_thread(self._connect) as client:
             while True:
-                # The worker has looked just now.
+                # The worker has polled just now.
                 await asyncio.sleep(self.poll_interval)
                 try:
                     run = await client.runs.get(self.run_name)
                 except ServerUnreachableError as error:
-                    self.log.warning("%s; looking again", error.message)
+                    self.log.warning("%s Polling again.", error.message)
                     continue
                 if run is None and not self.wait_for_run:
                     raise not_there(self.run_name, client.project)
@@ -89,3 +96,43 @@ class DstackStatusTrigger(BaseTrigger):
     def _connect(self) -> AsyncClient:
         """Look the connection up, which blocks."""
         return DstackHook(self.dstack_conn_id, self.project_name).async_client(retry_budget=0.0)
+
+
+def sight_of(run: Run | AsyncRun) -> dict[str, Any]:
+    """Return, JSON-plain, what a poll showed of a run; ``outcome`` is None while it runs."""
+    from dstack_core.integration import outcome_dict
+
+    outcome = run.outcome()
+    return {
+        "run_name": run.name,
+        "status": str(run.last_status),
+        "url": run.url,
+        "outcome": None if outcome is None else outcome_dict(outcome),
+    }
+
+
+def is_reached(sight: Mapping[str, Any], statuses: Collection[str]) -> bool:
+    """Return whether the run shows one of ``statuses``; raise when it has ended and never will.
+
+    Raises ``DstackRunFailed``, ``DstackNoCapacity``, ``DstackRunStopped``, or ``DstackRunError``.
+    """
+    from dstack_core import Outcome
+
+    if sight["status"] in statuses:
+        return True
+    if sight["outcome"] is None:
+        return False
+    result_of(Outcome.from_dict(sight["outcome"]), (), retry_option=None)
+    raise DstackRunError(
+        f"Run {sight['run_name']} ended as {sight['status']} and was not seen as {' or '.join(statuses)}. "
+        f"Add {sight['status']!r} to statuses if that is good too. See {sight['url']}",
+        sight["outcome"],
+    )
+
+
+def not_there(run_name: str, project: str) -> AirflowFailException:
+    """Return the error for a run that a sensor does not wait for."""
+    return AirflowFailException(
+        f"run_name: expected a run of project {project}, got {run_name!r}, which does not exist. Correct the "
+        "name, or pass wait_for_run=True to wait for it."
+    )

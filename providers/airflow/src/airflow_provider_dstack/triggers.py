@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_dstack._checkpoint import Checkpoints, load, log_requests, save_and_rest
 from airflow_provider_dstack._compat import trigger_has_on_kill
-from airflow_provider_dstack._log_position import LogPosition
+from airflow_provider_dstack._log_relay import DEFAULT_LOG_BUDGET, LogPosition, new_relay
 from airflow_provider_dstack._names import run_ref
 from airflow_provider_dstack._outcome import broken_event, finished_event, timed_out_event
-from airflow_provider_dstack._relay import DEFAULT_LOG_BUDGET, new_relay
 from airflow_provider_dstack._stop import (
     KEEP_ASKED_FOR,
     OnKillAction,
@@ -24,7 +22,13 @@ from airflow_provider_dstack._stop import (
     stop_task_run,
 )
 from airflow_provider_dstack._threads import in_thread
-from airflow_provider_dstack._watch import Watch
+from airflow_provider_dstack._trigger_relay import (
+    Checkpoints,
+    TriggerRelay,
+    load,
+    log_requests,
+    save_and_rest,
+)
 from airflow_provider_dstack.hooks import DstackHook
 
 if TYPE_CHECKING:
@@ -34,31 +38,46 @@ if TYPE_CHECKING:
 # Airflow cancels on_kill again every second, and gives it up after [triggerer] on_kill_timeout, 30 s by
 # default.
 _ON_KILL_SECONDS = 29.0
-# A stop mostly waits for replies; hundreds of tasks that are ended at once must all be stopped at once.
+# A stop mostly waits for replies. With fewer threads, hundreds of runs whose tasks end at once are stopped
+# one after another, and the last of them may not be stopped before Airflow gives up.
 _STOP_THREADS = 32
-# The clocks of worker and triggerer may differ.
+# The clocks of worker and triggerer may differ: without a limit, a task could wait for the difference.
 _LONGEST_HOLD_SECONDS = 10.0
-# Where hundreds of runs end at once, their tasks go on before it is kept that all was told.
-_KEEP_LAST_SECONDS = 2.0
+# Where hundreds of runs end at once, the last saves queue up. Their tasks do not wait longer than this for
+# them; a triggerer that dies in that moment relays the last lines again.
+_SAVE_LAST_SECONDS = 2.0
 # Behind a flood of log its last records would be lost (see ``log_requests``): 2 s on a quiet machine.
 _LOG_PASSES_SECONDS = 30.0
 
 
 class DstackRunTrigger(BaseTrigger):
-    """Follow a run to its end, relay its log, and fire one event.
+    """The follower of one run in the triggerer: it relays the log, and fires one event at the end.
 
-    ``dstack_conn_id``, ``project_name``: as for ``DstackHook``; no secret is kept. ``run_name``,
-    ``marker`` (str) say which run it is, ``progress`` (``Progress.to_dict()``) how far it was followed,
-    ``tail`` (list of str) are the last lines already relayed, ``relayed_bytes`` and ``left_out_bytes`` how
-    much of the log was and was not. ``poll_interval`` and ``retry_budget`` in seconds, ``deadline`` in
-    seconds since the epoch or None: the run is stopped then. Before ``not_before``, also since the epoch,
-    there is no event, but for at most ten seconds. ``get_logs`` (bool), ``log_budget_bytes``:
-    what is longer is counted and not relayed; None relays all. ``on_kill_action``: ``"stop"``, ``"abort"``
-    or ``"keep"``. The event's payload is for ``DstackRunOperator.execute_complete``.
+    If the run ends while its log is still being relayed, the trigger fires at once, and the event holds the
+    position where the worker continues. The position is saved every ten seconds in the XCom
+    ``dstack_progress``; a triggerer that takes over continues there. The event's payload is for
+    ``DstackRunOperator.execute_complete``. No argument is a secret.
 
-    If the run ends while its log is still being relayed, it fires at once, and the event says where the
-    worker continues. How far it came is kept every ten seconds in the XCom ``dstack_progress``; a triggerer
-    that takes over goes on there. Source: Airflow documentation, "Deferrable Operators & Triggers".
+    Args:
+        dstack_conn_id: As for ``DstackHook``.
+        project_name: As for ``DstackHook``.
+        run_name: The run's name.
+        marker: What the run carries in ``configuration_path``; a run without it is another one.
+        progress: What was followed already, as ``Progress.to_dict()`` returns it.
+        tail: The last lines that were relayed already. Default: none.
+        relayed_bytes: How many bytes of the log were relayed already. Default 0.
+        left_out_bytes: How many bytes of the log the budget has left out already. Default 0.
+        poll_interval: Seconds between two status requests. Default 5.
+        retry_budget: Seconds to keep retrying an unreachable server. Default 600.
+        deadline: When the run is stopped at the latest, in seconds since the epoch. Default: None, never.
+        not_before: The earliest time of the event, in seconds since the epoch; the trigger waits for at most
+            ten seconds. Default 0.
+        get_logs: Relay the log. Default True.
+        log_budget_bytes: The most bytes of the log to relay; the rest is counted and not relayed. None: all.
+            Default 10 MB.
+        on_kill_action: ``"stop"``, ``"abort"`` or ``"keep"``. Default ``"stop"``.
+
+    Source: Airflow documentation, "Deferrable Operators & Triggers".
     """
 
     def __init__(
@@ -97,8 +116,8 @@ class DstackRunTrigger(BaseTrigger):
         self.log_budget_bytes = log_budget_bytes
         self.on_kill_action = on_kill_action
         self._fired = False
-        self._last_kept: asyncio.Future[None] | None = None
-        self._last_seconds = _KEEP_LAST_SECONDS
+        self._last_save: asyncio.Future[None] | None = None
+        self._last_save_seconds = _SAVE_LAST_SECONDS
         self._kill_arguments: dict[str, Any] | None = None
         self._token: str | None = None
 
@@ -126,7 +145,7 @@ class DstackRunTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Yield the one event: the run is over, the deadline passed, or the run could not be followed."""
+        """Yield the one event: the run has ended, the deadline passed, or the run could not be followed."""
         try:
             payload = await self._until_deadline()
         except Exception as error:
@@ -134,16 +153,16 @@ class DstackRunTrigger(BaseTrigger):
             self.log.error("Run %s can no longer be followed: %s", self.run_name, payload["message"])
         # An event that comes before the scheduler has seen the deferral fails the task.
         await asyncio.sleep(min(max(0.0, self.not_before - time.time()), _LONGEST_HOLD_SECONDS))
-        if self._last_kept is not None:
-            # Else a triggerer that dies before Airflow has the event would have the last lines told again.
-            await asyncio.wait([self._last_kept], timeout=self._last_seconds)
+        if self._last_save is not None:
+            # Else, if the triggerer dies before Airflow has the event, the last lines would be relayed again.
+            await asyncio.wait([self._last_save], timeout=self._last_save_seconds)
         self._fired = True
         yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow's is untyped
 
     async def on_kill(self) -> None:
         """Stop the run of a task that a user ended, unless ``on_kill_action`` is ``"keep"``.
 
-        Airflow cancels this coroutine again every second; the stop goes on regardless. Source: Airflow
+        Airflow cancels this coroutine again every second; the stop continues regardless. Source: Airflow
         documentation, "Deferrable Operators & Triggers".
         """
         # Only a user's action brings a trigger here, but for the rare take-over.
@@ -187,15 +206,15 @@ class DstackRunTrigger(BaseTrigger):
             run = await client.runs.get(self.run_name)
             if run is None:
                 raise RunNotFoundError(
-                    f"the run {self.run_name} is no longer in project {client.project} on "
-                    f"{client.server_url}; somebody deleted it, so its outcome cannot be told"
+                    f"Run {self.run_name} is no longer in project {client.project} on {client.server_url}: "
+                    "it was deleted, so its outcome is unknown."
                 )
             position = LogPosition.from_dict(kept)
             progress = position.progress
-            watch = Watch(
+            relay = TriggerRelay(
                 self._relay(run, kept),
                 position,
-                Checkpoints(lambda state: self._start_save(state, watch.recent_bytes()), kept),
+                Checkpoints(lambda state: self._start_save(state, relay.recent_bytes()), kept),
                 partial(self._wait_for_end, client, run.id),
                 poll_interval=self.poll_interval,
             )
@@ -206,22 +225,22 @@ class DstackRunTrigger(BaseTrigger):
                 logs=self.get_logs and progress.run_id in (None, run.id),
                 retry_budget=self.retry_budget,
             )
-            # What it says of the run is not needed again, and thousands may wait.
+            # Its last reply is not needed again, and thousands of triggers may wait.
             del run
             try:
                 async for event in events:
-                    if not await watch.tell(event, self.log) and watch.outcome is not None:
-                        self._last_kept = watch.keep_last()
+                    if not await relay.write(event, self.log) and relay.outcome is not None:
+                        self._last_save = relay.save_last()
                         self.log.info(
                             "Run %s has ended. The worker relays the rest of its log.", self.run_name
                         )
-                        return finished_event(watch.outcome, watch.relay.tail, watch.state())
+                        return finished_event(relay.outcome, relay.tail, relay.state())
                     if isinstance(event, RunFinished):
-                        self._keep_last(watch)
-                        return finished_event(event.outcome, watch.relay.tail)
+                        self._save_last(relay)
+                        return finished_event(event.outcome, relay.tail)
             finally:
                 await events.aclose()
-                await watch.close()
+                await relay.close()
         raise RuntimeError(f"following run {self.run_name} ended without an outcome")
 
     async def _wait_for_end(self, client: AsyncClient, run_id: str) -> Outcome | None:
@@ -234,7 +253,7 @@ class DstackRunTrigger(BaseTrigger):
         )
 
     def _prepare(self) -> tuple[AsyncClient, dict[str, Any]]:
-        """Look up the connection and how far an earlier trigger came, which blocks; prepare for a kill."""
+        """Look up the connection and the position of an earlier trigger, which blocks; prepare for a kill."""
         kept: dict[str, Any] | None = None
         if self.task_instance is not None:
             # Also Airflow's first answer in a triggerer takes seconds, which a kill cannot spare.
@@ -242,7 +261,7 @@ class DstackRunTrigger(BaseTrigger):
                 kept = load(self.task_instance, self.marker)
             except Exception as error:
                 self.log.warning(
-                    "How far the run was followed cannot be told (%r); log lines may repeat", error
+                    "Could not read the position in the run's log (%r). Log lines may repeat.", error
                 )
         hook = DstackHook(self.dstack_conn_id, self.project_name)
         self._token = hook.token
@@ -265,7 +284,7 @@ class DstackRunTrigger(BaseTrigger):
             left_out_bytes=kept["left_out_bytes"],
             log_budget_bytes=self.log_budget_bytes,
             url=run.url,
-            # Airflow forgets no secret it was told to hide: in a triggerer they would pile up.
+            # Airflow keeps every secret that it masks: in a triggerer they would pile up.
             secrets=collect_secrets(env=run.env, others=[self._token]),
         )
 
@@ -274,10 +293,10 @@ class DstackRunTrigger(BaseTrigger):
         run_id = self.progress.get("run_id")
         return None if run_id is None else str(run_id)
 
-    def _keep_last(self, watch: Watch) -> None:
-        if log_requests(watch.recent_bytes()):
-            self._last_seconds = _LOG_PASSES_SECONDS
-        self._last_kept = watch.keep_last()
+    def _save_last(self, relay: TriggerRelay) -> None:
+        if log_requests(relay.recent_bytes()):
+            self._last_save_seconds = _LOG_PASSES_SECONDS
+        self._last_save = relay.save_last()
 
     def _start_save(self, state: dict[str, Any], recent_bytes: float) -> asyncio.Future[None]:
         ti = self.task_instance
@@ -287,7 +306,7 @@ class DstackRunTrigger(BaseTrigger):
                 if ti is not None and not self._fired:
                     save_and_rest(ti, self.marker, state, recent_bytes)
             except Exception as error:
-                self.log.warning("How far the run was followed cannot be kept: %r", error)
+                self.log.warning("Could not save the position in the run's log: %r.", error)
 
         return in_thread(work, "checkpoint", 1)
 
@@ -299,7 +318,7 @@ class DstackRunTrigger(BaseTrigger):
         return Client(**self._kill_arguments)
 
     def _stop(self) -> bool:
-        """Stop the run; tell whether nothing is left to stop. Takes the connection's timeout at most."""
+        """Stop the run; return whether nothing is left to stop. Takes the connection's timeout at most."""
         with self._client_for_kill() as client:
             if self.on_kill_action == "keep":
                 log_kept(self.run_name, KEEP_ASKED_FOR, client.run_url(self._run_id), self.log)
@@ -314,7 +333,8 @@ class DstackRunTrigger(BaseTrigger):
         return result.is_safe
 
     def _stop_if_ended(self, when_unknown: Literal["stop", "leave"]) -> None:
-        # A run that is kept needs no question; before Airflow 3.3 a triggerer that ends may say so, too.
+        # A run that is kept needs no question. Before Airflow 3.3 the log line may also come from a triggerer
+        # that ends.
         if self.on_kill_action == "keep" or is_to_be_stopped(
             self.task_instance, self.run_name, when_unknown=when_unknown, log=self.log
         ):

@@ -1,4 +1,17 @@
-"""Find the run of the try before, and decide what this try does with it."""
+"""Find the run of the try before, and decide what this try does with it.
+
+The problem: a try that was lost (its worker, its process) may have left a run that is active, ending or done,
+or a submission that is still under way. A retry is to take over what can be taken over, so that the work is
+not paid for twice; a cleared task is to start anew.
+
+The idea: a try leaves a record in Airflow's task state store before it submits. Where there is no store
+(before Airflow 3.3), or it fails, the runs that earlier tries would have named are looked up: names are drawn
+from the task instance, and the marker on a run proves whose it is. ``DECISIONS`` is the table of what to do.
+
+Invariants: a run without the marker of this task instance is never taken over. A run that has ended is
+followed only if it succeeded. A run whose submission may be under way is submitted again under the same name,
+so that the server has it once (PROTOCOL 1.4).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +32,7 @@ RECORD_KEY = "dstack_run"
 
 
 class Decision(Enum):
-    """Say what a try does about the run of the try before."""
+    """What a try does about the run of the try before."""
 
     SUBMIT = "submit a new run"
     SUBMIT_AGAIN = "submit under the name of that run, since its submission may still be under way"
@@ -29,7 +42,7 @@ class Decision(Enum):
 
 
 # By whether the task was retried or cleared, and by the state of the run. "stopping" also covers a run
-# that has done its work and is being wound up: only its end tells.
+# that has done its work and is being wound up: only its end shows which.
 DECISIONS: Mapping[tuple[str, str], Decision] = {
     ("retried", "missing"): Decision.SUBMIT_AGAIN,
     ("retried", "active"): Decision.REATTACH,
@@ -46,7 +59,7 @@ DECISIONS: Mapping[tuple[str, str], Decision] = {
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Be what a try leaves to the next one, as plain JSON; ``run_id`` None until the server has told it."""
+    """What a try leaves to the next one, as plain JSON; ``run_id`` is None until the server has the run."""
 
     run_name: str
     marker: str
@@ -74,7 +87,7 @@ class Record:
 
 
 class Ledger:
-    """Keep the record in Airflow's task state store, or do without it.
+    """The record of a task's run in Airflow's task state store, where there is one.
 
     Airflow has the store since 3.3; before, and when it fails, names and markers alone have to do. All
     methods ask the supervisor, which takes milliseconds, so they are for the helper thread.
@@ -87,7 +100,7 @@ class Ledger:
         self._log = log
 
     def write(self, run: RunRef, run_id: str | None = None) -> None:
-        """Leave word of a run to the next try; to be done before the run is submitted."""
+        """Leave the record of a run to the next try; to be done before the run is submitted."""
         names = self.names
         record = Record(run.name, run.marker, self._project, names.try_number, names.max_tries, run_id)
         self._try("write", lambda store: store.set(RECORD_KEY, asdict(record)))
@@ -101,7 +114,7 @@ class Ledger:
         record = Record.read(self._try("read", lambda store: store.get(RECORD_KEY)))
         if record is not None and record.project != self._project:
             self._log.warning(
-                "The try before had run %s in project %s; that run is left alone",
+                "The try before had run %s in project %s. That run is left alone.",
                 record.run_name,
                 record.project,
             )
@@ -122,8 +135,8 @@ class Ledger:
             return ask(self._store)
         except Exception as error:
             self._log.warning(
-                "Airflow's task state store failed to %s the run's record (%s); the run's name alone "
-                "has to do",
+                "Airflow's task state store failed to %s the run's record (%s). The run is found by its name "
+                "alone.",
                 what,
                 error,
             )
@@ -141,9 +154,9 @@ def previous_run(ledger: Ledger, client: Client) -> tuple[Record, Run | None] | 
     names = ledger.names
     for name in dict.fromkeys(map(names.name_in, names.earlier_tries)):
         run = client.runs.get(name)
-        told = names.read_marker(run.marker or "") if run is not None else None
-        if run is not None and told is not None and told[0] < names.try_number:
-            return Record(run.name, run.marker or "", client.project, *told, run.id), run
+        numbers = names.read_marker(run.marker or "") if run is not None else None
+        if run is not None and numbers is not None and numbers[0] < names.try_number:
+            return Record(run.name, run.marker or "", client.project, *numbers, run.id), run
     if not names.is_retry:
         return None
     # The submission of the try before may still be under way.
@@ -166,7 +179,7 @@ def decide(record: Record, run: Run | None, names: TaskNames) -> Decision:
 
 
 def will_be_retried(context: Context, error: BaseException) -> bool:
-    """Tell whether Airflow will try again after ``error``, so that the next try finds the run.
+    """Return whether Airflow will try again after ``error``, so that the next try finds the run.
 
     Source: Airflow documentation, "Tasks": retries, and the retry policy of Airflow 3.3.
     """

@@ -1,25 +1,37 @@
-"""Make what a try works with from its operator's fields; nothing is sent."""
+"""Make what a try works with from its operator's fields: its task run, and the trigger that takes over."""
 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_dstack._compat import AirflowFailException, mask_secret, task_state, task_state_store
 from airflow_provider_dstack._names import TaskNames
 from airflow_provider_dstack._stop import was_ended
+from airflow_provider_dstack.errors import DstackRunInterrupted
 
 if TYPE_CHECKING:
     from airflow_provider_dstack._compat import Context
-    from airflow_provider_dstack._durable import Ledger
+    from airflow_provider_dstack._previous_try import Ledger
     from airflow_provider_dstack._task_run import TaskRun
     from airflow_provider_dstack.operators import DstackRunOperator
     from dstack_core import Profile
     from dstack_core.integration import RunRef
 
+# Before a run is handed over, its first statuses are to be seen although ``poll_interval`` may be longer.
 _QUICK_POLL_SECONDS = 1.0
+# Airflow's own timeout of a deferral comes so long after the deadline at which the trigger stops the run. If
+# Airflow's comes first, the run is stopped a second time, by the worker.
+_BACKSTOP_SECONDS = 60.0
+# A worker may report the end of a deferral five seconds late, and the scheduler read it a second later. An
+# event that comes earlier fails the task.
+_SETTLE_SECONDS = 8.0
 
 
 def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: float | None) -> TaskRun:
@@ -27,7 +39,7 @@ def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: 
 
     One client serves all of it. Raises ``AirflowFailException`` when the input or the connection is wrong.
     """
-    from airflow_provider_dstack._spec import in_words_of_operator
+    from airflow_provider_dstack._parameters import in_words_of_operator
     from airflow_provider_dstack._submission import Submission
     from airflow_provider_dstack._task_run import TaskRun, TaskRunOptions
     from dstack_core import ConfigurationError
@@ -86,22 +98,76 @@ def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: 
     return TaskRun(submission.obtain, client, options, operator.log)
 
 
+def defer(
+    operator: DstackRunOperator, task_run: TaskRun, context: Context, was_killed: Callable[[], bool]
+) -> NoReturn:
+    """Defer the task until its run has ended.
+
+    Raises ``DstackRunInterrupted`` when there is no run, or the task was ended: Airflow would refuse the
+    deferral then, and the process would end without stopping the run.
+    """
+    from airflow_provider_dstack._trigger_relay import save
+    from airflow_provider_dstack.triggers import DstackRunTrigger
+
+    if task_run.progress is None:
+        raise DstackRunInterrupted(f"The task was ended before run {task_run.ref.name} was submitted.")
+    deadline = None
+    if operator.execution_timeout is not None:
+        # Airflow itself does not enforce execution_timeout while a task is deferred.
+        started = context["ti"].start_date.timestamp()
+        deadline = started + operator.execution_timeout.total_seconds()
+    trigger = DstackRunTrigger(
+        dstack_conn_id=operator.dstack_conn_id,
+        project_name=task_run.project,
+        run_name=task_run.ref.name,
+        marker=task_run.ref.marker,
+        progress=task_run.progress.to_dict(),
+        **task_run.relay.state(),
+        poll_interval=operator.poll_interval,
+        retry_budget=operator.retry_budget,
+        deadline=deadline,
+        not_before=time.time() + _SETTLE_SECONDS,
+        get_logs=operator.get_logs,
+        log_budget_bytes=operator.log_budget_bytes,
+        on_kill_action=operator.on_kill_action,
+    )
+    with suppress(Exception):
+        # Airflow complains about an XCom that is read before it was ever written.
+        state = {"progress": trigger.progress, **task_run.relay.state()}
+        save(context["ti"], trigger.marker, state)
+    left = None if deadline is None else max(0.0, deadline - time.time()) + _BACKSTOP_SECONDS
+    # The last check: what happens between this and Airflow's answer goes unnoticed.
+    if was_killed() or was_ended(context["ti"]):
+        raise DstackRunInterrupted(f"The task was ended while run {task_run.ref.name} was handed over.")
+    operator.defer(
+        trigger=trigger,
+        method_name="execute_complete",
+        timeout=None if left is None else timedelta(seconds=left),
+    )
+    raise RuntimeError("the task was not deferred")
+
+
 def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str, Any]:
     """Return what ``runs.plan`` and ``runs.submit`` both take. Raises ``ConfigurationError``."""
-    from airflow_provider_dstack import _spec
+    from airflow_provider_dstack._parameters import (
+        RENAMED,
+        read_backends,
+        read_configuration,
+        read_duration,
+        read_price,
+        with_local_paths,
+    )
     from dstack_core import SubmitOptions
     from dstack_core.integration import check_ends
 
     folder = operator.configuration_folder or _beside_dag(".", context)
-    configuration = _spec.with_local_paths(_spec.read_configuration(operator.configuration), folder)
+    configuration = with_local_paths(read_configuration(operator.configuration), folder)
     # Each option is a field of the operator.
-    given = {
-        name: getattr(operator, _spec.RENAMED.get(name, name)) for name in SubmitOptions.__optional_keys__
-    }
+    given = {name: getattr(operator, RENAMED.get(name, name)) for name in SubmitOptions.__optional_keys__}
     given["profile"] = profile_of(operator, context)
-    given["max_duration"] = _spec.read_duration(given["max_duration"])
-    given["max_price"] = _spec.read_price(given["max_price"])
-    given["backends"] = _spec.read_backends(given["backends"])
+    given["max_duration"] = read_duration(given["max_duration"])
+    given["max_price"] = read_price(given["max_price"])
+    given["backends"] = read_backends(given["backends"])
     check_ends(configuration, given["max_duration"], given["profile"])
     return {"configuration": configuration, **given}
 
@@ -135,15 +201,15 @@ def profile_of(operator: DstackRunOperator, context: Context) -> Profile:
 
 
 def names_of(operator: DstackRunOperator, context: Context) -> TaskNames:
-    """Return how the runs of a task instance are called."""
+    """Return the names of a task instance's runs."""
     # A service that is updated outlives its task also in the eyes of the reaper.
     keep = operator.on_kill_action == "keep" or operator.on_active == "update"
     return TaskNames.of(context, operator.run_name, operator.retries or 0, keep=keep)
 
 
 def ledger_of(operator: DstackRunOperator, context: Context, project: str) -> Ledger:
-    """Return what keeps the record of a task instance's run in ``project``."""
-    from airflow_provider_dstack._durable import Ledger
+    """Return the ledger of a task instance's run in ``project``."""
+    from airflow_provider_dstack._previous_try import Ledger
 
     return Ledger(names_of(operator, context), project, task_state_store(context), operator.log)
 
@@ -171,8 +237,8 @@ def _beside_dag(given: str | os.PathLike[str] | None, context: Context) -> Path 
 
 
 def leaves_run_to_next_try(operator: DstackRunOperator, context: Context, error: BaseException) -> bool:
-    """Tell whether the task's next try takes its run over after ``error``."""
-    from airflow_provider_dstack._durable import will_be_retried
+    """Return whether the task's next try takes its run over after ``error``."""
+    from airflow_provider_dstack._previous_try import will_be_retried
 
     return operator.durable and will_be_retried(context, error)
 
@@ -184,8 +250,8 @@ def _next_try_follows(operator: DstackRunOperator, context: Context, error: Base
 
 
 def _why_kept(operator: DstackRunOperator, context: Context, ledger: Ledger | None) -> str | None:
-    from airflow_provider_dstack._durable import will_be_retried
     from airflow_provider_dstack._kill_reason import KillReason, kill_reason
+    from airflow_provider_dstack._previous_try import will_be_retried
     from airflow_provider_dstack.errors import DstackRunInterrupted
 
     reason = kill_reason(partial(task_state, context["ti"]))

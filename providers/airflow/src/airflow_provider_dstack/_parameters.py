@@ -1,10 +1,14 @@
-"""Read what a DAG author wrote into what ``dstack_core`` submits."""
+"""Check an operator's parameters, and read what a DAG author wrote into what ``dstack_core`` submits.
+
+What is checked when the DAG is parsed raises ``ValueError``; what may be a template is checked by the task.
+No function here imports ``dstack_core`` before it is called: a DAG file would pay for that.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,10 +27,8 @@ def read_configuration(value: Any) -> Configuration:
 
     Raises ``ConfigurationError``.
     """
-    from dstack_core import ConfigurationError, load_configuration, parse_configuration
+    from dstack_core import load_configuration, parse_configuration
 
-    if value is None:
-        raise ConfigurationError("configuration: None is none; pass a Task, a Service, a dict or a YAML file")
     return parse_configuration(value) if isinstance(value, str) else load_configuration(value)
 
 
@@ -59,20 +61,13 @@ def read_duration(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
-def read_backends(value: Any) -> list[str] | None:
-    """Return ``backends`` as a list; a single name may be given as it is. Raises ``ConfigurationError``."""
-    from dstack_core import ConfigurationError
-
-    if value is None:
-        return None
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, Sequence) or not all(isinstance(name, str) and name for name in names):
-        raise ConfigurationError(f"backends: {value!r} is no list of names; give such as ['aws', 'gcp']")
-    return list(names)
+def read_backends(value: Any) -> Any:
+    """Return ``backends`` as a list where one name was given as it is."""
+    return [value] if isinstance(value, str) else value
 
 
 def is_model(value: Any) -> bool:
-    """Tell whether a value is a model of ``dstack_core``, without importing one."""
+    """Return whether a value is a model of ``dstack_core``, without importing one."""
     return hasattr(type(value), "model_fields") and hasattr(value, "model_fields_set")
 
 
@@ -102,27 +97,35 @@ def in_words_of_operator(message: str) -> str:
 
 
 def one_of(name: str, value: Choice, choices: Collection[str]) -> Choice:
-    """Return ``value``; raise ``ValueError`` when it is none of ``choices``."""
+    """Return ``value``; raise ``ValueError`` when it is not one of ``choices``."""
     if value not in choices:
-        raise ValueError(f"{name}: {value!r} is not known; use one of {', '.join(map(repr, choices))}")
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}.")
     return value
 
 
 def at_least(name: str, value: float, least: float) -> float:
-    """Return ``value`` (seconds); raise ``ValueError`` when it is no number or less than ``least``."""
+    """Return ``value`` (seconds); raise ``ValueError`` when it is not a number, or less than ``least``."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
-        raise ValueError(f"{name}: {value!r} is no time to use; give seconds, {least:g} or more")
+        raise ValueError(f"{name}: expected {least:g} seconds or more, got {value!r}.")
     return float(value)
 
 
+def log_budget(value: int | None) -> int | None:
+    """Return ``log_budget_bytes``; raise ``ValueError`` when it is not a number of bytes or None."""
+    is_fine = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
+    if not is_fine:
+        raise ValueError(
+            f"log_budget_bytes: expected bytes of log, 0 or more, or None for all of it, got {value!r}."
+        )
+    return value
+
+
 def exit_codes(name: str, value: Any) -> tuple[int, ...]:
-    """Return exit statuses, given as one or several, as a tuple; raise ``ValueError`` for what is none."""
+    """Return exit statuses, given as one or several, as a tuple; raise ``ValueError`` for anything else."""
     codes = tuple(value) if isinstance(value, list | tuple | set | frozenset) else (value,)
     codes = () if value is None else codes
     if not all(isinstance(code, int) and not isinstance(code, bool) and 0 <= code <= 255 for code in codes):
-        raise ValueError(
-            f"{name}: {value!r} is no exit status; give a number from 0 to 255, or a list of such"
-        )
+        raise ValueError(f"{name}: expected an exit status from 0 to 255, or a list of such, got {value!r}.")
     return codes
 
 
@@ -132,4 +135,4 @@ def refuse_hosts_names(arguments: Mapping[str, Any]) -> None:
         # Airflow makes its own resources from a dict.
         form_of_dstack = name == "resources" and isinstance(arguments.get(name), str | int | float)
         if form_of_dstack or is_model(arguments.get(name)):
-            raise ValueError(f"{name}: this is an argument of Airflow's own; give dstack's as run_{name}")
+            raise ValueError(f"{name}: expected Airflow's own {name}, got dstack's. Pass it as run_{name}.")

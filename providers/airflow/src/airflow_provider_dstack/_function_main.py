@@ -14,13 +14,15 @@ import sys
 import traceback
 from typing import Any, Callable
 
-# A terminal takes 4096 bytes at once, so no other process's output can land inside of a part.
+# A terminal takes 4096 bytes at once, so no other process's output can land inside of a part. With longer
+# parts, a result comes back broken.
 _PART = 3000
+# Of at most 500 characters each: the error of the task is kept in Airflow's database.
 _TRACEBACK_LINES = 20
 
 
 class Unusable(Exception):
-    """Say why this call cannot work as it is, however often it is tried."""
+    """A reason why this call cannot work as it is, however often it is tried."""
 
 
 def main() -> int:
@@ -65,8 +67,8 @@ def check_python(wanted: str) -> None:
     here = "{}.{}".format(*sys.version_info)
     if here != wanted:
         raise Unusable(
-            f"the function was pickled by Python {wanted}, the run has Python {here}; give the run Python "
-            f"{wanted} (python={wanted!r}, or another image), or use serializer='json'"
+            f"expected Python {wanted} in the run, which pickled the function, got Python {here}. Set "
+            f"python={wanted!r} or another image, or use serializer='json'."
         )
 
 
@@ -76,10 +78,8 @@ def unpickle(data: str) -> Any:
         __import__("cloudpickle")
     except ImportError:
         raise Unusable(
-            "serializer='cloudpickle' needs the package cloudpickle in the run, and its Python "
-            "{}.{} has none; install it in the image, or with commands=['pip install cloudpickle']".format(
-                *sys.version_info
-            )
+            "serializer: expected the package cloudpickle in the run, and its Python {}.{} has none. Install "
+            "it in the image, or with commands=['pip install cloudpickle'].".format(*sys.version_info)
         ) from None
     return pickle.loads(base64.b64decode(data))
 
@@ -90,25 +90,25 @@ def dump(value: Any, call: dict[str, Any]) -> str:
         try:
             text = base64.b64encode(__import__("cloudpickle").dumps(value)).decode()
         except Exception as error:
-            raise Unusable(f"the function returned what cannot be pickled: {error}") from None
+            raise Unusable(f"the result: expected what can be pickled, got {error}.") from None
     else:
         problem = not_json(value, "the result")
         if problem:
             raise Unusable(
-                f"{problem}; return None, bool, int, float, str, lists and dicts (with str keys) of them, "
-                "or use serializer='cloudpickle'"
+                f"{problem}. Return None, bool, int, float, str, lists and dicts (with str keys) of them, "
+                "or use serializer='cloudpickle'."
             )
         text = json.dumps(value)
     if len(text) > call["limit"]:
         raise Unusable(
-            f"the result has {len(text)} bytes, max_result_bytes is {call['limit']}; write what is big to "
-            "a volume or a bucket, and return where it is"
+            f"the result: expected at most {call['limit']} bytes (max_result_bytes), got {len(text)}. Write "
+            "what is big to a volume or a bucket, and return where it is."
         )
     return text
 
 
 def not_json(value: Any, where: str) -> str | None:
-    """Say what of a value JSON would lose; None when nothing."""
+    """Return what of a value JSON would lose; None when nothing."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return None
     if isinstance(value, (list, tuple)):
@@ -116,10 +116,10 @@ def not_json(value: Any, where: str) -> str | None:
     elif isinstance(value, dict):
         odd = [key for key in value if not isinstance(key, str)]
         if odd:
-            return f"{where} has the key {odd[0]!r}, which is no str"
+            return f"{where}: expected str keys, got {odd[0]!r}"
         items = [(f"{where}[{key!r}]", item) for key, item in value.items()]
     else:
-        return f"{where} is of type {type(value).__name__}, which JSON does not know"
+        return f"{where}: expected a value that JSON can carry, got {type(value).__name__}"
     problems = (not_json(item, place) for place, item in items)
     return next((problem for problem in problems if problem), None)
 
@@ -137,7 +137,7 @@ def print_traceback() -> list[str]:
 
 
 def frame(key: str, content: dict[str, Any]) -> list[str]:
-    """Return the lines that ``_frames.read_frame`` reads."""
+    """Return the lines that ``_function.read_frame`` reads."""
     text = json.dumps(content).encode()
     encoded = base64.b64encode(hashlib.sha256(text).hexdigest().encode() + b"\n" + text).decode()
     parts = [encoded[start : start + _PART] for start in range(0, len(encoded), _PART)]

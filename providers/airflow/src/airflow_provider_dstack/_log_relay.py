@@ -1,11 +1,14 @@
-"""How far the log of a deferred run was relayed, exact to the line.
+"""What a run's events become in Airflow's log, and how much of the log was relayed, exact to the line.
+
+The worker and the triggerer share this. ``records`` makes log records of events. ``LogPosition`` is how a
+deferred task continues a log in another process.
 
 The problem: a cursor of ``dstack_core`` marks the end of a page, and a page holds up to 1000 messages, which
 may be megabytes. A trigger that relays 100 kB/s spends a minute inside one page, and has to be able to save
 its position, or leave the rest to a worker, at any time.
 
 The idea: the progress of the last page that was relayed whole, and beside it, for each submission, the number
-of lines relayed of what follows. Whoever continues reads from that progress and skips so many lines.
+of lines relayed of what follows. The next process reads from that progress and skips so many lines.
 
 Invariant: the same cursor yields the same lines again, however the server cuts its pages. The exceptions are
 the pieces of a line without an end, which come in one piece once the end is there; no position lies behind a
@@ -14,20 +17,62 @@ piece.
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dstack_core import Event, LogLines, Progress
+    from dstack_core.integration import LogRelay
 
+# Of ``dstack_core.integration``, which a DAG file does not import; a test holds them equal.
+DEFAULT_LOG_BUDGET = 10_000_000
+# A record of its own reads best. A triggerer takes up to 0.5 ms of its loop for each: 16 ms for so many.
+_FEW_LINES = 32
 # A part is packed into records of 16 KiB, so it should fill several; a trigger that has to leave finishes one
 # part, which costs it some tens of milliseconds.
 _PART_CHARACTERS = 64 * 1024
 # Fewer lines than this would be logged a record each, which is for a log that is read live.
-_PART_LINES = 33
-# ``dstack_core`` cuts a line without an end into pieces of 64 KiB, of at most four bytes a character.
+_PART_LINES = _FEW_LINES + 1
+# ``dstack_core`` cuts a line without an end into pieces of 64 KiB, of at most four bytes a character. With a
+# larger number a position could lie behind a piece, and the next process would skip the wrong lines.
 _PIECE_CHARACTERS = 16_000
+
+# The parts of a frame: key, number, number of parts, data. ``_function_main`` writes them.
+FRAME = re.compile(r"@@dstack:([0-9a-f]{16}):(\d+)/(\d+):([A-Za-z0-9+/=]*)@@")
+_FRAME_START = "@@dstack:"
+
+
+def new_relay(**options: Any) -> LogRelay:
+    """Return the relay of one run; ``options`` are those of ``LogRelay``."""
+    from dstack_core.integration import LogRelay, RecordLimits
+
+    return LogRelay(limits=RecordLimits(few_lines=_FEW_LINES), **options)
+
+
+def records(relay: LogRelay, event: Event) -> Iterator[tuple[int, str]]:
+    """Yield ``(logging level, text)`` for an event, the outcome of the run included."""
+    from dstack_core import LogLines, RunFinished
+    from dstack_core.integration import describe_outcome
+
+    yield from relay.records(_without_frames(event) if isinstance(event, LogLines) else event)
+    if isinstance(event, RunFinished):
+        yield logging.INFO, describe_outcome(event.outcome)
+
+
+def without_frames(line: str) -> str | None:
+    """Return what a log line holds beside the result of a ``@task.dstack`` function, None if nothing."""
+    if _FRAME_START not in line:
+        return line
+    rest = FRAME.sub("", line)
+    return rest if rest.strip() or rest == line else None
+
+
+def _without_frames(event: LogLines) -> LogLines:
+    lines = tuple(rest for line in event.lines if (rest := without_frames(line)) is not None)
+    return event if lines == event.lines else replace(event, lines=lines)
 
 
 class LogPosition:
@@ -77,6 +122,6 @@ class LogPosition:
         self.progress = event.progress
 
 
-def place(state: Mapping[str, Any]) -> Any:
-    """Return what of a saved state says how much of the log was relayed."""
+def position_in(state: Mapping[str, Any]) -> Any:
+    """Return what in a saved state depends on how much of the log was relayed."""
     return state["progress"].get("cursors", {}), state.get("ahead") or {}
