@@ -103,7 +103,7 @@ def test_importing_loads_no_client() -> None:
 
 
 def test_only_the_public_api_of_prefect_is_used() -> None:
-    """The one private sign of a cancellation is in a room of its own, which allows for its absence."""
+    """The one private sign of a cancellation is read in one place, which allows for its absence."""
     modules = {path.name: ast.parse(path.read_text()) for path in SOURCE.glob("*.py")}
     for name, tree in modules.items():
         for node in ast.walk(tree):
@@ -114,7 +114,7 @@ def test_only_the_public_api_of_prefect_is_used() -> None:
             if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
                 assert node.attr in _defined(tree), (name, node.lineno, node.attr)
             if isinstance(node, ast.Constant) and node.value == "_cancel_events":
-                assert name == "_interrupted.py"
+                assert name == "_probe.py"
 
 
 def _defined(tree: ast.Module) -> set[str]:

@@ -17,9 +17,10 @@ from pydantic import SecretStr
 from dstack_core import RunStoppedError, Task
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, _probe, arun_task, run_task
-from prefect_dstack._code import GitLogin
-from prefect_dstack._prepare import calling_owner, prepare
+from prefect_dstack._names import calling_owner
+from prefect_dstack._prepare import prepare
 from prefect_dstack._probe import StopRequested
+from prefect_dstack._secrets import GitLogin
 from prefect_dstack._stop import BEFORE_THE_KILL, PATIENT, StopTime
 from prefect_dstack._submission import resolve
 

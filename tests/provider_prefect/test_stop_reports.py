@@ -16,10 +16,18 @@ from prefect.states import Crashed
 
 from dstack_core import Task
 from dstack_core.local import LocalServer
-from prefect_dstack import DstackCredentials, _job, _left_over, _probe, arun_task, run_task, stop_dstack_runs
-from prefect_dstack._machine import DstackJobConfiguration
+from prefect_dstack import (
+    DstackCredentials,
+    _job,
+    _orphaned_runs,
+    _probe,
+    arun_task,
+    run_task,
+    stop_dstack_runs,
+)
 from prefect_dstack._report import emit
 from prefect_dstack._stop import StopTime
+from prefect_dstack._worker_variables import DstackJobConfiguration
 from prefect_dstack.worker import DstackWorker
 
 from .support import cancelled_when, event_names, is_running, the_run, until
@@ -83,8 +91,8 @@ def test_the_event_of_an_accepted_stop_does_not_wait_for_its_effect(
     dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where a hook or the reaper stops the run, and where the worker does."""
-    monkeypatch.setattr(_left_over, "PATIENT_TIMEOUT", 3.0)
-    monkeypatch.setattr(_left_over, "END_SECONDS", 1.0)
+    monkeypatch.setattr(_orphaned_runs, "PATIENT_TIMEOUT", 3.0)
+    monkeypatch.setattr(_orphaned_runs, "END_SECONDS", 1.0)
     run = run_for(dstack, new_flow_run(), f"h-{uuid4().hex[:8]}")
     until(lambda: is_running(dstack))
     dstack.faults.forget_stops(times=None)

@@ -21,9 +21,9 @@ from dstack_core import Run
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, DstackWorker
 from prefect_dstack import worker as worker_module
-from prefect_dstack._machine import DstackJobConfiguration
-from prefect_dstack._machine_runs import submit_once
 from prefect_dstack._names import flow_run_marker_prefix, worker_marker_prefix
+from prefect_dstack._worker_runs import submit_once
+from prefect_dstack._worker_variables import DstackJobConfiguration
 
 from .machines import START_SECONDS, cancel, deploy, new_pool, read, start, the_line, worker
 from .support import (

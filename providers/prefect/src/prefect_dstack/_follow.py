@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from prefect_dstack._connect import CALL_BUDGET, open_async_client, open_client
 from prefect_dstack._probe import StopRequested
 from prefect_dstack._secrets import secrets_in
 from prefect_dstack._stop import astop, stop
+from prefect_dstack.credentials import CALL_BUDGET, open_async_client, open_client
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun, Client, Run
@@ -194,3 +194,19 @@ async def aexecute_task(
 def _hide_token(job: Job, block: DstackCredentials | None) -> None:
     if block is not None:
         job.relay.masker.add([block.user_token.get_secret_value()])
+
+
+def info(run: Run | AsyncRun) -> dict[str, Any]:
+    """Return the run as of the last poll; makes no request."""
+    from dstack_core.integration import outcome_dict
+
+    outcome = run.outcome()
+    return {
+        "run_name": run.name,
+        "run_id": run.id,
+        "status": str(run.last_status),
+        "url": run.url,
+        "service_url": run.service_url,
+        "marker": run.marker,
+        "outcome": None if outcome is None else outcome_dict(outcome),
+    }

@@ -13,13 +13,13 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled
 
-from prefect_dstack import _relayed_logs
-from prefect_dstack._code import Code, git_credentials_named
-from prefect_dstack._core_log import client_warnings_in
+from prefect_dstack import _log_relay
+from prefect_dstack._log_relay import Relay, client_warnings_in
 from prefect_dstack._probe import CancelProbe, StopRequested
-from prefect_dstack._relay import Relay
 from prefect_dstack._report import Report
+from prefect_dstack._secrets import git_credentials_named
 from prefect_dstack._stop import BACKSTOP, BEFORE_THE_KILL, PATIENT, StopTime
+from prefect_dstack._submission import Code
 
 if TYPE_CHECKING:
     from dstack_core import AsyncRun, Run
@@ -126,7 +126,7 @@ class Job:
             return
         outcome = run.outcome()
         if outcome is not None and self.relay.stream_logs:
-            self.relay.stream_logs = not _relayed_logs.was_relayed(outcome, self.flow_run_id, self.logger)
+            self.relay.stream_logs = not _log_relay.was_relayed(outcome, self.flow_run_id, self.logger)
         self.logger.info(
             "An earlier execution of this flow run submitted it; %s",
             "it is followed from its first log line on"
@@ -148,7 +148,7 @@ class Job:
         # Only a task that submits has the option.
         raise_for_outcome(outcome, list(self.relay.tail), retry_option="retry_policy" if self.spec else None)
         self.logger.info("%s", describe_outcome(outcome))
-        _relayed_logs.remember(outcome)
+        _log_relay.remember(outcome)
         return outcome_dict(outcome)
 
     def stops_after(self, error: BaseException) -> bool:

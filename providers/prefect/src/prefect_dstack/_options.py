@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dstack_core import CommonOptions
 
 if TYPE_CHECKING:
-    from prefect_dstack._code import GitCredentialsLike
+    from prefect_dstack._secrets import GitCredentialsLike
 
 
 class SubmitOptions(CommonOptions, total=False):

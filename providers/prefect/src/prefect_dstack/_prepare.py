@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
-from uuid import uuid4
 
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
 
 from prefect_dstack._job import Job
-from prefect_dstack._names import Owner, identify, outlives_crash
+from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET, Relay
+from prefect_dstack._names import Owner, identify, outlives_crash, task_owner
 from prefect_dstack._probe import CancelProbe, current_task_runner
-from prefect_dstack._relay import DEFAULT_LOG_BUDGET, Relay
 from prefect_dstack._report import Report
 
 if TYPE_CHECKING:
@@ -130,58 +128,6 @@ def check_log_budget(value: object) -> None:
     """Raise ``ConfigurationError`` for what is not a number of bytes."""
     is_fine = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
     _check("log_budget_bytes", value, is_fine, "bytes of log, 0 or more, or None for all of it")
-
-
-def task_owner() -> Owner:
-    """Return who runs the current task. Raises Prefect's ``MissingContextError`` outside of one."""
-    context = TaskRunContext.get()
-    if context is None:
-        from prefect.exceptions import MissingContextError
-
-        raise MissingContextError("this runs only as a Prefect task; call it without .fn")
-    flow = FlowRunContext.get()
-    run = context.task_run
-    return Owner(
-        task_run_id=str(run.id),
-        flow_run_id=str(run.flow_run_id) if run.flow_run_id else None,
-        flow_run_count=run.flow_run_run_count,
-        shares_process=flow is not None and not flow.detached,
-    )
-
-
-class Calls:
-    """The numbers of the submissions of a task or flow that may make several; a retry starts again."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._made: dict[tuple[str, int, str], int] = {}
-
-    def next(self, owner_id: str, run_count: int, what: str) -> int:
-        """Return how many equal submissions this execution of the owner has made."""
-        key = (owner_id, run_count, what)
-        with self._lock:
-            self._made[key] = self._made.get(key, -1) + 1
-            return self._made[key]
-
-
-_calls = Calls()
-
-
-def calling_owner(what: str) -> Owner:
-    """Return who calls a block: the current task, else the current flow, else a script.
-
-    ``what`` describes the submission, so that equal ones get different names.
-    """
-    context, flow = TaskRunContext.get(), FlowRunContext.get()
-    if context is not None:
-        owner = task_owner()
-        call = _calls.next(owner.task_run_id, context.task_run.run_count, what)
-        return Owner(owner.task_run_id, owner.flow_run_id, owner.flow_run_count, owner.shares_process, call)
-    if flow is not None and flow.flow_run is not None:
-        run = flow.flow_run
-        call = _calls.next(str(run.id), run.run_count, what)
-        return Owner(str(run.id), str(run.id), run.run_count, shares_process=True, call=call)
-    return Owner(str(uuid4()), None, 0, shares_process=False, is_tracked=False)
 
 
 def _report(name: str | None, logger: Any, artifacts: bool) -> Report:

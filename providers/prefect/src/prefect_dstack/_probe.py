@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextvars
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-
-from prefect_dstack._interrupted import is_interrupted
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -21,6 +19,8 @@ if TYPE_CHECKING:
 CHECK_SECONDS = 5.0
 _RECHECK_SECONDS = 1.0
 _REQUEST_SECONDS = 5.0
+# An artifact or a state is not worth waiting longer for: a run's end is.
+_PREFECT_SECONDS = 5.0
 
 
 class StopRequested(BaseException):
@@ -67,6 +67,18 @@ def verdict_before_submit(state: State[Any] | None) -> StopRequested | None:
 
 def _has_timed_out(state: State[Any]) -> bool:
     return state.is_failed() and state.name == "TimedOut"
+
+
+@contextmanager
+def quick_prefect_client(seconds: float = _PREFECT_SECONDS) -> Iterator[SyncPrefectClient]:
+    """Open a client of the Prefect server that waits ``seconds`` for a reply and retries nothing."""
+    from prefect.client.orchestration import get_client
+
+    with (
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+        get_client(httpx_settings={"timeout": seconds}, sync_client=True) as client,
+    ):
+        yield client
 
 
 class CancelProbe:
@@ -186,3 +198,15 @@ def current_task_runner() -> Any:
     """Return the task runner of the flow run in this context, or None."""
     context = FlowRunContext.get()
     return context.task_runner if context is not None else None
+
+
+def is_interrupted(task_runner: Any) -> bool:
+    """Tell whether the flow's task runner is ending while its tasks still run.
+
+    Any event counts, not only this task's own: a task called inside a submitted one has none.
+    """
+    events = getattr(task_runner, "_cancel_events", None)
+    try:
+        return any(event.is_set() for event in list(events.values())) if events else False
+    except Exception:
+        return False

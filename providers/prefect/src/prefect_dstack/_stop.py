@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from prefect_dstack._connect import PATIENT_TIMEOUT, open_async_client, open_client
+from prefect_dstack.credentials import PATIENT_TIMEOUT, open_async_client, open_client
 
 if TYPE_CHECKING:
     from dstack_core.integration import StopResult

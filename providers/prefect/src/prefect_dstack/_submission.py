@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from prefect_dstack._code import Code, GitLogin, code_of
-from prefect_dstack._secrets import is_secret, plain, with_plain_secrets
+from prefect_dstack._secrets import GitLogin, is_secret, plain, with_plain_secrets
 
 if TYPE_CHECKING:
     from dstack_core import Configuration, ConfigurationLike, Profile
@@ -26,6 +25,35 @@ _UNUSED_LOGIN = (
     "git_credentials: expected repo_dir, or repos in the configuration, with it, got neither. "
     "The credentials are not used."
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """The directory that a run gets, how, and with which login; nothing by default."""
+
+    repo_dir: Path | None = None
+    local_repo: bool = False
+    login: GitLogin = field(default_factory=GitLogin)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of ``from_config``; none where a client needs no code and no login."""
+        given = {
+            "repo_dir": self.repo_dir,
+            "git_private_key": self.login.private_key,
+            "oauth_token": self.login.token,
+        }
+        arguments: dict[str, Any] = {name: value for name, value in given.items() if value}
+        return {**arguments, "local_repo": True} if arguments and self.local_repo else arguments
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What tells one submission from another: no secret, and the same in every checkout of the flow."""
+        if self.repo_dir is None:
+            return {}
+        shown = os.path.relpath(self.repo_dir)
+        inside = not shown.startswith(os.pardir)
+        return {"repo_dir": shown if inside else self.repo_dir.name, "local_repo": self.local_repo}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +125,33 @@ def resolve(
         secrets=collect_secrets({"registry_auth": loaded.registry_auth}, env=texts, others=login.secrets),
         warnings=[_UNUSED_LOGIN] if is_login_unused and "git_credentials" in given else [],
     )
+
+
+def code_of(
+    repo_dir: str | os.PathLike[str] | None,
+    local_repo: bool,
+    login: GitLogin,
+    folder: Path | None = None,
+) -> Code:
+    """Return the code; a relative ``repo_dir`` is below ``folder``, by default the current directory.
+
+    Raises ``ConfigurationError``.
+    """
+    if not isinstance(local_repo, bool):
+        _refuse(f"local_repo: expected True or False, got {local_repo!r}.")
+    if repo_dir is None:
+        return Code(None, local_repo, login)
+    if not isinstance(repo_dir, str | os.PathLike):
+        _refuse(f"repo_dir: expected the path of a directory, got {type(repo_dir).__name__}.")
+    path = (folder or Path()) / Path(repo_dir).expanduser()
+    if not path.is_dir():
+        _refuse(
+            f"repo_dir: expected a directory, got {str(path)!r}. A relative path is that of the current "
+            "directory of the flow run's process."
+            if folder is None
+            else f"repo_dir: expected a directory of the worker's machine, got {str(path)!r}."
+        )
+    return Code(path.absolute(), local_repo, login)
 
 
 def _without_secret_env(configuration: ConfigurationLike) -> tuple[ConfigurationLike, dict[str, Any]]:

@@ -21,19 +21,19 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from prefect_dstack import _follow
-from prefect_dstack._connect import CredentialsLike, aload, aload_git, load, load_git
-from prefect_dstack._names import owner_of
-from prefect_dstack._prepare import prepare, refuse, task_owner
-from prefect_dstack._run_info import info
+from prefect_dstack._follow import info
+from prefect_dstack._names import owner_of, task_owner
+from prefect_dstack._prepare import prepare, refuse
 from prefect_dstack._stop import STOPPING
 from prefect_dstack._submission import resolve
+from prefect_dstack.credentials import CredentialsLike, aload, aload_git, load, load_git
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun, Client, ConfigurationLike, Run
     from dstack_core.integration import AttemptNames
-    from prefect_dstack._code import GitLogin
     from prefect_dstack._job import Job
     from prefect_dstack._options import SubmitOptions
+    from prefect_dstack._secrets import GitLogin
 
 OnActive = Literal["update", "replace", "fail"]
 

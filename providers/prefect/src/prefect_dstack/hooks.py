@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from prefect.logging.loggers import flow_run_logger
 
-from prefect_dstack._connect import CredentialsLike, load
-from prefect_dstack._left_over import stop_left_over
+from prefect_dstack._orphaned_runs import stop_left_over
+from prefect_dstack.credentials import CredentialsLike, load
 
 if TYPE_CHECKING:
     from prefect import Flow, State

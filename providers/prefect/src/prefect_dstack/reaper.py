@@ -8,52 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from prefect_dstack import _end_reports
-from prefect_dstack._connect import PATIENT_TIMEOUT, CredentialsLike, load, open_client
-from prefect_dstack._left_over import stop_all
-from prefect_dstack._names import outlives_crash, owner_of
+from prefect_dstack._names import owner_of
+from prefect_dstack._orphaned_runs import UNKNOWN_STATE, Finding, Judge, stop_all
+from prefect_dstack.credentials import PATIENT_TIMEOUT, CredentialsLike, load, open_client
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import State
 
     from dstack_core import Client, Run
 
 _BUDGET = 30.0
-_UNKNOWN = "unknown"
 _ENDED = "its flow run or task run has ended"
 # A real server needs 2 to 20 s to end a run (PROTOCOL 5.4). What needs longer is reported by the next pass.
 _END_SECONDS = 60.0
 _log = logging.getLogger("prefect_dstack")
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A run of this package that is active, or whose end was not reported, and what was done about it.
-
-    ``owner`` is ``flow_run``, ``task_run`` or ``worker`` and the id of the flow or task run; ``state`` its
-    state's name, ``"unknown"`` when this Prefect server has none. ``stopped`` (bool): the run was stopped, or
-    would be without the dry run. ``reason`` (str) says why, or why not. ``failed`` (bool): the run had to be
-    stopped, and the server did not confirm it.
-    """
-
-    run_name: str
-    url: str
-    owner: str
-    state: str
-    stopped: bool
-    reason: str
-    failed: bool = False
 
 
 def reap(
@@ -102,7 +79,7 @@ def reap(
         # A list of runs shows nothing of a project that does not exist, which must not look like an
         # all-clear.
         client.projects.get()
-        judge = _Judge(api, min_age, stop_unknown)
+        judge = Judge(api, min_age, stop_unknown)
         active = _active(client.runs.list())
         for run in active:
             if not run.last_status.is_ending:
@@ -164,79 +141,6 @@ async def areap_runs(
     return findings
 
 
-class _Judge:
-    """Decides about runs by the states of their owners in Prefect."""
-
-    def __init__(self, api: SyncPrefectClient, min_age: float, stop_unknown: bool) -> None:
-        self._api = api
-        self._min_age = min_age
-        self._stop_unknown = stop_unknown
-
-    def finding(self, run: Run) -> Finding:
-        kind, owner_id = owner_of(run.marker) or ("", "")
-        state = self.state(kind, owner_id)
-        stopped, reason = self._verdict(run.marker or "", kind, owner_id, state)
-        name = _UNKNOWN if state is None else str(state.name)
-        return Finding(run.name, run.url, f"{kind}/{owner_id}", name, stopped, reason)
-
-    def _verdict(self, marker: str, kind: str, owner_id: str, state: State[Any] | None) -> tuple[bool, str]:
-        owner = "task run" if kind == "task_run" else "flow run"
-        if state is None:
-            return self._stop_unknown, f"this Prefect server does not know its {owner}"
-        if not state.is_final():
-            return False, f"its {owner} has not ended"
-        age = _age(state)
-        if age < self._min_age:
-            return False, f"its {owner} ended {age:.0f} s ago"
-        if kind != "worker" and not state.is_cancelled() and outlives_crash(marker):
-            return False, 'it was submitted with on_crash="keep"'
-        if (
-            (state.is_completed() or state.is_failed())
-            and kind == "flow_run"
-            and self._is_waited_for(owner_id)
-        ):
-            return False, "a task of its flow run still runs"
-        return True, f"its {owner} has ended"
-
-    def has_ended(self, flow_run_id: str | None) -> bool:
-        """Whether the flow run has ended for so long that it reports nothing itself any more."""
-        if flow_run_id is None:
-            return True
-        state = self.state("flow_run", flow_run_id)
-        return state is not None and state.is_final() and _age(state) >= self._min_age
-
-    def state(self, kind: str, owner_id: str) -> State[Any] | None:
-        """Return the state of a flow or task run, or None where Prefect does not know it."""
-        from prefect.exceptions import ObjectNotFound
-
-        try:
-            if kind == "task_run":
-                return self._api.read_task_run(UUID(owner_id)).state
-            return self._api.read_flow_run(UUID(owner_id)).state
-        except (ObjectNotFound, ValueError):
-            return None
-
-    def _is_waited_for(self, flow_run_id: str) -> bool:
-        """Whether the flow returned before its submitted tasks, which Prefect lets finish."""
-        from prefect.client.schemas.filters import (
-            FlowRunFilter,
-            FlowRunFilterId,
-            TaskRunFilter,
-            TaskRunFilterState,
-            TaskRunFilterStateType,
-        )
-        from prefect.client.schemas.objects import StateType
-
-        # Older clients want the name to be given, if only as None.
-        running = TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.RUNNING]), name=None)
-        found = self._api.read_task_runs(
-            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[UUID(flow_run_id)])),
-            task_run_filter=TaskRunFilter(state=running),
-            limit=1,
-        )
-        return bool(found)
-
-
 def _active(runs: Iterable[Run]) -> list[Run]:
     """Return the active runs of flows, tasks and workers."""
     kinds = ("flow_run", "task_run", "worker")
@@ -246,7 +150,7 @@ def _active(runs: Iterable[Run]) -> list[Run]:
 
 
 def _report_ends(
-    client: Client, api: SyncPrefectClient, judge: _Judge, active: list[Run], stopped: set[str]
+    client: Client, api: SyncPrefectClient, judge: Judge, active: list[Run], stopped: set[str]
 ) -> list[tuple[str, Finding]]:
     """Report the ends of the runs that were stopped just now, and of those nobody reported."""
     shown = {run.run_id: run for run in _end_reports.unreported(api)}
@@ -259,7 +163,7 @@ def _report_ends(
     for outcome in outcomes:
         owner = next(run.flow_run_id for run in others if run.run_id == outcome.run_id)
         state = judge.state("flow_run", owner) if owner else None
-        name = _UNKNOWN if state is None else str(state.name)
+        name = UNKNOWN_STATE if state is None else str(state.name)
         reason = f"it {outcome.message}; its end was not reported before"
         found.append(
             (outcome.run_id, Finding(outcome.run_name, outcome.url, f"flow_run/{owner}", name, False, reason))
@@ -270,11 +174,6 @@ def _report_ends(
 def _stopped(findings: Mapping[str, Finding]) -> set[str]:
     """Return the ids of the runs that are going to end because they were stopped."""
     return {run_id for run_id, finding in findings.items() if finding.stopped}
-
-
-def _age(state: State[Any]) -> float:
-    # The clocks of this machine and the server may differ a little: no harm at this scale.
-    return time.time() - state.timestamp.timestamp()
 
 
 def _log_findings(findings: list[dict[str, Any]], dry_run: bool) -> None:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from prefect.blocks.abstract import JobRun
 
 from prefect_dstack import _follow
-from prefect_dstack._connect import PATIENT_TIMEOUT, open_async_client, open_client
 from prefect_dstack._job import Job
-from prefect_dstack._prepare import calling_owner, own, prepare_to_watch
+from prefect_dstack._names import calling_owner
+from prefect_dstack._prepare import own, prepare_to_watch
 from prefect_dstack._probe import StopRequested
 from prefect_dstack._stop import STOPPING, log_stop
+from prefect_dstack.credentials import PATIENT_TIMEOUT, open_async_client, open_client
 
 if TYPE_CHECKING:
     from dstack_core import Outcome

@@ -10,7 +10,12 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from prefect_dstack import _follow
-from prefect_dstack._connect import (
+from prefect_dstack._follow import info
+from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
+from prefect_dstack._names import marker_prefix, task_owner
+from prefect_dstack._prepare import RunLike, name_of, own, prepare_to_watch
+from prefect_dstack._stop import STOPPING, log_stop
+from prefect_dstack.credentials import (
     PATIENT_TIMEOUT,
     CredentialsLike,
     aload,
@@ -18,11 +23,6 @@ from prefect_dstack._connect import (
     open_async_client,
     open_client,
 )
-from prefect_dstack._names import marker_prefix
-from prefect_dstack._prepare import RunLike, name_of, own, prepare_to_watch, task_owner
-from prefect_dstack._relay import DEFAULT_LOG_BUDGET
-from prefect_dstack._run_info import info
-from prefect_dstack._stop import STOPPING, log_stop
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun, Client, Run

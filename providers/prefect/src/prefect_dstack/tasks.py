@@ -8,11 +8,11 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from prefect_dstack import _follow
-from prefect_dstack._connect import CredentialsLike, aload, aload_git, load, load_git
+from prefect_dstack._follow import info
+from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
 from prefect_dstack._prepare import OnCrash, prepare
-from prefect_dstack._relay import DEFAULT_LOG_BUDGET
-from prefect_dstack._run_info import info
 from prefect_dstack._submission import resolve
+from prefect_dstack.credentials import CredentialsLike, aload, aload_git, load, load_git
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, Client, ConfigurationLike

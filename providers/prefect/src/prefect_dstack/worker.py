@@ -16,15 +16,22 @@ from prefect.states import Cancelled, Crashed
 from prefect.workers.base import BaseWorker, BaseWorkerResult
 
 from prefect_dstack import _report
-from prefect_dstack._connect import PATIENT_TIMEOUT, aload, open_async_client
 from prefect_dstack._end_reports import StoppingReport, flow_run_of
-from prefect_dstack._left_over import stop_left_over
-from prefect_dstack._machine import DstackJobConfiguration, DstackVariables
-from prefect_dstack._machine_runs import find, identifier, submit_once
-from prefect_dstack._orphans import claim, orphans, relayed_lines, worker_of
-from prefect_dstack._relay import Relay
+from prefect_dstack._log_relay import Relay
+from prefect_dstack._orphaned_runs import stop_left_over
 from prefect_dstack._secrets import secrets_in
 from prefect_dstack._stop import BACKSTOP
+from prefect_dstack._worker_runs import (
+    claim,
+    find,
+    identifier,
+    orphans,
+    relayed_lines,
+    submit_once,
+    worker_of,
+)
+from prefect_dstack._worker_variables import DstackJobConfiguration, DstackVariables
+from prefect_dstack.credentials import PATIENT_TIMEOUT, aload, open_async_client
 
 if TYPE_CHECKING:
     import anyio.abc

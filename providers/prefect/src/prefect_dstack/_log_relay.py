@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from prefect_dstack._probe import quick_prefect_client
 
 if TYPE_CHECKING:
     from dstack_core import Event, Outcome, Progress
@@ -85,3 +92,74 @@ class Relay:
         """Log one event: also those of a submission, which have no position."""
         for level, text in self._log.records(event):
             self._logger.log(level, "%s", text)
+
+
+_PAGE = 200
+# The last records of this process may still be on their way to the Prefect server.
+_by_this_process: set[str] = set()
+
+
+def ending(outcome: Outcome) -> str:
+    """Return what the record begins with that follows all lines of a run.
+
+    The comma tells it from what is logged about a run that was stopped.
+    """
+    return f"Run {outcome.run_name} {outcome.message}, "
+
+
+def remember(outcome: Outcome) -> None:
+    """Note that this process has relayed the run's log to its end."""
+    _by_this_process.add(outcome.run_id)
+
+
+def was_relayed(outcome: Outcome, flow_run_id: str | None, logger: Any) -> bool:
+    """Whether the flow run's log holds the run's log to its end; false where that is unknown."""
+    if outcome.run_id in _by_this_process:
+        return True
+    if flow_run_id is None:
+        return False
+    try:
+        return _is_in_log(ending(outcome), UUID(flow_run_id))
+    except Exception as error:
+        logger.debug("Prefect did not return the log of this flow run: %s", error)
+        return False
+
+
+def _is_in_log(beginning: str, flow_run_id: UUID) -> bool:
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+    from prefect.client.schemas.sorting import LogSort
+
+    chosen, offset = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id])), 0
+    with quick_prefect_client() as client:
+        # The latest first: records that arrive meanwhile shift the others, so that none is skipped.
+        while page := client.read_logs(chosen, _PAGE, offset, LogSort.TIMESTAMP_DESC):
+            offset += len(page)
+            if any(log.message.startswith(beginning) for log in page):
+                return True
+    return False
+
+
+_receiver: ContextVar[Any] = ContextVar("prefect_dstack_log", default=None)
+
+
+class _ClientWarnings(logging.Handler):
+    """One handler for all tasks of the process; each thread and each async task has its own receiver."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if (logger := _receiver.get()) is not None:
+            logger.log(record.levelno, "%s", record.getMessage())
+
+
+_client_warnings = _ClientWarnings(level=logging.WARNING)
+
+
+@contextmanager
+def client_warnings_in(logger: Any) -> Iterator[None]:
+    """Relay the client's warnings to ``logger``."""
+    # A second addHandler of the same handler changes nothing.
+    logging.getLogger("dstack_core").addHandler(_client_warnings)
+    token = _receiver.set(logger)
+    try:
+        yield
+    finally:
+        _receiver.reset(token)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -12,9 +13,8 @@ from uuid import UUID
 from prefect.workers.base import BaseJobConfiguration, BaseVariables
 from pydantic import BaseModel, Field, PrivateAttr, SecretStr
 
-from prefect_dstack._code import GitCredentialsLike, GitLogin, name_or_secret
-from prefect_dstack._machine_code import directory_of, place_code
-from prefect_dstack._relay import DEFAULT_LOG_BUDGET
+from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
+from prefect_dstack._secrets import GitCredentialsLike, GitLogin, name_or_secret
 from prefect_dstack._submission import Submission, resolve
 from prefect_dstack.credentials import DstackCredentials
 
@@ -231,3 +231,31 @@ def _refuse(message: str) -> NoReturn:
     from dstack_core import ConfigurationError
 
     raise ConfigurationError(message)
+
+
+_STEP = "set_working_directory"
+
+
+def directory_of(deployment: DeploymentResponse | None) -> Path | None:
+    """Return the directory that a deployment's code is in; None where it is pulled from elsewhere."""
+    if deployment is None:
+        return None
+    steps = deployment.pull_steps or []
+    named = [inputs.get("directory") for step in steps for name, inputs in step.items() if _STEP in name]
+    found = (named[-1] if named else None) if steps else deployment.path
+    path = Path(str(found or "")).expanduser()
+    return Path(os.path.normpath(path)) if path.is_absolute() else None
+
+
+def place_code(repo_dir: Path, directory: Path | None) -> list[str]:
+    """Return the commands that make ``directory`` lead to its place in the uploaded ``repo_dir``.
+
+    A directory that the machine has at that path is used as it is: it may hold more than the upload.
+    """
+    if directory is None or not directory.is_relative_to(repo_dir):
+        return []
+    path, parent = shlex.quote(str(directory)), shlex.quote(str(directory.parent))
+    below = directory.relative_to(repo_dir).as_posix()
+    code = '"${DSTACK_REPO_DIR:-$PWD}"' + ("" if below == "." else f"/{shlex.quote(below)}")
+    used = shlex.quote(f"The flow code is that of {directory} on this machine, not the uploaded one.")
+    return [f"if [ -e {path} ]; then echo {used}; else mkdir -p {parent} && ln -s {code} {path}; fi"]
