@@ -53,7 +53,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"_stop", "_worker_variables"},
         # One execution, and the dstack run of a worker's flow run.
         {"_job", "_orphaned_runs", "_worker_runs"},
-        {"_follow", "_prepare"},
+        {"_follow"},
         # What flows and work pools use.
         {"deploy", "hooks", "reaper", "run_handle", "runs", "tasks", "worker"},
         {"flows", "job_block"},

@@ -18,9 +18,9 @@ from dstack_core import Task
 from dstack_core.local import LocalServer
 from prefect_dstack import (
     DstackCredentials,
-    _job,
     _orphaned_runs,
     _probe,
+    _stop,
     arun_task,
     run_task,
     stop_dstack_runs,
@@ -81,7 +81,7 @@ def test_an_accepted_stop_has_its_event_and_a_refused_one_has_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for limit in ("PATIENT", "BEFORE_THE_KILL"):
-        monkeypatch.setattr(_job, limit, StopTime(stop=4.0, end=5.0))
+        monkeypatch.setattr(_stop, limit, StopTime(stop=4.0, end=5.0))
     run = interrupt(task, dstack, once(dstack, how), LONG, credentials)
     expected = ["dstack.run.started"] + ["dstack.run.stopping"] * (how != "refused")
     assert names_after(run.id) == expected
@@ -129,7 +129,7 @@ def test_the_state_after_a_cancellation_says_what_is_known_of_the_stop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_probe, "CHECK_SECONDS", 1.0)
-    monkeypatch.setattr(_job, "BEFORE_THE_KILL", StopTime(stop=4.0, end=12.0))
+    monkeypatch.setattr(_stop, "BEFORE_THE_KILL", StopTime(stop=4.0, end=12.0))
     ids: list[UUID] = []
 
     @flow
@@ -178,7 +178,7 @@ def test_slow_replies_do_not_stretch_the_stop_and_the_wait_for_the_end(
 ) -> None:
     """Two replies of 3 s confirm the stop; 1 s is left for requests that would need 3 s each."""
     for limit in ("PATIENT", "BEFORE_THE_KILL"):
-        monkeypatch.setattr(_job, limit, StopTime(stop=6.5, end=7.0))
+        monkeypatch.setattr(_stop, limit, StopTime(stop=6.5, end=7.0))
 
     def slow() -> bool:
         if is_running(dstack):

@@ -18,7 +18,6 @@ from prefect.states import Pending, Running
 
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, DstackWorker, _worker_runs
-from prefect_dstack import worker as worker_module
 from prefect_dstack._worker_runs import claim, orphans
 from prefect_dstack._worker_variables import DstackJobConfiguration
 
@@ -206,7 +205,7 @@ def test_a_later_claim_wins(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_worker_that_was_taken_for_dead_leaves_the_machine_to_the_other(
     pool: str, dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "CHECK_SECONDS", 0.2)
+    monkeypatch.setattr(_worker_runs, "CHECK_SECONDS", 0.2)
     flow_run = start(deploy(pool))
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(flow_run.id, Running(), force=True)

@@ -19,8 +19,7 @@ from prefect.states import Cancelled, Cancelling, Completed, Crashed, Running
 
 from dstack_core import Run
 from dstack_core.local import LocalServer
-from prefect_dstack import DstackCredentials, DstackWorker
-from prefect_dstack import worker as worker_module
+from prefect_dstack import DstackCredentials, DstackWorker, _worker_runs
 from prefect_dstack._names import flow_run_marker_prefix, worker_marker_prefix
 from prefect_dstack._worker_runs import submit_once
 from prefect_dstack._worker_variables import DstackJobConfiguration
@@ -181,8 +180,8 @@ def inside(
     command: str = "sleep 60",
 ) -> int:
     """Run a machine by a worker in this process; return its status code."""
-    monkeypatch.setattr(worker_module, "CHECK_SECONDS", 0.2)
-    monkeypatch.setattr(worker_module, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(_worker_runs, "CHECK_SECONDS", 0.2)
+    monkeypatch.setattr(_worker_runs, "GRACE_SECONDS", 1.0)
     configuration = DstackJobConfiguration(
         credentials=credentials,
         command=command,

@@ -7,9 +7,19 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from prefect.states import Cancelled
+
 from prefect_dstack._probe import StopRequested
 from prefect_dstack._secrets import secrets_in
-from prefect_dstack._stop import astop, stop
+from prefect_dstack._stop import (
+    BACKSTOP,
+    astop,
+    log_left_running,
+    must_stop,
+    reason_to_stop,
+    stop,
+    time_to_stop,
+)
 from prefect_dstack.credentials import CALL_BUDGET, open_async_client, open_client
 
 if TYPE_CHECKING:
@@ -130,12 +140,12 @@ def execute(job: Job, block: DstackCredentials | None, body: Callable[[Client], 
         with open_client(block, retry_budget=min(CALL_BUDGET, job.retry_budget), code=job.code) as client:
             return body(client)
     except BaseException as error:
-        if not job.stops_after(error):
-            job.leave(error)
+        if not must_stop(job, error):
+            log_left_running(job, error)
             raise
-        allowed = job.time_to_stop(error)
+        allowed = time_to_stop(job, error)
         try:
-            stop(job, block, allowed, job.reason_to_stop(error))
+            stop(job, block, allowed, reason_to_stop(job, error))
         except BaseException:
             if isinstance(error, StopRequested):
                 # The signal of the same cancellation interrupted the stop.
@@ -157,12 +167,12 @@ async def aexecute(
         ) as client:
             return await body(client)
     except BaseException as error:
-        if not job.stops_after(error):
-            job.leave(error)
+        if not must_stop(job, error):
+            log_left_running(job, error)
             raise
-        allowed = job.time_to_stop(error)
+        allowed = time_to_stop(job, error)
         try:
-            await astop(job, block, allowed, job.reason_to_stop(error))
+            await astop(job, block, allowed, reason_to_stop(job, error))
         except BaseException:
             if isinstance(error, StopRequested):
                 # The signal of the same cancellation interrupted the stop.
@@ -178,7 +188,7 @@ def execute_task(job: Job, block: DstackCredentials | None, body: Callable[[Clie
     try:
         return execute(job, block, body)
     except StopRequested as request:
-        return cast("T", job.cancelled(request))
+        return cast("T", cancelled_state(job, request))
 
 
 async def aexecute_task(
@@ -188,7 +198,34 @@ async def aexecute_task(
     try:
         return await aexecute(job, block, body)
     except StopRequested as request:
-        return cast("T", job.cancelled(request))
+        return cast("T", cancelled_state(job, request))
+
+
+def cancelled_state(job: Job, request: StopRequested) -> Any:
+    """Return the state that a task ends in which no signal reached.
+
+    A state is returned because an exception would make Prefect start the task's next retry.
+    """
+    name = job.attempt.ref.name
+    if not job.may_exist:
+        done = f"Run {name} was not submitted."
+    elif must_stop(job, request):
+        done = _stop_in_words(job)
+    else:
+        done = f"Run {name} keeps running."
+    reason = f"{request.reason[:1].upper()}{request.reason[1:]}"
+    return Cancelled(message=f"{reason}. {done}")
+
+
+def _stop_in_words(job: Job) -> str:
+    """Return what is known of the run after its stop."""
+    from dstack_core.integration import StopResult, StopState, describe_end, describe_stop
+
+    if job.relay.outcome is not None:
+        return describe_end(job.relay.outcome)
+    name = job.attempt.ref.name
+    result = job.stopped or StopResult(name, job.page, StopState.UNCONFIRMED, 0, "see the log")
+    return describe_stop(result, backstop=BACKSTOP)
 
 
 def _hide_token(job: Job, block: DstackCredentials | None) -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import State
 
+# How long a wait lasts before the probe is asked whether it is due.
+SLICE_SECONDS = 0.5
 CHECK_SECONDS = 5.0
 _RECHECK_SECONDS = 1.0
 _REQUEST_SECONDS = 5.0

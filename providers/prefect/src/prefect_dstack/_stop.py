@@ -12,13 +12,17 @@ passed or that raised an exception: the stop has as long as a reply may take, th
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import TerminationSignal
 
+from prefect_dstack._probe import SLICE_SECONDS, StopRequested
 from prefect_dstack.credentials import PATIENT_TIMEOUT, open_async_client, open_client
 
 if TYPE_CHECKING:
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from prefect_dstack._job import Job
     from prefect_dstack.credentials import DstackCredentials
 
+_INTERRUPTS = (TerminationSignal, KeyboardInterrupt, SystemExit, asyncio.CancelledError)
 # The run prints its last lines in the first seconds; later polls only wait for the end.
 _POLL_SECONDS = 1.0
 # The report of an end takes three short requests to the Prefect server.
@@ -58,6 +63,70 @@ def log_stop(logger: Any, result: StopResult) -> None:
     from dstack_core.integration import describe_stop
 
     logger.info("%s", describe_stop(result))
+
+
+def must_stop(job: Job, error: BaseException) -> bool:
+    """Whether the run is to be stopped because ``error`` ends its task.
+
+    An error of the server or the run leaves nothing to stop, or no server to stop it.
+    """
+    from dstack_core import DstackError
+
+    if isinstance(error, DstackError) or not job.is_owned or not job.may_exist:
+        return False
+    if not job.keeps_on_crash:
+        return True
+    if isinstance(error, StopRequested):
+        return error.cancelled
+    return not isinstance(error, _INTERRUPTS) or _timed_out() or _is_cancelled(job)
+
+
+def time_to_stop(job: Job, error: BaseException) -> StopTime:
+    """Return how long the stop after ``error`` may take; ``_stop`` explains the two limits.
+
+    Ctrl-C has no limit either: a second one ends the wait.
+    """
+    if isinstance(error, StopRequested):
+        return PATIENT if error.timed_out else BEFORE_THE_KILL
+    if isinstance(error, Exception | KeyboardInterrupt):
+        return PATIENT
+    # An async task gets the same error from a time limit and from a signal to the process.
+    is_signal = isinstance(error, TerminationSignal | SystemExit)
+    return PATIENT if _timed_out() and not is_signal else BEFORE_THE_KILL
+
+
+def reason_to_stop(job: Job, error: BaseException) -> str | None:
+    """Return why the run is stopped after ``error``, as far as this process knows."""
+    if isinstance(error, StopRequested):
+        return error.reason
+    if isinstance(error, KeyboardInterrupt):
+        return "Ctrl-C"
+    if isinstance(error, TerminationSignal | SystemExit):
+        return "the process of the flow run is ending"
+    if _timed_out():
+        return "timeout_seconds has passed"
+    if isinstance(error, asyncio.CancelledError):
+        return "the task was cancelled"
+    return f"the task raised {type(error).__name__}"
+
+
+def log_left_running(job: Job, error: BaseException) -> None:
+    """Log what becomes of a run that is not stopped although its task ends."""
+    from dstack_core import RunNotFoundError, ServerError
+
+    name = job.attempt.ref.name
+    if isinstance(error, RunNotFoundError):
+        return
+    if isinstance(error, ServerError) and job.relay.progress is not None:
+        job.logger.error(
+            "Run %s is not followed any more; it keeps running until its end or its max_duration. "
+            "Execute this flow run again to follow it, or stop it on its page: %s",
+            name,
+            job.page,
+        )
+    elif not isinstance(error, Exception) and job.may_exist:
+        why = 'on_crash="keep"' if job.is_owned else "this flow run did not submit it"
+        job.logger.warning("Run %s keeps running (%s): %s", name, why, job.page)
 
 
 def stop(job: Job, block: DstackCredentials | None, allowed: StopTime, reason: str | None = None) -> None:
@@ -183,3 +252,27 @@ def _log_end(job: Job) -> None:
 
     if job.relay.outcome is not None:
         job.logger.info("%s", describe_end(job.relay.outcome))
+
+
+def _timed_out() -> bool:
+    """Whether the time limit of the task or the flow has passed."""
+    task, flow = TaskRunContext.get(), FlowRunContext.get()
+    limits = [
+        (None if task is None else task.start_time, None if task is None else task.task.timeout_seconds),
+        (
+            None if flow is None else flow.start_time,
+            None if flow is None or flow.flow is None else flow.flow.timeout_seconds,
+        ),
+    ]
+    # Prefect's timers start a little after its contexts, so a limit that has passed is never missed.
+    return any(
+        started is not None
+        and limit is not None
+        and time.time() - started.timestamp() >= limit - SLICE_SECONDS
+        for started, limit in limits
+    )
+
+
+def _is_cancelled(job: Job) -> bool:
+    request = job.probe.ask()
+    return request is not None and request.cancelled

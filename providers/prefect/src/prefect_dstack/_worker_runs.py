@@ -9,20 +9,33 @@ from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from prefect.states import Cancelled
+
+from prefect_dstack._end_reports import StoppingReport
 from prefect_dstack._log_relay import client_warnings_in
 from prefect_dstack._names import worker_marker_prefix
 from prefect_dstack._secrets import git_credentials_named
-from prefect_dstack.credentials import aload, aload_git, open_async_client
+from prefect_dstack.credentials import PATIENT_TIMEOUT, aload, aload_git, open_async_client
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, State
 
     from dstack_core import AsyncClient, AsyncRun
     from prefect_dstack._worker_variables import DstackJobConfiguration
 
 # A worker has time: an outage of the dstack server must not fail the flow run.
 SUBMIT_BUDGET = 300.0
+CHECK_SECONDS = 5.0
+# Prefect itself ends a cancelled flow run in its machine, within 30 s and a little.
+GRACE_SECONDS = 60.0
+SETTLED_SECONDS = 20.0
+# As long as a claim of another worker may take to show.
+CLAIM_SECONDS = 5.0
+# Prefect's workers label the flow runs they submit so.
+_LABEL = "prefect.worker.name"
+_WORKER_LOGGER = "prefect.flow_runs.worker"
+_PAGE = 200
 
 
 async def submit_once(
@@ -89,15 +102,6 @@ async def _known(client: AsyncClient, flow_run_id: UUID) -> tuple[AsyncRun | Non
 
 def _name(flow_run_id: UUID, number: int) -> str:
     return f"pf-{str(flow_run_id)[-12:]}-w{number}"
-
-
-SETTLED_SECONDS = 20.0
-# As long as a claim of another worker may take to show.
-CLAIM_SECONDS = 5.0
-# Prefect's workers label the flow runs they submit so.
-_LABEL = "prefect.worker.name"
-_WORKER_LOGGER = "prefect.flow_runs.worker"
-_PAGE = 200
 
 
 async def orphans(
@@ -181,3 +185,100 @@ def _is_settled(flow_run: FlowRun) -> bool:
     """Whether the flow run is in its state for so long that no worker is working on it."""
     state = flow_run.state
     return state is not None and time.time() - state.timestamp.timestamp() > SETTLED_SECONDS
+
+
+class HandedOver(Exception):
+    """A flow run that another worker has claimed."""
+
+
+class Guard:
+    """The sleep between two polls of a machine, in which it is stopped when its flow run needs none any more.
+
+    ``api`` is the worker's Prefect client, ``worker`` its name, ``run`` the machine.
+    """
+
+    def __init__(
+        self,
+        api: PrefectClient,
+        worker: str,
+        flow_run_id: UUID,
+        client: AsyncClient,
+        run: AsyncRun,
+        logger: Any,
+    ) -> None:
+        self._api = api
+        self._worker = worker
+        self._flow_run_id = flow_run_id
+        self._client = client
+        self._run = run
+        self._logger = logger
+        self._asked_at: float | None = None
+        self._ended_since: float | None = None
+        self._is_stopped = False
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep at most ``CHECK_SECONDS`` and read the flow run that often.
+
+        Raises ``HandedOver`` when another worker has claimed the flow run: this one was taken for dead, and
+        two would relay every line twice.
+        """
+        await asyncio.sleep(min(seconds, CHECK_SECONDS))
+        asked_at = self._asked_at
+        if self._is_stopped or (asked_at is not None and time.monotonic() - asked_at < CHECK_SECONDS):
+            return
+        found = await read_flow_run(self._api, self._flow_run_id)
+        now = self._asked_at = time.monotonic()
+        if found is not None and worker_of(found) not in (None, self._worker):
+            raise HandedOver
+        state = end_of(found)
+        if found is None or state is None:
+            self._ended_since = None
+            return
+        if self._ended_since is None:
+            self._ended_since = now
+        has_started = found.start_time is not None
+        if not has_started or now - self._ended_since >= GRACE_SECONDS:
+            await self._stop(state)
+
+    async def _stop(self, state: State[Any]) -> None:
+        """Stop the machine; the next sleep repeats a stop that was not confirmed."""
+        from dstack_core.integration import RunRef, astop_run
+
+        self._logger.warning("The flow run is %s and needs no machine any more.", state.name)
+        run = self._run
+        report = StoppingReport(str(self._flow_run_id), self._logger)
+        result = await astop_run(
+            self._client,
+            RunRef(run.name, run.marker or "", generated=True),
+            run_id=run.id,
+            timeout=PATIENT_TIMEOUT,
+            log=self._logger,
+            reason=f"the flow run is {state.name}",
+            backstop="This worker tries again",
+            on_accepted=report,
+        )
+        if not result.is_safe:
+            return
+        self._is_stopped = True
+        report(result)
+        if state.is_cancelling():
+            await set_cancelled(self._api, self._flow_run_id, "Cancelled before its machine was ready.")
+
+
+async def read_flow_run(api: PrefectClient, flow_run_id: UUID) -> FlowRun | None:
+    """Return the flow run, or None where the Prefect server does not return it."""
+    try:
+        return await api.read_flow_run(flow_run_id)
+    except Exception:
+        return None
+
+
+def end_of(flow_run: FlowRun | None) -> State[Any] | None:
+    """Return the state of a flow run that has ended or is about to; None also where it is unknown."""
+    state = None if flow_run is None else flow_run.state
+    return state if state is not None and (state.is_final() or state.is_cancelling()) else None
+
+
+async def set_cancelled(api: PrefectClient, flow_run_id: UUID, message: str) -> None:
+    """Set the state of a flow run that waits in Cancelling. Raises what Prefect's client raises."""
+    await api.set_flow_run_state(flow_run_id, Cancelled(message=message), force=True)

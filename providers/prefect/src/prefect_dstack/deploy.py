@@ -22,8 +22,8 @@ from prefect.cache_policies import NO_CACHE
 
 from prefect_dstack import _follow
 from prefect_dstack._follow import info
+from prefect_dstack._job import prepare, refuse
 from prefect_dstack._names import owner_of, task_owner
-from prefect_dstack._prepare import prepare, refuse
 from prefect_dstack._stop import STOPPING
 from prefect_dstack._submission import resolve
 from prefect_dstack.credentials import CredentialsLike, aload, aload_git, load, load_git

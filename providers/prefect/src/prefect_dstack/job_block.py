@@ -11,10 +11,9 @@ from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
 
 from prefect_dstack import _follow
 from prefect_dstack._follow import info
-from prefect_dstack._job import Job
+from prefect_dstack._job import Job, prepare
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
 from prefect_dstack._names import calling_owner
-from prefect_dstack._prepare import prepare
 from prefect_dstack._secrets import GitLogin, login_of, name_or_secret, with_plain_secrets
 from prefect_dstack._submission import resolve
 from prefect_dstack.credentials import DstackCredentials, aload_git, load_git

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from prefect.blocks.abstract import JobRun
 
 from prefect_dstack import _follow
-from prefect_dstack._job import Job
+from prefect_dstack._job import Job, own, prepare_to_watch
 from prefect_dstack._names import calling_owner
-from prefect_dstack._prepare import own, prepare_to_watch
 from prefect_dstack._probe import StopRequested
 from prefect_dstack._stop import STOPPING, log_stop
 from prefect_dstack.credentials import PATIENT_TIMEOUT, open_async_client, open_client
@@ -160,5 +159,5 @@ def cancellation_logged(job: Job) -> Iterator[None]:
     try:
         yield
     except StopRequested as request:
-        job.logger.warning("%s", job.cancelled(request).message)
+        job.logger.warning("%s", _follow.cancelled_state(job, request).message)
         raise

@@ -11,9 +11,9 @@ from prefect.logging import get_run_logger
 
 from prefect_dstack import _follow
 from prefect_dstack._follow import info
+from prefect_dstack._job import RunLike, name_of, own, prepare_to_watch
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
 from prefect_dstack._names import marker_prefix, task_owner
-from prefect_dstack._prepare import RunLike, name_of, own, prepare_to_watch
 from prefect_dstack._stop import STOPPING, log_stop
 from prefect_dstack.credentials import (
     PATIENT_TIMEOUT,

@@ -9,8 +9,8 @@ from prefect.cache_policies import NO_CACHE
 
 from prefect_dstack import _follow
 from prefect_dstack._follow import info
+from prefect_dstack._job import OnCrash, prepare
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
-from prefect_dstack._prepare import OnCrash, prepare
 from prefect_dstack._submission import resolve
 from prefect_dstack.credentials import CredentialsLike, aload, aload_git, load, load_git
 

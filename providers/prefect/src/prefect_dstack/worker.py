@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFound
 from prefect.logging.loggers import get_worker_logger
-from prefect.states import Cancelled, Crashed
+from prefect.states import Crashed
 from prefect.workers.base import BaseWorker, BaseWorkerResult
 
 from prefect_dstack import _report
@@ -22,32 +21,29 @@ from prefect_dstack._orphaned_runs import stop_left_over
 from prefect_dstack._secrets import secrets_in
 from prefect_dstack._stop import BACKSTOP
 from prefect_dstack._worker_runs import (
+    Guard,
+    HandedOver,
     claim,
+    end_of,
     find,
     identifier,
     orphans,
+    read_flow_run,
     relayed_lines,
+    set_cancelled,
     submit_once,
-    worker_of,
 )
 from prefect_dstack._worker_variables import DstackJobConfiguration, DstackVariables
 from prefect_dstack.credentials import PATIENT_TIMEOUT, aload, open_async_client
 
 if TYPE_CHECKING:
     import anyio.abc
-    from prefect.client.schemas.objects import FlowRun, State
+    from prefect.client.schemas.objects import FlowRun
 
     from dstack_core import AsyncClient, AsyncRun
 
-CHECK_SECONDS = 5.0
-# Prefect itself ends a cancelled flow run in its machine, within 30 s and a little.
-GRACE_SECONDS = 60.0
 # No outage of the dstack server makes a worker give up: the machine keeps running meanwhile.
 _RETRY_BUDGET = 7 * 24 * 3600.0
-
-
-class _HandedOver(Exception):
-    """Leave the flow run to the worker that claimed it."""
 
 
 class DstackWorkerResult(BaseWorkerResult):
@@ -183,15 +179,16 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         emit("started", payload={"url": run.url})
         relay.note_page(run.url)
         relay.masker.add(secrets_in(run.env))
+        guard = Guard(self.client, self.name, flow_run.id, client, run, logger)
         events = run.follow(
             poll_interval=configuration.poll_interval,
             retry_budget=_RETRY_BUDGET,
-            sleep=self._sleep_beside(flow_run.id, client, run, logger),
+            sleep=guard.sleep,
         )
         try:
             async for event in events:
                 relay.handle(event)
-        except _HandedOver:
+        except HandedOver:
             return DstackWorkerResult(identifier=name, status_code=0)
         from dstack_core.integration import describe_failure, outcome_dict
 
@@ -202,7 +199,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         if outcome.succeeded:
             logger.info("Run %s %s.", run.name, outcome.message)
             return DstackWorkerResult(identifier=name, status_code=0)
-        has_ended = _end_of(await self._flow_run(flow_run.id)) is not None
+        has_ended = end_of(await read_flow_run(self.client, flow_run.id)) is not None
         self._in_background(self._stop_left_over(flow_run, configuration, crashed=not has_ended))
         # A flow run that has ended, or is about to, must not be marked as crashed.
         if has_ended:
@@ -220,58 +217,6 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             await asyncio.to_thread(stop_left_over, block, flow_run.id, crashed=crashed, logger=logger)
         except Exception as error:
             logger.warning("Could not stop the runs of this flow run: %s", error)
-
-    def _sleep_beside(
-        self, flow_run_id: UUID, client: AsyncClient, run: AsyncRun, logger: Any
-    ) -> Callable[[float], Awaitable[None]]:
-        """Return a sleep that stops the run when its flow run needs no machine any more.
-
-        The sleep raises ``_HandedOver`` when another worker has claimed the flow run: this one was taken
-        for dead, and two would relay every line twice.
-        """
-        from dstack_core.integration import RunRef, astop_run
-
-        asked_at: float | None = None
-        ended_since: float | None = None
-        is_stopped = False
-
-        async def sleep(seconds: float) -> None:
-            nonlocal asked_at, ended_since, is_stopped
-            await asyncio.sleep(min(seconds, CHECK_SECONDS))
-            if is_stopped or (asked_at is not None and time.monotonic() - asked_at < CHECK_SECONDS):
-                return
-            found = await self._flow_run(flow_run_id)
-            asked_at = time.monotonic()
-            if found is not None and worker_of(found) not in (None, self.name):
-                raise _HandedOver
-            state = _end_of(found)
-            if found is None or state is None:
-                ended_since = None
-                return
-            ended_since = asked_at if ended_since is None else ended_since
-            has_started = found.start_time is not None
-            if has_started and asked_at - ended_since < GRACE_SECONDS:
-                return
-            logger.warning("The flow run is %s and needs no machine any more.", state.name)
-            report = StoppingReport(str(flow_run_id), logger)
-            result = await astop_run(
-                client,
-                RunRef(run.name, run.marker or "", generated=True),
-                run_id=run.id,
-                timeout=PATIENT_TIMEOUT,
-                log=logger,
-                reason=f"the flow run is {state.name}",
-                backstop="This worker tries again",
-                on_accepted=report,
-            )
-            if not result.is_safe:
-                return
-            is_stopped = True
-            report(result)
-            if state.is_cancelling():
-                await self._set_cancelled(flow_run_id, "Cancelled before its machine was ready.")
-
-        return sleep
 
     async def _take_up_orphans(self) -> None:
         """Watch the flow runs of this pool that no living worker watches."""
@@ -322,33 +267,18 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
     async def _without_machine(self, flow_run: FlowRun, project: str) -> None:
         state = flow_run.state
         if state is not None and state.is_cancelling():
-            await self._set_cancelled(flow_run.id, "Cancelled before it had a machine.")
+            await set_cancelled(self.client, flow_run.id, "Cancelled before it had a machine.")
         elif (flow_run.infrastructure_pid or "").startswith(identifier(project, "")):
             await self.client.set_flow_run_state(
                 flow_run.id, Crashed(message="The dstack run of this flow run does not exist any more.")
             )
 
-    async def _flow_run(self, flow_run_id: UUID) -> FlowRun | None:
-        try:
-            return await self.client.read_flow_run(flow_run_id)
-        except Exception:
-            return None
-
     async def _needs_no_machine(self, flow_run: FlowRun) -> bool:
         """Whether the flow run was cancelled or has ended since Prefect handed it out."""
-        state = _end_of(await self._flow_run(flow_run.id))
+        state = end_of(await read_flow_run(self.client, flow_run.id))
         if state is None:
             return False
         self.get_flow_run_logger(flow_run).warning("The flow run is %s and gets no machine.", state.name)
         if state.is_cancelling():
-            await self._set_cancelled(flow_run.id, "Cancelled before it had a machine.")
+            await set_cancelled(self.client, flow_run.id, "Cancelled before it had a machine.")
         return True
-
-    async def _set_cancelled(self, flow_run_id: UUID, message: str) -> None:
-        await self.client.set_flow_run_state(flow_run_id, Cancelled(message=message), force=True)
-
-
-def _end_of(flow_run: FlowRun | None) -> State[Any] | None:
-    """Return the state of a flow run that has ended or is about to; None also where it is unknown."""
-    state = None if flow_run is None else flow_run.state
-    return state if state is not None and (state.is_final() or state.is_cancelling()) else None
