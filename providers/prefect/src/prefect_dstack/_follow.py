@@ -1,4 +1,8 @@
-"""Follow a run to its end, and stop it when its task ends first: for blocking code and for async."""
+"""Submit or find a run, follow it to its end, and stop it when its task ends first: blocking and async.
+
+Each function has a twin with ``a`` before its name. What both decide alike is in ``Job`` and ``_stop``; here
+is only what waits. In async code whatever asks the Prefect server runs in a thread, since that client blocks.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +42,7 @@ def submit(job: Job, client: Client) -> Run:
     """
     from dstack_core.integration import choose_attempt
 
+    # Until the run is known, the list of runs is the page to name.
     job.page = client.run_url()
     found = choose_attempt(
         client,
@@ -47,6 +52,7 @@ def submit(job: Job, client: Client) -> Run:
         sleep=job.sleep,
         on_event=job.relay.handle_contact,
     )
+    # As late as possible: the choice above may have waited for a run that is stopping.
     job.check_flow_run()
     if found is None:
         with job.submitting():
@@ -101,6 +107,7 @@ async def afind(job: Job, client: AsyncClient) -> AsyncRun | None:
 def follow(job: Job, run: Run) -> dict[str, Any]:
     """Relay the run's events until it has ended; return its outcome. Raises the run's and server errors."""
     job.log_start(run)
+    # The server returns the environment of an adopted run, whose secrets may have been others.
     job.relay.masker.add(secrets_in(run.env))
     job.report.start(run)
     for event in run.follow(
@@ -147,8 +154,8 @@ def execute(job: Job, block: DstackCredentials | None, body: Callable[[Client], 
         try:
             stop(job, block, allowed, reason_to_stop(job, error))
         except BaseException:
+            # A cancellation may come twice: from the probe and, while the run is being stopped, as a signal.
             if isinstance(error, StopRequested):
-                # The signal of the same cancellation interrupted the stop.
                 stop(job, block, allowed, error.reason)
             raise
         raise
@@ -174,8 +181,8 @@ async def aexecute(
         try:
             await astop(job, block, allowed, reason_to_stop(job, error))
         except BaseException:
+            # A cancellation may come twice: from the probe and, while the run is being stopped, as a signal.
             if isinstance(error, StopRequested):
-                # The signal of the same cancellation interrupted the stop.
                 await astop(job, block, allowed, error.reason)
             raise
         raise

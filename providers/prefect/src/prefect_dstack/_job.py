@@ -1,4 +1,9 @@
-"""What sync and async code share while a run is followed: waiting, logging, deciding what an end means."""
+"""One execution of a task: checked and named before any request, then what sync and async code share of it.
+
+``prepare`` and ``prepare_to_watch`` make a ``Job`` and are the last place that refuses an argument.
+``_follow`` runs it and ``_stop`` ends it; both change ``attempt``, ``page`` and ``stopped``, which hold at
+any moment what is known of the run, because an interrupt may come between any two statements.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +30,10 @@ if TYPE_CHECKING:
     from dstack_core.integration import Attempt, AttemptNames, StopResult
     from prefect_dstack._submission import Submission
 
+OnCrash = Literal["stop", "keep"]
+RunLike = str | Mapping[str, Any]
+"""The name of a run, or what ``submit_run`` or ``get_run`` returned."""
+
 
 @dataclass(slots=True)
 class Job:
@@ -36,6 +45,7 @@ class Job:
     stop, None before. ``code`` is what the client that submits is made with.
     """
 
+    # Empty for a run that exists already.
     spec: dict[str, Any]
     names: AttemptNames
     attempt: Attempt
@@ -97,9 +107,10 @@ class Job:
 
     @contextmanager
     def submitting(self) -> Iterator[None]:
-        """Let an error of the submission say that there may be a run."""
+        """Add to an error of the submission that there may be a run."""
         from dstack_core import ServerUnreachableError
 
+        # Set before the request: an interrupt may come while the server creates the run.
         self.attempt.may_appear = True
         try:
             with git_credentials_named(), client_warnings_in(self.logger):
@@ -148,16 +159,11 @@ class Job:
         outcome = self.relay.outcome
         if outcome is None:
             raise RuntimeError(f"following run {self.attempt.ref.name} ended without an outcome")
-        # Only a task that submits has the option.
+        # An error that advises a retry names the option, which only a task that submits has.
         raise_for_outcome(outcome, list(self.relay.tail), retry_option="retry_policy" if self.spec else None)
         self.logger.info("%s", describe_outcome(outcome))
-        _log_relay.remember(outcome)
+        _log_relay.remember_relayed(outcome)
         return outcome_dict(outcome)
-
-
-OnCrash = Literal["stop", "keep"]
-RunLike = str | Mapping[str, Any]
-"""The name of a run, or what ``submit_run`` or ``get_run`` returned."""
 
 
 def prepare(
@@ -175,7 +181,23 @@ def prepare(
 ) -> Job:
     """Return the job that submits what ``submission`` describes.
 
-    ``owner`` and ``logger`` default to the current task's. Raises ``ConfigurationError``.
+    Args:
+        submission: What to submit, checked.
+        run_name: The run's name; None makes one from the flow run.
+        on_crash: ``"stop"`` or ``"keep"``, stored in the marker.
+        poll_interval: Seconds between two status requests.
+        retry_budget: Seconds to keep retrying an unreachable server.
+        stream_logs: Relay the log lines.
+        log_budget_bytes: Bytes of log to relay at most; None for all.
+        artifacts: Show the run in the artifacts of its flow run.
+        owner: Who runs it; by default the current task.
+        logger: Where its log goes; by default the current task's.
+
+    Returns:
+        The job; no request has been made.
+
+    Raises:
+        ConfigurationError: A value is out of range.
     """
     from dstack_core.integration import Attempt
 
@@ -187,6 +209,7 @@ def prepare(
     prefix = submission.configuration.name
     names = identify(owner, submission.described, on_crash=on_crash, run_name=run_name, prefix=prefix)
     relay = Relay(logger, stream_logs=stream_logs, log_budget_bytes=log_budget_bytes)
+    # Before the first line is logged: the client warns while it submits.
     relay.masker.add(submission.secrets)
     for warning in submission.warnings:
         logger.warning(warning)
@@ -233,6 +256,7 @@ def prepare_to_watch(
         logger=logger,
         poll_interval=poll_interval,
         retry_budget=retry_budget,
+        # Until the marker of the run is known, it may be another flow run's.
         keeps_on_crash=False,
         is_owned=False,
     )

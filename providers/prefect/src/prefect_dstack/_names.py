@@ -1,4 +1,16 @@
-"""Run names and markers that a re-execution of the same flow run finds again."""
+"""Who runs a task, and run names and markers that another execution of the same flow run finds again.
+
+The problem: Prefect gives task runs new random ids whenever their flow run is executed again. An execution
+must nevertheless find the runs of the one before it, and two equal tasks must never share a run.
+
+The idea: a name holds the end of the flow run's id, a hash of what is submitted, and the ordinal of the task
+among the equal ones of its flow run; equal tasks are interchangeable, so their order does not matter. The
+marker on the run holds the same in full, with ``on_crash``: hooks, worker and reaper know from it whose run
+it is.
+
+Where the ordinal is not known (tasks of Dask, Ray and process pools are counted in several processes), the
+end of the random id takes its place: no run is shared, and another execution of the flow run submits anew.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +35,13 @@ _DEFAULT_PREFIX = "pf"
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who runs a task.
+    """The task or flow that a run belongs to.
 
     ``task_run_id`` is a random id where there is no task. ``flow_run_id`` is None outside a flow.
     ``flow_run_count`` grows with each retry of the flow. ``shares_process``: all tasks of the flow run are
-    counted in this process, which is not so with Dask, Ray and process pools. ``call`` tells equal
-    submissions of one task apart. ``is_tracked`` is false outside of what the Prefect server knows.
+    counted in this process, which is not so with Dask, Ray and process pools. ``call`` is the
+    number of an equal submission of the same task. ``is_tracked`` is false outside of what the Prefect server
+    knows.
     """
 
     task_run_id: str
@@ -82,12 +95,14 @@ def calling_owner(what: str) -> Owner:
     context, flow = TaskRunContext.get(), FlowRunContext.get()
     if context is not None:
         owner = task_owner()
+        # One task may trigger several equal blocks; each is a run of its own.
         call = _calls.next(owner.task_run_id, context.task_run.run_count, what)
         return Owner(owner.task_run_id, owner.flow_run_id, owner.flow_run_count, owner.shares_process, call)
     if flow is not None and flow.flow_run is not None:
         run = flow.flow_run
         call = _calls.next(str(run.id), run.run_count, what)
         return Owner(str(run.id), str(run.id), run.run_count, shares_process=True, call=call)
+    # Outside of Prefect nothing is executed again, so a random id is enough.
     return Owner(str(uuid4()), None, 0, shares_process=False, is_tracked=False)
 
 
@@ -108,6 +123,7 @@ class Ordinals:
         if owner.flow_run_id is None or not owner.shares_process:
             return f"{owner.task_run_id[-6:]}-{owner.call}" if owner.call else owner.task_run_id[-8:]
         key = (owner.flow_run_id, owner.flow_run_count, fingerprint)
+        # The key holds the execution: another one in the same process counts from the start again.
         with self._lock:
             seen = self._seen.setdefault(key, {})
             return str(seen.setdefault(f"{owner.task_run_id}/{owner.call}", len(seen)))
@@ -134,7 +150,7 @@ def identify(
 
     fingerprint = _hash(spec, on_crash, run_name)
     ordinal = ordinals.ordinal(owner, fingerprint)
-    # The ids are time-ordered UUIDs: only their end tells runs of the same minute apart.
+    # The ids are time-ordered UUIDs: those of one minute begin alike and differ only at the end.
     tail = (owner.flow_run_id or owner.task_run_id)[-12:]
     start = slug(prefix, default=_DEFAULT_PREFIX, longest=_LONGEST_PREFIX)
     return AttemptNames(

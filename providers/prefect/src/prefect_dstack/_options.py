@@ -1,6 +1,7 @@
 """The options of this package's tasks: those of every submission, and what a flow run's machine adds to them.
 
-Not imported with the package, which loads nothing of ``dstack_core``.
+A module of its own because its base class is the core's: importing the package loads nothing of
+``dstack_core``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,15 @@
-"""Stop what a flow run left running, and report how its runs ended: for the hooks and the worker."""
+"""Find, judge and stop the runs that a flow run left running: for the hooks, the worker and the reaper.
+
+The problem: a process that dies leaves runs that cost money. The processes that clean up know a flow run's
+id, or nothing at all.
+
+The idea: the markers on the runs name their flow run or task run, so the list of a project's runs is enough.
+Hooks and worker stop the runs of one flow run (``stop_left_over``); the reaper asks Prefect for the owner of
+each active run and stops those whose owner has ended (``Judge``).
+
+The invariants: a run that Prefect does not know is left alone unless the caller wants otherwise; after a
+crash, runs submitted with ``on_crash="keep"`` are left alone. A refused stop holds nothing up.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +35,19 @@ if TYPE_CHECKING:
     from dstack_core.integration import StopResult
     from prefect_dstack.credentials import DstackCredentials
 
-# A run whose submission was under way when the process died may appear only in the second poll.
+# A run whose submission was in progress when the process died may appear only in the second poll; what
+# appears later is left to the reaper. Further polls and longer pauses keep the flow run in Cancelling.
 _POLLS = 2
 _PAUSE = 2.0
 # Prefect keeps a flow run in Cancelling until its hooks have returned, so they wait a minute and no longer;
 # the reaper reports what needs more.
 END_SECONDS = 60.0
+# An unreachable dstack server keeps the flow run in Cancelling for this long; then the reaper is left.
 _LIST_BUDGET = 30.0
+# No flow nests this deep; the limit ends a loop that a broken server would make.
 _DEEPEST_SUBFLOW = 10
-# A mapped task may have a hundred runs, and a busy server needs seconds for each stop.
+# A mapped task may have a hundred runs, and a busy server needs seconds for each stop. More at once load a
+# server that is busy already.
 _STOPS_AT_ONCE = 8
 UNKNOWN_STATE = "unknown"
 
@@ -43,7 +58,7 @@ class Finding:
 
     ``owner`` is ``flow_run``, ``task_run`` or ``worker`` and the id of the flow or task run; ``state`` its
     state's name, ``"unknown"`` when this Prefect server has none. ``stopped`` (bool): the run was stopped, or
-    would be without the dry run. ``reason`` (str) says why, or why not. ``failed`` (bool): the run had to be
+    would be without the dry run. ``reason`` (str) is why, or why not. ``failed`` (bool): the run had to be
     stopped, and the server did not confirm it.
     """
 
@@ -80,7 +95,7 @@ def stop_left_over(block: DstackCredentials | None, flow_run_id: UUID, *, crashe
             refused |= {
                 run.id for run, result in zip(active, results, strict=True) if result.state == "refused"
             }
-        # A run that the server does not let this user stop holds nothing up.
+        # A run that the server does not let this user stop is not waited for.
         found = {run_id: run for run_id, run in found.items() if run_id not in refused}
         # A process that was killed right after its stop may have emitted nothing.
         for run in found.values():
@@ -152,12 +167,12 @@ def _report(
         logger.warning("Could not get the artifacts of this flow run: %s", error)
     awaited = [_end_reports.choose_report(shown, run) for run in found.values()]
     _end_reports.report_ends(client, awaited, timeout=END_SECONDS, stopped=stopped, logger=logger)
-    # Runs that this flow run only waited for, and those that ended before the hook ran.
+    # No wait for runs that this flow run only waited for, and those that ended before the hook ran.
     _end_reports.report_ends(client, shown.values(), timeout=0.0, logger=logger)
 
 
 class Judge:
-    """Decides about runs by the states of their owners in Prefect."""
+    """The decisions about runs, by the states of their owners in Prefect."""
 
     def __init__(self, api: SyncPrefectClient, min_age: float, stop_unknown: bool) -> None:
         self._api = api
@@ -178,8 +193,10 @@ class Judge:
         if not state.is_final():
             return False, f"its {owner} has not ended"
         age = _age(state)
+        # The process, the hooks and the worker may be stopping it right now.
         if age < self._min_age:
             return False, f"its {owner} ended {age:.0f} s ago"
+        # A cancellation stops also what a crash is to keep. A machine has nothing to do without its flow run.
         if kind != "worker" and not state.is_cancelled() and outlives_crash(marker):
             return False, 'it was submitted with on_crash="keep"'
         if (

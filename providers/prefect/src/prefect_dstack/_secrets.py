@@ -1,4 +1,8 @@
-"""Secrets from where Prefect keeps them: environment values, and what a Git repository is cloned with."""
+"""Secrets from where Prefect keeps them: environment values, and what a Git repository is cloned with.
+
+What is taken out of a block here is hidden wherever it could show: ``GitLogin`` has no repr of it, error
+messages do not repeat it, and the log relay masks it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ _TOKENS = ("git_token", "token", "access_token", "oauth_token", "personal_access
 # sends the token alone.
 _PREFIXES = ("oauth2:", "x-token-auth:")
 _KEY_MARK = "PRIVATE KEY-----"
-# Prefect allows no other characters in the two.
+# Prefect allows no other characters in a block type and a block name.
 _BLOCK_NAME = re.compile(r"[a-z0-9-]+/[a-z0-9-]+")
 
 
@@ -50,10 +54,8 @@ def is_secret(value: object) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return what a secret holds, and any other value as it is.
-
-    A ``Secret`` block's own ``get()`` would read the text ``"1e5"`` as a number.
-    """
+    """Return what a secret holds, and any other value as it is."""
+    # A Secret block's own get() would read the text "1e5" as a number.
     held = getattr(value, "value", None) if isinstance(value, Block) else value
     return held.get_secret_value() if isinstance(held, _SECRET_TYPES) else value
 
@@ -111,10 +113,12 @@ def login_of(given: object) -> GitLogin:
         fields = {name: getattr(given, name) for name in type(given).model_fields}
     else:
         fields = {"value": given}
+    # A Secret block may hold a JSON object: its fields count then.
     value = plain(fields.get("value"))
     if isinstance(value, Mapping):
         fields = value
     key, token = _first(fields, _KEYS), _first(fields, _TOKENS)
+    # A Secret block or secret text has one value, whichever of the two it is.
     if key is None and token is not None and _KEY_MARK in token:
         key, token = token, None
     if key is not None:
@@ -153,6 +157,7 @@ def git_credentials_named() -> Iterator[None]:
         text = re.sub(r"\b(git_private_key|oauth_token)\b", "git_credentials", error.message)
         if text == error.message:
             raise
+        # Without its cause, which would name the other argument again.
         raise ConfigurationError(text) from None
 
 
@@ -170,6 +175,7 @@ def _missing_named(name: str) -> Iterator[None]:
     try:
         yield
     except ValidationError:
+        # A ValueError too, but one of a block that exists and cannot be read.
         raise
     except ValueError:
         _refuse(
@@ -179,7 +185,7 @@ def _missing_named(name: str) -> Iterator[None]:
 
 
 def _saved(name: str) -> str:
-    # What was passed instead of a name may be a token: it is not repeated.
+    # What was passed instead of a name may be a token, so the message does not repeat it.
     if not _BLOCK_NAME.fullmatch(name):
         _refuse(
             'git_credentials: expected a block, or the "<type>/<name>" of a saved one such as '

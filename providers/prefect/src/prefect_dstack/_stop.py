@@ -1,4 +1,4 @@
-"""Stop the run of a task that ends early, then follow it to its end as long as there is time.
+"""Decide whether the run of a task that ends early is stopped, stop it, and follow it while there is time.
 
 The problem: Prefect kills the process of a cancelled flow run 30 s after the cancellation, and a real server
 needs 2 to 20 s to end a run after a stop, more when it is busy. What was not reported by then is lost.
@@ -8,6 +8,10 @@ the rest of 22 s, requests included. That leaves 8 s to notice the cancellation 
 clean-up. ``dstack.run.stopping`` is emitted as soon as the server has accepted the stop, and a hook, the
 worker or the reaper reports the end if the process is gone by then. Nothing kills a task whose time limit
 passed or that raised an exception: the stop has as long as a reply may take, the end two minutes.
+
+The invariants: a stop raises no error of a server, so the task ends with the error that ended it. What could
+not be confirmed is the last log line, with the run's page. A run that this flow run did not submit, and one
+that a crash is to keep, is left alone.
 """
 
 from __future__ import annotations
@@ -30,28 +34,29 @@ if TYPE_CHECKING:
     from prefect_dstack._job import Job
     from prefect_dstack.credentials import DstackCredentials
 
+# What ends a task from outside; with on_crash="keep" the run outlives these.
 _INTERRUPTS = (TerminationSignal, KeyboardInterrupt, SystemExit, asyncio.CancelledError)
-# The run prints its last lines in the first seconds; later polls only wait for the end.
+# The run prints its last lines in the first seconds; later polls only wait for the end. Slower polls would
+# lose lines and the end to the kill.
 _POLL_SECONDS = 1.0
-# The report of an end takes three short requests to the Prefect server.
+# The report of an end takes three short requests to the Prefect server, and fits between the 22 s of a stop
+# and the kill after 30 s.
 _REPORT_SECONDS = 8.0
 
 
 @dataclass(frozen=True, slots=True)
 class StopTime:
-    """How long (seconds) a stop may take, and how long the stop and the run's end may take together."""
+    """The seconds that a stop may take, and those that the stop and the run's end may take together."""
 
     stop: float
     end: float
 
 
 # Three dropped stops are repeated within 18 s, one every 5 s, and a server that needs 9 s a reply confirms
-# the stop.
+# the stop. More than 22 s in all and the kill comes before the last line is logged.
 BEFORE_THE_KILL = StopTime(stop=18.0, end=22.0)
 # A server that is too busy to end a run within two minutes is left to the reaper.
 PATIENT = StopTime(stop=PATIENT_TIMEOUT, end=120.0)
-
-
 # The first line of a stop that a user's code asks for, logged before any request.
 STOPPING = "Stopping run %s: %s"
 # What else stops a run whose stop was not confirmed.
@@ -78,6 +83,7 @@ def must_stop(job: Job, error: BaseException) -> bool:
         return True
     if isinstance(error, StopRequested):
         return error.cancelled
+    # An exception is not a crash. An interrupt is one, unless a time limit or a cancellation caused it.
     return not isinstance(error, _INTERRUPTS) or _timed_out() or _is_cancelled(job)
 
 
@@ -147,6 +153,7 @@ def stop(job: Job, block: DstackCredentials | None, allowed: StopTime, reason: s
             if _is_worth_following(result):
                 left = _left(deadline)
                 run = client.runs.get(result.run_name, timeout=left, retry_budget=left)
+                # A run that took the name meanwhile is another one.
                 if run is not None and result.run_id in (None, run.id):
                     left = _left(deadline)
                     for event in run.follow(
@@ -171,6 +178,7 @@ async def astop(
     from dstack_core.integration import astop_run
 
     deadline = time.monotonic() + allowed.end
+    # Without the shield the next await would raise the CancelledError of the task again.
     with anyio.move_on_after(allowed.end, shield=True) as waiting:
         try:
             async with open_async_client(block, allowed.stop, allowed.stop) as client:
@@ -190,6 +198,7 @@ async def astop(
         except Exception as error:
             _log_failure(job, error)
         except BaseException:
+            # The end of the allowed time is logged below.
             if not waiting.cancel_called:
                 _log_interrupt(job)
             raise

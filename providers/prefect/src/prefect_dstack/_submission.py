@@ -1,4 +1,9 @@
-"""From a configuration and options to the arguments of ``client.runs.submit``; no request is made here."""
+"""From a configuration and options to the arguments of ``client.runs.submit``; no request is made here.
+
+The rules: everything is checked before anything is submitted. A run always has a longest duration, so that
+none is paid for without an end. Secrets are kept apart from what describes a submission: that is hashed for
+the run's name and must neither hold them nor change when one is renewed.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +18,13 @@ from prefect_dstack._secrets import GitLogin, is_secret, plain, with_plain_secre
 if TYPE_CHECKING:
     from dstack_core import Configuration, ConfigurationLike, Profile
 
+# Ends what would cost money without a limit when Prefect, the reaper and every hook fail. A shorter one would
+# stop trainings that set none.
 DEFAULT_MAX_DURATION = "24h"
 # How pydantic shows a secret, and so what Prefect stores of one that is a flow's parameter.
 _MASK = "**********"
-
-
 # These are not arguments of ``client.runs.submit``, or take another form there.
 _OWN = frozenset({"env", "profile", "profiles_file", "repo_dir", "local_repo", "git_credentials"})
-
 _UNUSED_LOGIN = (
     "git_credentials: expected repo_dir, or repos in the configuration, with it, got neither. "
     "The credentials are not used."
@@ -48,21 +52,22 @@ class Code:
 
     @property
     def described(self) -> dict[str, Any]:
-        """What tells one submission from another: no secret, and the same in every checkout of the flow."""
+        """What submissions differ in: no secret, and the same in every checkout of the flow."""
         if self.repo_dir is None:
             return {}
         shown = os.path.relpath(self.repo_dir)
+        # Executed on another machine, a flow has another absolute path, and must find its run again.
         inside = not shown.startswith(os.pardir)
         return {"repo_dir": shown if inside else self.repo_dir.name, "local_repo": self.local_repo}
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What to submit.
+    """A checked submission.
 
     ``arguments`` are those of ``client.runs.submit``, ``code`` is what its client is made with. ``described``
-    (JSON-plain, without a secret) tells submissions apart. ``secrets`` must not show in a log, ``warnings``
-    are for it.
+    (JSON-plain, without a secret) is what two submissions differ in. ``secrets`` must not show in a log,
+    ``warnings`` are for it.
     """
 
     configuration: Configuration
@@ -103,6 +108,7 @@ def resolve(
         check_ends(loaded, given.get("max_duration"), profile)
     if all(limit is None for limit in (given.get("max_duration"), loaded.max_duration, profile.max_duration)):
         arguments["max_duration"] = max_duration
+    # A renewed secret is the same submission: another execution must find the run of the one before it.
     shown_env = {name: _MASK if is_secret(value) else value for name, value in env.items()}
     described = {
         "configuration": loaded.model_dump(mode="json"),

@@ -1,4 +1,16 @@
-"""The dstack runs that flow runs of a work pool run in: name them, find them, submit each once."""
+"""The machines of a work pool's flow runs: submit each once, guard it, and find those without a worker.
+
+The problem: several workers serve a pool, any of them may die at any moment, and one that was only slow comes
+back.
+
+The idea: a machine's name and marker are made from its flow run alone, so two workers that submit at once get
+the same run. Prefect's label of the worker on a flow run names who watches it. A worker claims a flow run
+whose worker is not online by writing its own name there, waits ``CLAIM_SECONDS``, and reads whether it is
+still there: if two claim at once, the later one has it, and the other sees that. Each worker reads the label
+at every check, and leaves a flow run that another one has claimed.
+
+What earlier workers relayed is read back from the flow run's log, and those lines are not relayed again.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +36,22 @@ if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun
     from prefect_dstack._worker_variables import DstackJobConfiguration
 
-# A worker has time: an outage of the dstack server must not fail the flow run.
+# A worker has time: an outage of the dstack server of some minutes must not fail the flow run.
 SUBMIT_BUDGET = 300.0
+# A cancelled flow run that waits for its machine is stopped within two of these; each is one request.
 CHECK_SECONDS = 5.0
-# Prefect itself ends a cancelled flow run in its machine, within 30 s and a little.
+# Prefect itself ends a cancelled flow run in its machine, within 30 s and a little. A shorter grace cuts off
+# the flow's own clean-up, a longer one pays for an idle machine.
 GRACE_SECONDS = 60.0
+# A flow run that has just changed its state may still be in the hands of its worker. Sooner, it would be
+# claimed while that worker submits it; later, its machine is watched by no worker for longer.
 SETTLED_SECONDS = 20.0
-# As long as a claim of another worker may take to show.
+# As long as a claim of another worker may take to show. With less, two workers may both believe in theirs.
 CLAIM_SECONDS = 5.0
 # Prefect's workers label the flow runs they submit so.
 _LABEL = "prefect.worker.name"
 _WORKER_LOGGER = "prefect.flow_runs.worker"
+# As many as a Prefect server returns at once.
 _PAGE = 200
 
 
@@ -69,6 +86,7 @@ async def submit_once(
             return await client.runs.submit(submission.configuration, **arguments)
         async with open_async_client(block, code=submission.code) as with_code:
             await with_code.runs.submit(submission.configuration, **arguments)
+    # The run belongs to the client that is closed now.
     run = await client.runs.get(arguments["run_name"], retry_budget=SUBMIT_BUDGET)
     if run is None:
         raise RunNotFoundError(f"Run {arguments['run_name']} was submitted, and deleted a moment later.")
@@ -234,8 +252,10 @@ class Guard:
         if found is None or state is None:
             self._ended_since = None
             return
+        # Counted from when it was seen: the clocks of the two servers may differ.
         if self._ended_since is None:
             self._ended_since = now
+        # A flow that never started has nothing to clean up.
         has_started = found.start_time is not None
         if not has_started or now - self._ended_since >= GRACE_SECONDS:
             await self._stop(state)

@@ -14,11 +14,13 @@ from prefect_dstack._submission import Code, code_of
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, Client
 
-# Prefect kills a cancelled process after 30 s: no single wait for a reply may take a big part of that.
+# Prefect kills a cancelled process after 30 s, so no single wait for a reply may take a big part of that.
+# Shorter, and a busy server that replies after 9 s is taken for unreachable.
 TIMEOUT = 10.0
-# For the few requests that cannot be interrupted by a cancellation between two tries.
+# For the few requests that a cancellation cannot interrupt between two tries: longer, and the stop starts
+# late.
 CALL_BUDGET = 5.0
-# As long as a reply may take where nothing kills the process.
+# As long as a reply may take where nothing kills the process, as with ``get_client``.
 PATIENT_TIMEOUT = 30.0
 _NO_CODE = Code()
 
@@ -69,13 +71,16 @@ class DstackCredentials(CredentialsBlock):
     @classmethod
     def _has_a_scheme(cls, value: str) -> str:
         if not value.startswith(("http://", "https://")):
-            raise ValueError(f"{value!r} is no address; write it with its scheme: http:// or https://")
+            raise ValueError(
+                f"expected an address such as http://localhost:3000, got {value!r}. Begin it with http:// or "
+                "https://."
+            )
         return value
 
     @model_validator(mode="after")
     def _one_git_login(self) -> Self:
         if self.git_token is not None and self.git_private_key is not None:
-            raise ValueError("expected one of git_token and git_private_key, got both; drop one of the two")
+            raise ValueError("expected one of git_token and git_private_key, got both. Drop one of the two.")
         return self
 
     def get_client(
@@ -123,7 +128,7 @@ class DstackCredentials(CredentialsBlock):
         connect_timeout: float = 5.0,
         retry_budget: float = 30.0,
     ) -> AsyncClient:
-        """Return a new async client: the twin of ``get_client``, with its arguments."""
+        """Return a new async client: the twin of ``get_client``, with its parameters and errors."""
         from dstack_core import AsyncClient
 
         code = code_of(repo_dir, local_repo, git_login_of(self))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from dstack_core import Client, Run
 
+# A pass is repeated by its schedule, so it does not wait long for a server that is down.
 _BUDGET = 30.0
 _ENDED = "its flow run or task run has ended"
 # A real server needs 2 to 20 s to end a run (PROTOCOL 5.4). What needs longer is reported by the next pass.
@@ -49,19 +50,20 @@ def reap(
 
     Runs that are stopped here are awaited for up to a minute. Their ends are reported in Prefect, and so are
     those of runs that ended earlier without a report: because their flow's process was killed and had no
-    hooks, or the server needed longer than anybody waited. Each end is reported once.
+    hooks, or the server needed longer than any process waited. Each end is reported once.
 
     Args:
         credentials: A ``DstackCredentials`` block, the name of a saved one, or None for the environment.
-        dry_run: Only return what would be stopped.
-        min_age: Seconds since the end of the flow run, which stops its runs itself.
+        dry_run: Only return what would be stopped. Default: False.
+        min_age: Seconds since the end of the flow run, which stops its runs itself. Default: 60.
         stop_unknown: Also stop the runs of flow runs that this Prefect server does not know: they may be
-            another server's.
+            another server's. Default: False.
 
     Returns:
         The fields of ``Finding`` for each run.
 
     Raises:
+        ConfigurationError: ``min_age`` is below 0.
         DstackError: The errors of the dstack server, when runs are listed.
         Exception: What Prefect's client raises.
     """
@@ -92,6 +94,7 @@ def reap(
                 failure = "the server refused" if result.state == "refused" else "could not confirm"
                 reason = f"{findings[run.id].reason}; {failure} the stop: {result.error}"
                 findings[run.id] = replace(findings[run.id], stopped=False, failed=True, reason=reason)
+        # A run that was just stopped has its finding already.
         for finding in _report_ends(client, api, judge, active, _stopped(findings)):
             findings.setdefault(*finding)
     return [asdict(finding) for finding in findings.values()]
@@ -104,7 +107,7 @@ async def areap(
     min_age: float = 60.0,
     stop_unknown: bool = False,
 ) -> list[dict[str, Any]]:
-    """Stop the active runs whose flow run has ended: the twin of ``reap``, in a thread of its own."""
+    """Stop the active runs whose flow run has ended: the async twin of ``reap``, which runs in a thread."""
     return await asyncio.to_thread(
         reap, credentials, dry_run=dry_run, min_age=min_age, stop_unknown=stop_unknown
     )
@@ -118,9 +121,36 @@ def reap_runs(
     min_age: float = 60.0,
     stop_unknown: bool = False,
 ) -> list[dict[str, Any]]:
-    """Stop the runs of flow runs that have ended; for a flow on a schedule.
+    """Stop the runs of flow runs that have ended, and report how runs ended; for a flow on a schedule.
 
-    Parameters, result and errors as in ``prefect_dstack.reaper.reap``.
+    The task of ``prefect_dstack.reaper.reap``, which explains what is left alone. Each finding is logged.
+
+    Args:
+        credentials: A ``DstackCredentials`` block, the name of a saved one, or None for the environment.
+        dry_run: Only return what would be stopped. Default: False.
+        min_age: Seconds since the end of the flow run, which stops its runs itself. Default: 60.
+        stop_unknown: Also stop the runs of flow runs that this Prefect server does not know: they may be
+            another server's. Default: False.
+
+    Returns:
+        The fields of ``prefect_dstack.reaper.Finding`` for each run.
+
+    Raises:
+        ConfigurationError: ``min_age`` is below 0.
+        DstackError: The errors of the dstack server, when runs are listed; or a run could not be stopped.
+        Exception: What Prefect's client raises.
+
+    Example:
+        ```python
+        from prefect import flow
+
+        from prefect_dstack import reap_runs
+
+
+        @flow
+        def clean_up() -> None:
+            reap_runs("my-credentials", min_age=300)
+        ```
     """
     findings = reap(credentials, dry_run=dry_run, min_age=min_age, stop_unknown=stop_unknown)
     _log_findings(findings, dry_run)
@@ -135,7 +165,10 @@ async def areap_runs(
     min_age: float = 60.0,
     stop_unknown: bool = False,
 ) -> list[dict[str, Any]]:
-    """Stop the runs of flow runs that have ended: the async twin of ``reap_runs``."""
+    """Stop the runs of flow runs that have ended: the async twin of ``reap_runs``.
+
+    Parameters, result and errors are the same.
+    """
     findings = await areap(credentials, dry_run=dry_run, min_age=min_age, stop_unknown=stop_unknown)
     _log_findings(findings, dry_run)
     return findings
@@ -152,7 +185,8 @@ def _active(runs: Iterable[Run]) -> list[Run]:
 def _report_ends(
     client: Client, api: SyncPrefectClient, judge: Judge, active: list[Run], stopped: set[str]
 ) -> list[tuple[str, Finding]]:
-    """Report the ends of the runs that were stopped just now, and of those nobody reported."""
+    """Report the ends of the runs that were stopped just now, and of those without a report."""
+    # A run that has both counts by its artifact, which is brought to 100 %.
     shown = {run.run_id: run for run in _end_reports.unreported(api)}
     shown = {run.run_id: run for run in _end_reports.unreported_stops(api)} | shown
     awaited = [_end_reports.choose_report(shown, run) for run in active if run.id in stopped]
@@ -204,7 +238,7 @@ def summary(findings: Sequence[Mapping[str, Any]], *, dry_run: bool) -> str:
 
 
 def describe(found: Mapping[str, Any], *, dry_run: bool) -> str:
-    """Return a finding in one line; ``dry_run`` says that nothing was stopped."""
+    """Return a finding in one line; with ``dry_run`` nothing was stopped."""
     owner = f"{found['owner']} ({found['state']})"
     action = _action(found, dry_run)
     return f"{action}: run {found['run_name']} ({found['url']}) of {owner}: {found['reason']}"

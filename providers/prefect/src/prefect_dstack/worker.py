@@ -1,4 +1,17 @@
-"""The worker of work pools of type ``dstack``: each flow run on a machine of its own."""
+"""The worker of work pools of type ``dstack``: each flow run on a machine of its own.
+
+The problem: Prefect's base worker submits a flow run and then relies on this process. If the worker ends,
+nothing watches the machine; if a flow run is cancelled while its machine is still provisioned, Prefect ends
+nothing (measured with 3.8.8: its ``kill_infrastructure`` is called only after 300 s in Cancelling).
+
+The idea: a machine is a dstack task whose marker names the flow run. The worker follows it to its end and
+reads the flow run between two polls (``_worker_runs.Guard``). With each heartbeat it takes over the flow runs
+of workers that ended: it claims them by a label, relays what was not logged yet, and catches up on a
+cancellation.
+
+The invariants: a flow run has at most one active machine, whichever worker submits it; a line is relayed by
+one worker; a worker that ends leaves its machines running, and a flow run that has ended leaves none.
+"""
 
 from __future__ import annotations
 
@@ -42,16 +55,17 @@ if TYPE_CHECKING:
 
     from dstack_core import AsyncClient, AsyncRun
 
-# No outage of the dstack server makes a worker give up: the machine keeps running meanwhile.
+# A week: no outage of the dstack server makes a worker give up, since the machine keeps running meanwhile. If
+# it did, the flow run would be marked as crashed while it still runs.
 _RETRY_BUDGET = 7 * 24 * 3600.0
 
 
 class DstackWorkerResult(BaseWorkerResult):
-    """How the machine of a flow run ended."""
+    """The end of a flow run's machine."""
 
 
 class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWorkerResult]):
-    """Run the flow runs of a work pool on machines that dstack provisions, one dstack task each.
+    """A worker that runs each flow run of a work pool as a dstack task, on a machine of its own.
 
     Start it with ``prefect worker start --pool NAME --type dstack``. A flow run that is cancelled while its
     machine is still being provisioned is stopped within 10 s; one that has ended leaves no machine running.
@@ -84,6 +98,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
 
         The parameters come from Prefect. Raises ``ConfigurationError`` and the server errors.
         """
+        # Before any request: the next heartbeat must not take it for a flow run without a worker.
         self._watched.add(flow_run.id)
         try:
             async with open_async_client(await aload(configuration.credentials)) as client:
@@ -124,7 +139,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             run = await client.runs.get(run_name)
             if run is None or run.outcome() is not None:
                 raise InfrastructureNotFound(f"no active run {run_name} in project {project!r}")
-            # Should this worker die before the machine has ended, the reaper reports the end.
+            # If this worker ends before the machine does, the reaper reports the end.
             report = StoppingReport(flow_run_of(run.marker), logger)
             result = await astop_run(
                 client,
@@ -147,6 +162,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         try:
             await self._take_up_orphans()
         except Exception as error:
+            # The next heartbeat tries again.
             get_worker_logger(self).warning("Could not get the flow runs without a worker: %s", error)
 
     async def teardown(self, *exc_info: Any) -> None:
@@ -189,6 +205,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             async for event in events:
                 relay.handle(event)
         except HandedOver:
+            # The other worker reports the end; a status other than 0 would mark the flow run as crashed.
             return DstackWorkerResult(identifier=name, status_code=0)
         from dstack_core.integration import describe_failure, outcome_dict
 
@@ -200,6 +217,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             logger.info("Run %s %s.", run.name, outcome.message)
             return DstackWorkerResult(identifier=name, status_code=0)
         has_ended = end_of(await read_flow_run(self.client, flow_run.id)) is not None
+        # In the background: Prefect learns of the end only when this returns.
         self._in_background(self._stop_left_over(flow_run, configuration, crashed=not has_ended))
         # A flow run that has ended, or is about to, must not be marked as crashed.
         if has_ended:
@@ -245,6 +263,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             async with open_async_client(await aload(configuration.credentials)) as client:
                 run = await find(client, flow_run.id)
                 state = flow_run.state
+                # Killed between Prefect's handing out and the submission.
                 if run is None and state is not None and state.is_pending():
                     run = await submit_once(client, flow_run.id, configuration, logger)
                 if run is None:
@@ -256,6 +275,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
                 logger.info("Worker '%s' watches this flow run from now on", self.name)
                 before = await relayed_lines(self.client, flow_run.id)
                 result = await self._watch(flow_run, configuration, client, run, name, before)
+            # For a flow run that it handed out itself Prefect does this.
             if result.status_code:
                 message = f"The machine of this flow run ended with status {result.status_code}."
                 await self.client.set_flow_run_state(flow_run.id, Crashed(message=message))
