@@ -26,6 +26,7 @@ SWEPT: tuple[str, ...] = (
     "benchmarks",
     "dags",
     "flows",
+    "providers/prefect",
     "scripts",
     "tests/docs/commands.py",
     "tests/docs/test_readme.py",

@@ -1,7 +1,7 @@
 """Report the end of runs whose own process could not: it was killed before the run had ended.
 
-The problem: hooks, worker and reaper run in other processes and know neither which runs a flow run had nor
-what was reported of them, and a run without artifacts leaves nothing to search for.
+The problem: hooks, worker and reaper run in other processes. The markers show them the active runs, but not
+those that have ended meanwhile, nor what was reported of them.
 
 The idea: Prefect itself is the memory. A progress artifact below 100 % names its run; for a run without
 artifacts, a ``dstack.run.stopping`` event without one of an end does. ``_report`` explains why nothing is

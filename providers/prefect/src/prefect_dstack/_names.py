@@ -143,8 +143,16 @@ def identify(
 ) -> AttemptNames:
     """Return the names of the runs of the task that ``owner`` runs with ``spec`` (JSON-plain).
 
-    ``run_name`` is the caller's own; ``prefix`` is what a generated name starts with. Generated names
-    hold at most 41 characters (PROTOCOL 1.4).
+    Args:
+        owner: The task or flow.
+        spec: What is submitted, without secrets.
+        on_crash: ``"stop"`` or ``"keep"``; the marker holds it.
+        run_name: The caller's own name, which all attempts have.
+        prefix: What a generated name starts with.
+        ordinals: What counts the equal tasks of a flow run.
+
+    Returns:
+        The names and markers of all attempts; a generated name holds at most 41 characters (PROTOCOL 1.4).
     """
     from dstack_core.integration import AttemptNames, slug
 

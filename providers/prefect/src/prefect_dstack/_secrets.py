@@ -29,6 +29,7 @@ _TOKENS = ("git_token", "token", "access_token", "oauth_token", "personal_access
 # What GitLab and Bitbucket want as the user name of a token, written before it in these blocks; dstack
 # sends the token alone.
 _PREFIXES = ("oauth2:", "x-token-auth:")
+# The first line of a private key ends so; no token does.
 _KEY_MARK = "PRIVATE KEY-----"
 # Prefect allows no other characters in a block type and a block name.
 _BLOCK_NAME = re.compile(r"[a-z0-9-]+/[a-z0-9-]+")

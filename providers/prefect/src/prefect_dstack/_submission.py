@@ -1,8 +1,9 @@
 """From a configuration and options to the arguments of ``client.runs.submit``; no request is made here.
 
 The rules: everything is checked before anything is submitted. A run always has a longest duration, so that
-none is paid for without an end. Secrets are kept apart from what describes a submission: that is hashed for
-the run's name and must neither hold them nor change when one is renewed.
+none is paid for without an end; only a deployed service may have none. Secrets are kept apart from what
+describes a submission: that is hashed for the run's name and must neither hold them nor change when one is
+renewed.
 """
 
 from __future__ import annotations
@@ -87,10 +88,21 @@ def resolve(
     max_duration: str | None = DEFAULT_MAX_DURATION,
     ends: bool = True,
 ) -> Submission:
-    """Check a configuration and options and return what to submit. Raises ``ConfigurationError``.
+    """Check a configuration and options and return what to submit.
 
-    ``folder`` (Path) is where relative paths begin, by default the current directory. ``max_duration`` is
-    that of a run which nothing else limits. With ``ends`` a configuration that never ends is refused.
+    Args:
+        configuration: As for ``run_task``.
+        options: The ``SubmitOptions`` that were given; those that are None count as not given.
+        login: What a private repository is cloned with.
+        folder: Where relative paths begin; by default the current directory.
+        max_duration: That of a run which nothing else limits; None for no limit.
+        ends: Refuse a configuration that never ends.
+
+    Returns:
+        The submission; no request has been made.
+
+    Raises:
+        ConfigurationError: A value is wrong.
     """
     from dstack_core import check_options, load_configuration
     from dstack_core.integration import check_ends, collect_secrets

@@ -158,7 +158,7 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
         task = dict(self.configuration)
         if self.image is not None:
             task["image"] = self.image
-        # A machine of dstack's default image has no Prefect; each of these keys may bring one.
+        # Without any of these keys dstack takes an image of its own, which has no Prefect.
         if not {"image", "python", "docker"} & set(task):
             task["image"] = _prefect_image()
         placed = [] if self.repo_dir is None else place_code(self._repo_dir(), self._directory)

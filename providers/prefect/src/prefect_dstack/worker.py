@@ -96,7 +96,17 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
     ) -> DstackWorkerResult:
         """Submit the flow run's machine and watch it to its end; none for a flow run that was cancelled.
 
-        The parameters come from Prefect. Raises ``ConfigurationError`` and the server errors.
+        Args:
+            flow_run: The flow run, from Prefect.
+            configuration: Its machine, from Prefect.
+            task_status: Where Prefect learns the name of the machine.
+
+        Returns:
+            The status of the machine; anything but 0 makes Prefect mark the flow run as Crashed.
+
+        Raises:
+            ConfigurationError: A variable has a wrong value; nothing was submitted.
+            ServerError: The server errors.
         """
         # Before any request: the next heartbeat must not take it for a flow run without a worker.
         self._watched.add(flow_run.id)
@@ -121,8 +131,15 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
     ) -> None:
         """Stop the machine of a flow run; without a grace period its processes are killed.
 
-        Raises ``InfrastructureNotFound`` when it has ended, ``InfrastructureNotAvailable`` when it is in
-        another project, ``DstackError`` when the stop was refused or not confirmed, and the server errors.
+        Args:
+            infrastructure_pid: The project and the name of the machine's run.
+            configuration: The flow run's machine, from Prefect.
+            grace_seconds: 0 kills its processes; any other number leaves the grace period to dstack.
+
+        Raises:
+            InfrastructureNotFound: The machine has ended.
+            InfrastructureNotAvailable: It is in another project than this worker's.
+            DstackError: The stop was refused or not confirmed, or another server error.
         """
         from dstack_core import DstackError
         from dstack_core.integration import RunRef, astop_run, describe_stop
@@ -263,7 +280,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             async with open_async_client(await aload(configuration.credentials)) as client:
                 run = await find(client, flow_run.id)
                 state = flow_run.state
-                # Killed between Prefect's handing out and the submission.
+                # Its worker was killed before it had submitted the machine.
                 if run is None and state is not None and state.is_pending():
                     run = await submit_once(client, flow_run.id, configuration, logger)
                 if run is None:
