@@ -88,7 +88,7 @@ def must_stop(job: Job, error: BaseException) -> bool:
 
 
 def time_to_stop(job: Job, error: BaseException) -> StopTime:
-    """Return how long the stop after ``error`` may take; ``_stop`` explains the two limits.
+    """Return how long the stop after ``error`` may take; the beginning of this file explains the two limits.
 
     Ctrl-C has no limit either: a second one ends the wait.
     """
