@@ -3,10 +3,10 @@
 The problem: Prefect stores each log record as one row, and an execution that adopts a run follows it from its
 first log line, whose log an earlier execution may have relayed already.
 
-The idea: the core's ``LogRelay`` joins lines into few records. The last record of a run has a text of its own;
-a process that adopts a run which has ended asks the flow run's log for them, and relays nothing if they are
-there. A log that was relayed in part is relayed again from its first line: no line is lost, some may be there
-twice.
+The idea: the core's ``LogRelay`` joins lines into few records. The last record of a run has a text of its
+own; a process that adopts a run which has ended asks the flow run's log for them, and relays nothing if they
+are there. A log that was relayed in part is relayed again from its first line: no line is lost, some may be
+there twice.
 
 Measured: a Prefect server on two cores stores about 450 records a second; lines joined by the hundred are
 logged at 35,000 lines a second, single ones at 2,500.
