@@ -34,17 +34,16 @@ LAYERS: dict[str, list[set[str]]] = {
     ],
     PREFECT: [
         # Plain helpers.
-        {"_core_log", "_interrupted", "_machine_code", "_names", "_orphans", "_run_info", "_secrets"},
-        {"_code", "_probe", "_relay"},
-        {"_options"},
+        {"_names", "_probe", "_secrets"},
+        # What is submitted, and where a run is shown in Prefect.
+        {"_log_relay", "_options", "_report"},
+        {"_end_reports", "_submission"},
         # The blocks, and the clients made of them.
-        {"_submission", "credentials"},
-        {"_connect", "_machine"},
-        # One part of a task each: its log, its artifacts and events, its stop.
-        {"_machine_runs", "_relayed_logs", "_report", "_stop"},
-        {"_end_reports", "_job"},
-        # A whole task, and the runs that remain after one was killed.
-        {"_follow", "_left_over", "_prepare"},
+        {"credentials"},
+        {"_stop", "_worker_variables"},
+        # One execution, and the dstack run of a worker's flow run.
+        {"_job", "_orphaned_runs", "_worker_runs"},
+        {"_follow"},
         # What flows and work pools use.
         {"deploy", "hooks", "reaper", "run_handle", "runs", "tasks", "worker"},
         {"flows", "job_block"},

@@ -31,7 +31,7 @@ SWEPT: tuple[str, ...] = (
     "dstack_core/_wire",
     "dstack_core/local",
     "flows",
-    "providers/airflow",
+    "providers",
     "scripts",
     "tests",
 )

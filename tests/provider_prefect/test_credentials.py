@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from dstack_core import AsyncClient, Client, ConfigurationError, ProjectNotConfiguredError
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials
-from prefect_dstack._connect import load, open_async_client, open_client
+from prefect_dstack.credentials import load, open_async_client, open_client
 
 TOKEN = "s3cr3t-t0k3n"
 GOOD: dict[str, Any] = {"server_url": "http://localhost:3000", "project_name": "main", "user_token": TOKEN}

@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from dstack_core import ConfigurationError, RunError
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, DstackRun, run_task
-from prefect_dstack._code import GitLogin, login_of
+from prefect_dstack._secrets import GitLogin, login_of
 from tests.core.repos import git, write
 
 from .specs import git_login, private_checkout, specs

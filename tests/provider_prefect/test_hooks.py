@@ -19,7 +19,7 @@ from dstack_core import Run, ServerUnreachableError, Task
 from dstack_core.local import LocalServer
 from prefect_dstack import (
     DstackCredentials,
-    _left_over,
+    _orphaned_runs,
     stop_dstack_runs,
     stop_runs_on_cancellation,
     stop_runs_on_crash,
@@ -41,7 +41,7 @@ def idle() -> None:
 
 @pytest.fixture(autouse=True)
 def _one_quick_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_left_over, "_PAUSE", 0.2)
+    monkeypatch.setattr(_orphaned_runs, "_PAUSE", 0.2)
 
 
 def flow_run() -> FlowRun:
@@ -137,7 +137,7 @@ def test_an_unreachable_server_is_reported(
 ) -> None:
     mine = flow_run()
     run_for(dstack, mine, "mine")
-    monkeypatch.setattr(_left_over, "_LIST_BUDGET", 0.3)
+    monkeypatch.setattr(_orphaned_runs, "_LIST_BUDGET", 0.3)
     dstack.faults.add("/runs/list", status=503, times=None)
     with pytest.raises(ServerUnreachableError):
         stop_dstack_runs(credentials)(idle, mine, Crashed())

@@ -14,9 +14,8 @@ from pydantic import ValidationError
 
 from dstack_core import ConfigurationError, Task, load_configuration
 from prefect_dstack import DstackWorker
-from prefect_dstack._code import GitLogin
-from prefect_dstack._machine import DstackJobConfiguration, DstackVariables
-from prefect_dstack._machine_code import directory_of, place_code
+from prefect_dstack._secrets import GitLogin
+from prefect_dstack._worker_variables import DstackJobConfiguration, DstackVariables, directory_of, place_code
 
 ENV = {"PREFECT_API_URL": "https://prefect.example/api"}
 

@@ -13,11 +13,11 @@ from pydantic import SecretStr
 import prefect_dstack
 from dstack_core import CommonOptions, SubmitOptions
 from prefect_dstack import DstackCredentials, DstackRun
-from prefect_dstack._code import GitLogin
-from prefect_dstack._machine import _FIELDS as IN_A_POOL
-from prefect_dstack._machine import DstackJobConfiguration, DstackVariables
 from prefect_dstack._options import OPTION_NAMES
+from prefect_dstack._secrets import GitLogin
 from prefect_dstack._submission import resolve
+from prefect_dstack._worker_variables import _FIELDS as IN_A_POOL
+from prefect_dstack._worker_variables import DstackJobConfiguration, DstackVariables
 from tests.option_values import CONFIGURATION, VALUES, write_profiles
 
 # What a flow run's code needs besides the options of the core, where they are parameters of the client.

@@ -22,9 +22,8 @@ from prefect.states import (
     Running,
 )
 
-from prefect_dstack._interrupted import is_interrupted
 from prefect_dstack._job import Job
-from prefect_dstack._probe import CHECK_SECONDS, CancelProbe, StopRequested, verdict
+from prefect_dstack._probe import CHECK_SECONDS, CancelProbe, StopRequested, is_interrupted, verdict
 
 
 class Runner:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dstack_core import ContactLost, LogLines, Progress, RunStatus, StatusChanged, integration
-from prefect_dstack._relay import DEFAULT_LOG_BUDGET, Relay
+from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET, Relay
 
 PROGRESS = Progress("train", "id")
 

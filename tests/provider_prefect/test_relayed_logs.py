@@ -14,7 +14,7 @@ from prefect.runtime import flow_run
 
 from dstack_core import Task
 from dstack_core.local import LocalServer
-from prefect_dstack import DstackCredentials, _relayed_logs, arun_task, run_task
+from prefect_dstack import DstackCredentials, _log_relay, arun_task, run_task
 
 from .support import log_records, submissions
 from .ways import FAST
@@ -74,7 +74,7 @@ Twice = Callable[[Callable[[], None]], list[int]]
 
 def forget() -> None:
     """Clear what this process remembers, because another process would not know it."""
-    _relayed_logs._by_this_process.clear()
+    _log_relay._by_this_process.clear()
 
 
 def test_a_retried_flow_relays_no_log_twice(relayed: Twice) -> None:
@@ -95,5 +95,5 @@ def test_a_log_that_may_not_have_been_relayed_is_relayed_again(
     def is_in_log(*_: object) -> bool:
         raise httpx.ReadTimeout("silent")
 
-    monkeypatch.setattr(_relayed_logs, "_is_in_log", is_in_log)
+    monkeypatch.setattr(_log_relay, "_is_in_log", is_in_log)
     assert relayed(forget) == [1, 1]

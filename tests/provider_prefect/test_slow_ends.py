@@ -17,10 +17,11 @@ from pydantic import SecretStr
 from dstack_core import RunStoppedError, Task
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, _probe, arun_task, run_task
-from prefect_dstack._code import GitLogin
-from prefect_dstack._prepare import calling_owner, prepare
+from prefect_dstack._job import prepare
+from prefect_dstack._names import calling_owner
 from prefect_dstack._probe import StopRequested
-from prefect_dstack._stop import BEFORE_THE_KILL, PATIENT, StopTime
+from prefect_dstack._secrets import GitLogin
+from prefect_dstack._stop import BEFORE_THE_KILL, PATIENT, StopTime, time_to_stop
 from prefect_dstack._submission import resolve
 
 from . import ways
@@ -150,7 +151,7 @@ def test_how_long_a_stop_may_take(
         jobs.append(prepare(submission, run_name=None, on_crash="stop", owner=calling_owner("x")))
 
     preparing()
-    assert jobs[0].time_to_stop(error) == allowed
+    assert time_to_stop(jobs[0], error) == allowed
     assert BEFORE_THE_KILL.stop < BEFORE_THE_KILL.end < 30.0 < PATIENT.end
 
 

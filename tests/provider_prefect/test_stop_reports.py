@@ -16,10 +16,18 @@ from prefect.states import Crashed
 
 from dstack_core import Task
 from dstack_core.local import LocalServer
-from prefect_dstack import DstackCredentials, _job, _left_over, _probe, arun_task, run_task, stop_dstack_runs
-from prefect_dstack._machine import DstackJobConfiguration
+from prefect_dstack import (
+    DstackCredentials,
+    _orphaned_runs,
+    _probe,
+    _stop,
+    arun_task,
+    run_task,
+    stop_dstack_runs,
+)
 from prefect_dstack._report import emit
 from prefect_dstack._stop import StopTime
+from prefect_dstack._worker_variables import DstackJobConfiguration
 from prefect_dstack.worker import DstackWorker
 
 from .support import cancelled_when, event_names, is_running, the_run, until
@@ -73,7 +81,7 @@ def test_an_accepted_stop_has_its_event_and_a_refused_one_has_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for limit in ("PATIENT", "BEFORE_THE_KILL"):
-        monkeypatch.setattr(_job, limit, StopTime(stop=4.0, end=5.0))
+        monkeypatch.setattr(_stop, limit, StopTime(stop=4.0, end=5.0))
     run = interrupt(task, dstack, once(dstack, how), LONG, credentials)
     expected = ["dstack.run.started"] + ["dstack.run.stopping"] * (how != "refused")
     assert names_after(run.id) == expected
@@ -83,8 +91,8 @@ def test_the_event_of_an_accepted_stop_does_not_wait_for_its_effect(
     dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hook stops the run here, as the reaper does; the worker has its own test."""
-    monkeypatch.setattr(_left_over, "PATIENT_TIMEOUT", 3.0)
-    monkeypatch.setattr(_left_over, "END_SECONDS", 1.0)
+    monkeypatch.setattr(_orphaned_runs, "PATIENT_TIMEOUT", 3.0)
+    monkeypatch.setattr(_orphaned_runs, "END_SECONDS", 1.0)
     run = run_for(dstack, new_flow_run(), f"h-{uuid4().hex[:8]}")
     until(lambda: is_running(dstack))
     dstack.faults.forget_stops(times=None)
@@ -121,7 +129,7 @@ def test_the_state_after_a_cancellation_shows_what_is_known_of_the_stop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_probe, "CHECK_SECONDS", 1.0)
-    monkeypatch.setattr(_job, "BEFORE_THE_KILL", StopTime(stop=4.0, end=12.0))
+    monkeypatch.setattr(_stop, "BEFORE_THE_KILL", StopTime(stop=4.0, end=12.0))
     ids: list[UUID] = []
 
     @flow
@@ -170,7 +178,7 @@ def test_slow_replies_do_not_stretch_the_stop_and_the_wait_for_the_end(
 ) -> None:
     """Two replies of 3 s confirm the stop; 1 s is left for requests that would need 3 s each."""
     for limit in ("PATIENT", "BEFORE_THE_KILL"):
-        monkeypatch.setattr(_job, limit, StopTime(stop=6.5, end=7.0))
+        monkeypatch.setattr(_stop, limit, StopTime(stop=6.5, end=7.0))
 
     def slow() -> bool:
         if is_running(dstack):

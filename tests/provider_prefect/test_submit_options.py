@@ -26,10 +26,10 @@ from prefect_dstack import (
     run_task,
     submit_run,
 )
-from prefect_dstack._code import GitLogin
-from prefect_dstack._machine import DstackVariables
 from prefect_dstack._options import SubmitOptions
+from prefect_dstack._secrets import GitLogin
 from prefect_dstack._submission import resolve
+from prefect_dstack._worker_variables import DstackVariables
 
 from .specs import specs
 from .support import submissions

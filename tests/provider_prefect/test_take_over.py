@@ -17,10 +17,9 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Pending, Running
 
 from dstack_core.local import LocalServer
-from prefect_dstack import DstackCredentials, DstackWorker, _orphans
-from prefect_dstack import worker as worker_module
-from prefect_dstack._machine import DstackJobConfiguration
-from prefect_dstack._orphans import claim, orphans
+from prefect_dstack import DstackCredentials, DstackWorker, _worker_runs
+from prefect_dstack._worker_runs import claim, orphans
+from prefect_dstack._worker_variables import DstackJobConfiguration
 
 from .machines import START_SECONDS, cancel, deploy, new_pool, read, start, the_line, worker
 from .support import all_runs, log_records, outcome_of, state_of, stops, submissions, the_run, until
@@ -148,8 +147,8 @@ def in_pool(pool: str, flow_run: FlowRun, ask: Callable[[PrefectClient], object]
 
 
 def test_who_may_watch_a_flow_run(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_orphans, "SETTLED_SECONDS", -1.0)
-    monkeypatch.setattr(_orphans, "CLAIM_SECONDS", 0.0)
+    monkeypatch.setattr(_worker_runs, "SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(_worker_runs, "CLAIM_SECONDS", 0.0)
     flow_run = start(deploy(pool))
 
     async def ask(client: PrefectClient) -> list[list[str]]:
@@ -173,8 +172,8 @@ def test_who_may_watch_a_flow_run(pool: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_pool_may_have_more_flow_runs_than_one_page(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_orphans, "SETTLED_SECONDS", -1.0)
-    monkeypatch.setattr(_orphans, "_PAGE", 2)
+    monkeypatch.setattr(_worker_runs, "SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(_worker_runs, "_PAGE", 2)
     deployment = deploy(pool)
     started = [start(deployment) for _ in range(3)]
     with get_client(sync_client=True) as client:
@@ -189,7 +188,7 @@ def test_a_pool_may_have_more_flow_runs_than_one_page(pool: str, monkeypatch: py
 
 
 def test_a_later_claim_wins(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_orphans, "CLAIM_SECONDS", 0.0)
+    monkeypatch.setattr(_worker_runs, "CLAIM_SECONDS", 0.0)
     flow_run, moment = start(deploy(pool)), asyncio.sleep
 
     async def ask(client: PrefectClient) -> list[bool]:
@@ -206,7 +205,7 @@ def test_a_later_claim_wins(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_worker_that_lost_its_claim_leaves_the_machine_to_the_other(
     pool: str, dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "CHECK_SECONDS", 0.2)
+    monkeypatch.setattr(_worker_runs, "CHECK_SECONDS", 0.2)
     flow_run = start(deploy(pool))
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(flow_run.id, Running(), force=True)

@@ -19,13 +19,12 @@ from prefect.states import Cancelled, Cancelling, Completed, Crashed, Running
 
 from dstack_core import Run
 from dstack_core.local import LocalServer
-from prefect_dstack import DstackCredentials, DstackWorker
-from prefect_dstack import worker as worker_module
-from prefect_dstack._machine import DstackJobConfiguration
-from prefect_dstack._machine_runs import submit_once
+from prefect_dstack import DstackCredentials, DstackWorker, _worker_runs
 from prefect_dstack._names import flow_run_marker_prefix, worker_marker_prefix
+from prefect_dstack._worker_runs import submit_once
+from prefect_dstack._worker_variables import DstackJobConfiguration
 
-from .machines import START_SECONDS, cancel, deploy, new_pool, read, start, the_line, worker
+from .machines import EXECUTE, START_SECONDS, cancel, deploy, new_pool, read, start, the_line, worker
 from .support import (
     all_runs,
     event_names,
@@ -110,6 +109,26 @@ def test_a_machine_that_fails_crashes_its_flow_run_with_its_last_lines(
     assert any("no-such-driver" in message for message in messages)
 
 
+def test_a_machine_prints_no_more_into_the_log_than_its_budget(
+    pool: str, dstack: LocalServer, tmp_path: Path
+) -> None:
+    flow_run = start(deploy(pool, command=f"echo within-budget; {EXECUTE}", log_budget_bytes=16))
+    with worker(dstack, pool, tmp_path / "log"):
+        until(lambda: state_of(flow_run.id).is_final(), seconds=START_SECONDS)
+        until(lambda: the_run(dstack).outcome(), seconds=30)
+        run = the_run(dstack)
+        # The worker logs the end after the whole output.
+        end = f"Run {run.name} {outcome_of(run).message}."
+        messages = log_records(flow_run.id, last=end, seconds=60)
+    assert state_of(flow_run.id).is_completed(), (tmp_path / "log").read_text()[-3000:]
+    lines = [line for message in messages for line in message.split("\n")]
+    assert lines.count("within-budget") == 1
+    assert not {"by-print-1", "by-print-2"} & set(lines)
+    assert [line for line in lines if "longer than its budget" in line] == [
+        f"The log is longer than its budget of 16 bytes; the rest is not shown here. See {run.url}"
+    ]
+
+
 def test_a_cancellation_during_the_search_for_a_machine_stops_it(pool: str, tmp_path: Path) -> None:
     wanted = {"resources": {"gpu": "1000"}, "retry": {"on_events": ["no-capacity"], "duration": "1h"}}
     with LocalServer(retry_seconds=300) as full, worker(full, pool, tmp_path / "log"):
@@ -181,8 +200,8 @@ def inside(
     command: str = "sleep 60",
 ) -> int:
     """Run a machine by a worker in this process; return its status code."""
-    monkeypatch.setattr(worker_module, "CHECK_SECONDS", 0.2)
-    monkeypatch.setattr(worker_module, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(_worker_runs, "CHECK_SECONDS", 0.2)
+    monkeypatch.setattr(_worker_runs, "GRACE_SECONDS", 1.0)
     configuration = DstackJobConfiguration(
         credentials=credentials,
         command=command,

@@ -1,7 +1,14 @@
 """Report the end of runs whose own process could not: it was killed before the run had ended.
 
-Used by the hooks, the worker and the reaper. Which runs these are is read from the progress artifacts below
-100 %, which name their run; ``_report`` explains why that is enough, and why nothing is reported twice.
+The problem: hooks, worker and reaper run in other processes. The markers show them the active runs, but not
+those that have ended meanwhile, nor what was reported of them.
+
+The idea: Prefect itself is the memory. A progress artifact below 100 % names its run; for a run without
+artifacts, a ``dstack.run.stopping`` event without one of an end does. ``_report`` explains why nothing is
+reported twice.
+
+The invariants: only the run with the id is reported, never a later one of its name. What has not ended in
+time is left to the next process that asks, and a stop that the server dropped meanwhile is repeated.
 """
 
 from __future__ import annotations
@@ -14,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect_dstack import _report
-from prefect_dstack._connect import quick_prefect_client
 from prefect_dstack._names import owner_of
+from prefect_dstack._probe import quick_prefect_client
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -25,12 +32,16 @@ if TYPE_CHECKING:
     from dstack_core import Client, Outcome, Run
     from dstack_core.integration import StopResult
 
+# As many artifacts as a Prefect server returns at once.
 _PAGE = 200
-# Artifacts that changed longer ago are not read: no run is expected to take longer.
+# Artifacts that changed longer ago are not read: no run is expected to take longer. Without the limit a pass
+# of the reaper would read all artifacts that the server has ever stored.
 _OLDEST_SECONDS = 30 * 24 * 3600.0
+# A real server needs 2 to 20 s to end a run (PROTOCOL 5.4); each poll takes one request for each run.
 _POLL_SECONDS = 2.0
-# As often as the core repeats a dropped stop.
+# As often as the core repeats a dropped stop: more often would only load a server that is busy.
 _REPEAT_SECONDS = 5.0
+# A reaper that runs at least once a day misses none of these; all events would be too many to search.
 _STOPPED_WITHIN = timedelta(days=1)
 # As many as Prefect's server returns at once.
 _EVENTS = 50
@@ -94,9 +105,19 @@ def report_ends(
 ) -> list[Outcome]:
     """Report those of the runs that have ended, waiting for the others; return their outcomes.
 
-    ``timeout`` in seconds; 0 polls each run once. What has not ended by then is left to the next process that
-    asks. ``stopped`` are the ids of runs whose stop is repeated if the server dropped it. Raises the server
-    errors; a Prefect server that refuses a report is logged.
+    Args:
+        client: A client of the runs' project.
+        runs: The runs to report.
+        timeout: Seconds to wait; 0 polls each run once. What has not ended by then is left to the next
+            process that asks.
+        logger: Where refusals of the Prefect server are logged, and runs that have not ended.
+        stopped: The ids of runs whose stop is repeated if the server dropped it.
+
+    Returns:
+        The outcomes that were reported now.
+
+    Raises:
+        ServerError: The errors of the dstack server.
     """
     waiting = list(runs)
     outcomes: list[Outcome] = []
@@ -106,6 +127,7 @@ def report_ends(
         is_time_to_repeat = time.monotonic() - repeated >= _REPEAT_SECONDS
         for run in waiting:
             found = client.runs.get(run.run_name)
+            # Deleted, or its name belongs to a later run: nothing is known of its end.
             if found is None or found.id != run.run_id:
                 continue
             outcome = found.outcome()
@@ -120,6 +142,7 @@ def report_ends(
         if time.monotonic() + _POLL_SECONDS - started > timeout:
             break
         time.sleep(_POLL_SECONDS)
+    # With no timeout nothing was waited for, so that there is nothing to explain.
     for run in waiting if timeout else ():
         logger.warning(
             "Run %s has not ended within %.0f s. The reaper reports its end.", run.run_name, timeout
@@ -128,7 +151,7 @@ def report_ends(
 
 
 def _repeat_stop(run: Run, logger: Any) -> None:
-    """Repeat a stop that the server dropped; one that fails is logged, for other runs are waited for, too."""
+    """Repeat a stop that the server dropped; a failure is logged, since other runs are waited for as well."""
     from dstack_core import ServerError
 
     try:
@@ -138,7 +161,7 @@ def _repeat_stop(run: Run, logger: Any) -> None:
 
 
 class StoppingReport:
-    """Emits ``dstack.run.stopping`` once, if the run is going to end: for ``on_accepted``, then the result.
+    """The event ``dstack.run.stopping`` of one stop: pass it as ``on_accepted``, then give it the result.
 
     A Prefect server that refuses the event is logged.
     """

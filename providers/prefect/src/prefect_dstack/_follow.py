@@ -1,4 +1,8 @@
-"""Follow a run to its end, and stop it when its task ends first: for blocking code and for async."""
+"""Submit or find a run, follow it to its end, and stop it when its task ends first: blocking and async.
+
+Each function has a twin with ``a`` before its name. What both decide alike is in ``Job`` and ``_stop``; here
+is only what waits. In async code whatever asks the Prefect server runs in a thread, since that client blocks.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,20 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from prefect_dstack._connect import CALL_BUDGET, open_async_client, open_client
+from prefect.states import Cancelled
+
 from prefect_dstack._probe import StopRequested
 from prefect_dstack._secrets import secrets_in
-from prefect_dstack._stop import astop, stop
+from prefect_dstack._stop import (
+    BACKSTOP,
+    astop,
+    log_left_running,
+    must_stop,
+    reason_to_stop,
+    stop,
+    time_to_stop,
+)
+from prefect_dstack.credentials import CALL_BUDGET, open_async_client, open_client
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun, Client, Run
@@ -28,6 +42,7 @@ def submit(job: Job, client: Client) -> Run:
     """
     from dstack_core.integration import choose_attempt
 
+    # Until the run is known, the list of runs is the page to name.
     job.page = client.run_url()
     found = choose_attempt(
         client,
@@ -37,6 +52,7 @@ def submit(job: Job, client: Client) -> Run:
         sleep=job.sleep,
         on_event=job.relay.handle_contact,
     )
+    # As late as possible: the choice above may have waited for a run that is stopping.
     job.check_flow_run()
     if found is None:
         with job.submitting():
@@ -91,6 +107,7 @@ async def afind(job: Job, client: AsyncClient) -> AsyncRun | None:
 def follow(job: Job, run: Run) -> dict[str, Any]:
     """Relay the run's events until it has ended; return its outcome. Raises the run's and server errors."""
     job.log_start(run)
+    # The server returns the environment of an adopted run, whose secrets may have been others.
     job.relay.masker.add(secrets_in(run.env))
     job.report.start(run)
     for event in run.follow(
@@ -130,15 +147,15 @@ def execute(job: Job, block: DstackCredentials | None, body: Callable[[Client], 
         with open_client(block, retry_budget=min(CALL_BUDGET, job.retry_budget), code=job.code) as client:
             return body(client)
     except BaseException as error:
-        if not job.stops_after(error):
-            job.leave(error)
+        if not must_stop(job, error):
+            log_left_running(job, error)
             raise
-        allowed = job.time_to_stop(error)
+        allowed = time_to_stop(job, error)
         try:
-            stop(job, block, allowed, job.reason_to_stop(error))
+            stop(job, block, allowed, reason_to_stop(job, error))
         except BaseException:
+            # A cancellation may come twice: from the probe and, while the run is being stopped, as a signal.
             if isinstance(error, StopRequested):
-                # The signal of the same cancellation interrupted the stop.
                 stop(job, block, allowed, error.reason)
             raise
         raise
@@ -157,15 +174,15 @@ async def aexecute(
         ) as client:
             return await body(client)
     except BaseException as error:
-        if not job.stops_after(error):
-            job.leave(error)
+        if not must_stop(job, error):
+            log_left_running(job, error)
             raise
-        allowed = job.time_to_stop(error)
+        allowed = time_to_stop(job, error)
         try:
-            await astop(job, block, allowed, job.reason_to_stop(error))
+            await astop(job, block, allowed, reason_to_stop(job, error))
         except BaseException:
+            # A cancellation may come twice: from the probe and, while the run is being stopped, as a signal.
             if isinstance(error, StopRequested):
-                # The signal of the same cancellation interrupted the stop.
                 await astop(job, block, allowed, error.reason)
             raise
         raise
@@ -178,7 +195,7 @@ def execute_task(job: Job, block: DstackCredentials | None, body: Callable[[Clie
     try:
         return execute(job, block, body)
     except StopRequested as request:
-        return cast("T", job.cancelled(request))
+        return cast("T", cancelled_state(job, request))
 
 
 async def aexecute_task(
@@ -188,9 +205,52 @@ async def aexecute_task(
     try:
         return await aexecute(job, block, body)
     except StopRequested as request:
-        return cast("T", job.cancelled(request))
+        return cast("T", cancelled_state(job, request))
+
+
+def cancelled_state(job: Job, request: StopRequested) -> Any:
+    """Return the state that a task ends in which no signal reached.
+
+    A state is returned because an exception would make Prefect start the task's next retry.
+    """
+    name = job.attempt.ref.name
+    if not job.may_exist:
+        done = f"Run {name} was not submitted."
+    elif must_stop(job, request):
+        done = _stop_in_words(job)
+    else:
+        done = f"Run {name} keeps running."
+    reason = f"{request.reason[:1].upper()}{request.reason[1:]}"
+    return Cancelled(message=f"{reason}. {done}")
+
+
+def _stop_in_words(job: Job) -> str:
+    """Return what is known of the run after its stop."""
+    from dstack_core.integration import StopResult, StopState, describe_end, describe_stop
+
+    if job.relay.outcome is not None:
+        return describe_end(job.relay.outcome)
+    name = job.attempt.ref.name
+    result = job.stopped or StopResult(name, job.page, StopState.UNCONFIRMED, 0, "see the log")
+    return describe_stop(result, backstop=BACKSTOP)
 
 
 def _hide_token(job: Job, block: DstackCredentials | None) -> None:
     if block is not None:
         job.relay.masker.add([block.user_token.get_secret_value()])
+
+
+def info(run: Run | AsyncRun) -> dict[str, Any]:
+    """Return the run as of the last poll; makes no request."""
+    from dstack_core.integration import outcome_dict
+
+    outcome = run.outcome()
+    return {
+        "run_name": run.name,
+        "run_id": run.id,
+        "status": str(run.last_status),
+        "url": run.url,
+        "service_url": run.service_url,
+        "marker": run.marker,
+        "outcome": None if outcome is None else outcome_dict(outcome),
+    }

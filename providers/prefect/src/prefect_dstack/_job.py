@@ -1,32 +1,38 @@
-"""What sync and async code share while a run is followed: waiting, logging, deciding what an end means."""
+"""One execution of a task: checked and named before any request, then what sync and async code share of it.
+
+``prepare`` and ``prepare_to_watch`` make a ``Job`` and are the last place that refuses an argument.
+``_follow`` runs it and ``_stop`` ends it; both change ``attempt``, ``page`` and ``stopped``, which hold at
+any moment what is known of the run, because an interrupt may come between any two statements.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from prefect.context import FlowRunContext, TaskRunContext
-from prefect.exceptions import TerminationSignal
-from prefect.states import Cancelled
+from prefect.logging import get_run_logger
 
-from prefect_dstack import _relayed_logs
-from prefect_dstack._code import Code, git_credentials_named
-from prefect_dstack._core_log import client_warnings_in
-from prefect_dstack._probe import CancelProbe, StopRequested
-from prefect_dstack._relay import Relay
+from prefect_dstack import _log_relay
+from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET, Relay, client_warnings_in
+from prefect_dstack._names import Owner, identify, outlives_crash, task_owner
+from prefect_dstack._probe import SLICE_SECONDS, CancelProbe, current_task_runner
 from prefect_dstack._report import Report
-from prefect_dstack._stop import BACKSTOP, BEFORE_THE_KILL, PATIENT, StopTime
+from prefect_dstack._secrets import git_credentials_named
+from prefect_dstack._submission import Code
 
 if TYPE_CHECKING:
     from dstack_core import AsyncRun, Run
     from dstack_core.integration import Attempt, AttemptNames, StopResult
+    from prefect_dstack._submission import Submission
 
-SLICE_SECONDS = 0.5
-_INTERRUPTS = (TerminationSignal, KeyboardInterrupt, SystemExit, asyncio.CancelledError)
+OnCrash = Literal["stop", "keep"]
+RunLike = str | Mapping[str, Any]
+"""The name of a run, or what ``submit_run`` or ``get_run`` returned."""
 
 
 @dataclass(slots=True)
@@ -39,6 +45,7 @@ class Job:
     stop, None before. ``code`` is what the client that submits is made with.
     """
 
+    # Empty for a run that exists already.
     spec: dict[str, Any]
     names: AttemptNames
     attempt: Attempt
@@ -54,6 +61,12 @@ class Job:
     page: str = ""
     stopped: StopResult | None = None
     code: Code = field(default_factory=Code)
+
+    @property
+    def may_exist(self) -> bool:
+        """Whether there may be a run: not before the submission, unless an earlier execution left one."""
+        attempt = self.attempt
+        return attempt.run_id is not None or attempt.may_appear or not attempt.is_chosen
 
     def sleep(self, seconds: float) -> None:
         """Wait in short slices; raises ``StopRequested`` when the flow run was cancelled meanwhile."""
@@ -94,9 +107,10 @@ class Job:
 
     @contextmanager
     def submitting(self) -> Iterator[None]:
-        """Let an error of the submission say that there may be a run."""
+        """Add to an error of the submission that there may be a run."""
         from dstack_core import ServerUnreachableError
 
+        # Set before the request: an interrupt may come while the server creates the run.
         self.attempt.may_appear = True
         try:
             with git_credentials_named(), client_warnings_in(self.logger):
@@ -126,7 +140,7 @@ class Job:
             return
         outcome = run.outcome()
         if outcome is not None and self.relay.stream_logs:
-            self.relay.stream_logs = not _relayed_logs.was_relayed(outcome, self.flow_run_id, self.logger)
+            self.relay.stream_logs = not _log_relay.was_relayed(outcome, self.flow_run_id, self.logger)
         self.logger.info(
             "An earlier execution of this flow run submitted it; %s",
             "it is followed from its first log line on"
@@ -145,120 +159,155 @@ class Job:
         outcome = self.relay.outcome
         if outcome is None:
             raise RuntimeError(f"following run {self.attempt.ref.name} ended without an outcome")
-        # Only a task that submits has the option.
+        # An error that advises a retry names the option, which only a task that submits has.
         raise_for_outcome(outcome, list(self.relay.tail), retry_option="retry_policy" if self.spec else None)
         self.logger.info("%s", describe_outcome(outcome))
-        _relayed_logs.remember(outcome)
+        _log_relay.remember_relayed(outcome)
         return outcome_dict(outcome)
 
-    def stops_after(self, error: BaseException) -> bool:
-        """Whether the run is to be stopped because ``error`` ends its task.
 
-        An error of the server or the run leaves nothing to stop, or no server to stop it.
-        """
-        from dstack_core import DstackError
+def prepare(
+    submission: Submission,
+    *,
+    run_name: str | None,
+    on_crash: str,
+    poll_interval: float = 5.0,
+    retry_budget: float = 600.0,
+    stream_logs: bool = True,
+    log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
+    artifacts: bool = False,
+    owner: Owner | None = None,
+    logger: Any = None,
+) -> Job:
+    """Return the job that submits what ``submission`` describes.
 
-        if isinstance(error, DstackError) or not self.is_owned or not self._may_exist():
-            return False
-        if not self.keeps_on_crash:
-            return True
-        if isinstance(error, StopRequested):
-            return error.cancelled
-        return not isinstance(error, _INTERRUPTS) or self._timed_out() or self._is_cancelled()
+    Args:
+        submission: What to submit, checked.
+        run_name: The run's name; None makes one from the flow run.
+        on_crash: ``"stop"`` or ``"keep"``, stored in the marker.
+        poll_interval: Seconds between two status requests.
+        retry_budget: Seconds to keep retrying an unreachable server.
+        stream_logs: Relay the log lines.
+        log_budget_bytes: Bytes of log to relay at most; None for all.
+        artifacts: Show the run in the artifacts of its flow run.
+        owner: Who runs it; by default the current task.
+        logger: Where its log goes; by default the current task's.
 
-    def time_to_stop(self, error: BaseException) -> StopTime:
-        """Return how long the stop after ``error`` may take; ``_stop`` explains the two limits.
+    Returns:
+        The job; no request has been made.
 
-        Ctrl-C has no limit either: a second one ends the wait.
-        """
-        if isinstance(error, StopRequested):
-            return PATIENT if error.timed_out else BEFORE_THE_KILL
-        if isinstance(error, Exception | KeyboardInterrupt):
-            return PATIENT
-        # An async task gets the same error from a time limit and from a signal to the process.
-        is_signal = isinstance(error, TerminationSignal | SystemExit)
-        return PATIENT if self._timed_out() and not is_signal else BEFORE_THE_KILL
+    Raises:
+        ConfigurationError: A value is out of range.
+    """
+    from dstack_core.integration import Attempt
 
-    def reason_to_stop(self, error: BaseException) -> str | None:
-        """Return why the run is stopped after ``error``, as far as this process knows."""
-        if isinstance(error, StopRequested):
-            return error.reason
-        if isinstance(error, KeyboardInterrupt):
-            return "Ctrl-C"
-        if isinstance(error, TerminationSignal | SystemExit):
-            return "the process of the flow run is ending"
-        if self._timed_out():
-            return "timeout_seconds has passed"
-        if isinstance(error, asyncio.CancelledError):
-            return "the task was cancelled"
-        return f"the task raised {type(error).__name__}"
+    check_pace(poll_interval, retry_budget)
+    check_log_budget(log_budget_bytes)
+    _check("on_crash", on_crash, on_crash in ("stop", "keep"), '"stop" or "keep"')
+    owner = owner or task_owner()
+    logger = logger or get_run_logger()
+    prefix = submission.configuration.name
+    names = identify(owner, submission.described, on_crash=on_crash, run_name=run_name, prefix=prefix)
+    relay = Relay(logger, stream_logs=stream_logs, log_budget_bytes=log_budget_bytes)
+    # Before the first line is logged: the client warns while it submits.
+    relay.masker.add(submission.secrets)
+    for warning in submission.warnings:
+        logger.warning(warning)
+    return Job(
+        spec={"configuration": submission.configuration, **submission.arguments},
+        names=names,
+        attempt=Attempt(names.ref(1)),
+        relay=relay,
+        report=_new_report(prefix or run_name, logger, artifacts and owner.is_tracked),
+        probe=CancelProbe(owner.flow_run_id, current_task_runner()),
+        logger=logger,
+        poll_interval=poll_interval,
+        retry_budget=retry_budget,
+        keeps_on_crash=on_crash == "keep",
+        flow_run_id=owner.flow_run_id,
+        code=submission.code,
+    )
 
-    def leave(self, error: BaseException) -> None:
-        """Log what becomes of a run that is not stopped although its task ends."""
-        from dstack_core import RunNotFoundError, ServerError
 
-        name = self.attempt.ref.name
-        if isinstance(error, RunNotFoundError):
-            return
-        if isinstance(error, ServerError) and self.relay.progress is not None:
-            self.logger.error(
-                "Run %s is not followed any more; it keeps running until its end or its max_duration. "
-                "Execute this flow run again to follow it, or stop it on its page: %s",
-                name,
-                self.page,
-            )
-        elif not isinstance(error, Exception) and self._may_exist():
-            why = 'on_crash="keep"' if self.is_owned else "this flow run did not submit it"
-            self.logger.warning("Run %s keeps running (%s): %s", name, why, self.page)
+def prepare_to_watch(
+    run: RunLike,
+    *,
+    poll_interval: float,
+    retry_budget: float,
+    stream_logs: bool,
+    log_budget_bytes: int | None,
+    artifacts: bool,
+    owner: Owner,
+    logger: Any,
+) -> Job:
+    """Return the job that follows an existing run; it does not own the run until ``own`` is called."""
+    from dstack_core.integration import Attempt, AttemptNames, RunRef
 
-    def cancelled(self, request: StopRequested) -> Any:
-        """Return the state that a task ends in which no signal reached.
+    check_pace(poll_interval, retry_budget)
+    check_log_budget(log_budget_bytes)
+    name = name_of(run)
+    return Job(
+        spec={},
+        names=AttemptNames(name, "", name),
+        attempt=Attempt(RunRef(name, ""), run_id=run.get("run_id") if isinstance(run, Mapping) else None),
+        relay=Relay(logger, stream_logs=stream_logs, log_budget_bytes=log_budget_bytes),
+        report=_new_report(name, logger, artifacts and owner.is_tracked),
+        probe=CancelProbe(owner.flow_run_id, current_task_runner()),
+        logger=logger,
+        poll_interval=poll_interval,
+        retry_budget=retry_budget,
+        # Until the marker of the run is known, it may be another flow run's.
+        keeps_on_crash=False,
+        is_owned=False,
+    )
 
-        A state is returned because an exception would make Prefect start the task's next retry.
-        """
-        name = self.attempt.ref.name
-        if not self._may_exist():
-            done = f"Run {name} was not submitted."
-        elif self.stops_after(request):
-            done = self._stop_in_words()
-        else:
-            done = f"Run {name} keeps running."
-        reason = f"{request.reason[:1].upper()}{request.reason[1:]}"
-        return Cancelled(message=f"{reason}. {done}")
 
-    def _stop_in_words(self) -> str:
-        """Return what is known of the run after its stop."""
-        from dstack_core.integration import StopResult, StopState, describe_end, describe_stop
+def own(job: Job, marker: str | None, prefix: str = "prefect:") -> None:
+    """Stop the job's run with its execution if its ``marker`` begins with ``prefix``."""
+    job.is_owned = (marker or "").startswith(prefix)
+    if job.is_owned and marker:
+        from dstack_core.integration import RunRef
 
-        if self.relay.outcome is not None:
-            return describe_end(self.relay.outcome)
-        name = self.attempt.ref.name
-        result = self.stopped or StopResult(name, self.page, StopState.UNCONFIRMED, 0, "see the log")
-        return describe_stop(result, backstop=BACKSTOP)
+        job.attempt.ref = RunRef(job.attempt.ref.name, marker)
+        job.keeps_on_crash = outlives_crash(marker)
 
-    def _may_exist(self) -> bool:
-        """Whether there may be a run: not before the submission, unless an earlier execution left one."""
-        attempt = self.attempt
-        return attempt.run_id is not None or attempt.may_appear or not attempt.is_chosen
 
-    def _timed_out(self) -> bool:
-        """Whether the time limit of the task or the flow has passed."""
-        task, flow = TaskRunContext.get(), FlowRunContext.get()
-        limits = [
-            (None if task is None else task.start_time, None if task is None else task.task.timeout_seconds),
-            (
-                None if flow is None else flow.start_time,
-                None if flow is None or flow.flow is None else flow.flow.timeout_seconds,
-            ),
-        ]
-        # Prefect's timers start a little after its contexts, so a limit that has passed is never missed.
-        return any(
-            started is not None
-            and limit is not None
-            and time.time() - started.timestamp() >= limit - SLICE_SECONDS
-            for started, limit in limits
-        )
+def name_of(run: RunLike) -> str:
+    """Return the run's name. Raises ``ConfigurationError`` where there is none."""
+    name = run.get("run_name") if isinstance(run, Mapping) else run
+    if not isinstance(name, str) or not name:
+        refuse(f"run: expected a run's name, or what submit_run or get_run returned, got {run!r}.")
+    return name
 
-    def _is_cancelled(self) -> bool:
-        request = self.probe.ask()
-        return request is not None and request.cancelled
+
+def check_pace(poll_interval: float, retry_budget: float) -> None:
+    """Raise ``ConfigurationError`` for values out of range."""
+    _check("poll_interval", poll_interval, poll_interval > 0, "more than 0 seconds")
+    _check("retry_budget", retry_budget, retry_budget >= 0, "0 seconds or more")
+
+
+def check_log_budget(value: object) -> None:
+    """Raise ``ConfigurationError`` for what is not a number of bytes."""
+    is_fine = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
+    _check("log_budget_bytes", value, is_fine, "bytes of log, 0 or more, or None for all of it")
+
+
+def _new_report(name: str | None, logger: Any, artifacts: bool) -> Report:
+    task, flow = TaskRunContext.get(), FlowRunContext.get()
+    task_run_id = None if task is None else task.task_run.id
+    flow_run_id = None if task is None else task.task_run.flow_run_id
+    if flow_run_id is None and flow is not None and flow.flow_run is not None:
+        flow_run_id = flow.flow_run.id
+    return Report(name, logger, artifacts=artifacts, flow_run_id=flow_run_id, task_run_id=task_run_id)
+
+
+def _check(name: str, value: object, is_fine: bool, wanted: str) -> None:
+    if not is_fine:
+        refuse(f"{name}: expected {wanted}, got {value!r}.")
+
+
+def refuse(message: str) -> NoReturn:
+    """Raise ``ConfigurationError``."""
+    from dstack_core import ConfigurationError
+
+    raise ConfigurationError(message)

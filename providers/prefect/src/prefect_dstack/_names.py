@@ -1,4 +1,16 @@
-"""Run names and markers that a re-execution of the same flow run finds again."""
+"""Who runs a task, and run names and markers that another execution of the same flow run finds again.
+
+The problem: Prefect gives task runs new random ids whenever their flow run is executed again. An execution
+must nevertheless find the runs of the one before it, and two equal tasks must never share a run.
+
+The idea: a name holds the end of the flow run's id, a hash of what is submitted, and the ordinal of the task
+among the equal ones of its flow run; equal tasks are interchangeable, so their order does not matter. The
+marker on the run holds the same in full, with ``on_crash``: hooks, worker and reaper know from it whose run
+it is.
+
+Where the ordinal is not known (tasks of Dask, Ray and process pools are counted in several processes), the
+end of the random id takes its place: no run is shared, and another execution of the flow run submits anew.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +18,9 @@ import json
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from prefect.context import FlowRunContext, TaskRunContext
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -20,12 +35,13 @@ _DEFAULT_PREFIX = "pf"
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who runs a task.
+    """The task or flow that a run belongs to.
 
     ``task_run_id`` is a random id where there is no task. ``flow_run_id`` is None outside a flow.
     ``flow_run_count`` grows with each retry of the flow. ``shares_process``: all tasks of the flow run are
-    counted in this process, which is not so with Dask, Ray and process pools. ``call`` tells equal
-    submissions of one task apart. ``is_tracked`` is false outside of what the Prefect server knows.
+    counted in this process, which is not so with Dask, Ray and process pools. ``call`` is the
+    number of an equal submission of the same task. ``is_tracked`` is false outside of what the Prefect server
+    knows.
     """
 
     task_run_id: str
@@ -34,6 +50,60 @@ class Owner:
     shares_process: bool
     call: int = 0
     is_tracked: bool = True
+
+
+def task_owner() -> Owner:
+    """Return who runs the current task. Raises Prefect's ``MissingContextError`` outside of one."""
+    context = TaskRunContext.get()
+    if context is None:
+        from prefect.exceptions import MissingContextError
+
+        raise MissingContextError("this runs only as a Prefect task; call it without .fn")
+    flow = FlowRunContext.get()
+    run = context.task_run
+    return Owner(
+        task_run_id=str(run.id),
+        flow_run_id=str(run.flow_run_id) if run.flow_run_id else None,
+        flow_run_count=run.flow_run_run_count,
+        shares_process=flow is not None and not flow.detached,
+    )
+
+
+class Calls:
+    """The numbers of the submissions of a task or flow that may make several; a retry starts again."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: dict[tuple[str, int, str], int] = {}
+
+    def next(self, owner_id: str, run_count: int, what: str) -> int:
+        """Return how many equal submissions this execution of the owner has made."""
+        key = (owner_id, run_count, what)
+        with self._lock:
+            self._made[key] = self._made.get(key, -1) + 1
+            return self._made[key]
+
+
+_calls = Calls()
+
+
+def calling_owner(what: str) -> Owner:
+    """Return who calls a block: the current task, else the current flow, else a script.
+
+    ``what`` describes the submission, so that equal ones get different names.
+    """
+    context, flow = TaskRunContext.get(), FlowRunContext.get()
+    if context is not None:
+        owner = task_owner()
+        # One task may trigger several equal blocks; each is a run of its own.
+        call = _calls.next(owner.task_run_id, context.task_run.run_count, what)
+        return Owner(owner.task_run_id, owner.flow_run_id, owner.flow_run_count, owner.shares_process, call)
+    if flow is not None and flow.flow_run is not None:
+        run = flow.flow_run
+        call = _calls.next(str(run.id), run.run_count, what)
+        return Owner(str(run.id), str(run.id), run.run_count, shares_process=True, call=call)
+    # Outside of Prefect nothing is executed again, so a random id is enough.
+    return Owner(str(uuid4()), None, 0, shares_process=False, is_tracked=False)
 
 
 class Ordinals:
@@ -53,6 +123,7 @@ class Ordinals:
         if owner.flow_run_id is None or not owner.shares_process:
             return f"{owner.task_run_id[-6:]}-{owner.call}" if owner.call else owner.task_run_id[-8:]
         key = (owner.flow_run_id, owner.flow_run_count, fingerprint)
+        # The key holds the execution: another one in the same process counts from the start again.
         with self._lock:
             seen = self._seen.setdefault(key, {})
             return str(seen.setdefault(f"{owner.task_run_id}/{owner.call}", len(seen)))
@@ -72,14 +143,22 @@ def identify(
 ) -> AttemptNames:
     """Return the names of the runs of the task that ``owner`` runs with ``spec`` (JSON-plain).
 
-    ``run_name`` is the caller's own; ``prefix`` is what a generated name starts with. Generated names
-    hold at most 41 characters (PROTOCOL 1.4).
+    Args:
+        owner: The task or flow.
+        spec: What is submitted, without secrets.
+        on_crash: ``"stop"`` or ``"keep"``; the marker holds it.
+        run_name: The caller's own name, which all attempts have.
+        prefix: What a generated name starts with.
+        ordinals: What counts the equal tasks of a flow run.
+
+    Returns:
+        The names and markers of all attempts; a generated name holds at most 41 characters (PROTOCOL 1.4).
     """
     from dstack_core.integration import AttemptNames, slug
 
     fingerprint = _hash(spec, on_crash, run_name)
     ordinal = ordinals.ordinal(owner, fingerprint)
-    # The ids are time-ordered UUIDs: only their end tells runs of the same minute apart.
+    # The ids are time-ordered UUIDs: those of one minute begin alike and differ only at the end.
     tail = (owner.flow_run_id or owner.task_run_id)[-12:]
     start = slug(prefix, default=_DEFAULT_PREFIX, longest=_LONGEST_PREFIX)
     return AttemptNames(

@@ -1,6 +1,7 @@
 """The options of this package's tasks: those of every submission, and what a flow run's machine adds to them.
 
-Not imported with the package, which loads nothing of ``dstack_core``.
+A module of its own because its base class is the core's: importing the package loads nothing of
+``dstack_core``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dstack_core import CommonOptions
 
 if TYPE_CHECKING:
-    from prefect_dstack._code import GitCredentialsLike
+    from prefect_dstack._secrets import GitCredentialsLike
 
 
 class SubmitOptions(CommonOptions, total=False):

@@ -8,7 +8,7 @@ per id, and its automations ignore an id that they saw within the last five minu
 keeps that in memory: also across a restart there was one event). A process that did not follow the run itself
 asks for the event before it emits it.
 
-The end is reported in the order event, table, progress: a progress artifact at 100 % says that all of it is
+The end is reported in the order event, table, progress: a progress artifact at 100 % means that all of it is
 there, and one below 100 % is what other processes search for.
 """
 
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from prefect_dstack._connect import quick_prefect_client
+from prefect_dstack._probe import quick_prefect_client
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 
 PROGRESS_SUFFIX = "-progress"
 ENDED_PERCENT = 100.0
+# As many artifacts as a Prefect server returns at once.
 _PAGE = 200
 
 
 class Report:
-    """The artifacts and events of one run; a Prefect server that refuses them fails no run.
+    """The artifacts and events of one run; if a Prefect server refuses them, no run fails.
 
     ``name`` is what the artifacts' keys are made of: equal keys are versions of one artifact in the UI.
     ``flow_run_id`` and ``task_run_id`` (str or UUID) own the artifacts.
@@ -65,9 +66,11 @@ class Report:
         from dstack_core import RunStatus
         from dstack_core.integration import describe_status
 
+        # An adopted run emits it again with the same id, which the server ignores.
         self._emit("started", run.name, run.id, {"url": run.url})
         if not self._artifacts:
             return
+        # One connection for all of them; each artifact that is refused is logged on its own.
         with self._api() as api:
             self._create(api, f"{self._key}-page", *_link(run.url, f"Run {run.name} on dstack"))
             if run.service_url is not None:
@@ -210,7 +213,7 @@ def emit(
 def try_emit(
     what: str, run_name: str, run_id: str, payload: dict[str, Any], *, logger: Any, **options: Any
 ) -> PrefectEvent | None:
-    """Do as ``emit`` does; a Prefect that refuses the event is logged, since no run may fail over it."""
+    """Emit as ``emit`` does; a refusal is logged, since no run may fail over it."""
     try:
         return emit(what, run_name, run_id, payload, **options)
     except Exception as error:

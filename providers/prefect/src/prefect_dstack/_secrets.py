@@ -1,18 +1,38 @@
-"""Take secrets from where Prefect keeps them."""
+"""Secrets from where Prefect keeps them: environment values, and what a Git repository is cloned with.
+
+What is taken out of a block here is hidden wherever it could show: ``GitLogin`` has no repr of it, error
+messages do not repeat it, and the log relay masks it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, TypeAlias
 
 from prefect.blocks.core import Block
 from pydantic import Secret as PydanticSecret
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
+
+GitCredentialsLike: TypeAlias = Block | SecretStr | Mapping[str, Any] | str | None
+"""A block with a token or key, a secret text, a block's fields, or ``"<block type>/<name>"``."""
 
 _SECRET_TYPES = (SecretStr, PydanticSecret)
-# What Prefect itself gives to a run on a machine is no secret, apart from how to log in.
+# Prefect's own variables on a machine are not secret, apart from the login.
 _PREFECTS = "PREFECT_"
 _PREFECTS_SECRETS = ("_KEY", "_AUTH_STRING")
+# The names that blocks of Prefect's own collections and their relatives have for the same thing.
+_KEYS = ("git_private_key", "private_key", "ssh_private_key", "ssh_key")
+_TOKENS = ("git_token", "token", "access_token", "oauth_token", "personal_access_token", "password", "value")
+# What GitLab and Bitbucket want as the user name of a token, written before it in these blocks; dstack
+# sends the token alone.
+_PREFIXES = ("oauth2:", "x-token-auth:")
+# The first line of a private key ends so; no token does.
+_KEY_MARK = "PRIVATE KEY-----"
+# Prefect allows no other characters in a block type and a block name.
+_BLOCK_NAME = re.compile(r"[a-z0-9-]+/[a-z0-9-]+")
 
 
 def secrets_in(env: Mapping[str, str]) -> list[str]:
@@ -35,10 +55,8 @@ def is_secret(value: object) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return what a secret holds, and any other value as it is.
-
-    A ``Secret`` block's own ``get()`` would read the text ``"1e5"`` as a number.
-    """
+    """Return what a secret holds, and any other value as it is."""
+    # A Secret block's own get() would read the text "1e5" as a number.
     held = getattr(value, "value", None) if isinstance(value, Block) else value
     return held.get_secret_value() if isinstance(held, _SECRET_TYPES) else value
 
@@ -50,3 +68,134 @@ def with_plain_secrets(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [with_plain_secrets(item) for item in value]
     return plain(value)
+
+
+@dataclass(frozen=True, slots=True)
+class GitLogin:
+    """What a repository is cloned with: a private SSH key, a token, or nothing."""
+
+    private_key: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+
+    @property
+    def secrets(self) -> list[str]:
+        """What must not show in a log."""
+        return [text for text in (self.private_key, self.token) if text]
+
+
+def load_login(given: GitCredentialsLike) -> GitLogin:
+    """Return the login in a block, a secret, or a saved block by name. Raises ``ConfigurationError``."""
+    if isinstance(given, str):
+        with _missing_named(given):
+            # Without _sync a caller inside an event loop would get a coroutine.
+            return login_of(Block.load(_saved(given), _sync=True))  # type: ignore[call-arg]
+    return login_of(given)
+
+
+async def aload_login(given: GitCredentialsLike) -> GitLogin:
+    """Return the login: the twin of ``load_login``."""
+    if isinstance(given, str):
+        with _missing_named(given):
+            given = await Block.aload(_saved(given))
+    return login_of(given)
+
+
+def login_of(given: object) -> GitLogin:
+    """Return the login in a block, a secret text or a block's fields; with nothing given, no login.
+
+    A private key is recognized in a text by its first line. Of a user name and password the password is
+    taken: dstack clones over https with a token alone. Raises ``ConfigurationError``.
+    """
+    if given is None:
+        return GitLogin()
+    if isinstance(given, Mapping):
+        fields: Mapping[str, Any] = given
+    elif isinstance(given, Block):
+        fields = {name: getattr(given, name) for name in type(given).model_fields}
+    else:
+        fields = {"value": given}
+    # A Secret block may hold a JSON object: its fields count then.
+    value = plain(fields.get("value"))
+    if isinstance(value, Mapping):
+        fields = value
+    key, token = _first(fields, _KEYS), _first(fields, _TOKENS)
+    # A Secret block or secret text has one value, whichever of the two it is.
+    if key is None and token is not None and _KEY_MARK in token:
+        key, token = token, None
+    if key is not None:
+        if _KEY_MARK not in key:
+            _refuse(
+                'git_credentials: expected the text of a private key ("-----BEGIN ... PRIVATE KEY-----"), '
+                "got text that is not a key. Save the content of the key file, not its path."
+            )
+        return GitLogin(private_key=key)
+    if token is None:
+        kind = type(given).__name__
+        _refuse(
+            f"git_credentials: expected a block with a token, a password or a private key, got {kind}"
+            f"{' without one' if isinstance(given, Block | Mapping) else ''}. Pass a Secret block, or a "
+            "GitHubCredentials, GitLabCredentials or BitBucketCredentials block."
+        )
+    for prefix in _PREFIXES:
+        token = token.removeprefix(prefix)
+    return GitLogin(token=token)
+
+
+def name_or_secret(text: SecretStr) -> str | SecretStr:
+    """Return ``"<block type>/<name>"`` as the name it is, and any other text as a token or a key."""
+    shown = text.get_secret_value()
+    return shown if _BLOCK_NAME.fullmatch(shown) else text
+
+
+@contextmanager
+def git_credentials_named() -> Iterator[None]:
+    """Let an error about a key or token name the argument that it was given as here."""
+    from dstack_core import ConfigurationError
+
+    try:
+        yield
+    except ConfigurationError as error:
+        text = re.sub(r"\b(git_private_key|oauth_token)\b", "git_credentials", error.message)
+        if text == error.message:
+            raise
+        # Without its cause, which would name the other argument again.
+        raise ConfigurationError(text) from None
+
+
+def _first(fields: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    for name in names:
+        text = plain(fields.get(name))
+        if isinstance(text, str) and text.strip():
+            return text.strip()
+    return None
+
+
+@contextmanager
+def _missing_named(name: str) -> Iterator[None]:
+    """Turn Prefect's ``ValueError`` for a missing block into an error of ``git_credentials``."""
+    try:
+        yield
+    except ValidationError:
+        # A ValueError too, but one of a block that exists and cannot be read.
+        raise
+    except ValueError:
+        _refuse(
+            f'git_credentials: expected the "<type>/<name>" of a saved block, got {name!r}, which does not '
+            "exist. Save it first, or correct the name; `prefect block ls` lists the saved ones."
+        )
+
+
+def _saved(name: str) -> str:
+    # What was passed instead of a name may be a token, so the message does not repeat it.
+    if not _BLOCK_NAME.fullmatch(name):
+        _refuse(
+            'git_credentials: expected a block, or the "<type>/<name>" of a saved one such as '
+            '"github-credentials/team", got other text. Pass a token as SecretStr, or in a Secret block.'
+        )
+    return name
+
+
+def _refuse(message: str) -> NoReturn:
+    from dstack_core import ConfigurationError
+
+    raise ConfigurationError(message)

@@ -1,4 +1,10 @@
-"""From a configuration and options to the arguments of ``client.runs.submit``; no request is made here."""
+"""From a configuration and options to the arguments of ``client.runs.submit``; no request is made here.
+
+The rules: everything is checked before anything is submitted. A run always has a longest duration, so that
+none is paid for without an end; only a deployed service may have none. Secrets are kept apart from what
+describes a submission: that is hashed for the run's name and must neither hold them nor change when one is
+renewed.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +14,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from prefect_dstack._code import Code, GitLogin, code_of
-from prefect_dstack._secrets import is_secret, plain, with_plain_secrets
+from prefect_dstack._secrets import GitLogin, is_secret, plain, with_plain_secrets
 
 if TYPE_CHECKING:
     from dstack_core import Configuration, ConfigurationLike, Profile
 
+# Ends what would cost money without a limit when Prefect, the reaper and every hook fail. A shorter one would
+# stop trainings that set none.
 DEFAULT_MAX_DURATION = "24h"
 # How pydantic shows a secret, and so what Prefect stores of one that is a flow's parameter.
 _MASK = "**********"
-
-
 # These are not arguments of ``client.runs.submit``, or take another form there.
 _OWN = frozenset({"env", "profile", "profiles_file", "repo_dir", "local_repo", "git_credentials"})
-
 _UNUSED_LOGIN = (
     "git_credentials: expected repo_dir, or repos in the configuration, with it, got neither. "
     "The credentials are not used."
@@ -29,12 +33,42 @@ _UNUSED_LOGIN = (
 
 
 @dataclass(frozen=True, slots=True)
+class Code:
+    """The directory that a run gets, how, and with which login; nothing by default."""
+
+    repo_dir: Path | None = None
+    local_repo: bool = False
+    login: GitLogin = field(default_factory=GitLogin)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of ``from_config``; none where a client needs no code and no login."""
+        given = {
+            "repo_dir": self.repo_dir,
+            "git_private_key": self.login.private_key,
+            "oauth_token": self.login.token,
+        }
+        arguments: dict[str, Any] = {name: value for name, value in given.items() if value}
+        return {**arguments, "local_repo": True} if arguments and self.local_repo else arguments
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What submissions differ in: no secret, and the same in every checkout of the flow."""
+        if self.repo_dir is None:
+            return {}
+        shown = os.path.relpath(self.repo_dir)
+        # Executed on another machine, a flow has another absolute path, and must find its run again.
+        inside = not shown.startswith(os.pardir)
+        return {"repo_dir": shown if inside else self.repo_dir.name, "local_repo": self.local_repo}
+
+
+@dataclass(frozen=True, slots=True)
 class Submission:
-    """What to submit.
+    """A checked submission.
 
     ``arguments`` are those of ``client.runs.submit``, ``code`` is what its client is made with. ``described``
-    (JSON-plain, without a secret) tells submissions apart. ``secrets`` must not show in a log, ``warnings``
-    are for it.
+    (JSON-plain, without a secret) is what two submissions differ in. ``secrets`` must not show in a log,
+    ``warnings`` are for it.
     """
 
     configuration: Configuration
@@ -54,10 +88,21 @@ def resolve(
     max_duration: str | None = DEFAULT_MAX_DURATION,
     ends: bool = True,
 ) -> Submission:
-    """Check a configuration and options and return what to submit. Raises ``ConfigurationError``.
+    """Check a configuration and options and return what to submit.
 
-    ``folder`` (Path) is where relative paths begin, by default the current directory. ``max_duration`` is
-    that of a run which nothing else limits. With ``ends`` a configuration that never ends is refused.
+    Args:
+        configuration: As for ``run_task``.
+        options: The ``SubmitOptions`` that were given; those that are None count as not given.
+        login: What a private repository is cloned with.
+        folder: Where relative paths begin; by default the current directory.
+        max_duration: That of a run which nothing else limits; None for no limit.
+        ends: Refuse a configuration that never ends.
+
+    Returns:
+        The submission; no request has been made.
+
+    Raises:
+        ConfigurationError: A value is wrong.
     """
     from dstack_core import check_options, load_configuration
     from dstack_core.integration import check_ends, collect_secrets
@@ -75,6 +120,7 @@ def resolve(
         check_ends(loaded, given.get("max_duration"), profile)
     if all(limit is None for limit in (given.get("max_duration"), loaded.max_duration, profile.max_duration)):
         arguments["max_duration"] = max_duration
+    # A renewed secret is the same submission: another execution must find the run of the one before it.
     shown_env = {name: _MASK if is_secret(value) else value for name, value in env.items()}
     described = {
         "configuration": loaded.model_dump(mode="json"),
@@ -97,6 +143,33 @@ def resolve(
         secrets=collect_secrets({"registry_auth": loaded.registry_auth}, env=texts, others=login.secrets),
         warnings=[_UNUSED_LOGIN] if is_login_unused and "git_credentials" in given else [],
     )
+
+
+def code_of(
+    repo_dir: str | os.PathLike[str] | None,
+    local_repo: bool,
+    login: GitLogin,
+    folder: Path | None = None,
+) -> Code:
+    """Return the code; a relative ``repo_dir`` is below ``folder``, by default the current directory.
+
+    Raises ``ConfigurationError``.
+    """
+    if not isinstance(local_repo, bool):
+        _refuse(f"local_repo: expected True or False, got {local_repo!r}.")
+    if repo_dir is None:
+        return Code(None, local_repo, login)
+    if not isinstance(repo_dir, str | os.PathLike):
+        _refuse(f"repo_dir: expected the path of a directory, got {type(repo_dir).__name__}.")
+    path = (folder or Path()) / Path(repo_dir).expanduser()
+    if not path.is_dir():
+        _refuse(
+            f"repo_dir: expected a directory, got {str(path)!r}. A relative path is that of the current "
+            "directory of the flow run's process."
+            if folder is None
+            else f"repo_dir: expected a directory of the worker's machine, got {str(path)!r}."
+        )
+    return Code(path.absolute(), local_repo, login)
 
 
 def _without_secret_env(configuration: ConfigurationLike) -> tuple[ConfigurationLike, dict[str, Any]]:

@@ -1,17 +1,28 @@
-"""Where the dstack server is and who asks: the credentials block."""
+"""Where the dstack server is and who asks: the credentials block, and the clients that are made of it."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, cast
 
 from prefect.blocks.abstract import CredentialsBlock
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator, model_validator
 
-from prefect_dstack._code import GitLogin, code_of, login_of
+from prefect_dstack._secrets import GitCredentialsLike, GitLogin, aload_login, load_login, login_of
+from prefect_dstack._submission import Code, code_of
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, Client
+
+# Prefect kills a cancelled process after 30 s, so no single wait for a reply may take a big part of that.
+# Shorter, and a busy server that replies after 9 s is taken for unreachable.
+TIMEOUT = 10.0
+# For the few requests that a cancellation cannot interrupt between two tries: longer, and the stop starts
+# late.
+CALL_BUDGET = 5.0
+# As long as a reply may take where nothing kills the process, as with ``get_client``.
+PATIENT_TIMEOUT = 30.0
+_NO_CODE = Code()
 
 
 class DstackCredentials(CredentialsBlock):
@@ -60,13 +71,16 @@ class DstackCredentials(CredentialsBlock):
     @classmethod
     def _has_a_scheme(cls, value: str) -> str:
         if not value.startswith(("http://", "https://")):
-            raise ValueError(f"{value!r} is no address; write it with its scheme: http:// or https://")
+            raise ValueError(
+                f"expected an address such as http://localhost:3000, got {value!r}. Begin it with http:// or "
+                "https://."
+            )
         return value
 
     @model_validator(mode="after")
     def _one_git_login(self) -> Self:
         if self.git_token is not None and self.git_private_key is not None:
-            raise ValueError("expected one of git_token and git_private_key, got both; drop one of the two")
+            raise ValueError("expected one of git_token and git_private_key, got both. Drop one of the two.")
         return self
 
     def get_client(
@@ -114,7 +128,7 @@ class DstackCredentials(CredentialsBlock):
         connect_timeout: float = 5.0,
         retry_budget: float = 30.0,
     ) -> AsyncClient:
-        """Return a new async client: the twin of ``get_client``, with its arguments."""
+        """Return a new async client: the twin of ``get_client``, with its parameters and errors."""
         from dstack_core import AsyncClient
 
         code = code_of(repo_dir, local_repo, git_login_of(self))
@@ -125,6 +139,10 @@ class DstackCredentials(CredentialsBlock):
             connect_timeout=connect_timeout,
             retry_budget=retry_budget,
         )
+
+
+CredentialsLike: TypeAlias = DstackCredentials | str | None
+"""A block, the name of a saved block, or None for the environment and ``~/.dstack/config.yml``."""
 
 
 def git_login_of(block: DstackCredentials) -> GitLogin:
@@ -142,3 +160,76 @@ def target_of(block: DstackCredentials | None) -> dict[str, Any]:
         "user_token": block.user_token.get_secret_value(),
         "verify": block.verify,
     }
+
+
+def load(credentials: CredentialsLike) -> DstackCredentials | None:
+    """Return the block itself, or None for the environment.
+
+    Raises ``ConfigurationError`` for anything else, and Prefect's ``ValueError`` for a name that no
+    saved block has.
+    """
+    if isinstance(credentials, str):
+        # Without _sync a hook that runs inside an event loop would get a coroutine.
+        return cast(DstackCredentials, DstackCredentials.load(credentials, _sync=True))  # type: ignore[call-arg]
+    return _checked(credentials)
+
+
+async def aload(credentials: CredentialsLike) -> DstackCredentials | None:
+    """Return the block itself, or None: the twin of ``load``."""
+    if isinstance(credentials, str):
+        return await DstackCredentials.aload(credentials)
+    return _checked(credentials)
+
+
+def load_git(credentials: DstackCredentials | None, given: GitCredentialsLike) -> GitLogin:
+    """Return the Git login that is given, else the one of the block. Raises ``ConfigurationError``."""
+    return git_login_of(credentials) if given is None and credentials is not None else load_login(given)
+
+
+async def aload_git(credentials: DstackCredentials | None, given: GitCredentialsLike) -> GitLogin:
+    """Return the Git login: the twin of ``load_git``."""
+    return (
+        git_login_of(credentials) if given is None and credentials is not None else await aload_login(given)
+    )
+
+
+def open_client(
+    credentials: DstackCredentials | None,
+    timeout: float = TIMEOUT,
+    retry_budget: float = CALL_BUDGET,
+    code: Code = _NO_CODE,
+) -> Client:
+    """Return a new client; ``timeout`` and ``retry_budget`` in seconds, ``code`` what its runs start from.
+
+    Raises ``ProjectNotConfiguredError`` when neither a block nor the environment names a server.
+    """
+    from dstack_core import Client
+
+    return Client.from_config(
+        **target_of(credentials), **code.arguments, timeout=timeout, retry_budget=retry_budget
+    )
+
+
+def open_async_client(
+    credentials: DstackCredentials | None,
+    timeout: float = TIMEOUT,
+    retry_budget: float = CALL_BUDGET,
+    code: Code = _NO_CODE,
+) -> AsyncClient:
+    """Return a new async client: the twin of ``open_client``."""
+    from dstack_core import AsyncClient
+
+    return AsyncClient.from_config(
+        **target_of(credentials), **code.arguments, timeout=timeout, retry_budget=retry_budget
+    )
+
+
+def _checked(credentials: object) -> DstackCredentials | None:
+    if credentials is None or isinstance(credentials, DstackCredentials):
+        return credentials
+    from dstack_core import ConfigurationError
+
+    raise ConfigurationError(
+        "credentials: expected a DstackCredentials block, the name of a saved one, or None for the "
+        f"environment, got {type(credentials).__name__}."
+    )

@@ -6,7 +6,7 @@ its name. Executed again, a flow run must neither deploy twice nor mistake its o
 The idea: the service's name is fixed, and its marker names the flow run that submitted it and counts its
 submissions. The marker does not begin as those of runs that a flow run owns, so no hook, worker or reaper
 stops it. An update leaves the marker alone: a new one would restart the replicas of a service that is already
-as wanted. Only a service that another flow run owns gets one, and is nobody's to stop from then on.
+as wanted. Only a service that another flow run owns gets one; from then on no process stops it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from prefect_dstack import _follow
-from prefect_dstack._connect import CredentialsLike, aload, aload_git, load, load_git
-from prefect_dstack._names import owner_of
-from prefect_dstack._prepare import prepare, refuse, task_owner
-from prefect_dstack._run_info import info
+from prefect_dstack._follow import info
+from prefect_dstack._job import prepare, refuse
+from prefect_dstack._names import owner_of, task_owner
 from prefect_dstack._stop import STOPPING
 from prefect_dstack._submission import resolve
+from prefect_dstack.credentials import CredentialsLike, aload, aload_git, load, load_git
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun, Client, ConfigurationLike, Run
     from dstack_core.integration import AttemptNames
-    from prefect_dstack._code import GitLogin
     from prefect_dstack._job import Job
     from prefect_dstack._options import SubmitOptions
+    from prefect_dstack._secrets import GitLogin
 
 OnActive = Literal["update", "replace", "fail"]
 
@@ -61,14 +61,14 @@ def deploy_service(
         configuration: A ``Service``, a dict as in YAML, or the path of a ``.dstack.yml``.
         credentials: A ``DstackCredentials`` block, the name of a saved one, or None for the environment and
             ``~/.dstack/config.yml``.
-        run_name: The service's name; by default the configuration's ``name``.
+        run_name: The service's name. Default: the configuration's ``name``.
         on_active: What to do with an active run of that name: ``"update"`` it in place, as ``dstack apply``
             does (the server replaces one replica after the other), ``"replace"`` it by stopping it first, or
-            ``"fail"``.
+            ``"fail"``. Default: ``"update"``.
         wait: Wait until the service answers and replicas from before an update are gone. How long that may
-            take is the task's ``timeout_seconds``.
-        poll_interval: Seconds between two status requests.
-        retry_budget: Seconds to keep retrying an unreachable server.
+            take is the task's ``timeout_seconds``. Default: True.
+        poll_interval: Seconds between two status requests. Default: 2.
+        retry_budget: Seconds to keep retrying an unreachable server. Default: 600.
         **options: As for ``run_task``.
 
     Returns:
@@ -80,6 +80,20 @@ def deploy_service(
         RunNotUpdatableError: The active run cannot be updated to this configuration; nothing was changed.
         RunError: The run ended before it answered.
         ServerError: The other server errors.
+
+    Example:
+        ```python
+        from prefect import flow
+
+        from dstack_core import Service
+        from prefect_dstack import deploy_service
+
+
+        @flow
+        def deploy() -> str:
+            service = deploy_service(Service(port=8000, commands=["python serve.py"]), run_name="llm")
+            return service["service_url"]
+        ```
 
     Source: PROTOCOL 1.4.
     """
@@ -109,7 +123,10 @@ async def adeploy_service(
     retry_budget: float = 600.0,
     **options: Unpack[SubmitOptions],
 ) -> dict[str, Any]:
-    """Deploy a service under a fixed name: the async twin of ``deploy_service``."""
+    """Deploy a service under a fixed name: the async twin of ``deploy_service``.
+
+    Parameters, result and errors are the same.
+    """
     block = await aload(credentials)
     login = await aload_git(block, options.get("git_credentials"))
     plan = _plan(configuration, dict(options), login, run_name, on_active, poll_interval, retry_budget)
@@ -143,6 +160,7 @@ class _Plan:
         """Return the arguments of the submission or update."""
         arguments = self.job.submission()
         is_active = found is not None and found.outcome() is None
+        # Without a marker the update keeps the one that the service has.
         if self.on_active == "update" and found is not None and is_active and owner_of(found.marker) is None:
             arguments["marker"] = None
         return arguments
@@ -196,6 +214,7 @@ def _plan(
         stream_logs=False,
     )
     owner = task_owner()
+    # The name is fixed: there is no attempt to choose, and before the submission nothing to stop.
     job.attempt.is_chosen = True
     fingerprint = job.names.stem.rpartition("/")[2]
     stem = make_marker("prefect-service", owner.flow_run_id or owner.task_run_id, fingerprint)

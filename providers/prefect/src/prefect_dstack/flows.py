@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 def stop_own_runs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Stop the runs of a flow run whose parameter ``credentials`` names a saved block.
 
-    ``flow``, ``flow_run`` and ``state`` come from Prefect. Raises the server errors.
+    Args:
+        flow: The flow, from Prefect.
+        flow_run: The flow run, from Prefect.
+        state: Its state, from Prefect.
+
+    Raises:
+        ServerError: The server errors, which Prefect logs.
     """
     stop_dstack_runs(flow_run.parameters.get("credentials"))(flow, flow_run, state)
 
@@ -31,12 +37,21 @@ def run_and_report(
 ) -> dict[str, Any]:
     """Run a configuration on dstack, show its log and outcome in this flow run, and return the outcome.
 
-    ``configuration``: the keys of a ``.dstack.yml``. ``credentials``: the name of a saved
-    ``DstackCredentials`` block; without one the environment and ``~/.dstack/config.yml`` are used.
-    ``max_duration``: seconds or ``"2h"``; the configuration's own, else 24 h. ``options``: further ones of
-    ``run_task``, such as ``{"profile": "cheap", "repo_dir": "."}``; Prefect stores a flow's parameters in
-    clear, so keep secrets out of them. The run is stopped when this flow run is cancelled or crashes. Raises
-    as ``run_task`` does.
+    The run is stopped when this flow run is cancelled or crashes. Prefect stores a flow's parameters in
+    clear, so keep secrets out of them.
+
+    Args:
+        configuration: The keys of a ``.dstack.yml``.
+        credentials: The name of a saved ``DstackCredentials`` block; without one the environment and
+            ``~/.dstack/config.yml`` are used.
+        max_duration: Seconds or ``"2h"``; by default the configuration's own, else 24 h.
+        options: Further options of ``run_task``, such as ``{"profile": "cheap", "repo_dir": "."}``.
+
+    Returns:
+        The outcome, as ``run_task`` returns it.
+
+    Raises:
+        DstackError: As ``run_task``: a wrong value, the run's end, or a server error.
     """
     outcome: dict[str, Any] = run_task(
         configuration, credentials, max_duration=max_duration, **(options or {})
@@ -51,7 +66,10 @@ async def arun_and_report(
     max_duration: int | str | None = None,
     options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Run a configuration on dstack and report: the async twin of ``run_and_report``."""
+    """Run a configuration on dstack and report: the async twin of ``run_and_report``.
+
+    Parameters, outcome and errors are the same.
+    """
     outcome: dict[str, Any] = await arun_task(
         configuration, credentials, max_duration=max_duration, **(options or {})
     )

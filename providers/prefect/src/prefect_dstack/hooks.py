@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from prefect.logging.loggers import flow_run_logger
 
-from prefect_dstack._connect import CredentialsLike, load
-from prefect_dstack._left_over import stop_left_over
+from prefect_dstack._orphaned_runs import stop_left_over
+from prefect_dstack.credentials import CredentialsLike, load
 
 if TYPE_CHECKING:
     from prefect import Flow, State
@@ -26,30 +26,60 @@ Hook: TypeAlias = "FlowStateHook[..., Any]"
 def stop_dstack_runs(credentials: CredentialsLike = None) -> Hook:
     """Return a hook that stops all runs of a flow run, for ``on_cancellation`` and ``on_crashed``.
 
-    ``credentials``: a ``DstackCredentials`` block, the name of a saved one (loaded when the hook runs,
-    which keeps the import of the flow free of requests), or None for the environment. Use it as
-    ``@flow(on_cancellation=[hook], on_crashed=[hook])``. After a crash, runs submitted with
-    ``on_crash="keep"`` are left alone. Runs of subflows are stopped too. The hook waits up to a minute for
-    the runs to end and reports their ends in the flow run, also of runs that its own process stopped before
-    it was killed. It raises the server errors; Prefect logs them.
+    After a crash, runs submitted with ``on_crash="keep"`` are left alone. Runs of subflows are stopped too.
+    The hook waits up to a minute for the runs to end and reports their ends in the flow run, also of runs
+    that its own process stopped before it was killed. It raises the server errors; Prefect logs them.
+
+    Args:
+        credentials: A ``DstackCredentials`` block, the name of a saved one (loaded when the hook runs, which
+            keeps the import of the flow free of requests), or None for the environment.
+
+    Returns:
+        The hook, which can be pickled.
+
+    Example:
+        ```python
+        from prefect import flow
+
+        from prefect_dstack import stop_dstack_runs
+
+        stop_runs = stop_dstack_runs("my-credentials")
+
+
+        @flow(on_cancellation=[stop_runs], on_crashed=[stop_runs])
+        def train() -> None: ...
+        ```
     """
     # A partial of a module's function can be pickled; Prefect names hooks of this kind by the function.
     return cast("Hook", partial(_stop_runs, credentials=credentials))
 
 
 def stop_runs_on_cancellation(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Stop all dstack runs of a cancelled flow run; finds the server through the environment.
+    """Stop all dstack runs of a cancelled flow run, on the server that the environment names.
 
-    ``flow``, ``flow_run`` and ``state`` come from Prefect. Raises the server errors.
+    Args:
+        flow: The flow, from Prefect.
+        flow_run: The flow run, from Prefect.
+        state: Its state, from Prefect.
+
+    Raises:
+        ServerError: The server errors, which Prefect logs.
     """
     _stop_runs(flow, flow_run, state)
 
 
 def stop_runs_on_crash(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Stop the dstack runs of a crashed flow run; finds the server through the environment.
+    """Stop the dstack runs of a crashed flow run, on the server that the environment names.
 
-    ``flow``, ``flow_run`` and ``state`` come from Prefect. Runs submitted with ``on_crash="keep"`` are
-    left alone. Raises the server errors.
+    Runs submitted with ``on_crash="keep"`` are left alone.
+
+    Args:
+        flow: The flow, from Prefect.
+        flow_run: The flow run, from Prefect.
+        state: Its state, from Prefect.
+
+    Raises:
+        ServerError: The server errors, which Prefect logs.
     """
     _stop_runs(flow, flow_run, state)
 

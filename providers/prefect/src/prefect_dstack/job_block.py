@@ -10,20 +10,18 @@ from prefect.types import SecretDict
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
 
 from prefect_dstack import _follow
-from prefect_dstack._code import GitLogin, login_of, name_or_secret
-from prefect_dstack._connect import aload_git, load_git
-from prefect_dstack._job import Job
-from prefect_dstack._prepare import calling_owner, prepare
-from prefect_dstack._relay import DEFAULT_LOG_BUDGET
-from prefect_dstack._run_info import info
-from prefect_dstack._secrets import with_plain_secrets
+from prefect_dstack._follow import info
+from prefect_dstack._job import Job, prepare
+from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
+from prefect_dstack._names import calling_owner
+from prefect_dstack._secrets import GitLogin, login_of, name_or_secret, with_plain_secrets
 from prefect_dstack._submission import resolve
-from prefect_dstack.credentials import DstackCredentials
+from prefect_dstack.credentials import DstackCredentials, aload_git, load_git
 from prefect_dstack.run_handle import DstackRunHandle, cancellation_logged
 
 
 class DstackRun(JobBlock[dict[str, Any]]):
-    """One configuration to run on dstack: a task or a service, as it is written in ``.dstack.yml``.
+    """A configuration to run on dstack: a task or a service, as it is written in ``.dstack.yml``.
 
     ``trigger`` submits it and returns a ``DstackRunHandle``. Within a flow, executing the same flow run
     again reattaches to its active run and takes over its successful one, as with ``run_task``. Without a
@@ -133,7 +131,7 @@ class DstackRun(JobBlock[dict[str, Any]]):
     @field_validator("env", mode="before")
     @classmethod
     def _env_as_text(cls, value: Any) -> Any:
-        # Prefect's server hides the whole field; secrets in it would be stored as ***.
+        # The field is a secret as a whole; secrets inside it would be stored as ***.
         return with_plain_secrets(value)
 
     @field_validator("git_credentials", mode="before")
@@ -178,6 +176,7 @@ class DstackRun(JobBlock[dict[str, Any]]):
         from prefect_dstack._options import OPTION_NAMES
 
         options = {name: getattr(self, name) for name in OPTION_NAMES}
+        # Each value is hidden on its own, so that the name of the run does not depend on it.
         env = None if self.env is None else self.env.get_secret_value()
         secret = None if env is None else {name: SecretStr(str(value)) for name, value in env.items()}
         submission = resolve(self.configuration, {**options, "env": secret}, login)

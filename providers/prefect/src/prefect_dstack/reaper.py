@@ -8,52 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from prefect_dstack import _end_reports
-from prefect_dstack._connect import PATIENT_TIMEOUT, CredentialsLike, load, open_client
-from prefect_dstack._left_over import stop_all
-from prefect_dstack._names import outlives_crash, owner_of
+from prefect_dstack._names import owner_of
+from prefect_dstack._orphaned_runs import UNKNOWN_STATE, Finding, Judge, stop_all
+from prefect_dstack.credentials import PATIENT_TIMEOUT, CredentialsLike, load, open_client
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import State
 
     from dstack_core import Client, Run
 
+# A pass is repeated by its schedule, so it does not wait long for a server that is down.
 _BUDGET = 30.0
-_UNKNOWN = "unknown"
 _ENDED = "its flow run or task run has ended"
 # A real server needs 2 to 20 s to end a run (PROTOCOL 5.4). What needs longer is reported by the next pass.
 _END_SECONDS = 60.0
 _log = logging.getLogger("prefect_dstack")
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A run of this package that is active, or whose end was not reported, and what was done about it.
-
-    ``owner`` is ``flow_run``, ``task_run`` or ``worker`` and the id of the flow or task run; ``state`` its
-    state's name, ``"unknown"`` when this Prefect server has none. ``stopped`` (bool): the run was stopped, or
-    would be without the dry run. ``reason`` (str) says why, or why not. ``failed`` (bool): the run had to be
-    stopped, and the server did not confirm it.
-    """
-
-    run_name: str
-    url: str
-    owner: str
-    state: str
-    stopped: bool
-    reason: str
-    failed: bool = False
 
 
 def reap(
@@ -72,19 +50,20 @@ def reap(
 
     Runs that are stopped here are awaited for up to a minute. Their ends are reported in Prefect, and so are
     those of runs that ended earlier without a report: because their flow's process was killed and had no
-    hooks, or the server needed longer than anybody waited. Each end is reported once.
+    hooks, or the server needed longer than any process waited. Each end is reported once.
 
     Args:
         credentials: A ``DstackCredentials`` block, the name of a saved one, or None for the environment.
-        dry_run: Only return what would be stopped.
-        min_age: Seconds since the end of the flow run, which stops its runs itself.
+        dry_run: Only return what would be stopped. Default: False.
+        min_age: Seconds since the end of the flow run, which stops its runs itself. Default: 60.
         stop_unknown: Also stop the runs of flow runs that this Prefect server does not know: they may be
-            another server's.
+            another server's. Default: False.
 
     Returns:
         The fields of ``Finding`` for each run.
 
     Raises:
+        ConfigurationError: ``min_age`` is below 0.
         DstackError: The errors of the dstack server, when runs are listed.
         Exception: What Prefect's client raises.
     """
@@ -102,7 +81,7 @@ def reap(
         # A list of runs shows nothing of a project that does not exist, which must not look like an
         # all-clear.
         client.projects.get()
-        judge = _Judge(api, min_age, stop_unknown)
+        judge = Judge(api, min_age, stop_unknown)
         active = _active(client.runs.list())
         for run in active:
             if not run.last_status.is_ending:
@@ -115,6 +94,7 @@ def reap(
                 failure = "the server refused" if result.state == "refused" else "could not confirm"
                 reason = f"{findings[run.id].reason}; {failure} the stop: {result.error}"
                 findings[run.id] = replace(findings[run.id], stopped=False, failed=True, reason=reason)
+        # A run that was just stopped has its finding already.
         for finding in _report_ends(client, api, judge, active, _stopped(findings)):
             findings.setdefault(*finding)
     return [asdict(finding) for finding in findings.values()]
@@ -127,7 +107,7 @@ async def areap(
     min_age: float = 60.0,
     stop_unknown: bool = False,
 ) -> list[dict[str, Any]]:
-    """Stop the active runs whose flow run has ended: the twin of ``reap``, in a thread of its own."""
+    """Stop the active runs whose flow run has ended: the async twin of ``reap``, which runs in a thread."""
     return await asyncio.to_thread(
         reap, credentials, dry_run=dry_run, min_age=min_age, stop_unknown=stop_unknown
     )
@@ -141,9 +121,36 @@ def reap_runs(
     min_age: float = 60.0,
     stop_unknown: bool = False,
 ) -> list[dict[str, Any]]:
-    """Stop the runs of flow runs that have ended; for a flow on a schedule.
+    """Stop the runs of flow runs that have ended, and report how runs ended; for a flow on a schedule.
 
-    Parameters, result and errors as in ``prefect_dstack.reaper.reap``.
+    The task of ``prefect_dstack.reaper.reap``, which explains what is left alone. Each finding is logged.
+
+    Args:
+        credentials: A ``DstackCredentials`` block, the name of a saved one, or None for the environment.
+        dry_run: Only return what would be stopped. Default: False.
+        min_age: Seconds since the end of the flow run, which stops its runs itself. Default: 60.
+        stop_unknown: Also stop the runs of flow runs that this Prefect server does not know: they may be
+            another server's. Default: False.
+
+    Returns:
+        The fields of ``prefect_dstack.reaper.Finding`` for each run.
+
+    Raises:
+        ConfigurationError: ``min_age`` is below 0.
+        DstackError: The errors of the dstack server, when runs are listed; or a run could not be stopped.
+        Exception: What Prefect's client raises.
+
+    Example:
+        ```python
+        from prefect import flow
+
+        from prefect_dstack import reap_runs
+
+
+        @flow
+        def clean_up() -> None:
+            reap_runs("my-credentials", min_age=300)
+        ```
     """
     findings = reap(credentials, dry_run=dry_run, min_age=min_age, stop_unknown=stop_unknown)
     _log_findings(findings, dry_run)
@@ -158,83 +165,13 @@ async def areap_runs(
     min_age: float = 60.0,
     stop_unknown: bool = False,
 ) -> list[dict[str, Any]]:
-    """Stop the runs of flow runs that have ended: the async twin of ``reap_runs``."""
+    """Stop the runs of flow runs that have ended: the async twin of ``reap_runs``.
+
+    Parameters, result and errors are the same.
+    """
     findings = await areap(credentials, dry_run=dry_run, min_age=min_age, stop_unknown=stop_unknown)
     _log_findings(findings, dry_run)
     return findings
-
-
-class _Judge:
-    """Decides about runs by the states of their owners in Prefect."""
-
-    def __init__(self, api: SyncPrefectClient, min_age: float, stop_unknown: bool) -> None:
-        self._api = api
-        self._min_age = min_age
-        self._stop_unknown = stop_unknown
-
-    def finding(self, run: Run) -> Finding:
-        kind, owner_id = owner_of(run.marker) or ("", "")
-        state = self.state(kind, owner_id)
-        stopped, reason = self._verdict(run.marker or "", kind, owner_id, state)
-        name = _UNKNOWN if state is None else str(state.name)
-        return Finding(run.name, run.url, f"{kind}/{owner_id}", name, stopped, reason)
-
-    def _verdict(self, marker: str, kind: str, owner_id: str, state: State[Any] | None) -> tuple[bool, str]:
-        owner = "task run" if kind == "task_run" else "flow run"
-        if state is None:
-            return self._stop_unknown, f"this Prefect server does not know its {owner}"
-        if not state.is_final():
-            return False, f"its {owner} has not ended"
-        age = _age(state)
-        if age < self._min_age:
-            return False, f"its {owner} ended {age:.0f} s ago"
-        if kind != "worker" and not state.is_cancelled() and outlives_crash(marker):
-            return False, 'it was submitted with on_crash="keep"'
-        if (
-            (state.is_completed() or state.is_failed())
-            and kind == "flow_run"
-            and self._is_waited_for(owner_id)
-        ):
-            return False, "a task of its flow run still runs"
-        return True, f"its {owner} has ended"
-
-    def has_ended(self, flow_run_id: str | None) -> bool:
-        """Whether the flow run has ended for so long that it reports nothing itself any more."""
-        if flow_run_id is None:
-            return True
-        state = self.state("flow_run", flow_run_id)
-        return state is not None and state.is_final() and _age(state) >= self._min_age
-
-    def state(self, kind: str, owner_id: str) -> State[Any] | None:
-        """Return the state of a flow or task run, or None where Prefect does not know it."""
-        from prefect.exceptions import ObjectNotFound
-
-        try:
-            if kind == "task_run":
-                return self._api.read_task_run(UUID(owner_id)).state
-            return self._api.read_flow_run(UUID(owner_id)).state
-        except (ObjectNotFound, ValueError):
-            return None
-
-    def _is_waited_for(self, flow_run_id: str) -> bool:
-        """Whether the flow returned before its submitted tasks, which Prefect lets finish."""
-        from prefect.client.schemas.filters import (
-            FlowRunFilter,
-            FlowRunFilterId,
-            TaskRunFilter,
-            TaskRunFilterState,
-            TaskRunFilterStateType,
-        )
-        from prefect.client.schemas.objects import StateType
-
-        # Older clients want the name to be given, if only as None.
-        running = TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.RUNNING]), name=None)
-        found = self._api.read_task_runs(
-            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[UUID(flow_run_id)])),
-            task_run_filter=TaskRunFilter(state=running),
-            limit=1,
-        )
-        return bool(found)
 
 
 def _active(runs: Iterable[Run]) -> list[Run]:
@@ -246,9 +183,10 @@ def _active(runs: Iterable[Run]) -> list[Run]:
 
 
 def _report_ends(
-    client: Client, api: SyncPrefectClient, judge: _Judge, active: list[Run], stopped: set[str]
+    client: Client, api: SyncPrefectClient, judge: Judge, active: list[Run], stopped: set[str]
 ) -> list[tuple[str, Finding]]:
-    """Report the ends of the runs that were stopped just now, and of those nobody reported."""
+    """Report the ends of the runs that were stopped just now, and of those without a report."""
+    # A run that has both counts by its artifact, which is brought to 100 %.
     shown = {run.run_id: run for run in _end_reports.unreported(api)}
     shown = {run.run_id: run for run in _end_reports.unreported_stops(api)} | shown
     awaited = [_end_reports.choose_report(shown, run) for run in active if run.id in stopped]
@@ -259,7 +197,7 @@ def _report_ends(
     for outcome in outcomes:
         owner = next(run.flow_run_id for run in others if run.run_id == outcome.run_id)
         state = judge.state("flow_run", owner) if owner else None
-        name = _UNKNOWN if state is None else str(state.name)
+        name = UNKNOWN_STATE if state is None else str(state.name)
         reason = f"it {outcome.message}; its end was not reported before"
         found.append(
             (outcome.run_id, Finding(outcome.run_name, outcome.url, f"flow_run/{owner}", name, False, reason))
@@ -270,11 +208,6 @@ def _report_ends(
 def _stopped(findings: Mapping[str, Finding]) -> set[str]:
     """Return the ids of the runs that are going to end because they were stopped."""
     return {run_id for run_id, finding in findings.items() if finding.stopped}
-
-
-def _age(state: State[Any]) -> float:
-    # The clocks of this machine and the server may differ a little: no harm at this scale.
-    return time.time() - state.timestamp.timestamp()
 
 
 def _log_findings(findings: list[dict[str, Any]], dry_run: bool) -> None:
@@ -305,7 +238,7 @@ def summary(findings: Sequence[Mapping[str, Any]], *, dry_run: bool) -> str:
 
 
 def describe(found: Mapping[str, Any], *, dry_run: bool) -> str:
-    """Return a finding in one line; ``dry_run`` says that nothing was stopped."""
+    """Return a finding in one line; with ``dry_run`` nothing was stopped."""
     owner = f"{found['owner']} ({found['state']})"
     action = _action(found, dry_run)
     return f"{action}: run {found['run_name']} ({found['url']}) of {owner}: {found['reason']}"

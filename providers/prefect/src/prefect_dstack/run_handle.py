@@ -1,4 +1,4 @@
-"""The run that a block submitted: to wait for, to fetch and to stop."""
+"""The handle to a run that a block submitted: to wait for it, to fetch its outcome and to stop it."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING, Any
 from prefect.blocks.abstract import JobRun
 
 from prefect_dstack import _follow
-from prefect_dstack._connect import PATIENT_TIMEOUT, open_async_client, open_client
-from prefect_dstack._job import Job
-from prefect_dstack._prepare import calling_owner, own, prepare_to_watch
+from prefect_dstack._job import Job, own, prepare_to_watch
+from prefect_dstack._names import calling_owner
 from prefect_dstack._probe import StopRequested
 from prefect_dstack._stop import STOPPING, log_stop
+from prefect_dstack.credentials import PATIENT_TIMEOUT, open_async_client, open_client
 
 if TYPE_CHECKING:
     from dstack_core import Outcome
     from prefect_dstack.job_block import DstackRun
 
+# For the calls that wait for nothing but a reply; a longer outage is an error that the caller sees soon.
 _RETRY_BUDGET = 30.0
 
 
 class DstackRunHandle(JobRun[dict[str, Any]]):
-    """A run that a ``DstackRun`` submitted: to wait for and to stop; it can be pickled.
+    """A handle to a run that a ``DstackRun`` submitted: to wait for it and to stop it. It can be pickled.
 
     ``run_name``, ``run_id``, ``url`` (of its page) and ``service_url`` (str, None where there is none).
     """
@@ -58,9 +59,12 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
         """Wait for the end of the run and relay its log; a second call returns at once.
 
         A cancelled or interrupted flow run stops the run, as with ``run_task``. Where no signal announced
-        the cancellation, ``StopRequested`` is raised, which is not an ``Exception``: Prefect takes the task
-        for crashed and does not retry it. Raises ``RunFailedError``, ``NoCapacityError`` or
-        ``RunStoppedError``, and the server errors.
+        the cancellation, ``StopRequested`` is raised, which is not an ``Exception``: Prefect marks the task
+        as Crashed and does not retry it.
+
+        Raises:
+            RunFailedError, NoCapacityError, RunStoppedError: The run's end.
+            ServerError: The server errors, which leave the run alone.
         """
         if self._outcome is not None:
             return
@@ -159,5 +163,5 @@ def cancellation_logged(job: Job) -> Iterator[None]:
     try:
         yield
     except StopRequested as request:
-        job.logger.warning("%s", job.cancelled(request).message)
+        job.logger.warning("%s", _follow.cancelled_state(job, request).message)
         raise

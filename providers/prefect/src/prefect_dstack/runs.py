@@ -1,4 +1,4 @@
-"""The tasks for existing runs: wait for one, fetch it, stop it."""
+"""The tasks for existing runs: wait for a run or a service, fetch a run, stop it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from prefect_dstack import _follow
-from prefect_dstack._connect import (
+from prefect_dstack._follow import info
+from prefect_dstack._job import RunLike, name_of, own, prepare_to_watch
+from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
+from prefect_dstack._names import marker_prefix, task_owner
+from prefect_dstack._stop import STOPPING, log_stop
+from prefect_dstack.credentials import (
     PATIENT_TIMEOUT,
     CredentialsLike,
     aload,
@@ -18,16 +23,12 @@ from prefect_dstack._connect import (
     open_async_client,
     open_client,
 )
-from prefect_dstack._names import marker_prefix
-from prefect_dstack._prepare import RunLike, name_of, own, prepare_to_watch, task_owner
-from prefect_dstack._relay import DEFAULT_LOG_BUDGET
-from prefect_dstack._run_info import info
-from prefect_dstack._stop import STOPPING, log_stop
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun, Client, Run
     from prefect_dstack._job import Job
 
+# For the tasks that wait for nothing but a reply; a longer outage fails the task, which may have retries.
 _BUDGET = 30.0
 
 
@@ -44,11 +45,44 @@ def wait_for_run(
 ) -> dict[str, Any]:
     """Wait for the end of a run, relay its log from the first line on, and return its outcome.
 
-    ``run``: what ``submit_run`` or ``get_run`` returned, or a run's name. ``poll_interval``,
-    ``retry_budget`` (seconds), ``stream_logs``, ``log_budget_bytes``, ``artifacts``, the outcome and the
-    errors are those of ``run_task``. A run that this flow run submitted is stopped when its flow run is
-    cancelled, as ``run_task`` does; any other run keeps running. Raises ``RunNotFoundError`` when there is no
-    such run.
+    A run that this flow run submitted is stopped when its flow run is cancelled, as ``run_task`` does; any
+    other run keeps running.
+
+    Args:
+        run: What ``submit_run`` or ``get_run`` returned, or a run's name.
+        credentials: A ``DstackCredentials`` block, the name of a saved one, or None for the environment and
+            ``~/.dstack/config.yml``.
+        poll_interval: Seconds between two status requests. Default: 5.
+        retry_budget: Seconds to keep retrying an unreachable server; the run keeps running meanwhile.
+            Default: 600.
+        stream_logs: Send the log lines to the run logger. Default: True.
+        log_budget_bytes: Bytes of log that are sent at most, lines whole; None sends all. Default: 10 MB.
+        artifacts: Show the run in the flow run's artifacts: its page, its progress, its outcome. Default:
+            True.
+
+    Returns:
+        The fields of ``dstack_core.Outcome`` as a dict of JSON-plain values, as ``run_task`` does.
+
+    Raises:
+        ConfigurationError: A value is wrong.
+        RunNotFoundError: There is no such run, or another run has its name now.
+        RunFailedError, NoCapacityError, RunStoppedError: The run's end, with its exit status and the last log
+            lines.
+        ServerError: The other server errors, which leave the run alone.
+
+    Example:
+        ```python
+        from prefect import flow
+
+        from dstack_core import Task
+        from prefect_dstack import submit_run, wait_for_run
+
+
+        @flow
+        def train() -> dict:
+            run = submit_run(Task(commands=["python train.py"]))
+            return wait_for_run(run, poll_interval=10)
+        ```
     """
     job = _job(run, poll_interval, retry_budget, stream_logs, artifacts, log_budget_bytes)
 
@@ -69,7 +103,10 @@ async def await_for_run(
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
     artifacts: bool = True,
 ) -> dict[str, Any]:
-    """Wait for the end of a run and return its outcome: the async twin of ``wait_for_run``."""
+    """Wait for the end of a run and return its outcome: the async twin of ``wait_for_run``.
+
+    Parameters, outcome and errors are the same.
+    """
     job = _job(run, poll_interval, retry_budget, stream_logs, artifacts, log_budget_bytes)
 
     async def body(client: AsyncClient) -> dict[str, Any]:
@@ -88,10 +125,38 @@ def wait_for_service(
 ) -> str:
     """Wait until a service answers requests and return its address.
 
-    ``run``: what ``submit_run`` returned, or a run's name. ``poll_interval`` and ``retry_budget`` in
-    seconds. How long it may take is the task's ``timeout_seconds``. A service that this flow run submitted
-    is stopped when its flow run is cancelled meanwhile. Raises the ``RunError`` of a run that ends before,
-    ``ConfigurationError`` for a run that is not a service, ``RunNotFoundError`` and the server errors.
+    How long it may take is the task's ``timeout_seconds``. A service that this flow run submitted is stopped
+    when its flow run is cancelled meanwhile.
+
+    Args:
+        run: What ``submit_run`` returned, or a run's name.
+        credentials: A ``DstackCredentials`` block, the name of a saved one, or None for the environment and
+            ``~/.dstack/config.yml``.
+        poll_interval: Seconds between two status requests. Default: 2.
+        retry_budget: Seconds to keep retrying an unreachable server. Default: 600.
+
+    Returns:
+        The address that the service answers at.
+
+    Raises:
+        ConfigurationError: The run is not a service, or a value is wrong.
+        RunNotFoundError: There is no such run, or another run has its name now.
+        RunError: The run ended before it answered.
+        ServerError: The other server errors.
+
+    Example:
+        ```python
+        from prefect import flow
+
+        from dstack_core import Service
+        from prefect_dstack import submit_run, wait_for_service
+
+
+        @flow
+        def serve() -> str:
+            service = submit_run(Service(port=8000, commands=["python serve.py"]), max_duration="2h")
+            return wait_for_service.with_options(timeout_seconds=1800)(service)
+        ```
     """
     job = _job(run, poll_interval, retry_budget, stream_logs=False, artifacts=False)
 
@@ -111,7 +176,10 @@ async def await_for_service(
     poll_interval: float = 2.0,
     retry_budget: float = 600.0,
 ) -> str:
-    """Wait until a service answers requests: the async twin of ``wait_for_service``."""
+    """Wait until a service answers requests: the async twin of ``wait_for_service``.
+
+    Parameters, result and errors are the same.
+    """
     job = _job(run, poll_interval, retry_budget, stream_logs=False, artifacts=False)
 
     async def body(client: AsyncClient) -> str:
@@ -137,7 +205,7 @@ def get_run(run: RunLike, credentials: CredentialsLike = None) -> dict[str, Any]
 
 @task(cache_policy=NO_CACHE, retries=0)
 async def aget_run(run: RunLike, credentials: CredentialsLike = None) -> dict[str, Any] | None:
-    """Fetch a run: the async twin of ``get_run``."""
+    """Fetch a run: the async twin of ``get_run``, with its parameters, result and errors."""
     async with open_async_client(await aload(credentials), retry_budget=_BUDGET) as client:
         found = await client.runs.get(name_of(run))
         return None if found is None or not _is_same(run, found) else info(found)
@@ -147,11 +215,22 @@ async def aget_run(run: RunLike, credentials: CredentialsLike = None) -> dict[st
 def stop_run(
     run: RunLike, credentials: CredentialsLike = None, *, abort: bool = False
 ) -> dict[str, Any] | None:
-    """Stop a run and return it, as ``submit_run`` does; returns once the server shows it stopping.
+    """Stop a run and return it as ``submit_run`` does, once the server shows it stopping.
 
-    ``run``: a run's name, or what ``submit_run`` returned. A missing run (None is returned) and one that has
-    ended are no errors. With ``abort`` its processes are killed without a grace period. Raises the server
-    errors, such as ``AccessDeniedError`` for a token that may not stop the run.
+    A run that has ended is returned as it is.
+
+    Args:
+        run: A run's name, or what ``submit_run`` returned.
+        credentials: A ``DstackCredentials`` block, the name of a saved one, or None for the environment and
+            ``~/.dstack/config.yml``.
+        abort: Kill the run's processes without a grace period. Default: False.
+
+    Returns:
+        The run, or None if it does not exist.
+
+    Raises:
+        AccessDeniedError: The token may not stop the run.
+        ServerError: The other server errors.
     """
     with open_client(load(credentials), retry_budget=_BUDGET) as client:
         found = client.runs.get(name_of(run))
@@ -169,7 +248,7 @@ def stop_run(
 async def astop_run(
     run: RunLike, credentials: CredentialsLike = None, *, abort: bool = False
 ) -> dict[str, Any] | None:
-    """Stop a run: the async twin of ``stop_run``."""
+    """Stop a run: the async twin of ``stop_run``, with its parameters, result and errors."""
     async with open_async_client(await aload(credentials), retry_budget=_BUDGET) as client:
         found = await client.runs.get(name_of(run))
         if found is None or not _is_same(run, found):
@@ -200,6 +279,7 @@ def _job(
         owner=task_owner(),
         logger=get_run_logger(),
     )
+    # An interrupt may come before the run is fetched, and its marker is already known here.
     if isinstance(run, Mapping):
         own(job, run.get("marker"), marker_prefix(task_owner()))
     return job

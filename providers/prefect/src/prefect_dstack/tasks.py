@@ -1,4 +1,8 @@
-"""The tasks that submit a configuration: and wait for the end of its run, or not."""
+"""The tasks that submit a configuration: ``run_task`` waits for the end of its run, ``submit_run`` does not.
+
+Each has an async twin with ``a`` before its name. They only check and name; ``_follow`` does what they share
+with the block and the service tasks.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,11 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from prefect_dstack import _follow
-from prefect_dstack._connect import CredentialsLike, aload, aload_git, load, load_git
-from prefect_dstack._prepare import OnCrash, prepare
-from prefect_dstack._relay import DEFAULT_LOG_BUDGET
-from prefect_dstack._run_info import info
+from prefect_dstack._follow import info
+from prefect_dstack._job import OnCrash, prepare
+from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
 from prefect_dstack._submission import resolve
+from prefect_dstack.credentials import CredentialsLike, aload, aload_git, load, load_git
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, Client, ConfigurationLike
@@ -48,16 +52,18 @@ def run_task(
             of a dict's ``env`` may be ``Secret`` blocks or ``SecretStr``.
         credentials: A ``DstackCredentials`` block, the name of a saved one, or None for the environment and
             ``~/.dstack/config.yml``.
-        run_name: The run's name.
-        poll_interval: Seconds between two status requests.
+        run_name: The run's name. Default: one made from the flow run.
+        poll_interval: Seconds between two status requests. Default: 5.
         retry_budget: Seconds to keep retrying an unreachable server; the run keeps running meanwhile.
-        stream_logs: Send the log lines to the run logger.
+            Default: 600.
+        stream_logs: Send the log lines to the run logger. Default: True.
         log_budget_bytes: Bytes of log that are sent at most, lines whole; None sends all. The rest is on the
-            run's page, which is logged where it begins.
-        artifacts: Show the run in the flow run's artifacts: its page, its progress, its outcome.
+            run's page, which is logged where it begins. Default: 10 MB.
+        artifacts: Show the run in the flow run's artifacts: its page, its progress, its outcome. Default:
+            True.
         on_crash: What a process that dies or is interrupted leaves behind: ``"stop"`` (with the hooks of this
             package, in a flow of ``serve()`` or a worker, also after SIGKILL), or ``"keep"`` for another
-            execution to adopt.
+            execution to adopt. Default: ``"stop"``.
         resources: A ``Resources``, or the same dict or text as in YAML, such as ``{"gpu": "24GB.."}``.
         spot_policy: ``"spot"``, ``"on-demand"`` or ``"auto"``.
         retry_policy: A ``RetryPolicy``, True, False, or a dict: ``retry`` and ``limit`` as of a
@@ -90,6 +96,24 @@ def run_task(
         RunFailedError, NoCapacityError, RunStoppedError: The run's end, with its exit status and the last log
             lines.
         ServerError: ``ServerUnreachableError`` and the other server errors, which leave the run alone.
+
+    Example:
+        ```python
+        from prefect import flow
+
+        from dstack_core import Task
+        from prefect_dstack import run_task
+
+
+        @flow
+        def train() -> float:
+            outcome = run_task(
+                Task(commands=["python train.py"]),
+                resources={"gpu": "24GB"},
+                max_duration="2h",
+            )
+            return outcome["cost"]
+        ```
 
     Source: Prefect's documentation, "Tasks"; PROTOCOL 1.4, 1.6, 1.7.
     """
@@ -161,14 +185,41 @@ def submit_run(
 ) -> dict[str, Any]:
     """Submit a configuration to dstack and return its run without waiting for the end.
 
-    Parameters as in ``run_task``; so are the name, the reuse by another execution of the flow run and
-    what stops it while it is being submitted. Afterwards ``wait_for_run`` watches it; without that the
-    hooks of this package stop it when its flow run is cancelled or crashes. With ``on_crash="keep"`` only a
+    The name, the reuse by another execution of the flow run, and what stops the run while it is being
+    submitted are those of ``run_task``. Afterwards ``wait_for_run`` watches it; without that the hooks of
+    this package stop it when its flow run is cancelled or crashes. With ``on_crash="keep"`` only a
     cancellation stops it, so that a service may outlive its flow run.
 
-    Returns a dict of JSON-plain values: ``run_name``, ``run_id``, ``status``, ``url`` of its page,
-    ``service_url`` (None for a task), ``marker``, and ``outcome`` (a dict, None until the run has ended).
-    Raises ``ConfigurationError`` before anything is submitted, else the server errors.
+    Args:
+        configuration: A ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml``.
+        credentials: A ``DstackCredentials`` block, the name of a saved one, or None for the environment and
+            ``~/.dstack/config.yml``.
+        run_name: The run's name. Default: one made from the flow run.
+        retry_budget: Seconds to keep retrying an unreachable server. Default: 600.
+        on_crash: ``"stop"`` or ``"keep"``, as for ``run_task``. Default: ``"stop"``.
+        **options: As for ``run_task``.
+
+    Returns:
+        A dict of JSON-plain values: ``run_name``, ``run_id``, ``status``, ``url`` of its page,
+        ``service_url`` (None for a task), ``marker``, and ``outcome`` (a dict, None until the run has ended).
+
+    Raises:
+        ConfigurationError: A value is wrong; nothing was submitted.
+        ServerError: The server errors.
+
+    Example:
+        ```python
+        from prefect import flow
+
+        from dstack_core import Task
+        from prefect_dstack import submit_run, wait_for_run
+
+
+        @flow
+        def train_both() -> list[dict]:
+            runs = [submit_run(Task(commands=[f"python train.py --seed {seed}"])) for seed in (1, 2)]
+            return [wait_for_run(run) for run in runs]
+        ```
     """
     block = load(credentials)
     login = load_git(block, options.get("git_credentials"))
@@ -197,7 +248,10 @@ async def asubmit_run(
     on_crash: OnCrash = "stop",
     **options: Unpack[SubmitOptions],
 ) -> dict[str, Any]:
-    """Submit a configuration to dstack and return the run: the async twin of ``submit_run``."""
+    """Submit a configuration to dstack and return the run: the async twin of ``submit_run``.
+
+    Parameters, result and errors are the same.
+    """
     block = await aload(credentials)
     login = await aload_git(block, options.get("git_credentials"))
     job = prepare(

@@ -1,54 +1,71 @@
-"""The worker of work pools of type ``dstack``: each flow run on a machine of its own."""
+"""The worker of work pools of type ``dstack``: each flow run on a machine of its own.
+
+The problem: Prefect's base worker submits a flow run and then relies on this process. If the worker ends,
+nothing watches the machine; if a flow run is cancelled while its machine is still provisioned, Prefect ends
+nothing (measured with 3.8.8: its ``kill_infrastructure`` is called only after 300 s in Cancelling).
+
+The idea: a machine is a dstack task whose marker names the flow run. The worker follows it to its end and
+reads the flow run between two polls (``_worker_runs.Guard``). With each heartbeat it takes over the flow runs
+of workers that ended: it claims them by a label, relays what was not logged yet, and catches up on a
+cancellation.
+
+The invariants: a flow run has at most one active machine, whichever worker submits it; a line is relayed by
+one worker; a worker that ends leaves its machines running, and a flow run that has ended leaves none.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFound
 from prefect.logging.loggers import get_worker_logger
-from prefect.states import Cancelled, Crashed
+from prefect.states import Crashed
 from prefect.workers.base import BaseWorker, BaseWorkerResult
 
 from prefect_dstack import _report
-from prefect_dstack._connect import PATIENT_TIMEOUT, aload, open_async_client
 from prefect_dstack._end_reports import StoppingReport, flow_run_of
-from prefect_dstack._left_over import stop_left_over
-from prefect_dstack._machine import DstackJobConfiguration, DstackVariables
-from prefect_dstack._machine_runs import find, identifier, submit_once
-from prefect_dstack._orphans import claim, orphans, relayed_lines, worker_of
-from prefect_dstack._relay import Relay
+from prefect_dstack._log_relay import Relay
+from prefect_dstack._orphaned_runs import stop_left_over
 from prefect_dstack._secrets import secrets_in
 from prefect_dstack._stop import BACKSTOP
+from prefect_dstack._worker_runs import (
+    Guard,
+    HandedOver,
+    claim,
+    end_of,
+    find,
+    identifier,
+    orphans,
+    read_flow_run,
+    relayed_lines,
+    set_cancelled,
+    submit_once,
+)
+from prefect_dstack._worker_variables import DstackJobConfiguration, DstackVariables
+from prefect_dstack.credentials import PATIENT_TIMEOUT, aload, open_async_client
 
 if TYPE_CHECKING:
     import anyio.abc
-    from prefect.client.schemas.objects import FlowRun, State
+    from prefect.client.schemas.objects import FlowRun
 
     from dstack_core import AsyncClient, AsyncRun
 
-CHECK_SECONDS = 5.0
-# Prefect itself ends a cancelled flow run in its machine, within 30 s and a little.
-GRACE_SECONDS = 60.0
-# No outage of the dstack server makes a worker give up: the machine keeps running meanwhile.
+# A week: no outage of the dstack server makes a worker give up, since the machine keeps running meanwhile. If
+# it did, the flow run would be marked as crashed while it still runs.
 _RETRY_BUDGET = 7 * 24 * 3600.0
 
 
-class _HandedOver(Exception):
-    """Leave the flow run to the worker that claimed it."""
-
-
 class DstackWorkerResult(BaseWorkerResult):
-    """How the machine of a flow run ended."""
+    """The end of a flow run's machine."""
 
 
 class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWorkerResult]):
-    """Run the flow runs of a work pool on machines that dstack provisions, one dstack task each.
+    """A worker that runs each flow run of a work pool as a dstack task, on a machine of its own.
 
     Start it with ``prefect worker start --pool NAME --type dstack``. A flow run that is cancelled while its
     machine is still being provisioned is stopped within 10 s; one that has ended leaves no machine running.
@@ -79,8 +96,19 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
     ) -> DstackWorkerResult:
         """Submit the flow run's machine and watch it to its end; none for a flow run that was cancelled.
 
-        The parameters come from Prefect. Raises ``ConfigurationError`` and the server errors.
+        Args:
+            flow_run: The flow run, from Prefect.
+            configuration: Its machine, from Prefect.
+            task_status: Where Prefect learns the name of the machine.
+
+        Returns:
+            The status of the machine; anything but 0 makes Prefect mark the flow run as Crashed.
+
+        Raises:
+            ConfigurationError: A variable has a wrong value; nothing was submitted.
+            ServerError: The server errors.
         """
+        # Before any request: the next heartbeat must not take it for a flow run without a worker.
         self._watched.add(flow_run.id)
         try:
             async with open_async_client(await aload(configuration.credentials)) as client:
@@ -103,8 +131,15 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
     ) -> None:
         """Stop the machine of a flow run; without a grace period its processes are killed.
 
-        Raises ``InfrastructureNotFound`` when it has ended, ``InfrastructureNotAvailable`` when it is in
-        another project, ``DstackError`` when the stop was refused or not confirmed, and the server errors.
+        Args:
+            infrastructure_pid: The project and the name of the machine's run.
+            configuration: The flow run's machine, from Prefect.
+            grace_seconds: 0 kills its processes; any other number leaves the grace period to dstack.
+
+        Raises:
+            InfrastructureNotFound: The machine has ended.
+            InfrastructureNotAvailable: It is in another project than this worker's.
+            DstackError: The stop was refused or not confirmed, or another server error.
         """
         from dstack_core import DstackError
         from dstack_core.integration import RunRef, astop_run, describe_stop
@@ -121,7 +156,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             run = await client.runs.get(run_name)
             if run is None or run.outcome() is not None:
                 raise InfrastructureNotFound(f"no active run {run_name} in project {project!r}")
-            # Should this worker die before the machine has ended, the reaper reports the end.
+            # If this worker ends before the machine does, the reaper reports the end.
             report = StoppingReport(flow_run_of(run.marker), logger)
             result = await astop_run(
                 client,
@@ -144,6 +179,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         try:
             await self._take_up_orphans()
         except Exception as error:
+            # The next heartbeat tries again.
             get_worker_logger(self).warning("Could not get the flow runs without a worker: %s", error)
 
     async def teardown(self, *exc_info: Any) -> None:
@@ -176,15 +212,17 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         emit("started", payload={"url": run.url})
         relay.note_page(run.url)
         relay.masker.add(secrets_in(run.env))
+        guard = Guard(self.client, self.name, flow_run.id, client, run, logger)
         events = run.follow(
             poll_interval=configuration.poll_interval,
             retry_budget=_RETRY_BUDGET,
-            sleep=self._sleep_beside(flow_run.id, client, run, logger),
+            sleep=guard.sleep,
         )
         try:
             async for event in events:
                 relay.handle(event)
-        except _HandedOver:
+        except HandedOver:
+            # The other worker reports the end; a status other than 0 would mark the flow run as crashed.
             return DstackWorkerResult(identifier=name, status_code=0)
         from dstack_core.integration import describe_failure, outcome_dict
 
@@ -195,7 +233,8 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         if outcome.succeeded:
             logger.info("Run %s %s.", run.name, outcome.message)
             return DstackWorkerResult(identifier=name, status_code=0)
-        has_ended = _end_of(await self._flow_run(flow_run.id)) is not None
+        has_ended = end_of(await read_flow_run(self.client, flow_run.id)) is not None
+        # In the background: Prefect learns of the end only when this returns.
         self._in_background(self._stop_left_over(flow_run, configuration, crashed=not has_ended))
         # A flow run that has ended, or is about to, must not be marked as crashed.
         if has_ended:
@@ -213,58 +252,6 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             await asyncio.to_thread(stop_left_over, block, flow_run.id, crashed=crashed, logger=logger)
         except Exception as error:
             logger.warning("Could not stop the runs of this flow run: %s", error)
-
-    def _sleep_beside(
-        self, flow_run_id: UUID, client: AsyncClient, run: AsyncRun, logger: Any
-    ) -> Callable[[float], Awaitable[None]]:
-        """Return a sleep that stops the run when its flow run needs no machine any more.
-
-        The sleep raises ``_HandedOver`` when another worker has claimed the flow run: this one was taken
-        for dead, and two would relay every line twice.
-        """
-        from dstack_core.integration import RunRef, astop_run
-
-        asked_at: float | None = None
-        ended_since: float | None = None
-        is_stopped = False
-
-        async def sleep(seconds: float) -> None:
-            nonlocal asked_at, ended_since, is_stopped
-            await asyncio.sleep(min(seconds, CHECK_SECONDS))
-            if is_stopped or (asked_at is not None and time.monotonic() - asked_at < CHECK_SECONDS):
-                return
-            found = await self._flow_run(flow_run_id)
-            asked_at = time.monotonic()
-            if found is not None and worker_of(found) not in (None, self.name):
-                raise _HandedOver
-            state = _end_of(found)
-            if found is None or state is None:
-                ended_since = None
-                return
-            ended_since = asked_at if ended_since is None else ended_since
-            has_started = found.start_time is not None
-            if has_started and asked_at - ended_since < GRACE_SECONDS:
-                return
-            logger.warning("The flow run is %s and needs no machine any more.", state.name)
-            report = StoppingReport(str(flow_run_id), logger)
-            result = await astop_run(
-                client,
-                RunRef(run.name, run.marker or "", generated=True),
-                run_id=run.id,
-                timeout=PATIENT_TIMEOUT,
-                log=logger,
-                reason=f"the flow run is {state.name}",
-                backstop="This worker tries again",
-                on_accepted=report,
-            )
-            if not result.is_safe:
-                return
-            is_stopped = True
-            report(result)
-            if state.is_cancelling():
-                await self._set_cancelled(flow_run_id, "Cancelled before its machine was ready.")
-
-        return sleep
 
     async def _take_up_orphans(self) -> None:
         """Watch the flow runs of this pool that no living worker watches."""
@@ -293,6 +280,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             async with open_async_client(await aload(configuration.credentials)) as client:
                 run = await find(client, flow_run.id)
                 state = flow_run.state
+                # Its worker was killed before it had submitted the machine.
                 if run is None and state is not None and state.is_pending():
                     run = await submit_once(client, flow_run.id, configuration, logger)
                 if run is None:
@@ -304,6 +292,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
                 logger.info("Worker '%s' watches this flow run from now on", self.name)
                 before = await relayed_lines(self.client, flow_run.id)
                 result = await self._watch(flow_run, configuration, client, run, name, before)
+            # For a flow run that it handed out itself Prefect does this.
             if result.status_code:
                 message = f"The machine of this flow run ended with status {result.status_code}."
                 await self.client.set_flow_run_state(flow_run.id, Crashed(message=message))
@@ -315,33 +304,18 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
     async def _without_machine(self, flow_run: FlowRun, project: str) -> None:
         state = flow_run.state
         if state is not None and state.is_cancelling():
-            await self._set_cancelled(flow_run.id, "Cancelled before it had a machine.")
+            await set_cancelled(self.client, flow_run.id, "Cancelled before it had a machine.")
         elif (flow_run.infrastructure_pid or "").startswith(identifier(project, "")):
             await self.client.set_flow_run_state(
                 flow_run.id, Crashed(message="The dstack run of this flow run does not exist any more.")
             )
 
-    async def _flow_run(self, flow_run_id: UUID) -> FlowRun | None:
-        try:
-            return await self.client.read_flow_run(flow_run_id)
-        except Exception:
-            return None
-
     async def _needs_no_machine(self, flow_run: FlowRun) -> bool:
         """Whether the flow run was cancelled or has ended since Prefect handed it out."""
-        state = _end_of(await self._flow_run(flow_run.id))
+        state = end_of(await read_flow_run(self.client, flow_run.id))
         if state is None:
             return False
         self.get_flow_run_logger(flow_run).warning("The flow run is %s and gets no machine.", state.name)
         if state.is_cancelling():
-            await self._set_cancelled(flow_run.id, "Cancelled before it had a machine.")
+            await set_cancelled(self.client, flow_run.id, "Cancelled before it had a machine.")
         return True
-
-    async def _set_cancelled(self, flow_run_id: UUID, message: str) -> None:
-        await self.client.set_flow_run_state(flow_run_id, Cancelled(message=message), force=True)
-
-
-def _end_of(flow_run: FlowRun | None) -> State[Any] | None:
-    """Return the state of a flow run that has ended or is about to; None also where it is unknown."""
-    state = None if flow_run is None else flow_run.state
-    return state if state is not None and (state.is_final() or state.is_cancelling()) else None

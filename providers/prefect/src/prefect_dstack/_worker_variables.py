@@ -1,8 +1,20 @@
-"""What a work pool of type ``dstack`` lets people choose, and the task that is made of it."""
+"""The variables of a work pool of type ``dstack``, and the task that is made of them for a flow run.
+
+The problem: a deployment made without a Git remote names a directory (its path, or the pull step
+``set_working_directory``), and ``prefect flow-run execute`` changes to that very path, which the machine of
+the flow run does not have.
+
+The idea: the directory is uploaded as the code of the run, and a link at its path leads to the code. So
+Prefect finds it where the deployment names it, without a change to the deployment.
+
+The invariant: only the work pool can allow uploads, since a deployment could otherwise send any file of the
+worker's machine to a run.
+"""
 
 from __future__ import annotations
 
 import os
+import shlex
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -12,9 +24,8 @@ from uuid import UUID
 from prefect.workers.base import BaseJobConfiguration, BaseVariables
 from pydantic import BaseModel, Field, PrivateAttr, SecretStr
 
-from prefect_dstack._code import GitCredentialsLike, GitLogin, name_or_secret
-from prefect_dstack._machine_code import directory_of, place_code
-from prefect_dstack._relay import DEFAULT_LOG_BUDGET
+from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
+from prefect_dstack._secrets import GitCredentialsLike, GitLogin, name_or_secret
 from prefect_dstack._submission import Submission, resolve
 from prefect_dstack.credentials import DstackCredentials
 
@@ -22,14 +33,15 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import Flow, FlowRun, WorkPool
     from prefect.client.schemas.responses import DeploymentResponse
 
-# What makes sense in the worker's process only.
+# What makes sense only in the worker's process.
 _NOT_PASSED_ON = ("PREFECT_HOME", "PREFECT_PROFILES_PATH", "PREFECT_SERVER_", "PREFECT_WORKER_")
-# The flow's own log records reach Prefect from the machine: its console would repeat them. What the flow
-# prints is to come when it is printed.
+# The flow's own log records reach Prefect from the machine, and its console would repeat them. What the flow
+# prints must arrive when it is printed.
 _DEFAULTS = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "PYTHONUNBUFFERED": "1"}
 _IMAGE = "What the machine runs in; it must hold Prefect. Without one, Prefect's own image of this version."
 _REST = "Further keys of a .dstack.yml, such as fleets, regions, volumes or user."
-
+# The pull step that names a directory of the worker's machine.
+_STEP = "set_working_directory"
 # The options that a work pool has under the key of a .dstack.yml.
 _FIELDS = {"retry_policy": "retry"}
 
@@ -37,7 +49,7 @@ SpotPolicyName = Literal["spot", "on-demand", "auto"]
 
 
 class MachineFields(BaseModel):
-    """What both of the following hold: the options of a submission, and what is the machine's own."""
+    """The fields that both of the following have: the options of a submission, and the machine's own."""
 
     credentials: DstackCredentials | str | None = Field(
         default=None,
@@ -89,20 +101,22 @@ class MachineFields(BaseModel):
         default=True, description="Whether what the machine prints is sent to the flow run's log."
     )
     log_budget_bytes: int | None = Field(
-        default=DEFAULT_LOG_BUDGET, ge=0, description="Bytes of it that are sent at most; empty for all."
+        default=DEFAULT_LOG_BUDGET,
+        ge=0,
+        description="Bytes of the output that are sent at most; empty for all.",
     )
     poll_interval: float = Field(default=5.0, gt=0, description="Seconds between two status requests.")
 
 
 class DstackVariables(MachineFields, BaseVariables):
-    """What a work pool, deployment or flow run may set about its machine."""
+    """The variables of a work pool: what a deployment or a flow run may set about its machine."""
 
 
 class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
-    """The same for one flow run, with the environment and the command that Prefect adds.
+    """The machine of one flow run: the same fields, with the environment and the command that Prefect adds.
 
-    ``uploads`` is no variable: only who may change the work pool can allow deployments to send files of the
-    workers' machines to a run.
+    ``uploads`` is not a variable: only a user who may change the work pool can allow deployments to send
+    files of the workers' machines to a run.
     """
 
     uploads: Literal["refused", "allowed"] = Field(
@@ -121,6 +135,7 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
         worker_id: UUID | None = None,
     ) -> None:
         """Add what the flow run needs; the parameters come from Prefect."""
+        # What the work pool or deployment sets is passed on, even if the worker has a value of its own.
         chosen = dict(self.env)
         super().prepare_for_flow_run(flow_run, deployment, flow, work_pool, worker_name, worker_id)
         self.env = {
@@ -143,6 +158,7 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
         task = dict(self.configuration)
         if self.image is not None:
             task["image"] = self.image
+        # Without any of these keys dstack takes an image of its own, which has no Prefect.
         if not {"image", "python", "docker"} & set(task):
             task["image"] = _prefect_image()
         placed = [] if self.repo_dir is None else place_code(self._repo_dir(), self._directory)
@@ -160,7 +176,7 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
     def git(self) -> GitCredentialsLike:
         """Return the Git credentials of this flow run, if it has its own.
 
-        What a block placeholder stands for is here already, a ``Secret`` block's as its text.
+        Prefect has already replaced a block placeholder by its fields, or by the text of a ``Secret`` block.
         """
         given = self.git_credentials
         return name_or_secret(SecretStr(given)) if isinstance(given, str) else given
@@ -188,7 +204,7 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
     def check_reach(self, dstack_url: str) -> None:
         """Raise ``ConfigurationError`` when the machine cannot reach the Prefect server.
 
-        An address of this machine alone is fine when the dstack server is here too, which may then run
+        An address of this machine alone is fine if the dstack server is here too, which may then run
         jobs here.
         """
         url = self.env.get("PREFECT_API_URL")
@@ -213,7 +229,7 @@ def _prefect_image() -> str:
 
 
 def _is_remote(repo: Any) -> bool:
-    """Whether an item of ``repos`` is a repository elsewhere, and no directory of this machine."""
+    """Whether an item of ``repos`` is a repository elsewhere, not a directory of this machine."""
     if isinstance(repo, dict):
         return not repo.get("local_path")
     return "://" in str(repo) or "@" in str(repo)
@@ -231,3 +247,28 @@ def _refuse(message: str) -> NoReturn:
     from dstack_core import ConfigurationError
 
     raise ConfigurationError(message)
+
+
+def directory_of(deployment: DeploymentResponse | None) -> Path | None:
+    """Return the directory that a deployment's code is in; None where it is pulled from elsewhere."""
+    if deployment is None:
+        return None
+    steps = deployment.pull_steps or []
+    named = [inputs.get("directory") for step in steps for name, inputs in step.items() if _STEP in name]
+    found = (named[-1] if named else None) if steps else deployment.path
+    path = Path(str(found or "")).expanduser()
+    return Path(os.path.normpath(path)) if path.is_absolute() else None
+
+
+def place_code(repo_dir: Path, directory: Path | None) -> list[str]:
+    """Return the commands that make ``directory`` lead to its place in the uploaded ``repo_dir``.
+
+    A directory that the machine has at that path is used as it is: it may hold more than the upload.
+    """
+    if directory is None or not directory.is_relative_to(repo_dir):
+        return []
+    path, parent = shlex.quote(str(directory)), shlex.quote(str(directory.parent))
+    below = directory.relative_to(repo_dir).as_posix()
+    code = '"${DSTACK_REPO_DIR:-$PWD}"' + ("" if below == "." else f"/{shlex.quote(below)}")
+    used = shlex.quote(f"The flow code is that of {directory} on this machine, not the uploaded one.")
+    return [f"if [ -e {path} ]; then echo {used}; else mkdir -p {parent} && ln -s {code} {path}; fi"]

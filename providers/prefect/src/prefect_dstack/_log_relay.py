@@ -1,0 +1,176 @@
+"""Bring a run's log and events into the run logger.
+
+The problem: Prefect stores each log record as one row, and an execution that adopts a run follows it from its
+first log line, whose log an earlier execution may have relayed already.
+
+The idea: the core's ``LogRelay`` joins lines into few records. The last record of a run has a text of its
+own; a process that adopts a run which has ended asks the flow run's log for them, and relays nothing if they
+are there. A log that was relayed in part is relayed again from its first line: no line is lost, some may be
+there twice.
+
+Measured: a Prefect server on two cores stores about 450 records a second; lines joined by the hundred are
+logged at 35,000 lines a second, single ones at 2,500.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from prefect_dstack._probe import quick_prefect_client
+
+if TYPE_CHECKING:
+    from dstack_core import Event, Outcome, Progress
+    from dstack_core.integration import Masker
+
+# A record for each line would overload a Prefect server, which takes about 450 records a second from all its
+# flow runs; 200 short lines still read well as one record of its UI.
+_MAX_RECORD_LINES = 200
+# That of ``dstack_core.integration``, which the module of a flow does not import; a test holds them equal.
+DEFAULT_LOG_BUDGET = 10_000_000
+# As many records as a Prefect server returns at once; more are refused, fewer cost more requests.
+_PAGE = 200
+# The last records of this process may still be on their way to the Prefect server.
+_by_this_process: set[str] = set()
+
+
+class Relay:
+    """The log of a run in the run logger, and what is known of the run.
+
+    ``logger`` is taken in the task, where the context is. ``stream_logs`` (bool): the log lines are relayed;
+    the last ones are kept in any case. ``log_budget_bytes`` (int) is how much of the log is relayed at most,
+    None all. ``relayed`` counts the lines that were logged before the run was followed again from its first
+    line. ``masker`` knows the secrets. ``progress`` is the position in the run and its log, ``outcome`` the
+    run's end, both None until known.
+    """
+
+    def __init__(
+        self,
+        logger: Any,
+        *,
+        stream_logs: bool,
+        log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
+        relayed: Counter[str] | None = None,
+    ) -> None:
+        # A flow's module is also imported where nothing runs, which must not load the client.
+        from dstack_core.integration import LogRelay, RecordLimits
+
+        self.progress: Progress | None = None
+        self.outcome: Outcome | None = None
+        self._logger = logger
+        self._log = LogRelay(
+            limits=RecordLimits(max_lines=_MAX_RECORD_LINES),
+            log_budget_bytes=log_budget_bytes,
+            shows_log=stream_logs,
+            already_logged=relayed,
+        )
+
+    @property
+    def masker(self) -> Masker:
+        """Return what masks the secrets."""
+        return self._log.masker
+
+    @property
+    def tail(self) -> list[str]:
+        """Return the last log lines."""
+        return self._log.tail
+
+    @property
+    def stream_logs(self) -> bool:
+        """Whether the log lines are relayed."""
+        return self._log.shows_log
+
+    @stream_logs.setter
+    def stream_logs(self, value: bool) -> None:
+        self._log.shows_log = value
+
+    def note_page(self, url: str) -> None:
+        """Remember the run's page, which is named where the log is not shown whole."""
+        self._log.url = url
+
+    def handle(self, event: Event) -> None:
+        """Log one event and remember the position behind it."""
+        from dstack_core import RunFinished
+
+        self.handle_contact(event)
+        if isinstance(event, RunFinished):
+            self.outcome = event.outcome
+        self.progress = event.progress
+
+    def handle_contact(self, event: Event) -> None:
+        """Log one event: also those of a submission, which have no position."""
+        for level, text in self._log.records(event):
+            self._logger.log(level, "%s", text)
+
+
+def _ending(outcome: Outcome) -> str:
+    """Return what the record begins with that follows all lines of a run.
+
+    What is logged about a run that was stopped has no comma there.
+    """
+    return f"Run {outcome.run_name} {outcome.message}, "
+
+
+def remember_relayed(outcome: Outcome) -> None:
+    """Remember that this process has relayed the run's log to its end."""
+    _by_this_process.add(outcome.run_id)
+
+
+def was_relayed(outcome: Outcome, flow_run_id: str | None, logger: Any) -> bool:
+    """Whether the flow run's log holds the run's log to its end; false where that is unknown."""
+    if outcome.run_id in _by_this_process:
+        return True
+    if flow_run_id is None:
+        return False
+    try:
+        return _is_in_log(_ending(outcome), UUID(flow_run_id))
+    except Exception as error:
+        # Lines that are there twice are better than lines that are missing.
+        logger.debug("Prefect did not return the log of this flow run: %s", error)
+        return False
+
+
+def _is_in_log(beginning: str, flow_run_id: UUID) -> bool:
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+    from prefect.client.schemas.sorting import LogSort
+
+    chosen, offset = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id])), 0
+    with quick_prefect_client() as client:
+        # The latest first: records that arrive meanwhile shift the others, so that none is skipped.
+        while page := client.read_logs(chosen, _PAGE, offset, LogSort.TIMESTAMP_DESC):
+            offset += len(page)
+            if any(log.message.startswith(beginning) for log in page):
+                return True
+    return False
+
+
+# Which run logger gets the warnings of the client that this thread or async task uses.
+_receiver: ContextVar[Any] = ContextVar("prefect_dstack_log", default=None)
+
+
+class _ClientWarnings(logging.Handler):
+    """A handler for all tasks of the process; each thread and each async task has its own receiver."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if (logger := _receiver.get()) is not None:
+            logger.log(record.levelno, "%s", record.getMessage())
+
+
+_client_warnings = _ClientWarnings(level=logging.WARNING)
+
+
+@contextmanager
+def client_warnings_in(logger: Any) -> Iterator[None]:
+    """Relay the client's warnings to ``logger``."""
+    # A second addHandler of the same handler changes nothing.
+    logging.getLogger("dstack_core").addHandler(_client_warnings)
+    token = _receiver.set(logger)
+    try:
+        yield
+    finally:
+        _receiver.reset(token)
