@@ -133,8 +133,8 @@ def read_identity_file(path: str | os.PathLike[str]) -> LoginKey:
         return LoginKey(str(place), load_private_key(place.read_bytes()))
     except OSError as error:
         raise ConfigurationError(
-            f"ssh_identity_file: {place}: expected a private SSH key, got none ({error.strerror}). Correct the "
-            "path."
+            f"ssh_identity_file: {place}: expected a private SSH key, got none ({error.strerror}). "
+            "Correct the path."
         ) from None
     except ValueError as error:
         raise ConfigurationError(f"ssh_identity_file: {place}: {error}.") from None

@@ -156,7 +156,7 @@ def test_a_start_time_is_for_the_servers_log(server: Server) -> None:
 
 def test_a_missing_key_file_is_told_before_the_server_is_asked(server: Server) -> None:
     with pytest.raises(
-        dstack.ConfigurationError, match="/nowhere: expected a private SSH key, got none .No such file"
+        dstack.ConfigurationError, match=r"/nowhere: expected a private SSH key, got none \(No such file"
     ):
         server.run().attach("/nowhere")
     assert server.script.requests == []
