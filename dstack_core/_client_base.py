@@ -129,6 +129,8 @@ class ClientBase(Generic[TransportT]):
             retry_budget=retry_budget,
             verify=verify,
         )
+        # Behind ``__init__``, whose parameters are those of the class: only ``from_config`` takes code and
+        # keys.
         client._operations.code = CodeSource(repository, given=True)
         client._operations.keys = keys
         return client

@@ -150,6 +150,8 @@ class AsyncRunCollection:
         Example:
             ``run = await client.runs.submit("train.dstack.yml", max_price=2.5)``
         """
+        # The documented API has these as parameters, which may be passed by position; the others are
+        # keywords.
         given: SubmitOptions = {
             "resources": resources,
             "spot_policy": spot_policy,

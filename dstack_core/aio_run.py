@@ -194,6 +194,7 @@ class AsyncRun(RunBase[AsyncTransport]):
             )
             limited = within(flow, self._limit(timeout, "had not started"))
             self._snapshot, self._attachment = await _adrive.arun(limited, self._transport)
+            # Also for a run that has finished and is not attached: ``logs()`` then reads everything.
             self._attach_asked = True
         return self
 

@@ -169,6 +169,8 @@ class RunCollection:
 
         Source: the documented API, "submit()"; PROTOCOL 1.3, 1.4.
         """
+        # The documented API has these as parameters, which may be passed by position; the others are
+        # keywords.
         given: SubmitOptions = {
             "resources": resources,
             "spot_policy": spot_policy,

@@ -215,6 +215,7 @@ class Run(RunBase[BlockingTransport]):
             )
             limited = within(flow, self._limit(timeout, "had not started"))
             self._snapshot, self._attachment = _drive.run(limited, self._transport)
+            # Also for a run that has finished and is not attached: ``logs()`` then reads everything.
             self._attach_asked = True
         return self
 

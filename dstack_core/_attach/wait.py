@@ -56,6 +56,7 @@ def attach(
     try:
         yield from do(lambda: connection.open(private_key))
     except BaseException:
+        # Also for a KeyboardInterrupt and a cancelled task: no thread and no port stays behind.
         connection.close()
         raise
     return approach.run, connection

@@ -89,6 +89,7 @@ class Repository:
                 "Remove one of them."
             )
         try:
+            # A run starts from one repository; the configuration refuses more.
             return self._named(RepoMapping.model_validate(repos[0]))
         except ConfigurationError as error:
             raise ConfigurationError(f"repos: {error.message.removeprefix('repo_dir: ')}") from None

@@ -244,6 +244,7 @@ def _cut(text: str) -> str:
 
 
 def _cell(text: str) -> str:
+    # A line break or a bar would end the cell of a Markdown table.
     return " ".join(text.split()).replace("|", "\\|")
 
 

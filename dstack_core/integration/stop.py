@@ -153,6 +153,7 @@ def _options(
 ) -> StopOptions:
     check_seconds("timeout", timeout, above=True)
     check_choice("until", until, ("stopping", "ended"))
+    # No other run can have a generated name, so no check delays the stop.
     check = Check.NEVER if ref.generated else Check.IF_ANSWERED if submitted else Check.ALWAYS
     return StopOptions(client._operations.clock, abort, timeout, check, Until(until), may_appear=may_appear)
 

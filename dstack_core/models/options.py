@@ -101,6 +101,7 @@ def check_seconds(name: str, value: Any, *, least: float = 0.0, above: bool = Fa
     """
     if value is None:
         return
+    # True is an int in Python, and every comparison with NaN is false.
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
     if not is_number or value < least or (above and value == least):
         wanted = f"more than {least:g} seconds" if above else f"{least:g} seconds or more"
@@ -150,6 +151,7 @@ def read_duration(value: Any, *, below_zero: bool = False) -> Any:
     """
     if value is None or isinstance(value, bool) or value == "off":
         return value
+    # As dstack's own client, which drops the fraction.
     if isinstance(value, float) and math.isfinite(value):
         value = int(value)
     number = int(value) if isinstance(value, str) and _WHOLE.fullmatch(value) else value

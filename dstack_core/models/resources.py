@@ -72,6 +72,7 @@ def parse_gpu(text: str | int) -> dict[str, Any]:
         elif part[:1].isalpha():
             key, value = "name", part.split(",")
         else:
+            # A name begins with a letter, so a letter further on is a unit: "24GB", or a range of such sizes.
             key = "memory" if any(char.isalpha() for char in part) else "count"
         if not part or key in fields:
             raise ValueError(f'expected a form such as "24GB", "A100:40GB:2" or 1, got {text!r}')
