@@ -225,8 +225,7 @@ def _url(git: Git, remote: str) -> str:
 
 
 def _true_checkout(directory: Path, url: str, branch: str, commit: str) -> Checkout:
-    """Return the checkout with its true remote: remotes on this disk are followed to where they were cloned
-    from.
+    """Return the checkout with its true remote: a remote on this disk is followed to its own remote.
 
     Such a remote is the bare mirror behind Airflow's bundles. A mirror has the branches of its own remote as
     its own. Any other repository may have commits that were never pushed, so there a branch of its remote

@@ -83,9 +83,8 @@ class Configuration(ProfileFields):
         volumes: ``"name:/path"``, ``"/host/path:/path"``, or mappings as in YAML.
         files, repos: Files of this machine, and the Git repository that the run starts from.
         resources: ``Resources``, or a mapping or a short form as in YAML.
-        fleets, instances, backends, backend_options, regions, availability_zones, instance_types,
-        reservation:
-            Where machines come from.
+        backends, backend_options, regions, availability_zones: Where machines come from.
+        fleets, instances, instance_types, reservation: Which machines are used.
         spot_policy: ``"spot"``, ``"on-demand"`` or ``"auto"``.
         creation_policy: Whether the server may create machines.
         max_price: The highest price, in USD per hour.

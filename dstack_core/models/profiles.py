@@ -80,9 +80,8 @@ class Profile(ProfileFields):
     Attributes:
         name: The profile's name.
         default: Whether it is used if no profile is named.
-        fleets, instances, backends, backend_options, regions, availability_zones, instance_types,
-        reservation:
-            Where machines come from.
+        backends, backend_options, regions, availability_zones: Where machines come from.
+        fleets, instances, instance_types, reservation: Which machines are used.
         spot_policy, creation_policy, max_price: Which machines, and for how much (USD per hour).
         max_duration, stop_duration, idle_duration, schedule: When, and for how long.
         retry, utilization_policy: What happens without capacity, and to a run that leaves its GPUs idle.
