@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     import paramiko
 
-# Most bytes taken at once: several SSH packets of 32 KiB. Less brings back the cost of single reads; more only
-# holds memory, up to a channel's window of 2 MiB.
+# Most bytes taken at once: several SSH packets of 32 KiB. Less brings back the cost of single reads; more
+# only holds memory, up to a channel's window of 2 MiB.
 _AHEAD = 256 * 1024
 
 
