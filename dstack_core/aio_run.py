@@ -36,7 +36,7 @@ class AsyncRun(RunBase[AsyncTransport]):
         """Fetch the run and return it. Raises ``RunNotFoundError`` if it was deleted; the server errors."""
         snapshot = await _adrive.arun(self._operations.get(self.name, self.id), self._transport)
         if snapshot is None:
-            raise RunNotFoundError(f"the run {self.name} is gone: {self.url}")
+            raise RunNotFoundError(f"Run {self.name} no longer exists: {self.url}")
         self._snapshot = snapshot
         return self
 

@@ -34,7 +34,7 @@ class Run(RunBase[BlockingTransport]):
         """Fetch the run and return it. Raises ``RunNotFoundError`` if it was deleted; the server errors."""
         snapshot = _drive.run(self._operations.get(self.name, self.id), self._transport)
         if snapshot is None:
-            raise RunNotFoundError(f"the run {self.name} is gone: {self.url}")
+            raise RunNotFoundError(f"Run {self.name} no longer exists: {self.url}")
         self._snapshot = snapshot
         return self
 
