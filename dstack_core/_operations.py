@@ -1,4 +1,10 @@
-"""What both clients share: every operation as a flow, wrapped in retries."""
+"""Every operation of a client as a flow, for the sync and the async one alike.
+
+A flow is a generator that yields requests and sleeps; the clients' drivers carry these out. Here the flows
+are put together, from the outside in: a time limit, then retries, then the check of the server's version,
+then the operation itself. Input is checked, and files are read, when a method is called and not when its flow
+starts, so that a wrong argument is reported before anything is sent.
+"""
 
 from __future__ import annotations
 
@@ -53,10 +59,10 @@ _log = logging.getLogger("dstack_core")
 
 @dataclass(slots=True)
 class Operations:
-    """Build the flows of one project of one server; the flows do no I/O of their own.
+    """The flows of one project of one server; none of them does I/O of its own.
 
-    ``retry_budget`` in seconds. ``keys`` are the SSH keys runs are submitted with and logged in to.
-    ``longest_log_pause`` (seconds) is how long a silent log may stay unread while its run is followed.
+    ``retry_budget`` in seconds. ``keys`` are the SSH keys that runs are submitted with and logged in to.
+    ``longest_log_pause`` (seconds) is how long a log without news may stay unread while its run is followed.
     """
 
     api: Api
@@ -85,9 +91,9 @@ class Operations:
         retry_budget: float | None,
         in_place: bool = False,
     ) -> Flow[RunSnapshot]:
-        """Check the input and pack code and files at once, which blocks; the flow submits.
+        """Check the input and pack code and files now, which blocks; the flow submits.
 
-        With ``in_place`` an active run of that name is updated.
+        With ``in_place`` it updates an active run of that name.
         """
         check_seconds("retry_budget", retry_budget)
         loaded, options = self._prepared(configuration, options, warns=True)
@@ -95,7 +101,7 @@ class Operations:
         run_marker = marker or random_marker()
         wanted = run_spec(loaded, options, run_name=name, marker=run_marker)
         shipment = None
-        # Only behind the line above: a wrong configuration is reported before anything is packed.
+        # After the line above, so that a wrong configuration is reported before anything is packed.
         if self.code.given or loaded.files or loaded.repos:
             shipment = self.code.pack(loaded)
             if shipment.code is not None:
@@ -107,7 +113,7 @@ class Operations:
         def send(spec: Mapping[str, Any]) -> Op[RunSnapshot]:
             if in_place:
                 return apply(self.api, spec, budget, marker=marker)
-            # Only this call knows a marker that it generated itself.
+            # Only this call knows a marker that it generated itself, so no run can carry it yet.
             return submit(self.api, spec, budget, replace_finished=True, look_first=marker is not None)
 
         def steps() -> Op[RunSnapshot]:
@@ -126,13 +132,13 @@ class Operations:
         return retrying(guarded, budget, Progress(name))
 
     def init_repo(self) -> Flow[None]:
-        """Read the repository at once, which blocks; the flow makes it known to the server."""
+        """Read the repository now, which blocks; the flow registers it with the server."""
         return self._retrying(self.code.init(self.api, self._version_check))
 
     def plan(
         self, configuration: ConfigurationLike, options: SubmitOptions, *, timeout: float | None = None
     ) -> Flow[Plan]:
-        """Check the input at once; the flow asks for offers."""
+        """Check the input now; the flow fetches the offers."""
         check_seconds("timeout", timeout, above=True)
         spec = run_spec(*self._prepared(configuration, options))
 
@@ -154,7 +160,7 @@ class Operations:
         retry_budget: float | None = None,
         timeout: float | None = None,
     ) -> Flow[RunSnapshot | None]:
-        """Fetch a run."""
+        """Fetch a run, None if there is no such run."""
         check_seconds("retry_budget", retry_budget)
         check_seconds("timeout", timeout, above=True)
         flow = self._version_check.guarding(call(self.api.get_run(run_name, run_id)))
@@ -166,7 +172,7 @@ class Operations:
         return within(flow, TimeLimit(timeout, what, "", self.clock, last_request=0.0))
 
     def list_runs(self, *, all: bool) -> Flow[list[RunSnapshot]]:
-        """List runs."""
+        """List the project's runs."""
         return self._retrying(queries.list_runs(self.api, all=all))
 
     def stop(
@@ -177,7 +183,7 @@ class Operations:
         check_seconds("timeout", timeout, above=True)
         options = StopOptions(self.clock, abort, timeout, check, Until(until))
         flow = checked_stop(self.api, target, options, self._stops)
-        # With a time limit of its own the flow retries by itself.
+        # With a time limit the flow retries by itself, until that limit and not for the client's budget.
         return self._retrying(flow) if timeout is None else flow
 
     def stop_by_name(self, run_name: str, abort: bool, until: str, timeout: float | None) -> Flow[StopResult]:
@@ -201,7 +207,7 @@ class Operations:
         retry_budget: float,
         on_poll: Callable[[RunSnapshot], None] | None = None,
     ) -> Flow[Outcome]:
-        """Follow a run; ``on_poll`` gets it as each poll shows it."""
+        """Follow a run; ``on_poll`` gets the run after each poll."""
         check_seconds("poll_interval", poll_interval, above=True)
         check_seconds("retry_budget", retry_budget)
         options = FollowOptions(
@@ -237,15 +243,15 @@ class Operations:
         )
 
     def user(self) -> Flow[User]:
-        """Ask who the token belongs to."""
+        """Fetch the user whom the token belongs to."""
         return self._retrying(call(self.api.get_user()))
 
     def projects(self) -> Flow[list[Project]]:
-        """List the projects the user sees."""
+        """List the projects that the user sees."""
         return self._retrying(call(self.api.list_projects()))
 
     def project(self, name: str | None = None) -> Flow[Project]:
-        """Look a project up, the client's own without a name."""
+        """Fetch a project, the client's own without a name."""
         return self._retrying(call(self.api.get_project(name or self.api.project)))
 
     def attach(
@@ -257,7 +263,7 @@ class Operations:
         node: int,
         poll_interval: float,
     ) -> Flow[tuple[RunSnapshot, Attachment | None]]:
-        """Check the key file at once; the flow opens the way to a run's container."""
+        """Check the key file now; the flow connects to a run's container."""
         identity = None if identity_file is None else read_identity_file(identity_file)
 
         def new(approach: Approach, route: Route) -> Attachment:

@@ -1,4 +1,8 @@
-"""The async client: the twin of ``client``, waiting with ``httpx`` (``pip install "dstack-core[async]"``)."""
+"""The async client: the twin of ``client``, with ``httpx`` (``pip install "dstack-core[async]"``).
+
+Configurations, profiles and code are files, and packing code runs git. Reading them blocks, so it happens in
+a thread; the flow it returns then runs on the event loop.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, Unpack
 
 from dstack_core import _adrive
-from dstack_core._base import ClientBase
+from dstack_core._client_base import ClientBase
 from dstack_core._operations import Operations
 from dstack_core._transport.asynchronous import AsyncTransport
 from dstack_core._transport.settings import TransportSettings
@@ -27,33 +31,50 @@ from dstack_core.models.stops import StopResult
 
 
 class AsyncClient(ClientBase[AsyncTransport]):
-    """Talk to one project of one dstack server from one event loop. An async context manager.
+    """A client of one project of one dstack server in one event loop; an async context manager.
 
-    Parameters and errors are those of ``Client``.
+    Args:
+        server_url: The server's address, such as ``http://localhost:3000``. Default: ``DSTACK_SERVER_URL``.
+        project_name: Default: ``DSTACK_PROJECT``.
+        user_token: The token of a user of the server. Default: ``DSTACK_TOKEN``.
+        timeout: Seconds to wait for each part of a reply.
+        connect_timeout: Seconds to wait for each connection.
+        retry_budget: Seconds for which one call keeps retrying an unreachable server.
+        verify: Whether to check TLS certificates, or the path of a CA bundle.
+
+    Raises:
+        ProjectNotConfiguredError: The server, the project or the token is missing.
+        ConfigurationError: An argument is wrong.
+
+    Example::
+
+        async with AsyncClient.from_config() as client:
+            run = await client.runs.submit("train.dstack.yml")
+            print((await run.wait()).message)
     """
 
     @property
     def runs(self) -> AsyncRunCollection:
-        """Return the project's runs."""
+        """The project's runs."""
         return AsyncRunCollection(self._operations, self._transport)
 
     @property
     def repos(self) -> AsyncRepoCollection:
-        """Return the repository the client was made for."""
+        """The repository that the client was made for."""
         return AsyncRepoCollection(self._operations, self._transport)
 
     @property
     def projects(self) -> AsyncProjectCollection:
-        """Return the server's projects."""
+        """The server's projects."""
         return AsyncProjectCollection(self._operations, self._transport)
 
     @property
     def backends(self) -> AsyncBackendCollection:
-        """Return the project's backends."""
+        """The project's backends."""
         return AsyncBackendCollection(self._operations, self._transport)
 
     async def user(self) -> User:
-        """Ask who the token belongs to; neither token nor key is in the answer. Raises the server errors."""
+        """Return the user whom the token belongs to, without token and keys. Raises the server errors."""
         return await _adrive.arun(self._operations.user(), self._transport)
 
     async def close(self) -> None:
@@ -73,7 +94,7 @@ class AsyncClient(ClientBase[AsyncTransport]):
 
 
 class AsyncRunCollection:
-    """Submit, find and list the runs of a project: ``client.runs``."""
+    """The runs of a project: ``client.runs`` submits, finds, lists and stops them."""
 
     def __init__(self, operations: Operations, transport: AsyncTransport) -> None:
         self._operations = operations
@@ -99,10 +120,38 @@ class AsyncRunCollection:
         on_event: Callable[[Event], None] | None = None,
         **options: Unpack[KeywordOptions],
     ) -> AsyncRun:
-        """Submit exactly one run and return it: the twin of ``RunCollection.submit``.
+        """Submit exactly one run and return it: the twin of ``RunCollection.submit``, which has the details.
 
-        Parameters and errors are the same.
+        Args:
+            configuration: A ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml``.
+            run_name: Default: the configuration's name, else a random one.
+            resources: ``Resources``, a mapping or a GPU in its short form; replaces the configuration's.
+            spot_policy: ``"spot"``, ``"on-demand"`` or ``"auto"``.
+            retry_policy: A ``RetryPolicy``, True, False or a mapping: whether to wait for capacity.
+            max_duration: When the run is stopped at the latest: seconds, ``"2h"`` or ``"off"``.
+            max_price: The highest price, in USD per hour.
+            working_dir: Where commands start.
+            verify_ports: Report a local port that is taken now.
+            backends: The only backends to take machines from.
+            env: Values for the names of the configuration's ``env``, and more variables.
+            marker: Kept with the run; a run of this name that carries it is returned instead of submitting.
+            retry_budget: Seconds to retry an unreachable server; None: the client's.
+            sleep: An async function of seconds that replaces ``asyncio.sleep`` between two tries.
+            on_event: Gets ``ContactLost`` and ``ContactRestored`` instead of the ``dstack_core`` logger.
+            **options: ``args`` and ``profile``; ``KeywordOptions`` explains them.
+
+        Returns:
+            The run.
+
+        Raises:
+            ConfigurationError: Something is wrong or missing; nothing was submitted.
+            ServerError: The server errors.
+
+        Example:
+            ``run = await client.runs.submit("train.dstack.yml", max_price=2.5)``
         """
+        # The documented API has these as parameters, which may be passed by position; the others are
+        # keywords.
         given: SubmitOptions = {
             "resources": resources,
             "spot_policy": spot_policy,
@@ -139,7 +188,23 @@ class AsyncRunCollection:
     ) -> AsyncRun:
         """Submit a run, or update the active one of that name in place: the twin of ``RunCollection.apply``.
 
-        Parameters and errors are the same.
+        Args:
+            configuration: A ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml``.
+            run_name: Which run it is. Default: the configuration's name, else a random one.
+            verify_ports: Report a local port that is taken now.
+            marker: Kept with the run; a finished run of this name that carries it is returned as it is.
+            retry_budget: Seconds to retry an unreachable server; None: the client's.
+            sleep: An async function of seconds that replaces ``asyncio.sleep`` between two tries.
+            on_event: Gets ``ContactLost`` and ``ContactRestored`` instead of the ``dstack_core`` logger.
+            **options: The options of ``submit``, by keyword; ``SubmitOptions`` explains each.
+
+        Returns:
+            The run; ``deployment_num`` counts its updates.
+
+        Raises:
+            RunNotUpdatableError: The run is active, and a change needs a new run; nothing was changed.
+            ConfigurationError: Something is wrong or missing; nothing was submitted or updated.
+            ServerError: The other server errors.
         """
         flow = await asyncio.to_thread(
             self._operations.submit,
@@ -160,8 +225,18 @@ class AsyncRunCollection:
         timeout: float | None = None,
         **options: Unpack[SubmitOptions],
     ) -> Plan:
-        """Return the offers a run would have: the twin of ``RunCollection.plan``."""
-        # Profiles and configurations are files.
+        """Return the offers that a run would have; nothing is submitted: the twin of ``RunCollection.plan``.
+
+        Args:
+            configuration: A ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml``.
+            timeout: Time limit of everything in seconds. None: retry for the client's budget.
+            **options: The options of ``submit``, by keyword; ``SubmitOptions`` explains each.
+
+        Raises:
+            WaitTimeoutError: ``timeout`` passed.
+            ConfigurationError: Something is wrong or missing.
+            ServerError: The server errors.
+        """
         flow = await asyncio.to_thread(self._operations.plan, configuration, options, timeout=timeout)
         return await _adrive.arun(flow, self._transport)
 
@@ -174,13 +249,28 @@ class AsyncRunCollection:
         sleep: Callable[[float], Awaitable[None]] | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> AsyncRun | None:
-        """Return the run with that name, None if there is none: ``RunCollection.get``, async."""
+        """Return the run of that name, or None if there is no such run: the twin of ``RunCollection.get``.
+
+        Args:
+            run_name: The run's name.
+            timeout: Time limit of everything in seconds, retries included. None: no limit but the budget.
+            retry_budget: Seconds to retry an unreachable server; None: the client's.
+            sleep: An async function of seconds that replaces ``asyncio.sleep`` between two tries.
+            on_event: Gets ``ContactLost`` and ``ContactRestored`` instead of the ``dstack_core`` logger.
+
+        Raises:
+            WaitTimeoutError: ``timeout`` passed.
+            ServerError: The server errors.
+        """
         flow = self._operations.get(run_name, retry_budget=retry_budget, timeout=timeout)
         snapshot = await _adrive.arun(flow, self._transport, sleep, on_event)
         return None if snapshot is None else AsyncRun(self._operations, self._transport, snapshot)
 
     async def list(self, all: bool = False) -> list[AsyncRun]:
-        """Return runs, newest first: the twin of ``RunCollection.list``."""
+        """Return runs, newest first: the active ones, or the latest finished run if none is active.
+
+        With ``all`` every run. The twin of ``RunCollection.list``; raises the server errors.
+        """
         snapshots = await _adrive.arun(self._operations.list_runs(all=all), self._transport)
         return [AsyncRun(self._operations, self._transport, snapshot) for snapshot in snapshots]
 
@@ -193,7 +283,21 @@ class AsyncRunCollection:
         timeout: float | None = None,
         sleep: Callable[[float], Awaitable[None]] | None = None,
     ) -> StopResult:
-        """Stop the run of that name and return what is known of it: the twin of ``RunCollection.stop``."""
+        """Stop the run of that name and return what is known of it: the twin of ``RunCollection.stop``.
+
+        Args:
+            run_name: The run's name.
+            abort: Kill the processes without a grace period.
+            until: Return once the server has accepted the stop, shows the run stopping, or shows its end.
+            timeout: Time limit of the whole stop in seconds, requests included. None: the client's retry
+                budget, and no limit for the end.
+            sleep: An async function of seconds, instead of ``asyncio.sleep``.
+
+        Raises:
+            ServerUnreachableError: The server accepted no stop in time; the run may still be running.
+            WaitTimeoutError: The run did not reach ``until`` within ``timeout``.
+            ServerError: Any other refusal, such as ``AccessDeniedError``.
+        """
         flow = self._operations.stop_by_name(run_name, abort, until, timeout)
         return await _adrive.arun(flow, self._transport, sleep)
 

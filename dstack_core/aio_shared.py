@@ -1,4 +1,4 @@
-"""The async client for many runs at once: thousands of watched runs for a handful of requests."""
+"""The async client for many runs at once: it watches thousands of them with a handful of requests."""
 
 from __future__ import annotations
 
@@ -14,14 +14,20 @@ from dstack_core.aio import AsyncClient
 class SharedAsyncClient(AsyncClient):
     """An ``AsyncClient`` that shares its work with the others of its kind in the same event loop.
 
-    Use it for many runs watched in one process; parameters and errors are those of ``Client``, and every
-    method means the same. Those with equal server, token and limits have one set of connections, which is
-    closed with the last of them. Polls of one project's runs that come at about the same time are answered
-    from pages of 100 active runs instead of a request each; what is on no such page is polled alone. No
-    answer is older than its question. Without a ``sleep`` of the caller's own, ``follow`` and ``wait`` poll
-    at multiples of ``poll_interval`` on the clock, at most a second behind, so that runs watched with the
-    same interval are polled together; a poll that shows nothing new wakes no follower. When the process stood
-    still for 8 seconds, replies are held back for as long: another process may have taken over.
+    Use it to watch many runs in one process. Parameters and errors are those of ``Client``, and every method
+    means the same. What differs:
+
+    * Clients with equal server, token and limits have one set of connections, which is closed with the last
+      of them.
+    * Polls of one project's runs that come at about the same time are answered from pages of 100 active runs
+      instead of a request each; a run that is on no such page is polled alone. No answer is older than its
+      question.
+    * Without a ``sleep`` of the caller's own, ``follow`` and ``wait`` poll at multiples of ``poll_interval``
+      on the clock, at most a second late, so that runs watched with the same interval are polled together. A
+      poll that shows nothing new wakes no follower.
+    * After this process stood still for more than 8 seconds, replies are held back for 8 seconds, because
+      another process may have taken over.
+
     Source: PROTOCOL 1.7.
     """
 

@@ -1,4 +1,4 @@
-"""The client: one line a method over the shared flows, waiting with ``requests``."""
+"""The sync client: one line a method over the shared flows, which it carries out with ``requests``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, Unpack
 
 from dstack_core import _drive
-from dstack_core._base import ClientBase
+from dstack_core._client_base import ClientBase
 from dstack_core._operations import Operations
 from dstack_core._transport.blocking import BlockingTransport
 from dstack_core._transport.settings import TransportSettings
@@ -26,37 +26,52 @@ from dstack_core.run import Run
 
 
 class Client(ClientBase[BlockingTransport]):
-    """Talk to one project of one dstack server; safe to use from several threads. A context manager.
+    """A client of one project of one dstack server; a context manager that several threads can share.
 
-    ``server_url``, ``project_name``, ``user_token`` (str): what is left out comes from
-    ``DSTACK_SERVER_URL``, ``DSTACK_PROJECT``, ``DSTACK_TOKEN``. ``timeout`` (seconds) bounds each wait
-    for a reply, ``connect_timeout`` (seconds) each connect, ``retry_budget`` (seconds) how long a silent
-    server is borne in one call. ``verify`` (bool, or path of a CA bundle) is for TLS. Raises
-    ``ProjectNotConfiguredError`` and ``ConfigurationError``; makes no request.
+    Making one makes no request. ``Client.from_config`` also reads ``~/.dstack/config.yml`` and takes code.
+
+    Args:
+        server_url: The server's address, such as ``http://localhost:3000``. Default: ``DSTACK_SERVER_URL``.
+        project_name: Default: ``DSTACK_PROJECT``.
+        user_token: The token of a user of the server. Default: ``DSTACK_TOKEN``.
+        timeout: Seconds to wait for each part of a reply.
+        connect_timeout: Seconds to wait for each connection.
+        retry_budget: Seconds for which one call keeps retrying an unreachable server.
+        verify: Whether to check TLS certificates, or the path of a CA bundle.
+
+    Raises:
+        ProjectNotConfiguredError: The server, the project or the token is missing.
+        ConfigurationError: An argument is wrong.
+
+    Example::
+
+        with Client(server_url="http://localhost:3000", project_name="main", user_token=token) as client:
+            run = client.runs.submit("train.dstack.yml")
+            print(run.wait().message)
     """
 
     @property
     def runs(self) -> RunCollection:
-        """Return the project's runs."""
+        """The project's runs."""
         return RunCollection(self._operations, self._transport)
 
     @property
     def repos(self) -> RepoCollection:
-        """Return the repository the client was made for."""
+        """The repository that the client was made for."""
         return RepoCollection(self._operations, self._transport)
 
     @property
     def projects(self) -> ProjectCollection:
-        """Return the server's projects."""
+        """The server's projects."""
         return ProjectCollection(self._operations, self._transport)
 
     @property
     def backends(self) -> BackendCollection:
-        """Return the project's backends."""
+        """The project's backends."""
         return BackendCollection(self._operations, self._transport)
 
     def user(self) -> User:
-        """Ask who the token belongs to; neither token nor key is in the answer. Raises the server errors."""
+        """Return the user whom the token belongs to, without token and keys. Raises the server errors."""
         return _drive.run(self._operations.user(), self._transport)
 
     def close(self) -> None:
@@ -76,7 +91,7 @@ class Client(ClientBase[BlockingTransport]):
 
 
 class RunCollection:
-    """Submit, find and list the runs of a project: ``client.runs``."""
+    """The runs of a project: ``client.runs`` submits, finds, lists and stops them."""
 
     def __init__(self, operations: Operations, transport: BlockingTransport) -> None:
         self._operations = operations
@@ -102,7 +117,7 @@ class RunCollection:
         on_event: Callable[[Event], None] | None = None,
         **options: Unpack[KeywordOptions],
     ) -> Run:
-        """Submit exactly one run and return it, whatever gets lost on the way.
+        """Submit exactly one run and return it, even if requests or replies are lost on the way.
 
         Args:
             configuration: A ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml``.
@@ -146,13 +161,16 @@ class RunCollection:
         Raises:
             ConfigurationError: Something is wrong or missing; nothing was submitted. For a taken port it is
                 ``PortInUseError``.
-            ServerError: See there for its kinds.
+            RunNameTakenError: An active run has that name, and it is not the one that ``marker`` names.
+            ServerError: The other server errors.
 
         Example:
             ``client.runs.submit("train.dstack.yml", env={"HF_TOKEN": token}, args=["--epochs", "3"])``
 
         Source: the documented API, "submit()"; PROTOCOL 1.3, 1.4.
         """
+        # The documented API has these as parameters, which may be passed by position; the others are
+        # keywords.
         given: SubmitOptions = {
             "resources": resources,
             "spot_policy": spot_policy,
@@ -188,16 +206,21 @@ class RunCollection:
     ) -> Run:
         """Submit a run, or update the active one of that name in place, as ``dstack apply`` does.
 
-        An active run that is already as wanted is left alone. Of a service nearly everything can be updated;
-        the server replaces its replicas one after the other while it keeps answering. Whatever gets lost on
-        the way, nothing is submitted or updated twice. Where no run of that name is active, one is submitted.
+        If no run of that name is active, one is submitted. An active run that is already as wanted is left
+        alone. Of a service nearly everything can be updated; the server replaces its replicas one after the
+        other while it keeps answering. Nothing is submitted or updated twice, even if requests or replies are
+        lost on the way.
 
         Args:
-            configuration: As in ``submit``.
+            configuration: A ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml``.
             run_name: Which run it is. Default: the configuration's name, else a random one.
-            marker: As in ``submit``: the run carries it afterwards, and a finished run that carries it is
-                returned as it is. Without one an updated run keeps the marker it has.
-            verify_ports, retry_budget, sleep, on_event: As in ``submit``.
+            verify_ports: Bind every local port that a task's ``ports`` name and release it again, so that a
+                taken one is reported now and not by ``run.attach()``.
+            marker: Kept with the run. A finished run of this name that carries it is returned as it is.
+                Without one an updated run keeps the marker that it has.
+            retry_budget: Seconds to retry an unreachable server; None: the client's.
+            sleep: A function of seconds that replaces ``time.sleep`` between two tries.
+            on_event: Gets ``ContactLost`` and ``ContactRestored`` instead of the ``dstack_core`` logger.
             **options: The options of ``submit``, by keyword; ``SubmitOptions`` explains each.
 
         Returns:
@@ -206,11 +229,12 @@ class RunCollection:
 
         Raises:
             RunNotUpdatableError: The run is active, and a change needs a new run, or it is stopping; nothing
-                was changed. Its ``changes`` names what it is.
-            ConfigurationError: As ``submit``; the server errors as well.
+                was changed. Its ``changes`` names the keys that need a new run.
+            ConfigurationError: Something is wrong or missing; nothing was submitted or updated.
+            ServerError: The other server errors.
 
         Example:
-            >>> run = client.runs.apply("service.dstack.yml", run_name="llm")
+            ``run = client.runs.apply("service.dstack.yml", run_name="llm")``
 
         Source: PROTOCOL 1.4.
         """
@@ -232,19 +256,24 @@ class RunCollection:
         timeout: float | None = None,
         **options: Unpack[SubmitOptions],
     ) -> Plan:
-        """Return the offers a run would have; nothing is submitted.
+        """Return the offers that a run would have; nothing is submitted.
 
         Args:
-            configuration: As in ``submit``.
-            timeout: The most seconds everything may take. None: retry for the client's budget.
+            configuration: A ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml``.
+            timeout: Time limit of everything in seconds, retries included. None: retry for the client's
+                budget.
             **options: The options of ``submit``, by keyword; ``SubmitOptions`` explains each.
 
         Returns:
-            The plan; one without offers is no error.
+            The plan. If no machine is on offer, its ``offers`` are empty; that raises nothing.
 
         Raises:
             WaitTimeoutError: ``timeout`` passed.
-            ConfigurationError: As ``submit``; the server errors as well.
+            ConfigurationError: Something is wrong or missing.
+            ServerError: The server errors.
+
+        Example:
+            ``print(client.runs.plan("train.dstack.yml").max_price_per_hour)``
 
         Source: PROTOCOL 1.4.
         """
@@ -260,19 +289,45 @@ class RunCollection:
         sleep: Callable[[float], None] | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> Run | None:
-        """Return the run of that name, or None when there is none. Raises the server errors.
+        """Return the run of that name, or None if there is no such run.
 
-        ``timeout`` (seconds) bounds everything, retries included, and raises ``WaitTimeoutError``;
-        ``retry_budget`` (seconds) is that of this call, ``sleep`` and ``on_event`` are as in ``submit``.
+        Args:
+            run_name: The run's name.
+            timeout: Time limit of everything in seconds, retries included. None: no limit but the budget.
+            retry_budget: Seconds to retry an unreachable server; None: the client's.
+            sleep: A function of seconds that replaces ``time.sleep`` between two tries.
+            on_event: Gets ``ContactLost`` and ``ContactRestored`` instead of the ``dstack_core`` logger.
+
+        Returns:
+            The run, active or finished, or None.
+
+        Raises:
+            WaitTimeoutError: ``timeout`` passed.
+            ServerError: The server errors.
+
+        Example:
+            ``run = client.runs.get("train")``
         """
         flow = self._operations.get(run_name, retry_budget=retry_budget, timeout=timeout)
         snapshot = _drive.run(flow, self._transport, sleep, on_event)
         return None if snapshot is None else Run(self._operations, self._transport, snapshot)
 
     def list(self, all: bool = False) -> list[Run]:
-        """Return runs, newest first: the active ones, else the latest finished; with ``all`` every run.
+        """Return runs, newest first: the active ones, or the latest finished run if none is active.
 
-        Raises the server errors. Source: the documented API, "list()"; PROTOCOL 1.7, 3.1.
+        Args:
+            all: Return every run of the project, active and finished.
+
+        Returns:
+            The runs.
+
+        Raises:
+            ServerError: The server errors.
+
+        Example:
+            ``names = [run.name for run in client.runs.list(all=True)]``
+
+        Source: the documented API, "list()"; PROTOCOL 1.7, 3.1.
         """
         snapshots = _drive.run(self._operations.list_runs(all=all), self._transport)
         return [Run(self._operations, self._transport, snapshot) for snapshot in snapshots]
@@ -286,9 +341,31 @@ class RunCollection:
         timeout: float | None = None,
         sleep: Callable[[float], None] | None = None,
     ) -> StopResult:
-        """Stop the run of that name and return what is known of it; a missing or finished run is no error.
+        """Stop the run of that name and return what is known of it.
 
-        The stop is the first request. Arguments and errors are those of ``Run.stop``.
+        The stop is the first request, so it reaches whichever run has the name. A missing or finished run
+        raises nothing.
+
+        Args:
+            run_name: The run's name.
+            abort: Kill the processes without a grace period.
+            until: Return once the server has accepted the stop, shows the run stopping, or shows its end.
+            timeout: Time limit of the whole stop in seconds, requests included. None retries an unreachable
+                server for the client's retry budget and waits for the end without a limit.
+            sleep: A function of seconds, instead of ``time.sleep``.
+
+        Returns:
+            The result; its ``state`` is ``MISSING`` if there is no such run.
+
+        Raises:
+            ServerUnreachableError: The server accepted no stop in time; the run may still be running.
+            WaitTimeoutError: The run did not reach ``until`` within ``timeout``.
+            ServerError: Any other refusal, such as ``AccessDeniedError``.
+
+        Example:
+            ``client.runs.stop("train", until="ended", timeout=60)``
+
+        Source: the documented API, "stop()"; PROTOCOL 1.7.
         """
         flow = self._operations.stop_by_name(run_name, abort, until, timeout)
         return _drive.run(flow, self._transport, sleep)

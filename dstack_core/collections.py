@@ -1,4 +1,4 @@
-"""What a client sees beside runs: projects, backends and repositories."""
+"""The collections of a client other than runs: projects, backends and repositories."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from dstack_core.models.account import Backend, Project
 
 
 class ProjectCollection:
-    """Find projects of the server: ``client.projects``."""
+    """The projects of the server: ``client.projects``."""
 
     def __init__(self, operations: Operations, transport: BlockingTransport) -> None:
         self._operations = operations
         self._transport = transport
 
     def list(self) -> list[Project]:
-        """Return the projects the user sees, without their members and backends. Raises the server errors."""
+        """Return the projects that the user sees, without their members and backends.
+
+        Raises the server errors.
+        """
         return _drive.run(self._operations.projects(), self._transport)
 
     def get(self, name: str | None = None) -> Project:
@@ -28,7 +31,7 @@ class ProjectCollection:
 
 
 class BackendCollection:
-    """List the backends of the client's project: ``client.backends``."""
+    """The backends of the client's project: ``client.backends``."""
 
     def __init__(self, operations: Operations, transport: BlockingTransport) -> None:
         self._operations = operations
@@ -40,18 +43,23 @@ class BackendCollection:
 
 
 class RepoCollection:
-    """Make the repository of ``from_config(repo_dir=...)`` known to the server: ``client.repos``."""
+    """The repository of ``from_config(repo_dir=...)``: ``client.repos``."""
 
     def __init__(self, operations: Operations, transport: BlockingTransport) -> None:
         self._operations = operations
         self._transport = transport
 
     def init(self) -> None:
-        """Make the client's repository and its credentials known to the server; again is fine.
+        """Register the client's repository and its credentials with the server; repeating it is fine.
 
-        The first submit of a client does it by itself unless it was made with ``init=False``. Uploads
-        no code. Raises ``ConfigurationError`` without a ``repo_dir``, for a Git repository a run could not
-        clone, or for a key that cannot be used, before anything is sent; else the server errors. Source:
-        the documented API, "from_config()"; PROTOCOL 1.3.
+        The first submit of a client does this unless the client was made with ``init=False``. It uploads
+        no code.
+
+        Raises:
+            ConfigurationError: The client has no ``repo_dir``, a run could not clone the Git repository, or
+                the key cannot be used; nothing was sent.
+            ServerError: The server errors.
+
+        Source: the documented API, "from_config()"; PROTOCOL 1.3.
         """
         _drive.run(self._operations.init_repo(), self._transport)

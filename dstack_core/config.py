@@ -1,4 +1,8 @@
-"""Find the server, the project and the token: arguments, environment, ``~/.dstack/config.yml``."""
+"""The search for server, project and token: arguments, then the environment, then ``~/.dstack/config.yml``.
+
+In ``from_config`` the address and the token always come from the same source; only the project's name may
+come from another one. No message quotes a line of the file, which holds tokens.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ _VARIABLES = dict(zip(("server_url", "project_name", "user_token"), _EXPECTED, s
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Hold where a client talks to; the token stays out of the repr."""
+    """The server, the project and the token of a client; the token stays out of the repr."""
 
     server_url: str
     project: str
@@ -33,11 +37,11 @@ class Target:
 
 
 def from_arguments(server_url: str | None, project_name: str | None, user_token: str | None) -> Target:
-    """Return the target the arguments name; what is left out comes from the environment.
+    """Return the target that the arguments name; what is left out comes from the environment.
 
     Reads ``DSTACK_SERVER_URL``, ``DSTACK_PROJECT`` and ``DSTACK_TOKEN``. Raises
-    ``ProjectNotConfiguredError`` for what neither names, ``ConfigurationError`` for an address that is
-    none.
+    ``ProjectNotConfiguredError`` for what neither names, ``ConfigurationError`` for an address without a
+    scheme.
     """
     arguments = zip(_VARIABLES, (server_url, project_name, user_token), strict=True)
     given = {name: value or os.environ.get(_VARIABLES[name]) for name, value in arguments}
@@ -111,7 +115,7 @@ def _refuse_empty(variables: Iterable[str]) -> None:
 
 
 def _projects(path: Path) -> list[Mapping[str, Any]]:
-    # Only those who have such a file wait for the import.
+    # Only a client that reads such a file pays for the import.
     import yaml
 
     try:

@@ -1,4 +1,7 @@
-"""Read run configurations: a ``.dstack.yml`` file or a dict is as good as a ``Task``."""
+"""Reading run configurations and profiles from YAML files, texts and dicts.
+
+Every function that takes a configuration takes any of these forms, ``ConfigurationLike``.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from dstack_core.models.profiles import Profile
 ConfigurationLike: TypeAlias = Configuration | Mapping[str, Any] | str | os.PathLike[str]
 """A ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml`` file."""
 
-# What no file is called: a text of several lines, or one with a key.
+# YAML text instead of a path: several lines, or a key. No file has such a name.
 _YAML = re.compile(r".*\n|\s*[\w-]+:(\s|$)", re.ASCII)
 
 _TYPES: dict[str, type[Configuration]] = {"task": Task, "service": Service, "dev-environment": Configuration}
@@ -24,9 +27,19 @@ _TYPES: dict[str, type[Configuration]] = {"task": Task, "service": Service, "dev
 def load_configuration(source: ConfigurationLike) -> Configuration:
     """Return the configuration that ``source`` is, or names as a path.
 
-    Relative paths in ``files`` are those of the folder the file lies in; of a dict or a ``Task`` they are
-    those of the current directory. Raises ``ConfigurationError`` when the file cannot be read, is no
-    mapping, or is wrong.
+    Args:
+        source: A ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml``. Relative paths
+            in ``files`` and ``repos`` are relative to the folder of that file; those of a dict or a ``Task``
+            to the current directory.
+
+    Returns:
+        The configuration: a ``Task``, a ``Service``, or a ``Configuration`` of another type.
+
+    Raises:
+        ConfigurationError: The file cannot be read, is not a mapping, or a field is wrong.
+
+    Example:
+        ``task = load_configuration("train.dstack.yml")``
     """
     if isinstance(source, Configuration):
         return source
@@ -42,9 +55,17 @@ def load_configuration(source: ConfigurationLike) -> Configuration:
 
 
 def parse_configuration(text: str, name: str = "configuration") -> Configuration:
-    """Return the configuration written as YAML in ``text``; ``name`` is used in errors.
+    """Return the configuration that is written as YAML in ``text``.
 
-    Raises ``ConfigurationError``.
+    Args:
+        text: A YAML document, as in a ``.dstack.yml``.
+        name: What errors call the text, such as the name of the parameter it was passed as.
+
+    Raises:
+        ConfigurationError: The text is not a YAML mapping, or a field is wrong.
+
+    Example:
+        ``task = parse_configuration("type: task\\ncommands: [python train.py]")``
     """
     return _from_mapping(_parse(text, name), name)
 
@@ -66,7 +87,7 @@ def _read(path: Path) -> Any:
 
 
 def _parse(text: str, name: str) -> Any:
-    # Only those who read a file wait for the import.
+    # Only a caller that reads YAML pays for the import.
     import yaml
 
     try:
@@ -95,7 +116,7 @@ def _from_mapping(data: Any, name: str, folder: Path | None = None) -> Configura
 
 
 def _subject(name: str) -> str:
-    """Return what begins an error: the parameter, and the file where there is one."""
+    """Return the beginning of an error: the parameter, and the file if there is one."""
     return name if name == "configuration" else f"configuration: {name}"
 
 
@@ -116,11 +137,11 @@ def load_profile(
             marked ``default: true``, else an empty profile.
         folder: The directory whose ``.dstack/profiles.yml`` is read first; None: no such file.
         file: The path of a file of profiles, read instead of all others.
-        home: Whether what belongs to the user counts: ``~/.dstack/profiles.yml``, ``DSTACK_PROFILE``, and
+        home: Whether to use the user's own settings: ``~/.dstack/profiles.yml``, ``DSTACK_PROFILE``, and
             ``DSTACK_NO_PROFILE``, which turns profiles off unless one is named.
 
     Returns:
-        The profile; without a name and without a default an empty one.
+        The profile. Without a name and without a default it is empty.
 
     Raises:
         ConfigurationError: No file has a profile of that name, or a file is wrong.
@@ -166,7 +187,7 @@ def _read_profiles(path: Path, *, needed: bool) -> list[Profile]:
             raise ConfigurationError(f"profiles: expected a file at {path}, got none.") from None
         return []
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"profiles: {path} cannot be read ({error}).") from None
+        raise ConfigurationError(f"profiles: could not read {path}: {error}.") from None
     items = _items(text, path)
     try:
         return [Profile.model_validate(item) for item in items]
@@ -175,7 +196,7 @@ def _read_profiles(path: Path, *, needed: bool) -> list[Profile]:
 
 
 def _items(text: str, path: Path) -> list[Any]:
-    # Only those who have such a file wait for the import.
+    # Only a caller that reads such a file pays for the import.
     import yaml
 
     try:

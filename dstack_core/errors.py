@@ -1,4 +1,4 @@
-"""The tree of everything this package raises on purpose.
+"""The tree of the errors that this package raises on purpose.
 
 ::
 
@@ -6,8 +6,8 @@
     ├── ConfigurationError            the caller's input; raised before anything is sent
     │   ├── ProjectNotConfiguredError     no usable server, project or token was found
     │   └── PortInUseError                a local port the run is to be reached at is taken
-    ├── ServerError                   the server's answer, or the way to it
-    │   ├── ServerUnreachableError        no usable answer within the retry budget
+    ├── ServerError                   the server's reply, or the connection to it
+    │   ├── ServerUnreachableError        no usable reply within the retry budget
     │   ├── AuthenticationError           the token was refused (401, 403)
     │   ├── AccessDeniedError             the token is good, the project is not its own (403)
     │   ├── ProjectNotFoundError          no such project on this server (404)
@@ -16,18 +16,18 @@
     │   │   ├── RunNameTakenError             a run of that name is not ours to take over
     │   │   └── RunNotUpdatableError          a change needs a new run, and the old one is active
     │   ├── UnsupportedServerError        the server is too old for this call or field
-    │   └── ProtocolError                 the answer is not one a dstack server gives
-    ├── AttachError                   the way into a run's container could not be opened
+    │   └── ProtocolError                 the reply is not one that a dstack server sends
+    ├── AttachError                   the run's container could not be reached over SSH
     ├── RunError                      the run's own outcome
     │   ├── RunFailedError                the run's command or job failed
-    │   ├── NoCapacityError               no machine could be had
-    │   └── RunStoppedError               somebody stopped or aborted the run
+    │   ├── NoCapacityError               no machine was available
+    │   └── RunStoppedError               a user stopped or aborted the run
     └── WaitTimeoutError              the caller's own time limit passed (also a TimeoutError)
 
 ``RunError`` and the three below it are in ``models/outcome.py``, beside the ``Outcome`` that they carry.
 
-``TransientServerError`` is what transports and the wire raise for a fault that may pass; the retry
-wrapper turns it into ``ServerUnreachableError`` when its budget is spent.
+Transports and the wire raise ``TransientServerError`` for a fault that may pass. The retry wrapper turns it
+into ``ServerUnreachableError`` when its budget is used up, so a caller only sees the latter.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ from collections.abc import Callable
 
 
 class DstackError(Exception):
-    """Be the root of every error this package raises.
+    """The root of every error that this package raises on purpose.
 
-    ``message`` (str) is one text for a person: what was tried, where, and what to do next.
+    Attributes:
+        message: One text for a person (str): what was tried, where, and what to do next.
     """
 
     def __init__(self, message: str) -> None:
@@ -47,17 +48,19 @@ class DstackError(Exception):
 
 
 class ConfigurationError(DstackError):
-    """Say which input is wrong, with its value and the way out; nothing was sent."""
+    """A wrong input, reported before anything is sent: which one, its value and what to do."""
 
 
 class ProjectNotConfiguredError(ConfigurationError):
-    """Say that no server, project or token could be found for the client."""
+    """A client without a usable server, project or token."""
 
 
 class PortInUseError(ConfigurationError):
-    """Say which local port is taken, and by whom.
+    """A local port that is taken by another process.
 
-    ``port`` (int); ``pid`` (int) of the process that listens there, None when it cannot be seen.
+    Attributes:
+        port: The local port (int).
+        pid: The id of the process that listens there (int), None if this user cannot see it.
     """
 
     def __init__(self, message: str, *, port: int, pid: int | None = None) -> None:
@@ -66,7 +69,7 @@ class PortInUseError(ConfigurationError):
         self.pid = pid
 
     def __reduce__(self) -> tuple[Callable[..., PortInUseError], tuple[str, int, int | None]]:
-        """Keep ``port`` and ``pid`` when the error crosses a process border."""
+        """Keep ``port`` and ``pid`` when the error is pickled, such as for another process."""
         return _port_in_use, (self.message, self.port, self.pid)
 
 
@@ -75,17 +78,21 @@ def _port_in_use(message: str, port: int, pid: int | None) -> PortInUseError:
 
 
 class AttachError(DstackError):
-    """Say at which hop the way into a run's container ended, why, and what to do; the run goes on."""
+    """A failed SSH connection to a run's container: which hop failed, why, and what to do.
+
+    The run keeps running.
+    """
 
 
 class ServerError(DstackError):
-    """Be the root of what the server, or the way to it, did wrong."""
+    """The root of the errors of the server and of the connection to it."""
 
 
 class TransientServerError(ServerError):
-    """Report a fault that may pass: a broken connection, 429 or 5xx.
+    """A fault that may pass: a broken connection, HTTP 429 or 5xx.
 
-    ``retry_after`` is the server's ``Retry-After`` header as it came, or None.
+    Attributes:
+        retry_after: The server's ``Retry-After`` header as it came (str), or None.
     """
 
     def __init__(self, message: str, *, retry_after: str | None = None) -> None:
@@ -94,29 +101,31 @@ class TransientServerError(ServerError):
 
 
 class ServerUnreachableError(ServerError):
-    """Report that the server gave no usable answer within the retry budget."""
+    """A server that sent no usable reply within the retry budget; a submitted run keeps running."""
 
 
 class AuthenticationError(ServerError):
-    """Report that the server refused the token (PROTOCOL 1.1: 401, 403 "Invalid token")."""
+    """A token that the server refused (PROTOCOL 1.1: 401, 403 "Invalid token")."""
 
 
 class AccessDeniedError(ServerError):
-    """Report that the token's user is no member of the project (PROTOCOL 1.1: 403)."""
+    """A project that the token's user is not a member of (PROTOCOL 1.1: 403)."""
 
 
 class ProjectNotFoundError(ServerError):
-    """Report that the server has no such project (PROTOCOL 1.1: 404)."""
+    """A project that the server does not have (PROTOCOL 1.1: 404)."""
 
 
 class RunNotFoundError(ServerError):
-    """Report that the project has no such run (PROTOCOL 1.1: 400 ``resource_not_exists``)."""
+    """A run that the project does not have (PROTOCOL 1.1: 400 ``resource_not_exists``)."""
 
 
 class RequestRejectedError(ServerError):
-    """Report that the server refused a request (PROTOCOL 1.1: 400 and 422).
+    """A request that the server refused (PROTOCOL 1.1: 400 and 422).
 
-    ``code`` is the server's error code (str or None), ``status`` the HTTP status.
+    Attributes:
+        code: The server's error code (str), or None.
+        status: The HTTP status (int).
     """
 
     def __init__(self, message: str, *, code: str | None = None, status: int = 400) -> None:
@@ -126,13 +135,14 @@ class RequestRejectedError(ServerError):
 
 
 class RunNameTakenError(RequestRejectedError):
-    """An active run of the wanted name exists, and it is not the one that the caller's marker names."""
+    """An active run that has the wanted name, but not the caller's marker."""
 
 
 class RunNotUpdatableError(RequestRejectedError):
     """An active run that ``apply`` cannot turn into what is wanted; nothing was changed.
 
-    ``changes`` (tuple of str): the keys that need a new run; empty for a run that is stopping.
+    Attributes:
+        changes: The keys that need a new run (tuple of str); empty for a run that is stopping.
     """
 
     def __init__(
@@ -143,9 +153,10 @@ class RunNotUpdatableError(RequestRejectedError):
 
 
 class UnsupportedServerError(ServerError):
-    """Report that this server's version does not have the call or the field (PROTOCOL 1.1, 2.2).
+    """A call or a field that this server's version does not have (PROTOCOL 1.1, 2.2).
 
-    ``status`` is the HTTP status of a call the server does not know, or None.
+    Attributes:
+        status: The HTTP status (int) of a call that the server does not know, or None.
     """
 
     def __init__(self, message: str, *, status: int | None = None) -> None:
@@ -154,9 +165,10 @@ class UnsupportedServerError(ServerError):
 
 
 class ProtocolError(ServerError):
-    """Report an answer no dstack server gives: another service, a proxy's page, a redirect.
+    """A reply that no dstack server sends: from another service, a proxy's page, a redirect.
 
-    ``status`` is the HTTP status, or None where it says nothing.
+    Attributes:
+        status: The HTTP status (int), or None if it explains nothing.
     """
 
     def __init__(self, message: str, *, status: int | None = None) -> None:
@@ -165,4 +177,4 @@ class ProtocolError(ServerError):
 
 
 class WaitTimeoutError(DstackError, TimeoutError):
-    """Report that the caller's own time limit passed; the run goes on."""
+    """The end of the caller's own time limit; the run keeps running. Also a ``TimeoutError``."""

@@ -1,4 +1,4 @@
-"""A run, as the client sees it."""
+"""The handle of a run of the sync client: one line a method over the shared flows."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import Literal, Self
 
 from dstack_core import _drive
-from dstack_core._base import RunBase
 from dstack_core._flow.raw_log import ChunkOptions, LogChunk
 from dstack_core._flow.retry import within
+from dstack_core._run_base import RunBase
 from dstack_core._transport.blocking import BlockingTransport
 from dstack_core.errors import RunNotFoundError
 from dstack_core.models.events import Event
@@ -27,14 +27,14 @@ class Run(RunBase[BlockingTransport]):
     """A handle to one run, from ``client.runs``; its attributes are as of the last poll."""
 
     def status(self) -> RunStatus:
-        """Ask the server for the run's status. Raises the server errors."""
+        """Fetch the run and return its status. Raises ``RunNotFoundError`` and the other server errors."""
         return self.refresh()._snapshot.status
 
     def refresh(self) -> Self:
-        """Fetch the run. Raises ``RunNotFoundError`` when the run was deleted, and the server errors."""
+        """Fetch the run and return it. Raises ``RunNotFoundError`` if it was deleted; the server errors."""
         snapshot = _drive.run(self._operations.get(self.name, self.id), self._transport)
         if snapshot is None:
-            raise RunNotFoundError(f"the run {self.name} is gone: {self.url}")
+            raise RunNotFoundError(f"Run {self.name} no longer exists: {self.url}")
         self._snapshot = snapshot
         return self
 
@@ -47,19 +47,34 @@ class Run(RunBase[BlockingTransport]):
         diagnose: bool = False,
         node: int | None = None,
     ) -> Generator[LogBytes, None, None]:
-        """Yield the log as bytes: what there is now, with ``follow`` all until the run ends.
+        """Yield the log as bytes: what there is now, with ``follow`` everything until the run ends.
 
-        After ``attach()`` all until the run ends: live from the container where the run has one job and
-        nothing but ``follow`` is asked for, else what the server gets to know (seconds later). A connection
-        that is cut on the way loses no byte and doubles none. ``start_time`` leaves out what is older (a
-        naive one is in this machine's time zone). ``poll_interval`` in seconds. ``diagnose`` reads the log
-        of the job's runner instead. ``node`` (int) reads one node of a task on several.
+        After ``attach()`` everything until the run ends is read: live from the container if the run has one
+        job and only ``follow`` and ``poll_interval`` are passed, else the server's copy, which is seconds
+        late. A connection that breaks on the way loses no byte and repeats none.
 
-        Each ``LogBytes`` knows its node, replica and attempt. With one job, chunks are as the runner wrote
-        them, live ones with their terminal escape sequences; with several they are whole lines, so that no
-        line mixes two nodes. Lines end with ``\\r\\n``. All attempts of a retried job are read. Raises
-        ``ConfigurationError`` for a node the run has not, and the server errors. Source: the documented
-        API, "attach()"; PROTOCOL 1.8, 4.6.
+        Args:
+            start_time: Leave out what is older; a naive time is in this machine's time zone. Default: none.
+            follow: Continue until the run ends.
+            poll_interval: Seconds between two requests for more.
+            diagnose: Read the log of the job's runner instead.
+            node: Read one node of a task on several, counted from 0. Default: all.
+
+        Yields:
+            ``LogBytes``, which know their node, replica and attempt. With one job, chunks are as the runner
+            wrote them, live ones with their terminal escape sequences; with several they are whole lines, so
+            that no line mixes two nodes. Lines end with ``\\r\\n``. All attempts of a retried job are read.
+
+        Raises:
+            ConfigurationError: The run does not have that node.
+            ServerError: The server errors.
+
+        Example::
+
+            for chunk in run.logs(follow=True):
+                sys.stdout.buffer.write(chunk)
+
+        Source: the documented API, "attach()"; PROTOCOL 1.8, 4.6.
         """
         options = ChunkOptions(start_time, follow, poll_interval, diagnose, node)
         flow = self._chunks(options)
@@ -77,15 +92,33 @@ class Run(RunBase[BlockingTransport]):
         retry_budget: float = 600.0,
         sleep: Callable[[float], None] | None = None,
     ) -> Generator[Event, None, Outcome]:
-        """Yield the run's events until it is finished; return its ``Outcome``.
+        """Yield the run's events until it has finished; the generator returns its ``Outcome``.
 
-        ``progress`` (from any earlier event) goes on right behind that event. ``poll_interval`` and
-        ``retry_budget`` in seconds; a server that is silent for longer raises ``ServerUnreachableError``,
-        the run keeps running. ``timeout`` (seconds) bounds everything, requests included, and raises
-        ``WaitTimeoutError``. ``sleep`` (a function of seconds) replaces ``time.sleep``. Leaving the iteration
-        does not stop the run. The status is looked at every time, a log that stays silent less and less
-        often, at most 15 seconds apart (a minute with a ``SharedAsyncClient``). Raises
-        ``RunNotFoundError`` and the server errors.
+        Each poll fetches the status. A log that shows nothing new is read less and less often, at most
+        15 seconds apart. Leaving the iteration does not stop the run.
+
+        Args:
+            progress: The ``progress`` of an earlier event, here or in another process; the next event is the
+                one after it. Default: from the start.
+            timeout: Time limit of everything in seconds, requests included. None: no limit.
+            poll_interval: Seconds between two status requests.
+            logs: Whether to read the log.
+            retry_budget: Seconds for which an unreachable server is retried.
+            sleep: A function of seconds, instead of ``time.sleep``; what it raises ends the iteration.
+
+        Yields:
+            ``StatusChanged``, ``LogLines``, ``ContactLost``, ``ContactRestored``, and last ``RunFinished``.
+
+        Raises:
+            WaitTimeoutError: ``timeout`` passed; the run keeps running.
+            ServerUnreachableError: The retry budget is used up; the run keeps running.
+            ServerError: Any other refusal, such as ``RunNotFoundError``.
+
+        Example::
+
+            for event in run.follow():
+                if isinstance(event, LogLines):
+                    print(*event.lines, sep="\\n")
         """
         flow = self._follow(
             progress,
@@ -113,12 +146,18 @@ class Run(RunBase[BlockingTransport]):
             poll_interval: Seconds between two status requests.
             retry_budget: Seconds for which an unreachable server is retried.
             sleep: A function of seconds, instead of ``time.sleep``; what it raises ends the wait.
-            on_event: Gets the events, by default the ``dstack_core`` logger reports lost contact.
+            on_event: Gets the events. Default: the ``dstack_core`` logger reports lost contact.
+
+        Returns:
+            How the run ended.
 
         Raises:
             WaitTimeoutError: The timeout passed; the run keeps running.
-            ServerUnreachableError: The retry budget is spent; the run keeps running.
+            ServerUnreachableError: The retry budget is used up; the run keeps running.
             ServerError: Any other refusal, such as ``RunNotFoundError``.
+
+        Example:
+            ``run.wait(timeout=3600).raise_for_status()``
         """
         flow = self._follow(None, poll_interval=poll_interval, logs=False, retry_budget=retry_budget)
         limited = within(flow, self._limit(timeout, "had not finished"))
@@ -135,24 +174,40 @@ class Run(RunBase[BlockingTransport]):
         """Wait until the run has started, log in to its container and forward its ports; return the run.
 
         Waits while the run is submitted, pending or provisioning (its image is pulled, or it is tried
-        again), at most ``timeout`` seconds, looking every ``poll_interval`` seconds. Then opens an SSH
-        tunnel, without an ``ssh`` program and without touching its configuration: every port of ``ports``
-        can be reached at 127.0.0.1 (see ``ports``) and ``logs()`` becomes live. A tunnel that is cut is
-        opened again, for up to 10 minutes. A run that is already over is no error: it just is not attached
-        (``is_attached``), and ``logs()`` reads from the server. An attached run is left as it is.
-
-        ``ssh_identity_file``: the private key to log in with; without it the key of the client, the user's
-        key on the server or ``~/.dstack/ssh/id_rsa``, whichever the run was submitted with. ``node``: which
-        node of a run on several; of a service the first running replica is taken. Use it as a context
-        manager to ``detach()`` at the end, which never stops the run.
+        again). Then opens an SSH tunnel, without an ``ssh`` program and without touching its configuration:
+        every port of the configuration's ``ports`` can be reached at 127.0.0.1 (see ``ports``), and
+        ``logs()`` becomes live. A tunnel that breaks is opened again, for up to 10 minutes. A run that has
+        already finished raises nothing: it is not attached (``is_attached``), and ``logs()`` reads from the
+        server. An attached run is left as it is. As a context manager, the run calls ``detach()`` at the
+        end, which never stops the run.
 
         The server hands out no host keys, so a machine's first key is accepted and only compared with
-        itself when the tunnel is opened again. Where the server has an SSH proxy, the proxy's key is compared
-        with ``~/.ssh/known_hosts`` when that knows the proxy.
+        itself when the tunnel is opened again. If the server has an SSH proxy, the proxy's key is compared
+        with ``~/.ssh/known_hosts`` if that file has an entry for it.
 
-        Raises ``AttachError`` that names the hop, what failed and what to do; ``PortInUseError`` for a
-        local port that is taken; ``ConfigurationError`` for a key file or a node that is none;
-        ``WaitTimeoutError``; the server errors. Source: the documented API, "attach()"; PROTOCOL 4.
+        Args:
+            ssh_identity_file: The path of the private key to log in with. Default: the key of the client, the
+                user's key on the server or ``~/.dstack/ssh/id_rsa``, whichever the run was submitted with.
+            node: The node of a run on several, counted from 0; of a service the first running replica.
+            timeout: Seconds to wait for the start. None: no limit.
+            poll_interval: Seconds between two status requests.
+
+        Returns:
+            The run.
+
+        Raises:
+            AttachError: The login failed; it names the hop, what failed and what to do.
+            PortInUseError: A local port is taken.
+            ConfigurationError: The key file cannot be used, or the run does not have that node.
+            WaitTimeoutError: The run had not started within ``timeout``; it keeps running.
+            ServerError: The server errors.
+
+        Example::
+
+            with run.attach():
+                print(requests.get(f"http://localhost:{run.ports[8000]}").text)
+
+        Source: the documented API, "attach()"; PROTOCOL 4.
         """
         if self._attachment is None:
             flow = self._operations.attach(
@@ -160,11 +215,12 @@ class Run(RunBase[BlockingTransport]):
             )
             limited = within(flow, self._limit(timeout, "had not started"))
             self._snapshot, self._attachment = _drive.run(limited, self._transport)
+            # Also for a run that has finished and is not attached: ``logs()`` then reads everything.
             self._attach_asked = True
         return self
 
     def detach(self) -> None:
-        """Close the SSH tunnel and the local ports; the run keeps running. Does nothing when not attached.
+        """Close the SSH tunnel and the local ports; the run keeps running. Does nothing if not attached.
 
         Source: the documented API, "detach()".
         """
@@ -190,11 +246,27 @@ class Run(RunBase[BlockingTransport]):
     ) -> str:
         """Wait until the service answers requests and return its address, ``service_url``.
 
-        It answers when a reply comes from the service itself, whatever its status. ``timeout``,
-        ``poll_interval`` and ``retry_budget`` (how long a silent server is borne) in seconds; ``sleep`` as
-        in ``follow``. Raises the ``RunError`` of a run that ends before,
-        ``WaitTimeoutError`` (the run goes on), ``ConfigurationError`` for a run that is no service, and
-        the server errors. Source: PROTOCOL 1.9.
+        It answers once a reply comes from the service itself, whatever its HTTP status.
+
+        Args:
+            timeout: Seconds to wait, None for no limit.
+            poll_interval: Seconds between two polls.
+            retry_budget: Seconds for which an unreachable server is retried.
+            sleep: A function of seconds, instead of ``time.sleep``; what it raises ends the wait.
+
+        Returns:
+            The address.
+
+        Raises:
+            RunError: The run ended before the service answered.
+            WaitTimeoutError: ``timeout`` passed; the run keeps running.
+            ConfigurationError: The run is not a service.
+            ServerError: The server errors.
+
+        Example:
+            ``url = run.wait_until_ready(timeout=600)``
+
+        Source: PROTOCOL 1.9.
         """
         flow = self._operations.wait_until_ready(
             self.name, self.id, poll_interval=poll_interval, retry_budget=retry_budget
@@ -205,17 +277,30 @@ class Run(RunBase[BlockingTransport]):
     def events(self, limit: int | None = None) -> list[EventRecord]:
         """Return what the server recorded of the run and its jobs, oldest first.
 
-        ``limit`` (int) asks for the newest so many, None for all. Raises ``UnsupportedServerError`` on
-        servers before 0.20.0, and the server errors. Source: PROTOCOL 1.9.
+        ``limit`` (int) is the number of newest records to return, None for all. Raises
+        ``UnsupportedServerError`` on servers before 0.20.0, and the server errors. Source: PROTOCOL 1.9.
         """
         return _drive.run(self._operations.events(self.id, limit), self._transport)
 
     def metrics(self, node: int = 0, replica: int = 0, limit: int | None = None) -> list[Metric]:
         """Return what one job used of its machine: CPU, memory, GPUs; empty until there are values.
 
-        ``node`` and ``replica`` name the job, ``limit`` (int) asks for the newest so many values of each
-        metric, None for all the server keeps. Raises ``RunNotFoundError`` for a job the run has not, and
-        the server errors. Source: PROTOCOL 1.9.
+        Args:
+            node: The job's node, counted from 0.
+            replica: The job's replica, counted from 0.
+            limit: The number of newest values of each metric; None: all that the server keeps.
+
+        Returns:
+            One ``Metric`` for each series.
+
+        Raises:
+            RunNotFoundError: The run does not have that job.
+            ServerError: The other server errors.
+
+        Example:
+            ``cpu = next(one for one in run.metrics(limit=1) if one.name == "cpu_usage_percent")``
+
+        Source: PROTOCOL 1.9.
         """
         flow = self._operations.metrics(self.name, self.id, node=node, replica=replica, limit=limit)
         return _drive.run(flow, self._transport)
@@ -231,9 +316,9 @@ class Run(RunBase[BlockingTransport]):
         """Stop the run and return what is known of it; a run that has finished is left alone.
 
         The server stops by name, so a status request first makes sure that the name still belongs to this
-        run. A busy server may accept a stop and drop it: with ``until="stopping"`` or ``"ended"`` it is
-        repeated, at most every 5 seconds, and ``wait``, ``follow`` and ``logs(follow=True)`` of the same
-        client do that, too.
+        run. A busy server may accept a stop and drop it. So with ``until="stopping"`` or ``"ended"`` the stop
+        is repeated, at most every 5 seconds, and ``wait``, ``follow`` and ``logs(follow=True)`` of the same
+        client repeat it too.
 
         Args:
             abort: Kill the processes without a grace period.
@@ -243,12 +328,15 @@ class Run(RunBase[BlockingTransport]):
             sleep: A function of seconds, instead of ``time.sleep``.
 
         Returns:
-            The result; its ``is_safe`` is true, for anything else is raised.
+            The result; its ``is_safe`` is true, because everything else is raised.
 
         Raises:
             ServerUnreachableError: The server accepted no stop in time; the run may still be running.
-            WaitTimeoutError: The run did not get as far as ``until`` within ``timeout``.
+            WaitTimeoutError: The run did not reach ``until`` within ``timeout``.
             ServerError: Any other refusal, such as ``AccessDeniedError``.
+
+        Example:
+            ``run.stop(until="ended", timeout=60)``
 
         Source: the documented API, "stop()"; PROTOCOL 1.7.
         """

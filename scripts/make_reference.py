@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,10 @@ FOLDER = ROOT / "docs" / "reference"
 SOURCES = [ROOT, ROOT / "providers" / "airflow" / "src", ROOT / "providers" / "prefect" / "src"]
 PACKAGES = ("dstack_core", "airflow_provider_dstack", "prefect_dstack")
 _SIGNATURE_WIDTH = 100
+# The sections of a docstring, in Google's style: lists of entries, plain text, and code.
+_SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Example):{1,2}")
+_LISTS = {"Args", "Attributes", "Raises"}
+_ENTRY = re.compile(r"(?P<names>[\w*][\w*, ]*): (?P<text>.*)")
 _PREFIXES = {griffe.ParameterKind.var_positional: "*", griffe.ParameterKind.var_keyword: "**"}
 
 
@@ -186,7 +191,48 @@ def _block(code: str) -> str:
 
 def _text(found: griffe.Object) -> str:
     text = textwrap.dedent(found.docstring.value) if found.docstring else ""
-    return text.replace("::\n", ":\n") + "\n"
+    return as_markdown(text)
+
+
+def as_markdown(text: str) -> str:
+    """Return a docstring as Markdown: Google's sections become headings, lists and code blocks."""
+    lines = text.split("\n")
+    written: list[str] = []
+    while lines:
+        line = lines.pop(0)
+        section = _SECTION.fullmatch(line)
+        if section is None:
+            written.append(line.removesuffix(":") if line.endswith("::") else line)
+            continue
+        body: list[str] = []
+        while lines and (not lines[0] or lines[0].startswith(" ")):
+            body.append(lines.pop(0))
+        inner = textwrap.dedent("\n".join(body)).strip("\n")
+        written += [*_section(section[1], inner), *([""] if lines else [])]
+    return "\n".join(written).rstrip("\n") + "\n"
+
+
+def _section(title: str, text: str) -> Iterator[str]:
+    if title == "Example":
+        code = re.fullmatch(r"``(.*)``", text, re.DOTALL)
+        # A sentence about code stays a sentence.
+        is_text = code is None and text.startswith("``")
+        yield from ("**Example**", "", text if is_text else _block(code[1] if code else text).rstrip("\n"))
+    elif title in _LISTS:
+        yield from (f"**{title}**", "")
+        yield from _entries(text)
+    else:
+        yield f"**{title}**: {' '.join(text.split())}"
+
+
+def _entries(text: str) -> Iterator[str]:
+    for entry in re.split(r"\n(?! )", text):
+        found = _ENTRY.fullmatch(" ".join(entry.split()))
+        if found is None:
+            yield f"* {' '.join(entry.split())}"
+        else:
+            names = ", ".join(f"`{name}`" for name in found["names"].split(", "))
+            yield f"* {names}: {found['text']}"
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Reach a run's container over SSH: the one room with keys, sockets and threads."""
+"""The SSH connection to a run's container: the one room with keys, sockets and threads."""

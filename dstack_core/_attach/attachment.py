@@ -1,4 +1,15 @@
-"""What is open between this process and a run's container."""
+"""The open connection between this process and a run's container.
+
+The problem: a caller keeps using the same local ports and reads one log, while below them the SSH connection
+breaks and is opened again, and while the server retries the job in another container.
+
+The idea: the local ports belong to the ``Attachment``, not to the connection. Each new connection to a port
+asks for a channel at that moment and gets it from whichever ``Tunnel`` is current. ``move`` replaces the
+tunnel; ``Tunnel`` itself reconnects.
+
+Invariants: a local port stays bound from ``open`` to ``close``, so no other process takes it in between.
+After ``close`` nothing is opened any more, also by a call that was under way in another thread.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +29,21 @@ from dstack_core.errors import AttachError
 if TYPE_CHECKING:
     import paramiko
 
-# So long is waited for a tunnel that is cut at the moment, before the server's copy of the log is read.
+# How long to wait for a broken tunnel before the server's copy of the log is read instead. That copy is
+# seconds late, so a wait much longer than that shows nothing earlier; much less gives up the live log at
+# every short break.
 _PATIENCE_SECONDS = 10.0
 
 
 class Attachment:
-    """Forward a job's ports and give its live log, over a tunnel that is reopened when it is cut.
+    """The forwarded ports and the live log of one job, over a tunnel that reconnects by itself.
 
-    ``one_job`` tells that the run has no other job. When the server tries the job again, ``move`` leads
-    the same local ports to the new container.
+    Args:
+        route: The hops to the container and the ports to forward.
+        keys: The client's SSH keys.
+        one_job: Whether the run has no other job, so that the container's output is the run's whole log.
+        identity: The key that the caller passed for this attachment alone.
+        persistence: How often and how long to try to connect.
     """
 
     def __init__(
@@ -51,53 +68,56 @@ class Attachment:
 
     @property
     def submission_id(self) -> str:
-        """Return the job submission whose container this leads to."""
+        """The job submission whose container this is connected to."""
         return self._route.submission_id
 
     @property
     def is_closed(self) -> bool:
-        """Tell whether ``close`` was called."""
+        """Whether ``close`` was called."""
         return self._closed
 
     @property
     def ports(self) -> Mapping[int, int]:
-        """Return the local port of each forwarded port of the container."""
+        """The local port of each forwarded port of the container."""
         return MappingProxyType({port: forward.local_port for port, forward in self._forwards.items()})
 
     def open(self, private_key: str | None) -> None:
         """Bind the local ports, log in, and forward.
 
-        ``private_key`` is the one the server keeps for the user (PEM). Raises ``PortInUseError`` and
-        ``ConfigurationError`` for local ports, ``AttachError`` for all else.
+        ``private_key`` is the one that the server keeps for the user (PEM). Raises ``PortInUseError`` and
+        ``ConfigurationError`` for local ports, ``AttachError`` for everything else.
         """
         self._private_key = private_key
         key = self._choose_key(self._route)
+        # Before the login, which may take long: a taken port is reported at once.
         self._bind(self._route)
         self._tunnel.open(key.private)
         for forward in self._forwards.values():
             forward.start()
 
     def move(self, route: Route) -> None:
-        """Lead to another container of the same job. Raises ``AttachError``."""
+        """Connect to another container of the same job; the local ports stay. Raises ``AttachError``."""
         key = self._choose_key(route)
         tunnel = Tunnel(route.hops, self._persistence)
         with self._lock:
             if self._closed:
                 raise AttachError("attach: detach() was called meanwhile")
             left, self._tunnel, self._route = self._tunnel, tunnel, route
+        # Outside the lock: closing waits for the old tunnel's thread, and a ``close`` from another thread
+        # must not wait for that too.
         left.close()
         tunnel.open(key.private)
 
-    def rest(self) -> None:
-        """Stop opening the tunnel again: the run is over. The local ports stay bound until ``close``."""
+    def stop_reconnecting(self) -> None:
+        """Close the tunnel for good: the run has ended. The local ports stay bound until ``close``."""
         self._tunnel.close()
 
     def open_logs(self) -> LogStream:
-        """Return the job's output from its first byte on. Raises ``AttachError``."""
+        """Return the job's output, from its first byte on. Raises ``AttachError``."""
         return LogStream(self.channel(RUNNER_PORT, _PATIENCE_SECONDS))
 
     def close(self) -> None:
-        """Close the tunnel and the local ports; the second time nothing happens."""
+        """Close the tunnel and the local ports; calling it again does nothing."""
         with self._lock:
             self._closed = True
             tunnel = self._tunnel

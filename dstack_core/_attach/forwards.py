@@ -1,4 +1,13 @@
-"""Carry connections to local ports through a tunnel to ports of the container."""
+"""Forwarding of connections to local ports through a tunnel to ports of the container.
+
+One thread accepts, and each connection has two: one copies towards the container, the other one back. A local
+connection closes each direction by itself (a client sends its request, ends its side, and still reads), so
+each thread passes the end of its direction on and leaves the other one open.
+
+Closing has to wake every thread that blocks in a call: ``shutdown`` wakes ``accept`` and ``recv`` of a
+socket, closing a channel wakes its ``recv``. All are recorded under the lock, and a thread that registers
+after ``close`` has begun sees ``_closing`` and ends, so none is missed.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +23,29 @@ if TYPE_CHECKING:
     import paramiko
 
 _log = logging.getLogger("dstack_core")
+# Most bytes copied at once: two SSH packets of the usual 32 KiB. Less costs more calls of the system; more
+# only memory, since an SSH channel rarely has more to give at once.
 _PIECE = 65536
+# Seconds that a new connection waits for a broken tunnel. Chosen: long enough for a reconnect, and shorter
+# than the time limits of common clients. Then it is closed, and the client sees an error instead of nothing.
 _PATIENCE_SECONDS = 10.0
+# Seconds between two tries to accept after an error such as too many open files; without a pause this thread
+# would use a whole core until it passes.
 _PAUSE_SECONDS = 0.5
 
 
 class OpensChannels(Protocol):
-    """Be the way to the container."""
+    """A connection to the container that opens channels."""
 
     def channel(self, port: int, patience: float) -> paramiko.Channel:
-        """Return a channel to a port; wait up to ``patience`` seconds. Raises ``AttachError``."""
+        """Return a channel to a port; wait at most ``patience`` seconds. Raises ``AttachError``."""
 
 
 class Forward:
-    """Accept on a listening socket and join every connection with a port of the container.
+    """A listening local socket whose connections are joined with a port of the container.
 
-    While the way is cut a new connection waits up to 10 seconds and is closed then; those that stand are
-    closed at once.
+    While the tunnel is broken, a new connection waits up to 10 seconds and is then closed; connections that
+    were open when it broke are closed at once.
     """
 
     def __init__(self, listening: socket.socket, container_port: int, way: OpensChannels) -> None:
@@ -75,7 +90,7 @@ class Forward:
             except OSError as error:
                 if self._closing.wait(_PAUSE_SECONDS):
                     return
-                # Such as too many open files, which passes.
+                # Not closed, so the error is one that passes, such as too many open files.
                 _log.warning("Local port %d: %s", self.local_port, error)
                 continue
             thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
@@ -110,19 +125,19 @@ class Forward:
 
 
 def _join(connection: socket.socket, channel: paramiko.Channel) -> None:
-    """Copy both ways until both sides have said everything, or one is gone."""
+    """Copy both ways until both sides have ended their direction, or one is gone."""
     outward = threading.Thread(target=_copy_out, args=(connection, channel), daemon=True)
     outward.start()
     with contextlib.suppress(OSError):
         while data := channel.recv(_PIECE):
             connection.sendall(data)
-        # The other half may still be wanted, unless the channel is gone altogether.
+        # The client may still send, unless the channel is closed in both directions.
         connection.shutdown(socket.SHUT_RDWR if channel.closed else socket.SHUT_WR)
     outward.join()
 
 
 def _copy_out(connection: socket.socket, channel: paramiko.Channel) -> None:
-    # paramiko tells with an EOFError that the connection it writes to is gone.
+    # paramiko raises EOFError, not OSError, if the connection it writes to is gone.
     with contextlib.suppress(OSError, EOFError):
         while data := connection.recv(_PIECE):
             channel.sendall(data)

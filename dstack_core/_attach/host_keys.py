@@ -1,4 +1,4 @@
-"""Compare a host's key with what is known of it."""
+"""The check of the key that a host shows."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ _DEFAULT_PORT = 22
 
 
 class HostKeyError(AttachError):
-    """Say that a host shows another key than the known one: nothing that trying again could mend."""
+    """A host key that differs from the known one; trying again would not help."""
 
 
 class HostKeys:
-    """Remember the key each hop showed first, and compare it from then on.
+    """The key that each hop showed first, with which all later ones are compared.
 
-    A hop that asks for it is compared with ``~/.ssh/known_hosts`` before. For the others there is nothing
-    to compare the first key with: the server hands out none.
+    A hop with ``check_host_key`` (the server's SSH proxy) is also compared with ``~/.ssh/known_hosts``. For
+    the others there is nothing to compare the first key with, because the server hands out no host keys.
+    Source: PROTOCOL 4.4.
     """
 
     def __init__(self, known_hosts: Path | None = None) -> None:
@@ -31,7 +32,7 @@ class HostKeys:
         self._seen: dict[Hop, str] = {}
 
     def expected_types(self, hop: Hop) -> list[str]:
-        """Return the types of key known for the hop, which it is asked for before others."""
+        """Return the types of the keys known for the hop, to be requested before others."""
         return [key.get_name() for key in self._known(hop)]
 
     def check(self, hop: Hop, key: paramiko.PKey) -> None:
@@ -44,6 +45,7 @@ class HostKeys:
                 "changed on "
                 f"purpose, remove the old one: ssh-keygen -R '{_known_name(hop)}'"
             )
+        # A machine that answers at the same address after a reconnect must be the same machine.
         if self._seen.setdefault(hop, key.get_base64()) != key.get_base64():
             raise HostKeyError(
                 f"{shown} before the connection was lost. If you expected that, detach and attach again."
@@ -60,10 +62,11 @@ class HostKeys:
 
 
 def _read(file: Path) -> paramiko.HostKeys:
-    """Return what a file knows; a line that cannot be read hides no other."""
+    """Return the keys of a file, without lines that cannot be read."""
     import paramiko
     from paramiko.hostkeys import HostKeyEntry, InvalidHostKey
 
+    # Line by line: paramiko's own reader gives up the whole file at some broken lines.
     keys = paramiko.HostKeys()
     with contextlib.suppress(OSError):
         for line in file.read_text(errors="replace").splitlines():
@@ -76,4 +79,5 @@ def _read(file: Path) -> paramiko.HostKeys:
 
 
 def _known_name(hop: Hop) -> str:
+    # The form that OpenSSH writes into the file.
     return hop.hostname if hop.port == _DEFAULT_PORT else f"[{hop.hostname}]:{hop.port}"

@@ -1,4 +1,10 @@
-"""The keys a run is submitted with and logged in to (PROTOCOL 2.4.3, 4.2)."""
+"""The SSH keys that a run is submitted with and logged in to (PROTOCOL 2.4.3, 4.2).
+
+A container accepts the one public key that its run was submitted with. So the key for a login is not chosen
+but found: among the caller's file, the user's key on the server and ``~/.dstack/ssh/id_rsa``, the one whose
+public half the run has. The server's key stays in memory; only ``~/.dstack/ssh/id_rsa`` is ever written, and
+only if it is missing. No message holds anything of a private key.
+"""
 
 from __future__ import annotations
 
@@ -26,18 +32,19 @@ _COMMENT = "dstack-core"
 
 @dataclass(frozen=True, slots=True)
 class LoginKey:
-    """Hold a private key, never in a repr, and ``source``: where it is from, for messages."""
+    """A private key, which stays out of the repr, and ``source``: where it comes from, for messages."""
 
     source: str
     private: paramiko.PKey = field(repr=False)
 
     @property
     def public_line(self) -> str:
-        """Return the public half as ``authorized_keys`` has it."""
+        """The public half as a line of ``authorized_keys``."""
         return f"{self.private.get_name()} {self.private.get_base64()} {_COMMENT}"
 
     def is_for(self, public_key: str) -> bool:
-        """Tell whether ``public_key``, a line of type and base64, is this key's public half."""
+        """Return whether ``public_key``, a line of type and base64, is this key's public half."""
+        # Without the comment, which every client writes in its own way.
         return self.public_line.split()[:2] == public_key.split()[:2]
 
     def __str__(self) -> str:
@@ -55,10 +62,10 @@ class LoginKeys:
         self.given_public_key = None if self._given is None else self._given.public_line
 
     def own_public_key(self) -> str:
-        """Return the public half of ``~/.dstack/ssh/id_rsa``, which is made where it is missing.
+        """Return the public half of ``~/.dstack/ssh/id_rsa``, which is made if it is missing.
 
-        Where it cannot be kept, a key nobody has the private half of: the run is fine without, only
-        attaching is not possible, and one warning says so.
+        If the file cannot be kept, return a key whose private half is dropped: the run works without it, only
+        attaching is not possible, and one warning explains that.
         """
         try:
             return _default_key(create=True).public_line
@@ -81,8 +88,15 @@ class LoginKeys:
     ) -> LoginKey:
         """Return the key whose public half the run was submitted with.
 
-        ``identity`` is the caller's for this one time; with ``any_will_do`` it is taken as it is.
-        ``server_key`` in PEM. Raises ``AttachError`` that names all that were tried.
+        Args:
+            public_key: The line that the run was submitted with; "" if the server does not show it.
+            server_key: The user's private key on the server, in PEM.
+            identity: The key that the caller passed for this login alone, instead of all others.
+            any_will_do: Whether ``identity`` is used without a comparison, because the login goes through the
+                server's SSH proxy, which checks keys itself.
+
+        Raises:
+            AttachError: None of the keys fits; it names those that were tried.
         """
         if identity is not None and any_will_do:
             return identity
@@ -113,13 +127,14 @@ class LoginKeys:
 
 
 def read_identity_file(path: str | os.PathLike[str]) -> LoginKey:
-    """Return the key of a caller's file; ``ConfigurationError`` when it is missing or of no use."""
+    """Return the key of a caller's file. Raises ``ConfigurationError`` if it is missing or cannot be used."""
     place = Path(path).expanduser()
     try:
         return LoginKey(str(place), load_private_key(place.read_bytes()))
     except OSError as error:
         raise ConfigurationError(
-            f"ssh_identity_file: {place}: {error.strerror}. Pass the path of a private SSH key."
+            f"ssh_identity_file: {place}: expected a private SSH key, got none ({error.strerror}). "
+            "Correct the path."
         ) from None
     except ValueError as error:
         raise ConfigurationError(f"ssh_identity_file: {place}: {error}.") from None
@@ -148,11 +163,13 @@ def _new_pem() -> bytes:
 def _generate() -> paramiko.RSAKey:
     import paramiko
 
+    # RSA with 2048 bits, as dstack's own client makes it, because this file is shared with it. More bits take
+    # several times as long, and the first submit waits for them.
     return paramiko.RSAKey.generate(2048)
 
 
 class EncryptedKeyError(ValueError):
-    """Say that a private key wants a passphrase."""
+    """A private key that needs a passphrase."""
 
 
 def load_private_key(data: bytes) -> paramiko.PKey:
@@ -173,7 +190,7 @@ def load_private_key(data: bytes) -> paramiko.PKey:
     try:
         key = read(data, password=None)
     except (TypeError, ValueError, UnsupportedAlgorithm) as error:
-        # Older versions of the library tell it with a ValueError, newer ones with a TypeError.
+        # Older versions of the library raise a ValueError for it, newer ones a TypeError.
         if "password" in str(error).lower():
             raise EncryptedKeyError(
                 "expected a key without a passphrase, got an encrypted one. Remove the passphrase with "
@@ -182,7 +199,8 @@ def load_private_key(data: bytes) -> paramiko.PKey:
         raise ValueError(
             "expected a private SSH key in OpenSSH, PEM or PKCS#8 form, got another text"
         ) from None
-    # The one form that paramiko reads for every type of key.
+    # cryptography reads more forms than paramiko, so it reads the key and writes it again in the OpenSSH
+    # form, the only one that paramiko reads for every type of key.
     kinds: list[tuple[type, type[paramiko.PKey]]] = [
         (rsa.RSAPrivateKey, paramiko.RSAKey),
         (ec.EllipticCurvePrivateKey, paramiko.ECDSAKey),
@@ -198,7 +216,7 @@ def load_private_key(data: bytes) -> paramiko.PKey:
 
 
 def describe(public_key: str) -> str:
-    """Return type, fingerprint and comment of a public key line, as ``ssh-keygen -l`` names a key."""
+    """Return type, fingerprint and comment of a public key line, as ``ssh-keygen -l`` shows a key."""
     kind, _, rest = public_key.strip().partition(" ")
     blob, _, comment = rest.partition(" ")
     try:
@@ -210,15 +228,16 @@ def describe(public_key: str) -> str:
 
 
 def keep_or_create(path: Path, make: Callable[[], bytes]) -> bytes:
-    """Return the contents of ``path``; where it is missing it is made first, readable by its owner alone.
+    """Return the contents of ``path``; make it first if it is missing, readable by its owner alone.
 
-    Of several processes that make it at once one wins, and all return what that one wrote. Its directory
-    is made with 0700. Raises ``OSError``.
+    If several processes make it at once, one wins, and all of them return what that one wrote. Its directory
+    is made with mode 0700. Raises ``OSError``.
     """
     with contextlib.suppress(FileNotFoundError):
         return path.read_bytes()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # The name appears only with the whole contents, and a link never replaces what is there already.
+    # A draft that is linked to the name: the name never has half of the contents, and unlike a rename a link
+    # does not replace the file of another process.
     descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -1,4 +1,12 @@
-"""Read a job's output live from its runner (PROTOCOL 4.6)."""
+"""Reading a job's output live from its runner, over a websocket (PROTOCOL 4.6).
+
+The websocket is spoken over the SSH channel itself, with the protocol parts of ``websockets`` that do no I/O:
+a local port and threads between them would cost half of the speed. What arrived together is returned
+together, so a fast job costs a call for each 256 KiB and not for each frame.
+
+A stream has ended properly only with the runner's own closing frame. Everything else, such as the end of the
+connection, is an ``AttachError``: the caller must not take it for the end of the output.
+"""
 
 from __future__ import annotations
 
@@ -7,46 +15,47 @@ import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from dstack_core._attach.hops import told
+from dstack_core._attach.hops import error_text
 from dstack_core.errors import AttachError
 
 if TYPE_CHECKING:
     from websockets.client import ClientProtocol
 
 _URL = "ws://localhost/logs_ws"
+# Seconds for the runner's reply to the request for the log. Chosen, not measured: a runner answers at once.
 _OPEN_SECONDS = 15.0
+# Seconds without a byte after which ``read`` returns, so that its caller can check whether the job has ended.
+# Less costs requests for each quiet job; more delays noticing a container that vanished.
 _SILENCE_SECONDS = 15.0
+# Bytes read at once: several SSH packets, as ``read_ahead`` has them at hand.
 _PIECE = 256 * 1024
-# A runner sends what it read of the terminal in one piece, 32 KiB at most; petabytes may be announced.
+# A runner sends what it read of the terminal as one frame, 32 KiB at most. The limit refuses a frame whose
+# head announces petabytes, instead of waiting for all of it.
 LARGEST_FRAME = 4 * 1024 * 1024
 _LOG_CHANNEL = "dstack_core.websockets"
 
 
 class Connection(Protocol):
-    """Be a channel or a socket to the runner."""
+    """A channel or a socket to the runner."""
 
     def settimeout(self, timeout: float, /) -> None:
         """Let ``recv`` raise ``TimeoutError`` after that many seconds."""
 
     def recv(self, size: int, /) -> bytes:
-        """Return what has come, none at the end."""
+        """Return the bytes that have arrived, ``b""`` at the end."""
 
     def sendall(self, data: bytes, /) -> None:
-        """Send everything."""
+        """Send all of ``data``."""
 
     def close(self) -> None:
-        """Hang up; also ends a ``recv`` in another thread."""
+        """Close it; also ends a ``recv`` in another thread."""
 
 
 class LogStream:
-    """Give what the job wrote, from its first byte on; raw terminal bytes.
-
-    The websocket is spoken over the connection itself: a local port and threads between would cost half of
-    the speed.
-    """
+    """What the job wrote, from its first byte on, as raw terminal bytes."""
 
     def __init__(self, connection: Connection) -> None:
-        """Ask the runner for the log. Raises ``AttachError``."""
+        """Request the log from the runner. Raises ``AttachError``."""
         self._connection = connection
         self._websocket = _websocket()
         self._ended = False
@@ -57,12 +66,13 @@ class LogStream:
             raise
 
     def read(self) -> bytes | None:
-        """Return the next bytes, none after 15 silent seconds, None behind the end.
+        """Return the next bytes, ``b""`` if none came for 15 seconds, None at the end.
 
-        What came at once is given at once. Raises ``AttachError`` when the connection was cut.
+        Raises ``AttachError`` if the connection broke.
         """
         deadline = time.monotonic() + _SILENCE_SECONDS
         while True:
+            # Before the end is checked: frames that came together with it are still to be returned.
             data = self._take()
             if data:
                 return data
@@ -74,11 +84,11 @@ class LogStream:
             except TimeoutError:
                 return b""
             except (OSError, EOFError) as error:
-                raise AttachError(f"the live log was interrupted: {told(error)}") from None
+                raise AttachError(f"the live log was interrupted: {error_text(error)}") from None
 
     def close(self) -> None:
-        """Leave; also ends a ``read`` in another thread."""
-        # It says goodbye, and the way may be gone already.
+        """Close the connection; also ends a ``read`` in another thread."""
+        # It sends a farewell, and the connection may be gone already.
         with contextlib.suppress(OSError, EOFError):
             self._connection.close()
 
@@ -99,10 +109,10 @@ class LogStream:
         except (OSError, EOFError) as error:
             problem = error
         if problem is not None:
-            raise AttachError(f"the runner did not start the live log: {told(problem)}")
+            raise AttachError(f"the runner did not start the live log: {error_text(problem)}")
 
     def _take(self) -> bytes:
-        """Return the bytes of all frames that are whole."""
+        """Return the bytes of all frames that have arrived completely."""
         from websockets.frames import DATA_OPCODES, Frame
 
         events = self._websocket.events_received()
@@ -112,6 +122,7 @@ class LogStream:
 
     def _receive(self, deadline: float) -> None:
         left = deadline - time.monotonic()
+        # A connection would take a limit of 0 as "do not block", and a negative one as a mistake.
         if left <= 0:
             raise TimeoutError
         self._connection.settimeout(left)
@@ -124,20 +135,19 @@ class LogStream:
         self._send()
 
     def _send(self) -> None:
-        """Send what the websocket wants to say, such as the answer to a ping."""
+        """Send what the protocol has to send, such as the reply to a ping."""
         for data in self._websocket.data_to_send():
             if data:
                 self._connection.sendall(data)
 
     def _check_end(self) -> None:
-        """Raise ``AttachError`` unless the runner said that this is all."""
+        """Raise ``AttachError`` unless the runner closed the stream with a frame for a proper end."""
         from websockets.frames import OK_CLOSE_CODES
 
-        told = self._websocket.close_rcvd
-        if told is None or told.code not in OK_CLOSE_CODES:
-            raise AttachError(
-                f"the live log was interrupted: {self._websocket.parser_exc or told or 'the runner hung up'}"
-            )
+        closed = self._websocket.close_rcvd
+        if closed is None or closed.code not in OK_CLOSE_CODES:
+            reason = self._websocket.parser_exc or closed or "the runner hung up"
+            raise AttachError(f"the live log was interrupted: {reason}")
 
 
 def _websocket() -> ClientProtocol:
@@ -148,6 +158,7 @@ def _websocket() -> ClientProtocol:
 
 
 def _quiet_logger() -> logging.Logger:
+    """Return a logger that stays quiet unless the user sets its level: at DEBUG it logs the job's output."""
     logger = logging.getLogger(_LOG_CHANNEL)
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.CRITICAL + 1)

@@ -17,15 +17,16 @@ _DEFAULT_NAMES = ("id_ed25519", "id_ecdsa", "id_rsa")
 
 @contextlib.contextmanager
 def own_keys(hostname: str) -> Generator[list[paramiko.PKey], None, None]:
-    """Give the keys of the files ``~/.ssh/config`` names for a host, then the agent's.
+    """Yield the keys of the files that ``~/.ssh/config`` names for a host, then the agent's.
 
-    Without such a file: the agent's, then the default files. What is missing, encrypted or of an unknown
-    type is left out. Nothing is changed.
+    Without such a file: the agent's, then the default files. Keys that are missing, encrypted or of an
+    unknown type are left out. Nothing is changed.
     """
     import paramiko
 
     named = _named_files(hostname)
     with contextlib.ExitStack() as held:
+        # The agent stays connected while its keys are used: it signs with them, they never leave it.
         loaded: list[paramiko.PKey] = []
         with contextlib.suppress(OSError, paramiko.SSHException):
             loaded += held.enter_context(contextlib.closing(paramiko.Agent())).get_keys()

@@ -1,4 +1,4 @@
-"""Bind local ports, and say who has one that is taken."""
+"""Binding local ports, and finding out which process has one that is taken."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _REFUSED = frozenset({errno.EACCES, errno.EPERM})
 def verify_ports(ports: Mapping[int, int]) -> None:
     """Bind every local port and release it again; raises as ``bind`` does.
 
-    ``ports`` has the container's port for each local one.
+    ``ports`` maps each local port to the container's port.
     """
     with contextlib.ExitStack() as bound:
         for port, container_port in ports.items():
@@ -28,8 +28,8 @@ def verify_ports(ports: Mapping[int, int]) -> None:
 def bind(port: int, container_port: int) -> socket.socket:
     """Return a socket that listens on 127.0.0.1 for a port of the container; port 0 is any free one.
 
-    Raises ``PortInUseError`` when another process has the port, ``ConfigurationError`` when it may not be
-    bound.
+    Raises ``PortInUseError`` if another process has the port, ``ConfigurationError`` if this user may not
+    bind it.
     """
     try:
         return socket.create_server((_ADDRESS, port))
@@ -38,9 +38,8 @@ def bind(port: int, container_port: int) -> socket.socket:
             raise _in_use(port, container_port) from None
         if error.errno in _REFUSED:
             raise ConfigurationError(
-                f"ports: this user may not bind the local port {port} (ports below 1024 belong to the "
-                "system). "
-                f"{_ways_out(port, container_port)}"
+                f"ports: expected a local port that this user may bind, got {port} (ports below 1024 belong "
+                f"to the system). {_ways_out(port, container_port)}"
             ) from None
         raise
 
@@ -66,6 +65,7 @@ def _in_use(port: int, container_port: int) -> PortInUseError:
 
 
 def _ways_out(port: int, container_port: int) -> str:
+    # Below 1024 the usual habit, such as 8080 for 80; above it a neighbour.
     other = port + 8000 if port < 1024 else port + 1 if port < _HIGHEST else port - 1
     return (
         f'Choose another local port, such as "{other}:{container_port}", or any free one with '
@@ -74,7 +74,7 @@ def _ways_out(port: int, container_port: int) -> str:
 
 
 def _owner(port: int) -> tuple[int | None, str]:
-    """Return the id of the process that listens on a port, None when it cannot be seen, and its name."""
+    """Return the id of the process that listens on a port, None if this user cannot see it, and its name."""
     import psutil
 
     unseen = "a process that this user cannot see (another user's)"

@@ -1,4 +1,10 @@
-"""Take all that has come at once from below an SSH connection, which asks for it in small bites."""
+"""A read-ahead buffer below an SSH connection, which asks for its bytes in small pieces.
+
+paramiko reads the head of each packet and then its body. Below the first hop each read is a call of the
+system; below the others it is a read from a channel of the hop before, which moves all the bytes that wait
+there, so its cost grows with what has arrived. With this buffer there is one read below for everything that
+has arrived.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +15,18 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     import paramiko
 
-_GULP = 256 * 1024
+# Most bytes taken at once: several SSH packets of 32 KiB. Less brings back the cost of single reads; more
+# only holds memory, up to a channel's window of 2 MiB.
+_AHEAD = 256 * 1024
 
 
-def gulping(below: socket.socket | paramiko.Channel) -> socket.socket:
-    """Return what ``paramiko.Transport`` takes for its socket."""
-    return cast("socket.socket", _Gulps(below))
+def reading_ahead(below: socket.socket | paramiko.Channel) -> socket.socket:
+    """Return what ``paramiko.Transport`` takes for its socket: ``below`` with a read-ahead buffer."""
+    return cast("socket.socket", _ReadAhead(below))
 
 
-class _Gulps:
-    """Read ahead; all else goes straight through.
-
-    paramiko asks for the head of a packet and then for the rest. Each would cost a call of the system, or,
-    from a channel of another connection, a move of all that waits there.
-    """
+class _ReadAhead:
+    """A connection with a read-ahead buffer; everything but ``recv`` and ``close`` is passed through."""
 
     def __init__(self, below: socket.socket | paramiko.Channel) -> None:
         self._below = below
@@ -30,15 +34,16 @@ class _Gulps:
         self._taken = 0
 
     def recv(self, size: int) -> bytes:
-        """Return up to ``size`` bytes, none at the end."""
+        """Return up to ``size`` bytes, ``b""`` at the end."""
+        # An index instead of cutting the buffer: a cut would copy what is left at every read.
         if self._taken == len(self._held):
-            self._held, self._taken = self._below.recv(_GULP), 0
+            self._held, self._taken = self._below.recv(_AHEAD), 0
         start = self._taken
         self._taken = min(start + size, len(self._held))
         return self._held[start : self._taken]
 
     def close(self) -> None:
-        """Hang up; a connection that is gone already is none to say goodbye to."""
+        """Close the connection; one that is gone already is fine."""
         with contextlib.suppress(OSError, EOFError):
             self._below.close()
 

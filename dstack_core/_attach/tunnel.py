@@ -1,4 +1,18 @@
-"""Keep the way to a container open: log in, and again whenever the connection is cut."""
+"""The chain of SSH logins to a container, opened again whenever it breaks.
+
+The problem: a connection that lasts as long as a training run breaks at some point, and several threads (one
+for each forwarded connection, one that reads the log) notice it at different moments, or not at all.
+
+The idea: one thread, the keeper, waits for the end of the current ``Chain`` and replaces it. Everyone else
+gets channels from ``channel``, which waits under one condition until a chain is up, the keeper has given up,
+or the tunnel is closed.
+
+Invariants:
+  * At most one chain is up, and only the keeper (before it, ``open``) makes one.
+  * ``close`` ends everything: it closes the chain in use and the one being opened, wakes all waiting threads,
+    and waits for the keeper.
+  * A host key that differs ends the tunnel at once; trying again would only ask the wrong machine again.
+"""
 
 from __future__ import annotations
 
@@ -25,21 +39,27 @@ _log = logging.getLogger("dstack_core")
 
 @dataclass(frozen=True, slots=True)
 class Persistence:
-    """Say how stubborn a tunnel is.
+    """How often and how long a tunnel tries to connect.
 
-    At first ``attempts`` tries, ``pause`` seconds apart: a container's SSH daemon may come up after the
-    container (PROTOCOL 4.4). Once it stood, it is opened again for up to ``reopen_budget`` seconds, with
-    pauses that grow up to ``longest_pause``.
+    Args:
+        attempts: Tries for the first connection: a container's SSH daemon may start after the container.
+        pause: Seconds between these tries.
+        reopen_budget: Seconds for which a connection that broke is opened again.
+        longest_pause: Most seconds between these tries; the pauses grow up to it.
     """
 
+    # As dstack's own client: 10 tries, 1 s apart (PROTOCOL 4.4). Fewer fail on containers that start slowly.
     attempts: int = 10
     pause: float = 1.0
+    # The same 10 minutes for which following a run retries an unreachable server: the restart of a machine or
+    # a network. After it the server's copy of the log is read, and forwarded ports close new connections.
     reopen_budget: float = 600.0
+    # Chosen: at the end of a long break at most this much is added to it; a try is cheap for both sides.
     longest_pause: float = 20.0
 
 
 class Tunnel:
-    """Hold one chain of logins; a thread of its own opens it again when it is cut."""
+    """One chain of logins, which a thread of its own opens again when it breaks."""
 
     def __init__(self, hops: Sequence[Hop], persistence: Persistence) -> None:
         self._hops = hops
@@ -53,7 +73,7 @@ class Tunnel:
         self._keeper: threading.Thread | None = None
 
     def open(self, key: paramiko.PKey) -> None:
-        """Log in, with the patience of the first time. Raises ``AttachError`` of the last try."""
+        """Log in, with the tries for a first connection. Raises the ``AttachError`` of the last try."""
         for attempt in range(1, self._persistence.attempts + 1):
             try:
                 self._log_in(key)
@@ -71,7 +91,7 @@ class Tunnel:
         self._keeper.start()
 
     def channel(self, port: int, patience: float) -> paramiko.Channel:
-        """Return a channel to a port of the container; while the tunnel is cut, wait ``patience`` seconds.
+        """Return a channel to a port of the container; while the tunnel is broken, wait ``patience`` seconds.
 
         Raises ``AttachError``.
         """
@@ -81,15 +101,17 @@ class Tunnel:
             try:
                 return chain.channel(port, patience)
             except LostError:
-                # The thread that waits for the end may not have heard of it yet.
+                # The keeper may not have noticed yet. Closing makes it, and the next turn waits for a new
+                # chain.
                 chain.close()
 
     def close(self) -> None:
-        """Cut the connections and end the thread; also ends an ``open`` in another thread."""
+        """Close the connections and end the thread; also ends an ``open`` in another thread."""
         self._closing.set()
         with self._changed:
             chains, self._chain = (self._chain, self._opening), None
             self._changed.notify_all()
+        # Outside the condition: the keeper needs it to end.
         for chain in chains:
             if chain is not None:
                 chain.close()
@@ -110,6 +132,7 @@ class Tunnel:
 
     def _log_in(self, key: paramiko.PKey) -> None:
         chain = Chain()
+        # Known before it is open, so that ``close`` can interrupt a login that hangs.
         with self._changed:
             self._opening = chain
         try:
@@ -123,6 +146,7 @@ class Tunnel:
                 self._chain = chain
                 self._changed.notify_all()
                 return
+        # ``close`` began while the login was finishing, and no longer saw this chain.
         chain.close()
         raise AttachError("attach: detach() was called meanwhile")
 
@@ -148,6 +172,7 @@ class Tunnel:
                 return
 
     def _reopen(self, key: paramiko.PKey) -> None:
+        # The jitter spreads the logins of all the tunnels that broke with the same machine.
         backoff = Retry(
             total=None, backoff_factor=0.25, backoff_max=self._persistence.longest_pause, backoff_jitter=0.5
         )

@@ -1,1 +1,1 @@
-"""Turn a directory of this machine into what a run can start from: a clone and a diff, or an archive."""
+"""The code of a run: a directory of this machine becomes a clone and a diff, or an archive."""

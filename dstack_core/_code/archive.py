@@ -1,4 +1,9 @@
-"""Pack files and directories as plain tar archives (PROTOCOL 1.3)."""
+"""Packing of files and directories as plain tar archives (PROTOCOL 1.3).
+
+An archive is built in memory, because its hash and its size have to be known before the first request. The
+server finds an archive by its hash, so a directory that does not change must give the same bytes each time:
+members come sorted, and without owners.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +18,26 @@ from dstack_core._wire.code import Upload, biggest_of, too_big
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.files import FileMapping
 
+# Most bytes of an archive or a diff, which are held in memory: 128 times the server's own default limit
+# (2 MiB). So it only stops a directory that was named by mistake, before the memory is full.
 PACK_LIMIT = 256 * 1024 * 1024
 _WAY_OUT = "Name what the run does not need in .dstackignore"
 
 
 def pack_directory(root: Path, tracked: Collection[Path] = (), way_out: str = _WAY_OUT) -> Upload:
-    """Pack what ``.gitignore`` and ``.dstackignore`` leave of a directory; ``.git`` stays out.
+    """Pack what ``.gitignore`` and ``.dstackignore`` leave of a directory, without ``.git``.
 
     Links stay links. A directory within a Git repository is also subject to the ignore files above it, except
-    for rules that cover all of it. ``tracked`` as for ``walk``; ``way_out`` ends the error for a directory
-    that is too big.
-    Raises ``ConfigurationError`` past 256 MiB, for files that cannot be read, and when the ignore files leave
-    nothing. The server's own limit (2 MiB unless its operator changed it) is judged by the server.
+    for rules that cover all of it. The server applies its own size limit (2 MiB by default).
+
+    Args:
+        root: The directory.
+        tracked: The files that git tracks and the directories they lie in; see ``walk``.
+        way_out: The advice that ends the error for a directory that is too big.
+
+    Raises:
+        ConfigurationError: The archive exceeds 256 MiB, a file cannot be read, or the ignore files leave
+            nothing.
     """
     what = f"repo_dir: {str(root)!r}"
     members = (Member(path, path.relative_to(root).as_posix()) for path in walk(root, tracked))
@@ -40,8 +53,8 @@ def pack_directory(root: Path, tracked: Collection[Path] = (), way_out: str = _W
 def pack_entry(what: str, path: Path) -> Upload:
     """Pack a file or a directory under its own name: an archive with one top-level entry.
 
-    Links that lead out of the entry are replaced by what they point to, see ``links``. ``what`` names the
-    parameter for the errors. Raises ``ConfigurationError`` as ``pack_directory`` does, for links that are not
+    Links that point out of the entry are replaced by their targets; see ``links``. ``what`` names the
+    parameter in errors. Raises ``ConfigurationError`` as ``pack_directory`` does, for links that are not
     followed, and for a directory without files.
     """
     if not path.is_dir():
@@ -68,6 +81,7 @@ def _pack(what: str, members: Iterable[Member], way_out: str) -> Upload:
             if not member.path.is_dir() or member.path.is_symlink():
                 size = member.path.lstat().st_size
                 sizes.append((member.name, size))
+            # Checked with the file's size before it is read, so that one huge file does not fill the memory.
             if buffer.tell() + size > PACK_LIMIT:
                 total = buffer.tell() + size
                 raise too_big(what, total, biggest_of(sizes), "it was not read to its end", way_out)
@@ -85,6 +99,7 @@ def _add(tar: tarfile.TarFile, member: Member) -> None:
 
 
 def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    # The users of this machine mean nothing in the container.
     member.uid = member.gid = 0
     member.uname = member.gname = ""
     return member
@@ -93,8 +108,8 @@ def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
 def pack_files(files: Iterable[FileMapping | Mapping[str, str] | str]) -> list[tuple[str, Upload]]:
     """Return each entry's path in the container with its archive.
 
-    Local paths are relative to the current directory. Raises ``ConfigurationError`` for a path that is
-    not there, cannot be read, or leads through a link that git tracks.
+    Local paths are relative to the current directory. Raises ``ConfigurationError`` for a path that does not
+    exist, cannot be read, or passes through a link that git tracks.
     """
     mappings = [FileMapping.model_validate(file) for file in files]
     return [(mapping.path, _archive(mapping)) for mapping in mappings]

@@ -1,4 +1,4 @@
-"""The credentials a run clones a repository with (PROTOCOL 1.3, 3.1)."""
+"""The credentials with which a run clones a repository (PROTOCOL 1.3, 3.1)."""
 
 from __future__ import annotations
 
@@ -27,10 +27,15 @@ class GitCredentials:
         oauth_token: str | None = None,
         git_private_key: str | None = None,
     ) -> GitCredentials:
-        """Return the credentials with ``~`` expanded.
+        """Return the credentials with ``~`` expanded; at most one of them may be given.
 
-        Raises ``ConfigurationError`` for more than one of them, for a file that is not there, and for a text
-        that cannot be a key.
+        Args:
+            git_identity_file: The path of a private SSH key.
+            oauth_token: A token of the Git server.
+            git_private_key: The text of a private SSH key.
+
+        Raises:
+            ConfigurationError: More than one is given, the file does not exist, or the text cannot be a key.
         """
         given = {
             "git_identity_file": git_identity_file,
@@ -48,6 +53,8 @@ class GitCredentials:
             raise ConfigurationError(
                 f"git_identity_file: expected a file, got {str(identity)!r}, which does not exist."
             )
+        # A path passed by mistake; the key itself is read when a run needs it. The value stays out of the
+        # error.
         if git_private_key and "PRIVATE KEY-----" not in git_private_key:
             raise ConfigurationError(
                 'git_private_key: expected the text of a private key ("-----BEGIN ... PRIVATE KEY-----"), '
@@ -57,7 +64,7 @@ class GitCredentials:
 
     @property
     def parameter(self) -> str | None:
-        """The parameter that they were given as, None without any."""
+        """The name of the parameter that was given, None without any."""
         given = {
             "git_identity_file": self.identity_file,
             "git_private_key": self.private_key,
@@ -96,7 +103,7 @@ def clone_of(remote: Remote, credentials: GitCredentials) -> Clone:
 
 
 def _checked_key(what: str, text: str) -> str:
-    # Hosts keep keys in forms and environment variables, which change the ends of lines and of the text.
+    # Web forms and environment variables, in which hosts keep keys, change line ends and the end of the text.
     text = "\n".join(text.strip().splitlines()) + "\n"
     try:
         load_private_key(text.encode())

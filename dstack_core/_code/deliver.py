@@ -1,9 +1,15 @@
-"""Packing the code and files of a run, and their way to the server before it is submitted (PROTOCOL 1.3).
+"""Packing the code and files of a run, and uploading them before it is submitted (PROTOCOL 1.3).
 
 A run without code or files passes through none of this: ``CodeSource.pack`` is called only for a client
-that was given a repository, or for a configuration that has ``repos`` or ``files``. Packing blocks (it runs
-git and reads files), so it happens before the flow starts; the flow only uploads. What the server has already
-is remembered per client, because a client that submits a hundred runs of one repository uploads it once.
+from ``from_config``, or for a configuration that has ``repos`` or ``files``. Packing blocks (it runs
+git and reads files), so it happens before the flow starts; the flow only uploads. Each client remembers what
+the server already has, because a client that submits a hundred runs of one repository uploads it once.
+
+Invariants:
+  * Nothing is uploaded for a configuration that is wrong, and nothing is submitted before its uploads.
+  * Credentials that the server has are never replaced by none.
+  * What is remembered may be wrong, since a repository can be deleted on the server. The submission then
+    fails with a clear error, and everything is forgotten, so that the next one uploads it again.
 """
 
 from __future__ import annotations
@@ -30,13 +36,13 @@ _UNKNOWN_REPO = "repo_does_not_exist"
 
 @dataclass(slots=True)
 class Delivered:
-    """Remember what the server has, so that it is sent once: repos by id, uploads by repo id and hash."""
+    """What the server has already, so that it is sent once: repos by id, uploads by repo id and hash."""
 
     repos: set[str] = field(default_factory=set)
     uploads: set[tuple[str, str]] = field(default_factory=set)
 
     def forget(self) -> None:
-        """Believe nothing any more: the server does not have what it had."""
+        """Forget everything, because the server no longer has what it had."""
         self.repos.clear()
         self.uploads.clear()
 
@@ -45,7 +51,7 @@ class Delivered:
 class CodeSource:
     """The code of one client: its repository, and what the server already has of it.
 
-    ``given`` is True if the caller named a repository or credentials for one.
+    ``given`` (bool): the client was made by ``from_config``, so that its repository parameters count.
     """
 
     repository: Repository = field(default_factory=Repository)
@@ -53,7 +59,7 @@ class CodeSource:
     _delivered: Delivered = field(default_factory=Delivered, repr=False)
 
     def pack(self, configuration: Configuration) -> Shipment:
-        """Pack the files, the archive or the diff that a run starts from; runs git and reads files.
+        """Pack the files, and the archive or diff, that a run starts from; runs git and reads files.
 
         Raises ``ConfigurationError``.
         """
@@ -62,13 +68,13 @@ class CodeSource:
         return Shipment(code, files, self._delivered, init=self.repository.init)
 
     def init(self, api: Api, version_check: VersionCheck) -> Op[None]:
-        """Read the repository now; the flow makes it and its credentials known to the server."""
+        """Read the repository now; the flow registers it and its credentials with the server."""
         return init_repo(api, self.repository.describe(), self._delivered, version_check)
 
 
 @dataclass(frozen=True, slots=True)
 class Shipment:
-    """The code and the files that one run starts from, packed but not uploaded."""
+    """The code and the files that one run starts from, packed but not uploaded yet."""
 
     code: Code | None
     files: Sequence[tuple[str, Upload]]
@@ -77,7 +83,7 @@ class Shipment:
 
     @property
     def needs(self) -> Sequence[str]:
-        """Features that the server must have for this code."""
+        """The features that the server must have for this code."""
         place = None if self.code is None else self.code.place
         return place.needs if place else ()
 
@@ -100,6 +106,7 @@ class Shipment:
             return (yield from send(spec))
         except RequestRejectedError as error:
             clearer = explained(error, init=self.init)
+            # A refusal for another reason: what the server has is still known.
             if clearer is error:
                 raise
             self.delivered.forget()
@@ -109,10 +116,11 @@ class Shipment:
 def init_repo(
     api: Api, code: Code, delivered: Delivered, version_check: VersionCheck, *, again: bool = True
 ) -> Op[None]:
-    """Make the repo and its credentials known to the server, which keeps what it has.
+    """Register the repo and its credentials with the server, without dropping credentials that it has.
 
-    Initializing a repo replaces its credentials, also by none. So without a secret of its own the caller asks
-    first, and leaves a repo alone that has one. Unless ``again``, so it does with one that is known at all.
+    Registering a repo replaces its credentials, even by none. So a client without a secret of its own first
+    fetches the repo, and leaves it alone if it has credentials; without ``again`` also if it is registered at
+    all.
     """
     if code.clone is not None and not code.clone.has_secret:
         stored = yield from call(api.find_repo(code.repo_id))
@@ -127,9 +135,9 @@ def init_repo(
 def deliver_code(
     api: Api, code: Code, delivered: Delivered, version_check: VersionCheck, *, init: bool
 ) -> Op[None]:
-    """Make the repo known, unless ``init`` is off, and upload its archive or diff; each once.
+    """Register the repo, unless ``init`` is off, and upload its archive or diff, each once.
 
-    Raises ``ConfigurationError`` when the upload is too big for the server.
+    Raises ``ConfigurationError`` if the upload is too big for the server.
     """
     if init and code.repo_id not in delivered.repos:
         yield from init_repo(api, code, delivered, version_check, again=False)
@@ -153,7 +161,7 @@ def deliver_files(api: Api, files: Iterable[tuple[str, Upload]]) -> Op[list[tupl
 
 
 def explained(error: RequestRejectedError, *, init: bool) -> RequestRejectedError:
-    """Say how to make the repo known when it is not; other refusals stay as they are."""
+    """Return the error with how to register the repo, if it is not registered; other errors as they are."""
     if error.code != _UNKNOWN_REPO:
         return error
     way_out = (

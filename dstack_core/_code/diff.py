@@ -1,4 +1,22 @@
-"""Take what a checkout has beyond a commit, as a diff, without touching the user's index."""
+"""What a checkout has beyond a commit, as a diff, without touching the user's index.
+
+The problem: the run clones a pushed commit, and the user means the files as they are: with changes that are
+staged, unstaged or not pushed, and with new files. ``git diff`` shows no new files; adding them would change
+the index of a user who may be at work in it.
+
+The idea: git works on a copy of the index and writes new objects into a temporary directory, with the
+repository's own objects as an alternate (``_scratch``). There everything that differs is added, and the diff
+is that of the copy against the commit.
+
+Invariants:
+  * Neither the index, nor the objects, nor a file of the repository changes.
+  * The diff has one form, whatever the user configured (``_FORM``), since the server's tools have to apply
+    it.
+  * What a diff cannot carry (submodules, nested repositories, symbolic links, a directory that became a file)
+    raises ``CannotCloneError``; the caller then uploads the files as an archive. No change is dropped.
+  * A file that git converts (Git LFS and other filters) is added as it is on this disk, because the run
+    applies no filters.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +33,12 @@ from dstack_core._wire.code import Upload, biggest_of, too_big
 
 _SUBMODULE = "160000"
 _LINK = "120000"
-# The attributes of a file whose blob differs from the file by more than its line ends.
+# Attributes with which git stores a file in another form than it has on the disk, beyond its line ends.
 _CONVERSIONS = ("filter", "working-tree-encoding", "ident")
 _WAY_OUT = (
     "Name new files the run does not need in .gitignore or .dstackignore, or commit and push what is big"
 )
-# Whatever the user's configuration says, the diff has the form that every server applies.
+# The form of diff that every server applies, whatever the user configured.
 _FORM = (
     "--binary",
     "--full-index",
@@ -36,13 +54,11 @@ _FORM = (
 
 
 def take_diff(git: Git, commit: str) -> Upload | None:
-    """Return the diff between ``commit`` and the files as they are, None when there is no difference.
+    """Return the diff between ``commit`` and the files as they are, None if there is no difference.
 
     Staged, unstaged and unpushed changes and new files are in it; what ``.gitignore`` names, and new
-    files that ``.dstackignore`` names, are not. The index and the objects of the repository stay as they
-    are. Raises ``CannotCloneError`` for changes a diff cannot carry: those of submodules, of nested
-    repositories and of symbolic links, and a directory that became a file. Raises ``ConfigurationError``
-    past 256 MiB.
+    files that ``.dstackignore`` names, are not. Raises ``CannotCloneError`` for changes that a diff cannot
+    carry, and ``ConfigurationError`` past 256 MiB.
     """
     what = f"repo_dir: the diff of {str(git.directory)!r}"
     with tempfile.TemporaryDirectory(prefix="dstack-core-") as folder:
@@ -56,9 +72,11 @@ def take_diff(git: Git, commit: str) -> Upload | None:
         here = [name for name in dict.fromkeys((*changed, *new)) if name not in gone]
         raw = _converted(git, here, env)
         sizes = [(name, _size(git.directory / name)) for name in here]
+        # Changed files count only as far as they differ, which is not known yet; new ones count whole.
         fresh = sum(size for name, size in sizes if name in raw or changed.get(name, "A") == "A")
         if fresh > PACK_LIMIT:
             raise too_big(what, fresh, biggest_of(sizes), "it was not read", _WAY_OUT)
+        # From here on the scratch index is the commit, then the commit with every difference.
         git.output("read-tree", commit, env=env)
         if gone:
             git.output("update-index", "--force-remove", "-z", "--stdin", env=env, stdin=_names(gone))
@@ -84,7 +102,7 @@ def _check_places(changed: dict[str, str], new: list[str]) -> None:
 
 
 def _converted(git: Git, names: list[str], env: dict[str, str]) -> set[str]:
-    """Return the files that git keeps in another form than they have here, such as those of Git LFS."""
+    """Return the files that git stores in another form than they have here, such as those of Git LFS."""
     output = git.output("check-attr", "-z", "--stdin", *_CONVERSIONS, env=env, stdin=_names(names))
     items = os.fsdecode(output).split("\0")
     converted = {
@@ -96,12 +114,12 @@ def _converted(git: Git, names: list[str], env: dict[str, str]) -> set[str]:
 
 
 def _add_raw(git: Git, names: set[str], env: dict[str, str]) -> None:
-    """Put files into the scratch index as they are here: a run does not convert what it checks out.
+    """Add files to the scratch index as they are here, because a run does not convert what it checks out.
 
-    Of a file under a filter the diff would else carry the pointer alone, and its contents are not on the
-    remote yet. Source: dstack's runner clones with go-git, which knows no filters.
+    Otherwise the diff of a file under a filter would carry its pointer alone, and its contents are not on the
+    remote yet. Source: dstack's runner clones with go-git, which has no filters.
     """
-    # One process for all names that can be written on a line.
+    # One process for all names that fit on a line.
     lines = sorted(name for name in names if "\n" not in name and not name.startswith('"'))
     listed = os.fsencode("".join(f"{name}\n" for name in lines))
     written = git.output("hash-object", "-w", "--no-filters", "--stdin-paths", env=env, stdin=listed)
@@ -157,12 +175,12 @@ def _changed(git: Git, commit: str, env: dict[str, str]) -> dict[str, str]:
 
 
 def _new(git: Git, env: dict[str, str]) -> list[str]:
-    """Return the files that git does not know and nothing ignores."""
+    """Return the files that git does not track and nothing ignores."""
     names = _listed(git, env, "--others", "--exclude-standard")
     if (git.directory / ".dstackignore").is_file() or _listed(
         git, env, "--cached", "--others", "--exclude-standard", "--", ":(glob)**/.dstackignore"
     ):
-        # Git reads one kind of ignore file at a time.
+        # Git reads one kind of ignore file at a time, so .dstackignore needs a listing of its own.
         left = set(_listed(git, env, "--others", "--exclude-per-directory=.dstackignore"))
         names = [name for name in names if name in left]
     for name in names:
@@ -176,7 +194,7 @@ def _new(git: Git, env: dict[str, str]) -> list[str]:
 
 
 def _link_refused(name: str) -> CannotCloneError:
-    # Source: dstack's runner (its repo/diff.go) makes a file of it, with the link's target as its text.
+    # Source: dstack's runner (its repo/diff.go) writes a file with the link's target as its text instead.
     return CannotCloneError(f"its symbolic link {name!r} was changed, which a diff cannot carry")
 
 

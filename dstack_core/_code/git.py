@@ -1,4 +1,16 @@
-"""Ask the ``git`` binary what a checkout is: its remote, its branch, the commit a run can clone."""
+"""What the ``git`` binary knows of a checkout: its remote, its branch, and the commit that a run can clone.
+
+The problem: the run clones from the remote, so it can only start from a commit that the remote has. What is
+checked out here may be a detached HEAD, a branch that was never pushed, a merge that CI made, or a clone of a
+mirror on this very disk, as Airflow's bundles are.
+
+The idea: take the newest commit of HEAD's history that a branch of the remote is known to have here.
+Everything beyond it travels as a diff (``diff``). No command here contacts the remote, so nothing waits or
+asks for a password; what is known of the remote is as of the last fetch.
+
+Invariant: git runs without prompts, hooks, the user's locks, and without the environment of another
+repository.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +25,7 @@ from dstack_core._code.remote import CannotCloneError, Remote
 from dstack_core.errors import ConfigurationError
 
 _SECRET = re.compile(r"://[^/@\s]+@")
-# A caller inside a git hook has these set for another repository.
+# A caller inside a git hook has these variables set for another repository.
 _FOREIGN = frozenset(
     {
         "GIT_DIR",
@@ -28,21 +40,31 @@ _FOREIGN = frozenset(
         "GIT_DIFF_OPTS",
     }
 )
-# Nothing may prompt, take locks of the user's, run hooks, or speak another language than English.
+# Nothing may prompt, take the user's locks or run hooks, and messages are in English, because errors quote
+# them.
 _QUIET = {"GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
 _OPTIONS = ("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "core.splitIndex=false")
 
 
 @dataclass(frozen=True, slots=True)
 class Git:
-    """Run ``git`` in one directory, the top of a checkout; what is above it is not looked at."""
+    """The ``git`` binary in one directory, the top of a checkout; repositories above it do not count."""
 
     directory: Path
 
     def run(
         self, *arguments: str, env: Mapping[str, str] | None = None, stdin: bytes = b""
     ) -> subprocess.CompletedProcess[bytes]:
-        """Return the finished process, whatever its status; raises ``CannotCloneError`` without git."""
+        """Run git and return the finished process, whatever its status.
+
+        Args:
+            *arguments: The command and its options.
+            env: Variables to add to the environment.
+            stdin: What git reads.
+
+        Raises:
+            CannotCloneError: There is no git.
+        """
         own = {name: value for name, value in os.environ.items() if name not in _FOREIGN}
         try:
             return subprocess.run(
@@ -52,32 +74,33 @@ class Git:
                 input=stdin,
                 capture_output=True,
                 check=False,
+                # In a session of its own, so that a Ctrl-C for the caller does not end git in the middle.
                 start_new_session=True,
             )
         except FileNotFoundError:
             raise CannotCloneError("there is no git on the PATH") from None
 
     def output(self, *arguments: str, env: Mapping[str, str] | None = None, stdin: bytes = b"") -> bytes:
-        """Return what git printed; raises ``CannotCloneError`` when it fails."""
+        """Return what git printed. Raises ``CannotCloneError`` if it fails."""
         done = self.run(*arguments, env=env, stdin=stdin)
         if done.returncode != 0:
             raise self.refusal(done)
         return done.stdout
 
     def line(self, *arguments: str) -> str | None:
-        """Return the one line git printed, None when it failed or printed nothing."""
+        """Return the one line that git printed, None if it failed or printed nothing."""
         done = self.run(*arguments)
         return (os.fsdecode(done.stdout).strip("\n") or None) if done.returncode == 0 else None
 
     def refusal(self, done: subprocess.CompletedProcess[bytes]) -> CannotCloneError:
         """Return the error for a git command that failed."""
-        # What follows the first line is advice for a terminal.
+        # The lines after the first are advice for a terminal.
         reason = done.stderr.decode(errors="replace").strip().partition("\n")[0].removeprefix("fatal: ")
         reason = _SECRET.sub("://***@", reason)[:300] or f"exit status {done.returncode}"
         return CannotCloneError(f"git cannot read it ({reason})")
 
     def tracked(self) -> frozenset[Path]:
-        """Return the files that git tracks and the directories they lie in; nothing when git does not say."""
+        """Return the files that git tracks and the directories they lie in; nothing if git fails."""
         try:
             listed = self.output("ls-files", "-z")
         except CannotCloneError:
@@ -88,7 +111,7 @@ class Git:
 
 @dataclass(frozen=True, slots=True)
 class Checkout:
-    """What a run needs to have the same commit."""
+    """What a run needs to start from the same commit: where it clones from, and the commit itself."""
 
     remote: Remote
     branch: str
@@ -97,10 +120,10 @@ class Checkout:
 
 
 def is_top_of_repository(directory: Path) -> bool:
-    """Tell whether the directory is the top of a Git checkout; one below the top is a plain directory.
+    """Return whether the directory is the top of a Git checkout; one below the top is a plain directory.
 
     Raises ``ConfigurationError`` for a bare repository, and ``CannotCloneError`` for one that git does not
-    read: of another owner, or a worktree whose repository is not there.
+    read: of another owner, or a worktree whose repository does not exist.
     """
     git = Git(directory)
     if not (directory / ".git").exists():
@@ -121,8 +144,8 @@ def is_top_of_repository(directory: Path) -> bool:
 def read_checkout(git: Git) -> Checkout:
     """Return the remote, one of its branches, and the newest commit of HEAD's history that this branch has.
 
-    Commits that were not pushed are part of the diff against that commit. Raises ``CannotCloneError`` when no
-    branch of a remote is known to have any of it.
+    Commits that were not pushed are part of the diff against that commit. Raises ``CannotCloneError`` if no
+    branch of a remote is known to have any of that history.
     """
     if git.line("rev-parse", "--verify", "--quiet", "HEAD") is None:
         raise CannotCloneError("it has no commit")
@@ -135,7 +158,7 @@ def read_checkout(git: Git) -> Checkout:
     name = commit = None
     if tracked:
         _, ref, name = tracked
-        # None where the branch was deleted over there, or where a shallow clone does not know the way.
+        # None if the branch was deleted on the remote, or if a shallow clone does not reach back far enough.
         commit = git.line("merge-base", "HEAD", ref)
     if name is None or commit is None:
         name, commit = _pushed(git, remote, branch)
@@ -143,7 +166,7 @@ def read_checkout(git: Git) -> Checkout:
 
 
 def _tracked(git: Git, branch: str | None) -> tuple[str, str, str] | None:
-    """Return the remote, the local ref and the name of the branch that the current one tracks."""
+    """Return the remote, the local ref and the name of the branch that the current branch tracks."""
     if branch is None:
         return None
     fields = "%(upstream)%00%(upstream:remotename)%00%(upstream:remoteref)"
@@ -158,12 +181,13 @@ def _tracked(git: Git, branch: str | None) -> tuple[str, str, str] | None:
 def _pushed(git: Git, remote: str, branch: str | None) -> tuple[str, str]:
     """Return a branch of the remote and its newest commit in HEAD's history.
 
-    For a detached HEAD, a branch that was not pushed, and the checkouts of CI: a tag or a merge that no
-    branch has may be all there is, and then there is nothing to clone.
+    This is for a detached HEAD, a branch that was not pushed, and the checkouts of CI. Those may have only a
+    tag or a merge that no branch has, and then there is nothing to clone.
     """
     prefix = f"refs/remotes/{remote}/"
     if git.line("for-each-ref", "--count=1", prefix) is None:
         raise CannotCloneError(f"no branch of its remote {remote!r} is known here")
+    # The commits that no branch of the remote has, and with a minus sign the first ones that some branch has.
     beyond = git.line("rev-list", "--boundary", "--first-parent", "HEAD", "--not", f"--remotes={remote}")
     commit = "HEAD"
     if beyond is not None:
@@ -179,7 +203,7 @@ def _pushed(git: Git, remote: str, branch: str | None) -> tuple[str, str]:
 
 
 def _having(git: Git, commit: str, prefix: str, branch: str | None) -> str | None:
-    """Return a branch below ``prefix`` that has the commit: of that name, the default, else the first."""
+    """Return a branch below ``prefix`` that has the commit: ``branch``, else the default, else the first."""
     default = git.line("symbolic-ref", "--quiet", f"{prefix}HEAD")
     having = git.line("for-each-ref", "--contains", commit, "--format=%(refname)", prefix) or ""
     found = [ref for ref in having.split("\n") if ref and ref != f"{prefix}HEAD"]
@@ -190,7 +214,8 @@ def _having(git: Git, commit: str, prefix: str, branch: str | None) -> str | Non
 def _url(git: Git, remote: str) -> str:
     """Return the address of a remote as it was configured.
 
-    What ``insteadOf`` makes of it is for this machine; it counts only where nothing else is an address.
+    What ``insteadOf`` makes of it is for this machine. It counts only if the configured text is not an
+    address by itself.
     """
     urls = git.line("config", "--get-all", f"remote.{remote}.url") or ""
     written = urls.split("\n")[0]
@@ -200,12 +225,14 @@ def _url(git: Git, remote: str) -> str:
 
 
 def _true_checkout(directory: Path, url: str, branch: str, commit: str) -> Checkout:
-    """Follow remotes on this disk, such as the bare mirror behind Airflow's bundles, to where they lead.
+    """Return the checkout with its true remote: a remote on this disk is followed to its own remote.
 
-    A mirror has the branches of its own remote as its own. Any other repository may have commits that were
-    never pushed, so there a branch of its remote must have the commit.
+    Such a remote is the bare mirror behind Airflow's bundles. A mirror has the branches of its own remote as
+    its own. Any other repository may have commits that were never pushed, so there a branch of its remote
+    must have the commit.
     """
     remote = Remote.parse(url, directory)
+    # Two repositories can be each other's remote.
     visited = {directory}
     while remote.scheme == "file":
         local = f"its remote is the local path {str(remote.directory)!r}"
@@ -226,7 +253,7 @@ def _true_checkout(directory: Path, url: str, branch: str, commit: str) -> Check
 
 
 def _author(git: Git) -> dict[str, str]:
-    """Return who commits here, ``name`` and ``email`` where they are set: a run's commits are by the same."""
+    """Return who commits here, ``name`` and ``email`` if they are set, for commits that the run makes."""
     output = git.run("config", "--null", "--get-regexp", r"^user\.(name|email)$").stdout
     pairs = [item.partition("\n") for item in os.fsdecode(output).split("\0") if item]
     return {key.removeprefix("user."): value for key, _, value in pairs}

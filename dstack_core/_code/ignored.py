@@ -1,4 +1,4 @@
-"""Walk a directory without what its ignore files leave out.
+"""The files of a directory without those that its ignore files name.
 
 ``.gitignore`` and ``.dstackignore`` have git's own syntax and precedence: the deepest file that names a path
 decides, and what lies below an ignored directory is never visited. Ignore files above the directory count
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _GIT_FILE = ".gitignore"
 _OWN_FILE = ".dstackignore"
-# Only a rule for everything in a directory matches this name.
+# A name that no file has and no rule names: only a rule for everything in a directory matches it.
 _ANY_NAME = "\x01"
 
 
@@ -29,7 +29,7 @@ class _RuleFile:
     spec: GitIgnoreSpec
 
     def verdict(self, path: Path, is_dir: bool) -> bool | None:
-        """Return whether the path is ignored, None when no rule names it."""
+        """Return whether the path is ignored, None if no rule names it."""
         name = path.relative_to(self.folder).as_posix() + ("/" if is_dir else "")
         return self.spec.check_file(name).include
 
@@ -57,11 +57,13 @@ def walk(root: Path, tracked: Collection[Path] = (), *, above: bool = True) -> I
 def _walk(folder: Path, rules: list[_RuleFile], tracked: Collection[Path]) -> Iterator[Path]:
     rules = rules + _rules_of(folder)
     for path in sorted(folder.iterdir()):
+        # A link to a directory is a link: walking into it could leave the directory, or never end.
         is_dir = path.is_dir() and not path.is_symlink()
         if path.name == ".git" or _is_ignored(path, is_dir, rules, path in tracked):
             continue
         if is_dir:
             yield from _walk(path, rules, tracked)
+        # Not sockets, pipes and devices: reading them would block, and they mean nothing elsewhere.
         elif path.is_file() or path.is_symlink():
             yield path
 
@@ -81,7 +83,7 @@ def top_of_repository(path: Path) -> Path | None:
 
 
 def _rules_of(folder: Path) -> list[_RuleFile]:
-    # Only those who pack a directory wait for the import.
+    # Only a client that packs a directory pays for the import.
     from pathspec import GitIgnoreSpec
 
     files = [folder / name for name in (_GIT_FILE, _OWN_FILE)]
@@ -93,6 +95,7 @@ def _rules_of(folder: Path) -> list[_RuleFile]:
 
 
 def _is_ignored(path: Path, is_dir: bool, rules: list[_RuleFile], is_tracked: bool) -> bool:
+    # The deepest file first, and in a folder .dstackignore before .gitignore.
     for rule_file in reversed(rules):
         if is_tracked and rule_file.name == _GIT_FILE:
             continue

@@ -1,11 +1,14 @@
-"""Replace the links that lead out of a ``files`` entry by what they point to.
+"""Replacing the links that point out of a ``files`` entry by their targets.
 
-A folder of links is an ordinary thing to name in ``files``: a Hugging Face snapshot is nothing else. In the
-container those links would lead nowhere. But a link is also how somebody else makes this process read a file:
-a checkout has links that its repository supplies, and on a shared machine another user may place one. So a
-link out of the entry is followed only when its owner also owns what it points to, and when git does not track
-it. The entry's own path is followed unless git tracks a link in it. The code of a run (``repo_dir``) never
-goes through here: its links stay links.
+The problem: a folder of links is an ordinary thing to name in ``files``; a Hugging Face snapshot is one. In
+the container those links would be broken. But a link is also a way to make this process read, and upload, a
+file that its user did not mean: a checkout has links that its repository supplies, and on a shared machine
+another user may place one.
+
+The rule: a link out of the entry is followed only if the owner of the link also owns its target, and if git
+does not track the link. The entry's own path is followed unless git tracks a link in it. A link that stays
+inside the entry stays a link. Anything else is refused with an error, never left out silently. The code of a
+run (``repo_dir``) does not pass through here: its links stay links.
 """
 
 from __future__ import annotations
@@ -22,12 +25,14 @@ from dstack_core.errors import ConfigurationError
 
 _LINK_MODE = "120000"
 _FROM_GIT = "and comes from a Git repository, whose links are not followed"
-_MOST_LINKS = 40  # As Linux: a path with more is a loop.
+# As Linux has it (MAXSYMLINKS): a path with more links is a loop, and fewer would refuse paths that can be
+# opened.
+_MOST_LINKS = 40
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One member of an archive: read from ``path``, packed as ``name``; ``link`` replaces a link's target."""
+    """One member of an archive: read from ``path``, packed as ``name``; ``link`` is a link's new target."""
 
     path: Path
     name: str
@@ -50,15 +55,16 @@ class EntryLinks:
         for link in _links_of(path.absolute()):
             if self._is_tracked(link):
                 raise ConfigurationError(
-                    f"{self.what}: the link {str(link)!r} points to {str(link.resolve())!r}, {_FROM_GIT}. "
-                    "Name the target instead."
+                    f"{self.what}: could not follow the link {str(link)!r}, which points to "
+                    f"{str(link.resolve())!r} {_FROM_GIT}. Name the target instead."
                 )
         return real
 
     def members(self, root: Path, name: str, *, above: tuple[Path, ...] = ()) -> Iterator[Member]:
-        """Yield the directory and what it holds.
+        """Yield the directory and its contents.
 
-        Raises ``ConfigurationError`` for a link that is not followed.
+        ``above`` are the directories from which links led here. Raises ``ConfigurationError`` for a link that
+        is not followed.
         """
         yield Member(root, name)
         for path in walk(root, above=not above):
@@ -66,6 +72,7 @@ class EntryLinks:
             if not path.is_symlink():
                 yield Member(path, inner)
                 continue
+            # By its text and not resolved: a chain of links that stays inside keeps all of its links.
             target = Path(os.path.normpath(path.parent / path.readlink()))
             if target.is_relative_to(root):
                 yield Member(path, inner, link=os.path.relpath(target, path.parent))
@@ -73,6 +80,7 @@ class EntryLinks:
             real = self._followed(path, inner, target)
             if not real.is_dir():
                 yield Member(real, inner)
+            # Packing it would contain itself without end.
             elif any(folder.is_relative_to(real) for folder in (root, *above)):
                 raise self._refused(inner, real, "which contains the link itself")
             else:
@@ -97,6 +105,7 @@ class EntryLinks:
         if top not in self._tracked:
             self._tracked[top] = _tracked_links(top)
         tracked = self._tracked[top]
+        # If git cannot list them, every link in its repository may be one of its own.
         return tracked is None or path in tracked
 
     def _refused(self, name: str, target: Path, why: str) -> ConfigurationError:
@@ -123,7 +132,7 @@ def _links_of(path: Path) -> Iterator[Path]:
 
 
 def _tracked_links(top: Path) -> set[Path] | None:
-    """Return the links that git tracks below ``top``, None when git does not say."""
+    """Return the links that git tracks below ``top``, None if git fails."""
     try:
         done = Git(top).run("ls-files", "--stage", "-z")
     except CannotCloneError:

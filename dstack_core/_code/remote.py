@@ -1,8 +1,8 @@
-"""Read the address of a Git remote as dstack's own client does (PROTOCOL 1.3).
+"""The address of a Git remote, read as dstack's own client does (PROTOCOL 1.3).
 
 The id of a repository is made from its host and path, so both have to come out the same: then what
-``dstack init`` stored counts here, and the reverse. An ssh host may be an alias of ``~/.ssh/config``; it is
-resolved with paramiko's reader, as dstack does, and because a worker may have no ``ssh`` to ask. paramiko is
+``dstack init`` stored counts here, and the reverse. An ssh host may be an alias of ``~/.ssh/config``. It is
+resolved with paramiko's reader, as dstack does, and because a worker may have no ``ssh`` program. paramiko is
 imported only for an ssh address on a machine that has that file.
 """
 
@@ -18,17 +18,17 @@ from urllib.parse import quote, unquote, urlsplit
 _log = logging.getLogger("dstack_core")
 _SCP = re.compile(r"(?:(?P<user>[^/@:]+)@)?(?P<host>\[[^\]]+\]|[^/@:]+):(?P<path>.+)")
 _SSH_CONFIG = "~/.ssh/config"
-# What a path of an address may hold unquoted; a percent sign is part of what is quoted already.
+# What the path of an address may hold unquoted. A percent sign belongs to what is quoted already.
 _SAFE = "/%:@!$&'()*+,;=~"
 
 
 class CannotCloneError(Exception):
-    """A checkout a run cannot clone; the text is the reason, a clause without a full stop."""
+    """A checkout that a run cannot clone; the text is the reason, a clause without a full stop."""
 
 
 @dataclass(frozen=True, slots=True)
 class SshHost:
-    """What the SSH configuration says about a host."""
+    """The settings of a host in the SSH configuration."""
 
     host: str | None = None
     user: str | None = None
@@ -36,7 +36,7 @@ class SshHost:
 
     @classmethod
     def configured(cls, host: str) -> Self:
-        """Look the host up in ``~/.ssh/config``; nothing is said by a file that is not there."""
+        """Look the host up in ``~/.ssh/config``; without that file nothing is set."""
         path = Path(_SSH_CONFIG).expanduser()
         if not path.is_file():
             return cls()
@@ -67,9 +67,10 @@ class Remote:
 
     @classmethod
     def parse(cls, url: str, directory: Path) -> Self:
-        """Read any form git takes; a path is relative to ``directory``. Raises ``CannotCloneError``."""
+        """Read any form that git accepts; a path is relative to ``directory``; or ``CannotCloneError``."""
         scheme, separator, _ = url.partition("://")
         if not separator:
+            # git's own rule: what begins like a path is one, even with a colon in it.
             scp = _SCP.fullmatch(url)
             if scp is None or url.startswith((".", "/")):
                 place = (directory / Path(url).expanduser()).resolve()
@@ -100,17 +101,17 @@ class Remote:
 
     @property
     def name(self) -> str:
-        """Return the repository's name."""
+        """The repository's name."""
         return self._clean_path.rpartition("/")[2] or "unknown"
 
     @property
     def location(self) -> str:
-        """Return what is the same for all addresses of one repository."""
+        """Host and path, which are the same in all addresses of one repository."""
         return self.host.lower() + self._clean_path
 
     @property
     def directory(self) -> Path:
-        """Return the directory behind a local address."""
+        """The directory of a local address."""
         return Path(unquote(self.path))
 
     @property
@@ -118,12 +119,12 @@ class Remote:
         return (quote(self.path, safe=_SAFE) or "/").rstrip("/").removesuffix(".git")
 
     def as_https(self) -> str:
-        """Return the address over https; a port only counts when it was given with https."""
+        """Return the address over https; a port counts only if it was given with https."""
         port = f":{self.port}" if self.port and self.scheme == "https" else ""
         return f"https://{self.host.lower()}{port}{self._absolute_path}"
 
     def as_ssh(self) -> str:
-        """Return the address over ssh, with user and port as they were given, else as configured."""
+        """Return the address over ssh, with user and port as given, else as configured."""
         user, port = self.user, self.port
         if self.scheme != "ssh":
             configured = SshHost.configured(self.host)

@@ -1,4 +1,10 @@
-"""Hold what a client was told of its code, and describe or pack it."""
+"""The repository parameters of a client, and the code that its runs start from.
+
+Code travels in one of two ways. A run clones a Git checkout and applies a diff; this is small, keeps the
+history, and needs a remote that the run can reach. Everything else is uploaded as an archive: a plain
+directory, any directory with ``local_repo``, and a checkout for which ``CannotCloneError`` was raised on the
+way; the log then names the reason.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +28,9 @@ _log = logging.getLogger("dstack_core")
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """Hold the repository parameters of ``from_config``; secrets stay out of the repr.
+    """The repository parameters of ``from_config``; secrets stay out of the repr.
 
-    ``init`` tells whether submitting makes the repository known to the server.
+    ``init`` (bool): submitting registers the repository with the server.
     """
 
     directory: Path | None = None
@@ -43,16 +49,17 @@ class Repository:
         local_repo: bool = False,
         init: bool = True,
     ) -> Repository:
-        """Return the parameters; starts no process and sends nothing.
+        """Return the checked parameters; starts no process and sends nothing.
 
-        Raises ``ConfigurationError`` for a directory or a file that is not there, and for two credentials.
+        Parameters are those of ``from_config``. Raises ``ConfigurationError`` for a directory or a file that
+        does not exist, and for two credentials.
         """
         credentials = GitCredentials.checked(git_identity_file, oauth_token, git_private_key)
         directory = None if repo_dir is None else check_directory(repo_dir)
         return cls(directory, local_repo, credentials, init)
 
     def describe(self) -> Code:
-        """Return what the server is told of the repository. Runs git; raises ``ConfigurationError``."""
+        """Return what is registered with the server. Runs git; raises ``ConfigurationError``."""
         if self.directory is None:
             raise ConfigurationError(
                 "repo_dir: expected a directory, got none. Pass from_config(repo_dir=...) to use "
@@ -61,7 +68,7 @@ class Repository:
         return self._code(self.directory, with_upload=False)
 
     def pack(self, repos: Sequence[RepoMapping | Mapping[str, str] | str] = ()) -> Code | None:
-        """Return the code a run starts from, with its diff or its archive; None when there is none.
+        """Return the code that a run starts from, with its diff or its archive; None without code.
 
         ``repos`` are those of the run's configuration. Runs git and reads the files; raises
         ``ConfigurationError``.
@@ -82,6 +89,7 @@ class Repository:
                 "Remove one of them."
             )
         try:
+            # A run starts from one repository; the configuration refuses more.
             return self._named(RepoMapping.model_validate(repos[0]))
         except ConfigurationError as error:
             raise ConfigurationError(f"repos: {error.message.removeprefix('repo_dir: ')}") from None
@@ -113,7 +121,7 @@ class Repository:
             if not is_top_of_repository(directory):
                 return _contents(directory, with_upload=with_upload)
             checkout = read_checkout(git)
-            # Whether there is one decides how the code travels.
+            # Also without an upload: a change that no diff can carry decides how the code travels.
             diff = take_diff(git, checkout.commit)
         except CannotCloneError as error:
             return _instead_of_clone(git, str(error), with_upload=with_upload)
@@ -135,7 +143,7 @@ def _contents(directory: Path, *, with_upload: bool) -> Code:
 
 
 def _instead_of_clone(git: Git, reason: str, *, with_upload: bool) -> Code:
-    """Return the files of a checkout that a run cannot clone, and log it: they come without ``.git``."""
+    """Return the files of a checkout that a run cannot clone, without ``.git``, and log the reason."""
     directory = str(git.directory)
     if not with_upload:
         return Code.of_directory(directory, None)
@@ -158,7 +166,7 @@ def _not_cloned(reason: str) -> ConfigurationError:
 
 
 def check_directory(repo_dir: str | os.PathLike[str]) -> Path:
-    """Return the directory with ``~`` expanded, or raise ``ConfigurationError`` when it is none."""
+    """Return the directory with ``~`` expanded. Raises ``ConfigurationError`` if it is not a directory."""
     path = Path(repo_dir).expanduser().resolve()
     if not path.is_dir():
         raise ConfigurationError(f"repo_dir: expected a directory, got {os.fspath(repo_dir)!r}.")

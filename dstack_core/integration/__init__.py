@@ -1,7 +1,9 @@
-"""What a workflow engine needs on top of a client, written once for all of them.
+"""What a workflow engine needs on top of a client, written once for all engines.
 
-An adapter for another engine is built from this package and the clients; see the Airflow provider and the
-Prefect collection for two that are.
+An adapter for another engine is built from this package and the clients, as the Airflow provider and the
+Prefect collection are. A task needs, in this order: names and a marker for its run (``names``), the run of an
+earlier execution if there is one (``attempts``), its log (``relay``, ``masking``), its end as text and data
+(``outcome_text``), and its stop if the task is stopped (``stop``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Find out which run belongs to this execution of a job, before anything is submitted.
+"""The search for the run that belongs to this execution of a job, before anything is submitted.
 
-The problem: a workflow engine executes the same job again: after a retry, a crash, or because a user asked
-for it. Submitting blindly pays twice for what an earlier execution started.
+The problem: a workflow engine executes the same job again: after a retry, after a crash, or because a user
+requested it. Submitting without a check pays twice for what an earlier execution started.
 
 The idea: all attempts of a job have names and markers that every execution computes alike. Attempt 1 is
 looked up by name; what the server shows decides:
@@ -34,17 +34,22 @@ if TYPE_CHECKING:
     from dstack_core.models.events import Event
     from dstack_core.run import Run
 
-# A stopping run needs 2 to 20 s to end (PROTOCOL 5.4); shorter pauses only load the server.
+# Seconds between two polls of a stopping run, which needs 2 to 20 s to end (PROTOCOL 5.4). Shorter pauses
+# only load the server; longer ones delay the submission.
 _STOPPING_PAUSE = 2.0
 
 
 @dataclass(slots=True)
 class Attempt:
-    """The run that an execution means, at any moment; the calls of this module keep it up to date.
+    """The run that an execution means, at any moment; the functions of this module keep it up to date.
 
-    ``ref`` and ``run_id`` (str, None until known) say which run. ``is_chosen`` (bool): no other attempt comes
-    into question any more. ``is_adopted`` (bool): an earlier execution submitted it. ``may_appear`` (bool): a
-    submission is under way whose run the server may not show yet; the caller sets it.
+    Attributes:
+        ref: The run's name and marker. An interrupted caller stops this run.
+        run_id: The run's id (str), None until it is known.
+        is_chosen: Whether the choice is final: no other attempt will be considered.
+        is_adopted: Whether an earlier execution submitted the run.
+        may_appear: Whether a submission is under way whose run the server may not show yet; the caller sets
+            it.
     """
 
     ref: RunRef
@@ -66,18 +71,25 @@ def choose_attempt(
     """Choose the attempt of this execution; return its run if there is one to adopt, else None.
 
     Args:
-        client: The client.
+        client: The client of the run's project.
         names: How the job's attempts are named.
-        attempt: Updated with every reply; an interrupted caller reads it.
-        retry_budget: Seconds to keep retrying each request, instead of the client's.
-        sleep: A function of seconds, instead of ``time.sleep``.
+        attempt: Begins with the first attempt's ``ref``; updated with every reply, for an interrupted caller.
+        retry_budget: Seconds to retry an unreachable server in each request; None: the client's.
+        sleep: A function of seconds, instead of ``time.sleep``; what it raises ends the search.
         on_event: Gets the ``ContactLost`` and ``ContactRestored`` events; by default they are logged.
 
     Returns:
-        The run of an earlier execution, active or successful. None when ``attempt.ref`` is to be submitted.
+        The run of an earlier execution, active or successful. None if ``attempt.ref`` is to be submitted.
 
     Raises:
         ServerError: The server errors.
+
+    Example::
+
+        attempt = Attempt(names.ref(1))
+        run = choose_attempt(client, names, attempt)
+        if run is None:
+            run = client.runs.submit(task, attempt.ref.name, marker=attempt.ref.marker)
 
     Source: PROTOCOL 1.4.
     """
@@ -98,7 +110,22 @@ async def achoose_attempt(
     sleep: Callable[[float], Awaitable[None]] | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> AsyncRun | None:
-    """Choose the attempt of this execution: the twin of ``choose_attempt``."""
+    """Choose the attempt of this execution: the twin of ``choose_attempt``, which has the details.
+
+    Args:
+        client: The client of the run's project.
+        names: How the job's attempts are named.
+        attempt: Begins with the first attempt's ``ref``; updated with every reply, for an interrupted caller.
+        retry_budget: Seconds to retry an unreachable server in each request; None: the client's.
+        sleep: An async function of seconds, instead of ``asyncio.sleep``; what it raises ends the search.
+        on_event: Gets the ``ContactLost`` and ``ContactRestored`` events; by default they are logged.
+
+    Returns:
+        The run of an earlier execution, active or successful. None if ``attempt.ref`` is to be submitted.
+
+    Raises:
+        ServerError: The server errors.
+    """
     from dstack_core import _adrive
     from dstack_core.aio_run import AsyncRun
 
@@ -112,10 +139,12 @@ def _choose(
 ) -> Flow[RunSnapshot | None]:
     while True:
         found = yield from operations.get(attempt.ref.name, retry_budget=retry_budget)
+        # With a fixed name the run may be that of a later attempt, so its marker decides which one it is.
         number = None if found is None else names.number_of(found.marker)
         if found is None or number is None:
             attempt.is_chosen = True
             return None
+        # Before any sleep: a caller that is interrupted in it stops the run that was seen last.
         attempt.ref, attempt.run_id = names.ref(number), found.id
         if found.status.is_stopping:
             yield Sleep(_STOPPING_PAUSE)

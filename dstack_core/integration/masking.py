@@ -1,10 +1,11 @@
-"""Which texts of a run are secrets, and how a log line hides them.
+"""The secrets of a run, and how they are hidden in log lines.
 
-The problem: a run may print what it was given. A host masks what it knows (Airflow's masker, Prefect's secret
-blocks), but not on every path: a triggerer would keep the secrets of all runs it ever followed.
+The problem: a run may print what it was given. A host masks the secrets that it has registered (Airflow's
+masker, Prefect's secret blocks), but not on every path: a triggerer would keep the secrets of all runs it
+ever followed.
 
-The idea: ``collect_secrets`` holds the rule of what a secret is, ``Masker`` replaces each line of each
-secret by ``***``. Lines, because a log event has lines: a private key is printed on thirty of them.
+The idea: ``collect_secrets`` holds the rule of what a secret is; ``Masker`` replaces each line of each secret
+by ``***``. It replaces lines, because a log event has lines: a private key is printed on thirty of them.
 
 Invariants: the longest secret is replaced first, so that nothing of it is left; a secret that holds control
 characters is found in text that ``printable`` returned. Measured on lines of 100 characters with 10 secrets:
@@ -20,7 +21,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 MASK = "***"
-# As ``secret_values``: shorter lines, such as the end of a key, are common words and make a log unreadable.
+# Characters, as in ``secret_values``. Shorter lines, such as the last one of a key, are common words: masking
+# them makes a log unreadable. A higher limit would show secrets.
 _SHORTEST_LINE = 5
 
 
@@ -33,14 +35,16 @@ class Masker:
         self.add(secrets)
 
     def add(self, secrets: Iterable[str | None]) -> None:
-        """Mask these from now on, too; numbers, flags and texts of less than 5 characters stay readable."""
+        """Mask these as well from now on, except numbers, flags and texts of less than 5 characters."""
         lines = {line for secret in secret_values(secrets) for line in secret.splitlines()}
         lines = {form for line in lines for form in (line, printable(line)) if len(form) >= _SHORTEST_LINE}
+        # The longest first: of two secrets that begin alike, nothing of the longer one may be left.
         self._lines = sorted(lines.union(self._lines), key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, self._lines))) if self._lines else None
 
     def mask(self, text: str) -> str:
         """Return ``text`` with ``***`` for what is secret in it."""
+        # The search for each line alone is twelve times faster than the pattern, and usually finds nothing.
         if self._pattern is None or not any(line in text for line in self._lines):
             return text
         return self._pattern.sub(MASK, text)
@@ -54,16 +58,19 @@ def mask(text: str, secrets: Iterable[str | None]) -> str:
 def collect_secrets(
     configuration: Any = None, *, env: Any = None, others: Iterable[str | None] = ()
 ) -> list[str]:
-    """Return the secrets of a run: the one place that says what is masked.
+    """Return the secrets of a run; this is the one place that decides what is masked.
 
-    These are the values of its environment, the password of its registry, and ``others``; of all of them not
-    numbers, flags, and texts of less than 5 characters (``secret_values``).
+    These are the values of its environment, the password of its registry, and ``others``; without numbers,
+    flags, and texts of less than 5 characters (``secret_values``).
 
     Args:
         configuration: A ``Configuration``, or a dict, which need not be valid; None if there is none.
-        env: The environment that is given beside the configuration and wins, or that of a run (``run.env``):
+        env: The environment that is passed beside the configuration and wins, or that of a run (``run.env``):
             a dict, or a list as in YAML. A name without a value has the value of this process.
         others: Further secrets, such as the token of the server.
+
+    Returns:
+        The secrets, for ``Masker`` and ``LogRelay``.
 
     Example:
         ``collect_secrets(task, env={"HF_TOKEN": token}, others=[server_token])``
@@ -79,7 +86,7 @@ def _part(whole: Any, name: str) -> Any:
 
 
 def _variables(env: Any) -> dict[str, Any]:
-    """Return an ``env`` that is not checked yet, as far as it can be read."""
+    """Return the variables of an ``env`` that was not checked yet; what cannot be read is left out."""
     if isinstance(env, Mapping):
         return {str(name): value for name, value in env.items()}
     items = env if isinstance(env, list | tuple) else []
@@ -89,8 +96,8 @@ def _variables(env: Any) -> dict[str, Any]:
 
 REPLACEMENT = "\ufffd"
 
-# As the dstack runner removes them from what it sends to the server (PROTOCOL 1.8), but a command to the
-# terminal without an end is left in: removing it would hide the rest of its line.
+# As the dstack runner removes them from what it sends to the server (PROTOCOL 1.8). But an unfinished command
+# to the terminal is left in, because removing it would hide the rest of its line.
 _ESCAPES = re.compile(
     r"""\x1b(?: \[ [0-?]* [\x20-/]* (?: [@-~] | $ )  # a control sequence, such as a colour
             | \] [^\x07\x1b\n]* (?: \x07 | \x1b\\ )  # a command to the terminal, such as its title or a link
@@ -100,13 +107,14 @@ _ESCAPES = re.compile(
 )
 _CONTROLS = [code for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"]
 _REPLACED = dict.fromkeys(_CONTROLS, REPLACEMENT)
-# In UTF-8: a control character of ASCII is this byte, one of the others (C1) begins with 0xC2.
+# In UTF-8 a control character of ASCII is this byte, and all others (C1) begin with 0xC2. Searching for these
+# bytes is much faster than a pattern over the text, and most texts have none.
 _SUSPECTS = [code for code in _CONTROLS if code < 128] + [0xC2]
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    r"""Return ``text`` (one line, or several that ``\n`` separates) without what is not to be shown."""
+    r"""Return ``text`` without escape sequences and control characters; ``\n`` separates its lines."""
     try:
         data = text.encode()
     except UnicodeEncodeError:
@@ -126,16 +134,16 @@ def _last_state(line: str) -> str:
     return line.rstrip("\r").rpartition("\r")[2]
 
 
-# Shorter than any credential, and common enough to make other lines unreadable.
+# Characters. Shorter texts are shorter than any credential, and common enough to make other lines unreadable.
 _SHORTEST = 5
 
 
 def secret_values(values: Iterable[str | None]) -> Iterator[str]:
     """Yield those of ``values`` (``run.env.values()``, a registry password) that a log must not show.
 
-    Nobody can tell a secret from a setting, so all are, but for numbers, ``true`` and ``false``, and texts of
-    less than 5 characters. Raises nothing. A server returns what a run was given in clear text.
-    Source: PROTOCOL 1.5.
+    A program cannot distinguish a secret from a setting, so all values count as secrets, except numbers,
+    ``true``, ``false``, and texts of less than 5 characters. A server returns the values of a run in clear
+    text. Raises nothing. Source: PROTOCOL 1.5.
     """
     for value in values:
         if value and len(value) >= _SHORTEST and not _is_plain(value):

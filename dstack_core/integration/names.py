@@ -1,8 +1,8 @@
-"""The names and markers that say whose a run is.
+"""The names and markers that identify the owner of a run.
 
-The problem: a server knows a run by its name, and any user of the project can take a name. An engine that
-executes a job again must find the run of the execution before, and must never adopt, stop or replace a run of
-somebody else.
+The problem: a server identifies a run by its name, and any user of the project can take a name. An engine
+that executes a job again must find the run of the execution before, and must never adopt, stop or replace the
+run of another owner.
 
 The idea: the client chooses the name before it submits, and writes a marker on the run (it travels in
 ``configuration_path``). Both are computed from what the engine knows of the job alone, so that every process
@@ -30,9 +30,13 @@ _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
 class RunRef:
     """The identity of one run: no other run of the project has this name and this marker.
 
-    ``name`` (str) is the run's name and ``marker`` (str) what its owner wrote on it at the submission.
-    ``generated`` (bool) says that the name was made for this one run, so that no other run can have it: such
-    a run is stopped by name without a request before the stop. Source: PROTOCOL 1.4.
+    Attributes:
+        name: The run's name.
+        marker: What its owner wrote on it when it was submitted.
+        generated: Whether the name was made for this one run, so that no other run can have it. Such a run is
+            stopped by name without a request before the stop.
+
+    Source: PROTOCOL 1.4.
     """
 
     name: str
@@ -44,9 +48,10 @@ class RunRef:
 class AttemptNames:
     """The names and markers of all attempts of one job.
 
-    ``base`` (str) is the generated name of the first attempt, which later ones extend by their number.
-    ``stem`` (str) is what all their markers begin with. ``fixed_name`` (str) is a name that the user chose
-    for all attempts, or None.
+    Attributes:
+        base: The generated name of the first attempt, which later ones extend by their number.
+        stem: The text with which all their markers begin.
+        fixed_name: A name that the user chose for all attempts, or None.
     """
 
     base: str
@@ -54,12 +59,12 @@ class AttemptNames:
     fixed_name: str | None = None
 
     def ref(self, number: int) -> RunRef:
-        """Return which run the attempt of that number is; the first has number 1."""
+        """Return the identity of the run of that attempt; the first has number 1."""
         name = self.fixed_name or (self.base if number == 1 else f"{self.base}-{number}")
         return RunRef(name, f"{self.stem}/{number}", generated=self.fixed_name is None)
 
     def number_of(self, marker: str | None) -> int | None:
-        """Return which attempt has this marker; None when it is another owner's."""
+        """Return the number of the attempt that has this marker, None if another owner has it."""
         stem, _, number = (marker or "").rpartition("/")
         return int(number) if stem == self.stem and number.isdecimal() else None
 
@@ -67,18 +72,21 @@ class AttemptNames:
 def short_hash(text: str, length: int = 12) -> str:
     """Return the first hex digits of the SHA-256 hash of a text.
 
-    Twelve digits tell the runs of a project apart; six are enough beside an id.
+    Twelve digits (48 bits) are enough for the runs of a project; six are enough beside an id.
     """
     return sha256(text.encode()).hexdigest()[:length]
 
 
 def slug(text: str | None, *, default: str, longest: int = LONGEST_NAME) -> str:
-    """Return a text as a part of a run's name that the name may begin with.
+    """Return a text in the form in which a run's name may begin.
 
     Args:
-        text: Any text; letters become small, and everything else but ASCII digits becomes a hyphen.
-        default: What is returned if nothing is left that begins with a letter.
+        text: Any text; letters become small, and everything but ASCII letters and digits becomes a hyphen.
+        default: What to return if the result would not begin with a letter.
         longest: How many characters of the text are kept.
+
+    Example:
+        ``slug("Train: daily", default="run")`` returns ``"train-daily"``.
     """
     kept = _NOT_IN_NAMES.sub("-", (text or "").lower())[:longest].strip("-")
     return kept if kept[:1].isalpha() else default

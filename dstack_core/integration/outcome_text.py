@@ -1,4 +1,4 @@
-"""How a run ended, in the words and numbers that every engine shows.
+"""The end of a run, in the sentences and numbers that every engine shows.
 
 The problem: the same end is shown in a log, in an error, in a state's message, in a table and as data, by
 several hosts. Written in each of them, the texts drift apart, and a new field is forgotten in one of them.
@@ -24,8 +24,8 @@ from dstack_core.models.outcome import Outcome, RunError
 from dstack_core.models.profiles import Profile
 from dstack_core.models.stops import StopResult, StopState
 
-# What an engine keeps in its database has a bound, whatever a server says: an outcome stays below 20 kB. Much
-# less would cut the hints of a run that found no machine.
+# Most characters of a text in an outcome that an engine keeps in its database, whatever a server sends: an
+# outcome stays below 20 kB. Much less would cut the hints of a run that found no machine.
 LONGEST_TEXT = 2000
 # The last log lines in an error: a screen of a UI, and about 10 kB at most.
 LAST_LINES = 20
@@ -36,8 +36,12 @@ LONGEST_LINE = 500
 class OutcomeField:
     """A field of ``Outcome`` and how it is shown.
 
-    ``name`` and ``type`` (str) are those of ``Outcome``, ``label`` (str) is what a table calls it and
-    ``meaning`` (str) what the documentation says. ``show`` turns a value into text for a person.
+    Attributes:
+        name: The field's name.
+        type: Its type, as ``Outcome`` declares it.
+        label: What a table calls it.
+        meaning: Its description in the documentation.
+        show: A function that turns a value into text for a person.
     """
 
     name: str
@@ -90,7 +94,7 @@ OUTCOME_FIELDS = (
 
 
 def outcome_dict(outcome: Outcome) -> dict[str, Any]:
-    """Return an outcome as an engine keeps it: JSON-plain, and a few kilobytes at most.
+    """Return an outcome as an engine keeps it: values that JSON has, and a few kilobytes at most.
 
     ``Outcome.from_dict`` reads it back; a text of more than 2000 characters is cut.
     """
@@ -98,7 +102,7 @@ def outcome_dict(outcome: Outcome) -> dict[str, Any]:
 
 
 def outcome_rows(outcome: Outcome) -> dict[str, str]:
-    """Return what a table shows of an outcome, by label; what is not known is left out."""
+    """Return what a table shows of an outcome, by label; fields without a value are left out."""
     short = _bounded(outcome)
     values = {field.label: (field, getattr(short, field.name)) for field in OUTCOME_FIELDS}
     return {label: field.show(value) for label, (field, value) in values.items() if value not in (None, "")}
@@ -137,11 +141,14 @@ def describe_failure(
         outcome: How the run ended.
         last_lines: The last lines of its log, with secrets hidden; at most 20 of them are shown, each cut
             at 500 characters.
-        retry_option: How the option is called here that makes a run wait for capacity, such as
-            ``"retry_policy"``; None where there is none.
+        retry_option: The engine's name of the option that makes a run wait for capacity, such as
+            ``"retry_policy"``; None if it has no such option.
 
     Returns:
         The end, the run's page, what may help, and the last lines.
+
+    Example:
+        ``raise TaskFailed(describe_failure(outcome, relay.tail, retry_option="retry_policy"))``
     """
     text = f"{describe_end(outcome)} See {outcome.url}"
     if outcome.no_capacity:
@@ -159,10 +166,13 @@ def raise_for_outcome(
     Args:
         outcome: How the run ended.
         last_lines: The last lines of its log, with secrets hidden.
-        retry_option: How the option is called here that makes a run wait for capacity.
+        retry_option: The engine's name of the option that makes a run wait for capacity, or None.
 
     Raises:
         RunStoppedError, NoCapacityError, RunFailedError: As ``Outcome.raise_for_status`` does.
+
+    Example:
+        ``raise_for_outcome(outcome, relay.tail)``
     """
     try:
         outcome.raise_for_status()
@@ -172,7 +182,13 @@ def raise_for_outcome(
 
 
 def describe_status(run_name: str, status: str, message: str | None = None) -> str:
-    """Return the line for a status that a run has reached; ``message`` is what the server says beyond it."""
+    """Return the line for a status that a run has reached.
+
+    Args:
+        run_name: The run's name.
+        status: The status.
+        message: The server's detail on it, or None.
+    """
     return f"Run {run_name}: {status}" + (f" ({message})" if message else "")
 
 
@@ -181,7 +197,7 @@ def describe_stop(result: StopResult, *, backstop: str | None = None) -> str:
 
     Args:
         result: What ``stop_run`` returned.
-        backstop: A sentence on what else stops a run whose stop was not confirmed, such as a reaper.
+        backstop: A sentence on what else stops a run whose stop was not confirmed, such as a reaper; or None.
     """
     name = result.run_name
     match result.state:
@@ -210,7 +226,7 @@ def describe_stop(result: StopResult, *, backstop: str | None = None) -> str:
 
 
 def may_keep_running(backstop: str | None) -> str:
-    """Return what to expect of a run whose stop was not confirmed; the run's page comes next."""
+    """Return what to expect of a run whose stop was not confirmed; the caller appends the run's page."""
     also = "" if backstop is None else f"{_sentence(backstop)} "
     return (
         f"It may keep running, until its max_duration if it has one. {also}Check it and stop it on its page"
@@ -228,6 +244,7 @@ def _cut(text: str) -> str:
 
 
 def _cell(text: str) -> str:
+    # A line break or a bar would end the cell of a Markdown table.
     return " ".join(text.split()).replace("|", "\\|")
 
 
@@ -240,15 +257,20 @@ def check_ends(
 ) -> None:
     """Raise ``ConfigurationError`` if the run of a configuration would not end by itself.
 
+    An engine's task waits for the end of its run, so it would never finish.
+
     Args:
         configuration: What ``load_configuration`` returned.
-        max_duration: The limit that is passed to ``submit``; None: that of the configuration, else of the
-            profile.
-        profile: The profile that is passed to ``submit``.
+        max_duration: The limit that is passed to ``submit``: seconds, ``"2h"`` or ``"off"``. None: that of
+            the configuration, else of the profile.
+        profile: The profile that is passed to ``submit``, or None.
 
     Raises:
         ConfigurationError: The configuration or the profile has a ``schedule``, so that the server starts it
             again and again, or it is a dev environment without ``max_duration``.
+
+    Example:
+        ``check_ends(load_configuration("train.dstack.yml"), max_duration="2h")``
     """
     settings = [configuration] if profile is None else [configuration, profile]
     if any(each.schedule for each in settings):

@@ -1,8 +1,9 @@
-"""From the events of ``run.follow()`` to the records that a workflow engine logs.
+"""The way from the events of ``run.follow()`` to the records that a workflow engine logs.
 
 The problem: a run prints hundreds of thousands of lines a second, an engine takes hundreds to thousands of
-records a second and refuses or truncates long ones; its UI is no terminal; several nodes write at once; and
-the log is kept in the engine's database, which a run in an endless loop must not fill.
+records a second and refuses or truncates long ones; its UI cannot show what is meant for a terminal; several
+nodes write at once; and the log is kept in the engine's database, which a run in an endless loop must not
+fill.
 
 The idea: an event holds all lines that one request returned. They are joined once and stay one text while it
 is made printable, masked, prefixed and measured, and are cut into records only at the end. Each step is a few
@@ -12,8 +13,8 @@ Invariants:
   * Every line is in one record, whole and in order, until the budget is used up; a line longer than a record
     is split over several, and no character is lost. Once a line was left out, no later one is shown: a log
     with holes misleads.
-  * ``state()`` changes once the records of an event were all taken. It belongs to that event's ``progress``:
-    another process that begins with both continues with the next line, and with the same budget.
+  * ``state()`` changes only after the caller took all records of an event. It belongs to that event's
+    ``progress``: another process that begins with both continues with the next line and the same budget.
   * What is masked is masked before anything is cut.
 
 Measured (lines of 100 characters, 5 secrets): 0.26 to 0.57 million lines a second of processor time with
@@ -41,15 +42,17 @@ from dstack_core.models.events import (
 Record = tuple[int, str]
 """A level of ``logging`` and a text."""
 
-# 100,000 lines of 100 characters: more than a person reads in a UI. It costs a triggerer of Airflow about
-# 10 s of processor time (measured: 1 s a MB), and Prefect's server some 600 records (it takes 450 a second).
+# Bytes: 100,000 lines of 100 characters, more than a person reads in a UI. They cost a triggerer of Airflow
+# about 10 s of processor time (measured: 1 s a MB), and Prefect's server some 600 records (it takes 450 a
+# second). More lets one run in an endless loop fill the engine's database; less cuts the logs of ordinary
+# trainings.
 DEFAULT_LOG_BUDGET = 10_000_000
-# What an error quotes: a Python traceback is about as long; 10 kB at most, as it is kept in XComs and events.
+# What an error quotes: a Python traceback is about as long. At most 10 kB, because XComs and events keep it.
 TAIL_LINES = 20
 TAIL_CHARACTERS = 500
 # An unreachable server is retried every few seconds for ten minutes: ten warnings instead of a hundred.
 _SECONDS_BETWEEN_WARNINGS = 60.0
-# The longest character of UTF-8, so that a record always holds one.
+# The length of the longest UTF-8 character, so that a record always has room for one.
 _LEAST_BYTES = 4
 
 
@@ -58,10 +61,14 @@ class RecordLimits:
     """The sizes of the records that a host takes.
 
     Args:
-        max_bytes: Most bytes (UTF-8) of a record. By default 16 KiB: an Airflow triggerer is safe up to
+        max_bytes: Most bytes (UTF-8) of a record. Default: 16 KiB, since an Airflow triggerer is safe up to
             64 KiB, and Prefect Cloud refuses more than 25,000 characters.
         max_lines: Most lines of a record; None for no limit.
-        few_lines: Up to so many lines of one event are a record each, which reads best; more are packed.
+        few_lines: If an event has at most this many lines, each is a record, which reads best; more are
+            packed. Default: 0, always packed.
+
+    Raises:
+        ValueError: No record can meet the limits.
     """
 
     max_bytes: int = 16 * 1024
@@ -80,16 +87,16 @@ class LogRelay:
     """The log of one run, from the events of ``run.follow()`` to the records that a host logs.
 
     Args:
-        secrets: What is shown as ``***``; see ``collect_secrets``.
-        limits: The sizes of the records.
-        log_budget_bytes: Bytes of log (UTF-8) that are shown, lines whole; None shows all.
-        shows_log: False returns no log lines; the last ones are known in any case.
-        url: The page of the run, named where lines are left out.
-        tail: The last lines that another process relayed, as in ``state()``.
-        relayed_bytes: Bytes of log that another process relayed, as in ``state()``.
-        left_out_bytes: Bytes of log that another process left out, as in ``state()``.
-        already_logged: How often each line was logged before the run is followed from its first line again;
-            each is left out as often. For hosts that keep logs but no position.
+        secrets: The texts that are shown as ``***``; see ``collect_secrets``.
+        limits: The sizes of the records. Default: ``RecordLimits()``.
+        log_budget_bytes: Bytes of log (UTF-8) to show, in whole lines; None shows everything. Default: 10 MB.
+        shows_log: Whether ``records`` returns log lines; ``tail`` has the last ones in any case.
+        url: The page of the run, for the message that lines are left out.
+        tail: The last lines that another process relayed, from its ``state()``.
+        relayed_bytes: Bytes of log that another process relayed, from its ``state()``.
+        left_out_bytes: Bytes of log that another process left out, from its ``state()``.
+        already_logged: How often each line was logged before, for a run that is followed from its first line
+            again; each line is left out as often. For hosts that keep logs but no position.
 
     Example::
 
@@ -129,13 +136,13 @@ class LogRelay:
         return list(self._tail)
 
     def state(self) -> dict[str, Any]:
-        """Return, JSON-plain, the arguments with which another process continues."""
+        """Return the arguments with which another process continues, as values that JSON has."""
         return {"tail": self.tail, "relayed_bytes": self._relayed, "left_out_bytes": self._left_out}
 
     def records(self, event: Event) -> Iterator[Record]:
-        """Yield what is to be logged for an event: pairs of a level of ``logging`` and a text.
+        """Yield the records to log for an event: pairs of a level of ``logging`` and a text.
 
-        The outcome of ``RunFinished`` and the final status are the caller's to report.
+        The caller reports the outcome of ``RunFinished`` and the final status.
         """
         match event:
             case LogLines(lines=lines) if lines:
@@ -154,6 +161,7 @@ class LogRelay:
 
     def _of_fault(self, event: ContactLost) -> Iterator[Record]:
         last = self._warned_after
+        # A shorter silence than at the last warning belongs to a new outage, which gets its own warning.
         if last is not None and last <= event.silent_for < last + _SECONDS_BETWEEN_WARNINGS:
             return
         self._warned_after = event.silent_for
@@ -165,6 +173,8 @@ class LogRelay:
         text = self.masker.mask(printable("\n".join(event.lines)))
         if prefix := line_prefix(event):
             text = prefix + text.replace("\n", f"\n{prefix}")
+        # Written back at the end: if the caller stops in the middle, ``state()`` still belongs to the event
+        # before.
         relayed, left_out = self._relayed, self._left_out
         if self.shows_log:
             data = text.encode()
@@ -191,6 +201,7 @@ class LogRelay:
             return None
         if self._budget is None or self._relayed + len(data) < self._budget:
             return data
+        # The last line end within the budget, so that only whole lines are shown.
         end = (data + b"\n").rfind(b"\n", 0, max(0, self._budget - self._relayed))
         return None if end < 0 else data[:end]
 
@@ -216,10 +227,10 @@ class LogRelay:
 
 
 def line_prefix(event: LogLines) -> str:
-    """Return what a line begins with where a run has several logs: ``"[node 1, attempt 2] "``, else ``""``.
+    """Return the prefix of the lines of a run with several logs: ``"[node 1, attempt 2] "``, else ``""``.
 
-    Nodes and replicas are numbered as dstack does, from 0 (``DSTACK_NODE_RANK``), and named if there is more
-    than one; attempts are counted from 1 and named from the second on.
+    Nodes and replicas are numbered as in dstack, from 0 (``DSTACK_NODE_RANK``), and named if there are
+    several. Attempts are counted from 1 and named from the second on.
     """
     parts = []
     if event.replicas > 1 or event.replica:
@@ -232,7 +243,7 @@ def line_prefix(event: LogLines) -> str:
 
 
 def packed(data: bytes, limits: RecordLimits) -> Iterator[str]:
-    """Yield lines as few records, a line that is too long for one in pieces of the greatest size."""
+    """Yield lines as few records; a line that is too long for one is cut into pieces of the greatest size."""
     begin = 0
     while True:
         end = len(data)
@@ -252,6 +263,7 @@ def packed(data: bytes, limits: RecordLimits) -> Iterator[str]:
 
 def _character_border(data: bytes, limit: int) -> int:
     """Return the last position up to ``limit`` that splits no UTF-8 character."""
+    # In UTF-8 every byte of a character but the first begins with the bits 10.
     while data[limit] & 0xC0 == 0x80:
         limit -= 1
     return limit

@@ -1,8 +1,13 @@
-"""Stop a run that belongs to a task, and log what is known of it.
+"""The stop of a run that belongs to a task, with a log of what is known.
 
-The first line is logged before any request and names the run and its page, so that a process that is killed a
-moment later has left the way out. The last line says what is known: ended, stopping, or why the stop could
-not be confirmed. It is written in any case: an interrupt, such as a second Ctrl-C, reaches the flow as
+The problem: a task is stopped in its last seconds. Its process may be killed at any moment, the server may be
+unreachable, and a GPU that keeps running costs money, so the log has to name what the user must check.
+
+The idea: the first line is logged before any request and names the run and its page, so that also the log of
+a process that is killed a moment later has them. The last line has the result: ended, stopping, or why the
+stop could not be confirmed.
+
+Invariants: the last line is written in any case; an interrupt, such as a second Ctrl-C, reaches the flow as
 ``GeneratorExit`` when its driver closes it. Nothing is logged below WARNING unless the stop succeeded.
 """
 
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Logger(Protocol):
-    """What is used of a logger; a task's own is one."""
+    """The part of a logger that is used here; a task's own logger has it."""
 
     def log(self, level: int, msg: str, /, *args: Any) -> Any:
         """Log a message with its arguments."""
@@ -52,15 +57,15 @@ def stop_run(
     """Stop the run that ``ref`` names, and no other; log what happens and return what is known of it.
 
     Args:
-        client: The client; its own time limits apply to each request as far as ``timeout`` allows.
+        client: The client of the run's project; its own time limits apply within ``timeout``.
         ref: The run. With ``ref.generated`` the stop is the first request.
         timeout: Time limit of the whole stop in seconds, requests included.
         log: Gets a line before the first request, and one with the result.
-        run_id: The run's id, if it is known.
-        submitted: Whether this task submitted the run or saw it active as its own. Then an unanswered check
-            of a name that the user chose does not prevent the stop.
-        may_appear: Whether a submission may still be under way; a missing run is looked for until the time is
-            over.
+        run_id: The run's id, None if it is not known.
+        submitted: Whether this task submitted the run or saw it active as its own. Then a check of a name
+            that the user chose does not prevent the stop if it gets no reply.
+        may_appear: Whether a submission may still be under way; then a missing run is searched for until the
+            time limit.
         abort: Kill the processes without a grace period.
         until: Return once the server shows the run stopping, or its end.
         reason: Why the run is stopped, for the first line, such as ``"the flow run was cancelled"``.
@@ -70,7 +75,14 @@ def stop_run(
         sleep: A function of seconds, instead of ``time.sleep``.
 
     Returns:
-        The result. Server errors are not raised: ``result.is_safe`` is false and ``result.error`` says why.
+        The result. Server errors are not raised: ``result.is_safe`` is false and ``result.error`` is the
+        reason.
+
+    Raises:
+        ConfigurationError: ``timeout`` or ``until`` is wrong.
+
+    Example:
+        ``result = stop_run(client, attempt.ref, timeout=30, log=logger, submitted=True)``
 
     Source: PROTOCOL 1.4, 1.7.
     """
@@ -98,7 +110,30 @@ async def astop_run(
     on_accepted: Callable[[StopResult], None] | None = None,
     sleep: Callable[[float], Awaitable[None]] | None = None,
 ) -> StopResult:
-    """Stop the run that ``ref`` names, and no other: the twin of ``stop_run``."""
+    """Stop the run that ``ref`` names, and no other: the twin of ``stop_run``, which has the details.
+
+    Args:
+        client: The client of the run's project; its own time limits apply within ``timeout``.
+        ref: The run. With ``ref.generated`` the stop is the first request.
+        timeout: Time limit of the whole stop in seconds, requests included.
+        log: Gets a line before the first request, and one with the result.
+        run_id: The run's id, None if it is not known.
+        submitted: Whether this task submitted the run or saw it active as its own.
+        may_appear: Whether a submission may still be under way.
+        abort: Kill the processes without a grace period.
+        until: Return once the server shows the run stopping, or its end.
+        reason: Why the run is stopped, for the first line.
+        backstop: A sentence on what else stops the run, for the last line if the stop was not confirmed.
+        on_accepted: Called once, when the server has accepted a stop. It must not block or raise.
+        sleep: An async function of seconds, instead of ``asyncio.sleep``.
+
+    Returns:
+        The result. Server errors are not raised: ``result.is_safe`` is false and ``result.error`` is the
+        reason.
+
+    Raises:
+        ConfigurationError: ``timeout`` or ``until`` is wrong.
+    """
     from dstack_core import _adrive
 
     options = _options(client, ref, timeout, submitted, may_appear, abort, until)
@@ -118,13 +153,14 @@ def _options(
 ) -> StopOptions:
     check_seconds("timeout", timeout, above=True)
     check_choice("until", until, ("stopping", "ended"))
+    # No other run can have a generated name, so no check delays the stop.
     check = Check.NEVER if ref.generated else Check.IF_ANSWERED if submitted else Check.ALWAYS
     return StopOptions(client._operations.clock, abort, timeout, check, Until(until), may_appear=may_appear)
 
 
 @dataclass(frozen=True, slots=True)
 class _Lines:
-    """Where the lines of a stop go, and what the caller adds to them."""
+    """The logger of a stop, and what the caller adds to its lines."""
 
     log: Logger
     reason: str | None
@@ -154,6 +190,7 @@ def _logged(
         log.log(logging.WARNING, "Stopping run %s%s: %s", name, why, page)
         result = yield from operations.stop_owned(target, replace(options, on_accepted=note))
     except BaseException:
+        # Also GeneratorExit: an interrupted stop must not end without a line.
         if accepted is None:
             text = f"The stop of run {name} was interrupted. {may_keep_running(lines.backstop)}: {page}"
         else:

@@ -1,1 +1,1 @@
-"""Plain data that callers give and get."""
+"""The plain data that callers pass in and get back."""

@@ -1,4 +1,4 @@
-"""Who uses a server, and what for: users, projects, backends."""
+"""The users, projects and backends of a server."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from datetime import datetime
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Hold a user of the server; neither a token nor a key is in it.
+    """A user of the server, without token and keys.
 
-    ``id`` (a UUID), ``name``, ``global_role`` (the server's word: ``"admin"`` or ``"user"``), ``email``
-    (str or None), ``created_at`` (aware; None from servers that do not tell). Source: PROTOCOL 1.2.
+    Attributes:
+        id: The user's id (a UUID).
+        name: The user's name.
+        global_role: The server's word: ``"admin"`` or ``"user"``.
+        email: The user's address, or None.
+        created_at: When the user was created (aware); None from servers that do not return it.
+
+    Source: PROTOCOL 1.2.
     """
 
     id: str
@@ -23,7 +29,7 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class ProjectMember:
-    """Hold a member of a project; ``role`` is the server's word: ``"admin"``, ``"manager"``, ``"user"``."""
+    """A member of a project; ``role`` is the server's word: ``"admin"``, ``"manager"`` or ``"user"``."""
 
     user: User
     role: str
@@ -31,9 +37,11 @@ class ProjectMember:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """Hold a backend a project can get machines from, such as ``aws``; no credentials are in it.
+    """A backend from which a project can get machines, without credentials.
 
-    ``name`` is what ``backends=`` of a run takes, ``type`` the server's word for the kind.
+    Attributes:
+        name: The name that ``backends=`` of a run takes, such as ``aws``.
+        type: The server's word for the kind.
     """
 
     name: str
@@ -42,10 +50,17 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """Hold a project.
+    """A project of the server.
 
-    ``name``, ``id`` (a UUID), ``owner`` (``User``), ``is_public`` (bool), ``created_at`` (aware, or None).
-    ``backends`` and ``members`` are told by ``projects.get``; of a list, servers leave them out.
+    Attributes:
+        name: The project's name.
+        id: The project's id (a UUID).
+        owner: The user who owns it.
+        backends: Its backends; ``projects.get`` returns them, in a list servers leave them out.
+        members: Its members; the same holds for them.
+        is_public: Whether the project is public.
+        created_at: When it was created (aware), or None.
+
     Source: PROTOCOL 1.2.
     """
 

@@ -1,4 +1,12 @@
-"""The base of the models a caller fills in, and how their errors are told."""
+"""The base of the models that a caller fills in, which turns their errors into sentences.
+
+The problem: pydantic raises a ``ValidationError`` that lists every member of every union in terms of its own
+types, and it shows inputs, which may be secrets.
+
+The idea: a validator around each model catches that error and raises one ``ConfigurationError`` instead
+(``complaints`` writes it). Models contain models, and only the outermost one knows the whole path of a wrong
+field, so inner ones pass the error on; a context variable marks that a validation is under way.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +20,16 @@ from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, Validatio
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.complaints import in_words
 
-# Only the outermost model knows the whole path of a wrong field, so it alone turns errors into words.
+# A context variable and not a global: models are validated in several threads and tasks at once.
 _is_within: ContextVar[bool] = ContextVar("_is_within", default=False)
 
 
 class Model(BaseModel):
-    """Check a caller's input and raise one ``ConfigurationError`` for all that is wrong with it."""
+    """A model of a caller's input, which raises one ``ConfigurationError`` for everything that is wrong."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    # What a value has to be, for errors.
+    # What errors call the expected value.
     _form: ClassVar[str] = "a mapping"
 
     @model_validator(mode="wrap")
@@ -49,9 +57,10 @@ def _forms(kind: type[Model]) -> dict[str, str]:
 
 
 def _late_values(data: Any, kind: str | None) -> str | None:
-    """Return the error for a value that a workflow engine knows only when the task runs, None without one.
+    """Return the error for a value that a workflow engine has only once the task runs, None without one.
 
-    Such a value is recognized by its method ``iter_references``, as Airflow's results of other tasks have it.
+    Such a value is recognized by its method ``iter_references``, which Airflow's results of other tasks have.
+    A model would check it too early; a dict is checked when the task runs.
     """
     for key, value in data.items() if isinstance(data, Mapping) else ():
         found = _late_value(value)
@@ -66,7 +75,7 @@ def _late_values(data: Any, kind: str | None) -> str | None:
 
 
 def _late_value(value: Any) -> tuple[Any, str] | None:
-    """Return the value in ``value`` that comes later, and how a dict is written around it."""
+    """Return the first late value in ``value``, and what a dict around it looks like."""
     if hasattr(type(value), "iter_references"):
         return value, "..."
     if isinstance(value, Mapping):
@@ -79,6 +88,6 @@ def _late_value(value: Any) -> tuple[Any, str] | None:
 
 
 def known_fields(kind: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of ``data`` that are fields of the dataclass ``kind``."""
+    """Return the entries of ``data`` that are fields of the dataclass ``kind``; the others are left out."""
     names = {field.name for field in fields(kind)}
     return {name: value for name, value in data.items() if name in names}

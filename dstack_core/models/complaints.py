@@ -1,4 +1,4 @@
-"""What is wrong with a caller's input, in words.
+"""The sentences that describe what is wrong with a caller's input.
 
 pydantic reports one line for each member of a union, in terms of its own types. Here each field has one
 sentence: its path, what is expected there, and the value it got. A value that may be a secret is not shown.
@@ -30,19 +30,22 @@ _EXPECTED = {
     "missing": "a value",
 }
 _CLASSES = {"Sequence": _LIST, "Mapping": _MAPPING}
-# A part of a path that names a member of a union: `dict[str,any]`, `function-wrap[...]`.
+# A part of pydantic's path that names a member of a union and not a field: `dict[str,any]`,
+# `function-wrap[...]`.
 _MEMBER = re.compile(r"str|int|float|bool|function-.*|.*\[.*|[A-Z][A-Za-z]*")
+# Fields whose values may be secrets; errors show their type instead.
 _SECRET = {"env", "registry_auth", "RegistryAuth", "headers", "probes"}
 _LOGIN = re.compile(r"://[^/@\s]+@")
+# Most characters of a shown value: enough to recognize it, and an error stays a few lines long.
 _LONGEST = 80
 
 
 def in_words(model: str, error: ValidationError, forms: Mapping[str, str]) -> str:
-    """Return a sentence for each wrong field; ``forms`` are the words for classes."""
+    """Return a sentence for each wrong field; ``forms`` are what errors call each class."""
     found: dict[tuple[str | int, ...], list[Any]] = {}
     for item in error.errors(include_url=False):
         found.setdefault(_path(item), []).append(item)
-    # Of a union's lines those about what is inside the value say more than those about the value.
+    # A union's lines about the parts of a value are more precise than those about the whole value.
     inner = [path for path in found if not any(path == other[: len(path)] != other for other in found)]
     return " ".join(dict.fromkeys(_sentence(model, path, found[path], forms) for path in inner))
 
@@ -50,7 +53,7 @@ def in_words(model: str, error: ValidationError, forms: Mapping[str, str]) -> st
 def _path(item: Mapping[str, Any]) -> tuple[str | int, ...]:
     """Return the path of a wrong value without the members of unions in it."""
     loc = item["loc"]
-    # The names of fields are what they are: the first, and one that is missing or too much.
+    # These are always names of fields, even if they look like types: the first, and a missing or unknown one.
     names = {0, len(loc) - 1} if item["type"] in ("missing", "extra_forbidden") else {0}
     return tuple(
         part
@@ -64,6 +67,7 @@ def _sentence(model: str, path: tuple[str | int, ...], items: list[Any], forms: 
     for part in path:
         where += f", item {part + 1}" if isinstance(part, int) else f"{dot}{part}"
         dot = ", " if isinstance(part, int) else "."
+    # The text of a validator of ours is precise already.
     own = [item for item in items if item["type"] == "value_error"]
     if own:
         text = own[0]["msg"].removeprefix("Value error, ").removeprefix(f"{path[0]}: " if path else "")

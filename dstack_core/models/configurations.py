@@ -1,7 +1,7 @@
-"""What a run does: tasks and services.
+"""The configuration of a run: tasks, services, and other types that the server has.
 
-Documented fields are typed, and so is what people write in YAML today; any other key is kept and passed
-through to the server, which checks it.
+Documented fields are typed, and so is what people write in YAML today. Any other key is kept and passed
+through to the server, which checks it: a newer server may have fields that this version does not.
 """
 
 from __future__ import annotations
@@ -35,9 +35,13 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class RegistryAuth(Model):
-    """Hold the credentials of a private Docker registry; the password stays out of every repr.
+    """The credentials of a private Docker registry; the password stays out of every repr.
 
-    ``username`` (str), ``password`` (str). Source: the documented API, "RegistryAuth".
+    Attributes:
+        username: The name of the registry's user.
+        password: The password or token.
+
+    Source: the documented API, "RegistryAuth".
     """
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
@@ -48,35 +52,57 @@ class RegistryAuth(Model):
 
 
 class PortMapping(Model):
-    """Map ``container_port`` to ``local_port`` (None: any free port) when a run is attached."""
+    """A port of the container, and the local port at which an attached run has it.
+
+    Attributes:
+        container_port: The port in the container, 1 to 65535.
+        local_port: The local port, 1 to 65535; None: any free one.
+    """
 
     container_port: int = Field(ge=1, le=65535)
     local_port: int | None = Field(default=None, ge=1, le=65535)
 
 
 class Configuration(ProfileFields):
-    """A run configuration of any type: a task, a service, or one the server knows.
+    """A run configuration of any type: a task, a service, or another type that the server has.
 
-    What runs: ``commands`` (list of str), ``env`` (dict, or list of ``NAME=value``; a name without a value
-    gets it where the run is submitted, and ``"${{ secrets.hf_token }}"`` is filled in by the server),
-    ``python`` or ``image`` or ``docker``, ``entrypoint``, ``registry_auth``, ``user``, ``privileged``,
-    ``shell``, ``working_dir``, ``volumes`` (``"name:/path"``, ``"/host/path:/path"`` or mappings), ``files``,
-    ``repos``.
+    A number is read as text where a text is expected, and the reverse, as dstack's own client does. Names and
+    sizes that only the server can check are checked by the server.
 
-    Where: ``resources`` (``Resources``, or a mapping or a short form as in YAML), ``fleets``, ``instances``,
-    ``backends``, ``backend_options``, ``regions``, ``availability_zones``, ``instance_types``,
-    ``reservation``, ``spot_policy``, ``creation_policy``, ``max_price`` (USD per hour).
+    Attributes:
+        type: ``"task"``, ``"service"`` or another type of the server.
+        commands: What runs (list of str); one str is a list of one.
+        env: A dict, or a list of ``NAME=value``. A name without a value gets it from the process that submits
+            the run; the server fills in ``"${{ secrets.hf_token }}"``.
+        python: The version of Python, such as ``"3.12"``; instead of ``image``.
+        image: The Docker image; instead of ``python``.
+        docker: Whether Docker is available in the container.
+        entrypoint, user, privileged, shell: How the container starts.
+        registry_auth: The credentials for a private image.
+        working_dir: Where commands start.
+        volumes: ``"name:/path"``, ``"/host/path:/path"``, or mappings as in YAML.
+        files, repos: Files of this machine, and the Git repository that the run starts from.
+        resources: ``Resources``, or a mapping or a short form as in YAML.
+        backends, backend_options, regions, availability_zones: Where machines come from.
+        fleets, instances, instance_types, reservation: Which machines are used.
+        spot_policy: ``"spot"``, ``"on-demand"`` or ``"auto"``.
+        creation_policy: Whether the server may create machines.
+        max_price: The highest price, in USD per hour.
+        max_duration, stop_duration, idle_duration: An int in seconds, or a str such as ``"2h"``; ``"off"`` or
+            False for no limit.
+        retry: A bool, or a mapping of ``on_events`` and ``duration``.
+        utilization_policy: A mapping of ``min_gpu_utilization`` (percent) and ``time_window``.
+        schedule: A mapping of ``cron``, at which the server starts the run again and again.
+        priority: 0 to 100; runs with a higher one start first.
+        name: The run's name.
+        tags: Tags of the cloud's resources (dict of str).
+        single_branch: Whether only one branch of a Git repository is cloned.
 
-    When and how long: ``max_duration``, ``stop_duration``, ``idle_duration`` (an int in seconds, a str
-    such as ``"2h"``; ``"off"`` or False for no limit), ``retry`` (bool, or a mapping of ``on_events`` and
-    ``duration``), ``utilization_policy`` (a mapping of ``min_gpu_utilization``, percent, and
-    ``time_window``), ``schedule`` (a mapping of ``cron``), ``priority`` (0 to 100, higher goes first).
+    Raises:
+        ConfigurationError: The input is one that no server accepts, such as both ``python`` and ``image``, a
+            name twice in ``env``, or a port that is not a number from 1 to 65535.
 
-    ``name`` is the run's name, ``tags`` (dict of str) go to the cloud's resources, ``single_branch``
-    (bool) is how a Git repository is cloned. A number is read as text where a text is expected, and the
-    reverse, as dstack's own client does. A name or a size that only the server can judge is judged by the
-    server. Raises ``ConfigurationError`` on input that no server accepts (PROTOCOL 1.1, 3.2): both ``python``
-    and ``image``, a name twice in ``env``, a port that is no port.
+    Source: PROTOCOL 1.1, 3.2.
     """
 
     type: str
@@ -95,7 +121,7 @@ class Configuration(ProfileFields):
     volumes: Sequence[str | Mapping[str, Any]] | None = None
     files: Sequence[FileMapping | Mapping[str, str] | str] | None = None
     repos: Sequence[RepoMapping | Mapping[str, str] | str] | None = None
-    # An instance or a mapping as it is: a mapping is today's YAML, where numbers mean something else.
+    # A mapping is not turned into Resources: it means what it means in YAML, where numbers are not minimums.
     resources: InstanceOf[Resources] | Mapping[str, Any] | str | int | None = None
     priority: int | None = None
     single_branch: bool | None = None
@@ -156,18 +182,29 @@ class Configuration(ProfileFields):
 
 
 class Task(Configuration):
-    """Run commands to their end on one or more nodes.
+    """A configuration whose commands run to their end, on one or more nodes; with all its other fields.
 
-    ``commands`` (list of str), ``ports`` (list of int, ``"8080:80"``, ``"*:80"`` or ``PortMapping``),
-    ``env`` (dict, or list of ``NAME=value``), ``python`` or ``image`` (str), ``entrypoint`` (str),
-    ``registry_auth`` (``RegistryAuth``), as documented; ``nodes`` (int), ``startup_order`` (``"any"``,
-    ``"master-first"``, ``"workers-first"``) and ``stop_criteria`` (``"all-done"``, ``"master-done"``) of a
-    task on several nodes, ``groups`` (mappings as in YAML) for nodes of several kinds, and all fields of
-    ``Configuration``. Source: the documented API, "Task".
+    Attributes:
+        commands: What runs (list of str).
+        ports: Ports to forward to an attached run: ints, ``"8080:80"`` (local port first), ``"*:80"`` (any
+            free local port) or ``PortMapping``.
+        env: A dict, or a list of ``NAME=value``.
+        python, image: The version of Python, or a Docker image (str).
+        entrypoint: The image's entrypoint (str).
+        registry_auth: The credentials for a private image.
+        nodes: How many nodes run the commands (int). Default: 1.
+        groups: Nodes of several kinds, as mappings like in YAML.
+        startup_order: Of several nodes: ``"any"``, ``"master-first"`` or ``"workers-first"``.
+        stop_criteria: Of several nodes: ``"all-done"`` or ``"master-done"``.
+
+    Example:
+        ``Task(commands=["python train.py"], resources=Resources(gpu="24GB"), max_duration="2h")``
+
+    Source: the documented API, "Task".
     """
 
     type: Literal["task"] = "task"
-    # Strict where a member of the union is a model: what is no mapping must not become a number.
+    # Strict, because the union has a model in it: a wrong value must not be turned into a number or a text.
     ports: Sequence[StrictInt | StrictStr | PortMapping] | None = None
     nodes: int | None = None
     groups: Sequence[Mapping[str, Any]] | None = None
@@ -195,14 +232,24 @@ class Task(Configuration):
 
 
 class Service(Configuration):
-    """Run commands that answer HTTP on ``port`` until the run is stopped.
+    """A configuration whose commands answer HTTP until the run is stopped; with all its other fields.
 
-    ``port`` (int, or ``"80:8000"``) is required. ``auth`` (bool; by default callers send the token of a
-    project member), ``model`` (the name of the model it answers for, or a mapping), ``https``,
-    ``gateway`` (a name; False for none), ``strip_prefix`` (bool), ``replicas`` (an int, or a range such as
-    ``"0..4"``, which needs ``scaling``), ``groups`` (mappings as in YAML) for replicas of several kinds,
-    ``probes`` and ``rate_limits`` (mappings as in YAML), and all fields of ``Configuration``. Source: the
-    documented API, "Service".
+    Attributes:
+        port: The container's port (int), or ``"80:8000"``. Required.
+        auth: Whether callers have to send the token of a project member. Default: yes.
+        model: The name of the model that it answers for, or a mapping as in YAML.
+        https: Whether, or how, it answers over https.
+        gateway: The name of a gateway; False for none.
+        strip_prefix: Whether the prefix of the service's address is removed from request paths.
+        replicas: How many (int), or a range such as ``"0..4"``, which needs ``scaling``.
+        groups: Replicas of several kinds, as mappings like in YAML.
+        scaling: When the number of replicas changes, as a mapping like in YAML.
+        probes, rate_limits: Mappings as in YAML.
+
+    Example:
+        ``Service(port=8000, commands=["vllm serve Qwen/Qwen3-8B"], model="Qwen/Qwen3-8B")``
+
+    Source: the documented API, "Service".
     """
 
     type: Literal["service"] = "service"
@@ -237,14 +284,17 @@ class Service(Configuration):
 
 
 def read_python(value: Any) -> Any:
-    """Return a version of Python as text; YAML and Airflow's native rendering read ``3.10`` as 3.1."""
+    """Return a version of Python as text; YAML and Airflow's native rendering read ``3.10`` as 3.1.
+
+    There is no Python 3.1 image, so 3.1 always means 3.10.
+    """
     if isinstance(value, float):
         return "3.10" if value == 3.1 else str(value)
     return value
 
 
 def read_groups(value: Any) -> Any:
-    """Return groups of nodes or replicas with texts where YAML reads numbers."""
+    """Return groups of nodes or replicas, with texts in place of the numbers that YAML reads."""
     if not isinstance(value, list | tuple):
         return value
     return [_read_group(group) if isinstance(group, Mapping) else group for group in value]
@@ -273,7 +323,7 @@ def _check_port(port: int | str | PortMapping) -> None:
 def _split_env(number: int, item: Any) -> tuple[str, str | None]:
     name, equals, value = item.partition("=") if isinstance(item, str) else ("", "", "")
     if not _ENV_NAME.fullmatch(name):
-        # A value pasted where a name belongs may be a secret.
+        # The error does not show it: a value pasted in place of a name may be a secret.
         raise ValueError(f"expected NAME=value or NAME as item {number}, got something else")
     return name, value if equals else None
 
@@ -284,7 +334,7 @@ def _env_from_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[str, str | None]:
         if str(name) in env:
             raise ValueError(f"expected each name once, got {name} twice")
         if isinstance(value, Mapping) and value == {"key": name}:
-            # How dstack's own models write a name without a value.
+            # The form in which dstack's own models write a name without a value.
             value = None
         if isinstance(value, SecretStr):
             value = value.get_secret_value()

@@ -1,4 +1,4 @@
-"""What following a run reports."""
+"""The events that following a run reports."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from dstack_core.models.statuses import RunStatus
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Be the base of all events; ``progress`` is what resumes right after this event."""
+    """The base of all events; ``progress`` resumes right after this event, here or in another process."""
 
     progress: Progress
 
 
 @dataclass(frozen=True, slots=True)
 class StatusChanged(Event):
-    """Report a new status; ``message`` is what the server says beyond it (``exited (7)``), or None."""
+    """A new status of the run.
+
+    Attributes:
+        status: The new status.
+        previous: The status before, None for the first one.
+        message: The server's detail on it (``exited (7)``), or None.
+    """
 
     status: RunStatus
     previous: RunStatus | None
@@ -27,12 +33,18 @@ class StatusChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class LogLines(Event):
-    """Report whole log lines of one job, in order, without their line ends.
+    """Whole log lines of one job, in order, without their line ends.
 
-    ``lines`` (tuple of str); ``replica``, ``node`` (int) and ``attempt`` (int, grows when the server
-    retries the job) say whose they are; ``submission_id`` is the server's key of that log. Of a line
-    that a carriage return rewrote (a progress bar) the last state is reported. ``nodes`` and
-    ``replicas`` (int) are how many of them the run has.
+    Of a line that carriage returns rewrote (a progress bar) the last state is reported.
+
+    Attributes:
+        lines: The lines (tuple of str).
+        replica: The job's replica, counted from 0.
+        node: The job's node, counted from 0.
+        attempt: Counted from 0; grows when the server retries the job.
+        submission_id: The server's key of this log.
+        nodes: How many nodes the run has.
+        replicas: How many replicas the run has.
     """
 
     lines: tuple[str, ...]
@@ -46,10 +58,12 @@ class LogLines(Event):
 
 @dataclass(frozen=True, slots=True)
 class ContactLost(Event):
-    """Report that a request failed and is tried again.
+    """A failed request that is retried.
 
-    ``error`` (str) says how, ``silent_for`` (seconds) for how long now, ``gives_up_in`` (seconds) when
-    ``ServerUnreachableError`` will be raised.
+    Attributes:
+        error: What failed (str).
+        silent_for: Seconds for which requests have failed now.
+        gives_up_in: Seconds until ``ServerUnreachableError`` is raised.
     """
 
     error: str
@@ -59,13 +73,13 @@ class ContactLost(Event):
 
 @dataclass(frozen=True, slots=True)
 class ContactRestored(Event):
-    """Report that the server answers again after ``silent_for`` seconds."""
+    """The server's first reply after lost contact, which lasted ``silent_for`` seconds."""
 
     silent_for: float
 
 
 @dataclass(frozen=True, slots=True)
 class RunFinished(Event):
-    """Report the end of the run; always the last event, after the last log line."""
+    """The end of the run with its ``outcome``; always the last event, after the last log line."""
 
     outcome: Outcome

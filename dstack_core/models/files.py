@@ -1,4 +1,4 @@
-"""Files of this machine that a run gets."""
+"""The files of this machine that a run gets."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from dstack_core.models.base import Model
 
 
 class FileMapping(Model):
-    """Map a file or a directory of this machine to a path in the container; an item of ``files``.
+    """A file or a directory of this machine, and its path in the container; an item of ``files``.
 
-    ``local_path`` (str) is relative to the folder of the ``.dstack.yml`` it was read from, else to the
-    current directory; ``path`` (str) to the run's working directory, and ``~`` is the home of its user.
-    Written short as ``"local_path:path"``, or ``"path"`` when both are the same. Source: dstack's own
-    configuration reference, "files"; PROTOCOL 1.3.
+    The short form is ``"local_path:path"``, or ``"path"`` if both are the same.
+
+    Attributes:
+        local_path: Relative to the folder of the ``.dstack.yml`` it was read from, else to the current
+            directory.
+        path: Relative to the run's working directory; ``~`` is the home of its user.
+
+    Source: dstack's own configuration reference, "files"; PROTOCOL 1.3.
     """
 
     # YAML reads a name such as 2024 as a number.

@@ -1,7 +1,7 @@
-"""What a submission may set beside its configuration: each option is declared here, once.
+"""The options of a submission beside its configuration, each declared here once.
 
-Three layers, because two callers cannot take all of them as they are. ``submit`` has the parameters of the
-documented API, which may be passed by position, so it unpacks only ``KeywordOptions``; an engine whose
+There are three layers, because two callers cannot take all options as they are. ``submit`` has the parameters
+of the documented API, which may be passed by position, so it unpacks only ``KeywordOptions``. An engine whose
 ``env`` holds more than text, such as secrets, extends ``CommonOptions``. Everything else takes
 ``SubmitOptions``.
 
@@ -73,11 +73,14 @@ class SubmitOptions(CommonOptions, total=False):
 
 
 def check_options(given: Mapping[str, object], known: frozenset[str] | None = None) -> None:
-    """Raise ``TypeError`` naming what is not an option.
+    """Raise ``TypeError`` for names that are not options.
 
     Args:
         given: The options by name.
         known: The names to accept. Default: those of ``SubmitOptions``.
+
+    Raises:
+        TypeError: Some names are not among them; it names these and those to choose from.
     """
     names = SubmitOptions.__optional_keys__ if known is None else known
     if unknown := ", ".join(sorted(set(given) - names)):
@@ -88,9 +91,17 @@ def check_options(given: Mapping[str, object], known: frozenset[str] | None = No
 
 
 def check_seconds(name: str, value: Any, *, least: float = 0.0, above: bool = False) -> None:
-    """Raise ``ConfigurationError`` unless ``value`` is None or a number of seconds that makes sense."""
+    """Raise ``ConfigurationError`` unless ``value`` is None or a number of seconds in range.
+
+    Args:
+        name: The parameter, for the error.
+        value: The value to check.
+        least: The smallest number of seconds to accept.
+        above: Whether the value must be greater than ``least``.
+    """
     if value is None:
         return
+    # True is an int in Python, and every comparison with NaN is false.
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
     if not is_number or value < least or (above and value == least):
         wanted = f"more than {least:g} seconds" if above else f"{least:g} seconds or more"
@@ -115,9 +126,10 @@ _WHOLE = re.compile(r"-?\d+")
 
 
 def check_duration(value: int | str | bool | None, *, off: bool = False) -> int | str | bool | None:
-    """Return ``value`` when it is a duration: seconds above 0, or a text such as ``"2h"``.
+    """Return ``value`` if it is a duration: seconds above 0, or a text such as ``"2h"``.
 
-    With ``off`` also ``"off"`` and False are, for no limit. Raises ``ValueError``. Source: PROTOCOL 3.2.
+    With ``off`` also ``"off"`` and False are accepted, for no limit. Raises ``ValueError``. Source:
+    PROTOCOL 3.2.
     """
     if value is None or (off and (value == "off" or value is False)):
         return value
@@ -132,13 +144,14 @@ def check_duration(value: int | str | bool | None, *, off: bool = False) -> int 
 
 
 def read_duration(value: Any, *, below_zero: bool = False) -> Any:
-    """Return a duration as a configuration may have it: also 0, a fraction, ``"off"``, False and True.
+    """Return a duration as configurations may have it: also 0, a fraction, ``"off"``, False and True.
 
     True means the server's default. With ``below_zero`` every negative number means no limit, the older way
     to write it. Raises ``ValueError``. Source: dstack 0.22.5's own client.
     """
     if value is None or isinstance(value, bool) or value == "off":
         return value
+    # As dstack's own client, which drops the fraction.
     if isinstance(value, float) and math.isfinite(value):
         value = int(value)
     number = int(value) if isinstance(value, str) and _WHOLE.fullmatch(value) else value

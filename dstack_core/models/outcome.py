@@ -1,4 +1,4 @@
-"""How a run ended, and the errors for an end without success."""
+"""How a run ended, and the errors for a run that did not succeed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,26 @@ _NO_CAPACITY = frozenset({"failed_to_start_due_to_no_capacity", "interrupted_by_
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Tell how a finished run ended.
+    """The end of a run: its status, the reason, the cost and the machine.
 
-    ``status`` (``RunStatus``); ``exit_status`` (int; None when the commands were not left to end, or
-    the server is older than 0.19.9); ``reason`` (str, the server's own word for why) and ``message``
-    (str, the same for a person); ``cost`` (USD); ``duration`` (seconds from submission to the end);
-    ``instance``, ``backend``, ``region`` (str) and ``price_per_hour`` (USD) of the machine, None when
-    none was had; ``url`` of the run's page on the server. Source: PROTOCOL 1.5, 1.6.
+    Attributes:
+        run_name: The run's name.
+        run_id: The run's id (a UUID).
+        project: The project it ran in.
+        status: ``DONE``, ``FAILED``, ``TERMINATED`` or ``ABORTED``.
+        exit_status: What the command exited with (int); None if it did not end by itself, or if the server is
+            older than 0.19.9.
+        reason: Why the run ended (str), in the server's own word, or None.
+        message: Why the run ended (str), for a person.
+        cost: What the run cost, in USD.
+        duration: Seconds from the submission to the end, or None.
+        instance: The type of its machine (str), None if it had none.
+        backend: The backend of its machine (str), None if it had none.
+        region: The region of its machine (str), None if it had none.
+        price_per_hour: The price of its machine in USD per hour, None if it had none.
+        url: The address of the run's page on the server.
+
+    Source: PROTOCOL 1.5, 1.6.
     """
 
     run_name: str
@@ -41,16 +54,22 @@ class Outcome:
 
     @property
     def succeeded(self) -> bool:
-        """Tell whether the run did what it was asked to do."""
+        """Whether the run finished successfully."""
         return self.status.is_success
 
     @property
     def no_capacity(self) -> bool:
-        """Tell whether the run ended because no machine could be had, or one was taken away."""
+        """Whether the run ended because no machine was available, or because its machine was taken away."""
         return self.reason in _NO_CAPACITY
 
     def raise_for_status(self) -> Self:
-        """Return itself, or raise ``RunStoppedError``, ``NoCapacityError`` or ``RunFailedError``."""
+        """Return itself if the run succeeded.
+
+        Raises:
+            NoCapacityError: No machine was available, or it was taken away.
+            RunStoppedError: The run was stopped or aborted.
+            RunFailedError: Anything else.
+        """
         if self.succeeded:
             return self
         text = f"Run {self.run_name} {self.message}. See {self.url}"
@@ -62,40 +81,40 @@ class Outcome:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Read back what ``to_dict`` gave, here or in another version.
+        """Return the outcome that ``to_dict`` wrote, in this or another version.
 
         A field that this version does not know is ignored; one that the other version did not know gets its
         default, else None.
         """
         known = known_fields(cls, data)
-        # What a server may leave out, an older version of this package may, too.
+        # An older version of this package may have left out what a server may leave out.
         optional = {field.name: None for field in fields(cls) if str(field.type).endswith("| None")}
         return cls(**{**optional, **known, "status": RunStatus(data["status"])})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-plain values (``status`` as str)."""
+        """Return the fields as values that JSON has (``status`` as str)."""
         return {**asdict(self), "status": str(self.status)}
 
 
 class RunError(DstackError):
-    """Report that a run ended without success; ``outcome`` is its ``Outcome``."""
+    """The end of a run without success; ``outcome`` is its ``Outcome``."""
 
     def __init__(self, message: str, outcome: Outcome) -> None:
         super().__init__(message)
         self.outcome = outcome
 
     def __reduce__(self) -> tuple[type[RunError], tuple[str, Outcome]]:
-        """Keep ``outcome`` when the error crosses a process border."""
+        """Keep ``outcome`` when the error is pickled, such as for another process."""
         return type(self), (self.message, self.outcome)
 
 
 class RunFailedError(RunError):
-    """Report that the run's command exited non-zero, or its job failed."""
+    """A run whose command exited non-zero, or whose job failed."""
 
 
 class NoCapacityError(RunError):
-    """Report that no machine for the run could be had; trying again later may succeed."""
+    """A run for which no machine was available; trying again later may succeed."""
 
 
 class RunStoppedError(RunError):
-    """Report that the run was stopped or aborted."""
+    """A run that was stopped or aborted."""

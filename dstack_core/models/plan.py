@@ -1,4 +1,4 @@
-"""What a run would cost and where it could go."""
+"""What a run would cost, and where it could run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Hold one machine a run could have; ``price_per_hour`` in USD, ``availability`` as the server says."""
+    """One machine that a run could have.
+
+    Attributes:
+        backend: The backend it comes from.
+        region: The backend's region.
+        instance: The type of machine.
+        price_per_hour: Its price, in USD per hour.
+        spot: Whether it is a spot instance, which can be taken away.
+        availability: The server's own word, or None.
+    """
 
     backend: str
     region: str
@@ -19,11 +28,15 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Hold what would happen on submit: the cheapest offers first, and how many there are in all.
+    """What would happen on a submission.
 
-    ``max_price_per_hour`` (USD) is the highest price among all offers, None without any. ``hints`` are
-    sentences on what may keep machines away; there are none where a machine is on offer. Source:
-    PROTOCOL 1.4.
+    Attributes:
+        offers: Machines that the run could have, the cheapest first.
+        total_offers: How many offers there are in all.
+        max_price_per_hour: The highest price of all offers in USD per hour, None without any.
+        hints: Sentences on what may prevent machines from being offered; empty if one is on offer.
+
+    Source: PROTOCOL 1.4.
     """
 
     offers: tuple[Offer, ...]

@@ -1,4 +1,4 @@
-"""Where and how long a run runs: the fields that a configuration and a profile share."""
+"""Where and how long a run runs: the fields that configurations and profiles share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ProfileFields(Model):
     model_config = ConfigDict(extra="allow", coerce_numbers_to_str=True)
 
     fleets: Sequence[str | Mapping[str, Any]] | None = None
-    # Unlike other texts: dstack takes no number for the name of an instance.
+    # Strict, unlike other texts: dstack does not accept a number as the name of an instance.
     instances: Sequence[StrictStr | Mapping[str, Any]] | None = None
     backends: list[str] | None = None
     backend_options: Sequence[Mapping[str, Any]] | None = None
@@ -54,7 +54,7 @@ class ProfileFields(Model):
     @field_validator("tags", mode="before")
     @classmethod
     def _check_tags(cls, value: Any) -> Any:
-        # dstack's client stops at a number here, and a truth value would not come back as it was written.
+        # dstack's client rejects a number here, and a bool would not come back as it was written.
         for name, text in value.items() if isinstance(value, Mapping) else ():
             if not isinstance(text, str):
                 raise ValueError(f"expected a text for {name}, got {text!r}; put it in quotes")
@@ -75,16 +75,25 @@ def read_price(value: Any) -> float:
 class Profile(ProfileFields):
     """A profile of a ``profiles.yml``: settings that configurations share.
 
-    ``name`` (str), ``default`` (bool: used when no profile is named), and of the fields of ``Configuration``
-    those on where, when and how long: ``fleets``, ``instances``, ``backends``, ``backend_options``,
-    ``regions``, ``availability_zones``, ``instance_types``, ``reservation``, ``spot_policy``,
-    ``creation_policy``, ``max_price``, ``max_duration``, ``stop_duration``, ``idle_duration``, ``retry``,
-    ``utilization_policy``, ``startup_order``, ``stop_criteria``, ``schedule``, ``tags``. What a configuration
-    sets itself wins. Raises ``ConfigurationError``, also for a key that is none of these.
+    What a configuration sets itself wins. ``Configuration`` explains the fields that it shares.
+
+    Attributes:
+        name: The profile's name.
+        default: Whether it is used if no profile is named.
+        backends, backend_options, regions, availability_zones: Where machines come from.
+        fleets, instances, instance_types, reservation: Which machines are used.
+        spot_policy, creation_policy, max_price: Which machines, and for how much (USD per hour).
+        max_duration, stop_duration, idle_duration, schedule: When, and for how long.
+        retry, utilization_policy: What happens without capacity, and to a run that leaves its GPUs idle.
+        startup_order, stop_criteria: The order of several nodes, and when their task ends.
+        tags: Tags of the cloud's resources (dict of str).
+
+    Raises:
+        ConfigurationError: A value is wrong, or a key is not one of these.
     """
 
-    # Unlike that of a configuration, an unknown key is refused: `defualt: true` would reach no server that
-    # could say so, and the profile's limits would be lost.
+    # Unlike in a configuration, an unknown key is refused: no server would see and report `defualt: true`,
+    # and the profile's limits would be lost.
     model_config = ConfigDict(extra="forbid")
 
     name: str = "default"
@@ -92,11 +101,13 @@ class Profile(ProfileFields):
 
 
 class RetryPolicy(Model):
-    """Wait for capacity instead of failing when there is none.
+    """Whether a run waits for capacity, instead of failing without it.
 
-    ``retry`` (bool) turns it on; ``limit`` is the longest wait: an int in seconds or a str such as
-    ``"12h"`` or ``"3d"``; one hour when it is left out. Source: the documented API, "RetryPolicy";
-    PROTOCOL 3.1, 3.2.
+    Attributes:
+        retry: Whether it waits. Default: no.
+        limit: The longest wait: an int in seconds, or a str such as ``"12h"`` or ``"3d"``. Default: one hour.
+
+    Source: the documented API, "RetryPolicy"; PROTOCOL 3.1, 3.2.
     """
 
     retry: bool = False

@@ -1,4 +1,9 @@
-"""How far a run has been followed: frozen, JSON-plain, enough to go on in another process."""
+"""The position up to which a run was followed: plain values, enough to continue in another process.
+
+Log messages have no number of their own, only a timestamp, and several may have the same. So a cursor is the
+timestamp of the last message and how many messages of that timestamp were read (PROTOCOL 1.8). A line whose
+end was not read yet is kept in it, because the part that was read will not be sent again.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +16,15 @@ from dstack_core.models.base import known_fields
 
 @dataclass(frozen=True, slots=True)
 class LogCursor:
-    """Mark what was read of one job submission's log.
+    """The position up to which the log of one job submission was read.
 
-    ``after`` is the timestamp of the last message read (None: nothing yet), ``seen_at_after`` how many
-    messages of that very timestamp were read. ``pending`` holds the bytes, base64, of a line whose end
-    has not come yet. ``drained`` says that nothing more can come. Source: PROTOCOL 1.8.
+    Attributes:
+        after: The timestamp of the last message that was read; None: nothing yet.
+        seen_at_after: How many messages with that timestamp were read.
+        pending: The bytes of a line whose end has not come yet, in base64.
+        drained: Whether nothing more can come.
+
+    Source: PROTOCOL 1.8.
     """
 
     after: str | None = None
@@ -26,11 +35,14 @@ class LogCursor:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Mark how far a run has been followed.
+    """The position up to which a run was followed.
 
-    ``run_name``, ``run_id`` (None until known), ``status`` as last reported (str or None),
-    ``cursors`` by job submission id, ``stopping_since`` (seconds since the epoch when the run was
-    first seen stopping, or None).
+    Attributes:
+        run_name: The run's name.
+        run_id: The run's id (a UUID), None until it is known.
+        status: The status that was reported last (str), or None.
+        cursors: The log positions by job submission id.
+        stopping_since: When the run was first seen stopping, in seconds since the epoch, or None.
     """
 
     run_name: str
@@ -40,22 +52,22 @@ class Progress:
     stopping_since: float | None = None
 
     def cursor(self, submission_id: str) -> LogCursor:
-        """Return the cursor of a job submission; a new one when it was never read."""
+        """Return the cursor of a job submission; a new one if its log was not read yet."""
         return self.cursors.get(submission_id, LogCursor())
 
     def with_cursor(self, submission_id: str, cursor: LogCursor) -> Self:
-        """Return a copy with that job submission's cursor; itself where it has that already."""
+        """Return a copy with that job submission's cursor, or itself if it has that cursor already."""
         if self.cursors.get(submission_id) == cursor:
             return self
         return replace(self, cursors={**self.cursors, submission_id: cursor})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-plain values."""
+        """Return the fields as values that JSON has."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Read back what ``to_dict`` gave, here or in another version.
+        """Return the position that ``to_dict`` wrote, in this or another version.
 
         A field that this version does not know is ignored; a missing one has its default.
         """

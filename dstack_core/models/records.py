@@ -1,4 +1,4 @@
-"""What the server keeps of a run beside its logs: events and metrics."""
+"""What the server keeps of a run: events, metrics, and the bytes of its log."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True)
 class EventRecord:
-    """Hold one event the server recorded, such as a change of status.
+    """One event that the server recorded, such as a change of status.
 
-    ``id`` (a UUID), ``message`` (str, for a person), ``recorded_at`` (aware), ``actor`` (the name of the
-    user who caused it, None for the server itself), ``targets`` (mappings as the server writes them:
-    ``type``, ``id``, ``name``, ...). Source: PROTOCOL 1.9.
+    Attributes:
+        id: The event's id (a UUID).
+        message: What happened, for a person.
+        recorded_at: When the server recorded it (aware).
+        actor: The name of the user who caused it, None for the server itself.
+        targets: What it is about: mappings as the server writes them (``type``, ``id``, ``name``, ...).
+
+    Source: PROTOCOL 1.9.
     """
 
     id: str
@@ -26,13 +31,17 @@ class EventRecord:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """Hold one measured series of a job, oldest value first.
+    """One measured series of a job, oldest value first.
 
-    ``name`` is the server's: ``cpu_usage_percent`` (100 for each CPU in full use), ``memory_usage_bytes``,
-    ``memory_working_set_bytes``, ``memory_total_bytes``, ``cpus_detected_num``, ``gpus_detected_num``,
-    ``gpu_memory_total_bytes``, and for each GPU ``gpu_memory_usage_bytes_gpu0`` (bytes) and
-    ``gpu_util_percent_gpu0`` (percent). ``timestamps`` (aware) and ``values`` go together. Source:
-    PROTOCOL 1.9.
+    Attributes:
+        name: The server's name: ``cpu_usage_percent`` (100 for each CPU in full use), ``memory_usage_bytes``,
+            ``memory_working_set_bytes``, ``memory_total_bytes``, ``cpus_detected_num``,
+            ``gpus_detected_num``, ``gpu_memory_total_bytes``, and for each GPU
+            ``gpu_memory_usage_bytes_gpu0`` (bytes) and ``gpu_util_percent_gpu0`` (percent).
+        timestamps: When each value was measured (aware).
+        values: The values, one for each timestamp.
+
+    Source: PROTOCOL 1.9.
     """
 
     name: str
@@ -41,11 +50,14 @@ class Metric:
 
 
 class LogBytes(bytes):
-    """Hold bytes of a run's log: a ``bytes`` in every respect, so ``sys.stdout.buffer.write(log)`` works.
+    """Bytes of a run's log: a ``bytes`` in every respect, so ``sys.stdout.buffer.write(log)`` works.
 
-    ``node`` and ``replica`` (int) say which job wrote them, ``attempt`` (int) grows when the server retries
-    the job, ``submission_id`` is the server's key of that log, ``timestamp`` (aware, or None) is when the
-    last of them were read.
+    Attributes:
+        node: The node of the job that wrote them, counted from 0.
+        replica: Its replica, counted from 0.
+        attempt: Counted from 0; grows when the server retries the job.
+        submission_id: The server's key of this log.
+        timestamp: When the last of them were read (aware), or None.
     """
 
     node: int
@@ -64,7 +76,7 @@ class LogBytes(bytes):
         submission_id: str = "",
         timestamp: datetime | None = None,
     ) -> Self:
-        """Return ``data`` with what is known of it."""
+        """Return ``data`` with the attributes."""
         log = super().__new__(cls, data)
         log.node = node
         log.replica = replica

@@ -1,4 +1,4 @@
-"""The Git repository a configuration names."""
+"""The Git repository that a configuration names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import ValidationInfo, field_validator, model_validator
 
 from dstack_core.models.base import Model
 
-# An address of a scheme may have a login and a port before its path; only after that a colon ends it.
+# An address with a scheme may have a login and a port before its path, so a colon separates only after these.
 _URL = re.compile(
     r"(?P<url>[a-z][a-z+.-]*://(?:[^/@]*@)?(?:\[[^\]/]*\]|[^/:]*)(?::\d+(?=/|$))?(?:/[^:]*)?)(?::(?P<path>.*))?",
     re.IGNORECASE,
@@ -19,17 +19,21 @@ _SCP = re.compile(r"(?P<url>[^/@:]+@(?:\[[^\]/]*\]|[^/:]+):[^:]+)(?::(?P<path>.*
 
 
 class RepoMapping(Model):
-    """The repository a run starts from; the one item of ``repos``.
+    """The repository that a run starts from; the one item of ``repos``.
 
-    Either ``local_path`` (str; relative to the folder of the ``.dstack.yml`` it was read from, else to the
-    current directory), treated as ``from_config(repo_dir=...)`` treats its own, or ``url`` (str) with
-    ``branch`` and ``hash`` (str), by default the newest commit of the default branch.
+    The short form is ``"local_path:path"`` or ``"url:path"``, or either without the path. Servers older than
+    0.20 put the code into ``/workflow`` and have neither ``path`` nor ``if_exists``.
 
-    ``path`` (str) is where the code lies in the container, relative to the working directory, by default that
-    directory itself; ``~`` is the home of the run's user. ``if_exists`` (``"error"``, the default, or
-    ``"skip"``) says what to do when files lie there already. Servers older than 0.20 have the code in
-    ``/workflow`` and know neither. Written short as ``"local_path:path"`` or ``"url:path"``, or without the
-    path. Source: dstack's own configuration reference, "repos".
+    Attributes:
+        local_path: A directory of this machine, treated like the one of ``from_config(repo_dir=...)``.
+            Relative to the folder of the ``.dstack.yml`` it was read from, else to the current directory.
+        url: The address of a Git repository, instead of ``local_path``.
+        branch, hash: The branch and the commit of ``url``. Default: the newest commit of the default branch.
+        path: Where the code lies in the container, relative to the working directory; ``~`` is the home of
+            the run's user. Default: the working directory itself.
+        if_exists: What to do if files lie there already: ``"error"`` (the default) or ``"skip"``.
+
+    Source: dstack's own configuration reference, "repos".
     """
 
     _form = "a path, an address, or a mapping of local_path or url"
@@ -85,7 +89,7 @@ class RepoMapping(Model):
         return str(PurePath(folder) / value)
 
     def __repr_args__(self) -> Any:
-        """Show the address without what may be a token in it."""
+        """Show the address without a login, which may be a token."""
         for name, value in super().__repr_args__():
             yield name, _without_login(value) if name == "url" and value else value
 

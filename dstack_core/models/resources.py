@@ -1,4 +1,4 @@
-"""The hardware a run asks for."""
+"""The hardware that a run requires."""
 
 from __future__ import annotations
 
@@ -31,12 +31,19 @@ def _check_range(value: int | str | None, part: re.Pattern[str], examples: str) 
 
 
 class GPU(Model):
-    """Ask for GPUs; every number is a minimum.
+    """The GPUs that a run requires; every number is a minimum.
 
-    ``name`` (str or list of str): e.g. ``"A100"``. ``count`` (int, or a range such as ``"2..4"``).
-    ``memory`` (VRAM each): a str with a unit such as ``"24GB"``, a range ``"24GB..80GB"``, or an int
-    in MB. ``vendor`` (str): ``"nvidia"``, ``"amd"``, ``"google"``, ``"intel"``. Raises
-    ``ConfigurationError``. Source: the documented API, "GPU"; PROTOCOL 3.2.
+    Attributes:
+        name: One name or several, such as ``"A100"``.
+        count: How many: an int, or a range such as ``"2..4"``.
+        memory: The memory of each: a str with a unit such as ``"24GB"``, a range such as ``"24GB..80GB"``, or
+            an int in MB.
+        vendor: ``"nvidia"``, ``"amd"``, ``"google"`` or ``"intel"``.
+
+    Raises:
+        ConfigurationError: A value has another form.
+
+    Source: the documented API, "GPU"; PROTOCOL 3.2.
     """
 
     name: str | list[str] | None = None
@@ -65,6 +72,7 @@ def parse_gpu(text: str | int) -> dict[str, Any]:
         elif part[:1].isalpha():
             key, value = "name", part.split(",")
         else:
+            # A name begins with a letter, so a letter further on is a unit: "24GB", or a range of such sizes.
             key = "memory" if any(char.isalpha() for char in part) else "count"
         if not part or key in fields:
             raise ValueError(f'expected a form such as "24GB", "A100:40GB:2" or 1, got {text!r}')
@@ -73,14 +81,25 @@ def parse_gpu(text: str | int) -> dict[str, Any]:
 
 
 class Resources(Model):
-    """Ask for hardware; every number is a minimum.
+    """The hardware that a run requires; every number is a minimum.
 
-    ``gpu``: a ``GPU``, or a short form as in YAML (``"24GB"``, ``"A100:40GB:2"``, a count such as 1).
-    ``memory`` and ``shm_size``: a str with a unit such as ``"24GB"`` or an int in MB; ``cpu``: a whole
-    number or a range, with ``"arm:"`` before it for another architecture; ``disk``: a size. No disk is asked
-    for when none is given. A mapping instead of ``Resources`` means what it means in a ``.dstack.yml``: there
-    ``"24GB"`` and 2 are exact, and bare numbers are GB. Raises ``ConfigurationError``. Source: the documented
-    API, "Resources"; PROTOCOL 2.4.6, 3.2.
+    A mapping instead of ``Resources`` means what it means in a ``.dstack.yml``: there ``"24GB"`` and 2 are
+    exact, and bare numbers are GB.
+
+    Attributes:
+        gpu: A ``GPU``, or a short form as in YAML (``"24GB"``, ``"A100:40GB:2"``, a count such as 1).
+        memory: A str with a unit such as ``"24GB"``, a range, or an int in MB.
+        shm_size: The size of the shared memory, like ``memory``.
+        cpu: A whole number or a range, with ``"arm:"`` before it for another architecture.
+        disk: A size, like ``memory``. Default: no requirement.
+
+    Raises:
+        ConfigurationError: A value has another form.
+
+    Example:
+        ``Resources(gpu="A100:40GB:2", memory="64GB..")``
+
+    Source: the documented API, "Resources"; PROTOCOL 2.4.6, 3.2.
     """
 
     gpu: GPU | StrictStr | StrictInt | None = None

@@ -2,21 +2,21 @@
 
 Servers use eight statuses for runs and nine for jobs; the documented API has other names, and more of them.
 ``RunStatus`` maps between the two, and each of its members carries its row of the table: what a server sends
-for it, the phase of the run, and how far a progress bar is. Every other module asks the table:
-``dstack_core.models.statuses`` maps with it, and ``is_finished`` and the other properties read the phase.
+for it, the phase of the run, and the percent that a progress bar shows. Every other module uses this table:
+``run_status`` and ``job_status`` map with it, and ``is_finished`` and the other properties read the phase.
 
 Where the columns come from:
 
 * The names: PROTOCOL 3.3 (the documented 15) and ``provisioning``, which today's servers added (1.6).
-* What a server sends: PROTOCOL 1.6 for the statuses, 3.3 for the signs. A sign is what tells two statuses
-  with the same raw status apart: a status message, a termination reason, or that a job is tried again.
+* What a server sends: PROTOCOL 1.6 for the statuses, 3.3 for the signs. A sign distinguishes two statuses
+  that have the same raw status: a status message, a termination reason, or that a job is tried again.
   ``building``, ``uploading`` and ``stopped`` are never sent.
 * The phase: PROTOCOL 1.6, which lists the statuses of a finished run. Logs may exist from the phase
   ``RUNNING`` on (PROTOCOL 1.8).
 * The percent: ours, for progress bars. A server reports nothing finer than the status.
 
-A newer server may send a status that is not in the table. It stays as it came, in the phase ``RUNNING``: the
-run is watched further, and its log is read.
+A newer server may send a status that is not in the table. It is kept unchanged, in the phase ``RUNNING``: the
+run is still watched, and its log is read.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ _UNKNOWN = _Row(Phase.RUNNING, 50.0)
 class RunStatus(StrEnum):
     """The status of a run: the documented 15, and ``PROVISIONING``.
 
-    Members are strings, so ``"Run: " + run.status()`` works. A status that a newer server invents
-    becomes a member of its own value instead of an error. Source: the documented API, "RunStatus";
-    PROTOCOL 3.3 says which of them today's servers can show.
+    Members are strings, so ``"Run: " + run.status()`` works. A status that only a newer server has becomes a
+    member with that value instead of an error. Source: the documented API, "RunStatus"; PROTOCOL 3.3 lists
+    which of them today's servers can show.
     """
 
     _value_: str
@@ -117,7 +117,7 @@ class RunStatus(StrEnum):
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the run is going to finish, whatever its commands do."""
+        """Whether the run is being stopped, so that it will finish whatever its commands do."""
         return self._row.phase is Phase.STOPPING
 
     @property
@@ -132,7 +132,7 @@ class RunStatus(StrEnum):
 
     @property
     def is_success(self) -> bool:
-        """Whether the run finished and did what it was asked to do."""
+        """Whether the run finished successfully."""
         return self._row.phase is Phase.SUCCEEDED
 
     @property
@@ -142,7 +142,7 @@ class RunStatus(StrEnum):
 
     @property
     def percent(self) -> float:
-        """How far a progress bar of the run is: 0 to 100, and 100 for a finished run alone."""
+        """What a progress bar of the run shows: 0 to 100, and 100 only for a finished run."""
         return self._row.percent
 
 
@@ -150,14 +150,14 @@ def _by_run() -> Mapping[tuple[str, str | None], RunStatus]:
     return {(raw, status._row.sign): status for status in RunStatus for raw in status._row.run}
 
 
-# What a server sends for a run, with the sign, and for a job.
+# The table by what a server sends: for a run its raw status with the sign, for a job its raw status.
 BY_RUN: Mapping[tuple[str, str | None], RunStatus] = _by_run()
 BY_JOB: Mapping[str, RunStatus] = {status._row.job: status for status in RunStatus if status._row.job}
 RESTARTING_SIGN = str(RunStatus.RESTARTING._row.sign)
 
 
 class SpotPolicy(StrEnum):
-    """Choose between spot and on-demand instances.
+    """The choice between spot and on-demand instances.
 
     Without a policy today's servers take on-demand instances (PROTOCOL 3.2). The documented name
     ``ON_DEMAN`` is a typing error that is kept as an alias.
@@ -201,11 +201,15 @@ _REASONS = {
 
 
 def run_status(raw: str, *, message: str | None, reason: str | None, restarting: bool) -> RunStatus:
-    """Map what a server says of a run to the documented statuses (PROTOCOL 3.3).
+    """Map what a server returns for a run to the documented statuses (PROTOCOL 3.3); unknown ones are kept.
 
-    ``raw`` is the run's status, ``message`` its or its job's status message, ``reason`` the run's
-    termination reason; ``restarting`` tells that an attempt of its job is over. Unknown statuses are kept.
+    Args:
+        raw: The run's raw status.
+        message: The status message of the run or its job, or None.
+        reason: The run's termination reason, or None.
+        restarting: Whether an attempt of its job has ended already.
     """
+    # The most specific sign first.
     signs = [f"message: {message}", f"reason: {reason}", None]
     for sign in [RESTARTING_SIGN, *signs] if restarting else signs:
         if (raw, sign) in BY_RUN:
@@ -215,7 +219,7 @@ def run_status(raw: str, *, message: str | None, reason: str | None, restarting:
 
 def job_status(raw: str) -> RunStatus:
     """Map the status of a job's attempt; an unknown one is kept."""
-    # A job without a status is one that is not known: no reason to refuse the run's other fields.
+    # An empty status must not prevent reading the run's other fields.
     return BY_JOB.get(raw) or RunStatus(raw or "unknown")
 
 

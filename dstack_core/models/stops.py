@@ -1,4 +1,4 @@
-"""What is known of a run after a stop."""
+"""The result of a stop: what is known of the run after it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from dstack_core.models.outcome import Outcome
 class StopState(StrEnum):
     """What is known of a run after a stop.
 
-    ``ENDED``, ``STOPPING``: the server shows it. ``ACCEPTED``: the server took the stop and was not asked
-    again. ``MISSING``: there is no such run. ``OTHER_OWNER``: the name belongs to another run, which was left
-    alone. ``REFUSED``: the server refuses the stop, as to a token without the right. ``UNCONFIRMED``: none of
-    these could be seen in time; the run may still be running.
+    Attributes:
+        ENDED: The server shows that the run has ended.
+        STOPPING: The server shows the run stopping.
+        ACCEPTED: The server accepted the stop; its effect was not checked.
+        MISSING: There is no such run.
+        OTHER_OWNER: The name belongs to another run, which was left alone.
+        REFUSED: The server refuses the stop, such as for a token without the right to it.
+        UNCONFIRMED: None of these was seen in time; the run may still be running.
     """
 
     ENDED = "ended"
@@ -28,12 +32,16 @@ class StopState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StopResult:
-    """What is known of a run after a stop.
+    """The result of a stop.
 
-    ``url`` (str) is the run's page, or the server's list of runs while the run's id is unknown. ``requests``
-    (int) counts the stop requests that were sent. ``error`` (str) is the last failure in words, None without
-    one. ``outcome`` is how the run ended, None unless ``state`` is ``ENDED``. ``run_id`` (str) is None until
-    it is known.
+    Attributes:
+        run_name: The run's name.
+        url: The run's page, or the server's list of runs while the run's id is unknown.
+        state: What is known of the run.
+        requests: How many stop requests were sent.
+        error: The last failure as text, None without one.
+        outcome: How the run ended, None unless ``state`` is ``ENDED``.
+        run_id: The run's id (a UUID), None until it is known.
     """
 
     run_name: str

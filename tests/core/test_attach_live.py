@@ -62,7 +62,7 @@ class Source:
             raise AttachError("no way")
         self.submission_id = route.submission_id
 
-    def rest(self) -> None:
+    def stop_reconnecting(self) -> None:
         self.rests = True
 
 

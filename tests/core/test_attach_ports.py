@@ -83,7 +83,9 @@ def test_the_error_for_a_privileged_port_names_the_alternatives(monkeypatch: pyt
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(socket, "create_server", refuse)
-    with pytest.raises(ConfigurationError, match=r'may not bind the local port 80 .*"8080:80".*"\*:80"'):
+    with pytest.raises(
+        ConfigurationError, match=r'a local port that this user may bind, got 80 .*"8080:80".*"\*:80"'
+    ):
         verify_ports({80: 80})
 
 

@@ -155,7 +155,9 @@ def test_a_start_time_selects_the_servers_log(server: Server) -> None:
 
 
 def test_a_missing_key_file_is_refused_before_any_request(server: Server) -> None:
-    with pytest.raises(dstack.ConfigurationError, match="ssh_identity_file: /nowhere: No such file"):
+    with pytest.raises(
+        dstack.ConfigurationError, match=r"/nowhere: expected a private SSH key, got none \(No such file"
+    ):
         server.run().attach("/nowhere")
     assert server.script.requests == []
 

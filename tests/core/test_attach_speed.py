@@ -11,7 +11,7 @@ import pytest
 
 from dstack_core._attach.hops import Chain
 from dstack_core._attach.host_keys import HostKeys
-from dstack_core._attach.read_ahead import gulping
+from dstack_core._attach.read_ahead import reading_ahead
 from tests.core.ssh_hosts import RUN_KEY, Host, way
 
 
@@ -37,7 +37,7 @@ def test_the_cheapest_cipher_is_chosen_where_the_other_side_has_it(chain: Chain)
 def test_data_that_was_read_ahead_is_returned_unchanged() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        below = gulping(ours)
+        below = reading_ahead(ours)
         theirs.sendall(b"0123456789")
         assert [below.recv(size) for size in (4, 1, 100)] == [b"0123", b"4", b"56789"]
         theirs.sendall(b"ab")

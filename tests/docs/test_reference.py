@@ -42,3 +42,58 @@ def test_signatures_and_docstrings_are_shown(rendered: dict[str, str]) -> None:
 @pytest.mark.parametrize("target", option_docs.TARGETS, ids=lambda target: target.name)
 def test_every_option_is_explained_where_options_are_spelled(target: option_docs.Target) -> None:
     assert option_docs.render(target) == target.path.read_text(), "run `make reference`"
+
+
+DOCSTRING = """\
+Wait for a thing.
+
+Args:
+    name: What it is called,
+        on two lines.
+    timeout, *more: Seconds.
+
+Returns:
+    The thing, after
+    a while.
+
+Raises:
+    ValueError: It is wrong.
+
+Example::
+
+    for one in things:
+        wait(one)
+
+Source: a page.
+"""
+MARKDOWN = """\
+Wait for a thing.
+
+**Args**
+
+* `name`: What it is called, on two lines.
+* `timeout`, `*more`: Seconds.
+
+**Returns**: The thing, after a while.
+
+**Raises**
+
+* `ValueError`: It is wrong.
+
+**Example**
+
+```python signature
+for one in things:
+    wait(one)
+```
+
+Source: a page.
+"""
+
+
+def test_the_sections_of_a_docstring_become_markdown() -> None:
+    assert make_reference.as_markdown(DOCSTRING) == MARKDOWN
+
+
+def test_text_before_code_keeps_one_colon() -> None:
+    assert make_reference.as_markdown("As here::\n\n    code\n") == "As here:\n\n    code\n"
