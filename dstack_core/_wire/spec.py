@@ -193,7 +193,7 @@ def _max_duration(duration: int | str) -> int | str:
 
 def _backends(backends: Any) -> list[str]:
     is_list = isinstance(backends, Sequence) and not isinstance(backends, str | bytes)
-    if not is_list or not all(isinstance(name, str) for name in backends):
+    if not is_list or not all(isinstance(name, str) and name.strip() for name in backends):
         raise ConfigurationError(f'backends: expected a list such as ["aws", "gcp"], got {backends!r}.')
     return list(backends)
 

@@ -58,6 +58,7 @@ def test_models_refuse_wrong_values(build: Any, text: str) -> None:
         ({"retry_policy": {"on": True}}, r"retry_policy: expected a RetryPolicy, .*, got \{'on': True\}\."),
         ({"backends": "aws"}, r"backends: expected a list such as \[\"aws\", \"gcp\"\], got 'aws'\."),
         ({"backends": [1]}, r"backends: expected a list such as .*, got \[1\]\."),
+        ({"backends": ["aws", ""]}, r"backends: expected a list such as .*, got \['aws', ''\]\."),
         ({"spot_policy": "cheap"}, r"spot_policy: expected one of 'spot'.*, got 'cheap'"),
     ],
 )  # fmt: skip
