@@ -1,9 +1,8 @@
 """A read-ahead buffer below an SSH connection, which asks for its bytes in small pieces.
 
-paramiko reads the head of each packet and then its body. Below the first hop each read is a call of the
-system; below the others it is a read from a channel of the hop before, which moves all the bytes that wait
-there, so its cost grows with what has arrived. With this buffer there is one read below for everything that
-has arrived.
+paramiko reads the head of each packet and then its body. Below the first hop each read is a system call;
+below the others it is a read from a channel of the hop before, which moves all the bytes that are waiting
+there, so its cost grows with what has arrived. With this buffer, one read takes everything that has arrived.
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ class Persistence:
     # The same 10 minutes for which following a run retries an unreachable server: the restart of a machine or
     # a network. After it the server's copy of the log is read, and forwarded ports close new connections.
     reopen_budget: float = 600.0
-    # Chosen: at the end of a long break at most this much is added to it; a try is cheap for both sides.
+    # Chosen, not measured: the end of a long break is noticed at most this late; a try is cheap for both
+    # sides.
     longest_pause: float = 20.0
 
 

@@ -1,7 +1,7 @@
 """Stops that the server accepted, so that a follower repeats one that the server dropped (PROTOCOL 1.7).
 
-The problem: a server from 0.20 on that is short of CPU can accept a stop and then overwrite it. What sent
-the stop may have ended by then; the run keeps running and costs money.
+The problem: a server from 0.20 on that is short of CPU can accept a stop and then overwrite it. The process
+that sent the stop may have ended by then; the run keeps running and costs money.
 
 The idea: a client remembers the runs whose stop was accepted. Each flow that polls such a run anyway
 (``follow``, ``wait``, ``logs``) passes the poll to ``insist``, which sends the stop again if the run is
@@ -21,7 +21,7 @@ from dstack_core._wire.api import Api
 from dstack_core._wire.runs import RunSnapshot
 
 # Two processes that stop the same run must not add up to a burst of requests, and the server needs a moment
-# to act on a stop. Longer lets a dropped stop cost more GPU time.
+# to act on a stop. A longer pause lets a dropped stop cost more GPU time.
 REPEAT_SECONDS = 5.0
 # About two minutes of dropped stops while a run is followed; a server that drops more is broken, and more
 # requests would not help it.

@@ -1,4 +1,4 @@
-"""Follow a run to its end: poll it, report its status and its log, wait for news, again.
+"""Follow a run to its end: poll it, report its status and its log, wait for news, repeat.
 
 The problem: a follower should report a change soon, but most polls of most runs show nothing new, and a log
 that has been silent for an hour is not worth a request every five seconds.
@@ -9,8 +9,8 @@ it continues, it reads the log, so ``due`` is how long a silent log may stay unr
 silence.
 
 Invariants: the log is read after the status that ends the run, so that its last line precedes
-``RunFinished``. What is logged after a silence is read after at most as long again (or one poll), and within
-``longest_log_pause``. What changed in between is never lost: the next poll shows it.
+``RunFinished``. A line that is logged after a silence is read after at most as long as the silence lasted (or
+one poll), and within ``longest_log_pause``. What changed in between is never lost: the next poll shows it.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress
 from dstack_core.models.statuses import RunStatus
 
-# How long a person who follows one run waits at most for the first line after a silence. Longer saves
-# requests: at a poll interval of 5 s an idle run costs 361 log reads an hour, 60 s would make it 64. The docs
-# promise the 15 s (``docs/performance.md``).
+# How long a person who follows one run waits at most for the first line after a silence. A longer pause saves
+# requests: at a poll interval of 5 s an idle run costs 361 log reads an hour, with 60 s it would be 64. The
+# docs promise the 15 s (``docs/performance.md``).
 LONGEST_LOG_PAUSE = 15.0
-# Between two reads of a silent log, in polls. Each divides the next: followers that are spread over the polls
-# of one pause stay spread when it grows. 12 polls of 5 s are the minute that a shared client allows.
+# The pauses between two reads of a silent log, in polls. Each divides the next: followers that are spread
+# over the polls of one pause stay spread when it grows. 12 polls of 5 s are the minute that a shared client
+# allows.
 _LOG_PAUSES = (12, 4, 2, 1)
 # Polls come a little early or late. Without a tolerance of this many polls the pauses grow a poll later.
 _TOLERANCE = 0.05
@@ -58,7 +59,7 @@ class FollowOptions:
     on_poll: Callable[[RunSnapshot], None] | None = None
 
     def log_pause(self, silent_for: float) -> float:
-        """Return after how many seconds a log is due that has been silent for so many."""
+        """Return the seconds to the next read of a log that has been silent for ``silent_for`` seconds."""
         longest = min(self.longest_log_pause, silent_for + _TOLERANCE * self.poll_interval)
         fitting = (pause for pause in _LOG_PAUSES if pause * self.poll_interval <= longest)
         return next(fitting, 1) * self.poll_interval
@@ -72,16 +73,16 @@ class _IsNews:
     stops: Stops
 
     def __call__(self, run: RunSnapshot) -> bool:
-        # A dropped stop shows only in that the run keeps running.
+        # The only sign of a dropped stop is that the run keeps running.
         return run.news != self.seen or self.stops.is_pending(run.id)
 
 
 def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome]:
     """Report status changes and log lines until the run is finished; return its ``Outcome``.
 
-    Every event carries the progress from which another process continues right behind it. A stop that the
-    server accepted and dropped is sent again. Raises ``RunNotFoundError`` when the run is gone, and the other
-    server errors.
+    Every event carries the progress with which another process can continue after it. A stop that the server
+    accepted and dropped is sent again. Raises ``RunNotFoundError`` when the run is gone, and the other server
+    errors.
     """
     poll, is_news = _poll(api, progress, options), _IsNews((), options.stops)
     last_new = options.wall_clock()
@@ -106,8 +107,8 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
             outcome = outcome_of(run, api.run_url(run.id))
             yield RunFinished(progress, outcome)
             return outcome
-        # Thousands of followers may wait: each keeps little, and little of it is new after each wait, since
-        # the garbage collector goes through everything once much was added.
+        # Thousands of followers may wait, so each keeps few objects and creates few new ones per wait: many
+        # new objects make the garbage collector scan all of them.
         if run.news != is_news.seen:
             is_news = _IsNews(run.news, options.stops)
         now = options.wall_clock()
@@ -137,7 +138,7 @@ def _report_status(run: RunSnapshot, progress: Progress, options: FollowOptions)
     if run.status == progress.status:
         return progress
     previous = RunStatus(progress.status) if progress.status else None
-    # Rides on the progress, so that a process that takes over knows how long the stop has taken already.
+    # Part of the progress, so that a process that takes over knows how long the stop has taken already.
     stopping_since = (progress.stopping_since or options.wall_clock()) if run.status.is_stopping else None
     progress = replace(progress, status=str(run.status), stopping_since=stopping_since)
     # A message that only repeats the status would be shown twice.

@@ -1,19 +1,19 @@
-"""Retries and time limits: wrappers around a flow that the flow does not know of.
+"""Retries and time limits: wrappers around a flow, of which the flow itself knows nothing.
 
-The problem: a server restarts, a proxy sends its own error page, a network breaks for a minute. A run goes
-its way meanwhile, so a caller that follows it should survive all that, but not an address that is wrong.
+The problem: a server restarts, a proxy sends its own error page, a network breaks for a minute. The run keeps
+running meanwhile, so a caller that follows it should survive all that, but fail soon if the address is wrong.
 
 The idea of ``retrying``: it sits between a flow and its driver. When an idempotent call fails with a fault
-that may pass, it yields pauses and the same call until there is an answer, and the flow sees only that. Each
-call has its own ``Patience``: the budget bounds one silence of the server, not all of them together.
+that may pass, it yields pauses and the same call until there is an answer, and the flow sees only the answer.
+Each call has its own ``Patience``: the budget bounds one outage of the server, not all of them together.
 
 The idea of ``within``: it shortens every pause, wait and request to what is left of the time, and raises from
-the first pause that would begin behind the limit. So a limit of 0 still is one round of polling.
+the first pause that would begin after the limit. So a limit of 0 still allows one round of polling.
 
 Invariants: a call that is not idempotent is sent once; the flow decides what a lost reply means. The budget
-counts from the first failed try, so that a request that used up its whole time limit still gets a second
-try. Without a single good answer from this server, a reply that is not dstack's is retried only twice: the
-address is probably wrong. A fault in a wait that many share costs each follower one poll of its own, not its
+counts from the first failed try, so that a request that used up its whole time limit still gets a second try.
+Without a single good answer from this server, a reply that is not dstack's is retried only twice: the address
+is probably wrong. A fault of a poll that many waits share costs each follower one poll of its own, not its
 wait. A flow is closed with its wrapper.
 """
 
@@ -37,13 +37,13 @@ T = TypeVar("T")
 
 # The first retry comes at once, the next ones after 0.5 s, 1 s, 2 s and so on, each with up to 0.75 s of
 # jitter, which keeps thousands of followers from reaching a restarted server in the same moment. A server
-# that is back is noticed up to 20 s late; a lower maximum loads one that is struggling.
+# that is back is noticed up to 20 s late; a lower maximum adds load to one that is struggling.
 _BACKOFF = Retry(total=None, backoff_factor=0.25, backoff_max=20, backoff_jitter=0.75)
 # A server may ask for a pause in ``Retry-After``. Without a limit, a date in the far future would use up the
 # whole budget in one sleep; a short one would ignore the usual "in a minute".
 _LONGEST_RETRY_AFTER = 120.0
-# Enough for a reply that a proxy broke once, and soon finished where the address is simply wrong. More delays
-# the error for a mistyped address.
+# Enough to survive one reply that a proxy broke, and soon exhausted if the address is simply wrong. More
+# tries delay the error for a mistyped address.
 _TRIES_WITH_A_STRANGER = 3
 
 
@@ -105,10 +105,9 @@ def retrying(flow: Flow[T], budget: RetryBudget, progress: Progress | None = Non
 
     A reply that is not a dstack server's (an empty or cut one, a proxy's page, a login page) is such a fault
     if the server has answered this flow correctly before. If it has not, the call is retried twice, then its
-    ``ProtocolError`` is raised into the flow.
-    ``progress`` rides on the ``ContactLost`` events until the flow has reported its own. A call that is
-    not idempotent is not repeated: the flow sees ``TransientServerError``. Raises
-    ``ServerUnreachableError`` into the flow once ``budget`` is spent.
+    ``ProtocolError`` is raised into the flow. ``progress`` is what the ``ContactLost`` events carry until the
+    flow has reported its own. A call that is not idempotent is not repeated: the flow sees
+    ``TransientServerError``. Raises ``ServerUnreachableError`` into the flow once ``budget`` is spent.
     """
     answer: Any = None
     failure: Exception | None = None
@@ -156,7 +155,8 @@ def _waiting(
             return waited
         except (TransientServerError, ProtocolError) as error:
             fault = error
-        # The fault may be that of a page that hundreds share. This run's own poll also names it in the error.
+        # The fault may be that of a page that hundreds of runs share. The error of the run's own poll names
+        # the run.
         run = yield from _persistent(wait.poll, budget, progress, is_known, fault)
         is_known = True
         left = end - budget.clock()
@@ -172,7 +172,7 @@ def _persistent(
     is_known: bool,
     fault: TransientServerError | ProtocolError | None = None,
 ) -> Flow[T]:
-    """Try a call until it succeeds; ``fault`` is what a first try has met already."""
+    """Try a call until it succeeds; ``fault`` is the fault of a first try that was already made."""
     patience = Patience(budget)
     strange = 0
     while True:
@@ -227,12 +227,12 @@ def _asked_wait(error: TransientServerError) -> float:
     try:
         return min(_BACKOFF.parse_retry_after(error.retry_after), _LONGEST_RETRY_AFTER)
     except InvalidHeader:
-        # Proxies send all kinds of texts here; the own backoff is right for those.
+        # Proxies send all kinds of texts here; then this client's own backoff applies.
         return 0.0
 
 
-# What a round of polling that has begun may still take for each request, so that a limit of 0 means one
-# round. Less fails at a slow server; more exceeds the caller's limit by as much.
+# The time that each request of the last round of polling may still take after the limit, so that a limit of 0
+# means one round. Less fails on a slow server; more exceeds the caller's limit by as much.
 _LAST_REQUEST_SECONDS = 2.0
 
 
@@ -241,8 +241,8 @@ class TimeLimit:
     """A limit of ``seconds`` on ``clock`` for a whole flow.
 
     ``what`` begins the message of the ``WaitTimeoutError``, ``page`` is where a person finds the run, "" for
-    a flow without a run. ``last_request`` (seconds) is what each request that begins near the limit, or
-    behind it, may still take.
+    a flow without a run. ``last_request`` (seconds) is the time that each request that begins near the limit,
+    or after it, may still take.
     """
 
     seconds: float
@@ -260,7 +260,7 @@ class TimeLimit:
 
 
 def within(flow: Flow[T], limit: TimeLimit | None) -> Flow[T]:
-    """Run ``flow``; with a limit, raise ``WaitTimeoutError`` from the first sleep that begins behind it.
+    """Run ``flow``; with a limit, raise ``WaitTimeoutError`` from the first sleep that begins after it.
 
     Requests end with the limit, too, and ``ContactLost`` promises no retries beyond it.
     """
@@ -303,7 +303,7 @@ def within(flow: Flow[T], limit: TimeLimit | None) -> Flow[T]:
             try:
                 answer = yield step
             except Exception as error:
-                # Faults of a wait belong to the flow, which may be ``retrying``: it yields the rest anew.
+                # Faults of a wait belong to the flow, which may be ``retrying``: it yields the rest again.
                 failure, wait = error, None
             else:
                 lost = None if isinstance(step, Call | Wait) else lost

@@ -39,7 +39,7 @@ from dstack_core.errors import (
 from dstack_core.models.stops import StopResult, StopState
 
 # If the whole time is shorter than ``REPEAT_SECONDS``, one repeat comes early: a dropped stop shows within
-# about a second. Sooner repeats stops that the server is only slow to show.
+# about a second. An earlier one would also repeat stops that the server is only slow to show.
 _EARLY_REPEAT_SECONDS = 1.0
 # The share of the time that an unanswered check may take before the stop is sent anyway: 1.6 s of the 4 s of
 # a signal handler, so that a server that needs 2 s for the stop still gets it in time.
@@ -54,7 +54,7 @@ _SLOW_PAUSE = 2.0
 
 T = TypeVar("T")
 
-# What another request may not meet. A refusal is final: repeating it would use the time for nothing.
+# Faults that another request may not meet. A refusal is final: repeating the request would waste the time.
 _MAY_PASS = (TransientServerError, ProtocolError, ServerUnreachableError)
 
 
@@ -67,7 +67,7 @@ def stop(api: Api, target: StopTarget, options: StopOptions, stops: Stops) -> Op
 
 
 def checked_stop(api: Api, target: StopTarget, options: StopOptions, stops: Stops) -> Op[StopResult]:
-    """Do what ``stop`` does, and raise for what is not known to be as the caller wants it.
+    """Do what ``stop`` does, and raise an error unless the result is what the caller asked for.
 
     Raises the server error behind a stop that was refused or never accepted, and ``WaitTimeoutError`` for one
     whose effect did not show in time.
@@ -145,14 +145,14 @@ class _Stop:
                 return self._known(StopState.ACCEPTED)
 
     def _check(self) -> Op[Stopped | None]:
-        """Return what makes a stop needless or wrong; None when the stop is to be sent."""
+        """Return the result if a stop is needless or wrong, None if it must be sent."""
         polls = 0
         while True:
             is_required = self.options.check is Check.ALWAYS
             if (yield from self._poll(self._left() * (1.0 if is_required else _CHECK_SHARE))):
                 known = self._seen()
                 if self.options.abort and self.run is not None and self.run.status.is_stopping:
-                    # Ending at once is more than the stop that is under way.
+                    # An abort goes further than the stop that is under way.
                     self.accepted_at = known = None
                 return known
             if not is_required:
@@ -200,12 +200,12 @@ class _Stop:
         return True
 
     def _seen(self) -> Stopped | None:
-        """Return what the last poll settles; None when the stop has to be sent or waited for."""
+        """Return the result if the last poll settles it, None if the stop must be sent or waited for."""
         run = self.run
         if run is None:
             if self.options.may_appear:
                 self.is_missing = True
-                # What was sent so far met no run; the one that appears needs a stop of its own.
+                # The stops sent so far met no run; a run that appears later needs its own.
                 self.accepted_at = None
                 return None
             return self._known(StopState.MISSING)
@@ -219,7 +219,7 @@ class _Stop:
             return self._known(StopState.ENDED)
         if run.status.is_stopping:
             if self.options.until is Until.ENDED:
-                # Another client's stop counts like an own one: there is nothing to send.
+                # Another client's stop is as good as this one's: there is nothing to send.
                 self.accepted_at = self.accepted_at or self.options.clock()
                 return None
             return self._known(StopState.STOPPING)
@@ -246,7 +246,7 @@ class _Stop:
             self.stops.note(self.run.id, abort=self.options.abort, at=self.accepted_at)
 
     def _report_accepted(self) -> None:
-        """Call ``on_accepted``, but not for a run that the stop did not meet, or that is another's."""
+        """Call ``on_accepted``, unless the stop met no run, or one of another owner."""
         report, run = self.options.on_accepted, self.run
         if report is None or self.is_reported or self.accepted_at is None:
             return
@@ -275,7 +275,7 @@ class _Stop:
         if self.options.clock() - self.started > _SLOW_POLLS_AFTER:
             return _SLOW_PAUSE
         pause = _PAUSES[min(polls, len(_PAUSES) - 1)]
-        # After a failure there is nothing to see yet; a server that refuses connections is not to be
+        # After a failure there is nothing to see yet, and a server that refuses connections should not be
         # hammered.
         return pause if self.accepted_at is not None else max(pause, _PAUSES[1])
 

@@ -4,20 +4,20 @@ The problem: thousands of followers in one process each want a poll every few se
 many for the server, and waking each of them is too much work for one event loop.
 
 The idea: a flow that polls, or waits for news, leaves a ``PendingPoll`` here. One task answers all that are
-due together, a *round*: it reads pages of 100 active runs, newest first, as long as that takes fewer
-requests than asking for each run. A waiting follower costs no timer and no task of its own: the rounds find
-out themselves when the next one is due. A page that shows no news moves the pending poll on by an interval,
-in place, and the follower is not woken.
+due together, a *round*: it reads pages of 100 active runs, newest first, as long as that takes fewer requests
+than asking for each run. A waiting follower costs no timer and no task of its own: the rounds know themselves
+when the next one is due. If a page shows no news, the pending poll is moved on by an interval, in place, and
+the follower is not woken.
 
 When polls are due, and how they are spread to keep the loop responsive, is in ``pending_polls``.
 
 Invariants: an answer comes from a request that was sent after the poll was due. Every poll is answered once:
-with a reply, a fault, or None (poll for this run alone). A wait never lasts longer than its ``due``, but for
-a late server. Nothing keeps running once no flow waits.
+with a reply, a fault, or None (poll for this run alone). A wait never lasts longer than its ``due``, unless
+the server is late. Nothing keeps running once no flow waits.
 
 Measured (``benchmarks/watching.py``): a waiting follower takes about 11 KiB with a client of its own, 17 KiB
 as an Airflow trigger. More than half of a round's time is reading the JSON of its pages. Counting all that
-still wait before each page took 13 % of a round of 2,000 runs, and grew with their square.
+still wait before each page took 13 % of a round of 2,000 runs, and grew with the square of their number.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from dstack_core._wire.http_messages import Reply, Request
 from dstack_core._wire.lookups import ActivePage, Lookup, Sighting, active_page
 from dstack_core.errors import DstackError, TransientServerError
 
-# How long a silent log may stay unread where many are watched, in place of the 15 s of one that is followed
-# alone. A minute leaves 64 log reads an hour of an idle run (361 with 15 s); more makes the first line after
-# a silence late.
+# How long a silent log may stay unread where many runs are watched; a run that is followed alone has 15 s. A
+# minute leaves 64 log reads an hour for an idle run (361 with 15 s); more delays the first line after a
+# silence.
 LONGEST_LOG_PAUSE = 60.0
-# How long a round waits for plain polls, again as long as more come: those of many flows that wake together
-# arrive within about this time on a busy machine. Shorter splits rounds, longer delays every answer.
+# A round waits this long for plain polls, and again while more arrive: those of many flows that wake together
+# arrive within about this time on a busy machine. A shorter wait splits rounds, a longer one delays answers.
 GATHER_SECONDS = 0.1
 # In units of GATHER_SECONDS: polls that keep coming must not put a round off for more than about a second.
 # Fewer units split the rounds of flows that wake together on a busy machine.
@@ -49,11 +49,11 @@ _LONGEST_GATHERING = 12
 # A page costs a server about as much as this many single polls, so it must save more. A lower number reads
 # pages for the sake of a few runs, a higher one polls many runs alone.
 PAGE_WORTH = 4
-# How long a run counts as watched. Where fewer than PAGE_WORTH are, rounds wait for no others. Shorter than
-# common poll intervals it would take a crowd for a few.
+# How long a run counts as watched. If fewer than PAGE_WORTH runs are, rounds wait for no others. If this were
+# shorter than common poll intervals, many runs would be treated as a few.
 _REMEMBERED_SECONDS = 300.0
 # Reading a page takes up to 20 ms, in which nothing else runs; so after every 25 runs others get a turn.
-# Fewer turns make the event loop late, more of them make a round slow.
+# Fewer turns block the event loop for longer, more of them slow a round down.
 _RUNS_A_TURN = 25
 # A woken flow mostly reads a log. So after every ten there is a pause of 5 ms for each, about what a log read
 # takes of a core on a slow machine, so that other work gets its turn; all pauses of a round take at most
@@ -128,7 +128,7 @@ class BatchedPolls:
                 # What no page answered: finished and deleted runs, and the few that are not worth a page.
                 _answer(_all(ready), None)
         finally:
-            # On a fault in here, or a closed client, each flow polls for itself instead of waiting forever.
+            # If this fails or the client is closed, each flow polls for itself instead of waiting forever.
             self._rounds = None
             for left in (ready, self._pending):
                 _answer(_all(left), None)
@@ -192,7 +192,7 @@ class BatchedPolls:
         # The runs may be on the last pages: half of what the polls would cost alone may be spent in vain.
         worth = len(ready) // 2
         pause = _pause(ready)
-        # Not more of them are counted than matter: there may be thousands, before each of a hundred pages.
+        # Count only as many as matter: there may be thousands, and a hundred pages.
         while sum(1 for _ in islice(_open(ready), PAGE_WORTH)) >= PAGE_WORTH:
             call = active_page(self._server_url, self._project, position)
             try:
@@ -269,5 +269,5 @@ def _answer(polls: Iterable[PendingPoll], reply: Reply | None) -> None:
 def _fail(polls: Iterable[PendingPoll], error: TransientServerError) -> None:
     for poll in polls:
         if not poll.answer.done():
-            # An exception of its own for each: one that is raised in several places collects their frames.
+            # Each gets its own exception: one that is raised in several places collects all their frames.
             poll.answer.set_exception(TransientServerError(error.message, retry_after=error.retry_after))

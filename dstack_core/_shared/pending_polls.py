@@ -1,15 +1,16 @@
 """The polls of one run that a round answers, and when they are due.
 
 The problem: followers that begin together would poll, and read their logs, in the same millisecond, each
-time: with thousands of them the event loop is late by the whole burst. Polls that are spread over the whole
-interval do not help either: too few are due together to share pages.
+time: with thousands of them the burst blocks the event loop. Polls that are spread over the whole interval do
+not help either: too few are due together to share pages.
 
-The idea: polls come at multiples of the interval on the clock, so that rounds are full, and each run a fixed
-part of a second behind, so that they are not all due at once. The part comes from a checksum of the run's id
-or name: no state, and the same in every process. A wait without news ends on the run's own turn.
+The idea: polls are due at multiples of the interval on the clock, so that rounds are full, each run's a fixed
+fraction of a second later, so that they are not all due at once. The fraction comes from a checksum of the
+run's id or name: no state, and the same in every process. A wait without news ends on the run's own turn.
 
 Invariants: the polls of a wait are an interval apart. Followers that begin together are spread over the polls
-of their waits, each poll ending an equal part of them. A wait costs no timer and no task, only this object.
+of their waits, and each poll ends an equal share of them. A wait costs no timer and no task, only this
+object.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dstack_core._wire.lookups import Lookup
 from dstack_core._wire.runs import RunSnapshot
 
 # The polls of one interval are spread over a second, or this share of a short interval, and answered in one
-# round. A wider spread makes news older, a narrower one wakes thousands of flows in one moment.
+# round. A wider spread delays news, a narrower one wakes thousands of flows in one moment.
 _SPREAD_SECONDS = 1.0
 _SPREAD_SHARE = 0.2
 # A timer may end a moment early: a poll that is due within this share of the interval is the one just made.
@@ -38,9 +39,9 @@ def seconds_to_poll(interval: float, run_key: str, wall_clock: float) -> float:
 
 
 def polls_until_turn(polls: int, interval: float, run_key: str, wall_clock: float) -> int:
-    """Return after how many polls, at most ``polls``, a wait without news ends: when it is the run's turn.
+    """Return the number of polls, at most ``polls``, after which a wait without news ends: the run's turn.
 
-    Of many waits of equal length every poll ends an equal part, whenever they began.
+    Of many waits of equal length, every poll ends an equal share, whenever they began.
     """
     # Polls are numbered from the epoch on, and every run has a turn of its own among them.
     next_poll = wall_clock + seconds_to_poll(interval, run_key, wall_clock)
@@ -55,8 +56,8 @@ def _behind(interval: float, run_key: str) -> float:
 class PendingPoll:
     """One poll, or a wait that takes several.
 
-    ``due`` is when the next poll is (in the loop's time), ``left`` how many polls there are without news.
-    ``answer`` becomes the reply, or None where the run must be polled alone.
+    ``due`` is the time of the next poll (on the loop's clock), ``left`` the number of polls after which a
+    wait without news ends. ``answer`` becomes the reply, or None if the run must be polled alone.
     """
 
     __slots__ = ("answer", "due", "left", "lookup", "wait")
@@ -82,7 +83,7 @@ class PendingPoll:
 
     @property
     def latest(self) -> float:
-        """When its round begins at the latest."""
+        """The latest time at which its round begins."""
         interval = self.wait.interval if self.wait else 0.0
         return self.due + min(_SPREAD_SECONDS, _SPREAD_SHARE * interval)
 

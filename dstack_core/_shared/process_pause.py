@@ -3,11 +3,12 @@
 The problem: while a process stands still, another one may take over its runs. When it continues, what it
 reads next would be reported by both.
 
-The idea: a timer compares the clock with when it should have fired. After a pause that is long enough for
-a take-over, replies are held back for as long again. In that time the other process, or Airflow, can cancel
+The idea: a timer compares the clock with when it should have fired. After a pause that is long enough for a
+take-over, replies are held back for ``PAUSE_SECONDS``. In that time the other process, or Airflow, can cancel
 the followers here.
 
-Invariants: one timer a loop, however many followers. No reply is held back for longer than ``PAUSE_SECONDS``.
+Invariants: one timer per loop, however many followers. No reply is held back for longer than
+``PAUSE_SECONDS``.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from __future__ import annotations
 import asyncio
 import time
 
-# Often enough to be sure of a pause of PAUSE_SECONDS, and too rare to be noticed. A pause counts from the
-# next beat on, so a longer beat would miss pauses that begin just after one.
+# Often enough to detect every pause of PAUSE_SECONDS, and rare enough to cost nothing. A pause counts from
+# the next beat on, so a longer beat would miss pauses that begin just after one.
 _BEAT_SECONDS = 1.0
 # Airflow lets another triggerer take over after 30 s without a heartbeat, part of which a paused one may have
-# missed before. Shorter holds replies back on a merely busy machine; longer misses a take-over, and log
-# lines come twice.
+# missed before. A shorter limit holds replies back on a merely busy machine; with a longer one a take-over is
+# missed, and log lines come twice.
 PAUSE_SECONDS = 8.0
 
 

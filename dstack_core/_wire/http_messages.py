@@ -111,7 +111,7 @@ class Call(Generic[T]):
 
 
 # Statuses that may pass: of overload, of a proxy without its server (520 to 524 are Cloudflare's), and 500,
-# with which dstack answers faults of its own. A status here that does not pass delays its error by the whole
+# with which dstack reports faults of its own. A status here that does not pass delays its error by the whole
 # retry budget; one that is missing here ends a follower while a server restarts.
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
 # How many characters of a server's text an error shows. Without a limit a proxy's HTML page fills the log; a
@@ -237,8 +237,8 @@ class Parse(Generic[T]):
     def __call__(self, reply: Reply) -> T:
         """Return the value of the reply. Raises the server errors."""
         raise_for_refusal(reply, self.place)
-        # ``read`` is written for replies of dstack. What it stumbles over is not one, or one of a version
-        # that changed a field.
+        # ``read`` is written for replies of dstack. If it fails, the reply is from something else, or from a
+        # version that changed a field.
         try:
             return self.read(reply.json())
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

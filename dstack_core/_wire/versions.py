@@ -1,7 +1,7 @@
 """Which server has what: the one table of first versions (PROTOCOL 2.2).
 
-The problem: servers from 0.18.44 to today are supported. An old one refuses a key that it does not know, for
-most keys with a 422 that names neither the key's first version nor its own; some values it takes and
+The problem: servers from 0.18.44 to today are supported. An old one rejects a key that it does not know,
+usually with a 422 that names neither the key's first version nor the server's; some values it accepts and
 misreads.
 
 The idea: a run_spec is searched for what not every supported server has (``needs_of``): keys, and forms of

@@ -6,7 +6,7 @@ run of another owner.
 
 The idea: the client chooses the name before it submits, and writes a marker on the run (it travels in
 ``configuration_path``). Both are computed from what the engine knows of the job alone, so that every process
-computes them alike. Name and marker together are a ``RunRef``. A marker reads
+computes the same ones. Name and marker together are a ``RunRef``. A marker reads
 ``<engine>:<what owns the run>/<which try of it>``, such as ``airflow:train/manual__1/fit/2of3#5f1c9a`` or
 ``prefect:flow_run/<id>/stop/3b0f92-0/1``.
 
@@ -81,7 +81,7 @@ def slug(text: str | None, *, default: str, longest: int = LONGEST_NAME) -> str:
     """Return a text in the form in which a run's name may begin.
 
     Args:
-        text: Any text; letters become small, and everything but ASCII letters and digits becomes a hyphen.
+        text: Any text; it is lowercased, and everything but ASCII letters and digits becomes a hyphen.
         default: What to return if the result would not begin with a letter.
         longest: How many characters of the text are kept.
 

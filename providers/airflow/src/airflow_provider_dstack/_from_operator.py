@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dstack_core import Profile
     from dstack_core.integration import RunRef
 
-# Before a run is handed over, its first statuses are to be seen although ``poll_interval`` may be longer.
+# Before a run is handed over, its first statuses should be seen, although ``poll_interval`` may be longer.
 _QUICK_POLL_SECONDS = 1.0
 # Airflow's own timeout of a deferral comes so long after the deadline at which the trigger stops the run. If
 # Airflow's comes first, the run is stopped a second time, by the worker.

@@ -1,4 +1,4 @@
-"""The names and markers of runs, by which every try knows the runs of the tries before it (PROTOCOL 1.4)."""
+"""The names and markers of runs, by which every try recognizes the runs of earlier tries (PROTOCOL 1.4)."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class TaskNames:
     """The names and markers of one task instance's runs.
 
     ``task`` is ``airflow:dag/run/task[map_index]``. ``born`` distinguishes a DAG run from one that was
-    deleted and made again, and two Airflows that share a project: it is drawn from the time at which the DAG
-    run started. The id of the task instance would not do, for Airflow draws it anew for every try.
-    ``max_tries`` distinguishes a cleared task from a retried one, for clearing raises it. ``chosen`` is the
-    run name that the user wants, or None. ``keep`` marks a run that only its owner stops.
+    deleted and made again, and two Airflows that share a project: it is derived from the time at which the
+    DAG run started, not from the id of the task instance, because Airflow changes that id with every try.
+    ``max_tries`` distinguishes a cleared task from a retried one, because clearing raises it. ``chosen`` is
+    the run name that the user wants, or None. ``keep`` marks a run that only its owner stops.
     """
 
     task: str
@@ -87,7 +87,7 @@ class TaskNames:
         return self.chosen or _generated_name(self.task, try_number, self.born)
 
     def marker_in(self, try_number: int, max_tries: int) -> str:
-        """Return the marker of a try: what is written on its run to know it again."""
+        """Return the marker of a try, by which its run is recognized later."""
         keep = _KEEP if self.keep else ""
         return f"{self.task}/{try_number}of{max_tries + 1}#{self.born}{keep}"
 

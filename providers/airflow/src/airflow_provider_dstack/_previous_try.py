@@ -1,8 +1,8 @@
 """Find the run of the try before, and decide what this try does with it.
 
 The problem: a try that was lost (its worker, its process) may have left a run that is active, ending or done,
-or a submission that is still under way. A retry is to take over what can be taken over, so that the work is
-not paid for twice; a cleared task is to start anew.
+or a submission that is still under way. A retry should take over what can be taken over, so that the work is
+not paid for twice; a cleared task must start a new run.
 
 The idea: a try leaves a record in Airflow's task state store before it submits. Where there is no store
 (before Airflow 3.3), or it fails, the runs that earlier tries would have named are looked up: names are drawn
@@ -106,7 +106,7 @@ class Ledger:
         self._try("write", lambda store: store.set(RECORD_KEY, asdict(record)))
 
     def forget(self) -> None:
-        """Delete the record: its run has done what it was for, so a cleared task is to start anew."""
+        """Delete the record: its run has done its work, so a cleared task must start a new one."""
         self._try("delete", lambda store: store.delete(RECORD_KEY))
 
     def read(self) -> Record | None:

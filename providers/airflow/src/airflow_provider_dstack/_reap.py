@@ -1,6 +1,6 @@
 """Find the active runs whose task has ended, and stop them.
 
-A task stops its own run on every way out that leaves its process a few seconds. What is left are runs whose
+A task stops its own run on every way out that leaves its process a few seconds. That leaves the runs whose
 worker, triggerer or machine was gone by then. They are found from outside: every run carries the marker of
 its task instance, and Airflow knows what became of that.
 
@@ -12,8 +12,8 @@ Rules, in this order; the first that applies decides:
    (another Airflow, a DAG run that was deleted, or cleared after it had ended) the run is left, unless
    ``stop_unknown``.
 4. A service whose task succeeded is meant to outlive it, unless ``stop_services`` and its DAG run has ended.
-5. The task must have ended for ``min_age`` seconds, for it may be stopping its run just now. The Task SDK
-   does not report when a task instance ended, so in a worker everything is asked twice, ``min_age`` apart.
+5. The task must have ended ``min_age`` seconds ago: before that, it may still be stopping its run. The Task
+   SDK does not report when a task instance ended, so a worker asks everything twice, ``min_age`` apart.
 
 All questions are asked before the first stop: a server that does not answer means that nothing is stopped.
 """

@@ -1,12 +1,12 @@
 """One run of one try, as a state machine that three threads share.
 
 The problem: Airflow calls ``on_kill`` in a signal handler of the main thread, five seconds before it kills
-the process. Whatever the main thread was doing then stands still: had it been logging or asking the
-supervisor, ``on_kill`` would wait for a lock that is never released. A timeout, an error, a worker that
-leaves and a user who ends the task can come in any order, also while the run is being submitted or handed to
-the triggerer.
+the process. The work of the main thread is suspended meanwhile: if it was logging or calling the supervisor,
+``on_kill`` would wait for a lock that is never released. A timeout, an error, a worker that shuts down and a
+user who ends the task can come in any order, also while the run is being submitted or handed to the
+triggerer.
 
-The idea: the state has one writer. Everybody else posts events into a deque, which needs no lock, and reads
+The idea: the state has one writer. All other threads post events into a deque, which needs no lock, and read
 plain attributes::
 
     main thread                      worker thread                   control thread
@@ -66,7 +66,7 @@ _LINGER_SECONDS = 8.0
 
 
 class State(Enum):
-    """Where a run of a try is; the last five are final."""
+    """The state of a try's run; the last five are final."""
 
     NEW = auto()
     SUBMITTING = auto()
@@ -83,7 +83,7 @@ class State(Enum):
 
 
 class Event(Enum):
-    """What happens to a run of a try: from outside, and what is decided about it."""
+    """An event of a try's run: something that happened to it, or that was decided about it."""
 
     STARTED = auto()
     OBTAINED = auto()
@@ -136,7 +136,7 @@ class TaskRunOptions:
         poll_interval: Seconds between two status requests.
         retry_budget: Seconds for which an unreachable dstack server is retried.
         logs: Whether the run's log is relayed.
-        on_kill_action: What is done about the run when the task ends before it.
+        on_kill_action: What happens to the run if the task ends before it.
         hand_over_after: Seconds until the run is handed to the triggerer; None follows it to its end.
         was_ended: Asks Airflow whether a user ended the task; asked once before the run is handed over.
         next_try_follows: Whether the task's next try takes the run over after an error.
@@ -167,9 +167,9 @@ class TaskRunOptions:
 class TaskRun:
     """One run of one try; see the module's docstring for who writes what.
 
-    ``state`` is written by the control thread alone. ``ref`` (the run that is meant), ``run``, ``progress``,
-    ``outcome`` and ``error`` are the worker's. ``kept`` is the reason why the run was left running,
-    in words, ``stopped`` what is known after a stop.
+    ``state`` is written by the control thread alone. ``ref`` (the target run), ``run``, ``progress``,
+    ``outcome`` and ``error`` are the worker's. ``kept`` is the reason why the run was left running, in words,
+    ``stopped`` what is known after a stop.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class TaskRun:
     def follow(self) -> None:
         """Submit and follow the run; return once the state is final, or no time is left for it.
 
-        What interrupts the sleep (a timeout, Ctrl-C) has the run stopped, and is raised again.
+        An exception that interrupts the sleep (a timeout, Ctrl-C) has the run stopped, and is raised again.
         """
         try:
             self._is_started = True
@@ -263,7 +263,7 @@ class TaskRun:
         return f"The task was ended before its run. {found}"
 
     def _leave_unhurried(self, event: Event) -> None:
-        """Leave the run where Airflow sets no limit to the stop."""
+        """Leave the run; for ways out where Airflow sets no limit to the stop."""
         seconds = stop_seconds(self._client)
         self._stop_within(seconds)
         self._leave(event)
@@ -327,7 +327,7 @@ class TaskRun:
                 return None
 
     def _decide(self, state: State) -> Event:
-        """Return whether the run is kept or stopped; an error of the question means stop."""
+        """Return whether the run is kept or stopped; it is stopped if that cannot be found out."""
         error = self.error
         if state is State.FAILED:
             self._stop_within(stop_seconds(self._client))
@@ -364,7 +364,7 @@ class TaskRun:
     # The worker thread.
 
     def aim(self, ref: RunRef) -> None:
-        """Mean this run from now on; raises when the task was ended meanwhile."""
+        """Make this the target run; raises when the task was ended meanwhile."""
         # In this order: either this thread sees the end, or the control thread stops the new run.
         self.ref = ref
         if self._is_over:
@@ -452,11 +452,11 @@ class TaskRun:
 
 
 class _Over(Exception):
-    """Leave the run: the task was ended."""
+    """A signal that the worker thread leaves the run, because the task was ended."""
 
 
 class _HandOver(Exception):
-    """Leave the run to the trigger."""
+    """A signal that the worker thread leaves the run to the trigger."""
 
 
 def _progress_of(run: Run) -> Progress:

@@ -1,9 +1,9 @@
-"""Relay what a trigger sees of its run at a limited rate, and save its position for another process.
+"""Relay the events of a trigger's run at a limited rate, and save the position for another process.
 
 The problem: all records of a triggerer pass through one process, so a trigger relays at a limited rate. A run
 that writes faster is ahead of its trigger by megabytes when it ends, and its task must not wait for them. And
-Airflow makes a trigger again from its first arguments, so after a take-over everything that was relayed since
-would be relayed again.
+Airflow recreates a trigger from its original arguments, so after a take-over everything that was relayed
+since would be relayed again.
 
 The idea: while the relay is held up, a second flow watches for the end of the run. Once the run has ended,
 the trigger stops relaying: it fires, and the resumed task relays the rest on its worker, which has no such
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 KEY = "dstack_progress"
 # What was relayed in this time is relayed again when a triggerer dies. A save holds up all tasks of a
-# triggerer for tens of milliseconds, so a shorter time takes more of one that follows thousands of runs.
+# triggerer for tens of milliseconds, so more frequent saves slow down one that follows thousands of runs.
 SECONDS_BETWEEN = 10.0
 # After a save the thread that all triggers share rests four times as long as the save took, so that saves
 # take a fifth of a triggerer's time at most. With less rest, many saves at once hold up the event loop.
@@ -55,9 +55,10 @@ _PIPE_BYTES = 230_000
 # A triggerer needs about a second of processor time for a megabyte of log. A higher rate lets one run that
 # floods its log delay the other tasks of the triggerer.
 _BYTES_PER_SECOND = 100_000
-# Reading takes about a fiftieth of that, also where the budget leaves the lines out.
+# Reading takes about a fiftieth of that; lines beyond the budget are read, too.
 _BYTES_READ_PER_SECOND = 5_000_000
-# 500 kB at once, so that a short log is relayed without a pause. More delays the other tasks in one piece.
+# 500 kB at once, so that a short log is relayed without a pause. A larger burst delays the other tasks for
+# longer.
 _BURST_SECONDS = 5.0
 # What Airflow's supervisor reads on a busy machine; on a quiet one ten times as much. If this is too high, a
 # position is saved before its lines have been read.
@@ -70,7 +71,7 @@ _GAP_SHARE = 0.5
 
 
 class Pace:
-    """A limit to a rate; after a quiet time ``burst_seconds`` of waiting are let off."""
+    """A rate limit with bursts: after a quiet time, the first ``burst_seconds`` of waiting are waived."""
 
     def __init__(self, burst_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._burst_seconds = burst_seconds
@@ -84,7 +85,7 @@ class Pace:
         return max(0.0, self._paid_until - now)
 
     def seconds_spent(self) -> float:
-        """Return how much was spent lately that time has not made up for yet."""
+        """Return the seconds that were spent and have not passed since."""
         return max(0.0, self._paid_until - self._clock() + self._burst_seconds)
 
 
@@ -146,12 +147,12 @@ class TriggerRelay:
         return True
 
     def save_last(self) -> asyncio.Future[None] | None:
-        """Have the last position saved; return the future of that, None when it is saved already."""
+        """Start saving the last position; return the future of that, None if it is saved already."""
         last = self._checkpoints.last(self.state())
         return None if last is None else asyncio.wrap_future(last)
 
     def state(self) -> dict[str, Any]:
-        """Return, JSON-plain, what another process continues with."""
+        """Return the state with which another process continues, JSON-plain."""
         return {**self._position.to_dict(), **self._relay.state()}
 
     def recent_bytes(self) -> float:
@@ -159,7 +160,7 @@ class TriggerRelay:
         return self._in_pipe.seconds_spent() * _BYTES_PASSED_PER_SECOND
 
     async def close(self) -> None:
-        """Give up what was not saved yet, but for what ``save_last`` began."""
+        """Drop what was not saved yet, except what ``save_last`` began to save."""
         if self._later is not None:
             self._later.cancel()
         self._checkpoints.close()
@@ -170,7 +171,8 @@ class TriggerRelay:
                 self._end.exception()
 
     async def _write(self, event: Event, log: Any) -> None:
-        # The relay counts half an event and the position does not, so it must not be saved meanwhile.
+        # Meanwhile the relay has counted a part of the event that the position has not, so it must not be
+        # saved.
         self._is_writing = True
         for level, text in records(self._relay, event):
             log.log(level, text)
@@ -179,7 +181,7 @@ class TriggerRelay:
         self._is_writing = False
 
     def _offer(self) -> None:
-        """Have the position saved, now or as soon as that may be: no further line may come."""
+        """Save the position, now or as soon as that is allowed: there may be no further line to start it."""
         if self._later is not None:
             self._later.cancel()
             self._later = None
@@ -290,7 +292,7 @@ def save_and_rest(
     """Do ``save`` and wait four times as long; a few saves after a quiet time do not wait.
 
     In a thread that all triggers share this takes the triggerer a fifth of its time at most, however many
-    tasks are deferred. Behind ``recent_bytes`` of log it first lets Airflow read them: a position that is
+    tasks are deferred. After ``recent_bytes`` of log it first lets Airflow read them: a position that is
     saved before its lines would lose them.
     """
     for _ in range(log_requests(recent_bytes)):
@@ -306,7 +308,7 @@ def load(ti: TaskInstanceLike, marker: str) -> dict[str, Any] | None:
     """Return what the same try saved last, or None. Blocks; raises what Airflow raises."""
     found = pull_xcom(ti, KEY)
     if not isinstance(found, Mapping) or found.get("marker") != marker:
-        # A trigger of an earlier try may write after this one began: an XCom is of all tries.
+        # A trigger of an earlier try may write after this one began: all tries share the XCom.
         return None
     return {name: value for name, value in found.items() if name != "marker"}
 

@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 
 __all__ = ["DstackRunOperator"]
 
-# A deferrable task follows its run for so long in the worker. A run that ends sooner, or is refused, is
+# A deferrable task follows its run for this long in the worker. A run that ends sooner, or is refused, is
 # reported without a triggerer; more seconds keep the worker's slot for nothing.
 _SYNC_SECONDS = 5.0
-# Yes or no, one of a few words, or a number that is checked when the DAG is parsed: a template of these would
-# be a text. All other parameters are templates.
+# Switches, choices and numbers that are checked when the DAG is parsed: a template would make them a text.
+# All other parameters are templates.
 _NOT_TEMPLATES = frozenset(
     {
         "self",
@@ -69,16 +69,16 @@ _NOT_TEMPLATES = frozenset(
 class DstackRunOperator(TemplatedModels):
     """An operator that submits one run, relays its log, and succeeds or fails as it does.
 
-    With ``durable`` a retry takes over the run of the try before when that is still active, or succeeded
-    unseen; a run that failed, and a cleared task, start a new one. A worker that is shut down leaves the run
-    to the next try.
+    With ``durable`` a retry takes over the run of the previous try if that is still active, or succeeded
+    unnoticed; after a run that failed, or after a clear, the task starts a new one. A worker that is shut
+    down leaves the run to the next try.
 
     Args:
         configuration: A ``dstack_core.Task`` or ``Service``, a dict as in YAML, YAML text, or the path of a
             ``.yml`` or ``.yaml`` file relative to the DAG's folder (a ``pathlib.Path`` for any other place).
-            A ``name`` in it is for interactive use and is not taken.
-        run_name: The run's name; each of the mapped tasks gets its map index appended to it. Default: a name
-            that is new for every try.
+            A ``name`` in it is for interactive use and is ignored.
+        run_name: The run's name; mapped tasks append their map index to it. Default: a new name for every
+            try.
         run_resources: ``Resources``, whose numbers are minimums; or a mapping or a text such as ``"24GB.."``,
             which mean what they mean in YAML. Default: those of the configuration. The prefix ``run_`` is
             there because ``resources`` is Airflow's own.
@@ -129,7 +129,7 @@ class DstackRunOperator(TemplatedModels):
         ValueError: A parameter that is not a template is wrong; the DAG cannot be parsed.
         AirflowFailException: Input or access is wrong; no retry can help.
         AirflowSkipException: The run's exit status is in ``skip_on_exit_code``.
-        DstackError: Else one of ``airflow_provider_dstack.errors``.
+        DstackError: Otherwise, one of ``airflow_provider_dstack.errors``.
 
     Example:
         ``DstackRunOperator(task_id="train", configuration="train.dstack.yml", run_resources="24GB..")``
@@ -193,7 +193,7 @@ class DstackRunOperator(TemplatedModels):
         durable: bool = True,
         **kwargs: Any,
     ) -> None:
-        # First of all, when these are the parameters and nothing else.
+        # Before anything else: at this point the local variables are the parameters.
         given = locals()
         refuse_hosts_names(kwargs)
         super().__init__(**kwargs)
@@ -277,7 +277,7 @@ class DstackRunOperator(TemplatedModels):
                     log=self.log,
                     is_killed=lambda: self._killed,
                 )
-            # Not before: a worker that is lost in the log leaves the run to the next try.
+            # Only after the log: a worker that is lost while relaying it leaves the run to the next try.
             with suppress(Exception):
                 forget(context["ti"])
             if self.durable and outcome.succeeded:

@@ -165,7 +165,7 @@ class DstackRunTrigger(BaseTrigger):
         Airflow cancels this coroutine again every second; the stop continues regardless. Source: Airflow
         documentation, "Deferrable Operators & Triggers".
         """
-        # Only a user's action brings a trigger here, but for the rare take-over.
+        # Except for the rare take-over, only a user's action brings a trigger here.
         await self._kill(when_unknown="stop")
 
     async def cleanup(self) -> None:

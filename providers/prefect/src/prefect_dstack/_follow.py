@@ -1,7 +1,8 @@
 """Submit or find a run, follow it to its end, and stop it when its task ends first: blocking and async.
 
-Each function has a twin with ``a`` before its name. What both decide alike is in ``Job`` and ``_stop``; here
-is only what waits. In async code whatever asks the Prefect server runs in a thread, since that client blocks.
+Each function has an async twin with ``a`` before its name. The decisions that both share are in ``Job`` and
+``_stop``; this file contains only what waits. In async code, requests to the Prefect server run in a thread,
+because its client blocks.
 """
 
 from __future__ import annotations
@@ -209,7 +210,7 @@ async def aexecute_task(
 
 
 def cancelled_state(job: Job, request: StopRequested) -> Any:
-    """Return the state that a task ends in which no signal reached.
+    """Return the state for a task that was cancelled without a signal.
 
     A state is returned because an exception would make Prefect start the task's next retry.
     """

@@ -1,4 +1,4 @@
-"""Who runs a task, and run names and markers that another execution of the same flow run finds again.
+"""The owner of a run, and the names and markers that another execution of the same flow run finds again.
 
 The problem: Prefect gives task runs new random ids whenever their flow run is executed again. An execution
 must nevertheless find the runs of the one before it, and two equal tasks must never share a run.
@@ -9,7 +9,8 @@ marker on the run holds the same in full, with ``on_crash``: hooks, worker and r
 it is.
 
 Where the ordinal is not known (tasks of Dask, Ray and process pools are counted in several processes), the
-end of the random id takes its place: no run is shared, and another execution of the flow run submits anew.
+end of the random id takes its place: no run is shared, and another execution of the flow run submits new
+ones.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ class Owner:
 
     ``task_run_id`` is a random id where there is no task. ``flow_run_id`` is None outside a flow.
     ``flow_run_count`` grows with each retry of the flow. ``shares_process``: all tasks of the flow run are
-    counted in this process, which is not so with Dask, Ray and process pools. ``call`` is the
-    number of an equal submission of the same task. ``is_tracked`` is false outside of what the Prefect server
-    knows.
+    counted in this process, which is not the case with Dask, Ray and process pools. ``call`` is the number of
+    an equal submission of the same task. ``is_tracked`` is false if the Prefect server does not know the
+    owner.
     """
 
     task_run_id: str
@@ -169,19 +170,19 @@ def identify(
 
 
 def marker_prefix(owner: Owner) -> str:
-    """Return what the markers of everything ``owner`` started begin with."""
+    """Return the prefix of the markers of everything that ``owner`` started."""
     if owner.flow_run_id is not None:
         return flow_run_marker_prefix(owner.flow_run_id)
     return _marker_prefix("task_run" if owner.is_tracked else "script", owner.task_run_id)
 
 
 def flow_run_marker_prefix(flow_run_id: str) -> str:
-    """Return what the markers of all runs of a flow run begin with."""
+    """Return the prefix of the markers of all runs of a flow run."""
     return _marker_prefix("flow_run", flow_run_id)
 
 
 def worker_marker_prefix(flow_run_id: UUID) -> str:
-    """Return what the markers of the machines begin with that a worker gives a flow run."""
+    """Return the prefix of the markers of the machines that a worker starts for a flow run."""
     return _marker_prefix("worker", str(flow_run_id))
 
 

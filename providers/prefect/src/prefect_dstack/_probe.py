@@ -2,19 +2,19 @@
 
 The problem: Prefect sends a signal to the process of a cancelled flow run, which reaches only its main
 thread. A task that was submitted or mapped runs in another thread and learns nothing; after 30 s its process
-is killed, and the run on dstack keeps running. Tasks of Dask and Ray, and
-plain scripts, get no signal either.
+is killed, and the run on dstack keeps running. Tasks of Dask and Ray, and plain scripts, get no signal
+either.
 
 The idea: while a task waits, it reads the state of its flow run and of its parent flow runs every 5 s. A
 private event of the task runner makes it read at once; without it everything works, only later. The event
-alone is not enough: it is also set when the flow function returned while submitted tasks were running, which
-Prefect lets finish. So an interrupt counts only together with the state.
+alone is not enough: it is also set when the flow function returned while submitted tasks were running, and
+Prefect lets these finish. So an interrupt counts only together with the state.
 
 The invariants: a Prefect server that does not answer stops nothing and prevents no submission; what ends
 a task is a ``BaseException`` (``StopRequested``), since Prefect retries a task after an ``Exception``.
 
 Measured with Prefect 3.8.8: the event shows a cancellation within 0.3 to 1.0 s, the state alone within one
-interval; a request takes about 10 ms and the connection 0.07 s of CPU, so that it is kept open.
+interval; a request takes about 10 ms and the connection 0.07 s of CPU, so it is kept open.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ SLICE_SECONDS = 0.5
 # Prefect kills the process 30 s after the cancellation, and a stop has 22 s of that: a longer pause leaves
 # too little time to notice, a shorter one only costs the Prefect server more requests.
 CHECK_SECONDS = 5.0
-# Once the private event is set, the answer is urgent. A flow that merely returned is asked this often until
-# its submitted tasks have ended, so it must not be much shorter either.
+# Once the private event is set, the answer is urgent. But a flow that merely returned is polled this often
+# until its submitted tasks have ended, so this must not be much shorter.
 _RECHECK_SECONDS = 1.0
 # As long as a check itself may take, so that one slow reply costs no more than one pause.
 _REQUEST_SECONDS = 5.0
-# An artifact or a state is not worth waiting longer for: a run's end is.
+# Artifacts and states are not worth a longer wait; a run's end is.
 _PREFECT_SECONDS = 5.0
 # No flow nests this deep; the limit ends a loop of parents that a broken server would make.
 _DEEPEST_PARENT = 20
@@ -111,9 +111,9 @@ def quick_prefect_client(seconds: float = _PREFECT_SECONDS) -> Iterator[SyncPref
 
 
 class CancelProbe:
-    """Reads the state of the flow run now and then; errors of the Prefect server are ignored.
+    """A periodic check of whether the flow run was cancelled; errors of the Prefect server are ignored.
 
-    ``read_states`` returns the states of the flow run and its parents and is made on first use.
+    ``read_states`` returns the states of the flow run and its parents; by default it is made on first use.
     """
 
     def __init__(

@@ -3,15 +3,15 @@
 The problem: Prefect kills the process of a cancelled flow run 30 s after the cancellation, and a real server
 needs 2 to 20 s to end a run after a stop, more when it is busy. What was not reported by then is lost.
 
-The idea: each way in states its time. Where the kill threatens, the stop has 18 s and the wait for the end
-the rest of 22 s, requests included. That leaves 8 s to notice the cancellation and for the flow's own
+The idea: each caller states its time. Where Prefect will kill the process, the stop has 18 s and the wait for
+the end the rest of 22 s, requests included. That leaves 8 s to notice the cancellation and for the flow's own
 clean-up. ``dstack.run.stopping`` is emitted as soon as the server has accepted the stop, and a hook, the
 worker or the reaper reports the end if the process is gone by then. Nothing kills a task whose time limit
-passed or that raised an exception: the stop has as long as a reply may take, the end two minutes.
+passed or that raised an exception: its stop has as long as a reply may take (30 s), the end two minutes.
 
-The invariants: a stop raises no error of a server, so the task ends with the error that ended it. What could
-not be confirmed is the last log line, with the run's page. A run that this flow run did not submit, and one
-that a crash is to keep, is left alone.
+The invariants: a stop raises no error of a server, so the task ends with the error that ended it. If the stop
+could not be confirmed, the last log line states that, with the run's page. A run that this flow run did not
+submit is left alone, and so is one with ``on_crash="keep"`` after a crash.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class StopTime:
 
 
 # Three dropped stops are repeated within 18 s, one every 5 s, and a server that needs 9 s a reply confirms
-# the stop. More than 22 s in all and the kill comes before the last line is logged.
+# the stop. With more than 22 s in all, the kill comes before the last line is logged.
 BEFORE_THE_KILL = StopTime(stop=18.0, end=22.0)
 # A server that is too busy to end a run within two minutes is left to the reaper.
 PATIENT = StopTime(stop=PATIENT_TIMEOUT, end=120.0)
@@ -90,7 +90,7 @@ def must_stop(job: Job, error: BaseException) -> bool:
 def time_to_stop(job: Job, error: BaseException) -> StopTime:
     """Return how long the stop after ``error`` may take; the beginning of this file explains the two limits.
 
-    Ctrl-C has no limit either: a second one ends the wait.
+    Nothing kills the process after Ctrl-C either: a second one ends the wait.
     """
     if isinstance(error, StopRequested):
         return PATIENT if error.timed_out else BEFORE_THE_KILL
@@ -224,7 +224,7 @@ def _known(job: Job, reason: str | None) -> dict[str, Any]:
 
 
 def _is_worth_following(result: StopResult) -> bool:
-    # A server that confirms no stop in all that time will hardly show an end in the rest of it.
+    # A server that confirms no stop in all that time is unlikely to show an end in the rest of it.
     return result.is_safe and result.state not in ("missing", "other_owner")
 
 
@@ -242,13 +242,13 @@ def _log_failure(job: Job, error: Exception) -> None:
 
 
 def _log_interrupt(job: Job) -> None:
-    """Log last that the wait for the end was interrupted; an interrupted stop has logged that itself."""
+    """Log, as the last line, an interrupted wait for the end; an interrupted stop has logged that itself."""
     if job.stopped is not None and job.relay.outcome is None:
         _log_unfinished(job)
 
 
 def _log_unfinished(job: Job) -> None:
-    """Log last that the run has not ended: what was relayed before may be that it is running."""
+    """Log, as the last line, that the run has not ended: the line before may be that it is running."""
     job.logger.warning(
         "Run %s has not ended yet, and nothing waits for it here any more. Its page: %s",
         job.attempt.ref.name,

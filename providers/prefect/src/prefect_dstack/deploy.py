@@ -1,12 +1,12 @@
 """The task that keeps a service deployed: submitted, or updated in place.
 
-The problem: a service outlives the flow run that deploys it, and the next deployment meets it, active, under
+The problem: a service outlives the flow run that deploys it, and the next deployment finds it active under
 its name. Executed again, a flow run must neither deploy twice nor mistake its own service for another's.
 
 The idea: the service's name is fixed, and its marker names the flow run that submitted it and counts its
-submissions. The marker does not begin as those of runs that a flow run owns, so no hook, worker or reaper
+submissions. The marker does not begin like those of runs that a flow run owns, so no hook, worker or reaper
 stops it. An update leaves the marker alone: a new one would restart the replicas of a service that is already
-as wanted. Only a service that another flow run owns gets one; from then on no process stops it.
+in the wanted state. Only a service that another flow run owns gets one; from then on no process stops it.
 """
 
 from __future__ import annotations

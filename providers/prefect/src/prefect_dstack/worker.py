@@ -5,9 +5,9 @@ nothing watches the machine; if a flow run is cancelled while its machine is sti
 nothing (measured with 3.8.8: its ``kill_infrastructure`` is called only after 300 s in Cancelling).
 
 The idea: a machine is a dstack task whose marker names the flow run. The worker follows it to its end and
-reads the flow run between two polls (``_worker_runs.Guard``). With each heartbeat it takes over the flow runs
-of workers that ended: it claims them by a label, relays what was not logged yet, and catches up on a
-cancellation.
+reads the flow run's state between two polls (``_worker_runs.Guard``). With each heartbeat it takes over the
+flow runs of workers that ended: it claims them by a label, relays what was not logged yet, and catches up on
+a cancellation.
 
 The invariants: a flow run has at most one active machine, whichever worker submits it; a line is relayed by
 one worker; a worker that ends leaves its machines running, and a flow run that has ended leaves none.
@@ -68,10 +68,10 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
     """A worker that runs each flow run of a work pool as a dstack task, on a machine of its own.
 
     Start it with ``prefect worker start --pool NAME --type dstack``. A flow run that is cancelled while its
-    machine is still being provisioned is stopped within 10 s; one that has ended leaves no machine running.
-    A worker that ends leaves its machines running; started again, it watches them again, and so does
-    one other worker of the pool once the first is offline (three missed heartbeats). What happens meanwhile,
-    a cancellation too, is caught up on. The events ``dstack.run.started``, ``.stopping`` and
+    machine is still being provisioned is stopped within 10 s; one that has ended leaves no machine running. A
+    worker that ends leaves its machines running. If it is started again, it watches them again; otherwise
+    another worker of the pool does, once the first is offline (three missed heartbeats). What happened
+    meanwhile, such as a cancellation, is caught up on. The events ``dstack.run.started``, ``.stopping`` and
     ``.<final status>`` are emitted for each machine. Source: Prefect's documentation, "Workers".
     """
 
@@ -94,7 +94,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         configuration: DstackJobConfiguration,
         task_status: anyio.abc.TaskStatus[Any] | None = None,
     ) -> DstackWorkerResult:
-        """Submit the flow run's machine and watch it to its end; none for a flow run that was cancelled.
+        """Submit the flow run's machine and watch it to its end; a cancelled flow run gets none.
 
         Args:
             flow_run: The flow run, from Prefect.
