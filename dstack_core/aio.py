@@ -128,7 +128,7 @@ class AsyncRunCollection:
             resources: ``Resources``, a mapping or a GPU in its short form; replaces the configuration's.
             spot_policy: ``"spot"``, ``"on-demand"`` or ``"auto"``.
             retry_policy: A ``RetryPolicy``, True, False or a mapping: whether to wait for capacity.
-            max_duration: When the run is stopped at the latest: seconds, ``"2h"`` or ``"off"``.
+            max_duration: The duration after which the run is stopped: seconds, ``"2h"`` or ``"off"``.
             max_price: The highest price, in USD per hour.
             working_dir: Where commands start.
             verify_ports: Report a local port that is taken now.

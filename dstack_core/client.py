@@ -123,25 +123,25 @@ class RunCollection:
             configuration: A ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml``.
             run_name: Default: the configuration's name, else a random one.
             resources: ``Resources``, whose numbers are minimums; or a mapping, or a GPU in its short form
-                (``"24GB.."``, ``"A100:40GB:2"``, 1), which mean what they mean in YAML. Default: those of the
-                configuration, which it replaces.
+                (``"24GB.."``, ``"A100:40GB:2"``, 1), with the same meaning as in YAML. They replace those of
+                the configuration. Default: those of the configuration.
             spot_policy: ``SpotPolicy``, ``"spot"``, ``"on-demand"`` or ``"auto"``. Default: the
                 configuration's, else the server's choice.
             retry_policy: A ``RetryPolicy``: whether and how long to wait for capacity; or True, False or a
-                mapping, which mean what they mean for ``retry`` in YAML. Default: the configuration's.
-            max_duration: When the run is stopped at the latest: seconds, ``"2h"`` or ``"off"``. Default: the
-                configuration's.
+                mapping, with the same meaning as ``retry`` in YAML. Default: the configuration's.
+            max_duration: The duration after which the run is stopped: seconds, ``"2h"`` or ``"off"``.
+                Default: the configuration's.
             max_price: The highest price, in USD per hour. Default: the configuration's, else no limit.
             working_dir: Where commands start: relative to the code's directory, absolute, or ``~/x``.
                 Default: the configuration's, else the code's directory, else the image's own.
             verify_ports: Bind every local port that a task's ``ports`` name and release it again, so that a
                 taken one is reported now and not by ``run.attach()``.
             backends: The only backends to take machines from. Default: the configuration's, else all of the
-                project.
-            env: Values for the names of the configuration's ``env`` that have none; replaces values and adds
-                variables, too. Names without a value are then read from the environment of this process.
-                Default: none.
-            args: What ``${{ run.args }}`` in commands stands for, each argument quoted for the shell.
+                project's.
+            env: Values for the names in the configuration's ``env`` that have none; it also replaces values
+                and adds variables. Names that are still without a value get it from the environment of this
+                process. Default: none.
+            args: The arguments that replace ``${{ run.args }}`` in commands, each quoted for the shell.
                 Default: none.
             profile: The name of a profile, or a ``Profile``. Default: the one marked ``default: true``, as
                 ``load_profile`` finds it in the ``repo_dir``, else the current directory, and the user's own.
@@ -206,7 +206,7 @@ class RunCollection:
     ) -> Run:
         """Submit a run, or update the active one of that name in place, as ``dstack apply`` does.
 
-        If no run of that name is active, one is submitted. An active run that is already as wanted is left
+        If no run of that name is active, one is submitted. An active run that already matches is left
         alone. Of a service nearly everything can be updated; the server replaces its replicas one after the
         other while it keeps answering. Nothing is submitted or updated twice, even if requests or replies are
         lost on the way.

@@ -28,7 +28,9 @@ class KeywordOptions(TypedDict, total=False):
     """The options that ``submit`` takes by keyword only."""
 
     args: Sequence[str] | None
-    """What ``${{ run.args }}`` in commands stands for, each argument quoted for the shell. Default: none."""
+    """The arguments that replace ``${{ run.args }}`` in commands, each quoted for the shell. Default:
+    none.
+    """
     profile: str | Profile | None
     """The name of a profile, or a ``Profile``. Default: the one marked ``default: true``, as ``load_profile``
     finds it in the ``repo_dir``, else the current directory, and the user's own.
@@ -40,19 +42,21 @@ class CommonOptions(KeywordOptions, total=False):
 
     resources: Resources | Mapping[str, Any] | str | int | None
     """``Resources``, whose numbers are minimums; or a mapping, or a GPU in its short form (``"24GB.."``,
-    ``"A100:40GB:2"``, 1), which mean what they mean in YAML. Default: those of the configuration, which it
-    replaces.
+    ``"A100:40GB:2"``, 1), with the same meaning as in YAML. They replace those of the configuration. Default:
+    those of the configuration.
     """
     spot_policy: SpotPolicy | str | None
     """``SpotPolicy``, ``"spot"``, ``"on-demand"`` or ``"auto"``. Default: the configuration's, else the
     server's choice.
     """
     retry_policy: RetryPolicy | Mapping[str, Any] | bool | None
-    """A ``RetryPolicy``: whether and how long to wait for capacity; or True, False or a mapping, which mean
-    what they mean for ``retry`` in YAML. Default: the configuration's.
+    """A ``RetryPolicy``: whether and how long to wait for capacity; or True, False or a mapping, with the
+    same meaning as ``retry`` in YAML. Default: the configuration's.
     """
     max_duration: int | str | None
-    """When the run is stopped at the latest: seconds, ``"2h"`` or ``"off"``. Default: the configuration's."""
+    """The duration after which the run is stopped: seconds, ``"2h"`` or ``"off"``. Default: the
+    configuration's.
+    """
     max_price: float | None
     """The highest price, in USD per hour. Default: the configuration's, else no limit."""
     working_dir: str | None
@@ -60,15 +64,16 @@ class CommonOptions(KeywordOptions, total=False):
     configuration's, else the code's directory, else the image's own.
     """
     backends: list[str] | None
-    """The only backends to take machines from. Default: the configuration's, else all of the project."""
+    """The only backends to take machines from. Default: the configuration's, else all of the project's."""
 
 
 class SubmitOptions(CommonOptions, total=False):
     """All options of ``plan``, ``submit`` and ``apply``; None for one is the same as leaving it out."""
 
     env: Mapping[str, str] | None
-    """Values for the names of the configuration's ``env`` that have none; replaces values and adds variables,
-    too. Names without a value are then read from the environment of this process. Default: none.
+    """Values for the names in the configuration's ``env`` that have none; it also replaces values and adds
+    variables. Names that are still without a value get it from the environment of this process. Default:
+    none.
     """
 
 

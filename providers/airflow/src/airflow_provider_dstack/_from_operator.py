@@ -215,7 +215,7 @@ def ledger_of(operator: DstackRunOperator, context: Context, project: str) -> Le
 
 
 def run_behind(operator: DstackRunOperator, context: Context) -> RunRef:
-    """Return the run of this try, which may be one that was taken over from the try before."""
+    """Return the run of this try, which may be one that was taken over from the previous try."""
     names = names_of(operator, context)
     if not operator.durable:
         return names.run

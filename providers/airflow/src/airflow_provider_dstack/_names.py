@@ -70,7 +70,7 @@ class TaskNames:
 
     @property
     def is_retry(self) -> bool:
-        """Whether there was a try before, and the task was not cleared since."""
+        """Whether there was an earlier try, and the task was not cleared since."""
         return self.try_number > max(1, self.max_tries - self.retries + 1)
 
     @property

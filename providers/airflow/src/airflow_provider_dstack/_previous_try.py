@@ -1,4 +1,4 @@
-"""Find the run of the try before, and decide what this try does with it.
+"""Find the run of the previous try, and decide what this try does with it.
 
 The problem: a try that was lost (its worker, its process) may have left a run that is active, ending or done,
 or a submission that is still under way. A retry should take over what can be taken over, so that the work is
@@ -32,7 +32,7 @@ RECORD_KEY = "dstack_run"
 
 
 class Decision(Enum):
-    """What a try does about the run of the try before."""
+    """What a try does about the run of the previous try."""
 
     SUBMIT = "submit a new run"
     SUBMIT_AGAIN = "submit under the name of that run, since its submission may still be under way"
@@ -110,11 +110,11 @@ class Ledger:
         self._try("delete", lambda store: store.delete(RECORD_KEY))
 
     def read(self) -> Record | None:
-        """Return what the try before left, if it was about this project."""
+        """Return what the previous try left, if it was about this project."""
         record = Record.read(self._try("read", lambda store: store.get(RECORD_KEY)))
         if record is not None and record.project != self._project:
             self._log.warning(
-                "The try before had run %s in project %s. That run is left alone.",
+                "The previous try had run %s in project %s. That run is left alone.",
                 record.run_name,
                 record.project,
             )
@@ -144,7 +144,7 @@ class Ledger:
 
 
 def previous_run(ledger: Ledger, client: Client) -> tuple[Record, Run | None] | None:
-    """Return the record of the try before and its run, None for a first try.
+    """Return the record of the previous try and its run, None for a first try.
 
     Without a record, the runs that earlier tries would have named are looked up. Raises the server errors.
     """
@@ -159,7 +159,7 @@ def previous_run(ledger: Ledger, client: Client) -> tuple[Record, Run | None] | 
             return Record(run.name, run.marker or "", client.project, *numbers, run.id), run
     if not names.is_retry:
         return None
-    # The submission of the try before may still be under way.
+    # The submission of the previous try may still be under way.
     number, max_tries = names.try_number - 1, names.max_tries
     return Record(
         names.name_in(number), names.marker_in(number, max_tries), client.project, number, max_tries

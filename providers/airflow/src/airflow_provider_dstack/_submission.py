@@ -1,11 +1,11 @@
-"""Get the run of this try: take over that of the try before, or submit a new one.
+"""Get the run of this try: take over that of the previous try, or submit a new one.
 
 The problem: the worker may be lost, and the task may be ended, between any two requests. The next try, or the
 stop, must then know which run there may be.
 
 The idea is the order of the steps:
 
-1. Decide about the run of the try before, by ``_previous_try``.
+1. Decide about the run of the previous try, by ``_previous_try``.
 2. Log the best offer. This request creates nothing, and shows early what the server refuses.
 3. Write the record. From here on the next try knows what to look for if this worker is lost.
 4. Aim at the run. From here on the end of the task stops it.
@@ -75,7 +75,7 @@ class Submission:
         """Return the run to follow. Raises ``ConfigurationError`` and the server errors."""
         submitter.aim(self.ref)
         target = self.ref
-        # An update is declared by its result: it makes of the run of the try before what is wanted now.
+        # An update is declared by its result: it turns the run of the previous try into what is wanted now.
         if self.ledger is not None and self.on_active != "update":
             target, taken_over = self._take_over(self.ledger, submitter)
             if taken_over is not None:
@@ -132,7 +132,7 @@ class Submission:
         return False
 
     def _take_over(self, ledger: Ledger, submitter: Submitter) -> tuple[RunRef, Run | None]:
-        """Return the run of the try before if this try follows it, else what to submit and None."""
+        """Return the run of the previous try if this try follows it, else what to submit and None."""
         found = previous_run(ledger, self.client)
         if found is None or found[0].run == self.ref:
             return self.ref, None
@@ -160,7 +160,7 @@ class Submission:
             run = self._ended(run, submitter)
 
     def _stop(self, ref: RunRef, run: Run) -> None:
-        """Stop the run of the try before. Raises when it keeps running: two runs would be paid for."""
+        """Stop the run of the previous try. Raises when it keeps running: two runs would be paid for."""
         from dstack_core import DstackError
         from dstack_core.integration import describe_stop
 

@@ -67,7 +67,7 @@ class TemplatedModels(BaseOperator):
     _field: str = ""
 
     def secret_texts(self) -> Iterator[str]:
-        """Yield what is to be hidden in logs and rendered fields."""
+        """Yield the texts that logs and rendered fields must not show."""
         from airflow_provider_dstack._parameters import secrets_in
 
         yield from secrets_in(self.configuration, getattr(self, "env", None))
@@ -144,7 +144,7 @@ class TemplatedModels(BaseOperator):
         jinja_env: jinja2.Environment | None = None,
         seen_oids: set[int] | None = None,
     ) -> Any:
-        """Render templates also inside the models of ``dstack_core``."""
+        """Render templates, also inside the models of ``dstack_core``."""
         if self._field in _HOSTS_OWN:
             # Only the configuration as a whole may name a file; a command may well end with ".yml".
             endings, self.template_ext = self.template_ext, ()

@@ -36,7 +36,8 @@ def dstack_task(
     neither in the run's configuration nor in a process list.
 
     Args:
-        python_callable: The function. With ``serializer="json"`` it imports inside its body all it needs.
+        python_callable: The function. With ``serializer="json"`` it must import what it needs inside its
+            body.
         multiple_outputs: Push each entry of a returned dict as an XCom of its own. Default: Airflow's.
         **kwargs: The parameters below, and all of ``DstackRunOperator``, ``deferrable`` and templates
             included.
@@ -45,11 +46,11 @@ def dstack_task(
         resources: ``Resources``, a dict or a text as in YAML. Default: those of ``configuration``.
         commands: What to run before the function (list of str), such as ``pip install``. Default: nothing.
         registry_auth: ``RegistryAuth`` or a dict, for a private ``image``. Default: none.
-        configuration: A task as for ``DstackRunOperator``, which these are added to. Default: an empty one.
+        configuration: A task as for ``DstackRunOperator``, to which these are added. Default: an empty one.
         serializer: With ``"json"`` (default) the function travels as its source, and arguments and result
             are plain values (tuples become lists). With ``"cloudpickle"`` it is pickled with what it refers
             to; the run needs the package ``cloudpickle`` and the worker's Python version.
-        max_result_bytes: The most bytes of the result, which travels in the run's log. Default 1 MiB.
+        max_result_bytes: The limit for the result, which travels in the run's log. Default 1 MiB.
 
     Returns:
         What ``@task.dstack`` makes of a function; a call of it returns the task's ``XComArg``.
@@ -57,8 +58,8 @@ def dstack_task(
     Raises:
         ValueError: A parameter is wrong; the DAG cannot be parsed.
         DstackRunFailed: In the task: the function raised. The message has the end of its traceback.
-        AirflowFailException: In the task: it can never work as it is, for example because JSON cannot carry
-            the result, or the image has no Python.
+        AirflowFailException: In the task: no retry can help, for example because JSON cannot carry the
+            result, or the image has no Python.
 
     Example:
         ``@task.dstack(image="python:3.11", resources={"gpu": "24GB"})`` above ``def train(): ...``
@@ -148,7 +149,7 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
         return self._result_of(lambda: complete(context, event))
 
     def secret_texts(self) -> Iterator[str]:
-        """Yield what is to be hidden in logs and rendered fields."""
+        """Yield the texts that logs and rendered fields must not show."""
         from airflow_provider_dstack._parameters import secrets_in
 
         yield from super().secret_texts()

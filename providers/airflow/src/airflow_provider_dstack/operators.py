@@ -80,38 +80,39 @@ class DstackRunOperator(TemplatedModels):
         run_name: The run's name; mapped tasks append their map index to it. Default: a new name for every
             try.
         run_resources: ``Resources``, whose numbers are minimums; or a mapping or a text such as ``"24GB.."``,
-            which mean what they mean in YAML. Default: those of the configuration. The prefix ``run_`` is
-            there because ``resources`` is Airflow's own.
+            with the same meaning as in YAML. Default: those of the configuration. The prefix ``run_`` is
+            needed because ``resources`` is an argument of Airflow itself.
         spot_policy: ``"spot"``, ``"on-demand"`` or ``"auto"``. Default: the configuration's, else the
             server's choice.
         run_retry_policy: How long to wait for capacity: a ``RetryPolicy``, True, False, or a dict of either
             ``retry`` and ``limit`` or, as in YAML, ``on_events`` and ``duration``. Default: the
-            configuration's. The prefix is there because ``retry_policy`` is Airflow's own.
-        max_duration: When the run is stopped at the latest: seconds, ``"2h"`` or ``"off"``. Default: the
-            configuration's.
+            configuration's. The prefix is needed because ``retry_policy`` is an argument of Airflow itself.
+        max_duration: The duration after which the run is stopped: seconds, ``"2h"`` or ``"off"``. Default:
+            the configuration's.
         max_price: The highest price, in USD per hour. Default: the configuration's, else no limit.
         working_dir: Where commands start: relative to the code's directory, absolute, or ``~/x``. Default:
             the configuration's, else the code's directory, else the image's own.
         verify_ports: Check that the local ports of ``ports`` are free. Default: False, since a worker
             attaches to nothing.
         backends: The only backends to take machines from: a list, or one name. Default: the configuration's,
-            else all of the project.
-        env: Values for the names of the configuration's ``env`` that have none, which else come from the
-            worker's environment; replaces values and adds variables, too. Default: none.
-        args: What ``${{ run.args }}`` in commands stands for, a list of texts. Default: none.
-        profile: The name of a profile, or a ``Profile``. Default: the default one of the file.
-        profiles_file: The path of the file of profiles. Default: ``.dstack/profiles.yml`` of ``repo_dir``.
+            else all of the project's.
+        env: Values for the names in the configuration's ``env`` that have none; it also replaces values and
+            adds variables. Names that are still without a value get it from the worker's environment.
+            Default: none.
+        args: The arguments that replace ``${{ run.args }}`` in commands, a list of texts. Default: none.
+        profile: The name of a profile, or a ``Profile``. Default: the one marked ``default`` in the file.
+        profiles_file: The path of a ``profiles.yml``. Default: ``.dstack/profiles.yml`` of ``repo_dir``.
         dstack_conn_id: The connection of type ``dstack``. Default ``dstack_default``.
         project_name: Replaces the connection's project. Default: the connection's.
         deferrable: Give the worker's slot back while the run keeps running. Default: Airflow's setting
             ``[operators] default_deferrable``.
-        on_kill_action: What happens to the run when the task is killed, times out or loses sight of it:
-            ``"stop"``, ``"abort"`` or ``"keep"``. Default ``"stop"``.
+        on_kill_action: What happens to the run when the task is killed, times out or cannot follow it any
+            more: ``"stop"``, ``"abort"`` or ``"keep"``. Default ``"stop"``.
         poll_interval: Seconds between two status requests, 0.1 or more. Default 5.
         retry_budget: Seconds to keep retrying an unreachable server; the run keeps running meanwhile. Default
             600.
         get_logs: Relay the log. Default True.
-        log_budget_bytes: The most bytes of the log to relay; the rest is counted and linked. None: all.
+        log_budget_bytes: How many bytes of the log to relay; the rest is left out and linked. None: all.
             Default 10 MB.
         repo_dir: A directory or Git checkout whose contents the run gets, relative to the DAG's folder.
             Default: none.
@@ -119,7 +120,7 @@ class DstackRunOperator(TemplatedModels):
         git_conn_id: A connection of Airflow's type ``git`` for the clone of a private repository. Default:
             none.
         skip_on_exit_code: One or several exit statuses that skip the task. Default: none.
-        durable: Whether a retry takes over the run of the try before. Default True.
+        durable: Whether a retry takes over the run of the previous try. Default True.
         **kwargs: As for Airflow's ``BaseOperator``.
 
     Returns:
@@ -328,7 +329,7 @@ class DstackRunOperator(TemplatedModels):
         push(context["ti"], RUN_URL_KEY, run.url, self.log)
 
     def readiness(self, context: Context) -> Callable[[Run], bool] | None:
-        """Return the check that ends the following of a run early, None when it is followed to its end."""
+        """Return a check that ends following the run early, or None to follow it to its end."""
         return None
 
     def _hand_over(self, task_run: TaskRun, context: Context) -> Any:

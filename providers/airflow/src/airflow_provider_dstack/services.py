@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 class DstackServiceOperator(DstackRunOperator):
     """An operator that submits a service and waits until it answers; the service keeps running.
 
-    A task that is killed, fails or times out before the service answers stops it; one that is retried takes
-    over the service of the try before, one that is cleared replaces it. After success the service keeps
+    A task that is killed, fails or times out before the service answers stops it. A retried task takes over
+    the service of the previous try, a cleared one replaces it. After success the service keeps
     running until ``DstackStopRunOperator`` stops it, or its ``max_duration`` passes. The log of the service
     is relayed until it answers. The address is also the task's XCom ``dstack_service_url``, the name of the
     run ``dstack_run_name``. Unless the service has ``auth: false``, requests need the header ``Authorization:
     Bearer TOKEN``.
 
     Args:
-        deferrable: Not offered: the task waits in the worker. Default False, the only value.
+        deferrable: Not supported: the task waits in the worker. Must be False, the default.
         on_active: What happens to an active run called ``run_name``: ``"fail"`` (default) fails the task;
             ``"replace"`` stops it and submits a new one; ``"update"`` updates it in place, as ``runs.apply``
             of ``dstack_core`` does, and leaves it running however the task ends.
@@ -50,7 +50,7 @@ class DstackServiceOperator(DstackRunOperator):
     Raises:
         ValueError: A parameter is wrong; the DAG cannot be parsed.
         DstackRunFailed: The service ended before it answered.
-        DstackError: Else one of ``airflow_provider_dstack.errors``, as for ``DstackRunOperator``.
+        DstackError: Otherwise, one of ``airflow_provider_dstack.errors``, as for ``DstackRunOperator``.
 
     Example:
         ``DstackServiceOperator(task_id="serve", configuration="serve.dstack.yml").as_setup()``
@@ -100,17 +100,17 @@ class DstackServiceOperator(DstackRunOperator):
 
 
 class DstackStopRunOperator(BaseOperator):
-    """An operator that stops runs and waits for their end; made for ``as_teardown``.
+    """An operator that stops runs and waits for their end; meant for ``as_teardown``.
 
     A run that has ended, or never existed, is not an error. Exactly one of ``run_name`` and ``runs_of`` is
     given.
 
     Args:
-        run_name: Names of runs (str or list; an empty one is left out), or what ``DstackRunOperator``
+        run_name: Names of runs (str or list; an empty name is skipped), or what ``DstackRunOperator``
             returned. Default: none.
         runs_of: A task of the same DAG run (its operator or its task id, or several), whose runs are stopped
             whichever try submitted them; in a mapped task group, those of the same map index. Default: none.
-        abort: Leave the run no time to end. Default False.
+        abort: Kill the processes without a grace period. Default False.
         wait_for_completion: Wait until the runs have ended; ``execution_timeout`` is the limit. Default True.
         poll_interval: Seconds between two status requests. Default 5.
         retry_budget: Seconds to keep retrying an unreachable server. Default 600.

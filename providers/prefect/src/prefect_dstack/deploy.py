@@ -52,10 +52,10 @@ def deploy_service(
 ) -> dict[str, Any]:
     """Deploy a service under a fixed name and return it once it answers; it outlives the flow run.
 
-    No hook, worker or reaper stops it afterwards, and it has no ``max_duration`` unless one is given. A
-    service that this task has submitted is stopped when the task is cancelled or interrupted before it
-    answers; one that it has updated keeps running. A run of that name that is stopping is waited for.
-    Executed again, the flow run finds the service it has deployed.
+    No hook, worker or reaper stops it afterwards, and it has no ``max_duration`` unless one is given. If the
+    task is cancelled or interrupted before the service answers, it stops a service that it has submitted; one
+    that it has updated keeps running. If a run of that name is stopping, the task waits for its end. Executed
+    again, the flow run finds the service it has deployed.
 
     Args:
         configuration: A ``Service``, a dict as in YAML, or the path of a ``.dstack.yml``.

@@ -56,7 +56,7 @@ def wait_for_run(
         retry_budget: Seconds to keep retrying an unreachable server; the run keeps running meanwhile.
             Default: 600.
         stream_logs: Send the log lines to the run logger. Default: True.
-        log_budget_bytes: Bytes of log that are sent at most, lines whole; None sends all. Default: 10 MB.
+        log_budget_bytes: How many bytes of log to send, in whole lines; None sends all. Default: 10 MB.
         artifacts: Show the run in the flow run's artifacts: its page, its progress, its outcome. Default:
             True.
 

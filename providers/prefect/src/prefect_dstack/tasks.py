@@ -39,12 +39,12 @@ def run_task(
 ) -> dict[str, Any]:
     """Run a configuration on dstack to its end and return its outcome.
 
-    The run's name is made from the flow run, and the beginning of it from the configuration's ``name``,
-    unless ``run_name`` is given. Executing the same flow run again reattaches to its active run and takes
+    The run's name is derived from the flow run and begins with the configuration's ``name``, unless
+    ``run_name`` is given. Executing the same flow run again reattaches to its active run and takes
     over the outcome of its successful one; a run that failed or was stopped is followed by a new one.
     The log of an adopted run is relayed from its first line on, unless it was relayed to its end.
-    A cancelled flow run stops its run; a task of one that was cancelled, crashed, failed or timed out
-    before submits nothing and ends as Cancelled. The events ``dstack.run.started`` and
+    A cancelled flow run stops its run. If the flow run was cancelled, crashed, failed or timed out before
+    the task submits, the task submits nothing and ends as Cancelled. The events ``dstack.run.started`` and
     ``dstack.run.<final status>`` are emitted, and ``dstack.run.stopping`` when the run is stopped here.
 
     Args:
@@ -57,12 +57,12 @@ def run_task(
         retry_budget: Seconds to keep retrying an unreachable server; the run keeps running meanwhile.
             Default: 600.
         stream_logs: Send the log lines to the run logger. Default: True.
-        log_budget_bytes: Bytes of log that are sent at most, lines whole; None sends all. The rest is on the
-            run's page, which is logged where it begins. Default: 10 MB.
+        log_budget_bytes: How many bytes of log to send, in whole lines; None sends all. Where the
+            rest begins, a line links to the run's page. Default: 10 MB.
         artifacts: Show the run in the flow run's artifacts: its page, its progress, its outcome. Default:
             True.
-        on_crash: What a process that dies or is interrupted leaves behind: ``"stop"`` (with the hooks of this
-            package, in a flow of ``serve()`` or a worker, also after SIGKILL), or ``"keep"`` for another
+        on_crash: What happens to the run if the process dies or is interrupted: ``"stop"`` (with the hooks of
+            this package, in a flow of ``serve()`` or a worker, also after SIGKILL), or ``"keep"`` for another
             execution to adopt. Default: ``"stop"``.
         resources: A ``Resources``, or the same dict or text as in YAML, such as ``{"gpu": "24GB.."}``.
         spot_policy: ``"spot"``, ``"on-demand"`` or ``"auto"``.
@@ -72,16 +72,16 @@ def run_task(
             else 24 h, so that no run stays without a limit.
         max_price: USD per hour.
         working_dir: Relative to the code's directory, or absolute.
-        backends: The only clouds to take machines from.
-        env: Environment variables; they fill in names that the configuration gives no value, and override its
-            values. Values are texts, ``Secret`` blocks or ``SecretStr``. Names without a value are taken from
-            the environment of the flow run's process.
-        args: What ``${{ run.args }}`` in the commands stands for.
+        backends: The only backends to take machines from.
+        env: Environment variables; they fill in names that have no value in the configuration, and override
+            its values. Values are texts, ``Secret`` blocks or ``SecretStr``. Names without a value are taken
+            from the environment of the flow run's process.
+        args: The arguments that replace ``${{ run.args }}`` in the commands.
         profile: The name of a profile, or a ``Profile``; by default the one marked ``default: true``.
-        profiles_file: The file of profiles; by default ``.dstack/profiles.yml`` in ``repo_dir``. None of this
-            machine's home is used.
-        repo_dir: A directory whose contents the run gets; commands start in it. The top of a Git checkout is
-            cloned by the run and gets what differs here as a diff; any other directory is uploaded.
+        profiles_file: The file of profiles; by default ``.dstack/profiles.yml`` in ``repo_dir``. This
+            machine's home directory is not used.
+        repo_dir: A directory whose contents the run gets; commands start in it. If it is the top of a Git
+            checkout, the run clones it and applies local changes as a diff; any other directory is uploaded.
         local_repo: Upload the contents of ``repo_dir`` even if it is a Git checkout.
         git_credentials: What a private repository is cloned with: a ``GitHubCredentials``-like block, a
             ``Secret`` block or ``SecretStr`` with a token or a private key, or ``"<block type>/<name>"`` of a
