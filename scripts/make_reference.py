@@ -214,15 +214,25 @@ def as_markdown(text: str) -> str:
 
 def _section(title: str, text: str) -> Iterator[str]:
     if title == "Example":
-        code = re.fullmatch(r"``(.*)``", text, re.DOTALL)
-        # A sentence about code stays a sentence.
-        is_text = code is None and text.startswith("``")
-        yield from ("**Example**", "", text if is_text else _block(code[1] if code else text).rstrip("\n"))
+        yield from ("**Example**", "", *_example(text))
     elif title in _LISTS:
         yield from (f"**{title}**", "")
         yield from _entries(text)
     else:
         yield f"**{title}**: {' '.join(text.split())}"
+
+
+def _example(text: str) -> Iterator[str]:
+    """Yield an example: code alone, code in double backticks or a fence, or a sentence about code."""
+    fenced = re.fullmatch(r"(?P<before>.*?)```python\n(?P<code>.*)\n```", text, re.DOTALL)
+    code = re.fullmatch(r"``((?:(?!``).)+)``", text, re.DOTALL)
+    if fenced:
+        yield from (fenced["before"].rstrip("\n"), "") if fenced["before"] else ()
+        yield _block(fenced["code"]).rstrip("\n")
+    elif code is None and text.startswith("``"):
+        yield text
+    else:
+        yield _block(code[1] if code else text).rstrip("\n")
 
 
 def _entries(text: str) -> Iterator[str]:

@@ -97,3 +97,12 @@ def test_the_sections_of_a_docstring_become_markdown() -> None:
 
 def test_text_before_code_keeps_one_colon() -> None:
     assert make_reference.as_markdown("As here::\n\n    code\n") == "As here:\n\n    code\n"
+
+
+def test_an_example_is_one_block_however_it_is_quoted() -> None:
+    block = "```python signature\nrun()\n```"
+    assert make_reference.as_markdown("Example:\n    ``run()``\n") == f"**Example**\n\n{block}\n"
+    fenced = "Example:\n    Run it:\n    ```python\n    run()\n    ```\n"
+    assert make_reference.as_markdown(fenced) == f"**Example**\n\nRun it:\n\n{block}\n"
+    sentence = "``@run`` above ``def train(): ...``"
+    assert make_reference.as_markdown(f"Example:\n    {sentence}\n") == f"**Example**\n\n{sentence}\n"
