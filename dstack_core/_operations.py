@@ -61,13 +61,14 @@ _log = logging.getLogger("dstack_core")
 class Operations:
     """The flows of one project of one server; none of them does I/O of its own.
 
-    ``retry_budget`` in seconds. ``keys`` are the SSH keys that runs are submitted with and logged in to.
-    ``longest_log_pause`` (seconds) is how long a log without news may stay unread while its run is followed.
+    ``retry_budget`` in seconds. ``keys`` are SSH keys of the caller's that runs are submitted with and logged
+    in to; without them the server's count. ``longest_log_pause`` (seconds) is how long a log without news may
+    stay unread while its run is followed.
     """
 
     api: Api
     retry_budget: float
-    keys: LoginKeys = field(default_factory=LoginKeys)
+    keys: LoginKeys | None = None
     code: CodeSource = field(default_factory=CodeSource)
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
@@ -268,7 +269,7 @@ class Operations:
 
         def new(approach: Approach, route: Route) -> Attachment:
             one_job = len(approach.run.jobs) == 1
-            return Attachment(route, self.keys, one_job=one_job, identity=identity)
+            return Attachment(route, self.keys or LoginKeys(), one_job=one_job, identity=identity)
 
         flow = attach(self.api, run_name, run_id, new, node=node, poll_interval=poll_interval)
         return self._retrying(flow)
@@ -300,10 +301,10 @@ class Operations:
 
     def _key(self, run_name: str | None = None) -> Op[str]:
         if self._public_key is None:
-            self._public_key = self.keys.given_public_key
+            self._public_key = None if self.keys is None else self.keys.given_public_key
         if self._public_key is None:
             user = yield from call(self.api.get_user_key(run_name))
-            self._public_key = user.public_key or self.keys.own_public_key()
+            self._public_key = user.public_key or (self.keys or LoginKeys()).own_public_key()
         return self._public_key
 
     def _budget(self, seconds: float | None) -> RetryBudget:

@@ -34,7 +34,7 @@ LAYERS: dict[str, list[set[str]]] = {
     ],
     PREFECT: [
         # Plain helpers.
-        {"_names", "_probe", "_secrets"},
+        {"_names", "_cancellation", "_secrets"},
         # What is submitted, and where a run is shown in Prefect.
         {"_log_relay", "_options", "_report"},
         {"_end_reports", "_submission"},

@@ -17,7 +17,7 @@ from dstack_core.local import LocalServer
 from prefect_dstack import (
     DstackCredentials,
     DstackRun,
-    _probe,
+    _cancellation,
     arun_task,
     asubmit_run,
     run_task,
@@ -101,7 +101,7 @@ def test_a_triggered_block_of_a_cancelled_flow_run_submits_nothing(
     def body() -> Any:
         return asyncio.run(block.atrigger()) if twin else block.trigger()
 
-    with pytest.raises(_probe.StopRequested, match="the flow run was cancelled"):
+    with pytest.raises(_cancellation.StopRequested, match="the flow run was cancelled"):
         in_flow_of_state(Cancelling, body)
     assert submissions(dstack) == 0
 
@@ -110,7 +110,7 @@ def test_a_queued_task_submits_nothing_after_a_cancellation(
     dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A freed thread starts the next task, as freed workers of Dask and Ray do."""
-    monkeypatch.setattr(_probe, "CHECK_SECONDS", 1.0)
+    monkeypatch.setattr(_cancellation, "CHECK_SECONDS", 1.0)
     ids: list[UUID] = []
 
     one_thread: Any = ThreadPoolTaskRunner(max_workers=1)
@@ -158,6 +158,6 @@ def test_an_unreachable_prefect_server_does_not_prevent_a_submission(
     def unreachable(self: Any, flow_run_id: UUID) -> None:
         raise ConnectionError("no Prefect server")
 
-    monkeypatch.setattr(_probe.FlowRunReader, "_read", unreachable)
+    monkeypatch.setattr(_cancellation.FlowRunReader, "_read", unreachable)
     in_flow_of_state(Cancelling, lambda: submit_run(QUICK, credentials))
     assert submissions(dstack) == 1

@@ -19,7 +19,7 @@ from dstack_core import Run, RunStatus, Task
 from dstack_core.aio import AsyncRunCollection
 from dstack_core.client import RunCollection
 from dstack_core.local import LocalServer
-from prefect_dstack import DstackCredentials, _probe, arun_task, run_task
+from prefect_dstack import DstackCredentials, _cancellation, arun_task, run_task
 from prefect_dstack._stop import PATIENT
 
 from .support import all_runs, cancelled_when, is_running, outcome_of, task_states, the_run, until
@@ -192,7 +192,7 @@ def cancelled_flow(body: Callable[[], Any], server: LocalServer) -> UUID:
 def test_a_task_that_no_signal_reaches_ends_as_cancelled_and_is_not_retried(
     task: Any, dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_probe, "CHECK_SECONDS", 1.0)
+    monkeypatch.setattr(_cancellation, "CHECK_SECONDS", 1.0)
     eager = task.with_options(retries=2, retry_delay_seconds=0)
     flow_run_id = cancelled_flow(lambda: eager.submit(LONG, credentials, **FAST).wait(), dstack)
     until(lambda: task_states(flow_run_id) == ["CANCELLED"], seconds=20)
@@ -202,7 +202,7 @@ def test_a_task_that_no_signal_reaches_ends_as_cancelled_and_is_not_retried(
 def test_a_cancelled_flow_run_stops_a_run_that_would_outlive_a_crash(
     dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_probe, "CHECK_SECONDS", 1.0)
+    monkeypatch.setattr(_cancellation, "CHECK_SECONDS", 1.0)
     cancelled_flow(lambda: run_task.submit(LONG, credentials, on_crash="keep", **FAST).wait(), dstack)
     assert outcome_of(the_run(dstack)).reason == "stopped_by_user"
 
@@ -233,7 +233,7 @@ def test_an_interrupted_submitted_task_leaves_a_run_that_is_to_be_kept(
 def test_a_cancellation_is_seen_while_the_server_takes_no_submissions(
     dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_probe, "CHECK_SECONDS", 1.0)
+    monkeypatch.setattr(_cancellation, "CHECK_SECONDS", 1.0)
     dstack.faults.add("/runs/apply", status=503, times=None)
     ids: list[UUID] = []
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from dstack_core import RunFailedError, RunNotFoundError
 from dstack_core.local import LocalServer
-from prefect_dstack import DstackCredentials, DstackRun, _probe
+from prefect_dstack import DstackCredentials, DstackRun, _cancellation
 
 from .support import (
     all_runs,
@@ -208,7 +208,7 @@ def test_an_interrupt_while_waiting_stops_the_run(
 def test_a_cancellation_that_sends_no_signal_stops_the_run_and_starts_no_retry(
     dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_probe, "CHECK_SECONDS", 1.0)
+    monkeypatch.setattr(_cancellation, "CHECK_SECONDS", 1.0)
     ids: list[Any] = []
 
     @task(retries=2, retry_delay_seconds=0)
@@ -222,7 +222,7 @@ def test_a_cancellation_that_sends_no_signal_stops_the_run_and_starts_no_retry(
 
     with (
         cancelled_when(lambda: is_running(dstack), ids),
-        pytest.raises(_probe.StopRequested, match="was cancelled"),
+        pytest.raises(_cancellation.StopRequested, match="was cancelled"),
     ):
         cancelled()
     assert outcome_of(the_run(dstack)).reason == "stopped_by_user"

@@ -114,7 +114,7 @@ def test_only_the_public_api_of_prefect_is_used() -> None:
             if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
                 assert node.attr in _defined(tree), (name, node.lineno, node.attr)
             if isinstance(node, ast.Constant) and node.value == "_cancel_events":
-                assert name == "_probe.py"
+                assert name == "_cancellation.py"
 
 
 def _defined(tree: ast.Module) -> set[str]:

@@ -25,7 +25,7 @@ from dstack_core import (
 from dstack_core.local import LocalServer
 from prefect_dstack import (
     DstackCredentials,
-    _probe,
+    _cancellation,
     aget_run,
     arun_and_report,
     astop_run,
@@ -186,7 +186,7 @@ def test_an_interrupt_stops_the_flow_runs_own_run_and_no_other(
 def test_a_cancelled_flow_run_stops_the_run_it_waits_for_in_a_thread(
     dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_probe, "CHECK_SECONDS", 1.0)
+    monkeypatch.setattr(_cancellation, "CHECK_SECONDS", 1.0)
     ids: list[UUID] = []
 
     @flow

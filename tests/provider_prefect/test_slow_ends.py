@@ -16,10 +16,10 @@ from pydantic import SecretStr
 
 from dstack_core import RunStoppedError, Task
 from dstack_core.local import LocalServer
-from prefect_dstack import DstackCredentials, _probe, arun_task, run_task
+from prefect_dstack import DstackCredentials, _cancellation, arun_task, run_task
+from prefect_dstack._cancellation import StopRequested
 from prefect_dstack._job import prepare
 from prefect_dstack._names import calling_owner
-from prefect_dstack._probe import StopRequested
 from prefect_dstack._secrets import GitLogin
 from prefect_dstack._stop import BEFORE_THE_KILL, PATIENT, StopTime, time_to_stop
 from prefect_dstack._submission import resolve
@@ -115,7 +115,7 @@ def test_a_flow_timeout_shows_the_end(way: str, dstack: LocalServer, credentials
 def test_a_cancelled_flow_run_shows_the_end_of_its_submitted_task(
     task: Any, dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_probe, "CHECK_SECONDS", 1.0)
+    monkeypatch.setattr(_cancellation, "CHECK_SECONDS", 1.0)
     ids: list[UUID] = []
 
     @flow

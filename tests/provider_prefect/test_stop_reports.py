@@ -18,8 +18,8 @@ from dstack_core import Task
 from dstack_core.local import LocalServer
 from prefect_dstack import (
     DstackCredentials,
+    _cancellation,
     _orphaned_runs,
-    _probe,
     _stop,
     arun_task,
     run_task,
@@ -128,7 +128,7 @@ def test_the_state_after_a_cancellation_shows_what_is_known_of_the_stop(
     credentials: DstackCredentials,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_probe, "CHECK_SECONDS", 1.0)
+    monkeypatch.setattr(_cancellation, "CHECK_SECONDS", 1.0)
     monkeypatch.setattr(_stop, "BEFORE_THE_KILL", StopTime(stop=4.0, end=12.0))
     ids: list[UUID] = []
 

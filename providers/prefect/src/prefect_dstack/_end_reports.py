@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect_dstack import _report
+from prefect_dstack._cancellation import quick_prefect_client
 from prefect_dstack._names import owner_of
-from prefect_dstack._probe import quick_prefect_client
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient

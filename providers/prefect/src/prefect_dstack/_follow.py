@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from prefect.states import Cancelled
 
-from prefect_dstack._probe import StopRequested
+from prefect_dstack._cancellation import StopRequested
 from prefect_dstack._secrets import secrets_in
 from prefect_dstack._stop import (
     BACKSTOP,

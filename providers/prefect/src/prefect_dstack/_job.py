@@ -18,9 +18,9 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
 
 from prefect_dstack import _log_relay
+from prefect_dstack._cancellation import SLICE_SECONDS, CancelProbe, current_task_runner
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET, Relay, client_warnings_in
 from prefect_dstack._names import Owner, identify, outlives_crash, task_owner
-from prefect_dstack._probe import SLICE_SECONDS, CancelProbe, current_task_runner
 from prefect_dstack._report import Report
 from prefect_dstack._secrets import git_credentials_named
 from prefect_dstack._submission import Code

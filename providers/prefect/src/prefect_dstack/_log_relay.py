@@ -22,7 +22,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from prefect_dstack._probe import quick_prefect_client
+from prefect_dstack._cancellation import quick_prefect_client
 
 if TYPE_CHECKING:
     from dstack_core import Event, Outcome, Progress

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect_dstack import _end_reports
+from prefect_dstack._cancellation import quick_prefect_client
 from prefect_dstack._end_reports import Unreported
 from prefect_dstack._names import flow_run_marker_prefix, outlives_crash, owner_of
-from prefect_dstack._probe import quick_prefect_client
 from prefect_dstack._stop import BACKSTOP
 from prefect_dstack.credentials import PATIENT_TIMEOUT, open_client
 

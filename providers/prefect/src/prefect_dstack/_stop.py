@@ -26,7 +26,7 @@ import anyio
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import TerminationSignal
 
-from prefect_dstack._probe import SLICE_SECONDS, StopRequested
+from prefect_dstack._cancellation import SLICE_SECONDS, StopRequested
 from prefect_dstack.credentials import PATIENT_TIMEOUT, open_async_client, open_client
 
 if TYPE_CHECKING:

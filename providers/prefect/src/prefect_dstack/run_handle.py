@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from prefect.blocks.abstract import JobRun
 
 from prefect_dstack import _follow
+from prefect_dstack._cancellation import StopRequested
 from prefect_dstack._job import Job, own, prepare_to_watch
 from prefect_dstack._names import calling_owner
-from prefect_dstack._probe import StopRequested
 from prefect_dstack._stop import STOPPING, log_stop
 from prefect_dstack.credentials import PATIENT_TIMEOUT, open_async_client, open_client
 

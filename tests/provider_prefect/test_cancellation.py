@@ -22,8 +22,8 @@ from prefect.states import (
     Running,
 )
 
+from prefect_dstack._cancellation import CHECK_SECONDS, CancelProbe, StopRequested, is_interrupted, verdict
 from prefect_dstack._job import Job
-from prefect_dstack._probe import CHECK_SECONDS, CancelProbe, StopRequested, is_interrupted, verdict
 
 
 class Runner:
