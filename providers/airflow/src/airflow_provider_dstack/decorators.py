@@ -62,7 +62,7 @@ def dstack_task(
             result, or the image has no Python.
 
     Example:
-        ``@task.dstack(image="python:3.11", resources={"gpu": "24GB"})`` above ``def train(): ...``
+        ``@task.dstack(image="python:3.11", resources={"gpu": "24GB.."})`` above ``def train(): ...``
 
     Source: Airflow documentation, "TaskFlow" and "Creating Custom @task Decorators".
     """

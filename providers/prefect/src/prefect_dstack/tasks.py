@@ -109,7 +109,7 @@ def run_task(
         def train() -> float:
             outcome = run_task(
                 Task(commands=["python train.py"]),
-                resources={"gpu": "24GB"},
+                resources={"gpu": "24GB.."},
                 max_duration="2h",
             )
             return outcome["cost"]
