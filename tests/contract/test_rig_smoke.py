@@ -205,11 +205,13 @@ async def live_log(port: int, *, until: bytes = b"", start_time: str = "") -> by
     query = f"?start_time={start_time}" if start_time else ""
     log = b""
     async with websockets.connect(f"ws://127.0.0.1:{port}/logs_ws{query}", proxy=None) as frames:
-        async for frame in frames:
-            assert isinstance(frame, bytes)
-            log += frame
-            if until and until in log:
-                break
+        # A container that has ended may be removed before its runner has sent a close frame.
+        with contextlib.suppress(websockets.ConnectionClosedError):
+            async for frame in frames:
+                assert isinstance(frame, bytes)
+                log += frame
+                if until and until in log:
+                    break
     return log
 
 
