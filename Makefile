@@ -34,6 +34,9 @@ demo: $(AIRFLOW) ## Run the example DAG through a real Airflow, on the embedded 
 demo-prefect: $(PREFECT) ## Run the example flow on a real Prefect server, on the embedded dstack server
 	@$(ENVS)/prefect/bin/python scripts/demo_prefect.py
 
+# `.ci/run` sets scripts.pytest_twice: a test that fails beside others is run once more, alone, and reported.
+PYTEST_MODULE ?= pytest
+
 .PHONY: test test-fast test-core test-contract test-airflow test-prefect test-servers test-matrix \
   test-airflow-components test-prefect-components test-airflow-matrix
 test: test-core test-contract test-airflow test-prefect ## Run every test, on the newest and the oldest dstack server
@@ -42,7 +45,7 @@ test: test-core test-contract test-airflow test-prefect ## Run every test, on th
 
 test-core: $(CORE) ## Run the tests of the core and the embedded server
 	@echo "== core, embedded server"
-	@$(ENVS)/core/bin/python -m pytest -q -n 2 --dist worksteal -m "not real and not endurance" --junitxml=$(REPORTS)/core.xml $(PYTEST_FLAGS)
+	@$(ENVS)/core/bin/python -m $(PYTEST_MODULE) -q -n 2 --dist worksteal -m "not real and not endurance" --junitxml=$(REPORTS)/core.xml $(PYTEST_FLAGS)
 
 # How many configurations of each type both clients are compared on; `make test` takes a few.
 CONFIGURATIONS ?= 3000
@@ -52,7 +55,7 @@ define contract
 @for version in $(1); do \
   echo "== contract with dstack $$version"; \
   $(ENVS)/core/bin/python -m tests.rig.shared --version $$version -- \
-    $(ENVS)/core/bin/python -m pytest -q -n 4 tests/contract -m real \
+    $(ENVS)/core/bin/python -m $(PYTEST_MODULE) -q -n 4 tests/contract -m real \
     --junitxml=$(REPORTS)/server-$$version.xml $(PYTEST_FLAGS) || exit 1; \
 done
 endef
@@ -68,22 +71,22 @@ test-servers: $(CORE) $(SERVERS:%=$(ENVS)/server-%/.ready) ## Run the contract t
 # A file's tests stay in one process, which has a host of its own: the files mostly wait.
 test-airflow: $(AIRFLOW) $(SERVER) ## Run the tests of the Airflow provider
 	@echo "== airflow-provider-dstack, with dstack $(REAL_SERVER)"
-	@$(ENVS)/airflow/bin/python -m pytest tests/provider_airflow -q -n 2 --dist loadfile -m "not matrix and not endurance" --junitxml=$(REPORTS)/airflow.xml $(PYTEST_FLAGS)
+	@$(ENVS)/airflow/bin/python -m $(PYTEST_MODULE) tests/provider_airflow -q -n 2 --dist loadfile -m "not matrix and not endurance" --junitxml=$(REPORTS)/airflow.xml $(PYTEST_FLAGS)
 
 test-prefect: $(PREFECT) $(SERVER) ## Run the tests of the Prefect collection
 	@echo "== prefect-dstack, with dstack $(REAL_SERVER)"
-	@$(ENVS)/prefect/bin/python -m pytest tests/provider_prefect -q -n 2 --dist loadfile -m "not matrix and not endurance and not runners" --junitxml=$(REPORTS)/prefect.xml $(PYTEST_FLAGS)
+	@$(ENVS)/prefect/bin/python -m $(PYTEST_MODULE) tests/provider_prefect -q -n 2 --dist loadfile -m "not matrix and not endurance and not runners" --junitxml=$(REPORTS)/prefect.xml $(PYTEST_FLAGS)
 
 test-matrix: test-airflow-components test-prefect-components ## Kill, cancel and take over real Airflow and Prefect processes (half an hour)
 
 # AIRFLOW_TEST_DATABASE=postgres puts the real components on a private Postgres server, else sqlite.
 test-airflow-components: $(AIRFLOW) $(SERVER) ## Kill and take over real Airflow processes (a quarter of an hour; needs Chromium)
 	@echo "== kills, take-overs, cancellations: Airflow on $${AIRFLOW_TEST_DATABASE:-sqlite}"
-	@$(ENVS)/airflow/bin/python -m pytest tests/provider_airflow -q -m matrix --junitxml=$(REPORTS)/airflow-matrix.xml $(PYTEST_FLAGS)
+	@$(ENVS)/airflow/bin/python -m $(PYTEST_MODULE) tests/provider_airflow -q -m matrix --junitxml=$(REPORTS)/airflow-matrix.xml $(PYTEST_FLAGS)
 
 test-prefect-components: $(PREFECT) ## Kill and cancel real Prefect processes
 	@echo "== kills, take-overs, cancellations: Prefect"
-	@$(ENVS)/prefect/bin/python -m pytest tests/provider_prefect -q -m matrix --junitxml=$(REPORTS)/prefect-matrix.xml $(PYTEST_FLAGS)
+	@$(ENVS)/prefect/bin/python -m $(PYTEST_MODULE) tests/provider_prefect -q -m matrix --junitxml=$(REPORTS)/prefect-matrix.xml $(PYTEST_FLAGS)
 
 .PHONY: test-prefect-runners
 test-prefect-runners: $(PREFECT_RUNNERS) ## Run the tests with the task runners of Dask and Ray, on Prefect 3.9 (four minutes)
