@@ -105,7 +105,7 @@ class Operations:
         # After the line above, so that a wrong configuration is reported before anything is packed.
         if self.code.given or loaded.files or loaded.repos:
             shipment = self.code.pack(loaded)
-            if shipment.code is not None:
+            if shipment is not None and shipment.code is not None:
                 wanted = run_spec(loaded, options, run_name=name, marker=run_marker, code=shipment.code)
         if verify_ports and isinstance(loaded, Task) and loaded.ports:
             verify_local_ports(fixed_local_ports(loaded))

@@ -58,13 +58,15 @@ class CodeSource:
     given: bool = False
     _delivered: Delivered = field(default_factory=Delivered, repr=False)
 
-    def pack(self, configuration: Configuration) -> Shipment:
-        """Pack the files, and the archive or diff, that a run starts from; runs git and reads files.
+    def pack(self, configuration: Configuration) -> Shipment | None:
+        """Pack the files, and the archive or diff, that a run starts from; None if there are none.
 
-        Raises ``ConfigurationError``.
+        Runs git and reads files. Raises ``ConfigurationError``.
         """
         files = pack_files(configuration.files or [])
         code = self.repository.pack(configuration.repos or ())
+        if code is None and not files:
+            return None
         return Shipment(code, files, self._delivered, init=self.repository.init)
 
     def init(self, api: Api, version_check: VersionCheck) -> Op[None]:

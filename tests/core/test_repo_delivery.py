@@ -73,6 +73,15 @@ def work(tmp_path: Path) -> Path:
     return work
 
 
+def test_a_client_of_from_config_without_code_requests_nothing_more(watched: Watched) -> None:
+    client = watched.client(None)
+    client.runs.submit(TASK)
+    assert watched.asked() == [APPLY]
+    # A marker of the caller's may be on a run already: one lookup, not two.
+    client.runs.submit(TASK, run_name="marked-without-code", marker="caller:1")
+    assert watched.asked() == [LOOK, APPLY]
+
+
 def test_a_repository_is_registered_once_and_a_diff_uploaded_once(watched: Watched, work: Path) -> None:
     client = watched.client(work)
     assert watched.asked() == []
