@@ -27,9 +27,6 @@ REPORT = ROOT / "build/reports/failed-once.txt"
 # More at once is a broken build, not a test that was starved.
 MOST = 3
 _FAILED = 1
-# What makes the first run parallel, and the report of all tests, which the second must not replace.
-_WITH_VALUE = ("-n", "--dist")
-_LONG = ("--junitxml=", "--dist=", "--numprocesses=")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -41,7 +38,9 @@ def run(arguments: Sequence[str]) -> int:
         if status != _FAILED or not 0 < len(failed) <= MOST:
             return status
         print(f"== again, alone: {', '.join(failed)}", flush=True)
-        status = _pytest([*_alone(arguments), "-o", f"cache_dir={cache}", "--lf", "--lfnf=none"])
+        # Of an option that is given twice the later one counts; the report of all tests is not replaced.
+        alone = ["-n", "0", f"--junitxml={cache}/again.xml", "--lf", "--lfnf=none"]
+        status = _pytest([*arguments, "-o", f"cache_dir={cache}", *alone])
         if status == 0:
             REPORT.parent.mkdir(parents=True, exist_ok=True)
             with REPORT.open("a") as report:
@@ -58,17 +57,6 @@ def _pytest(arguments: Sequence[str]) -> int:
 def _last_failed(cache: Path) -> list[str]:
     path = cache / "v/cache/lastfailed"
     return sorted(json.loads(path.read_text())) if path.exists() else []
-
-
-def _alone(arguments: Sequence[str]) -> list[str]:
-    kept: list[str] = []
-    skip = False
-    for argument in arguments:
-        if skip or argument in _WITH_VALUE:
-            skip = not skip
-        elif not argument.startswith(_LONG):
-            kept.append(argument)
-    return kept
 
 
 if __name__ == "__main__":
