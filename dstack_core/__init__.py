@@ -42,7 +42,6 @@ if TYPE_CHECKING:
         UnsupportedServerError,
         WaitTimeoutError,
     )
-    from dstack_core.integration.masking import secret_values
     from dstack_core.models.account import Backend, Project, ProjectMember, User
     from dstack_core.models.configurations import Configuration, PortMapping, RegistryAuth, Service, Task
     from dstack_core.models.events import (
@@ -68,6 +67,7 @@ if TYPE_CHECKING:
     from dstack_core.models.records import EventRecord, LogBytes, Metric
     from dstack_core.models.repos import RepoMapping
     from dstack_core.models.resources import GPU, Resources
+    from dstack_core.models.secrets import secret_values
     from dstack_core.models.statuses import RunStatus, SpotPolicy
     from dstack_core.models.stops import StopResult, StopState
     from dstack_core.run import Run
@@ -102,7 +102,7 @@ _HOMES = {
         "UnsupportedServerError",
         "WaitTimeoutError",
     ),
-    "integration.masking": ("secret_values",),
+    "models.secrets": ("secret_values",),
     "models.account": ("Backend", "Project", "ProjectMember", "User"),
     "models.configurations": ("Configuration", "PortMapping", "RegistryAuth", "Service", "Task"),
     "models.events": ("ContactLost", "ContactRestored", "Event", "LogLines", "RunFinished", "StatusChanged"),

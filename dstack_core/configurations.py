@@ -216,3 +216,38 @@ def _is_on(variable: str) -> bool:
     if value not in (*_ON, *_OFF):
         raise ConfigurationError(f'{variable}: expected "1" or "0", got {value!r}.')
     return value in _ON
+
+
+def check_ends(
+    configuration: Configuration, max_duration: int | str | bool | None = None, profile: Profile | None = None
+) -> None:
+    """Raise ``ConfigurationError`` if the run of a configuration would not end by itself.
+
+    An engine's task waits for the end of its run, so it would never finish.
+
+    Args:
+        configuration: What ``load_configuration`` returned.
+        max_duration: The limit that is passed to ``submit``: seconds, ``"2h"`` or ``"off"``. None: that of
+            the configuration, else of the profile.
+        profile: The profile that is passed to ``submit``, or None.
+
+    Raises:
+        ConfigurationError: The configuration or the profile has a ``schedule``, so that the server starts it
+            again and again, or it is a dev environment without ``max_duration``.
+
+    Example:
+        ``check_ends(load_configuration("train.dstack.yml"), max_duration="2h")``
+    """
+    settings = [configuration] if profile is None else [configuration, profile]
+    if any(each.schedule for each in settings):
+        raise ConfigurationError(
+            "schedule: expected a configuration that ends, got one that the server starts again and again. "
+            "Drop schedule, and set the schedule where this is called from."
+        )
+    limits = [max_duration, *(each.max_duration for each in settings)]
+    limit = next((each for each in limits if each is not None and each is not True), None)
+    if configuration.type == "dev-environment" and (limit is None or limit is False or limit == "off"):
+        raise ConfigurationError(
+            "configuration: expected a configuration that ends, got a dev-environment without max_duration. "
+            'Use `type: task`, or set max_duration, such as "2h", at which the run ends as failed.'
+        )

@@ -16,8 +16,8 @@ from dstack_core._flow.retry import Patience, RetryBudget
 from dstack_core._flow.steps import Op, Sleep, call
 from dstack_core._flow.submit import SETTLE_SECONDS, submit, unknown
 from dstack_core._wire.api import Api
-from dstack_core._wire.plans import Resource, UpdatePlan, same_spec, update_of
 from dstack_core._wire.runs import RunSnapshot
+from dstack_core._wire.updates import Resource, UpdatePlan, same_spec, update_of
 from dstack_core.errors import (
     ProtocolError,
     RequestRejectedError,

@@ -17,10 +17,11 @@ from dstack_core._wire import logs
 from dstack_core._wire.attach import Approach, parse_approach
 from dstack_core._wire.code import Code, StoredRepo, Upload
 from dstack_core._wire.http_messages import Call, NoneWhenMissing, Parse, Place, Reply, Request
-from dstack_core._wire.plans import Resource, UpdatePlan, parse_plan, parse_resource, parse_update_plan
+from dstack_core._wire.plans import parse_plan
 from dstack_core._wire.records import parse_events, parse_metrics, parse_project, parse_user
 from dstack_core._wire.runs import RunSnapshot, parse_run
 from dstack_core._wire.services import service_answers
+from dstack_core._wire.updates import Resource, UpdatePlan, parse_resource, parse_update_plan
 from dstack_core._wire.versions import Release, parse_release
 from dstack_core.errors import RequestRejectedError, RunNotFoundError
 from dstack_core.models.account import Project, User

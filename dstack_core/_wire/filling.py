@@ -11,9 +11,9 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from dstack_core._wire.interpolation import ADDRESS, SECRET, Interpolator
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.configurations import Configuration, RegistryAuth
 
@@ -144,69 +144,3 @@ def takes_args(configuration: Configuration) -> bool:
             for group in groups:
                 commands += group.get("commands") or [] if isinstance(group, Mapping) else []
     return any("run.args" in str(command) for command in commands)
-
-
-_OPEN, _CLOSE = "${{", "}}"
-_NAME = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*", re.ASCII)
-SECRET = re.compile(r"secrets\.[A-Za-z_]\w*", re.ASCII)
-ADDRESS = re.compile(r"groups\[\d+\]\.(nodes|replicas)\[\d+\]\.IP_ADDRESS", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class Interpolator:
-    """The values of one kind of text, and the references in it that are the server's.
-
-    The error for a reference that nothing fills in shows ``examples`` and ends with ``advice``.
-    ``is_secret``: no error shows the text.
-    """
-
-    values: Mapping[str, str] = field(repr=False)
-    deferred: tuple[re.Pattern[str], ...]
-    examples: str
-    advice: str
-    is_secret: bool = False
-
-    def fill(self, text: str, where: str) -> str:
-        """Return ``text`` with its references filled in; ``where`` is its place in the configuration."""
-        # Nearly every text has no reference; what follows reads as dstack's own client does.
-        if _OPEN not in text:
-            return text
-        parts: list[str] = []
-        start = 0
-        while start < len(text):
-            dollar = text.find("$", start)
-            if dollar < 0 or dollar == len(text) - 1:
-                break
-            # "$$" is an escaped dollar sign, so what follows it is not a reference.
-            if text[dollar + 1] == "$":
-                parts.append(text[start : dollar + 1])
-                start = dollar + 2
-                continue
-            opening = text.find(_OPEN, dollar)
-            if opening < 0:
-                break
-            if opening > dollar and text[opening - 1] == "$":
-                parts.append(text[start:opening])
-                start = opening + 1
-                continue
-            closing = text.find(_CLOSE, opening)
-            if closing < 0:
-                raise self._error(where, text[opening:])
-            parts += text[start:opening], self._value(text[opening : closing + len(_CLOSE)], where)
-            start = closing + len(_CLOSE)
-        return "".join([*parts, text[start:]])
-
-    def _value(self, reference: str, where: str) -> str:
-        name = reference[len(_OPEN) : -len(_CLOSE)].strip()
-        if any(pattern.fullmatch(name) for pattern in self.deferred):
-            return reference
-        if name not in self.values:
-            raise self._error(where, f"${{{{ {name} }}}}" if _NAME.fullmatch(name) else reference)
-        return self.values[name]
-
-    def _error(self, where: str, reference: str) -> ConfigurationError:
-        is_name = _NAME.fullmatch(reference.strip("${} ")) is not None
-        shown = reference[:60] if is_name or not self.is_secret else "another one"
-        return ConfigurationError(
-            f"{where}: expected a reference such as {self.examples}, got {shown}. {self.advice}"
-        )

@@ -8,13 +8,13 @@ earlier execution if there is one (``attempts``), its log (``relay``, ``masking`
 
 from __future__ import annotations
 
+from dstack_core.configurations import check_ends
 from dstack_core.integration.attempts import Attempt, achoose_attempt, choose_attempt
 from dstack_core.integration.masking import Masker, collect_secrets, mask
 from dstack_core.integration.names import AttemptNames, RunRef, make_marker, read_marker, short_hash, slug
 from dstack_core.integration.outcome_text import (
     OUTCOME_FIELDS,
     OutcomeField,
-    check_ends,
     describe_end,
     describe_failure,
     describe_outcome,

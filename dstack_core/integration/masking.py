@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from dstack_core.models.secrets import secret_values
 
 MASK = "***"
 # Characters, as in ``secret_values``. Shorter lines, such as the last one of a key, are common words: masking
@@ -64,7 +66,7 @@ def collect_secrets(
     flags, and texts of less than 5 characters (``secret_values``).
 
     Args:
-        configuration: A ``Configuration``, or a dict, which need not be valid; None if there is none.
+        configuration: A ``Configuration``, or a dict, which need not be valid. None: no configuration.
         env: The environment that is passed beside the configuration and wins, or that of a run (``run.env``):
             a dict, or a list as in YAML. A name without a value has the value of this process.
         others: Further secrets, such as the token of the server.
@@ -94,6 +96,14 @@ def _variables(env: Any) -> dict[str, Any]:
     return {name: value if equals else None for name, equals, value in pairs}
 
 
+# ``printable``. The problem: programs write for a terminal. Colours and window titles are noise in a log
+# viewer, a NUL byte is refused by Postgres (and with it the whole row), and a backspace or a bell does
+# something else in each UI. The idea: what a terminal would not show as text is removed (escape sequences,
+# text that a carriage return overwrote), and any other control character is shown as U+FFFD. A tab stays.
+# Invariants: as many lines come out as went in, in the same order, and a line without such characters comes
+# out as it is. Measured on lines of 100 ASCII characters: 40 ns a line where there is nothing to replace,
+# because each control character is searched for alone, in bytes; one regular expression for all took 1,650
+# ns.
 REPLACEMENT = "\ufffd"
 
 # As the dstack runner removes them from what it sends to the server (PROTOCOL 1.8). But an unfinished command
@@ -132,27 +142,3 @@ def printable(text: str) -> str:
 def _last_state(line: str) -> str:
     """Return what a terminal shows last of a line that carriage returns rewrote, such as a progress bar."""
     return line.rstrip("\r").rpartition("\r")[2]
-
-
-# Characters. Shorter texts are shorter than any credential, and common enough to make other lines unreadable.
-_SHORTEST = 5
-
-
-def secret_values(values: Iterable[str | None]) -> Iterator[str]:
-    """Yield those of ``values`` (``run.env.values()``, a registry password) that a log must not show.
-
-    A program cannot distinguish a secret from a setting, so all values count as secrets, except numbers,
-    ``true``, ``false``, and texts of less than 5 characters. A server returns the values of a run in clear
-    text. Raises nothing. Source: PROTOCOL 1.5.
-    """
-    for value in values:
-        if value and len(value) >= _SHORTEST and not _is_plain(value):
-            yield value
-
-
-def _is_plain(value: str) -> bool:
-    try:
-        float(value)
-    except ValueError:
-        return value.lower() in {"true", "false"}
-    return True

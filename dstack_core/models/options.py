@@ -1,5 +1,7 @@
 """The options of a submission beside its configuration, each declared here once.
 
+Beside them are the checks of the values that callers pass: seconds, durations, choices, functions.
+
 There are three layers, because two callers cannot take all options as they are. ``submit`` has the parameters
 of the documented API, which may be passed by position, so it unpacks only ``KeywordOptions``. An engine whose
 ``env`` holds more than text, such as secrets, extends ``CommonOptions``. Everything else takes

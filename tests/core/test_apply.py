@@ -260,7 +260,7 @@ def test_gives_up_after_the_budget_when_every_update_is_lost(driver: Driver) -> 
 
 
 def test_values_of_the_run_are_in_no_error_and_no_repr(driver: Driver) -> None:
-    from dstack_core._wire.plans import parse_resource
+    from dstack_core._wire.updates import parse_resource
 
     server = Server(configuration=CONFIGURATION | {"env": {"TOKEN": "s3cret"}, "max_duration": 1})
     with pytest.raises(RunNotUpdatableError) as caught:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from dstack_core import Configuration, ConfigurationError, RegistryAuth, Service, Task, load_configuration
-from dstack_core._wire.filling import ADDRESS, SECRET, Interpolator, fill_in, takes_args
+from dstack_core._wire.filling import fill_in, takes_args
+from dstack_core._wire.interpolation import ADDRESS, SECRET, Interpolator
 
 TASK = {"type": "task", "commands": ["x"]}
 

@@ -9,9 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from scripts.walks import count_lines
+
 ROOT = Path(__file__).parent.parent.parent
 CORE = ROOT / "dstack_core"
 
+# The flows of the two side rooms are rooms of their own: pure as ``_flow`` is, and above the rest of the room.
+SIDE_FLOWS = {
+    "_attach.wait": {"errors", "models", "_wire", "_flow"},
+    "_attach.follow_live_log": {"errors", "models", "_wire", "_flow"},
+    "_code.deliver": {"errors", "models", "_wire", "_flow", "_code"},
+}
 # Each room may import the rooms in its set and itself, and nothing else of dstack_core.
 ROOMS = {
     "errors": set(),
@@ -21,8 +29,9 @@ ROOMS = {
     "_transport": {"errors", "_wire.http_messages"},
     "_drive": {"models", "_wire.http_messages", "_flow"},
     "_adrive": {"models", "_wire.http_messages", "_flow", "_drive"},
-    "_attach": {"errors", "models", "_wire", "_flow"},
-    "_code": {"errors", "models", "_wire", "_flow", "_attach.keys"},
+    "_attach": {"errors", "_wire.attach"},
+    "_code": {"errors", "models", "_wire.code", "_attach.keys"},
+    **SIDE_FLOWS,
     "config": {"errors"},
     "configurations": {"errors", "models"},
     "_operations": {
@@ -71,6 +80,7 @@ ROOMS = {
             "_drive",
             "_adrive",
             "_operations",
+            "configurations",
             "client",
             "aio",
             "run",
@@ -99,7 +109,8 @@ def imported(path: Path) -> set[str]:
 
 
 def room_of(path: Path) -> str:
-    return path.relative_to(CORE).parts[0].removesuffix(".py")
+    parts = path.relative_to(CORE).with_suffix("").parts
+    return module if (module := ".".join(parts)) in SIDE_FLOWS else parts[0]
 
 
 def test_every_file_belongs_to_a_room() -> None:
@@ -116,15 +127,16 @@ def test_rooms_import_in_their_order(path: Path) -> None:
             continue
         target = name.removeprefix("dstack_core.")
         allowed = {room} | ROOMS[room]
+        assert target not in SIDE_FLOWS or room not in ("_attach", "_code"), f"{path} imports {name}"
         assert any(target == item or target.startswith(f"{item}.") for item in allowed), (
             f"{path} imports {name}"
         )
 
 
 @pytest.mark.parametrize("name", ["requests", "httpx", "paramiko", "socket", "asyncio", "time", "os"])
-@pytest.mark.parametrize("room", ["_wire", "_flow", "models"])
+@pytest.mark.parametrize("room", ["_wire", "_flow", "models", *SIDE_FLOWS])
 def test_pure_rooms_do_no_io(room: str, name: str) -> None:
-    for path in (CORE / room).rglob("*.py"):
+    for path in [path for path in FILES if room_of(path) == room or (CORE / room) in path.parents]:
         assert name not in {module.split(".")[0] for module in imported(path)}, f"{path} imports {name}"
 
 
@@ -148,9 +160,8 @@ def test_a_transport_is_small_and_knows_no_route() -> None:
     for path in (CORE / "_transport").glob("*.py"):
         text = path.read_text()
         assert "/api/" not in text
-        for node in ast.parse(text).body:
-            assert isinstance(node.end_lineno, int)
-            assert node.end_lineno - node.lineno < 60, f"{path}:{node.lineno}"
+        code, _ = count_lines(text)
+        assert code <= 90, path
 
 
 def test_versions_are_compared_in_the_wire_room_alone() -> None:
