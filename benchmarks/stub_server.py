@@ -37,7 +37,7 @@ class Answers:
         self._runs = [_run(body, f"id-{index}", f"run-{index}", index, "running") for index in range(runs)]
         self._speaker = _run(body, _SPEAKER, _SPEAKER, runs, "done")
         self._pages = _log_pages(lines, line_bytes, lines_a_message)
-        # What is the same for every round of polls is built once.
+        # Built once: the parts that are the same in every round of polls.
         self._lists = {
             top: b"[" + b",".join(self._runs[max(0, top - _PAGE) : top][::-1]) + b"]"
             for top in range(runs, -_PAGE, -_PAGE)

@@ -32,7 +32,7 @@ runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=8)
 
 @task
 def compare(outcomes: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Show the outcomes as a table and return the cheapest, None when there is none."""
+    """Show the outcomes as a table and return the cheapest, or None if all runs failed."""
     columns = ("instance", "backend", "duration", "cost")
     ranked = sorted(outcomes, key=lambda outcome: float(outcome["cost"]))
     create_table_artifact([{key: outcome[key] for key in columns} for outcome in ranked], key="gpu-sweep")

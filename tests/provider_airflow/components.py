@@ -229,7 +229,7 @@ class Components:
         self.call("PATCH", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}", {"state": state})
 
     def xcom(self, dag_id: str, run_id: str, key: str) -> Any:
-        """Return an XCom of the task, or None when there is none."""
+        """Return an XCom of the task, or None if it is missing."""
         path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/train/xcomEntries"
         keys = {entry["key"] for entry in self.call("GET", path)["xcom_entries"]}
         return self.call("GET", f"{path}/{key}")["value"] if key in keys else None

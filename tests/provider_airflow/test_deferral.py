@@ -82,7 +82,7 @@ def test_no_secret_is_left_to_the_triggerer_or_in_an_xcom(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[Any] = []
-    monkeypatch.setattr(_trigger_relay, "save", lambda *told: saved.append(told[1:]))
+    monkeypatch.setattr(_trigger_relay, "save", lambda *given: saved.append(given[1:]))
     key = "first line of the key\nand its second line"
     more = {
         "image": "registry.example.com/train",

@@ -201,7 +201,7 @@ def test_an_unreachable_server_is_waited_for_at_most_a_minute() -> None:
     event: dict[str, Any] = {"rest": {}, "tail": []}
     task = operator()
     rest = _remaining_log._RemainingLog(event, OUTCOME, task.hook(), (), None, task.retry_budget, task.log)
-    assert rest._retry_budget == 60.0
+    assert rest.retry_budget == 60.0
 
 
 def test_the_last_lines_of_a_failed_run_are_not_those_of_its_middle(

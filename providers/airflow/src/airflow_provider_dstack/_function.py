@@ -151,7 +151,7 @@ def frame_key(marker: str) -> str:
 
 
 def read_frame(chunks: Iterable[bytes], key: str) -> dict[str, Any] | None:
-    """Return the content of the last whole frame with ``key`` in a log, None when there is none.
+    """Return the content of the last whole frame with ``key`` in a log, or None.
 
     Keeps no more of the log in memory than one line and the frame. Raises ``ValueError`` for a frame that
     came broken.

@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import mask_secret
@@ -77,35 +78,30 @@ def relay_remaining_log(
     return rest.tail
 
 
+# Without a repr: it would show the secrets.
+@dataclass(repr=False)
 class _RemainingLog:
     """The rest of one run's log; ``is_done`` and ``tail`` are written by the worker thread, then read."""
 
-    def __init__(
-        self,
-        event: Mapping[str, Any],
-        outcome: Outcome,
-        hook: DstackHook,
-        secrets: Iterable[str],
-        log_budget_bytes: int | None,
-        retry_budget: float,
-        log: Any,
-    ) -> None:
-        self.is_done = False
-        self.is_left = False
-        self.tail: list[str] = []
-        self._event = event
-        self._outcome = outcome
-        self._hook = hook
-        self._secrets = secrets
-        self._log_budget_bytes = log_budget_bytes
-        self._retry_budget = min(retry_budget, _RETRY_SECONDS)
-        self._log = log
+    event: Mapping[str, Any]
+    outcome: Outcome
+    hook: DstackHook
+    secrets: Iterable[str]
+    log_budget_bytes: int | None
+    retry_budget: float
+    log: Any
+    is_done: bool = False
+    is_left: bool = False
+    tail: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.retry_budget = min(self.retry_budget, _RETRY_SECONDS)
 
     def work(self) -> None:
         """Relay everything; an error is logged, and leaves the rest of the log to the run's page."""
         with suppress(_Left):
             try:
-                with self._hook.client(retry_budget=self._retry_budget) as client:
+                with self.hook.client(retry_budget=self.retry_budget) as client:
                     self._relay(client)
             except Exception as error:
                 if not self.is_left:
@@ -113,17 +109,17 @@ class _RemainingLog:
         self.is_done = True
 
     def _give_up(self, error: Exception) -> None:
-        name, url, reason = self._outcome.run_name, self._outcome.url, str(error).rstrip(".")
-        self._log.warning("Could not relay the rest of the log of run %s: %s. See %s", name, reason, url)
+        name, url, reason = self.outcome.run_name, self.outcome.url, str(error).rstrip(".")
+        self.log.warning("Could not relay the rest of the log of run %s: %s. See %s", name, reason, url)
         self._show_outcome(new_relay(url=url))
 
     def _relay(self, client: Client) -> None:
         from dstack_core import LogLines, RunFinished
 
-        position = LogPosition.from_dict(self._event["rest"])
+        position = LogPosition.from_dict(self.event["rest"])
         run = self._run(client, position.progress.run_id)
         relay = self._new_relay(run)
-        events = run.follow(position.progress, retry_budget=self._retry_budget, sleep=self._sleep)
+        events = run.follow(position.progress, retry_budget=self.retry_budget, sleep=self._sleep)
         for event in events:
             if isinstance(event, LogLines):
                 for part, _ in position.new_parts(event):
@@ -138,7 +134,7 @@ class _RemainingLog:
     def _run(self, client: Client, run_id: str | None) -> Run:
         from dstack_core import RunNotFoundError
 
-        run = client.runs.get(self._outcome.run_name, sleep=self._sleep, on_event=self._report)
+        run = client.runs.get(self.outcome.run_name, sleep=self._sleep, on_event=self._report)
         if run is None or run_id not in (None, run.id):
             # Another run of that name would have other secrets to hide.
             raise RunNotFoundError("it is no longer on the server, or another run has its name")
@@ -147,15 +143,15 @@ class _RemainingLog:
     def _new_relay(self, run: Run) -> LogRelay:
         from dstack_core.integration import collect_secrets
 
-        rest = self._event["rest"]
-        secrets = [*collect_secrets(env=run.env, others=[self._hook.token]), *self._secrets]
+        rest = self.event["rest"]
+        secrets = [*collect_secrets(env=run.env, others=[self.hook.token]), *self.secrets]
         for secret in secrets:
             mask_secret(secret)
         return new_relay(
-            tail=self._event["tail"],
+            tail=self.event["tail"],
             relayed_bytes=rest["relayed_bytes"],
             left_out_bytes=rest["left_out_bytes"],
-            log_budget_bytes=self._log_budget_bytes,
+            log_budget_bytes=self.log_budget_bytes,
             url=run.url,
             secrets=secrets,
         )
@@ -163,21 +159,21 @@ class _RemainingLog:
     def _write(self, relay: LogRelay, event: Event) -> None:
         for level, text in records(relay, event):
             self._check()
-            self._log.log(level, text)
+            self.log.log(level, text)
 
     def _show_outcome(self, relay: LogRelay) -> None:
         from dstack_core import Progress, RunFinished
 
-        self._write(relay, RunFinished(Progress(self._outcome.run_name), self._outcome))
+        self._write(relay, RunFinished(Progress(self.outcome.run_name), self.outcome))
 
     def _report(self, event: Event) -> None:
         from dstack_core import ContactLost, ContactRestored
 
         if isinstance(event, ContactLost):
             reason, seconds = event.error.rstrip("."), round(event.gives_up_in)
-            self._log.warning("%s. Retrying for another %s s.", reason, seconds)
+            self.log.warning("%s. Retrying for another %s s.", reason, seconds)
         elif isinstance(event, ContactRestored):
-            self._log.info("The dstack server answers again after %.0f s.", event.silent_for)
+            self.log.info("The dstack server answers again after %.0f s.", event.silent_for)
 
     def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds

@@ -273,7 +273,7 @@ def own(job: Job, marker: str | None, prefix: str = "prefect:") -> None:
 
 
 def name_of(run: RunLike) -> str:
-    """Return the run's name. Raises ``ConfigurationError`` where there is none."""
+    """Return the run's name. Raises ``ConfigurationError`` if it is missing."""
     name = run.get("run_name") if isinstance(run, Mapping) else run
     if not isinstance(name, str) or not name:
         refuse(f"run: expected a run's name, or what submit_run or get_run returned, got {run!r}.")

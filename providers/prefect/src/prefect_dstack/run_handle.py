@@ -26,7 +26,8 @@ _RETRY_BUDGET = 30.0
 class DstackRunHandle(JobRun[dict[str, Any]]):
     """A handle to a run that a ``DstackRun`` submitted: to wait for it and to stop it. It can be pickled.
 
-    ``run_name``, ``run_id``, ``url`` (of its page) and ``service_url`` (str, None where there is none).
+    ``run_name``, ``run_id``, ``url`` (of its page) and ``service_url`` (str, None for other runs than
+    services).
     """
 
     def __init__(self, block: DstackRun, run: dict[str, Any]) -> None:
