@@ -63,6 +63,12 @@ class FaultMiddleware:
         if fault is None:
             await self._app(scope, receive, send)
             return
+        try:
+            await self._answer(fault, scope, receive, send)
+        finally:
+            fault.answered.set()
+
+    async def _answer(self, fault: Fault, scope: Scope, receive: Receive, send: Send) -> None:
         await self._wait(fault.delay)
         if fault.drop == "after" or fault.carry_out:
             await self._app(scope, receive, _nowhere)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 @dataclass
 class Fault:
-    """One fault; `Faults.add` explains its fields."""
+    """One fault; `Faults.add` explains its fields. `answered` is set when its first request is over."""
 
     path: str
     times: int | None
@@ -21,6 +21,7 @@ class Fault:
     carry_out: bool = False
     drop: Literal["before", "after"] | None = None
     delay: float = 0.0
+    answered: threading.Event = field(default_factory=threading.Event)
 
 
 class Faults:
@@ -59,7 +60,8 @@ class Faults:
             delay: Seconds to wait first. A fault with neither `status` nor `drop` only delays.
 
         Returns:
-            The fault; `pending` counts it until it is used up.
+            The fault; `pending` counts it until it is used up. `answered` is a `threading.Event` that is set
+            when the first request with the fault is over, also if its client has gone meanwhile.
 
         Raises:
             ValueError: `times` is less than 1; `status`, `drop` and `delay` are all missing; or both `status`

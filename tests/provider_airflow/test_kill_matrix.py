@@ -232,13 +232,15 @@ def test_a_retry_takes_the_result_of_a_run_whose_node_was_lost(case: Case) -> No
 
 
 def test_a_kill_between_the_submission_and_its_reply_makes_no_second_run(case: Case) -> None:
-    case.server.faults.add("/runs/apply", delay=3.0)
+    late = case.server.faults.add("/runs/apply", delay=3.0)
     case.start("retried", case.gated)
     wait_for("submission", lambda: case.asked("/runs/apply"))
     case.wait("running")
     case.task_process().kill()
     run = case.running()
     case.wait_for_step(attempt=2)
+    # The server refuses the request of the killed try for as long as the run is active.
+    wait_for("refusal of the late submission", late.answered.is_set)
     case.gate.touch()
     case.wait("success")
     assert [one.id for one in case.runs()] == [run.id]
