@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 @dataclass
 class Fault:
-    """One fault; `Faults.add` explains its fields. `answered` is set when its first request is over."""
+    """One fault; `Faults.add` explains its fields. `answered` is set when its first request has ended."""
 
     path: str
     times: int | None
@@ -61,7 +61,7 @@ class Faults:
 
         Returns:
             The fault; `pending` counts it until it is used up. `answered` is a `threading.Event` that is set
-            when the first request with the fault is over, also if its client has gone meanwhile.
+            when the first request with the fault has ended, also if its client has gone meanwhile.
 
         Raises:
             ValueError: `times` is less than 1; `status`, `drop` and `delay` are all missing; or both `status`

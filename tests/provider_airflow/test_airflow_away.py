@@ -174,6 +174,7 @@ def test_a_killed_scheduler_stops_nothing(
         case.assert_one_run()
 
 
+@pytest.mark.long
 def test_a_scheduler_that_replaces_a_lost_one_stops_nothing(
     patient_components: Components, watched: Callable[[str], Watched]
 ) -> None:
@@ -193,7 +194,7 @@ def test_a_scheduler_that_replaces_a_lost_one_stops_nothing(
         case.assert_one_run()
 
 
-@pytest.mark.parametrize("delay", [1.5, 2.5])
+@pytest.mark.parametrize("delay", [pytest.param(1.5, marks=pytest.mark.long), 2.5])
 def test_a_slow_api_server_does_not_keep_the_run_of_a_task_that_a_user_ended(
     patient_components: Components,
     watched: Callable[[str], Watched],
@@ -245,6 +246,7 @@ def restartable(
         yield components, postgres
 
 
+@pytest.mark.long
 def test_a_database_outage_stops_nothing(
     restartable: tuple[Components, Postgres], shared_server: LocalServer, tmp_path: Path
 ) -> None:

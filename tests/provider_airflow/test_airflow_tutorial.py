@@ -12,7 +12,13 @@ from tests.docs.blocks import ROOT
 from tests.docs.tutorial import CHROMIUM, SCREENSHOTS, Tutorial, wait_for_address
 from tests.ports import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.matrix, pytest.mark.browser, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.matrix,
+    pytest.mark.long,
+    pytest.mark.browser,
+    pytest.mark.timeout(900),
+]
 
 _PATIENCE_MS = 120_000
 

@@ -13,7 +13,7 @@ from tests.faults.life import KILLED, Result
 from tests.faults.matrix import plan, try_all
 from tests.provider_airflow.components import Components
 
-pytestmark = [pytest.mark.slow, pytest.mark.matrix, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.matrix, pytest.mark.long, pytest.mark.timeout(900)]
 
 # During the submission, and while the run is followed; the last request of a deferred task is the triggerer's.
 _STEPS = (3, 5, 9, 15)

@@ -12,7 +12,7 @@ from dstack_core.local import LocalServer
 from tests.provider_airflow.components import Components
 from tests.provider_airflow.support import paths, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.matrix]
+pytestmark = [pytest.mark.slow, pytest.mark.matrix, pytest.mark.long]
 
 # The scheduler defers tasks by itself since Airflow 3.3; before, each takes a worker first.
 _MANY = 200 if trigger_has_on_kill() else 40
