@@ -175,7 +175,7 @@ class EncryptedKeyError(ValueError):
 def load_private_key(data: bytes) -> paramiko.PKey:
     """Return the key in ``data``: OpenSSH, PEM or PKCS#8; RSA, ECDSA or Ed25519.
 
-    Raises ``EncryptedKeyError``, else ``ValueError``, with a text that holds nothing of the key.
+    Raises ``EncryptedKeyError``, else ``ValueError``, with a message that shows nothing of the key.
     """
     import paramiko
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -197,7 +197,7 @@ def load_private_key(data: bytes) -> paramiko.PKey:
                 "ssh-keygen -p"
             ) from None
         raise ValueError(
-            "expected a private SSH key in OpenSSH, PEM or PKCS#8 form, got another text"
+            "expected a private SSH key in OpenSSH, PEM or PKCS#8 form, got something else"
         ) from None
     # cryptography reads more forms than paramiko, so it reads the key and writes it again in the OpenSSH
     # form, the only one that paramiko reads for every type of key.

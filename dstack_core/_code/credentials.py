@@ -14,7 +14,7 @@ from dstack_core.errors import ConfigurationError
 
 @dataclass(frozen=True, slots=True)
 class GitCredentials:
-    """What a run may clone with: a private SSH key (a file or its text), a token, or nothing."""
+    """What a run may clone with: a private SSH key (a file or its contents), a token, or nothing."""
 
     identity_file: Path | None = None
     private_key: str | None = field(default=None, repr=False)
@@ -57,8 +57,9 @@ class GitCredentials:
         # error.
         if git_private_key and "PRIVATE KEY-----" not in git_private_key:
             raise ConfigurationError(
-                'git_private_key: expected the text of a private key ("-----BEGIN ... PRIVATE KEY-----"), '
-                "got text that is not a key. Pass the path of a key file as git_identity_file."
+                "git_private_key: expected the contents of a private key file "
+                '("-----BEGIN ... PRIVATE KEY-----"), got a string that is not a key. '
+                "Pass the path of a key file as git_identity_file."
             )
         return cls(identity, git_private_key or None, oauth_token or None)
 
@@ -73,7 +74,7 @@ class GitCredentials:
         return next((name for name, value in given.items() if value), None)
 
     def read_key(self) -> str | None:
-        """Return the text of the private key, None without one.
+        """Return the contents of the private key, None without one.
 
         Raises ``ConfigurationError`` for an encrypted key, and for anything that is not a key.
         """

@@ -124,7 +124,7 @@ def _not_updatable(api: Api, plan: UpdatePlan) -> RunNotUpdatableError:
     name, url = ("", api.runs_url()) if run is None else (run.name, api.run_url(run.id))
     if plan.current is not None and plan.current.is_ending:
         return RunNotUpdatableError(
-            f"Run {name} is stopping and cannot be updated any more. Apply again when it has ended: {url}"
+            f"Run {name} is stopping and can no longer be updated. Apply again when it has ended: {url}"
         )
     changes = plan.blocking
     return RunNotUpdatableError(

@@ -71,7 +71,7 @@ def _checked_env(env: Any) -> dict[str, str]:
         if not isinstance(name, str) or not _ENV_NAME.fullmatch(name):
             raise ConfigurationError(f"env: expected names of variables such as HF_TOKEN, got {name!r}.")
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise ConfigurationError(f"env: expected a text for {name}, got a {type(value).__name__}.")
+            raise ConfigurationError(f"env: expected a string for {name}, got a {type(value).__name__}.")
     return {name: str(value) for name, value in env.items()}
 
 
@@ -93,7 +93,7 @@ def _joined(args: Any) -> str:
         return ""
     fine = isinstance(args, Sequence) and not isinstance(args, str | bytes)
     if not fine or any(isinstance(arg, bool) or not isinstance(arg, str | int | float) for arg in args):
-        raise ConfigurationError(f'args: expected a list of texts such as ["--epochs", "3"], got {args!r}.')
+        raise ConfigurationError(f'args: expected a list of strings such as ["--epochs", "3"], got {args!r}.')
     return shlex.join(map(str, args))
 
 

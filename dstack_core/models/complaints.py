@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-_TEXT, _WHOLE, _NUMBER, _TRUTH = "a text", "a whole number", "a number", "true or false"
+_TEXT, _WHOLE, _NUMBER, _TRUTH = "a string", "a whole number", "a number", "true or false"
 _LIST, _MAPPING = "a list", "a mapping"
 _EXPECTED = {
     "string_type": _TEXT,
@@ -67,7 +67,7 @@ def _sentence(model: str, path: tuple[str | int, ...], items: list[Any], forms: 
     for part in path:
         where += f", item {part + 1}" if isinstance(part, int) else f"{dot}{part}"
         dot = ", " if isinstance(part, int) else "."
-    # The text of a validator of ours is precise already.
+    # The message of one of our own validators is already precise.
     own = [item for item in items if item["type"] == "value_error"]
     if own:
         text = own[0]["msg"].removeprefix("Value error, ").removeprefix(f"{path[0]}: " if path else "")

@@ -16,11 +16,11 @@ from dstack_core.models.statuses import SpotPolicy
 class ProfileFields(Model):
     """The fields that a profile can set for the configurations it is used with."""
 
-    # A number where a text is expected (`name: 123`, a region called 1) is read as text, as dstack does.
+    # A number where a string is expected (`name: 123`, a region called 1) is read as a string, as in dstack.
     model_config = ConfigDict(extra="allow", coerce_numbers_to_str=True)
 
     fleets: Sequence[str | Mapping[str, Any]] | None = None
-    # Strict, unlike other texts: dstack does not accept a number as the name of an instance.
+    # Strict, unlike other strings: dstack does not accept a number as the name of an instance.
     instances: Sequence[StrictStr | Mapping[str, Any]] | None = None
     backends: list[str] | None = None
     backend_options: Sequence[Mapping[str, Any]] | None = None
@@ -57,7 +57,7 @@ class ProfileFields(Model):
         # dstack's client rejects a number here, and a bool would not come back as it was written.
         for name, text in value.items() if isinstance(value, Mapping) else ():
             if not isinstance(text, str):
-                raise ValueError(f"expected a text for {name}, got {text!r}; put it in quotes")
+                raise ValueError(f"expected a string for {name}, got {text!r}; put it in quotes")
         return value
 
 

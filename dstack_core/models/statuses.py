@@ -182,7 +182,7 @@ _REASONS = {
     "gateway_error": "failed: the gateway could not be set up",
     "failed_to_start_due_to_no_capacity": "failed: no capacity, no machine could be had",
     "interrupted_by_no_capacity": "failed: its machine was taken away (spot interruption or no capacity)",
-    "instance_unreachable": "failed: its machine could not be reached any more",
+    "instance_unreachable": "failed: its machine could no longer be reached",
     "instance_access_revoked": "failed: the access to its machine was revoked",
     "waiting_instance_limit_exceeded": "failed: its machine took too long to start",
     "waiting_runner_limit_exceeded": "failed: its container took too long to start",

@@ -78,8 +78,8 @@ def test_what_dstack_refuses_in_env_is_refused(env: Any, text: str) -> None:
     [
         (["A=1"], r"env: expected a mapping such as \{\"NAME\": \"value\"\}, got a list"),
         ({"A B": "1"}, r"env: expected names of variables such as HF_TOKEN, got 'A B'"),
-        ({"A": None}, r"env: expected a text for A, got a NoneType"),
-        ({"A": True}, r"env: expected a text for A, got a bool"),
+        ({"A": None}, r"env: expected a string for A, got a NoneType"),
+        ({"A": True}, r"env: expected a string for A, got a bool"),
     ],
 )
 def test_a_wrong_env_argument_is_refused(env: Any, text: str) -> None:
@@ -244,7 +244,7 @@ def test_arguments_reach_the_commands_of_groups() -> None:
 
 @pytest.mark.parametrize("args", ["--epochs 3", 3, [["a"]], [True], {"a": 1}])
 def test_arguments_must_be_a_list_of_texts(args: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"args: expected a list of texts such as \[\"--epochs\""):
+    with pytest.raises(ConfigurationError, match=r"args: expected a list of strings such as \[\"--epochs\""):
         filled({"commands": ["${{ run.args }}"]}, args=args)
 
 

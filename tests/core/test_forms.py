@@ -113,7 +113,7 @@ def test_a_name_that_is_a_number_is_read_as_text() -> None:
         ),
         ({"type": "job"}, r"expected one of `type: task`.*, got 'job'\."),
         ({"type": ["task"]}, r"expected one of `type: task`.*, got \['task'\]"),
-        ({**TASK, "commands": [True]}, r"Task\.commands, item 1: expected a text, got"),
+        ({**TASK, "commands": [True]}, r"Task\.commands, item 1: expected a string, got"),
         ({**TASK, "name": True}, r"Task\.name: "),
         ({**TASK, "max_price": "cheap"}, r"Task\.max_price: expected USD per hour above 0, got 'cheap'"),
         ({**TASK, "max_price": "inf"}, r"Task\.max_price: expected USD per hour above 0, got 'inf'"),

@@ -186,8 +186,8 @@ def test_statuses_are_text() -> None:
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({"registry_auth": "u:s3cr3t"}, "Task.registry_auth: expected a mapping of username and password, got a text."),
-        ({"registry_auth": {"username": "u", "password": ["s3cr3t"]}}, "Task.registry_auth.password: expected a text, got a list."),
+        ({"registry_auth": "u:s3cr3t"}, "Task.registry_auth: expected a mapping of username and password, got a string."),
+        ({"registry_auth": {"username": "u", "password": ["s3cr3t"]}}, "Task.registry_auth.password: expected a string, got a list."),
         ({"files": [5]}, 'Task.files, item 1: expected a path, "local_path:path", or a mapping of local_path and path, got 5.'),
         ({"files": ["a", {"local_path": "b", "Path": "c"}]}, "Task.files, item 2, Path: there is no such field; check its spelling."),
         ({"repos": [5]}, "Task.repos, item 1: expected a path, an address, or a mapping of local_path or url, got 5."),
@@ -197,15 +197,15 @@ def test_statuses_are_text() -> None:
         ({"backends": "aws"}, "Task.backends: expected a list, got 'aws'."),
         ({"regions": "eu"}, "Task.regions: expected a list, got 'eu'."),
         ({"availability_zones": "a"}, "Task.availability_zones: expected a list, got 'a'."),
-        ({"env": "S=s3cr3t"}, "Task.env: expected a mapping or a list, got a text."),
+        ({"env": "S=s3cr3t"}, "Task.env: expected a mapping or a list, got a string."),
         ({"nodes": "x"}, "Task.nodes: expected a whole number, got 'x'."),
         ({"privileged": "maybe"}, "Task.privileged: expected true or false, got 'maybe'."),
-        ({"commands": [True]}, "Task.commands, item 1: expected a text, got True."),
-        ({"ports": [[1]]}, "Task.ports, item 1: expected a whole number, a text or a mapping, got [1]."),
-        ({"ports": [True]}, "Task.ports, item 1: expected a whole number, a text or a mapping, got True."),
+        ({"commands": [True]}, "Task.commands, item 1: expected a string, got True."),
+        ({"ports": [[1]]}, "Task.ports, item 1: expected a whole number, a string or a mapping, got [1]."),
+        ({"ports": [True]}, "Task.ports, item 1: expected a whole number, a string or a mapping, got True."),
         ({"ports": [{"container_port": "x"}]}, "Task.ports, item 1, container_port: expected a whole number, got 'x'."),
-        ({"nodes": "x", "user": [1]}, "Task.user: expected a text, got [1]. Task.nodes: expected a whole number, got 'x'."),
-        ({"type": "service", "port": 80, "probes": ["s3cr3t"]}, "Service.probes, item 1: expected a mapping, got a text."),
+        ({"nodes": "x", "user": [1]}, "Task.user: expected a string, got [1]. Task.nodes: expected a whole number, got 'x'."),
+        ({"type": "service", "port": 80, "probes": ["s3cr3t"]}, "Service.probes, item 1: expected a mapping, got a string."),
     ],
 )  # fmt: skip
 def test_a_value_of_a_wrong_shape_is_one_sentence(given: dict[str, Any], text: str) -> None:

@@ -82,7 +82,9 @@ def test_empty_secrets_are_ignored(tmp_path: Path) -> None:
 def test_wrong_parameters_are_refused_at_once(tmp_path: Path, key_file: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"^git_identity_file: expected a file, got '.*nowhere'"):
         dstack.Client.from_config(tmp_path, git_identity_file=str(tmp_path / "nowhere"), **TARGET)
-    with pytest.raises(ConfigurationError, match=r"^git_private_key: .* got text that is not a key. Pass"):
+    with pytest.raises(
+        ConfigurationError, match=r"^git_private_key: .* got a string that is not a key. Pass"
+    ):
         dstack.Client.from_config(tmp_path, git_private_key=str(key_file), **TARGET)
     with pytest.raises(ConfigurationError, match=r"^repo_dir: expected a directory, got none"):
         dstack.Client.from_config(**TARGET).repos.init()

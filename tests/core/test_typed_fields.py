@@ -202,7 +202,7 @@ def test_yaml_keeps_its_own_meaning_and_unknown_keys_pass() -> None:
         ({"stop_duration": "-1"}, r"Task\.stop_duration: expected seconds, or .*, got '-1'"),
         ({"idle_duration": [1]}, r"Task\.idle_duration: expected seconds, or .*, got \[1\]"),
         ({"fleets": "a"}, r"Task\.fleets: expected a list, got"),
-        ({"tags": {"a": 1}}, r"Task\.tags: expected a text for a, got 1; put it in quotes"),
+        ({"tags": {"a": 1}}, r"Task\.tags: expected a string for a, got 1; put it in quotes"),
         (
             {"ports": [{"container_port": 0}]},
             r"Task\.ports, item 1, container_port: expected greater than or equal to 1, got",

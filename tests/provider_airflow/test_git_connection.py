@@ -116,7 +116,11 @@ def test_a_passphrase_that_is_not_needed_does_not_matter(monkeypatch: pytest.Mon
             {"conn_type": "dstack", "password": TOKEN},
             "expected a connection of type git, got one of type dstack",
         ),
-        ({"private_key": "no key"}, {"host": SSH}, "git_conn_id 'code': expected the text of a private key"),
+        (
+            {"private_key": "no key"},
+            {"host": SSH},
+            "git_conn_id 'code': expected the contents of a private key file",
+        ),
     ],
 )
 def test_a_connection_that_cannot_be_used_is_one_clear_error(

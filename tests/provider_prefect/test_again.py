@@ -66,7 +66,7 @@ def test_a_task_that_could_not_reach_the_server_finds_its_run_again(
     def break_the_line() -> None:
         until(lambda: is_running(dstack))
         fault = dstack.faults.add("/runs/get", status=503, times=None)
-        until(lambda: "is not followed any more" in caplog.text)
+        until(lambda: "is no longer followed" in caplog.text)
         fault.times = 1
 
     breaker = threading.Thread(target=break_the_line)

@@ -201,7 +201,7 @@ class TemplatedModels(BaseOperator):
                     "elsewhere."
                 ) from None
             except TemplateSyntaxError as error:
-                found = "another text" if _SECRETS.intersection(where.split(".")) else f"{error.message}"
+                found = "another string" if _SECRETS.intersection(where.split(".")) else f"{error.message}"
                 raise AirflowFailException(
                     f"{where}, line {error.lineno}: expected a Jinja template, got {found}. {_RAW}"
                 ) from None

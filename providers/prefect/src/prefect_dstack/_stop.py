@@ -125,7 +125,7 @@ def log_left_running(job: Job, error: BaseException) -> None:
         return
     if isinstance(error, ServerError) and job.relay.progress is not None:
         job.logger.error(
-            "Run %s is not followed any more; it keeps running until its end or its max_duration. "
+            "Run %s is no longer followed; it keeps running until it ends or reaches its max_duration. "
             "Execute this flow run again to follow it, or stop it on its page: %s",
             name,
             job.page,
@@ -250,7 +250,7 @@ def _log_interrupt(job: Job) -> None:
 def _log_unfinished(job: Job) -> None:
     """Log, as the last line, that the run has not ended: the line before may be that it is running."""
     job.logger.warning(
-        "Run %s has not ended yet, and nothing waits for it here any more. Its page: %s",
+        "Run %s has not ended yet, and nothing here waits for it any longer. Its page: %s",
         job.attempt.ref.name,
         job.page,
     )

@@ -264,7 +264,7 @@ class Guard:
         """Stop the machine; the next sleep repeats a stop that was not confirmed."""
         from dstack_core.integration import RunRef, astop_run
 
-        self._logger.warning("The flow run is %s and needs no machine any more.", state.name)
+        self._logger.warning("The flow run is %s and no longer needs a machine.", state.name)
         run = self._run
         report = StoppingReport(str(self._flow_run_id), self._logger)
         result = await astop_run(

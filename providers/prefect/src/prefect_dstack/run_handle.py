@@ -145,7 +145,7 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
         from dstack_core import RunNotFoundError
 
         if found is None or found.id != self.run_id:
-            raise RunNotFoundError(f"Run {self.run_name} does not exist any more: {self.url}")
+            raise RunNotFoundError(f"Run {self.run_name} no longer exists: {self.url}")
         return found
 
     def _result(self, found: Any) -> dict[str, Any]:

@@ -307,7 +307,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             await set_cancelled(self.client, flow_run.id, "Cancelled before it had a machine.")
         elif (flow_run.infrastructure_pid or "").startswith(identifier(project, "")):
             await self.client.set_flow_run_state(
-                flow_run.id, Crashed(message="The dstack run of this flow run does not exist any more.")
+                flow_run.id, Crashed(message="The dstack run of this flow run no longer exists.")
             )
 
     async def _needs_no_machine(self, flow_run: FlowRun) -> bool:
