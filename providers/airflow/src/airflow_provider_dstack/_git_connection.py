@@ -95,8 +95,8 @@ def _private_key(git_conn_id: str, extra: dict[str, Any]) -> str | None:
     if text and "PRIVATE KEY-----" not in text:
         raise _wrong(
             git_conn_id,
-            'the text of a private key ("-----BEGIN ... PRIVATE KEY-----")',
-            "text that is not a key",
+            'the contents of a private key file ("-----BEGIN ... PRIVATE KEY-----")',
+            "a string that is not a key",
             "The path of a key is for key_file.",
         )
     passphrase = extra.get("private_key_passphrase")

@@ -125,8 +125,9 @@ def login_of(given: object) -> GitLogin:
     if key is not None:
         if _KEY_MARK not in key:
             _refuse(
-                'git_credentials: expected the text of a private key ("-----BEGIN ... PRIVATE KEY-----"), '
-                "got text that is not a key. Save the content of the key file, not its path."
+                "git_credentials: expected the contents of a private key file "
+                '("-----BEGIN ... PRIVATE KEY-----"), got a string that is not a key. '
+                "Save the contents of the file, not its path."
             )
         return GitLogin(private_key=key)
     if token is None:
