@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 REPORTS = ROOT / "build/bench"
 PAGE = "bench-plots"
-# In the order of the page; each with the environment that holds what it compares with.
+# In the order of the page, each with the environment that has what it is compared with.
 MODULES = {
     "imports": "core",
     "dag_parse": "bench-airflow",
@@ -36,7 +36,7 @@ def python(environment: str) -> str:
 
 
 def run(module: str, environment: str, options: list[str]) -> bool:
-    """Run one module and return whether it succeeded. Its whole process group is ended with it."""
+    """Run one module and return whether it succeeded; whatever is left of its process group is killed."""
     print(f"== {module} ({environment})", flush=True)
     started = time.monotonic()
     command = [python(environment), "-m", f"benchmarks.{module}", *options]
@@ -55,7 +55,7 @@ def run(module: str, environment: str, options: list[str]) -> bool:
 
 
 def main() -> None:
-    """Measure all or some; end with status 1 when something could not be measured."""
+    """Measure everything, or the given modules; exit with status 1 if something could not be measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "modules", nargs="*", choices=[[], *MODULES], help="only these; the others' results stay"

@@ -1,4 +1,4 @@
-"""Inside a real Airflow: overhead of a run, log relay and its delay, and how soon a killed task stops its run.
+"""Inside a real Airflow: the overhead of a run, log relay and its delay, and how soon a killed task stops its run.
 
 Run it with the Python of an Airflow environment. It starts api-server, scheduler, dag-processor and triggerer,
 and an embedded dstack server, and ends them.
@@ -53,13 +53,13 @@ class Host:
         return run_id, ended
 
     def records(self, dag_id: str, run_id: str) -> Iterator[tuple[datetime, str]]:
-        """Yield time and text of the records of the task's log."""
+        """Yield the time and the text of each record in the task's log."""
         for record in self.airflow.log(dag_id, run_id):
             if isinstance(record, dict) and record.get("timestamp"):
                 yield datetime.fromisoformat(record["timestamp"]), str(record.get("event", ""))
 
     def requests(self, ending: str) -> list[float]:
-        """Return the times of the requests whose path ends like that."""
+        """Return the times of the requests whose path has this ending."""
         return [request.time for request in self.server.requests if request.path.endswith(ending)]
 
 
@@ -132,7 +132,7 @@ def overhead(host: Host, section: Section, rounds: int) -> None:
 
 
 def relay(host: Host, section: Section, lines: int) -> None:
-    """Compare how many log lines reach the task's log in a second."""
+    """Compare how many lines reach the task's log per second."""
     rates = {}
     for dag_id in ("logging_task", "speaking_sync", "speaking_deferred"):
         run_id, _ = host.run(dag_id, lines=lines)
@@ -155,13 +155,13 @@ def relay(host: Host, section: Section, lines: int) -> None:
         )
     section.notes.append(
         f"Airflow log relay: {lines:,} lines of {_LINE_BYTES} bytes. While its run is active, a deferred task relays "
-        "at most 100 kB/s after a burst of 5 s, because all records of a triggerer go through one process that needs "
-        "about a second of CPU for a megabyte. Once the run has ended, the resumed task relays the rest on its worker."
+        "at most 100 kB/s after a burst of 500 kB, because all records of a triggerer go through one process that "
+        "needs about a second of CPU per megabyte. Once the run has ended, the resumed task relays the rest on its worker."
     )
 
 
 def end_of_log(host: Host, section: Section, lines: int) -> None:
-    """Compare how long a deferred task takes to end once its run has, with much log and a trigger behind it."""
+    """Compare how long a deferred task takes to end after its run, when the log is long and its trigger is behind."""
 
     def seconds(dag_id: str) -> float:
         run_id, task = host.run(dag_id, lines=lines)
@@ -189,7 +189,7 @@ def end_of_log(host: Host, section: Section, lines: int) -> None:
 
 
 def delay(host: Host, section: Section) -> None:
-    """Measure from the process's write to the record in the task's log."""
+    """Measure the time from the process's write to the record in the task's log."""
     for name in ("sync", "deferred"):
         run_id, _ = host.run(f"ticking_{name}")
         told = [
@@ -201,10 +201,10 @@ def delay(host: Host, section: Section) -> None:
         if len(told) != TICKS:
             raise RuntimeError(f"ticking_{name}: {len(told)} of {TICKS} lines")
         began = min(at for _, at in told)
-        # Lines from before the start of the relay waited for Airflow, not for a poll.
+        # Lines written before the relay started waited for Airflow, not for a poll.
         delays = sorted(at - written for written, at in told if written > began)
         if len(delays) < TICKS / 10:
-            raise RuntimeError(f"ticking_{name}: the relay began when the run was almost over")
+            raise RuntimeError(f"ticking_{name}: the relay began when the run had almost ended")
         middle, late = delays[len(delays) // 2], delays[int(len(delays) * 0.99)]
         section.rows.append(
             Row(
@@ -226,7 +226,7 @@ def cancel(host: Host, section: Section, rounds: int) -> None:
         file = host.folder / f"{dag_id}-{number}"
         run_id = host.airflow.trigger(dag_id, file=str(file))
         host.airflow.wait_for_state(dag_id, run_id, state)
-        # A trigger is started some seconds after its task is called deferred.
+        # A trigger starts some seconds after its task has the state deferred.
         time.sleep(_TRIGGER_SECONDS)
         asked = time.monotonic()
         host.airflow.set_state(dag_id, run_id, "failed")
@@ -258,7 +258,7 @@ def cancel(host: Host, section: Section, rounds: int) -> None:
 
 
 def measure(quick: bool) -> Section:
-    """Measure all, in one Airflow."""
+    """Measure everything in one Airflow."""
     section = Section("In Airflow")
     rounds = 2 if quick else 5
     with airflow_with_dstack() as host:
@@ -268,8 +268,9 @@ def measure(quick: bool) -> Section:
         delay(host, section)
         cancel(host, section, rounds)
     section.notes.append(
-        "Airflow 3.3 with LocalExecutor and SQLite, one api-server worker, task heartbeat once a second; the poll "
-        f"interval is 1 s, for the delay {RELAY_INTERVAL:g} s. Medians of {rounds}."
+        "Airflow 3.3 with LocalExecutor and SQLite, one api-server worker, task heartbeat once a second. The poll "
+        f"interval is 1 s, and {RELAY_INTERVAL:g} s where the log delay is measured. The times of runs that do nothing "
+        f"and of stops are medians of {rounds}."
     )
     return section
 

@@ -1,6 +1,6 @@
-"""Read the log of an attached run, live over SSH, beside the same bytes fetched with bare ``requests``.
+"""Read the log of an attached run, live over SSH, and compare it with the same bytes fetched with bare ``requests``.
 
-The run is on a real dstack server with a pretend SSH host, in another process than the client.
+The run is on a real dstack server with a simulated SSH host, in a different process from the client.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def tunnel_alone(attachment: Attachment, port: int, size: int) -> None:
 
 
 def measure(quick: bool) -> Section:
-    """Let a run write its log, then read it several times."""
+    """Have a run write its log, then read it several times."""
     lines, rounds = (20_000, 3) if quick else (100_000, 5)
     size = lines * LINE_BYTES
     ours, theirs = multiprocessing.Pipe()
@@ -91,7 +91,7 @@ def measure(quick: bool) -> Section:
                 deadline = time.monotonic() + 120
                 while bare(url, token, project, run.name, submission) < size:
                     if time.monotonic() > deadline:
-                        raise TimeoutError("the server has not got the whole log")
+                        raise TimeoutError("the server does not have the whole log")
                     time.sleep(0.5)
                 for _ in range(rounds + 1):
                     started, read = time.perf_counter(), 0
@@ -126,7 +126,7 @@ def measure(quick: bool) -> Section:
     note = (
         f"Attached: {lines:,} lines of {LINE_BYTES} bytes, read from the first line, through an SSH login and "
         "a websocket, while the run is active. The server and the SSH hosts are in another process. The tunnel alone, "
-        f"without websocket and log, transfers {size / tunnel / 1e6:.1f} MB/s of the same size. Both its ends are "
+        f"without websocket and log, transfers as many bytes at {size / tunnel / 1e6:.1f} MB/s. Both of its ends are "
         "Python (`paramiko`), and each byte is encrypted twice, once for each login."
     )
     return Section("Log relay, attached", [row], notes=[note])

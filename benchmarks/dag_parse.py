@@ -1,4 +1,4 @@
-"""What importing operators adds to the parsing of a DAG file, beside those of other providers."""
+"""What importing the operators adds to the parsing of a DAG file, compared with operators of other providers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ print(json.dumps([(time.process_time() - started) * 1000, len(sys.modules) - bef
 
 
 def measure(quick: bool) -> Section:
-    """Measure every import in processes of its own, in turns."""
+    """Measure every import in processes of its own; the imports take turns."""
     rounds = 3 if quick else 7
     samples: dict[str, list[list[float]]] = {name: [] for name in IMPORTS}
     for number in range(rounds + 1):
@@ -54,11 +54,11 @@ def measure(quick: bool) -> Section:
         f"{ours:.1f} ms",
         others,
         f"1/{pod / ours:.0f} of the pod operator",
-        "at most 10 ms over `from airflow.sdk import DAG`",
+        "at most 10 ms on top of `from airflow.sdk import DAG`",
         ours <= LIMIT_MILLISECONDS,
     )
     table = Table(
-        f"CPU time over `from airflow.sdk import DAG`, median of {rounds} processes, one environment for all",
+        f"CPU time on top of `from airflow.sdk import DAG`, median of {rounds} processes, one environment for all",
         ["import", "ms", "modules loaded"],
         [[name, f"{spent:.1f}", f"{modules:.0f}"] for name, (spent, modules) in cost.items()],
     )

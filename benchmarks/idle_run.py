@@ -75,8 +75,8 @@ def measure(quick: bool) -> Section:
     )
     section.notes.append(
         f"Poll interval {INTERVAL:g} s. Every poll reads the status. A log without new lines is read at every "
-        "second, fourth, twelfth poll, at most a minute apart (15 s if a run is followed alone), and at once when the "
-        "status changes."
+        "second, then every fourth, then every twelfth poll, at most a minute apart (15 s if a run is followed alone), "
+        "and at once when the status changes."
     )
     return section
 

@@ -1,4 +1,4 @@
-"""What importing the client costs, beside the official one in its own environment."""
+"""What importing the client costs, compared with the official client in its own environment."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _OURS = (
     "from dstack_core import Client, Task; Client(server_url='http://x', project_name='x', user_token='x')"
 )
 BARE = "import dstack_core"
-FOUNDATION = "requests and pydantic alone"
+FOUNDATION = "import requests, pydantic"
 CASES = {
     BARE: (Path(sys.executable), "import dstack_core"),
-    "import dstack_core, a client and a task made": (
+    "import dstack_core; create a client and a task": (
         Path(sys.executable),
         f"{_OURS}; Task(commands=['true'])",
     ),
-    "import dstack_core, an async client made": (
+    "import dstack_core; create an async client": (
         Path(sys.executable),
         _OURS.replace("Client", "AsyncClient"),
     ),
@@ -42,7 +42,7 @@ CASES = {
 
 
 def fresh(python: Path, program: str) -> list[float]:
-    """Return the numbers that a program prints in a new process, with the compiled modules at hand."""
+    """Return the numbers that a program prints in a new process, which may use compiled modules."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(
         [str(python), "-c", program], capture_output=True, text=True, check=True, env=environment
@@ -52,7 +52,7 @@ def fresh(python: Path, program: str) -> list[float]:
 
 
 def measure(quick: bool) -> Section:
-    """Measure each import in processes of its own, in turns."""
+    """Measure each import in processes of its own; the imports take turns."""
     rounds = 5 if quick else 15
     samples: dict[str, list[list[float]]] = {name: [] for name in CASES}
     for number in range(rounds + 1):
@@ -76,13 +76,13 @@ def measure(quick: bool) -> Section:
                     f"{ours:.1f} {unit}",
                     f"`import dstack.api`: {theirs:.1f} {unit}",
                     f"1/{theirs / ours:.1f}" if ours > 0 else "none",
-                    f"at most 1/{1 / share:.0f}" if name == BARE else "printed",
+                    f"at most 1/{1 / share:.0f}" if name == BARE else "none",
                     ratio <= share if name == BARE else None,
                 )
             )
     section.tables.append(
         Table(
-            f"CPU time and resident memory over a bare interpreter, median of {rounds} processes",
+            f"CPU time and resident memory on top of a bare interpreter, median of {rounds} processes",
             ["import", "ms", "MB", "modules loaded"],
             [
                 [f"`{name}`", *(f"{value:.1f}" for value in row[:2]), f"{row[2]:.0f}"]

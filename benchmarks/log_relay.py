@@ -19,7 +19,7 @@ from dstack_core import AsyncClient, Client, LogLines, SharedAsyncClient
 from dstack_core.integration import LogRelay, RecordLimits, collect_secrets
 
 SHARE = 0.8
-# As many secret values as a team's run may have; the run does not print any of them.
+# As many secret values as a run of a team may have; the run prints none of them.
 ENV = {f"SECRET_{number}": f"{number}-of-a-team-{number * 7919:x}" for number in range(5)}
 
 
@@ -156,10 +156,10 @@ def measure_log(log: Log, rounds: int) -> dict[str, tuple[float, float]]:
 
 
 def measure(quick: bool) -> Section:
-    """Measure logs of small and of large messages."""
+    """Measure a log of small messages and one of large messages."""
     section = Section("Log relay")
     size, rounds = (40_000, 3) if quick else (200_000, 7)
-    logs = [Log("a line a message", size, 100, 1), Log("40 lines a message", size * 4, 100, 40)]
+    logs = [Log("one line per message", size, 100, 1), Log("40 lines per message", size * 4, 100, 40)]
     lines = []
     for log in logs:
         spent = measure_log(log, rounds)
@@ -193,9 +193,13 @@ def measure(quick: bool) -> Section:
         "The ways take turns; the figures are medians. The async ways use `httpx`, which takes more CPU per request "
         "and byte than `requests`; `bare httpx` in the table is their upper limit."
     )
-    head = ["log", "way", "lines/s", "MB/s", "CPU ms a MB", "of bare (time)", "of bare (CPU)"]
+    head = ["log", "way", "lines/s", "MB/s", "CPU ms per MB", "of bare (time)", "of bare (CPU)"]
     section.tables.append(
-        Table(f"{size:,} lines of 100 bytes and more, pages of 1,000 messages", head, lines)
+        Table(
+            f"{size:,} lines of 100 bytes ({size * 4:,} at 40 lines per message), pages of 1,000 messages",
+            head,
+            lines,
+        )
     )
     return section
 

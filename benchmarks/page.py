@@ -29,7 +29,7 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def summary(sections: Iterable[Section]) -> str:
-    """Return the table of all rows."""
+    """Return the table of the rows of all sections."""
 
     def line(row: Row) -> list[str]:
         return [row.what, row.ours, row.against, row.ratio, row.target, _REACHED[row.reached]]
@@ -63,7 +63,7 @@ def plot(curve: Curve) -> None:
 
 
 def main() -> None:
-    """Write the page; it names the modules that were not measured."""
+    """Write the page; name the modules that were not measured."""
     parser = argparse.ArgumentParser()
     parser.add_argument("modules", nargs="+")
     parser.add_argument("--quick", action="store_true")

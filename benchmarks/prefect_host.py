@@ -1,4 +1,4 @@
-"""Inside a real Prefect: overhead of a run, log relay, and how soon a cancelled flow run stops its run.
+"""Inside a real Prefect: the overhead of a run, log relay, and how soon a cancelled flow run stops its run.
 
 Run it with the Python of a Prefect environment. It starts a Prefect server, a process that serves flows, and an
 embedded dstack server, and ends them.
@@ -32,7 +32,7 @@ _SPEAK = "awk 'BEGIN {{ for (i = 0; i < {}; i++) printf \"line-%09d-%085d\\n\", 
 
 @contextmanager
 def process(*arguments: str, **environment: str) -> Iterator[None]:
-    """Run a Python module as a process with a group of its own, and end that."""
+    """Run a Python module in a process group of its own, and end that group."""
     started = subprocess.Popen(
         [sys.executable, "-m", *arguments],
         env={**os.environ, **environment},
@@ -102,7 +102,7 @@ def overhead_and_relay(section: Section, rounds: int, lines: int) -> None:
 
     @task
     def speak() -> None:
-        """Log as many lines, a record each."""
+        """Log the same number of lines, each in a record of its own."""
         logger = get_run_logger()
         for number in range(lines):
             logger.info(_LINE, number, 0)
@@ -127,7 +127,7 @@ def overhead_and_relay(section: Section, rounds: int, lines: int) -> None:
                 "speak": sent(speak),
                 "relay": sent(lambda: run_task(speaking, poll_interval=1.0, artifacts=False)),
             }
-            # Names of runs are made from the flow run and a counter, so each is a new one.
+            # The name of a run is made from the flow run and a counter, so each run has a new name.
             for name, seconds in took.items():
                 if number:
                     spent[name].append(seconds)
@@ -153,8 +153,8 @@ def overhead_and_relay(section: Section, rounds: int, lines: int) -> None:
         )
     )
     section.notes.append(
-        f"Prefect log relay: {lines:,} lines, until the records are sent to Prefect's API, minus the time of a run "
-        "or task without a log. The relay joins up to 200 lines per record."
+        f"Prefect log relay: {lines:,} lines, timed until the records are sent to Prefect's API, minus the time of a "
+        "run or task without a log. The relay joins up to 200 lines per record."
     )
 
 
@@ -212,7 +212,7 @@ def _applies(server: LocalServer) -> int:
 
 
 def measure(quick: bool) -> Section:
-    """Measure all, on one Prefect server."""
+    """Measure everything on one Prefect server."""
     section = Section("In Prefect")
     rounds = 2 if quick else 5
     with prefect_with_dstack() as (server, folder):

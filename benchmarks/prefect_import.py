@@ -29,7 +29,7 @@ print(json.dumps([(time.process_time() - started) * 1000, len(sys.modules) - bef
 
 
 def measure(quick: bool) -> Section:
-    """Measure every import in processes of its own, in turns."""
+    """Measure every import in processes of its own; the imports take turns."""
     rounds = 3 if quick else 7
     samples: dict[str, list[list[float]]] = {name: [] for name in CASES}
     for number in range(rounds + 1):
@@ -49,7 +49,7 @@ def measure(quick: bool) -> Section:
         ours <= LIMIT_MILLISECONDS,
     )
     table = Table(
-        f"CPU time, median of {rounds} processes; ours over `{_PREFECT}`",
+        f"CPU time, median of {rounds} processes; ours on top of `{_PREFECT}`",
         ["import", "ms", "modules loaded"],
         [[f"`{name}`", f"{spent:.1f}", f"{modules:.0f}"] for name, (spent, modules) in cost.items()],
     )

@@ -12,20 +12,20 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the first table; ``reached`` is None if the number has no target."""
+    """A row of the first table; ``reached`` is None if the figure has no target."""
 
     what: str
     ours: str
     against: str
     ratio: str = ""
-    target: str = "printed"
+    target: str = "none"
     reached: bool | None = None
     note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The numbers behind the rows."""
+    """The figures behind the rows."""
 
     title: str
     head: Sequence[str]

@@ -29,5 +29,5 @@ class SignalledTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """Write down the time."""
-        # A write of a few bytes, as soon as can be.
+        # A write of a few bytes, as soon as possible.
         Path(self.file).write_text(str(time.monotonic()))  # noqa: ASYNC240

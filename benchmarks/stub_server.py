@@ -1,7 +1,7 @@
-"""A dstack server made of canned bytes, quick enough not to be what is measured.
+"""A dstack server that sends canned bytes, fast enough not to be the bottleneck.
 
-It replies as a real one does for identical runs: ``running`` without output, or, called ``speaker``, with a
-log of a given size. ``with Stub(...) as stub`` runs it as a process of its own.
+It replies as a real one does, for runs that are all alike: ``running`` without output. One more run, called
+``speaker``, has a log of a given size. ``with Stub(...) as stub`` runs it as a process of its own.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Answers:
         self._runs = [_run(body, f"id-{index}", f"run-{index}", index, "running") for index in range(runs)]
         self._speaker = _run(body, _SPEAKER, _SPEAKER, runs, "done")
         self._pages = _log_pages(lines, line_bytes, lines_a_message)
-        # Built once: the parts that are the same in every round of polls.
+        # Built once, because they are the same in every round of polls.
         self._lists = {
             top: b"[" + b",".join(self._runs[max(0, top - _PAGE) : top][::-1]) + b"]"
             for top in range(runs, -_PAGE, -_PAGE)
@@ -90,7 +90,7 @@ def _log_pages(lines: int, line_bytes: int, lines_a_message: int) -> list[bytes]
 
 
 class _Connection(asyncio.Protocol):
-    """A connection with as much of HTTP/1.1 as requests and httpx need."""
+    """A connection that speaks as much of HTTP/1.1 as requests and httpx need."""
 
     def __init__(self, answers: Answers) -> None:
         self._answers = answers
@@ -118,11 +118,11 @@ class _Connection(asyncio.Protocol):
 class Stub:
     """The server as a process on a free port of loopback; ``url`` is its address.
 
-    ``runs`` are watched runs, ``lines`` of ``line_bytes`` each the log of the run ``speaker``, ``lines_a_message``
-    to a message.
+    ``runs`` is the number of watched runs. The log of the run ``speaker`` has ``lines`` lines of ``line_bytes`` bytes,
+    ``lines_a_message`` to a message.
     """
 
-    token = "benchmark"  # noqa: S105 - nobody checks it
+    token = "benchmark"  # noqa: S105 - it is not checked
 
     def __init__(
         self, *, runs: int = 0, lines: int = 0, line_bytes: int = 100, lines_a_message: int = 1
@@ -165,7 +165,7 @@ async def _serve(answers: Answers) -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: _Connection(answers), "127.0.0.1", 0, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
-    # The end of the process that asked for this one ends it too.
+    # It ends with the process that started it.
     await loop.run_in_executor(None, sys.stdin.read)
 
 

@@ -1,4 +1,4 @@
-"""How many requests it takes to submit a run and to know its first status: ours and the official client's."""
+"""How many requests it takes to submit a run and to get its first status, for our client and the official one."""
 
 from __future__ import annotations
 
@@ -92,14 +92,14 @@ def measure(quick: bool) -> Section:
         len(our[0]) <= LIMIT,
     )
     table = Table(
-        "Requests, counted between client and a real server 0.22.5",
+        "Requests counted between the client and a real server, 0.22.5",
         ["what", "requests", "which", "another poll"],
         [[name, str(len(asked)), ", ".join(asked), ", ".join(look)] for name, asked, look in names],
     )
     note = (
         "For both clients, the reply to the submission contains the first status. The first submit of a client "
-        "fetches the user's SSH key. With a `marker` of the caller, a run may already exist, so the client looks it "
-        "up first. This lookup ensures that a retried workflow step has one run."
+        "fetches the user's SSH key. If the caller passes a `marker`, a run may already exist, so the client looks it "
+        "up first. This lookup ensures that a retried workflow step has a single run."
     )
     return Section("Submit", [row], [table], notes=[note])
 

@@ -10,7 +10,7 @@ from dstack_core import AsyncClient, Outcome
 
 
 class WaitingTrigger(DstackRunTrigger):
-    """A trigger that does not learn of the end of its run before the log is relayed."""
+    """A trigger that does not see the end of its run before the log is relayed."""
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return its class and arguments."""
@@ -21,8 +21,8 @@ class WaitingTrigger(DstackRunTrigger):
 
 
 class WaitingOperator(DstackRunOperator):
-    """An operator that is deferred to that trigger."""
+    """An operator that defers to that trigger."""
 
     def defer(self, *, trigger: Any, **arguments: Any) -> Any:
-        """Defer to the other trigger."""
+        """Defer to that trigger."""
         super().defer(trigger=WaitingTrigger(**trigger.serialize()[1]), **arguments)

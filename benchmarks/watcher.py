@@ -1,6 +1,6 @@
-"""Watch many runs without output from one event loop on one core, and print the cost: a process of its own.
+"""Watch many runs without output from one event loop on one core, in a process of its own, and print the cost.
 
-``one request a run`` follows each run by itself, as triggers of other providers do; ``shared`` follows them with
+``alone`` follows each run by itself, as triggers of other providers do; ``shared`` follows them with
 ``SharedAsyncClient``; ``triggers`` are real ``DstackRunTrigger`` objects, driven as Airflow's triggerer does.
 """
 
@@ -40,7 +40,7 @@ class Watched:
 class Lag:
     """The lag of the event loop, measured on a fixed schedule: a stall counts for as long as it takes.
 
-    ``own`` is at most the CPU time that this process took meanwhile: its wait for a core does not count as lag.
+    ``own`` is at most the CPU time that this process used meanwhile: its wait for a core does not count as lag.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Lag:
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             now, cpu = time.perf_counter(), time.process_time()
             busy, used = cpu - used, cpu
-            # Everything that was due at one of the missed moments also had to wait.
+            # Anything else that was due at one of the missed moments had to wait as well.
             while due <= now:
                 self.wall.append(now - due)
                 self.own.append(min(now - due, busy))

@@ -20,10 +20,10 @@ LAG_LIMIT = 0.1
 # The load of deferred runs that one triggerer must carry with most of its core left for other triggers.
 MANY = 10_000
 MANY_CORES, MANY_LAG, MANY_MEMORY = 0.4, 0.05, 20 * 1024
-# The server's pages arrive late on a machine that is busy with something else, and less work is then done in
-# the window: below this share of the polls that were due the shares of a core are not to be compared.
+# On a machine that is busy with something else the server's pages arrive late, and less work is done in the
+# window: below this share of the polls that were due, the shares of a core cannot be compared.
 ENOUGH_POLLS = 0.9
-# After so many seconds without new lines a log is read at the lowest rate; the triggers start before that.
+# After this many seconds without new lines, a log is read at the lowest rate, so the window begins then.
 SETTLED_SECONDS = 130.0
 NAMES = {"alone": "one request per run", "triggers": "`DstackRunTrigger`"}
 
@@ -76,7 +76,7 @@ def watch(way: str, runs: int, warm: float, seconds: float) -> Cost:
             assert process.stdout is not None  # noqa: S101 - asked for
             told = {}
             before = stub.counts()
-            # Log records of the triggers come this way too.
+            # The triggers' log records arrive here too.
             for line in process.stdout:
                 if line.startswith("begin"):
                     before = stub.counts()
@@ -113,7 +113,7 @@ def _curve(file: str, title: str, unit: str, costs: list[Cost], value: Callable[
 
 
 def _many(cost: Cost) -> list[Row]:
-    """Return the rows of the largest crowd."""
+    """Return the rows for the largest number of runs."""
     due = MANY / 100 * 60 / INTERVAL
     done = cost.looks / due
     full = cost.cores / min(1.0, done)
@@ -134,7 +134,7 @@ def _many(cost: Cost) -> list[Row]:
             reached=cost.lag_p99 < MANY_LAG,
         ),
         Row(
-            f"memory a watched run, {MANY:,} deferred",
+            f"memory per watched run, {MANY:,} deferred",
             f"{cost.memory / MANY / 1024:.1f} KiB",
             "",
             target=f"at most {MANY_MEMORY // 1024} KiB",
@@ -144,7 +144,7 @@ def _many(cost: Cost) -> list[Row]:
 
 
 def measure(quick: bool) -> Section:
-    """Measure both ways at every size; the small ones of a way at once."""
+    """Measure both ways at every size; the small sizes of the triggers at the same time."""
     small, most = ([1, 100], 1000) if quick else ([1, 100, 1000], 5000)
     warm, seconds = (30.0, 20.0) if quick else (SETTLED_SECONDS, 60.0)
     costs = [watch("alone", runs, 10.0, 20.0) for runs in (*small, most)]
@@ -165,7 +165,7 @@ def measure(quick: bool) -> Section:
                 f"one request per run: {runs * ticks:,.0f} due, {theirs[runs].looks:,.0f} measured",
                 f"1/{runs * ticks / max(cost.looks, 1):.0f}",
                 f"one per 100 runs and tick: {wanted:,.0f}",
-                # A window of a minute may hold one tick more.
+                # A window of a minute may contain one more tick.
                 cost.looks <= wanted * (ticks + 1) / ticks + 1,
             )
         )
@@ -179,16 +179,16 @@ def measure(quick: bool) -> Section:
             reached=cost.lag_p99 < LAG_LIMIT,
         ),
         Row(
-            f"CPU a watched run, {most:,} deferred",
+            f"CPU per watched run, {most:,} deferred",
             f"{cost.cores * 60_000 / most:.2f} ms a minute ({cost.cores:.0%} of a core in all)",
             f"one request per run: {theirs[most].cores * 60_000 / most:.2f} ms a minute, with "
             f"{theirs[most].looks / (most * ticks):.0%} of the polls that were due",
         ),
-        Row(f"memory a watched run, {most:,} deferred", f"{cost.memory / most / 1024:.0f} KiB", ""),
+        Row(f"memory per watched run, {most:,} deferred", f"{cost.memory / most / 1024:.0f} KiB", ""),
     ]
     section.rows += _many(many)
     costs.append(many)
-    head = "runs,way,status reads/min,log reads/min,core,CPU ms a run and minute,KiB a run,lag p50 ms,p99 ms,wall p99 ms,longest GC ms"
+    head = "runs,way,status reads/min,log reads/min,core,CPU ms per run and minute,KiB per run,lag p50 ms,p99 ms,wall p99 ms,longest GC ms"
     section.tables.append(
         Table(f"Poll interval {INTERVAL:g} s, logs included", head.split(","), [one.line() for one in costs])
     )
@@ -205,12 +205,12 @@ def measure(quick: bool) -> Section:
     section.notes += [
         "Every run is active and logs nothing. Each process has one core; the server, which sends canned bytes, has "
         "another. Lag is measured every 20 ms on a fixed schedule and counts the process's own CPU time. `wall` is "
-        "wall-clock time, which includes waiting for a busy machine.",
+        "the lag in wall-clock time, which includes the wait for a core of a busy machine.",
         "The longest pauses are full collections of Python's garbage collector, which grow with the memory of the "
         "process. `longest GC` is the longest one in the window.",
         f"The window of the triggers begins {warm:g} s after they started, when logs without new lines are read at the "
-        "lowest rate. `one request per run` is our own `follow()` with a plain `AsyncClient`, in its first half "
-        "minute. All runs share its connections, which is cheaper than one client per trigger.",
+        "lowest rate. `one request per run` is our own `follow()` with a plain `AsyncClient`, measured in its first "
+        "half minute. All runs share its connections, which is cheaper than one client per trigger.",
     ]
     return section
 

@@ -50,7 +50,7 @@ def run(dag_id: str, command: str, **arguments: Any) -> None:
 for name, deferrable in (("sync", False), ("deferred", True)):
     run(f"nothing_{name}", "true", deferrable=deferrable, poll_interval=1.0)
     run(f"ticking_{name}", TICKING, deferrable=deferrable, poll_interval=2.0)
-    # The worker follows a run that ends in the first seconds to its end, deferrable or not.
+    # The worker follows a run that ends within seconds to its end, deferrable or not.
     first = "sleep 10; " if deferrable else ""
     run(
         f"speaking_{name}",
@@ -86,7 +86,7 @@ with DAG("logging_task", schedule=None, params=PARAMS):
 
     @task(task_id="train")
     def speak(**context: Any) -> None:
-        """Log as many lines, a record each."""
+        """Log the same number of lines, each in a record of its own."""
         logger = logging.getLogger("benchmark")
         for number in range(int(context["params"]["lines"])):
             logger.info("line-%09d-%085d", number, 0)

@@ -11,9 +11,9 @@ ends, and only whole lines are decoded; the bytes behind the last line end ride 
 Invariants: each message is counted once, whatever the pages. A line is reported once, whole, unless it is
 longer than 64 KiB. Decoding never fails: bytes that are not UTF-8 become replacement characters.
 
-Measured (``docs/performance.md``): ``follow`` relays 740,000 lines/s of a line a message, and 1.9 million
-lines/s of 40 lines a message, as fast as reading the bare replies. Hence columns, one conversion for all
-timestamps of a page, and one decoding for all lines of a block.
+Measured (``docs/performance.md``): ``follow`` relays 740,000 lines/s at one line per message, and 1.9
+million lines/s at 40 lines per message, as fast as reading the bare replies. Hence columns, one conversion
+for all timestamps of a page, and one decoding for all lines of a block.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ MOMENTS = (
         together=False,
     ),
     Moment(
-        "between its two halves; the second is printed meanwhile",
+        "between the halves of its output; the second is printed during the restart",
         _in_the_middle,
         lambda status: status == "running",
         meanwhile=Runs.go,

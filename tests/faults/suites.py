@@ -74,18 +74,18 @@ KILLS = Suite(
             "test_durable.py::test_a_retry_takes_the_result_of_a_run_that_succeeded_meanwhile",
         ),
         _airflow(
-            "SIGTERM of the worker, with a try left and without",
+            "SIGTERM to the worker, with and without a try left",
             _WORKER,
             "test_kill_matrix.py::test_a_worker_shutdown_leaves_the_run_to_the_next_try",
             "test_kill_matrix.py::test_a_worker_shutdown_on_the_last_try_stops_the_run",
         ),
         _airflow(
-            "the triggerer restarted",
+            "the triggerer is restarted",
             _DEFERRED,
             "test_deferred_matrix.py::test_a_restarted_triggerer_stops_nothing_and_repeats_nothing",
         ),
         _airflow(
-            "kill -9 of the triggerer, started again",
+            "kill -9 of the triggerer, which is started again",
             _DEFERRED,
             "test_deferred_matrix.py::test_a_killed_triggerer_stops_nothing_and_repeats_nothing",
             "test_deferred_matrix.py::test_a_crash_of_the_process_that_runs_the_triggers_stops_nothing",
@@ -96,12 +96,12 @@ KILLS = Suite(
             "test_deferred_matrix.py::test_a_take_over_stops_nothing_and_repeats_nothing",
         ),
         _prefect(
-            "kill -9 while the run is followed, then the flow run again",
+            "kill -9 while the run is followed, then the flow run is executed again",
             _FLOW,
             "test_processes.py::test_a_run_that_outlives_its_flow_is_followed_again",
         ),
         _prefect(
-            "kill -9, and the run ends before the flow runs again",
+            "kill -9, and the run ends before the flow run is executed again",
             _FLOW,
             "test_processes.py::test_a_run_that_ended_after_its_flow_died_is_not_paid_twice",
         ),
@@ -112,12 +112,12 @@ KILLS = Suite(
             "test_process_worker.py::test_a_killed_flow_leaves_nothing_running",
         ),
         _prefect(
-            "kill -9 before it submitted the machine",
+            "kill -9 before it has submitted the machine",
             _MACHINE,
             "test_take_over.py::test_a_flow_run_that_a_killed_worker_did_not_submit_gets_its_machine",
         ),
         _prefect(
-            "kill -9 while it watches the machine, then it or another of the pool",
+            "kill -9 while it watches the machine; it is started again, or another worker takes over",
             _MACHINE,
             "test_take_over.py::test_a_killed_worker_started_again_watches_the_same_machine",
             "test_take_over.py::test_one_of_two_other_workers_continues_for_a_killed_one",
@@ -144,7 +144,7 @@ LOAD = Suite(
     "temporary file is left over.",
     (
         _core(
-            "100 threads or tasks share a client, a run each and one run for all",
+            "100 threads or tasks share a client: one run each, or one run for all",
             _CLIENTS,
             "test_many_at_once.py",
         ),
@@ -157,8 +157,8 @@ LOAD = Suite(
 
 ODDITIES = Suite(
     "Odd output, odd replies, hostile hosts",
-    "Held means: lines of 1 MiB, without an end, with NUL, escape sequences and broken UTF-8 arrive and do no harm. Whatever a server\n"
-    "or a container sends, the library raises one error, soon, with bounded memory and no secret in it.",
+    "Held means: lines of 1 MiB, lines without an end, and lines with NUL, escape sequences or broken UTF-8 arrive and do no harm. Whatever\n"
+    "a server or a container sends, the library raises one error, promptly, without a secret in it and with bounded memory use.",
     (
         _core("odd lines", "run.follow()", "test_hostile.py::test_lines_of_any_kind_arrive"),
         _airflow("odd lines", "Airflow operator, sync and deferred", "test_odd_output.py"),

@@ -95,5 +95,5 @@ def test_ten_megabytes_a_second_arrive_whole(
     wrote = re.fullmatch(r"took ([\d.]+) s", checker.last_line)
     assert wrote, checker.last_line
     assert checker.grown < MOST_MEMORY
-    record_property("behind the job at its end", f"{took - float(wrote[1]):.1f} s")
+    record_property("lag at the end of the job", f"{took - float(wrote[1]):.1f} s")
     record_property("memory", f"{checker.grown / 1e6:.0f} MB")
