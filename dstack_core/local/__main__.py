@@ -12,7 +12,7 @@ from dstack_core.local.server import LocalServer
 
 _INTRODUCTION = """\
 Embedded dstack server at {url} (stop it with Ctrl-C).
-Jobs run as processes of this machine, with your rights; nothing is kept.
+Jobs run as processes on this machine, with your rights; nothing is kept after the server has ended.
 
 Point the shell at it:
   export DSTACK_SERVER_URL={url}
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--project", default="main", help="name of the project")
     parser.add_argument("--token", default=None, help="token of the user; a random one by default")
     options = parser.parse_args(arguments)
-    # Install the handlers before the start: a signal that comes during it would leave processes behind.
+    # Install the handlers first: a signal during the start would leave processes behind.
     stop_requested = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop_requested.set())

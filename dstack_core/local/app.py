@@ -114,11 +114,11 @@ class Api:
         ]
 
     async def healthcheck(self, request: Request) -> Response:
-        """Return that the server is running."""
+        """Report that the server is running."""
         return JSONResponse({"status": "running"})
 
     async def run_page(self, request: Request) -> Response:
-        """Return a run as plain text, where the real server has a page; no secrets, as there is no login."""
+        """Return a run as plain text, where the real server has a page; there is no login, so no secrets."""
         run = self.state.runs.get(request.path_params["run_id"])
         if run is None:
             raise HTTPException(404)
@@ -238,7 +238,7 @@ class Api:
             self.state.repos.pop(repo_id, None)
 
     async def list_gpus(self, request: Request) -> Any:
-        """Return the GPUs of the pretended machine."""
+        """Return the GPUs of the simulated machine."""
         asked = await read_body(request, bodies.ListGpusRequest)
         return {"gpus": gpu_groups(self.state.settings.inventory, asked), "cpus": None}
 

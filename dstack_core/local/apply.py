@@ -4,13 +4,13 @@
 
 1. Without a run of that name, or if it has finished, a new run is created.
 2. A run that is stopping, or whose changes need a new run (`updates`), is in the way: 400.
-3. Without ``force`` the caller must send the run as it is now, same id and same spec: 400 if it differs.
+3. Without ``force`` the caller must send the run as it is now, with the same id and spec: 400 if it differs.
    This is the check that lets a client submit without ever starting a second run.
 4. Otherwise the run is updated in place and keeps its id.
 
 A real server reads the existing run first and creates the new one later. Two submissions at the same time
-therefore both see a free name, and the second fails when it is created, with a message of its own. The pause
-of one step between reading and creating makes that happen here as well.
+therefore both find the name free, and the second one fails at its creation, with a message of its own. The
+pause of one step between reading and creating makes that happen here as well.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _job_plan(inventory: Inventory, job_spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def gpu_groups(inventory: Inventory, request: ListGpusRequest) -> list[dict[str, Any]]:
-    """Return the one kind of GPU there is as the groups of gpus/list; none if the requirements exclude it."""
+    """Return the only kind of GPU as the groups of gpus/list; no group if the requirements exclude it."""
     spec = request.run_spec
     resources = spec.configuration.resources
     if not inventory.gpus or not inventory.fits(resources, spec.setting("max_price")):
@@ -98,7 +98,7 @@ def gpu_groups(inventory: Inventory, request: ListGpusRequest) -> list[dict[str,
             "availability": ["available"],
             "spot": ["on-demand"],
             "count": of,
-            # A job costs the same however many GPUs it takes.
+            # A job costs the same, however many GPUs it uses.
             "price": {"min": inventory.price / of["max"], "max": inventory.price / of["min"]},
             "offer_price": {"min": inventory.price, "max": inventory.price},
             "backends": None if "backend" in group_by else [BACKEND],
@@ -143,7 +143,7 @@ def _create(state: State, spec: RunSpec) -> Run:
 
 
 def _expected(seen: CurrentRun | None, run: Run) -> bool:
-    # dstack's own client leaves out keys that have their default, so both sides are dumped by the model.
+    # dstack's own client leaves out keys that have their default value, so the model dumps both sides.
     return (
         seen is not None
         and seen.id == run.id

@@ -1,4 +1,4 @@
-"""The code of a job from git: a clone like the runner's, and the diff on top of it."""
+"""The code of a job from git: a clone made as the runner makes it, and the diff on top of it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from dstack_core.local.bodies import RemoteRepoCreds
 from dstack_core.local.diffs import Change, parse_diff
 from dstack_core.local.fragments import DiffError
 
-# The longest time for one git command, a clone included: without it, a host that never answers would keep the
-# job in its status without limit. A larger repository than fits into a minute needs a larger value.
+# The longest time for one git command, a clone included: without it, a host that never answers would hold the
+# job in its status without limit. A repository that takes more than a minute to clone needs a larger value.
 _SECONDS = 60
 # The runner's git applies no filters: a file has the bytes that the repository holds.
 _PLAIN = "* -text !eol -filter -ident !working-tree-encoding\n"
-# What git and ssh print around the cause of a failure, whatever the cause was.
+# What git and ssh print around the cause of a failure, whatever the cause is.
 _ADVICE = (
     "Warning: Permanently added",
     "fatal: Could not read from remote repository.",
@@ -116,7 +116,7 @@ def _apply(change: Change, directory: Path) -> None:
 
 
 def _access(clone: RemoteRepoCreds, key_file: Path) -> dict[str, str]:
-    """Return the variables that give git the secrets of a clone; other users can read a command line."""
+    """Return the variables that pass the secrets of a clone to git; other users can read a command line."""
     if clone.oauth_token is not None:
         login = base64.b64encode(f"anything:{clone.oauth_token}".encode()).decode()
         # Only for the host of the clone: a submodule on another host must not get the token.

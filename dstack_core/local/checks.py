@@ -1,4 +1,4 @@
-"""What the real server refuses beyond its schema, with status 400, and the defaults that it fills in."""
+"""What the real server refuses with status 400 beyond its schema, and the defaults that it fills in."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dstack_core.local.specs import (
 )
 
 NAME_PATTERN = "^[a-z][a-z0-9-]{1,40}$"
-# Limits of the server of 0.22.5. A value that passes here and not there fails only in production.
+# Limits of the 0.22.5 server. A value that passes here and not there would fail in production only.
 _MOST_PROBES = 10
 _LONGEST_PROBE = 300  # seconds
 _LONGEST_WINDOW = 3600  # seconds
@@ -87,7 +87,7 @@ def _check_addresses(configuration: Configuration) -> None:
 def _machines(
     configuration: Configuration,
 ) -> Iterator[tuple[ResourcesSpec, str | None, bool | None]]:
-    """Yield the resources that each group of jobs asks for, its image, and whether it uses Docker."""
+    """Yield the resources that each group of jobs requests, its image, and whether it uses Docker."""
     groups = None
     if isinstance(configuration, TaskConfiguration | ServiceConfiguration):
         groups = configuration.groups

@@ -2,14 +2,14 @@
 
 The runner applies diffs with a library, neither with git nor with patch, and differs from both:
 
-* A fragment must match at the very line it names, byte for byte, in the file as the repository has it: no
-  filters, no line ends of another system, no search in the lines around.
-* It knows regular files only. Where git makes a symbolic link, it writes the link's target into a file that
-  has no permissions.
-* New lines without context land one line above the place that git means.
+* A fragment must match at exactly the line it names, byte for byte, in the file as the repository has it: no
+  filters, no line endings of another system, no search in the lines around it.
+* It knows regular files only. Where git creates a symbolic link, the library writes the link's target into a
+  file without permissions.
+* New lines without context end up one line above the place where git puts them.
 
 A diff that git would apply can therefore fail on a real server. The embedded server must fail in the same
-cases, else a job passes here and breaks in production.
+cases; otherwise a job passes here and breaks in production.
 
 The parser reads line by line. Each file begins with ``diff --git``; header lines set names and modes; then
 come fragments (``@@ -a,b +c,d @@``), which `fragments.replace_lines` applies, or one binary patch in base85,
@@ -224,7 +224,7 @@ def _split_header(line: bytes) -> tuple[bytes | None, bytes]:
 
 
 def _unquoted(text: bytes) -> tuple[bytes, bytes]:
-    """Return the name in quotes at the beginning of a text, and what follows it."""
+    """Return the quoted name at the beginning of ``text``, and what follows it."""
     match = re.match(rb'"((?:[^"\\]|\\.)*)"', text)
     if match is None:
         raise DiffError(f"git file header: bad quotes: {text!r}")
@@ -252,7 +252,7 @@ def _name(text: bytes, *, drop: bool) -> bytes:
 
 
 def _default_name(header: bytes) -> bytes:
-    """Return the name that both sides have, empty if they differ."""
+    """Return the name that both sides have, or an empty one if they differ."""
     if header.startswith(b'"'):
         first, rest = _unquoted(header)
         rest = rest.lstrip(b" ")

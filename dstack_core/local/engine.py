@@ -11,7 +11,7 @@ of one attempt, `JobCarrier` one job. After an attempt the engine decides:
 
 A stop sets the run to ``terminating`` at once and sends stop requests to its jobs; the task then sees the
 reason and finishes. An abort may replace a stop, never the other way round. A run always ends: an exception
-of this module ends it as ``failed`` with ``server_error``, because a client waits for the final status.
+in this module ends it as ``failed`` with ``server_error``, because a client waits for the final status.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from dstack_core.local.transitions import Transitions
 
 logger = logging.getLogger(__name__)
 
-# Seconds. A chosen cap of the delay that doubles with each attempt: a job that keeps failing is still retried
-# often enough to see it.
+# Seconds. A chosen cap for the delay that doubles with each attempt: a job that keeps failing is retried
+# often enough for a user to see it.
 _LONGEST_RETRY_DELAY = 40.0
 
 
@@ -105,7 +105,7 @@ class Engine:
         self._set.run(run, "submitted")
 
     async def _attempt(self, run: Run) -> str | None:
-        """Run every job once; return why the run ends, None if it is retried."""
+        """Run every job once; return why the run ends, or None if it is retried."""
         await self._replicas[run.id].carry()
         return run.termination_reason or self._reason(run)
 

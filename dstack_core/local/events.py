@@ -11,8 +11,8 @@ from dstack_core.local.bodies import ListEventsRequest
 from dstack_core.local.logs import iso
 from dstack_core.local.runs import Job, Run, now
 
-# Bounded, so that a server that runs for days does not grow: 10,000 events are some 10 MB. Older ones are no
-# longer listed.
+# Bounded, so that a server that runs for days does not keep growing: 10,000 events are some 10 MB. Older ones
+# are no longer listed.
 _KEPT = 10_000
 
 
@@ -63,7 +63,7 @@ class EventLog:
 def _wanted(request: ListEventsRequest, run_id: str, target: dict[str, Any]) -> bool:
     if request.include_target_types is not None and target["type"] not in request.include_target_types:
         return False
-    # Every event is about a run, or a job of a run, of the one project; no user is recorded as its actor.
+    # Every event is about a run, or a job of a run, in the one project; no user is recorded as its actor.
     if request.within_projects is not None and target["project_id"] not in map(str, request.within_projects):
         return False
     if request.within_runs is not None and run_id not in map(str, request.within_runs):

@@ -1,13 +1,14 @@
 """The middleware around the application: it records each request and injects the faults of `faults`.
 
-For one request, in this order: record it; wait for the latency; wait for the fault's delay; carry the request
-out if the fault wants that; then close the connection, send the fault's reply, or let the application answer.
+For each request, in this order: record it; wait for the latency; wait for the fault's delay; carry the
+request out if the fault requires it; then close the connection, send the fault's reply, or let the
+application answer.
 
 The body of a delayed request is read before the wait. A slow server carries a request out although its client
-has given up meanwhile, and that is what clients must cope with; without reading ahead, the application would
-find the connection closed and do nothing. A dropped connection is aborted on the socket, and the call then
-waits until uvicorn reports the disconnect: returning without a reply while the connection is open would make
-uvicorn answer 500.
+has given up meanwhile, and clients must cope with that; if the body were not read ahead, the application
+would find the connection closed and do nothing. A dropped connection is aborted on the socket, and the call
+then waits until uvicorn reports the disconnect: returning without a reply while the connection is open would
+make uvicorn answer 500.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dstack_core.local.faults import Fault, Faults
 
-# Bounded, so that a server that runs for days does not grow: 100,000 requests are some 20 MB. Older ones are
-# dropped from the record.
+# Bounded, so that a server that runs for days does not keep growing: 100,000 requests are some 20 MB. Older
+# ones are dropped from the record.
 _REMEMBERED = 100_000
 
 
@@ -74,7 +75,7 @@ class FaultMiddleware:
             await self._app(scope, receive, _nowhere)
         if fault.drop is not None:
             self._hang_up(scope["client"])
-            # Uvicorn would answer 500 if this ended without a reply while the connection is open.
+            # Uvicorn would answer 500 if this returned without a reply while the connection is open.
             while (await receive())["type"] != "http.disconnect":
                 continue
         elif fault.status is not None:
@@ -89,7 +90,7 @@ class FaultMiddleware:
 
 
 async def _read_ahead(receive: Receive) -> Receive:
-    """Read the whole body now; a slow server carries a request out although its client has given up."""
+    """Read the whole body now: a slow server carries a request out even if its client has given up."""
     messages: deque[Message] = deque()
     while True:
         messages.append(await receive())

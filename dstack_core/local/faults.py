@@ -31,7 +31,7 @@ class Faults:
         self._lock = threading.Lock()
         self._faults: list[Fault] = []
         self._slow = ("", 0.0, 0.0)
-        self._random = random.Random()  # noqa: S311 - a test's delays are no secret
+        self._random = random.Random()  # noqa: S311 - a test's delays need no strong randomness
 
     def add(
         self,
@@ -54,14 +54,14 @@ class Faults:
             headers: The headers of that reply.
             body: The body of that reply: a string is sent as it is, anything else as JSON. Default: an error
                 ``{"detail": "injected fault"}``.
-            carry_out: Whether the request is carried out although its reply is replaced.
+            carry_out: Whether the request is carried out, although its reply is replaced.
             drop: Close the connection without a reply: ``"before"`` the request is carried out, or
                 ``"after"`` it, which is a lost reply.
-            delay: Seconds to wait first. A fault with neither `status` nor `drop` only delays.
+            delay: Seconds to wait first. A fault with neither `status` nor `drop` only delays the reply.
 
         Returns:
             The fault; `pending` counts it until it is used up. `answered` is a `threading.Event` that is set
-            when the first request with the fault has ended, also if its client has gone meanwhile.
+            when the first request with the fault has ended, even if its client has gone meanwhile.
 
         Raises:
             ValueError: `times` is less than 1; `status`, `drop` and `delay` are all missing; or both `status`
@@ -88,7 +88,7 @@ class Faults:
     def slow(self, seconds: float, longest: float | None = None, *, path: str = "") -> None:
         """Delay every reply whose path contains `path` by `seconds`, or by a random time up to `longest`.
 
-        The request is carried out after the delay, also when the client has closed its connection. The delay
+        The request is carried out after the delay, even if the client has closed its connection. This delay
         comes before that of other faults. `slow(0)` ends it. Raises ValueError unless
         0 <= seconds <= longest.
         """
@@ -112,7 +112,7 @@ class Faults:
 
     @property
     def pending(self) -> int:
-        """Return how many faults are not used up."""
+        """Return how many faults are not used up yet."""
         with self._lock:
             return len(self._faults)
 

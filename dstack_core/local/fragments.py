@@ -1,12 +1,12 @@
 """The parts of a diff and how they change a file: replaced lines, and binary deltas.
 
 Lines: fragments are applied in the order of their lines, each exactly at the line that its header names.
-Between two of them the old lines are copied. Every context and every removed line must equal the old line,
-byte for byte, and the file must not be longer or shorter than the fragment implies: `diffs` explains why this
-is stricter than git.
+Between two of them the old lines are copied. Every context line and every removed line must equal the old
+line, byte for byte, and the file must not be longer or shorter than the fragment implies: `diffs` explains
+why this is stricter than git.
 
 Binary deltas have the format of a Git pack. A delta begins with two sizes, of the old and of the new content,
-in 7 bits a byte, lowest first. Then come instructions: a byte below 0x80 inserts that many of the
+in 7 bits per byte, lowest first. Then come instructions: a byte below 0x80 inserts that many of the
 bytes after it; one with 0x80 set copies a piece of the old content, and its other bits name which bytes of
 the offset (4 bits) and of the length (3 bits) follow; a length of 0 means 0x10000.
 """
@@ -32,7 +32,7 @@ class Fragment:
 
 
 def replace_lines(content: bytes, fragments: list[Fragment]) -> bytes:
-    """Return the text with its fragments replaced; raises DiffError if one does not match at its line."""
+    """Return the content with the fragments applied; raises DiffError if one does not match at its line."""
     source = content.split(b"\n")
     lines = [line + b"\n" for line in source[:-1]] + ([source[-1]] if source[-1] else [])
     out: list[bytes] = []
@@ -60,7 +60,7 @@ def replace_lines(content: bytes, fragments: list[Fragment]) -> bytes:
 
 
 def apply_delta(content: bytes, delta: bytes) -> bytes:
-    """Return a content changed by a binary delta of a Git pack; raises DiffError if it does not fit."""
+    """Return the content changed by a binary delta of a Git pack; raises DiffError if it does not fit."""
     position = 0
 
     def size() -> int:

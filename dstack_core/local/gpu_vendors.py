@@ -1,4 +1,4 @@
-"""The vendor of a GPU, by its name as dstack 0.22.5 knows it."""
+"""The vendor of each GPU name that dstack 0.22.5 knows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TPUS = {"v2", "v3", "v4", "v5litepod", "v5p", "v6e"}
 
 
 def vendors_of(name: str) -> list[Vendor]:
-    """Return the vendor of a GPU, an empty list if unknown. A TPU's name ends with its number of cores."""
+    """Return the vendor of a GPU, or an empty list. The name of a TPU ends with its number of cores."""
     name = name.lower()
     version, _, cores = name.partition("-")
     if version in _TPUS and cores.isdigit():

@@ -13,7 +13,7 @@ from dstack_core.local.service_parts import Router, Scaling, check_replicas, che
 from dstack_core.local.spec_parts import PortMapping, Python, read_port, read_python
 
 _Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
-# A key of the service, and the keys of its groups that it excludes.
+# A key of the service, and the keys that it excludes in its groups.
 _EXCLUDES = {
     "image": ("image", "docker", "python", "nvcc"),
     "docker": ("docker", "image"),
@@ -71,7 +71,7 @@ class ReplicaGroup(Strict):
 
 
 def check_image_sources(one: Any) -> None:
-    """Raise ValueError if the image is given in two ways."""
+    """Raise ValueError if the image is specified in two ways."""
     if one.python is not None and one.image:
         raise ValueError("`image` and `python` are mutually exclusive fields")
     if one.docker and (one.image or one.python or one.nvcc):

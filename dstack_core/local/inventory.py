@@ -1,7 +1,7 @@
 """The simulated machine: what it offers, and whether a job fits on it.
 
 Jobs do not use up capacity: each sees the whole machine, however many run. CPU, memory, disk and GPUs are cut
-to what a job asks for, because a cloud has machines of many sizes. The memory of a GPU cannot be cut:
+to what a job requests, because a cloud has machines of many sizes. The memory of a GPU cannot be cut:
 ``gpu: 16GB`` means exactly 16 GB, as on every server, and an A100 of 80 GB does not match it.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from dstack_core.local.quantities import GPUSpec, IntRange, MemoryRange, ResourcesSpec
 
-# dstack's name for the machines of SSH fleets, which no cloud provides. Its client refuses unknown names.
+# dstack's name for the machines of SSH fleets, which come from no cloud. Its client rejects unknown names.
 BACKEND = "remote"
 _NO_OFFERS = (
     "No offers matching the run requirements in fleet 'local'.\n"
@@ -57,7 +57,7 @@ class Inventory:
         return self._gpu_count(gpu) is not None
 
     def _gpu_count(self, gpu: GPUSpec) -> int | None:
-        """Return the smallest number of GPUs that meets the requirements, None if no number does."""
+        """Return the smallest number of GPUs that meets the requirements, or None if there is none."""
         most = self.gpus if gpu.count.max is None else min(gpu.count.max, self.gpus)
         least = gpu.count.min or (1 if _is_wanted(gpu) else 0)
         for count in range(least, most + 1):
@@ -70,7 +70,7 @@ class Inventory:
         return (self._gpu_count(resources.gpu) or 0) if resources.gpu is not None else 0
 
     def no_offers(self, resources: ResourcesSpec) -> str:
-        """Return why a job got no machine; names the exact sizes that may have been meant as minimums."""
+        """Return why a job got no machine, with the exact sizes that may have been meant as minimums."""
         return "\n".join([_NO_OFFERS, *exact_sizes(resources)])
 
     def instance(self, resources: ResourcesSpec) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class Inventory:
 
 
 def exact_sizes(resources: ResourcesSpec) -> list[str]:
-    """Return a line for each size without a range: it is exact, but often meant as a minimum."""
+    """Return a line for each size without a range, because it is exact but often meant as a minimum."""
     sizes = {"memory": resources.memory, "disk": resources.disk.size if resources.disk else None}
     if resources.gpu is not None:
         sizes |= {"gpu memory": resources.gpu.memory, "gpu total memory": resources.gpu.total_memory}
@@ -119,7 +119,7 @@ def exact_sizes(resources: ResourcesSpec) -> list[str]:
 
 
 def _is_wanted(gpu: GPUSpec) -> bool:
-    """Return whether a kind of GPU is asked for, although a count of 0 would be allowed."""
+    """Return whether some kind of GPU is requested, although a count of 0 would be allowed."""
     return any((gpu.name, gpu.memory, gpu.total_memory, gpu.compute_capability)) and gpu.count.max != 0
 
 
@@ -130,7 +130,7 @@ def _holds(wanted: MemoryRange | None, size: float) -> bool:
 
 
 def _piece(wanted: IntRange | MemoryRange, default: int) -> Any:
-    """Return the smallest piece in a range."""
+    """Return the smallest amount in a range."""
     if wanted.min is not None:
         return wanted.min
     return default if wanted.max is None else min(default, wanted.max)

@@ -22,7 +22,7 @@ _ALL_EVENTS = ["no-capacity", "interruption", "error"]
 
 def _joined(commands: list[str]) -> str:
     # "a & && b" is not shell syntax, nor is a line that begins with "&&". So a command that ends with "&"
-    # gets braces of its own, and a block of YAML text loses its last line end.
+    # gets braces of its own, and the last line break of a YAML block is removed.
     return " && ".join(
         f"{{ {command} }}" if command.endswith("&") and not command.endswith("&&") else command
         for command in map(str.strip, commands)
@@ -101,7 +101,7 @@ def _app_specs(ports: list[PortMapping]) -> list[dict[str, Any]]:
 
 
 def wanted_resources(job_spec: Mapping[str, Any]) -> ResourcesSpec:
-    """Return the resources that a job asks for."""
+    """Return the resources that a job requests."""
     return ResourcesSpec.model_validate(job_spec["requirements"]["resources"])
 
 

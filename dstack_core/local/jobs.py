@@ -5,10 +5,11 @@ the commands as a local process, clean up. `Ending` holds the request to end; ea
 
 A running job ends for one of three reasons, whichever comes first: its process exits, a stop request arrives,
 or its ``max_duration`` passes. In the last two cases the process gets SIGINT and `Pace.stop_grace` seconds to
-exit. A request to end at once (an abort) skips or cuts this time. Then all that is left of the job is killed.
+exit. A request to end at once (an abort) skips this time or cuts it short. Then whatever is left of the job
+is killed.
 
-The order at the end matters to clients: the process is finished and its last output stored before the job has
-a final status, so a client that sees the status can read the whole log (PROTOCOL 1.8).
+The order at the end matters to clients: the process has ended and its last output is stored before the job
+has a final status, so a client that sees the status can read the whole log (PROTOCOL 1.8).
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ from dstack_core.local.workspace import ADDRESS, Sources, Workspace, WorkspaceEr
 class Pace:
     """The durations that a server waits, in seconds."""
 
-    # Short, so that a run takes some 0.3 s beside its commands; a test that must see each status sets more.
+    # Short: a run takes some 0.3 s more than its commands; a test that must see each status sets more.
     step: float = 0.05
     # As the runner of a real server: SIGINT, and 10 s later SIGKILL (PROTOCOL 1.7).
     stop_grace: float = 10.0
-    # Short, so that tests are quick: a real server makes about one attempt a minute (runs_get_retry_error).
+    # Short, so that tests are fast: a real server makes about one attempt a minute (runs_get_retry_error).
     retry_delay: float = 0.2
 
 
@@ -110,7 +111,7 @@ class JobCarrier:
         await asyncio.to_thread(self._watchdog.close)
 
     async def carry(self, run: Run, job: Job, ending: Ending) -> None:
-        """Run the newest attempt of a job to its final status; all its logs are stored by then (1.8)."""
+        """Run the newest attempt of a job to its final status; by then its log is stored (PROTOCOL 1.8)."""
         try:
             outcome = await self._attempt(run, job, ending)
         except WorkspaceError as error:

@@ -6,14 +6,14 @@ import asyncio
 
 
 class UserKeys:
-    """The RSA key pair of the user, 2048 bits, generated on first use because that takes a moment."""
+    """The RSA key pair of the user, 2048 bits, generated on first use because it takes a moment."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
         self._pair: tuple[str, str] | None = None
 
     async def pair(self) -> tuple[str, str]:
-        """Return the public key (OpenSSH, with its line end) and the private one (PKCS#8 PEM)."""
+        """Return the public key (OpenSSH, with its line break) and the private one (PKCS#8 PEM)."""
         async with self._lock:
             if self._pair is None:
                 self._pair = await asyncio.to_thread(_generate)

@@ -3,7 +3,7 @@
 The websocket runs over an SSH channel, in threads of the SSH server. dstack's own client attaches to read it.
 One thread reads from the client and answers pings and closes; another one sends the log. Both change the
 protocol's state and write to the channel, so both hold the lock while they do. The log is read outside the
-lock, because that blocks until there is news.
+lock, because reading blocks until there is more.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Read = Callable[[datetime | None], Iterator[bytes]]
 
 
 class LiveLog:
-    """One client of a job's live log; `read` yields the log from a time on and ends with the job."""
+    """A client of a job's live log; `read` yields the log from a given time on and ends with the job."""
 
     def __init__(self, channel: paramiko.Channel, read: Read) -> None:
         self._channel = channel
@@ -59,7 +59,7 @@ class LiveLog:
 
     def _send(self, start: str | None) -> None:
         with contextlib.suppress(OSError, EOFError):
-            # A fraction of a second is ignored (PROTOCOL 4.6).
+            # Fractions of a second are ignored (PROTOCOL 4.6).
             after = datetime.fromisoformat(start).replace(microsecond=0) if start else None
             for text in self._read(after):
                 with self._lock:

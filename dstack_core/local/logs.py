@@ -1,12 +1,12 @@
 """Log messages of job submissions, paged as the server's file storage does (PROTOCOL 1.8).
 
-The messages of a submission are a list in the order of their times. Two invariants keep clients right that
-remember only the time of the last message: times are whole milliseconds, and each is later than the one
-before. If output comes faster, times run ahead of the clock; `process` gathers output to avoid that.
+The messages of a submission are a list in the order of their times. Two invariants make it safe for a client
+to remember only the time of the last message: times are whole milliseconds, and each is later than the one
+before. If output comes faster, the times run ahead of the clock; `process` gathers output to avoid that.
 
 ``start_time`` and ``end_time`` are exclusive and found by bisection, so that a page at the end of a long log
 costs as much as one at its beginning. A ``next_token`` is a position in the messages after ``start_time``,
-counted from the oldest one in both directions: new messages are appended and move no position.
+counted from the oldest one in both directions: new messages are appended and change no position.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dstack_core.local.errors import bad_request
 # The resolution of the server's timestamps.
 _TICK = timedelta(milliseconds=1)
 _TIME = attrgetter("timestamp")
-# The longest delay until the end of a job is noticed, and output that arrives just before the wait.
+# The longest delay before the end of a job, or output that arrives just before the wait, is noticed.
 _FOLLOW_SECONDS = 0.1
 
 
@@ -79,7 +79,7 @@ class LogStore:
         """Yield the output since a time, then new output until the job has ended; blocks its thread."""
         position = 0
         while True:
-            # Ask before reading: what a job wrote before it ended is then among the messages.
+            # Check before reading, so that what a job wrote before it ended is among the messages.
             finished = ended()
             messages = self._messages.get((run_name, submission_id), [])[position:]
             position += len(messages)
@@ -103,11 +103,11 @@ class LogStore:
         if not request.diagnose:
             messages = self._messages.get((request.run_name, str(request.job_submission_id)), [])
         after, before = _aware(request.start_time), _aware(request.end_time)
-        # Messages are in the order of their times: no page of a long log needs a search from the beginning.
+        # Messages are in the order of their times, so no page of a long log needs a search from its start.
         begin = 0 if after is None else bisect_right(messages, after, key=_TIME)
         finish = len(messages) if before is None else bisect_left(messages, before, key=_TIME)
         count = max(0, finish - begin)
-        # Positions count from the oldest message, so that a token stays right while messages arrive.
+        # Positions count from the oldest message, so that a token stays valid while messages arrive.
         if request.descending:
             end = count if request.next_token is None else min(offset, count)
             start = max(0, end - max(request.limit, 1))

@@ -1,4 +1,4 @@
-"""Uvicorn without its effects on the process (logging, signal handlers), and with an event when ready."""
+"""Uvicorn without its effects on the process (logging, signal handlers), and with a callback when ready."""
 
 from __future__ import annotations
 
@@ -56,5 +56,5 @@ class ReadyServer(uvicorn.Server):
         self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Call ``on_exit`` and stop at the same time: it ends the requests that a fault delays."""
+        """Call ``on_exit`` and stop at the same time, because it ends the requests that a fault delays."""
         await asyncio.gather(super().shutdown(sockets), self._on_exit())

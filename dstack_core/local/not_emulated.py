@@ -1,7 +1,7 @@
 """The endpoints of 0.22.5 that are not emulated: they return empty lists, "not found" or a refusal.
 
-On a 405, dstack's own client shows a bare status without a reason. So every path of the real server has an
-answer.
+On a 405, dstack's own client shows the bare status without a reason, so every path of the real server is
+answered.
 """
 
 from __future__ import annotations

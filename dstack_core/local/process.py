@@ -1,6 +1,6 @@
 """A job as a local process: a session of its own on a pseudo terminal.
 
-A real runner runs commands on a terminal, so programs write colours and progress bars; the same must happen
+A real runner runs commands on a terminal, so programs print colors and progress bars; the same must happen
 here. Three steps lie between the process and the log:
 
 1. The event loop reads the terminal when it is readable, without a thread.
@@ -8,7 +8,7 @@ here. Three steps lie between the process and the log:
 3. Small pieces are gathered for `_GATHER_SECONDS` and handed on as one message.
 
 The output ends when no process holds the terminal any longer. A background process can keep it open after the
-command has exited. Hence `finish` first kills all that is left of the job, then waits for the end of output.
+command has exited. So `finish` first kills whatever is left of the job, then waits for the end of the output.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from dstack_core.local import reaper
 
-# Bytes to read at once. Gathered output of that size is handed on, so a message has less than twice as much.
+# Bytes to read at once. Gathered output of this size is handed on, so a message has less than twice as much.
 _READ = 65536
 # How long to read the last output of a job that was killed. A terminal that is still open then is held by a
 # process that could not be killed; what it writes is lost.
@@ -36,7 +36,7 @@ _GATHER_SECONDS = 0.002
 _OPEN_TERMINAL = 'exec "$@" <>"$0" >&0 2>&0'
 _ANSI = re.compile(
     rb"""
-    \x1b (?: \[ [0-?]* [\x20-/]* [@-~]                    # CSI: colours, cursor
+    \x1b (?: \[ [0-?]* [\x20-/]* [@-~]                    # CSI: colors, cursor
            | \] [^\x07\x1b]* (?: \x07 | \x1b\\ )          # OSC: titles, links
            | [PX^_] [^\x1b]* \x1b\\                       # DCS, SOS, PM, APC
            | [\x20-/]+ [0-~]                              # character sets
@@ -74,7 +74,7 @@ class AnsiStripper:
 class PtyProcess:
     """A command on a pseudo terminal, whose output goes to a callback.
 
-    Await `finish` in the end: it kills what the command left behind and reads the last output.
+    Await `finish` at the end: it kills what the command left behind and reads the last output.
     """
 
     def __init__(self, on_output: Callable[[bytes], None], marker: str) -> None:
@@ -94,7 +94,7 @@ class PtyProcess:
 
     @property
     def pid(self) -> int:
-        """Return the id of the process, which is its session's id too."""
+        """Return the id of the process, which is also the id of its session."""
         assert self._process is not None  # noqa: S101 - start() comes first
         return self._process.pid
 
@@ -149,7 +149,7 @@ class PtyProcess:
             self._ended.set()
 
     async def wait(self) -> int:
-        """Return the exit status, -1 if the command itself was ended by a signal (PROTOCOL 1.5)."""
+        """Return the exit status, or -1 if a signal ended the command itself (PROTOCOL 1.5)."""
         assert self._process is not None  # noqa: S101 - start() comes first
         status = await self._process.wait()
         return -1 if status < 0 else status

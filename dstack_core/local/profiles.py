@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from dstack_core.local.quantities import IdleSeconds, Seconds, SecondsOrOff, Strict
 
-# 0.22.5 does not know the backend "local": a request that names it is refused, here as there.
+# 0.22.5 does not know the backend "local": a request that names it is refused here as well.
 Backend = Literal[
     "amddevcloud", "aws", "azure", "cloudrift", "crusoe", "cudo", "datacrunch", "daytona", "digitalocean",
     "dstack", "gcp", "hotaisle", "jarvislabs", "kubernetes", "lambda", "lium", "remote", "nebius", "oci",
@@ -39,7 +39,7 @@ class EntityReference(Strict):
 
 
 def as_reference(value: Any) -> Any:
-    """Return a reference for a text, anything else as it is."""
+    """Return a reference for a string, anything else unchanged."""
     return EntityReference(**read_reference(value)) if isinstance(value, str) else value
 
 
@@ -54,7 +54,7 @@ class ProfileRetry(Strict):
 
 
 class UtilizationPolicy(Strict):
-    """The minimum GPU utilisation in percent within a window of seconds."""
+    """The minimum GPU utilization in percent within a window of seconds."""
 
     min_gpu_utilization: Annotated[int, Field(ge=0, le=100)]
     time_window: Annotated[Seconds, Field(ge=_LEAST_WINDOW)]

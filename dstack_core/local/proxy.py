@@ -23,14 +23,14 @@ _PATH = "/proxy/services/{project}/{run_name}"
 _DROPPED = frozenset(
     {"connection", "keep-alive", "transfer-encoding", "upgrade", "server", "date", "content-length"}
 )
-# A port of this machine accepts at once or refuses, so 5 s are only for a busy machine. A model may take long
-# before it answers; after a minute the client gets a 504.
+# A port of this machine accepts or refuses at once, so 5 s are only for a busy machine. A model may take
+# a long time to answer; after a minute the client gets a 504.
 _CONNECT_SECONDS = 5.0
 _READ_SECONDS = 60.0
 
 
 class ServiceProxy:
-    """The proxy of one server's services; it reads a reply as a whole before it passes it back."""
+    """The proxy of one server's services; it reads a whole reply before passing it on."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -86,7 +86,7 @@ class ServiceProxy:
         response = Response(reply.data, reply.status)
         for name in reply.headers:
             if name.lower() not in _DROPPED or (method == "HEAD" and name.lower() == "content-length"):
-                # Repeated headers become one, even several cookies, as in the real proxy.
+                # Repeated headers become one header, even several cookies, as in the real proxy.
                 response.headers[name] = reply.headers[name]
         return response
 

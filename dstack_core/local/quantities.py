@@ -17,13 +17,13 @@ _VENDORS |= {"tpu": "google", "tt": "tenstorrent"}
 
 
 class Strict(BaseModel):
-    """A model that refuses unknown keys and reads numbers as text, as the server does (PROTOCOL 0, 1.1)."""
+    """A model that rejects unknown keys and reads numbers as strings, like the server (PROTOCOL 0, 1.1)."""
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
 
 def parse_duration(value: Any) -> int:
-    """Return a duration in whole seconds for a number or a text such as ``"90s"``, ``"2h"`` or ``"1d"``.
+    """Return a duration in whole seconds for a number or a string such as ``"90s"``, ``"2h"`` or ``"1d"``.
 
     Raises ValueError for anything else (PROTOCOL 3.2).
     """
@@ -68,7 +68,7 @@ InactivitySeconds = Annotated[int | None, BeforeValidator(_inactivity)]
 
 
 def parse_memory(value: Any) -> float:
-    """Return a size in GB for a number (already GB) or a text such as ``"512MB"`` or ``"24GB"``.
+    """Return a size in GB for a number (already GB) or a string such as ``"512MB"`` or ``"24GB"``.
 
     Raises ValueError for anything else (PROTOCOL 3.2).
     """
@@ -223,7 +223,7 @@ class DiskSpec(Strict):
 
 
 class ResourcesSpec(Strict):
-    """The resources that a job asks for, with the server's defaults (PROTOCOL 1.5)."""
+    """The resources that a job requests, with the server's defaults (PROTOCOL 1.5)."""
 
     cpu: CPUSpec = CPUSpec()
     memory: MemoryRange = MemoryRange(min=8.0)

@@ -1,11 +1,11 @@
 """Find and kill all processes of a job, whatever process groups and sessions they created.
 
-A process belongs to a job if it is in the job's session, or if its environment has the job's marker: a daemon
-leaves the session, but inherits the environment. A process that forks while it is being killed may leave a
-child behind, so search and kill repeat until nothing is found.
+A process belongs to a job if it is in the job's session, or if its environment contains the job's marker: a
+daemon leaves the session, but inherits the environment. A process that forks while it is being killed may
+leave a child behind, so the search and the kill are repeated until nothing is found.
 
 Run as a script, this file is the watchdog of one server: it waits until the server has ended, even by
-SIGKILL, then kills what the server started and removes its temporary directory. It learns of the end in two
+SIGKILL, then kills what the server started and removes its temporary directory. It detects the end in two
 ways: its standard input, a pipe from the server, closes; or its parent process changes. The pipe alone is not
 enough, because a process forked from the server keeps it open. The sessions come over the same pipe. The
 watchdog is started by its path with `python -I -S`, so it may import nothing but the standard library.
@@ -75,7 +75,7 @@ def kill_all(sessions: Iterable[int], marker: str | None = None) -> None:
                 os.kill(pid, signal.SIGKILL)
             except OSError:
                 continue
-        # A killed process stays in /proc for a moment, and a forking one may have created another meanwhile.
+        # A killed process stays in /proc for a moment, and one that forks may have created another meanwhile.
         time.sleep(0.002)
 
 
@@ -88,7 +88,7 @@ def watch(server: str, directory: str, parent: int) -> None:
     pending = b""
     while True:
         # A process forked from the server keeps the pipe open, so check the parent twice a second as well.
-        # Read what the pipe holds in any case: the server may have ended before this process began to read.
+        # Always read what the pipe holds: the server may have ended before this process began to read.
         gone = os.getppid() != parent
         if not select.select([0], [], [], 0 if gone else 0.5)[0]:
             if gone:

@@ -2,8 +2,8 @@
 
 An update compares the live jobs with the new specs, by replica group and node. An equal spec keeps its job.
 For any other spec a new job waits in `_waiting` until the old one of its kind, which is ended, has finished.
-Live jobs without a spec are ended (scaled down). If another update comes before that has happened, the
-waiting jobs are dropped, and their predecessors, which are still ending, become those of the new jobs.
+Live jobs without a spec are ended (scaled down). If another update comes before the old jobs have ended, the
+waiting jobs are dropped, and the jobs that are still ending become the predecessors of the new ones.
 
 A real server starts the new replica of a service first and ends the old one when the new one answers. Here
 both would use the same port of the same machine, so an old replica ends before its successor starts.
@@ -20,7 +20,7 @@ from dstack_core.local.jobs import Ending, JobCarrier
 from dstack_core.local.runs import Job, Run, Submission
 
 SCALED_DOWN = "scaled_down"
-# Keys that name a job, and do not describe what it does.
+# Keys that identify a job and do not describe what it does.
 _IDENTITY = ("replica_num", "job_name")
 
 
@@ -47,9 +47,9 @@ class Replicas:
         return await self._endings[0].within(seconds)
 
     def update(self, specs: list[dict[str, Any]]) -> None:
-        """Bring the jobs to the run's latest deployment: keep those that are the same, replace the others."""
+        """Bring the jobs to the run's latest deployment: keep unchanged ones, replace the others."""
         live = [job for job in self._run.jobs if job.is_wanted]
-        # Jobs that an earlier update is still ending; the successors that it planned are superseded.
+        # Jobs that an earlier update is still ending; the successors that it planned are dropped.
         ending = [old for old, _ in self._waiting if old is not None]
         self._waiting.clear()
         number = max((job.spec["replica_num"] for job in self._run.jobs), default=-1) + 1

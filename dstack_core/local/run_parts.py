@@ -16,7 +16,7 @@ from dstack_core.local.specs import (
 
 @dataclass(frozen=True)
 class Part:
-    """Jobs of one kind: what they run, on what, and how many there are."""
+    """Jobs of one kind: what they run, on which resources, and how many there are."""
 
     name: str
     resources: ResourcesSpec

@@ -1,4 +1,4 @@
-"""Runs, jobs and submissions: their fields and their form on the wire (PROTOCOL 1.5)."""
+"""Runs, jobs and submissions: their fields and their JSON form (PROTOCOL 1.5)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Submission:
 
     @property
     def retry_event(self) -> str | None:
-        """Return the retry event that this attempt ended with, None if it ended otherwise (PROTOCOL 1.6)."""
+        """Return the retry event that ended this attempt, or None if something else did (PROTOCOL 1.6)."""
         return RETRY_EVENT_OF_REASON.get(self.termination_reason or "")
 
     def _status_message(self) -> str:
@@ -105,7 +105,7 @@ class Job:
         return {
             "job_spec": self.spec,
             "job_submissions": [submission.wire() for submission in (kept if limit != 0 else [])],
-            # Always null, because there is no SSH proxy, and no shell or IDE that a client could open.
+            # Always null, because there is no SSH proxy and no shell or IDE that a client could open.
             "job_connection_info": None,
         }
 

@@ -36,8 +36,8 @@ class LocalServer:
     Use it as a context manager, or call `start` and `stop`. `stop` kills every process and removes the
     temporary directory. Both happen even if the Python process with the server is killed.
 
-    Jobs run with the rights of the caller, without a container. A job that asks for more than the simulated
-    machine has, or for a `max_price` below its price, fails for lack of capacity.
+    Jobs run with the rights of the caller, without a container. A job that requests more than the simulated
+    machine has, or sets a `max_price` below its price, fails for lack of capacity.
 
     Args:
         port: The port on 127.0.0.1; 0 means any free one.
@@ -47,9 +47,9 @@ class LocalServer:
         gpu_name: The name of these GPUs.
         gpu_memory: The memory of each GPU, in GB.
         price: The price of the machine, in USD per hour.
-        step_seconds: How long a run stays in each status that it passes through.
-        stop_grace_seconds: How long a stopped job may take to react to SIGINT before it is killed.
-        retry_seconds: The delay before the first retry of a run. It doubles with each retry.
+        step_seconds: Seconds that a run stays in each status that it passes through.
+        stop_grace_seconds: Seconds that a stopped job has to react to SIGINT before it is killed.
+        retry_seconds: Seconds before the first retry of a run. The delay doubles with each retry.
 
     Example:
         >>> with LocalServer() as server, server.client() as client:
@@ -226,12 +226,12 @@ def _require_extra() -> None:
 
 
 def _listen(port: int) -> socket.socket:
-    # With an explicit protocol asyncio turns off Nagle's algorithm, which saves 40 ms for every reply.
+    # With an explicit protocol, asyncio turns off Nagle's algorithm, which saves 40 ms per reply.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((_ADDRESS, port))
-        # Listen at once, so that a client which comes early waits instead of being refused. 128 clients may
+        # Listen at once, so that a client that connects early waits instead of being refused. 128 clients may
         # wait, more than a test starts at the same time.
         listener.listen(128)
     except OSError as error:

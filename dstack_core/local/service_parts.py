@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from dstack_core.local.quantities import IntRange, Seconds, Strict
 
-# Limits of the server of 0.22.5; the windows are seconds.
+# Limits of the 0.22.5 server; the windows are in seconds.
 _INT64 = 2**63 - 1
 _WINDOWS = (30, 60, 300)
 
@@ -140,7 +140,7 @@ def check_replicas(value: IntRange | None) -> IntRange | None:
 
 
 def check_scaling(replicas: IntRange | None, scaling: Scaling | None) -> None:
-    """Raise ValueError unless `scaling` is given exactly for a range of replicas."""
+    """Raise ValueError unless `scaling` is set if and only if `replicas` is a range."""
     if replicas is not None and (replicas.min != replicas.max) != (scaling is not None):
         raise ValueError("`scaling` and a range of `replicas` need each other")
 

@@ -1,4 +1,4 @@
-"""Run specifications as the server of 0.22.5 accepts and stores them (PROTOCOL 1.3, 1.4, 3.2)."""
+"""Run specifications as the 0.22.5 server accepts and stores them (PROTOCOL 1.3, 1.4, 3.2)."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ class RemoteRepoData(Strict):
 
 
 class LocalRepoData(Strict):
-    """A folder whose content was uploaded as a tar."""
+    """A folder whose contents were uploaded as a tar."""
 
     repo_type: Literal["local"] = "local"
     repo_dir: str
@@ -224,6 +224,6 @@ class RunSpec(Strict):
     merged_profile: Annotated[Profile, Field(exclude=True)] = Profile()
 
     def setting(self, name: str) -> Any:
-        """Return a scheduling key from the configuration, else from the profile, else None."""
+        """Return a scheduling key of the configuration, else of the profile, else None."""
         value = getattr(self.configuration, name)
         return getattr(self.profile, name) if value is None and self.profile is not None else value

@@ -6,7 +6,7 @@ which has a port of its own. A client opens a channel to that port and runs a se
 Only the host's port is a real one. A container's port is just a number that identifies the job, so hundreds
 of finished jobs, whose logs a client may still want, need no socket. `SshHost.serve` serves both kinds of
 connections: with a `Door` it is the container of that job, without one the host. Each connection and each
-channel has a thread. paramiko is imported with the first connection, because few servers are attached to.
+channel has a thread. paramiko is imported with the first connection, because few servers get any.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ RUNNER_PORT = 10999
 # numbers start again, and the oldest jobs can no longer be attached to.
 _FIRST, _LAST = 20_000, 59_999
 _LOG = "dstack_core.local.ssh"
-# How often a connection without channels checks whether it, or the server, was closed.
+# How often a connection without channels checks whether it or the server was closed.
 _ACCEPT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Door:
-    """A job from the view of its container's SSH server: the key that may log in, and the log."""
+    """A job as its container's SSH server sees it: the key that may log in, and the log."""
 
     public_key: str
     read_log: Callable[[datetime | None], Iterator[bytes]]

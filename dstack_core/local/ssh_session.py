@@ -28,7 +28,7 @@ Pipe = paramiko.Channel | socket.socket
 
 
 class InnerWay:
-    """The channel that a second connection runs in; it can be closed after the first connection was cut."""
+    """The channel in which a second connection runs; it can be closed after the first connection was cut."""
 
     def __init__(self, channel: paramiko.Channel) -> None:
         self._channel = channel
@@ -51,7 +51,7 @@ class Session(paramiko.ServerInterface):
         self._targets: dict[int, socket.socket | Door | None] = {}
 
     def get_banner(self) -> tuple[str | None, str | None]:
-        """Return a banner for users who log in by hand; the host, a mere hop, has none."""
+        """Return a banner for users who log in by hand; the host has none, because it is only a hop."""
         return (None, None) if self._door is None else (_BANNER, "en-US")
 
     def get_allowed_auths(self, username: str) -> str:
@@ -65,7 +65,7 @@ class Session(paramiko.ServerInterface):
         return AUTH_SUCCESSFUL if known else AUTH_FAILED
 
     def check_channel_request(self, kind: str, chanid: int) -> int:
-        """Open empty sessions: a client may want one to keep the connection."""
+        """Allow empty sessions: a client may need one to keep the connection open."""
         return OPEN_SUCCEEDED if kind == "session" else OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED
 
     def check_channel_direct_tcpip_request(

@@ -75,7 +75,7 @@ class State:
             raise unknown_project()
 
     def add(self, run: Run) -> None:
-        """Store a new run under its name; it replaces a run that had the name (PROTOCOL 1.4)."""
+        """Store a new run under its name; it replaces an earlier run of that name (PROTOCOL 1.4)."""
         if (old := self.named.get(run.name)) is not None:
             old.deleted = True
         self.runs[run.id] = run
@@ -95,7 +95,7 @@ class State:
                 return name
 
     def sources(self, run: Run) -> Sources:
-        """Return the uploads that a run refers to, without those that are missing."""
+        """Return the uploads that a run refers to; missing ones are left out."""
         spec = run.spec
         repo = self.repos.get(spec.repo_id or "")
         creds = repo.repo_creds if repo is not None else None

@@ -21,7 +21,7 @@ class Transitions:
             self._events.status(run, None, old, status, run.termination_reason)
 
     def job(self, run: Run, job: Job, status: str, reason: str | None = None) -> None:
-        """Set the status of a job's newest attempt, and that of the run if it is behind."""
+        """Set the status of a job's newest attempt, and the status of the run if that is behind."""
         submission = job.latest
         old, submission.status, submission.last_processed_at = submission.status, status, now()
         submission.termination_reason = reason

@@ -1,4 +1,4 @@
-"""Updates in place: what a server of 0.22.5 changes in an active run without a new one (PROTOCOL 1.4)."""
+"""Updates in place: what a 0.22.5 server can change in an active run without a new run (PROTOCOL 1.4)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OF_TYPE = {
 
 
 def can_update(old: RunSpec, new: RunSpec) -> bool:
-    """Return whether an active run of one spec can become one of the other."""
+    """Return whether an active run with one spec can be updated to the other."""
     if old.configuration.type != new.configuration.type:
         return False
     changed = set(_changed(old.model_dump(mode="json"), new.model_dump(mode="json")))
@@ -38,6 +38,6 @@ def _changed(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
             yield key
     before, after = old["configuration"], new["configuration"]
     for key in before:
-        # To write the default, or to leave it out, does not count as a change.
+        # Whether the default is written or left out does not count as a change.
         if before[key] != after[key] and not (key == "https" and {before[key], after[key]} == {None, True}):
             yield f"configuration.{key}"

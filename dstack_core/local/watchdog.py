@@ -12,7 +12,7 @@ from uuid import uuid4
 from dstack_core.local import reaper
 from dstack_core.local.process import PtyProcess
 
-# How long the helper may take to clean up: killing takes 2 s at most, removing the directory a moment.
+# How long the helper may take to clean up: killing takes at most 2 s, removing the directory a moment.
 _CLOSE_SECONDS = 5.0
 
 
@@ -29,7 +29,7 @@ class Watchdog:
         return f"{reaper.MARKER}={self._server}.{job}"
 
     def start(self) -> None:
-        """Start the helper unless it runs; call this before the first process, so that all are watched."""
+        """Start the helper unless it runs; call this before the first process, so that each is watched."""
         if self._helper is None:
             script = str(Path(reaper.__file__))
             self._helper = subprocess.Popen(

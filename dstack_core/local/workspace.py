@@ -3,9 +3,9 @@
 There is no container, so the paths of a container are mapped into a directory of this machine, and nothing
 may be written outside it. Paths leave the directory in three ways, each closed where it could happen:
 
-* ``..`` in a path: `Workspace.local` normalises it and compares.
-* A symbolic link of the code on the way to a directory: `Workspace._make` resolves it and compares.
-* A symbolic link in an archive that a later entry of the archive is written through: `_unpack` makes the
+* ``..`` in a path: `Workspace.local` normalizes it and compares.
+* A symbolic link in the code, on the way to a directory: `Workspace._make` resolves it and compares.
+* A symbolic link in an archive through which a later entry of the archive is written: `_unpack` creates the
   links last.
 
 Commands are not confined: they have the rights of the caller and may follow any link.
@@ -136,7 +136,7 @@ class Workspace:
         shutil.rmtree(unpacked)
 
     def environment(self, run: Run, job: Job, marker: str) -> dict[str, str]:
-        """Return the environment of the job; of the server's own it has only PATH (PROTOCOL 1.8, samples)."""
+        """Return the environment of the job, with only PATH from the server's own (PROTOCOL 1.8, samples)."""
         peers = [peer for peer in run.jobs if peer.spec["replica_num"] == job.spec["replica_num"]]
         machine = job.latest.provisioning_data or {}
         gpus = len(machine["instance_type"]["resources"]["gpus"])
@@ -166,10 +166,10 @@ class Workspace:
 def _unpack(archive: Path, directory: Path) -> None:
     """Unpack into a new directory; links may lead anywhere, as in a container.
 
-    Links are made last, the deepest first, so nothing of the archive is ever written through one.
+    Links are created last, the deepest first, so nothing in the archive is ever written through one.
     """
     if not hasattr(tarfile, "data_filter"):
-        raise WorkspaceError("Archives are unpacked safely only by Python 3.11.4 or newer")
+        raise WorkspaceError("Only Python 3.11.4 or newer unpacks archives safely")
     directory.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive) as tar:
         links = {_inside(directory, member.name): member.linkname for member in tar if member.issym()}
