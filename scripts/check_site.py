@@ -1,4 +1,4 @@
-"""Check a built site: pages load nothing from outside, links and anchors have a target, lists are lists."""
+"""Check a built site: pages load nothing from elsewhere, links and anchors have a target, lists are lists."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-# What a browser fetches by itself, by tag and attribute. `link` also names things that are not fetched.
+# What a browser fetches by itself, by tag and attribute. `link` also names things that it does not fetch.
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src"}
 FETCHED_RELATIONS = {
     "stylesheet",
@@ -36,7 +36,7 @@ class Page(HTMLParser):
         self.feed(path.read_text())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Collect what a tag names."""
+        """Collect the anchors, links and addresses of a tag."""
         values = {name: value or "" for name, value in attrs}
         self.anchors.update(values[name] for name in ("id", "name") if name in values)
         if tag == "a" and "href" in values:
@@ -49,7 +49,7 @@ class Page(HTMLParser):
 
 def check_site(site: Path) -> list[str]:
     """Return the problems of a built site, one line each."""
-    # The page for a wrong address links from the root of a host.
+    # The page for a wrong address has links that start at the root of a host.
     pages = {path: Page(path) for path in sorted(site.rglob("*.html")) if path.name != "404.html"}
     problems = [] if pages else [f"{site}: expected pages, got none."]
     for path, page in pages.items():

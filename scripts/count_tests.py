@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 
 
 def main(paths: list[str]) -> int:
-    """Print ``N passed, N failed, N skipped``; return 1 when a test failed or none ran."""
+    """Print ``N passed, N failed, N skipped``; return 1 if a test failed or none passed."""
     total = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
     for path in paths:
         for suite in ElementTree.parse(path).getroot().iter("testsuite"):  # noqa: S314 - our own file

@@ -1,4 +1,4 @@
-"""Run the example DAG on an embedded dstack server: nothing to set up, nothing left behind.
+"""Run the example DAG on an embedded dstack server, with nothing to set up and nothing left behind.
 
 Run it with the Python of the Airflow environment. Exits with 0 only if the DAG run succeeded.
 """
@@ -27,7 +27,7 @@ def say(text: str) -> None:
 
 
 def configure_airflow(home: str) -> None:
-    """Point Airflow at a home of its own; it reads the environment when it is imported."""
+    """Point Airflow at a home of its own, through the environment, which Airflow reads at import."""
     for name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
         del os.environ[name]
     os.environ.update(
@@ -46,7 +46,7 @@ def configure_airflow(home: str) -> None:
 
 
 def migrate() -> None:
-    """Make the database of the home that Airflow was pointed at."""
+    """Create the database in the home that Airflow points at."""
     airflow = Path(sys.executable).with_name("airflow")
     subprocess.run([airflow, "db", "migrate"], check=True, capture_output=True, timeout=300)
 
@@ -74,7 +74,7 @@ def main() -> int:
         os.environ["AIRFLOW_CONN_DSTACK_DEFAULT"] = json.dumps(
             {"conn_type": "dstack", "host": server.url, "login": server.project, "password": server.token}
         )
-        say("making Airflow's database ...")
+        say("creating Airflow's database ...")
         migrate()
         say("running the DAG example_dstack_run; the log of the run follows")
         state, results = run_example()

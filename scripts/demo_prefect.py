@@ -1,4 +1,4 @@
-"""Run the example flow on a real Prefect server and an embedded dstack server: nothing is left behind.
+"""Run the example flow on a real Prefect server and an embedded dstack server; leave nothing behind.
 
 Run it with the Python of the Prefect environment. Exits with 0 only if the flow run succeeded.
 """
@@ -29,7 +29,7 @@ def say(text: str) -> None:
 
 
 def configure_prefect(home: Path, port: int) -> None:
-    """Point Prefect at a home and a server of its own; it reads the environment when it is imported."""
+    """Point Prefect at a home and a server of its own, through the environment, which it reads at import."""
     for name in [name for name in os.environ if name.startswith(("PREFECT_", "DSTACK_"))]:
         del os.environ[name]
     os.environ.update(
@@ -94,7 +94,7 @@ def main() -> int:
         say("starting a Prefect server ...")
         with prefect_server(home, port):
             say("running the flow example_dstack_run; the log of the run follows")
-            # A process of its own hands its last log records to the server before the server ends.
+            # In a process of its own, the flow sends its last log records before the server ends.
             status = subprocess.run([sys.executable, FLOW_FILE], timeout=FLOW_SECONDS).returncode
         with server.client() as client:
             outcomes = [run.outcome() for run in client.runs.list(all=True)]

@@ -69,7 +69,7 @@ def _final(found: griffe.Object | griffe.Alias) -> griffe.Object:
 
 
 def _enum_value(member: griffe.Attribute) -> object:
-    """Return the value of a member; it is the first item of what ``__new__`` gets."""
+    """Return the value of a member, which is the first of the arguments of ``__new__``."""
     made_of = member.value
     return next(iter(made_of.elements)) if isinstance(made_of, griffe.ExprTuple) else made_of
 
@@ -140,7 +140,7 @@ def _class_signature(found: griffe.Class, name: str) -> str:
 
 
 def _default(field: griffe.Attribute) -> str:
-    """Return ``= value`` of a field; of pydantic's ``Field(...)`` only what it gives as the default."""
+    """Return ``= value`` of a field; for pydantic's ``Field(...)``, only its default."""
     if not isinstance(field.value, griffe.ExprCall):
         return "" if field.value is None else f" = {field.value}"
     named = {

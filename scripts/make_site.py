@@ -1,11 +1,13 @@
 """Build the documentation site: stage the pages, run MkDocs on them, write ``llms.txt``, check the result.
 
 ``make docs`` runs it with the Python of the docs environment. The pages in the repository are written for a
-reader of the repository: they link to files beside ``docs/`` and mark a code block with who tests it. A copy
-in ``build/docs`` is what MkDocs wants. No code here depends on MkDocs, which is run as a module.
+reader of the repository: they link to files outside ``docs/``, and code blocks name the kind of test that
+runs them. A copy in ``build/docs`` is what MkDocs needs. No code here depends on MkDocs, which runs as a
+module.
 
-The build makes no network connection: the process refuses one. The check refuses a page whose script, style,
-font or image comes from another host, a link whose target or anchor is missing, and a list that became text.
+The build makes no network connection: the process refuses any. The check rejects a page whose script, style,
+font or image comes from another host, a link whose target or anchor is missing, and a list that became a
+paragraph.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 STAGED = ROOT / "build" / "docs"
 SITE = ROOT / "build" / "site"
-# Where links of the pages to files outside docs/ lead on the site.
+# Where the pages' links to files outside docs/ lead on the site.
 PAGES_OUTSIDE = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
@@ -58,7 +60,7 @@ def main() -> int:
 
 
 def stage_pages() -> None:
-    """Copy the pages, the images, the examples and the pages beside ``docs/`` to the staging folder."""
+    """Copy the pages, images and examples, and the pages outside ``docs/``, to the staging folder."""
     shutil.rmtree(STAGED, ignore_errors=True)
     shutil.copytree(DOCS, STAGED)
     for source, target in PAGES_OUTSIDE.items():
@@ -80,7 +82,7 @@ def examples() -> list[Path]:
 
 
 def page_for_site(page: Path) -> str:
-    """Return a page of the repository as MkDocs wants it: fences, lists and links."""
+    """Return a page of the repository as MkDocs needs it: fences, lists and links are converted."""
     lines: list[str] = []
     fence = ""
     for line in _without_sections(page.read_text().splitlines()):
@@ -93,7 +95,7 @@ def page_for_site(page: Path) -> str:
         if found and line == fence:
             fence = ""
         elif not fence:
-            # GitHub's Markdown starts a list after any line, Python's only after an empty line.
+            # GitHub's Markdown starts a list after any line, Python-Markdown only after an empty line.
             if _LIST_ITEM.match(line) and lines and lines[-1].strip() and not _in_list(lines):
                 lines.append("")
             line = _LINK.sub(lambda link: _link_for_site(page, link), line)
@@ -157,7 +159,7 @@ def _example_page(path: Path) -> str:
 
 def run_mkdocs() -> int:
     """Run MkDocs in this process, which makes no connection; return its exit status."""
-    # Without --quiet, which would also hide the warnings from --strict.
+    # Without --quiet, which would also hide warnings from --strict.
     arguments = ["mkdocs", "build", "--strict", "--clean", "--config-file", str(ROOT / "mkdocs.yml")]
     with (
         mock.patch.object(socket.socket, "connect", _refuse_connection),
@@ -175,7 +177,7 @@ def _refuse_connection(*_: object) -> NoReturn:
 
 
 def write_llms_txt() -> None:
-    """Write ``llms.txt`` (see llmstxt.org) and, beside each page, its Markdown, which it links to."""
+    """Write ``llms.txt`` (see llmstxt.org) and, next to each page, the Markdown that it links to."""
     lines: list[str] = []
     for section, pages in sections():
         lines += ["", f"## {section}", ""]
@@ -194,7 +196,7 @@ def write_llms_txt() -> None:
 
 
 def sections() -> list[tuple[str, list[str]]]:
-    """Return the sections of the navigation with their pages, in their order."""
+    """Return the sections of the navigation, in order, with their pages."""
     found: list[tuple[str, list[str]]] = []
     nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
     for line in nav.splitlines():

@@ -1,8 +1,8 @@
 """Write the documentation of the submit options into the docstrings that explain each of them.
 
-``make reference`` runs it. The text is that of ``dstack_core/models/options.py``. ``submit`` has it
-word for word; where a workflow engine has words of its own for an option, they stay, and only an option
-that is not explained yet is added. So the text is in the source, where an IDE finds it, and is written once.
+``make reference`` runs it. The text comes from ``dstack_core/models/options.py``. ``submit`` has it
+word for word; where a workflow engine explains an option in its own words, these stay, and only options
+that are not explained yet are added. So the text is in the source, where an IDE finds it, and written once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WIDTH = 110
 
 @dataclass(frozen=True)
 class Target:
-    """A docstring with an ``Args:`` section; ``renamed`` are the options that have another name there."""
+    """A docstring with an ``Args:`` section; ``renamed`` lists the options that have another name there."""
 
     path: Path
     name: str
@@ -57,7 +57,7 @@ def explanations() -> dict[str, str]:
                 continue
             if not (isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)):
                 raise SystemExit(
-                    f"{entry.target.id}: expected its explanation below it, got none. See {OPTIONS}."
+                    f"{entry.target.id}: expected an explanation below it, got none. See {OPTIONS}."
                 )
             found[entry.target.id] = " ".join(str(text.value.value).split())
     return found
@@ -107,7 +107,7 @@ def _entries(lines: list[str], indent: str) -> dict[str, list[str]]:
 def _with(
     entries: dict[str, list[str]], name: str, text: list[str], options: list[str]
 ) -> dict[str, list[str]]:
-    """Return the entries with one more, after the last one of an option."""
+    """Return the entries with one more, after the last entry of an option."""
     last = max(number for number, each in enumerate(entries, 1) if each in options)
     items = list(entries.items())
     return dict([*items[:last], (name, text), *items[last:]])

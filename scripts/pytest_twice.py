@@ -1,13 +1,13 @@
-"""Run pytest; if a few tests fail beside others, run these once more, alone, and report them.
+"""Run pytest; if only a few tests fail, run these once more, alone, and report those that pass.
 
 The problem: the suites start hundreds of real servers, hosts and runs on two cores. A test that waits for
-another process can fail there for a reason that is not in the code, such as a server that was starved of CPU.
-The run takes an hour, and one such test would hide the result of all others.
+another process can fail for a reason that is not in the code, such as a server starved of CPU. The run takes
+an hour, and one such test would hide the result of all others.
 
 The rule: at most ``MOST`` failures are run again, without parallel workers. A test that fails again fails
 the run. One that passes is written to ``build/reports/failed-once.txt``, which ``.ci/run`` prints at its end:
-it is a fault of the test or of the code that needs load to show, and is to be mended. Only ``.ci/run`` uses
-this; ``make test`` stays strict.
+it has a fault, in the test or in the code, that shows only under load and must be fixed. Only ``.ci/run``
+uses this; ``make test`` stays strict.
 
     python -m scripts.pytest_twice [pytest's arguments]
 """
@@ -24,13 +24,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "build/reports/failed-once.txt"
-# More at once is a broken build, not a test that was starved.
+# More failures mean a broken build, not a starved test.
 MOST = 3
 _FAILED = 1
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run pytest with these arguments, up to twice, and return the exit status."""
+    """Run pytest with these arguments, once or twice, and return the exit status."""
     cache = tempfile.mkdtemp(prefix="pytest-twice-")
     try:
         status = _pytest([*arguments, "-o", f"cache_dir={cache}"])
@@ -38,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
         if status != _FAILED or not 0 < len(failed) <= MOST:
             return status
         print(f"== again, alone: {', '.join(failed)}", flush=True)
-        # Of an option that is given twice the later one counts; the report of all tests is not replaced.
+        # If an option is given twice, the later one counts, so the report of all tests is not overwritten.
         alone = ["-n", "0", f"--junitxml={cache}/again.xml", "--lf", "--lfnf=none"]
         status = _pytest([*arguments, "-o", f"cache_dir={cache}", *alone])
         if status == 0:

@@ -93,8 +93,8 @@ PAGES = [
     Page(
         "integration",
         "Integration",
-        "What a workflow engine needs on top of a client: which run is meant, its stop for a task, its log, "
-        "and its outcome in words. [How to integrate another engine](../integrate-an-engine.md).",
+        "What a workflow engine needs on top of a client: find a job's run, stop it, relay its log and "
+        "describe its outcome. [How to integrate another engine](../integrate-an-engine.md).",
         core(
             "integration.RunRef",
             "integration.AttemptNames",
@@ -131,7 +131,7 @@ PAGES = [
     Page(
         "account",
         "Projects, backends, repositories, users",
-        "Look around on a server.",
+        "See what a server has.",
         core(
             "ProjectCollection",
             "Project",
@@ -148,7 +148,7 @@ PAGES = [
     Page(
         "errors",
         "Errors",
-        "Everything that is raised on purpose, from the root down. [What to do about them](../errors.md).",
+        "All errors raised on purpose, from the base class down. [What to do about them](../errors.md).",
         core(
             "DstackError",
             "ConfigurationError",

@@ -1,14 +1,14 @@
-"""Print what a newcomer passes: the files and functions of a submit and of tasks, and the sizes of packages.
+"""Print what a newcomer has to read: the files and functions that a submit and tasks pass, and package sizes.
 
-A walk is measured by really doing it on an embedded dstack server, while a profiler notes which functions of
+A walk is measured by executing it on an embedded dstack server, while a profiler records which functions of
 the project are called, in every thread. Modules, classes, lambdas and comprehensions do not count, nor does
 the embedded server.
 
-Run it with the Python of an environment; it does the walks that this one can::
+Run it with the Python of an environment; it does the walks that are possible there::
 
     python -m scripts.walks [--walk NAME ...] [--json]
 
-A comment line has nothing but a comment; a code line is any other that is neither empty nor in a docstring.
+A comment line contains only a comment; a code line is any other that is neither empty nor in a docstring.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from airflow_provider_dstack.operators import DstackRunOperator
 with DAG("{name}") as dag:
     DstackRunOperator(task_id="train", configuration="type: task\\ncommands: [{command}]", {arguments})
 """
-# A worker follows a deferrable task's run for 5 s before it hands it over; this run takes longer.
+# A worker follows a deferrable task's run for 5 s before handing it over; this run takes longer.
 _AIRFLOW_TASKS = (
     ("Airflow task", "echo hello", ""),
     ("deferred Airflow task", "sleep 15; echo hello", "deferrable=True"),
@@ -80,7 +80,7 @@ class Walk:
 
 @dataclass(frozen=True)
 class Size:
-    """The sizes of a package, the folders below it included."""
+    """The sizes of a package, including the folders below it."""
 
     package: str
     files: int
@@ -107,7 +107,7 @@ def watched(name: str, folders: Iterable[Path], without: Iterable[Path] = ()) ->
         code = frame.f_code
         if event != "call" or not code.co_filename.startswith(inside):
             return
-        # Class bodies and modules are called as well, without locals of their own.
+        # Class bodies and modules are called too, but without locals of their own.
         is_function = bool(code.co_flags & inspect.CO_NEWLOCALS) and not code.co_name.startswith("<")
         if is_function and not code.co_filename.startswith(outside):
             walk.seen.add((code.co_filename, code.co_qualname))
@@ -122,7 +122,7 @@ def watched(name: str, folders: Iterable[Path], without: Iterable[Path] = ()) ->
 
 
 def project(name: str) -> Any:
-    """Watch the whole project but the embedded server."""
+    """Watch the whole project except the embedded server."""
     return watched(name, [CORE, AIRFLOW, PREFECT], without=[CORE / "local"])
 
 
@@ -138,7 +138,7 @@ def submit() -> Iterator[Walk]:
 
 
 def airflow() -> Iterator[Walk]:
-    """Run a task in the worker, and one that is deferred, its trigger included."""
+    """Run one task in the worker and one that is deferred, including its trigger."""
     from dstack_core.local import LocalServer
     from scripts import demo_airflow
 
@@ -185,7 +185,7 @@ def prefect() -> Iterator[Walk]:
         yield walk
 
 
-# The module that an environment has if it can do the walk.
+# The module that an environment must have to do the walk.
 WALKS: dict[str, tuple[str, Callable[[], Iterator[Walk]]]] = {
     "submit": ("dstack_core", submit),
     "airflow": ("airflow", airflow),
@@ -229,7 +229,7 @@ def size_of(package: str, folder: Path, *, longest: int = LONGEST) -> Size:
 
 
 def total(sizes: Iterable[Size]) -> Size:
-    """Sum up packages that do not contain each other."""
+    """Add up packages that do not contain each other."""
     parts = list(sizes)
     longest = sorted(
         ((f"{one.package}/{file}", lines) for one in parts for file, lines in one.longest),
@@ -266,7 +266,7 @@ def as_markdown(walks: Iterable[Walk], packages: Iterable[Size]) -> str:
 
 
 def as_json(walks: Iterable[Walk], packages: Iterable[Size]) -> str:
-    """Return the same as JSON, with the names of the files and functions."""
+    """Return the same data as JSON, with the names of the files and functions."""
     shown = {
         walk.name: {
             "files": [str(Path(file).relative_to(REPOSITORY)) for file in walk.files],
@@ -289,13 +289,13 @@ def main() -> None:
     """Do the walks of this environment and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--walk", action="append", choices=WALKS, help="do this walk, not all that can be done"
+        "--walk", action="append", choices=WALKS, help="do only this walk, instead of all possible ones"
     )
     parser.add_argument("--json", action="store_true", help="print JSON, with the files and functions")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     walks: list[Walk] = []
-    # What the hosts print belongs to no table.
+    # What the hosts print does not belong in the tables.
     with redirect_stdout(sys.stderr):
         for name in given.walk or WALKS:
             module, measure = WALKS[name]

@@ -8,7 +8,7 @@ asks for a channel at that moment and gets it from whichever ``Tunnel`` is curre
 tunnel; ``Tunnel`` itself reconnects.
 
 Invariants: a local port stays bound from ``open`` to ``close``, so no other process takes it in between.
-After ``close`` nothing is opened any more, not even by a call that was under way in another thread.
+After ``close`` nothing more is opened, not even by a call that was under way in another thread.
 """
 
 from __future__ import annotations

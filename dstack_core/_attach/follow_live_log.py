@@ -141,7 +141,7 @@ def _leads_to(source: LiveSource, approach: Approach, submission: Submission) ->
 def _stream(
     api: Api, progress: Progress, source: LiveSource, submission: Submission, position: Position
 ) -> Flow[bool]:
-    """Report what the runner sends; True if it ended the stream, False if it cannot be reached any more."""
+    """Report what the runner sends; True if it ended the stream, False if it can no longer be reached."""
     fruitless = 0
     while fruitless < _REOPENINGS and not source.is_closed:
         seen = position.given

@@ -182,7 +182,7 @@ def _authenticate(transport: paramiko.Transport, hop: Hop, keys: Sequence[parami
             ) from None
         if transport.is_authenticated():
             return
-        # A daemon hangs up after too many keys (MaxAuthTries); the others cannot be tried any more.
+        # A daemon hangs up after too many keys (MaxAuthTries); the others can no longer be tried.
         if not transport.is_active():
             break
     where = (
@@ -221,5 +221,5 @@ def _quiet_channel() -> str:
 
 
 def error_text(error: BaseException) -> str:
-    """Return the text of an error on one line, or the name of its type if it has no text."""
+    """Return the message of an error on one line, or the name of its type if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -227,7 +227,7 @@ def _asked_wait(error: TransientServerError) -> float:
     try:
         return min(_BACKOFF.parse_retry_after(error.retry_after), _LONGEST_RETRY_AFTER)
     except InvalidHeader:
-        # Proxies send all kinds of texts here; then this client's own backoff applies.
+        # Proxies send all kinds of values here; then this client's own backoff applies.
         return 0.0
 
 

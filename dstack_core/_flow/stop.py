@@ -210,7 +210,7 @@ class _Stop:
                 return None
             return self._known(StopState.MISSING)
         self.is_missing = False
-        # A deleted run cannot be stopped any more, whatever status it still shows.
+        # A deleted run can no longer be stopped, whatever status it still shows.
         if run.deleted and run.is_active:
             return self._known(StopState.MISSING)
         if not self.target.is_met_by(run):

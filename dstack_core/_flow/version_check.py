@@ -1,6 +1,6 @@
 """Find out the server's version where it matters, and explain what a server is too old for.
 
-The problem: a server refuses a key it does not know with a text that does not name the version, and asking
+The problem: a server refuses a key it does not know with a message that does not name the version, and asking
 for the version before each submit would cost every user a request.
 
 The idea: ordinary runs need nothing that only some servers have, so the version is fetched only when a

@@ -177,7 +177,7 @@ class Api:
         )
 
     def update(self, run_spec: Mapping[str, Any], current: Resource) -> Call[RunSnapshot]:
-        """Update a run in place; refused when it is not ``current`` any more (PROTOCOL 1.4)."""
+        """Update a run in place; refused if it is no longer ``current`` (PROTOCOL 1.4)."""
         body = {"plan": {"run_spec": run_spec, "current_resource": current.data}, "force": False}
         name = run_spec.get("run_name")
         return self._call(self._path("runs/apply"), body, parse_run, run_name=name, idempotent=False)

@@ -76,7 +76,7 @@ class Reply:
 
 
 def text(value: Any) -> str | None:
-    """Return a value that should be a text as a text; None stays None."""
+    """Return a value that should be a string as a string; None stays None."""
     return None if value is None else str(value)
 
 

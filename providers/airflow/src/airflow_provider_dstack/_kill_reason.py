@@ -175,7 +175,7 @@ def _by_state(ask_state: Callable[[], str | None]) -> KillReason | str:
     try:
         state = ask_state()
     except (AirflowRuntimeError, OSError, EOFError) as error:
-        # Airflow's reply to the supervisor was an error, or there is no supervisor any more.
+        # Airflow's reply to the supervisor was an error, or the supervisor is gone.
         return KillReason("unreachable", f"the question for the task's state failed: {error!r}")
     except Exception as error:
         # An Airflow that has to be asked in another way is not away.

@@ -208,7 +208,7 @@ class Judge:
         return True, f"its {owner} has ended"
 
     def has_ended(self, flow_run_id: str | None) -> bool:
-        """Whether the flow run has ended for so long that it reports nothing itself any more."""
+        """Whether the flow run ended so long ago that it no longer reports anything itself."""
         if flow_run_id is None:
             return True
         state = self.state("flow_run", flow_run_id)
