@@ -163,9 +163,10 @@ def test_a_cancelled_wait_among_others_is_forgotten() -> None:
         all_asked = [wait(one, index, 1000 if index else 2) for index in range(10)]
         all_asked[3].answer.cancel()
         assert await ended(all_asked[:1]) == ["running"]
-        assert set(one._pending) == {lookup(index) for index in range(1, 10)} - {lookup(3)}
+        assert lookup(3) not in one._pending
+        # On a busy machine the next round may already have some of the others; closing answers these too.
         one.close()
-        assert await ended(all_asked[4:]) == [None] * 6
+        assert await ended([*all_asked[1:3], *all_asked[4:]]) == [None] * 8
 
     run(steps)
 

@@ -25,7 +25,7 @@ def relayed(position: LogPosition, told: LogLines, parts: int | None = None) -> 
         if number == parts:
             return lines
         lines += part.lines
-        position.relayed(part)
+        position.relayed(part, told)
     position.passed(told)
     return lines
 
@@ -84,6 +84,17 @@ def test_no_position_is_inside_a_line() -> None:
     assert [part.lines for part, _ in LogPosition(START, {}).new_parts(event("one", *pieces))] == [
         ("one", *pieces)
     ]
+
+
+def test_the_pieces_at_the_end_of_an_event_are_not_counted_as_lines() -> None:
+    first = LogPosition(START, {})
+    unfinished = event("one", *("é" * 32_768 for _ in range(20)), after="1")
+    for part, _ in first.new_parts(unfinished):
+        first.relayed(part, unfinished)
+    # The process stops here, before it has passed the event. The next one reads behind the pieces.
+    second = in_another_process(first)
+    assert second.progress == unfinished.progress
+    assert relayed(second, event("é the end", "two", "three", after="2")) == ["é the end", "two", "three"]
 
 
 def test_a_state_of_an_older_version_has_no_lines_ahead() -> None:

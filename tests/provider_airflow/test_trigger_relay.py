@@ -17,7 +17,7 @@ from airflow_provider_dstack import _stop, _trigger_relay, triggers
 from airflow_provider_dstack._log_relay import LogPosition, new_relay
 from airflow_provider_dstack._trigger_relay import Checkpoints, TriggerRelay
 from airflow_provider_dstack.triggers import DstackRunTrigger
-from dstack_core import LogCursor, LogLines, Progress, RetryPolicy
+from dstack_core import LogCursor, LogLines, Outcome, Progress, RetryPolicy
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import paths, wait_for
 from tests.provider_airflow.triggering import payloads, submitted, trigger_for, until
@@ -235,6 +235,38 @@ def test_all_triggers_of_a_process_share_their_polls(
 
     asyncio.run(go())
     assert paths(server, "/runs/stop") == []
+
+
+def test_a_run_that_ends_during_a_long_line_leaves_the_rest_to_the_worker_whole() -> None:
+    # 655,360 characters in pieces: more than the burst, so the trigger is held up and sees the end.
+    after = Progress("af-1", cursors={"job": LogCursor(after="1")})
+    pieces = LogLines(after, ("one", *("x" * 65_536 for _ in range(10))), 0, 0, 0, "job")
+
+    def start_save(state: dict[str, Any]) -> Future[None]:
+        return Future()
+
+    async def ended() -> Outcome:
+        told = {
+            "run_name": "af-1",
+            "run_id": "id-1",
+            "project": "main",
+            "status": "done",
+            "message": "finished",
+        }
+        return Outcome.from_dict({**told, "cost": 0.0, "url": "http://dstack"})
+
+    async def go() -> LogPosition:
+        position = LogPosition(Progress("af-1"), {})
+        checkpoints = Checkpoints(start_save, {"progress": position.progress.to_dict()})
+        relay = TriggerRelay(new_relay(), position, checkpoints, ended)
+        assert not await relay.write(pieces, logging.getLogger("test"))
+        await relay.close()
+        return LogPosition.from_dict(relay.state())
+
+    left = asyncio.run(go())
+    assert left.progress == after
+    rest = LogLines(after.with_cursor("job", LogCursor(after="2")), ("the end", "two"), 0, 0, 0, "job")
+    assert [part.lines for part, _ in left.new_parts(rest)] == [("the end", "two")]
 
 
 def test_the_end_of_a_burst_is_saved_although_no_further_line_comes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ The idea: the progress of the last page that was relayed whole, and beside it, f
 of lines relayed of what follows. The next process reads from that progress and skips so many lines.
 
 Invariant: the same cursor yields the same lines again, however the server cuts its pages. The exceptions are
-the pieces of a line without an end, which come in one piece once the end is there; no position lies behind a
-piece.
+the pieces of a line without an end, which come in one piece once the end is there. So no position counts a
+piece as a line: an event may end with pieces, and behind it only its own progress is a position.
 """
 
 from __future__ import annotations
@@ -106,16 +106,21 @@ class LogPosition:
                 yield replace(event, lines=lines[start:end]), characters
                 start, characters = end, 0
 
-    def relayed(self, part: LogLines) -> None:
-        """Move behind a part."""
+    def relayed(self, part: LogLines, event: LogLines) -> None:
+        """Move behind a part of an event, and behind the event with its last part."""
         key = part.submission_id
-        self._ahead[key] = self._ahead.get(key, 0) + len(part.lines)
+        ahead = self._ahead.get(key, 0) + len(part.lines)
+        if ahead < len(event.lines):
+            self._ahead[key] = ahead
+        else:
+            self._ahead.pop(key, None)
+            self.progress = event.progress
 
     def passed(self, event: Event) -> None:
-        """Move behind a whole event."""
+        """Move behind a whole event, unless its last part has moved the position there already."""
         from dstack_core import LogLines
 
-        if isinstance(event, LogLines):
+        if isinstance(event, LogLines) and event.progress is not self.progress:
             left = self._ahead.pop(event.submission_id, 0) - len(event.lines)
             if left > 0:
                 self._ahead[event.submission_id] = left

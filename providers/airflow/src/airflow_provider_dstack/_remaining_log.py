@@ -124,7 +124,7 @@ class _RemainingLog:
             if isinstance(event, LogLines):
                 for part, _ in position.new_parts(event):
                     self._write(relay, part)
-                    position.relayed(part)
+                    position.relayed(part, event)
             elif not isinstance(event, RunFinished):
                 self._report(event)
             position.passed(event)

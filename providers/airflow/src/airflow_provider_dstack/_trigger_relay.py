@@ -135,7 +135,7 @@ class TriggerRelay:
                 if number:
                     self._offer()
                 await self._write(part, log)
-                self._position.relayed(part)
+                self._position.relayed(part, event)
                 await self._pace(characters / _BYTES_READ_PER_SECOND)
                 if self.outcome is not None:
                     return False
