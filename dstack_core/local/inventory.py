@@ -57,7 +57,7 @@ class Inventory:
         return self._gpu_count(gpu) is not None
 
     def _gpu_count(self, gpu: GPUSpec) -> int | None:
-        """Return the smallest number of GPUs that meets the requirements, or None if there is none."""
+        """Return the smallest number of GPUs that meets the requirements, or None."""
         most = self.gpus if gpu.count.max is None else min(gpu.count.max, self.gpus)
         least = gpu.count.min or (1 if _is_wanted(gpu) else 0)
         for count in range(least, most + 1):

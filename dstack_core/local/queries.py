@@ -12,7 +12,7 @@ from dstack_core.local.state import USERNAME, State
 
 
 def get_run(state: State, request: GetRunRequest) -> Run:
-    """Return a run by its id (even if deleted), else by its name; raises ApiError 400 if there is none."""
+    """Return a run by its id (even if deleted), else by its name; raises ApiError 400 if neither exists."""
     if request.id is not None:
         run = state.runs.get(str(request.id))
     else:

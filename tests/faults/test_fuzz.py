@@ -57,7 +57,7 @@ CALLS: list[tuple[Call[Any], Any]] = [
     (API.list_events("id-1", limit=10, after=None), recorded("events_list_0.22.5")),
     (API.find_archive("0" * 64), {"id": "x", "hash": "y"}),
 ]
-LONG = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+LONG = settings(max_examples=40, suppress_health_check=list(HealthCheck))
 
 
 def places(value: Any) -> list[tuple[Any, ...]]:

@@ -18,15 +18,15 @@ def event(*lines: str, after: str = "1", submission: str = "job") -> LogLines:
     return LogLines(progress, lines, 0, 0, 0, submission)
 
 
-def relayed(position: LogPosition, told: LogLines, parts: int | None = None) -> list[str]:
+def relayed(position: LogPosition, source: LogLines, parts: int | None = None) -> list[str]:
     """Relay an event, or so many parts of it, and return the lines."""
     lines: list[str] = []
-    for number, (part, _) in enumerate(position.new_parts(told)):
+    for number, (part, _) in enumerate(position.new_parts(source)):
         if number == parts:
             return lines
         lines += part.lines
-        position.relayed(part, told)
-    position.passed(told)
+        position.relayed(part, source)
+    position.passed(source)
     return lines
 
 

@@ -246,14 +246,14 @@ def test_a_run_that_ends_during_a_long_line_leaves_the_rest_to_the_worker_whole(
         return Future()
 
     async def ended() -> Outcome:
-        told = {
+        known = {
             "run_name": "af-1",
             "run_id": "id-1",
             "project": "main",
             "status": "done",
             "message": "finished",
         }
-        return Outcome.from_dict({**told, "cost": 0.0, "url": "http://dstack"})
+        return Outcome.from_dict({**known, "cost": 0.0, "url": "http://dstack"})
 
     async def go() -> LogPosition:
         position = LogPosition(Progress("af-1"), {})

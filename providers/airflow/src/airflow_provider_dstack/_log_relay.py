@@ -109,18 +109,17 @@ class LogPosition:
     def relayed(self, part: LogLines, event: LogLines) -> None:
         """Move behind a part of an event, and behind the event with its last part."""
         key = part.submission_id
-        ahead = self._ahead.get(key, 0) + len(part.lines)
-        if ahead < len(event.lines):
-            self._ahead[key] = ahead
-        else:
-            self._ahead.pop(key, None)
-            self.progress = event.progress
+        self._ahead[key] = self._ahead.get(key, 0) + len(part.lines)
+        if self._ahead[key] >= len(event.lines):
+            self.passed(event)
 
     def passed(self, event: Event) -> None:
         """Move behind a whole event, unless its last part has moved the position there already."""
         from dstack_core import LogLines
 
-        if isinstance(event, LogLines) and event.progress is not self.progress:
+        if event.progress is self.progress:
+            return
+        if isinstance(event, LogLines):
             left = self._ahead.pop(event.submission_id, 0) - len(event.lines)
             if left > 0:
                 self._ahead[event.submission_id] = left

@@ -90,7 +90,7 @@ class Job:
                 return
 
     def check_flow_run(self) -> None:
-        """Raise ``StopRequested`` when the flow run needs no run any more; asks the Prefect server once.
+        """Raise ``StopRequested`` when the flow run no longer needs a run; asks the Prefect server once.
 
         A freed worker of Dask or Ray starts the next task of a cancelled flow run, which must not pay for a
         machine.

@@ -210,7 +210,7 @@ class HandedOver(Exception):
 
 
 class Guard:
-    """The sleep between two polls of a machine, in which it is stopped when its flow run needs none any more.
+    """The sleep between two polls of a machine, in which it is stopped when its flow run no longer needs it.
 
     ``api`` is the worker's Prefect client, ``worker`` its name, ``run`` the machine.
     """
