@@ -176,9 +176,9 @@ def test_slow_replies_do_not_stretch_the_stop_and_the_wait_for_the_end(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Two replies of 3 s confirm the stop; 1 s is left for requests that would need 3 s each."""
+    """Two replies of 3 s confirm the stop; 2.5 s are left for requests that would need 3 s each."""
     for limit in ("PATIENT", "BEFORE_THE_KILL"):
-        monkeypatch.setattr(_stop, limit, StopTime(stop=6.5, end=7.0))
+        monkeypatch.setattr(_stop, limit, StopTime(stop=8.0, end=8.5))
 
     def slow() -> bool:
         if is_running(dstack):
@@ -190,4 +190,5 @@ def test_slow_replies_do_not_stretch_the_stop_and_the_wait_for_the_end(
     mine = [record for record in caplog.records if run.name in record.getMessage()]
     first = next(record for record in mine if record.getMessage().startswith("Stopping run"))
     last = next(record for record in mine if "has not ended yet" in record.getMessage())
-    assert last.created - first.created < 8.0
+    # Sending a third request and waiting for its reply would take nine seconds.
+    assert last.created - first.created < 9.0
