@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -24,7 +25,7 @@ from airflow_provider_dstack._previous_try import RECORD_KEY, Record
 from airflow_provider_dstack._trigger_relay import Checkpoints, TriggerRelay
 from airflow_provider_dstack.errors import DstackRunFailed, DstackRunInterrupted, DstackRunStopped
 from airflow_provider_dstack.operators import DstackRunOperator
-from dstack_core import LogCursor, LogLines, Outcome, Run
+from dstack_core import LogCursor, LogLines, Outcome, Run, RunStatus, StatusChanged
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import paths, wait_for
 from tests.provider_airflow.test_operator import CONTEXT, Store, operator
@@ -297,10 +298,15 @@ def test_airflow_has_read_the_log_before_its_position_is_saved(
     assert requests or asked.count("pull") == 1
 
 
-def relay_with(clock: Callable[[], float], wait_for_end: Callable[[], Any]) -> TriggerRelay:
+def relay_with(
+    clock: Callable[[], float], wait_for_end: Callable[[], Any], *, poll_interval: float = 5.0
+) -> TriggerRelay:
     state = {"progress": PROGRESS.to_dict()}
     checkpoints = Checkpoints(lambda state: asyncio.get_running_loop().create_future(), state)
-    return TriggerRelay(new_relay(), LogPosition(PROGRESS, {}), checkpoints, wait_for_end, clock=clock)
+    position = LogPosition(PROGRESS, {})
+    return TriggerRelay(
+        new_relay(), position, checkpoints, wait_for_end, poll_interval=poll_interval, clock=clock
+    )
 
 
 def page(number: int) -> LogLines:
@@ -346,6 +352,45 @@ def test_a_follower_that_has_caught_up_no_longer_watches_for_the_end() -> None:
         await relay.write(page(6000), logging.getLogger("test"))
         await asyncio.sleep(0)
         assert not watching
+        await relay.close()
+
+    asyncio.run(go())
+
+
+def test_a_follower_whose_log_falls_silent_no_longer_watches_for_the_end() -> None:
+    async def go() -> None:
+        ended = asyncio.Event()
+
+        async def end() -> Outcome:
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                ended.set()
+            raise AssertionError
+
+        relay = relay_with(time.monotonic, end, poll_interval=0.1)
+        for number in range(6):
+            await relay.write(page(number * 1000), logging.getLogger("test"))
+        await asyncio.wait_for(ended.wait(), 60)
+        await relay.close()
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("seconds", [0.0, 2.0, 60.0])
+def test_a_trigger_that_starts_late_does_not_watch_for_the_end(seconds: float) -> None:
+    """Where thousands start together, the first event comes seconds after the start."""
+    now = [0.0]
+
+    async def end() -> Outcome:
+        raise AssertionError
+
+    async def go() -> None:
+        relay = relay_with(lambda: now[0], end)
+        now[0] = seconds
+        await relay.write(StatusChanged(PROGRESS, RunStatus.RUNNING, None, None), logging.getLogger("test"))
+        await relay.write(page(0), logging.getLogger("test"))
+        assert relay._end is None
         await relay.close()
 
     asyncio.run(go())

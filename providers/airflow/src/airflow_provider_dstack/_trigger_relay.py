@@ -22,6 +22,7 @@ second.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
@@ -116,8 +117,10 @@ class TriggerRelay:
         self._rate = Pace(_BURST_SECONDS, clock)
         self._in_pipe = Pace(0.0, clock)
         self._later: asyncio.TimerHandle | None = None
+        self._gap: asyncio.TimerHandle | None = None
         self._end: asyncio.Task[Outcome | None] | None = None
-        self._relayed_at = self._behind_since = clock()
+        # The first event follows a wait: where thousands of triggers start together, a long one.
+        self._relayed_at = self._behind_since = -math.inf
         self._is_writing = False
 
     @property
@@ -129,8 +132,8 @@ class TriggerRelay:
         """Log an event; return False if the run has ended and the rest is better left to the worker."""
         from dstack_core import LogLines
 
+        self._note_gap()
         if isinstance(event, LogLines):
-            self._note_gap()
             for number, (part, characters) in enumerate(self._position.new_parts(event)):
                 if number:
                     self._offer()
@@ -142,6 +145,9 @@ class TriggerRelay:
         else:
             await self._write(event, log)
         self._relayed_at = self._clock()
+        if self._end is not None:
+            # A log that has been relayed may stay silent for hours, so no next event would note the gap.
+            self._gap = asyncio.get_running_loop().call_later(self._gap_seconds, self._note_gap)
         self._position.passed(event)
         self._offer()
         return True
@@ -161,8 +167,9 @@ class TriggerRelay:
 
     async def close(self) -> None:
         """Drop what was not saved yet, except what ``save_last`` began to save."""
-        if self._later is not None:
-            self._later.cancel()
+        for timer in (self._later, self._gap):
+            if timer is not None:
+                timer.cancel()
         self._checkpoints.close()
         if self._end is not None:
             self._end.cancel()
@@ -214,6 +221,9 @@ class TriggerRelay:
 
     def _note_gap(self) -> None:
         """Stop watching for the end if the follower has waited: it had relayed all there was."""
+        if self._gap is not None:
+            self._gap.cancel()
+            self._gap = None
         now = self._clock()
         if now - self._relayed_at < self._gap_seconds:
             return
