@@ -28,6 +28,10 @@ _SPEAKER = "speaker"
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
 
+# What a real server changes at every poll of a run that does nothing; ``_as_of_now`` writes over them.
+_COST, _PROCESSED = b"0.987654321", b"2000-01-01T00:00:00.000000Z"
+
+
 class Answers:
     """The replies of the server."""
 
@@ -49,10 +53,11 @@ class Answers:
         self.counts[call] += 1
         if call == "runs/get":
             name = asked.get("id") or asked["run_name"]
-            return self._speaker if name == _SPEAKER else self._runs[int(name.rpartition("-")[2])]
+            run = self._speaker if name == _SPEAKER else self._runs[int(name.rpartition("-")[2])]
+            return _as_of_now(run)
         if call == "runs/list":
             top = int(asked.get("prev_run_id", f"id-{len(self._runs)}").removeprefix("id-"))
-            return self._lists.get(max(top, 0), b"[]")
+            return _as_of_now(self._lists.get(max(top, 0), b"[]"))
         if call == "logs/poll" and asked["run_name"] == _SPEAKER:
             return self._pages[int(asked.get("next_token") or 0)]
         if call == "bench/counts":
@@ -63,12 +68,19 @@ class Answers:
 def _run(body: dict[str, Any], run_id: str, name: str, index: int, status: str) -> bytes:
     copy = json.loads(json.dumps(body))
     submitted = (_BEGAN + timedelta(seconds=index)).isoformat()
-    copy |= {"id": run_id, "submitted_at": submitted, "status": status}
+    copy |= {"id": run_id, "submitted_at": submitted, "status": status, "cost": float(_COST)}
+    copy["last_processed_at"] = _PROCESSED.decode()
     copy["run_spec"]["run_name"] = name
     jobs = [copy["latest_job_submission"], *(job["job_submissions"][-1] for job in copy["jobs"])]
     for submission in jobs:
-        submission |= {"id": f"sub-{run_id}", "status": status}
+        submission |= {"id": f"sub-{run_id}", "status": status, "last_processed_at": _PROCESSED.decode()}
     return json.dumps(copy).encode()
+
+
+def _as_of_now(body: bytes) -> bytes:
+    now = datetime.now(UTC)
+    cost = f"{now.timestamp() / 1e9:.9f}"
+    return body.replace(_COST, cost.encode()).replace(_PROCESSED, now.isoformat().encode())
 
 
 def _log_pages(lines: int, line_bytes: int, lines_a_message: int) -> list[bytes]:

@@ -73,8 +73,11 @@ class _IsNews:
     stops: Stops
 
     def __call__(self, run: RunSnapshot) -> bool:
+        return run.news != self.seen or self.when_unchanged(run.id)
+
+    def when_unchanged(self, run_id: str) -> bool:
         # The only sign of a dropped stop is that the run keeps running.
-        return run.news != self.seen or self.stops.is_pending(run.id)
+        return self.stops.is_pending(run_id)
 
 
 def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome]:

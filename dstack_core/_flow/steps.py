@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from dstack_core._wire.http_messages import Call
 from dstack_core._wire.runs import RunSnapshot
@@ -44,6 +44,16 @@ class Do(Generic[T]):
 _TOLERANCE_SHARE = 0.05
 
 
+class IsNews(Protocol):
+    """A test for news of a run."""
+
+    def __call__(self, run: RunSnapshot, /) -> bool:
+        """Return whether what a poll shows is news."""
+
+    def when_unchanged(self, run_id: str) -> bool:
+        """Return whether a poll is news although it shows the same as the one before."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wait:
     """A wait for news of a run; the answer is what the last poll showed, None for a run that is gone.
@@ -54,7 +64,7 @@ class Wait:
     """
 
     poll: Call[RunSnapshot | None]
-    is_news: Callable[[RunSnapshot], bool]
+    is_news: IsNews
     interval: float
     due: float
 

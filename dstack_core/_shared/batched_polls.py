@@ -192,6 +192,9 @@ class BatchedPolls:
         # The runs may be on the last pages: half of what the polls would cost alone may be spent in vain.
         worth = len(ready) // 2
         pause = _pause(ready)
+        # Few rounds have polls by name: the first poll of a run whose id is not known yet. A name is only in
+        # the run's JSON, so all of it would have to be read.
+        by_name = any(lookup.key == "run_name" for lookup in ready)
         # Count only as many as matter: there may be thousands, and a hundred pages.
         while sum(1 for _ in islice(_open(ready), PAGE_WORTH)) >= PAGE_WORTH:
             call = active_page(self._server_url, self._project, position)
@@ -202,7 +205,7 @@ class BatchedPolls:
                 return
             try:
                 page = call.parse(reply)
-                worth += await self._hand_out(page, ready, pause) - PAGE_WORTH
+                worth += await self._hand_out(page, ready, pause, by_name=by_name) - PAGE_WORTH
             except TransientServerError:
                 # Each flow reads this reply as its own, so that the error names its run.
                 _answer(_all(ready), reply)
@@ -214,11 +217,11 @@ class BatchedPolls:
             if position is None or worth < 0:
                 return
 
-    async def _hand_out(self, page: ActivePage, ready: _Pending, pause: float) -> int:
-        """Answer the polls of the page's runs; return how many runs that was."""
+    async def _hand_out(self, page: ActivePage, ready: _Pending, pause: float, *, by_name: bool) -> int:
+        """Answer the polls of the page's runs, also those by name; return how many runs that was."""
         found = answered = 0
         for number, sighting in enumerate(page, start=1):
-            for lookup in sighting.lookups:
+            for lookup in (sighting.by_id, sighting.by_name) if by_name else (sighting.by_id,):
                 # Newest first: of two runs of one name, the first has the name now.
                 polls = ready.pop(lookup, None)
                 if polls is not None:
@@ -232,8 +235,8 @@ class BatchedPolls:
 
     def _show(self, polls: list[PendingPoll], sighting: Sighting) -> int:
         """Answer the polls that a sighting ends; return how many."""
-        now = asyncio.get_running_loop().time()
-        ended = [poll for poll in polls if not poll.continues(sighting.run, now)]
+        now, fingerprint = asyncio.get_running_loop().time(), sighting.fingerprint
+        ended = [poll for poll in polls if not poll.continues(sighting, fingerprint, now)]
         if ended:
             _answer(ended, sighting.reply)
             polls[:] = [poll for poll in polls if poll not in ended]

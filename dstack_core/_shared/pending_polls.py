@@ -20,8 +20,7 @@ from zlib import crc32
 
 from dstack_core._flow.steps import Wait
 from dstack_core._wire.http_messages import Reply
-from dstack_core._wire.lookups import Lookup
-from dstack_core._wire.runs import RunSnapshot
+from dstack_core._wire.lookups import Lookup, Sighting
 
 # The polls of one interval are spread over a second, or this share of a short interval, and answered in one
 # round. A wider spread delays news, a narrower one wakes thousands of flows in one moment.
@@ -57,10 +56,11 @@ class PendingPoll:
     """One poll, or a wait that takes several.
 
     ``due`` is the time of the next poll (on the loop's clock), ``left`` the number of polls after which a
-    wait without news ends. ``answer`` becomes the reply, or None if the run must be polled alone.
+    wait without news ends. ``answer`` becomes the reply, or None if the run must be polled alone. ``seen`` is
+    the fingerprint of the last sighting without news.
     """
 
-    __slots__ = ("answer", "due", "left", "lookup", "wait")
+    __slots__ = ("answer", "due", "left", "lookup", "seen", "wait")
 
     def __init__(
         self,
@@ -75,6 +75,7 @@ class PendingPoll:
         self.due = due
         self.wait = wait
         self.left = left
+        self.seen: int | None = None
 
     @property
     def is_last(self) -> bool:
@@ -87,13 +88,23 @@ class PendingPoll:
         interval = self.wait.interval if self.wait else 0.0
         return self.due + min(_SPREAD_SECONDS, _SPREAD_SHARE * interval)
 
-    def continues(self, run: RunSnapshot | None, now: float) -> bool:
-        """Whether ``run`` shows nothing that ends this wait; then its next poll is an interval later."""
+    def continues(self, sighting: Sighting, fingerprint: int, now: float) -> bool:
+        """Whether a sighting shows nothing that ends this wait; then its next poll is an interval later.
+
+        Raises ``ProtocolError`` if the sighting cannot be read.
+        """
         wait = self.wait
+        if wait is None or self.is_last or self.answer.done():
+            return False
+        if fingerprint == self.seen:
+            ends = wait.is_news.when_unchanged(sighting.run_id)
+        else:
+            ends = wait.ends_with(sighting.run)
+            self.seen = fingerprint
+        if ends:
+            return False
         # Moved on in place: a new object for each of thousands of waits at each poll would be garbage, and
         # collecting that garbage holds up the event loop.
-        if wait is None or self.is_last or self.answer.done() or wait.ends_with(run):
-            return False
         self.left -= 1
         # Polls that were missed while the server was slow are not made up for.
         self.due += wait.interval * (1 + max(0.0, now - self.due) // wait.interval)

@@ -34,7 +34,11 @@ def test_a_page_of_active_runs_shows_what_a_single_poll_shows(
         page = active_page(target.url, target.project, None)
         lookup = lookup_of(api.get_run(name, run_id).request)
         assert lookup is not None
-        found = [seen for seen in page.parse(client._transport(page.request)) if lookup in seen.lookups]
+        found = [
+            seen
+            for seen in page.parse(client._transport(page.request))
+            if lookup in (seen.by_id, seen.by_name)
+        ]
         assert all(api.get_run(name, run_id).parse(seen.reply) == seen.run for seen in found)
         return found[0].run if found else None
 

@@ -29,6 +29,10 @@ class IsNews:
         self.denied += now.raw_status == self.seen
         return now.raw_status != self.seen
 
+    def when_unchanged(self, run_id: str) -> bool:
+        self.denied += 1
+        return False
+
 
 def wait(
     one: BatchedPolls, index: int, polls: int, seen: str = "running", seconds: float = 0.0
