@@ -16,8 +16,8 @@ with a reply, a fault, or None (poll for this run alone). A wait never lasts lon
 the server is late. Nothing keeps running once no flow waits.
 
 Measured (``benchmarks/watching.py``): a waiting follower takes about 11 KiB with a client of its own, 18 KiB
-as an Airflow trigger. One read of a silent log costs more than the twelve polls of a minute. Counting all that
-still wait before each page took 13 % of a round of 2,000 runs, and grew with the square of their number.
+as an Airflow trigger. One read of a silent log costs more than the twelve polls of a minute. Counting all
+that still wait before each page took 13 % of a round of 2,000 runs, and grew with the square of their number.
 """
 
 from __future__ import annotations
