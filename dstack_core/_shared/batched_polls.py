@@ -235,8 +235,8 @@ class BatchedPolls:
 
     def _show(self, polls: list[PendingPoll], sighting: Sighting) -> int:
         """Answer the polls that a sighting ends; return how many."""
-        now, fingerprint = asyncio.get_running_loop().time(), sighting.fingerprint
-        ended = [poll for poll in polls if not poll.continues(sighting, fingerprint, now)]
+        now = asyncio.get_running_loop().time()
+        ended = [poll for poll in polls if not poll.continues(sighting, now)]
         if ended:
             _answer(ended, sighting.reply)
             polls[:] = [poll for poll in polls if poll not in ended]

@@ -88,7 +88,7 @@ class PendingPoll:
         interval = self.wait.interval if self.wait else 0.0
         return self.due + min(_SPREAD_SECONDS, _SPREAD_SHARE * interval)
 
-    def continues(self, sighting: Sighting, fingerprint: int, now: float) -> bool:
+    def continues(self, sighting: Sighting, now: float) -> bool:
         """Whether a sighting shows nothing that ends this wait; then its next poll is an interval later.
 
         Raises ``ProtocolError`` if the sighting cannot be read.
@@ -96,13 +96,13 @@ class PendingPoll:
         wait = self.wait
         if wait is None or self.is_last or self.answer.done():
             return False
-        if fingerprint == self.seen:
+        if sighting.fingerprint == self.seen:
             ends = wait.is_news.when_unchanged(sighting.run_id)
         else:
             ends = wait.ends_with(sighting.run)
-            self.seen = fingerprint
         if ends:
             return False
+        self.seen = sighting.fingerprint
         # Moved on in place: a new object for each of thousands of waits at each poll would be garbage, and
         # collecting that garbage holds up the event loop.
         self.left -= 1

@@ -20,6 +20,8 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 from urllib.parse import unquote
 
@@ -31,8 +33,9 @@ from dstack_core.errors import ProtocolError
 PAGE_SIZE = 100
 _PREFIX, _SUFFIX = "/api/project/", "/runs/get"
 _PATH = "/api/runs/list"
-# Every server begins a run with these fields (PROTOCOL 1.7). No text of a user looks like this: in a JSON
-# string a quote is escaped.
+_PAGE_BEGINS = re.compile(r"\s*\[\s*")
+# Every server from 0.18.44 to 0.22.5 writes these fields of a run first; a test holds it with recorded
+# replies. No text of a user looks like this: in a JSON string a quote is escaped.
 _RUN_BEGINS = re.compile(r'\{\s*"id":\s*"([^"\\]*)",\s*"project_name":')
 _BETWEEN_RUNS = ", \t\r\n"
 # The fields that the server changes while a run does nothing. They are not news.
@@ -56,16 +59,13 @@ class Sighting:
         written: Its part of the page's text.
     """
 
-    __slots__ = ("_item", "_no_page", "_project", "run_id", "written")
-
     def __init__(self, run_id: str, written: str, project: str, no_page: str) -> None:
         self.run_id = run_id
         self.written = written
         self._project = project
         self._no_page = no_page
-        self._item: Any = None
 
-    @property
+    @cached_property
     def fingerprint(self) -> int:
         """A number that is the same for two sightings of a run without news in between, in this process."""
         parts = [self.written]
@@ -91,17 +91,15 @@ class Sighting:
         except (KeyError, TypeError) as error:
             raise ProtocolError(self._no_page) from error
 
-    @property
+    @cached_property
     def item(self) -> Any:
         """The run as JSON has it; raises ``ProtocolError``."""
-        if self._item is None:
-            try:
-                self._item = json.loads(self.written)
-            except (ValueError, RecursionError) as error:
-                raise ProtocolError(self._no_page) from error
-        return self._item
+        try:
+            return json.loads(self.written)
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError(self._no_page) from error
 
-    @property
+    @cached_property
     def run(self) -> RunSnapshot | None:
         """The run's snapshot, None where its text cannot be read; raises ``ProtocolError``."""
         try:
@@ -176,15 +174,13 @@ def active_page(server_url: str, project: str, position: Mapping[str, Any] | Non
 
 def _runs(text: str) -> Iterator[tuple[str, str]]:
     """Yield the id and the text of each run of a page; raises ``ValueError`` for anything else."""
-    text = text.strip()
-    if not (text.startswith("[") and text.endswith("]")):
+    text = text.rstrip()
+    first = _PAGE_BEGINS.match(text)
+    if first is None or not text.endswith("]"):
         raise ValueError("expected a list")
-    if not text[1:-1].strip():
-        return
-    found = _RUN_BEGINS.match(text, len(text) - len(text[1:].lstrip()))
-    if found is None:
+    found = [(begins.start(), begins[1]) for begins in _RUN_BEGINS.finditer(text, first.end())]
+    last = len(text) - 1
+    if first.end() != (found[0][0] if found else last):
         raise ValueError("expected runs")
-    while (begins := found) is not None:
-        found = _RUN_BEGINS.search(text, begins.end())
-        end = len(text) - 1 if found is None else found.start()
-        yield begins[1], text[begins.start() : end].rstrip(_BETWEEN_RUNS)
+    for (begin, run_id), (end, _) in pairwise([*found, (last, "")]):
+        yield run_id, text[begin:end].rstrip(_BETWEEN_RUNS)

@@ -49,10 +49,10 @@ def test_each_run_of_a_page_has_its_own_text(
     assert [one.by_name.value for one in found] == [item["run_spec"]["run_name"] for item in runs]
 
 
-@pytest.mark.parametrize("version", ["0.22.5"])
-def test_a_recorded_page_is_divided(version: str) -> None:
-    runs = recorded(f"runs_list_{version}")
-    assert runs
+@pytest.mark.parametrize("version", ["0.18.44", "0.19.40", "0.20.24", "0.21.5", "0.22.5"])
+def test_recorded_runs_of_every_server_are_told_apart(version: str) -> None:
+    run_of_version = recorded(f"runs_get_done_e2e_{version}")
+    runs = [run_of_version, run_of_version, *recorded(f"runs_list_{version}")]
     assert [json.loads(one.written) for one in sightings(json.dumps(runs))] == runs
 
 
@@ -146,6 +146,7 @@ def test_a_change_is_read_again(read: list[str]) -> None:
         assert await ended(all_asked) == ["done"] * 5
 
     run(steps)
+    assert set(read) == {f"id-{index}" for index in range(5)}
 
 
 def test_an_unchanged_run_ends_a_wait_that_asks_for_it() -> None:
