@@ -50,7 +50,7 @@ def test_each_run_of_a_page_has_its_own_text(
 
 
 @pytest.mark.parametrize("version", ["0.18.44", "0.19.40", "0.20.24", "0.21.5", "0.22.5"])
-def test_recorded_runs_of_every_server_are_told_apart(version: str) -> None:
+def test_recorded_runs_of_every_server_are_divided(version: str) -> None:
     run_of_version = recorded(f"runs_get_done_e2e_{version}")
     runs = [run_of_version, run_of_version, *recorded(f"runs_list_{version}")]
     assert [json.loads(one.written) for one in sightings(json.dumps(runs))] == runs

@@ -9,19 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.docs.blocks import ROOT
+from tests.docs.tables import rows
 
-TESTS = ROOT / "tests"
-
-
-def rows(page: str) -> list[list[str]]:
-    """Return the cells of all rows of a page's tables, without the header rows."""
-    lines = (ROOT / "docs" / page).read_text().splitlines()
-    heads = {lines[number - 1] for number, line in enumerate(lines) if line.startswith("|--")}
-    return [
-        [cell.strip() for cell in line.strip().strip("|").split("|")]
-        for line in lines
-        if line.startswith("| ") and line not in heads
-    ]
+DOCS, TESTS = ROOT / "docs", ROOT / "tests"
 
 
 def names_in(folder: Path) -> set[str]:
@@ -38,7 +28,9 @@ PAGES = [
     ("prefect-guarantees.md", names_in(TESTS / "provider_prefect") | names_in(TESTS / "core")),
     ("security.md", names_in(TESTS)),
 ]
-CASES = [pytest.param(row, known, id=f"{page}-{row[0][:60]}") for page, known in PAGES for row in rows(page)]
+CASES = [
+    pytest.param(row, known, id=f"{page}-{row[0][:60]}") for page, known in PAGES for row in rows(DOCS / page)
+]
 
 
 @pytest.mark.parametrize(("row", "known"), CASES)
@@ -52,4 +44,4 @@ def test_a_guarantee_has_tests_that_exist(row: list[str], known: set[str]) -> No
 
 
 def test_the_pages_have_rows() -> None:
-    assert all(len(rows(page)) > 20 for page, _ in PAGES)
+    assert all(len(rows(DOCS / page)) > 20 for page, _ in PAGES)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dstack_core.integration import OUTCOME_FIELDS
-from tests.docs.test_guarantees import rows
+from tests.docs.blocks import ROOT
+from tests.docs.tables import rows
 
 
 def test_the_table_has_every_field_of_an_outcome() -> None:
@@ -16,4 +17,4 @@ def test_the_table_has_every_field_of_an_outcome() -> None:
         ]
         for field in OUTCOME_FIELDS
     ]
-    assert rows("outcome.md") == expected
+    assert rows(ROOT / "docs" / "outcome.md") == expected

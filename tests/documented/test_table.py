@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs.tables import rows
+
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "documented-api.md"
 VERDICTS = {"same", "mapped", "differs"}
-ROWS = [
-    [cell.strip() for cell in line.strip().strip("|").split("|")]
-    for line in PAGE.read_text().splitlines()
-    if line.startswith("| ") and not line.startswith("| documented ")
-]
+ROWS = rows(PAGE)
 
 
 def named_in(*folders: str) -> set[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,15 +12,11 @@ from airflow.sdk import BaseOperator
 
 from airflow_provider_dstack.operators import DstackRunOperator
 from dstack_core import Task
+from tests.docs.tables import rows
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent.parent / "docs" / "airflow-guarantees.md"
-LINES = PAGE.read_text().splitlines()
-ROWS = [
-    [cell.strip() for cell in line.strip().strip("|").split("|")]
-    for line, below in pairwise([*LINES, ""])
-    if line.startswith("| ") and not below.startswith("|--")  # what stands above the rule is a header
-]
+ROWS = rows(PAGE)
 TESTS = {
     node.name
     # What both providers show of a log is tested with the core.
@@ -52,8 +47,8 @@ def test_what_the_text_names_exists_too() -> None:
 def test_the_parameters_in_the_kubernetes_operator_table_exist() -> None:
     page = (PAGE.parent / "airflow.md").read_text()
     _, _, section = page.partition("## Coming from KubernetesPodOperator\n")
-    rows = [line.split("|")[2] for line in section.splitlines() if line.startswith("| ")]
-    named = {name for cell in rows for name in re.findall(r"`([a-z_]+)\b", cell)}
+    cells = [line.split("|")[2] for line in section.splitlines() if line.startswith("| ")]
+    named = {name for cell in cells for name in re.findall(r"`([a-z_]+)\b", cell)}
     known = {
         *inspect.signature(DstackRunOperator.__init__).parameters,
         *inspect.signature(BaseOperator.__init__).parameters,

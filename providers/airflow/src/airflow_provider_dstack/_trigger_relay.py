@@ -117,7 +117,7 @@ class TriggerRelay:
         self._rate = Pace(_BURST_SECONDS, clock)
         self._in_pipe = Pace(0.0, clock)
         self._later: asyncio.TimerHandle | None = None
-        self._gap: asyncio.TimerHandle | None = None
+        self._gap_timer: asyncio.TimerHandle | None = None
         self._end: asyncio.Task[Outcome | None] | None = None
         # The first event follows a wait: where thousands of triggers start together, a long one.
         self._relayed_at = self._behind_since = -math.inf
@@ -147,7 +147,7 @@ class TriggerRelay:
         self._relayed_at = self._clock()
         if self._end is not None:
             # A log that has been relayed may stay silent for hours, so no next event would note the gap.
-            self._gap = asyncio.get_running_loop().call_later(self._gap_seconds, self._note_gap)
+            self._gap_timer = asyncio.get_running_loop().call_later(self._gap_seconds, self._note_gap)
         self._position.passed(event)
         self._offer()
         return True
@@ -167,7 +167,7 @@ class TriggerRelay:
 
     async def close(self) -> None:
         """Drop what was not saved yet, except what ``save_last`` began to save."""
-        for timer in (self._later, self._gap):
+        for timer in (self._later, self._gap_timer):
             if timer is not None:
                 timer.cancel()
         self._checkpoints.close()
@@ -221,9 +221,9 @@ class TriggerRelay:
 
     def _note_gap(self) -> None:
         """Stop watching for the end if the follower has waited: it had relayed all there was."""
-        if self._gap is not None:
-            self._gap.cancel()
-            self._gap = None
+        if self._gap_timer is not None:
+            self._gap_timer.cancel()
+            self._gap_timer = None
         now = self._clock()
         if now - self._relayed_at < self._gap_seconds:
             return
