@@ -91,7 +91,8 @@ def test_a_run_is_submitted_detached_listed_read_updated_stopped_and_deleted(
 
 def test_attaching_forwards_the_ports_of_a_run(official: OfficialClient, api: Api) -> None:
     port, local = free_port(), free_port()
-    text = f"type: task\nports: ['{local}:{port}']\ncommands: ['echo ok > index.html', 'python3 -m http.server {port}']\n"
+    serve = f"python3 -m http.server {port} --bind 127.0.0.1"
+    text = f"type: task\nports: ['{local}:{port}']\ncommands: ['echo ok > index.html', '{serve}']\n"
     assert official.run("apply", "-f", official.configuration("web", text), "-y", "-d").status == 0
     api.wait(name := "web", "running")
     attached = official.start("attach", name)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import pytest_twice
+from scripts import count_tests, pytest_twice
 
 ONCE = """
 from pathlib import Path
@@ -39,17 +39,21 @@ def run(folder: Path, text: str) -> int:
     return pytest_twice.run([*arguments, "-c", str(folder / "pytest.ini"), str(folder / "test_sample.py")])
 
 
-def test_a_test_that_passes_alone_is_reported(tmp_path: Path, report: Path) -> None:
+def test_a_test_that_passes_alone_is_reported_and_counts_as_passed(
+    tmp_path: Path, report: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert run(tmp_path, ONCE) == 0
     assert [line.rpartition("::")[2] for line in report.read_text().split()] == ["test_fails_the_first_time"]
     assert (tmp_path / "test_sample.calls").read_text() == "x"
-    assert 'tests="2"' in (tmp_path / "all.xml").read_text()
+    assert count_tests.main([str(tmp_path / "all.xml")]) == 0
+    assert capfd.readouterr().out.splitlines()[-1] == "2 passed, 0 failed, 0 skipped"
 
 
 @pytest.mark.parametrize("text", [ALWAYS, MANY], ids=["fails again", "too many failures"])
 def test_a_failure_stays_a_failure(tmp_path: Path, report: Path, text: str) -> None:
     assert run(tmp_path, text) == 1
     assert not report.exists()
+    assert count_tests.main([str(tmp_path / "all.xml")]) == 1
 
 
 def test_without_a_failure_nothing_is_reported(tmp_path: Path, report: Path) -> None:

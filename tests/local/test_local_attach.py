@@ -38,7 +38,7 @@ def test_an_attached_run_has_a_live_log(client: dstack.Client, name: str) -> Non
 
 def test_ports_of_a_run_are_forwarded(client: dstack.Client, name: str) -> None:
     port = free_port()
-    commands = ["echo page > index.html", f"exec python3 -m http.server {port}"]
+    commands = ["echo page > index.html", f"exec python3 -m http.server {port} --bind 127.0.0.1"]
     run = client.runs.submit(dstack.Task(commands=commands, ports=[f"*:{port}"]), run_name=name)
     with run.attach(poll_interval=0.05):
         local = run.ports[port]

@@ -42,7 +42,7 @@ def test_a_service_is_waited_for_until_it_answers(
     twin: bool, dstack: LocalServer, credentials: DstackCredentials
 ) -> None:
     port = free_port()
-    serving = service(port, f"sleep 1; exec python3 -m http.server {port}")
+    serving = service(port, f"sleep 1; exec python3 -m http.server {port} --bind 127.0.0.1")
 
     @flow
     def used() -> Any:
