@@ -14,7 +14,7 @@ import ssl
 
 import httpx
 
-from dstack_core._transport.settings import ACCEPTED, Body, TransportSettings, no_answer
+from dstack_core._transport.settings import ACCEPTED, IDLE_SECONDS, Body, TransportSettings, no_answer
 from dstack_core._wire.http_messages import Reply, Request
 from dstack_core.errors import TransientServerError
 
@@ -89,6 +89,6 @@ def _new_client(settings: TransportSettings) -> httpx.AsyncClient:
         auth=bearer,
         headers={"Accept-Encoding": ACCEPTED},
         timeout=httpx.Timeout(None, connect=settings.connect_timeout),
-        limits=httpx.Limits(max_connections=20),
+        limits=httpx.Limits(max_connections=20, keepalive_expiry=IDLE_SECONDS),
         verify=verify,
     )

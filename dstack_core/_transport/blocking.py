@@ -5,7 +5,9 @@ A thread has its own session, so no two requests share a deadline (``_transport/
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 import weakref
 
 import requests
@@ -13,7 +15,7 @@ from requests.auth import AuthBase
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from dstack_core._transport.deadline import DeadlineAdapter, ReplyDeadline, TooSlow
-from dstack_core._transport.settings import ACCEPTED, Body, TransportSettings, no_answer
+from dstack_core._transport.settings import ACCEPTED, IDLE_SECONDS, Body, TransportSettings, no_answer
 from dstack_core._wire.http_messages import Reply, Request
 from dstack_core.errors import TransientServerError
 
@@ -60,6 +62,8 @@ class BlockingTransport:
             failure = limits.too_silent
         except (requests.RequestException, HTTPError) as error:
             failure = no_answer(error)
+        finally:
+            self._local.used_at = time.monotonic()
         # Raised here, and not in an ``except``, it has no reference to the libraries' frames, whose locals
         # show the token to everything that prints them.
         raise TransientServerError(failure)
@@ -80,6 +84,9 @@ class BlockingTransport:
                 self._sessions.add(session)
         deadline.seconds = seconds
         thread_session: requests.Session = self._local.session
+        if time.monotonic() - getattr(self._local, "used_at", math.inf) > IDLE_SECONDS:
+            # The session itself stays usable and opens another connection.
+            thread_session.close()
         return thread_session
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import socket
 import threading
@@ -14,8 +15,10 @@ from typing import Any
 
 import pytest
 import requests
+import uvicorn
 
 import dstack_core as dstack
+from dstack_core._transport import asynchronous, blocking, settings
 from dstack_core.local import LocalServer
 
 
@@ -215,3 +218,56 @@ def test_a_client_that_is_closed_can_be_closed_again(server: LocalServer) -> Non
     client.runs.list()
     client.close()
     client.close()
+
+
+@pytest.fixture
+def connections() -> Iterator[tuple[str, list[Any]]]:
+    """Yield the address of a server that keeps connections open, and the connections of its requests."""
+    found: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            found.append(self.client_address)
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"[]")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}", found
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("idle", "number"), [(60.0, 1), (0.0, 3)], ids=["in use", "idle"])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_connection_that_was_idle_is_not_used_again(
+    connections: tuple[str, list[Any]], monkeypatch: pytest.MonkeyPatch, kind: str, idle: float, number: int
+) -> None:
+    url, found = connections
+    arguments: Any = {"server_url": url, "project_name": "main", "user_token": "token"}
+    module = blocking if kind == "sync" else asynchronous
+    monkeypatch.setattr(module, "IDLE_SECONDS", idle)
+    if kind == "sync":
+        with dstack.Client(**arguments) as client:
+            assert [client.runs.list() for _ in range(3)] == [[]] * 3
+    else:
+
+        async def lists() -> list[Any]:
+            async with dstack.AsyncClient(**arguments) as client:
+                return [await client.runs.list() for _ in range(3)]
+
+        assert asyncio.run(lists()) == [[]] * 3
+    assert len(found) >= 3
+    assert len(set(found)) == (number if number == 1 else len(found))
+
+
+def test_a_connection_is_given_up_before_uvicorn_closes_it() -> None:
+    default = inspect.signature(uvicorn.Config).parameters["timeout_keep_alive"].default
+    assert default - 1.0 >= settings.IDLE_SECONDS
