@@ -5,7 +5,6 @@ A thread has its own session, so no two requests share a deadline (``_transport/
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 import weakref
@@ -80,11 +79,12 @@ class BlockingTransport:
         if deadline is None:
             deadline = self._local.deadline = ReplyDeadline()
             session = self._local.session = new_session(self._settings.token, deadline)
+            self._local.used_at = time.monotonic()
             with self._lock:
                 self._sessions.add(session)
         deadline.seconds = seconds
         thread_session: requests.Session = self._local.session
-        if time.monotonic() - getattr(self._local, "used_at", math.inf) > IDLE_SECONDS:
+        if time.monotonic() - self._local.used_at > IDLE_SECONDS:
             # The session itself stays usable and opens another connection.
             thread_session.close()
         return thread_session

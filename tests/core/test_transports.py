@@ -245,10 +245,14 @@ def connections() -> Iterator[tuple[str, list[Any]]]:
         server.shutdown()
 
 
-@pytest.mark.parametrize(("idle", "number"), [(60.0, 1), (0.0, 3)], ids=["in use", "idle"])
+@pytest.mark.parametrize(("idle", "is_used_again"), [(60.0, True), (0.0, False)], ids=["in use", "idle"])
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_connection_that_was_idle_is_not_used_again(
-    connections: tuple[str, list[Any]], monkeypatch: pytest.MonkeyPatch, kind: str, idle: float, number: int
+    connections: tuple[str, list[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    idle: float,
+    is_used_again: bool,
 ) -> None:
     url, found = connections
     arguments: Any = {"server_url": url, "project_name": "main", "user_token": "token"}
@@ -265,7 +269,7 @@ def test_a_connection_that_was_idle_is_not_used_again(
 
         assert asyncio.run(lists()) == [[]] * 3
     assert len(found) >= 3
-    assert len(set(found)) == (number if number == 1 else len(found))
+    assert len(set(found)) == (1 if is_used_again else len(found))
 
 
 def test_a_connection_is_given_up_before_uvicorn_closes_it() -> None:
