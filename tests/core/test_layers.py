@@ -32,6 +32,7 @@ ROOMS = {
     "_attach": {"errors", "_wire.attach"},
     "_code": {"errors", "models", "_wire.code", "_attach.keys"},
     **SIDE_FLOWS,
+    "_report": {"errors", "models", "_wire.code"},
     "config": {"errors"},
     "configurations": {"errors", "models"},
     "_operations": {
@@ -41,6 +42,7 @@ ROOMS = {
         "_flow",
         "_attach",
         "_code",
+        "_report",
         "configurations",
     },
     "_client_base": {"models", "_wire", "_flow", "_transport", "_operations", "_attach", "_code", "config"},
