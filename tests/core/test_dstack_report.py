@@ -480,8 +480,9 @@ def test_threads_and_processes_do_not_break_each_others_reports(kind: str, pytho
     assert len(metrics) == 4 * 3 * 40
 
 
-def test_a_full_stdout_that_does_not_block_takes_every_report() -> None:
-    reader, writer = os.pipe()
+@pytest.mark.parametrize("kind", ["terminal", "pipe"])
+def test_a_full_stdout_that_does_not_block_takes_every_report(kind: str) -> None:
+    reader, writer = os.openpty() if kind == "terminal" else os.pipe()
     os.set_blocking(writer, False)
     code = "import threading\n"
     code += "work = lambda: [report.result([n, 'x' * 20000]) for n in range(20)]\n"
