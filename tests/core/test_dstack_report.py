@@ -61,7 +61,9 @@ def read(output: bytes) -> tuple[list[dict[str, Any]], bytes]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(FILE.parent), "DSTACK_RUN_NAME": "train", **more}
+    # PYTHONUNBUFFERED would hide that a report does not wait for what was printed before it.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return {**kept, "PYTHONPATH": str(FILE.parent), "DSTACK_RUN_NAME": "train", **more}
 
 
 def run(code: str, python: str = sys.executable, *, status: int = 0, **more: str) -> bytes:
