@@ -49,6 +49,8 @@ if TYPE_CHECKING:
         ContactRestored,
         Event,
         LogLines,
+        Reported,
+        ReportsDropped,
         RunFinished,
         StatusChanged,
     )
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from dstack_core.models.options import CommonOptions, KeywordOptions, SubmitOptions, check_options
     from dstack_core.models.outcome import (
         NoCapacityError,
+        NoResultError,
         Outcome,
         RunError,
         RunFailedError,
@@ -63,8 +66,9 @@ if TYPE_CHECKING:
     )
     from dstack_core.models.plan import Offer, Plan
     from dstack_core.models.profiles import Profile, RetryPolicy
-    from dstack_core.models.progress import LogCursor, Progress
+    from dstack_core.models.progress import LogCursor, Progress, ReportedSoFar
     from dstack_core.models.records import EventRecord, LogBytes, Metric
+    from dstack_core.models.reports import ReportLimits
     from dstack_core.models.repos import RepoMapping
     from dstack_core.models.resources import GPU, Resources
     from dstack_core.models.secrets import secret_values
@@ -105,14 +109,31 @@ _HOMES = {
     "models.secrets": ("secret_values",),
     "models.account": ("Backend", "Project", "ProjectMember", "User"),
     "models.configurations": ("Configuration", "PortMapping", "RegistryAuth", "Service", "Task"),
-    "models.events": ("ContactLost", "ContactRestored", "Event", "LogLines", "RunFinished", "StatusChanged"),
+    "models.events": (
+        "ContactLost",
+        "ContactRestored",
+        "Event",
+        "LogLines",
+        "Reported",
+        "ReportsDropped",
+        "RunFinished",
+        "StatusChanged",
+    ),
     "models.files": ("FileMapping",),
     "models.options": ("CommonOptions", "KeywordOptions", "SubmitOptions", "check_options"),
-    "models.outcome": ("NoCapacityError", "Outcome", "RunError", "RunFailedError", "RunStoppedError"),
+    "models.outcome": (
+        "NoCapacityError",
+        "NoResultError",
+        "Outcome",
+        "RunError",
+        "RunFailedError",
+        "RunStoppedError",
+    ),
     "models.plan": ("Offer", "Plan"),
     "models.profiles": ("Profile", "RetryPolicy"),
-    "models.progress": ("LogCursor", "Progress"),
+    "models.progress": ("LogCursor", "Progress", "ReportedSoFar"),
     "models.records": ("EventRecord", "LogBytes", "Metric"),
+    "models.reports": ("ReportLimits",),
     "models.repos": ("RepoMapping",),
     "models.resources": ("GPU", "Resources"),
     "models.statuses": ("RunStatus", "SpotPolicy"),
@@ -151,6 +172,7 @@ __all__ = [
     "LogLines",
     "Metric",
     "NoCapacityError",
+    "NoResultError",
     "Offer",
     "Outcome",
     "Plan",
@@ -167,6 +189,10 @@ __all__ = [
     "RegistryAuth",
     "RepoCollection",
     "RepoMapping",
+    "ReportLimits",
+    "Reported",
+    "ReportedSoFar",
+    "ReportsDropped",
     "RequestRejectedError",
     "Resources",
     "RetryPolicy",

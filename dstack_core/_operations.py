@@ -25,7 +25,7 @@ from dstack_core._code.deliver import CodeSource
 from dstack_core._flow import queries
 from dstack_core._flow.accepted_stops import Stops
 from dstack_core._flow.apply import apply
-from dstack_core._flow.follow import LONGEST_LOG_PAUSE, FollowOptions, follow
+from dstack_core._flow.follow import LONGEST_LOG_PAUSE, FollowOptions, follow, read_reports
 from dstack_core._flow.queries import MOST_VALUES, check_limit, list_events
 from dstack_core._flow.raw_log import ChunkOptions, read_chunks
 from dstack_core._flow.retry import RetryBudget, TimeLimit, retrying, within
@@ -35,6 +35,7 @@ from dstack_core._flow.stop import checked_stop, stop
 from dstack_core._flow.stop_options import Check, StopOptions, StopTarget, Until
 from dstack_core._flow.submit import random_marker, random_run_name, submit
 from dstack_core._flow.version_check import VersionCheck
+from dstack_core._report.delivery import MODULE_PATH, module_upload, reports_of, with_command
 from dstack_core._wire.api import Api
 from dstack_core._wire.attach import Approach, Route, fixed_local_ports
 from dstack_core._wire.filling import fill_in, takes_args
@@ -51,6 +52,7 @@ from dstack_core.models.plan import Plan
 from dstack_core.models.profiles import Profile
 from dstack_core.models.progress import Progress
 from dstack_core.models.records import EventRecord, Metric
+from dstack_core.models.reports import ReportLimits
 from dstack_core.models.stops import StopResult
 
 T = TypeVar("T")
@@ -98,13 +100,14 @@ class Operations:
         """
         check_seconds("retry_budget", retry_budget)
         loaded, options = self._prepared(configuration, options, warns=True)
+        reports = reports_of(loaded, options.get("reports"))
         name = check_run_name(run_name or loaded.name or random_run_name(loaded))
         run_marker = marker or random_marker()
         wanted = run_spec(loaded, options, run_name=name, marker=run_marker)
         shipment = None
         # After the line above, so that a wrong configuration is reported before anything is packed.
-        if self.code.given or loaded.files or loaded.repos:
-            shipment = self.code.pack(loaded)
+        if self.code.given or loaded.files or loaded.repos or reports:
+            shipment = self.code.pack(loaded, [(MODULE_PATH, module_upload())] if reports else ())
             if shipment is not None and shipment.code is not None:
                 wanted = run_spec(loaded, options, run_name=name, marker=run_marker, code=shipment.code)
         if verify_ports and isinstance(loaded, Task) and loaded.ports:
@@ -207,15 +210,49 @@ class Operations:
         logs: bool,
         retry_budget: float,
         on_poll: Callable[[RunSnapshot], None] | None = None,
+        report_limits: ReportLimits | None = None,
     ) -> Flow[Outcome]:
         """Follow a run; ``on_poll`` gets the run after each poll."""
-        check_seconds("poll_interval", poll_interval, above=True)
-        check_seconds("retry_budget", retry_budget)
-        options = FollowOptions(
-            poll_interval, logs, self.wall_clock, self.longest_log_pause, self._stops, on_poll
-        )
+        options = self._follow_options(poll_interval, logs, retry_budget, on_poll, report_limits)
         flow = self._version_check.guarding(follow(self.api, progress, options))
         return retrying(flow, self._budget(retry_budget), progress)
+
+    def result(
+        self,
+        run_name: str,
+        run_id: str,
+        *,
+        poll_interval: float,
+        retry_budget: float,
+        report_limits: ReportLimits | None,
+    ) -> Flow[Outcome]:
+        """Follow a run to its end for what it reports."""
+        options = self._follow_options(poll_interval, True, retry_budget, None, report_limits)
+        progress = Progress(run_name, run_id)
+        flow = self._version_check.guarding(read_reports(self.api, progress, options))
+        return retrying(flow, self._budget(retry_budget), progress)
+
+    def _follow_options(
+        self,
+        poll_interval: float,
+        logs: bool,
+        retry_budget: float,
+        on_poll: Callable[[RunSnapshot], None] | None,
+        report_limits: ReportLimits | None,
+    ) -> FollowOptions:
+        check_seconds("poll_interval", poll_interval, above=True)
+        check_seconds("retry_budget", retry_budget)
+        if report_limits is not None and not isinstance(report_limits, ReportLimits):
+            raise ConfigurationError(f"report_limits: expected ReportLimits, got {report_limits!r}.")
+        return FollowOptions(
+            poll_interval,
+            logs,
+            self.wall_clock,
+            self.longest_log_pause,
+            self._stops,
+            on_poll,
+            report_limits or ReportLimits(),
+        )
 
     def chunks(self, run_name: str, run_id: str, options: ChunkOptions) -> Flow[None]:
         """Read the raw log."""
@@ -297,6 +334,8 @@ class Operations:
         filled = fill_in(loaded, env=options.get("env"), args=options.get("args"), environ=os.environ)
         if warns and options.get("args") and not takes_args(loaded):
             _log.warning("args: no command has ${{ run.args }}, so the arguments are not used.")
+        if reports_of(filled, options.get("reports")):
+            filled = with_command(filled)
         return filled, {**options, "profile": profile}
 
     def _key(self, run_name: str | None = None) -> Op[str]:

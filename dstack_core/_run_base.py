@@ -22,6 +22,7 @@ from dstack_core._wire.runs import RunSnapshot, outcome_of
 from dstack_core.models.options import check_callable, check_seconds
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress
+from dstack_core.models.reports import ReportLimits
 from dstack_core.models.statuses import RunStatus
 
 TransportT = TypeVar("TransportT")
@@ -160,6 +161,7 @@ class RunBase(Generic[TransportT]):
         retry_budget: float,
         timeout: float | None = None,
         sleep: object = None,
+        report_limits: ReportLimits | None = None,
     ) -> Flow[Outcome]:
         check_callable("sleep", sleep)
         check_seconds("timeout", timeout, above=True)
@@ -169,10 +171,28 @@ class RunBase(Generic[TransportT]):
             logs=logs,
             retry_budget=retry_budget,
             on_poll=self._on_poll(),
+            report_limits=report_limits,
         )
         limit = self._limit(timeout, "had not finished")
         # The limit bounds everything, the requests included: the last one gets no extra seconds.
         return flow if limit is None else within(flow, replace(limit, last_request=0.0))
+
+    def _result(
+        self,
+        timeout: float | None,
+        *,
+        poll_interval: float,
+        retry_budget: float,
+        report_limits: ReportLimits | None,
+    ) -> Flow[Outcome]:
+        flow = self._operations.result(
+            self.name,
+            self.id,
+            poll_interval=poll_interval,
+            retry_budget=retry_budget,
+            report_limits=report_limits,
+        )
+        return within(flow, self._limit(timeout, "had not finished"))
 
     def _on_poll(self) -> Callable[[RunSnapshot], None] | None:
         """Return the function that each poll of a follower passes the run to; None drops it."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator
 from datetime import datetime
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from dstack_core import _drive
 from dstack_core._flow.raw_log import ChunkOptions, LogChunk
@@ -19,6 +19,7 @@ from dstack_core.models.events import Event
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress
 from dstack_core.models.records import EventRecord, LogBytes, Metric
+from dstack_core.models.reports import ReportLimits
 from dstack_core.models.statuses import RunStatus
 from dstack_core.models.stops import StopResult
 
@@ -91,6 +92,7 @@ class Run(RunBase[BlockingTransport]):
         logs: bool = True,
         retry_budget: float = 600.0,
         sleep: Callable[[float], None] | None = None,
+        report_limits: ReportLimits | None = None,
     ) -> Generator[Event, None, Outcome]:
         """Yield the run's events until it has finished; the generator returns its ``Outcome``.
 
@@ -105,9 +107,11 @@ class Run(RunBase[BlockingTransport]):
             logs: Whether to read the log.
             retry_budget: Seconds for which an unreachable server is retried.
             sleep: A function of seconds, instead of ``time.sleep``; what it raises ends the iteration.
+            report_limits: The limits on what the run reports. Default: 1 MiB a message, 1000 a second.
 
         Yields:
-            ``StatusChanged``, ``LogLines``, ``ContactLost``, ``ContactRestored``, and last ``RunFinished``.
+            ``StatusChanged``, ``LogLines``, ``Reported``, ``ReportsDropped``, ``ContactLost``,
+            ``ContactRestored``, and last ``RunFinished``.
 
         Raises:
             WaitTimeoutError: ``timeout`` passed; the run keeps running.
@@ -127,6 +131,7 @@ class Run(RunBase[BlockingTransport]):
             logs=logs,
             retry_budget=retry_budget,
             sleep=sleep,
+            report_limits=report_limits,
         )
         return _drive.iterate(flow, self._transport, sleep or time.sleep)
 
@@ -162,6 +167,47 @@ class Run(RunBase[BlockingTransport]):
         flow = self._follow(None, poll_interval=poll_interval, logs=False, retry_budget=retry_budget)
         limited = within(flow, self._limit(timeout, "had not finished"))
         return _drive.run(limited, self._transport, sleep, on_event)
+
+    def result(
+        self,
+        timeout: float | None = None,
+        *,
+        poll_interval: float = 5.0,
+        retry_budget: float = 600.0,
+        sleep: Callable[[float], None] | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        report_limits: ReportLimits | None = None,
+    ) -> Any:
+        """Wait until the run has finished and return the result that it reported.
+
+        A run reports a result with ``$DSTACK_RESULT_FILE`` or ``dstack_report.result`` (submit it with
+        ``reports=True``), or with a line of its own; the last one counts.
+
+        Args:
+            timeout: Seconds to wait, None for no limit. Requests end with it, too.
+            poll_interval: Seconds between two status requests.
+            retry_budget: Seconds for which an unreachable server is retried.
+            sleep: A function of seconds, instead of ``time.sleep``; what it raises ends the wait.
+            on_event: Gets the events. Default: the ``dstack_core`` logger reports lost contact.
+            report_limits: The limits on what the run reports. Default: 1 MiB a message, 1000 a second.
+
+        Returns:
+            The result: values that JSON has.
+
+        Raises:
+            RunError: The run did not succeed.
+            NoResultError: The run succeeded and reported no result.
+            WaitTimeoutError: The timeout passed; the run keeps running.
+            ServerUnreachableError: The retry budget is used up; the run keeps running.
+            ServerError: Any other refusal, such as ``RunNotFoundError``.
+
+        Example:
+            ``score = run.result(timeout=3600)["score"]``
+        """
+        flow = self._result(
+            timeout, poll_interval=poll_interval, retry_budget=retry_budget, report_limits=report_limits
+        )
+        return _drive.run(flow, self._transport, sleep, on_event).read_result()
 
     def attach(
         self,

@@ -16,6 +16,7 @@ VALUES: dict[str, Any] = {
     "env": {"GIVEN": "yes"},
     "args": ["--epochs", "3"],
     "profile": "cheap",
+    "reports": True,
 }
 # All options, each visible in what is sent.
 CONFIGURATION: dict[str, Any] = {"type": "task", "commands": ["train ${{ run.args }}"]}

@@ -27,7 +27,7 @@ from dstack_core._wire.code import Code, Upload
 from dstack_core._wire.http_messages import Call
 from dstack_core._wire.runs import RunSnapshot
 from dstack_core._wire.spec import with_files, with_repo_place
-from dstack_core.errors import RequestRejectedError
+from dstack_core.errors import RequestRejectedError, UnsupportedServerError
 from dstack_core.models.configurations import Configuration
 
 T = TypeVar("T")
@@ -36,14 +36,19 @@ _UNKNOWN_REPO = "repo_does_not_exist"
 
 @dataclass(slots=True)
 class Delivered:
-    """What the server has already, so that it is sent once: repos by id, uploads by repo id and hash."""
+    """What the server has already, so that it is sent once.
+
+    ``repos`` by id, ``uploads`` by repo id and hash, and the ids of ``archives`` by hash.
+    """
 
     repos: set[str] = field(default_factory=set)
+    archives: dict[str, str] = field(default_factory=dict)
     uploads: set[tuple[str, str]] = field(default_factory=set)
 
     def forget(self) -> None:
         """Forget everything, because the server no longer has what it had."""
         self.repos.clear()
+        self.archives.clear()
         self.uploads.clear()
 
 
@@ -58,16 +63,17 @@ class CodeSource:
     given: bool = False
     _delivered: Delivered = field(default_factory=Delivered, repr=False)
 
-    def pack(self, configuration: Configuration) -> Shipment | None:
+    def pack(self, configuration: Configuration, extra: Sequence[tuple[str, Upload]] = ()) -> Shipment | None:
         """Pack the files, and the archive or diff, that a run starts from; None if there are none.
 
-        Runs git and reads files. Raises ``ConfigurationError``.
+        ``extra`` are archives with their paths that are left out on a server without files. Runs git and
+        reads files. Raises ``ConfigurationError``.
         """
         files = pack_files(configuration.files or [])
         code = self.repository.pack(configuration.repos or ())
-        if code is None and not files:
+        if code is None and not files and not extra:
             return None
-        return Shipment(code, files, self._delivered, init=self.repository.init)
+        return Shipment(code, files, self._delivered, init=self.repository.init, extra=extra)
 
     def init(self, api: Api, version_check: VersionCheck) -> Op[None]:
         """Read the repository now; the flow registers it and its credentials with the server."""
@@ -82,6 +88,7 @@ class Shipment:
     files: Sequence[tuple[str, Upload]]
     delivered: Delivered
     init: bool
+    extra: Sequence[tuple[str, Upload]] = ()
 
     @property
     def needs(self) -> Sequence[str]:
@@ -99,8 +106,10 @@ class Shipment:
         """Upload what the server does not have, then ``send`` the spec that refers to it."""
         if self.code is not None and self.code.place is not None:
             spec = with_repo_place(spec, self.code.place, (yield from version_check.release()))
-        if self.files:
-            spec = with_files(spec, (yield from deliver_files(api, self.files)))
+        archives = yield from deliver_files(api, self.files)
+        archives += yield from self._deliver_extra(api)
+        if archives:
+            spec = with_files(spec, archives)
         if self.code is None:
             return (yield from send(spec))
         try:
@@ -113,6 +122,18 @@ class Shipment:
                 raise
             self.delivered.forget()
             raise clearer from None
+
+    def _deliver_extra(self, api: Api) -> Op[list[tuple[str, str]]]:
+        """Deliver what a run can do without; nothing to a server that has no files (before 0.19.17)."""
+        archives = self.delivered.archives
+        for path, upload in self.extra:
+            if upload.sha256 not in archives:
+                try:
+                    ((archive, _),) = yield from deliver_files(api, [(path, upload)])
+                except UnsupportedServerError:
+                    return []
+                archives[upload.sha256] = archive
+        return [(archives[upload.sha256], path) for path, upload in self.extra]
 
 
 def init_repo(

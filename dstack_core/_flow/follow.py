@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 
 from dstack_core._flow.accepted_stops import Stops
 from dstack_core._flow.logs import read_lines
-from dstack_core._flow.steps import Flow, Wait, call
+from dstack_core._flow.steps import Flow, Sleep, Wait, call
 from dstack_core._wire.api import Api
 from dstack_core._wire.http_messages import Call, Reply
 from dstack_core._wire.runs import RunSnapshot, outcome_of
@@ -28,6 +28,7 @@ from dstack_core.errors import RunNotFoundError
 from dstack_core.models.events import RunFinished, StatusChanged
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress
+from dstack_core.models.reports import ReportLimits
 from dstack_core.models.statuses import RunStatus
 
 # How long a person who follows one run waits at most for the first line after a silence. A longer pause saves
@@ -48,7 +49,7 @@ class FollowOptions:
 
     ``wall_clock`` gives the seconds since the epoch. ``longest_log_pause`` (seconds) bounds the time between
     two reads of a silent log. ``stops`` are the stops that the server accepted. ``on_poll`` gets each run as
-    the server showed it.
+    the server showed it. ``report_limits`` bound what the run reports beside its log.
     """
 
     poll_interval: float
@@ -57,6 +58,7 @@ class FollowOptions:
     longest_log_pause: float = LONGEST_LOG_PAUSE
     stops: Stops = field(default_factory=lambda: Stops(lambda: 0.0))
     on_poll: Callable[[RunSnapshot], None] | None = None
+    report_limits: ReportLimits = field(default_factory=ReportLimits)
 
     def log_pause(self, silent_for: float) -> float:
         """Return the seconds to the next read of a log that has been silent for ``silent_for`` seconds."""
@@ -104,10 +106,10 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
         if run.is_active:
             progress = yield from _report_status(run, progress, options)
         if options.logs:
-            progress = yield from read_lines(api, run, progress)
+            progress = yield from read_lines(api, run, progress, options.report_limits)
         if not run.is_active:
             progress = yield from _report_status(run, progress, options)
-            outcome = outcome_of(run, api.run_url(run.id))
+            outcome = _with_reports(outcome_of(run, api.run_url(run.id)), progress)
             yield RunFinished(progress, outcome)
             return outcome
         # Thousands of followers may wait, so each keeps few objects and creates few new ones per wait: many
@@ -121,6 +123,22 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
         # A snapshot is most of what a waiting follower would keep, and the next poll brings another one.
         del run
         run = yield step
+
+
+# A log store may show the last lines some seconds after the run has ended. With fewer or quicker reads, a
+# result is missing although the run reported it.
+_READS = 4
+_READ_PAUSE = 2.0
+
+
+def read_reports(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome]:
+    """Follow a run to its end, and read the log of a successful one again until it has a result."""
+    for _ in range(_READS - 1):
+        outcome = yield from follow(api, progress, options)
+        if outcome.has_result or not outcome.succeeded:
+            return outcome
+        yield Sleep(_READ_PAUSE)
+    return (yield from follow(api, progress, options))
 
 
 def _poll(api: Api, progress: Progress, options: FollowOptions) -> Call[RunSnapshot | None]:
@@ -148,6 +166,14 @@ def _report_status(run: RunSnapshot, progress: Progress, options: FollowOptions)
     message = None if run.message in (run.raw_status, str(run.status)) else run.message
     yield StatusChanged(progress, run.status, previous, message)
     return progress
+
+
+def _with_reports(outcome: Outcome, progress: Progress) -> Outcome:
+    reported = progress.reported
+    if not reported.results and not reported.metrics:
+        return outcome
+    result = reported.results[0] if reported.results else None
+    return replace(outcome, result=result, metrics=reported.metrics, has_result=bool(reported.results))
 
 
 def _gone(api: Api, progress: Progress) -> RunNotFoundError:

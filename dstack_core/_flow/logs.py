@@ -9,10 +9,13 @@ how many messages of that time were read, and the bytes of a line that has not e
 before that time on and passes over the counted messages (``_wire.logs.Reader``); whole lines are split off
 here.
 
-Invariants: the progress of an event covers exactly the lines of that event and those before, so another
-process continues behind them without losing or repeating a line. A submission is ``drained``, and not read
-again, once an empty read came after it had finished: its last lines are stored before its status changes.
-An unfinished last line is reported only then.
+Messages that the run reports are taken out of the lines (``_wire.reports``) and precede the lines of their
+page, each with a progress of its own.
+
+Invariants: the progress of an event covers exactly the lines of that event and those before, and likewise
+the messages, so another process continues behind them without losing or repeating one. A submission is
+``drained``, and not read again, once an empty read came after it had finished: its last lines are stored
+before its status changes. An unfinished last line is reported only then.
 """
 
 from __future__ import annotations
@@ -21,24 +24,26 @@ from dataclasses import replace
 
 from dstack_core._flow.steps import Flow, Op, call
 from dstack_core._wire.api import Api
-from dstack_core._wire.logs import LogMessages, LogPage, Reader, split_lines, start_time
+from dstack_core._wire.logs import LogMessages, LogPage, Reader, most_kept, split_lines, start_time
+from dstack_core._wire.reports import DropReason, Found, Message
 from dstack_core._wire.runs import Job, RunSnapshot, Submission
 from dstack_core.errors import ProtocolError
-from dstack_core.models.events import LogLines
+from dstack_core.models.events import LogLines, Reported, ReportsDropped
 from dstack_core.models.progress import LogCursor, Progress
+from dstack_core.models.reports import KEPT_KINDS, ReportLimits
 
 
-def read_lines(api: Api, run: RunSnapshot, progress: Progress) -> Flow[Progress]:
+def read_lines(api: Api, run: RunSnapshot, progress: Progress, limits: ReportLimits) -> Flow[Progress]:
     """Report what was logged since ``progress`` by every job submission; return the new progress."""
     for job in run.jobs:
         for submission in job.submissions:
             if submission.may_have_logs and not progress.cursor(submission.id).drained:
-                progress = yield from _read_submission(api, run, job, submission, progress)
+                progress = yield from _read_submission(api, run, job, submission, progress, limits)
     return progress
 
 
 def _read_submission(
-    api: Api, run: RunSnapshot, job: Job, submission: Submission, progress: Progress
+    api: Api, run: RunSnapshot, job: Job, submission: Submission, progress: Progress, limits: ReportLimits
 ) -> Flow[Progress]:
     pages = PageReader(api, run.name, submission.id, progress.cursor(submission.id))
     # Nothing more is written for a run that has ended, whatever status its job still shows.
@@ -47,12 +52,18 @@ def _read_submission(
         messages = yield from pages.next_page()
         ended = messages is None
         data = b"" if messages is None else messages.data
-        lines, cursor = split_lines(
-            # The reader moves the position on, this loop the open line: neither knows the other's part.
-            replace(pages.cursor, pending=progress.cursor(submission.id).pending),
+        before = progress.cursor(submission.id)
+        lines, found, cursor = split_lines(
+            # The reader moves the position on, this loop what is open: neither knows the other's part.
+            replace(pages.cursor, pending=before.pending, parts=before.parts),
             data,
             final=ended and complete,
+            max_bytes=limits.max_bytes,
         )
+        if found or before.reported:
+            most = most_kept(limits.per_second, before.after, cursor.after)
+            progress = yield from _report(found, job, submission, progress, most)
+            cursor = replace(cursor, reported=max(0, before.reported - len(found)))
         progress = progress.with_cursor(submission.id, replace(cursor, drained=ended and complete))
         if lines:
             yield LogLines(
@@ -67,6 +78,33 @@ def _read_submission(
             )
         if ended:
             return progress
+
+
+def _report(
+    found: list[Found], job: Job, submission: Submission, progress: Progress, most: int
+) -> Flow[Progress]:
+    """Report the messages of a page that were not reported yet; return the progress behind the last one.
+
+    While they are reported, the cursor stays before the page and counts them: a process that continues there
+    reads the page again, whatever its size is then, and passes over as many messages.
+    """
+    cursor = progress.cursor(submission.id)
+    dropped: dict[DropReason, int] = {}
+    for number, message in enumerate(found[cursor.reported :], cursor.reported + 1):
+        moved = progress.with_cursor(submission.id, replace(cursor, reported=number))
+        if isinstance(message, Message) and (message.kind in KEPT_KINDS or most > 0):
+            most -= message.kind not in KEPT_KINDS
+            reported = progress.reported.with_message(message.kind, message.payload)
+            progress = replace(moved, reported=reported)
+            yield Reported(progress, message.kind, message.payload, job.replica, job.node, submission.attempt)
+        else:
+            reason: DropReason = "too many" if isinstance(message, Message) else message.reason
+            dropped[reason] = dropped.get(reason, 0) + 1
+            reported = replace(progress.reported, dropped=progress.reported.dropped + 1)
+            progress = replace(moved, reported=reported)
+    for reason, count in dropped.items():
+        yield ReportsDropped(progress, reason, count)
+    return progress
 
 
 # A server's own log store may send empty pages before the next full one, so an empty page is not the end. A

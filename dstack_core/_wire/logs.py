@@ -19,6 +19,7 @@ for all timestamps of a page, and one decoding for all lines of a block.
 from __future__ import annotations
 
 import base64
+import math
 from binascii import a2b_base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,13 +27,17 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from dstack_core._wire.http_messages import text, time_of
+from dstack_core._wire.reports import MARK, Found, give_up, take
 from dstack_core.models.progress import LogCursor
+from dstack_core.models.reports import DEFAULT_MAX_BYTES
 
 # The server's limit (PROTOCOL 1.8; its default is 100). Smaller pages cost more requests for a busy log.
 PAGE_SIZE = 1000
 # Output without line ends, such as a progress bar, waits up to this size and is then reported in pieces. The
 # pending bytes ride on every event and checkpoint, so a higher limit makes those large; a low one cuts lines.
 _LONGEST_PENDING = 64 * 1024
+# The first page of a log has no page before it to measure from; it may hold the messages of so many seconds.
+_FIRST_PAGE_SECONDS = 60
 # The pattern of today's timestamps, with every digit replaced by 0.
 _TODAYS = "0000-00-00T00:00:00.000000Z"
 _NO_DIGITS = str.maketrans("123456789", "0" * 9)
@@ -114,6 +119,17 @@ def _utc(timestamp: str) -> str:
     return time_of(timestamp).isoformat(timespec="microseconds")
 
 
+def most_kept(per_second: int, since: str | None, until: str | None) -> int:
+    """Return how many messages are kept of a page of the log between two timestamps.
+
+    Their distance counts, and not the time of reading: the log of an hour may be read at once.
+    """
+    if since is None or until is None:
+        return per_second * _FIRST_PAGE_SECONDS
+    seconds = (datetime.fromisoformat(until) - datetime.fromisoformat(since)).total_seconds()
+    return math.ceil(per_second * max(1.0, seconds))
+
+
 class Reader:
     """A filter for messages that the cursor has seen, which moves it on across the pages of one read."""
 
@@ -143,17 +159,31 @@ class Reader:
             self.cursor = replace(cursor, seen_at_after=cursor.seen_at_after + fresh.count(newest))
 
 
-def split_lines(cursor: LogCursor, data: bytes, *, final: bool = False) -> tuple[tuple[str, ...], LogCursor]:
-    """Return the whole lines that ``data`` completes, and the cursor that keeps the rest.
+def split_lines(
+    cursor: LogCursor, data: bytes, *, final: bool = False, max_bytes: int = DEFAULT_MAX_BYTES
+) -> tuple[tuple[str, ...], list[Found], LogCursor]:
+    """Return the whole lines that ``data`` completes, the messages in them, and the cursor behind both.
 
     ``final`` also returns a last line without an end. A line longer than 64 KiB is returned in pieces, so
     that output without line ends does not fill the memory. Bytes that are not UTF-8 become replacement
-    characters.
+    characters. ``max_bytes`` is the most bytes of a message.
     """
     whole = base64.b64decode(cursor.pending) + data
+    if final and MARK in whole and not whole.endswith(b"\n"):
+        whole += b"\n"
     end = whole.rfind(b"\n") + 1
-    lines, rest = _texts(whole[:end]), whole[end:]
-    rest = _last_state(rest)
+    block, rest = whole[:end], whole[end:]
+    found: list[Found] = []
+    parts = cursor.parts
+    if MARK in block:
+        block, found, parts = take(block, parts, max_bytes)
+    if final and parts:
+        shown, broken = give_up(parts)
+        block, found, parts = block + shown, [*found, *broken], {}
+    lines = _texts(block)
+    # A message is read once its line has ended; until then nothing may be taken from it.
+    if MARK not in rest:
+        rest = _last_state(rest)
     while len(rest) > _LONGEST_PENDING:
         cut = _character_border(rest, _LONGEST_PENDING)
         lines.append(_text(rest[:cut]))
@@ -161,7 +191,8 @@ def split_lines(cursor: LogCursor, data: bytes, *, final: bool = False) -> tuple
     if final and rest:
         lines.append(_text(rest))
         rest = b""
-    return tuple(lines), replace(cursor, pending=base64.b64encode(rest).decode())
+    pending = base64.b64encode(rest).decode()
+    return tuple(lines), found, replace(cursor, pending=pending, parts=parts, reported=0)
 
 
 def _texts(block: bytes) -> list[str]:

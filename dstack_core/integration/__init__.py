@@ -28,7 +28,7 @@ from dstack_core.integration.outcome_text import (
     outcome_table,
     raise_for_outcome,
 )
-from dstack_core.integration.relay import DEFAULT_LOG_BUDGET, LogRelay, RecordLimits
+from dstack_core.integration.relay import DEFAULT_LOG_BUDGET, LogRelay, RecordLimits, describe_progress
 from dstack_core.integration.stop import astop_run, stop_run
 from dstack_core.models.base import known_fields
 from dstack_core.models.stops import StopResult, StopState
@@ -53,6 +53,7 @@ __all__ = [
     "describe_end",
     "describe_failure",
     "describe_outcome",
+    "describe_progress",
     "describe_status",
     "describe_stop",
     "format_duration",

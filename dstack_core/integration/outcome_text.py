@@ -14,7 +14,8 @@ has its units ("1 h 2 min 5 s"), since "1:02" is read as minutes or as hours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +28,12 @@ LONGEST_TEXT = 2000
 # The last log lines in an error: a screen of a UI, and about 10 kB at most.
 LAST_LINES = 20
 LONGEST_LINE = 500
+# What a table shows of a result and of metrics: a line or two of a UI. The data has all of it.
+_RESULT_CHARACTERS = 200
+_METRICS_SHOWN = 10
+
+
+_TEXTS = ("str", "str | None")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +43,7 @@ class OutcomeField:
     Attributes:
         name: The field's name.
         type: Its type, as ``Outcome`` declares it.
-        label: What a table calls it.
+        label: What a table calls it; empty for a field that tables leave out.
         meaning: Its description in the documentation.
         show: A function that turns a value into text for a person.
     """
@@ -67,6 +74,16 @@ def format_duration(seconds: float) -> str:
     return " ".join(f"{number} {unit}" for number, unit in parts if number) or "0 s"
 
 
+def _short_json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _RESULT_CHARACTERS else f"{text[:_RESULT_CHARACTERS]} [...]"
+
+
+def _metrics_text(metrics: Mapping[str, float]) -> str:
+    shown = [f"{name} {value:.6g}" for name, value in list(metrics.items())[:_METRICS_SHOWN]]
+    return ", ".join(shown) + (" [...]" if len(metrics) > _METRICS_SHOWN else "")
+
+
 OUTCOME_FIELDS = (
     OutcomeField("run_name", "str", "Run", "the run's name"),
     OutcomeField("run_id", "str", "Run ID", "the server's ID of the run"),
@@ -86,14 +103,23 @@ OUTCOME_FIELDS = (
         "price_per_hour", "float | None", "Price", "the price of its machine (USD per hour)", format_price
     ),
     OutcomeField("url", "str", "Page", "the run's page on the server"),
+    OutcomeField("result", "Any", "Result", "what it reported as its result", _short_json),
+    OutcomeField(
+        "metrics",
+        "Mapping[str, float]",
+        "Metrics",
+        "the last value of each metric it reported",
+        _metrics_text,
+    ),
+    OutcomeField("has_result", "bool", "", "whether it reported a result"),
 )
 """All fields of ``Outcome``, in its order."""
 
 
 def outcome_dict(outcome: Outcome) -> dict[str, Any]:
-    """Return an outcome as an engine keeps it: values that JSON has, and a few kilobytes at most.
+    """Return an outcome as an engine keeps it: values that JSON has, a few kilobytes beside the result.
 
-    ``Outcome.from_dict`` reads it back; a text of more than 2000 characters is cut.
+    ``Outcome.from_dict`` reads it back; a text of more than 2000 characters is cut, a result is not.
     """
     return _bounded(outcome).to_dict()
 
@@ -101,8 +127,10 @@ def outcome_dict(outcome: Outcome) -> dict[str, Any]:
 def outcome_rows(outcome: Outcome) -> dict[str, str]:
     """Return what a table shows of an outcome, by label; fields without a value are left out."""
     short = _bounded(outcome)
-    values = {field.label: (field, getattr(short, field.name)) for field in OUTCOME_FIELDS}
-    return {label: field.show(value) for label, (field, value) in values.items() if value not in (None, "")}
+    values = {field.label: (field, getattr(short, field.name)) for field in OUTCOME_FIELDS if field.label}
+    return {
+        label: field.show(value) for label, (field, value) in values.items() if value not in (None, "", {})
+    }
 
 
 def outcome_table(outcome: Outcome) -> str:
@@ -231,7 +259,7 @@ def may_keep_running(backstop: str | None) -> str:
 
 
 def _bounded(outcome: Outcome) -> Outcome:
-    texts = ((field.name, getattr(outcome, field.name)) for field in OUTCOME_FIELDS if "str" in field.type)
+    texts = ((field.name, getattr(outcome, field.name)) for field in OUTCOME_FIELDS if field.type in _TEXTS)
     changes: dict[str, Any] = {name: _cut(text) for name, text in texts if text is not None}
     return replace(outcome, **changes)
 

@@ -24,8 +24,9 @@ the client included, 0.18 to 0.33 when each line was treated alone; 5 million wi
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,8 @@ from dstack_core.models.events import (
     ContactRestored,
     Event,
     LogLines,
+    Reported,
+    ReportsDropped,
     RunFinished,
     StatusChanged,
 )
@@ -52,6 +55,19 @@ TAIL_LINES = 20
 TAIL_CHARACTERS = 500
 # An unreachable server is retried every few seconds for ten minutes: ten warnings instead of a hundred.
 _SECONDS_BETWEEN_WARNINGS = 60.0
+# A progress that is reported at each step of a training would fill the log.
+_SECONDS_BETWEEN_PROGRESS = 30.0
+_DROPPED = {
+    "broken": "The run wrote a message that is broken; the log shows it as text.",
+    "too large": (
+        "The run reported more in one message than is kept (1 MiB by default); it is left out. Write what is "
+        "large to a volume or a bucket, and report where it is."
+    ),
+    "too many": (
+        "The run reports more messages per second than are kept (1000 by default); the others are left out. "
+        "Report less often."
+    ),
+}
 # The length of the longest UTF-8 character, so that a record always has room for one.
 _LEAST_BYTES = 4
 
@@ -97,6 +113,7 @@ class LogRelay:
         left_out_bytes: Bytes of log that another process left out, from its ``state()``.
         already_logged: How often each line was logged before, for a run that is followed from its first line
             again; each line is left out as often. For hosts that keep logs but no position.
+        clock: Returns seconds, for the rate at which progress is logged.
 
     Example::
 
@@ -118,6 +135,7 @@ class LogRelay:
         relayed_bytes: int = 0,
         left_out_bytes: int = 0,
         already_logged: Mapping[str, int] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.url = url
         self.shows_log = shows_log
@@ -129,6 +147,10 @@ class LogRelay:
         self._tail: deque[str] = deque(map(self.masker.mask, tail), maxlen=TAIL_LINES)
         self._already_logged = Counter(already_logged or {})
         self._warned_after: float | None = None
+        self._clock = clock
+        self._progress_at: float | None = None
+        self._progress = 0.0
+        self._dropped: set[str] = set()
 
     @property
     def tail(self) -> list[str]:
@@ -155,9 +177,24 @@ class LogRelay:
             case ContactRestored():
                 self._warned_after = None
                 yield logging.INFO, f"The dstack server answers again after {event.silent_for:.0f} s."
+            case Reported(kind="progress"):
+                yield from self._of_progress(event)
+            case ReportsDropped(reason=reason) if reason not in self._dropped:
+                self._dropped.add(reason)
+                yield logging.WARNING, _DROPPED.get(reason, f"A message of the run was left out: {reason}.")
             case RunFinished() if self._left_out:
                 self.url = self.url or event.outcome.url or ""
                 yield logging.WARNING, f"{_size(self._left_out)} of the log is not shown here.{self._see()}"
+
+    def _of_progress(self, event: Reported) -> Iterator[Record]:
+        fraction, text = describe_progress(event.payload)
+        now = self._clock()
+        is_due = self._progress_at is None or now >= self._progress_at + _SECONDS_BETWEEN_PROGRESS
+        # The end is shown once, whenever it comes.
+        if is_due or (fraction >= 1 > self._progress):
+            self._progress_at = now
+            yield logging.INFO, self.masker.mask(printable(text))
+        self._progress = fraction
 
     def _of_fault(self, event: ContactLost) -> Iterator[Record]:
         last = self._warned_after
@@ -224,6 +261,17 @@ class LogRelay:
 
     def _see(self) -> str:
         return f" See {self.url}" if self.url else ""
+
+
+def describe_progress(payload: Mapping[str, Any]) -> tuple[float, str]:
+    """Return a ``progress`` message as a fraction from 0 to 1, and as a line: ``Progress: 40 % (text)``."""
+    done, total = payload.get("done"), payload.get("total")
+    if done is not None and total:
+        fraction, counted = min(1.0, done / total), f", {done:g} of {total:g}"
+    else:
+        fraction, counted = payload["value"], ""
+    detail = f" ({payload['text']})" if payload.get("text") else ""
+    return fraction, f"Progress: {fraction * 100:.0f} %{counted}{detail}"
 
 
 def line_prefix(event: LogLines) -> str:

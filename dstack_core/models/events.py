@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress
@@ -54,6 +56,41 @@ class LogLines(Event):
     submission_id: str
     nodes: int = 1
     replicas: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Reported(Event):
+    """A message that the run reported, such as a metric; it is not among the log lines.
+
+    Messages come in their order, before the log lines that were read with them.
+
+    Attributes:
+        kind: ``result``, ``metric``, ``progress``, ``table``, ``link``, ``image``, ``asset``, ``checkpoint``,
+            ``skip``, or what a newer version of the run's own code sends (str).
+        payload: The content, values that JSON has; the report protocol lists it for each kind.
+        replica: The job's replica, counted from 0.
+        node: The job's node, counted from 0.
+        attempt: Counted from 0; grows when the server retries the job.
+    """
+
+    kind: str
+    payload: Mapping[str, Any] = field(repr=False)
+    replica: int = 0
+    node: int = 0
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReportsDropped(Event):
+    """Messages that were left out.
+
+    Attributes:
+        reason: ``"broken"`` (shown as text in the log), ``"too large"`` or ``"too many"`` (str).
+        count: How many were left out since the last such event (int).
+    """
+
+    reason: str
+    count: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,11 @@ class KeywordOptions(TypedDict, total=False):
     """The name of a profile, or a ``Profile``. Default: the one marked ``default: true``, as ``load_profile``
     finds it in the ``repo_dir``, else the current directory, and the user's own.
     """
+    reports: bool | None
+    """Whether the run gets ``$DSTACK_RESULT_FILE``, whose content becomes its result, and the Python module
+    ``dstack_report`` (servers from 0.19.17 on): a command before those of a task. Default: False, the
+    configuration is sent as it is.
+    """
 
 
 class CommonOptions(KeywordOptions, total=False):

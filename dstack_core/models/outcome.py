@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from dstack_core.errors import DstackError
 from dstack_core.models.base import known_fields
+from dstack_core.models.reports import plain_number
 from dstack_core.models.statuses import RunStatus
 
 _NO_CAPACITY = frozenset({"failed_to_start_due_to_no_capacity", "interrupted_by_no_capacity"})
@@ -33,6 +34,10 @@ class Outcome:
         region: The region of its machine (str), None if it had none.
         price_per_hour: The price of its machine in USD per hour, None if it had none.
         url: The address of the run's page on the server.
+        result: What the run reported as its result (values that JSON has); None also without one. Known where
+            the run's log was followed.
+        metrics: The last value of each metric that the run reported (floats by name), likewise.
+        has_result: Whether the run reported a result, likewise.
 
     Source: PROTOCOL 1.5, 1.6.
     """
@@ -51,6 +56,9 @@ class Outcome:
     region: str | None
     price_per_hour: float | None
     url: str
+    result: Any = field(default=None, repr=False)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    has_result: bool = False
 
     @property
     def succeeded(self) -> bool:
@@ -79,6 +87,22 @@ class Outcome:
             raise RunStoppedError(text, self)
         raise RunFailedError(text, self)
 
+    def read_result(self) -> Any:
+        """Return the result that the run reported.
+
+        Raises:
+            RunError: The run did not succeed.
+            NoResultError: The run succeeded and reported no result.
+        """
+        self.raise_for_status()
+        if not self.has_result:
+            raise NoResultError(
+                f"Run {self.run_name} succeeded, but reported no result. Submit it with reports=True, and "
+                f"write JSON to $DSTACK_RESULT_FILE or call dstack_report.result(). See {self.url}",
+                self,
+            )
+        return self.result
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Return the outcome that ``to_dict`` wrote, in this or another version.
@@ -88,12 +112,14 @@ class Outcome:
         """
         known = known_fields(cls, data)
         # An older version of this package may have left out what a server may leave out.
-        optional = {field.name: None for field in fields(cls) if str(field.type).endswith("| None")}
-        return cls(**{**optional, **known, "status": RunStatus(data["status"])})
+        optional = {each.name: None for each in fields(cls) if str(each.type).endswith("| None")}
+        metrics = {name: float(value) for name, value in (known.get("metrics") or {}).items()}
+        return cls(**{**optional, **known, "status": RunStatus(data["status"]), "metrics": metrics})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as values that JSON has (``status`` as str)."""
-        return {**asdict(self), "status": str(self.status)}
+        """Return the fields as values that JSON has: ``status`` as str, a metric of NaN as ``"nan"``."""
+        metrics = {name: plain_number(value) for name, value in self.metrics.items()}
+        return {**asdict(self), "status": str(self.status), "metrics": metrics}
 
 
 class RunError(DstackError):
@@ -118,3 +144,7 @@ class NoCapacityError(RunError):
 
 class RunStoppedError(RunError):
     """A run that was stopped or aborted."""
+
+
+class NoResultError(RunError):
+    """A run that succeeded, but reported no result."""

@@ -7,11 +7,12 @@ end was not read yet is kept in it, because the part that was read will not be s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from dstack_core.models.base import known_fields
+from dstack_core.models.reports import MAX_METRICS, metric_values, plain_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class LogCursor:
         seen_at_after: How many messages with that timestamp were read.
         pending: The bytes of a line whose end has not come yet, in base64.
         drained: Whether nothing more can come.
+        reported: How many messages behind this position were reported already (int).
+        parts: The parts of messages that are not complete yet, by id.
 
     Source: PROTOCOL 1.8.
     """
@@ -31,6 +34,44 @@ class LogCursor:
     seen_at_after: int = 0
     pending: str = ""
     drained: bool = False
+    reported: int = 0
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedSoFar:
+    """What a run has reported so far: part of its outcome once it has ended.
+
+    Attributes:
+        results: The result that was reported last, in a list; empty without one, as a result may be None.
+        metrics: The last value of each metric, by name; at most 1000.
+        dropped: How many messages were dropped.
+    """
+
+    results: Sequence[Any] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    dropped: int = 0
+
+    def with_message(self, kind: str, payload: Mapping[str, Any]) -> Self:
+        """Return a copy that knows one more message."""
+        if kind == "result":
+            return replace(self, results=[payload["value"]])
+        if kind == "metric":
+            merged = {**self.metrics, **metric_values(payload)}
+            return replace(self, metrics=dict(list(merged.items())[:MAX_METRICS]))
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as values that JSON has."""
+        metrics = {name: plain_number(value) for name, value in self.metrics.items()}
+        return {"results": list(self.results), "metrics": metrics, "dropped": self.dropped}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return what ``to_dict`` wrote, in this or another version."""
+        known = known_fields(cls, data)
+        metrics = {name: float(value) for name, value in known.get("metrics", {}).items()}
+        return cls(**{**known, "metrics": metrics})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +84,7 @@ class Progress:
         status: The status that was reported last (str), or None.
         cursors: The log positions by job submission id.
         stopping_since: When the run was first seen stopping, in seconds since the epoch, or None.
+        reported: What the run has reported so far.
     """
 
     run_name: str
@@ -50,6 +92,7 @@ class Progress:
     status: str | None = None
     cursors: Mapping[str, LogCursor] = field(default_factory=dict)
     stopping_since: float | None = None
+    reported: ReportedSoFar = ReportedSoFar()
 
     def cursor(self, submission_id: str) -> LogCursor:
         """Return the cursor of a job submission; a new one if its log was not read yet."""
@@ -63,7 +106,7 @@ class Progress:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as values that JSON has."""
-        return asdict(self)
+        return {**asdict(self), "reported": self.reported.to_dict()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -75,4 +118,5 @@ class Progress:
             key: LogCursor(**known_fields(LogCursor, cursor))
             for key, cursor in data.get("cursors", {}).items()
         }
-        return cls(**{**known_fields(cls, data), "cursors": cursors})
+        reported = ReportedSoFar.from_dict(data.get("reported") or {})
+        return cls(**{**known_fields(cls, data), "cursors": cursors, "reported": reported})

@@ -51,36 +51,36 @@ def test_no_message_is_lost_or_repeated_when_the_store_grows_between_reads(
 @given(st.text(alphabet="aé\U0001f680\n\r ", max_size=60), st.lists(st.integers(1, 9), min_size=1))
 def test_lines_do_not_depend_on_where_the_chunks_were_cut(text: str, cuts: list[int]) -> None:
     data = text.replace("\n", "\r\n").encode()
-    whole, _ = split_lines(LogCursor(), data, final=True)
+    whole, _, _ = split_lines(LogCursor(), data, final=True)
     lines: list[str] = []
     cursor, at, turn = LogCursor(), 0, 0
     while at < len(data):
         size = cuts[turn % len(cuts)]
-        new, cursor = split_lines(cursor, data[at : at + size])
+        new, _, cursor = split_lines(cursor, data[at : at + size])
         lines += new
         at, turn = at + size, turn + 1
-    last, _ = split_lines(cursor, b"", final=True)
+    last, _, _ = split_lines(cursor, b"", final=True)
     assert tuple(lines) + last == whole
 
 
 def test_a_progress_bar_shows_its_last_state() -> None:
-    lines, cursor = split_lines(LogCursor(), b" 10%\r 50%\r")
+    lines, _, cursor = split_lines(LogCursor(), b" 10%\r 50%\r")
     assert lines == ()
-    lines, cursor = split_lines(cursor, b"100%\r\nnext\r\n")
+    lines, _, cursor = split_lines(cursor, b"100%\r\nnext\r\n")
     assert lines == ("100%", "next")
     assert cursor.pending == ""
 
 
 def test_bytes_that_are_not_utf_8_are_replaced_not_refused() -> None:
-    lines, _ = split_lines(LogCursor(), b"a\xffb\n")
+    lines, _, _ = split_lines(LogCursor(), b"a\xffb\n")
     assert lines == ("a\ufffdb",)
 
 
 def test_output_without_line_ends_is_bounded() -> None:
-    lines, cursor = split_lines(LogCursor(), "é".encode() * 100_000)
+    lines, _, cursor = split_lines(LogCursor(), "é".encode() * 100_000)
     assert "".join(lines).count("é") + 0 == sum(len(line) for line in lines)
     assert len(cursor.pending) < 100_000
-    rest, _ = split_lines(cursor, b"", final=True)
+    rest, _, _ = split_lines(cursor, b"", final=True)
     assert sum(len(line) for line in lines + rest) == 100_000
 
 
