@@ -44,6 +44,8 @@ _UPLOAD_LIMIT = 2 * 1024 * 1024
 _UPLOAD_LIMIT_VARIABLE = "DSTACK_SERVER_CODE_UPLOAD_LIMIT"
 # A tar archive has a block of 512 bytes before each file, and fills its last one.
 _TAR_BLOCK = 512
+# The program and what else is always there.
+_PROGRAM_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +121,12 @@ class FunctionCall:
             ``call = FunctionCall.pack(train, [0.1], requirements=["torch==2.9"])``
         """
         check_choice("serializer", serializer, ("json", "cloudpickle"))
-        if isinstance(max_result_bytes, bool) or not isinstance(max_result_bytes, int) or max_result_bytes < 1:
-            raise ConfigurationError(
-                f"max_result_bytes: expected 1 byte or more, got {max_result_bytes!r}."
-            )
+        if (
+            isinstance(max_result_bytes, bool)
+            or not isinstance(max_result_bytes, int)
+            or max_result_bytes < 1
+        ):
+            raise ConfigurationError(f"max_result_bytes: expected 1 byte or more, got {max_result_bytes!r}.")
         plain, args, kwargs = _without_partial(function, list(args), dict(kwargs or {}))
         name = getattr(plain, "__name__", type(plain).__name__)
         _check_arguments(plain, name, args, kwargs)
@@ -139,12 +143,31 @@ class FunctionCall:
             source = source_of(plain)
             content |= _plain_arguments(name, args, kwargs)
         else:
-            content |= _pickled(plain, name, args, kwargs, load_cloudpickle(allow_cloudpickle), names_of(files))
+            content |= _pickled(
+                plain, name, args, kwargs, load_cloudpickle(allow_cloudpickle), names_of(files)
+            )
         needed = read_requirements(requirements)
         _check_size([*files.values(), *needed.wheels.values()], len(json.dumps(content)) + len(source or ""))
-        return cls(
-            name, serializer, max_result_bytes, allow_cloudpickle, content, source, files, needed
-        )
+        return cls(name, serializer, max_result_bytes, allow_cloudpickle, content, source, files, needed)
+
+    @classmethod
+    def for_reading(
+        cls,
+        name: str,
+        *,
+        serializer: Serializer = "json",
+        max_result_bytes: int = MAX_RESULT_BYTES,
+        allow_cloudpickle: bool = True,
+    ) -> FunctionCall:
+        """Return a call that can only ``read``, for a process that did not pack it.
+
+        Args:
+            name: The function's name, for messages.
+            serializer: As for ``pack``, and so are the others.
+            max_result_bytes: The limit for the result.
+            allow_cloudpickle: Whether a result may be unpickled.
+        """
+        return cls(name, serializer, max_result_bytes, allow_cloudpickle, {}, None, {}, Requirements())
 
     @property
     def report_bytes(self) -> int:
@@ -224,7 +247,6 @@ class FunctionCall:
             "files": [*(base.files or []), FileMapping(local_path=os.fspath(folder), path=FOLDER)],
         }
         fields = {name: getattr(base, name) for name in base.model_fields_set}
-        fields |= dict(base.model_extra or {})
         fields |= {name: value for name, value in given.items() if value is not None}
         return type(base).model_validate(fields)
 
@@ -235,7 +257,9 @@ class FunctionCall:
         """
         where = f"the image {image!r}" if image else "the run"
         none = _shell_report(key, f"expected python3 in {where}, got none. Use an image that has it.")
-        old = _shell_report(key, f"expected Python 3.8 or newer in {where}, got an older one. Use another image.")
+        old = _shell_report(
+            key, f"expected Python 3.8 or newer in {where}, got an older one. Use another image."
+        )
         program = '"$HOME"' + FOLDER.removeprefix("~") + "/main.py"
         return (
             f"{{ dstack_python=$(command -v python3 || command -v python) || {{ {none}; exit 127; }}; "
@@ -281,7 +305,9 @@ def _without_partial(
     return function, args, kwargs
 
 
-def _check_arguments(function: Callable[..., Any], name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
+def _check_arguments(
+    function: Callable[..., Any], name: str, args: list[Any], kwargs: dict[str, Any]
+) -> None:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
@@ -347,7 +373,11 @@ def _check_size(files: Iterable[Path], rest: int) -> None:
     given = os.environ.get(_UPLOAD_LIMIT_VARIABLE, "")
     limit = int(given) if given.isdecimal() else _UPLOAD_LIMIT
     sizes = {path: path.stat().st_size for path in files}
-    total = rest + sum(-(-size // _TAR_BLOCK) * _TAR_BLOCK + _TAR_BLOCK for size in sizes.values())
+    total = (
+        _PROGRAM_BYTES
+        + rest
+        + sum(-(-size // _TAR_BLOCK) * _TAR_BLOCK + _TAR_BLOCK for size in sizes.values())
+    )
     if not limit or total <= limit:
         return
     biggest = sorted(sizes, key=lambda path: sizes[path], reverse=True)[:3]

@@ -10,7 +10,6 @@ itself may print.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import collections
 import contextlib
@@ -99,22 +98,28 @@ def carry_out(out: int, call: dict[str, Any], here: str) -> int:
         function, args, kwargs = read_call(call, here)
         value = function(*args, **kwargs)
         if inspect.isawaitable(value):
+            # Slow to import, and the machine that packs the call imports this file, too.
+            import asyncio
+
             value = asyncio.run(_awaited(value))
         if is_first():
-            report(out, call, {"state": "returned", "value": dump(value, call)})
+            report(out, call, {"state": "returned", **dump(value, call)})
     except Unusable as error:
         report(out, call, {"state": "unusable", "reason": str(error)})
         return 1
-    except SystemExit as error:
-        return exit_with(out, call, error.code)
     except BaseException as error:
+        # A SystemExit itself.
         if is_skip(error):
             if is_first():
                 report(out, call, {"state": "skipped", "reason": text_of(error)})
             return 0
+        if isinstance(error, SystemExit):
+            return exit_with(out, call, error.code)
         lines = print_traceback()
         kind = type(error)
-        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        name = (
+            kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        )
         content = {"type": name, "message": text_of(error), "traceback": lines}
         report(out, call, {"state": "raised", **content})
         return 1
@@ -125,7 +130,7 @@ def exit_with(out: int, call: dict[str, Any], code: Any) -> int:
     """Report a ``sys.exit(code)`` of the function and return the exit status, as Python itself reads it."""
     if code is None or code == 0:
         if is_first():
-            report(out, call, {"state": "returned", "value": dump(None, call)})
+            report(out, call, {"state": "returned", **dump(None, call)})
         return 0
     status = code if isinstance(code, int) else 1
     if status is not code:
@@ -145,7 +150,9 @@ def is_first() -> bool:
 
 def is_skip(error: BaseException) -> bool:
     """Return whether ``dstack_report.skip`` raised the error."""
-    return any(each.__name__ == "Skipped" and "dstack_report" in each.__module__ for each in type(error).__mro__)
+    return any(
+        each.__name__ == "Skipped" and "dstack_report" in each.__module__ for each in type(error).__mro__
+    )
 
 
 def text_of(error: BaseException) -> str:
@@ -212,7 +219,9 @@ def add_paths(call: dict[str, Any], here: str, is_worker: bool) -> None:
         check_python(call["python"])
     # The folder of this file, in which ``main`` could hide a module of that name.
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != here or not path]
-    added = [os.path.join(here, name) for name in ("modules", "source") if os.path.isdir(os.path.join(here, name))]
+    added = [
+        os.path.join(here, name) for name in ("modules", "source") if os.path.isdir(os.path.join(here, name))
+    ]
     if call.get("requirements") and not is_worker:
         added.append(installed(call["requirements"], call.get("cache_dir"), here))
     if is_worker:
@@ -231,7 +240,9 @@ def installed(requirements: str, cache_dir: str | None, here: str) -> str:
     first.
     """
     cache = os.path.expanduser(
-        cache_dir or os.environ.get("DSTACK_FUNCTION_CACHE") or os.path.join("~", ".cache", "dstack-functions")
+        cache_dir
+        or os.environ.get("DSTACK_FUNCTION_CACHE")
+        or os.path.join("~", ".cache", "dstack-functions")
     )
     folder = os.path.join(cache, cache_key(requirements))
     if os.path.isdir(folder):
@@ -331,7 +342,10 @@ def start_torchrun(call: dict[str, Any], here: str) -> int:
     for path in calls:
         with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
             json.dump(call, file)
-    nodes, master = environ.get("DSTACK_NODES_NUM") or "1", environ.get("DSTACK_MASTER_NODE_IP") or "127.0.0.1"
+    nodes, master = (
+        environ.get("DSTACK_NODES_NUM") or "1",
+        environ.get("DSTACK_MASTER_NODE_IP") or "127.0.0.1",
+    )
     command += ["--nnodes", nodes, "--node-rank", environ.get("DSTACK_NODE_RANK") or "0"]
     command += ["--nproc-per-node", str(processes), "--master-addr", master, "--master-port", _MASTER_PORT]
     try:
@@ -348,14 +362,14 @@ def start_torchrun(call: dict[str, Any], here: str) -> int:
                 os.remove(path)
 
 
-def dump(value: Any, call: dict[str, Any]) -> Any:
-    """Return the result as what JSON can carry: itself, or the text of its pickle."""
+def dump(value: Any, call: dict[str, Any]) -> dict[str, Any]:
+    """Return the result as what a message can carry: itself, its text, or the text of its pickle."""
     if call["serializer"] == "cloudpickle":
         try:
             value = base64.b64encode(__import__("cloudpickle").dumps(value)).decode()
         except Exception as error:
             raise Unusable(f"the result: expected what can be pickled, got {error}.") from None
-        size = len(value)
+        found, size = {"value": value}, len(value)
     else:
         problem = not_json(value, "the result")
         if problem:
@@ -363,13 +377,20 @@ def dump(value: Any, call: dict[str, Any]) -> Any:
                 f"{problem}. Return None, bool, int, float, str, lists and dicts (with str keys) of them, "
                 "or use serializer='cloudpickle'."
             )
-        size = len(json.dumps(value))
+        text = json.dumps(value)
+        size = len(text)
+        try:
+            json.dumps(value, allow_nan=False)
+            found = {"value": value}
+        except ValueError:
+            # JSON has no NaN, and the reader of the log refuses messages with it. Python reads it back.
+            found = {"text": text}
     if size > call["limit"]:
         raise Unusable(
             f"the result: expected at most {call['limit']} bytes (max_result_bytes), got {size}. Write "
             "what is big to a volume or a bucket, and return where it is."
         )
-    return value
+    return found
 
 
 def not_json(value: Any, where: str) -> str | None:

@@ -76,7 +76,11 @@ def _roots_of(module: ModuleType) -> list[Path]:
         return folders
     file = getattr(top, "__file__", None)
     if name == "__main__" or not file or not file.endswith(".py"):
-        got = "the program itself" if name == "__main__" else f"{module.__name__!r}, which has no file of Python"
+        got = (
+            "the program itself"
+            if name == "__main__"
+            else f"{module.__name__!r}, which has no file of Python"
+        )
         raise ConfigurationError(f"{_EXPECTED} {got}. Pass the path of what the function imports.")
     return [Path(file)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -23,8 +24,7 @@ FORBID_VARIABLE = "DSTACK_FORBID_CLOUDPICKLE"
 def report_key(marker: str) -> str:
     """Return the key of what the run with this marker reports of its function: 16 hex digits.
 
-    The marker is known to the run's owner alone when the run starts, so a function does not report another
-    one's result by accident.
+    A function that calls another run's function and prints its log does not report that one's result.
     """
     return sha256(f"frame {marker}".encode()).hexdigest()[:16]
 
@@ -69,7 +69,8 @@ def value_of(
         raise FunctionSkipped(name, str(payload.get("reason") or ""), outcome)
     value = payload.get("value")
     if serializer == "json":
-        return value
+        # The text of a value with NaN or an infinity, which a message cannot hold otherwise.
+        return json.loads(payload["text"]) if "text" in payload else value
     cloudpickle = load_cloudpickle(allow_cloudpickle)
     try:
         return cloudpickle.loads(base64.b64decode(str(value)))

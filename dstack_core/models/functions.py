@@ -57,7 +57,9 @@ class FunctionSkipped(RunError):
     """
 
     def __init__(self, name: str, reason: str, outcome: Outcome) -> None:
-        super().__init__(f"{name} skipped itself in run {outcome.run_name}: {reason or 'no reason given'}", outcome)
+        super().__init__(
+            f"{name} skipped itself in run {outcome.run_name}: {reason or 'no reason given'}", outcome
+        )
         self.name = name
         self.reason = reason
 
@@ -70,5 +72,3 @@ def _remote_error(
     message: str, outcome: Outcome, type_name: str, text: str, traceback: list[str]
 ) -> RemoteFunctionError:
     return RemoteFunctionError(message, outcome, type_name=type_name, text=text, traceback=traceback)
-
-
