@@ -182,8 +182,8 @@ def _refuse_shared_names(
         if parameter.default is parameter.empty or not (value is default or value == default):
             shown = getattr(function, "__name__", "function")
             raise ConfigurationError(
-                f"{name}: expected an option of this call, got a name that {shown} has as a parameter, too. Pass "
-                f"functools.partial({shown}, {name}=...) as the function; {name}= is the option."
+                f"{name}: expected an option of this call, got a name that {shown} has as a parameter, too. "
+                f"Pass functools.partial({shown}, {name}=...) as the function; {name}= is the option."
             )
 
 

@@ -10,7 +10,6 @@ from dstack_core._function_runs import FunctionRunBase, PreparedCall, defaults_o
 from dstack_core._operations import Operations
 from dstack_core._transport.blocking import BlockingTransport
 from dstack_core._wire.runs import RunSnapshot
-from dstack_core.run import Run
 from dstack_core.configurations import ConfigurationLike
 from dstack_core.errors import DstackError, ServerUnreachableError
 from dstack_core.models.configurations import RegistryAuth
@@ -21,6 +20,7 @@ from dstack_core.models.reports import DEFAULT_MAX_BYTES
 from dstack_core.models.resources import Resources
 from dstack_core.models.statuses import SpotPolicy
 from dstack_core.models.stops import StopResult
+from dstack_core.run import Run
 
 if TYPE_CHECKING:
     from dstack_core._function.modules import ModuleLike

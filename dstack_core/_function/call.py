@@ -4,8 +4,8 @@ The way in: function, arguments and modules travel as files of the run, with ``m
 makes the call. So they are neither in the run's configuration nor in its environment nor in a process list.
 
 The way out: the log is all that a run returns. The program writes there what the function returned or raised,
-as a message of kind "function" (docs/report-protocol.md). The key of the message, drawn from the run's marker,
-sets it apart from what the function itself may print.
+as a message of kind "function" (docs/report-protocol.md). The key of the message, drawn from the run's
+marker, sets it apart from what the function itself may print.
 """
 
 from __future__ import annotations
@@ -214,7 +214,8 @@ class FunctionCall:
             folder: Where ``write`` wrote, as it is called on this machine while the run is submitted.
             key: As for ``write``.
             base: A task to which the call is added behind its commands. Default: an empty one.
-            image: The image to run in. It needs Python 3.8 or newer. Default: that of ``base``, else dstack's.
+            image: The image to run in. It needs Python 3.8 or newer. Default: that of ``base``, else
+                dstack's.
             python: The Python version of dstack's own image. Default: that of ``base``; if there is none, no
                 image either, and the call is pickled, this Python's.
             commands: What to run before the call, behind the commands of ``base``. Default: nothing.
@@ -327,7 +328,7 @@ def _plain_arguments(name: str, args: list[Any], kwargs: Mapping[str, Any]) -> d
         problem = main.not_json(value, place)
         if problem:
             raise ConfigurationError(
-                f"{name}: {problem}. Arguments must be plain values; other ones need serializer='cloudpickle'."
+                f"{name}: {problem}. Pass plain values, or use serializer='cloudpickle'."
             )
     return {"args": plain_args, "kwargs": plain_kwargs}
 
@@ -352,7 +353,7 @@ def _pickled(
     # The run cannot import the file of the function, unless it was delivered.
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     by_value = module is not None and module.__name__.partition(".")[0] not in {*delivered, "builtins"}
-    by_value = by_value and module.__name__ not in cloudpickle.list_registry_pickle_by_value()  # type: ignore
+    by_value = by_value and module.__name__ not in cloudpickle.list_registry_pickle_by_value()
     try:
         if by_value:
             cloudpickle.register_pickle_by_value(module)
@@ -383,8 +384,8 @@ def _check_size(files: Iterable[Path], rest: int) -> None:
     biggest = sorted(sizes, key=lambda path: sizes[path], reverse=True)[:3]
     named = ", ".join(f"{path} ({sizes[path]} bytes)" for path in biggest) or "the arguments"
     raise ConfigurationError(
-        f"modules: expected at most {limit} bytes of modules, wheels and arguments, got {total}; the biggest: "
-        f"{named}. Name what the run does not need in .dstackignore, or put data into a volume or a bucket."
+        f"modules: expected at most {limit} bytes of modules, wheels and arguments, got {total}; the "
+        f"biggest: {named}. Name what the run does not need in .dstackignore, or put data into a volume or a bucket."
     )
 
 

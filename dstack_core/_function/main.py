@@ -82,13 +82,13 @@ def main() -> int:
 
 
 def remove(path: str) -> None:
-    """Remove the call: it may hold secrets, which the programs that a function starts have no business with."""
+    """Remove the call: it may hold secrets, which are no business of the programs that a function starts."""
     try:
         os.remove(path)
     except OSError as error:
         raise Unusable(
-            "{}: expected a file that the run's user can remove, got {!r}. Run as a user who can write to the "
-            "home directory.".format(path, error)
+            "{}: expected a file that the run's user can remove, got {!r}. Run as a user who can write to "
+            "the home directory.".format(path, error)
         ) from None
 
 
@@ -235,8 +235,8 @@ def add_paths(call: dict[str, Any], here: str, is_worker: bool) -> None:
 def installed(requirements: str, cache_dir: str | None, here: str) -> str:
     """Return the folder that has the requirements; what an earlier start installed is used again.
 
-    Each start installs into a folder of its own and renames it at the end, so a folder under the final name is
-    complete, whoever made it. Of two that install at once the second one to finish uses the folder of the
+    Each start installs into a folder of its own and renames it at the end, so a folder under the final name
+    is complete, whoever made it. Of two that install at once the second one to finish uses the folder of the
     first.
     """
     cache = os.path.expanduser(
@@ -303,8 +303,8 @@ def install(requirements: str, target: str, here: str) -> None:
             command += ["--root-user-action", "ignore"]
     else:
         raise Unusable(
-            "requirements: expected uv or pip in the run, and its Python {}.{} has neither. Use an image that "
-            "has one.".format(*sys.version_info)
+            "requirements: expected uv or pip in the run, and its Python {}.{} has neither. Use an image "
+            "that has one.".format(*sys.version_info)
         )
     command += ["--target", target, "-r", listed]
     # Relative paths of wheels in the requirements begin here.
@@ -334,8 +334,8 @@ def start_torchrun(call: dict[str, Any], here: str) -> int:
         command = ["torchrun"]
     else:
         raise Unusable(
-            "torchrun: expected the package torch in the run, got none. Use an image that has it, or add it to "
-            "requirements."
+            "torchrun: expected the package torch in the run, got none. Use an image that has it, or add it "
+            "to requirements."
         )
     # Each process removes its own before it calls the function.
     calls = [os.path.join(here, f"call-{rank}.json") for rank in range(processes)]

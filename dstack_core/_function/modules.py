@@ -37,7 +37,8 @@ def find_modules(modules: Iterable[ModuleLike]) -> dict[str, Path]:
             other = roots.setdefault(root.name, root)
             if other != root:
                 raise ConfigurationError(
-                    f"modules: expected names that differ, got {str(other)!r} and {str(root)!r}. Leave one out."
+                    f"modules: expected names that differ, got {str(other)!r} and {str(root)!r}. "
+                    "Leave one out."
                 )
             try:
                 found.update(_files(root))
@@ -60,8 +61,8 @@ def _roots(module: ModuleLike) -> list[Path]:
     path = Path(os.path.abspath(Path(module).expanduser()))  # noqa: PTH100 - links keep their names
     if not path.exists() or not path.name:
         raise ConfigurationError(
-            f"{_EXPECTED} {os.fspath(module)!r}, and there is nothing at {path}. A relative path begins at the "
-            "current directory."
+            f"{_EXPECTED} {os.fspath(module)!r}, and there is nothing at {path}. A relative path begins at "
+            "the current directory."
         )
     return [path]
 
@@ -95,8 +96,8 @@ def _files(root: Path) -> Iterator[tuple[str, Path]]:
             continue
         if path.is_dir():
             raise ConfigurationError(
-                f"modules: expected files, got {str(path)!r}, a link to a folder. Name it in .dstackignore, or "
-                "pass the folder itself."
+                f"modules: expected files, got {str(path)!r}, a link to a folder. Name it in .dstackignore, "
+                "or pass the folder itself."
             )
         # A link whose target is gone has no content that could travel.
         if path.exists():
@@ -104,6 +105,6 @@ def _files(root: Path) -> Iterator[tuple[str, Path]]:
             yield f"{root.name}/{path.relative_to(root).as_posix()}", path
     if empty:
         raise ConfigurationError(
-            f"modules: expected a folder with at least one file, got {str(root)!r}, in which the ignore files "
-            "leave none."
+            f"modules: expected a folder with at least one file, got {str(root)!r}, in which the ignore "
+            "files leave none."
         )

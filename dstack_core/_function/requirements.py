@@ -70,8 +70,8 @@ def _line(line: str, folder: Path, wheels: dict[str, Path]) -> str:
     text = line.strip()
     if _FILE_OPTION.match(text):
         raise ConfigurationError(
-            f"requirements: expected lines without files of this machine, got {text!r}. Write what that file has "
-            "into the list, or compile both with `uv pip compile`."
+            f"requirements: expected lines without files of this machine, got {text!r}. Write what that file "
+            "has into the list, or compile both with `uv pip compile`."
         )
     if not text.endswith(".whl") or "://" in text:
         return line

@@ -76,7 +76,8 @@ def value_of(
         return cloudpickle.loads(base64.b64decode(str(value)))
     except Exception as error:
         raise UnusableFunctionError(
-            f"{name}: expected a result that Python {sys.version.split()[0]} can unpickle here, got {error!r}.",
+            f"{name}: expected a result that Python {sys.version.split()[0]} can unpickle here, "
+            f"got {error!r}.",
             outcome,
         ) from error
 

@@ -41,8 +41,8 @@ def source_of(function: Callable[..., Any]) -> str:
     if missing:
         raise ConfigurationError(
             f"{name}: expected a function that brings along what it uses, got one that uses "
-            f"{', '.join(missing)} of its file. Import or define it inside the function, pass it as an argument, "
-            "or use serializer='cloudpickle'."
+            f"{', '.join(missing)} of its file. Import or define it inside the function, pass it as an "
+            "argument, or use serializer='cloudpickle'."
         )
     return source
 
