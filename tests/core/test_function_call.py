@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,11 +38,11 @@ def uses_globals() -> Any:
     return [LIMIT, len("a"), json.dumps(1)]
 
 
-def annotated(value: NotThere = None, *, other: Any = len("ab")) -> NotThereEither:  # type: ignore[name-defined]  # noqa: F821
-    import os.path as found
+def annotated(value: NotThere = None, *, other: Any = (1, 2)) -> NotThereEither:  # type: ignore[name-defined]  # noqa: F821
+    import json.decoder as found
 
     def inner(deep: AlsoNot) -> Any:  # type: ignore[name-defined]  # noqa: F821
-        return [found.join(str(deep), each) for each in (value or [])]
+        return [found.JSONDecoder(), deep, *(each for each in value or [])]
 
     return inner(other)
 
@@ -205,7 +204,7 @@ def test_modules_travel_without_what_is_ignored(project: Path, tmp_path: Path) -
         ([str(project / "single.py")], {"single.py"}),
         (project / "single.py", {"single.py"}),
     ]:
-        folder = tmp_path / f"to-{len(os.listdir(tmp_path))}"
+        folder = tmp_path / f"to-{len(list(tmp_path.iterdir()))}"
         FunctionCall.pack(train, [1], modules=given).write(folder, KEY)
         root = folder / "modules"
         assert {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()} == wanted

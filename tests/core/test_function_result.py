@@ -107,7 +107,7 @@ def test_an_exception_comes_back_and_can_be_pickled() -> None:
         RemoteFunctionError, match="train raised an exception in run train-1:\n  Traceback"
     ) as caught:
         CALL.read(payload, FAILED)
-    for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):
+    for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):  # noqa: S301
         assert isinstance(error, RunFailedError)
         assert (error.type_name, error.text, error.traceback, error.outcome) == (
             "KeyError",
@@ -120,7 +120,7 @@ def test_an_exception_comes_back_and_can_be_pickled() -> None:
 def test_a_skip_comes_back_and_can_be_pickled() -> None:
     with pytest.raises(FunctionSkipped, match="train skipped itself in run train-1: nothing new") as caught:
         CALL.read(of("skipped", reason="nothing new"), DONE)
-    for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):
+    for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):  # noqa: S301
         assert (error.reason, error.outcome) == ("nothing new", DONE)
 
 
@@ -163,7 +163,7 @@ def test_a_result_that_cannot_be_unpickled_is_reported() -> None:
     pytest.importorskip("cloudpickle")
     call = FunctionCall.for_reading("train", serializer="cloudpickle")
     assert call.read(of("returned", value="gASVAwAAAAAAAABLAS4="), DONE) is not None
-    with pytest.raises(UnusableFunctionError, match="expected a result that Python .* can unpickle"):
+    with pytest.raises(UnusableFunctionError, match=r"expected a result that Python .* can unpickle"):
         call.read(of("returned", value="AAAA"), DONE)
 
 
@@ -251,7 +251,7 @@ while len(list(count.iterdir())) < int(os.environ.get("TOGETHER", "1")) and time
 
 
 def wanted() -> Any:
-    import os
+    import pathlib
     import subprocess
     import sys
 
@@ -259,7 +259,7 @@ def wanted() -> Any:
 
     code = "import wanted; print(wanted.VALUE)"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    return [found.VALUE, child.strip(), os.path.basename(os.path.dirname(found.__file__))]
+    return [found.VALUE, child.strip(), pathlib.Path(found.__file__).parent.name]
 
 
 def installing(folder: Path, cache: Path, requirements: tuple[str, ...] = ("wanted==1",)) -> dict[str, str]:
