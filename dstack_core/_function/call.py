@@ -10,8 +10,6 @@ marker, sets it apart from what the function itself may print.
 
 from __future__ import annotations
 
-import base64
-import functools
 import inspect
 import json
 import os
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from dstack_core._function import main
+from dstack_core._function.arguments import check_arguments, pickled, plain_arguments, without_partial
 from dstack_core._function.modules import ModuleLike, find_modules, names_of
 from dstack_core._function.requirements import WHEELS, Requirements, RequirementsLike, read_requirements
 from dstack_core._function.result import Serializer, load_cloudpickle, value_of
@@ -79,7 +78,7 @@ class FunctionCall:
         kwargs: Mapping[str, Any] | None = None,
         *,
         serializer: Serializer = "json",
-        modules: Iterable[ModuleLike] = (),
+        modules: Iterable[ModuleLike] | ModuleLike = (),
         requirements: RequirementsLike = (),
         cache_dir: str | None = None,
         torchrun: bool = False,
@@ -127,9 +126,9 @@ class FunctionCall:
             or max_result_bytes < 1
         ):
             raise ConfigurationError(f"max_result_bytes: expected 1 byte or more, got {max_result_bytes!r}.")
-        plain, args, kwargs = _without_partial(function, list(args), dict(kwargs or {}))
+        plain, args, kwargs = without_partial(function, list(args), dict(kwargs or {}))
         name = getattr(plain, "__name__", type(plain).__name__)
-        _check_arguments(plain, name, args, kwargs)
+        check_arguments(plain, name, args, kwargs)
         content = {
             "serializer": serializer,
             "python": f"{sys.version_info.major}.{sys.version_info.minor}",
@@ -141,9 +140,9 @@ class FunctionCall:
         files, source = find_modules(modules), None
         if serializer == "json":
             source = source_of(plain)
-            content |= _plain_arguments(name, args, kwargs)
+            content |= plain_arguments(name, args, kwargs)
         else:
-            content |= _pickled(
+            content |= pickled(
                 plain, name, args, kwargs, load_cloudpickle(allow_cloudpickle), names_of(files)
             )
         needed = read_requirements(requirements)
@@ -294,81 +293,6 @@ class FunctionCall:
         )
 
 
-def _without_partial(
-    function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]
-) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
-    """Return the function behind ``functools.partial``, with the arguments of both."""
-    while isinstance(function, functools.partial):
-        args, kwargs = [*function.args, *args], {**function.keywords, **kwargs}
-        function = function.func
-    if not callable(function):
-        raise ConfigurationError(f"function: expected a function, got {function!r}.")
-    return function, args, kwargs
-
-
-def _check_arguments(
-    function: Callable[..., Any], name: str, args: list[Any], kwargs: dict[str, Any]
-) -> None:
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        # Some functions that are written in C have none.
-        return
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise ConfigurationError(f"{name}: expected arguments for {name}{signature}, got {error}.") from None
-
-
-def _plain_arguments(name: str, args: list[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    plain_args, plain_kwargs = [_plain(value) for value in args], _plain(kwargs)
-    places = [(f"argument {number}", value) for number, value in enumerate(plain_args, 1)]
-    places += [(f"argument {key!r}", value) for key, value in plain_kwargs.items()]
-    for place, value in places:
-        problem = main.not_json(value, place)
-        if problem:
-            raise ConfigurationError(
-                f"{name}: {problem}. Pass plain values, or use serializer='cloudpickle'."
-            )
-    return {"args": plain_args, "kwargs": plain_kwargs}
-
-
-def _plain(value: Any) -> Any:
-    """Return lists and dicts for what is like one: engines pass lazy sequences."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _pickled(
-    function: Callable[..., Any],
-    name: str,
-    args: list[Any],
-    kwargs: dict[str, Any],
-    cloudpickle: Any,
-    delivered: frozenset[str],
-) -> dict[str, Any]:
-    # The run cannot import the file of the function, unless it was delivered.
-    module = sys.modules.get(getattr(function, "__module__", None) or "")
-    by_value = module is not None and module.__name__.partition(".")[0] not in {*delivered, "builtins"}
-    by_value = by_value and module.__name__ not in cloudpickle.list_registry_pickle_by_value()
-    try:
-        if by_value:
-            cloudpickle.register_pickle_by_value(module)
-        data = cloudpickle.dumps((function, args, kwargs))
-    except Exception as error:
-        raise ConfigurationError(
-            f"{name}: expected a function and arguments that can be pickled, got {error!r}."
-        ) from error
-    finally:
-        if by_value:
-            cloudpickle.unregister_pickle_by_value(module)
-    version = ".".join(str(cloudpickle.__version__).split(".")[:2])
-    return {"pickle": base64.b64encode(data).decode(), "cloudpickle": version}
-
-
 def _check_size(files: Iterable[Path], rest: int) -> None:
     """Raise ``ConfigurationError`` for more than the server takes; it would refuse it with less to go on."""
     given = os.environ.get(_UPLOAD_LIMIT_VARIABLE, "")
@@ -385,7 +309,8 @@ def _check_size(files: Iterable[Path], rest: int) -> None:
     named = ", ".join(f"{path} ({sizes[path]} bytes)" for path in biggest) or "the arguments"
     raise ConfigurationError(
         f"modules: expected at most {limit} bytes of modules, wheels and arguments, got {total}; the "
-        f"biggest: {named}. Name what the run does not need in .dstackignore, or put data into a volume or a bucket."
+        f"biggest: {named}. Name what the run does not need in .dstackignore, or put data into a volume or "
+        "a bucket."
     )
 
 

@@ -22,17 +22,17 @@ _IGNORE_FILES = (".gitignore", ".dstackignore")
 _EXPECTED = "modules: expected a module, a package or the path of a file or folder, got"
 
 
-def find_modules(modules: Iterable[ModuleLike]) -> dict[str, Path]:
+def find_modules(modules: Iterable[ModuleLike] | ModuleLike) -> dict[str, Path]:
     """Return the files of the modules by their paths in the run's folder of modules.
 
     A module of a package takes along the whole package of the top level, since importing it imports that
     first. Raises ``ConfigurationError`` for what is not there, has no file, or comes twice.
     """
-    if isinstance(modules, str | os.PathLike | ModuleType):
-        modules = [modules]
+    # A single one; a module has no ``__iter__``.
+    listed = modules if isinstance(modules, Iterable) and not isinstance(modules, str) else [modules]
     found: dict[str, Path] = {}
     roots: dict[str, Path] = {}
-    for module in modules:
+    for module in listed:
         for root in dict.fromkeys(_roots(module)):
             other = roots.setdefault(root.name, root)
             if other != root:

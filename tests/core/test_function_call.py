@@ -17,6 +17,7 @@ from dstack_core import (
     AsyncFunctionCollection,
     Configuration,
     ConfigurationError,
+    FileMapping,
     FunctionCollection,
     Service,
     SubmitOptions,
@@ -197,13 +198,14 @@ def test_modules_travel_without_what_is_ignored(project: Path, tmp_path: Path) -
     import shapes.deep.area  # type: ignore[import-not-found]
     import single  # type: ignore[import-not-found]
 
-    for given, wanted in [
+    ways: list[tuple[Any, set[str]]] = [
         ([shapes], PACKAGE),
         ([shapes.deep.area], PACKAGE),
         ([single, project / "shapes"], PACKAGE | {"single.py"}),
         ([str(project / "single.py")], {"single.py"}),
         (project / "single.py", {"single.py"}),
-    ]:
+    ]
+    for given, wanted in ways:
         folder = tmp_path / f"to-{len(list(tmp_path.iterdir()))}"
         FunctionCall.pack(train, [1], modules=given).write(folder, KEY)
         root = folder / "modules"
@@ -259,7 +261,7 @@ def test_the_configuration_gets_the_files_and_the_command() -> None:
     task = call.configuration("/folder", KEY, base, image="python:3.12", commands=["echo second"])
     assert task.commands is not None
     assert task.commands[:2] == ["echo first", "echo second"]
-    assert [file.path for file in task.files or [] if not isinstance(file, str | dict)] == [
+    assert [file.path for file in task.files or [] if isinstance(file, FileMapping)] == [
         "a.txt",
         "~/.dstack/function",
     ]
@@ -317,7 +319,8 @@ def with_image(image: str, *, retry_budget: int = 3) -> Any:
 def test_an_option_that_is_also_a_parameter_is_refused(method: Callable[..., Any]) -> None:
     defaults = defaults_of(method)
     given = dict(defaults)
-    for args, options in [((), {"image": "python"}), (("python",), {"retry_budget": 4}), ((), {})]:
+    ways: list[Any] = [((), {"image": "python"}), (("python",), {"retry_budget": 4}), ((), {})]
+    for args, options in ways:
         with pytest.raises(
             ConfigurationError, match=r"Pass functools.partial\(with_image, (image|retry_budget)="
         ):

@@ -108,6 +108,7 @@ def test_an_exception_comes_back_and_can_be_pickled() -> None:
     ) as caught:
         CALL.read(payload, FAILED)
     for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):  # noqa: S301
+        assert isinstance(error, RemoteFunctionError)
         assert isinstance(error, RunFailedError)
         assert (error.type_name, error.text, error.traceback, error.outcome) == (
             "KeyError",
