@@ -322,4 +322,5 @@ def _copy(path: Path, target: Path) -> None:
 def _shell_report(key: str, reason: str) -> str:
     """Return commands that report why there is no result, readable for a person and for ``read``."""
     (line,) = main.report_lines(key, {"state": "unusable", "reason": reason})
-    return f"echo {shlex.quote(reason)}; echo {shlex.quote(line)}"
+    # Not ``echo``, which changes backslashes in some shells.
+    return f"printf '%s\\n' {shlex.quote(reason)} {shlex.quote(line)}"

@@ -28,11 +28,13 @@ def find_modules(modules: Iterable[ModuleLike] | ModuleLike) -> dict[str, Path]:
     A module of a package takes along the whole package of the top level, since importing it imports that
     first. Raises ``ConfigurationError`` for what is not there, has no file, or comes twice.
     """
-    # A single one; a module has no ``__iter__``.
-    listed = modules if isinstance(modules, Iterable) and not isinstance(modules, str) else [modules]
+    if isinstance(modules, ModuleType):
+        return find_modules([modules])
+    if isinstance(modules, str | os.PathLike):
+        return find_modules([modules])
     found: dict[str, Path] = {}
     roots: dict[str, Path] = {}
-    for module in listed:
+    for module in modules:
         for root in dict.fromkeys(_roots(module)):
             other = roots.setdefault(root.name, root)
             if other != root:
