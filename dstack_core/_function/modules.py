@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from dstack_core._code.ignored import walk
 from dstack_core.errors import ConfigurationError
@@ -28,13 +28,11 @@ def find_modules(modules: Iterable[ModuleLike] | ModuleLike) -> dict[str, Path]:
     A module of a package takes along the whole package of the top level, since importing it imports that
     first. Raises ``ConfigurationError`` for what is not there, has no file, or comes twice.
     """
-    if isinstance(modules, ModuleType):
-        return find_modules([modules])
-    if isinstance(modules, str | os.PathLike):
-        return find_modules([modules])
+    single = isinstance(modules, str | os.PathLike | ModuleType)
+    given: Any = [modules] if single else modules
     found: dict[str, Path] = {}
     roots: dict[str, Path] = {}
-    for module in modules:
+    for module in given:
         for root in dict.fromkeys(_roots(module)):
             other = roots.setdefault(root.name, root)
             if other != root:

@@ -29,6 +29,7 @@ from dstack_core import (
     RunFailedError,
     RunNameTakenError,
     RunStoppedError,
+    SharedAsyncClient,
     Task,
     UnusableFunctionError,
     WaitTimeoutError,
@@ -608,3 +609,28 @@ def test_what_is_wrong_is_reported_before_anything_is_submitted(call: Call, clie
         with pytest.raises(ConfigurationError):
             call(function, **options)
     assert len(client.runs.list(all=True)) == before
+
+
+def fails_once(path: str) -> str:
+    import pathlib
+
+    seen = pathlib.Path(path)
+    if not seen.exists():
+        seen.write_text("")
+        raise ValueError("the first attempt")
+    return "the second attempt"
+
+
+def test_the_newest_attempt_counts(call: Call, tmp_path: Path) -> None:
+    retry = {"on_events": ["error"], "duration": "1h"}
+    assert call(fails_once, str(tmp_path / "seen"), retry_policy=retry) == "the second attempt"
+
+
+def test_a_shared_client_calls_many(server: LocalServer) -> None:
+    async def main() -> Any:
+        target: Any = {"server_url": server.url, "project_name": server.project, "user_token": server.token}
+        async with SharedAsyncClient(**target) as own:
+            calls = [own.functions.run(returns, each, poll_interval=0.1) for each in range(4)]
+            return await asyncio.gather(*calls)
+
+    assert asyncio.run(main()) == [0, 1, 2, 3]
