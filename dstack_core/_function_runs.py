@@ -45,7 +45,7 @@ RunT = TypeVar("RunT", bound=RunBase[Any])
 _READS, _READS_OF_FAILED = 4, 2
 _READ_PAUSE = 2.0
 # How long an interrupted call takes to stop its run: a server that is restarted answers again by then, and
-# somebody waits for the prompt.
+# a user waits for the prompt.
 STOP_SECONDS = 30.0
 
 _PACK = (
@@ -234,7 +234,7 @@ class FunctionRunBase(Generic[RunT]):
         outcome = yield from within(waits, run._limit(timeout, "had not finished"))
         reading.ended = True
         reads = _READS if outcome.succeeded else 1 if outcome.exit_status is None else _READS_OF_FAILED
-        # The first read is over if the log was followed.
+        # The first read has ended if the log was followed.
         for number in range(1 if reading.wants_log else 0, reads):
             if reading.report is not None:
                 break
@@ -260,7 +260,8 @@ class FunctionRunBase(Generic[RunT]):
 class Reading:
     """What was read of a run: it takes the events of following it.
 
-    Once the run has ``ended``, its log is read again for what the function reported, which nobody else gets.
+    Once the run has ``ended``, its log is read again for what the function reported; ``on_log`` and
+    ``on_event`` get nothing of that.
     """
 
     key: str

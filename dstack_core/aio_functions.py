@@ -144,7 +144,7 @@ class AsyncFunctionCollection:
         except RunError:
             raise
         except BaseException:
-            # The caller has no handle of the run, so nobody else would stop it.
+            # The caller has no handle of the run, so nothing else would stop it.
             if submitted.run.last_status.is_active:
                 await self._stop(prepared, submitted.run.id)
             raise

@@ -49,9 +49,8 @@ def plain_arguments(name: str, args: list[Any], kwargs: Mapping[str, Any]) -> di
     for place, value in places:
         problem = main.not_json(value, place)
         if problem:
-            raise ConfigurationError(
-                f"{name}: {problem}. Pass plain values, or use serializer='cloudpickle'."
-            )
+            message = f"{name}: {problem}. Pass plain values, or use serializer='cloudpickle'."
+            raise ConfigurationError(message)
     return {"args": plain_args, "kwargs": plain_kwargs}
 
 

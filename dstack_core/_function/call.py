@@ -87,9 +87,9 @@ class FunctionCall:
     ) -> FunctionCall:
         """Check and pack a call; reads the source of the function, and files.
 
-        With ``"cloudpickle"`` the result is unpickled here, which executes what the run put into it: whoever
-        controls the run's image, its packages or its log controls this process. So the default is ``"json"``,
-        which carries plain values only.
+        With ``"cloudpickle"`` the result is unpickled here, which executes what the run put into it: control of
+        the run's image, of its packages or of its log is control of this process. So the default is
+        ``"json"``, which carries plain values only.
 
         Args:
             function: A plain or async function; also a ``functools.partial`` of one.
@@ -294,7 +294,7 @@ class FunctionCall:
 
 
 def _check_size(files: Iterable[Path], rest: int) -> None:
-    """Raise ``ConfigurationError`` for more than the server takes; it would refuse it with less to go on."""
+    """Raise ``ConfigurationError`` for more than the server takes, naming the biggest files."""
     given = os.environ.get(_UPLOAD_LIMIT_VARIABLE, "")
     limit = int(given) if given.isdecimal() else _UPLOAD_LIMIT
     sizes = {path: path.stat().st_size for path in files}

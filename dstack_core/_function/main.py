@@ -35,8 +35,8 @@ _PART = 3000
 # Of at most 500 characters each: the error of a task is kept in the database of its engine.
 _TRACEBACK_LINES = 20
 _LINE_LENGTH = 500
-# An installation that was killed leaves its folder behind. No installation takes a day, so an older one is
-# nobody's.
+# An installation that was killed leaves its folder behind. No installation takes a day, so an older one has
+# ended.
 _STALE_SECONDS = 24 * 3600
 # The port that torchrun itself uses by default.
 _MASTER_PORT = "29500"
@@ -82,7 +82,7 @@ def main() -> int:
 
 
 def remove(path: str) -> None:
-    """Remove the call: it may hold secrets, which are no business of the programs that a function starts."""
+    """Remove the call: it may hold secrets, which the programs that a function starts must not find."""
     try:
         os.remove(path)
     except OSError as error:
@@ -236,7 +236,7 @@ def installed(requirements: str, cache_dir: str | None, here: str) -> str:
     """Return the folder that has the requirements; what an earlier start installed is used again.
 
     Each start installs into a folder of its own and renames it at the end, so a folder under the final name
-    is complete, whoever made it. Of two that install at once the second one to finish uses the folder of the
+    is complete, whichever start made it. Of two that install at once the second one to finish uses the folder of the
     first.
     """
     cache = os.path.expanduser(

@@ -19,7 +19,6 @@ ModuleLike: TypeAlias = ModuleType | str | os.PathLike[str]
 """An imported module or package, or the path of a file or folder."""
 
 _IGNORE_FILES = (".gitignore", ".dstackignore")
-_EXPECTED = "modules: expected a module, a package or the path of a file or folder, got"
 
 
 def find_modules(modules: Iterable[ModuleLike] | ModuleLike) -> dict[str, Path]:
@@ -57,12 +56,15 @@ def _roots(module: ModuleLike) -> list[Path]:
     if isinstance(module, ModuleType):
         return _roots_of(module)
     if not isinstance(module, str | os.PathLike):
-        raise ConfigurationError(f"{_EXPECTED} {type(module).__name__}.")
+        raise ConfigurationError(
+            "modules: expected a module, a package or the path of a file or folder, got "
+            f"{type(module).__name__}. Pass a list of them."
+        )
     path = Path(os.path.abspath(Path(module).expanduser()))  # noqa: PTH100 - links keep their names
     if not path.exists() or not path.name:
         raise ConfigurationError(
-            f"{_EXPECTED} {os.fspath(module)!r}, and there is nothing at {path}. A relative path begins at "
-            "the current directory."
+            f"modules: expected the path of a file or folder, got {os.fspath(module)!r}, and there is nothing at "
+            f"{path}. Relative paths begin at the current directory."
         )
     return [path]
 
@@ -77,12 +79,11 @@ def _roots_of(module: ModuleType) -> list[Path]:
         return folders
     file = getattr(top, "__file__", None)
     if name == "__main__" or not file or not file.endswith(".py"):
-        got = (
-            "the program itself"
-            if name == "__main__"
-            else f"{module.__name__!r}, which has no file of Python"
+        got = "the program itself" if name == "__main__" else f"{module.__name__!r}, which has none"
+        raise ConfigurationError(
+            f"modules: expected a module with a file of Python, got {got}. Pass the path of what the function "
+            "imports."
         )
-        raise ConfigurationError(f"{_EXPECTED} {got}. Pass the path of what the function imports.")
     return [Path(file)]
 
 

@@ -161,7 +161,7 @@ def test_arguments_that_do_not_fit_or_travel_are_refused(args: Any, kwargs: Any,
         ({"requirements": "uv.lock"}, "Write one with `uv export -o requirements.txt`"),
         ({"modules": ["/nowhere"]}, "got '/nowhere', and there is nothing at /nowhere"),
         ({"modules": [3]}, "expected a module, a package or the path of a file or folder, got int"),
-        ({"modules": [sys]}, "got 'sys', which has no file of Python"),
+        ({"modules": [sys]}, "got 'sys', which has none"),
         ({"modules": [ModuleType("__main__")]}, "got the program itself"),
     ],
 )
@@ -298,7 +298,7 @@ def test_a_missing_cloudpickle_is_reported(monkeypatch: pytest.MonkeyPatch) -> N
         FunctionCall.pack(train, [1], serializer="cloudpickle")
 
 
-def test_cloudpickle_takes_closures_and_tells_what_it_cannot() -> None:
+def test_cloudpickle_takes_closures_and_reports_what_it_cannot() -> None:
     pytest.importorskip("cloudpickle")
     for function in (closure(), nested_def(), uses_globals, Model().fit):
         call = FunctionCall.pack(function, serializer="cloudpickle")

@@ -192,14 +192,14 @@ def returns_a_set() -> Any:
         ),
     ],
 )
-def test_a_call_that_can_never_work_says_why(
+def test_a_call_that_can_never_work_reports_why(
     call: Call, function: Any, options: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(UnusableFunctionError, match=told):
         call(function, **options)
 
 
-def test_a_command_that_fails_is_no_missing_python(call: Call) -> None:
+def test_a_command_that_fails_differs_from_a_missing_python(call: Call) -> None:
     with pytest.raises(RunFailedError) as caught:
         call(returns, 1, commands=["exit 5"])
     assert (type(caught.value), caught.value.outcome.exit_status) == (RunFailedError, 5)
@@ -335,7 +335,7 @@ def test_torchrun_calls_it_once_a_gpu_and_rank_0_returns(call: Call, tmp_path: P
     assert sorted(lines) == [f"rank {rank} of 4" for rank in range(4)]
 
 
-def test_torchrun_without_torch_says_so(call: Call) -> None:
+def test_torchrun_without_torch_reports_it(call: Call) -> None:
     with pytest.raises(UnusableFunctionError, match="expected the package torch in the run, got none"):
         call(distributed, torchrun=True)
 
