@@ -87,8 +87,8 @@ class FunctionCall:
     ) -> FunctionCall:
         """Check and pack a call; reads the source of the function, and files.
 
-        With ``"cloudpickle"`` the result is unpickled here, which executes what the run put into it: control of
-        the run's image, of its packages or of its log is control of this process. So the default is
+        With ``"cloudpickle"`` the result is unpickled here, which executes what the run put into it: control
+        of the run's image, of its packages or of its log is control of this process. So the default is
         ``"json"``, which carries plain values only.
 
         Args:

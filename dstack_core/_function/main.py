@@ -236,8 +236,8 @@ def installed(requirements: str, cache_dir: str | None, here: str) -> str:
     """Return the folder that has the requirements; what an earlier start installed is used again.
 
     Each start installs into a folder of its own and renames it at the end, so a folder under the final name
-    is complete, whichever start made it. Of two that install at once the second one to finish uses the folder of the
-    first.
+    is complete, whichever start made it. Of two that install at once the second one to finish uses the folder
+    of the first.
     """
     cache = os.path.expanduser(
         cache_dir

@@ -63,8 +63,8 @@ def _roots(module: ModuleLike) -> list[Path]:
     path = Path(os.path.abspath(Path(module).expanduser()))  # noqa: PTH100 - links keep their names
     if not path.exists() or not path.name:
         raise ConfigurationError(
-            f"modules: expected the path of a file or folder, got {os.fspath(module)!r}, and there is nothing at "
-            f"{path}. Relative paths begin at the current directory."
+            f"modules: expected the path of a file or folder, got {os.fspath(module)!r}, and there is nothing "
+            f"at {path}. Relative paths begin at the current directory."
         )
     return [path]
 
@@ -81,8 +81,8 @@ def _roots_of(module: ModuleType) -> list[Path]:
     if name == "__main__" or not file or not file.endswith(".py"):
         got = "the program itself" if name == "__main__" else f"{module.__name__!r}, which has none"
         raise ConfigurationError(
-            f"modules: expected a module with a file of Python, got {got}. Pass the path of what the function "
-            "imports."
+            f"modules: expected a module with a file of Python, got {got}. Pass the path of what the "
+            "function imports."
         )
     return [Path(file)]
 
