@@ -62,6 +62,8 @@ def main() -> int:
     out = os.dup(1)
     here = os.path.dirname(os.path.abspath(__file__))
     is_worker = _WORKER in sys.argv
+    # Before the function is called, which may set such variables for its own processes.
+    first = os.environ.get("RANK" if is_worker else "DSTACK_NODE_RANK", "0") == "0"
     name = "call-{}.json".format(os.environ.get("LOCAL_RANK", "0")) if is_worker else "call.json"
     path = os.path.join(here, name)
     with open(path, encoding="utf-8") as file:
@@ -78,7 +80,7 @@ def main() -> int:
         content = {"type": "RequirementsError", "message": str(error), "traceback": error.lines}
         report(out, call, {"state": "raised", **content})
         return 1
-    return carry_out(out, call, here)
+    return carry_out(out, call, here, first)
 
 
 def remove(path: str) -> None:
@@ -92,8 +94,11 @@ def remove(path: str) -> None:
         ) from None
 
 
-def carry_out(out: int, call: dict[str, Any], here: str) -> int:
-    """Call the function, report what it returned or raised, and return the exit status."""
+def carry_out(out: int, call: dict[str, Any], here: str, first: bool) -> int:
+    """Call the function, report what it returned or raised, and return the exit status.
+
+    Only the ``first`` of several processes returns a result; each reports an error.
+    """
     try:
         function, args, kwargs = read_call(call, here)
         value = function(*args, **kwargs)
@@ -102,7 +107,7 @@ def carry_out(out: int, call: dict[str, Any], here: str) -> int:
             import asyncio
 
             value = asyncio.run(_awaited(value))
-        if is_first():
+        if first:
             report(out, call, {"state": "returned", **dump(value, call)})
     except Unusable as error:
         report(out, call, {"state": "unusable", "reason": str(error)})
@@ -110,11 +115,11 @@ def carry_out(out: int, call: dict[str, Any], here: str) -> int:
     except BaseException as error:
         # A SystemExit itself.
         if is_skip(error):
-            if is_first():
+            if first:
                 report(out, call, {"state": "skipped", "reason": text_of(error)})
             return 0
         if isinstance(error, SystemExit):
-            return exit_with(out, call, error.code)
+            return exit_with(out, call, error.code, first)
         lines = print_traceback()
         kind = type(error)
         name = (
@@ -126,10 +131,10 @@ def carry_out(out: int, call: dict[str, Any], here: str) -> int:
     return 0
 
 
-def exit_with(out: int, call: dict[str, Any], code: Any) -> int:
+def exit_with(out: int, call: dict[str, Any], code: Any, first: bool) -> int:
     """Report a ``sys.exit(code)`` of the function and return the exit status, as Python itself reads it."""
     if code is None or code == 0:
-        if is_first():
+        if first:
             report(out, call, {"state": "returned", **dump(None, call)})
         return 0
     status = code if isinstance(code, int) else 1
@@ -141,11 +146,6 @@ def exit_with(out: int, call: dict[str, Any], code: Any) -> int:
 
 async def _awaited(value: Any) -> Any:
     return await value
-
-
-def is_first() -> bool:
-    """Return whether this process returns the result: global rank 0, else the first node."""
-    return os.environ.get("RANK", os.environ.get("DSTACK_NODE_RANK", "0")) == "0"
 
 
 def is_skip(error: BaseException) -> bool:

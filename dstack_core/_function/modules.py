@@ -63,7 +63,7 @@ def _roots(module: ModuleLike) -> list[Path]:
     path = Path(os.path.abspath(Path(module).expanduser()))  # noqa: PTH100 - links keep their names
     if not path.exists() or not path.name:
         raise ConfigurationError(
-            f"modules: expected the path of a file or folder, got {os.fspath(module)!r}, and there is nothing "
+            f"modules: expected the path of a file or folder, got {os.fspath(module)!r}, and there is none "
             f"at {path}. Relative paths begin at the current directory."
         )
     return [path]

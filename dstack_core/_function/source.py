@@ -16,7 +16,9 @@ from dstack_core.errors import ConfigurationError
 _HEAD = "from __future__ import annotations\n\n\n"
 _WAY_OUT = "Write it as a def of its own, or use serializer='cloudpickle'."
 # What every module has.
-_MODULE_NAMES = frozenset({"__name__", "__file__", "__doc__", "__spec__", "__package__", "__loader__"})
+_MODULE_NAMES = frozenset(
+    {"__name__", "__file__", "__doc__", "__spec__", "__package__", "__loader__", "__builtins__"}
+)
 
 
 def source_of(function: Callable[..., Any]) -> str:

@@ -198,6 +198,23 @@ def test_the_call_is_removed_before_the_function_starts(tmp_path: Path) -> None:
     assert not (tmp_path / "call.json").exists()
 
 
+def sets_a_rank() -> Any:
+    import os
+
+    os.environ["RANK"] = os.environ["DSTACK_NODE_RANK"] = "1"
+    return 3
+
+
+def test_a_rank_that_the_function_or_the_image_sets_changes_nothing(tmp_path: Path) -> None:
+    FunctionCall.pack(sets_a_rank).write(tmp_path, KEY)
+    assert start(tmp_path, RANK="7")[:2] == (0, [of("returned", value=3)])
+
+
+def test_another_node_returns_nothing(tmp_path: Path) -> None:
+    FunctionCall.pack(double, [1]).write(tmp_path, KEY)
+    assert start(tmp_path, DSTACK_NODE_RANK="1")[:2] == (0, [])
+
+
 def test_another_python_is_reported_before_anything_is_installed(tmp_path: Path) -> None:
     FunctionCall.pack(double, [1]).write(tmp_path, KEY)
     content(
