@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Completed
 
 from prefect_dstack._cancellation import StopRequested
 from prefect_dstack._secrets import secrets_in
@@ -114,8 +114,10 @@ def follow(job: Job, run: Run) -> dict[str, Any]:
     for event in run.follow(
         job.relay.progress, poll_interval=job.poll_interval, retry_budget=job.retry_budget, sleep=job.sleep
     ):
-        job.relay.handle(event)
+        job.handle(event)
         job.report.show(event)
+        if job.live.is_due:
+            job.live.write()
     job.report_end()
     return job.result()
 
@@ -130,9 +132,11 @@ async def afollow(job: Job, run: AsyncRun) -> dict[str, Any]:
     )
     async with aclosing(events):
         async for event in events:
-            job.relay.handle(event)
+            job.handle(event)
             if job.report.is_shown(event):
                 await asyncio.to_thread(job.report.show, event)
+            if job.live.is_due:
+                await asyncio.to_thread(job.live.write)
     await asyncio.to_thread(job.report_end)
     return job.result()
 
@@ -192,9 +196,12 @@ async def aexecute(
 
 
 def execute_task(job: Job, block: DstackCredentials | None, body: Callable[[Client], T]) -> T:
-    """Do as ``execute`` does; a cancellation that no signal announced becomes the state the task ends in."""
+    """Do as ``execute`` does; a cancellation that no signal announced becomes the state the task ends in.
+
+    So does the end of a run that had nothing to do.
+    """
     try:
-        return execute(job, block, body)
+        return _with_state(job, execute(job, block, body))
     except StopRequested as request:
         return cast("T", cancelled_state(job, request))
 
@@ -204,9 +211,17 @@ async def aexecute_task(
 ) -> T:
     """Do as ``aexecute`` does: the twin of ``execute_task``."""
     try:
-        return await aexecute(job, block, body)
+        return _with_state(job, await aexecute(job, block, body))
     except StopRequested as request:
         return cast("T", cancelled_state(job, request))
+
+
+def _with_state(job: Job, result: T) -> T:
+    """Return what a task returns: its result, in a state of its own if the run reported a skip."""
+    if job.live.skipped is None:
+        return result
+    # The state has the result as its data, so that whoever calls the task gets it as from any other run.
+    return cast("T", Completed(name="Skipped", message=job.live.skipped, data=result))
 
 
 def cancelled_state(job: Job, request: StopRequested) -> Any:

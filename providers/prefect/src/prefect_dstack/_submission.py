@@ -106,7 +106,7 @@ def resolve(
     """
     from dstack_core import check_options, load_configuration
     from dstack_core.integration import check_ends, collect_secrets
-    from prefect_dstack._options import OPTION_NAMES
+    from prefect_dstack._options import DEFAULT_REPORTS, OPTION_NAMES
 
     check_options(options, OPTION_NAMES)
     given = {name: value for name, value in options.items() if value is not None}
@@ -120,6 +120,8 @@ def resolve(
         check_ends(loaded, given.get("max_duration"), profile)
     if all(limit is None for limit in (given.get("max_duration"), loaded.max_duration, profile.max_duration)):
         arguments["max_duration"] = max_duration
+    # Not in what is described: with and without reports it is the same run, which must be found again.
+    reports = arguments.pop("reports", DEFAULT_REPORTS)
     # A renewed secret is the same submission: another execution must find the run of the one before it.
     shown_env = {name: _MASK if is_secret(value) else value for name, value in env.items()}
     described = {
@@ -136,7 +138,7 @@ def resolve(
     texts = {name: str(plain(value)) for name, value in env.items()}
     return Submission(
         configuration=loaded,
-        arguments={**arguments, "env": texts or None, "profile": profile},
+        arguments={**arguments, "env": texts or None, "profile": profile, "reports": reports},
         described=described,
         code=code,
         # The server returns the run's environment, but not the password.

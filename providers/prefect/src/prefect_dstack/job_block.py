@@ -116,6 +116,10 @@ class DstackRun(JobBlock[dict[str, Any]]):
     artifacts: bool = Field(
         default=True, description="Whether the run is shown in the artifacts of its flow run."
     )
+    reports: bool | None = Field(
+        default=None,
+        description="Whether the run gets $DSTACK_RESULT_FILE and the module dstack_report; it does by default.",
+    )
 
     @field_validator("configuration")
     @classmethod

@@ -1,0 +1,340 @@
+"""Show in Prefect what a run reports: metrics, progress, tables, images and links as artifacts, and assets.
+
+The problem: a training reports hundreds of numbers a second, while an artifact costs a request of 10 ms and a
+row in Prefect's database. The runs of a sweep report under equal names, and artifacts of equal keys are
+versions of one artifact.
+
+The idea: only the newest content of each artifact is kept, and what is due is written together over one
+connection. Keys contain the name of the run, which is another one for each run of a sweep. Progress and
+metrics are updated in place, as Prefect's own ``update_progress_artifact`` does; each new table, image or
+link is a version of its key.
+
+Invariants:
+  * ``take`` makes no request, so that it may be called on an event loop; ``write`` blocks.
+  * A Prefect server that does not answer costs one request every ten seconds and no content: the newest is
+    written later. What it refuses is dropped.
+  * An execution that follows a run from its first line again writes to the same keys, and its events of
+    assets have the ids of the first ones, which a Prefect server stores once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+from prefect_dstack._cancellation import quick_prefect_client
+from prefect_dstack._report import create_artifact
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+    from dstack_core import Event
+
+# A person who watches a progress bar expects it to move.
+_PROGRESS_SECONDS = 2.0
+# A new version of an artifact is a row in Prefect's database: 360 an hour for what changes all the time.
+_SECONDS = 10.0
+# Artifacts of one run. A name that counts, such as ``batch-1``, ``batch-2``, would fill Prefect's database.
+_MOST_ARTIFACTS = 100
+_COLUMNS = ("name", "last", "step", "min", "max")
+
+
+@dataclass(slots=True)
+class _Artifact:
+    """One artifact: its newest content until it is written, and the id under which it is updated."""
+
+    kind: str
+    seconds: float
+    is_updated: bool
+    description: str = ""
+    # None: nothing to write. A function, since a table of metrics is made once for many messages.
+    content: Callable[[], Any] | None = None
+    written_at: float | None = None
+    id: UUID | None = None
+
+    def is_due(self, now: float) -> bool:
+        return self.content is not None and (self.written_at is None or now >= self.written_at + self.seconds)
+
+
+class LiveArtifacts:
+    """The artifacts of what one run reports, and what else is known of it.
+
+    ``checkpoint`` (str) is the last one reported, ``skipped`` (str) why the run had nothing to do; both None
+    without. ``mask`` hides secrets in a text. ``artifacts`` (bool): without, only assets and log lines are
+    made. ``flow_run_id`` and ``task_run_id`` own the artifacts.
+    """
+
+    def __init__(
+        self,
+        logger: Any,
+        mask: Callable[[str], str],
+        *,
+        artifacts: bool,
+        flow_run_id: object = None,
+        task_run_id: object = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.checkpoint: str | None = None
+        self.skipped: str | None = None
+        self._logger = logger
+        self._mask = mask
+        self._shown = artifacts
+        self._owner: dict[str, Any] = {"flow_run_id": flow_run_id, "task_run_id": task_run_id}
+        self._clock = clock
+        self._artifacts: dict[str, _Artifact] = {}
+        # The name that each key stands for: two names may have one slug.
+        self._names: dict[str, str] = {}
+        self._metrics: dict[str, dict[str, Any]] = {}
+        self._assets: dict[tuple[str, str], Mapping[str, Any] | None] = {}
+        self._logged_at: float | None = None
+        self._silent_until = 0.0
+        self._is_full = False
+
+    def take(self, event: Event) -> None:
+        """Remember what a run has reported; other events are ignored."""
+        from dstack_core import Reported
+
+        if not isinstance(event, Reported):
+            return
+        payload = event.payload
+        name, run_id = event.progress.run_name, event.progress.run_id or ""
+        match event.kind:
+            case "metric":
+                self._take_metrics(name, payload)
+            case "progress":
+                self._take_progress(name, payload)
+            case "table":
+                self._new_version(name, "table", payload["name"], lambda: self._table(payload))
+            case "image":
+                text = payload.get("text") or payload["name"]
+                url = f"data:image/png;base64,{payload['png']}"
+                self._new_version(name, "image", payload["name"], lambda: url, text)
+            case "link":
+                text = payload.get("text") or payload["url"]
+                link = _link(self._mask(payload["url"]), self._mask(text))
+                self._new_version(name, "link", text, lambda: link)
+            case "asset":
+                self._assets[(run_id, payload["uri"])] = payload.get("metadata")
+            case "checkpoint":
+                self._take_checkpoint(payload)
+            case "skip":
+                self.skipped = self._mask(payload["reason"]) or "no reason given"
+
+    @property
+    def is_due(self) -> bool:
+        """Whether ``write`` would write anything now."""
+        now = self._clock()
+        if now < self._silent_until:
+            return False
+        return bool(self._assets) or any(each.is_due(now) for each in self._artifacts.values())
+
+    def write(self, *, everything: bool = False) -> None:
+        """Write what is due, or everything that is not written yet; errors of Prefect are logged.
+
+        An error that is not a refusal keeps the rest for the next time.
+        """
+        if self._assets:
+            self._emit_assets()
+        now = self._clock()
+        due = {
+            key: each
+            for key, each in self._artifacts.items()
+            if (each.content is not None if everything else each.is_due(now))
+        }
+        if not due:
+            return
+        try:
+            with quick_prefect_client() as api:
+                for key, artifact in due.items():
+                    self._write(api, key, artifact)
+                    artifact.written_at = self._clock()
+        except Exception as error:
+            self._silent_until = self._clock() + _SECONDS
+            self._log(error)
+
+    def _write(self, api: SyncPrefectClient, key: str, artifact: _Artifact) -> None:
+        from prefect.client.schemas.actions import ArtifactUpdate
+        from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+
+        content = artifact.content
+        if content is None:
+            return
+        data, text = content(), artifact.description
+        try:
+            if artifact.id is not None:
+                try:
+                    api.update_artifact(artifact.id, ArtifactUpdate(data=data, description=text))
+                except ObjectNotFound:
+                    # Deleted in the UI.
+                    artifact.id = None
+            if artifact.id is None:
+                made = create_artifact(api, key, artifact.kind, data, text, **self._owner)
+                artifact.id = made if artifact.is_updated else None
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code >= 500:
+                raise
+            self._log(error)
+        artifact.content = None
+
+    def _take_metrics(self, run_name: str, payload: Mapping[str, Any]) -> None:
+        from dstack_core.integration import slug
+
+        step = payload.get("step")
+        for name, value in payload.items():
+            if name == "step":
+                continue
+            number = float(value)
+            row = self._metrics.setdefault(name, dict.fromkeys(_COLUMNS))
+            row.update(name=name, last=_plain(number), step=step)
+            # Neither is a number of something that was compared with NaN.
+            if number == number:
+                row["min"] = number if row["min"] is None else min(row["min"], number)
+                row["max"] = number if row["max"] is None else max(row["max"], number)
+        key = f"dstack-{slug(run_name, default='run')}-metrics"
+        artifact = self._artifact(key, "table", _SECONDS, is_updated=True)
+        artifact.content, artifact.description = self._metrics_table, f"Metrics of run {run_name}"
+
+    def _metrics_table(self) -> str:
+        # A copy: a new name may come while another thread writes the table.
+        rows = [{key: _plain(value) for key, value in row.items()} for row in list(self._metrics.values())]
+        return json.dumps(self._masked(rows))
+
+    def _take_progress(self, run_name: str, payload: Mapping[str, Any]) -> None:
+        from dstack_core.integration import describe_progress, slug
+
+        fraction, text = describe_progress(payload)
+        # Another key than that of the run's status, by which other processes find the run.
+        key = f"dstack-{slug(run_name, default='run')}-percent"
+        artifact = self._artifact(key, "progress", _PROGRESS_SECONDS, is_updated=True)
+        artifact.content = lambda: round(fraction * 100, 2)
+        artifact.description = f"Run {run_name}: {self._mask(text)}"
+
+    def _take_checkpoint(self, payload: Mapping[str, Any]) -> None:
+        step = payload.get("step")
+        self.checkpoint = self._mask(payload["path"]) + ("" if step is None else f" (step {step})")
+        now = self._clock()
+        if self._logged_at is None or now >= self._logged_at + _SECONDS:
+            self._logged_at = now
+            self._logger.info("Checkpoint: %s", self.checkpoint)
+
+    def _new_version(
+        self, run_name: str, kind: str, name: str, content: Callable[[], Any], text: str | None = None
+    ) -> None:
+        artifact = self._artifact(
+            self._key(run_name, kind, name),
+            "markdown" if kind == "link" else kind,
+            _SECONDS,
+            is_updated=False,
+            counts=True,
+        )
+        artifact.content, artifact.description = content, self._mask(text or name)
+
+    def _key(self, run_name: str, kind: str, name: str) -> str:
+        from dstack_core.integration import short_hash, slug
+
+        key = f"dstack-{slug(run_name, default='run')}-{kind}-{slug(name, default=kind)}"
+        if self._names.setdefault(key, name) != name:
+            key = f"{key}-{short_hash(name, 6)}"
+        return key
+
+    def _artifact(
+        self, key: str, kind: str, seconds: float, *, is_updated: bool, counts: bool = False
+    ) -> _Artifact:
+        new = _Artifact(kind, seconds, is_updated)
+        if not self._shown or (counts and key not in self._artifacts and self._has_too_many()):
+            return new
+        return self._artifacts.setdefault(key, new)
+
+    def _has_too_many(self) -> bool:
+        if len(self._artifacts) < _MOST_ARTIFACTS:
+            return False
+        if not self._is_full:
+            self._is_full = True
+            self._logger.warning(
+                "The run reports more than %d artifacts; the others are not shown. Report what belongs "
+                "together under one name: each report of it is a version of its artifact.",
+                _MOST_ARTIFACTS,
+            )
+        return True
+
+    def _table(self, payload: Mapping[str, Any]) -> str:
+        columns = list(_distinct(payload["columns"]))
+        return json.dumps(
+            [dict(zip(columns, self._masked(row), strict=True)) for row in payload["rows"]], default=str
+        )
+
+    def _masked(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._mask(value)
+        if isinstance(value, list):
+            return [self._masked(each) for each in value]
+        if isinstance(value, dict):
+            return {key: self._masked(each) for key, each in value.items()}
+        return value
+
+    def _emit_assets(self) -> None:
+        assets, self._assets = self._assets, {}
+        for (run_id, uri), metadata in assets.items():
+            try:
+                _materialized(run_id, uri, self._masked(dict(metadata or {})))
+            except ValueError:
+                self._logger.warning(
+                    "asset: expected a URI such as s3://bucket/model.pt, got %r. No asset is recorded.",
+                    self._mask(uri),
+                )
+            except Exception as error:
+                self._log(error)
+
+    def _log(self, error: Exception) -> None:
+        self._logger.debug("Prefect did not take an artifact or event: %s", error)
+
+
+def _materialized(run_id: str, uri: str, metadata: dict[str, Any]) -> None:
+    """Emit that an asset was materialized, as ``prefect.assets.materialize`` does; once per run and content.
+
+    Raises ``ValueError`` for a URI that is not the key of an asset, and what Prefect raises.
+    """
+    from prefect.assets import Asset
+    from prefect.events import emit_event
+
+    key = Asset(key=uri).key
+    content = json.dumps(metadata, sort_keys=True, default=str)
+    emit_event(
+        "prefect.asset.materialization.succeeded",
+        resource={"prefect.resource.id": key},
+        related=[{"prefect.resource.id": "dstack", "prefect.resource.role": "asset-materialized-by"}],
+        payload=metadata,
+        id=uuid5(NAMESPACE_URL, f"dstack.asset/{run_id}/{key}/{content}"),
+    )
+
+
+def _distinct(names: list[str]) -> Iterator[str]:
+    """Yield names that differ: two columns of one name would be one in the table."""
+    taken: set[str] = set()
+    for name in names:
+        number, shown = 1, name
+        while shown in taken:
+            number += 1
+            shown = f"{name} ({number})"
+        taken.add(shown)
+        yield shown
+
+
+def _link(url: str, text: str) -> str:
+    # Brackets would end the link's text, and spaces and parentheses its address.
+    shown = " ".join(text.split()).replace("[", "\\[").replace("]", "\\]")
+    return f"[{shown}]({quote(url, safe='/:?#@!$&+,;=%~*[]-._')})"
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that JSON has: NaN and infinities become texts, whole numbers lose their ``.0``."""
+    if not isinstance(value, float):
+        return value
+    if value != value or value in (float("inf"), float("-inf")):
+        return str(value)
+    return value
