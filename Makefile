@@ -142,7 +142,7 @@ bench-quick: ## Do the same with smaller sizes (ten minutes)
 check: $(CORE) $(AIRFLOW) $(PREFECT) $(BENCH_PLOTS) ## Run ruff, mypy --strict and the layer test
 	$(ENVS)/core/bin/ruff format --check .
 	$(ENVS)/core/bin/ruff check .
-	$(ENVS)/core/bin/mypy -p dstack_core -p tests.core -p tests.local -p tests.contract -p tests.rig -p tests.docs \
+	$(ENVS)/core/bin/mypy -p dstack_core -p dstack_report -p tests.core -p tests.local -p tests.contract -p tests.rig -p tests.docs \
 	  -p tests.documented -p scripts
 	$(ENVS)/core/bin/mypy $(addprefix -m benchmarks.,__main__ imports log_relay attached_relay submit_requests idle_run)
 	$(ENVS)/core/bin/mypy $(filter-out %_adapters.py %_kills.py %/airflow_latency.py tests/faults/prefect_%,$(wildcard tests/faults/*.py))

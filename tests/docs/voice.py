@@ -33,7 +33,16 @@ PAGES = [
     ROOT / "CHANGELOG.md",
     ROOT / "tests/faults/reliability.md.in",
 ]
-SOURCE_FOLDERS = ("dstack_core", "providers", "dags", "flows", "scripts", "benchmarks", "tests")
+SOURCE_FOLDERS = (
+    "dstack_core",
+    "dstack_report",
+    "providers",
+    "dags",
+    "flows",
+    "scripts",
+    "benchmarks",
+    "tests",
+)
 # These two files quote what they search for.
 _QUOTING = {ROOT / "tests/docs/voice.py", ROOT / "tests/docs/test_voice.py"}
 
