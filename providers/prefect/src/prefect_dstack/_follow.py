@@ -116,8 +116,6 @@ def follow(job: Job, run: Run) -> dict[str, Any]:
     ):
         job.handle(event)
         job.report.show(event)
-        if job.live.is_due:
-            job.live.write()
     job.report_end()
     return job.result()
 
@@ -135,8 +133,6 @@ async def afollow(job: Job, run: AsyncRun) -> dict[str, Any]:
             job.handle(event)
             if job.report.is_shown(event):
                 await asyncio.to_thread(job.report.show, event)
-            if job.live.is_due:
-                await asyncio.to_thread(job.live.write)
     await asyncio.to_thread(job.report_end)
     return job.result()
 

@@ -71,7 +71,10 @@ class Job:
         return attempt.run_id is not None or attempt.may_appear or not attempt.is_chosen
 
     def sleep(self, seconds: float) -> None:
-        """Wait in short slices; raises ``StopRequested`` when the flow run was cancelled meanwhile."""
+        """Wait in short slices; raises ``StopRequested`` when the flow run was cancelled meanwhile.
+
+        What the run has reported is shown here, after all that one poll returned, and also while it is silent.
+        """
         deadline = time.monotonic() + seconds
         while True:
             time.sleep(max(min(SLICE_SECONDS, deadline - time.monotonic()), 0.0))

@@ -19,14 +19,13 @@ Invariants:
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
-from uuid import NAMESPACE_URL, UUID, uuid5
+from uuid import UUID
 
+from prefect_dstack._artifact_content import Metrics, emit_materialized, link, masked, plain, table
 from prefect_dstack._cancellation import quick_prefect_client
 from prefect_dstack._report import create_artifact
 
@@ -41,7 +40,6 @@ _PROGRESS_SECONDS = 2.0
 _SECONDS = 10.0
 # Artifacts of one run. A name that counts, such as ``batch-1``, ``batch-2``, would fill Prefect's database.
 _MOST_ARTIFACTS = 100
-_COLUMNS = ("name", "last", "step", "min", "max")
 
 
 @dataclass(slots=True)
@@ -89,7 +87,7 @@ class LiveArtifacts:
         self._artifacts: dict[str, _Artifact] = {}
         # The name that each key stands for: two names may have one slug.
         self._names: dict[str, str] = {}
-        self._metrics: dict[str, dict[str, Any]] = {}
+        self._metrics = Metrics()
         self._assets: dict[tuple[str, str], Mapping[str, Any] | None] = {}
         self._logged_at: float | None = None
         self._silent_until = 0.0
@@ -103,21 +101,22 @@ class LiveArtifacts:
             return
         payload = event.payload
         name, run_id = event.progress.run_name, event.progress.run_id or ""
-        match event.kind:
+        match kind := event.kind:
             case "metric":
                 self._take_metrics(name, payload)
             case "progress":
                 self._take_progress(name, payload)
             case "table":
-                self._new_version(name, "table", payload["name"], lambda: self._table(payload))
+                columns, rows = payload["columns"], payload["rows"]
+                self._new_version(name, kind, payload["name"], lambda: table(columns, rows, self._mask))
             case "image":
                 text = payload.get("text") or payload["name"]
                 url = f"data:image/png;base64,{payload['png']}"
-                self._new_version(name, "image", payload["name"], lambda: url, text)
+                self._new_version(name, kind, payload["name"], lambda: url, text)
             case "link":
                 text = payload.get("text") or payload["url"]
-                link = _link(self._mask(payload["url"]), self._mask(text))
-                self._new_version(name, "link", text, lambda: link)
+                shown = link(self._mask(payload["url"]), self._mask(text))
+                self._new_version(name, kind, text, lambda: shown)
             case "asset":
                 self._assets[(run_id, payload["uri"])] = payload.get("metadata")
             case "checkpoint":
@@ -184,25 +183,11 @@ class LiveArtifacts:
     def _take_metrics(self, run_name: str, payload: Mapping[str, Any]) -> None:
         from dstack_core.integration import slug
 
-        step = payload.get("step")
-        for name, value in payload.items():
-            if name == "step":
-                continue
-            number = float(value)
-            row = self._metrics.setdefault(name, dict.fromkeys(_COLUMNS))
-            row.update(name=name, last=_plain(number), step=step)
-            # Neither is a number of something that was compared with NaN.
-            if number == number:
-                row["min"] = number if row["min"] is None else min(row["min"], number)
-                row["max"] = number if row["max"] is None else max(row["max"], number)
+        self._metrics.add(payload)
         key = f"dstack-{slug(run_name, default='run')}-metrics"
         artifact = self._artifact(key, "table", _SECONDS, is_updated=True)
-        artifact.content, artifact.description = self._metrics_table, f"Metrics of run {run_name}"
-
-    def _metrics_table(self) -> str:
-        # A copy: a new name may come while another thread writes the table.
-        rows = [{key: _plain(value) for key, value in row.items()} for row in list(self._metrics.values())]
-        return json.dumps(self._masked(rows))
+        artifact.content = lambda: self._metrics.table(self._mask)
+        artifact.description = f"Metrics of run {run_name}"
 
     def _take_progress(self, run_name: str, payload: Mapping[str, Any]) -> None:
         from dstack_core.integration import describe_progress, slug
@@ -216,7 +201,7 @@ class LiveArtifacts:
 
     def _take_checkpoint(self, payload: Mapping[str, Any]) -> None:
         step = payload.get("step")
-        self.checkpoint = self._mask(payload["path"]) + ("" if step is None else f" (step {step})")
+        self.checkpoint = self._mask(payload["path"]) + ("" if step is None else f" (step {plain(step)})")
         now = self._clock()
         if self._logged_at is None or now >= self._logged_at + _SECONDS:
             self._logged_at = now
@@ -262,26 +247,11 @@ class LiveArtifacts:
             )
         return True
 
-    def _table(self, payload: Mapping[str, Any]) -> str:
-        columns = list(_distinct(payload["columns"]))
-        return json.dumps(
-            [dict(zip(columns, self._masked(row), strict=True)) for row in payload["rows"]], default=str
-        )
-
-    def _masked(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self._mask(value)
-        if isinstance(value, list):
-            return [self._masked(each) for each in value]
-        if isinstance(value, dict):
-            return {key: self._masked(each) for key, each in value.items()}
-        return value
-
     def _emit_assets(self) -> None:
         assets, self._assets = self._assets, {}
         for (run_id, uri), metadata in assets.items():
             try:
-                _materialized(run_id, uri, self._masked(dict(metadata or {})))
+                emit_materialized(run_id, uri, masked(dict(metadata or {}), self._mask))
             except ValueError:
                 self._logger.warning(
                     "asset: expected a URI such as s3://bucket/model.pt, got %r. No asset is recorded.",
@@ -292,49 +262,3 @@ class LiveArtifacts:
 
     def _log(self, error: Exception) -> None:
         self._logger.debug("Prefect did not take an artifact or event: %s", error)
-
-
-def _materialized(run_id: str, uri: str, metadata: dict[str, Any]) -> None:
-    """Emit that an asset was materialized, as ``prefect.assets.materialize`` does; once per run and content.
-
-    Raises ``ValueError`` for a URI that is not the key of an asset, and what Prefect raises.
-    """
-    from prefect.assets import Asset
-    from prefect.events import emit_event
-
-    key = Asset(key=uri).key
-    content = json.dumps(metadata, sort_keys=True, default=str)
-    emit_event(
-        "prefect.asset.materialization.succeeded",
-        resource={"prefect.resource.id": key},
-        related=[{"prefect.resource.id": "dstack", "prefect.resource.role": "asset-materialized-by"}],
-        payload=metadata,
-        id=uuid5(NAMESPACE_URL, f"dstack.asset/{run_id}/{key}/{content}"),
-    )
-
-
-def _distinct(names: list[str]) -> Iterator[str]:
-    """Yield names that differ: two columns of one name would be one in the table."""
-    taken: set[str] = set()
-    for name in names:
-        number, shown = 1, name
-        while shown in taken:
-            number += 1
-            shown = f"{name} ({number})"
-        taken.add(shown)
-        yield shown
-
-
-def _link(url: str, text: str) -> str:
-    # Brackets would end the link's text, and spaces and parentheses its address.
-    shown = " ".join(text.split()).replace("[", "\\[").replace("]", "\\]")
-    return f"[{shown}]({quote(url, safe='/:?#@!$&+,;=%~*[]-._')})"
-
-
-def _plain(value: Any) -> Any:
-    """Return a value that JSON has: NaN and infinities become texts, whole numbers lose their ``.0``."""
-    if not isinstance(value, float):
-        return value
-    if value != value or value in (float("inf"), float("-inf")):
-        return str(value)
-    return value

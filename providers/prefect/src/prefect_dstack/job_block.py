@@ -118,7 +118,7 @@ class DstackRun(JobBlock[dict[str, Any]]):
     )
     reports: bool | None = Field(
         default=None,
-        description="Whether the run gets $DSTACK_RESULT_FILE and the module dstack_report; it does by default.",
+        description="Whether the run gets $DSTACK_RESULT_FILE and dstack_report; by default it does.",
     )
 
     @field_validator("configuration")
