@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from prefect.states import Cancelled, Completed
+from prefect.states import Cancelled
 
 from prefect_dstack._cancellation import StopRequested
 from prefect_dstack._secrets import secrets_in
@@ -192,12 +192,9 @@ async def aexecute(
 
 
 def execute_task(job: Job, block: DstackCredentials | None, body: Callable[[Client], T]) -> T:
-    """Do as ``execute`` does; a cancellation that no signal announced becomes the state the task ends in.
-
-    So does the end of a run that had nothing to do.
-    """
+    """Do as ``execute`` does; a cancellation that no signal announced becomes the state the task ends in."""
     try:
-        return _with_state(job, execute(job, block, body))
+        return execute(job, block, body)
     except StopRequested as request:
         return cast("T", cancelled_state(job, request))
 
@@ -207,17 +204,9 @@ async def aexecute_task(
 ) -> T:
     """Do as ``aexecute`` does: the twin of ``execute_task``."""
     try:
-        return _with_state(job, await aexecute(job, block, body))
+        return await aexecute(job, block, body)
     except StopRequested as request:
         return cast("T", cancelled_state(job, request))
-
-
-def _with_state(job: Job, result: T) -> T:
-    """Return what a task returns: its result, in a state of its own if the run reported a skip."""
-    if job.live.skipped is None:
-        return result
-    # The state has the result as its data, so that whoever calls the task gets it as from any other run.
-    return cast("T", Completed(name="Skipped", message=job.live.skipped, data=result))
 
 
 def cancelled_state(job: Job, request: StopRequested) -> Any:

@@ -73,7 +73,7 @@ class Job:
     def sleep(self, seconds: float) -> None:
         """Wait in short slices; raises ``StopRequested`` when the flow run was cancelled meanwhile.
 
-        What the run has reported is shown here, after all that one poll returned, and also while it is silent.
+        What the run has reported is shown here: after all that a poll returned, and while it is silent.
         """
         deadline = time.monotonic() + seconds
         while True:
@@ -164,9 +164,8 @@ class Job:
 
     def report_end(self) -> None:
         """Show the end of the run in Prefect, and all that it has reported."""
-        self.report.end(
-            self.relay.outcome, may_be_known=self.attempt.is_adopted, checkpoint=self.live.checkpoint
-        )
+        more = {"Checkpoint": self.live.checkpoint, "Skipped": self.live.skipped}
+        self.report.end(self.relay.outcome, may_be_known=self.attempt.is_adopted, more=more)
         self.live.write(everything=True)
 
     def result(self) -> dict[str, Any]:
@@ -178,11 +177,13 @@ class Job:
             raise RuntimeError(f"following run {self.attempt.ref.name} ended without an outcome")
         # An error that advises a retry names the option, which only a task that submits has.
         raise_for_outcome(outcome, list(self.relay.tail), retry_option="retry_policy" if self.spec else None)
-        if self.live.skipped is not None:
-            self.logger.info("Run %s was skipped: %s", outcome.run_name, self.live.skipped)
+        skipped = self.live.skipped
+        if skipped is not None:
+            self.logger.info("Run %s was skipped: %s", outcome.run_name, skipped)
         self.logger.info("%s", describe_outcome(outcome))
         _log_relay.remember_relayed(outcome)
-        return outcome_dict(outcome)
+        # No state of its own: a task that is called directly would return Prefect's state, not the outcome.
+        return outcome_dict(outcome) if skipped is None else {**outcome_dict(outcome), "skipped": skipped}
 
 
 def prepare(

@@ -158,7 +158,7 @@ class LiveArtifacts:
 
     def _write(self, api: SyncPrefectClient, key: str, artifact: _Artifact) -> None:
         from prefect.client.schemas.actions import ArtifactUpdate
-        from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+        from prefect.exceptions import PrefectHTTPStatusError
 
         content = artifact.content
         if content is None:
@@ -166,18 +166,18 @@ class LiveArtifacts:
         data, text = content(), artifact.description
         try:
             if artifact.id is not None:
-                try:
-                    api.update_artifact(artifact.id, ArtifactUpdate(data=data, description=text))
-                except ObjectNotFound:
-                    # Deleted in the UI.
-                    artifact.id = None
-            if artifact.id is None:
+                api.update_artifact(artifact.id, ArtifactUpdate(data=data, description=text))
+            else:
                 made = create_artifact(api, key, artifact.kind, data, text, **self._owner)
                 artifact.id = made if artifact.is_updated else None
         except PrefectHTTPStatusError as error:
             if error.response.status_code >= 500:
                 raise
             self._log(error)
+            if artifact.id is not None and error.response.status_code == 404:
+                # Deleted in the UI; made again the next time.
+                artifact.id = None
+                return
         artifact.content = None
 
     def _take_metrics(self, run_name: str, payload: Mapping[str, Any]) -> None:

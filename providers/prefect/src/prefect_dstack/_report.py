@@ -15,7 +15,7 @@ there, and one below 100 % is what other processes search for.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -118,11 +118,15 @@ class Report:
             self._set_progress(result.run_name, str(status), status.percent)
 
     def end(
-        self, outcome: Outcome | None, *, may_be_known: bool = False, checkpoint: str | None = None
+        self,
+        outcome: Outcome | None,
+        *,
+        may_be_known: bool = False,
+        more: Mapping[str, str | None] | None = None,
     ) -> None:
         """Emit ``dstack.run.<status>`` and show the outcome as a table; nothing without an outcome.
 
-        ``may_be_known``: another process may have done so before. ``checkpoint`` is the run's last one.
+        ``may_be_known``: another process may have done so before. ``more`` are further rows.
         """
         if outcome is None or self._ended:
             return
@@ -135,7 +139,7 @@ class Report:
         if self._artifacts:
             with self._api() as api:
                 description = table_description(outcome.run_name)
-                table = _with_checkpoint(outcome_table(outcome), checkpoint)
+                table = outcome_table(outcome) + _rows(more or {})
                 self._create(api, self._key, "markdown", table, description)
                 if self._progress is not None:
                     update_progress(api, self._progress, outcome.run_name, status, ENDED_PERCENT)
@@ -313,9 +317,7 @@ def _link(url: str, text: str) -> tuple[str, str, str]:
     return "markdown", f"[{text}]({url})", text
 
 
-def _with_checkpoint(table: str, checkpoint: str | None) -> str:
-    """Return the table of an outcome with the run's last checkpoint, if there is one."""
-    if checkpoint is None:
-        return table
-    cell = " ".join(checkpoint.split()).replace("|", "\\|")
-    return f"{table}\n| Checkpoint | {cell} |"
+def _rows(more: Mapping[str, str | None]) -> str:
+    """Return rows for the end of a Markdown table; none for what is None."""
+    cells = {label: " ".join(text.split()).replace("|", "\\|") for label, text in more.items() if text}
+    return "".join(f"\n| {label} | {cell} |" for label, cell in cells.items())
