@@ -23,9 +23,16 @@ from prefect.runtime import flow_run
 
 from dstack_core import Progress, Reported, RunFailedError, Task
 from dstack_core.local import LocalServer
-from prefect_dstack import DstackCredentials, DstackRun, arun_task, run_task, submit_run, wait_for_run
+from prefect_dstack import (
+    DstackCredentials,
+    DstackRun,
+    _report,
+    arun_task,
+    run_task,
+    submit_run,
+    wait_for_run,
+)
 from prefect_dstack import _live_artifacts as live_artifacts
-from prefect_dstack import _report
 from prefect_dstack._live_artifacts import LiveArtifacts
 
 from .support import all_runs, artifacts_of, events_of, log_records, the_run, until
@@ -47,7 +54,7 @@ def png() -> str:
 
 IMAGE = png()
 MESSAGES: list[dict[str, Any]] = [
-    {"kind": "metric", "step": 1, "loss": 0.9, "speed": 10},
+    {"kind": "metric", "step": 1, "loss": 0.9000000001, "speed": 10},
     {"kind": "metric", "step": 2, "loss": 0.25, "speed": "nan"},
     {"kind": "metric", "step": 3.0, "loss": 0.5},
     {"kind": "progress", "done": 1, "total": 4},
@@ -137,7 +144,10 @@ def test_every_kind_is_shown_and_the_result_is_returned(
         {"class": "b", "n": 3, "n (2)": 4},
     ]
     image = found["image-confusion"]
-    assert (image.type, image.data) == ("image", f"data:image/png;base64,{IMAGE}")
+    assert (image.type, image.data) == (
+        "markdown",
+        f"![Confusion matrix](data:image/png;base64,{IMAGE})",
+    )
     assert image.description == "Confusion matrix"
     link = found["link-weights-best"]
     assert (link.type, link.data) == (
@@ -192,8 +202,8 @@ def test_what_a_failing_run_reported_is_shown(
         failing()
     assert raised.value.outcome is not None
     assert not raised.value.outcome.has_result
-    (row,) = json.loads(shown_for(ids[0])["metrics"].data)
-    assert row == {"name": "loss", "last": 2, "step": None, "min": 2, "max": 2}
+    rows = json.loads(shown_for(ids[0])["metrics"].data)
+    assert rows[0] == {"name": "loss", "last": 2, "step": None, "min": 2, "max": 2}
 
 
 def test_the_result_file_is_the_result_up_to_a_mebibyte(

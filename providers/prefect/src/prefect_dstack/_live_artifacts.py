@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from prefect_dstack._artifact_content import Metrics, emit_materialized, link, masked, plain, table
+from prefect_dstack._artifact_content import Metrics, emit_materialized, image, link, masked, plain, table
 from prefect_dstack._cancellation import quick_prefect_client
 from prefect_dstack._report import create_artifact
 
@@ -111,8 +111,8 @@ class LiveArtifacts:
                 self._new_version(name, kind, payload["name"], lambda: table(columns, rows, self._mask))
             case "image":
                 text = payload.get("text") or payload["name"]
-                url = f"data:image/png;base64,{payload['png']}"
-                self._new_version(name, kind, payload["name"], lambda: url, text)
+                picture = image(payload["png"], self._mask(text))
+                self._new_version(name, kind, payload["name"], lambda: picture, text)
             case "link":
                 text = payload.get("text") or payload["url"]
                 shown = link(self._mask(payload["url"]), self._mask(text))
@@ -212,7 +212,7 @@ class LiveArtifacts:
     ) -> None:
         artifact = self._artifact(
             self._key(run_name, kind, name),
-            "markdown" if kind == "link" else kind,
+            "table" if kind == "table" else "markdown",
             _SECONDS,
             is_updated=False,
             counts=True,
