@@ -166,7 +166,7 @@ class _Taking:
         data = "".join(pieces).encode("latin-1")
         try:
             if posix_checksum(data) != checksum:
-                raise ValueError("another checksum")
+                raise ValueError("checksum: expected that of the message, got another one.")
             if not data.startswith(b"{"):
                 data = base64.b64decode(data, validate=True)
             if len(data) > self._max_bytes:
@@ -192,15 +192,15 @@ _NAMES = {"NaN": "nan", "Infinity": "inf", "-Infinity": "-inf"}
 
 def _message(value: Any) -> Message:
     if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
-        raise ValueError("not a message")
+        raise ValueError("message: expected an object with a kind, got something else.")
     fields = dict(value)
     kind, version = fields.pop("kind"), fields.pop("v", VERSION)
     if version != VERSION:
-        raise ValueError("a message of another version")
+        raise ValueError(f"v: expected {VERSION}, got {version!r}.")
     if kind == "metric":
         fields = {name: _finite(field) for name, field in fields.items()}
     elif any(_not_finite(fields)):
-        raise ValueError("JSON has no NaN")
+        raise ValueError("value: expected JSON, got a number that it lacks.")
     return Message(kind, payload_of(kind, fields))
 
 

@@ -81,7 +81,7 @@ def _in_brackets(text: str) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return a number that JSON has: NaN and infinities become texts, others get as short as they read best."""
+    """Return a number that JSON has: NaN and infinities become texts, others are rounded."""
     if not isinstance(value, float):
         return value
     if value != value or value in (float("inf"), float("-inf")):
