@@ -34,6 +34,8 @@ from prefect_dstack import (
 )
 from prefect_dstack import _live_artifacts as live_artifacts
 from prefect_dstack._live_artifacts import LiveArtifacts
+from prefect_dstack._secrets import GitLogin
+from prefect_dstack._submission import resolve
 
 from .support import all_runs, artifacts_of, events_of, log_records, the_run, until
 from .ways import FAST, WAYS, Runner
@@ -224,6 +226,13 @@ def test_the_result_file_is_the_result_up_to_a_mebibyte(
     )
     assert ended[0]["payload"]["result"] is None
     assert ended[0]["payload"]["has_result"]
+
+
+def test_with_and_without_reports_it_is_the_same_run() -> None:
+    given: list[dict[str, Any]] = [{}, {"reports": None}, {"reports": True}, {"reports": False}]
+    submissions = [resolve(REPORTING, options, GitLogin()) for options in given]
+    assert [each.arguments["reports"] for each in submissions] == [True, True, True, False]
+    assert all(each.described == submissions[0].described for each in submissions)
 
 
 def test_a_run_without_reports_shows_none(dstack: LocalServer, credentials: DstackCredentials) -> None:

@@ -11,6 +11,9 @@ from uuid import NAMESPACE_URL, uuid5
 Mask = Callable[[str], str]
 """What hides secrets in a text."""
 
+# As many as an outcome has: a table of more names is nothing that a person reads.
+_MOST_METRICS = 1000
+
 
 class Metrics:
     """The last, lowest and highest value of each metric of a run."""
@@ -23,6 +26,8 @@ class Metrics:
         step = payload.get("step")
         for name, value in payload.items():
             if name == "step":
+                continue
+            if name not in self._rows and len(self._rows) >= _MOST_METRICS:
                 continue
             number = float(value)
             row = self._rows.setdefault(name, {"name": name, **dict.fromkeys(("last", "step", "min", "max"))})

@@ -140,9 +140,10 @@ class LiveArtifacts:
         if self._assets:
             self._emit_assets()
         now = self._clock()
+        # A list: the thread of a cancelled async task may still be here while its stop takes further reports.
         due = {
             key: each
-            for key, each in self._artifacts.items()
+            for key, each in list(self._artifacts.items())
             if (each.content is not None if everything else each.is_due(now))
         }
         if not due:
@@ -178,7 +179,8 @@ class LiveArtifacts:
                 # Deleted in the UI; made again the next time.
                 artifact.id = None
                 return
-        artifact.content = None
+        if artifact.content is content:
+            artifact.content = None
 
     def _take_metrics(self, run_name: str, payload: Mapping[str, Any]) -> None:
         from dstack_core.integration import slug

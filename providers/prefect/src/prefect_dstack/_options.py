@@ -31,6 +31,4 @@ class SubmitOptions(CommonOptions, total=False):
     """What a private repository is cloned with. Default: those of the credentials block."""
 
 
-# The run of a task reports, since its results and numbers are what a flow is run for.
-DEFAULT_REPORTS = True
 OPTION_NAMES = SubmitOptions.__optional_keys__

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # Ends what would cost money without a limit when Prefect, the reaper and every hook fail. A shorter one would
 # stop trainings that set none.
 DEFAULT_MAX_DURATION = "24h"
+# Whether runs report where nothing else is said: a run's result and numbers are what a flow is executed for.
+DEFAULT_REPORTS = True
 # How pydantic shows a secret, and so what Prefect stores of one that is a flow's parameter.
 _MASK = "**********"
 # These are not arguments of ``client.runs.submit``, or take another form there.
@@ -106,7 +108,7 @@ def resolve(
     """
     from dstack_core import check_options, load_configuration
     from dstack_core.integration import check_ends, collect_secrets
-    from prefect_dstack._options import DEFAULT_REPORTS, OPTION_NAMES
+    from prefect_dstack._options import OPTION_NAMES
 
     check_options(options, OPTION_NAMES)
     given = {name: value for name, value in options.items() if value is not None}
