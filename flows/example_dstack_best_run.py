@@ -1,7 +1,7 @@
 """Train with several learning rates at once and return the best by what the runs report.
 
-The server comes from the environment or ``~/.dstack/config.yml``. Each run shows its progress, its metrics and
-its result in the artifacts of the flow run while it runs.
+The server comes from the environment or ``~/.dstack/config.yml``. While a run is running, its progress and
+metrics are in the artifacts of the flow run.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ def test_the_result_file_is_the_result_up_to_a_mebibyte(
     size = 900_000
 
     @flow
-    def large() -> Any:
+    def large() -> dict[str, Any]:
         commands = [f"""printf '"%0{size}d"' 7 > "$DSTACK_RESULT_FILE" """]
         return dict(run_task({"type": "task", "commands": commands}, credentials, **FAST))
 
