@@ -26,7 +26,7 @@ from dstack_core._flow.steps import Flow, Sleep
 from dstack_core._flow.stop_options import Check, StopOptions, StopTarget, Until
 from dstack_core._flow.submit import random_marker
 from dstack_core._function.call import FunctionCall
-from dstack_core._function.result import choose_report, report_key
+from dstack_core._function.result import choose_report, late_read_pauses, report_key
 from dstack_core._operations import Operations
 from dstack_core._run_base import RunBase
 from dstack_core._wire.runs import RunSnapshot
@@ -40,10 +40,6 @@ from dstack_core.models.stops import StopResult
 
 RunT = TypeVar("RunT", bound=RunBase[Any])
 
-# A log store may show the last lines some seconds after the run has ended. With fewer or quicker reads, a
-# call fails although its function returned. One that failed has its own error without them.
-_READS, _READS_OF_FAILED = 4, 2
-_READ_PAUSE = 2.0
 # How long an interrupted call takes to stop its run: a server that is restarted answers again by then, and
 # a user waits for the prompt.
 STOP_SECONDS = 30.0
@@ -233,13 +229,12 @@ class FunctionRunBase(Generic[RunT]):
         )
         outcome = yield from within(waits, run._limit(timeout, "had not finished"))
         reading.ended = True
-        reads = _READS if outcome.succeeded else 1 if outcome.exit_status is None else _READS_OF_FAILED
-        # The first read has ended if the log was followed.
-        for number in range(1 if reading.wants_log else 0, reads):
+        # None: a first read, which has ended if the log was followed.
+        for pause in (*(() if reading.wants_log else (None,)), *late_read_pauses(outcome)):
             if reading.report is not None:
                 break
-            if number:
-                yield Sleep(_READ_PAUSE)
+            if pause is not None:
+                yield Sleep(pause)
             yield from run._follow(
                 None, poll_interval=poll_interval, logs=True, retry_budget=retry_budget, report_limits=limits
             )

@@ -18,6 +18,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +120,7 @@ class FunctionCall:
         Example:
             ``call = FunctionCall.pack(train, [0.1], requirements=["torch==2.9"])``
         """
-        check_choice("serializer", serializer, ("json", "cloudpickle"))
-        if (
-            isinstance(max_result_bytes, bool)
-            or not isinstance(max_result_bytes, int)
-            or max_result_bytes < 1
-        ):
-            raise ConfigurationError(f"max_result_bytes: expected 1 byte or more, got {max_result_bytes!r}.")
+        _check_options(serializer, max_result_bytes)
         plain, args, kwargs = without_partial(function, list(args), dict(kwargs or {}))
         name = getattr(plain, "__name__", type(plain).__name__)
         check_arguments(plain, name, args, kwargs)
@@ -149,6 +144,27 @@ class FunctionCall:
         _check_size([*files.values(), *needed.wheels.values()], len(json.dumps(content)) + len(source or ""))
         return cls(name, serializer, max_result_bytes, allow_cloudpickle, content, source, files, needed)
 
+    @staticmethod
+    def check(
+        function: Callable[..., Any],
+        *,
+        serializer: Serializer = "json",
+        max_result_bytes: int = MAX_RESULT_BYTES,
+    ) -> None:
+        """Check what a decorator knows before there are arguments; reads the source of the function.
+
+        Args:
+            function: As for ``pack``, and so are the others.
+            serializer: With ``"json"``, the source of the function must be all that it needs.
+            max_result_bytes: The limit for the result.
+
+        Raises:
+            ConfigurationError: The function cannot travel, or a value is wrong.
+        """
+        _check_options(serializer, max_result_bytes)
+        if serializer == "json":
+            source_of(without_partial(function, [], {})[0])
+
     @classmethod
     def for_reading(
         cls,
@@ -167,6 +183,21 @@ class FunctionCall:
             allow_cloudpickle: Whether a result may be unpickled.
         """
         return cls(name, serializer, max_result_bytes, allow_cloudpickle, {}, None, {}, Requirements())
+
+    @property
+    def fingerprint(self) -> str:
+        """What equal calls have in common, 64 hex digits: an engine finds the run of an equal call by it.
+
+        It is drawn from the function, its arguments, its modules and its requirements; reads the modules. A
+        pickle may differ from process to process, and so does the fingerprint then.
+        """
+        # With its source, a function is the same on a machine with another Python.
+        left_out = {"python"} if self.serializer == "json" else set()
+        content = {name: value for name, value in self._content.items() if name not in left_out}
+        digest = sha256(json.dumps([content, self._source, self._requirements.text], sort_keys=True).encode())
+        for name, path in sorted(self._modules.items()):
+            digest.update(f"{name} {sha256(path.read_bytes()).hexdigest()} ".encode())
+        return digest.hexdigest()
 
     @property
     def report_bytes(self) -> int:
@@ -291,6 +322,12 @@ class FunctionCall:
             serializer=self.serializer,
             allow_cloudpickle=self.allow_cloudpickle,
         )
+
+
+def _check_options(serializer: str, max_result_bytes: object) -> None:
+    check_choice("serializer", serializer, ("json", "cloudpickle"))
+    if isinstance(max_result_bytes, bool) or not isinstance(max_result_bytes, int) or max_result_bytes < 1:
+        raise ConfigurationError(f"max_result_bytes: expected 1 byte or more, got {max_result_bytes!r}.")
 
 
 def _check_size(files: Iterable[Path], rest: int) -> None:

@@ -19,6 +19,19 @@ Serializer: TypeAlias = Literal["json", "cloudpickle"]
 """How a function and its values travel: as source and JSON, or pickled."""
 
 FORBID_VARIABLE = "DSTACK_FORBID_CLOUDPICKLE"
+# A log store may show the last lines some seconds after the run has ended. With fewer or quicker reads, a
+# call fails although its function returned. One that failed has its own error without them.
+_PAUSES, _PAUSES_OF_FAILED = (2.0, 2.0, 2.0), (2.0,)
+
+
+def late_read_pauses(outcome: Outcome) -> tuple[float, ...]:
+    """Return the seconds to wait before each further read of the log of a run that has ended.
+
+    They are for a log in which there was no message of the function yet.
+    """
+    if outcome.succeeded:
+        return _PAUSES
+    return () if outcome.exit_status is None else _PAUSES_OF_FAILED
 
 
 def report_key(marker: str) -> str:

@@ -9,7 +9,7 @@ earlier execution if there is one (``attempts``), its log (``relay``, ``masking`
 from __future__ import annotations
 
 from dstack_core._function.call import FunctionCall
-from dstack_core._function.result import choose_report, report_key
+from dstack_core._function.result import choose_report, late_read_pauses, report_key
 from dstack_core.configurations import check_ends
 from dstack_core.integration.attempts import Attempt, achoose_attempt, choose_attempt
 from dstack_core.integration.masking import Masker, collect_secrets, mask
@@ -64,6 +64,7 @@ __all__ = [
     "format_price",
     "format_usd",
     "known_fields",
+    "late_read_pauses",
     "make_marker",
     "mask",
     "outcome_dict",

@@ -51,6 +51,7 @@ def test_the_public_names_are_these() -> None:
         "await_for_run",
         "await_for_service",
         "deploy_service",
+        "dstack_task",
         "get_run",
         "reap_runs",
         "run_and_report",

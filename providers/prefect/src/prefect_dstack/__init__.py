@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_dstack.credentials import DstackCredentials
 from prefect_dstack.deploy import adeploy_service, deploy_service
+from prefect_dstack.functions import dstack_task
 from prefect_dstack.hooks import stop_dstack_runs, stop_runs_on_cancellation, stop_runs_on_crash
 from prefect_dstack.job_block import DstackRun
 from prefect_dstack.reaper import areap_runs, reap_runs
@@ -44,6 +45,7 @@ __all__ = [
     "await_for_run",
     "await_for_service",
     "deploy_service",
+    "dstack_task",
     "get_run",
     "reap_runs",
     "run_and_report",

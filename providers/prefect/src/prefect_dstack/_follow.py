@@ -56,8 +56,8 @@ def submit(job: Job, client: Client) -> Run:
     # As late as possible: the choice above may have waited for a run that is stopping.
     job.check_flow_run()
     if found is None:
-        with job.submitting():
-            found = client.runs.submit(**job.submission(), sleep=job.sleep, on_event=job.relay.handle_contact)
+        with job.packed() as arguments, job.submitting():
+            found = client.runs.submit(**arguments, sleep=job.sleep, on_event=job.relay.handle_contact)
     job.note(found)
     return found
 
@@ -77,9 +77,9 @@ async def asubmit(job: Job, client: AsyncClient) -> AsyncRun:
     )
     await asyncio.to_thread(job.check_flow_run)
     if found is None:
-        with job.submitting():
+        with job.packed() as arguments, job.submitting():
             found = await client.runs.submit(
-                **job.submission(), sleep=job.asleep, on_event=job.relay.handle_contact
+                **arguments, sleep=job.asleep, on_event=job.relay.handle_contact
             )
     job.note(found)
     return found
@@ -107,26 +107,45 @@ async def afind(job: Job, client: AsyncClient) -> AsyncRun | None:
 
 def follow(job: Job, run: Run) -> dict[str, Any]:
     """Relay the run's events until it has ended; return its outcome. Raises the run's and server errors."""
+    watch(job, run)
+    return job.result()
+
+
+def watch(job: Job, run: Run) -> None:
+    """Relay the run's events until it has ended. Raises the server errors."""
     job.log_start(run)
     # The server returns the environment of an adopted run, whose secrets may have been others.
     job.relay.masker.add(secrets_in(run.env))
     job.report.start(run)
     for event in run.follow(
-        job.relay.progress, poll_interval=job.poll_interval, retry_budget=job.retry_budget, sleep=job.sleep
+        job.relay.progress,
+        poll_interval=job.poll_interval,
+        retry_budget=job.retry_budget,
+        sleep=job.sleep,
+        report_limits=job.report_limits,
     ):
         job.handle(event)
         job.report.show(event)
     job.report_end()
-    return job.result()
 
 
 async def afollow(job: Job, run: AsyncRun) -> dict[str, Any]:
     """Relay the run's events until it has ended: the twin of ``follow``."""
+    await awatch(job, run)
+    return job.result()
+
+
+async def awatch(job: Job, run: AsyncRun) -> None:
+    """Relay the run's events until it has ended: the twin of ``watch``."""
     await asyncio.to_thread(job.log_start, run)
     job.relay.masker.add(secrets_in(run.env))
     await asyncio.to_thread(job.report.start, run)
     events = run.follow(
-        job.relay.progress, poll_interval=job.poll_interval, retry_budget=job.retry_budget, sleep=job.asleep
+        job.relay.progress,
+        poll_interval=job.poll_interval,
+        retry_budget=job.retry_budget,
+        sleep=job.asleep,
+        report_limits=job.report_limits,
     )
     async with aclosing(events):
         async for event in events:
@@ -134,7 +153,6 @@ async def afollow(job: Job, run: AsyncRun) -> dict[str, Any]:
             if job.report.is_shown(event):
                 await asyncio.to_thread(job.report.show, event)
     await asyncio.to_thread(job.report_end)
-    return job.result()
 
 
 def execute(job: Job, block: DstackCredentials | None, body: Callable[[Client], T]) -> T:

@@ -27,8 +27,9 @@ from prefect_dstack._secrets import git_credentials_named
 from prefect_dstack._submission import Code
 
 if TYPE_CHECKING:
-    from dstack_core import AsyncRun, Event, Run
+    from dstack_core import AsyncRun, Event, ReportLimits, Run
     from dstack_core.integration import Attempt, AttemptNames, StopResult
+    from prefect_dstack._function_result import FunctionResult
     from prefect_dstack._submission import Submission
 
 OnCrash = Literal["stop", "keep"]
@@ -43,7 +44,8 @@ class Job:
     ``names`` are those of all its attempts, ``attempt`` is the one that is meant at any moment. ``is_owned``
     (bool): the run is stopped when its execution ends early. ``flow_run_id`` (str) is the flow run in whose
     log the run's log is. ``page`` (str) is where a person finds the run. ``stopped`` is what is known after a
-    stop, None before. ``code`` is what the client that submits is made with.
+    stop, None before. ``code`` is what the client that submits is made with. ``function`` is the call that the
+    run makes, None for a plain configuration.
     """
 
     # Empty for a run that exists already.
@@ -63,6 +65,12 @@ class Job:
     page: str = ""
     stopped: StopResult | None = None
     code: Code = field(default_factory=Code)
+    function: FunctionResult | None = None
+
+    @property
+    def report_limits(self) -> ReportLimits | None:
+        """The limits on what the run reports; None for those of the client."""
+        return None if self.function is None else self.function.limits
 
     @property
     def may_exist(self) -> bool:
@@ -115,6 +123,16 @@ class Job:
         return {**self.spec, "run_name": ref.name, "marker": ref.marker, **fixed}
 
     @contextmanager
+    def packed(self) -> Iterator[dict[str, Any]]:
+        """Provide the arguments of ``client.runs.submit``, and the files of a call while it is submitted."""
+        if self.function is None:
+            yield self.submission()
+        else:
+            arguments = self.submission()
+            with self.function.files(self.attempt.ref.marker, arguments["configuration"]) as configuration:
+                yield {**arguments, "configuration": configuration}
+
+    @contextmanager
     def submitting(self) -> Iterator[None]:
         """Add to an error of the submission that there may be a run."""
         from dstack_core import ServerUnreachableError
@@ -161,6 +179,8 @@ class Job:
         """Log one event and remember what the run has reported; makes no request."""
         self.relay.handle(event)
         self.live.take(event)
+        if self.function is not None:
+            self.function.take(event)
 
     def report_end(self) -> None:
         """Show the end of the run in Prefect, and all that it has reported."""

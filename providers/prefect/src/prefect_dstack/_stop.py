@@ -157,7 +157,11 @@ def stop(job: Job, block: DstackCredentials | None, allowed: StopTime, reason: s
                 if run is not None and result.run_id in (None, run.id):
                     left = _left(deadline)
                     for event in run.follow(
-                        job.relay.progress, timeout=left, poll_interval=_POLL_SECONDS, retry_budget=left
+                        job.relay.progress,
+                        timeout=left,
+                        poll_interval=_POLL_SECONDS,
+                        retry_budget=left,
+                        report_limits=job.report_limits,
                     ):
                         job.handle(event)
     except WaitTimeoutError:
@@ -190,7 +194,10 @@ async def astop(
                     run = await client.runs.get(result.run_name, retry_budget=left)
                     if run is not None and result.run_id in (None, run.id):
                         events = run.follow(
-                            job.relay.progress, poll_interval=_POLL_SECONDS, retry_budget=left
+                            job.relay.progress,
+                            poll_interval=_POLL_SECONDS,
+                            retry_budget=left,
+                            report_limits=job.report_limits,
                         )
                         async with aclosing(events):
                             async for event in events:

@@ -113,7 +113,7 @@ def resolve(
     check_options(options, OPTION_NAMES)
     given = {name: value for name, value in options.items() if value is not None}
     configuration, from_configuration = _without_secret_env(configuration)
-    env = {**from_configuration, **_env(given.get("env"))}
+    env = {**from_configuration, **checked_env(given.get("env"))}
     code = code_of(given.get("repo_dir"), given.get("local_repo", False), login, folder)
     profile = _profile(given, code, folder)
     loaded = load_configuration(configuration)
@@ -185,11 +185,11 @@ def _without_secret_env(configuration: ConfigurationLike) -> tuple[Configuration
         return with_plain_secrets(configuration), {}
     secret = {name: value for name, value in env.items() if is_secret(value)}
     rest = {name: value for name, value in env.items() if name not in secret}
-    return with_plain_secrets({**configuration, "env": rest}), _env(secret)
+    return with_plain_secrets({**configuration, "env": rest}), checked_env(secret)
 
 
-def _env(env: object) -> dict[str, Any]:
-    """Return the variables as they were given, checked."""
+def checked_env(env: object) -> dict[str, Any]:
+    """Return the variables as they were given. Raises ``ConfigurationError`` for a value that is no text."""
     if env is None:
         return {}
     if not isinstance(env, Mapping):
