@@ -78,9 +78,7 @@ async def asubmit(job: Job, client: AsyncClient) -> AsyncRun:
     await asyncio.to_thread(job.check_flow_run)
     if found is None:
         with job.packed() as arguments, job.submitting():
-            found = await client.runs.submit(
-                **arguments, sleep=job.asleep, on_event=job.relay.handle_contact
-            )
+            found = await client.runs.submit(**arguments, sleep=job.asleep, on_event=job.relay.handle_contact)
     job.note(found)
     return found
 

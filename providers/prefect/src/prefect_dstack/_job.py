@@ -44,8 +44,8 @@ class Job:
     ``names`` are those of all its attempts, ``attempt`` is the one that is meant at any moment. ``is_owned``
     (bool): the run is stopped when its execution ends early. ``flow_run_id`` (str) is the flow run in whose
     log the run's log is. ``page`` (str) is where a person finds the run. ``stopped`` is what is known after a
-    stop, None before. ``code`` is what the client that submits is made with. ``function`` is the call that the
-    run makes, None for a plain configuration.
+    stop, None before. ``code`` is what the client that submits is made with. ``function`` is the call
+    that the run makes, None for a plain configuration.
     """
 
     # Empty for a run that exists already.

@@ -43,8 +43,8 @@ class RemoteFunction:
     options: Mapping[str, Any] = field(repr=False)
 
     def check(self) -> None:
-        """Raise ``ConfigurationError`` for what is wrong whatever the call is; reads the function's source."""
-        from dstack_core import Task
+        """Raise ``ConfigurationError`` for what is wrong with any arguments; reads the source."""
+        from dstack_core import ConfigurationError, Task
         from dstack_core.integration import FunctionCall
 
         function, following = self.function, self.following
@@ -55,7 +55,8 @@ class RemoteFunction:
             )
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             refuse(
-                f"{function.__name__}: expected a function that returns its value, got a generator. Return a list."
+                f"{function.__name__}: expected a function that returns its value, got a generator. "
+                "Return a list."
             )
         limits = {name: self.packing[name] for name in ("serializer", "max_result_bytes")}
         FunctionCall.check(function, **limits)
@@ -65,7 +66,11 @@ class RemoteFunction:
             refuse(f'on_crash: expected "stop" or "keep", got {following["on_crash"]!r}.')
         checked_env(self.options.get("env"))
         given = {name: self.options.get(name) for name in _OF_CONFIGURATION}
-        Task.model_validate(_given({**with_plain_secrets(self.machine), **given}))
+        try:
+            Task.model_validate(_given({**with_plain_secrets(self.machine), **given}))
+        except ConfigurationError as error:
+            # Whoever decorates a function has no Task.
+            refuse(error.message.removeprefix("Task."))
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make a call in a run, as the task that is current, and return what it returned."""

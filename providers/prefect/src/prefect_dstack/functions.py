@@ -114,9 +114,9 @@ def dstack_task(
         nodes: How many nodes call the function; the first returns. Default: 1.
         configuration: A task as for ``run_task``, to which the call is added. Default: an empty one.
         serializer: With ``"json"`` the function travels as its source, so it imports what it needs inside its
-            body, and arguments and result are plain values (tuples become lists). With ``"cloudpickle"`` it is
-            pickled with what it refers to; the run needs the package ``cloudpickle`` and this Python's minor
-            version, and the result is unpickled here, so the run must be one that you trust.
+            body, and arguments and result are plain values (tuples become lists). With ``"cloudpickle"`` it
+            is pickled with what it refers to; the run needs the package ``cloudpickle`` and this Python's
+            minor version, and the result is unpickled here, so the run must be one that you trust.
             ``DSTACK_FORBID_CLOUDPICKLE=1`` in the environment forbids it. Default: ``"json"``.
         modules: What the function imports of the own project: modules, packages, or paths of files and
             folders; at most 2 MiB. They are read when the task runs. Default: none.
@@ -235,7 +235,7 @@ def _own_names() -> list[str]:
 
 
 def _caller(remote: RemoteFunction) -> Callable[..., Any]:
-    """Return what Prefect calls: with the name, signature and source of the function, and a key of its own."""
+    """Return what Prefect calls: a function with the name, signature, source and key of the user's."""
     caller: FunctionType
     if inspect.iscoroutinefunction(remote.function):
 
