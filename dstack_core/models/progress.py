@@ -55,7 +55,7 @@ class ReportedSoFar:
     def with_message(self, kind: str, payload: Mapping[str, Any]) -> Self:
         """Return a copy that knows one more message."""
         if kind == "result":
-            return replace(self, results=[payload["value"]])
+            return replace(self, results=(payload["value"],))
         if kind == "metric":
             merged = {**self.metrics, **metric_values(payload)}
             return replace(self, metrics=dict(list(merged.items())[:MAX_METRICS]))
@@ -71,7 +71,7 @@ class ReportedSoFar:
         """Return what ``to_dict`` wrote, in this or another version."""
         known = known_fields(cls, data)
         metrics = {name: float(value) for name, value in known.get("metrics", {}).items()}
-        return cls(**{**known, "metrics": metrics})
+        return cls(**{**known, "results": tuple(known.get("results", ())), "metrics": metrics})
 
 
 @dataclass(frozen=True, slots=True)
