@@ -262,7 +262,9 @@ def owner_id(value: Any) -> UUID:
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-def test_a_run_that_skips_returns_its_reason(way: Runner, dstack: LocalServer, credentials: DstackCredentials) -> None:
+def test_a_run_that_skips_returns_its_reason(
+    way: Runner, dstack: LocalServer, credentials: DstackCredentials
+) -> None:
     skip = printed({"kind": "skip", "reason": "no new data"})
     outcome = way(Task(name="train", commands=[skip]), credentials, **FAST)
     assert outcome["status"] == "done"
