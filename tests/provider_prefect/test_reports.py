@@ -18,6 +18,7 @@ import httpx
 import pytest
 from prefect import flow, get_client, unmapped
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.events import emit_event
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
 
@@ -26,6 +27,7 @@ from dstack_core.local import LocalServer
 from prefect_dstack import (
     DstackCredentials,
     DstackRun,
+    _cancellation,
     _report,
     arun_task,
     run_task,
@@ -37,7 +39,15 @@ from prefect_dstack._live_artifacts import LiveArtifacts
 from prefect_dstack._secrets import GitLogin
 from prefect_dstack._submission import resolve
 
-from .support import all_runs, artifacts_of, events_of, log_records, the_run, until
+from .support import (
+    all_runs,
+    artifacts_of,
+    cancelled_when,
+    events_of,
+    log_records,
+    the_run,
+    until,
+)
 from .ways import FAST, WAYS, Runner
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -252,11 +262,67 @@ def owner_id(value: Any) -> UUID:
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-def test_a_run_that_skips_says_why(way: Runner, dstack: LocalServer, credentials: DstackCredentials) -> None:
+def test_a_run_that_skips_returns_its_reason(
+    way: Runner, dstack: LocalServer, credentials: DstackCredentials
+) -> None:
     skip = printed({"kind": "skip", "reason": "no new data"})
     outcome = way(Task(name="train", commands=[skip]), credentials, **FAST)
     assert outcome["status"] == "done"
     assert outcome["skipped"] == "no new data"
+
+
+@pytest.mark.parametrize("task", [run_task, arun_task])
+def test_what_a_cancelled_run_reports_at_its_end_is_shown(
+    task: Any, dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_cancellation, "CHECK_SECONDS", 1.0)
+    ids: list[UUID] = []
+    last = printed({"kind": "metric", "loss": 0.125}, {"kind": "checkpoint", "path": "/last.pt"})
+    trap = f"trap {shlex.quote(f'{last}; exit 1')} INT"
+    saving = Task(name="train", commands=[f"{trap}; echo ready; while :; do sleep 0.05; done"])
+
+    @flow
+    def cancelled() -> None:
+        ids.append(UUID(flow_run.get_id()))
+        task.submit(saving, credentials, **FAST).wait()
+
+    with cancelled_when(lambda: is_ready(dstack), ids):
+        cancelled(return_state=True)
+    (row,) = json.loads(shown_for(ids[0])["metrics"].data)
+    assert (row["name"], row["last"]) == ("loss", 0.125)
+    assert "| Checkpoint | /last.pt |" in artifacts_of(ids[0])["dstack-train"].data
+
+
+def is_ready(server: LocalServer) -> bool:
+    """Return whether the run has set its trap."""
+    return any(b"ready" in b"".join(run.logs()) for run in all_runs(server))
+
+
+def test_a_retried_flow_has_the_same_result_and_no_further_artifacts_or_assets(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    uri = f"s3://bucket/{uuid4()}.pt"
+    messages = [{**each, "uri": uri} if each.get("metadata") else each for each in MESSAGES]
+    attempts: list[dict[str, Any]] = []
+    keys: list[set[str]] = []
+
+    @flow(retries=1, retry_delay_seconds=0)
+    def retrying() -> None:
+        task = Task(name="train", commands=[printed(*messages)])
+        attempts.append(dict(run_task(task, credentials, **FAST)))
+        keys.append(set(shown_for(flow_run.id)))
+        if len(attempts) == 1:
+            raise RuntimeError("something else failed")
+
+    retrying()
+    assert attempts[0] == attempts[1]
+    assert attempts[1]["result"] == {"accuracy": 0.97}
+    assert keys[0] == keys[1] > {"metrics", "percent"}
+    # An event that is emitted later is stored after those of the asset.
+    marker = f"s3://bucket/{uuid4()}"
+    emit_event("test", {"prefect.resource.id": marker})
+    until(lambda: asset_events(marker), seconds=20)
+    assert len(asset_events(uri)) == 1
 
 
 @pytest.mark.parametrize("is_async", [False, True])

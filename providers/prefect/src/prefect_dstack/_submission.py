@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Ends what would cost money without a limit when Prefect, the reaper and every hook fail. A shorter one would
 # stop trainings that set none.
 DEFAULT_MAX_DURATION = "24h"
-# Whether runs report where nothing else is said: a run's result and numbers are what a flow is executed for.
+# Runs report unless the caller decides otherwise: results and numbers are what a flow is executed for.
 DEFAULT_REPORTS = True
 # How pydantic shows a secret, and so what Prefect stores of one that is a flow's parameter.
 _MASK = "**********"
