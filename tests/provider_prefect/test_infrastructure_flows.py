@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ pytestmark = [
     pytest.mark.usefixtures("prefect_server"),
 ]
 
-Machine = Callable[..., Any]
+Machine = Callable[..., Callable[[Any], Any]]
 
 
 @dataclass
@@ -344,7 +344,7 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def killed(dstack: LocalServer, tmp_path: Path) -> Iterator[FlowRun]:
+def killed(dstack: LocalServer, tmp_path: Path) -> FlowRun:
     """Return the flow run of a script that was killed while its flow ran on the machine."""
     (tmp_path / "script.py").write_text(SCRIPT.replace("FLOW_RUN", tmp_path.name))
     helper = "from pathlib import Path\n\ndef started(folder):\n    (Path(folder) / 'started').touch()\n"
@@ -363,7 +363,7 @@ def killed(dstack: LocalServer, tmp_path: Path) -> Iterator[FlowRun]:
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    yield flow_runs(tmp_path.name)[0]
+    return flow_runs(tmp_path.name)[0]
 
 
 def test_the_reaper_finds_the_machine_of_a_caller_that_was_killed(
@@ -374,6 +374,10 @@ def test_the_reaper_finds_the_machine_of_a_caller_that_was_killed(
     set_state(killed.id, Crashed())
     assert [item["stopped"] for item in reap(credentials, min_age=0)] == [True]
     until(lambda: the_run(dstack).outcome(), seconds=60)
+
+
+def anything(value: Any) -> None:
+    """Take any value."""
 
 
 def test_a_wrong_call_submits_nothing(machine: Machine, dstack: LocalServer, tmp_path: Path) -> None:
@@ -389,11 +393,13 @@ def test_a_wrong_call_submits_nothing(machine: Machine, dstack: LocalServer, tmp
 
     with pytest.raises(Exception, match="number"):
         machine()(plain)("three")
-    with pytest.raises(ConfigurationError, match='work_pool: expected .* type "dstack", got .* "process"'):
+    with pytest.raises(ConfigurationError, match=r'work_pool: expected .* type "dstack", got .* "process"'):
         machine(other)(plain)(3)
     with pytest.raises(ConfigurationError, match="credentials: expected the name of a saved block"):
-        machine().__call__(plain).submit_to_work_pool(3)
-    lock = open(os.devnull)  # noqa: SIM115
-    with lock, pytest.raises(ConfigurationError, match="expected a flow and parameters that can be pickled"):
-        machine()(flow(lambda file: None, name="unpicklable"))(lock)
+        machine()(plain).submit_to_work_pool(3)
+    with (
+        Path(os.devnull).open() as file,
+        pytest.raises(ConfigurationError, match="expected a flow and parameters that can be pickled"),
+    ):
+        machine()(flow(anything))(file)
     assert submissions(dstack) == 0

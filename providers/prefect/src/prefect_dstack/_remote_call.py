@@ -30,8 +30,8 @@ from prefect.tasks import Task
 
 from prefect_dstack import _bundles
 from prefect_dstack._cancellation import SLICE_SECONDS, CancelProbe, current_task_runner
-from prefect_dstack._worker_runs import LABEL, find, identifier, set_cancelled, worker_of
 from prefect_dstack._stop import BACKSTOP
+from prefect_dstack._worker_runs import LABEL, find, identifier, set_cancelled, worker_of
 from prefect_dstack.credentials import aload, open_async_client
 from prefect_dstack.worker import DstackWorker
 

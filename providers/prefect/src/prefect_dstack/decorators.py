@@ -1,8 +1,8 @@
 """The decorator ``dstack``: a flow that runs on a machine, without a deployment and without a bucket.
 
 It stands beside Prefect's own infrastructure decorators (``@kubernetes``, ``@ecs``) and makes a flow of the
-same class, so that ``prefect flow-run retry`` works with it. What differs: Prefect's need a bucket for the bundle
-and the result. Here the bundle travels in the run's upload (``_bundles``), the result in an artifact
+same class, so that ``prefect flow-run retry`` works with it. What differs: Prefect's need a bucket for bundle
+and result. Here the bundle travels in the run's upload (``_bundles``), the result in an artifact
 (``_flow_result``), and the process that calls the flow watches the machine (``_remote_call``).
 """
 
