@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -197,7 +199,7 @@ def test_what_cannot_be_sent_back_is_named(machine: Machine, way: str) -> None:
     def unsendable() -> Any:
         if way == "error":
             raise CannotBePickled("one", "two")
-        return (number for number in [1])
+        return threading.Lock()
 
     with pytest.raises(NoCarriedResult if way == "result" else Exception) as caught:
         unsendable()
@@ -240,7 +242,9 @@ def test_a_result_storage_of_the_flow_is_used(machine: Machine, tmp_path: Path) 
     assert asyncio.run(newest(flow_runs(tmp_path.name)[0].id, "result")) is None
 
 
-def test_submit_returns_a_future_while_the_flow_runs(machine: Machine, tmp_path: Path) -> None:
+def test_submit_returns_a_future_while_the_flow_runs(
+    machine: Machine, dstack: LocalServer, tmp_path: Path
+) -> None:
     go = tmp_path / "go"
 
     @machine()
@@ -257,6 +261,8 @@ def test_submit_returns_a_future_while_the_flow_runs(machine: Machine, tmp_path:
     go.touch()
     assert future.result() == 7
     assert future.state.result() == 7
+    # The thread that watches the machine ends before the server does.
+    until(lambda: the_run(dstack).outcome(), seconds=60)
 
 
 def test_a_worker_of_the_pool_runs_the_flow(dstack: LocalServer, tmp_path: Path) -> None:
@@ -308,7 +314,33 @@ def test_ctrl_c_stops_the_machine_and_cancels_the_flow_run(
     with pytest.raises(KeyboardInterrupt):
         endless()
     thread.join()
-    assert outcome_of(the_run(dstack)).status == "terminated"
+    assert until(lambda: the_run(dstack).outcome()).status == "terminated"
+    (flow_run,) = flow_runs(tmp_path.name)
+    assert flow_run.state is not None
+    assert flow_run.state.is_cancelled()
+
+
+def test_a_cancelled_caller_stops_the_machine(machine: Machine, dstack: LocalServer, tmp_path: Path) -> None:
+    callers: list[UUID] = []
+
+    @machine()
+    @flow(flow_run_name=tmp_path.name)
+    def endless() -> None:
+        (tmp_path / "running").touch()
+        while True:
+            time.sleep(0.1)
+
+    @flow
+    def outer() -> None:
+        context = FlowRunContext.get()
+        assert context is not None
+        assert context.flow_run is not None
+        callers.append(context.flow_run.id)
+        endless()
+
+    with cancelled_when((tmp_path / "running").exists, callers), pytest.raises(CancelledRun):
+        outer()
+    assert until(lambda: the_run(dstack).outcome()).status == "terminated"
     (flow_run,) = flow_runs(tmp_path.name)
     assert flow_run.state is not None
     assert flow_run.state.is_cancelled()
@@ -398,8 +430,14 @@ def test_a_wrong_call_submits_nothing(machine: Machine, dstack: LocalServer, tmp
     with pytest.raises(ConfigurationError, match="credentials: expected the name of a saved block"):
         machine()(plain).submit_to_work_pool(3)
     with (
-        Path(os.devnull).open() as file,
+        socket.socket() as connection,
         pytest.raises(ConfigurationError, match="expected a flow and parameters that can be pickled"),
     ):
-        machine()(flow(anything))(file)
+        machine()(flow(anything))(connection)
     assert submissions(dstack) == 0
+
+
+def test_no_result_is_a_result(machine: Machine) -> None:
+    bound = machine()(flow(anything))
+    assert bound(1) is None
+    assert bound(1, return_state=True).result() is None

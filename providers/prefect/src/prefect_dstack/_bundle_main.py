@@ -1,4 +1,4 @@
-"""Run a flow from its bundle on a machine; sent with the bundle, as the machine does not have this package.
+"""Run a flow from its bundle: this file is sent to the machine, which does not have this package.
 
 The checks come first, in an order in which each error is the cause: Python 3.8 can read this file, the pickle
 needs the Python that wrote it, and Prefect must be there. Then Prefect's own runner takes over.
@@ -40,7 +40,7 @@ def problem(wanted: dict[str, str], found: str) -> str | None:
 def main(folder: Path) -> int:
     """Run the flow of the bundle in ``folder``; return the exit status.
 
-    A flow that fails is no failure of the machine: Prefect has its state.
+    It is 0 for a flow that fails: Prefect has its state, and the machine did what it had to.
     """
     try:
         wanted = json.loads((folder / "machine.json").read_text())

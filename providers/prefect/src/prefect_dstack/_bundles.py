@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import FlowRun
 
-# The job variable that says where the bundle of a flow run is: with its caller, or in an artifact.
+# The job variable for where the bundle of a flow run is: with its caller, or in an artifact.
 VARIABLE = "dstack_bundle"
 WITH_CALLER, IN_ARTIFACT = "caller", "artifact"
 # A Prefect server keeps an artifact in its database and returns it whole.

@@ -122,7 +122,7 @@ class RemoteCall:
             self._interrupt()
             await asyncio.wait({ended}, timeout=_STOP_SECONDS)
             if ended.done() and not ended.cancelled():
-                # Otherwise asyncio logs that nobody has read it.
+                # Otherwise asyncio logs that it was never retrieved.
                 ended.exception()
             raise
         finally:

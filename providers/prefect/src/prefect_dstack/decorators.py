@@ -89,7 +89,7 @@ def dstack(
     leaves the flow run to a worker of the pool.
 
     Args:
-        work_pool: A work pool of type ``dstack``, whose values hold where the options say nothing. It is
+        work_pool: A work pool of type ``dstack``, whose values hold where no option is given. It is
             created if it does not exist. Default: ``"dstack"``.
         credentials: A ``DstackCredentials`` block, the name of a saved one, or None for the work pool's, else
             the environment's. ``submit_to_work_pool`` needs a name or None.
@@ -312,11 +312,15 @@ class DstackFlowRunFuture(PrefectFlowRunFuture[R], Generic[R]):
         try:
             value = await _flow_result.read_result(self.flow_run_id)
         except Exception:
-            # An exception that cannot be pickled must not hide that the flow failed.
+            # An exception that cannot be pickled must not hide that the flow failed; the state has its text.
             if state.is_failed():
-                return state
+                return state.model_copy(update={"data": None})
             raise
-        return state.model_copy(update={"data": value})
+        from prefect.results import ResultStore
+
+        # Prefect takes None for a missing result, unless it is in a record.
+        data = value if state.is_failed() else ResultStore().create_result_record(value)
+        return state.model_copy(update={"data": data})
 
 
 def _variables(
