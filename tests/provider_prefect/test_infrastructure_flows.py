@@ -20,7 +20,8 @@ import httpx
 import pytest
 from prefect import flow, task
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.exceptions import CancelledRun, CrashedRun
@@ -92,9 +93,9 @@ def machine(credentials: DstackCredentials) -> Machine:
 
 
 def flow_runs(name: str) -> list[FlowRun]:
-    """Return the flow runs with a name."""
+    """Return the flow runs of the flow with a name."""
     with get_client(sync_client=True) as client:
-        return client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[name])))
+        return client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=[name])))
 
 
 def spec_of(server: LocalServer) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def test_a_call_returns_the_result_of_one_flow_run_on_a_machine(
     machine: Machine, dstack: LocalServer, tmp_path: Path
 ) -> None:
     @machine(max_duration="1h", commands=["echo prepared"], env={"WORD": "a-word"})
-    @flow(flow_run_name=tmp_path.name, log_prints=True)
+    @flow(name=tmp_path.name, log_prints=True)
     def count(corpus: Any, more: int = 0) -> tuple[Corpus, int, str, int]:
         print("by-the-flow")  # noqa: T201
         return corpus, counted(corpus) + more, os.environ["WORD"], os.getpid()
@@ -142,8 +143,6 @@ def test_a_call_returns_the_result_of_one_flow_run_on_a_machine(
 
 
 def _only(flow_run_id: UUID) -> FlowRunFilter:
-    from prefect.client.schemas.filters import FlowRunFilterId
-
     return FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
 
 
@@ -151,7 +150,7 @@ def test_an_async_flow_is_awaited_and_is_a_subflow_run_of_its_caller(
     machine: Machine, dstack: LocalServer, tmp_path: Path
 ) -> None:
     @machine()
-    @flow(flow_run_name=tmp_path.name)
+    @flow(name=tmp_path.name)
     async def upper(words: set[str]) -> set[str]:
         return {word.upper() for word in words}
 
@@ -176,7 +175,7 @@ def test_a_flow_raises_its_own_error_after_its_retries(
     tries = tmp_path / "tries"
 
     @machine()
-    @flow(retries=1, flow_run_name=tmp_path.name)
+    @flow(retries=1, name=tmp_path.name)
     def failing() -> None:
         with tries.open("a") as file:
             file.write("x")
@@ -211,7 +210,7 @@ def test_a_state_has_the_result_and_the_flow_run_can_be_executed_again(
     machine: Machine, tmp_path: Path
 ) -> None:
     @machine()
-    @flow(flow_run_name=tmp_path.name)
+    @flow(name=tmp_path.name)
     def half(number: int) -> float:
         if not Path(tmp_path / "again").exists():
             raise OutOfWords("not yet")
@@ -233,7 +232,7 @@ def test_a_result_storage_of_the_flow_is_used(machine: Machine, tmp_path: Path) 
     storage.save("of-machines", overwrite=True)
 
     @machine()
-    @flow(persist_result=True, result_storage=storage, flow_run_name=tmp_path.name)
+    @flow(persist_result=True, result_storage=storage, name=tmp_path.name)
     def stored() -> str:
         return "in the storage"
 
@@ -305,7 +304,7 @@ def test_ctrl_c_stops_the_machine_and_cancels_the_flow_run(
     machine: Machine, dstack: LocalServer, tmp_path: Path
 ) -> None:
     @machine()
-    @flow(flow_run_name=tmp_path.name)
+    @flow(name=tmp_path.name)
     def endless() -> None:
         while True:
             time.sleep(0.1)
@@ -314,7 +313,8 @@ def test_ctrl_c_stops_the_machine_and_cancels_the_flow_run(
     with pytest.raises(KeyboardInterrupt):
         endless()
     thread.join()
-    assert until(lambda: the_run(dstack).outcome()).status == "terminated"
+    until(lambda: the_run(dstack).outcome(), seconds=60)
+    assert outcome_of(the_run(dstack)).status == "terminated"
     (flow_run,) = flow_runs(tmp_path.name)
     assert flow_run.state is not None
     assert flow_run.state.is_cancelled()
@@ -324,7 +324,7 @@ def test_a_cancelled_caller_stops_the_machine(machine: Machine, dstack: LocalSer
     callers: list[UUID] = []
 
     @machine()
-    @flow(flow_run_name=tmp_path.name)
+    @flow(name=tmp_path.name)
     def endless() -> None:
         (tmp_path / "running").touch()
         while True:
@@ -340,7 +340,8 @@ def test_a_cancelled_caller_stops_the_machine(machine: Machine, dstack: LocalSer
 
     with cancelled_when((tmp_path / "running").exists, callers), pytest.raises(CancelledRun):
         outer()
-    assert until(lambda: the_run(dstack).outcome()).status == "terminated"
+    until(lambda: the_run(dstack).outcome(), seconds=60)
+    assert outcome_of(the_run(dstack)).status == "terminated"
     (flow_run,) = flow_runs(tmp_path.name)
     assert flow_run.state is not None
     assert flow_run.state.is_cancelled()
@@ -364,7 +365,7 @@ from prefect_dstack import dstack
 from helper import started
 
 @dstack(poll_interval=0.2)
-@flow(flow_run_name="FLOW_RUN")
+@flow(name="FLOW_NAME")
 def endless(folder: str) -> None:
     started(folder)
     while True:
@@ -378,7 +379,7 @@ if __name__ == "__main__":
 @pytest.fixture
 def killed(dstack: LocalServer, tmp_path: Path) -> FlowRun:
     """Return the flow run of a script that was killed while its flow ran on the machine."""
-    (tmp_path / "script.py").write_text(SCRIPT.replace("FLOW_RUN", tmp_path.name))
+    (tmp_path / "script.py").write_text(SCRIPT.replace("FLOW_NAME", tmp_path.name))
     helper = "from pathlib import Path\n\ndef started(folder):\n    (Path(folder) / 'started').touch()\n"
     (tmp_path / "helper.py").write_text(helper)
     target = {
@@ -414,8 +415,6 @@ def anything(value: Any) -> None:
 
 def test_a_wrong_call_submits_nothing(machine: Machine, dstack: LocalServer, tmp_path: Path) -> None:
     with get_client(sync_client=True) as client:
-        from prefect.client.schemas.actions import WorkPoolCreate
-
         other = f"process-{new_pool()}"
         client.create_work_pool(WorkPoolCreate(name=other, type="process"))
 

@@ -8,6 +8,7 @@ and result. Here the bundle travels in the run's upload (``_bundles``), the resu
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypedDict, TypeVar, Unpack, cast
@@ -184,8 +185,6 @@ class DstackFlow(InfrastructureBoundFlow[P, R], Generic[P, R]):
     async def _acall(
         self, args: Any, kwargs: Any, return_state: bool, wait_for: Iterable[PrefectFuture[Any]] | None
     ) -> Any:
-        import asyncio
-
         for future in wait_for or ():
             await asyncio.to_thread(future.wait)
         call = RemoteCall(self, self._given(args, kwargs))
@@ -316,11 +315,12 @@ class DstackFlowRunFuture(PrefectFlowRunFuture[R], Generic[R]):
             if state.is_failed():
                 return state.model_copy(update={"data": None})
             raise
-        from prefect.results import ResultStore
+        if value is None:
+            from prefect.results import ResultStore
 
-        # Prefect takes None for a missing result, unless it is in a record.
-        data = value if state.is_failed() else ResultStore().create_result_record(value)
-        return state.model_copy(update={"data": data})
+            # Prefect takes None for a missing result, unless it is in a record. It may make a request for it.
+            value = await asyncio.to_thread(ResultStore().create_result_record, None)
+        return state.model_copy(update={"data": value})
 
 
 def _variables(
