@@ -47,6 +47,8 @@ _log = logging.getLogger("prefect_dstack")
 
 # Prefect kills the process of a cancelled flow run after 30 s; a stop has to be confirmed before that.
 _STOP_SECONDS = 25.0
+# A real server needs 2 to 20 s to end a run. Longer, and Prefect kills this process before it has the state.
+_END_SECONDS = 15.0
 # A submission that was interrupted may appear only in the second poll; the reaper finds what appears later.
 _POLLS = 2
 _PAUSE = 2.0
@@ -244,18 +246,25 @@ class RemoteCall:
     async def _stop_machine(
         self, worker: DstackWorker, flow_run: FlowRun, configuration: DstackJobConfiguration
     ) -> None:
-        pid = self._pid
-        for poll in range(0 if pid else _POLLS):
-            if poll:
-                await asyncio.sleep(_PAUSE)
-            async with open_async_client(await aload(configuration.credentials)) as client:
+        """Stop the machine and wait a moment for its end.
+
+        The flow in it reports a crash when it is interrupted, which must not come after the cancellation.
+        """
+        async with open_async_client(await aload(configuration.credentials)) as client:
+            for poll in range(1 if self._pid else _POLLS):
+                if poll:
+                    await asyncio.sleep(_PAUSE)
                 if (run := await find(client, flow_run.id)) is not None:
-                    pid = identifier(client.project, run.name)
                     break
-        if pid is not None:
+            else:
+                return
             try:
-                await worker.kill_infrastructure(pid, configuration)
-            except InfrastructureNotFound:
+                await worker.kill_infrastructure(identifier(client.project, run.name), configuration)
+                async with asyncio.timeout(_END_SECONDS):
+                    while run.outcome() is None:
+                        await asyncio.sleep(SLICE_SECONDS)
+                        await run.refresh()
+            except (InfrastructureNotFound, TimeoutError):
                 return
 
 
