@@ -27,7 +27,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import CancelledRun, CrashedRun
 from prefect.filesystems import LocalFileSystem
 from prefect.settings import PREFECT_API_KEY, temporary_settings
-from prefect.states import Crashed
+from prefect.states import Crashed, Pending
 
 from dstack_core import ConfigurationError
 from dstack_core.local import LocalServer
@@ -36,7 +36,7 @@ from prefect_dstack import dstack as on_a_machine
 from prefect_dstack._flow_result import NoCarriedResult, newest
 from prefect_dstack.reaper import reap
 
-from .machines import START_SECONDS, new_pool, worker
+from .machines import START_SECONDS, cancel, new_pool, worker
 from .support import (
     cancelled_when,
     interrupt_when_asked,
@@ -383,6 +383,7 @@ def killed(dstack: LocalServer, tmp_path: Path) -> FlowRun:
     helper = "from pathlib import Path\n\ndef started(folder):\n    (Path(folder) / 'started').touch()\n"
     (tmp_path / "helper.py").write_text(helper)
     target = {
+        "PREFECT_WORKER_HEARTBEAT_SECONDS": "2",
         "DSTACK_SERVER_URL": dstack.url,
         "DSTACK_PROJECT": dstack.project,
         "DSTACK_TOKEN": dstack.token,
@@ -407,6 +408,25 @@ def test_the_reaper_finds_the_machine_of_a_caller_that_was_killed(
     set_state(killed.id, Crashed())
     assert [item["stopped"] for item in reap(credentials, min_age=0)] == [True]
     until(lambda: the_run(dstack).outcome(), seconds=60)
+
+
+def test_a_worker_takes_over_from_a_caller_that_was_killed(
+    killed: FlowRun, dstack: LocalServer, tmp_path: Path
+) -> None:
+    with get_client(sync_client=True) as client:
+        lost = client.create_flow_run(
+            flow(anything),
+            work_pool_name="dstack",
+            job_variables={"dstack_bundle": "caller"},
+            state=Pending(),
+        )
+    with worker(dstack, "dstack", tmp_path / "worker-log", name=tmp_path.name):
+        until(lambda: state_of(lost.id).is_final(), seconds=START_SECONDS)
+        log_records(killed.id, last="watches this flow run from now on", seconds=START_SECONDS)
+        cancel(killed)
+        until(lambda: the_run(dstack).outcome(), seconds=120)
+    assert state_of(lost.id).is_crashed()
+    assert state_of(lost.id).message == "Its caller ended before it had submitted the machine."
 
 
 def anything(value: Any) -> None:

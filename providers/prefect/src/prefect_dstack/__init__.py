@@ -23,7 +23,8 @@ from prefect_dstack.runs import (
 from prefect_dstack.tasks import arun_task, asubmit_run, run_task, submit_run
 
 if TYPE_CHECKING:
-    from prefect_dstack.decorators import DstackFlow, DstackFlowRunFuture, MachineOptions, dstack
+    from prefect_dstack.decorators import DstackFlow, MachineOptions, dstack
+    from prefect_dstack.flow_future import DstackFlowRunFuture
     from prefect_dstack.flows import arun_and_report, run_and_report
     from prefect_dstack.worker import DstackWorker
 

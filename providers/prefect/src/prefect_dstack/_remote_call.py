@@ -15,21 +15,19 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextvars
 import logging
 import tempfile
 import threading
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from prefect.context import FlowRunContext, TagsContext
+from prefect.context import FlowRunContext
 from prefect.exceptions import CancelledRun, InfrastructureNotFound
 from prefect.states import Cancelling, Crashed, Pending
-from prefect.tasks import Task
 
 from prefect_dstack import _bundles
 from prefect_dstack._cancellation import SLICE_SECONDS, CancelProbe, current_task_runner
+from prefect_dstack._flow_runs import check_pool, create_flow_run, in_thread
 from prefect_dstack._stop import BACKSTOP
 from prefect_dstack._worker_runs import LABEL, find, identifier, set_cancelled, worker_of
 from prefect_dstack.credentials import aload, open_async_client
@@ -42,7 +40,6 @@ if TYPE_CHECKING:
     from prefect_dstack._worker_variables import DstackJobConfiguration
     from prefect_dstack.decorators import DstackFlow
 
-T = TypeVar("T")
 _log = logging.getLogger("prefect_dstack")
 
 # Prefect kills the process of a cancelled flow run after 30 s; a stop has to be confirmed before that.
@@ -52,21 +49,6 @@ _END_SECONDS = 15.0
 # A submission that was interrupted may appear only in the second poll; the reaper finds what appears later.
 _POLLS = 2
 _PAUSE = 2.0
-
-
-def in_thread(work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-    """Run a coroutine in a thread and an event loop of its own, in the context of the caller."""
-    future: concurrent.futures.Future[T] = concurrent.futures.Future()
-    context = contextvars.copy_context()
-
-    def run() -> None:
-        try:
-            future.set_result(context.run(asyncio.run, work))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="prefect-dstack-flow", daemon=True).start()
-    return future
 
 
 class RemoteCall:
@@ -268,37 +250,6 @@ class RemoteCall:
                 return
 
 
-async def create_flow_run(
-    client: PrefectClient, flow: DstackFlow[..., Any], parameters: dict[str, Any], variables: dict[str, Any]
-) -> FlowRun:
-    """Create the flow run in Pending, where no worker takes it; within a flow it is a subflow run.
-
-    Raises what Prefect's client raises.
-    """
-    parent = None
-    if (context := FlowRunContext.get()) is not None:
-        task: Task[Any, Any] = Task(name=flow.name, fn=flow.fn, version=flow.version)
-        parent = await task.create_run(flow_run_context=context, parameters=parameters)
-    return await client.create_flow_run(
-        flow,
-        parameters=flow.serialize_parameters(parameters),
-        state=Pending(),
-        job_variables=variables,
-        work_pool_name=flow.work_pool,
-        tags=TagsContext.get().current_tags,
-        parent_task_run_id=None if parent is None else parent.id,
-    )
-
-
-def check_pool(pool: Any, name: str) -> None:
-    """Raise ``ConfigurationError`` for a work pool of another type."""
-    if pool.type != DstackWorker.type:
-        _refuse(
-            f'work_pool: expected a work pool of type "dstack", got {name!r} of type "{pool.type}". '
-            "Name another one; one that does not exist is created."
-        )
-
-
 async def _send_heartbeats(worker: DstackWorker) -> None:
     """Keep the process known as a living worker of the pool, so that no other one takes over."""
     while True:
@@ -308,9 +259,3 @@ async def _send_heartbeats(worker: DstackWorker) -> None:
         except Exception as error:
             # The next heartbeat tries again; meanwhile another worker may take over the watch.
             _log.debug("Could not send a heartbeat: %s", error)
-
-
-def _refuse(message: str) -> NoReturn:
-    from dstack_core import ConfigurationError
-
-    raise ConfigurationError(message)
