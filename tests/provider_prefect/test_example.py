@@ -63,6 +63,15 @@ def test_a_sweep_finds_the_cheapest_and_leaves_out_missing_gpus(server: LocalSer
 
 
 @pytest.mark.usefixtures("prefect_server")
+def test_the_best_run_is_picked_by_its_metric(server: LocalServer) -> None:
+    best = load("example_dstack_best_run").example_dstack_best_run(rates=(0.001, 0.01, 0.1, 0.99))
+    assert best["rate"] == 0.1
+    assert best["loss"] < 1e-6
+    assert abs(best["weight"] - 3) < 1e-3
+    assert len(all_runs(server)) == 4
+
+
+@pytest.mark.usefixtures("prefect_server")
 def test_a_service_is_asked_and_stopped(server: LocalServer) -> None:
     answers = load("example_dstack_service").example_dstack_service(questions=("a", "b"), port=free_port())
     assert answers == ["echo: a", "echo: b"]

@@ -114,7 +114,7 @@ def follow(job: Job, run: Run) -> dict[str, Any]:
     for event in run.follow(
         job.relay.progress, poll_interval=job.poll_interval, retry_budget=job.retry_budget, sleep=job.sleep
     ):
-        job.relay.handle(event)
+        job.handle(event)
         job.report.show(event)
     job.report_end()
     return job.result()
@@ -130,7 +130,7 @@ async def afollow(job: Job, run: AsyncRun) -> dict[str, Any]:
     )
     async with aclosing(events):
         async for event in events:
-            job.relay.handle(event)
+            job.handle(event)
             if job.report.is_shown(event):
                 await asyncio.to_thread(job.report.show, event)
     await asyncio.to_thread(job.report_end)

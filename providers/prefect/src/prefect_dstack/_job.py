@@ -19,6 +19,7 @@ from prefect.logging import get_run_logger
 
 from prefect_dstack import _log_relay
 from prefect_dstack._cancellation import SLICE_SECONDS, CancelProbe, current_task_runner
+from prefect_dstack._live_artifacts import LiveArtifacts
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET, Relay, client_warnings_in
 from prefect_dstack._names import Owner, identify, outlives_crash, task_owner
 from prefect_dstack._report import Report
@@ -26,7 +27,7 @@ from prefect_dstack._secrets import git_credentials_named
 from prefect_dstack._submission import Code
 
 if TYPE_CHECKING:
-    from dstack_core import AsyncRun, Run
+    from dstack_core import AsyncRun, Event, Run
     from dstack_core.integration import Attempt, AttemptNames, StopResult
     from prefect_dstack._submission import Submission
 
@@ -51,6 +52,7 @@ class Job:
     attempt: Attempt
     relay: Relay
     report: Report
+    live: LiveArtifacts
     probe: CancelProbe
     logger: Any
     poll_interval: float
@@ -69,13 +71,18 @@ class Job:
         return attempt.run_id is not None or attempt.may_appear or not attempt.is_chosen
 
     def sleep(self, seconds: float) -> None:
-        """Wait in short slices; raises ``StopRequested`` when the flow run was cancelled meanwhile."""
+        """Wait in short slices; raises ``StopRequested`` when the flow run was cancelled meanwhile.
+
+        What the run has reported is shown here: after all that a poll returned, and while it is silent.
+        """
         deadline = time.monotonic() + seconds
         while True:
             time.sleep(max(min(SLICE_SECONDS, deadline - time.monotonic()), 0.0))
             # Also for no time at all: that is how long the first retry of a slow request waits.
             if self.probe.is_due and (request := self.probe.ask()) is not None:
                 raise request
+            if self.live.is_due:
+                self.live.write()
             if time.monotonic() >= deadline:
                 return
 
@@ -86,6 +93,8 @@ class Job:
             await asyncio.sleep(max(min(SLICE_SECONDS, deadline - time.monotonic()), 0.0))
             if self.probe.is_due and (request := await asyncio.to_thread(self.probe.ask)) is not None:
                 raise request
+            if self.live.is_due:
+                await asyncio.to_thread(self.live.write)
             if time.monotonic() >= deadline:
                 return
 
@@ -148,9 +157,16 @@ class Job:
             else "its outcome is taken over",
         )
 
+    def handle(self, event: Event) -> None:
+        """Log one event and remember what the run has reported; makes no request."""
+        self.relay.handle(event)
+        self.live.take(event)
+
     def report_end(self) -> None:
-        """Show the end of the run in Prefect."""
-        self.report.end(self.relay.outcome, may_be_known=self.attempt.is_adopted)
+        """Show the end of the run in Prefect, and all that it has reported."""
+        more = {"Checkpoint": self.live.checkpoint, "Skipped": self.live.skipped}
+        self.report.end(self.relay.outcome, may_be_known=self.attempt.is_adopted, more=more)
+        self.live.write(everything=True)
 
     def result(self) -> dict[str, Any]:
         """Return the outcome as JSON-plain values, or raise what the run's failure is."""
@@ -161,9 +177,13 @@ class Job:
             raise RuntimeError(f"following run {self.attempt.ref.name} ended without an outcome")
         # An error that advises a retry names the option, which only a task that submits has.
         raise_for_outcome(outcome, list(self.relay.tail), retry_option="retry_policy" if self.spec else None)
+        skipped = self.live.skipped
+        if skipped is not None:
+            self.logger.info("Run %s was skipped: %s", outcome.run_name, skipped)
         self.logger.info("%s", describe_outcome(outcome))
         _log_relay.remember_relayed(outcome)
-        return outcome_dict(outcome)
+        # No state of its own: a task that is called directly would return Prefect's state, not the outcome.
+        return outcome_dict(outcome) if skipped is None else {**outcome_dict(outcome), "skipped": skipped}
 
 
 def prepare(
@@ -213,12 +233,14 @@ def prepare(
     relay.masker.add(submission.secrets)
     for warning in submission.warnings:
         logger.warning(warning)
+    report, live = _artifacts(prefix or run_name, logger, relay, artifacts and owner.is_tracked)
     return Job(
         spec={"configuration": submission.configuration, **submission.arguments},
         names=names,
         attempt=Attempt(names.ref(1)),
         relay=relay,
-        report=_new_report(prefix or run_name, logger, artifacts and owner.is_tracked),
+        report=report,
+        live=live,
         probe=CancelProbe(owner.flow_run_id, current_task_runner()),
         logger=logger,
         poll_interval=poll_interval,
@@ -246,12 +268,15 @@ def prepare_to_watch(
     check_pace(poll_interval, retry_budget)
     check_log_budget(log_budget_bytes)
     name = name_of(run)
+    relay = Relay(logger, stream_logs=stream_logs, log_budget_bytes=log_budget_bytes)
+    report, live = _artifacts(name, logger, relay, artifacts and owner.is_tracked)
     return Job(
         spec={},
         names=AttemptNames(name, "", name),
         attempt=Attempt(RunRef(name, ""), run_id=run.get("run_id") if isinstance(run, Mapping) else None),
-        relay=Relay(logger, stream_logs=stream_logs, log_budget_bytes=log_budget_bytes),
-        report=_new_report(name, logger, artifacts and owner.is_tracked),
+        relay=relay,
+        report=report,
+        live=live,
         probe=CancelProbe(owner.flow_run_id, current_task_runner()),
         logger=logger,
         poll_interval=poll_interval,
@@ -292,13 +317,19 @@ def check_log_budget(value: object) -> None:
     _check("log_budget_bytes", value, is_fine, "bytes of log, 0 or more, or None for all of it")
 
 
-def _new_report(name: str | None, logger: Any, artifacts: bool) -> Report:
+def _artifacts(name: str | None, logger: Any, relay: Relay, artifacts: bool) -> tuple[Report, LiveArtifacts]:
+    """Return what shows the run itself, and what shows its reports, as artifacts of the current task."""
     task, flow = TaskRunContext.get(), FlowRunContext.get()
     task_run_id = None if task is None else task.task_run.id
     flow_run_id = None if task is None else task.task_run.flow_run_id
     if flow_run_id is None and flow is not None and flow.flow_run is not None:
         flow_run_id = flow.flow_run.id
-    return Report(name, logger, artifacts=artifacts, flow_run_id=flow_run_id, task_run_id=task_run_id)
+    shown: dict[str, Any] = {
+        "artifacts": artifacts,
+        "flow_run_id": flow_run_id,
+        "task_run_id": task_run_id,
+    }
+    return Report(name, logger, **shown), LiveArtifacts(logger, relay.masker.mask, **shown)
 
 
 def _check(name: str, value: object, is_fine: bool, wanted: str) -> None:

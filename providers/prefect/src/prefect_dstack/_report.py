@@ -14,7 +14,8 @@ there, and one below 100 % is what other processes search for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -32,6 +33,8 @@ PROGRESS_SUFFIX = "-progress"
 ENDED_PERCENT = 100.0
 # As many artifacts as a Prefect server returns at once.
 _PAGE = 200
+# An event of more than 1 MiB is refused, and with it those that are sent after it over the same connection.
+_RESULT_CHARACTERS = 100_000
 
 
 class Report:
@@ -114,23 +117,30 @@ class Report:
             status = RunStatus.STOPPING
             self._set_progress(result.run_name, str(status), status.percent)
 
-    def end(self, outcome: Outcome | None, *, may_be_known: bool = False) -> None:
+    def end(
+        self,
+        outcome: Outcome | None,
+        *,
+        may_be_known: bool = False,
+        more: Mapping[str, str | None] | None = None,
+    ) -> None:
         """Emit ``dstack.run.<status>`` and show the outcome as a table; nothing without an outcome.
 
-        ``may_be_known``: another process may have done so before.
+        ``may_be_known``: another process may have done so before. ``more`` are further rows.
         """
         if outcome is None or self._ended:
             return
         self._ended = True
-        from dstack_core.integration import outcome_dict, outcome_table
+        from dstack_core.integration import outcome_table
 
         status = str(outcome.status)
         if not (may_be_known and self._is_known(outcome)):
-            self._emit(status, outcome.run_name, outcome.run_id, outcome_dict(outcome))
+            self._emit(status, outcome.run_name, outcome.run_id, end_payload(outcome))
         if self._artifacts:
             with self._api() as api:
                 description = table_description(outcome.run_name)
-                self._create(api, self._key, "markdown", outcome_table(outcome), description)
+                table = outcome_table(outcome) + _rows(more or {})
+                self._create(api, self._key, "markdown", table, description)
                 if self._progress is not None:
                     update_progress(api, self._progress, outcome.run_name, status, ENDED_PERCENT)
 
@@ -177,6 +187,16 @@ class Report:
 def is_going_to_end(result: StopResult) -> bool:
     """Whether the run is known to end because of a stop."""
     return result.state in ("stopping", "accepted") or (result.state == "ended" and result.requests > 0)
+
+
+def end_payload(outcome: Outcome) -> dict[str, Any]:
+    """Return what ``dstack.run.<status>`` holds: the outcome, without a result that is too large for it."""
+    from dstack_core.integration import outcome_dict
+
+    payload = outcome_dict(outcome)
+    if len(json.dumps(payload["result"])) > _RESULT_CHARACTERS:
+        payload["result"] = None
+    return payload
 
 
 def stopping_payload(url: str, flow_run_id: object) -> dict[str, Any]:
@@ -295,3 +315,9 @@ def _flow_run_resource(flow_run_id: object) -> dict[str, str]:
 
 def _link(url: str, text: str) -> tuple[str, str, str]:
     return "markdown", f"[{text}]({url})", text
+
+
+def _rows(more: Mapping[str, str | None]) -> str:
+    """Return rows for the end of a Markdown table; none for what is None."""
+    cells = {label: " ".join(text.split()).replace("|", "\\|") for label, text in more.items() if text}
+    return "".join(f"\n| {label} | {cell} |" for label, cell in cells.items())

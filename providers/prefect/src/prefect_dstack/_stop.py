@@ -159,7 +159,7 @@ def stop(job: Job, block: DstackCredentials | None, allowed: StopTime, reason: s
                     for event in run.follow(
                         job.relay.progress, timeout=left, poll_interval=_POLL_SECONDS, retry_budget=left
                     ):
-                        job.relay.handle(event)
+                        job.handle(event)
     except WaitTimeoutError:
         _log_unfinished(job)
     except Exception as error:
@@ -168,7 +168,7 @@ def stop(job: Job, block: DstackCredentials | None, allowed: StopTime, reason: s
         _log_interrupt(job)
         raise
     _log_end(job)
-    job.report.end(job.relay.outcome)
+    job.report_end()
 
 
 async def astop(
@@ -194,7 +194,7 @@ async def astop(
                         )
                         async with aclosing(events):
                             async for event in events:
-                                job.relay.handle(event)
+                                job.handle(event)
         except Exception as error:
             _log_failure(job, error)
         except BaseException:
@@ -206,7 +206,7 @@ async def astop(
         _log_unfinished(job)
     _log_end(job)
     with anyio.move_on_after(_REPORT_SECONDS, shield=True):
-        await anyio.to_thread.run_sync(job.report.end, job.relay.outcome)
+        await anyio.to_thread.run_sync(job.report_end)
 
 
 def _known(job: Job, reason: str | None) -> dict[str, Any]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # Ends what would cost money without a limit when Prefect, the reaper and every hook fail. A shorter one would
 # stop trainings that set none.
 DEFAULT_MAX_DURATION = "24h"
+# Runs report unless the caller decides otherwise: results and numbers are what a flow is executed for.
+DEFAULT_REPORTS = True
 # How pydantic shows a secret, and so what Prefect stores of one that is a flow's parameter.
 _MASK = "**********"
 # These are not arguments of ``client.runs.submit``, or take another form there.
@@ -120,6 +122,8 @@ def resolve(
         check_ends(loaded, given.get("max_duration"), profile)
     if all(limit is None for limit in (given.get("max_duration"), loaded.max_duration, profile.max_duration)):
         arguments["max_duration"] = max_duration
+    # Not in what is described: with and without reports it is the same run, which must be found again.
+    reports = arguments.pop("reports", DEFAULT_REPORTS)
     # A renewed secret is the same submission: another execution must find the run of the one before it.
     shown_env = {name: _MASK if is_secret(value) else value for name, value in env.items()}
     described = {
@@ -136,7 +140,7 @@ def resolve(
     texts = {name: str(plain(value)) for name, value in env.items()}
     return Submission(
         configuration=loaded,
-        arguments={**arguments, "env": texts or None, "profile": profile},
+        arguments={**arguments, "env": texts or None, "profile": profile, "reports": reports},
         described=described,
         code=code,
         # The server returns the run's environment, but not the password.

@@ -203,7 +203,9 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
         """Return what to submit for the flow run. Raises ``ConfigurationError``."""
         from prefect_dstack._options import OPTION_NAMES
 
-        given = {name: getattr(self, _FIELDS.get(name, name)) for name in OPTION_NAMES}
+        given = {name: getattr(self, _FIELDS.get(name, name)) for name in OPTION_NAMES - {"reports"}}
+        # The run is a flow run, which returns its results through Prefect.
+        given["reports"] = False
         if self.repo_dir is not None:
             given["repo_dir"] = self._repo_dir()
         return resolve(self.task(), given, login, folder=self._directory)

@@ -15,7 +15,7 @@ from prefect_dstack._job import Job, prepare
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
 from prefect_dstack._names import calling_owner
 from prefect_dstack._secrets import GitLogin, login_of, name_or_secret, with_plain_secrets
-from prefect_dstack._submission import resolve
+from prefect_dstack._submission import DEFAULT_REPORTS, resolve
 from prefect_dstack.credentials import DstackCredentials, aload_git, load_git
 from prefect_dstack.run_handle import DstackRunHandle, cancellation_logged
 
@@ -115,6 +115,10 @@ class DstackRun(JobBlock[dict[str, Any]]):
     )
     artifacts: bool = Field(
         default=True, description="Whether the run is shown in the artifacts of its flow run."
+    )
+    reports: bool | None = Field(
+        default=DEFAULT_REPORTS,
+        description="Whether the run gets $DSTACK_RESULT_FILE and the module dstack_report.",
     )
 
     @field_validator("configuration")

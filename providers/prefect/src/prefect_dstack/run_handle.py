@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from prefect.blocks.abstract import JobRun
@@ -16,7 +16,7 @@ from prefect_dstack._stop import STOPPING, log_stop
 from prefect_dstack.credentials import PATIENT_TIMEOUT, open_async_client, open_client
 
 if TYPE_CHECKING:
-    from dstack_core import Outcome
+    from dstack_core import Event, Outcome
     from prefect_dstack.job_block import DstackRun
 
 # For the calls that wait for nothing but a reply; a longer outage is an error that the caller sees soon.
@@ -90,22 +90,27 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
             self._outcome = await _follow.aexecute(job, self._block.credentials, body)
 
     def fetch_result(self) -> dict[str, Any]:  # type: ignore[override]  # Prefect's own integrations do so too
-        """Return the fields of ``dstack_core.Outcome`` as JSON-plain values.
+        """Return the fields of ``dstack_core.Outcome`` as JSON-plain values, read from the run and its log.
 
         Raises the run's error when it did not succeed, ``RuntimeError`` before it has ended, and the
         server errors.
         """
         if self._outcome is None:
             with self._client() as client:
-                self._outcome = self._result(client.runs.get(self.run_name))
-        return self._outcome
+                run = self._ended(client.runs.get(self.run_name))
+                for event in run.follow(retry_budget=_RETRY_BUDGET):
+                    self._outcome = _outcome_in(event)
+        return self._outcome or {}
 
     async def afetch_result(self) -> dict[str, Any]:
         """Return the outcome: the async twin of ``fetch_result``."""
         if self._outcome is None:
             async with open_async_client(self._block.credentials, retry_budget=_RETRY_BUDGET) as client:
-                self._outcome = self._result(await client.runs.get(self.run_name))
-        return self._outcome
+                run = self._ended(await client.runs.get(self.run_name))
+                async with aclosing(run.follow(retry_budget=_RETRY_BUDGET)) as events:
+                    async for event in events:
+                        self._outcome = _outcome_in(event)
+        return self._outcome or {}
 
     def stop(self, abort: bool = False) -> None:
         """Stop the run; returns once the server shows it stopping. One that has ended is left alone.
@@ -148,14 +153,22 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
             raise RunNotFoundError(f"Run {self.run_name} no longer exists: {self.url}")
         return found
 
-    def _result(self, found: Any) -> dict[str, Any]:
-        from dstack_core.integration import outcome_dict, raise_for_outcome
+    def _ended(self, found: Any) -> Any:
+        from dstack_core.integration import raise_for_outcome
 
         outcome: Outcome | None = self._same(found).outcome()
         if outcome is None:
             raise RuntimeError(f"Run {self.run_name} has not ended. Call wait_for_completion() first.")
         raise_for_outcome(outcome)
-        return outcome_dict(outcome)
+        return found
+
+
+def _outcome_in(event: Event) -> dict[str, Any] | None:
+    """Return the outcome in the last event of a run, which has what the log reports; else None."""
+    from dstack_core import RunFinished
+    from dstack_core.integration import outcome_dict
+
+    return outcome_dict(event.outcome) if isinstance(event, RunFinished) else None
 
 
 @contextmanager

@@ -57,8 +57,8 @@ def wait_for_run(
             Default: 600.
         stream_logs: Send the log lines to the run logger. Default: True.
         log_budget_bytes: How many bytes of log to send, in whole lines; None sends all. Default: 10 MB.
-        artifacts: Show the run in the flow run's artifacts: its page, its progress, its outcome. Default:
-            True.
+        artifacts: Show the run in the flow run's artifacts: its page, its progress, its outcome, and what it
+            reports. Default: True.
 
     Returns:
         The fields of ``dstack_core.Outcome`` as a dict of JSON-plain values, as ``run_task`` does.

@@ -59,8 +59,8 @@ def run_task(
         stream_logs: Send the log lines to the run logger. Default: True.
         log_budget_bytes: How many bytes of log to send, in whole lines; None sends all. Where the
             rest begins, a line links to the run's page. Default: 10 MB.
-        artifacts: Show the run in the flow run's artifacts: its page, its progress, its outcome. Default:
-            True.
+        artifacts: Show the run in the flow run's artifacts: its page, its progress, its outcome, and what it
+            reports. Default: True.
         on_crash: What happens to the run if the process dies or is interrupted: ``"stop"`` (with the hooks of
             this package, in a flow of ``serve()`` or a worker, also after SIGKILL), or ``"keep"`` for another
             execution to adopt. Default: ``"stop"``.
@@ -78,9 +78,9 @@ def run_task(
             from the environment of the flow run's process.
         args: The arguments that replace ``${{ run.args }}`` in the commands.
         profile: The name of a profile, or a ``Profile``; by default the one marked ``default: true``.
-        reports: Whether the run gets ``$DSTACK_RESULT_FILE``, whose content becomes its result, and the
-            Python module ``dstack_report`` (servers from 0.19.17 on): a command before those of a task.
-            Default: False, the configuration is sent as it is.
+        reports: Give the run ``$DSTACK_RESULT_FILE``, whose content becomes ``outcome["result"]``, and the
+            Python module ``dstack_report``. Default: True; a service, and a task without commands, is
+            submitted as it is.
         profiles_file: The file of profiles; by default ``.dstack/profiles.yml`` in ``repo_dir``. This
             machine's home directory is not used.
         repo_dir: A directory whose contents the run gets; commands start in it. If it is the top of a Git
@@ -92,7 +92,9 @@ def run_task(
 
     Returns:
         The fields of ``dstack_core.Outcome`` as a dict of JSON-plain values: every result serializer can
-        store it, and reading it needs no package.
+        store it, and reading it needs no package. What the run reported is among them: ``result``,
+        ``has_result``, ``metrics`` (the last value of each), and ``skipped`` (the reason) if it reported that
+        it had nothing to do.
 
     Raises:
         ConfigurationError: A value is wrong; nothing was submitted.
