@@ -43,7 +43,7 @@ class ReportedSoFar:
     """What a run has reported so far: part of its outcome once it has ended.
 
     Attributes:
-        results: The result that was reported last, in a list; empty without one, as a result may be None.
+        results: The result that was reported last, in a tuple; empty without one, as a result may be None.
         metrics: The last value of each metric, by name; at most 1000.
         dropped: How many messages were dropped.
     """
@@ -55,7 +55,7 @@ class ReportedSoFar:
     def with_message(self, kind: str, payload: Mapping[str, Any]) -> Self:
         """Return a copy that knows one more message."""
         if kind == "result":
-            return replace(self, results=[payload["value"]])
+            return replace(self, results=(payload["value"],))
         if kind == "metric":
             merged = {**self.metrics, **metric_values(payload)}
             return replace(self, metrics=dict(list(merged.items())[:MAX_METRICS]))
@@ -71,7 +71,7 @@ class ReportedSoFar:
         """Return what ``to_dict`` wrote, in this or another version."""
         known = known_fields(cls, data)
         metrics = {name: float(value) for name, value in known.get("metrics", {}).items()}
-        return cls(**{**known, "metrics": metrics})
+        return cls(**{**known, "results": tuple(known.get("results", ())), "metrics": metrics})
 
 
 @dataclass(frozen=True, slots=True)
