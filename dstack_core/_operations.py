@@ -100,7 +100,7 @@ class Operations:
         """
         check_seconds("retry_budget", retry_budget)
         loaded, options = self._prepared(configuration, options, warns=True)
-        reports = reports_of(loaded, options.get("reports"))
+        reports = _reports(loaded, options)
         name = check_run_name(run_name or loaded.name or random_run_name(loaded))
         run_marker = marker or random_marker()
         wanted = run_spec(loaded, options, run_name=name, marker=run_marker)
@@ -334,7 +334,7 @@ class Operations:
         filled = fill_in(loaded, env=options.get("env"), args=options.get("args"), environ=os.environ)
         if warns and options.get("args") and not takes_args(loaded):
             _log.warning("args: no command has ${{ run.args }}, so the arguments are not used.")
-        if reports_of(filled, options.get("reports")):
+        if _reports(filled, options):
             filled = with_command(filled)
         return filled, {**options, "profile": profile}
 
@@ -351,3 +351,9 @@ class Operations:
 
     def _retrying(self, flow: Flow[T], needs: Sequence[str] = (), *, ask_first: bool = False) -> Flow[T]:
         return retrying(self._version_check.guarding(flow, needs, ask_first=ask_first), self._budget(None))
+
+
+def _reports(configuration: Configuration, options: SubmitOptions) -> bool:
+    # A plain submit passes by the room of reports.
+    option = options.get("reports")
+    return option is not None and reports_of(configuration, option)

@@ -145,6 +145,9 @@ class RunCollection:
                 Default: none.
             profile: The name of a profile, or a ``Profile``. Default: the one marked ``default: true``, as
                 ``load_profile`` finds it in the ``repo_dir``, else the current directory, and the user's own.
+            reports: Whether the run gets ``$DSTACK_RESULT_FILE``, whose content becomes its result, and the
+                Python module ``dstack_report`` (servers from 0.19.17 on): a command before those of a task.
+                Default: False, the configuration is sent as it is.
             marker: Kept with the run. A run of this name that carries it is returned as it is, active or
                 finished, instead of submitting; without one, an active run of this name raises
                 ``RunNameTakenError`` and a finished one is replaced.

@@ -31,8 +31,9 @@ _PIECE = 3000
 _SHELLS = frozenset({"sh", "bash", "dash", "ash", "ksh", "zsh"})
 
 # ``tr`` is much faster than a loop of ``read``, which a bare shell falls back to. Without ``fold`` or
-# ``cksum`` the result is one line, which another process can interrupt. The file is emptied once it was
-# reported.
+# ``cksum`` the result is one line, which another process can interrupt. Parts are in base64 where the image
+# has it: a runner replaces a character that is cut in two (seen on 0.18.44 and 0.22.5). The file is emptied
+# once it was reported.
 _COMMAND = r"""
 dstack_result() (
   [ "$?" = 0 ] && [ "${DSTACK_NODE_RANK:-0}" = 0 ] && [ -s "$DSTACK_RESULT_FILE" ] || exit 0
@@ -48,6 +49,7 @@ dstack_result() (
   fi
   json="{\"kind\":\"result\",\"value\":$json}"
   if [ "${#json}" -gt PIECE ] && command -v fold >/dev/null && command -v cksum >/dev/null; then
+    if command -v base64 >/dev/null; then json=$(printf %s "$json" | base64 | tr -d '\r\n'); fi
     sum=$(printf %s "$json" | cksum) number=0 total=$(((${#json} + PIECE - 1) / PIECE))
     printf '%s\n' "$json" | fold -b -w PIECE | while IFS= read -r piece; do
       number=$((number + 1))

@@ -51,8 +51,7 @@ class Skipped(SystemExit):
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)
-        self.reason = reason
-        self.code = 0
+        self.reason, self.code = reason, 0
 
 
 def is_active() -> bool:
@@ -61,10 +60,7 @@ def is_active() -> bool:
 
 
 def metric(step: _Number = None, **values: SupportsFloat) -> None:
-    """Report numbers, such as ``metric(step=10, loss=0.31)``.
-
-    Scalars of NumPy, PyTorch and others count as numbers. ``kind``, ``v`` and ``step`` are reserved names.
-    """
+    """Report numbers, such as ``metric(step=10, loss=0.31)``; scalars of NumPy or PyTorch are numbers too."""
     for name in values.keys() & {"kind", "v"}:
         raise _wrong(ValueError, "metric", "names other than kind, v and step", name, "Rename it.")
     if not values:
@@ -186,10 +182,7 @@ def checkpoint(path: str | os.PathLike[str], step: _Number = None, **metadata: A
 
 
 def skip(reason: str) -> NoReturn:
-    """Report that this run has nothing to do, and end it with status 0 by raising `Skipped`.
-
-    Call it in the main thread: Python ignores the exception in others.
-    """
+    """End a run that has nothing to do, by raising `Skipped`. In other threads than the main one it can't."""
     _check_text("skip", reason=reason)
     if is_active():
         _send("skip", {"reason": reason})
@@ -197,8 +190,7 @@ def skip(reason: str) -> NoReturn:
 
 
 def _wrong(kind: type[Exception], where: str, expected: str, got: object, advice: str = "") -> Exception:
-    shown = repr(got)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    shown = repr(got) if len(repr(got)) <= 80 else repr(got)[:77] + "..."
     return kind(f"dstack_report.{where}: expected {expected}, got {shown}. {advice}".rstrip())
 
 
@@ -243,8 +235,7 @@ def _plain(kind: str, place: str, value: Any, depth: int = 0) -> Any:
 def _cksum(data: bytes) -> int:
     """Return what the POSIX command ``cksum`` prints: the CRC of zlib, with the bits in opposite order."""
     length = len(data).to_bytes((len(data).bit_length() + 7) // 8, "little")
-    crc = zlib.crc32((data + length).translate(_MIRRORED), 0xFFFFFFFF)
-    return int(f"{crc:032b}"[::-1], 2)
+    return int(f"{zlib.crc32((data + length).translate(_MIRRORED), 0xFFFFFFFF):032b}"[::-1], 2)
 
 
 def _send(kind: str, payload: Dict[str, Any]) -> None:
@@ -254,20 +245,16 @@ def _send(kind: str, payload: Dict[str, Any]) -> None:
     lines = [b"::dstack::%s\n" % message]
     if len(message) > _PIECE:
         # Not from `random`, whose seed belongs to the training.
-        name, total, crc = os.urandom(8).hex(), -(-len(message) // _PIECE), _cksum(message)
-        pieces = (message[start : start + _PIECE] for start in range(0, len(message), _PIECE))
-        heads = (f"::dstack:{name}:{number}/{total}:{crc}:" for number in range(1, total + 1))
-        lines = [head.encode("ascii") + piece + b"\n" for head, piece in zip(heads, pieces)]
-    # Python started without stdout: what was opened since may have become descriptor 1.
-    if sys.__stdout__ is None:
-        return
+        name, total, crc = os.urandom(8).hex().encode(), -(-len(message) // _PIECE), _cksum(message)
+        heads = [b"::dstack:%s:%d/%d:%d:" % (name, number + 1, total, crc) for number in range(total)]
+        lines = [head + message[n * _PIECE : (n + 1) * _PIECE] + b"\n" for n, head in enumerate(heads)]
     with suppress(Exception):
         sys.stdout.flush()
     with suppress(OSError), _lock:
-        for line in lines:
-            rest = line
-            while rest:
+        # If Python started without stdout, descriptor 1 may be any file that was opened since.
+        for line in lines if sys.__stdout__ is not None else ():
+            while line:
                 try:
-                    rest = rest[os.write(1, rest) :]
+                    line = line[os.write(1, line) :]
                 except BlockingIOError:
                     select.select([], [1], [])

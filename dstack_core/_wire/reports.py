@@ -5,8 +5,8 @@ once, progress bars leave lines open, carriage returns rewrite them, and a line 
 interrupted by another writer.
 
 The idea: a message is a mark and JSON, found anywhere in a line; a large one comes in parts, each short
-enough to be written at once, with a checksum of the whole. ``take`` returns the log without the messages, so
-that everything behind it (line splitting, relays) knows nothing of them.
+enough to be written at once, as it is or in base64, with a checksum of the whole. ``take`` returns the log
+without the messages, so that everything behind it (line splitting, relays) knows nothing of them.
 
 Invariants: text that is not part of a whole message stays in the log, bytes unchanged. A message that is
 broken is shown as text and counted. Parts that wait for the next ones are plain data on the log's cursor, so
@@ -17,6 +17,7 @@ Measured: a log without a mark costs one search of its bytes.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import zlib
@@ -84,6 +85,8 @@ class _Taking:
         self.found: list[Found] = []
         self.parts: dict[str, Mapping[str, Any]] = dict(parts)
         self._max_bytes = max_bytes
+        # Parts may be in base64.
+        self._max_parts = max_bytes * 4 // 3 + 4
 
     def line(self, line: bytes) -> bytes | None:
         """Return what is left of a line, None if it held nothing but messages."""
@@ -147,13 +150,14 @@ class _Taking:
             return shown + self._broken([*(opened["pieces"] if opened else ()), text])
         size = opened["size"] + len(piece)
         # Of a message that is too large, only its size is kept, to know its end.
-        pieces = [] if size > self._max_bytes else [*opened["pieces"], text]
+        is_large = size > self._max_parts
+        pieces = [] if is_large else [*opened["pieces"], text]
         if int(number) < count:
             self.parts[name] = {**came, "next": int(number) + 1, "size": size, "pieces": pieces}
             if len(self.parts) > _MOST_OPEN:
                 shown += self._broken(self.parts.pop(next(iter(self.parts)))["pieces"])
             return shown
-        if size > self._max_bytes:
+        if is_large:
             self.found.append(Dropped("too large"))
             return shown
         return shown + self._whole(pieces, int(checksum))
@@ -162,7 +166,12 @@ class _Taking:
         data = "".join(pieces).encode("latin-1")
         try:
             if posix_checksum(data) != checksum:
-                raise ValueError("another checksum")
+                raise ValueError("checksum: expected that of the message, got another one.")
+            if not data.startswith(b"{"):
+                data = base64.b64decode(data, validate=True)
+            if len(data) > self._max_bytes:
+                self.found.append(Dropped("too large"))
+                return b""
             self.found.append(_message(json.loads(data.decode(), parse_constant=_NotFinite)))
         except (ValueError, RecursionError):
             return self._broken(pieces)
@@ -183,15 +192,15 @@ _NAMES = {"NaN": "nan", "Infinity": "inf", "-Infinity": "-inf"}
 
 def _message(value: Any) -> Message:
     if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
-        raise ValueError("not a message")
+        raise ValueError("message: expected an object with a kind, got something else.")
     fields = dict(value)
     kind, version = fields.pop("kind"), fields.pop("v", VERSION)
     if version != VERSION:
-        raise ValueError("a message of another version")
+        raise ValueError(f"v: expected {VERSION}, got {version!r}.")
     if kind == "metric":
         fields = {name: _finite(field) for name, field in fields.items()}
     elif any(_not_finite(fields)):
-        raise ValueError("JSON has no NaN")
+        raise ValueError("value: expected JSON, got a number that it lacks.")
     return Message(kind, payload_of(kind, fields))
 
 

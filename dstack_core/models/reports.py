@@ -63,7 +63,7 @@ def payload_of(kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     check = _CHECKS.get(kind)
     if check is not None and not check(fields):
-        raise ValueError(f"not a message of kind {kind}")
+        raise ValueError(f"{kind}: expected the keys of that kind, got {sorted(fields)}.")
     return dict(fields)
 
 

@@ -26,7 +26,6 @@ ROOMS = {
     "models": {"errors"},
     "_wire": {"errors", "models"},
     "_flow": {"errors", "models", "_wire"},
-    "_report": set(),
     "_transport": {"errors", "_wire.http_messages"},
     "_drive": {"models", "_wire.http_messages", "_flow"},
     "_adrive": {"models", "_wire.http_messages", "_flow", "_drive"},

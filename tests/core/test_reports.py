@@ -172,6 +172,14 @@ def test_parts_make_a_message_among_other_lines() -> None:
     assert found == [Message("result", {"value": value})]
 
 
+def test_parts_may_be_in_base64() -> None:
+    message = json.dumps({"kind": "result", "value": "ä" * 5000}, ensure_ascii=False)
+    lines = parts(base64.b64encode(message.encode()).decode())
+    assert split(*lines) == ((), [Message("result", {"value": "ä" * 5000})])
+    (shown,), found = split(*parts("no message, and no base64 either" * 100))
+    assert (shown[:20], found) == ("::dstack:no message,", [Dropped("broken")])
+
+
 def test_parts_of_two_messages_may_interleave() -> None:
     first = parts(json.dumps({"kind": "result", "value": "a" * 7000}), key="a")
     second = parts(json.dumps({"kind": "result", "value": "b" * 7000}), key="b")
@@ -210,6 +218,9 @@ def test_what_is_too_large_is_left_out() -> None:
     assert lines == ()
     assert found == [Dropped("too large"), Dropped("too large"), Message("skip", {"reason": "x"})]
     assert cursor.parts == {}
+    between = json.dumps({"kind": "result", "value": "a" * 4100})
+    found = split_lines(LogCursor(), "\n".join([*parts(between), ""]).encode(), max_bytes=4000)[1]
+    assert found == [Dropped("too large")]
 
 
 def test_unfinished_messages_are_bounded() -> None:

@@ -99,7 +99,7 @@ def test_a_result_that_is_too_large_fails_the_run(client: Client, tmp_path: Path
     assert "expected at most 1048576 bytes" in lines[-1]
 
 
-def test_what_is_no_json_is_shown_as_text(client: Client) -> None:
+def test_content_that_is_not_json_is_shown_as_text(client: Client) -> None:
     outcome, lines = run(client, "echo 'not JSON' > $DSTACK_RESULT_FILE")
     assert (outcome.has_result, outcome.succeeded) == (False, True)
     assert "not JSON" in lines[-1]
@@ -165,7 +165,7 @@ def test_the_module_is_on_the_path_of_python(client: Client) -> None:
     assert submitted.result(poll_interval=0.05) == [1]
 
 
-def test_a_run_without_a_result_says_what_to_do(client: Client) -> None:
+def test_the_error_without_a_result_names_the_option(client: Client) -> None:
     submitted = client.runs.submit({"type": "task", "commands": ["true"]}, "none")
     with pytest.raises(NoResultError, match="reports=True"):
         submitted.result(poll_interval=0.05, sleep=lambda seconds: None)

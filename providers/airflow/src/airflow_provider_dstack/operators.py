@@ -110,6 +110,9 @@ class DstackRunOperator(TemplatedModels):
             Default: none.
         args: The arguments that replace ``${{ run.args }}`` in commands, a list of texts. Default: none.
         profile: The name of a profile, or a ``Profile``. Default: the one marked ``default`` in the file.
+        reports: Whether the run gets ``$DSTACK_RESULT_FILE``, whose content becomes its result, and the
+            Python module ``dstack_report`` (servers from 0.19.17 on): a command before those of a task.
+            Default: False, the configuration is sent as it is.
         profiles_file: The path of a ``profiles.yml``. Default: ``.dstack/profiles.yml`` of ``repo_dir``.
         dstack_conn_id: The connection of type ``dstack``. Default ``dstack_default``.
         project_name: Replaces the connection's project. Default: the connection's.

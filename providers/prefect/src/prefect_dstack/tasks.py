@@ -78,6 +78,9 @@ def run_task(
             from the environment of the flow run's process.
         args: The arguments that replace ``${{ run.args }}`` in the commands.
         profile: The name of a profile, or a ``Profile``; by default the one marked ``default: true``.
+        reports: Whether the run gets ``$DSTACK_RESULT_FILE``, whose content becomes its result, and the
+            Python module ``dstack_report`` (servers from 0.19.17 on): a command before those of a task.
+            Default: False, the configuration is sent as it is.
         profiles_file: The file of profiles; by default ``.dstack/profiles.yml`` in ``repo_dir``. This
             machine's home directory is not used.
         repo_dir: A directory whose contents the run gets; commands start in it. If it is the top of a Git
