@@ -84,7 +84,7 @@ test-matrix: test-airflow-components test-prefect-components ## Kill, cancel and
 MATRIX ?= matrix
 test-airflow-components: $(AIRFLOW) $(SERVER) ## Kill and take over real Airflow processes (a quarter of an hour; needs Chromium)
 	@echo "== kills, take-overs, cancellations: Airflow on $${AIRFLOW_TEST_DATABASE:-sqlite}"
-	@$(ENVS)/airflow/bin/python -m $(PYTEST_MODULE) tests/provider_airflow -q -m "$(MATRIX)" --junitxml=$(REPORTS)/airflow-matrix.xml $(PYTEST_FLAGS)
+	@$(ENVS)/airflow/bin/python -m $(PYTEST_MODULE) tests/provider_airflow -q -n 2 --dist loadfile -m "$(MATRIX)" --junitxml=$(REPORTS)/airflow-matrix.xml $(PYTEST_FLAGS)
 
 test-prefect-components: $(PREFECT) ## Kill and cancel real Prefect processes
 	@echo "== kills, take-overs, cancellations: Prefect"
@@ -199,7 +199,7 @@ $(UV): constraints/tools.txt
 
 $(CORE): constraints/core.txt constraints/build.txt pyproject.toml | $(UV)
 	$(fresh_env)
-	@$(INSTALL) -e '.[async,local]' --group dev $(BRIEFLY)
+	@$(INSTALL) -e '.[async,local]' --group dev --group build $(BRIEFLY)
 	@touch $@
 
 $(AIRFLOW): constraints/airflow.txt constraints/build.txt pyproject.toml providers/airflow/pyproject.toml | $(UV)

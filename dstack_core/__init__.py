@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         AsyncProjectCollection,
         AsyncRepoCollection,
     )
+    from dstack_core.aio_functions import AsyncFunctionCollection, AsyncFunctionRun
     from dstack_core.aio_run import AsyncRun
     from dstack_core.aio_shared import SharedAsyncClient
     from dstack_core.client import Client, RunCollection
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         UnsupportedServerError,
         WaitTimeoutError,
     )
+    from dstack_core.functions import FunctionCollection, FunctionRun
     from dstack_core.models.account import Backend, Project, ProjectMember, User
     from dstack_core.models.configurations import Configuration, PortMapping, RegistryAuth, Service, Task
     from dstack_core.models.events import (
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
         StatusChanged,
     )
     from dstack_core.models.files import FileMapping
+    from dstack_core.models.functions import FunctionSkipped, RemoteFunctionError, UnusableFunctionError
     from dstack_core.models.options import CommonOptions, KeywordOptions, SubmitOptions, check_options
     from dstack_core.models.outcome import (
         NoCapacityError,
@@ -81,6 +84,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "aio": ("AsyncClient", "AsyncRunCollection"),
     "aio_collections": ("AsyncBackendCollection", "AsyncProjectCollection", "AsyncRepoCollection"),
+    "aio_functions": ("AsyncFunctionCollection", "AsyncFunctionRun"),
     "aio_run": ("AsyncRun",),
     "aio_shared": ("SharedAsyncClient",),
     "client": ("Client", "RunCollection"),
@@ -106,6 +110,8 @@ _HOMES = {
         "UnsupportedServerError",
         "WaitTimeoutError",
     ),
+    "functions": ("FunctionCollection", "FunctionRun"),
+    "models.functions": ("FunctionSkipped", "RemoteFunctionError", "UnusableFunctionError"),
     "models.secrets": ("secret_values",),
     "models.account": ("Backend", "Project", "ProjectMember", "User"),
     "models.configurations": ("Configuration", "PortMapping", "RegistryAuth", "Service", "Task"),
@@ -147,6 +153,8 @@ __all__ = [
     "AccessDeniedError",
     "AsyncBackendCollection",
     "AsyncClient",
+    "AsyncFunctionCollection",
+    "AsyncFunctionRun",
     "AsyncProjectCollection",
     "AsyncRepoCollection",
     "AsyncRun",
@@ -166,6 +174,9 @@ __all__ = [
     "Event",
     "EventRecord",
     "FileMapping",
+    "FunctionCollection",
+    "FunctionRun",
+    "FunctionSkipped",
     "KeywordOptions",
     "LogBytes",
     "LogCursor",
@@ -187,6 +198,7 @@ __all__ = [
     "ProjectNotFoundError",
     "ProtocolError",
     "RegistryAuth",
+    "RemoteFunctionError",
     "RepoCollection",
     "RepoMapping",
     "ReportLimits",
@@ -218,6 +230,7 @@ __all__ = [
     "Task",
     "TransientServerError",
     "UnsupportedServerError",
+    "UnusableFunctionError",
     "User",
     "WaitTimeoutError",
     "__version__",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import Any, Literal, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 from dstack_core import _adrive
 from dstack_core._client_base import ClientBase
@@ -28,6 +28,9 @@ from dstack_core.models.profiles import RetryPolicy
 from dstack_core.models.resources import Resources
 from dstack_core.models.statuses import SpotPolicy
 from dstack_core.models.stops import StopResult
+
+if TYPE_CHECKING:
+    from dstack_core.aio_functions import AsyncFunctionCollection
 
 
 class AsyncClient(ClientBase[AsyncTransport]):
@@ -57,6 +60,14 @@ class AsyncClient(ClientBase[AsyncTransport]):
     def runs(self) -> AsyncRunCollection:
         """The project's runs."""
         return AsyncRunCollection(self._operations, self._transport)
+
+    @property
+    def functions(self) -> AsyncFunctionCollection:
+        """Functions of Python that are called in runs."""
+        # Only a caller of functions pays for the import.
+        from dstack_core.aio_functions import AsyncFunctionCollection
+
+        return AsyncFunctionCollection(self._operations, self._transport)
 
     @property
     def repos(self) -> AsyncRepoCollection:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Literal, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 from dstack_core import _drive
 from dstack_core._client_base import ClientBase
@@ -23,6 +23,9 @@ from dstack_core.models.resources import Resources
 from dstack_core.models.statuses import SpotPolicy
 from dstack_core.models.stops import StopResult
 from dstack_core.run import Run
+
+if TYPE_CHECKING:
+    from dstack_core.functions import FunctionCollection
 
 
 class Client(ClientBase[BlockingTransport]):
@@ -54,6 +57,14 @@ class Client(ClientBase[BlockingTransport]):
     def runs(self) -> RunCollection:
         """The project's runs."""
         return RunCollection(self._operations, self._transport)
+
+    @property
+    def functions(self) -> FunctionCollection:
+        """Functions of Python that are called in runs."""
+        # Only a caller of functions pays for the import.
+        from dstack_core.functions import FunctionCollection
+
+        return FunctionCollection(self._operations, self._transport)
 
     @property
     def repos(self) -> RepoCollection:

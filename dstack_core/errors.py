@@ -20,6 +20,9 @@
     ├── AttachError                   the run's container could not be reached over SSH
     ├── RunError                      the run's own outcome
     │   ├── RunFailedError                the run's command or job failed
+    │   │   ├── RemoteFunctionError           the function that it called raised
+    │   │   └── UnusableFunctionError         the call cannot work as it is, however often it is tried
+    │   ├── FunctionSkipped               the function that it called had nothing to do
     │   ├── NoCapacityError               no machine was available
     │   └── RunStoppedError               a user stopped or aborted the run
     └── WaitTimeoutError              the caller's own time limit passed (also a TimeoutError)

@@ -43,6 +43,17 @@ PAGES = [
         ),
     ),
     Page(
+        "functions",
+        "Functions",
+        "Call a Python function in a run and get its value.",
+        core(
+            "FunctionCollection",
+            "FunctionRun",
+            "AsyncFunctionCollection",
+            "AsyncFunctionRun",
+        ),
+    ),
+    Page(
         "configurations",
         "Configurations",
         "Describe what a run does and what it needs.",
@@ -130,6 +141,9 @@ PAGES = [
             "integration.collect_secrets",
             "integration.Masker",
             "integration.mask",
+            "integration.FunctionCall",
+            "integration.choose_report",
+            "integration.report_key",
         ),
     ),
     Page(
@@ -172,6 +186,9 @@ PAGES = [
             "ProtocolError",
             "RunError",
             "RunFailedError",
+            "RemoteFunctionError",
+            "UnusableFunctionError",
+            "FunctionSkipped",
             "NoCapacityError",
             "NoResultError",
             "RunStoppedError",

@@ -8,6 +8,8 @@ earlier execution if there is one (``attempts``), its log (``relay``, ``masking`
 
 from __future__ import annotations
 
+from dstack_core._function.call import FunctionCall
+from dstack_core._function.result import choose_report, report_key
 from dstack_core.configurations import check_ends
 from dstack_core.integration.attempts import Attempt, achoose_attempt, choose_attempt
 from dstack_core.integration.masking import Masker, collect_secrets, mask
@@ -38,6 +40,7 @@ __all__ = [
     "OUTCOME_FIELDS",
     "Attempt",
     "AttemptNames",
+    "FunctionCall",
     "LogRelay",
     "Masker",
     "OutcomeField",
@@ -49,6 +52,7 @@ __all__ = [
     "astop_run",
     "check_ends",
     "choose_attempt",
+    "choose_report",
     "collect_secrets",
     "describe_end",
     "describe_failure",
@@ -67,6 +71,7 @@ __all__ = [
     "outcome_table",
     "raise_for_outcome",
     "read_marker",
+    "report_key",
     "short_hash",
     "slug",
     "stop_run",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -78,3 +80,54 @@ def test_the_module(target: Target, client: dstack.Client) -> None:
     assert outcome.succeeded, outcome.message
     assert [message.kind for message in found] == ["metric", "result"]
     assert outcome.result == {"text": "x" * 9000}
+
+
+FOLLOWER = """
+import json, sys, time
+import dstack_core as dstack
+
+arguments, name, state, interval = json.loads(sys.argv[1])
+progress = dstack.Progress.from_dict(state) if state else None
+with dstack.Client(**arguments) as client:
+    for event in client.runs.get(name).follow(progress, poll_interval=interval):
+        step = event.payload["step"] if isinstance(event, dstack.Reported) else None
+        end = event.outcome.metrics if isinstance(event, dstack.RunFinished) else None
+        print(json.dumps([step, event.progress.to_dict(), end, time.time()]), flush=True)
+"""
+
+
+def follow_until(
+    target: Target, name: str, state: dict[str, Any] | None, count: int | None
+) -> tuple[list[float], dict[str, Any], dict[str, float] | None]:
+    """Follow a run in a process that is killed after ``count`` messages, None: at the end of the run."""
+    arguments = json.dumps([target.arguments(), name, state, target.poll_interval])
+    command = [sys.executable, "-c", FOLLOWER, arguments]
+    steps: list[float] = []
+    progress: dict[str, Any] = {}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            step, progress, end, _ = json.loads(line)
+            steps += [] if step is None else [step]
+            if end is not None:
+                return steps, progress, end
+            if count is not None and len(steps) >= count:
+                # What it wrote since is lost, as a position that was not saved.
+                process.kill()
+                return steps, progress, None
+    raise AssertionError("the process ended before the run")
+
+
+def test_messages_are_delivered_once_through_kills(target: Target, client: dstack.Client) -> None:
+    script = 'i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo \'::dstack::{"kind":"metric","step":\'$i\',"loss":\'$i\'}\'; sleep 0.01; done'
+    name = f"reports-{uuid.uuid4().hex[:8]}"
+    client.runs.submit(target.task(script), name)
+    steps: list[float] = []
+    state: dict[str, Any] | None = None
+    for count in (1, 37, 100):
+        more, state, end = follow_until(target, name, state, count)
+        steps += more
+        assert end is None
+    more, state, end = follow_until(target, name, state, None)
+    assert steps + more == list(range(1, 301))
+    assert end == {"loss": 300.0}

@@ -33,6 +33,28 @@ ROOMS = {
     "_code": {"errors", "models", "_wire.code", "_attach.keys"},
     **SIDE_FLOWS,
     "_report": {"errors", "models", "_wire.code"},
+    "_function": {"errors", "models", "_code.ignored"},
+    "_function_runs": {
+        *("errors", "models", "_wire.runs", "_flow", "_drive", "_operations", "_run_base", "_function"),
+        "configurations",
+    },
+    "functions": {
+        *(
+            "errors",
+            "models",
+            "_wire.runs",
+            "_transport",
+            "_drive",
+            "_operations",
+            "_function",
+            "_function_runs",
+        ),
+        *("configurations", "run"),
+    },
+    "aio_functions": {
+        *("errors", "models", "_wire.runs", "_transport", "_adrive", "_operations", "_function"),
+        *("_function_runs", "configurations", "aio_run"),
+    },
     "config": {"errors"},
     "configurations": {"errors", "models"},
     "_operations": {
@@ -65,11 +87,11 @@ ROOMS = {
     "aio_collections": {"models", "_transport", "_adrive", "_operations"},
     "client": {
         *("models", "_wire", "_transport", "_drive", "_operations", "_client_base", "configurations", "run"),
-        "collections",
+        *("collections", "functions"),
     },
     "aio": {
         *("models", "_wire", "_transport", "_adrive", "_operations", "_client_base", "configurations"),
-        *("aio_run", "aio_collections"),
+        *("aio_run", "aio_collections", "aio_functions"),
     },
     "_shared": {"errors", "_wire.lookups", "_wire.http_messages", "_wire.runs", "_flow.steps", "_transport"},
     "aio_shared": {"_shared", "_transport", "aio"},
@@ -82,6 +104,7 @@ ROOMS = {
             "_drive",
             "_adrive",
             "_operations",
+            "_function",
             "configurations",
             "client",
             "aio",

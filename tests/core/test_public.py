@@ -16,6 +16,8 @@ TWINS = [
     (dstack.Client, dstack.AsyncClient),
     (dstack.RunCollection, dstack.AsyncRunCollection),
     (dstack.RepoCollection, dstack.AsyncRepoCollection),
+    (dstack.FunctionCollection, dstack.AsyncFunctionCollection),
+    (dstack.FunctionRun, dstack.AsyncFunctionRun),
     (dstack.Run, dstack.AsyncRun),
     (dstack.ProjectCollection, dstack.AsyncProjectCollection),
     (dstack.BackendCollection, dstack.AsyncBackendCollection),

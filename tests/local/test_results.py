@@ -61,7 +61,7 @@ WRITE = 'echo \'{"loss": 0.25}\' > "$DSTACK_RESULT_FILE"'
     ids=str,
 )
 def test_the_content_is_the_result(client: Client, shell: str | None, commands: tuple[str, ...]) -> None:
-    fields = {} if shell is None else {"shell": shell}
+    fields: dict[str, Any] = {} if shell is None else {"shell": shell}
     outcome, lines = run(client, *commands, **fields)
     assert (outcome.has_result, outcome.result) == (True, {"loss": 0.25})
     assert not [line for line in lines if "dstack" in line]
