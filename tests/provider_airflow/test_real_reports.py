@@ -21,7 +21,7 @@ def test_a_deferred_task_shows_metrics_while_it_runs_and_returns_a_large_result(
     components: Components, shared_server: LocalServer, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
-    large = f"awk 'BEGIN {{ printf \"\\\"\"; for (i = 0; i < {_LARGE}; i++) printf \"x\"; printf \"\\\"\" }}'"
+    large = f'awk \'BEGIN {{ printf "\\""; for (i = 0; i < {_LARGE}; i++) printf "x"; printf "\\"" }}\''
     waits = f"until [ -e {gate} ]; do sleep 0.1; done"
     command = f"sleep 12; {message('metric', step=3, loss=0.5)}; {waits}; {large} > $DSTACK_RESULT_FILE"
     dag_run = components.trigger("deferred", command=command)
