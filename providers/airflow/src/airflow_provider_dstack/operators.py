@@ -113,6 +113,8 @@ class DstackRunOperator(TemplatedModels):
         reports: Whether the run gets ``$DSTACK_RESULT_FILE``, whose content becomes its result, and the
             Python module ``dstack_report`` (servers from 0.19.17 on): a command before those of a task.
             Default: False, the configuration is sent as it is.
+        reports: Whether the commands of a task get ``$DSTACK_RESULT_FILE``, whose content becomes the run's
+            result, and the Python module ``dstack_report`` (servers from 0.19.17 on). Default True.
         profiles_file: The path of a ``profiles.yml``. Default: ``.dstack/profiles.yml`` of ``repo_dir``.
         dstack_conn_id: The connection of type ``dstack``. Default ``dstack_default``.
         project_name: Replaces the connection's project. Default: the connection's.
@@ -133,8 +135,6 @@ class DstackRunOperator(TemplatedModels):
             none.
         skip_on_exit_code: One or several exit statuses that skip the task. Default: none.
         durable: Whether a retry takes over the run of the previous try. Default True.
-        reports: Whether the commands of a task get ``$DSTACK_RESULT_FILE``, whose content becomes the run's
-            result, and the Python module ``dstack_report`` (servers from 0.19.17 on). Default True.
         returns: ``"outcome"``, or ``"result"`` for what the run reported as its result. Default
             ``"outcome"``.
         max_report_bytes: Most bytes of a message that the run reports. Default: None, 1 MiB.
