@@ -18,8 +18,14 @@ from .machines import new_pool
 
 @pytest.mark.parametrize("block", blocks("python prefect"), ids=str)
 def test_blocks_run_as_printed(
-    block: Block, prefect_server: str, dstack: LocalServer, tmp_path: Path
+    block: Block,
+    prefect_server: str,
+    dstack: LocalServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # The embedded server's machine is this one, and a flow of @dstack needs its Python.
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     script = tmp_path / "block.py"
     script.write_text(block.code)
     if 'work_pool_name="gpu"' in block.code:

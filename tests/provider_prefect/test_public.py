@@ -37,9 +37,12 @@ _SHARE = 0.25 / 1.83
 def test_the_public_names_are_these() -> None:
     assert prefect_dstack.__all__ == [
         "DstackCredentials",
+        "DstackFlow",
+        "DstackFlowRunFuture",
         "DstackRun",
         "DstackRunHandle",
         "DstackWorker",
+        "MachineOptions",
         "__version__",
         "adeploy_service",
         "aget_run",
@@ -51,6 +54,7 @@ def test_the_public_names_are_these() -> None:
         "await_for_run",
         "await_for_service",
         "deploy_service",
+        "dstack",
         "dstack_task",
         "get_run",
         "reap_runs",
@@ -95,7 +99,7 @@ def test_importing_loads_no_client() -> None:
     share, modules = _import()
     others = {name.partition(".")[0] for name in modules}
     assert others == {"prefect_dstack"}
-    assert not {"prefect_dstack.worker", "prefect_dstack.flows"} & set(modules)
+    assert not {"prefect_dstack.worker", "prefect_dstack.flows", "prefect_dstack.decorators"} & set(modules)
     for _ in range(4):
         if share <= _SHARE:
             break

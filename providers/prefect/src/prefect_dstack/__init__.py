@@ -24,6 +24,8 @@ from prefect_dstack.runs import (
 from prefect_dstack.tasks import arun_task, asubmit_run, run_task, submit_run
 
 if TYPE_CHECKING:
+    from prefect_dstack.decorators import DstackFlow, MachineOptions, dstack
+    from prefect_dstack.flow_future import DstackFlowRunFuture
     from prefect_dstack.flows import arun_and_report, run_and_report
     from prefect_dstack.worker import DstackWorker
 
@@ -31,9 +33,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DstackCredentials",
+    "DstackFlow",
+    "DstackFlowRunFuture",
     "DstackRun",
     "DstackRunHandle",
     "DstackWorker",
+    "MachineOptions",
     "__version__",
     "adeploy_service",
     "aget_run",
@@ -45,6 +50,7 @@ __all__ = [
     "await_for_run",
     "await_for_service",
     "deploy_service",
+    "dstack",
     "dstack_task",
     "get_run",
     "reap_runs",
@@ -67,6 +73,10 @@ def __getattr__(name: str) -> Any:
         from prefect_dstack import worker
 
         value = worker.DstackWorker
+    elif name in ("DstackFlow", "DstackFlowRunFuture", "MachineOptions", "dstack"):
+        from prefect_dstack import decorators
+
+        value = getattr(decorators, name)
     elif name in ("arun_and_report", "run_and_report"):
         from prefect_dstack import flows
 

@@ -49,7 +49,7 @@ SETTLED_SECONDS = 20.0
 # As long as a claim of another worker may take to show. With less, two workers may both believe in theirs.
 CLAIM_SECONDS = 5.0
 # Prefect's workers label the flow runs they submit so.
-_LABEL = "prefect.worker.name"
+LABEL = "prefect.worker.name"
 _WORKER_LOGGER = "prefect.flow_runs.worker"
 # As many as a Prefect server returns at once.
 _PAGE = 200
@@ -148,14 +148,14 @@ async def claim(client: PrefectClient, flow_run: FlowRun, worker: str) -> bool:
     """
     if worker_of(await client.read_flow_run(flow_run.id)) != worker_of(flow_run):
         return False
-    await client.update_flow_run_labels(flow_run.id, {_LABEL: worker})
+    await client.update_flow_run_labels(flow_run.id, {LABEL: worker})
     await asyncio.sleep(CLAIM_SECONDS)
     return worker_of(await client.read_flow_run(flow_run.id)) == worker
 
 
 def worker_of(flow_run: FlowRun) -> str | None:
     """Return the name of the worker that watches the flow run, or None."""
-    name = flow_run.labels.get(_LABEL)
+    name = flow_run.labels.get(LABEL)
     return None if name is None else str(name)
 
 

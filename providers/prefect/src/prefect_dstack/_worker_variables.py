@@ -7,6 +7,8 @@ the flow run does not have.
 The idea: the directory is uploaded as the code of the run, and a link at its path leads to the code. So
 Prefect finds it where the deployment names it, without a change to the deployment.
 
+A flow run of ``@dstack`` has a bundle instead of a deployment. ``carry`` makes it the flow run's upload.
+
 The invariant: only the work pool can allow uploads, since a deployment could otherwise send any file of the
 worker's machine to a run.
 """
@@ -24,6 +26,8 @@ from uuid import UUID
 from prefect.workers.base import BaseJobConfiguration, BaseVariables
 from pydantic import BaseModel, Field, PrivateAttr, SecretStr
 
+from prefect_dstack import _bundles
+from prefect_dstack._bundles import Parcel
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
 from prefect_dstack._secrets import GitCredentialsLike, GitLogin, name_or_secret
 from prefect_dstack._submission import Submission, resolve
@@ -124,6 +128,9 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
     )
 
     _directory: Path | None = PrivateAttr(default=None)
+    _flow_run_id: UUID | None = PrivateAttr(default=None)
+    _bundle_is: str | None = PrivateAttr(default=None)
+    _bundle: tuple[Parcel, Path] | None = PrivateAttr(default=None)
 
     def prepare_for_flow_run(
         self,
@@ -144,6 +151,28 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
             if name in chosen or not name.startswith(_NOT_PASSED_ON)
         }
         self._directory = directory_of(deployment)
+        self._flow_run_id = flow_run.id
+        self._bundle_is = (flow_run.job_variables or {}).get(_bundles.VARIABLE)
+
+    @property
+    def bundle_is(self) -> str | None:
+        """Where the flow run's bundle is; None for a flow run of a deployment."""
+        return self._bundle_is
+
+    @property
+    def lacks_bundle(self) -> bool:
+        """Whether the flow run has a bundle that is not here."""
+        return self._bundle_is is not None and self._bundle is None
+
+    def carry(self, parcel: Parcel, folder: Path) -> None:
+        """Upload the flow run's bundle with its machine and run it there.
+
+        ``folder`` is an empty one, which must exist until the machine has been submitted. The keys of the
+        Prefect server leave the environment, which everybody in the project can read.
+        """
+        self.env, secret = _bundles.without_secrets(self.env)
+        parcel.write(folder, secret)
+        self._bundle = parcel, folder
 
     def task(self) -> dict[str, Any]:
         """Return the task with the keys of a ``.dstack.yml``.
@@ -160,9 +189,15 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
             task["image"] = self.image
         # Without any of these keys dstack takes an image of its own, which has no Prefect.
         if not {"image", "python", "docker"} & set(task):
-            task["image"] = _prefect_image()
+            task["image"] = _prefect_image() if self._bundle is None else self._bundle[0].image
         placed = [] if self.repo_dir is None else place_code(self._repo_dir(), self._directory)
-        return {**task, "type": "task", "commands": [*placed, self.command]}
+        if self._bundle is None or self._flow_run_id is None:
+            return {**task, "type": "task", "commands": [*placed, self.command]}
+        # The file of the bundle is not one that a deployment chose.
+        upload = {"local_path": str(self._bundle[1]), "path": _bundles.place(self._flow_run_id)}
+        task["files"] = [*(task.get("files") or []), upload]
+        before = task.get("commands") or []
+        return {**task, "type": "task", "commands": [*before, _bundles.command(self._flow_run_id)]}
 
     def submission(self, login: GitLogin) -> Submission:
         """Return what to submit for the flow run. Raises ``ConfigurationError``."""
@@ -216,9 +251,10 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
                 "worker."
             )
         if _is_local(url) and not _is_local(dstack_url):
+            where = "the work pool's or deployment's env" if self._bundle_is is None else "env of @dstack"
             _refuse(
                 f"PREFECT_API_URL: {url!r} is an address no other machine can reach. Set one that it can in "
-                "the work pool's or deployment's env."
+                f"{where}."
             )
 
 

@@ -16,9 +16,11 @@ one worker; a worker that ends leaves its machines running, and a flow run that 
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections import Counter
 from collections.abc import Coroutine
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -27,7 +29,7 @@ from prefect.logging.loggers import get_worker_logger
 from prefect.states import Crashed
 from prefect.workers.base import BaseWorker, BaseWorkerResult
 
-from prefect_dstack import _report
+from prefect_dstack import _bundles, _report
 from prefect_dstack._end_reports import StoppingReport, flow_run_of
 from prefect_dstack._log_relay import Relay
 from prefect_dstack._orphaned_runs import stop_left_over
@@ -61,7 +63,9 @@ _RETRY_BUDGET = 7 * 24 * 3600.0
 
 
 class DstackWorkerResult(BaseWorkerResult):
-    """The end of a flow run's machine."""
+    """The end of a flow run's machine; ``failure`` (str) describes one that failed."""
+
+    failure: str | None = None
 
 
 class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWorkerResult]):
@@ -83,8 +87,10 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
     _documentation_url = "https://dstack.ai/docs/"
     _logo_url = "https://github.com/dstackai.png?size=200"
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, adopts: bool = True, **options: Any) -> None:
         super().__init__(*args, **options)
+        # A process that calls one flow leaves the flow runs of other processes to the pool's workers.
+        self._adopts = adopts
         self._watched: set[UUID] = set()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -118,7 +124,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
                         task_status.started(name)
                     return DstackWorkerResult(identifier=name, status_code=0)
                 logger = self.get_flow_run_logger(flow_run)
-                run = await submit_once(client, flow_run.id, configuration, logger)
+                run = await self._submit(client, flow_run, configuration, logger)
                 name = identifier(client.project, run.name)
                 if task_status is not None:
                     task_status.started(name)
@@ -176,6 +182,8 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
     async def sync_with_backend(self) -> None:
         """Send Prefect a heartbeat, and take over the flow runs of workers that ended."""
         await super().sync_with_backend()
+        if not self._adopts:
+            return
         try:
             await self._take_up_orphans()
         except Exception as error:
@@ -239,8 +247,25 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         # A flow run that has ended, or is about to, must not be marked as crashed.
         if has_ended:
             return DstackWorkerResult(identifier=name, status_code=0)
-        logger.error("%s", describe_failure(outcome, list(relay.tail)))
-        return DstackWorkerResult(identifier=name, status_code=outcome.exit_status or 1)
+        failure = describe_failure(outcome, list(relay.tail))
+        logger.error("%s", failure)
+        return DstackWorkerResult(identifier=name, status_code=outcome.exit_status or 1, failure=failure)
+
+    async def _submit(
+        self, client: AsyncClient, flow_run: FlowRun, configuration: DstackJobConfiguration, logger: Any
+    ) -> AsyncRun:
+        """Submit the flow run's machine, with the bundle of a flow run that has one."""
+        if not configuration.lacks_bundle:
+            return await submit_once(client, flow_run.id, configuration, logger)
+        found = await _bundles.fetch(flow_run.id)
+        if found is None:
+            raise LookupError("bundle: expected that of this flow run, got none. Call its flow again.")
+        parcel, artifact_id = found
+        with tempfile.TemporaryDirectory(prefix="prefect-dstack-") as folder:
+            configuration.carry(parcel, Path(folder))
+            run = await submit_once(client, flow_run.id, configuration, logger)
+        await _bundles.forget(self.client, artifact_id, logger)
+        return run
 
     async def _stop_left_over(
         self, flow_run: FlowRun, configuration: DstackJobConfiguration, *, crashed: bool
@@ -281,10 +306,11 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
                 run = await find(client, flow_run.id)
                 state = flow_run.state
                 # Its worker was killed before it had submitted the machine.
-                if run is None and state is not None and state.is_pending():
-                    run = await submit_once(client, flow_run.id, configuration, logger)
+                has_bundle = configuration.bundle_is != _bundles.WITH_CALLER
+                if run is None and has_bundle and state is not None and state.is_pending():
+                    run = await self._submit(client, flow_run, configuration, logger)
                 if run is None:
-                    await self._without_machine(flow_run, client.project)
+                    await self._without_machine(flow_run, client.project, lost=not has_bundle)
                     return
                 name = identifier(client.project, run.name)
                 if flow_run.infrastructure_pid != name:
@@ -301,10 +327,15 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         finally:
             self._watched.discard(flow_run.id)
 
-    async def _without_machine(self, flow_run: FlowRun, project: str) -> None:
+    async def _without_machine(self, flow_run: FlowRun, project: str, *, lost: bool) -> None:
+        """Set the state of a flow run that has no machine; ``lost``: the process that had its code ended."""
         state = flow_run.state
         if state is not None and state.is_cancelling():
             await set_cancelled(self.client, flow_run.id, "Cancelled before it had a machine.")
+        elif lost and state is not None and state.is_pending():
+            await self.client.set_flow_run_state(
+                flow_run.id, Crashed(message="Its caller ended before it had submitted the machine.")
+            )
         elif (flow_run.infrastructure_pid or "").startswith(identifier(project, "")):
             await self.client.set_flow_run_state(
                 flow_run.id, Crashed(message="The dstack run of this flow run no longer exists.")
