@@ -69,7 +69,7 @@ class RemoteFunction:
         try:
             Task.model_validate(_given({**with_plain_secrets(self.machine), **given}))
         except ConfigurationError as error:
-            # Whoever decorates a function has no Task.
+            # The decorator has these options; there is no Task in the user's code.
             refuse(error.message.removeprefix("Task."))
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -189,7 +189,7 @@ def _without_secret_env(configuration: ConfigurationLike) -> tuple[Configuration
 
 
 def checked_env(env: object) -> dict[str, Any]:
-    """Return the variables as they were given. Raises ``ConfigurationError`` for a value that is no text."""
+    """Return the variables as they were given. Raises ``ConfigurationError`` for one that is not a text."""
     if env is None:
         return {}
     if not isinstance(env, Mapping):
