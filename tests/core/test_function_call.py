@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 import sys
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -280,6 +281,40 @@ def test_only_a_task_takes_a_call(base: Configuration) -> None:
 def test_a_key_belongs_to_a_marker() -> None:
     assert report_key("mine") == report_key("mine") != report_key("other")
     assert len(report_key("mine")) == 16
+
+
+def test_equal_calls_have_equal_fingerprints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "rates.py"
+    module.write_text("RATE = 7\n")
+
+    def fingerprint(*args: Any, **options: Any) -> str:
+        return FunctionCall.pack(train, args, **options).fingerprint
+
+    found = [
+        fingerprint(1),
+        fingerprint(2),
+        fingerprint(1, requirements=["torch"]),
+        fingerprint(1, modules=module),
+        fingerprint(1, serializer="cloudpickle"),
+    ]
+    module.write_text("RATE = 8\n")
+    assert len({*found, fingerprint(1, modules=module)}) == 6
+    # With its source, a function is the same on a machine with another Python.
+    monkeypatch.setattr(sys, "version_info", namedtuple("Version", "major minor micro")(3, 99, 0))
+    assert fingerprint(1) == found[0]
+    assert fingerprint(1, serializer="cloudpickle") != found[4]
+
+
+def test_a_decorator_can_check_a_function_without_arguments() -> None:
+    FunctionCall.check(train)
+    FunctionCall.check(uses_globals, serializer="cloudpickle")
+    with pytest.raises(ConfigurationError, match="got one that uses LIMIT, json of its file"):
+        FunctionCall.check(uses_globals)
+    with pytest.raises(ConfigurationError, match="max_result_bytes: expected 1 byte or more, got True"):
+        FunctionCall.check(train, max_result_bytes=True)
+    wrong: Any = "yaml"
+    with pytest.raises(ConfigurationError, match="serializer: expected one of"):
+        FunctionCall.check(train, serializer=wrong)
 
 
 @pytest.mark.parametrize("switch", ["argument", "environment"])

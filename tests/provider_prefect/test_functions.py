@@ -563,21 +563,17 @@ def test_the_options_are_those_of_prefect_and_of_a_submission() -> None:
     )
 
 
-def test_equal_calls_have_equal_fingerprints(tmp_path: Path) -> None:
-    (tmp_path / "rates.py").write_text("RATE = 7\n")
+def test_a_process_of_another_task_runner_can_make_the_call(
+    dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    """Dask, Ray and process pools pickle the task."""
+    remote = cloudpickle.loads(cloudpickle.dumps(dstack_task(credentials=credentials, **FAST)(train)))
 
-    def fingerprint(*args: Any, **options: Any) -> str:
-        return FunctionCall.pack(train, args, **options).fingerprint
+    @flow
+    def calling() -> Any:
+        return remote.with_options(name="pickled").submit(2).result()
 
-    assert fingerprint(1) == fingerprint(1)
-    different = {
-        fingerprint(1),
-        fingerprint(2),
-        fingerprint(1, requirements=["torch"]),
-        fingerprint(1, modules=tmp_path / "rates.py"),
-    }
-    (tmp_path / "rates.py").write_text("RATE = 8\n")
-    assert len(different | {fingerprint(1, modules=tmp_path / "rates.py")}) == 5
+    assert calling()["rate"] == 2
 
 
 def test_a_call_that_cannot_be_packed_submits_nothing(
