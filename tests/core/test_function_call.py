@@ -6,11 +6,10 @@ import functools
 import inspect
 import json
 import sys
-from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -283,6 +282,12 @@ def test_a_key_belongs_to_a_marker() -> None:
     assert len(report_key("mine")) == 16
 
 
+class Version(NamedTuple):
+    major: int
+    minor: int
+    micro: int
+
+
 def test_equal_calls_have_equal_fingerprints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = tmp_path / "rates.py"
     module.write_text("RATE = 7\n")
@@ -300,7 +305,7 @@ def test_equal_calls_have_equal_fingerprints(tmp_path: Path, monkeypatch: pytest
     module.write_text("RATE = 8\n")
     assert len({*found, fingerprint(1, modules=module)}) == 6
     # With its source, a function is the same on a machine with another Python.
-    monkeypatch.setattr(sys, "version_info", namedtuple("Version", "major minor micro")(3, 99, 0))
+    monkeypatch.setattr(sys, "version_info", Version(3, 99, 0))
     assert fingerprint(1) == found[0]
     assert fingerprint(1, serializer="cloudpickle") != found[4]
 
