@@ -56,8 +56,11 @@ def test_python_blocks_run_as_printed(block: Block, server: LocalServer, tmp_pat
         "DSTACK_PROJECT": server.project,
         "DSTACK_TOKEN": server.token,
     }
+    # A function that runs elsewhere is read from its file.
+    script = tmp_path / "block.py"
+    script.write_text(block.code)
     done = subprocess.run(
-        [sys.executable, "-c", block.code],
+        [sys.executable, str(script)],
         env=environment,
         cwd=tmp_path,
         capture_output=True,
