@@ -121,8 +121,8 @@ class Operations:
             return submit(self.api, spec, budget, replace_finished=True, look_first=marker is not None)
 
         def steps() -> Op[RunSnapshot]:
-            if marker is not None and shipment is not None and not in_place:
-                # A run that exists already needs no upload.
+            if marker is not None and shipment is not None and shipment.is_own and not in_place:
+                # A run that exists already needs no upload. What every run gets costs less than this request.
                 found = yield from call(self.api.get_run(name))
                 if found is not None and found.marker == marker:
                     return found

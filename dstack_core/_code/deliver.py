@@ -91,6 +91,11 @@ class Shipment:
     extra: Sequence[tuple[str, Upload]] = ()
 
     @property
+    def is_own(self) -> bool:
+        """Whether it has code or files of the run's own, beside what every run of its kind gets."""
+        return self.code is not None or bool(self.files)
+
+    @property
     def needs(self) -> Sequence[str]:
         """The features that the server must have for this code."""
         place = None if self.code is None else self.code.place

@@ -56,7 +56,7 @@ def test_python_blocks_run_as_printed(block: Block, server: LocalServer, tmp_pat
         "DSTACK_PROJECT": server.project,
         "DSTACK_TOKEN": server.token,
     }
-    # A file: a function travels as its source.
+    # A function that runs elsewhere is read from its file.
     script = tmp_path / "block.py"
     script.write_text(block.code)
     done = subprocess.run(

@@ -171,4 +171,42 @@ ODDITIES = Suite(
     ),
 )
 
-SUITES = [KILLS, LOAD, ODDITIES]
+REPORTS = Suite(
+    "What a run reports",
+    "Messages in the log of a run (results, metrics), while the process that follows it is killed. Held means: each message is delivered\n"
+    "once and in order, the last value of each metric and the result are those of the run, and no message is shown as a log line.",
+    (
+        Row(
+            "kill -9 of the process that follows, three times; another continues from its last position",
+            "client, on the embedded server and a real one",
+            "core",
+            ("tests/contract/test_reports.py::test_messages_are_delivered_once_through_kills",),
+        ),
+        Row(
+            "a position after each message and line, continued with pages that are cut elsewhere",
+            "clients, sync and async",
+            "core",
+            ("tests/core/test_reports.py::test_every_event_is_a_place_to_continue",),
+        ),
+        _airflow(
+            "kill -9 of the task's process, then the retry",
+            _WORKER,
+            "test_kill_matrix.py::test_a_retry_takes_over_the_run_of_a_killed_task_process",
+        ),
+        _airflow(
+            "kill -9 of the triggerer; another takes over",
+            _DEFERRED,
+            "test_deferred_matrix.py::test_a_killed_triggerer_stops_nothing_and_repeats_nothing",
+            "test_deferred_matrix.py::test_a_take_over_stops_nothing_and_repeats_nothing",
+        ),
+        _prefect(
+            "the flow run is retried, or cancelled",
+            _FLOW,
+            "test_reports.py::test_a_retried_flow_has_the_same_result_and_no_further_artifacts_or_assets",
+            "test_reports.py::test_what_a_cancelled_run_reports_at_its_end_is_shown",
+        ),
+    ),
+)
+
+
+SUITES = [KILLS, REPORTS, LOAD, ODDITIES]

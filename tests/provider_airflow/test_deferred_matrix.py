@@ -31,7 +31,10 @@ class Deferred:
         self.gate = gate
         self.dag_id = dag_id
         # NUL among the last lines, which travel through the database: Postgres refuses it.
-        lines = r"for i in $(seq 1 40); do echo {0}-$i; [ $i = 35 ] && printf 'nul \000 byte\n'; done"
+        # A message beside each line: it is delivered like the lines, and never shown as one.
+        message = """echo '::dstack::{{"kind":"metric","{0}":'$i'}}'"""
+        nul = r"[ $i = 35 ] && printf 'nul \000 byte\n'"
+        lines = f"for i in $(seq 1 40); do echo {{0}}-$i; {message}; {nul}; done"
         command = f"{lines.format('before')}; until [ -e {gate} ]; do sleep 0.1; done; {lines.format('after')}; true"
         self.dag_run = components.trigger(dag_id, command=command)
         self.stops_before = self.stops()
@@ -72,7 +75,11 @@ class Deferred:
         steps = [f"{part}-{i}" for part in ("before", "after") for i in range(1, 41)]
         lines = self.components.log_lines(self.dag_id, self.dag_run)
         assert [line for line in lines if line.startswith(("before-", "after-"))] == steps
-        assert self.components.result(self.dag_id, self.dag_run)["status"] == "done"
+        assert [line for line in lines if "::dstack" in line] == []
+        result = self.components.result(self.dag_id, self.dag_run)
+        assert (result["status"], result["metrics"]) == ("done", {"before": 40.0, "after": 40.0})
+        metrics = self.components.xcom(self.dag_id, self.dag_run, "dstack_metrics")
+        assert {name: one["value"] for name, one in metrics.items()} == result["metrics"]
         assert self.components.xcom(self.dag_id, self.dag_run, "dstack_progress") is None
 
     def assert_stopped_since(self, moment: float) -> None:

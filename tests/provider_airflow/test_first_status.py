@@ -18,8 +18,8 @@ from dstack_core.local import LocalServer
 from tests.provider_airflow.test_operator import TI, operator
 
 _MOST = ["/users/get_my_user", "/runs/get_plan", "/runs/get", "/runs/apply"]
-# The server is asked whether it has the file with which runs report, and again for the run after that.
-_WITH_REPORTS = [*_MOST[:3], "/files/get_archive_by_hash", *_MOST[2:]]
+# The server is asked whether it has the file with which runs report.
+_WITH_REPORTS = [*_MOST[:2], "/files/get_archive_by_hash", *_MOST[2:]]
 
 
 class Requests(logging.Handler):

@@ -46,7 +46,10 @@ class Case:
     @property
     def gated(self) -> str:
         """Return a command that writes three steps, waits for the gate, and writes three more."""
-        first, last = (f"for i in {numbers}; do echo step-$i; done" for numbers in ("1 2 3", "4 5 6"))
+        message = """echo '::dstack::{"kind":"metric","number":'$i'}'"""
+        first, last = (
+            f"for i in {numbers}; do echo step-$i; {message}; done" for numbers in ("1 2 3", "4 5 6")
+        )
         return f"{first}; until [ -e {self.gate} ]; do sleep 0.1; done; {last}"
 
     def start(self, dag_id: str, command: str) -> None:
@@ -101,7 +104,9 @@ class Case:
         assert [one.id for one in self.runs()] == [run.id]
         assert len(self.asked("/runs/apply")) == 1
         assert self.asked("/runs/stop") == []
-        assert self.components.result(self.dag_id, self.run_id)["run_id"] == run.id
+        result = self.components.result(self.dag_id, self.run_id)
+        assert (result["run_id"], result["metrics"]) == (run.id, {"number": 6.0})
+        assert [line for line in self.log() if "::dstack" in line] == []
 
 
 @pytest.fixture

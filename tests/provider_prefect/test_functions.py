@@ -570,8 +570,8 @@ def test_a_process_of_another_task_runner_can_make_the_call(
     remote = cloudpickle.loads(cloudpickle.dumps(dstack_task(credentials=credentials, **FAST)(train)))
 
     @flow
-    def calling() -> Any:
-        return remote.with_options(name="pickled").submit(2).result()
+    def calling() -> dict[str, Any]:
+        return dict(remote.with_options(name="pickled").submit(2).result())
 
     assert calling()["rate"] == 2
 

@@ -190,9 +190,9 @@ def describe_outlets(
     for asset in assets:
         own = next((data for uri, data in metadata.items() if _is_same(uri, asset.uri)), None)
         try:
-            told = events[asset].extra
+            known_extra = events[asset].extra
             for name, value in {**extra, **({"metadata": own} if own else {})}.items():
-                told.setdefault(name, value)
+                known_extra.setdefault(name, value)
         except Exception as error:
             log.warning("Could not describe the asset %s: %r.", asset.uri, error)
 
