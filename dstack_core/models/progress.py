@@ -43,7 +43,7 @@ class ReportedSoFar:
     """What a run has reported so far: part of its outcome once it has ended.
 
     Attributes:
-        results: The result that was reported last, in a list; empty without one, as a result may be None.
+        results: The result that was reported last, in a tuple; empty without one, as a result may be None.
         metrics: The last value of each metric, by name; at most 1000.
         dropped: How many messages were dropped.
     """

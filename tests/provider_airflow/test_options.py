@@ -11,7 +11,7 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_provider_dstack._from_operator import submit_arguments
-from airflow_provider_dstack._parameters import RENAMED
+from airflow_provider_dstack._parameters import DEFAULT_REPORTS, RENAMED
 from airflow_provider_dstack.decorators import DstackDecoratedOperator, dstack_task
 from airflow_provider_dstack.operators import DstackRunOperator
 from airflow_provider_dstack.services import DstackServiceOperator
@@ -41,6 +41,9 @@ NO_OPTIONS = {
     "log_budget_bytes": "what the task logs",
     "skip_on_exit_code": "how the task ends",
     "durable": "how the task is retried",
+    "returns": "what the task returns",
+    "max_report_bytes": "what the task keeps of the run's messages",
+    "max_reports_per_second": "what the task keeps of the run's messages",
 }
 # What the other two add: nothing of the run's, but a function, its result, and what is done to an active run.
 ADDED: dict[type[DstackRunOperator], set[str]] = {
@@ -94,14 +97,16 @@ def test_the_others_take_what_the_operator_takes(kind: type[DstackRunOperator]) 
 
 @pytest.mark.parametrize("name", sorted(OPTIONS))
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-def test_every_option_is_a_template_and_is_passed_on(
+def test_every_option_is_a_field_and_is_passed_on(
     way: Callable[..., DstackRunOperator], name: str, tmp_path: Path
 ) -> None:
     file = {"profiles_file": write_profiles(tmp_path)}
-    given, left_out = way(**{field_of(name): VALUES[name]}, **file), way(**file)
-    assert field_of(name) in given.template_fields
+    # The operator has another default for what a run reports, and checks it when the DAG is parsed.
+    value = {**VALUES, "reports": not DEFAULT_REPORTS}[name]
+    given, left_out = way(**{field_of(name): value}, **file), way(**file)
+    assert (field_of(name) in given.template_fields) is (name != "reports")
     told, without = (submit_arguments(each, CONTEXT)[name] for each in (given, left_out))
-    assert getattr(told, "name", told) == VALUES[name] != without
+    assert getattr(told, "name", told) == value != without
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)

@@ -22,10 +22,11 @@ import pytest
 from airflow_provider_dstack import _remaining_log, _trigger_relay, triggers
 from airflow_provider_dstack._log_relay import LogPosition, new_relay
 from airflow_provider_dstack._previous_try import RECORD_KEY, Record
+from airflow_provider_dstack._run_reports import RunReports
 from airflow_provider_dstack._trigger_relay import Checkpoints, TriggerRelay
 from airflow_provider_dstack.errors import DstackRunFailed, DstackRunInterrupted, DstackRunStopped
 from airflow_provider_dstack.operators import DstackRunOperator
-from dstack_core import LogCursor, LogLines, Outcome, Run, RunStatus, StatusChanged
+from dstack_core import LogCursor, LogLines, Outcome, ReportLimits, Run, RunStatus, StatusChanged
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import paths, wait_for
 from tests.provider_airflow.test_operator import CONTEXT, Store, operator
@@ -201,7 +202,9 @@ def test_a_server_outage_costs_the_rest_of_the_log_but_not_the_outcome(
 def test_an_unreachable_server_is_waited_for_at_most_a_minute() -> None:
     event: dict[str, Any] = {"rest": {}, "tail": []}
     task = operator()
-    rest = _remaining_log._RemainingLog(event, OUTCOME, task.hook(), (), None, task.retry_budget, task.log)
+    rest = _remaining_log._RemainingLog(
+        event, OUTCOME, RunReports(), task.hook(), (), None, task.retry_budget, ReportLimits(), task.log
+    )
     assert rest.retry_budget == 60.0
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_dstack._compat import AirflowFailException, mask_secret, task_state, task_state_store
 from airflow_provider_dstack._names import TaskNames
+from airflow_provider_dstack._run_reports import push_reports
 from airflow_provider_dstack._stop import was_ended
 from airflow_provider_dstack.errors import DstackRunInterrupted
 
@@ -39,7 +40,7 @@ def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: 
 
     One client serves all of it. Raises ``AirflowFailException`` when the input or the connection is wrong.
     """
-    from airflow_provider_dstack._parameters import in_words_of_operator
+    from airflow_provider_dstack._parameters import in_words_of_operator, report_limits
     from airflow_provider_dstack._submission import Submission
     from airflow_provider_dstack._task_run import TaskRun, TaskRunOptions
     from dstack_core import ConfigurationError
@@ -79,6 +80,8 @@ def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: 
         on_submitted=partial(operator.announce, context),
         is_ready=operator.readiness(context),
         secrets=(hook.token, *operator.secret_texts()),
+        report_limits=report_limits(operator.max_report_bytes, operator.max_reports_per_second),
+        push_reports=partial(push_reports, context["ti"], log=operator.log),
     )
     for secret in options.secrets:
         # What this process's environment filled in was in no field.
@@ -123,6 +126,7 @@ def defer(
         marker=task_run.ref.marker,
         progress=task_run.progress.to_dict(),
         **task_run.relay.state(),
+        reported=task_run.reports.state(),
         poll_interval=operator.poll_interval,
         retry_budget=operator.retry_budget,
         deadline=deadline,
@@ -130,10 +134,13 @@ def defer(
         get_logs=operator.get_logs,
         log_budget_bytes=operator.log_budget_bytes,
         on_kill_action=operator.on_kill_action,
+        max_report_bytes=operator.max_report_bytes,
+        max_reports_per_second=operator.max_reports_per_second,
     )
+    push_reports(context["ti"], task_run.reports.changes(), task_run.reports, operator.log)
     with suppress(Exception):
         # Airflow complains about an XCom that is read before it was ever written.
-        state = {"progress": trigger.progress, **task_run.relay.state()}
+        state = {"progress": trigger.progress, **task_run.relay.state(), "reported": trigger.reported}
         save(context["ti"], trigger.marker, state)
     left = None if deadline is None else max(0.0, deadline - time.time()) + _BACKSTOP_SECONDS
     # The last check: what happens between this and Airflow's answer goes unnoticed.

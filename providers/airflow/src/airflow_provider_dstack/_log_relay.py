@@ -24,6 +24,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from airflow_provider_dstack._run_reports import RunReports
     from dstack_core import Event, LogLines, Progress
     from dstack_core.integration import LogRelay
 
@@ -52,13 +53,18 @@ def new_relay(**options: Any) -> LogRelay:
     return LogRelay(limits=RecordLimits(few_lines=_FEW_LINES), **options)
 
 
-def records(relay: LogRelay, event: Event) -> Iterator[tuple[int, str]]:
-    """Yield ``(logging level, text)`` for an event, the outcome of the run included."""
-    from dstack_core import LogLines, RunFinished
+def records(relay: LogRelay, event: Event, reports: RunReports | None = None) -> Iterator[tuple[int, str]]:
+    """Yield ``(logging level, text)`` for an event, the outcome of the run included.
+
+    ``reports`` receives what the run reports beside its log.
+    """
+    from dstack_core import LogLines, Reported, RunFinished
     from dstack_core.integration import describe_outcome
 
     yield from relay.records(_without_frames(event) if isinstance(event, LogLines) else event)
-    if isinstance(event, RunFinished):
+    if isinstance(event, Reported) and reports is not None:
+        yield from reports.take(event)
+    elif isinstance(event, RunFinished):
         yield logging.INFO, describe_outcome(event.outcome)
 
 

@@ -17,6 +17,7 @@ from airflow_provider_dstack.errors import (
 )
 
 if TYPE_CHECKING:
+    from airflow_provider_dstack._parameters import Returns
     from dstack_core import Outcome
 
 FINISHED = "finished"
@@ -29,16 +30,22 @@ _TEXT_CHARACTERS = 2000
 
 
 def finished_event(
-    outcome: Outcome, tail: Sequence[str], rest: Mapping[str, Any] | None = None
+    outcome: Outcome,
+    tail: Sequence[str],
+    rest: Mapping[str, Any] | None = None,
+    reported: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the JSON-plain payload for a run that has ended, with the last log lines that were relayed.
 
-    ``rest`` is the position where the worker continues the log; None if all of it was relayed.
+    ``rest`` is the position where the worker continues the log; None if all of it was relayed. ``reported``
+    is the state of ``RunReports``, which a ``rest`` contains already.
     """
     from dstack_core.integration import outcome_dict
 
     event = {"kind": FINISHED, "outcome": outcome_dict(outcome), "tail": list(tail)}
-    return event if rest is None else {**event, "rest": dict(rest)}
+    if rest is not None:
+        return {**event, "rest": dict(rest)}
+    return {**event, "reported": dict(reported or {})}
 
 
 def timed_out_event(stopped: bool) -> dict[str, Any]:
@@ -84,6 +91,32 @@ def result_of(
         kinds = {NoCapacityError: DstackNoCapacity, RunStoppedError: DstackRunStopped}
         raise kinds.get(type(error), DstackRunFailed)(error.message, outcome_dict(outcome)) from None
     return outcome_dict(outcome)
+
+
+def what_task_returns(
+    outcome: Outcome,
+    result: dict[str, Any],
+    *,
+    returns: Returns,
+    skip: str | None,
+    reports: bool,
+) -> Any:
+    """Return the value of a task whose run succeeded: ``result`` (its outcome), or what the run reported.
+
+    ``skip`` is the reason that the run gave to skip the task, which raises ``AirflowSkipException``.
+    ``reports`` is the parameter of the operator. Raises ``DstackError`` for a run without a result.
+    """
+    if skip is not None:
+        raise AirflowSkipException(f"Run {outcome.run_name} asks to skip the task: {skip}")
+    if returns == "outcome":
+        return result
+    if not outcome.has_result:
+        how = "Write" if reports else "Set reports=True, and write"
+        raise DstackError(
+            f"returns: expected a result of run {outcome.run_name}, which succeeded, got none. {how} JSON to "
+            f"$DSTACK_RESULT_FILE or call dstack_report.result(). See {outcome.url}"
+        )
+    return outcome.result
 
 
 def as_airflow_error(error: BaseException, *, submitted: bool) -> Exception:

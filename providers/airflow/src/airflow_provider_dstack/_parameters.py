@@ -10,12 +10,16 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
-    from dstack_core import Configuration
+    from dstack_core import Configuration, ReportLimits
 
 Choice = TypeVar("Choice", bound=str)
+# Whether a run can report unless its operator says otherwise.
+DEFAULT_REPORTS = True
+Returns: TypeAlias = Literal["outcome", "result"]
+RETURNS = ("outcome", "result")
 _CORES_NAMES = re.compile(r"\b(?:git_identity_file|git_private_key|oauth_token)\b")
 # What the operator calls options of ``dstack_core``: Airflow has parameters of these names.
 RENAMED = {"resources": "run_resources", "retry_policy": "run_retry_policy"}
@@ -120,6 +124,22 @@ def log_budget(value: int | None) -> int | None:
     return value
 
 
+def most(name: str, value: int | None, least: int) -> int | None:
+    """Return a limit; raise ``ValueError`` when it is not a whole number from ``least`` on, or None."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if value is not None and not (is_whole and value >= least):
+        raise ValueError(f"{name}: expected a whole number from {least} on, or None, got {value!r}.")
+    return value
+
+
+def report_limits(max_bytes: int | None, per_second: int | None) -> ReportLimits:
+    """Return the limits on what a run reports; None for one is the default of ``dstack_core``."""
+    from dstack_core import ReportLimits
+
+    given = {"max_bytes": max_bytes, "per_second": per_second}
+    return ReportLimits(**{name: value for name, value in given.items() if value is not None})
+
+
 def exit_codes(name: str, value: Any) -> tuple[int, ...]:
     """Return exit statuses, given as one or several, as a tuple; raise ``ValueError`` for anything else."""
     codes = tuple(value) if isinstance(value, list | tuple | set | frozenset) else (value,)
@@ -127,6 +147,12 @@ def exit_codes(name: str, value: Any) -> tuple[int, ...]:
     if not all(isinstance(code, int) and not isinstance(code, bool) and 0 <= code <= 255 for code in codes):
         raise ValueError(f"{name}: expected an exit status from 0 to 255, or a list of such, got {value!r}.")
     return codes
+
+
+def refuse_result(arguments: Mapping[str, Any], why: str) -> None:
+    """Raise ``ValueError`` where ``returns`` asks an operator for what it does not return."""
+    if arguments.get("returns", "outcome") != "outcome":
+        raise ValueError(f'returns: expected "outcome", got {arguments["returns"]!r}. {why}')
 
 
 def refuse_hosts_names(arguments: Mapping[str, Any]) -> None:

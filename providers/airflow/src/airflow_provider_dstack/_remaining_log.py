@@ -8,8 +8,9 @@ handler waits for that lock until the process is killed.
 The idea: the work is done in a thread while the main thread sleeps. There is nothing to stop: the run has
 ended, and its outcome is known.
 
-Invariants: each line is relayed once, from the position in the trigger's event on. An error costs the task
-some time and the rest of the log, and never its result.
+Invariants: each line is relayed once, from the position in the trigger's event on, and each message that the
+run reports is received once; the outcome in the event lacks those, so the one that is read here replaces it.
+An error costs the task some time and the rest of the log, and never its outcome.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import mask_secret
@@ -26,8 +27,9 @@ from airflow_provider_dstack._threads import start_thread
 from airflow_provider_dstack.errors import DstackRunInterrupted
 
 if TYPE_CHECKING:
+    from airflow_provider_dstack._run_reports import RunReports
     from airflow_provider_dstack.hooks import DstackHook
-    from dstack_core import Client, Event, Outcome, Run
+    from dstack_core import Client, Event, Outcome, Progress, ReportLimits, Run
     from dstack_core.integration import LogRelay
 
 # The log can be read later on the run's page, the result is wanted now. A longer time delays the result by as
@@ -37,33 +39,46 @@ _RETRY_SECONDS = 60.0
 _TICK_SECONDS = 0.05
 
 
+@dataclass(frozen=True)
+class Rest:
+    """What the rest of a log showed: the last lines, the outcome, and whether all of it was read."""
+
+    tail: list[str]
+    outcome: Outcome
+    is_whole: bool
+
+
 def relay_remaining_log(
     event: Mapping[str, Any],
     outcome: Outcome,
+    reports: RunReports,
     *,
     hook: DstackHook,
     secrets: Iterable[str],
     log_budget_bytes: int | None,
     retry_budget: float,
+    limits: ReportLimits,
     log: Any,
     is_killed: Callable[[], bool],
-) -> list[str]:
+) -> Rest:
     """Relay the rest of a run's log and its outcome; return the last lines, none if they could not be read.
 
     Args:
         event: The trigger's event, with ``rest`` and ``tail``.
-        outcome: How the run ended.
+        outcome: How the run ended, without what it reported.
+        reports: Receives what the run reports.
         hook: Makes the client.
         secrets: What is masked, beside the run's ``env`` and the token.
         log_budget_bytes: The most bytes of the whole log to relay. None: all.
         retry_budget: Seconds to keep retrying an unreachable server, but 60 at most.
+        limits: The limits on what the run reports.
         log: The task's log.
         is_killed: Returns whether the task was ended meanwhile.
 
     Raises:
         DstackRunInterrupted: The task was ended before the log was relayed.
     """
-    rest = _RemainingLog(event, outcome, hook, secrets, log_budget_bytes, retry_budget, log)
+    rest = _RemainingLog(event, outcome, reports, hook, secrets, log_budget_bytes, retry_budget, limits, log)
     start_thread(rest.work, "dstack-log")
     try:
         while not rest.is_done:
@@ -75,22 +90,29 @@ def relay_remaining_log(
             time.sleep(_TICK_SECONDS)
     finally:
         rest.is_left = True
-    return rest.tail
+    return Rest(rest.tail, rest.outcome, rest.is_whole)
 
 
 # Without a repr: it would show the secrets.
 @dataclass(repr=False)
 class _RemainingLog:
-    """The rest of one run's log; ``is_done`` and ``tail`` are written by the worker thread, then read."""
+    """The rest of one run's log.
+
+    ``is_done``, ``is_whole``, ``outcome``, ``reports`` and ``tail`` are written by the worker thread, then
+    read.
+    """
 
     event: Mapping[str, Any]
     outcome: Outcome
+    reports: RunReports
     hook: DstackHook
     secrets: Iterable[str]
     log_budget_bytes: int | None
     retry_budget: float
+    limits: ReportLimits
     log: Any
     is_done: bool = False
+    is_whole: bool = False
     is_left: bool = False
     tail: list[str] = field(default_factory=list)
 
@@ -99,6 +121,9 @@ class _RemainingLog:
 
     def work(self) -> None:
         """Relay everything; an error is logged, and leaves the rest of the log to the run's page."""
+        # Known also if the log cannot be read.
+        progress = LogPosition.from_dict(self.event["rest"]).progress
+        self.outcome = _with_reports(self.outcome, progress)
         with suppress(_Left):
             try:
                 with self.hook.client(retry_budget=self.retry_budget) as client:
@@ -114,21 +139,30 @@ class _RemainingLog:
         self._show_outcome(new_relay(url=url))
 
     def _relay(self, client: Client) -> None:
-        from dstack_core import LogLines, RunFinished
+        from dstack_core import LogLines, Reported, ReportsDropped, RunFinished
 
         position = LogPosition.from_dict(self.event["rest"])
         run = self._run(client, position.progress.run_id)
         relay = self._new_relay(run)
-        events = run.follow(position.progress, retry_budget=self.retry_budget, sleep=self._sleep)
+        events = run.follow(
+            position.progress, retry_budget=self.retry_budget, sleep=self._sleep, report_limits=self.limits
+        )
         for event in events:
             if isinstance(event, LogLines):
                 for part, _ in position.new_parts(event):
                     self._write(relay, part)
                     position.relayed(part, event)
-            elif not isinstance(event, RunFinished):
+            elif isinstance(event, RunFinished):
+                self.outcome = event.outcome
+            elif isinstance(event, Reported | ReportsDropped):
+                self._write(relay, event)
+                # What is known so far counts if the rest cannot be read.
+                self.outcome = _with_reports(self.outcome, event.progress)
+            else:
                 self._report(event)
             position.passed(event)
         self.tail = relay.tail
+        self.is_whole = True
         self._show_outcome(relay)
 
     def _run(self, client: Client, run_id: str | None) -> Run:
@@ -157,7 +191,7 @@ class _RemainingLog:
         )
 
     def _write(self, relay: LogRelay, event: Event) -> None:
-        for level, text in records(relay, event):
+        for level, text in records(relay, event, self.reports):
             self._check()
             self.log.log(level, text)
 
@@ -184,6 +218,13 @@ class _RemainingLog:
     def _check(self) -> None:
         if self.is_left:
             raise _Left
+
+
+def _with_reports(outcome: Outcome, progress: Progress) -> Outcome:
+    """Return the outcome with what the run reported up to a position."""
+    reported = progress.reported
+    result = reported.results[0] if reported.results else None
+    return replace(outcome, result=result, metrics=reported.metrics, has_result=bool(reported.results))
 
 
 class _Left(Exception):

@@ -38,6 +38,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._log_relay import new_relay, records
+from airflow_provider_dstack._run_reports import ReportPusher, RunReports
 from airflow_provider_dstack._stop import (
     KEEP_ASKED_FOR,
     KILL_SECONDS,
@@ -51,7 +52,7 @@ from airflow_provider_dstack._threads import start_thread
 if TYPE_CHECKING:
     from airflow_provider_dstack._previous_try import Ledger
     from airflow_provider_dstack._submission import Submitter
-    from dstack_core import Client, Outcome, Progress, Run
+    from dstack_core import Client, Outcome, Progress, ReportLimits, Run
     from dstack_core.integration import RunRef, StopResult
 
 # How late the threads see each other's news. A thread may not wait for a lock here: the handler interrupts
@@ -146,6 +147,8 @@ class TaskRunOptions:
         is_ready: Asked between two polls; the run is handed over once it returns true.
         log_budget_bytes: Bytes of log that are relayed; None relays all.
         secrets: Texts that are shown as ``***`` wherever a log line goes.
+        report_limits: The limits on what the run reports; None: the defaults of ``dstack_core``.
+        push_reports: Gets the XComs of what the run reported since, and the reports, in the worker thread.
     """
 
     ref: RunRef
@@ -162,14 +165,16 @@ class TaskRunOptions:
     is_ready: Callable[[Run], bool] | None = None
     log_budget_bytes: int | None = None
     secrets: tuple[str, ...] = ()
+    report_limits: ReportLimits | None = None
+    push_reports: Callable[[Mapping[str, Any], RunReports], None] = lambda xcoms, reports: None
 
 
 class TaskRun:
     """One run of one try; see the module's docstring for who writes what.
 
     ``state`` is written by the control thread alone. ``ref`` (the target run), ``run``, ``progress``,
-    ``outcome`` and ``error`` are the worker's. ``kept`` is the reason why the run was left running, in words,
-    ``stopped`` what is known after a stop.
+    ``outcome``, ``reports`` and ``error`` are the worker's. ``kept`` is the reason why the run was left
+    running, in words, ``stopped`` what is known after a stop.
     """
 
     def __init__(
@@ -184,11 +189,13 @@ class TaskRun:
         self.kept: str | None = None
         self.stopped: StopResult | None = None
         self.relay = new_relay(log_budget_bytes=options.log_budget_bytes, secrets=options.secrets)
+        self.reports = RunReports(mask=self.relay.masker.mask)
         self.project = client.project
         self._obtain = obtain
         self._client = client
         self._options = options
         self._log = log
+        self._pusher = ReportPusher(options.push_reports)
         self._events: deque[Event] = deque()
         self._why_left: str | None = None
         self._is_started = False
@@ -415,11 +422,13 @@ class TaskRun:
             logs=options.logs,
             retry_budget=options.retry_budget,
             sleep=self._sleeper(run),
+            report_limits=options.report_limits,
         )
         for event in events:
-            for level, text in records(self.relay, event):
+            for level, text in records(self.relay, event, self.reports):
                 self._log.log(level, text)
             self.progress = event.progress
+            self._pusher.offer(self.reports, last=isinstance(event, RunFinished))
             if isinstance(event, RunFinished):
                 self.outcome = event.outcome
                 if options.ledger is not None and event.outcome.succeeded:
@@ -435,6 +444,8 @@ class TaskRun:
         def sleep(seconds: float) -> None:
             if is_ready is not None and not self._is_over and is_ready(run):
                 raise _HandOver
+            # The run may report nothing further that would start the push.
+            self._pusher.offer(self.reports)
             self._sleep(seconds, hand_over_at)
 
         return sleep

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import delete_xcom, pull_xcom, push_xcom
 from airflow_provider_dstack._log_relay import position_in, records
+from airflow_provider_dstack._run_reports import RunReports
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -58,6 +59,8 @@ _PIPE_BYTES = 230_000
 _BYTES_PER_SECOND = 100_000
 # Reading takes about a fiftieth of that; lines beyond the budget are read, too.
 _BYTES_READ_PER_SECOND = 5_000_000
+# A message costs about as much time as this much log, so that a page of a thousand lets the event loop run.
+_BYTES_PER_REPORT = 1000
 # 500 kB at once, so that a short log is relayed without a pause. A larger burst delays the other tasks for
 # longer.
 _BURST_SECONDS = 5.0
@@ -94,7 +97,7 @@ class TriggerRelay:
     """The relay of one run's events at a limited rate.
 
     ``wait_for_end`` waits for the run's end and returns its outcome, None if it cannot be known. ``outcome``
-    is set once the run has ended before its log was relayed.
+    is set once the run has ended before its log was relayed; it lacks what the run has reported.
     """
 
     def __init__(
@@ -104,10 +107,12 @@ class TriggerRelay:
         checkpoints: Checkpoints,
         wait_for_end: Callable[[], Coroutine[Any, Any, Outcome | None]],
         *,
+        reports: RunReports | None = None,
         poll_interval: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._relay = relay
+        self.reports = RunReports() if reports is None else reports
         self.outcome: Outcome | None = None
         self._position = position
         self._checkpoints = checkpoints
@@ -130,7 +135,7 @@ class TriggerRelay:
 
     async def write(self, event: Event, log: Any) -> bool:
         """Log an event; return False if the run has ended and the rest is better left to the worker."""
-        from dstack_core import LogLines
+        from dstack_core import LogLines, Reported
 
         self._note_gap()
         if isinstance(event, LogLines):
@@ -150,6 +155,9 @@ class TriggerRelay:
             self._gap_timer = asyncio.get_running_loop().call_later(self._gap_seconds, self._note_gap)
         self._position.passed(event)
         self._offer()
+        if isinstance(event, Reported):
+            await self._pace(_BYTES_PER_REPORT / _BYTES_READ_PER_SECOND)
+            return self.outcome is None
         return True
 
     def save_last(self) -> asyncio.Future[None] | None:
@@ -159,7 +167,7 @@ class TriggerRelay:
 
     def state(self) -> dict[str, Any]:
         """Return the state with which another process continues, JSON-plain."""
-        return {**self._position.to_dict(), **self._relay.state()}
+        return {**self._position.to_dict(), **self._relay.state(), "reported": self.reports.state()}
 
     def recent_bytes(self) -> float:
         """Return how many bytes of what was logged Airflow may not have read yet."""
@@ -181,7 +189,7 @@ class TriggerRelay:
         # Meanwhile the relay has counted a part of the event that the position has not, so it must not be
         # saved.
         self._is_writing = True
-        for level, text in records(self._relay, event):
+        for level, text in records(self._relay, event, self.reports):
             log.log(level, text)
             self._in_pipe.wait_after(len(text) / _BYTES_PASSED_PER_SECOND)
             await self._pace(len(text) / _BYTES_PER_SECOND)
@@ -297,9 +305,13 @@ def log_requests(recent_bytes: float) -> int:
 
 
 def save_and_rest(
-    ti: TaskInstanceLike, marker: str, state: Mapping[str, Any], recent_bytes: float = 0.0
+    ti: TaskInstanceLike,
+    marker: str,
+    state: Mapping[str, Any],
+    recent_bytes: float = 0.0,
+    push: Callable[[], None] = lambda: None,
 ) -> None:
-    """Do ``save`` and wait four times as long; a few saves after a quiet time do not wait.
+    """Do ``push`` and ``save``, and wait four times as long; a few saves after a quiet time do not wait.
 
     In a thread that all triggers share this takes the triggerer a fifth of its time at most, however many
     tasks are deferred. After ``recent_bytes`` of log it first lets Airflow read them: a position that is
@@ -309,6 +321,8 @@ def save_and_rest(
         pull_xcom(ti, KEY)
     started = time.monotonic()
     try:
+        # Before the position: what is behind it is not received again after a takeover.
+        push()
         save(ti, marker, state)
     finally:
         time.sleep(_REST.wait_after(_REST_FACTOR * (time.monotonic() - started)))

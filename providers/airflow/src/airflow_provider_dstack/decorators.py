@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.sdk.bases.decorator import DecoratedOperator, task_decorator_factory
 
 from airflow_provider_dstack._compat import AirflowFailException
-from airflow_provider_dstack._parameters import one_of
+from airflow_provider_dstack._parameters import one_of, refuse_result
 from airflow_provider_dstack.errors import DstackError, DstackRunFailed
 from airflow_provider_dstack.operators import DstackRunOperator
 
@@ -116,6 +116,7 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
     ) -> None:
         if inspect.iscoroutinefunction(python_callable):
             raise ValueError(f"{python_callable.__name__}: expected a plain function, got an async one.")
+        refuse_result(kwargs, "The task returns what the function returned.")
         super().__init__(
             python_callable=python_callable,
             op_args=op_args,

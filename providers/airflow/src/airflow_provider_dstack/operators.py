@@ -16,9 +16,13 @@ from airflow_provider_dstack._compat import (
 )
 from airflow_provider_dstack._log_relay import DEFAULT_LOG_BUDGET
 from airflow_provider_dstack._parameters import (
+    DEFAULT_REPORTS,
+    RETURNS,
+    Returns,
     at_least,
     exit_codes,
     log_budget,
+    most,
     one_of,
     refuse_hosts_names,
 )
@@ -30,16 +34,17 @@ from airflow_provider_dstack._stop import (
     stop_task_run,
 )
 from airflow_provider_dstack._templates import TemplatedModels
-from airflow_provider_dstack.errors import DstackRunInterrupted
+from airflow_provider_dstack.errors import DstackError, DstackRunInterrupted
 from airflow_provider_dstack.links import RUN_NAME_KEY, RUN_URL_KEY, DstackRunLink, push
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink
 
+    from airflow_provider_dstack._run_reports import RunReports
     from airflow_provider_dstack._submission import OnActive
     from airflow_provider_dstack._task_run import TaskRun
     from airflow_provider_dstack.hooks import DstackHook
-    from dstack_core import Configuration, Profile, Resources, RetryPolicy, Run, SpotPolicy
+    from dstack_core import Configuration, Outcome, Profile, Resources, RetryPolicy, Run, SpotPolicy
 
 __all__ = ["DstackRunOperator"]
 
@@ -62,6 +67,10 @@ _NOT_TEMPLATES = frozenset(
         "local_repo",
         "skip_on_exit_code",
         "durable",
+        "reports",
+        "returns",
+        "max_report_bytes",
+        "max_reports_per_second",
     }
 )
 
@@ -124,15 +133,25 @@ class DstackRunOperator(TemplatedModels):
             none.
         skip_on_exit_code: One or several exit statuses that skip the task. Default: none.
         durable: Whether a retry takes over the run of the previous try. Default True.
+        reports: Whether the commands of a task get ``$DSTACK_RESULT_FILE``, whose content becomes the run's
+            result, and the Python module ``dstack_report`` (servers from 0.19.17 on). Default True.
+        returns: ``"outcome"``, or ``"result"`` for what the run reported as its result. Default
+            ``"outcome"``.
+        max_report_bytes: Most bytes of a message that the run reports. Default: None, 1 MiB.
+        max_reports_per_second: Most messages that are kept per second; results, checkpoints and assets are
+            always kept. Default: None, 1000.
         **kwargs: As for Airflow's ``BaseOperator``.
 
     Returns:
-        The run's outcome as a dict, as ``dstack_core.Outcome.to_dict()`` returns it.
+        The run's outcome as a dict, as ``dstack_core.Outcome.to_dict()`` returns it; or its result, by
+        ``returns``. What else a run reports is in the XComs ``dstack_metrics``, ``dstack_links``,
+        ``dstack_tables``, ``dstack_assets`` and ``dstack_checkpoint``.
 
     Raises:
         ValueError: A parameter that is not a template is wrong; the DAG cannot be parsed.
         AirflowFailException: Input or access is wrong; no retry can help.
-        AirflowSkipException: The run's exit status is in ``skip_on_exit_code``.
+        AirflowSkipException: The run's exit status is in ``skip_on_exit_code``, or the run succeeded and
+            reported that the task is to be skipped.
         DstackError: Otherwise, one of ``airflow_provider_dstack.errors``.
 
     Example:
@@ -195,6 +214,10 @@ class DstackRunOperator(TemplatedModels):
         git_conn_id: str | None = None,
         skip_on_exit_code: int | Sequence[int] | None = None,
         durable: bool = True,
+        reports: bool = DEFAULT_REPORTS,
+        returns: Returns = "outcome",
+        max_report_bytes: int | None = None,
+        max_reports_per_second: int | None = None,
         **kwargs: Any,
     ) -> None:
         # Before anything else: at this point the local variables are the parameters.
@@ -212,6 +235,15 @@ class DstackRunOperator(TemplatedModels):
         self.local_repo = local_repo
         self.skip_on_exit_code = skip_on_exit_code
         self.durable = durable
+        self.reports = reports
+        self.returns = one_of("returns", returns, RETURNS)
+        if returns == "result" and not get_logs:
+            raise ValueError(
+                'returns="result": expected get_logs=True, got False. The result is in the log. Set '
+                "log_budget_bytes=0 to read the log and not show it."
+            )
+        self.max_report_bytes = most("max_report_bytes", max_report_bytes, 64)
+        self.max_reports_per_second = most("max_reports_per_second", max_reports_per_second, 1)
         self._skip_on = exit_codes("skip_on_exit_code", skip_on_exit_code)
         self.log_budget_bytes = log_budget(log_budget_bytes)
         self._task_run: TaskRun | None = None
@@ -245,7 +277,8 @@ class DstackRunOperator(TemplatedModels):
         from airflow_provider_dstack._task_run import State
 
         if task_run.state is State.ENDED and task_run.outcome is not None:
-            return result_of(task_run.outcome, task_run.relay.tail, self._skip_on)
+            result = result_of(task_run.outcome, task_run.relay.tail, self._skip_on)
+            return self._succeed(context, task_run.outcome, result, task_run.reports)
         if task_run.state is State.HANDED_OVER:
             try:
                 return self._hand_over(task_run, context)
@@ -259,34 +292,66 @@ class DstackRunOperator(TemplatedModels):
             raise as_airflow_error(task_run.error, submitted=task_run.submitted) from task_run.error
         raise DstackRunInterrupted(task_run.interruption())
 
+    def _succeed(
+        self, context: Context, outcome: Outcome, result: dict[str, Any], reports: RunReports
+    ) -> Any:
+        """Return the task's value for a run that succeeded, and describe the assets that it has written."""
+        from airflow_provider_dstack._outcome import what_task_returns
+        from airflow_provider_dstack._run_reports import describe_outlets
+
+        value = what_task_returns(
+            outcome, result, returns=self.returns, skip=reports.skip, reports=self.reports
+        )
+        describe_outlets(context, self.outlets, outcome, reports, self.log)
+        return value
+
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Return the outcome that the trigger reported, or raise the error that it reported."""
         from airflow_provider_dstack import _from_operator, _outcome
+        from airflow_provider_dstack._outcome import result_of
 
         if event["kind"] == _outcome.FINISHED:
+            from airflow_provider_dstack._run_reports import RunReports, push_reports
             from airflow_provider_dstack._trigger_relay import forget
             from dstack_core import Outcome
+            from dstack_core.integration import mask
 
             outcome, tail = Outcome.from_dict(event["outcome"]), event["tail"]
+            secrets = list(self.secret_texts())
+            reports = RunReports(
+                (event.get("rest") or event).get("reported"), lambda text: mask(text, secrets)
+            )
             if event.get("rest"):
+                from airflow_provider_dstack._parameters import report_limits
                 from airflow_provider_dstack._remaining_log import relay_remaining_log
 
-                tail = relay_remaining_log(
+                rest = relay_remaining_log(
                     event,
                     outcome,
+                    reports,
                     hook=self.hook(),
-                    secrets=self.secret_texts(),
+                    secrets=secrets,
                     log_budget_bytes=self.log_budget_bytes,
                     retry_budget=self.retry_budget,
+                    limits=report_limits(self.max_report_bytes, self.max_reports_per_second),
                     log=self.log,
                     is_killed=lambda: self._killed,
                 )
+                outcome, tail = rest.outcome, rest.tail
+                if self.returns == "result" and not (rest.is_whole or outcome.has_result):
+                    # Before the record is deleted: the next try takes over the run that succeeded.
+                    result_of(outcome, tail, self._skip_on)
+                    raise DstackError(
+                        f"Could not read the result of run {outcome.run_name} in its log. See {outcome.url}"
+                    )
+            # Those that triggers could not push, and what came since they last did.
+            push_reports(context["ti"], reports.xcoms(), reports, self.log)
             # Only after the log: a worker that is lost while relaying it leaves the run to the next try.
             with suppress(Exception):
                 forget(context["ti"])
             if self.durable and outcome.succeeded:
                 _from_operator.ledger_of(self, context, outcome.project).forget()
-            return _outcome.result_of(outcome, tail, self._skip_on)
+            return self._succeed(context, outcome, result_of(outcome, tail, self._skip_on), reports)
         if event["kind"] == _outcome.TIMED_OUT:
             ref = _from_operator.run_behind(self, context)
             if not event["stopped"]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import BaseOperator
-from airflow_provider_dstack._parameters import at_least, one_of
+from airflow_provider_dstack._parameters import at_least, one_of, refuse_result
 from airflow_provider_dstack._stop import stop_seconds
 from airflow_provider_dstack.errors import DstackError, DstackRunFailed, DstackRunInterrupted
 from airflow_provider_dstack.links import (
@@ -42,7 +42,7 @@ class DstackServiceOperator(DstackRunOperator):
         on_active: What happens to an active run called ``run_name``: ``"fail"`` (default) fails the task;
             ``"replace"`` stops it and submits a new one; ``"update"`` updates it in place, as ``runs.apply``
             of ``dstack_core`` does, and leaves it running however the task ends.
-        **kwargs: As for ``DstackRunOperator``; ``configuration`` is that of a service.
+        **kwargs: As for ``DstackRunOperator`` except ``returns``; ``configuration`` is that of a service.
 
     Returns:
         The address of the service (str).
@@ -62,6 +62,7 @@ class DstackServiceOperator(DstackRunOperator):
     def __init__(self, *, deferrable: bool = False, on_active: OnActive = "fail", **kwargs: Any) -> None:
         if deferrable:
             raise ValueError("deferrable: expected False, got True. A service is waited for in the worker.")
+        refuse_result(kwargs, "A service reports no result.")
         super().__init__(deferrable=False, **kwargs)
         self.on_active = one_of("on_active", on_active, ("update", "replace", "fail"))
         if on_active != "fail" and not self.run_name:

@@ -14,6 +14,8 @@ from airflow_provider_dstack._compat import trigger_has_on_kill
 from airflow_provider_dstack._log_relay import DEFAULT_LOG_BUDGET, LogPosition, new_relay
 from airflow_provider_dstack._names import run_ref
 from airflow_provider_dstack._outcome import broken_event, finished_event, timed_out_event
+from airflow_provider_dstack._parameters import report_limits
+from airflow_provider_dstack._run_reports import RunReports, push_reports
 from airflow_provider_dstack._stop import (
     KEEP_ASKED_FOR,
     OnKillAction,
@@ -67,6 +69,7 @@ class DstackRunTrigger(BaseTrigger):
         tail: The last lines that were relayed already. Default: none.
         relayed_bytes: How many bytes of the log were relayed already. Default 0.
         left_out_bytes: How many bytes of the log the budget has left out already. Default 0.
+        reported: What the run has reported already, as ``RunReports.state()`` returns it. Default: nothing.
         poll_interval: Seconds between two status requests. Default 5.
         retry_budget: Seconds to keep retrying an unreachable server. Default 600.
         deadline: When the run is stopped at the latest, in seconds since the epoch. Default: None, never.
@@ -76,6 +79,8 @@ class DstackRunTrigger(BaseTrigger):
         log_budget_bytes: The most bytes of the log to relay; the rest is counted and not relayed. None: all.
             Default 10 MB.
         on_kill_action: ``"stop"``, ``"abort"`` or ``"keep"``. Default ``"stop"``.
+        max_report_bytes: As for ``DstackRunOperator``. Default: None.
+        max_reports_per_second: As for ``DstackRunOperator``. Default: None.
 
     Source: Airflow documentation, "Deferrable Operators & Triggers".
     """
@@ -91,6 +96,7 @@ class DstackRunTrigger(BaseTrigger):
         tail: Sequence[str] = (),
         relayed_bytes: int = 0,
         left_out_bytes: int = 0,
+        reported: Mapping[str, Any] | None = None,
         poll_interval: float = 5.0,
         retry_budget: float = 600.0,
         deadline: float | None = None,
@@ -98,6 +104,8 @@ class DstackRunTrigger(BaseTrigger):
         get_logs: bool = True,
         log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
         on_kill_action: OnKillAction = "stop",
+        max_report_bytes: int | None = None,
+        max_reports_per_second: int | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is untyped
         self.dstack_conn_id = dstack_conn_id
@@ -108,6 +116,7 @@ class DstackRunTrigger(BaseTrigger):
         self.tail = list(tail)
         self.relayed_bytes = relayed_bytes
         self.left_out_bytes = left_out_bytes
+        self.reported = dict(reported or {})
         self.poll_interval = poll_interval
         self.retry_budget = retry_budget
         self.deadline = deadline
@@ -115,6 +124,8 @@ class DstackRunTrigger(BaseTrigger):
         self.get_logs = get_logs
         self.log_budget_bytes = log_budget_bytes
         self.on_kill_action = on_kill_action
+        self.max_report_bytes = max_report_bytes
+        self.max_reports_per_second = max_reports_per_second
         self._fired = False
         self._last_save: asyncio.Future[None] | None = None
         self._last_save_seconds = _SAVE_LAST_SECONDS
@@ -134,6 +145,7 @@ class DstackRunTrigger(BaseTrigger):
                 "tail": self.tail,
                 "relayed_bytes": self.relayed_bytes,
                 "left_out_bytes": self.left_out_bytes,
+                "reported": self.reported,
                 "poll_interval": self.poll_interval,
                 "retry_budget": self.retry_budget,
                 "deadline": self.deadline,
@@ -141,6 +153,8 @@ class DstackRunTrigger(BaseTrigger):
                 "get_logs": self.get_logs,
                 "log_budget_bytes": self.log_budget_bytes,
                 "on_kill_action": self.on_kill_action,
+                "max_report_bytes": self.max_report_bytes,
+                "max_reports_per_second": self.max_reports_per_second,
             },
         )
 
@@ -211,11 +225,14 @@ class DstackRunTrigger(BaseTrigger):
                 )
             position = LogPosition.from_dict(kept)
             progress = position.progress
+            log_relay = self._relay(run, kept)
+            reports = RunReports(kept.get("reported"), log_relay.masker.mask)
             relay = TriggerRelay(
-                self._relay(run, kept),
+                log_relay,
                 position,
-                Checkpoints(lambda state: self._start_save(state, relay.recent_bytes()), kept),
+                Checkpoints(lambda state: self._start_save(state, relay.recent_bytes(), reports), kept),
                 partial(self._wait_for_end, client, run.id),
+                reports=reports,
                 poll_interval=self.poll_interval,
             )
             events = run.follow(
@@ -224,6 +241,7 @@ class DstackRunTrigger(BaseTrigger):
                 # Another run that took the name would have other secrets to hide.
                 logs=self.get_logs and progress.run_id in (None, run.id),
                 retry_budget=self.retry_budget,
+                report_limits=report_limits(self.max_report_bytes, self.max_reports_per_second),
             )
             # Its last reply is not needed again, and thousands of triggers may wait.
             del run
@@ -237,7 +255,7 @@ class DstackRunTrigger(BaseTrigger):
                         return finished_event(relay.outcome, relay.tail, relay.state())
                     if isinstance(event, RunFinished):
                         self._save_last(relay)
-                        return finished_event(event.outcome, relay.tail)
+                        return finished_event(event.outcome, relay.tail, reported=reports.state())
             finally:
                 await events.aclose()
                 await relay.close()
@@ -272,6 +290,7 @@ class DstackRunTrigger(BaseTrigger):
             "tail": self.tail,
             "relayed_bytes": self.relayed_bytes,
             "left_out_bytes": self.left_out_bytes,
+            "reported": self.reported,
         }
         return hook.async_client(retry_budget=self.retry_budget), {**first, **(kept or {})}
 
@@ -298,13 +317,16 @@ class DstackRunTrigger(BaseTrigger):
             self._last_save_seconds = _LOG_PASSES_SECONDS
         self._last_save = relay.save_last()
 
-    def _start_save(self, state: dict[str, Any], recent_bytes: float) -> asyncio.Future[None]:
-        ti = self.task_instance
+    def _start_save(
+        self, state: dict[str, Any], recent_bytes: float, reports: RunReports
+    ) -> asyncio.Future[None]:
+        ti, xcoms = self.task_instance, reports.changes()
 
         def work() -> None:
             try:
                 if ti is not None and not self._fired:
-                    save_and_rest(ti, self.marker, state, recent_bytes)
+                    push = partial(push_reports, ti, xcoms, reports, self.log)
+                    save_and_rest(ti, self.marker, state, recent_bytes, push)
             except Exception as error:
                 self.log.warning("Could not save the position in the run's log: %r.", error)
 

@@ -1,0 +1,229 @@
+"""What a run reports beside its log, as Airflow shows it: XComs of the task, and the events of its outlets.
+
+The problem: messages come while the task waits in the worker, in one triggerer after another, and in the
+resumed task. An XCom has one value, so each process must know what the earlier ones received; and a training
+that reports each step must not write to Airflow's database each time.
+
+The idea: ``RunReports`` keeps the last value of everything, which is bounded, and its state is saved and
+handed over with the position in the log. What changed is pushed when the position is saved, every ten seconds
+at most, and everything once more when the run has ended.
+
+Invariant: a state contains exactly the messages before its position. A message that is received again after a
+takeover replaces itself.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_dstack._compat import push_xcom
+
+if TYPE_CHECKING:
+    from airflow_provider_dstack._compat import Context, TaskInstanceLike
+    from dstack_core import Outcome, Reported
+
+METRICS_KEY = "dstack_metrics"
+LINKS_KEY = "dstack_links"
+TABLES_KEY = "dstack_tables"
+ASSETS_KEY = "dstack_assets"
+CHECKPOINT_KEY = "dstack_checkpoint"
+_KEYS = (METRICS_KEY, LINKS_KEY, TABLES_KEY, ASSETS_KEY, CHECKPOINT_KEY)
+# As ``_trigger_relay.SECONDS_BETWEEN``: what Airflow's database takes from thousands of tasks.
+SECONDS_BETWEEN = 10.0
+# The state is saved every ten seconds and is part of the trigger's event, so it has to stay small.
+_MOST_METRICS = 1000
+_MOST_ITEMS = 100
+_TABLES_BYTES = 64 * 1024
+_ITEM_BYTES = 8 * 1024
+
+Record = tuple[int, str]
+
+
+class RunReports:
+    """The last value of each thing that one run has reported.
+
+    ``state`` is what another process left; ``mask`` hides secrets in what is shown as text.
+    """
+
+    def __init__(
+        self, state: Mapping[str, Any] | None = None, mask: Callable[[str], str] = lambda text: text
+    ) -> None:
+        state = state or {}
+        self._mask = mask
+        self._values: dict[str, Any] = {key: copy(state[key]) for key in _KEYS if state.get(key)}
+        self._skip: str | None = state.get("skip")
+        self._has_image = bool(state.get("has_image"))
+        self._changed: set[str] = set()
+
+    @property
+    def skip(self) -> str | None:
+        """Why the task is to be skipped, None if it is not."""
+        return self._skip
+
+    @property
+    def assets(self) -> Sequence[Mapping[str, Any]]:
+        """The assets that were reported, each a dict with ``uri`` and ``metadata``."""
+        found: Sequence[Mapping[str, Any]] = self._values.get(ASSETS_KEY, ())
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """Return the state with which another process continues, JSON-plain."""
+        return {**self.xcoms(), "skip": self._skip, "has_image": self._has_image}
+
+    def take(self, event: Reported) -> Iterator[Record]:
+        """Keep a message; yield ``(logging level, text)`` for what Airflow has no page for."""
+        payload = event.payload
+        match event.kind:
+            case "metric":
+                self._set(METRICS_KEY, self._with_metrics(payload))
+            case "link":
+                self._set(LINKS_KEY, _with_item(self._values.get(LINKS_KEY, ()), payload, "url", "text"))
+            case "asset":
+                self._set(ASSETS_KEY, _with_item(self.assets, payload, "uri", "metadata"))
+            case "checkpoint":
+                self._set(CHECKPOINT_KEY, _bounded(payload, "metadata"))
+            case "table":
+                self._set(TABLES_KEY, _with_table(self._values.get(TABLES_KEY, {}), payload))
+            case "skip":
+                self._skip = self._mask(payload["reason"])
+            case "image" if not self._has_image:
+                self._has_image = True
+                yield logging.INFO, "The run reported an image, which Airflow does not show."
+
+    def changes(self) -> dict[str, Any]:
+        """Return the XComs that changed since the last call, by key."""
+        changed, self._changed = self._changed, set()
+        return {key: value for key, value in self.xcoms().items() if key in changed}
+
+    def xcoms(self) -> dict[str, Any]:
+        """Return all XComs, by key; a later message does not change them."""
+        return {key: copy(value) for key, value in self._values.items()}
+
+    def not_pushed(self, keys: Mapping[str, Any]) -> None:
+        """Count these XComs as changed again; from any thread."""
+        self._changed |= set(keys)
+
+    def _set(self, key: str, value: Any) -> None:
+        self._values[key] = value
+        self._changed.add(key)
+
+    def _with_metrics(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        # Changed in place: a training may report hundreds of metrics at each step.
+        metrics: dict[str, Any] = self._values.get(METRICS_KEY, {})
+        for name, value in payload.items():
+            if name != "step" and (name in metrics or len(metrics) < _MOST_METRICS):
+                metrics[name] = {"value": value, "step": payload.get("step")}
+        return metrics
+
+
+def push_reports(ti: TaskInstanceLike, xcoms: Mapping[str, Any], reports: RunReports, log: Any) -> None:
+    """Write XComs of what a run reported. Blocks; what cannot be written is logged and tried again later."""
+    left = dict(xcoms)
+    try:
+        for key, value in xcoms.items():
+            push_xcom(ti, key, value)
+            del left[key]
+    except Exception as error:
+        reports.not_pushed(left)
+        log.warning("Could not write the XComs %s: %r.", ", ".join(left), error)
+
+
+class ReportPusher:
+    """A push of what changed, every ten seconds at most; for the worker, whose thread may wait for it."""
+
+    def __init__(
+        self,
+        push: Callable[[Mapping[str, Any], RunReports], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._push = push
+        self._clock = clock
+        self._next = clock()
+
+    def offer(self, reports: RunReports, *, last: bool = False) -> None:
+        """Push what changed if it is time to, or if it is the last time."""
+        if not last and self._clock() < self._next:
+            return
+        changes = reports.changes()
+        if changes:
+            self._push(changes, reports)
+            self._next = self._clock() + SECONDS_BETWEEN
+
+
+def describe_outlets(
+    context: Context, outlets: Sequence[Any], outcome: Outcome, reports: RunReports, log: Any
+) -> None:
+    """Write into the events of a task's outlets which run made them; an error of Airflow's is logged.
+
+    Each asset's event gets ``run_name``, ``url``, ``metrics``, ``result`` (up to 8 KiB) and the ``metadata``
+    that the run reported for its URI, unless the DAG has set them. Source: Airflow documentation, "Asset
+    Definitions".
+    """
+    from dstack_core.integration import outcome_dict
+
+    events: Any = context.get("outlet_events")
+    assets = [outlet for outlet in outlets if getattr(outlet, "uri", None)]
+    if events is None or not assets:
+        return
+    known, metadata = outcome_dict(outcome), {item["uri"]: item["metadata"] for item in reports.assets}
+    extra = {name: known[name] for name in ("run_name", "url")}
+    for name in ("metrics", "result"):
+        if known[name] is not None and known[name] != {} and _size(known[name]) <= _ITEM_BYTES:
+            extra[name] = known[name]
+    for asset in assets:
+        own = next((data for uri, data in metadata.items() if _is_same(uri, asset.uri)), None)
+        try:
+            told = events[asset].extra
+            for name, value in {**extra, **({"metadata": own} if own else {})}.items():
+                told.setdefault(name, value)
+        except Exception as error:
+            log.warning("Could not describe the asset %s: %r.", asset.uri, error)
+
+
+def _is_same(uri: str, other: str) -> bool:
+    # Airflow normalizes the URI of an outlet.
+    return uri.rstrip("/") == other.rstrip("/")
+
+
+def _with_item(
+    items: Sequence[Mapping[str, Any]], payload: Mapping[str, Any], key: str, detail: str
+) -> list[Mapping[str, Any]]:
+    """Return the items with a new one, which replaces an earlier one of that key; the oldest is dropped."""
+    item = _bounded({key: payload[key], detail: payload.get(detail)}, detail)
+    if _size(item) > _ITEM_BYTES:
+        return list(items)
+    rest = [each for each in items if each[key] != item[key]]
+    return [*rest, item][-_MOST_ITEMS:]
+
+
+def _bounded(payload: Mapping[str, Any], detail: str) -> dict[str, Any]:
+    """Return a payload, without its detail if that is large."""
+    item = dict(payload)
+    if _size(item.get(detail)) > _ITEM_BYTES:
+        item[detail] = None
+    return item
+
+
+def _with_table(tables: Mapping[str, Any], payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tables with a new one of up to 100 rows; rows and older tables give way to the limit."""
+    rows = payload["rows"][:_MOST_ITEMS]
+    columns, total = payload["columns"], len(payload["rows"])
+    while rows and _size([columns, rows]) > _TABLES_BYTES:
+        rows = rows[: len(rows) // 2]
+    new: dict[str, Any] = {"columns": columns, "rows": rows}
+    if len(rows) < total:
+        new["rows_left_out"] = total - len(rows)
+    result = {name: table for name, table in tables.items() if name != payload["name"]}
+    result[payload["name"]] = new
+    while result and _size(result) > _TABLES_BYTES:
+        del result[next(iter(result))]
+    return result
+
+
+def _size(value: Any) -> int:
+    return len(json.dumps(value, ensure_ascii=False).encode(errors="surrogatepass"))
