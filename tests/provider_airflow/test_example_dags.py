@@ -19,6 +19,8 @@ FILES = sorted(DAGS.glob("example_*.py"))
 
 def test_every_kind_of_task_has_an_example() -> None:
     assert [path.stem.removeprefix("example_dstack_") for path in FILES] == [
+        "batch_inference",
+        "fine_tune",
         "function",
         "reap",
         "run",
@@ -64,6 +66,10 @@ def test_an_example_is_parsed_and_runs(
     if path.stem == "example_dstack_service":
         assert tasks["ask", 0][1] == "echo: What is a GPU?"
         assert tasks["stop", -1][1] == {runs[0].name: "terminated"}
+    if path.stem == "example_dstack_batch_inference":
+        assert tasks["predict", -1][1]["result"] == {"rows": 5000}
+    if path.stem == "example_dstack_fine_tune":
+        assert tasks["register", -1][1] == "s3://models/tiny/4.pt has a loss of 0.135"
     if path.stem == "example_dstack_function":
         assert tasks["best", -1][1] == 0.05
         assert len(runs) == 3

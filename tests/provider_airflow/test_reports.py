@@ -126,6 +126,8 @@ def test_another_process_continues_with_the_state() -> None:
     first = taken(
         reported("metric", loss=0.5),
         reported("link", url="https://a"),
+        reported("table", name="keys", columns=["key"], rows=[["swordfish"]]),
+        reported("asset", uri="s3://a", metadata={"by": ["swordfish"]}),
         reported("skip", reason="the secret is swordfish"),
         reported("image", name="plot", png=""),
         reports=RunReports(mask=lambda text: text.replace("swordfish", "***")),
@@ -133,6 +135,8 @@ def test_another_process_continues_with_the_state() -> None:
     state = json.loads(json.dumps(first.state()))
     second = taken(reported("link", url="https://b"), reports=RunReports(state))
     assert second.skip == "the secret is ***"
+    assert "swordfish" not in str(state)
+    assert second.assets == [{"uri": "s3://a", "metadata": {"by": ["***"]}}]
     assert second.changes() == {
         "dstack_links": [{"url": "https://a", "text": None}, {"url": "https://b", "text": None}]
     }

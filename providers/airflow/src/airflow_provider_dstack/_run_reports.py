@@ -47,7 +47,7 @@ Record = tuple[int, str]
 class RunReports:
     """The last value of each thing that one run has reported.
 
-    ``state`` is what another process left; ``mask`` hides secrets in what is shown as text.
+    ``state`` is what another process left; ``mask`` hides secrets in a text.
     """
 
     def __init__(
@@ -82,13 +82,15 @@ class RunReports:
             case "metric":
                 self._set(METRICS_KEY, self._with_metrics(payload))
             case "link":
-                self._set(LINKS_KEY, _with_item(self._values.get(LINKS_KEY, ()), payload, "url", "text"))
+                links = _with_item(self._values.get(LINKS_KEY, ()), payload, "url", "text")
+                self._set(LINKS_KEY, self._hidden(links))
             case "asset":
-                self._set(ASSETS_KEY, _with_item(self.assets, payload, "uri", "metadata"))
+                self._set(ASSETS_KEY, self._hidden(_with_item(self.assets, payload, "uri", "metadata")))
             case "checkpoint":
-                self._set(CHECKPOINT_KEY, _bounded(payload, "metadata"))
+                self._set(CHECKPOINT_KEY, self._hidden(_bounded(payload, "metadata")))
             case "table":
-                self._set(TABLES_KEY, _with_table(self._values.get(TABLES_KEY, {}), payload))
+                tables = _with_table(self._values.get(TABLES_KEY, {}), payload)
+                self._set(TABLES_KEY, self._hidden(tables))
             case "skip":
                 self._skip = self._mask(payload["reason"])
             case "image" if not self._has_image:
@@ -111,6 +113,16 @@ class RunReports:
     def _set(self, key: str, value: Any) -> None:
         self._values[key] = value
         self._changed.add(key)
+
+    def _hidden(self, value: Any) -> Any:
+        """Return a value with the secrets in its texts hidden."""
+        if isinstance(value, str):
+            return self._mask(value)
+        if isinstance(value, Mapping):
+            return {key: self._hidden(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [self._hidden(each) for each in value]
+        return value
 
     def _with_metrics(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         # Changed in place: a training may report hundreds of metrics at each step.
