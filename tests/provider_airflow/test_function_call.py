@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import sys
 import zipfile
@@ -96,22 +97,28 @@ def test_requirements_that_cannot_be_installed_fail_the_task_with_what_the_insta
     assert "No matching distribution found for wanted_thing==9" in output
 
 
-def test_an_imported_module_can_be_given_and_the_dag_still_be_copied_and_stored(server: LocalServer) -> None:
+def test_an_imported_module_travels_and_the_dag_can_be_copied_and_stored(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "shapes").mkdir()
+    (tmp_path / "shapes" / "__init__.py").write_text("")
+    (tmp_path / "shapes" / "area.py").write_text("def square(side): return side * side\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    area = importlib.import_module("shapes.area")
     with DAG("modules", schedule=None) as dag:
 
-        @dstack_task(modules=[json], poll_interval=0.3)
-        def train(name: str) -> Any:
-            import json as own
+        @dstack_task(modules=[area], poll_interval=0.3)
+        def train(side: int) -> int:
+            from shapes.area import square  # type: ignore[import-not-found]
 
-            # The run's own copy, not that of its Python.
-            return [name, own.dumps([1]), ".dstack" in own.__file__]
+            return square(side)  # type: ignore[no-any-return]
 
-        result: Any = train("one")
-        train.expand(name=["two"])
-    assert copy.deepcopy(result.operator).modules == [json]
+        result: Any = train(3)
+        train.expand(side=[4])
+    assert copy.deepcopy(result.operator).modules == [str(tmp_path / "shapes")]
     stored = DagSerialization.from_dict(json.loads(json.dumps(DagSerialization.to_dict(dag))))
     assert set(stored.task_ids) == {"train", "train__1"}
-    assert result.operator.execute(Tries(server, None).context) == ["one", "[1]", True]
+    assert result.operator.execute(Tries(server, None).context) == 9
 
 
 def test_torchrun_starts_the_function(server: LocalServer, tmp_path: Path) -> None:
@@ -125,7 +132,7 @@ def test_torchrun_starts_the_function(server: LocalServer, tmp_path: Path) -> No
 
         return os.environ["WORLD_SIZE"]
 
-    assert tried.execute(train) == "4"
+    assert tried.call(train) == "4"
 
 
 @MODES
@@ -254,11 +261,13 @@ def test_a_server_without_files_is_named_and_not_asked_again(
 
 def test_paths_are_beside_the_dag() -> None:
     def beside(path: Any) -> Path:
-        return Path("/dags") / path
+        return Path("/dags", path)
 
     assert local_modules("shapes", beside) == [Path("/dags/shapes")]
-    assert local_modules(json, beside) == [json]
-    assert local_modules([json, Path("a"), "/b"], beside) == [json, Path("/dags/a"), Path("/b")]
+    package = Path(json.__file__).parent
+    assert local_modules(json.decoder, beside) == [package]
+    assert local_modules([json, Path("a"), "/b"], beside) == [package, Path("/dags/a"), Path("/b")]
+    assert local_modules([copy, sys], beside) == [Path(copy.__file__), sys]
     assert local_requirements("r.txt", beside) == Path("/dags/r.txt")
     lines = ["torch==2.9", "a/b.whl", "https://host/b.whl"]
     assert local_requirements(lines, beside) == ["torch==2.9", "/dags/a/b.whl", "https://host/b.whl"]
@@ -268,7 +277,7 @@ def test_paths_are_beside_the_dag() -> None:
 class Decorated(Tries):
     """One task instance of ``@task.dstack`` over its tries."""
 
-    def execute(self, function: Any, *args: Any, **arguments: Any) -> Any:
+    def call(self, function: Any, *args: Any, **arguments: Any) -> Any:
         return self.decorated(function, *args, **arguments).execute(self.context)
 
     def decorated(self, function: Any, *args: Any, **arguments: Any) -> DstackDecoratedOperator:
@@ -284,7 +293,7 @@ def double(value: int) -> int:
 def test_cloudpickle_can_be_forbidden(server: LocalServer) -> None:
     tried = Decorated(server, None, serializer="cloudpickle", allow_cloudpickle=False)
     with pytest.raises(AirflowFailException, match="which is forbidden here: allow_cloudpickle is False"):
-        tried.execute(double, 1)
+        tried.call(double, 1)
     assert paths(server, "/runs/apply") == []
 
 
@@ -304,11 +313,11 @@ def test_a_retry_reads_the_value_of_the_run_it_takes_over(
     with monkeypatch.context() as patch:
         patch.setattr(DstackDecoratedOperator, "announce", lose)
         with pytest.raises(Lost):
-            tried.execute(double, 21)
+            tried.call(double, 21)
     (run,) = tried.runs()
     over(run)
     tried.next_try()
-    assert tried.execute(double, 1) == 42
+    assert tried.call(double, 1) == 42
     assert len(tried.runs()) == 1
 
 
@@ -322,7 +331,7 @@ def test_a_retry_that_submits_the_earlier_run_once_more_reads_its_value(
     store.set(RECORD_KEY, record_of(tried))
     for _ in range(tries - 1):
         tried.next_try()
-    assert tried.execute(double, 21) == 42
+    assert tried.call(double, 21) == 42
     (run,) = tried.runs()
     assert "/1of3#" in (run.marker or "")
 
@@ -360,10 +369,10 @@ def test_a_log_that_cannot_be_read_leaves_the_error_of_the_run(
     monkeypatch.setattr("dstack_core.FunctionRun.result", unreachable)
     tried = Decorated(server, None)
     with pytest.raises(DstackRunFailed, match="exited with status 1"):
-        tried.execute(fail)
+        tried.call(fail)
     tried.next_try()
     with pytest.raises(DstackError, match="no reply"):
-        tried.execute(double, 1, durable=False)
+        tried.call(double, 1, durable=False)
 
 
 def test_a_kill_ends_the_wait_for_the_result(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,7 +398,7 @@ def test_secrets_are_masked_in_what_a_function_ends_with(server: LocalServer, fu
     env = {"WORD": "open-sesame", "WEIGHT": "no such weight"}
     tried = Decorated(server, None, env=env, get_logs=False)
     with pytest.raises((DstackRunFailed, AirflowSkipException)) as caught:
-        tried.execute(function)
+        tried.call(function)
     assert "***" in str(caught.value)
     assert not any(word in str(caught.value) for word in env.values())
 
@@ -397,9 +406,9 @@ def test_secrets_are_masked_in_what_a_function_ends_with(server: LocalServer, fu
 def test_nothing_is_left_behind(server: LocalServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     tried = Decorated(server, None)
-    assert tried.execute(double, 1) == 2
+    assert tried.call(double, 1) == 2
     tried.next_try()
     with pytest.raises(AirflowFailException, match="argument 1: expected a value that JSON can carry"):
-        tried.execute(double, object())
+        tried.call(double, object())
     assert list(tmp_path.iterdir()) == []
     assert len(runs_of(server, "airflow:")) == 1

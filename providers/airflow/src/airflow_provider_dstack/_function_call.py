@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -62,13 +63,31 @@ def arguments_of(
     return {**found, **kwargs}
 
 
+def paths_of(modules: Iterable[ModuleLike] | ModuleLike) -> list[ModuleLike]:
+    """Return the modules as a list, with paths in place of imported ones, for when the DAG is parsed.
+
+    Airflow copies and stores what an operator has, and cannot do either with a module.
+    """
+    single = isinstance(modules, str | os.PathLike | ModuleType)
+    given: Any = [modules] if single else modules
+    return [path for module in given for path in _paths(module)]
+
+
+def _paths(module: ModuleLike) -> list[ModuleLike]:
+    if not isinstance(module, ModuleType):
+        return [module]
+    top = sys.modules.get(module.__name__.partition(".")[0], module)
+    file = getattr(top, "__file__", None)
+    # One without a file is refused by ``dstack_core`` in the task.
+    return [*getattr(top, "__path__", ())] or ([file] if file and top.__name__ != "__main__" else [module])
+
+
 def local_modules(
     modules: Iterable[ModuleLike] | ModuleLike, beside: Callable[[PathLike], Path | None]
 ) -> list[Any]:
     """Return the modules as a list; ``beside`` makes a relative path one beside the DAG's file."""
-    single = isinstance(modules, str | os.PathLike | ModuleType)
-    given: Any = [modules] if single else modules
-    return [beside(module) if isinstance(module, str | os.PathLike) else module for module in given]
+    found = paths_of(modules)
+    return [beside(module) if isinstance(module, str | os.PathLike) else module for module in found]
 
 
 def local_requirements(

@@ -87,6 +87,10 @@ def dstack_task(
         if "run_resources" in kwargs:
             raise ValueError("resources: expected resources or run_resources, which are the same, got both.")
         kwargs["run_resources"] = kwargs.pop("resources")
+    if "modules" in kwargs:
+        from airflow_provider_dstack._function_call import paths_of
+
+        kwargs["modules"] = paths_of(kwargs["modules"])
     return task_decorator_factory(
         python_callable=python_callable,
         multiple_outputs=multiple_outputs,
@@ -113,8 +117,6 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
         "op_kwargs": "py",
         **DstackRunOperator.template_fields_renderers,
     }
-    # Modules cannot be copied.
-    shallow_copy_attrs: Sequence[str] = (*DecoratedOperator.shallow_copy_attrs, "modules")
     custom_operator_name = "@task.dstack"
 
     def __init__(
