@@ -195,4 +195,4 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return [_plain(item) for item in value]
-    raise TypeError(f"{value!r} is not plain")
+    raise TypeError(f"context: expected a value that JSON can carry, got {type(value).__name__}.")
