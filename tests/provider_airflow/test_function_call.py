@@ -338,22 +338,11 @@ def test_a_retry_that_submits_the_earlier_run_once_more_reads_its_value(
 
 def test_a_log_without_the_result_is_an_error(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dstack_core._function_runs._READ_PAUSE", 0.01)
-    monkeypatch.setattr(DstackDecoratedOperator, "_key", lambda self, context: "0" * 16)
-    tried = Decorated(server, None)
-    operator = tried.decorated(double, 1)
-
-    def other(context: Any) -> str:
-        return "1" * 16
-
-    execute = operators.DstackRunOperator.execute
-
-    def follow(self: Any, context: Any) -> Any:
-        self._key = other
-        return execute(self, context)
-
-    monkeypatch.setattr(operators.DstackRunOperator, "execute", follow)
+    # One to submit with, another one to read with.
+    keys = iter(["0" * 16, "1" * 16])
+    monkeypatch.setattr(DstackDecoratedOperator, "_key", lambda self, context: next(keys))
     with pytest.raises(DstackError, match="succeeded, but its log holds no result"):
-        operator.execute(tried.context)
+        Decorated(server, None).call(double, 1)
 
 
 def fail() -> None:
