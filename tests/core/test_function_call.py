@@ -299,7 +299,6 @@ def test_a_missing_cloudpickle_is_reported(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_cloudpickle_takes_closures_and_reports_what_it_cannot() -> None:
-    pytest.importorskip("cloudpickle")
     for function in (closure(), nested_def(), uses_globals, Model().fit):
         call = FunctionCall.pack(function, serializer="cloudpickle")
         version = f"{sys.version_info.major}.{sys.version_info.minor}"

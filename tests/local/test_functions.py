@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cloudpickle  # type: ignore[import-untyped]
 import pytest
 import requests
 
@@ -382,8 +383,7 @@ def uses_a_package() -> Any:
 def test_requirements_are_installed_once(call: Call, tmp_path: Path, installer: str) -> None:
     uv = Path(__file__).parent.parent.parent / ".venv" / "uv" / "bin" / "uv"
     uv = Path(os.environ.get("DSTACK_TEST_UV", uv))
-    if installer == "uv" and not uv.exists():
-        pytest.skip("uv is not installed")
+    assert uv.exists(), "make installs it"
     commands = [f"export PATH={uv.parent}:$PATH"] if installer == "uv" else []
     cache = tmp_path / "cache"
     folder = tmp_path / "wheels"
@@ -420,7 +420,6 @@ def test_requirements_that_cannot_be_installed_are_an_error(call: Call) -> None:
 @pytest.fixture
 def pickled(tmp_path: Path) -> dict[str, Any]:
     """Return the options of a run that has cloudpickle and this Python."""
-    cloudpickle = pytest.importorskip("cloudpickle")
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages" / "cloudpickle").symlink_to(Path(cloudpickle.__file__).parent)
     env = {"PYTHONPATH": str(tmp_path / "packages")}

@@ -18,6 +18,8 @@ from dstack_core.local import LocalServer
 from tests.provider_airflow.test_operator import TI, operator
 
 _MOST = ["/users/get_my_user", "/runs/get_plan", "/runs/get", "/runs/apply"]
+# The server is asked whether it has the file with which runs report, and again for the run after that.
+_WITH_REPORTS = [*_MOST[:3], "/files/get_archive_by_hash", *_MOST[2:]]
 
 
 class Requests(logging.Handler):
@@ -43,20 +45,24 @@ class Requests(logging.Handler):
 
 @pytest.fixture
 def warm(server: LocalServer) -> LocalServer:
-    """Return a server that has had a run."""
+    """Return a server that has had a run, which could report."""
     with server.client() as client:
-        client.runs.submit(Task(commands=["true"])).wait(60, poll_interval=0.1)
+        client.runs.submit(Task(commands=["true"]), reports=True).wait(60, poll_interval=0.1)
     return server
 
 
+@pytest.mark.parametrize("reports", [False, True], ids=["plain", "reports"])
 @pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferred"])
 def test_the_first_status_takes_four_requests(
-    warm: LocalServer, monkeypatch: pytest.MonkeyPatch, deferrable: bool
+    warm: LocalServer, monkeypatch: pytest.MonkeyPatch, deferrable: bool, reports: bool
 ) -> None:
     monkeypatch.setattr(operators, "_SYNC_SECONDS", 0.5)
     requests = Requests(warm)
     task = operator(
-        configuration={"type": "task", "commands": ["sleep 2"]}, deferrable=deferrable, poll_interval=0.1
+        configuration={"type": "task", "commands": ["sleep 2"]},
+        deferrable=deferrable,
+        poll_interval=0.1,
+        reports=reports,
     )
     logger = logging.Logger("task")
     logger.addHandler(requests)
@@ -68,7 +74,8 @@ def test_the_first_status_takes_four_requests(
     else:
         task.execute(context)
     asked = requests.until(r"Run \S+ is (submitted|provisioning|running)( \(.*\))?")
-    assert [path.removeprefix(f"/api/project/{warm.project}").removeprefix("/api") for path in asked] == _MOST
+    paths = [path.removeprefix(f"/api/project/{warm.project}").removeprefix("/api") for path in asked]
+    assert paths == (_WITH_REPORTS if reports else _MOST)
     # The reply to the submission and the first poll show the same status, which is logged once.
     assert requests.count(r"Run \S+ is submitted") == 1
 

@@ -24,7 +24,7 @@ from tests.provider_airflow.test_operator import CONTEXT, RUN
 # What the operator chooses itself: who a run belongs to.
 OWN = {"marker", "sleep", "on_event"}
 # These are booleans and numbers; a template would make them texts.
-NOT_TEMPLATED = {"verify_ports", "retry_budget", "local_repo"}
+NOT_TEMPLATED = {"verify_ports", "retry_budget", "local_repo", "reports"}
 TRUE: dict[str, Any] = {"type": "task", "commands": ["true"]}
 
 

@@ -199,7 +199,7 @@ def test_the_position_moves_behind_each_message_and_a_state_is_new_with_it() -> 
     assert position_in(first) != position_in(position.to_dict())
 
 
-def test_a_message_is_no_log_line() -> None:
+def test_a_message_is_not_a_log_line() -> None:
     assert list(records(new_relay(), reported("metric", loss=1.0), RunReports())) == []
     texts = [text for _, text in records(new_relay(), reported("progress", value=0.5), RunReports())]
     assert texts == ["Progress: 50 %"]
@@ -416,7 +416,7 @@ def test_wrong_arguments_are_reported_when_the_dag_is_parsed(make: Callable[[], 
         make()
 
 
-def test_what_the_dag_says_about_an_asset_is_kept_and_much_is_left_out(
+def test_what_a_dag_sets_for_an_asset_is_kept_and_large_values_are_left_out(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     asset, alias = SimpleNamespace(uri="s3://a/b/"), SimpleNamespace(name="alias")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dstack_core import Configuration, ReportLimits
 
 Choice = TypeVar("Choice", bound=str)
-# Whether a run can report unless its operator says otherwise.
+# Whether a run can report by default.
 DEFAULT_REPORTS = True
 Returns: TypeAlias = Literal["outcome", "result"]
 RETURNS = ("outcome", "result")
