@@ -18,7 +18,7 @@ with DAG("example_dstack_function", schedule=None, tags=["example", "dstack"], d
     @task.dstack(
         python="3.11",
         resources={"gpu": {"memory": "16GB.."}},
-        # For example: commands=["pip install torch"]
+        # For example: requirements=["torch==2.9"]
         max_duration="1h",
         deferrable=True,
         poll_interval=2.0,

@@ -19,12 +19,14 @@ FOLDERS = {
 LAYERS: dict[str, list[set[str]]] = {
     AIRFLOW: [
         # Plain helpers, and what Airflow's versions differ in.
-        {"__init__", "_compat", "_function_main", "_log_relay", "_parameters", "_threads"}
-        | {"get_provider_info", "links"},
+        {"__init__", "_compat", "_parameters", "_threads", "get_provider_info", "links"},
+        # What a run reports, and its log.
+        {"_run_reports"},
+        {"_log_relay"},
         {"_git_connection", "_kill_reason", "_names", "_stop", "_templates", "_trigger_relay", "errors"},
         # One part of a task each: its connection, its record, its submission, its result.
-        {"_function", "_outcome", "_previous_try", "_reap", "hooks"},
-        {"_remaining_log", "_submission", "cli", "reaper", "status_trigger", "triggers"},
+        {"_outcome", "_previous_try", "_reap", "hooks"},
+        {"_function_call", "_remaining_log", "_submission", "cli", "reaper", "status_trigger", "triggers"},
         # A whole task: its threads, and how it is made from an operator's fields.
         {"_task_run"},
         {"_from_operator"},

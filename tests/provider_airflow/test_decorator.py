@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import requests
 
-from airflow_provider_dstack import _function_main, operators
+from airflow_provider_dstack import operators
 from airflow_provider_dstack._compat import trigger_has_on_kill
-from airflow_provider_dstack._function import read_frame
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import DagRunner, Ran, paths, runs_of
 
@@ -64,7 +60,7 @@ use(train(0.5, ["a", "\u00fc"], day="{{{{ ds }}}}"))
     assert ran.values["use"] == 2.5
     assert [word for word in output.split() if word.startswith("step-")] == [f"step-{n}" for n in range(1, 6)]
     assert "no line end" in output
-    assert "@@dstack" not in output
+    assert "::dstack" not in output
     assert ("Pausing task as DEFERRED" in output) is deferrable
     assert len(paths(server, "/runs/apply")) == 1
 
@@ -115,7 +111,7 @@ train()
             "ti",
             "return 1",
             "",
-            "argument 'ti': expected a value that JSON can carry, got RuntimeTaskInstance",
+            "train: expected parameters for keys of Airflow's context that JSON can carry, got ti, dag_run.",
         ),
         (
             "configuration={'type': 'service', 'port': 80}, ",
@@ -137,7 +133,7 @@ def test_what_cannot_be_sent_is_refused_before_anything_is_submitted(
     told: str,
 ) -> None:
     given = f"value={call}" if call else ""
-    parameter = "ti=None" if signature == "ti" else signature
+    parameter = "ti=None, dag_run=None, run_id=None" if signature == "ti" else signature
     # Before 3.3, Airflow itself fails at a key that JSON does not know, before the operator starts.
     fails_earlier = "1:" in call and not trigger_has_on_kill()
     retries = 0 if fails_earlier else 2
@@ -202,19 +198,6 @@ def test_a_missing_cloudpickle_is_reported(
     assert "expected the package cloudpickle in the run, and its Python 3.11 has none" in output
 
 
-def test_another_python_is_reported_with_both_versions(tmp_path: Path) -> None:
-    call = {"key": "0" * 16, "serializer": "cloudpickle", "python": "2.7", "pickle": "", "limit": 100}
-    (tmp_path / "main.py").write_text(inspect.getsource(_function_main))
-    (tmp_path / "call.json").write_text(json.dumps(call))
-    done = subprocess.run([sys.executable, tmp_path / "main.py"], capture_output=True, check=False)
-    frame = read_frame([done.stdout], "0" * 16)
-    assert done.returncode == 1
-    assert frame is not None
-    assert frame["message"].startswith(
-        "expected Python 2.7 in the run, which pickled the function, got Python 3.11. Set python='2.7'"
-    )
-
-
 def test_arguments_are_neither_in_the_run_nor_in_a_process_list(
     dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,14 +207,14 @@ def test_arguments_are_neither_in_the_run_nor_in_a_process_list(
 @task.dstack(poll_interval=0.3)
 def train(secret):
     import os, pathlib, subprocess
-    here = pathlib.Path(".dstack-task")
+    here = pathlib.Path.home() / ".dstack" / "function"
     listed = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True).stdout
     return {"listed": secret in listed, "files": sorted(path.name for path in here.iterdir())}
 
 train("swordfish-4711")
 """,
     )
-    assert ran.values["train"] == {"listed": False, "files": ["main.py", "train.py"]}
+    assert ran.values["train"] == {"listed": False, "files": [".dstackignore", "main.py", "source"]}
     (run_,) = runs_of(server, f"airflow:{ran.dag_id}/")
     # The whole run, as any member of the project may see it.
     reply = requests.post(
@@ -310,7 +293,6 @@ train("conf.yml")
 @pytest.mark.parametrize(
     ("source", "told"),
     [
-        ("@task.dstack\nasync def train(): ...\ntrain()", "train: expected a plain function"),
         (
             "@task.dstack(serializer='yaml')\ndef train(): ...\ntrain()",
             "serializer: expected one of 'json', 'cloudpickle', got 'yaml'",

@@ -50,6 +50,7 @@ ADDED: dict[type[DstackRunOperator], set[str]] = {
     DstackServiceOperator: {"deferrable", "on_active"},
     DstackDecoratedOperator: {
         *("python_callable", "op_args", "op_kwargs", "serializer", "max_result_bytes"),
+        *("requirements", "modules", "cache_dir", "torchrun", "allow_cloudpickle"),
         *("image", "python", "commands", "registry_auth"),
         # Parts of the configuration, and a shorter name for run_resources.
         *("configuration", "resources", "run_resources"),

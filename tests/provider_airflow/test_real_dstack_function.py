@@ -36,7 +36,7 @@ use(train(0.5, ["a", "\u00fc"]))
     assert ran.values["train"] == {"rate": 1.5, "words": ["a", "\u00fc"], "big": "x" * 50_000}
     assert ran.values["use"] == 2.5
     assert lines_in(output, "step-") == ["step-0", "step-1", "step-2"]
-    assert "@@dstack" not in output
+    assert "::dstack" not in output
     (run,) = runs_of(real, f"airflow:{ran.dag_id}/")
     assert run.raw_status == "done"
 

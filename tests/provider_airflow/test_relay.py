@@ -38,15 +38,6 @@ def test_the_default_budget_is_that_of_the_core() -> None:
     assert DEFAULT_LOG_BUDGET == integration.DEFAULT_LOG_BUDGET
 
 
-def test_what_a_function_returned_is_not_shown() -> None:
-    relay = new_relay()
-    frame = f"@@dstack:{'0' * 16}:1/1:aGk=@@"
-    event = replace(LINES, lines=("one", frame, f"two {frame}", ""))
-    assert [text for _, text in records(relay, event)] == ["one", "two ", ""]
-    assert relay.tail == ["one", "two ", ""]
-    assert list(records(relay, replace(LINES, lines=(frame,)))) == []
-
-
 def test_the_outcome_is_the_last_record() -> None:
     relay = new_relay(log_budget_bytes=4)
     list(records(relay, LINES))

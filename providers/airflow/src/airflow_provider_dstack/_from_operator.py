@@ -167,7 +167,7 @@ def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str,
     from dstack_core import SubmitOptions
     from dstack_core.integration import check_ends
 
-    folder = operator.configuration_folder or _beside_dag(".", context)
+    folder = operator.configuration_folder or beside_dag(".", context)
     configuration = with_local_paths(read_configuration(operator.configuration), folder)
     # Each option is a field of the operator.
     given = {name: getattr(operator, RENAMED.get(name, name)) for name in SubmitOptions.__optional_keys__}
@@ -197,7 +197,7 @@ def profile_of(operator: DstackRunOperator, context: Context) -> Profile:
             ".dstack/profiles.yml."
         )
     try:
-        found = load_profile(profile or None, folder, file=_beside_dag(file, context), home=False)
+        found = load_profile(profile or None, folder, file=beside_dag(file, context), home=False)
     except ConfigurationError as error:
         if file is None or not error.message.startswith("profiles: "):
             raise
@@ -232,10 +232,11 @@ def run_behind(operator: DstackRunOperator, context: Context) -> RunRef:
 
 def directory_of(operator: DstackRunOperator, context: Context) -> Path | None:
     """Return ``repo_dir``; a relative one is in the DAG's folder, as the path of a configuration is."""
-    return _beside_dag(operator.repo_dir, context)
+    return beside_dag(operator.repo_dir, context)
 
 
-def _beside_dag(given: str | os.PathLike[str] | None, context: Context) -> Path | None:
+def beside_dag(given: str | os.PathLike[str] | None, context: Context) -> Path | None:
+    """Return a path of this machine; a relative one is in the DAG's folder."""
     if given is None:
         return None
     path = Path(os.fspath(given)).expanduser()

@@ -18,7 +18,6 @@ piece as a line: an event may end with pieces, and behind it only its own progre
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -41,10 +40,6 @@ _PART_LINES = _FEW_LINES + 1
 # larger number a position could lie behind a piece, and the next process would skip the wrong lines.
 _PIECE_CHARACTERS = 16_000
 
-# The parts of a frame: key, number, number of parts, data. ``_function_main`` writes them.
-FRAME = re.compile(r"@@dstack:([0-9a-f]{16}):(\d+)/(\d+):([A-Za-z0-9+/=]*)@@")
-_FRAME_START = "@@dstack:"
-
 
 def new_relay(**options: Any) -> LogRelay:
     """Return the relay of one run; ``options`` are those of ``LogRelay``."""
@@ -58,27 +53,14 @@ def records(relay: LogRelay, event: Event, reports: RunReports | None = None) ->
 
     ``reports`` receives what the run reports beside its log.
     """
-    from dstack_core import LogLines, Reported, RunFinished
+    from dstack_core import Reported, RunFinished
     from dstack_core.integration import describe_outcome
 
-    yield from relay.records(_without_frames(event) if isinstance(event, LogLines) else event)
+    yield from relay.records(event)
     if isinstance(event, Reported) and reports is not None:
         yield from reports.take(event)
     elif isinstance(event, RunFinished):
         yield logging.INFO, describe_outcome(event.outcome)
-
-
-def without_frames(line: str) -> str | None:
-    """Return what a log line holds beside the result of a ``@task.dstack`` function, None if nothing."""
-    if _FRAME_START not in line:
-        return line
-    rest = FRAME.sub("", line)
-    return rest if rest.strip() or rest == line else None
-
-
-def _without_frames(event: LogLines) -> LogLines:
-    lines = tuple(rest for line in event.lines if (rest := without_frames(line)) is not None)
-    return event if lines == event.lines else replace(event, lines=lines)
 
 
 class LogPosition:

@@ -30,11 +30,12 @@ if TYPE_CHECKING:
     from jinja2.ext import Extension
 
 # Fields that hold text: with native rendering, a number or a flag that a template gives becomes one.
-_TEXTS = frozenset({"args", "commands", "env", "registry_auth", "tags"})
+_TEXTS = frozenset({"args", "commands", "env", "registry_auth", "requirements", "tags"})
 _TEXT = frozenset(
     {
         "image",
         "python",
+        "cache_dir",
         "entrypoint",
         "name",
         "user",

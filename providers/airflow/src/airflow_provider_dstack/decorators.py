@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,18 +12,19 @@ from airflow.sdk.bases.decorator import DecoratedOperator, task_decorator_factor
 
 from airflow_provider_dstack._compat import AirflowFailException
 from airflow_provider_dstack._parameters import one_of, refuse_result
-from airflow_provider_dstack.errors import DstackError, DstackRunFailed
+from airflow_provider_dstack.errors import DstackRunFailed
 from airflow_provider_dstack.operators import DstackRunOperator
 
 if TYPE_CHECKING:
     from airflow.sdk.bases.decorator import TaskDecorator
 
     from airflow_provider_dstack._compat import Context
-    from airflow_provider_dstack._function import Serializer
-    from dstack_core import Configuration, RegistryAuth, Resources, Run
+    from airflow_provider_dstack._function_call import ModuleLike, PathLike, Serializer
+    from dstack_core import RegistryAuth, Resources, Run
+    from dstack_core.integration import FunctionCall
 
-# The result travels in the log, base64 and in lines of 3000 bytes; a larger one holds up its relay.
-_MAX_RESULT_BYTES = 1024 * 1024
+# Of ``dstack_core``, which a DAG file does not import; a test holds them equal.
+DEFAULT_MAX_RESULT_BYTES = 1024 * 1024
 
 
 def dstack_task(
@@ -32,25 +32,39 @@ def dstack_task(
 ) -> TaskDecorator:
     """Make a function a task whose body runs in a dstack run, and whose return value becomes its XCom.
 
-    Airflow offers it as ``@task.dstack``. Function and arguments travel in an uploaded archive: they are
-    neither in the run's configuration nor in a process list.
+    Airflow offers it as ``@task.dstack``. Function and arguments travel as files of the run, which need a
+    server from 0.19.17 on: they are neither in the run's configuration nor in a process list. Parameters of
+    the function with the name of a key of Airflow's context, such as ``ds``, get its value if JSON can carry
+    it.
 
     Args:
-        python_callable: The function. With ``serializer="json"`` it must import what it needs inside its
-            body.
+        python_callable: The function, plain or async. With ``serializer="json"`` it must import what it
+            needs inside its body. It can import ``dstack_report``, whose ``skip`` skips the task.
         multiple_outputs: Push each entry of a returned dict as an XCom of its own. Default: Airflow's.
         **kwargs: The parameters below, and all of ``DstackRunOperator``, ``deferrable`` and templates
             included.
-        image: The image to run in (str). It needs Python 3.7 or newer. Default: dstack's own.
-        python: The Python version of dstack's own image (str, such as ``"3.11"``). Default: dstack's.
+        image: The image to run in (str). It needs Python 3.8 or newer. Default: dstack's own.
+        python: The Python version of dstack's own image (str, such as ``"3.11"``). Default: dstack's; for a
+            pickled function the worker's.
         resources: ``Resources``, a dict or a text as in YAML. Default: those of ``configuration``.
-        commands: What to run before the function (list of str), such as ``pip install``. Default: nothing.
+        commands: What to run before the function (list of str). Default: nothing.
         registry_auth: ``RegistryAuth`` or a dict, for a private ``image``. Default: none.
         configuration: A task as for ``DstackRunOperator``, to which these are added. Default: an empty one.
         serializer: With ``"json"`` (default) the function travels as its source, and arguments and result
             are plain values (tuples become lists). With ``"cloudpickle"`` it is pickled with what it refers
             to; the run needs the package ``cloudpickle`` and the worker's Python version.
         max_result_bytes: The limit for the result, which travels in the run's log. Default 1 MiB.
+        requirements: What the run installs before it calls the function: a list as for pip, or the path of a
+            requirements file. A wheel of the worker travels. Default: nothing.
+        modules: What the function imports of the own project: modules, packages, or paths of files and
+            folders; at most 2 MiB. Ignore files are honoured. Default: none.
+        cache_dir: The folder in the run that keeps what was installed, such as the path of a volume. Default:
+            ``DSTACK_FUNCTION_CACHE`` in the run, else ``~/.cache/dstack-functions``.
+        torchrun: Call the function once a GPU under torchrun; the process of rank 0 returns. Default False.
+        allow_cloudpickle: If False, the worker pickles and unpickles nothing, as with
+            ``DSTACK_FORBID_CLOUDPICKLE=1`` in its environment. Default True.
+
+    Relative paths of ``requirements`` and ``modules`` are in the DAG's folder.
 
     Returns:
         What ``@task.dstack`` makes of a function; a call of it returns the task's ``XComArg``.
@@ -60,6 +74,8 @@ def dstack_task(
         DstackRunFailed: In the task: the function raised. The message has the end of its traceback.
         AirflowFailException: In the task: no retry can help, for example because JSON cannot carry the
             result, or the image has no Python.
+        AirflowSkipException: In the task: the function called ``dstack_report.skip``, or ended with an exit
+            status of ``skip_on_exit_code``.
 
     Example:
         ``@task.dstack(image="python:3.11", resources={"gpu": "24GB.."})`` above ``def train(): ...``
@@ -71,6 +87,10 @@ def dstack_task(
         if "run_resources" in kwargs:
             raise ValueError("resources: expected resources or run_resources, which are the same, got both.")
         kwargs["run_resources"] = kwargs.pop("resources")
+    if "modules" in kwargs:
+        from airflow_provider_dstack._function_call import paths_of
+
+        kwargs["modules"] = paths_of(kwargs["modules"])
     return task_decorator_factory(
         python_callable=python_callable,
         multiple_outputs=multiple_outputs,
@@ -88,6 +108,8 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
         "image",
         "python",
         "commands",
+        "requirements",
+        "cache_dir",
         *DstackRunOperator.template_fields,
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {
@@ -111,11 +133,14 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
         resources: Resources | Mapping[str, Any] | str | int | None = None,
         run_resources: Resources | Mapping[str, Any] | str | int | None = None,
         serializer: Serializer = "json",
-        max_result_bytes: int = _MAX_RESULT_BYTES,
+        max_result_bytes: int = DEFAULT_MAX_RESULT_BYTES,
+        requirements: Sequence[str] | PathLike = (),
+        modules: Iterable[ModuleLike] | ModuleLike = (),
+        cache_dir: str | None = None,
+        torchrun: bool = False,
+        allow_cloudpickle: bool = True,
         **kwargs: Any,
     ) -> None:
-        if inspect.iscoroutinefunction(python_callable):
-            raise ValueError(f"{python_callable.__name__}: expected a plain function, got an async one.")
         refuse_result(kwargs, "The task returns what the function returned.")
         super().__init__(
             python_callable=python_callable,
@@ -133,21 +158,26 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
         if max_result_bytes < 1:
             raise ValueError(f"max_result_bytes: expected 1 byte or more, got {max_result_bytes!r}.")
         self.max_result_bytes = max_result_bytes
-        self._code: TemporaryDirectory[str] | None = None
+        self.requirements = requirements
+        self.modules = modules
+        self.cache_dir = cache_dir
+        self.torchrun = torchrun
+        self.allow_cloudpickle = allow_cloudpickle
+        self._files: TemporaryDirectory[str] | None = None
 
     def execute(self, context: Context) -> Any:
         """Run the function and return what it returned."""
         execute = super().execute
         self._write_files(context)
         try:
-            return self._result_of(lambda: execute(context))
+            return self._result_of(context, lambda: execute(context))
         finally:
             self._remove_files()
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Return what the function returned, once the trigger reported its end."""
         complete = super().execute_complete
-        return self._result_of(lambda: complete(context, event))
+        return self._result_of(context, lambda: complete(context, event))
 
     def secret_texts(self) -> Iterator[str]:
         """Yield the texts that logs and rendered fields must not show."""
@@ -156,12 +186,6 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
         yield from super().secret_texts()
         yield from secrets_in({"type": "task", "registry_auth": self.registry_auth})
 
-    def _arguments(self, context: Context) -> dict[str, Any]:
-        """Return the keyword arguments, with those of Airflow's context that the function names."""
-        names = list(inspect.signature(self.python_callable).parameters)[len(self.op_args) :]
-        known: Mapping[str, Any] = context
-        return {**{name: known[name] for name in names if name in known}, **self.op_kwargs}
-
     def announce(self, context: Context, run: Run) -> None:
         """Remove the function's files, which the server has, and push the run's address."""
         self._remove_files()
@@ -169,74 +193,98 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
 
     def _write_files(self, context: Context) -> None:
         """Make the function and its arguments part of what is submitted."""
-        from airflow_provider_dstack._from_operator import directory_of, names_of
-        from airflow_provider_dstack._function import call_of, launcher, write_files
+        from airflow_provider_dstack._parameters import in_words_of_operator, read_configuration
+        from dstack_core import ConfigurationError
 
-        call = call_of(self.python_callable, self.op_args, self._arguments(context), self.serializer)
-        marker = names_of(self, context).run.marker
-        self.configuration = self._with_function(launcher(marker, self.image))
-        self._code = TemporaryDirectory(prefix="dstack-task-")
-        path, users = Path(self._code.name), directory_of(self, context)
-        if users is not None:
-            shutil.copytree(users, path, symlinks=True, dirs_exist_ok=True)
-        write_files(path, call, marker, self.max_result_bytes)
-        self.repo_dir = path
+        self._files = TemporaryDirectory(prefix="dstack-task-")
+        folder, key = Path(self._files.name) / "function", self._key(context)
+        try:
+            call = self._pack(context)
+            call.write(folder, key)
+            self.configuration = call.configuration(
+                folder,
+                key,
+                read_configuration(self.configuration),
+                # What a template made empty counts as left out.
+                image=self.image or None,
+                python=self.python or None,
+                commands=self.commands or (),
+                registry_auth=self.registry_auth or None,
+            )
+        except BaseException as error:
+            self._remove_files()
+            if isinstance(error, ConfigurationError):
+                raise AirflowFailException(in_words_of_operator(error.message)) from None
+            raise
+        self._take_large_results(call)
 
     def _remove_files(self) -> None:
-        if self._code is not None:
-            self._code.cleanup()
+        if self._files is not None:
+            self._files.cleanup()
 
-    def _with_function(self, command: str) -> Configuration:
-        """Return the configuration with what the decorator's own parameters add to it."""
-        from airflow_provider_dstack._parameters import read_configuration
+    def _pack(self, context: Context) -> FunctionCall:
+        from airflow_provider_dstack._from_operator import beside_dag
+        from airflow_provider_dstack._function_call import arguments_of, local_modules, local_requirements
+        from dstack_core.integration import FunctionCall
 
-        base = read_configuration(self.configuration)
-        if base.type != "task":
-            raise AirflowFailException(f"configuration: expected a task, got a {base.type}.")
-        given = {
-            "image": self.image,
-            "python": self.python,
-            "registry_auth": self.registry_auth,
-            "commands": [*(base.commands or []), *self.commands, command],
-        }
-        fields = {name: getattr(base, name) for name in base.model_fields_set}
-        fields.update({name: value for name, value in given.items() if value})
-        return type(base).model_validate(fields)
+        beside = partial(beside_dag, context=context)
+        return FunctionCall.pack(
+            self.python_callable,
+            self.op_args,
+            arguments_of(self.python_callable, self.op_args, self.op_kwargs, context),
+            serializer=self.serializer,
+            modules=local_modules(self.modules, beside),
+            requirements=local_requirements(self.requirements, beside),
+            cache_dir=self.cache_dir or None,
+            torchrun=self.torchrun,
+            max_result_bytes=self.max_result_bytes,
+            allow_cloudpickle=self.allow_cloudpickle,
+        )
 
-    def _result_of(self, run: Callable[[], Mapping[str, Any]]) -> Any:
-        from airflow_provider_dstack._function import value_of
-        from dstack_core.integration import mask
+    def _key(self, context: Context) -> str:
+        """Return the key of what the run reports of the function, the same for all tries.
 
-        name = self.python_callable.__name__
+        A try may take over the run of an earlier one, or submit it once more.
+        """
+        from airflow_provider_dstack._from_operator import names_of
+        from dstack_core.integration import report_key
+
+        names = names_of(self, context)
+        return report_key(f"{names.task}#{names.born}")
+
+    def _take_large_results(self, call: FunctionCall) -> None:
+        """Let the message with the result pass the limit on messages, so that it is not reported as lost."""
+        from airflow_provider_dstack._parameters import report_limits
+
+        limits = report_limits(self.max_report_bytes, self.max_reports_per_second)
+        self.max_report_bytes = max(limits.max_bytes, call.report_bytes)
+
+    def _result_of(self, context: Context, run: Callable[[], Mapping[str, Any]]) -> Any:
+        """Return what the function returned, by its run's log, or raise what it raised."""
+        from airflow_provider_dstack._function_call import read_result
+        from dstack_core.integration import FunctionCall
+
+        call = FunctionCall.for_reading(
+            self.python_callable.__name__,
+            serializer=self.serializer,
+            max_result_bytes=self.max_result_bytes,
+            allow_cloudpickle=self.allow_cloudpickle,
+        )
+        self._take_large_results(call)
+        failure: DstackRunFailed | None = None
         try:
             outcome = run()
         except DstackRunFailed as error:
-            frame = self._frame(error.outcome, wait=False) or {}
-            if frame.get("kind") == "unusable":
-                raise AirflowFailException(f"{name}: {frame['message']}") from None
-            if frame.get("kind") == "raised":
-                lines = mask("".join(f"\n  {line}" for line in frame["traceback"]), self.secret_texts())
-                text = f"{name} raised an exception in run {error.outcome['run_name']}:{lines}"
-                raise DstackRunFailed(text, error.outcome) from None
-            raise
-        found = self._frame(outcome, wait=True)
-        if found is None or found.get("kind") != "result":
-            raise DstackError(
-                f"{name}: run {outcome['run_name']} succeeded, but its log holds no result. "
-                f"See {outcome['url']}"
-            )
-        return value_of(found, self.serializer)
-
-    def _frame(self, outcome: Mapping[str, Any], *, wait: bool) -> dict[str, Any] | None:
-        from airflow_provider_dstack._function import read_back
-        from airflow_provider_dstack._outcome import as_airflow_error
-        from dstack_core import DstackError as CoreError
-
-        try:
-            with self.hook().client(retry_budget=self.retry_budget) as client:
-                return read_back(client, outcome["run_name"], outcome["run_id"], wait=wait)
-        except CoreError as error:
-            if wait:
-                raise as_airflow_error(error, submitted=True) from error
-            self.log.warning("Could not read the log of run %s: %s", outcome["run_name"], error)
-            return None
+            failure, outcome = error, error.outcome
+        return read_result(
+            call,
+            self._key(context),
+            outcome,
+            failure,
+            hook=self.hook(),
+            secrets=self.secret_texts(),
+            poll_interval=self.poll_interval,
+            retry_budget=self.retry_budget,
+            log=self.log,
+            is_killed=lambda: self._killed,
+        )
