@@ -135,7 +135,7 @@ def test_outside_a_flow_no_request_is_sent() -> None:
 def test_a_wait_of_0_seconds_also_reads_the_flow_run() -> None:
     """After a request that took too long, the first retry waits for 0 s, and it may take just as long."""
     probe, clock, asked = probe_of([Cancelling()])
-    job: Any = SimpleNamespace(probe=probe)
+    job: Any = SimpleNamespace(probe=probe, live=SimpleNamespace(is_due=False))
     Job.sleep(job, 0.0)
     assert asked == [0]
     clock.now = CHECK_SECONDS
