@@ -103,8 +103,8 @@ def test_a_prefect_server_that_takes_no_connection_fails_no_run(
     monkeypatch.setattr("prefect_dstack._report.quick_prefect_client", refuse)
 
     @flow
-    def shown() -> Any:
-        return run_task({"type": "task", "commands": ["true"]}, credentials, poll_interval=0.1)
+    def shown() -> dict[str, Any]:
+        return dict(run_task({"type": "task", "commands": ["true"]}, credentials, poll_interval=0.1))
 
     assert shown()["status"] == "done"
     # At the start and at the end; without the progress artifact there is nothing to renew.
