@@ -91,6 +91,7 @@ def test_artifacts_can_be_left_out(dstack: LocalServer, credentials: DstackCrede
     assert artifacts_of(plain()) == {}
 
 
+@pytest.mark.usefixtures("prefect_server")
 def test_a_prefect_server_that_takes_no_connection_fails_no_run(
     dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
