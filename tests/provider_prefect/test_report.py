@@ -91,6 +91,27 @@ def test_artifacts_can_be_left_out(dstack: LocalServer, credentials: DstackCrede
     assert artifacts_of(plain()) == {}
 
 
+@pytest.mark.usefixtures("prefect_server")
+def test_a_prefect_server_that_takes_no_connection_fails_no_run(
+    dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[None] = []
+
+    def refuse() -> Any:
+        opened.append(None)
+        raise RuntimeError("no connection")
+
+    monkeypatch.setattr("prefect_dstack._report.quick_prefect_client", refuse)
+
+    @flow
+    def shown() -> dict[str, Any]:
+        return dict(run_task({"type": "task", "commands": ["true"]}, credentials, poll_interval=0.1))
+
+    assert shown()["status"] == "done"
+    # At the start and at the end; without the progress artifact there is nothing to renew.
+    assert len(opened) == 2
+
+
 def test_a_prefect_server_that_takes_nothing_fails_no_run(
     dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,8 +15,7 @@ there, and one below 100 % is what other processes search for.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -66,25 +65,27 @@ class Report:
 
     def start(self, run: Run | AsyncRun) -> None:
         """Emit ``dstack.run.started``, link to the run's page and service, and show the progress."""
-        from dstack_core import RunStatus
-        from dstack_core.integration import describe_status
-
         # An adopted run emits it again with the same id, which the server ignores.
         self._emit("started", run.name, run.id, {"url": run.url})
         if not self._artifacts:
             return
         # One connection for all of them; each artifact that is refused is logged on its own.
-        with self._api() as api:
-            self._create(api, f"{self._key}-page", *_link(run.url, f"Run {run.name} on dstack"))
-            if run.service_url is not None:
-                self._create(api, f"{self._key}-service", *_link(run.service_url, f"Service {run.name}"))
-            if run.outcome() is None:
-                text = describe_status(run.name, "submitted")
-                percent = RunStatus.SUBMITTED.percent
-                known = {"run_name": run.name, "run_id": run.id}
-                self._progress = self._create(
-                    api, f"{self._key}{PROGRESS_SUFFIX}", "progress", percent, text, known
-                )
+        self._with_api(lambda api: self._create_first(api, run))
+
+    def _create_first(self, api: SyncPrefectClient, run: Run | AsyncRun) -> None:
+        from dstack_core import RunStatus
+        from dstack_core.integration import describe_status
+
+        self._create(api, f"{self._key}-page", *_link(run.url, f"Run {run.name} on dstack"))
+        if run.service_url is not None:
+            self._create(api, f"{self._key}-service", *_link(run.service_url, f"Service {run.name}"))
+        if run.outcome() is None:
+            text = describe_status(run.name, "submitted")
+            percent = RunStatus.SUBMITTED.percent
+            known = {"run_name": run.name, "run_id": run.id}
+            self._progress = self._create(
+                api, f"{self._key}{PROGRESS_SUFFIX}", "progress", percent, text, known
+            )
 
     def is_shown(self, event: Event) -> bool:
         """Whether ``show`` would do anything."""
@@ -137,12 +138,13 @@ class Report:
         if not (may_be_known and self._is_known(outcome)):
             self._emit(status, outcome.run_name, outcome.run_id, end_payload(outcome))
         if self._artifacts:
-            with self._api() as api:
-                description = table_description(outcome.run_name)
-                table = outcome_table(outcome) + _rows(more or {})
-                self._create(api, self._key, "markdown", table, description)
-                if self._progress is not None:
-                    update_progress(api, self._progress, outcome.run_name, status, ENDED_PERCENT)
+            table = outcome_table(outcome) + _rows(more or {})
+            self._with_api(lambda api: self._create_last(api, outcome, table))
+
+    def _create_last(self, api: SyncPrefectClient, outcome: Outcome, table: str) -> None:
+        self._create(api, self._key, "markdown", table, table_description(outcome.run_name))
+        if self._progress is not None:
+            update_progress(api, self._progress, outcome.run_name, str(outcome.status), ENDED_PERCENT)
 
     def _emit(self, what: str, run_name: str, run_id: str, payload: dict[str, Any]) -> None:
         event = try_emit(what, run_name, run_id, payload, logger=self._logger, follows=self._last)
@@ -160,18 +162,18 @@ class Report:
         return made
 
     def _set_progress(self, run_name: str, status: str, percent: float) -> None:
-        if self._progress is not None:
-            with self._api() as api:
-                update_progress(api, self._progress, run_name, status, percent)
+        progress = self._progress
+        if progress is not None:
+            self._with_api(lambda api: update_progress(api, progress, run_name, status, percent))
 
-    @contextmanager
-    def _api(self) -> Iterator[SyncPrefectClient]:
-        """Open a client of the Prefect server; its errors end the block and are logged."""
-        try:
+    def _with_api(self, act: Callable[[SyncPrefectClient], None]) -> None:
+        """Do something with a client of the Prefect server; errors are logged, also that of opening it."""
+
+        def connected() -> None:
             with quick_prefect_client() as api:
-                yield api
-        except Exception as error:
-            self._log(error)
+                act(api)
+
+        self._try(connected)
 
     def _try(self, act: Callable[[], Any]) -> Any:
         try:
