@@ -25,7 +25,7 @@ from dstack_core._code.deliver import CodeSource
 from dstack_core._flow import queries
 from dstack_core._flow.accepted_stops import Stops
 from dstack_core._flow.apply import apply
-from dstack_core._flow.follow import LONGEST_LOG_PAUSE, FollowOptions, follow, read_reports
+from dstack_core._flow.follow import LONGEST_LOG_PAUSE, FollowOptions, follow
 from dstack_core._flow.queries import MOST_VALUES, check_limit, list_events
 from dstack_core._flow.raw_log import ChunkOptions, read_chunks
 from dstack_core._flow.retry import RetryBudget, TimeLimit, retrying, within
@@ -211,40 +211,17 @@ class Operations:
         retry_budget: float,
         on_poll: Callable[[RunSnapshot], None] | None = None,
         report_limits: ReportLimits | None = None,
+        late_result: bool = False,
     ) -> Flow[Outcome]:
-        """Follow a run; ``on_poll`` gets the run after each poll."""
-        options = self._follow_options(poll_interval, logs, retry_budget, on_poll, report_limits)
-        flow = self._version_check.guarding(follow(self.api, progress, options))
-        return retrying(flow, self._budget(retry_budget), progress)
+        """Follow a run; ``on_poll`` gets the run after each poll.
 
-    def result(
-        self,
-        run_name: str,
-        run_id: str,
-        *,
-        poll_interval: float,
-        retry_budget: float,
-        report_limits: ReportLimits | None,
-    ) -> Flow[Outcome]:
-        """Follow a run to its end for what it reports."""
-        options = self._follow_options(poll_interval, True, retry_budget, None, report_limits)
-        progress = Progress(run_name, run_id)
-        flow = self._version_check.guarding(read_reports(self.api, progress, options))
-        return retrying(flow, self._budget(retry_budget), progress)
-
-    def _follow_options(
-        self,
-        poll_interval: float,
-        logs: bool,
-        retry_budget: float,
-        on_poll: Callable[[RunSnapshot], None] | None,
-        report_limits: ReportLimits | None,
-    ) -> FollowOptions:
+        With ``late_result`` a result that the log shows late is waited for.
+        """
         check_seconds("poll_interval", poll_interval, above=True)
         check_seconds("retry_budget", retry_budget)
         if report_limits is not None and not isinstance(report_limits, ReportLimits):
             raise ConfigurationError(f"report_limits: expected ReportLimits, got {report_limits!r}.")
-        return FollowOptions(
+        options = FollowOptions(
             poll_interval,
             logs,
             self.wall_clock,
@@ -252,7 +229,10 @@ class Operations:
             self._stops,
             on_poll,
             report_limits or ReportLimits(),
+            late_result,
         )
+        flow = self._version_check.guarding(follow(self.api, progress, options))
+        return retrying(flow, self._budget(retry_budget), progress)
 
     def chunks(self, run_name: str, run_id: str, options: ChunkOptions) -> Flow[None]:
         """Read the raw log."""

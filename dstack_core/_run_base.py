@@ -40,6 +40,7 @@ class RunBase(Generic[TransportT]):
         # Whether this client submitted the run, so that the name was its own when it was last seen. Then a
         # check of the name that gets no reply does not prevent a stop.
         self._is_own = False
+        self._reported: Outcome | None = None
 
     @property
     def is_attached(self) -> bool:
@@ -145,8 +146,13 @@ class RunBase(Generic[TransportT]):
         return self._snapshot.env
 
     def outcome(self) -> Outcome | None:
-        """Return how the run ended, or None if it had not finished as of the last poll."""
-        return None if self._snapshot.is_active else outcome_of(self._snapshot, self.url)
+        """Return how the run ended, or None if it had not finished as of the last poll.
+
+        It has what the run reported if this object has followed the run to its end.
+        """
+        if self._snapshot.is_active:
+            return None
+        return self._with_reports(outcome_of(self._snapshot, self.url))
 
     def __repr__(self) -> str:
         kind, status = type(self).__name__, str(self._snapshot.status)
@@ -162,37 +168,36 @@ class RunBase(Generic[TransportT]):
         timeout: float | None = None,
         sleep: object = None,
         report_limits: ReportLimits | None = None,
+        late_result: bool = False,
     ) -> Flow[Outcome]:
         check_callable("sleep", sleep)
         check_seconds("timeout", timeout, above=True)
-        flow = self._operations.follow(
+        follow = self._operations.follow(
             progress or Progress(self.name, self.id),
             poll_interval=poll_interval,
             logs=logs,
             retry_budget=retry_budget,
             on_poll=self._on_poll(),
             report_limits=report_limits,
+            late_result=late_result,
         )
+        flow = self._noting_reports(follow)
         limit = self._limit(timeout, "had not finished")
         # The limit bounds everything, the requests included: the last one gets no extra seconds.
         return flow if limit is None else within(flow, replace(limit, last_request=0.0))
 
-    def _result(
-        self,
-        timeout: float | None,
-        *,
-        poll_interval: float,
-        retry_budget: float,
-        report_limits: ReportLimits | None,
-    ) -> Flow[Outcome]:
-        flow = self._operations.result(
-            self.name,
-            self.id,
-            poll_interval=poll_interval,
-            retry_budget=retry_budget,
-            report_limits=report_limits,
-        )
-        return within(flow, self._limit(timeout, "had not finished"))
+    def _noting_reports(self, flow: Flow[Outcome]) -> Flow[Outcome]:
+        """Keep what the run reported: a later ``outcome()`` or ``wait()`` does not read the log."""
+        outcome = yield from flow
+        if outcome.has_result or outcome.metrics:
+            self._reported = outcome
+        return self._with_reports(outcome)
+
+    def _with_reports(self, outcome: Outcome) -> Outcome:
+        known = self._reported
+        if known is None:
+            return outcome
+        return replace(outcome, result=known.result, metrics=known.metrics, has_result=known.has_result)
 
     def _on_poll(self) -> Callable[[RunSnapshot], None] | None:
         """Return the function that each poll of a follower passes the run to; None drops it."""

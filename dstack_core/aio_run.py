@@ -195,12 +195,19 @@ class AsyncRun(RunBase[AsyncTransport]):
             ServerError: Any other refusal, such as ``RunNotFoundError``.
 
         Example:
-            ``score = await run.result(timeout=3600)["score"]``
+            ``score = (await run.result(timeout=3600))["score"]``
         """
-        flow = self._result(
-            timeout, poll_interval=poll_interval, retry_budget=retry_budget, report_limits=report_limits
+        flow = self._follow(
+            None,
+            poll_interval=poll_interval,
+            logs=True,
+            retry_budget=retry_budget,
+            report_limits=report_limits,
+            late_result=True,
         )
-        return (await _adrive.arun(flow, self._transport, sleep, on_event, self._waits(sleep))).read_result()
+        limited = within(flow, self._limit(timeout, "had not finished"))
+        outcome = await _adrive.arun(limited, self._transport, sleep, on_event, self._waits(sleep))
+        return outcome.read_result()
 
     async def attach(
         self,

@@ -204,10 +204,17 @@ class Run(RunBase[BlockingTransport]):
         Example:
             ``score = run.result(timeout=3600)["score"]``
         """
-        flow = self._result(
-            timeout, poll_interval=poll_interval, retry_budget=retry_budget, report_limits=report_limits
+        flow = self._follow(
+            None,
+            poll_interval=poll_interval,
+            logs=True,
+            retry_budget=retry_budget,
+            report_limits=report_limits,
+            late_result=True,
         )
-        return _drive.run(flow, self._transport, sleep, on_event).read_result()
+        limited = within(flow, self._limit(timeout, "had not finished"))
+        outcome = _drive.run(limited, self._transport, sleep, on_event)
+        return outcome.read_result()
 
     def attach(
         self,

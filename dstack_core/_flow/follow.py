@@ -49,7 +49,8 @@ class FollowOptions:
 
     ``wall_clock`` gives the seconds since the epoch. ``longest_log_pause`` (seconds) bounds the time between
     two reads of a silent log. ``stops`` are the stops that the server accepted. ``on_poll`` gets each run as
-    the server showed it. ``report_limits`` bound what the run reports beside its log.
+    the server showed it. ``report_limits`` bound what the run reports beside its log. With
+    ``late_result`` the log of a run that succeeded is read again while it has no result.
     """
 
     poll_interval: float
@@ -59,6 +60,7 @@ class FollowOptions:
     stops: Stops = field(default_factory=lambda: Stops(lambda: 0.0))
     on_poll: Callable[[RunSnapshot], None] | None = None
     report_limits: ReportLimits = field(default_factory=ReportLimits)
+    late_result: bool = False
 
     def log_pause(self, silent_for: float) -> float:
         """Return the seconds to the next read of a log that has been silent for ``silent_for`` seconds."""
@@ -107,6 +109,8 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
             progress = yield from _report_status(run, progress, options)
         if options.logs:
             progress = yield from read_lines(api, run, progress, options.report_limits)
+        if not run.is_active and options.late_result and run.status.is_success:
+            progress = yield from _wait_for_result(api, run, progress, options)
         if not run.is_active:
             progress = yield from _report_status(run, progress, options)
             outcome = _with_reports(outcome_of(run, api.run_url(run.id)), progress)
@@ -127,18 +131,20 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
 
 # A log store may show the last lines some seconds after the run has ended. With fewer or quicker reads, a
 # result is missing although the run reported it.
-_READS = 4
-_READ_PAUSE = 2.0
+_LATE_READS = 3
+_LATE_READ_PAUSE = 2.0
 
 
-def read_reports(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome]:
-    """Follow a run to its end, and read the log of a successful one again until it has a result."""
-    for _ in range(_READS - 1):
-        outcome = yield from follow(api, progress, options)
-        if outcome.has_result or not outcome.succeeded:
-            return outcome
-        yield Sleep(_READ_PAUSE)
-    return (yield from follow(api, progress, options))
+def _wait_for_result(
+    api: Api, run: RunSnapshot, progress: Progress, options: FollowOptions
+) -> Flow[Progress]:
+    for _ in range(_LATE_READS):
+        if progress.reported.results:
+            break
+        yield Sleep(_LATE_READ_PAUSE)
+        cursors = {key: replace(cursor, drained=False) for key, cursor in progress.cursors.items()}
+        progress = yield from read_lines(api, run, replace(progress, cursors=cursors), options.report_limits)
+    return progress
 
 
 def _poll(api: Api, progress: Progress, options: FollowOptions) -> Call[RunSnapshot | None]:

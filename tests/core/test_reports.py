@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dstack_core._flow.follow import FollowOptions, follow, read_reports
+from dstack_core._flow.follow import FollowOptions, follow
 from dstack_core._flow.steps import Flow
 from dstack_core._wire.api import Api
 from dstack_core._wire.http_messages import Reply
@@ -382,8 +382,8 @@ def test_what_is_broken_is_reported_as_dropped(driver: Driver) -> None:
 
 
 def results(driver: Driver, script: Script) -> Outcome:
-    options = FollowOptions(5, logs=True, wall_clock=driver.clock)
-    outcome: Outcome = driver.run(read_reports(API, Progress("train", "id-1"), options), script)
+    options = FollowOptions(5, logs=True, wall_clock=driver.clock, late_result=True)
+    outcome: Outcome = driver.run(follow(API, Progress("train", "id-1"), options), script)
     return outcome
 
 
@@ -391,6 +391,18 @@ def test_a_late_result_is_waited_for(driver: Driver) -> None:
     late = Script(runs__get=[reply(run_json("done"))], logs__poll=[page(), page(), page(*MESSAGES)])
     assert results(driver, late).read_result() == {"score": 1}
     assert driver.clock.slept == [2, 2]
+
+
+def test_each_event_comes_once_while_a_result_is_waited_for(driver: Driver) -> None:
+    pages = [newer(*MESSAGES[:2]), newer(*MESSAGES[:2]), newer(*MESSAGES)]
+    options = FollowOptions(5, logs=True, wall_clock=driver.clock, late_result=True)
+    script = Script(runs__get=[reply(run_json("done"))], logs__poll=pages)
+    events = driver.events(follow(API, Progress("train", "id-1"), options), script)
+    once = driver.events(
+        flow(driver), Script(runs__get=[reply(run_json("done"))], logs__poll=[newer(*MESSAGES)])
+    )
+    assert sorted(map(str, reported(events))) == sorted(map(str, reported(once)))
+    assert [type(event).__name__ for event in events].count("RunFinished") == 1
 
 
 def test_a_run_without_a_result_is_an_error(driver: Driver) -> None:
