@@ -22,18 +22,19 @@ from typing import Any, Generic, TypeVar
 
 from dstack_core._drive import log_event
 from dstack_core._flow.retry import within
-from dstack_core._flow.steps import Flow, Sleep
+from dstack_core._flow.steps import Flow, Sleep, observing
 from dstack_core._flow.stop_options import Check, StopOptions, StopTarget, Until
 from dstack_core._flow.submit import random_marker
 from dstack_core._function.call import FunctionCall
 from dstack_core._function.result import choose_report, late_read_pauses, report_key
 from dstack_core._operations import Operations
 from dstack_core._run_base import RunBase
+from dstack_core._wire.http_messages import Call
 from dstack_core._wire.runs import RunSnapshot
 from dstack_core.configurations import load_configuration
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.events import ContactLost, ContactRestored, Event, LogLines, Reported
-from dstack_core.models.options import SubmitOptions, check_callable
+from dstack_core.models.options import SubmitOptions, check_callable, check_seconds
 from dstack_core.models.outcome import NoResultError, Outcome
 from dstack_core.models.reports import ReportLimits
 from dstack_core.models.stops import StopResult
@@ -68,6 +69,7 @@ class PreparedCall:
     marker: str
     generated: bool
     given: Mapping[str, Any] = field(repr=False)
+    _sent: list[bool] = field(default_factory=list, repr=False)
 
     @property
     def key(self) -> str:
@@ -88,7 +90,7 @@ class PreparedCall:
                 **{name: given[name] for name in _TASK},
             )
             options: Any = {name: given[name] for name in SubmitOptions.__optional_keys__ if name in given}
-            return operations.submit(
+            flow = operations.submit(
                 task,
                 self.name,
                 options,
@@ -96,6 +98,16 @@ class PreparedCall:
                 marker=self.marker,
                 retry_budget=given.get("retry_budget"),
             )
+        return observing(flow, self._see)
+
+    @property
+    def may_exist(self) -> bool:
+        """Whether the run may exist: a request that submits it was sent."""
+        return bool(self._sent)
+
+    def _see(self, step: object) -> None:
+        if isinstance(step, Call) and step.request.path.endswith("/runs/apply"):
+            self._sent.append(True)
 
     def stop(self, operations: Operations, run_id: str | None) -> Flow[StopResult]:
         """Stop the run because its call was interrupted, and log what is known; raises no server error."""
@@ -111,7 +123,11 @@ class PreparedCall:
         api = operations.api
         page = api.runs_url() if run_id is None else api.run_url(run_id)
         _log.warning("Stopping run %s, since its call was interrupted: %s", self.name, page)
-        result = yield from operations.stop_owned(StopTarget(self.name, self.marker, run_id), options)
+        try:
+            result = yield from operations.stop_owned(StopTarget(self.name, self.marker, run_id), options)
+        except GeneratorExit:
+            _log.error("Run %s may keep running: its stop was interrupted. See %s", self.name, page)
+            raise
         if not result.is_safe:
             _log.error("Run %s may keep running: its stop was not confirmed. See %s", self.name, page)
         return result
@@ -129,6 +145,9 @@ def prepare(
     ``given`` are the options by name, ``defaults`` their defaults. Raises ``ConfigurationError``.
     """
     _refuse_shared_names(function, args, kwargs, given, defaults)
+    check_seconds("poll_interval", given.get("poll_interval"), above=True)
+    for each in ("on_log", "on_event"):
+        check_callable(each, given.get(each))
     call = FunctionCall.pack(function, args, kwargs, **{name: given[name] for name in _PACK})
     name = given["run_name"]
     if name is None:

@@ -241,7 +241,8 @@ class AsyncFunctionCollection:
                 await self._stop(prepared, None)
             raise
         except BaseException:
-            await self._stop(prepared, None)
+            if prepared.may_exist:
+                await self._stop(prepared, None)
             raise
         run = AsyncRun(self._operations, self._transport, snapshot)
         run._is_own = True

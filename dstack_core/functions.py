@@ -250,7 +250,8 @@ class FunctionCollection:
                 self._stop(prepared, None)
             raise
         except BaseException:
-            self._stop(prepared, None)
+            if prepared.may_exist:
+                self._stop(prepared, None)
             raise
         run = Run(self._operations, self._transport, snapshot)
         run._is_own = True

@@ -127,3 +127,23 @@ def _polls(wait: Wait) -> Generator[Call[Any] | Sleep, Any, RunSnapshot | None]:
         left -= 1
         if left <= 0 or wait.ends_with(run):
             return run
+
+
+def observing(flow: Flow[T], see: Callable[[object], None]) -> Flow[T]:
+    """Pass each step of ``flow`` to ``see`` before it is carried out."""
+    answer: Any = None
+    failure: Exception | None = None
+    try:
+        while True:
+            step = flow.send(answer) if failure is None else flow.throw(failure)
+            answer, failure = None, None
+            see(step)
+            try:
+                answer = yield step
+            except Exception as error:
+                failure = error
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finally:
+        flow.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import inspect
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -35,7 +36,11 @@ def check_arguments(function: Callable[..., Any], name: str, args: list[Any], kw
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise ConfigurationError(f"{name}: expected arguments for {name}{signature}, got {error}.") from None
+        reason = str(error).removeprefix("got ")
+        raise ConfigurationError(
+            f"{name}: expected arguments for {name}{signature}, got others: {reason}. Options of the run are "
+            "listed in the reference of client.functions."
+        ) from None
 
 
 def plain_arguments(name: str, args: list[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,7 +48,14 @@ def plain_arguments(name: str, args: list[Any], kwargs: Mapping[str, Any]) -> di
 
     Raises ``ConfigurationError`` for what JSON would lose.
     """
-    plain_args, plain_kwargs = [_plain(value) for value in args], _plain(kwargs)
+    try:
+        plain_args, plain_kwargs = [_plain(value) for value in args], _plain(kwargs)
+        json.dumps([plain_args, plain_kwargs], default=str)
+    except (RecursionError, ValueError) as error:
+        raise ConfigurationError(
+            f"{name}: expected arguments that JSON can carry, got one that it cannot ({error}). Pass plain "
+            "values, or use serializer='cloudpickle'."
+        ) from None
     places = [(f"argument {number}", value) for number, value in enumerate(plain_args, 1)]
     places += [(f"argument {key!r}", value) for key, value in plain_kwargs.items()]
     for place, value in places:

@@ -121,6 +121,13 @@ class FunctionCall:
             ``call = FunctionCall.pack(train, [0.1], requirements=["torch==2.9"])``
         """
         _check_options(serializer, max_result_bytes)
+        for option, value in (("torchrun", torchrun), ("allow_cloudpickle", allow_cloudpickle)):
+            if not isinstance(value, bool):
+                raise ConfigurationError(f"{option}: expected True or False, got {value!r}.")
+        if cache_dir is not None and not (isinstance(cache_dir, str) and cache_dir):
+            raise ConfigurationError(
+                f"cache_dir: expected the path of a folder in the run, got {cache_dir!r}."
+            )
         plain, args, kwargs = without_partial(function, list(args), dict(kwargs or {}))
         name = getattr(plain, "__name__", type(plain).__name__)
         check_arguments(plain, name, args, kwargs)
@@ -266,6 +273,10 @@ class FunctionCall:
             raise ConfigurationError(f"configuration: expected a task, got a {base.type}.")
         if isinstance(commands, str):
             commands = [commands]
+        if not all(isinstance(command, str) for command in commands):
+            raise ConfigurationError(f"commands: expected a list of strings, got {list(commands)!r}.")
+        if nodes is not None and (isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1):
+            raise ConfigurationError(f"nodes: expected a whole number from 1 on, got {nodes!r}.")
         image_used = image or base.image
         if python is None and base.python is None and image_used is None and self.serializer == "cloudpickle":
             python = self._content["python"]
@@ -343,11 +354,12 @@ def _check_size(files: Iterable[Path], rest: int) -> None:
     if not limit or total <= limit:
         return
     biggest = sorted(sizes, key=lambda path: sizes[path], reverse=True)[:3]
-    named = ", ".join(f"{path} ({sizes[path]} bytes)" for path in biggest) or "the arguments"
+    named = ", ".join([f"{path} ({sizes[path]} bytes)" for path in biggest if sizes[path] > rest])
+    named = named or f"the arguments ({rest} bytes)"
     raise ConfigurationError(
-        f"modules: expected at most {limit} bytes of modules, wheels and arguments, got {total}; the "
-        f"biggest: {named}. Name what the run does not need in .dstackignore, or put data into a volume or "
-        "a bucket."
+        f"function: expected at most {limit} bytes of arguments, modules and wheels, got {total}; the "
+        f"biggest: {named}. Put data into a volume or a bucket, and name files that the run does not need in "
+        ".dstackignore."
     )
 
 

@@ -239,11 +239,8 @@ def installed(requirements: str, cache_dir: str | None, here: str) -> str:
     is complete, whichever start made it. Of two that install at once the second one to finish uses the folder
     of the first.
     """
-    cache = os.path.expanduser(
-        cache_dir
-        or os.environ.get("DSTACK_FUNCTION_CACHE")
-        or os.path.join("~", ".cache", "dstack-functions")
-    )
+    given = cache_dir or os.environ.get("DSTACK_FUNCTION_CACHE") or "~/.cache/dstack-functions"
+    cache = os.path.abspath(os.path.expanduser(given))
     folder = os.path.join(cache, cache_key(requirements))
     if os.path.isdir(folder):
         print(f"The requirements are in {folder}.", flush=True)

@@ -32,11 +32,13 @@ _SHELLS = frozenset({"sh", "bash", "dash", "ash", "ksh", "zsh"})
 
 # ``tr`` is much faster than a loop of ``read``, which a bare shell falls back to. Without ``fold`` or
 # ``cksum`` the result is one line, which another process can interrupt. Parts are in base64 where the image
-# has it: a runner replaces a character that is cut in two (seen on 0.18.44 and 0.22.5). The file is emptied
-# once it was reported.
+# has it: a runner replaces a character that is cut in two (seen on 0.18.44 and 0.22.5).
 _COMMAND = r"""
 dstack_result() (
-  [ "$?" = 0 ] && [ "${DSTACK_NODE_RANK:-0}" = 0 ] && [ -s "$DSTACK_RESULT_FILE" ] || exit 0
+  status=$?
+  [ -f "$DSTACK_RESULT_FILE" ] || exit 0
+  trap 'rm -f "$DSTACK_RESULT_FILE" 2>/dev/null || : >| "$DSTACK_RESULT_FILE"' EXIT
+  [ "$status" = 0 ] && [ "${DSTACK_NODE_RANK:-0}" = 0 ] && [ -s "$DSTACK_RESULT_FILE" ] || exit 0
   LC_ALL=C
   if command -v tr >/dev/null; then json=$(tr '\r\n' '  ' < "$DSTACK_RESULT_FILE")
   else json= ret=$(printf '\r')
@@ -56,7 +58,6 @@ dstack_result() (
       printf '%s\n' "::dstack:result$$:$number/$total:${sum%% *}:$piece"
     done
   else printf '%s\n' "::dstack::$json"; fi
-  : >| "$DSTACK_RESULT_FILE"
 )
 DSTACK_RESULT_FILE=${TMPDIR:-/tmp}
 [ -w "$DSTACK_RESULT_FILE" ] || DSTACK_RESULT_FILE=$PWD

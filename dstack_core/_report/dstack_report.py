@@ -36,6 +36,8 @@ _Number = Optional[SupportsFloat]
 # The longest piece of a line. Pipes and terminals take 4096 bytes at once, and the prefix needs some of them.
 _PIECE = 3000
 _MAX_IMAGE = 256 * 1024
+# What is kept of a message; a larger one would be dropped by the reader.
+_MAX_BYTES = 1024 * 1024
 _MAX_DEPTH = 100
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
@@ -242,6 +244,11 @@ def _send(kind: str, payload: Dict[str, Any]) -> None:
     given = {name: value for name, value in payload.items() if value is not None or kind == "result"}
     plain = {name: _plain(kind, name, value) for name, value in given.items()}
     message = json.dumps({"kind": kind, **plain}, separators=(",", ":")).encode("ascii")
+    if len(message) > _MAX_BYTES:
+        raise ValueError(
+            f"dstack_report.{kind}: expected at most 1 MiB as JSON, got {len(message)} bytes. Write what is "
+            "large to a volume or a bucket, and report where it is."
+        )
     lines = [b"::dstack::%s\n" % message]
     if len(message) > _PIECE:
         # Not from `random`, whose seed belongs to the training.

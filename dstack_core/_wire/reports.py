@@ -32,6 +32,7 @@ VERSION = 1
 # More unfinished messages than processes of one job that report at once; the oldest is given up first.
 _MOST_OPEN = 32
 _MOST_SHOWN = 2000
+_ENVELOPE_BYTES = 128
 
 _SHORT = re.compile(rb"::dstack::[ \t]*(?=\{)")
 _PART = re.compile(rb"::dstack:([A-Za-z0-9]{1,32}):(\d{1,6})/(\d{1,6}):(\d{1,10}):(.*)", re.DOTALL)
@@ -84,9 +85,10 @@ class _Taking:
     def __init__(self, parts: OpenParts, max_bytes: int) -> None:
         self.found: list[Found] = []
         self.parts: dict[str, Mapping[str, Any]] = dict(parts)
-        self._max_bytes = max_bytes
+        # The limit is that of the content; the object around a result has some more.
+        self._max_bytes = max_bytes + _ENVELOPE_BYTES
         # Parts may be in base64.
-        self._max_parts = max_bytes * 4 // 3 + 4
+        self._max_parts = self._max_bytes * 4 // 3 + 4
 
     def line(self, line: bytes) -> bytes | None:
         """Return what is left of a line, None if it held nothing but messages."""

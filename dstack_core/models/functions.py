@@ -7,6 +7,9 @@ from typing import Any
 
 from dstack_core.models.outcome import Outcome, RunError, RunFailedError
 
+# The type that a run reports whose requirements could not be installed; another try may succeed.
+REQUIREMENTS_ERROR = "RequirementsError"
+
 
 class RemoteFunctionError(RunFailedError):
     """An exception that the function raised in its run.
@@ -31,8 +34,14 @@ class RemoteFunctionError(RunFailedError):
         """Return the error that the run of the function ``name`` reported."""
         lines = [str(line) for line in payload.get("traceback") or ()]
         shown = "".join(f"\n  {line}" for line in lines)
+        what = f"{name} raised an exception in run {outcome.run_name}"
+        if payload.get("type") == REQUIREMENTS_ERROR:
+            what = (
+                f"{name} was not called in run {outcome.run_name}, since its requirements could not be "
+                "installed. Correct requirements, or try again if the index was out of reach"
+            )
         return cls(
-            f"{name} raised an exception in run {outcome.run_name}:{shown}",
+            f"{what}:{shown}",
             outcome,
             type_name=str(payload.get("type") or ""),
             text=str(payload.get("message") or ""),

@@ -97,8 +97,9 @@ class Outcome:
         self.raise_for_status()
         if not self.has_result:
             raise NoResultError(
-                f"Run {self.run_name} succeeded, but reported no result. Submit it with reports=True, and "
-                f"write JSON to $DSTACK_RESULT_FILE or call dstack_report.result(). See {self.url}",
+                f"Run {self.run_name} succeeded, but reported no result that is JSON of at most 1 MiB. "
+                "Submit it with reports=True, and write JSON to $DSTACK_RESULT_FILE or call "
+                f"dstack_report.result(). A message that is broken is in its log: {self.url}",
                 self,
             )
         return self.result

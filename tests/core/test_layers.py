@@ -35,8 +35,8 @@ ROOMS = {
     "_report": {"errors", "models", "_wire.code"},
     "_function": {"errors", "models", "_code.ignored"},
     "_function_runs": {
-        *("errors", "models", "_wire.runs", "_flow", "_drive", "_operations", "_run_base", "_function"),
-        "configurations",
+        *("errors", "models", "_wire.runs", "_wire.http_messages", "_flow", "_drive", "_operations"),
+        *("_run_base", "_function", "configurations"),
     },
     "functions": {
         *(

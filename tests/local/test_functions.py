@@ -411,7 +411,9 @@ def test_requirements_are_installed_once(call: Call, tmp_path: Path, installer: 
 
 
 def test_requirements_that_cannot_be_installed_are_an_error(call: Call) -> None:
-    with pytest.raises(RemoteFunctionError, match="uses_a_package raised an exception") as caught:
+    with pytest.raises(
+        RemoteFunctionError, match=r"was not called in run .* could not be installed"
+    ) as caught:
         call(uses_a_package, requirements=["wanted_thing==9", "--no-index"])
     assert caught.value.type_name == "RequirementsError"
     assert caught.value.text.startswith("requirements: pip ended with exit status 1")
@@ -518,6 +520,63 @@ def test_an_interrupt_while_submitting_stops_the_run(
         functions.run(waits, run_name=name)
     (line,) = [record.getMessage() for record in caplog.records if "Stopping run" in record.getMessage()]
     assert ended(client, line.split()[2].rstrip(",")) == "terminated"
+
+
+class Before(Interrupting):
+    """A transport that is interrupted before the server gets the run."""
+
+    def __call__(self, request: Any) -> Any:
+        if request.path.endswith("get_archive_by_hash"):
+            raise KeyboardInterrupt
+        return self.transport(request)
+
+
+def test_an_interrupt_before_the_submission_has_nothing_to_stop(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    functions = FunctionCollection(client._operations, Before(client._transport))  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        functions.run(waits)
+    assert "Stopping" not in caplog.text
+
+
+class Twice(Interrupting):
+    """A transport that is interrupted once the server has got the run, and again by its stop."""
+
+    def __call__(self, request: Any) -> Any:
+        if request.path.endswith("runs/stop"):
+            raise KeyboardInterrupt
+        return super().__call__(request)
+
+
+def test_a_second_interrupt_names_the_run_that_may_keep_running(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    functions = FunctionCollection(client._operations, Twice(client._transport))  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        functions.run(waits)
+    last = caplog.records[-1].getMessage()
+    assert "may keep running: its stop was interrupted" in last
+    run = client.runs.get(last.split()[1])
+    assert run is not None
+    run.stop(abort=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"poll_interval": 0}, "poll_interval: expected more than 0 seconds"),
+        ({"on_log": 5}, "on_log: expected a function"),
+        ({"on_event": 3}, "on_event: expected a function"),
+        ({"commands": [5]}, "commands: expected a list of strings"),
+        ({"nodes": "2"}, "nodes: expected a whole number"),
+    ],
+)
+def test_wrong_options_submit_nothing(server: LocalServer, client: Client, options: Any, text: str) -> None:
+    before = len(server.requests)
+    with pytest.raises(ConfigurationError, match=text):
+        client.functions.run(returns, 1, **options)
+    assert [request.path for request in server.requests[before:] if "apply" in request.path] == []
 
 
 def test_a_cancellation_stops_the_run(server: LocalServer, client: Client) -> None:

@@ -92,6 +92,25 @@ def test_a_large_result_comes_in_parts(client: Client, shell: str, tmp_path: Pat
     assert lines == []
 
 
+def test_the_largest_result_is_kept(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "value.json").write_text(json.dumps("x" * (DEFAULT_MAX_BYTES - 2)))
+    outcome, _ = run(client, f"cat {tmp_path}/value.json > $DSTACK_RESULT_FILE")
+    assert len(outcome.result) == DEFAULT_MAX_BYTES - 2
+
+
+@pytest.mark.parametrize("last", ["true", "exit 3"])
+def test_the_file_is_removed(client: Client, tmp_path: Path, last: str) -> None:
+    run(client, WRITE, f'echo "$DSTACK_RESULT_FILE" > {tmp_path}/name', last)
+    assert not Path((tmp_path / "name").read_text().strip()).exists()
+
+
+def test_a_folder_in_place_of_the_file_is_left_alone(client: Client) -> None:
+    outcome, lines = run(
+        client, "mkdir $DSTACK_RESULT_FILE", "rmdir $DSTACK_RESULT_FILE; mkdir $DSTACK_RESULT_FILE"
+    )
+    assert (outcome.has_result, outcome.succeeded, lines) == (False, True, [])
+
+
 def test_a_result_that_is_too_large_fails_the_run(client: Client, tmp_path: Path) -> None:
     (tmp_path / "value.json").write_text(json.dumps("x" * (DEFAULT_MAX_BYTES + 1)))
     outcome, lines = run(client, f"cat {tmp_path}/value.json > $DSTACK_RESULT_FILE")
