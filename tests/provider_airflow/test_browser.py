@@ -74,3 +74,23 @@ def test_the_task_page_links_to_the_run_while_it_runs(
     gate.touch()
     components.wait_for_state("sync", run_id, "success")
     assert components.call("GET", path)["extra_links"]["dstack run"] == run.url
+
+
+_REPORTING = """
+for i in 1 2 3; do echo '::dstack::{"kind":"metric","step":'$i',"loss":0.'$((9 - i))'}'; done
+echo '::dstack::{"kind":"progress","done":3,"total":3,"text":"epoch 3"}'
+echo '::dstack::{"kind":"link","url":"https://wandb.ai/team/run","text":"Curves"}'
+echo '::dstack::{"kind":"table","name":"classes","columns":["class","recall"],"rows":[["cat",0.9],["dog",0.8]]}'
+echo '::dstack::{"kind":"checkpoint","path":"/checkpoints/3.pt","step":3}'
+echo '::dstack::{"kind":"asset","uri":"s3://models/model.pt","metadata":{"epochs":3}}'
+"""
+
+
+def test_the_xcoms_of_a_task_show_what_its_run_reported(page: Page, components: Components) -> None:
+    run_id = components.trigger("sync", command=_REPORTING)
+    components.wait_for_state("sync", run_id, "success")
+    page.goto(f"{components.url}/dags/sync/runs/{run_id}/tasks/train/xcom")
+    for key in ("dstack_metrics", "dstack_links", "dstack_tables", "dstack_checkpoint", "dstack_assets"):
+        expect(page.get_by_text(key, exact=True).first).to_be_visible()
+    # The values need a viewer of JSON, which Airflow loads from the internet.
+    page.screenshot(path=SCREENSHOTS / "airflow-reports.png")
