@@ -337,7 +337,7 @@ def test_a_retry_that_submits_the_earlier_run_once_more_reads_its_value(
 
 
 def test_a_log_without_the_result_is_an_error(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dstack_core._function_runs._READ_PAUSE", 0.01)
+    monkeypatch.setattr("dstack_core._function.result._PAUSES", (0.01,))
     # One to submit with, another one to read with.
     keys = iter(["0" * 16, "1" * 16])
     monkeypatch.setattr(DstackDecoratedOperator, "_key", lambda self, context: next(keys))
