@@ -35,11 +35,12 @@ LAYERS: dict[str, list[set[str]]] = {
         {"decorators", "services"},
     ],
     PREFECT: [
-        # Plain helpers.
+        # Plain helpers, and the programs of a machine.
         {"_names", "_cancellation", "_secrets"},
+        {"_artifact_content", "_bundle_main", "_flow_result", "_flow_runs", "_function_result"},
         # What is submitted, and where a run is shown in Prefect.
         {"_log_relay", "_options", "_report"},
-        {"_end_reports", "_submission"},
+        {"_bundles", "_end_reports", "_function_options", "_live_artifacts", "_submission", "flow_future"},
         # The blocks, and the clients made of them.
         {"credentials"},
         {"_stop", "_worker_variables"},
@@ -47,8 +48,9 @@ LAYERS: dict[str, list[set[str]]] = {
         {"_job", "_orphaned_runs", "_worker_runs"},
         {"_follow"},
         # What flows and work pools use.
-        {"deploy", "hooks", "reaper", "run_handle", "runs", "tasks", "worker"},
-        {"flows", "job_block"},
+        {"_remote_function", "deploy", "hooks", "reaper", "run_handle", "runs", "tasks", "worker"},
+        {"_remote_call", "flows", "functions", "job_block"},
+        {"decorators"},
         {"__init__", "_collection"},
         {"__main__"},
     ],
@@ -56,6 +58,9 @@ LAYERS: dict[str, list[set[str]]] = {
 # Imports for annotations alone, which no process loads: the class that a module works for.
 TYPES_ONLY = {
     (AIRFLOW, "_from_operator", "operators"),
+    (PREFECT, "_flow_runs", "decorators"),
+    (PREFECT, "_function_result", "_job"),
+    (PREFECT, "_remote_call", "decorators"),
     (PREFECT, "_stop", "_job"),
     (PREFECT, "run_handle", "job_block"),
 }
