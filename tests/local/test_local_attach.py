@@ -50,7 +50,8 @@ def test_ports_of_a_run_are_forwarded(client: dstack.Client, name: str) -> None:
             except requests.RequestException:
                 return ""
 
-        assert wait_until(page) == "page\n"
+        # A Python that starts on a busy machine takes its time.
+        assert wait_until(page, 60) == "page\n"
         run.stop(abort=True)
 
 
