@@ -12,7 +12,14 @@ from dstack_core._function.call import FunctionCall
 from dstack_core._function.result import choose_report, late_read_pauses, report_key
 from dstack_core.configurations import check_ends
 from dstack_core.integration.attempts import Attempt, achoose_attempt, choose_attempt
-from dstack_core.integration.masking import Masker, collect_secrets, mask
+from dstack_core.integration.masking import (
+    RESULT_WARNING,
+    Masker,
+    collect_secrets,
+    mask,
+    mask_result,
+    mask_value,
+)
 from dstack_core.integration.names import AttemptNames, RunRef, make_marker, read_marker, short_hash, slug
 from dstack_core.integration.outcome_text import (
     OUTCOME_FIELDS,
@@ -38,6 +45,7 @@ from dstack_core.models.stops import StopResult, StopState
 __all__ = [
     "DEFAULT_LOG_BUDGET",
     "OUTCOME_FIELDS",
+    "RESULT_WARNING",
     "Attempt",
     "AttemptNames",
     "FunctionCall",
@@ -67,6 +75,8 @@ __all__ = [
     "late_read_pauses",
     "make_marker",
     "mask",
+    "mask_result",
+    "mask_value",
     "outcome_dict",
     "outcome_rows",
     "outcome_table",

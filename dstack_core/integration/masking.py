@@ -17,12 +17,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
+from dstack_core.models.outcome import Outcome
 from dstack_core.models.secrets import secret_values
 
 MASK = "***"
+RESULT_WARNING = (
+    "The result of {what} holds values of its environment or other secrets; they are replaced by ***. Return "
+    "where a secret is, not the secret, and set what is not secret without env."
+)
+"""The warning for a result that holds secrets; ``what`` names the run or function."""
 # Characters, as in ``secret_values``. Shorter lines, such as the last one of a key, are common words: masking
 # them makes a log unreadable. A higher limit would show secrets.
 _SHORTEST_LINE = 5
@@ -55,6 +62,48 @@ class Masker:
 def mask(text: str, secrets: Iterable[str | None]) -> str:
     """Return ``text`` with ``***`` for what is secret in it."""
     return Masker(secrets).mask(text)
+
+
+def mask_value(value: Any, mask: Callable[[str], str]) -> Any:
+    """Return the same value if it holds no secret, else a copy of its lists, tuples and dicts without.
+
+    ``mask`` hides the secrets of a text, as ``Masker.mask`` does. Values of other types are returned as they
+    are.
+    """
+    if isinstance(value, str):
+        shown = mask(value)
+        return value if shown == value else shown
+    if type(value) in (list, tuple):
+        items = [mask_value(item, mask) for item in value]
+        return value if all(map(_is_same, items, value)) else type(value)(items)
+    if type(value) is dict:
+        flat = [each for pair in value.items() for each in pair]
+        items = [mask_value(each, mask) for each in flat]
+        same = all(map(_is_same, items, flat))
+        return value if same else dict(zip(items[::2], items[1::2], strict=True))
+    return value
+
+
+def _is_same(one: object, other: object) -> bool:
+    return one is other
+
+
+def mask_result(outcome: Outcome, mask: Callable[[str], str], warn: Callable[[str], object]) -> Outcome:
+    """Return an outcome without the secrets of the run in its result.
+
+    Args:
+        outcome: How the run ended.
+        mask: Hides the secrets of a text, as ``Masker.mask`` does.
+        warn: Gets one sentence if there was something to hide.
+
+    Returns:
+        The same outcome if its result holds no secret, else a copy.
+    """
+    result = mask_value(outcome.result, mask)
+    if result is outcome.result:
+        return outcome
+    warn(RESULT_WARNING.format(what=f"run {outcome.run_name}"))
+    return replace(outcome, result=result)
 
 
 def collect_secrets(

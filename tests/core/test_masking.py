@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dstack_core import RegistryAuth, Task, parse_configuration
-from dstack_core.integration import Masker, collect_secrets, mask
+from dstack_core.integration import Masker, collect_secrets, mask, mask_value
 
 ENV = {"KEY": "swordfish", "STEPS": "100000", "FLAG": "false", "SHORT": "abc"}
 
@@ -68,3 +68,14 @@ def test_the_env_beside_a_configuration_wins(monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_an_invalid_configuration_has_no_secrets(form: Any) -> None:
     assert collect_secrets(form) == []
+
+
+def test_a_value_without_secrets_is_the_same_object() -> None:
+    value = {"a": [1, "plain", (2.5, None)], "b": {"c": True}}
+    assert mask_value(value, Masker(["hidden-word"]).mask) is value
+
+
+def test_secrets_in_a_value_are_replaced_wherever_they_are() -> None:
+    value = {"a hidden-word": ["x", ("hidden-word", 1)], "b": {"c": {"hidden-word": 2}}, "kept": {3}}
+    shown = mask_value(value, Masker(["hidden-word"]).mask)
+    assert shown == {"a ***": ["x", ("***", 1)], "b": {"c": {"***": 2}}, "kept": {3}}

@@ -272,7 +272,7 @@ def test_a_yaml_configuration_is_added_to(
     dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (dag_runner.folder / "gpu.dstack.yml").write_text(
-        "type: task\nenv:\n  ONE: first\ncommands:\n  - echo prepared by {{ task.task_id }}\n"
+        "type: task\nenv:\n  ONE: uno\ncommands:\n  - echo prepared by {{ task.task_id }}\n"
     )
     ran = run(
         dag_runner,
@@ -286,7 +286,7 @@ train("conf.yml")
 """,
     )
     output = capfd.readouterr().out
-    assert ran.values["train"] == ["first", "2", "conf.yml"], output
+    assert ran.values["train"] == ["uno", "2", "conf.yml"], output
     assert "prepared by train" in output
 
 

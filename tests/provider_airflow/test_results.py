@@ -215,3 +215,23 @@ def test_an_asset_event_names_the_run_that_made_it(
         "result": {"rows": 12},
         "metadata": {"rows": 12},
     }
+
+
+@MODES
+@pytest.mark.parametrize("returns", ["outcome", "result"])
+def test_secrets_in_a_result_are_replaced(
+    dag_runner: DagRunner,
+    server: LocalServer,
+    capfd: pytest.CaptureFixture[str],
+    deferrable: bool,
+    returns: str,
+) -> None:
+    command = """echo '{"word": "'$WORD'", "kept": 1}' > $DSTACK_RESULT_FILE"""
+    ended = dag_runner.run(
+        arguments(deferrable, "true", command, env={"WORD": "open-sesame-77"}, returns=returns)
+    )
+    result = ended.result if returns == "result" else ended.result["result"]
+    assert result == {"word": "***", "kept": 1}
+    shown = "".join(capfd.readouterr())
+    assert "they are replaced by ***" in shown
+    assert "open-sesame-77" not in shown

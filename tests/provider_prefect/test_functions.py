@@ -30,10 +30,10 @@ from dstack_core import (
     UnusableFunctionError,
 )
 from dstack_core.integration import FunctionCall
+from dstack_core.integration import mask_value as masked
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, _cancellation, dstack_task, functions
 from prefect_dstack._function_options import FunctionTaskOptions
-from prefect_dstack._function_result import masked
 
 from .support import (
     all_runs,
@@ -210,7 +210,7 @@ def test_a_secret_in_a_value_is_replaced_with_a_warning(
 
     assert leaking() == [{"token": "the ***", "others": [1, None, "x"]}]
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert sum("expected a result without the secrets of its run" in message for message in warnings) == 1
+    assert sum("they are replaced by ***" in message for message in warnings) == 1
 
 
 def test_values_without_secrets_are_the_same_objects() -> None:

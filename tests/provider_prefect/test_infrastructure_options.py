@@ -60,6 +60,12 @@ def test_a_wrong_option_is_refused_at_the_flow(options: Any, error: Any, named: 
         dstack(**options)
 
 
+@pytest.mark.parametrize("pool", [plain, 3, ""])
+def test_a_decorator_without_parentheses_is_refused(pool: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"expected the name of a work pool.*@dstack\(\)"):
+        dstack(pool)
+
+
 def test_only_a_flow_is_decorated() -> None:
     function: Any = len
     with pytest.raises(ConfigurationError, match="Write @dstack"):

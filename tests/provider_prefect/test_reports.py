@@ -583,3 +583,15 @@ def test_an_asset_is_one_event_however_often_the_run_is_followed(owner: UUID) ->
     live.write()
     found = until(lambda: events if len(events := asset_events(uri)) >= 2 else [], seconds=20)
     assert sorted(event["payload"]["rows"] for event in found) == [1, 2]
+
+
+def test_secrets_in_a_result_are_replaced(dstack: LocalServer, credentials: DstackCredentials) -> None:
+    @flow
+    def secretive() -> dict[str, Any]:
+        command = """echo '{"word": "'$WORD'", "kept": 1}' > $DSTACK_RESULT_FILE"""
+        return run_task(
+            {"type": "task", "commands": [command]}, credentials, env={"WORD": "open-sesame-77"}, **FAST
+        )
+
+    outcome: Any = secretive()
+    assert outcome["result"] == {"word": "***", "kept": 1}

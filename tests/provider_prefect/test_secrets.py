@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -68,8 +69,10 @@ def test_secrets_are_in_no_log_parameter_artifact_or_state(
         ids.append(UUID(flow_run.get_id()))
         future = way.submit(task(dstack.token), block, **(FAST | {"artifacts": True}))
         while not future.state.is_final():
-            family = [psutil.Process(), *psutil.Process().children(recursive=True)]
-            processes.extend(" ".join(one.cmdline()) for one in family if one.is_running())
+            for one in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+                # It may have ended meanwhile.
+                with suppress(psutil.Error):
+                    processes.append(" ".join(one.cmdline()))
         future.result()
 
     with pytest.raises(Exception, match="it is") as failed:

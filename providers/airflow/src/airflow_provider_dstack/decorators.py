@@ -262,7 +262,7 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
     def _result_of(self, context: Context, run: Callable[[], Mapping[str, Any]]) -> Any:
         """Return what the function returned, by its run's log, or raise what it raised."""
         from airflow_provider_dstack._function_call import read_result
-        from dstack_core.integration import FunctionCall
+        from dstack_core.integration import RESULT_WARNING, FunctionCall, Masker, mask_value
 
         call = FunctionCall.for_reading(
             self.python_callable.__name__,
@@ -276,15 +276,21 @@ class DstackDecoratedOperator(DecoratedOperator, DstackRunOperator):
             outcome = run()
         except DstackRunFailed as error:
             failure, outcome = error, error.outcome
-        return read_result(
+        hook = self.hook()
+        secrets = [*self.secret_texts(), hook.token]
+        value = read_result(
             call,
             self._key(context),
             outcome,
             failure,
-            hook=self.hook(),
-            secrets=self.secret_texts(),
+            hook=hook,
+            secrets=secrets,
             poll_interval=self.poll_interval,
             retry_budget=self.retry_budget,
             log=self.log,
             is_killed=lambda: self._killed,
         )
+        shown = mask_value(value, Masker(secrets).mask)
+        if shown is not value:
+            self.log.warning("%s", RESULT_WARNING.format(what=call.name))
+        return shown

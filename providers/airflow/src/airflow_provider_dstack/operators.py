@@ -298,7 +298,12 @@ class DstackRunOperator(TemplatedModels):
         """Return the task's value for a run that succeeded, and describe the assets that it has written."""
         from airflow_provider_dstack._outcome import what_task_returns
         from airflow_provider_dstack._run_reports import describe_outlets
+        from dstack_core.integration import Masker, mask_result
 
+        if outcome.has_result:
+            hide = Masker([*self.secret_texts(), self.hook().token]).mask
+            outcome = mask_result(outcome, hide, self.log.warning)
+            result = {**result, "result": outcome.result}
         value = what_task_returns(
             outcome, result, returns=self.returns, skip=reports.skip, reports=self.reports
         )

@@ -214,6 +214,7 @@ class DstackRunTrigger(BaseTrigger):
 
     async def _follow(self) -> dict[str, Any]:
         from dstack_core import RunFinished, RunNotFoundError
+        from dstack_core.integration import mask_result
 
         client, kept = await in_thread(self._prepare)
         async with client:
@@ -255,7 +256,9 @@ class DstackRunTrigger(BaseTrigger):
                         return finished_event(relay.outcome, relay.tail, relay.state())
                     if isinstance(event, RunFinished):
                         self._save_last(relay)
-                        return finished_event(event.outcome, relay.tail, reported=reports.state())
+                        # Airflow stores the event.
+                        outcome = mask_result(event.outcome, log_relay.masker.mask, self.log.warning)
+                        return finished_event(outcome, relay.tail, reported=reports.state())
             finally:
                 await events.aclose()
                 await relay.close()

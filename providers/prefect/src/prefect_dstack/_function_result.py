@@ -75,6 +75,7 @@ class FunctionResult:
             RunError,
             UnusableFunctionError,
         )
+        from dstack_core.integration import RESULT_WARNING, mask_value
 
         report, outcome, mask = self.report(job.attempt.ref.marker), job.relay.outcome, job.relay.masker.mask
         if report is None or outcome is None:
@@ -99,36 +100,15 @@ class FunctionResult:
             raise
         # Logs the end, and that a skipped run was skipped.
         job.result()
-        shown = masked(value, mask)
+        shown = mask_value(value, mask)
         if shown is not value:
-            job.logger.warning(
-                "%s: expected a result without the secrets of its run, got one that holds some; they are "
-                "replaced by ***. Return where a secret is, not the secret.",
-                self.call.name,
-            )
+            job.logger.warning("%s", RESULT_WARNING.format(what=self.call.name))
         return shown
-
-
-def masked(value: Any, mask: Mask) -> Any:
-    """Return the same value if it holds no secret, else a copy of its lists, tuples and dicts without."""
-    if isinstance(value, str):
-        shown = mask(value)
-        return value if shown == value else shown
-    if type(value) in (list, tuple):
-        items = [masked(item, mask) for item in value]
-        return value if all(map(_is_same, items, value)) else type(value)(items)
-    if type(value) is dict:
-        pairs = [(masked(key, mask), masked(item, mask)) for key, item in value.items()]
-        flat = [each for pair in value.items() for each in pair]
-        return value if all(map(_is_same, [each for pair in pairs for each in pair], flat)) else dict(pairs)
-    return value
-
-
-def _is_same(one: object, other: object) -> bool:
-    return one is other
 
 
 def _without_secrets(report: Mapping[str, Any], mask: Mask) -> dict[str, Any]:
     """Return the payload with the texts masked that an error shows; the value may be a pickle."""
+    from dstack_core.integration import mask_value
+
     shown = ("message", "reason", "traceback")
-    return {name: masked(value, mask) if name in shown else value for name, value in report.items()}
+    return {name: mask_value(value, mask) if name in shown else value for name, value in report.items()}

@@ -96,10 +96,11 @@ class Relay:
     def handle(self, event: Event) -> None:
         """Log one event and remember the position behind it."""
         from dstack_core import RunFinished
+        from dstack_core.integration import mask_result
 
         self.handle_contact(event)
         if isinstance(event, RunFinished):
-            self.outcome = event.outcome
+            self.outcome = mask_result(event.outcome, self.masker.mask, self._logger.warning)
         self.progress = event.progress
 
     def handle_contact(self, event: Event) -> None:

@@ -118,6 +118,12 @@ def dstack(
         accuracy = train(epochs=3)
         ```
     """
+    if not isinstance(work_pool, str) or not work_pool:
+        given = getattr(work_pool, "__name__", work_pool)
+        _refuse(
+            f"work_pool: expected the name of a work pool, got {given!r}. "
+            "Write @dstack() with parentheses above @flow."
+        )
     variables = _variables(credentials, commands, options)
     block = credentials if isinstance(credentials, DstackCredentials) else None
 
