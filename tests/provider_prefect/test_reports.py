@@ -589,9 +589,10 @@ def test_secrets_in_a_result_are_replaced(dstack: LocalServer, credentials: Dsta
     @flow
     def secretive() -> dict[str, Any]:
         command = """echo '{"word": "'$WORD'", "kept": 1}' > $DSTACK_RESULT_FILE"""
-        return run_task(
+        outcome: dict[str, Any] = run_task(
             {"type": "task", "commands": [command]}, credentials, env={"WORD": "open-sesame-77"}, **FAST
         )
+        return outcome
 
     outcome: Any = secretive()
     assert outcome["result"] == {"word": "***", "kept": 1}
