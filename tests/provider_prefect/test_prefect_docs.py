@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from prefect.exceptions import ObjectAlreadyExists
 
 from dstack_core.local import LocalServer
 from tests.docs.blocks import Block, blocks, check_outputs
@@ -29,7 +31,9 @@ def test_blocks_run_as_printed(
     script = tmp_path / "block.py"
     script.write_text(block.code)
     if 'work_pool_name="gpu"' in block.code:
-        new_pool("gpu")
+        # A block of @dstack may have made it before.
+        with suppress(ObjectAlreadyExists):
+            new_pool("gpu")
     target = {
         "DSTACK_SERVER_URL": dstack.url,
         "DSTACK_PROJECT": dstack.project,
