@@ -113,7 +113,7 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
             progress = yield from _wait_for_result(api, run, progress, options)
         if not run.is_active:
             progress = yield from _report_status(run, progress, options)
-            outcome = _with_reports(outcome_of(run, api.run_url(run.id)), progress)
+            outcome = outcome_of(run, api.run_url(run.id)).with_reports(progress.reported)
             yield RunFinished(progress, outcome)
             return outcome
         # Thousands of followers may wait, so each keeps few objects and creates few new ones per wait: many
@@ -172,14 +172,6 @@ def _report_status(run: RunSnapshot, progress: Progress, options: FollowOptions)
     message = None if run.message in (run.raw_status, str(run.status)) else run.message
     yield StatusChanged(progress, run.status, previous, message)
     return progress
-
-
-def _with_reports(outcome: Outcome, progress: Progress) -> Outcome:
-    reported = progress.reported
-    if not reported.results and not reported.metrics:
-        return outcome
-    result = reported.results[0] if reported.results else None
-    return replace(outcome, result=result, metrics=reported.metrics, has_result=bool(reported.results))
 
 
 def _gone(api: Api, progress: Progress) -> RunNotFoundError:

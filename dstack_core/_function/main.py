@@ -27,6 +27,7 @@ import sysconfig
 import time
 import traceback
 import types
+import zlib
 from typing import Any, Callable
 
 # A terminal takes 4096 bytes at once, so no other process's output can land inside of a part. With longer
@@ -443,21 +444,10 @@ def report_lines(key: str, content: dict[str, Any]) -> list[str]:
 
 def cksum(data: bytes) -> int:
     """Return what the command ``cksum`` of POSIX prints."""
-    table = []
-    for byte in range(256):
-        value = byte << 24
-        for _ in range(8):
-            value = (value << 1) ^ (0x04C11DB7 if value & 0x80000000 else 0)
-        table.append(value & 0xFFFFFFFF)
-    length, tail = len(data), []
-    while length:
-        tail.append(length & 0xFF)
-        length >>= 8
-    crc = 0
-    for chunk in (data, tail):
-        for byte in chunk:
-            crc = ((crc << 8) & 0xFFFFFFFF) ^ table[(crc >> 24) ^ byte]
-    return crc ^ 0xFFFFFFFF
+    # It reads each byte from its highest bit on, zlib from its lowest.
+    reverse = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+    length = len(data).to_bytes((len(data).bit_length() + 7) // 8, "little")
+    return int("{:032b}".format(zlib.crc32((data + length).translate(reverse), 0xFFFFFFFF))[::-1], 2)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 from dstack_core.errors import DstackError
 from dstack_core.models.base import known_fields
+from dstack_core.models.progress import ReportedSoFar
 from dstack_core.models.reports import plain_number
 from dstack_core.models.statuses import RunStatus
 
@@ -86,6 +87,11 @@ class Outcome:
         if self.status.was_stopped:
             raise RunStoppedError(text, self)
         raise RunFailedError(text, self)
+
+    def with_reports(self, reported: ReportedSoFar) -> Self:
+        """Return a copy with what the run has reported, as ``Progress.reported`` of an event has it."""
+        result = reported.results[0] if reported.results else None
+        return replace(self, result=result, metrics=reported.metrics, has_result=bool(reported.results))
 
     def read_result(self) -> Any:
         """Return the result that the run reported.

@@ -107,7 +107,7 @@ def test_a_partial_gives_its_arguments(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "told"),
+    ("function", "message"),
     [
         (closure(), "<lambda>: expected a plain function, got a lambda"),
         (nested_def(), "inner: expected a plain function, got a closure over value"),
@@ -118,14 +118,14 @@ def test_a_partial_gives_its_arguments(tmp_path: Path) -> None:
         ("train", "function: expected a function, got 'train'"),
     ],
 )
-def test_what_its_source_does_not_make_is_refused(function: Any, told: str) -> None:
+def test_what_its_source_does_not_make_is_refused(function: Any, message: str) -> None:
     arguments = [[1]] if function is len else []
-    with pytest.raises(ConfigurationError, match=told):
+    with pytest.raises(ConfigurationError, match=message):
         FunctionCall.pack(function, arguments)
 
 
 @pytest.mark.parametrize(
-    ("args", "kwargs", "told"),
+    ("args", "kwargs", "message"),
     [
         ((object(),), {}, "argument 1: expected a value that JSON can carry, got object"),
         ((1,), {"words": {1: "a"}}, "argument 'words': expected str keys, got 1"),
@@ -139,13 +139,13 @@ def test_what_its_source_does_not_make_is_refused(function: Any, told: str) -> N
         ((1,), {"nope": 3}, "unexpected keyword argument 'nope'"),
     ],
 )
-def test_arguments_that_do_not_fit_or_travel_are_refused(args: Any, kwargs: Any, told: str) -> None:
-    with pytest.raises(ConfigurationError, match=told):
+def test_arguments_that_do_not_fit_or_travel_are_refused(args: Any, kwargs: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
         FunctionCall.pack(train, args, kwargs)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"serializer": "yaml"}, "serializer: expected one of 'json', 'cloudpickle', got 'yaml'"),
         ({"max_result_bytes": 0}, "max_result_bytes: expected 1 byte or more, got 0"),
@@ -168,8 +168,8 @@ def test_arguments_that_do_not_fit_or_travel_are_refused(args: Any, kwargs: Any,
         ({"modules": [ModuleType("__main__")]}, "got the program itself"),
     ],
 )
-def test_wrong_options_are_refused(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigurationError, match=told):
+def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
         FunctionCall.pack(train, [1], **options)
 
 

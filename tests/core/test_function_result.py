@@ -229,7 +229,7 @@ def test_another_python_is_reported_before_anything_is_installed(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("module", "told"),
+    ("module", "shown_text"),
     [
         (
             "__version__ = '1.2.3'",
@@ -238,7 +238,7 @@ def test_another_python_is_reported_before_anything_is_installed(tmp_path: Path)
         ("raise ImportError", "expected the package cloudpickle in the run, and its Python"),
     ],
 )
-def test_another_cloudpickle_is_reported(tmp_path: Path, module: str, told: str) -> None:
+def test_another_cloudpickle_is_reported(tmp_path: Path, module: str, shown_text: str) -> None:
     FunctionCall.pack(double, [1]).write(tmp_path, KEY)
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     content(tmp_path, serializer="cloudpickle", python=here, cloudpickle="3.1", pickle="")
@@ -246,7 +246,7 @@ def test_another_cloudpickle_is_reported(tmp_path: Path, module: str, told: str)
     (tmp_path / "packages" / "cloudpickle.py").write_text(module)
     status, (report,), _ = start(tmp_path, PYTHONPATH=str(tmp_path / "packages"))
     assert (status, report["state"]) == (1, "unusable")
-    assert told in report["reason"]
+    assert shown_text in report["reason"]
     assert "requirements=['cloudpickle==3.1.*']" in report["reason"]
 
 

@@ -178,7 +178,7 @@ def returns_a_set() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("function", "options", "told"),
+    ("function", "options", "message"),
     [
         (returns_a_set, {}, r"the result\['a'\]\[0\]: expected a value that JSON can carry, got set"),
         (
@@ -194,9 +194,9 @@ def returns_a_set() -> Any:
     ],
 )
 def test_a_call_that_can_never_work_reports_why(
-    call: Call, function: Any, options: dict[str, Any], told: str
+    call: Call, function: Any, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UnusableFunctionError, match=told):
+    with pytest.raises(UnusableFunctionError, match=message):
         call(function, **options)
 
 

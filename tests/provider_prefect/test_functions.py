@@ -527,7 +527,7 @@ def uses_names_of_its_file() -> int:
 
 
 @pytest.mark.parametrize(
-    ("function", "options", "told"),
+    ("function", "options", "shown_text"),
     [
         (train, {"retrys": 3}, r"retrys: expected an option of dstack_task.* Did you mean retries\?"),
         (train, {"zzz": 3}, "zzz: expected an option .* Check the spelling"),
@@ -547,9 +547,9 @@ def uses_names_of_its_file() -> int:
     ],
 )
 def test_what_is_wrong_is_refused_where_it_is_decorated(
-    function: Any, options: dict[str, Any], told: str
+    function: Any, options: dict[str, Any], shown_text: str
 ) -> None:
-    with pytest.raises(ConfigurationError, match=told):
+    with pytest.raises(ConfigurationError, match=shown_text):
         dstack_task(**options)(function)
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import mask_secret
@@ -29,7 +29,7 @@ from airflow_provider_dstack.errors import DstackRunInterrupted
 if TYPE_CHECKING:
     from airflow_provider_dstack._run_reports import RunReports
     from airflow_provider_dstack.hooks import DstackHook
-    from dstack_core import Client, Event, Outcome, Progress, ReportLimits, Run
+    from dstack_core import Client, Event, Outcome, ReportLimits, Run
     from dstack_core.integration import LogRelay
 
 # The log can be read later on the run's page, the result is wanted now. A longer time delays the result by as
@@ -123,7 +123,7 @@ class _RemainingLog:
         """Relay everything; an error is logged, and leaves the rest of the log to the run's page."""
         # Known also if the log cannot be read.
         progress = LogPosition.from_dict(self.event["rest"]).progress
-        self.outcome = _with_reports(self.outcome, progress)
+        self.outcome = self.outcome.with_reports(progress.reported)
         with suppress(_Left):
             try:
                 with self.hook.client(retry_budget=self.retry_budget) as client:
@@ -157,7 +157,7 @@ class _RemainingLog:
             elif isinstance(event, Reported | ReportsDropped):
                 self._write(relay, event)
                 # What is known so far counts if the rest cannot be read.
-                self.outcome = _with_reports(self.outcome, event.progress)
+                self.outcome = self.outcome.with_reports(event.progress.reported)
             else:
                 self._report(event)
             position.passed(event)
@@ -218,13 +218,6 @@ class _RemainingLog:
     def _check(self) -> None:
         if self.is_left:
             raise _Left
-
-
-def _with_reports(outcome: Outcome, progress: Progress) -> Outcome:
-    """Return the outcome with what the run reported up to a position."""
-    reported = progress.reported
-    result = reported.results[0] if reported.results else None
-    return replace(outcome, result=result, metrics=reported.metrics, has_result=bool(reported.results))
 
 
 class _Left(Exception):

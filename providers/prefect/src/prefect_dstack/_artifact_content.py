@@ -50,19 +50,10 @@ class Metrics:
 
 def table(columns: Iterable[str], rows: Iterable[list[Any]], mask: Mask) -> str:
     """Return the content of a table artifact."""
+    from dstack_core.integration import mask_value
+
     names = list(_distinct(columns))
-    return json.dumps([dict(zip(names, masked(row, mask), strict=True)) for row in rows])
-
-
-def masked(value: Any, mask: Mask) -> Any:
-    """Return JSON-plain data without the secrets in its texts."""
-    if isinstance(value, str):
-        return mask(value)
-    if isinstance(value, list):
-        return [masked(each, mask) for each in value]
-    if isinstance(value, dict):
-        return {mask(key): masked(each, mask) for key, each in value.items()}
-    return value
+    return json.dumps([dict(zip(names, mask_value(row, mask), strict=True)) for row in rows])
 
 
 def image(png: str, text: str) -> str:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from prefect_dstack._artifact_content import Metrics, emit_materialized, image, link, masked, plain, table
+from prefect_dstack._artifact_content import Metrics, emit_materialized, image, link, plain, table
 from prefect_dstack._cancellation import quick_prefect_client
 from prefect_dstack._report import create_artifact
 
@@ -250,10 +250,12 @@ class LiveArtifacts:
         return True
 
     def _emit_assets(self) -> None:
+        from dstack_core.integration import mask_value
+
         assets, self._assets = self._assets, {}
         for (run_id, uri), metadata in assets.items():
             try:
-                emit_materialized(run_id, uri, masked(dict(metadata or {}), self._mask))
+                emit_materialized(run_id, uri, mask_value(dict(metadata or {}), self._mask))
             except ValueError:
                 self._logger.warning(
                     "asset: expected a URI such as s3://bucket/model.pt, got %r. No asset is recorded.",
