@@ -67,7 +67,12 @@ class ReportedSoFar:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as values that JSON has."""
         metrics = {name: plain_number(value) for name, value in self.metrics.items()}
-        return {"results": list(self.results), "metrics": metrics, "dropped": self.dropped, "count": self.count}
+        return {
+            "results": list(self.results),
+            "metrics": metrics,
+            "dropped": self.dropped,
+            "count": self.count,
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
