@@ -7,6 +7,7 @@ interval, and one that reads it once an interval.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -54,7 +55,10 @@ def measure(quick: bool) -> Section:
             run = client.runs.submit({**task, "fleets": [server.fleet]}, "report-delay")
             found = [json.loads(each.communicate()[0]) for each in _followers(run.name, arguments)]
     ours, whole = ([*statistics.quantiles(one["seconds"], n=20)] for one in found)
-    assert all(one["once"] and one["count"] == count for one in found)
+    if not all(one["once"] and one["count"] == count for one in found):
+        raise RuntimeError(
+            f"expected {count} messages, each once and in order, got {[one['count'] for one in found]}"
+        )
     for name, index in (("p50", 9), ("p95", 18)):
         section.rows.append(
             Row(
@@ -79,18 +83,19 @@ def _quoted(script: str) -> str:
 
 def _followers(name: str, arguments: dict[str, Any]) -> list[subprocess.Popen[str]]:
     options = [json.dumps([name, share, arguments]) for share in (follow._REPORTING_SHARE, 1.0)]
-    code = "import json, sys; from benchmarks.report_delay import delays; print(json.dumps(delays(*json.load(sys.stdin))))"
+    code = (
+        "import json, sys; from benchmarks.report_delay import delays; "
+        "print(json.dumps(delays(*json.load(sys.stdin))))"
+    )
     started = []
     for each in options:
         # The token goes through the standard input: arguments are seen in the list of processes.
-        process = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdin is not None
-        process.stdin.write(each)
-        process.stdin.close()
-        process.stdin = None
-        started.append(process)
+        reader, writer = os.pipe()
+        with os.fdopen(writer, "w") as options_file, os.fdopen(reader) as stdin:
+            started.append(
+                subprocess.Popen([sys.executable, "-c", code], stdin=stdin, stdout=subprocess.PIPE, text=True)
+            )
+            options_file.write(each)
     return started
 
 
