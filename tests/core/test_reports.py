@@ -347,7 +347,7 @@ def test_a_run_that_reports_is_read_again_after_half_an_interval(driver: Driver,
     message = short(kind, loss=1) if kind == "metric" else short(kind, value=0.5)
     pages = [(1, "a line\r\n"), (2, message + "\r\n"), (3, message + "\r\n")]
     script = Script(
-        runs__get=[reply(run_json("running"))] * 4 + [reply(run_json("done"))],
+        runs__get=[reply(run_json(status)) for status in ["running"] * 4 + ["done"]],
         logs__poll=[newer(*pages[:n]) for n in (1, 2, 3, 3, 3)],
     )
     driver.events(flow(driver), script)
