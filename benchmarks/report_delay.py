@@ -36,7 +36,8 @@ def delays(name: str, share: float, arguments: dict[str, Any]) -> dict[str, Any]
     steps: list[int] = []
     seconds: list[float] = []
     with dstack.Client(**arguments) as client:
-        for event in client.runs.get(name).follow(poll_interval=INTERVAL):
+        run = client.runs.get(name)
+        for event in run.follow(poll_interval=INTERVAL) if run else ():
             if isinstance(event, dstack.Reported):
                 steps.append(int(event.payload["step"]))
                 seconds.append(time.time() - event.payload["sent"])
@@ -48,7 +49,11 @@ def measure(quick: bool) -> Section:
     count = (20 if quick else 60) * A_SECOND
     section = Section("Delay of a reported message")
     with RealServer(images=True) as server:
-        arguments = {"server_url": server.url, "project_name": server.project, "user_token": server.token}
+        arguments: dict[str, Any] = {
+            "server_url": server.url,
+            "project_name": server.project,
+            "user_token": server.token,
+        }
         script = _SCRIPT.format(count=count, rate=A_SECOND)
         task = {"type": "task", "commands": [f"python3 -c '{_quoted(script)}'"], "user": "root"}
         with dstack.Client(**arguments) as client:
