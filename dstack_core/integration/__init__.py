@@ -41,8 +41,8 @@ from dstack_core.integration.relay import DEFAULT_LOG_BUDGET, LogRelay, RecordLi
 from dstack_core.integration.stop import astop_run, stop_run
 from dstack_core.integration.utilization_text import (
     describe_utilization,
+    utilization_chart,
     utilization_lines,
-    utilization_svg,
 )
 from dstack_core.models.base import known_fields
 from dstack_core.models.stops import StopResult, StopState
@@ -92,6 +92,6 @@ __all__ = [
     "short_hash",
     "slug",
     "stop_run",
+    "utilization_chart",
     "utilization_lines",
-    "utilization_svg",
 ]

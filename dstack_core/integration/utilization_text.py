@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from dstack_core.models.outcome import Outcome
@@ -39,22 +38,19 @@ def utilization_lines(outcome: Outcome) -> list[str]:
     return [f"Run {outcome.run_name} used {line}", *filter(None, [outcome.utilization.advice])]
 
 
-def utilization_svg(data: Mapping[str, Any], title: str) -> str:
-    """Return the chart of an outcome's ``utilization`` as an SVG document.
+def utilization_chart(data: Any) -> dict[str, str]:
+    """Return what a page shows of a run's utilization: ``text``, ``advice``, and ``svg``, an SVG document.
 
-    Args:
-        data: The utilization as ``outcome_dict`` has it, in this or another version.
-        title: The headline.
-
-    Raises:
-        ValueError: The data is not that of a utilization.
+    ``data`` is ``Utilization.to_dict()`` of this or another version and ``run_name`` (str) for the headline.
+    Whatever it contains, the document has no script. Raises ``ValueError`` if it is something else.
     """
     try:
-        return Utilization.from_dict(data).plot(title).svg
-    except (TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(
-            f"utilization: expected that of an outcome, got something else ({error})."
-        ) from error
+        usage = Utilization.from_dict(data)
+        text = describe_utilization(usage)
+        svg = usage.plot(f"Run {data['run_name']}").svg
+    except (AttributeError, KeyError, OverflowError, TypeError) as error:
+        raise ValueError(f"utilization: expected that of a run, got something else ({error!r}).") from error
+    return {"text": f"The run used {text}.", "advice": str(usage.advice), "svg": svg}
 
 
 def _share(name: str, mean: float | None, most: float | None) -> str:

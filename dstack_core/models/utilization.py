@@ -278,6 +278,8 @@ class RunMetrics(Sequence[Metric]):
 def format_gigabytes(size: float) -> str:
     """Return bytes as GB without the unit, as dstack and GPU vendors count them: ``11``, ``0.4``."""
     amount = size / 2**30
+    if 0 < amount < 0.1:
+        return "under 0.1"
     return f"{amount:.0f}" if amount >= 10 else f"{amount:.2g}"
 
 

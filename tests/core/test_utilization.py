@@ -36,8 +36,8 @@ from dstack_core.integration import (
     describe_utilization,
     outcome_dict,
     outcome_rows,
+    utilization_chart,
     utilization_lines,
-    utilization_svg,
 )
 from dstack_core.models.utilization import utilization_of
 from tests.core.scripted import LOST, Driver, Script, recorded, reply, run_json
@@ -276,7 +276,10 @@ def test_one_request_at_the_end(driver: Driver) -> None:
     assert outcome_rows(outcome)["Utilization"] == line.removeprefix("Run train used ")
     plain = json.loads(json.dumps(outcome_dict(outcome)))
     assert Outcome.from_dict(plain) == outcome
-    assert "<polyline" in utilization_svg(plain["utilization"], "x")
+    page = utilization_chart({"run_name": "<b>", **plain["utilization"]})
+    assert page["text"] == f"The run used {line.removeprefix('Run train used ')}."
+    assert "<polyline" in page["svg"]
+    assert "<b>" not in page["svg"]
 
 
 def test_no_request_where_nobody_asks_or_nothing_can_be_there(driver: Driver) -> None:
@@ -434,3 +437,22 @@ def test_an_unreachable_server_raises_from_metrics(driver: Driver) -> None:
 def test_the_api_of_a_project() -> None:
     call = Api("https://host", "main").get_metrics("r", "i", node=0, replica=0, limit=1, after=START)
     assert call.request.path.endswith("limit=1&after=2026-11-27T12%3A00%3A00%2B00%3A00")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        3,
+        [],
+        {},
+        {"run_name": "r", "series": 3},
+        {"run_name": "r", "series": {"times": [1, 2]}, "gpu_mean": "much"},
+        {"run_name": "r", "series": {"times": ["a", "b"], "gpu_percent": [1, 2]}},
+        {"run_name": "r", "series": {"times": [1], "gpu_percent": [{}]}},
+        {"run_name": "r", "gpu_memory_peak": "</text><script>"},
+    ],
+)
+def test_a_page_is_made_of_a_utilization_only(data: Any) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        utilization_chart(data)
