@@ -95,7 +95,11 @@ def test_gpus_are_simulated_on_request(make: Callable[..., Api], name: str) -> N
 def test_a_job_that_is_not_there_and_a_query_that_is_wrong(quick: Api, name: str) -> None:
     quick.run(name, "true")
     assert metrics(quick, name).json() == {"metrics": []}
-    queries = [(name, {"job_num": 3}), ("no-such-run", {}), (name, {"run_id": str(uuid4())})]
+    queries: list[tuple[str, dict[str, Any]]] = [
+        (name, {"job_num": 3}),
+        ("no-such-run", {}),
+        (name, {"run_id": str(uuid4())}),
+    ]
     for missing in [metrics(quick, each, **query) for each, query in queries]:
         assert missing.status_code == 400
         assert missing.json()["detail"][0]["msg"] == "Found no job with given parameters"
