@@ -14,6 +14,7 @@ each message that any process receives before the provider keeps it (``report_jo
 
 from __future__ import annotations
 
+import itertools
 import signal
 import statistics
 import uuid
@@ -146,7 +147,7 @@ def show(record_property: Callable[[str, object], None]) -> Callable[[list[Recei
         record_property("from the run to Airflow: median", f"{hundredths[49]:.1f} s")
         record_property("95 %", f"{hundredths[94]:.1f} s")
         received = [(one[0].since, len(one)) for one in by_receiver(found)]
-        print(
+        print(  # noqa: T201 - shown with -s
             f"\n{len(usual)} of {_COUNT} messages: p50 {hundredths[49]:.2f} s, p95 {hundredths[94]:.2f} s, "
             f"max {max(usual):.2f} s; the others, where the receiver changed: up to {max(held_up):.2f} s.\n"
             f"Receivers (last step of the first state, messages received): {received}"
@@ -198,7 +199,7 @@ def test_a_triggerer_keeps_each_message_of_a_busy_run_of_a_killed_one_once(
     lines = one.lines(attempt=1)
     numbers = [int(line.removeprefix("line-")) for line in lines if line.startswith("line-")]
     # Documented: lines of the seconds before the kill may be logged again, once, and none is missing.
-    again = [at for at, (before, after) in enumerate(zip(numbers, numbers[1:]), 1) if after != before + 1]
+    again = [after for before, after in itertools.pairwise(numbers) if after != before + 1]
     assert len(again) <= 1
     assert list(dict.fromkeys(numbers)) == list(range(1, _COUNT + 1))
     assert [line for line in lines if "::dstack" in line] == []

@@ -26,7 +26,7 @@ from airflow_provider_dstack._run_reports import RunReports
 from airflow_provider_dstack._trigger_relay import Checkpoints, TriggerRelay
 from airflow_provider_dstack.errors import DstackRunFailed, DstackRunInterrupted, DstackRunStopped
 from airflow_provider_dstack.operators import DstackRunOperator
-from dstack_core import LogCursor, LogLines, Outcome, ReportLimits, Reported, Run, RunStatus, StatusChanged
+from dstack_core import LogCursor, LogLines, Outcome, Reported, ReportLimits, Run, RunStatus, StatusChanged
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import paths, wait_for
 from tests.provider_airflow.test_operator import CONTEXT, Store, operator
