@@ -97,7 +97,7 @@ def _install() -> None:
     from airflow_provider_dstack import _run_reports, _task_run, triggers
 
     for module in (_run_reports, _task_run, triggers):
-        module.RunReports = _JournalledReports  # type: ignore[misc, attr-defined]
+        module.RunReports = _JournalledReports  # type: ignore[attr-defined]
 
 
 _install()
