@@ -5,7 +5,7 @@ arrived, or arrived twice.
 
 The idea: the operator and trigger of this module append each metric to a file before the provider keeps it.
 One unbuffered write does it, which a ``kill -9`` cannot take back. Each entry has what its receiver started
-with, so a test can tell what a process received from what Airflow kept of it.
+with, which is what Airflow had kept of the messages before.
 """
 
 from __future__ import annotations
