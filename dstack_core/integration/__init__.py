@@ -12,6 +12,7 @@ from dstack_core._function.call import FunctionCall
 from dstack_core._function.result import choose_report, late_read_pauses, report_key
 from dstack_core.configurations import check_ends
 from dstack_core.integration.attempts import Attempt, achoose_attempt, choose_attempt
+from dstack_core.integration.callbacks import CallbackNotifier
 from dstack_core.integration.masking import (
     RESULT_WARNING,
     Masker,
@@ -39,6 +40,7 @@ from dstack_core.integration.outcome_text import (
 )
 from dstack_core.integration.relay import DEFAULT_LOG_BUDGET, LogRelay, RecordLimits, describe_progress
 from dstack_core.integration.stop import astop_run, stop_run
+from dstack_core.integration.telemetry import trace_env, trace_run, wait_seconds
 from dstack_core.integration.utilization_text import (
     describe_utilization,
     utilization_chart,
@@ -53,6 +55,7 @@ __all__ = [
     "RESULT_WARNING",
     "Attempt",
     "AttemptNames",
+    "CallbackNotifier",
     "FunctionCall",
     "LogRelay",
     "Masker",
@@ -92,6 +95,9 @@ __all__ = [
     "short_hash",
     "slug",
     "stop_run",
+    "trace_env",
+    "trace_run",
     "utilization_chart",
     "utilization_lines",
+    "wait_seconds",
 ]
