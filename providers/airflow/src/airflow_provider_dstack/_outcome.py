@@ -34,18 +34,20 @@ def finished_event(
     tail: Sequence[str],
     rest: Mapping[str, Any] | None = None,
     reported: Mapping[str, Any] | None = None,
+    since: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Return the JSON-plain payload for a run that has ended, with the last log lines that were relayed.
 
     ``rest`` is the position where the worker continues the log; None if all of it was relayed. ``reported``
-    is the state of ``RunReports``, which a ``rest`` contains already.
+    is the state of ``RunReports``, which a ``rest`` contains already, and ``since`` is when each status was
+    seen first, likewise.
     """
     from dstack_core.integration import outcome_dict
 
     event = {"kind": FINISHED, "outcome": outcome_dict(outcome), "tail": list(tail)}
     if rest is not None:
         return {**event, "rest": dict(rest)}
-    return {**event, "reported": dict(reported or {})}
+    return {**event, "reported": dict(reported or {}), "since": dict(since or {})}
 
 
 def timed_out_event(stopped: bool) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from airflow_provider_dstack._callbacks import check_callbacks, since_in
 from airflow_provider_dstack._compat import (
     AirflowTaskTimeout,
     Context,
@@ -44,7 +46,17 @@ if TYPE_CHECKING:
     from airflow_provider_dstack._submission import OnActive
     from airflow_provider_dstack._task_run import TaskRun
     from airflow_provider_dstack.hooks import DstackHook
-    from dstack_core import Configuration, Outcome, Profile, Resources, RetryPolicy, Run, SpotPolicy
+    from dstack_core import (
+        CallbacksLike,
+        Configuration,
+        Outcome,
+        Profile,
+        Resources,
+        RetryPolicy,
+        Run,
+        SpotPolicy,
+    )
+    from dstack_core.integration import CallbackNotifier
 
 __all__ = ["DstackRunOperator"]
 
@@ -71,6 +83,7 @@ _NOT_TEMPLATES = frozenset(
         "returns",
         "max_report_bytes",
         "max_reports_per_second",
+        "callbacks",
     }
 )
 
@@ -140,6 +153,10 @@ class DstackRunOperator(TemplatedModels):
         max_report_bytes: Most bytes of a message that the run reports. Default: None, 1 MiB.
         max_reports_per_second: Most messages that are kept per second; results, checkpoints and assets are
             always kept. Default: None, 1000.
+        callbacks: What is called while the run is followed: a class with methods of
+            ``dstack_core.RunCallbacks``, its path (``"my_package.alerts.Alerts"``), or a list of those. An
+            error in one is logged and does not fail the task. A deferrable task needs classes that the
+            triggerer can import. Default: none.
         **kwargs: As for Airflow's ``BaseOperator``.
 
     Returns:
@@ -218,6 +235,7 @@ class DstackRunOperator(TemplatedModels):
         returns: Returns = "outcome",
         max_report_bytes: int | None = None,
         max_reports_per_second: int | None = None,
+        callbacks: CallbacksLike = None,
         **kwargs: Any,
     ) -> None:
         # Before anything else: at this point the local variables are the parameters.
@@ -244,10 +262,13 @@ class DstackRunOperator(TemplatedModels):
             )
         self.max_report_bytes = most("max_report_bytes", max_report_bytes, 64)
         self.max_reports_per_second = most("max_reports_per_second", max_reports_per_second, 1)
+        self.callbacks = check_callbacks(callbacks, deferrable=deferrable)
         self._skip_on = exit_codes("skip_on_exit_code", skip_on_exit_code)
         self.log_budget_bytes = log_budget(log_budget_bytes)
         self._task_run: TaskRun | None = None
         self._killed = False
+        self._outcome: Outcome | None = None
+        self._assets: Sequence[Mapping[str, Any]] = ()
 
     # Airflow renders what has a parameter's name, so a new parameter is a template unless it is named above.
     template_fields: Sequence[str] = tuple(
@@ -277,6 +298,8 @@ class DstackRunOperator(TemplatedModels):
         from airflow_provider_dstack._task_run import State
 
         if task_run.state is State.ENDED and task_run.outcome is not None:
+            since = {} if task_run.progress is None else task_run.progress.since
+            self._note_end(task_run.outcome, since, task_run.reports)
             result = result_of(task_run.outcome, task_run.relay.tail, self._skip_on)
             return self._succeed(context, task_run.outcome, result, task_run.reports)
         if task_run.state is State.HANDED_OVER:
@@ -323,6 +346,7 @@ class DstackRunOperator(TemplatedModels):
 
             outcome, tail = Outcome.from_dict(event["outcome"]), event["tail"]
             secrets = list(self.secret_texts())
+            notifier, is_whole = self._notifier(context, secrets), True
             reports = RunReports(
                 (event.get("rest") or event).get("reported"), lambda text: mask(text, secrets)
             )
@@ -341,14 +365,23 @@ class DstackRunOperator(TemplatedModels):
                     limits=report_limits(self.max_report_bytes, self.max_reports_per_second),
                     log=self.log,
                     is_killed=lambda: self._killed,
+                    notifier=notifier,
                 )
                 outcome, tail = rest.outcome, rest.tail
-                if self.returns == "result" and not (rest.is_whole or outcome.has_result):
-                    # Before the record is deleted: the next try takes over the run that succeeded.
-                    result_of(outcome, tail, self._skip_on)
-                    raise DstackError(
-                        f"Could not read the result of run {outcome.run_name} in its log. See {outcome.url}"
-                    )
+                is_whole = rest.is_whole
+            # Before anything can fail the task: the run has ended in any case.
+            notifier.ended(outcome)
+            for pause in notifier.pauses():
+                if self._killed:
+                    break
+                time.sleep(pause)
+            self._note_end(outcome, since_in(event), reports)
+            if self.returns == "result" and not (is_whole or outcome.has_result):
+                # Before the record is deleted: the next try takes over the run that succeeded.
+                result_of(outcome, tail, self._skip_on)
+                raise DstackError(
+                    f"Could not read the result of run {outcome.run_name} in its log. See {outcome.url}"
+                )
             # Those that triggers could not push, and what came since they last did.
             push_reports(context["ti"], reports.xcoms(), reports, self.log)
             # Only after the log: a worker that is lost while relaying it leaves the run to the next try.
@@ -367,6 +400,30 @@ class DstackRunOperator(TemplatedModels):
         error = _outcome.broken_error(event)
         self._stop_or_leave(context, error)
         raise error
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """Return the lineage of the run that has ended, for Airflow's OpenLineage provider.
+
+        Source: documentation of that provider, "Implementing OpenLineage in Operators".
+        """
+        from airflow_provider_dstack._lineage import facets
+
+        return facets(self._outcome, self._assets)
+
+    def _note_end(self, outcome: Outcome, since: Mapping[str, float], reports: RunReports) -> None:
+        """Keep how the run ended for lineage, and add it to metrics and traces."""
+        from airflow_provider_dstack._callbacks import report_end
+
+        self._outcome, self._assets = outcome, reports.assets
+        report_end(outcome, since, self.log)
+
+    def _notifier(self, context: Context, secrets: Sequence[str]) -> CallbackNotifier:
+        """Return what calls the callbacks in a task that resumes."""
+        from airflow_provider_dstack._callbacks import load_what_can_be, new_notifier
+        from dstack_core.integration import Masker
+
+        callbacks = load_what_can_be(self.callbacks, self.log)
+        return new_notifier(callbacks, context["ti"], self.log, Masker(secrets).mask)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume after the deferral; where that timed out or failed, stop or keep the run first."""
