@@ -36,6 +36,7 @@ from dstack_core.models.statuses import RunStatus
 if TYPE_CHECKING:
     from dstack_core.aio_run import AsyncRun
     from dstack_core.models.outcome import Outcome
+    from dstack_core.models.progress import Progress
     from dstack_core.run import Run
 
 
@@ -104,13 +105,23 @@ class CallbackNotifier:
             is_taken_over=is_taken_over,
         )
 
-    def submitted(self, run: Run | AsyncRun, project: str, *, is_taken_over: bool = False) -> None:
-        """Call ``on_submitted``, and what belongs to the status that the run has already."""
+    def submitted(
+        self,
+        run: Run | AsyncRun,
+        project: str,
+        *,
+        progress: Progress | None = None,
+        is_taken_over: bool = False,
+    ) -> None:
+        """Call ``on_submitted``, and what belongs to the status in ``progress``.
+
+        ``progress`` is where the run is followed from: ``follow`` does not report the status in it.
+        """
         if not self._callbacks:
             return
         self.follows(run, project, is_taken_over=is_taken_over)
         self._post("submitted")
-        if kind := _BY_STATUS.get(run.last_status):
+        if progress is not None and (kind := _BY_STATUS.get(RunStatus(progress.status or "unknown"))):
             self._post(kind)
 
     def handle(self, event: Event) -> None:

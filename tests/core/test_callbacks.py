@@ -67,8 +67,8 @@ def followed(callbacks: Sequence[Any], log: Log, *commands: str, **options: Any)
     with LocalServer() as server, client_of(server) as client:
         run = client.runs.submit(Task(commands=list(commands)), reports=True)
         notifier = CallbackNotifier(callbacks, log=log, **options)
-        notifier.submitted(run, client.project)
         progress = Progress(run.name, run.id, status=str(run.last_status))
+        notifier.submitted(run, client.project, progress=progress)
         for event in run.follow(progress, poll_interval=0.1):
             notifier.handle(event)
         notifier.drain()
@@ -156,8 +156,8 @@ def test_a_position_has_all_calls_before_it() -> None:
     with LocalServer() as server, client_of(server) as client:
         run = client.runs.submit(Task(commands=["echo one; sleep 1; echo two"]))
         notifier = CallbackNotifier([first], log=log)
-        notifier.submitted(run, client.project)
         progress = Progress(run.name, run.id, status=str(run.last_status))
+        notifier.submitted(run, client.project, progress=progress)
         for event in run.follow(progress, poll_interval=0.1):
             notifier.handle(event)
             progress = Progress.from_dict(event.progress.to_dict())
@@ -185,7 +185,8 @@ def test_a_run_that_is_taken_over_has_the_call_of_its_status() -> None:
         while str(run.refresh().last_status) != "running":
             threading.Event().wait(0.05)
         notifier = CallbackNotifier([journal], log=Log())
-        notifier.submitted(run, client.project, is_taken_over=True)
+        progress = Progress(run.name, run.id, status="running")
+        notifier.submitted(run, client.project, progress=progress, is_taken_over=True)
         notifier.drain()
     assert journal.kinds == ["submitted", "running"]
     assert journal.events[0].is_taken_over

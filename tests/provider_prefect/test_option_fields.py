@@ -34,6 +34,7 @@ NO_OPTIONS = {
     "stream_output": "what is logged",
     "log_budget_bytes": "how much is logged",
     "artifacts": "what is reported",
+    "callbacks": "who is called while a run is followed",
     "on_crash": "what is left behind",
     "on_active": "what is done to an active service",
     "wait": "whether a service is waited for",

@@ -430,7 +430,9 @@ class TaskRun:
         options.on_submitted(run)
         if self.notifier is not None:
             # A run of another name or marker is that of an earlier try.
-            self.notifier.submitted(run, self.project, is_taken_over=self.ref != options.ref)
+            self.notifier.submitted(
+                run, self.project, progress=self.progress, is_taken_over=self.ref != options.ref
+            )
         events = run.follow(
             self.progress,
             poll_interval=options.poll_interval,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Literal, Unpack
 
-    from dstack_core import ConfigurationLike, RegistryAuth
+    from dstack_core import CallbacksLike, ConfigurationLike, RegistryAuth
     from prefect_dstack._function_options import FunctionTaskOptions, Module, Requirements
     from prefect_dstack.credentials import CredentialsLike
 
@@ -63,6 +63,7 @@ def dstack_task(
     stream_logs: bool = True,
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
     artifacts: bool = True,
+    callbacks: CallbacksLike = None,
     on_crash: OnCrash = "stop",
     **options: Unpack[FunctionTaskOptions],
 ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
@@ -90,6 +91,7 @@ def dstack_task(
     stream_logs: bool = True,
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
     artifacts: bool = True,
+    callbacks: CallbacksLike = None,
     on_crash: OnCrash = "stop",
     **options: Unpack[FunctionTaskOptions],
 ) -> Any:
@@ -132,6 +134,7 @@ def dstack_task(
         stream_logs: Send what the function prints to the run logger. Default: True.
         log_budget_bytes: How many bytes of log to send, in whole lines; None sends all. Default: 10 MB.
         artifacts: Show the run in the flow run's artifacts. Default: True.
+        callbacks: What is called while the run is followed, as for ``run_task``. Default: none.
         on_crash: ``"stop"`` or ``"keep"``, as for ``run_task``. Default: ``"stop"``.
         **options: The options of a submission, as for ``run_task``: ``resources``, ``env``, ``max_duration``
             and the others; and those of Prefect's ``@task``: ``name``, ``retries``, ``retry_delay_seconds``,
@@ -181,6 +184,7 @@ def dstack_task(
         "stream_logs": stream_logs,
         "log_budget_bytes": log_budget_bytes,
         "artifacts": artifacts,
+        "callbacks": callbacks,
         "on_crash": on_crash,
     }
     packing = {

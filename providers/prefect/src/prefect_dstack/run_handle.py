@@ -142,6 +142,7 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
             artifacts=self._block.artifacts,
             owner=calling_owner("wait"),
             logger=self.logger,
+            callbacks=self._block.callbacks,
         )
         own(job, self._run["marker"])
         return job

@@ -19,7 +19,7 @@ from prefect_dstack._submission import resolve
 from prefect_dstack.credentials import CredentialsLike, aload, aload_git, load, load_git
 
 if TYPE_CHECKING:
-    from dstack_core import AsyncClient, Client, ConfigurationLike
+    from dstack_core import AsyncClient, CallbacksLike, Client, ConfigurationLike
     from prefect_dstack._options import SubmitOptions
 
 
@@ -34,6 +34,7 @@ def run_task(
     stream_logs: bool = True,
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
     artifacts: bool = True,
+    callbacks: CallbacksLike = None,
     on_crash: OnCrash = "stop",
     **options: Unpack[SubmitOptions],
 ) -> dict[str, Any]:
@@ -61,6 +62,9 @@ def run_task(
             rest begins, a line links to the run's page. Default: 10 MB.
         artifacts: Show the run in the flow run's artifacts: its page, its progress, its outcome, and what it
             reports. Default: True.
+        callbacks: What is called while the run is followed: a class with methods of
+            ``dstack_core.RunCallbacks``, its path (``"my_package.alerts.Alerts"``), an instance, or a list of
+            those. An error in one is logged and does not fail the task. Default: none.
         on_crash: What happens to the run if the process dies or is interrupted: ``"stop"`` (with the hooks of
             this package, in a flow of ``serve()`` or a worker, also after SIGKILL), or ``"keep"`` for another
             execution to adopt. Default: ``"stop"``.
@@ -132,6 +136,7 @@ def run_task(
         stream_logs=stream_logs,
         log_budget_bytes=log_budget_bytes,
         artifacts=artifacts,
+        callbacks=callbacks,
         on_crash=on_crash,
     )
 
@@ -152,6 +157,7 @@ async def arun_task(
     stream_logs: bool = True,
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
     artifacts: bool = True,
+    callbacks: CallbacksLike = None,
     on_crash: OnCrash = "stop",
     **options: Unpack[SubmitOptions],
 ) -> dict[str, Any]:
@@ -169,6 +175,7 @@ async def arun_task(
         stream_logs=stream_logs,
         log_budget_bytes=log_budget_bytes,
         artifacts=artifacts,
+        callbacks=callbacks,
         on_crash=on_crash,
     )
 
@@ -185,6 +192,7 @@ def submit_run(
     *,
     run_name: str | None = None,
     retry_budget: float = 600.0,
+    callbacks: CallbacksLike = None,
     on_crash: OnCrash = "stop",
     **options: Unpack[SubmitOptions],
 ) -> dict[str, Any]:
@@ -201,6 +209,8 @@ def submit_run(
             ``~/.dstack/config.yml``.
         run_name: The run's name. Default: one made from the flow run.
         retry_budget: Seconds to keep retrying an unreachable server. Default: 600.
+        callbacks: As for ``run_task``; only ``on_submitted`` is called here, the others by ``wait_for_run``.
+            Default: none.
         on_crash: ``"stop"`` or ``"keep"``, as for ``run_task``. Default: ``"stop"``.
         **options: As for ``run_task``.
 
@@ -232,11 +242,12 @@ def submit_run(
         resolve(configuration, options, login, ends=False),
         run_name=run_name,
         retry_budget=retry_budget,
+        callbacks=callbacks,
         on_crash=on_crash,
     )
 
     def body(client: Client) -> dict[str, Any]:
-        run = _follow.submit(job, client)
+        run = _follow.submit_only(job, client)
         job.logger.info("Run %s: %s", run.name, run.url)
         return info(run)
 
@@ -250,6 +261,7 @@ async def asubmit_run(
     *,
     run_name: str | None = None,
     retry_budget: float = 600.0,
+    callbacks: CallbacksLike = None,
     on_crash: OnCrash = "stop",
     **options: Unpack[SubmitOptions],
 ) -> dict[str, Any]:
@@ -263,11 +275,12 @@ async def asubmit_run(
         resolve(configuration, options, login, ends=False),
         run_name=run_name,
         retry_budget=retry_budget,
+        callbacks=callbacks,
         on_crash=on_crash,
     )
 
     async def body(client: AsyncClient) -> dict[str, Any]:
-        run = await _follow.asubmit(job, client)
+        run = await _follow.asubmit_only(job, client)
         job.logger.info("Run %s: %s", run.name, run.url)
         return info(run)
 
