@@ -113,6 +113,7 @@ PAGES = [
         core(
             "integration.examine",
             "integration.Finding",
+            "integration.describe_finding",
             "integration.run_rows",
             "integration.RunRow",
             "integration.run_table",

@@ -14,6 +14,7 @@ from typing import Any
 from dstack_core.client import Client
 from dstack_core.errors import ConfigurationError, RunNotFoundError
 from dstack_core.integration.doctor import examine
+from dstack_core.integration.doctor_network import describe_finding
 from dstack_core.integration.outcome_text import describe_stop, format_price
 from dstack_core.integration.run_lists import cost_rows, cost_table, run_rows, run_table, text_table
 from dstack_core.models.configurations import Task
@@ -139,9 +140,7 @@ def doctor(options: Namespace) -> int:
     for found in examine(lambda: _client(options, examined=True), run_name=options.run):
         findings.append(found)
         if options.output == "text":
-            _print(f"{found.state:<8} {found.check}: {found.text}")
-            if found.advice:
-                _print(f"{'':<8} -> {found.advice}")
+            _print(describe_finding(found))
     if options.output == "json":
         _print_json(findings)
     return 1 if any(found.state == "error" for found in findings) else 0

@@ -13,7 +13,7 @@ from dstack_core._function.result import choose_report, late_read_pauses, report
 from dstack_core.configurations import check_ends
 from dstack_core.integration.attempts import Attempt, achoose_attempt, choose_attempt
 from dstack_core.integration.doctor import examine
-from dstack_core.integration.doctor_network import Finding
+from dstack_core.integration.doctor_network import Finding, describe_finding
 from dstack_core.integration.masking import (
     RESULT_WARNING,
     Masker,
@@ -81,6 +81,7 @@ __all__ = [
     "cost_table",
     "describe_end",
     "describe_failure",
+    "describe_finding",
     "describe_outcome",
     "describe_progress",
     "describe_status",

@@ -39,6 +39,12 @@ class Finding:
     advice: str = ""
 
 
+def describe_finding(found: Finding) -> str:
+    """Return a finding as one line of text, with a second one for the advice."""
+    advice = f"\n{'':<8} -> {found.advice}" if found.advice else ""
+    return f"{found.state:<8} {found.check}: {found.text}{advice}"
+
+
 def error(check: str, text: str, advice: str) -> Finding:
     """Return the finding of something that does not work."""
     return Finding(check, "error", text, advice)
