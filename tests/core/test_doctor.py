@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.util
 import json
+import socket
 import ssl
 import threading
 import time
@@ -20,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from dstack_core import Client, Task
-from dstack_core.integration import Finding, doctor_network, examine
+from dstack_core.integration import Finding, examine
 from dstack_core.integration import doctor as doctor_module
 from dstack_core.local import LocalServer
 from tests.core.scripted import recorded
@@ -238,7 +239,7 @@ def test_the_packets_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
         raise TimeoutError("timed out")
 
     url = f"http://127.0.0.1:{free_port()}"
-    monkeypatch.setattr(doctor_network.socket, "create_connection", dropped)
+    monkeypatch.setattr(socket, "create_connection", dropped)
     assert "firewall" in text_of(found(url), "server")
 
 
@@ -386,7 +387,7 @@ def test_a_container_is_logged_in_to(tmp_path: Path) -> None:
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
             )
         )
-        arguments = {"server_url": server.url, "project_name": "main", "user_token": server.token}
+        arguments: dict[str, Any] = {"server_url": server.url, "project_name": "main", "user_token": server.token}
         with Client.from_config(ssh_identity_file=other, **arguments) as client:
             run = client.runs.submit(Task(commands=["sleep 300"]), "of-another")
             events = run.follow(poll_interval=0.05)

@@ -104,8 +104,8 @@ def _airflow() -> Iterator[Finding]:
             "Airflow",
             "warning",
             f"The API server does not answer at {address} ({type(error).__name__}).",
-            "Set [api] base_url to its address, and make sure that workers and triggerers reach it: without it "
-            "tasks cannot report.",
+            "Set [api] base_url to its address, and make sure that workers and triggerers reach it: without "
+            "it tasks cannot report.",
         )
         return
     for part, why in (
