@@ -85,7 +85,7 @@ class RunReports:
                 known = self._values.get(LINKS_KEY, [])
                 links = self._hidden(_with_item(known, payload, "url", "text"))
                 self._set(LINKS_KEY, links)
-                # Airflow folds the values of XComs, while an address in a log is one click. 100 lines at most.
+                # An address in a log is one click away, values of XComs are folded. 100 lines at most.
                 if len(links) > len(known):
                     yield logging.INFO, _link_line(links[-1])
             case "asset":
