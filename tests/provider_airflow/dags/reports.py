@@ -1,21 +1,25 @@
-"""A DAG whose runs report; the commands come from the DAG run's params."""
+"""DAGs of runs that report many messages, each of which is noted in a journal."""
 
 from __future__ import annotations
 
-from airflow.sdk import DAG, Asset
+from datetime import timedelta
+from typing import Any
 
-from airflow_provider_dstack.operators import DstackRunOperator
+from airflow.sdk import DAG
 
-with DAG("reports", schedule=None, params={"train": "true", "refresh": "true"}):
-    DstackRunOperator(
-        task_id="train",
-        configuration={"type": "task", "commands": ["{{ params.train }}"]},
-        returns="result",
-        outlets=[Asset("s3://models/classifier.pt")],
-        poll_interval=0.5,
-    )
-    DstackRunOperator(
-        task_id="refresh",
-        configuration={"type": "task", "commands": ["{{ params.refresh }}"]},
-        poll_interval=0.5,
-    )
+from dstack_core import Task
+from tests.provider_airflow.report_journal import JournalledOperator
+
+
+def one_task(dag_id: str, **arguments: Any) -> None:
+    with DAG(dag_id, schedule=None, params={"command": "true"}):
+        JournalledOperator(
+            task_id="train",
+            configuration=Task(commands=["{{ params.command }}"]),
+            poll_interval=5.0,
+            **arguments,
+        )
+
+
+one_task("reporting", retries=1, retry_delay=timedelta(0))
+one_task("reporting_deferred", deferrable=True)
