@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dstack_core.integration.utilization_text import describe_utilization
 from dstack_core.models.outcome import Outcome, RunError
 from dstack_core.models.stops import StopResult, StopState
 
@@ -112,6 +113,13 @@ OUTCOME_FIELDS = (
         _metrics_text,
     ),
     OutcomeField("has_result", "bool", "", "whether it reported a result"),
+    OutcomeField(
+        "utilization",
+        "Utilization | None",
+        "Utilization",
+        "how busy its GPUs, CPUs and memory were",
+        describe_utilization,
+    ),
 )
 """All fields of ``Outcome``, in its order."""
 

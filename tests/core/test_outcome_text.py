@@ -105,8 +105,8 @@ def test_every_field_of_an_outcome_is_read_from_a_reply_of_a_real_server() -> No
     known = {
         field.name for field in OUTCOME_FIELDS for one in outcomes if getattr(one, field.name) is not None
     }
-    # A result is in the log, which no reply of ``runs/get`` has.
-    assert known == {field.name for field in OUTCOME_FIELDS} - {"result"}
+    # A result is in the log, a utilization in a reply of its own.
+    assert known == {field.name for field in OUTCOME_FIELDS} - {"result", "utilization"}
 
 
 def test_an_outcome_of_the_first_version_is_read() -> None:

@@ -32,7 +32,8 @@ LINKS_KEY = "dstack_links"
 TABLES_KEY = "dstack_tables"
 ASSETS_KEY = "dstack_assets"
 CHECKPOINT_KEY = "dstack_checkpoint"
-_KEYS = (METRICS_KEY, LINKS_KEY, TABLES_KEY, ASSETS_KEY, CHECKPOINT_KEY)
+UTILIZATION_KEY = "dstack_utilization"
+_KEYS = (METRICS_KEY, LINKS_KEY, TABLES_KEY, ASSETS_KEY, CHECKPOINT_KEY, UTILIZATION_KEY)
 # As ``_trigger_relay.SECONDS_BETWEEN``: what Airflow's database takes from thousands of tasks.
 SECONDS_BETWEEN = 10.0
 # The state is saved every ten seconds and is part of the trigger's event, so it has to stay small.
@@ -105,6 +106,12 @@ class RunReports:
             case "image" if not self._has_image:
                 self._has_image = True
                 yield logging.INFO, "The run reported an image, which Airflow does not show."
+
+    def finished(self, outcome: Outcome) -> None:
+        """Keep how busy the run's machine was, which the page of the task shows."""
+        if outcome.utilization is not None:
+            measured = outcome.utilization.to_dict()
+            self._set(UTILIZATION_KEY, {"run_name": outcome.run_name, "url": outcome.url, **measured})
 
     def changes(self) -> dict[str, Any]:
         """Return the XComs that changed since the last call, by key."""
