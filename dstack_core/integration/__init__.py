@@ -50,6 +50,11 @@ from dstack_core.integration.run_lists import (
     run_table,
 )
 from dstack_core.integration.stop import astop_run, stop_run
+from dstack_core.integration.utilization_text import (
+    describe_utilization,
+    utilization_chart,
+    utilization_lines,
+)
 from dstack_core.models.base import known_fields
 from dstack_core.models.stops import StopResult, StopState
 
@@ -86,6 +91,7 @@ __all__ = [
     "describe_progress",
     "describe_status",
     "describe_stop",
+    "describe_utilization",
     "examine",
     "format_duration",
     "format_price",
@@ -107,4 +113,6 @@ __all__ = [
     "short_hash",
     "slug",
     "stop_run",
+    "utilization_chart",
+    "utilization_lines",
 ]

@@ -387,7 +387,11 @@ def test_a_container_is_logged_in_to(tmp_path: Path) -> None:
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
             )
         )
-        arguments: dict[str, Any] = {"server_url": server.url, "project_name": "main", "user_token": server.token}
+        arguments: dict[str, Any] = {
+            "server_url": server.url,
+            "project_name": "main",
+            "user_token": server.token,
+        }
         with Client.from_config(ssh_identity_file=other, **arguments) as client:
             run = client.runs.submit(Task(commands=["sleep 300"]), "of-another")
             events = run.follow(poll_interval=0.05)
