@@ -1,7 +1,7 @@
 """The findings of a connection: name, port, TLS, certificate; and what a finding is.
 
-A failed request does not say at which step it failed in words that name a way out. So the steps are tried
-one by one, without the libraries of the client.
+The error of a failed request does not name the step at which it failed. So the steps are tried one by
+one, without the libraries of the client.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def get_cli_commands() -> list[CLICommand]:
     )
     doctor_command = ActionCommand(
         name="doctor",
-        help="Check the connection, the way to a run, and Airflow; say what to do",
+        help="Check the connection, the way to a run, and Airflow, with advice",
         description=_DOCTOR,
         epilog="Exit code: 0, or 1 when something does not work.",
         func=doctor,
@@ -164,7 +164,7 @@ def doctor(args: Namespace) -> None:
         if args.output == "text":
             sys.stdout.write(f"{describe_finding(found)}\n")
     if args.output == "json":
-        sys.stdout.write(f"{json.dumps([asdict(found) for found in findings], indent=2)}\n")
+        sys.stdout.write(f"{json.dumps([asdict(found) for found in findings])}\n")
     if any(found.state == "error" for found in findings):
         raise SystemExit(1)
 
