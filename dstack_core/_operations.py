@@ -26,6 +26,7 @@ from dstack_core._flow import queries
 from dstack_core._flow.accepted_stops import Stops
 from dstack_core._flow.apply import apply
 from dstack_core._flow.follow import LONGEST_LOG_PAUSE, FollowOptions, follow
+from dstack_core._flow.hold import is_held
 from dstack_core._flow.queries import MOST_VALUES, check_limit, list_events
 from dstack_core._flow.raw_log import ChunkOptions, read_chunks
 from dstack_core._flow.retry import RetryBudget, TimeLimit, retrying, within
@@ -36,6 +37,7 @@ from dstack_core._flow.stop_options import Check, StopOptions, StopTarget, Until
 from dstack_core._flow.submit import random_marker, random_run_name, submit
 from dstack_core._flow.version_check import VersionCheck
 from dstack_core._report.delivery import MODULE_PATH, module_upload, reports_of, with_command
+from dstack_core._report.hold import held_on_failure
 from dstack_core._wire.api import Api
 from dstack_core._wire.attach import Approach, Route, fixed_local_ports
 from dstack_core._wire.filling import fill_in, takes_args
@@ -212,10 +214,12 @@ class Operations:
         on_poll: Callable[[RunSnapshot], None] | None = None,
         report_limits: ReportLimits | None = None,
         late_result: bool = False,
+        through_hold: bool = False,
     ) -> Flow[Outcome]:
         """Follow a run; ``on_poll`` gets the run after each poll.
 
-        With ``late_result`` a result that the log shows late is waited for.
+        With ``late_result`` a result that the log shows late is waited for, with ``through_hold`` the end of
+        a run whose container is held after a failure.
         """
         check_seconds("poll_interval", poll_interval, above=True)
         check_seconds("retry_budget", retry_budget)
@@ -230,9 +234,14 @@ class Operations:
             on_poll,
             report_limits or ReportLimits(),
             late_result,
+            through_hold,
         )
         flow = self._version_check.guarding(follow(self.api, progress, options))
         return retrying(flow, self._budget(retry_budget), progress)
+
+    def is_held(self, run: RunSnapshot) -> Flow[bool]:
+        """Read the log of a run with ``debug_on_failure``: whether its container is held."""
+        return self._retrying(is_held(self.api, run))
 
     def chunks(self, run_name: str, run_id: str, options: ChunkOptions) -> Flow[None]:
         """Read the raw log."""
@@ -314,8 +323,11 @@ class Operations:
         filled = fill_in(loaded, env=options.get("env"), args=options.get("args"), environ=os.environ)
         if warns and options.get("args") and not takes_args(loaded):
             _log.warning("args: no command has ${{ run.args }}, so the arguments are not used.")
-        if _reports(filled, options):
+        reports = _reports(filled, options)
+        if reports:
             filled = with_command(filled)
+        if options.get("debug_on_failure") is not None:
+            filled = held_on_failure(filled, {**options, "profile": profile}, reports=reports)
         return filled, {**options, "profile": profile}
 
     def _key(self, run_name: str | None = None) -> Op[str]:

@@ -22,6 +22,8 @@ from dstack_core.models.statuses import RunStatus, in_words, job_status, run_sta
 
 # The status message of a run, or of its job, while the image is pulled.
 _PULLING = "pulling"
+# How the command begins that holds the container of a failed run: the runs to expect a ``held`` message of.
+HOLD_PREFIX = "dstack_hold_seconds="
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ class RunSnapshot:
 
     ``raw_status`` and ``reason`` are the server's own words; ``marker`` is what the owner wrote into
     ``configuration_path`` (PROTOCOL 1.4). ``env`` stays out of the repr: its values may be secrets.
+    ``hold_seconds`` is how long its container is held after its commands have failed; None: not at all.
     """
 
     id: str
@@ -113,6 +116,7 @@ class RunSnapshot:
     service: Service | None = None
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     deployment: int = 0
+    hold_seconds: int | None = None
 
     @property
     def is_active(self) -> bool:
@@ -172,6 +176,7 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
         service=_service(data.get("service")),
         env=_env(spec),
         deployment=int(data.get("deployment_num") or 0),
+        hold_seconds=_hold_seconds(spec),
     )
 
 
@@ -209,6 +214,16 @@ def _time(value: Any) -> str:
 def _env(spec: Mapping[str, Any]) -> Mapping[str, str]:
     env = (spec.get("configuration") or {}).get("env")
     return {name: str(value) for name, value in env.items()} if isinstance(env, Mapping) else {}
+
+
+def _hold_seconds(spec: Mapping[str, Any]) -> int | None:
+    commands = (spec.get("configuration") or {}).get("commands")
+    # At most the command of the reports comes before it.
+    for command in commands[:2] if isinstance(commands, list) else ():
+        if isinstance(command, str) and command.startswith(HOLD_PREFIX):
+            digits = command.removeprefix(HOLD_PREFIX).partition("\n")[0]
+            return int(digits) if digits.isdecimal() else None
+    return None
 
 
 def _job(data: Mapping[str, Any]) -> Job:

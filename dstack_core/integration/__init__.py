@@ -26,10 +26,10 @@ from dstack_core.integration.outcome_text import (
     OutcomeField,
     describe_end,
     describe_failure,
+    describe_hold,
     describe_outcome,
     describe_status,
     describe_stop,
-    format_duration,
     format_price,
     format_usd,
     outcome_dict,
@@ -40,6 +40,7 @@ from dstack_core.integration.outcome_text import (
 from dstack_core.integration.relay import DEFAULT_LOG_BUDGET, LogRelay, RecordLimits, describe_progress
 from dstack_core.integration.stop import astop_run, stop_run
 from dstack_core.models.base import known_fields
+from dstack_core.models.durations import format_duration
 from dstack_core.models.stops import StopResult, StopState
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "collect_secrets",
     "describe_end",
     "describe_failure",
+    "describe_hold",
     "describe_outcome",
     "describe_progress",
     "describe_status",
