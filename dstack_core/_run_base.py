@@ -173,6 +173,7 @@ class RunBase(Generic[TransportT]):
         report_limits: ReportLimits | None = None,
         late_result: bool = False,
         through_hold: bool = False,
+        utilization: bool = False,
     ) -> Flow[Outcome]:
         check_callable("sleep", sleep)
         check_seconds("timeout", timeout, above=True)
@@ -185,6 +186,7 @@ class RunBase(Generic[TransportT]):
             report_limits=report_limits,
             late_result=late_result,
             through_hold=through_hold,
+            utilization=utilization,
         )
         flow = self._noting_reports(follow)
         limit = self._limit(timeout, "had not finished")
@@ -206,7 +208,7 @@ class RunBase(Generic[TransportT]):
         """Keep what the run reported: a later ``outcome()`` or ``wait()`` does not read the log."""
         outcome = yield from flow
         self._is_held = bool(outcome.debug_command)
-        if outcome.has_result or outcome.metrics:
+        if outcome.has_result or outcome.metrics or outcome.utilization is not None:
             self._reported = outcome
         return self._with_reports(outcome)
 
@@ -214,6 +216,8 @@ class RunBase(Generic[TransportT]):
         known = self._reported
         if known is None:
             return outcome
+        usage = outcome.utilization or known.utilization
+        outcome = replace(outcome, utilization=usage)
         return replace(outcome, result=known.result, metrics=known.metrics, has_result=known.has_result)
 
     def _on_poll(self) -> Callable[[RunSnapshot], None] | None:

@@ -20,10 +20,11 @@ from dstack_core.errors import RunNotFoundError
 from dstack_core.models.events import Event
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress
-from dstack_core.models.records import EventRecord, LogBytes, Metric
+from dstack_core.models.records import EventRecord, LogBytes
 from dstack_core.models.reports import ReportLimits
 from dstack_core.models.statuses import RunStatus
 from dstack_core.models.stops import StopResult
+from dstack_core.models.utilization import RunMetrics
 
 
 class AsyncRun(RunBase[AsyncTransport]):
@@ -90,6 +91,7 @@ class AsyncRun(RunBase[AsyncTransport]):
         sleep: Callable[[float], Awaitable[None]] | None = None,
         report_limits: ReportLimits | None = None,
         through_hold: bool = False,
+        utilization: bool = False,
     ) -> AsyncGenerator[Event, None]:
         """Yield the run's events until it has finished; the last is ``RunFinished`` with the ``Outcome``.
 
@@ -108,6 +110,8 @@ class AsyncRun(RunBase[AsyncTransport]):
             report_limits: The limits on what the run reports. Default: 1 MiB a message, 1000 a second.
             through_hold: Also follow a run with ``debug_on_failure`` while its container is held, until it
                 ends. Default: such a run has finished, for this method, once its commands have failed.
+            utilization: Whether the outcome says how busy GPUs, CPUs and memory were: a request for each
+                node at the end, and one every 45 minutes.
 
         Yields:
             ``StatusChanged``, ``LogLines``, ``Reported``, ``ReportsDropped``, ``ContactLost``,
@@ -133,6 +137,7 @@ class AsyncRun(RunBase[AsyncTransport]):
             sleep=sleep,
             report_limits=report_limits,
             through_hold=through_hold,
+            utilization=utilization,
         )
         return _adrive.aiterate(flow, self._transport, sleep or asyncio.sleep, self._waits(sleep))
 
@@ -314,19 +319,21 @@ class AsyncRun(RunBase[AsyncTransport]):
         """
         return await _adrive.arun(self._operations.events(self.id, limit), self._transport)
 
-    async def metrics(self, node: int = 0, replica: int = 0, limit: int | None = None) -> list[Metric]:
-        """Return what one job used of its machine: the twin of ``Run.metrics``.
+    async def metrics(
+        self, node: int | None = None, replica: int | None = None, limit: int | None = None
+    ) -> RunMetrics:
+        """Return what the run used of its machines: the twin of ``Run.metrics``.
 
         Args:
-            node: The job's node, counted from 0.
-            replica: The job's replica, counted from 0.
+            node: Only jobs of that node, counted from 0. Default: all; each job is a request.
+            replica: Only jobs of that replica, counted from 0. Default: all.
             limit: The number of newest values of each metric; None: all that the server keeps.
 
         Raises:
             RunNotFoundError: The run does not have that job.
             ServerError: The other server errors.
         """
-        flow = self._operations.metrics(self.name, self.id, node=node, replica=replica, limit=limit)
+        flow = self._operations.metrics(self._snapshot, node=node, replica=replica, limit=limit)
         return await _adrive.arun(flow, self._transport)
 
     async def stop(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from dstack_core.errors import DstackError
 from dstack_core.models.base import known_fields
@@ -12,6 +12,9 @@ from dstack_core.models.debug import attach_command, hold_note
 from dstack_core.models.progress import ReportedSoFar
 from dstack_core.models.reports import plain_number
 from dstack_core.models.statuses import RunStatus
+
+if TYPE_CHECKING:
+    from dstack_core.models.utilization import Utilization
 
 _NO_CAPACITY = frozenset({"failed_to_start_due_to_no_capacity", "interrupted_by_no_capacity"})
 
@@ -45,6 +48,8 @@ class Outcome:
         debug_cost: What these seconds cost, in USD; part of ``cost`` once the run has ended.
         debug_command: The command that opens a shell in its container; empty unless it is held.
         debug_done: The file whose creation in the container ends the hold (a path), likewise.
+        utilization: How busy its GPUs, CPUs and memory were; None if it was not asked for, or if the server
+            has no values.
 
     Source: PROTOCOL 1.5, 1.6.
     """
@@ -70,6 +75,7 @@ class Outcome:
     debug_cost: float = 0.0
     debug_command: str = ""
     debug_done: str = ""
+    utilization: Utilization | None = None
 
     @property
     def succeeded(self) -> bool:
@@ -132,12 +138,18 @@ class Outcome:
         # An older version of this package may have left out what a server may leave out.
         optional = {each.name: None for each in fields(cls) if str(each.type).endswith("| None")}
         metrics = {name: float(value) for name, value in (known.get("metrics") or {}).items()}
+        if known.get("utilization") is not None:
+            from dstack_core.models.utilization import Utilization
+
+            known["utilization"] = Utilization.from_dict(known["utilization"])
         return cls(**{**optional, **known, "status": RunStatus(data["status"]), "metrics": metrics})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as values that JSON has: ``status`` as str, a metric of NaN as ``"nan"``."""
         metrics = {name: plain_number(value) for name, value in self.metrics.items()}
-        return {**asdict(self), "status": str(self.status), "metrics": metrics}
+        measured = None if self.utilization is None else self.utilization.to_dict()
+        plain = asdict(replace(self, utilization=None))
+        return {**plain, "status": str(self.status), "metrics": metrics, "utilization": measured}
 
 
 def _of_hold(outcome: Outcome, reported: ReportedSoFar) -> dict[str, Any]:

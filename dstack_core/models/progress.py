@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from dstack_core.models.base import known_fields
 from dstack_core.models.debug import HELD, RELEASED
 from dstack_core.models.reports import MAX_METRICS, metric_values, plain_number
+
+if TYPE_CHECKING:
+    from dstack_core.models.utilization import UtilizationSoFar
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class ReportedSoFar:
         held: The ``held`` message with its ``attempt``, of a run with ``debug_on_failure`` whose commands
             have failed; else empty.
         released: Seconds for which that container was held; None while it is held.
+        count: How many messages were reported, of any kind.
     """
 
     results: Sequence[Any] = ()
@@ -57,6 +61,7 @@ class ReportedSoFar:
     dropped: int = 0
     held: Mapping[str, Any] = field(default_factory=dict)
     released: int | None = None
+    count: int = 0
 
     def with_hold(self, kind: str, payload: Mapping[str, Any], attempt: int) -> Self:
         """Return a copy that knows that a container is held, or no longer; of several nodes the first."""
@@ -68,12 +73,13 @@ class ReportedSoFar:
 
     def with_message(self, kind: str, payload: Mapping[str, Any]) -> Self:
         """Return a copy that knows one more message."""
+        one_more = replace(self, count=self.count + 1)
         if kind == "result":
-            return replace(self, results=(payload["value"],))
+            return replace(one_more, results=(payload["value"],))
         if kind == "metric":
             merged = {**self.metrics, **metric_values(payload)}
-            return replace(self, metrics=dict(list(merged.items())[:MAX_METRICS]))
-        return self
+            return replace(one_more, metrics=dict(list(merged.items())[:MAX_METRICS]))
+        return one_more
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as values that JSON has."""
@@ -84,6 +90,7 @@ class ReportedSoFar:
             "dropped": self.dropped,
             "held": dict(self.held),
             "released": self.released,
+            "count": self.count,
         }
 
     @classmethod
@@ -105,6 +112,7 @@ class Progress:
         cursors: The log positions by job submission id.
         stopping_since: When the run was first seen stopping, in seconds since the epoch, or None.
         reported: What the run has reported so far.
+        utilization: What was measured of it so far, None before the first values are read.
     """
 
     run_name: str
@@ -113,6 +121,7 @@ class Progress:
     cursors: Mapping[str, LogCursor] = field(default_factory=dict)
     stopping_since: float | None = None
     reported: ReportedSoFar = ReportedSoFar()
+    utilization: UtilizationSoFar | None = None
 
     def cursor(self, submission_id: str) -> LogCursor:
         """Return the cursor of a job submission; a new one if its log was not read yet."""
@@ -126,7 +135,9 @@ class Progress:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as values that JSON has."""
-        return {**asdict(self), "reported": self.reported.to_dict()}
+        measured = None if self.utilization is None else self.utilization.to_dict()
+        plain = asdict(replace(self, utilization=None))
+        return {**plain, "reported": self.reported.to_dict(), "utilization": measured}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -139,4 +150,10 @@ class Progress:
             for key, cursor in data.get("cursors", {}).items()
         }
         reported = ReportedSoFar.from_dict(data.get("reported") or {})
-        return cls(**{**known_fields(cls, data), "cursors": cursors, "reported": reported})
+        known = {**known_fields(cls, data), "cursors": cursors, "reported": reported}
+        if known.get("utilization") is not None:
+            # Of a run that was followed for an hour; others pass by that module.
+            from dstack_core.models.utilization import UtilizationSoFar
+
+            known["utilization"] = UtilizationSoFar.from_dict(known["utilization"])
+        return cls(**known)
