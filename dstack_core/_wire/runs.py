@@ -121,6 +121,7 @@ class RunSnapshot:
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     deployment: int = 0
     hold_seconds: int | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_active(self) -> bool:
@@ -181,7 +182,14 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
         env=_env(spec),
         deployment=int(data.get("deployment_num") or 0),
         hold_seconds=_hold_seconds(spec),
+        tags=_tags(spec),
     )
+
+
+def _tags(spec: Mapping[str, Any]) -> Mapping[str, str]:
+    # Servers before 0.19.5 have none.
+    tags = (spec.get("configuration") or {}).get("tags") or {}
+    return {str(key): str(value) for key, value in tags.items()}
 
 
 def outcome_of(run: RunSnapshot, url: str) -> Outcome:
