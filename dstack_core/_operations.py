@@ -43,7 +43,7 @@ from dstack_core._wire.api import Api
 from dstack_core._wire.attach import Approach, Route, fixed_local_ports
 from dstack_core._wire.filling import fill_in, takes_args
 from dstack_core._wire.runs import RunSnapshot
-from dstack_core._wire.spec import check_run_name, run_spec
+from dstack_core._wire.spec import check_run_name, retries_errors, run_spec
 from dstack_core._wire.versions import needs_of
 from dstack_core.configurations import ConfigurationLike, load_configuration, load_profile
 from dstack_core.errors import ConfigurationError
@@ -329,8 +329,10 @@ class Operations:
         reports = _reports(filled, options)
         if reports:
             filled = with_command(filled)
-        if options.get("debug_on_failure") is not None:
-            filled = held_on_failure(filled, {**options, "profile": profile}, reports=reports)
+        debug = options.get("debug_on_failure")
+        if debug is not None:
+            retries = retries_errors(run_spec(filled, {**options, "profile": profile}))
+            filled = held_on_failure(filled, debug, reports=reports, retries_errors=retries)
         return filled, {**options, "profile": profile}
 
     def _key(self, run_name: str | None = None) -> Op[str]:

@@ -19,15 +19,12 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from dstack_core._report.delivery import SHELLS
-from dstack_core._wire.runs import HOLD_PREFIX
-from dstack_core._wire.spec import retries_errors, run_spec
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.configurations import Configuration, Task
-from dstack_core.models.debug import attach_command
+from dstack_core.models.debug import HOLD_PREFIX, attach_command
 from dstack_core.models.durations import format_duration
-from dstack_core.models.options import SubmitOptions, check_duration
+from dstack_core.models.options import duration_seconds
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 # Longer than a weekend is a machine that somebody forgot.
 _LONGEST = 7 * 86400
 
@@ -77,7 +74,7 @@ trap 'dstack_hold "$?"' EXIT
 _RESULT = '(exit "$1"); dstack_result || set -- 1'
 
 
-def hold_seconds(option: object, name: str = "debug_on_failure") -> int | None:
+def hold_seconds(option: object) -> int | None:
     """Return the option ``debug_on_failure`` in seconds, None without one.
 
     Raises ``ConfigurationError`` for anything but seconds above 0, or a duration such as ``"30m"``.
@@ -85,33 +82,32 @@ def hold_seconds(option: object, name: str = "debug_on_failure") -> int | None:
     if option is None or option is False:
         return None
     try:
-        if not isinstance(option, int | str):
-            raise ValueError(f'expected seconds above 0, or a string such as "30m", got {option!r}')
-        value = check_duration(option)
-    except ValueError:
-        raise ConfigurationError(
-            f'{name}: expected seconds above 0, or a string such as "30m" or "2h", got {option!r}.'
-        ) from None
-    text = str(value).replace(" ", "")
-    seconds = int(text.rstrip("smhdw")) * _UNITS.get(text[-1], 1)
+        if isinstance(option, bool) or not isinstance(option, int | str):
+            raise ValueError
+        seconds = int(duration_seconds(option))
+    except (ValueError, KeyError):
+        seconds = 0
     if not 0 < seconds <= _LONGEST:
         raise ConfigurationError(
-            f'{name}: expected more than 0 seconds and at most 7 days, such as "30m", got {option!r}.'
+            f'debug_on_failure: expected seconds above 0, or a string such as "30m" or "2h", at most 7 days, '
+            f"got {option!r}."
         )
     return seconds
 
 
-def held_on_failure(configuration: Configuration, options: SubmitOptions, *, reports: bool) -> Configuration:
+def held_on_failure(
+    configuration: Configuration, option: object, *, reports: bool, retries_errors: bool
+) -> Configuration:
     """Return the configuration as the option ``debug_on_failure`` changes it.
 
-    ``reports``: whether a command that reports comes first. Raises ``ConfigurationError`` for a wrong value,
-    and for a run that cannot be held.
+    ``reports``: whether a command that reports comes first. ``retries_errors``: whether dstack starts a run
+    again that has failed. Raises ``ConfigurationError`` for a wrong value, and for a run that cannot be held.
     """
-    seconds = hold_seconds(options.get("debug_on_failure"))
+    seconds = hold_seconds(option)
     if seconds is None:
         return configuration
     held = with_hold(configuration, seconds, reports=reports)
-    if retries_errors(run_spec(configuration, options)):
+    if retries_errors:
         raise ConfigurationError(
             'debug_on_failure: expected a run without retry on "error", got one that dstack starts again. '
             'Set retry_policy={"on_events": ["no-capacity", "interruption"]}, and let the task be retried.'

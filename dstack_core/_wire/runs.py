@@ -17,13 +17,12 @@ from typing import Any
 
 from dstack_core._wire.exact_sizes import exact_sizes
 from dstack_core._wire.http_messages import text, time_of
+from dstack_core.models.debug import HOLD_PREFIX
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.statuses import RunStatus, in_words, job_status, run_status
 
 # The status message of a run, or of its job, while the image is pulled.
 _PULLING = "pulling"
-# How the command begins that holds the container of a failed run: the runs to expect a ``held`` message of.
-HOLD_PREFIX = "dstack_hold_seconds="
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,10 @@ def _metrics_text(metrics: Mapping[str, float]) -> str:
     return ", ".join(shown) + (" [...]" if len(metrics) > _METRICS_SHOWN else "")
 
 
+def _touch(path: str) -> str:
+    return f"touch {path}" if path else ""
+
+
 def _nonzero(show: Callable[[Any], str]) -> Callable[[Any], str]:
     return lambda value: show(value) if value else ""
 
@@ -125,7 +129,7 @@ OUTCOME_FIELDS = (
         _nonzero(format_usd),
     ),
     OutcomeField("debug_command", "str", "Shell", "the command that opens a shell in it while it is held"),
-    OutcomeField("debug_done", "str", "", "the file whose creation in the container ends the hold"),
+    OutcomeField("debug_done", "str", "Ends the hold", "the file whose creation in it ends the hold", _touch),
     OutcomeField(
         "utilization",
         "Utilization | None",

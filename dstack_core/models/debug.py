@@ -7,6 +7,8 @@ from typing import Any
 
 # A held run is a failed run that still has its machine; the two messages that say so, and when that ends.
 HELD, RELEASED = "held", "released"
+# How the command begins that holds the container: by it a run is known of which to expect a ``held`` message.
+HOLD_PREFIX = "dstack_hold_seconds="
 
 
 def attach_command(run_name: str) -> str:
