@@ -15,8 +15,10 @@ from dstack_core.integration.attempts import Attempt, achoose_attempt, choose_at
 from dstack_core.integration.masking import (
     RESULT_WARNING,
     Masker,
+    check_mask_env,
     collect_secrets,
     mask,
+    mask_progress,
     mask_result,
     mask_value,
 )
@@ -40,6 +42,7 @@ from dstack_core.integration.outcome_text import (
 from dstack_core.integration.relay import DEFAULT_LOG_BUDGET, LogRelay, RecordLimits, describe_progress
 from dstack_core.integration.stop import astop_run, stop_run
 from dstack_core.models.base import known_fields
+from dstack_core.models.secrets import MaskEnv, is_secret_name
 from dstack_core.models.stops import StopResult, StopState
 
 __all__ = [
@@ -50,6 +53,7 @@ __all__ = [
     "AttemptNames",
     "FunctionCall",
     "LogRelay",
+    "MaskEnv",
     "Masker",
     "OutcomeField",
     "RecordLimits",
@@ -59,6 +63,7 @@ __all__ = [
     "achoose_attempt",
     "astop_run",
     "check_ends",
+    "check_mask_env",
     "choose_attempt",
     "choose_report",
     "collect_secrets",
@@ -71,10 +76,12 @@ __all__ = [
     "format_duration",
     "format_price",
     "format_usd",
+    "is_secret_name",
     "known_fields",
     "late_read_pauses",
     "make_marker",
     "mask",
+    "mask_progress",
     "mask_result",
     "mask_value",
     "outcome_dict",
