@@ -140,6 +140,7 @@ PAGES = [
             "integration.RecordLimits",
             "integration.collect_secrets",
             "integration.check_mask_env",
+            "integration.env_names",
             "integration.is_secret_name",
             "integration.Masker",
             "integration.mask",

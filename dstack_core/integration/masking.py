@@ -187,6 +187,11 @@ def collect_secrets(
     return list(dict.fromkeys(secrets))
 
 
+def env_names(configuration: Any = None, env: Any = None) -> set[str]:
+    """Return the names of the variables in the environments that ``collect_secrets`` takes."""
+    return {*_variables(_part(configuration, "env")), *_variables(env)}
+
+
 def _part(whole: Any, name: str) -> Any:
     return whole.get(name) if isinstance(whole, Mapping) else getattr(whole, name, None)
 
