@@ -155,10 +155,8 @@ def test_a_secret_block_is_masked_whatever_its_name_by_the_task_that_waits_too(
 
 
 def test_a_block_knows_what_it_was_given_as_a_secret(credentials: DstackCredentials) -> None:
-    given = Secret(value="of-a-block-66")
-    block = DstackRun(
-        credentials=credentials, configuration=ECHOES, env={**NEUTRAL, "LICENSE": given}, mask_env="none"
-    )
+    given: Any = {**NEUTRAL, "LICENSE": Secret(value=SecretStr("of-a-block-66"))}
+    block = DstackRun(credentials=credentials, configuration=ECHOES, env=given, mask_env="none")
     assert block.secret_names == ["LICENSE", "WORD"]
     again = DstackRun.model_validate(json.loads(block.model_dump_json(context={"include_secrets": True})))
     assert again.secret_names == ["LICENSE", "WORD"]
