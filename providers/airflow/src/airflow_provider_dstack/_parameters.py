@@ -83,29 +83,20 @@ def render_model(model: Any, render: Callable[[str, Any], Any]) -> Any:
 
 
 def secrets_in(
-    configuration: Any, env: Any = None, mask_env: MaskEnv = "secrets", from_secrets: Collection[str] = ()
+    configuration: Any, env: Any = None, mask_env: MaskEnv = "secrets", secret_names: Collection[str] = ()
 ) -> list[str]:
     """Return the texts to hide in logs; ``env`` is the operator's, which wins.
 
-    ``from_secrets`` are variables that Airflow keeps the values of as secrets.
+    ``secret_names`` are variables that Airflow keeps the values of as secrets.
     """
     from dstack_core.integration import collect_secrets
 
-    configuration = _read_or_none(configuration)
-    names = secret_names(configuration, env, from_secrets)
-    return collect_secrets(configuration, env=env, mask_env=mask_env, secret_names=names)
+    configuration = readable_or_none(configuration)
+    return collect_secrets(configuration, env=env, mask_env=mask_env, secret_names=secret_names)
 
 
-def secret_names(configuration: Any, env: Any, from_secrets: Collection[str]) -> set[str]:
-    """Return the names of the variables that are secret by what Airflow knows of them."""
-    from airflow_provider_dstack._secret_sources import EVERY, names_of_site
-    from dstack_core.integration import env_names
-
-    names = env_names(_read_or_none(configuration), env)
-    return names if EVERY in from_secrets else {*from_secrets, *names_of_site(names)}
-
-
-def _read_or_none(configuration: Any) -> Any:
+def readable_or_none(configuration: Any) -> Any:
+    """Return a configuration, read if it is text or a file; None for one that cannot be read."""
     from dstack_core import ConfigurationError
 
     if not isinstance(configuration, str | os.PathLike):

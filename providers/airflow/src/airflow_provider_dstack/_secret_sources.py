@@ -15,10 +15,11 @@ sensitive data".
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import conf
+from airflow_provider_dstack._parameters import readable_or_none
 
 if TYPE_CHECKING:
     from jinja2 import nodes
@@ -79,10 +80,19 @@ def secret_names_in(where: str, text: str, tree: nodes.Node, parse: Any) -> Iter
         yield text.partition("=")[0].strip()
 
 
-def names_of_site(names: Iterable[str]) -> Iterator[str]:
-    """Yield those names that Airflow's setting ``[core] sensitive_var_conn_names`` hides."""
-    words = _words_of_site()
-    return (name for name in names if any(word in name.lower() for word in words))
+def secret_names(configuration: Any, env: Any, from_secrets: Collection[str]) -> list[str]:
+    """Return the variables that Airflow keeps the values of as secrets.
+
+    Beside ``from_secrets`` these are the names that its setting ``[core] sensitive_var_conn_names`` hides.
+    """
+    from dstack_core.integration import env_names
+
+    words, names = _words_of_site(), set(from_secrets)
+    if words or EVERY in names:
+        of_env = env_names(readable_or_none(configuration), env)
+        found = {name for name in of_env if any(word in name.lower() for word in words)}
+        names = of_env if EVERY in names else names | found
+    return sorted(names)
 
 
 def reads_secret(node: nodes.Node) -> bool:

@@ -78,13 +78,13 @@ class TemplatedModels(BaseOperator):
         from airflow_provider_dstack._parameters import secrets_in
 
         env = getattr(self, "env", None)
-        yield from secrets_in(self.configuration, env, self.mask_env, self._from_secrets)
+        yield from secrets_in(self.configuration, env, self.mask_env, self.secret_names())
 
     def secret_names(self) -> list[str]:
         """Return the variables that are masked whatever their names look like."""
-        from airflow_provider_dstack._parameters import secret_names
+        from airflow_provider_dstack._secret_sources import secret_names
 
-        return sorted(secret_names(self.configuration, getattr(self, "env", None), self._from_secrets))
+        return secret_names(self.configuration, getattr(self, "env", None), self._from_secrets)
 
     def resolve_template_files(self) -> None:
         """Read the configuration's file, as Airflow does when it parses the DAG; no other field names one."""
