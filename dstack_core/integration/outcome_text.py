@@ -25,7 +25,7 @@ from dstack_core.models.outcome import Outcome, RunError
 from dstack_core.models.stops import StopResult, StopState
 
 # Most characters of a text in an outcome that an engine keeps in its database, whatever a server sends: an
-# outcome stays below 20 kB. Much less would cut the hints of a run that found no machine.
+# outcome stays below 25 kB. Much less would cut the hints of a run that found no machine.
 LONGEST_TEXT = 2000
 # The last log lines in an error: a screen of a UI, and about 10 kB at most.
 LAST_LINES = 20
