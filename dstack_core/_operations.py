@@ -222,7 +222,7 @@ class Operations:
         """Follow a run; ``on_poll`` gets the run after each poll.
 
         With ``late_result`` a result that the log shows late is waited for, with ``through_hold`` the end of
-        a run whose container is held after a failure; with ``utilization`` the outcome says how busy the
+        a run whose container is held after a failure; with ``utilization`` the outcome shows how busy the
         machine was.
         """
         check_seconds("poll_interval", poll_interval, above=True)

@@ -110,7 +110,7 @@ class AsyncRun(RunBase[AsyncTransport]):
             report_limits: The limits on what the run reports. Default: 1 MiB a message, 1000 a second.
             through_hold: Also follow a run with ``debug_on_failure`` while its container is held, until it
                 ends. Default: such a run has finished, for this method, once its commands have failed.
-            utilization: Whether the outcome says how busy GPUs, CPUs and memory were: a request for each
+            utilization: Whether the outcome shows how busy GPUs, CPUs and memory were: a request for each
                 node at the end, and one every 45 minutes.
 
         Yields:

@@ -61,7 +61,7 @@ class FollowOptions:
     two reads of a silent log. ``stops`` are the stops that the server accepted. ``on_poll`` gets each run as
     the server showed it. ``report_limits`` bound what the run reports beside its log. With
     ``late_result`` the log of a run that succeeded is read again while it has no result. With
-    ``utilization`` the outcome says how busy the machine was. A run whose container is held after its
+    ``utilization`` the outcome shows how busy the machine was. A run whose container is held after its
     commands have failed counts as finished, unless ``through_hold``.
     """
 

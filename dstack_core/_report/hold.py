@@ -4,12 +4,12 @@ The problem: when the commands fail, the container is gone within seconds, and w
 failure. Starting it again costs an hour, and often it does not fail again.
 
 The idea: a command before the run's own ones sets a trap on the shell's end. If the shell ends with another
-status than 0, the trap shows how to get in, reports ``held`` to whoever follows the run, and waits: for the
-seconds that were asked for, for a file that says "done", or for a signal. Then the shell ends with the status
+status than 0, the trap shows how to get in, reports ``held`` to the follower of the run, and waits: for the
+seconds that were asked for, for a file that means "done", or for a signal. Then the shell ends with the status
 that the commands had.
 
-Invariants: commands that succeed take no longer. The wait counts seconds by itself, so it ends if nobody
-watches. A stop ends it at once: the runner's SIGINT interrupts ``wait`` (a foreground ``sleep`` would delay
+Invariants: commands that succeed take no longer. The wait counts seconds by itself, so it ends without a
+watcher. A stop ends it at once: the runner's SIGINT interrupts ``wait`` (a foreground ``sleep`` would delay
 it), and commands that a stop has ended are not held at all. No trap runs after ``exec`` or a SIGKILL of the
 shell itself, and one that the commands set on ``EXIT`` replaces this one: then nothing is held.
 """
@@ -25,11 +25,11 @@ from dstack_core.models.debug import HOLD_PREFIX, attach_command
 from dstack_core.models.durations import format_duration
 from dstack_core.models.options import duration_seconds
 
-# Longer than a weekend is a machine that somebody forgot.
+# Longer than a weekend is a machine that was forgotten.
 _LONGEST = 7 * 86400
 
 # The INT trap keeps what a shell does without one: an interactive shell, and one whose command SIGINT has
-# ended, ends; one whose command handled it goes on with the next command. In the trap on EXIT, options of the
+# ended, ends; one whose command handled it continues with the next command. In the trap on EXIT, options of the
 # commands (-e, -u, -x) must not end or echo it. An interactive shell, which dstack starts, prints a line for
 # each background process: hence 2>/dev/null.
 _COMMAND = r"""
@@ -121,18 +121,26 @@ def with_hold(configuration: Configuration, seconds: int, *, reports: bool) -> C
     ``reports``: whether a command that reports comes before it. Raises ``ConfigurationError`` for a
     configuration whose end no shell sees.
     """
-    what = "debug_on_failure: expected a task with commands that a shell joins"
     if not isinstance(configuration, Task):
         raise ConfigurationError(
-            f"{what}, got type {configuration.type!r}. Only a task has an end that can fail; leave it out."
+            f"debug_on_failure: expected a task, got type {configuration.type!r}. Leave the option out."
         )
     if configuration.entrypoint is not None:
-        raise ConfigurationError(f"{what}, got an entrypoint. Write it as a command.")
+        raise ConfigurationError(
+            f"debug_on_failure: expected commands, got entrypoint {configuration.entrypoint!r}. "
+            "Write it as a command."
+        )
     if not configuration.commands:
-        raise ConfigurationError(f"{what}, got no commands. Write what the image starts as a command.")
+        raise ConfigurationError(
+            f"debug_on_failure: expected commands, got {configuration.commands!r}. "
+            "Write as a command what the image starts."
+        )
     if configuration.shell is not None and PurePosixPath(configuration.shell).name not in SHELLS:
         known = ", ".join(sorted(SHELLS))
-        raise ConfigurationError(f"{what}, got shell {configuration.shell!r}. Use one of {known}.")
+        raise ConfigurationError(
+            f"debug_on_failure: expected one of the shells {known}, got {configuration.shell!r}. "
+            "Use one of them."
+        )
     first = [] if not reports else configuration.commands[:1]
     rest = configuration.commands[len(first) :]
     return configuration.model_copy(update={"commands": [*first, _command(seconds, reports), *rest]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# A held run is a failed run that still has its machine; the two messages that say so, and when that ends.
+# A held run is a failed run that still has its machine; the messages of its begin and its end.
 HELD, RELEASED = "held", "released"
 # How the command begins that holds the container: by it a run is known of which to expect a ``held`` message.
 HOLD_PREFIX = "dstack_hold_seconds="

@@ -44,7 +44,7 @@ class KeywordOptions(TypedDict, total=False):
     """
     debug_on_failure: int | str | None
     """How long the container is held after the commands of a task have failed, for a person who opens a shell
-    in it: seconds or ``"30m"``. The run has failed at once, whoever follows it. Default: not at all.
+    in it: seconds or ``"30m"``. For every follower the run has failed at once. Default: not at all.
     """
 
 

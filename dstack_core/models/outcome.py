@@ -155,7 +155,7 @@ class Outcome:
 def _of_hold(outcome: Outcome, reported: ReportedSoFar) -> dict[str, Any]:
     """Return what changes for a run whose container was held: its commands have failed, whatever came after.
 
-    While the run is active, it says how to get in.
+    While the run is active, it shows how to get in.
     """
     held, released = reported.held, reported.released
     seconds = float(held["seconds"] if released is None else released)

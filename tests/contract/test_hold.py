@@ -64,7 +64,7 @@ def held(target: Target, client: dstack.Client, *commands: str, **options: Any) 
     ],
     ids=["exit", "set-e", "killed child", "no command"],
 )
-def test_a_failed_run_counts_as_failed_at_once_and_is_held_until_somebody_is_done(
+def test_a_failed_run_counts_as_failed_at_once_and_is_held_until_the_file_is_there(
     target: Target, client: dstack.Client, commands: list[str], status: int, reports: bool
 ) -> None:
     if target.kind == "real" and (reports or status in (1, 127)):
@@ -102,7 +102,7 @@ def test_a_run_that_succeeds_takes_no_longer(target: Target, client: dstack.Clie
     assert [line for line in lines if line.strip() not in ("exit", "")] == ["one"]
 
 
-def test_the_hold_ends_by_itself_although_nobody_watches(target: Target, client: dstack.Client) -> None:
+def test_the_hold_ends_by_itself_without_a_watcher(target: Target, client: dstack.Client) -> None:
     run = submit(target, client, "exit 3", debug_on_failure=2)
     with target.client() as other:
         found = other.runs.get(run.name)

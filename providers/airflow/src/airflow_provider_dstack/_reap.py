@@ -50,7 +50,7 @@ UNKNOWN = "unknown"
 # With replies that take seconds, a hundred stops one after another take an hour. More than eight at once
 # would be a burst of requests for a server that is already slow.
 _STOPS_AT_ONCE = 8
-# Of a task that a user has marked otherwise, nobody looks for the cause of its failure.
+# A task that a user has marked otherwise needs no search for the cause of its failure.
 _FAILED_STATES = frozenset({"failed", "up_for_retry"})
 _ENDED_DAG_RUN = frozenset({"success", "failed"})
 
