@@ -5,8 +5,8 @@ failure. Starting it again costs an hour, and often it does not fail again.
 
 The idea: a command before the run's own ones sets a trap on the shell's end. If the shell ends with another
 status than 0, the trap shows how to get in, reports ``held`` to the follower of the run, and waits: for the
-seconds that were asked for, for a file that means "done", or for a signal. Then the shell ends with the status
-that the commands had.
+seconds that were asked for, for a file that means "done", or for a signal. Then the shell ends with
+the status that the commands had.
 
 Invariants: commands that succeed take no longer. The wait counts seconds by itself, so it ends without a
 watcher. A stop ends it at once: the runner's SIGINT interrupts ``wait`` (a foreground ``sleep`` would delay
@@ -29,9 +29,9 @@ from dstack_core.models.options import duration_seconds
 _LONGEST = 7 * 86400
 
 # The INT trap keeps what a shell does without one: an interactive shell, and one whose command SIGINT has
-# ended, ends; one whose command handled it continues with the next command. In the trap on EXIT, options of the
-# commands (-e, -u, -x) must not end or echo it. An interactive shell, which dstack starts, prints a line for
-# each background process: hence 2>/dev/null.
+# ended, ends; one whose command handled it continues with the next command. In the trap on EXIT, options of
+# the commands (-e, -u, -x) must not end or echo it. An interactive shell, which dstack starts, prints a line
+# for each background process: hence 2>/dev/null.
 _COMMAND = r"""
 PREFIXSECONDS
 dstack_stopped=
