@@ -1,7 +1,7 @@
 """The findings of a connection: name, port, TLS, certificate; and what a finding is.
 
-The error of a failed request does not name the step at which it failed. So the steps are tried one by
-one, without the libraries of the client.
+A failed request does not show at which step it failed, nor a way out. So the steps are tried
+one by one, without the libraries of the client.
 """
 
 from __future__ import annotations
