@@ -131,7 +131,7 @@ def check_mask_env(value: Any) -> MaskEnv:
     """Return the option ``mask_env``, names as a sorted list.
 
     Raises:
-        ConfigurationError: It is none of ``"secrets"``, ``"all"``, ``"none"``, and no collection of names.
+        ConfigurationError: It is neither ``"secrets"``, ``"all"`` or ``"none"`` nor a collection of names.
     """
     if value in ("secrets", "all", "none"):
         mode: MaskEnv = value
