@@ -93,10 +93,11 @@ _PRIVATE_KEY = "PRIVATE KEY-----"
 def secret_values(env: Mapping[str, str | None], *, mask_env: MaskEnv = "secrets") -> Iterator[str]:
     """Yield those values of an environment, such as ``run.env``, that a log must not show.
 
-    By default these are the values of variables with the name of a secret (``HF_TOKEN``, ``dbPassword``), and what is a login in other values: the password of a URL, ``password=...`` in a
-    connection string, a private key. Texts of less than 5 characters, numbers of less than 8 digits, flags
-    and words such as ``basic`` are never secrets, nor are references such as ``${{ secrets.name }}``. A
-    server returns the values of a run in clear text. Source: PROTOCOL 1.5.
+    By default these are the values of variables with the name of a secret (``HF_TOKEN``, ``dbPassword``), and
+    what is a login in other values: the password of a URL, ``password=...`` in a connection string, a private
+    key. Texts of less than 5 characters, numbers of less than 8 digits, flags and words such as ``basic`` are
+    never secrets, nor are references such as ``${{ secrets.name }}``. A server returns the values of a run in
+    clear text. Source: PROTOCOL 1.5.
 
     Args:
         env: The variables by name; one without a value is left out.
