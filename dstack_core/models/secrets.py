@@ -47,14 +47,14 @@ _SECRET_WORDS = _set(
     "token password passwords passwd passphrase passphrases passcode secret secrets credential credentials "
     "creds key auth authorization bearer jwt dsn webhook keyfile"
 )
-# Secret only as the last word: not so in PASS_RATE and PRIVATE_REPO.
+# Secret only as the last word: PASS_RATE and PRIVATE_REPO are not.
 _LAST_WORDS = frozenset({"pass", "pat", "pw", "pwd", "private", "sas"})
 _PAIRS = frozenset(
     {("connection", "string"), ("connection", "str"), ("conn", "string"), ("conn", "str")}
     | {(head, many) for head in ("api", "access", "auth", "secret", "private", "ssh") for many in ("keys",)}
     | {(head, many) for head in ("api", "access", "auth", "refresh", "bearer") for many in ("tokens",)}
 )
-# A name that ends so describes a secret, or names its place.
+# A name that ends so describes a secret, or names the place of one.
 _ABOUT = _set(
     "file files path paths dir directory folder name names user username type types mode kind format "
     "algorithm algo method scheme provider issuer backend size length len count limit budget "
@@ -93,11 +93,11 @@ _PRIVATE_KEY = "PRIVATE KEY-----"
 def secret_values(env: Mapping[str, str | None], *, mask_env: MaskEnv = "secrets") -> Iterator[str]:
     """Yield those values of an environment, such as ``run.env``, that a log must not show.
 
-    By default these are the values of variables with the name of a secret (``HF_TOKEN``, ``dbPassword``), and
-    what is a login in other values: the password of a URL, ``password=...`` in a connection string, a private
-    key. Texts of less than 5 characters, numbers of less than 8 digits, flags and words such as ``basic`` are
-    never secrets, nor are references such as ``${{ secrets.name }}``. A server returns the values of a run in
-    clear text. Source: PROTOCOL 1.5.
+    By default these are the values of variables whose name looks like that of a secret (``HF_TOKEN``,
+    ``dbPassword``), and what is a login in other values: the password of a URL, ``password=...`` in a
+    connection string, a private key. Texts of less than 5 characters, numbers of less than 8 digits, flags
+    and words such as ``basic`` are never secrets, nor are references such as ``${{ secrets.name }}``. A
+    server returns the values of a run in clear text. Source: PROTOCOL 1.5.
 
     Args:
         env: The variables by name; one without a value is left out.
