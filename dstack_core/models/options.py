@@ -42,6 +42,10 @@ class KeywordOptions(TypedDict, total=False):
     ``dstack_report`` (servers from 0.19.17 on): a command before those of a task. Default: False, the
     configuration is sent as it is.
     """
+    debug_on_failure: int | str | None
+    """How long the container is held after the commands of a task have failed, for a person who opens a shell
+    in it: seconds or ``"30m"``. For every follower the run has failed at once. Default: not at all.
+    """
 
 
 class CommonOptions(KeywordOptions, total=False):
@@ -153,6 +157,17 @@ def check_duration(value: int | str | bool | None, *, off: bool = False) -> int 
         ways = '"2h" or "off"' if off else '"2h" or "3d"'
         raise ValueError(f"expected seconds above 0, or a string such as {ways}, got {value!r}")
     return value
+
+
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def duration_seconds(value: int | str) -> float:
+    """Return a duration, such as 90, ``"90"`` or ``"2h"``, in seconds. Raises ``ValueError``."""
+    check_duration(value)
+    text = str(value)
+    number, unit = (text, "s") if text.isdecimal() else (text[:-1], text[-1])
+    return float(number) * _UNIT_SECONDS[unit]
 
 
 def read_duration(value: Any, *, below_zero: bool = False) -> Any:

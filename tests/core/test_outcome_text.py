@@ -125,7 +125,7 @@ def test_data_of_an_outcome_has_every_field_and_can_be_read_back() -> None:
 def test_what_an_engine_keeps_is_small_whatever_the_server_sends() -> None:
     texts = (field.name for field in OUTCOME_FIELDS if field.type in ("str", "str | None"))
     huge = Outcome.from_dict({**FAILED.to_dict(), **dict.fromkeys(texts, "m" * 1_000_000)})
-    assert len(json.dumps(outcome_dict(huge))) < 20_000
+    assert len(json.dumps(outcome_dict(huge))) < 25_000
     assert outcome_dict(huge)["message"].endswith("m [...]")
     assert len(describe_outcome(huge)) < 20_000
     assert len(outcome_table(replace(FAILED, message="m" * 1_000_000))) < 20_000
@@ -161,9 +161,10 @@ def test_a_servers_message_does_not_break_a_markdown_table() -> None:
     text = outcome_table(replace(FAILED, message="exited | with\nstatus 7"))
     assert "| Message | exited \\| with status 7 |" in text
     assert "| Cost | 0.50 USD |" in text
-    assert "| Page | [train](http://server/runs/id-1) |" in text
-    assert [line.split(" |")[0][2:] for line in text.splitlines()[4:]] == list(outcome_rows(FAILED))
-    assert all(line.count("|") - line.count("\\|") == 3 for line in text.splitlines()[2:])
+    header, _, *rows = text.splitlines()
+    assert header == "| Run | [train](http://server/runs/id-1) |"
+    assert {"Run", "Page", *(row.split(" |")[0][2:] for row in rows)} == set(outcome_rows(FAILED))
+    assert all(line.count("|") - line.count("\\|") == 3 for line in text.splitlines())
 
 
 def test_the_last_line_of_a_log_sums_up_the_run() -> None:

@@ -123,7 +123,9 @@ def test_a_run_can_skip_its_task(
         arguments(deferrable, message("skip", reason="no new data today"), "true", returns="result")
     )
     assert ended.task_state == "skipped"
-    assert "asks to skip the task: no new data today" in capfd.readouterr().out
+    output = capfd.readouterr().out
+    assert "Nothing to do: no new data today. The task is skipped if the run succeeds." in output
+    assert "asks to skip the task: no new data today" in output
 
 
 def test_a_failed_run_skips_nothing(dag_runner: DagRunner, server: LocalServer) -> None:
@@ -226,9 +228,9 @@ def test_secrets_in_a_result_are_replaced(
     deferrable: bool,
     returns: str,
 ) -> None:
-    command = """echo '{"word": "'$WORD'", "kept": 1}' > $DSTACK_RESULT_FILE"""
+    command = """echo '{"word": "'$WORD_TOKEN'", "kept": 1}' > $DSTACK_RESULT_FILE"""
     ended = dag_runner.run(
-        arguments(deferrable, "true", command, env={"WORD": "open-sesame-77"}, returns=returns)
+        arguments(deferrable, "true", command, env={"WORD_TOKEN": "open-sesame-77"}, returns=returns)
     )
     result = ended.result if returns == "result" else ended.result["result"]
     assert result == {"word": "***", "kept": 1}

@@ -166,6 +166,8 @@ def test_every_kind_is_shown_and_the_result_is_returned(
         "markdown",
         "[Weights \\[best\\]](https://wandb.example/run%20%281%29)",
     )
+    assert link.description == "Weights [best]: https://wandb.example/run (1)"
+    assert found["percent"].description.endswith("-0: 75 %, 3 of 4 (epoch 3)")
     table = artifacts_of(owner)["dstack-train"].data
     assert "| Checkpoint | /data/step-3.pt (step 3) |" in table
     assert '| Result | {"accuracy": 0.97} |' in table
@@ -588,9 +590,9 @@ def test_an_asset_is_one_event_however_often_the_run_is_followed(owner: UUID) ->
 def test_secrets_in_a_result_are_replaced(dstack: LocalServer, credentials: DstackCredentials) -> None:
     @flow
     def secretive() -> dict[str, Any]:
-        command = """echo '{"word": "'$WORD'", "kept": 1}' > $DSTACK_RESULT_FILE"""
+        command = """echo '{"word": "'$WORD_TOKEN'", "kept": 1}' > $DSTACK_RESULT_FILE"""
         outcome: dict[str, Any] = run_task(
-            {"type": "task", "commands": [command]}, credentials, env={"WORD": "open-sesame-77"}, **FAST
+            {"type": "task", "commands": [command]}, credentials, env={"WORD_TOKEN": "open-sesame-77"}, **FAST
         )
         return outcome
 

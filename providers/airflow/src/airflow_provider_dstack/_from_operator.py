@@ -128,7 +128,7 @@ def defer(
         project_name=task_run.project,
         run_name=task_run.ref.name,
         marker=task_run.ref.marker,
-        progress=task_run.progress.to_dict(),
+        progress=task_run.reports.without_secrets(task_run.progress.to_dict()),
         **task_run.relay.state(),
         reported=task_run.reports.state(),
         poll_interval=operator.poll_interval,
@@ -142,6 +142,8 @@ def defer(
         max_reports_per_second=operator.max_reports_per_second,
         # As checked when the DAG was parsed: each is the path of a class.
         callbacks=cast("list[str]", operator.callbacks or []),
+        mask_env=operator.mask_env,
+        secret_names=operator.secret_names(),
     )
     push_reports(context["ti"], task_run.reports.changes(), task_run.reports, operator.log)
     with suppress(Exception):
@@ -179,6 +181,7 @@ def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str,
     given = {name: getattr(operator, RENAMED.get(name, name)) for name in SubmitOptions.__optional_keys__}
     given["profile"] = profile_of(operator, context)
     given["max_duration"] = read_duration(given["max_duration"])
+    given["debug_on_failure"] = read_duration(given["debug_on_failure"])
     given["max_price"] = read_price(given["max_price"])
     given["backends"] = read_backends(given["backends"])
     check_ends(configuration, given["max_duration"], given["profile"])

@@ -55,6 +55,7 @@ def relay_remaining_log(
     *,
     hook: DstackHook,
     secrets: Iterable[str],
+    collect: Callable[..., list[str]],
     log_budget_bytes: int | None,
     retry_budget: float,
     limits: ReportLimits,
@@ -70,6 +71,7 @@ def relay_remaining_log(
         reports: Receives what the run reports.
         hook: Makes the client.
         secrets: What is masked, beside the run's ``env`` and the token.
+        collect: ``collect_secrets`` of ``dstack_core`` with the task's rule for the run's ``env``.
         log_budget_bytes: The most bytes of the whole log to relay. None: all.
         retry_budget: Seconds to keep retrying an unreachable server, but 60 at most.
         limits: The limits on what the run reports.
@@ -81,7 +83,17 @@ def relay_remaining_log(
         DstackRunInterrupted: The task was ended before the log was relayed.
     """
     rest = _RemainingLog(
-        event, outcome, reports, hook, secrets, log_budget_bytes, retry_budget, limits, log, notifier
+        event,
+        outcome,
+        reports,
+        hook,
+        secrets,
+        collect,
+        log_budget_bytes,
+        retry_budget,
+        limits,
+        log,
+        notifier,
     )
     start_thread(rest.work, "dstack-log")
     try:
@@ -111,6 +123,7 @@ class _RemainingLog:
     reports: RunReports
     hook: DstackHook
     secrets: Iterable[str]
+    collect: Callable[..., list[str]]
     log_budget_bytes: int | None
     retry_budget: float
     limits: ReportLimits
@@ -189,10 +202,8 @@ class _RemainingLog:
         return run
 
     def _new_relay(self, run: Run) -> LogRelay:
-        from dstack_core.integration import collect_secrets
-
         rest = self.event["rest"]
-        secrets = [*collect_secrets(env=run.env, others=[self.hook.token]), *self.secrets]
+        secrets = [*self.collect(env=run.env, others=[self.hook.token]), *self.secrets]
         for secret in secrets:
             mask_secret(secret)
         return new_relay(

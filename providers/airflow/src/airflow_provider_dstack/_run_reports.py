@@ -59,6 +59,7 @@ class RunReports:
         self._values: dict[str, Any] = {key: copy(state[key]) for key in _KEYS if state.get(key)}
         self._skip: str | None = state.get("skip")
         self._has_image = bool(state.get("has_image"))
+        self._has_secrets = bool(state.get("has_secrets"))
         self._changed: set[str] = set()
 
     @property
@@ -72,9 +73,32 @@ class RunReports:
         found: Sequence[Mapping[str, Any]] = self._values.get(ASSETS_KEY, ())
         return found
 
+    @property
+    def has_secrets(self) -> bool:
+        """Whether secrets were replaced in the run's result, here or in another process."""
+        return self._has_secrets
+
+    def note_secrets(self, warning: str = "") -> None:
+        """Remember that secrets were replaced in the run's result; the task warns once, at its end."""
+        self._has_secrets = True
+
     def state(self) -> dict[str, Any]:
         """Return the state with which another process continues, JSON-plain."""
-        return {**self.xcoms(), "skip": self._skip, "has_image": self._has_image}
+        return {
+            **self.xcoms(),
+            "skip": self._skip,
+            "has_image": self._has_image,
+            "has_secrets": self._has_secrets,
+        }
+
+    def without_secrets(self, progress: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a position (``Progress.to_dict()``) as Airflow may store it: it holds the run's result."""
+        from dstack_core.integration import mask_progress
+
+        shown = mask_progress(progress, self._mask)
+        if shown.get("reported") is not progress.get("reported"):
+            self.note_secrets()
+        return shown
 
     def take(self, event: Reported) -> Iterator[Record]:
         """Keep a message; yield ``(logging level, text)`` for what Airflow has no page for."""
@@ -83,8 +107,12 @@ class RunReports:
             case "metric":
                 self._set(METRICS_KEY, self._with_metrics(payload))
             case "link":
-                links = _with_item(self._values.get(LINKS_KEY, ()), payload, "url", "text")
-                self._set(LINKS_KEY, self._hidden(links))
+                known = self._values.get(LINKS_KEY, [])
+                links = self._hidden(_with_item(known, payload, "url", "text"))
+                self._set(LINKS_KEY, links)
+                # An address in a log is one click away, values of XComs are folded. 100 lines at most.
+                if len(links) > len(known):
+                    yield logging.INFO, _link_line(links[-1])
             case "asset":
                 self._set(ASSETS_KEY, self._hidden(_with_item(self.assets, payload, "uri", "metadata")))
             case "checkpoint":
@@ -93,7 +121,12 @@ class RunReports:
                 tables = _with_table(self._values.get(TABLES_KEY, {}), payload)
                 self._set(TABLES_KEY, self._hidden(tables))
             case "skip":
-                self._skip = self._mask(payload["reason"])
+                reason = self._mask(payload["reason"])
+                if self._skip is None:
+                    # Airflow logs the reason within a group that its UI shows closed.
+                    given = " ".join(reason.split()).rstrip(".") or "no reason given"
+                    yield logging.INFO, f"Nothing to do: {given}. The task is skipped if the run succeeds."
+                self._skip = reason
             case "image" if not self._has_image:
                 self._has_image = True
                 yield logging.INFO, "The run reported an image, which Airflow does not show."
@@ -134,7 +167,8 @@ class RunReports:
     def _with_metrics(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         # Changed in place: a training may report hundreds of metrics at each step.
         metrics: dict[str, Any] = self._values.get(METRICS_KEY, {})
-        for name, value in payload.items():
+        for key, value in payload.items():
+            name = self._mask(key)
             if name != "step" and (name in metrics or len(metrics) < _MOST_METRICS):
                 metrics[name] = {"value": value, "step": payload.get("step")}
         return metrics
@@ -202,6 +236,11 @@ def describe_outlets(
                 known_extra.setdefault(name, value)
         except Exception as error:
             log.warning("Could not describe the asset %s: %r.", asset.uri, error)
+
+
+def _link_line(link: Mapping[str, Any]) -> str:
+    parts = ("Link", " ".join((link["text"] or "").split()), link["url"])
+    return ": ".join(part for part in parts if part)
 
 
 def _is_same(uri: str, other: str) -> bool:

@@ -50,6 +50,8 @@ class MachineOptions(TypedDict, total=False):
     """The highest price, in USD per hour."""
     max_duration: int | str | None
     """When the machine is stopped at the latest: seconds, ``"2h"``, ``"off"``. Default: 24 h."""
+    debug_on_failure: int | str | None
+    """How long the machine stays after its commands have failed, for a shell in it: seconds or ``"30m"``."""
     retry: bool | Mapping[str, Any] | None
     """When dstack tries again. Default: never."""
     backends: Sequence[str] | None
@@ -74,6 +76,8 @@ class MachineOptions(TypedDict, total=False):
     """Bytes of the output that are sent at most."""
     poll_interval: float
     """Seconds between two status requests. Default: 5."""
+    mask_env: str | Sequence[str]
+    """Which values of ``env`` are masked: ``"secrets"`` (default), ``"all"``, ``"none"``, or names."""
 
 
 def dstack(
