@@ -56,7 +56,7 @@ class CallbackNotifier:
     Args:
         callbacks: Instances with methods of ``RunCallbacks``; without any, nothing costs anything.
         log: A logger with ``warning``.
-        mask: Hides secrets in a text. Default: nothing is hidden.
+        mask: Hides secrets in a text; an attribute, too, for who learns of more. Default: nothing is hidden.
         source: What follows the run; see ``CallbackEvent``.
         longest_queue: How many calls wait at most before log lines and metrics are dropped.
 
@@ -80,7 +80,7 @@ class CallbackNotifier:
     ) -> None:
         self._callbacks = list(callbacks)
         self._log = log
-        self._mask = mask
+        self.mask = mask
         self._known = CallbackEvent("", "", "", "", "", "", source=dict(source or {}))
         self._longest_queue = longest_queue
         self._queue: deque[tuple[Any, CallbackEvent]] = deque()
@@ -133,13 +133,13 @@ class CallbackNotifier:
                 self._known = replace(
                     self._known,
                     status=str(status),
-                    message=None if message is None else self._mask(message),
+                    message=None if message is None else self.mask(message),
                 )
                 if kind := _BY_STATUS.get(status):
                     self._post(kind)
             case LogLines(lines=lines) if lines:
                 # In one piece: masking line by line would miss a secret of several lines.
-                text = tuple(self._mask("\n".join(lines)).split("\n"))
+                text = tuple(self.mask("\n".join(lines)).split("\n"))
                 self._post("log_lines", lines=text, node=event.node, replica=event.replica)
             case Reported(kind="metric", payload=payload):
                 metrics = {name: value for name, value in payload.items() if name != "step"}
@@ -152,7 +152,7 @@ class CallbackNotifier:
         """Call ``on_ended``; for a process that has the outcome alone."""
         if not self._callbacks:
             return
-        outcome = mask_result(outcome, self._mask, _ignore)
+        outcome = mask_result(outcome, self.mask, _ignore)
         self._known = replace(
             self._known,
             run_name=outcome.run_name,
@@ -227,7 +227,7 @@ class CallbackNotifier:
             key = (name_of(callback), event.kind)
             if key not in self._warned:
                 self._warned.add(key)
-                text = self._mask(f"{type(error).__name__}: {error}")
+                text = self.mask(f"{type(error).__name__}: {error}")
                 self._log.warning(
                     "%s.on_%s raised %s. The task is not affected; further errors of it are not logged.",
                     *key,

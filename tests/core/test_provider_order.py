@@ -22,6 +22,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {
             "__init__",
             "_compat",
+            "_lineage",
             "_parameters",
             "_threads",
             "get_provider_info",
@@ -33,7 +34,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"_log_relay"},
         {"_git_connection", "_kill_reason", "_names", "_stop", "_templates", "_trigger_relay", "errors"},
         # One part of a task each: its connection, its record, its submission, its result.
-        {"_outcome", "_previous_try", "_reap", "hooks"},
+        {"_callbacks", "_outcome", "_previous_try", "_reap", "hooks"},
         {
             "_commands",
             "_function_call",
@@ -56,7 +57,8 @@ LAYERS: dict[str, list[set[str]]] = {
         {"_artifact_content", "_bundle_main", "_flow_result", "_flow_runs", "_function_result"},
         # What is submitted, and where a run is shown in Prefect.
         {"_log_relay", "_options", "_report"},
-        {"_bundles", "_end_reports", "_function_options", "_live_artifacts", "_submission", "flow_future"},
+        {"_bundles", "_callbacks", "_end_reports", "_function_options", "_live_artifacts"},
+        {"_submission", "flow_future"},
         # The blocks, and the clients made of them.
         {"credentials"},
         {"_stop", "_worker_variables"},

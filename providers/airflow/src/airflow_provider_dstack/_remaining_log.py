@@ -164,6 +164,8 @@ class _RemainingLog:
         if self.notifier is not None:
             self.notifier.follows(run, client.project)
         relay = self._new_relay(run)
+        if self.notifier is not None:
+            self.notifier.mask = relay.masker.mask
         events = run.follow(
             position.progress,
             retry_budget=self.retry_budget,

@@ -442,7 +442,7 @@ class DstackRunOperator(TemplatedModels):
         from dstack_core.integration import Masker
 
         callbacks = load_what_can_be(self.callbacks, self.log)
-        return new_notifier(callbacks, context["ti"], self.log, Masker(secrets).mask)
+        return new_notifier(callbacks, context["ti"], self.log, Masker([*secrets, self.hook().token]).mask)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume after the deferral; where that timed out or failed, stop or keep the run first."""
