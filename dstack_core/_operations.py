@@ -212,11 +212,14 @@ class Operations:
         on_poll: Callable[[RunSnapshot], None] | None = None,
         report_limits: ReportLimits | None = None,
         late_result: bool = False,
+        timestamps: bool = False,
+        waiting_interval: float | None = None,
     ) -> Flow[Outcome]:
         """Follow a run; ``on_poll`` gets the run after each poll.
 
         With ``late_result`` a result that the log shows late is waited for.
         """
+        check_seconds("waiting_interval", waiting_interval, above=True)
         check_seconds("poll_interval", poll_interval, above=True)
         check_seconds("retry_budget", retry_budget)
         if report_limits is not None and not isinstance(report_limits, ReportLimits):
@@ -230,6 +233,8 @@ class Operations:
             on_poll,
             report_limits or ReportLimits(),
             late_result,
+            timestamps,
+            waiting_interval,
         )
         flow = self._version_check.guarding(follow(self.api, progress, options))
         return retrying(flow, self._budget(retry_budget), progress)

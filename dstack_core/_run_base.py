@@ -169,6 +169,8 @@ class RunBase(Generic[TransportT]):
         sleep: object = None,
         report_limits: ReportLimits | None = None,
         late_result: bool = False,
+        timestamps: bool = False,
+        waiting_interval: float | None = None,
     ) -> Flow[Outcome]:
         check_callable("sleep", sleep)
         check_seconds("timeout", timeout, above=True)
@@ -180,6 +182,8 @@ class RunBase(Generic[TransportT]):
             on_poll=self._on_poll(),
             report_limits=report_limits,
             late_result=late_result,
+            timestamps=timestamps,
+            waiting_interval=waiting_interval,
         )
         flow = self._noting_reports(follow)
         limit = self._limit(timeout, "had not finished")

@@ -89,6 +89,8 @@ class AsyncRun(RunBase[AsyncTransport]):
         retry_budget: float = 600.0,
         sleep: Callable[[float], Awaitable[None]] | None = None,
         report_limits: ReportLimits | None = None,
+        timestamps: bool = False,
+        waiting_interval: float | None = 60.0,
     ) -> AsyncGenerator[Event, None]:
         """Yield the run's events until it has finished; the last is ``RunFinished`` with the ``Outcome``.
 
@@ -105,10 +107,13 @@ class AsyncRun(RunBase[AsyncTransport]):
             sleep: An async function of seconds, instead of ``asyncio.sleep``; with it a ``SharedAsyncClient``
                 polls whenever a sleep has ended. What it raises ends the iteration.
             report_limits: The limits on what the run reports. Default: 1 MiB a message, 1000 a second.
+            timestamps: Whether ``LogLines`` have the time at which the server logged each line.
+            waiting_interval: Seconds between two reports on what a run waits for before it starts; each may
+                cost a request for the server's events. None: no reports.
 
         Yields:
-            ``StatusChanged``, ``LogLines``, ``Reported``, ``ReportsDropped``, ``ContactLost``,
-            ``ContactRestored``, and last ``RunFinished``.
+            ``StatusChanged``, ``Waiting``, ``LogLines``, ``PartialLine``, ``Reported``, ``ReportsDropped``,
+            ``ContactLost``, ``ContactRestored``, and last ``RunFinished``.
 
         Raises:
             WaitTimeoutError: ``timeout`` passed; the run keeps running.
@@ -129,6 +134,8 @@ class AsyncRun(RunBase[AsyncTransport]):
             retry_budget=retry_budget,
             sleep=sleep,
             report_limits=report_limits,
+            timestamps=timestamps,
+            waiting_interval=waiting_interval,
         )
         return _adrive.aiterate(flow, self._transport, sleep or asyncio.sleep, self._waits(sleep))
 

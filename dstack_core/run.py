@@ -93,6 +93,8 @@ class Run(RunBase[BlockingTransport]):
         retry_budget: float = 600.0,
         sleep: Callable[[float], None] | None = None,
         report_limits: ReportLimits | None = None,
+        timestamps: bool = False,
+        waiting_interval: float | None = 60.0,
     ) -> Generator[Event, None, Outcome]:
         """Yield the run's events until it has finished; the generator returns its ``Outcome``.
 
@@ -108,10 +110,13 @@ class Run(RunBase[BlockingTransport]):
             retry_budget: Seconds for which an unreachable server is retried.
             sleep: A function of seconds, instead of ``time.sleep``; what it raises ends the iteration.
             report_limits: The limits on what the run reports. Default: 1 MiB a message, 1000 a second.
+            timestamps: Whether ``LogLines`` have the time at which the server logged each line.
+            waiting_interval: Seconds between two reports on what a run waits for before it starts; each may
+                cost a request for the server's events. None: no reports.
 
         Yields:
-            ``StatusChanged``, ``LogLines``, ``Reported``, ``ReportsDropped``, ``ContactLost``,
-            ``ContactRestored``, and last ``RunFinished``.
+            ``StatusChanged``, ``Waiting``, ``LogLines``, ``PartialLine``, ``Reported``, ``ReportsDropped``,
+            ``ContactLost``, ``ContactRestored``, and last ``RunFinished``.
 
         Raises:
             WaitTimeoutError: ``timeout`` passed; the run keeps running.
@@ -132,6 +137,8 @@ class Run(RunBase[BlockingTransport]):
             retry_budget=retry_budget,
             sleep=sleep,
             report_limits=report_limits,
+            timestamps=timestamps,
+            waiting_interval=waiting_interval,
         )
         return _drive.iterate(flow, self._transport, sleep or time.sleep)
 

@@ -19,8 +19,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from dstack_core._flow.accepted_stops import Stops
-from dstack_core._flow.logs import read_lines
+from dstack_core._flow.logs import LogOptions, read_lines
+from dstack_core._flow.partial_lines import PartialLines
 from dstack_core._flow.steps import Flow, Sleep, Wait, call
+from dstack_core._flow.waiting_reports import WaitingReports
 from dstack_core._wire.api import Api
 from dstack_core._wire.http_messages import Call, Reply
 from dstack_core._wire.runs import RunSnapshot, outcome_of
@@ -50,7 +52,9 @@ class FollowOptions:
     ``wall_clock`` gives the seconds since the epoch. ``longest_log_pause`` (seconds) bounds the time between
     two reads of a silent log. ``stops`` are the stops that the server accepted. ``on_poll`` gets each run as
     the server showed it. ``report_limits`` bound what the run reports beside its log. With
-    ``late_result`` the log of a run that succeeded is read again while it has no result.
+    ``late_result`` the log of a run that succeeded is read again while it has no result. ``timestamps``:
+    whether the time of each line is wanted. ``waiting_interval`` (seconds) is the time between two reports on
+    what a run waits for; None: no reports.
     """
 
     poll_interval: float
@@ -61,6 +65,18 @@ class FollowOptions:
     on_poll: Callable[[RunSnapshot], None] | None = None
     report_limits: ReportLimits = field(default_factory=ReportLimits)
     late_result: bool = False
+    timestamps: bool = False
+    waiting_interval: float | None = None
+
+    @property
+    def log_options(self) -> LogOptions:
+        """Return how the log is read."""
+        return LogOptions(self.report_limits, self.timestamps)
+
+    @property
+    def is_shared(self) -> bool:
+        """Return whether many runs are followed together, as far as its pauses tell."""
+        return self.longest_log_pause > LONGEST_LOG_PAUSE
 
     def log_pause(self, silent_for: float) -> float:
         """Return the seconds to the next read of a log that has been silent for ``silent_for`` seconds."""
@@ -93,6 +109,8 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
     """
     poll, is_news = _poll(api, progress, options), _IsNews((), options.stops)
     last_new = options.wall_clock()
+    partial, log_options = PartialLines(options.wall_clock), options.log_options
+    waiting = WaitingReports(options.waiting_interval, options.wall_clock, asks_often=not options.is_shared)
     run = yield from call(poll)
     while True:
         before = progress
@@ -107,8 +125,9 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
         # is complete only once the run has finished, so it is read between that poll and its report.
         if run.is_active:
             progress = yield from _report_status(run, progress, options)
+            yield from waiting.report(api, run, progress)
         if options.logs:
-            progress = yield from read_lines(api, run, progress, options.report_limits)
+            progress = yield from read_lines(api, run, progress, log_options, partial)
         if not run.is_active and options.late_result and run.status.is_success:
             progress = yield from _wait_for_result(api, run, progress, options)
         if not run.is_active:
@@ -143,7 +162,9 @@ def _wait_for_result(
             break
         yield Sleep(_LATE_READ_PAUSE)
         cursors = {key: replace(cursor, drained=False) for key, cursor in progress.cursors.items()}
-        progress = yield from read_lines(api, run, replace(progress, cursors=cursors), options.report_limits)
+        progress = replace(progress, cursors=cursors)
+        partial = PartialLines(options.wall_clock)
+        progress = yield from read_lines(api, run, progress, options.log_options, partial)
     return progress
 
 

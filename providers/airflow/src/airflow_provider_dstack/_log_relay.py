@@ -85,13 +85,14 @@ class LogPosition:
 
     def new_parts(self, event: LogLines) -> Iterator[tuple[LogLines, int]]:
         """Yield what of an event is not relayed yet, in parts with their number of characters."""
-        lines = event.lines[self._ahead.get(event.submission_id, 0) :]
+        ahead = self._ahead.get(event.submission_id, 0)
+        lines, times = event.lines[ahead:], event.times[ahead:]
         start = characters = 0
         for end, line in enumerate(lines, 1):
             characters += len(line)
             is_part = characters >= _PART_CHARACTERS and end - start >= _PART_LINES
             if end == len(lines) or (is_part and len(line) < _PIECE_CHARACTERS):
-                yield replace(event, lines=lines[start:end]), characters
+                yield replace(event, lines=lines[start:end], times=times[start:end]), characters
                 start, characters = end, 0
 
     def relayed(self, part: LogLines, event: LogLines) -> None:
