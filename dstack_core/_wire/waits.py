@@ -83,7 +83,9 @@ def with_events(waits: WaitsFor, events: Sequence[EventRecord]) -> WaitsFor:
     if since is None and began:
         since = max(began)
     if newest is not None and not newest.message.startswith(("Job created", "Job status changed")):
-        where = [str(one["name"]) for one in newest.targets if one.get("type") == "instance" and "name" in one]
+        where = [
+            str(one["name"]) for one in newest.targets if one.get("type") == "instance" and "name" in one
+        ]
         place = f" ({where[0]})" if where else ""
         words += f". Last event at {_moment(newest.recorded_at)}: {_short(newest.message)}{place}"
     return WaitsFor(words, since, waits.status, waits.job_id)
@@ -104,7 +106,9 @@ def _words(run: Mapping[str, Any], job: Mapping[str, Any], last: Mapping[str, An
     if ended:
         why = text(ended[-1].get("termination_reason_message")) or text(ended[-1].get("status_message"))
         count = f"{len(ended)} attempts" if len(ended) > 1 else "1 attempt"
-        words += f"; {count} so far, the last one: {_short(why or ended[-1].get('termination_reason') or '?')}"
+        words += (
+            f"; {count} so far, the last one: {_short(why or ended[-1].get('termination_reason') or '?')}"
+        )
     elif (message := text(last.get("status_message"))) and message != last["status"]:
         words += f"; {_short(message)}"
     return words
@@ -122,7 +126,9 @@ def _requirements(spec: Mapping[str, Any]) -> str:
         shown = [",".join(names) or text(gpu.get("vendor")) or "", memory, _range(gpu.get("count"))]
         parts.append("gpu " + ":".join(part for part in shown if part))
     if cpu := resources.get("cpu"):
-        parts.append(f"cpu {_range(cpu.get('count') if isinstance(cpu, Mapping) and 'count' in cpu else cpu)}")
+        parts.append(
+            f"cpu {_range(cpu.get('count') if isinstance(cpu, Mapping) and 'count' in cpu else cpu)}"
+        )
     if memory := _range(resources.get("memory"), "GB"):
         parts.append(f"memory {memory}")
     parts.append({True: "spot", False: "on-demand"}.get(needs.get("spot"), "spot or on-demand"))
@@ -161,7 +167,8 @@ def _pulled(last: Mapping[str, Any]) -> str:
     pull = last.get("image_pull_progress")
     try:
         done, extracted, total = (
-            float(pull[key]) for key in ("downloaded_bytes", "extracted_bytes", "total_bytes")  # type: ignore[index]
+            float(pull[key])
+            for key in ("downloaded_bytes", "extracted_bytes", "total_bytes")  # type: ignore[index]
         )
     except (TypeError, KeyError, ValueError):
         return ""

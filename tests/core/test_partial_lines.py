@@ -103,7 +103,7 @@ def test_another_process_resumes_after_any_event_with_no_line_lost_or_repeated(d
         assert [line for one in both for line in one.lines] == lines
 
 
-@pytest.mark.parametrize("text", ["::dstack::{\"kind\": \"metr", "::dst", "a\r\r", ""])
+@pytest.mark.parametrize("text", ['::dstack::{"kind": "metr', "::dst", "a\r\r", ""])
 def test_part_of_a_message_is_not_shown(driver: Driver, text: str) -> None:
     events = driver.events(flow(driver), script(Log("x\n", text), 20))
     assert [one.line for one in events if isinstance(one, PartialLine)] == (["a"] if text[:1] == "a" else [])
@@ -132,13 +132,15 @@ def test_a_relay_shows_the_state_as_text_and_hides_secrets_that_are_not_whole() 
     assert list(LogRelay(shows_log=False).records(partial("50%"))) == []
 
 
-MESSAGES = [(1, "a\nb"), (1, "c\n"), (2, ""), (1500, "::dstack::{\"v\":1}\nd\r\n"), (2000, "e")]
+MESSAGES = [(1, "a\nb"), (1, "c\n"), (2, ""), (1500, '::dstack::{"v":1}\nd\r\n'), (2000, "e")]
 
 
 def test_each_line_has_the_time_of_the_message_with_its_end(driver: Driver) -> None:
     done = Script(runs__get=[reply(run_json("done"))], logs__poll=[page(*MESSAGES)])
     events = driver.events(flow(driver, timestamps=True), done)
-    lines = [each for one in events if isinstance(one, LogLines) for each in zip(one.times, one.lines, strict=True)]
+    lines = [
+        each for one in events if isinstance(one, LogLines) for each in zip(one.times, one.lines, strict=True)
+    ]
     assert [(time[17:], line) for time, line in lines] == [
         ("00.001000+00:00", "a"),
         ("00.001000+00:00", "bc"),
@@ -146,7 +148,9 @@ def test_each_line_has_the_time_of_the_message_with_its_end(driver: Driver) -> N
         ("01.500000+00:00", "d"),
         ("02.000000+00:00", "e"),
     ]
-    without = driver.events(flow(driver), Script(runs__get=[reply(run_json("done"))], logs__poll=[page(*MESSAGES)]))
+    without = driver.events(
+        flow(driver), Script(runs__get=[reply(run_json("done"))], logs__poll=[page(*MESSAGES)])
+    )
     assert [one.lines for one in without if isinstance(one, LogLines)] == [
         one.lines for one in events if isinstance(one, LogLines)
     ]

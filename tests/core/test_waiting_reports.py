@@ -67,7 +67,11 @@ def test_the_text_names_prices_places_and_the_progress_of_a_pull() -> None:
     last |= {"status": "submitted", "status_message": "submitted"}
     needs = run["jobs"][0]["job_spec"]["requirements"]
     needs |= {"spot": None, "max_price": 3.0}
-    needs["resources"]["gpu"] = {"name": ["A100", "H100"], "memory": {"min": 40, "max": None}, "count": {"min": 2}}
+    needs["resources"]["gpu"] = {
+        "name": ["A100", "H100"],
+        "memory": {"min": 40, "max": None},
+        "count": {"min": 2},
+    }
     run["run_spec"]["profile"] = {"backends": ["aws", "gcp"], "regions": None}
     run["run_spec"]["configuration"] |= {"backends": ["azure"], "fleets": None}
     assert text_of(run) == (
