@@ -194,8 +194,8 @@ def split_lines(
         lines.append(_text(rest))
         rest = b""
     pending = base64.b64encode(rest).decode()
-    shown = cursor.shown and pending == cursor.pending
-    return tuple(lines), found, replace(cursor, pending=pending, parts=parts, reported=0, shown=shown)
+    is_shown = cursor.shown and pending == cursor.pending
+    return tuple(lines), found, replace(cursor, pending=pending, parts=parts, reported=0, shown=is_shown)
 
 
 def split_timed(

@@ -131,14 +131,15 @@ def _requirements(spec: Mapping[str, Any]) -> str:
         )
     if memory := _range(resources.get("memory"), "GB"):
         parts.append(f"memory {memory}")
-    parts.append({True: "spot", False: "on-demand"}.get(needs.get("spot"), "spot or on-demand"))
+    is_spot = needs.get("spot")
+    parts.append("spot or on-demand" if is_spot is None else "spot" if is_spot else "on-demand")
     if (price := needs.get("max_price")) is not None:
         parts.append(f"at most ${price:g} an hour")
     return ", ".join(parts)
 
 
 def _places(run: Mapping[str, Any]) -> str:
-    """Return in which backends, regions and fleets a machine may be; the profile wins over the configuration."""
+    """Return where a machine may be: backends, regions, fleets. The profile wins over the configuration."""
     spec = run.get("run_spec") or {}
     found = []
     for name in ("backends", "regions", "fleets"):
@@ -165,15 +166,11 @@ def _on(last: Mapping[str, Any], before: str = ", on") -> str:
 
 def _pulled(last: Mapping[str, Any]) -> str:
     pull = last.get("image_pull_progress")
-    try:
-        done, extracted, total = (
-            float(pull[key])
-            for key in ("downloaded_bytes", "extracted_bytes", "total_bytes")  # type: ignore[index]
-        )
-    except (TypeError, KeyError, ValueError):
+    if not isinstance(pull, Mapping):
         return ""
-    least = "" if pull["is_total_bytes_final"] else "at least "  # type: ignore[index]
-    return f": {done / 1e9:.1f} of {least}{total / 1e9:.1f} GB downloaded, {extracted / 1e9:.1f} GB extracted"
+    done, extracted, total = (pull[f"{name}_bytes"] / 1e9 for name in ("downloaded", "extracted", "total"))
+    least = "" if pull.get("is_total_bytes_final") else "at least "
+    return f": {done:.1f} of {least}{total:.1f} GB downloaded, {extracted:.1f} GB extracted"
 
 
 def _first_without_capacity(attempts: Sequence[Mapping[str, Any]]) -> datetime | None:
