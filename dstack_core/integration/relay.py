@@ -85,6 +85,8 @@ class RecordLimits:
         max_lines: Most lines of a record; None for no limit.
         few_lines: If an event has at most this many lines, each is a record, which reads best; more are
             packed. Default: 0, always packed.
+        alone: Marks whose lines are a record each, for a host whose viewer gives a record a meaning by them
+            (str). Default: none.
 
     Raises:
         ValueError: No record can meet the limits.
@@ -93,6 +95,7 @@ class RecordLimits:
     max_bytes: int = 16 * 1024
     max_lines: int | None = None
     few_lines: int = 0
+    alone: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise ``ValueError`` for limits that no record meets."""
@@ -262,9 +265,12 @@ class LogRelay:
         return None if end < 0 else data[:end]
 
     def _cut(self, data: bytes, lines: int) -> Iterator[str]:
-        if lines > self._limits.few_lines:
-            return packed(data, self._limits)
-        return (piece for line in data.split(b"\n") for piece in packed(line, self._limits))
+        if lines <= self._limits.few_lines:
+            blocks = data.split(b"\n")
+        else:
+            marks = [mark.encode() for mark in self._limits.alone if mark.encode() in data]
+            blocks = _blocks(data, marks) if marks else [data]
+        return (piece for block in blocks for piece in packed(block, self._limits))
 
     def _not_logged_yet(self, record: str) -> str | None:
         if not self._already_logged:
@@ -312,6 +318,17 @@ def line_prefix(event: LogLines | PartialLine) -> str:
     if event.attempt:
         parts.append(f"attempt {event.attempt + 1}")
     return f"[{', '.join(parts)}] " if parts else ""
+
+
+def _blocks(data: bytes, marks: list[bytes]) -> list[bytes]:
+    """Return the lines of ``data`` in blocks; a line that holds a mark is a block of its own."""
+    blocks: list[list[bytes]] = [[]]
+    for line in data.split(b"\n"):
+        if any(mark in line for mark in marks):
+            blocks += [[line], []]
+        else:
+            blocks[-1].append(line)
+    return [b"\n".join(block) for block in blocks if block]
 
 
 def packed(data: bytes, limits: RecordLimits) -> Iterator[str]:

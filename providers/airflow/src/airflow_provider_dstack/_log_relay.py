@@ -22,7 +22,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_dstack._log_groups import MARKS
+
 if TYPE_CHECKING:
+    from airflow_provider_dstack._log_groups import LogGroups
     from airflow_provider_dstack._run_reports import RunReports
     from dstack_core import Event, LogLines, Progress
     from dstack_core.integration import LogRelay
@@ -45,14 +48,21 @@ def new_relay(**options: Any) -> LogRelay:
     """Return the relay of one run; ``options`` are those of ``LogRelay``."""
     from dstack_core.integration import LogRelay, RecordLimits
 
-    return LogRelay(limits=RecordLimits(few_lines=_FEW_LINES), **options)
+    return LogRelay(limits=RecordLimits(few_lines=_FEW_LINES, alone=MARKS), **options)
 
 
-def records(relay: LogRelay, event: Event, reports: RunReports | None = None) -> Iterator[tuple[int, str]]:
+def records(
+    relay: LogRelay, event: Event, reports: RunReports | None = None, groups: LogGroups | None = None
+) -> Iterator[tuple[int, str]]:
     """Yield ``(logging level, text)`` for an event, the outcome of the run included.
 
-    ``reports`` receives what the run reports beside its log.
+    ``reports`` receives what the run reports beside its log, ``groups`` folds what is logged while it waits.
     """
+    found = _records(relay, event, reports)
+    yield from found if groups is None else groups.around(event, found)
+
+
+def _records(relay: LogRelay, event: Event, reports: RunReports | None) -> Iterator[tuple[int, str]]:
     from dstack_core import Reported, RunFinished
     from dstack_core.integration import describe_outcome
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import mask_secret
+from airflow_provider_dstack._log_groups import LogGroups
 from airflow_provider_dstack._log_relay import LogPosition, new_relay, records
 from airflow_provider_dstack._threads import start_thread
 from airflow_provider_dstack.errors import DstackRunInterrupted
@@ -56,6 +57,7 @@ def relay_remaining_log(
     hook: DstackHook,
     secrets: Iterable[str],
     log_budget_bytes: int | None,
+    log_timestamps: bool = False,
     retry_budget: float,
     limits: ReportLimits,
     log: Any,
@@ -70,6 +72,7 @@ def relay_remaining_log(
         hook: Makes the client.
         secrets: What is masked, beside the run's ``env`` and the token.
         log_budget_bytes: The most bytes of the whole log to relay. None: all.
+        log_timestamps: Whether each line begins with its time.
         retry_budget: Seconds to keep retrying an unreachable server, but 60 at most.
         limits: The limits on what the run reports.
         log: The task's log.
@@ -79,6 +82,7 @@ def relay_remaining_log(
         DstackRunInterrupted: The task was ended before the log was relayed.
     """
     rest = _RemainingLog(event, outcome, reports, hook, secrets, log_budget_bytes, retry_budget, limits, log)
+    rest.log_timestamps = log_timestamps
     start_thread(rest.work, "dstack-log")
     try:
         while not rest.is_done:
@@ -111,10 +115,12 @@ class _RemainingLog:
     retry_budget: float
     limits: ReportLimits
     log: Any
+    log_timestamps: bool = False
     is_done: bool = False
     is_whole: bool = False
     is_left: bool = False
     tail: list[str] = field(default_factory=list)
+    groups: LogGroups = field(default_factory=LogGroups)
 
     def __post_init__(self) -> None:
         self.retry_budget = min(self.retry_budget, _RETRY_SECONDS)
@@ -145,7 +151,12 @@ class _RemainingLog:
         run = self._run(client, position.progress.run_id)
         relay = self._new_relay(run)
         events = run.follow(
-            position.progress, retry_budget=self.retry_budget, sleep=self._sleep, report_limits=self.limits
+            position.progress,
+            retry_budget=self.retry_budget,
+            sleep=self._sleep,
+            report_limits=self.limits,
+            timestamps=self.log_timestamps,
+            waiting_interval=None,
         )
         for event in events:
             if isinstance(event, LogLines):
@@ -191,7 +202,7 @@ class _RemainingLog:
         )
 
     def _write(self, relay: LogRelay, event: Event) -> None:
-        for level, text in records(relay, event, self.reports):
+        for level, text in records(relay, event, self.reports, self.groups):
             self._check()
             self.log.log(level, text)
 

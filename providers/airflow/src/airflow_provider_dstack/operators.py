@@ -64,6 +64,8 @@ _NOT_TEMPLATES = frozenset(
         "retry_budget",
         "get_logs",
         "log_budget_bytes",
+        "log_timestamps",
+        "log_groups",
         "local_repo",
         "skip_on_exit_code",
         "durable",
@@ -128,6 +130,9 @@ class DstackRunOperator(TemplatedModels):
         get_logs: Relay the log. Default True.
         log_budget_bytes: How many bytes of the log to relay; the rest is left out and linked. None: all.
             Default 10 MB.
+        log_timestamps: Begin each line with the time at which the server logged it (UTC). Default False.
+        log_groups: Fold what is logged while the run is provisioned and its image is pulled. Airflow shows a
+            group closed. Default False.
         repo_dir: A directory or Git checkout whose contents the run gets, relative to the DAG's folder.
             Default: none.
         local_repo: Upload a checkout instead of having the run clone it. Default False.
@@ -209,6 +214,8 @@ class DstackRunOperator(TemplatedModels):
         retry_budget: float = 600.0,
         get_logs: bool = True,
         log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
+        log_timestamps: bool = False,
+        log_groups: bool = False,
         repo_dir: str | os.PathLike[str] | None = None,
         local_repo: bool = False,
         git_conn_id: str | None = None,
@@ -246,6 +253,8 @@ class DstackRunOperator(TemplatedModels):
         self.max_reports_per_second = most("max_reports_per_second", max_reports_per_second, 1)
         self._skip_on = exit_codes("skip_on_exit_code", skip_on_exit_code)
         self.log_budget_bytes = log_budget(log_budget_bytes)
+        self.log_timestamps = log_timestamps
+        self.log_groups = log_groups
         self._task_run: TaskRun | None = None
         self._killed = False
 
@@ -337,6 +346,7 @@ class DstackRunOperator(TemplatedModels):
                     hook=self.hook(),
                     secrets=secrets,
                     log_budget_bytes=self.log_budget_bytes,
+                    log_timestamps=self.log_timestamps,
                     retry_budget=self.retry_budget,
                     limits=report_limits(self.max_report_bytes, self.max_reports_per_second),
                     log=self.log,

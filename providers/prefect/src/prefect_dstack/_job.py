@@ -60,6 +60,7 @@ class Job:
     poll_interval: float
     retry_budget: float
     keeps_on_crash: bool
+    log_timestamps: bool = False
     is_owned: bool = True
     flow_run_id: str | None = None
     page: str = ""
@@ -215,6 +216,7 @@ def prepare(
     retry_budget: float = 600.0,
     stream_logs: bool = True,
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
+    log_timestamps: bool = False,
     artifacts: bool = False,
     owner: Owner | None = None,
     logger: Any = None,
@@ -229,6 +231,7 @@ def prepare(
         retry_budget: Seconds to keep retrying an unreachable server.
         stream_logs: Relay the log lines.
         log_budget_bytes: Bytes of log to relay at most; None for all.
+        log_timestamps: Begin each line with its time.
         artifacts: Show the run in the artifacts of its flow run.
         owner: Who runs it; by default the current task.
         logger: Where its log goes; by default the current task's.
@@ -265,6 +268,7 @@ def prepare(
         logger=logger,
         poll_interval=poll_interval,
         retry_budget=retry_budget,
+        log_timestamps=log_timestamps,
         keeps_on_crash=on_crash == "keep",
         flow_run_id=owner.flow_run_id,
         code=submission.code,
@@ -278,6 +282,7 @@ def prepare_to_watch(
     retry_budget: float,
     stream_logs: bool,
     log_budget_bytes: int | None,
+    log_timestamps: bool = False,
     artifacts: bool,
     owner: Owner,
     logger: Any,
@@ -301,6 +306,7 @@ def prepare_to_watch(
         logger=logger,
         poll_interval=poll_interval,
         retry_budget=retry_budget,
+        log_timestamps=log_timestamps,
         # Until the marker of the run is known, it may be another flow run's.
         keeps_on_crash=False,
         is_owned=False,

@@ -225,6 +225,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             poll_interval=configuration.poll_interval,
             retry_budget=_RETRY_BUDGET,
             sleep=guard.sleep,
+            timestamps=configuration.log_timestamps,
         )
         try:
             async for event in events:
