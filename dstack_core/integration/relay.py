@@ -163,6 +163,11 @@ class LogRelay:
         """The last 20 log lines, oldest first, each cut after 500 characters."""
         return list(self._tail)
 
+    @property
+    def shows_tail(self) -> bool:
+        """Whether the lines of ``tail`` are among the records: not if lines were left out."""
+        return self.shows_log and not self._left_out
+
     def state(self) -> dict[str, Any]:
         """Return the arguments with which another process continues, as values that JSON has."""
         return {"tail": self.tail, "relayed_bytes": self._relayed, "left_out_bytes": self._left_out}
@@ -178,7 +183,7 @@ class LogRelay:
             case StatusChanged(status=status) if not status.is_finished:
                 detail = f" ({event.message})" if event.message else ""
                 yield logging.INFO, f"Run {event.progress.run_name}: {status}{detail}"
-            case PartialLine() if self.shows_log and not self._left_out:
+            case PartialLine() if self.shows_tail:
                 yield from self._of_open_line(event)
             case Waiting():
                 so_far = format_duration(max(0.0, time.time() - event.since.timestamp()))

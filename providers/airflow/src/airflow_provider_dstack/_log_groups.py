@@ -69,7 +69,11 @@ class LogGroups:
 
         if not self._is_wanted or not isinstance(event, StatusChanged | Waiting):
             return None
-        status = event.status if isinstance(event, StatusChanged) else RunStatus(event.progress.status or "submitted")
+        status = (
+            event.status
+            if isinstance(event, StatusChanged)
+            else RunStatus(event.progress.status or "submitted")
+        )
         if not status.is_before_start:
             return None
         name = event.progress.run_name

@@ -47,6 +47,7 @@ class Rest:
     tail: list[str]
     outcome: Outcome
     is_whole: bool
+    is_tail_shown: bool = False
 
 
 def relay_remaining_log(
@@ -94,7 +95,7 @@ def relay_remaining_log(
             time.sleep(_TICK_SECONDS)
     finally:
         rest.is_left = True
-    return Rest(rest.tail, rest.outcome, rest.is_whole)
+    return Rest(rest.tail, rest.outcome, rest.is_whole, rest.is_tail_shown)
 
 
 # Without a repr: it would show the secrets.
@@ -118,6 +119,7 @@ class _RemainingLog:
     log_timestamps: bool = False
     is_done: bool = False
     is_whole: bool = False
+    is_tail_shown: bool = False
     is_left: bool = False
     tail: list[str] = field(default_factory=list)
     groups: LogGroups = field(default_factory=LogGroups)
@@ -172,7 +174,7 @@ class _RemainingLog:
             else:
                 self._report(event)
             position.passed(event)
-        self.tail = relay.tail
+        self.tail, self.is_tail_shown = relay.tail, relay.shows_tail
         self.is_whole = True
         self._show_outcome(relay)
 

@@ -282,11 +282,12 @@ class DstackRunOperator(TemplatedModels):
 
     def _conclude(self, task_run: TaskRun, context: Context) -> Any:
         """Return the task's result, or raise its error, by what became of its run."""
-        from airflow_provider_dstack._outcome import as_airflow_error, result_of
+        from airflow_provider_dstack._outcome import raise_as_airflow_error, result_of
         from airflow_provider_dstack._task_run import State
 
         if task_run.state is State.ENDED and task_run.outcome is not None:
-            result = result_of(task_run.outcome, task_run.relay.tail, self._skip_on)
+            relay = task_run.relay
+            result = result_of(task_run.outcome, relay.tail, self._skip_on, is_tail_shown=relay.shows_tail)
             return self._succeed(context, task_run.outcome, result, task_run.reports)
         if task_run.state is State.HANDED_OVER:
             try:
@@ -298,7 +299,7 @@ class DstackRunOperator(TemplatedModels):
                 task_run.interrupt()
                 raise
         if task_run.error is not None and not task_run.is_killed:
-            raise as_airflow_error(task_run.error, submitted=task_run.submitted) from task_run.error
+            raise_as_airflow_error(task_run.error, submitted=task_run.submitted)
         raise DstackRunInterrupted(task_run.interruption())
 
     def _succeed(
@@ -331,6 +332,7 @@ class DstackRunOperator(TemplatedModels):
             from dstack_core.integration import mask
 
             outcome, tail = Outcome.from_dict(event["outcome"]), event["tail"]
+            is_tail_shown = bool(event.get("is_tail_shown"))
             secrets = list(self.secret_texts())
             reports = RunReports(
                 (event.get("rest") or event).get("reported"), lambda text: mask(text, secrets)
@@ -352,7 +354,7 @@ class DstackRunOperator(TemplatedModels):
                     log=self.log,
                     is_killed=lambda: self._killed,
                 )
-                outcome, tail = rest.outcome, rest.tail
+                outcome, tail, is_tail_shown = rest.outcome, rest.tail, rest.is_tail_shown
                 if self.returns == "result" and not (rest.is_whole or outcome.has_result):
                     # Before the record is deleted: the next try takes over the run that succeeded.
                     result_of(outcome, tail, self._skip_on)
@@ -366,7 +368,8 @@ class DstackRunOperator(TemplatedModels):
                 forget(context["ti"])
             if self.durable and outcome.succeeded:
                 _from_operator.ledger_of(self, context, outcome.project).forget()
-            return self._succeed(context, outcome, result_of(outcome, tail, self._skip_on), reports)
+            result = result_of(outcome, tail, self._skip_on, is_tail_shown=is_tail_shown)
+            return self._succeed(context, outcome, result, reports)
         if event["kind"] == _outcome.TIMED_OUT:
             ref = _from_operator.run_behind(self, context)
             if not event["stopped"]:

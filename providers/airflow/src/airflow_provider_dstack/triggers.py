@@ -269,7 +269,12 @@ class DstackRunTrigger(BaseTrigger):
                         self._save_last(relay)
                         # Airflow stores the event.
                         outcome = mask_result(event.outcome, log_relay.masker.mask, self.log.warning)
-                        return finished_event(outcome, relay.tail, reported=reports.state())
+                        return finished_event(
+                            outcome,
+                            relay.tail,
+                            reported=reports.state(),
+                            is_tail_shown=log_relay.shows_tail,
+                        )
             finally:
                 await events.aclose()
                 await relay.close()

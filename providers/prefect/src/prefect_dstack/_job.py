@@ -197,7 +197,12 @@ class Job:
         if outcome is None:
             raise RuntimeError(f"following run {self.attempt.ref.name} ended without an outcome")
         # An error that advises a retry names the option, which only a task that submits has.
-        raise_for_outcome(outcome, list(self.relay.tail), retry_option="retry_policy" if self.spec else None)
+        raise_for_outcome(
+            outcome,
+            list(self.relay.tail),
+            retry_option="retry_policy" if self.spec else None,
+            are_shown=self.relay.shows_tail,
+        )
         skipped = self.live.skipped
         if skipped is not None:
             self.logger.info("Run %s was skipped: %s", outcome.run_name, skipped)
