@@ -21,7 +21,7 @@ LAYERS: dict[str, list[set[str]]] = {
         # Plain helpers, and what Airflow's versions differ in.
         {"__init__", "_compat", "_parameters", "_threads", "get_provider_info", "links"},
         # What a run reports, and its log.
-        {"_run_reports"},
+        {"_log_groups", "_run_reports"},
         {"_log_relay"},
         {"_git_connection", "_kill_reason", "_names", "_stop", "_templates", "_trigger_relay", "errors"},
         # One part of a task each: its connection, its record, its submission, its result.
