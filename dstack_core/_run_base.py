@@ -145,6 +145,11 @@ class RunBase(Generic[TransportT]):
         """The environment variables that the run was submitted with; their values may be secrets."""
         return self._snapshot.env
 
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """The tags that the run was submitted with; empty on servers before 0.19.5."""
+        return self._snapshot.tags
+
     def outcome(self) -> Outcome | None:
         """Return how the run ended, or None if it had not finished as of the last poll.
 
@@ -171,6 +176,7 @@ class RunBase(Generic[TransportT]):
         late_result: bool = False,
         timestamps: bool = False,
         waiting_interval: float | None = None,
+        utilization: bool = False,
     ) -> Flow[Outcome]:
         check_callable("sleep", sleep)
         check_seconds("timeout", timeout, above=True)
@@ -184,6 +190,7 @@ class RunBase(Generic[TransportT]):
             late_result=late_result,
             timestamps=timestamps,
             waiting_interval=waiting_interval,
+            utilization=utilization,
         )
         flow = self._noting_reports(follow)
         limit = self._limit(timeout, "had not finished")
@@ -193,7 +200,7 @@ class RunBase(Generic[TransportT]):
     def _noting_reports(self, flow: Flow[Outcome]) -> Flow[Outcome]:
         """Keep what the run reported: a later ``outcome()`` or ``wait()`` does not read the log."""
         outcome = yield from flow
-        if outcome.has_result or outcome.metrics:
+        if outcome.has_result or outcome.metrics or outcome.utilization is not None:
             self._reported = outcome
         return self._with_reports(outcome)
 
@@ -201,6 +208,8 @@ class RunBase(Generic[TransportT]):
         known = self._reported
         if known is None:
             return outcome
+        usage = outcome.utilization or known.utilization
+        outcome = replace(outcome, utilization=usage)
         return replace(outcome, result=known.result, metrics=known.metrics, has_result=known.has_result)
 
     def _on_poll(self) -> Callable[[RunSnapshot], None] | None:

@@ -18,10 +18,11 @@ from dstack_core.errors import RunNotFoundError
 from dstack_core.models.events import Event
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress
-from dstack_core.models.records import EventRecord, LogBytes, Metric
+from dstack_core.models.records import EventRecord, LogBytes
 from dstack_core.models.reports import ReportLimits
 from dstack_core.models.statuses import RunStatus
 from dstack_core.models.stops import StopResult
+from dstack_core.models.utilization import RunMetrics
 
 
 class Run(RunBase[BlockingTransport]):
@@ -95,6 +96,7 @@ class Run(RunBase[BlockingTransport]):
         report_limits: ReportLimits | None = None,
         timestamps: bool = False,
         waiting_interval: float | None = 60.0,
+        utilization: bool = False,
     ) -> Generator[Event, None, Outcome]:
         """Yield the run's events until it has finished; the generator returns its ``Outcome``.
 
@@ -113,6 +115,8 @@ class Run(RunBase[BlockingTransport]):
             timestamps: Whether ``LogLines`` have the time at which the server logged each line.
             waiting_interval: Seconds between two reports on what a run waits for before it starts; each may
                 cost a request for the server's events. None: no reports.
+            utilization: Whether the outcome says how busy GPUs, CPUs and memory were: a request for each
+                node at the end, and one every 45 minutes.
 
         Yields:
             ``StatusChanged``, ``Waiting``, ``LogLines``, ``PartialLine``, ``Reported``, ``ReportsDropped``,
@@ -139,6 +143,7 @@ class Run(RunBase[BlockingTransport]):
             report_limits=report_limits,
             timestamps=timestamps,
             waiting_interval=waiting_interval,
+            utilization=utilization,
         )
         return _drive.iterate(flow, self._transport, sleep or time.sleep)
 
@@ -342,27 +347,33 @@ class Run(RunBase[BlockingTransport]):
         """
         return _drive.run(self._operations.events(self.id, limit), self._transport)
 
-    def metrics(self, node: int = 0, replica: int = 0, limit: int | None = None) -> list[Metric]:
-        """Return what one job used of its machine: CPU, memory, GPUs; empty until there are values.
+    def metrics(
+        self, node: int | None = None, replica: int | None = None, limit: int | None = None
+    ) -> RunMetrics:
+        """Return what the run used of its machines: CPU, memory, GPUs; empty until there are values.
+
+        The server measures every ten seconds. It keeps the last hour of a running job, and of a job that has
+        ended the last hour for seven days (servers before 0.19: for an hour).
 
         Args:
-            node: The job's node, counted from 0.
-            replica: The job's replica, counted from 0.
+            node: Only jobs of that node, counted from 0. Default: all; each job is a request.
+            replica: Only jobs of that replica, counted from 0. Default: all.
             limit: The number of newest values of each metric; None: all that the server keeps.
 
         Returns:
-            One ``Metric`` for each series.
+            The series, one ``Metric`` each (percent, bytes), with ``summary()`` and ``plot()``. A notebook
+            shows a chart.
 
         Raises:
             RunNotFoundError: The run does not have that job.
             ServerError: The other server errors.
 
         Example:
-            ``cpu = next(one for one in run.metrics(limit=1) if one.name == "cpu_usage_percent")``
+            ``print(run.metrics().summary().gpu_mean)``
 
         Source: PROTOCOL 1.9.
         """
-        flow = self._operations.metrics(self.name, self.id, node=node, replica=replica, limit=limit)
+        flow = self._operations.metrics(self._snapshot, node=node, replica=replica, limit=limit)
         return _drive.run(flow, self._transport)
 
     def stop(

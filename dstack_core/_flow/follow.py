@@ -26,6 +26,7 @@ from dstack_core._flow.accepted_stops import Stops
 from dstack_core._flow.logs import LogOptions, read_lines
 from dstack_core._flow.partial_lines import PartialLines
 from dstack_core._flow.steps import Flow, Sleep, Wait, call
+from dstack_core._flow.utilization import is_sample_due, sample, with_utilization
 from dstack_core._flow.waiting_reports import WaitingReports
 from dstack_core._wire.api import Api
 from dstack_core._wire.http_messages import Call, Reply
@@ -62,7 +63,7 @@ class FollowOptions:
     the server showed it. ``report_limits`` bound what the run reports beside its log. With
     ``late_result`` the log of a run that succeeded is read again while it has no result. ``timestamps``:
     whether the time of each line is wanted. ``waiting_interval`` (seconds) is the time between two reports on
-    what a run waits for; None: no reports.
+    what a run waits for; None: no reports. With ``utilization`` the outcome says how busy the machine was.
     """
 
     poll_interval: float
@@ -75,6 +76,7 @@ class FollowOptions:
     late_result: bool = False
     timestamps: bool = False
     waiting_interval: float | None = None
+    utilization: bool = False
 
     @property
     def log_options(self) -> LogOptions:
@@ -141,6 +143,8 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
         if not run.is_active:
             progress = yield from _report_status(run, progress, options)
             outcome = outcome_of(run, api.run_url(run.id)).with_reports(progress.reported)
+            if options.utilization:
+                outcome = yield from with_utilization(api, run, progress, outcome, options.wall_clock())
             yield RunFinished(progress, outcome)
             return outcome
         # Thousands of followers may wait, so each keeps few objects and creates few new ones per wait: many
@@ -158,6 +162,8 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
             due = _REPORTING_SHARE * options.poll_interval
         else:
             due = options.log_pause(now - last_new)
+        if options.utilization and is_sample_due(run, progress, now):
+            progress = yield from sample(api, run, progress, now)
         step = Wait(poll, is_news, options.poll_interval, due)
         # A snapshot is most of what a waiting follower would keep, and the next poll brings another one.
         del run

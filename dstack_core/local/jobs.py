@@ -25,10 +25,11 @@ from typing import Any
 from dstack_core.local.inventory import BACKEND, Inventory
 from dstack_core.local.job_specs import wanted_resources
 from dstack_core.local.logs import LogStore
+from dstack_core.local.metrics import MetricsStore
 from dstack_core.local.process import PtyProcess
 from dstack_core.local.quantities import ResourcesSpec
 from dstack_core.local.runs import Job, Run, Submission, now
-from dstack_core.local.ssh_host import RUNNER_PORT, Door, SshHost
+from dstack_core.local.ssh_host import RUNNER_PORT, Door, Place, SshHost
 from dstack_core.local.states import JOB_STATUS_OF_REASON
 from dstack_core.local.transitions import Transitions
 from dstack_core.local.watchdog import Watchdog
@@ -94,6 +95,7 @@ class JobCarrier:
         sources: Callable[[Run], Sources],
         fleet: dict[str, Any],
         ssh: SshHost,
+        metrics: MetricsStore,
     ) -> None:
         self._inventory = inventory
         self._pace = pace
@@ -103,7 +105,10 @@ class JobCarrier:
         self._sources = sources
         self._fleet = fleet
         self._ssh = ssh
+        self._metrics = metrics
         self._watchdog = Watchdog(directory)
+        # Where the running jobs run, by submission.
+        self._places: dict[str, Place] = {}
 
     async def close(self) -> None:
         """Kill what is left of any job, and cut the connections of attached clients."""
@@ -156,12 +161,20 @@ class JobCarrier:
         argv = job.spec["commands"] or ["/bin/sh", "-c", ":"]
         self._watchdog.start()
         try:
-            await process.start(argv, workspace.environment(run, job, marker), workspace.cwd)
+            environment = workspace.environment(run, job, marker)
+            await process.start(argv, environment, workspace.cwd)
+            self._places[submission.id] = Place(workspace.cwd, environment)
             self._watchdog.started(process.pid)
             submission.runtime_data = self._runtime_data(run, job, workspace)
             self._set.job(run, job, "running")
-            return await self._until_end(run, job, ending, process)
+            measuring = asyncio.create_task(self._measure(job, process, marker))
+            try:
+                return await self._until_end(run, job, ending, process)
+            finally:
+                measuring.cancel()
+                await asyncio.gather(measuring, return_exceptions=True)
         finally:
+            self._places.pop(submission.id, None)
             await process.finish()
             self._watchdog.ended(process)
 
@@ -191,6 +204,11 @@ class JobCarrier:
                 task.cancel()
             await asyncio.gather(exited, asked, at_once, return_exceptions=True)
 
+    async def _measure(self, job: Job, process: PtyProcess, marker: str) -> None:
+        gpus = self._inventory.wanted_gpus(wanted_resources(job.spec))
+        env = job.spec["env"] or {}
+        await self._metrics.measure(job.latest.id, process.pid, marker, gpus=gpus, env=env)
+
     def _provisioning_data(self, resources: ResourcesSpec) -> dict[str, Any]:
         return {
             "backend": BACKEND,
@@ -217,7 +235,7 @@ class JobCarrier:
         def read_log(start: datetime | None) -> Iterator[bytes]:
             return self._logs.follow(run.name, submission.id, start, lambda: submission.finished)
 
-        return Door(run.spec.ssh_key_pub or "", read_log)
+        return Door(run.spec.ssh_key_pub or "", read_log, lambda: self._places.get(submission.id))
 
     def _runtime_data(self, run: Run, job: Job, workspace: Workspace) -> dict[str, Any]:
         resources = wanted_resources(job.spec)

@@ -56,7 +56,7 @@ def test_the_last_lines_of_a_failed_run_are_in_the_log_once(credentials: DstackC
         # Prefect logs a traceback, which quotes this line.
         run_task(Task(commands=["echo THE-LAST-WORDS | tr A-Z a-z", "exit 3"]), credentials, **FAST)
 
-    state = failing(return_state=True)
+    state: Any = failing(return_state=True)
     assert "the-last-words" not in state.message
     records = log_records(ids[0], last="Finished in state")
     assert sum(text.count("the-last-words") for text in records) == 1
@@ -69,6 +69,6 @@ def test_lines_that_the_log_does_not_show_are_in_the_error(credentials: DstackCr
         run_task(configuration, credentials, stream_logs=False, **FAST)
 
     state = failing(return_state=True)
-    error = state.result(raise_on_failure=False)
+    error: Any = state.result(raise_on_failure=False)
     assert str(error) == describe_failure(error.outcome, ["the-last-words"])
     assert error.last_lines == ("the-last-words",)

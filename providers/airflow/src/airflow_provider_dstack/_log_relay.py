@@ -64,13 +64,17 @@ def records(
 
 def _records(relay: LogRelay, event: Event, reports: RunReports | None) -> Iterator[tuple[int, str]]:
     from dstack_core import Reported, RunFinished
-    from dstack_core.integration import describe_outcome
+    from dstack_core.integration import describe_outcome, utilization_lines
 
     yield from relay.records(event)
     if isinstance(event, Reported) and reports is not None:
         yield from reports.take(event)
     elif isinstance(event, RunFinished):
         yield logging.INFO, describe_outcome(event.outcome)
+        for line in utilization_lines(event.outcome):
+            yield logging.INFO, line
+        if reports is not None:
+            reports.finished(event.outcome)
 
 
 class LogPosition:

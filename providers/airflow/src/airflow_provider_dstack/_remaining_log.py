@@ -159,6 +159,7 @@ class _RemainingLog:
             report_limits=self.limits,
             timestamps=self.log_timestamps,
             waiting_interval=None,
+            utilization=True,
         )
         for event in events:
             if isinstance(event, LogLines):

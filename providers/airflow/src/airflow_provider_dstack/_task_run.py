@@ -430,6 +430,7 @@ class TaskRun:
             sleep=self._sleeper(run),
             report_limits=options.report_limits,
             timestamps=options.log_timestamps,
+            utilization=True,
         )
         try:
             for event in events:

@@ -254,6 +254,7 @@ class DstackRunTrigger(BaseTrigger):
                 retry_budget=self.retry_budget,
                 report_limits=report_limits(self.max_report_bytes, self.max_reports_per_second),
                 timestamps=self.log_timestamps,
+                utilization=True,
             )
             # Its last reply is not needed again, and thousands of triggers may wait.
             del run

@@ -122,6 +122,7 @@ def watch(job: Job, run: Run) -> None:
         sleep=job.sleep,
         report_limits=job.report_limits,
         timestamps=job.log_timestamps,
+        utilization=True,
     ):
         job.handle(event)
         job.report.show(event)
@@ -146,6 +147,7 @@ async def awatch(job: Job, run: AsyncRun) -> None:
         sleep=job.asleep,
         report_limits=job.report_limits,
         timestamps=job.log_timestamps,
+        utilization=True,
     )
     async with aclosing(events):
         async for event in events:
