@@ -28,7 +28,7 @@ _MOST_CHARACTERS = 300
 
 @dataclass(frozen=True, slots=True)
 class WaitsFor:
-    """What a run waits for: a ``text``, ``since`` when if the run says so, and the job's raw ``status``.
+    """What a run waits for: a ``text``, ``since`` when if the run has it, and the job's raw ``status``.
 
     ``job_id`` is that of the job's submission.
     """

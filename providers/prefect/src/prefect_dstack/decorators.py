@@ -76,6 +76,8 @@ class MachineOptions(TypedDict, total=False):
     """Begin each line with the time at which the server logged it. Default: False."""
     poll_interval: float
     """Seconds between two status requests. Default: 5."""
+    mask_env: str | Sequence[str]
+    """Which values of ``env`` are masked: ``"secrets"`` (default), ``"all"``, ``"none"``, or names."""
 
 
 def dstack(
