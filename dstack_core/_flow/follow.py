@@ -85,7 +85,7 @@ class FollowOptions:
 
     @property
     def is_shared(self) -> bool:
-        """Return whether many runs are followed together, as far as its pauses tell."""
+        """Return whether many runs are followed together, as far as its pauses show."""
         return self.longest_log_pause > LONGEST_LOG_PAUSE
 
     def log_pause(self, silent_for: float) -> float:

@@ -22,7 +22,7 @@ from dstack_core.models.statuses import RunStatus, job_status
 # As the fields of the steps before the start follow each other; the lowest is furthest behind.
 _STEPS = {RunStatus.SUBMITTED: 0, RunStatus.PROVISIONING: 1, RunStatus.DOWNLOADING: 2}
 _NO_CAPACITY = "failed_to_start_due_to_no_capacity"
-# What a server says of an attempt may quote an error of a cloud.
+# What a server reports about an attempt may quote an error of a cloud.
 _MOST_CHARACTERS = 300
 
 

@@ -91,7 +91,7 @@ def test_what_a_triggerer_logs_of_an_event_has_no_log_lines(rest: dict[str, Any]
     }
 
 
-def test_an_error_of_the_core_is_no_cause_of_the_one_that_says_the_same() -> None:
+def test_an_error_of_the_core_does_not_cause_the_one_with_its_text() -> None:
     with pytest.raises(AirflowFailException, match="max_price") as caught:
         raise_as_airflow_error(ConfigurationError("max_price: wrong"), submitted=False)
     assert caught.value.__cause__ is None

@@ -142,7 +142,7 @@ def what_task_returns(
 def raise_as_airflow_error(error: BaseException, *, submitted: bool) -> NoReturn:
     """Raise ``error`` as ``as_airflow_error`` returns it.
 
-    Airflow logs an error with its causes, so one that says the same is not made a cause.
+    Airflow logs an error with its causes, so one with the same text is not made a cause.
     """
     from dstack_core import DstackError as CoreError
 
