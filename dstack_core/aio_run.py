@@ -92,6 +92,7 @@ class AsyncRun(RunBase[AsyncTransport]):
         report_limits: ReportLimits | None = None,
         timestamps: bool = False,
         waiting_interval: float | None = 60.0,
+        through_hold: bool = False,
         utilization: bool = False,
     ) -> AsyncGenerator[Event, None]:
         """Yield the run's events until it has finished; the last is ``RunFinished`` with the ``Outcome``.
@@ -112,7 +113,9 @@ class AsyncRun(RunBase[AsyncTransport]):
             timestamps: Whether ``LogLines`` have the time at which the server logged each line.
             waiting_interval: Seconds between two reports on what a run waits for before it starts; each may
                 cost a request for the server's events. None: no reports.
-            utilization: Whether the outcome says how busy GPUs, CPUs and memory were: a request for each
+            through_hold: Also follow a run with ``debug_on_failure`` while its container is held, until it
+                ends. Default: such a run has finished, for this method, once its commands have failed.
+            utilization: Whether the outcome shows how busy GPUs, CPUs and memory were: a request for each
                 node at the end, and one every 45 minutes.
 
         Yields:
@@ -140,6 +143,7 @@ class AsyncRun(RunBase[AsyncTransport]):
             report_limits=report_limits,
             timestamps=timestamps,
             waiting_interval=waiting_interval,
+            through_hold=through_hold,
             utilization=utilization,
         )
         return _adrive.aiterate(flow, self._transport, sleep or asyncio.sleep, self._waits(sleep))
@@ -169,7 +173,7 @@ class AsyncRun(RunBase[AsyncTransport]):
             ServerUnreachableError: The retry budget is used up; the run keeps running.
             ServerError: Any other refusal, such as ``RunNotFoundError``.
         """
-        flow = self._follow(None, poll_interval=poll_interval, logs=False, retry_budget=retry_budget)
+        flow = self._wait(poll_interval=poll_interval, retry_budget=retry_budget)
         limited = within(flow, self._limit(timeout, "had not finished"))
         return await _adrive.arun(limited, self._transport, sleep, on_event, self._waits(sleep))
 
@@ -220,6 +224,14 @@ class AsyncRun(RunBase[AsyncTransport]):
         limited = within(flow, self._limit(timeout, "had not finished"))
         outcome = await _adrive.arun(limited, self._transport, sleep, on_event, self._waits(sleep))
         return outcome.read_result()
+
+    async def is_held(self) -> bool:
+        """Return whether the run's commands have failed and its container is held for a shell.
+
+        Only of a run with ``debug_on_failure``, whose log is read. Raises the server errors.
+        """
+        flow = self._operations.is_held(self._snapshot)
+        return await _adrive.arun(flow, self._transport)
 
     async def attach(
         self,
