@@ -101,8 +101,8 @@ class RunSnapshot:
 
     ``raw_status`` and ``reason`` are the server's own words; ``marker`` is what the owner wrote into
     ``configuration_path`` (PROTOCOL 1.4). ``env`` stays out of the repr: its values may be secrets.
-    ``hold_seconds`` is how long its container is held after its commands have failed; None: not at all. ``waits`` is
-    what it waits for before its start.
+    ``hold_seconds`` is how long its container is held after its commands have failed; None: not at all.
+    ``waits`` is what it waits for before its start.
     """
 
     id: str

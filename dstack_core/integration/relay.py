@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dstack_core.integration.masking import Masker, printable
-from dstack_core.integration.outcome_text import format_duration
+from dstack_core.models.durations import format_duration
 from dstack_core.models.events import (
     ContactLost,
     ContactRestored,
