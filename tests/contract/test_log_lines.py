@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -27,8 +26,6 @@ def test_a_run_reports_what_it_waits_for_times_and_the_state_of_its_progress_bar
     assert {event.text.split()[0].rstrip(":") for event in reports} <= {"capacity", "machine", "a", "image"}
     # The servers run on this machine; their clock is this one's.
     assert all(abs(event.since - started) < timedelta(minutes=2) for event in reports)
-    if os.environ.get("DSTACK_TEST_SHOW_LOGS"):
-        print(*dict.fromkeys(event.text for event in reports), sep="\n")
     lines = [
         pair
         for event in events

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 
@@ -18,8 +16,6 @@ _FAILS = "echo the-last-words; sleep 7; exit 3"
 def text_of(components: Components, dag_id: str, dag_run: str) -> str:
     records = components.log(dag_id, dag_run)
     text = "\n".join(json.dumps(record) for record in records)
-    if where := os.environ.get("DSTACK_TEST_SHOW_LOGS"):
-        Path(where, f"{dag_id}.log").write_text(text)
     return text
 
 
