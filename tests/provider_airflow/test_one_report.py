@@ -15,8 +15,7 @@ _FAILS = "echo the-last-words; sleep 7; exit 3"
 
 def text_of(components: Components, dag_id: str, dag_run: str) -> str:
     records = components.log(dag_id, dag_run)
-    text = "\n".join(json.dumps(record) for record in records)
-    return text
+    return "\n".join(json.dumps(record) for record in records)
 
 
 @pytest.mark.parametrize("dag_id", ["sync", "deferred"])
