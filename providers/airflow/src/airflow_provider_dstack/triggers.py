@@ -12,6 +12,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_dstack._callbacks import load_what_can_be, new_notifier
 from airflow_provider_dstack._compat import trigger_has_on_kill
+from airflow_provider_dstack._log_groups import LogGroups
 from airflow_provider_dstack._log_relay import DEFAULT_LOG_BUDGET, LogPosition, new_relay
 from airflow_provider_dstack._names import run_ref
 from airflow_provider_dstack._outcome import broken_event, finished_event, timed_out_event
@@ -79,6 +80,8 @@ class DstackRunTrigger(BaseTrigger):
         get_logs: Relay the log. Default True.
         log_budget_bytes: The most bytes of the log to relay; the rest is counted and not relayed. None: all.
             Default 10 MB.
+        log_timestamps: As for ``DstackRunOperator``. Default False.
+        log_groups: As for ``DstackRunOperator``. Default False.
         on_kill_action: ``"stop"``, ``"abort"`` or ``"keep"``. Default ``"stop"``.
         max_report_bytes: As for ``DstackRunOperator``. Default: None.
         max_reports_per_second: As for ``DstackRunOperator``. Default: None.
@@ -108,6 +111,8 @@ class DstackRunTrigger(BaseTrigger):
         not_before: float = 0.0,
         get_logs: bool = True,
         log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
+        log_timestamps: bool = False,
+        log_groups: bool = False,
         on_kill_action: OnKillAction = "stop",
         max_report_bytes: int | None = None,
         max_reports_per_second: int | None = None,
@@ -131,6 +136,8 @@ class DstackRunTrigger(BaseTrigger):
         self.not_before = not_before
         self.get_logs = get_logs
         self.log_budget_bytes = log_budget_bytes
+        self.log_timestamps = log_timestamps
+        self.log_groups = log_groups
         self.on_kill_action = on_kill_action
         self.max_report_bytes = max_report_bytes
         self.max_reports_per_second = max_reports_per_second
@@ -163,6 +170,8 @@ class DstackRunTrigger(BaseTrigger):
                 "not_before": self.not_before,
                 "get_logs": self.get_logs,
                 "log_budget_bytes": self.log_budget_bytes,
+                "log_timestamps": self.log_timestamps,
+                "log_groups": self.log_groups,
                 "on_kill_action": self.on_kill_action,
                 "max_report_bytes": self.max_report_bytes,
                 "max_reports_per_second": self.max_reports_per_second,
@@ -251,6 +260,7 @@ class DstackRunTrigger(BaseTrigger):
                 partial(self._wait_for_end, client, run.id),
                 reports=reports,
                 notify=partial(_notify, notifier),
+                groups=LogGroups(self.log_groups),
                 poll_interval=self.poll_interval,
             )
             events = run.follow(
@@ -260,6 +270,7 @@ class DstackRunTrigger(BaseTrigger):
                 logs=self.get_logs and progress.run_id in (None, run.id),
                 retry_budget=self.retry_budget,
                 report_limits=report_limits(self.max_report_bytes, self.max_reports_per_second),
+                timestamps=self.log_timestamps,
                 utilization=True,
             )
             # Its last reply is not needed again, and thousands of triggers may wait.
@@ -279,7 +290,11 @@ class DstackRunTrigger(BaseTrigger):
                         outcome = mask_result(event.outcome, log_relay.masker.mask, reports.note_secrets)
                         await _finish_calls(notifier)
                         return finished_event(
-                            outcome, relay.tail, reported=reports.state(), since=event.progress.since
+                            outcome,
+                            relay.tail,
+                            reported=reports.state(),
+                            since=event.progress.since,
+                            is_tail_shown=log_relay.shows_tail,
                         )
             finally:
                 await events.aclose()

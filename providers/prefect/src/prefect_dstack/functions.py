@@ -62,6 +62,7 @@ def dstack_task(
     retry_budget: float = 600.0,
     stream_logs: bool = True,
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
+    log_timestamps: bool = False,
     artifacts: bool = True,
     callbacks: CallbacksLike = None,
     on_crash: OnCrash = "stop",
@@ -90,6 +91,7 @@ def dstack_task(
     retry_budget: float = 600.0,
     stream_logs: bool = True,
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
+    log_timestamps: bool = False,
     artifacts: bool = True,
     callbacks: CallbacksLike = None,
     on_crash: OnCrash = "stop",
@@ -133,6 +135,7 @@ def dstack_task(
             Default: 600.
         stream_logs: Send what the function prints to the run logger. Default: True.
         log_budget_bytes: How many bytes of log to send, in whole lines; None sends all. Default: 10 MB.
+        log_timestamps: Begin each line with the time at which the server logged it. Default: False.
         artifacts: Show the run in the flow run's artifacts. Default: True.
         callbacks: What is called while the run is followed, as for ``run_task``. Default: none.
         on_crash: ``"stop"`` or ``"keep"``, as for ``run_task``. Default: ``"stop"``.
@@ -183,6 +186,7 @@ def dstack_task(
         "retry_budget": retry_budget,
         "stream_logs": stream_logs,
         "log_budget_bytes": log_budget_bytes,
+        "log_timestamps": log_timestamps,
         "artifacts": artifacts,
         "callbacks": callbacks,
         "on_crash": on_crash,

@@ -43,6 +43,7 @@ def wait_for_run(
     retry_budget: float = 600.0,
     stream_logs: bool = True,
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
+    log_timestamps: bool = False,
     artifacts: bool = True,
     callbacks: CallbacksLike = None,
     mask_env: MaskEnv | None = None,
@@ -61,6 +62,7 @@ def wait_for_run(
             Default: 600.
         stream_logs: Send the log lines to the run logger. Default: True.
         log_budget_bytes: How many bytes of log to send, in whole lines; None sends all. Default: 10 MB.
+        log_timestamps: Begin each line with the time at which the server logged it. Default: False.
         artifacts: Show the run in the flow run's artifacts: its page, its progress, its outcome, and what it
             reports. Default: True.
         callbacks: What is called while the run is followed, as for ``run_task``, ``on_submitted`` excepted.
@@ -94,7 +96,15 @@ def wait_for_run(
         ```
     """
     job = _job(
-        run, poll_interval, retry_budget, stream_logs, artifacts, log_budget_bytes, mask_env, callbacks
+        run,
+        poll_interval,
+        retry_budget,
+        stream_logs,
+        artifacts,
+        log_budget_bytes,
+        log_timestamps,
+        mask_env,
+        callbacks,
     )
 
     def body(client: Client) -> dict[str, Any]:
@@ -112,6 +122,7 @@ async def await_for_run(
     retry_budget: float = 600.0,
     stream_logs: bool = True,
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
+    log_timestamps: bool = False,
     artifacts: bool = True,
     callbacks: CallbacksLike = None,
     mask_env: MaskEnv | None = None,
@@ -121,7 +132,15 @@ async def await_for_run(
     Parameters, outcome and errors are the same.
     """
     job = _job(
-        run, poll_interval, retry_budget, stream_logs, artifacts, log_budget_bytes, mask_env, callbacks
+        run,
+        poll_interval,
+        retry_budget,
+        stream_logs,
+        artifacts,
+        log_budget_bytes,
+        log_timestamps,
+        mask_env,
+        callbacks,
     )
 
     async def body(client: AsyncClient) -> dict[str, Any]:
@@ -283,6 +302,7 @@ def _job(
     stream_logs: bool,
     artifacts: bool,
     log_budget_bytes: int | None = None,
+    log_timestamps: bool = False,
     mask_env: MaskEnv | None = None,
     callbacks: CallbacksLike = None,
 ) -> Job:
@@ -292,6 +312,7 @@ def _job(
         retry_budget=retry_budget,
         stream_logs=stream_logs,
         log_budget_bytes=log_budget_bytes,
+        log_timestamps=log_timestamps,
         artifacts=artifacts,
         owner=task_owner(),
         logger=get_run_logger(),
