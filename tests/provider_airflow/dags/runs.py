@@ -29,6 +29,13 @@ one_task("deferred", deferrable=True)
 one_task("deferred_deadline", deferrable=True, execution_timeout=timedelta(seconds=30))
 one_task("deferred_timeout", deferrable=True, execution_timeout=timedelta(seconds=9))
 
+with DAG("measured", schedule=None):
+    DstackRunOperator(
+        task_id="train",
+        configuration={"type": "task", "commands": ["sleep 14"], "resources": {"gpu": "A100"}},
+        poll_interval=0.5,
+    )
+
 with DAG("mapped", schedule=None):
     DstackRunOperator.partial(task_id="train", poll_interval=0.5).expand(
         configuration=[
