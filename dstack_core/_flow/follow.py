@@ -8,8 +8,8 @@ continue without any. It does not know who polls meanwhile, how often exactly, o
 it continues, it reads the log, so ``due`` is how long a silent log may stay unread: that grows with the
 silence.
 
-A run whose last read had messages in it (``Reported``) is read again after half an interval: a metric has
-waited for the server to fetch it from the machine already.
+A run that reported a message (``Reported``) within the last interval is read again after half of one: a
+metric has waited for the server to fetch it from the machine already.
 
 Invariants: the log is read after the status that ends the run, so that its last line precedes
 ``RunFinished``. A line that is logged after a silence is read after at most as long as the silence lasted (or
@@ -18,6 +18,7 @@ one poll), and within ``longest_log_pause``. What changed in between is never lo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -102,7 +103,7 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
     errors.
     """
     poll, is_news = _poll(api, progress, options), _IsNews((), options.stops)
-    last_new = options.wall_clock()
+    last_new, last_message = options.wall_clock(), -math.inf
     run = yield from call(poll)
     while True:
         before = progress
@@ -136,6 +137,10 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
         if progress != before:
             last_new = now
         if progress.reported.count > before.reported.count:
+            last_message = now
+        if now - last_message < options.poll_interval:
+            # Also after a read without a message: the server fetches the log at a pace of its own, so with
+            # whole intervals from there on, the next messages would be up to one and a half intervals late.
             due = _REPORTING_SHARE * options.poll_interval
         else:
             due = options.log_pause(now - last_new)
