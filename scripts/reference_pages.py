@@ -103,6 +103,12 @@ PAGES = [
             "secret_values",
             "EventRecord",
             "Metric",
+            "RunMetrics",
+            "Utilization",
+            "UsageSeries",
+            "UsageChart",
+            "UtilizationSoFar",
+            "Hardware",
         ),
     ),
     Page(

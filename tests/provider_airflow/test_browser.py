@@ -12,9 +12,6 @@ from pathlib import Path
 
 import pytest
 import requests
-from playwright.sync_api import Page, expect, sync_playwright
-
-
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from dstack_core.local import LocalServer
