@@ -121,8 +121,29 @@ def test_the_xcoms_of_a_task_show_what_its_run_reported(page: Page, reporting_ru
     page.goto(f"{reporting_run}/tasks/train/xcom")
     for key in ("dstack_metrics", "dstack_links", "dstack_tables", "dstack_checkpoint", "dstack_assets"):
         expect(page.get_by_text(key, exact=True).first).to_be_visible()
-    # The values need a viewer of JSON, which Airflow loads from the internet.
-    page.screenshot(path=SCREENSHOTS / "airflow-reports.png")
+    page.get_by_role("button", name="Expand").first.click()
+    for text in ("0.0985", "0.96", "/checkpoints/10.pt", "best_epoch"):
+        expect(page.locator(".monaco-editor").get_by_text(text).first).to_be_visible()
+    picture(page, "airflow-report-xcoms", 214, bottom_of(page.get_by_role("row", name="return_value")))
+    page.set_viewport_size({"width": 1280, "height": 1300})
+
+
+def test_the_event_of_an_asset_shows_what_the_run_reported_of_it(page: Page, reporting_run: str) -> None:
+    page.goto(f"{reporting_run}/tasks/train/asset_events")
+    folded = page.locator(".monaco-editor .codicon-folding-collapsed")
+    for text in ("run_name", "loss", "best_epoch", "pytorch"):
+        folded.first.click()
+        expect(page.locator(".monaco-editor").get_by_text(text).first).to_be_visible()
+    # An open part has no mark unless the pointer is on it.
+    page.mouse.move(1279, 1)
+    picture(page, "airflow-report-asset", 214, bottom_of(page.locator(".monaco-editor").first) + 40)
+
+
+def test_a_run_that_reports_a_skip_is_a_skipped_task(page: Page, reporting_run: str) -> None:
+    page.goto(f"{reporting_run}/tasks/refresh")
+    expect(page.get_by_text("Skipped", exact=True).first).to_be_visible()
+    expect(page.get_by_text(f"Nothing to do: {SKIP_REASON}").first).to_be_visible()
+    picture(page, "airflow-report-skip", 60, bottom_of(page.get_by_text("Post Execute")) + 20)
 
 
 def test_the_tab_utilization_shows_the_chart_of_the_run(page: Page, components: Components) -> None:
@@ -154,27 +175,3 @@ def test_airflow_refuses_the_values_to_who_is_not_logged_in(components: Componen
     assert requests.get(f"{components.url}/dstack-utilization/", timeout=30).status_code == 200
     entry = "/api/v2/dags/measured/dagRuns/x/taskInstances/train/xcomEntries/dstack_utilization"
     assert requests.get(components.url + entry, timeout=30).status_code == 401
-
-    page.get_by_role("button", name="Expand").first.click()
-    for text in ("0.0985", "0.96", "/checkpoints/10.pt", "best_epoch"):
-        expect(page.locator(".monaco-editor").get_by_text(text).first).to_be_visible()
-    picture(page, "airflow-report-xcoms", 214, bottom_of(page.get_by_role("row", name="return_value")))
-    page.set_viewport_size({"width": 1280, "height": 1300})
-
-
-def test_the_event_of_an_asset_shows_what_the_run_reported_of_it(page: Page, reporting_run: str) -> None:
-    page.goto(f"{reporting_run}/tasks/train/asset_events")
-    folded = page.locator(".monaco-editor .codicon-folding-collapsed")
-    for text in ("run_name", "loss", "best_epoch", "pytorch"):
-        folded.first.click()
-        expect(page.locator(".monaco-editor").get_by_text(text).first).to_be_visible()
-    # An open part has no mark unless the pointer is on it.
-    page.mouse.move(1279, 1)
-    picture(page, "airflow-report-asset", 214, bottom_of(page.locator(".monaco-editor").first) + 40)
-
-
-def test_a_run_that_reports_a_skip_is_a_skipped_task(page: Page, reporting_run: str) -> None:
-    page.goto(f"{reporting_run}/tasks/refresh")
-    expect(page.get_by_text("Skipped", exact=True).first).to_be_visible()
-    expect(page.get_by_text(f"Nothing to do: {SKIP_REASON}").first).to_be_visible()
-    picture(page, "airflow-report-skip", 60, bottom_of(page.get_by_text("Post Execute")) + 20)
