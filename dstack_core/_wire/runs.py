@@ -17,6 +17,7 @@ from typing import Any
 
 from dstack_core._wire.exact_sizes import exact_sizes
 from dstack_core._wire.http_messages import text, time_of
+from dstack_core.models.debug import HOLD_PREFIX
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.statuses import RunStatus, in_words, job_status, run_status
 
@@ -99,6 +100,7 @@ class RunSnapshot:
 
     ``raw_status`` and ``reason`` are the server's own words; ``marker`` is what the owner wrote into
     ``configuration_path`` (PROTOCOL 1.4). ``env`` stays out of the repr: its values may be secrets.
+    ``hold_seconds`` is how long its container is held after its commands have failed; None: not at all.
     """
 
     id: str
@@ -117,6 +119,7 @@ class RunSnapshot:
     service: Service | None = None
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     deployment: int = 0
+    hold_seconds: int | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -177,6 +180,7 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
         service=_service(data.get("service")),
         env=_env(spec),
         deployment=int(data.get("deployment_num") or 0),
+        hold_seconds=_hold_seconds(spec),
         tags=_tags(spec),
     )
 
@@ -221,6 +225,16 @@ def _time(value: Any) -> str:
 def _env(spec: Mapping[str, Any]) -> Mapping[str, str]:
     env = (spec.get("configuration") or {}).get("env")
     return {name: str(value) for name, value in env.items()} if isinstance(env, Mapping) else {}
+
+
+def _hold_seconds(spec: Mapping[str, Any]) -> int | None:
+    commands = (spec.get("configuration") or {}).get("commands")
+    # At most the command of the reports comes before it.
+    for command in commands[:2] if isinstance(commands, list) else ():
+        if isinstance(command, str) and command.startswith(HOLD_PREFIX):
+            digits = command.removeprefix(HOLD_PREFIX).partition("\n")[0]
+            return int(digits) if digits.isdecimal() else None
+    return None
 
 
 def _job(data: Mapping[str, Any]) -> Job:
