@@ -35,6 +35,14 @@ with DAG("measured", schedule=None):
         configuration={"type": "task", "commands": ["sleep 14"], "resources": {"gpu": "A100"}},
         poll_interval=0.5,
     )
+for name, deferrable in (("bad_sync", False), ("bad_deferred", True)):
+    with DAG(name, schedule=None, params={"price": "1"}):
+        DstackRunOperator(
+            task_id="train",
+            configuration=Task(commands=["true"]),
+            max_price="{{ params.price }}",
+            deferrable=deferrable,
+        )
 
 with DAG("mapped", schedule=None):
     DstackRunOperator.partial(task_id="train", poll_interval=0.5).expand(
