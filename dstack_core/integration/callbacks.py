@@ -1,6 +1,6 @@
 """Call user code on what happens to a run, so that it can neither delay nor fail the task that follows it.
 
-The problem: a callback may be slow, hang or raise. The task that follows the run must go on, in an event loop
+The problem: a callback may be slow, hang or raise. The task that follows the run must continue, in an event loop
 or in a thread, and a deferred task is followed by several processes, which cannot pass an object on.
 
 The idea: ``CallbackNotifier`` maps the events of ``run.follow()`` to calls and puts these into a queue. A
@@ -56,7 +56,7 @@ class CallbackNotifier:
     Args:
         callbacks: Instances with methods of ``RunCallbacks``; without any, nothing costs anything.
         log: A logger with ``warning``.
-        mask: Hides secrets in a text; an attribute, too, for who learns of more. Default: nothing is hidden.
+        mask: Hides secrets in a text; also an attribute, which may be replaced. Default: nothing is hidden.
         source: What follows the run; see ``CallbackEvent``.
         longest_queue: How many calls wait at most before log lines and metrics are dropped.
 

@@ -95,7 +95,7 @@ class RunCallbacks:
         """Act on metrics that the run reported with ``dstack_report.metric``."""
 
     def on_ended(self, event: CallbackEvent) -> None:
-        """Act on the end of the run; ``event.outcome`` says how it ended."""
+        """Act on the end of the run, which ``event.outcome`` describes."""
 
 
 OneCallback: TypeAlias = type[Any] | RunCallbacks | str

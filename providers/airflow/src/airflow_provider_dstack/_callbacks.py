@@ -1,7 +1,7 @@
-"""What user code, metrics and traces hear of a task's run; the calls are made by ``dstack_core``.
+"""Callbacks, metrics and traces of a task's run; the calls are made by ``dstack_core``.
 
 The problem: a deferred task's run is followed by the worker, by one triggerer after another, and by the
-resumed task. User code must be called by each of them, in none too often, and its objects cannot travel.
+resumed task. Each of them must call user code, none too often, and objects cannot travel between them.
 
 The idea: a class travels by its path. The position in the run's events is that of the calls, too, and each
 process waits for its calls before it hands over, so that the next one begins behind them. The end is

@@ -163,7 +163,7 @@ class Job:
             self.notifier.submitted(run, project, is_taken_over=self.attempt.is_adopted)
 
     def note_found(self, run: Run | AsyncRun | None, project: str) -> None:
-        """Note which run the callbacks hear of, for one that is only followed."""
+        """Note which run the callbacks are called for, if it is only followed."""
         if run is not None and self.notifier is not None:
             self.notifier.follows(run, project)
 
