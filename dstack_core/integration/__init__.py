@@ -45,7 +45,6 @@ from dstack_core.integration.outcome_text import (
 )
 from dstack_core.integration.relay import DEFAULT_LOG_BUDGET, LogRelay, RecordLimits, describe_progress
 from dstack_core.integration.run_lists import (
-    COST_GROUPS,
     CostRow,
     RunRow,
     cost_rows,
@@ -66,7 +65,6 @@ from dstack_core.models.secrets import MaskEnv, is_secret_name
 from dstack_core.models.stops import StopResult, StopState
 
 __all__ = [
-    "COST_GROUPS",
     "DEFAULT_LOG_BUDGET",
     "OUTCOME_FIELDS",
     "RESULT_WARNING",
