@@ -1,7 +1,7 @@
 """Call user code on what happens to a run, so that it can neither delay nor fail the task that follows it.
 
-The problem: a callback may be slow, hang or raise. The task that follows the run must continue, in an event loop
-or in a thread, and a deferred task is followed by several processes, which cannot pass an object on.
+The problem: a callback may be slow, hang or raise. The task that follows the run must continue, in an event
+loop or in a thread, and a deferred task is followed by several processes, which cannot pass an object on.
 
 The idea: ``CallbackNotifier`` maps the events of ``run.follow()`` to calls and puts these into a queue. A
 thread that lives while there is something in the queue makes the calls, one after the other. What is called
@@ -223,7 +223,7 @@ class CallbackNotifier:
         try:
             method(event)
         except BaseException as error:
-            # Also SystemExit: whatever user code does here, the task goes on.
+            # Also SystemExit: whatever user code does here, the task continues.
             key = (name_of(callback), event.kind)
             if key not in self._warned:
                 self._warned.add(key)

@@ -4,9 +4,9 @@ The problem: a trace should show where the time of a task went: waiting for a ma
 running. The code in the run may trace, too, and should appear in the same trace. Most users have no tracing,
 and must not pay for it.
 
-The idea: a process that configures OpenTelemetry has imported it, so it is looked up among the loaded modules and
-never imported from here. The run gets the W3C trace context of the current span in its environment. When the
-run has ended, its spans are made at once, from the times at which each status was seen first
+The idea: a process that configures OpenTelemetry has imported it, so it is looked up among the loaded modules
+and never imported from here. The run gets the W3C trace context of the current span in its environment. When
+the run has ended, its spans are made at once, from the times at which each status was seen first
 (``Progress.since``), which ride with the position from process to process.
 
 Source: W3C Trace Context, "traceparent"; OpenTelemetry specification, "Environment Variables as Context
