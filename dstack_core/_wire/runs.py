@@ -17,6 +17,7 @@ from typing import Any
 
 from dstack_core._wire.exact_sizes import exact_sizes
 from dstack_core._wire.http_messages import text, time_of
+from dstack_core.models.failure_categories import category_named, find_category
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.statuses import RunStatus, in_words, job_status, run_status
 
@@ -26,12 +27,13 @@ _PULLING = "pulling"
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The machine of a job; ``price`` in USD per hour. None is for what is not known yet."""
+    """The machine of a job; ``price`` in USD per hour. None is for what is not known (yet)."""
 
     instance: str | None = None
     backend: str | None = None
     region: str | None = None
     price: float | None = None
+    spot: bool | None = None
 
 
 # One object for all submissions without a machine: a process may watch thousands that wait for capacity.
@@ -180,6 +182,7 @@ def outcome_of(run: RunSnapshot, url: str) -> Outcome:
     submission = _explaining_submission(run)
     reason = _explaining_reason(run, submission)
     machine = submission.machine if submission else _NO_MACHINE
+    category = "" if run.status.is_success else _category(submission, reason)
     # Servers send no time at which the run ended: it is that of its last job.
     ends = [last.finished_at for job in run.jobs for last in job.submissions if last.finished_at]
     return Outcome(
@@ -189,7 +192,7 @@ def outcome_of(run: RunSnapshot, url: str) -> Outcome:
         status=run.status,
         exit_status=submission.exit_status if submission else None,
         reason=reason,
-        message=_message(run, submission, reason),
+        message=_message(run, submission, reason, category),
         cost=run.cost,
         duration=(max(ends) - time_of(run.submitted_at)).total_seconds() if ends else None,
         instance=machine.instance,
@@ -197,6 +200,7 @@ def outcome_of(run: RunSnapshot, url: str) -> Outcome:
         region=machine.region,
         price_per_hour=machine.price,
         url=url,
+        category=category,
     )
 
 
@@ -248,7 +252,14 @@ def _machine(data: Mapping[str, Any] | None) -> Machine:
         backend=text(data.get("backend")),
         region=text(data.get("region")),
         price=float(price) if isinstance(price, int | float) else None,
+        spot=_spot(kind),
     )
+
+
+def _spot(instance_type: Any) -> bool | None:
+    resources = instance_type.get("resources") if isinstance(instance_type, Mapping) else None
+    spot = resources.get("spot") if isinstance(resources, Mapping) else None
+    return spot if isinstance(spot, bool) else None
 
 
 def _restarting(data: Mapping[str, Any], latest: Submission | None) -> bool:
@@ -279,12 +290,12 @@ def _latest(data: Mapping[str, Any], jobs: Sequence[Job]) -> Submission | None:
 
 def _explaining_submission(run: RunSnapshot) -> Submission | None:
     """Choose the job that explains the end: the first that failed by itself, else the first."""
-    # A job that ran too long ends as terminated, although that fails the run (PROTOCOL 1.6).
+    # A job that passed a limit ends as terminated, although that fails the run (PROTOCOL 1.6).
     last = [job.submissions[-1] for job in run.jobs if job.submissions]
     failed = [
         item
         for item in last
-        if item.mapped_status is RunStatus.FAILED or item.reason == "max_duration_exceeded"
+        if item.mapped_status is RunStatus.FAILED or _category(item, item.reason).startswith("limit.")
     ]
     return next(iter(failed + last), None)
 
@@ -296,10 +307,25 @@ def _explaining_reason(run: RunSnapshot, submission: Submission | None) -> str |
     return run.reason
 
 
-def _message(run: RunSnapshot, submission: Submission | None, reason: str | None) -> str:
+def _category(submission: Submission | None, reason: str | None) -> str:
+    if submission is None:
+        return find_category(reason).name
+    text_of_job = submission.reason_message or ""
+    return find_category(reason, submission.exit_status, text_of_job, spot=submission.machine.spot).name
+
+
+def _exited(exit_status: int, category: str) -> str:
+    if exit_status == -1:
+        # The runner does not report which signal it was.
+        return "failed: its command was killed by a signal (most likely out of memory)"
+    clause = category_named(category).clause
+    return f"failed: its command exited with status {exit_status}" + (f" ({clause})" if clause else "")
+
+
+def _message(run: RunSnapshot, submission: Submission | None, reason: str | None, category: str) -> str:
     words = in_words(reason) or str(run.status)
     if submission and reason == "container_exited_with_error" and submission.exit_status is not None:
-        words = f"failed: its command exited with status {submission.exit_status}"
+        words = _exited(submission.exit_status, category)
     parts = [submission.reason_message if submission else None]
     # The reason is the last attempt's, so the limit that ended the attempts is added here.
     if run.reason == "retry_limit_exceeded":

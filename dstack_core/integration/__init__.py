@@ -40,14 +40,25 @@ from dstack_core.integration.outcome_text import (
 from dstack_core.integration.relay import DEFAULT_LOG_BUDGET, LogRelay, RecordLimits, describe_progress
 from dstack_core.integration.stop import astop_run, stop_run
 from dstack_core.models.base import known_fields
+from dstack_core.models.failure_categories import (
+    FAILURE_CATEGORIES,
+    RETRIED_CATEGORIES,
+    FailureCategory,
+    category_of,
+    check_categories,
+    in_categories,
+)
 from dstack_core.models.stops import StopResult, StopState
 
 __all__ = [
     "DEFAULT_LOG_BUDGET",
+    "FAILURE_CATEGORIES",
     "OUTCOME_FIELDS",
     "RESULT_WARNING",
+    "RETRIED_CATEGORIES",
     "Attempt",
     "AttemptNames",
+    "FailureCategory",
     "FunctionCall",
     "LogRelay",
     "Masker",
@@ -58,6 +69,8 @@ __all__ = [
     "StopState",
     "achoose_attempt",
     "astop_run",
+    "category_of",
+    "check_categories",
     "check_ends",
     "choose_attempt",
     "choose_report",
@@ -71,6 +84,7 @@ __all__ = [
     "format_duration",
     "format_price",
     "format_usd",
+    "in_categories",
     "known_fields",
     "late_read_pauses",
     "make_marker",

@@ -8,9 +8,10 @@ from typing import Any, Self
 
 from dstack_core.errors import DstackError
 from dstack_core.models.base import known_fields
+from dstack_core.models.failure_categories import category_named, find_category
 from dstack_core.models.progress import ReportedSoFar
 from dstack_core.models.reports import plain_number
-from dstack_core.models.statuses import RunStatus
+from dstack_core.models.statuses import RunStatus, in_words
 
 _NO_CAPACITY = frozenset({"failed_to_start_due_to_no_capacity", "interrupted_by_no_capacity"})
 
@@ -39,6 +40,10 @@ class Outcome:
             the run's log was followed.
         metrics: The last value of each metric that the run reported (floats by name), likewise.
         has_result: Whether the run reported a result, likewise.
+        category: Why the run did not succeed (str), a stable name such as ``user.out_of_memory``; empty for a
+            success. ``dstack_core.integration.FAILURE_CATEGORIES`` lists all.
+        cause: The category's meaning, one sentence (str); empty for a success.
+        next_step: What to do about it, one sentence (str); empty for a success.
 
     Source: PROTOCOL 1.5, 1.6.
     """
@@ -60,6 +65,26 @@ class Outcome:
     result: Any = field(default=None, repr=False)
     metrics: Mapping[str, float] = field(default_factory=dict)
     has_result: bool = False
+    category: str = ""
+    cause: str = ""
+    next_step: str = ""
+
+    def __post_init__(self) -> None:
+        # Outcomes that an older version wrote, and those that an engine makes, have no category yet.
+        if self.succeeded:
+            for name in ("category", "cause", "next_step"):
+                object.__setattr__(self, name, "")
+            return
+        if self.category and self.cause and self.next_step:
+            return
+        words = in_words(self.reason) or ""
+        details = self.message.removeprefix(words).strip()
+        if details.startswith("("):
+            details = details[1:].removesuffix(")")
+        found = find_category(self.reason, self.exit_status, details)
+        row = category_named(self.category) if self.category else found
+        for name, value in (("category", row.name), ("cause", row.cause), ("next_step", row.next_step)):
+            object.__setattr__(self, name, getattr(self, name) or value)
 
     @property
     def succeeded(self) -> bool:
@@ -75,18 +100,28 @@ class Outcome:
         """Return itself if the run succeeded.
 
         Raises:
-            NoCapacityError: No machine was available, or it was taken away.
+            RunInterruptedError: Its spot machine was taken away; also a ``NoCapacityError``.
+            NoCapacityError: No machine was available.
             RunStoppedError: The run was stopped or aborted.
+            RunUserError: Its command, code, image or another input is wrong; also a ``RunFailedError``.
+            RunLimitError: It passed a limit, such as ``max_duration``; also a ``RunFailedError``.
+            RunInfrastructureError: Its machine, the server or another service failed; also a
+                ``RunFailedError``.
             RunFailedError: Anything else.
         """
         if self.succeeded:
             return self
-        text = f"Run {self.run_name} {self.message}. See {self.url}"
+        raise self._error_class(f"Run {self.run_name} {self.message}. See {self.url}", self)
+
+    @property
+    def _error_class(self) -> type[RunError]:
         if self.no_capacity:
-            raise NoCapacityError(text, self)
-        if self.status.was_stopped:
-            raise RunStoppedError(text, self)
-        raise RunFailedError(text, self)
+            base: type[RunError] = NoCapacityError
+        else:
+            base = RunStoppedError if self.status.was_stopped else RunFailedError
+        # The class of the reason and status stays a base, whatever the category.
+        precise = _ERRORS.get(category_named(self.category).kind, base)
+        return precise if issubclass(precise, base) else base
 
     def with_reports(self, reported: ReportedSoFar) -> Self:
         """Return a copy with what the run has reported, as ``Progress.reported`` of an event has it."""
@@ -153,5 +188,31 @@ class RunStoppedError(RunError):
     """A run that was stopped or aborted."""
 
 
+class RunUserError(RunFailedError):
+    """A run that failed by its command, code, image or another input; another try fails the same way."""
+
+
+class RunLimitError(RunFailedError):
+    """A run that passed a limit of its configuration or server; another try pays for it again."""
+
+
+class RunInfrastructureError(RunFailedError):
+    """A run whose machine, container, volume, gateway or server failed; another try may succeed."""
+
+
+class RunInterruptedError(NoCapacityError):
+    """A run whose spot machine was taken away; another try may succeed."""
+
+
 class NoResultError(RunError):
     """A run that succeeded, but reported no result."""
+
+
+_ERRORS: Mapping[str, type[RunError]] = {
+    "user": RunUserError,
+    "capacity": NoCapacityError,
+    "interruption": RunInterruptedError,
+    "limit": RunLimitError,
+    "infrastructure": RunInfrastructureError,
+    "stopped": RunStoppedError,
+}

@@ -25,7 +25,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"_log_relay"},
         {"_git_connection", "_kill_reason", "_names", "_stop", "_templates", "_trigger_relay", "errors"},
         # One part of a task each: its connection, its record, its submission, its result.
-        {"_outcome", "_previous_try", "_reap", "hooks"},
+        {"_outcome", "_previous_try", "_reap", "hooks", "retry_policies"},
         {"_function_call", "_remaining_log", "_submission", "cli", "reaper", "status_trigger", "triggers"},
         # A whole task: its threads, and how it is made from an operator's fields.
         {"_task_run"},
