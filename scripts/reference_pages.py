@@ -245,6 +245,7 @@ PAGES = [
             "prefect_dstack.dstack_task",
             "prefect_dstack.get_run",
             "prefect_dstack.reap_runs",
+            "prefect_dstack.retry_on",
             "prefect_dstack.flows.run_and_report",
             "prefect_dstack.run_task",
             "prefect_dstack.stop_dstack_runs",

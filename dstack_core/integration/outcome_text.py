@@ -192,7 +192,7 @@ def _advice(outcome: Outcome, retry_option: str | None) -> str:
         return ""
     step = outcome.next_step.rstrip(".")
     if outcome.no_capacity and retry_option is not None:
-        step = f"{step}; {retry_option} lets the run itself wait for a machine"
+        step = f"{step}; or set {retry_option} to let the run itself wait for one"
     return f"\n{step} ({outcome.category})."
 
 

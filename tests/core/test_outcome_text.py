@@ -207,7 +207,7 @@ def test_the_text_for_a_run_without_capacity_names_what_may_help() -> None:
     assert describe_failure(NO_CAPACITY, ["x"], retry_option="run_retry_policy") == (
         "Run train failed: no capacity, no machine could be had. See http://server/runs/id-1\n"
         "Try again later, or allow more machines: other GPUs, regions or backends, spot, a higher max_price; "
-        "run_retry_policy lets the run itself wait for a machine (capacity.none).\n"
+        "or set run_retry_policy to let the run itself wait for one (capacity.none).\n"
         "The last log lines:\n  x"
     )
     assert describe_failure(NO_CAPACITY).endswith("spot, a higher max_price (capacity.none).")

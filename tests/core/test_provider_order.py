@@ -48,7 +48,17 @@ LAYERS: dict[str, list[set[str]]] = {
         {"_job", "_orphaned_runs", "_worker_runs"},
         {"_follow"},
         # What flows and work pools use.
-        {"_remote_function", "deploy", "hooks", "reaper", "run_handle", "runs", "tasks", "worker"},
+        {
+            "_remote_function",
+            "deploy",
+            "hooks",
+            "reaper",
+            "retry_conditions",
+            "run_handle",
+            "runs",
+            "tasks",
+            "worker",
+        },
         {"_remote_call", "flows", "functions", "job_block"},
         {"decorators"},
         {"__init__", "_collection"},

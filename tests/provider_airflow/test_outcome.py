@@ -75,7 +75,7 @@ def test_a_failed_run_shows_its_exit_status_and_last_lines() -> None:
 
 def test_an_advice_names_only_what_the_caller_has() -> None:
     no_capacity = replace(FAILED, reason="failed_to_start_due_to_no_capacity", **UNSET)
-    with pytest.raises(DstackNoCapacity, match="run_retry_policy lets the run itself wait"):
+    with pytest.raises(DstackNoCapacity, match="set run_retry_policy to let the run itself wait"):
         result_of(no_capacity, [])
     with pytest.raises(DstackNoCapacity) as caught:
         is_reached({"status": "failed", "outcome": no_capacity.to_dict()}, ["done"])

@@ -16,8 +16,8 @@ class DstackRetryPolicy(RetryPolicy):  # type: ignore[misc, unused-ignore]  # mi
     """A policy that tries a task again by the failure category of its run.
 
     If a run ended with a category that is not in ``retry_on``, its task fails at once, whatever ``retries``
-    says: a wrong command fails again, and a passed limit is paid for again. Everything but the end of a run and
-    an unreachable server, such as a killed worker, is left to Airflow.
+    says: a wrong command fails again, and a passed limit is paid for again. Everything but the end of a run
+    and an unreachable server, such as a killed worker, is left to Airflow.
 
     A policy adds no tries: set ``retries`` too. Source: Airflow documentation, "Tasks", retry policies.
 
