@@ -1,6 +1,6 @@
 """The one table of why runs fail: a stable name for each cause, with a next step.
 
-The problem: dstack servers say why a run ended in five places: the reason of the run, the reason of a job,
+The problem: dstack servers report why a run ended in five places: the reason of the run, the reason of a job,
 its message, its exit status, and the errors of the offers that were tried. The words differ between servers:
 dstack 0.18.44 ends an inactive run as ``terminated_by_server`` and a passed ``max_duration`` as
 ``container_exited_with_error``, with the cause in the message alone. A retry policy, an alert or a report
@@ -393,7 +393,7 @@ FAILURE_CATEGORIES = (
     _row(
         "limit.inactivity",
         "limit",
-        "Nobody was connected for longer than inactivity_duration.",
+        "No user was connected for longer than inactivity_duration.",
         "Run it again if it is still needed, or raise inactivity_duration.",
         Sign(("inactivity_duration_exceeded",)),
         Sign(_SERVER, r"The job was inactive for"),
@@ -521,7 +521,7 @@ def check_categories(categories: Iterable[str], subject: str = "categories") -> 
     """Return names of categories and groups, in the given order.
 
     Raises:
-        ConfigurationError: One of them is no category and no group.
+        ConfigurationError: One of them is neither a category nor a group.
     """
     names = (categories,) if isinstance(categories, str) else tuple(categories)
     groups = dict.fromkeys(row.group for row in FAILURE_CATEGORIES)

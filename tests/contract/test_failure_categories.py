@@ -1,4 +1,4 @@
-"""Ends of real runs have the category that says why, on the embedded server and on a real one."""
+"""Ends of real runs have the category that names the cause, on the embedded server and on a real one."""
 
 from __future__ import annotations
 

@@ -242,7 +242,7 @@ def test_every_recorded_end_has_one_category() -> None:
                     assert (outcome.category == "") == outcome.succeeded, path
                     assert outcome.category != UNKNOWN, path
                     seen[path.stem] = outcome.category
-    # Servers tell a missing fleet from missing machines since 0.20.
+    # Servers distinguish a missing fleet from missing machines since 0.20.
     assert seen["runs_get_no_fleet_0.19.40"] == "capacity.none"
     assert seen["runs_get_no_fleet_0.22.5"] == "capacity.no_fleet"
     assert seen["runs_get_failed_e2e_0.18.44"] == seen["runs_get_failed_e2e_0.22.5"] == "user.exit"

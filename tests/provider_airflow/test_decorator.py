@@ -88,7 +88,7 @@ train()
     )
     output = capfd.readouterr().out
     assert ran.tasks == {"train": "failed"}
-    assert "DstackUserError" in output
+    assert "DstackRunFailed" in output
     assert "train raised an exception in run af-" in output
     assert 'raise KeyError("no such weight")' in output
     assert "KeyError: 'no such weight'" in output

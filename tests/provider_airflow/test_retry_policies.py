@@ -58,7 +58,7 @@ def test_the_default_retries_what_may_pass(reason: str, expected: tuple[type, st
 
 
 @needs_policies
-def test_what_is_no_end_of_a_run_is_left_to_airflow() -> None:
+def test_any_other_failure_is_left_to_airflow() -> None:
     policy = DstackRetryPolicy()
     assert decide(policy, DstackServerUnreachable("no answer"))[0] == "retry"
     assert decide(policy, ServerUnreachableError("no answer"))[0] == "retry"
@@ -86,7 +86,7 @@ def test_a_name_that_does_not_exist_is_refused_in_the_dag_file() -> None:
         DstackRetryPolicy(delay={"capcity": timedelta(seconds=1)})
 
 
-def test_an_airflow_without_policies_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_airflow_without_policies_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry_policies, "has_retry_policies", lambda: False)
     with pytest.raises(RuntimeError, match=r"expected Airflow 3.3 or newer"):
         DstackRetryPolicy()

@@ -15,9 +15,9 @@ __all__ = ["DstackRetryPolicy"]
 class DstackRetryPolicy(RetryPolicy):  # type: ignore[misc, unused-ignore]  # missing before Airflow 3.3
     """A policy that tries a task again by the failure category of its run.
 
-    If a run ended with a category that is not in ``retry_on``, its task fails at once, whatever ``retries``
-    says: a wrong command fails again, and a passed limit is paid for again. Everything but the end of a run
-    and an unreachable server, such as a killed worker, is left to Airflow.
+    If a run ended with a category that is not in ``retry_on``, its task fails at once, despite ``retries``: a
+    wrong command fails again, and a passed limit is paid for again. Everything but the end of a run and an
+    unreachable server, such as a killed worker, is left to Airflow.
 
     A policy adds no tries: set ``retries`` too. Source: Airflow documentation, "Tasks", retry policies.
 
@@ -30,7 +30,7 @@ class DstackRetryPolicy(RetryPolicy):  # type: ignore[misc, unused-ignore]  # mi
 
     Raises:
         RuntimeError: This Airflow is older than 3.3 and has no retry policies.
-        ValueError: A name is no failure category and no group.
+        ValueError: A name is neither a failure category nor a group.
 
     Example:
         ``DstackRetryPolicy(["capacity", "spot"], delay={"capacity": timedelta(minutes=10)})``
@@ -111,7 +111,7 @@ class DstackRetryPolicy(RetryPolicy):  # type: ignore[misc, unused-ignore]  # mi
 
 
 def _category(exception: BaseException) -> str | None:
-    """Return the failure category, None for what is no end of a run and no unreachable server."""
+    """Return the failure category, None if neither a run nor its server caused the failure."""
     from dstack_core.integration import category_of
 
     if isinstance(exception, DstackRunError):

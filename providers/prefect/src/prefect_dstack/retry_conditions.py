@@ -16,7 +16,7 @@ def retry_on(*categories: str) -> Callable[[Task[..., Any], TaskRun, State[Any]]
     """Return a condition for ``retry_condition_fn`` of a task, by the failure category of its run.
 
     A task is tried again only if its run ended with one of the categories, or if the dstack server did not
-    answer and ``server`` is one of them. Any other error fails the task at once, whatever ``retries`` says. A
+    answer and ``server`` is one of them. Any other error fails the task at once, despite ``retries``. A
     condition adds no tries: set ``retries`` too. Source: Prefect documentation, "Retry behavior of tasks".
 
     Args:
@@ -25,7 +25,7 @@ def retry_on(*categories: str) -> Callable[[Task[..., Any], TaskRun, State[Any]]
             ``image.pull_failed``, ``server`` and ``gateway``.
 
     Raises:
-        ConfigurationError: A name is no failure category and no group.
+        ConfigurationError: A name is neither a failure category nor a group.
 
     Example:
         ``run_task.with_options(retries=3, retry_condition_fn=retry_on("capacity", "spot"))(configuration)``
