@@ -39,6 +39,11 @@ from dstack_core.integration.outcome_text import (
 )
 from dstack_core.integration.relay import DEFAULT_LOG_BUDGET, LogRelay, RecordLimits, describe_progress
 from dstack_core.integration.stop import astop_run, stop_run
+from dstack_core.integration.utilization_text import (
+    describe_utilization,
+    utilization_chart,
+    utilization_lines,
+)
 from dstack_core.models.base import known_fields
 from dstack_core.models.failure_categories import (
     FAILURE_CATEGORIES,
@@ -81,6 +86,7 @@ __all__ = [
     "describe_progress",
     "describe_status",
     "describe_stop",
+    "describe_utilization",
     "format_duration",
     "format_price",
     "format_usd",
@@ -100,4 +106,6 @@ __all__ = [
     "short_hash",
     "slug",
     "stop_run",
+    "utilization_chart",
+    "utilization_lines",
 ]

@@ -153,6 +153,7 @@ def ended(
         "exit_status": exit_status,
     }
     submission["job_provisioning_data"]["instance_type"]["resources"]["spot"] = spot
+    submission["job_runtime_data"]["offer"]["instance"]["resources"]["spot"] = spot
     return outcome_of(parse_run(body), "http://server/run")
 
 
