@@ -145,6 +145,11 @@ class RunBase(Generic[TransportT]):
         """The environment variables that the run was submitted with; their values may be secrets."""
         return self._snapshot.env
 
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """The tags that the run was submitted with; empty on servers before 0.19.5."""
+        return self._snapshot.tags
+
     def outcome(self) -> Outcome | None:
         """Return how the run ended, or None if it had not finished as of the last poll.
 

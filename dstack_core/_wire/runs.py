@@ -124,6 +124,7 @@ class RunSnapshot:
     service: Service | None = None
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     deployment: int = 0
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_active(self) -> bool:
@@ -183,7 +184,14 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
         service=_service(data.get("service")),
         env=_env(spec),
         deployment=int(data.get("deployment_num") or 0),
+        tags=_tags(spec),
     )
+
+
+def _tags(spec: Mapping[str, Any]) -> Mapping[str, str]:
+    # Servers before 0.19.5 have none.
+    tags = (spec.get("configuration") or {}).get("tags") or {}
+    return {str(key): str(value) for key, value in tags.items()}
 
 
 def outcome_of(run: RunSnapshot, url: str) -> Outcome:

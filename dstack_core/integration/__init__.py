@@ -12,11 +12,16 @@ from dstack_core._function.call import FunctionCall
 from dstack_core._function.result import choose_report, late_read_pauses, report_key
 from dstack_core.configurations import check_ends
 from dstack_core.integration.attempts import Attempt, achoose_attempt, choose_attempt
+from dstack_core.integration.doctor import examine
+from dstack_core.integration.doctor_network import Finding, describe_finding
 from dstack_core.integration.masking import (
     RESULT_WARNING,
     Masker,
+    check_mask_env,
     collect_secrets,
+    env_names,
     mask,
+    mask_progress,
     mask_result,
     mask_value,
 )
@@ -38,6 +43,15 @@ from dstack_core.integration.outcome_text import (
     raise_for_outcome,
 )
 from dstack_core.integration.relay import DEFAULT_LOG_BUDGET, LogRelay, RecordLimits, describe_progress
+from dstack_core.integration.run_lists import (
+    COST_GROUPS,
+    CostRow,
+    RunRow,
+    cost_rows,
+    cost_table,
+    run_rows,
+    run_table,
+)
 from dstack_core.integration.stop import astop_run, stop_run
 from dstack_core.integration.utilization_text import (
     describe_utilization,
@@ -53,9 +67,11 @@ from dstack_core.models.failure_categories import (
     check_categories,
     in_categories,
 )
+from dstack_core.models.secrets import MaskEnv, is_secret_name
 from dstack_core.models.stops import StopResult, StopState
 
 __all__ = [
+    "COST_GROUPS",
     "DEFAULT_LOG_BUDGET",
     "FAILURE_CATEGORIES",
     "OUTCOME_FIELDS",
@@ -63,13 +79,17 @@ __all__ = [
     "RETRIED_CATEGORIES",
     "Attempt",
     "AttemptNames",
+    "CostRow",
     "FailureCategory",
+    "Finding",
     "FunctionCall",
     "LogRelay",
+    "MaskEnv",
     "Masker",
     "OutcomeField",
     "RecordLimits",
     "RunRef",
+    "RunRow",
     "StopResult",
     "StopState",
     "achoose_attempt",
@@ -77,24 +97,32 @@ __all__ = [
     "category_of",
     "check_categories",
     "check_ends",
+    "check_mask_env",
     "choose_attempt",
     "choose_report",
     "collect_secrets",
+    "cost_rows",
+    "cost_table",
     "describe_end",
     "describe_failure",
+    "describe_finding",
     "describe_outcome",
     "describe_progress",
     "describe_status",
     "describe_stop",
     "describe_utilization",
+    "env_names",
+    "examine",
     "format_duration",
     "format_price",
     "format_usd",
     "in_categories",
+    "is_secret_name",
     "known_fields",
     "late_read_pauses",
     "make_marker",
     "mask",
+    "mask_progress",
     "mask_result",
     "mask_value",
     "outcome_dict",
@@ -103,6 +131,8 @@ __all__ = [
     "raise_for_outcome",
     "read_marker",
     "report_key",
+    "run_rows",
+    "run_table",
     "short_hash",
     "slug",
     "stop_run",

@@ -29,17 +29,25 @@ LAYERS: dict[str, list[set[str]]] = {
             "utilization_plugin",
         },
         # What a run reports, and its log.
-        {"_run_reports"},
+        {"_run_reports", "_secret_sources"},
         {"_log_relay"},
         {"_git_connection", "_kill_reason", "_names", "_stop", "_templates", "_trigger_relay", "errors"},
         # One part of a task each: its connection, its record, its submission, its result.
         {"_outcome", "_previous_try", "_reap", "hooks", "retry_policies"},
-        {"_function_call", "_remaining_log", "_submission", "cli", "reaper", "status_trigger", "triggers"},
+        {
+            "_commands",
+            "_function_call",
+            "_remaining_log",
+            "_submission",
+            "reaper",
+            "status_trigger",
+            "triggers",
+        },
         # A whole task: its threads, and how it is made from an operator's fields.
         {"_task_run"},
         {"_from_operator"},
-        # What DAGs use.
-        {"operators", "sensors"},
+        # What DAGs use, and the command line.
+        {"cli", "operators", "sensors"},
         {"decorators", "services"},
     ],
     PREFECT: [
@@ -67,7 +75,7 @@ LAYERS: dict[str, list[set[str]]] = {
             "tasks",
             "worker",
         },
-        {"_remote_call", "flows", "functions", "job_block"},
+        {"_commands", "_remote_call", "flows", "functions", "job_block"},
         {"decorators"},
         {"__init__", "_collection"},
         {"__main__"},
