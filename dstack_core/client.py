@@ -159,6 +159,9 @@ class RunCollection:
             reports: Whether the run gets ``$DSTACK_RESULT_FILE``, whose content becomes its result, and the
                 Python module ``dstack_report`` (servers from 0.19.17 on): a command before those of a task.
                 Default: False, the configuration is sent as it is.
+            debug_on_failure: How long the container is held after the commands of a task have failed, for a
+                person who opens a shell in it: seconds or ``"30m"``. For every follower the run has failed at
+                once. Default: not at all.
             marker: Kept with the run. A run of this name that carries it is returned as it is, active or
                 finished, instead of submitting; without one, an active run of this name raises
                 ``RunNameTakenError`` and a finished one is replaced.

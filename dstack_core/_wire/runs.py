@@ -17,7 +17,8 @@ from typing import Any
 
 from dstack_core._wire.exact_sizes import exact_sizes
 from dstack_core._wire.http_messages import text, time_of
-from dstack_core.models.failure_categories import category_named, find_category
+from dstack_core.models.debug import HOLD_PREFIX
+from dstack_core.models.failure_categories import describe_exit, find_category
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.statuses import RunStatus, in_words, job_status, run_status
 
@@ -106,6 +107,7 @@ class RunSnapshot:
 
     ``raw_status`` and ``reason`` are the server's own words; ``marker`` is what the owner wrote into
     ``configuration_path`` (PROTOCOL 1.4). ``env`` stays out of the repr: its values may be secrets.
+    ``hold_seconds`` is how long its container is held after its commands have failed; None: not at all.
     """
 
     id: str
@@ -124,6 +126,7 @@ class RunSnapshot:
     service: Service | None = None
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     deployment: int = 0
+    hold_seconds: int | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -184,6 +187,7 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
         service=_service(data.get("service")),
         env=_env(spec),
         deployment=int(data.get("deployment_num") or 0),
+        hold_seconds=_hold_seconds(spec),
         tags=_tags(spec),
     )
 
@@ -209,7 +213,7 @@ def outcome_of(run: RunSnapshot, url: str) -> Outcome:
         status=run.status,
         exit_status=submission.exit_status if submission else None,
         reason=reason,
-        message=_message(run, submission, reason, category),
+        message=_message(run, submission, reason),
         cost=run.cost,
         duration=(max(ends) - time_of(run.submitted_at)).total_seconds() if ends else None,
         instance=machine.instance,
@@ -230,6 +234,16 @@ def _time(value: Any) -> str:
 def _env(spec: Mapping[str, Any]) -> Mapping[str, str]:
     env = (spec.get("configuration") or {}).get("env")
     return {name: str(value) for name, value in env.items()} if isinstance(env, Mapping) else {}
+
+
+def _hold_seconds(spec: Mapping[str, Any]) -> int | None:
+    commands = (spec.get("configuration") or {}).get("commands")
+    # At most the command of the reports comes before it.
+    for command in commands[:2] if isinstance(commands, list) else ():
+        if isinstance(command, str) and command.startswith(HOLD_PREFIX):
+            digits = command.removeprefix(HOLD_PREFIX).partition("\n")[0]
+            return int(digits) if digits.isdecimal() else None
+    return None
 
 
 def _job(data: Mapping[str, Any]) -> Job:
@@ -336,18 +350,10 @@ def _category(submission: Submission | None, reason: str | None) -> str:
     return find_category(reason, submission.exit_status, text_of_job, spot=submission.machine.spot).name
 
 
-def _exited(exit_status: int, category: str) -> str:
-    if exit_status == -1:
-        # The runner does not report which signal it was.
-        return "failed: its command was killed by a signal (most likely out of memory)"
-    clause = category_named(category).clause
-    return f"failed: its command exited with status {exit_status}" + (f" ({clause})" if clause else "")
-
-
-def _message(run: RunSnapshot, submission: Submission | None, reason: str | None, category: str) -> str:
+def _message(run: RunSnapshot, submission: Submission | None, reason: str | None) -> str:
     words = in_words(reason) or str(run.status)
     if submission and reason == "container_exited_with_error" and submission.exit_status is not None:
-        words = _exited(submission.exit_status, category)
+        words = describe_exit(submission.exit_status)
     parts = [submission.reason_message if submission else None]
     # The reason is the last attempt's, so the limit that ended the attempts is added here.
     if run.reason == "retry_limit_exceeded":

@@ -31,10 +31,10 @@ from dstack_core.integration.outcome_text import (
     OutcomeField,
     describe_end,
     describe_failure,
+    describe_hold,
     describe_outcome,
     describe_status,
     describe_stop,
-    format_duration,
     format_price,
     format_usd,
     outcome_dict,
@@ -59,6 +59,7 @@ from dstack_core.integration.utilization_text import (
     utilization_lines,
 )
 from dstack_core.models.base import known_fields
+from dstack_core.models.durations import format_duration
 from dstack_core.models.failure_categories import (
     FAILURE_CATEGORIES,
     RETRIED_CATEGORIES,
@@ -106,6 +107,7 @@ __all__ = [
     "describe_end",
     "describe_failure",
     "describe_finding",
+    "describe_hold",
     "describe_outcome",
     "describe_progress",
     "describe_status",

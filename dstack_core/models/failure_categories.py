@@ -511,6 +511,15 @@ def find_category(
     return next(found, _BY_NAME[UNKNOWN])
 
 
+def describe_exit(exit_status: int) -> str:
+    """Return how a command that failed exited, with what its exit status means."""
+    if exit_status == -1:
+        # The runner does not report which signal it was.
+        return "failed: its command was killed by a signal (most likely out of memory)"
+    clause = find_category(_EXITED[0], exit_status).clause
+    return f"failed: its command exited with status {exit_status}" + (f" ({clause})" if clause else "")
+
+
 def category_named(name: str) -> FailureCategory:
     """Return the category of that name; one that only a newer version has keeps its name."""
     unknown = _BY_NAME[UNKNOWN]

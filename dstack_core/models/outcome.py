@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from dstack_core.errors import DstackError
 from dstack_core.models.base import known_fields
-from dstack_core.models.failure_categories import category_named, find_category
+from dstack_core.models.debug import attach_command, hold_note
+from dstack_core.models.failure_categories import category_named, describe_exit, find_category
 from dstack_core.models.progress import ReportedSoFar
 from dstack_core.models.reports import plain_number
 from dstack_core.models.statuses import RunStatus, in_words
@@ -43,6 +44,11 @@ class Outcome:
             the run's log was followed.
         metrics: The last value of each metric that the run reported (floats by name), likewise.
         has_result: Whether the run reported a result, likewise.
+        debug_seconds: Seconds for which its container was held after its commands had failed
+            (``debug_on_failure``); at most, while it is held. Known where the run's log was followed.
+        debug_cost: What these seconds cost, in USD; part of ``cost`` once the run has ended.
+        debug_command: The command that opens a shell in its container; empty unless it is held.
+        debug_done: The file whose creation in the container ends the hold (a path), likewise.
         utilization: How busy its GPUs, CPUs and memory were; None if it was not asked for, or if the server
             has no values.
         category: Why the run did not succeed (str), a stable name such as ``user.out_of_memory``; empty for a
@@ -70,6 +76,10 @@ class Outcome:
     result: Any = field(default=None, repr=False)
     metrics: Mapping[str, float] = field(default_factory=dict)
     has_result: bool = False
+    debug_seconds: float = 0.0
+    debug_cost: float = 0.0
+    debug_command: str = ""
+    debug_done: str = ""
     utilization: Utilization | None = None
     category: str = ""
     cause: str = ""
@@ -117,7 +127,8 @@ class Outcome:
         """
         if self.succeeded:
             return self
-        raise self._error_class(f"Run {self.run_name} {self.message}. See {self.url}", self)
+        text = f"Run {self.run_name} {self.message}. See {self.url}{hold_note(self.debug_command)}"
+        raise self._error_class(text, self)
 
     @property
     def _error_class(self) -> type[RunError]:
@@ -132,7 +143,8 @@ class Outcome:
     def with_reports(self, reported: ReportedSoFar) -> Self:
         """Return a copy with what the run has reported, as ``Progress.reported`` of an event has it."""
         result = reported.results[0] if reported.results else None
-        return replace(self, result=result, metrics=reported.metrics, has_result=bool(reported.results))
+        reports = replace(self, result=result, metrics=reported.metrics, has_result=bool(reported.results))
+        return replace(reports, **_of_hold(self, reported)) if reported.held else reports
 
     def read_result(self) -> Any:
         """Return the result that the run reported.
@@ -174,6 +186,30 @@ class Outcome:
         measured = None if self.utilization is None else self.utilization.to_dict()
         plain = asdict(replace(self, utilization=None))
         return {**plain, "status": str(self.status), "metrics": metrics, "utilization": measured}
+
+
+def _of_hold(outcome: Outcome, reported: ReportedSoFar) -> dict[str, Any]:
+    """Return what changes for a run whose container was held: its commands have failed, whatever came after.
+
+    While the run is active, it shows how to get in.
+    """
+    held, released = reported.held, reported.released
+    seconds = float(held["seconds"] if released is None else released)
+    is_held = released is None and not outcome.status.is_ending
+    return {
+        "status": RunStatus.FAILED,
+        "exit_status": held["exit_status"],
+        "reason": "container_exited_with_error",
+        "message": describe_exit(held["exit_status"]),
+        # They follow from the new end.
+        "category": "",
+        "cause": "",
+        "next_step": "",
+        "debug_seconds": seconds,
+        "debug_cost": round(seconds / 3600 * (outcome.price_per_hour or 0.0) * held.get("nodes", 1), 6),
+        "debug_command": attach_command(outcome.run_name) if is_held else "",
+        "debug_done": held["done"] if is_held else "",
+    }
 
 
 class RunError(DstackError):

@@ -81,6 +81,9 @@ def run_task(
         reports: Give the run ``$DSTACK_RESULT_FILE``, whose content becomes ``outcome["result"]``, and the
             Python module ``dstack_report``. Default: True; a service, and a task without commands, is
             submitted as it is.
+        debug_on_failure: How long the container is held after the commands have failed, for a person who
+            opens a shell in it: seconds or ``"30m"``. The task fails at once, and a retry is a new run.
+            Default: not at all.
         profiles_file: The file of profiles; by default ``.dstack/profiles.yml`` in ``repo_dir``. This
             machine's home directory is not used.
         repo_dir: A directory whose contents the run gets; commands start in it. If it is the top of a Git
