@@ -29,7 +29,7 @@ LAYERS: dict[str, list[set[str]]] = {
             "utilization_plugin",
         },
         # What a run reports, and its log.
-        {"_run_reports", "_secret_sources"},
+        {"_log_groups", "_run_reports", "_secret_sources"},
         {"_log_relay"},
         {"_git_connection", "_kill_reason", "_names", "_stop", "_templates", "_trigger_relay", "errors"},
         # One part of a task each: its connection, its record, its submission, its result.
