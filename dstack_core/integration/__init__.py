@@ -44,7 +44,6 @@ from dstack_core.integration.outcome_text import (
 )
 from dstack_core.integration.relay import DEFAULT_LOG_BUDGET, LogRelay, RecordLimits, describe_progress
 from dstack_core.integration.run_lists import (
-    COST_GROUPS,
     CostRow,
     RunRow,
     cost_rows,
@@ -72,7 +71,6 @@ from dstack_core.models.secrets import MaskEnv, is_secret_name
 from dstack_core.models.stops import StopResult, StopState
 
 __all__ = [
-    "COST_GROUPS",
     "DEFAULT_LOG_BUDGET",
     "FAILURE_CATEGORIES",
     "OUTCOME_FIELDS",
