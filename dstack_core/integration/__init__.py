@@ -61,17 +61,28 @@ from dstack_core.integration.utilization_text import (
 )
 from dstack_core.models.base import known_fields
 from dstack_core.models.durations import format_duration
+from dstack_core.models.failure_categories import (
+    FAILURE_CATEGORIES,
+    RETRIED_CATEGORIES,
+    FailureCategory,
+    category_of,
+    check_categories,
+    in_categories,
+)
 from dstack_core.models.secrets import MaskEnv, is_secret_name
 from dstack_core.models.stops import StopResult, StopState
 
 __all__ = [
     "DEFAULT_LOG_BUDGET",
+    "FAILURE_CATEGORIES",
     "OUTCOME_FIELDS",
     "RESULT_WARNING",
+    "RETRIED_CATEGORIES",
     "Attempt",
     "AttemptNames",
     "CallbackNotifier",
     "CostRow",
+    "FailureCategory",
     "Finding",
     "FunctionCall",
     "LogRelay",
@@ -85,6 +96,8 @@ __all__ = [
     "StopState",
     "achoose_attempt",
     "astop_run",
+    "category_of",
+    "check_categories",
     "check_ends",
     "check_mask_env",
     "choose_attempt",
@@ -106,6 +119,7 @@ __all__ = [
     "format_duration",
     "format_price",
     "format_usd",
+    "in_categories",
     "is_secret_name",
     "known_fields",
     "late_read_pauses",

@@ -34,7 +34,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"_log_relay"},
         {"_git_connection", "_kill_reason", "_names", "_stop", "_templates", "_trigger_relay", "errors"},
         # One part of a task each: its connection, its record, its submission, its result.
-        {"_callbacks", "_outcome", "_previous_try", "_reap", "hooks"},
+        {"_callbacks", "_outcome", "_previous_try", "_reap", "hooks", "retry_policies"},
         {
             "_commands",
             "_function_call",
@@ -66,7 +66,17 @@ LAYERS: dict[str, list[set[str]]] = {
         {"_job", "_orphaned_runs", "_worker_runs"},
         {"_follow"},
         # What flows and work pools use.
-        {"_remote_function", "deploy", "hooks", "reaper", "run_handle", "runs", "tasks", "worker"},
+        {
+            "_remote_function",
+            "deploy",
+            "hooks",
+            "reaper",
+            "retry_conditions",
+            "run_handle",
+            "runs",
+            "tasks",
+            "worker",
+        },
         {"_commands", "_remote_call", "flows", "functions", "job_block"},
         {"decorators"},
         {"__init__", "_collection"},
