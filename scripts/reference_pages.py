@@ -113,6 +113,7 @@ PAGES = [
         core(
             "integration.RunRef",
             "integration.AttemptNames",
+            "integration.run_name",
             "integration.slug",
             "integration.short_hash",
             "integration.make_marker",

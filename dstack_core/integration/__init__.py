@@ -20,7 +20,15 @@ from dstack_core.integration.masking import (
     mask_result,
     mask_value,
 )
-from dstack_core.integration.names import AttemptNames, RunRef, make_marker, read_marker, short_hash, slug
+from dstack_core.integration.names import (
+    AttemptNames,
+    RunRef,
+    make_marker,
+    read_marker,
+    run_name,
+    short_hash,
+    slug,
+)
 from dstack_core.integration.outcome_text import (
     OUTCOME_FIELDS,
     OutcomeField,
@@ -83,6 +91,7 @@ __all__ = [
     "raise_for_outcome",
     "read_marker",
     "report_key",
+    "run_name",
     "short_hash",
     "slug",
     "stop_run",

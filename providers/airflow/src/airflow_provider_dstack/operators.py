@@ -413,13 +413,15 @@ class DstackRunOperator(TemplatedModels):
 
     def _stop_leftover(self, context: Context) -> None:
         """Stop what a trigger may have left; the run is known by its name and marker alone."""
-        from airflow_provider_dstack._from_operator import run_behind
+        from airflow_provider_dstack._from_operator import names_of, run_behind
+        from airflow_provider_dstack._previous_try import as_submitted
 
         ref = run_behind(self, context)
         with self.hook().client() as client:
             if self.on_kill_action == "keep":
                 log_kept(ref.name, KEEP_ASKED_FOR, client.run_url(), self.log)
             else:
+                ref = as_submitted(client, ref, names_of(self, context))
                 stop_task_run(client, ref, action=self.on_kill_action, log=self.log)
 
     def _stop_or_leave(self, context: Context, error: Exception) -> None:

@@ -29,6 +29,7 @@ from pydantic import BaseModel, Field, PrivateAttr, SecretStr
 from prefect_dstack import _bundles
 from prefect_dstack._bundles import Parcel
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
+from prefect_dstack._names import machine_names
 from prefect_dstack._secrets import GitCredentialsLike, GitLogin, name_or_secret
 from prefect_dstack._submission import Submission, resolve
 from prefect_dstack.credentials import DstackCredentials
@@ -36,6 +37,8 @@ from prefect_dstack.credentials import DstackCredentials
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import Flow, FlowRun, WorkPool
     from prefect.client.schemas.responses import DeploymentResponse
+
+    from dstack_core.integration import AttemptNames
 
 # What makes sense only in the worker's process.
 _NOT_PASSED_ON = ("PREFECT_HOME", "PREFECT_PROFILES_PATH", "PREFECT_SERVER_", "PREFECT_WORKER_")
@@ -163,6 +166,10 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
     def lacks_bundle(self) -> bool:
         """Whether the flow run has a bundle that is not here."""
         return self._bundle_is is not None and self._bundle is None
+
+    def names(self, flow_run_id: UUID) -> AttemptNames:
+        """Return the names of the flow run's machines, made of what Prefect labels this one with."""
+        return machine_names(flow_run_id, self.labels)
 
     def carry(self, parcel: Parcel, folder: Path) -> None:
         """Upload the flow run's bundle with its machine and run it there.

@@ -303,7 +303,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
                 worker_id=self.backend_id,
             )
             async with open_async_client(await aload(configuration.credentials)) as client:
-                run = await find(client, flow_run.id)
+                run = await find(client, flow_run.id, configuration)
                 state = flow_run.state
                 # Its worker was killed before it had submitted the machine.
                 has_bundle = configuration.bundle_is != _bundles.WITH_CALLER
