@@ -17,6 +17,7 @@ VALUES: dict[str, Any] = {
     "args": ["--epochs", "3"],
     "profile": "cheap",
     "reports": True,
+    "tags": {"team": "ml"},
 }
 # All options, each visible in what is sent.
 CONFIGURATION: dict[str, Any] = {"type": "task", "commands": ["train ${{ run.args }}"]}

@@ -94,7 +94,8 @@ class RunSnapshot:
     """A run as the server showed it at one moment.
 
     ``raw_status`` and ``reason`` are the server's own words; ``marker`` is what the owner wrote into
-    ``configuration_path`` (PROTOCOL 1.4). ``env`` stays out of the repr: its values may be secrets.
+    ``configuration_path`` (PROTOCOL 1.4). ``has_pages``: the server's UI has pages for the log and the metrics of
+    a run. ``env`` stays out of the repr: its values may be secrets.
     """
 
     id: str
@@ -113,6 +114,7 @@ class RunSnapshot:
     service: Service | None = None
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     deployment: int = 0
+    has_pages: bool = False
 
     @property
     def is_active(self) -> bool:
@@ -172,6 +174,8 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
         service=_service(data.get("service")),
         env=_env(spec),
         deployment=int(data.get("deployment_num") or 0),
+        # Servers send the key since 0.19.27, and have a page for a run's log and metrics since 0.19.25.
+        has_pages="fleet" in data,
     )
 
 

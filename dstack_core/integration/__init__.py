@@ -49,6 +49,7 @@ from dstack_core.integration.relay import DEFAULT_LOG_BUDGET, LogRelay, RecordLi
 from dstack_core.integration.stop import astop_run, stop_run
 from dstack_core.models.base import known_fields
 from dstack_core.models.stops import StopResult, StopState
+from dstack_core.models.tags import check_tags, tag_value
 
 __all__ = [
     "DEFAULT_LOG_BUDGET",
@@ -67,6 +68,7 @@ __all__ = [
     "achoose_attempt",
     "astop_run",
     "check_ends",
+    "check_tags",
     "choose_attempt",
     "choose_report",
     "collect_secrets",
@@ -95,4 +97,5 @@ __all__ = [
     "short_hash",
     "slug",
     "stop_run",
+    "tag_value",
 ]

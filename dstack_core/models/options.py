@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from dstack_core.errors import ConfigurationError
 
@@ -41,6 +41,13 @@ class KeywordOptions(TypedDict, total=False):
     """Whether the run gets ``$DSTACK_RESULT_FILE``, whose content becomes its result, and the Python module
     ``dstack_report`` (servers from 0.19.17 on): a command before those of a task. Default: False, the
     configuration is sent as it is.
+    """
+
+
+    tags: Mapping[str, str] | Literal[False] | None
+    """Tags that the run's machine gets at its cloud, by which a bill can be grouped (servers from 0.19.5 on).
+    A key that the configuration or the profile has keeps its value there. False also leaves out the client's
+    ``default_tags``. Default: none of its own.
     """
 
 
