@@ -144,7 +144,7 @@ check: $(CORE) $(AIRFLOW) $(PREFECT) $(BENCH_PLOTS) ## Run ruff, mypy --strict a
 	$(ENVS)/core/bin/ruff check .
 	$(ENVS)/core/bin/mypy -p dstack_core -p dstack_report -p tests.core -p tests.local -p tests.contract -p tests.rig -p tests.docs \
 	  -p tests.documented -p scripts
-	$(ENVS)/core/bin/mypy $(addprefix -m benchmarks.,__main__ imports log_relay attached_relay submit_requests idle_run)
+	$(ENVS)/core/bin/mypy $(addprefix -m benchmarks.,__main__ imports log_relay attached_relay report_delay submit_requests idle_run)
 	$(ENVS)/core/bin/mypy $(filter-out %_adapters.py %_kills.py %/airflow_latency.py tests/faults/prefect_%,$(wildcard tests/faults/*.py))
 	$(ENVS)/airflow/bin/mypy providers/airflow/src dags scripts/demo_airflow.py tests/provider_airflow $(addprefix tests/faults/airflow_,adapters.py kills.py latency.py)
 	$(ENVS)/airflow/bin/mypy $(addprefix -m benchmarks.,dag_parse watching watcher airflow_host signalled waiting_for_log dags.measured)

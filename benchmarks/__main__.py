@@ -24,6 +24,7 @@ MODULES = {
     "idle_run": "core",
     "log_relay": "core",
     "attached_relay": "core",
+    "report_delay": "core",
     "airflow_host": "airflow",
     "prefect_host": "prefect",
 }

@@ -8,6 +8,9 @@ continue without any. It does not know who polls meanwhile, how often exactly, o
 it continues, it reads the log, so ``due`` is how long a silent log may stay unread: that grows with the
 silence.
 
+A run whose last read had messages in it (``Reported``) is read again after half an interval: a metric has
+waited for the server to fetch it from the machine already.
+
 Invariants: the log is read after the status that ends the run, so that its last line precedes
 ``RunFinished``. A line that is logged after a silence is read after at most as long as the silence lasted (or
 one poll), and within ``longest_log_pause``. What changed in between is never lost: the next poll shows it.
@@ -39,6 +42,10 @@ LONGEST_LOG_PAUSE = 15.0
 # over the polls of one pause stay spread when it grows. 12 polls of 5 s are the minute that a shared client
 # allows.
 _LOG_PAUSES = (12, 4, 2, 1)
+# The share of an interval after which a run that reports is read again. The server fetches a log every 2.8 s
+# (measured on 0.22.5). At a poll interval of 5 s, 95 % of the messages arrive within 4.5 s with a half, and
+# within 6.6 s with a whole interval. A smaller share costs more log reads for each run that reports.
+_REPORTING_SHARE = 0.5
 # Polls come a little early or late. Without a tolerance of this many polls the pauses grow a poll later.
 _TOLERANCE = 0.05
 
@@ -123,7 +130,11 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
         now = options.wall_clock()
         if progress != before:
             last_new = now
-        step = Wait(poll, is_news, options.poll_interval, options.log_pause(now - last_new))
+        if progress.reported.count > before.reported.count:
+            due = _REPORTING_SHARE * options.poll_interval
+        else:
+            due = options.log_pause(now - last_new)
+        step = Wait(poll, is_news, options.poll_interval, due)
         # A snapshot is most of what a waiting follower would keep, and the next poll brings another one.
         del run
         run = yield step

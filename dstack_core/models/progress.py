@@ -46,25 +46,33 @@ class ReportedSoFar:
         results: The result that was reported last, in a tuple; empty without one, as a result may be None.
         metrics: The last value of each metric, by name; at most 1000.
         dropped: How many messages were dropped.
+        count: How many messages were reported, of any kind.
     """
 
     results: Sequence[Any] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     dropped: int = 0
+    count: int = 0
 
     def with_message(self, kind: str, payload: Mapping[str, Any]) -> Self:
         """Return a copy that knows one more message."""
+        one_more = replace(self, count=self.count + 1)
         if kind == "result":
-            return replace(self, results=(payload["value"],))
+            return replace(one_more, results=(payload["value"],))
         if kind == "metric":
             merged = {**self.metrics, **metric_values(payload)}
-            return replace(self, metrics=dict(list(merged.items())[:MAX_METRICS]))
-        return self
+            return replace(one_more, metrics=dict(list(merged.items())[:MAX_METRICS]))
+        return one_more
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as values that JSON has."""
         metrics = {name: plain_number(value) for name, value in self.metrics.items()}
-        return {"results": list(self.results), "metrics": metrics, "dropped": self.dropped}
+        return {
+            "results": list(self.results),
+            "metrics": metrics,
+            "dropped": self.dropped,
+            "count": self.count,
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

@@ -342,6 +342,18 @@ def test_following_reports_messages_and_the_outcome_has_the_last(driver: Driver)
     assert str(again.metrics) == str(end.outcome.metrics)
 
 
+@pytest.mark.parametrize("kind", ["metric", "progress"])
+def test_a_run_that_reports_is_read_again_after_half_an_interval(driver: Driver, kind: str) -> None:
+    message = short(kind, loss=1) if kind == "metric" else short(kind, value=0.5)
+    pages = [(1, "a line\r\n"), (2, message + "\r\n"), (3, message + "\r\n")]
+    script = Script(
+        runs__get=[reply(run_json(status)) for status in ["running"] * 4 + ["done"]],
+        logs__poll=[newer(*pages[:n]) for n in (1, 2, 3, 3, 3)],
+    )
+    driver.events(flow(driver), script)
+    assert driver.clock.slept == [5, 2.5, 2.5, 5]
+
+
 def test_every_event_is_a_place_to_continue(driver: Driver) -> None:
     everything = reported(driver.events(flow(driver), finished(*MESSAGES)))
     events = driver.events(flow(driver), finished(*MESSAGES))
