@@ -161,6 +161,11 @@ class RunBase(Generic[TransportT]):
         """The environment variables that the run was submitted with; their values may be secrets."""
         return self._snapshot.env
 
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """The tags that the run was submitted with, which its machine has at its cloud."""
+        return self._snapshot.tags
+
     def outcome(self) -> Outcome | None:
         """Return how the run ended, or None if it had not finished as of the last poll.
 

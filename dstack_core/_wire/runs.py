@@ -115,6 +115,7 @@ class RunSnapshot:
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     deployment: int = 0
     has_pages: bool = False
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_active(self) -> bool:
@@ -176,6 +177,7 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
         deployment=int(data.get("deployment_num") or 0),
         # Servers send the key since 0.19.27, and have a page for a run's log and metrics since 0.19.25.
         has_pages="fleet" in data,
+        tags=_tags(spec),
     )
 
 
@@ -208,6 +210,15 @@ def _time(value: Any) -> str:
     """Return a time as it came, for paging; raises ``ValueError`` or ``TypeError`` for anything else."""
     time_of(value)
     return str(value)
+
+
+def _tags(spec: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the tags of a run spec; a server has those of the profile only there."""
+    for part in ("configuration", "profile"):
+        tags = (spec.get(part) or {}).get("tags")
+        if isinstance(tags, Mapping):
+            return {str(key): str(value) for key, value in tags.items()}
+    return {}
 
 
 def _env(spec: Mapping[str, Any]) -> Mapping[str, str]:

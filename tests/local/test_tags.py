@@ -31,6 +31,7 @@ def test_the_embedded_server_keeps_tags_and_an_update_changes_none(server: Local
     assert made[0] == made[1]
     (run,) = server.client().runs.list()
     assert run.deployment_num == 1
+    assert run.tags == {"airflow-run": "1", "team": "ml"}
     # The server itself updates no tags, which is why a client keeps them.
     with pytest.raises(RunNotUpdatableError, match="tags"), server.client() as other:
         other.runs.apply({**service, "tags": {"team": "web"}}, run_name="chat")

@@ -13,11 +13,11 @@ from prefect_dstack import run_task
 from prefect_dstack._names import (
     Ordinals,
     Owner,
-    _name_of,
     flow_run_marker_prefix,
     former_machine_name,
     identify,
     machine_names,
+    name_of_task,
     outlives_crash,
     owner_of,
     worker_marker_prefix,
@@ -73,7 +73,7 @@ def test_names_and_markers_stay_as_they_are_for_runs_of_an_earlier_version() -> 
 def test_only_another_execution_of_a_flow_run_looks_for_runs_of_an_earlier_version() -> None:
     assert named(owner(flow="f", count=1), Ordinals()).former_base is None
     assert named(owner(flow="f", count=2), Ordinals()).former_base is not None
-    # Nobody finds a run whose name was random.
+    # A run whose name was random is not found again.
     assert named(owner(flow="f", count=2, shares=False), Ordinals()).former_base is None
     assert named(owner(flow=None, count=2), Ordinals()).former_base is None
 
@@ -86,8 +86,8 @@ def test_a_name_is_the_flows_and_the_tasks() -> None:
 
 
 def test_a_task_of_this_package_has_a_name_only_if_the_user_gave_it_one() -> None:
-    assert _name_of(run_task) is None
-    assert _name_of(run_task.with_options(name="fit")) == "fit"
+    assert name_of_task(run_task) is None
+    assert name_of_task(run_task.with_options(name="fit")) == "fit"
 
 
 @pytest.mark.parametrize("marker", [None, "", "prefect:", "prefect:a/b", "prefect:a/b/", "airflow:a/b/c"])

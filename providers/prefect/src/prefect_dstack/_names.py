@@ -79,7 +79,7 @@ def task_owner() -> Owner:
         flow_run_count=run.flow_run_run_count,
         shares_process=flow is not None and not flow.detached,
         flow_name=None if flow is None or flow.flow is None else flow.flow.name,
-        task_name=_name_of(context.task),
+        task_name=name_of_task(context.task),
     )
 
 
@@ -247,7 +247,7 @@ def owner_of(marker: str | None) -> tuple[str, str] | None:
     return None
 
 
-def _name_of(task: Task[..., Any]) -> str | None:
+def name_of_task(task: Task[..., Any]) -> str | None:
     """Return what the user calls a task; None for one of this package that has its own name."""
     function = task.fn
     is_ours = (function.__module__ or "").startswith("prefect_dstack.")

@@ -122,8 +122,8 @@ def resolve(
         check_ends(loaded, given.get("max_duration"), profile)
     if all(limit is None for limit in (given.get("max_duration"), loaded.max_duration, profile.max_duration)):
         arguments["max_duration"] = max_duration
-    # Not in what is described: with and without reports it is the same run, which must be found again.
-    reports = arguments.pop("reports", DEFAULT_REPORTS)
+    # Not in what is described: with and without them it is the same run, which must be found again.
+    reports, tags = arguments.pop("reports", DEFAULT_REPORTS), arguments.pop("tags", None)
     # A renewed secret is the same submission: another execution must find the run of the one before it.
     shown_env = {name: _MASK if is_secret(value) else value for name, value in env.items()}
     described = {
@@ -140,7 +140,7 @@ def resolve(
     texts = {name: str(plain(value)) for name, value in env.items()}
     return Submission(
         configuration=loaded,
-        arguments={**arguments, "env": texts or None, "profile": profile, "reports": reports},
+        arguments={**arguments, "env": texts or None, "profile": profile, "reports": reports, "tags": tags},
         described=described,
         code=code,
         # The server returns the run's environment, but not the password.

@@ -86,7 +86,9 @@ async def submit_once(
     with git_credentials_named(), client_warnings_in(logger):
         if not submission.code.arguments:
             return await client.runs.submit(submission.configuration, **arguments)
-        async with open_async_client(block, code=submission.code) as with_code:
+        async with open_async_client(
+            block, code=submission.code, tags=configuration.automatic_tags
+        ) as with_code:
             await with_code.runs.submit(submission.configuration, **arguments)
     # The run belongs to the client that is closed now.
     run = await client.runs.get(arguments["run_name"], retry_budget=SUBMIT_BUDGET)

@@ -32,6 +32,7 @@ from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
 from prefect_dstack._names import machine_names
 from prefect_dstack._secrets import GitCredentialsLike, GitLogin, name_or_secret
 from prefect_dstack._submission import Submission, resolve
+from prefect_dstack._tags import tags_of_worker
 from prefect_dstack.credentials import DstackCredentials
 
 if TYPE_CHECKING:
@@ -86,6 +87,10 @@ class MachineFields(BaseModel):
     )
     profile: str | None = Field(
         default=None, description="Name of a profile; without one the file's default profile counts."
+    )
+    tags: dict[str, str] | bool | None = Field(
+        default=None,
+        description="Tags of the machine at its cloud, beside the automatic ones; off for no tags at all.",
     )
     profiles_file: str | None = Field(
         default=None,
@@ -170,6 +175,11 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
     def names(self, flow_run_id: UUID) -> AttemptNames:
         """Return the names of the flow run's machines, made of what Prefect labels this one with."""
         return machine_names(flow_run_id, self.labels)
+
+    @property
+    def automatic_tags(self) -> dict[str, str]:
+        """What tells the bill of a cloud whose machine this is."""
+        return tags_of_worker(self.labels)
 
     def carry(self, parcel: Parcel, folder: Path) -> None:
         """Upload the flow run's bundle with its machine and run it there.
