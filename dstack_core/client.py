@@ -163,6 +163,9 @@ class RunCollection:
             reports: Whether the run gets ``$DSTACK_RESULT_FILE``, whose content becomes its result, and the
                 Python module ``dstack_report`` (servers from 0.19.17 on): a command before those of a task.
                 Default: False, the configuration is sent as it is.
+            tags: Tags that the run's machine gets at its cloud, by which a bill can be grouped (servers from
+                0.19.5 on). A key that the configuration or the profile has keeps its value there. False also
+                leaves out the client's ``default_tags``. Default: none of its own.
             marker: Kept with the run. A run of this name that carries it is returned as it is, active or
                 finished, instead of submitting; without one, an active run of this name raises
                 ``RunNameTakenError`` and a finished one is replaced.

@@ -45,9 +45,9 @@ def apply(
 
     An active run is updated in place, and left alone when there is nothing to change; it keeps its marker
     unless one is given. Where no run is active, one is submitted with the spec's own marker; a finished run
-    that carries ``marker`` is returned as it is. A run that is submitted gets the ``default_tags``; one that is
-    updated keeps those that it has. Raises ``RunNotUpdatableError`` when a change needs a new
-    run, and the other server errors.
+    that carries ``marker`` is returned as it is. A run that is submitted gets the ``default_tags``; one
+    that is updated keeps those that it has. Raises ``RunNotUpdatableError`` when a change needs a new run,
+    and the other server errors.
     """
     patience = Patience(budget)
     sent: _Sent | None = None

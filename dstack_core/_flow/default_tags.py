@@ -10,7 +10,6 @@ the same run without them. From then on this client knows, and asks no more.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from dstack_core._flow.steps import Op
 from dstack_core._flow.version_check import VersionCheck

@@ -43,7 +43,6 @@ class KeywordOptions(TypedDict, total=False):
     configuration is sent as it is.
     """
 
-
     tags: Mapping[str, str] | Literal[False] | None
     """Tags that the run's machine gets at its cloud, by which a bill can be grouped (servers from 0.19.5 on).
     A key that the configuration or the profile has keeps its value there. False also leaves out the client's

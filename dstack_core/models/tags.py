@@ -1,4 +1,4 @@
-"""Tags of a cloud's resources, by which its bill can be grouped: what servers accept, and what every cloud does.
+"""Tags of a cloud's resources, which group its bill: what servers accept, and what every cloud does.
 
 A server accepts more than its clouds do: it sends a cloud only the tags that are valid there, and drops the
 others without a word. Google Cloud is the strictest: its keys and values have at most 63 lowercase letters,

@@ -26,7 +26,9 @@ def submit(
     use: Operations | None = None,
     **options: Any,
 ) -> Any:
-    operations = use or Operations(Api("http://server", "main"), 30.0, clock=driver.clock, default_tags=DEFAULTS)
+    operations = use or Operations(
+        Api("http://server", "main"), 30.0, clock=driver.clock, default_tags=DEFAULTS
+    )
     flow = operations.submit(
         configuration,
         "train",
@@ -68,7 +70,9 @@ def test_the_users_own_tags_win_over_an_option_and_that_over_the_clients(
 
 
 def test_a_plan_needs_no_tags_and_is_asked_for_without_them(driver: Driver) -> None:
-    script = Script(users__get_my_user=[reply({"username": "a", "ssh_public_key": "k"})], runs__get_plan=[LOST])
+    script = Script(
+        users__get_my_user=[reply({"username": "a", "ssh_public_key": "k"})], runs__get_plan=[LOST]
+    )
     use = Operations(Api("http://server", "main"), 0.0, clock=driver.clock, default_tags=DEFAULTS)
     with pytest.raises(errors.ServerUnreachableError):
         driver.run(use.plan(TASK, SubmitOptions()), script)
@@ -111,7 +115,10 @@ def test_tags_that_the_user_wants_are_reported_as_missing_on_an_old_server(drive
 @pytest.mark.parametrize(
     ("tags", "text"),
     [
-        ({"a b": "c"}, r"tags: expected as a key 1 to 60 letters, digits, hyphens and underscores, got 'a b'"),
+        (
+            {"a b": "c"},
+            r"tags: expected as a key 1 to 60 letters, digits, hyphens and underscores, got 'a b'",
+        ),
         ({"k" * 61: "c"}, "tags: expected as a key 1 to 60"),
         ({1: "c"}, "tags: expected as a key 1 to 60 .*, got 1"),
         ({"team": "ü"}, r"tags: expected for team at most 256 letters, .*, got 'ü'"),

@@ -151,9 +151,7 @@ def test_the_extra_has_tags_for_every_run(monkeypatch: pytest.MonkeyPatch, extra
 
 @pytest.mark.parametrize(("extra", "told"), [({"a b": "c"}, "'a b'"), ("team", "'team'"), ([1], r"\[1\]")])
 def test_wrong_tags_in_the_extra_are_reported(monkeypatch: pytest.MonkeyPatch, extra: Any, told: str) -> None:
-    hook = define(
-        monkeypatch, host="http://h", login="p", password="t-token", extra={"default_tags": extra}
-    )
+    hook = define(monkeypatch, host="http://h", login="p", password="t-token", extra={"default_tags": extra})
     for make in (hook.get_conn, hook.client_with_code, hook.async_client):
         with pytest.raises(AirflowFailException, match=f"'mine': default_tags: expected .*got {told}"):
             make()

@@ -96,7 +96,11 @@ def test_an_updated_service_keeps_the_tags_of_its_first_submission(server: Local
         tries.ti.run_id = number
         configuration = {"type": "service", "port": 80 + int(number), "commands": ["sleep 60"], "auth": False}
         operator = DstackServiceOperator(
-            task_id="train", configuration=configuration, run_name="chat", on_active="update", poll_interval=0.1
+            task_id="train",
+            configuration=configuration,
+            run_name="chat",
+            on_active="update",
+            poll_interval=0.1,
         )
         operator.readiness = lambda context: lambda run: True  # type: ignore[method-assign]
         operator._service_url = "x"

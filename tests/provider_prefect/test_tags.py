@@ -98,7 +98,7 @@ def test_wrong_tags_are_refused(credentials: DstackCredentials) -> None:
     def wrong() -> None:
         run_task(CONFIGURATION, credentials, tags={"a b": "c"})
 
-    with pytest.raises(ConfigurationError, match="^tags: expected as a key 1 to 60 letters, .* got 'a b'"):
+    with pytest.raises(ConfigurationError, match=r"^tags: expected as a key 1 to 60 letters, .* got 'a b'"):
         wrong()
 
 

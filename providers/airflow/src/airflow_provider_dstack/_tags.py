@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def automatic_tags(context: Context, owner: str | None) -> dict[str, str]:
-    """Return what tells the bill which task instance a run belongs to; an empty value is left out."""
+    """Return the tags that name the task instance of a run; an empty value is left out."""
     from dstack_core.integration import tag_value
 
     ti = context["ti"]

@@ -118,7 +118,9 @@ class DstackHook(BaseHook):
 
         if repo_dir is None and git_conn_id is None:
             try:
-                return Client(**self.client_arguments(retry_budget=retry_budget, automatic_tags=automatic_tags))
+                return Client(
+                    **self.client_arguments(retry_budget=retry_budget, automatic_tags=automatic_tags)
+                )
             except ConfigurationError as error:
                 raise self._unusable(error.message) from None
         try:

@@ -1,8 +1,8 @@
 """The tags by which the bill of a cloud shows what a flow's runs have cost.
 
 A tag's key is the same on every cloud, and its value is valid on the strictest (``tag_value``). The prefix
-keeps them apart from the tags of the cloud's own accounts, and from dstack's. Labels that the user gave a flow
-run or a work pool become tags with their own name.
+keeps them apart from the tags of the cloud's own accounts, and from dstack's. Labels that the user gave a
+flow run or a work pool become tags with their own name.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
 
     @property
     def automatic_tags(self) -> dict[str, str]:
-        """What tells the bill of a cloud whose machine this is."""
+        """The tags that name the owner of this machine in the bill of a cloud."""
         return tags_of_worker(self.labels)
 
     def carry(self, parcel: Parcel, folder: Path) -> None:

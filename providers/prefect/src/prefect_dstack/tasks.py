@@ -81,6 +81,9 @@ def run_task(
         reports: Give the run ``$DSTACK_RESULT_FILE``, whose content becomes ``outcome["result"]``, and the
             Python module ``dstack_report``. Default: True; a service, and a task without commands, is
             submitted as it is.
+        tags: Tags that the run's machine gets at its cloud, by which a bill can be grouped (servers from
+            0.19.5 on). A key that the configuration or the profile has keeps its value there. False also
+            leaves out the client's ``default_tags``. Default: none of its own.
         profiles_file: The file of profiles; by default ``.dstack/profiles.yml`` in ``repo_dir``. This
             machine's home directory is not used.
         repo_dir: A directory whose contents the run gets; commands start in it. If it is the top of a Git
