@@ -94,8 +94,8 @@ class RunSnapshot:
     """A run as the server showed it at one moment.
 
     ``raw_status`` and ``reason`` are the server's own words; ``marker`` is what the owner wrote into
-    ``configuration_path`` (PROTOCOL 1.4). ``has_pages``: the server's UI has pages for the log and the metrics
-    of a run. ``env`` stays out of the repr: its values may be secrets.
+    ``configuration_path`` (PROTOCOL 1.4). ``has_pages``: the server's UI has a page for a run's log, and one
+    for its metrics. ``env`` stays out of the repr: its values may be secrets.
     """
 
     id: str

@@ -62,7 +62,7 @@ def test_the_users_own_tags_win_over_an_option_and_that_over_the_clients(
     driver: Driver, own: Any, profile: Any, option: Any, tags: Any
 ) -> None:
     script = server("0.22.5")
-    given = {} if profile is None else {"profile": Profile(tags=profile)}
+    given: dict[str, Any] = {} if profile is None else {"profile": Profile(tags=profile)}
     submit(driver, script, Task(commands=["x"], tags=own), tags=option, **given)
     assert sent(script) == [tags]
     # Only what a user wrote is worth a request for the version.
