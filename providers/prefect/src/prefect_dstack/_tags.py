@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from prefect.context import FlowRunContext, TaskRunContext
 
 from prefect_dstack._cancellation import quick_prefect_client
 from prefect_dstack._names import name_of_task
-
-if TYPE_CHECKING:
-    from prefect_dstack.credentials import DstackCredentials
 
 # Prefect's own labels of a flow run, and of a worker's infrastructure.
 _OF_PREFECT = ("prefect.", "prefect.io/")
@@ -57,9 +54,8 @@ def tags_of_worker(labels: Mapping[str, Any]) -> dict[str, str]:
     return _as_tags({**_own_labels(labels), **facts})
 
 
-def default_tags(block: DstackCredentials | None, automatic: Mapping[str, str]) -> dict[str, str]:
-    """Return the tags that a client's runs have by default: those of the block win."""
-    given = None if block is None else block.default_tags
+def default_tags(given: dict[str, str] | bool | None, automatic: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags that a client's runs have by default: ``given`` by a block, which win."""
     if given is False:
         return {}
     return {**automatic, **(given if isinstance(given, dict) else {})}

@@ -179,7 +179,7 @@ def target_of(block: DstackCredentials | None, tags: Mapping[str, str] = _NO_TAG
 
     ``tags`` are automatic ones, which the block can turn off.
     """
-    defaults = default_tags(block, tags)
+    defaults = default_tags(None if block is None else block.default_tags, tags)
     more: dict[str, Any] = {"default_tags": defaults} if defaults else {}
     if block is None:
         return more
