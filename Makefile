@@ -86,7 +86,7 @@ test-airflow-components: $(AIRFLOW) $(SERVER) ## Kill and take over real Airflow
 	@echo "== kills, take-overs, cancellations: Airflow on $${AIRFLOW_TEST_DATABASE:-sqlite}"
 	@$(ENVS)/airflow/bin/python -m $(PYTEST_MODULE) tests/provider_airflow -q -n 2 --dist loadfile -m "$(MATRIX)" --junitxml=$(REPORTS)/airflow-matrix.xml $(PYTEST_FLAGS)
 
-test-prefect-components: $(PREFECT) ## Kill and cancel real Prefect processes
+test-prefect-components: $(PREFECT) ## Kill and cancel real Prefect processes (needs Chromium)
 	@echo "== kills, take-overs, cancellations: Prefect"
 	@$(ENVS)/prefect/bin/python -m $(PYTEST_MODULE) tests/provider_prefect -q -m matrix --junitxml=$(REPORTS)/prefect-matrix.xml $(PYTEST_FLAGS)
 
@@ -99,7 +99,7 @@ test-prefect-runners: $(PREFECT_RUNNERS) ## Run the tests with the task runners 
 test-prefect-matrix: $(PREFECT) $(PREFECT_OLDEST) $(SERVER) ## Run all of them on the newest and the oldest Prefect (an hour)
 	@for env in prefect prefect-oldest; do \
 	  echo "== $$($(ENVS)/$$env/bin/python -m prefect --version | head -1) of $$env, with dstack $(REAL_SERVER)"; \
-	  $(ENVS)/$$env/bin/python -m pytest tests/provider_prefect -q -m "not runners" --junitxml=$(REPORTS)/$$env-all.xml $(PYTEST_FLAGS) || exit 1; \
+	  $(ENVS)/$$env/bin/python -m pytest tests/provider_prefect -q -m "not runners and not browser" --junitxml=$(REPORTS)/$$env-all.xml $(PYTEST_FLAGS) || exit 1; \
 	done
 
 .PHONY: test-airflow-matrix
@@ -215,7 +215,7 @@ $(AIRFLOW_OLD): constraints/airflow-3.2.txt constraints/build.txt pyproject.toml
 
 $(PREFECT): constraints/prefect.txt constraints/build.txt pyproject.toml providers/prefect/pyproject.toml | $(UV)
 	$(fresh_env)
-	@$(INSTALL) -e '.[async,local]' -e providers/prefect --group dev $(BRIEFLY)
+	@$(INSTALL) -e '.[async,local]' -e providers/prefect --group prefect $(BRIEFLY)
 	@touch $@
 
 $(PREFECT_OLDEST): constraints/prefect-oldest.txt constraints/build.txt pyproject.toml providers/prefect/pyproject.toml | $(UV)

@@ -77,6 +77,14 @@ if TYPE_CHECKING:
     from dstack_core.models.secrets import secret_values
     from dstack_core.models.statuses import RunStatus, SpotPolicy
     from dstack_core.models.stops import StopResult, StopState
+    from dstack_core.models.usage_chart import UsageChart
+    from dstack_core.models.utilization import (
+        Hardware,
+        RunMetrics,
+        UsageSeries,
+        Utilization,
+        UtilizationSoFar,
+    )
     from dstack_core.run import Run
 
 __version__ = "0.1.0"
@@ -144,6 +152,8 @@ _HOMES = {
     "models.resources": ("GPU", "Resources"),
     "models.statuses": ("RunStatus", "SpotPolicy"),
     "models.stops": ("StopResult", "StopState"),
+    "models.usage_chart": ("UsageChart",),
+    "models.utilization": ("Hardware", "RunMetrics", "UsageSeries", "Utilization", "UtilizationSoFar"),
     "run": ("Run",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -177,6 +187,7 @@ __all__ = [
     "FunctionCollection",
     "FunctionRun",
     "FunctionSkipped",
+    "Hardware",
     "KeywordOptions",
     "LogBytes",
     "LogCursor",
@@ -213,6 +224,7 @@ __all__ = [
     "RunError",
     "RunFailedError",
     "RunFinished",
+    "RunMetrics",
     "RunNameTakenError",
     "RunNotFoundError",
     "RunNotUpdatableError",
@@ -231,7 +243,11 @@ __all__ = [
     "TransientServerError",
     "UnsupportedServerError",
     "UnusableFunctionError",
+    "UsageChart",
+    "UsageSeries",
     "User",
+    "Utilization",
+    "UtilizationSoFar",
     "WaitTimeoutError",
     "__version__",
     "check_options",

@@ -36,6 +36,7 @@ from dstack_core._flow.steps import Flow, Op, call
 from dstack_core._flow.stop import checked_stop, stop
 from dstack_core._flow.stop_options import Check, StopOptions, StopTarget, Until
 from dstack_core._flow.submit import random_marker, random_run_name, submit
+from dstack_core._flow.utilization import read_metrics
 from dstack_core._flow.version_check import VersionCheck
 from dstack_core._report.delivery import MODULE_PATH, module_upload, reports_of, with_command
 from dstack_core._wire.api import Api
@@ -53,9 +54,10 @@ from dstack_core.models.outcome import Outcome
 from dstack_core.models.plan import Plan
 from dstack_core.models.profiles import Profile
 from dstack_core.models.progress import Progress
-from dstack_core.models.records import EventRecord, Metric
+from dstack_core.models.records import EventRecord
 from dstack_core.models.reports import ReportLimits
 from dstack_core.models.stops import StopResult
+from dstack_core.models.utilization import RunMetrics
 
 T = TypeVar("T")
 _log = logging.getLogger("dstack_core")
@@ -220,10 +222,12 @@ class Operations:
         on_poll: Callable[[RunSnapshot], None] | None = None,
         report_limits: ReportLimits | None = None,
         late_result: bool = False,
+        utilization: bool = False,
     ) -> Flow[Outcome]:
         """Follow a run; ``on_poll`` gets the run after each poll.
 
-        With ``late_result`` a result that the log shows late is waited for.
+        With ``late_result`` a result that the log shows late is waited for, with ``utilization`` the outcome
+        says how busy the machine was.
         """
         check_seconds("poll_interval", poll_interval, above=True)
         check_seconds("retry_budget", retry_budget)
@@ -238,6 +242,7 @@ class Operations:
             on_poll,
             report_limits or ReportLimits(),
             late_result,
+            utilization,
         )
         flow = self._version_check.guarding(follow(self.api, progress, options))
         return retrying(flow, self._budget(retry_budget), progress)
@@ -260,13 +265,11 @@ class Operations:
         return self._retrying(list_events(self.api, run_id, limit), ["events"])
 
     def metrics(
-        self, run_name: str, run_id: str, *, node: int, replica: int, limit: int | None
-    ) -> Flow[list[Metric]]:
-        """Read a job's metrics."""
+        self, run: RunSnapshot, *, node: int | None, replica: int | None, limit: int | None
+    ) -> Flow[RunMetrics]:
+        """Read the metrics of the jobs with that node and replica, None for all."""
         most = MOST_VALUES if limit is None else check_limit(limit)
-        return self._retrying(
-            call(self.api.get_metrics(run_name, run_id, node=node, replica=replica, limit=most))
-        )
+        return self._retrying(read_metrics(self.api, run, node=node, replica=replica, limit=most))
 
     def user(self) -> Flow[User]:
         """Fetch the user whom the token belongs to."""

@@ -190,6 +190,7 @@ class RunBase(Generic[TransportT]):
         sleep: object = None,
         report_limits: ReportLimits | None = None,
         late_result: bool = False,
+        utilization: bool = False,
     ) -> Flow[Outcome]:
         check_callable("sleep", sleep)
         check_seconds("timeout", timeout, above=True)
@@ -201,6 +202,7 @@ class RunBase(Generic[TransportT]):
             on_poll=self._on_poll(),
             report_limits=report_limits,
             late_result=late_result,
+            utilization=utilization,
         )
         flow = self._noting_reports(follow)
         limit = self._limit(timeout, "had not finished")
@@ -210,7 +212,7 @@ class RunBase(Generic[TransportT]):
     def _noting_reports(self, flow: Flow[Outcome]) -> Flow[Outcome]:
         """Keep what the run reported: a later ``outcome()`` or ``wait()`` does not read the log."""
         outcome = yield from flow
-        if outcome.has_result or outcome.metrics:
+        if outcome.has_result or outcome.metrics or outcome.utilization is not None:
             self._reported = outcome
         return self._with_reports(outcome)
 
@@ -218,6 +220,8 @@ class RunBase(Generic[TransportT]):
         known = self._reported
         if known is None:
             return outcome
+        usage = outcome.utilization or known.utilization
+        outcome = replace(outcome, utilization=usage)
         return replace(outcome, result=known.result, metrics=known.metrics, has_result=known.has_result)
 
     def _on_poll(self) -> Callable[[RunSnapshot], None] | None:

@@ -20,10 +20,11 @@ from dstack_core.errors import RunNotFoundError
 from dstack_core.models.events import Event
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress
-from dstack_core.models.records import EventRecord, LogBytes, Metric
+from dstack_core.models.records import EventRecord, LogBytes
 from dstack_core.models.reports import ReportLimits
 from dstack_core.models.statuses import RunStatus
 from dstack_core.models.stops import StopResult
+from dstack_core.models.utilization import RunMetrics
 
 
 class AsyncRun(RunBase[AsyncTransport]):
@@ -89,6 +90,7 @@ class AsyncRun(RunBase[AsyncTransport]):
         retry_budget: float = 600.0,
         sleep: Callable[[float], Awaitable[None]] | None = None,
         report_limits: ReportLimits | None = None,
+        utilization: bool = False,
     ) -> AsyncGenerator[Event, None]:
         """Yield the run's events until it has finished; the last is ``RunFinished`` with the ``Outcome``.
 
@@ -105,6 +107,8 @@ class AsyncRun(RunBase[AsyncTransport]):
             sleep: An async function of seconds, instead of ``asyncio.sleep``; with it a ``SharedAsyncClient``
                 polls whenever a sleep has ended. What it raises ends the iteration.
             report_limits: The limits on what the run reports. Default: 1 MiB a message, 1000 a second.
+            utilization: Whether the outcome says how busy GPUs, CPUs and memory were: a request for each
+                node at the end, and one every 45 minutes.
 
         Yields:
             ``StatusChanged``, ``LogLines``, ``Reported``, ``ReportsDropped``, ``ContactLost``,
@@ -129,6 +133,7 @@ class AsyncRun(RunBase[AsyncTransport]):
             retry_budget=retry_budget,
             sleep=sleep,
             report_limits=report_limits,
+            utilization=utilization,
         )
         return _adrive.aiterate(flow, self._transport, sleep or asyncio.sleep, self._waits(sleep))
 
@@ -302,19 +307,21 @@ class AsyncRun(RunBase[AsyncTransport]):
         """
         return await _adrive.arun(self._operations.events(self.id, limit), self._transport)
 
-    async def metrics(self, node: int = 0, replica: int = 0, limit: int | None = None) -> list[Metric]:
-        """Return what one job used of its machine: the twin of ``Run.metrics``.
+    async def metrics(
+        self, node: int | None = None, replica: int | None = None, limit: int | None = None
+    ) -> RunMetrics:
+        """Return what the run used of its machines: the twin of ``Run.metrics``.
 
         Args:
-            node: The job's node, counted from 0.
-            replica: The job's replica, counted from 0.
+            node: Only jobs of that node, counted from 0. Default: all; each job is a request.
+            replica: Only jobs of that replica, counted from 0. Default: all.
             limit: The number of newest values of each metric; None: all that the server keeps.
 
         Raises:
             RunNotFoundError: The run does not have that job.
             ServerError: The other server errors.
         """
-        flow = self._operations.metrics(self.name, self.id, node=node, replica=replica, limit=limit)
+        flow = self._operations.metrics(self._snapshot, node=node, replica=replica, limit=limit)
         return await _adrive.arun(flow, self._transport)
 
     async def stop(

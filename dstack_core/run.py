@@ -18,10 +18,11 @@ from dstack_core.errors import RunNotFoundError
 from dstack_core.models.events import Event
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress
-from dstack_core.models.records import EventRecord, LogBytes, Metric
+from dstack_core.models.records import EventRecord, LogBytes
 from dstack_core.models.reports import ReportLimits
 from dstack_core.models.statuses import RunStatus
 from dstack_core.models.stops import StopResult
+from dstack_core.models.utilization import RunMetrics
 
 
 class Run(RunBase[BlockingTransport]):
@@ -93,6 +94,7 @@ class Run(RunBase[BlockingTransport]):
         retry_budget: float = 600.0,
         sleep: Callable[[float], None] | None = None,
         report_limits: ReportLimits | None = None,
+        utilization: bool = False,
     ) -> Generator[Event, None, Outcome]:
         """Yield the run's events until it has finished; the generator returns its ``Outcome``.
 
@@ -108,6 +110,8 @@ class Run(RunBase[BlockingTransport]):
             retry_budget: Seconds for which an unreachable server is retried.
             sleep: A function of seconds, instead of ``time.sleep``; what it raises ends the iteration.
             report_limits: The limits on what the run reports. Default: 1 MiB a message, 1000 a second.
+            utilization: Whether the outcome says how busy GPUs, CPUs and memory were: a request for each
+                node at the end, and one every 45 minutes.
 
         Yields:
             ``StatusChanged``, ``LogLines``, ``Reported``, ``ReportsDropped``, ``ContactLost``,
@@ -132,6 +136,7 @@ class Run(RunBase[BlockingTransport]):
             retry_budget=retry_budget,
             sleep=sleep,
             report_limits=report_limits,
+            utilization=utilization,
         )
         return _drive.iterate(flow, self._transport, sleep or time.sleep)
 
@@ -335,27 +340,33 @@ class Run(RunBase[BlockingTransport]):
         """
         return _drive.run(self._operations.events(self.id, limit), self._transport)
 
-    def metrics(self, node: int = 0, replica: int = 0, limit: int | None = None) -> list[Metric]:
-        """Return what one job used of its machine: CPU, memory, GPUs; empty until there are values.
+    def metrics(
+        self, node: int | None = None, replica: int | None = None, limit: int | None = None
+    ) -> RunMetrics:
+        """Return what the run used of its machines: CPU, memory, GPUs; empty until there are values.
+
+        The server measures every ten seconds. It keeps the last hour of a running job, and of a job that has
+        ended the last hour for seven days (servers before 0.19: for an hour).
 
         Args:
-            node: The job's node, counted from 0.
-            replica: The job's replica, counted from 0.
+            node: Only jobs of that node, counted from 0. Default: all; each job is a request.
+            replica: Only jobs of that replica, counted from 0. Default: all.
             limit: The number of newest values of each metric; None: all that the server keeps.
 
         Returns:
-            One ``Metric`` for each series.
+            The series, one ``Metric`` each (percent, bytes), with ``summary()`` and ``plot()``. A notebook
+            shows a chart.
 
         Raises:
             RunNotFoundError: The run does not have that job.
             ServerError: The other server errors.
 
         Example:
-            ``cpu = next(one for one in run.metrics(limit=1) if one.name == "cpu_usage_percent")``
+            ``print(run.metrics().summary().gpu_mean)``
 
         Source: PROTOCOL 1.9.
         """
-        flow = self._operations.metrics(self.name, self.id, node=node, replica=replica, limit=limit)
+        flow = self._operations.metrics(self._snapshot, node=node, replica=replica, limit=limit)
         return _drive.run(flow, self._transport)
 
     def stop(

@@ -8,8 +8,8 @@ continue without any. It does not know who polls meanwhile, how often exactly, o
 it continues, it reads the log, so ``due`` is how long a silent log may stay unread: that grows with the
 silence.
 
-A run whose last read had messages in it (``Reported``) is read again after half an interval: a metric has
-waited for the server to fetch it from the machine already.
+A run that reported a message (``Reported``) within the last interval is read again after half of one: a
+metric has waited for the server to fetch it from the machine already.
 
 Invariants: the log is read after the status that ends the run, so that its last line precedes
 ``RunFinished``. A line that is logged after a silence is read after at most as long as the silence lasted (or
@@ -18,12 +18,14 @@ one poll), and within ``longest_log_pause``. What changed in between is never lo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from dstack_core._flow.accepted_stops import Stops
 from dstack_core._flow.logs import read_lines
 from dstack_core._flow.steps import Flow, Sleep, Wait, call
+from dstack_core._flow.utilization import is_sample_due, sample, with_utilization
 from dstack_core._wire.api import Api
 from dstack_core._wire.http_messages import Call, Reply
 from dstack_core._wire.runs import RunSnapshot, outcome_of
@@ -57,7 +59,8 @@ class FollowOptions:
     ``wall_clock`` gives the seconds since the epoch. ``longest_log_pause`` (seconds) bounds the time between
     two reads of a silent log. ``stops`` are the stops that the server accepted. ``on_poll`` gets each run as
     the server showed it. ``report_limits`` bound what the run reports beside its log. With
-    ``late_result`` the log of a run that succeeded is read again while it has no result.
+    ``late_result`` the log of a run that succeeded is read again while it has no result. With
+    ``utilization`` the outcome says how busy the machine was.
     """
 
     poll_interval: float
@@ -68,6 +71,7 @@ class FollowOptions:
     on_poll: Callable[[RunSnapshot], None] | None = None
     report_limits: ReportLimits = field(default_factory=ReportLimits)
     late_result: bool = False
+    utilization: bool = False
 
     def log_pause(self, silent_for: float) -> float:
         """Return the seconds to the next read of a log that has been silent for ``silent_for`` seconds."""
@@ -99,7 +103,7 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
     errors.
     """
     poll, is_news = _poll(api, progress, options), _IsNews((), options.stops)
-    last_new = options.wall_clock()
+    last_new, last_message = options.wall_clock(), -math.inf
     run = yield from call(poll)
     while True:
         before = progress
@@ -121,6 +125,8 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
         if not run.is_active:
             progress = yield from _report_status(run, progress, options)
             outcome = outcome_of(run, api.run_url(run.id)).with_reports(progress.reported)
+            if options.utilization:
+                outcome = yield from with_utilization(api, run, progress, outcome, options.wall_clock())
             yield RunFinished(progress, outcome)
             return outcome
         # Thousands of followers may wait, so each keeps few objects and creates few new ones per wait: many
@@ -131,9 +137,15 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
         if progress != before:
             last_new = now
         if progress.reported.count > before.reported.count:
+            last_message = now
+        if now - last_message < options.poll_interval:
+            # Also after a read without a message: the server fetches the log at a pace of its own, so with
+            # whole intervals from there on, the next messages would be up to one and a half intervals late.
             due = _REPORTING_SHARE * options.poll_interval
         else:
             due = options.log_pause(now - last_new)
+        if options.utilization and is_sample_due(run, progress, now):
+            progress = yield from sample(api, run, progress, now)
         step = Wait(poll, is_news, options.poll_interval, due)
         # A snapshot is most of what a waiting follower would keep, and the next poll brings another one.
         del run

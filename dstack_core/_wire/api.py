@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -21,12 +23,14 @@ from dstack_core._wire.plans import parse_plan
 from dstack_core._wire.records import parse_events, parse_metrics, parse_project, parse_user
 from dstack_core._wire.runs import RunSnapshot, parse_run
 from dstack_core._wire.services import service_answers
+from dstack_core._wire.smaller_gpu import SmallerGpu, smaller_gpu
 from dstack_core._wire.updates import Resource, UpdatePlan, parse_resource, parse_update_plan
 from dstack_core._wire.versions import Release, parse_release
 from dstack_core.errors import RequestRejectedError, RunNotFoundError
 from dstack_core.models.account import Project, User
 from dstack_core.models.plan import Plan
 from dstack_core.models.records import EventRecord, Metric
+from dstack_core.models.utilization import Utilization
 
 T = TypeVar("T")
 # Runs and events a page: the server's own limit (PROTOCOL 1.7). Whether a page is full decides if there is
@@ -109,13 +113,24 @@ class Api:
         return self._call("/api/events/list", body, parse_events)
 
     def get_metrics(
-        self, name: str, run_id: str, *, node: int, replica: int, limit: int
+        self,
+        name: str,
+        run_id: str,
+        *,
+        node: int,
+        replica: int,
+        limit: int,
+        after: datetime | None = None,
     ) -> Call[list[Metric]]:
-        """Ask for the newest values of a job's metrics (PROTOCOL 1.9)."""
+        """Ask for the newest values of a job's metrics, only those later than ``after`` (PROTOCOL 1.9)."""
         # Servers before 0.19.34 do not know run_id and pass it over.
-        query = urlencode({"run_id": run_id, "replica_num": replica, "job_num": node, "limit": limit})
-        path = self._path(f"metrics/job/{quote(name, safe='')}?{query}")
-        call = self._call(path, None, parse_metrics, run_name=name, request=Request("GET", path))
+        query: dict[str, Any] = {"run_id": run_id, "replica_num": replica, "job_num": node, "limit": limit}
+        if after is not None:
+            # The server counts from this very value on, and leaves it out: a CPU needs a value before.
+            query["after"] = after.isoformat()
+        path = self._path(f"metrics/job/{quote(name, safe='')}?{urlencode(query)}")
+        read = partial(parse_metrics, node=node, replica=replica)
+        call = self._call(path, None, read, run_name=name, request=Request("GET", path))
 
         def name_the_job(reply: Reply) -> list[Metric]:
             try:
@@ -168,6 +183,12 @@ class Api:
     def get_plan(self, run_spec: Mapping[str, Any]) -> Call[Plan]:
         """Ask which offers a run would have; nothing is submitted."""
         return self._call(self._path("runs/get_plan"), {"run_spec": run_spec}, parse_plan)
+
+    def get_usage_spec(self, name: str, run_id: str, usage: Utilization) -> Call[SmallerGpu | None]:
+        """Ask for a run and return what it would need of a smaller GPU; None if it needs its own."""
+        return self._call(
+            self._path("runs/get"), {"id": run_id}, lambda data: smaller_gpu(data, usage), run_name=name
+        )
 
     def apply(self, run_spec: Mapping[str, Any]) -> Call[RunSnapshot]:
         """Submit a run; never forces, never names a current resource (PROTOCOL 1.4)."""

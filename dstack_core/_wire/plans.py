@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dstack_core._wire.exact_sizes import exact_sizes
+from dstack_core._wire.hardware import read_hardware
 from dstack_core.models.plan import Offer, Plan
 
 
@@ -19,6 +20,7 @@ def parse_plan(data: Mapping[str, Any]) -> Plan:
 
 def _offer(data: Mapping[str, Any]) -> Offer:
     instance = data.get("instance") or {}
+    hardware = read_hardware(instance.get("resources"))
     return Offer(
         backend=data["backend"],
         region=data["region"],
@@ -26,4 +28,7 @@ def _offer(data: Mapping[str, Any]) -> Offer:
         price_per_hour=float(data["price"]),
         spot=bool((instance.get("resources") or {}).get("spot")),
         availability=data.get("availability"),
+        gpu=hardware.gpu,
+        gpus=hardware.gpus,
+        gpu_memory=hardware.gpu_memory,
     )

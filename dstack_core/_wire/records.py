@@ -24,12 +24,12 @@ def parse_events(data: Sequence[Mapping[str, Any]]) -> list[EventRecord]:
     ]
 
 
-def parse_metrics(data: Mapping[str, Any]) -> list[Metric]:
-    """Read a job's metrics, each with its oldest value first."""
-    return [_metric(item) for item in data["metrics"]]
+def parse_metrics(data: Mapping[str, Any], *, node: int = 0, replica: int = 0) -> list[Metric]:
+    """Read the metrics of that job, each with its oldest value first."""
+    return [_metric(item, node, replica) for item in data["metrics"]]
 
 
-def _metric(data: Mapping[str, Any]) -> Metric:
+def _metric(data: Mapping[str, Any], node: int, replica: int) -> Metric:
     # Servers send the newest value first; here the oldest comes first, as in the list of events.
     moments = [datetime.fromisoformat(text) for text in data["timestamps"]]
     points = sorted(zip(moments, data["values"], strict=True), key=lambda point: point[0])
@@ -37,6 +37,8 @@ def _metric(data: Mapping[str, Any]) -> Metric:
         name=data["name"],
         timestamps=tuple(moment for moment, _ in points),
         values=tuple(float(value) for _, value in points),
+        node=node,
+        replica=replica,
     )
 
 

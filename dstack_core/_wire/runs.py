@@ -26,12 +26,16 @@ _PULLING = "pulling"
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The machine of a job; ``price`` in USD per hour. None is for what is not known yet."""
+    """The machine of a job; ``price`` in USD per hour. None is for what is not known yet.
+
+    ``hardware`` is as the server wrote it: ``hardware_of`` reads it, which few polls need.
+    """
 
     instance: str | None = None
     backend: str | None = None
     region: str | None = None
     price: float | None = None
+    hardware: Mapping[str, Any] | None = None
 
 
 # One object for all submissions without a machine: a process may watch thousands that wait for capacity.
@@ -249,12 +253,12 @@ def _submission(data: Mapping[str, Any]) -> Submission:
         reason_message=text(data.get("termination_reason_message")) or None,
         exit_status=None if exit_status is None else int(exit_status),
         finished_at=time_of(finished_at) if finished_at else None,
-        machine=_machine(data.get("job_provisioning_data")),
+        machine=_machine(data.get("job_provisioning_data"), data.get("job_runtime_data")),
         deployment=int(data.get("deployment_num") or 0),
     )
 
 
-def _machine(data: Mapping[str, Any] | None) -> Machine:
+def _machine(data: Mapping[str, Any] | None, runtime: Any) -> Machine:
     if not data:
         return _NO_MACHINE
     kind, price = data.get("instance_type"), data.get("price")
@@ -263,7 +267,19 @@ def _machine(data: Mapping[str, Any] | None) -> Machine:
         backend=text(data.get("backend")),
         region=text(data.get("region")),
         price=float(price) if isinstance(price, int | float) else None,
+        hardware=_resources(kind, runtime),
     )
+
+
+def _resources(kind: Any, runtime: Any) -> Mapping[str, Any] | None:
+    # A job may have a part of a machine only; then its own offer has the part (PROTOCOL 1.5).
+    for part in (runtime, "offer", "instance"), (kind,):
+        found: Any = part[0]
+        for key in (*part[1:], "resources"):
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if isinstance(found, Mapping):
+            return found
+    return None
 
 
 def _restarting(data: Mapping[str, Any], latest: Submission | None) -> bool:

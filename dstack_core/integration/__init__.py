@@ -47,6 +47,11 @@ from dstack_core.integration.outcome_text import (
 )
 from dstack_core.integration.relay import DEFAULT_LOG_BUDGET, LogRelay, RecordLimits, describe_progress
 from dstack_core.integration.stop import astop_run, stop_run
+from dstack_core.integration.utilization_text import (
+    describe_utilization,
+    utilization_chart,
+    utilization_lines,
+)
 from dstack_core.models.base import known_fields
 from dstack_core.models.stops import StopResult, StopState
 from dstack_core.models.tags import check_tags, tag_value
@@ -78,6 +83,7 @@ __all__ = [
     "describe_progress",
     "describe_status",
     "describe_stop",
+    "describe_utilization",
     "format_duration",
     "format_price",
     "format_usd",
@@ -98,4 +104,6 @@ __all__ = [
     "slug",
     "stop_run",
     "tag_value",
+    "utilization_chart",
+    "utilization_lines",
 ]

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dstack_core.integration.utilization_text import describe_utilization
 from dstack_core.models.outcome import Outcome, RunError
 from dstack_core.models.stops import StopResult, StopState
 
@@ -112,6 +113,13 @@ OUTCOME_FIELDS = (
         _metrics_text,
     ),
     OutcomeField("has_result", "bool", "", "whether it reported a result"),
+    OutcomeField(
+        "utilization",
+        "Utilization | None",
+        "Utilization",
+        "how busy its GPUs, CPUs and memory were",
+        describe_utilization,
+    ),
 )
 """All fields of ``Outcome``, in its order."""
 
@@ -134,11 +142,11 @@ def outcome_rows(outcome: Outcome) -> dict[str, str]:
 
 
 def outcome_table(outcome: Outcome) -> str:
-    """Return an outcome as a Markdown table below a heading."""
-    rows = {label: _cell(text) for label, text in outcome_rows(outcome).items()}
-    rows["Page"] = f"[{outcome.run_name}]({outcome.url})"
-    lines = [f"| {label} | {text} |" for label, text in rows.items()]
-    return "\n".join([f"## Run {outcome.run_name}", "", "| | |", "|---|---|", *lines])
+    """Return an outcome as a Markdown table; its header is the run's name, which links to the run's page."""
+    # Both are in the header, which a user interface shows even if it is empty.
+    rows = {name: text for name, text in outcome_rows(outcome).items() if name not in ("Run", "Page")}
+    header = [f"| Run | [{outcome.run_name}]({outcome.url}) |", "|---|---|"]
+    return "\n".join([*header, *(f"| {label} | {_cell(text)} |" for label, text in rows.items())])
 
 
 def describe_outcome(outcome: Outcome) -> str:

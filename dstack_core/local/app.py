@@ -24,6 +24,7 @@ from dstack_core.local.errors import (
     not_exists,
     unauthenticated,
 )
+from dstack_core.local.metrics import MetricsQuery, job_metrics
 from dstack_core.local.proxy import ServiceProxy
 from dstack_core.local.state import SERVER_VERSION, State
 from dstack_core.local.uploads import receive_archive, receive_code
@@ -190,12 +191,23 @@ class Api:
         return self.state.events.page(await read_body(request, bodies.ListEventsRequest))
 
     async def job_metrics(self, request: Request) -> Any:
-        """Return no metrics, as the server does before it has collected any."""
-        run = queries.get_run(self.state, bodies.GetRunRequest(run_name=request.path_params["run_name"]))
-        asked = [int(request.query_params.get(key, 0)) for key in ("replica_num", "job_num")]
-        if asked not in [[job.spec["replica_num"], job.spec["job_num"]] for job in run.jobs]:
+        """Return what a job has used of the machine."""
+        try:
+            asked = MetricsQuery.model_validate(dict(request.query_params))
+        except ValidationError as error:
+            raise invalid(
+                error.errors(include_url=False, include_context=False, include_input=False)
+            ) from error
+        name = request.path_params["run_name"]
+        run = self.state.named.get(name) if asked.run_id is None else self.state.runs.get(str(asked.run_id))
+        wanted = (asked.replica_num, asked.job_num)
+        jobs = run.jobs if run is not None and run.name == name else []
+        job = next((one for one in jobs if (one.spec["replica_num"], one.spec["job_num"]) == wanted), None)
+        if job is None:
             raise not_exists("Found no job with given parameters")
-        return {"metrics": []}
+        machine = job.latest.provisioning_data
+        resources = None if machine is None else machine["instance_type"]["resources"]
+        return job_metrics(asked.chosen(self.state.metrics.points(job.latest.id)), resources)
 
     async def init_repo(self, request: Request) -> Any:
         """Store a repo."""

@@ -25,6 +25,7 @@ from typing import Any
 from dstack_core.local.inventory import BACKEND, Inventory
 from dstack_core.local.job_specs import wanted_resources
 from dstack_core.local.logs import LogStore
+from dstack_core.local.metrics import MetricsStore
 from dstack_core.local.process import PtyProcess
 from dstack_core.local.quantities import ResourcesSpec
 from dstack_core.local.runs import Job, Run, Submission, now
@@ -94,6 +95,7 @@ class JobCarrier:
         sources: Callable[[Run], Sources],
         fleet: dict[str, Any],
         ssh: SshHost,
+        metrics: MetricsStore,
     ) -> None:
         self._inventory = inventory
         self._pace = pace
@@ -103,6 +105,7 @@ class JobCarrier:
         self._sources = sources
         self._fleet = fleet
         self._ssh = ssh
+        self._metrics = metrics
         self._watchdog = Watchdog(directory)
 
     async def close(self) -> None:
@@ -160,7 +163,12 @@ class JobCarrier:
             self._watchdog.started(process.pid)
             submission.runtime_data = self._runtime_data(run, job, workspace)
             self._set.job(run, job, "running")
-            return await self._until_end(run, job, ending, process)
+            measuring = asyncio.create_task(self._measure(job, process, marker))
+            try:
+                return await self._until_end(run, job, ending, process)
+            finally:
+                measuring.cancel()
+                await asyncio.gather(measuring, return_exceptions=True)
         finally:
             await process.finish()
             self._watchdog.ended(process)
@@ -190,6 +198,11 @@ class JobCarrier:
             for task in (exited, asked, at_once):
                 task.cancel()
             await asyncio.gather(exited, asked, at_once, return_exceptions=True)
+
+    async def _measure(self, job: Job, process: PtyProcess, marker: str) -> None:
+        gpus = self._inventory.wanted_gpus(wanted_resources(job.spec))
+        env = job.spec["env"] or {}
+        await self._metrics.measure(job.latest.id, process.pid, marker, gpus=gpus, env=env)
 
     def _provisioning_data(self, resources: ResourcesSpec) -> dict[str, Any]:
         return {

@@ -10,6 +10,7 @@ import shutil
 import socket
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -50,6 +51,10 @@ class LocalServer:
         step_seconds: Seconds that a run stays in each status that it passes through.
         stop_grace_seconds: Seconds that a stopped job has to react to SIGINT before it is killed.
         retry_seconds: Seconds before the first retry of a run. The delay doubles with each retry.
+        metrics_seconds: Seconds between two measurements of a running job's processes.
+        gpu_usage: What each GPU of a running job shows, as (percent, GB), or a function of the seconds since
+            the start that returns it. Default: no GPU is measured. The variable
+            ``DSTACK_LOCAL_GPU_USAGE="PERCENT GB"`` of a run counts before it.
 
     Example:
         >>> with LocalServer() as server, server.client() as client:
@@ -71,6 +76,8 @@ class LocalServer:
         step_seconds: float = 0.05,
         stop_grace_seconds: float = 10.0,
         retry_seconds: float = 0.2,
+        metrics_seconds: float = 10.0,
+        gpu_usage: Callable[[float], tuple[float, float]] | tuple[float, float] | None = None,
     ) -> None:
         self._port = port
         self._bound_port: int | None = None
@@ -78,6 +85,8 @@ class LocalServer:
         self._token = token if token is not None else secrets.token_hex(16)
         self._machine = {"gpus": gpus, "gpu_name": gpu_name, "gpu_memory": gpu_memory, "price": price}
         self._paces = {"step": step_seconds, "stop_grace": stop_grace_seconds, "retry_delay": retry_seconds}
+        self._metrics_seconds = metrics_seconds
+        self._gpu_usage = gpu_usage
         self._faults = Faults()
         self._thread: threading.Thread | None = None
         self._middleware: FaultMiddleware | None = None
@@ -206,7 +215,14 @@ class LocalServer:
 
         assert self._directory is not None  # noqa: S101 - made by start()
         inventory: Any = self._machine
-        settings = Settings(self._project, self._token, Inventory(**inventory), Pace(**self._paces))
+        settings = Settings(
+            self._project,
+            self._token,
+            Inventory(**inventory),
+            Pace(**self._paces),
+            self._metrics_seconds,
+            self._gpu_usage,
+        )
         return State(settings, self._directory)
 
     def _hang_up(self, client: tuple[str, int]) -> None:

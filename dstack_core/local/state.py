@@ -16,6 +16,7 @@ from dstack_core.local.inventory import Inventory
 from dstack_core.local.jobs import JobCarrier, Pace
 from dstack_core.local.keys import UserKeys
 from dstack_core.local.logs import LogStore, iso
+from dstack_core.local.metrics import GpuUsage, MetricsStore
 from dstack_core.local.runs import Run, now
 from dstack_core.local.ssh_host import SshHost
 from dstack_core.local.transitions import Transitions
@@ -33,6 +34,8 @@ class Settings:
     token: str
     inventory: Inventory
     pace: Pace
+    metrics_seconds: float = 10.0
+    gpu_usage: GpuUsage | None = None
 
     def __repr__(self) -> str:
         return f"Settings(project={self.project!r})"
@@ -50,6 +53,7 @@ class State:
         self.created_at = iso(now())
         self.keys = UserKeys()
         self.logs = LogStore()
+        self.metrics = MetricsStore(settings.metrics_seconds, settings.gpu_usage)
         self.events = EventLog(self.project_id, settings.project)
         self.runs: dict[str, Run] = {}
         self.named: dict[str, Run] = {}
@@ -66,6 +70,7 @@ class State:
             self.sources,
             {"id": str(uuid4()), "name": "local"},
             SshHost(),
+            self.metrics,
         )
         self.engine = Engine(carrier, settings.pace, transitions)
 

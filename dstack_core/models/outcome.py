@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from dstack_core.errors import DstackError
 from dstack_core.models.base import known_fields
 from dstack_core.models.progress import ReportedSoFar
 from dstack_core.models.reports import plain_number
 from dstack_core.models.statuses import RunStatus
+
+if TYPE_CHECKING:
+    from dstack_core.models.utilization import Utilization
 
 _NO_CAPACITY = frozenset({"failed_to_start_due_to_no_capacity", "interrupted_by_no_capacity"})
 
@@ -39,6 +42,8 @@ class Outcome:
             the run's log was followed.
         metrics: The last value of each metric that the run reported (floats by name), likewise.
         has_result: Whether the run reported a result, likewise.
+        utilization: How busy its GPUs, CPUs and memory were; None if it was not asked for, or if the server
+            has no values.
 
     Source: PROTOCOL 1.5, 1.6.
     """
@@ -60,6 +65,7 @@ class Outcome:
     result: Any = field(default=None, repr=False)
     metrics: Mapping[str, float] = field(default_factory=dict)
     has_result: bool = False
+    utilization: Utilization | None = None
 
     @property
     def succeeded(self) -> bool:
@@ -121,12 +127,18 @@ class Outcome:
         # An older version of this package may have left out what a server may leave out.
         optional = {each.name: None for each in fields(cls) if str(each.type).endswith("| None")}
         metrics = {name: float(value) for name, value in (known.get("metrics") or {}).items()}
+        if known.get("utilization") is not None:
+            from dstack_core.models.utilization import Utilization
+
+            known["utilization"] = Utilization.from_dict(known["utilization"])
         return cls(**{**optional, **known, "status": RunStatus(data["status"]), "metrics": metrics})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as values that JSON has: ``status`` as str, a metric of NaN as ``"nan"``."""
         metrics = {name: plain_number(value) for name, value in self.metrics.items()}
-        return {**asdict(self), "status": str(self.status), "metrics": metrics}
+        measured = None if self.utilization is None else self.utilization.to_dict()
+        plain = asdict(replace(self, utilization=None))
+        return {**plain, "status": str(self.status), "metrics": metrics, "utilization": measured}
 
 
 class RunError(DstackError):

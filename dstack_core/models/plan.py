@@ -16,6 +16,9 @@ class Offer:
         price_per_hour: Its price, in USD per hour.
         spot: Whether it is a spot instance, which can be taken away.
         availability: The server's own word, or None.
+        gpu: The name of its GPUs, None if it has none.
+        gpus: The number of its GPUs.
+        gpu_memory: The memory of one GPU in bytes, None if it has none.
     """
 
     backend: str
@@ -24,6 +27,9 @@ class Offer:
     price_per_hour: float
     spot: bool
     availability: str | None
+    gpu: str | None = None
+    gpus: int = 0
+    gpu_memory: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

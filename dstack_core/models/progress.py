@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from dstack_core.models.base import known_fields
 from dstack_core.models.reports import MAX_METRICS, metric_values, plain_number
+
+if TYPE_CHECKING:
+    from dstack_core.models.utilization import UtilizationSoFar
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ class Progress:
         cursors: The log positions by job submission id.
         stopping_since: When the run was first seen stopping, in seconds since the epoch, or None.
         reported: What the run has reported so far.
+        utilization: What was measured of it so far, None before the first values are read.
     """
 
     run_name: str
@@ -101,6 +105,7 @@ class Progress:
     cursors: Mapping[str, LogCursor] = field(default_factory=dict)
     stopping_since: float | None = None
     reported: ReportedSoFar = ReportedSoFar()
+    utilization: UtilizationSoFar | None = None
 
     def cursor(self, submission_id: str) -> LogCursor:
         """Return the cursor of a job submission; a new one if its log was not read yet."""
@@ -114,7 +119,9 @@ class Progress:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as values that JSON has."""
-        return {**asdict(self), "reported": self.reported.to_dict()}
+        measured = None if self.utilization is None else self.utilization.to_dict()
+        plain = asdict(replace(self, utilization=None))
+        return {**plain, "reported": self.reported.to_dict(), "utilization": measured}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -127,4 +134,10 @@ class Progress:
             for key, cursor in data.get("cursors", {}).items()
         }
         reported = ReportedSoFar.from_dict(data.get("reported") or {})
-        return cls(**{**known_fields(cls, data), "cursors": cursors, "reported": reported})
+        known = {**known_fields(cls, data), "cursors": cursors, "reported": reported}
+        if known.get("utilization") is not None:
+            # Of a run that was followed for an hour; others pass by that module.
+            from dstack_core.models.utilization import UtilizationSoFar
+
+            known["utilization"] = UtilizationSoFar.from_dict(known["utilization"])
+        return cls(**known)

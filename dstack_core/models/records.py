@@ -40,6 +40,8 @@ class Metric:
             ``gpu_memory_usage_bytes_gpu0`` (bytes) and ``gpu_util_percent_gpu0`` (percent).
         timestamps: When each value was measured (aware).
         values: The values, one for each timestamp.
+        node: The job's node, counted from 0.
+        replica: The job's replica, counted from 0.
 
     Source: PROTOCOL 1.9.
     """
@@ -47,6 +49,8 @@ class Metric:
     name: str
     timestamps: tuple[datetime, ...]
     values: tuple[float, ...]
+    node: int = 0
+    replica: int = 0
 
 
 class LogBytes(bytes):

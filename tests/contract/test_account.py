@@ -62,21 +62,40 @@ def test_metrics_name_their_job(target: Target, client: dstack.Client) -> None:
         run.metrics(node=3)
 
 
-@ON_THE_REAL_ONE
-def test_metrics_of_a_running_job_are_bytes_and_percent(target: Target, client: dstack.Client) -> None:
+def test_a_followed_run_knows_how_busy_its_machine_was(target: Target, client: dstack.Client) -> None:
     run = client.runs.submit(target.task("echo started", "sleep 600"))
     deadline = time.monotonic() + target.timeout
-    while not (metrics := {metric.name: metric for metric in run.metrics()}):
+    while not (metrics := run.metrics()):
         assert time.monotonic() < deadline, "no metrics"
         time.sleep(target.poll_interval)
     target.stop(run)
     measured = {"cpu_usage_percent", "memory_usage_bytes"}
     if target.release >= (0, 19, 0):
         measured.add("cpus_detected_num")
-    assert measured <= metrics.keys()
-    memory = metrics["memory_usage_bytes"]
+    assert measured <= {metric.name for metric in metrics}
+    memory = metrics.get("memory_usage_bytes")
+    assert memory is not None
     assert list(memory.timestamps) == sorted(memory.timestamps)
     assert memory.values[-1] > 100_000
+    # The totals of servers before 0.19 are those of the machine.
+    assert metrics.hardware.cpus is not None
+    assert "<polyline" in run.metrics().plot().svg or "<circle" in run.metrics().plot().svg
+    # The values of a job that has ended are still there, and a follower reads them at the end.
+    *_, end = run.follow(utilization=True, poll_interval=target.poll_interval)
+    assert isinstance(end, dstack.RunFinished)
+    usage = end.outcome.utilization
+    assert usage is not None
+    assert usage.cpu_mean is not None
+    assert usage.memory_peak is not None
+    assert usage.memory_total is not None
+    assert 100_000 < usage.memory_peak < usage.memory_total
+    assert (usage.gpus, usage.gpu_mean, usage.advice) == (0, None, "")
+    assert run.outcome() == end.outcome
+    # Only what is new is read again: the server counts from that very value on and leaves it out.
+    api = dstack.Client(**target.arguments())
+    with api:
+        again = run.metrics(limit=1)
+    assert [len(metric.values) for metric in again] == [1] * len(again)
 
 
 @ON_THE_REAL_ONE

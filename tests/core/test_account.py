@@ -10,7 +10,8 @@ import pytest
 from dstack_core import errors
 from dstack_core._operations import Operations
 from dstack_core._wire.api import Api
-from tests.core.scripted import Driver, Script, recorded, recorded_reply, reply
+from dstack_core._wire.runs import parse_run
+from tests.core.scripted import Driver, Script, recorded, recorded_reply, reply, run_json
 
 API = Api("http://server", "main")
 VERSIONS = ["0.18.44", "0.19.40", "0.20.24", "0.21.5", "0.22.5"]
@@ -126,5 +127,5 @@ def test_an_invalid_limit_is_refused(driver: Driver, limit: Any) -> None:
     ):
         driver.run(session.events("id-1", limit), script)
     with pytest.raises(errors.ConfigurationError, match="limit: "):
-        session.metrics("train", "id-1", node=0, replica=0, limit=limit)
+        session.metrics(parse_run(run_json()), node=0, replica=0, limit=limit)
     assert script.requests == []

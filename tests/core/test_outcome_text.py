@@ -105,8 +105,8 @@ def test_every_field_of_an_outcome_is_read_from_a_reply_of_a_real_server() -> No
     known = {
         field.name for field in OUTCOME_FIELDS for one in outcomes if getattr(one, field.name) is not None
     }
-    # A result is in the log, which no reply of ``runs/get`` has.
-    assert known == {field.name for field in OUTCOME_FIELDS} - {"result"}
+    # A result is in the log, a utilization in a reply of its own.
+    assert known == {field.name for field in OUTCOME_FIELDS} - {"result", "utilization"}
 
 
 def test_an_outcome_of_the_first_version_is_read() -> None:
@@ -161,9 +161,10 @@ def test_a_servers_message_does_not_break_a_markdown_table() -> None:
     text = outcome_table(replace(FAILED, message="exited | with\nstatus 7"))
     assert "| Message | exited \\| with status 7 |" in text
     assert "| Cost | 0.50 USD |" in text
-    assert "| Page | [train](http://server/runs/id-1) |" in text
-    assert [line.split(" |")[0][2:] for line in text.splitlines()[4:]] == list(outcome_rows(FAILED))
-    assert all(line.count("|") - line.count("\\|") == 3 for line in text.splitlines()[2:])
+    header, _, *rows = text.splitlines()
+    assert header == "| Run | [train](http://server/runs/id-1) |"
+    assert {"Run", "Page", *(row.split(" |")[0][2:] for row in rows)} == set(outcome_rows(FAILED))
+    assert all(line.count("|") - line.count("\\|") == 3 for line in text.splitlines())
 
 
 def test_the_last_line_of_a_log_sums_up_the_run() -> None:

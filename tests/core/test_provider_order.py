@@ -19,7 +19,15 @@ FOLDERS = {
 LAYERS: dict[str, list[set[str]]] = {
     AIRFLOW: [
         # Plain helpers, and what Airflow's versions differ in.
-        {"__init__", "_compat", "_parameters", "_threads", "get_provider_info", "links"},
+        {
+            "__init__",
+            "_compat",
+            "_parameters",
+            "_threads",
+            "get_provider_info",
+            "links",
+            "utilization_plugin",
+        },
         # What a run reports, and its log.
         {"_run_reports"},
         {"_log_relay"},

@@ -174,7 +174,8 @@ ODDITIES = Suite(
 REPORTS = Suite(
     "What a run reports",
     "Messages in the log of a run (results, metrics), while the process that follows it is killed. Held means: each message is delivered\n"
-    "once and in order, the last value of each metric and the result are those of the run, and no message is shown as a log line.",
+    "once and in order, the last value of each metric and the result are those of the run, and no message is shown as a log line.\n"
+    "What a triggerer received and had not saved when it was killed is delivered to the next one, whose saved state lacks it.",
     (
         Row(
             "kill -9 of the process that follows, three times; another continues from its last position",
@@ -198,6 +199,16 @@ REPORTS = Suite(
             _DEFERRED,
             "test_deferred_matrix.py::test_a_killed_triggerer_stops_nothing_and_repeats_nothing",
             "test_deferred_matrix.py::test_a_take_over_stops_nothing_and_repeats_nothing",
+        ),
+        _airflow(
+            "100 messages a second for a minute on a real server, kill -9 of the task's process, then the retry",
+            _WORKER,
+            "test_real_report_kills.py::test_a_retry_keeps_each_message_of_a_busy_run_of_a_killed_task_once",
+        ),
+        _airflow(
+            "100 messages a second for a minute on a real server, kill -9 of the triggerer; another takes over",
+            _DEFERRED,
+            "test_real_report_kills.py::test_a_triggerer_keeps_each_message_of_a_busy_run_of_a_killed_one_once",
         ),
         _prefect(
             "the flow run is retried, or cancelled",

@@ -42,6 +42,9 @@ from tests.rig.server import RealServer  # noqa: E402
 __all__ = ["real_server"]
 
 
+_ROOT = Path(__file__).parents[2]
+
+
 @pytest.fixture(scope="session")
 def database() -> Path:
     """Return a migrated database file that nothing has been written to."""
@@ -138,7 +141,12 @@ def _components(
     """Run the components in ``home`` with ``server`` as their dstack; ``settings`` are for the environment."""
     shutil.copytree(Path(__file__).parent / "dags", home / "dags")
     with _migrated(home, request) as url:
-        environment = {"AIRFLOW_CONN_DSTACK_DEFAULT": connection_json(server), **settings}
+        environment = {
+            "AIRFLOW_CONN_DSTACK_DEFAULT": connection_json(server),
+            # DAGs import helpers of the tests.
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])),
+            **settings,
+        }
         started = Components(home, url, environment)
         try:
             started.start()

@@ -1,4 +1,7 @@
-"""What a user sees in a browser: the connection form, and the links on a task's page."""
+"""What a user sees in a browser: the connection form, links, and what a run reports.
+
+The pictures are those of the documentation.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from dstack_core.local import LocalServer
 from tests.provider_airflow.components import Components
 from tests.provider_airflow.support import runs_of, wait_for
+from tests.reporting import SKIP_REASON, skipping, training
 
 pytestmark = [pytest.mark.slow, pytest.mark.matrix, pytest.mark.browser]
 
@@ -76,21 +80,66 @@ def test_the_task_page_links_to_the_run_while_it_runs(
     assert components.call("GET", path)["extra_links"]["dstack run"] == run.url
 
 
-_REPORTING = """
-for i in 1 2 3; do echo '::dstack::{"kind":"metric","step":'$i',"loss":0.'$((9 - i))'}'; done
-echo '::dstack::{"kind":"progress","done":3,"total":3,"text":"epoch 3"}'
-echo '::dstack::{"kind":"link","url":"https://wandb.ai/team/run","text":"Curves"}'
-echo '::dstack::{"kind":"table","name":"classes","columns":["class","recall"],"rows":[["cat",0.9],["dog",0.8]]}'
-echo '::dstack::{"kind":"checkpoint","path":"/checkpoints/3.pt","step":3}'
-echo '::dstack::{"kind":"asset","uri":"s3://models/model.pt","metadata":{"epochs":3}}'
-"""
+@pytest.fixture(scope="module")
+def reporting_run(page: Page, components: Components, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the address of a DAG run: one task has reported every kind of message, and one a skip."""
+    gate = tmp_path_factory.mktemp("reports") / "gate"
+    run_id = components.trigger("reports", train=training(gate), refresh=skipping())
+    address = f"{components.url}/dags/reports/runs/{run_id}"
+    page.goto(f"{address}/tasks/train")
+    expect(page.get_by_text("epoch 7 loss 0.2085")).to_be_visible()
+    gate.touch()
+    components.wait_for_run_end("reports", run_id)
+    return address
 
 
-def test_the_xcoms_of_a_task_show_what_its_run_reported(page: Page, components: Components) -> None:
-    run_id = components.trigger("sync", command=_REPORTING)
-    components.wait_for_state("sync", run_id, "success")
-    page.goto(f"{components.url}/dags/sync/runs/{run_id}/tasks/train/xcom")
+def picture(page: Page, name: str, top: int, bottom: float) -> None:
+    """Take a picture of the part of a page that belongs to the task."""
+    clip = {"x": 318, "y": top, "width": 962, "height": bottom - top}
+    page.screenshot(path=SCREENSHOTS / f"{name}.png", clip=clip, animations="disabled")  # type: ignore[arg-type]
+
+
+def bottom_of(found: Locator) -> float:
+    """Return where an element ends on the page."""
+    box = found.bounding_box()
+    assert box is not None
+    return box["y"] + box["height"]
+
+
+def test_the_log_of_a_task_shows_progress_and_links(page: Page, reporting_run: str) -> None:
+    page.goto(f"{reporting_run}/tasks/train")
+    for text in ("Progress: 100 %, 10 of 10 (epoch 10)", "Link: Curves", "epoch 10 loss 0.0985"):
+        expect(page.get_by_text(text).first).to_be_visible()
+    address = "https://wandb.ai/team/classifier/runs/7"
+    expect(page.get_by_role("link", name=address).first).to_have_attribute("href", address)
+    picture(page, "airflow-report-log", 60, bottom_of(page.get_by_text("Post Execute")) + 20)
+
+
+def test_the_xcoms_of_a_task_show_what_its_run_reported(page: Page, reporting_run: str) -> None:
+    page.set_viewport_size({"width": 1280, "height": 1800})
+    page.goto(f"{reporting_run}/tasks/train/xcom")
     for key in ("dstack_metrics", "dstack_links", "dstack_tables", "dstack_checkpoint", "dstack_assets"):
         expect(page.get_by_text(key, exact=True).first).to_be_visible()
-    # The values need a viewer of JSON, which Airflow loads from the internet.
-    page.screenshot(path=SCREENSHOTS / "airflow-reports.png")
+    page.get_by_role("button", name="Expand").first.click()
+    for text in ("0.0985", "0.96", "/checkpoints/10.pt", "best_epoch"):
+        expect(page.locator(".monaco-editor").get_by_text(text).first).to_be_visible()
+    picture(page, "airflow-report-xcoms", 214, bottom_of(page.get_by_role("row", name="return_value")))
+    page.set_viewport_size({"width": 1280, "height": 1300})
+
+
+def test_the_event_of_an_asset_shows_what_the_run_reported_of_it(page: Page, reporting_run: str) -> None:
+    page.goto(f"{reporting_run}/tasks/train/asset_events")
+    folded = page.locator(".monaco-editor .codicon-folding-collapsed")
+    for text in ("run_name", "loss", "best_epoch", "pytorch"):
+        folded.first.click()
+        expect(page.locator(".monaco-editor").get_by_text(text).first).to_be_visible()
+    # An open part has no mark unless the pointer is on it.
+    page.mouse.move(1279, 1)
+    picture(page, "airflow-report-asset", 214, bottom_of(page.locator(".monaco-editor").first) + 40)
+
+
+def test_a_run_that_reports_a_skip_is_a_skipped_task(page: Page, reporting_run: str) -> None:
+    page.goto(f"{reporting_run}/tasks/refresh")
+    expect(page.get_by_text("Skipped", exact=True).first).to_be_visible()
+    expect(page.get_by_text(f"Nothing to do: {SKIP_REASON}").first).to_be_visible()
+    picture(page, "airflow-report-skip", 60, bottom_of(page.get_by_text("Post Execute")) + 20)

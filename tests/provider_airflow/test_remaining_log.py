@@ -26,7 +26,7 @@ from airflow_provider_dstack._run_reports import RunReports
 from airflow_provider_dstack._trigger_relay import Checkpoints, TriggerRelay
 from airflow_provider_dstack.errors import DstackRunFailed, DstackRunInterrupted, DstackRunStopped
 from airflow_provider_dstack.operators import DstackRunOperator
-from dstack_core import LogCursor, LogLines, Outcome, ReportLimits, Run, RunStatus, StatusChanged
+from dstack_core import LogCursor, LogLines, Outcome, Reported, ReportLimits, Run, RunStatus, StatusChanged
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import paths, wait_for
 from tests.provider_airflow.test_operator import CONTEXT, Store, operator
@@ -355,6 +355,25 @@ def test_a_follower_that_has_caught_up_no_longer_watches_for_the_end() -> None:
         await relay.write(page(6000), logging.getLogger("test"))
         await asyncio.sleep(0)
         assert not watching
+        await relay.close()
+
+    asyncio.run(go())
+
+
+def test_a_trigger_that_keeps_up_with_messages_does_not_watch_for_the_end() -> None:
+    """A run that reports is read twice an interval, and polls that are shared come a little early."""
+    now = [0.0]
+
+    async def end() -> Outcome:
+        raise AssertionError
+
+    async def go() -> None:
+        relay = relay_with(lambda: now[0], end)
+        for number in range(1, 10):
+            progress = PROGRESS.with_cursor("job", LogCursor(after=str(number)))
+            await relay.write(Reported(progress, "metric", {"loss": 1.0}), logging.getLogger("test"))
+            assert relay._end is None
+            now[0] += 2.0
         await relay.close()
 
     asyncio.run(go())

@@ -99,6 +99,19 @@ def test_the_last_value_of_each_thing_is_kept() -> None:
     }
 
 
+def test_each_address_is_a_line_of_the_log_once_and_a_hundred_at_most() -> None:
+    reports = RunReports(mask=lambda text: text.replace("hunter22", "***"))
+    messages = [
+        reported("link", url="https://a/hunter22", text="Curves\nof loss"),
+        reported("link", url="https://b"),
+        reported("link", url="https://b", text="again"),
+        *(reported("link", url=f"https://{n}") for n in range(300)),
+    ]
+    lines = [line for message in messages for _, line in reports.take(message)]
+    assert lines[:2] == ["Link: Curves of loss: https://a/***", "Link: https://b"]
+    assert len(lines) == 100
+
+
 def test_what_is_kept_is_bounded() -> None:
     flood = [
         *(reported("metric", **{f"m{n}": n for n in range(900)}) for _ in range(2)),

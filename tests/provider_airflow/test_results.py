@@ -123,7 +123,9 @@ def test_a_run_can_skip_its_task(
         arguments(deferrable, message("skip", reason="no new data today"), "true", returns="result")
     )
     assert ended.task_state == "skipped"
-    assert "asks to skip the task: no new data today" in capfd.readouterr().out
+    output = capfd.readouterr().out
+    assert "Nothing to do: no new data today. The task is skipped if the run succeeds." in output
+    assert "asks to skip the task: no new data today" in output
 
 
 def test_a_failed_run_skips_nothing(dag_runner: DagRunner, server: LocalServer) -> None:

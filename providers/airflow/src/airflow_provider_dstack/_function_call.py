@@ -174,9 +174,10 @@ def read_result(
     except UnusableFunctionError as error:
         raise AirflowFailException(mask(error.message, hidden)) from None
     except FunctionSkipped as error:
-        raise AirflowSkipException(
-            f"Run {name} asks to skip the task: {mask(error.reason, hidden)}"
-        ) from None
+        text = f"Run {name} asks to skip the task: {mask(error.reason, hidden)}"
+        # Airflow logs the reason within a group that its UI shows closed.
+        log.info("%s", text)
+        raise AirflowSkipException(text) from None
     except RunError as error:
         # The function reported nothing that explains more than the run's end does.
         raise failure or DstackError(error.message) from None

@@ -54,13 +54,17 @@ def records(relay: LogRelay, event: Event, reports: RunReports | None = None) ->
     ``reports`` receives what the run reports beside its log.
     """
     from dstack_core import Reported, RunFinished
-    from dstack_core.integration import describe_outcome
+    from dstack_core.integration import describe_outcome, utilization_lines
 
     yield from relay.records(event)
     if isinstance(event, Reported) and reports is not None:
         yield from reports.take(event)
     elif isinstance(event, RunFinished):
         yield logging.INFO, describe_outcome(event.outcome)
+        for line in utilization_lines(event.outcome):
+            yield logging.INFO, line
+        if reports is not None:
+            reports.finished(event.outcome)
 
 
 class LogPosition:

@@ -145,7 +145,11 @@ class _RemainingLog:
         run = self._run(client, position.progress.run_id)
         relay = self._new_relay(run)
         events = run.follow(
-            position.progress, retry_budget=self.retry_budget, sleep=self._sleep, report_limits=self.limits
+            position.progress,
+            retry_budget=self.retry_budget,
+            sleep=self._sleep,
+            report_limits=self.limits,
+            utilization=True,
         )
         for event in events:
             if isinstance(event, LogLines):

@@ -32,7 +32,8 @@ LINKS_KEY = "dstack_links"
 TABLES_KEY = "dstack_tables"
 ASSETS_KEY = "dstack_assets"
 CHECKPOINT_KEY = "dstack_checkpoint"
-_KEYS = (METRICS_KEY, LINKS_KEY, TABLES_KEY, ASSETS_KEY, CHECKPOINT_KEY)
+UTILIZATION_KEY = "dstack_utilization"
+_KEYS = (METRICS_KEY, LINKS_KEY, TABLES_KEY, ASSETS_KEY, CHECKPOINT_KEY, UTILIZATION_KEY)
 # As ``_trigger_relay.SECONDS_BETWEEN``: what Airflow's database takes from thousands of tasks.
 SECONDS_BETWEEN = 10.0
 # The state is saved every ten seconds and is part of the trigger's event, so it has to stay small.
@@ -82,8 +83,12 @@ class RunReports:
             case "metric":
                 self._set(METRICS_KEY, self._with_metrics(payload))
             case "link":
-                links = _with_item(self._values.get(LINKS_KEY, ()), payload, "url", "text")
-                self._set(LINKS_KEY, self._hidden(links))
+                known = self._values.get(LINKS_KEY, [])
+                links = self._hidden(_with_item(known, payload, "url", "text"))
+                self._set(LINKS_KEY, links)
+                # An address in a log is one click away, values of XComs are folded. 100 lines at most.
+                if len(links) > len(known):
+                    yield logging.INFO, _link_line(links[-1])
             case "asset":
                 self._set(ASSETS_KEY, self._hidden(_with_item(self.assets, payload, "uri", "metadata")))
             case "checkpoint":
@@ -92,10 +97,21 @@ class RunReports:
                 tables = _with_table(self._values.get(TABLES_KEY, {}), payload)
                 self._set(TABLES_KEY, self._hidden(tables))
             case "skip":
-                self._skip = self._mask(payload["reason"])
+                reason = self._mask(payload["reason"])
+                if self._skip is None:
+                    # Airflow logs the reason within a group that its UI shows closed.
+                    given = " ".join(reason.split()).rstrip(".") or "no reason given"
+                    yield logging.INFO, f"Nothing to do: {given}. The task is skipped if the run succeeds."
+                self._skip = reason
             case "image" if not self._has_image:
                 self._has_image = True
                 yield logging.INFO, "The run reported an image, which Airflow does not show."
+
+    def finished(self, outcome: Outcome) -> None:
+        """Keep how busy the run's machine was, which the page of the task shows."""
+        if outcome.utilization is not None:
+            measured = outcome.utilization.to_dict()
+            self._set(UTILIZATION_KEY, {"run_name": outcome.run_name, "url": outcome.url, **measured})
 
     def changes(self) -> dict[str, Any]:
         """Return the XComs that changed since the last call, by key."""
@@ -195,6 +211,11 @@ def describe_outlets(
                 known_extra.setdefault(name, value)
         except Exception as error:
             log.warning("Could not describe the asset %s: %r.", asset.uri, error)
+
+
+def _link_line(link: Mapping[str, Any]) -> str:
+    parts = ("Link", " ".join((link["text"] or "").split()), link["url"])
+    return ": ".join(part for part in parts if part)
 
 
 def _is_same(uri: str, other: str) -> bool:

@@ -423,6 +423,7 @@ class TaskRun:
             retry_budget=options.retry_budget,
             sleep=self._sleeper(run),
             report_limits=options.report_limits,
+            utilization=True,
         )
         for event in events:
             for level, text in records(self.relay, event, self.reports):

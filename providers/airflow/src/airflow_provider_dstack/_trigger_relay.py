@@ -72,6 +72,9 @@ _BEHIND_SECONDS = 1.0
 # A follower that has read everything waits for its next poll; the next page comes sooner. Nearer to 0, a slow
 # page counts as such a wait; nearer to 1, an early poll does not.
 _GAP_SHARE = 0.5
+# A run that reports is read twice an interval. With the other share, its trigger would count as behind
+# although it keeps up, and would watch for the end with polls of its own.
+_REPORTING_GAP_SHARE = 0.5 * _GAP_SHARE
 
 
 class Pace:
@@ -118,6 +121,7 @@ class TriggerRelay:
         self._checkpoints = checkpoints
         self._wait_for_end = wait_for_end
         self._clock = clock
+        self._poll_interval = poll_interval
         self._gap_seconds = _GAP_SHARE * poll_interval
         self._rate = Pace(_BURST_SECONDS, clock)
         self._in_pipe = Pace(0.0, clock)
@@ -137,6 +141,8 @@ class TriggerRelay:
         """Log an event; return False if the run has ended and the rest is better left to the worker."""
         from dstack_core import LogLines, Reported
 
+        if isinstance(event, Reported):
+            self._gap_seconds = _REPORTING_GAP_SHARE * self._poll_interval
         self._note_gap()
         if isinstance(event, LogLines):
             for number, (part, characters) in enumerate(self._position.new_parts(event)):

@@ -243,6 +243,7 @@ class DstackRunTrigger(BaseTrigger):
                 logs=self.get_logs and progress.run_id in (None, run.id),
                 retry_budget=self.retry_budget,
                 report_limits=report_limits(self.max_report_bytes, self.max_reports_per_second),
+                utilization=True,
             )
             # Its last reply is not needed again, and thousands of triggers may wait.
             del run

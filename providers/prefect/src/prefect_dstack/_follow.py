@@ -122,6 +122,7 @@ def watch(job: Job, run: Run) -> None:
         retry_budget=job.retry_budget,
         sleep=job.sleep,
         report_limits=job.report_limits,
+        utilization=True,
     ):
         job.handle(event)
         job.report.show(event)
@@ -145,6 +146,7 @@ async def awatch(job: Job, run: AsyncRun) -> None:
         retry_budget=job.retry_budget,
         sleep=job.asleep,
         report_limits=job.report_limits,
+        utilization=True,
     )
     async with aclosing(events):
         async for event in events:

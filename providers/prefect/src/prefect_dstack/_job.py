@@ -190,11 +190,19 @@ class Job:
 
     def result(self) -> dict[str, Any]:
         """Return the outcome as JSON-plain values, or raise what the run's failure is."""
-        from dstack_core.integration import describe_outcome, outcome_dict, raise_for_outcome
+        from dstack_core.integration import (
+            describe_outcome,
+            outcome_dict,
+            raise_for_outcome,
+            utilization_lines,
+        )
 
         outcome = self.relay.outcome
         if outcome is None:
             raise RuntimeError(f"following run {self.attempt.ref.name} ended without an outcome")
+        # Of a run that failed, too: it may have run out of memory.
+        for line in utilization_lines(outcome):
+            self.logger.info("%s", line)
         # An error that advises a retry names the option, which only a task that submits has.
         raise_for_outcome(outcome, list(self.relay.tail), retry_option="retry_policy" if self.spec else None)
         skipped = self.live.skipped

@@ -114,9 +114,10 @@ class LiveArtifacts:
                 picture = image(payload["png"], self._mask(text))
                 self._new_version(name, kind, payload["name"], lambda: picture, text)
             case "link":
-                text = payload.get("text") or payload["url"]
-                shown = link(self._mask(payload["url"]), self._mask(text))
-                self._new_version(name, kind, text, lambda: shown)
+                url, text = payload["url"], payload.get("text") or payload["url"]
+                shown = link(self._mask(url), self._mask(text))
+                # The cards of Prefect's UI show the description alone.
+                self._new_version(name, kind, text, lambda: shown, text if text == url else f"{text}: {url}")
             case "asset":
                 self._assets[(run_id, payload["uri"])] = payload.get("metadata")
             case "checkpoint":
@@ -199,7 +200,8 @@ class LiveArtifacts:
         key = f"dstack-{slug(run_name, default='run')}-percent"
         artifact = self._artifact(key, "progress", _PROGRESS_SECONDS, is_updated=True)
         artifact.content = lambda: round(fraction * 100, 2)
-        artifact.description = f"Run {run_name}: {self._mask(text)}"
+        # The page of the artifact has "Progress: 70%" below the description.
+        artifact.description = f"Run {run_name}: {self._mask(text.removeprefix('Progress: '))}"
 
     def _take_checkpoint(self, payload: Mapping[str, Any]) -> None:
         step = payload.get("step")

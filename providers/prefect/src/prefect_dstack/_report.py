@@ -144,6 +144,9 @@ class Report:
 
     def _create_last(self, api: SyncPrefectClient, outcome: Outcome, table: str) -> None:
         self._create(api, self._key, "markdown", table, table_description(outcome.run_name))
+        if outcome.utilization is not None:
+            description = f"Utilization of run {outcome.run_name}"
+            self._create(api, f"{self._key}-utilization", "markdown", _chart(outcome), description)
         if self._progress is not None:
             update_progress(api, self._progress, outcome.run_name, str(outcome.status), ENDED_PERCENT)
 
@@ -326,6 +329,15 @@ def _run_links(run: Run | AsyncRun) -> tuple[str, str, str]:
 
 def _link(url: str, text: str) -> tuple[str, str, str]:
     return "markdown", f"[{text}]({url})", text
+
+
+def _chart(outcome: Outcome) -> str:
+    """Return the utilization of a run that has one in Markdown: the numbers, the advice and a chart."""
+    from dstack_core.integration import utilization_lines
+
+    usage = outcome.utilization
+    image = "" if usage is None else f"![Utilization]({usage.plot(f'Run {outcome.run_name}').data_uri})"
+    return "\n\n".join([*utilization_lines(outcome), image])
 
 
 def _rows(more: Mapping[str, str | None]) -> str:

@@ -226,6 +226,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             poll_interval=configuration.poll_interval,
             retry_budget=_RETRY_BUDGET,
             sleep=guard.sleep,
+            utilization=True,
         )
         try:
             async for event in events:
@@ -233,12 +234,14 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         except HandedOver:
             # The other worker reports the end; a status other than 0 would mark the flow run as crashed.
             return DstackWorkerResult(identifier=name, status_code=0)
-        from dstack_core.integration import describe_failure, outcome_dict
+        from dstack_core.integration import describe_failure, outcome_dict, utilization_lines
 
         outcome = relay.outcome
         if outcome is None:
             raise RuntimeError(f"following run {run.name} ended without an outcome")
         emit(str(outcome.status), payload=outcome_dict(outcome))
+        for line in utilization_lines(outcome):
+            logger.info("%s", line)
         if outcome.succeeded:
             logger.info("Run %s %s.", run.name, outcome.message)
             return DstackWorkerResult(identifier=name, status_code=0)

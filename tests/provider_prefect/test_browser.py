@@ -1,0 +1,150 @@
+"""What a user of Prefect sees in a browser of what a run has reported; the pictures are those of the docs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prefect import flow
+from prefect.runtime import flow_run
+
+from dstack_core.local import LocalServer
+from prefect_dstack import DstackCredentials, run_task
+from tests.reporting import ASSET, SKIP_REASON, skipping, training
+
+from .support import artifacts_of, until
+from .ways import FAST
+
+playwright_api = pytest.importorskip("playwright.sync_api")
+
+pytestmark = [pytest.mark.slow, pytest.mark.matrix, pytest.mark.browser]
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+SCREENSHOTS = Path(os.environ.get("SCREENSHOTS", Path(__file__).parents[2] / "build" / "screenshots"))
+_PATIENCE_MS = 20_000
+
+
+class Ui:
+    """Prefect's UI in a browser."""
+
+    def __init__(self, page: Any, address: str) -> None:
+        self.page = page
+        self.address = address
+
+    def shows(self, path: str, *texts: str) -> None:
+        """Open a page and wait until it shows these texts."""
+        self.page.goto(f"{self.address}{path}")
+        for text in texts:
+            playwright_api.expect(self.page.get_by_text(text).filter(visible=True).first).to_be_visible()
+
+    def picture(self, name: str, height: int, top: int = 0) -> None:
+        """Take a picture of the page's content, without the navigation, from ``top`` on."""
+        # The pointer would show a tip, and animations are those of the theme.
+        self.page.mouse.move(1199, 1)
+        clip = {"x": 256, "y": top, "width": 944, "height": height}
+        self.page.screenshot(path=SCREENSHOTS / f"{name}.png", clip=clip, animations="disabled")
+
+
+@pytest.fixture
+def ui(prefect_server: str) -> Iterator[Ui]:
+    """Open a browser."""
+    assert CHROMIUM, "no chromium on the PATH; install the package chromium, or set CHROMIUM"
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    with playwright_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1200, "height": 1500}, color_scheme="light")
+        page.set_default_timeout(_PATIENCE_MS)
+        playwright_api.expect.set_options(timeout=_PATIENCE_MS)
+        try:
+            yield Ui(page, prefect_server.removesuffix("/api"))
+        finally:
+            # What was on the screen when an expectation failed.
+            page.screenshot(path=SCREENSHOTS / "prefect-last.png")
+            browser.close()
+
+
+def test_each_kind_of_message_is_seen(
+    ui: Ui, dstack: LocalServer, credentials: DstackCredentials, tmp_path: Path
+) -> None:
+    gate, owner = tmp_path / "gate", []
+
+    @flow(name="train classifier", log_prints=True)
+    def train() -> dict[str, Any]:
+        owner.append(flow_run.id)
+        return dict(
+            run_task({"type": "task", "name": "train", "commands": [training(gate)]}, credentials, **FAST)
+        )
+
+    @flow(name="refresh")
+    def refresh() -> dict[str, Any]:
+        owner.append(flow_run.id)
+        return dict(
+            run_task({"type": "task", "name": "refresh", "commands": [skipping()]}, credentials, **FAST)
+        )
+
+    # The browser has an event loop in this thread, which a flow of a plain function does not accept.
+    training_flow = _in_thread(train)
+    try:
+        until(lambda: owner and _key(owner[0], "-percent") and _data(owner[0], "-percent") == 70)
+        ui.shows(f"/runs/flow-run/{owner[0]}", "Running")
+        ui.page.get_by_text("Artifacts", exact=True).last.click()
+        playwright_api.expect(ui.page.get_by_text("-percent").last).to_be_visible()
+        ui.picture("prefect-report-progress", 830, top=500)
+    finally:
+        gate.touch()
+        training_flow.join()
+    skipping_flow = _in_thread(refresh)
+    skipping_flow.join()
+
+    ui.shows(f"/runs/flow-run/{owner[0]}", "Completed")
+    ui.page.get_by_text("Artifacts", exact=True).last.click()
+    playwright_api.expect(ui.page.get_by_text("-image-confusion-matrix").last).to_be_visible()
+    ui.shows(_page(owner[0], "-metrics"), "0.0985", "0.9522")
+    ui.picture("prefect-report-metrics", 420)
+    ui.shows(_page(owner[0], "-table-recall-by-class"), "recall", "0.86")
+    ui.picture("prefect-report-table", 460)
+    ui.shows(_page(owner[0], "-link-curves"), "Curves")
+    ui.picture("prefect-report-link", 250)
+    ui.shows(_page(owner[0], "-image-confusion-matrix"))
+    ui.page.locator("img[src^='data:image/png']").wait_for()
+    ui.picture("prefect-report-image", 470)
+    ui.shows(_page(owner[0], "dstack-train"), "best_epoch", "/checkpoints/10.pt")
+    ui.picture("prefect-report-outcome", 980)
+    ui.shows(_page(owner[1], "dstack-refresh"), SKIP_REASON)
+    ui.picture("prefect-report-skip", 850)
+    event = until(lambda: _asset_events(ASSET))[0]
+    day = event["occurred"][:10]
+    ui.shows(f"/events/event/{day}/{event['id']}", "prefect.asset.materialization.succeeded", ASSET)
+    ui.picture("prefect-report-asset", 460)
+
+
+def _in_thread(flow_function: Any) -> threading.Thread:
+    thread = threading.Thread(target=copy_context().run, args=(flow_function,))
+    thread.start()
+    return thread
+
+
+def _key(owner: Any, end: str) -> str:
+    return next((key for key in artifacts_of(owner) if key.endswith(end)), "")
+
+
+def _data(owner: Any, end: str) -> Any:
+    return artifacts_of(owner)[_key(owner, end)].data
+
+
+def _page(owner: Any, end: str) -> str:
+    return f"/artifacts/artifact/{artifacts_of(owner)[_key(owner, end)].id}"
+
+
+def _asset_events(uri: str) -> list[Any]:
+    reply = httpx.post(
+        f"{os.environ['PREFECT_API_URL']}/events/filter", json={"filter": {"resource": {"id": [uri]}}}
+    )
+    return list(reply.raise_for_status().json()["events"])
