@@ -163,7 +163,7 @@ class RunBase(Generic[TransportT]):
 
     @property
     def tags(self) -> Mapping[str, str]:
-        """The tags that the run was submitted with, which its machine has at its cloud."""
+        """The tags that the run was submitted with; empty on servers before 0.19.5."""
         return self._snapshot.tags
 
     def outcome(self) -> Outcome | None:

@@ -111,6 +111,16 @@ PAGES = [
         "What a workflow engine needs on top of a client: find a job's run, stop it, relay its log and "
         "describe its outcome. [How to integrate another engine](../integrate-an-engine.md).",
         core(
+            "integration.examine",
+            "integration.Finding",
+            "integration.describe_finding",
+            "integration.run_rows",
+            "integration.RunRow",
+            "integration.run_table",
+            "integration.cost_rows",
+            "integration.CostRow",
+            "integration.cost_table",
+            "integration.COST_GROUPS",
             "integration.RunRef",
             "integration.AttemptNames",
             "integration.run_name",

@@ -129,6 +129,10 @@ class Attachment:
         """Return a channel to a port of the container. Raises ``AttachError``."""
         return self._tunnel.channel(port, patience)
 
+    def session(self) -> paramiko.Channel:
+        """Return a channel for a shell or command in the container. Raises ``AttachError``."""
+        return self._tunnel.session(_PATIENCE_SECONDS)
+
     def _choose_key(self, route: Route) -> LoginKey:
         return self._keys.for_run(
             route.public_key, self._private_key, self._identity, any_will_do=route.through_sshproxy

@@ -84,6 +84,18 @@ class Chain:
         # The name is resolved in the container: a service that listens on 127.0.0.1 or ::1 is found.
         return _open_channel(self._transports[-1], "localhost", port, timeout)
 
+    def session(self, timeout: float) -> paramiko.Channel:
+        """Return a channel for a shell or command in the last hop; ``timeout`` in seconds.
+
+        Raises ``AttachError``.
+        """
+        import paramiko
+
+        try:
+            return self._transports[-1].open_session(timeout=timeout)
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            raise AttachError(f"the container opened no session: {error_text(error)}") from None
+
     def close(self) -> None:
         """Cut the connections, the innermost first."""
         self._closed = True

@@ -106,6 +106,13 @@ class Tunnel:
                 # chain.
                 chain.close()
 
+    def session(self, patience: float) -> paramiko.Channel:
+        """Return a channel for a shell or command; while the tunnel is broken, wait ``patience`` seconds.
+
+        Raises ``AttachError``.
+        """
+        return self._wait_for_chain(patience).session(patience)
+
     def close(self) -> None:
         """Close the connections and end the thread; also ends an ``open`` in another thread."""
         self._closing.set()

@@ -47,6 +47,14 @@ class UserKey:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """A server's version in its own words, and the ``Date`` header of its reply; None where it sent none."""
+
+    version: str | None
+    date: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Api:
     """The calls for one project of one server; ``server_url`` has no slash at its end.
 
@@ -82,6 +90,16 @@ class Api:
             return None if reply.status in (404, 405) else call.parse(reply)
 
         return Call(call.request, none_when_missing, place=call.place)
+
+    def get_info(self) -> Call[ServerInfo]:
+        """Ask for what a server says of itself (PROTOCOL 1.1)."""
+        call = self._call("/api/server/get_info", {}, lambda data: data["server_version"])
+
+        def parse(reply: Reply) -> ServerInfo:
+            version = None if reply.status in (404, 405) else call.parse(reply)
+            return ServerInfo(version, reply.headers.get("date"))
+
+        return Call(call.request, parse, place=call.place)
 
     def get_user_key(self, run_name: str | None = None) -> Call[UserKey]:
         """Ask for the key of the token's user; ``run_name`` is the run that errors name."""

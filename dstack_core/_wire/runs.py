@@ -217,7 +217,7 @@ def _time(value: Any) -> str:
 
 
 def _tags(spec: Mapping[str, Any]) -> Mapping[str, str]:
-    """Return the tags of a run spec; a server has those of the profile only there."""
+    """Return the tags of a run spec; a server has those of a profile only there, and none before 0.19.5."""
     for part in ("configuration", "profile"):
         tags = (spec.get(part) or {}).get("tags")
         if isinstance(tags, Mapping):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from dstack_core.errors import ProtocolError, RequestRejectedError, ServerError, UnsupportedServerError
 
@@ -25,6 +25,9 @@ Release: TypeAlias = tuple[int, int, int]
 
 # The first release that takes the run_spec of today's clients unchanged and finds runs by id (PROTOCOL 2.3).
 OLDEST: Release = (0, 18, 44)
+
+# The newest release that this package was tested with.
+NEWEST: Release = (0, 22, 5)
 
 # The first release whose schema has the key, read release by release. Tried on real servers: 0.18.44
 # refuses every one of them with 422; 0.19.40 all from 0.20 on, 0.20.24 all from 0.20.25 on; 0.22.5 takes all.
@@ -78,6 +81,20 @@ def parse_release(text: Any) -> Release | None:
     """Read a server's version; None for anything else: a server that runs from its sources reports null."""
     found = _RELEASE.match(text) if isinstance(text, str) else None
     return (int(found[1]), int(found[2]), int(found[3])) if found else None
+
+
+def support_of(release: Release | None) -> Literal["unknown", "too old", "tested", "newer"]:
+    """Return whether this package supports a server's version."""
+    if release is None:
+        return "unknown"
+    if release < OLDEST:
+        return "too old"
+    return "newer" if release > NEWEST else "tested"
+
+
+def release_text(release: Release) -> str:
+    """Return a version as it is written, such as ``0.22.5``."""
+    return ".".join(map(str, release))
 
 
 def needs_of(spec: Mapping[str, Any]) -> tuple[str, ...]:

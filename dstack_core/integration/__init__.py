@@ -12,6 +12,8 @@ from dstack_core._function.call import FunctionCall
 from dstack_core._function.result import choose_report, late_read_pauses, report_key
 from dstack_core.configurations import check_ends
 from dstack_core.integration.attempts import Attempt, achoose_attempt, choose_attempt
+from dstack_core.integration.doctor import examine
+from dstack_core.integration.doctor_network import Finding, describe_finding
 from dstack_core.integration.masking import (
     RESULT_WARNING,
     Masker,
@@ -46,6 +48,15 @@ from dstack_core.integration.outcome_text import (
     raise_for_outcome,
 )
 from dstack_core.integration.relay import DEFAULT_LOG_BUDGET, LogRelay, RecordLimits, describe_progress
+from dstack_core.integration.run_lists import (
+    COST_GROUPS,
+    CostRow,
+    RunRow,
+    cost_rows,
+    cost_table,
+    run_rows,
+    run_table,
+)
 from dstack_core.integration.stop import astop_run, stop_run
 from dstack_core.integration.utilization_text import (
     describe_utilization,
@@ -57,17 +68,21 @@ from dstack_core.models.stops import StopResult, StopState
 from dstack_core.models.tags import check_tags, tag_value
 
 __all__ = [
+    "COST_GROUPS",
     "DEFAULT_LOG_BUDGET",
     "OUTCOME_FIELDS",
     "RESULT_WARNING",
     "Attempt",
     "AttemptNames",
+    "CostRow",
+    "Finding",
     "FunctionCall",
     "LogRelay",
     "Masker",
     "OutcomeField",
     "RecordLimits",
     "RunRef",
+    "RunRow",
     "StopResult",
     "StopState",
     "achoose_attempt",
@@ -77,13 +92,17 @@ __all__ = [
     "choose_attempt",
     "choose_report",
     "collect_secrets",
+    "cost_rows",
+    "cost_table",
     "describe_end",
     "describe_failure",
+    "describe_finding",
     "describe_outcome",
     "describe_progress",
     "describe_status",
     "describe_stop",
     "describe_utilization",
+    "examine",
     "format_duration",
     "format_price",
     "format_usd",
@@ -100,6 +119,8 @@ __all__ = [
     "read_marker",
     "report_key",
     "run_name",
+    "run_rows",
+    "run_table",
     "short_hash",
     "slug",
     "stop_run",

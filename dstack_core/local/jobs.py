@@ -29,7 +29,7 @@ from dstack_core.local.metrics import MetricsStore
 from dstack_core.local.process import PtyProcess
 from dstack_core.local.quantities import ResourcesSpec
 from dstack_core.local.runs import Job, Run, Submission, now
-from dstack_core.local.ssh_host import RUNNER_PORT, Door, SshHost
+from dstack_core.local.ssh_host import RUNNER_PORT, Door, Place, SshHost
 from dstack_core.local.states import JOB_STATUS_OF_REASON
 from dstack_core.local.transitions import Transitions
 from dstack_core.local.watchdog import Watchdog
@@ -107,6 +107,8 @@ class JobCarrier:
         self._ssh = ssh
         self._metrics = metrics
         self._watchdog = Watchdog(directory)
+        # Where the running jobs run, by submission.
+        self._places: dict[str, Place] = {}
 
     async def close(self) -> None:
         """Kill what is left of any job, and cut the connections of attached clients."""
@@ -159,7 +161,9 @@ class JobCarrier:
         argv = job.spec["commands"] or ["/bin/sh", "-c", ":"]
         self._watchdog.start()
         try:
-            await process.start(argv, workspace.environment(run, job, marker), workspace.cwd)
+            environment = workspace.environment(run, job, marker)
+            await process.start(argv, environment, workspace.cwd)
+            self._places[submission.id] = Place(workspace.cwd, environment)
             self._watchdog.started(process.pid)
             submission.runtime_data = self._runtime_data(run, job, workspace)
             self._set.job(run, job, "running")
@@ -170,6 +174,7 @@ class JobCarrier:
                 measuring.cancel()
                 await asyncio.gather(measuring, return_exceptions=True)
         finally:
+            self._places.pop(submission.id, None)
             await process.finish()
             self._watchdog.ended(process)
 
@@ -230,7 +235,7 @@ class JobCarrier:
         def read_log(start: datetime | None) -> Iterator[bytes]:
             return self._logs.follow(run.name, submission.id, start, lambda: submission.finished)
 
-        return Door(run.spec.ssh_key_pub or "", read_log)
+        return Door(run.spec.ssh_key_pub or "", read_log, lambda: self._places.get(submission.id))
 
     def _runtime_data(self, run: Run, job: Job, workspace: Workspace) -> dict[str, Any]:
         resources = wanted_resources(job.spec)

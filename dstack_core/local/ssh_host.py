@@ -1,4 +1,4 @@
-"""SSH access to jobs, for clients that attach: ports and the live log, without a shell (PROTOCOL 4).
+"""SSH access to jobs, for clients that attach: ports, the live log and a shell (PROTOCOL 4).
 
 As on a host of an SSH fleet there are two logins: one on the host and, through it, one on the "container",
 which has a port of its own. A client opens a channel to that port and runs a second SSH connection in it.
@@ -16,9 +16,10 @@ import itertools
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,12 +36,24 @@ _LOG = "dstack_core.local.ssh"
 _ACCEPT_SECONDS = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a job runs: its directory and its environment."""
+
+    directory: Path
+    environment: Mapping[str, str]
+
+
 @dataclass(frozen=True)
 class Door:
-    """A job as its container's SSH server sees it: the key that may log in, and the log."""
+    """A job as its container's SSH server sees it: the key that may log in, the log, and where it runs.
+
+    `place` returns None once the job has ended.
+    """
 
     public_key: str
     read_log: Callable[[datetime | None], Iterator[bytes]]
+    place: Callable[[], Place | None] = lambda: None
 
 
 class SshHost:

@@ -1,4 +1,4 @@
-"""The rights of a client on one SSH connection: log in with the key of a job, and reach its ports."""
+"""The rights of a client on one SSH connection: log in with the key of a job, use its ports and a shell."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from paramiko.common import (
 
 from dstack_core.local.live_log import LiveLog
 from dstack_core.local.ssh_host import ADDRESS, RUNNER_PORT, Door, SshHost, key_blob
+from dstack_core.local.ssh_shell import Shell
 
 _LOOPBACK = {"localhost", ADDRESS, "::1"}
 # Bytes to copy at once: two of the 32 KB packets that paramiko sends by default.
 _COPY = 65536
-_BANNER = "The embedded dstack server forwards ports and the live log. It has no shell.\r\n"
-
 Pipe = paramiko.Channel | socket.socket
 
 
@@ -49,10 +48,7 @@ class Session(paramiko.ServerInterface):
         self._host = host
         self._door = door
         self._targets: dict[int, socket.socket | Door | None] = {}
-
-    def get_banner(self) -> tuple[str | None, str | None]:
-        """Return a banner for users who log in by hand; the host has none, because it is only a hop."""
-        return (None, None) if self._door is None else (_BANNER, "en-US")
+        self._shells: dict[int, Shell] = {}
 
     def get_allowed_auths(self, username: str) -> str:
         """Allow only keys."""
@@ -65,8 +61,41 @@ class Session(paramiko.ServerInterface):
         return AUTH_SUCCESSFUL if known else AUTH_FAILED
 
     def check_channel_request(self, kind: str, chanid: int) -> int:
-        """Allow empty sessions: a client may need one to keep the connection open."""
+        """Allow sessions: for a shell, and empty ones, since a client may need one to stay connected."""
         return OPEN_SUCCEEDED if kind == "session" else OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED
+
+    def check_channel_pty_request(
+        self,
+        channel: paramiko.Channel,
+        term: bytes,
+        width: int,
+        height: int,
+        pixelwidth: int,
+        pixelheight: int,
+        modes: bytes,
+    ) -> bool:
+        """Give the shell of the channel a terminal."""
+        shell = self._shell(channel)
+        if shell is not None:
+            shell.use_terminal(term.decode(errors="replace"), width, height)
+        return shell is not None
+
+    def check_channel_window_change_request(
+        self, channel: paramiko.Channel, width: int, height: int, pixelwidth: int, pixelheight: int
+    ) -> bool:
+        """Change the size of the terminal."""
+        shell = self._shell(channel)
+        if shell is not None:
+            shell.resize(width, height)
+        return shell is not None
+
+    def check_channel_shell_request(self, channel: paramiko.Channel) -> bool:
+        """Start a shell in the job's directory; the host has none."""
+        return self._start(channel, None)
+
+    def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+        """Start a command in the job's directory; the host runs none."""
+        return self._start(channel, command.decode(errors="surrogateescape"))
 
     def check_channel_direct_tcpip_request(
         self, chanid: int, origin: tuple[str, int], destination: tuple[str, int]
@@ -102,6 +131,19 @@ class Session(paramiko.ServerInterface):
             _in_background(self._host.serve, InnerWay(channel), target)
         elif self._door is not None:
             _in_background(LiveLog(channel, self._door.read_log).serve)
+
+    def _shell(self, channel: paramiko.Channel) -> Shell | None:
+        known = self._shells.get(channel.get_id())
+        place = None if self._door is None or known else self._door.place()
+        if place is not None:
+            known = self._shells[channel.get_id()] = Shell(channel, place)
+        return known
+
+    def _start(self, channel: paramiko.Channel, command: str | None) -> bool:
+        shell = self._shell(channel)
+        if shell is not None:
+            shell.start(command)
+        return shell is not None
 
 
 def _in_background(work: object, *arguments: object) -> None:

@@ -161,6 +161,17 @@ def check_duration(value: int | str | bool | None, *, off: bool = False) -> int 
     return value
 
 
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def duration_seconds(value: int | str) -> float:
+    """Return a duration, such as 90, ``"90"`` or ``"2h"``, in seconds. Raises ``ValueError``."""
+    check_duration(value)
+    text = str(value)
+    number, unit = (text, "s") if text.isdecimal() else (text[:-1], text[-1])
+    return float(number) * _UNIT_SECONDS[unit]
+
+
 def read_duration(value: Any, *, below_zero: bool = False) -> Any:
     """Return a duration as configurations may have it: also 0, a fraction, ``"off"``, False and True.
 

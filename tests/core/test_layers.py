@@ -100,10 +100,13 @@ ROOMS = {
             "errors",
             "models",
             "_wire.runs",
+            "_wire.versions",
             "_flow",
             "_drive",
             "_adrive",
             "_operations",
+            "_attach.keys",
+            "_run_base",
             "_function",
             "configurations",
             "client",
@@ -113,6 +116,8 @@ ROOMS = {
         )
     },
     "local": {"client"},
+    "_command": {"errors", "models", "_attach", "client", "run", "integration"},
+    "__main__": {"_command"},
 }
 HOSTS = {"airflow", "prefect", "airflow_provider_dstack", "prefect_dstack", "dstack"}
 FILES = sorted(path for path in CORE.rglob("*.py") if path != CORE / "__init__.py")

@@ -43,12 +43,20 @@ LAYERS: dict[str, list[set[str]]] = {
         },
         # One part of a task each: its connection, its record, its submission, its result.
         {"_outcome", "_previous_try", "_reap", "hooks"},
-        {"_function_call", "_remaining_log", "_submission", "cli", "reaper", "status_trigger", "triggers"},
+        {
+            "_commands",
+            "_function_call",
+            "_remaining_log",
+            "_submission",
+            "reaper",
+            "status_trigger",
+            "triggers",
+        },
         # A whole task: its threads, and how it is made from an operator's fields.
         {"_task_run"},
         {"_from_operator"},
-        # What DAGs use.
-        {"operators", "sensors"},
+        # What DAGs use, and the command line.
+        {"cli", "operators", "sensors"},
         {"decorators", "services"},
     ],
     PREFECT: [
@@ -66,7 +74,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"_follow"},
         # What flows and work pools use.
         {"_remote_function", "deploy", "hooks", "reaper", "run_handle", "runs", "tasks", "worker"},
-        {"_remote_call", "flows", "functions", "job_block"},
+        {"_commands", "_remote_call", "flows", "functions", "job_block"},
         {"decorators"},
         {"__init__", "_collection"},
         {"__main__"},

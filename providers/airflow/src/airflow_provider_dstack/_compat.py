@@ -203,6 +203,13 @@ def server_connection(conn_id: str) -> Any:
     return Connection.get_connection_from_secrets(conn_id)
 
 
+def api_address() -> str:
+    """Return the address of Airflow's API server as it is configured, without a slash at its end."""
+    from airflow.configuration import conf
+
+    return str(conf.get("api", "base_url", fallback="http://localhost:8080")).rstrip("/")
+
+
 def _word(state: Any) -> str:
     return NO_STATUS if state is None else str(getattr(state, "value", state))
 

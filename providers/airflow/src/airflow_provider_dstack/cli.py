@@ -1,14 +1,15 @@
 """The commands that this provider adds to Airflow's command line: ``airflow dstack``.
 
-Airflow imports this module for each of its commands, so what only ``reap`` needs is imported there.
+Airflow imports this module for each of its commands, so what only one of them needs is imported there.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +31,61 @@ _REAP = """\
 List the active dstack runs of Airflow tasks, and stop those whose task has ended. Left alone are runs of
 tasks that have not ended, of other Airflows, with on_kill_action="keep", and services whose task succeeded.
 Reads Airflow's database: run it where the scheduler or the API server runs. Try --dry-run first."""
+_DOCTOR = """\
+Check each step from this machine to a container of dstack (connection, network, TLS, version, clocks, token,
+project, machines, SSH), and the health of Airflow. Nothing is submitted or changed."""
 _EXIT = "Exit code: 0, or 1 when a server does not answer or a run could not be stopped."
 
 
 def get_cli_commands() -> list[CLICommand]:
     """Return the commands. Source: Airflow documentation, "CLI Commands" of providers."""
+    connection = _option(
+        "--conn-id", help="Connection of the dstack server (default: %(default)s)", default="dstack_default"
+    )
+    project = _option("--project", help="dstack project (default: the connection's)")
+    output = _option(
+        "-o", "--output", help="text or json (default: text)", choices=("text", "json"), default="text"
+    )
+    ps_command = ActionCommand(
+        name="ps",
+        help="List the dstack runs of Airflow tasks",
+        func=ps,
+        args=(
+            _option("--finished", help="Finished runs too", action="store_true"),
+            _option("--every", help="Also runs that are not of Airflow tasks", action="store_true"),
+            connection,
+            project,
+            output,
+            ARG_VERBOSE,
+        ),
+    )
+    cost_command = ActionCommand(
+        name="cost",
+        help="Show what dstack runs have cost",
+        func=cost,
+        args=(
+            _option("--by", help="owner, name, status, day or tag:KEY (default: owner)", default="owner"),
+            _option("--since", help="Only runs submitted within this duration, such as 7d"),
+            connection,
+            project,
+            output,
+            ARG_VERBOSE,
+        ),
+    )
+    doctor_command = ActionCommand(
+        name="doctor",
+        help="Check the connection, the way to a run, and Airflow; say what to do",
+        description=_DOCTOR,
+        epilog="Exit code: 0, or 1 when something does not work.",
+        func=doctor,
+        args=(
+            _option("--run", help="A running run whose container is logged in to"),
+            connection,
+            project,
+            output,
+            ARG_VERBOSE,
+        ),
+    )
     command = ActionCommand(
         name="reap",
         help="Stop the dstack runs whose task has ended",
@@ -60,12 +111,8 @@ def get_cli_commands() -> list[CLICommand]:
                 help="Also stop services whose task succeeded, once their DAG run has ended",
                 action="store_true",
             ),
-            _option(
-                "--conn-id",
-                help="Connection of the dstack server (default: %(default)s)",
-                default="dstack_default",
-            ),
-            _option("--project", help="dstack project (default: the connection's)"),
+            connection,
+            project,
             _option(
                 "-o",
                 "--output",
@@ -78,8 +125,59 @@ def get_cli_commands() -> list[CLICommand]:
         ),
     )
     return [
-        GroupCommand(name="dstack", help="Manage the dstack runs of Airflow tasks", subcommands=(command,))
+        GroupCommand(
+            name="dstack",
+            help="Manage the dstack runs of Airflow tasks",
+            subcommands=(ps_command, cost_command, command, doctor_command),
+        )
     ]
+
+
+@action_cli(check_db=False)  # type: ignore[no-untyped-call, untyped-decorator]  # Airflow's is untyped
+@suppress_logs_and_warning
+def ps(args: Namespace) -> None:
+    """Do ``airflow dstack ps``."""
+    from airflow_provider_dstack import _commands
+
+    _show(_commands.ps, args)
+
+
+@action_cli(check_db=False)  # type: ignore[no-untyped-call, untyped-decorator]  # Airflow's is untyped
+@suppress_logs_and_warning
+def cost(args: Namespace) -> None:
+    """Do ``airflow dstack cost``."""
+    from airflow_provider_dstack import _commands
+
+    _show(_commands.cost, args)
+
+
+@action_cli(check_db=False)  # type: ignore[no-untyped-call, untyped-decorator]  # Airflow's is untyped
+@suppress_logs_and_warning
+def doctor(args: Namespace) -> None:
+    """Do ``airflow dstack doctor``; ends the program with exit code 1 when something does not work."""
+    from airflow_provider_dstack import _commands
+    from dstack_core.integration import describe_finding
+
+    findings = []
+    for found in _commands.doctor(args):
+        findings.append(found)
+        if args.output == "text":
+            sys.stdout.write(f"{describe_finding(found)}\n")
+    if args.output == "json":
+        sys.stdout.write(f"{json.dumps([asdict(found) for found in findings], indent=2)}\n")
+    if any(found.state == "error" for found in findings):
+        raise SystemExit(1)
+
+
+def _show(command: Callable[[Namespace], str], args: Namespace) -> None:
+    from airflow_provider_dstack._commands import in_words
+    from airflow_provider_dstack._compat import AirflowException
+    from dstack_core import DstackError as CoreError
+
+    try:
+        sys.stdout.write(f"{command(args)}\n")
+    except (CoreError, AirflowException) as error:
+        raise SystemExit(in_words(error)) from None
 
 
 @action_cli(check_db=False)  # type: ignore[no-untyped-call, untyped-decorator]  # Airflow's is untyped
@@ -91,18 +189,11 @@ def reap(args: Namespace) -> None:
     """
     from sqlalchemy.exc import SQLAlchemyError
 
-    from airflow_provider_dstack._compat import AirflowException, database_tasks, server_connection
+    from airflow_provider_dstack._commands import ServerHook
+    from airflow_provider_dstack._compat import AirflowException, database_tasks
     from airflow_provider_dstack._reap import ReapOptions, failure
     from airflow_provider_dstack._reap import reap as find_and_stop
-    from airflow_provider_dstack.hooks import DstackHook
     from dstack_core import DstackError as CoreError
-
-    class ServerHook(DstackHook):
-        """A hook whose connection comes from Airflow's database, which workers do not have."""
-
-        @classmethod
-        def get_connection(cls, conn_id: str) -> Any:
-            return server_connection(conn_id)
 
     if not args.min_age >= 0:
         raise SystemExit(f"--min-age: expected 0 seconds or more, got {args.min_age:g}.")

@@ -1,4 +1,4 @@
-"""The command line: ``python -m prefect_dstack reap``, or ``prefect-dstack reap``."""
+"""The command line: ``python -m prefect_dstack``, or ``prefect-dstack``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prefect_dstack.reaper import reap as find_and_stop
 
 app = App(
     name="prefect-dstack",
-    help="Stop and report the dstack runs of Prefect flow runs that have ended.",
+    help="Look after the dstack runs of Prefect flow runs.",
     version=__version__,
 )
 
@@ -54,6 +54,62 @@ def reap(
         sys.stdout.write(f"{describe(found, dry_run=dry_run)}\n")
     sys.stdout.write(f"{summary(findings, dry_run=dry_run)}\n")
     return 1 if any(found["failed"] for found in findings) else 0
+
+
+_Credentials = Annotated[
+    str | None, Parameter(help="Name of a saved DstackCredentials block; else the environment is used.")
+]
+_Json = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
+
+
+@app.command
+def ps(
+    *,
+    credentials: _Credentials = None,
+    finished: Annotated[bool, Parameter(help="Finished runs too.")] = False,
+    every: Annotated[bool, Parameter(help="Also runs that are not of Prefect flow runs.")] = False,
+    as_json: _Json = False,
+) -> int:
+    """List the dstack runs of Prefect flow runs.
+
+    Returns 0, or 1 with one line on the standard error.
+    """
+    from prefect_dstack import _commands
+
+    return _commands.show(lambda: _commands.ps(credentials, finished=finished, every=every, as_json=as_json))
+
+
+@app.command
+def cost(
+    *,
+    credentials: _Credentials = None,
+    by: Annotated[str, Parameter(help="owner, name, status, day or tag:KEY.")] = "owner",
+    since: Annotated[str | None, Parameter(help="Only runs submitted within this, such as 7d.")] = None,
+    as_json: _Json = False,
+) -> int:
+    """Show what dstack runs have cost.
+
+    Returns 0, or 1 with one line on the standard error.
+    """
+    from prefect_dstack import _commands
+
+    return _commands.show(lambda: _commands.cost(credentials, by=by, since=since, as_json=as_json))
+
+
+@app.command
+def doctor(
+    *,
+    credentials: _Credentials = None,
+    run: Annotated[str | None, Parameter(help="A running run whose container is logged in to.")] = None,
+    as_json: _Json = False,
+) -> int:
+    """Check the block, the way from this machine to a run, and Prefect; say what to do.
+
+    Returns 0, or 1 when something does not work.
+    """
+    from prefect_dstack import _commands
+
+    return _commands.doctor(credentials, run=run, as_json=as_json)
 
 
 if __name__ == "__main__":

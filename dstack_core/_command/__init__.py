@@ -1,0 +1,1 @@
+"""The command line of this package: a thin layer over the client and ``integration``."""

@@ -1,0 +1,180 @@
+"""What each command does: one request or flow of the client, and its result as text or JSON."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from dstack_core.client import Client
+from dstack_core.errors import ConfigurationError, RunNotFoundError
+from dstack_core.integration.doctor import examine
+from dstack_core.integration.doctor_network import describe_finding
+from dstack_core.integration.outcome_text import describe_stop, format_price
+from dstack_core.integration.run_lists import cost_rows, cost_table, run_rows, run_table, text_table
+from dstack_core.models.configurations import Task
+from dstack_core.models.stops import StopState
+from dstack_core.run import Run
+
+# Seconds: a person waits for the answer of ``doctor``.
+_DOCTOR_TIMEOUT = 10.0
+
+
+def ps(options: Namespace) -> int:
+    """List runs."""
+    with _client(options) as client:
+        runs = client.runs.list(all=options.all)
+    rows = run_rows(run for run in runs if options.all or run.last_status.is_active)
+    if options.output == "json":
+        _print_json(rows)
+    elif rows:
+        _print(run_table(rows))
+    else:
+        _print(f"Project {client.project} has no {'runs' if options.all else 'active runs'}.")
+    return 0
+
+
+def logs(options: Namespace) -> int:
+    """Print a log, byte for byte."""
+    with _client(options) as client:
+        chunks = _run(client, options.name).logs(
+            follow=options.follow, node=options.node, diagnose=options.diagnose
+        )
+        for chunk in chunks:
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+    return 0
+
+
+def stop(options: Namespace) -> int:
+    """Stop runs and report each; 1 if one does not exist."""
+    status = 0
+    with _client(options) as client:
+        for name in options.names:
+            result = client.runs.stop(name, options.abort, until="ended", timeout=options.timeout)
+            _print(describe_stop(result))
+            if result.state is StopState.MISSING:
+                status = 1
+    return status
+
+
+def attach(options: Namespace) -> int:
+    """Open a shell, or run a command; return its exit status."""
+    # Only this command needs SSH.
+    from dstack_core._attach.terminal import run_shell
+
+    command = shlex.join(options.command) or None
+    with _client(options) as client, _run(client, options.name) as run:
+        run.attach(options.identity, node=options.node)
+        attachment = run._attachment
+        if attachment is None:
+            sys.stderr.write(f"Run {run.name} has ended; there is no container to enter.\n")
+            return 1
+        if command is None and sys.stdin.isatty():
+            ports = ", ".join(f"127.0.0.1:{local} -> {port}" for port, local in run.ports.items())
+            forwarded = f" Forwarded: {ports}." if ports else ""
+            sys.stderr.write(f"In the container of run {run.name}; leave it with exit.{forwarded}\n")
+        return run_shell(attachment.session(), command)
+
+
+def offers(options: Namespace) -> int:
+    """List machines."""
+    wanted = {key: getattr(options, key) for key in ("gpu", "cpu", "memory") if getattr(options, key)}
+    given: dict[str, Any] = {
+        "resources": wanted or None,
+        "backends": options.backend,
+        "max_price": options.max_price,
+        "spot_policy": options.spot,
+    }
+    if options.limit < 1:
+        raise ConfigurationError(f"--limit: expected 1 or more, got {options.limit}.")
+    with _client(options) as client:
+        plan = client.runs.plan(
+            options.configuration or Task(commands=["true"]),
+            **{key: value for key, value in given.items() if value is not None},
+        )
+    shown = plan.offers[: options.limit]
+    if options.output == "json":
+        _print_json(shown)
+    elif not shown:
+        _print(" ".join(["No machine is on offer.", *plan.hints]))
+    else:
+        cells = [
+            (
+                each.backend,
+                each.region,
+                each.instance,
+                "spot" if each.spot else "on-demand",
+                format_price(each.price_per_hour),
+                each.availability or "",
+            )
+            for each in shown
+        ]
+        _print(text_table(("BACKEND", "REGION", "INSTANCE", "KIND", "PRICE", "AVAILABILITY"), cells))
+        if plan.total_offers > len(shown):
+            _print(f"{len(shown)} of {plan.total_offers} offers, the cheapest first.")
+    return 0 if shown else 1
+
+
+def cost(options: Namespace) -> int:
+    """Show what runs have cost."""
+    # Before the runs are read, which may take many pages.
+    cost_rows([], by=options.by, since=options.since)
+    with _client(options) as client:
+        rows = cost_rows(client.runs.list(all=True), by=options.by, since=options.since)
+    if options.output == "json":
+        _print_json(rows)
+    else:
+        _print(cost_table(rows))
+    return 0
+
+
+def doctor(options: Namespace) -> int:
+    """Show what each check found; 1 if something does not work."""
+    findings = []
+    for found in examine(lambda: _client(options, examined=True), run_name=options.run):
+        findings.append(found)
+        if options.output == "text":
+            _print(describe_finding(found))
+    if options.output == "json":
+        _print_json(findings)
+    return 1 if any(found.state == "error" for found in findings) else 0
+
+
+def _client(options: Namespace, *, examined: bool = False) -> Client:
+    if examined:
+        return Client.from_config(
+            project_name=options.project,
+            timeout=_DOCTOR_TIMEOUT,
+            connect_timeout=_DOCTOR_TIMEOUT,
+            retry_budget=0,
+        )
+    return Client.from_config(project_name=options.project)
+
+
+def _run(client: Client, name: str) -> Run:
+    run = client.runs.get(name)
+    if run is None:
+        raise RunNotFoundError(
+            f"Project {client.project} on {client.server_url} has no run {name}. "
+            "List the runs: python -m dstack_core ps --all"
+        )
+    return run
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _print_json(rows: Iterable[Any]) -> None:
+    _print(json.dumps([asdict(row) for row in rows], indent=2, default=_json_value))
+
+
+def _json_value(value: object) -> object:
+    return value.isoformat() if isinstance(value, datetime) else str(value)

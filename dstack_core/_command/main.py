@@ -1,0 +1,116 @@
+"""The arguments of ``python -m dstack_core`` and the choice of the command.
+
+The token is never an argument, because arguments are seen in the list of processes: it comes from
+``DSTACK_TOKEN`` or ``~/.dstack/config.yml``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from dstack_core._command import actions
+from dstack_core.errors import DstackError
+
+_EPILOG = """\
+The server, the project and the token come from DSTACK_SERVER_URL, DSTACK_PROJECT and DSTACK_TOKEN, else from
+~/.dstack/config.yml. Exit status: 0, 1 for an error, 2 for wrong arguments; that of the shell for attach."""
+# What a shell reports for a command that Ctrl-C ended.
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out a command and return the exit status; errors are one line on the standard error."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # What follows "--" is a command for the container, whose own options argparse must not read.
+    own, _, command = _split(given)
+    options = _parser().parse_args(own)
+    if command and options.action is not actions.attach:
+        _parser().error(f"expected a command behind -- only for attach, got {' '.join(command)}")
+    options.command = command
+    action: Callable[[argparse.Namespace], int] = options.action
+    try:
+        return action(options)
+    except DstackError as error:
+        sys.stderr.write(f"{error.message}\n")
+        return 1
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader, such as head, has enough. Without this Python reports the pipe once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _split(given: list[str]) -> tuple[list[str], str, list[str]]:
+    if "--" not in given:
+        return given, "", []
+    at = given.index("--")
+    return given[:at], "--", given[at + 1 :]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dstack_core",
+        description="Look after the runs of a dstack project.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, action: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help, description=f"{help}.")
+        command.set_defaults(action=action)
+        command.add_argument("--project", help="the project instead of the configured one")
+        return command
+
+    ps = add("ps", actions.ps, "List the active runs")
+    ps.add_argument("-a", "--all", action="store_true", help="finished ones too")
+    _output(ps)
+
+    logs = add("logs", actions.logs, "Print the log of a run")
+    logs.add_argument("name", help="the run's name")
+    logs.add_argument("-f", "--follow", action="store_true", help="until the run has ended")
+    logs.add_argument("--node", type=int, help="one node of several, from 0")
+    logs.add_argument("--diagnose", action="store_true", help="the log of the job's runner instead")
+
+    stop = add("stop", actions.stop, "Stop runs")
+    stop.add_argument("names", nargs="+", metavar="name", help="the names of the runs")
+    stop.add_argument("--abort", action="store_true", help="kill the processes without a grace period")
+    stop.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for the end (default: 60)")
+
+    attach = add(
+        "attach",
+        actions.attach,
+        "Open a shell in the container of a run, or run a command there (-- COMMAND)",
+    )
+    attach.add_argument("name", help="the run's name")
+    attach.add_argument("-i", "--identity", help="the private SSH key to log in with")
+    attach.add_argument("--node", type=int, default=0, help="one node of several, from 0 (default: 0)")
+
+    offers = add("offers", actions.offers, "List the machines on offer")
+    offers.add_argument("configuration", nargs="?", help="a .dstack.yml whose resources count")
+    offers.add_argument("--gpu", help="such as A100, 24GB.., H100:80GB:2")
+    offers.add_argument("--cpu", help="such as 8..")
+    offers.add_argument("--memory", help="such as 64GB..")
+    offers.add_argument("--backend", action="append", help="only this one; may be repeated")
+    offers.add_argument("--max-price", type=float, help="USD per hour")
+    offers.add_argument("--spot", choices=("spot", "on-demand", "auto"), help="which machines")
+    offers.add_argument("-n", "--limit", type=int, default=20, help="how many to show (default: 20)")
+    _output(offers)
+
+    cost = add("cost", actions.cost, "Show what runs have cost, by owner, name, status, day or tag")
+    cost.add_argument("--by", default="owner", help="owner, name, status, day or tag:KEY (default: owner)")
+    cost.add_argument("--since", help="only runs submitted within this duration, such as 7d")
+    _output(cost)
+
+    doctor = add("doctor", actions.doctor, "Check the way from this machine to a run, and say what to do")
+    doctor.add_argument("--run", help="a running run whose container is logged in to")
+    _output(doctor)
+    return parser
+
+
+def _output(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-o", "--output", choices=("text", "json"), default="text", help="default: text")
