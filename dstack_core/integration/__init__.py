@@ -17,8 +17,11 @@ from dstack_core.integration.doctor_network import Finding, describe_finding
 from dstack_core.integration.masking import (
     RESULT_WARNING,
     Masker,
+    check_mask_env,
     collect_secrets,
+    env_names,
     mask,
+    mask_progress,
     mask_result,
     mask_value,
 )
@@ -64,6 +67,7 @@ from dstack_core.integration.utilization_text import (
     utilization_lines,
 )
 from dstack_core.models.base import known_fields
+from dstack_core.models.secrets import MaskEnv, is_secret_name
 from dstack_core.models.stops import StopResult, StopState
 from dstack_core.models.tags import check_tags, tag_value
 
@@ -78,6 +82,7 @@ __all__ = [
     "Finding",
     "FunctionCall",
     "LogRelay",
+    "MaskEnv",
     "Masker",
     "OutcomeField",
     "RecordLimits",
@@ -88,6 +93,7 @@ __all__ = [
     "achoose_attempt",
     "astop_run",
     "check_ends",
+    "check_mask_env",
     "check_tags",
     "choose_attempt",
     "choose_report",
@@ -102,14 +108,17 @@ __all__ = [
     "describe_status",
     "describe_stop",
     "describe_utilization",
+    "env_names",
     "examine",
     "format_duration",
     "format_price",
     "format_usd",
+    "is_secret_name",
     "known_fields",
     "late_read_pauses",
     "make_marker",
     "mask",
+    "mask_progress",
     "mask_result",
     "mask_value",
     "outcome_dict",

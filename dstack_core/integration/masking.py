@@ -17,20 +17,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from dstack_core.errors import ConfigurationError
 from dstack_core.models.outcome import Outcome
-from dstack_core.models.secrets import secret_values
+from dstack_core.models.secrets import MaskEnv, secret_texts, secret_values
 
 MASK = "***"
 RESULT_WARNING = (
-    "The result of {what} holds values of its environment or other secrets; they are replaced by ***. Return "
-    "where a secret is, not the secret, and set what is not secret without env."
+    "The result of {what} holds secrets of its run; they are replaced by ***. Return where a secret is, not "
+    "the secret. If a value of env is no secret, set mask_env to show it."
 )
 """The warning for a result that holds secrets; ``what`` names the run or function."""
-# Characters, as in ``secret_values``. Shorter lines, such as the last one of a key, are common words: masking
+# Characters, as in ``secret_texts``. Shorter lines, such as the last one of a key, are common words: masking
 # them makes a log unreadable. A higher limit would show secrets.
 _SHORTEST_LINE = 5
 
@@ -44,8 +45,8 @@ class Masker:
         self.add(secrets)
 
     def add(self, secrets: Iterable[str | None]) -> None:
-        """Mask these as well from now on, except numbers, flags and texts of less than 5 characters."""
-        lines = {line for secret in secret_values(secrets) for line in secret.splitlines()}
+        """Mask these as well from now on, except texts that are too common (see ``collect_secrets``)."""
+        lines = {line for secret in secret_texts(secrets) for line in secret.splitlines()}
         lines = {form for line in lines for form in (line, printable(line)) if len(form) >= _SHORTEST_LINE}
         # The longest first: of two secrets that begin alike, nothing of the longer one may be left.
         self._lines = sorted(lines.union(self._lines), key=len, reverse=True)
@@ -97,8 +98,12 @@ def mask_result(outcome: Outcome, mask: Callable[[str], str], warn: Callable[[st
         warn: Gets one sentence if there was something to hide.
 
     Returns:
-        The same outcome if its result holds no secret, else a copy.
+        The same outcome if neither its result nor the name of a metric holds a secret, else a copy.
     """
+    metrics = dict(outcome.metrics)
+    shown = mask_value(metrics, mask)
+    if shown is not metrics:
+        outcome = replace(outcome, metrics=shown)
     result = mask_value(outcome.result, mask)
     if result is outcome.result:
         return outcome
@@ -106,19 +111,63 @@ def mask_result(outcome: Outcome, mask: Callable[[str], str], warn: Callable[[st
     return replace(outcome, result=result)
 
 
+def mask_progress(progress: Mapping[str, Any], mask: Callable[[str], str]) -> dict[str, Any]:
+    """Return a position, as ``Progress.to_dict()`` returns it, without the secrets in what the run reported.
+
+    An engine that stores a position stores the run's result with it.
+
+    Args:
+        progress: The position as a dict.
+        mask: Hides the secrets of a text, as ``Masker.mask`` does.
+
+    Returns:
+        A dict with equal values, except for secrets.
+    """
+    reported = progress.get("reported")
+    return dict(progress) if reported is None else {**progress, "reported": mask_value(reported, mask)}
+
+
+def check_mask_env(value: Any) -> MaskEnv:
+    """Return the option ``mask_env``, names as a sorted list.
+
+    Raises:
+        ConfigurationError: It is none of ``"secrets"``, ``"all"``, ``"none"``, and no collection of names.
+    """
+    if value in ("secrets", "all", "none"):
+        mode: MaskEnv = value
+        return mode
+    is_names = isinstance(value, list | tuple | set | frozenset)
+    if not is_names or not all(isinstance(name, str) and name for name in value):
+        raise ConfigurationError(
+            'mask_env: expected "secrets", "all", "none" or a list of names such as ["LICENSE"], got '
+            f"{value!r}."
+        )
+    return sorted(set(value))
+
+
 def collect_secrets(
-    configuration: Any = None, *, env: Any = None, others: Iterable[str | None] = ()
+    configuration: Any = None,
+    *,
+    env: Any = None,
+    others: Iterable[str | None] = (),
+    mask_env: MaskEnv = "secrets",
+    secret_names: Collection[str] = (),
 ) -> list[str]:
     """Return the secrets of a run; this is the one place that decides what is masked.
 
-    These are the values of its environment, the password of its registry, and ``others``; without numbers,
-    flags, and texts of less than 5 characters (``secret_values``).
+    These are the secrets in its environment (see ``secret_values``), the password of its registry, and
+    ``others``. Texts that are too common to be masked are left out: less than 5 characters, numbers of less
+    than 8 digits, flags such as ``true``.
 
     Args:
         configuration: A ``Configuration``, or a dict, which need not be valid. None: no configuration.
         env: The environment that is passed beside the configuration and wins, or that of a run (``run.env``):
             a dict, or a list as in YAML. A name without a value has the value of this process.
         others: Further secrets, such as the token of the server.
+        mask_env: Which values of the environment are secrets: ``"secrets"`` for those that look like one,
+            ``"all"``, ``"none"``, or names beside those that look like one. Default ``"secrets"``.
+        secret_names: Names of variables whose values are secrets whatever ``mask_env`` is, since they come
+            from a store of secrets.
 
     Returns:
         The secrets, for ``Masker`` and ``LogRelay``.
@@ -127,9 +176,20 @@ def collect_secrets(
         ``collect_secrets(task, env={"HF_TOKEN": token}, others=[server_token])``
     """
     found = {**_variables(_part(configuration, "env")), **_variables(env)}
-    values = [os.environ.get(name) if value is None else str(value) for name, value in found.items()]
+    values = {name: os.environ.get(name) if value is None else str(value) for name, value in found.items()}
+    known = {name: value for name, value in values.items() if name in secret_names}
     password = _part(_part(configuration, "registry_auth"), "password")
-    return list(secret_values([*values, password if isinstance(password, str) else None, *others]))
+    secrets = [
+        *secret_values(values, mask_env=mask_env),
+        *secret_values(known, mask_env=list(known)),
+        *secret_texts([password if isinstance(password, str) else None, *others]),
+    ]
+    return list(dict.fromkeys(secrets))
+
+
+def env_names(configuration: Any = None, env: Any = None) -> set[str]:
+    """Return the names of the variables in the environments that ``collect_secrets`` takes."""
+    return {*_variables(_part(configuration, "env")), *_variables(env)}
 
 
 def _part(whole: Any, name: str) -> Any:

@@ -7,10 +7,18 @@ from typing import Any
 
 import pytest
 
-from dstack_core import RegistryAuth, Task, parse_configuration
-from dstack_core.integration import Masker, collect_secrets, mask, mask_value
+from dstack_core import ConfigurationError, Progress, RegistryAuth, ReportedSoFar, Task, parse_configuration
+from dstack_core.integration import (
+    MaskEnv,
+    Masker,
+    check_mask_env,
+    collect_secrets,
+    mask,
+    mask_progress,
+    mask_value,
+)
 
-ENV = {"KEY": "swordfish", "STEPS": "100000", "FLAG": "false", "SHORT": "abc"}
+ENV = {"KEY": "swordfish", "STEPS": "100000", "USE_AUTH": "false", "PIN_TOKEN": "abc", "STAGE": "train"}
 
 
 def test_what_is_masked_and_what_stays_readable() -> None:
@@ -55,12 +63,12 @@ def test_the_password_of_a_registry_and_other_secrets_are_found() -> None:
 
 
 def test_the_env_beside_a_configuration_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FROM_HERE", "of-this-process")
-    monkeypatch.delenv("NOT_HERE", raising=False)
-    configuration = {"type": "task", "env": {"KEY": "replaced", "OTHER": "stays-there"}}
-    env = {"KEY": "swordfish", "FROM_HERE": None, "NOT_HERE": None}
+    monkeypatch.setenv("KEY_FROM_HERE", "of-this-process")
+    monkeypatch.delenv("KEY_NOT_HERE", raising=False)
+    configuration = {"type": "task", "env": {"KEY": "replaced", "OTHER_TOKEN": "stays-there"}}
+    env = {"KEY": "swordfish", "KEY_FROM_HERE": None, "KEY_NOT_HERE": None}
     assert collect_secrets(configuration, env=env) == ["swordfish", "stays-there", "of-this-process"]
-    assert collect_secrets(env=["KEY=swordfish=1", "FROM_HERE"]) == ["swordfish=1", "of-this-process"]
+    assert collect_secrets(env=["KEY=swordfish=1", "KEY_FROM_HERE"]) == ["swordfish=1", "of-this-process"]
 
 
 @pytest.mark.parametrize(
@@ -79,3 +87,47 @@ def test_secrets_in_a_value_are_replaced_wherever_they_are() -> None:
     value = {"a hidden-word": ["x", ("hidden-word", 1)], "b": {"c": {"hidden-word": 2}}, "kept": {3}}
     shown = mask_value(value, Masker(["hidden-word"]).mask)
     assert shown == {"a ***": ["x", ("***", 1)], "b": {"c": {"***": 2}}, "kept": {3}}
+
+
+@pytest.mark.parametrize(
+    ("mode", "found"),
+    [
+        ("secrets", ["hf_abcdef", "declared-word"]),
+        ("all", ["hf_abcdef", "train", "declared-word"]),
+        ("none", ["declared-word"]),
+        (["STAGE"], ["hf_abcdef", "train", "declared-word"]),
+    ],
+)
+def test_which_values_of_an_environment_are_masked(mode: MaskEnv, found: list[str]) -> None:
+    env = {"HF_TOKEN": "hf_abcdef", "STAGE": "train", "EPOCHS": "10000", "WORD": "declared-word"}
+    secrets = collect_secrets(env=env, mask_env=mode, secret_names=["WORD", "MISSING"])
+    assert sorted(secrets) == sorted(found)
+    # The password of a registry and the token are no part of the environment.
+    auth = {"registry_auth": {"username": "u", "password": "docker-pass"}}
+    assert collect_secrets(auth, others=["server-token"], mask_env=mode) == ["docker-pass", "server-token"]
+
+
+def test_what_a_sweep_ran_with_stays_readable() -> None:
+    env = {"STAGE": "train", "EPOCHS": "10000", "MODEL": "llama", "HF_TOKEN": "hf_abcdefgh"}
+    line = "training of llama: stage train, 10000 epochs, hf_abcdefgh"
+    assert mask(line, collect_secrets(env=env)) == "training of llama: stage train, 10000 epochs, ***"
+
+
+def test_the_option_is_checked() -> None:
+    assert [check_mask_env(value) for value in ("secrets", "all", "none")] == ["secrets", "all", "none"]
+    assert check_mask_env({"LICENSE", "A"}) == check_mask_env(("LICENSE", "A")) == ["A", "LICENSE"]
+    for value in ("secret", None, True, 5, [5], [""], {"A": "b"}):
+        with pytest.raises(
+            ConfigurationError, match=r'mask_env: expected "secrets", "all", "none" or a list'
+        ):
+            check_mask_env(value)
+
+
+def test_a_position_is_stored_without_the_secrets_in_what_was_reported() -> None:
+    reported = ReportedSoFar(results=({"word": "hidden-word", "n": 1},), metrics={"loss": 0.5})
+    progress = Progress("run", reported=reported).to_dict()
+    shown = mask_progress(progress, Masker(["hidden-word"]).mask)
+    assert shown["reported"] == {**progress["reported"], "results": [{"word": "***", "n": 1}]}
+    assert {**shown, "reported": None} == {**progress, "reported": None}
+    assert Progress.from_dict(shown).reported.results == ({"word": "***", "n": 1},)
+    assert mask_progress({"run_name": "a"}, Masker(["hidden-word"]).mask) == {"run_name": "a"}

@@ -87,14 +87,41 @@ def test_no_secret_is_left_to_the_triggerer_or_in_an_xcom(
     more = {
         "image": "registry.example.com/train",
         "registry_auth": {"username": "robot", "password": "docker-pass-1"},
-        "env": {"WORD": "open-sesame-77", "KEY": key, "STEPS": "100000"},
+        "env": {"WORD_TOKEN": "open-sesame-77", "KEY": key, "STEPS": "100000"},
     }
-    command = f'echo "$WORD $STEPS"; echo "$KEY"; echo docker-pass-1; echo {server.token}; sleep 60'
+    command = f'echo "$WORD_TOKEN $STEPS"; echo "$KEY"; echo docker-pass-1; echo {server.token}; sleep 60'
     caught = deferred(deferrable(command, more=more))
     told = json.dumps([caught.trigger.serialize()[1], saved])
     assert "*** 100000" in told
     for secret in ("open-sesame-77", "line of the key", "second line", "docker-pass-1", server.token):
         assert secret not in told
+
+
+def test_the_trigger_gets_names_and_no_values(server: LocalServer) -> None:
+    env = {"WORD": "{{ conn.hub.password }}", "STAGE": "train", "API_KEY": "literal-66"}
+    task = deferrable("echo $STAGE $WORD $API_KEY; sleep 60", more={"env": env})
+    task.mask_env = ["LICENSE"]
+    connection: Any = SimpleNamespace(password="hub-pass-77")
+    context: Any = {"conn": {"hub": connection}}
+    task.render_template_fields(context)
+    arguments = deferred(task).trigger.serialize()[1]
+    assert (arguments["mask_env"], arguments["secret_names"]) == (["LICENSE"], ["WORD"])
+    assert arguments["tail"] == ["train *** ***"]
+    assert not [word for word in ("hub-pass-77", "literal-66") if word in json.dumps(arguments)]
+
+
+def test_a_result_is_stored_without_secrets_before_the_run_has_ended(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[Any] = []
+    monkeypatch.setattr(_trigger_relay, "save", lambda *given: saved.append(given[1:]))
+    result = json.dumps({"kind": "result", "value": {"word": "open-sesame-77", "kept": 1}})
+    command = f"echo '::dstack::{result}'; echo one; sleep 60"
+    task = deferrable(command, more={"env": {"WORD_TOKEN": "open-sesame-77"}})
+    arguments = deferred(task).trigger.serialize()[1]
+    for stored in (arguments, saved[-1][-1]):
+        assert stored["progress"]["reported"]["results"] == [{"word": "***", "kept": 1}]
+        assert stored["reported"]["has_secrets"]
 
 
 def test_what_the_triggerer_needs_is_in_the_triggers_arguments(server: LocalServer) -> None:

@@ -230,7 +230,7 @@ def test_values_of_env_are_hidden_in_the_triggerer_log(
     components: Components, shared_server: LocalServer, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
-    command = f"until [ -e {gate} ]; do sleep 0.1; done; echo the word is $MAGIC_WORD; sleep 15"
+    command = f"until [ -e {gate} ]; do sleep 0.1; done; echo the word is $MAGIC_TOKEN; sleep 15"
     dag_run = components.trigger("deferred", command=command)
     components.wait_for_state("deferred", dag_run, "deferred")
     gate.touch()

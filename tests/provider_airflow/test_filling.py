@@ -188,18 +188,22 @@ def test_values_of_env_are_shown_nowhere(
 ) -> None:
     monkeypatch.setattr("airflow_provider_dstack.operators._SYNC_SECONDS", 1.0)
     monkeypatch.setenv("AIRFLOW_VAR_HF_TOKEN", "variable-sesame-11")
-    monkeypatch.setenv("AIRFLOW_CONN_HUB", '{"conn_type": "http", "login": "connection-sesame-22"}')
-    monkeypatch.setenv("OF_WORKER", "worker-sesame-33")
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_HUB",
+        '{"conn_type": "http", "login": "robot-of-hub", "password": "connection-sesame-22"}',
+    )
+    monkeypatch.setenv("KEY_OF_WORKER", "worker-sesame-33")
     ran = dag_runner.run_tasks(
         f"""
 DstackRunOperator(
     task_id="train",
     configuration={{
         "type": "task",
-        "env": ["HF_TOKEN", "OF_WORKER"],
-        "commands": ["sleep {3 if deferrable else 0}", "echo it is $HF_TOKEN $HUB $OF_WORKER", "exit 3"],
+        "env": ["HF_TOKEN", "KEY_OF_WORKER"],
+        "commands": ["sleep {3 if deferrable else 0}", "echo $STAGE-ing as $LOGIN: $HF_TOKEN $HUB $KEY_OF_WORKER", "exit 3"],
     }},
-    env={{"HF_TOKEN": "{{{{ var.value.hf_token }}}}", "HUB": "{{{{ conn.hub.login }}}}"}},
+    env={{"HF_TOKEN": "{{{{ var.value.hf_token }}}}", "HUB": "{{{{ conn.hub.password }}}}",
+         "STAGE": "train", "LOGIN": "{{{{ conn.hub.login }}}}"}},
     poll_interval=0.3,
     deferrable={deferrable},
 )
@@ -207,10 +211,12 @@ DstackRunOperator(
     )
     output = capfd.readouterr().out
     assert ran.tasks == {"train": "failed"}
-    assert "it is *** *** ***" in output
+    assert "train-ing as robot-of-hub: *** *** ***" in output
     for secret in ("variable-sesame-11", "connection-sesame-22", "worker-sesame-33"):
         assert secret not in output
         assert not [row for row in kept(ran.dag_id) if secret in row]
+    # What the run got beside its secrets is on the page of rendered fields.
+    assert [row for row in kept(ran.dag_id) if "robot-of-hub" in row and "train" in row]
 
 
 @pytest.mark.parametrize("form", ["file", "dict", "model"])

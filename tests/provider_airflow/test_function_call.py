@@ -384,7 +384,7 @@ def skips() -> None:
 
 @pytest.mark.parametrize("function", [fail, skips])
 def test_secrets_are_masked_in_what_a_function_ends_with(server: LocalServer, function: Any) -> None:
-    env = {"WORD": "open-sesame", "WEIGHT": "no such weight"}
+    env = {"WORD_TOKEN": "open-sesame", "WEIGHT_KEY": "no such weight"}
     tried = Decorated(server, None, env=env, get_logs=False)
     with pytest.raises((DstackRunFailed, AirflowSkipException)) as caught:
         tried.call(function)

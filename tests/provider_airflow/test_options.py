@@ -39,6 +39,7 @@ NO_OPTIONS = {
     "retry_budget": "how the task waits",
     "get_logs": "what the task logs",
     "log_budget_bytes": "what the task logs",
+    "mask_env": "what the task shows",
     "skip_on_exit_code": "how the task ends",
     "durable": "how the task is retried",
     "returns": "what the task returns",

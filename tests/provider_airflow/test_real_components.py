@@ -152,7 +152,7 @@ def test_execution_timeout_holds_while_a_task_is_deferred(
 
 
 def test_values_of_env_are_hidden_in_the_worker_log(components: Components) -> None:
-    dag_run = components.trigger("sync", command="echo the word is $MAGIC_WORD")
+    dag_run = components.trigger("sync", command="echo the word is $MAGIC_TOKEN")
     components.wait_for_state("sync", dag_run, "success")
     lines = components.log_lines("sync", dag_run)
     assert "the word is ***" in lines

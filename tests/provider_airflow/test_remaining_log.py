@@ -170,15 +170,15 @@ def test_secrets_are_hidden_in_the_rest(server: LocalServer, log: Log, worker_lo
     run = server.client().runs.submit(
         {
             "type": "task",
-            "commands": [writing(20_000, f"echo it is $WORD and {server.token} and swordfish")],
-            "env": {"WORD": "open-sesame-77"},
+            "commands": [writing(20_000, f"echo it is $WORD_TOKEN and {server.token} and swordfish")],
+            "env": {"WORD_TOKEN": "open-sesame-77"},
         },
         run_name="deferred",
         marker="ours",
     )
     run.wait(60, poll_interval=0.1)
     payload = fired(run, log)
-    given = {"type": "task", "commands": ["true"], "env": {"OTHER": "swordfish"}}
+    given = {"type": "task", "commands": ["true"], "env": {"OTHER_KEY": "swordfish"}}
     operator(configuration=given).execute_complete(CONTEXT, payload)
     assert "it is *** and *** and ***" in worker_log.lines
     assert "open-sesame" not in str(payload)
@@ -203,7 +203,7 @@ def test_an_unreachable_server_is_waited_for_at_most_a_minute() -> None:
     event: dict[str, Any] = {"rest": {}, "tail": []}
     task = operator()
     rest = _remaining_log._RemainingLog(
-        event, OUTCOME, RunReports(), task.hook(), (), None, task.retry_budget, ReportLimits(), task.log
+        event, OUTCOME, RunReports(), task.hook(), (), list, None, task.retry_budget, ReportLimits(), task.log
     )
     assert rest.retry_budget == 60.0
 

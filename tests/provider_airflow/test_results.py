@@ -228,9 +228,9 @@ def test_secrets_in_a_result_are_replaced(
     deferrable: bool,
     returns: str,
 ) -> None:
-    command = """echo '{"word": "'$WORD'", "kept": 1}' > $DSTACK_RESULT_FILE"""
+    command = """echo '{"word": "'$WORD_TOKEN'", "kept": 1}' > $DSTACK_RESULT_FILE"""
     ended = dag_runner.run(
-        arguments(deferrable, "true", command, env={"WORD": "open-sesame-77"}, returns=returns)
+        arguments(deferrable, "true", command, env={"WORD_TOKEN": "open-sesame-77"}, returns=returns)
     )
     result = ended.result if returns == "result" else ended.result["result"]
     assert result == {"word": "***", "kept": 1}

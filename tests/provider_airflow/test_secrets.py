@@ -27,8 +27,8 @@ train = DstackRunOperator(
         "type": "task",
         "image": "registry.example.com/train",
         "registry_auth": {{"username": "robot", "password": "{{{{ 'docker-pass' }}}}-44"}},
-        "env": {{"WORD": "{{{{ 'open-sesame' }}}}-77", "STEPS": "100000"}},
-        "commands": ["{pause}", 'echo "it is $WORD after $STEPS, $(cat {{path}})"', "exit 3"],
+        "env": {{"WORD_TOKEN": "{{{{ 'open-sesame' }}}}-77", "STEPS": "100000"}},
+        "commands": ["{pause}", 'echo "it is $WORD_TOKEN after $STEPS, $(cat {{path}})"', "exit 3"],
     }},
     poll_interval=0.3,
     deferrable={deferrable},
@@ -87,14 +87,14 @@ def test_secrets_of_a_function_are_hidden_too(
     monkeypatch.setattr(operators, "_SYNC_SECONDS", 1.0)
     ran = dag_runner.run_tasks(
         f"""
-@task.dstack(env={{"WORD": "{{{{ 'open-sesame' }}}}-77"}}, image="i",
+@task.dstack(env={{"WORD_TOKEN": "{{{{ 'open-sesame' }}}}-77"}}, image="i",
              registry_auth={{"username": "u", "password": "docker-pass-44"}},
              poll_interval=0.3, deferrable={deferrable})
 def train():
     import os, time
     time.sleep({3 if deferrable else 0})
-    print("it is", os.environ["WORD"])
-    raise ValueError(os.environ["WORD"])
+    print("it is", os.environ["WORD_TOKEN"])
+    raise ValueError(os.environ["WORD_TOKEN"])
 
 train()
 """
@@ -114,7 +114,7 @@ def test_secrets_of_mapped_tasks_are_hidden_too(
     ran = dag_runner.run_tasks(
         """
 tries = [
-    {"type": "task", "commands": ["echo it is $WORD"], "env": {"WORD": f"{{{{ 'mapped' }}}}-sesame-{number}"}}
+    {"type": "task", "commands": ["echo it is $WORD_TOKEN"], "env": {"WORD_TOKEN": f"{{{{ 'mapped' }}}}-sesame-{number}"}}
     for number in (1, 2)
 ]
 DstackRunOperator.partial(task_id="train", poll_interval=0.3).expand(configuration=tries)
@@ -133,7 +133,7 @@ def test_a_template_that_fails_shows_no_secret(
 ) -> None:
     ran = dag_runner.run_tasks(
         """
-what = {"type": "task", "commands": ["{{ nothing.at_all }}"], "env": {"WORD": "literal-sesame-99"}}
+what = {"type": "task", "commands": ["{{ nothing.at_all }}"], "env": {"WORD_TOKEN": "literal-sesame-99"}}
 DstackRunOperator(task_id="train", configuration=what)
 """
     )

@@ -143,7 +143,7 @@ def test_values_of_env_are_hidden_by_the_trigger(
     server: LocalServer, xcoms: dict[str, Any], log: Log
 ) -> None:
     run = server.client().runs.submit(
-        {"type": "task", "commands": ["echo it is $WORD"], "env": {"WORD": "open-sesame-77"}},
+        {"type": "task", "commands": ["echo it is $WORD_TOKEN"], "env": {"WORD_TOKEN": "open-sesame-77"}},
         run_name="deferred",
         marker="ours",
     )

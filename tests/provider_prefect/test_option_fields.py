@@ -21,7 +21,7 @@ from prefect_dstack._worker_variables import DstackJobConfiguration, DstackVaria
 from tests.option_values import CONFIGURATION, VALUES, write_profiles
 
 # What a flow run's code needs besides the options of the core, where they are parameters of the client.
-OWN_OPTIONS = {"profiles_file", "repo_dir", "local_repo", "git_credentials"}
+OWN_OPTIONS = {"profiles_file", "repo_dir", "local_repo", "git_credentials", "mask_env"}
 TASKS = ["run_task", "arun_task", "submit_run", "asubmit_run", "deploy_service", "adeploy_service"]
 # Parameters and fields that are not options, each with its reason.
 NO_OPTIONS = {
@@ -35,6 +35,7 @@ NO_OPTIONS = {
     "log_budget_bytes": "how much is logged",
     "artifacts": "what is reported",
     "on_crash": "what is left behind",
+    "secret_names": "of a block: what its env was made of",
     "on_active": "what is done to an active service",
     "wait": "whether a service is waited for",
     "options": "the options, unpacked",

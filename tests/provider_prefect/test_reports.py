@@ -590,9 +590,9 @@ def test_an_asset_is_one_event_however_often_the_run_is_followed(owner: UUID) ->
 def test_secrets_in_a_result_are_replaced(dstack: LocalServer, credentials: DstackCredentials) -> None:
     @flow
     def secretive() -> dict[str, Any]:
-        command = """echo '{"word": "'$WORD'", "kept": 1}' > $DSTACK_RESULT_FILE"""
+        command = """echo '{"word": "'$WORD_TOKEN'", "kept": 1}' > $DSTACK_RESULT_FILE"""
         outcome: dict[str, Any] = run_task(
-            {"type": "task", "commands": [command]}, credentials, env={"WORD": "open-sesame-77"}, **FAST
+            {"type": "task", "commands": [command]}, credentials, env={"WORD_TOKEN": "open-sesame-77"}, **FAST
         )
         return outcome
 

@@ -17,7 +17,7 @@ def one_task(dag_id: str, **arguments: Any) -> None:
     with DAG(dag_id, schedule=None, params={"command": "true"}):
         DstackRunOperator(
             task_id="train",
-            configuration=Task(commands=["{{ params.command }}"], env={"MAGIC_WORD": "open-sesame-77"}),
+            configuration=Task(commands=["{{ params.command }}"], env={"MAGIC_TOKEN": "open-sesame-77"}),
             poll_interval=0.5,
             **arguments,
         )

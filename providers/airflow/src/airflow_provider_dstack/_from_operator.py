@@ -126,7 +126,7 @@ def defer(
         project_name=task_run.project,
         run_name=task_run.ref.name,
         marker=task_run.ref.marker,
-        progress=task_run.progress.to_dict(),
+        progress=task_run.reports.without_secrets(task_run.progress.to_dict()),
         **task_run.relay.state(),
         reported=task_run.reports.state(),
         poll_interval=operator.poll_interval,
@@ -138,6 +138,8 @@ def defer(
         on_kill_action=operator.on_kill_action,
         max_report_bytes=operator.max_report_bytes,
         max_reports_per_second=operator.max_reports_per_second,
+        mask_env=operator.mask_env,
+        secret_names=operator.secret_names(),
     )
     push_reports(context["ti"], task_run.reports.changes(), task_run.reports, operator.log)
     with suppress(Exception):

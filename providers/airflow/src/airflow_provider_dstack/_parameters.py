@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from dstack_core import Configuration, ReportLimits
+    from dstack_core.integration import MaskEnv
 
 Choice = TypeVar("Choice", bound=str)
 # Whether a run can report by default.
@@ -81,17 +82,42 @@ def render_model(model: Any, render: Callable[[str, Any], Any]) -> Any:
     return type(model).model_validate(fields)
 
 
-def secrets_in(configuration: Any, env: Any = None) -> list[str]:
-    """Return the texts to hide in logs; ``env`` is the operator's, which wins."""
-    from dstack_core import ConfigurationError
+def secrets_in(
+    configuration: Any, env: Any = None, mask_env: MaskEnv = "secrets", secret_names: Collection[str] = ()
+) -> list[str]:
+    """Return the texts to hide in logs; ``env`` is the operator's, which wins.
+
+    ``secret_names`` are variables that Airflow keeps the values of as secrets.
+    """
     from dstack_core.integration import collect_secrets
 
-    if isinstance(configuration, str | os.PathLike):
-        try:
-            configuration = read_configuration(configuration)
-        except ConfigurationError:
-            configuration = None
-    return collect_secrets(configuration, env=env)
+    configuration = readable_or_none(configuration)
+    return collect_secrets(configuration, env=env, mask_env=mask_env, secret_names=secret_names)
+
+
+def readable_or_none(configuration: Any) -> Any:
+    """Return a configuration, read if it is text or a file; None for one that cannot be read."""
+    from dstack_core import ConfigurationError
+
+    if not isinstance(configuration, str | os.PathLike):
+        return configuration
+    try:
+        return read_configuration(configuration)
+    except ConfigurationError:
+        return None
+
+
+def mask_env_of(value: Any) -> MaskEnv:
+    """Return ``mask_env``, names as a list; raise ``ValueError`` for anything else."""
+    if isinstance(value, str):
+        return one_of("mask_env", value, ("secrets", "all", "none"))
+    is_names = isinstance(value, list | tuple | set | frozenset)
+    if not is_names or not all(isinstance(name, str) and name for name in value):
+        raise ValueError(
+            'mask_env: expected "secrets", "all", "none" or a list of names such as ["LICENSE"], got '
+            f"{value!r}."
+        )
+    return sorted(set(value))
 
 
 def in_words_of_operator(message: str) -> str:

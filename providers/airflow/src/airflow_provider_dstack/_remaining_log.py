@@ -55,6 +55,7 @@ def relay_remaining_log(
     *,
     hook: DstackHook,
     secrets: Iterable[str],
+    collect: Callable[..., list[str]],
     log_budget_bytes: int | None,
     retry_budget: float,
     limits: ReportLimits,
@@ -69,6 +70,7 @@ def relay_remaining_log(
         reports: Receives what the run reports.
         hook: Makes the client.
         secrets: What is masked, beside the run's ``env`` and the token.
+        collect: ``collect_secrets`` of ``dstack_core`` with the task's rule for the run's ``env``.
         log_budget_bytes: The most bytes of the whole log to relay. None: all.
         retry_budget: Seconds to keep retrying an unreachable server, but 60 at most.
         limits: The limits on what the run reports.
@@ -78,7 +80,9 @@ def relay_remaining_log(
     Raises:
         DstackRunInterrupted: The task was ended before the log was relayed.
     """
-    rest = _RemainingLog(event, outcome, reports, hook, secrets, log_budget_bytes, retry_budget, limits, log)
+    rest = _RemainingLog(
+        event, outcome, reports, hook, secrets, collect, log_budget_bytes, retry_budget, limits, log
+    )
     start_thread(rest.work, "dstack-log")
     try:
         while not rest.is_done:
@@ -107,6 +111,7 @@ class _RemainingLog:
     reports: RunReports
     hook: DstackHook
     secrets: Iterable[str]
+    collect: Callable[..., list[str]]
     log_budget_bytes: int | None
     retry_budget: float
     limits: ReportLimits
@@ -179,10 +184,8 @@ class _RemainingLog:
         return run
 
     def _new_relay(self, run: Run) -> LogRelay:
-        from dstack_core.integration import collect_secrets
-
         rest = self.event["rest"]
-        secrets = [*collect_secrets(env=run.env, others=[self.hook.token]), *self.secrets]
+        secrets = [*self.collect(env=run.env, others=[self.hook.token]), *self.secrets]
         for secret in secrets:
             mask_secret(secret)
         return new_relay(

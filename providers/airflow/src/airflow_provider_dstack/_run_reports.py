@@ -59,6 +59,7 @@ class RunReports:
         self._values: dict[str, Any] = {key: copy(state[key]) for key in _KEYS if state.get(key)}
         self._skip: str | None = state.get("skip")
         self._has_image = bool(state.get("has_image"))
+        self._has_secrets = bool(state.get("has_secrets"))
         self._changed: set[str] = set()
 
     @property
@@ -72,9 +73,32 @@ class RunReports:
         found: Sequence[Mapping[str, Any]] = self._values.get(ASSETS_KEY, ())
         return found
 
+    @property
+    def has_secrets(self) -> bool:
+        """Whether secrets were replaced in the run's result, here or in another process."""
+        return self._has_secrets
+
+    def note_secrets(self, warning: str = "") -> None:
+        """Remember that secrets were replaced in the run's result; the task warns once, at its end."""
+        self._has_secrets = True
+
     def state(self) -> dict[str, Any]:
         """Return the state with which another process continues, JSON-plain."""
-        return {**self.xcoms(), "skip": self._skip, "has_image": self._has_image}
+        return {
+            **self.xcoms(),
+            "skip": self._skip,
+            "has_image": self._has_image,
+            "has_secrets": self._has_secrets,
+        }
+
+    def without_secrets(self, progress: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a position (``Progress.to_dict()``) as Airflow may store it: it holds the run's result."""
+        from dstack_core.integration import mask_progress
+
+        shown = mask_progress(progress, self._mask)
+        if shown.get("reported") is not progress.get("reported"):
+            self.note_secrets()
+        return shown
 
     def take(self, event: Reported) -> Iterator[Record]:
         """Keep a message; yield ``(logging level, text)`` for what Airflow has no page for."""
@@ -143,7 +167,8 @@ class RunReports:
     def _with_metrics(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         # Changed in place: a training may report hundreds of metrics at each step.
         metrics: dict[str, Any] = self._values.get(METRICS_KEY, {})
-        for name, value in payload.items():
+        for key, value in payload.items():
+            name = self._mask(key)
             if name != "step" and (name in metrics or len(metrics) < _MOST_METRICS):
                 metrics[name] = {"value": value, "step": payload.get("step")}
         return metrics

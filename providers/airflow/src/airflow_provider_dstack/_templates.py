@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import jinja2
     from jinja2.ext import Extension
 
+    from dstack_core.integration import MaskEnv
+
 # Fields that hold text: with native rendering, a number or a flag that a template gives becomes one.
 _TEXTS = frozenset({"args", "commands", "env", "registry_auth", "requirements", "tags"})
 _TEXT = frozenset(
@@ -64,14 +66,25 @@ class TemplatedModels(BaseOperator):
     configuration: Any
     # Of the file that the configuration was read from; None for any other form.
     configuration_folder: Path | None = None
+    # Which values of the environment are masked.
+    mask_env: MaskEnv = "secrets"
     # The field that is being rendered.
     _field: str = ""
+    # The variables whose templates read a secret of Airflow's.
+    _from_secrets: frozenset[str] = frozenset()
 
     def secret_texts(self) -> Iterator[str]:
         """Yield the texts that logs and rendered fields must not show."""
         from airflow_provider_dstack._parameters import secrets_in
 
-        yield from secrets_in(self.configuration, getattr(self, "env", None))
+        env = getattr(self, "env", None)
+        yield from secrets_in(self.configuration, env, self.mask_env, self.secret_names())
+
+    def secret_names(self) -> list[str]:
+        """Return the variables that are masked whatever their names look like."""
+        from airflow_provider_dstack._secret_sources import secret_names
+
+        return secret_names(self.configuration, getattr(self, "env", None), self._from_secrets)
 
     def resolve_template_files(self) -> None:
         """Read the configuration's file, as Airflow does when it parses the DAG; no other field names one."""
@@ -111,6 +124,7 @@ class TemplatedModels(BaseOperator):
 
         # A template that fails is logged with all of its field.
         self._hide(text for text in self.secret_texts() if "{{" not in text)
+        self._from_secrets = frozenset()
         hosts_own, own = jinja_env.overlay(extensions=[_server_references()]), _for_configurations(jinja_env)
         try:
             for field in template_fields:
@@ -189,12 +203,14 @@ class TemplatedModels(BaseOperator):
         from jinja2 import TemplateNotFound, TemplateSyntaxError
 
         from airflow_provider_dstack._parameters import is_model
+        from airflow_provider_dstack._secret_sources import secret_names_in
 
         if isinstance(value, str):
             try:
                 if where == "configuration" and self._is_file(value):
                     value = self._read(value, env)
-                env.parse(value)
+                found_names = secret_names_in(where, value, env.parse(value), env.parse)
+                self._from_secrets = self._from_secrets.union(found_names)
             except TemplateNotFound as error:
                 raise AirflowFailException(
                     f"configuration: expected a file {error.name!r} in the DAG's folder or in its "

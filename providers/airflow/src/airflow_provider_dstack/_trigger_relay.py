@@ -173,7 +173,9 @@ class TriggerRelay:
 
     def state(self) -> dict[str, Any]:
         """Return the state with which another process continues, JSON-plain."""
-        return {**self._position.to_dict(), **self._relay.state(), "reported": self.reports.state()}
+        position = self._position.to_dict()
+        position["progress"] = self.reports.without_secrets(position["progress"])
+        return {**position, **self._relay.state(), "reported": self.reports.state()}
 
     def recent_bytes(self) -> float:
         """Return how many bytes of what was logged Airflow may not have read yet."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -22,6 +23,7 @@ from airflow_provider_dstack._parameters import (
     at_least,
     exit_codes,
     log_budget,
+    mask_env_of,
     most,
     one_of,
     refuse_hosts_names,
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from airflow_provider_dstack._task_run import TaskRun
     from airflow_provider_dstack.hooks import DstackHook
     from dstack_core import Configuration, Outcome, Profile, Resources, RetryPolicy, Run, SpotPolicy
+    from dstack_core.integration import MaskEnv
 
 __all__ = ["DstackRunOperator"]
 
@@ -78,6 +81,7 @@ _NOT_TEMPLATES = frozenset(
         "returns",
         "max_report_bytes",
         "max_reports_per_second",
+        "mask_env",
     }
 )
 
@@ -138,6 +142,10 @@ class DstackRunOperator(TemplatedModels):
         get_logs: Relay the log. Default True.
         log_budget_bytes: How many bytes of the log to relay; the rest is left out and linked. None: all.
             Default 10 MB.
+        mask_env: Which values of the environment are masked in logs, errors, results and rendered fields:
+            ``"secrets"`` for those whose name (``HF_TOKEN``) or form (``postgres://user:password@host``)
+            looks secret, or that come from a connection or secret variable; ``"all"``; ``"none"`` for the
+            last kind alone; or a list of names beside those of ``"secrets"``. Default ``"secrets"``.
         repo_dir: A directory or Git checkout whose contents the run gets, relative to the DAG's folder.
             Default: none.
         local_repo: Upload a checkout instead of having the run clone it. Default False.
@@ -230,6 +238,7 @@ class DstackRunOperator(TemplatedModels):
         returns: Returns = "outcome",
         max_report_bytes: int | None = None,
         max_reports_per_second: int | None = None,
+        mask_env: MaskEnv = "secrets",
         **kwargs: Any,
     ) -> None:
         # Before anything else: at this point the local variables are the parameters.
@@ -256,6 +265,7 @@ class DstackRunOperator(TemplatedModels):
             )
         self.max_report_bytes = most("max_report_bytes", max_report_bytes, 64)
         self.max_reports_per_second = most("max_reports_per_second", max_reports_per_second, 1)
+        self.mask_env = mask_env_of(mask_env)
         self._skip_on = exit_codes("skip_on_exit_code", skip_on_exit_code)
         self.log_budget_bytes = log_budget(log_budget_bytes)
         self._task_run: TaskRun | None = None
@@ -310,12 +320,14 @@ class DstackRunOperator(TemplatedModels):
         """Return the task's value for a run that succeeded, and describe the assets that it has written."""
         from airflow_provider_dstack._outcome import what_task_returns
         from airflow_provider_dstack._run_reports import describe_outlets
-        from dstack_core.integration import Masker, mask_result
+        from dstack_core.integration import RESULT_WARNING, Masker, mask_result
 
-        if outcome.has_result:
+        if outcome.has_result or outcome.metrics:
             hide = Masker([*self.secret_texts(), self.hook().token]).mask
-            outcome = mask_result(outcome, hide, self.log.warning)
-            result = {**result, "result": outcome.result}
+            outcome = mask_result(outcome, hide, reports.note_secrets)
+            result = {**result, "result": outcome.result, "metrics": dict(outcome.metrics)}
+            if reports.has_secrets:
+                self.log.warning("%s", RESULT_WARNING.format(what=f"run {outcome.run_name}"))
         value = what_task_returns(
             outcome, result, returns=self.returns, skip=reports.skip, reports=self.reports
         )
@@ -331,7 +343,7 @@ class DstackRunOperator(TemplatedModels):
             from airflow_provider_dstack._run_reports import RunReports, push_reports
             from airflow_provider_dstack._trigger_relay import forget
             from dstack_core import Outcome
-            from dstack_core.integration import mask
+            from dstack_core.integration import collect_secrets, mask
 
             outcome, tail = Outcome.from_dict(event["outcome"]), event["tail"]
             secrets = list(self.secret_texts())
@@ -348,6 +360,9 @@ class DstackRunOperator(TemplatedModels):
                     reports,
                     hook=self.hook(),
                     secrets=secrets,
+                    collect=partial(
+                        collect_secrets, mask_env=self.mask_env, secret_names=self.secret_names()
+                    ),
                     log_budget_bytes=self.log_budget_bytes,
                     retry_budget=self.retry_budget,
                     limits=report_limits(self.max_report_bytes, self.max_reports_per_second),

@@ -35,7 +35,7 @@ from airflow_provider_dstack.hooks import DstackHook
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun, Client, Event, Outcome
-    from dstack_core.integration import LogRelay
+    from dstack_core.integration import LogRelay, MaskEnv
 
 # Airflow cancels on_kill again every second, and gives it up after [triggerer] on_kill_timeout, 30 s by
 # default.
@@ -81,6 +81,9 @@ class DstackRunTrigger(BaseTrigger):
         on_kill_action: ``"stop"``, ``"abort"`` or ``"keep"``. Default ``"stop"``.
         max_report_bytes: As for ``DstackRunOperator``. Default: None.
         max_reports_per_second: As for ``DstackRunOperator``. Default: None.
+        mask_env: As for ``DstackRunOperator``. Default ``"secrets"``.
+        secret_names: The variables of the run's environment that Airflow keeps the values of as secrets;
+            their names, not their values. Default: none.
 
     Source: Airflow documentation, "Deferrable Operators & Triggers".
     """
@@ -106,6 +109,8 @@ class DstackRunTrigger(BaseTrigger):
         on_kill_action: OnKillAction = "stop",
         max_report_bytes: int | None = None,
         max_reports_per_second: int | None = None,
+        mask_env: MaskEnv = "secrets",
+        secret_names: Sequence[str] = (),
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is untyped
         self.dstack_conn_id = dstack_conn_id
@@ -126,6 +131,8 @@ class DstackRunTrigger(BaseTrigger):
         self.on_kill_action = on_kill_action
         self.max_report_bytes = max_report_bytes
         self.max_reports_per_second = max_reports_per_second
+        self.mask_env = mask_env
+        self.secret_names = list(secret_names)
         self._fired = False
         self._last_save: asyncio.Future[None] | None = None
         self._last_save_seconds = _SAVE_LAST_SECONDS
@@ -155,6 +162,8 @@ class DstackRunTrigger(BaseTrigger):
                 "on_kill_action": self.on_kill_action,
                 "max_report_bytes": self.max_report_bytes,
                 "max_reports_per_second": self.max_reports_per_second,
+                "mask_env": self.mask_env,
+                "secret_names": self.secret_names,
             },
         )
 
@@ -258,7 +267,7 @@ class DstackRunTrigger(BaseTrigger):
                     if isinstance(event, RunFinished):
                         self._save_last(relay)
                         # Airflow stores the event.
-                        outcome = mask_result(event.outcome, log_relay.masker.mask, self.log.warning)
+                        outcome = mask_result(event.outcome, log_relay.masker.mask, reports.note_secrets)
                         return finished_event(outcome, relay.tail, reported=reports.state())
             finally:
                 await events.aclose()
@@ -308,7 +317,12 @@ class DstackRunTrigger(BaseTrigger):
             log_budget_bytes=self.log_budget_bytes,
             url=run.url,
             # Airflow keeps every secret that it masks: in a triggerer they would pile up.
-            secrets=collect_secrets(env=run.env, others=[self._token]),
+            secrets=collect_secrets(
+                env=run.env,
+                others=[self._token],
+                mask_env=self.mask_env,
+                secret_names=self.secret_names,
+            ),
         )
 
     @property

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from prefect.states import Cancelled
 
 from prefect_dstack._cancellation import StopRequested
-from prefect_dstack._secrets import secrets_in
 from prefect_dstack._stop import (
     BACKSTOP,
     astop,
@@ -113,8 +112,7 @@ def follow(job: Job, run: Run) -> dict[str, Any]:
 def watch(job: Job, run: Run) -> None:
     """Relay the run's events until it has ended. Raises the server errors."""
     job.log_start(run)
-    # The server returns the environment of an adopted run, whose secrets may have been others.
-    job.relay.masker.add(secrets_in(run.env))
+    job.hide_env(run)
     job.report.start(run)
     for event in run.follow(
         job.relay.progress,
@@ -138,7 +136,7 @@ async def afollow(job: Job, run: AsyncRun) -> dict[str, Any]:
 async def awatch(job: Job, run: AsyncRun) -> None:
     """Relay the run's events until it has ended: the twin of ``watch``."""
     await asyncio.to_thread(job.log_start, run)
-    job.relay.masker.add(secrets_in(run.env))
+    job.hide_env(run)
     await asyncio.to_thread(job.report.start, run)
     events = run.follow(
         job.relay.progress,

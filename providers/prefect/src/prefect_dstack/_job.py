@@ -23,7 +23,7 @@ from prefect_dstack._live_artifacts import LiveArtifacts
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET, Relay, client_warnings_in
 from prefect_dstack._names import Owner, identify, outlives_crash, task_owner
 from prefect_dstack._report import Report
-from prefect_dstack._secrets import git_credentials_named
+from prefect_dstack._secrets import Masking, git_credentials_named, shown_env
 from prefect_dstack._submission import Code
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Job:
     (bool): the run is stopped when its execution ends early. ``flow_run_id`` (str) is the flow run in whose
     log the run's log is. ``page`` (str) is where a person finds the run. ``stopped`` is what is known after a
     stop, None before. ``code`` is what the client that submits is made with. ``function`` is the call
-    that the run makes, None for a plain configuration.
+    that the run makes, None for a plain configuration. ``masking`` is the rule for the run's environment.
     """
 
     # Empty for a run that exists already.
@@ -66,6 +66,9 @@ class Job:
     stopped: StopResult | None = None
     code: Code = field(default_factory=Code)
     function: FunctionResult | None = None
+    masking: Masking = field(default_factory=Masking)
+    # The run's environment for a person, without its secrets.
+    shown_env: str = ""
 
     @property
     def report_limits(self) -> ReportLimits | None:
@@ -155,6 +158,14 @@ class Job:
         self.page = run.url
         self.relay.note_page(run.url)
 
+    def hide_env(self, run: Run | AsyncRun) -> None:
+        """Mask the secrets in the environment of the run, which the server returns.
+
+        Those of a run that was adopted may have been others.
+        """
+        self.relay.masker.add(self.masking.secrets_in(run.env))
+        self.shown_env = shown_env(run.env, self.relay.masker.mask)
+
     def log_start(self, run: Run | AsyncRun) -> None:
         """Log which run this is, and whether an earlier execution submitted it.
 
@@ -184,7 +195,11 @@ class Job:
 
     def report_end(self) -> None:
         """Show the end of the run in Prefect, and all that it has reported."""
-        more = {"Checkpoint": self.live.checkpoint, "Skipped": self.live.skipped}
+        more = {
+            "Environment": self.shown_env,
+            "Checkpoint": self.live.checkpoint,
+            "Skipped": self.live.skipped,
+        }
         self.report.end(self.relay.outcome, may_be_known=self.attempt.is_adopted, more=more)
         self.live.write(everything=True)
 
@@ -276,6 +291,7 @@ def prepare(
         keeps_on_crash=on_crash == "keep",
         flow_run_id=owner.flow_run_id,
         code=submission.code,
+        masking=submission.masking,
     )
 
 
@@ -289,6 +305,7 @@ def prepare_to_watch(
     artifacts: bool,
     owner: Owner,
     logger: Any,
+    masking: Masking | None = None,
 ) -> Job:
     """Return the job that follows an existing run; it does not own the run until ``own`` is called."""
     from dstack_core.integration import Attempt, AttemptNames, RunRef
@@ -312,6 +329,7 @@ def prepare_to_watch(
         # Until the marker of the run is known, it may be another flow run's.
         keeps_on_crash=False,
         is_owned=False,
+        masking=masking or Masking(),
     )
 
 

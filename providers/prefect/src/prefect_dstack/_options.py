@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dstack_core import CommonOptions
 
 if TYPE_CHECKING:
+    from dstack_core.integration import MaskEnv
     from prefect_dstack._secrets import GitCredentialsLike
 
 
@@ -29,6 +30,8 @@ class SubmitOptions(CommonOptions, total=False):
     """Upload the contents of ``repo_dir`` even if it is a Git checkout. Default: False."""
     git_credentials: GitCredentialsLike
     """What a private repository is cloned with. Default: those of the credentials block."""
+    mask_env: MaskEnv
+    """Which values of the environment are masked. Default: ``"secrets"``."""
 
 
 OPTION_NAMES = SubmitOptions.__optional_keys__

@@ -45,7 +45,7 @@ class RemoteFunction:
     def check(self) -> None:
         """Raise ``ConfigurationError`` for what is wrong with any arguments; reads the source."""
         from dstack_core import ConfigurationError, Task
-        from dstack_core.integration import FunctionCall
+        from dstack_core.integration import FunctionCall, check_mask_env
 
         function, following = self.function, self.following
         if not inspect.isfunction(function):
@@ -65,6 +65,7 @@ class RemoteFunction:
         if following["on_crash"] not in ("stop", "keep"):
             refuse(f'on_crash: expected "stop" or "keep", got {following["on_crash"]!r}.')
         checked_env(self.options.get("env"))
+        check_mask_env(self.options.get("mask_env") or "secrets")
         given = {name: self.options.get(name) for name in _OF_CONFIGURATION}
         try:
             Task.model_validate(_given({**with_plain_secrets(self.machine), **given}))

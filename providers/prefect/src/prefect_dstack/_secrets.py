@@ -7,14 +7,17 @@ messages do not repeat it, and the log relay masks it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from prefect.blocks.core import Block
 from pydantic import Secret as PydanticSecret
 from pydantic import SecretStr, ValidationError
+
+if TYPE_CHECKING:
+    from dstack_core.integration import MaskEnv
 
 GitCredentialsLike: TypeAlias = Block | SecretStr | Mapping[str, Any] | str | None
 """A block with a token or key, a secret text, a block's fields, or ``"<block type>/<name>"``."""
@@ -23,6 +26,10 @@ _SECRET_TYPES = (SecretStr, PydanticSecret)
 # Prefect's own variables on a machine are not secret, apart from the login.
 _PREFECTS = "PREFECT_"
 _PREFECTS_SECRETS = ("_KEY", "_AUTH_STRING")
+# What Prefect replaces in the variables of a work pool, deployment or flow run.
+_TEMPLATE = re.compile(r"\{\{\s*prefect\.(?:blocks|variables)\.")
+# A few lines of a UI.
+_SHOWN_CHARACTERS = 1000
 # The names that blocks of Prefect's own collections and their relatives have for the same thing.
 _KEYS = ("git_private_key", "private_key", "ssh_private_key", "ssh_key")
 _TOKENS = ("git_token", "token", "access_token", "oauth_token", "personal_access_token", "password", "value")
@@ -35,17 +42,62 @@ _KEY_MARK = "PRIVATE KEY-----"
 _BLOCK_NAME = re.compile(r"[a-z0-9-]+/[a-z0-9-]+")
 
 
-def secrets_in(env: Mapping[str, str]) -> list[str]:
-    """Return the values of a run's environment that may be secrets."""
-    from dstack_core.integration import collect_secrets
+@dataclass(frozen=True, slots=True)
+class Masking:
+    """Which values of a run's environment are masked.
 
-    return collect_secrets(
-        env={
-            name: value
-            for name, value in env.items()
-            if not name.startswith(_PREFECTS) or name.endswith(_PREFECTS_SECRETS)
-        }
-    )
+    ``mask_env`` is the option; ``secret_names`` are variables whose values come from a secret of Prefect's.
+    """
+
+    mask_env: MaskEnv = "secrets"
+    secret_names: Collection[str] = ()
+
+    @classmethod
+    def from_dict(cls, run: Mapping[str, Any], mask_env: MaskEnv | None) -> Masking:
+        """Return that of what ``submit_run`` returned; ``mask_env``, if given, replaces its option."""
+        from dstack_core.integration import check_mask_env
+
+        found = run.get("mask_env", "secrets") if mask_env is None else mask_env
+        return cls(check_mask_env(found), tuple(run.get("secret_names") or ()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-plain values."""
+        names = self.mask_env if isinstance(self.mask_env, str) else list(self.mask_env)
+        return {"mask_env": names, "secret_names": sorted(self.secret_names)}
+
+    def secrets_in(self, env: Mapping[str, str]) -> list[str]:
+        """Return the values of a run's environment that are masked."""
+        from dstack_core.integration import collect_secrets
+
+        # The address of Prefect's server and the like are no secrets, even if all values of a run are.
+        shown = _own(env) if self.mask_env == "all" else env
+        return collect_secrets(env=shown, mask_env=self.mask_env, secret_names=self.secret_names)
+
+
+def shown_env(env: Mapping[str, str], mask: Callable[[str], str]) -> str:
+    """Return a run's environment for a cell of a table, without Prefect's own variables; cut where long."""
+    texts = [f"{name}={mask(value)}" for name, value in _own(env).items() if not name.startswith(_PREFECTS)]
+    text = ", ".join(texts)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]} [...]"
+
+
+def names_of_secrets(env: object) -> set[str]:
+    """Return the variables whose values are secrets, or templates of Prefect's blocks and variables."""
+    if not isinstance(env, Mapping):
+        return set()
+    return {str(name) for name, value in env.items() if is_secret(value) or _from_prefect(value)}
+
+
+def _from_prefect(value: object) -> bool:
+    return isinstance(value, str) and _TEMPLATE.search(value) is not None
+
+
+def _own(env: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in env.items()
+        if not name.startswith(_PREFECTS) or name.endswith(_PREFECTS_SECRETS)
+    }
 
 
 def is_secret(value: object) -> bool:

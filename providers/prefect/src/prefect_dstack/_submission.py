@@ -9,12 +9,12 @@ renewed.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from prefect_dstack._secrets import GitLogin, is_secret, plain, with_plain_secrets
+from prefect_dstack._secrets import GitLogin, Masking, is_secret, names_of_secrets, plain, with_plain_secrets
 
 if TYPE_CHECKING:
     from dstack_core import Configuration, ConfigurationLike, Profile
@@ -27,7 +27,7 @@ DEFAULT_REPORTS = True
 # How pydantic shows a secret, and so what Prefect stores of one that is a flow's parameter.
 _MASK = "**********"
 # These are not arguments of ``client.runs.submit``, or take another form there.
-_OWN = frozenset({"env", "profile", "profiles_file", "repo_dir", "local_repo", "git_credentials"})
+_OWN = frozenset({"env", "profile", "profiles_file", "repo_dir", "local_repo", "git_credentials", "mask_env"})
 _UNUSED_LOGIN = (
     "git_credentials: expected repo_dir, or repos in the configuration, with it, got neither. "
     "The credentials are not used."
@@ -70,7 +70,7 @@ class Submission:
 
     ``arguments`` are those of ``client.runs.submit``, ``code`` is what its client is made with. ``described``
     (JSON-plain, without a secret) is what two submissions differ in. ``secrets`` must not show in a log,
-    ``warnings`` are for it.
+    ``warnings`` are for it. ``masking`` is the rule by which its environment is masked.
     """
 
     configuration: Configuration
@@ -79,6 +79,7 @@ class Submission:
     code: Code
     secrets: list[str] = field(repr=False)
     warnings: list[str]
+    masking: Masking = field(default_factory=Masking, repr=False)
 
 
 def resolve(
@@ -89,6 +90,7 @@ def resolve(
     folder: Path | None = None,
     max_duration: str | None = DEFAULT_MAX_DURATION,
     ends: bool = True,
+    secret_names: Collection[str] | None = None,
 ) -> Submission:
     """Check a configuration and options and return what to submit.
 
@@ -99,6 +101,8 @@ def resolve(
         folder: Where relative paths begin; by default the current directory.
         max_duration: That of a run which nothing else limits; None for no limit.
         ends: Refuse a configuration that never ends.
+        secret_names: The variables whose values come from secrets of Prefect's. None: those whose values are
+            ``Secret`` blocks or ``SecretStr``.
 
     Returns:
         The submission; no request has been made.
@@ -107,7 +111,7 @@ def resolve(
         ConfigurationError: A value is wrong.
     """
     from dstack_core import check_options, load_configuration
-    from dstack_core.integration import check_ends, collect_secrets
+    from dstack_core.integration import check_ends, check_mask_env, collect_secrets
     from prefect_dstack._options import OPTION_NAMES
 
     check_options(options, OPTION_NAMES)
@@ -138,13 +142,24 @@ def resolve(
         # A block may hold the login for other runs.
         code = replace(code, login=GitLogin())
     texts = {name: str(plain(value)) for name, value in env.items()}
+    masking = Masking(
+        check_mask_env(given.get("mask_env", "secrets")),
+        frozenset(names_of_secrets(env) if secret_names is None else secret_names),
+    )
     return Submission(
         configuration=loaded,
         arguments={**arguments, "env": texts or None, "profile": profile, "reports": reports, "tags": tags},
         described=described,
         code=code,
         # The server returns the run's environment, but not the password.
-        secrets=collect_secrets({"registry_auth": loaded.registry_auth}, env=texts, others=login.secrets),
+        secrets=collect_secrets(
+            loaded,
+            env=texts,
+            others=login.secrets,
+            mask_env=masking.mask_env,
+            secret_names=masking.secret_names,
+        ),
+        masking=masking,
         warnings=[_UNUSED_LOGIN] if is_login_unused and "git_credentials" in given else [],
     )
 

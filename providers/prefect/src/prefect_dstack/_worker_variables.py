@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -30,7 +31,13 @@ from prefect_dstack import _bundles
 from prefect_dstack._bundles import Parcel
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
 from prefect_dstack._names import machine_names
-from prefect_dstack._secrets import GitCredentialsLike, GitLogin, name_or_secret
+from prefect_dstack._secrets import (
+    GitCredentialsLike,
+    GitLogin,
+    Masking,
+    name_or_secret,
+    names_of_secrets,
+)
 from prefect_dstack._submission import Submission, resolve
 from prefect_dstack._tags import tags_of_worker
 from prefect_dstack.credentials import DstackCredentials
@@ -118,6 +125,10 @@ class MachineFields(BaseModel):
         description="Bytes of the output that are sent at most; empty for all.",
     )
     poll_interval: float = Field(default=5.0, gt=0, description="Seconds between two status requests.")
+    mask_env: Literal["secrets", "all", "none"] | list[str] = Field(
+        default="secrets",
+        description="Which values of env are masked: secrets, all, none, or names beside those of secrets.",
+    )
 
 
 class DstackVariables(MachineFields, BaseVariables):
@@ -137,6 +148,7 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
 
     _directory: Path | None = PrivateAttr(default=None)
     _flow_run_id: UUID | None = PrivateAttr(default=None)
+    _secret_names: frozenset[str] = PrivateAttr(default=frozenset())
     _bundle_is: str | None = PrivateAttr(default=None)
     _bundle: tuple[Parcel, Path] | None = PrivateAttr(default=None)
 
@@ -158,6 +170,16 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
             for name, value in {**_DEFAULTS, **self.env}.items()
             if name in chosen or not name.startswith(_NOT_PASSED_ON)
         }
+        # Here the values are texts; their templates are those of the pool, the deployment and the flow run.
+        template = {} if work_pool is None else work_pool.base_job_template
+        properties = (template.get("variables") or {}).get("properties") or {}
+        given = [
+            (properties.get("env") or {}).get("default"),
+            (template.get("job_configuration") or {}).get("env"),
+            (getattr(deployment, "job_variables", None) or {}).get("env"),
+            (flow_run.job_variables or {}).get("env"),
+        ]
+        self._secret_names = frozenset().union(*map(names_of_secrets, given))
         self._directory = directory_of(deployment)
         self._flow_run_id = flow_run.id
         self._bundle_is = (flow_run.job_variables or {}).get(_bundles.VARIABLE)
@@ -225,7 +247,15 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
         given["reports"] = False
         if self.repo_dir is not None:
             given["repo_dir"] = self._repo_dir()
-        return resolve(self.task(), given, login, folder=self._directory)
+        names = self._secret_names
+        return resolve(self.task(), given, login, folder=self._directory, secret_names=names)
+
+    def secrets_in(self, env: Mapping[str, str]) -> list[str]:
+        """Return what a log must not show, of the machine's environment and its registry's password."""
+        from dstack_core.integration import collect_secrets
+
+        auth = collect_secrets({"registry_auth": self.configuration.get("registry_auth")})
+        return [*Masking(self.mask_env, self._secret_names).secrets_in(env), *auth]
 
     def git(self) -> GitCredentialsLike:
         """Return the Git credentials of this flow run, if it has its own.

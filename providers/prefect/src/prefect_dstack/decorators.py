@@ -76,6 +76,8 @@ class MachineOptions(TypedDict, total=False):
     """Bytes of the output that are sent at most."""
     poll_interval: float
     """Seconds between two status requests. Default: 5."""
+    mask_env: str | Sequence[str]
+    """Which values of ``env`` are masked: ``"secrets"`` (default), ``"all"``, ``"none"``, or names."""
 
 
 def dstack(

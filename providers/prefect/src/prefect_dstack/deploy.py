@@ -183,7 +183,7 @@ class _Plan:
         """Return the run, after a line about where it answers."""
         if run.service_url is not None:
             self.job.logger.info("Service %s: %s", run.name, run.service_url)
-        return info(run)
+        return {**info(run), **self.job.masking.to_dict()}
 
 
 def _plan(

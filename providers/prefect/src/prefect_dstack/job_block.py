@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from prefect.blocks.abstract import JobBlock
 from prefect.types import SecretDict
-from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator, model_validator
 
 from prefect_dstack import _follow
 from prefect_dstack._follow import info
 from prefect_dstack._job import Job, prepare
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
 from prefect_dstack._names import calling_owner
-from prefect_dstack._secrets import GitLogin, login_of, name_or_secret, with_plain_secrets
+from prefect_dstack._secrets import GitLogin, login_of, name_or_secret, names_of_secrets, with_plain_secrets
 from prefect_dstack._submission import DEFAULT_REPORTS, resolve
 from prefect_dstack.credentials import DstackCredentials, aload_git, load_git
 from prefect_dstack.run_handle import DstackRunHandle, cancellation_logged
@@ -120,6 +121,14 @@ class DstackRun(JobBlock[dict[str, Any]]):
     artifacts: bool = Field(
         default=True, description="Whether the run is shown in the artifacts of its flow run."
     )
+    mask_env: Literal["secrets", "all", "none"] | list[str] = Field(
+        default="secrets",
+        description="Which values of env are masked: secrets, all, none, or names beside those of secrets.",
+    )
+    secret_names: list[str] = Field(
+        default_factory=list,
+        description="Variables that were given as secrets, which the block adds itself.",
+    )
     reports: bool | None = Field(
         default=DEFAULT_REPORTS,
         description="Whether the run gets $DSTACK_RESULT_FILE and the module dstack_report.",
@@ -135,6 +144,18 @@ class DstackRun(JobBlock[dict[str, Any]]):
         except ConfigurationError as error:
             raise ValueError(error.message) from None
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_secret_names(cls, data: Any) -> Any:
+        # A block is saved with texts: what was a secret of its own is known by its name from then on.
+        if not isinstance(data, Mapping):
+            return data
+        configuration = data.get("configuration")
+        env = configuration.get("env") if isinstance(configuration, Mapping) else None
+        found = names_of_secrets(data.get("env")) | names_of_secrets(env)
+        known = set(data.get("secret_names") or ())
+        return {**data, "secret_names": sorted(found | known)} if found - known else data
 
     @field_validator("env", mode="before")
     @classmethod
@@ -187,7 +208,8 @@ class DstackRun(JobBlock[dict[str, Any]]):
         # Each value is hidden on its own, so that the name of the run does not depend on it.
         env = None if self.env is None else self.env.get_secret_value()
         secret = None if env is None else {name: SecretStr(str(value)) for name, value in env.items()}
-        submission = resolve(self.configuration, {**options, "env": secret}, login)
+        names = {*self.secret_names, *names_of_secrets(self.configuration.get("env"))}
+        submission = resolve(self.configuration, {**options, "env": secret}, login, secret_names=names)
         described = json.dumps(
             [submission.described, self.run_name, self.on_crash], sort_keys=True, default=str
         )

@@ -12,6 +12,7 @@ from prefect_dstack import _follow
 from prefect_dstack._cancellation import StopRequested
 from prefect_dstack._job import Job, own, prepare_to_watch
 from prefect_dstack._names import calling_owner
+from prefect_dstack._secrets import Masking
 from prefect_dstack._stop import STOPPING, log_stop
 from prefect_dstack.credentials import PATIENT_TIMEOUT, open_async_client, open_client
 
@@ -142,6 +143,7 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
             artifacts=self._block.artifacts,
             owner=calling_owner("wait"),
             logger=self.logger,
+            masking=Masking(self._block.mask_env, self._block.secret_names),
         )
         own(job, self._run["marker"])
         return job

@@ -14,6 +14,7 @@ from prefect_dstack._follow import info
 from prefect_dstack._job import RunLike, name_of, own, prepare_to_watch
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
 from prefect_dstack._names import marker_prefix, task_owner
+from prefect_dstack._secrets import Masking
 from prefect_dstack._stop import STOPPING, log_stop
 from prefect_dstack.credentials import (
     PATIENT_TIMEOUT,
@@ -26,6 +27,7 @@ from prefect_dstack.credentials import (
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun, Client, Run
+    from dstack_core.integration import MaskEnv
     from prefect_dstack._job import Job
 
 # For the tasks that wait for nothing but a reply; a longer outage fails the task, which may have retries.
@@ -42,6 +44,7 @@ def wait_for_run(
     stream_logs: bool = True,
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
     artifacts: bool = True,
+    mask_env: MaskEnv | None = None,
 ) -> dict[str, Any]:
     """Wait for the end of a run, relay its log from the first line on, and return its outcome.
 
@@ -59,6 +62,9 @@ def wait_for_run(
         log_budget_bytes: How many bytes of log to send, in whole lines; None sends all. Default: 10 MB.
         artifacts: Show the run in the flow run's artifacts: its page, its progress, its outcome, and what it
             reports. Default: True.
+        mask_env: Which values of the run's environment are masked, as for ``run_task``. Of a run that is
+            given by name, values of secrets are known only by their names. Default: None, as the run was
+            submitted with ``submit_run``, else ``"secrets"``.
 
     Returns:
         The fields of ``dstack_core.Outcome`` as a dict of JSON-plain values, as ``run_task`` does.
@@ -84,7 +90,7 @@ def wait_for_run(
             return wait_for_run(run, poll_interval=10)
         ```
     """
-    job = _job(run, poll_interval, retry_budget, stream_logs, artifacts, log_budget_bytes)
+    job = _job(run, poll_interval, retry_budget, stream_logs, artifacts, log_budget_bytes, mask_env)
 
     def body(client: Client) -> dict[str, Any]:
         return _follow.follow(job, _checked(run, _follow.find(job, client), job))
@@ -102,12 +108,13 @@ async def await_for_run(
     stream_logs: bool = True,
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
     artifacts: bool = True,
+    mask_env: MaskEnv | None = None,
 ) -> dict[str, Any]:
     """Wait for the end of a run and return its outcome: the async twin of ``wait_for_run``.
 
     Parameters, outcome and errors are the same.
     """
-    job = _job(run, poll_interval, retry_budget, stream_logs, artifacts, log_budget_bytes)
+    job = _job(run, poll_interval, retry_budget, stream_logs, artifacts, log_budget_bytes, mask_env)
 
     async def body(client: AsyncClient) -> dict[str, Any]:
         return await _follow.afollow(job, _checked(run, await _follow.afind(job, client), job))
@@ -268,6 +275,7 @@ def _job(
     stream_logs: bool,
     artifacts: bool,
     log_budget_bytes: int | None = None,
+    mask_env: MaskEnv | None = None,
 ) -> Job:
     job = prepare_to_watch(
         run,
@@ -278,6 +286,7 @@ def _job(
         artifacts=artifacts,
         owner=task_owner(),
         logger=get_run_logger(),
+        masking=Masking.from_dict(run if isinstance(run, Mapping) else {}, mask_env),
     )
     # An interrupt may come before the run is fetched, and its marker is already known here.
     if isinstance(run, Mapping):

@@ -92,6 +92,10 @@ def run_task(
         git_credentials: What a private repository is cloned with: a ``GitHubCredentials``-like block, a
             ``Secret`` block or ``SecretStr`` with a token or a private key, or ``"<block type>/<name>"`` of a
             saved block; by default those of ``credentials``.
+        mask_env: Which values of the environment are masked in logs, errors, results and artifacts:
+            ``"secrets"`` for those whose name (``HF_TOKEN``) or form (``postgres://user:password@host``)
+            looks secret, or that are ``Secret`` blocks or ``SecretStr``; ``"all"``; ``"none"`` for the last
+            kind alone; or a list of names beside those of ``"secrets"``. Default: ``"secrets"``.
 
     Returns:
         The fields of ``dstack_core.Outcome`` as a dict of JSON-plain values: every result serializer can
@@ -209,7 +213,8 @@ def submit_run(
 
     Returns:
         A dict of JSON-plain values: ``run_name``, ``run_id``, ``status``, ``url`` of its page,
-        ``service_url`` (None for a task), ``marker``, and ``outcome`` (a dict, None until the run has ended).
+        ``service_url`` (None for a task), ``marker``, ``outcome`` (a dict, None until the run has ended), and
+        ``mask_env`` and ``secret_names`` (names of variables), by which ``wait_for_run`` masks.
 
     Raises:
         ConfigurationError: A value is wrong; nothing was submitted.
@@ -241,7 +246,7 @@ def submit_run(
     def body(client: Client) -> dict[str, Any]:
         run = _follow.submit(job, client)
         job.logger.info("Run %s: %s", run.name, run.url)
-        return info(run)
+        return {**info(run), **job.masking.to_dict()}
 
     return _follow.execute_task(job, block, body)
 
@@ -272,6 +277,6 @@ async def asubmit_run(
     async def body(client: AsyncClient) -> dict[str, Any]:
         run = await _follow.asubmit(job, client)
         job.logger.info("Run %s: %s", run.name, run.url)
-        return info(run)
+        return {**info(run), **job.masking.to_dict()}
 
     return await _follow.aexecute_task(job, block, body)

@@ -33,7 +33,6 @@ from prefect_dstack import _bundles, _report
 from prefect_dstack._end_reports import StoppingReport, flow_run_of
 from prefect_dstack._log_relay import Relay
 from prefect_dstack._orphaned_runs import stop_left_over
-from prefect_dstack._secrets import secrets_in
 from prefect_dstack._stop import BACKSTOP
 from prefect_dstack._worker_runs import (
     Guard,
@@ -220,7 +219,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         )
         emit("started", payload={"url": run.url})
         relay.note_page(run.url)
-        relay.masker.add(secrets_in(run.env))
+        relay.masker.add(configuration.secrets_in(run.env))
         guard = Guard(self.client, self.name, flow_run.id, client, run, logger)
         events = run.follow(
             poll_interval=configuration.poll_interval,
