@@ -39,7 +39,7 @@ def test_a_tag_that_the_client_refuses_is_refused_by_the_server(target: Target) 
     if target.release < (0, 19, 5):
         pytest.skip("older servers have no tags")
     for tags in ({"a b": "c"}, {"k" * 61: "c"}, {"team": "ü"}, {"team": "x" * 257}):
-        with pytest.raises(dstack.ConfigurationError, match="^tags: expected"), target.client() as client:
+        with pytest.raises(dstack.ConfigurationError, match=r"^tags: expected"), target.client() as client:
             client.runs.submit(target.task("true"), tags=tags)
         spec = {"run_name": name(), "configuration": {"type": "task", "commands": ["true"], "tags": tags}}
         reply = requests.post(
