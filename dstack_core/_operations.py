@@ -227,7 +227,7 @@ class Operations:
         """Follow a run; ``on_poll`` gets the run after each poll.
 
         With ``late_result`` a result that the log shows late is waited for, with ``utilization`` the outcome
-        says how busy the machine was.
+        shows how busy the machine was.
         """
         check_seconds("poll_interval", poll_interval, above=True)
         check_seconds("retry_budget", retry_budget)

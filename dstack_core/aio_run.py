@@ -107,7 +107,7 @@ class AsyncRun(RunBase[AsyncTransport]):
             sleep: An async function of seconds, instead of ``asyncio.sleep``; with it a ``SharedAsyncClient``
                 polls whenever a sleep has ended. What it raises ends the iteration.
             report_limits: The limits on what the run reports. Default: 1 MiB a message, 1000 a second.
-            utilization: Whether the outcome says how busy GPUs, CPUs and memory were: a request for each
+            utilization: Whether the outcome shows how busy GPUs, CPUs and memory were: a request for each
                 node at the end, and one every 45 minutes.
 
         Yields:

@@ -110,7 +110,7 @@ class Run(RunBase[BlockingTransport]):
             retry_budget: Seconds for which an unreachable server is retried.
             sleep: A function of seconds, instead of ``time.sleep``; what it raises ends the iteration.
             report_limits: The limits on what the run reports. Default: 1 MiB a message, 1000 a second.
-            utilization: Whether the outcome says how busy GPUs, CPUs and memory were: a request for each
+            utilization: Whether the outcome shows how busy GPUs, CPUs and memory were: a request for each
                 node at the end, and one every 45 minutes.
 
         Yields:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Bytes to copy at once: two of the 32 KB packets that paramiko sends by default.
 _COPY = 65536
-# Seconds between two checks for a shell that has ended, while nobody types. Only the end of a shell whose
+# Seconds between two checks for a shell that has ended, without any input. Only the end of a shell whose
 # input is a terminal waits for it.
 _CHECK_SECONDS = 0.1
 # What ``ssh`` returns if the connection, not the command, failed.

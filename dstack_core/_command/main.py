@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     cost.add_argument("--since", help="only runs submitted within this duration, such as 7d")
     _output(cost)
 
-    doctor = add("doctor", actions.doctor, "Check the way from this machine to a run, and say what to do")
+    doctor = add("doctor", actions.doctor, "Check the way from this machine to a run, and name what to do")
     doctor.add_argument("--run", help="a running run whose container is logged in to")
     _output(doctor)
     return parser

@@ -60,7 +60,7 @@ class FollowOptions:
     two reads of a silent log. ``stops`` are the stops that the server accepted. ``on_poll`` gets each run as
     the server showed it. ``report_limits`` bound what the run reports beside its log. With
     ``late_result`` the log of a run that succeeded is read again while it has no result. With
-    ``utilization`` the outcome says how busy the machine was.
+    ``utilization`` the outcome shows how busy the machine was.
     """
 
     poll_interval: float

@@ -44,7 +44,7 @@ _SHORTEST_RUN = 10.0
 # Nodes and replicas whose values are read: each is a request, and they do the same work.
 _MOST_JOBS = 8
 _REQUEST_SECONDS = 10.0
-# Less says little about the next run: a training may still have been loading its data.
+# Less shows little of the next run: a training may still have been loading its data.
 _ADVICE_AFTER = 600.0
 # A saving that is worth another GPU. Prices of offers change by the hour.
 _LEAST_SAVING = 0.3

@@ -92,7 +92,7 @@ class Api:
         return Call(call.request, none_when_missing, place=call.place)
 
     def get_info(self) -> Call[ServerInfo]:
-        """Ask for what a server says of itself (PROTOCOL 1.1)."""
+        """Ask for what a server reports of itself (PROTOCOL 1.1)."""
         call = self._call("/api/server/get_info", {}, lambda data: data["server_version"])
 
         def parse(reply: Reply) -> ServerInfo:

@@ -1,7 +1,7 @@
 """The examination of a connection to dstack: what works, what does not, and what to do about it.
 
 The problem: between a machine and its first run are a configuration, a network, TLS, a token, a project,
-machines and SSH. A failed submit shows only the first that is wrong, in the words of a run.
+machines and SSH. A failed submit shows only the first that is wrong, as the error of a run.
 
 The idea: checks in the order in which a request meets them, each with one finding. A check that fails ends
 the ones that need it. Nothing is submitted, changed or kept.

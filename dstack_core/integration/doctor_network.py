@@ -1,6 +1,6 @@
 """The findings of a connection: name, port, TLS, certificate; and what a finding is.
 
-A failed request does not say at which step it failed in words that name a way out. So the steps are tried
+A failed request does not show at which step it failed, nor a way out. So the steps are tried
 one by one, without the libraries of the client.
 """
 

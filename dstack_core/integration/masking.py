@@ -28,7 +28,7 @@ from dstack_core.models.secrets import MaskEnv, secret_texts, secret_values
 MASK = "***"
 RESULT_WARNING = (
     "The result of {what} holds secrets of its run; they are replaced by ***. Return where a secret is, not "
-    "the secret. If a value of env is no secret, set mask_env to show it."
+    "the secret. If a value of env is not secret, set mask_env to show it."
 )
 """The warning for a result that holds secrets; ``what`` names the run or function."""
 # Characters, as in ``secret_texts``. Shorter lines, such as the last one of a key, are common words: masking
@@ -131,7 +131,7 @@ def check_mask_env(value: Any) -> MaskEnv:
     """Return the option ``mask_env``, names as a sorted list.
 
     Raises:
-        ConfigurationError: It is none of ``"secrets"``, ``"all"``, ``"none"``, and no collection of names.
+        ConfigurationError: Neither ``"secrets"``, ``"all"``, ``"none"``, nor a collection of names.
     """
     if value in ("secrets", "all", "none"):
         mode: MaskEnv = value

@@ -49,7 +49,7 @@ class Shell:
         """Change the size of the terminal."""
         self._size = (width, height)
         if self._master is not None:
-            # Rows, columns, and two numbers of pixels that nobody reads.
+            # Rows, columns, and two numbers of pixels that are not read.
             fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
 
     def start(self, command: str | None) -> None:

@@ -4,7 +4,7 @@ The problem: a program cannot see which variable is a secret. If every value cou
 turns ``training`` into ``***ing``; if none does, a token shows in a log.
 
 The idea: names follow habits. A name is split into words (``_``, ``-``, ``.`` and camelCase separate them),
-and a word such as ``token`` makes it a secret, unless a word beside it says that the value is a number, a
+and a word such as ``token`` makes it a secret, unless a word beside it shows that the value is a number, a
 file or a mode (``MAX_TOKENS``, ``KEY_FILE``, ``AUTH_TYPE``). Whole words count, so that ``TOKENIZER`` and
 ``KEYBOARD`` stay readable. Beside the name, a value that is or contains a login is a secret: the password of
 a URL, ``password=...`` in a connection string, a private key.
@@ -38,7 +38,7 @@ _SHORTEST_NUMBER = 8
 # Characters. A user name in a URL of this length, without a password, is an access token.
 _SHORTEST_URL_TOKEN = 16
 _FLAGS = frozenset({"true", "false"})
-# Values of variables such as AUTH that say how to log in, and values that protect nothing.
+# Values of variables such as AUTH that name a way to log in, and values that protect nothing.
 _COMMON = _set(
     "enabled disabled required optional default basic bearer oauth oauth2 token tokens password "
     "secret always never local"
@@ -47,14 +47,14 @@ _SECRET_WORDS = _set(
     "token password passwords passwd passphrase passphrases passcode secret secrets credential credentials "
     "creds key auth authorization bearer jwt dsn webhook keyfile"
 )
-# Secret only as the last word: PASS_RATE and PRIVATE_REPO are none.
+# Secret only as the last word: PASS_RATE and PRIVATE_REPO are not.
 _LAST_WORDS = frozenset({"pass", "pat", "pw", "pwd", "private", "sas"})
 _PAIRS = frozenset(
     {("connection", "string"), ("connection", "str"), ("conn", "string"), ("conn", "str")}
     | {(head, many) for head in ("api", "access", "auth", "secret", "private", "ssh") for many in ("keys",)}
     | {(head, many) for head in ("api", "access", "auth", "refresh", "bearer") for many in ("tokens",)}
 )
-# A name that ends so says something about a secret, or says where one is.
+# A name that ends so describes a secret, or names the place of one.
 _ABOUT = _set(
     "file files path paths dir directory folder name names user username type types mode kind format "
     "algorithm algo method scheme provider issuer backend size length len count limit budget "
@@ -77,7 +77,7 @@ _OTHER_MEANINGS = {
     ),
 }
 # Names without separators, such as PGPASSWORD and HFTOKEN. Many words end with "key", so there the word
-# before it must be known: MONKEY is none.
+# before it must be known: MONKEY is not one.
 _GLUED = re.compile(
     r"(.+)(tokens?|passwords?|passwd|passphrase|secrets?|credentials?|string)"
     r"|(api|access|secret|private|public|auth|ssh|encryption|signing|account|master)(keys?)"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _WIDTH = 720
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 44, 30
 _PANEL, _GAP = 96, 40
-# Of the Okabe-Ito palette, which color-blind readers can tell apart.
+# Of the Okabe-Ito palette, which color-blind readers can distinguish.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 # Beyond these, a legend hides the lines; the others are drawn without a name.
 _NAMED_LINES = 8

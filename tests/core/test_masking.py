@@ -102,7 +102,7 @@ def test_which_values_of_an_environment_are_masked(mode: MaskEnv, found: list[st
     env = {"HF_TOKEN": "hf_abcdef", "STAGE": "train", "EPOCHS": "10000", "WORD": "declared-word"}
     secrets = collect_secrets(env=env, mask_env=mode, secret_names=["WORD", "MISSING"])
     assert sorted(secrets) == sorted(found)
-    # The password of a registry and the token are no part of the environment.
+    # The password of a registry and the token are not in the environment.
     auth = {"registry_auth": {"username": "u", "password": "docker-pass"}}
     assert collect_secrets(auth, others=["server-token"], mask_env=mode) == ["docker-pass", "server-token"]
 

@@ -49,7 +49,7 @@ def test_the_tables_are_long_enough() -> None:
 
 
 @pytest.mark.parametrize("name", SECRET_NAMES)
-def test_the_value_of_a_name_that_looks_secret_is_masked(name: str) -> None:
+def test_the_value_of_a_secret_name_is_masked(name: str) -> None:
     for form in (name, name.lower(), name.replace("_", "-")):
         if form != name and not name.isupper():
             continue

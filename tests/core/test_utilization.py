@@ -96,7 +96,7 @@ def test_a_run_without_a_gpu_and_without_totals() -> None:
     assert utilization_of([series("cpu_usage_percent", [])], A100) is None
 
 
-def test_values_that_are_no_numbers_are_left_out() -> None:
+def test_values_other_than_numbers_are_left_out() -> None:
     odd = [series("cpu_usage_percent", [math.nan, 80.0]), series("cpus_detected_num", [math.inf] * 2)]
     usage = utilization_of([*odd, series("memory_usage_bytes", [math.inf, 1.0])], A100)
     assert usage is not None
@@ -282,7 +282,7 @@ def test_one_request_at_the_end(driver: Driver) -> None:
     assert "<b>" not in page["svg"]
 
 
-def test_no_request_where_nobody_asks_or_nothing_can_be_there(driver: Driver) -> None:
+def test_no_request_without_the_option_or_without_values(driver: Driver) -> None:
     script = MetricsScript(runs__get=[reply(ended(100))], metrics__job=[metrics_reply(9)])
     outcome = finish(driver, script, utilization=False)
     assert outcome.utilization is None

@@ -74,7 +74,7 @@ def get_cli_commands() -> list[CLICommand]:
     )
     doctor_command = ActionCommand(
         name="doctor",
-        help="Check the connection, the way to a run, and Airflow; say what to do",
+        help="Check the connection, the way to a run, and Airflow; name what to do",
         description=_DOCTOR,
         epilog="Exit code: 0, or 1 when something does not work.",
         func=doctor,

@@ -4,7 +4,7 @@ The problem: Airflow mounts the application of a plugin beside its own, without 
 nothing here may show what a user may not see.
 
 The idea: this application has no data. Its page is static, and reads the task's XCom through Airflow's REST
-API with the session of the user who looks at it, so Airflow decides who may. What it got it sends here, and
+API with the session of the user who opens it, so Airflow decides who may. What it got it sends here, and
 gets it back as a chart, which is a function of the request alone. No connection, no token and no database are
 used.
 

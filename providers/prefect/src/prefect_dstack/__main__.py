@@ -103,7 +103,7 @@ def doctor(
     run: Annotated[str | None, Parameter(help="A running run whose container is logged in to.")] = None,
     as_json: _Json = False,
 ) -> int:
-    """Check the block, the way from this machine to a run, and Prefect; say what to do.
+    """Check the block, the way from this machine to a run, and Prefect; name what to do.
 
     Returns 0, or 1 when something does not work.
     """

@@ -69,7 +69,7 @@ class Masking:
         """Return the values of a run's environment that are masked."""
         from dstack_core.integration import collect_secrets
 
-        # The address of Prefect's server and the like are no secrets, even if all values of a run are.
+        # The address of Prefect's server and the like are not secret, even if all values of a run are.
         shown = _own(env) if self.mask_env == "all" else env
         return collect_secrets(env=shown, mask_env=self.mask_env, secret_names=self.secret_names)
 
