@@ -242,7 +242,7 @@ class FunctionRunBase(Generic[RunT]):
         waits = run._follow(
             None,
             poll_interval=poll_interval,
-            logs=reading.wants_log,
+            logs=reading.wants_log or run.holds_on_failure,
             retry_budget=retry_budget,
             report_limits=limits,
         )

@@ -28,6 +28,7 @@ from dstack_core._flow.accepted_stops import Stops
 from dstack_core._flow.apply import apply
 from dstack_core._flow.default_tags import send_with_tags
 from dstack_core._flow.follow import LONGEST_LOG_PAUSE, FollowOptions, follow
+from dstack_core._flow.hold import is_held
 from dstack_core._flow.queries import MOST_VALUES, check_limit, list_events
 from dstack_core._flow.raw_log import ChunkOptions, read_chunks
 from dstack_core._flow.retry import RetryBudget, TimeLimit, retrying, within
@@ -39,11 +40,12 @@ from dstack_core._flow.submit import random_marker, random_run_name, submit
 from dstack_core._flow.utilization import read_metrics
 from dstack_core._flow.version_check import VersionCheck
 from dstack_core._report.delivery import MODULE_PATH, module_upload, reports_of, with_command
+from dstack_core._report.hold import held_on_failure
 from dstack_core._wire.api import Api
 from dstack_core._wire.attach import Approach, Route, fixed_local_ports
 from dstack_core._wire.filling import fill_in, takes_args
 from dstack_core._wire.runs import RunSnapshot
-from dstack_core._wire.spec import check_run_name, run_spec, with_default_tags
+from dstack_core._wire.spec import check_run_name, retries_errors, run_spec
 from dstack_core._wire.versions import needs_of
 from dstack_core.configurations import ConfigurationLike, load_configuration, load_profile
 from dstack_core.errors import ConfigurationError
@@ -222,12 +224,14 @@ class Operations:
         on_poll: Callable[[RunSnapshot], None] | None = None,
         report_limits: ReportLimits | None = None,
         late_result: bool = False,
+        through_hold: bool = False,
         utilization: bool = False,
     ) -> Flow[Outcome]:
         """Follow a run; ``on_poll`` gets the run after each poll.
 
-        With ``late_result`` a result that the log shows late is waited for, with ``utilization`` the outcome
-        shows how busy the machine was.
+        With ``late_result`` a result that the log shows late is waited for, with ``through_hold`` the end of
+        a run whose container is held after a failure; with ``utilization`` the outcome shows how busy the
+        machine was.
         """
         check_seconds("poll_interval", poll_interval, above=True)
         check_seconds("retry_budget", retry_budget)
@@ -242,10 +246,15 @@ class Operations:
             on_poll,
             report_limits or ReportLimits(),
             late_result,
+            through_hold,
             utilization,
         )
         flow = self._version_check.guarding(follow(self.api, progress, options))
         return retrying(flow, self._budget(retry_budget), progress)
+
+    def is_held(self, run: RunSnapshot) -> Flow[bool]:
+        """Read the log of a run with ``debug_on_failure``: whether its container is held."""
+        return self._retrying(is_held(self.api, run))
 
     def chunks(self, run_name: str, run_id: str, options: ChunkOptions) -> Flow[None]:
         """Read the raw log."""
@@ -325,8 +334,13 @@ class Operations:
         filled = fill_in(loaded, env=options.get("env"), args=options.get("args"), environ=os.environ)
         if warns and options.get("args") and not takes_args(loaded):
             _log.warning("args: no command has ${{ run.args }}, so the arguments are not used.")
-        if _reports(filled, options):
+        reports = _reports(filled, options)
+        if reports:
             filled = with_command(filled)
+        debug = options.get("debug_on_failure")
+        if debug is not None:
+            retries = retries_errors(run_spec(filled, {**options, "profile": profile}))
+            filled = held_on_failure(filled, debug, reports=reports, retries_errors=retries)
         return filled, {**options, "profile": profile}
 
     def _key(self, run_name: str | None = None) -> Op[str]:

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Generic, TypeVar
 
 from dstack_core._attach.attachment import Attachment
+from dstack_core._flow.hold import without_log
 from dstack_core._flow.raw_log import ChunkOptions
 from dstack_core._flow.retry import TimeLimit, within
 from dstack_core._flow.steps import Flow
@@ -41,6 +42,8 @@ class RunBase(Generic[TransportT]):
         # check of the name that gets no reply does not prevent a stop.
         self._is_own = False
         self._reported: Outcome | None = None
+        # Whether it was followed until its commands had failed and its container was held.
+        self._is_held = False
 
     @property
     def is_attached(self) -> bool:
@@ -190,6 +193,7 @@ class RunBase(Generic[TransportT]):
         sleep: object = None,
         report_limits: ReportLimits | None = None,
         late_result: bool = False,
+        through_hold: bool = False,
         utilization: bool = False,
     ) -> Flow[Outcome]:
         check_callable("sleep", sleep)
@@ -202,6 +206,7 @@ class RunBase(Generic[TransportT]):
             on_poll=self._on_poll(),
             report_limits=report_limits,
             late_result=late_result,
+            through_hold=through_hold,
             utilization=utilization,
         )
         flow = self._noting_reports(follow)
@@ -209,9 +214,21 @@ class RunBase(Generic[TransportT]):
         # The limit bounds everything, the requests included: the last one gets no extra seconds.
         return flow if limit is None else within(flow, replace(limit, last_request=0.0))
 
+    def _wait(self, *, poll_interval: float, retry_budget: float) -> Flow[Outcome]:
+        """Follow the run without its log, unless that has to show that its container is held."""
+        logs = self.holds_on_failure
+        flow = self._follow(None, poll_interval=poll_interval, logs=logs, retry_budget=retry_budget)
+        return without_log(flow) if logs else flow
+
+    @property
+    def holds_on_failure(self) -> bool:
+        """Whether the run was submitted with ``debug_on_failure``."""
+        return self._snapshot.hold_seconds is not None
+
     def _noting_reports(self, flow: Flow[Outcome]) -> Flow[Outcome]:
         """Keep what the run reported: a later ``outcome()`` or ``wait()`` does not read the log."""
         outcome = yield from flow
+        self._is_held = bool(outcome.debug_command)
         if outcome.has_result or outcome.metrics or outcome.utilization is not None:
             self._reported = outcome
         return self._with_reports(outcome)

@@ -69,6 +69,7 @@ class AsyncFunctionCollection:
         working_dir: str | None = None,
         backends: list[str] | None = None,
         reports: bool | None = True,
+        debug_on_failure: int | str | None = None,
         retry_budget: float | None = None,
         poll_interval: float = 5.0,
         on_log: Callable[[str], None] | None = None,
@@ -105,6 +106,8 @@ class AsyncFunctionCollection:
             working_dir: Where the function starts.
             backends: The only backends to take machines from.
             reports: Whether the function can import ``dstack_report``. Default: True.
+            debug_on_failure: How long the container is held after the function has failed, for a shell in
+                it: seconds or ``"30m"``. Default: not at all.
             retry_budget: Seconds to retry an unreachable server; None: the client's.
             poll_interval: Seconds between two status requests.
             on_log: Gets each line of the run's log (str), which is what the function prints.
@@ -145,7 +148,7 @@ class AsyncFunctionCollection:
             raise
         except BaseException:
             # The caller has no handle of the run, so nothing else would stop it.
-            if submitted.run.last_status.is_active:
+            if submitted.run.last_status.is_active and not submitted.run._is_held:
                 await self._stop(prepared, submitted.run.id)
             raise
 
@@ -179,6 +182,7 @@ class AsyncFunctionCollection:
         working_dir: str | None = None,
         backends: list[str] | None = None,
         reports: bool | None = True,
+        debug_on_failure: int | str | None = None,
         retry_budget: float | None = None,
         **kwargs: Any,
     ) -> AsyncFunctionRun:
@@ -212,6 +216,8 @@ class AsyncFunctionCollection:
             working_dir: Where the function starts.
             backends: The only backends to take machines from.
             reports: Whether the function can import ``dstack_report``. Default: True.
+            debug_on_failure: How long the container is held after the function has failed, for a shell in
+                it: seconds or ``"30m"``. Default: not at all.
             retry_budget: Seconds to retry an unreachable server; None: the client's.
             **kwargs: The function's keyword arguments.
 

@@ -90,6 +90,7 @@ class AsyncRun(RunBase[AsyncTransport]):
         retry_budget: float = 600.0,
         sleep: Callable[[float], Awaitable[None]] | None = None,
         report_limits: ReportLimits | None = None,
+        through_hold: bool = False,
         utilization: bool = False,
     ) -> AsyncGenerator[Event, None]:
         """Yield the run's events until it has finished; the last is ``RunFinished`` with the ``Outcome``.
@@ -107,6 +108,8 @@ class AsyncRun(RunBase[AsyncTransport]):
             sleep: An async function of seconds, instead of ``asyncio.sleep``; with it a ``SharedAsyncClient``
                 polls whenever a sleep has ended. What it raises ends the iteration.
             report_limits: The limits on what the run reports. Default: 1 MiB a message, 1000 a second.
+            through_hold: Also follow a run with ``debug_on_failure`` while its container is held, until it
+                ends. Default: such a run has finished, for this method, once its commands have failed.
             utilization: Whether the outcome shows how busy GPUs, CPUs and memory were: a request for each
                 node at the end, and one every 45 minutes.
 
@@ -133,6 +136,7 @@ class AsyncRun(RunBase[AsyncTransport]):
             retry_budget=retry_budget,
             sleep=sleep,
             report_limits=report_limits,
+            through_hold=through_hold,
             utilization=utilization,
         )
         return _adrive.aiterate(flow, self._transport, sleep or asyncio.sleep, self._waits(sleep))
@@ -162,7 +166,7 @@ class AsyncRun(RunBase[AsyncTransport]):
             ServerUnreachableError: The retry budget is used up; the run keeps running.
             ServerError: Any other refusal, such as ``RunNotFoundError``.
         """
-        flow = self._follow(None, poll_interval=poll_interval, logs=False, retry_budget=retry_budget)
+        flow = self._wait(poll_interval=poll_interval, retry_budget=retry_budget)
         limited = within(flow, self._limit(timeout, "had not finished"))
         return await _adrive.arun(limited, self._transport, sleep, on_event, self._waits(sleep))
 
@@ -213,6 +217,14 @@ class AsyncRun(RunBase[AsyncTransport]):
         limited = within(flow, self._limit(timeout, "had not finished"))
         outcome = await _adrive.arun(limited, self._transport, sleep, on_event, self._waits(sleep))
         return outcome.read_result()
+
+    async def is_held(self) -> bool:
+        """Return whether the run's commands have failed and its container is held for a shell.
+
+        Only of a run with ``debug_on_failure``, whose log is read. Raises the server errors.
+        """
+        flow = self._operations.is_held(self._snapshot)
+        return await _adrive.arun(flow, self._transport)
 
     async def attach(
         self,

@@ -166,6 +166,9 @@ class RunCollection:
             tags: Tags that the run's machine gets at its cloud, by which a bill can be grouped (servers from
                 0.19.5 on). A key that the configuration or the profile has keeps its value there. False also
                 leaves out the client's ``default_tags``. Default: none of its own.
+            debug_on_failure: How long the container is held after the commands of a task have failed, for a
+                person who opens a shell in it: seconds or ``"30m"``. For every follower the run has failed at
+                once. Default: not at all.
             marker: Kept with the run. A run of this name that carries it is returned as it is, active or
                 finished, instead of submitting; without one, an active run of this name raises
                 ``RunNameTakenError`` and a finished one is replaced.

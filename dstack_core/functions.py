@@ -65,6 +65,7 @@ class FunctionCollection:
         working_dir: str | None = None,
         backends: list[str] | None = None,
         reports: bool | None = True,
+        debug_on_failure: int | str | None = None,
         retry_budget: float | None = None,
         poll_interval: float = 5.0,
         on_log: Callable[[str], None] | None = None,
@@ -117,6 +118,8 @@ class FunctionCollection:
             working_dir: Where the function starts.
             backends: The only backends to take machines from.
             reports: Whether the function can import ``dstack_report``. Default: True.
+            debug_on_failure: How long the container is held after the function has failed, for a shell in
+                it: seconds or ``"30m"``. Default: not at all.
             retry_budget: Seconds to retry an unreachable server; None: the client's, and 600 for a run that
                 is followed.
             poll_interval: Seconds between two status requests.
@@ -156,7 +159,7 @@ class FunctionCollection:
             raise
         except BaseException:
             # The caller has no handle of the run, so nothing else would stop it.
-            if submitted.run.last_status.is_active:
+            if submitted.run.last_status.is_active and not submitted.run._is_held:
                 self._stop(prepared, submitted.run.id)
             raise
 
@@ -190,6 +193,7 @@ class FunctionCollection:
         working_dir: str | None = None,
         backends: list[str] | None = None,
         reports: bool | None = True,
+        debug_on_failure: int | str | None = None,
         retry_budget: float | None = None,
         **kwargs: Any,
     ) -> FunctionRun:
@@ -223,6 +227,8 @@ class FunctionCollection:
             working_dir: Where the function starts.
             backends: The only backends to take machines from.
             reports: Whether the function can import ``dstack_report``. Default: True.
+            debug_on_failure: How long the container is held after the function has failed, for a shell in
+                it: seconds or ``"30m"``. Default: not at all.
             retry_budget: Seconds to retry an unreachable server; None: the client's.
             **kwargs: The function's keyword arguments.
 

@@ -94,6 +94,7 @@ class Run(RunBase[BlockingTransport]):
         retry_budget: float = 600.0,
         sleep: Callable[[float], None] | None = None,
         report_limits: ReportLimits | None = None,
+        through_hold: bool = False,
         utilization: bool = False,
     ) -> Generator[Event, None, Outcome]:
         """Yield the run's events until it has finished; the generator returns its ``Outcome``.
@@ -110,6 +111,8 @@ class Run(RunBase[BlockingTransport]):
             retry_budget: Seconds for which an unreachable server is retried.
             sleep: A function of seconds, instead of ``time.sleep``; what it raises ends the iteration.
             report_limits: The limits on what the run reports. Default: 1 MiB a message, 1000 a second.
+            through_hold: Also follow a run with ``debug_on_failure`` while its container is held, until it
+                ends. Default: such a run has finished, for this method, once its commands have failed.
             utilization: Whether the outcome shows how busy GPUs, CPUs and memory were: a request for each
                 node at the end, and one every 45 minutes.
 
@@ -136,6 +139,7 @@ class Run(RunBase[BlockingTransport]):
             retry_budget=retry_budget,
             sleep=sleep,
             report_limits=report_limits,
+            through_hold=through_hold,
             utilization=utilization,
         )
         return _drive.iterate(flow, self._transport, sleep or time.sleep)
@@ -150,6 +154,9 @@ class Run(RunBase[BlockingTransport]):
         on_event: Callable[[Event], None] | None = None,
     ) -> Outcome:
         """Wait until the run has finished and return its ``Outcome``; a failed run raises nothing here.
+
+        A run with ``debug_on_failure`` has finished once its commands have failed, although its container is
+        held; ``outcome.debug_command`` is how to get in.
 
         Args:
             timeout: Seconds to wait, None for no limit. Requests end with it, too.
@@ -169,7 +176,7 @@ class Run(RunBase[BlockingTransport]):
         Example:
             ``run.wait(timeout=3600).raise_for_status()``
         """
-        flow = self._follow(None, poll_interval=poll_interval, logs=False, retry_budget=retry_budget)
+        flow = self._wait(poll_interval=poll_interval, retry_budget=retry_budget)
         limited = within(flow, self._limit(timeout, "had not finished"))
         return _drive.run(limited, self._transport, sleep, on_event)
 
@@ -220,6 +227,14 @@ class Run(RunBase[BlockingTransport]):
         limited = within(flow, self._limit(timeout, "had not finished"))
         outcome = _drive.run(limited, self._transport, sleep, on_event)
         return outcome.read_result()
+
+    def is_held(self) -> bool:
+        """Return whether the run's commands have failed and its container is held for a shell.
+
+        Only of a run with ``debug_on_failure``, whose log is read. Raises the server errors.
+        """
+        flow = self._operations.is_held(self._snapshot)
+        return _drive.run(flow, self._transport)
 
     def attach(
         self,

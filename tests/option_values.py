@@ -18,6 +18,7 @@ VALUES: dict[str, Any] = {
     "profile": "cheap",
     "reports": True,
     "tags": {"team": "ml"},
+    "debug_on_failure": "30m",
 }
 # All options, each visible in what is sent.
 CONFIGURATION: dict[str, Any] = {"type": "task", "commands": ["train ${{ run.args }}"]}

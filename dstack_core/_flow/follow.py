@@ -23,11 +23,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from dstack_core._flow.accepted_stops import Stops
+from dstack_core._flow.hold import without_earlier_hold
 from dstack_core._flow.logs import read_lines
 from dstack_core._flow.steps import Flow, Sleep, Wait, call
 from dstack_core._flow.utilization import is_sample_due, sample, with_utilization
 from dstack_core._wire.api import Api
-from dstack_core._wire.http_messages import Call, Reply
+from dstack_core._wire.http_messages import Call, Reply, time_of
 from dstack_core._wire.runs import RunSnapshot, outcome_of
 from dstack_core.errors import RunNotFoundError
 from dstack_core.models.events import RunFinished, StatusChanged
@@ -60,7 +61,8 @@ class FollowOptions:
     two reads of a silent log. ``stops`` are the stops that the server accepted. ``on_poll`` gets each run as
     the server showed it. ``report_limits`` bound what the run reports beside its log. With
     ``late_result`` the log of a run that succeeded is read again while it has no result. With
-    ``utilization`` the outcome shows how busy the machine was.
+    ``utilization`` the outcome shows how busy the machine was. A run whose container is held after its
+    commands have failed counts as finished, unless ``through_hold``.
     """
 
     poll_interval: float
@@ -71,6 +73,7 @@ class FollowOptions:
     on_poll: Callable[[RunSnapshot], None] | None = None
     report_limits: ReportLimits = field(default_factory=ReportLimits)
     late_result: bool = False
+    through_hold: bool = False
     utilization: bool = False
 
     def log_pause(self, silent_for: float) -> float:
@@ -98,6 +101,7 @@ class _IsNews:
 def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome]:
     """Report status changes and log lines until the run is finished; return its ``Outcome``.
 
+    With ``options.through_hold`` it also waits while the run's container is held after a failure.
     Every event carries the progress with which another process can continue after it. A stop that the server
     accepted and dropped is sent again. Raises ``RunNotFoundError`` when the run is gone, and the other server
     errors.
@@ -120,6 +124,13 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
             progress = yield from _report_status(run, progress, options)
         if options.logs:
             progress = yield from read_lines(api, run, progress, options.report_limits)
+        progress = without_earlier_hold(run, progress)
+        if run.is_active and progress.reported.held and not options.through_hold:
+            outcome = _held_outcome(api, run, progress, options)
+            if options.utilization:
+                outcome = yield from with_utilization(api, run, progress, outcome, options.wall_clock())
+            yield RunFinished(progress, outcome)
+            return outcome
         if not run.is_active and options.late_result and run.status.is_success:
             progress = yield from _wait_for_result(api, run, progress, options)
         if not run.is_active:
@@ -150,6 +161,14 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
         # A snapshot is most of what a waiting follower would keep, and the next poll brings another one.
         del run
         run = yield step
+
+
+def _held_outcome(api: Api, run: RunSnapshot, progress: Progress, options: FollowOptions) -> Outcome:
+    """Return the outcome of a run whose commands have failed while its container is held."""
+    outcome = outcome_of(run, api.run_url(run.id)).with_reports(progress.reported)
+    # It has no end yet, so its duration is that of the commands: until now, by this machine's clock.
+    duration = max(0.0, options.wall_clock() - time_of(run.submitted_at).timestamp())
+    return replace(outcome, duration=duration)
 
 
 # A log store may show the last lines some seconds after the run has ended. With fewer or quicker reads, a

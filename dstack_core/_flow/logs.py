@@ -62,7 +62,7 @@ def _read_submission(
         )
         if found or before.reported:
             most = most_kept(limits.per_second, before.after, cursor.after)
-            progress = yield from _report(found, job, submission, progress, most)
+            progress = yield from _report(found, run, job, submission, progress, most)
             cursor = replace(cursor, reported=max(0, before.reported - len(found)))
         progress = progress.with_cursor(submission.id, replace(cursor, drained=ended and complete))
         if lines:
@@ -81,7 +81,7 @@ def _read_submission(
 
 
 def _report(
-    found: list[Found], job: Job, submission: Submission, progress: Progress, most: int
+    found: list[Found], run: RunSnapshot, job: Job, submission: Submission, progress: Progress, most: int
 ) -> Flow[Progress]:
     """Report the messages of a page that were not reported yet; return the progress behind the last one.
 
@@ -95,6 +95,9 @@ def _report(
         if isinstance(message, Message) and (message.kind in KEPT_KINDS or most > 0):
             most -= message.kind not in KEPT_KINDS
             reported = progress.reported.with_message(message.kind, message.payload)
+            # Whatever a run prints: only one that was submitted so holds its container.
+            if run.hold_seconds is not None:
+                reported = reported.with_hold(message.kind, message.payload, submission.attempt)
             progress = replace(moved, reported=reported)
             yield Reported(progress, message.kind, message.payload, job.replica, job.node, submission.attempt)
         else:

@@ -28,7 +28,7 @@ _FOLDER = str(PurePosixPath(MODULE_PATH).parent).replace("~", "$HOME", 1)
 # A terminal takes 4096 bytes at once; the mark, the number and the checksum need the rest.
 _PIECE = 3000
 # Shells that know what the command below uses. Another one, such as fish, gets no result file.
-_SHELLS = frozenset({"sh", "bash", "dash", "ash", "ksh", "zsh"})
+SHELLS = frozenset({"sh", "bash", "dash", "ash", "ksh", "zsh"})
 
 # ``tr`` is much faster than a loop of ``read``, which a bare shell falls back to. Without ``fold`` or
 # ``cksum`` the result is one line, which another process can interrupt. Parts are in base64 where the image
@@ -86,7 +86,7 @@ def reports_of(configuration: Configuration, option: object) -> bool:
         and isinstance(configuration, Task)
         and bool(configuration.commands)
         and configuration.entrypoint is None
-        and (configuration.shell is None or PurePosixPath(configuration.shell).name in _SHELLS)
+        and (configuration.shell is None or PurePosixPath(configuration.shell).name in SHELLS)
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from dstack_core._wire.exact_sizes import exact_sizes
 from dstack_core._wire.http_messages import text, time_of
+from dstack_core.models.debug import HOLD_PREFIX
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.statuses import RunStatus, in_words, job_status, run_status
 
@@ -99,7 +100,8 @@ class RunSnapshot:
 
     ``raw_status`` and ``reason`` are the server's own words; ``marker`` is what the owner wrote into
     ``configuration_path`` (PROTOCOL 1.4). ``has_pages``: the server's UI has a page for a run's log, and one
-    for its metrics. ``env`` stays out of the repr: its values may be secrets.
+    for its metrics. ``env`` stays out of the repr: its values may be secrets. ``hold_seconds`` is how long its
+    container is held after its commands have failed; None: not at all.
     """
 
     id: str
@@ -119,6 +121,7 @@ class RunSnapshot:
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     deployment: int = 0
     has_pages: bool = False
+    hold_seconds: int | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -181,6 +184,7 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
         deployment=int(data.get("deployment_num") or 0),
         # Servers send the key since 0.19.27, and have a page for a run's log and metrics since 0.19.25.
         has_pages="fleet" in data,
+        hold_seconds=_hold_seconds(spec),
         tags=_tags(spec),
     )
 
@@ -228,6 +232,16 @@ def _tags(spec: Mapping[str, Any]) -> Mapping[str, str]:
 def _env(spec: Mapping[str, Any]) -> Mapping[str, str]:
     env = (spec.get("configuration") or {}).get("env")
     return {name: str(value) for name, value in env.items()} if isinstance(env, Mapping) else {}
+
+
+def _hold_seconds(spec: Mapping[str, Any]) -> int | None:
+    commands = (spec.get("configuration") or {}).get("commands")
+    # At most the command of the reports comes before it.
+    for command in commands[:2] if isinstance(commands, list) else ():
+        if isinstance(command, str) and command.startswith(HOLD_PREFIX):
+            digits = command.removeprefix(HOLD_PREFIX).partition("\n")[0]
+            return int(digits) if digits.isdecimal() else None
+    return None
 
 
 def _job(data: Mapping[str, Any]) -> Job:

@@ -39,10 +39,10 @@ from dstack_core.integration.outcome_text import (
     OutcomeField,
     describe_end,
     describe_failure,
+    describe_hold,
     describe_outcome,
     describe_status,
     describe_stop,
-    format_duration,
     format_price,
     format_usd,
     outcome_dict,
@@ -67,6 +67,7 @@ from dstack_core.integration.utilization_text import (
     utilization_lines,
 )
 from dstack_core.models.base import known_fields
+from dstack_core.models.durations import format_duration
 from dstack_core.models.secrets import MaskEnv, is_secret_name
 from dstack_core.models.stops import StopResult, StopState
 from dstack_core.models.tags import check_tags, tag_value
@@ -103,6 +104,7 @@ __all__ = [
     "describe_end",
     "describe_failure",
     "describe_finding",
+    "describe_hold",
     "describe_outcome",
     "describe_progress",
     "describe_status",

@@ -9,6 +9,8 @@ looked up by name; what the server shows decides:
 * no run of that name, or one of another owner: this attempt is submitted (the submission judges the other
   one);
 * an active run, or one that succeeded: it is adopted;
+* an active run whose commands have failed and whose container is held: as a run that failed. With a fixed
+  name, which it still has, it is stopped first;
 * a run that is stopping: it is polled until it has ended;
 * a run that failed or was stopped: the next attempt is looked up in the same way.
 
@@ -25,6 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dstack_core._flow.steps import Sleep
+from dstack_core._flow.stop_options import StopTarget, Until
 from dstack_core.integration.names import AttemptNames, RunRef
 
 if TYPE_CHECKING:
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
 # Seconds between two polls of a stopping run, which needs 2 to 20 s to end (PROTOCOL 5.4). Shorter pauses
 # only load the server; longer ones delay the submission.
 _STOPPING_PAUSE = 2.0
+# Seconds for the end of a held run whose name is needed: the runner kills it 10 s after the stop.
+_HOLD_END_SECONDS = 120.0
 
 
 @dataclass(slots=True)
@@ -154,9 +159,13 @@ def _choose(
             return None
         # Before any sleep: a caller that is interrupted in it stops the run that was seen last.
         attempt.ref, attempt.run_id = names.ref_of(number, found.name), found.id
-        if found.status.is_stopping:
+        is_held = yield from operations.is_held(found)
+        if is_held and names.fixed_name is not None:
+            target = StopTarget(found.name, found.marker, found.id)
+            yield from operations.stop(target, False, Until.ENDED.value, _HOLD_END_SECONDS)
+        elif found.status.is_stopping:
             yield Sleep(_STOPPING_PAUSE)
-        elif found.is_active or found.status.is_success:
+        elif not is_held and (found.is_active or found.status.is_success):
             attempt.is_chosen = attempt.is_adopted = True
             return found
         else:

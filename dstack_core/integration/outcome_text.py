@@ -20,11 +20,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dstack_core.integration.utilization_text import describe_utilization
+from dstack_core.models.durations import format_duration
 from dstack_core.models.outcome import Outcome, RunError
 from dstack_core.models.stops import StopResult, StopState
 
 # Most characters of a text in an outcome that an engine keeps in its database, whatever a server sends: an
-# outcome stays below 20 kB. Much less would cut the hints of a run that found no machine.
+# outcome stays below 25 kB. Much less would cut the hints of a run that found no machine.
 LONGEST_TEXT = 2000
 # The last log lines in an error: a screen of a UI, and about 10 kB at most.
 LAST_LINES = 20
@@ -67,14 +68,6 @@ def format_price(amount: float) -> str:
     return f"{format_usd(amount)} per hour"
 
 
-def format_duration(seconds: float) -> str:
-    """Return a duration such as ``42 s`` or ``1 h 2 min 5 s``, rounded to whole seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = ((hours, "h"), (minutes, "min"), (rest, "s"))
-    return " ".join(f"{number} {unit}" for number, unit in parts if number) or "0 s"
-
-
 def _short_json(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _RESULT_CHARACTERS else f"{text[:_RESULT_CHARACTERS]} [...]"
@@ -83,6 +76,14 @@ def _short_json(value: Any) -> str:
 def _metrics_text(metrics: Mapping[str, float]) -> str:
     shown = [f"{name} {value:.6g}" for name, value in list(metrics.items())[:_METRICS_SHOWN]]
     return ", ".join(shown) + (" [...]" if len(metrics) > _METRICS_SHOWN else "")
+
+
+def _touch(path: str) -> str:
+    return f"touch {path}" if path else ""
+
+
+def _nonzero(show: Callable[[Any], str]) -> Callable[[Any], str]:
+    return lambda value: show(value) if value else ""
 
 
 OUTCOME_FIELDS = (
@@ -114,6 +115,22 @@ OUTCOME_FIELDS = (
     ),
     OutcomeField("has_result", "bool", "", "whether it reported a result"),
     OutcomeField(
+        "debug_seconds",
+        "float",
+        "Held",
+        "how long its container was held after its commands had failed; at most, while it is held (seconds)",
+        _nonzero(format_duration),
+    ),
+    OutcomeField(
+        "debug_cost",
+        "float",
+        "Cost of the hold",
+        "what that costs (USD), part of `cost`",
+        _nonzero(format_usd),
+    ),
+    OutcomeField("debug_command", "str", "Shell", "the command that opens a shell in it while it is held"),
+    OutcomeField("debug_done", "str", "Ends the hold", "the file whose creation in it ends the hold", _touch),
+    OutcomeField(
         "utilization",
         "Utilization | None",
         "Utilization",
@@ -136,9 +153,10 @@ def outcome_rows(outcome: Outcome) -> dict[str, str]:
     """Return what a table shows of an outcome, by label; fields without a value are left out."""
     short = _bounded(outcome)
     values = {field.label: (field, getattr(short, field.name)) for field in OUTCOME_FIELDS if field.label}
-    return {
+    shown = {
         label: field.show(value) for label, (field, value) in values.items() if value not in (None, "", {})
     }
+    return {label: text for label, text in shown.items() if text}
 
 
 def outcome_table(outcome: Outcome) -> str:
@@ -187,8 +205,27 @@ def describe_failure(
     if outcome.no_capacity:
         option = "" if retry_option is None else f", or set {retry_option} to let the run itself wait for it"
         text = f"{text}\nTry again later, when there may be capacity{option}."
+    if outcome.debug_command:
+        text = f"{text}\n{describe_hold(outcome)}"
     lines = "".join(f"\n  {line[:LONGEST_LINE]}" for line in list(last_lines)[-LAST_LINES:])
     return f"{text}\nThe last log lines:{lines}" if lines else text
+
+
+def describe_hold(outcome: Outcome) -> str:
+    """Return how to get into the container of a failed run while it is held, and how to end that.
+
+    Args:
+        outcome: The outcome of a run that is held: it has a ``debug_command``.
+
+    Example:
+        ``if outcome.debug_command: logger.warning(describe_hold(outcome))``
+    """
+    cost = f", for at most {format_usd(outcome.debug_cost)}" if outcome.debug_cost else ""
+    return (
+        f"Its container is held for {format_duration(outcome.debug_seconds)}{cost}. "
+        f"To open a shell in it: {outcome.debug_command}\n"
+        f"To end it earlier, stop the run, or in the container: touch {outcome.debug_done}"
+    )
 
 
 def raise_for_outcome(

@@ -11,7 +11,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dstack_core.errors import ConfigurationError
-from dstack_core.integration.outcome_text import format_duration, format_usd
+from dstack_core.integration.outcome_text import format_usd
+from dstack_core.models.durations import format_duration
 from dstack_core.models.options import duration_seconds
 
 if TYPE_CHECKING:

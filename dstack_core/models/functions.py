@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dstack_core.models.debug import hold_note
 from dstack_core.models.outcome import Outcome, RunError, RunFailedError
 
 # The type that a run reports whose requirements could not be installed; another try may succeed.
@@ -41,7 +42,7 @@ class RemoteFunctionError(RunFailedError):
                 "installed. Correct requirements, or try again if the index was out of reach"
             )
         return cls(
-            f"{what}:{shown}",
+            f"{what}:{shown}{hold_note(outcome.debug_command)}",
             outcome,
             type_name=str(payload.get("type") or ""),
             text=str(payload.get("message") or ""),

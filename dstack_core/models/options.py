@@ -42,6 +42,10 @@ class KeywordOptions(TypedDict, total=False):
     ``dstack_report`` (servers from 0.19.17 on): a command before those of a task. Default: False, the
     configuration is sent as it is.
     """
+    debug_on_failure: int | str | None
+    """How long the container is held after the commands of a task have failed, for a person who opens a shell
+    in it: seconds or ``"30m"``. For every follower the run has failed at once. Default: not at all.
+    """
 
     tags: Mapping[str, str] | Literal[False] | None
     """Tags that the run's machine gets at its cloud, by which a bill can be grouped (servers from 0.19.5 on).

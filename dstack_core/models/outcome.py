@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from dstack_core.errors import DstackError
 from dstack_core.models.base import known_fields
+from dstack_core.models.debug import attach_command, hold_note
 from dstack_core.models.progress import ReportedSoFar
 from dstack_core.models.reports import plain_number
 from dstack_core.models.statuses import RunStatus
@@ -42,6 +43,11 @@ class Outcome:
             the run's log was followed.
         metrics: The last value of each metric that the run reported (floats by name), likewise.
         has_result: Whether the run reported a result, likewise.
+        debug_seconds: Seconds for which its container was held after its commands had failed
+            (``debug_on_failure``); at most, while it is held. Known where the run's log was followed.
+        debug_cost: What these seconds cost, in USD; part of ``cost`` once the run has ended.
+        debug_command: The command that opens a shell in its container; empty unless it is held.
+        debug_done: The file whose creation in the container ends the hold (a path), likewise.
         utilization: How busy its GPUs, CPUs and memory were; None if it was not asked for, or if the server
             has no values.
 
@@ -65,6 +71,10 @@ class Outcome:
     result: Any = field(default=None, repr=False)
     metrics: Mapping[str, float] = field(default_factory=dict)
     has_result: bool = False
+    debug_seconds: float = 0.0
+    debug_cost: float = 0.0
+    debug_command: str = ""
+    debug_done: str = ""
     utilization: Utilization | None = None
 
     @property
@@ -87,7 +97,7 @@ class Outcome:
         """
         if self.succeeded:
             return self
-        text = f"Run {self.run_name} {self.message}. See {self.url}"
+        text = f"Run {self.run_name} {self.message}. See {self.url}{hold_note(self.debug_command)}"
         if self.no_capacity:
             raise NoCapacityError(text, self)
         if self.status.was_stopped:
@@ -97,7 +107,8 @@ class Outcome:
     def with_reports(self, reported: ReportedSoFar) -> Self:
         """Return a copy with what the run has reported, as ``Progress.reported`` of an event has it."""
         result = reported.results[0] if reported.results else None
-        return replace(self, result=result, metrics=reported.metrics, has_result=bool(reported.results))
+        reports = replace(self, result=result, metrics=reported.metrics, has_result=bool(reported.results))
+        return replace(reports, **_of_hold(self, reported)) if reported.held else reports
 
     def read_result(self) -> Any:
         """Return the result that the run reported.
@@ -139,6 +150,26 @@ class Outcome:
         measured = None if self.utilization is None else self.utilization.to_dict()
         plain = asdict(replace(self, utilization=None))
         return {**plain, "status": str(self.status), "metrics": metrics, "utilization": measured}
+
+
+def _of_hold(outcome: Outcome, reported: ReportedSoFar) -> dict[str, Any]:
+    """Return what changes for a run whose container was held: its commands have failed, whatever came after.
+
+    While the run is active, it shows how to get in.
+    """
+    held, released = reported.held, reported.released
+    seconds = float(held["seconds"] if released is None else released)
+    is_held = released is None and not outcome.status.is_ending
+    return {
+        "status": RunStatus.FAILED,
+        "exit_status": held["exit_status"],
+        "reason": "container_exited_with_error",
+        "message": f"failed: its command exited with status {held['exit_status']}",
+        "debug_seconds": seconds,
+        "debug_cost": round(seconds / 3600 * (outcome.price_per_hour or 0.0) * held.get("nodes", 1), 6),
+        "debug_command": attach_command(outcome.run_name) if is_held else "",
+        "debug_done": held["done"] if is_held else "",
+    }
 
 
 class RunError(DstackError):

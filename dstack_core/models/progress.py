@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from dstack_core.models.base import known_fields
+from dstack_core.models.debug import HELD, RELEASED
 from dstack_core.models.reports import MAX_METRICS, metric_values, plain_number
 
 if TYPE_CHECKING:
@@ -49,13 +50,26 @@ class ReportedSoFar:
         results: The result that was reported last, in a tuple; empty without one, as a result may be None.
         metrics: The last value of each metric, by name; at most 1000.
         dropped: How many messages were dropped.
+        held: The ``held`` message with its ``attempt``, of a run with ``debug_on_failure`` whose commands
+            have failed; else empty.
+        released: Seconds for which that container was held; None while it is held.
         count: How many messages were reported, of any kind.
     """
 
     results: Sequence[Any] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     dropped: int = 0
+    held: Mapping[str, Any] = field(default_factory=dict)
+    released: int | None = None
     count: int = 0
+
+    def with_hold(self, kind: str, payload: Mapping[str, Any], attempt: int) -> Self:
+        """Return a copy that knows that a container is held, or no longer; of several nodes the first."""
+        if kind == HELD and self.held.get("attempt") != attempt:
+            return replace(self, held={**payload, "attempt": attempt}, released=None)
+        if kind == RELEASED and self.held.get("attempt") == attempt:
+            return replace(self, released=max(payload["seconds"], self.released or 0))
+        return self
 
     def with_message(self, kind: str, payload: Mapping[str, Any]) -> Self:
         """Return a copy that knows one more message."""
@@ -74,6 +88,8 @@ class ReportedSoFar:
             "results": list(self.results),
             "metrics": metrics,
             "dropped": self.dropped,
+            "held": dict(self.held),
+            "released": self.released,
             "count": self.count,
         }
 

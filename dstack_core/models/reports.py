@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dstack_core.errors import ConfigurationError
+from dstack_core.models.debug import HELD, RELEASED, is_held, is_released
 
 # Bytes of a message. A result of this size is three hundred parts in the log; a larger one holds up the log
 # behind it, and belongs on a volume or in a bucket.
@@ -26,7 +27,7 @@ MAX_IMAGE_BYTES = 256 * 1024
 # Metrics of one run whose last value is kept with the position in the log, which rides on every event.
 MAX_METRICS = 1000
 # Kinds that are rare and that a caller waits for; a flood of metrics never drops them.
-KEPT_KINDS = frozenset({"result", "checkpoint", "asset", "skip", "function"})
+KEPT_KINDS = frozenset({"result", "checkpoint", "asset", "skip", "function", HELD, RELEASED})
 
 _NOT_FINITE = ("nan", "inf", "-inf")
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -154,4 +155,6 @@ _CHECKS: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "asset": _has_metadata("uri"),
     "checkpoint": _has_metadata("path"),
     "skip": lambda fields: isinstance(fields.get("reason"), str),
+    HELD: is_held,
+    RELEASED: is_released,
 }

@@ -177,6 +177,7 @@ def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str,
     given = {name: getattr(operator, RENAMED.get(name, name)) for name in SubmitOptions.__optional_keys__}
     given["profile"] = profile_of(operator, context)
     given["max_duration"] = read_duration(given["max_duration"])
+    given["debug_on_failure"] = read_duration(given["debug_on_failure"])
     given["max_price"] = read_price(given["max_price"])
     given["backends"] = read_backends(given["backends"])
     check_ends(configuration, given["max_duration"], given["profile"])

@@ -12,7 +12,9 @@ Rules, in this order; the first that applies decides:
    (another Airflow, a DAG run that was deleted, or cleared after it had ended) the run is left, unless
    ``stop_unknown``.
 4. A service whose task succeeded is meant to outlive it, unless ``stop_services`` and its DAG run has ended.
-5. The task must have ended ``min_age`` seconds ago: before that, it may still be stopping its run. The Task
+5. A run whose commands have failed and whose container is held for a shell is left: it ends by itself. It is
+   stopped if the task was marked otherwise than failed.
+6. The task must have ended ``min_age`` seconds ago: before that, it may still be stopping its run. The Task
    SDK does not report when a task instance ended, so a worker asks everything twice, ``min_age`` apart.
 
 All questions are asked before the first stop: a server that does not answer means that nothing is stopped.
@@ -48,6 +50,8 @@ UNKNOWN = "unknown"
 # With replies that take seconds, a hundred stops one after another take an hour. More than eight at once
 # would be a burst of requests for a server that is already slow.
 _STOPS_AT_ONCE = 8
+# A task that a user has marked otherwise needs no search for the cause of its failure.
+_FAILED_STATES = frozenset({"failed", "up_for_retry"})
 _ENDED_DAG_RUN = frozenset({"success", "failed"})
 
 
@@ -193,6 +197,8 @@ def _verdict(run: Run, task: MarkedTask, facts: TaskFacts | None, options: ReapO
         if not options.stop_unknown:
             return _leave(verdict, why)
         verdict = verdict._replace(reason=why)
+    if state in _FAILED_STATES and run.holds_on_failure and run.is_held():
+        return _leave(verdict, "its container is held for a shell (debug_on_failure)")
     if run.service_url is not None and (facts is None or facts.state == "success"):
         if not options.stop_services:
             return _leave(verdict, "a service outlives a task that succeeded")

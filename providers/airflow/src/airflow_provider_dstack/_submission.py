@@ -139,6 +139,16 @@ class Submission:
         record, run = found
         ref, name, number = record.run, record.run_name, record.try_number
         while True:
+            if run is not None and run.holds_on_failure and run.is_held():
+                if name != self.ref.name:
+                    self.log.info(
+                        "Run %s of try %s is held for a shell. This try submits a new run.", name, number
+                    )
+                    return self.ref, None
+                submitter.aim(ref)
+                self.log.info("Run %s of try %s is held, and this try needs its name.", name, number)
+                self._stop(ref, run)
+                run = self._ended(run, submitter)
             decision = decide(record, run, ledger.names)
             if decision is Decision.SUBMIT_AGAIN:
                 return ref, None

@@ -129,6 +129,9 @@ class DstackRunOperator(TemplatedModels):
         tags: Tags that the run's machine gets at its cloud, beside the automatic ones (``airflow-dag``,
             ``airflow-task`` and others) and the connection's ``default_tags``; a key of the configuration
             keeps its value. False: only the configuration's. Default: none of its own.
+        debug_on_failure: How long the container is held after the commands of a task have failed, for a
+            person who opens a shell in it: seconds or ``"30m"``. The task fails at once, and a retry is a new
+            run. Default: not at all.
         profiles_file: The path of a ``profiles.yml``. Default: ``.dstack/profiles.yml`` of ``repo_dir``.
         dstack_conn_id: The connection of type ``dstack``. Default ``dstack_default``.
         project_name: Replaces the connection's project. Default: the connection's.
@@ -202,6 +205,7 @@ class DstackRunOperator(TemplatedModels):
     project_name: str | None
     repo_dir: str | os.PathLike[str] | None
     git_conn_id: str | None
+    debug_on_failure: int | str | None
 
     def __init__(
         self,
@@ -235,6 +239,7 @@ class DstackRunOperator(TemplatedModels):
         skip_on_exit_code: int | Sequence[int] | None = None,
         durable: bool = True,
         reports: bool = DEFAULT_REPORTS,
+        debug_on_failure: int | str | None = None,
         returns: Returns = "outcome",
         max_report_bytes: int | None = None,
         max_reports_per_second: int | None = None,

@@ -183,6 +183,15 @@ class Judge:
         kind, owner_id = owner_of(run.marker) or ("", "")
         state = self.state(kind, owner_id)
         stopped, reason = self._verdict(run.marker or "", kind, owner_id, state)
+        # A cancellation also ends what a failure holds.
+        if (
+            stopped
+            and state is not None
+            and not state.is_cancelled()
+            and run.holds_on_failure
+            and run.is_held()
+        ):
+            stopped, reason = False, "its container is held for a shell (debug_on_failure)"
         name = UNKNOWN_STATE if state is None else str(state.name)
         return Finding(run.name, run.url, f"{kind}/{owner_id}", name, stopped, reason)
 

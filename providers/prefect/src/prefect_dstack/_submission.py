@@ -128,6 +128,7 @@ def resolve(
         arguments["max_duration"] = max_duration
     # Not in what is described: with and without them it is the same run, which must be found again.
     reports, tags = arguments.pop("reports", DEFAULT_REPORTS), arguments.pop("tags", None)
+    debug = arguments.pop("debug_on_failure", None)
     # A renewed secret is the same submission: another execution must find the run of the one before it.
     shown_env = {name: _MASK if is_secret(value) else value for name, value in env.items()}
     described = {
@@ -148,7 +149,14 @@ def resolve(
     )
     return Submission(
         configuration=loaded,
-        arguments={**arguments, "env": texts or None, "profile": profile, "reports": reports, "tags": tags},
+        arguments={
+            **arguments,
+            "env": texts or None,
+            "profile": profile,
+            "reports": reports,
+            "tags": tags,
+            "debug_on_failure": debug,
+        },
         described=described,
         code=code,
         # The server returns the run's environment, but not the password.

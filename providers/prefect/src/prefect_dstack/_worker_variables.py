@@ -82,6 +82,10 @@ class MachineFields(BaseModel):
         default=None,
         description="When the machine is stopped at the latest: seconds, 2h, or off; 24 h by default.",
     )
+    debug_on_failure: int | str | None = Field(
+        default=None,
+        description="How long the container is held after a failure, for a shell in it: seconds or 30m.",
+    )
     retry: bool | dict[str, Any] | None = Field(
         default=None, description="When dstack tries again, such as {on_events: [no-capacity], duration: 1h}."
     )

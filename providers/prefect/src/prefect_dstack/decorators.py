@@ -50,6 +50,8 @@ class MachineOptions(TypedDict, total=False):
     """The highest price, in USD per hour."""
     max_duration: int | str | None
     """When the machine is stopped at the latest: seconds, ``"2h"``, ``"off"``. Default: 24 h."""
+    debug_on_failure: int | str | None
+    """How long the machine stays after its commands have failed, for a shell in it: seconds or ``"30m"``."""
     retry: bool | Mapping[str, Any] | None
     """When dstack tries again. Default: never."""
     backends: Sequence[str] | None

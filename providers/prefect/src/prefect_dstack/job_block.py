@@ -133,6 +133,10 @@ class DstackRun(JobBlock[dict[str, Any]]):
         default=DEFAULT_REPORTS,
         description="Whether the run gets $DSTACK_RESULT_FILE and the module dstack_report.",
     )
+    debug_on_failure: int | str | None = Field(
+        default=None,
+        description="How long the container is held after a failure, for a shell in it: seconds or 30m.",
+    )
 
     @field_validator("configuration")
     @classmethod

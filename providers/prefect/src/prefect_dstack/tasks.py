@@ -84,6 +84,9 @@ def run_task(
         tags: Tags that the run's machine gets at its cloud, by which a bill can be grouped (servers from
             0.19.5 on). A key that the configuration or the profile has keeps its value there. False also
             leaves out the client's ``default_tags``. Default: none of its own.
+        debug_on_failure: How long the container is held after the commands have failed, for a person who
+            opens a shell in it: seconds or ``"30m"``. The task fails at once, and a retry is a new run.
+            Default: not at all.
         profiles_file: The file of profiles; by default ``.dstack/profiles.yml`` in ``repo_dir``. This
             machine's home directory is not used.
         repo_dir: A directory whose contents the run gets; commands start in it. If it is the top of a Git

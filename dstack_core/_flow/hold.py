@@ -1,0 +1,68 @@
+"""Runs whose container is held after their commands have failed (``debug_on_failure``)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from dstack_core._flow.logs import read_lines
+from dstack_core._flow.steps import Flow, Op
+from dstack_core._wire.api import Api
+from dstack_core._wire.runs import RunSnapshot
+from dstack_core.models.events import Event, LogLines, Reported, ReportsDropped
+from dstack_core.models.progress import Progress
+from dstack_core.models.reports import ReportLimits
+
+T = TypeVar("T")
+
+
+def without_log(flow: Flow[T]) -> Flow[T]:
+    """Return the flow without the events of the log, for callers that want only the run's end."""
+    answer: Any = None
+    failure: Exception | None = None
+    try:
+        while True:
+            step = flow.send(answer) if failure is None else flow.throw(failure)
+            answer, failure = None, None
+            if isinstance(step, LogLines | Reported | ReportsDropped):
+                continue
+            try:
+                answer = yield step
+            except Exception as error:
+                failure = error
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finally:
+        flow.close()
+
+
+def without_earlier_hold(run: RunSnapshot, progress: Progress) -> Progress:
+    """Return the progress without the hold of an attempt that the server has replaced by another one."""
+    attempt = progress.reported.held.get("attempt")
+    latest = [job.submissions[-1].attempt for job in run.jobs if job.submissions]
+    if attempt is None or attempt >= max(latest, default=0):
+        return progress
+    return replace(progress, reported=replace(progress.reported, held={}, released=None))
+
+
+def is_held(api: Api, run: RunSnapshot) -> Op[bool]:
+    """Return whether the commands of an active run have failed and its container is held; reads its log."""
+    if run.hold_seconds is None or run.status.is_ending:
+        return False
+    flow = read_lines(api, run, Progress(run.name, run.id), ReportLimits())
+    answer: Any = None
+    failure: Exception | None = None
+    while True:
+        try:
+            step = flow.send(answer) if failure is None else flow.throw(failure)
+        except StopIteration as end:
+            reported = without_earlier_hold(run, end.value).reported
+            return bool(reported.held) and reported.released is None
+        answer, failure = None, None
+        if isinstance(step, Event):
+            continue
+        try:
+            answer = yield step  # type: ignore[misc]
+        except Exception as error:
+            failure = error

@@ -1,0 +1,154 @@
+"""Prepare a run to hold its container after its commands have failed, so that a person can look around in it.
+
+The problem: when the commands fail, the container is gone within seconds, and with it what would explain the
+failure. Starting it again costs an hour, and often it does not fail again.
+
+The idea: a command before the run's own ones sets a trap on the shell's end. If the shell ends with another
+status than 0, the trap shows how to get in, reports ``held`` to the follower of the run, and waits: for the
+seconds that were asked for, for a file that means "done", or for a signal. Then the shell ends with
+the status that the commands had.
+
+Invariants: commands that succeed take no longer. The wait counts seconds by itself, so it ends without a
+watcher. A stop ends it at once: the runner's SIGINT interrupts ``wait`` (a foreground ``sleep`` would delay
+it), and commands that a stop has ended are not held at all. No trap runs after ``exec`` or a SIGKILL of the
+shell itself, and one that the commands set on ``EXIT`` replaces this one: then nothing is held.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from dstack_core._report.delivery import SHELLS
+from dstack_core.errors import ConfigurationError
+from dstack_core.models.configurations import Configuration, Task
+from dstack_core.models.debug import HOLD_PREFIX, attach_command
+from dstack_core.models.durations import format_duration
+from dstack_core.models.options import duration_seconds
+
+# Longer than a weekend is a machine that was forgotten.
+_LONGEST = 7 * 86400
+
+# The INT trap keeps what a shell does without one: an interactive shell, and one whose command SIGINT has
+# ended, ends; one whose command handled it continues with the next command. In the trap on EXIT, options of
+# the commands (-e, -u, -x) must not end or echo it. An interactive shell, which dstack starts, prints a line
+# for each background process: hence 2>/dev/null.
+_COMMAND = r"""
+PREFIXSECONDS
+dstack_stopped=
+dstack_hold() {
+  { set +eux; } 2>/dev/null
+  RESULT
+  [ "$1" != 0 ] || exit 0
+  [ -z "$dstack_stopped" ] || exit "$1"
+  if ! command -v sleep >/dev/null; then
+    echo "debug_on_failure: expected the command sleep in the image, got none. The container is not held." >&2
+    exit "$1"
+  fi
+  dstack_done=${TMPDIR:-/tmp}
+  [ -w "$dstack_done" ] || dstack_done=$PWD
+  case $dstack_done in *[\"\\]*) dstack_done=/tmp ;; esac
+  dstack_done=$dstack_done/dstack-done-${DSTACK_RUN_NAME:-run}-$$
+  rm -f "$dstack_done"
+  dstack_held=0
+  trap 'dstack_stopped=1' INT TERM HUP
+  printf '%s\n' "The commands exited with status $1. The container is held for WORDS." \
+"To open a shell in it: ATTACH" "To end it: touch $dstack_done"
+  printf '%s\n' "::dstack::{\"kind\":\"held\",\"exit_status\":$1,\"seconds\":$dstack_hold_seconds,\
+\"done\":\"$dstack_done\",\"nodes\":${DSTACK_NODES_NUM:-1}}"
+  while [ "$dstack_held" -lt "$dstack_hold_seconds" ] && [ -z "$dstack_stopped" ] && [ ! -e "$dstack_done" ]
+  do
+    { sleep 1 & wait "$!"; } 2>/dev/null
+    dstack_held=$((dstack_held + 1))
+  done
+  { kill "$!"; } 2>/dev/null
+  rm -f "$dstack_done"
+  printf '%s\n' "::dstack::{\"kind\":\"released\",\"seconds\":$dstack_held}"
+  exit "$1"
+}
+trap 'dstack_code=$?; dstack_stopped=1; case $-$dstack_code in *i*|*130) exit 130 ;; esac' INT
+trap 'dstack_stopped=1; exit 143' TERM
+trap 'dstack_stopped=1; exit 129' HUP
+trap 'dstack_hold "$?"' EXIT
+""".strip()
+# What a run with reports does at its end, see ``delivery``; a result that is too large fails the run.
+_RESULT = '(exit "$1"); dstack_result || set -- 1'
+
+
+def hold_seconds(option: object) -> int | None:
+    """Return the option ``debug_on_failure`` in seconds, None without one.
+
+    Raises ``ConfigurationError`` for anything but seconds above 0, or a duration such as ``"30m"``.
+    """
+    if option is None or option is False:
+        return None
+    try:
+        if isinstance(option, bool) or not isinstance(option, int | str):
+            raise ValueError
+        seconds = int(duration_seconds(option))
+    except (ValueError, KeyError):
+        seconds = 0
+    if not 0 < seconds <= _LONGEST:
+        raise ConfigurationError(
+            f'debug_on_failure: expected seconds above 0, or a string such as "30m" or "2h", at most 7 days, '
+            f"got {option!r}."
+        )
+    return seconds
+
+
+def held_on_failure(
+    configuration: Configuration, option: object, *, reports: bool, retries_errors: bool
+) -> Configuration:
+    """Return the configuration as the option ``debug_on_failure`` changes it.
+
+    ``reports``: whether a command that reports comes first. ``retries_errors``: whether dstack starts a run
+    again that has failed. Raises ``ConfigurationError`` for a wrong value, and for a run that cannot be held.
+    """
+    seconds = hold_seconds(option)
+    if seconds is None:
+        return configuration
+    held = with_hold(configuration, seconds, reports=reports)
+    if retries_errors:
+        raise ConfigurationError(
+            'debug_on_failure: expected a run without retry on "error", got one that dstack starts again. '
+            'Set retry_policy={"on_events": ["no-capacity", "interruption"]}, and let the task be retried.'
+        )
+    return held
+
+
+def with_hold(configuration: Configuration, seconds: int, *, reports: bool) -> Configuration:
+    """Return the configuration with the command that holds the container in front of its own ones.
+
+    ``reports``: whether a command that reports comes before it. Raises ``ConfigurationError`` for a
+    configuration whose end no shell sees.
+    """
+    if not isinstance(configuration, Task):
+        raise ConfigurationError(
+            f"debug_on_failure: expected a task, got type {configuration.type!r}. Leave the option out."
+        )
+    if configuration.entrypoint is not None:
+        raise ConfigurationError(
+            f"debug_on_failure: expected commands, got entrypoint {configuration.entrypoint!r}. "
+            "Write it as a command."
+        )
+    if not configuration.commands:
+        raise ConfigurationError(
+            f"debug_on_failure: expected commands, got {configuration.commands!r}. "
+            "Write as a command what the image starts."
+        )
+    if configuration.shell is not None and PurePosixPath(configuration.shell).name not in SHELLS:
+        known = ", ".join(sorted(SHELLS))
+        raise ConfigurationError(
+            f"debug_on_failure: expected one of the shells {known}, got {configuration.shell!r}. "
+            "Use one of them."
+        )
+    first = [] if not reports else configuration.commands[:1]
+    rest = configuration.commands[len(first) :]
+    return configuration.model_copy(update={"commands": [*first, _command(seconds, reports), *rest]})
+
+
+def _command(seconds: int, reports: bool) -> str:
+    text = _COMMAND.replace("PREFIX", HOLD_PREFIX, 1).replace("SECONDS", str(seconds), 1)
+    text = text.replace("WORDS", format_duration(seconds)).replace(
+        "ATTACH", attach_command("${DSTACK_RUN_NAME:-NAME}")
+    )
+    return text.replace("RESULT\n", _RESULT + "\n" if reports else ":\n", 1)
