@@ -45,7 +45,7 @@ from dstack_core._wire.api import Api
 from dstack_core._wire.attach import Approach, Route, fixed_local_ports
 from dstack_core._wire.filling import fill_in, takes_args
 from dstack_core._wire.runs import RunSnapshot
-from dstack_core._wire.spec import check_run_name, retries_errors, run_spec
+from dstack_core._wire.spec import check_run_name, retries_errors, run_spec, with_default_tags
 from dstack_core._wire.versions import needs_of
 from dstack_core.configurations import ConfigurationLike, load_configuration, load_profile
 from dstack_core.errors import ConfigurationError

@@ -100,8 +100,8 @@ class RunSnapshot:
 
     ``raw_status`` and ``reason`` are the server's own words; ``marker`` is what the owner wrote into
     ``configuration_path`` (PROTOCOL 1.4). ``has_pages``: the server's UI has a page for a run's log, and one
-    for its metrics. ``env`` stays out of the repr: its values may be secrets. ``hold_seconds`` is how long its
-    container is held after its commands have failed; None: not at all.
+    for its metrics. ``env`` stays out of the repr: its values may be secrets. ``hold_seconds`` is how long
+    its container is held after its commands have failed; None: not at all.
     """
 
     id: str
