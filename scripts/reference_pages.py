@@ -83,6 +83,12 @@ PAGES = [
         core(
             "RunStatus",
             "Outcome",
+            "Utilization",
+            "UtilizationSoFar",
+            "Hardware",
+            "RunMetrics",
+            "UsageSeries",
+            "UsageChart",
             "StopResult",
             "StopState",
             "Plan",

@@ -10,7 +10,7 @@ from airflow.utils.session import create_session
 
 from dstack_core import Task
 from dstack_core.local import LocalServer
-from tests.provider_airflow.support import json_in
+from tests.provider_airflow.support import DagRunner, json_in
 from tests.provider_airflow.test_reap_command import airflow
 
 pytestmark = pytest.mark.slow
@@ -19,7 +19,8 @@ CONN_ID = "command_cluster"
 
 
 @pytest.fixture
-def connection(server: LocalServer) -> Iterator[str]:
+def connection(dag_runner: DagRunner, server: LocalServer) -> Iterator[str]:
+    """Add a connection to Airflow's database, which ``dag_runner`` has made."""
     host, _, port = server.url.rpartition(":")
     with create_session() as session:
         row = Connection(CONN_ID, "dstack", host=host, port=int(port), login="main", password=server.token)
@@ -41,9 +42,11 @@ def test_runs_of_tasks_are_listed_and_what_they_cost(server: LocalServer, connec
     listed = airflow("dstack", "ps", "--conn-id", connection, "--finished", "-o", "json")
     assert listed.returncode == 0, listed.stderr
     assert [row["name"] for row in json_in(listed.stdout)] == ["of-a-task"]
+    assert listed.stdout
     every = airflow("dstack", "ps", "--conn-id", connection, "--finished", "--every")
     assert {"of-a-task", "of-a-user"} <= {line.split()[0] for line in every.stdout.splitlines() if line}
     costs = airflow("dstack", "cost", "--conn-id", connection, "-o", "json")
+    assert costs.returncode == 0, costs.stderr
     assert {row["group"] for row in json_in(costs.stdout)} >= {"airflow:train", "user:me"}
     wrong = airflow("dstack", "cost", "--conn-id", connection, "--by", "colour")
     assert (wrong.returncode, "--by: expected owner" in wrong.stderr) == (1, True)

@@ -135,7 +135,7 @@ def in_words(error: DstackError | AirflowException) -> str:
 
 
 def _json(rows: list[dict[str, Any]]) -> str:
-    return json.dumps(rows, indent=2, default=lambda value: _json_value(value))
+    return json.dumps(rows, default=_json_value)
 
 
 def _json_value(value: object) -> object:

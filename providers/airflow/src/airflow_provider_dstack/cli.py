@@ -164,7 +164,7 @@ def doctor(args: Namespace) -> None:
         if args.output == "text":
             sys.stdout.write(f"{describe_finding(found)}\n")
     if args.output == "json":
-        sys.stdout.write(f"{json.dumps([asdict(found) for found in findings], indent=2)}\n")
+        sys.stdout.write(f"{json.dumps([asdict(found) for found in findings])}\n")
     if any(found.state == "error" for found in findings):
         raise SystemExit(1)
 
