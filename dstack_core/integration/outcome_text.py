@@ -207,8 +207,16 @@ def describe_failure(
         text = f"{text}\nTry again later, when there may be capacity{option}."
     if outcome.debug_command:
         text = f"{text}\n{describe_hold(outcome)}"
+        last_lines = [line for line in last_lines if not _is_of_hold(line, outcome)]
     lines = "".join(f"\n  {line[:LONGEST_LINE]}" for line in list(last_lines)[-LAST_LINES:])
     return f"{text}\nThe last log lines:{lines}" if lines else text
+
+
+def _is_of_hold(line: str, outcome: Outcome) -> bool:
+    # The run itself writes these lines at its end; the sentence above has them.
+    return any(
+        part in line for part in ("The container is held for", outcome.debug_command, outcome.debug_done)
+    )
 
 
 def describe_hold(outcome: Outcome) -> str:
