@@ -224,6 +224,8 @@ class Operations:
         on_poll: Callable[[RunSnapshot], None] | None = None,
         report_limits: ReportLimits | None = None,
         late_result: bool = False,
+        timestamps: bool = False,
+        waiting_interval: float | None = None,
         through_hold: bool = False,
         utilization: bool = False,
     ) -> Flow[Outcome]:
@@ -233,6 +235,7 @@ class Operations:
         a run whose container is held after a failure; with ``utilization`` the outcome shows how busy the
         machine was.
         """
+        check_seconds("waiting_interval", waiting_interval, above=True)
         check_seconds("poll_interval", poll_interval, above=True)
         check_seconds("retry_budget", retry_budget)
         if report_limits is not None and not isinstance(report_limits, ReportLimits):
@@ -246,6 +249,8 @@ class Operations:
             on_poll,
             report_limits or ReportLimits(),
             late_result,
+            timestamps,
+            waiting_interval,
             through_hold,
             utilization,
         )

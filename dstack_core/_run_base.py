@@ -193,6 +193,8 @@ class RunBase(Generic[TransportT]):
         sleep: object = None,
         report_limits: ReportLimits | None = None,
         late_result: bool = False,
+        timestamps: bool = False,
+        waiting_interval: float | None = None,
         through_hold: bool = False,
         utilization: bool = False,
     ) -> Flow[Outcome]:
@@ -206,6 +208,8 @@ class RunBase(Generic[TransportT]):
             on_poll=self._on_poll(),
             report_limits=report_limits,
             late_result=late_result,
+            timestamps=timestamps,
+            waiting_interval=waiting_interval,
             through_hold=through_hold,
             utilization=utilization,
         )

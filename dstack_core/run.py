@@ -94,6 +94,8 @@ class Run(RunBase[BlockingTransport]):
         retry_budget: float = 600.0,
         sleep: Callable[[float], None] | None = None,
         report_limits: ReportLimits | None = None,
+        timestamps: bool = False,
+        waiting_interval: float | None = 60.0,
         through_hold: bool = False,
         utilization: bool = False,
     ) -> Generator[Event, None, Outcome]:
@@ -111,14 +113,17 @@ class Run(RunBase[BlockingTransport]):
             retry_budget: Seconds for which an unreachable server is retried.
             sleep: A function of seconds, instead of ``time.sleep``; what it raises ends the iteration.
             report_limits: The limits on what the run reports. Default: 1 MiB a message, 1000 a second.
+            timestamps: Whether ``LogLines`` have the time at which the server logged each line.
+            waiting_interval: Seconds between two reports on what a run waits for before it starts; each may
+                cost a request for the server's events. None: no reports.
             through_hold: Also follow a run with ``debug_on_failure`` while its container is held, until it
                 ends. Default: such a run has finished, for this method, once its commands have failed.
             utilization: Whether the outcome shows how busy GPUs, CPUs and memory were: a request for each
                 node at the end, and one every 45 minutes.
 
         Yields:
-            ``StatusChanged``, ``LogLines``, ``Reported``, ``ReportsDropped``, ``ContactLost``,
-            ``ContactRestored``, and last ``RunFinished``.
+            ``StatusChanged``, ``Waiting``, ``LogLines``, ``PartialLine``, ``Reported``, ``ReportsDropped``,
+            ``ContactLost``, ``ContactRestored``, and last ``RunFinished``.
 
         Raises:
             WaitTimeoutError: ``timeout`` passed; the run keeps running.
@@ -139,6 +144,8 @@ class Run(RunBase[BlockingTransport]):
             retry_budget=retry_budget,
             sleep=sleep,
             report_limits=report_limits,
+            timestamps=timestamps,
+            waiting_interval=waiting_interval,
             through_hold=through_hold,
             utilization=utilization,
         )

@@ -24,9 +24,11 @@ from dataclasses import dataclass, field, replace
 
 from dstack_core._flow.accepted_stops import Stops
 from dstack_core._flow.hold import without_earlier_hold
-from dstack_core._flow.logs import read_lines
+from dstack_core._flow.logs import LogOptions, read_lines
+from dstack_core._flow.partial_lines import PartialLines
 from dstack_core._flow.steps import Flow, Sleep, Wait, call
 from dstack_core._flow.utilization import is_sample_due, sample, with_utilization
+from dstack_core._flow.waiting_reports import WaitingReports
 from dstack_core._wire.api import Api
 from dstack_core._wire.http_messages import Call, Reply, time_of
 from dstack_core._wire.runs import RunSnapshot, outcome_of
@@ -60,9 +62,10 @@ class FollowOptions:
     ``wall_clock`` gives the seconds since the epoch. ``longest_log_pause`` (seconds) bounds the time between
     two reads of a silent log. ``stops`` are the stops that the server accepted. ``on_poll`` gets each run as
     the server showed it. ``report_limits`` bound what the run reports beside its log. With
-    ``late_result`` the log of a run that succeeded is read again while it has no result. With
-    ``utilization`` the outcome shows how busy the machine was. A run whose container is held after its
-    commands have failed counts as finished, unless ``through_hold``.
+    ``late_result`` the log of a run that succeeded is read again while it has no result. ``timestamps``:
+    whether the time of each line is wanted. ``waiting_interval`` (seconds) is the time between two reports on
+    what a run waits for; None: no reports. With ``utilization`` the outcome shows how busy the machine was. A
+    run whose container is held after its commands have failed counts as finished, unless ``through_hold``.
     """
 
     poll_interval: float
@@ -73,8 +76,20 @@ class FollowOptions:
     on_poll: Callable[[RunSnapshot], None] | None = None
     report_limits: ReportLimits = field(default_factory=ReportLimits)
     late_result: bool = False
+    timestamps: bool = False
+    waiting_interval: float | None = None
     through_hold: bool = False
     utilization: bool = False
+
+    @property
+    def log_options(self) -> LogOptions:
+        """Return how the log is read."""
+        return LogOptions(self.report_limits, self.timestamps)
+
+    @property
+    def is_shared(self) -> bool:
+        """Return whether many runs are followed together, as far as its pauses show."""
+        return self.longest_log_pause > LONGEST_LOG_PAUSE
 
     def log_pause(self, silent_for: float) -> float:
         """Return the seconds to the next read of a log that has been silent for ``silent_for`` seconds."""
@@ -108,6 +123,8 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
     """
     poll, is_news = _poll(api, progress, options), _IsNews((), options.stops)
     last_new, last_message = options.wall_clock(), -math.inf
+    partial, log_options = PartialLines(options.wall_clock), options.log_options
+    waiting = WaitingReports(options.waiting_interval, options.wall_clock, asks_often=not options.is_shared)
     run = yield from call(poll)
     while True:
         before = progress
@@ -122,8 +139,9 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
         # is complete only once the run has finished, so it is read between that poll and its report.
         if run.is_active:
             progress = yield from _report_status(run, progress, options)
+            yield from waiting.report(api, run, progress)
         if options.logs:
-            progress = yield from read_lines(api, run, progress, options.report_limits)
+            progress = yield from read_lines(api, run, progress, log_options, partial)
         progress = without_earlier_hold(run, progress)
         if run.is_active and progress.reported.held and not options.through_hold:
             outcome = _held_outcome(api, run, progress, options)
@@ -185,7 +203,9 @@ def _wait_for_result(
             break
         yield Sleep(_LATE_READ_PAUSE)
         cursors = {key: replace(cursor, drained=False) for key, cursor in progress.cursors.items()}
-        progress = yield from read_lines(api, run, replace(progress, cursors=cursors), options.report_limits)
+        progress = replace(progress, cursors=cursors)
+        partial = PartialLines(options.wall_clock)
+        progress = yield from read_lines(api, run, progress, options.log_options, partial)
     return progress
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from dstack_core._flow.logs import read_lines
+from dstack_core._flow.logs import LogOptions, read_lines
+from dstack_core._flow.partial_lines import PartialLines
 from dstack_core._flow.steps import Flow, Op
 from dstack_core._wire.api import Api
 from dstack_core._wire.runs import RunSnapshot
@@ -50,7 +51,8 @@ def is_held(api: Api, run: RunSnapshot) -> Op[bool]:
     """Return whether the commands of an active run have failed and its container is held; reads its log."""
     if run.hold_seconds is None or run.status.is_ending:
         return False
-    flow = read_lines(api, run, Progress(run.name, run.id), ReportLimits())
+    log, progress = LogOptions(ReportLimits()), Progress(run.name, run.id)
+    flow = read_lines(api, run, progress, log, PartialLines(lambda: 0.0))
     answer: Any = None
     failure: Exception | None = None
     while True:

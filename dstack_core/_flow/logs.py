@@ -15,50 +15,94 @@ page, each with a progress of its own.
 Invariants: the progress of an event covers exactly the lines of that event and those before, and likewise
 the messages, so another process continues behind them without losing or repeating one. A submission is
 ``drained``, and not read again, once an empty read came after it had finished: its last lines are stored
-before its status changes. An unfinished last line is reported only then.
+before its status changes. An unfinished last line is reported only then; while it is open, its
+state is shown from time to time (``partial_lines``), which takes nothing from the line.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from dstack_core._flow.partial_lines import PartialLines
 from dstack_core._flow.steps import Flow, Op, call
 from dstack_core._wire.api import Api
-from dstack_core._wire.logs import LogMessages, LogPage, Reader, most_kept, split_lines, start_time
+from dstack_core._wire.logs import (
+    LogMessages,
+    LogPage,
+    Reader,
+    most_kept,
+    open_line,
+    split_timed,
+    start_time,
+)
 from dstack_core._wire.reports import DropReason, Found, Message
 from dstack_core._wire.runs import Job, RunSnapshot, Submission
 from dstack_core.errors import ProtocolError
-from dstack_core.models.events import LogLines, Reported, ReportsDropped
+from dstack_core.models.events import LogLines, PartialLine, Reported, ReportsDropped
 from dstack_core.models.progress import LogCursor, Progress
 from dstack_core.models.reports import KEPT_KINDS, ReportLimits
 
 
-def read_lines(api: Api, run: RunSnapshot, progress: Progress, limits: ReportLimits) -> Flow[Progress]:
+@dataclass(frozen=True, slots=True)
+class LogOptions:
+    """How a log is read: the limits on what the run reports, and whether each line's time is wanted."""
+
+    limits: ReportLimits
+    timestamps: bool = False
+
+
+def read_lines(
+    api: Api, run: RunSnapshot, progress: Progress, options: LogOptions, partial: PartialLines
+) -> Flow[Progress]:
     """Report what was logged since ``progress`` by every job submission; return the new progress."""
     for job in run.jobs:
         for submission in job.submissions:
             if submission.may_have_logs and not progress.cursor(submission.id).drained:
-                progress = yield from _read_submission(api, run, job, submission, progress, limits)
+                source = _Source(run, job, submission)
+                progress = yield from _read_submission(api, source, progress, options, partial)
     return progress
 
 
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where a log comes from."""
+
+    run: RunSnapshot
+    job: Job
+    submission: Submission
+
+    def fields(self) -> tuple[int, int, int, str, int, int]:
+        """Return the fields of an event that name it, from ``replica`` to ``replicas``."""
+        jobs = self.run.jobs
+        return (
+            self.job.replica,
+            self.job.node,
+            self.submission.attempt,
+            self.submission.id,
+            len({job.node for job in jobs}),
+            len({job.replica for job in jobs}),
+        )
+
+
 def _read_submission(
-    api: Api, run: RunSnapshot, job: Job, submission: Submission, progress: Progress, limits: ReportLimits
+    api: Api, source: _Source, progress: Progress, options: LogOptions, partial: PartialLines
 ) -> Flow[Progress]:
+    run, job, submission = source.run, source.job, source.submission
+    limits = options.limits
     pages = PageReader(api, run.name, submission.id, progress.cursor(submission.id))
     # Nothing more is written for a run that has ended, whatever status its job still shows.
     complete = submission.is_finished or not run.is_active
     while True:
         messages = yield from pages.next_page()
         ended = messages is None
-        data = b"" if messages is None else messages.data
         before = progress.cursor(submission.id)
-        lines, found, cursor = split_lines(
+        lines, times, found, cursor = split_timed(
             # The reader moves the position on, this loop what is open: neither knows the other's part.
-            replace(pages.cursor, pending=before.pending, parts=before.parts),
-            data,
+            replace(pages.cursor, pending=before.pending, parts=before.parts, shown=before.shown),
+            messages,
             final=ended and complete,
             max_bytes=limits.max_bytes,
+            timestamps=options.timestamps,
         )
         if found or before.reported:
             most = most_kept(limits.per_second, before.after, cursor.after)
@@ -66,18 +110,22 @@ def _read_submission(
             cursor = replace(cursor, reported=max(0, before.reported - len(found)))
         progress = progress.with_cursor(submission.id, replace(cursor, drained=ended and complete))
         if lines:
-            yield LogLines(
-                progress,
-                lines,
-                job.replica,
-                job.node,
-                submission.attempt,
-                submission.id,
-                nodes=len({job.node for job in run.jobs}),
-                replicas=len({job.replica for job in run.jobs}),
-            )
+            yield LogLines(progress, lines, *source.fields(), times)
+            partial.line_ended(submission.id)
         if ended:
-            return progress
+            return (yield from _report_open_line(source, progress, options, partial))
+
+
+def _report_open_line(
+    source: _Source, progress: Progress, options: LogOptions, partial: PartialLines
+) -> Flow[Progress]:
+    key = source.submission.id
+    cursor = partial.due(key, progress.cursor(key))
+    if cursor is not None and (line := open_line(cursor)):
+        progress = progress.with_cursor(key, cursor)
+        times = (cursor.after or "",) if options.timestamps else ()
+        yield PartialLine(progress, line, *source.fields(), times)
+    return progress
 
 
 def _report(

@@ -17,6 +17,7 @@ from typing import Any
 
 from dstack_core._wire.exact_sizes import exact_sizes
 from dstack_core._wire.http_messages import text, time_of
+from dstack_core._wire.waits import WaitsFor, waits_for
 from dstack_core.models.debug import HOLD_PREFIX
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.statuses import RunStatus, in_words, job_status, run_status
@@ -99,9 +100,10 @@ class RunSnapshot:
     """A run as the server showed it at one moment.
 
     ``raw_status`` and ``reason`` are the server's own words; ``marker`` is what the owner wrote into
-    ``configuration_path`` (PROTOCOL 1.4). ``has_pages``: the server's UI has a page for a run's log, and one
-    for its metrics. ``env`` stays out of the repr: its values may be secrets. ``hold_seconds`` is how long
-    its container is held after its commands have failed; None: not at all.
+    ``configuration_path`` (PROTOCOL 1.4). ``env`` stays out of the repr: its values may be secrets.
+    ``hold_seconds`` is how long its container is held after its commands have failed; None: not at all.
+    ``waits`` is what it waits for before its start.
+    ``has_pages``: the server's UI has a page for a run's log, and one for its metrics.
     """
 
     id: str
@@ -121,6 +123,7 @@ class RunSnapshot:
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     deployment: int = 0
     has_pages: bool = False
+    waits: WaitsFor | None = None
     hold_seconds: int | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
 
@@ -160,16 +163,17 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
     # The job's message is more precise than one that only repeats the run's status.
     if latest and (message is None or message == data["status"]):
         message = latest.message or (latest.status if is_pulling else message)
+    status = run_status(
+        str(data["status"]),
+        message=_PULLING if is_pulling or (latest and latest.message == _PULLING) else message,
+        reason=text(data.get("termination_reason")),
+        restarting=_restarting(data, latest),
+    )
     return RunSnapshot(
         id=str(data["id"]),
         name=str(spec["run_name"]),
         project=text(data.get("project_name")) or "",
-        status=run_status(
-            str(data["status"]),
-            message=_PULLING if is_pulling or (latest and latest.message == _PULLING) else message,
-            reason=text(data.get("termination_reason")),
-            restarting=_restarting(data, latest),
-        ),
+        status=status,
         raw_status=str(data["status"]),
         message=message,
         reason=text(data.get("termination_reason")),
@@ -184,6 +188,7 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
         deployment=int(data.get("deployment_num") or 0),
         # Servers send the key since 0.19.27, and have a page for a run's log and metrics since 0.19.25.
         has_pages="fleet" in data,
+        waits=waits_for(data) if status.is_before_start else None,
         hold_seconds=_hold_seconds(spec),
         tags=_tags(spec),
     )

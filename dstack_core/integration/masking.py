@@ -59,6 +59,15 @@ class Masker:
             return text
         return self._pattern.sub(MASK, text)
 
+    def without_start(self, text: str) -> str:
+        """Return ``text`` without an end that may be the start of a secret whose rest is not there yet."""
+        longest = len(self._lines[0]) if self._lines else 0
+        for size in range(min(longest - 1, len(text)), 0, -1):
+            end = text[-size:]
+            if any(len(line) > size and line.startswith(end) for line in self._lines):
+                return text[:-size]
+        return text
+
 
 def mask(text: str, secrets: Iterable[str | None]) -> str:
     """Return ``text`` with ``***`` for what is secret in it."""

@@ -237,14 +237,20 @@ def describe_hold(outcome: Outcome) -> str:
 
 
 def raise_for_outcome(
-    outcome: Outcome, last_lines: Sequence[str] = (), *, retry_option: str | None = None
+    outcome: Outcome,
+    last_lines: Sequence[str] = (),
+    *,
+    retry_option: str | None = None,
+    are_shown: bool = False,
 ) -> None:
     """Raise the error of a run that did not succeed, with ``describe_failure`` as its message.
 
     Args:
         outcome: How the run ended.
-        last_lines: The last lines of its log, with secrets hidden.
+        last_lines: The last lines of its log, with secrets hidden; the error has them as ``last_lines``.
         retry_option: The engine's name of the option that makes a run wait for capacity, or None.
+        are_shown: Whether the log in which the error will be has those lines (``LogRelay.shows_tail``); then
+            its message does not repeat them.
 
     Raises:
         RunStoppedError, NoCapacityError, RunFailedError: As ``Outcome.raise_for_status`` does.
@@ -255,8 +261,8 @@ def raise_for_outcome(
     try:
         outcome.raise_for_status()
     except RunError as error:
-        text = describe_failure(outcome, last_lines, retry_option=retry_option)
-        raise type(error)(text, _bounded(outcome)) from None
+        text = describe_failure(outcome, () if are_shown else last_lines, retry_option=retry_option)
+        raise type(error)(text, _bounded(outcome), last_lines) from None
 
 
 def describe_status(run_name: str, status: str, message: str | None = None) -> str:

@@ -31,15 +31,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from dstack_core.integration.masking import Masker, printable
+from dstack_core.models.durations import format_duration
 from dstack_core.models.events import (
     ContactLost,
     ContactRestored,
     Event,
     LogLines,
+    PartialLine,
     Reported,
     ReportsDropped,
     RunFinished,
     StatusChanged,
+    Waiting,
 )
 
 Record = tuple[int, str]
@@ -82,6 +85,8 @@ class RecordLimits:
         max_lines: Most lines of a record; None for no limit.
         few_lines: If an event has at most this many lines, each is a record, which reads best; more are
             packed. Default: 0, always packed.
+        alone: Marks whose lines are a record each, for a host whose viewer gives a record a meaning by them
+            (str). Default: none.
 
     Raises:
         ValueError: No record can meet the limits.
@@ -90,6 +95,7 @@ class RecordLimits:
     max_bytes: int = 16 * 1024
     max_lines: int | None = None
     few_lines: int = 0
+    alone: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise ``ValueError`` for limits that no record meets."""
@@ -157,6 +163,11 @@ class LogRelay:
         """The last 20 log lines, oldest first, each cut after 500 characters."""
         return list(self._tail)
 
+    @property
+    def shows_tail(self) -> bool:
+        """Whether the lines of ``tail`` are among the records: not if lines were left out."""
+        return self.shows_log and not self._left_out
+
     def state(self) -> dict[str, Any]:
         """Return the arguments with which another process continues, as values that JSON has."""
         return {"tail": self.tail, "relayed_bytes": self._relayed, "left_out_bytes": self._left_out}
@@ -172,6 +183,12 @@ class LogRelay:
             case StatusChanged(status=status) if not status.is_finished:
                 detail = f" ({event.message})" if event.message else ""
                 yield logging.INFO, f"Run {event.progress.run_name}: {status}{detail}"
+            case PartialLine() if self.shows_tail:
+                yield from self._of_open_line(event)
+            case Waiting():
+                so_far = format_duration(max(0.0, time.time() - event.since.timestamp()))
+                text = self.masker.mask(printable(" ".join(event.text.split())))
+                yield logging.INFO, f"Run {event.progress.run_name} waits for {text} ({so_far} so far)"
             case ContactLost():
                 yield from self._of_fault(event)
             case ContactRestored():
@@ -206,10 +223,21 @@ class LogRelay:
         retrying = "Retrying" if event.progress.run_id is None else "The run keeps running; retrying"
         yield logging.WARNING, f"{event.error.rstrip('.')}. {retrying} for another {event.gives_up_in:.0f} s."
 
+    def _of_open_line(self, event: PartialLine) -> Iterator[Record]:
+        # It may have been read in the middle of a secret, which would not be recognized.
+        line = self.masker.without_start(self.masker.mask(printable(event.line)))[:TAIL_CHARACTERS].rstrip()
+        if line:
+            time = f"{short_time(event.times[0])} " if event.times else ""
+            yield logging.INFO, f"{time}{line_prefix(event)}{line} (still running)"
+
     def _of_lines(self, event: LogLines) -> Iterator[Record]:
         text = self.masker.mask(printable("\n".join(event.lines)))
         if prefix := line_prefix(event):
             text = prefix + text.replace("\n", f"\n{prefix}")
+        tail = text.rsplit("\n", TAIL_LINES)[-TAIL_LINES:]
+        if event.times:
+            timed = zip(event.times, text.split("\n"), strict=True)
+            text = "\n".join(f"{short_time(time)} {line}" for time, line in timed)
         # Written back at the end: if the caller stops in the middle, ``state()`` still belongs to the event
         # before.
         relayed, left_out = self._relayed, self._left_out
@@ -229,8 +257,7 @@ class LogRelay:
                     f"{self._see()}",
                 )
         self._relayed, self._left_out = relayed, left_out
-        last = text.rsplit("\n", TAIL_LINES)[-TAIL_LINES:]
-        self._tail.extend(line[:TAIL_CHARACTERS] for line in last)
+        self._tail.extend(line[:TAIL_CHARACTERS] for line in tail)
 
     def _affordable(self, data: bytes) -> bytes | None:
         """Return the lines of ``data`` that the budget covers, line ends included; None if it covers none."""
@@ -243,9 +270,12 @@ class LogRelay:
         return None if end < 0 else data[:end]
 
     def _cut(self, data: bytes, lines: int) -> Iterator[str]:
-        if lines > self._limits.few_lines:
-            return packed(data, self._limits)
-        return (piece for line in data.split(b"\n") for piece in packed(line, self._limits))
+        if lines <= self._limits.few_lines:
+            blocks = data.split(b"\n")
+        else:
+            marks = [mark.encode() for mark in self._limits.alone if mark.encode() in data]
+            blocks = _blocks(data, marks) if marks else [data]
+        return (piece for block in blocks for piece in packed(block, self._limits))
 
     def _not_logged_yet(self, record: str) -> str | None:
         if not self._already_logged:
@@ -274,7 +304,12 @@ def describe_progress(payload: Mapping[str, Any]) -> tuple[float, str]:
     return fraction, f"Progress: {fraction * 100:.0f} %{counted}{detail}"
 
 
-def line_prefix(event: LogLines) -> str:
+def short_time(time: str) -> str:
+    """Return a time of ``LogLines.times`` with milliseconds: ``2026-11-23T09:30:00.125Z``."""
+    return f"{time[:23]}Z"
+
+
+def line_prefix(event: LogLines | PartialLine) -> str:
     """Return the prefix of the lines of a run with several logs: ``"[node 1, attempt 2] "``, else ``""``.
 
     Nodes and replicas are numbered as in dstack, from 0 (``DSTACK_NODE_RANK``), and named if there are
@@ -288,6 +323,17 @@ def line_prefix(event: LogLines) -> str:
     if event.attempt:
         parts.append(f"attempt {event.attempt + 1}")
     return f"[{', '.join(parts)}] " if parts else ""
+
+
+def _blocks(data: bytes, marks: list[bytes]) -> list[bytes]:
+    """Return the lines of ``data`` in blocks; a line that holds a mark is a block of its own."""
+    blocks: list[list[bytes]] = [[]]
+    for line in data.split(b"\n"):
+        if any(mark in line for mark in marks):
+            blocks += [[line], []]
+        else:
+            blocks[-1].append(line)
+    return [b"\n".join(block) for block in blocks if block]
 
 
 def packed(data: bytes, limits: RecordLimits) -> Iterator[str]:

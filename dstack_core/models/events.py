@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from dstack_core.models.outcome import Outcome
@@ -47,6 +48,8 @@ class LogLines(Event):
         submission_id: The server's key of this log.
         nodes: How many nodes the run has.
         replicas: How many replicas the run has.
+        times: When the server logged each line (UTC, as ``2026-11-23T09:30:00.125000+00:00``); empty unless
+            ``follow`` was asked for ``timestamps``.
     """
 
     lines: tuple[str, ...]
@@ -56,6 +59,48 @@ class LogLines(Event):
     submission_id: str
     nodes: int = 1
     replicas: int = 1
+    times: tuple[str, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PartialLine(Event):
+    """The present state of a line that has not ended, such as a progress bar or a prompt; for display.
+
+    It comes once the line has been open for 10 seconds, then at most every 30 seconds, and only if it has
+    changed. The line itself is in a ``LogLines`` once it has ended.
+
+    Attributes:
+        line: What a terminal would show of the line now.
+        replica: The job's replica, counted from 0.
+        node: The job's node, counted from 0.
+        attempt: Counted from 0; grows when the server retries the job.
+        submission_id: The server's key of this log.
+        nodes: How many nodes the run has.
+        replicas: How many replicas the run has.
+        times: When the server logged its last part, as in ``LogLines``: one time or none.
+    """
+
+    line: str
+    replica: int
+    node: int
+    attempt: int
+    submission_id: str
+    nodes: int = 1
+    replicas: int = 1
+    times: tuple[str, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting(Event):
+    """What a run that has not started yet waits for; about once a minute, first after a minute.
+
+    Attributes:
+        text: What it waits for (``"capacity: gpu H100, on-demand"``), with what the server reports about it.
+        since: Since when (aware).
+    """
+
+    text: str
+    since: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -173,15 +173,19 @@ def _of_hold(outcome: Outcome, reported: ReportedSoFar) -> dict[str, Any]:
 
 
 class RunError(DstackError):
-    """The end of a run without success; ``outcome`` is its ``Outcome``."""
+    """The end of a run without success; ``outcome`` is its ``Outcome``.
 
-    def __init__(self, message: str, outcome: Outcome) -> None:
+    ``last_lines`` are the last lines of its log if an engine's adapter raised the error, with secrets hidden.
+    """
+
+    def __init__(self, message: str, outcome: Outcome, last_lines: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.outcome = outcome
+        self.last_lines = tuple(last_lines)
 
-    def __reduce__(self) -> tuple[type[RunError], tuple[str, Outcome]]:
-        """Keep ``outcome`` when the error is pickled, such as for another process."""
-        return type(self), (self.message, self.outcome)
+    def __reduce__(self) -> tuple[type[RunError], tuple[str, Outcome, tuple[str, ...]]]:
+        """Keep all of it when the error is pickled, such as for another process."""
+        return type(self), (self.message, self.outcome, self.last_lines)
 
 
 class RunFailedError(RunError):

@@ -30,6 +30,7 @@ class LogCursor:
         drained: Whether nothing more can come.
         reported: How many messages behind this position were reported already (int).
         parts: The parts of messages that are not complete yet, by id.
+        shown: Whether ``pending`` was reported as it is now, in a ``PartialLine``.
 
     Source: PROTOCOL 1.8.
     """
@@ -40,6 +41,7 @@ class LogCursor:
     drained: bool = False
     reported: int = 0
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    shown: bool = False
 
 
 @dataclass(frozen=True, slots=True)

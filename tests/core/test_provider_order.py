@@ -29,7 +29,7 @@ LAYERS: dict[str, list[set[str]]] = {
             "utilization_plugin",
         },
         # What a run reports, and its log.
-        {"_run_reports", "_secret_sources"},
+        {"_log_groups", "_run_reports", "_secret_sources"},
         {"_log_relay"},
         {
             "_git_connection",

@@ -63,7 +63,7 @@ def test_a_failing_run_fails_the_task_with_its_exit_status(
     assert ended.task_state == "failed"
     assert "DstackRunFailed" in output
     assert "exited with status 7" in output
-    assert "The last log lines:\n  step-1\n" in output
+    assert output.count("step-1") == 1
     assert len(runs_of(server, ended.marker)) == 1
 
 

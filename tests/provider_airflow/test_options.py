@@ -39,6 +39,8 @@ NO_OPTIONS = {
     "retry_budget": "how the task waits",
     "get_logs": "what the task logs",
     "log_budget_bytes": "what the task logs",
+    "log_timestamps": "what the task logs",
+    "log_groups": "what the task logs",
     "mask_env": "what the task shows",
     "skip_on_exit_code": "how the task ends",
     "durable": "how the task is retried",

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from airflow.triggers.base import TriggerEvent
 
 from airflow_provider_dstack._compat import AirflowException, AirflowFailException
 from airflow_provider_dstack._outcome import (
@@ -15,6 +16,7 @@ from airflow_provider_dstack._outcome import (
     broken_error,
     broken_event,
     finished_event,
+    raise_as_airflow_error,
     result_of,
 )
 from airflow_provider_dstack.errors import (
@@ -63,6 +65,41 @@ def test_a_failed_run_shows_its_exit_status_and_last_lines() -> None:
     assert "\n  epoch 1\n  out of memory" in str(caught.value)
     assert str(caught.value) == describe_failure(FAILED, ["epoch 1", "out of memory"])
     assert caught.value.outcome["exit_status"] == 7
+    again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
+    assert (again.outcome, again.last_lines) == (caught.value.outcome, ["epoch 1", "out of memory"])
+
+
+def test_lines_that_the_log_has_are_not_repeated_in_the_error() -> None:
+    with pytest.raises(DstackRunFailed) as caught:
+        result_of(FAILED, ["epoch 1", "out of memory"], is_tail_shown=True)
+    assert str(caught.value) == describe_failure(FAILED)
+    assert caught.value.last_lines == ["epoch 1", "out of memory"]
+
+
+@pytest.mark.parametrize("rest", [None, {"progress": {}}])
+def test_what_a_triggerer_logs_of_an_event_has_no_log_lines(rest: dict[str, Any] | None) -> None:
+    event = finished_event(FAILED, ["out of memory"], rest, {"skip": None}, is_tail_shown=True)
+    fired: Any = TriggerEvent(event)  # type: ignore[no-untyped-call]  # Airflow's is untyped
+    assert repr(fired) == f"TriggerEvent<finished: run {FAILED.run_name} failed>"
+    # Airflow sends it as JSON.
+    assert json.loads(fired.model_dump_json())["payload"] == {
+        "kind": "finished",
+        "outcome": FAILED.to_dict(),
+        "tail": ["out of memory"],
+        "is_tail_shown": True,
+        **({"reported": {"skip": None}} if rest is None else {"rest": rest}),
+    }
+
+
+def test_an_error_of_the_core_does_not_cause_the_one_with_its_text() -> None:
+    with pytest.raises(AirflowFailException, match="max_price") as caught:
+        raise_as_airflow_error(ConfigurationError("max_price: wrong"), submitted=False)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+    unknown = OSError("disk full")
+    with pytest.raises(OSError, match="disk full") as other:
+        raise_as_airflow_error(unknown, submitted=False)
+    assert other.value is unknown
 
 
 def test_an_advice_names_only_what_the_caller_has() -> None:

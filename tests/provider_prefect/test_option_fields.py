@@ -33,6 +33,7 @@ NO_OPTIONS = {
     "stream_logs": "what is logged",
     "stream_output": "what is logged",
     "log_budget_bytes": "how much is logged",
+    "log_timestamps": "what is logged",
     "artifacts": "what is reported",
     "on_crash": "what is left behind",
     "secret_names": "of a block: what its env was made of",

@@ -29,6 +29,15 @@ one_task("deferred", deferrable=True)
 one_task("deferred_deadline", deferrable=True, execution_timeout=timedelta(seconds=30))
 one_task("deferred_timeout", deferrable=True, execution_timeout=timedelta(seconds=9))
 
+for name, deferrable in (("bad_sync", False), ("bad_deferred", True)):
+    with DAG(name, schedule=None, params={"price": "1"}):
+        DstackRunOperator(
+            task_id="train",
+            configuration=Task(commands=["true"]),
+            max_price="{{ params.price }}",
+            deferrable=deferrable,
+        )
+
 with DAG("mapped", schedule=None):
     DstackRunOperator.partial(task_id="train", poll_interval=0.5).expand(
         configuration=[

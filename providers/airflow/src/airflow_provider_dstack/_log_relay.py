@@ -22,7 +22,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_dstack._log_groups import MARKS
+
 if TYPE_CHECKING:
+    from airflow_provider_dstack._log_groups import LogGroups
     from airflow_provider_dstack._run_reports import RunReports
     from dstack_core import Event, LogLines, Progress
     from dstack_core.integration import LogRelay
@@ -45,14 +48,21 @@ def new_relay(**options: Any) -> LogRelay:
     """Return the relay of one run; ``options`` are those of ``LogRelay``."""
     from dstack_core.integration import LogRelay, RecordLimits
 
-    return LogRelay(limits=RecordLimits(few_lines=_FEW_LINES), **options)
+    return LogRelay(limits=RecordLimits(few_lines=_FEW_LINES, alone=MARKS), **options)
 
 
-def records(relay: LogRelay, event: Event, reports: RunReports | None = None) -> Iterator[tuple[int, str]]:
+def records(
+    relay: LogRelay, event: Event, reports: RunReports | None = None, groups: LogGroups | None = None
+) -> Iterator[tuple[int, str]]:
     """Yield ``(logging level, text)`` for an event, the outcome of the run included.
 
-    ``reports`` receives what the run reports beside its log.
+    ``reports`` receives what the run reports beside its log, ``groups`` folds what is logged while it waits.
     """
+    found = _records(relay, event, reports)
+    yield from found if groups is None else groups.around(event, found)
+
+
+def _records(relay: LogRelay, event: Event, reports: RunReports | None) -> Iterator[tuple[int, str]]:
     from dstack_core import Reported, RunFinished
     from dstack_core.integration import describe_outcome, utilization_lines
 
@@ -89,13 +99,14 @@ class LogPosition:
 
     def new_parts(self, event: LogLines) -> Iterator[tuple[LogLines, int]]:
         """Yield what of an event is not relayed yet, in parts with their number of characters."""
-        lines = event.lines[self._ahead.get(event.submission_id, 0) :]
+        ahead = self._ahead.get(event.submission_id, 0)
+        lines, times = event.lines[ahead:], event.times[ahead:]
         start = characters = 0
         for end, line in enumerate(lines, 1):
             characters += len(line)
             is_part = characters >= _PART_CHARACTERS and end - start >= _PART_LINES
             if end == len(lines) or (is_part and len(line) < _PIECE_CHARACTERS):
-                yield replace(event, lines=lines[start:end]), characters
+                yield replace(event, lines=lines[start:end], times=times[start:end]), characters
                 start, characters = end, 0
 
     def relayed(self, part: LogLines, event: LogLines) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_dstack._compat import AirflowSkipException
 from airflow_provider_dstack.errors import (
@@ -29,23 +29,41 @@ BROKEN = "broken"
 _TEXT_CHARACTERS = 2000
 
 
+class Payload(dict[str, Any]):
+    """The payload of an event, without the run's log and result in its repr.
+
+    A triggerer logs the repr of each event, where the last lines would be once more, and unfolded.
+    """
+
+    def __repr__(self) -> str:
+        outcome = self.get("outcome") or {}
+        return f"{self.get('kind')}: run {outcome.get('run_name')} {outcome.get('status')}"
+
+
 def finished_event(
     outcome: Outcome,
     tail: Sequence[str],
     rest: Mapping[str, Any] | None = None,
     reported: Mapping[str, Any] | None = None,
+    *,
+    is_tail_shown: bool = False,
 ) -> dict[str, Any]:
     """Return the JSON-plain payload for a run that has ended, with the last log lines that were relayed.
 
     ``rest`` is the position where the worker continues the log; None if all of it was relayed. ``reported``
-    is the state of ``RunReports``, which a ``rest`` contains already.
+    is the state of ``RunReports``, which a ``rest`` contains already. ``is_tail_shown``: the task's log has
+    the last lines.
     """
     from dstack_core.integration import outcome_dict
 
-    event = {"kind": FINISHED, "outcome": outcome_dict(outcome), "tail": list(tail)}
+    event = Payload(
+        kind=FINISHED, outcome=outcome_dict(outcome), tail=list(tail), is_tail_shown=is_tail_shown
+    )
     if rest is not None:
-        return {**event, "rest": dict(rest)}
-    return {**event, "reported": dict(reported or {})}
+        event["rest"] = dict(rest)
+    else:
+        event["reported"] = dict(reported or {})
+    return event
 
 
 def timed_out_event(stopped: bool) -> dict[str, Any]:
@@ -71,12 +89,14 @@ def result_of(
     tail: Sequence[str],
     skip_on: Collection[int] = (),
     *,
+    is_tail_shown: bool = False,
     retry_option: str | None = "run_retry_policy",
 ) -> dict[str, Any]:
     """Return the task's result; raise the matching error, with the last log lines, for a run that failed.
 
-    Raises ``AirflowSkipException`` for an exit status that is in ``skip_on``. ``retry_option`` is the
-    parameter of the operator that makes a run wait for capacity.
+    Raises ``AirflowSkipException`` for an exit status that is in ``skip_on``. ``is_tail_shown``: the task's
+    log has those lines, so the error's message does not repeat them. ``retry_option`` is the parameter of the
+    operator that makes a run wait for capacity.
     """
     from dstack_core import NoCapacityError, RunError, RunStoppedError
     from dstack_core.integration import outcome_dict, raise_for_outcome
@@ -86,10 +106,10 @@ def result_of(
             f"Run {outcome.run_name} exited with status {outcome.exit_status}, which means to skip the task."
         )
     try:
-        raise_for_outcome(outcome, tail, retry_option=retry_option)
+        raise_for_outcome(outcome, tail, retry_option=retry_option, are_shown=is_tail_shown)
     except RunError as error:
         kinds = {NoCapacityError: DstackNoCapacity, RunStoppedError: DstackRunStopped}
-        raise kinds.get(type(error), DstackRunFailed)(error.message, outcome_dict(outcome)) from None
+        raise kinds.get(type(error), DstackRunFailed)(error.message, outcome_dict(outcome), tail) from None
     return outcome_dict(outcome)
 
 
@@ -117,6 +137,19 @@ def what_task_returns(
             f"$DSTACK_RESULT_FILE or call dstack_report.result(). See {outcome.url}"
         )
     return outcome.result
+
+
+def raise_as_airflow_error(error: BaseException, *, submitted: bool) -> NoReturn:
+    """Raise ``error`` as ``as_airflow_error`` returns it.
+
+    Airflow logs an error with its causes, so one with the same text is not made a cause.
+    """
+    from dstack_core import DstackError as CoreError
+
+    known = as_airflow_error(error, submitted=submitted)
+    if known is error:
+        raise known
+    raise known from (None if isinstance(error, CoreError) else error)
 
 
 def as_airflow_error(error: BaseException, *, submitted: bool) -> Exception:

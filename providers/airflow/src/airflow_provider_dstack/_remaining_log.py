@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import mask_secret
+from airflow_provider_dstack._log_groups import LogGroups
 from airflow_provider_dstack._log_relay import LogPosition, new_relay, records
 from airflow_provider_dstack._threads import start_thread
 from airflow_provider_dstack.errors import DstackRunInterrupted
@@ -46,6 +47,7 @@ class Rest:
     tail: list[str]
     outcome: Outcome
     is_whole: bool
+    is_tail_shown: bool = False
 
 
 def relay_remaining_log(
@@ -57,6 +59,7 @@ def relay_remaining_log(
     secrets: Iterable[str],
     collect: Callable[..., list[str]],
     log_budget_bytes: int | None,
+    log_timestamps: bool = False,
     retry_budget: float,
     limits: ReportLimits,
     log: Any,
@@ -72,6 +75,7 @@ def relay_remaining_log(
         secrets: What is masked, beside the run's ``env`` and the token.
         collect: ``collect_secrets`` of ``dstack_core`` with the task's rule for the run's ``env``.
         log_budget_bytes: The most bytes of the whole log to relay. None: all.
+        log_timestamps: Whether each line begins with its time.
         retry_budget: Seconds to keep retrying an unreachable server, but 60 at most.
         limits: The limits on what the run reports.
         log: The task's log.
@@ -83,6 +87,7 @@ def relay_remaining_log(
     rest = _RemainingLog(
         event, outcome, reports, hook, secrets, collect, log_budget_bytes, retry_budget, limits, log
     )
+    rest.log_timestamps = log_timestamps
     start_thread(rest.work, "dstack-log")
     try:
         while not rest.is_done:
@@ -94,7 +99,7 @@ def relay_remaining_log(
             time.sleep(_TICK_SECONDS)
     finally:
         rest.is_left = True
-    return Rest(rest.tail, rest.outcome, rest.is_whole)
+    return Rest(rest.tail, rest.outcome, rest.is_whole, rest.is_tail_shown)
 
 
 # Without a repr: it would show the secrets.
@@ -116,10 +121,13 @@ class _RemainingLog:
     retry_budget: float
     limits: ReportLimits
     log: Any
+    log_timestamps: bool = False
     is_done: bool = False
     is_whole: bool = False
+    is_tail_shown: bool = False
     is_left: bool = False
     tail: list[str] = field(default_factory=list)
+    groups: LogGroups = field(default_factory=LogGroups)
 
     def __post_init__(self) -> None:
         self.retry_budget = min(self.retry_budget, _RETRY_SECONDS)
@@ -154,6 +162,8 @@ class _RemainingLog:
             retry_budget=self.retry_budget,
             sleep=self._sleep,
             report_limits=self.limits,
+            timestamps=self.log_timestamps,
+            waiting_interval=None,
             utilization=True,
         )
         for event in events:
@@ -170,7 +180,7 @@ class _RemainingLog:
             else:
                 self._report(event)
             position.passed(event)
-        self.tail = relay.tail
+        self.tail, self.is_tail_shown = relay.tail, relay.shows_tail
         self.is_whole = True
         self._show_outcome(relay)
 
@@ -198,7 +208,7 @@ class _RemainingLog:
         )
 
     def _write(self, relay: LogRelay, event: Event) -> None:
-        for level, text in records(relay, event, self.reports):
+        for level, text in records(relay, event, self.reports, self.groups):
             self._check()
             self.log.log(level, text)
 

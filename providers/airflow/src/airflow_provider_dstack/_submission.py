@@ -189,6 +189,7 @@ class Submission:
                 logs=False,
                 retry_budget=self.retry_budget,
                 sleep=submitter.pause,
+                waiting_interval=None,
             ):
                 continue
             run.refresh()

@@ -37,6 +37,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_dstack._log_groups import LogGroups
 from airflow_provider_dstack._log_relay import new_relay, records
 from airflow_provider_dstack._run_reports import ReportPusher, RunReports
 from airflow_provider_dstack._stop import (
@@ -146,6 +147,8 @@ class TaskRunOptions:
         on_submitted: Gets the run, in the worker thread.
         is_ready: Asked between two polls; the run is handed over once it returns true.
         log_budget_bytes: Bytes of log that are relayed; None relays all.
+        log_timestamps: Whether each line begins with its time.
+        log_groups: Whether what is logged before the run has started is folded.
         secrets: Texts that are shown as ``***`` wherever a log line goes.
         report_limits: The limits on what the run reports; None: the defaults of ``dstack_core``.
         push_reports: Gets the XComs of what the run reported since, and the reports, in the worker thread.
@@ -164,6 +167,8 @@ class TaskRunOptions:
     on_submitted: Callable[[Run], None] = lambda run: None
     is_ready: Callable[[Run], bool] | None = None
     log_budget_bytes: int | None = None
+    log_timestamps: bool = False
+    log_groups: bool = False
     secrets: tuple[str, ...] = ()
     report_limits: ReportLimits | None = None
     push_reports: Callable[[Mapping[str, Any], RunReports], None] = lambda xcoms, reports: None
@@ -190,6 +195,7 @@ class TaskRun:
         self.stopped: StopResult | None = None
         self.relay = new_relay(log_budget_bytes=options.log_budget_bytes, secrets=options.secrets)
         self.reports = RunReports(mask=self.relay.masker.mask)
+        self._groups = LogGroups(options.log_groups)
         self.project = client.project
         self._obtain = obtain
         self._client = client
@@ -423,19 +429,24 @@ class TaskRun:
             retry_budget=options.retry_budget,
             sleep=self._sleeper(run),
             report_limits=options.report_limits,
+            timestamps=options.log_timestamps,
             utilization=True,
         )
-        for event in events:
-            for level, text in records(self.relay, event, self.reports):
+        try:
+            for event in events:
+                for level, text in records(self.relay, event, self.reports, self._groups):
+                    self._log.log(level, text)
+                self.progress = event.progress
+                self._pusher.offer(self.reports, last=isinstance(event, RunFinished))
+                if isinstance(event, RunFinished):
+                    self.outcome = event.outcome
+                    if options.ledger is not None and event.outcome.succeeded:
+                        options.ledger.forget()
+                elif self._is_over:
+                    raise _Over
+        finally:
+            for level, text in self._groups.close():
                 self._log.log(level, text)
-            self.progress = event.progress
-            self._pusher.offer(self.reports, last=isinstance(event, RunFinished))
-            if isinstance(event, RunFinished):
-                self.outcome = event.outcome
-                if options.ledger is not None and event.outcome.succeeded:
-                    options.ledger.forget()
-            elif self._is_over:
-                raise _Over
 
     def _sleeper(self, run: Run) -> Callable[[float], None]:
         """Return a sleep that ends early: when the task is ended, and when it is time to hand over."""

@@ -28,6 +28,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import delete_xcom, pull_xcom, push_xcom
+from airflow_provider_dstack._log_groups import LogGroups
 from airflow_provider_dstack._log_relay import position_in, records
 from airflow_provider_dstack._run_reports import RunReports
 
@@ -111,11 +112,14 @@ class TriggerRelay:
         wait_for_end: Callable[[], Coroutine[Any, Any, Outcome | None]],
         *,
         reports: RunReports | None = None,
+        groups: LogGroups | None = None,
         poll_interval: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._relay = relay
         self.reports = RunReports() if reports is None else reports
+        self._groups = LogGroups() if groups is None else groups
+        self._log: Any = None
         self.outcome: Outcome | None = None
         self._position = position
         self._checkpoints = checkpoints
@@ -182,7 +186,9 @@ class TriggerRelay:
         return self._in_pipe.seconds_spent() * _BYTES_PASSED_PER_SECOND
 
     async def close(self) -> None:
-        """Drop what was not saved yet, except what ``save_last`` began to save."""
+        """Close a group of the log; drop what was not saved yet, but for what ``save_last`` began to save."""
+        for level, text in self._groups.close():
+            self._log.log(level, text)
         for timer in (self._later, self._gap_timer):
             if timer is not None:
                 timer.cancel()
@@ -197,7 +203,8 @@ class TriggerRelay:
         # Meanwhile the relay has counted a part of the event that the position has not, so it must not be
         # saved.
         self._is_writing = True
-        for level, text in records(self._relay, event, self.reports):
+        self._log = log
+        for level, text in records(self._relay, event, self.reports, self._groups):
             log.log(level, text)
             self._in_pipe.wait_after(len(text) / _BYTES_PASSED_PER_SECOND)
             await self._pace(len(text) / _BYTES_PER_SECOND)

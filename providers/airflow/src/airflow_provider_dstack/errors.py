@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow_provider_dstack._compat import AirflowException, AirflowFailException
@@ -37,15 +37,19 @@ class DstackError(AirflowException):  # type: ignore[misc, unused-ignore]  # unt
 
 
 class DstackRunError(DstackError):
-    """A run that did not succeed; ``outcome`` is as ``dstack_core.Outcome.to_dict`` gives it."""
+    """A run that did not succeed; ``outcome`` is as ``dstack_core.Outcome.to_dict`` gives it.
 
-    def __init__(self, message: str, outcome: Mapping[str, Any]) -> None:
+    ``last_lines`` are the last lines of its log; the message has them only if the task's log does not.
+    """
+
+    def __init__(self, message: str, outcome: Mapping[str, Any], last_lines: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.outcome = dict(outcome)
+        self.last_lines = list(last_lines)
 
-    def __reduce__(self) -> tuple[type[DstackRunError], tuple[str, dict[str, Any]]]:
-        """Keep ``outcome`` when the error crosses a process border."""
-        return type(self), (str(self), self.outcome)
+    def __reduce__(self) -> tuple[type[DstackRunError], tuple[str, dict[str, Any], list[str]]]:
+        """Keep all of it when the error crosses a process border."""
+        return type(self), (str(self), self.outcome, self.last_lines)
 
 
 class DstackRunFailed(DstackRunError):

@@ -74,6 +74,8 @@ _NOT_TEMPLATES = frozenset(
         "retry_budget",
         "get_logs",
         "log_budget_bytes",
+        "log_timestamps",
+        "log_groups",
         "local_repo",
         "skip_on_exit_code",
         "durable",
@@ -145,6 +147,9 @@ class DstackRunOperator(TemplatedModels):
         get_logs: Relay the log. Default True.
         log_budget_bytes: How many bytes of the log to relay; the rest is left out and linked. None: all.
             Default 10 MB.
+        log_timestamps: Begin each line with the time at which the server logged it (UTC). Default False.
+        log_groups: Fold what is logged while the run is provisioned and its image is pulled. Airflow shows a
+            group closed. Default False.
         mask_env: Which values of the environment are masked in logs, errors, results and rendered fields:
             ``"secrets"`` for those whose name (``HF_TOKEN``) or form (``postgres://user:password@host``)
             looks secret, or that come from a connection or secret variable; ``"all"``; ``"none"`` for the
@@ -233,6 +238,8 @@ class DstackRunOperator(TemplatedModels):
         retry_budget: float = 600.0,
         get_logs: bool = True,
         log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
+        log_timestamps: bool = False,
+        log_groups: bool = False,
         repo_dir: str | os.PathLike[str] | None = None,
         local_repo: bool = False,
         git_conn_id: str | None = None,
@@ -273,6 +280,8 @@ class DstackRunOperator(TemplatedModels):
         self.mask_env = mask_env_of(mask_env)
         self._skip_on = exit_codes("skip_on_exit_code", skip_on_exit_code)
         self.log_budget_bytes = log_budget(log_budget_bytes)
+        self.log_timestamps = log_timestamps
+        self.log_groups = log_groups
         self._task_run: TaskRun | None = None
         self._killed = False
 
@@ -300,11 +309,12 @@ class DstackRunOperator(TemplatedModels):
 
     def _conclude(self, task_run: TaskRun, context: Context) -> Any:
         """Return the task's result, or raise its error, by what became of its run."""
-        from airflow_provider_dstack._outcome import as_airflow_error, result_of
+        from airflow_provider_dstack._outcome import raise_as_airflow_error, result_of
         from airflow_provider_dstack._task_run import State
 
         if task_run.state is State.ENDED and task_run.outcome is not None:
-            result = result_of(task_run.outcome, task_run.relay.tail, self._skip_on)
+            relay = task_run.relay
+            result = result_of(task_run.outcome, relay.tail, self._skip_on, is_tail_shown=relay.shows_tail)
             return self._succeed(context, task_run.outcome, result, task_run.reports)
         if task_run.state is State.HANDED_OVER:
             try:
@@ -316,7 +326,7 @@ class DstackRunOperator(TemplatedModels):
                 task_run.interrupt()
                 raise
         if task_run.error is not None and not task_run.is_killed:
-            raise as_airflow_error(task_run.error, submitted=task_run.submitted) from task_run.error
+            raise_as_airflow_error(task_run.error, submitted=task_run.submitted)
         raise DstackRunInterrupted(task_run.interruption())
 
     def _succeed(
@@ -351,6 +361,7 @@ class DstackRunOperator(TemplatedModels):
             from dstack_core.integration import collect_secrets, mask
 
             outcome, tail = Outcome.from_dict(event["outcome"]), event["tail"]
+            is_tail_shown = bool(event.get("is_tail_shown"))
             secrets = list(self.secret_texts())
             reports = RunReports(
                 (event.get("rest") or event).get("reported"), lambda text: mask(text, secrets)
@@ -369,12 +380,13 @@ class DstackRunOperator(TemplatedModels):
                         collect_secrets, mask_env=self.mask_env, secret_names=self.secret_names()
                     ),
                     log_budget_bytes=self.log_budget_bytes,
+                    log_timestamps=self.log_timestamps,
                     retry_budget=self.retry_budget,
                     limits=report_limits(self.max_report_bytes, self.max_reports_per_second),
                     log=self.log,
                     is_killed=lambda: self._killed,
                 )
-                outcome, tail = rest.outcome, rest.tail
+                outcome, tail, is_tail_shown = rest.outcome, rest.tail, rest.is_tail_shown
                 if self.returns == "result" and not (rest.is_whole or outcome.has_result):
                     # Before the record is deleted: the next try takes over the run that succeeded.
                     result_of(outcome, tail, self._skip_on)
@@ -388,7 +400,8 @@ class DstackRunOperator(TemplatedModels):
                 forget(context["ti"])
             if self.durable and outcome.succeeded:
                 _from_operator.ledger_of(self, context, outcome.project).forget()
-            return self._succeed(context, outcome, result_of(outcome, tail, self._skip_on), reports)
+            result = result_of(outcome, tail, self._skip_on, is_tail_shown=is_tail_shown)
+            return self._succeed(context, outcome, result, reports)
         if event["kind"] == _outcome.TIMED_OUT:
             ref = _from_operator.run_behind(self, context)
             if not event["stopped"]:

@@ -237,7 +237,10 @@ class DstackStopRunOperator(BaseOperator):
             if self.wait_for_completion:
                 # Following repeats a stop that the server dropped.
                 for _ in run.follow(
-                    poll_interval=self.poll_interval, logs=False, retry_budget=self.retry_budget
+                    poll_interval=self.poll_interval,
+                    logs=False,
+                    retry_budget=self.retry_budget,
+                    waiting_interval=None,
                 ):
                     continue
             outcome = run.refresh().outcome()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_dstack._compat import trigger_has_on_kill
+from airflow_provider_dstack._log_groups import LogGroups
 from airflow_provider_dstack._log_relay import DEFAULT_LOG_BUDGET, LogPosition, new_relay
 from airflow_provider_dstack._names import run_ref
 from airflow_provider_dstack._outcome import broken_event, finished_event, timed_out_event
@@ -78,6 +79,8 @@ class DstackRunTrigger(BaseTrigger):
         get_logs: Relay the log. Default True.
         log_budget_bytes: The most bytes of the log to relay; the rest is counted and not relayed. None: all.
             Default 10 MB.
+        log_timestamps: As for ``DstackRunOperator``. Default False.
+        log_groups: As for ``DstackRunOperator``. Default False.
         on_kill_action: ``"stop"``, ``"abort"`` or ``"keep"``. Default ``"stop"``.
         max_report_bytes: As for ``DstackRunOperator``. Default: None.
         max_reports_per_second: As for ``DstackRunOperator``. Default: None.
@@ -106,6 +109,8 @@ class DstackRunTrigger(BaseTrigger):
         not_before: float = 0.0,
         get_logs: bool = True,
         log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
+        log_timestamps: bool = False,
+        log_groups: bool = False,
         on_kill_action: OnKillAction = "stop",
         max_report_bytes: int | None = None,
         max_reports_per_second: int | None = None,
@@ -128,6 +133,8 @@ class DstackRunTrigger(BaseTrigger):
         self.not_before = not_before
         self.get_logs = get_logs
         self.log_budget_bytes = log_budget_bytes
+        self.log_timestamps = log_timestamps
+        self.log_groups = log_groups
         self.on_kill_action = on_kill_action
         self.max_report_bytes = max_report_bytes
         self.max_reports_per_second = max_reports_per_second
@@ -159,6 +166,8 @@ class DstackRunTrigger(BaseTrigger):
                 "not_before": self.not_before,
                 "get_logs": self.get_logs,
                 "log_budget_bytes": self.log_budget_bytes,
+                "log_timestamps": self.log_timestamps,
+                "log_groups": self.log_groups,
                 "on_kill_action": self.on_kill_action,
                 "max_report_bytes": self.max_report_bytes,
                 "max_reports_per_second": self.max_reports_per_second,
@@ -243,6 +252,7 @@ class DstackRunTrigger(BaseTrigger):
                 Checkpoints(lambda state: self._start_save(state, relay.recent_bytes(), reports), kept),
                 partial(self._wait_for_end, client, run.id),
                 reports=reports,
+                groups=LogGroups(self.log_groups),
                 poll_interval=self.poll_interval,
             )
             events = run.follow(
@@ -252,6 +262,7 @@ class DstackRunTrigger(BaseTrigger):
                 logs=self.get_logs and progress.run_id in (None, run.id),
                 retry_budget=self.retry_budget,
                 report_limits=report_limits(self.max_report_bytes, self.max_reports_per_second),
+                timestamps=self.log_timestamps,
                 utilization=True,
             )
             # Its last reply is not needed again, and thousands of triggers may wait.
@@ -268,7 +279,12 @@ class DstackRunTrigger(BaseTrigger):
                         self._save_last(relay)
                         # Airflow stores the event.
                         outcome = mask_result(event.outcome, log_relay.masker.mask, reports.note_secrets)
-                        return finished_event(outcome, relay.tail, reported=reports.state())
+                        return finished_event(
+                            outcome,
+                            relay.tail,
+                            reported=reports.state(),
+                            is_tail_shown=log_relay.shows_tail,
+                        )
             finally:
                 await events.aclose()
                 await relay.close()

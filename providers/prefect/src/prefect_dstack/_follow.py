@@ -120,6 +120,7 @@ def watch(job: Job, run: Run) -> None:
         retry_budget=job.retry_budget,
         sleep=job.sleep,
         report_limits=job.report_limits,
+        timestamps=job.log_timestamps,
         utilization=True,
     ):
         job.handle(event)
@@ -144,6 +145,7 @@ async def awatch(job: Job, run: AsyncRun) -> None:
         retry_budget=job.retry_budget,
         sleep=job.asleep,
         report_limits=job.report_limits,
+        timestamps=job.log_timestamps,
         utilization=True,
     )
     async with aclosing(events):

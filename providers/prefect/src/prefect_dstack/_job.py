@@ -60,6 +60,7 @@ class Job:
     poll_interval: float
     retry_budget: float
     keeps_on_crash: bool
+    log_timestamps: bool = False
     is_owned: bool = True
     flow_run_id: str | None = None
     page: str = ""
@@ -219,7 +220,12 @@ class Job:
         for line in utilization_lines(outcome):
             self.logger.info("%s", line)
         # An error that advises a retry names the option, which only a task that submits has.
-        raise_for_outcome(outcome, list(self.relay.tail), retry_option="retry_policy" if self.spec else None)
+        raise_for_outcome(
+            outcome,
+            list(self.relay.tail),
+            retry_option="retry_policy" if self.spec else None,
+            are_shown=self.relay.shows_tail,
+        )
         skipped = self.live.skipped
         if skipped is not None:
             self.logger.info("Run %s was skipped: %s", outcome.run_name, skipped)
@@ -238,6 +244,7 @@ def prepare(
     retry_budget: float = 600.0,
     stream_logs: bool = True,
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
+    log_timestamps: bool = False,
     artifacts: bool = False,
     owner: Owner | None = None,
     logger: Any = None,
@@ -252,6 +259,7 @@ def prepare(
         retry_budget: Seconds to keep retrying an unreachable server.
         stream_logs: Relay the log lines.
         log_budget_bytes: Bytes of log to relay at most; None for all.
+        log_timestamps: Begin each line with its time.
         artifacts: Show the run in the artifacts of its flow run.
         owner: Who runs it; by default the current task.
         logger: Where its log goes; by default the current task's.
@@ -288,6 +296,7 @@ def prepare(
         logger=logger,
         poll_interval=poll_interval,
         retry_budget=retry_budget,
+        log_timestamps=log_timestamps,
         keeps_on_crash=on_crash == "keep",
         flow_run_id=owner.flow_run_id,
         code=submission.code,
@@ -302,6 +311,7 @@ def prepare_to_watch(
     retry_budget: float,
     stream_logs: bool,
     log_budget_bytes: int | None,
+    log_timestamps: bool = False,
     artifacts: bool,
     owner: Owner,
     logger: Any,
@@ -326,6 +336,7 @@ def prepare_to_watch(
         logger=logger,
         poll_interval=poll_interval,
         retry_budget=retry_budget,
+        log_timestamps=log_timestamps,
         # Until the marker of the run is known, it may be another flow run's.
         keeps_on_crash=False,
         is_owned=False,

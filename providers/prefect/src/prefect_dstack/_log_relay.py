@@ -81,6 +81,11 @@ class Relay:
         return self._log.tail
 
     @property
+    def shows_tail(self) -> bool:
+        """Whether the last log lines were logged."""
+        return self._log.shows_tail
+
+    @property
     def stream_logs(self) -> bool:
         """Whether the log lines are relayed."""
         return self._log.shows_log

@@ -128,6 +128,9 @@ class MachineFields(BaseModel):
         ge=0,
         description="Bytes of the output that are sent at most; empty for all.",
     )
+    log_timestamps: bool = Field(
+        default=False, description="Whether each line begins with the time at which the server logged it."
+    )
     poll_interval: float = Field(default=5.0, gt=0, description="Seconds between two status requests.")
     mask_env: Literal["secrets", "all", "none"] | list[str] = Field(
         default="secrets",

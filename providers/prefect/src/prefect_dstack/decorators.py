@@ -76,6 +76,8 @@ class MachineOptions(TypedDict, total=False):
     """Send what the machine prints to the flow run's log. Default: True."""
     log_budget_bytes: int | None
     """Bytes of the output that are sent at most."""
+    log_timestamps: bool
+    """Begin each line with the time at which the server logged it. Default: False."""
     poll_interval: float
     """Seconds between two status requests. Default: 5."""
     mask_env: str | Sequence[str]

@@ -62,6 +62,7 @@ def dstack_task(
     retry_budget: float = 600.0,
     stream_logs: bool = True,
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
+    log_timestamps: bool = False,
     artifacts: bool = True,
     on_crash: OnCrash = "stop",
     **options: Unpack[FunctionTaskOptions],
@@ -89,6 +90,7 @@ def dstack_task(
     retry_budget: float = 600.0,
     stream_logs: bool = True,
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
+    log_timestamps: bool = False,
     artifacts: bool = True,
     on_crash: OnCrash = "stop",
     **options: Unpack[FunctionTaskOptions],
@@ -131,6 +133,7 @@ def dstack_task(
             Default: 600.
         stream_logs: Send what the function prints to the run logger. Default: True.
         log_budget_bytes: How many bytes of log to send, in whole lines; None sends all. Default: 10 MB.
+        log_timestamps: Begin each line with the time at which the server logged it. Default: False.
         artifacts: Show the run in the flow run's artifacts. Default: True.
         on_crash: ``"stop"`` or ``"keep"``, as for ``run_task``. Default: ``"stop"``.
         **options: The options of a submission, as for ``run_task``: ``resources``, ``env``, ``max_duration``
@@ -180,6 +183,7 @@ def dstack_task(
         "retry_budget": retry_budget,
         "stream_logs": stream_logs,
         "log_budget_bytes": log_budget_bytes,
+        "log_timestamps": log_timestamps,
         "artifacts": artifacts,
         "on_crash": on_crash,
     }

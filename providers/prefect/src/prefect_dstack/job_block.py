@@ -118,6 +118,9 @@ class DstackRun(JobBlock[dict[str, Any]]):
     log_budget_bytes: int | None = Field(
         default=DEFAULT_LOG_BUDGET, ge=0, description="Bytes of log that are sent at most; empty for all."
     )
+    log_timestamps: bool = Field(
+        default=False, description="Whether each line begins with the time at which the server logged it."
+    )
     artifacts: bool = Field(
         default=True, description="Whether the run is shown in the artifacts of its flow run."
     )

@@ -140,6 +140,7 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
             retry_budget=self._block.retry_budget,
             stream_logs=self._block.stream_logs,
             log_budget_bytes=self._block.log_budget_bytes,
+            log_timestamps=self._block.log_timestamps,
             artifacts=self._block.artifacts,
             owner=calling_owner("wait"),
             logger=self.logger,

@@ -43,6 +43,7 @@ def wait_for_run(
     retry_budget: float = 600.0,
     stream_logs: bool = True,
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
+    log_timestamps: bool = False,
     artifacts: bool = True,
     mask_env: MaskEnv | None = None,
 ) -> dict[str, Any]:
@@ -60,6 +61,7 @@ def wait_for_run(
             Default: 600.
         stream_logs: Send the log lines to the run logger. Default: True.
         log_budget_bytes: How many bytes of log to send, in whole lines; None sends all. Default: 10 MB.
+        log_timestamps: Begin each line with the time at which the server logged it. Default: False.
         artifacts: Show the run in the flow run's artifacts: its page, its progress, its outcome, and what it
             reports. Default: True.
         mask_env: Which values of the run's environment are masked, as for ``run_task``. Of a run that is
@@ -90,7 +92,16 @@ def wait_for_run(
             return wait_for_run(run, poll_interval=10)
         ```
     """
-    job = _job(run, poll_interval, retry_budget, stream_logs, artifacts, log_budget_bytes, mask_env)
+    job = _job(
+        run,
+        poll_interval,
+        retry_budget,
+        stream_logs,
+        artifacts,
+        log_budget_bytes,
+        log_timestamps,
+        mask_env,
+    )
 
     def body(client: Client) -> dict[str, Any]:
         return _follow.follow(job, _checked(run, _follow.find(job, client), job))
@@ -107,6 +118,7 @@ async def await_for_run(
     retry_budget: float = 600.0,
     stream_logs: bool = True,
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
+    log_timestamps: bool = False,
     artifacts: bool = True,
     mask_env: MaskEnv | None = None,
 ) -> dict[str, Any]:
@@ -114,7 +126,16 @@ async def await_for_run(
 
     Parameters, outcome and errors are the same.
     """
-    job = _job(run, poll_interval, retry_budget, stream_logs, artifacts, log_budget_bytes, mask_env)
+    job = _job(
+        run,
+        poll_interval,
+        retry_budget,
+        stream_logs,
+        artifacts,
+        log_budget_bytes,
+        log_timestamps,
+        mask_env,
+    )
 
     async def body(client: AsyncClient) -> dict[str, Any]:
         return await _follow.afollow(job, _checked(run, await _follow.afind(job, client), job))
@@ -275,6 +296,7 @@ def _job(
     stream_logs: bool,
     artifacts: bool,
     log_budget_bytes: int | None = None,
+    log_timestamps: bool = False,
     mask_env: MaskEnv | None = None,
 ) -> Job:
     job = prepare_to_watch(
@@ -283,6 +305,7 @@ def _job(
         retry_budget=retry_budget,
         stream_logs=stream_logs,
         log_budget_bytes=log_budget_bytes,
+        log_timestamps=log_timestamps,
         artifacts=artifacts,
         owner=task_owner(),
         logger=get_run_logger(),

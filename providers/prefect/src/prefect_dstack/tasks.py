@@ -33,6 +33,7 @@ def run_task(
     retry_budget: float = 600.0,
     stream_logs: bool = True,
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
+    log_timestamps: bool = False,
     artifacts: bool = True,
     on_crash: OnCrash = "stop",
     **options: Unpack[SubmitOptions],
@@ -59,6 +60,7 @@ def run_task(
         stream_logs: Send the log lines to the run logger. Default: True.
         log_budget_bytes: How many bytes of log to send, in whole lines; None sends all. Where the
             rest begins, a line links to the run's page. Default: 10 MB.
+        log_timestamps: Begin each line with the time at which the server logged it. Default: False.
         artifacts: Show the run in the flow run's artifacts: its page, its progress, its outcome, and what it
             reports. Default: True.
         on_crash: What happens to the run if the process dies or is interrupted: ``"stop"`` (with the hooks of
@@ -141,6 +143,7 @@ def run_task(
         retry_budget=retry_budget,
         stream_logs=stream_logs,
         log_budget_bytes=log_budget_bytes,
+        log_timestamps=log_timestamps,
         artifacts=artifacts,
         on_crash=on_crash,
     )
@@ -161,6 +164,7 @@ async def arun_task(
     retry_budget: float = 600.0,
     stream_logs: bool = True,
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
+    log_timestamps: bool = False,
     artifacts: bool = True,
     on_crash: OnCrash = "stop",
     **options: Unpack[SubmitOptions],
@@ -178,6 +182,7 @@ async def arun_task(
         retry_budget=retry_budget,
         stream_logs=stream_logs,
         log_budget_bytes=log_budget_bytes,
+        log_timestamps=log_timestamps,
         artifacts=artifacts,
         on_crash=on_crash,
     )

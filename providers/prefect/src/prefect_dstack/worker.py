@@ -225,6 +225,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             poll_interval=configuration.poll_interval,
             retry_budget=_RETRY_BUDGET,
             sleep=guard.sleep,
+            timestamps=configuration.log_timestamps,
             utilization=True,
         )
         try:
@@ -251,7 +252,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         if has_ended:
             return DstackWorkerResult(identifier=name, status_code=0)
         failure = describe_failure(outcome, list(relay.tail))
-        logger.error("%s", failure)
+        logger.error("%s", describe_failure(outcome) if relay.shows_tail else failure)
         return DstackWorkerResult(identifier=name, status_code=outcome.exit_status or 1, failure=failure)
 
     async def _submit(
