@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 import requests
 
 import dstack_core as dstack
+from dstack_core._wire.plans import parse_plan
+from dstack_core._wire.smaller_gpu import smaller_gpu
 from tests.contract.conftest import Target
 
 _EVENTS_SINCE = (0, 20, 0)
-# The embedded server measures nothing and stores no secrets.
+# The embedded server stores no secrets.
 ON_THE_REAL_ONE = pytest.mark.parametrize(
     "target", [pytest.param("real", marks=pytest.mark.real)], indirect=True
 )
@@ -91,11 +94,7 @@ def test_a_followed_run_knows_how_busy_its_machine_was(target: Target, client: d
     assert 100_000 < usage.memory_peak < usage.memory_total
     assert (usage.gpus, usage.gpu_mean, usage.advice) == (0, None, "")
     assert run.outcome() == end.outcome
-    # Only what is new is read again: the server counts from that very value on and leaves it out.
-    api = dstack.Client(**target.arguments())
-    with api:
-        again = run.metrics(limit=1)
-    assert [len(metric.values) for metric in again] == [1] * len(again)
+    assert [len(metric.values) for metric in run.metrics(limit=1) if metric.values] == [1] * len(metrics)
 
 
 @ON_THE_REAL_ONE
@@ -130,3 +129,34 @@ def test_the_async_twin_does_the_same(target: Target, client: dstack.Client) -> 
         client.projects.list(),
         client.backends.list(),
     )
+
+
+def test_the_plan_for_a_smaller_gpu_is_one_that_the_server_accepts(
+    target: Target, client: dstack.Client
+) -> None:
+    # The run asks for what no machine has here: only its spec matters, as the server keeps it.
+    resources = {"gpu": {"name": ["A100", "H100"], "memory": "80GB", "count": 1, "total_memory": "10GB.."}}
+    run = client.runs.submit(target.task("true", resources=resources))
+    gib = 2**30
+    usage = dstack.Utilization(gpu_memory_peak=11 * gib, gpu_memory_total=80 * gib)
+    url = f"{target.url}/api/project/{target.project}"
+    member = {"Authorization": f"Bearer {target.token}"}
+
+    def ask(path: str, body: dict[str, Any]) -> requests.Response:
+        return requests.post(f"{url}/{path}", json=body, headers=member, timeout=60)
+
+    found = smaller_gpu(ask("runs/get", {"run_name": run.name}).json(), usage)
+    assert found is not None
+    gpu = found.run_spec["configuration"]["resources"]["gpu"]
+    assert gpu["memory"] == {"min": 14, "max": 79}
+    assert "name" not in gpu
+    plan = ask("runs/get_plan", {"run_spec": found.run_spec})
+    assert plan.status_code == 200, plan.text
+    assert parse_plan(plan.json()).offers == ()
+    target.stop(run)
+
+
+def test_an_offer_names_its_gpu(target: Target, client: dstack.Client) -> None:
+    plan = client.runs.plan(target.task("true"))
+    assert plan.offers
+    assert all((offer.gpus > 0) == (offer.gpu_memory is not None) for offer in plan.offers)

@@ -89,6 +89,22 @@ def test_a_run_is_submitted_detached_listed_read_updated_stopped_and_deleted(
     assert api.call("{p}/runs/get", {"run_name": "endless"}).status_code == 400
 
 
+def test_the_metrics_of_a_run_are_shown_while_it_runs() -> None:
+    with (
+        LocalServer(metrics_seconds=0.2, gpu_usage=(31, 11)) as server,
+        tempfile.TemporaryDirectory(prefix="d-") as home,
+    ):
+        api, official = Api(server), OfficialClient(server, Path(home))
+        api.apply("busy", "sleep 600", resources={"gpu": {"name": ["A100"], "count": 1}})
+        url = f"{server.url}/api/project/{server.project}/metrics/job/busy"
+        wait_until(lambda: api.session.get(url, timeout=30).json()["metrics"])
+        reply = official.run("metrics", "busy")
+        assert reply.status == 0, reply.text
+        assert " 31%" in reply.text, reply.text
+        assert "11GB/80GB" in reply.text, reply.text
+        api.stop("busy", abort=True)
+
+
 def test_attaching_forwards_the_ports_of_a_run(official: OfficialClient, api: Api) -> None:
     port, local = free_port(), free_port()
     serve = f"python3 -m http.server {port} --bind 127.0.0.1"

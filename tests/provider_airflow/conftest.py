@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -85,8 +86,12 @@ def dag_runner(database: Path) -> DagRunner:
 
 @pytest.fixture(scope="session")
 def shared_server() -> Iterator[LocalServer]:
-    """Run an embedded dstack server for the real components."""
-    with LocalServer(stop_grace_seconds=2.0) as server:
+    """Run an embedded dstack server for the real components; its GPUs are busy after two seconds."""
+
+    def usage(seconds: float) -> tuple[float, float]:
+        return (0.0 if seconds < 2 else 62.0 + 25 * math.sin(seconds)), min(11.0, seconds * 2)
+
+    with LocalServer(stop_grace_seconds=2.0, metrics_seconds=0.5, gpu_usage=usage) as server:
         yield server
 
 

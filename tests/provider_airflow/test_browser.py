@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from dstack_core.local import LocalServer
@@ -146,3 +147,34 @@ def test_a_run_that_reports_a_skip_is_a_skipped_task(page: Page, reporting_run: 
     expect(page.get_by_text("Skipped", exact=True).first).to_be_visible()
     expect(page.get_by_text(f"Nothing to do: {SKIP_REASON}").first).to_be_visible()
     picture(page, "airflow-report-skip", 60, bottom_of(page.get_by_text("Post Execute")) + 20)
+
+
+def test_the_tab_utilization_shows_the_chart_of_the_run(page: Page, components: Components) -> None:
+    run_id = components.trigger("measured")
+    components.wait_for_state("measured", run_id, "success")
+    page.goto(f"{components.url}/dags/measured/runs/{run_id}/tasks/train")
+    page.get_by_role("link", name="Utilization").click()
+    frame = page.frame_locator("iframe")
+    expect(frame.get_by_text("The run used GPU")).to_be_visible()
+    chart = frame.get_by_role("img")
+    expect(chart).to_be_visible()
+    # The image was decoded: one that the policy refuses has no size.
+    assert chart.evaluate("image => image.decode().then(() => image.naturalWidth)") == 720
+    page.screenshot(path=SCREENSHOTS / "airflow-utilization.png")
+
+
+def test_the_tab_utilization_explains_that_there_is_nothing_to_show(
+    page: Page, components: Components
+) -> None:
+    run_id = components.trigger("sync", command="true")
+    components.wait_for_state("sync", run_id, "success")
+    page.goto(f"{components.url}/dags/sync/runs/{run_id}/tasks/train")
+    page.get_by_role("link", name="Utilization").click()
+    expect(page.frame_locator("iframe").get_by_text("No values. They are here once")).to_be_visible()
+
+
+def test_airflow_refuses_the_values_to_who_is_not_logged_in(components: Components) -> None:
+    # The page has no data, so anybody may load it; what it reads is Airflow's, which asks for a login.
+    assert requests.get(f"{components.url}/dstack-utilization/", timeout=30).status_code == 200
+    entry = "/api/v2/dags/measured/dagRuns/x/taskInstances/train/xcomEntries/dstack_utilization"
+    assert requests.get(components.url + entry, timeout=30).status_code == 401

@@ -29,6 +29,12 @@ one_task("deferred", deferrable=True)
 one_task("deferred_deadline", deferrable=True, execution_timeout=timedelta(seconds=30))
 one_task("deferred_timeout", deferrable=True, execution_timeout=timedelta(seconds=9))
 
+with DAG("measured", schedule=None):
+    DstackRunOperator(
+        task_id="train",
+        configuration={"type": "task", "commands": ["sleep 14"], "resources": {"gpu": "A100"}},
+        poll_interval=0.5,
+    )
 for name, deferrable in (("bad_sync", False), ("bad_deferred", True)):
     with DAG(name, schedule=None, params={"price": "1"}):
         DstackRunOperator(
