@@ -128,7 +128,6 @@ PAGES = [
             "integration.cost_rows",
             "integration.CostRow",
             "integration.cost_table",
-            "integration.COST_GROUPS",
             "integration.RunRef",
             "integration.AttemptNames",
             "integration.run_name",

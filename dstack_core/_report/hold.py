@@ -28,10 +28,9 @@ from dstack_core.models.options import duration_seconds
 # Longer than a weekend is a machine that was forgotten.
 _LONGEST = 7 * 86400
 
-# The INT trap keeps what a shell does without one: an interactive shell, and one whose command SIGINT has
-# ended, ends; one whose command handled it continues with the next command. In the trap on EXIT, options of
-# the commands (-e, -u, -x) must not end or echo it. An interactive shell, which dstack starts, prints a line
-# for each background process: hence 2>/dev/null.
+# A signal ends the shell, as it does without the traps. In the trap on EXIT, options of the commands (-e, -u,
+# -x) must not end or echo it. An interactive shell, which dstack starts, prints a line for each background
+# process: hence 2>/dev/null.
 _COMMAND = r"""
 PREFIXSECONDS
 dstack_stopped=
@@ -65,7 +64,7 @@ dstack_hold() {
   printf '%s\n' "::dstack::{\"kind\":\"released\",\"seconds\":$dstack_held}"
   exit "$1"
 }
-trap 'dstack_code=$?; dstack_stopped=1; case $-$dstack_code in *i*|*130) exit 130 ;; esac' INT
+trap 'dstack_stopped=1; exit 130' INT
 trap 'dstack_stopped=1; exit 143' TERM
 trap 'dstack_stopped=1; exit 129' HUP
 trap 'dstack_hold "$?"' EXIT

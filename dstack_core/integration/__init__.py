@@ -52,7 +52,6 @@ from dstack_core.integration.outcome_text import (
 )
 from dstack_core.integration.relay import DEFAULT_LOG_BUDGET, LogRelay, RecordLimits, describe_progress
 from dstack_core.integration.run_lists import (
-    COST_GROUPS,
     CostRow,
     RunRow,
     cost_rows,
@@ -73,7 +72,6 @@ from dstack_core.models.stops import StopResult, StopState
 from dstack_core.models.tags import check_tags, tag_value
 
 __all__ = [
-    "COST_GROUPS",
     "DEFAULT_LOG_BUDGET",
     "OUTCOME_FIELDS",
     "RESULT_WARNING",

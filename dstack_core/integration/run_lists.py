@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
     AnyRun: TypeAlias = RunBase[Any]
 
-COST_GROUPS = ("owner", "name", "status", "day")
-"""What ``cost_rows`` can group by, beside ``tag:KEY``."""
-
 
 @dataclass(frozen=True, slots=True)
 class RunRow:

@@ -220,4 +220,36 @@ REPORTS = Suite(
 )
 
 
-SUITES = [KILLS, REPORTS, LOAD, ODDITIES]
+HOLDS = Suite(
+    "A run that is held after a failure",
+    "A run with `debug_on_failure` whose commands have failed, while processes die, or while it is stopped. Held means: the run counts as\n"
+    "failed at once, with the status of its commands; the container stays until the time is over or a stop, and no longer.",
+    (
+        Row(
+            "kill -9 of the process that follows; another continues from its position",
+            "client, on the embedded server and a real one",
+            "core",
+            ("tests/contract/test_hold.py::test_a_follower_that_is_killed_during_the_hold_changes_nothing",),
+        ),
+        Row(
+            "a stop; the end of the time, without a process that watches; the end of `max_duration`",
+            "client, on the embedded server and a real one",
+            "core",
+            (
+                "tests/contract/test_hold.py::test_a_stop_ends_the_hold_at_once",
+                "tests/contract/test_hold.py::test_the_hold_ends_by_itself_without_a_watcher",
+                "tests/contract/test_hold.py::test_the_limit_of_the_duration_also_limits_the_hold",
+            ),
+        ),
+        Row(
+            "SIGINT, SIGTERM and SIGHUP to the shell, during the hold and before it",
+            "sh, bash and dash",
+            "core",
+            (
+                "tests/core/test_hold.py::test_a_signal_ends_the_hold_at_once",
+                "tests/core/test_hold.py::test_commands_that_a_signal_has_ended_are_not_held",
+            ),
+        ),
+    ),
+)
+SUITES = [KILLS, REPORTS, HOLDS, LOAD, ODDITIES]

@@ -1,0 +1,162 @@
+"""The command that holds a container after a failure: what it refuses, and what it does in plain shells."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dstack_core as dstack
+from dstack_core._report.delivery import with_command
+from dstack_core._report.hold import hold_seconds, with_hold
+from dstack_core.integration import describe_failure
+from dstack_core.models.configurations import Task
+from dstack_core.models.outcome import Outcome
+from dstack_core.models.progress import Progress, ReportedSoFar
+from dstack_core.models.statuses import RunStatus
+
+SHELLS = [shell for shell in ("sh", "bash", "dash", "ksh", "zsh") if shutil.which(shell)]
+TASK: dict[str, Any] = {"type": "task", "commands": ["true"]}
+
+
+@pytest.mark.parametrize(
+    ("option", "seconds"),
+    [(None, None), (False, None), (1, 1), (90, 90), ("90", 90), ("30m", 1800), ("2h", 7200), ("1w", 604800)],
+)
+def test_durations(option: Any, seconds: int | None) -> None:
+    assert hold_seconds(option) == seconds
+
+
+@pytest.mark.parametrize("option", [0, -1, True, 1.5, "soon", "off", "8d", [30]])
+def test_a_wrong_duration_is_refused(option: Any) -> None:
+    with pytest.raises(dstack.ConfigurationError, match="debug_on_failure: expected seconds above 0"):
+        hold_seconds(option)
+
+
+@pytest.mark.parametrize(
+    ("configuration", "options", "message"),
+    [
+        ({"type": "service", "port": 80, "commands": ["x"]}, {}, "expected a task, got type 'service'"),
+        ({**TASK, "entrypoint": "run"}, {}, "expected commands, got entrypoint 'run'"),
+        ({"type": "task", "image": "x"}, {}, "expected commands, got None"),
+        ({**TASK, "shell": "fish"}, {}, "got 'fish'"),
+        (TASK, {"retry_policy": True}, 'without retry on "error"'),
+        (TASK, {"retry_policy": {"on_events": ["error"], "duration": "1h"}}, 'without retry on "error"'),
+        ({**TASK, "retry": True}, {}, 'without retry on "error"'),
+        (TASK, {"profile": dstack.Profile(name="p", retry=True)}, 'without retry on "error"'),
+    ],
+)
+def test_what_cannot_be_held_is_refused_before_a_request(
+    configuration: Any, options: dict[str, Any], message: str
+) -> None:
+    with (
+        dstack.Client(server_url="http://127.0.0.1:9", project_name="main", user_token="t") as client,
+        pytest.raises(dstack.ConfigurationError, match=message),
+    ):
+        client.runs.submit(configuration, debug_on_failure="30m", **options)
+
+
+def started(shell: str, tmp_path: Path, *commands: str, reports: bool = False) -> subprocess.Popen[str]:
+    task = Task(commands=list(commands))
+    if reports:
+        task = with_command(task)  # type: ignore[assignment]
+    text = " && ".join(with_hold(task, 600, reports=reports).commands or [])
+    return subprocess.Popen(
+        [shell, "-c", text],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path), "DSTACK_RUN_NAME": "train"},
+        start_new_session=True,
+    )
+
+
+def line_of(process: subprocess.Popen[str], start: str) -> str:
+    assert process.stdout is not None
+    return next(line.strip() for line in process.stdout if line.startswith(start))
+
+
+@pytest.mark.parametrize("reports", [False, True])
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_file_ends_the_hold_in_each_shell(shell: str, reports: bool, tmp_path: Path) -> None:
+    with started(shell, tmp_path, "set -eu", "exit 3", reports=reports) as process:
+        Path(line_of(process, "To end it: touch ").removeprefix("To end it: touch ")).touch()
+        assert process.wait(60) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_signal_ends_the_hold_at_once(shell: str, number: int, tmp_path: Path) -> None:
+    with started(shell, tmp_path, "exit 3") as process:
+        assert line_of(process, '::dstack::{"kind":"held"')
+        process.send_signal(number)
+        assert process.wait(60) == 3
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_commands_that_a_signal_has_ended_are_not_held(shell: str, tmp_path: Path) -> None:
+    with started(shell, tmp_path, "sh -c 'echo started; exec sleep 600'") as process:
+        assert line_of(process, "started")
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stdout is not None
+        assert "held" not in process.stdout.read()
+        assert process.wait(60) != 0
+
+
+OUTCOME = Outcome(
+    "train",
+    "id",
+    "main",
+    RunStatus.RUNNING,
+    None,
+    None,
+    "running",
+    0.1,
+    9.0,
+    "a",
+    "b",
+    "c",
+    2.0,
+    "http://page",
+)
+HELD = {"exit_status": 3, "seconds": 1800, "done": "/tmp/done", "nodes": 2}
+
+
+def test_the_outcome_of_a_held_run_is_that_of_its_commands() -> None:
+    held = ReportedSoFar().with_hold("held", HELD, 0)
+    outcome = OUTCOME.with_reports(held)
+    assert (outcome.status, outcome.exit_status, outcome.debug_seconds) == (RunStatus.FAILED, 3, 1800)
+    # Two nodes for half an hour.
+    assert outcome.debug_cost == 2.0
+    text = describe_failure(
+        outcome, ["epoch 1", "The container is held for 30 min.", "To end it: touch /tmp/done"]
+    )
+    assert text.splitlines() == [
+        "Run train failed: its command exited with status 3. See http://page",
+        "Its container is held for 30 min, for at most 2.00 USD. "
+        "To open a shell in it: python -m dstack_core attach train",
+        "To end it earlier, stop the run, or in the container: touch /tmp/done",
+        "The last log lines:",
+        "  epoch 1",
+    ]
+    ended = OUTCOME.with_reports(held.with_hold("released", {"seconds": 36}, 0))
+    assert (ended.debug_seconds, ended.debug_cost, ended.debug_command, ended.debug_done) == (
+        36,
+        0.04,
+        "",
+        "",
+    )
+    progress = Progress("train", reported=held)
+    assert Progress.from_dict(progress.to_dict()).reported.held == {**HELD, "attempt": 0}
+
+
+def test_the_first_node_and_the_latest_attempt_count() -> None:
+    first = ReportedSoFar().with_hold("held", HELD, 0)
+    assert first.with_hold("held", {**HELD, "exit_status": 1}, 0) == first
+    assert first.with_hold("held", {**HELD, "exit_status": 1}, 1).held["exit_status"] == 1
+    assert first.with_hold("released", {"seconds": 3}, 1) == first
