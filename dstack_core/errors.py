@@ -20,14 +20,18 @@
     ├── AttachError                   the run's container could not be reached over SSH
     ├── RunError                      the run's own outcome
     │   ├── RunFailedError                the run's command or job failed
+    │   │   ├── RunUserError                  its command, code, image or another input is wrong
+    │   │   ├── RunLimitError                 it passed a limit, such as max_duration
+    │   │   ├── RunInfrastructureError        its machine, volume, gateway or server failed
     │   │   ├── RemoteFunctionError           the function that it called raised
     │   │   └── UnusableFunctionError         the call cannot work as it is, however often it is tried
     │   ├── FunctionSkipped               the function that it called had nothing to do
     │   ├── NoCapacityError               no machine was available
+    │   │   └── RunInterruptedError           its spot machine was taken away
     │   └── RunStoppedError               a user stopped or aborted the run
     └── WaitTimeoutError              the caller's own time limit passed (also a TimeoutError)
 
-``RunError`` and the three below it are in ``models/outcome.py``, beside the ``Outcome`` that they carry.
+``RunError`` and those below it are in ``models/outcome.py``, beside the ``Outcome`` that they carry.
 
 Transports and the wire raise ``TransientServerError`` for a fault that may pass. The retry wrapper turns it
 into ``ServerUnreachableError`` when its budget is used up, so a caller only sees the latter.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import griffe
 
-from scripts import option_docs
+from scripts import failure_page, option_docs
 from scripts.reference_pages import PAGES, Page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +46,9 @@ def render_all() -> dict[str, str]:
         loader.load(package)
     loader.resolve_aliases()
     pages = {f"{page.name}.md": "\n".join(_page(page, loader.modules_collection)) for page in PAGES}
+    pages[f"{failure_page.NAME}.md"] = failure_page.render()
     index = [f"* [{page.title}]({page.name}.md): {_names(page)}" for page in PAGES]
+    index.append(f"* [{failure_page.TITLE}]({failure_page.NAME}.md): the values of `outcome.category`")
     pages["README.md"] = "\n".join(
         ["# Reference", "", "Made from the docstrings by `make reference`.", "", *index, ""]
     )

@@ -19,6 +19,7 @@ from dstack_core._wire.exact_sizes import exact_sizes
 from dstack_core._wire.http_messages import text, time_of
 from dstack_core._wire.waits import WaitsFor, waits_for
 from dstack_core.models.debug import HOLD_PREFIX
+from dstack_core.models.failure_categories import describe_exit, find_category
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.statuses import RunStatus, in_words, job_status, run_status
 
@@ -28,7 +29,7 @@ _PULLING = "pulling"
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The machine of a job; ``price`` in USD per hour. None is for what is not known yet.
+    """The machine of a job; ``price`` in USD per hour. None is for what is not known (yet).
 
     ``hardware`` is as the server wrote it: ``hardware_of`` reads it, which few polls need.
     """
@@ -38,6 +39,12 @@ class Machine:
     region: str | None = None
     price: float | None = None
     hardware: Mapping[str, Any] | None = None
+
+    @property
+    def spot(self) -> bool | None:
+        """Return whether it is a spot machine, None if that is not known."""
+        spot = (self.hardware or {}).get("spot")
+        return spot if isinstance(spot, bool) else None
 
 
 # One object for all submissions without a machine: a process may watch thousands that wait for capacity.
@@ -199,6 +206,7 @@ def outcome_of(run: RunSnapshot, url: str) -> Outcome:
     submission = _explaining_submission(run)
     reason = _explaining_reason(run, submission)
     machine = submission.machine if submission else _NO_MACHINE
+    category = "" if run.status.is_success else _category(submission, reason)
     # Servers send no time at which the run ended: it is that of its last job.
     ends = [last.finished_at for job in run.jobs for last in job.submissions if last.finished_at]
     return Outcome(
@@ -216,6 +224,7 @@ def outcome_of(run: RunSnapshot, url: str) -> Outcome:
         region=machine.region,
         price_per_hour=machine.price,
         url=url,
+        category=category,
     )
 
 
@@ -329,12 +338,12 @@ def _latest(data: Mapping[str, Any], jobs: Sequence[Job]) -> Submission | None:
 
 def _explaining_submission(run: RunSnapshot) -> Submission | None:
     """Choose the job that explains the end: the first that failed by itself, else the first."""
-    # A job that ran too long ends as terminated, although that fails the run (PROTOCOL 1.6).
+    # A job that passed a limit ends as terminated, although that fails the run (PROTOCOL 1.6).
     last = [job.submissions[-1] for job in run.jobs if job.submissions]
     failed = [
         item
         for item in last
-        if item.mapped_status is RunStatus.FAILED or item.reason == "max_duration_exceeded"
+        if item.mapped_status is RunStatus.FAILED or _category(item, item.reason).startswith("limit.")
     ]
     return next(iter(failed + last), None)
 
@@ -346,10 +355,17 @@ def _explaining_reason(run: RunSnapshot, submission: Submission | None) -> str |
     return run.reason
 
 
+def _category(submission: Submission | None, reason: str | None) -> str:
+    if submission is None:
+        return find_category(reason).name
+    text_of_job = submission.reason_message or ""
+    return find_category(reason, submission.exit_status, text_of_job, spot=submission.machine.spot).name
+
+
 def _message(run: RunSnapshot, submission: Submission | None, reason: str | None) -> str:
     words = in_words(reason) or str(run.status)
     if submission and reason == "container_exited_with_error" and submission.exit_status is not None:
-        words = f"failed: its command exited with status {submission.exit_status}"
+        words = describe_exit(submission.exit_status)
     parts = [submission.reason_message if submission else None]
     # The reason is the last attempt's, so the limit that ended the attempts is added here.
     if run.reason == "retry_limit_exceeded":

@@ -67,17 +67,28 @@ from dstack_core.integration.utilization_text import (
 )
 from dstack_core.models.base import known_fields
 from dstack_core.models.durations import format_duration
+from dstack_core.models.failure_categories import (
+    FAILURE_CATEGORIES,
+    RETRIED_CATEGORIES,
+    FailureCategory,
+    category_of,
+    check_categories,
+    in_categories,
+)
 from dstack_core.models.secrets import MaskEnv, is_secret_name
 from dstack_core.models.stops import StopResult, StopState
 from dstack_core.models.tags import check_tags, tag_value
 
 __all__ = [
     "DEFAULT_LOG_BUDGET",
+    "FAILURE_CATEGORIES",
     "OUTCOME_FIELDS",
     "RESULT_WARNING",
+    "RETRIED_CATEGORIES",
     "Attempt",
     "AttemptNames",
     "CostRow",
+    "FailureCategory",
     "Finding",
     "FunctionCall",
     "LogRelay",
@@ -91,6 +102,8 @@ __all__ = [
     "StopState",
     "achoose_attempt",
     "astop_run",
+    "category_of",
+    "check_categories",
     "check_ends",
     "check_mask_env",
     "check_tags",
@@ -113,6 +126,7 @@ __all__ = [
     "format_duration",
     "format_price",
     "format_usd",
+    "in_categories",
     "is_secret_name",
     "known_fields",
     "late_read_pauses",

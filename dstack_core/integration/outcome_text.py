@@ -36,6 +36,9 @@ _METRICS_SHOWN = 10
 
 
 _TEXTS = ("str", "str | None")
+# These come from a table of this package, in this or a newer version; its longest sentence is half of that.
+_OF_CATEGORY = ("category", "cause", "next_step")
+_LONGEST_OF_CATEGORY = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,9 @@ OUTCOME_FIELDS = (
         "how busy its GPUs, CPUs and memory were",
         describe_utilization,
     ),
+    OutcomeField("category", "str", "Category", "why it did not succeed, a stable name; empty for a success"),
+    OutcomeField("cause", "str", "Cause", "what the category means"),
+    OutcomeField("next_step", "str", "Next step", "what to do about it"),
 )
 """All fields of ``Outcome``, in its order."""
 
@@ -196,15 +202,12 @@ def describe_failure(
             ``"retry_policy"``; None if it has no such option.
 
     Returns:
-        The end, the run's page, what may help, and the last lines.
+        The end, the run's page, what may help with the failure category, and the last lines.
 
     Example:
         ``raise TaskFailed(describe_failure(outcome, relay.tail, retry_option="retry_policy"))``
     """
-    text = f"{describe_end(outcome)} See {outcome.url}"
-    if outcome.no_capacity:
-        option = "" if retry_option is None else f", or set {retry_option} to let the run itself wait for it"
-        text = f"{text}\nTry again later, when there may be capacity{option}."
+    text = f"{describe_end(outcome)} See {outcome.url}{_advice(outcome, retry_option)}"
     if outcome.debug_command:
         text = f"{text}\n{describe_hold(outcome)}"
         last_lines = [line for line in last_lines if not _is_of_hold(line, outcome)]
@@ -234,6 +237,16 @@ def describe_hold(outcome: Outcome) -> str:
         f"To open a shell in it: {outcome.debug_command}\n"
         f"To end it earlier, stop the run, or in the container: touch {outcome.debug_done}"
     )
+
+
+def _advice(outcome: Outcome, retry_option: str | None) -> str:
+    # The cause is left out: the sentence on the end has it.
+    if not outcome.category:
+        return ""
+    step = outcome.next_step.rstrip(".")
+    if outcome.no_capacity and retry_option is not None:
+        step = f"{step}; or set {retry_option} to let the run itself wait for one"
+    return f"\n{step} ({outcome.category})."
 
 
 def raise_for_outcome(
@@ -319,12 +332,16 @@ def may_keep_running(backstop: str | None) -> str:
 
 def _bounded(outcome: Outcome) -> Outcome:
     texts = ((field.name, getattr(outcome, field.name)) for field in OUTCOME_FIELDS if field.type in _TEXTS)
-    changes: dict[str, Any] = {name: _cut(text) for name, text in texts if text is not None}
+    changes: dict[str, Any] = {
+        name: _cut(text, _LONGEST_OF_CATEGORY if name in _OF_CATEGORY else LONGEST_TEXT)
+        for name, text in texts
+        if text is not None
+    }
     return replace(outcome, **changes)
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} [...]"
+def _cut(text: str, longest: int = LONGEST_TEXT) -> str:
+    return text if len(text) <= longest else f"{text[:longest]} [...]"
 
 
 def _cell(text: str) -> str:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 from dstack_core.errors import DstackError
 from dstack_core.models.base import known_fields
 from dstack_core.models.debug import attach_command, hold_note
+from dstack_core.models.failure_categories import category_named, describe_exit, find_category
 from dstack_core.models.progress import ReportedSoFar
 from dstack_core.models.reports import plain_number
-from dstack_core.models.statuses import RunStatus
+from dstack_core.models.statuses import RunStatus, in_words
 
 if TYPE_CHECKING:
     from dstack_core.models.utilization import Utilization
@@ -50,6 +51,10 @@ class Outcome:
         debug_done: The file whose creation in the container ends the hold (a path), likewise.
         utilization: How busy its GPUs, CPUs and memory were; None if it was not asked for, or if the server
             has no values.
+        category: Why the run did not succeed (str), a stable name such as ``user.out_of_memory``; empty for a
+            success. ``dstack_core.integration.FAILURE_CATEGORIES`` lists all.
+        cause: The category's meaning, one sentence (str); empty for a success.
+        next_step: What to do about it, one sentence (str); empty for a success.
 
     Source: PROTOCOL 1.5, 1.6.
     """
@@ -76,6 +81,26 @@ class Outcome:
     debug_command: str = ""
     debug_done: str = ""
     utilization: Utilization | None = None
+    category: str = ""
+    cause: str = ""
+    next_step: str = ""
+
+    def __post_init__(self) -> None:
+        # Outcomes that an older version wrote, and those that an engine makes, have no category yet.
+        if self.succeeded:
+            for name in ("category", "cause", "next_step"):
+                object.__setattr__(self, name, "")
+            return
+        if self.category and self.cause and self.next_step:
+            return
+        words = in_words(self.reason) or ""
+        details = self.message.removeprefix(words).strip()
+        if details.startswith("("):
+            details = details[1:].removesuffix(")")
+        found = find_category(self.reason, self.exit_status, details)
+        row = category_named(self.category) if self.category else found
+        for name, value in (("category", row.name), ("cause", row.cause), ("next_step", row.next_step)):
+            object.__setattr__(self, name, getattr(self, name) or value)
 
     @property
     def succeeded(self) -> bool:
@@ -91,18 +116,29 @@ class Outcome:
         """Return itself if the run succeeded.
 
         Raises:
-            NoCapacityError: No machine was available, or it was taken away.
+            RunInterruptedError: Its spot machine was taken away; also a ``NoCapacityError``.
+            NoCapacityError: No machine was available.
             RunStoppedError: The run was stopped or aborted.
+            RunUserError: Its command, code, image or another input is wrong; also a ``RunFailedError``.
+            RunLimitError: It passed a limit, such as ``max_duration``; also a ``RunFailedError``.
+            RunInfrastructureError: Its machine, the server or another service failed; also a
+                ``RunFailedError``.
             RunFailedError: Anything else.
         """
         if self.succeeded:
             return self
         text = f"Run {self.run_name} {self.message}. See {self.url}{hold_note(self.debug_command)}"
+        raise self._error_class(text, self)
+
+    @property
+    def _error_class(self) -> type[RunError]:
         if self.no_capacity:
-            raise NoCapacityError(text, self)
-        if self.status.was_stopped:
-            raise RunStoppedError(text, self)
-        raise RunFailedError(text, self)
+            base: type[RunError] = NoCapacityError
+        else:
+            base = RunStoppedError if self.status.was_stopped else RunFailedError
+        # The class of the reason and status stays a base, whatever the category.
+        precise = _ERRORS.get(category_named(self.category).kind, base)
+        return precise if issubclass(precise, base) else base
 
     def with_reports(self, reported: ReportedSoFar) -> Self:
         """Return a copy with what the run has reported, as ``Progress.reported`` of an event has it."""
@@ -164,7 +200,11 @@ def _of_hold(outcome: Outcome, reported: ReportedSoFar) -> dict[str, Any]:
         "status": RunStatus.FAILED,
         "exit_status": held["exit_status"],
         "reason": "container_exited_with_error",
-        "message": f"failed: its command exited with status {held['exit_status']}",
+        "message": describe_exit(held["exit_status"]),
+        # They follow from the new end.
+        "category": "",
+        "cause": "",
+        "next_step": "",
         "debug_seconds": seconds,
         "debug_cost": round(seconds / 3600 * (outcome.price_per_hour or 0.0) * held.get("nodes", 1), 6),
         "debug_command": attach_command(outcome.run_name) if is_held else "",
@@ -200,5 +240,31 @@ class RunStoppedError(RunError):
     """A run that was stopped or aborted."""
 
 
+class RunUserError(RunFailedError):
+    """A run that failed by its command, code, image or another input; another try fails the same way."""
+
+
+class RunLimitError(RunFailedError):
+    """A run that passed a limit of its configuration or server; another try pays for it again."""
+
+
+class RunInfrastructureError(RunFailedError):
+    """A run whose machine, container, volume, gateway or server failed; another try may succeed."""
+
+
+class RunInterruptedError(NoCapacityError):
+    """A run whose spot machine was taken away; another try may succeed."""
+
+
 class NoResultError(RunError):
     """A run that succeeded, but reported no result."""
+
+
+_ERRORS: Mapping[str, type[RunError]] = {
+    "user": RunUserError,
+    "capacity": NoCapacityError,
+    "interruption": RunInterruptedError,
+    "limit": RunLimitError,
+    "infrastructure": RunInfrastructureError,
+    "stopped": RunStoppedError,
+}

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from dstack_core import NoCapacityError, Outcome, RunFailedError, RunStatus, RunStoppedError
+from dstack_core import NoCapacityError, Outcome, RunFailedError, RunStatus, RunStoppedError, RunUserError
 from dstack_core._wire.runs import outcome_of, parse_run
 from dstack_core.integration import (
     OUTCOME_FIELDS,
@@ -47,6 +47,9 @@ FAILED = Outcome(
 DONE = replace(FAILED, status=RunStatus.DONE, exit_status=0, reason="all_jobs_done", message="finished")
 NO_CAPACITY = replace(
     FAILED,
+    category="",
+    cause="",
+    next_step="",
     reason="failed_to_start_due_to_no_capacity",
     message="failed: no capacity, no machine could be had",
     exit_status=None,
@@ -152,6 +155,9 @@ def test_a_table_has_a_row_for_every_field_that_is_known() -> None:
         "Region": "us-east-1",
         "Price": "1.20 USD per hour",
         "Page": "http://server/runs/id-1",
+        "Category": "user.exit",
+        "Cause": "The command of the run failed.",
+        "Next step": "Correct the command or its input; the end of the log shows what went wrong.",
     }
     assert {"Exit status", "Instance", "Backend", "Region", "Price"}.isdisjoint(outcome_rows(NO_CAPACITY))
     assert outcome_rows(replace(FAILED, exit_status=0, duration=0.0))["Exit status"] == "0"
@@ -182,16 +188,18 @@ def test_the_last_line_of_a_log_sums_up_the_run() -> None:
 
 def test_a_failure_shows_what_happened_where_to_look_and_the_last_lines() -> None:
     assert describe_failure(FAILED) == (
-        "Run train failed: its command exited with status 7. See http://server/runs/id-1"
+        "Run train failed: its command exited with status 7. See http://server/runs/id-1\n"
+        "Correct the command or its input; the end of the log shows what went wrong (user.exit)."
     )
     assert describe_failure(FAILED, ["epoch 1", "out of memory"]) == (
         "Run train failed: its command exited with status 7. See http://server/runs/id-1\n"
+        "Correct the command or its input; the end of the log shows what went wrong (user.exit).\n"
         "The last log lines:\n  epoch 1\n  out of memory"
     )
 
 
 def test_only_the_end_of_a_long_log_is_shown() -> None:
-    shown = describe_failure(FAILED, [f"{number} " + "x" * 600 for number in range(50)]).splitlines()[2:]
+    shown = describe_failure(FAILED, [f"{number} " + "x" * 600 for number in range(50)]).splitlines()[3:]
     assert [line.split()[0] for line in shown] == [str(number) for number in range(30, 50)]
     assert {len(line) for line in shown} == {502}
 
@@ -199,16 +207,17 @@ def test_only_the_end_of_a_long_log_is_shown() -> None:
 def test_the_text_for_a_run_without_capacity_names_what_may_help() -> None:
     assert describe_failure(NO_CAPACITY, ["x"], retry_option="run_retry_policy") == (
         "Run train failed: no capacity, no machine could be had. See http://server/runs/id-1\n"
-        "Try again later, when there may be capacity, or set run_retry_policy to let the run itself wait for it.\n"
+        "Try again later, or allow more machines: other GPUs, regions or backends, spot, a higher max_price; "
+        "or set run_retry_policy to let the run itself wait for one (capacity.none).\n"
         "The last log lines:\n  x"
     )
-    assert describe_failure(NO_CAPACITY).endswith("\nTry again later, when there may be capacity.")
+    assert describe_failure(NO_CAPACITY).endswith("spot, a higher max_price (capacity.none).")
 
 
 @pytest.mark.parametrize(
     ("outcome", "kind"),
     [
-        (FAILED, RunFailedError),
+        (FAILED, RunUserError),
         (NO_CAPACITY, NoCapacityError),
         (replace(FAILED, status=RunStatus.TERMINATED, reason="stopped_by_user"), RunStoppedError),
     ],

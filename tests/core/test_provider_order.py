@@ -42,7 +42,7 @@ LAYERS: dict[str, list[set[str]]] = {
             "errors",
         },
         # One part of a task each: its connection, its record, its submission, its result.
-        {"_outcome", "_previous_try", "_reap", "hooks"},
+        {"_outcome", "_previous_try", "_reap", "hooks", "retry_policies"},
         {
             "_commands",
             "_function_call",
@@ -73,7 +73,17 @@ LAYERS: dict[str, list[set[str]]] = {
         {"_job", "_orphaned_runs", "_worker_runs"},
         {"_follow"},
         # What flows and work pools use.
-        {"_remote_function", "deploy", "hooks", "reaper", "run_handle", "runs", "tasks", "worker"},
+        {
+            "_remote_function",
+            "deploy",
+            "hooks",
+            "reaper",
+            "retry_conditions",
+            "run_handle",
+            "runs",
+            "tasks",
+            "worker",
+        },
         {"_commands", "_remote_call", "flows", "functions", "job_block"},
         {"decorators"},
         {"__init__", "_collection"},

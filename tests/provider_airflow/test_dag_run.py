@@ -61,7 +61,7 @@ def test_a_failing_run_fails_the_task_with_its_exit_status(
     )
     output = capfd.readouterr().out
     assert ended.task_state == "failed"
-    assert "DstackRunFailed" in output
+    assert "DstackUserError" in output
     assert "exited with status 7" in output
     assert output.count("step-1") == 1
     assert len(runs_of(server, ended.marker)) == 1
@@ -86,7 +86,7 @@ def test_no_capacity_has_an_error_of_its_own(
     assert "on offer now. gpu memory: 16GB is an exact size; write 16GB.. for at least that." in output
     assert ended.task_state == "failed"
     assert "DstackNoCapacity" in output
-    assert "set run_retry_policy to let the run itself wait for it" in output
+    assert "set run_retry_policy to let the run itself wait for one" in output
     assert "no machine is on offer now" in output
 
 

@@ -190,7 +190,7 @@ def test_an_exit_status_can_skip_the_task(
     output = capfd.readouterr().out
     assert ran.tasks == {"train": state}
     assert ("exited with status 99, which means to skip" in output) is (state == "skipped")
-    assert ("DstackRunFailed" in output) is (state == "failed")
+    assert ("DstackUserError" in output) is (state == "failed")
 
 
 @pytest.mark.parametrize("serializer", ["json", "cloudpickle"])

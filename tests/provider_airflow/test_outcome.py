@@ -21,11 +21,15 @@ from airflow_provider_dstack._outcome import (
 )
 from airflow_provider_dstack.errors import (
     DstackError,
+    DstackInfrastructureError,
+    DstackLimitExceeded,
     DstackNoCapacity,
     DstackRunError,
     DstackRunFailed,
     DstackRunStopped,
     DstackServerUnreachable,
+    DstackSpotInterrupted,
+    DstackUserError,
 )
 from airflow_provider_dstack.status_trigger import is_reached
 from dstack_core import (
@@ -50,6 +54,10 @@ FAILED = replace(
     reason="container_exited_with_error",
     message="failed: its command exited with status 7",
 )
+
+
+# An outcome sums its end up when it is made; a copy with another end does it anew.
+UNSET: dict[str, Any] = {"category": "", "cause": "", "next_step": ""}
 
 
 def test_a_run_that_succeeded_gives_a_plain_result() -> None:
@@ -103,7 +111,7 @@ def test_an_error_of_the_core_does_not_cause_the_one_with_its_text() -> None:
 
 
 def test_an_advice_names_only_what_the_caller_has() -> None:
-    no_capacity = replace(FAILED, reason="failed_to_start_due_to_no_capacity")
+    no_capacity = replace(FAILED, reason="failed_to_start_due_to_no_capacity", **UNSET)
     with pytest.raises(DstackNoCapacity, match="set run_retry_policy to let the run itself wait"):
         result_of(no_capacity, [])
     with pytest.raises(DstackNoCapacity) as caught:
@@ -115,14 +123,17 @@ def test_an_advice_names_only_what_the_caller_has() -> None:
     ("change", "kind"),
     [
         ({"reason": "failed_to_start_due_to_no_capacity"}, DstackNoCapacity),
-        ({"reason": "interrupted_by_no_capacity"}, DstackNoCapacity),
+        ({"reason": "interrupted_by_no_capacity"}, DstackSpotInterrupted),
+        ({"reason": "max_duration_exceeded"}, DstackLimitExceeded),
+        ({"reason": "instance_unreachable"}, DstackInfrastructureError),
+        ({"exit_status": 1}, DstackUserError),
         ({"status": RunStatus.TERMINATED, "reason": "stopped_by_user"}, DstackRunStopped),
         ({"status": RunStatus.FAILED, "reason": "something_new"}, DstackRunFailed),
     ],
 )
 def test_each_kind_of_failure_has_its_own_error(change: dict[str, Any], kind: type[DstackRunError]) -> None:
     with pytest.raises(DstackRunError) as caught:
-        result_of(replace(FAILED, **change), [])
+        result_of(replace(FAILED, **{**UNSET, **change}), [])
     assert type(caught.value) is kind
     assert isinstance(caught.value, AirflowException)
 

@@ -121,5 +121,5 @@ def test_a_sensor_fails_with_its_run_on_a_real_server(
         )
     output = capfd.readouterr().out
     assert ran.tasks == {"wait": "failed"}
-    assert "DstackRunFailed" in output
+    assert "DstackUserError" in output
     assert "exited with status 7" in output

@@ -110,7 +110,7 @@ def test_a_failed_command_has_no_result(
     ended = dag_runner.run(arguments(deferrable, "echo started", writing(RESULT), "exit 3", returns="result"))
     output = capfd.readouterr().out
     assert ended.task_state == "failed"
-    assert "DstackRunFailed" in output
+    assert "DstackUserError" in output
     assert "exited with status 3" in output
     assert "expected a result" not in output
 

@@ -84,7 +84,7 @@ def test_a_run_that_fails_fails_the_sensor_at_once(
     opener.join()
     output = capfd.readouterr().out
     assert ran.tasks == {"wait": "failed"}
-    assert "DstackRunFailed" in output
+    assert "DstackUserError" in output
     assert "exited with status 7" in output
 
 

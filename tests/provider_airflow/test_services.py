@@ -70,7 +70,7 @@ def test_a_service_that_ends_before_it_answers_fails_the_task(
     )
     output = capfd.readouterr().out
     assert ran.tasks == {"serve": "failed", "stop": "success"}
-    assert "DstackRunFailed" in output
+    assert "DstackUserError" in output
     assert "no weights" in output
     assert "No run of serve is running." in output
 

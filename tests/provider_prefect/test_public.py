@@ -58,6 +58,7 @@ def test_the_public_names_are_these() -> None:
         "dstack_task",
         "get_run",
         "reap_runs",
+        "retry_on",
         "run_and_report",
         "run_task",
         "stop_dstack_runs",

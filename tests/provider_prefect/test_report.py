@@ -44,6 +44,9 @@ def test_a_run_is_shown_in_its_flow_run(
     started, ended = until(lambda: (e := events_of(run.id)) and len(e) == 2 and e, seconds=20)  # type: ignore[misc]
     assert (started["event"], ended["event"]) == ("dstack.run.started", "dstack.run.failed")
     assert ended["follows"] == started["id"]
+    assert ended["resource"]["dstack.category"] == outcome.category == "user.exit"
+    assert "dstack.category" not in started["resource"]
+    assert found["dstack-train"].metadata_["dstack.category"] == "user.exit"
     assert ended["payload"] == outcome.to_dict()
     assert set(ended["payload"]) == {field.name for field in OUTCOME_FIELDS}
     assert any(str(ids[0]) in related["prefect.resource.id"] for related in ended["related"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from airflow.sdk import BaseHook, BaseOperator, Context
+    from airflow.sdk import BaseHook, BaseOperator, Context, RetryDecision, RetryPolicy
     from airflow.sdk.configuration import conf
     from airflow.sdk.exceptions import (
         AirflowException,
@@ -24,6 +24,11 @@ else:
     from airflow.sdk import BaseOperator, Context
     from airflow.sdk.exceptions import AirflowRuntimeError
 
+    try:
+        from airflow.sdk import RetryDecision, RetryPolicy
+    except ImportError:
+        # Before Airflow 3.3. A policy can then not be made, so the base class has nothing to do.
+        RetryDecision, RetryPolicy = None, object
     try:
         from airflow.sdk import BaseHook
     except ImportError:
@@ -60,6 +65,8 @@ __all__ = [
     "BaseHook",
     "BaseOperator",
     "Context",
+    "RetryDecision",
+    "RetryPolicy",
     "TaskFacts",
     "TaskInstanceLike",
     "TaskStateStoreLike",
@@ -68,6 +75,7 @@ __all__ = [
     "deferral_errors",
     "delete_xcom",
     "find_task_state",
+    "has_retry_policies",
     "mask_secret",
     "pull_xcom",
     "push_xcom",
@@ -262,6 +270,11 @@ def deferral_errors() -> tuple[type[Exception], ...]:
     """Return what Airflow raises on the worker when a deferral timed out or its trigger broke."""
     homes = ("airflow.sdk.exceptions", "airflow.exceptions")
     return (_first("TaskDeferralError", *homes), _first("TaskDeferralTimeout", *homes))
+
+
+def has_retry_policies() -> bool:
+    """Return whether this Airflow has retry policies, which came with 3.3."""
+    return RetryDecision is not None
 
 
 def trigger_has_on_kill() -> bool:

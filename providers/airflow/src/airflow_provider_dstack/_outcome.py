@@ -9,11 +9,16 @@ from airflow_provider_dstack._compat import AirflowSkipException
 from airflow_provider_dstack.errors import (
     AirflowFailException,
     DstackError,
+    DstackInfrastructureError,
+    DstackLimitExceeded,
     DstackNoCapacity,
+    DstackRunError,
     DstackRunFailed,
     DstackRunInterrupted,
     DstackRunStopped,
     DstackServerUnreachable,
+    DstackSpotInterrupted,
+    DstackUserError,
 )
 
 if TYPE_CHECKING:
@@ -23,6 +28,16 @@ if TYPE_CHECKING:
 FINISHED = "finished"
 TIMED_OUT = "timed_out"
 BROKEN = "broken"
+
+# The classes of ``dstack_core`` that a run's end raises, by name: a DAG file does not import them.
+_KINDS: dict[str, type[DstackRunError]] = {
+    "NoCapacityError": DstackNoCapacity,
+    "RunInfrastructureError": DstackInfrastructureError,
+    "RunInterruptedError": DstackSpotInterrupted,
+    "RunLimitError": DstackLimitExceeded,
+    "RunStoppedError": DstackRunStopped,
+    "RunUserError": DstackUserError,
+}
 
 # What is kept in Airflow's database has a bound, whatever a server sends. An error of ``dstack_core`` is some
 # hundreds of characters.
@@ -98,7 +113,7 @@ def result_of(
     log has those lines, so the error's message does not repeat them. ``retry_option`` is the parameter of the
     operator that makes a run wait for capacity.
     """
-    from dstack_core import NoCapacityError, RunError, RunStoppedError
+    from dstack_core import RunError
     from dstack_core.integration import outcome_dict, raise_for_outcome
 
     if outcome.exit_status is not None and outcome.exit_status in skip_on:
@@ -108,8 +123,8 @@ def result_of(
     try:
         raise_for_outcome(outcome, tail, retry_option=retry_option, are_shown=is_tail_shown)
     except RunError as error:
-        kinds = {NoCapacityError: DstackNoCapacity, RunStoppedError: DstackRunStopped}
-        raise kinds.get(type(error), DstackRunFailed)(error.message, outcome_dict(outcome), tail) from None
+        kind = _KINDS.get(type(error).__name__, DstackRunFailed)
+        raise kind(error.message, outcome_dict(outcome), tail) from None
     return outcome_dict(outcome)
 
 

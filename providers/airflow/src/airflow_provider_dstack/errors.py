@@ -7,7 +7,11 @@
     └── DstackError
         ├── DstackRunError            the run ended and did not succeed
         │   ├── DstackRunFailed           its command or job failed
-        │   ├── DstackNoCapacity          no machine could be had, or one was taken away
+        │   │   ├── DstackUserError           its command, code, image or another input is wrong
+        │   │   ├── DstackLimitExceeded       it passed a limit, such as max_duration
+        │   │   └── DstackInfrastructureError     its machine, volume, gateway or server failed
+        │   ├── DstackNoCapacity          no machine could be had
+        │   │   └── DstackSpotInterrupted     its spot machine was taken away
         │   └── DstackRunStopped          it was stopped or aborted from outside
         ├── DstackServerUnreachable   the server did not answer for longer than the retry budget
         └── DstackRunInterrupted      the task ended before its run did
@@ -23,12 +27,16 @@ from airflow_provider_dstack._compat import AirflowException, AirflowFailExcepti
 __all__ = [
     "AirflowFailException",
     "DstackError",
+    "DstackInfrastructureError",
+    "DstackLimitExceeded",
     "DstackNoCapacity",
     "DstackRunError",
     "DstackRunFailed",
     "DstackRunInterrupted",
     "DstackRunStopped",
     "DstackServerUnreachable",
+    "DstackSpotInterrupted",
+    "DstackUserError",
 ]
 
 
@@ -47,6 +55,11 @@ class DstackRunError(DstackError):
         self.outcome = dict(outcome)
         self.last_lines = list(last_lines)
 
+    @property
+    def category(self) -> str:
+        """The failure category, such as ``user.out_of_memory``; empty if the outcome has none."""
+        return str(self.outcome.get("category") or "")
+
     def __reduce__(self) -> tuple[type[DstackRunError], tuple[str, dict[str, Any], list[str]]]:
         """Keep all of it when the error crosses a process border."""
         return type(self), (str(self), self.outcome, self.last_lines)
@@ -56,8 +69,24 @@ class DstackRunFailed(DstackRunError):
     """A run whose command exited non-zero, or whose job failed."""
 
 
+class DstackUserError(DstackRunFailed):
+    """A run that failed by its command, code, image or another input; another try fails the same way."""
+
+
+class DstackLimitExceeded(DstackRunFailed):
+    """A run that passed a limit of its configuration or server; another try pays for it again."""
+
+
+class DstackInfrastructureError(DstackRunFailed):
+    """A run whose machine, container, volume, gateway or server failed; another try may succeed."""
+
+
 class DstackNoCapacity(DstackRunError):
     """A run for which there was no machine, or whose machine was taken away; a later try may succeed."""
+
+
+class DstackSpotInterrupted(DstackNoCapacity):
+    """A run whose spot machine was taken away; a later try may succeed."""
 
 
 class DstackRunStopped(DstackRunError):

@@ -10,6 +10,7 @@ from prefect_dstack.functions import dstack_task
 from prefect_dstack.hooks import stop_dstack_runs, stop_runs_on_cancellation, stop_runs_on_crash
 from prefect_dstack.job_block import DstackRun
 from prefect_dstack.reaper import areap_runs, reap_runs
+from prefect_dstack.retry_conditions import retry_on
 from prefect_dstack.run_handle import DstackRunHandle
 from prefect_dstack.runs import (
     aget_run,
@@ -54,6 +55,7 @@ __all__ = [
     "dstack_task",
     "get_run",
     "reap_runs",
+    "retry_on",
     "run_and_report",
     "run_task",
     "stop_dstack_runs",

@@ -246,6 +246,7 @@ def _report_end(api: SyncPrefectClient, run: Unreported, outcome: Outcome) -> bo
             "markdown",
             outcome_table(outcome),
             _report.table_description(run.run_name),
+            _report.category_label({"category": outcome.category}) or None,
             flow_run_id=artifact.flow_run_id,
             task_run_id=artifact.task_run_id,
         )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dstack_core import AsyncRun, Event, Outcome, Run
     from dstack_core.integration import StopResult
 
+CATEGORY_LABEL = "dstack.category"
 PROGRESS_SUFFIX = "-progress"
 ENDED_PERCENT = 100.0
 # As many artifacts as a Prefect server returns at once.
@@ -143,7 +144,8 @@ class Report:
             self._with_api(lambda api: self._create_last(api, outcome, table))
 
     def _create_last(self, api: SyncPrefectClient, outcome: Outcome, table: str) -> None:
-        self._create(api, self._key, "markdown", table, table_description(outcome.run_name))
+        label = category_label({"category": outcome.category})
+        self._create(api, self._key, "markdown", table, table_description(outcome.run_name), label or None)
         if outcome.utilization is not None:
             description = f"Utilization of run {outcome.run_name}"
             self._create(api, f"{self._key}-utilization", "markdown", _chart(outcome), description)
@@ -205,6 +207,12 @@ def end_payload(outcome: Outcome) -> dict[str, Any]:
     return payload
 
 
+def category_label(payload: Mapping[str, Any]) -> dict[str, str]:
+    """Return the label of a run that failed, by which automations and filters find it."""
+    category = payload.get("category")
+    return {CATEGORY_LABEL: str(category)} if category else {}
+
+
 def stopping_payload(url: str, flow_run_id: object) -> dict[str, Any]:
     """Return what ``dstack.run.stopping`` holds; the reaper reads the flow run from it."""
     return {"url": url, "flow_run_id": None if flow_run_id is None else str(flow_run_id)}
@@ -221,14 +229,16 @@ def emit(
 ) -> PrefectEvent | None:
     """Emit ``dstack.run.<what>``, once per run. Prefect itself adds the flow and task run of the context.
 
-    ``flow_run_id`` names the flow run outside of one. Raises what Prefect raises.
+    ``flow_run_id`` names the flow run outside of one. The label ``dstack.category`` is that of an outcome in
+    the payload. Raises what Prefect raises.
     """
     from prefect.events import emit_event
 
+    resource = {"prefect.resource.id": f"dstack.run.{run_id}", "prefect.resource.name": run_name}
     related = [] if flow_run_id is None else [_flow_run_resource(flow_run_id)]
     return emit_event(
         f"dstack.run.{what}",
-        resource={"prefect.resource.id": f"dstack.run.{run_id}", "prefect.resource.name": run_name},
+        resource=resource | category_label(payload),
         related=related,
         payload=payload,
         id=event_id(what, run_id),

@@ -1,0 +1,43 @@
+"""The retry condition of a Prefect task: try again where the cause of the failure may pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefect import Task
+    from prefect.client.schemas.objects import State, TaskRun
+
+__all__ = ["retry_on"]
+
+
+def retry_on(*categories: str) -> Callable[[Task[..., Any], TaskRun, State[Any]], bool]:
+    """Return a condition for ``retry_condition_fn`` of a task, by the failure category of its run.
+
+    A task is tried again only if its run ended with one of the categories, or if the dstack server did not
+    answer and ``server`` is one of them. Any other error fails the task at once, despite ``retries``. A
+    condition adds no tries: set ``retries`` too. Source: Prefect documentation, "Retry behavior of tasks".
+
+    Args:
+        *categories: Failure categories such as ``"image.pull_failed"``, and groups such as ``"capacity"``,
+            which stand for all that begin with them. Default: ``capacity``, ``spot``, ``machine``,
+            ``image.pull_failed``, ``server`` and ``gateway``.
+
+    Raises:
+        ConfigurationError: A name is neither a failure category nor a group.
+
+    Example:
+        ``run_task.with_options(retries=3, retry_condition_fn=retry_on("capacity", "spot"))(configuration)``
+    """
+    from dstack_core.integration import RETRIED_CATEGORIES, category_of, check_categories, in_categories
+
+    wanted = check_categories(categories or RETRIED_CATEGORIES, "retry_on")
+
+    def is_worth_a_retry(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+        # Prefect wraps the exception of a task whose results it keeps.
+        error = getattr(state.data, "result", state.data)
+        category = category_of(error) if isinstance(error, BaseException) else None
+        return category is not None and in_categories(category, wanted)
+
+    return is_worth_a_retry
