@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import ClassVar, Generic, Self, TypeVar
 
 from dstack_core import config
@@ -14,6 +15,7 @@ from dstack_core._operations import Operations
 from dstack_core._transport.settings import TransportSettings
 from dstack_core._wire.api import Api
 from dstack_core.models.options import check_seconds
+from dstack_core.models.tags import check_tags
 
 TransportT = TypeVar("TransportT")
 
@@ -33,16 +35,23 @@ class ClientBase(Generic[TransportT]):
         connect_timeout: float = 5.0,
         retry_budget: float = 30.0,
         verify: bool | str = True,
+        ui_url: str | None = None,
+        default_tags: Mapping[str, str] | None = None,
     ) -> None:
         check_seconds("timeout", timeout, above=True)
         check_seconds("connect_timeout", connect_timeout, above=True)
         check_seconds("retry_budget", retry_budget)
         target = config.from_arguments(server_url, project_name, user_token)
+        ui_url = config.ui_url(ui_url, of_environment=not server_url)
+        tags = {} if default_tags is None else check_tags("default_tags", default_tags)
         settings = TransportSettings(target.server_url, target.token, timeout, connect_timeout, verify)
         self._timeout = timeout
         self._transport = self._new_transport(settings)
         self._operations = Operations(
-            Api(target.server_url, target.project), retry_budget, longest_log_pause=self._longest_log_pause
+            Api(target.server_url, target.project, ui_url or target.server_url),
+            retry_budget,
+            longest_log_pause=self._longest_log_pause,
+            default_tags=tags,
         )
 
     @classmethod
@@ -63,6 +72,8 @@ class ClientBase(Generic[TransportT]):
         connect_timeout: float = 5.0,
         retry_budget: float = 30.0,
         verify: bool | str = True,
+        ui_url: str | None = None,
+        default_tags: Mapping[str, str] | None = None,
     ) -> Self:
         """Return a client for the arguments, else the environment, else ``~/.dstack/config.yml``.
 
@@ -97,6 +108,10 @@ class ClientBase(Generic[TransportT]):
             connect_timeout: Seconds to wait for each connection.
             retry_budget: Seconds for which one call keeps retrying an unreachable server.
             verify: Whether to check TLS certificates, or the path of a CA bundle.
+            ui_url: The server's address for browsers, in every address of a page. Default: ``DSTACK_UI_URL``
+                unless ``server_url`` is given, else the server's address.
+            default_tags: Tags of the machines of every run, as ``tags`` of ``submit``, which wins. A server
+                before 0.19.5 gets none of them. Default: none.
 
         Returns:
             The client.
@@ -128,6 +143,8 @@ class ClientBase(Generic[TransportT]):
             connect_timeout=connect_timeout,
             retry_budget=retry_budget,
             verify=verify,
+            ui_url=config.ui_url(ui_url, of_environment=not server_url),
+            default_tags=default_tags,
         )
         # Behind ``__init__``, whose parameters are those of the class: only ``from_config`` takes code and
         # keys.
@@ -149,6 +166,15 @@ class ClientBase(Generic[TransportT]):
     def project(self) -> str:
         """Return the project's name."""
         return self._operations.api.project
+
+    @property
+    def ui_url(self) -> str:
+        """Return the server's address for browsers, without a slash at its end."""
+        return self._operations.api.ui_url
+
+    def browser_url(self, url: str) -> str:
+        """Return an address of the server, such as that of a service, as browsers reach it."""
+        return self._operations.api.browser_url(url)
 
     def run_url(self, run_id: str | None = None) -> str:
         """Return the address of a run's page on the server; without an id, that of the list of runs."""

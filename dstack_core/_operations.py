@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from dstack_core._code.deliver import CodeSource
 from dstack_core._flow import queries
 from dstack_core._flow.accepted_stops import Stops
 from dstack_core._flow.apply import apply
+from dstack_core._flow.default_tags import send_with_tags
 from dstack_core._flow.follow import LONGEST_LOG_PAUSE, FollowOptions, follow
 from dstack_core._flow.hold import is_held
 from dstack_core._flow.queries import MOST_VALUES, check_limit, list_events
@@ -43,7 +45,7 @@ from dstack_core._wire.api import Api
 from dstack_core._wire.attach import Approach, Route, fixed_local_ports
 from dstack_core._wire.filling import fill_in, takes_args
 from dstack_core._wire.runs import RunSnapshot
-from dstack_core._wire.spec import check_run_name, retries_errors, run_spec
+from dstack_core._wire.spec import check_run_name, retries_errors, run_spec, with_default_tags
 from dstack_core._wire.versions import needs_of
 from dstack_core.configurations import ConfigurationLike, load_configuration, load_profile
 from dstack_core.errors import ConfigurationError
@@ -69,7 +71,7 @@ class Operations:
 
     ``retry_budget`` in seconds. ``keys`` are SSH keys of the caller's that runs are submitted with and logged
     in to; without them the server's count. ``longest_log_pause`` (seconds) is how long a log without news may
-    stay unread while its run is followed.
+    stay unread while its run is followed. ``default_tags`` are those of every run that can have them.
     """
 
     api: Api
@@ -79,6 +81,7 @@ class Operations:
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
     longest_log_pause: float = LONGEST_LOG_PAUSE
+    default_tags: Mapping[str, str] = field(default_factory=dict)
     _public_key: str | None = field(default=None, repr=False)
     _version_check: VersionCheck = field(init=False, repr=False)
     _stops: Stops = field(init=False, repr=False)
@@ -117,10 +120,15 @@ class Operations:
         if verify_ports and isinstance(loaded, Task) and loaded.ports:
             verify_local_ports(fixed_local_ports(loaded))
         budget = self._budget(retry_budget)
+        tags = {} if options.get("tags") is False else self.default_tags
 
         def send(spec: Mapping[str, Any]) -> Op[RunSnapshot]:
+            return send_with_tags(partial(send_with, spec), tags, self._version_check)
+
+        def send_with(spec: Mapping[str, Any], tags: Mapping[str, str]) -> Op[RunSnapshot]:
             if in_place:
-                return apply(self.api, spec, budget, marker=marker)
+                return apply(self.api, spec, budget, marker=marker, default_tags=tags)
+            spec = with_default_tags(spec, tags)
             # Only this call knows a marker that it generated itself, so no run can carry it yet.
             return submit(self.api, spec, budget, replace_finished=True, look_first=marker is not None)
 

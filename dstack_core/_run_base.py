@@ -70,8 +70,24 @@ class RunBase(Generic[TransportT]):
 
     @property
     def url(self) -> str:
-        """The address of the run's page on the server."""
+        """The address of the run's page on the server, with the client's ``ui_url``."""
         return self._operations.api.run_url(self.id)
+
+    @property
+    def logs_url(self) -> str:
+        """The address of the page with the run's log; servers before 0.19.27 show it on the run's page."""
+        return f"{self.url}/logs" if self._snapshot.has_pages else self.url
+
+    @property
+    def metrics_url(self) -> str | None:
+        """The address of the page with the run's metrics; None for a server without one."""
+        return f"{self.url}/metrics" if self._snapshot.has_pages else None
+
+    @property
+    def browser_service_url(self) -> str | None:
+        """The ``service_url`` as browsers reach it, which differs if the client has a ``ui_url``."""
+        url = self.service_url
+        return None if url is None else self._operations.api.browser_url(url)
 
     @property
     def marker(self) -> str | None:

@@ -44,6 +44,10 @@ class AsyncClient(ClientBase[AsyncTransport]):
         connect_timeout: Seconds to wait for each connection.
         retry_budget: Seconds for which one call keeps retrying an unreachable server.
         verify: Whether to check TLS certificates, or the path of a CA bundle.
+        ui_url: The server's address for browsers, in every address of a page. Default: ``DSTACK_UI_URL``
+            unless ``server_url`` is given, else the server's address.
+        default_tags: Tags of the machines of every run, as ``tags`` of ``submit``, which wins. A server
+            before 0.19.5 gets none of them. Default: none.
 
     Raises:
         ProjectNotConfiguredError: The server, the project or the token is missing.

@@ -41,6 +41,10 @@ class Client(ClientBase[BlockingTransport]):
         connect_timeout: Seconds to wait for each connection.
         retry_budget: Seconds for which one call keeps retrying an unreachable server.
         verify: Whether to check TLS certificates, or the path of a CA bundle.
+        ui_url: The server's address for browsers, in every address of a page. Default: ``DSTACK_UI_URL``
+            unless ``server_url`` is given, else the server's address.
+        default_tags: Tags of the machines of every run, as ``tags`` of ``submit``, which wins. A server
+            before 0.19.5 gets none of them. Default: none.
 
     Raises:
         ProjectNotConfiguredError: The server, the project or the token is missing.
@@ -159,6 +163,9 @@ class RunCollection:
             reports: Whether the run gets ``$DSTACK_RESULT_FILE``, whose content becomes its result, and the
                 Python module ``dstack_report`` (servers from 0.19.17 on): a command before those of a task.
                 Default: False, the configuration is sent as it is.
+            tags: Tags that the run's machine gets at its cloud, by which a bill can be grouped (servers from
+                0.19.5 on). A key that the configuration or the profile has keeps its value there. False also
+                leaves out the client's ``default_tags``. Default: none of its own.
             debug_on_failure: How long the container is held after the commands of a task have failed, for a
                 person who opens a shell in it: seconds or ``"30m"``. For every follower the run has failed at
                 once. Default: not at all.

@@ -24,6 +24,7 @@ _EXPECTED = {
     "DSTACK_PROJECT": "the name of a project",
     "DSTACK_TOKEN": "the token of a user of the server",
 }
+_UI_URL = "DSTACK_UI_URL"
 _VARIABLES = dict(zip(("server_url", "project_name", "user_token"), _EXPECTED, strict=True))
 
 
@@ -84,6 +85,22 @@ def from_config(
             f"{path}: expected a {error.args[0]} for the project {project.get('name')!r}, got none. Add it "
             "to the file."
         ) from None
+
+
+def ui_url(given: str | None, *, of_environment: bool) -> str | None:
+    """Return the server's address for browsers, None for that of the server itself.
+
+    ``of_environment``: whether ``DSTACK_UI_URL`` counts, which belongs to a server that no argument names.
+    Raises ``ConfigurationError`` for an address without a scheme.
+    """
+    name = "ui_url"
+    if not given and of_environment:
+        name, given = _UI_URL, os.environ.get(_UI_URL)
+    if given and not given.startswith(("http://", "https://")):
+        raise ConfigurationError(
+            f"{name}: expected an address such as https://dstack.example.com, got {given!r}. Add the scheme."
+        )
+    return given.rstrip("/") if given else None
 
 
 def _target(server_url: str, project: str, token: str) -> Target:

@@ -17,6 +17,7 @@ VALUES: dict[str, Any] = {
     "args": ["--epochs", "3"],
     "profile": "cheap",
     "reports": True,
+    "tags": {"team": "ml"},
     "debug_on_failure": "30m",
 }
 # All options, each visible in what is sent.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from dstack_core._flow.retry import Patience, RetryBudget
@@ -17,6 +18,7 @@ from dstack_core._flow.steps import Op, Sleep, call
 from dstack_core._flow.submit import SETTLE_SECONDS, submit, unknown
 from dstack_core._wire.api import Api
 from dstack_core._wire.runs import RunSnapshot
+from dstack_core._wire.spec import with_default_tags, with_tags_kept
 from dstack_core._wire.updates import Resource, UpdatePlan, same_spec, update_of
 from dstack_core.errors import (
     ProtocolError,
@@ -32,14 +34,20 @@ _MOST_LOST_RACES = 4
 
 
 def apply(
-    api: Api, run_spec: Mapping[str, Any], budget: RetryBudget, *, marker: str | None
+    api: Api,
+    run_spec: Mapping[str, Any],
+    budget: RetryBudget,
+    *,
+    marker: str | None,
+    default_tags: Mapping[str, str] = MappingProxyType({}),
 ) -> Op[RunSnapshot]:
     """Return the run of this spec's name once it matches the spec.
 
     An active run is updated in place, and left alone when there is nothing to change; it keeps its marker
     unless one is given. Where no run is active, one is submitted with the spec's own marker; a finished run
-    that carries ``marker`` is returned as it is. Raises ``RunNotUpdatableError`` when a change needs a new
-    run, and the other server errors.
+    that carries ``marker`` is returned as it is. A run that is submitted gets the ``default_tags``; one
+    that is updated keeps those that it has. Raises ``RunNotUpdatableError`` when a change needs a new run,
+    and the other server errors.
     """
     patience = Patience(budget)
     sent: _Sent | None = None
@@ -66,14 +74,18 @@ def apply(
             try:
                 return (
                     yield from submit(
-                        api, run_spec, budget, replace_finished=True, look_first=marker is not None
+                        api,
+                        with_default_tags(run_spec, default_tags),
+                        budget,
+                        replace_finished=True,
+                        look_first=marker is not None,
                     )
                 )
             except RunNameTakenError as error:
                 # Another client submitted a run of that name meanwhile: next, that one is updated.
                 refusal, sent = error, None
                 continue
-        wanted = update_of(found, run_spec, marker=marker)
+        wanted = update_of(found, with_tags_kept(run_spec, default_tags, found.spec), marker=marker)
         plan = yield from call(api.get_update_plan(wanted))
         # The plan is a request of its own, so it may be about a run that replaced the one just found.
         if plan.current is None or plan.current.run.id != found.run.id:

@@ -61,6 +61,19 @@ class VersionCheck:
             self._asked = True
         return self._release
 
+    def lacks(self, need: str) -> bool:
+        """Return whether the server is known to lack a need; makes no request."""
+        return versions.lacks(need, self._release)
+
+    def lacks_after(self, refusal: ServerError, need: str) -> Op[bool]:
+        """Return whether the server lacks a need, now that it has refused a request that uses it.
+
+        Raises the refusal if the version cannot be fetched.
+        """
+        if not versions.may_mean_an_old_server(refusal):
+            return False
+        return versions.lacks(need, (yield from self._release_or(refusal)))
+
     def _release_or(self, refusal: ServerError) -> Op[versions.Release | None]:
         try:
             # Not retried: the version only makes the message of the refusal better, and retries would delay

@@ -56,18 +56,31 @@ class ServerInfo:
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """The calls for one project of one server; ``server_url`` has no slash at its end."""
+    """The calls for one project of one server; ``server_url`` has no slash at its end.
+
+    ``ui_url`` is the address at which browsers reach the server, by default the same.
+    """
 
     server_url: str
     project: str
+    ui_url: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.ui_url:
+            object.__setattr__(self, "ui_url", self.server_url)
 
     def run_url(self, run_id: str) -> str:
         """Return the address of a run's page in the server's UI."""
-        return f"{self.server_url}/projects/{quote(self.project)}/runs/{run_id}"
+        return f"{self.ui_url}/projects/{quote(self.project)}/runs/{run_id}"
 
     def runs_url(self) -> str:
         """Return the address of the list of runs in the server's UI."""
-        return f"{self.server_url}/runs"
+        return f"{self.ui_url}/runs"
+
+    def browser_url(self, url: str) -> str:
+        """Return an address of the server as browsers reach it; any other address as it is."""
+        rest = url.removeprefix(self.server_url)
+        return f"{self.ui_url}{rest}" if rest != url and rest[:1] in ("", "/") else url
 
     def get_release(self) -> Call[Release | None]:
         """Ask for the server's version; None where it is unknown (PROTOCOL 1.1: 404 before 0.18.14)."""

@@ -110,6 +110,7 @@ class RunSnapshot:
     ``configuration_path`` (PROTOCOL 1.4). ``env`` stays out of the repr: its values may be secrets.
     ``hold_seconds`` is how long its container is held after its commands have failed; None: not at all.
     ``waits`` is what it waits for before its start.
+    ``has_pages``: the server's UI has a page for a run's log, and one for its metrics.
     """
 
     id: str
@@ -128,6 +129,7 @@ class RunSnapshot:
     service: Service | None = None
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     deployment: int = 0
+    has_pages: bool = False
     waits: WaitsFor | None = None
     hold_seconds: int | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -191,16 +193,12 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
         service=_service(data.get("service")),
         env=_env(spec),
         deployment=int(data.get("deployment_num") or 0),
+        # Servers send the key since 0.19.27, and have a page for a run's log and metrics since 0.19.25.
+        has_pages="fleet" in data,
         waits=waits_for(data) if status.is_before_start else None,
         hold_seconds=_hold_seconds(spec),
         tags=_tags(spec),
     )
-
-
-def _tags(spec: Mapping[str, Any]) -> Mapping[str, str]:
-    # Servers before 0.19.5 have none.
-    tags = (spec.get("configuration") or {}).get("tags") or {}
-    return {str(key): str(value) for key, value in tags.items()}
 
 
 def outcome_of(run: RunSnapshot, url: str) -> Outcome:
@@ -234,6 +232,15 @@ def _time(value: Any) -> str:
     """Return a time as it came, for paging; raises ``ValueError`` or ``TypeError`` for anything else."""
     time_of(value)
     return str(value)
+
+
+def _tags(spec: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the tags of a run spec; a server has those of a profile only there, and none before 0.19.5."""
+    for part in ("configuration", "profile"):
+        tags = (spec.get(part) or {}).get("tags")
+        if isinstance(tags, Mapping):
+            return {str(key): str(value) for key, value in tags.items()}
+    return {}
 
 
 def _env(spec: Mapping[str, Any]) -> Mapping[str, str]:

@@ -28,6 +28,7 @@ from dstack_core.models.options import SubmitOptions, check_duration
 from dstack_core.models.profiles import Profile, RetryPolicy, read_price
 from dstack_core.models.resources import GPU, Resources, parse_gpu
 from dstack_core.models.statuses import SpotPolicy
+from dstack_core.models.tags import check_tags
 
 # The server's own rule (PROTOCOL 1.4): checked here, the error comes before anything was uploaded.
 _RUN_NAME = re.compile(r"[a-z][a-z0-9-]{1,40}")
@@ -133,7 +134,50 @@ def _configuration(configuration: Configuration, options: SubmitOptions) -> dict
         written = None if value is None else write(value)
         if written is not None:
             wire[_KEYS.get(name, name)] = written
-    return wire
+    tags = _tags(configuration, options)
+    return wire if tags is None else {**wire, "tags": tags}
+
+
+def _tags(configuration: Configuration, options: SubmitOptions) -> dict[str, str] | None:
+    """Return the tags to write into the configuration; None to leave it as it is.
+
+    A server takes the configuration's tags instead of the profile's, so these are written with the option's.
+    """
+    profile = options.get("profile")
+    inherited = profile.tags if isinstance(profile, Profile) else None
+    own = inherited if configuration.tags is None else configuration.tags
+    given = options.get("tags")
+    checked = None if own is None else check_tags("tags", own)
+    return {**check_tags("tags", given), **(checked or {})} if given not in (None, False) else None
+
+
+def with_default_tags(spec: Mapping[str, Any], tags: Mapping[str, str]) -> dict[str, Any]:
+    """Return the spec with these tags too; a key that it has keeps its value."""
+    return _with_tags(spec, {**tags, **_tags_of(spec)})
+
+
+def with_tags_kept(
+    spec: Mapping[str, Any], tags: Mapping[str, str], current: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the spec that updates a run: it keeps the default tags that it was submitted with.
+
+    No server changes the tags of a run in place (PROTOCOL 1.4), and those of a task differ every time.
+    """
+    kept = {key: value for key, value in _tags_of(current).items() if key in tags}
+    return _with_tags(spec, {**kept, **_tags_of(spec)})
+
+
+def _tags_of(spec: Mapping[str, Any]) -> Mapping[str, str]:
+    of_profile = (spec.get("profile") or {}).get("tags") or {}
+    own = (spec.get("configuration") or {}).get("tags")
+    return of_profile if own is None else own
+
+
+def _with_tags(spec: Mapping[str, Any], tags: Mapping[str, str]) -> dict[str, Any]:
+    # What has none of its own stays as it is, so that a spec needs no newer server than what it uses.
+    if dict(tags) == dict(_tags_of(spec)):
+        return dict(spec)
+    return {**spec, "configuration": {**spec["configuration"], "tags": dict(tags)}}
 
 
 def _profile(profile: str | Profile | None) -> dict[str, Any]:

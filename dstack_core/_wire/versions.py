@@ -156,6 +156,11 @@ def check(needs: Iterable[str], release: Release | None, server_url: str) -> Non
         raise UnsupportedServerError(f"{needed}, {server}. Remove what needs it, or upgrade the server.")
 
 
+def lacks(need: str, release: Release | None) -> bool:
+    """Return whether a server is known to lack a need."""
+    return release is not None and release < _SINCE[need]
+
+
 def may_mean_an_old_server(error: ServerError) -> bool:
     """Return whether a refusal is one for what a server does not know: 404, 405 or 422."""
     if isinstance(error, ProtocolError):

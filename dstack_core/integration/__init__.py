@@ -25,7 +25,15 @@ from dstack_core.integration.masking import (
     mask_result,
     mask_value,
 )
-from dstack_core.integration.names import AttemptNames, RunRef, make_marker, read_marker, short_hash, slug
+from dstack_core.integration.names import (
+    AttemptNames,
+    RunRef,
+    make_marker,
+    read_marker,
+    run_name,
+    short_hash,
+    slug,
+)
 from dstack_core.integration.outcome_text import (
     OUTCOME_FIELDS,
     OutcomeField,
@@ -69,6 +77,7 @@ from dstack_core.models.failure_categories import (
 )
 from dstack_core.models.secrets import MaskEnv, is_secret_name
 from dstack_core.models.stops import StopResult, StopState
+from dstack_core.models.tags import check_tags, tag_value
 
 __all__ = [
     "DEFAULT_LOG_BUDGET",
@@ -97,6 +106,7 @@ __all__ = [
     "check_categories",
     "check_ends",
     "check_mask_env",
+    "check_tags",
     "choose_attempt",
     "choose_report",
     "collect_secrets",
@@ -131,11 +141,13 @@ __all__ = [
     "raise_for_outcome",
     "read_marker",
     "report_key",
+    "run_name",
     "run_rows",
     "run_table",
     "short_hash",
     "slug",
     "stop_run",
+    "tag_value",
     "utilization_chart",
     "utilization_lines",
 ]

@@ -14,6 +14,9 @@ looked up by name; what the server shows decides:
 * a run that is stopping: it is polled until it has ended;
 * a run that failed or was stopped: the next attempt is looked up in the same way.
 
+An attempt without a run of its name is looked up under the name that an earlier version of the package gave
+it, where an earlier execution may have had that version.
+
 Invariant: ``Attempt.ref`` names, at any moment, the run that an interrupted caller has to stop.
 """
 
@@ -142,15 +145,20 @@ async def achoose_attempt(
 def _choose(
     operations: Operations, names: AttemptNames, attempt: Attempt, retry_budget: float | None
 ) -> Flow[RunSnapshot | None]:
+    sought = 1
     while True:
         found = yield from operations.get(attempt.ref.name, retry_budget=retry_budget)
         # With a fixed name the run may be that of a later attempt, so its marker decides which one it is.
         number = None if found is None else names.number_of(found.marker)
+        former = names.former_ref(sought) if found is None else None
+        if former is not None:
+            found = yield from operations.get(former.name, retry_budget=retry_budget)
+            number = None if found is None else names.number_of(found.marker)
         if found is None or number is None:
             attempt.is_chosen = True
             return None
         # Before any sleep: a caller that is interrupted in it stops the run that was seen last.
-        attempt.ref, attempt.run_id = names.ref(number), found.id
+        attempt.ref, attempt.run_id = names.ref_of(number, found.name), found.id
         is_held = yield from operations.is_held(found)
         if is_held and names.fixed_name is not None:
             target = StopTarget(found.name, found.marker, found.id)
@@ -161,7 +169,8 @@ def _choose(
             attempt.is_chosen = attempt.is_adopted = True
             return found
         else:
-            attempt.ref, attempt.run_id = names.ref(number + 1), None
+            sought = number + 1
+            attempt.ref, attempt.run_id = names.ref(sought), None
             if names.fixed_name is not None:
                 # The next attempt has the same name, which the run just seen still holds.
                 attempt.is_chosen = True

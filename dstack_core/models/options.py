@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from dstack_core.errors import ConfigurationError
 
@@ -45,6 +45,12 @@ class KeywordOptions(TypedDict, total=False):
     debug_on_failure: int | str | None
     """How long the container is held after the commands of a task have failed, for a person who opens a shell
     in it: seconds or ``"30m"``. For every follower the run has failed at once. Default: not at all.
+    """
+
+    tags: Mapping[str, str] | Literal[False] | None
+    """Tags that the run's machine gets at its cloud, by which a bill can be grouped (servers from 0.19.5 on).
+    A key that the configuration or the profile has keeps its value there. False also leaves out the client's
+    ``default_tags``. Default: none of its own.
     """
 
 

@@ -83,6 +83,36 @@ def test_a_name_that_the_user_chose_is_kept_in_the_next_attempt(driver: Driver) 
     assert script.paths() == ["runs/get"]
 
 
+UPGRADED = AttemptNames("etl-train-1", STEM, former_base="job-7")
+
+
+def test_a_run_that_an_earlier_version_named_is_adopted_for_one_request_more(driver: Driver) -> None:
+    script = Script(runs__get=[MISSING, run("running", name="job-7")])
+    found, attempt = choose(driver, script, UPGRADED)
+    assert found.name == "job-7"
+    assert attempt == Attempt(RunRef("job-7", f"{STEM}/1", True), "id-1", is_chosen=True, is_adopted=True)
+    assert [body["run_name"] for body in script.bodies("runs/get")] == ["etl-train-1", "job-7"]
+
+
+def test_a_failed_run_of_an_earlier_version_is_followed_by_an_attempt_with_todays_name(
+    driver: Driver,
+) -> None:
+    failed = run("failed", name="job-7")
+    script = Script(runs__get=[MISSING, run("terminating", name="job-7"), failed, MISSING, MISSING])
+    found, attempt = choose(driver, script, UPGRADED)
+    assert found is None
+    assert attempt == Attempt(UPGRADED.ref(2), is_chosen=True)
+    asked = [body["run_name"] for body in script.bodies("runs/get")]
+    assert asked == ["etl-train-1", "job-7", "job-7", "etl-train-1-2", "job-7-2"]
+
+
+def test_a_run_with_todays_name_needs_no_second_request(driver: Driver) -> None:
+    script = Script(runs__get=[run("running", name="etl-train-1")])
+    found, attempt = choose(driver, script, UPGRADED)
+    assert (found.name, attempt.ref) == ("etl-train-1", UPGRADED.ref(1))
+    assert len(script.paths()) == 1
+
+
 def test_a_run_of_another_owner_is_handled_by_the_submission(driver: Driver) -> None:
     found, attempt = choose(driver, Script(runs__get=[reply(run_json(marker="another"))]), CHOSEN)
     assert found is None

@@ -31,7 +31,16 @@ LAYERS: dict[str, list[set[str]]] = {
         # What a run reports, and its log.
         {"_log_groups", "_run_reports", "_secret_sources"},
         {"_log_relay"},
-        {"_git_connection", "_kill_reason", "_names", "_stop", "_templates", "_trigger_relay", "errors"},
+        {
+            "_git_connection",
+            "_kill_reason",
+            "_names",
+            "_stop",
+            "_tags",
+            "_templates",
+            "_trigger_relay",
+            "errors",
+        },
         # One part of a task each: its connection, its record, its submission, its result.
         {"_outcome", "_previous_try", "_reap", "hooks", "retry_policies"},
         {
@@ -53,7 +62,7 @@ LAYERS: dict[str, list[set[str]]] = {
     PREFECT: [
         # Plain helpers, and the programs of a machine.
         {"_names", "_cancellation", "_secrets"},
-        {"_artifact_content", "_bundle_main", "_flow_result", "_flow_runs", "_function_result"},
+        {"_artifact_content", "_bundle_main", "_flow_result", "_flow_runs", "_function_result", "_tags"},
         # What is submitted, and where a run is shown in Prefect.
         {"_log_relay", "_options", "_report"},
         {"_bundles", "_end_reports", "_function_options", "_live_artifacts", "_submission", "flow_future"},

@@ -57,7 +57,7 @@ def test_the_connection_form_has_labels_and_placeholders(page: Page, components:
     page.screenshot(path=SCREENSHOTS / "airflow-connection.png")
     # Airflow shows one group of fields at a time.
     form.get_by_role("button", name="Extra Fields", exact=True).click()
-    for label in ("Verify TLS certificate", "CA bundle", "Timeout"):
+    for label in ("Verify TLS certificate", "CA bundle", "Timeout", "Address for browsers", "Default tags"):
         expect(form.get_by_text(label, exact=True).first).to_be_visible()
     page.screenshot(path=SCREENSHOTS / "airflow-connection-extra.png")
 
@@ -75,6 +75,9 @@ def test_the_task_page_links_to_the_run_while_it_runs(
     page.goto(f"{components.url}/dags/sync/runs/{run_id}/tasks/train/details")
     link = page.get_by_role("link", name="dstack run")
     expect(link).to_have_attribute("href", run.url)
+    for name, address in (("dstack logs", run.logs_url), ("dstack metrics", run.metrics_url)):
+        expect(page.get_by_role("link", name=name)).to_have_attribute("href", str(address))
+    assert run.name.startswith("sync-train-")
     page.screenshot(path=SCREENSHOTS / "airflow-task.png")
     gate.touch()
     components.wait_for_state("sync", run_id, "success")

@@ -196,7 +196,7 @@ def test_a_yaml_file_beside_the_dag_is_read_and_rendered(
     ended = dag_runner.run("configuration='train.dstack.yml', poll_interval=0.2")
     assert ended.task_state == "success"
     assert steps_in(capfd.readouterr().out)[0].startswith("step-dag_")
-    assert ended.result["run_name"].startswith("af-")
+    assert ended.result["run_name"].startswith("dag-")
 
 
 def test_a_path_object_may_point_anywhere(dag_runner: DagRunner, server: LocalServer, tmp_path: Path) -> None:

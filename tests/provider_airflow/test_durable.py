@@ -50,6 +50,33 @@ def test_a_retry_follows_the_run_of_the_lost_worker(tries: Tries, tmp_path: Path
     assert paths(tries.server, "/runs/stop") == []
 
 
+def test_a_retry_after_an_upgrade_follows_the_run_of_the_earlier_version(tries: Tries) -> None:
+    run = tries.lost("sleep 1", former=True)
+    assert run.name.startswith("af-")
+    tries.next_try()
+    result = tries.execute("echo never")
+    assert (result["run_id"], result["run_name"]) == (run.id, run.name)
+    assert len(tries.runs()) == 1
+
+
+def test_a_retry_after_an_upgrade_whose_run_failed_has_todays_name(tries: Tries) -> None:
+    over(tries.lost("exit 3", former=True))
+    assert tries.execute("true")["run_name"] == tries.names.run.name
+    assert len(tries.runs()) == 2
+
+
+@pytest.mark.parametrize("former", [True, False])
+def test_what_a_task_without_a_record_stops_is_the_run_of_its_version(
+    server: LocalServer, former: bool
+) -> None:
+    """A deferral that failed: the operator knows no more than how its run is named."""
+    tries = Tries(server, None, durable=False)
+    ref = tries.names.former_run if former else tries.names.run
+    run = server.client().runs.submit(Task(commands=["sleep 60"]), run_name=ref.name, marker=ref.marker)
+    tries.operator()._stop_leftover(tries.context)
+    assert run.refresh().last_status.is_ending
+
+
 def test_a_retry_takes_the_result_of_a_run_that_succeeded_meanwhile(tries: Tries) -> None:
     run = over(tries.lost("true"))
     assert tries.execute("echo never")["run_id"] == run.id

@@ -120,6 +120,43 @@ def test_the_extra_sets_limits_and_trust(monkeypatch: pytest.MonkeyPatch) -> Non
     assert define(monkeypatch, **fields).client_arguments()["verify"] is True
 
 
+def test_the_extra_has_the_address_for_browsers(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {"host": "http://dstack:3000", "login": "p", "password": "t-token"}
+    client = define(monkeypatch, **fields, extra={"ui_url": "https://gpu.example.com/"}).get_conn()
+    assert (client.server_url, client.ui_url) == ("http://dstack:3000", "https://gpu.example.com")
+    assert client.run_url("7") == "https://gpu.example.com/projects/p/runs/7"
+    assert define(monkeypatch, **fields).get_conn().run_url() == "http://dstack:3000/runs"
+    with pytest.raises(AirflowFailException, match=r"'mine': ui_url: expected an address .*, got 'gpu'"):
+        define(monkeypatch, **fields, extra={"ui_url": "gpu"}).get_conn()
+
+
+@pytest.mark.parametrize(
+    ("extra", "tags"),
+    [
+        (None, {"airflow-dag": "etl"}),
+        ("", {"airflow-dag": "etl"}),
+        ({"team": "ml"}, {"airflow-dag": "etl", "team": "ml"}),
+        ({"airflow-dag": "mine"}, {"airflow-dag": "mine"}),
+        ('{"team": "ml"}', {"airflow-dag": "etl", "team": "ml"}),
+        (False, None),
+        ("false", None),
+    ],
+)
+def test_the_extra_has_tags_for_every_run(monkeypatch: pytest.MonkeyPatch, extra: Any, tags: Any) -> None:
+    fields = {"host": "http://h", "login": "p", "password": "t-token"}
+    hook = define(monkeypatch, **fields, extra={} if extra is None else {"default_tags": extra})
+    assert hook.client_arguments(automatic_tags={"airflow-dag": "etl"}).get("default_tags") == tags
+    hook.client_with_code(automatic_tags={"airflow-dag": "etl"}).close()
+
+
+@pytest.mark.parametrize(("extra", "told"), [({"a b": "c"}, "'a b'"), ("team", "'team'"), ([1], r"\[1\]")])
+def test_wrong_tags_in_the_extra_are_reported(monkeypatch: pytest.MonkeyPatch, extra: Any, told: str) -> None:
+    hook = define(monkeypatch, host="http://h", login="p", password="t-token", extra={"default_tags": extra})
+    for make in (hook.get_conn, hook.client_with_code, hook.async_client):
+        with pytest.raises(AirflowFailException, match=f"'mine': default_tags: expected .*got {told}"):
+            make()
+
+
 def test_requests_to_a_service_contain_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
     fields = {"host": "http://h", "login": "p"}
     hook = define(monkeypatch, **fields, password="secret-token")

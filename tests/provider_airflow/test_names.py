@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from airflow_provider_dstack._names import TaskNames
+from airflow_provider_dstack._names import TaskNames, run_ref
 from dstack_core import Task
 from dstack_core.integration import RunRef
 from dstack_core.local import LocalServer
@@ -41,7 +42,7 @@ def test_every_try_has_a_name_and_a_marker_of_its_own() -> None:
     runs = [names(**change).run for change in changes]
     assert len({run.name for run in runs}) == len({run.marker for run in runs}) == len(changes)
     assert names().run == names().run
-    assert len(names().run.name) == len("af-") + 12
+    assert re.fullmatch(r"d-t-[a-z0-9]{8}", names().run.name)
 
 
 def test_a_marker_reads_like_what_it_means() -> None:
@@ -63,10 +64,27 @@ def test_names_and_markers_stay_as_they_are_for_runs_of_an_earlier_version() -> 
         "dag_run": SimpleNamespace(start_date=STARTED),
     }
     marker = "airflow:etl/scheduled__2026-11-23T12:00:00+00:00/x/train/2of4#4390c1"
-    assert TaskNames.of(context, None, 3).run == RunRef("af-7a0888013552", marker, generated=True)
+    found = TaskNames.of(context, None, 3)
+    assert found.run == RunRef("etl-train-wrxi5j80", marker, generated=True)
+    assert found.former_run == RunRef("af-7a0888013552", marker, generated=True)
     context["ti"].map_index = 3
     kept = TaskNames.of(context, "train", 3, keep=True).run
     assert kept == RunRef("train-3", f"{marker.replace('/2of4', '[3]/2of4')}/keep")
+
+
+def test_a_name_is_the_dags_and_the_tasks_and_the_index() -> None:
+    run = names(dag_id="Train.nightly", task_id="gpu.fit", run_id="a/b[7]/c", map_index=12).run
+    assert re.fullmatch(r"train-nightly-gpu-fit-12-[a-z0-9]{8}", run.name)
+    assert run.generated
+    long = names(dag_id="d" * 250, task_id="t" * 250, map_index=3).run
+    assert re.fullmatch(r"d{14}-t{15}-3-[a-z0-9]{8}", long.name)
+
+
+def test_a_name_that_another_try_generated_is_not_this_ones() -> None:
+    second = names(try_number=2).run
+    assert run_ref(second.name, second.marker).generated
+    assert not run_ref(names().run.name, second.marker).generated
+    assert not run_ref(second.name, "theirs").generated
 
 
 def test_the_name_does_not_change_when_airflow_draws_a_new_id_for_the_try() -> None:

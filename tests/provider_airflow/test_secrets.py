@@ -70,7 +70,7 @@ def test_secrets_are_in_no_log_field_error_or_xcom(
     assert "it is *** after 100000, ***" in output
     found = kept(ran.dag_id)
     assert any("registry.example.com/train" in row for row in found)
-    assert any("dstack_run_name" in row or "af-" in row for row in found)
+    assert any("dstack_run_name" in row or "-train-" in row for row in found)
     for secret in (WORD, PASSWORD, server.token):
         assert secret not in output
         assert not [row for row in found if secret in row]

@@ -75,14 +75,18 @@ class Tries:
     def names(self) -> TaskNames:
         return TaskNames.of(self.context, retries=2)
 
-    def lost(self, *commands: str) -> Run:
-        """Leave behind what a lost worker does: a run that keeps running, and its record."""
+    def lost(self, *commands: str, former: bool = False) -> Run:
+        """Leave behind what a lost worker does: a run that keeps running, and its record.
+
+        With ``former`` the worker had an earlier version of this package.
+        """
         names = self.names
+        ref = names.former_run if former else names.run
         run = self.server.client().runs.submit(
-            Task(commands=list(commands)), run_name=names.run.name, marker=names.run.marker
+            Task(commands=list(commands)), run_name=ref.name, marker=ref.marker
         )
         if type(self.store) is Store:
-            told = Record(names.run.name, names.run.marker, "main", self.ti.try_number, self.ti.max_tries)
+            told = Record(ref.name, ref.marker, "main", self.ti.try_number, self.ti.max_tries)
             self.store.set(RECORD_KEY, {name: getattr(told, name) for name in told.__slots__})
         self.next_try()
         return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 from prefect import flow
 
 from dstack_core import RunFailedError, ServerUnreachableError, Task
+from dstack_core.integration import AttemptNames
 from dstack_core.local import LocalServer
-from prefect_dstack import DstackCredentials, run_task
+from prefect_dstack import DstackCredentials, _job, run_task
+from prefect_dstack._names import Owner, identify
 
 from .support import all_runs, is_running, submissions, the_run, until
 from .ways import FAST, THREE_LINES, Runner, async_direct, sync_direct, sync_submitted
@@ -50,6 +53,29 @@ def test_a_retried_flow_takes_over_what_succeeded(
     retrying()
     assert attempts[0] == attempts[1]
     assert len(all_runs(dstack)) == 2
+
+
+def test_a_retry_after_an_upgrade_finds_the_run_of_the_earlier_version(
+    dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+
+    def of_an_earlier_version(owner: Owner, *args: Any, **options: Any) -> AttemptNames:
+        found = identify(replace(owner, flow_run_count=9), *args, **options)
+        return replace(found, base=found.former_base or "", former_base=None)
+
+    @flow(retries=1, retry_delay_seconds=0)
+    def retrying() -> None:
+        with monkeypatch.context() as patched:
+            if not names:
+                patched.setattr(_job, "identify", of_an_earlier_version)
+            names.append(run_task(THREE_LINES, credentials, **FAST)["run_name"])
+        if len(names) == 1:
+            raise RuntimeError("upgraded meanwhile")
+
+    retrying()
+    assert names[0] == names[1] == the_run(dstack).name
+    assert names[0].startswith("pf-")
 
 
 def test_a_task_that_could_not_reach_the_server_finds_its_run_again(
@@ -135,7 +161,7 @@ def test_a_failed_submission_is_reported_with_the_run_that_may_exist(
     dstack.faults.add("/runs/apply", status=503, times=None)
     with pytest.raises(
         ServerUnreachableError,
-        match=r"503.*retry budget 1 s.*\. Run pf-.* may have been submitted\. .*/runs$",
+        match=r"503.*retry budget 1 s.*\. Run \S+ may have been submitted\. .*/runs$",
     ):
         run(THREE_LINES, credentials, retry_budget=1.0, **FAST)
     dstack.faults.clear()

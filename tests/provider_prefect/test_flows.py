@@ -64,7 +64,7 @@ def test_the_environment_and_a_file_are_enough(
         monkeypatch.setenv(f"DSTACK_{name}", value)
     path = tmp_path / "train.dstack.yml"
     path.write_text("type: task\nname: train\ncommands:\n  - echo hi\n")
-    assert sync_direct(str(path), **FAST)["run_name"].startswith("train-")
+    assert sync_direct(str(path), **FAST)["run_name"].split("-")[-2] == "train"
     assert async_direct(path, **FAST)["status"] == "done"
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import pytest
 
 from dstack_core.integration import AttemptNames, RunRef
+from prefect_dstack import run_task
 from prefect_dstack._names import (
     Ordinals,
     Owner,
     flow_run_marker_prefix,
+    former_machine_name,
     identify,
+    machine_names,
+    name_of_task,
     outlives_crash,
     owner_of,
     worker_marker_prefix,
@@ -41,16 +46,48 @@ def test_names_fit_the_servers_rule_in_every_attempt(prefix: str | None, shares:
 
 def test_names_and_markers_stay_as_they_are_for_runs_of_an_earlier_version() -> None:
     flow = "019b1234-aaaa-7000-8000-00000000000b"
-    names = named(owner(flow=flow), Ordinals())
+    names = named(owner(flow=flow, count=2), Ordinals())
     marker = f"prefect:flow_run/{flow}/stop/80d7e3-0"
-    assert names.ref(1) == RunRef("pf-00000000000b-80d7e3-0", f"{marker}/1", generated=True)
-    assert names.ref(2) == RunRef("pf-00000000000b-80d7e3-0-2", f"{marker}/2", generated=True)
+    assert names.ref(1) == RunRef("run-2fb9f64f", f"{marker}/1", generated=True)
+    assert names.former_ref(1) == RunRef("pf-00000000000b-80d7e3-0", f"{marker}/1", generated=True)
+    assert names.former_ref(2) == RunRef("pf-00000000000b-80d7e3-0-2", f"{marker}/2", generated=True)
     chosen = identify(
-        owner(flow=flow), SPEC, on_crash="keep", prefix="Train_LLaMA-70b finetune", ordinals=Ordinals()
+        owner(flow=flow, count=2),
+        SPEC,
+        on_crash="keep",
+        prefix="Train_LLaMA-70b finetune",
+        ordinals=Ordinals(),
     )
-    assert chosen.ref(1).name == "train-lla-00000000000b-e68733-0"
+    assert chosen.former_base == "train-lla-00000000000b-e68733-0"
+    assert chosen.ref(1).name == "train-llama-70b-finetune-eloqedkk"
     assert chosen.ref(1).marker == f"prefect:flow_run/{flow}/keep/e68733-0/1"
     assert worker_marker_prefix(UUID(flow)) == f"prefect:worker/{flow}/"
+    machine = machine_names(
+        UUID(flow), {"prefect.io/flow-name": "Nightly", "prefect.io/deployment-name": "prod"}
+    )
+    assert machine.ref(2) == RunRef("nightly-prod-gmxkwaus-2", f"prefect:worker/{flow}/2", generated=True)
+    assert machine_names(UUID(flow), {}).ref(1).name == "run-gmxkwaus"
+    assert former_machine_name(UUID(flow), 2) == "pf-00000000000b-w2"
+
+
+def test_only_another_execution_of_a_flow_run_looks_for_runs_of_an_earlier_version() -> None:
+    assert named(owner(flow="f", count=1), Ordinals()).former_base is None
+    assert named(owner(flow="f", count=2), Ordinals()).former_base is not None
+    # A run whose name was random is not found again.
+    assert named(owner(flow="f", count=2, shares=False), Ordinals()).former_base is None
+    assert named(owner(flow=None, count=2), Ordinals()).former_base is None
+
+
+def test_a_name_is_the_flows_and_the_tasks() -> None:
+    who = replace(owner(flow="f"), flow_name="Nightly train", task_name="fit")
+    assert re.fullmatch(r"nightly-train-fit-[a-z0-9]{8}", named(who, Ordinals()).ref(1).name)
+    called = named(who, Ordinals(), prefix="llama").ref(1).name
+    assert re.fullmatch(r"nightly-train-llama-[a-z0-9]{8}", called)
+
+
+def test_a_task_of_this_package_has_a_name_only_if_the_user_gave_it_one() -> None:
+    assert name_of_task(run_task) is None
+    assert name_of_task(run_task.with_options(name="fit")) == "fit"
 
 
 @pytest.mark.parametrize("marker", [None, "", "prefect:", "prefect:a/b", "prefect:a/b/", "airflow:a/b/c"])
@@ -70,8 +107,8 @@ def test_another_execution_of_the_flow_run_finds_the_same_names() -> None:
 
 def test_a_retry_of_the_flow_in_the_same_process_finds_the_same_names() -> None:
     ordinals, flow = Ordinals(), str(uuid4())
-    before = [named(owner(flow=flow, count=1), ordinals) for _ in range(2)]
-    after = [named(owner(flow=flow, count=2), ordinals) for _ in range(2)]
+    before = [named(owner(flow=flow, count=1), ordinals).ref(1) for _ in range(2)]
+    after = [named(owner(flow=flow, count=2), ordinals).ref(1) for _ in range(2)]
     assert before == after
 
 

@@ -281,7 +281,8 @@ def test_an_execution_after_an_ended_machine_gets_a_new_one(
     flow_run = start(deploy(pool))
     inside(pool, flow_run, credentials, monkeypatch, command="exit 3")
     inside(pool, flow_run, credentials, monkeypatch, command="exit 3")
-    assert [run.name[-3:] for run in all_runs(dstack)] == ["-w1", "-w2"]
+    first, second = (run.name for run in all_runs(dstack))
+    assert second == f"{first}-2"
 
 
 def test_two_workers_at_once_submit_one_machine(dstack: LocalServer, credentials: DstackCredentials) -> None:

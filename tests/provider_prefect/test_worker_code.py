@@ -121,7 +121,7 @@ def test_values_secrets_and_credentials_reach_the_machine(
     flow_run = start(deployment)
     with worker(None, pool, tmp_path / "log"):
         (spec,) = until(lambda: specs(dstack) if submissions(dstack) else [], seconds=START_SECONDS)
-        messages = log_records(flow_run.id, last="Run pf-", seconds=START_SECONDS)
+        messages = log_records(flow_run.id, last="Run ", seconds=START_SECONDS)
     sent = spec["configuration"]
     assert (sent["env"]["HF_TOKEN"], sent["env"]["OF_THE_WORKER"]) == ("hf_of-a-block", "known-here")
     assert sent["commands"] == ["echo 'two words'; exit 3"]

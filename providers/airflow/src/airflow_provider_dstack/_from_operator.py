@@ -15,6 +15,7 @@ from airflow_provider_dstack._compat import AirflowFailException, mask_secret, t
 from airflow_provider_dstack._names import TaskNames
 from airflow_provider_dstack._run_reports import push_reports
 from airflow_provider_dstack._stop import was_ended
+from airflow_provider_dstack._tags import automatic_tags
 from airflow_provider_dstack.errors import DstackRunInterrupted
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: 
         retry_budget=operator.retry_budget,
         local_repo=operator.local_repo,
         git_conn_id=git_conn_id,
+        automatic_tags=automatic_tags(context, operator.owner),
     )
     quick = min(operator.poll_interval, _QUICK_POLL_SECONDS)
     ledger = ledger_of(operator, context, hook.project) if operator.durable else None

@@ -1,4 +1,9 @@
-"""The names and markers of runs, by which every try recognizes the runs of earlier tries (PROTOCOL 1.4)."""
+"""The names and markers of runs, by which every try recognizes the runs of earlier tries (PROTOCOL 1.4).
+
+A name reads ``dag-task-index-hash``, such as ``etl-train-3-9k2f01xq``. In earlier versions it was ``af-`` and
+12 hex digits. A task that is upgraded in the middle knows its run by that name: a trigger and a record hold
+the name itself, and where neither is at hand, ``former_name_in`` returns it. Markers never changed.
+"""
 
 from __future__ import annotations
 
@@ -83,8 +88,17 @@ class TaskNames:
         return range(self.try_number - 1, max(first, 1) - 1, -1)
 
     def name_in(self, try_number: int) -> str:
-        """Return the run name of a try: the chosen one, or ``af-`` and 12 hex digits."""
+        """Return the run name of a try: the chosen one, or one made of the DAG, the task and a hash."""
         return self.chosen or _generated_name(self.task, try_number, self.born)
+
+    def former_name_in(self, try_number: int) -> str:
+        """Return the run name of a try in an earlier version: the chosen one, else ``af-`` and a hash."""
+        return self.chosen or _former_name(self.task, try_number, self.born)
+
+    @property
+    def former_run(self) -> RunRef:
+        """The run of this try if an earlier version submitted it."""
+        return run_ref(self.former_name_in(self.try_number), self.marker_in(self.try_number, self.max_tries))
 
     def marker_in(self, try_number: int, max_tries: int) -> str:
         """Return the marker of a try, by which its run is recognized later."""
@@ -139,11 +153,11 @@ def run_ref(name: str, marker: str) -> RunRef:
     from dstack_core.integration import RunRef
 
     found = _MARKER.fullmatch(marker)
-    generated = None
+    generated: tuple[str, ...] = ()
     if found is not None:
-        task = marker[: found.start("try") - 1]
-        generated = _generated_name(task, int(found["try"]), found["born"])
-    return RunRef(name, marker, generated=name == generated)
+        of = marker[: found.start("try") - 1], int(found["try"]), found["born"]
+        generated = _generated_name(*of), _former_name(*of)
+    return RunRef(name, marker, generated=name in generated)
 
 
 def birth_of(started: datetime | None) -> str:
@@ -154,6 +168,14 @@ def birth_of(started: datetime | None) -> str:
 
 
 def _generated_name(task: str, try_number: int, born: str) -> str:
+    from dstack_core.integration import run_name
+
+    dag_id = task.removeprefix("airflow:").partition("/")[0]
+    task_id, _, index = task.rpartition("/")[2].partition("[")
+    return run_name([dag_id, task_id], f"{task}/{try_number}#{born}", suffix=index)
+
+
+def _former_name(task: str, try_number: int, born: str) -> str:
     from dstack_core.integration import short_hash
 
     return f"af-{short_hash(f'{task}/{try_number}#{born}')}"

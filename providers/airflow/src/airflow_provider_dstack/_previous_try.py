@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from dstack_core.integration import RunRef
 
 RECORD_KEY = "dstack_run"
+# What a stop may lose to finding out a name. Longer, and a server that does not answer delays every stop.
+_NAME_SECONDS = 5.0
 
 
 class Decision(Enum):
@@ -146,13 +148,15 @@ class Ledger:
 def previous_run(ledger: Ledger, client: Client) -> tuple[Record, Run | None] | None:
     """Return the record of the previous try and its run, None for a first try.
 
-    Without a record, the runs that earlier tries would have named are looked up. Raises the server errors.
+    Without a record, the runs that earlier tries would have named are looked up: under today's names, and if
+    there is none, under those of earlier versions. Raises the server errors.
     """
     record = ledger.read()
     if record is not None:
         return record, owned(client, record.run)
     names = ledger.names
-    for name in dict.fromkeys(map(names.name_in, names.earlier_tries)):
+    tries = names.earlier_tries
+    for name in dict.fromkeys([*map(names.name_in, tries), *map(names.former_name_in, tries)]):
         run = client.runs.get(name)
         numbers = names.read_marker(run.marker or "") if run is not None else None
         if run is not None and numbers is not None and numbers[0] < names.try_number:
@@ -170,6 +174,24 @@ def owned(client: Client, run: RunRef) -> Run | None:
     """Return the run of that name if it carries the marker. Raises the server errors."""
     found = client.runs.get(run.name)
     return found if found is not None and found.marker == run.marker else None
+
+
+def as_submitted(client: Client, run: RunRef, names: TaskNames) -> RunRef:
+    """Return the run of this try under the name that it has: one that an earlier version gave it, if so.
+
+    Looked up only where no record names the run, such as after a deferral of a task that is not durable.
+    """
+    from dstack_core import DstackError
+
+    former = names.former_run
+    if run != names.run or run == former:
+        return run
+    try:
+        # The stop that follows has the time for retries; an answer would only correct the name.
+        is_there = client.runs.get(run.name, timeout=_NAME_SECONDS) is not None
+        return run if is_there or owned(client, former) is None else former
+    except DstackError:
+        return run
 
 
 def decide(record: Record, run: Run | None, names: TaskNames) -> Decision:

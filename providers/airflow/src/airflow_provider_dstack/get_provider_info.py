@@ -41,6 +41,8 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "extra-links": [
             "airflow_provider_dstack.links.DstackRunLink",
+            "airflow_provider_dstack.links.DstackLogsLink",
+            "airflow_provider_dstack.links.DstackMetricsLink",
             "airflow_provider_dstack.links.DstackServiceLink",
         ],
         "task-decorators": [
@@ -81,6 +83,16 @@ def get_provider_info() -> dict[str, Any]:
                         "label": "Timeout",
                         "description": "Seconds to wait for each reply of the server.",
                         "schema": {"type": ["number", "null"], "default": 30, "minimum": 1},
+                    },
+                    "ui_url": {
+                        "label": "Address for browsers",
+                        "description": "If people reach the server at another address than the workers.",
+                        "schema": {"type": ["string", "null"]},
+                    },
+                    "default_tags": {
+                        "label": "Default tags",
+                        "description": 'Tags of every run as JSON, {"team": "ml"}; false for none at all.',
+                        "schema": {"type": ["string", "null"]},
                     },
                 },
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote, urlsplit
@@ -31,7 +32,8 @@ class DstackHook(BaseHook):
 
     The connection's host is the server's URL, its password the token; the project is its login, or
     ``project`` in its extra. Further keys of the extra: ``verify`` (bool), ``ca_bundle`` (path),
-    ``timeout`` (seconds). No method but ``test_connection`` makes a request.
+    ``timeout`` (seconds), ``ui_url`` (the server's address for browsers) and ``default_tags`` (a dict of tags
+    for every run; False for no automatic ones either). No method but ``test_connection`` makes a request.
 
     Args:
         dstack_conn_id: The connection. Default ``dstack_default``.
@@ -95,6 +97,7 @@ class DstackHook(BaseHook):
         retry_budget: float | None = None,
         local_repo: bool = False,
         git_conn_id: str | None = None,
+        automatic_tags: Mapping[str, str] | None = None,
     ) -> Client:
         """Return a client whose runs get code, as ``Client.from_config`` describes; makes no request.
 
@@ -104,6 +107,7 @@ class DstackHook(BaseHook):
             local_repo: Whether the contents of a Git checkout are uploaded instead of cloned.
             git_conn_id: The connection of Airflow's type ``git`` whose access token or private key runs clone
                 with; None for a public repository.
+            automatic_tags: Tags of the client's runs, under those of the connection; unless that wants none.
 
         Raises:
             AirflowFailException: A connection is missing or incomplete, or ``repo_dir`` is not a directory.
@@ -113,13 +117,18 @@ class DstackHook(BaseHook):
         from dstack_core import Client, ConfigurationError
 
         if repo_dir is None and git_conn_id is None:
-            return self.client(retry_budget=retry_budget)
+            try:
+                return Client(
+                    **self.client_arguments(retry_budget=retry_budget, automatic_tags=automatic_tags)
+                )
+            except ConfigurationError as error:
+                raise self._unusable(error.message) from None
         try:
             return Client.from_config(
                 repo_dir,
                 local_repo=local_repo,
                 **git_credentials(git_conn_id),
-                **self.client_arguments(retry_budget=retry_budget),
+                **self.client_arguments(retry_budget=retry_budget, automatic_tags=automatic_tags),
             )
         except ConfigurationError as error:
             # Raises instead if the fault is the connection's, whose name the user has to read.
@@ -144,6 +153,7 @@ class DstackHook(BaseHook):
         timeout: float | None = None,
         connect_timeout: float | None = None,
         retry_budget: float | None = None,
+        automatic_tags: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """Return the keyword arguments for a ``dstack_core.Client``, the token included; makes no request.
 
@@ -151,10 +161,14 @@ class DstackHook(BaseHook):
             timeout: As for ``client``.
             connect_timeout: As for ``client``.
             retry_budget: As for ``client``.
+            automatic_tags: As for ``client_with_code``.
 
         Raises:
             AirflowFailException: The connection is missing or incomplete.
+            ConfigurationError: Its ``default_tags`` are wrong.
         """
+        from airflow_provider_dstack._tags import default_tags
+
         connection = self._connection
         extra = connection.extra_dejson
         verify = extra.get("ca_bundle") or extra.get("verify")
@@ -163,12 +177,16 @@ class DstackHook(BaseHook):
             "connect_timeout": connect_timeout,
             "retry_budget": retry_budget,
         }
+        more = {
+            "ui_url": extra.get("ui_url") or None,
+            "default_tags": default_tags(extra.get("default_tags"), automatic_tags or {}) or None,
+        }
         return {
             "server_url": self._server_url(connection),
             "project_name": self.project,
             "user_token": self.token,
             "verify": True if verify is None else _as_verify(verify),
-            **{name: value for name, value in limits.items() if value is not None},
+            **{name: value for name, value in {**limits, **more}.items() if value is not None},
         }
 
     def headers(self) -> dict[str, str]:

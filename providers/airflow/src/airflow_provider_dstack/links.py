@@ -1,4 +1,4 @@
-"""Links from a task's page to its run, and to the service that the run serves."""
+"""Links from a task's page to its run, the run's log and metrics, and the service that the run serves."""
 
 from __future__ import annotations
 
@@ -12,10 +12,24 @@ if TYPE_CHECKING:
 
 RUN_NAME_KEY = "dstack_run_name"
 RUN_URL_KEY = "dstack_run_url"
+LOGS_URL_KEY = "dstack_logs_url"
+METRICS_URL_KEY = "dstack_metrics_url"
+# What code calls, and what a browser opens: the server may have another address there.
 SERVICE_URL_KEY = "dstack_service_url"
+SERVICE_LINK_KEY = "dstack_service_link"
 
 
-class DstackRunLink(BaseOperatorLink):
+class _PushedLink(BaseOperatorLink):
+    """A link whose address is an XCom that the operator itself pushes, long before the task ends."""
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
+        """Return the address, or an empty text as long as there is none."""
+        from airflow.sdk.execution_time.xcom import XCom
+
+        return str(XCom.get_value(ti_key=ti_key, key=self.xcom_key) or "")
+
+
+class DstackRunLink(_PushedLink):
     """A link to the run's page on the dstack server; live from the moment the run was submitted.
 
     The address is the task's XCom ``dstack_run_url``. Source: Airflow documentation, "Define an operator
@@ -26,30 +40,53 @@ class DstackRunLink(BaseOperatorLink):
 
     @property
     def xcom_key(self) -> str:
-        """Return the key under which the operator itself puts the address, long before the task ends."""
+        """Return the key of the address."""
         return RUN_URL_KEY
 
-    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        """Return the address, or an empty text as long as there is no run."""
-        return _pushed(ti_key, RUN_URL_KEY)
+
+class DstackLogsLink(_PushedLink):
+    """A link to the run's log on the dstack server, live like that to the run.
+
+    The address is the task's XCom ``dstack_logs_url``.
+    """
+
+    name = "dstack logs"
+
+    @property
+    def xcom_key(self) -> str:
+        """Return the key of the address."""
+        return LOGS_URL_KEY
 
 
-class DstackServiceLink(BaseOperatorLink):
+class DstackMetricsLink(_PushedLink):
+    """A link to the run's metrics (CPU, memory, GPUs) on the dstack server, live like that to the run.
+
+    The address is the task's XCom ``dstack_metrics_url``. Servers before 0.19.27 have no such page.
+    """
+
+    name = "dstack metrics"
+
+    @property
+    def xcom_key(self) -> str:
+        """Return the key of the address."""
+        return METRICS_URL_KEY
+
+
+class DstackServiceLink(_PushedLink):
     """A link to the service that the run serves; live once it answers.
 
-    The address is the task's XCom ``dstack_service_url``.
+    The address is the task's XCom ``dstack_service_link``.
     """
 
     name = "dstack service"
 
     @property
     def xcom_key(self) -> str:
-        """Return the key under which the operator itself puts the address, before the task ends."""
-        return SERVICE_URL_KEY
+        """Return the key of the address."""
+        return SERVICE_LINK_KEY
 
-    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        """Return the address, or an empty text as long as the service does not answer."""
-        return _pushed(ti_key, SERVICE_URL_KEY)
+
+RUN_LINKS = (DstackRunLink(), DstackLogsLink(), DstackMetricsLink())
 
 
 def push(ti: Any, key: str, value: str, log: Any) -> None:
@@ -58,9 +95,3 @@ def push(ti: Any, key: str, value: str, log: Any) -> None:
         ti.xcom_push(key=key, value=value)
     except Exception as error:
         log.warning("Could not write the XCom %s: %r.", key, error)
-
-
-def _pushed(ti_key: Any, key: str) -> str:
-    from airflow.sdk.execution_time.xcom import XCom
-
-    return str(XCom.get_value(ti_key=ti_key, key=key) or "")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from inspect import signature
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow_provider_dstack._compat import (
     AirflowTaskTimeout,
@@ -37,7 +37,14 @@ from airflow_provider_dstack._stop import (
 )
 from airflow_provider_dstack._templates import TemplatedModels
 from airflow_provider_dstack.errors import DstackError, DstackRunInterrupted
-from airflow_provider_dstack.links import RUN_NAME_KEY, RUN_URL_KEY, DstackRunLink, push
+from airflow_provider_dstack.links import (
+    LOGS_URL_KEY,
+    METRICS_URL_KEY,
+    RUN_LINKS,
+    RUN_NAME_KEY,
+    RUN_URL_KEY,
+    push,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink
@@ -121,6 +128,9 @@ class DstackRunOperator(TemplatedModels):
             Default: False, the configuration is sent as it is.
         reports: Whether the commands of a task get ``$DSTACK_RESULT_FILE``, whose content becomes the run's
             result, and the Python module ``dstack_report`` (servers from 0.19.17 on). Default True.
+        tags: Tags that the run's machine gets at its cloud, beside the automatic ones (``airflow-dag``,
+            ``airflow-task`` and others) and the connection's ``default_tags``; a key of the configuration
+            keeps its value. False: only the configuration's. Default: none of its own.
         debug_on_failure: How long the container is held after the commands of a task have failed, for a
             person who opens a shell in it: seconds or ``"30m"``. The task fails at once, and a retry is a new
             run. Default: not at all.
@@ -178,7 +188,7 @@ class DstackRunOperator(TemplatedModels):
 
     template_ext: Sequence[str] = (".yml", ".yaml")
     template_fields_renderers: ClassVar[dict[str, str]] = {"configuration": "yaml"}
-    operator_extra_links: Collection[BaseOperatorLink] = (DstackRunLink(),)
+    operator_extra_links: Collection[BaseOperatorLink] = RUN_LINKS
     ui_color = "#e8e4ff"
     on_active: OnActive | None = None
 
@@ -194,6 +204,7 @@ class DstackRunOperator(TemplatedModels):
     env: Mapping[str, str] | None
     args: Sequence[str] | None
     profile: str | Profile | None
+    tags: Mapping[str, str] | Literal[False] | None
     profiles_file: str | os.PathLike[str] | None
     dstack_conn_id: str
     project_name: str | None
@@ -217,6 +228,7 @@ class DstackRunOperator(TemplatedModels):
         env: Mapping[str, str] | None = None,
         args: Sequence[str] | None = None,
         profile: str | Profile | None = None,
+        tags: Mapping[str, str] | Literal[False] | None = None,
         profiles_file: str | os.PathLike[str] | None = None,
         dstack_conn_id: str = "dstack_default",
         project_name: str | None = None,
@@ -430,9 +442,12 @@ class DstackRunOperator(TemplatedModels):
         return DstackHook(self.dstack_conn_id, self.project_name)
 
     def announce(self, context: Context, run: Run) -> None:
-        """Put the run's name and address where the link finds them while the task still runs."""
+        """Put the run's name and addresses where the links find them while the task still runs."""
         push(context["ti"], RUN_NAME_KEY, run.name, self.log)
         push(context["ti"], RUN_URL_KEY, run.url, self.log)
+        push(context["ti"], LOGS_URL_KEY, run.logs_url, self.log)
+        if run.metrics_url is not None:
+            push(context["ti"], METRICS_URL_KEY, run.metrics_url, self.log)
 
     def readiness(self, context: Context) -> Callable[[Run], bool] | None:
         """Return a check that ends following the run early, or None to follow it to its end."""
@@ -446,13 +461,15 @@ class DstackRunOperator(TemplatedModels):
 
     def _stop_leftover(self, context: Context) -> None:
         """Stop what a trigger may have left; the run is known by its name and marker alone."""
-        from airflow_provider_dstack._from_operator import run_behind
+        from airflow_provider_dstack._from_operator import names_of, run_behind
+        from airflow_provider_dstack._previous_try import as_submitted
 
         ref = run_behind(self, context)
         with self.hook().client() as client:
             if self.on_kill_action == "keep":
                 log_kept(ref.name, KEEP_ASKED_FOR, client.run_url(), self.log)
             else:
+                ref = as_submitted(client, ref, names_of(self, context))
                 stop_task_run(client, ref, action=self.on_kill_action, log=self.log)
 
     def _stop_or_leave(self, context: Context, error: Exception) -> None:

@@ -10,9 +10,10 @@ from airflow_provider_dstack._parameters import at_least, one_of, refuse_result
 from airflow_provider_dstack._stop import stop_seconds
 from airflow_provider_dstack.errors import DstackError, DstackRunFailed, DstackRunInterrupted
 from airflow_provider_dstack.links import (
+    RUN_LINKS,
     RUN_NAME_KEY,
+    SERVICE_LINK_KEY,
     SERVICE_URL_KEY,
-    DstackRunLink,
     DstackServiceLink,
     push,
 )
@@ -56,7 +57,7 @@ class DstackServiceOperator(DstackRunOperator):
         ``DstackServiceOperator(task_id="serve", configuration="serve.dstack.yml").as_setup()``
     """
 
-    operator_extra_links = (DstackRunLink(), DstackServiceLink())
+    operator_extra_links = (*RUN_LINKS, DstackServiceLink())
     ui_color = "#d9f2e6"
 
     def __init__(self, *, deferrable: bool = False, on_active: OnActive = "fail", **kwargs: Any) -> None:
@@ -89,6 +90,7 @@ class DstackServiceOperator(DstackRunOperator):
                 return False
             self.log.info("Service %s answers at %s", run.name, url)
             push(context["ti"], SERVICE_URL_KEY, url, self.log)
+            push(context["ti"], SERVICE_LINK_KEY, run.browser_service_url or url, self.log)
             self._service_url = url
             return True
 

@@ -24,6 +24,7 @@ from prefect_dstack._stop import (
     stop,
     time_to_stop,
 )
+from prefect_dstack._tags import tags_of_task
 from prefect_dstack.credentials import CALL_BUDGET, open_async_client, open_client
 
 if TYPE_CHECKING:
@@ -163,7 +164,9 @@ def execute(job: Job, block: DstackCredentials | None, body: Callable[[Client], 
     """
     _hide_token(job, block)
     try:
-        with open_client(block, retry_budget=min(CALL_BUDGET, job.retry_budget), code=job.code) as client:
+        budget = min(CALL_BUDGET, job.retry_budget)
+        tags = tags_of_task() if job.spec else {}
+        with open_client(block, retry_budget=budget, code=job.code, tags=tags) as client:
             return body(client)
     except BaseException as error:
         if not must_stop(job, error):
@@ -188,9 +191,9 @@ async def aexecute(
     """Return what ``body`` does with a client: the twin of ``execute``."""
     _hide_token(job, block)
     try:
-        async with open_async_client(
-            block, retry_budget=min(CALL_BUDGET, job.retry_budget), code=job.code
-        ) as client:
+        budget = min(CALL_BUDGET, job.retry_budget)
+        tags = await asyncio.to_thread(tags_of_task) if job.spec else {}
+        async with open_async_client(block, retry_budget=budget, code=job.code, tags=tags) as client:
             return await body(client)
     except BaseException as error:
         if not must_stop(job, error):

@@ -7,10 +7,10 @@ A module of its own because its base class is the core's: importing the package 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from prefect.tasks import TaskOptions
 
@@ -33,8 +33,11 @@ class FunctionTaskOptions(SubmitOptions, total=False):
     """The task's name. Default: the function's."""
     description: str | None
     """The task's description. Default: the function's docstring."""
-    tags: Iterable[str] | None
-    """The tags of its task runs, which may have concurrency limits."""
+    # Prefect and dstack have an option of this name.
+    tags: Mapping[str, str] | Iterable[str] | Literal[False] | None  # type: ignore[misc]
+    """A dict: tags of the run's machine at its cloud, as of ``run_task``; False for none. A list: Prefect's
+    tags of the task runs, which may have concurrency limits.
+    """
     version: str | None
     """The version of the task."""
     cache_policy: Any

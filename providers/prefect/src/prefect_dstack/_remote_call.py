@@ -236,7 +236,7 @@ class RemoteCall:
             for poll in range(1 if self._pid else _POLLS):
                 if poll:
                     await asyncio.sleep(_PAUSE)
-                if (run := await find(client, flow_run.id)) is not None:
+                if (run := await find(client, flow_run.id, configuration)) is not None:
                     break
             else:
                 return

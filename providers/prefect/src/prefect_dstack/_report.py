@@ -77,9 +77,10 @@ class Report:
         from dstack_core import RunStatus
         from dstack_core.integration import describe_status
 
-        self._create(api, f"{self._key}-page", *_link(run.url, f"Run {run.name} on dstack"))
+        self._create(api, f"{self._key}-page", *_run_links(run))
         if run.service_url is not None:
-            self._create(api, f"{self._key}-service", *_link(run.service_url, f"Service {run.name}"))
+            url = run.browser_service_url or run.service_url
+            self._create(api, f"{self._key}-service", *_link(url, f"Service {run.name}"))
         if run.outcome() is None:
             text = describe_status(run.name, "submitted")
             percent = RunStatus.SUBMITTED.percent
@@ -326,6 +327,14 @@ def update_progress(
 
 def _flow_run_resource(flow_run_id: object) -> dict[str, str]:
     return {"prefect.resource.id": f"prefect.flow-run.{flow_run_id}", "prefect.resource.role": "flow-run"}
+
+
+def _run_links(run: Run | AsyncRun) -> tuple[str, str, str]:
+    """Return the artifact with the links to the pages of a run."""
+    kind, link, text = _link(run.url, f"Run {run.name} on dstack")
+    pages = {"log": run.logs_url if run.logs_url != run.url else None, "metrics": run.metrics_url}
+    more = [f"[{name}]({url})" for name, url in pages.items() if url is not None]
+    return kind, " · ".join([link, *more]), text
 
 
 def _link(url: str, text: str) -> tuple[str, str, str]:

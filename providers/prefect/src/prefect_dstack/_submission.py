@@ -127,7 +127,7 @@ def resolve(
     if all(limit is None for limit in (given.get("max_duration"), loaded.max_duration, profile.max_duration)):
         arguments["max_duration"] = max_duration
     # Not in what is described: with and without them it is the same run, which must be found again.
-    reports = arguments.pop("reports", DEFAULT_REPORTS)
+    reports, tags = arguments.pop("reports", DEFAULT_REPORTS), arguments.pop("tags", None)
     debug = arguments.pop("debug_on_failure", None)
     # A renewed secret is the same submission: another execution must find the run of the one before it.
     shown_env = {name: _MASK if is_secret(value) else value for name, value in env.items()}
@@ -154,6 +154,7 @@ def resolve(
             "env": texts or None,
             "profile": profile,
             "reports": reports,
+            "tags": tags,
             "debug_on_failure": debug,
         },
         described=described,

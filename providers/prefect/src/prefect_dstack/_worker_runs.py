@@ -25,7 +25,7 @@ from prefect.states import Cancelled
 
 from prefect_dstack._end_reports import StoppingReport
 from prefect_dstack._log_relay import client_warnings_in
-from prefect_dstack._names import worker_marker_prefix
+from prefect_dstack._names import former_machine_name, worker_marker_prefix
 from prefect_dstack._secrets import git_credentials_named
 from prefect_dstack.credentials import PATIENT_TIMEOUT, aload, aload_git, open_async_client
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
 
     from dstack_core import AsyncClient, AsyncRun
+    from dstack_core.integration import AttemptNames
     from prefect_dstack._worker_variables import DstackJobConfiguration
 
 # A worker has time: an outage of the dstack server of some minutes must not fail the flow run.
@@ -67,7 +68,8 @@ async def submit_once(
     from dstack_core import RunNotFoundError
 
     configuration.check_reach(client.server_url)
-    active, last = await _known(client, flow_run_id)
+    names = configuration.names(flow_run_id)
+    active, last = await _known(client, flow_run_id, names)
     if active is not None:
         return active
     block = await aload(configuration.credentials)
@@ -76,15 +78,17 @@ async def submit_once(
         logger.warning(warning)
     arguments = {
         **submission.arguments,
-        "run_name": _name(flow_run_id, last + 1),
-        "marker": f"{worker_marker_prefix(flow_run_id)}{last + 1}",
+        "run_name": names.ref(last + 1).name,
+        "marker": names.ref(last + 1).marker,
         "retry_budget": SUBMIT_BUDGET,
         "verify_ports": False,
     }
     with git_credentials_named(), client_warnings_in(logger):
         if not submission.code.arguments:
             return await client.runs.submit(submission.configuration, **arguments)
-        async with open_async_client(block, code=submission.code) as with_code:
+        async with open_async_client(
+            block, code=submission.code, tags=configuration.automatic_tags
+        ) as with_code:
             await with_code.runs.submit(submission.configuration, **arguments)
     # The run belongs to the client that is closed now.
     run = await client.runs.get(arguments["run_name"], retry_budget=SUBMIT_BUDGET)
@@ -93,10 +97,21 @@ async def submit_once(
     return run
 
 
-async def find(client: AsyncClient, flow_run_id: UUID) -> AsyncRun | None:
-    """Return the flow run's active run, else its last one, else None. Raises the server errors."""
-    active, last = await _known(client, flow_run_id)
-    return active or (await client.runs.get(_name(flow_run_id, last)) if last else None)
+async def find(
+    client: AsyncClient, flow_run_id: UUID, configuration: DstackJobConfiguration
+) -> AsyncRun | None:
+    """Return the flow run's active run, else its last one, else None. Raises the server errors.
+
+    Without any, one with the name that an earlier version gave it is looked up, which takes one request more.
+    """
+    names = configuration.names(flow_run_id)
+    active, last = await _known(client, flow_run_id, names)
+    if active is not None or last:
+        return active or await client.runs.get(names.ref(last).name)
+    number, found = 1, None
+    while (former := await client.runs.get(former_machine_name(flow_run_id, number))) is not None:
+        number, found = number + 1, former
+    return found
 
 
 def identifier(project: str, run_name: str) -> str:
@@ -104,22 +119,18 @@ def identifier(project: str, run_name: str) -> str:
     return f"{project}:{run_name}"
 
 
-async def _known(client: AsyncClient, flow_run_id: UUID) -> tuple[AsyncRun | None, int]:
+async def _known(client: AsyncClient, flow_run_id: UUID, names: AttemptNames) -> tuple[AsyncRun | None, int]:
     """Return the active run, or None, and the highest number in use."""
     prefix = worker_marker_prefix(flow_run_id)
     for run in await client.runs.list():
         if (run.marker or "").startswith(prefix) and run.outcome() is None:
             return run, 0
     number = 0
-    while (found := await client.runs.get(_name(flow_run_id, number + 1))) is not None:
+    while (found := await client.runs.get(names.ref(number + 1).name)) is not None:
         if found.outcome() is None and (found.marker or "").startswith(prefix):
             return found, 0
         number += 1
     return None, number
-
-
-def _name(flow_run_id: UUID, number: int) -> str:
-    return f"pf-{str(flow_run_id)[-12:]}-w{number}"
 
 
 async def orphans(

@@ -30,6 +30,7 @@ from pydantic import BaseModel, Field, PrivateAttr, SecretStr
 from prefect_dstack import _bundles
 from prefect_dstack._bundles import Parcel
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
+from prefect_dstack._names import machine_names
 from prefect_dstack._secrets import (
     GitCredentialsLike,
     GitLogin,
@@ -38,11 +39,14 @@ from prefect_dstack._secrets import (
     names_of_secrets,
 )
 from prefect_dstack._submission import Submission, resolve
+from prefect_dstack._tags import tags_of_worker
 from prefect_dstack.credentials import DstackCredentials
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import Flow, FlowRun, WorkPool
     from prefect.client.schemas.responses import DeploymentResponse
+
+    from dstack_core.integration import AttemptNames
 
 # What makes sense only in the worker's process.
 _NOT_PASSED_ON = ("PREFECT_HOME", "PREFECT_PROFILES_PATH", "PREFECT_SERVER_", "PREFECT_WORKER_")
@@ -94,6 +98,10 @@ class MachineFields(BaseModel):
     )
     profile: str | None = Field(
         default=None, description="Name of a profile; without one the file's default profile counts."
+    )
+    tags: dict[str, str] | bool | None = Field(
+        default=None,
+        description="Tags of the machine at its cloud, beside the automatic ones; off for no tags at all.",
     )
     profiles_file: str | None = Field(
         default=None,
@@ -192,6 +200,15 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
     def lacks_bundle(self) -> bool:
         """Whether the flow run has a bundle that is not here."""
         return self._bundle_is is not None and self._bundle is None
+
+    def names(self, flow_run_id: UUID) -> AttemptNames:
+        """Return the names of the flow run's machines, made of what Prefect labels this one with."""
+        return machine_names(flow_run_id, self.labels)
+
+    @property
+    def automatic_tags(self) -> dict[str, str]:
+        """The tags that name the owner of this machine in the bill of a cloud."""
+        return tags_of_worker(self.labels)
 
     def carry(self, parcel: Parcel, folder: Path) -> None:
         """Upload the flow run's bundle with its machine and run it there.

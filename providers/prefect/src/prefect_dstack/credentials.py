@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, cast
 
 from prefect.blocks.abstract import CredentialsBlock
@@ -10,6 +12,7 @@ from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator, mod
 
 from prefect_dstack._secrets import GitCredentialsLike, GitLogin, aload_login, load_login, login_of
 from prefect_dstack._submission import Code, code_of
+from prefect_dstack._tags import default_tags
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, Client
@@ -23,6 +26,7 @@ CALL_BUDGET = 5.0
 # As long as a reply may take where nothing kills the process, as with ``get_client``.
 PATIENT_TIMEOUT = 30.0
 _NO_CODE = Code()
+_NO_TAGS: Mapping[str, str] = MappingProxyType({})
 
 
 class DstackCredentials(CredentialsBlock):
@@ -67,15 +71,35 @@ class DstackCredentials(CredentialsBlock):
         description="Text of a private SSH key without a passphrase that runs clone with, over ssh.",
     )
 
-    @field_validator("server_url")
+    ui_url: str | None = Field(
+        default=None,
+        description="Address of the dstack server for browsers, if it differs from that for flow runs.",
+    )
+    default_tags: dict[str, str] | bool | None = Field(
+        default=None,
+        description="Tags of all runs, such as {team: ml}, beside the automatic ones; off for no tags.",
+    )
+
+    @field_validator("server_url", "ui_url")
     @classmethod
-    def _has_a_scheme(cls, value: str) -> str:
-        if not value.startswith(("http://", "https://")):
+    def _has_a_scheme(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError(
                 f"expected an address such as http://localhost:3000, got {value!r}. Begin it with http:// or "
                 "https://."
             )
         return value
+
+    @field_validator("default_tags")
+    @classmethod
+    def _are_tags(cls, value: dict[str, str] | bool | None) -> dict[str, str] | bool | None:
+        from dstack_core import ConfigurationError
+        from dstack_core.integration import check_tags
+
+        try:
+            return check_tags("default_tags", value) if isinstance(value, dict) else value
+        except ConfigurationError as error:
+            raise ValueError(error.message.removeprefix("default_tags: ")) from None
 
     @model_validator(mode="after")
     def _one_git_login(self) -> Self:
@@ -150,15 +174,23 @@ def git_login_of(block: DstackCredentials) -> GitLogin:
     return login_of(block.git_private_key or block.git_token)
 
 
-def target_of(block: DstackCredentials | None) -> dict[str, Any]:
-    """Return the arguments of ``from_config`` that name the server; none for the environment's."""
+def target_of(block: DstackCredentials | None, tags: Mapping[str, str] = _NO_TAGS) -> dict[str, Any]:
+    """Return the arguments of ``from_config`` that name the server; none for the environment's.
+
+    ``tags`` are automatic ones, which the block can turn off.
+    """
+    defaults = default_tags(None if block is None else block.default_tags, tags)
+    more: dict[str, Any] = {"default_tags": defaults} if defaults else {}
     if block is None:
-        return {}
+        return more
+    if block.ui_url:
+        more["ui_url"] = block.ui_url
     return {
         "server_url": block.server_url,
         "project_name": block.project_name,
         "user_token": block.user_token.get_secret_value(),
         "verify": block.verify,
+        **more,
     }
 
 
@@ -198,15 +230,17 @@ def open_client(
     timeout: float = TIMEOUT,
     retry_budget: float = CALL_BUDGET,
     code: Code = _NO_CODE,
+    tags: Mapping[str, str] = _NO_TAGS,
 ) -> Client:
-    """Return a new client; ``timeout`` and ``retry_budget`` in seconds, ``code`` what its runs start from.
+    """Return a new client.
 
-    Raises ``ProjectNotConfiguredError`` when neither a block nor the environment names a server.
+    ``timeout`` and ``retry_budget`` in seconds, ``code`` what its runs start from, ``tags`` their automatic
+    tags. Raises ``ProjectNotConfiguredError`` when neither a block nor the environment names a server.
     """
     from dstack_core import Client
 
     return Client.from_config(
-        **target_of(credentials), **code.arguments, timeout=timeout, retry_budget=retry_budget
+        **target_of(credentials, tags), **code.arguments, timeout=timeout, retry_budget=retry_budget
     )
 
 
@@ -215,12 +249,13 @@ def open_async_client(
     timeout: float = TIMEOUT,
     retry_budget: float = CALL_BUDGET,
     code: Code = _NO_CODE,
+    tags: Mapping[str, str] = _NO_TAGS,
 ) -> AsyncClient:
     """Return a new async client: the twin of ``open_client``."""
     from dstack_core import AsyncClient
 
     return AsyncClient.from_config(
-        **target_of(credentials), **code.arguments, timeout=timeout, retry_budget=retry_budget
+        **target_of(credentials, tags), **code.arguments, timeout=timeout, retry_budget=retry_budget
     )
 
 

@@ -60,6 +60,8 @@ class MachineOptions(TypedDict, total=False):
     """Where the commands start."""
     profile: str | None
     """The name of a profile."""
+    tags: Mapping[str, str] | bool | None
+    """Tags of the machine at its cloud, beside the automatic ones; False for no tags at all."""
     profiles_file: str | None
     """The file of profiles."""
     repo_dir: str | None

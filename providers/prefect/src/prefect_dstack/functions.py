@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
@@ -22,7 +22,7 @@ from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
 from prefect_dstack._remote_function import RemoteFunction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Literal, Unpack
 
     from dstack_core import ConfigurationLike, RegistryAuth
@@ -229,8 +229,11 @@ def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
                 f"{name}: expected an option of dstack_task, of run_task or of Prefect's task, got {name}. "
                 + (f"Did you mean {close[0]}?" if close else "Check the spelling.")
             )
-    of_task = {name: value for name, value in options.items() if name in TASK_NAMES}
-    return of_task, {name: value for name, value in options.items() if name not in TASK_NAMES}
+    tags = options.get("tags")
+    # The one name that both have: dstack's tags have values.
+    is_dstacks = {"tags"} if isinstance(tags, Mapping) or tags is False else set()
+    of_task = {name: value for name, value in options.items() if name in TASK_NAMES - is_dstacks}
+    return of_task, {name: value for name, value in options.items() if name not in of_task}
 
 
 def _own_names() -> list[str]:

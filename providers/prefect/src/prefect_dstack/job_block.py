@@ -89,6 +89,10 @@ class DstackRun(JobBlock[dict[str, Any]]):
     profile: str | None = Field(
         default=None, description="Name of a profile; without one the file's default profile counts."
     )
+    tags: dict[str, str] | bool | None = Field(
+        default=None,
+        description="Tags of the machine at its cloud, beside the automatic ones; off for no tags at all.",
+    )
     profiles_file: str | None = Field(
         default=None, description="File of profiles; without one .dstack/profiles.yml in the repo_dir."
     )

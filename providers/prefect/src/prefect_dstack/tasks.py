@@ -83,6 +83,9 @@ def run_task(
         reports: Give the run ``$DSTACK_RESULT_FILE``, whose content becomes ``outcome["result"]``, and the
             Python module ``dstack_report``. Default: True; a service, and a task without commands, is
             submitted as it is.
+        tags: Tags that the run's machine gets at its cloud, by which a bill can be grouped (servers from
+            0.19.5 on). A key that the configuration or the profile has keeps its value there. False also
+            leaves out the client's ``default_tags``. Default: none of its own.
         debug_on_failure: How long the container is held after the commands have failed, for a person who
             opens a shell in it: seconds or ``"30m"``. The task fails at once, and a retry is a new run.
             Default: not at all.

@@ -116,7 +116,8 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         # Before any request: the next heartbeat must not take it for a flow run without a worker.
         self._watched.add(flow_run.id)
         try:
-            async with open_async_client(await aload(configuration.credentials)) as client:
+            block, tags = await aload(configuration.credentials), configuration.automatic_tags
+            async with open_async_client(block, tags=tags) as client:
                 if await self._needs_no_machine(flow_run):
                     name = identifier(client.project, "none")
                     if task_status is not None:
@@ -305,8 +306,9 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
                 worker_name=self.name,
                 worker_id=self.backend_id,
             )
-            async with open_async_client(await aload(configuration.credentials)) as client:
-                run = await find(client, flow_run.id)
+            block, tags = await aload(configuration.credentials), configuration.automatic_tags
+            async with open_async_client(block, tags=tags) as client:
+                run = await find(client, flow_run.id, configuration)
                 state = flow_run.state
                 # Its worker was killed before it had submitted the machine.
                 has_bundle = configuration.bundle_is != _bundles.WITH_CALLER
