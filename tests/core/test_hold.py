@@ -138,6 +138,7 @@ def test_the_outcome_of_a_held_run_is_that_of_its_commands() -> None:
     )
     assert text.splitlines() == [
         "Run train failed: its command exited with status 3. See http://page",
+        "Correct the command or its input; the end of the log shows what went wrong (user.exit).",
         "Its container is held for 30 min, for at most 2.00 USD. "
         "To open a shell in it: python -m dstack_core attach train",
         "To end it earlier, stop the run, or in the container: touch /tmp/done",
