@@ -14,6 +14,7 @@ from dstack_core import CallbackEvent, ConfigurationError, RunCallbacks, RunFail
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, DstackRun, dstack_task, submit_run, wait_for_run
 
+from .support import all_runs, events_of, until
 from .ways import FAST, WAYS, Runner
 
 METRIC = 'python3 -c "import dstack_report; dstack_report.metric(loss=0.5)"'
@@ -91,6 +92,19 @@ def test_an_error_is_one_warning_and_the_run_logger_works(
     assert caplog.text.count("Failing.on_submitted raised RuntimeError: the chat is down.") == 1
     assert "Submitted " in caplog.text
     assert kinds(events) == ["submitted", "ended"]
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("way", WAYS[::2], ids=lambda way: way.__name__)
+def test_an_event_that_the_run_is_running_comes_between_start_and_end(
+    dstack: LocalServer, credentials: DstackCredentials, way: Runner
+) -> None:
+    way(Task(commands=["sleep 1"]), credentials, **FAST)
+    (run,) = all_runs(dstack)
+    events = until(lambda: (e := events_of(run.id, running=True)) and len(e) == 3 and e, what="events")
+    assert [event["event"] for event in events or ()] == [
+        f"dstack.run.{name}" for name in ("started", "running", "done")
+    ]
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -210,6 +210,7 @@ class Job:
         """Log one event and remember what the run has reported; makes no request."""
         self.relay.handle(event)
         self.live.take(event)
+        self.report.announce(event)
         if self.function is not None:
             self.function.take(event)
         if self.notifier is not None:
