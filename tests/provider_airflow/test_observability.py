@@ -31,7 +31,7 @@ from tests.provider_airflow.triggering import payloads
 
 
 class Stats:
-    """What Airflow's metrics were told."""
+    """A stand-in for Airflow's metrics that keeps what is counted."""
 
     def __init__(self) -> None:
         self.counted: dict[str, float] = {}
