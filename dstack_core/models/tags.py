@@ -40,7 +40,7 @@ def check_tags(name: str, tags: Any) -> dict[str, str]:
         if not isinstance(key, str) or not _KEY.fullmatch(key):
             raise ConfigurationError(
                 f"{name}: expected a key of 1 to 60 letters (a to z), digits, hyphens and underscores, got "
-                f"{key!r}. Rename the key; dstack_core.integration.tag_value() writes any text in such a form."
+                f"{key!r}. Rename the key; dstack_core.integration.tag_value() makes one of any text."
             )
         if not isinstance(value, str) or not _VALUE.fullmatch(value):
             raise ConfigurationError(
