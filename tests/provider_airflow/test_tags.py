@@ -55,7 +55,8 @@ def test_what_has_no_value_has_no_tag() -> None:
 
 def test_a_name_without_ascii_has_a_tag_too() -> None:
     ti = SimpleNamespace(dag_id="训练", task_id="Größe", run_id="r", try_number=1, map_index=-1)
-    tags = automatic_tags({"ti": ti}, None)  # type: ignore[arg-type]  # what is read of a context
+    context: Any = {"ti": ti}
+    tags = automatic_tags(context, None)
     assert (tags["airflow-dag"], tags["airflow-task"]) == ("dag-a29c0d", "grosse")
 
 
