@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from dstack_core.errors import ConfigurationError, ProjectNotConfiguredError
 
@@ -91,7 +92,7 @@ def ui_url(given: str | None, *, of_environment: bool) -> str | None:
     """Return the server's address for browsers, None for that of the server itself.
 
     ``of_environment``: whether ``DSTACK_UI_URL`` counts, which belongs to a server that no argument names.
-    Raises ``ConfigurationError`` for an address without a scheme.
+    Raises ``ConfigurationError`` for what is no address, or has a password, which every link would show.
     """
     name = "ui_url"
     if not given and of_environment:
@@ -100,7 +101,31 @@ def ui_url(given: str | None, *, of_environment: bool) -> str | None:
         raise ConfigurationError(
             f"{name}: expected an address such as https://dstack.example.com, got {given!r}. Add the scheme."
         )
-    return given.rstrip("/") if given else None
+    return check_address(name, given).rstrip("/") if given else None
+
+
+def check_address(name: str, given: str) -> str:
+    """Return the address of a server.
+
+    Raises ``ConfigurationError`` for one that has no host, a wrong port, blanks, or a user and password.
+    """
+    try:
+        parts = urlsplit(given)
+        is_wrong = not parts.hostname or parts.port == 0 or any(map(str.isspace, given))
+        has_user = "@" in parts.netloc
+    except ValueError:
+        is_wrong, has_user = True, "@" in given
+    if has_user:
+        raise ConfigurationError(
+            f"{name}: expected an address without a user and password, got one with them. Remove them: "
+            "everybody who sees a link to a run would see them."
+        )
+    if is_wrong:
+        raise ConfigurationError(
+            f"{name}: expected an address such as https://dstack.example.com, got {given!r}. Correct the "
+            "host or the port."
+        )
+    return given
 
 
 def _target(server_url: str, project: str, token: str) -> Target:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dstack_core._function.call import FunctionCall
 from dstack_core._function.result import choose_report, late_read_pauses, report_key
 from dstack_core.configurations import check_ends
+from dstack_core.config import check_address
 from dstack_core.integration.attempts import Attempt, achoose_attempt, choose_attempt
 from dstack_core.integration.callbacks import CallbackNotifier
 from dstack_core.integration.doctor import examine
@@ -111,6 +112,7 @@ __all__ = [
     "check_categories",
     "check_ends",
     "check_mask_env",
+    "check_address",
     "check_tags",
     "choose_attempt",
     "choose_report",

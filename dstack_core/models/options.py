@@ -130,6 +130,13 @@ def check_seconds(name: str, value: Any, *, least: float = 0.0, above: bool = Fa
         raise ConfigurationError(f"{name}: expected {wanted}, got {value!r}.")
 
 
+def check_flags(**given: object) -> None:
+    """Raise ``ConfigurationError`` unless each value is True or False."""
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise ConfigurationError(f"{name}: expected True or False, got {value!r}.")
+
+
 def check_callable(name: str, value: Any) -> None:
     """Raise ``ConfigurationError`` unless ``value`` is None or can be called."""
     if value is not None and not callable(value):
