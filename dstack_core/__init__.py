@@ -45,6 +45,14 @@ if TYPE_CHECKING:
     )
     from dstack_core.functions import FunctionCollection, FunctionRun
     from dstack_core.models.account import Backend, Project, ProjectMember, User
+    from dstack_core.models.callbacks import (
+        CALLBACK_EVENTS,
+        CallbackEvent,
+        CallbacksLike,
+        RunCallbacks,
+        check_callbacks,
+        load_callbacks,
+    )
     from dstack_core.models.configurations import Configuration, PortMapping, RegistryAuth, Service, Task
     from dstack_core.models.events import (
         ContactLost,
@@ -128,6 +136,14 @@ _HOMES = {
     "models.functions": ("FunctionSkipped", "RemoteFunctionError", "UnusableFunctionError"),
     "models.secrets": ("secret_values",),
     "models.account": ("Backend", "Project", "ProjectMember", "User"),
+    "models.callbacks": (
+        "CALLBACK_EVENTS",
+        "CallbackEvent",
+        "CallbacksLike",
+        "RunCallbacks",
+        "check_callbacks",
+        "load_callbacks",
+    ),
     "models.configurations": ("Configuration", "PortMapping", "RegistryAuth", "Service", "Task"),
     "models.events": (
         "ContactLost",
@@ -171,6 +187,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "CALLBACK_EVENTS",
     "GPU",
     "AccessDeniedError",
     "AsyncBackendCollection",
@@ -185,6 +202,8 @@ __all__ = [
     "AuthenticationError",
     "Backend",
     "BackendCollection",
+    "CallbackEvent",
+    "CallbacksLike",
     "Client",
     "CommonOptions",
     "Configuration",
@@ -233,6 +252,7 @@ __all__ = [
     "Resources",
     "RetryPolicy",
     "Run",
+    "RunCallbacks",
     "RunCollection",
     "RunError",
     "RunFailedError",
@@ -268,7 +288,9 @@ __all__ = [
     "WaitTimeoutError",
     "Waiting",
     "__version__",
+    "check_callbacks",
     "check_options",
+    "load_callbacks",
     "load_configuration",
     "load_profile",
     "parse_configuration",

@@ -229,7 +229,10 @@ def _report_status(run: RunSnapshot, progress: Progress, options: FollowOptions)
     previous = RunStatus(progress.status) if progress.status else None
     # Part of the progress, so that a process that takes over knows how long the stop has taken already.
     stopping_since = (progress.stopping_since or options.wall_clock()) if run.status.is_stopping else None
-    progress = replace(progress, status=str(run.status), stopping_since=stopping_since)
+    status = str(run.status)
+    # Bounded by the number of statuses. A run that dstack retries keeps the times of its first attempt.
+    since = {status: options.wall_clock(), **progress.since}
+    progress = replace(progress, status=status, stopping_since=stopping_since, since=since)
     # A message that only repeats the status would be shown twice.
     message = None if run.message in (run.raw_status, str(run.status)) else run.message
     yield StatusChanged(progress, run.status, previous, message)

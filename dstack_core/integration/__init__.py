@@ -12,6 +12,7 @@ from dstack_core._function.call import FunctionCall
 from dstack_core._function.result import choose_report, late_read_pauses, report_key
 from dstack_core.configurations import check_ends
 from dstack_core.integration.attempts import Attempt, achoose_attempt, choose_attempt
+from dstack_core.integration.callbacks import CallbackNotifier
 from dstack_core.integration.doctor import examine
 from dstack_core.integration.doctor_network import Finding, describe_finding
 from dstack_core.integration.masking import (
@@ -60,6 +61,7 @@ from dstack_core.integration.run_lists import (
     run_table,
 )
 from dstack_core.integration.stop import astop_run, stop_run
+from dstack_core.integration.telemetry import trace_env, trace_run, wait_seconds
 from dstack_core.integration.utilization_text import (
     describe_utilization,
     utilization_chart,
@@ -87,6 +89,7 @@ __all__ = [
     "RETRIED_CATEGORIES",
     "Attempt",
     "AttemptNames",
+    "CallbackNotifier",
     "CostRow",
     "FailureCategory",
     "Finding",
@@ -148,6 +151,9 @@ __all__ = [
     "slug",
     "stop_run",
     "tag_value",
+    "trace_env",
+    "trace_run",
     "utilization_chart",
     "utilization_lines",
+    "wait_seconds",
 ]

@@ -115,6 +115,7 @@ class Progress:
         stopping_since: When the run was first seen stopping, in seconds since the epoch, or None.
         reported: What the run has reported so far.
         utilization: What was measured of it so far, None before the first values are read.
+        since: When each status was seen first, in seconds since the epoch, by status.
     """
 
     run_name: str
@@ -124,6 +125,7 @@ class Progress:
     stopping_since: float | None = None
     reported: ReportedSoFar = ReportedSoFar()
     utilization: UtilizationSoFar | None = None
+    since: Mapping[str, float] = field(default_factory=dict)
 
     def cursor(self, submission_id: str) -> LogCursor:
         """Return the cursor of a job submission; a new one if its log was not read yet."""

@@ -22,6 +22,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {
             "__init__",
             "_compat",
+            "_lineage",
             "_parameters",
             "_threads",
             "get_provider_info",
@@ -42,7 +43,7 @@ LAYERS: dict[str, list[set[str]]] = {
             "errors",
         },
         # One part of a task each: its connection, its record, its submission, its result.
-        {"_outcome", "_previous_try", "_reap", "hooks", "retry_policies"},
+        {"_callbacks", "_outcome", "_previous_try", "_reap", "hooks", "retry_policies"},
         {
             "_commands",
             "_function_call",
@@ -65,7 +66,8 @@ LAYERS: dict[str, list[set[str]]] = {
         {"_artifact_content", "_bundle_main", "_flow_result", "_flow_runs", "_function_result", "_tags"},
         # What is submitted, and where a run is shown in Prefect.
         {"_log_relay", "_options", "_report"},
-        {"_bundles", "_end_reports", "_function_options", "_live_artifacts", "_submission", "flow_future"},
+        {"_bundles", "_callbacks", "_end_reports", "_function_options", "_live_artifacts"},
+        {"_submission", "flow_future"},
         # The blocks, and the clients made of them.
         {"credentials"},
         {"_stop", "_worker_variables"},

@@ -47,6 +47,7 @@ NO_OPTIONS = {
     "returns": "what the task returns",
     "max_report_bytes": "what the task keeps of the run's messages",
     "max_reports_per_second": "what the task keeps of the run's messages",
+    "callbacks": "who is called while the task follows its run",
 }
 # What the other two add: nothing of the run's, but a function, its result, and what is done to an active run.
 ADDED: dict[type[DstackRunOperator], set[str]] = {

@@ -150,13 +150,14 @@ def artifacts_of(flow_run_id: Any) -> dict[str, Any]:
     return {item.key or "": item for item in found if (item.key or "").startswith("dstack-")}
 
 
-def events_of(run_id: str) -> list[Any]:
-    """Return the events of a run, oldest first."""
+def events_of(run_id: str, *, running: bool = False) -> list[Any]:
+    """Return the events of a run, oldest first; that it is running only if asked: a short run passes that."""
     reply = httpx.post(
         f"{os.environ['PREFECT_API_URL']}/events/filter",
         json={"filter": {"resource": {"id": [f"dstack.run.{run_id}"]}, "order": "ASC"}},
     )
-    return list(reply.json()["events"])
+    events = list(reply.json()["events"])
+    return [event for event in events if running or event["event"] != "dstack.run.running"]
 
 
 def event_names(run_id: str) -> list[str]:

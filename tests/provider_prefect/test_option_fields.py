@@ -35,6 +35,7 @@ NO_OPTIONS = {
     "log_budget_bytes": "how much is logged",
     "log_timestamps": "what is logged",
     "artifacts": "what is reported",
+    "callbacks": "who is called while a run is followed",
     "on_crash": "what is left behind",
     "secret_names": "of a block: what its env was made of",
     "on_active": "what is done to an active service",

@@ -80,6 +80,7 @@ __all__ = [
     "pull_xcom",
     "push_xcom",
     "server_connection",
+    "stats",
     "task_state",
     "task_state_store",
     "trigger_has_on_kill",
@@ -264,6 +265,14 @@ def _xcom_address(ti: TaskInstanceLike) -> dict[str, Any]:
 def mask_secret(secret: str) -> None:
     """Hide ``secret`` (str) from the task's log and the rendered fields from now on."""
     _first("mask_secret", "airflow.sdk.log", "airflow.sdk.execution_time.secrets_masker")(secret)
+
+
+def stats() -> Any:
+    """Return what counts for Airflow's metrics, with ``incr`` and ``gauge``; imported when it is needed."""
+    try:
+        return import_module("airflow.sdk.observability.stats")
+    except ImportError:
+        return import_module("airflow.stats").Stats
 
 
 def deferral_errors() -> tuple[type[Exception], ...]:

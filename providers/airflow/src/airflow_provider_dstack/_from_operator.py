@@ -9,9 +9,11 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
+from airflow_provider_dstack._callbacks import load_callbacks, new_notifier
 from airflow_provider_dstack._compat import AirflowFailException, mask_secret, task_state, task_state_store
+from airflow_provider_dstack._lineage import lineage_env
 from airflow_provider_dstack._names import TaskNames
 from airflow_provider_dstack._run_reports import push_reports
 from airflow_provider_dstack._stop import was_ended
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from airflow_provider_dstack._previous_try import Ledger
     from airflow_provider_dstack._task_run import TaskRun
     from airflow_provider_dstack.operators import DstackRunOperator
-    from dstack_core import Profile
+    from dstack_core import Configuration, Profile
     from dstack_core.integration import RunRef
 
 # Before a run is handed over, its first statuses should be seen, although ``poll_interval`` may be longer.
@@ -47,6 +49,7 @@ def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: 
     from dstack_core import ConfigurationError
 
     hook, names = operator.hook(), names_of(operator, context)
+    callbacks = load_callbacks(operator.callbacks)
     try:
         what = submit_arguments(operator, context)
     except ConfigurationError as error:
@@ -86,6 +89,7 @@ def task_run_of(operator: DstackRunOperator, context: Context, hand_over_after: 
         secrets=(hook.token, *operator.secret_texts()),
         report_limits=report_limits(operator.max_report_bytes, operator.max_reports_per_second),
         push_reports=partial(push_reports, context["ti"], log=operator.log),
+        new_notifier=partial(new_notifier, callbacks, context["ti"], operator.log),
     )
     for secret in options.secrets:
         # What this process's environment filled in was in no field.
@@ -142,6 +146,8 @@ def defer(
         on_kill_action=operator.on_kill_action,
         max_report_bytes=operator.max_report_bytes,
         max_reports_per_second=operator.max_reports_per_second,
+        # As checked when the DAG was parsed: each is the path of a class.
+        callbacks=cast("list[str]", operator.callbacks or []),
         mask_env=operator.mask_env,
         secret_names=operator.secret_names(),
     )
@@ -185,7 +191,25 @@ def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str,
     given["max_price"] = read_price(given["max_price"])
     given["backends"] = read_backends(given["backends"])
     check_ends(configuration, given["max_duration"], given["profile"])
+    given["env"] = _with_parents(operator, context, configuration, given["env"])
     return {"configuration": configuration, **given}
+
+
+def _with_parents(
+    operator: DstackRunOperator, context: Context, configuration: Configuration, env: Any
+) -> Any:
+    """Return ``env`` with what makes the task the parent of what the run traces and reports; may be None.
+
+    Not for a service that an update leaves running: other variables would restart it.
+    """
+    from dstack_core.integration import trace_env
+
+    if operator.on_active == "update":
+        return env
+    parents = {**lineage_env(context.get("ti"), operator.log), **trace_env()}
+    own = {item.partition("=")[0] for item in configuration.env or ()}
+    parents = {name: value for name, value in parents.items() if name not in own}
+    return {**parents, **(env or {})} if parents else env
 
 
 def profile_of(operator: DstackRunOperator, context: Context) -> Profile:

@@ -60,14 +60,15 @@ def finished_event(
     tail: Sequence[str],
     rest: Mapping[str, Any] | None = None,
     reported: Mapping[str, Any] | None = None,
+    since: Mapping[str, float] | None = None,
     *,
     is_tail_shown: bool = False,
 ) -> dict[str, Any]:
     """Return the JSON-plain payload for a run that has ended, with the last log lines that were relayed.
 
     ``rest`` is the position where the worker continues the log; None if all of it was relayed. ``reported``
-    is the state of ``RunReports``, which a ``rest`` contains already. ``is_tail_shown``: the task's log has
-    the last lines.
+    is the state of ``RunReports``, which a ``rest`` contains already, and ``since`` is when each status was
+    seen first, likewise. ``is_tail_shown``: the task's log has the last lines.
     """
     from dstack_core.integration import outcome_dict
 
@@ -77,7 +78,7 @@ def finished_event(
     if rest is not None:
         event["rest"] = dict(rest)
     else:
-        event["reported"] = dict(reported or {})
+        event["reported"], event["since"] = dict(reported or {}), dict(since or {})
     return event
 
 

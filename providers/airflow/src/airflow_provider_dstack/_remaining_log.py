@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from airflow_provider_dstack._run_reports import RunReports
     from airflow_provider_dstack.hooks import DstackHook
     from dstack_core import Client, Event, Outcome, ReportLimits, Run
-    from dstack_core.integration import LogRelay
+    from dstack_core.integration import CallbackNotifier, LogRelay
 
 # The log can be read later on the run's page, the result is wanted now. A longer time delays the result by as
 # much if the server is unreachable.
@@ -64,6 +64,7 @@ def relay_remaining_log(
     limits: ReportLimits,
     log: Any,
     is_killed: Callable[[], bool],
+    notifier: CallbackNotifier | None = None,
 ) -> Rest:
     """Relay the rest of a run's log and its outcome; return the last lines, none if they could not be read.
 
@@ -80,12 +81,23 @@ def relay_remaining_log(
         limits: The limits on what the run reports.
         log: The task's log.
         is_killed: Returns whether the task was ended meanwhile.
+        notifier: Calls the callbacks; the end is left to the caller. Default: none are called.
 
     Raises:
         DstackRunInterrupted: The task was ended before the log was relayed.
     """
     rest = _RemainingLog(
-        event, outcome, reports, hook, secrets, collect, log_budget_bytes, retry_budget, limits, log
+        event,
+        outcome,
+        reports,
+        hook,
+        secrets,
+        collect,
+        log_budget_bytes,
+        retry_budget,
+        limits,
+        log,
+        notifier,
     )
     rest.log_timestamps = log_timestamps
     start_thread(rest.work, "dstack-log")
@@ -121,6 +133,7 @@ class _RemainingLog:
     retry_budget: float
     limits: ReportLimits
     log: Any
+    notifier: CallbackNotifier | None = None
     log_timestamps: bool = False
     is_done: bool = False
     is_whole: bool = False
@@ -156,7 +169,11 @@ class _RemainingLog:
 
         position = LogPosition.from_dict(self.event["rest"])
         run = self._run(client, position.progress.run_id)
+        if self.notifier is not None:
+            self.notifier.follows(run, client.project)
         relay = self._new_relay(run)
+        if self.notifier is not None:
+            self.notifier.mask = relay.masker.mask
         events = run.follow(
             position.progress,
             retry_budget=self.retry_budget,
@@ -170,15 +187,18 @@ class _RemainingLog:
             if isinstance(event, LogLines):
                 for part, _ in position.new_parts(event):
                     self._write(relay, part)
+                    self._notify(part)
                     position.relayed(part, event)
             elif isinstance(event, RunFinished):
                 self.outcome = event.outcome
             elif isinstance(event, Reported | ReportsDropped):
                 self._write(relay, event)
+                self._notify(event)
                 # What is known so far counts if the rest cannot be read.
                 self.outcome = self.outcome.with_reports(event.progress.reported)
             else:
                 self._report(event)
+                self._notify(event)
             position.passed(event)
         self.tail, self.is_tail_shown = relay.tail, relay.shows_tail
         self.is_whole = True
@@ -211,6 +231,10 @@ class _RemainingLog:
         for level, text in records(relay, event, self.reports, self.groups):
             self._check()
             self.log.log(level, text)
+
+    def _notify(self, event: Event) -> None:
+        if self.notifier is not None:
+            self.notifier.handle(event)
 
     def _show_outcome(self, relay: LogRelay) -> None:
         from dstack_core import Progress, RunFinished

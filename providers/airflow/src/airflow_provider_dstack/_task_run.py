@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from airflow_provider_dstack._previous_try import Ledger
     from airflow_provider_dstack._submission import Submitter
     from dstack_core import Client, Outcome, Progress, ReportLimits, Run
-    from dstack_core.integration import RunRef, StopResult
+    from dstack_core.integration import CallbackNotifier, RunRef, StopResult
 
 # How late the threads see each other's news. A thread may not wait for a lock here: the handler interrupts
 # the main thread anywhere.
@@ -151,6 +151,7 @@ class TaskRunOptions:
         log_groups: Whether what is logged before the run has started is folded.
         secrets: Texts that are shown as ``***`` wherever a log line goes.
         report_limits: The limits on what the run reports; None: the defaults of ``dstack_core``.
+        new_notifier: Returns what calls the callbacks, with what masks secrets.
         push_reports: Gets the XComs of what the run reported since, and the reports, in the worker thread.
     """
 
@@ -172,6 +173,7 @@ class TaskRunOptions:
     secrets: tuple[str, ...] = ()
     report_limits: ReportLimits | None = None
     push_reports: Callable[[Mapping[str, Any], RunReports], None] = lambda xcoms, reports: None
+    new_notifier: Callable[[Callable[[str], str]], CallbackNotifier] | None = None
 
 
 class TaskRun:
@@ -195,6 +197,8 @@ class TaskRun:
         self.stopped: StopResult | None = None
         self.relay = new_relay(log_budget_bytes=options.log_budget_bytes, secrets=options.secrets)
         self.reports = RunReports(mask=self.relay.masker.mask)
+        new = options.new_notifier
+        self.notifier = None if new is None else new(self.relay.masker.mask)
         self._groups = LogGroups(options.log_groups)
         self.project = client.project
         self._obtain = obtain
@@ -407,7 +411,15 @@ class TaskRun:
         except BaseException as error:
             self.error = error
             event = Event.FAILED
+        self._finish_calls()
         self._events.append(event)
+
+    def _finish_calls(self) -> None:
+        """Wait until the callbacks have returned: the process may end after this. A kill ends the wait."""
+        for pause in () if self.notifier is None else self.notifier.pauses():
+            if self._is_over:
+                return
+            time.sleep(pause)
 
     def _submit_and_follow(self) -> None:
         from dstack_core import RunFinished
@@ -422,6 +434,11 @@ class TaskRun:
             # The reply to the submission has it, so the log shows before the first poll that the run exists.
             self._log.info("Run %s is %s", run.name, self.progress.status)
         options.on_submitted(run)
+        if self.notifier is not None:
+            # A run of another name or marker is that of an earlier try.
+            self.notifier.submitted(
+                run, self.project, progress=self.progress, is_taken_over=self.ref != options.ref
+            )
         events = run.follow(
             self.progress,
             poll_interval=options.poll_interval,
@@ -436,6 +453,8 @@ class TaskRun:
             for event in events:
                 for level, text in records(self.relay, event, self.reports, self._groups):
                     self._log.log(level, text)
+                if self.notifier is not None:
+                    self.notifier.handle(event)
                 self.progress = event.progress
                 self._pusher.offer(self.reports, last=isinstance(event, RunFinished))
                 if isinstance(event, RunFinished):
@@ -487,7 +506,9 @@ def _progress_of(run: Run) -> Progress:
     from dstack_core import Progress
 
     status = run.last_status
-    return Progress(run.name, run.id, status=None if status.is_ending else str(status))
+    if status.is_ending:
+        return Progress(run.name, run.id)
+    return Progress(run.name, run.id, status=str(status), since={str(status): time.time()})
 
 
 def _may_leave_a_run(error: BaseException, *, submitted: bool) -> bool:

@@ -100,8 +100,9 @@ class Pace:
 class TriggerRelay:
     """The relay of one run's events at a limited rate.
 
-    ``wait_for_end`` waits for the run's end and returns its outcome, None if it cannot be known. ``outcome``
-    is set once the run has ended before its log was relayed; it lacks what the run has reported.
+    ``notify`` gets each event, and each part of one, that was logged. ``wait_for_end`` waits for the run's
+    end and returns its outcome, None if it cannot be known. ``outcome`` is set once the run has ended before
+    its log was relayed; it lacks what the run has reported.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class TriggerRelay:
         wait_for_end: Callable[[], Coroutine[Any, Any, Outcome | None]],
         *,
         reports: RunReports | None = None,
+        notify: Callable[[Event], None] | None = None,
         groups: LogGroups | None = None,
         poll_interval: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
@@ -121,6 +123,7 @@ class TriggerRelay:
         self._groups = LogGroups() if groups is None else groups
         self._log: Any = None
         self.outcome: Outcome | None = None
+        self._notify = notify
         self._position = position
         self._checkpoints = checkpoints
         self._wait_for_end = wait_for_end
@@ -208,6 +211,8 @@ class TriggerRelay:
             log.log(level, text)
             self._in_pipe.wait_after(len(text) / _BYTES_PASSED_PER_SECOND)
             await self._pace(len(text) / _BYTES_PER_SECOND)
+        if self._notify is not None:
+            self._notify(event)
         self._is_writing = False
 
     def _offer(self) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from airflow_provider_dstack._callbacks import check_callbacks, since_in
 from airflow_provider_dstack._compat import (
     AirflowTaskTimeout,
     Context,
@@ -53,8 +55,17 @@ if TYPE_CHECKING:
     from airflow_provider_dstack._submission import OnActive
     from airflow_provider_dstack._task_run import TaskRun
     from airflow_provider_dstack.hooks import DstackHook
-    from dstack_core import Configuration, Outcome, Profile, Resources, RetryPolicy, Run, SpotPolicy
-    from dstack_core.integration import MaskEnv
+    from dstack_core import (
+        CallbacksLike,
+        Configuration,
+        Outcome,
+        Profile,
+        Resources,
+        RetryPolicy,
+        Run,
+        SpotPolicy,
+    )
+    from dstack_core.integration import CallbackNotifier, MaskEnv
 
 __all__ = ["DstackRunOperator"]
 
@@ -83,6 +94,7 @@ _NOT_TEMPLATES = frozenset(
         "returns",
         "max_report_bytes",
         "max_reports_per_second",
+        "callbacks",
         "mask_env",
     }
 )
@@ -166,6 +178,10 @@ class DstackRunOperator(TemplatedModels):
         max_report_bytes: Most bytes of a message that the run reports. Default: None, 1 MiB.
         max_reports_per_second: Most messages that are kept per second; results, checkpoints and assets are
             always kept. Default: None, 1000.
+        callbacks: What is called while the run is followed: a class with methods of
+            ``dstack_core.RunCallbacks``, its path (``"my_package.alerts.Alerts"``), or a list of those. An
+            error in one is logged and does not fail the task. A deferrable task needs classes that the
+            triggerer can import. Default: none.
         **kwargs: As for Airflow's ``BaseOperator``.
 
     Returns:
@@ -250,6 +266,7 @@ class DstackRunOperator(TemplatedModels):
         returns: Returns = "outcome",
         max_report_bytes: int | None = None,
         max_reports_per_second: int | None = None,
+        callbacks: CallbacksLike = None,
         mask_env: MaskEnv = "secrets",
         **kwargs: Any,
     ) -> None:
@@ -277,6 +294,7 @@ class DstackRunOperator(TemplatedModels):
             )
         self.max_report_bytes = most("max_report_bytes", max_report_bytes, 64)
         self.max_reports_per_second = most("max_reports_per_second", max_reports_per_second, 1)
+        self.callbacks = check_callbacks(callbacks, deferrable=deferrable)
         self.mask_env = mask_env_of(mask_env)
         self._skip_on = exit_codes("skip_on_exit_code", skip_on_exit_code)
         self.log_budget_bytes = log_budget(log_budget_bytes)
@@ -284,6 +302,8 @@ class DstackRunOperator(TemplatedModels):
         self.log_groups = log_groups
         self._task_run: TaskRun | None = None
         self._killed = False
+        self._outcome: Outcome | None = None
+        self._assets: Sequence[Mapping[str, Any]] = ()
 
     # Airflow renders what has a parameter's name, so a new parameter is a template unless it is named above.
     template_fields: Sequence[str] = tuple(
@@ -313,6 +333,8 @@ class DstackRunOperator(TemplatedModels):
         from airflow_provider_dstack._task_run import State
 
         if task_run.state is State.ENDED and task_run.outcome is not None:
+            since = {} if task_run.progress is None else task_run.progress.since
+            self._note_end(task_run.outcome, since, task_run.reports)
             relay = task_run.relay
             result = result_of(task_run.outcome, relay.tail, self._skip_on, is_tail_shown=relay.shows_tail)
             return self._succeed(context, task_run.outcome, result, task_run.reports)
@@ -363,6 +385,7 @@ class DstackRunOperator(TemplatedModels):
             outcome, tail = Outcome.from_dict(event["outcome"]), event["tail"]
             is_tail_shown = bool(event.get("is_tail_shown"))
             secrets = list(self.secret_texts())
+            notifier, is_whole = self._notifier(context, secrets), True
             reports = RunReports(
                 (event.get("rest") or event).get("reported"), lambda text: mask(text, secrets)
             )
@@ -385,14 +408,23 @@ class DstackRunOperator(TemplatedModels):
                     limits=report_limits(self.max_report_bytes, self.max_reports_per_second),
                     log=self.log,
                     is_killed=lambda: self._killed,
+                    notifier=notifier,
                 )
                 outcome, tail, is_tail_shown = rest.outcome, rest.tail, rest.is_tail_shown
-                if self.returns == "result" and not (rest.is_whole or outcome.has_result):
-                    # Before the record is deleted: the next try takes over the run that succeeded.
-                    result_of(outcome, tail, self._skip_on)
-                    raise DstackError(
-                        f"Could not read the result of run {outcome.run_name} in its log. See {outcome.url}"
-                    )
+                is_whole = rest.is_whole
+            # Before anything can fail the task: the run has ended in any case.
+            notifier.ended(outcome)
+            for pause in notifier.pauses():
+                if self._killed:
+                    break
+                time.sleep(pause)
+            self._note_end(outcome, since_in(event), reports)
+            if self.returns == "result" and not (is_whole or outcome.has_result):
+                # Before the record is deleted: the next try takes over the run that succeeded.
+                result_of(outcome, tail, self._skip_on)
+                raise DstackError(
+                    f"Could not read the result of run {outcome.run_name} in its log. See {outcome.url}"
+                )
             # Those that triggers could not push, and what came since they last did.
             push_reports(context["ti"], reports.xcoms(), reports, self.log)
             # Only after the log: a worker that is lost while relaying it leaves the run to the next try.
@@ -412,6 +444,31 @@ class DstackRunOperator(TemplatedModels):
         error = _outcome.broken_error(event)
         self._stop_or_leave(context, error)
         raise error
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """Return the lineage of the run that has ended, for Airflow's OpenLineage provider.
+
+        Source: documentation of that provider, "Implementing OpenLineage in Operators".
+        """
+        from airflow_provider_dstack._lineage import facets
+
+        return facets(self._outcome, self._assets)
+
+    def _note_end(self, outcome: Outcome, since: Mapping[str, float], reports: RunReports) -> None:
+        """Keep how the run ended for lineage, and add it to metrics and traces."""
+        from airflow_provider_dstack._callbacks import report_end
+
+        self._outcome, self._assets = outcome, reports.assets
+        report_end(outcome, since, self.log)
+
+    def _notifier(self, context: Context, secrets: Sequence[str]) -> CallbackNotifier:
+        """Return what calls the callbacks in a task that resumes."""
+        from airflow_provider_dstack._callbacks import load_what_can_be, new_notifier
+        from dstack_core.integration import Masker
+
+        callbacks = load_what_can_be(self.callbacks, self.log)
+        known = [*secrets, self.hook().token] if callbacks else []
+        return new_notifier(callbacks, context["ti"], self.log, Masker(known).mask)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume after the deferral; where that timed out or failed, stop or keep the run first."""

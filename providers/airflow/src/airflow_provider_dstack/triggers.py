@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_provider_dstack._callbacks import load_what_can_be, new_notifier
 from airflow_provider_dstack._compat import trigger_has_on_kill
 from airflow_provider_dstack._log_groups import LogGroups
 from airflow_provider_dstack._log_relay import DEFAULT_LOG_BUDGET, LogPosition, new_relay
@@ -36,7 +37,7 @@ from airflow_provider_dstack.hooks import DstackHook
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun, Client, Event, Outcome
-    from dstack_core.integration import LogRelay, MaskEnv
+    from dstack_core.integration import CallbackNotifier, LogRelay, MaskEnv
 
 # Airflow cancels on_kill again every second, and gives it up after [triggerer] on_kill_timeout, 30 s by
 # default.
@@ -84,6 +85,7 @@ class DstackRunTrigger(BaseTrigger):
         on_kill_action: ``"stop"``, ``"abort"`` or ``"keep"``. Default ``"stop"``.
         max_report_bytes: As for ``DstackRunOperator``. Default: None.
         max_reports_per_second: As for ``DstackRunOperator``. Default: None.
+        callbacks: The paths of the classes that are called; see ``DstackRunOperator``. Default: none.
         mask_env: As for ``DstackRunOperator``. Default ``"secrets"``.
         secret_names: The variables of the run's environment that Airflow keeps the values of as secrets;
             their names, not their values. Default: none.
@@ -114,6 +116,7 @@ class DstackRunTrigger(BaseTrigger):
         on_kill_action: OnKillAction = "stop",
         max_report_bytes: int | None = None,
         max_reports_per_second: int | None = None,
+        callbacks: Sequence[str] = (),
         mask_env: MaskEnv = "secrets",
         secret_names: Sequence[str] = (),
     ) -> None:
@@ -138,6 +141,7 @@ class DstackRunTrigger(BaseTrigger):
         self.on_kill_action = on_kill_action
         self.max_report_bytes = max_report_bytes
         self.max_reports_per_second = max_reports_per_second
+        self.callbacks = list(callbacks)
         self.mask_env = mask_env
         self.secret_names = list(secret_names)
         self._fired = False
@@ -171,6 +175,7 @@ class DstackRunTrigger(BaseTrigger):
                 "on_kill_action": self.on_kill_action,
                 "max_report_bytes": self.max_report_bytes,
                 "max_reports_per_second": self.max_reports_per_second,
+                "callbacks": self.callbacks,
                 "mask_env": self.mask_env,
                 "secret_names": self.secret_names,
             },
@@ -234,7 +239,7 @@ class DstackRunTrigger(BaseTrigger):
         from dstack_core import RunFinished, RunNotFoundError
         from dstack_core.integration import mask_result
 
-        client, kept = await in_thread(self._prepare)
+        client, kept, callbacks = await in_thread(self._prepare)
         async with client:
             run = await client.runs.get(self.run_name)
             if run is None:
@@ -246,12 +251,15 @@ class DstackRunTrigger(BaseTrigger):
             progress = position.progress
             log_relay = self._relay(run, kept)
             reports = RunReports(kept.get("reported"), log_relay.masker.mask)
+            notifier = new_notifier(callbacks, self.task_instance, self.log, log_relay.masker.mask)
+            notifier.follows(run, client.project)
             relay = TriggerRelay(
                 log_relay,
                 position,
                 Checkpoints(lambda state: self._start_save(state, relay.recent_bytes(), reports), kept),
                 partial(self._wait_for_end, client, run.id),
                 reports=reports,
+                notify=partial(_notify, notifier),
                 groups=LogGroups(self.log_groups),
                 poll_interval=self.poll_interval,
             )
@@ -271,6 +279,7 @@ class DstackRunTrigger(BaseTrigger):
                 async for event in events:
                     if not await relay.write(event, self.log) and relay.outcome is not None:
                         self._last_save = relay.save_last()
+                        await _finish_calls(notifier)
                         self.log.info(
                             "Run %s has ended. The worker relays the rest of its log.", self.run_name
                         )
@@ -279,10 +288,12 @@ class DstackRunTrigger(BaseTrigger):
                         self._save_last(relay)
                         # Airflow stores the event.
                         outcome = mask_result(event.outcome, log_relay.masker.mask, reports.note_secrets)
+                        await _finish_calls(notifier)
                         return finished_event(
                             outcome,
                             relay.tail,
                             reported=reports.state(),
+                            since=event.progress.since,
                             is_tail_shown=log_relay.shows_tail,
                         )
             finally:
@@ -299,7 +310,7 @@ class DstackRunTrigger(BaseTrigger):
             poll_interval=self.poll_interval, retry_budget=self.retry_budget, on_event=_ignore
         )
 
-    def _prepare(self) -> tuple[AsyncClient, dict[str, Any]]:
+    def _prepare(self) -> tuple[AsyncClient, dict[str, Any], list[Any]]:
         """Look up the connection and the position of an earlier trigger, which blocks; prepare for a kill."""
         kept: dict[str, Any] | None = None
         if self.task_instance is not None:
@@ -321,7 +332,8 @@ class DstackRunTrigger(BaseTrigger):
             "left_out_bytes": self.left_out_bytes,
             "reported": self.reported,
         }
-        return hook.async_client(retry_budget=self.retry_budget), {**first, **(kept or {})}
+        client = hook.async_client(retry_budget=self.retry_budget)
+        return client, {**first, **(kept or {})}, load_what_can_be(self.callbacks, self.log)
 
     def _relay(self, run: AsyncRun, kept: dict[str, Any]) -> LogRelay:
         from dstack_core.integration import collect_secrets
@@ -395,6 +407,20 @@ class DstackRunTrigger(BaseTrigger):
             self.task_instance, self.run_name, when_unknown=when_unknown, log=self.log
         ):
             self._stop()
+
+
+def _notify(notifier: CallbackNotifier, event: Event) -> None:
+    """Call the callbacks, except for the end, which the worker reports once it has the whole log."""
+    from dstack_core import RunFinished
+
+    if not isinstance(event, RunFinished):
+        notifier.handle(event)
+
+
+async def _finish_calls(notifier: CallbackNotifier) -> None:
+    """Wait until the callbacks have returned, so that the worker's calls come after them."""
+    for pause in notifier.pauses():
+        await asyncio.sleep(pause)
 
 
 def _ignore(event: Event) -> None:

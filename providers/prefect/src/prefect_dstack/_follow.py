@@ -58,7 +58,7 @@ def submit(job: Job, client: Client) -> Run:
     if found is None:
         with job.packed() as arguments, job.submitting():
             found = client.runs.submit(**arguments, sleep=job.sleep, on_event=job.relay.handle_contact)
-    job.note(found)
+    job.note_submitted(found, client.project)
     return found
 
 
@@ -79,28 +79,48 @@ async def asubmit(job: Job, client: AsyncClient) -> AsyncRun:
     if found is None:
         with job.packed() as arguments, job.submitting():
             found = await client.runs.submit(**arguments, sleep=job.asleep, on_event=job.relay.handle_contact)
-    job.note(found)
+    job.note_submitted(found, client.project)
     return found
+
+
+def submit_only(job: Job, client: Client) -> Run:
+    """Return the job's run as ``submit`` does, once its callbacks have returned: nothing follows it here."""
+    run = submit(job, client)
+    for pause in job.pauses():
+        job.sleep(pause)
+    return run
+
+
+async def asubmit_only(job: Job, client: AsyncClient) -> AsyncRun:
+    """Return the job's run: the twin of ``submit_only``."""
+    run = await asubmit(job, client)
+    for pause in job.pauses():
+        await job.asleep(pause)
+    return run
 
 
 def find(job: Job, client: Client) -> Run | None:
     """Return the run that the job watches, or None. Raises the server errors."""
-    return client.runs.get(
+    found = client.runs.get(
         job.attempt.ref.name,
         retry_budget=job.retry_budget,
         sleep=job.sleep,
         on_event=job.relay.handle_contact,
     )
+    job.note_found(found, client.project)
+    return found
 
 
 async def afind(job: Job, client: AsyncClient) -> AsyncRun | None:
     """Return the run that the job watches, or None: the twin of ``find``."""
-    return await client.runs.get(
+    found = await client.runs.get(
         job.attempt.ref.name,
         retry_budget=job.retry_budget,
         sleep=job.asleep,
         on_event=job.relay.handle_contact,
     )
+    job.note_found(found, client.project)
+    return found
 
 
 def follow(job: Job, run: Run) -> dict[str, Any]:
@@ -126,6 +146,8 @@ def watch(job: Job, run: Run) -> None:
         job.handle(event)
         job.report.show(event)
     job.report_end()
+    for pause in job.pauses():
+        job.sleep(pause)
 
 
 async def afollow(job: Job, run: AsyncRun) -> dict[str, Any]:
@@ -154,6 +176,8 @@ async def awatch(job: Job, run: AsyncRun) -> None:
             if job.report.is_shown(event):
                 await asyncio.to_thread(job.report.show, event)
     await asyncio.to_thread(job.report_end)
+    for pause in job.pauses():
+        await job.asleep(pause)
 
 
 def execute(job: Job, block: DstackCredentials | None, body: Callable[[Client], T]) -> T:

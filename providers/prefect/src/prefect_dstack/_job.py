@@ -18,6 +18,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
 
 from prefect_dstack import _log_relay
+from prefect_dstack._callbacks import new_notifier
 from prefect_dstack._cancellation import SLICE_SECONDS, CancelProbe, current_task_runner
 from prefect_dstack._live_artifacts import LiveArtifacts
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET, Relay, client_warnings_in
@@ -27,8 +28,8 @@ from prefect_dstack._secrets import Masking, git_credentials_named, shown_env
 from prefect_dstack._submission import Code
 
 if TYPE_CHECKING:
-    from dstack_core import AsyncRun, Event, ReportLimits, Run
-    from dstack_core.integration import Attempt, AttemptNames, StopResult
+    from dstack_core import AsyncRun, CallbacksLike, Event, ReportLimits, Run
+    from dstack_core.integration import Attempt, AttemptNames, CallbackNotifier, StopResult
     from prefect_dstack._function_result import FunctionResult
     from prefect_dstack._submission import Submission
 
@@ -46,6 +47,7 @@ class Job:
     log the run's log is. ``page`` (str) is where a person finds the run. ``stopped`` is what is known after a
     stop, None before. ``code`` is what the client that submits is made with. ``function`` is the call
     that the run makes, None for a plain configuration. ``masking`` is the rule for the run's environment.
+    ``notifier`` calls the callbacks.
     """
 
     # Empty for a run that exists already.
@@ -67,6 +69,7 @@ class Job:
     stopped: StopResult | None = None
     code: Code = field(default_factory=Code)
     function: FunctionResult | None = None
+    notifier: CallbackNotifier | None = None
     masking: Masking = field(default_factory=Masking)
     # The run's environment and tags for a person, without its secrets.
     shown_env: str = ""
@@ -130,10 +133,11 @@ class Job:
     @contextmanager
     def packed(self) -> Iterator[dict[str, Any]]:
         """Provide the arguments of ``client.runs.submit``, and the files of a call while it is submitted."""
+        arguments = self.submission()
+        arguments["env"] = _with_trace(arguments.get("env"), arguments["configuration"])
         if self.function is None:
-            yield self.submission()
+            yield arguments
         else:
-            arguments = self.submission()
             with self.function.files(self.attempt.ref.marker, arguments["configuration"]) as configuration:
                 yield {**arguments, "configuration": configuration}
 
@@ -152,6 +156,21 @@ class Job:
                 f"{error.message.rstrip('.')}. Run {self.attempt.ref.name} may have been submitted. "
                 f"Check the list of runs, and stop it there: {self.page}"
             ) from error
+
+    def note_submitted(self, run: Run | AsyncRun, project: str) -> None:
+        """Call the callbacks for a run that was submitted just now, or by an earlier execution."""
+        self.note(run)
+        if self.notifier is not None:
+            self.notifier.submitted(run, project, is_taken_over=self.attempt.is_adopted)
+
+    def note_found(self, run: Run | AsyncRun | None, project: str) -> None:
+        """Note which run the callbacks are called for, if it is only followed."""
+        if run is not None and self.notifier is not None:
+            self.notifier.follows(run, project)
+
+    def pauses(self) -> Iterator[float]:
+        """Yield how long to sleep until the callbacks have returned."""
+        return iter(()) if self.notifier is None else self.notifier.pauses()
 
     def note(self, run: Run | AsyncRun) -> None:
         """Remember which run it is, so that an interrupted task stops the right one."""
@@ -195,8 +214,11 @@ class Job:
         """Log one event and remember what the run has reported; makes no request."""
         self.relay.handle(event)
         self.live.take(event)
+        self.report.announce(event)
         if self.function is not None:
             self.function.take(event)
+        if self.notifier is not None:
+            self.notifier.handle(event)
 
     def report_end(self) -> None:
         """Show the end of the run in Prefect, and all that it has reported."""
@@ -207,6 +229,7 @@ class Job:
             "Skipped": self.live.skipped,
         }
         self.report.end(self.relay.outcome, may_be_known=self.attempt.is_adopted, more=more)
+        _trace(self.relay, self.logger)
         self.live.write(everything=True)
 
     def result(self) -> dict[str, Any]:
@@ -251,6 +274,7 @@ def prepare(
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
     log_timestamps: bool = False,
     artifacts: bool = False,
+    callbacks: CallbacksLike = None,
     owner: Owner | None = None,
     logger: Any = None,
 ) -> Job:
@@ -266,6 +290,7 @@ def prepare(
         log_budget_bytes: Bytes of log to relay at most; None for all.
         log_timestamps: Begin each line with its time.
         artifacts: Show the run in the artifacts of its flow run.
+        callbacks: What is called while the run is followed.
         owner: Who runs it; by default the current task.
         logger: Where its log goes; by default the current task's.
 
@@ -305,6 +330,7 @@ def prepare(
         keeps_on_crash=on_crash == "keep",
         flow_run_id=owner.flow_run_id,
         code=submission.code,
+        notifier=new_notifier(callbacks, relay, logger),
         masking=submission.masking,
     )
 
@@ -320,6 +346,7 @@ def prepare_to_watch(
     artifacts: bool,
     owner: Owner,
     logger: Any,
+    callbacks: CallbacksLike = None,
     masking: Masking | None = None,
 ) -> Job:
     """Return the job that follows an existing run; it does not own the run until ``own`` is called."""
@@ -345,6 +372,7 @@ def prepare_to_watch(
         # Until the marker of the run is known, it may be another flow run's.
         keeps_on_crash=False,
         is_owned=False,
+        notifier=new_notifier(callbacks, relay, logger),
         masking=masking or Masking(),
     )
 
@@ -392,6 +420,27 @@ def _artifacts(name: str | None, logger: Any, relay: Relay, artifacts: bool) -> 
         "task_run_id": task_run_id,
     }
     return Report(name, logger, **shown), LiveArtifacts(logger, relay.masker.mask, **shown)
+
+
+def _with_trace(env: Mapping[str, str] | None, configuration: Any) -> Mapping[str, str] | None:
+    """Return ``env`` with the trace that the task is in, if Prefect or the flow traces."""
+    from dstack_core.integration import trace_env
+
+    own = {item.partition("=")[0] for item in configuration.env or ()}
+    added = {name: value for name, value in trace_env().items() if name not in own}
+    return {**added, **(env or {})} if added else env
+
+
+def _trace(relay: Relay, logger: Any) -> None:
+    """Add the run that has ended to the task's trace; what tracing raises is logged."""
+    from dstack_core.integration import trace_run
+
+    if relay.outcome is None or relay.progress is None:
+        return
+    try:
+        trace_run(relay.outcome, relay.progress.since)
+    except Exception as error:
+        logger.warning("Could not trace run %s: %r.", relay.outcome.run_name, error)
 
 
 def _check(name: str, value: object, is_fine: bool, wanted: str) -> None:

@@ -44,7 +44,7 @@ class RemoteFunction:
 
     def check(self) -> None:
         """Raise ``ConfigurationError`` for what is wrong with any arguments; reads the source."""
-        from dstack_core import ConfigurationError, Task
+        from dstack_core import ConfigurationError, Task, check_callbacks
         from dstack_core.integration import FunctionCall, check_mask_env
 
         function, following = self.function, self.following
@@ -62,6 +62,7 @@ class RemoteFunction:
         FunctionCall.check(function, **limits)
         check_pace(following["poll_interval"], following["retry_budget"])
         check_log_budget(following["log_budget_bytes"])
+        check_callbacks(following["callbacks"])
         if following["on_crash"] not in ("stop", "keep"):
             refuse(f'on_crash: expected "stop" or "keep", got {following["on_crash"]!r}.')
         checked_env(self.options.get("env"))

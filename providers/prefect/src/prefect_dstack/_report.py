@@ -100,6 +100,15 @@ class Report:
         if isinstance(event, StatusChanged):
             self._set_progress(event.progress.run_name, str(event.status), event.status.percent)
 
+    def announce(self, event: Event) -> None:
+        """Emit ``dstack.run.running`` once the commands have started; makes no request."""
+        from dstack_core import RunStatus, StatusChanged
+
+        if isinstance(event, StatusChanged) and event.status is RunStatus.RUNNING:
+            progress = event.progress
+            # Nothing follows it: a run may pass this status between two polls.
+            try_emit("running", progress.run_name, progress.run_id or "", {}, logger=self._logger)
+
     def accepted(self, result: StopResult) -> None:
         """Emit ``dstack.run.stopping``, once: for a stop that the server has accepted just now.
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Literal, Unpack
 
-    from dstack_core import ConfigurationLike, RegistryAuth
+    from dstack_core import CallbacksLike, ConfigurationLike, RegistryAuth
     from prefect_dstack._function_options import FunctionTaskOptions, Module, Requirements
     from prefect_dstack.credentials import CredentialsLike
 
@@ -64,6 +64,7 @@ def dstack_task(
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
     log_timestamps: bool = False,
     artifacts: bool = True,
+    callbacks: CallbacksLike = None,
     on_crash: OnCrash = "stop",
     **options: Unpack[FunctionTaskOptions],
 ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
@@ -92,6 +93,7 @@ def dstack_task(
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
     log_timestamps: bool = False,
     artifacts: bool = True,
+    callbacks: CallbacksLike = None,
     on_crash: OnCrash = "stop",
     **options: Unpack[FunctionTaskOptions],
 ) -> Any:
@@ -135,6 +137,7 @@ def dstack_task(
         log_budget_bytes: How many bytes of log to send, in whole lines; None sends all. Default: 10 MB.
         log_timestamps: Begin each line with the time at which the server logged it. Default: False.
         artifacts: Show the run in the flow run's artifacts. Default: True.
+        callbacks: What is called while the run is followed, as for ``run_task``. Default: none.
         on_crash: ``"stop"`` or ``"keep"``, as for ``run_task``. Default: ``"stop"``.
         **options: The options of a submission, as for ``run_task``: ``resources``, ``env``, ``max_duration``
             and the others; and those of Prefect's ``@task``: ``name``, ``retries``, ``retry_delay_seconds``,
@@ -185,6 +188,7 @@ def dstack_task(
         "log_budget_bytes": log_budget_bytes,
         "log_timestamps": log_timestamps,
         "artifacts": artifacts,
+        "callbacks": callbacks,
         "on_crash": on_crash,
     }
     packing = {

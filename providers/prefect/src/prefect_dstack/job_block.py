@@ -124,6 +124,10 @@ class DstackRun(JobBlock[dict[str, Any]]):
     artifacts: bool = Field(
         default=True, description="Whether the run is shown in the artifacts of its flow run."
     )
+    callbacks: list[str] | None = Field(
+        default=None,
+        description="Paths of classes that are called while the run is followed: my_package.alerts.Alerts.",
+    )
     mask_env: Literal["secrets", "all", "none"] | list[str] = Field(
         default="secrets",
         description="Which values of env are masked: secrets, all, none, or names beside those of secrets.",
@@ -148,6 +152,17 @@ class DstackRun(JobBlock[dict[str, Any]]):
 
         try:
             load_configuration(with_plain_secrets(value))
+        except ConfigurationError as error:
+            raise ValueError(error.message) from None
+        return value
+
+    @field_validator("callbacks")
+    @classmethod
+    def _callbacks_are_paths(cls, value: list[str] | None) -> list[str] | None:
+        from dstack_core import ConfigurationError, check_callbacks
+
+        try:
+            check_callbacks(value)
         except ConfigurationError as error:
             raise ValueError(error.message) from None
         return value
@@ -192,7 +207,7 @@ class DstackRun(JobBlock[dict[str, Any]]):
         job = self._job(load_git(self.credentials, self._git()))
         with cancellation_logged(job):
             return _follow.execute(
-                job, self.credentials, lambda client: self._handle(info(_follow.submit(job, client)))
+                job, self.credentials, lambda client: self._handle(info(_follow.submit_only(job, client)))
             )
 
     async def atrigger(self) -> DstackRunHandle:
@@ -200,7 +215,7 @@ class DstackRun(JobBlock[dict[str, Any]]):
         job = self._job(await aload_git(self.credentials, self._git()))
 
         async def body(client: Any) -> DstackRunHandle:
-            return self._handle(info(await _follow.asubmit(job, client)))
+            return self._handle(info(await _follow.asubmit_only(job, client)))
 
         with cancellation_logged(job):
             return await _follow.aexecute(job, self.credentials, body)
@@ -225,6 +240,7 @@ class DstackRun(JobBlock[dict[str, Any]]):
             run_name=self.run_name,
             on_crash=self.on_crash,
             retry_budget=self.retry_budget,
+            callbacks=self.callbacks,
             owner=calling_owner(described),
             logger=self.logger,
         )

@@ -144,6 +144,7 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
             artifacts=self._block.artifacts,
             owner=calling_owner("wait"),
             logger=self.logger,
+            callbacks=self._block.callbacks,
             masking=Masking(self._block.mask_env, self._block.secret_names),
         )
         own(job, self._run["marker"])

@@ -26,7 +26,7 @@ from prefect_dstack.credentials import (
 )
 
 if TYPE_CHECKING:
-    from dstack_core import AsyncClient, AsyncRun, Client, Run
+    from dstack_core import AsyncClient, AsyncRun, CallbacksLike, Client, Run
     from dstack_core.integration import MaskEnv
     from prefect_dstack._job import Job
 
@@ -45,6 +45,7 @@ def wait_for_run(
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
     log_timestamps: bool = False,
     artifacts: bool = True,
+    callbacks: CallbacksLike = None,
     mask_env: MaskEnv | None = None,
 ) -> dict[str, Any]:
     """Wait for the end of a run, relay its log from the first line on, and return its outcome.
@@ -64,6 +65,8 @@ def wait_for_run(
         log_timestamps: Begin each line with the time at which the server logged it. Default: False.
         artifacts: Show the run in the flow run's artifacts: its page, its progress, its outcome, and what it
             reports. Default: True.
+        callbacks: What is called while the run is followed, as for ``run_task``, ``on_submitted`` excepted.
+            Default: none.
         mask_env: Which values of the run's environment are masked, as for ``run_task``. Of a run that is
             given by name, values of secrets are known only by their names. Default: None, as the run was
             submitted with ``submit_run``, else ``"secrets"``.
@@ -101,6 +104,7 @@ def wait_for_run(
         log_budget_bytes,
         log_timestamps,
         mask_env,
+        callbacks,
     )
 
     def body(client: Client) -> dict[str, Any]:
@@ -120,6 +124,7 @@ async def await_for_run(
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
     log_timestamps: bool = False,
     artifacts: bool = True,
+    callbacks: CallbacksLike = None,
     mask_env: MaskEnv | None = None,
 ) -> dict[str, Any]:
     """Wait for the end of a run and return its outcome: the async twin of ``wait_for_run``.
@@ -135,6 +140,7 @@ async def await_for_run(
         log_budget_bytes,
         log_timestamps,
         mask_env,
+        callbacks,
     )
 
     async def body(client: AsyncClient) -> dict[str, Any]:
@@ -298,6 +304,7 @@ def _job(
     log_budget_bytes: int | None = None,
     log_timestamps: bool = False,
     mask_env: MaskEnv | None = None,
+    callbacks: CallbacksLike = None,
 ) -> Job:
     job = prepare_to_watch(
         run,
@@ -309,6 +316,7 @@ def _job(
         artifacts=artifacts,
         owner=task_owner(),
         logger=get_run_logger(),
+        callbacks=callbacks,
         masking=Masking.from_dict(run if isinstance(run, Mapping) else {}, mask_env),
     )
     # An interrupt may come before the run is fetched, and its marker is already known here.

@@ -19,7 +19,7 @@ from prefect_dstack._submission import resolve
 from prefect_dstack.credentials import CredentialsLike, aload, aload_git, load, load_git
 
 if TYPE_CHECKING:
-    from dstack_core import AsyncClient, Client, ConfigurationLike
+    from dstack_core import AsyncClient, CallbacksLike, Client, ConfigurationLike
     from prefect_dstack._options import SubmitOptions
 
 
@@ -35,6 +35,7 @@ def run_task(
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
     log_timestamps: bool = False,
     artifacts: bool = True,
+    callbacks: CallbacksLike = None,
     on_crash: OnCrash = "stop",
     **options: Unpack[SubmitOptions],
 ) -> dict[str, Any]:
@@ -63,6 +64,9 @@ def run_task(
         log_timestamps: Begin each line with the time at which the server logged it. Default: False.
         artifacts: Show the run in the flow run's artifacts: its page, its progress, its outcome, and what it
             reports. Default: True.
+        callbacks: What is called while the run is followed: a class with methods of
+            ``dstack_core.RunCallbacks``, its path (``"my_package.alerts.Alerts"``), an instance, or a list of
+            those. An error in one is logged and does not fail the task. Default: none.
         on_crash: What happens to the run if the process dies or is interrupted: ``"stop"`` (with the hooks of
             this package, in a flow of ``serve()`` or a worker, also after SIGKILL), or ``"keep"`` for another
             execution to adopt. Default: ``"stop"``.
@@ -145,6 +149,7 @@ def run_task(
         log_budget_bytes=log_budget_bytes,
         log_timestamps=log_timestamps,
         artifacts=artifacts,
+        callbacks=callbacks,
         on_crash=on_crash,
     )
 
@@ -166,6 +171,7 @@ async def arun_task(
     log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
     log_timestamps: bool = False,
     artifacts: bool = True,
+    callbacks: CallbacksLike = None,
     on_crash: OnCrash = "stop",
     **options: Unpack[SubmitOptions],
 ) -> dict[str, Any]:
@@ -184,6 +190,7 @@ async def arun_task(
         log_budget_bytes=log_budget_bytes,
         log_timestamps=log_timestamps,
         artifacts=artifacts,
+        callbacks=callbacks,
         on_crash=on_crash,
     )
 
@@ -200,6 +207,7 @@ def submit_run(
     *,
     run_name: str | None = None,
     retry_budget: float = 600.0,
+    callbacks: CallbacksLike = None,
     on_crash: OnCrash = "stop",
     **options: Unpack[SubmitOptions],
 ) -> dict[str, Any]:
@@ -216,6 +224,8 @@ def submit_run(
             ``~/.dstack/config.yml``.
         run_name: The run's name. Default: one made from the flow run.
         retry_budget: Seconds to keep retrying an unreachable server. Default: 600.
+        callbacks: As for ``run_task``; only ``on_submitted`` is called here, the others by ``wait_for_run``.
+            Default: none.
         on_crash: ``"stop"`` or ``"keep"``, as for ``run_task``. Default: ``"stop"``.
         **options: As for ``run_task``.
 
@@ -248,11 +258,12 @@ def submit_run(
         resolve(configuration, options, login, ends=False),
         run_name=run_name,
         retry_budget=retry_budget,
+        callbacks=callbacks,
         on_crash=on_crash,
     )
 
     def body(client: Client) -> dict[str, Any]:
-        run = _follow.submit(job, client)
+        run = _follow.submit_only(job, client)
         job.logger.info("Run %s: %s", run.name, run.url)
         return {**info(run), **job.masking.to_dict()}
 
@@ -266,6 +277,7 @@ async def asubmit_run(
     *,
     run_name: str | None = None,
     retry_budget: float = 600.0,
+    callbacks: CallbacksLike = None,
     on_crash: OnCrash = "stop",
     **options: Unpack[SubmitOptions],
 ) -> dict[str, Any]:
@@ -279,11 +291,12 @@ async def asubmit_run(
         resolve(configuration, options, login, ends=False),
         run_name=run_name,
         retry_budget=retry_budget,
+        callbacks=callbacks,
         on_crash=on_crash,
     )
 
     async def body(client: AsyncClient) -> dict[str, Any]:
-        run = await _follow.asubmit(job, client)
+        run = await _follow.asubmit_only(job, client)
         job.logger.info("Run %s: %s", run.name, run.url)
         return {**info(run), **job.masking.to_dict()}
 

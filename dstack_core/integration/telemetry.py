@@ -1,0 +1,118 @@
+"""Make a run part of the trace of what follows it, with OpenTelemetry's API where that is configured.
+
+The problem: a trace should show where the time of a task went: waiting for a machine, pulling an image,
+running. The code in the run may trace, too, and should appear in the same trace. Most users have no tracing,
+and must not pay for it.
+
+The idea: a process that configures OpenTelemetry has imported it, so it is looked up among the loaded modules
+and never imported from here. The run gets the W3C trace context of the current span in its environment. When
+the run has ended, its spans are made at once, from the times at which each status was seen first
+(``Progress.since``), which ride with the position from process to process.
+
+Source: W3C Trace Context, "traceparent"; OpenTelemetry specification, "Environment Variables as Context
+Propagation Carriers" (``TRACEPARENT``, ``TRACESTATE``).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from dstack_core.models.statuses import RunStatus
+
+if TYPE_CHECKING:
+    from dstack_core.models.outcome import Outcome
+
+_NANOSECONDS = 1_000_000_000
+_PHASES = {
+    "pending": "queued",
+    "submitted": "queued",
+    "restarting": "queued",
+    "provisioning": "provisioning",
+    "downloading": "pulling",
+    "running": "running",
+}
+
+
+def trace_env() -> dict[str, str]:
+    """Return ``TRACEPARENT`` and ``TRACESTATE`` of the current span; nothing where nothing is traced."""
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return {}
+    context: Any = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return {}
+    env = {"TRACEPARENT": f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"}
+    if context.trace_state:
+        env["TRACESTATE"] = context.trace_state.to_header()
+    return env
+
+
+def phases(since: Mapping[str, float], ended_at: float) -> Iterator[tuple[str, float, float]]:
+    """Yield the phases of a run with their begin and end, in seconds since the epoch.
+
+    Args:
+        since: When each status was seen first, as ``Progress.since``.
+        ended_at: When the run ended, in seconds since the epoch.
+
+    Returns:
+        ``queued``, ``provisioning``, ``pulling`` and ``running``, those that were seen, oldest first.
+    """
+    begins: dict[str, float] = {}
+    for status, begin in sorted(since.items(), key=lambda item: item[1]):
+        known = RunStatus(status)
+        phase = _PHASES.get(status, "" if known.is_ending else "running")
+        if phase:
+            begins.setdefault(phase, begin)
+    ordered = list(begins.items())
+    ends = [*(begin for _, begin in ordered), ended_at][1:]
+    for (phase, begin), end in zip(ordered, ends, strict=True):
+        yield phase, begin, max(begin, end)
+
+
+def wait_seconds(since: Mapping[str, float]) -> float | None:
+    """Return how long a run waited until its commands started; None if they were not seen running."""
+    running = since.get(str(RunStatus.RUNNING))
+    return None if running is None else max(0.0, running - min(since.values()))
+
+
+def trace_run(outcome: Outcome, since: Mapping[str, float]) -> None:
+    """Add a run that has ended to the current trace: ``dstack.run`` with a span for each phase.
+
+    Does nothing where nothing is traced.
+
+    Args:
+        outcome: How the run ended.
+        since: When each status was seen first, as ``Progress.since``.
+    """
+    trace: Any = sys.modules.get("opentelemetry.trace")
+    if trace is None or not since or not trace.get_current_span().get_span_context().is_valid:
+        return
+    tracer, begin = trace.get_tracer("dstack"), min(since.values())
+    # A process that did not see the end itself has the server's duration.
+    last = begin + outcome.duration if outcome.duration else max(since.values())
+    ended_at = max(begin, since.get(str(outcome.status), last))
+    known = {
+        "dstack.run.name": outcome.run_name,
+        "dstack.run.id": outcome.run_id,
+        "dstack.run.url": outcome.url,
+        "dstack.run.status": str(outcome.status),
+        "dstack.run.cost_usd": outcome.cost,
+        "dstack.instance": outcome.instance,
+        "dstack.backend": outcome.backend,
+        "dstack.region": outcome.region,
+    }
+    attributes = {name: value for name, value in known.items() if value is not None}
+    span = tracer.start_span("dstack.run", start_time=_nanoseconds(begin), attributes=attributes)
+    if not outcome.succeeded:
+        span.set_status(trace.StatusCode.ERROR, outcome.message)
+    inside = trace.set_span_in_context(span)
+    for phase, start, end in phases(since, ended_at):
+        part = tracer.start_span(f"dstack.{phase}", context=inside, start_time=_nanoseconds(start))
+        part.end(end_time=_nanoseconds(end))
+    span.end(end_time=_nanoseconds(ended_at))
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * _NANOSECONDS)
