@@ -177,7 +177,8 @@ def test_the_rendered_templates_show_all_but_the_secrets(page: Page, failed_run:
     for text in ('"STAGE"', '"***"', '"vision"'):
         expect(page.get_by_text(text).first).to_be_visible()
     assert "4f9a7c21d08e" not in page.content()
-    picture(page, "airflow-rendered", 214, bottom_of(page.get_by_role("row", name="tags").last))
+    top = bottom_of(page.get_by_role("row", name="configuration").last)
+    picture(page, "airflow-rendered", int(top) + 1, bottom_of(page.get_by_role("row", name="tags").last))
 
 
 def test_the_log_of_a_failed_task_has_the_cause_and_folds_the_waiting(page: Page, failed_run: str) -> None:
