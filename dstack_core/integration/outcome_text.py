@@ -226,7 +226,8 @@ def describe_failure(
     lines = "".join(f"\n  {line[:LONGEST_LINE]}" for line in list(last_lines)[-LAST_LINES:])
     if lines:
         parts.append(f"The last log lines:{lines}")
-    # Prefect logs a state with a backslash and n in place of a line end: without the space that is a part of the link.
+    # Prefect logs a state with a backslash and n in place of a line end. Without the space that would be a
+    # part of the link to the page.
     return "\n".join([f"{parts[0]} " if len(parts) > 1 else parts[0], *parts[1:]])
 
 

@@ -158,7 +158,9 @@ def test_a_failed_and_a_held_run_are_explained(
     ui.picture("prefect-failed-log", 328, top=640)
     ui.shows(_page(owner[0], "dstack-evaluate"), "user.not_found", "Check its spelling", "team=vision")
     ui.picture("prefect-failed-outcome", 990)
-    ui.shows(_page(owner[0], "dstack-train"), "at most 30 min", f"python -m dstack_core attach {trained.name}")
+    ui.shows(
+        _page(owner[0], "dstack-train"), "at most 30 min", f"python -m dstack_core attach {trained.name}"
+    )
     assert "4f9a7c21d08e-key" not in ui.page.content()
     ui.picture("prefect-held-outcome", 1250)
     ui.shows(_page(owner[0], "dstack-train-page"), "metrics")
