@@ -150,7 +150,7 @@ def test_a_failed_and_a_held_run_are_explained(
 
     _in_thread(nightly).join()
     ui.shows(f"/runs/flow-run/{owner[0]}", "Completed", "To open a shell in it")
-    # The address of the run's page ends where the text goes on in the next line.
+    # The address of the page ends where its line ends.
     evaluated, trained = all_runs(dstack)
     link = ui.page.get_by_role("link", name=evaluated.url)
     assert {link.nth(i).get_attribute("href") for i in range(link.count())} == {evaluated.url}
@@ -169,7 +169,7 @@ def test_a_failed_and_a_held_run_are_explained(
     ui.shows(f"/events/event/{failed['occurred'][:10]}/{failed['id']}", "dstack.run.failed")
     ui.page.get_by_text("Raw", exact=True).click()
     playwright_api.expect(ui.page.get_by_text('"dstack.category"').first).to_be_visible()
-    ui.picture("prefect-failed-event", 1130)
+    ui.picture("prefect-failed-event", 720, top=780)
 
 
 def _in_thread(flow_function: Any) -> threading.Thread:
