@@ -69,6 +69,7 @@ class AsyncFunctionCollection:
         working_dir: str | None = None,
         backends: list[str] | None = None,
         reports: bool | None = True,
+        tags: Mapping[str, str] | Literal[False] | None = None,
         debug_on_failure: int | str | None = None,
         retry_budget: float | None = None,
         poll_interval: float = 5.0,
@@ -106,6 +107,7 @@ class AsyncFunctionCollection:
             working_dir: Where the function starts.
             backends: The only backends to take machines from.
             reports: Whether the function can import ``dstack_report``. Default: True.
+            tags: Tags that the run's machine gets at its cloud; False: none. Default: those of the client.
             debug_on_failure: How long the container is held after the function has failed, for a shell in
                 it: seconds or ``"30m"``. Default: not at all.
             retry_budget: Seconds to retry an unreachable server; None: the client's.
@@ -182,6 +184,7 @@ class AsyncFunctionCollection:
         working_dir: str | None = None,
         backends: list[str] | None = None,
         reports: bool | None = True,
+        tags: Mapping[str, str] | Literal[False] | None = None,
         debug_on_failure: int | str | None = None,
         retry_budget: float | None = None,
         **kwargs: Any,
@@ -216,6 +219,7 @@ class AsyncFunctionCollection:
             working_dir: Where the function starts.
             backends: The only backends to take machines from.
             reports: Whether the function can import ``dstack_report``. Default: True.
+            tags: Tags that the run's machine gets at its cloud; False: none. Default: those of the client.
             debug_on_failure: How long the container is held after the function has failed, for a shell in
                 it: seconds or ``"30m"``. Default: not at all.
             retry_budget: Seconds to retry an unreachable server; None: the client's.

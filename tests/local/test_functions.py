@@ -30,6 +30,7 @@ from dstack_core import (
     RunFailedError,
     RunNameTakenError,
     RunStoppedError,
+    RunUserError,
     SharedAsyncClient,
     Task,
     UnusableFunctionError,
@@ -146,7 +147,7 @@ def test_an_exit_is_that_of_the_run(call: Call) -> None:
         lines: list[str] = []
         with pytest.raises(RunFailedError) as caught:
             call(exits, status, on_log=lines.append)
-        assert type(caught.value) is RunFailedError
+        assert type(caught.value) is RunUserError
         assert caught.value.outcome.exit_status == wanted
         assert lines == (["no disk"] if wanted == 1 else [])
     assert call(exits, 0) is None
@@ -203,10 +204,10 @@ def test_a_call_that_can_never_work_reports_why(
 def test_a_command_that_fails_differs_from_a_missing_python(call: Call) -> None:
     with pytest.raises(RunFailedError) as caught:
         call(returns, 1, commands=["exit 5"])
-    assert (type(caught.value), caught.value.outcome.exit_status) == (RunFailedError, 5)
+    assert (type(caught.value), caught.value.outcome.exit_status) == (RunUserError, 5)
     with pytest.raises(RunFailedError) as caught:
         call(returns, 1, commands=["false"])
-    assert type(caught.value) is RunFailedError
+    assert type(caught.value) is RunUserError
 
 
 def vanishes() -> None:

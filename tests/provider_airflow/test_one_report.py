@@ -24,7 +24,7 @@ def test_the_last_lines_of_a_failed_run_are_in_its_log_once(components: Componen
     components.wait_for_state(dag_id, dag_run, "failed")
     text = text_of(components, dag_id, dag_run)
     assert text.count("the-last-words") == 1
-    assert text.count("DstackRunFailed") == 1
+    assert text.count("DstackUserError") == 1
 
 
 @pytest.mark.parametrize("dag_id", ["bad_sync", "bad_deferred"])
