@@ -31,7 +31,7 @@ def factory() -> Iterator[None]:
 
 
 def test_only_names_and_places_travel(monkeypatch: pytest.MonkeyPatch) -> None:
-    env = {
+    env: dict[str, Any] = {
         "API_KEY": SECRET,
         "DB": "postgres://me:hunter22@db",
         "FILLED": "${{ secrets.of_the_server }}",

@@ -30,6 +30,7 @@ from prefect.filesystems import LocalFileSystem
 from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_API_KEY, temporary_settings
 from prefect.states import Crashed, Pending
+from pydantic import SecretStr
 
 from dstack_core import ConfigurationError
 from dstack_core.local import LocalServer
@@ -198,7 +199,7 @@ def test_secrets_are_in_no_log_state_or_error_of_a_flow(
     machine: Machine, dstack: LocalServer, tmp_path: Path, kind: str
 ) -> None:
     secret, block, login = "sk-dflow-secret-1", "license-of-a-block", "hunter22-x"
-    Secret(value=block).save("lic", overwrite=True)
+    Secret(value=SecretStr(block)).save("lic", overwrite=True)
     env = {
         "API_KEY": secret,
         "LIC": "{{ prefect.blocks.secret.lic }}",
@@ -216,7 +217,8 @@ def test_secrets_are_in_no_log_state_or_error_of_a_flow(
     async def abody() -> None:
         body()
 
-    failing = machine(env=env)(flow(abody if kind == "async" else body, name=tmp_path.name, log_prints=True))
+    function: Callable[[], Any] = abody if kind == "async" else body
+    failing = machine(env=env)(flow(function, name=tmp_path.name, log_prints=True))
     with pytest.raises(OutOfWords, match="raised") as caught:
         asyncio.run(failing()) if kind == "async" else failing()
     (flow_run,) = flow_runs(tmp_path.name)

@@ -19,6 +19,7 @@ import logging
 import os
 import re
 import traceback
+from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote
 
@@ -33,7 +34,7 @@ _OF_OSERROR = ("strerror", "filename", "filename2")
 
 def secrets_here() -> list[str]:
     """Return the lines of the secrets in this environment, the longest first."""
-    found = set()
+    found: set[str] = set()
     for name, parts in json.loads(os.environ.get(VARIABLE) or "{}").items():
         value = os.environ.get(name, "")
         for start, end in parts or [[0, len(value)]]:
@@ -58,11 +59,9 @@ class Hider:
 
         def make_masked(*args: Any, **kwargs: Any) -> logging.LogRecord:
             record = make(*args, **kwargs)
-            try:
+            # For example a value whose text cannot be made; logging reports that.
+            with suppress(Exception):
                 self._hide_in(record)
-            except Exception:
-                # For example a value whose text cannot be made; logging reports that.
-                pass
             return record
 
         if self._pattern is not None:
@@ -79,19 +78,18 @@ class Hider:
             record.msg, record.args = self.mask(text), ()
 
     def hide_in_error(self, error: Exception) -> Exception:
-        """Return the error without secrets: the same object, or one with its text where it cannot be changed."""
-        pending, seen = [error], set()  # type: ignore[var-annotated]
+        """Return the error without secrets: the same object, or another with its text if it cannot change."""
+        pending: list[BaseException | None] = [error]
+        seen: set[int] = set()
         while pending:
             one = pending.pop()
             if one is None or id(one) in seen:
                 continue
             seen.add(id(one))
             pending += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
-            try:
+            # The check below finds what is left.
+            with suppress(Exception):
                 self._hide_in_fields(one)
-            except Exception:
-                # The check below finds what is left.
-                continue
         shown = f"{error} {error!r}"
         if self.mask(shown) == shown:
             return error

@@ -5,8 +5,8 @@ user who has a dstack server and a Prefect server has none.
 
 The idea: a hook of the flow pickles the value of its final state into an artifact of type ``result``, which
 Prefect's UI does not show. A flow with a result storage of its own needs none of this. ``send_result``,
-``with_values`` and ``with_hidden_secrets`` run on the machine, which does not have this package: they are pickled by value, so they
-use nothing of this module but each other's arguments.
+``with_values`` and ``with_hidden_secrets`` run on the machine, which does not have this package: they are
+pickled by value, so they use nothing of this module but each other's arguments.
 """
 
 from __future__ import annotations
