@@ -218,7 +218,7 @@ def test_secrets_are_in_no_log_state_or_error_of_a_flow(
         body()
 
     function: Callable[[], Any] = abody if kind == "async" else body
-    failing = machine(env=env)(flow(function, name=tmp_path.name, log_prints=True))
+    failing = machine(env=env)(flow(name=tmp_path.name, log_prints=True)(function))
     with pytest.raises(OutOfWords, match="raised") as caught:
         asyncio.run(failing()) if kind == "async" else failing()
     (flow_run,) = flow_runs(tmp_path.name)
