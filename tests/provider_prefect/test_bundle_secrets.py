@@ -17,7 +17,7 @@ SECRET = "sk-of-a-machine"
 
 
 class Frozen(ValueError):
-    """An error whose text is no field of it."""
+    """An error with a text that cannot be set."""
 
     def __str__(self) -> str:
         return f"frozen {SECRET}"

@@ -126,7 +126,7 @@ def hider() -> Hider:
         try:
             _hider = Hider(secrets_here())
         except ValueError:
-            # Somebody else's variable of this name.
+            # Another program's variable of this name.
             _hider = Hider([])
         _hider.hide_in_logs()
     return _hider

@@ -88,7 +88,7 @@ def with_values(function: Callable[..., Any], values: Mapping[str, Any]) -> Call
 def with_hidden_secrets(flow: Flow[..., Any]) -> Flow[..., Any]:
     """Return a copy of a flow whose errors hold no secret of the machine's environment.
 
-    A generator keeps its own errors: it is none of the functions that a machine can return a value of.
+    A generator keeps its own errors: a machine cannot return its value.
     """
     import functools
     import inspect
