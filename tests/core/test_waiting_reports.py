@@ -180,3 +180,35 @@ def test_a_relay_logs_what_a_run_waits_for_without_secrets() -> None:
     event = Waiting(Progress("train"), "image r/hunter22:1\n[31m", datetime.now(UTC))
     ((_, text),) = LogRelay(secrets=["hunter22"]).records(event)
     assert text == "Run train waits for image r/***:1 [31m (0 s so far)"
+
+
+def without_capacity(number: int) -> dict[str, Any]:
+    """Return an attempt that got no machine, of the minute ``number``."""
+    return {
+        "id": f"sub-{number}",
+        "status": "failed",
+        "termination_reason": "failed_to_start_due_to_no_capacity",
+        "submitted_at": f"2026-11-23T10:0{number}:00+00:00",
+        "finished_at": f"2026-11-23T10:0{number}:20+00:00",
+    }
+
+
+def test_the_wait_for_capacity_began_with_the_first_attempt_also_between_two() -> None:
+    started = {"id": "s", "status": "failed", "termination_reason": "container_exited_with_error"}
+    started |= {"submitted_at": "2026-11-23T09:00:00+00:00", "finished_at": "2026-11-23T09:30:00+00:00"}
+    open_attempt = {"id": "o", "status": "submitted", "submitted_at": "2026-11-23T10:05:00+00:00"}
+    first, second = without_capacity(1), without_capacity(2)
+    for attempts, since in (
+        ([first], "10:01:00"),
+        ([first, open_attempt], "10:01:00"),
+        ([first, second], "10:01:00"),
+        ([started, first, second, open_attempt], "10:01:00"),
+        ([first, started, second], "10:02:00"),
+        ([started, open_attempt], "10:05:00"),
+        ([first, started], "09:30:00"),
+        ([first, {**open_attempt, "status": "provisioning"}], "None"),
+        ([{**started, "finished_at": None}], "None"),
+    ):
+        waits = waits_for({"jobs": [{"job_spec": {}, "job_submissions": attempts}]})
+        assert waits is not None
+        assert (f"{waits.since:%H:%M:%S}" if waits.since else "None") == since, attempts
