@@ -119,7 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     stop = add("stop", actions.stop, "Stop runs")
     stop.add_argument("names", nargs="+", metavar="name", help="the names of the runs")
     stop.add_argument("--abort", action="store_true", help="kill the processes without a grace period")
-    stop.add_argument("--timeout", type=_above_zero, default=60.0, help="seconds to wait for the end (default: 60)")
+    stop.add_argument(
+        "--timeout", type=_above_zero, default=60.0, help="seconds to wait for the end (default: 60)"
+    )
 
     attach = add(
         "attach",
@@ -146,7 +148,9 @@ attach NAME -- sh -c 'cd /workflow; ls | wc -l'"""
     _output(offers)
 
     cost = add("cost", actions.cost, "Show what runs have cost, by owner, name, status, day or tag")
-    cost.add_argument("--by", type=_group, default="owner", help="owner, name, status, day or tag:KEY (default: owner)")
+    cost.add_argument(
+        "--by", type=_group, default="owner", help="owner, name, status, day or tag:KEY (default: owner)"
+    )
     cost.add_argument("--since", type=_duration, help="only runs submitted within this duration, such as 7d")
     _output(cost)
 
