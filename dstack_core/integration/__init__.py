@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dstack_core._function.call import FunctionCall
 from dstack_core._function.result import choose_report, late_read_pauses, report_key
-from dstack_core.configurations import check_ends
 from dstack_core.config import check_address
+from dstack_core.configurations import check_ends
 from dstack_core.integration.attempts import Attempt, achoose_attempt, choose_attempt
 from dstack_core.integration.callbacks import CallbackNotifier
 from dstack_core.integration.doctor import examine

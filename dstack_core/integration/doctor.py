@@ -29,8 +29,8 @@ from dstack_core.errors import (
     ConfigurationError,
     DstackError,
     PortInUseError,
-    ProtocolError,
     ProjectNotFoundError,
+    ProtocolError,
     ServerError,
     WaitTimeoutError,
 )
