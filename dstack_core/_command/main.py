@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from dstack_core._command import actions
 from dstack_core.errors import ConfigurationError, DstackError
@@ -81,7 +82,7 @@ def _duration(text: str) -> str:
     return _checked(text, since=text)
 
 
-def _checked(text: str, **options: str) -> str:
+def _checked(text: str, **options: Any) -> str:
     try:
         cost_rows([], **options)
     except ConfigurationError as error:
