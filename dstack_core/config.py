@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from dstack_core.errors import ConfigurationError, ProjectNotConfiguredError
+from dstack_core.models.options import check_address
 
 _WAYS = (
     "Pass server_url=, project_name= and user_token=, set DSTACK_SERVER_URL, DSTACK_PROJECT and "
@@ -102,30 +102,6 @@ def ui_url(given: str | None, *, of_environment: bool) -> str | None:
             f"{name}: expected an address such as https://dstack.example.com, got {given!r}. Add the scheme."
         )
     return check_address(name, given).rstrip("/") if given else None
-
-
-def check_address(name: str, given: str) -> str:
-    """Return the address of a server.
-
-    Raises ``ConfigurationError`` for one that has no host, a wrong port, blanks, or a user and password.
-    """
-    try:
-        parts = urlsplit(given)
-        is_wrong = not parts.hostname or parts.port == 0 or any(map(str.isspace, given))
-        has_user = "@" in parts.netloc
-    except ValueError:
-        is_wrong, has_user = True, "@" in given
-    if has_user:
-        raise ConfigurationError(
-            f"{name}: expected an address without a user and password, got one with them. Remove them: "
-            "everybody who sees a link to a run would see them."
-        )
-    if is_wrong:
-        raise ConfigurationError(
-            f"{name}: expected an address such as https://dstack.example.com, got {given!r}. Correct the "
-            "host or the port."
-        )
-    return given
 
 
 def _target(server_url: str, project: str, token: str) -> Target:
