@@ -92,7 +92,7 @@ def ui_url(given: str | None, *, of_environment: bool) -> str | None:
     """Return the server's address for browsers, None for that of the server itself.
 
     ``of_environment``: whether ``DSTACK_UI_URL`` counts, which belongs to a server that no argument names.
-    Raises ``ConfigurationError`` for what is no address, or has a password, which every link would show.
+    Raises ``ConfigurationError`` for a wrong address, and one with a password, which every link would show.
     """
     name = "ui_url"
     if not given and of_environment:

@@ -166,7 +166,7 @@ def _client(options: Namespace, *, examined: bool = False) -> Client:
             connect_timeout=_DOCTOR_TIMEOUT,
             retry_budget=0,
         )
-    # A follower keeps its client's patience; whoever waits for one answer wants to know soon.
+    # A follower keeps its client's patience; a person who waits for one answer wants to know soon.
     budget = _FOLLOWER_RETRY_SECONDS if options.action in (logs, attach) else _RETRY_SECONDS
     return Client.from_config(project_name=options.project, retry_budget=budget)
 
