@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dstack_core._function.call import FunctionCall
 from dstack_core._function.result import choose_report, late_read_pauses, report_key
+from dstack_core._report.hold import hold_seconds
 from dstack_core.configurations import check_ends
 from dstack_core.integration.attempts import Attempt, achoose_attempt, choose_attempt
 from dstack_core.integration.callbacks import CallbackNotifier
@@ -129,6 +130,7 @@ __all__ = [
     "format_duration",
     "format_price",
     "format_usd",
+    "hold_seconds",
     "in_categories",
     "is_secret_name",
     "known_fields",

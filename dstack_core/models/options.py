@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from dstack_core.errors import ConfigurationError
@@ -94,21 +94,29 @@ class SubmitOptions(CommonOptions, total=False):
     """
 
 
-def check_options(given: Mapping[str, object], known: frozenset[str] | None = None) -> None:
+def check_options(
+    given: Mapping[str, object], known: frozenset[str] | None = None, own: Iterable[str] = ()
+) -> None:
     """Raise ``TypeError`` for names that are not options.
 
     Args:
         given: The options by name.
         known: The names to accept. Default: those of ``SubmitOptions``.
+        own: Names of the caller's own parameters, which the error shows as well.
 
     Raises:
         TypeError: Some names are not among them; it names these and those to choose from.
     """
     names = SubmitOptions.__optional_keys__ if known is None else known
-    if unknown := ", ".join(sorted(set(given) - names)):
+    if unknown := sorted(set(given) - names):
+        from difflib import get_close_matches
+
+        choices = sorted({*names, *own})
+        close = get_close_matches(unknown[0], choices, 1)
+        shown = ", ".join(unknown)
         raise TypeError(
-            f"{unknown}: expected one of the options {', '.join(sorted(names))}, got {unknown}. "
-            "Check the spelling."
+            f"{shown}: expected one of the options {', '.join(choices)}, got {shown}. "
+            + (f"Did you mean {close[0]}?" if close else "Check the spelling.")
         )
 
 
