@@ -62,7 +62,7 @@ def test_the_text_names_prices_places_and_the_progress_of_a_pull() -> None:
     }
     assert text_of(run) == (
         "image dstackai/base:0.16-base-ubuntu24.04: 1.2 of at least 5.6 GB downloaded, 0.8 GB extracted, on "
-        "p5.4xlarge in aws eu-west-1 ($2.5 an hour)"
+        "p5.4xlarge in aws eu-west-1, 2.50 USD per hour"
     )
     last |= {"status": "submitted", "status_message": "submitted"}
     needs = run["jobs"][0]["job_spec"]["requirements"]
@@ -75,7 +75,7 @@ def test_the_text_names_prices_places_and_the_progress_of_a_pull() -> None:
     run["run_spec"]["profile"] = {"backends": ["aws", "gcp"], "regions": None}
     run["run_spec"]["configuration"] |= {"backends": ["azure"], "fleets": None}
     assert text_of(run) == (
-        "capacity: gpu A100,H100:40GB..:2.., cpu 2.., memory 8GB.., spot or on-demand, at most $3 an hour; "
+        "capacity: gpu A100,H100:40GB..:2.., cpu 2.., memory 8GB.., spot or on-demand, at most 3.00 USD per hour; "
         "backends aws, gcp"
     )
 
