@@ -68,7 +68,8 @@ def ps(credentials: str | None, *, finished: bool, every: bool, as_json: bool) -
         return _json([asdict(row) for row in rows])
     if rows:
         return run_table(rows)
-    return f"Project {project} has no{'' if finished else ' active'} runs{'' if every else ' of Prefect flow runs'}."
+    kind = "runs" if finished else "active runs"
+    return f"Project {project} has no {kind}{'' if every else ' of Prefect flow runs'}."
 
 
 def cost(credentials: str | None, *, by: str, since: str | None, as_json: bool) -> str:
