@@ -52,7 +52,7 @@ def test_the_decorated_flow_is_the_flow() -> None:
         ({"gpu": "H100"}, TypeError, "gpu: expected one of the options"),
         ({"max_price": 0}, ConfigurationError, "max_price"),
         ({"credentials": 3}, ConfigurationError, "credentials: expected a DstackCredentials"),
-        ({"tags": {"a b": 1}}, ConfigurationError, "^tags: expected as a key .* got 'a b'"),
+        ({"tags": {"a b": 1}}, ConfigurationError, "^tags: expected a key .* got 'a b'"),
         ({"tags": "x"}, ConfigurationError, "^tags: expected a dict"),
         ({"debug_on_failure": "soon"}, ConfigurationError, "^debug_on_failure: expected seconds .* 'soon'"),
         ({"commands": "pip install torch"}, ConfigurationError, "commands: expected a list"),
