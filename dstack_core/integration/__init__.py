@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dstack_core._function.call import FunctionCall
 from dstack_core._function.result import choose_report, late_read_pauses, report_key
-from dstack_core._report.hold import hold_seconds
 from dstack_core.configurations import check_ends
 from dstack_core.integration.attempts import Attempt, achoose_attempt, choose_attempt
 from dstack_core.integration.callbacks import CallbackNotifier
@@ -78,6 +77,7 @@ from dstack_core.models.failure_categories import (
     check_categories,
     in_categories,
 )
+from dstack_core.models.options import hold_seconds
 from dstack_core.models.secrets import MaskEnv, is_secret_name
 from dstack_core.models.stops import StopResult, StopState
 from dstack_core.models.tags import check_tags, tag_value

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from dstack_core.models.statuses import SpotPolicy
 
 
+# Seconds. Longer than a weekend is a machine that was forgotten.
+_LONGEST_HOLD = 7 * 86400
+
+
 class KeywordOptions(TypedDict, total=False):
     """The options that ``submit`` takes by keyword only."""
 
@@ -203,3 +207,24 @@ def read_duration(value: Any, *, below_zero: bool = False) -> Any:
     if not fine:
         raise ValueError(f'expected seconds, or a string such as "2h" or "off", got {value!r}')
     return value
+
+
+def hold_seconds(option: object) -> int | None:
+    """Return the option ``debug_on_failure`` in seconds, None without one.
+
+    Raises ``ConfigurationError`` for anything but seconds above 0, or a duration such as ``"30m"``.
+    """
+    if option is None or option is False:
+        return None
+    try:
+        if isinstance(option, bool) or not isinstance(option, int | str):
+            raise ValueError
+        seconds = int(duration_seconds(option))
+    except (ValueError, KeyError):
+        seconds = 0
+    if not 0 < seconds <= _LONGEST_HOLD:
+        raise ConfigurationError(
+            f'debug_on_failure: expected seconds above 0, or a string such as "30m" or "2h", at most 7 days, '
+            f"got {option!r}."
+        )
+    return seconds
