@@ -101,7 +101,7 @@ def test_a_prefect_server_that_does_not_answer_is_one_line(
         (("-a", "--every"), "has no runs."),
     ],
 )
-def test_an_empty_list_says_of_what(
+def test_an_empty_list_names_what_is_missing(
     options: tuple[str, ...], words: str, dstack: LocalServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert shown(capsys, "ps", *options)[:2] == (0, f"Project {dstack.project} {words}\n")
