@@ -57,6 +57,8 @@ from dstack_core.integration.run_lists import (
     RunRow,
     cost_rows,
     cost_table,
+    is_held_for_a_shell,
+    list_project_runs,
     run_rows,
     run_table,
 )
@@ -77,7 +79,7 @@ from dstack_core.models.failure_categories import (
     check_categories,
     in_categories,
 )
-from dstack_core.models.options import hold_seconds
+from dstack_core.models.options import check_address, hold_seconds
 from dstack_core.models.secrets import MaskEnv, is_secret_name
 from dstack_core.models.stops import StopResult, StopState
 from dstack_core.models.tags import check_tags, tag_value
@@ -107,6 +109,7 @@ __all__ = [
     "achoose_attempt",
     "astop_run",
     "category_of",
+    "check_address",
     "check_categories",
     "check_ends",
     "check_mask_env",
@@ -132,9 +135,11 @@ __all__ = [
     "format_usd",
     "hold_seconds",
     "in_categories",
+    "is_held_for_a_shell",
     "is_secret_name",
     "known_fields",
     "late_read_pauses",
+    "list_project_runs",
     "make_marker",
     "mask",
     "mask_progress",

@@ -214,7 +214,7 @@ def test_the_ready_flow_takes_the_options(
         ),
         ({"retry_policy": {"limit": "long"}}, "^retry_policy.limit: expected seconds above 0, .* got 'long'"),
         ({"args": "--epochs 3"}, "args: expected a list"),
-        ({"poll_interval": "x"}, "poll_interval: expected more than 0 seconds, got 'x'"),
+        ({"retry_budget": "x"}, "retry_budget: expected 0 seconds or more, got 'x'"),
         ({"stream_logs": "no"}, "stream_logs: expected True or False, got 'no'"),
         ({"artifacts": "no"}, "artifacts: expected True or False, got 'no'"),
         ({"log_timestamps": "yes"}, "log_timestamps: expected True or False, got 'yes'"),
