@@ -29,6 +29,12 @@ def test_a_killed_reaper_stops_nothing(server: LocalServer, monkeypatch: pytest.
     assert paths(server, "/runs/stop") == []
 
 
+@pytest.mark.parametrize("name", ["dry_run", "stop_unknown", "stop_services"])
+def test_a_switch_is_no_text(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected True or False, got 'False'"):
+        DstackReapOperator(task_id="reap", **{name: "False"})
+
+
 def test_a_negative_age_is_refused() -> None:
     with pytest.raises(ValueError, match="min_age"):
         DstackReapOperator(task_id="reap", min_age=-1)
