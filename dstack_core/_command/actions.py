@@ -11,6 +11,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
+from dstack_core._command.log_text import without_messages
 from dstack_core.client import Client
 from dstack_core.errors import ConfigurationError, RunNotFoundError
 from dstack_core.integration.doctor import examine
@@ -40,12 +41,12 @@ def ps(options: Namespace) -> int:
 
 
 def logs(options: Namespace) -> int:
-    """Print a log, byte for byte."""
+    """Print a log, byte for byte, without the messages in it unless ``--raw``."""
     with _client(options) as client:
         chunks = _run(client, options.name).logs(
             follow=options.follow, node=options.node, diagnose=options.diagnose
         )
-        for chunk in chunks:
+        for chunk in chunks if options.raw else without_messages(chunks):
             sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
     return 0

@@ -76,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("--node", type=int, help="one node of several, from 0")
     logs.add_argument("--diagnose", action="store_true", help="the log of the job's runner instead")
 
+    logs.add_argument("--raw", action="store_true", help="with the messages that the run reports")
+
     stop = add("stop", actions.stop, "Stop runs")
     stop.add_argument("names", nargs="+", metavar="name", help="the names of the runs")
     stop.add_argument("--abort", action="store_true", help="kill the processes without a grace period")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -9,9 +10,12 @@ from dstack_core._flow.logs import LogOptions, read_lines
 from dstack_core._flow.partial_lines import PartialLines
 from dstack_core._flow.steps import Flow, Op
 from dstack_core._wire.api import Api
+from dstack_core._wire.http_messages import Call
 from dstack_core._wire.runs import RunSnapshot
+from dstack_core.errors import DstackError, WaitTimeoutError
 from dstack_core.models.events import Event, LogLines, Reported, ReportsDropped
-from dstack_core.models.progress import Progress
+from dstack_core.models.outcome import Outcome
+from dstack_core.models.progress import Progress, ReportedSoFar
 from dstack_core.models.reports import ReportLimits
 
 T = TypeVar("T")
@@ -51,6 +55,29 @@ def is_held(api: Api, run: RunSnapshot) -> Op[bool]:
     """Return whether the commands of an active run have failed and its container is held; reads its log."""
     if run.hold_seconds is None or run.status.is_ending:
         return False
+    reported = yield from _reported(api, run, lambda: None)
+    return bool(reported.held) and reported.released is None
+
+
+def with_hold(
+    api: Api, run: RunSnapshot, outcome: Outcome, seconds_left: Callable[[], float | None]
+) -> Op[Outcome]:
+    """Return the outcome of a run that has ended, as a follower knows it if its container was held.
+
+    Reads the log of a run with ``debug_on_failure`` within the time that is left; without it the outcome
+    stays what the server shows.
+    """
+    if run.hold_seconds is None or outcome.succeeded:
+        return outcome
+    try:
+        reported = yield from _reported(api, run, seconds_left)
+    except DstackError:
+        return outcome
+    return outcome.with_reports(reported) if reported.held else outcome
+
+
+def _reported(api: Api, run: RunSnapshot, seconds_left: Callable[[], float | None]) -> Op[ReportedSoFar]:
+    """Return what the latest attempts have written to the log."""
     log, progress = LogOptions(ReportLimits()), Progress(run.name, run.id)
     flow = read_lines(api, run, progress, log, PartialLines(lambda: 0.0))
     answer: Any = None
@@ -59,11 +86,15 @@ def is_held(api: Api, run: RunSnapshot) -> Op[bool]:
         try:
             step = flow.send(answer) if failure is None else flow.throw(failure)
         except StopIteration as end:
-            reported = without_earlier_hold(run, end.value).reported
-            return bool(reported.held) and reported.released is None
+            return without_earlier_hold(run, end.value).reported
         answer, failure = None, None
         if isinstance(step, Event):
             continue
+        if isinstance(step, Call) and (left := seconds_left()) is not None:
+            if left <= 0:
+                flow.close()
+                raise WaitTimeoutError(f"The log of run {run.name} was not read in time.")
+            step = step.within(left)
         try:
             answer = yield step  # type: ignore[misc]
         except Exception as error:

@@ -18,10 +18,11 @@ stops at once on two busy cores 3 of 24 were dropped.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from dstack_core._flow.accepted_stops import REPEAT_SECONDS, Stops
+from dstack_core._flow.hold import with_hold
 from dstack_core._flow.steps import Op, Sleep, call
 from dstack_core._flow.stop_options import Check, StopOptions, Stopped, StopTarget, Until
 from dstack_core._wire.api import Api
@@ -63,7 +64,13 @@ def stop(api: Api, target: StopTarget, options: StopOptions, stops: Stops) -> Op
 
     Raises the server errors only where ``options.timeout`` is None.
     """
-    return (yield from _Stop(api, target, options, stops).steps())
+    steps = _Stop(api, target, options, stops)
+    stopped = yield from steps.steps()
+    outcome = stopped.result.outcome
+    if outcome is None or steps.run is None:
+        return stopped
+    outcome = yield from with_hold(api, steps.run, outcome, steps.seconds_left)
+    return replace(stopped, result=replace(stopped.result, outcome=outcome))
 
 
 def checked_stop(api: Api, target: StopTarget, options: StopOptions, stops: Stops) -> Op[StopResult]:
@@ -267,6 +274,10 @@ class _Stop:
         if self.options.timeout is None:
             return step
         return step.within(self._left() if seconds is None else seconds)
+
+    def seconds_left(self) -> float | None:
+        """Return the seconds that the caller has left, None without a limit."""
+        return None if self.options.timeout is None else self._left()
 
     def _left(self) -> float:
         return self.deadline - self.options.clock()

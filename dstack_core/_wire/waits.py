@@ -19,8 +19,6 @@ from dstack_core._wire.http_messages import text, time_of
 from dstack_core.models.records import EventRecord
 from dstack_core.models.statuses import RunStatus, job_status
 
-# As the fields of the steps before the start follow each other; the lowest is furthest behind.
-_STEPS = {RunStatus.SUBMITTED: 0, RunStatus.PROVISIONING: 1, RunStatus.DOWNLOADING: 2}
 _NO_CAPACITY = "failed_to_start_due_to_no_capacity"
 # What a server reports about an attempt may quote an error of a cloud.
 _MOST_CHARACTERS = 300
@@ -54,20 +52,15 @@ def _waits_for(data: Mapping[str, Any]) -> WaitsFor | None:
     latest = [
         (job, job["job_submissions"][-1]) for job in data.get("jobs") or [] if job.get("job_submissions")
     ]
-    behind = [(_STEPS.get(job_status(str(last["status"])), 0), job, last) for job, last in latest]
-    waiting = [entry for entry in behind if job_status(str(entry[2]["status"])).is_before_start]
-    if not behind:
+    if not latest:
         return None
-    _, job, last = min(waiting or behind, key=lambda entry: entry[0])
+    steps = [job_status(str(last["status"])) for _, last in latest]
+    waiting = [number for number, step in enumerate(steps) if step.is_before_start]
+    job, last = latest[min(waiting, key=lambda number: steps[number].percent, default=0)]
     words = _words(data, job, last)
     if len(latest) > 1 and waiting:
         words += f" (job {latest.index((job, last)) + 1} of {len(latest)})"
-    status = str(last["status"])
-    is_first = status == "submitted"
-    since = time_of(last["submitted_at"]) if is_first and last.get("submitted_at") else None
-    if job_status(status) is RunStatus.SUBMITTED and len(job["job_submissions"]) > 1:
-        since = _first_without_capacity(job["job_submissions"]) or since
-    return WaitsFor(words, since, status, str(last["id"]))
+    return WaitsFor(words, _since(job["job_submissions"]), str(last["status"]), str(last["id"]))
 
 
 def with_events(waits: WaitsFor, events: Sequence[EventRecord]) -> WaitsFor:
@@ -134,7 +127,7 @@ def _requirements(spec: Mapping[str, Any]) -> str:
     is_spot = needs.get("spot")
     parts.append("spot or on-demand" if is_spot is None else "spot" if is_spot else "on-demand")
     if (price := needs.get("max_price")) is not None:
-        parts.append(f"at most ${price:g} an hour")
+        parts.append(f"at most {_usd_per_hour(price)}")
     return ", ".join(parts)
 
 
@@ -160,8 +153,14 @@ def _on(last: Mapping[str, Any], before: str = ", on") -> str:
     place = dict.fromkeys(filter(None, (text(data.get(key)) for key in ("backend", "region"))))
     price = data.get("price")
     words = [word for word in (name, *(("in", *place) if place else ())) if word]
-    cost = f" (${price:g} an hour)" if isinstance(price, int | float) and price else ""
+    cost = f", {_usd_per_hour(price)}" if isinstance(price, int | float) and price else ""
     return f"{before} {' '.join(words)}{cost}" if words else ""
+
+
+def _usd_per_hour(price: float) -> str:
+    """Return a price as the outcome shows it, such as ``1.20 USD per hour``."""
+    whole, _, decimals = f"{price:.4f}".partition(".")
+    return f"{whole}.{decimals[:2]}{decimals[2:].rstrip('0')} USD per hour"
 
 
 def _pulled(last: Mapping[str, Any]) -> str:
@@ -173,13 +172,25 @@ def _pulled(last: Mapping[str, Any]) -> str:
     return f": {done:.1f} of {least}{total:.1f} GB downloaded, {extracted:.1f} GB extracted"
 
 
-def _first_without_capacity(attempts: Sequence[Mapping[str, Any]]) -> datetime | None:
-    """Return when the row of attempts began that got no machine, up to the present one."""
-    first = None
+def _since(attempts: Sequence[Mapping[str, Any]]) -> datetime | None:
+    """Return since when a job waits for capacity or its next attempt; None for a later step.
+
+    The attempts in a row that got no machine are one wait, also between two of them.
+    """
+    last = attempts[-1]
+    first = last.get("submitted_at")
+    if last.get("termination_reason") != _NO_CAPACITY:
+        status = job_status(str(last["status"]))
+        if status.is_finished:
+            # Between two attempts, of which the last had a machine.
+            first = last.get("finished_at")
+            return time_of(first) if first else None
+        if status is not RunStatus.SUBMITTED:
+            return None
     for one in reversed(attempts[:-1]):
         if one.get("termination_reason") != _NO_CAPACITY:
             break
-        first = one.get("submitted_at")
+        first = one.get("submitted_at") or first
     return time_of(first) if first else None
 
 

@@ -29,9 +29,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dstack_core.integration.masking import mask_result
-from dstack_core.models.callbacks import CallbackEvent, name_of
+from dstack_core.models.callbacks import CALLBACK_EVENTS, CallbackEvent, name_of
 from dstack_core.models.events import Event, LogLines, Reported, RunFinished, StatusChanged
-from dstack_core.models.statuses import RunStatus
 
 if TYPE_CHECKING:
     from dstack_core.aio_run import AsyncRun
@@ -40,7 +39,8 @@ if TYPE_CHECKING:
     from dstack_core.run import Run
 
 
-_BY_STATUS = {RunStatus.PROVISIONING: "provisioning", RunStatus.RUNNING: "running"}
+# The events that are named after a status; ``submitted`` comes from the submit itself.
+_OF_STATUS = frozenset(CALLBACK_EVENTS) - {"submitted"}
 # Batches that wait for a slow callback. A batch is up to a page of the log, so more would fill the memory of
 # a process that follows many runs; fewer drops lines where a callback only pauses for some seconds.
 _LONGEST_QUEUE = 200
@@ -121,8 +121,8 @@ class CallbackNotifier:
             return
         self.follows(run, project, is_taken_over=is_taken_over)
         self._post("submitted")
-        if progress is not None and (kind := _BY_STATUS.get(RunStatus(progress.status or "unknown"))):
-            self._post(kind)
+        if progress is not None and progress.status in _OF_STATUS:
+            self._post(progress.status)
 
     def handle(self, event: Event) -> None:
         """Call what belongs to an event of ``run.follow()``; does not wait for it."""
@@ -135,8 +135,8 @@ class CallbackNotifier:
                     status=str(status),
                     message=None if message is None else self.mask(message),
                 )
-                if kind := _BY_STATUS.get(status):
-                    self._post(kind)
+                if status in _OF_STATUS:
+                    self._post(str(status))
             case LogLines(lines=lines) if lines:
                 # In one piece: masking line by line would miss a secret of several lines.
                 text = tuple(self.mask("\n".join(lines)).split("\n"))

@@ -285,7 +285,11 @@ def _ssh(client: Client, run_name: str | None) -> Iterator[Finding]:
                 yield error("SSH", f"Project {client.project} has no run {run_name}.", "Name a run of it.")
                 return
         else:
-            run = next((each for each in client.runs.list() if each.last_status == "running"), None)
+            statuses = [(each, each.last_status) for each in client.runs.list()]
+            has_container = (
+                each for each, status in statuses if not (status.is_before_start or status.is_ending)
+            )
+            run = next(has_container, None)
         if run is None or not run.last_status.is_active:
             yield Finding("SSH", "skipped", "No run is running, so no container was logged in to.")
             return

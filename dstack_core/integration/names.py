@@ -21,17 +21,16 @@ upgrade submits a second run beside the first. Source: PROTOCOL 1.4.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
+
+from dstack_core.models.tags import lowercase_ascii
 
 # The server takes names of the form [a-z][a-z0-9-]{1,40} (PROTOCOL 1.4).
 LONGEST_NAME = 41
 
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
-# Letters of which no accent can be taken off.
-_LETTERS = str.maketrans({"ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "ı": "i"})
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 # 41 bits. Two of 10,000 runs of one task have the same name once in 40,000 cases; with six digits it would be
 # once in 40, and a finished run would be replaced.
@@ -144,10 +143,7 @@ def _numbered(base: str, number: int) -> str:
 
 def _kept(text: str | None) -> str:
     """Return what a name can keep of a text: ASCII letters and digits, with hyphens between them."""
-    plain = unicodedata.normalize("NFKD", (text or "").lower().translate(_LETTERS))
-    # The accents, now characters of their own, leave no gap.
-    plain = "".join(character for character in plain if not unicodedata.combining(character))
-    return _NOT_IN_NAMES.sub("-", plain).strip("-")
+    return _NOT_IN_NAMES.sub("-", lowercase_ascii(text or "")).strip("-")
 
 
 def _shortened(parts: list[str], room: int) -> list[str]:

@@ -15,13 +15,14 @@ has its units ("1 h 2 min 5 s"), since "1:02" is read as minutes or as hours.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from dstack_core.integration.utilization_text import describe_utilization
 from dstack_core.models.durations import format_duration
 from dstack_core.models.outcome import Outcome, RunError
+from dstack_core.models.statuses import in_words
 from dstack_core.models.stops import StopResult, StopState
 
 # Most characters of a text in an outcome that an engine keeps in its database, whatever a server sends: an
@@ -146,6 +147,13 @@ OUTCOME_FIELDS = (
     OutcomeField("next_step", "str", "Next step", "what to do about it"),
 )
 """All fields of ``Outcome``, in its order."""
+# A table begins with these: how it ended, why, and what to do.
+_FIRST_ROWS = (
+    *("run_name", "run_id", "project", "status", "exit_status", "reason", "message"),
+    *("category", "cause", "next_step", "debug_command", "debug_done"),
+)
+# While a run is held, these are upper limits.
+_OF_A_HOLD = ("Held", "Cost of the hold")
 
 
 def outcome_dict(outcome: Outcome) -> dict[str, Any]:
@@ -157,12 +165,17 @@ def outcome_dict(outcome: Outcome) -> dict[str, Any]:
 
 
 def outcome_rows(outcome: Outcome) -> dict[str, str]:
-    """Return what a table shows of an outcome, by label; fields without a value are left out."""
+    """Return what a table shows of an outcome, by label; fields without a value are left out.
+
+    Why it failed and what to do about it comes before what it cost and where it ran.
+    """
     short = _bounded(outcome)
-    values = {field.label: (field, getattr(short, field.name)) for field in OUTCOME_FIELDS if field.label}
-    shown = {
-        label: field.show(value) for label, (field, value) in values.items() if value not in (None, "", {})
-    }
+    fields = [field for field in OUTCOME_FIELDS if field.label]
+    fields.sort(key=lambda field: _FIRST_ROWS.index(field.name) if field.name in _FIRST_ROWS else 99)
+    values = ((field, getattr(short, field.name)) for field in fields)
+    shown = {field.label: field.show(value) for field, value in values if value not in (None, "", {})}
+    if short.debug_command:
+        shown.update({label: f"at most {shown[label]}" for label in _OF_A_HOLD if shown.get(label)})
     return {label: text for label, text in shown.items() if text}
 
 
@@ -178,12 +191,12 @@ def describe_outcome(outcome: Outcome) -> str:
     """Return the line that ends a run's log: how it ended, how long it took, where, and what it cost."""
     short = _bounded(outcome)
     # The error of the run follows this line, and has what the server reports about its search.
-    message = short.message.partition(" (")[0] if short.reason == _NO_MACHINE else short.message
+    found_none = in_words(short.reason) if short.reason == _NO_MACHINE else None
     place = ", ".join(part for part in (short.backend, short.region) if part)
     machine = f" on {short.instance}" if short.instance else ""
     took = "" if short.duration is None else format_duration(short.duration)
     where = f"{machine}{f' ({place})' if place and machine else ''}"
-    parts = [f"Run {short.run_name} {message}", f"{took}{where}".strip(), format_usd(short.cost)]
+    parts = [f"Run {short.run_name} {found_none or short.message}", f"{took}{where}".strip(), format_usd(short.cost)]
     return ", ".join(part for part in parts if part)
 
 
@@ -210,12 +223,16 @@ def describe_failure(
     Example:
         ``raise TaskFailed(describe_failure(outcome, relay.tail, retry_option="retry_policy"))``
     """
-    text = f"{describe_end(outcome)} See {outcome.url}{_advice(outcome, retry_option)}"
+    parts = [f"{describe_end(outcome)} See {outcome.url}", *_advice(outcome, retry_option)]
     if outcome.debug_command:
-        text = f"{text}\n{describe_hold(outcome)}"
+        parts.append(describe_hold(outcome))
         last_lines = [line for line in last_lines if not _is_of_hold(line, outcome)]
     lines = "".join(f"\n  {line[:LONGEST_LINE]}" for line in list(last_lines)[-LAST_LINES:])
-    return f"{text}\nThe last log lines:{lines}" if lines else text
+    if lines:
+        parts.append(f"The last log lines:{lines}")
+    # Prefect logs a state with a backslash and n in place of a line end. Without the space that would be a
+    # part of the link to the page.
+    return "\n".join([f"{parts[0]} " if len(parts) > 1 else parts[0], *parts[1:]])
 
 
 def _is_of_hold(line: str, outcome: Outcome) -> bool:
@@ -242,14 +259,14 @@ def describe_hold(outcome: Outcome) -> str:
     )
 
 
-def _advice(outcome: Outcome, retry_option: str | None) -> str:
+def _advice(outcome: Outcome, retry_option: str | None) -> Iterator[str]:
     # The cause is left out: the sentence on the end has it.
     if not outcome.category:
-        return ""
+        return
     step = outcome.next_step.rstrip(".")
     if outcome.no_capacity and retry_option is not None:
         step = f"{step}; or set {retry_option} to let the run itself wait for one"
-    return f"\n{step} ({outcome.category})."
+    yield f"{step} ({outcome.category})."
 
 
 def raise_for_outcome(

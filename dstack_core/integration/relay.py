@@ -181,8 +181,7 @@ class LogRelay:
             case LogLines(lines=lines) if lines:
                 yield from self._of_lines(event)
             case StatusChanged(status=status) if not status.is_finished:
-                detail = f" ({event.message})" if event.message else ""
-                yield logging.INFO, f"Run {event.progress.run_name}: {status}{detail}"
+                yield logging.INFO, f"Run {event.progress.run_name}: {status}{_in_words(event.message)}"
             case PartialLine() if self.shows_tail:
                 yield from self._of_open_line(event)
             case Waiting():
@@ -361,6 +360,13 @@ def _character_border(data: bytes, limit: int) -> int:
     while data[limit] & 0xC0 == 0x80:
         limit -= 1
     return limit
+
+
+def _in_words(detail: str | None) -> str:
+    """Return the server's detail on a status behind it, such as ``, exited (127)``."""
+    if not detail:
+        return ""
+    return f", {detail}" if "(" in detail else f" ({detail})"
 
 
 def _size(number: int) -> str:

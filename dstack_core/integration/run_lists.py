@@ -128,7 +128,7 @@ def run_table(rows: Sequence[RunRow], now: datetime | None = None) -> str:
             row.status,
             format_duration(max(0.0, (at - row.submitted_at).total_seconds())),
             format_usd(row.cost),
-            row.owner or "-",
+            _short(row.owner) or "-",
             row.message,
         )
         for row in rows
@@ -138,9 +138,17 @@ def run_table(rows: Sequence[RunRow], now: datetime | None = None) -> str:
 
 def cost_table(rows: Sequence[CostRow]) -> str:
     """Return the rows as a table of text, with their sum."""
-    cells = [(row.group, str(row.runs), format_usd(row.cost)) for row in rows]
+    cells = [(_short(row.group), str(row.runs), format_usd(row.cost)) for row in rows]
     total = ("TOTAL", str(sum(row.runs for row in rows)), format_usd(sum(row.cost for row in rows)))
     return text_table(("GROUP", "RUNS", "COST"), [*cells, total])
+
+
+# An owner names a DAG, a DAG run and a task, each of up to 250 characters; a terminal has 80 to 200.
+_LONGEST_CELL = 48
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…"
 
 
 def text_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

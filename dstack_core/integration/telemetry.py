@@ -19,20 +19,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from dstack_core.models.statuses import RunStatus
+from dstack_core.models.statuses import RunStatus, span_of
 
 if TYPE_CHECKING:
     from dstack_core.models.outcome import Outcome
 
 _NANOSECONDS = 1_000_000_000
-_PHASES = {
-    "pending": "queued",
-    "submitted": "queued",
-    "restarting": "queued",
-    "provisioning": "provisioning",
-    "downloading": "pulling",
-    "running": "running",
-}
 
 
 def trace_env() -> dict[str, str]:
@@ -61,9 +53,7 @@ def phases(since: Mapping[str, float], ended_at: float) -> Iterator[tuple[str, f
     """
     begins: dict[str, float] = {}
     for status, begin in sorted(since.items(), key=lambda item: item[1]):
-        known = RunStatus(status)
-        phase = _PHASES.get(status, "" if known.is_ending else "running")
-        if phase:
+        if phase := span_of(RunStatus(status)):
             begins.setdefault(phase, begin)
     ordered = list(begins.items())
     ends = [*(begin for _, begin in ordered), ended_at][1:]

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from dstack_core.models.outcome import Outcome
 
 
-CALLBACK_EVENTS = ("submitted", "provisioning", "running", "log_lines", "metric", "ended")
-
-
 @dataclass(frozen=True, slots=True)
 class CallbackEvent:
     """What happened to a run: the argument of each method of ``RunCallbacks``.
@@ -97,6 +94,9 @@ class RunCallbacks:
     def on_ended(self, event: CallbackEvent) -> None:
         """Act on the end of the run, which ``event.outcome`` describes."""
 
+
+# What is called, in the order of a run's life.
+CALLBACK_EVENTS = tuple(name.removeprefix("on_") for name in vars(RunCallbacks) if name.startswith("on_"))
 
 OneCallback: TypeAlias = type[Any] | RunCallbacks | str
 CallbacksLike: TypeAlias = OneCallback | Sequence[OneCallback] | None

@@ -223,6 +223,10 @@ class RunError(DstackError):
         self.outcome = outcome
         self.last_lines = tuple(last_lines)
 
+    def __repr__(self) -> str:
+        """Return the text with its line ends, since Prefect logs this and not the text."""
+        return f"{type(self).__name__}: {self.message}"
+
     def __reduce__(self) -> tuple[type[RunError], tuple[str, Outcome, tuple[str, ...]]]:
         """Keep all of it when the error is pickled, such as for another process."""
         return type(self), (self.message, self.outcome, self.last_lines)

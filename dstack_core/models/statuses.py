@@ -223,6 +223,20 @@ def job_status(raw: str) -> RunStatus:
     return BY_JOB.get(raw) or RunStatus(raw or "unknown")
 
 
+_SPANS = {
+    RunStatus.PENDING: "queued",
+    RunStatus.SUBMITTED: "queued",
+    RunStatus.RESTARTING: "queued",
+    RunStatus.PROVISIONING: "provisioning",
+    RunStatus.DOWNLOADING: "pulling",
+}
+
+
+def span_of(status: RunStatus) -> str:
+    """Return what a trace calls the time that a run spends in a status; empty at and after its end."""
+    return _SPANS.get(status, "" if status.is_ending else "running")
+
+
 def in_words(reason: str | None) -> str | None:
     """Return a reason for a person; an unknown one as it came, None for None."""
     return None if reason is None else _REASONS.get(reason, f"ended: {reason}")

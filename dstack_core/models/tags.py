@@ -20,6 +20,8 @@ _VALUE = re.compile(r"[a-zA-Z0-9 .:/=_\-+@]{0,256}")
 _NOT_EVERYWHERE = re.compile(r"[^a-z0-9_-]+")
 # Of a value on Google Cloud.
 _LONGEST = 63
+# Letters of which no accent can be taken off.
+_LETTERS = str.maketrans({"ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "ı": "i"})
 
 
 def check_tags(name: str, tags: Any) -> dict[str, str]:
@@ -37,32 +39,46 @@ def check_tags(name: str, tags: Any) -> dict[str, str]:
     for key, value in tags.items():
         if not isinstance(key, str) or not _KEY.fullmatch(key):
             raise ConfigurationError(
-                f"{name}: expected as a key 1 to 60 letters, digits, hyphens and underscores, got {key!r}."
+                f"{name}: expected a key of 1 to 60 letters (a to z), digits, hyphens and underscores, got "
+                f"{key!r}. Rename the key; dstack_core.integration.tag_value() makes one of any text."
             )
         if not isinstance(value, str) or not _VALUE.fullmatch(value):
             raise ConfigurationError(
-                f"{name}: expected for {key} at most 256 letters, digits, spaces and any of .:/=_-+@, "
-                f"got {value!r}."
+                f"{name}: expected a value of at most 256 letters (a to z), digits, spaces and any of "
+                f".:/=_-+@ for {key}, got {value!r}. Pass text of these characters; "
+                "dstack_core.integration.tag_value() makes it of any text."
             )
     return dict(tags)
 
 
-def tag_value(text: object) -> str:
+def lowercase_ascii(text: str) -> str:
+    """Return a text in lowercase, with ASCII letters for those that have an accent; others are kept.
+
+    Names of runs and tags share this, so that both show the same of a flow's or DAG's name.
+    """
+    plain = unicodedata.normalize("NFKD", text.lower().translate(_LETTERS))
+    # The accents, now characters of their own, leave no gap.
+    return "".join(character for character in plain if not unicodedata.combining(character))
+
+
+def tag_value(text: object, *, default: str = "value") -> str:
     """Return a text in the form that is a valid tag value on every cloud.
 
     Args:
         text: Any value; its text is lowercased, accents are dropped, and everything but ASCII letters,
-            digits, underscores and hyphens becomes a hyphen. If it has more than 63 characters, a hash
-            replaces the end, so that different values stay different.
+            digits, underscores and hyphens becomes a hyphen. If letters or digits are lost, or more than 63
+            characters are left, a hash replaces the end, so that different values stay different.
+        default: What comes before the hash if nothing else is left of the text.
 
     Example:
         ``tag_value("scheduled__2026-11-23T12:00")`` returns ``"scheduled__2026-11-23t12-00"``.
     """
     from hashlib import sha256
 
-    plain = unicodedata.normalize("NFKD", str(text).lower())
-    kept = "".join(character for character in plain if not unicodedata.combining(character))
-    kept = _NOT_EVERYWHERE.sub("-", kept).strip("-")
-    if len(kept) <= _LONGEST:
+    plain = lowercase_ascii(str(text))
+    kept = _NOT_EVERYWHERE.sub("-", plain).strip("-")
+    is_lossy = any(character.isalnum() and not character.isascii() for character in plain)
+    if len(kept) <= _LONGEST and not is_lossy:
         return kept
-    return f"{kept[: _LONGEST - 7]}-{sha256(str(text).encode()).hexdigest()[:6]}"
+    start = (kept or default)[: _LONGEST - 7].rstrip("-")
+    return f"{start}-{sha256(str(text).encode()).hexdigest()[:6]}"

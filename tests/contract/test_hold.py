@@ -114,11 +114,14 @@ def test_the_hold_ends_by_itself_without_a_watcher(target: Target, client: dstac
 def test_a_stop_ends_the_hold_at_once(target: Target, client: dstack.Client) -> None:
     with held(target, client, "exit 3") as run:
         failed(target, run)
-        run.stop(until="ended", timeout=target.timeout)
+        stopped = run.stop(until="ended", timeout=target.timeout).outcome
         outcome, _ = ended(target, run)
     # The runner kills what is left 10 s after a stop; this shell was gone by then, and could report.
     assert outcome.exit_status == 3
     assert outcome.debug_seconds < 600
+    assert stopped is not None
+    assert (stopped.status, stopped.exit_status, stopped.category) == (outcome.status, 3, "user.exit")
+    assert stopped.debug_seconds == outcome.debug_seconds > 0
     known = run.outcome()
     assert known is not None
     assert known.exit_status is None or known.exit_status == 3

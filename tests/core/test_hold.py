@@ -137,7 +137,7 @@ def test_the_outcome_of_a_held_run_is_that_of_its_commands() -> None:
         outcome, ["epoch 1", "The container is held for 30 min.", "To end it: touch /tmp/done"]
     )
     assert text.splitlines() == [
-        "Run train failed: its command exited with status 3. See http://page",
+        "Run train failed: its command exited with status 3. See http://page ",
         "Correct the command or its input; the end of the log shows what went wrong (user.exit).",
         "Its container is held for 30 min, for at most 2.00 USD. "
         "To open a shell in it: python -m dstack_core attach train",

@@ -116,7 +116,7 @@ ROOMS = {
         )
     },
     "local": {"client"},
-    "_command": {"errors", "models", "_attach", "client", "run", "integration"},
+    "_command": {"errors", "models", "_wire.reports", "_attach", "client", "run", "integration"},
     "__main__": {"_command"},
 }
 HOSTS = {"airflow", "prefect", "airflow_provider_dstack", "prefect_dstack", "dstack"}

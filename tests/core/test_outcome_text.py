@@ -159,8 +159,18 @@ def test_a_table_has_a_row_for_every_field_that_is_known() -> None:
         "Cause": "The command of the run failed.",
         "Next step": "Correct the command or its input; the end of the log shows what went wrong.",
     }
+    # The answer to "why" comes before the details.
+    assert list(outcome_rows(FAILED))[6:11] == ["Message", "Category", "Cause", "Next step", "Cost"]
     assert {"Exit status", "Instance", "Backend", "Region", "Price"}.isdisjoint(outcome_rows(NO_CAPACITY))
     assert outcome_rows(replace(FAILED, exit_status=0, duration=0.0))["Exit status"] == "0"
+
+
+def test_a_hold_that_has_not_ended_has_upper_limits_in_the_table() -> None:
+    held = replace(FAILED, debug_seconds=1800.0, debug_cost=0.6)
+    assert (outcome_rows(held)["Held"], outcome_rows(held)["Cost of the hold"]) == ("30 min", "0.60 USD")
+    rows = outcome_rows(replace(held, debug_command="python -m dstack_core attach train"))
+    assert (rows["Held"], rows["Cost of the hold"]) == ("at most 30 min", "at most 0.60 USD")
+    assert "Cost of the hold" not in outcome_rows(replace(held, debug_command="x", debug_cost=0.0))
 
 
 def test_a_servers_message_does_not_break_a_markdown_table() -> None:
@@ -191,11 +201,11 @@ def test_the_last_line_of_a_log_sums_up_the_run() -> None:
 
 def test_a_failure_shows_what_happened_where_to_look_and_the_last_lines() -> None:
     assert describe_failure(FAILED) == (
-        "Run train failed: its command exited with status 7. See http://server/runs/id-1\n"
+        "Run train failed: its command exited with status 7. See http://server/runs/id-1 \n"
         "Correct the command or its input; the end of the log shows what went wrong (user.exit)."
     )
     assert describe_failure(FAILED, ["epoch 1", "out of memory"]) == (
-        "Run train failed: its command exited with status 7. See http://server/runs/id-1\n"
+        "Run train failed: its command exited with status 7. See http://server/runs/id-1 \n"
         "Correct the command or its input; the end of the log shows what went wrong (user.exit).\n"
         "The last log lines:\n  epoch 1\n  out of memory"
     )
@@ -209,7 +219,7 @@ def test_only_the_end_of_a_long_log_is_shown() -> None:
 
 def test_the_text_for_a_run_without_capacity_names_what_may_help() -> None:
     assert describe_failure(NO_CAPACITY, ["x"], retry_option="run_retry_policy") == (
-        "Run train failed: no capacity, no machine could be had. See http://server/runs/id-1\n"
+        "Run train failed: no capacity, no machine could be had. See http://server/runs/id-1 \n"
         "Try again later, or allow more machines: other GPUs, regions or backends, spot, a higher max_price; "
         "or set run_retry_policy to let the run itself wait for one (capacity.none).\n"
         "The last log lines:\n  x"

@@ -63,7 +63,15 @@ LAYERS: dict[str, list[set[str]]] = {
     PREFECT: [
         # Plain helpers, and the programs of a machine.
         {"_names", "_cancellation", "_secrets"},
-        {"_artifact_content", "_bundle_main", "_flow_result", "_flow_runs", "_function_result", "_tags"},
+        {
+            "_artifact_content",
+            "_bundle_main",
+            "_bundle_secrets",
+            "_flow_result",
+            "_flow_runs",
+            "_function_result",
+            "_tags",
+        },
         # What is submitted, and where a run is shown in Prefect.
         {"_log_relay", "_options", "_report"},
         {"_bundles", "_callbacks", "_end_reports", "_function_options", "_live_artifacts"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, cast
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from dstack_core import Client, Configuration, Profile, Task, errors
 from dstack_core._operations import Operations
 from dstack_core._wire.api import Api
-from dstack_core.integration import check_tags, tag_value
+from dstack_core.integration import check_tags, run_name, tag_value
 from dstack_core.models.options import SubmitOptions
 from tests.core.scripted import LOST, MISSING, Driver, Script, reply, run_json
 from tests.core.test_version_check import INFO, server
@@ -117,13 +118,13 @@ def test_tags_that_the_user_wants_are_reported_as_missing_on_an_old_server(drive
     [
         (
             {"a b": "c"},
-            r"tags: expected as a key 1 to 60 letters, digits, hyphens and underscores, got 'a b'",
+            r"tags: expected a key of 1 to 60 letters \(a to z\), digits, hyphens and underscores, got 'a b'\. Rename",
         ),
-        ({"k" * 61: "c"}, "tags: expected as a key 1 to 60"),
-        ({1: "c"}, "tags: expected as a key 1 to 60 .*, got 1"),
-        ({"team": "ü"}, r"tags: expected for team at most 256 letters, .*, got 'ü'"),
-        ({"team": "x" * 257}, "tags: expected for team at most 256"),
-        ({"team": 7}, "tags: expected for team .*, got 7"),
+        ({"k" * 61: "c"}, "tags: expected a key of 1 to 60"),
+        ({1: "c"}, "tags: expected a key of 1 to 60 .*, got 1"),
+        ({"team": "ü"}, r"tags: expected a value of at most 256 letters .* for team, got 'ü'"),
+        ({"team": "x" * 257}, "tags: expected a value of at most 256 .* for team"),
+        ({"team": 7}, "tags: expected a value .* for team, got 7"),
         ("team=ml", r'tags: expected a dict such as {"team": "ml"}, got \'team=ml\''),
         (True, r"tags: expected a dict .*, got True"),
     ],
@@ -147,7 +148,11 @@ def test_a_tag_that_no_server_takes_is_refused_by_name_before_any_request(
         ("Train Nightly", "train-nightly"),
         ("scheduled__2026-11-23T12:00:00+00:00", "scheduled__2026-11-23t12-00-00-00-00"),
         ("Ärzte", "arzte"),
-        ("训练", ""),
+        ("Grüße Flow", "grusse-flow"),
+        ("训练", "value-a29c0d"),
+        ("训练 1", "1-bcd76e"),
+        ("", ""),
+        ("--", ""),
         (3, "3"),
         ("a" * 63, "a" * 63),
         ("a" * 64, f"{'a' * 56}-ffe054"),
@@ -156,3 +161,14 @@ def test_a_tag_that_no_server_takes_is_refused_by_name_before_any_request(
 def test_a_value_is_valid_on_every_cloud(text: object, value: str) -> None:
     assert tag_value(text) == value
     assert check_tags("tags", {"key": tag_value(text)}) == {"key": value}
+
+
+@pytest.mark.parametrize("text", ["Grüße Flow", "Łódź æ", "Train Nightly"])
+def test_the_name_of_a_run_and_its_tag_show_the_same_of_a_text(text: str) -> None:
+    assert run_name([text], "x").startswith(tag_value(text))
+
+
+def test_a_text_of_which_nothing_is_left_has_a_value_of_its_own() -> None:
+    night, day = tag_value("夜間実行", default="flow"), tag_value("昼間実行", default="flow")
+    assert night != day
+    assert re.fullmatch("flow-[0-9a-f]{6}", night)

@@ -62,7 +62,7 @@ def test_the_text_names_prices_places_and_the_progress_of_a_pull() -> None:
     }
     assert text_of(run) == (
         "image dstackai/base:0.16-base-ubuntu24.04: 1.2 of at least 5.6 GB downloaded, 0.8 GB extracted, on "
-        "p5.4xlarge in aws eu-west-1 ($2.5 an hour)"
+        "p5.4xlarge in aws eu-west-1, 2.50 USD per hour"
     )
     last |= {"status": "submitted", "status_message": "submitted"}
     needs = run["jobs"][0]["job_spec"]["requirements"]
@@ -75,7 +75,7 @@ def test_the_text_names_prices_places_and_the_progress_of_a_pull() -> None:
     run["run_spec"]["profile"] = {"backends": ["aws", "gcp"], "regions": None}
     run["run_spec"]["configuration"] |= {"backends": ["azure"], "fleets": None}
     assert text_of(run) == (
-        "capacity: gpu A100,H100:40GB..:2.., cpu 2.., memory 8GB.., spot or on-demand, at most $3 an hour; "
+        "capacity: gpu A100,H100:40GB..:2.., cpu 2.., memory 8GB.., spot or on-demand, at most 3.00 USD per hour; "
         "backends aws, gcp"
     )
 
@@ -180,3 +180,35 @@ def test_a_relay_logs_what_a_run_waits_for_without_secrets() -> None:
     event = Waiting(Progress("train"), "image r/hunter22:1\n[31m", datetime.now(UTC))
     ((_, text),) = LogRelay(secrets=["hunter22"]).records(event)
     assert text == "Run train waits for image r/***:1 [31m (0 s so far)"
+
+
+def without_capacity(number: int) -> dict[str, Any]:
+    """Return an attempt that got no machine, of the minute ``number``."""
+    return {
+        "id": f"sub-{number}",
+        "status": "failed",
+        "termination_reason": "failed_to_start_due_to_no_capacity",
+        "submitted_at": f"2026-11-23T10:0{number}:00+00:00",
+        "finished_at": f"2026-11-23T10:0{number}:20+00:00",
+    }
+
+
+def test_the_wait_for_capacity_began_with_the_first_attempt_also_between_two() -> None:
+    started = {"id": "s", "status": "failed", "termination_reason": "container_exited_with_error"}
+    started |= {"submitted_at": "2026-11-23T09:00:00+00:00", "finished_at": "2026-11-23T09:30:00+00:00"}
+    open_attempt = {"id": "o", "status": "submitted", "submitted_at": "2026-11-23T10:05:00+00:00"}
+    first, second = without_capacity(1), without_capacity(2)
+    for attempts, since in (
+        ([first], "10:01:00"),
+        ([first, open_attempt], "10:01:00"),
+        ([first, second], "10:01:00"),
+        ([started, first, second, open_attempt], "10:01:00"),
+        ([first, started, second], "10:02:00"),
+        ([started, open_attempt], "10:05:00"),
+        ([first, started], "09:30:00"),
+        ([first, {**open_attempt, "status": "provisioning"}], "None"),
+        ([{**started, "finished_at": None}], "None"),
+    ):
+        waits = waits_for({"jobs": [{"job_spec": {}, "job_submissions": attempts}]})
+        assert waits is not None
+        assert (f"{waits.since:%H:%M:%S}" if waits.since else "None") == since, attempts

@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 
 import dstack_core as dstack
+from dstack_core._command.log_text import without_messages
 from dstack_core._command.main import main
 from dstack_core.local import LocalServer
+from dstack_core.models.records import LogBytes
 from tests.local.support import wait_until
 
 
@@ -87,6 +89,24 @@ def test_a_log_is_printed_as_it_is(client: dstack.Client, capfd: pytest.CaptureF
     status, _, err = shown(capfd, "logs", "missing")
     assert status == 1
     assert "has no run missing. List the runs" in err
+
+
+def test_messages_are_left_out_of_a_log(client: dstack.Client, capfd: pytest.CaptureFixture[str]) -> None:
+    message = '::dstack::{"kind":"metric","loss":1}'
+    task = dstack.Task(commands=["printf 'half'", "sleep 1", f"echo ' a line'; echo '{message}'; echo end"])
+    run = client.runs.submit(task, "messages")
+    assert shown(capfd, "logs", "-f", "messages") == (0, "half a line\r\nend\r\n", "")
+    run.wait(60, poll_interval=0.05)
+    assert message in shown(capfd, "logs", "messages", "--raw")[1]
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 1000])
+def test_messages_are_left_out_however_a_log_is_cut(size: int) -> None:
+    log = b'one\r\n::dstack::{"kind":"metric","loss":1}\r\n 50%\r::dstack is text\r\n::dstack::{broken\r\nend'
+    chunks = [LogBytes(log[at : at + size], submission_id="1") for at in range(0, len(log), size)]
+    assert b"".join(without_messages(chunks)) == (
+        b"one\r\n 50%\r::dstack is text\r\n::dstack::{broken\r\nend"
+    )
 
 
 def test_runs_are_stopped(client: dstack.Client, capfd: pytest.CaptureFixture[str]) -> None:

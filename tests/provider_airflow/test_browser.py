@@ -5,6 +5,7 @@ The pictures are those of the documentation.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from dstack_core.local import LocalServer
 from tests.provider_airflow.components import Components
-from tests.provider_airflow.support import runs_of, wait_for
+from tests.provider_airflow.support import connection_json, runs_of, wait_for
 from tests.reporting import SKIP_REASON, skipping, training
 
 pytestmark = [pytest.mark.slow, pytest.mark.matrix, pytest.mark.browser]
@@ -78,7 +79,7 @@ def test_the_task_page_links_to_the_run_while_it_runs(
     for name, address in (("dstack logs", run.logs_url), ("dstack metrics", run.metrics_url)):
         expect(page.get_by_role("link", name=name)).to_have_attribute("href", str(address))
     assert run.name.startswith("sync-train-")
-    page.screenshot(path=SCREENSHOTS / "airflow-task.png")
+    picture(page, "airflow-task", 60, 520)
     gate.touch()
     components.wait_for_state("sync", run_id, "success")
     assert components.call("GET", path)["extra_links"]["dstack run"] == run.url
@@ -147,6 +148,69 @@ def test_a_run_that_reports_a_skip_is_a_skipped_task(page: Page, reporting_run: 
     expect(page.get_by_text("Skipped", exact=True).first).to_be_visible()
     expect(page.get_by_text(f"Nothing to do: {SKIP_REASON}").first).to_be_visible()
     picture(page, "airflow-report-skip", 60, bottom_of(page.get_by_text("Post Execute")) + 20)
+
+
+@pytest.fixture(scope="module")
+def failed_run(
+    page: Page, components: Components, shared_server: LocalServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Return the address of a DAG run: one task has waited for a machine and failed, one failed and is held."""
+    gate = tmp_path_factory.mktemp("failing") / "gate"
+    with LocalServer(step_seconds=2.0) as slow:
+        slow_connection = {"connection_id": "slow", **json.loads(connection_json(slow))}
+        components.call("POST", "/api/v2/connections", slow_connection)
+        run_id = components.trigger("failing", gate=str(gate), connection="slow")
+        address = f"{components.url}/dags/failing/runs/{run_id}"
+        page.goto(f"{address}/tasks/train")
+        expect(page.get_by_text("(still running)").first).to_be_visible()
+        # From now on Airflow wraps long lines.
+        page.keyboard.press("w")
+        gate.touch()
+        components.wait_for_run_end("failing", run_id)
+    yield address
+    for run in runs_of(shared_server, f"airflow:failing/{run_id}/"):
+        run.stop()
+
+
+def test_the_rendered_templates_show_all_but_the_secrets(page: Page, failed_run: str) -> None:
+    page.goto(f"{failed_run}/tasks/train/rendered_templates")
+    for text in ('"STAGE"', '"***"', '"vision"'):
+        expect(page.get_by_text(text).first).to_be_visible()
+    assert "4f9a7c21d08e" not in page.content()
+    top = bottom_of(page.get_by_role("row", name="configuration").last)
+    picture(page, "airflow-rendered", int(top) + 1, bottom_of(page.get_by_role("row", name="tags").last))
+
+
+def test_the_log_of_a_failed_task_has_the_cause_and_folds_the_waiting(page: Page, failed_run: str) -> None:
+    page.goto(f"{failed_run}/tasks/train")
+    expect(page.get_by_text("includes its directory (user.not_found).").first).to_be_visible()
+    folded = {
+        "Provisioning of run": " waits for machine",
+        "Setup of run": " waits for image",
+        "Install packages": "Successfully installed torch",
+    }
+    for title, line in folded.items():
+        expect(page.get_by_text(line)).to_have_count(0)
+        page.get_by_text(title).first.click()
+        expect(page.get_by_text(line).first).to_be_visible()
+    for line in ("epoch 1 loss 0.9346", "evaluate-model: command not found"):
+        expect(page.get_by_text(line)).to_have_count(1)
+    fold_the_traceback(page)
+    picture(page, "airflow-failed-log", 320, bottom_of(page.get_by_text("Post Execute")) + 20)
+
+
+def test_the_log_of_a_held_task_has_the_line_that_opens_a_shell(page: Page, failed_run: str) -> None:
+    page.goto(f"{failed_run}/tasks/debug")
+    expect(page.get_by_text("for at most 0.60 USD. To open a shell in it: python").first).to_be_visible()
+    fold_the_traceback(page)
+    picture(page, "airflow-held-log", 320, bottom_of(page.get_by_text("Post Execute")) + 20)
+
+
+def fold_the_traceback(page: Page) -> None:
+    """Close what Airflow shows below the text of an error."""
+    page.get_by_test_id("summary-DstackUserError").click()
+    expect(page.get_by_text("in result_of").filter(visible=True)).to_have_count(0)
+    page.mouse.move(1279, 1)
 
 
 def test_the_tab_utilization_shows_the_chart_of_the_run(page: Page, components: Components) -> None:

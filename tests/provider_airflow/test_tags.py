@@ -48,9 +48,16 @@ def test_a_run_has_tags_that_name_its_task(server: LocalServer) -> None:
 
 
 def test_what_has_no_value_has_no_tag() -> None:
-    ti = SimpleNamespace(dag_id="训练", task_id="t", run_id="r", try_number=2, map_index=-1)
+    ti = SimpleNamespace(dag_id="--", task_id="t", run_id="r", try_number=2, map_index=-1)
     context: Any = {"ti": ti}
     assert automatic_tags(context, None) == {"airflow-task": "t", "airflow-run": "r", "airflow-try": "2"}
+
+
+def test_a_name_without_ascii_has_a_tag_too() -> None:
+    ti = SimpleNamespace(dag_id="训练", task_id="Größe", run_id="r", try_number=1, map_index=-1)
+    context: Any = {"ti": ti}
+    tags = automatic_tags(context, None)
+    assert (tags["airflow-dag"], tags["airflow-task"]) == ("dag-a29c0d", "grosse")
 
 
 @pytest.mark.parametrize(

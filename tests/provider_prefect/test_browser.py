@@ -19,7 +19,7 @@ from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, run_task
 from tests.reporting import ASSET, SKIP_REASON, skipping, training
 
-from .support import artifacts_of, until
+from .support import all_runs, artifacts_of, events_of, until
 from .ways import FAST
 
 playwright_api = pytest.importorskip("playwright.sync_api")
@@ -123,6 +123,53 @@ def test_each_kind_of_message_is_seen(
     day = event["occurred"][:10]
     ui.shows(f"/events/event/{day}/{event['id']}", "prefect.asset.materialization.succeeded", ASSET)
     ui.picture("prefect-report-asset", 460)
+
+
+def test_a_failed_and_a_held_run_are_explained(
+    ui: Ui, dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    owner = []
+    evaluate = {"type": "task", "name": "evaluate", "commands": ["echo loss 0.9346", "evaluate-model"]}
+    commands = ["echo stage $STAGE, key $API_KEY", "echo epoch 1 loss nan", "exit 3"]
+
+    @flow(name="nightly training")
+    def nightly() -> None:
+        owner.append(flow_run.id)
+        states = [
+            run_task(evaluate, credentials, tags={"team": "vision"}, return_state=True, **FAST),
+            run_task(
+                {"type": "task", "name": "train", "commands": commands},
+                credentials,
+                env={"STAGE": "train", "API_KEY": "4f9a7c21d08e-key"},
+                debug_on_failure="30m",
+                return_state=True,
+                **FAST,
+            ),
+        ]
+        assert all(state.is_failed() for state in states)
+
+    _in_thread(nightly).join()
+    ui.shows(f"/runs/flow-run/{owner[0]}", "Completed", "To open a shell in it")
+    # The address of the page ends where its line ends.
+    evaluated, trained = all_runs(dstack)
+    link = ui.page.get_by_role("link", name=evaluated.url)
+    assert {link.nth(i).get_attribute("href") for i in range(link.count())} == {evaluated.url}
+    # Up to the traceback, which has paths of this machine.
+    ui.picture("prefect-failed-log", 328, top=640)
+    ui.shows(_page(owner[0], "dstack-evaluate"), "user.not_found", "Check its spelling", "team=vision")
+    ui.picture("prefect-failed-outcome", 990)
+    ui.shows(
+        _page(owner[0], "dstack-train"), "at most 30 min", f"python -m dstack_core attach {trained.name}"
+    )
+    assert "4f9a7c21d08e-key" not in ui.page.content()
+    ui.picture("prefect-held-outcome", 1250)
+    ui.shows(_page(owner[0], "dstack-train-page"), "metrics")
+    ui.picture("prefect-run-links", 260)
+    failed = until(lambda: [one for one in events_of(evaluated.id) if one["event"] == "dstack.run.failed"])[0]
+    ui.shows(f"/events/event/{failed['occurred'][:10]}/{failed['id']}", "dstack.run.failed")
+    ui.page.get_by_text("Raw", exact=True).click()
+    playwright_api.expect(ui.page.get_by_text('"dstack.category"').first).to_be_visible()
+    ui.picture("prefect-failed-event", 720, top=780)
 
 
 def _in_thread(flow_function: Any) -> threading.Thread:

@@ -27,6 +27,7 @@ from dstack_core import (
     NoResultError,
     RemoteFunctionError,
     RunFailedError,
+    RunUserError,
     UnusableFunctionError,
 )
 from dstack_core.integration import FunctionCall
@@ -94,7 +95,7 @@ def test_a_call_in_a_flow_returns_the_value(dstack: LocalServer, credentials: Ds
     assert called == {"rate": 1.5, "words": ["a", "\u00fc"], "day": "monday"}
     assert submitted == {"rate": 3, "words": None, "day": ""}
     runs = all_runs(dstack)
-    assert [run.name.startswith("train-") for run in runs] == [True, True]
+    assert [run.name.startswith("calling-train-") for run in runs] == [True, True]
     assert all((run.marker or "").startswith(f"prefect:flow_run/{flow_run_id}/stop/") for run in runs)
     records = log_records(flow_run_id, last=f"Run {runs[1].name} finished")
     assert sum("training on monday" in record for record in records) == 1
@@ -432,9 +433,9 @@ def test_other_ends_have_their_errors(
 
         return calling(return_state=True)
 
-    with pytest.raises(RunFailedError, match=r"(?s)before the end") as caught:
+    with pytest.raises(RunFailedError, match="exited with status 99") as caught:
         state_of(exits, 99).result()
-    assert (type(caught.value), caught.value.outcome.exit_status) == (RunFailedError, 99)
+    assert (type(caught.value), caught.value.outcome.exit_status) == (RunUserError, 99)
     assert state_of(exits, 0).result() is None
     with pytest.raises(UnusableFunctionError, match="expected a value that JSON can carry, got set"):
         state_of(returns_a_set).result()

@@ -19,6 +19,7 @@ from uuid import UUID
 import httpx
 import pytest
 from prefect import flow, task
+from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterId
@@ -26,8 +27,10 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.exceptions import CancelledRun, CrashedRun
 from prefect.filesystems import LocalFileSystem
+from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_API_KEY, temporary_settings
 from prefect.states import Crashed, Pending
+from pydantic import SecretStr
 
 from dstack_core import ConfigurationError
 from dstack_core.local import LocalServer
@@ -189,6 +192,43 @@ def test_a_flow_raises_its_own_error_after_its_retries(
     assert flow_run.state.is_failed()
     # The machine did what it had to.
     assert outcome_of(the_run(dstack)).succeeded
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_secrets_are_in_no_log_state_or_error_of_a_flow(
+    machine: Machine, dstack: LocalServer, tmp_path: Path, kind: str
+) -> None:
+    secret, block, login = "sk-dflow-secret-1", "license-of-a-block", "hunter22-x"
+    Secret(value=SecretStr(block)).save("lic", overwrite=True)
+    env = {
+        "API_KEY": secret,
+        "LIC": "{{ prefect.blocks.secret.lic }}",
+        "DB": f"postgres://me:{login}@db/x",
+        "STAGE": "training-stage",
+    }
+
+    def body() -> None:
+        shown = " ".join(os.environ[name] for name in env)
+        print(f"printed {shown}")  # noqa: T201
+        get_run_logger().warning("logged %s", shown)
+        sys.stdout.write(f"written {shown}\n")
+        raise OutOfWords(f"raised {shown}", {"also": shown})
+
+    async def abody() -> None:
+        body()
+
+    function: Callable[[], Any] = abody if kind == "async" else body
+    failing = machine(env=env)(flow(name=tmp_path.name, log_prints=True)(function))
+    with pytest.raises(OutOfWords, match="raised") as caught:
+        asyncio.run(failing()) if kind == "async" else failing()
+    (flow_run,) = flow_runs(tmp_path.name)
+    assert flow_run.state is not None
+    messages = log_records(flow_run.id, last="written")
+    shown = [str(caught.value), str(flow_run.state.message), "\n".join(messages)]
+    assert not [text for text in shown if any(each in text for each in (secret, block, login))]
+    assert all("raised *** *** postgres:***db/x training-stage" in text for text in shown)
+    for word in ("printed", "logged", "written"):
+        assert any(f"{word} *** *** postgres:***db/x training-stage" in each for each in messages)
 
 
 @pytest.mark.parametrize("way", ["result", "error"])

@@ -91,7 +91,7 @@ def test_what_json_changes_is_pickled(value: Any) -> None:
 
 
 def run_main(folder: Path, *options: str, python: str = PYTHON) -> subprocess.CompletedProcess[str]:
-    Parcel(python, "3.8.8", "{}").write(folder, {"NAME": "value"})
+    Parcel(python, "3.8.8", "{}").write(folder, {"NAME": "value"}, {})
     return subprocess.run(
         [sys.executable, *options, str(folder / "run_flow.py")], capture_output=True, text=True, check=False
     )

@@ -37,7 +37,9 @@ def test_a_run_is_shown_in_its_flow_run(
     run, outcome = the_run(dstack), outcome_of(the_run(dstack))
     found = artifacts_of(ids[0])
     assert set(found) == {"dstack-train", "dstack-train-page", "dstack-train-progress"}
-    assert outcome_table(outcome) == found["dstack-train"].data
+    table = found["dstack-train"].data
+    assert table.startswith(f"{outcome_table(outcome)}\n| Tags | prefect-flow=shown, prefect-flow-run=")
+    assert table.count("\n") == outcome_table(outcome).count("\n") + 1
     assert run.url in found["dstack-train-page"].data
     assert found["dstack-train-progress"].data == 100.0
     assert "failed" in found["dstack-train-progress"].description

@@ -167,7 +167,7 @@ def test_every_kind_is_shown_and_the_result_is_returned(
         "[Weights \\[best\\]](https://wandb.example/run%20%281%29)",
     )
     assert link.description == "Weights [best]: https://wandb.example/run (1)"
-    assert found["percent"].description.endswith("-0: 75 %, 3 of 4 (epoch 3)")
+    assert found["percent"].description.endswith(": 75 %, 3 of 4 (epoch 3)")
     table = artifacts_of(owner)["dstack-train"].data
     assert "| Checkpoint | /data/step-3.pt (step 3) |" in table
     assert '| Result | {"accuracy": 0.97} |' in table

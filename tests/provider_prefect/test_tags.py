@@ -73,7 +73,10 @@ def test_the_machine_of_a_flow_run_has_its_labels_as_tags() -> None:
         "prefect-flow-run-id": "019b",
         "prefect-work-pool": "gpus",
     }
-    assert _as_tags({"训练": "x", "a": "训练", "b": None}) == {}
+    assert _as_tags({"训练": "x", "prefect-flow": "训练", "b": None, "c": "--"}) == {
+        "label-a29c0d": "x",
+        "prefect-flow": "flow-a29c0d",
+    }
 
 
 def test_a_list_of_tags_is_prefects_and_a_dict_is_dstacks() -> None:

@@ -28,7 +28,11 @@ def automatic_tags(context: Context, owner: str | None) -> dict[str, str]:
         "airflow-map-index": index,
         "airflow-owner": owner,
     }
-    values = {key: "" if fact is None else tag_value(fact) for key, fact in facts.items()}
+    # What a fact is, "dag" or "run", stands for a name of which no ASCII is left.
+    values = {
+        key: "" if fact is None else tag_value(fact, default=key.rpartition("-")[2])
+        for key, fact in facts.items()
+    }
     return {key: value for key, value in values.items() if value}
 
 

@@ -37,6 +37,13 @@ def problem(wanted: dict[str, str], found: str) -> str | None:
     return None
 
 
+def hide_secrets() -> None:
+    """Mask the log of this process."""
+    from dstack_flow_secrets import hider  # type: ignore[import-not-found]  # It is in this folder.
+
+    hider()
+
+
 def main(folder: Path) -> int:
     """Run the flow of the bundle in ``folder``; return the exit status.
 
@@ -45,11 +52,13 @@ def main(folder: Path) -> int:
     try:
         wanted = json.loads((folder / "machine.json").read_text())
         os.environ.update(wanted.pop("environment"))
+        os.environ["DSTACK_FLOW_SECRETS"] = json.dumps(wanted.pop("secrets"))
         found = "{}.{}".format(*sys.version_info)
         error = problem(wanted, found)
         if error is not None:
             sys.stderr.write(f"{error}\n")
             return 1
+        hide_secrets()
         from prefect.bundles import execute_bundle_from_file
 
         execute_bundle_from_file(str(folder / "bundle.json"))
@@ -59,6 +68,8 @@ def main(folder: Path) -> int:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-# The process that runs the flow imports this file again.
+# The process that runs the flow, and those of its task runners, import this file again.
+if __name__ == "__mp_main__":
+    hide_secrets()
 if __name__ == "__main__":
     sys.exit(main(Path(__file__).resolve().parent))

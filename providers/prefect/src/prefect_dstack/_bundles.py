@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 from uuid import UUID
 
 from prefect_dstack import _flow_result
@@ -38,6 +39,11 @@ _ARTIFACT_BYTES = 5_000_000
 # These reach the machine in the upload: what is in a run's configuration is shown to the whole project.
 _SECRETS = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_CLIENT_CUSTOM_HEADERS")
 _MAIN = "run_flow.py"
+_SENT = {_MAIN: "_bundle_main.py", "dstack_flow_secrets.py": "_bundle_secrets.py"}
+# A value that the dstack server fills in.
+_FILLED_IN = "${{"
+SecretParts: TypeAlias = dict[str, list[list[int]]]
+"""Names of variables, and the parts (start, end) of the value that are secret; no part for all of it."""
 # cloudpickle's list of modules that are pickled by value is one for the process.
 _pickling = threading.Lock()
 
@@ -55,12 +61,21 @@ class Parcel:
         """Return Prefect's own image of these versions."""
         return f"prefecthq/prefect:{self.prefect}-python{self.python}"
 
-    def write(self, folder: Path, environment: Mapping[str, str]) -> None:
-        """Write what the machine gets: the bundle, what runs it, and what its environment has besides."""
-        machine = {"python": self.python, "prefect": self.prefect, "environment": dict(environment)}
+    def write(self, folder: Path, environment: Mapping[str, str], secrets: SecretParts) -> None:
+        """Write what the machine gets: the bundle, what runs it, and what its environment has besides.
+
+        ``secrets`` are the variables that are masked there.
+        """
+        machine = {
+            "python": self.python,
+            "prefect": self.prefect,
+            "environment": dict(environment),
+            "secrets": secrets,
+        }
         (folder / "bundle.json").write_text(self.bundle)
         (folder / "machine.json").write_text(json.dumps(machine))
-        (folder / _MAIN).write_text((Path(__file__).parent / "_bundle_main.py").read_text())
+        for name, source in _SENT.items():
+            (folder / name).write_text((Path(__file__).parent / source).read_text())
 
 
 def values_to_pickle(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,6 +115,7 @@ def make(flow: Flow[..., Any], flow_run: FlowRun, values: Mapping[str, Any], *, 
         # Checked where the flow was called.
         flow = flow.with_options(validate_parameters=False)
         flow.fn = _flow_result.with_values(flow.fn, values)
+    flow = _flow_result.with_hidden_secrets(flow)
     if carries:
         flow = flow.with_options(
             on_completion=[*flow.on_completion_hooks, _flow_result.send_result],
@@ -128,6 +144,24 @@ def without_secrets(env: Mapping[str, str | None]) -> tuple[dict[str, str | None
     """Return the environment for the run's configuration, and what only the upload may hold."""
     secret = {name: value for name, value in env.items() if name in _SECRETS and value is not None}
     return {name: value for name, value in env.items() if name not in secret}, secret
+
+
+def secret_parts(
+    env: Mapping[str, Any], secrets_in: Callable[[Mapping[str, str]], Iterable[str]]
+) -> SecretParts:
+    """Return where in an environment secrets are, without the secrets.
+
+    ``secrets_in`` returns those of an environment; a variable without a value has that of this process.
+    """
+    found: SecretParts = {}
+    for name, given in env.items():
+        value = os.environ.get(name, "") if given is None else str(given)
+        secrets = list(secrets_in({name: value}))
+        if value in secrets or _FILLED_IN in value:
+            found[name] = []
+        elif parts := [[value.find(one), value.find(one) + len(one)] for one in secrets if one in value]:
+            found[name] = parts
+    return found
 
 
 def place(flow_run_id: UUID) -> str:

@@ -4,9 +4,9 @@ The problem: Prefect returns the result of another process from a result storage
 user who has a dstack server and a Prefect server has none.
 
 The idea: a hook of the flow pickles the value of its final state into an artifact of type ``result``, which
-Prefect's UI does not show. A flow with a result storage of its own needs none of this. ``send_result`` and
-``with_values`` run on the machine, which does not have this package: they are pickled by value, so they
-use nothing of this module but each other's arguments.
+Prefect's UI does not show. A flow with a result storage of its own needs none of this. ``send_result``,
+``with_values`` and ``with_hidden_secrets`` run on the machine, which does not have this package: they are
+pickled by value, so they use nothing of this module but each other's arguments.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 if TYPE_CHECKING:
+    from prefect import Flow
     from prefect.client.schemas.objects import Artifact
 
 ARTIFACT_TYPE = "result"
@@ -82,6 +83,54 @@ def with_values(function: Callable[..., Any], values: Mapping[str, Any]) -> Call
         return function(*bound.args, **bound.kwargs)
 
     return call
+
+
+def with_hidden_secrets(flow: Flow[..., Any]) -> Flow[..., Any]:
+    """Return a copy of a flow whose errors hold no secret of the machine's environment.
+
+    A generator keeps its own errors: a machine cannot return its value.
+    """
+    import functools
+    import inspect
+
+    function = flow.fn
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        return flow
+
+    def hidden(error: Exception) -> Exception:
+        # That of the machine, where ``_bundle_secrets`` is a module of this name.
+        from dstack_flow_secrets import hider  # type: ignore[import-not-found]
+
+        shown: Exception = hider().hide_in_error(error)
+        return shown
+
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def acall(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return await function(*args, **kwargs)
+            except Exception as error:
+                if (shown := hidden(error)) is error:
+                    raise
+            raise shown
+
+        call: Callable[..., Any] = acall
+    else:
+
+        @functools.wraps(function)
+        def plain(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                if (shown := hidden(error)) is error:
+                    raise
+            raise shown
+
+        call = plain
+    flow = flow.with_options()
+    flow.fn = call
+    return flow
 
 
 class NoCarriedResult(LookupError):

@@ -71,8 +71,9 @@ class Job:
     function: FunctionResult | None = None
     notifier: CallbackNotifier | None = None
     masking: Masking = field(default_factory=Masking)
-    # The run's environment for a person, without its secrets.
+    # The run's environment and tags for a person, without its secrets.
     shown_env: str = ""
+    shown_tags: str = ""
 
     @property
     def report_limits(self) -> ReportLimits | None:
@@ -185,6 +186,9 @@ class Job:
         """
         self.relay.masker.add(self.masking.secrets_in(run.env))
         self.shown_env = shown_env(run.env, self.relay.masker.mask)
+        # Prefect cuts a long cell: the user's own come first.
+        tags = dict(sorted(run.tags.items(), key=lambda tag: tag[0].startswith("prefect-")))
+        self.shown_tags = shown_env(tags, self.relay.masker.mask)
 
     def log_start(self, run: Run | AsyncRun) -> None:
         """Log which run this is, and whether an earlier execution submitted it.
@@ -219,6 +223,7 @@ class Job:
     def report_end(self) -> None:
         """Show the end of the run in Prefect, and all that it has reported."""
         more = {
+            "Tags": self.shown_tags,
             "Environment": self.shown_env,
             "Checkpoint": self.live.checkpoint,
             "Skipped": self.live.skipped,

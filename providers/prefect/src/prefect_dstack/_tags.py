@@ -68,7 +68,13 @@ def _own_labels(labels: Mapping[str, Any]) -> dict[str, Any]:
 def _as_tags(facts: Mapping[str, Any]) -> dict[str, str]:
     from dstack_core.integration import tag_value
 
-    values = {tag_value(key)[:60]: "" if fact is None else tag_value(fact) for key, fact in facts.items()}
+    # The key's last word, such as "flow", stands for a name of which no ASCII is left.
+    values = {
+        tag_value(key, default="label")[:60]: ""
+        if fact is None
+        else tag_value(fact, default=tag_value(key.rpartition("-")[2], default="label"))
+        for key, fact in facts.items()
+    }
     return {key: value for key, value in values.items() if key and value}
 
 

@@ -217,7 +217,10 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
         Prefect server leave the environment, which everybody in the project can read.
         """
         self.env, secret = _bundles.without_secrets(self.env)
-        parcel.write(folder, secret)
+        given = self.configuration.get("env") or {}
+        pairs = given if isinstance(given, dict) else dict(_pair(item) for item in given)
+        parts = _bundles.secret_parts({**pairs, **self.env}, self.secrets_in)
+        parcel.write(folder, secret, {**parts, **{name: [] for name in secret}})
         self._bundle = parcel, folder
 
     def task(self) -> dict[str, Any]:
@@ -318,6 +321,11 @@ def _prefect_image() -> str:
     import prefect
 
     return f"prefecthq/prefect:{prefect.__version__}-python{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def _pair(item: Any) -> tuple[str, str | None]:
+    name, equals, value = str(item).partition("=")
+    return name, value if equals else None
 
 
 def _is_remote(repo: Any) -> bool:
