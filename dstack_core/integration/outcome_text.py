@@ -196,7 +196,11 @@ def describe_outcome(outcome: Outcome) -> str:
     machine = f" on {short.instance}" if short.instance else ""
     took = "" if short.duration is None else format_duration(short.duration)
     where = f"{machine}{f' ({place})' if place and machine else ''}"
-    parts = [f"Run {short.run_name} {found_none or short.message}", f"{took}{where}".strip(), format_usd(short.cost)]
+    parts = [
+        f"Run {short.run_name} {found_none or short.message}",
+        f"{took}{where}".strip(),
+        format_usd(short.cost),
+    ]
     return ", ".join(part for part in parts if part)
 
 

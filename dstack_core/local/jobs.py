@@ -22,7 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dstack_core.local.inventory import NO_OFFERS, BACKEND, Inventory
+from dstack_core.local.inventory import BACKEND, NO_OFFERS, Inventory
 from dstack_core.local.job_specs import wanted_resources
 from dstack_core.local.logs import LogStore
 from dstack_core.local.metrics import MetricsStore

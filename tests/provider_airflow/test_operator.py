@@ -77,8 +77,10 @@ def operator(**arguments: Any) -> DstackRunOperator:
         ({"tags": {"te am": "x", "x": "{{ ds }}"}}, "tags: expected as a key .*, got 'te am'"),
         ({"tags": {"team": 1}}, "tags: expected for team .*, got 1"),
         ({"tags": {"team": None}}, "tags: expected for team .*, got None"),
-        *(({"debug_on_failure": given}, f"debug_on_failure: expected seconds above 0.*, got {given!r}")
-          for given in ("5x", "", "0", 0, -1, True, 1.5, "1.5h")),
+        *(
+            ({"debug_on_failure": given}, f"debug_on_failure: expected seconds above 0.*, got {given!r}")
+            for given in ("5x", "", "0", 0, -1, True, 1.5, "1.5h")
+        ),
     ],
 )
 def test_wrong_arguments_are_reported_when_the_dag_is_parsed(arguments: dict[str, Any], told: str) -> None:

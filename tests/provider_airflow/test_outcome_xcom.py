@@ -57,9 +57,7 @@ def by_operator(*commands: str, **arguments: Any) -> DstackRunOperator:
 
 def by_service(*commands: str, **arguments: Any) -> DstackRunOperator:
     configuration = {"type": "service", "port": 80, "auth": False, "commands": list(commands)}
-    return DstackServiceOperator(
-        task_id="train", configuration=configuration, poll_interval=0.1, **arguments
-    )
+    return DstackServiceOperator(task_id="train", configuration=configuration, poll_interval=0.1, **arguments)
 
 
 @pytest.mark.parametrize("way", [by_operator, by_service], ids=lambda way: way.__name__)

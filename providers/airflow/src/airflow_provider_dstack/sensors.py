@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_provider_dstack._compat import AirflowSkipException, conf
-from airflow_provider_dstack.errors import DstackRunError
 from airflow_provider_dstack._parameters import yes_or_no
+from airflow_provider_dstack.errors import DstackRunError
 from airflow_provider_dstack.links import (
     OUTCOME_KEY,
     RUN_NAME_KEY,
