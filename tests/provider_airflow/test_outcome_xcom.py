@@ -34,7 +34,7 @@ train >> PythonOperator(task_id="read", python_callable=read, trigger_rule="all_
 HEAD = "from airflow.providers.standard.operators.python import PythonOperator"
 
 
-class Context(dict[str, Any]):
+class Pushes(dict[str, Any]):
     """The context of one try, and what it pushed."""
 
     def __init__(self) -> None:
@@ -60,11 +60,15 @@ def by_service(*commands: str, **arguments: Any) -> DstackRunOperator:
     return DstackServiceOperator(task_id="train", configuration=configuration, poll_interval=0.1, **arguments)
 
 
+@pytest.fixture
+def context() -> Any:
+    return Pushes()
+
+
 @pytest.mark.parametrize("way", [by_operator, by_service], ids=lambda way: way.__name__)
 def test_a_task_that_failed_has_the_outcome_of_its_run(
-    server: LocalServer, way: Callable[..., DstackRunOperator]
+    server: LocalServer, context: Any, way: Callable[..., DstackRunOperator]
 ) -> None:
-    context = Context()
     with pytest.raises(DstackUserError) as caught:
         way("exit 127").execute(context)
     outcome = context.pushed[OUTCOME_KEY]
@@ -74,42 +78,37 @@ def test_a_task_that_failed_has_the_outcome_of_its_run(
     assert outcome["next_step"]
 
 
-def test_a_service_that_ends_before_it_answers_has_its_outcome(server: LocalServer) -> None:
-    context = Context()
+def test_a_service_that_ends_before_it_answers_has_its_outcome(server: LocalServer, context: Any) -> None:
     with pytest.raises(DstackRunFailed, match="before it answered"):
         by_service("true").execute(context)
     assert context.pushed[OUTCOME_KEY]["status"] == "done"
 
 
-def test_a_task_that_succeeded_has_its_outcome_as_its_result_only(server: LocalServer) -> None:
-    context = Context()
+def test_a_task_that_succeeded_has_its_outcome_as_its_result_only(server: LocalServer, context: Any) -> None:
     assert by_operator("true").execute(context)["category"] in ("", "done")
     assert OUTCOME_KEY not in context.pushed
 
 
-def test_a_task_that_its_run_skips_has_the_outcome(server: LocalServer) -> None:
-    context = Context()
+def test_a_task_that_its_run_skips_has_the_outcome(server: LocalServer, context: Any) -> None:
     with pytest.raises(AirflowSkipException):
         by_operator("exit 99", skip_on_exit_code=99).execute(context)
     assert context.pushed[OUTCOME_KEY]["exit_status"] == 99
 
 
-def test_a_function_that_raised_has_the_outcome_of_its_run(server: LocalServer) -> None:
+def test_a_function_that_raised_has_the_outcome_of_its_run(server: LocalServer, context: Any) -> None:
     @dstack_task(poll_interval=0.1)
     def train() -> None:
         raise ValueError("no data")
 
     with DAG("functions", schedule=None):
         task: Any = train()
-    context = Context()
     with pytest.raises(DstackRunFailed, match="no data"):
         task.operator.execute(context)
     assert context.pushed[OUTCOME_KEY]["status"] == "failed"
 
 
 @pytest.mark.usefixtures("server")
-def test_a_resumed_task_has_the_outcome_without_the_secrets_of_its_result() -> None:
-    context = Context()
+def test_a_resumed_task_has_the_outcome_without_the_secrets_of_its_result(context: Any) -> None:
     task = by_operator("true", env={"HF_TOKEN": "hunter22-hunter22"})
     outcome = replace(FAILED, result={"was": "hunter22-hunter22"}, has_result=True)
     with pytest.raises(DstackRunError):
@@ -118,10 +117,9 @@ def test_a_resumed_task_has_the_outcome_without_the_secrets_of_its_result() -> N
     assert context.pushed[OUTCOME_KEY]["result"] == {"was": "***"}
 
 
-def test_a_sensor_has_the_outcome_of_a_run_that_failed(server: LocalServer) -> None:
+def test_a_sensor_has_the_outcome_of_a_run_that_failed(server: LocalServer, context: Any) -> None:
     run = server.client().runs.submit({"type": "task", "commands": ["exit 3"]}, run_name="train")
     run.wait(poll_interval=0.1)
-    context = Context()
     with pytest.raises(DstackRunError):
         DstackRunSensor(task_id="wait", run_name="train").execute(context)
     assert context.pushed[OUTCOME_KEY]["exit_status"] == 3
@@ -171,6 +169,6 @@ def test_links_that_the_operator_does_not_push_stay() -> None:
 
     task = WithWiki(task_id="train", configuration={"type": "task", "commands": ["true"]})
     leave_pushed(task)
-    assert task.operator_extra_links == (own,)
+    assert list(task.operator_extra_links) == [own]
     assert len(WithWiki.operator_extra_links) == len(RUN_LINKS) + 1
     assert any(isinstance(link, DstackRunLink) for link in DstackRunOperator.operator_extra_links)

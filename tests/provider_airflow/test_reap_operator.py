@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -32,7 +32,7 @@ def test_a_killed_reaper_stops_nothing(server: LocalServer, monkeypatch: pytest.
 @pytest.mark.parametrize("name", ["dry_run", "stop_unknown", "stop_services"])
 def test_a_switch_is_no_text(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: expected True or False, got 'False'"):
-        DstackReapOperator(task_id="reap", **{name: "False"})
+        DstackReapOperator(task_id="reap", **cast("dict[str, Any]", {name: "False"}))
 
 
 def test_a_negative_age_is_refused() -> None:
