@@ -375,5 +375,5 @@ def _message(run: RunSnapshot, submission: Submission | None, reason: str | None
     if reason == _NO_MACHINE_HAD:
         hints = dict.fromkeys(hint for job in run.jobs for hint in job.exact_sizes)
         sentences += [hint.rstrip(".") for hint in hints if hint.rstrip(".") not in details]
-    # Without the last full stop: what it is written into goes on.
+    # Without the last full stop: callers put it into longer sentences.
     return ". ".join(sentences)

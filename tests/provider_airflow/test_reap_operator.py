@@ -30,7 +30,7 @@ def test_a_killed_reaper_stops_nothing(server: LocalServer, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("name", ["dry_run", "stop_unknown", "stop_services"])
-def test_a_switch_is_no_text(name: str) -> None:
+def test_a_switch_must_be_a_bool(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: expected True or False, got 'False'"):
         DstackReapOperator(task_id="reap", **cast("dict[str, Any]", {name: "False"}))
 

@@ -163,7 +163,7 @@ def check_literals(*, tags: Any, debug_on_failure: Any) -> None:
     is_literal = isinstance(tags, str | bool | int | float | list | tuple | set) and not _is_template(tags)
     if isinstance(tags, Mapping):
         plain = {key: one for key, one in tags.items() if not _is_template(key) and not _is_template(one)}
-        # Values that Airflow fills in, such as the output of another task, are no texts yet.
+        # The output of another task is filled in later.
         known = {key: one for key, one in plain.items() if isinstance(one, _LITERALS)}
         # Only for what is not plainly right: ``dstack_core`` costs a DAG file its import.
         is_literal = not all(
