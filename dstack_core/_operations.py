@@ -51,7 +51,7 @@ from dstack_core.configurations import ConfigurationLike, load_configuration, lo
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.account import Project, User
 from dstack_core.models.configurations import Configuration, Task
-from dstack_core.models.options import SubmitOptions, check_choice, check_options, check_seconds
+from dstack_core.models.options import SubmitOptions, check_choice, check_flags, check_options, check_seconds
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.plan import Plan
 from dstack_core.models.profiles import Profile
@@ -235,6 +235,7 @@ class Operations:
         a run whose container is held after a failure; with ``utilization`` the outcome shows how busy the
         machine was.
         """
+        check_flags(timestamps=timestamps, through_hold=through_hold, utilization=utilization)
         check_seconds("waiting_interval", waiting_interval, above=True)
         check_seconds("poll_interval", poll_interval, above=True)
         check_seconds("retry_budget", retry_budget)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dstack_core.errors import ConfigurationError, ProjectNotConfiguredError
+from dstack_core.models.options import check_address
 
 _WAYS = (
     "Pass server_url=, project_name= and user_token=, set DSTACK_SERVER_URL, DSTACK_PROJECT and "
@@ -91,7 +92,7 @@ def ui_url(given: str | None, *, of_environment: bool) -> str | None:
     """Return the server's address for browsers, None for that of the server itself.
 
     ``of_environment``: whether ``DSTACK_UI_URL`` counts, which belongs to a server that no argument names.
-    Raises ``ConfigurationError`` for an address without a scheme.
+    Raises ``ConfigurationError`` for a wrong address, and one with a password, which every link would show.
     """
     name = "ui_url"
     if not given and of_environment:
@@ -100,7 +101,7 @@ def ui_url(given: str | None, *, of_environment: bool) -> str | None:
         raise ConfigurationError(
             f"{name}: expected an address such as https://dstack.example.com, got {given!r}. Add the scheme."
         )
-    return given.rstrip("/") if given else None
+    return check_address(name, given).rstrip("/") if given else None
 
 
 def _target(server_url: str, project: str, token: str) -> Target:

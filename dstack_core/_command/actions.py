@@ -13,24 +13,37 @@ from typing import Any
 
 from dstack_core._command.log_text import without_messages
 from dstack_core.client import Client
-from dstack_core.errors import ConfigurationError, RunNotFoundError
+from dstack_core.errors import RunNotFoundError
 from dstack_core.integration.doctor import examine
 from dstack_core.integration.doctor_network import describe_finding
 from dstack_core.integration.outcome_text import describe_stop, format_price
-from dstack_core.integration.run_lists import cost_rows, cost_table, run_rows, run_table, text_table
+from dstack_core.integration.run_lists import (
+    cost_rows,
+    cost_table,
+    is_held_for_a_shell,
+    list_project_runs,
+    run_rows,
+    run_table,
+    text_table,
+)
 from dstack_core.models.configurations import Task
 from dstack_core.models.stops import StopState
 from dstack_core.run import Run
 
 # Seconds: a person waits for the answer of ``doctor``.
 _DOCTOR_TIMEOUT = 10.0
+# Seconds for which an unreachable server is retried without a word: enough for its restart behind a proxy,
+# and what a person waits before suspecting the command. A log that is followed outlives longer pauses.
+_RETRY_SECONDS = 5.0
+_FOLLOWER_RETRY_SECONDS = 30.0
 
 
 def ps(options: Namespace) -> int:
     """List runs."""
     with _client(options) as client:
-        runs = client.runs.list(all=options.all)
-    rows = run_rows(run for run in runs if options.all or run.last_status.is_active)
+        runs = list_project_runs(client, all=options.all)
+        shown = [run for run in runs if options.all or run.last_status.is_active]
+        rows = run_rows(shown, is_held=is_held_for_a_shell)
     if options.output == "json":
         _print_json(rows)
     elif rows:
@@ -58,9 +71,11 @@ def stop(options: Namespace) -> int:
     with _client(options) as client:
         for name in options.names:
             result = client.runs.stop(name, options.abort, until="ended", timeout=options.timeout)
-            _print(describe_stop(result))
             if result.state is StopState.MISSING:
                 status = 1
+                _print(f"Project {client.project} on {client.server_url} has no run {name} to stop.")
+            else:
+                _print(describe_stop(result))
     return status
 
 
@@ -92,8 +107,6 @@ def offers(options: Namespace) -> int:
         "max_price": options.max_price,
         "spot_policy": options.spot,
     }
-    if options.limit < 1:
-        raise ConfigurationError(f"--limit: expected 1 or more, got {options.limit}.")
     with _client(options) as client:
         plan = client.runs.plan(
             options.configuration or Task(commands=["true"]),
@@ -124,10 +137,8 @@ def offers(options: Namespace) -> int:
 
 def cost(options: Namespace) -> int:
     """Show what runs have cost."""
-    # Before the runs are read, which may take many pages.
-    cost_rows([], by=options.by, since=options.since)
     with _client(options) as client:
-        rows = cost_rows(client.runs.list(all=True), by=options.by, since=options.since)
+        rows = cost_rows(list_project_runs(client, all=True), by=options.by, since=options.since)
     if options.output == "json":
         _print_json(rows)
     else:
@@ -155,11 +166,13 @@ def _client(options: Namespace, *, examined: bool = False) -> Client:
             connect_timeout=_DOCTOR_TIMEOUT,
             retry_budget=0,
         )
-    return Client.from_config(project_name=options.project)
+    # A follower keeps its client's patience; a person who waits for one answer wants to know soon.
+    budget = _FOLLOWER_RETRY_SECONDS if options.action in (logs, attach) else _RETRY_SECONDS
+    return Client.from_config(project_name=options.project, retry_budget=budget)
 
 
 def _run(client: Client, name: str) -> Run:
-    run = client.runs.get(name)
+    run = client.runs.get(name, retry_budget=_RETRY_SECONDS)
     if run is None:
         raise RunNotFoundError(
             f"Project {client.project} on {client.server_url} has no run {name}. "

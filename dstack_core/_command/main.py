@@ -10,13 +10,16 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from dstack_core._command import actions
-from dstack_core.errors import DstackError
+from dstack_core.errors import ConfigurationError, DstackError
+from dstack_core.integration.run_lists import cost_rows
 
 _EPILOG = """\
 The server, the project and the token come from DSTACK_SERVER_URL, DSTACK_PROJECT and DSTACK_TOKEN, else from
-~/.dstack/config.yml. Exit status: 0, 1 for an error, 2 for wrong arguments; that of the shell for attach."""
+~/.dstack/config.yml. Exit status: 0 (an empty list of ps and cost too), 1 for an error, a run that does not
+exist, no offer, or a fault that doctor finds, 2 for wrong arguments; that of the shell for attach."""
 # What a shell reports for a command that Ctrl-C ended.
 _INTERRUPTED = 130
 
@@ -51,6 +54,42 @@ def _split(given: list[str]) -> tuple[list[str], str, list[str]]:
     return given[:at], "--", given[at + 1 :]
 
 
+def _whole(least: int) -> Callable[[str], int]:
+    def whole(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number, {least} or more, got {text}")
+        return int(text)
+
+    return whole
+
+
+def _above_zero(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    # Every comparison with NaN is false.
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"expected a number greater than 0, got {text}")
+    return number
+
+
+def _group(text: str) -> str:
+    return _checked(text, by=text)
+
+
+def _duration(text: str) -> str:
+    return _checked(text, since=text)
+
+
+def _checked(text: str, **options: Any) -> str:
+    try:
+        cost_rows([], **options)
+    except ConfigurationError as error:
+        raise argparse.ArgumentTypeError(error.message.partition(": ")[2].rstrip(".")) from None
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dstack_core",
@@ -73,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     logs = add("logs", actions.logs, "Print the log of a run")
     logs.add_argument("name", help="the run's name")
     logs.add_argument("-f", "--follow", action="store_true", help="until the run has ended")
-    logs.add_argument("--node", type=int, help="one node of several, from 0")
+    logs.add_argument("--node", type=_whole(0), help="one node of several, from 0")
     logs.add_argument("--diagnose", action="store_true", help="the log of the job's runner instead")
 
     logs.add_argument("--raw", action="store_true", help="with the messages that the run reports")
@@ -81,16 +120,22 @@ def _parser() -> argparse.ArgumentParser:
     stop = add("stop", actions.stop, "Stop runs")
     stop.add_argument("names", nargs="+", metavar="name", help="the names of the runs")
     stop.add_argument("--abort", action="store_true", help="kill the processes without a grace period")
-    stop.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for the end (default: 60)")
+    stop.add_argument(
+        "--timeout", type=_above_zero, default=60.0, help="seconds to wait for the end (default: 60)"
+    )
 
     attach = add(
         "attach",
         actions.attach,
-        "Open a shell in the container of a run, or run a command there (-- COMMAND)",
+        "Open a shell in the container of a run, or run a command there (-- COMMAND ...)",
     )
+    attach.epilog = """\
+What follows -- is one command with its arguments. For operators of a shell such as ; and | call one:
+attach NAME -- sh -c 'cd /workflow; ls | wc -l'"""
+    attach.formatter_class = argparse.RawDescriptionHelpFormatter
     attach.add_argument("name", help="the run's name")
     attach.add_argument("-i", "--identity", help="the private SSH key to log in with")
-    attach.add_argument("--node", type=int, default=0, help="one node of several, from 0 (default: 0)")
+    attach.add_argument("--node", type=_whole(0), default=0, help="one node of several, from 0 (default: 0)")
 
     offers = add("offers", actions.offers, "List the machines on offer")
     offers.add_argument("configuration", nargs="?", help="a .dstack.yml whose resources count")
@@ -98,14 +143,16 @@ def _parser() -> argparse.ArgumentParser:
     offers.add_argument("--cpu", help="such as 8..")
     offers.add_argument("--memory", help="such as 64GB..")
     offers.add_argument("--backend", action="append", help="only this one; may be repeated")
-    offers.add_argument("--max-price", type=float, help="USD per hour")
+    offers.add_argument("--max-price", type=_above_zero, help="USD per hour")
     offers.add_argument("--spot", choices=("spot", "on-demand", "auto"), help="which machines")
-    offers.add_argument("-n", "--limit", type=int, default=20, help="how many to show (default: 20)")
+    offers.add_argument("-n", "--limit", type=_whole(1), default=20, help="how many to show (default: 20)")
     _output(offers)
 
     cost = add("cost", actions.cost, "Show what runs have cost, by owner, name, status, day or tag")
-    cost.add_argument("--by", default="owner", help="owner, name, status, day or tag:KEY (default: owner)")
-    cost.add_argument("--since", help="only runs submitted within this duration, such as 7d")
+    cost.add_argument(
+        "--by", type=_group, default="owner", help="owner, name, status, day or tag:KEY (default: owner)"
+    )
+    cost.add_argument("--since", type=_duration, help="only runs submitted within this duration, such as 7d")
     _output(cost)
 
     doctor = add("doctor", actions.doctor, "Check the way from this machine to a run, and name what to do")

@@ -57,6 +57,8 @@ from dstack_core.integration.run_lists import (
     RunRow,
     cost_rows,
     cost_table,
+    is_held_for_a_shell,
+    list_project_runs,
     run_rows,
     run_table,
 )
@@ -77,6 +79,7 @@ from dstack_core.models.failure_categories import (
     check_categories,
     in_categories,
 )
+from dstack_core.models.options import check_address
 from dstack_core.models.secrets import MaskEnv, is_secret_name
 from dstack_core.models.stops import StopResult, StopState
 from dstack_core.models.tags import check_tags, tag_value
@@ -106,6 +109,7 @@ __all__ = [
     "achoose_attempt",
     "astop_run",
     "category_of",
+    "check_address",
     "check_categories",
     "check_ends",
     "check_mask_env",
@@ -130,9 +134,11 @@ __all__ = [
     "format_price",
     "format_usd",
     "in_categories",
+    "is_held_for_a_shell",
     "is_secret_name",
     "known_fields",
     "late_read_pauses",
+    "list_project_runs",
     "make_marker",
     "mask",
     "mask_progress",

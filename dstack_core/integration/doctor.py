@@ -30,6 +30,7 @@ from dstack_core.errors import (
     DstackError,
     PortInUseError,
     ProjectNotFoundError,
+    ProtocolError,
     ServerError,
     WaitTimeoutError,
 )
@@ -193,6 +194,10 @@ def _token(client: Client) -> Generator[Finding, None, bool]:
             problem.message,
             "Copy the token again from the user's page in the dstack UI; it changes when it is refreshed.",
         )
+        return False
+    except ProtocolError as problem:
+        # Old servers have no version to ask for, so only this request shows that another program answers.
+        yield unreachable(client.server_url, problem)
         return False
     except ServerError as problem:
         yield error("token", problem.message, "Check the server's own log.")

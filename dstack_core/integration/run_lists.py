@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dstack_core.errors import ConfigurationError
+from dstack_core.errors import ConfigurationError, DstackError
 from dstack_core.integration.outcome_text import format_usd
 from dstack_core.models.durations import format_duration
 from dstack_core.models.options import duration_seconds
 
 if TYPE_CHECKING:
     from dstack_core._run_base import RunBase
+    from dstack_core.client import Client
+    from dstack_core.run import Run
 
     AnyRun: TypeAlias = RunBase[Any]
 
@@ -31,7 +33,8 @@ class RunRow:
         submitted_at: When it was submitted (aware).
         cost: What it has cost, in USD.
         owner: What owns it, such as ``airflow:train/manual__1/fit/1of3``; empty for a run without a marker.
-        message: The server's detail on the status; empty without one.
+        message: ``held for a shell`` if its container is held after a failure, else the server's detail on
+            the status; empty without one.
     """
 
     name: str
@@ -51,8 +54,40 @@ class CostRow:
     cost: float
 
 
-def run_rows(runs: Iterable[AnyRun]) -> list[RunRow]:
-    """Return the rows for runs, in their order."""
+def list_project_runs(client: Client, *, all: bool = False) -> list[Run]:
+    """Return what ``client.runs.list`` does, and raise an error for a project that does not exist.
+
+    A server lists no runs for a project that it does not have; only then a second request asks for it.
+
+    Raises:
+        ProjectNotFoundError: The server has no such project.
+    """
+    runs = client.runs.list(all=all)
+    if not runs:
+        client.projects.get()
+    return runs
+
+
+def is_held_for_a_shell(run: Run) -> bool:
+    """Return whether a run's container is held after a failure; reads its log, False if that cannot be read.
+
+    Only a running run with ``debug_on_failure`` costs a request.
+    """
+    if not run.holds_on_failure or run.last_status.is_before_start or run.last_status.is_ending:
+        return False
+    try:
+        return run.is_held()
+    except DstackError:
+        return False
+
+
+def run_rows(runs: Iterable[AnyRun], *, is_held: Callable[[Any], bool] | None = None) -> list[RunRow]:
+    """Return the rows for runs, in their order.
+
+    Args:
+        runs: The runs.
+        is_held: Whether a run is held for a shell, such as ``is_held_for_a_shell``. Default: not checked.
+    """
     return [
         RunRow(
             run.name,
@@ -60,10 +95,16 @@ def run_rows(runs: Iterable[AnyRun]) -> list[RunRow]:
             run.submitted_at,
             run.cost,
             run.marker if run.marker and ":" in run.marker else "",
-            run.status_message if run.status_message and run.status_message != run.raw_status else "",
+            _message(run, is_held),
         )
         for run in runs
     ]
+
+
+def _message(run: AnyRun, is_held: Callable[[Any], bool] | None) -> str:
+    if is_held is not None and is_held(run):
+        return "held for a shell"
+    return run.status_message if run.status_message and run.status_message != run.raw_status else ""
 
 
 def cost_rows(

@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from urllib.parse import urlsplit
 
 from dstack_core.errors import ConfigurationError
 
@@ -128,6 +129,37 @@ def check_seconds(name: str, value: Any, *, least: float = 0.0, above: bool = Fa
     if not is_number or value < least or (above and value == least):
         wanted = f"more than {least:g} seconds" if above else f"{least:g} seconds or more"
         raise ConfigurationError(f"{name}: expected {wanted}, got {value!r}.")
+
+
+def check_flags(**given: object) -> None:
+    """Raise ``ConfigurationError`` unless each value is True or False."""
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise ConfigurationError(f"{name}: expected True or False, got {value!r}.")
+
+
+def check_address(name: str, given: str) -> str:
+    """Return the address of a server.
+
+    Raises ``ConfigurationError`` for one that has no host, a wrong port, blanks, or a user and password.
+    """
+    try:
+        parts = urlsplit(given)
+        is_wrong = not parts.hostname or parts.port == 0 or any(map(str.isspace, given))
+        has_user = "@" in parts.netloc
+    except ValueError:
+        is_wrong, has_user = True, "@" in given
+    if has_user:
+        raise ConfigurationError(
+            f"{name}: expected an address without a user and password, got one with them. Remove them: "
+            "everybody who sees a link to a run would see them."
+        )
+    if is_wrong:
+        raise ConfigurationError(
+            f"{name}: expected an address such as https://dstack.example.com, got {given!r}. Correct the "
+            "host or the port."
+        )
+    return given
 
 
 def check_callable(name: str, value: Any) -> None:

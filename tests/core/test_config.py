@@ -136,3 +136,25 @@ def test_a_client_without_any_setting_names_all_that_is_missing(monkeypatch: pyt
         ProjectNotConfiguredError, match=r"^project_name and user_token: expected an argument"
     ):
         dstack.Client()
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        ("http://a b", "ui_url: expected an address such as https://dstack.example.com, got 'http://a b'"),
+        ("https://x.y:port", "got 'https://x.y:port'. Correct the host or the port."),
+        ("https://", "got 'https://'"),
+        ("https://u:p@x.y", "ui_url: expected an address without a user and password"),
+        ("https://u:p@[x", "ui_url: expected an address without a user and password"),
+    ],
+)
+def test_what_cannot_be_an_address_for_browsers_is_refused(address: str, text: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        config.ui_url(address, of_environment=False)
+    assert text in raised.value.message
+    assert "u:p" not in raised.value.message
+
+
+@pytest.mark.parametrize("address", ["https://x.y", "http://[::1]:3000/", "https://x.y/dstack/"])
+def test_an_address_for_browsers_may_have_a_path(address: str) -> None:
+    assert config.ui_url(address, of_environment=False) == address.rstrip("/")

@@ -286,6 +286,14 @@ def test_the_server_is_not_dstack(stub: Stub, body: Any) -> None:
     assert "not as a dstack server" in text_of(findings, "server")
 
 
+@pytest.mark.parametrize("status", [404, 405])
+def test_another_program_answers_that_it_has_no_such_page(stub: Stub, status: int) -> None:
+    stub.replies["server/get_info"] = stub.replies["users/get_my_user"] = (status, b"<html>nothing</html>")
+    findings = found(stub.url)
+    assert "not as a dstack server" in text_of(findings, "server")
+    assert "Check the address and the port" in findings[-1].advice
+
+
 def test_the_server_fails(stub: Stub) -> None:
     stub.replies["server/get_info"] = (500, {"detail": "Internal Server Error"})
     findings = found(stub.url)

@@ -55,7 +55,7 @@ ROOMS = {
         *("errors", "models", "_wire.runs", "_transport", "_adrive", "_operations", "_function"),
         *("_function_runs", "configurations", "aio_run"),
     },
-    "config": {"errors"},
+    "config": {"errors", "models"},
     "configurations": {"errors", "models"},
     "_operations": {
         "errors",

@@ -50,6 +50,14 @@ class Log:
         (lambda run, _: run.wait(timeout=-1), "timeout: expected 0 seconds or more, got -1."),
         (lambda run, _: run.wait(retry_budget=-1), "retry_budget: expected 0 seconds or more, got -1."),
         (lambda run, _: run.wait(poll_interval=0), "poll_interval: expected more than 0 seconds, got 0."),
+        (
+            lambda run, _: next(run.follow(timestamps="x")),
+            "timestamps: expected True or False, got 'x'.",
+        ),
+        (
+            lambda run, _: next(run.follow(utilization=1)),
+            "utilization: expected True or False, got 1.",
+        ),
         (lambda run, _: next(run.follow(sleep=5)), "sleep: expected a function, got 5."),
         (
             lambda run, _: next(run.follow(retry_budget=-1)),

@@ -113,7 +113,7 @@ def test_runs_are_stopped(client: dstack.Client, capfd: pytest.CaptureFixture[st
     started(client, "stop-me", "sleep 300")
     status, out, _ = shown(capfd, "stop", "stop-me", "stop-missing")
     assert status == 1
-    assert out.splitlines()[1] == "There is no run stop-missing to stop."
+    assert out.splitlines()[1] == f"Project main on {client.server_url} has no run stop-missing to stop."
     run = client.runs.get("stop-me")
     assert run is not None
     assert not run.last_status.is_active
@@ -126,8 +126,6 @@ def test_offers(client: dstack.Client, capfd: pytest.CaptureFixture[str]) -> Non
     status, out, _ = shown(capfd, "offers", "--gpu", "H100")
     assert status == 1
     assert out.startswith("No machine is on offer.")
-    status, _, err = shown(capfd, "offers", "--limit", "0")
-    assert (status, err) == (1, "--limit: expected 1 or more, got 0.\n")
 
 
 def test_costs(client: dstack.Client, capfd: pytest.CaptureFixture[str]) -> None:
@@ -138,8 +136,6 @@ def test_costs(client: dstack.Client, capfd: pytest.CaptureFixture[str]) -> None
     assert (status, runs["nlp"], runs["vision"]) == (0, 2, 1)
     _, out, _ = shown(capfd, "cost", "--by", "name")
     assert out.splitlines()[-1].startswith("TOTAL")
-    assert shown(capfd, "cost", "--by", "colour")[2].startswith("by: expected owner, name, status, day")
-    assert shown(capfd, "cost", "--since", "soon")[2].startswith("since: expected a duration such as 7d")
 
 
 def test_doctor(
@@ -269,3 +265,48 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("cost --by colour", "argument --by: expected owner, name, status, day or tag:KEY, got 'colour'"),
+        ("cost --since soon", "argument --since: expected a duration such as 7d or 12h, got 'soon'"),
+        ("offers --limit 0", "argument -n/--limit: expected a whole number, 1 or more, got 0"),
+        ("offers --max-price nan", "argument --max-price: expected a number greater than 0, got nan"),
+        ("stop a --timeout=-1", "argument --timeout: expected a number greater than 0, got -1"),
+        ("logs a --node=-1", "argument --node: expected a whole number, 0 or more, got -1"),
+        ("attach a --node x", "argument --node: expected a whole number, 0 or more, got x"),
+    ],
+)
+def test_a_wrong_value_of_an_argument_is_named(
+    arguments: str, text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(arguments.split())
+    assert raised.value.code == 2
+    assert text in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["ps"], ["ps", "--all", "-o", "json"], ["cost"]])
+def test_a_project_that_does_not_exist_is_an_error(
+    command: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSTACK_PROJECT", "nope")
+    status, out, err = shown(capfd, *command)
+    assert (status, out) == (1, "")
+    assert "nope" in err
+
+
+def test_a_run_that_is_held_is_listed_as_held(
+    client: dstack.Client, capfd: pytest.CaptureFixture[str]
+) -> None:
+    task = dstack.Task(commands=["exit 3"])
+    run = client.runs.submit(task, "held", debug_on_failure=600)
+    assert run.wait(60, poll_interval=0.05).debug_command
+    started(client, "not-yet-held", "sleep 300")
+    rows = {row["name"]: row for row in json.loads(shown(capfd, "ps", "-o", "json")[1])}
+    assert rows["held"]["message"] == "held for a shell"
+    assert rows["not-yet-held"]["message"] != "held for a shell"
+    (line,) = [line for line in shown(capfd, "ps")[1].splitlines() if line.startswith("held ")]
+    assert line.endswith("held for a shell")

@@ -128,6 +128,8 @@ def test_the_extra_has_the_address_for_browsers(monkeypatch: pytest.MonkeyPatch)
     assert define(monkeypatch, **fields).get_conn().run_url() == "http://dstack:3000/runs"
     with pytest.raises(AirflowFailException, match=r"'mine': ui_url: expected an address .*, got 'gpu'"):
         define(monkeypatch, **fields, extra={"ui_url": "gpu"}).get_conn()
+    with pytest.raises(AirflowFailException, match=r"ui_url: expected an address without a user"):
+        define(monkeypatch, **fields, extra={"ui_url": "https://u:p@x.y"}).get_conn()
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_tags_can_be_turned_off_in_a_task_and_in_the_connection(
 
 
 def test_a_wrong_tag_is_reported_before_anything_is_submitted(server: LocalServer) -> None:
-    with pytest.raises(Exception, match=r"^tags: expected for team at most 256 .*, got 'ü'"):
+    with pytest.raises(Exception, match=r"^tags: expected a value of at most 256 .* for team, got 'ü'"):
         Tries(server, None).execute("true", tags={"team": "ü"})
     assert tags_of(server) == []
 

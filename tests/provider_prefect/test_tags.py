@@ -92,16 +92,20 @@ def test_a_list_of_tags_is_prefects_and_a_dict_is_dstacks() -> None:
 
 def test_wrong_tags_are_refused(credentials: DstackCredentials) -> None:
     fields = {"server_url": "http://s", "project_name": "p", "user_token": "t"}
-    with pytest.raises(ValidationError, match="expected for team at most 256 letters"):
+    with pytest.raises(ValidationError, match=r"expected a value of at most 256 letters .* for team"):
         DstackCredentials(**fields, default_tags={"team": "ü"})  # type: ignore[arg-type]
     with pytest.raises(ValidationError, match="expected an address such as"):
         DstackCredentials(**fields, ui_url="gpu")  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match="got 'http://a b'"):
+        DstackCredentials(**fields, ui_url="http://a b")  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match="expected an address without a user and password"):
+        DstackCredentials(**fields, ui_url="https://u:p@x.y")  # type: ignore[arg-type]
 
     @flow
     def wrong() -> None:
         run_task(CONFIGURATION, credentials, tags={"a b": "c"})
 
-    with pytest.raises(ConfigurationError, match=r"^tags: expected as a key 1 to 60 letters, .* got 'a b'"):
+    with pytest.raises(ConfigurationError, match=r"^tags: expected a key of 1 to 60 letters.* got 'a b'"):
         wrong()
 
 

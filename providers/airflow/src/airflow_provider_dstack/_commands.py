@@ -22,6 +22,8 @@ from dstack_core.integration import (
     cost_rows,
     cost_table,
     examine,
+    is_held_for_a_shell,
+    list_project_runs,
     run_rows,
     run_table,
 )
@@ -45,11 +47,11 @@ def ps(args: Namespace) -> str:
     with _client(args) as client:
         runs = [
             run
-            for run in client.runs.list(all=args.finished)
+            for run in list_project_runs(client, all=args.finished)
             if (args.finished or run.last_status.is_active)
             and (args.every or (run.marker or "").startswith(_MARKER))
         ]
-        rows, project = run_rows(runs), client.project
+        rows, project = run_rows(runs, is_held=is_held_for_a_shell), client.project
     if args.output == "json":
         return _json([asdict(row) for row in rows])
     return run_table(rows) if rows else f"Project {project} has no such runs."
@@ -63,7 +65,7 @@ def cost(args: Namespace) -> str:
     except ConfigurationError as error:
         raise SystemExit(f"--{error.message}") from None
     with _client(args) as client:
-        rows = cost_rows(client.runs.list(all=True), by=args.by, since=args.since)
+        rows = cost_rows(list_project_runs(client, all=True), by=args.by, since=args.since)
     return _json([asdict(row) for row in rows]) if args.output == "json" else cost_table(rows)
 
 

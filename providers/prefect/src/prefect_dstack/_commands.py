@@ -22,6 +22,8 @@ from dstack_core.integration import (
     cost_table,
     describe_finding,
     examine,
+    is_held_for_a_shell,
+    list_project_runs,
     run_rows,
     run_table,
 )
@@ -48,10 +50,10 @@ def ps(credentials: str | None, *, finished: bool, every: bool, as_json: bool) -
     with blocks.open_client(blocks.load(credentials)) as client:
         runs = [
             run
-            for run in client.runs.list(all=finished)
+            for run in list_project_runs(client, all=finished)
             if (finished or run.last_status.is_active) and (every or (run.marker or "").startswith(_MARKER))
         ]
-        rows, project = run_rows(runs), client.project
+        rows, project = run_rows(runs, is_held=is_held_for_a_shell), client.project
     if as_json:
         return _json([asdict(row) for row in rows])
     return run_table(rows) if rows else f"Project {project} has no such runs."
@@ -62,7 +64,7 @@ def cost(credentials: str | None, *, by: str, since: str | None, as_json: bool) 
     # Before the runs are read, which may take many pages.
     cost_rows([], by=by, since=since)
     with blocks.open_client(blocks.load(credentials)) as client:
-        rows = cost_rows(client.runs.list(all=True), by=by, since=since)
+        rows = cost_rows(list_project_runs(client, all=True), by=by, since=since)
     return _json([asdict(row) for row in rows]) if as_json else cost_table(rows)
 
 

@@ -90,6 +90,17 @@ class DstackCredentials(CredentialsBlock):
             )
         return value
 
+    @field_validator("ui_url")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        from dstack_core import ConfigurationError
+        from dstack_core.integration import check_address
+
+        try:
+            return value and check_address("ui_url", value)
+        except ConfigurationError as error:
+            raise ValueError(error.message.removeprefix("ui_url: ")) from None
+
     @field_validator("default_tags")
     @classmethod
     def _are_tags(cls, value: dict[str, str] | bool | None) -> dict[str, str] | bool | None:
