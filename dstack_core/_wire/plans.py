@@ -14,8 +14,15 @@ def parse_plan(data: Mapping[str, Any]) -> Plan:
     """Read the reply of ``runs/get_plan``; the first job speaks for all."""
     job = (data.get("job_plans") or [{}])[0]
     offers = tuple(_offer(item) for item in job.get("offers") or [])
-    hints = () if offers else exact_sizes(job.get("job_spec") or {})
-    return Plan(offers, int(job.get("total_offers") or len(offers)), job.get("max_price"), hints)
+    spec = job.get("job_spec") or {}
+    return Plan(
+        offers=offers,
+        total_offers=int(job.get("total_offers") or len(offers)),
+        max_price_per_hour=job.get("max_price"),
+        hints=() if offers else exact_sizes(spec),
+        # The server has merged the profile into it, and filled in the events (PROTOCOL 3.2).
+        waits_for_capacity="no-capacity" in ((spec.get("retry") or {}).get("on_events") or ()),
+    )
 
 
 def _offer(data: Mapping[str, Any]) -> Offer:

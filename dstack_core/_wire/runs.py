@@ -370,8 +370,10 @@ def _message(run: RunSnapshot, submission: Submission | None, reason: str | None
     # The reason is the last attempt's, so the limit that ended the attempts is added here.
     if run.reason == "retry_limit_exceeded":
         parts.append("the time limit for retries passed")
-    details = "; ".join(" ".join(part.split()) for part in parts if part)
+    details = "; ".join(" ".join(part.split()).rstrip(".") for part in parts if part)
+    sentences = [f"{words} ({details})" if details else words]
     if reason == _NO_MACHINE_HAD:
-        hints = dict.fromkeys(hint for job in run.jobs for hint in job.exact_sizes if hint not in details)
-        details = " ".join([*([details] if details else []), *hints])
-    return f"{words} ({details})" if details else words
+        hints = dict.fromkeys(hint for job in run.jobs for hint in job.exact_sizes)
+        sentences += [hint.rstrip(".") for hint in hints if hint.rstrip(".") not in details]
+    # Without the last full stop: callers put it into longer sentences.
+    return ". ".join(sentences)

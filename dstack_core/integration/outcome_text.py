@@ -22,6 +22,7 @@ from typing import Any
 from dstack_core.integration.utilization_text import describe_utilization
 from dstack_core.models.durations import format_duration
 from dstack_core.models.outcome import Outcome, RunError
+from dstack_core.models.statuses import in_words
 from dstack_core.models.stops import StopResult, StopState
 
 # Most characters of a text in an outcome that an engine keeps in its database, whatever a server sends: an
@@ -30,6 +31,7 @@ LONGEST_TEXT = 2000
 # The last log lines in an error: a screen of a UI, and about 10 kB at most.
 LAST_LINES = 20
 LONGEST_LINE = 500
+_NO_MACHINE = "failed_to_start_due_to_no_capacity"
 # What a table shows of a result and of metrics: a line or two of a UI. The data has all of it.
 _RESULT_CHARACTERS = 200
 _METRICS_SHOWN = 10
@@ -188,11 +190,17 @@ def outcome_table(outcome: Outcome) -> str:
 def describe_outcome(outcome: Outcome) -> str:
     """Return the line that ends a run's log: how it ended, how long it took, where, and what it cost."""
     short = _bounded(outcome)
+    # The error of the run follows this line, and has what the server reports about its search.
+    found_none = in_words(short.reason) if short.reason == _NO_MACHINE else None
     place = ", ".join(part for part in (short.backend, short.region) if part)
     machine = f" on {short.instance}" if short.instance else ""
     took = "" if short.duration is None else format_duration(short.duration)
     where = f"{machine}{f' ({place})' if place and machine else ''}"
-    parts = [f"Run {short.run_name} {short.message}", f"{took}{where}".strip(), format_usd(short.cost)]
+    parts = [
+        f"Run {short.run_name} {found_none or short.message}",
+        f"{took}{where}".strip(),
+        format_usd(short.cost),
+    ]
     return ", ".join(part for part in parts if part)
 
 

@@ -14,7 +14,8 @@ from dstack_core.local.quantities import GPUSpec, IntRange, MemoryRange, Resourc
 
 # dstack's name for the machines of SSH fleets, which come from no cloud. Its client rejects unknown names.
 BACKEND = "remote"
-_NO_OFFERS = (
+# As a real server writes it.
+NO_OFFERS = (
     "No offers matching the run requirements in fleet 'local'.\n"
     "See https://dstack.ai/docs/guides/troubleshooting/#provisioning-fails"
 )
@@ -69,10 +70,6 @@ class Inventory:
         """Return the number of GPUs that a job gets."""
         return (self._gpu_count(resources.gpu) or 0) if resources.gpu is not None else 0
 
-    def no_offers(self, resources: ResourcesSpec) -> str:
-        """Return why a job got no machine, with the exact sizes that may have been meant as minimums."""
-        return "\n".join([_NO_OFFERS, *exact_sizes(resources)])
-
     def instance(self, resources: ResourcesSpec) -> dict[str, Any]:
         """Return the piece of the machine that a job gets, as JSON data."""
         disk = resources.disk.size if resources.disk is not None else MemoryRange(min=100)
@@ -104,18 +101,6 @@ class Inventory:
             "blocks": 1,
             "total_blocks": 1,
         }
-
-
-def exact_sizes(resources: ResourcesSpec) -> list[str]:
-    """Return a line for each size without a range, because it is exact but often meant as a minimum."""
-    sizes = {"memory": resources.memory, "disk": resources.disk.size if resources.disk else None}
-    if resources.gpu is not None:
-        sizes |= {"gpu memory": resources.gpu.memory, "gpu total memory": resources.gpu.total_memory}
-    return [
-        f"{name}: {one.min:g}GB is an exact size; write {one.min:g}GB.. for at least that."
-        for name, one in sizes.items()
-        if one is not None and one.min is not None and one.min == one.max
-    ]
 
 
 def _is_wanted(gpu: GPUSpec) -> bool:

@@ -22,7 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dstack_core.local.inventory import BACKEND, Inventory
+from dstack_core.local.inventory import BACKEND, NO_OFFERS, Inventory
 from dstack_core.local.job_specs import wanted_resources
 from dstack_core.local.logs import LogStore
 from dstack_core.local.metrics import MetricsStore
@@ -137,7 +137,7 @@ class JobCarrier:
             return Outcome(ending.reason)
         resources = wanted_resources(job.spec)
         if not self._inventory.fits(resources, run.spec.setting("max_price")):
-            message = self._inventory.no_offers(resources)
+            message = NO_OFFERS
             return Outcome("failed_to_start_due_to_no_capacity", message=message)
         run.fleet = self._fleet
         job.latest.provisioning_data = self._provisioning_data(resources)

@@ -194,6 +194,9 @@ def test_the_last_line_of_a_log_sums_up_the_run() -> None:
         "Run train failed: no capacity, no machine could be had, 4 s, 0.00 USD"
     )
     assert describe_outcome(replace(NO_CAPACITY, duration=None)).endswith("could be had, 0.00 USD")
+    searched = replace(NO_CAPACITY, message=f"{NO_CAPACITY.message} (No offers). disk: 16GB is exact")
+    assert describe_outcome(searched) == describe_outcome(NO_CAPACITY)
+    assert describe_end(searched).endswith("could be had (No offers). disk: 16GB is exact.")
 
 
 def test_a_failure_shows_what_happened_where_to_look_and_the_last_lines() -> None:

@@ -137,7 +137,11 @@ HINTS = (
 def test_exact_sizes_are_named_when_there_are_no_offers() -> None:
     body = recorded("get_plan_minimal_0.22.5_no_fleet")
     body["job_plans"][0]["job_spec"]["requirements"]["resources"] |= EXACT
-    assert API.get_plan({}).parse(reply(body)).hints == HINTS
+    plan = API.get_plan({}).parse(reply(body))
+    assert (plan.hints, plan.waits_for_capacity) == (HINTS, False)
+    for event, waits in (("no-capacity", True), ("error", False)):
+        body["job_plans"][0]["job_spec"]["retry"] = {"on_events": [event], "duration": 60}
+        assert API.get_plan({}).parse(reply(body)).waits_for_capacity is waits
     offer = recorded("runs_get_running_ssh_fleet_0.22.5")["latest_job_submission"]["job_runtime_data"][
         "offer"
     ]
@@ -149,7 +153,9 @@ def test_exact_sizes_are_named_when_there_was_no_capacity() -> None:
     body = recorded("runs_get_no_capacity_0.22.5")
     body["jobs"][0]["job_spec"]["requirements"]["resources"] |= EXACT
     message = outcome_of(parse_run(body), "url").message
-    assert message.endswith(f"provisioning-fails {HINTS[0]} {HINTS[1]})")
+    assert message.endswith(f"provisioning-fails). {HINTS[0]} {HINTS[1][:-1]}")
+    body["jobs"][0]["job_submissions"][-1]["termination_reason_message"] = "No offers."
+    assert "(No offers). disk: " in outcome_of(parse_run(body), "url").message
     submission = body["jobs"][0]["job_submissions"][-1]
     submission["termination_reason_message"] = f"No offers. {HINTS[0]}"
     assert outcome_of(parse_run(body), "url").message.count("exact size") == 2, "each hint appears once"

@@ -83,7 +83,7 @@ def test_no_capacity_has_an_error_of_its_own(
         "run_resources={'gpu': 'A100:16GB'}, poll_interval=0.3"
     )
     output = capfd.readouterr().out
-    assert "on offer now. gpu memory: 16GB is an exact size; write 16GB.. for at least that." in output
+    assert output.count("gpu memory: 16GB is an exact size; write 16GB.. for at least that. See ") == 1
     assert ended.task_state == "failed"
     assert "DstackNoCapacity" in output
     assert "set run_retry_policy to let the run itself wait for one" in output

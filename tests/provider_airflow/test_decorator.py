@@ -89,7 +89,7 @@ train()
     output = capfd.readouterr().out
     assert ran.tasks == {"train": "failed"}
     assert "DstackRunFailed" in output
-    assert "train raised an exception in run af-" in output
+    assert "train raised an exception in run " in output
     assert 'raise KeyError("no such weight")' in output
     assert "KeyError: 'no such weight'" in output
     assert "main.py" not in output

@@ -3,6 +3,7 @@ components."""
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -199,17 +200,27 @@ def test_the_best_offer_is_logged_before_the_run_is_submitted(
 def test_a_run_without_an_offer_is_submitted_anyway(stored: Tries, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DstackError):
         stored.execute("true", max_price=0.01)
-    assert "no machine is on offer now. Submitting anyway" in capfd.readouterr().out
+    assert "no machine is on offer now. Submitting anyway." in capfd.readouterr().out
     assert len(stored.runs()) == 1
 
 
 def test_an_exact_size_is_named_where_no_machine_is_on_offer(
     stored: Tries, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(DstackError, match=r"write 16GB\.\. for at least that"):
-        stored.execute(configuration={"type": "task", "commands": ["true"], "resources": {"gpu": "16GB"}})
-    hint = "gpu memory: 16GB is an exact size; write 16GB.. for at least that. Submitting anyway"
-    assert f"no machine is on offer now. {hint}" in capfd.readouterr().out
+    what: dict[str, Any] = {"type": "task", "commands": ["true"], "resources": {"gpu": "16GB"}}
+    hint = "gpu memory: 16GB is an exact size; write 16GB.. for at least that."
+    with pytest.raises(DstackError) as caught:
+        stored.execute(configuration=what)
+    assert f"provisioning-fails). {hint} See http" in str(caught.value)
+    assert ".)" not in str(caught.value)
+    output = capfd.readouterr().out
+    assert re.search(r"no machine is on offer now\. Submitting anyway\.\s", output)
+    assert hint[:-1] not in output, "only the error has it"
+    stored.next_try()
+    with pytest.raises(DstackError):
+        stored.execute(configuration={**what, "retry": {"on_events": ["no-capacity"], "duration": "1s"}})
+    waits = "Submitting anyway, since the run's retry policy waits for one."
+    assert f"no machine is on offer now. {hint} {waits}" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -372,7 +372,7 @@ def test_a_kill_ends_the_wait_for_the_result(server: LocalServer, monkeypatch: p
     monkeypatch.setattr("dstack_core.FunctionRun.result", killed)
     tried = Decorated(server, None)
     operator = tried.decorated(double, 1)
-    with pytest.raises(DstackRunInterrupted, match="before the result of run af-"):
+    with pytest.raises(DstackRunInterrupted, match="before the result of run d-train-"):
         operator.execute(tried.context)
 
 

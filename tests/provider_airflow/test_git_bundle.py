@@ -93,7 +93,7 @@ def test_a_bundle_of_a_repository_that_runs_reach_is_cloned_from_there(
         git_conn_id="git_default",
     )
     # No machine of this test reaches that address.
-    with pytest.raises(Exception, match="Run af-"):
+    with pytest.raises(Exception, match="Run d-train-"):
         task.execute(CONTEXT)
     spec = spec_of(server, RUN.name)
     assert spec["repo_data"]["repo_type"] == "remote"

@@ -19,8 +19,12 @@ PAGE = HERE.parent.parent / "docs" / "airflow-guarantees.md"
 ROWS = rows(PAGE)
 TESTS = {
     node.name
-    # What both providers show of a log is tested with the core.
-    for path in [*HERE.glob("test_*.py"), HERE.parent / "core" / "test_relay.py"]
+    # What both providers show of a log is tested with the core, and a hold with every server.
+    for path in [
+        *HERE.glob("test_*.py"),
+        HERE.parent / "core" / "test_relay.py",
+        HERE.parent / "contract" / "test_hold.py",
+    ]
     for node in ast.walk(ast.parse(path.read_text()))
     if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
 }

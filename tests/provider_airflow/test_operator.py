@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG
 from airflow.sdk.definitions.mappedoperator import OperatorPartial
 from airflow.serialization.serialized_objects import DagSerialization
@@ -31,6 +32,7 @@ from tests.provider_airflow.test_relay import OUTCOME
 TI = SimpleNamespace(dag_id="d", run_id="r", task_id="train", try_number=1, max_tries=0, map_index=-1, id="1")
 CONTEXT: Any = {"ti": TI}
 RUN = TaskNames.of(CONTEXT).run
+SWITCHES = ("verify_ports", "deferrable", "get_logs", "local_repo", "durable", "reports", "log_groups")
 
 
 def operator(**arguments: Any) -> DstackRunOperator:
@@ -65,11 +67,47 @@ def operator(**arguments: Any) -> DstackRunOperator:
             {"retry_policy": RetryPolicy(retry=True)},
             "retry_policy: expected Airflow's own .* Pass it as run_retry_policy",
         ),
+        ({"log_timestamps": "yes"}, "log_timestamps: expected True or False, got 'yes'"),
+        ({"log_timestamps": "{{ params.x }}"}, "log_timestamps: expected True or False"),
+        ({"log_groups": 1}, "log_groups: expected True or False, got 1"),
+        *(({name: "False"}, f"{name}: expected True or False, got 'False'") for name in SWITCHES),
+        ({"tags": True}, 'tags: expected a dict such as {"team": "ml"}, got True'),
+        ({"tags": ["team"]}, "tags: expected a dict"),
+        ({"tags": "team"}, "tags: expected a dict"),
+        ({"tags": {"te am": "x", "x": "{{ ds }}"}}, "tags: expected as a key .*, got 'te am'"),
+        ({"tags": {"team": 1}}, "tags: expected for team .*, got 1"),
+        ({"tags": {"team": None}}, "tags: expected for team .*, got None"),
+        *(
+            ({"debug_on_failure": given}, f"debug_on_failure: expected seconds above 0.*, got {given!r}")
+            for given in ("5x", "", "0", 0, -1, True, 1.5, "1.5h")
+        ),
     ],
 )
 def test_wrong_arguments_are_reported_when_the_dag_is_parsed(arguments: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         operator(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *({"tags": tags} for tags in (None, False, {}, {"team": "ml"}, {"site": "a b:c/d@e"}, "{{ x }}")),
+        *({"tags": {key: one}} for key, one in (("team", "{{ x }}"), ("{{ x }}", "y z"))),
+        *({"debug_on_failure": given} for given in (None, False, 90, "90", "30m", "2h", "{{ x }}")),
+    ],
+    ids=str,
+)
+def test_what_may_be_right_passes_when_the_dag_is_parsed(arguments: dict[str, Any]) -> None:
+    assert operator(**arguments).task_id == "train"
+
+
+@pytest.mark.parametrize("name", ["tags", "debug_on_failure"])
+def test_the_output_of_another_task_passes_when_the_dag_is_parsed(name: str) -> None:
+    with DAG("literals", schedule=None):
+        choose = EmptyOperator(task_id="choose")
+        assert operator(**{name: choose.output}).upstream_task_ids == {"choose"}
+        team = operator(task_id="other", tags={"team": choose.output, "x": "y"})
+        assert team.upstream_task_ids == {"choose"}
 
 
 def test_a_dag_with_models_survives_serialization() -> None:

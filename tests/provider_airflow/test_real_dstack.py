@@ -26,7 +26,7 @@ def test_a_task_on_a_real_server(
     )
     output = capfd.readouterr().out
     assert ended.state == "success"
-    assert "Plan for run af-" in output
+    assert "Plan for run " in output
     steps = [*(f"step-{i} of all" for i in range(1, 5)), "step-☃", "step-last"]
     assert lines_in(output, "step-") == steps
     (run,) = runs_of(real, ended.marker)

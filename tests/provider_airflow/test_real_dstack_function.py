@@ -56,7 +56,7 @@ train()
     output = capfd.readouterr().out
     assert ran.tasks == {"train": "failed"}
     assert "DstackRunFailed" in output
-    assert "train raised an exception in run af-" in output
+    assert "train raised an exception in run " in output
     assert "KeyError: 'no such weight'" in output
     (run,) = runs_of(real, f"airflow:{ran.dag_id}/")
     assert run.raw_status == "failed"

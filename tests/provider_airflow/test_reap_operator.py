@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -27,6 +27,12 @@ def test_a_killed_reaper_stops_nothing(server: LocalServer, monkeypatch: pytest.
     with pytest.raises(DstackRunInterrupted, match="No run was stopped"):
         reaper.execute({})
     assert paths(server, "/runs/stop") == []
+
+
+@pytest.mark.parametrize("name", ["dry_run", "stop_unknown", "stop_services"])
+def test_a_switch_must_be_a_bool(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected True or False, got 'False'"):
+        DstackReapOperator(task_id="reap", **cast("dict[str, Any]", {name: "False"}))
 
 
 def test_a_negative_age_is_refused() -> None:

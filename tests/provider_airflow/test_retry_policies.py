@@ -78,6 +78,23 @@ def test_a_delay_is_that_of_the_most_specific_name() -> None:
     assert decide(DstackRetryPolicy.deserialize(same.serialize()), error_of("server_error"))[1] == same.delay
 
 
+@pytest.mark.parametrize(
+    ("delay", "expected"),
+    [
+        (5, "delay: expected a timedelta, 0 or more, got 5"),
+        (timedelta(-1), "delay: expected a timedelta, 0 or more, got datetime.timedelta"),
+        ({"spot": 5}, r"delay\['spot'\]: expected a timedelta, 0 or more, got 5"),
+        ({"spot": None}, r"delay\['spot'\]: expected a timedelta, 0 or more, got None"),
+        ({"machine": timedelta(-1)}, r"delay\['machine'\]: expected a timedelta"),
+    ],
+)
+@needs_policies
+def test_a_delay_is_a_time_that_passes(delay: Any, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        DstackRetryPolicy(delay=delay)
+    assert DstackRetryPolicy(delay=timedelta(0)).delay == timedelta(0)
+
+
 @needs_policies
 def test_a_name_that_does_not_exist_is_refused_in_the_dag_file() -> None:
     with pytest.raises(ValueError, match=r"retry_on: expected failure categories .* got 'capcity'"):

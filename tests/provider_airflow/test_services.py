@@ -241,7 +241,12 @@ def test_operators_survive_serialization() -> None:
         "DstackServiceOperator",
         "DstackStopRunOperator",
     ]
-    assert again.get_task("serve").extra_links == ["dstack run", "dstack service"]
+    assert again.get_task("serve").extra_links == [
+        "dstack logs",
+        "dstack metrics",
+        "dstack run",
+        "dstack service",
+    ]
     assert again.get_task("stop").is_teardown
 
 

@@ -21,6 +21,10 @@ Choice = TypeVar("Choice", bound=str)
 DEFAULT_REPORTS = True
 Returns: TypeAlias = Literal["outcome", "result"]
 RETURNS = ("outcome", "result")
+# What is right at a glance, of ``tags`` and ``debug_on_failure``.
+_TAG = re.compile(r"[A-Za-z0-9_-]{1,60}=[A-Za-z0-9_-]{0,256}")
+_HOLD = re.compile(r"0*[1-9]\d*[smhdw]?")
+_LITERALS = (str, int, float, list, dict, type(None))
 _CORES_NAMES = re.compile(r"\b(?:git_identity_file|git_private_key|oauth_token)\b")
 # What the operator calls options of ``dstack_core``: Airflow has parameters of these names.
 RENAMED = {"resources": "run_resources", "retry_policy": "run_retry_policy"}
@@ -138,6 +142,47 @@ def at_least(name: str, value: float, least: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
         raise ValueError(f"{name}: expected {least:g} seconds or more, got {value!r}.")
     return float(value)
+
+
+def yes_or_no(name: str, value: bool) -> bool:
+    """Return ``value``; raise ``ValueError`` when it is not a bool: a text such as ``"False"`` is true."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: expected True or False, got {value!r}.")
+    return value
+
+
+def check_literals(*, tags: Any, debug_on_failure: Any) -> None:
+    """Raise ``ValueError`` for a wrong value of a template field that contains no template."""
+    if isinstance(debug_on_failure, str | int | float) and not _is_template(debug_on_failure):
+        is_off, text = debug_on_failure is False, str(debug_on_failure)
+        if not (is_off or (not isinstance(debug_on_failure, float) and _HOLD.fullmatch(text))):
+            raise ValueError(
+                'debug_on_failure: expected seconds above 0, or a string such as "30m" or "2h", at most '
+                f"7 days, got {debug_on_failure!r}."
+            )
+    is_literal = isinstance(tags, str | bool | int | float | list | tuple | set) and not _is_template(tags)
+    if isinstance(tags, Mapping):
+        plain = {key: one for key, one in tags.items() if not _is_template(key) and not _is_template(one)}
+        # The output of another task is filled in later.
+        known = {key: one for key, one in plain.items() if isinstance(one, _LITERALS)}
+        # Only for what is not plainly right: ``dstack_core`` costs a DAG file its import.
+        is_literal = not all(
+            isinstance(key, str) and isinstance(one, str) and _TAG.fullmatch(f"{key}={one}")
+            for key, one in known.items()
+        )
+        tags = known
+    if is_literal and tags is not False:
+        from dstack_core import ConfigurationError
+        from dstack_core.integration import check_tags
+
+        try:
+            check_tags("tags", tags)
+        except ConfigurationError as error:
+            raise ValueError(error.message) from None
+
+
+def _is_template(value: Any) -> bool:
+    return isinstance(value, str) and ("{{" in value or "{%" in value)
 
 
 def log_budget(value: int | None) -> int | None:

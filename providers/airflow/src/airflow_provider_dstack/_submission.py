@@ -225,11 +225,14 @@ class Submission:
         if plan.offers:
             self.log.info("Plan for run %s: %s.", target.name, _in_words(plan))
         else:
+            waits = plan.waits_for_capacity
+            # A run that does not wait fails at once, and its error has the hints.
+            hints = "".join(f"{hint} " for hint in plan.hints) if waits else ""
             self.log.warning(
-                "Plan for run %s: no machine is on offer now. %sSubmitting anyway, since a retry policy "
-                "may wait for one.",
+                "Plan for run %s: no machine is on offer now. %sSubmitting anyway%s.",
                 target.name,
-                "".join(f"{hint} " for hint in plan.hints),
+                hints,
+                ", since the run's retry policy waits for one" if waits else "",
             )
         return None
 

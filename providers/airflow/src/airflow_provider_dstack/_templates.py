@@ -120,8 +120,10 @@ class TemplatedModels(BaseOperator):
         """
         from jinja2 import UndefinedError
 
+        from airflow_provider_dstack.links import leave_pushed
         from dstack_core import ConfigurationError
 
+        leave_pushed(self)
         # A template that fails is logged with all of its field.
         self._hide(text for text in self.secret_texts() if "{{" not in text)
         self._from_secrets = frozenset()

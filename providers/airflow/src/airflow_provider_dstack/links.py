@@ -17,6 +17,8 @@ METRICS_URL_KEY = "dstack_metrics_url"
 # What code calls, and what a browser opens: the server may have another address there.
 SERVICE_URL_KEY = "dstack_service_url"
 SERVICE_LINK_KEY = "dstack_service_link"
+# How a run ended that did not succeed: an XCom only, since such a task returns nothing.
+OUTCOME_KEY = "dstack_outcome"
 
 
 class _PushedLink(BaseOperatorLink):
@@ -89,8 +91,18 @@ class DstackServiceLink(_PushedLink):
 RUN_LINKS = (DstackRunLink(), DstackLogsLink(), DstackMetricsLink())
 
 
-def push(ti: Any, key: str, value: str, log: Any) -> None:
-    """Put an address where its link finds it; if this fails, the run is followed without its link."""
+def leave_pushed(operator: BaseOperator) -> None:
+    """Drop those links from an operator that is executed which it pushes itself.
+
+    At a task's end Airflow reads the address of each link of the executed operator, and pushes it once more.
+    Of a task that submitted nothing it would log an error for each, and push empty texts.
+    """
+    links = operator.operator_extra_links
+    operator.operator_extra_links = tuple(one for one in links if not isinstance(one, _PushedLink))
+
+
+def push(ti: Any, key: str, value: Any, log: Any) -> None:
+    """Write an XCom; if this fails, one warning is logged and the task continues."""
     try:
         ti.xcom_push(key=key, value=value)
     except Exception as error:

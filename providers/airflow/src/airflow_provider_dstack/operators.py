@@ -23,12 +23,14 @@ from airflow_provider_dstack._parameters import (
     RETURNS,
     Returns,
     at_least,
+    check_literals,
     exit_codes,
     log_budget,
     mask_env_of,
     most,
     one_of,
     refuse_hosts_names,
+    yes_or_no,
 )
 from airflow_provider_dstack._stop import (
     KEEP_ASKED_FOR,
@@ -42,6 +44,7 @@ from airflow_provider_dstack.errors import DstackError, DstackRunInterrupted
 from airflow_provider_dstack.links import (
     LOGS_URL_KEY,
     METRICS_URL_KEY,
+    OUTCOME_KEY,
     RUN_LINKS,
     RUN_NAME_KEY,
     RUN_URL_KEY,
@@ -135,9 +138,6 @@ class DstackRunOperator(TemplatedModels):
             Default: none.
         args: The arguments that replace ``${{ run.args }}`` in commands, a list of texts. Default: none.
         profile: The name of a profile, or a ``Profile``. Default: the one marked ``default`` in the file.
-        reports: Whether the run gets ``$DSTACK_RESULT_FILE``, whose content becomes its result, and the
-            Python module ``dstack_report`` (servers from 0.19.17 on): a command before those of a task.
-            Default: False, the configuration is sent as it is.
         reports: Whether the commands of a task get ``$DSTACK_RESULT_FILE``, whose content becomes the run's
             result, and the Python module ``dstack_report`` (servers from 0.19.17 on). Default True.
         tags: Tags that the run's machine gets at its cloud, beside the automatic ones (``airflow-dag``,
@@ -186,8 +186,9 @@ class DstackRunOperator(TemplatedModels):
 
     Returns:
         The run's outcome as a dict, as ``dstack_core.Outcome.to_dict()`` returns it; or its result, by
-        ``returns``. What else a run reports is in the XComs ``dstack_metrics``, ``dstack_links``,
-        ``dstack_tables``, ``dstack_assets`` and ``dstack_checkpoint``.
+        ``returns``. If the run did not succeed, its outcome is the XCom ``dstack_outcome``. What else a run
+        reports is in the XComs ``dstack_metrics``, ``dstack_links``, ``dstack_tables``, ``dstack_assets`` and
+        ``dstack_checkpoint``.
 
     Raises:
         ValueError: A parameter that is not a template is wrong; the DAG cannot be parsed.
@@ -276,16 +277,17 @@ class DstackRunOperator(TemplatedModels):
         super().__init__(**kwargs)
         for name in DstackRunOperator.template_fields:
             setattr(self, name, given[name])
-        self.verify_ports = verify_ports
-        self.deferrable = deferrable
+        check_literals(tags=tags, debug_on_failure=debug_on_failure)
+        self.verify_ports = yes_or_no("verify_ports", verify_ports)
+        self.deferrable = yes_or_no("deferrable", deferrable)
         self.on_kill_action = one_of("on_kill_action", on_kill_action, ON_KILL_ACTIONS)
         self.poll_interval = at_least("poll_interval", poll_interval, 0.1)
         self.retry_budget = at_least("retry_budget", retry_budget, 0.0)
-        self.get_logs = get_logs
-        self.local_repo = local_repo
+        self.get_logs = yes_or_no("get_logs", get_logs)
+        self.local_repo = yes_or_no("local_repo", local_repo)
         self.skip_on_exit_code = skip_on_exit_code
-        self.durable = durable
-        self.reports = reports
+        self.durable = yes_or_no("durable", durable)
+        self.reports = yes_or_no("reports", reports)
         self.returns = one_of("returns", returns, RETURNS)
         if returns == "result" and not get_logs:
             raise ValueError(
@@ -298,8 +300,8 @@ class DstackRunOperator(TemplatedModels):
         self.mask_env = mask_env_of(mask_env)
         self._skip_on = exit_codes("skip_on_exit_code", skip_on_exit_code)
         self.log_budget_bytes = log_budget(log_budget_bytes)
-        self.log_timestamps = log_timestamps
-        self.log_groups = log_groups
+        self.log_timestamps = yes_or_no("log_timestamps", log_timestamps)
+        self.log_groups = yes_or_no("log_groups", log_groups)
         self._task_run: TaskRun | None = None
         self._killed = False
         self._outcome: Outcome | None = None
@@ -329,14 +331,14 @@ class DstackRunOperator(TemplatedModels):
 
     def _conclude(self, task_run: TaskRun, context: Context) -> Any:
         """Return the task's result, or raise its error, by what became of its run."""
-        from airflow_provider_dstack._outcome import raise_as_airflow_error, result_of
+        from airflow_provider_dstack._outcome import raise_as_airflow_error
         from airflow_provider_dstack._task_run import State
 
         if task_run.state is State.ENDED and task_run.outcome is not None:
             since = {} if task_run.progress is None else task_run.progress.since
             self._note_end(task_run.outcome, since, task_run.reports)
             relay = task_run.relay
-            result = result_of(task_run.outcome, relay.tail, self._skip_on, is_tail_shown=relay.shows_tail)
+            result = self._outcome_of(context, task_run.outcome, relay.tail, is_tail_shown=relay.shows_tail)
             return self._succeed(context, task_run.outcome, result, task_run.reports)
         if task_run.state is State.HANDED_OVER:
             try:
@@ -350,6 +352,20 @@ class DstackRunOperator(TemplatedModels):
         if task_run.error is not None and not task_run.is_killed:
             raise_as_airflow_error(task_run.error, submitted=task_run.submitted)
         raise DstackRunInterrupted(task_run.interruption())
+
+    def _outcome_of(
+        self, context: Context, outcome: Outcome, tail: Sequence[str], *, is_tail_shown: bool = False
+    ) -> dict[str, Any]:
+        """Return the outcome of a run that succeeded; else push it as an XCom, and raise the task's error."""
+        from airflow_provider_dstack._outcome import result_of
+        from dstack_core.integration import Masker, mask_result, outcome_dict
+
+        if not outcome.succeeded:
+            if outcome.has_result or outcome.metrics:
+                hide = Masker([*self.secret_texts(), self.hook().token]).mask
+                outcome = mask_result(outcome, hide, lambda warning: None)
+            push(context["ti"], OUTCOME_KEY, outcome_dict(outcome), self.log)
+        return result_of(outcome, tail, self._skip_on, is_tail_shown=is_tail_shown)
 
     def _succeed(
         self, context: Context, outcome: Outcome, result: dict[str, Any], reports: RunReports
@@ -374,7 +390,6 @@ class DstackRunOperator(TemplatedModels):
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Return the outcome that the trigger reported, or raise the error that it reported."""
         from airflow_provider_dstack import _from_operator, _outcome
-        from airflow_provider_dstack._outcome import result_of
 
         if event["kind"] == _outcome.FINISHED:
             from airflow_provider_dstack._run_reports import RunReports, push_reports
@@ -421,7 +436,7 @@ class DstackRunOperator(TemplatedModels):
             self._note_end(outcome, since_in(event), reports)
             if self.returns == "result" and not (is_whole or outcome.has_result):
                 # Before the record is deleted: the next try takes over the run that succeeded.
-                result_of(outcome, tail, self._skip_on)
+                self._outcome_of(context, outcome, tail)
                 raise DstackError(
                     f"Could not read the result of run {outcome.run_name} in its log. See {outcome.url}"
                 )
@@ -432,7 +447,7 @@ class DstackRunOperator(TemplatedModels):
                 forget(context["ti"])
             if self.durable and outcome.succeeded:
                 _from_operator.ledger_of(self, context, outcome.project).forget()
-            result = result_of(outcome, tail, self._skip_on, is_tail_shown=is_tail_shown)
+            result = self._outcome_of(context, outcome, tail, is_tail_shown=is_tail_shown)
             return self._succeed(context, outcome, result, reports)
         if event["kind"] == _outcome.TIMED_OUT:
             ref = _from_operator.run_behind(self, context)

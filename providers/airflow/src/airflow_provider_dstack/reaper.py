@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import BaseOperator
-from airflow_provider_dstack._parameters import at_least
+from airflow_provider_dstack._parameters import at_least, yes_or_no
 from airflow_provider_dstack.errors import DstackError, DstackRunInterrupted
 
 if TYPE_CHECKING:
@@ -68,10 +68,10 @@ class DstackReapOperator(BaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         # BaseOperator has a method dry_run.
-        self._dry_run = dry_run
+        self._dry_run = yes_or_no("dry_run", dry_run)
         self.min_age = at_least("min_age", min_age, 0.0)
-        self.stop_unknown = _yes_or_no("stop_unknown", stop_unknown)
-        self.stop_services = _yes_or_no("stop_services", stop_services)
+        self.stop_unknown = yes_or_no("stop_unknown", stop_unknown)
+        self.stop_services = yes_or_no("stop_services", stop_services)
         self.dstack_conn_id = dstack_conn_id
         self.project_name = project_name
         self._killed = False
@@ -113,10 +113,3 @@ class DstackReapOperator(BaseOperator):
             time.sleep(min(_TICK_SECONDS, seconds))
         if self._killed:
             raise DstackRunInterrupted("The task was ended before its second check. No run was stopped.")
-
-
-def _yes_or_no(name: str, value: bool) -> bool:
-    """Return ``value`` if it is a bool: a text such as ``"False"`` is true, and would stop runs."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name}: expected True or False, got {value!r}.")
-    return value

@@ -30,7 +30,7 @@ class DstackRetryPolicy(RetryPolicy):  # type: ignore[misc, unused-ignore]  # mi
 
     Raises:
         RuntimeError: This Airflow is older than 3.3 and has no retry policies.
-        ValueError: A name is neither a failure category nor a group.
+        ValueError: A name is neither a failure category nor a group, or a delay is not a time of 0 or more.
 
     Example:
         ``DstackRetryPolicy(["capacity", "spot"], delay={"capacity": timedelta(minutes=10)})``
@@ -59,6 +59,9 @@ class DstackRetryPolicy(RetryPolicy):  # type: ignore[misc, unused-ignore]  # mi
             )
         except ConfigurationError as error:
             raise ValueError(error.message) from None
+        for name, one in delay.items() if isinstance(delay, Mapping) else [("", delay)]:
+            if one is not None or name:
+                _check_delay(f"delay[{name!r}]" if name else "delay", one)
 
     def evaluate(
         self,
@@ -108,6 +111,11 @@ class DstackRetryPolicy(RetryPolicy):  # type: ignore[misc, unused-ignore]  # mi
         # The longest name that matches is the most specific one.
         matching = [name for name in self.delay if in_categories(category, [name])]
         return self.delay[max(matching, key=len)] if matching else None
+
+
+def _check_delay(name: str, value: Any) -> None:
+    if not isinstance(value, timedelta) or value < timedelta(0):
+        raise ValueError(f"{name}: expected a timedelta, 0 or more, got {value!r}.")
 
 
 def _category(exception: BaseException) -> str | None:

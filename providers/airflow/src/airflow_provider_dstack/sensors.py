@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_provider_dstack._compat import AirflowSkipException, conf
+from airflow_provider_dstack._parameters import yes_or_no
 from airflow_provider_dstack.errors import DstackRunError
-from airflow_provider_dstack.links import RUN_NAME_KEY, RUN_URL_KEY, DstackRunLink, push
+from airflow_provider_dstack.links import (
+    OUTCOME_KEY,
+    RUN_NAME_KEY,
+    RUN_URL_KEY,
+    DstackRunLink,
+    leave_pushed,
+    push,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_dstack._compat import Context
@@ -72,13 +80,14 @@ class DstackRunSensor(BaseSensorOperator):
         self.statuses = [statuses] if isinstance(statuses, str) else list(statuses)
         if not self.statuses:
             raise ValueError("statuses: expected one status or more, such as 'done', got an empty list.")
-        self.wait_for_run = wait_for_run
+        self.wait_for_run = yes_or_no("wait_for_run", wait_for_run)
         self.dstack_conn_id = dstack_conn_id
         self.project_name = project_name
-        self.deferrable = deferrable
+        self.deferrable = yes_or_no("deferrable", deferrable)
 
     def execute(self, context: Context) -> Any:
         """Wait in the worker, or have the triggerer wait."""
+        leave_pushed(self)
         if not self.deferrable:
             return super().execute(context)
         # The worker polls first: an event that comes before the scheduler has seen the deferral fails the
@@ -90,6 +99,7 @@ class DstackRunSensor(BaseSensorOperator):
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the trigger saw, or raise the error that it reported."""
+        leave_pushed(self)
         if event["kind"] != "seen":
             from airflow_provider_dstack._outcome import broken_error
 
@@ -163,3 +173,5 @@ class DstackRunSensor(BaseSensorOperator):
         """Put the run's address where the link finds it while the sensor still waits."""
         push(context["ti"], RUN_NAME_KEY, sight["run_name"], self.log)
         push(context["ti"], RUN_URL_KEY, sight["url"], self.log)
+        if sight["outcome"] is not None and sight["status"] != "done":
+            push(context["ti"], OUTCOME_KEY, sight["outcome"], self.log)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dstack._compat import BaseOperator
-from airflow_provider_dstack._parameters import at_least, one_of, refuse_result
+from airflow_provider_dstack._parameters import at_least, one_of, refuse_result, yes_or_no
 from airflow_provider_dstack._stop import stop_seconds
 from airflow_provider_dstack.errors import DstackError, DstackRunFailed, DstackRunInterrupted
 from airflow_provider_dstack.links import (
+    OUTCOME_KEY,
     RUN_LINKS,
     RUN_NAME_KEY,
     SERVICE_LINK_KEY,
@@ -78,6 +79,7 @@ class DstackServiceOperator(DstackRunOperator):
         ended = super().execute(context)
         if self._service_url is None:
             text = f"Service {ended['run_name']} {ended['message']} before it answered. See {ended['url']}"
+            push(context["ti"], OUTCOME_KEY, ended, self.log)
             raise DstackRunFailed(text, ended)
         return self._service_url
 
@@ -160,8 +162,8 @@ class DstackStopRunOperator(BaseOperator):
         if self.runs_of is not None:
             # A task knows its id, a DAG file needs no more of it.
             self.runs_of = [getattr(task, "task_id", task) for task in self.runs_of]
-        self.abort = abort
-        self.wait_for_completion = wait_for_completion
+        self.abort = yes_or_no("abort", abort)
+        self.wait_for_completion = yes_or_no("wait_for_completion", wait_for_completion)
         self.poll_interval = at_least("poll_interval", poll_interval, 0.1)
         self.retry_budget = at_least("retry_budget", retry_budget, 0.0)
         self.dstack_conn_id = dstack_conn_id
