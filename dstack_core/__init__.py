@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from dstack_core.functions import FunctionCollection, FunctionRun
     from dstack_core.models.account import Backend, Project, ProjectMember, User
     from dstack_core.models.callbacks import (
-        CALLBACK_EVENTS,
         CallbackEvent,
         CallbacksLike,
         RunCallbacks,
@@ -137,7 +136,6 @@ _HOMES = {
     "models.secrets": ("secret_values",),
     "models.account": ("Backend", "Project", "ProjectMember", "User"),
     "models.callbacks": (
-        "CALLBACK_EVENTS",
         "CallbackEvent",
         "CallbacksLike",
         "RunCallbacks",
@@ -187,7 +185,6 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "CALLBACK_EVENTS",
     "GPU",
     "AccessDeniedError",
     "AsyncBackendCollection",

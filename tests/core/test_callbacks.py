@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from dstack_core import (
-    CALLBACK_EVENTS,
     CallbackEvent,
     Client,
     ConfigurationError,
@@ -22,6 +21,7 @@ from dstack_core import (
 )
 from dstack_core.integration import CallbackNotifier
 from dstack_core.local import LocalServer
+from dstack_core.models.callbacks import CALLBACK_EVENTS
 
 WAIT = 30.0
 
