@@ -23,10 +23,7 @@ from dstack_core.errors import ConfigurationError
 from dstack_core.models.configurations import Configuration, Task
 from dstack_core.models.debug import HOLD_PREFIX, attach_command
 from dstack_core.models.durations import format_duration
-from dstack_core.models.options import duration_seconds
-
-# Longer than a weekend is a machine that was forgotten.
-_LONGEST = 7 * 86400
+from dstack_core.models.options import hold_seconds
 
 # A signal ends the shell, as it does without the traps. In the trap on EXIT, options of the commands (-e, -u,
 # -x) must not end or echo it. An interactive shell, which dstack starts, prints a line for each background
@@ -71,27 +68,6 @@ trap 'dstack_hold "$?"' EXIT
 """.strip()
 # What a run with reports does at its end, see ``delivery``; a result that is too large fails the run.
 _RESULT = '(exit "$1"); dstack_result || set -- 1'
-
-
-def hold_seconds(option: object) -> int | None:
-    """Return the option ``debug_on_failure`` in seconds, None without one.
-
-    Raises ``ConfigurationError`` for anything but seconds above 0, or a duration such as ``"30m"``.
-    """
-    if option is None or option is False:
-        return None
-    try:
-        if isinstance(option, bool) or not isinstance(option, int | str):
-            raise ValueError
-        seconds = int(duration_seconds(option))
-    except (ValueError, KeyError):
-        seconds = 0
-    if not 0 < seconds <= _LONGEST:
-        raise ConfigurationError(
-            f'debug_on_failure: expected seconds above 0, or a string such as "30m" or "2h", at most 7 days, '
-            f"got {option!r}."
-        )
-    return seconds
 
 
 def held_on_failure(

@@ -79,7 +79,7 @@ from dstack_core.models.failure_categories import (
     check_categories,
     in_categories,
 )
-from dstack_core.models.options import check_address
+from dstack_core.models.options import check_address, hold_seconds
 from dstack_core.models.secrets import MaskEnv, is_secret_name
 from dstack_core.models.stops import StopResult, StopState
 from dstack_core.models.tags import check_tags, tag_value
@@ -133,6 +133,7 @@ __all__ = [
     "format_duration",
     "format_price",
     "format_usd",
+    "hold_seconds",
     "in_categories",
     "is_held_for_a_shell",
     "is_secret_name",

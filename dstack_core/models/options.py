@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from urllib.parse import urlsplit
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from dstack_core.models.profiles import Profile, RetryPolicy
     from dstack_core.models.resources import Resources
     from dstack_core.models.statuses import SpotPolicy
+
+
+# Seconds. Longer than a weekend is a machine that was forgotten.
+_LONGEST_HOLD = 7 * 86400
 
 
 class KeywordOptions(TypedDict, total=False):
@@ -95,21 +99,29 @@ class SubmitOptions(CommonOptions, total=False):
     """
 
 
-def check_options(given: Mapping[str, object], known: frozenset[str] | None = None) -> None:
+def check_options(
+    given: Mapping[str, object], known: frozenset[str] | None = None, own: Iterable[str] = ()
+) -> None:
     """Raise ``TypeError`` for names that are not options.
 
     Args:
         given: The options by name.
         known: The names to accept. Default: those of ``SubmitOptions``.
+        own: Names of the caller's own parameters, which the error shows as well.
 
     Raises:
         TypeError: Some names are not among them; it names these and those to choose from.
     """
     names = SubmitOptions.__optional_keys__ if known is None else known
-    if unknown := ", ".join(sorted(set(given) - names)):
+    if unknown := sorted(set(given) - names):
+        from difflib import get_close_matches
+
+        choices = sorted({*names, *own})
+        close = get_close_matches(unknown[0], choices, 1)
+        shown = ", ".join(unknown)
         raise TypeError(
-            f"{unknown}: expected one of the options {', '.join(sorted(names))}, got {unknown}. "
-            "Check the spelling."
+            f"{shown}: expected one of the options {', '.join(choices)}, got {shown}. "
+            + (f"Did you mean {close[0]}?" if close else "Check the spelling.")
         )
 
 
@@ -227,3 +239,24 @@ def read_duration(value: Any, *, below_zero: bool = False) -> Any:
     if not fine:
         raise ValueError(f'expected seconds, or a string such as "2h" or "off", got {value!r}')
     return value
+
+
+def hold_seconds(option: object) -> int | None:
+    """Return the option ``debug_on_failure`` in seconds, None without one.
+
+    Raises ``ConfigurationError`` for anything but seconds above 0, or a duration such as ``"30m"``.
+    """
+    if option is None or option is False:
+        return None
+    try:
+        if isinstance(option, bool) or not isinstance(option, int | str):
+            raise ValueError
+        seconds = int(duration_seconds(option))
+    except (ValueError, KeyError):
+        seconds = 0
+    if not 0 < seconds <= _LONGEST_HOLD:
+        raise ConfigurationError(
+            f'debug_on_failure: expected seconds above 0, or a string such as "30m" or "2h", at most 7 days, '
+            f"got {option!r}."
+        )
+    return seconds

@@ -13,9 +13,10 @@ import pytest
 
 import dstack_core as dstack
 from dstack_core._report.delivery import with_command
-from dstack_core._report.hold import hold_seconds, with_hold
+from dstack_core._report.hold import with_hold
 from dstack_core.integration import describe_failure
 from dstack_core.models.configurations import Task
+from dstack_core.models.options import hold_seconds
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress, ReportedSoFar
 from dstack_core.models.statuses import RunStatus

@@ -67,6 +67,7 @@ LAYERS: dict[str, list[set[str]]] = {
             "_artifact_content",
             "_bundle_main",
             "_bundle_secrets",
+            "_checks",
             "_flow_result",
             "_flow_runs",
             "_function_result",

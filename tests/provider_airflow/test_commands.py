@@ -39,11 +39,11 @@ def test_runs_of_tasks_are_listed_and_what_they_cost(server: LocalServer, connec
             ("of-a-user", "user:me"),
         ):
             client.runs.submit(Task(commands=["true"]), name, marker=marker).wait(60, poll_interval=0.1)
-    listed = airflow("dstack", "ps", "--conn-id", connection, "--finished", "-o", "json")
+    listed = airflow("dstack", "ps", "--conn-id", connection, "--all", "-o", "json")
     assert listed.returncode == 0, listed.stderr
     assert [row["name"] for row in json_in(listed.stdout)] == ["of-a-task"]
     assert listed.stdout
-    every = airflow("dstack", "ps", "--conn-id", connection, "--finished", "--every")
+    every = airflow("dstack", "ps", "--conn-id", connection, "--all", "--every")
     assert {"of-a-task", "of-a-user"} <= {line.split()[0] for line in every.stdout.splitlines() if line}
     costs = airflow("dstack", "cost", "--conn-id", connection, "-o", "json")
     assert costs.returncode == 0, costs.stderr

@@ -36,12 +36,12 @@ def test_runs_of_flow_runs_are_listed_and_what_they_cost(
     with dstack.client() as client:
         for name, marker in (("of-a-flow", "prefect:flow_run/1/stop/ab-0/1"), ("of-a-user", "user:me")):
             client.runs.submit(Task(commands=["true"]), name, marker=marker).wait(60, poll_interval=0.1)
-    status, out, _ = shown(capsys, "ps", "--finished", "--json")
+    status, out, _ = shown(capsys, "ps", "--all", "-o", "json")
     names = {row["name"] for row in json.loads(out)}
     assert (status, "of-a-flow" in names, "of-a-user" in names) == (0, True, False)
-    _, out, _ = shown(capsys, "ps", "--finished", "--every")
+    _, out, _ = shown(capsys, "ps", "--all", "--every")
     assert {"of-a-flow", "of-a-user"} <= {line.split()[0] for line in out.splitlines()}
-    _, out, _ = shown(capsys, "cost", "--json")
+    _, out, _ = shown(capsys, "cost", "-o", "json")
     assert "user:me" in {row["group"] for row in json.loads(out)}
     status, _, err = shown(capsys, "cost", "--by", "colour")
     assert (status, err.startswith("by: expected owner")) == (1, True)
@@ -53,7 +53,7 @@ def test_doctor_checks_dstack_and_prefect(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    status, out, _ = shown(capsys, "doctor", "--json")
+    status, out, _ = shown(capsys, "doctor", "-o", "json")
     states = {each["check"]: each["state"] for each in json.loads(out)}
     assert (status, states["Prefect"], states["token"], states["machines"]) == (0, "ok", "ok", "ok")
     assert dstack.token not in out
@@ -65,3 +65,51 @@ def test_doctor_checks_dstack_and_prefect(
     status, out, _ = shown(capsys, "doctor")
     assert status == 1
     assert "error    token: " in out
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("command", ["ps", "cost", "reap"])
+def test_a_block_that_does_not_exist_is_one_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = shown(capsys, command, "--credentials", "nope")
+    assert (status, out, len(err.splitlines())) == (1, "", 1)
+    assert "credentials: expected the name of a saved DstackCredentials block, got 'nope'" in err
+    assert "prefect block ls" in err
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_doctor_finds_that_a_block_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = shown(capsys, "doctor", "--credentials", "nope")
+    assert (status, "error    configuration: credentials: expected the name" in out) == (1, True)
+
+
+@pytest.mark.parametrize("command", ["ps", "cost", "reap"])
+def test_a_prefect_server_that_does_not_answer_is_one_line(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}):
+        status, out, err = shown(capsys, command, "--credentials", "nope")
+    assert (status, out, len(err.splitlines())) == (1, "", 1)
+    assert err.startswith("The Prefect server does not answer")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "has no active runs of Prefect flow runs."),
+        (("--every",), "has no active runs."),
+        (("--all",), "has no runs of Prefect flow runs."),
+        (("-a", "--every"), "has no runs."),
+    ],
+)
+def test_an_empty_list_names_what_is_missing(
+    options: tuple[str, ...], words: str, dstack: LocalServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert shown(capsys, "ps", *options)[:2] == (0, f"Project {dstack.project} {words}\n")
+
+
+@pytest.mark.parametrize("command", ["ps", "cost", "doctor", "reap"])
+def test_the_help_is_for_a_person_at_a_terminal(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = shown(capsys, command, "--help")
+    assert "Returns" not in out
+    assert ("--output" in out) == (command != "reap")
+    assert "--json" not in out

@@ -90,5 +90,17 @@ def test_a_saved_block_is_found_by_name(dstack: LocalServer, credentials: Dstack
     assert loaded.user_token.get_secret_value() == dstack.token
     with loaded.get_client() as client:
         assert client.runs.list() == []
-    with pytest.raises(ValueError, match="no-such-block"):
+    with pytest.raises(ConfigurationError, match="got 'no-such-block', which does not exist"):
         load("no-such-block")
+
+
+@pytest.mark.parametrize("value", ["x", 3, ["team"]])
+def test_wrong_default_tags_are_one_error(value: Any) -> None:
+    with pytest.raises(ValidationError, match="default_tags") as caught:
+        DstackCredentials.model_validate(
+            {"server_url": "http://a", "project_name": "p", "user_token": "t", "default_tags": value}
+        )
+    (error,) = caught.value.errors()
+    assert error["msg"] == (
+        f'Value error, expected a dict such as {{"team": "ml"}}, or False for no tags, got {value!r}.'
+    )

@@ -540,6 +540,15 @@ def uses_names_of_its_file() -> int:
         (train, {"poll_interval": 0}, "poll_interval: expected more than 0 seconds, got 0"),
         (train, {"log_budget_bytes": -1}, "log_budget_bytes: expected bytes of log"),
         (train, {"on_crash": "hope"}, 'on_crash: expected "stop" or "keep", got \'hope\''),
+        (train, {"poll_interval": "x"}, "poll_interval: expected more than 0 seconds, got 'x'"),
+        (train, {"retry_budget": True}, "retry_budget: expected 0 seconds or more, got True"),
+        (train, {"stream_logs": "no"}, "stream_logs: expected True or False, got 'no'"),
+        (train, {"log_timestamps": "yes"}, "log_timestamps: expected True or False, got 'yes'"),
+        (train, {"artifacts": 1}, "artifacts: expected True or False, got 1"),
+        (train, {"torchrun": "no"}, "torchrun: expected True or False, got 'no'"),
+        (train, {"tags": {"a b": 1}}, "^tags: expected a key .* got 'a b'"),
+        (train, {"tags": {"team": 1}}, "^tags: expected a value .* got 1"),
+        (train, {"debug_on_failure": "soon"}, "^debug_on_failure: expected seconds .* got 'soon'"),
         (uses_names_of_its_file, {}, "got one that uses FACTOR of its file"),
         (lambda: 1, {}, "expected a plain function, got a lambda"),
         (generates, {}, "expected a function that returns its value, got a generator"),
@@ -552,6 +561,23 @@ def test_what_is_wrong_is_refused_where_it_is_decorated(
 ) -> None:
     with pytest.raises(ConfigurationError, match=shown_text):
         dstack_task(**options)(function)
+
+
+def add(one: int, two: int) -> int:
+    return one + two
+
+
+def test_a_run_is_named_after_its_task(dstack: LocalServer, credentials: DstackCredentials) -> None:
+    named: Any = dstack_task(credentials=credentials, poll_interval=0.1, name="My Func (v2.0)")(add)
+
+    @flow(name="nightly")
+    def calls() -> list[int]:
+        return [named(1, 2), named.with_options(name="Other one")(1, 2), named.with_options(name="add")(1, 2)]
+
+    assert calls() == [3, 3, 3]
+    with dstack.client() as client:
+        names = {run.name.rpartition("-")[0] for run in client.runs.list(all=True)}
+    assert names == {"nightly-my-func-v2-0", "nightly-other-one", "nightly-add"}
 
 
 def test_the_options_are_those_of_prefect_and_of_a_submission() -> None:

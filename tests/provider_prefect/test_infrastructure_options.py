@@ -52,12 +52,22 @@ def test_the_decorated_flow_is_the_flow() -> None:
         ({"gpu": "H100"}, TypeError, "gpu: expected one of the options"),
         ({"max_price": 0}, ConfigurationError, "max_price"),
         ({"credentials": 3}, ConfigurationError, "credentials: expected a DstackCredentials"),
+        ({"tags": {"a b": 1}}, ConfigurationError, "^tags: expected a key .* got 'a b'"),
+        ({"tags": "x"}, ConfigurationError, "^tags: expected a dict"),
+        ({"debug_on_failure": "soon"}, ConfigurationError, "^debug_on_failure: expected seconds .* 'soon'"),
         ({"commands": "pip install torch"}, ConfigurationError, "commands: expected a list"),
     ],
 )
 def test_a_wrong_option_is_refused_at_the_flow(options: Any, error: Any, named: str) -> None:
     with pytest.raises(error, match=named):
         dstack(**options)
+
+
+def test_what_prefect_fills_in_is_not_checked() -> None:
+    of_prefect = "{{ prefect.variables.team }}"
+    options: Any = {"tags": {"team": of_prefect}, "debug_on_failure": of_prefect}
+    bound: Any = dstack(**options)(plain)
+    assert bound.job_variables == options
 
 
 @pytest.mark.parametrize("pool", [plain, 3, ""])

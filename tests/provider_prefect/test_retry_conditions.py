@@ -53,3 +53,10 @@ def test_the_default_is_what_may_pass() -> None:
 def test_a_name_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"retry_on: expected failure categories .* got 'capcity'"):
         retry_on("capcity")
+
+
+@pytest.mark.parametrize("names", [(["capacity", "spot"],), (("capacity",), "spot")])
+def test_a_list_of_names_is_taken(names: Any) -> None:
+    assert callable(retry_on(*names))
+    with pytest.raises(ConfigurationError, match=r"retry_on: expected failure categories .* got 3"):
+        retry_on([3])  # type: ignore[list-item]

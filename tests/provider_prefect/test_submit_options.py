@@ -116,7 +116,17 @@ def test_a_block_and_a_work_pool_have_every_option(name: str) -> None:
 def test_an_option_that_does_not_exist_is_named(dstack: LocalServer, credentials: DstackCredentials) -> None:
     with pytest.raises(TypeError, match=r"max_pric: expected one of the options .*max_price"):
         by_run_task(SHORT, credentials, max_pric=2)
+    with pytest.raises(TypeError, match=r"stream_log: .*stream_logs.* Did you mean stream_logs\?"):
+        by_run_task(SHORT, credentials, stream_log=False)
+    with pytest.raises(TypeError, match=r"bogus: expected .*poll_interval.* Check the spelling"):
+        by_run_task(SHORT, credentials, bogus=1)
     assert submissions(dstack) == 0
+
+
+@pytest.mark.parametrize("way", [by_run_task, by_arun_task])
+def test_a_block_that_does_not_exist_is_one_clear_error(way: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"credentials: expected the name .* got 'nope'"):
+        way(SHORT, "nope")
 
 
 @ALL_WAYS
@@ -204,6 +214,10 @@ def test_the_ready_flow_takes_the_options(
         ),
         ({"retry_policy": {"limit": "long"}}, "^retry_policy.limit: expected seconds above 0, .* got 'long'"),
         ({"args": "--epochs 3"}, "args: expected a list"),
+        ({"retry_budget": "x"}, "retry_budget: expected 0 seconds or more, got 'x'"),
+        ({"stream_logs": "no"}, "stream_logs: expected True or False, got 'no'"),
+        ({"artifacts": "no"}, "artifacts: expected True or False, got 'no'"),
+        ({"log_timestamps": "yes"}, "log_timestamps: expected True or False, got 'yes'"),
     ],
 )
 def test_a_wrong_option_is_refused(

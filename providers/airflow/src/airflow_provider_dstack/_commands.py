@@ -47,14 +47,19 @@ def ps(args: Namespace) -> str:
     with _client(args) as client:
         runs = [
             run
-            for run in list_project_runs(client, all=args.finished)
-            if (args.finished or run.last_status.is_active)
+            for run in list_project_runs(client, all=args.all)
+            if (args.all or run.last_status.is_active)
             and (args.every or (run.marker or "").startswith(_MARKER))
         ]
         rows, project = run_rows(runs, is_held=is_held_for_a_shell), client.project
     if args.output == "json":
         return _json([asdict(row) for row in rows])
-    return run_table(rows) if rows else f"Project {project} has no such runs."
+    if rows:
+        return run_table(rows)
+    return (
+        f"Project {project} has no{'' if args.all else ' active'} runs"
+        f"{'' if args.every else ' of Airflow tasks'}."
+    )
 
 
 def cost(args: Namespace) -> str:

@@ -51,7 +51,7 @@ def get_cli_commands() -> list[CLICommand]:
         help="List the dstack runs of Airflow tasks",
         func=ps,
         args=(
-            _option("--finished", help="Finished runs too", action="store_true"),
+            _option("-a", "--all", help="Finished runs too", action="store_true"),
             _option("--every", help="Also runs that are not of Airflow tasks", action="store_true"),
             connection,
             project,

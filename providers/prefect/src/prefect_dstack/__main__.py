@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -34,9 +34,10 @@ def reap(
 ) -> int:
     """Stop the active dstack runs whose flow run has ended, and report how runs ended.
 
-    Prints a line for each run, and their count. Returns 0, or 1 with one line on the standard error when a
-    server does not answer, and when a run could not be stopped.
+    It shows a line for each run, and their count. The exit status is 1 if a server does not answer, or if a
+    run could not be stopped.
     """
+    from httpx import HTTPError
     from prefect.settings import PREFECT_API_URL
 
     from dstack_core import DstackError
@@ -50,6 +51,11 @@ def reap(
     except DstackError as error:
         sys.stderr.write(f"{error.message}\n")
         return 1
+    except HTTPError as error:
+        from prefect_dstack._commands import without_prefect
+
+        sys.stderr.write(f"{without_prefect(error)}\n")
+        return 1
     for found in findings:
         sys.stdout.write(f"{describe(found, dry_run=dry_run)}\n")
     sys.stdout.write(f"{summary(findings, dry_run=dry_run)}\n")
@@ -59,24 +65,27 @@ def reap(
 _Credentials = Annotated[
     str | None, Parameter(help="Name of a saved DstackCredentials block; else the environment is used.")
 ]
-_Json = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
+_Output = Annotated[Literal["text", "json"], Parameter(name=["--output", "-o"], help="text or json.")]
 
 
 @app.command
 def ps(
     *,
     credentials: _Credentials = None,
-    finished: Annotated[bool, Parameter(help="Finished runs too.")] = False,
-    every: Annotated[bool, Parameter(help="Also runs that are not of Prefect flow runs.")] = False,
-    as_json: _Json = False,
+    finished: Annotated[
+        bool, Parameter(name=["--all", "-a"], negative="", help="Finished runs too.")
+    ] = False,
+    every: Annotated[
+        bool, Parameter(negative="", help="Also runs that are not of Prefect flow runs.")
+    ] = False,
+    output: _Output = "text",
 ) -> int:
-    """List the dstack runs of Prefect flow runs.
-
-    Returns 0, or 1 with one line on the standard error.
-    """
+    """List the dstack runs of Prefect flow runs."""
     from prefect_dstack import _commands
 
-    return _commands.show(lambda: _commands.ps(credentials, finished=finished, every=every, as_json=as_json))
+    return _commands.show(
+        lambda: _commands.ps(credentials, finished=finished, every=every, as_json=output == "json")
+    )
 
 
 @app.command
@@ -85,15 +94,12 @@ def cost(
     credentials: _Credentials = None,
     by: Annotated[str, Parameter(help="owner, name, status, day or tag:KEY.")] = "owner",
     since: Annotated[str | None, Parameter(help="Only runs submitted within this, such as 7d.")] = None,
-    as_json: _Json = False,
+    output: _Output = "text",
 ) -> int:
-    """Show what dstack runs have cost.
-
-    Returns 0, or 1 with one line on the standard error.
-    """
+    """Show what dstack runs have cost."""
     from prefect_dstack import _commands
 
-    return _commands.show(lambda: _commands.cost(credentials, by=by, since=since, as_json=as_json))
+    return _commands.show(lambda: _commands.cost(credentials, by=by, since=since, as_json=output == "json"))
 
 
 @app.command
@@ -101,15 +107,15 @@ def doctor(
     *,
     credentials: _Credentials = None,
     run: Annotated[str | None, Parameter(help="A running run whose container is logged in to.")] = None,
-    as_json: _Json = False,
+    output: _Output = "text",
 ) -> int:
     """Check the block, the way from this machine to a run, and Prefect; name what to do.
 
-    Returns 0, or 1 when something does not work.
+    The exit status is 1 if something does not work.
     """
     from prefect_dstack import _commands
 
-    return _commands.doctor(credentials, run=run, as_json=as_json)
+    return _commands.doctor(credentials, run=run, as_json=output == "json")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
+from httpx import HTTPError
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 
@@ -42,7 +43,18 @@ def show(command: Callable[[], str]) -> int:
     except DstackError as error:
         sys.stderr.write(f"{error.message}\n")
         return 1
+    except HTTPError as error:
+        sys.stderr.write(f"{without_prefect(error)}\n")
+        return 1
     return 0
+
+
+def without_prefect(error: HTTPError) -> str:
+    """Return the line for a Prefect server that does not answer, of which a block is read."""
+    return (
+        f"The Prefect server does not answer at {PREFECT_API_URL.value() or 'an address of its own'} "
+        f"({type(error).__name__}). Start it (prefect server start), or correct PREFECT_API_URL."
+    )
 
 
 def ps(credentials: str | None, *, finished: bool, every: bool, as_json: bool) -> str:
@@ -56,7 +68,10 @@ def ps(credentials: str | None, *, finished: bool, every: bool, as_json: bool) -
         rows, project = run_rows(runs, is_held=is_held_for_a_shell), client.project
     if as_json:
         return _json([asdict(row) for row in rows])
-    return run_table(rows) if rows else f"Project {project} has no such runs."
+    if rows:
+        return run_table(rows)
+    kind = "runs" if finished else "active runs"
+    return f"Project {project} has no {kind}{'' if every else ' of Prefect flow runs'}."
 
 
 def cost(credentials: str | None, *, by: str, since: str | None, as_json: bool) -> str:

@@ -20,6 +20,7 @@ from prefect.logging import get_run_logger
 from prefect_dstack import _log_relay
 from prefect_dstack._callbacks import new_notifier
 from prefect_dstack._cancellation import SLICE_SECONDS, CancelProbe, current_task_runner
+from prefect_dstack._checks import check_log_budget, check_on_crash, check_pace, check_switches
 from prefect_dstack._live_artifacts import LiveArtifacts
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET, Relay, client_warnings_in
 from prefect_dstack._names import Owner, identify, outlives_crash, task_owner
@@ -304,7 +305,8 @@ def prepare(
 
     check_pace(poll_interval, retry_budget)
     check_log_budget(log_budget_bytes)
-    _check("on_crash", on_crash, on_crash in ("stop", "keep"), '"stop" or "keep"')
+    check_switches(stream_logs=stream_logs, log_timestamps=log_timestamps, artifacts=artifacts)
+    check_on_crash(on_crash)
     owner = owner or task_owner()
     logger = logger or get_run_logger()
     prefix = submission.configuration.name
@@ -354,6 +356,7 @@ def prepare_to_watch(
 
     check_pace(poll_interval, retry_budget)
     check_log_budget(log_budget_bytes)
+    check_switches(stream_logs=stream_logs, log_timestamps=log_timestamps, artifacts=artifacts)
     name = name_of(run)
     relay = Relay(logger, stream_logs=stream_logs, log_budget_bytes=log_budget_bytes)
     report, live = _artifacts(name, logger, relay, artifacts and owner.is_tracked)
@@ -395,18 +398,6 @@ def name_of(run: RunLike) -> str:
     return name
 
 
-def check_pace(poll_interval: float, retry_budget: float) -> None:
-    """Raise ``ConfigurationError`` for values out of range."""
-    _check("poll_interval", poll_interval, poll_interval > 0, "more than 0 seconds")
-    _check("retry_budget", retry_budget, retry_budget >= 0, "0 seconds or more")
-
-
-def check_log_budget(value: object) -> None:
-    """Raise ``ConfigurationError`` for what is not a number of bytes."""
-    is_fine = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
-    _check("log_budget_bytes", value, is_fine, "bytes of log, 0 or more, or None for all of it")
-
-
 def _artifacts(name: str | None, logger: Any, relay: Relay, artifacts: bool) -> tuple[Report, LiveArtifacts]:
     """Return what shows the run itself, and what shows its reports, as artifacts of the current task."""
     task, flow = TaskRunContext.get(), FlowRunContext.get()
@@ -441,11 +432,6 @@ def _trace(relay: Relay, logger: Any) -> None:
         trace_run(relay.outcome, relay.progress.since)
     except Exception as error:
         logger.warning("Could not trace run %s: %r.", relay.outcome.run_name, error)
-
-
-def _check(name: str, value: object, is_fine: bool, wanted: str) -> None:
-    if not is_fine:
-        refuse(f"{name}: expected {wanted}, got {value!r}.")
 
 
 def refuse(message: str) -> NoReturn:

@@ -18,6 +18,7 @@ ones.
 
 from __future__ import annotations
 
+import inspect
 import json
 import threading
 from dataclasses import dataclass, replace
@@ -252,6 +253,15 @@ def name_of_task(task: Task[..., Any]) -> str | None:
     function = task.fn
     is_ours = (function.__module__ or "").startswith("prefect_dstack.")
     return None if is_ours and task.name == function.__name__ else task.name
+
+
+def own_parameters() -> list[str]:
+    """Return the parameters of the current task that have names, without its options."""
+    context = TaskRunContext.get()
+    if context is None:
+        return []
+    parameters = inspect.signature(context.task.fn).parameters.values()
+    return [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
 
 
 def _marker_prefix(kind: str, owner_id: str) -> str:

@@ -8,9 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from prefect.context import TaskRunContext
+
 from prefect_dstack import _follow
+from prefect_dstack._checks import check_log_budget, check_on_crash, check_pace, check_switches
 from prefect_dstack._function_result import FunctionResult
-from prefect_dstack._job import Job, check_log_budget, check_pace, prepare, refuse
+from prefect_dstack._job import Job, prepare, refuse
+from prefect_dstack._names import name_of_task
 from prefect_dstack._secrets import with_plain_secrets
 from prefect_dstack._submission import checked_env, resolve
 from prefect_dstack.credentials import CredentialsLike, aload, aload_git, load, load_git
@@ -45,7 +49,7 @@ class RemoteFunction:
     def check(self) -> None:
         """Raise ``ConfigurationError`` for what is wrong with any arguments; reads the source."""
         from dstack_core import ConfigurationError, Task, check_callbacks
-        from dstack_core.integration import FunctionCall, check_mask_env
+        from dstack_core.integration import FunctionCall, check_mask_env, check_tags, hold_seconds
 
         function, following = self.function, self.following
         if not inspect.isfunction(function):
@@ -63,10 +67,15 @@ class RemoteFunction:
         check_pace(following["poll_interval"], following["retry_budget"])
         check_log_budget(following["log_budget_bytes"])
         check_callbacks(following["callbacks"])
-        if following["on_crash"] not in ("stop", "keep"):
-            refuse(f'on_crash: expected "stop" or "keep", got {following["on_crash"]!r}.')
+        check_on_crash(following["on_crash"])
+        switches = {name: following[name] for name in ("stream_logs", "log_timestamps", "artifacts")}
+        check_switches(**switches, torchrun=self.packing["torchrun"])
         checked_env(self.options.get("env"))
         check_mask_env(self.options.get("mask_env") or "secrets")
+        hold_seconds(self.options.get("debug_on_failure"))
+        tags = self.options.get("tags")
+        if tags is not None and tags is not False:
+            check_tags("tags", tags)
         given = {name: self.options.get(name) for name in _OF_CONFIGURATION}
         try:
             Task.model_validate(_given({**with_plain_secrets(self.machine), **given}))
@@ -136,6 +145,12 @@ class RemoteFunction:
         job.function = function
         return job, function
 
+    def _task_name(self) -> str | None:
+        """Return the name of the current task, if it is not that of the function."""
+        context = TaskRunContext.get()
+        name = None if context is None else name_of_task(context.task)
+        return None if name == self.function.__name__ else name
+
     def _base(self, configuration: Configuration, call: FunctionCall) -> Configuration:
         """Return the configuration with the image and what else was given beside it, named after the call."""
         from dstack_core.integration import slug
@@ -146,7 +161,7 @@ class RemoteFunction:
         if commands := given.pop("commands", None):
             added = [commands] if isinstance(commands, str) else commands
             given["commands"] = [*(configuration.commands or []), *added]
-        name = configuration.name or slug(call.name, default="function")
+        name = configuration.name or slug(self._task_name() or call.name, default="function")
         fields = {each: getattr(configuration, each) for each in configuration.model_fields_set}
         return type(configuration).model_validate({**fields, **given, "name": name})
 

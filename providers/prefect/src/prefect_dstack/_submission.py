@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from prefect_dstack._names import own_parameters
 from prefect_dstack._secrets import GitLogin, Masking, is_secret, names_of_secrets, plain, with_plain_secrets
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def resolve(
     from dstack_core.integration import check_ends, check_mask_env, collect_secrets
     from prefect_dstack._options import OPTION_NAMES
 
-    check_options(options, OPTION_NAMES)
+    check_options(options, OPTION_NAMES, own_parameters())
     given = {name: value for name, value in options.items() if value is not None}
     configuration, from_configuration = _without_secret_env(configuration)
     env = {**from_configuration, **checked_env(given.get("env"))}

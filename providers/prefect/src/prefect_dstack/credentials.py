@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, cast
 
 from prefect.blocks.abstract import CredentialsBlock
-from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator, model_validator
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr, ValidationError, field_validator, model_validator
 
 from prefect_dstack._secrets import GitCredentialsLike, GitLogin, aload_login, load_login, login_of
 from prefect_dstack._submission import Code, code_of
@@ -89,6 +90,14 @@ class DstackCredentials(CredentialsBlock):
                 "https://."
             )
         return value
+
+    @field_validator("default_tags", mode="before")
+    @classmethod
+    def _is_one_kind_of_tags(cls, value: Any) -> Any:
+        # Without this, pydantic reports one error for each type that the field may have.
+        if value is None or isinstance(value, bool | Mapping):
+            return value
+        raise ValueError(f'expected a dict such as {{"team": "ml"}}, or False for no tags, got {value!r}.')
 
     @field_validator("ui_url")
     @classmethod
@@ -208,19 +217,20 @@ def target_of(block: DstackCredentials | None, tags: Mapping[str, str] = _NO_TAG
 def load(credentials: CredentialsLike) -> DstackCredentials | None:
     """Return the block itself, or None for the environment.
 
-    Raises ``ConfigurationError`` for anything else, and Prefect's ``ValueError`` for a name that no
-    saved block has.
+    Raises ``ConfigurationError`` for anything else, and for a name that no saved block has.
     """
     if isinstance(credentials, str):
-        # Without _sync a hook that runs inside an event loop would get a coroutine.
-        return cast(DstackCredentials, DstackCredentials.load(credentials, _sync=True))  # type: ignore[call-arg]
+        with _missing_named(credentials):
+            # Without _sync a hook that runs inside an event loop would get a coroutine.
+            return cast(DstackCredentials, DstackCredentials.load(credentials, _sync=True))  # type: ignore[call-arg]
     return _checked(credentials)
 
 
 async def aload(credentials: CredentialsLike) -> DstackCredentials | None:
     """Return the block itself, or None: the twin of ``load``."""
     if isinstance(credentials, str):
-        return await DstackCredentials.aload(credentials)
+        with _missing_named(credentials):
+            return await DstackCredentials.aload(credentials)
     return _checked(credentials)
 
 
@@ -268,6 +278,23 @@ def open_async_client(
     return AsyncClient.from_config(
         **target_of(credentials, tags), **code.arguments, timeout=timeout, retry_budget=retry_budget
     )
+
+
+@contextmanager
+def _missing_named(name: str) -> Iterator[None]:
+    """Turn Prefect's ``ValueError`` for a missing block into an error of ``credentials``."""
+    try:
+        yield
+    except ValidationError:
+        # A ValueError too, but one of a block that exists and cannot be read.
+        raise
+    except ValueError:
+        from dstack_core import ConfigurationError
+
+        raise ConfigurationError(
+            f"credentials: expected the name of a saved DstackCredentials block, got {name!r}, which does "
+            "not exist. Save it first, or correct the name; `prefect block ls` lists the saved ones."
+        ) from None
 
 
 def _checked(credentials: object) -> DstackCredentials | None:

@@ -309,6 +309,7 @@ def _variables(
     configuration = dict(options.get("configuration") or {})
     if before := [*(configuration.get("commands") or []), *commands]:
         variables["configuration"] = {**configuration, "commands": before}
+    _check_tags_and_debug(options)
     try:
         DstackVariables(**variables)
     except ValidationError as error:
@@ -316,6 +317,22 @@ def _variables(
         name = ".".join(str(part) for part in first["loc"][:1])
         _refuse(f"{name}: {first['msg']}, got {first['input']!r}.")
     return variables
+
+
+def _check_tags_and_debug(options: Mapping[str, Any]) -> None:
+    """Raise ``ConfigurationError``; what Prefect fills in later is not checked."""
+    from dstack_core.integration import check_tags, hold_seconds
+
+    tags, debug = options.get("tags"), options.get("debug_on_failure")
+    if tags is not None and not isinstance(tags, bool) and not _is_template(tags):
+        own = tags.items() if isinstance(tags, Mapping) else ()
+        check_tags("tags", {key: value for key, value in own if not _is_template(value)} if own else tags)
+    if not _is_template(debug):
+        hold_seconds(debug)
+
+
+def _is_template(value: object) -> bool:
+    return isinstance(value, str) and "{{" in value
 
 
 def _check_api() -> None:

@@ -156,6 +156,14 @@ class DstackRun(JobBlock[dict[str, Any]]):
             raise ValueError(error.message) from None
         return value
 
+    @field_validator("tags", mode="before")
+    @classmethod
+    def _is_one_kind_of_tags(cls, value: Any) -> Any:
+        # Without this, pydantic reports one error for each type that the field may have.
+        if value is None or isinstance(value, bool | Mapping):
+            return value
+        raise ValueError(f'expected a dict such as {{"team": "ml"}}, or False for no tags, got {value!r}.')
+
     @field_validator("callbacks")
     @classmethod
     def _callbacks_are_paths(cls, value: list[str] | None) -> list[str] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["retry_on"]
 
 
-def retry_on(*categories: str) -> Callable[[Task[..., Any], TaskRun, State[Any]], bool]:
+def retry_on(*categories: str | Collection[str]) -> Callable[[Task[..., Any], TaskRun, State[Any]], bool]:
     """Return a condition for ``retry_condition_fn`` of a task, by the failure category of its run.
 
     A task is tried again only if its run ended with one of the categories, or if the dstack server did not
@@ -21,8 +21,8 @@ def retry_on(*categories: str) -> Callable[[Task[..., Any], TaskRun, State[Any]]
 
     Args:
         *categories: Failure categories such as ``"image.pull_failed"``, and groups such as ``"capacity"``,
-            which stand for all that begin with them. Default: ``capacity``, ``spot``, ``machine``,
-            ``image.pull_failed``, ``server`` and ``gateway``.
+            which stand for all that begin with them; or lists of these. Default: ``capacity``, ``spot``,
+            ``machine``, ``image.pull_failed``, ``server`` and ``gateway``.
 
     Raises:
         ConfigurationError: A name is neither a failure category nor a group.
@@ -32,7 +32,10 @@ def retry_on(*categories: str) -> Callable[[Task[..., Any], TaskRun, State[Any]]
     """
     from dstack_core.integration import RETRIED_CATEGORIES, category_of, check_categories, in_categories
 
-    wanted = check_categories(categories or RETRIED_CATEGORIES, "retry_on")
+    names: list[str] = []
+    for each in categories:
+        names += each if isinstance(each, list | tuple | set | frozenset) else [each]  # type: ignore[list-item]
+    wanted = check_categories(names or RETRIED_CATEGORIES, "retry_on")
 
     def is_worth_a_retry(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
         # Prefect wraps the exception of a task whose results it keeps.

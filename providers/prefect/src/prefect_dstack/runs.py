@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from prefect_dstack import _follow
+from prefect_dstack._checks import check_switches
 from prefect_dstack._follow import info
 from prefect_dstack._job import RunLike, name_of, own, prepare_to_watch
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
@@ -266,6 +267,7 @@ def stop_run(
         AccessDeniedError: The token may not stop the run.
         ServerError: The other server errors.
     """
+    check_switches(abort=abort)
     with open_client(load(credentials), retry_budget=_BUDGET) as client:
         found = client.runs.get(name_of(run))
         if found is None or not _is_same(run, found):
@@ -283,6 +285,7 @@ async def astop_run(
     run: RunLike, credentials: CredentialsLike = None, *, abort: bool = False
 ) -> dict[str, Any] | None:
     """Stop a run: the async twin of ``stop_run``, with its parameters, result and errors."""
+    check_switches(abort=abort)
     async with open_async_client(await aload(credentials), retry_budget=_BUDGET) as client:
         found = await client.runs.get(name_of(run))
         if found is None or not _is_same(run, found):
