@@ -258,3 +258,16 @@ def test_two_processes_that_stop_one_run_send_one_stop_each(driver: Driver) -> N
     stop_owned(driver, script)
     stop_owned(driver, script)
     assert script.paths().count("runs/stop") == 2
+
+
+@pytest.mark.parametrize(("commands", "polls"), [(["dstack_hold_seconds=60\n"], 1), (["true"], 0)])
+def test_a_stop_whose_log_cannot_be_read_has_the_outcome_of_the_server(
+    driver: Driver, commands: list[str], polls: int
+) -> None:
+    run = run_json("terminated", termination_reason="stopped_by_user")
+    run["run_spec"]["configuration"]["commands"] = commands
+    script = Script(runs__stop=[STOPPED], runs__get=[reply(run)], logs__poll=[LOST])
+    result = stop_owned(driver, script, until=Until.ENDED)
+    assert script.paths().count("logs/poll") == polls
+    assert result.outcome is not None
+    assert result.outcome.status.was_stopped
