@@ -123,7 +123,8 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
     """
     poll, is_news = _poll(api, progress, options), _IsNews((), options.stops)
     last_new, last_message = options.wall_clock(), -math.inf
-    partial, log_options = PartialLines(options.wall_clock), options.log_options
+    partial = PartialLines(options.wall_clock, progress.cursors)
+    log_options = options.log_options
     waiting = WaitingReports(options.waiting_interval, options.wall_clock, asks_often=not options.is_shared)
     run = yield from call(poll)
     while True:

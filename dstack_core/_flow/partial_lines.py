@@ -6,14 +6,16 @@ these would double the log.
 
 The idea: an unfinished line is reported once it has been open for some seconds in which no other line ended,
 then again at most every half a minute, and only if it has changed. Whether its present state was reported
-rides on the log's cursor, so a prompt that stands still is not repeated, in another process neither.
+rides on the log's cursor, so a prompt that stands still is not repeated, in another process neither. A line
+that was open already when another process took over is due at once: a handover takes seconds itself.
 
 Invariant: nothing here changes what is pending, so the line itself is still reported once, when it ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from dstack_core.models.progress import LogCursor
@@ -30,10 +32,11 @@ class PartialLines:
 
     __slots__ = ("_clock", "_due")
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], taken_over: Mapping[str, LogCursor] | None = None) -> None:
         self._clock = clock
+        cursors = (taken_over or {}).items()
         # Thousands of runs may be followed, and most have no open line: no dict before it is needed.
-        self._due: dict[str, float] | None = None
+        self._due = {key: -math.inf for key, cursor in cursors if cursor.pending} or None
 
     def line_ended(self, submission_id: str) -> None:
         """Note that a line has ended: what is open now is another one."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from dstack_core import Event, LogLines, PartialLine, Progress
 from dstack_core._flow.follow import FollowOptions, follow
+from dstack_core._flow.partial_lines import PartialLines
 from dstack_core._flow.steps import Flow
 from dstack_core._wire.api import Api
 from dstack_core.integration import LogRelay
 from dstack_core.models.outcome import Outcome
+from dstack_core.models.progress import LogCursor
 from tests.core.scripted import Driver, Script, page, reply, run_json
 
 API = Api("http://server", "main")
@@ -171,3 +174,15 @@ def test_a_relay_shows_the_time_before_each_line_but_not_in_an_error() -> None:
     assert [text for _, text in relay.records(partial("45%", times=times))] == [
         "2026-11-23T09:30:02.500Z 45% (still running)"
     ]
+
+
+def test_a_line_that_was_open_at_a_takeover_is_due_at_once() -> None:
+    opened = LogCursor(pending="DSA0MCU=")
+    partial = PartialLines(lambda: 100.0, {"job": opened, "other": LogCursor()})
+    assert partial.due("other", opened) is None
+    reported = partial.due("job", opened)
+    assert reported == replace(opened, shown=True)
+    assert partial.due("job", opened) is None
+    partial = PartialLines(lambda: 100.0, {"job": opened})
+    partial.line_ended("job")
+    assert partial.due("job", opened) is None
