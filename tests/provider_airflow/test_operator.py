@@ -74,9 +74,9 @@ def operator(**arguments: Any) -> DstackRunOperator:
         ({"tags": True}, 'tags: expected a dict such as {"team": "ml"}, got True'),
         ({"tags": ["team"]}, "tags: expected a dict"),
         ({"tags": "team"}, "tags: expected a dict"),
-        ({"tags": {"te am": "x", "x": "{{ ds }}"}}, "tags: expected as a key .*, got 'te am'"),
-        ({"tags": {"team": 1}}, "tags: expected for team .*, got 1"),
-        ({"tags": {"team": None}}, "tags: expected for team .*, got None"),
+        ({"tags": {"te am": "x", "x": "{{ ds }}"}}, "tags: expected a key of .*, got 'te am'"),
+        ({"tags": {"team": 1}}, "tags: expected a value .* for team, got 1"),
+        ({"tags": {"team": None}}, "tags: expected a value .* for team, got None"),
         *(
             ({"debug_on_failure": given}, f"debug_on_failure: expected seconds above 0.*, got {given!r}")
             for given in ("5x", "", "0", 0, -1, True, 1.5, "1.5h")
