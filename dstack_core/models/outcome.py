@@ -195,6 +195,9 @@ def _of_hold(outcome: Outcome, reported: ReportedSoFar) -> dict[str, Any]:
     """
     held, released = reported.held, reported.released
     seconds = float(held["seconds"] if released is None else released)
+    if released is None and not outcome.status.is_active and outcome.duration is not None:
+        # It was stopped, and the server did not read the last lines of its log.
+        seconds = min(seconds, outcome.duration)
     is_held = released is None and not outcome.status.is_ending
     return {
         "status": RunStatus.FAILED,

@@ -91,7 +91,7 @@ def test_secrets_are_in_no_log_parameter_artifact_or_state(
                     processes.append(" ".join(one.cmdline()))
         future.result()
 
-    with pytest.raises(Exception, match="it is") as failed:
+    with pytest.raises(Exception, match="exited with status 3") as failed:
         secretive(credentials, "train")
     told = "\n".join(log_records(ids[0], last="the-end"))
     assert "it is *** after 100000, not ***" in told
