@@ -190,7 +190,7 @@ def test_values_of_env_are_shown_nowhere(
     monkeypatch.setenv("AIRFLOW_VAR_HF_TOKEN", "variable-sesame-11")
     monkeypatch.setenv(
         "AIRFLOW_CONN_HUB",
-        '{"conn_type": "http", "login": "robot-of-hub", "password": "connection-sesame-22"}',
+        '{"conn_type": "http", "login": "robot-of-the-hub", "password": "connection-sesame-22"}',
     )
     monkeypatch.setenv("KEY_OF_WORKER", "worker-sesame-33")
     ran = dag_runner.run_tasks(
@@ -203,7 +203,7 @@ DstackRunOperator(
         "commands": ["sleep {3 if deferrable else 0}", "echo $STAGE-ing as $LOGIN: $HF_TOKEN $HUB $KEY_OF_WORKER", "exit 3"],
     }},
     env={{"HF_TOKEN": "{{{{ var.value.hf_token }}}}", "HUB": "{{{{ conn.hub.password }}}}",
-         "STAGE": "train", "LOGIN": "{{{{ conn.hub.login }}}}"}},
+         "STAGE": "rehearse", "LOGIN": "{{{{ conn.hub.login }}}}"}},
     poll_interval=0.3,
     deferrable={deferrable},
 )
@@ -211,12 +211,12 @@ DstackRunOperator(
     )
     output = capfd.readouterr().out
     assert ran.tasks == {"train": "failed"}
-    assert "train-ing as robot-of-hub: *** *** ***" in output
+    assert "rehearse-ing as robot-of-the-hub: *** *** ***" in output
     for secret in ("variable-sesame-11", "connection-sesame-22", "worker-sesame-33"):
         assert secret not in output
         assert not [row for row in kept(ran.dag_id) if secret in row]
     # What the run got beside its secrets is on the page of rendered fields.
-    assert [row for row in kept(ran.dag_id) if "robot-of-hub" in row and "train" in row]
+    assert [row for row in kept(ran.dag_id) if "robot-of-the-hub" in row and "rehearse" in row]
 
 
 @pytest.mark.parametrize("form", ["file", "dict", "model"])

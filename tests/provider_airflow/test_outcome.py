@@ -95,8 +95,7 @@ def test_what_a_triggerer_logs_of_an_event_has_no_log_lines(rest: dict[str, Any]
         "outcome": FAILED.to_dict(),
         "tail": ["out of memory"],
         "is_tail_shown": True,
-        "since": {},
-        **({"reported": {"skip": None}} if rest is None else {"rest": rest}),
+        **({"reported": {"skip": None}, "since": {}} if rest is None else {"rest": rest}),
     }
 
 

@@ -42,7 +42,7 @@ def test_a_progress_bar_shows_its_state_and_its_line_once(
     working()
     lines = [line for text in log_records(ids[0], last="the-end") for line in text.split("\n")]
     time = _TIME if timestamps else ""
-    assert len([line for line in lines if re.fullmatch(time + r" \d0%\|##\| \(still running\)", line)]) >= 2
+    assert len([line for line in lines if re.fullmatch(time + r" \d0%\|##\| \(still running\)", line)]) >= 1
     assert len([line for line in lines if re.fullmatch(time + r"100%\|done", line)]) == 1
     assert len([line for line in lines if re.fullmatch(time + "the-end", line)]) == 1
 
