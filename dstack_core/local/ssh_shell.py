@@ -104,11 +104,22 @@ class Shell:
             os.close(slave)
             slave = -1
             self._in_background(self._keys_to, self._master, process)
-            self._output_of(self._master, self._channel.sendall)
-            return _exit_status(process.wait())
+            try:
+                self._output_of(self._master, self._channel.sendall)
+            finally:
+                # Closing the terminal ends the shell of a client that is gone; without the wait it would
+                # stay as a zombie.
+                master, self._master = self._master, None
+                os.close(master)
+                status = process.wait()
+            return _exit_status(status)
+        except OSError:
+            # The directory is gone: the job has ended.
+            if self._master is not None:
+                os.close(self._master)
+                self._master = None
+            raise
         finally:
-            master, self._master = self._master, None
-            os.close(master)
             if slave >= 0:
                 os.close(slave)
 
