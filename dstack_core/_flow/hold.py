@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from dstack_core._flow.logs import LogOptions, read_lines
 from dstack_core._flow.partial_lines import PartialLines
-from dstack_core._flow.steps import Flow, Op
+from dstack_core._flow.steps import Flow, Op, changing
 from dstack_core._wire.api import Api
 from dstack_core._wire.http_messages import Call
 from dstack_core._wire.runs import RunSnapshot
@@ -23,30 +23,19 @@ T = TypeVar("T")
 
 def without_log(flow: Flow[T]) -> Flow[T]:
     """Return the flow without the events of the log, for callers that want only the run's end."""
-    answer: Any = None
-    failure: Exception | None = None
-    try:
-        while True:
-            step = flow.send(answer) if failure is None else flow.throw(failure)
-            answer, failure = None, None
-            if isinstance(step, LogLines | Reported | ReportsDropped):
-                continue
-            try:
-                answer = yield step
-            except Exception as error:
-                failure = error
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    finally:
-        flow.close()
+    return changing(
+        flow, lambda step: None if isinstance(step, LogLines | Reported | ReportsDropped) else step
+    )
 
 
 def without_earlier_hold(run: RunSnapshot, progress: Progress) -> Progress:
     """Return the progress without the hold of an attempt that the server has replaced by another one."""
     attempt = progress.reported.held.get("attempt")
+    # Each poll of each follower comes here, and few runs are held.
+    if attempt is None:
+        return progress
     latest = [job.submissions[-1].attempt for job in run.jobs if job.submissions]
-    if attempt is None or attempt >= max(latest, default=0):
+    if attempt >= max(latest, default=0):
         return progress
     return replace(progress, reported=replace(progress.reported, held={}, released=None))
 
@@ -78,24 +67,17 @@ def with_hold(
 
 def _reported(api: Api, run: RunSnapshot, seconds_left: Callable[[], float | None]) -> Op[ReportedSoFar]:
     """Return what the latest attempts have written to the log."""
+
+    def within_time(step: Any) -> Any:
+        if isinstance(step, Event):
+            return None
+        if not isinstance(step, Call) or (left := seconds_left()) is None:
+            return step
+        if left <= 0:
+            raise WaitTimeoutError(f"The log of run {run.name} was not read in time.")
+        return step.within(left)
+
     log, progress = LogOptions(ReportLimits()), Progress(run.name, run.id)
     flow = read_lines(api, run, progress, log, PartialLines(lambda: 0.0))
-    answer: Any = None
-    failure: Exception | None = None
-    while True:
-        try:
-            step = flow.send(answer) if failure is None else flow.throw(failure)
-        except StopIteration as end:
-            return without_earlier_hold(run, end.value).reported
-        answer, failure = None, None
-        if isinstance(step, Event):
-            continue
-        if isinstance(step, Call) and (left := seconds_left()) is not None:
-            if left <= 0:
-                flow.close()
-                raise WaitTimeoutError(f"The log of run {run.name} was not read in time.")
-            step = step.within(left)
-        try:
-            answer = yield step  # type: ignore[misc]
-        except Exception as error:
-            failure = error
+    progress = yield from changing(flow, within_time)
+    return without_earlier_hold(run, progress).reported

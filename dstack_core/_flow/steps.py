@@ -129,15 +129,20 @@ def _polls(wait: Wait) -> Generator[Call[Any] | Sleep, Any, RunSnapshot | None]:
             return run
 
 
-def observing(flow: Flow[T], see: Callable[[object], None]) -> Flow[T]:
-    """Pass each step of ``flow`` to ``see`` before it is carried out."""
+def changing(flow: Flow[T], change: Callable[[Any], Any]) -> Generator[Any, Any, T]:
+    """Carry out what ``change`` returns for each step of ``flow``; None drops an event.
+
+    What ``change`` raises ends the flow.
+    """
     answer: Any = None
     failure: Exception | None = None
     try:
         while True:
             step = flow.send(answer) if failure is None else flow.throw(failure)
             answer, failure = None, None
-            see(step)
+            step = change(step)
+            if step is None:
+                continue
             try:
                 answer = yield step
             except Exception as error:
@@ -147,3 +152,13 @@ def observing(flow: Flow[T], see: Callable[[object], None]) -> Flow[T]:
         return result
     finally:
         flow.close()
+
+
+def observing(flow: Flow[T], see: Callable[[object], None]) -> Flow[T]:
+    """Pass each step of ``flow`` to ``see`` before it is carried out."""
+
+    def show(step: Any) -> Any:
+        see(step)
+        return step
+
+    return changing(flow, show)

@@ -33,7 +33,7 @@ _DRAIN_SECONDS = 5.0
 _GATHER_SECONDS = 0.002
 # The first terminal that a session leader opens becomes its controlling terminal. A shell opens it, because
 # Popen's own hook for this runs Python between fork and exec, which is not safe beside threads.
-_OPEN_TERMINAL = 'exec "$@" <>"$0" >&0 2>&0'
+OPEN_TERMINAL = 'exec "$@" <>"$0" >&0 2>&0'
 _ANSI = re.compile(
     rb"""
     \x1b (?: \[ [0-?]* [\x20-/]* [@-~]                    # CSI: colors, cursor
@@ -104,7 +104,7 @@ class PtyProcess:
         try:
             terminal = os.ttyname(slave)
             self._process = await asyncio.create_subprocess_exec(
-                "/bin/sh", "-c", _OPEN_TERMINAL, terminal, *argv,
+                "/bin/sh", "-c", OPEN_TERMINAL, terminal, *argv,
                 stdin=slave, stdout=slave, stderr=slave, env=dict(env), cwd=cwd, start_new_session=True,
             )  # fmt: skip
         except BaseException:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import paramiko
 
+from dstack_core.local.process import OPEN_TERMINAL
 from dstack_core.local.ssh_host import Place
 
 # Bytes to copy at once: two of the 32 KB packets that paramiko sends by default.
@@ -27,8 +28,6 @@ _COPY = 65536
 # Seconds. paramiko replies to the request after the handler has returned. A channel that ends before the
 # reply fails the request at the client, so the process starts a moment later.
 _REPLY_DELAY = 0.05
-# The first terminal that a session leader opens becomes its controlling terminal.
-_OPEN_TERMINAL = 'exec "$@" <>"$0" >&0 2>&0'
 
 
 class Shell:
@@ -93,7 +92,7 @@ class Shell:
         try:
             self.resize(*self._size)
             process = subprocess.Popen(
-                ["/bin/sh", "-c", _OPEN_TERMINAL, os.ttyname(slave), *argv],
+                ["/bin/sh", "-c", OPEN_TERMINAL, os.ttyname(slave), *argv],
                 stdin=slave,
                 stdout=slave,
                 stderr=slave,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.machinery import PathFinder
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from dstack_core.errors import ConfigurationError
 
@@ -145,7 +145,8 @@ def _checked(one: Any, by_path: bool) -> OneCallback:
                 "Call asyncio.run inside a plain method."
             )
     if not by_path:
-        return one  # type: ignore[no-any-return]  # checked by its methods
+        # Checked by its methods.
+        return cast("OneCallback", one)
     return _path_of(one)
 
 
