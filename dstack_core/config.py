@@ -113,13 +113,18 @@ def _target(server_url: str, project: str, token: str) -> Target:
     return Target(server_url.rstrip("/"), project, token)
 
 
-def _config_file(home: Path) -> Path:
+def find_config_file(home: Path) -> Path | None:
+    """Return the configuration file of a user, None without one."""
     places = [home / ".dstack" / name for name in ("config.yml", "config.yaml")]
-    found = next((place for place in places if place.is_file()), None)
+    return next((place for place in places if place.is_file()), None)
+
+
+def _config_file(home: Path) -> Path:
+    found = find_config_file(home)
     if found is None:
         _refuse_empty(_EXPECTED)
         raise ProjectNotConfiguredError(
-            f"config: expected a file {places[0]} (or config.yaml), got none. {_WAYS}"
+            f"config: expected a file {home / '.dstack' / 'config.yml'} (or config.yaml), got none. {_WAYS}"
         )
     return found
 

@@ -141,12 +141,13 @@ def read_identity_file(path: str | os.PathLike[str]) -> LoginKey:
 
 
 def _default_key(*, create: bool) -> LoginKey:
-    path = _default_path()
+    path = default_key_path()
     data = keep_or_create(path, _new_pem) if create else path.read_bytes()
     return LoginKey(str(path), load_private_key(data))
 
 
-def _default_path() -> Path:
+def default_key_path() -> Path:
+    """Return the path of the key that is used without another one."""
     return Path.home() / ".dstack" / "ssh" / "id_rsa"
 
 

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Iterable
-from dataclasses import asdict
-from datetime import datetime
 from typing import Any
 
 from dstack_core._command.log_text import without_messages
 from dstack_core.client import Client
 from dstack_core.errors import RunNotFoundError
 from dstack_core.integration.doctor import examine
-from dstack_core.integration.doctor_network import describe_finding
 from dstack_core.integration.outcome_text import describe_stop, format_price
-from dstack_core.integration.run_lists import (
-    cost_rows,
-    cost_table,
-    is_held_for_a_shell,
-    list_project_runs,
-    run_rows,
-    run_table,
-    text_table,
-)
+from dstack_core.integration.run_lists import rows_json, show_costs, show_findings, show_runs, text_table
 from dstack_core.models.configurations import Task
 from dstack_core.models.stops import StopState
 from dstack_core.run import Run
@@ -41,15 +28,7 @@ _FOLLOWER_RETRY_SECONDS = 30.0
 def ps(options: Namespace) -> int:
     """List runs."""
     with _client(options) as client:
-        runs = list_project_runs(client, all=options.all)
-        shown = [run for run in runs if options.all or run.last_status.is_active]
-        rows = run_rows(shown, is_held=is_held_for_a_shell)
-    if options.output == "json":
-        _print_json(rows)
-    elif rows:
-        _print(run_table(rows))
-    else:
-        _print(f"Project {client.project} has no {'runs' if options.all else 'active runs'}.")
+        _print(show_runs(client, all=options.all, as_json=options.output == "json"))
     return 0
 
 
@@ -114,7 +93,7 @@ def offers(options: Namespace) -> int:
         )
     shown = plan.offers[: options.limit]
     if options.output == "json":
-        _print_json(shown)
+        _print(rows_json(shown))
     elif not shown:
         _print(" ".join(["No machine is on offer.", *plan.hints]))
     else:
@@ -138,24 +117,14 @@ def offers(options: Namespace) -> int:
 def cost(options: Namespace) -> int:
     """Show what runs have cost."""
     with _client(options) as client:
-        rows = cost_rows(list_project_runs(client, all=True), by=options.by, since=options.since)
-    if options.output == "json":
-        _print_json(rows)
-    else:
-        _print(cost_table(rows))
+        _print(show_costs(client, by=options.by, since=options.since, as_json=options.output == "json"))
     return 0
 
 
 def doctor(options: Namespace) -> int:
     """Show what each check found; 1 if something does not work."""
-    findings = []
-    for found in examine(lambda: _client(options, examined=True), run_name=options.run):
-        findings.append(found)
-        if options.output == "text":
-            _print(describe_finding(found))
-    if options.output == "json":
-        _print_json(findings)
-    return 1 if any(found.state == "error" for found in findings) else 0
+    findings = examine(lambda: _client(options, examined=True), run_name=options.run)
+    return show_findings(findings, _write, as_json=options.output == "json")
 
 
 def _client(options: Namespace, *, examined: bool = False) -> Client:
@@ -182,13 +151,9 @@ def _run(client: Client, name: str) -> Run:
 
 
 def _print(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+    _write(f"{text}\n")
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
     sys.stdout.flush()
-
-
-def _print_json(rows: Iterable[Any]) -> None:
-    _print(json.dumps([asdict(row) for row in rows], indent=2, default=_json_value))
-
-
-def _json_value(value: object) -> object:
-    return value.isoformat() if isinstance(value, datetime) else str(value)

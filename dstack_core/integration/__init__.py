@@ -59,8 +59,12 @@ from dstack_core.integration.run_lists import (
     cost_table,
     is_held_for_a_shell,
     list_project_runs,
+    rows_json,
     run_rows,
     run_table,
+    show_costs,
+    show_findings,
+    show_runs,
 )
 from dstack_core.integration.stop import astop_run, stop_run
 from dstack_core.integration.telemetry import trace_env, trace_run, wait_seconds
@@ -151,10 +155,14 @@ __all__ = [
     "raise_for_outcome",
     "read_marker",
     "report_key",
+    "rows_json",
     "run_name",
     "run_rows",
     "run_table",
     "short_hash",
+    "show_costs",
+    "show_findings",
+    "show_runs",
     "slug",
     "stop_run",
     "tag_value",

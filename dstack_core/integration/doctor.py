@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dstack_core import _drive
-from dstack_core._attach.keys import read_identity_file
+from dstack_core._attach.keys import default_key_path, read_identity_file
 from dstack_core._flow.steps import Op, call
 from dstack_core._wire.versions import NEWEST, OLDEST, parse_release, release_text, support_of
+from dstack_core.config import find_config_file
 from dstack_core.errors import (
     AccessDeniedError,
     AttachError,
@@ -90,15 +91,17 @@ def _installation() -> Iterator[Finding]:
 
 
 def _config_file() -> Iterator[Finding]:
-    places = [Path.home() / ".dstack" / name for name in ("config.yml", "config.yaml")]
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        return
+    path = find_config_file(Path.home())
+    if path is not None:
+        yield from _open_to_others("config file", path, f"the tokens in {path}")
+
+
+def _open_to_others(check: str, path: Path, what: str) -> Iterator[Finding]:
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         yield warning(
-            "config file",
-            f"Other users of this machine can read the tokens in {path} (mode {mode:03o}).",
+            check,
+            f"Other users of this machine can read {what} (mode {mode:03o}).",
             f"Run: chmod 600 {path}",
         )
 
@@ -261,16 +264,10 @@ def _number(count: int, noun: str) -> str:
 
 
 def _ssh_key() -> Iterator[Finding]:
-    path = Path.home() / ".dstack" / "ssh" / "id_rsa"
+    path = default_key_path()
     if not path.is_file():
         return
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
-        yield warning(
-            "SSH key",
-            f"Other users of this machine can read {path} (mode {mode:03o}).",
-            f"Run: chmod 600 {path}",
-        )
+    yield from _open_to_others("SSH key", path, str(path))
     try:
         read_identity_file(path)
     except ConfigurationError as problem:

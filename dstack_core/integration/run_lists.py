@@ -5,12 +5,14 @@ The command lines of all hosts show the same columns, so they are made here; a h
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dstack_core.errors import ConfigurationError, DstackError
+from dstack_core.integration.doctor_network import Finding, describe_finding
 from dstack_core.integration.outcome_text import format_usd
 from dstack_core.models.durations import format_duration
 from dstack_core.models.options import duration_seconds
@@ -158,6 +160,85 @@ def _seconds(since: str | int) -> float:
         return duration_seconds(since)
     except (TypeError, ValueError):
         raise ConfigurationError(f"since: expected a duration such as 7d or 12h, got {since!r}.") from None
+
+
+def show_runs(
+    client: Client,
+    *,
+    all: bool = False,
+    owner: str = "",
+    owners: str = "",
+    as_json: bool = False,
+    indent: int | None = 2,
+) -> str:
+    """Return the runs of a project as a command shows them: a table, one sentence without runs, or JSON.
+
+    Args:
+        client: The client of the project.
+        all: Also finished runs.
+        owner: Only runs whose marker begins with this text, such as ``"airflow:"``.
+        owners: What these runs are called if there is not one, such as ``" of Airflow tasks"``.
+        as_json: Return JSON, a list of ``RunRow``.
+        indent: The indentation of the JSON; None: one line.
+
+    Raises:
+        ProjectNotFoundError: The server has no such project.
+        ServerError: The other server errors.
+    """
+    shown = [
+        run
+        for run in list_project_runs(client, all=all)
+        if (all or run.last_status.is_active) and (run.marker or "").startswith(owner)
+    ]
+    rows = run_rows(shown, is_held=is_held_for_a_shell)
+    if as_json:
+        return rows_json(rows, indent=indent)
+    if rows:
+        return run_table(rows)
+    return f"Project {client.project} has no {'runs' if all else 'active runs'}{owners}."
+
+
+def show_costs(
+    client: Client, *, by: str, since: str | int | None, as_json: bool = False, indent: int | None = 2
+) -> str:
+    """Return what the runs of a project have cost as a command shows it: ``cost_rows`` as a table or JSON.
+
+    ``by`` and ``since`` are checked before the runs are read, which may take many pages. Raises the errors of
+    ``cost_rows``, ``ProjectNotFoundError`` and the other server errors.
+    """
+    cost_rows([], by=by, since=since)
+    rows = cost_rows(list_project_runs(client, all=True), by=by, since=since)
+    return rows_json(rows, indent=indent) if as_json else cost_table(rows)
+
+
+def show_findings(
+    findings: Iterable[Finding],
+    write: Callable[[str], object],
+    *,
+    as_json: bool = False,
+    indent: int | None = 2,
+) -> int:
+    """Write each finding as it is made, or all of them as JSON; return 1 if something does not work, else 0.
+
+    ``write`` gets whole lines.
+    """
+    found = []
+    for each in findings:
+        found.append(each)
+        if not as_json:
+            write(f"{describe_finding(each)}\n")
+    if as_json:
+        write(f"{rows_json(found, indent=indent)}\n")
+    return 1 if any(each.state == "error" for each in found) else 0
+
+
+def rows_json(rows: Iterable[Any], *, indent: int | None = 2) -> str:
+    """Return dataclasses such as ``RunRow`` as a list in JSON; times are written in ISO 8601."""
+    return json.dumps([asdict(row) for row in rows], indent=indent, default=_json_value)
+
+
+def _json_value(value: object) -> object:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def run_table(rows: Sequence[RunRow], now: datetime | None = None) -> str:

@@ -41,7 +41,7 @@ class Plan:
         total_offers: How many offers there are in all.
         max_price_per_hour: The highest price of all offers in USD per hour, None without any.
         hints: Sentences on what may prevent machines from being offered; empty if one is on offer.
-        waits_for_capacity: Whether the run waits for a machine if there is none, by its retry policy.
+        waits_for_capacity: Whether its retry policy lets the run wait if no machine is on offer.
 
     Source: PROTOCOL 1.4.
     """

@@ -247,7 +247,7 @@ class RunMetrics(Sequence[Metric]):
         return iter(self.series)
 
     def get(self, name: str, node: int = 0, replica: int = 0) -> Metric | None:
-        """Return the series of that name of one job, or None if there is none.
+        """Return the series of that name of one job, or None without one.
 
         Args:
             name: The server's name, such as ``"gpu_util_percent_gpu0"``.

@@ -108,6 +108,7 @@ ROOMS = {
             "_attach.keys",
             "_run_base",
             "_function",
+            "config",
             "configurations",
             "client",
             "aio",

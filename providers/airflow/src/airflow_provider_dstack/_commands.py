@@ -5,11 +5,8 @@ The rows, tables and checks of dstack are the core's; here are the connection an
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import asdict
-from datetime import datetime
 from typing import Any
 
 import requests
@@ -17,20 +14,10 @@ import requests
 from airflow_provider_dstack._compat import AirflowException, api_address, server_connection
 from airflow_provider_dstack.hooks import DstackHook
 from dstack_core import Client, ConfigurationError, DstackError
-from dstack_core.integration import (
-    Finding,
-    cost_rows,
-    cost_table,
-    examine,
-    is_held_for_a_shell,
-    list_project_runs,
-    run_rows,
-    run_table,
-)
+from dstack_core.integration import Finding, cost_rows, examine, show_costs, show_runs
 
 # Seconds: a person waits for the answers of ``doctor``.
 _DOCTOR_TIMEOUT = 10.0
-_MARKER = "airflow:"
 
 
 class ServerHook(DstackHook):
@@ -44,34 +31,22 @@ class ServerHook(DstackHook):
 
 def ps(args: Namespace) -> str:
     """Return the active runs, those of Airflow tasks unless ``args.every``."""
+    owner, owners = ("", "") if args.every else ("airflow:", " of Airflow tasks")
     with _client(args) as client:
-        runs = [
-            run
-            for run in list_project_runs(client, all=args.all)
-            if (args.all or run.last_status.is_active)
-            and (args.every or (run.marker or "").startswith(_MARKER))
-        ]
-        rows, project = run_rows(runs, is_held=is_held_for_a_shell), client.project
-    if args.output == "json":
-        return _json([asdict(row) for row in rows])
-    if rows:
-        return run_table(rows)
-    return (
-        f"Project {project} has no{'' if args.all else ' active'} runs"
-        f"{'' if args.every else ' of Airflow tasks'}."
-    )
+        return show_runs(
+            client, all=args.all, owner=owner, owners=owners, as_json=args.output == "json", indent=None
+        )
 
 
 def cost(args: Namespace) -> str:
     """Return what runs have cost."""
     try:
-        # Before the runs are read, which may take many pages.
+        # An error names the option, and comes before the connection is read.
         cost_rows([], by=args.by, since=args.since)
     except ConfigurationError as error:
         raise SystemExit(f"--{error.message}") from None
     with _client(args) as client:
-        rows = cost_rows(list_project_runs(client, all=True), by=args.by, since=args.since)
-    return _json([asdict(row) for row in rows]) if args.output == "json" else cost_table(rows)
+        return show_costs(client, by=args.by, since=args.since, as_json=args.output == "json", indent=None)
 
 
 def doctor(args: Namespace) -> Iterator[Finding]:
@@ -139,11 +114,3 @@ def _client(args: Namespace) -> Client:
 def in_words(error: DstackError | AirflowException) -> str:
     """Return the message of an error as the command shows it."""
     return error.message if isinstance(error, DstackError) else str(error)
-
-
-def _json(rows: list[dict[str, Any]]) -> str:
-    return json.dumps(rows, default=_json_value)
-
-
-def _json_value(value: object) -> object:
-    return value.isoformat() if isinstance(value, datetime) else str(value)

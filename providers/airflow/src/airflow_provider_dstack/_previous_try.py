@@ -149,7 +149,7 @@ def previous_run(ledger: Ledger, client: Client) -> tuple[Record, Run | None] | 
     """Return the record of the previous try and its run, None for a first try.
 
     Without a record, the runs that earlier tries would have named are looked up: under today's names, and if
-    there is none, under those of earlier versions. Raises the server errors.
+    no run has one, under those of earlier versions. Raises the server errors.
     """
     record = ledger.read()
     if record is not None:

@@ -5,7 +5,6 @@ Airflow imports this module for each of its commands, so what only one of them n
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from argparse import Namespace
@@ -156,16 +155,10 @@ def cost(args: Namespace) -> None:
 def doctor(args: Namespace) -> None:
     """Do ``airflow dstack doctor``; ends the program with exit code 1 when something does not work."""
     from airflow_provider_dstack import _commands
-    from dstack_core.integration import describe_finding
+    from dstack_core.integration import show_findings
 
-    findings = []
-    for found in _commands.doctor(args):
-        findings.append(found)
-        if args.output == "text":
-            sys.stdout.write(f"{describe_finding(found)}\n")
-    if args.output == "json":
-        sys.stdout.write(f"{json.dumps([asdict(found) for found in findings])}\n")
-    if any(found.state == "error" for found in findings):
+    as_json = args.output == "json"
+    if show_findings(_commands.doctor(args), sys.stdout.write, as_json=as_json, indent=None):
         raise SystemExit(1)
 
 

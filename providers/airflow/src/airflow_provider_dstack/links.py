@@ -25,7 +25,7 @@ class _PushedLink(BaseOperatorLink):
     """A link whose address is an XCom that the operator itself pushes, long before the task ends."""
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        """Return the address, or an empty text as long as there is none."""
+        """Return the address, or an empty text before the run has one."""
         from airflow.sdk.execution_time.xcom import XCom
 
         return str(XCom.get_value(ti_key=ti_key, key=self.xcom_key) or "")

@@ -5,35 +5,20 @@ The rows, tables and checks of dstack are the core's; here are the block and Pre
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict
-from datetime import datetime
-from typing import Any
 
 from httpx import HTTPError
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 
 from dstack_core import Client, ConfigurationError, DstackError
-from dstack_core.integration import (
-    Finding,
-    cost_rows,
-    cost_table,
-    describe_finding,
-    examine,
-    is_held_for_a_shell,
-    list_project_runs,
-    run_rows,
-    run_table,
-)
+from dstack_core.integration import Finding, examine, show_costs, show_findings, show_runs
 from prefect_dstack import credentials as blocks
 from prefect_dstack.worker import DstackWorker
 
 # Seconds: a person waits for the answers of ``doctor``.
 _DOCTOR_TIMEOUT = 10.0
-_MARKER = "prefect:"
 
 
 def show(command: Callable[[], str]) -> int:
@@ -59,40 +44,20 @@ def without_prefect(error: HTTPError) -> str:
 
 def ps(credentials: str | None, *, finished: bool, every: bool, as_json: bool) -> str:
     """Return the active runs, those of Prefect flow runs unless ``every``."""
+    owner, owners = ("", "") if every else ("prefect:", " of Prefect flow runs")
     with blocks.open_client(blocks.load(credentials)) as client:
-        runs = [
-            run
-            for run in list_project_runs(client, all=finished)
-            if (finished or run.last_status.is_active) and (every or (run.marker or "").startswith(_MARKER))
-        ]
-        rows, project = run_rows(runs, is_held=is_held_for_a_shell), client.project
-    if as_json:
-        return _json([asdict(row) for row in rows])
-    if rows:
-        return run_table(rows)
-    kind = "runs" if finished else "active runs"
-    return f"Project {project} has no {kind}{'' if every else ' of Prefect flow runs'}."
+        return show_runs(client, all=finished, owner=owner, owners=owners, as_json=as_json)
 
 
 def cost(credentials: str | None, *, by: str, since: str | None, as_json: bool) -> str:
     """Return what runs have cost."""
-    # Before the runs are read, which may take many pages.
-    cost_rows([], by=by, since=since)
     with blocks.open_client(blocks.load(credentials)) as client:
-        rows = cost_rows(list_project_runs(client, all=True), by=by, since=since)
-    return _json([asdict(row) for row in rows]) if as_json else cost_table(rows)
+        return show_costs(client, by=by, since=since, as_json=as_json)
 
 
 def doctor(credentials: str | None, *, run: str | None, as_json: bool) -> int:
     """Show what each check found."""
-    findings = []
-    for found in _findings(credentials, run):
-        findings.append(found)
-        if not as_json:
-            sys.stdout.write(f"{describe_finding(found)}\n")
-    if as_json:
-        sys.stdout.write(f"{_json([asdict(found) for found in findings])}\n")
-    return 1 if any(found.state == "error" for found in findings) else 0
+    return show_findings(_findings(credentials, run), sys.stdout.write, as_json=as_json)
 
 
 def _findings(credentials: str | None, run: str | None) -> Iterator[Finding]:
@@ -142,11 +107,3 @@ def _prefect() -> Generator[Finding, None, bool]:
                     f"Start one: prefect worker start --pool {pool.name}",
                 )
     return True
-
-
-def _json(rows: list[dict[str, Any]]) -> str:
-    return json.dumps(rows, indent=2, default=_json_value)
-
-
-def _json_value(value: object) -> object:
-    return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -89,3 +89,13 @@ def _deployment(deployment_id: UUID | None) -> str | None:
 def _deployment_name(deployment_id: UUID) -> str:
     with quick_prefect_client() as api:
         return api.read_deployment(deployment_id).name
+
+
+def one_kind_of_tags(value: Any) -> Any:
+    """Return what a block's field of tags may hold; raise one ``ValueError`` for anything else.
+
+    Without it, pydantic reports one error for each type that the field may have.
+    """
+    if value is None or isinstance(value, bool | Mapping):
+        return value
+    raise ValueError(f'expected a dict such as {{"team": "ml"}}, or False for no tags, got {value!r}.')

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, HttpUrl, SecretStr, ValidationError, fie
 
 from prefect_dstack._secrets import GitCredentialsLike, GitLogin, aload_login, load_login, login_of
 from prefect_dstack._submission import Code, code_of
-from prefect_dstack._tags import default_tags
+from prefect_dstack._tags import default_tags, one_kind_of_tags
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, Client
@@ -94,10 +94,7 @@ class DstackCredentials(CredentialsBlock):
     @field_validator("default_tags", mode="before")
     @classmethod
     def _is_one_kind_of_tags(cls, value: Any) -> Any:
-        # Without this, pydantic reports one error for each type that the field may have.
-        if value is None or isinstance(value, bool | Mapping):
-            return value
-        raise ValueError(f'expected a dict such as {{"team": "ml"}}, or False for no tags, got {value!r}.')
+        return one_kind_of_tags(value)
 
     @field_validator("ui_url")
     @classmethod

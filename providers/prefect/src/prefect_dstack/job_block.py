@@ -17,6 +17,7 @@ from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
 from prefect_dstack._names import calling_owner
 from prefect_dstack._secrets import GitLogin, login_of, name_or_secret, names_of_secrets, with_plain_secrets
 from prefect_dstack._submission import DEFAULT_REPORTS, resolve
+from prefect_dstack._tags import one_kind_of_tags
 from prefect_dstack.credentials import DstackCredentials, aload_git, load_git
 from prefect_dstack.run_handle import DstackRunHandle, cancellation_logged
 
@@ -159,10 +160,7 @@ class DstackRun(JobBlock[dict[str, Any]]):
     @field_validator("tags", mode="before")
     @classmethod
     def _is_one_kind_of_tags(cls, value: Any) -> Any:
-        # Without this, pydantic reports one error for each type that the field may have.
-        if value is None or isinstance(value, bool | Mapping):
-            return value
-        raise ValueError(f'expected a dict such as {{"team": "ml"}}, or False for no tags, got {value!r}.')
+        return one_kind_of_tags(value)
 
     @field_validator("callbacks")
     @classmethod
