@@ -205,7 +205,13 @@ class CallbackNotifier:
             self._is_working = True
         # The copied context is that of the task: its logger, and what it traces.
         work = partial(contextvars.copy_context().run, self._work)
-        threading.Thread(target=work, name="dstack-callbacks", daemon=True).start()
+        try:
+            threading.Thread(target=work, name="dstack-callbacks", daemon=True).start()
+        except RuntimeError as error:
+            # The process has no thread left; the next event tries again, with what waits in the queue.
+            with self._lock:
+                self._is_working = False
+            self._log.warning("Could not call the callbacks of run %s: %s.", event.run_name, error)
 
     def _work(self) -> None:
         while True:
@@ -217,22 +223,29 @@ class CallbackNotifier:
             self._call(callback, event)
 
     def _call(self, callback: Any, event: CallbackEvent) -> None:
-        method = getattr(callback, f"on_{event.kind}", None)
-        if method is None:
-            return
         try:
-            method(event)
+            # A property of user code may raise, too.
+            method = getattr(callback, f"on_{event.kind}", None)
+            if method is not None:
+                method(event)
         except BaseException as error:
             # Also SystemExit: whatever user code does here, the task continues.
             key = (name_of(callback), event.kind)
             if key not in self._warned:
                 self._warned.add(key)
-                text = self.mask(f"{type(error).__name__}: {error}")
                 self._log.warning(
                     "%s.on_%s raised %s. The task is not affected; further errors of it are not logged.",
                     *key,
-                    text,
+                    self.mask(_text_of(error)),
                 )
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        # An error whose text cannot be made must not end the thread.
+        return type(error).__name__
 
 
 def _ignore(*text: object) -> None:

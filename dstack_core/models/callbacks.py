@@ -154,8 +154,8 @@ def _path_of(one: Any) -> str:
     advice = "Move it to a module of an installed package or a plugin."
     if not isinstance(one, type):
         raise ConfigurationError(
-            f"callbacks: expected a class for a deferrable task, got an instance of {name_of(one)}. "
-            "The triggerer makes its own; pass the class."
+            "callbacks: expected a class that another process can import, got an instance of "
+            f"{name_of(one)}. A triggerer or worker makes its own; pass the class."
         )
     if not one.__qualname__.isidentifier():
         raise ConfigurationError(

@@ -10,7 +10,14 @@ import httpx
 import pytest
 from prefect import flow
 
-from dstack_core import ConfigurationError, RunNameTakenError, RunNotUpdatableError
+from dstack_core import (
+    CallbackEvent,
+    ConfigurationError,
+    RunCallbacks,
+    RunError,
+    RunNameTakenError,
+    RunNotUpdatableError,
+)
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, adeploy_service, deploy_service, submit_run
 from tests.ports import free_port
@@ -175,4 +182,47 @@ def test_a_wrong_value_is_named_and_nothing_is_submitted(
 ) -> None:
     with pytest.raises(ConfigurationError, match=told):
         deployed(configuration, credentials, **options)
+    assert submissions(dstack) == 0
+
+
+class Kept(RunCallbacks):
+    """Callbacks that keep what they were called with."""
+
+    def __init__(self) -> None:
+        self.events: list[CallbackEvent] = []
+        self.on_submitted = self.on_running = self.on_ended = self.events.append  # type: ignore[method-assign]
+
+
+@TWINS
+def test_callbacks_are_called_for_a_service(
+    deploy: Deploy, dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    kept, configuration = Kept(), saying("hello")
+    first = deploy(configuration, credentials, callbacks=kept)
+    deploy(configuration, credentials, callbacks=kept, wait=False)
+    found = [(event.kind, event.is_taken_over) for event in kept.events]
+    assert found == [("submitted", False), ("running", False), ("submitted", True)]
+    assert {(event.run_name, event.run_id) for event in kept.events} == {("said", first["run_id"])}
+    assert set(kept.events[0].source) == {"flow_run_id", "task_run_id"}
+
+
+@TWINS
+def test_the_end_of_a_service_that_never_answered_is_called(
+    deploy: Deploy, dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    kept = Kept()
+    with pytest.raises(RunError):
+        deploy({**saying("hello"), "commands": ["exit 3"]}, credentials, callbacks=kept)
+    assert [event.kind for event in kept.events] == ["submitted", "ended"]
+    outcome = kept.events[-1].outcome
+    assert outcome is not None
+    assert outcome.exit_status == 3
+
+
+@TWINS
+def test_callbacks_that_cannot_be_made_are_an_error_before_anything_is_submitted(
+    deploy: Deploy, dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    with pytest.raises(ConfigurationError, match="callbacks: could not import"):
+        deploy(saying("hello"), credentials, callbacks="no_such_module.Alerts")
     assert submissions(dstack) == 0

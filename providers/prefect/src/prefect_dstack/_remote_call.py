@@ -179,6 +179,7 @@ class RemoteCall:
             configuration.credentials = flow.credentials
         # They are files of the user's own machine.
         configuration.uploads = "allowed"
+        configuration.call_too(flow.callbacks)
         # Prefect has the parameters of a flow run that is executed again, and no others.
         values = {} if self._is_again else _bundles.values_to_pickle(self._parameters)
         parcel = _bundles.make(flow.plain, flow_run, values, carries=flow.carries_result)

@@ -25,10 +25,11 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from prefect.workers.base import BaseJobConfiguration, BaseVariables
-from pydantic import BaseModel, Field, PrivateAttr, SecretStr
+from pydantic import BaseModel, Field, PrivateAttr, SecretStr, field_validator
 
 from prefect_dstack import _bundles
 from prefect_dstack._bundles import Parcel
+from prefect_dstack._callbacks import check_paths
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
 from prefect_dstack._names import machine_names
 from prefect_dstack._secrets import (
@@ -132,10 +133,19 @@ class MachineFields(BaseModel):
         default=False, description="Whether each line begins with the time at which the server logged it."
     )
     poll_interval: float = Field(default=5.0, gt=0, description="Seconds between two status requests.")
+    callbacks: list[str] | None = Field(
+        default=None,
+        description="Paths of classes that the worker calls while it watches: my_package.alerts.Alerts.",
+    )
     mask_env: Literal["secrets", "all", "none"] | list[str] = Field(
         default="secrets",
         description="Which values of env are masked: secrets, all, none, or names beside those of secrets.",
     )
+
+    @field_validator("callbacks")
+    @classmethod
+    def _callbacks_are_paths(cls, value: list[str] | None) -> list[str] | None:
+        return check_paths(value)
 
 
 class DstackVariables(MachineFields, BaseVariables):
@@ -157,6 +167,7 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
     _flow_run_id: UUID | None = PrivateAttr(default=None)
     _secret_names: frozenset[str] = PrivateAttr(default=frozenset())
     _bundle_is: str | None = PrivateAttr(default=None)
+    _own_callbacks: list[Any] = PrivateAttr(default_factory=list)
     _bundle: tuple[Parcel, Path] | None = PrivateAttr(default=None)
 
     def prepare_for_flow_run(
@@ -209,6 +220,15 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
     def automatic_tags(self) -> dict[str, str]:
         """The tags that name the owner of this machine in the bill of a cloud."""
         return tags_of_worker(self.labels)
+
+    @property
+    def all_callbacks(self) -> list[Any]:
+        """The callbacks: paths, and what this process alone has."""
+        return [*(self.callbacks or ()), *self._own_callbacks]
+
+    def call_too(self, own: list[Any]) -> None:
+        """Call classes and instances that another process cannot import."""
+        self._own_callbacks = own
 
     def carry(self, parcel: Parcel, folder: Path) -> None:
         """Upload the flow run's bundle with its machine and run it there.

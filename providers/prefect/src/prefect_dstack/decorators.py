@@ -19,6 +19,7 @@ from prefect.futures import PrefectFuture, resolve_futures_to_results
 from prefect.utilities.callables import get_call_parameters
 
 from prefect_dstack import _bundles
+from prefect_dstack._callbacks import paths_and_own
 from prefect_dstack._flow_runs import check_pool, create_flow_run, in_thread
 from prefect_dstack._remote_call import RemoteCall
 from prefect_dstack._worker_variables import DstackVariables
@@ -28,6 +29,8 @@ from prefect_dstack.worker import DstackWorker
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
+
+    from dstack_core import CallbacksLike
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -80,6 +83,9 @@ class MachineOptions(TypedDict, total=False):
     """Begin each line with the time at which the server logged it. Default: False."""
     poll_interval: float
     """Seconds between two status requests. Default: 5."""
+    callbacks: CallbacksLike
+    """What is called while the machine is watched: a class with methods of ``dstack_core.RunCallbacks``, its
+    path, an instance, or a list of those. A worker of the pool can call only what it can import."""
     mask_env: str | Sequence[str]
     """Which values of ``env`` are masked: ``"secrets"`` (default), ``"all"``, ``"none"``, or names."""
 
@@ -132,7 +138,11 @@ def dstack(
             f"work_pool: expected the name of a work pool, got {given!r}. "
             "Write @dstack() with parentheses above @flow."
         )
-    variables = _variables(credentials, commands, options)
+    given = dict(options)
+    paths, own = paths_and_own(given.pop("callbacks", None))
+    if paths:
+        given["callbacks"] = paths
+    variables = _variables(credentials, commands, given)
     block = credentials if isinstance(credentials, DstackCredentials) else None
 
     def decorate(flow: Flow[P, R]) -> DstackFlow[P, R]:
@@ -141,7 +151,7 @@ def dstack(
                 f"dstack: expected a flow, got {getattr(flow, '__name__', flow)!r}. "
                 "Write @dstack(...) above @flow."
             )
-        return DstackFlow.bind(flow, work_pool, variables, block)
+        return DstackFlow.bind(flow, work_pool, variables, block, own)
 
     return decorate
 
@@ -150,11 +160,12 @@ class DstackFlow(InfrastructureBoundFlow[P, R], Generic[P, R]):
     """A flow that runs on a machine; ``dstack`` makes it.
 
     ``plain`` (Flow) is the flow without a machine. ``credentials`` is a block that only this process has,
-    else None.
+    else None. ``callbacks`` (list) are classes and instances that only this process has.
     """
 
     plain: Flow[P, R]
     credentials: DstackCredentials | None
+    callbacks: list[Any]
 
     @classmethod
     def bind(
@@ -163,13 +174,14 @@ class DstackFlow(InfrastructureBoundFlow[P, R], Generic[P, R]):
         work_pool: str,
         job_variables: dict[str, Any],
         credentials: DstackCredentials | None,
+        callbacks: Sequence[Any] = (),
     ) -> DstackFlow[P, R]:
         """Return a copy of ``flow`` that runs on a machine with these variables of its work pool."""
         new = cls(flow.fn, work_pool=work_pool, job_variables=job_variables, worker_cls=DstackWorker)
         # As Prefect's ``bind_flow_to_infrastructure`` does it.
         vars(new).update(vars(flow))
         new.work_pool, new.job_variables, new.worker_cls = work_pool, job_variables, DstackWorker
-        new.plain, new.credentials = flow, credentials
+        new.plain, new.credentials, new.callbacks = flow, credentials, list(callbacks)
         return new
 
     @property
@@ -229,9 +241,12 @@ class DstackFlow(InfrastructureBoundFlow[P, R], Generic[P, R]):
         """Create the flow run for a worker of the pool and return a future.
 
         Raises:
-            ConfigurationError: ``credentials`` is a block, the flow cannot be pickled, or it is larger than
-                5 MB.
+            ConfigurationError: ``credentials`` is a block, a callback cannot be imported by a worker, the
+                flow cannot be pickled, or it is larger than 5 MB.
         """
+        from dstack_core import check_callbacks
+
+        check_callbacks(self.callbacks, by_path=True)
         if self.credentials is not None:
             _refuse(
                 "credentials: expected the name of a saved block or None for the worker's environment, got a "
@@ -272,7 +287,8 @@ class DstackFlow(InfrastructureBoundFlow[P, R], Generic[P, R]):
         work_pool = options.pop("work_pool", None) or self.work_pool
         variables = options.pop("job_variables", None)
         job_variables = self.job_variables if variables is None else dict(variables)
-        return DstackFlow.bind(self.plain.with_options(**options), work_pool, job_variables, self.credentials)
+        plain = self.plain.with_options(**options)
+        return DstackFlow.bind(plain, work_pool, job_variables, self.credentials, self.callbacks)
 
     def _given(self, args: Any, kwargs: Any) -> dict[str, Any]:
         """Return the parameters as the flow gets them. Raises what a call of it raises for wrong ones."""

@@ -21,6 +21,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from prefect_dstack import _follow
+from prefect_dstack._callbacks import note_wait
 from prefect_dstack._follow import info
 from prefect_dstack._job import prepare, refuse
 from prefect_dstack._names import owner_of, task_owner
@@ -29,7 +30,7 @@ from prefect_dstack._submission import resolve
 from prefect_dstack.credentials import CredentialsLike, aload, aload_git, load, load_git
 
 if TYPE_CHECKING:
-    from dstack_core import AsyncClient, AsyncRun, Client, ConfigurationLike, Run
+    from dstack_core import AsyncClient, AsyncRun, CallbacksLike, Client, ConfigurationLike, Run
     from dstack_core.integration import AttemptNames
     from prefect_dstack._job import Job
     from prefect_dstack._options import SubmitOptions
@@ -48,6 +49,7 @@ def deploy_service(
     wait: bool = True,
     poll_interval: float = 2.0,
     retry_budget: float = 600.0,
+    callbacks: CallbacksLike = None,
     **options: Unpack[SubmitOptions],
 ) -> dict[str, Any]:
     """Deploy a service under a fixed name and return it once it answers; it outlives the flow run.
@@ -69,6 +71,8 @@ def deploy_service(
             take is the task's ``timeout_seconds``. Default: True.
         poll_interval: Seconds between two status requests. Default: 2.
         retry_budget: Seconds to keep retrying an unreachable server. Default: 600.
+        callbacks: As for ``run_task``: ``on_submitted``, ``on_running`` once the service answers, and
+            ``on_ended`` if it ends before. Default: none.
         **options: As for ``run_task``.
 
     Returns:
@@ -97,15 +101,28 @@ def deploy_service(
 
     Source: PROTOCOL 1.4.
     """
+    from dstack_core import RunError
+
     block = load(credentials)
     login = load_git(block, options.get("git_credentials"))
-    plan = _plan(configuration, dict(options), login, run_name, on_active, poll_interval, retry_budget)
+    plan = _plan(
+        configuration, dict(options), login, run_name, on_active, poll_interval, retry_budget, callbacks
+    )
 
     def body(client: Client) -> dict[str, Any]:
-        run = _deploy(plan, client)
-        if wait:
-            sleep = plan.job.sleep
-            run.wait_until_ready(poll_interval=poll_interval, retry_budget=retry_budget, sleep=sleep)
+        run, failed = _deploy(plan, client), None
+        try:
+            if wait:
+                run.wait_until_ready(
+                    poll_interval=poll_interval, retry_budget=retry_budget, sleep=plan.job.sleep
+                )
+        except RunError as error:
+            failed = error
+        note_wait(plan.job.notifier, run, failed, answers=wait)
+        for pause in plan.job.pauses():
+            plan.job.sleep(pause)
+        if failed is not None:
+            raise failed
         return plan.result(run)
 
     return _follow.execute_task(plan.job, block, body)
@@ -121,21 +138,35 @@ async def adeploy_service(
     wait: bool = True,
     poll_interval: float = 2.0,
     retry_budget: float = 600.0,
+    callbacks: CallbacksLike = None,
     **options: Unpack[SubmitOptions],
 ) -> dict[str, Any]:
     """Deploy a service under a fixed name: the async twin of ``deploy_service``.
 
     Parameters, result and errors are the same.
     """
+    from dstack_core import RunError
+
     block = await aload(credentials)
     login = await aload_git(block, options.get("git_credentials"))
-    plan = _plan(configuration, dict(options), login, run_name, on_active, poll_interval, retry_budget)
+    plan = _plan(
+        configuration, dict(options), login, run_name, on_active, poll_interval, retry_budget, callbacks
+    )
 
     async def body(client: AsyncClient) -> dict[str, Any]:
-        run = await _adeploy(plan, client)
-        if wait:
-            sleep = plan.job.asleep
-            await run.wait_until_ready(poll_interval=poll_interval, retry_budget=retry_budget, sleep=sleep)
+        run, failed = await _adeploy(plan, client), None
+        try:
+            if wait:
+                await run.wait_until_ready(
+                    poll_interval=poll_interval, retry_budget=retry_budget, sleep=plan.job.asleep
+                )
+        except RunError as error:
+            failed = error
+        note_wait(plan.job.notifier, run, failed, answers=wait)
+        for pause in plan.job.pauses():
+            await plan.job.asleep(pause)
+        if failed is not None:
+            raise failed
         return plan.result(run)
 
     return await _follow.aexecute_task(plan.job, block, body)
@@ -171,11 +202,13 @@ class _Plan:
             return False
         return found.last_status.is_stopping or (self.on_active == "replace" and not is_own)
 
-    def note(self, run: Run | AsyncRun, found: Run | AsyncRun | None) -> None:
+    def note(self, run: Run | AsyncRun, found: Run | AsyncRun | None, project: str) -> None:
         """Log what was done. Only a run that was submitted now is stopped when the task ends early."""
         job = self.job
         job.note(run)
         job.is_owned = found is None or found.id != run.id
+        if job.notifier is not None:
+            job.notifier.submitted(run, project, is_taken_over=not job.is_owned)
         done = "submitted" if job.is_owned else f"active, deployment {run.deployment_num}"
         job.logger.info("Service %s is %s: %s", run.name, done, run.url)
 
@@ -194,6 +227,7 @@ def _plan(
     on_active: OnActive,
     poll_interval: float,
     retry_budget: float,
+    callbacks: CallbacksLike,
 ) -> _Plan:
     from dstack_core.integration import AttemptNames, make_marker
 
@@ -212,6 +246,7 @@ def _plan(
         poll_interval=poll_interval,
         retry_budget=retry_budget,
         stream_logs=False,
+        callbacks=callbacks,
     )
     owner = task_owner()
     # The name is fixed: there is no attempt to choose, and before the submission nothing to stop.
@@ -245,7 +280,7 @@ def _deploy(plan: _Plan, client: Client) -> Run:
     do = client.runs.apply if plan.on_active == "update" else client.runs.submit
     with job.submitting(), _advised():
         run = do(**plan.arguments(found), sleep=job.sleep, on_event=job.relay.handle_contact)
-    plan.note(run, found)
+    plan.note(run, found, client.project)
     return run
 
 
@@ -261,5 +296,5 @@ async def _adeploy(plan: _Plan, client: AsyncClient) -> AsyncRun:
     do = client.runs.apply if plan.on_active == "update" else client.runs.submit
     with job.submitting(), _advised():
         run = await do(**plan.arguments(found), sleep=job.asleep, on_event=job.relay.handle_contact)
-    plan.note(run, found)
+    plan.note(run, found, client.project)
     return run

@@ -11,6 +11,7 @@ from prefect.types import SecretDict
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator, model_validator
 
 from prefect_dstack import _follow
+from prefect_dstack._callbacks import check_paths
 from prefect_dstack._follow import info
 from prefect_dstack._job import Job, prepare
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
@@ -165,13 +166,7 @@ class DstackRun(JobBlock[dict[str, Any]]):
     @field_validator("callbacks")
     @classmethod
     def _callbacks_are_paths(cls, value: list[str] | None) -> list[str] | None:
-        from dstack_core import ConfigurationError, check_callbacks
-
-        try:
-            check_callbacks(value)
-        except ConfigurationError as error:
-            raise ValueError(error.message) from None
-        return value
+        return check_paths(value)
 
     @model_validator(mode="before")
     @classmethod

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from prefect.states import Crashed
 from prefect.workers.base import BaseWorker, BaseWorkerResult
 
 from prefect_dstack import _bundles, _report
+from prefect_dstack._callbacks import load_in_worker, load_what_can_be, notifier_of_worker
 from prefect_dstack._end_reports import StoppingReport, flow_run_of
 from prefect_dstack._log_relay import Relay
 from prefect_dstack._orphaned_runs import stop_left_over
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
     from dstack_core import AsyncClient, AsyncRun
+    from dstack_core.integration import CallbackNotifier
 
 # A week: no outage of the dstack server makes a worker give up, since the machine keeps running meanwhile. If
 # it did, the flow run would be marked as crashed while it still runs.
@@ -116,6 +118,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         # Before any request: the next heartbeat must not take it for a flow run without a worker.
         self._watched.add(flow_run.id)
         try:
+            callbacks = await load_in_worker(configuration.all_callbacks)
             block, tags = await aload(configuration.credentials), configuration.automatic_tags
             async with open_async_client(block, tags=tags) as client:
                 if await self._needs_no_machine(flow_run):
@@ -128,7 +131,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
                 name = identifier(client.project, run.name)
                 if task_status is not None:
                     task_status.started(name)
-                return await self._watch(flow_run, configuration, client, run, name)
+                return await self._watch(flow_run, configuration, client, run, name, callbacks)
         finally:
             self._watched.discard(flow_run.id)
 
@@ -204,6 +207,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         client: AsyncClient,
         run: AsyncRun,
         name: str,
+        callbacks: Sequence[Any] = (),
         before: Counter[str] | None = None,
     ) -> DstackWorkerResult:
         logger = self.get_flow_run_logger(flow_run)
@@ -214,12 +218,31 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
             log_budget_bytes=configuration.log_budget_bytes,
             relayed=before,
         )
+        notifier = notifier_of_worker(callbacks, relay, logger, flow_run.id)
+        result = await self._follow(flow_run, configuration, client, run, name, relay, notifier, before)
+        for pause in notifier.pauses():
+            await asyncio.sleep(pause)
+        return result
+
+    async def _follow(
+        self,
+        flow_run: FlowRun,
+        configuration: DstackJobConfiguration,
+        client: AsyncClient,
+        run: AsyncRun,
+        name: str,
+        relay: Relay,
+        notifier: CallbackNotifier,
+        before: Counter[str] | None,
+    ) -> DstackWorkerResult:
+        logger = self.get_flow_run_logger(flow_run)
         emit = partial(
             _report.try_emit, run_name=run.name, run_id=run.id, flow_run_id=flow_run.id, logger=logger
         )
         emit("started", payload={"url": run.url})
         relay.note_page(run.url)
         relay.masker.add(configuration.secrets_in(run.env))
+        notifier.submitted(run, client.project, is_taken_over=before is not None)
         guard = Guard(self.client, self.name, flow_run.id, client, run, logger)
         events = run.follow(
             poll_interval=configuration.poll_interval,
@@ -231,6 +254,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         try:
             async for event in events:
                 relay.handle(event)
+                notifier.handle(event)
         except HandedOver:
             # The other worker reports the end; a status other than 0 would mark the flow run as crashed.
             return DstackWorkerResult(identifier=name, status_code=0)
@@ -322,7 +346,8 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
                     await self.client.update_flow_run(flow_run.id, infrastructure_pid=name)
                 logger.info("Worker '%s' watches this flow run from now on", self.name)
                 before = await relayed_lines(self.client, flow_run.id)
-                result = await self._watch(flow_run, configuration, client, run, name, before)
+                callbacks = await load_what_can_be(configuration.all_callbacks, logger)
+                result = await self._watch(flow_run, configuration, client, run, name, callbacks, before)
             # For a flow run that it handed out itself Prefect does this.
             if result.status_code:
                 message = f"The machine of this flow run ended with status {result.status_code}."
