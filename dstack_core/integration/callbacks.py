@@ -174,9 +174,16 @@ class CallbackNotifier:
         for pause in self.pauses(seconds):
             sleep(pause)
 
-    def pauses(self, seconds: float = DRAIN_SECONDS) -> Iterator[float]:
-        """Yield how long to sleep until all calls have returned, as ``drain`` does; for async code."""
-        end = time.monotonic() + seconds
+    def is_waited_for(self, since: float) -> bool:
+        """Whether a wait for the calls that began at ``since`` (``time.monotonic()``) continues."""
+        return not self.is_idle and time.monotonic() < since + DRAIN_SECONDS
+
+    def pauses(self, seconds: float = DRAIN_SECONDS, *, since: float | None = None) -> Iterator[float]:
+        """Yield how long to sleep until all calls have returned, as ``drain`` does; for async code.
+
+        ``since`` (``time.monotonic()``) is when the wait began, by default now.
+        """
+        end = seconds + (time.monotonic() if since is None else since)
         while not self.is_idle:
             if time.monotonic() >= end:
                 self._log.warning(

@@ -232,7 +232,7 @@ def class_of_a_file() -> type[RunCallbacks]:
         ("Journal", False, 'expected the path of a class such as "my_package.alerts.Alerts"'),
         (42, False, r"expected a class with methods such as on_running\(event\), got 42"),
         (Async, False, "expected plain methods, got async def on_running of Async"),
-        (Journal(), True, "expected a class for a deferrable task, got an instance of Journal"),
+        (Journal(), True, "expected a class that another process can import, got an instance of Journal"),
         (local_class(), True, "which is defined inside a function"),
         (class_of_a_file(), True, "InDag of unusual_prefix_1_dag, which is not on the import path"),
     ],

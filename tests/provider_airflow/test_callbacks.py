@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 import pytest
 from airflow.sdk import DAG
 from airflow.serialization.serialized_objects import DagSerialization
 
-from airflow_provider_dstack import operators
+from airflow_provider_dstack import _trigger_relay, operators, triggers
 from airflow_provider_dstack.decorators import dstack_task
-from airflow_provider_dstack.errors import AirflowFailException, DstackRunFailed
+from airflow_provider_dstack.errors import (
+    AirflowFailException,
+    DstackRunFailed,
+    DstackRunInterrupted,
+    DstackServerUnreachable,
+)
 from airflow_provider_dstack.operators import DstackRunOperator
 from airflow_provider_dstack.triggers import DstackRunTrigger
 from dstack_core import CallbackEvent, RunCallbacks
 from dstack_core.integration import CallbackNotifier
+from dstack_core.integration.callbacks import DRAIN_SECONDS
 from dstack_core.local import LocalServer
-from tests.provider_airflow.support import paths
+from tests.provider_airflow.support import paths, wait_for
 from tests.provider_airflow.test_deferral import deferrable, deferred
 from tests.provider_airflow.test_operator import CONTEXT, TI, operator
-from tests.provider_airflow.triggering import payloads, submitted, trigger_for
+from tests.provider_airflow.triggering import killed, payloads, submitted, trigger_for
 
 METRIC = 'python3 -c "import dstack_report; dstack_report.metric(loss=0.5)"'
 
@@ -219,16 +229,190 @@ def test_a_hanging_callback_delays_the_end_of_a_task_and_does_not_fail_it(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     drain: Callable[..., Iterator[float]] = CallbackNotifier.pauses
-    monkeypatch.setattr(CallbackNotifier, "pauses", lambda self: drain(self, 0.1))
+    monkeypatch.setattr(CallbackNotifier, "pauses", lambda self, since=None: drain(self, 0.1))
     assert task_of("echo one", callbacks=Slow).execute(CONTEXT)["status"] == "done"
     assert "has not returned for" in capsys.readouterr().out
+
+
+class Hanging(RunCallbacks):
+    """Callbacks that do not return before the test ends."""
+
+    free = threading.Event()
+    called = threading.Event()
+
+    def on_submitted(self, event: CallbackEvent) -> None:
+        self.called.set()
+        self.free.wait(120)
+
+
+HANGING = f"{__name__}.Hanging"
+
+
+@pytest.fixture
+def hanging() -> Iterator[type[Hanging]]:
+    Hanging.free.clear()
+    Hanging.called.clear()
+    yield Hanging
+    Hanging.free.set()
+
+
+def test_a_hanging_callback_delays_neither_the_log_nor_a_kill(
+    server: LocalServer, hanging: type[Hanging], capsys: pytest.CaptureFixture[str], ended_by_a_user: None
+) -> None:
+    task, text = task_of("sleep 1; echo later; sleep 600", callbacks=HANGING), ""
+
+    def kill() -> None:
+        nonlocal text
+
+        def logged() -> bool:
+            nonlocal text
+            text += capsys.readouterr().out
+            return "later" in text
+
+        wait_for("a line of the log", logged)
+        task.on_kill()
+
+    killing = threading.Thread(target=kill)
+    killing.start()
+    started = time.monotonic()
+    with pytest.raises(DstackRunInterrupted, match=r"is stopping|has ended|stopped"):
+        task.execute(CONTEXT)
+    killing.join()
+    assert time.monotonic() - started < DRAIN_SECONDS
+    assert hanging.called.is_set()
+    assert paths(server, "/runs/stop")
+
+
+def test_a_hanging_callback_does_not_delay_the_stop_of_a_run_whose_task_fails(
+    server: LocalServer, hanging: type[Hanging], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of("sleep 600", callbacks=HANGING, retry_budget=0.2)
+    server.faults.add("/logs/poll", times=None, status=503)
+    started = time.monotonic()
+
+    def free() -> None:
+        wait_for("the stop", lambda: paths(server, "/runs/stop"))
+        hanging.free.set()
+
+    freeing = threading.Thread(target=free)
+    freeing.start()
+    with pytest.raises(DstackServerUnreachable):
+        task.execute(CONTEXT)
+    freeing.join()
+    # Else the callback would have been waited for first.
+    assert time.monotonic() - started < DRAIN_SECONDS
+
+
+def test_a_slow_callback_does_not_stop_the_log_before_the_task_is_deferred(
+    server: LocalServer, hanging: type[Hanging], capsys: pytest.CaptureFixture[str]
+) -> None:
+    task, text = deferrable("sleep 3; echo later; sleep 600", callbacks=hanging), ""
+
+    def free() -> None:
+        def logged() -> bool:
+            nonlocal text
+            text += capsys.readouterr().out
+            return "later" in text
+
+        # A second after the start the task would be deferred.
+        wait_for("a line of the log", logged)
+        hanging.free.set()
+
+    freeing = threading.Thread(target=free)
+    freeing.start()
+    started = time.monotonic()
+    deferred(task)
+    freeing.join()
+    assert time.monotonic() - started < DRAIN_SECONDS
+
+
+def test_a_trigger_whose_callback_hangs_relays_the_log_and_is_cancelled_at_once(
+    server: LocalServer, hanging: type[Hanging], ended_by_a_user: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, text = submitted(server, "echo one; sleep 2; echo two; sleep 600"), ""
+    trigger = trigger_for(run, callbacks=[f"{__name__}.HangingLines"])
+
+    def logged() -> bool:
+        nonlocal text
+        text += capsys.readouterr().out
+        return "two" in text and hanging.called.is_set()
+
+    asyncio.run(asyncio.wait_for(killed(trigger, logged), DRAIN_SECONDS))
+    assert paths(server, "/runs/stop")
+
+
+class HangingLines(RunCallbacks):
+    """Callbacks whose first line does not return before the test ends."""
+
+    def on_log_lines(self, event: CallbackEvent) -> None:
+        Hanging.called.set()
+        Hanging.free.wait(120)
+
+
+class Exiting(RunCallbacks):
+    """Callbacks that raise what is no error."""
+
+    def on_submitted(self, event: CallbackEvent) -> None:
+        sys.exit(3)
+
+    def on_log_lines(self, event: CallbackEvent) -> None:
+        raise KeyboardInterrupt
+
+    @property
+    def on_ended(self) -> Any:
+        raise GeneratorExit
+
+
+def test_what_is_no_error_is_a_warning_too(server: LocalServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert task_of("echo one", callbacks=f"{__name__}.Exiting").execute(CONTEXT)["status"] == "done"
+    text = capsys.readouterr().out
+    for what in ("on_submitted raised SystemExit: 3", "on_log_lines raised KeyboardInterrupt"):
+        assert text.count(f"Exiting.{what}") == 1
+
+
+def test_a_take_over_calls_nothing_again_that_was_saved(
+    server: LocalServer, events: list[CallbackEvent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: dict[str, Any] = {}
+    monkeypatch.setattr(triggers, "save_and_rest", lambda ti, marker, state, *more: saved.update(state))
+    run = submitted(server, "sleep 600")
+    first = trigger_for(run, callbacks=[JOURNAL])
+
+    async def until_killed() -> None:
+        following = asyncio.create_task(payloads(first))
+        # Such a run has no log, whose position would be saved.
+        running = partial(wait_for, "status", lambda: saved.get("progress", {}).get("status") == "running")
+        await asyncio.to_thread(running)
+        following.cancel()
+        await asyncio.wait([following])
+
+    monkeypatch.setattr(_trigger_relay, "SECONDS_BETWEEN", 0.1)
+    asyncio.run(until_killed())
+    assert kinds(events) == ["running"]
+    monkeypatch.setattr(triggers, "load", lambda ti, marker: saved)
+    run.stop(until="ended")
+    asyncio.run(payloads(trigger_for(run, callbacks=[JOURNAL])))
+    assert kinds(events) == ["running"]
+
+
+def test_a_class_that_its_module_does_not_have_is_an_error_before_anything_is_submitted(
+    server: LocalServer,
+) -> None:
+    absent = type("Absent", (RunCallbacks,), {"__module__": __name__})
+    task = operator(callbacks=absent, deferrable=True)
+    with pytest.raises(AirflowFailException, match=rf"callbacks: could not import '{__name__}.Absent'"):
+        task.execute(CONTEXT)
+    assert not paths(server, "/runs/apply")
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         ({"callbacks": 42}, r"callbacks: expected a class with methods such as on_running\(event\), got 42"),
-        ({"callbacks": Journal(), "deferrable": True}, "expected a class for a deferrable task"),
+        (
+            {"callbacks": Journal(), "deferrable": True},
+            "got an instance of Journal. A triggerer or worker makes its own; pass the class",
+        ),
     ],
 )
 def test_what_cannot_be_called_is_an_error_of_the_dag(arguments: dict[str, Any], text: str) -> None:

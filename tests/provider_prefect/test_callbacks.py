@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any, ClassVar
+from uuid import UUID
 
 import pytest
 from prefect import flow
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 from pydantic import ValidationError
 
 from dstack_core import CallbackEvent, ConfigurationError, RunCallbacks, RunFailedError, Task
+from dstack_core.integration.callbacks import DRAIN_SECONDS
 from dstack_core.local import LocalServer
-from prefect_dstack import DstackCredentials, DstackRun, dstack_task, submit_run, wait_for_run
+from prefect_dstack import (
+    DstackCredentials,
+    DstackRun,
+    arun_task,
+    dstack_task,
+    run_task,
+    submit_run,
+    wait_for_run,
+)
 
-from .support import all_runs, events_of, until
+from .support import all_runs, cancelled_when, events_of, outcome_of, the_run, until
 from .ways import FAST, WAYS, Runner
 
 METRIC = 'python3 -c "import dstack_report; dstack_report.metric(loss=0.5)"'
@@ -173,6 +186,39 @@ def test_a_block_takes_paths_alone(credentials: DstackCredentials) -> None:
         DstackRun(
             credentials=credentials, configuration={"type": "task", "commands": ["true"]}, callbacks=["X"]
         )
+
+
+class Hanging(RunCallbacks):
+    """Callbacks that do not return before the test ends."""
+
+    free = threading.Event()
+
+    def on_submitted(self, event: CallbackEvent) -> None:
+        self.free.wait(120)
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("run", [run_task, arun_task], ids=["sync", "async"])
+def test_a_hanging_callback_delays_neither_the_log_nor_a_cancellation(
+    dstack: LocalServer, credentials: DstackCredentials, caplog: pytest.LogCaptureFixture, run: Any
+) -> None:
+    ids: list[UUID] = []
+    task = Task(commands=["echo one; sleep 1; echo later; sleep 600"])
+
+    @flow
+    def waiting() -> None:
+        ids.append(UUID(str(flow_run.id)))
+        run.submit(task, credentials, callbacks=Hanging, **FAST).wait()
+
+    Hanging.free.clear()
+    started = time.monotonic()
+    try:
+        with cancelled_when(lambda: "later" in caplog.text, ids):
+            waiting(return_state=True)
+        assert time.monotonic() - started < DRAIN_SECONDS
+    finally:
+        Hanging.free.set()
+    assert outcome_of(the_run(dstack)).reason == "stopped_by_user"
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -190,7 +190,11 @@ class Kept(RunCallbacks):
 
     def __init__(self) -> None:
         self.events: list[CallbackEvent] = []
-        self.on_submitted = self.on_running = self.on_ended = self.events.append  # type: ignore[method-assign]
+
+    def _note(self, event: CallbackEvent) -> None:
+        self.events.append(event)
+
+    on_submitted = on_running = on_ended = _note
 
 
 @TWINS

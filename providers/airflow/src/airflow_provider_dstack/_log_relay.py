@@ -132,3 +132,8 @@ class LogPosition:
 def position_in(state: Mapping[str, Any]) -> Any:
     """Return what in a saved state depends on how much of the log was relayed."""
     return state["progress"].get("cursors", {}), state.get("ahead") or {}
+
+
+def position_and_status_in(state: Mapping[str, Any]) -> Any:
+    """Return what in a saved state depends on what the callbacks were called for."""
+    return position_in(state), state["progress"].get("status")

@@ -209,6 +209,9 @@ class TaskRun:
         self._events: deque[Event] = deque()
         self._why_left: str | None = None
         self._is_started = False
+        # While the callbacks of a task that failed are waited for: its run is stopped meanwhile.
+        self._is_draining = False
+        self._drains_since: float | None = None
         self._is_over = False
         self._is_closed = False
         self._stop_by = float("inf")
@@ -236,6 +239,8 @@ class TaskRun:
         For signal handlers: it sets attributes and sleeps, nothing else.
         """
         if self._is_closed or (self.state in FINAL and self.state is not State.HANDED_OVER):
+            # Nothing is left to do for the run; a wait for callbacks ends.
+            self._is_over = self._is_over or self._is_draining
             return
         self._stop_within(KILL_SECONDS)
         self._leave(Event.KILLED)
@@ -296,7 +301,7 @@ class TaskRun:
         self._events.append(event)
 
     def _sleep_until_final(self, until: float = float("inf")) -> None:
-        while self._is_started and not (self.state in FINAL and not self._events):
+        while self._is_started and (self._is_draining or not (self.state in FINAL and not self._events)):
             # A kill in the handler sets the limit for the sleep that it interrupted, too.
             limit = min(until, self._stop_by + _SETTLE_SECONDS - KILL_SECONDS)
             if time.monotonic() >= limit:
@@ -410,13 +415,18 @@ class TaskRun:
                 event = Event.KILLED
         except BaseException as error:
             self.error = error
-            event = Event.FAILED
+            # The run is stopped before user code is waited for.
+            self._is_draining = True
+            self._events.append(Event.FAILED)
+            self._finish_calls()
+            self._is_draining = False
+            return
         self._finish_calls()
         self._events.append(event)
 
     def _finish_calls(self) -> None:
         """Wait until the callbacks have returned: the process may end after this. A kill ends the wait."""
-        for pause in () if self.notifier is None else self.notifier.pauses():
+        for pause in () if self.notifier is None else self.notifier.pauses(since=self._drains_since):
             if self._is_over:
                 return
             time.sleep(pause)
@@ -485,12 +495,20 @@ class TaskRun:
         end = time.monotonic() + seconds
         while not self._is_over:
             now = time.monotonic()
-            if now >= hand_over_at:
+            if now >= hand_over_at and not self._drains(hand_over_at):
                 raise _HandOver
             if now >= end:
                 return
             time.sleep(min(_TICK_SECONDS, end - now))
         raise _Over
+
+    def _drains(self, hand_over_at: float) -> bool:
+        """Whether callbacks are still busy, so that this process follows the run for a little longer.
+
+        It ends after the hand-over, and a slow callback must not delay the log.
+        """
+        self._drains_since = hand_over_at
+        return self.notifier is not None and self.notifier.is_waited_for(hand_over_at)
 
 
 class _Over(Exception):

@@ -265,8 +265,9 @@ class Checkpoints:
     """The saves of a relay's state: only a new one, and ten seconds after the last save at the earliest.
 
     ``start_save`` begins to save a state and returns the future of that; ``first`` is the state that is
-    saved already. New is what was read of the log: a status that is logged twice does no harm. What happens
-    after the last save is relayed again when the triggerer dies.
+    saved already. ``position`` returns what must differ for a new state: by default what was read of the log,
+    as a status that is logged twice does no harm. What happens after the last save is relayed again when the
+    triggerer dies.
     """
 
     def __init__(
@@ -274,10 +275,12 @@ class Checkpoints:
         start_save: Callable[[dict[str, Any]], Future[None] | asyncio.Future[None]],
         first: Mapping[str, Any],
         clock: Callable[[], float] = time.monotonic,
+        position: Callable[[Mapping[str, Any]], Any] = position_in,
     ) -> None:
         self._start_save = start_save
         self._clock = clock
-        self._saved = position_in(first)
+        self._position = position
+        self._saved = position(first)
         self._saving: Future[None] | asyncio.Future[None] | None = None
         self._next = clock()
 
@@ -289,18 +292,18 @@ class Checkpoints:
         if self._clock() < self._next or not (self._saving is None or self._saving.done()):
             return False
         now = state()
-        if position_in(now) == self._saved:
+        if self._position(now) == self._saved:
             return True
-        self._saved = position_in(now)
+        self._saved = self._position(now)
         self._next = self._clock() + SECONDS_BETWEEN
         self._saving = self._start_save(now)
         return True
 
     def last(self, state: dict[str, Any]) -> Future[None] | asyncio.Future[None] | None:
         """Save ``state`` at once if it is new, and close; return the future of what is saved last, if any."""
-        if position_in(state) != self._saved:
+        if self._position(state) != self._saved:
             self.close()
-            self._saved = position_in(state)
+            self._saved = self._position(state)
             self._saving = self._start_save(state)
         last, self._saving = self._saving, None
         return last

@@ -13,7 +13,13 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_provider_dstack._callbacks import load_what_can_be, new_notifier
 from airflow_provider_dstack._compat import trigger_has_on_kill
 from airflow_provider_dstack._log_groups import LogGroups
-from airflow_provider_dstack._log_relay import DEFAULT_LOG_BUDGET, LogPosition, new_relay
+from airflow_provider_dstack._log_relay import (
+    DEFAULT_LOG_BUDGET,
+    LogPosition,
+    new_relay,
+    position_and_status_in,
+    position_in,
+)
 from airflow_provider_dstack._names import run_ref
 from airflow_provider_dstack._outcome import broken_event, finished_event, timed_out_event
 from airflow_provider_dstack._parameters import report_limits
@@ -256,7 +262,12 @@ class DstackRunTrigger(BaseTrigger):
             relay = TriggerRelay(
                 log_relay,
                 position,
-                Checkpoints(lambda state: self._start_save(state, relay.recent_bytes(), reports), kept),
+                Checkpoints(
+                    lambda state: self._start_save(state, relay.recent_bytes(), reports),
+                    kept,
+                    # A callback, unlike a log line, may not take a status twice.
+                    position=position_and_status_in if notifier else position_in,
+                ),
                 partial(self._wait_for_end, client, run.id),
                 reports=reports,
                 notify=partial(_notify, notifier),
