@@ -290,9 +290,11 @@ def test_a_machine_without_room_for_one_connection_serves_the_next(
         [local] = attachment.ports.values()
         monkeypatch.setattr(threading.Thread, "start", starting)
         monkeypatch.setattr(paramiko.Channel, "sendall", sending)
-        with socket.create_connection(("127.0.0.1", local), timeout=30) as refused:
-            with contextlib.suppress(ConnectionError):
-                refused.sendall(b"lost")
-                assert refused.recv(100) == b""
+        with (
+            socket.create_connection(("127.0.0.1", local), timeout=30) as refused,
+            contextlib.suppress(ConnectionError),
+        ):
+            refused.sendall(b"lost")
+            assert refused.recv(100) == b""
         assert left == [0]
         assert ask(local, b"next") == b"next"
