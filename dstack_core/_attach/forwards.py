@@ -113,8 +113,8 @@ class Forward:
             if len(self._open) >= _MOST_CONNECTIONS:
                 connection.close()
                 _log.warning(
-                    "Local port %d: a connection was closed: %d are open. If your clients opened fewer, the run is on "
-                    'this machine and its port is this one: forward it to another one, such as with "*:%d".',
+                    "Local port %d: a connection was closed: %d are open. If your clients opened fewer, the run is "
+                    'on this machine and its port is this one: forward it to another one, such as with "*:%d".',
                     self.local_port,
                     _MOST_CONNECTIONS,
                     self._container_port,
