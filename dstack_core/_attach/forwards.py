@@ -32,9 +32,9 @@ _PATIENCE_SECONDS = 10.0
 # Seconds between two tries to accept after an error such as too many open files; without a pause this thread
 # would use a whole core until it passes.
 _PAUSE_SECONDS = 0.5
-# Most connections of one port at once. Chosen: far more than a browser, a notebook or a load test opens. Where
-# the run is on this machine, a forward may be what listens on the run's port, and then each connection would
-# open the next one until the machine has no thread left.
+# Most connections of one port at once. Chosen: more than a browser, a notebook or a load test opens. Where
+# the run is on this machine, a forward may be what listens on the run's port. Then each connection would open
+# the next one, until the machine has no thread left.
 _MOST_CONNECTIONS = 256
 # What Python raises where the machine has no memory or no thread left. It costs that connection alone: the
 # forward continues, since the next connection may find room again.
@@ -113,8 +113,9 @@ class Forward:
             if len(self._open) >= _MOST_CONNECTIONS:
                 connection.close()
                 _log.warning(
-                    "Local port %d: a connection was closed: %d are open. If your clients opened fewer, the run is "
-                    'on this machine and its port is this one: forward it to another one, such as with "*:%d".',
+                    "Local port %d: a connection was closed: %d are open. If your clients opened fewer, the "
+                    "run is on this machine and its port is this one: forward it to another one, such as "
+                    'with "*:%d".',
                     self.local_port,
                     _MOST_CONNECTIONS,
                     self._container_port,
