@@ -6,7 +6,6 @@ import asyncio
 import json
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, ClassVar
@@ -26,8 +25,7 @@ from airflow_provider_dstack.errors import (
 from airflow_provider_dstack.operators import DstackRunOperator
 from airflow_provider_dstack.triggers import DstackRunTrigger
 from dstack_core import CallbackEvent, RunCallbacks
-from dstack_core.integration import CallbackNotifier
-from dstack_core.integration.callbacks import DRAIN_SECONDS
+from dstack_core.integration import CallbackNotifier, callbacks
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import paths, wait_for
 from tests.provider_airflow.test_deferral import deferrable, deferred
@@ -242,14 +240,22 @@ class Hanging(RunCallbacks):
 
     def on_submitted(self, event: CallbackEvent) -> None:
         self.called.set()
-        self.free.wait(120)
+        self.free.wait(600)
 
 
 HANGING = f"{__name__}.Hanging"
 
 
 @pytest.fixture
-def hanging() -> Iterator[type[Hanging]]:
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hanging]]:
+    """Let whatever waits for callbacks wait for as long as they hang, so that no test depends on its speed."""
+
+    def patient(self: CallbackNotifier, **options: Any) -> Iterator[float]:
+        while not self.is_idle:
+            yield 0.05
+
+    monkeypatch.setattr(CallbackNotifier, "pauses", patient)
+    monkeypatch.setattr(callbacks, "DRAIN_SECONDS", 1e9)
     Hanging.free.clear()
     Hanging.called.clear()
     yield Hanging
@@ -274,11 +280,9 @@ def test_a_hanging_callback_delays_neither_the_log_nor_a_kill(
 
     killing = threading.Thread(target=kill)
     killing.start()
-    started = time.monotonic()
     with pytest.raises(DstackRunInterrupted, match=r"is stopping|has ended|stopped"):
         task.execute(CONTEXT)
     killing.join()
-    assert time.monotonic() - started < DRAIN_SECONDS
     assert hanging.called.is_set()
     assert paths(server, "/runs/stop")
 
@@ -288,7 +292,6 @@ def test_a_hanging_callback_does_not_delay_the_stop_of_a_run_whose_task_fails(
 ) -> None:
     task = task_of("sleep 600", callbacks=HANGING, retry_budget=0.2)
     server.faults.add("/logs/poll", times=None, status=503)
-    started = time.monotonic()
 
     def free() -> None:
         wait_for("the stop", lambda: paths(server, "/runs/stop"))
@@ -299,8 +302,7 @@ def test_a_hanging_callback_does_not_delay_the_stop_of_a_run_whose_task_fails(
     with pytest.raises(DstackServerUnreachable):
         task.execute(CONTEXT)
     freeing.join()
-    # Else the callback would have been waited for first.
-    assert time.monotonic() - started < DRAIN_SECONDS
+    assert hanging.free.is_set()
 
 
 def test_a_slow_callback_does_not_stop_the_log_before_the_task_is_deferred(
@@ -320,10 +322,9 @@ def test_a_slow_callback_does_not_stop_the_log_before_the_task_is_deferred(
 
     freeing = threading.Thread(target=free)
     freeing.start()
-    started = time.monotonic()
     deferred(task)
     freeing.join()
-    assert time.monotonic() - started < DRAIN_SECONDS
+    assert hanging.free.is_set()
 
 
 def test_a_trigger_whose_callback_hangs_relays_the_log_and_is_cancelled_at_once(
@@ -337,7 +338,7 @@ def test_a_trigger_whose_callback_hangs_relays_the_log_and_is_cancelled_at_once(
         text += capsys.readouterr().out
         return "two" in text and hanging.called.is_set()
 
-    asyncio.run(asyncio.wait_for(killed(trigger, logged), DRAIN_SECONDS))
+    asyncio.run(killed(trigger, logged))
     assert paths(server, "/runs/stop")
 
 
@@ -346,7 +347,7 @@ class HangingLines(RunCallbacks):
 
     def on_log_lines(self, event: CallbackEvent) -> None:
         Hanging.called.set()
-        Hanging.free.wait(120)
+        Hanging.free.wait(600)
 
 
 class Exiting(RunCallbacks):
