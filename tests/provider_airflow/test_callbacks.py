@@ -30,6 +30,7 @@ from dstack_core.local import LocalServer
 from tests.provider_airflow.support import paths, wait_for
 from tests.provider_airflow.test_deferral import deferrable, deferred
 from tests.provider_airflow.test_operator import CONTEXT, TI, operator
+from tests.provider_airflow.tries import Store, Tries
 from tests.provider_airflow.triggering import killed, payloads, submitted, trigger_for
 
 METRIC = 'python3 -c "import dstack_report; dstack_report.metric(loss=0.5)"'
@@ -351,7 +352,7 @@ class HangingLines(RunCallbacks):
 
 
 class Exiting(RunCallbacks):
-    """Callbacks that raise what is no error."""
+    """Callbacks that raise what an ``except Exception`` misses."""
 
     def on_submitted(self, event: CallbackEvent) -> None:
         sys.exit(3)
@@ -364,7 +365,9 @@ class Exiting(RunCallbacks):
         raise GeneratorExit
 
 
-def test_what_is_no_error_is_a_warning_too(server: LocalServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_exit_of_a_callback_is_a_warning_too(
+    server: LocalServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert task_of("echo one", callbacks=f"{__name__}.Exiting").execute(CONTEXT)["status"] == "done"
     text = capsys.readouterr().out
     for what in ("on_submitted raised SystemExit: 3", "on_log_lines raised KeyboardInterrupt"):
@@ -394,6 +397,31 @@ def test_a_take_over_calls_nothing_again_that_was_saved(
     run.stop(until="ended")
     asyncio.run(payloads(trigger_for(run, callbacks=[JOURNAL])))
     assert kinds(events) == ["running"]
+
+
+def test_a_retry_that_takes_a_run_over_calls_for_it_from_its_beginning(
+    server: LocalServer, events: list[CallbackEvent]
+) -> None:
+    tries = Tries(server, Store())
+    run = tries.lost("echo one; sleep 1; echo two")
+    tries.execute("echo one; sleep 1; echo two", callbacks=Journal)
+    assert [event.is_taken_over for event in events if event.kind == "submitted"] == [True]
+    assert lines(events) == ["one", "two"]
+    assert [event.kind for event in events].count("ended") == 1
+    assert {event.run_id for event in events} == {run.id}
+
+
+@pytest.mark.parametrize(("command", "calls"), [("true", ["submitted", "ended"]), ("exit 3", [])])
+def test_the_end_that_no_process_saw_is_called_by_the_retry_if_that_takes_the_run(
+    server: LocalServer, events: list[CallbackEvent], command: str, calls: list[str]
+) -> None:
+    tries = Tries(server, Store())
+    run = tries.lost(command)
+    run.wait(60, poll_interval=0.1)
+    # After a run that failed, the retry submits another one.
+    tries.execute("true", callbacks=Journal)
+    assert kinds([event for event in events if event.run_id == run.id]) == calls
+    assert kinds(events)[-1] == "ended"
 
 
 def test_a_class_that_its_module_does_not_have_is_an_error_before_anything_is_submitted(
