@@ -252,4 +252,33 @@ HOLDS = Suite(
         ),
     ),
 )
-SUITES = [KILLS, REPORTS, HOLDS, LOAD, ODDITIES]
+
+
+CALLBACKS = Suite(
+    "Callbacks",
+    "User code that is called while a run is followed, and processes that are killed meanwhile. Held means: `on_ended` is called once by the\n"
+    "process that has the outcome, `on_submitted` once by each process that submits the run or takes it over, and behind a position that a\n"
+    "triggerer has saved nothing is called again. A callback that hangs delays neither the log nor a stop.",
+    (
+        _airflow(
+            "kill -9 of the task's process, then the retry; the run ends before the retry",
+            _WORKER,
+            "test_kill_matrix.py::test_a_retry_takes_over_the_run_of_a_killed_task_process",
+            "test_kill_matrix.py::test_a_retry_takes_the_result_of_a_run_whose_node_was_lost",
+        ),
+        _airflow(
+            "another trigger takes over",
+            _DEFERRED,
+            "test_callbacks.py::test_a_take_over_calls_nothing_again_that_was_saved",
+        ),
+        _airflow(
+            "a callback hangs",
+            "Airflow task, on a worker and deferred",
+            "test_callbacks.py::test_a_hanging_callback_delays_neither_the_log_nor_a_kill",
+            "test_callbacks.py::test_a_hanging_callback_does_not_delay_the_stop_of_a_run_whose_task_fails",
+            "test_callbacks.py::test_a_trigger_whose_callback_hangs_relays_the_log_and_is_cancelled_at_once",
+        ),
+    ),
+)
+
+SUITES = [KILLS, REPORTS, HOLDS, CALLBACKS, LOAD, ODDITIES]

@@ -33,6 +33,7 @@ os.environ.update(
 
 from airflow_provider_dstack._kill_reason import KillReason  # noqa: E402
 from dstack_core.local import LocalServer  # noqa: E402
+from tests.callback_journal import VARIABLE  # noqa: E402
 from tests.provider_airflow.components import Components  # noqa: E402
 from tests.provider_airflow.databases import DATABASE_URL, migrate  # noqa: E402
 from tests.provider_airflow.postgres import postgres_url  # noqa: E402
@@ -148,6 +149,7 @@ def _components(
     with _migrated(home, request) as url:
         environment = {
             "AIRFLOW_CONN_DSTACK_DEFAULT": connection_json(server),
+            VARIABLE: str(home / "callbacks"),
             # DAGs import helpers of the tests.
             "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])),
             **settings,

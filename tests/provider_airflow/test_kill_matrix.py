@@ -18,6 +18,7 @@ import pytest
 from airflow_provider_dstack._compat import trigger_has_on_kill
 from dstack_core import Run
 from dstack_core.local import LocalServer
+from tests.callback_journal import Call, calls, count, lines_of
 from tests.provider_airflow.components import Components
 from tests.provider_airflow.support import over, runs_of, wait_for
 from tests.provider_airflow.test_real_components import running_run
@@ -66,6 +67,10 @@ class Case:
         """Return the times of this case's requests with that path (``time.monotonic()``)."""
         requests = self.server.requests[self._requests_before :]
         return [request.time for request in requests if request.path.endswith(ending)]
+
+    def calls(self, run: Run) -> list[Call]:
+        """Return the calls of callbacks for a run, of all processes."""
+        return calls(self.components.home / "callbacks", run.name)
 
     def log(self, attempt: int = 1) -> list[str]:
         return self.components.log_lines(self.dag_id, self.run_id, attempt)
@@ -218,6 +223,15 @@ def test_a_retry_takes_over_the_run_of_a_killed_task_process(case: Case) -> None
     case.assert_one_run_went_on(run)
     assert case.steps(attempt=2) == _STEPS
     assert any("is taken over" in line for line in case.log(attempt=2))
+    found = case.calls(run)
+    first, second = [one for one in found if one.kind == "submitted"]
+    assert (first.is_taken_over, second.is_taken_over) == (False, True)
+    assert first.process != second.process
+    # A retry follows the run from its first line.
+    assert lines_of([one for one in found if one.process == first.process]) == _STEPS[:3]
+    assert lines_of([one for one in found if one.process == second.process]) == _STEPS
+    assert found[-1].kind == "ended"
+    assert count(found, "ended") == 1
 
 
 def test_a_retry_takes_the_result_of_a_run_whose_node_was_lost(case: Case) -> None:
@@ -234,6 +248,8 @@ def test_a_retry_takes_the_result_of_a_run_whose_node_was_lost(case: Case) -> No
     # No process saw how the run ended; Airflow notices the missing heartbeats later.
     case.assert_one_run_went_on(run)
     assert case.steps(attempt=2) == _STEPS
+    found = case.calls(run)
+    assert (count(found, "submitted"), count(found, "ended")) == (2, 1)
 
 
 def test_a_kill_between_the_submission_and_its_reply_makes_no_second_run(case: Case) -> None:
@@ -287,6 +303,8 @@ def test_a_worker_shutdown_on_the_last_try_stops_the_run(case: Case) -> None:
     assert over(run).raw_status == "terminated"
     case.wait("failed")
     assert len(case.runs()) == 1
+    # No process followed it to its end.
+    assert (count(case.calls(run), "submitted"), count(case.calls(run), "ended")) == (1, 0)
 
 
 def test_an_exception_on_the_last_try_stops_the_run(case: Case) -> None:

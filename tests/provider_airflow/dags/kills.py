@@ -21,10 +21,12 @@ def one_task(dag_id: str, **arguments: Any) -> None:
         )
 
 
-one_task("retried", retries=1, retry_delay=timedelta(0))
+# What kills do to callbacks is seen in the file of these.
+JOURNAL = "tests.callback_journal.Journal"
+one_task("retried", retries=1, retry_delay=timedelta(0), callbacks=JOURNAL)
 # An Airflow outage costs tries: each one that starts during it fails before its task runs.
 one_task("many_tries", retries=8, retry_delay=timedelta(seconds=10))
-one_task("last_try", retry_budget=1.0)
+one_task("last_try", retry_budget=1.0, callbacks=JOURNAL)
 one_task("lost_sight", retry_budget=1.0, retries=1, retry_delay=timedelta(seconds=5))
 one_task("timed_out", execution_timeout=timedelta(seconds=8), retries=1, retry_delay=timedelta(hours=1))
 one_task("retried_deferred", deferrable=True, retries=1, retry_delay=timedelta(0))

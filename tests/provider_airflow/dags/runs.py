@@ -7,7 +7,9 @@ from typing import Any
 
 from airflow.sdk import DAG
 
+from airflow_provider_dstack._compat import has_retry_policies
 from airflow_provider_dstack.operators import DstackRunOperator
+from airflow_provider_dstack.retry_policies import DstackRetryPolicy
 from airflow_provider_dstack.sensors import DstackRunSensor
 from airflow_provider_dstack.services import DstackServiceOperator
 from dstack_core import Task
@@ -42,6 +44,21 @@ for name, deferrable in (("bad_sync", False), ("bad_deferred", True)):
             configuration=Task(commands=["true"]),
             max_price="{{ params.price }}",
             deferrable=deferrable,
+        )
+
+# Without a policy where Airflow has none: the DAG file must be parsed.
+policy: dict[str, Any] = (
+    {"retry_policy": DstackRetryPolicy(delay={"capacity": timedelta(0)})} if has_retry_policies() else {}
+)
+for dag_id, wanted in (("policy_user", {}), ("policy_capacity", {"resources": {"gpu": "1000"}})):
+    with DAG(dag_id, schedule=None):
+        DstackRunOperator(
+            task_id="train",
+            configuration={"type": "task", "commands": ["exit 3"], **wanted},
+            poll_interval=0.5,
+            retries=2,
+            retry_delay=timedelta(0),
+            **policy,
         )
 
 with DAG("mapped", schedule=None):
