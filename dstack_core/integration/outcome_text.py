@@ -8,8 +8,8 @@ the table are made here, and a host only decides where they go. Tests compare th
 what Airflow and Prefect show, and with the table of the documentation.
 
 What was chosen, and why: money has two decimals, below 1 USD up to four, and the unit behind it ("24.60 USD",
-"0.0012 USD per hour"), since two dollar signs make a formula in some Markdown, and a price may be below a cent. A duration
-has its units ("1 h 2 min 5 s"), since "1:02" is read as minutes or as hours.
+"0.0012 USD per hour"), since two dollar signs make a formula in some Markdown, and a price may be below a
+cent. A duration has its units ("1 h 2 min 5 s"), since "1:02" is read as minutes or as hours.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class Relay:
         self.progress = event.progress
 
     def log_end(self) -> None:
-        """Log once, behind all lines, how the run ended, how long it took, what it cost and how busy it was."""
+        """Log once, behind all lines, how the run ended, its time and cost, and how busy its machine was."""
         from dstack_core.integration import describe_outcome, utilization_lines
 
         if self.outcome is None or self._shows_end:
@@ -129,7 +129,7 @@ class Relay:
 def _ending(outcome: Outcome) -> str:
     """Return what the record begins with that follows all lines of a run.
 
-    Nothing else that is logged of a run has a comma there: neither the result of a stop nor what a hook reports.
+    Nothing else that is logged of a run has a comma there: not the result of a stop, nor a hook's report.
     """
     return f"Run {outcome.run_name} {outcome.message}, "
 
