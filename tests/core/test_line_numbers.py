@@ -35,7 +35,7 @@ def stderr_of(shell: list[str], task: Task, folder: Path) -> list[str]:
         check=False,
     )
     lines = ended.stderr.splitlines()
-    # What an interactive shell has to say about its terminal comes first.
+    # An interactive shell complains about its terminal first.
     return [line for line in lines if re.search("no-such|yntax error", line)]
 
 
