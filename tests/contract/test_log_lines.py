@@ -26,7 +26,7 @@ def test_a_run_reports_what_it_waits_for(target: Target, client: dstack.Client) 
     retry: Any = {"on_events": ["no-capacity"], "duration": "1h"}
     task = target.task("echo never")
     run = client.runs.submit(task, resources=resources, retry_policy=retry)
-    reports = []
+    reports: list[dstack.Waiting] = []
     for event in run.follow(
         poll_interval=target.poll_interval, waiting_interval=0.001, timeout=target.timeout
     ):
