@@ -28,7 +28,8 @@ in_memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_e
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
-SHOWN = Task(commands=["echo parent=$TRACEPARENT"])
+ECHO = "echo parent=$TRACEPARENT"
+SHOWN = Task(commands=[ECHO])
 FAILING = Task(commands=["exit 3"])
 PHASES = ["dstack.queued", "dstack.provisioning", "dstack.pulling", "dstack.running"]
 
@@ -68,7 +69,7 @@ def test_a_run_is_part_of_its_tasks_trace(
     way: Runner, dstack: LocalServer, credentials: DstackCredentials, spans: Any, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
-    gated = Task(commands=[*SHOWN.commands, f"until [ -e {gate} ]; do sleep 0.1; done"])
+    gated = Task(commands=[ECHO, f"until [ -e {gate} ]; do sleep 0.1; done"])
     way(gated, credentials, callbacks=[Opener(gate)], **FAST)
     outer, parent, phases = traced(spans)
     assert parent.attributes["prefect.run.type"] == "task"
