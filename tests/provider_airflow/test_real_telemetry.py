@@ -178,7 +178,7 @@ def test_every_run_is_counted_once(told: Told) -> None:
     assert len([line for line in counted if ",category=user.exit" in line and ",status=failed" in line]) == 2
     for name, kind in (("cost_usd", "c"), ("wait_seconds", "g"), ("duration_seconds", "g")):
         lines = told.port.of(f"airflow.dstack.{name},status=")
-        # The wait of a run that nobody saw running is unknown.
+        # The wait of a run that was never seen running is unknown.
         assert len(lines) == len(TASKS) or (name == "wait_seconds" and len(lines) >= 2), name
         assert all(line.endswith(f"|{kind}") for line in lines)
 
