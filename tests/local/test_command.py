@@ -22,6 +22,7 @@ from dstack_core._command.main import main
 from dstack_core.local import LocalServer
 from dstack_core.models.records import LogBytes
 from tests.local.support import wait_until
+from tests.ports import free_port
 
 
 @pytest.fixture(scope="module")
@@ -310,3 +311,15 @@ def test_a_run_that_is_held_is_listed_as_held(
     assert rows["not-yet-held"]["message"] != "held for a shell"
     (line,) = [line for line in shown(capfd, "ps")[1].splitlines() if line.startswith("held ")]
     assert line.endswith("held for a shell")
+
+
+def test_a_server_that_is_away_is_an_error_within_seconds(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSTACK_SERVER_URL", f"http://127.0.0.1:{free_port()}")
+    started = time.monotonic()
+    status, out, err = shown(capfd, "ps")
+    # The retry budget of a task is 30 s and more.
+    assert time.monotonic() - started < 20
+    assert (status, out, len(err.splitlines())) == (1, "", 1)
+    assert "127.0.0.1" in err

@@ -5,6 +5,7 @@ The rows, tables and checks of dstack are the core's; here are the connection an
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,15 @@ import requests
 from airflow_provider_dstack._compat import AirflowException, api_address, server_connection
 from airflow_provider_dstack.hooks import DstackHook
 from dstack_core import Client, ConfigurationError, DstackError
-from dstack_core.integration import Finding, cost_rows, examine, show_costs, show_runs
+from dstack_core.integration import (
+    Finding,
+    TextStyle,
+    command_limits,
+    cost_rows,
+    examine,
+    show_costs,
+    show_runs,
+)
 
 # Seconds: a person waits for the answers of ``doctor``.
 _DOCTOR_TIMEOUT = 10.0
@@ -28,13 +37,29 @@ class ServerHook(DstackHook):
         """Return the connection."""
         return server_connection(conn_id)
 
+    def command_client(self) -> Client:
+        """Return a client for a command that a person waits for: it reports a dead server soon.
+
+        The connection's ``timeout`` wins. Raises ``AirflowFailException`` as ``client`` does.
+        """
+        try:
+            return Client(**command_limits(self.client_arguments()))
+        except ConfigurationError as error:
+            raise self._unusable(error.message) from None
+
 
 def ps(args: Namespace) -> str:
     """Return the active runs, those of Airflow tasks unless ``args.every``."""
     owner, owners = ("", "") if args.every else ("airflow:", " of Airflow tasks")
     with _client(args) as client:
         return show_runs(
-            client, all=args.all, owner=owner, owners=owners, as_json=args.output == "json", indent=None
+            client,
+            all=args.all,
+            owner=owner,
+            owners=owners,
+            as_json=args.output == "json",
+            indent=None,
+            style=TextStyle.of(sys.stdout),
         )
 
 
@@ -46,7 +71,14 @@ def cost(args: Namespace) -> str:
     except ConfigurationError as error:
         raise SystemExit(f"--{error.message}") from None
     with _client(args) as client:
-        return show_costs(client, by=args.by, since=args.since, as_json=args.output == "json", indent=None)
+        return show_costs(
+            client,
+            by=args.by,
+            since=args.since,
+            as_json=args.output == "json",
+            indent=None,
+            style=TextStyle.of(sys.stdout),
+        )
 
 
 def doctor(args: Namespace) -> Iterator[Finding]:
@@ -108,7 +140,7 @@ def _airflow() -> Iterator[Finding]:
 
 
 def _client(args: Namespace) -> Client:
-    return ServerHook(args.conn_id, args.project).client()
+    return ServerHook(args.conn_id, args.project).command_client()
 
 
 def in_words(error: DstackError | AirflowException) -> str:

@@ -13,7 +13,16 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 
 from dstack_core import Client, ConfigurationError, DstackError
-from dstack_core.integration import Finding, examine, show_costs, show_findings, show_runs
+from dstack_core.integration import (
+    Finding,
+    TextStyle,
+    command_limits,
+    cost_rows,
+    examine,
+    show_costs,
+    show_findings,
+    show_runs,
+)
 from prefect_dstack import credentials as blocks
 from prefect_dstack.worker import DstackWorker
 
@@ -45,19 +54,39 @@ def without_prefect(error: HTTPError) -> str:
 def ps(credentials: str | None, *, finished: bool, every: bool, as_json: bool) -> str:
     """Return the active runs, those of Prefect flow runs unless ``every``."""
     owner, owners = ("", "") if every else ("prefect:", " of Prefect flow runs")
-    with blocks.open_client(blocks.load(credentials)) as client:
-        return show_runs(client, all=finished, owner=owner, owners=owners, as_json=as_json)
+    with _client(credentials) as client:
+        return show_runs(
+            client,
+            all=finished,
+            owner=owner,
+            owners=owners,
+            as_json=as_json,
+            style=TextStyle.of(sys.stdout),
+        )
 
 
 def cost(credentials: str | None, *, by: str, since: str | None, as_json: bool) -> str:
     """Return what runs have cost."""
-    with blocks.open_client(blocks.load(credentials)) as client:
-        return show_costs(client, by=by, since=since, as_json=as_json)
+    cost_rows([], by=by, since=since)
+    with _client(credentials) as client:
+        return show_costs(client, by=by, since=since, as_json=as_json, style=TextStyle.of(sys.stdout))
 
 
 def doctor(credentials: str | None, *, run: str | None, as_json: bool) -> int:
     """Show what each check found."""
-    return show_findings(_findings(credentials, run), sys.stdout.write, as_json=as_json)
+    style = TextStyle.of(sys.stdout)
+    return show_findings(_findings(credentials, run), _write, as_json=as_json, style=style)
+
+
+def _write(text: str) -> None:
+    # A check may take seconds, and its finding is seen before the next one begins.
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _client(credentials: str | None) -> Client:
+    """Return a client for a command that a person waits for: it reports a dead server soon."""
+    return Client.from_config(**command_limits(blocks.target_of(blocks.load(credentials))))
 
 
 def _findings(credentials: str | None, run: str | None) -> Iterator[Finding]:
