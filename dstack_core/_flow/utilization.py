@@ -20,7 +20,6 @@ from datetime import UTC, datetime
 from dstack_core._flow.queries import MOST_VALUES
 from dstack_core._flow.steps import Op, call
 from dstack_core._wire.api import Api
-from dstack_core._wire.hardware import read_hardware
 from dstack_core._wire.http_messages import Call, time_of
 from dstack_core._wire.runs import Machine, RunSnapshot
 from dstack_core.errors import DstackError
@@ -62,7 +61,7 @@ def machine_of(run: RunSnapshot) -> Machine | None:
 def hardware_of(run: RunSnapshot) -> Hardware:
     """Return what a job of the run has of its machine; an empty one before it has a machine."""
     machine = machine_of(run)
-    return read_hardware(None if machine is None else machine.hardware)
+    return (None if machine is None else machine.hardware) or Hardware()
 
 
 def jobs_of(run: RunSnapshot) -> list[tuple[int, int]]:

@@ -22,7 +22,6 @@ from __future__ import annotations
 import contextvars
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -83,11 +82,12 @@ class CallbackNotifier:
         self.mask = mask
         self._known = CallbackEvent("", "", "", "", "", "", source=dict(source or {}))
         self._longest_queue = longest_queue
-        self._queue: deque[tuple[Any, CallbackEvent]] = deque()
+        # Most tasks have no callbacks: an empty list is small, unlike a deque or a set.
+        self._queue: list[tuple[Any, CallbackEvent]] = []
         self._lock = threading.Lock()
         self._is_working = False
         self._dropped = False
-        self._warned: set[tuple[str, str]] = set()
+        self._warned: list[tuple[str, str]] = []
 
     def __bool__(self) -> bool:
         """Whether anything is called at all."""
@@ -213,7 +213,7 @@ class CallbackNotifier:
                 if not self._queue:
                     self._is_working = False
                     return
-                callback, event = self._queue.popleft()
+                callback, event = self._queue.pop(0)
             self._call(callback, event)
 
     def _call(self, callback: Any, event: CallbackEvent) -> None:
@@ -226,7 +226,7 @@ class CallbackNotifier:
             # Also SystemExit: whatever user code does here, the task continues.
             key = (name_of(callback), event.kind)
             if key not in self._warned:
-                self._warned.add(key)
+                self._warned.append(key)
                 text = self.mask(f"{type(error).__name__}: {error}")
                 self._log.warning(
                     "%s.on_%s raised %s. The task is not affected; further errors of it are not logged.",

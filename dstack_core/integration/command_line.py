@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
+from dstack_core.models.statuses import RunStatus
+
 # Seconds for which an unreachable server is retried without a word: enough for its restart behind a proxy,
 # and what a person waits before suspecting the command.
 COMMAND_RETRY_SECONDS = 5.0
@@ -26,12 +28,15 @@ _REPLY_SECONDS = 15.0
 _CONNECT_SECONDS = 5.0
 # The cells of a table are not made narrower than this; below it no cell can be recognized.
 _NARROWEST_CELL = 8
-_CODES = {"green": "32", "yellow": "33", "red": "31", "cyan": "36", "dim": "2", "bold": "1"}
+_CODES = {"green": "32", "yellow": "33", "red": "31", "dim": "2", "bold": "1"}
+# The states of findings, and the availability of offers; those of runs are in the table of statuses.
 _STATE_COLORS = {
-    **dict.fromkeys(("ok", "running", "done", "available", "idle"), "green"),
-    **dict.fromkeys(("warning", "pending", "submitted", "provisioning", "terminating"), "yellow"),
-    **dict.fromkeys(("error", "failed"), "red"),
-    **dict.fromkeys(("skipped", "terminated"), "dim"),
+    "ok": "green",
+    "available": "green",
+    "idle": "green",
+    "warning": "yellow",
+    "error": "red",
+    "skipped": "dim",
 }
 
 
@@ -84,9 +89,20 @@ class TextStyle:
         return f"\x1b[{_CODES[color]}m{text}\x1b[0m" if self.color and text.strip() else text
 
     def state(self, text: str) -> str:
-        """Return a state or status in its color; one that is not known has none."""
-        color = _STATE_COLORS.get(text.strip())
+        """Return a state or status (str) in its color; one that is not known has none."""
+        color = _color_of(text.strip())
         return self.colored(text, color) if color else text
+
+
+def _color_of(state: str) -> str | None:
+    if state.upper() not in RunStatus.__members__:
+        return _STATE_COLORS.get(state)
+    status = RunStatus[state.upper()]
+    if status.is_before_start or status.is_stopping:
+        return "yellow"
+    if status.is_active or status.is_success:
+        return "green"
+    return "dim" if status.was_stopped else "red"
 
 
 PLAIN = TextStyle()

@@ -1,15 +1,14 @@
 """What ``prefect-dstack ps``, ``cost`` and ``doctor`` do; imported by the one that runs.
 
-The rows, tables and checks of dstack are the core's; here are the block and Prefect's own server.
+The rows, tables and checks of dstack are the core's; here is the block; ``_doctor`` checks Prefect.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 
 from httpx import HTTPError
-from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 
 from dstack_core import Client, ConfigurationError, DstackError
@@ -24,7 +23,7 @@ from dstack_core.integration import (
     show_runs,
 )
 from prefect_dstack import credentials as blocks
-from prefect_dstack.worker import DstackWorker
+from prefect_dstack._doctor import prefect_findings
 
 # Seconds: a person waits for the answers of ``doctor``.
 _DOCTOR_TIMEOUT = 10.0
@@ -90,7 +89,7 @@ def _client(credentials: str | None) -> Client:
 
 
 def _findings(credentials: str | None, run: str | None) -> Iterator[Finding]:
-    reachable = yield from _prefect()
+    reachable = yield from prefect_findings(credentials)
 
     def connect() -> Client:
         if credentials is not None and not reachable:
@@ -100,39 +99,3 @@ def _findings(credentials: str | None, run: str | None) -> Iterator[Finding]:
         return blocks.open_client(blocks.load(credentials), timeout=_DOCTOR_TIMEOUT, retry_budget=0)
 
     yield from examine(connect, run_name=run)
-
-
-def _prefect() -> Generator[Finding, None, bool]:
-    url = PREFECT_API_URL.value()
-    if not url:
-        # Without it Prefect starts a server of its own, which knows no flow run.
-        yield Finding(
-            "Prefect",
-            "warning",
-            "PREFECT_API_URL: expected the address of your Prefect server, got none.",
-            "Set it: prefect config set PREFECT_API_URL=http://HOST:4200/api",
-        )
-        return False
-    with get_client(sync_client=True) as client:
-        problem = client.api_healthcheck()
-        if problem is not None:
-            yield Finding(
-                "Prefect",
-                "error",
-                f"The Prefect server does not answer at {url} ({type(problem).__name__}).",
-                "Start it (prefect server start), or correct PREFECT_API_URL.",
-            )
-            return False
-        yield Finding("Prefect", "ok", f"The server answers at {url}.")
-        pools = [pool for pool in client.read_work_pools() if pool.type == DstackWorker.type]
-        for pool in pools:
-            if str(getattr(pool.status, "value", pool.status)) == "READY":
-                yield Finding("Prefect work pool", "ok", f"{pool.name} has a worker.")
-            else:
-                yield Finding(
-                    "Prefect work pool",
-                    "warning",
-                    f"{pool.name} has no worker; its flow runs wait.",
-                    f"Start one: prefect worker start --pool {pool.name}",
-                )
-    return True
