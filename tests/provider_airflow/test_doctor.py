@@ -171,20 +171,24 @@ def test_the_database_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "scheduler or API server runs" in found("Airflow database").advice
 
 
+def _change(session: Any, dag_id: str, **fields: object) -> None:
+    dag = session.get(DagModel, dag_id)
+    for name, value in fields.items():
+        setattr(dag, name, value)
+
+
 def test_the_database_has_reapers_deferred_tasks_and_triggerers(dag_runner: DagRunner, server: Any) -> None:
     ran = dag_runner.run_tasks("DstackReapOperator(task_id='reap', min_age=600)\n")
     assert ran.tasks == {"reap": "success"}
     with create_session() as session:
-        dag = session.get(DagModel, ran.dag_id)
-        dag.is_stale, dag.is_paused, dag.timetable_summary = False, False, "0:15:00"
+        _change(session, ran.dag_id, is_stale=False, is_paused=False, timetable_summary="0:15:00")
     (reaper,) = [each for each in database_facts().reapers if each.dag_id == ran.dag_id]
     assert reaper == ReaperFacts(ran.dag_id, False, True, "success")
     with create_session() as session:
-        session.get(DagModel, ran.dag_id).timetable_summary = "None"
-        session.get(DagModel, ran.dag_id).is_paused = True
+        _change(session, ran.dag_id, is_paused=True, timetable_summary="None")
         trigger = Trigger("airflow_provider_dstack.triggers.DstackRunTrigger", {})
-        job = Job(job_type="TriggererJob", state="running", latest_heartbeat=datetime.now(UTC))
-        job.hostname = "triggerer-7"
+        job: Any = Job(job_type="TriggererJob", state="running")  # type: ignore[no-untyped-call]  # Airflow's
+        job.hostname, job.latest_heartbeat = "triggerer-7", datetime.now(UTC)
         session.add_all([trigger, job])
         session.flush()
         ti = session.query(TaskInstance).filter(TaskInstance.dag_id == ran.dag_id).one()
@@ -198,7 +202,7 @@ def test_the_database_has_reapers_deferred_tasks_and_triggerers(dag_runner: DagR
     with create_session() as session:
         ti = session.query(TaskInstance).filter(TaskInstance.dag_id == ran.dag_id).one()
         ti.trigger_id = None
-        session.get(DagModel, ran.dag_id).is_stale = True
+        _change(session, ran.dag_id, is_stale=True)
         session.delete(session.get(Job, job_id))
     facts = database_facts()
     assert (facts.deferred, "triggerer-7" in facts.triggerer_hosts) == (0, False)

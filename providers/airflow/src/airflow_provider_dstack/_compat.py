@@ -272,7 +272,7 @@ def host_name() -> str:
     """Return this machine's name as Airflow's components write it into the database."""
     from airflow.utils.net import get_hostname
 
-    return str(get_hostname())
+    return str(get_hostname())  # type: ignore[no-untyped-call]  # Airflow's is untyped
 
 
 def server_conf() -> Any:
