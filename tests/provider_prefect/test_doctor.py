@@ -92,7 +92,7 @@ def test_nothing_is_wrong(api: SyncPrefectClient, credentials: DstackCredentials
             threshold=1,
             within=timedelta(seconds=90),
         ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="no heartbeat", force=False)],
+        actions=[ChangeFlowRunState(name=None, state=StateType.CRASHED, message="no heartbeat", force=False)],
     ).create()
     found_all = [each for each in findings() if each.check != "Prefect work pool" or "healthy" in each.text]
     assert [each.state for each in found_all] == ["ok"] * 6, found_all
