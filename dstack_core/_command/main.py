@@ -10,8 +10,10 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+from dstack_core import __version__
 from dstack_core._command import actions
 from dstack_core.errors import ConfigurationError, DstackError
 from dstack_core.integration.run_lists import cost_rows
@@ -27,6 +29,7 @@ _INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out a command and return the exit status; errors are one line on the standard error."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _prepare_output()
     # What follows "--" is a command for the container, whose own options argparse must not read.
     own, _, command = _split(given)
     options = _parser().parse_args(own)
@@ -45,6 +48,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader, such as head, has enough. Without this Python reports the pipe once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        # A full disk behind a redirection; the client's own errors are errors of dstack.
+        sys.stderr.write(f"The output could not be written: {error.strerror or error}.\n")
+        return 1
+
+
+def _prepare_output() -> None:
+    """Let no output fail for what receives it: closed, or with an encoding that lacks a character."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - until the process ends
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")
 
 
 def _split(given: list[str]) -> tuple[list[str], str, list[str]]:
@@ -90,13 +106,19 @@ def _checked(text: str, **options: Any) -> str:
     return text
 
 
+def _program() -> str:
+    """Return the program's name as the user typed it."""
+    return "dstack-core" if Path(sys.argv[0]).name == "dstack-core" else "python -m dstack_core"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m dstack_core",
+        prog=_program(),
         description="Look after the runs of a dstack project.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"dstack-core {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(name: str, action: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:

@@ -113,7 +113,7 @@ def _plugin(address: str) -> Iterator[Finding]:
     try:
         status = requests.get(f"{address}{_PLUGIN_PAGE}", timeout=_TIMEOUT).status_code
     except requests.RequestException:
-        # The health page has just answered; what a proxy lets through is no fault of the plugin.
+        # The health page has just answered; a proxy may let only that through.
         return
     if status == 404:
         yield Finding(

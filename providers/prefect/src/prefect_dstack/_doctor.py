@@ -1,8 +1,8 @@
 """What ``prefect-dstack doctor`` checks of Prefect: whether nothing can be left running.
 
 The problem: a task stops its run itself. For a process that was killed, a hook of its flow does, which a
-worker or ``serve()`` calls; for what is left then, the reaper. A flow run that nobody ends stays Running, and
-its runs with it. Each of these needs something of Prefect that no task can see.
+worker or ``serve()`` calls; for what is left then, the reaper. A flow run that is never ended stays Running,
+and its runs with it. Each of these needs something of Prefect that no task can see.
 
 The idea: questions to Prefect's public API, one finding for each. Nothing is changed.
 """
