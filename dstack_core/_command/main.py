@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dstack_core import __version__
 from dstack_core._command import actions
 from dstack_core.errors import ConfigurationError, DstackError
 from dstack_core.integration.run_lists import cost_rows
@@ -32,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _prepare_output()
     # What follows "--" is a command for the container, whose own options argparse must not read.
     own, _, command = _split(given)
+    if own == ["--version"]:
+        sys.stdout.write(f"dstack-core {_version()}\n")
+        return 0
     options = _parser().parse_args(own)
     if command and options.action is not actions.attach:
         _parser().error(f"expected a command behind -- only for attach, got {' '.join(command)}")
@@ -106,6 +108,16 @@ def _checked(text: str, **options: Any) -> str:
     return text
 
 
+def _version() -> str:
+    # Reading the metadata of distributions takes time that only this option is worth.
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("dstack-core")
+    except PackageNotFoundError:
+        return "of a source folder that is not installed"
+
+
 def _program() -> str:
     """Return the program's name as the user typed it."""
     return "dstack-core" if Path(sys.argv[0]).name == "dstack-core" else "python -m dstack_core"
@@ -118,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"dstack-core {__version__}")
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(name: str, action: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:

@@ -49,6 +49,10 @@ DRAIN_SECONDS = 30.0
 _TICK_SECONDS = 0.05
 
 
+# What is known of a run that calls nothing.
+_UNKNOWN = CallbackEvent("", "", "", "", "", "")
+
+
 class CallbackNotifier:
     """The calls of user code for one run.
 
@@ -80,7 +84,7 @@ class CallbackNotifier:
         self._callbacks = list(callbacks)
         self._log = log
         self.mask = mask
-        self._known = CallbackEvent("", "", "", "", "", "", source=dict(source or {}))
+        self._known = replace(_UNKNOWN, source=dict(source or {})) if callbacks else _UNKNOWN
         self._longest_queue = longest_queue
         # Most tasks have no callbacks: an empty list is small, unlike a deque or a set.
         self._queue: list[tuple[Any, CallbackEvent]] = []
@@ -95,6 +99,8 @@ class CallbackNotifier:
 
     def follows(self, run: Run | AsyncRun, project: str, *, is_taken_over: bool = False) -> None:
         """Note which run it is, for a process that continues to follow it."""
+        if not self._callbacks:
+            return
         self._known = replace(
             self._known,
             run_name=run.name,

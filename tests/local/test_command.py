@@ -365,10 +365,7 @@ def test_an_interrupted_log_ends_without_a_traceback(client: dstack.Client) -> N
 
 
 def test_the_version(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["--version"])
-    assert stopped.value.code == 0
-    assert capfd.readouterr().out == f"dstack-core {dstack.__version__}\n"
+    assert shown(capfd, "--version") == (0, f"dstack-core {dstack.__version__}\n", "")
 
 
 def test_a_terminal_has_colors_unless_they_are_switched_off(
