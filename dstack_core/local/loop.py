@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+
+# What requests in progress get when the server stops. A request to a service may take longer; it is cut off.
+_GRACE_SECONDS = 5.0
+# Between two looks at whether they have ended.
+_LOOK_SECONDS = 0.005
 
 
 class QuietProtocol(H11Protocol):
@@ -31,9 +39,6 @@ class QuietConfig(uvicorn.Config):
             lifespan="off",
             log_config=None,
             proxy_headers=False,
-            # Seconds that requests in progress get when the server stops. A request to a service may take
-            # longer; it is cut off.
-            timeout_graceful_shutdown=5,
         )
 
     def configure_logging(self) -> None:
@@ -41,7 +46,11 @@ class QuietConfig(uvicorn.Config):
 
 
 class ReadyServer(uvicorn.Server):
-    """A server that calls back when it answers requests, and when it begins to stop."""
+    """A server that calls back when it answers requests and when it begins to stop, and that stops at once.
+
+    Uvicorn looks ten times a second whether it is to stop, and sleeps as long again while it stops: 0.15 s for
+    each server, of which a test suite starts thousands.
+    """
 
     def __init__(
         self, config: uvicorn.Config, on_ready: Callable[[], None], on_exit: Callable[[], Awaitable[None]]
@@ -49,12 +58,41 @@ class ReadyServer(uvicorn.Server):
         super().__init__(config)
         self._on_ready = on_ready
         self._on_exit = on_exit
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._asked_to_stop = asyncio.Event()
+
+    def stop(self) -> None:
+        """Let the server stop; may be called in any thread, and before it serves."""
+        self.should_exit = True
+        if self._loop is not None:
+            # The loop may have ended by itself.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._asked_to_stop.set)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then call ``on_ready``."""
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self._on_ready()
 
+    async def main_loop(self) -> None:
+        """Serve until asked to stop; once a second, update the time that replies bear."""
+        # on_tick does so in every tenth call.
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._asked_to_stop.wait(), 1.0)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Call ``on_exit`` and stop at the same time, because it ends the requests that a fault delays."""
-        await asyncio.gather(super().shutdown(sockets), self._on_exit())
+        await asyncio.gather(self._shut_down(sockets or []), self._on_exit())
+
+    async def _shut_down(self, sockets: list[socket.socket]) -> None:
+        for listener in [*self.servers, *sockets]:
+            listener.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        until = time.monotonic() + _GRACE_SECONDS
+        while (self.server_state.connections or self.server_state.tasks) and time.monotonic() < until:
+            await asyncio.sleep(_LOOK_SECONDS)
+        for task in list(self.server_state.tasks):
+            task.cancel()
