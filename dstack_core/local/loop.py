@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
-
 
 # What requests in progress get when the server stops. A request to a service may take longer; it is cut off.
 _GRACE_SECONDS = 5.0
@@ -48,8 +46,8 @@ class QuietConfig(uvicorn.Config):
 class ReadyServer(uvicorn.Server):
     """A server that calls back when it answers requests and when it begins to stop, and that stops at once.
 
-    Uvicorn looks ten times a second whether it is to stop, and sleeps as long again while it stops: 0.15 s for
-    each server, of which a test suite starts thousands.
+    Uvicorn looks ten times a second whether it is to stop, and sleeps as long again while it stops: 0.15 s
+    for each server, of which a test suite starts thousands.
     """
 
     def __init__(
@@ -91,8 +89,10 @@ class ReadyServer(uvicorn.Server):
             listener.close()
         for connection in list(self.server_state.connections):
             connection.shutdown()
-        until = time.monotonic() + _GRACE_SECONDS
-        while (self.server_state.connections or self.server_state.tasks) and time.monotonic() < until:
-            await asyncio.sleep(_LOOK_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_GRACE_SECONDS):
+                # Uvicorn has no event for it.
+                while self.server_state.connections or self.server_state.tasks:
+                    await asyncio.sleep(_LOOK_SECONDS)
         for task in list(self.server_state.tasks):
             task.cancel()

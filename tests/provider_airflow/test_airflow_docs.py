@@ -16,7 +16,6 @@ from tests.docs.blocks import Block, blocks, check_outputs
 from tests.docs.commands import check_options
 from tests.provider_airflow.support import DagRunner, look_often
 
-
 # Only a DAG that uses a date or another value of its DAG run can tell the two ways apart.
 WAYS = [
     pytest.param(block, how, id=f"{block}-{name}")
