@@ -12,10 +12,8 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-# What requests in progress get when the server stops. A request to a service may take longer; it is cut off.
-_GRACE_SECONDS = 5.0
-# Between two looks at whether they have ended.
-_LOOK_SECONDS = 0.005
+# Requests in progress get 5 s when the server stops; a request to a service may take longer and is cut off.
+_LOOKS, _LOOK_SECONDS = 1000, 0.005
 
 
 class QuietProtocol(H11Protocol):
@@ -89,10 +87,9 @@ class ReadyServer(uvicorn.Server):
             listener.close()
         for connection in list(self.server_state.connections):
             connection.shutdown()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_GRACE_SECONDS):
-                # Uvicorn has no event for it.
-                while self.server_state.connections or self.server_state.tasks:
-                    await asyncio.sleep(_LOOK_SECONDS)
+        for _ in range(_LOOKS):
+            if not self.server_state.connections and not self.server_state.tasks:
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
         for task in list(self.server_state.tasks):
             task.cancel()
