@@ -83,7 +83,9 @@ class ReadyServer(uvicorn.Server):
         await asyncio.gather(self._shut_down(sockets or []), self._on_exit())
 
     async def _shut_down(self, sockets: list[socket.socket]) -> None:
-        for listener in [*self.servers, *sockets]:
+        for server in self.servers:
+            server.close()
+        for listener in sockets:
             listener.close()
         for connection in list(self.server_state.connections):
             connection.shutdown()
