@@ -72,7 +72,7 @@ class ReadyServer(uvicorn.Server):
         self._on_ready()
 
     async def main_loop(self) -> None:
-        """Serve until asked to stop; once a second, update the time that replies bear."""
+        """Serve until ``stop`` is called; once a second, update the date header of replies."""
         # on_tick does so in every tenth call.
         while not await self.on_tick(0):
             with contextlib.suppress(TimeoutError):

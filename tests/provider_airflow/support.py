@@ -73,8 +73,8 @@ def wait_for(
         time.sleep(look_every)
 
 
-def look_often(dag: Any) -> None:
-    """Let the tasks that look for their run's status at the default interval, 5 s, look often."""
+def poll_often(dag: Any) -> None:
+    """Poll five times a second, in tasks that have the default interval of 5 s."""
     for task in dag.tasks:
         if getattr(task, "poll_interval", None) == 5.0:
             task.poll_interval = 0.2

@@ -14,9 +14,9 @@ from airflow_provider_dstack._compat import has_retry_policies
 from dstack_core.local import LocalServer
 from tests.docs.blocks import Block, blocks, check_outputs
 from tests.docs.commands import check_options
-from tests.provider_airflow.support import DagRunner, look_often
+from tests.provider_airflow.support import DagRunner, poll_often
 
-# Only a DAG that uses a date or another value of its DAG run can tell the two ways apart.
+# The two ways differ only for a DAG that uses a date or another value of its DAG run.
 WAYS = [
     pytest.param(block, how, id=f"{block}-{name}")
     for block in blocks("python airflow")
@@ -36,7 +36,7 @@ def test_blocks_run_as_printed(
     if "retry_policy=" in block.code.replace("run_retry_policy=", "") and not has_retry_policies():
         pytest.skip("Airflow has retry policies since 3.3")
     dag = dag_runner.load(block.code)
-    look_often(dag)
+    poll_often(dag)
     if getattr(dag, "deadline", None):
         # Airflow 3.3 stores a deadline of a DAG that is parsed, and not of one that dag.test() runs.
         assert "callback" in json.dumps(DagSerialization.to_dict(dag)["dag"]["deadline"])
