@@ -40,6 +40,11 @@ def run(client: Client, *commands: str, reports: bool | None = True, **fields: A
             lines += event.lines
 
 
+def test_a_first_command_with_a_background_process(client: Client) -> None:
+    outcome, _ = run(client, 'true & echo 1 > "$DSTACK_RESULT_FILE"; wait', "cd /")
+    assert (outcome.exit_status, outcome.result) == (0, 1)
+
+
 WRITE = 'echo \'{"loss": 0.25}\' > "$DSTACK_RESULT_FILE"'
 
 
