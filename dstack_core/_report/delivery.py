@@ -33,8 +33,8 @@ SHELLS = frozenset({"sh", "bash", "dash", "ash", "ksh", "zsh"})
 # ``tr`` is much faster than a loop of ``read``, which a bare shell falls back to. Without ``fold`` or
 # ``cksum`` the result is one line, which another process can interrupt. Parts are in base64 where the image
 # has it: a runner replaces a character that is cut in two (seen on 0.18.44 and 0.22.5). dstack joins
-# the commands with &&: without the last line, a first command such as "serve & train" would take the trap with
-# it into the background.
+# the commands with &&: without the last line, a first command such as "serve & train" would take the trap
+# with it into the background.
 _COMMAND = r"""
 dstack_result() (
   status=$?

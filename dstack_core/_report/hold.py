@@ -27,10 +27,10 @@ from dstack_core.models.options import hold_seconds
 
 # A signal ends the shell, as it does without the traps. In the trap on EXIT, options of the commands (-e, -u,
 # -x) must not end or echo it. An interactive shell, which dstack starts, prints a line for each background
-# process: hence 2>/dev/null. Only an interrupted wait leaves a sleep to kill; another process may have the number
-# of an earlier one. The file that means "done" is in a folder that can be written, that has the same name from
-# everywhere, and that can be pasted without quotes. dstack joins the commands with &&: without the last line, a
-# first command such as "serve & train" would take the trap with it into the background.
+# process: hence 2>/dev/null. Only an interrupted wait leaves a sleep to kill; another process may have the
+# number of an earlier one. The file that means "done" is in a folder that can be written, that has the same
+# name from everywhere, and that can be pasted without quotes. dstack joins the commands with &&: without the
+# last line, a first command such as "serve & train" would take the trap with it into the background.
 _COMMAND = r"""
 PREFIXSECONDS
 dstack_stopped=
