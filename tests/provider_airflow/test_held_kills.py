@@ -20,7 +20,7 @@ from tests.provider_airflow.components import Components
 from tests.provider_airflow.support import over, paths, runs_of, wait_for
 from tests.rig.server import RealServer
 
-pytestmark = [pytest.mark.slow, pytest.mark.matrix]
+pytestmark = [pytest.mark.slow, pytest.mark.matrix, pytest.mark.timeout(900)]
 
 # Seconds, of the DAGs ``held`` and ``held_deferred``: enough for the next try on a busy machine.
 _HOLD = 45

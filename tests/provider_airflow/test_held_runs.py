@@ -74,11 +74,24 @@ def test_the_next_try_is_a_new_run_while_the_first_is_held(server: LocalServer, 
     assert raised.value.outcome["debug_command"] == f"python -m dstack_core attach {first.name}"
     assert (raised.value.outcome["exit_status"], raised.value.outcome["debug_seconds"]) == (3, 600)
     tries.next_try()
+    with pytest.raises(DstackRunFailed) as again:
+        tries.execute("exit 4", debug_on_failure=LONG)
+    second = tries.runs()[0]
+    for error, run, status in ((raised, first, 3), (again, second, 4)):
+        # Each hold has a name, a line to enter and a cost of its own.
+        shown = error.value.outcome
+        assert (shown["run_name"], shown["exit_status"]) == (run.name, status)
+        assert shown["debug_command"].endswith(f" attach {run.name}")
+        assert shown["debug_cost"] == pytest.approx(0.2)
+        assert run.refresh().is_held()
+    tries.next_try()
     result = tries.execute("true", debug_on_failure=LONG)
-    assert (result["status"], result["debug_command"]) == ("done", "")
-    assert result["run_name"] != first.name
+    assert (result["status"], result["debug_command"], result["debug_cost"]) == ("done", "", 0)
+    assert len({result["run_name"], first.name, second.name}) == 3
     assert first.is_held()
-    first.stop()
+    assert second.is_held()
+    for run in (first, second):
+        run.stop()
 
 
 def test_a_run_whose_fixed_name_the_next_try_needs_ends_first(server: LocalServer) -> None:

@@ -70,7 +70,7 @@ def wait_until_held(run: Run) -> float:
 
 
 def ended_by_itself(run: Run, held_at: float, pids: list[int]) -> Outcome:
-    """Return the outcome of the run once the time of its hold is over; nothing of it runs then."""
+    """Return the outcome of the run once its hold has ended by itself; nothing of it runs then."""
     until(lambda: run.refresh().outcome(), seconds=_HOLD + _END, what="the end of the hold")
     assert held_at + _HOLD - 5 < time.monotonic() < held_at + _HOLD + _END
     until(lambda: not any(map(psutil.pid_exists, pids)), what="the end of the shells")
@@ -131,7 +131,7 @@ def test_a_worker_that_is_killed_during_a_hold_leaves_nothing(dstack: LocalServe
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
     with worker(dstack, pool, log, "second"):
-        # The other worker reports the failure, whether or not the time of the hold is over by then.
+        # The other worker reports the failure, whether or not the hold has ended by then.
         until(lambda: state_of(flow_run.id).is_crashed(), seconds=START_SECONDS)
         ended_by_itself(run, held_at, [int((tmp_path / "shell").read_text())])
     assert len(all_runs(dstack)) == 1

@@ -158,7 +158,7 @@ def _is_left_over(run: Run, prefixes: tuple[str, ...], *, crashed: bool) -> bool
         return False
     if not crashed:
         return True
-    # What a failure holds ends by itself, and somebody may be looking at it.
+    # A container that is held after a failure ends by itself, and a user may have a shell in it.
     return not outlives_crash(marker) and not (run.holds_on_failure and run.is_held())
 
 
