@@ -140,12 +140,15 @@ class Attachment:
 
     def _bind(self, route: Route) -> None:
         """Bind the named ports first: a port that may be any must not take one of them."""
+        # A run on this machine may share its network: the number that its own commands are about to bind
+        # is left to them.
+        first = 1 if route.is_on_this_machine else 0
         for port in sorted(route.ports, key=lambda port: port.local_port is None):
             with self._lock:
                 if self._closed:
                     raise AttachError("attach: detach() was called meanwhile")
                 bound = (
-                    bind_from(port.container_port)
+                    bind_from(port.container_port + first)
                     if port.local_port is None
                     else bind(port.local_port, port.container_port)
                 )

@@ -32,6 +32,13 @@ _PATIENCE_SECONDS = 10.0
 # Seconds between two tries to accept after an error such as too many open files; without a pause this thread
 # would use a whole core until it passes.
 _PAUSE_SECONDS = 0.5
+# Most connections of one port at once. Chosen: more than a browser, a notebook or a load test opens. Where
+# the run is on this machine, a forward may be what listens on the run's port. Then each connection would open
+# the next one, until the machine has no thread left.
+_MOST_CONNECTIONS = 256
+# What Python raises where the machine has no memory or no thread left. It costs that connection alone: the
+# forward continues, since the next connection may find room again.
+_NO_ROOM = (RuntimeError, MemoryError)
 
 
 class OpensChannels(Protocol):
@@ -44,6 +51,7 @@ class OpensChannels(Protocol):
 class Forward:
     """A listening local socket whose connections are joined with a port of the container.
 
+    At most 256 connections are open at once; one more is closed, with a warning.
     While the tunnel is broken, a new connection waits up to 10 seconds and is then closed; connections that
     were open when it broke are closed at once.
     """
@@ -87,20 +95,43 @@ class Forward:
         while True:
             try:
                 connection, _ = self._listening.accept()
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 if self._closing.wait(_PAUSE_SECONDS):
                     return
                 # Not closed, so the error is one that passes, such as too many open files.
                 _log.warning("Local port %d: %s", self.local_port, error)
                 continue
-            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
-            with self._lock:
-                if self._closing.is_set():
-                    connection.close()
-                    return
-                self._open.add(connection)
-                self._threads.add(thread)
-            thread.start()
+            if not self._take(connection):
+                return
+
+    def _take(self, connection: socket.socket) -> bool:
+        """Serve a connection in a thread of its own; return false if this forward is closing."""
+        with self._lock:
+            if self._closing.is_set():
+                connection.close()
+                return False
+            if len(self._open) >= _MOST_CONNECTIONS:
+                connection.close()
+                _log.warning(
+                    "Local port %d: a connection was closed: %d are open. If your clients opened fewer, the "
+                    "run is on this machine and its port is this one: forward it to another one, such as "
+                    'with "*:%d".',
+                    self.local_port,
+                    _MOST_CONNECTIONS,
+                    self._container_port,
+                )
+                return True
+            try:
+                thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+                # Under the lock: `close` joins the recorded threads, and only a started one can be joined.
+                thread.start()
+            except _NO_ROOM as error:
+                connection.close()
+                _log.warning("Local port %d: a connection was closed: %s", self.local_port, error)
+                return True
+            self._open.add(connection)
+            self._threads.add(thread)
+        return True
 
     def _serve(self, connection: socket.socket) -> None:
         channel: paramiko.Channel | None = None
@@ -113,6 +144,8 @@ class Forward:
                 _join(connection, channel)
         except AttachError as error:
             _log.debug("A connection to the local port %d was closed: %s", self.local_port, error)
+        except _NO_ROOM as error:
+            _log.warning("Local port %d: a connection was closed: %s", self.local_port, error)
         finally:
             if channel is not None:
                 _close(channel)
@@ -138,10 +171,16 @@ def _join(connection: socket.socket, channel: paramiko.Channel) -> None:
 
 def _copy_out(connection: socket.socket, channel: paramiko.Channel) -> None:
     # paramiko raises EOFError, not OSError, if the connection it writes to is gone.
-    with contextlib.suppress(OSError, EOFError):
+    try:
         while data := connection.recv(_PIECE):
             channel.sendall(data)
         channel.shutdown_write()
+    except (OSError, EOFError):
+        pass
+    except MemoryError as error:
+        # Closed, so that the client sees an end and does not wait for an answer to what was not sent.
+        _log.warning("A forwarded connection was closed: %s", error or "no memory")
+        _close(channel)
 
 
 def _close(channel: paramiko.Channel) -> None:

@@ -23,6 +23,7 @@ RUNNER_PORT = 10999
 _CONTAINER_SSH_PORT = 10022
 _DEFAULT_SSH_PORT = 22
 _RESERVED = range(10000, 11000)
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,11 @@ class Route:
     def through_sshproxy(self) -> bool:
         """Return whether the server's SSH proxy decides which keys may pass."""
         return self.hops[0].check_host_key
+
+    @property
+    def is_on_this_machine(self) -> bool:
+        """Return whether the host is this machine, so that a port of the run may be one of this machine's."""
+        return self.hops[0].hostname in _LOOPBACK
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -9,9 +10,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 
+import paramiko
 import psutil
 import pytest
 
+from dstack_core._attach import forwards
 from dstack_core._attach.attachment import Attachment
 from dstack_core._attach.keys import LoginKeys
 from dstack_core._attach.tunnel import Persistence, Tunnel
@@ -85,6 +88,27 @@ def test_an_automatic_port_has_the_same_number_or_the_next_free_one(hosts: list[
         local = attachment.ports[echo.port]
         assert local > echo.port
         assert ask(local, b"hello") == b"hello"
+
+
+def test_a_port_that_a_run_on_this_machine_is_about_to_bind_is_left_to_it(hosts: list[Host]) -> None:
+    port = free_port()
+    with closing(new(hosts, AppPort(port, None))) as attachment:
+        attachment.open(None)
+        assert attachment.ports[port] > port
+        socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_a_port_that_is_forwarded_to_itself_does_not_fill_the_machine(
+    hosts: list[Host], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(forwards, "_MOST_CONNECTIONS", 8)
+    port = free_port()
+    with closing(new(hosts, AppPort(port, port))) as attachment:
+        attachment.open(None)
+        with contextlib.suppress(ConnectionError):
+            assert ask(port, b"round and round") == b""
+    [warning] = {record.getMessage() for record in caplog.records if record.name == "dstack_core"}
+    assert f'forward it to another one, such as with "*:{port}".' in warning
 
 
 def test_a_fixed_port_is_not_taken_by_an_automatic_one(hosts: list[Host]) -> None:
@@ -238,3 +262,39 @@ def test_a_closed_attachment_does_not_move(hosts: list[Host]) -> None:
     attachment.close()
     with pytest.raises(AttachError, match=r"detach\(\) was called"):
         attachment.move(route(way(hosts)))
+
+
+@pytest.mark.parametrize("full", ["accept", "serve", "send"])
+def test_a_machine_without_room_for_one_connection_serves_the_next(
+    hosts: list[Host], echo: Echo, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    left = [1]
+    start, sendall = threading.Thread.start, paramiko.Channel.sendall
+
+    def starting(thread: threading.Thread) -> None:
+        # The thread that accepts runs already; this is the one of the first connection, or its second one.
+        name = thread._target.__name__  # type: ignore[attr-defined]
+        if left[0] and name == {"accept": "_serve", "serve": "_copy_out"}.get(full):
+            left[0] -= 1
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def sending(channel: paramiko.Channel, data: bytes) -> None:
+        if left[0] and full == "send" and data == b"lost":
+            left[0] -= 1
+            raise MemoryError
+        sendall(channel, data)
+
+    with closing(new(hosts, AppPort(echo.port, free_port()))) as attachment:
+        attachment.open(None)
+        [local] = attachment.ports.values()
+        monkeypatch.setattr(threading.Thread, "start", starting)
+        monkeypatch.setattr(paramiko.Channel, "sendall", sending)
+        with (
+            socket.create_connection(("127.0.0.1", local), timeout=30) as refused,
+            contextlib.suppress(ConnectionError),
+        ):
+            refused.sendall(b"lost")
+            assert refused.recv(100) == b""
+        assert left == [0]
+        assert ask(local, b"next") == b"next"
