@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,11 @@ def test_a_held_run_on_a_slow_server(server: LocalServer) -> None:
 
 def test_the_async_twin(server: LocalServer) -> None:
     async def body() -> None:
-        given = {"server_url": server.url, "project_name": server.project, "user_token": server.token}
+        given: dict[str, Any] = {
+            "server_url": server.url,
+            "project_name": server.project,
+            "user_token": server.token,
+        }
         async with dstack.AsyncClient(**given) as client:
             began = time.monotonic()
             run = await client.runs.submit(FAILING, "slow", debug_on_failure="10m")
