@@ -86,9 +86,8 @@ def ended_by_itself(run: Run, held_at: datetime, pids: list[int]) -> datetime:
 def test_a_flow_that_is_killed_during_a_hold_leaves_nothing(served: tuple[LocalServer, Path]) -> None:
     server, folder = served
     flow_run_id = start("held")
-    (run,) = until(
-        lambda: (folder / "shells").exists() and runs_of(server, flow_run_id), seconds=START_SECONDS
-    )
+    until((folder / "shells").exists, seconds=START_SECONDS, what="a running run")
+    (run,) = runs_of(server, flow_run_id)
     pid = int((folder / str(flow_run_id)).read_text())
     os.kill(pid, signal.SIGSTOP)
     (folder / "fail").touch()
