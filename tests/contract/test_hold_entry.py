@@ -102,37 +102,49 @@ def with_nodes(target: Target, number: int) -> Iterator[Target]:
         yield Target("real", server.url, server.token, name, needs, target.timeout, target.release, server)
 
 
-@pytest.mark.parametrize("how", ["file", "stop"])
-def test_a_failed_node_of_two_is_entered_and_its_end_is_that_of_all(
-    target: Target, variables: dict[str, str], tmp_path: Path, how: str
-) -> None:
-    if target.kind == "real" and how == "stop":
-        pytest.skip("two machines take a minute there")
+@contextmanager
+def failed_second_node(
+    target: Target, client: dstack.Client, folder: Path
+) -> Iterator[tuple[dstack.Run, dstack.Outcome]]:
+    """Yield a run whose node 1 of two has failed and is held, and its outcome; all nodes must end with it."""
     command = (
-        f"echo $$ > {tmp_path}/pid-$DSTACK_NODE_RANK; [ $DSTACK_NODE_RANK = 1 ] || sleep 600; "
-        f"until [ -s {tmp_path}/pid-0 ]; do sleep 0.1; done; exit 3"
+        f"echo $$ > {folder}/pid-$DSTACK_NODE_RANK; [ $DSTACK_NODE_RANK = 1 ] || sleep 600; "
+        f"until [ -s {folder}/pid-0 ]; do sleep 0.1; done; exit 3"
     )
+    name = f"held-{uuid.uuid4().hex[:8]}"
+    run = client.runs.submit(target.task(command, nodes=2), name, debug_on_failure="10m")
+    try:
+        outcome = failed(target, run)
+        assert (outcome.status, outcome.exit_status) == (dstack.RunStatus.FAILED, 3)
+        assert outcome.debug_command == f"python -m dstack_core attach {run.name} --node 1"
+        pids = [int((folder / f"pid-{node}").read_text()) for node in (0, 1)]
+        assert all(map(is_alive, pids)), "the other node keeps running"
+        yield run, outcome
+        last, _ = ended(target, run)
+        assert (last.status, last.exit_status) == (dstack.RunStatus.FAILED, 3)
+        assert 0 < last.debug_seconds < 600
+        assert wait_until(lambda: not any(map(is_alive, pids)), 60)
+    finally:
+        run.stop(abort=True)
+
+
+def test_a_failed_node_of_two_is_entered_and_its_end_is_that_of_all(
+    target: Target, variables: dict[str, str], tmp_path: Path
+) -> None:
     with with_nodes(target, 2) as many, many.client() as client:
         variables.update(DSTACK_PROJECT=many.project)
-        name = f"held-{uuid.uuid4().hex[:8]}"
-        run = client.runs.submit(many.task(command, nodes=2), name, debug_on_failure="10m")
-        try:
-            outcome = failed(many, run)
-            assert (outcome.status, outcome.exit_status) == (dstack.RunStatus.FAILED, 3)
-            assert outcome.debug_command == f"python -m dstack_core attach {run.name} --node 1"
-            pids = [int((tmp_path / f"pid-{node}").read_text()) for node in (0, 1)]
-            assert all(map(is_alive, pids)), "the other node keeps running"
+        with failed_second_node(many, client, tmp_path) as (_, outcome):
             script = f"echo $DSTACK_NODE_RANK; touch {outcome.debug_done}"
-            if how == "stop":
-                run.stop()
-            else:
-                assert entered(outcome.debug_command, variables, "--", "sh", "-c", script) == "1\n"
-            last, _ = ended(many, run)
-            assert (last.status, last.exit_status) == (dstack.RunStatus.FAILED, 3)
-            assert 0 < last.debug_seconds < 600
-            assert wait_until(lambda: not any(map(is_alive, pids)), 60)
-        finally:
-            run.stop(abort=True)
+            assert entered(outcome.debug_command, variables, "--", "sh", "-c", script) == "1\n"
+
+
+def test_a_stop_of_a_run_with_a_failed_node_ends_all(
+    target: Target, client: dstack.Client, tmp_path: Path
+) -> None:
+    if target.kind == "real":
+        pytest.skip("two machines take a minute there")
+    with failed_second_node(target, client, tmp_path) as (run, _):
+        run.stop()
 
 
 def is_alive(pid: int) -> bool:
