@@ -128,6 +128,7 @@ def working_while_held() -> None:
     """Call a task whose run fails and is held, and continue."""
     with contextlib.suppress(RunFailedError):
         run_task({"type": "task", "commands": ["exit 3"]}, debug_on_failure="10m", **FAST)
+    tell_process()
     time.sleep(900)
 
 

@@ -114,13 +114,15 @@ def _execute_again(flow_run_id: UUID) -> None:
 
 
 def test_a_flow_run_that_is_cancelled_during_a_hold_ends_it(served: tuple[LocalServer, Path]) -> None:
-    server, _ = served
+    server, folder = served
     flow_run_id = start("working_while_held")
-    (run,) = until(lambda: runs_of(server, flow_run_id), seconds=START_SECONDS)
+    # The flow writes this file once the task has failed; it does not watch the run any longer.
+    until((folder / str(flow_run_id)).exists, seconds=START_SECONDS, what="a flow that continues")
+    (run,) = runs_of(server, flow_run_id)
     wait_until_held(run)
     cancel(flow_run_id)
-    until(lambda: run.refresh().outcome(), seconds=60, what="the end of the hold")
-    until(lambda: state_of(flow_run_id).is_cancelled(), seconds=60)
+    until(lambda: state_of(flow_run_id).is_cancelled(), seconds=START_SECONDS)
+    assert run.refresh().outcome(), "the hook waits for the end"
 
 
 def test_a_worker_that_is_killed_during_a_hold_leaves_nothing(dstack: LocalServer, tmp_path: Path) -> None:
