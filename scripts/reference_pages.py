@@ -176,6 +176,7 @@ PAGES = [
             "integration.RecordLimits",
             "integration.collect_secrets",
             "integration.check_mask_env",
+            "integration.check_masked_names",
             "integration.env_names",
             "integration.is_secret_name",
             "integration.Masker",

@@ -11,9 +11,10 @@ from dstack_core._command.log_text import without_messages
 from dstack_core.client import Client
 from dstack_core.errors import RunNotFoundError
 from dstack_core.integration.doctor import examine
-from dstack_core.integration.outcome_text import describe_stop, format_price
+from dstack_core.integration.outcome_text import describe_stop
 from dstack_core.integration.run_lists import rows_json, show_costs, show_findings, show_runs, text_table
 from dstack_core.models.configurations import Task
+from dstack_core.models.money import format_price
 from dstack_core.models.stops import StopState
 from dstack_core.run import Run
 

@@ -18,6 +18,7 @@ import io
 import tarfile
 from pathlib import Path, PurePosixPath
 
+from dstack_core._report.one_line import one_line
 from dstack_core._wire.code import Upload
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.configurations import Configuration, Task
@@ -75,7 +76,7 @@ trap 'dstack_result || exit 1' EXIT
 def command() -> str:
     """Return the command that a run which reports starts with."""
     text = _COMMAND.replace("LIMIT", str(DEFAULT_MAX_BYTES)).replace("PIECE", str(_PIECE))
-    return text.replace("FOLDER", _FOLDER)
+    return one_line(text.replace("FOLDER", _FOLDER))
 
 
 def reports_of(configuration: Configuration, option: object) -> bool:

@@ -19,6 +19,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from dstack_core._report.delivery import SHELLS
+from dstack_core._report.one_line import one_line
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.configurations import Configuration, Task
 from dstack_core.models.debug import HOLD_PREFIX, attach_command
@@ -133,4 +134,4 @@ def _command(seconds: int, reports: bool) -> str:
     text = text.replace("WORDS", format_duration(seconds)).replace(
         "ATTACH", attach_command("${DSTACK_RUN_NAME:-NAME}")
     )
-    return text.replace("RESULT\n", _RESULT + "\n" if reports else ":\n", 1)
+    return one_line(text.replace("RESULT\n", _RESULT + "\n" if reports else ":\n", 1))

@@ -10,6 +10,7 @@ job that explains it: the first that failed by itself, not those that were stopp
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -253,8 +254,9 @@ def _hold_seconds(spec: Mapping[str, Any]) -> int | None:
     # At most the command of the reports comes before it.
     for command in commands[:2] if isinstance(commands, list) else ():
         if isinstance(command, str) and command.startswith(HOLD_PREFIX):
-            digits = command.removeprefix(HOLD_PREFIX).partition("\n")[0]
-            return int(digits) if digits.isdecimal() else None
+            # Earlier versions wrote a line end behind it.
+            digits = re.match(r"\d+(?=[;\n])", command.removeprefix(HOLD_PREFIX))
+            return None if digits is None else int(digits[0])
     return None
 
 

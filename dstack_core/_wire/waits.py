@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from dstack_core._wire.http_messages import text, time_of
+from dstack_core.models.money import format_price
 from dstack_core.models.records import EventRecord
 from dstack_core.models.statuses import RunStatus, job_status
 
@@ -127,7 +128,7 @@ def _requirements(spec: Mapping[str, Any]) -> str:
     is_spot = needs.get("spot")
     parts.append("spot or on-demand" if is_spot is None else "spot" if is_spot else "on-demand")
     if (price := needs.get("max_price")) is not None:
-        parts.append(f"at most {_usd_per_hour(price)}")
+        parts.append(f"at most {format_price(price)}")
     return ", ".join(parts)
 
 
@@ -153,14 +154,8 @@ def _on(last: Mapping[str, Any], before: str = ", on") -> str:
     place = dict.fromkeys(filter(None, (text(data.get(key)) for key in ("backend", "region"))))
     price = data.get("price")
     words = [word for word in (name, *(("in", *place) if place else ())) if word]
-    cost = f", {_usd_per_hour(price)}" if isinstance(price, int | float) and price else ""
+    cost = f", {format_price(price)}" if isinstance(price, int | float) and price else ""
     return f"{before} {' '.join(words)}{cost}" if words else ""
-
-
-def _usd_per_hour(price: float) -> str:
-    """Return a price as the outcome shows it, such as ``1.20 USD per hour``."""
-    whole, _, decimals = f"{price:.4f}".partition(".")
-    return f"{whole}.{decimals[:2]}{decimals[2:].rstrip('0')} USD per hour"
 
 
 def _pulled(last: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from dstack_core.integration.masking import (
     RESULT_WARNING,
     Masker,
     check_mask_env,
+    check_masked_names,
     collect_secrets,
     env_names,
     mask,
@@ -44,8 +45,6 @@ from dstack_core.integration.outcome_text import (
     describe_outcome,
     describe_status,
     describe_stop,
-    format_price,
-    format_usd,
     outcome_dict,
     outcome_rows,
     outcome_table,
@@ -83,6 +82,7 @@ from dstack_core.models.failure_categories import (
     check_categories,
     in_categories,
 )
+from dstack_core.models.money import format_price, format_usd
 from dstack_core.models.options import check_address, hold_seconds
 from dstack_core.models.secrets import MaskEnv, is_secret_name
 from dstack_core.models.stops import StopResult, StopState
@@ -117,6 +117,7 @@ __all__ = [
     "check_categories",
     "check_ends",
     "check_mask_env",
+    "check_masked_names",
     "check_tags",
     "choose_attempt",
     "choose_report",

@@ -36,8 +36,8 @@ from dstack_core.errors import (
     WaitTimeoutError,
 )
 from dstack_core.integration.doctor_network import Finding, certificate, error, unreachable, warning
-from dstack_core.integration.outcome_text import format_price
 from dstack_core.models.configurations import Task
+from dstack_core.models.money import format_price
 
 if TYPE_CHECKING:
     from dstack_core.client import Client

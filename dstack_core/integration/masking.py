@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,10 @@ RESULT_WARNING = (
 # Characters, as in ``secret_texts``. Shorter lines, such as the last one of a key, are common words: masking
 # them makes a log unreadable. A higher limit would show secrets.
 _SHORTEST_LINE = 5
+# Variables that an engine adds where it traces, reports lineage, or runs a whole flow run in the run.
+_ADDED = ("TRACEPARENT", "TRACESTATE", "OPENLINEAGE_", "PREFECT_")
+# Of an environment in an error.
+_NAMES_SHOWN = 10
 
 
 class Masker:
@@ -152,6 +156,46 @@ def check_mask_env(value: Any) -> MaskEnv:
             f"{value!r}."
         )
     return sorted(set(value))
+
+
+def check_masked_names(mask_env: MaskEnv, configuration: Any = None, env: Any = None) -> None:
+    """Refuse a name in ``mask_env`` that no variable of the run has: a wrong name would mask nothing.
+
+    Args:
+        mask_env: The option, as ``check_mask_env`` returns it.
+        configuration: The configuration, as read from its file; None if it has no environment.
+        env: The environment that is passed beside it.
+
+    Raises:
+        ConfigurationError: A name is not in either environment, nor one that an engine may add.
+
+    Example:
+        ``check_masked_names(["LICENSE"], task, {"LICENSE": text})``
+    """
+    if isinstance(mask_env, str):
+        return
+    from difflib import get_close_matches
+
+    names = sorted(env_names(configuration, env))
+    known = {name.casefold() for name in names}
+    for name in mask_env:
+        if name.casefold() in known or name.upper().startswith(_ADDED):
+            continue
+        similar = get_close_matches(name.upper(), names, 1)
+        raise ConfigurationError(
+            f"mask_env: expected names of variables in the run's env ({_listed(names)}), got {name!r}. "
+            + (
+                f"Did you mean {similar[0]!r}?"
+                if similar
+                else f"Correct it, add {name} to env, or leave it out."
+            )
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return (
+        f"{', '.join(names[:_NAMES_SHOWN])}{', ...' if len(names) > _NAMES_SHOWN else ''}" or "which is empty"
+    )
 
 
 def collect_secrets(

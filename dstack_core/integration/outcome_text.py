@@ -7,9 +7,9 @@ The idea: ``OUTCOME_FIELDS`` lists the fields once, with their label and how eac
 the table are made here, and a host only decides where they go. Tests compare the list with ``Outcome``, with
 what Airflow and Prefect show, and with the table of the documentation.
 
-What was chosen, and why: money has two to four decimals and the unit behind it ("0.50 USD", "0.0012 USD per
-hour"), since two dollar signs make a formula in some Markdown, and a price may be below a cent. A duration
-has its units ("1 h 2 min 5 s"), since "1:02" is read as minutes or as hours.
+What was chosen, and why: money has two decimals, below 1 USD up to four, and the unit behind it ("24.60 USD",
+"0.0012 USD per hour"), since two dollar signs make a formula in some Markdown, and a price may be below a
+cent. A duration has its units ("1 h 2 min 5 s"), since "1:02" is read as minutes or as hours.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 from dstack_core.integration.utilization_text import describe_utilization
 from dstack_core.models.durations import format_duration
+from dstack_core.models.money import format_price, format_usd
 from dstack_core.models.outcome import Outcome, RunError
 from dstack_core.models.statuses import in_words
 from dstack_core.models.stops import StopResult, StopState
@@ -60,17 +61,6 @@ class OutcomeField:
     label: str
     meaning: str
     show: Callable[[Any], str] = str
-
-
-def format_usd(amount: float) -> str:
-    """Return an amount of money such as ``0.50 USD``, with two to four decimals."""
-    whole, _, decimals = f"{amount:.4f}".partition(".")
-    return f"{whole}.{decimals[:2]}{decimals[2:].rstrip('0')} USD"
-
-
-def format_price(amount: float) -> str:
-    """Return a price such as ``1.20 USD per hour``."""
-    return f"{format_usd(amount)} per hour"
 
 
 def _short_json(value: Any) -> str:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dstack_core.errors import ConfigurationError, DstackError
 from dstack_core.integration.doctor_network import Finding, describe_finding
-from dstack_core.integration.outcome_text import format_usd
 from dstack_core.models.durations import format_duration
+from dstack_core.models.money import format_usd
 from dstack_core.models.options import duration_seconds
 
 if TYPE_CHECKING:

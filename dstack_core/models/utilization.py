@@ -19,6 +19,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from dstack_core.models.base import known_fields
+from dstack_core.models.money import format_price, format_usd
 from dstack_core.models.records import Metric
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ class Utilization:
         return replace(
             self,
             advice=f"GPU memory peaked at {used} of {total} GB: at today's offers a machine with {smaller} "
-            f"costs {offer.price_per_hour:.2f} USD per hour instead of {price:.2f}.",
+            f"costs {format_price(offer.price_per_hour)} instead of {format_usd(price)}.",
         )
 
     def plot(self, title: str = "") -> UsageChart:

@@ -12,6 +12,7 @@ from dstack_core.integration import (
     MaskEnv,
     Masker,
     check_mask_env,
+    check_masked_names,
     collect_secrets,
     mask,
     mask_progress,
@@ -131,3 +132,33 @@ def test_a_position_is_stored_without_the_secrets_in_what_was_reported() -> None
     assert {**shown, "reported": None} == {**progress, "reported": None}
     assert Progress.from_dict(shown).reported.results == ({"word": "***", "n": 1},)
     assert mask_progress({"run_name": "a"}, Masker(["hidden-word"]).mask) == {"run_name": "a"}
+
+
+@pytest.mark.parametrize(
+    ("names", "configuration", "env"),
+    [
+        ("all", None, None),
+        (["LICENSE"], {"env": {"LICENSE": "x"}}, None),
+        (["license"], Task(commands=["x"], env=["LICENSE=x"]), None),
+        (["LICENSE", "B"], {"env": ["B=1"]}, {"LICENSE": "x"}),
+        (["TRACEPARENT", "PREFECT_API_KEY", "OPENLINEAGE_URL"], None, None),
+    ],
+)
+def test_names_that_a_run_has(names: Any, configuration: Any, env: Any) -> None:
+    check_masked_names(names, configuration, env)
+
+
+@pytest.mark.parametrize(
+    ("configuration", "env", "words"),
+    [
+        (None, None, r"\(which is empty\), got 'NOPE'. Correct it, add NOPE to env, or leave it out."),
+        ({"env": {"B": "1"}}, {"A": "2"}, r"\(A, B\), got 'NOPE'. Correct it"),
+        ({"env": {"NOPES": "1"}}, None, r"\(NOPES\), got 'NOPE'. Did you mean 'NOPES'\?"),
+        (None, {f"V{i:02}": "x" for i in range(12)}, r"\(V00, .*, V09, \.\.\.\), got 'NOPE'"),
+    ],
+)
+def test_a_name_that_no_variable_has_is_refused(configuration: Any, env: Any, words: str) -> None:
+    with pytest.raises(
+        ConfigurationError, match=f"mask_env: expected names of variables in the run's env {words}"
+    ):
+        check_masked_names(["NOPE"], configuration, env)

@@ -68,12 +68,15 @@ NO_CAPACITY = replace(
         (0, "0.00 USD"),
         (0.5, "0.50 USD"),
         (0.0012, "0.0012 USD"),
-        (1.006, "1.006 USD"),
-        (12.34567, "12.3457 USD"),
+        (0.98765, "0.9877 USD"),
+        (0.99999, "1.00 USD"),
+        (1, "1.00 USD"),
+        (1.006, "1.01 USD"),
+        (12.34567, "12.35 USD"),
         (1e4, "10000.00 USD"),
     ],
 )
-def test_money_has_two_to_four_decimals(amount: float, text: str) -> None:
+def test_money_has_two_decimals_from_one_dollar_on_and_up_to_four_below(amount: float, text: str) -> None:
     assert format_usd(amount) == text
     assert format_price(amount) == f"{text} per hour"
 

@@ -260,7 +260,10 @@ def test_two_processes_that_stop_one_run_send_one_stop_each(driver: Driver) -> N
     assert script.paths().count("runs/stop") == 2
 
 
-@pytest.mark.parametrize(("commands", "polls"), [(["dstack_hold_seconds=60\n"], 1), (["true"], 0)])
+@pytest.mark.parametrize(
+    ("commands", "polls"),
+    [(["dstack_hold_seconds=60\n"], 1), (["dstack_hold_seconds=60; x"], 1), (["true"], 0)],
+)
 def test_a_stop_whose_log_cannot_be_read_has_the_outcome_of_the_server(
     driver: Driver, commands: list[str], polls: int
 ) -> None:

@@ -365,7 +365,7 @@ def plan(price: float, memory_mib: int, availability: str = "available") -> Any:
             90,
             plan(0.4, 24576),
             "GPU memory peaked at 11 of 80 GB: at today's offers a machine with 24 GB (A10G) costs 0.40 USD per "
-            "hour instead of 1.20.",
+            "hour instead of 1.20 USD.",
         ),
         (90, plan(1.0, 24576), ""),
         (90, plan(0.4, 24576, "not_available"), ""),

@@ -145,6 +145,10 @@ def test_a_run_that_a_user_stops_has_an_error_of_its_own(
             "configuration={'type': 'task', 'commands': ['true']}, repo_dir='/nowhere'",
             "repo_dir: expected a directory, got '/nowhere'",
         ),
+        (
+            "configuration={'type': 'task', 'commands': ['true'], 'env': ['A=b']}, mask_env=['NOPE']",
+            "mask_env: expected names of variables in the run's env (A), got 'NOPE'. Correct it, ",
+        ),
     ],
 )
 def test_bad_input_fails_at_once_and_submits_nothing(

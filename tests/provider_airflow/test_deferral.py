@@ -98,7 +98,7 @@ def test_no_secret_is_left_to_the_triggerer_or_in_an_xcom(
 
 
 def test_the_trigger_gets_names_and_no_values(server: LocalServer) -> None:
-    env = {"WORD": "{{ conn.hub.password }}", "STAGE": "train", "API_KEY": "literal-66"}
+    env = {"WORD": "{{ conn.hub.password }}", "STAGE": "train", "API_KEY": "literal-66", "LICENSE": "free"}
     task = deferrable("echo $STAGE $WORD $API_KEY; sleep 60", more={"env": env})
     task.mask_env = ["LICENSE"]
     connection: Any = SimpleNamespace(password="hub-pass-77")

@@ -7,11 +7,13 @@ from typing import Any
 
 import jinja2
 import pytest
+from airflow.sdk import DAG
 
+from airflow_provider_dstack._from_operator import submit_arguments
 from airflow_provider_dstack._secret_sources import AIRFLOWS_WORDS, reads_secret
 from airflow_provider_dstack.operators import DstackRunOperator
 from airflow_provider_dstack.services import DstackServiceOperator
-from dstack_core import Task
+from dstack_core import ConfigurationError, Service, Task
 from dstack_core.integration import is_secret_name
 
 
@@ -165,3 +167,18 @@ def test_a_wrong_value_is_refused_when_the_dag_is_parsed(value: Any) -> None:
 def test_a_service_has_the_option_too() -> None:
     service = DstackServiceOperator(task_id="serve", configuration={"type": "service"}, mask_env=("B", "A"))
     assert service.mask_env == ["A", "B"]
+
+
+def test_only_names_that_the_run_has_unless_they_are_a_default() -> None:
+    def arguments(task: DstackRunOperator) -> Any:
+        return submit_arguments(task, CONTEXT)
+
+    assert arguments(rendered("list", mask_env=["license"]))
+    with pytest.raises(ConfigurationError, match=r"mask_env: .* got 'LICENCE'. Did you mean 'LICENSE'\?"):
+        arguments(rendered("list", mask_env=["LICENCE"]))
+    with DAG("defaults", schedule=None, default_args={"mask_env": ["LICENCE"]}):
+        task = DstackRunOperator(task_id="train", configuration={"type": "task", "commands": ["x"]})
+        service = DstackServiceOperator(task_id="serve", configuration=Service(port=80, commands=["x"]))
+    assert task.mask_env == service.mask_env == ["LICENCE"]
+    assert arguments(task)
+    assert arguments(service)

@@ -46,10 +46,13 @@ class Log(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self.lines += record.getMessage().split("\n")
 
-    def of(self, trigger: DstackRunTrigger) -> DstackRunTrigger:
+    def logger(self) -> logging.Logger:
         logger = logging.Logger("trigger")
         logger.addHandler(self)
-        trigger._log = logger  # type: ignore[assignment]  # Airflow's is structlog's
+        return logger
+
+    def of(self, trigger: DstackRunTrigger) -> DstackRunTrigger:
+        trigger._log = self.logger()  # type: ignore[assignment]  # Airflow's is structlog's
         return trigger
 
 

@@ -179,13 +179,13 @@ def test_the_end_of_a_run_is_reported_once_for_a_process_that_was_killed(
     run = started_report(dstack, mine, "mine", stopped=stopped)
     stop_dstack_runs(credentials)(idle, mine, state())
     assert outcome_of(run).reason == "stopped_by_user"
-    (reported,) = [message for message in caplog.messages if "Reported its end" in message]
-    assert reported.startswith(f"Run {run.name} was stopped")
+    (reported,) = [message for message in caplog.messages if "Reported the end" in message]
+    assert f": Run {run.name} was stopped on request, " in reported
     assert reported.endswith(run.url)
     until(lambda: "dstack.run.terminated" in event_names(run.id), seconds=30)
     caplog.clear()
     stop_dstack_runs(credentials)(idle, mine, state())
-    assert "Reported its end" not in caplog.text
+    assert "Reported the end" not in caplog.text
     check_reported_once(mine, run, "mine")
     (ended,) = [event for event in events_of(run.id) if event["event"] == "dstack.run.terminated"]
     assert ended["related"][0]["prefect.resource.id"] == f"prefect.flow-run.{mine.id}"

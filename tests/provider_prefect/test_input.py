@@ -39,6 +39,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (TASK, {"retry_budget": -1}, "retry_budget"),
     (TASK, {"on_crash": "explode"}, "on_crash"),
     (TASK, {"credentials": 5}, "credentials"),
+    (TASK, {"mask_env": ["NOPE"], "env": {"A": "b"}}, r"mask_env: .* run's env \(A\), got 'NOPE'"),
 ]
 
 

@@ -124,7 +124,7 @@ def test_an_end_that_comes_after_its_task_is_reported_by_the_hook(tmp_path: Path
         until(lambda: state_of(flow_run_id).is_cancelled(), seconds=120)
         (run,) = all_runs(server)
         assert outcome_of(run).reason == "stopped_by_user"
-        messages = log_records(flow_run_id, last="Reported its end")
+        messages = log_records(flow_run_id, last="Reported the end")
     assert any(f"Stopping run {run.name} (" in message for message in messages)
     until(lambda: "dstack.run.terminated" in event_names(run.id), seconds=30)
     assert event_names(run.id) == ["dstack.run.started", "dstack.run.stopping", "dstack.run.terminated"]

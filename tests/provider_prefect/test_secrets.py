@@ -200,7 +200,7 @@ def ways_to_give(mask_env: Any, credentials: DstackCredentials) -> dict[str, Cal
     def nothing() -> None: ...
 
     return {
-        "task": lambda: resolve(ECHOES, {"mask_env": mask_env}, GitLogin()),
+        "task": lambda: resolve(ECHOES, {"mask_env": mask_env, "env": NEUTRAL}, GitLogin()),
         "block": lambda: DstackRun(credentials=credentials, configuration=ECHOES, mask_env=mask_env),
         "function": lambda: dstack_task(mask_env=mask_env)(nothing),
         "machine": lambda: dstack_machine(mask_env=mask_env)(flow(nothing)),

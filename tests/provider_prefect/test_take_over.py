@@ -87,7 +87,7 @@ def test_one_of_two_other_workers_continues_for_a_killed_one(
         go.touch()
         until(lambda: the_run(dstack).outcome(), seconds=60)
         until(lambda: state_of(flow_run.id).is_completed(), seconds=60)
-        log_records(flow_run.id, last=f"Run {the_run(dstack).name} finished.", seconds=60)
+        log_records(flow_run.id, last=f"Run {the_run(dstack).name} finished,", seconds=60)
         lines = [the_line(flow_run, f"by-print-{number}", "by-print-2") for number in (1, 2)]
     assert lines == [1, 1]
     assert submissions(dstack) == len(all_runs(dstack)) == 1

@@ -118,7 +118,7 @@ def test_a_machine_prints_no_more_into_the_log_than_its_budget(
         until(lambda: the_run(dstack).outcome(), seconds=30)
         run = the_run(dstack)
         # The worker logs the end after the whole output.
-        end = f"Run {run.name} {outcome_of(run).message}."
+        end = f"Run {run.name} {outcome_of(run).message}, "
         messages = log_records(flow_run.id, last=end, seconds=60)
     assert state_of(flow_run.id).is_completed(), (tmp_path / "log").read_text()[-3000:]
     lines = [line for message in messages for line in message.split("\n")]

@@ -172,6 +172,7 @@ def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str,
     """Return what ``runs.plan`` and ``runs.submit`` both take. Raises ``ConfigurationError``."""
     from airflow_provider_dstack._parameters import (
         RENAMED,
+        check_masked,
         read_backends,
         read_configuration,
         read_duration,
@@ -191,6 +192,7 @@ def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str,
     given["max_price"] = read_price(given["max_price"])
     given["backends"] = read_backends(given["backends"])
     check_ends(configuration, given["max_duration"], given["profile"])
+    check_masked(operator, configuration, given["env"])
     given["env"] = _with_parents(operator, context, configuration, given["env"])
     return {"configuration": configuration, **given}
 

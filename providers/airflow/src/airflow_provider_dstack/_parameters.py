@@ -124,6 +124,19 @@ def mask_env_of(value: Any) -> MaskEnv:
     return sorted(set(value))
 
 
+def check_masked(operator: Any, configuration: Any, env: Any) -> None:
+    """Refuse a name in the operator's ``mask_env`` that no variable has. Raises ``ConfigurationError``.
+
+    That of ``default_args`` may be for tasks that do not all have the variable.
+    """
+    from dstack_core.integration import check_masked_names
+
+    groups = (operator.dag if operator.has_dag() else None, operator.task_group)
+    defaults = (getattr(group, "default_args", None) or {} for group in groups)
+    if not any("mask_env" in each for each in defaults):
+        check_masked_names(operator.mask_env, configuration, env)
+
+
 def in_words_of_operator(message: str) -> str:
     """Return an error of ``dstack_core`` with the names that the arguments have here."""
     message = _CORES_NAMES.sub("git_conn_id", message)

@@ -165,7 +165,8 @@ class DstackRunOperator(TemplatedModels):
         mask_env: Which values of the environment are masked in logs, errors, results and rendered fields:
             ``"secrets"`` for those whose name (``HF_TOKEN``) or form (``postgres://user:password@host``)
             looks secret, or that come from a connection or secret variable; ``"all"``; ``"none"`` for the
-            last kind alone; or a list of names beside those of ``"secrets"``. Default ``"secrets"``.
+            last kind alone; or a list of names beside those of ``"secrets"``, which the run's environment
+            must have unless they are of ``default_args``. Default ``"secrets"``.
         repo_dir: A directory or Git checkout whose contents the run gets, relative to the DAG's folder.
             Default: none.
         local_repo: Upload a checkout instead of having the run clone it. Default False.

@@ -234,6 +234,7 @@ class DstackStopRunOperator(BaseOperator):
     def _end(self, run: Run) -> str:
         """Return the last known status of a run, which is that of its end when that is waited for."""
         from dstack_core import RunNotFoundError
+        from dstack_core.integration import describe_outcome
 
         try:
             if self.wait_for_completion:
@@ -250,7 +251,7 @@ class DstackStopRunOperator(BaseOperator):
             return "deleted"
         if outcome is None:
             return str(run.last_status)
-        self.log.info("Run %s %s, %g USD", run.name, outcome.message, outcome.cost)
+        self.log.info("%s", describe_outcome(outcome))
         return str(outcome.status)
 
 

@@ -214,7 +214,7 @@ def flow_run_of(marker: str | None) -> str | None:
 
 def _reported(run: Unreported, outcome: Outcome, logger: Any) -> bool:
     """Report the end of a run; false where Prefect refused that, or showed the end already."""
-    from dstack_core.integration import describe_end
+    from dstack_core.integration import describe_outcome
 
     try:
         with quick_prefect_client() as api:
@@ -223,7 +223,7 @@ def _reported(run: Unreported, outcome: Outcome, logger: Any) -> bool:
         logger.warning("Prefect did not take the report of run %s: %s", run.run_name, error)
         return False
     if is_new:
-        logger.info("%s Reported its end: %s", describe_end(outcome), outcome.url)
+        logger.info("Reported the end: %s. See %s", describe_outcome(outcome), outcome.url)
     return is_new
 
 

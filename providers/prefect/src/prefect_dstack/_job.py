@@ -222,7 +222,8 @@ class Job:
             self.notifier.handle(event)
 
     def report_end(self) -> None:
-        """Show the end of the run in Prefect, and all that it has reported."""
+        """Log the end of the run and show it in Prefect, and all that it has reported."""
+        self.relay.log_end()
         more = {
             "Tags": self.shown_tags,
             "Environment": self.shown_env,
@@ -235,19 +236,11 @@ class Job:
 
     def result(self) -> dict[str, Any]:
         """Return the outcome as JSON-plain values, or raise what the run's failure is."""
-        from dstack_core.integration import (
-            describe_outcome,
-            outcome_dict,
-            raise_for_outcome,
-            utilization_lines,
-        )
+        from dstack_core.integration import outcome_dict, raise_for_outcome
 
         outcome = self.relay.outcome
         if outcome is None:
             raise RuntimeError(f"following run {self.attempt.ref.name} ended without an outcome")
-        # Of a run that failed, too: it may have run out of memory.
-        for line in utilization_lines(outcome):
-            self.logger.info("%s", line)
         # An error that advises a retry names the option, which only a task that submits has.
         raise_for_outcome(
             outcome,
@@ -258,8 +251,6 @@ class Job:
         skipped = self.live.skipped
         if skipped is not None:
             self.logger.info("Run %s was skipped: %s", outcome.run_name, skipped)
-        self.logger.info("%s", describe_outcome(outcome))
-        _log_relay.remember_relayed(outcome)
         # No state of its own: a task that is called directly would return Prefect's state, not the outcome.
         return outcome_dict(outcome) if skipped is None else {**outcome_dict(outcome), "skipped": skipped}
 

@@ -62,6 +62,7 @@ class Relay:
 
         self.progress: Progress | None = None
         self.outcome: Outcome | None = None
+        self._shows_end = False
         self._logger = logger
         self._log = LogRelay(
             limits=RecordLimits(max_lines=_MAX_RECORD_LINES),
@@ -108,6 +109,17 @@ class Relay:
             self.outcome = mask_result(event.outcome, self.masker.mask, self._logger.warning)
         self.progress = event.progress
 
+    def log_end(self) -> None:
+        """Log once, behind all lines, how the run ended, its time and cost, and how busy its machine was."""
+        from dstack_core.integration import describe_outcome, utilization_lines
+
+        if self.outcome is None or self._shows_end:
+            return
+        self._shows_end = True
+        for line in (describe_outcome(self.outcome), *utilization_lines(self.outcome)):
+            self._logger.info("%s", line)
+        remember_relayed(self.outcome)
+
     def handle_contact(self, event: Event) -> None:
         """Log one event: also those of a submission, which have no position."""
         for level, text in self._log.records(event):
@@ -117,7 +129,7 @@ class Relay:
 def _ending(outcome: Outcome) -> str:
     """Return what the record begins with that follows all lines of a run.
 
-    What is logged about a run that was stopped has no comma there.
+    Nothing else that is logged of a run has a comma there: not the result of a stop, nor a hook's report.
     """
     return f"Run {outcome.run_name} {outcome.message}, "
 

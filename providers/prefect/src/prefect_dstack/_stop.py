@@ -171,7 +171,6 @@ def stop(job: Job, block: DstackCredentials | None, allowed: StopTime, reason: s
     except BaseException:
         _log_interrupt(job)
         raise
-    _log_end(job)
     job.report_end()
 
 
@@ -211,7 +210,6 @@ async def astop(
             raise
     if waiting.cancelled_caught:
         _log_unfinished(job)
-    _log_end(job)
     with anyio.move_on_after(_REPORT_SECONDS, shield=True):
         await anyio.to_thread.run_sync(job.report_end)
 
@@ -261,13 +259,6 @@ def _log_unfinished(job: Job) -> None:
         job.attempt.ref.name,
         job.page,
     )
-
-
-def _log_end(job: Job) -> None:
-    from dstack_core.integration import describe_end
-
-    if job.relay.outcome is not None:
-        job.logger.info("%s", describe_end(job.relay.outcome))
 
 
 def _timed_out() -> bool:

@@ -92,6 +92,7 @@ def resolve(
     max_duration: str | None = DEFAULT_MAX_DURATION,
     ends: bool = True,
     secret_names: Collection[str] | None = None,
+    names_exist: bool = True,
 ) -> Submission:
     """Check a configuration and options and return what to submit.
 
@@ -104,6 +105,7 @@ def resolve(
         ends: Refuse a configuration that never ends.
         secret_names: The variables whose values come from secrets of Prefect's. None: those whose values are
             ``Secret`` blocks or ``SecretStr``.
+        names_exist: Refuse a name in ``mask_env`` that no variable has.
 
     Returns:
         The submission; no request has been made.
@@ -112,7 +114,7 @@ def resolve(
         ConfigurationError: A value is wrong.
     """
     from dstack_core import check_options, load_configuration
-    from dstack_core.integration import check_ends, check_mask_env, collect_secrets
+    from dstack_core.integration import check_ends, check_mask_env, check_masked_names, collect_secrets
     from prefect_dstack._options import OPTION_NAMES
 
     check_options(options, OPTION_NAMES, own_parameters())
@@ -148,6 +150,8 @@ def resolve(
         check_mask_env(given.get("mask_env", "secrets")),
         frozenset(names_of_secrets(env) if secret_names is None else secret_names),
     )
+    if names_exist:
+        check_masked_names(masking.mask_env, loaded, texts)
     return Submission(
         configuration=loaded,
         arguments={

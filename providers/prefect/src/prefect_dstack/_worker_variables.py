@@ -258,7 +258,9 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
         if self.repo_dir is not None:
             given["repo_dir"] = self._repo_dir()
         names = self._secret_names
-        return resolve(self.task(), given, login, folder=self._directory, secret_names=names)
+        # A work pool may set mask_env for flow runs of which not all have the variable.
+        folder = self._directory
+        return resolve(self.task(), given, login, folder=folder, secret_names=names, names_exist=False)
 
     def secrets_in(self, env: Mapping[str, str]) -> list[str]:
         """Return what a log must not show, of the machine's environment and its registry's password."""

@@ -104,7 +104,8 @@ def run_task(
         mask_env: Which values of the environment are masked in logs, errors, results and artifacts:
             ``"secrets"`` for those whose name (``HF_TOKEN``) or form (``postgres://user:password@host``)
             looks secret, or that are ``Secret`` blocks or ``SecretStr``; ``"all"``; ``"none"`` for the last
-            kind alone; or a list of names beside those of ``"secrets"``. Default: ``"secrets"``.
+            kind alone; or a list of names beside those of ``"secrets"``, which the run's environment must
+            have. Default: ``"secrets"``.
 
     Returns:
         The fields of ``dstack_core.Outcome`` as a dict of JSON-plain values: every result serializer can

@@ -234,16 +234,14 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         except HandedOver:
             # The other worker reports the end; a status other than 0 would mark the flow run as crashed.
             return DstackWorkerResult(identifier=name, status_code=0)
-        from dstack_core.integration import describe_failure, outcome_dict, utilization_lines
+        from dstack_core.integration import describe_failure, outcome_dict
 
         outcome = relay.outcome
         if outcome is None:
             raise RuntimeError(f"following run {run.name} ended without an outcome")
         emit(str(outcome.status), payload=outcome_dict(outcome))
-        for line in utilization_lines(outcome):
-            logger.info("%s", line)
+        relay.log_end()
         if outcome.succeeded:
-            logger.info("Run %s %s.", run.name, outcome.message)
             return DstackWorkerResult(identifier=name, status_code=0)
         has_ended = end_of(await read_flow_run(self.client, flow_run.id)) is not None
         # In the background: Prefect learns of the end only when this returns.
