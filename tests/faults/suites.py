@@ -223,7 +223,7 @@ REPORTS = Suite(
 HOLDS = Suite(
     "A run that is held after a failure",
     "A run with `debug_on_failure` whose commands have failed, while processes die, or while it is stopped. Held means: the run counts as\n"
-    "failed at once, with the status of its commands; the container stays until the time is over or a stop, and no longer.",
+    "failed at once, with the status of its commands; the container stays until the time of the hold or a stop, and no longer.",
     (
         Row(
             "kill -9 of the process that follows; another continues from its position",
@@ -268,7 +268,6 @@ HOLDS = Suite(
             "kill -9 of the task's process during the hold, then the retry; the hold ends by itself",
             _WORKER,
             "test_held_kills.py::test_a_worker_that_is_killed_during_a_hold_leaves_nothing",
-            "test_held_kills.py::test_a_worker_that_is_killed_during_a_hold_leaves_nothing_on_a_real_server",
         ),
         _airflow(
             "kill -9 of the triggerer during the hold; the next one continues; the hold ends by itself",
