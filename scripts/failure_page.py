@@ -12,6 +12,10 @@ to 0.22.5, and empty for a success. `outcome.cause` and `outcome.next_step` are 
 may be added: treat one that you do not know by its group, the part before the dot. A reason that only a
 newer server has gives `unknown`, and `outcome.reason` keeps the server's word.
 
+A category comes from the reason, the message, the exit status and the offers of the run's jobs. The server's
+events are not read: those of a run and its jobs repeat the reason and the message, and add none (a contract
+test reads both on a real server).
+
 The kind decides the error that is raised. A category with a check mark is retried by default where a retry
 policy or condition of this project is used: [How to find out why a run
 failed](../how-to/find-out-why-a-run-failed.md) shows both."""

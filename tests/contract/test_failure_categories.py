@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+from collections.abc import Iterator
 
 import pytest
+import requests
 
 import dstack_core as dstack
 from dstack_core import Outcome
@@ -77,6 +80,53 @@ def test_no_machine(target: Target, client: dstack.Client) -> None:
     assert Outcome.from_dict(outcome.to_dict()) == outcome
     with pytest.raises(dstack.NoCapacityError):
         outcome.raise_for_status()
+
+
+# "Job status changed RUNNING -> TERMINATING. Termination reason: CONTAINER_EXITED_WITH_ERROR (a message)"
+_REASON = re.compile(r"Termination reason: (\w+)(?: \((.*)\))?$", re.DOTALL)
+# All else that events of a run or its job have; none of it gives a reason.
+_NO_REASON = re.compile(
+    r"Run submitted\. |Job created on |(Run|Job) status changed (\w+ -> \w+)$|Job (un)?assigned (to|from) instance|"
+    r"Instance (created|provisioned) for job|Job became (un)?reachable|Graceful|Stopp"
+)
+
+
+@pytest.mark.parametrize("way", ["exit", "no machine", "limit", "stop"])
+def test_events_have_no_reason_that_the_run_itself_lacks(
+    target: Target, client: dstack.Client, way: str
+) -> None:
+    if target.release < (0, 20):
+        pytest.skip("this server has no events")
+    resources = dstack.Resources(gpu=dstack.GPU(name="B200", count=64)) if way == "no machine" else None
+    command = "exit 3" if way == "exit" else "sleep 600"
+    limit = "2s" if way == "limit" else None
+    run = client.runs.submit(target.task(command), resources=resources, max_duration=limit)
+    if way == "stop":
+        target.stop(run)
+    else:
+        finish(target, run)
+    reasons, messages = map(set, zip(*known_of(target, run), strict=True))
+    events = [event.message for event in run.events()]
+    found = [found for message in events if (found := _REASON.search(message))]
+    assert found
+    assert {one[1].lower() for one in found} <= reasons
+    assert {one[2] for one in found} <= messages | {None}
+    others = [message for message in events if not _REASON.search(message)]
+    assert [message for message in others if not _NO_REASON.match(message)] == []
+
+
+def known_of(target: Target, run: dstack.Run) -> Iterator[tuple[str | None, str | None]]:
+    """Yield reason and message of the run and each submission of its jobs, as the server returns them."""
+    reply = requests.post(
+        f"{target.url}/api/project/{target.project}/runs/get",
+        headers={"Authorization": f"Bearer {target.token}"},
+        json={"run_name": run.name},
+        timeout=60,
+    ).json()
+    yield reply["termination_reason"], None
+    for job in reply["jobs"]:
+        for each in job["job_submissions"]:
+            yield each["termination_reason"], each["termination_reason_message"]
 
 
 def test_a_missing_secret(target: Target, client: dstack.Client) -> None:

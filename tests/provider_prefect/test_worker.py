@@ -18,6 +18,7 @@ from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFoun
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Running
 
 from dstack_core import Run
+from dstack_core.integration import describe_outcome
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, DstackWorker, _worker_runs
 from prefect_dstack._names import flow_run_marker_prefix, worker_marker_prefix
@@ -103,10 +104,17 @@ def test_a_machine_that_fails_crashes_its_flow_run_with_its_last_lines(
     flow_run = start(deploy(pool, command="echo no-such-driver; exit 3"))
     with worker(dstack, pool, tmp_path / "log"):
         until(lambda: state_of(flow_run.id).is_final(), seconds=START_SECONDS)
-        messages = log_records(flow_run.id, last="exited with status 3", seconds=60)
+        # The last record of the worker, which has the next step.
+        messages = log_records(flow_run.id, last="(user.exit)", seconds=60)
     assert state_of(flow_run.id).is_crashed()
     assert "status code 3" in state_of(flow_run.id).message
-    assert any("no-such-driver" in message for message in messages)
+    assert sum(message.count("no-such-driver") for message in messages) == 1
+    outcome = outcome_of(the_run(dstack))
+    assert messages.count(describe_outcome(outcome)) == 1
+    ended = until(
+        lambda: [one for one in events_of(the_run(dstack).id) if one["event"] == "dstack.run.failed"]
+    )
+    assert ended[0]["resource"]["dstack.category"] == outcome.category == "user.exit"
 
 
 def test_a_machine_prints_no_more_into_the_log_than_its_budget(
