@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import copy_context
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
 from prefect import flow
+from prefect.automations import Automation
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.events.actions import SendNotification
+from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.runtime import flow_run
 
 from dstack_core.local import LocalServer
@@ -172,6 +181,77 @@ def test_a_failed_and_a_held_run_are_explained(
     ui.picture("prefect-failed-event", 720, top=780)
 
 
+def test_an_automation_sends_why_a_run_failed(
+    ui: Ui, dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    made: list[Any] = []
+    evaluate = {"type": "task", "name": "evaluate", "commands": ["evaluate-model"]}
+
+    @flow(name="nightly evaluation")
+    def nightly() -> None:
+        run_task(evaluate, credentials, return_state=True, **FAST)
+
+    with _chat() as (address, messages):
+        # The browser has an event loop in this thread, in which Prefect's methods return coroutines.
+        _in_thread(lambda: made.append(_failed_to(address))).join()
+        (automation,) = made
+        try:
+            _in_thread(nightly).join()
+            (run,) = all_runs(dstack)
+            (message,) = until(lambda: list(messages))
+            assert message.startswith(
+                f"Run {run.name} failed: user.not_found: failed: its command exited with status 127"
+            )
+            ui.shows(f"/automations/automation/{automation.id}", "a run has failed", "custom webhook")
+            ui.picture("prefect-automation", 300)
+            sent = until(lambda: _events({"event": {"name": ["prefect.automation.action.executed"]}}))[0]
+            path = f"/events/event/{sent['occurred'][:10]}/{sent['id']}"
+            ui.shows(path, "prefect.automation.action.executed")
+            ui.picture("prefect-automation-executed", 460)
+        finally:
+            _in_thread(automation.delete).join()
+
+
+def _failed_to(address: str) -> Any:
+    """Return an automation that sends why a run failed to ``address``."""
+    block = CustomWebhookNotificationBlock(
+        name="chat", url=address, json_data={"text": "{{subject}}: {{body}}"}
+    )
+    action = SendNotification(
+        block_document_id=UUID(str(block.save("chat", overwrite=True))),
+        subject="Run {{ event.payload.run_name }} failed",
+        body="{{ event.payload.category }}: {{ event.payload.message }}",
+    )
+    expected = {"expect": {"dstack.run.failed"}, "threshold": 1, "within": timedelta(0)}
+    trigger = EventTrigger(posture=Posture.Reactive, **expected)
+    return Automation(name="a run has failed", trigger=trigger, actions=[action]).create()
+
+
+@contextmanager
+def _chat() -> Iterator[tuple[str, list[str]]]:
+    """Run a server that keeps the texts that are sent to it."""
+    messages: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            messages.append(json.loads(body)["text"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/", messages
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
 def _in_thread(flow_function: Any) -> threading.Thread:
     thread = threading.Thread(target=copy_context().run, args=(flow_function,))
     thread.start()
@@ -191,7 +271,9 @@ def _page(owner: Any, end: str) -> str:
 
 
 def _asset_events(uri: str) -> list[Any]:
-    reply = httpx.post(
-        f"{os.environ['PREFECT_API_URL']}/events/filter", json={"filter": {"resource": {"id": [uri]}}}
-    )
+    return _events({"resource": {"id": [uri]}})
+
+
+def _events(chosen: dict[str, Any]) -> list[Any]:
+    reply = httpx.post(f"{os.environ['PREFECT_API_URL']}/events/filter", json={"filter": chosen})
     return list(reply.raise_for_status().json()["events"])
