@@ -222,8 +222,9 @@ def _failed_to(address: str) -> Any:
         subject="Run {{ event.payload.run_name }} failed",
         body="{{ event.payload.category }}: {{ event.payload.message }}",
     )
-    expected = {"expect": {"dstack.run.failed"}, "threshold": 1, "within": timedelta(0)}
-    trigger = EventTrigger(posture=Posture.Reactive, **expected)
+    trigger = EventTrigger(
+        expect={"dstack.run.failed"}, posture=Posture.Reactive, threshold=1, within=timedelta(0)
+    )
     return Automation(name="a run has failed", trigger=trigger, actions=[action]).create()
 
 
