@@ -79,8 +79,12 @@ def real(real_server: RealServer, monkeypatch: pytest.MonkeyPatch) -> RealServer
 
 
 @pytest.fixture
-def dag_runner(database: Path) -> DagRunner:
-    """Return a runner of DAG files that uses ``dag.test()``."""
+def dag_runner(database: Path, monkeypatch: pytest.MonkeyPatch) -> DagRunner:
+    """Return a runner of DAG files that uses ``dag.test()``.
+
+    It has no scheduler that a trigger's event could overtake: triggers do not hold the event back for seconds.
+    """
+    monkeypatch.setattr("airflow_provider_dstack.triggers._LONGEST_HOLD_SECONDS", 0.0)
     return DagRunner(HOME / "dags")
 
 
