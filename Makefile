@@ -43,9 +43,10 @@ test: test-core test-contract test-airflow test-prefect ## Run every test, on th
 	@$(ENVS)/core/bin/python scripts/count_tests.py $(REPORTS)/core.xml $(ENDS:%=$(REPORTS)/server-%.xml) \
 	  $(REPORTS)/airflow.xml $(REPORTS)/prefect.xml
 
+# Most tests wait, for replies of servers on loopback and for timeouts: two cores are busy with four processes.
 test-core: $(CORE) ## Run the tests of the core and the embedded server
 	@echo "== core, embedded server"
-	@$(ENVS)/core/bin/python -m $(PYTEST_MODULE) -q -n 2 --dist worksteal -m "not real and not endurance" --junitxml=$(REPORTS)/core.xml $(PYTEST_FLAGS)
+	@$(ENVS)/core/bin/python -m $(PYTEST_MODULE) -q -n 4 --dist worksteal -m "not real and not endurance" --junitxml=$(REPORTS)/core.xml $(PYTEST_FLAGS)
 
 # How many configurations of each type both clients are compared on; `make test` takes a few.
 CONFIGURATIONS ?= 3000
@@ -68,14 +69,15 @@ test-servers: $(CORE) $(SERVERS:%=$(ENVS)/server-%/.ready) ## Run the contract t
 	$(call contract,$(SERVERS))
 	@$(ENVS)/core/bin/python scripts/count_tests.py $(SERVERS:%=$(REPORTS)/server-%.xml)
 
-# A file's tests stay in one process, which has a host of its own: the files mostly wait.
+# A file's tests stay in one process, which has a host of its own. Of an hour of Airflow's tests, ten minutes are CPU
+# time; with Prefect, the server of each process needs as much again.
 test-airflow: $(AIRFLOW) $(SERVER) ## Run the tests of the Airflow provider
 	@echo "== airflow-provider-dstack, with dstack $(REAL_SERVER)"
-	@$(ENVS)/airflow/bin/python -m $(PYTEST_MODULE) tests/provider_airflow -q -n 2 --dist loadfile -m "not matrix and not endurance" --junitxml=$(REPORTS)/airflow.xml $(PYTEST_FLAGS)
+	@$(ENVS)/airflow/bin/python -m $(PYTEST_MODULE) tests/provider_airflow -q -n 4 --dist loadfile -m "not matrix and not endurance" --junitxml=$(REPORTS)/airflow.xml $(PYTEST_FLAGS)
 
 test-prefect: $(PREFECT) $(SERVER) ## Run the tests of the Prefect collection
 	@echo "== prefect-dstack, with dstack $(REAL_SERVER)"
-	@$(ENVS)/prefect/bin/python -m $(PYTEST_MODULE) tests/provider_prefect -q -n 2 --dist loadfile -m "not matrix and not endurance and not runners" --junitxml=$(REPORTS)/prefect.xml $(PYTEST_FLAGS)
+	@$(ENVS)/prefect/bin/python -m $(PYTEST_MODULE) tests/provider_prefect -q -n 3 --dist loadfile -m "not matrix and not endurance and not runners" --junitxml=$(REPORTS)/prefect.xml $(PYTEST_FLAGS)
 
 test-matrix: test-airflow-components test-prefect-components ## Kill, cancel and take over real Airflow and Prefect processes (half an hour)
 
@@ -142,15 +144,21 @@ bench-quick: ## Do the same with smaller sizes (ten minutes)
 check: $(CORE) $(AIRFLOW) $(PREFECT) $(BENCH_PLOTS) ## Run ruff, mypy --strict and the layer test
 	$(ENVS)/core/bin/ruff format --check .
 	$(ENVS)/core/bin/ruff check .
-	$(ENVS)/core/bin/mypy -p dstack_core -p dstack_report -p tests.core -p tests.local -p tests.contract -p tests.rig -p tests.docs \
-	  -p tests.documented -p scripts
-	$(ENVS)/core/bin/mypy $(addprefix -m benchmarks.,__main__ imports log_relay attached_relay report_delay submit_requests idle_run)
-	$(ENVS)/core/bin/mypy $(filter-out %_adapters.py %_kills.py %/airflow_latency.py tests/faults/prefect_%,$(wildcard tests/faults/*.py))
-	$(ENVS)/airflow/bin/mypy providers/airflow/src dags scripts/demo_airflow.py tests/provider_airflow $(addprefix tests/faults/airflow_,adapters.py kills.py latency.py)
-	$(ENVS)/airflow/bin/mypy $(addprefix -m benchmarks.,dag_parse watching watcher airflow_host signalled waiting_for_log dags.measured)
-	$(ENVS)/prefect/bin/mypy providers/prefect/src flows scripts/demo_prefect.py tests/provider_prefect $(wildcard tests/faults/prefect_*.py)
-	$(ENVS)/prefect/bin/mypy $(addprefix -m benchmarks.,prefect_import prefect_host served)
-	$(ENVS)/bench-plots/bin/mypy -m benchmarks.page
+	@# One call for each environment, each with a cache of its own, side by side.
+	@checks=(); \
+	$(ENVS)/core/bin/mypy --cache-dir=.mypy_cache/core -p dstack_core -p dstack_report -p tests.core -p tests.local \
+	  -p tests.contract -p tests.rig -p tests.docs -p tests.documented -p scripts \
+	  $(addprefix -m benchmarks.,__main__ imports log_relay attached_relay report_delay submit_requests idle_run) \
+	  $(patsubst tests/faults/%.py,-m tests.faults.%,$(filter-out %_adapters.py %_kills.py %/airflow_latency.py \
+	    %/__init__.py tests/faults/prefect_%,$(wildcard tests/faults/*.py))) & checks+=($$!); \
+	{ $(ENVS)/airflow/bin/mypy --cache-dir=.mypy_cache/airflow providers/airflow/src dags scripts/demo_airflow.py \
+	    tests/provider_airflow $(addprefix tests/faults/airflow_,adapters.py kills.py latency.py) \
+	    $(patsubst %,benchmarks/%.py,dag_parse watching watcher airflow_host signalled waiting_for_log dags/measured) && \
+	  $(ENVS)/prefect/bin/mypy --cache-dir=.mypy_cache/prefect providers/prefect/src flows scripts/demo_prefect.py \
+	    tests/provider_prefect $(wildcard tests/faults/prefect_*.py) \
+	    $(patsubst %,benchmarks/%.py,prefect_import prefect_host served) && \
+	  $(ENVS)/bench-plots/bin/mypy --cache-dir=.mypy_cache/plots -m benchmarks.page; } & checks+=($$!); \
+	status=0; for one in $${checks[@]}; do wait $$one || status=1; done; exit $$status
 	$(ENVS)/core/bin/python -m pytest -q tests/core/test_layers.py
 
 .PHONY: docs docs-serve

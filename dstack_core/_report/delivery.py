@@ -33,7 +33,9 @@ SHELLS = frozenset({"sh", "bash", "dash", "ash", "ksh", "zsh"})
 
 # ``tr`` is much faster than a loop of ``read``, which a bare shell falls back to. Without ``fold`` or
 # ``cksum`` the result is one line, which another process can interrupt. Parts are in base64 where the image
-# has it: a runner replaces a character that is cut in two (seen on 0.18.44 and 0.22.5).
+# has it: a runner replaces a character that is cut in two (seen on 0.18.44 and 0.22.5). dstack joins
+# the commands with &&: without the last line, a first command such as "serve & train" would take the trap
+# with it into the background.
 _COMMAND = r"""
 dstack_result() (
   status=$?
@@ -62,10 +64,12 @@ dstack_result() (
 )
 DSTACK_RESULT_FILE=${TMPDIR:-/tmp}
 [ -w "$DSTACK_RESULT_FILE" ] || DSTACK_RESULT_FILE=$PWD
+case $DSTACK_RESULT_FILE in [!/]*) DSTACK_RESULT_FILE=$PWD/$DSTACK_RESULT_FILE ;; esac
 DSTACK_RESULT_FILE=$DSTACK_RESULT_FILE/.dstack-result-${DSTACK_RUN_NAME:-run}-$$
 while [ -e "$DSTACK_RESULT_FILE" ]; do DSTACK_RESULT_FILE=$DSTACK_RESULT_FILE-; done
 export DSTACK_RESULT_FILE PYTHONPATH="FOLDER${PYTHONPATH:+:$PYTHONPATH}"
 trap 'dstack_result || exit 1' EXIT
+:
 """.strip()
 
 

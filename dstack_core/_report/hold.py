@@ -28,7 +28,10 @@ from dstack_core.models.options import hold_seconds
 
 # A signal ends the shell, as it does without the traps. In the trap on EXIT, options of the commands (-e, -u,
 # -x) must not end or echo it. An interactive shell, which dstack starts, prints a line for each background
-# process: hence 2>/dev/null.
+# process: hence 2>/dev/null. Only an interrupted wait leaves a sleep to kill; another process may have the
+# number of an earlier one. The file that means "done" is in a folder that can be written, that has the same
+# name from everywhere, and that can be pasted without quotes. dstack joins the commands with &&: without the
+# last line, a first command such as "serve & train" would take the trap with it into the background.
 _COMMAND = r"""
 PREFIXSECONDS
 dstack_stopped=
@@ -41,23 +44,26 @@ dstack_hold() {
     echo "debug_on_failure: expected the command sleep in the image, got none. The container is not held." >&2
     exit "$1"
   fi
-  dstack_done=${TMPDIR:-/tmp}
-  [ -w "$dstack_done" ] || dstack_done=$PWD
-  case $dstack_done in *[\"\\]*) dstack_done=/tmp ;; esac
-  dstack_done=$dstack_done/dstack-done-${DSTACK_RUN_NAME:-run}-$$
-  rm -f "$dstack_done"
+  for dstack_done in "${TMPDIR:-/tmp}" /tmp "$PWD" /; do
+    case $dstack_done in [!/]*|*[!a-zA-Z0-9/._-]*) continue ;; esac
+    dstack_done=${dstack_done%/}/dstack-done-${DSTACK_RUN_NAME:-run}-$$
+    (: >> "$dstack_done") 2>/dev/null && rm -f "$dstack_done" && break
+  done
+  dstack_node=${DSTACK_NODE_RANK:-0} dstack_nodes=${DSTACK_NODES_NUM:-1} dstack_option=
+  case $dstack_node$dstack_nodes in *[!0-9]*) dstack_node=0 dstack_nodes=1 ;; esac
+  [ "$dstack_node" = 0 ] || dstack_option=" --node $dstack_node"
   dstack_held=0
   trap 'dstack_stopped=1' INT TERM HUP
   printf '%s\n' "The commands exited with status $1. The container is held for WORDS." \
-"To open a shell in it: ATTACH" "To end it: touch $dstack_done"
+"To open a shell in it: ATTACH$dstack_option" "To end it: touch $dstack_done"
   printf '%s\n' "::dstack::{\"kind\":\"held\",\"exit_status\":$1,\"seconds\":$dstack_hold_seconds,\
-\"done\":\"$dstack_done\",\"nodes\":${DSTACK_NODES_NUM:-1}}"
+\"done\":\"$dstack_done\",\"nodes\":$dstack_nodes,\"node\":$dstack_node}"
   while [ "$dstack_held" -lt "$dstack_hold_seconds" ] && [ -z "$dstack_stopped" ] && [ ! -e "$dstack_done" ]
   do
     { sleep 1 & wait "$!"; } 2>/dev/null
     dstack_held=$((dstack_held + 1))
   done
-  { kill "$!"; } 2>/dev/null
+  [ -z "$dstack_stopped" ] || { kill "$!"; } 2>/dev/null
   rm -f "$dstack_done"
   printf '%s\n' "::dstack::{\"kind\":\"released\",\"seconds\":$dstack_held}"
   exit "$1"
@@ -66,6 +72,7 @@ trap 'dstack_stopped=1; exit 130' INT
 trap 'dstack_stopped=1; exit 143' TERM
 trap 'dstack_stopped=1; exit 129' HUP
 trap 'dstack_hold "$?"' EXIT
+:
 """.strip()
 # What a run with reports does at its end, see ``delivery``; a result that is too large fails the run.
 _RESULT = '(exit "$1"); dstack_result || set -- 1'

@@ -10,7 +10,7 @@ the run has ended, its spans are made at once, from the times at which each stat
 (``Progress.since``), which ride with the position from process to process.
 
 Source: W3C Trace Context, "traceparent"; OpenTelemetry specification, "Environment Variables as Context
-Propagation Carriers" (``TRACEPARENT``, ``TRACESTATE``).
+Propagation Carriers" (``TRACEPARENT``, ``TRACESTATE``), and its semantic conventions (``error.type``).
 """
 
 from __future__ import annotations
@@ -62,9 +62,12 @@ def phases(since: Mapping[str, float], ended_at: float) -> Iterator[tuple[str, f
 
 
 def wait_seconds(since: Mapping[str, float]) -> float | None:
-    """Return how long a run waited until its commands started; None if they were not seen running."""
-    running = since.get(str(RunStatus.RUNNING))
-    return None if running is None else max(0.0, running - min(since.values()))
+    """Return how long a run waited until its commands started; None if that was not seen.
+
+    The wait of a run that was already running when this task first saw it is unknown.
+    """
+    running, first = since.get(str(RunStatus.RUNNING)), min(since.values(), default=0.0)
+    return None if running is None or first == running else max(0.0, running - first)
 
 
 def trace_run(outcome: Outcome, since: Mapping[str, float]) -> None:
@@ -80,14 +83,20 @@ def trace_run(outcome: Outcome, since: Mapping[str, float]) -> None:
     if trace is None or not since or not trace.get_current_span().get_span_context().is_valid:
         return
     tracer, begin = trace.get_tracer("dstack"), min(since.values())
-    # A process that did not see the end itself has the server's duration.
+    # A process that did not see the end itself, or not the begin, has the server's duration.
     last = begin + outcome.duration if outcome.duration else max(since.values())
     ended_at = max(begin, since.get(str(outcome.status), last))
+    if outcome.duration and begin > ended_at - outcome.duration:
+        begin = ended_at - outcome.duration
+        if (first := min(since, key=lambda status: since[status])) == RunStatus.SUBMITTED:
+            since = {**since, first: begin}
     known = {
         "dstack.run.name": outcome.run_name,
         "dstack.run.id": outcome.run_id,
         "dstack.run.url": outcome.url,
         "dstack.run.status": str(outcome.status),
+        "dstack.run.category": outcome.category or None,
+        "error.type": outcome.category or None,
         "dstack.run.cost_usd": outcome.cost,
         "dstack.instance": outcome.instance,
         "dstack.backend": outcome.backend,

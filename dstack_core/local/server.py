@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any, Self
 from dstack_core.local.faults import Faults
 
 if TYPE_CHECKING:
-    import uvicorn
-
     from dstack_core.client import Client
     from dstack_core.local.fault_middleware import FaultMiddleware, RecordedRequest
+    from dstack_core.local.loop import ReadyServer
     from dstack_core.local.state import State
 
 _MISSING = 'The embedded server needs packages that are not installed: pip install "dstack-core[local]"'
@@ -90,7 +89,7 @@ class LocalServer:
         self._faults = Faults()
         self._thread: threading.Thread | None = None
         self._middleware: FaultMiddleware | None = None
-        self._uvicorn: uvicorn.Server | None = None
+        self._uvicorn: ReadyServer | None = None
         self._directory: Path | None = None
 
     def __repr__(self) -> str:
@@ -167,7 +166,7 @@ class LocalServer:
             return
         atexit.unregister(self.stop)
         if self._uvicorn is not None:
-            self._uvicorn.should_exit = True
+            self._uvicorn.stop()
         thread.join(_STOP_SECONDS)
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)

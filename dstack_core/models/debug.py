@@ -11,9 +11,12 @@ HELD, RELEASED = "held", "released"
 HOLD_PREFIX = "dstack_hold_seconds="
 
 
-def attach_command(run_name: str) -> str:
-    """Return the one line that opens a shell in a run's container; it reads dstack's own configuration."""
-    return f"python -m dstack_core attach {run_name}"
+def attach_command(run_name: str, node: int = 0) -> str:
+    """Return the one line that opens a shell in a run's container; it reads dstack's own configuration.
+
+    ``node``: which one of several, from 0.
+    """
+    return f"python -m dstack_core attach {run_name}" + (f" --node {node}" if node else "")
 
 
 def hold_note(command: str) -> str:
@@ -28,6 +31,7 @@ def is_held(fields: Mapping[str, Any]) -> bool:
         and _is_whole(fields.get("seconds"))
         and isinstance(fields.get("done"), str)
         and _is_whole(fields.get("nodes", 1))
+        and _is_whole(fields.get("node", 0))
     )
 
 

@@ -153,7 +153,8 @@ def check_flags(**given: object) -> None:
 def check_address(name: str, given: str) -> str:
     """Return the address of a server.
 
-    Raises ``ConfigurationError`` for one that has no host, a wrong port, blanks, or a user and password.
+    Raises ``ConfigurationError`` for one that has no host, a wrong port, blanks, a query or fragment, or a
+    user and password.
     """
     try:
         parts = urlsplit(given)
@@ -170,6 +171,12 @@ def check_address(name: str, given: str) -> str:
         raise ConfigurationError(
             f"{name}: expected an address such as https://dstack.example.com, got {given!r}. Correct the "
             "host or the port."
+        )
+    if "?" in given or "#" in given:
+        # The path of a page is added at the end.
+        raise ConfigurationError(
+            f"{name}: expected an address that ends with its path, got {given!r}. Remove what begins with "
+            "? or #."
         )
     return given
 

@@ -210,7 +210,7 @@ def _of_hold(outcome: Outcome, reported: ReportedSoFar) -> dict[str, Any]:
         "next_step": "",
         "debug_seconds": seconds,
         "debug_cost": round(seconds / 3600 * (outcome.price_per_hour or 0.0) * held.get("nodes", 1), 6),
-        "debug_command": attach_command(outcome.run_name) if is_held else "",
+        "debug_command": attach_command(outcome.run_name, held.get("node", 0)) if is_held else "",
         "debug_done": held["done"] if is_held else "",
     }
 

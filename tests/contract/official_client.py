@@ -6,12 +6,23 @@ import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from dstack_core.local import LocalServer
 from tests.rig.server_process import DEFAULT_VERSION, server_python
 
 # Each command imports all of dstack, which takes seconds on a busy machine.
 _SECONDS = 240
+
+
+class Server(Protocol):
+    """What a client has to know of a server."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def project(self) -> str: ...
+    @property
+    def token(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -23,9 +34,9 @@ class Reply:
 
 
 class OfficialClient:
-    """The commands of dstack's environment, run against an embedded server."""
+    """The commands of dstack's environment, run against a server."""
 
-    def __init__(self, server: LocalServer, home: Path) -> None:
+    def __init__(self, server: Server, home: Path) -> None:
         self._home = home
         self._python = server_python(DEFAULT_VERSION)
         self.variables = {

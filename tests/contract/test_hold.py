@@ -61,13 +61,14 @@ def held(target: Target, client: dstack.Client, *commands: str, **options: Any) 
         (["set -eu", "false", "echo two"], 1),
         (["sh -c 'kill -9 $$'"], 137),
         (["no-such-command"], 127),
+        (["true & exit 5"], 5),
     ],
-    ids=["exit", "set-e", "killed child", "no command"],
+    ids=["exit", "set-e", "killed child", "no command", "background"],
 )
 def test_a_failed_run_counts_as_failed_at_once_and_is_held_until_the_file_is_there(
     target: Target, client: dstack.Client, commands: list[str], status: int, reports: bool
 ) -> None:
-    if target.kind == "real" and (reports or status in (1, 127)):
+    if target.kind == "real" and (reports or status in (1, 5, 127)):
         pytest.skip("a run takes half a minute there")
     with held(target, client, *commands, reports=reports) as run:
         outcome = failed(target, run)

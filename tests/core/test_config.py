@@ -144,6 +144,11 @@ def test_a_client_without_any_setting_names_all_that_is_missing(monkeypatch: pyt
         ("http://a b", "ui_url: expected an address such as https://dstack.example.com, got 'http://a b'"),
         ("https://x.y:port", "got 'https://x.y:port'. Correct the host or the port."),
         ("https://", "got 'https://'"),
+        (
+            "https://x/?a=b",
+            "ui_url: expected an address that ends with its path, got 'https://x/?a=b'. Remove",
+        ),
+        ("https://x/#runs", "got 'https://x/#runs'. Remove what begins with ? or #."),
         ("https://u:p@x.y", "ui_url: expected an address without a user and password"),
         ("https://u:p@[x", "ui_url: expected an address without a user and password"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -73,6 +74,7 @@ def started(shell: str, tmp_path: Path, *commands: str, reports: bool = False) -
         text=True,
         env={**os.environ, "TMPDIR": str(tmp_path), "DSTACK_RUN_NAME": "train"},
         start_new_session=True,
+        cwd=tmp_path,
     )
 
 
@@ -88,6 +90,49 @@ def test_the_file_ends_the_hold_in_each_shell(shell: str, reports: bool, tmp_pat
         Path(line_of(process, "To end it: touch ").removeprefix("To end it: touch ")).touch()
         assert process.wait(60) == 3
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("reports", [False, True])
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_first_command_with_a_background_process_is_held(shell: str, reports: bool, tmp_path: Path) -> None:
+    with started(shell, tmp_path, "true & exit 3", reports=reports) as process:
+        Path(line_of(process, "To end it: touch ").removeprefix("To end it: touch ")).touch()
+        assert process.wait(60) == 3
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "export TMPDIR=relative; mkdir relative; exit 3",
+        "export TMPDIR=$PWD/'with space'; mkdir \"$TMPDIR\"; exit 3",
+        "export TMPDIR=$PWD/removed; mkdir removed; cd removed; rmdir ../removed; exit 3",
+        "umask 777; set -C; exit 3",
+        "DSTACK_NODE_RANK=x; unset PWD HOME TMPDIR; exit 3",
+        "alias rm='rm -i' touch=false; IFS=0; set -f; exit 3",
+    ],
+)
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_file_can_be_made_from_another_folder_whatever_the_commands_changed(
+    shell: str, command: str, tmp_path: Path
+) -> None:
+    with started(shell, tmp_path, command) as process:
+        entered = line_of(process, "To end it: ").removeprefix("To end it: ")
+        payload = json.loads(line_of(process, "::dstack::").removeprefix("::dstack::"))
+        assert entered == f"touch {payload['done']}"
+        subprocess.run(["sh", "-c", entered], cwd="/", check=True)
+        assert process.wait(60) == 3
+    assert not Path(payload["done"]).exists()
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_failed_node_names_itself(shell: str, tmp_path: Path) -> None:
+    with started(shell, tmp_path, "DSTACK_NODE_RANK=1 DSTACK_NODES_NUM=2; exit 3") as process:
+        line = "To open a shell in it: "
+        assert line_of(process, line) == f"{line}python -m dstack_core attach train --node 1"
+        payload = json.loads(line_of(process, "::dstack::").removeprefix("::dstack::"))
+        assert (payload["node"], payload["nodes"]) == (1, 2)
+        Path(payload["done"]).touch()
+        assert process.wait(60) == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -155,6 +200,11 @@ def test_the_outcome_of_a_held_run_is_that_of_its_commands() -> None:
     )
     progress = Progress("train", reported=held)
     assert Progress.from_dict(progress.to_dict()).reported.held == {**HELD, "attempt": 0}
+
+
+def test_the_command_of_a_held_node_names_it() -> None:
+    outcome = OUTCOME.with_reports(ReportedSoFar().with_hold("held", {**HELD, "node": 1}, 0))
+    assert outcome.debug_command == "python -m dstack_core attach train --node 1"
 
 
 def test_the_first_node_and_the_latest_attempt_count() -> None:

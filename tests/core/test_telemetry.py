@@ -93,6 +93,7 @@ def test_a_run_has_a_span_for_each_phase(monkeypatch: pytest.MonkeyPatch) -> Non
     assert attributes["dstack.run.name"] == "train-1"
     assert "dstack.instance" not in attributes
     assert "status" not in tracing.spans[0]
+    assert "error.type" not in attributes
 
 
 def test_a_failed_run_is_an_error_and_ends_with_its_duration_if_its_end_was_not_seen(
@@ -102,10 +103,24 @@ def test_a_failed_run_is_an_error_and_ends_with_its_duration_if_its_end_was_not_
 
     tracing = Tracing()
     monkeypatch.setitem(sys.modules, "opentelemetry.trace", tracing)
-    trace_run(replace(OUTCOME, status=RunStatus.FAILED, message="failed: oops"), {"submitted": 100.0})
+    failed = replace(OUTCOME, status=RunStatus.FAILED, message="failed: oops", category="user.exit")
+    trace_run(failed, {"submitted": 100.0})
     run, queued = tracing.spans
+    assert run["attributes"]["error.type"] == run["attributes"]["dstack.run.category"] == "user.exit"
     assert run["status"] == ("error", "failed: oops")
     assert (queued["name"], queued["end"] // 10**9) == ("dstack.queued", 199)
+
+
+@pytest.mark.parametrize(("first", "queued_at"), [("submitted", 101), ("running", None)])
+def test_a_run_that_was_seen_late_begins_with_its_duration(
+    monkeypatch: pytest.MonkeyPatch, first: str, queued_at: int | None
+) -> None:
+    tracing = Tracing()
+    monkeypatch.setitem(sys.modules, "opentelemetry.trace", tracing)
+    trace_run(OUTCOME, {first: 150.0, "done": 200.0})
+    run, phase = tracing.spans
+    assert (run["start"] // 10**9, run["end"] // 10**9) == (101, 200)
+    assert phase["start"] // 10**9 == (queued_at or 150)
 
 
 def test_phases_that_were_not_seen_are_left_out() -> None:
@@ -117,3 +132,6 @@ def test_phases_that_were_not_seen_are_left_out() -> None:
 def test_how_long_a_run_waited() -> None:
     assert wait_seconds(SINCE) == 40.0
     assert wait_seconds({"submitted": 1.0, "failed": 5.0}) is None
+    # It ran already when it was taken over.
+    assert wait_seconds({"running": 3.0, "done": 5.0}) is None
+    assert wait_seconds({}) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ VERDICTS = {"same", "mapped", "differs"}
 ROWS = rows(PAGE)
 
 
+@cache
 def named_in(*folders: str) -> set[str]:
     return {
         node.name

@@ -223,7 +223,7 @@ REPORTS = Suite(
 HOLDS = Suite(
     "A run that is held after a failure",
     "A run with `debug_on_failure` whose commands have failed, while processes die, or while it is stopped. Held means: the run counts as\n"
-    "failed at once, with the status of its commands; the container stays until the time is over or a stop, and no longer.",
+    "failed at once, with the status of its commands; the container stays until the time of the hold or a stop, and no longer.",
     (
         Row(
             "kill -9 of the process that follows; another continues from its position",
@@ -242,6 +242,20 @@ HOLDS = Suite(
             ),
         ),
         Row(
+            "one of two nodes fails and is entered by the command that is shown; the other one ends with it",
+            "client, on the embedded server and a real one",
+            "core",
+            (
+                "tests/contract/test_hold_entry.py::test_a_failed_node_of_two_is_entered_and_its_end_is_that_of_all",
+            ),
+        ),
+        Row(
+            "each reply takes 1 s",
+            "clients, sync and async",
+            "core",
+            ("tests/local/test_held_runs.py",),
+        ),
+        Row(
             "SIGINT, SIGTERM and SIGHUP to the shell, during the hold and before it",
             "sh, bash and dash",
             "core",
@@ -249,6 +263,46 @@ HOLDS = Suite(
                 "tests/core/test_hold.py::test_a_signal_ends_the_hold_at_once",
                 "tests/core/test_hold.py::test_commands_that_a_signal_has_ended_are_not_held",
             ),
+        ),
+        _airflow(
+            "kill -9 of the task's process during the hold, then the retry; the hold ends by itself",
+            _WORKER,
+            "test_held_kills.py::test_a_worker_that_is_killed_during_a_hold_leaves_nothing",
+        ),
+        _airflow(
+            "kill -9 of the triggerer during the hold; the next one continues; the hold ends by itself",
+            _DEFERRED,
+            "test_held_kills.py::test_a_triggerer_that_is_killed_during_a_hold_leaves_nothing",
+        ),
+        _airflow(
+            "the DAG run is marked failed; the hold is kept",
+            _WORKER,
+            "test_held_kills.py::test_a_dag_run_that_is_marked_failed_during_a_hold_keeps_it",
+        ),
+        _airflow(
+            "each reply takes 1 s",
+            "Airflow operator, sync and deferred",
+            "test_held_runs.py::test_the_task_fails_with_the_line_to_enter_on_a_slow_server",
+        ),
+        _prefect(
+            "kill -9 of the flow's process during the hold, then another execution; the hold ends by itself",
+            _FLOW,
+            "test_held_kills.py::test_a_flow_that_is_killed_during_a_hold_leaves_nothing",
+        ),
+        _prefect(
+            "the flow run is cancelled; the hold ends",
+            _FLOW,
+            "test_held_kills.py::test_a_flow_run_that_is_cancelled_during_a_hold_ends_it",
+        ),
+        _prefect(
+            "kill -9 of the worker during the hold; another one continues; the hold ends by itself",
+            _MACHINE,
+            "test_held_kills.py::test_a_worker_that_is_killed_during_a_hold_leaves_nothing",
+        ),
+        _prefect(
+            "each reply takes 1 s",
+            "Prefect task, sync and async",
+            "test_held_runs.py::test_a_run_is_held_on_a_slow_server",
         ),
     ),
 )

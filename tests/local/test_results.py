@@ -193,3 +193,8 @@ def test_the_error_without_a_result_names_the_option(client: Client) -> None:
 def test_other_entrypoints_and_shells_are_left_alone(client: Client) -> None:
     outcome, lines = run(client, "hello", entrypoint="/bin/echo")
     assert (outcome.succeeded, lines) == (True, ["hello"])
+
+
+def test_a_first_command_with_a_background_process(client: Client) -> None:
+    outcome, _ = run(client, 'true & echo 1 > "$DSTACK_RESULT_FILE"; wait', "cd /")
+    assert (outcome.exit_status, outcome.result) == (0, 1)

@@ -79,8 +79,12 @@ def real(real_server: RealServer, monkeypatch: pytest.MonkeyPatch) -> RealServer
 
 
 @pytest.fixture
-def dag_runner(database: Path) -> DagRunner:
-    """Return a runner of DAG files that uses ``dag.test()``."""
+def dag_runner(database: Path, monkeypatch: pytest.MonkeyPatch) -> DagRunner:
+    """Return a runner of DAG files that uses ``dag.test()``.
+
+    It has no scheduler that a trigger's event could overtake: triggers do not hold the event back for seconds.
+    """
+    monkeypatch.setattr("airflow_provider_dstack.triggers._LONGEST_HOLD_SECONDS", 0.0)
     return DagRunner(HOME / "dags")
 
 
@@ -100,7 +104,7 @@ def components(
     shared_server: LocalServer, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Components]:
     """Run api-server, scheduler, dag-processor and triggerer as processes of their own."""
-    yield from _components(shared_server, tmp_path_factory.mktemp("components"), request)
+    yield from run_components(shared_server, tmp_path_factory.mktemp("components"), request)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +112,7 @@ def patient_components(
     shared_server: LocalServer, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Components]:
     """Run the components with a scheduler that waits 900 s for a task's or another scheduler's heartbeat."""
-    yield from _components(
+    yield from run_components(
         shared_server,
         tmp_path_factory.mktemp("patient-components"),
         request,
@@ -122,7 +126,7 @@ def real_components(
     real_server: RealServer, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Components]:
     """Run the components with a real dstack server."""
-    yield from _components(real_server, tmp_path_factory.mktemp("real-components"), request)
+    yield from run_components(real_server, tmp_path_factory.mktemp("real-components"), request)
 
 
 @contextlib.contextmanager
@@ -140,7 +144,7 @@ def _migrated(home: Path, request: pytest.FixtureRequest) -> Iterator[str]:
         raise ValueError(f"AIRFLOW_TEST_DATABASE: expected 'sqlite' or 'postgres', got {DATABASE!r}.")
 
 
-def _components(
+def run_components(
     server: LocalServer | RealServer, home: Path, request: pytest.FixtureRequest, **settings: str
 ) -> Iterator[Components]:
     """Run the components in ``home`` with ``server`` as their dstack; ``settings`` are for the environment."""

@@ -11,7 +11,7 @@ from airflow.dag_processing.dagbag import DagBag
 
 from airflow_provider_dstack import operators
 from dstack_core.local import LocalServer
-from tests.provider_airflow.support import BOTH_WAYS, DagRunner, runs_of
+from tests.provider_airflow.support import BOTH_WAYS, DagRunner, poll_often, runs_of
 
 DAGS = Path(__file__).parents[2] / "dags"
 FILES = sorted(DAGS.glob("example_*.py"))
@@ -48,6 +48,7 @@ def test_an_example_is_parsed_and_runs(
     dag = dag_runner.load(path.read_text(), path.stem)
     assert dag.dag_id == path.stem
     assert dag.doc_md
+    poll_often(dag)
     try:
         run = dag.test(**how)
     finally:

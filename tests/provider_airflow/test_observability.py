@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -200,7 +201,7 @@ def test_without_a_trace_nothing_is_added(server: LocalServer, spans: InMemorySp
     assert not spans.get_finished_spans()
 
 
-# OpenLineage. The provider is tried by hand; here a stand-in has the names of it that are used.
+# OpenLineage. test_real_telemetry.py has the provider; here a stand-in has the names of it that are used.
 
 
 @dataclass
@@ -269,7 +270,7 @@ def test_lineage_that_is_switched_off_or_broken_adds_nothing(
 def test_the_facets_of_a_run_that_has_ended(server: LocalServer, openlineage: SimpleNamespace) -> None:
     asset = "python3 -c \"import dstack_report; dstack_report.asset('s3://bucket/a/b.parquet')\""
     task = quick(asset)
-    assert task.get_openlineage_facets_on_complete(TI) is None
+    assert task.get_openlineage_facets_on_complete(TI) == Lineage()
     outcome = task.execute(CONTEXT)
     lineage = task.get_openlineage_facets_on_complete(TI)
     assert lineage.outputs == [("s3://bucket", "a/b.parquet")]
@@ -279,9 +280,22 @@ def test_the_facets_of_a_run_that_has_ended(server: LocalServer, openlineage: Si
     assert facets["dstack"].cost_usd == outcome["cost"]
 
 
-def test_without_the_provider_nothing_of_it_is_imported() -> None:
-    if any(name.startswith("airflow.providers.openlineage") for name in sys.modules):
-        pytest.skip("the provider is installed here")
-    assert submit_arguments(operator(), CONTEXT)["env"] is None
-    assert operator().get_openlineage_facets_on_complete(TI) is None
-    assert not [name for name in sys.modules if name.startswith("openlineage")]
+def test_without_a_transport_nothing_of_the_client_is_imported() -> None:
+    code = (
+        "import sys; from airflow_provider_dstack._lineage import facets, lineage_env; "
+        "assert lineage_env(None, None) == {} and facets(None, []) is None; "
+        "assert not [name for name in sys.modules if name.startswith('openlineage')]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_character_that_metrics_do_not_have_is_replaced(stats: Stats) -> None:
+    machine = replace(OUTCOME, instance="NVIDIA GeForce RTX 4090, \u00e4=1", backend="runpod")
+    _callbacks._count(machine, {"submitted": 1.0, "running": 3.0})
+    assert stats.tags["instance"] == "NVIDIA_GeForce_RTX_4090____1"
+    assert stats.gauges["dstack.wait_seconds"] == 2.0
+
+
+def test_the_wait_of_a_run_that_was_seen_late_is_unknown(stats: Stats) -> None:
+    _callbacks._count(OUTCOME, {"running": 3.0, "done": 4.0})
+    assert "dstack.wait_seconds" not in stats.gauges

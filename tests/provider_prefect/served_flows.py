@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, serve
 from prefect.runtime import flow_run
 
+from dstack_core import RunFailedError
 from prefect_dstack import (
     arun_task,
     run_task,
@@ -107,9 +110,31 @@ def stubborn() -> None:
     run_task({"type": "task", "name": "train", "commands": ["trap '' INT TERM; sleep 900"]}, **FAST)
 
 
+@flow(on_crashed=[stop_runs_on_crash])
+def held() -> None:
+    """Call a task whose first run fails, once there is a file called fail, and is held; its second succeeds."""
+    tell_process()
+    folder = os.environ.get("TEST_PIDS")
+    commands = [
+        f"echo $$ >> {folder}/shells",
+        f"until [ -e {folder}/fail ]; do sleep 0.1; done",
+        f"[ -e {folder}/again ] || {{ touch {folder}/again; exit 3; }}",
+    ]
+    run_task({"type": "task", "commands": commands}, debug_on_failure=45, **FAST)
+
+
+@flow(on_cancellation=[stop_runs_on_cancellation])
+def working_while_held() -> None:
+    """Call a task whose run fails and is held, and continue."""
+    with contextlib.suppress(RunFailedError):
+        run_task({"type": "task", "commands": ["exit 3"]}, debug_on_failure="10m", **FAST)
+    tell_process()
+    time.sleep(900)
+
+
 FLOWS: list[Any] = [
     direct, submitted, mapped, adirect, agathered, asubmitted, sync_in_async, parent, hooked, kept,
-    stubborn,
+    stubborn, held, working_while_held,
 ]  # fmt: skip
 
 

@@ -23,6 +23,8 @@ from .ways import FAST
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 LONG = "10m"
+# Seconds that each reply of a slow server takes.
+_SLOW = 1.0
 
 
 @pytest.mark.parametrize("task", [run_task, arun_task])
@@ -50,6 +52,24 @@ def test_each_try_fails_at_once_and_its_run_is_held(
     assert f"| Shell | {outcome.debug_command} |" in shown
     for run in runs:
         run.stop()
+
+
+@pytest.mark.parametrize("task", [run_task, arun_task])
+def test_a_run_is_held_on_a_slow_server(
+    task: Any, dstack: LocalServer, credentials: DstackCredentials
+) -> None:
+    @flow
+    def failing() -> None:
+        task.submit(Task(commands=["exit 3"]), credentials, debug_on_failure=LONG, **FAST).result()
+
+    dstack.faults.slow(_SLOW)
+    with pytest.raises(RunFailedError, match="open a shell in it: python -m dstack_core attach") as raised:
+        failing()
+    dstack.faults.clear()
+    assert raised.value.outcome.exit_status == 3
+    (run,) = all_runs(dstack)
+    assert run.is_held()
+    run.stop()
 
 
 @pytest.mark.parametrize(("make", "stops"), [(Failed, False), (Cancelled, True)])

@@ -40,6 +40,7 @@ class Runner:
         self._submission: dict[str, Any] = {}
         self._archives: dict[str, bytes] = {}
         self._code: bytes | None = None
+        self._place: tuple[dict[str, str], Path] | None = None
         self.app = Starlette(
             routes=[
                 Route("/api/healthcheck", self._healthcheck),
@@ -61,6 +62,21 @@ class Runner:
     def stop(self, grace: float) -> None:
         """Interrupt the job and kill it after the grace (seconds)."""
         self._job.stop(grace=grace)
+
+    def execute(self, command: str) -> bytes:
+        """Run a command beside the job, in its environment; return its output."""
+        if self._place is None:
+            return b""
+        variables, directory = self._place
+        return subprocess.run(
+            ["/bin/sh", "-c", command],
+            env=variables,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        ).stdout
 
     def _healthcheck(self, request: Request) -> Response:
         return JSONResponse({"service": "dstack-runner", "version": self._version})
@@ -147,9 +163,11 @@ class Runner:
         directory.mkdir(parents=True, exist_ok=True)
         variables = job_variables(self._submission, self._workspace.home / ".mpi_hosts")
         default_image = not (configuration.get("image") or configuration.get("docker"))
+        environment = self._workspace.environment({**variables, **(spec.get("env") or {})})
+        self._place = environment, directory
         self._job.start(
             without_preamble(spec["commands"], default_image=default_image),
-            self._workspace.environment({**variables, **(spec.get("env") or {})}),
+            environment,
             directory,
             spec.get("max_duration"),
         )

@@ -145,7 +145,9 @@ class Shim:
             listener = self._http.serve(runner.app)
             # Inside the container the runner listens on its well-known port.
             ssh = SshHost(
-                self._host_key, routes=ChainMap({RUNNER_PORT: listener.port}, self._container.routes)
+                self._host_key,
+                execute=runner.execute,
+                routes=ChainMap({RUNNER_PORT: listener.port}, self._container.routes),
             )
             # Users' keys are those that may also log in on the host; the other ones are the server's.
             users = {key_blob(line) for line in wanted.get("host_ssh_keys") or []}

@@ -10,6 +10,7 @@ reported where the task has its outcome: in the worker, in both modes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -107,9 +108,11 @@ def _count(outcome: Outcome, since: Mapping[str, float]) -> None:
     from dstack_core.integration import wait_seconds
 
     to, status = stats(), str(outcome.status)
-    tags = {"status": status, "backend": outcome.backend or "none", "instance": outcome.instance or "none"}
-    if category := getattr(outcome, "category", ""):
-        tags["category"] = str(category)
+    named = {"status": status, "backend": outcome.backend, "instance": outcome.instance}
+    if outcome.category:
+        named["category"] = outcome.category
+    # In StatsD's names Airflow drops a metric with any other character, such as those of "NVIDIA L4".
+    tags = {name: re.sub(r"[^\w./-]", "_", value or "none", flags=re.ASCII) for name, value in named.items()}
     to.incr("dstack.runs", tags=tags)
     # Without tags in the name, StatsD would not show how the runs ended.
     to.incr(f"dstack.runs.{status}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -26,8 +27,7 @@ def lineage_env(ti: Any, log: Any) -> dict[str, str]:
     if not _is_on():
         return {}
     try:
-        from airflow.providers.openlineage.plugins import macros  # type: ignore[import-not-found]
-
+        macros: Any = import_module(f"{_PROVIDER}.plugins.macros")
         namespace, job = macros.lineage_job_namespace(), macros.lineage_job_name(ti)
         env = {"OPENLINEAGE_NAMESPACE": namespace, "OPENLINEAGE_PARENT_ID": macros.lineage_parent_id(ti)}
         if (root := getattr(macros, "lineage_root_parent_id", None)) is not None:
@@ -40,20 +40,20 @@ def lineage_env(ti: Any, log: Any) -> dict[str, str]:
 
 
 def facets(outcome: Outcome | None, assets: Sequence[Mapping[str, Any]]) -> Any:
-    """Return the lineage of a task's run, or None where it is not known or OpenLineage is off.
+    """Return the lineage of a task's run, empty while it is not known; None where OpenLineage is off.
 
     ``assets`` are those that the run reported, each with ``uri``.
     """
-    if outcome is None or not _is_on():
+    if not _is_on():
         return None
-    from airflow.providers.openlineage.extractors.base import (  # type: ignore[import-not-found]
-        OperatorLineage,
-    )
-    from openlineage.client.event_v2 import Dataset  # type: ignore[import-not-found]
-    from openlineage.client.facet_v2 import external_query_run  # type: ignore[import-not-found]
-
-    return OperatorLineage(
-        outputs=[Dataset(*_dataset_of(str(asset["uri"]))) for asset in assets],
+    base: Any = import_module(f"{_PROVIDER}.extractors.base")
+    if outcome is None:
+        # The provider warns of None.
+        return base.OperatorLineage()
+    events: Any = import_module("openlineage.client.event_v2")
+    external_query_run: Any = import_module("openlineage.client.facet_v2").external_query_run
+    return base.OperatorLineage(
+        outputs=[events.Dataset(*_dataset_of(str(asset["uri"]))) for asset in assets],
         run_facets={
             "externalQuery": external_query_run.ExternalQueryRunFacet(
                 externalQueryId=outcome.run_id, source=outcome.url
@@ -62,6 +62,7 @@ def facets(outcome: Outcome | None, assets: Sequence[Mapping[str, Any]]) -> Any:
                 run_name=outcome.run_name,
                 project=outcome.project,
                 status=str(outcome.status),
+                category=outcome.category or None,
                 cost_usd=outcome.cost,
                 duration_seconds=outcome.duration,
                 backend=outcome.backend,
@@ -78,9 +79,7 @@ def _is_on() -> bool:
     if _PROVIDER not in sys.modules and find_spec(_PROVIDER) is None:
         return False
     try:
-        from airflow.providers.openlineage import conf  # type: ignore[import-not-found]
-
-        return not conf.is_disabled()
+        return not import_module(f"{_PROVIDER}.conf").is_disabled()
     except Exception:
         # A provider of which not even the settings can be read reports nothing either.
         return False
@@ -90,14 +89,14 @@ def _is_on() -> bool:
 def _run_facet() -> Any:
     """Return the class of the facet ``dstack``, whose base is there only where OpenLineage is."""
     import attr
-    from openlineage.client.facet_v2 import RunFacet
 
+    base = import_module("openlineage.client.facet_v2").RunFacet
     fields = (
-        *("run_name", "project", "status", "cost_usd", "duration_seconds"),
+        *("run_name", "project", "status", "category", "cost_usd", "duration_seconds"),
         *("backend", "region", "instance", "price_per_hour_usd"),
     )
     made = {name: attr.field(default=None, kw_only=True) for name in fields}
-    return attr.make_class("DstackRunFacet", made, bases=(RunFacet,))
+    return attr.make_class("DstackRunFacet", made, bases=(base,))
 
 
 def _dataset_of(uri: str) -> tuple[str, str]:

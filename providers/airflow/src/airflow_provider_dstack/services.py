@@ -90,9 +90,10 @@ class DstackServiceOperator(DstackRunOperator):
             url = _answering(run)
             if url is None:
                 return False
-            self.log.info("Service %s answers at %s", run.name, url)
+            link = run.browser_service_url or url
+            self.log.info("Service %s answers at %s", run.name, link)
             push(context["ti"], SERVICE_URL_KEY, url, self.log)
-            push(context["ti"], SERVICE_LINK_KEY, run.browser_service_url or url, self.log)
+            push(context["ti"], SERVICE_LINK_KEY, link, self.log)
             self._service_url = url
             return True
 

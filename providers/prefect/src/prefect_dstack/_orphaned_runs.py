@@ -8,7 +8,8 @@ Hooks and worker stop the runs of one flow run (``stop_left_over``); the reaper 
 each active run and stops those whose owner has ended (``Judge``).
 
 The invariants: a run that Prefect does not know is left alone unless the caller wants otherwise; after a
-crash, runs submitted with ``on_crash="keep"`` are left alone. A refused stop holds nothing up.
+crash, runs submitted with ``on_crash="keep"`` and runs that are held for a shell are left alone. A refused
+stop holds nothing up.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ class Finding:
 def stop_left_over(block: DstackCredentials | None, flow_run_id: UUID, *, crashed: bool, logger: Any) -> None:
     """Stop the runs of a flow run and its subflows, wait for their ends and report them.
 
-    After a crash, runs submitted with ``on_crash="keep"`` are left alone. Raises the server errors of the
-    list of runs.
+    After a crash, runs submitted with ``on_crash="keep"`` are left alone, and runs whose container is held
+    for a shell. Raises the server errors of the list of runs.
     """
     reason = "the flow run crashed" if crashed else "the flow run was cancelled"
     flow_run_ids = with_subflows(flow_run_id, logger)
@@ -153,7 +154,12 @@ def with_subflows(flow_run_id: UUID, logger: Any) -> list[UUID]:
 
 def _is_left_over(run: Run, prefixes: tuple[str, ...], *, crashed: bool) -> bool:
     marker = run.marker or ""
-    return marker.startswith(prefixes) and not (crashed and outlives_crash(marker))
+    if not marker.startswith(prefixes):
+        return False
+    if not crashed:
+        return True
+    # A container that is held after a failure ends by itself, and a user may have a shell in it.
+    return not outlives_crash(marker) and not (run.holds_on_failure and run.is_held())
 
 
 def _report(

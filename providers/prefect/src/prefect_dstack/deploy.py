@@ -182,7 +182,8 @@ class _Plan:
     def result(self, run: Run | AsyncRun) -> dict[str, Any]:
         """Return the run, after a line about where it answers."""
         if run.service_url is not None:
-            self.job.logger.info("Service %s: %s", run.name, run.service_url)
+            url = run.browser_service_url or run.service_url
+            self.job.logger.info("Service %s: %s", run.name, url)
         return {**info(run), **self.job.masking.to_dict()}
 
 
