@@ -207,7 +207,7 @@ $(UV): constraints/tools.txt
 
 $(CORE): constraints/core.txt constraints/build.txt pyproject.toml | $(UV)
 	$(fresh_env)
-	@$(INSTALL) -e '.[async,local]' --group dev --group build $(BRIEFLY)
+	@$(INSTALL) -e '.[async,local]' --group dev --group build --group plots $(BRIEFLY)
 	@touch $@
 
 $(AIRFLOW): constraints/airflow.txt constraints/build.txt pyproject.toml providers/airflow/pyproject.toml | $(UV)

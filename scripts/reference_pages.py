@@ -137,6 +137,8 @@ PAGES = [
             "integration.cost_rows",
             "integration.CostRow",
             "integration.cost_table",
+            "integration.command_limits",
+            "integration.TextStyle",
             "integration.RunRef",
             "integration.AttemptNames",
             "integration.run_name",

@@ -10,9 +10,15 @@ from typing import Any
 from dstack_core._command.log_text import without_messages
 from dstack_core.client import Client
 from dstack_core.errors import RunNotFoundError
+from dstack_core.integration.command_line import (
+    COMMAND_RETRY_SECONDS,
+    TextStyle,
+    command_limits,
+    text_table,
+)
 from dstack_core.integration.doctor import examine
 from dstack_core.integration.outcome_text import describe_stop
-from dstack_core.integration.run_lists import rows_json, show_costs, show_findings, show_runs, text_table
+from dstack_core.integration.run_lists import rows_json, show_costs, show_findings, show_runs
 from dstack_core.models.configurations import Task
 from dstack_core.models.money import format_price
 from dstack_core.models.stops import StopState
@@ -20,16 +26,14 @@ from dstack_core.run import Run
 
 # Seconds: a person waits for the answer of ``doctor``.
 _DOCTOR_TIMEOUT = 10.0
-# Seconds for which an unreachable server is retried without a word: enough for its restart behind a proxy,
-# and what a person waits before suspecting the command. A log that is followed outlives longer pauses.
-_RETRY_SECONDS = 5.0
+# Seconds: a log that is followed outlives longer pauses of the server than a person waits for an answer.
 _FOLLOWER_RETRY_SECONDS = 30.0
 
 
 def ps(options: Namespace) -> int:
     """List runs."""
     with _client(options) as client:
-        _print(show_runs(client, all=options.all, as_json=options.output == "json"))
+        _print(show_runs(client, all=options.all, as_json=options.output == "json", style=_style()))
     return 0
 
 
@@ -109,7 +113,8 @@ def offers(options: Namespace) -> int:
             )
             for each in shown
         ]
-        _print(text_table(("BACKEND", "REGION", "INSTANCE", "KIND", "PRICE", "AVAILABILITY"), cells))
+        head = ("BACKEND", "REGION", "INSTANCE", "KIND", "PRICE", "AVAILABILITY")
+        _print(text_table(head, cells, _style(), states=(5,), whole=(0, 2, 4)))
         if plan.total_offers > len(shown):
             _print(f"{len(shown)} of {plan.total_offers} offers, the cheapest first.")
     return 0 if shown else 1
@@ -118,14 +123,15 @@ def offers(options: Namespace) -> int:
 def cost(options: Namespace) -> int:
     """Show what runs have cost."""
     with _client(options) as client:
-        _print(show_costs(client, by=options.by, since=options.since, as_json=options.output == "json"))
+        as_json = options.output == "json"
+        _print(show_costs(client, by=options.by, since=options.since, as_json=as_json, style=_style()))
     return 0
 
 
 def doctor(options: Namespace) -> int:
     """Show what each check found; 1 if something does not work."""
     findings = examine(lambda: _client(options, examined=True), run_name=options.run)
-    return show_findings(findings, _write, as_json=options.output == "json")
+    return show_findings(findings, _write, as_json=options.output == "json", style=_style())
 
 
 def _client(options: Namespace, *, examined: bool = False) -> Client:
@@ -136,19 +142,24 @@ def _client(options: Namespace, *, examined: bool = False) -> Client:
             connect_timeout=_DOCTOR_TIMEOUT,
             retry_budget=0,
         )
-    # A follower keeps its client's patience; a person who waits for one answer wants to know soon.
-    budget = _FOLLOWER_RETRY_SECONDS if options.action in (logs, attach) else _RETRY_SECONDS
-    return Client.from_config(project_name=options.project, retry_budget=budget)
+    limits = command_limits()
+    if options.action in (logs, attach):
+        limits["retry_budget"] = _FOLLOWER_RETRY_SECONDS
+    return Client.from_config(project_name=options.project, **limits)
 
 
 def _run(client: Client, name: str) -> Run:
-    run = client.runs.get(name, retry_budget=_RETRY_SECONDS)
+    run = client.runs.get(name, retry_budget=COMMAND_RETRY_SECONDS)
     if run is None:
         raise RunNotFoundError(
             f"Project {client.project} on {client.server_url} has no run {name}. "
             "List the runs: python -m dstack_core ps --all"
         )
     return run
+
+
+def _style() -> TextStyle:
+    return TextStyle.of(sys.stdout)
 
 
 def _print(text: str) -> None:

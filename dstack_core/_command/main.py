@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from dstack_core._command import actions
@@ -27,8 +28,12 @@ _INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out a command and return the exit status; errors are one line on the standard error."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _prepare_output()
     # What follows "--" is a command for the container, whose own options argparse must not read.
     own, _, command = _split(given)
+    if own == ["--version"]:
+        sys.stdout.write(f"dstack-core {_version()}\n")
+        return 0
     options = _parser().parse_args(own)
     if command and options.action is not actions.attach:
         _parser().error(f"expected a command behind -- only for attach, got {' '.join(command)}")
@@ -45,6 +50,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader, such as head, has enough. Without this Python reports the pipe once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        # A full disk behind a redirection; the client's own errors are errors of dstack.
+        sys.stderr.write(f"The output could not be written: {error.strerror or error}.\n")
+        return 1
+
+
+def _prepare_output() -> None:
+    """Let no output fail for what receives it: closed, or with an encoding that lacks a character."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - until the process ends
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")
 
 
 def _split(given: list[str]) -> tuple[list[str], str, list[str]]:
@@ -90,13 +108,29 @@ def _checked(text: str, **options: Any) -> str:
     return text
 
 
+def _version() -> str:
+    # Reading the metadata of distributions takes time that only this option is worth.
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("dstack-core")
+    except PackageNotFoundError:
+        return "of a source folder that is not installed"
+
+
+def _program() -> str:
+    """Return the program's name as the user typed it."""
+    return "dstack-core" if Path(sys.argv[0]).name == "dstack-core" else "python -m dstack_core"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m dstack_core",
+        prog=_program(),
         description="Look after the runs of a dstack project.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(name: str, action: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:

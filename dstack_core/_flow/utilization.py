@@ -5,7 +5,9 @@ finished job's last hour stays for days; PROTOCOL 1.9). A follower wants the who
 
 The idea: one request for each job when the run has ended, which is enough for an hour. A longer run is also
 read every 45 minutes, only what is new, and each time summed up into ``Progress``, so that a process that
-takes over continues it. A run of less than 10 seconds has no values and costs no request.
+takes over continues it. A server returns the values of a job's last attempt only (PROTOCOL 1.9), so those of
+an attempt that the server is going to repeat are read before the next one begins. A run of less than 10
+seconds has no values and costs no request.
 
 Invariants: nothing here fails or delays a follower for long. Each request is sent once, with a short limit,
 and what a server refuses or does not have is missing in the result.
@@ -20,7 +22,6 @@ from datetime import UTC, datetime
 from dstack_core._flow.queries import MOST_VALUES
 from dstack_core._flow.steps import Op, call
 from dstack_core._wire.api import Api
-from dstack_core._wire.hardware import read_hardware
 from dstack_core._wire.http_messages import Call, time_of
 from dstack_core._wire.runs import Machine, RunSnapshot
 from dstack_core.errors import DstackError
@@ -41,6 +42,9 @@ from dstack_core.models.utilization import (
 _SAMPLE_SECONDS = 45 * 60.0
 # A server needs two values, ten seconds apart, so that most runs of less than 20 seconds have none either.
 _SHORTEST_RUN = 10.0
+# The clocks of the server and of this machine may differ by some seconds: in less, an ended attempt is not
+# read again.
+_LEAST_PAUSE = 60.0
 # Nodes and replicas whose values are read: each is a request, and they do the same work.
 _MOST_JOBS = 8
 _REQUEST_SECONDS = 10.0
@@ -62,7 +66,7 @@ def machine_of(run: RunSnapshot) -> Machine | None:
 def hardware_of(run: RunSnapshot) -> Hardware:
     """Return what a job of the run has of its machine; an empty one before it has a machine."""
     machine = machine_of(run)
-    return read_hardware(None if machine is None else machine.hardware)
+    return (None if machine is None else machine.hardware) or Hardware()
 
 
 def jobs_of(run: RunSnapshot) -> list[tuple[int, int]]:
@@ -71,12 +75,17 @@ def jobs_of(run: RunSnapshot) -> list[tuple[int, int]]:
 
 
 def is_sample_due(run: RunSnapshot, progress: Progress, now: float) -> bool:
-    """Return whether values of a running run would soon be lost."""
-    if run.status is not RunStatus.RUNNING:
-        return False
+    """Return whether values of an active run would soon be lost: by their age, or by its next attempt."""
     so_far = progress.utilization
     since = time_of(run.submitted_at).timestamp() if so_far is None else so_far.sampled_at
-    return now - since >= _SAMPLE_SECONDS
+    if run.status is RunStatus.RUNNING:
+        return now - since >= _SAMPLE_SECONDS
+    if not run.is_active or (so_far is not None and now - since < _LEAST_PAUSE):
+        return False
+    latest = [job.submissions[-1] for job in run.jobs if job.submissions]
+    ends = [each.finished_at.timestamp() for each in latest if each.is_finished and each.finished_at]
+    # Without a machine it did not run.
+    return machine_of(run) is not None and any(end - since >= _SHORTEST_RUN for end in ends)
 
 
 def sample(api: Api, run: RunSnapshot, progress: Progress, now: float) -> Op[Progress]:

@@ -14,15 +14,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from dstack_core._wire.exact_sizes import exact_sizes
+from dstack_core._wire.hardware import read_hardware
 from dstack_core._wire.http_messages import text, time_of
 from dstack_core._wire.waits import WaitsFor, waits_for
 from dstack_core.models.debug import HOLD_PREFIX
 from dstack_core.models.failure_categories import describe_exit, find_category
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.statuses import RunStatus, in_words, job_status, run_status
+from dstack_core.models.utilization import Hardware
 
 # The status message of a run, or of its job, while the image is pulled.
 _PULLING = "pulling"
@@ -32,22 +35,19 @@ _PULLING = "pulling"
 class Machine:
     """The machine of a job; ``price`` in USD per hour. None is for what is not known (yet).
 
-    ``hardware`` is as the server wrote it: ``hardware_of`` reads it, which few polls need.
+    ``spot``: whether it is a spot machine.
     """
 
     instance: str | None = None
     backend: str | None = None
     region: str | None = None
     price: float | None = None
-    hardware: Mapping[str, Any] | None = None
-
-    @property
-    def spot(self) -> bool | None:
-        """Return whether it is a spot machine, None if that is not known."""
-        spot = (self.hardware or {}).get("spot")
-        return spot if isinstance(spot, bool) else None
+    hardware: Hardware | None = None
+    spot: bool | None = None
 
 
+# Thousands of runs are watched in one process, mostly on equal machines, each of which is kept once.
+_equal_machine = lru_cache(maxsize=512)(Machine)
 # One object for all submissions without a machine: a process may watch thousands that wait for capacity.
 _NO_MACHINE = Machine()
 _NO_MACHINE_HAD = "failed_to_start_due_to_no_capacity"
@@ -292,12 +292,15 @@ def _machine(data: Mapping[str, Any] | None, runtime: Any) -> Machine:
     if not data:
         return _NO_MACHINE
     kind, price = data.get("instance_type"), data.get("price")
-    return Machine(
-        instance=text(kind.get("name")) if isinstance(kind, Mapping) else None,
-        backend=text(data.get("backend")),
-        region=text(data.get("region")),
-        price=float(price) if isinstance(price, int | float) else None,
-        hardware=_resources(kind, runtime),
+    resources = _resources(kind, runtime)
+    spot = None if resources is None else resources.get("spot")
+    return _equal_machine(
+        text(kind.get("name")) if isinstance(kind, Mapping) else None,
+        text(data.get("backend")),
+        text(data.get("region")),
+        float(price) if isinstance(price, int | float) else None,
+        None if resources is None else read_hardware(resources),
+        spot if isinstance(spot, bool) else None,
     )
 
 

@@ -13,6 +13,7 @@ from dstack_core._function.result import choose_report, late_read_pauses, report
 from dstack_core.configurations import check_ends
 from dstack_core.integration.attempts import Attempt, achoose_attempt, choose_attempt
 from dstack_core.integration.callbacks import CallbackNotifier
+from dstack_core.integration.command_line import COMMAND_RETRY_SECONDS, TextStyle, command_limits
 from dstack_core.integration.doctor import examine
 from dstack_core.integration.doctor_network import Finding, describe_finding
 from dstack_core.integration.masking import (
@@ -89,6 +90,7 @@ from dstack_core.models.stops import StopResult, StopState
 from dstack_core.models.tags import check_tags, tag_value
 
 __all__ = [
+    "COMMAND_RETRY_SECONDS",
     "DEFAULT_LOG_BUDGET",
     "FAILURE_CATEGORIES",
     "OUTCOME_FIELDS",
@@ -110,6 +112,7 @@ __all__ = [
     "RunRow",
     "StopResult",
     "StopState",
+    "TextStyle",
     "achoose_attempt",
     "astop_run",
     "category_of",
@@ -122,6 +125,7 @@ __all__ = [
     "choose_attempt",
     "choose_report",
     "collect_secrets",
+    "command_limits",
     "cost_rows",
     "cost_table",
     "describe_end",

@@ -22,7 +22,6 @@ from __future__ import annotations
 import contextvars
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -48,6 +47,10 @@ _LONGEST_QUEUE = 200
 # slow chat server; more delays every task whose callback hangs.
 DRAIN_SECONDS = 30.0
 _TICK_SECONDS = 0.05
+
+
+# What is known of a run that calls nothing.
+_UNKNOWN = CallbackEvent("", "", "", "", "", "")
 
 
 class CallbackNotifier:
@@ -81,13 +84,14 @@ class CallbackNotifier:
         self._callbacks = list(callbacks)
         self._log = log
         self.mask = mask
-        self._known = CallbackEvent("", "", "", "", "", "", source=dict(source or {}))
+        self._known = replace(_UNKNOWN, source=dict(source or {})) if callbacks else _UNKNOWN
         self._longest_queue = longest_queue
-        self._queue: deque[tuple[Any, CallbackEvent]] = deque()
+        # Most tasks have no callbacks: an empty list is small, unlike a deque or a set.
+        self._queue: list[tuple[Any, CallbackEvent]] = []
         self._lock = threading.Lock()
         self._is_working = False
         self._dropped = False
-        self._warned: set[tuple[str, str]] = set()
+        self._warned: list[tuple[str, str]] = []
 
     def __bool__(self) -> bool:
         """Whether anything is called at all."""
@@ -95,6 +99,8 @@ class CallbackNotifier:
 
     def follows(self, run: Run | AsyncRun, project: str, *, is_taken_over: bool = False) -> None:
         """Note which run it is, for a process that continues to follow it."""
+        if not self._callbacks:
+            return
         self._known = replace(
             self._known,
             run_name=run.name,
@@ -213,7 +219,7 @@ class CallbackNotifier:
                 if not self._queue:
                     self._is_working = False
                     return
-                callback, event = self._queue.popleft()
+                callback, event = self._queue.pop(0)
             self._call(callback, event)
 
     def _call(self, callback: Any, event: CallbackEvent) -> None:
@@ -226,7 +232,7 @@ class CallbackNotifier:
             # Also SystemExit: whatever user code does here, the task continues.
             key = (name_of(callback), event.kind)
             if key not in self._warned:
-                self._warned.add(key)
+                self._warned.append(key)
                 text = self.mask(f"{type(error).__name__}: {error}")
                 self._log.warning(
                     "%s.on_%s raised %s. The task is not affected; further errors of it are not logged.",

@@ -15,6 +15,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from dstack_core.errors import ProtocolError, ServerError, ServerUnreachableError, TransientServerError
+from dstack_core.integration.command_line import PLAIN, TextStyle
 
 State = Literal["ok", "warning", "error", "skipped"]
 _CONNECT_SECONDS = 5.0
@@ -39,10 +40,14 @@ class Finding:
     advice: str = ""
 
 
-def describe_finding(found: Finding) -> str:
-    """Return a finding as one line of text, with a second one for the advice."""
+def describe_finding(found: Finding, style: TextStyle = PLAIN) -> str:
+    """Return a finding as one line of text, with a second one for the advice.
+
+    ``style`` (``TextStyle``) colors its state; by default it has none. Lines are not cut, so that commands in
+    them can be copied.
+    """
     advice = f"\n{'':<8} -> {found.advice}" if found.advice else ""
-    return f"{found.state:<8} {found.check}: {found.text}{advice}"
+    return f"{style.state(f'{found.state:<8}')} {found.check}: {found.text}{advice}"
 
 
 def error(check: str, text: str, advice: str) -> Finding:

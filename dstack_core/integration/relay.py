@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -150,13 +150,14 @@ class LogRelay:
         self._budget = log_budget_bytes
         self._relayed = relayed_bytes
         self._left_out = left_out_bytes
-        self._tail: deque[str] = deque(map(self.masker.mask, tail), maxlen=TAIL_LINES)
-        self._already_logged = Counter(already_logged or {})
+        # Thousands of relays wait for runs that are silent: what is empty is small, unlike a deque or a set.
+        self._tail = [*map(self.masker.mask, tail)][-TAIL_LINES:]
+        self._already_logged: dict[str, int] = dict(Counter(already_logged)) if already_logged else {}
         self._warned_after: float | None = None
         self._clock = clock
         self._progress_at: float | None = None
         self._progress = 0.0
-        self._dropped: set[str] = set()
+        self._dropped: tuple[str, ...] = ()
 
     @property
     def tail(self) -> list[str]:
@@ -196,7 +197,7 @@ class LogRelay:
             case Reported(kind="progress"):
                 yield from self._of_progress(event)
             case ReportsDropped(reason=reason) if reason not in self._dropped:
-                self._dropped.add(reason)
+                self._dropped += (reason,)
                 yield logging.WARNING, _DROPPED.get(reason, f"A message of the run was left out: {reason}.")
             case RunFinished() if self._left_out:
                 self.url = self.url or event.outcome.url or ""
@@ -256,7 +257,7 @@ class LogRelay:
                     f"{self._see()}",
                 )
         self._relayed, self._left_out = relayed, left_out
-        self._tail.extend(line[:TAIL_CHARACTERS] for line in tail)
+        self._tail = [*self._tail, *(line[:TAIL_CHARACTERS] for line in tail)][-TAIL_LINES:]
 
     def _affordable(self, data: bytes) -> bytes | None:
         """Return the lines of ``data`` that the budget covers, line ends included; None if it covers none."""

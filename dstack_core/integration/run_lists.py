@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dstack_core.errors import ConfigurationError, DstackError
+from dstack_core.integration.command_line import PLAIN, TextStyle, text_table
 from dstack_core.integration.doctor_network import Finding, describe_finding
 from dstack_core.models.durations import format_duration
 from dstack_core.models.money import format_usd
@@ -170,6 +171,7 @@ def show_runs(
     owners: str = "",
     as_json: bool = False,
     indent: int | None = 2,
+    style: TextStyle = PLAIN,
 ) -> str:
     """Return the runs of a project as a command shows them: a table, one sentence without runs, or JSON.
 
@@ -180,6 +182,7 @@ def show_runs(
         owners: What these runs are called if there is not one, such as ``" of Airflow tasks"``.
         as_json: Return JSON, a list of ``RunRow``.
         indent: The indentation of the JSON; None: one line.
+        style: How the table is written. Default: without colors, as wide as it is.
 
     Raises:
         ProjectNotFoundError: The server has no such project.
@@ -194,12 +197,18 @@ def show_runs(
     if as_json:
         return rows_json(rows, indent=indent)
     if rows:
-        return run_table(rows)
+        return run_table(rows, style=style)
     return f"Project {client.project} has no {'runs' if all else 'active runs'}{owners}."
 
 
 def show_costs(
-    client: Client, *, by: str, since: str | int | None, as_json: bool = False, indent: int | None = 2
+    client: Client,
+    *,
+    by: str,
+    since: str | int | None,
+    as_json: bool = False,
+    indent: int | None = 2,
+    style: TextStyle = PLAIN,
 ) -> str:
     """Return what the runs of a project have cost as a command shows it: ``cost_rows`` as a table or JSON.
 
@@ -208,7 +217,7 @@ def show_costs(
     """
     cost_rows([], by=by, since=since)
     rows = cost_rows(list_project_runs(client, all=True), by=by, since=since)
-    return rows_json(rows, indent=indent) if as_json else cost_table(rows)
+    return rows_json(rows, indent=indent) if as_json else cost_table(rows, style)
 
 
 def show_findings(
@@ -217,6 +226,7 @@ def show_findings(
     *,
     as_json: bool = False,
     indent: int | None = 2,
+    style: TextStyle = PLAIN,
 ) -> int:
     """Write each finding as it is made, or all of them as JSON; return 1 if something does not work, else 0.
 
@@ -226,7 +236,7 @@ def show_findings(
     for each in findings:
         found.append(each)
         if not as_json:
-            write(f"{describe_finding(each)}\n")
+            write(f"{describe_finding(each, style)}\n")
     if as_json:
         write(f"{rows_json(found, indent=indent)}\n")
     return 1 if any(each.state == "error" for each in found) else 0
@@ -241,7 +251,7 @@ def _json_value(value: object) -> object:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
-def run_table(rows: Sequence[RunRow], now: datetime | None = None) -> str:
+def run_table(rows: Sequence[RunRow], now: datetime | None = None, style: TextStyle = PLAIN) -> str:
     """Return the rows as a table of text, ages counted from ``now`` (aware; default: now)."""
     at = now or datetime.now(UTC)
     cells = [
@@ -255,14 +265,15 @@ def run_table(rows: Sequence[RunRow], now: datetime | None = None) -> str:
         )
         for row in rows
     ]
-    return text_table(("NAME", "STATUS", "AGE", "COST", "OWNER", "MESSAGE"), cells)
+    head = ("NAME", "STATUS", "AGE", "COST", "OWNER", "MESSAGE")
+    return text_table(head, cells, style, states=(1,), whole=(0, 1, 2, 3))
 
 
-def cost_table(rows: Sequence[CostRow]) -> str:
+def cost_table(rows: Sequence[CostRow], style: TextStyle = PLAIN) -> str:
     """Return the rows as a table of text, with their sum."""
     cells = [(_short(row.group), str(row.runs), format_usd(row.cost)) for row in rows]
     total = ("TOTAL", str(sum(row.runs for row in rows)), format_usd(sum(row.cost for row in rows)))
-    return text_table(("GROUP", "RUNS", "COST"), [*cells, total])
+    return text_table(("GROUP", "RUNS", "COST"), [*cells, total], style, whole=(1, 2))
 
 
 # An owner names a DAG, a DAG run and a task, each of up to 250 characters; a terminal has 80 to 200.
@@ -271,13 +282,3 @@ _LONGEST_CELL = 48
 
 def _short(text: str) -> str:
     return text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…"
-
-
-def text_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Return a table with two blanks between its columns, one line for each row."""
-    widths = [max(len(line[column]) for line in (head, *lines)) for column in range(len(head))]
-    shown = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        for line in (head, *lines)
-    ]
-    return "\n".join(line.rstrip() for line in shown)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,9 @@ _NAMED_LINES = 8
 GIGABYTE = 2**30
 """The bytes of a GB as dstack and GPU vendors count it."""
 _EMPTY = "No values yet: a server has them once a job has run for about 20 seconds."
+# Seconds, and times the usual distance of two values: a longer pause is a gap, such as the one between two
+# attempts of a run. A server measures every ten seconds and may miss some.
+_LEAST_GAP, _GAP_SHARE = 60.0, 4.0
 _STEPS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800, 86400)
 
 
@@ -264,12 +268,15 @@ def _panel(panel: ChartPanel, top: float, start: float, end: float) -> list[str]
 
 
 def _pieces(line: ChartLine) -> list[list[tuple[float, float]]]:
-    """Return the line cut at its gaps."""
+    """Return the line cut at its gaps: where a value is missing, or none was measured for long."""
+    times = [time for time, _ in line.points]
+    steps = sorted(later - earlier for earlier, later in pairwise(times))
+    longest = max(_LEAST_GAP, _GAP_SHARE * steps[len(steps) // 2]) if steps else _LEAST_GAP
     pieces: list[list[tuple[float, float]]] = [[]]
     for time, value in line.points:
-        if value is None:
+        if value is None or (pieces[-1] and time - pieces[-1][-1][0] > longest):
             pieces.append([])
-        else:
+        if value is not None:
             pieces[-1].append((time, value))
     return [piece for piece in pieces if piece]
 
@@ -308,22 +315,41 @@ def _png(chart: UsageChart) -> bytes:
             "to_png: expected matplotlib, which is not installed. Run: pip install matplotlib, or save the "
             "chart as .svg."
         ) from error
-    start, _ = _span(chart)
-    count = max(len(chart.panels), 1)
-    figure = figures.Figure(figsize=(_WIDTH / 100, 0.8 + 1.5 * count), dpi=144, layout="constrained")
-    figure.suptitle(chart.title)
-    axes = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
-    for axis, panel in zip(axes, chart.panels, strict=False):
-        for line in panel.lines:
-            times = [(time - start) / 60 for time, _ in line.points]
-            values = [float("nan") if value is None else value for _, value in line.points]
-            axis.plot(times, values, label=line.name or None)
-        axis.set_ylim(0, panel.top)
-        axis.set_title(panel.title, loc="left", fontsize="medium")
-        axis.set_ylabel(panel.unit)
-        if 1 < len(panel.lines) <= _NAMED_LINES:
-            axis.legend(loc="upper right", fontsize="small")
-    axes[-1].set_xlabel("minutes since the first value" if chart.panels else _EMPTY)
+    start, end = _span(chart)
+    # A dollar sign would begin a formula.
+    title = chart.title.replace("$", r"\$")
+    figure = figures.Figure(
+        figsize=(_WIDTH / 100, 0.8 + 1.5 * max(len(chart.panels), 0.4)), dpi=144, layout="constrained"
+    )
+    figure.suptitle(title)
+    if not chart.panels:
+        figure.text(0.5, 0.4, _EMPTY, ha="center", va="center")
+    else:
+        axes = figure.subplots(len(chart.panels), 1, sharex=True, squeeze=False)[:, 0]
+        for axis, panel in zip(axes, chart.panels, strict=True):
+            _png_panel(axis, panel, start)
+        # One value has no span; around it matplotlib would show negative times.
+        axes[-1].set_xlim(0, max((end - start) / 60, 1.0))
+        axes[-1].set_xlabel("minutes since the first value")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def _png_panel(axis: Any, panel: ChartPanel, start: float) -> None:
+    for index, line in enumerate(panel.lines):
+        for number, piece in enumerate(_pieces(line)):
+            axis.plot(
+                [(time - start) / 60 for time, _ in piece],
+                [value for _, value in piece],
+                label=line.name if line.name and not number else None,
+                color=_COLORS[index % len(_COLORS)],
+                marker="o" if len(piece) == 1 else None,
+                markersize=4,
+            )
+    # Lines at either end would otherwise be half as thick.
+    axis.set_ylim(-0.02 * panel.top, 1.02 * panel.top)
+    axis.set_title(panel.title, loc="left", fontsize="medium")
+    axis.set_ylabel(panel.unit)
+    if 1 < len(panel.lines) <= _NAMED_LINES:
+        axis.legend(loc="upper right", fontsize="small")

@@ -33,6 +33,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"_log_groups", "_run_reports", "_secret_sources"},
         {"_log_relay"},
         {
+            "_doctor",
             "_git_connection",
             "_kill_reason",
             "_names",
@@ -95,8 +96,8 @@ LAYERS: dict[str, list[set[str]]] = {
             "tasks",
             "worker",
         },
-        {"_commands", "_remote_call", "flows", "functions", "job_block"},
-        {"decorators"},
+        {"_doctor", "_remote_call", "flows", "functions", "job_block"},
+        {"_commands", "decorators"},
         {"__init__", "_collection"},
         {"__main__"},
     ],

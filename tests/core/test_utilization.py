@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -192,6 +193,46 @@ def test_png_needs_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
         RunMetrics("r", tuple(gpu_job(3)), A100).plot().to_png()
 
 
+def test_a_line_is_cut_where_nothing_was_measured() -> None:
+    parts = [*gpu_job(30), *gpu_job(30, start=START + timedelta(minutes=20))]
+    joined = [
+        Metric(one.name, one.timestamps + two.timestamps, one.values + two.values)
+        for one, two in zip(parts[:4], parts[4:], strict=True)
+    ]
+    assert RunMetrics("r", tuple(joined), A100).plot().svg.count("<polyline") == 8
+    assert RunMetrics("r", tuple(gpu_job(30)), A100).plot().svg.count("<polyline") == 4
+    # A long run has a value a minute in its summary, which counts as joined.
+    long = utilization_of(gpu_job(3600), A100)
+    assert long is not None
+    assert long.plot().svg.count("<polyline") == 4
+
+
+def pixels(png: bytes) -> tuple[int, set[tuple[int, int, int]]]:
+    """Return the height of a picture and its colors."""
+    image = pytest.importorskip("PIL.Image", reason="needs the group plots: make .venv/core/.ready")
+    picture = image.open(io.BytesIO(png)).convert("RGB")
+    return picture.height, {color for _, color in picture.getcolors(1 << 20)}
+
+
+BLUE, ORANGE = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
+
+
+def test_png(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="needs the group plots: make .venv/core/.ready")
+    several = [series(f"gpu_util_percent_gpu{gpu}", [20.0 + 40 * gpu] * 9) for gpu in range(2)]
+    metrics = RunMetrics("train", (*gpu_job(9)[:2], *several), A100)
+    metrics.plot().save(tmp_path / "usage.png")
+    height, colors = pixels((tmp_path / "usage.png").read_bytes())
+    # The line of each GPU has its color.
+    assert {BLUE, ORANGE} <= colors
+    lower, colors = pixels(RunMetrics("r", tuple(gpu_job(9)[:2])).plot("costs $5 or $6").to_png())
+    assert lower < height
+    assert ORANGE not in colors
+    # One value is a dot, and a run without values a sentence.
+    assert BLUE in pixels(RunMetrics("r", tuple(gpu_job(1)), A100).plot().to_png())[1]
+    assert BLUE not in pixels(RunMetrics("r").plot().to_png())[1]
+
+
 def test_series_by_name_and_job() -> None:
     metrics = RunMetrics("r", (*gpu_job(3), *gpu_job(3, 1)), A100)
     found = metrics.get("cpu_usage_percent", node=1)
@@ -330,6 +371,34 @@ def test_a_long_run_is_read_every_45_minutes_and_only_what_is_new(driver: Driver
     assert usage.seconds == pytest.approx(5990, abs=150)
     assert len(usage.series.times) == 60
     assert (usage.gpu_mean, usage.gpu_max) == (30.0, 40.0)
+
+
+def test_the_values_of_an_attempt_are_read_before_the_server_repeats_it(driver: Driver) -> None:
+    driver.clock.now = START.timestamp() + 290
+    failed = ended(300)
+    failed |= {"status": "pending", "status_message": "pending"}
+    for submission in (failed["latest_job_submission"], failed["jobs"][0]["job_submissions"][-1]):
+        submission |= {"status": "failed", "termination_reason": "container_exited_with_error"}
+    running = run_json("running", submitted_at=START.isoformat())
+    polls = [reply(running)] * 3 + [reply(failed)] * 4 + [reply(running)] * 3 + [reply(ended(600))]
+    answers = [metrics_reply(30), metrics_reply(10, START + timedelta(seconds=400))]
+    script = MetricsScript(runs__get=polls, runs__get_plan=[reply({}, 500)], metrics__job=answers)
+    usage = finish(driver, script).utilization
+    assert usage is not None
+    # One request for each attempt, however often the run is polled in between.
+    assert len(script.queries) == 2
+    assert usage.points == 40
+
+
+def test_an_attempt_that_got_no_machine_costs_no_request(driver: Driver) -> None:
+    driver.clock.now = START.timestamp() + 290
+    failed = ended(300)
+    failed |= {"status": "pending", "status_message": "pending"}
+    for submission in (failed["latest_job_submission"], failed["jobs"][0]["job_submissions"][-1]):
+        submission |= {"status": "failed", "job_provisioning_data": None, "job_runtime_data": None}
+    script = MetricsScript(runs__get=[reply(failed)] * 3 + [reply(ended(600))], metrics__job=[reply({}, 500)])
+    finish(driver, script)
+    assert len(script.queries) == 1
 
 
 def test_another_process_continues_the_sum(driver: Driver) -> None:

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from dstack_core._command.main import main
 from dstack_core.local import LocalServer
 from dstack_core.models.records import LogBytes
 from tests.local.support import wait_until
+from tests.ports import free_port
 
 
 @pytest.fixture(scope="module")
@@ -310,3 +312,72 @@ def test_a_run_that_is_held_is_listed_as_held(
     assert rows["not-yet-held"]["message"] != "held for a shell"
     (line,) = [line for line in shown(capfd, "ps")[1].splitlines() if line.startswith("held ")]
     assert line.endswith("held for a shell")
+
+
+def test_a_server_that_is_away_is_an_error_within_seconds(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSTACK_SERVER_URL", f"http://127.0.0.1:{free_port()}")
+    started = time.monotonic()
+    status, out, err = shown(capfd, "ps")
+    # The retry budget of a task is 30 s and more.
+    assert time.monotonic() - started < 20
+    assert (status, out, len(err.splitlines())) == (1, "", 1)
+    assert "127.0.0.1" in err
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status", "words"),
+    [
+        (">&-", 0, ""),
+        ("> /dev/full", 1, "The output could not be written: No space left on device.\n"),
+        ("| head -c 4 > /dev/null", 1, ""),
+    ],
+)
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux")  # noqa: PTH110 - a device
+def test_output_that_cannot_be_written(redirection: str, status: int, words: str) -> None:
+    line = f"{shlex.join(command('doctor'))} {redirection}; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert (ended.stderr, ended.returncode) == (words, status)
+
+
+def test_an_encoding_that_lacks_a_character(client: dstack.Client) -> None:
+    run = client.runs.submit(dstack.Task(commands=["true"]), "ascii", marker=f"airflow:{'d' * 90}/r/t")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ended = subprocess.run(
+        command("ps", "--all"), env=environment, capture_output=True, text=True, check=False
+    )
+    assert (ended.stderr, ended.returncode) == ("", 0)
+    assert "ddd?" in ended.stdout
+    assert run.name in ended.stdout
+
+
+def test_an_interrupted_log_ends_without_a_traceback(client: dstack.Client) -> None:
+    started(client, "interrupted", "echo begin", "sleep 300")
+    process = subprocess.Popen(
+        command("logs", "-f", "interrupted"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"begin\r\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (err, process.returncode) == (b"", 130)
+
+
+def test_the_version(capfd: pytest.CaptureFixture[str]) -> None:
+    assert shown(capfd, "--version") == (0, f"dstack-core {dstack.__version__}\n", "")
+
+
+def test_a_terminal_has_colors_unless_they_are_switched_off(
+    client: dstack.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started(client, "colored", "sleep 300")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    terminal = Terminal("ps")
+    assert "\x1b[32mrunning\x1b[0m" in terminal.read_until("colored.*")
+    terminal.end()
+    monkeypatch.setenv("NO_COLOR", "1")
+    terminal = Terminal("ps")
+    assert "\x1b[" not in terminal.read_until("colored.*")
+    terminal.end()

@@ -224,14 +224,13 @@ def openlineage(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     class RunFacet: ...
 
     modules: dict[str, dict[str, Any]] = {
-        "airflow.providers.openlineage": {"conf": SimpleNamespace(is_disabled=lambda: state.is_disabled)},
-        "airflow.providers.openlineage.plugins": {
-            "macros": SimpleNamespace(
-                lineage_job_namespace=lambda: "prod",
-                lineage_job_name=lambda ti: f"{ti.dag_id}.{ti.task_id}",
-                lineage_parent_id=parent,
-                lineage_root_parent_id=lambda ti: f"prod/{ti.dag_id}/root",
-            )
+        "airflow.providers.openlineage": {},
+        "airflow.providers.openlineage.conf": {"is_disabled": lambda: state.is_disabled},
+        "airflow.providers.openlineage.plugins.macros": {
+            "lineage_job_namespace": lambda: "prod",
+            "lineage_job_name": lambda ti: f"{ti.dag_id}.{ti.task_id}",
+            "lineage_parent_id": parent,
+            "lineage_root_parent_id": lambda ti: f"prod/{ti.dag_id}/root",
         },
         "airflow.providers.openlineage.extractors.base": {"OperatorLineage": Lineage},
         "openlineage.client.event_v2": {"Dataset": lambda namespace, name: (namespace, name)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -113,3 +114,15 @@ def test_the_help_is_for_a_person_at_a_terminal(command: str, capsys: pytest.Cap
     assert "Returns" not in out
     assert ("--output" in out) == (command != "reap")
     assert "--json" not in out
+
+
+@pytest.mark.parametrize("command", ["ps", "cost"])
+def test_a_dstack_server_that_is_away_is_an_error_within_seconds(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSTACK_SERVER_URL", f"http://127.0.0.1:{free_port()}")
+    started = time.monotonic()
+    status, out, err = shown(capsys, command)
+    # The retry budget of a task is 30 s and more.
+    assert time.monotonic() - started < 20
+    assert (status, out, len(err.splitlines())) == (1, "", 1)

@@ -1,23 +1,34 @@
 """What ``airflow dstack ps``, ``cost`` and ``doctor`` do; imported by the one that runs.
 
-The rows, tables and checks of dstack are the core's; here are the connection and Airflow's own health.
+The rows, tables and checks of dstack are the core's; here is the connection; ``_doctor`` checks Airflow.
 """
 
 from __future__ import annotations
 
+import sys
+import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import requests
-
-from airflow_provider_dstack._compat import AirflowException, api_address, server_connection
+from airflow_provider_dstack._compat import AirflowException, server_connection
+from airflow_provider_dstack._doctor import airflow_findings
 from airflow_provider_dstack.hooks import DstackHook
 from dstack_core import Client, ConfigurationError, DstackError
-from dstack_core.integration import Finding, cost_rows, examine, show_costs, show_runs
+from dstack_core.integration import (
+    Finding,
+    TextStyle,
+    command_limits,
+    cost_rows,
+    examine,
+    show_costs,
+    show_runs,
+)
 
 # Seconds: a person waits for the answers of ``doctor``.
 _DOCTOR_TIMEOUT = 10.0
+# No run has this name.
+_PROBE = "airflow-doctor-test"
 
 
 class ServerHook(DstackHook):
@@ -28,13 +39,29 @@ class ServerHook(DstackHook):
         """Return the connection."""
         return server_connection(conn_id)
 
+    def command_client(self) -> Client:
+        """Return a client for a command that a person waits for: it reports a dead server soon.
+
+        The connection's ``timeout`` wins. Raises ``AirflowFailException`` as ``client`` does.
+        """
+        try:
+            return Client(**command_limits(self.client_arguments()))
+        except ConfigurationError as error:
+            raise self._unusable(error.message) from None
+
 
 def ps(args: Namespace) -> str:
     """Return the active runs, those of Airflow tasks unless ``args.every``."""
     owner, owners = ("", "") if args.every else ("airflow:", " of Airflow tasks")
     with _client(args) as client:
         return show_runs(
-            client, all=args.all, owner=owner, owners=owners, as_json=args.output == "json", indent=None
+            client,
+            all=args.all,
+            owner=owner,
+            owners=owners,
+            as_json=args.output == "json",
+            indent=None,
+            style=TextStyle.of(sys.stdout),
         )
 
 
@@ -46,7 +73,14 @@ def cost(args: Namespace) -> str:
     except ConfigurationError as error:
         raise SystemExit(f"--{error.message}") from None
     with _client(args) as client:
-        return show_costs(client, by=args.by, since=args.since, as_json=args.output == "json", indent=None)
+        return show_costs(
+            client,
+            by=args.by,
+            since=args.since,
+            as_json=args.output == "json",
+            indent=None,
+            style=TextStyle.of(sys.stdout),
+        )
 
 
 def doctor(args: Namespace) -> Iterator[Finding]:
@@ -70,45 +104,24 @@ def doctor(args: Namespace) -> Iterator[Finding]:
             raise ConfigurationError(str(error)) from None
 
     yield from examine(connect, run_name=args.run)
-    yield from _airflow()
+    yield from airflow_findings(_reply_seconds(connect))
 
 
-def _airflow() -> Iterator[Finding]:
-    """Check Airflow by its documented health page. Source: Airflow documentation, "Checking health"."""
-    address = api_address()
-    url = f"{address}/api/v2/monitor/health"
+def _reply_seconds(connect: Callable[[], Client]) -> float | None:
+    """Return how long one reply of the dstack server takes, None if it does not answer."""
     try:
-        reply = requests.get(url, timeout=_DOCTOR_TIMEOUT)
-        reply.raise_for_status()
-        health = reply.json()
-    except (requests.RequestException, ValueError) as error:
-        yield Finding(
-            "Airflow",
-            "warning",
-            f"The API server does not answer at {address} ({type(error).__name__}).",
-            "Set [api] base_url to its address, and make sure that workers and triggerers reach it: without "
-            "it tasks cannot report.",
-        )
-        return
-    for part, why in (
-        ("scheduler", "No task starts."),
-        ("triggerer", "Deferred tasks do not continue."),
-        ("dag_processor", "New DAGs are not read."),
-    ):
-        status = (health.get(part) or {}).get("status")
-        if status == "healthy":
-            yield Finding(f"Airflow {part}", "ok", "It is healthy.")
-        else:
-            yield Finding(
-                f"Airflow {part}",
-                "warning",
-                f"It is {'not running' if status is None else status}. {why}",
-                f"Start it: airflow {part.replace('_', '-')}",
-            )
+        with connect() as client:
+            # The first request also opens the connection and asks for the version; a stop does not.
+            client.runs.get(_PROBE)
+            started = time.monotonic()
+            client.runs.get(_PROBE)
+            return time.monotonic() - started
+    except DstackError:
+        return None
 
 
 def _client(args: Namespace) -> Client:
-    return ServerHook(args.conn_id, args.project).client()
+    return ServerHook(args.conn_id, args.project).command_client()
 
 
 def in_words(error: DstackError | AirflowException) -> str:

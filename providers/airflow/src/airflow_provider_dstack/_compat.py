@@ -65,20 +65,25 @@ __all__ = [
     "BaseHook",
     "BaseOperator",
     "Context",
+    "DatabaseFacts",
+    "ReaperFacts",
     "RetryDecision",
     "RetryPolicy",
     "TaskFacts",
     "TaskInstanceLike",
     "TaskStateStoreLike",
     "conf",
+    "database_facts",
     "database_tasks",
     "deferral_errors",
     "delete_xcom",
     "find_task_state",
     "has_retry_policies",
+    "host_name",
     "mask_secret",
     "pull_xcom",
     "push_xcom",
+    "server_conf",
     "server_connection",
     "stats",
     "task_state",
@@ -202,6 +207,81 @@ def database_tasks() -> Iterator[Callable[[TaskInstanceLike], TaskFacts | None]]
         yield find
 
 
+class ReaperFacts(NamedTuple):
+    """What Airflow's database has of a DAG in which a ``DstackReapOperator`` has run."""
+
+    dag_id: str
+    is_paused: bool
+    is_scheduled: bool
+    last_state: str
+
+
+class DatabaseFacts(NamedTuple):
+    """What Airflow's database has of what keeps dstack runs from being left behind."""
+
+    deferred: int
+    reapers: tuple[ReaperFacts, ...]
+    triggerer_hosts: tuple[str, ...]
+
+
+def database_facts() -> DatabaseFacts:
+    """Read Airflow's database as its own commands do; for the command line alone.
+
+    Raises SQLAlchemy's errors when the database does not answer.
+    """
+    from airflow.jobs.job import Job
+    from airflow.models import DagModel, TaskInstance
+    from airflow.models.trigger import Trigger
+    from airflow.utils.session import create_session
+    from sqlalchemy import func, select
+
+    with create_session() as session:
+        deferred = session.scalar(
+            select(func.count())
+            .select_from(TaskInstance)
+            .join(Trigger, TaskInstance.trigger_id == Trigger.id)
+            .where(Trigger.classpath.startswith("airflow_provider_dstack."))
+        )
+        dags = session.execute(
+            select(DagModel.dag_id, DagModel.is_paused, DagModel.timetable_summary)
+            .where(DagModel.is_stale.is_(False))
+            .where(
+                DagModel.dag_id.in_(
+                    select(TaskInstance.dag_id).where(TaskInstance.operator == "DstackReapOperator")
+                )
+            )
+        ).all()
+        reapers = []
+        for dag_id, is_paused, schedule in dags:
+            last = session.scalar(
+                select(TaskInstance.state)
+                .where(TaskInstance.dag_id == dag_id, TaskInstance.operator == "DstackReapOperator")
+                .where(TaskInstance.end_date.is_not(None))
+                .order_by(TaskInstance.end_date.desc())
+                .limit(1)
+            )
+            # What a DAG that no time and no asset starts again has here.
+            is_scheduled = schedule not in (None, "", "None", "@once")
+            reapers.append(ReaperFacts(dag_id, bool(is_paused), is_scheduled, _word(last)))
+        jobs = session.scalars(select(Job).where(Job.job_type == "TriggererJob", Job.state == "running"))
+        hosts = tuple(sorted({str(job.hostname) for job in jobs if job.is_alive()}))
+    return DatabaseFacts(int(deferred or 0), tuple(reapers), hosts)
+
+
+def host_name() -> str:
+    """Return this machine's name as Airflow's components write it into the database."""
+    from airflow.utils.net import get_hostname
+
+    return str(get_hostname())  # type: ignore[no-untyped-call]  # Airflow's is untyped
+
+
+def server_conf() -> Any:
+    """Return Airflow's configuration as its server components have it; for the command line alone."""
+    from airflow.configuration import conf
+
+    return conf
+
+
 def server_connection(conn_id: str) -> Any:
     """Return a connection from Airflow's database or a secrets backend; for the command line alone.
 
@@ -214,9 +294,7 @@ def server_connection(conn_id: str) -> Any:
 
 def api_address() -> str:
     """Return the address of Airflow's API server as it is configured, without a slash at its end."""
-    from airflow.configuration import conf
-
-    return str(conf.get("api", "base_url", fallback="http://localhost:8080")).rstrip("/")
+    return str(server_conf().get("api", "base_url", fallback="http://localhost:8080")).rstrip("/")
 
 
 def _word(state: Any) -> str:

@@ -60,7 +60,7 @@ class RunReports:
         self._skip: str | None = state.get("skip")
         self._has_image = bool(state.get("has_image"))
         self._has_secrets = bool(state.get("has_secrets"))
-        self._changed: set[str] = set()
+        self._changed: frozenset[str] = frozenset()
 
     @property
     def skip(self) -> str | None:
@@ -139,7 +139,7 @@ class RunReports:
 
     def changes(self) -> dict[str, Any]:
         """Return the XComs that changed since the last call, by key."""
-        changed, self._changed = self._changed, set()
+        changed, self._changed = self._changed, frozenset()
         return {key: value for key, value in self.xcoms().items() if key in changed}
 
     def xcoms(self) -> dict[str, Any]:
@@ -148,11 +148,11 @@ class RunReports:
 
     def not_pushed(self, keys: Mapping[str, Any]) -> None:
         """Count these XComs as changed again; from any thread."""
-        self._changed |= set(keys)
+        self._changed |= frozenset(keys)
 
     def _set(self, key: str, value: Any) -> None:
         self._values[key] = value
-        self._changed.add(key)
+        self._changed |= {key}
 
     def _hidden(self, value: Any) -> Any:
         """Return a value with the secrets in its texts hidden."""

@@ -1,21 +1,29 @@
 """What ``prefect-dstack ps``, ``cost`` and ``doctor`` do; imported by the one that runs.
 
-The rows, tables and checks of dstack are the core's; here are the block and Prefect's own server.
+The rows, tables and checks of dstack are the core's; here is the block; ``_doctor`` checks Prefect.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 
 from httpx import HTTPError
-from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 
 from dstack_core import Client, ConfigurationError, DstackError
-from dstack_core.integration import Finding, examine, show_costs, show_findings, show_runs
+from dstack_core.integration import (
+    Finding,
+    TextStyle,
+    command_limits,
+    cost_rows,
+    examine,
+    show_costs,
+    show_findings,
+    show_runs,
+)
 from prefect_dstack import credentials as blocks
-from prefect_dstack.worker import DstackWorker
+from prefect_dstack._doctor import prefect_findings
 
 # Seconds: a person waits for the answers of ``doctor``.
 _DOCTOR_TIMEOUT = 10.0
@@ -45,23 +53,43 @@ def without_prefect(error: HTTPError) -> str:
 def ps(credentials: str | None, *, finished: bool, every: bool, as_json: bool) -> str:
     """Return the active runs, those of Prefect flow runs unless ``every``."""
     owner, owners = ("", "") if every else ("prefect:", " of Prefect flow runs")
-    with blocks.open_client(blocks.load(credentials)) as client:
-        return show_runs(client, all=finished, owner=owner, owners=owners, as_json=as_json)
+    with _client(credentials) as client:
+        return show_runs(
+            client,
+            all=finished,
+            owner=owner,
+            owners=owners,
+            as_json=as_json,
+            style=TextStyle.of(sys.stdout),
+        )
 
 
 def cost(credentials: str | None, *, by: str, since: str | None, as_json: bool) -> str:
     """Return what runs have cost."""
-    with blocks.open_client(blocks.load(credentials)) as client:
-        return show_costs(client, by=by, since=since, as_json=as_json)
+    cost_rows([], by=by, since=since)
+    with _client(credentials) as client:
+        return show_costs(client, by=by, since=since, as_json=as_json, style=TextStyle.of(sys.stdout))
 
 
 def doctor(credentials: str | None, *, run: str | None, as_json: bool) -> int:
     """Show what each check found."""
-    return show_findings(_findings(credentials, run), sys.stdout.write, as_json=as_json)
+    style = TextStyle.of(sys.stdout)
+    return show_findings(_findings(credentials, run), _write, as_json=as_json, style=style)
+
+
+def _write(text: str) -> None:
+    # A check may take seconds, and its finding is seen before the next one begins.
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _client(credentials: str | None) -> Client:
+    """Return a client for a command that a person waits for: it reports a dead server soon."""
+    return Client.from_config(**command_limits(blocks.target_of(blocks.load(credentials))))
 
 
 def _findings(credentials: str | None, run: str | None) -> Iterator[Finding]:
-    reachable = yield from _prefect()
+    reachable = yield from prefect_findings(credentials)
 
     def connect() -> Client:
         if credentials is not None and not reachable:
@@ -71,39 +99,3 @@ def _findings(credentials: str | None, run: str | None) -> Iterator[Finding]:
         return blocks.open_client(blocks.load(credentials), timeout=_DOCTOR_TIMEOUT, retry_budget=0)
 
     yield from examine(connect, run_name=run)
-
-
-def _prefect() -> Generator[Finding, None, bool]:
-    url = PREFECT_API_URL.value()
-    if not url:
-        # Without it Prefect starts a server of its own, which knows no flow run.
-        yield Finding(
-            "Prefect",
-            "warning",
-            "PREFECT_API_URL: expected the address of your Prefect server, got none.",
-            "Set it: prefect config set PREFECT_API_URL=http://HOST:4200/api",
-        )
-        return False
-    with get_client(sync_client=True) as client:
-        problem = client.api_healthcheck()
-        if problem is not None:
-            yield Finding(
-                "Prefect",
-                "error",
-                f"The Prefect server does not answer at {url} ({type(problem).__name__}).",
-                "Start it (prefect server start), or correct PREFECT_API_URL.",
-            )
-            return False
-        yield Finding("Prefect", "ok", f"The server answers at {url}.")
-        pools = [pool for pool in client.read_work_pools() if pool.type == DstackWorker.type]
-        for pool in pools:
-            if str(getattr(pool.status, "value", pool.status)) == "READY":
-                yield Finding("Prefect work pool", "ok", f"{pool.name} has a worker.")
-            else:
-                yield Finding(
-                    "Prefect work pool",
-                    "warning",
-                    f"{pool.name} has no worker; its flow runs wait.",
-                    f"Start one: prefect worker start --pool {pool.name}",
-                )
-    return True
