@@ -32,7 +32,7 @@ def end_line(server: LocalServer) -> str:
     [("kill -9 $$", "user.killed"), ("sh -c 'kill -9 $$'; exit", "user.out_of_memory")],
 )
 @pytest.mark.parametrize("way", [by_operator, by_service], ids=lambda way: way.__name__)
-def test_a_waiting_task(
+def test_a_waiting_task_logs_one_end_and_its_error_and_xcom_have_its_category(
     way: Any,
     command: str,
     category: str,
@@ -49,7 +49,7 @@ def test_a_waiting_task(
 
 
 @pytest.mark.parametrize("command", ["kill -9 $$", "true"])
-def test_a_deferred_task(
+def test_a_deferred_task_logs_one_end_and_its_event_error_and_xcom_have_its_category(
     command: str,
     server: LocalServer,
     xcoms: dict[str, Any],  # noqa: F811
@@ -75,7 +75,7 @@ def test_a_deferred_task(
     assert lines.count("the-last-words") == 1
 
 
-def test_a_task_that_stops_a_run(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_stops_a_run_logs_its_end(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
     run = submitted(server, "sleep 600")
     seen = Log()
     task = DstackStopRunOperator(task_id="stop", run_name=run.name, poll_interval=0.1)
