@@ -268,6 +268,7 @@ HOLDS = Suite(
             "kill -9 of the task's process during the hold, then the retry; the hold ends by itself",
             _WORKER,
             "test_held_kills.py::test_a_worker_that_is_killed_during_a_hold_leaves_nothing",
+            "test_held_kills.py::test_a_worker_that_is_killed_during_a_hold_leaves_nothing_on_a_real_server",
         ),
         _airflow(
             "kill -9 of the triggerer during the hold; the next one continues; the hold ends by itself",
