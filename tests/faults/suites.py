@@ -326,6 +326,17 @@ CALLBACKS = Suite(
             _DEFERRED,
             "test_callbacks.py::test_a_take_over_calls_nothing_again_that_was_saved",
         ),
+        _prefect(
+            "kill -9, then the flow run is executed again; the run ends before or after that",
+            _FLOW,
+            "test_processes.py::test_a_run_that_outlives_its_flow_is_followed_again",
+            "test_processes.py::test_a_run_that_ended_after_its_flow_died_is_not_paid_twice",
+        ),
+        _prefect(
+            "kill -9 while it watches the machine; another worker takes over",
+            _MACHINE,
+            "test_take_over.py::test_one_of_two_other_workers_continues_for_a_killed_one",
+        ),
         _airflow(
             "a callback hangs",
             "Airflow task, on a worker and deferred",
