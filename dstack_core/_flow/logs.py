@@ -21,7 +21,9 @@ state is shown from time to time (``partial_lines``), which takes nothing from t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dstack_core._flow.partial_lines import PartialLines
 from dstack_core._flow.steps import Flow, Op, call
@@ -38,6 +40,7 @@ from dstack_core._wire.logs import (
 from dstack_core._wire.reports import DropReason, Found, Message
 from dstack_core._wire.runs import Job, RunSnapshot, Submission
 from dstack_core.errors import ProtocolError
+from dstack_core.models.debug import HELD, RELEASED, is_of_run
 from dstack_core.models.events import LogLines, PartialLine, Reported, ReportsDropped
 from dstack_core.models.progress import LogCursor, Progress
 from dstack_core.models.reports import KEPT_KINDS, ReportLimits
@@ -87,6 +90,11 @@ class _Source:
             len({job.replica for job in jobs}),
         )
 
+    def accepts(self, kind: str, payload: Mapping[str, Any]) -> bool:
+        """Whether the run itself wrote such a message: a held run counts as failed, and logs are printed."""
+        run = self.run
+        return kind not in (HELD, RELEASED) or is_of_run(kind, payload, run.name, run.id, run.hold_seconds)
+
 
 def _read_submission(
     api: Api, source: _Source, progress: Progress, options: LogOptions, partial: PartialLines
@@ -107,6 +115,7 @@ def _read_submission(
             final=ended and complete,
             max_bytes=limits.max_bytes,
             timestamps=options.timestamps,
+            accepts=source.accepts,
         )
         if found or before.reported:
             most = most_kept(limits.per_second, before.after, cursor.after)
@@ -147,9 +156,7 @@ def _report(
         if isinstance(message, Message) and (message.kind in KEPT_KINDS or most > 0):
             most -= message.kind not in KEPT_KINDS
             reported = progress.reported.with_message(message.kind, message.payload)
-            # Whatever a run prints: only one that was submitted so holds its container.
-            if run.hold_seconds is not None:
-                reported = reported.with_hold(message.kind, message.payload, submission.attempt)
+            reported = reported.with_hold(message.kind, message.payload, submission.attempt)
             progress = replace(moved, reported=reported)
             yield Reported(progress, message.kind, message.payload, job.replica, job.node, submission.attempt)
         else:

@@ -26,6 +26,8 @@ from dstack_core.models.debug import HOLD_PREFIX, attach_command
 from dstack_core.models.durations import format_duration
 from dstack_core.models.options import hold_seconds
 
+# The log may show that of another run, so the messages name this one (``is_of_run``), as it was before the
+# commands, which may change the variables.
 # A signal ends the shell, as it does without the traps. In the trap on EXIT, options of the commands (-e, -u,
 # -x) must not end or echo it. An interactive shell, which dstack starts, prints a line for each background
 # process: hence 2>/dev/null. Only an interrupted wait leaves a sleep to kill; another process may have the
@@ -34,6 +36,7 @@ from dstack_core.models.options import hold_seconds
 # last line, a first command such as "serve & train" would take the trap with it into the background.
 _COMMAND = r"""
 PREFIXSECONDS
+dstack_run=${DSTACK_RUN_ID:-} dstack_name=${DSTACK_RUN_NAME:-run}
 dstack_stopped=
 dstack_hold() {
   { set +eux; } 2>/dev/null
@@ -46,18 +49,19 @@ dstack_hold() {
   fi
   for dstack_done in "${TMPDIR:-/tmp}" /tmp "$PWD" /; do
     case $dstack_done in [!/]*|*[!a-zA-Z0-9/._-]*) continue ;; esac
-    dstack_done=${dstack_done%/}/dstack-done-${DSTACK_RUN_NAME:-run}-$$
+    dstack_done=${dstack_done%/}/dstack-done-$dstack_name-$$
     (: >> "$dstack_done") 2>/dev/null && rm -f "$dstack_done" && break
   done
   dstack_node=${DSTACK_NODE_RANK:-0} dstack_nodes=${DSTACK_NODES_NUM:-1} dstack_option=
   case $dstack_node$dstack_nodes in *[!0-9]*) dstack_node=0 dstack_nodes=1 ;; esac
+  case $dstack_run in *[!a-zA-Z0-9-]*) dstack_run= ;; esac
   [ "$dstack_node" = 0 ] || dstack_option=" --node $dstack_node"
   dstack_held=0
   trap 'dstack_stopped=1' INT TERM HUP
   printf '%s\n' "The commands exited with status $1. The container is held for WORDS." \
 "To open a shell in it: ATTACH$dstack_option" "To end it: touch $dstack_done"
   printf '%s\n' "::dstack::{\"kind\":\"held\",\"exit_status\":$1,\"seconds\":$dstack_hold_seconds,\
-\"done\":\"$dstack_done\",\"nodes\":$dstack_nodes,\"node\":$dstack_node}"
+\"done\":\"$dstack_done\",\"nodes\":$dstack_nodes,\"node\":$dstack_node,\"run\":\"$dstack_run\"}"
   while [ "$dstack_held" -lt "$dstack_hold_seconds" ] && [ -z "$dstack_stopped" ] && [ ! -e "$dstack_done" ]
   do
     { sleep 1 & wait "$!"; } 2>/dev/null
@@ -65,7 +69,7 @@ dstack_hold() {
   done
   [ -z "$dstack_stopped" ] || { kill "$!"; } 2>/dev/null
   rm -f "$dstack_done"
-  printf '%s\n' "::dstack::{\"kind\":\"released\",\"seconds\":$dstack_held}"
+  printf '%s\n' "::dstack::{\"kind\":\"released\",\"seconds\":$dstack_held,\"run\":\"$dstack_run\"}"
   exit "$1"
 }
 trap 'dstack_stopped=1; exit 130' INT

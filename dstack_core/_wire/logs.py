@@ -29,7 +29,7 @@ from operator import itemgetter
 from typing import Any
 
 from dstack_core._wire.http_messages import text, time_of
-from dstack_core._wire.reports import MARK, Found, give_up, take
+from dstack_core._wire.reports import MARK, Accepts, Found, give_up, take
 from dstack_core.models.progress import LogCursor
 from dstack_core.models.reports import DEFAULT_MAX_BYTES
 
@@ -162,13 +162,19 @@ class Reader:
 
 
 def split_lines(
-    cursor: LogCursor, data: bytes, *, final: bool = False, max_bytes: int = DEFAULT_MAX_BYTES
+    cursor: LogCursor,
+    data: bytes,
+    *,
+    final: bool = False,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    accepts: Accepts = lambda kind, payload: True,
 ) -> tuple[tuple[str, ...], list[Found], LogCursor]:
     """Return the whole lines that ``data`` completes, the messages in them, and the cursor behind both.
 
     ``final`` also returns a last line without an end. A line longer than 64 KiB is returned in pieces, so
     that output without line ends does not fill the memory. Bytes that are not UTF-8 become replacement
-    characters. ``max_bytes`` is the most bytes of a message.
+    characters. ``max_bytes`` is the most bytes of a message; one that
+    ``accepts`` refuses is text.
     """
     whole = base64.b64decode(cursor.pending) + data
     if final and MARK in whole and not whole.endswith(b"\n"):
@@ -178,7 +184,7 @@ def split_lines(
     found: list[Found] = []
     parts = cursor.parts
     if MARK in block:
-        block, found, parts = take(block, parts, max_bytes)
+        block, found, parts = take(block, parts, max_bytes, accepts)
     if final and parts:
         shown, broken = give_up(parts)
         block, found, parts = block + shown, [*found, *broken], {}
@@ -205,6 +211,7 @@ def split_timed(
     final: bool = False,
     max_bytes: int = DEFAULT_MAX_BYTES,
     timestamps: bool = False,
+    accepts: Accepts = lambda kind, payload: True,
 ) -> tuple[tuple[str, ...], tuple[str, ...], list[Found], LogCursor]:
     """Return what ``split_lines`` does, and with ``timestamps`` the time of each line.
 
@@ -212,7 +219,7 @@ def split_timed(
     """
     if messages is None or not timestamps:
         data = b"" if messages is None else messages.data
-        lines, found, cursor = split_lines(cursor, data, final=final, max_bytes=max_bytes)
+        lines, found, cursor = split_lines(cursor, data, final=final, max_bytes=max_bytes, accepts=accepts)
         return lines, (cursor.after or "",) * len(lines) if timestamps else (), found, cursor
     # Message by message is several times slower, and right whatever a message reports or leaves open.
     all_lines: list[str] = []
@@ -221,7 +228,7 @@ def split_timed(
     columns = zip(messages.timestamps, messages.chunks, strict=True)
     for time, group in groupby(columns, key=itemgetter(0)):
         data = b"".join(chunk for _, chunk in group)
-        lines, found, cursor = split_lines(cursor, data, max_bytes=max_bytes)
+        lines, found, cursor = split_lines(cursor, data, max_bytes=max_bytes, accepts=accepts)
         all_lines += lines
         times += [time] * len(lines)
         all_found += found

@@ -21,7 +21,7 @@ import base64
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -60,15 +60,22 @@ class Dropped:
 Found: TypeAlias = Message | Dropped
 
 
-def take(block: bytes, parts: OpenParts, max_bytes: int) -> tuple[bytes, list[Found], OpenParts]:
+Accepts: TypeAlias = Callable[[str, Mapping[str, Any]], bool]
+"""Whether a message of a kind with a payload is one; else it is text."""
+
+
+def take(
+    block: bytes, parts: OpenParts, max_bytes: int, accepts: Accepts = lambda kind, payload: True
+) -> tuple[bytes, list[Found], OpenParts]:
     """Return whole lines without the messages in them, the messages, and the parts of unfinished ones.
 
     Args:
         block: Whole lines, the last one with or without its end.
         parts: The parts that earlier blocks left.
         max_bytes: Most bytes of a message.
+        accepts: Which messages are taken.
     """
-    taking = _Taking(parts, max_bytes)
+    taking = _Taking(parts, max_bytes, accepts)
     lines = [shown for line in block.split(b"\n") if (shown := taking.line(line)) is not None]
     return b"\n".join(lines), taking.found, taking.parts
 
@@ -82,7 +89,8 @@ def give_up(parts: OpenParts) -> tuple[bytes, list[Found]]:
 class _Taking:
     """The work of ``take`` on one block."""
 
-    def __init__(self, parts: OpenParts, max_bytes: int) -> None:
+    def __init__(self, parts: OpenParts, max_bytes: int, accepts: Accepts) -> None:
+        self._accepts = accepts
         self.found: list[Found] = []
         self.parts: dict[str, Mapping[str, Any]] = dict(parts)
         # The limit is that of the content; the object around a result has some more.
@@ -123,13 +131,15 @@ class _Taking:
         return shown + text
 
     def _short(self, text: bytes) -> bytes | None:
-        """Take a message at the beginning of ``text`` and return what follows; None if it is broken."""
+        """Take a message at the beginning of ``text`` and return what follows; None if it is none."""
         try:
             decoded = text.decode()
             value, end = _DECODER.raw_decode(decoded)
             message = _message(value)
         except (ValueError, RecursionError):
             self.found.append(Dropped("broken"))
+            return None
+        if not self._accepts(message.kind, message.payload):
             return None
         rest = decoded[end:].encode()
         if len(text) - len(rest) > self._max_bytes:
@@ -174,9 +184,12 @@ class _Taking:
             if len(data) > self._max_bytes:
                 self.found.append(Dropped("too large"))
                 return b""
-            self.found.append(_message(json.loads(data.decode(), parse_constant=_NotFinite)))
+            message = _message(json.loads(data.decode(), parse_constant=_NotFinite))
         except (ValueError, RecursionError):
             return self._broken(pieces)
+        if not self._accepts(message.kind, message.payload):
+            return _shown(pieces)
+        self.found.append(message)
         return b""
 
     def _broken(self, pieces: list[str]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,24 @@ def is_held(fields: Mapping[str, Any]) -> bool:
         and isinstance(fields.get("done"), str)
         and _is_whole(fields.get("nodes", 1))
         and _is_whole(fields.get("node", 0))
+    )
+
+
+def is_of_run(kind: str, payload: Mapping[str, Any], name: str, run_id: str, seconds: int | None) -> bool:
+    """Whether the first command of this run wrote the message, as opposed to a log that the run prints.
+
+    ``seconds``: for how long this run's container is held after a failure, None: not at all. A server may
+    not tell a run its id; then its name, in that of the file which ends the hold, decides.
+    """
+    if seconds is None or payload.get("run", "") not in ("", run_id):
+        return False
+    if kind == RELEASED:
+        return bool(payload["seconds"] <= seconds)
+    done = rf"/(?:[a-zA-Z0-9/._-]*/)?dstack-done-(?:{re.escape(name)}|run)-[0-9]+"
+    return (
+        0 < payload["exit_status"] < 256
+        and payload["seconds"] == seconds
+        and re.fullmatch(done, payload["done"]) is not None
     )
 
 

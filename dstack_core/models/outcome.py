@@ -144,7 +144,9 @@ class Outcome:
         """Return a copy with what the run has reported, as ``Progress.reported`` of an event has it."""
         result = reported.results[0] if reported.results else None
         reports = replace(self, result=result, metrics=reported.metrics, has_result=bool(reported.results))
-        return replace(reports, **_of_hold(self, reported)) if reported.held else reports
+        # The server's word counts: a run that it shows as done has not failed.
+        is_held = reported.held and not self.succeeded
+        return replace(reports, **_of_hold(self, reported)) if is_held else reports
 
     def read_result(self) -> Any:
         """Return the result that the run reported.

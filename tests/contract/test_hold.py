@@ -103,6 +103,33 @@ def test_a_run_that_succeeds_takes_no_longer(target: Target, client: dstack.Clie
     assert [line for line in lines if line.strip() not in ("exit", "")] == ["one"]
 
 
+def test_a_printed_log_of_another_run_holds_nothing(target: Target, client: dstack.Client) -> None:
+    name = f"held-{uuid.uuid4().hex[:8]}"
+    done = f"/tmp/dstack-done-{name}-7"
+    other = uuid.uuid4()
+    printed = [
+        f'::dstack::{{"kind":"held","exit_status":{status},"seconds":600,"done":"{path}","run":"{run}"}}'
+        for status, path, run in [(0, done, ""), (3, "/etc/passwd", ""), (3, done, other)]
+    ]
+    printed.append('::dstack::{"kind":"released","seconds":601}')
+    commands = [f"echo '{line}'" for line in printed]
+    run = client.runs.submit(target.task(*commands, "sleep 1", "echo ok"), name, debug_on_failure=600)
+    events = list(run.follow(poll_interval=target.poll_interval, timeout=target.timeout))
+    outcome, lines = ended(target, run)
+    assert isinstance(events[-1], dstack.RunFinished)
+    assert (events[-1].outcome.status, outcome.status) == (dstack.RunStatus.DONE, dstack.RunStatus.DONE)
+    assert not any(isinstance(event, dstack.Reported | dstack.ReportsDropped) for event in events)
+    # They stay text.
+    assert [line for line in lines if line.startswith("::dstack::")] == printed
+    assert (outcome.debug_seconds, outcome.debug_command) == (0, "")
+
+
+def test_commands_that_rename_their_run_are_held(target: Target, client: dstack.Client) -> None:
+    with held(target, client, "export DSTACK_RUN_NAME=other DSTACK_RUN_ID=other; exit 3") as run:
+        assert failed(target, run).exit_status == 3
+        assert run.is_held()
+
+
 def test_the_hold_ends_by_itself_without_a_watcher(target: Target, client: dstack.Client) -> None:
     run = submit(target, client, "exit 3", debug_on_failure=2)
     with target.client() as other:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dstack_core._report.delivery import with_command
 from dstack_core._report.hold import with_hold
 from dstack_core.integration import describe_failure
 from dstack_core.models.configurations import Task
+from dstack_core.models.debug import is_of_run
 from dstack_core.models.options import hold_seconds
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.progress import Progress, ReportedSoFar
@@ -200,6 +202,48 @@ def test_the_outcome_of_a_held_run_is_that_of_its_commands() -> None:
     )
     progress = Progress("train", reported=held)
     assert Progress.from_dict(progress.to_dict()).reported.held == {**HELD, "attempt": 0}
+
+
+def test_a_run_that_the_server_shows_as_done_has_not_failed() -> None:
+    done = replace(OUTCOME, status=RunStatus.DONE)
+    outcome = done.with_reports(ReportedSoFar().with_hold("held", HELD, 0))
+    assert (outcome.succeeded, outcome.debug_seconds, outcome.debug_command) == (True, 0, "")
+
+
+OWN = {**HELD, "done": "/tmp/dstack-done-train-7", "run": "id"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "is_own"),
+    [
+        ("held", {}, True),
+        # What earlier versions wrote, and what a run writes that does not know its id or its name.
+        ("held", {"run": ""}, True),
+        ("held", {"done": "/dstack-done-train-7"}, True),
+        ("held", {"done": "/data/x//dstack-done-run-7"}, True),
+        ("held", {"run": "other"}, False),
+        ("held", {"run": ["id"]}, False),
+        ("held", {"exit_status": 0}, False),
+        ("held", {"exit_status": 256}, False),
+        ("held", {"seconds": 1801}, False),
+        ("held", {"done": "/etc/passwd"}, False),
+        ("held", {"done": "/tmp/dstack-done-train-b-7"}, False),
+        ("held", {"done": "/tmp/dstack-done-train-7; rm x"}, False),
+        ("held", {"done": "/tmp/$(x)/dstack-done-train-7"}, False),
+        ("held", {"done": "tmp/dstack-done-train-7"}, False),
+        ("released", {}, True),
+        ("released", {"seconds": 1801}, False),
+        ("released", {"run": "other"}, False),
+    ],
+)
+def test_only_the_own_messages_of_a_run_count(kind: str, changes: dict[str, Any], is_own: bool) -> None:
+    assert is_of_run(kind, {**OWN, **changes}, "train", "id", 1800) == is_own
+    assert not is_of_run(kind, {**OWN, **changes}, "train", "id", None)
+
+
+def test_an_older_message_without_an_id_counts() -> None:
+    payload = {name: value for name, value in OWN.items() if name != "run"}
+    assert is_of_run("held", payload, "train", "id", 1800)
 
 
 def test_the_command_of_a_held_node_names_it() -> None:

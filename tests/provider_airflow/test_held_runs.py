@@ -120,7 +120,7 @@ def test_the_reaper_leaves_a_held_run_of_a_failed_task(server: LocalServer, stat
 
 def test_the_reaper_stops_a_run_that_outlives_its_hold(server: LocalServer) -> None:
     reported = [
-        '{"kind":"held","exit_status":3,"seconds":1,"done":"/tmp/done"}',
+        '{"kind":"held","exit_status":3,"seconds":1,"done":"/tmp/dstack-done-over-7"}',
         '{"kind":"released","seconds":1}',
     ]
     commands = [*(f"echo '::dstack::{message}'" for message in reported), "echo shown", "sleep 600"]

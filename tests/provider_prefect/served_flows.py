@@ -125,7 +125,7 @@ def held() -> None:
     run_task({"type": "task", "commands": commands}, debug_on_failure=45, **FAST)
 
 
-@flow(on_cancellation=[stop_runs_on_cancellation])
+@flow(on_cancellation=[stop_runs_on_cancellation], on_crashed=[stop_runs_on_crash])
 def working_while_held() -> None:
     """Call a task whose run fails and is held, and continue."""
     with contextlib.suppress(RunFailedError):

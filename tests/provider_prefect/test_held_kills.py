@@ -125,6 +125,26 @@ def test_a_flow_run_that_is_cancelled_during_a_hold_ends_it(served: tuple[LocalS
     assert run.refresh().outcome(), "the hook waits for the end"
 
 
+def test_a_cancelled_plain_script_that_a_signal_ends_leaves_no_hold(
+    dstack: LocalServer, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with python(dstack, "working_while_held", TEST_PIDS=str(tmp_path), TEST_LOG=str(log)) as process:
+        until(
+            lambda: process.poll() is not None or any(path != log for path in tmp_path.iterdir()),
+            seconds=START_SECONDS,
+        )
+        assert process.poll() is None, log.read_text()[-3000:]
+        (run,) = all_runs(dstack)
+        wait_until_held(run)
+        (pid_file,) = [path for path in tmp_path.iterdir() if path != log]
+        cancel(UUID(pid_file.name))
+        process.terminate()
+        process.wait(60)
+    assert state_of(UUID(pid_file.name)).is_crashed()
+    assert run.refresh().outcome(), "the hook waits for the end"
+
+
 def test_a_worker_that_is_killed_during_a_hold_leaves_nothing(dstack: LocalServer, tmp_path: Path) -> None:
     pool, log = new_pool(), tmp_path / "log"
     command = f"echo $$ > {tmp_path}/shell; until [ -e {tmp_path}/fail ]; do sleep 0.1; done; exit 3"

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from prefect import State, flow
+from prefect.client.schemas.objects import FlowRun
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Failed
+from prefect.states import Cancelled, Cancelling, Crashed, Failed, Running, Scheduled
 
-from dstack_core import RunFailedError, Task
+from dstack_core import Run, RunFailedError, Task
 from dstack_core.local import LocalServer
-from prefect_dstack import DstackCredentials, arun_task, run_task
+from prefect_dstack import DstackCredentials, arun_task, run_task, stop_dstack_runs
 from prefect_dstack.reaper import reap
 
-from .support import all_runs, artifacts_of
-from .test_reaper import in_state, is_stopped
+from .support import all_runs, artifacts_of, set_state
+from .test_reaper import idle, in_state, is_stopped
 from .ways import FAST
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -72,16 +73,54 @@ def test_a_run_is_held_on_a_slow_server(
     run.stop()
 
 
-@pytest.mark.parametrize(("make", "stops"), [(Failed, False), (Cancelled, True)])
-def test_the_reaper_leaves_a_held_run_unless_its_flow_run_was_cancelled(
-    make: Callable[[], State[Any]], stops: bool, dstack: LocalServer, credentials: DstackCredentials
-) -> None:
-    marker = f"prefect:flow_run/{in_state(make()).id}/stop/abc-0/1"
+# The states that a flow run went through, and whether they end what it holds.
+HISTORIES: list[tuple[list[Callable[[], State[Any]]], bool]] = [
+    ([Failed], False),
+    ([Cancelled], True),
+    ([Running, Crashed], False),
+    # A signal ended the process before it had seen the cancellation.
+    ([Running, Cancelling, Crashed], True),
+    ([Running, Cancelling, Failed], True),
+    # That was an earlier execution.
+    ([Cancelling, Cancelled, Scheduled, Running, Crashed], False),
+]
+
+
+@pytest.fixture
+def held(dstack: LocalServer) -> Iterator[Callable[..., tuple[FlowRun, Run]]]:
+    """Return what starts a held run of a flow run that went through the states."""
     with dstack.client() as client:
-        run = client.runs.submit(
-            Task(commands=["exit 3"]), f"r-{uuid4().hex[:8]}", marker=marker, debug_on_failure=LONG
-        )
-        run.wait(poll_interval=0.1)
-        (finding,) = reap(credentials, min_age=0)
-        assert (finding["stopped"], is_stopped(run)) == (stops, stops)
-        run.stop()
+
+        def start(states: list[Callable[[], State[Any]]], on_crash: str = "stop") -> tuple[FlowRun, Run]:
+            owner = in_state(states[0]())
+            for make in states[1:]:
+                set_state(owner.id, make())
+            marker, name = f"prefect:flow_run/{owner.id}/{on_crash}/abc-0/1", f"r-{uuid4().hex[:8]}"
+            run = client.runs.submit(Task(commands=["exit 3"]), name, marker=marker, debug_on_failure=LONG)
+            run.wait(poll_interval=0.1)
+            return owner, run
+
+        yield start
+        for run in client.runs.list():
+            run.stop()
+
+
+@pytest.mark.parametrize("on_crash", ["stop", "keep"])
+@pytest.mark.parametrize(("states", "stops"), HISTORIES)
+def test_the_reaper_leaves_a_held_run_unless_its_flow_run_was_cancelled(
+    states: list[Any], stops: bool, on_crash: str, held: Any, credentials: DstackCredentials
+) -> None:
+    _, run = held(states, on_crash)
+    (finding,) = reap(credentials, min_age=0)
+    assert (finding["stopped"], is_stopped(run)) == (stops, stops)
+
+
+@pytest.mark.parametrize(
+    ("states", "stops"), [pair for pair in HISTORIES if pair[0][-1] in (Crashed, Cancelled)]
+)
+def test_the_hook_leaves_a_held_run_unless_its_flow_run_was_cancelled(
+    states: list[Any], stops: bool, held: Any, credentials: DstackCredentials
+) -> None:
+    owner, run = held(states)
+    stop_dstack_runs(credentials)(idle, owner, states[-1]())
+    assert is_stopped(run) == stops

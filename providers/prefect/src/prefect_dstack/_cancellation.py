@@ -98,6 +98,34 @@ def _has_timed_out(state: State[Any]) -> bool:
     return state.is_failed() and state.name == "TimedOut"
 
 
+def was_cancelled(api: SyncPrefectClient, flow_run_id: UUID) -> bool:
+    """Return whether a cancellation of a flow run or of a parent of it was asked for, however it ended.
+
+    A process that a signal ends while its flow run is Cancelling reports a crash, and the state then shows
+    nothing of the cancellation. One of an earlier execution does not count. Raises what the client raises.
+    """
+    for _ in range(_DEEPEST_PARENT):
+        if _ends_cancelled(api.read_flow_run_states(flow_run_id)):
+            return True
+        parent_task_run_id = api.read_flow_run(flow_run_id).parent_task_run_id
+        if parent_task_run_id is None:
+            return False
+        parent = api.read_task_run(parent_task_run_id).flow_run_id
+        if parent is None:
+            return False
+        flow_run_id = parent
+    return False
+
+
+def _ends_cancelled(states: list[State[Any]]) -> bool:
+    for state in sorted(states, key=lambda state: state.timestamp, reverse=True):
+        if state.is_cancelling() or state.is_cancelled():
+            return True
+        if not state.is_final():
+            return False
+    return False
+
+
 @contextmanager
 def quick_prefect_client(seconds: float = _PREFECT_SECONDS) -> Iterator[SyncPrefectClient]:
     """Open a client of the Prefect server that waits ``seconds`` for a reply and retries nothing."""

@@ -8,8 +8,8 @@ Hooks and worker stop the runs of one flow run (``stop_left_over``); the reaper 
 each active run and stops those whose owner has ended (``Judge``).
 
 The invariants: a run that Prefect does not know is left alone unless the caller wants otherwise; after a
-crash, runs submitted with ``on_crash="keep"`` and runs that are held for a shell are left alone. A refused
-stop holds nothing up.
+crash, runs submitted with ``on_crash="keep"`` and runs that are held for a shell are left alone, unless a
+cancellation was asked for before. A refused stop holds nothing up.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect_dstack import _end_reports
-from prefect_dstack._cancellation import quick_prefect_client
+from prefect_dstack._cancellation import quick_prefect_client, was_cancelled
 from prefect_dstack._end_reports import Unreported
 from prefect_dstack._names import flow_run_marker_prefix, outlives_crash, owner_of
 from prefect_dstack._stop import BACKSTOP
@@ -76,8 +76,10 @@ def stop_left_over(block: DstackCredentials | None, flow_run_id: UUID, *, crashe
     """Stop the runs of a flow run and its subflows, wait for their ends and report them.
 
     After a crash, runs submitted with ``on_crash="keep"`` are left alone, and runs whose container is held
-    for a shell. Raises the server errors of the list of runs.
+    for a shell; one that ended a flow run in Cancelling counts as a cancellation. Raises the server errors of
+    the list of runs.
     """
+    crashed = crashed and not _was_cancelled(flow_run_id, logger)
     reason = "the flow run crashed" if crashed else "the flow run was cancelled"
     flow_run_ids = with_subflows(flow_run_id, logger)
     prefixes = tuple(flow_run_marker_prefix(str(run_id)) for run_id in flow_run_ids)
@@ -152,6 +154,15 @@ def with_subflows(flow_run_id: UUID, logger: Any) -> list[UUID]:
     return found
 
 
+def _was_cancelled(flow_run_id: UUID, logger: Any) -> bool:
+    try:
+        with quick_prefect_client() as client:
+            return was_cancelled(client, flow_run_id)
+    except Exception as error:
+        logger.warning("Could not get the earlier states of this flow run: %s", error)
+        return False
+
+
 def _is_left_over(run: Run, prefixes: tuple[str, ...], *, crashed: bool) -> bool:
     marker = run.marker or ""
     if not marker.startswith(prefixes):
@@ -193,8 +204,8 @@ class Judge:
         if (
             stopped
             and state is not None
-            and not state.is_cancelled()
             and run.holds_on_failure
+            and not self._was_cancelled(kind, owner_id, state)
             and run.is_held()
         ):
             stopped, reason = False, "its container is held for a shell (debug_on_failure)"
@@ -212,7 +223,7 @@ class Judge:
         if age < self._min_age:
             return False, f"its {owner} ended {age:.0f} s ago"
         # A cancellation stops also what a crash is to keep. A machine has nothing to do without its flow run.
-        if kind != "worker" and not state.is_cancelled() and outlives_crash(marker):
+        if kind != "worker" and outlives_crash(marker) and not self._was_cancelled(kind, owner_id, state):
             return False, 'it was submitted with on_crash="keep"'
         if (
             (state.is_completed() or state.is_failed())
@@ -239,6 +250,17 @@ class Judge:
             return self._api.read_flow_run(UUID(owner_id)).state
         except (ObjectNotFound, ValueError):
             return None
+
+    def _was_cancelled(self, kind: str, owner_id: str, state: State[Any]) -> bool:
+        """Whether the owner was cancelled, also if its process then crashed."""
+        from prefect.exceptions import ObjectNotFound
+
+        if state.is_cancelled() or kind == "task_run":
+            return state.is_cancelled()
+        try:
+            return was_cancelled(self._api, UUID(owner_id))
+        except ObjectNotFound:
+            return False
 
     def _is_waited_for(self, flow_run_id: str) -> bool:
         """Whether the flow returned before its submitted tasks, which Prefect lets finish."""

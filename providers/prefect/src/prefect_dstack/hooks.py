@@ -27,7 +27,8 @@ def stop_dstack_runs(credentials: CredentialsLike = None) -> Hook:
     """Return a hook that stops all runs of a flow run, for ``on_cancellation`` and ``on_crashed``.
 
     After a crash, runs submitted with ``on_crash="keep"`` are left alone, and those whose container is held
-    for a shell (``debug_on_failure``); a cancellation stops these too. Runs of subflows are stopped as well.
+    for a shell (``debug_on_failure``); a cancellation stops these too, also if a signal then ended the
+    process and the flow run crashed. Runs of subflows are stopped as well.
     The hook waits up to a minute for the runs to end and reports their ends in the flow run, also of runs
     that its own process stopped before it was killed. It raises the server errors; Prefect logs them.
 
@@ -72,7 +73,8 @@ def stop_runs_on_cancellation(flow: Flow[..., Any], flow_run: FlowRun, state: St
 def stop_runs_on_crash(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Stop the dstack runs of a crashed flow run, on the server that the environment names.
 
-    Runs submitted with ``on_crash="keep"``, and those whose container is held for a shell, are left alone.
+    Runs submitted with ``on_crash="keep"``, and those whose container is held for a shell, are left
+    alone unless the flow run was cancelled before.
 
     Args:
         flow: The flow, from Prefect.
