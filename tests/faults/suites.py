@@ -268,6 +268,7 @@ HOLDS = Suite(
             "kill -9 of the task's process during the hold, then the retry; the hold ends by itself",
             _WORKER,
             "test_held_kills.py::test_a_worker_that_is_killed_during_a_hold_leaves_nothing",
+            "test_held_kills.py::test_a_worker_that_is_killed_during_a_hold_leaves_nothing_on_a_real_server",
         ),
         _airflow(
             "kill -9 of the triggerer during the hold; the next one continues; the hold ends by itself",
@@ -324,6 +325,17 @@ CALLBACKS = Suite(
             "another trigger takes over",
             _DEFERRED,
             "test_callbacks.py::test_a_take_over_calls_nothing_again_that_was_saved",
+        ),
+        _prefect(
+            "kill -9, then the flow run is executed again; the run ends before or after that",
+            _FLOW,
+            "test_processes.py::test_a_run_that_outlives_its_flow_is_followed_again",
+            "test_processes.py::test_a_run_that_ended_after_its_flow_died_is_not_paid_twice",
+        ),
+        _prefect(
+            "kill -9 while it watches the machine; another worker takes over",
+            _MACHINE,
+            "test_take_over.py::test_one_of_two_other_workers_continues_for_a_killed_one",
         ),
         _airflow(
             "a callback hangs",

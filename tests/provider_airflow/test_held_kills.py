@@ -17,6 +17,7 @@ from dstack_core import Run, RunFinished
 from dstack_core.local import LocalServer
 from tests.provider_airflow.components import Components
 from tests.provider_airflow.support import over, paths, runs_of, wait_for
+from tests.rig.server import RealServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.matrix, pytest.mark.timeout(900)]
 
@@ -31,7 +32,9 @@ _MARGIN = timedelta(seconds=20)
 class HeldTask:
     """A DAG run whose first run fails once there is a file ``fail``; its second run succeeds."""
 
-    def __init__(self, components: Components, server: LocalServer, folder: Path, dag_id: str) -> None:
+    def __init__(
+        self, components: Components, server: LocalServer | RealServer, folder: Path, dag_id: str
+    ) -> None:
         self.components = components
         self.server = server
         self.folder = folder
@@ -54,8 +57,8 @@ class HeldTask:
         return runs_of(self.server, f"airflow:{self.dag_id}/{self.dag_run}/")
 
     def stops(self) -> int:
-        """Return how many stop requests the server has had."""
-        return len(paths(self.server, "/runs/stop"))
+        """Return how many stop requests the embedded server has had."""
+        return len(paths(self.server, "/runs/stop")) if isinstance(self.server, LocalServer) else 0
 
     def fail(self) -> None:
         """Let the commands fail, and wait until the container is held."""
@@ -100,6 +103,16 @@ def kill_during_the_hold(one: HeldTask) -> None:
 
 def test_a_worker_that_is_killed_during_a_hold_leaves_nothing(start: Callable[[str], HeldTask]) -> None:
     one = start("held")
+    kill_during_the_hold(one)
+    one.assert_the_next_try_did_not_wait_and_nothing_is_left()
+
+
+@pytest.mark.real
+@pytest.mark.long
+def test_a_worker_that_is_killed_during_a_hold_leaves_nothing_on_a_real_server(
+    real_components: Components, real_server: RealServer, tmp_path: Path
+) -> None:
+    one = HeldTask(real_components, real_server, tmp_path, "held")
     kill_during_the_hold(one)
     one.assert_the_next_try_did_not_wait_and_nothing_is_left()
 

@@ -101,7 +101,9 @@ def kept() -> None:
     """Call a task whose run outlives the killed process; the run ends when there is a file called go."""
     tell_process()
     wait = f"while [ ! -e {os.environ.get('TEST_PIDS')}/go ]; do sleep 0.2; done"
-    run_task({"type": "task", "commands": ["echo started", wait, "echo the-end"]}, on_crash="keep", **FAST)
+    commands = ["echo started", wait, "echo the-end"]
+    journal = "tests.callback_journal.Journal"
+    run_task({"type": "task", "commands": commands}, on_crash="keep", callbacks=journal, **FAST)
 
 
 @flow(on_cancellation=[stop_runs_on_cancellation])

@@ -20,6 +20,7 @@ from dstack_core import Run
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials
 from prefect_dstack.reaper import reap
+from tests.callback_journal import VARIABLE, calls, count, lines_of
 
 from .hosts import module
 from .support import all_runs, is_running, log_records, outcome_of, set_state, state_of, stops, until
@@ -68,7 +69,13 @@ def served(
     log = directory / "log"
     with (
         LocalServer(step_seconds=0.02) as server,
-        python(server, "serve", TEST_PIDS=str(directory), TEST_LOG=str(log)) as process,
+        python(
+            server,
+            "serve",
+            TEST_PIDS=str(directory),
+            TEST_LOG=str(log),
+            **{VARIABLE: str(directory / "callbacks")},
+        ) as process,
     ):
         until(lambda: process.poll() is not None or deployed(), seconds=START_SECONDS)
         assert process.poll() is None, log.read_text()[-3000:]
@@ -201,6 +208,17 @@ def test_a_run_that_outlives_its_flow_is_followed_again(served: tuple[LocalServe
     (run,) = runs_of(server, flow_run_id)
     assert outcome_of(run).succeeded
     log_records(flow_run_id, last="the-end")
+    check_calls(directory, run)
+
+
+def check_calls(directory: Path, run: Run) -> None:
+    """Assert that the second execution called for the run from its beginning, and for its end alone."""
+    found = calls(directory / "callbacks", run.name)
+    first, second = [one for one in found if one.kind == "submitted"]
+    assert (first.is_taken_over, second.is_taken_over) == (False, True)
+    assert "the-end" in lines_of([one for one in found if one.process == second.process])
+    assert found[-1].kind == "ended"
+    assert count(found, "ended") == 1
 
 
 def test_a_run_that_ended_after_its_flow_died_is_not_paid_twice(served: tuple[LocalServer, Path]) -> None:
@@ -216,6 +234,7 @@ def test_a_run_that_ended_after_its_flow_died_is_not_paid_twice(served: tuple[Lo
     (run,) = runs_of(server, flow_run_id)
     assert outcome_of(run).succeeded
     log_records(flow_run_id, last="the-end")
+    check_calls(directory, run)
 
 
 @pytest.mark.parametrize("name", ["direct", "submitted", "adirect"])

@@ -20,6 +20,7 @@ from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials, DstackWorker, _worker_runs
 from prefect_dstack._worker_runs import claim, orphans
 from prefect_dstack._worker_variables import DstackJobConfiguration
+from tests.callback_journal import VARIABLE, calls, count, lines_of
 
 from .machines import START_SECONDS, cancel, deploy, new_pool, read, start, the_line, worker
 from .support import all_runs, log_records, outcome_of, state_of, stops, submissions, the_run, until
@@ -75,10 +76,11 @@ def test_a_flow_run_that_a_killed_worker_did_not_submit_gets_its_machine(
 
 @pytest.mark.matrix
 def test_one_of_two_other_workers_continues_for_a_killed_one(
-    pool: str, dstack: LocalServer, tmp_path: Path
+    pool: str, dstack: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go, log = tmp_path / "go", tmp_path / "log"
-    flow_run = start(deploy(pool), until=str(go))
+    go, log, journal = tmp_path / "go", tmp_path / "log", tmp_path / "callbacks"
+    monkeypatch.setenv(VARIABLE, str(journal))
+    flow_run = start(deploy(pool, callbacks=["tests.callback_journal.Journal"]), until=str(go))
     with worker(dstack, pool, log, "first") as first:
         the_line(flow_run, "by-print-1", "by-print-1")
         kill(first)
@@ -90,6 +92,11 @@ def test_one_of_two_other_workers_continues_for_a_killed_one(
         log_records(flow_run.id, last=f"Run {the_run(dstack).name} finished,", seconds=60)
         lines = [the_line(flow_run, f"by-print-{number}", "by-print-2") for number in (1, 2)]
     assert lines == [1, 1]
+    found = calls(journal, the_run(dstack).name)
+    taken_over = [one.is_taken_over for one in found if one.kind == "submitted"]
+    assert (taken_over, count(found, "ended")) == ([False, True], 1)
+    # The worker that takes over calls for all lines again, and the log has each once.
+    assert [lines_of(found).count(f"by-print-{number}") for number in (1, 2)] == [2, 1]
     assert submissions(dstack) == len(all_runs(dstack)) == 1
     assert stops(dstack) == 0
     assert outcome_of(the_run(dstack)).succeeded
