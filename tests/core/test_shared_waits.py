@@ -59,8 +59,8 @@ def test_a_wait_without_news_takes_all_its_polls_and_wakes_once() -> None:
         server = Server(50)
         all_asked = [wait(one, index, 3) for one in [batched(server)] for index in range(50)]
         answers = await ended(all_asked)
-        # A machine that pauses in between splits a round in two. The smaller part may be too few for a page;
-        # those few are polled alone, which is no answer here. Without sharing there would be 150 requests.
+        # A machine that pauses in between splits a round in two. The smaller part may be too few for a page:
+        # those few get None and are polled alone. Without sharing there would be 150 requests.
         shared = [asked for asked, answer in zip(all_asked, answers, strict=True) if answer == "running"]
         assert {answer for answer in answers if answer != "running"} <= {None}
         assert len(shared) > 50 - PAGE_WORTH
