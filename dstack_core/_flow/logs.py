@@ -57,7 +57,11 @@ def read_lines(
     """Report what was logged since ``progress`` by every job submission; return the new progress."""
     for job in run.jobs:
         for submission in job.submissions:
-            if submission.may_have_logs and not progress.cursor(submission.id).drained:
+            # A run that waits for capacity collects attempts. On a slow server, a request for each of them
+            # would keep a process that takes over from the run's status for minutes.
+            if submission.got_no_machine or not submission.may_have_logs:
+                continue
+            if not progress.cursor(submission.id).drained:
                 source = _Source(run, job, submission)
                 progress = yield from _read_submission(api, source, progress, options, partial)
     return progress

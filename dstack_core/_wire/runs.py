@@ -79,6 +79,11 @@ class Submission:
         return not self.mapped_status.is_before_start
 
     @property
+    def got_no_machine(self) -> bool:
+        """Return whether it failed for lack of capacity: it never ran, so it has no log."""
+        return self.reason == _NO_MACHINE_HAD and self.machine is _NO_MACHINE
+
+    @property
     def is_finished(self) -> bool:
         """Return whether its log is complete (PROTOCOL 1.8: final lines come before the status)."""
         return self.mapped_status.is_finished

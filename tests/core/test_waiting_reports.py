@@ -212,3 +212,15 @@ def test_the_wait_for_capacity_began_with_the_first_attempt_also_between_two() -
         waits = waits_for({"jobs": [{"job_spec": {}, "job_submissions": attempts}]})
         assert waits is not None
         assert (f"{waits.since:%H:%M:%S}" if waits.since else "None") == since, attempts
+
+
+def test_the_logs_of_attempts_that_got_no_machine_are_not_read(driver: Driver) -> None:
+    retried = recorded("runs_get_retry_no_capacity_0.22.5")
+    ended = copy.deepcopy(retried) | {"status": "failed"}
+    script = Script(
+        runs__get=[*[reply(retried)] * 3, reply(ended)], logs__poll=[page()], events__list=[reply([])]
+    )
+    progress = Progress(retried["run_spec"]["run_name"], retried["id"])
+    options = FollowOptions(5, True, driver.clock)
+    assert driver.run(follow(API, progress, options), script).status == "failed"
+    assert set(script.paths()) == {"runs/get"}

@@ -322,9 +322,17 @@ CALLBACKS = Suite(
             "test_kill_matrix.py::test_a_retry_takes_the_result_of_a_run_whose_node_was_lost",
         ),
         _airflow(
-            "another trigger takes over",
+            "the triggerer or its process of triggers is killed, or the triggerer is restarted",
+            _DEFERRED,
+            "test_deferred_matrix.py::test_a_restarted_triggerer_stops_nothing_and_repeats_nothing",
+            "test_deferred_matrix.py::test_a_killed_triggerer_stops_nothing_and_repeats_nothing",
+            "test_deferred_matrix.py::test_a_crash_of_the_process_that_runs_the_triggers_stops_nothing",
+        ),
+        _airflow(
+            "another trigger takes over; or another triggerer, since the first hangs",
             _DEFERRED,
             "test_callbacks.py::test_a_take_over_calls_nothing_again_that_was_saved",
+            "test_deferred_matrix.py::test_a_take_over_stops_nothing_and_repeats_nothing",
         ),
         _prefect(
             "kill -9, then the flow run is executed again; the run ends before or after that",

@@ -206,6 +206,17 @@ def test_the_log_of_a_held_task_has_the_line_that_opens_a_shell(page: Page, fail
     picture(page, "airflow-held-log", 320, bottom_of(page.get_by_text("Post Execute")) + 20)
 
 
+def test_the_log_of_a_task_shows_what_callbacks_and_notifiers_did(page: Page, failed_run: str) -> None:
+    page.goto(f"{failed_run}/tasks/notify")
+    # What is called after the task is in a part that Airflow shows closed.
+    page.get_by_text("Post Execute").first.click()
+    for text in (" failed: user.not_found, ", " is failed, ", "notify: http"):
+        expect(page.get_by_text(text).first).to_be_visible()
+    fold_the_traceback(page)
+    last = page.get_by_text(" failed: user.not_found, ").last
+    picture(page, "airflow-notified-log", 320, bottom_of(last) + 30)
+
+
 def fold_the_traceback(page: Page) -> None:
     """Close what Airflow shows below the text of an error."""
     page.get_by_test_id("summary-DstackUserError").click()

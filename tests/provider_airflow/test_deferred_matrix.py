@@ -14,6 +14,7 @@ import pytest
 
 from dstack_core import Run
 from dstack_core.local import LocalServer
+from tests.callback_journal import calls, lines_of
 from tests.provider_airflow.components import Components
 from tests.provider_airflow.support import paths, runs_of, wait_for
 
@@ -81,6 +82,19 @@ class Deferred:
         metrics = self.components.xcom(self.dag_id, self.dag_run, "dstack_metrics")
         assert {name: one["value"] for name, one in metrics.items()} == result["metrics"]
         assert self.components.xcom(self.dag_id, self.dag_run, "dstack_progress") is None
+        if self.dag_id == "deferred":
+            self.check_calls(steps)
+
+    def check_calls(self, steps: list[str]) -> None:
+        """Assert that no callback was called twice: the position was saved before anything happened."""
+        found = calls(self.components.home / "callbacks", self.run.name)
+        kinds = [one.kind for one in found]
+        assert [line for line in lines_of(found) if line in steps] == steps
+        assert (kinds[0], kinds[-1]) == ("submitted", "ended")
+        assert all(kinds.count(kind) == 1 for kind in ("submitted", "running", "ended")), kinds
+        assert kinds.count("metric") == len(steps)
+        # The worker's, the triggerers', the resumed worker's.
+        assert len({one.process for one in found}) >= 3
 
     def assert_stopped_since(self, moment: float) -> None:
         """Assert that a stop request was sent soon after ``moment``, and that the run ends."""

@@ -27,7 +27,7 @@ def one_task(dag_id: str, **arguments: Any) -> None:
 
 one_task("sync")
 one_task("sync_keep", on_kill_action="keep")
-one_task("deferred", deferrable=True)
+one_task("deferred", deferrable=True, callbacks="tests.callback_journal.Journal")
 one_task("deferred_deadline", deferrable=True, execution_timeout=timedelta(seconds=30))
 one_task("deferred_timeout", deferrable=True, execution_timeout=timedelta(seconds=9))
 
