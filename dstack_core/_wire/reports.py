@@ -131,7 +131,7 @@ class _Taking:
         return shown + text
 
     def _short(self, text: bytes) -> bytes | None:
-        """Take a message at the beginning of ``text`` and return what follows; None if it is none."""
+        """Take a message at the beginning of ``text`` and return what follows; None if it is only text."""
         try:
             decoded = text.decode()
             value, end = _DECODER.raw_decode(decoded)

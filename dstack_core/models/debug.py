@@ -39,8 +39,8 @@ def is_held(fields: Mapping[str, Any]) -> bool:
 def is_of_run(kind: str, payload: Mapping[str, Any], name: str, run_id: str, seconds: int | None) -> bool:
     """Whether the first command of this run wrote the message, as opposed to a log that the run prints.
 
-    ``seconds``: for how long this run's container is held after a failure, None: not at all. A server may
-    not tell a run its id; then its name, in that of the file which ends the hold, decides.
+    ``seconds``: for how long this run's container is held after a failure, None: not at all. An old server
+    may show a run no id; then its name, in that of the file which ends the hold, decides.
     """
     if seconds is None or payload.get("run", "") not in ("", run_id):
         return False
