@@ -84,6 +84,7 @@ from dstack_core.models.failure_categories import (
     in_categories,
 )
 from dstack_core.models.money import format_price, format_usd
+from dstack_core.models.debug import Hold
 from dstack_core.models.options import check_address, hold_seconds
 from dstack_core.models.secrets import MaskEnv, is_secret_name
 from dstack_core.models.stops import StopResult, StopState
@@ -102,6 +103,7 @@ __all__ = [
     "CostRow",
     "FailureCategory",
     "Finding",
+    "Hold",
     "FunctionCall",
     "LogRelay",
     "MaskEnv",
