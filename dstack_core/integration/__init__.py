@@ -74,6 +74,7 @@ from dstack_core.integration.utilization_text import (
     utilization_lines,
 )
 from dstack_core.models.base import known_fields
+from dstack_core.models.debug import Hold
 from dstack_core.models.durations import format_duration
 from dstack_core.models.failure_categories import (
     FAILURE_CATEGORIES,
@@ -84,7 +85,6 @@ from dstack_core.models.failure_categories import (
     in_categories,
 )
 from dstack_core.models.money import format_price, format_usd
-from dstack_core.models.debug import Hold
 from dstack_core.models.options import check_address, hold_seconds
 from dstack_core.models.secrets import MaskEnv, is_secret_name
 from dstack_core.models.stops import StopResult, StopState
@@ -103,8 +103,8 @@ __all__ = [
     "CostRow",
     "FailureCategory",
     "Finding",
-    "Hold",
     "FunctionCall",
+    "Hold",
     "LogRelay",
     "MaskEnv",
     "Masker",

@@ -172,7 +172,8 @@ def test_a_status_that_is_no_failure_is_not_held(shell: str, reports: bool, tmp_
 
 
 @pytest.mark.parametrize(
-    ("left", "words"), [(60, r"(60|[45]\d) s, until max_duration ends the run"), (599, "9 min, until .*"), (700, "10 min")]
+    ("left", "words"),
+    [(60, r"(60|[45]\d) s, until max_duration ends the run"), (599, "9 min, until .*"), (700, "10 min")],
 )
 @pytest.mark.parametrize("shell", SHELLS)
 def test_what_is_left_of_max_duration_is_shown(shell: str, left: int, words: str, tmp_path: Path) -> None:

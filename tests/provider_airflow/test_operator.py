@@ -98,7 +98,10 @@ def test_wrong_arguments_are_reported_when_the_dag_is_parsed(arguments: dict[str
     [
         *({"tags": tags} for tags in (None, False, {}, {"team": "ml"}, {"site": "a b:c/d@e"}, "{{ x }}")),
         *({"tags": {key: one}} for key, one in (("team", "{{ x }}"), ("{{ x }}", "y z"))),
-        *({"debug_on_failure": given} for given in (None, False, 90, "90", "30m", "2h", "7d", "168h", "{{ x }}")),
+        *(
+            {"debug_on_failure": given}
+            for given in (None, False, 90, "90", "30m", "2h", "7d", "168h", "{{ x }}")
+        ),
     ],
     ids=str,
 )
