@@ -111,7 +111,8 @@ def held_on_failure(
     """Return the configuration as the option ``debug_on_failure`` changes it.
 
     ``reports``: whether a command that reports comes first. ``retries_errors``: whether dstack starts a run
-    again that has failed. ``max_seconds``: its ``max_duration``, if it has one. Raises ``ConfigurationError`` for a wrong value, and for a run that cannot be held.
+    again that has failed. ``max_seconds``: its ``max_duration``, if it has one. Raises ``ConfigurationError``
+    for a wrong value, and for a run that cannot be held.
     """
     seconds = hold_seconds(option)
     if seconds is None:
