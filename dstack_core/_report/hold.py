@@ -137,8 +137,8 @@ def with_hold(
 ) -> Configuration:
     """Return the configuration with the command that holds the container in front of its own ones.
 
-    ``reports``: whether a command that reports comes before it. ``but_not``: the exit statuses that are no
-    failure. ``max_seconds``: what the commands and the hold may take together. Raises ``ConfigurationError``
+    ``reports``: whether a command that reports comes before it. ``but_not``: the exit statuses that do
+    not hold. ``max_seconds``: what the commands and the hold may take together. Raises ``ConfigurationError``
     for a configuration whose end no shell sees.
     """
     if not isinstance(configuration, Task):

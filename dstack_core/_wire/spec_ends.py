@@ -1,4 +1,4 @@
-"""What a run spec says about the end of the run."""
+"""What a run spec has about the end of the run."""
 
 from __future__ import annotations
 

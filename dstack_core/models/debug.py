@@ -14,7 +14,7 @@ HOLD_PREFIX = "dstack_hold_seconds="
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """The option ``debug_on_failure`` of an engine for which some exit statuses are no failure.
+    """The option ``debug_on_failure`` of an engine, and the exit statuses that do not hold.
 
     Attributes:
         duration: The option itself: seconds (int), a str such as ``"30m"``, or None.

@@ -161,7 +161,7 @@ def test_commands_that_a_signal_has_ended_are_not_held(shell: str, tmp_path: Pat
 
 @pytest.mark.parametrize("reports", [False, True])
 @pytest.mark.parametrize("shell", SHELLS)
-def test_a_status_that_is_no_failure_is_not_held(shell: str, reports: bool, tmp_path: Path) -> None:
+def test_an_exempt_status_is_not_held(shell: str, reports: bool, tmp_path: Path) -> None:
     options: dict[str, Any] = {"reports": reports, "but_not": (7, 99)}
     with started(shell, tmp_path, "set -eu", "exit 99", **options) as process:
         assert "held" not in process.communicate(timeout=60)[0]

@@ -188,7 +188,7 @@ def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str,
     given = {name: getattr(operator, RENAMED.get(name, name)) for name in SubmitOptions.__optional_keys__}
     given["profile"] = profile_of(operator, context)
     given["max_duration"] = read_duration(given["max_duration"])
-    # A status that skips the task is no failure.
+    # A run that skips the task has not failed.
     hold = read_duration(given["debug_on_failure"])
     given["debug_on_failure"] = Hold(hold, operator.skip_statuses) if operator.skip_statuses else hold
     given["max_price"] = read_price(given["max_price"])
