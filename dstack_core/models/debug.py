@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 # A held run is a failed run that still has its machine; the messages of its begin and its end.
 HELD, RELEASED = "held", "released"
 # How the command begins that holds the container: by it a run is known of which to expect a ``held`` message.
 HOLD_PREFIX = "dstack_hold_seconds="
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """The option ``debug_on_failure`` of an engine, and the exit statuses that do not hold.
+
+    Attributes:
+        duration: The option itself: seconds (int), a str such as ``"30m"``, or None.
+        but_not: The exit statuses with which the container is not held (0 to 255).
+
+    Example:
+        ``client.runs.submit(configuration, debug_on_failure=Hold("30m", but_not=(99,)))``
+    """
+
+    duration: int | str | None
+    but_not: tuple[int, ...] = ()
 
 
 def attach_command(run_name: str, node: int = 0) -> str:
@@ -49,7 +66,8 @@ def is_of_run(kind: str, payload: Mapping[str, Any], name: str, run_id: str, sec
     done = rf"/(?:[a-zA-Z0-9/._-]*/)?dstack-done-(?:{re.escape(name)}|run)-[0-9]+"
     return (
         0 < payload["exit_status"] < 256
-        and payload["seconds"] == seconds
+        # The end of ``max_duration`` may leave less.
+        and payload["seconds"] <= seconds
         and re.fullmatch(done, payload["done"]) is not None
     )
 
