@@ -38,6 +38,8 @@ class RunBase(Generic[TransportT]):
         self._snapshot = snapshot
         self._attachment: Attachment | None = None
         self._attach_asked = False
+        # The `with` blocks that are open: the tunnel is closed at the end of the outermost.
+        self._entered = 0
         # Whether this client submitted the run, so that the name was its own when it was last seen. Then a
         # check of the name that gets no reply does not prevent a stop.
         self._is_own = False

@@ -283,12 +283,15 @@ class AsyncRun(RunBase[AsyncTransport]):
             await asyncio.to_thread(attachment.close)
 
     async def __aenter__(self) -> Self:
+        self._entered += 1
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.detach()
+        self._entered -= 1
+        if self._entered == 0:
+            await self.detach()
 
     async def wait_until_ready(
         self,

@@ -309,12 +309,15 @@ class Run(RunBase[BlockingTransport]):
             attachment.close()
 
     def __enter__(self) -> Self:
+        self._entered += 1
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.detach()
+        self._entered -= 1
+        if self._entered == 0:
+            self.detach()
 
     def wait_until_ready(
         self,

@@ -246,7 +246,7 @@ def run_table(rows: Sequence[RunRow], now: datetime | None = None, style: TextSt
             row.status,
             format_duration(max(0.0, (at - row.submitted_at).total_seconds())),
             format_usd(row.cost),
-            _short(row.owner) or "-",
+            row.owner or "-",
             row.message,
         )
         for row in rows
@@ -257,14 +257,6 @@ def run_table(rows: Sequence[RunRow], now: datetime | None = None, style: TextSt
 
 def cost_table(rows: Sequence[CostRow], style: TextStyle = PLAIN) -> str:
     """Return the rows as a table of text, with their sum."""
-    cells = [(_short(row.group), str(row.runs), format_usd(row.cost)) for row in rows]
+    cells = [(row.group, str(row.runs), format_usd(row.cost)) for row in rows]
     total = ("TOTAL", str(sum(row.runs for row in rows)), format_usd(sum(row.cost for row in rows)))
     return text_table(("GROUP", "RUNS", "COST"), [*cells, total], style, whole=(1, 2))
-
-
-# An owner names a DAG, a DAG run and a task, each of up to 250 characters; a terminal has 80 to 200.
-_LONGEST_CELL = 48
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…"

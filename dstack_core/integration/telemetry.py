@@ -28,17 +28,28 @@ _NANOSECONDS = 1_000_000_000
 
 
 def trace_env() -> dict[str, str]:
-    """Return ``TRACEPARENT`` and ``TRACESTATE`` of the current span; nothing where nothing is traced."""
+    """Return ``TRACEPARENT`` and ``TRACESTATE`` of the current span; nothing where nothing is traced.
+
+    A context whose sampler decided against recording is passed on, so that the run is not recorded either. A
+    context that no sampler decided about is not: Airflow gives its tasks one while its tracing is off, and it
+    would silence the tracing of the code in the run.
+    """
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
         return {}
     context: Any = trace.get_current_span().get_span_context()
-    if not context.is_valid:
+    # The lowest bit of the flags is "sampled" (W3C Trace Context).
+    if not context.is_valid or not (context.trace_flags & 1 or _has_provider(trace)):
         return {}
     env = {"TRACEPARENT": f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"}
     if context.trace_state:
         env["TRACESTATE"] = context.trace_state.to_header()
     return env
+
+
+def _has_provider(trace: Any) -> bool:
+    """Return whether the process has configured a tracer provider, so that something samples."""
+    return type(trace.get_tracer_provider()).__name__ not in ("ProxyTracerProvider", "NoOpTracerProvider")
 
 
 def phases(since: Mapping[str, float], ended_at: float) -> Iterator[tuple[str, float, float]]:

@@ -138,6 +138,7 @@ def _checked(one: Any, by_path: bool) -> OneCallback:
             f"callbacks: expected a class with methods such as on_running(event), got {one!r}. "
             "Derive it from RunCallbacks."
         )
+    _refuse_unknown(one, methods)
     for name in found:
         if inspect.iscoroutinefunction(getattr(one, name)):
             raise ConfigurationError(
@@ -148,6 +149,23 @@ def _checked(one: Any, by_path: bool) -> OneCallback:
         # Checked by its methods.
         return cast("OneCallback", one)
     return _path_of(one)
+
+
+def _refuse_unknown(one: Any, methods: Sequence[str]) -> None:
+    """Raise for an ``on_`` method that is never called, such as a misspelled one."""
+    cls = one if isinstance(one, type) else type(one)
+    if not issubclass(cls, RunCallbacks):
+        # Its other methods may be for something else.
+        return
+    unknown = next((name for name in dir(cls) if name.startswith("on_") and name not in methods), None)
+    if unknown is not None:
+        from difflib import get_close_matches
+
+        close = get_close_matches(unknown, methods, n=1)
+        advice = f"Did you mean {close[0]!r}?" if close else "Give a method of your own another name."
+        raise ConfigurationError(
+            f"callbacks: expected methods of {', '.join(methods)}, got {unknown} of {name_of(one)}. {advice}"
+        )
 
 
 def _path_of(one: Any) -> str:

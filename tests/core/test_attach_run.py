@@ -111,6 +111,9 @@ def test_a_run_is_attached_read_and_detached(server: Server, local_port: int) ->
         asked = len(server.script.requests)
         assert run.attach() is run
         assert len(server.script.requests) == asked
+        with run.attach():
+            assert run.is_attached
+        # The end of an inner block leaves the outer one its tunnel.
         assert echoed(local_port) == b"hello"
         assert b"".join(run.logs()) == b"".join(FRAMES)
     assert (run.is_attached, dict(run.ports)) == (False, {})
@@ -127,6 +130,8 @@ def test_an_async_run_is_attached_read_and_detached(server: Server, local_port: 
         async with await run.attach():
             assert (run.is_attached, dict(run.ports)) == (True, {80: local_port})
             assert await run.attach() is run
+            async with run:
+                assert run.is_attached
             assert await asyncio.to_thread(echoed, local_port) == b"hello"
             assert b"".join([chunk async for chunk in run.logs()]) == b"".join(FRAMES)
         assert (run.is_attached, dict(run.ports)) == (False, {})

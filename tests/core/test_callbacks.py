@@ -49,6 +49,13 @@ class Journal(RunCallbacks):
         return [event.kind for event in self.events]
 
 
+class Misspelled(RunCallbacks):
+    """Callbacks with a method that no event calls."""
+
+    def on_end(self, event: CallbackEvent) -> None:
+        raise AssertionError
+
+
 class Failing(RunCallbacks):
     """Callbacks that raise."""
 
@@ -231,6 +238,8 @@ def class_of_a_file() -> type[RunCallbacks]:
     [
         ("Journal", False, 'expected the path of a class such as "my_package.alerts.Alerts"'),
         (42, False, r"expected a class with methods such as on_running\(event\), got 42"),
+        (Misspelled, False, r"on_ended, got on_end of Misspelled\. Did you mean 'on_ended'\?"),
+        (Misspelled(), False, "got on_end of Misspelled"),
         (Async, False, "expected plain methods, got async def on_running of Async"),
         (Journal(), True, "expected a class that another process can import, got an instance of Journal"),
         (local_class(), True, "which is defined inside a function"),

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import io
+from datetime import UTC, datetime
 
 import pytest
 
-from dstack_core.integration import Finding, TextStyle, command_limits, describe_finding
+from dstack_core.integration import (
+    CostRow,
+    Finding,
+    RunRow,
+    TextStyle,
+    command_limits,
+    cost_table,
+    describe_finding,
+    run_table,
+)
 from dstack_core.integration.command_line import text_table
 
 HEAD = ("NAME", "STATUS", "OWNER")
@@ -23,6 +33,16 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "60")
+
+
+def test_tables_of_runs_and_costs_are_whole_unless_a_terminal_is_narrow() -> None:
+    owner = f"airflow:etl/manual__2026-11-27T21:44:24.740481+00:00/{'t' * 60}/1of2"
+    run = RunRow("run-1", "running", datetime.now(UTC), 1.0, owner, "")
+    cost = CostRow(owner, 1, 1.0)
+    assert owner in run_table([run])
+    assert owner in cost_table([cost])
+    assert owner in run_table([run], style=TextStyle(width=300))
+    assert max(map(len, run_table([run], style=TextStyle(width=80)).splitlines())) <= 80
 
 
 def test_only_a_terminal_has_colors_and_a_width(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,12 +29,18 @@ class Tracing:
 
     StatusCode = SimpleNamespace(ERROR="error")
 
-    def __init__(self, *, is_valid: bool = True, state: str = "") -> None:
+    def __init__(
+        self, *, is_valid: bool = True, state: str = "", flags: int = 1, provider: str = "Some"
+    ) -> None:
         self.spans: list[dict[str, Any]] = []
         header = SimpleNamespace(to_header=lambda: state) if state else None
         self.context = SimpleNamespace(
-            is_valid=is_valid, trace_id=0xAB, span_id=0xCD, trace_flags=1, trace_state=header
+            is_valid=is_valid, trace_id=0xAB, span_id=0xCD, trace_flags=flags, trace_state=header
         )
+        self.provider = type(provider, (), {})()
+
+    def get_tracer_provider(self) -> Any:
+        return self.provider
 
     def get_current_span(self) -> Any:
         return SimpleNamespace(get_span_context=lambda: self.context)
@@ -73,6 +79,15 @@ def test_the_environment_has_the_current_span(monkeypatch: pytest.MonkeyPatch) -
     assert trace_env() == {"TRACEPARENT": f"00-{'ab':0>32}-{'cd':0>16}-01"}
     monkeypatch.setitem(sys.modules, "opentelemetry.trace", Tracing(state="a=1"))
     assert trace_env()["TRACESTATE"] == "a=1"
+
+
+@pytest.mark.parametrize("provider", ["ProxyTracerProvider", "NoOpTracerProvider", "TracerProvider"])
+def test_only_a_sampler_keeps_the_run_from_recording(monkeypatch: pytest.MonkeyPatch, provider: str) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.trace", Tracing(flags=0, provider=provider))
+    unsampled = {"TRACEPARENT": f"00-{'ab':0>32}-{'cd':0>16}-00"}
+    assert trace_env() == (unsampled if provider == "TracerProvider" else {})
+    monkeypatch.setitem(sys.modules, "opentelemetry.trace", Tracing(provider=provider))
+    assert trace_env()["TRACEPARENT"].endswith("-01")
 
 
 def test_a_run_has_a_span_for_each_phase(monkeypatch: pytest.MonkeyPatch) -> None:

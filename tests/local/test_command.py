@@ -229,7 +229,8 @@ def test_a_shell_on_a_terminal(client: dstack.Client) -> None:
     terminal.write("tty; stty size; echo run=$DSTACK_RUN_NAME\n")
     terminal.read_until(r"/dev/pts/\d+[\s\S]*\d+ \d+[\s\S]*run=terminal")
     # Ctrl-C ends the command in the container, not this process.
-    terminal.write("echo begin; sleep 300; echo end=$?\n")
+    # The command itself shows that it runs: a Ctrl-C before the shell has given it the terminal is lost.
+    terminal.write("sh -c 'echo begin; exec sleep 300'; echo end=$?\n")
     terminal.read_until(r"begin\r\n")
     terminal.write("\x03")
     terminal.write("echo after=$?\n")
