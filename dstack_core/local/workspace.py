@@ -167,8 +167,10 @@ class Workspace:
 def _path() -> str:
     """Return PATH with the server's own Python, as if the environment it was started from were active."""
     path = os.environ.get("PATH", os.defpath)
-    own = os.path.dirname(sys.executable)
-    return path if not own or own in path.split(os.pathsep) else f"{own}{os.pathsep}{path}"
+    if not sys.executable:
+        return path
+    own = str(Path(sys.executable).parent)
+    return path if own in path.split(os.pathsep) else f"{own}{os.pathsep}{path}"
 
 
 def _unpack(archive: Path, directory: Path) -> None:

@@ -238,7 +238,7 @@ def test_a_mask_env_that_no_variable_has_is_refused_before_anything_is_submitted
     @flow(name=tmp_path.name)
     def licensed() -> None: ...
 
-    with pytest.raises(ConfigurationError, match="mask_env: .* got 'LICENCE'. Did you mean 'LICENSE'"):
+    with pytest.raises(ConfigurationError, match=r"mask_env: .* got 'LICENCE'\. Did you mean 'LICENSE'"):
         licensed()
     (flow_run,) = flow_runs(tmp_path.name)
     assert flow_run.state is not None

@@ -146,7 +146,9 @@ def test_no_image_is_blamed_where_none_was_named(
         ({"configuration": {"docker": True}}, "docker"),
     ],
 )
-def test_the_machine_knows_what_chose_its_image(tmp_path: Path, given: dict[str, Any], key: str | None) -> None:
+def test_the_machine_knows_what_chose_its_image(
+    tmp_path: Path, given: dict[str, Any], key: str | None
+) -> None:
     configuration = DstackJobConfiguration(command="true", **given)
     configuration.carry(Parcel(PYTHON, "3.8.8", "{}"), tmp_path)
     assert json.loads((tmp_path / "machine.json").read_text())["image_key"] == key
