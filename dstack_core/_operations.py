@@ -45,7 +45,8 @@ from dstack_core._wire.api import Api
 from dstack_core._wire.attach import Approach, Route, fixed_local_ports
 from dstack_core._wire.filling import fill_in, takes_args
 from dstack_core._wire.runs import RunSnapshot
-from dstack_core._wire.spec import check_run_name, retries_errors, run_spec, with_default_tags
+from dstack_core._wire.spec import check_run_name, run_spec, with_default_tags
+from dstack_core._wire.spec_ends import max_seconds, retries_errors
 from dstack_core._wire.versions import needs_of
 from dstack_core.configurations import ConfigurationLike, load_configuration, load_profile
 from dstack_core.errors import ConfigurationError
@@ -345,8 +346,11 @@ class Operations:
             filled = with_command(filled)
         debug = options.get("debug_on_failure")
         if debug is not None:
-            retries = retries_errors(run_spec(filled, {**options, "profile": profile}))
-            filled = held_on_failure(filled, debug, reports=reports, retries_errors=retries)
+            spec = run_spec(filled, {**options, "profile": profile})
+            retries, limit = retries_errors(spec), max_seconds(spec)
+            filled = held_on_failure(
+                filled, debug, reports=reports, retries_errors=retries, max_seconds=limit
+            )
         return filled, {**options, "profile": profile}
 
     def _key(self, run_name: str | None = None) -> Op[str]:

@@ -227,17 +227,6 @@ def _retry(policy: Any) -> dict[str, Any] | bool | None:
     )
 
 
-def retries_errors(spec: Mapping[str, Any]) -> bool:
-    """Return whether the server starts a run again whose commands have failed (PROTOCOL 3.2)."""
-    retry = spec["configuration"].get("retry")
-    if retry is None:
-        retry = spec["profile"].get("retry")
-    if isinstance(retry, Mapping):
-        # Without a list, dstack retries on every event.
-        return "error" in (retry.get("on_events") or ["error"])
-    return bool(retry)
-
-
 def _max_duration(duration: int | str) -> int | str:
     try:
         check_duration(duration, off=True)

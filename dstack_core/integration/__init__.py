@@ -73,6 +73,7 @@ from dstack_core.integration.utilization_text import (
     utilization_lines,
 )
 from dstack_core.models.base import known_fields
+from dstack_core.models.debug import Hold
 from dstack_core.models.durations import format_duration
 from dstack_core.models.failure_categories import (
     FAILURE_CATEGORIES,
@@ -102,6 +103,7 @@ __all__ = [
     "FailureCategory",
     "Finding",
     "FunctionCall",
+    "Hold",
     "LogRelay",
     "MaskEnv",
     "Masker",

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 # A held run is a failed run that still has its machine; the messages of its begin and its end.
 HELD, RELEASED = "held", "released"
 # How the command begins that holds the container: by it a run is known of which to expect a ``held`` message.
 HOLD_PREFIX = "dstack_hold_seconds="
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """The option ``debug_on_failure`` of an engine, and the exit statuses that do not hold.
+
+    Attributes:
+        duration: The option itself: seconds (int), a str such as ``"30m"``, or None.
+        but_not: The exit statuses with which the container is not held (0 to 255).
+
+    Example:
+        ``client.runs.submit(configuration, debug_on_failure=Hold("30m", but_not=(99,)))``
+    """
+
+    duration: int | str | None
+    but_not: tuple[int, ...] = ()
 
 
 def attach_command(run_name: str, node: int = 0) -> str:

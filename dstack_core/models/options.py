@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from urllib.parse import urlsplit
 
 from dstack_core.errors import ConfigurationError
+from dstack_core.models.debug import Hold
 
 if TYPE_CHECKING:
     from dstack_core.models.profiles import Profile, RetryPolicy
@@ -253,6 +254,8 @@ def hold_seconds(option: object) -> int | None:
 
     Raises ``ConfigurationError`` for anything but seconds above 0, or a duration such as ``"30m"``.
     """
+    if isinstance(option, Hold):
+        option = option.duration
     if option is None or option is False:
         return None
     try:

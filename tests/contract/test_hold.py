@@ -53,6 +53,13 @@ def held(target: Target, client: dstack.Client, *commands: str, **options: Any) 
         run.stop()
 
 
+def test_what_is_left_of_max_duration_is_the_time_of_the_hold(target: Target, client: dstack.Client) -> None:
+    with held(target, client, "exit 3", max_duration="5m") as run:
+        outcome = failed(target, run)
+        assert (outcome.exit_status, bool(outcome.debug_command)) == (3, True)
+        assert 200 < outcome.debug_seconds <= 300
+
+
 @pytest.mark.parametrize("reports", [False, True])
 @pytest.mark.parametrize(
     ("commands", "status"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import dstack_core as dstack
 from dstack_core._report.delivery import with_command
 from dstack_core._report.hold import with_hold
 from dstack_core.integration import describe_failure
+from dstack_core.local import LocalServer
 from dstack_core.models.configurations import Task
 from dstack_core.models.options import hold_seconds
 from dstack_core.models.outcome import Outcome
@@ -63,14 +65,17 @@ def test_what_cannot_be_held_is_refused_before_a_request(
         client.runs.submit(configuration, debug_on_failure="30m", **options)
 
 
-def started(shell: str, tmp_path: Path, *commands: str, reports: bool = False) -> subprocess.Popen[str]:
+def started(
+    shell: str, tmp_path: Path, *commands: str, reports: bool = False, **options: Any
+) -> subprocess.Popen[str]:
     task = Task(commands=list(commands))
     if reports:
         task = with_command(task)  # type: ignore[assignment]
-    text = " && ".join(with_hold(task, 600, reports=reports).commands or [])
+    text = " && ".join(with_hold(task, 600, reports=reports, **options).commands or [])
     return subprocess.Popen(
         [shell, "-c", text],
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "TMPDIR": str(tmp_path), "DSTACK_RUN_NAME": "train"},
         start_new_session=True,
@@ -152,6 +157,76 @@ def test_commands_that_a_signal_has_ended_are_not_held(shell: str, tmp_path: Pat
         assert process.stdout is not None
         assert "held" not in process.stdout.read()
         assert process.wait(60) != 0
+
+
+@pytest.mark.parametrize("reports", [False, True])
+@pytest.mark.parametrize("shell", SHELLS)
+def test_an_exempt_status_is_not_held(shell: str, reports: bool, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"reports": reports, "but_not": (7, 99)}
+    with started(shell, tmp_path, "set -eu", "exit 99", **options) as process:
+        assert "held" not in process.communicate(timeout=60)[0]
+        assert process.returncode == 99
+    with started(shell, tmp_path, "set -eu", "exit 9", **options) as process:
+        Path(line_of(process, "To end it: touch ").removeprefix("To end it: touch ")).touch()
+        assert process.wait(60) == 9
+
+
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [(60, r"(60|[45]\d) s, until max_duration ends the run"), (599, "9 min, until .*"), (700, "10 min")],
+)
+@pytest.mark.parametrize("shell", SHELLS)
+def test_what_is_left_of_max_duration_is_shown(shell: str, left: int, words: str, tmp_path: Path) -> None:
+    with started(shell, tmp_path, "set -eu", "exit 3", max_seconds=left) as process:
+        shown = line_of(process, "The commands exited")
+        assert re.fullmatch(rf"The commands exited with status 3. The container is held for {words}\.", shown)
+        payload = json.loads(line_of(process, "::dstack::").removeprefix("::dstack::"))
+        assert min(600, left) - 20 <= payload["seconds"] <= min(600, left)
+        Path(payload["done"]).touch()
+        assert process.wait(60) == 3
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_run_that_max_duration_is_about_to_end_is_not_held(shell: str, tmp_path: Path) -> None:
+    with started(shell, tmp_path, "exit 3", max_seconds=9) as process:
+        output, errors = process.communicate(timeout=60)
+        assert (process.returncode, output) == (3, "")
+        assert re.search(r"10 s or more until max_duration, got \d s\. The container is not held\.", errors)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_without_a_clock_the_hold_is_as_long_as_asked(shell: str, tmp_path: Path) -> None:
+    with started(shell, tmp_path, "date() { return 1; }; exit 3", max_seconds=9) as process:
+        assert "held for 10 min." in line_of(process, "The commands exited")
+        Path(line_of(process, "To end it: touch ").removeprefix("To end it: touch ")).touch()
+        assert process.wait(60) == 3
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "words"),
+    [
+        ("option", "5m", "[45] min, until"),
+        ("configuration", 300, "[45] min, until"),
+        ("profile", "5m", "[45] min, until"),
+        ("option", "off", "10 min\\."),
+        ("configuration", None, "10 min\\."),
+    ],
+)
+def test_the_max_duration_that_counts(where: str, value: Any, words: str) -> None:
+    configuration = {"type": "task", "commands": ["exit 3"]}
+    options: dict[str, Any] = {"debug_on_failure": "10m"}
+    if where == "configuration":
+        configuration |= {"max_duration": value}
+    elif where == "profile":
+        options["profile"] = dstack.Profile(name="p", max_duration=value)
+    else:
+        options["max_duration"] = value
+    with LocalServer(step_seconds=0.01) as server, server.client() as client:
+        run = client.runs.submit(configuration, "train", **options)
+        outcome = run.wait(60, poll_interval=0.1)
+        assert outcome.debug_seconds == 600 if "10" in words else 200 < outcome.debug_seconds <= 300
+        assert re.search(f"The container is held for {words}", b"".join(run.logs()).decode())
+        run.stop(until="ended", timeout=60)
 
 
 OUTCOME = Outcome(

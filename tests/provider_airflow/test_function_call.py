@@ -184,13 +184,14 @@ def test_an_exit_status_can_skip_the_task(
     state: str,
 ) -> None:
     ran = dag_runner.run_tasks(
-        f"@task.dstack(poll_interval=0.3, skip_on_exit_code={listed})\n"
+        f"@task.dstack(poll_interval=0.3, skip_on_exit_code={listed}, debug_on_failure='10m')\n"
         "def train():\n    import sys\n    sys.exit(99)\ntrain()"
     )
     output = capfd.readouterr().out
     assert ran.tasks == {"train": state}
     assert ("exited with status 99, which means to skip" in output) is (state == "skipped")
     assert ("DstackUserError" in output) is (state == "failed")
+    assert ("container is held" in output) is (state == "failed")
 
 
 @pytest.mark.parametrize("serializer", ["json", "cloudpickle"])

@@ -49,6 +49,18 @@ def test_the_task_fails_at_once_with_the_line_to_enter_and_the_run_is_held(
 
 
 @MODES
+def test_a_status_that_skips_the_task_is_not_held(
+    dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str], deferrable: bool
+) -> None:
+    options: dict[str, Any] = {"debug_on_failure": LONG, "skip_on_exit_code": [7, 99]}
+    ended = dag_runner.run(arguments(deferrable, "echo started", "exit 99", **options))
+    assert ended.task_state == "skipped"
+    outcome = the_run(server).wait(60, poll_interval=0.1)
+    assert (outcome.exit_status, outcome.debug_seconds) == (99, 0)
+    assert "held" not in capfd.readouterr().out
+
+
+@MODES
 def test_the_task_fails_with_the_line_to_enter_on_a_slow_server(
     dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str], deferrable: bool
 ) -> None:

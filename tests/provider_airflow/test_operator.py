@@ -6,6 +6,7 @@ import copy
 import json
 import socket
 from dataclasses import asdict
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -79,7 +80,11 @@ def operator(**arguments: Any) -> DstackRunOperator:
         ({"tags": {"team": None}}, "tags: expected a value .* for team, got None"),
         *(
             ({"debug_on_failure": given}, f"debug_on_failure: expected seconds above 0.*, got {given!r}")
-            for given in ("5x", "", "0", 0, -1, True, 1.5, "1.5h")
+            for given in ("5x", "", "0", 0, -1, True, 1.5, "1.5h", "-5m", "1000d", "169h", 604801, "8d")
+        ),
+        *(
+            ({"debug_on_failure": given}, "debug_on_failure: expected seconds above 0")
+            for given in ([1], (1,), {"seconds": 1}, {1}, b"5m", timedelta(minutes=5))
         ),
     ],
 )
@@ -93,7 +98,10 @@ def test_wrong_arguments_are_reported_when_the_dag_is_parsed(arguments: dict[str
     [
         *({"tags": tags} for tags in (None, False, {}, {"team": "ml"}, {"site": "a b:c/d@e"}, "{{ x }}")),
         *({"tags": {key: one}} for key, one in (("team", "{{ x }}"), ("{{ x }}", "y z"))),
-        *({"debug_on_failure": given} for given in (None, False, 90, "90", "30m", "2h", "{{ x }}")),
+        *(
+            {"debug_on_failure": given}
+            for given in (None, False, 90, "90", "30m", "2h", "7d", "168h", "{{ x }}")
+        ),
     ],
     ids=str,
 )

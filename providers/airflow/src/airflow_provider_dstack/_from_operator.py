@@ -180,7 +180,7 @@ def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str,
         with_local_paths,
     )
     from dstack_core import SubmitOptions
-    from dstack_core.integration import check_ends
+    from dstack_core.integration import Hold, check_ends
 
     folder = operator.configuration_folder or beside_dag(".", context)
     configuration = with_local_paths(read_configuration(operator.configuration), folder)
@@ -188,7 +188,9 @@ def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str,
     given = {name: getattr(operator, RENAMED.get(name, name)) for name in SubmitOptions.__optional_keys__}
     given["profile"] = profile_of(operator, context)
     given["max_duration"] = read_duration(given["max_duration"])
-    given["debug_on_failure"] = read_duration(given["debug_on_failure"])
+    # A run that skips the task has not failed.
+    hold = read_duration(given["debug_on_failure"])
+    given["debug_on_failure"] = Hold(hold, operator.skip_statuses) if operator.skip_statuses else hold
     given["max_price"] = read_price(given["max_price"])
     given["backends"] = read_backends(given["backends"])
     check_ends(configuration, given["max_duration"], given["profile"])

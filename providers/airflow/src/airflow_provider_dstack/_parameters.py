@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
+from datetime import timedelta
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
@@ -23,7 +24,8 @@ Returns: TypeAlias = Literal["outcome", "result"]
 RETURNS = ("outcome", "result")
 # What is right at a glance, of ``tags`` and ``debug_on_failure``.
 _TAG = re.compile(r"[A-Za-z0-9_-]{1,60}=[A-Za-z0-9_-]{0,256}")
-_HOLD = re.compile(r"0*[1-9]\d*[smhdw]?")
+_HOLD = re.compile(r"[1-9]\d{0,4}s?|[1-9]\d{0,3}m|[1-9]\d?h|[1-7]d|1w")
+_HOLD_LITERALS = (str, int, float, bytes, list, tuple, set, frozenset, dict, timedelta)
 _LITERALS = (str, int, float, list, dict, type(None))
 _CORES_NAMES = re.compile(r"\b(?:git_identity_file|git_private_key|oauth_token)\b")
 # What the operator calls options of ``dstack_core``: Airflow has parameters of these names.
@@ -166,13 +168,9 @@ def yes_or_no(name: str, value: bool) -> bool:
 
 def check_literals(*, tags: Any, debug_on_failure: Any) -> None:
     """Raise ``ValueError`` for a wrong value of a template field that contains no template."""
-    if isinstance(debug_on_failure, str | int | float) and not _is_template(debug_on_failure):
-        is_off, text = debug_on_failure is False, str(debug_on_failure)
-        if not (is_off or (not isinstance(debug_on_failure, float) and _HOLD.fullmatch(text))):
-            raise ValueError(
-                'debug_on_failure: expected seconds above 0, or a string such as "30m" or "2h", at most '
-                f"7 days, got {debug_on_failure!r}."
-            )
+    # The output of another task is filled in later.
+    if isinstance(debug_on_failure, _HOLD_LITERALS) and not _is_template(debug_on_failure):
+        check_hold(debug_on_failure)
     is_literal = isinstance(tags, str | bool | int | float | list | tuple | set) and not _is_template(tags)
     if isinstance(tags, Mapping):
         plain = {key: one for key, one in tags.items() if not _is_template(key) and not _is_template(one)}
@@ -190,6 +188,19 @@ def check_literals(*, tags: Any, debug_on_failure: Any) -> None:
 
         try:
             check_tags("tags", tags)
+        except ConfigurationError as error:
+            raise ValueError(error.message) from None
+
+
+def check_hold(value: Any) -> None:
+    """Raise ``ValueError`` for a wrong ``debug_on_failure``."""
+    # What is not plainly right costs a DAG file the import of ``dstack_core``.
+    if isinstance(value, bool) or not (isinstance(value, int | str) and _HOLD.fullmatch(str(value))):
+        from dstack_core import ConfigurationError
+        from dstack_core.integration import hold_seconds
+
+        try:
+            hold_seconds(value)
         except ConfigurationError as error:
             raise ValueError(error.message) from None
 

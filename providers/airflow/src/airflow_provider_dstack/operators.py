@@ -299,7 +299,7 @@ class DstackRunOperator(TemplatedModels):
         self.max_reports_per_second = most("max_reports_per_second", max_reports_per_second, 1)
         self.callbacks = check_callbacks(callbacks, deferrable=deferrable)
         self.mask_env = mask_env_of(mask_env)
-        self._skip_on = exit_codes("skip_on_exit_code", skip_on_exit_code)
+        self.skip_statuses = exit_codes("skip_on_exit_code", skip_on_exit_code)
         self.log_budget_bytes = log_budget(log_budget_bytes)
         self.log_timestamps = yes_or_no("log_timestamps", log_timestamps)
         self.log_groups = yes_or_no("log_groups", log_groups)
@@ -366,7 +366,7 @@ class DstackRunOperator(TemplatedModels):
                 hide = Masker([*self.secret_texts(), self.hook().token]).mask
                 outcome = mask_result(outcome, hide, lambda warning: None)
             push(context["ti"], OUTCOME_KEY, outcome_dict(outcome), self.log)
-        return result_of(outcome, tail, self._skip_on, is_tail_shown=is_tail_shown)
+        return result_of(outcome, tail, self.skip_statuses, is_tail_shown=is_tail_shown)
 
     def _succeed(
         self, context: Context, outcome: Outcome, result: dict[str, Any], reports: RunReports
