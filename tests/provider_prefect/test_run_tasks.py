@@ -140,7 +140,9 @@ def test_a_mask_env_that_no_variable_of_the_run_has_is_refused(
     def call(name: str) -> Any:
         return steps(name) if kind == "sync" else asyncio.run(asteps(name))
 
-    with pytest.raises(ConfigurationError, match=r"mask_env: .*\(LICENSE.*'LICENCE'\. Did you mean 'LICENSE'"):
+    with pytest.raises(
+        ConfigurationError, match=r"mask_env: .*\(LICENSE.*'LICENCE'\. Did you mean 'LICENSE'"
+    ):
         call("LICENCE")
     assert call("LICENSE")["status"] == "done"
 
