@@ -346,7 +346,8 @@ class RunCollection:
             The runs.
 
         Raises:
-            ServerError: The server errors.
+            ProjectNotFoundError: The server has no such project; asked only if there are no runs.
+            ServerError: The other server errors.
 
         Example:
             ``names = [run.name for run in client.runs.list(all=True)]``

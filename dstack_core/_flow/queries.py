@@ -21,14 +21,15 @@ def list_runs(api: Api, *, all: bool) -> Op[list[RunSnapshot]]:
     """Return the project's runs, newest first.
 
     Without ``all``: the active ones, or the latest finished one when none is active (PROTOCOL 3.1).
-    Replaced and deleted runs are left out.
+    Replaced and deleted runs are left out. Raises ``ProjectNotFoundError``.
     """
-    if not all:
-        active = yield from _pages(api, only_active=True)
-        if active:
-            return active
-        return (yield from _pages(api, only_active=False, most=1))
-    return (yield from _pages(api, only_active=False))
+    runs = [] if all else (yield from _pages(api, only_active=True))
+    if not runs:
+        runs = yield from _pages(api, only_active=False, most=None if all else 1)
+    if not runs:
+        # Servers of every version list no runs for a project that they do not have.
+        yield from call(api.get_project(api.project))
+    return runs
 
 
 def _pages(api: Api, *, only_active: bool, most: int | None = None) -> Op[list[RunSnapshot]]:

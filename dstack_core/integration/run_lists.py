@@ -57,20 +57,6 @@ class CostRow:
     cost: float
 
 
-def list_project_runs(client: Client, *, all: bool = False) -> list[Run]:
-    """Return what ``client.runs.list`` does, and raise an error for a project that does not exist.
-
-    A server lists no runs for a project that it does not have; only then a second request asks for it.
-
-    Raises:
-        ProjectNotFoundError: The server has no such project.
-    """
-    runs = client.runs.list(all=all)
-    if not runs:
-        client.projects.get()
-    return runs
-
-
 def is_held_for_a_shell(run: Run) -> bool:
     """Return whether a run's container is held after a failure; reads its log, False if that cannot be read.
 
@@ -190,7 +176,7 @@ def show_runs(
     """
     shown = [
         run
-        for run in list_project_runs(client, all=all)
+        for run in client.runs.list(all=all)
         if (all or run.last_status.is_active) and (run.marker or "").startswith(owner)
     ]
     rows = run_rows(shown, is_held=is_held_for_a_shell)
@@ -216,7 +202,7 @@ def show_costs(
     ``cost_rows``, ``ProjectNotFoundError`` and the other server errors.
     """
     cost_rows([], by=by, since=since)
-    rows = cost_rows(list_project_runs(client, all=True), by=by, since=since)
+    rows = cost_rows(client.runs.list(all=True), by=by, since=since)
     return rows_json(rows, indent=indent) if as_json else cost_table(rows, style)
 
 

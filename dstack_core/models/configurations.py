@@ -314,10 +314,11 @@ def _as_text(value: Any) -> Any:
 
 
 def _check_port(port: int | str | PortMapping) -> None:
-    if isinstance(port, int) and not 1 <= port <= 65535:
-        raise ValueError(f"expected a port from 1 to 65535, got {port}")
     if isinstance(port, str) and not _PORT.fullmatch(port):
         raise ValueError(f'expected a port mapping such as 80, "8080:80" or "*:80", got {port!r}')
+    numbers = [] if isinstance(port, PortMapping) else str(port).split(":")
+    if any(number != "*" and not 1 <= int(number) <= 65535 for number in numbers):
+        raise ValueError(f"expected a port from 1 to 65535, got {port!r}")
 
 
 def _split_env(number: int, item: Any) -> tuple[str, str | None]:

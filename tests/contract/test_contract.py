@@ -198,6 +198,18 @@ def test_an_unknown_project_is_refused_by_name(target: Target) -> None:
         client.runs.submit(target.task("echo never"))
 
 
+@pytest.mark.parametrize("all", [False, True])
+def test_an_unknown_project_has_no_list_of_runs(target: Target, all: bool) -> None:
+    async def alist() -> None:
+        async with target.async_client(project_name="nope") as client:
+            await client.runs.list(all=all)
+
+    with target.client(project_name="nope") as client:
+        for ask in (lambda: client.runs.list(all=all), lambda: asyncio.run(alist())):
+            with pytest.raises(dstack.ProjectNotFoundError, match="no project 'nope'"):
+                ask()
+
+
 def test_an_unknown_key_is_refused_by_the_server_and_nothing_is_submitted(
     target: Target, client: dstack.Client
 ) -> None:

@@ -25,6 +25,13 @@ dstack: Any = dstack_core
         (lambda: dstack.Task(env={"DEBUG": True}), r"Task\.env: expected a string for DEBUG, got a bool\. Write it as"),
         (lambda: dstack.Task(ports=["80:b"]), r"Task\.ports: expected a port mapping .*, got '80:b'"),
         (lambda: dstack.Task(ports=[70000]), r"Task\.ports: expected a port from 1 to 65535, got 70000"),
+        *(
+            (lambda port=port: dstack.Task(ports=[port]), rf"Task\.ports: expected a port from 1 to 65535, got {port!r}\.".replace("*", r"\*"))
+            for port in ("70000:80", "80:70000", "99999", "*:70000", "0:80", "80:0")
+        ),
+        (lambda: dstack.Service(port="80:65536"), r"Service\.port: expected a port from 1 to 65535, got '80:65536'\."),
+        (lambda: dstack.Task(ports=[{"local_port": 65536, "container_port": 80}]), r"Task\.ports, item 1, local_port: expected .* 65535, got 65536"),
+        (lambda: dstack.load_configuration({"type": "task", "ports": ["70000:80"]}), r"ports: expected a port from 1 to 65535, got '70000:80'\."),
         (lambda: dstack.Service(commands=["x"]), r"Service\.port: expected a value, got none\."),
         (lambda: dstack.GPU(memory="24XB"), r"GPU\.memory: expected a size such as \"24GB\".*, got '24XB'"),
         (lambda: dstack.GPU(count="many"), r"GPU\.count: expected a whole number such as 2.*, got 'many'"),

@@ -260,12 +260,12 @@ def test_a_connection_that_was_idle_is_not_used_again(
     monkeypatch.setattr(module, "IDLE_SECONDS", idle)
     if kind == "sync":
         with dstack.Client(**arguments) as client:
-            assert [client.runs.list() for _ in range(3)] == [[]] * 3
+            assert [client.projects.list() for _ in range(3)] == [[]] * 3
     else:
 
         async def lists() -> list[Any]:
             async with dstack.AsyncClient(**arguments) as client:
-                return [await client.runs.list() for _ in range(3)]
+                return [await client.projects.list() for _ in range(3)]
 
         assert asyncio.run(lists()) == [[]] * 3
     assert len(found) >= 3

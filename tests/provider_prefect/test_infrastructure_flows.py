@@ -231,6 +231,22 @@ def test_secrets_are_in_no_log_state_or_error_of_a_flow(
         assert any(f"{word} *** *** postgres:***db/x training-stage" in each for each in messages)
 
 
+def test_a_mask_env_that_no_variable_has_is_refused_before_anything_is_submitted(
+    machine: Machine, dstack: LocalServer, tmp_path: Path
+) -> None:
+    @machine(env={"LICENSE": "lic12345"}, mask_env=["LICENCE"])
+    @flow(name=tmp_path.name)
+    def licensed() -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"mask_env: .* got 'LICENCE'\. Did you mean 'LICENSE'"):
+        licensed()
+    (flow_run,) = flow_runs(tmp_path.name)
+    assert flow_run.state is not None
+    assert "mask_env" in str(flow_run.state.message)
+    with dstack.client() as client:
+        assert client.runs.list(all=True) == []
+
+
 @pytest.mark.parametrize("way", ["result", "error"])
 def test_what_cannot_be_sent_back_is_named(machine: Machine, way: str) -> None:
     @machine()

@@ -17,7 +17,7 @@ import prefect_dstack
 from dstack_core import ConfigurationError
 from prefect_dstack import DstackFlow, MachineOptions, dstack
 from prefect_dstack._bundles import Parcel, values_to_pickle
-from prefect_dstack._worker_variables import DstackVariables
+from prefect_dstack._worker_variables import DstackJobConfiguration, DstackVariables
 
 MAIN = Path(prefect_dstack.__file__).parent / "_bundle_main.py"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -100,8 +100,10 @@ def test_what_json_changes_is_pickled(value: Any) -> None:
     assert list(values_to_pickle({"x": value})) == ["x"]
 
 
-def run_main(folder: Path, *options: str, python: str = PYTHON) -> subprocess.CompletedProcess[str]:
-    Parcel(python, "3.8.8", "{}").write(folder, {"NAME": "value"}, {})
+def run_main(
+    folder: Path, *options: str, python: str = PYTHON, image_key: str | None = "image"
+) -> subprocess.CompletedProcess[str]:
+    Parcel(python, "3.8.8", "{}").write(folder, {"NAME": "value"}, {}, image_key=image_key)
     return subprocess.run(
         [sys.executable, *options, str(folder / "run_flow.py")], capture_output=True, text=True, check=False
     )
@@ -122,7 +124,34 @@ def test_a_missing_prefect_on_the_machine_is_named(tmp_path: Path) -> None:
     done = run_main(tmp_path, "-I", "-S")
     assert done.returncode == 1
     assert done.stderr.startswith("prefect: expected Prefect 3.8.8 in this image, got none")
-    assert 'commands=["pip install prefect==3.8.8"]' in done.stderr
+    assert done.stderr.endswith('commands=["pip install prefect==3.8.8"], or drop image.\n')
+
+
+@pytest.mark.parametrize(("options", "python"), [(("-I", "-S"), PYTHON), ((), "3.9")])
+def test_no_image_is_blamed_where_none_was_named(
+    tmp_path: Path, options: tuple[str, ...], python: str
+) -> None:
+    text = run_main(tmp_path, *options, python=python, image_key=None).stderr
+    assert f"in {sys.executable}" in text
+    assert "tart the embedded dstack server with a Python with P" in text
+    assert "image" not in text
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({}, None),
+        ({"image": "ubuntu"}, "image"),
+        ({"configuration": {"python": "3.12"}}, "python"),
+        ({"configuration": {"docker": True}}, "docker"),
+    ],
+)
+def test_the_machine_knows_what_chose_its_image(
+    tmp_path: Path, given: dict[str, Any], key: str | None
+) -> None:
+    configuration = DstackJobConfiguration(command="true", **given)
+    configuration.carry(Parcel(PYTHON, "3.8.8", "{}"), tmp_path)
+    assert json.loads((tmp_path / "machine.json").read_text())["image_key"] == key
 
 
 def test_a_prefect_without_bundles_on_the_machine_is_named(
@@ -131,7 +160,7 @@ def test_a_prefect_without_bundles_on_the_machine_is_named(
     from prefect_dstack import _bundle_main
 
     monkeypatch.setitem(sys.modules, "prefect.bundles", None)
-    found = _bundle_main.problem({"python": "3.11", "prefect": "3.8.8"}, "3.11")
+    found = _bundle_main.problem({"python": "3.11", "prefect": "3.8.8", "image_key": "image"}, "3.11")
     assert found is not None
     assert f"got {prefect.__version__}, which runs no bundles" in found
 

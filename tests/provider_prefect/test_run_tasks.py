@@ -119,6 +119,34 @@ def test_stopping_an_ended_or_missing_run_is_not_an_error(
     assert not any(request.path.endswith("/runs/stop") for request in dstack.requests)
 
 
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_mask_env_that_no_variable_of_the_run_has_is_refused(
+    dstack: LocalServer, credentials: DstackCredentials, kind: str
+) -> None:
+    task = {**SHORT, "env": {"LICENSE": "lic12345"}}
+    with dstack.client() as client:
+        client.runs.submit(task, "licensed")
+
+    @flow
+    def steps(name: str) -> Any:
+        options: Any = {**FAST, "mask_env": [name]}
+        return wait_for_run("licensed", credentials, **options)
+
+    @flow
+    async def asteps(name: str) -> Any:
+        options: Any = {**FAST, "mask_env": [name]}
+        return await await_for_run("licensed", credentials, **options)
+
+    def call(name: str) -> Any:
+        return steps(name) if kind == "sync" else asyncio.run(asteps(name))
+
+    with pytest.raises(
+        ConfigurationError, match=r"mask_env: .*\(LICENSE.*'LICENCE'\. Did you mean 'LICENSE'"
+    ):
+        call("LICENCE")
+    assert call("LICENSE")["status"] == "done"
+
+
 @pytest.mark.parametrize("wrong", ["", {}, {"run_name": 3}, None])
 def test_an_argument_without_a_runs_name_is_refused(wrong: Any, credentials: DstackCredentials) -> None:
     @flow

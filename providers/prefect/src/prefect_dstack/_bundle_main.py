@@ -11,27 +11,35 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
+
+# Without an image of the user's, the machine has Prefect's own, unless its server starts plain processes.
+_PUT_FIRST = "Start the embedded dstack server with a Python"
 
 
-def problem(wanted: dict[str, str], found: str) -> str | None:
+def problem(wanted: dict[str, Any], found: str) -> str | None:
     """Return why this Python cannot run the flow, or None; ``found`` is its minor version."""
+    key = wanted["image_key"]
+    where = "in this image" if key else f"in {sys.executable}"
     if found != wanted["python"]:
+        choose = "Choose an image" if key else _PUT_FIRST
         return (
-            f"python: expected {wanted['python']}, which pickled the flow, got {found} in this image. "
-            f"Choose an image with Python {wanted['python']}, or call the flow with Python {found}."
+            f"python: expected {wanted['python']}, which pickled the flow, got {found} {where}. "
+            f"{choose} with Python {wanted['python']}, or call the flow with Python {found}."
         )
     try:
         import prefect
     except ImportError as error:
         return (
-            f"prefect: expected Prefect {wanted['prefect']} in this image, got none ({error}). "
-            f'Install it with commands=["pip install prefect=={wanted["prefect"]}"], or drop image.'
+            f"prefect: expected Prefect {wanted['prefect']} {where}, got none ({error}). "
+            f'Install it with commands=["pip install prefect=={wanted["prefect"]}"], or '
+            + (f"drop {key}." if key else f"{_PUT_FIRST[0].lower()}{_PUT_FIRST[1:]} with Prefect.")
         )
     try:
         import prefect.bundles
     except ImportError:
         return (
-            f"prefect: expected Prefect {wanted['prefect']} in this image, got {prefect.__version__}, "
+            f"prefect: expected Prefect {wanted['prefect']} {where}, got {prefect.__version__}, "
             f'which runs no bundles. Install it with commands=["pip install prefect=={wanted["prefect"]}"].'
         )
     return None

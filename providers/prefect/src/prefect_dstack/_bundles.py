@@ -61,16 +61,24 @@ class Parcel:
         """Return Prefect's own image of these versions."""
         return f"prefecthq/prefect:{self.prefect}-python{self.python}"
 
-    def write(self, folder: Path, environment: Mapping[str, str], secrets: SecretParts) -> None:
+    def write(
+        self,
+        folder: Path,
+        environment: Mapping[str, str],
+        secrets: SecretParts,
+        *,
+        image_key: str | None = None,
+    ) -> None:
         """Write what the machine gets: the bundle, what runs it, and what its environment has besides.
 
-        ``secrets`` are the variables that are masked there.
+        ``secrets`` are the variables that are masked there. ``image_key`` chose the image.
         """
         machine = {
             "python": self.python,
             "prefect": self.prefect,
             "environment": dict(environment),
             "secrets": secrets,
+            "image_key": image_key,
         }
         (folder / "bundle.json").write_text(self.bundle)
         (folder / "machine.json").write_text(json.dumps(machine))

@@ -166,6 +166,7 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
     _directory: Path | None = PrivateAttr(default=None)
     _flow_run_id: UUID | None = PrivateAttr(default=None)
     _secret_names: frozenset[str] = PrivateAttr(default=frozenset())
+    _has_own_mask: bool = PrivateAttr(default=False)
     _bundle_is: str | None = PrivateAttr(default=None)
     _own_callbacks: list[Any] = PrivateAttr(default_factory=list)
     _bundle: tuple[Parcel, Path] | None = PrivateAttr(default=None)
@@ -191,12 +192,13 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
         # Here the values are texts; their templates are those of the pool, the deployment and the flow run.
         template = {} if work_pool is None else work_pool.base_job_template
         properties = (template.get("variables") or {}).get("properties") or {}
+        own = [getattr(deployment, "job_variables", None) or {}, flow_run.job_variables or {}]
         given = [
             (properties.get("env") or {}).get("default"),
             (template.get("job_configuration") or {}).get("env"),
-            (getattr(deployment, "job_variables", None) or {}).get("env"),
-            (flow_run.job_variables or {}).get("env"),
+            *(variables.get("env") for variables in own),
         ]
+        self._has_own_mask = any("mask_env" in variables for variables in own)
         self._secret_names = frozenset().union(*map(names_of_secrets, given))
         self._directory = directory_of(deployment)
         self._flow_run_id = flow_run.id
@@ -240,7 +242,8 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
         given = self.configuration.get("env") or {}
         pairs = given if isinstance(given, dict) else dict(_pair(item) for item in given)
         parts = _bundles.secret_parts({**pairs, **self.env}, self.secrets_in)
-        parcel.write(folder, secret, {**parts, **{name: [] for name in secret}})
+        masked = {**parts, **{name: [] for name in secret}}
+        parcel.write(folder, secret, masked, image_key=self._image_key)
         self._bundle = parcel, folder
 
     def task(self) -> dict[str, Any]:
@@ -256,8 +259,8 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
         task = dict(self.configuration)
         if self.image is not None:
             task["image"] = self.image
-        # Without any of these keys dstack takes an image of its own, which has no Prefect.
-        if not {"image", "python", "docker"} & set(task):
+        # Otherwise dstack takes an image of its own, which has no Prefect.
+        if self._image_key is None:
             task["image"] = _prefect_image() if self._bundle is None else self._bundle[0].image
         placed = [] if self.repo_dir is None else place_code(self._repo_dir(), self._directory)
         if self._bundle is None or self._flow_run_id is None:
@@ -268,6 +271,12 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
         before = task.get("commands") or []
         return {**task, "type": "task", "commands": [*before, _bundles.command(self._flow_run_id)]}
 
+    @property
+    def _image_key(self) -> str | None:
+        """The key that chooses the image; None for the default."""
+        given = {**self.configuration, **({} if self.image is None else {"image": self.image})}
+        return next((key for key in ("image", "python", "docker") if key in given), None)
+
     def submission(self, login: GitLogin) -> Submission:
         """Return what to submit for the flow run. Raises ``ConfigurationError``."""
         from prefect_dstack._options import OPTION_NAMES
@@ -277,10 +286,15 @@ class DstackJobConfiguration(MachineFields, BaseJobConfiguration):
         given["reports"] = False
         if self.repo_dir is not None:
             given["repo_dir"] = self._repo_dir()
-        names = self._secret_names
-        # A work pool may set mask_env for flow runs of which not all have the variable.
-        folder = self._directory
-        return resolve(self.task(), given, login, folder=folder, secret_names=names, names_exist=False)
+        return resolve(
+            self.task(),
+            given,
+            login,
+            folder=self._directory,
+            secret_names=self._secret_names,
+            # A work pool may set mask_env for flow runs of which not all have the variable.
+            names_exist=self._has_own_mask,
+        )
 
     def secrets_in(self, env: Mapping[str, str]) -> list[str]:
         """Return what a log must not show, of the machine's environment and its registry's password."""

@@ -109,7 +109,7 @@ def wait_for_run(
     )
 
     def body(client: Client) -> dict[str, Any]:
-        return _follow.follow(job, _checked(run, _follow.find(job, client), job))
+        return _follow.follow(job, _checked(run, _follow.find(job, client), job, mask_env))
 
     return _follow.execute_task(job, load(credentials), body)
 
@@ -145,7 +145,7 @@ async def await_for_run(
     )
 
     async def body(client: AsyncClient) -> dict[str, Any]:
-        return await _follow.afollow(job, _checked(run, await _follow.afind(job, client), job))
+        return await _follow.afollow(job, _checked(run, await _follow.afind(job, client), job, mask_env))
 
     return await _follow.aexecute_task(job, await aload(credentials), body)
 
@@ -333,11 +333,14 @@ def _is_same(run: RunLike, found: Run | AsyncRun) -> bool:
     return not isinstance(run, Mapping) or run.get("run_id") in (None, found.id)
 
 
-def _checked(run: RunLike, found: Any, job: Job) -> Any:
+def _checked(run: RunLike, found: Any, job: Job, mask_env: MaskEnv | None = None) -> Any:
     from dstack_core import RunNotFoundError
+    from dstack_core.integration import check_masked_names
 
     if found is None or not _is_same(run, found):
         raise RunNotFoundError(f"There is no run {name_of(run)}, or another run has its name now.")
+    if mask_env is not None:
+        check_masked_names(job.masking.mask_env, env=found.env)
     own(job, found.marker, marker_prefix(task_owner()))
     job.note(found)
     return found
