@@ -175,8 +175,9 @@ def test_commands_that_a_stop_has_ended_are_not_held(target: Target, client: dst
 
 
 def test_the_limit_of_the_duration_also_limits_the_hold(target: Target, client: dstack.Client) -> None:
-    run = submit(target, client, "exit 3", max_duration=5)
-    assert failed(target, run).debug_seconds == 600
+    # With less than 10 s left, nothing is held.
+    run = submit(target, client, "exit 3", max_duration=20)
+    assert 0 < failed(target, run).debug_seconds <= 20
     outcome, _ = ended(target, run)
     assert outcome.exit_status == 3
     assert outcome.debug_seconds < 60
