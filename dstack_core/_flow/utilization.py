@@ -80,7 +80,8 @@ def is_sample_due(run: RunSnapshot, progress: Progress, now: float) -> bool:
     since = time_of(run.submitted_at).timestamp() if so_far is None else so_far.sampled_at
     if run.status is RunStatus.RUNNING:
         return now - since >= _SAMPLE_SECONDS
-    if not run.is_active or (so_far is not None and now - since < _LEAST_PAUSE):
+    # A run that is terminating has no next attempt; its values are read once it has ended.
+    if run.status.is_ending or (so_far is not None and now - since < _LEAST_PAUSE):
         return False
     latest = [job.submissions[-1] for job in run.jobs if job.submissions]
     ends = [each.finished_at.timestamp() for each in latest if each.is_finished and each.finished_at]

@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -143,7 +142,7 @@ class Workspace:
         gpus = len(machine["instance_type"]["resources"]["gpus"])
         name, _, value = marker.partition("=")
         return {
-            "PATH": _path(),
+            "PATH": os.environ.get("PATH", os.defpath),
             "HOME": str(self.home),
             "LANG": "C.UTF-8",
             "TERM": "dumb",
@@ -162,15 +161,6 @@ class Workspace:
             "DSTACK_GPUS_NUM": str(gpus * len(peers)),
             name: value,
         }
-
-
-def _path() -> str:
-    """Return PATH with the server's own Python, as if the environment it was started from were active."""
-    path = os.environ.get("PATH", os.defpath)
-    if not sys.executable:
-        return path
-    own = str(Path(sys.executable).parent)
-    return path if own in path.split(os.pathsep) else f"{own}{os.pathsep}{path}"
 
 
 def _unpack(archive: Path, directory: Path) -> None:

@@ -390,6 +390,15 @@ def test_the_values_of_an_attempt_are_read_before_the_server_repeats_it(driver: 
     assert usage.points == 40
 
 
+def test_a_run_that_is_terminating_is_read_once_at_its_end(driver: Driver) -> None:
+    driver.clock.now = START.timestamp() + 290
+    terminating = ended(300) | {"status": "terminating"}
+    polls = [reply(terminating)] * 3 + [reply(ended(300))]
+    script = MetricsScript(runs__get=polls, runs__get_plan=[reply({}, 500)], metrics__job=[metrics_reply(30)])
+    assert finish(driver, script).utilization is not None
+    assert len(script.queries) == 1
+
+
 def test_an_attempt_that_got_no_machine_costs_no_request(driver: Driver) -> None:
     driver.clock.now = START.timestamp() + 290
     failed = ended(300)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,17 +82,6 @@ def test_environment_holds_the_task_and_nothing_of_the_server(
     allowed = {"PATH", "HOME", "LANG", "TERM", "PWD", "SHLVL", "_", "OLDPWD", "FOO", "N"}
     assert {key for key in env if not key.startswith("DSTACK_")} <= allowed
     assert api.server.token not in "\n".join(lines)
-
-
-@pytest.mark.parametrize("is_active", [False, True])
-def test_python_is_that_of_the_server(
-    monkeypatch: pytest.MonkeyPatch, api: Api, name: str, is_active: bool
-) -> None:
-    own = str(Path(sys.executable).parent)
-    monkeypatch.setenv("PATH", f"/usr/bin:/bin:{own}" if is_active else "/usr/bin:/bin")
-    output = api.output(api.run(name, "echo path=$PATH")).strip()
-    # A Python that the shell already finds keeps its place.
-    assert output == ("path=/usr/bin:/bin:" + own if is_active else f"path={own}:/usr/bin:/bin")
 
 
 def test_working_directory_is_an_empty_one_of_its_own(api: Api, name: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from airflow_provider_dstack.operators import DstackRunOperator
 from dstack_core import Client, Run
 from dstack_core.local import LocalServer
 from tests.rig.server import RealServer
@@ -78,7 +79,7 @@ def poll_often(dag: Any) -> None:
     for task in dag.tasks:
         if getattr(task, "poll_interval", None) == 5.0:
             task.poll_interval = 0.2
-        elif getattr(task, "is_mapped", False):
+        elif getattr(task, "is_mapped", False) and issubclass(task.operator_class, DstackRunOperator):
             task.partial_kwargs.setdefault("poll_interval", 0.2)
 
 
