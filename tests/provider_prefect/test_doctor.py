@@ -12,6 +12,7 @@ from prefect import flow
 from prefect.automations import Automation, EventTrigger, Posture
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import StateType, WorkPool
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.events.actions import ChangeFlowRunState
@@ -144,6 +145,10 @@ def test_a_pass_of_the_reaper_failed(dstack: LocalServer, credentials: DstackCre
 def test_no_process_carries_out_a_cancellation(
     api: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Tests that kill processes leave such flow runs on the server that all share.
+    left = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLING]))
+    for one in api.read_flow_runs(flow_run_filter=FlowRunFilter(state=left)):
+        api.delete_flow_run(one.id)
     flow_run = api.create_flow_run(clean_up, state=Cancelling(), name="stuck")
     assert found("Prefect hooks").state == "ok"
     monkeypatch.setattr(doctor, "_LONGEST_CANCELLING", timedelta(0))
