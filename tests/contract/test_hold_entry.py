@@ -29,8 +29,12 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def variables(target: Target, tmp_path: Path) -> dict[str, str]:
-    """Return the environment of a person: the server's address, a home without keys."""
+def variables(target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Return the environment of a person: the server's address, a home without keys.
+
+    Servers before 0.19.33 keep no key of the user, so the home is that of the client that submits, too.
+    """
+    monkeypatch.setenv("HOME", str(tmp_path))
     return {
         **os.environ,
         "HOME": str(tmp_path),
