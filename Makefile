@@ -73,7 +73,7 @@ test-servers: $(CORE) $(SERVERS:%=$(ENVS)/server-%/.ready) ## Run the contract t
 # time; with Prefect, the server of each process needs as much again.
 test-airflow: $(AIRFLOW) $(SERVER) ## Run the tests of the Airflow provider
 	@echo "== airflow-provider-dstack, with dstack $(REAL_SERVER)"
-	@$(ENVS)/airflow/bin/python -m $(PYTEST_MODULE) tests/provider_airflow -q -n 4 --dist loadfile -m "not matrix and not endurance" --junitxml=$(REPORTS)/airflow.xml $(PYTEST_FLAGS)
+	@$(ENVS)/airflow/bin/python -m $(PYTEST_MODULE) tests/provider_airflow -q -n 3 --dist loadfile -m "not matrix and not endurance" --junitxml=$(REPORTS)/airflow.xml $(PYTEST_FLAGS)
 
 test-prefect: $(PREFECT) $(SERVER) ## Run the tests of the Prefect collection
 	@echo "== prefect-dstack, with dstack $(REAL_SERVER)"

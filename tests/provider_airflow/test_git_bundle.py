@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -35,7 +36,8 @@ def bundle_of(folder: Path, *, version: bool, prune: bool = True, subdir: str | 
     head = commit(work)
     git(work, "push", "--quiet")
     bundle = bundles.GitDagBundle(
-        name=f"bundle-{folder.name}",
+        # Airflow keeps the clone of a bundle by its name, also for the next test run on this machine.
+        name=f"bundle-{uuid4().hex}",
         tracking_ref="main",
         repo_url=f"{folder}/origin.git",
         prune_dotgit_folder=prune,
