@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dstack_core._shared.batched_polls import PAGE_WORTH
 from dstack_core._wire.http_messages import Reply
 from dstack_core._wire.lookups import PAGE_SIZE, Lookup, Sighting, active_page
 from dstack_core._wire.runs import RunSnapshot, parse_run
@@ -129,8 +130,13 @@ def test_a_run_without_news_is_read_once_and_one_without_watchers_never(read: li
         server = Server(50)
         one = batched(server)
         all_asked = [wait(one, index, 4) for index in range(20)]
-        assert await ended(all_asked) == ["running"] * 20
-        assert {polls_of(asked) for asked in all_asked} == {4}
+        answers = await ended(all_asked)
+        # A machine that pauses in between splits a round in two. The smaller part may be too few for a page:
+        # those few get None and are polled alone.
+        shared = [asked for asked, answer in zip(all_asked, answers, strict=True) if answer == "running"]
+        assert {answer for answer in answers if answer != "running"} <= {None}
+        assert len(shared) > 20 - PAGE_WORTH
+        assert {polls_of(asked) for asked in shared} == {4}
 
     run(steps)
     assert sorted(read) == sorted(f"id-{index}" for index in range(20))
