@@ -33,6 +33,8 @@ def test_a_cleared_task_replaces_its_service(components: Components, shared_serv
     path = f"/api/v2/dags/service/dagRuns/{dag_run}/taskInstances/train/links"
     assert components.call("GET", path)["extra_links"] == {
         "dstack run": first.url,
+        "dstack logs": first.logs_url,
+        "dstack metrics": first.metrics_url,
         "dstack service": first.service_url,
     }
     components.wait_for_run_end("service", dag_run)
