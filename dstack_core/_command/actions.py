@@ -131,7 +131,7 @@ def cost(options: Namespace) -> int:
 def doctor(options: Namespace) -> int:
     """Show what each check found; 1 if something does not work."""
     findings = examine(lambda: _client(options, examined=True), run_name=options.run)
-    return show_findings(findings, _write, as_json=options.output == "json", style=_style())
+    return show_findings(findings, sys.stdout, as_json=options.output == "json")
 
 
 def _client(options: Namespace, *, examined: bool = False) -> Client:
@@ -163,9 +163,5 @@ def _style() -> TextStyle:
 
 
 def _print(text: str) -> None:
-    _write(f"{text}\n")
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(f"{text}\n")
     sys.stdout.flush()

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from dstack_core.errors import ConfigurationError, DstackError
 from dstack_core.integration.command_line import PLAIN, TextStyle, text_table
@@ -207,24 +207,22 @@ def show_costs(
 
 
 def show_findings(
-    findings: Iterable[Finding],
-    write: Callable[[str], object],
-    *,
-    as_json: bool = False,
-    indent: int | None = 2,
-    style: TextStyle = PLAIN,
+    findings: Iterable[Finding], stream: IO[str], *, as_json: bool = False, indent: int | None = 2
 ) -> int:
     """Write each finding as it is made, or all of them as JSON; return 1 if something does not work, else 0.
 
-    ``write`` gets whole lines.
+    Text has the style of the stream (``TextStyle.of``).
     """
-    found = []
+    found, style = [], TextStyle.of(stream)
     for each in findings:
         found.append(each)
         if not as_json:
-            write(f"{describe_finding(each, style)}\n")
+            stream.write(f"{describe_finding(each, style)}\n")
+            # A check may take seconds, and its finding is seen before the next one begins.
+            stream.flush()
     if as_json:
-        write(f"{rows_json(found, indent=indent)}\n")
+        stream.write(f"{rows_json(found, indent=indent)}\n")
+        stream.flush()
     return 1 if any(each.state == "error" for each in found) else 0
 
 

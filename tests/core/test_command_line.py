@@ -1,4 +1,4 @@
-"""What the command lines share: colors and widths of a terminal, plain text for everything else."""
+"""All command lines: colors and widths of a terminal, plain text for everything else."""
 
 from __future__ import annotations
 

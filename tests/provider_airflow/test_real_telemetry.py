@@ -40,7 +40,7 @@ FAILED = ("sync_bad", "deferred_bad")
 _PHASES = ["dstack.queued", "dstack.provisioning", "dstack.pulling", "dstack.running"]
 
 
-class Told:
+class Telemetry:
     """What one DAG run with four tasks has reported: spans, metrics, and OpenLineage's events."""
 
     def __init__(self, server: LocalServer, dag_run: str, collector: Collector, port: StatsdPort) -> None:
@@ -64,7 +64,9 @@ class Told:
 
 
 @pytest.fixture(scope="module")
-def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
+def telemetry(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Telemetry]:
     home = tmp_path_factory.mktemp("telemetry") / "home"
     home.mkdir()
     events = home / "lineage.jsonl"
@@ -91,7 +93,7 @@ def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             ),
         }
         for started in conftest.run_components(server, home, request, **settings):
-            found = Told(server, started.trigger("telemetry"), collector, port)
+            found = Telemetry(server, started.trigger("telemetry"), collector, port)
             started.wait_for_run_end("telemetry", found.dag_run, 400.0)
             wait_for("spans of all runs", lambda: len(collector.named("dstack.run")) == len(TASKS), 120.0)
             wait_for("lineage of all tasks", lambda: len(ends(events)) == len(TASKS), 60.0)
@@ -116,16 +118,16 @@ def log_of(components: Components, dag_run: str, task: str) -> str:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_run_is_one_part_of_its_tasks_trace(told: Told, task: str) -> None:
-    (outer,) = told.spans_of_run(task)
-    workers = told.collector.named(f"worker.{task}")
+def test_a_run_is_one_part_of_its_tasks_trace(telemetry: Telemetry, task: str) -> None:
+    (outer,) = telemetry.spans_of_run(task)
+    workers = telemetry.collector.named(f"worker.{task}")
     (parent,) = [span for span in workers if span.span_id == outer.parent_span_id]
     assert outer.trace_id == parent.trace_id
     # The run's own code has the first process of the task as its parent, in the same trace.
-    version, trace_id, span_id, flags = told.env(task)["TRACEPARENT"].split("-")
+    version, trace_id, span_id, flags = telemetry.env(task)["TRACEPARENT"].split("-")
     assert (version, trace_id, flags) == ("00", outer.trace_id.hex(), "01")
     assert span_id in {span.span_id.hex() for span in workers}
-    phases = told.collector.below(outer)
+    phases = telemetry.collector.below(outer)
     names = [span.name for span in phases]
     assert names == [name for name in _PHASES if name in names]
     # On a busy machine, the triggerer may see a run only after its end.
@@ -141,11 +143,11 @@ def test_a_run_is_one_part_of_its_tasks_trace(told: Told, task: str) -> None:
     assert (outer.status.code == outer.status.STATUS_CODE_ERROR) is (task in FAILED)
 
 
-def test_a_trace_is_shown_as_one_waterfall(told: Told) -> None:
+def test_a_trace_is_shown_as_one_waterfall(telemetry: Telemetry) -> None:
     task = "deferred_bad"
-    (outer,) = told.spans_of_run(task)
-    spans = [span for span in told.collector.spans if span.trace_id == outer.trace_id]
-    inside = {outer.span_id: 2, **{span.span_id: 3 for span in told.collector.below(outer)}}
+    (outer,) = telemetry.spans_of_run(task)
+    spans = [span for span in telemetry.collector.spans if span.trace_id == outer.trace_id]
+    inside = {outer.span_id: 2, **{span.span_id: 3 for span in telemetry.collector.below(outer)}}
     shown = [span for span in spans if span.name.endswith(f".{task}") or span.span_id in inside]
     bars = [
         Bar(
@@ -167,26 +169,26 @@ def test_a_trace_is_shown_as_one_waterfall(told: Told) -> None:
     picture.write_text(draw(bars))
 
 
-def test_every_run_is_counted_once(told: Told) -> None:
+def test_every_run_is_counted_once(telemetry: Telemetry) -> None:
     # A metric may be in another packet, sent at the same time: wait for the last of them.
-    wait_for("metrics", lambda: len(told.port.of("airflow.dstack.duration_seconds")) == len(TASKS), 60.0)
-    done, failed = (told.port.of(f"airflow.dstack.runs.{status}:") for status in ("done", "failed"))
+    wait_for("metrics", lambda: len(telemetry.port.of("airflow.dstack.duration_seconds")) == len(TASKS), 60.0)
+    done, failed = (telemetry.port.of(f"airflow.dstack.runs.{status}:") for status in ("done", "failed"))
     assert done == ["airflow.dstack.runs.done:1|c"] * 2
     assert failed == ["airflow.dstack.runs.failed:1|c"] * 2
-    counted = told.port.of("airflow.dstack.runs,")
+    counted = telemetry.port.of("airflow.dstack.runs,")
     assert len(counted) == len(TASKS)
     assert len([line for line in counted if ",category=user.exit" in line and ",status=failed" in line]) == 2
     for name, kind in (("cost_usd", "c"), ("wait_seconds", "g"), ("duration_seconds", "g")):
-        lines = told.port.of(f"airflow.dstack.{name},status=")
+        lines = telemetry.port.of(f"airflow.dstack.{name},status=")
         # The wait of a run that was never seen running is unknown.
         assert len(lines) == len(TASKS) or (name == "wait_seconds" and len(lines) >= 2), name
         assert all(line.endswith(f"|{kind}") for line in lines)
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_run_is_part_of_the_lineage(told: Told, task: str) -> None:
-    run, env = told.run(task), told.env(task)
-    (event,) = [event for event in told.lineage if event["job"]["name"] == f"telemetry.{task}"]
+def test_a_run_is_part_of_the_lineage(telemetry: Telemetry, task: str) -> None:
+    run, env = telemetry.run(task), telemetry.env(task)
+    (event,) = [event for event in telemetry.lineage if event["job"]["name"] == f"telemetry.{task}"]
     assert event["eventType"] == ("FAIL" if task in FAILED else "COMPLETE")
     facets = event["run"]["facets"]
     assert facets["externalQuery"]["externalQueryId"] == run.id
@@ -201,4 +203,4 @@ def test_a_run_is_part_of_the_lineage(told: Told, task: str) -> None:
     assert env["OPENLINEAGE_PARENT_ID"] == f"prod/telemetry.{task}/{event['run']['runId']}"
     root = facets["parent"]["root"]
     assert env["OPENLINEAGE_ROOT_PARENT_ID"] == f"prod/telemetry/{root['run']['runId']}"
-    assert "OpenLineage extractor returns" not in told.texts[task]
+    assert "OpenLineage extractor returns" not in telemetry.texts[task]

@@ -38,8 +38,10 @@ from prefect.logging.handlers import APILogHandler  # noqa: E402
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings  # noqa: E402
 from pydantic import SecretStr  # noqa: E402
 
+from dstack_core import CallbackEvent  # noqa: E402
 from dstack_core.local import LocalServer  # noqa: E402
 from prefect_dstack import DstackCredentials  # noqa: E402
+from tests.provider_prefect.journal import Journal  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +70,11 @@ def credentials(dstack: LocalServer) -> DstackCredentials:
     return DstackCredentials(
         server_url=dstack.url, project_name=dstack.project, user_token=SecretStr(dstack.token)
     )
+
+
+@pytest.fixture
+def events() -> Iterator[list[CallbackEvent]]:
+    """The list of a ``Journal``, empty before and after."""
+    Journal.events.clear()
+    yield Journal.events
+    Journal.events.clear()

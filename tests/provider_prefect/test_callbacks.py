@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -26,22 +26,12 @@ from prefect_dstack import (
     wait_for_run,
 )
 
+from .journal import FULL_JOURNAL, FullJournal
 from .support import all_runs, cancelled_when, events_of, outcome_of, the_run, until
 from .ways import FAST, WAYS, Runner
 
 METRIC = 'python3 -c "import dstack_report; dstack_report.metric(loss=0.5)"'
 COMMANDS = ["echo one", METRIC, "echo two"]
-
-
-class Journal(RunCallbacks):
-    """Callbacks that keep what all instances of this process were called with."""
-
-    events: ClassVar[list[CallbackEvent]] = []
-
-    def _note(self, event: CallbackEvent) -> None:
-        self.events.append(event)
-
-    on_submitted = on_provisioning = on_running = on_log_lines = on_metric = on_ended = _note
 
 
 class Failing(RunCallbacks):
@@ -50,16 +40,6 @@ class Failing(RunCallbacks):
     def on_submitted(self, event: CallbackEvent) -> None:
         get_run_logger().info("Submitted %s", event.run_name)
         raise RuntimeError("the chat is down")
-
-
-JOURNAL = f"{__name__}.Journal"
-
-
-@pytest.fixture(autouse=True)
-def events() -> Iterator[list[CallbackEvent]]:
-    Journal.events.clear()
-    yield Journal.events
-    Journal.events.clear()
 
 
 def kinds(events: list[CallbackEvent]) -> list[str]:
@@ -87,7 +67,7 @@ def check_all(events: list[CallbackEvent]) -> None:
 def test_each_event_once(
     dstack: LocalServer, credentials: DstackCredentials, events: list[CallbackEvent], way: Runner
 ) -> None:
-    way(Task(commands=COMMANDS), credentials, callbacks=Journal, **FAST)
+    way(Task(commands=COMMANDS), credentials, callbacks=FullJournal, **FAST)
     check_all(events)
     assert set(events[0].source) == {"flow_run_id", "task_run_id"}
     assert not events[0].is_taken_over
@@ -100,7 +80,7 @@ def test_an_error_is_one_warning_and_the_run_logger_works(
     events: list[CallbackEvent],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    WAYS[0](Task(commands=["true"]), credentials, callbacks=[Failing, JOURNAL], **FAST)
+    WAYS[0](Task(commands=["true"]), credentials, callbacks=[Failing, FULL_JOURNAL], **FAST)
     assert caplog.text.count("Failing.on_submitted raised RuntimeError: the chat is down.") == 1
     assert "Submitted " in caplog.text
     assert kinds(events) == ["submitted", "ended"]
@@ -124,7 +104,7 @@ def test_a_failed_run_has_an_end(
     dstack: LocalServer, credentials: DstackCredentials, events: list[CallbackEvent]
 ) -> None:
     with pytest.raises(RunFailedError):
-        WAYS[0](Task(commands=["exit 3"]), credentials, callbacks=Journal(), **FAST)
+        WAYS[0](Task(commands=["exit 3"]), credentials, callbacks=FullJournal(), **FAST)
     assert events[-1].outcome is not None
     assert events[-1].outcome.exit_status == 3
 
@@ -137,9 +117,9 @@ def test_submitting_and_waiting_share_the_events(
 
     @flow
     def both() -> None:
-        run = submit_run(Task(commands=COMMANDS), credentials, callbacks=Journal)
+        run = submit_run(Task(commands=COMMANDS), credentials, callbacks=FullJournal)
         seen.append(kinds(events))
-        wait_for_run(run, credentials, poll_interval=0.1, callbacks=Journal)
+        wait_for_run(run, credentials, poll_interval=0.1, callbacks=FullJournal)
 
     both()
     assert seen == [["submitted"]]
@@ -148,7 +128,7 @@ def test_submitting_and_waiting_share_the_events(
 
 @pytest.mark.usefixtures("prefect_server")
 def test_a_function(dstack: LocalServer, credentials: DstackCredentials, events: list[CallbackEvent]) -> None:
-    @dstack_task(credentials=credentials, image="python:3.11", poll_interval=0.1, callbacks=Journal)
+    @dstack_task(credentials=credentials, image="python:3.11", poll_interval=0.1, callbacks=FullJournal)
     def train() -> int:
         print("one")  # noqa: T201 - it is the log
         return 3
@@ -168,7 +148,7 @@ def test_a_block(dstack: LocalServer, credentials: DstackCredentials, events: li
     block = DstackRun(
         credentials=credentials,
         configuration={"type": "task", "commands": COMMANDS},
-        callbacks=[JOURNAL],
+        callbacks=[FULL_JOURNAL],
         poll_interval=0.1,
     )
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from prefect import flow
@@ -20,31 +19,11 @@ from prefect_dstack import DstackCredentials, DstackWorker
 from prefect_dstack import dstack as on_a_machine
 from prefect_dstack._worker_variables import DstackJobConfiguration, DstackVariables
 
+from .journal import JOURNAL
 from .machines import deploy, new_pool, start
 from .support import submissions, the_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
-
-
-class Journal(RunCallbacks):
-    """Callbacks that keep what all instances of this process were called with."""
-
-    events: ClassVar[list[CallbackEvent]] = []
-
-    def _note(self, event: CallbackEvent) -> None:
-        self.events.append(event)
-
-    on_submitted = on_log_lines = on_metric = on_ended = _note
-
-
-JOURNAL = f"{__name__}.Journal"
-
-
-@pytest.fixture(autouse=True)
-def events() -> Iterator[list[CallbackEvent]]:
-    Journal.events.clear()
-    yield Journal.events
-    Journal.events.clear()
 
 
 def watched(

@@ -11,7 +11,8 @@ from dstack_core import CallbackEvent, Resources, Task
 from dstack_core.local import LocalServer
 from prefect_dstack import DstackCredentials
 
-from .test_callbacks import METRIC, Journal, check_all
+from .journal import FullJournal
+from .test_callbacks import METRIC, check_all
 from .ways import FAST, WAYS, Runner
 
 # Seconds that each reply takes.
@@ -27,12 +28,6 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServer]:
         yield server
 
 
-@pytest.fixture(autouse=True)
-def events() -> list[CallbackEvent]:
-    Journal.events.clear()
-    return Journal.events
-
-
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize("way", WAYS[::2], ids=lambda way: way.__name__)
 def test_what_a_run_shows_is_there_once_on_a_slow_server(
@@ -43,7 +38,7 @@ def test_what_a_run_shows_is_there_once_on_a_slow_server(
     )
     commands = ["echo one; sleep 2; echo two", METRIC, "echo '[1, 2]' > $DSTACK_RESULT_FILE"]
     task = Task(commands=commands, resources=Resources(gpu=1))
-    outcome = way(task, credentials, callbacks=Journal, **FAST)
+    outcome = way(task, credentials, callbacks=FullJournal, **FAST)
     assert (outcome["result"], outcome["utilization"]["gpu_mean"]) == ([1, 2], 31.0)
     check_all(events)
     assert caplog.text.count(" finished, ") == 1

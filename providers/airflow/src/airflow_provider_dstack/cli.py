@@ -155,17 +155,10 @@ def cost(args: Namespace) -> None:
 def doctor(args: Namespace) -> None:
     """Do ``airflow dstack doctor``; ends the program with exit code 1 when something does not work."""
     from airflow_provider_dstack import _commands
-    from dstack_core.integration import TextStyle, show_findings
+    from dstack_core.integration import show_findings
 
-    as_json, style = args.output == "json", TextStyle.of(sys.stdout)
-    if show_findings(_commands.doctor(args), _write, as_json=as_json, indent=None, style=style):
+    if show_findings(_commands.doctor(args), sys.stdout, as_json=args.output == "json", indent=None):
         raise SystemExit(1)
-
-
-def _write(text: str) -> None:
-    # A check may take seconds, and its finding is seen before the next one begins.
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def _show(command: Callable[[Namespace], str], args: Namespace) -> None:

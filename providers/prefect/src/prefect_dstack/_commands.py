@@ -73,14 +73,7 @@ def cost(credentials: str | None, *, by: str, since: str | None, as_json: bool) 
 
 def doctor(credentials: str | None, *, run: str | None, as_json: bool) -> int:
     """Show what each check found."""
-    style = TextStyle.of(sys.stdout)
-    return show_findings(_findings(credentials, run), _write, as_json=as_json, style=style)
-
-
-def _write(text: str) -> None:
-    # A check may take seconds, and its finding is seen before the next one begins.
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    return show_findings(_findings(credentials, run), sys.stdout, as_json=as_json)
 
 
 def _client(credentials: str | None) -> Client:
