@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,24 +43,11 @@ def test_ends_and_clears_under_load(
                 for number in plan[state]:
                     run.mark(number, state)
             run.clear(plan["cleared"])
-            ended = sum(map(len, plan.values()))
-            wait_for(
-                f"stop requests of {run.dag_id}",
-                lambda run=run, before=before, ended=ended: len(stop_times(run)) >= len(before) + ended,
-                120,
-                0.5,
-            )
+            expected_stops = len(before) + sum(map(len, plan.values()))
+            wait_for(f"stop requests of {run.dag_id}", partial(has_stops, run, expected_stops), 120, 0.5)
             stops[run.dag_id] = stop_times(run)[-1] - since
         for run, plan in plans.items():
-            wait_for(
-                f"new runs of {run.dag_id}",
-                lambda run=run, plan=plan: all(
-                    [one.raw_status for one in run.runs()[number]] == ["running", "terminated"]
-                    for number in plan["cleared"]
-                ),
-                240,
-                1.0,
-            )
+            wait_for(f"new runs of {run.dag_id}", partial(have_new_runs, run, plan["cleared"]), 240, 1.0)
     for run, plan in plans.items():
         run.wait_for_states("success", "failed", seconds=600)
         runs, tasks = run.runs(), run.tasks()
@@ -86,3 +74,13 @@ def enumerate_by(each: int) -> list[tuple[int, str]]:
 def stop_times(run: MappedRun) -> list[float]:
     """Return when the stop requests for the runs of a DAG run came (``time.monotonic()``)."""
     return [one.time for one in run.fleet.dstack.requests if one.path.endswith("/runs/stop")]
+
+
+def has_stops(run: MappedRun, number: int) -> bool:
+    return len(stop_times(run)) >= number
+
+
+def have_new_runs(run: MappedRun, numbers: list[int]) -> bool:
+    """Return whether each of these tasks has a second run, which is the only active one."""
+    runs = run.runs()
+    return all([one.raw_status for one in runs[number]] == ["running", "terminated"] for number in numbers)

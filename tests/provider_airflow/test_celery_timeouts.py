@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,15 +30,15 @@ def test_execution_timeout_stops_the_runs_of_a_slow_server(fleet: Fleet) -> None
         for run in runs:
             run.wait_for_states("failed", seconds=600)
             # The stop of a task takes at most as long as the connection's timeout, 30 s.
-            wait_for(f"end of the runs of {run.dag_id}", lambda run=run: not active(run), 60, 1.0)
+            wait_for(f"end of the runs of {run.dag_id}", partial(are_over, run), 60, 1.0)
     finally:
         fleet.dstack.faults.slow(0)
     for run in runs:
         run.assert_one_run_each("terminated")
 
 
-def active(run: MappedRun) -> list[str]:
-    return [one.name for runs in run.runs().values() for one in runs if one.outcome() is None]
+def are_over(run: MappedRun) -> bool:
+    return all(one.outcome() is not None for runs in run.runs().values() for one in runs)
 
 
 def test_runs_are_taken_up_again_after_three_minutes_without_the_server(fleet: Fleet, tmp_path: Path) -> None:
