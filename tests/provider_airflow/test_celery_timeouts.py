@@ -51,7 +51,7 @@ def test_runs_are_taken_up_again_after_three_minutes_without_the_server(fleet: F
         fleet.dstack.faults.add("", times=None, drop="before")
         try:
             time.sleep(_AWAY_SECONDS / 2)
-            # The runs end while nobody can ask.
+            # The runs end while no task can poll them.
             closed.open()
             time.sleep(_AWAY_SECONDS / 2)
         finally:
