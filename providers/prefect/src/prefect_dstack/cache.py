@@ -82,7 +82,7 @@ class RunInputs(CachePolicy):
 
         if "configuration" not in inputs:
             raise ConfigurationError(
-                "RUN_INPUTS: expected a task with the parameter configuration, such as run_task, got the task "
+                "RUN_INPUTS: expected a task with a parameter configuration, such as run_task, got the task "
                 f"{task_ctx.task.name!r}. Use Prefect's INPUTS for it."
             )
         given = {**inputs, **(inputs.get("options") or {})}
