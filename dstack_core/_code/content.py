@@ -40,14 +40,18 @@ def code_digest(configuration: Configuration, repo_dir: Path | None = None) -> s
     from dstack_core._code.ignored import walk
     from dstack_core._code.links import EntryLinks, Member
     from dstack_core._code.repository import check_directory
+    from dstack_core.models.files import FileMapping
+    from dstack_core.models.repos import RepoMapping
 
     digest = hashlib.sha256()
-    repos = [repo.local_path for repo in configuration.repos or [] if repo.local_path is not None]
-    for folder in [*map(check_directory, repos), *([] if repo_dir is None else [repo_dir.resolve()])]:
+    repos = [RepoMapping.model_validate(repo).local_path for repo in configuration.repos or []]
+    files = [FileMapping.model_validate(file) for file in configuration.files or []]
+    folders = [check_directory(path) for path in (*repos, repo_dir) if path is not None]
+    for folder in folders:
         tracked = Git(folder).tracked() if (folder / ".git").exists() else ()
         found = (Member(path, path.relative_to(folder).as_posix()) for path in walk(folder, tracked))
         _add(digest, f"repo_dir: {str(folder)!r}", "code", found)
-    for entry in configuration.files or []:
+    for entry in files:
         what = f"files: {entry.local_path!r}"
         links = EntryLinks(what)
         path = links.real_path(Path(entry.local_path).expanduser())
@@ -55,8 +59,7 @@ def code_digest(configuration: Configuration, repo_dir: Path | None = None) -> s
             raise ConfigurationError(f"{what}: expected a file or directory, got none at {path}.")
         members = links.members(path, path.name) if path.is_dir() else [Member(path, path.name)]
         _add(digest, what, f"file {entry.path}", members)
-    has_any = bool(repos or repo_dir is not None or configuration.files)
-    return digest.hexdigest() if has_any else None
+    return digest.hexdigest() if folders or files else None
 
 
 def _add(digest: hashlib._Hash, what: str, kind: str, members: Iterable[Member]) -> None:
