@@ -49,7 +49,7 @@ def test_a_changed_file_runs_again_and_an_unchanged_one_does_not(
 
     @flow
     def training(path: str, **options: Any) -> dict[str, Any]:
-        cached = run_task.with_options(cache_policy=RUN_INPUTS, result_storage_key=None)
+        cached = run_task.with_options(cache_policy=RUN_INPUTS)
         return dict(cached(path, credentials, **FAST, **options))
 
     def run(text: str, **options: Any) -> tuple[dict[str, Any], int]:
