@@ -10,7 +10,6 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_dstack import run_task
 
-
 _RUNNER: Any = ThreadPoolTaskRunner(max_workers=50)
 
 
