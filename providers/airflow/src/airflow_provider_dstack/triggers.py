@@ -88,6 +88,7 @@ class DstackRunTrigger(BaseTrigger):
             Default 10 MB.
         log_timestamps: As for ``DstackRunOperator``. Default False.
         log_groups: As for ``DstackRunOperator``. Default False.
+        relay_log_again: Add to the event where this trigger began in the log. Default False.
         on_kill_action: ``"stop"``, ``"abort"`` or ``"keep"``. Default ``"stop"``.
         max_report_bytes: As for ``DstackRunOperator``. Default: None.
         max_reports_per_second: As for ``DstackRunOperator``. Default: None.
@@ -119,6 +120,7 @@ class DstackRunTrigger(BaseTrigger):
         log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
         log_timestamps: bool = False,
         log_groups: bool = False,
+        relay_log_again: bool = False,
         on_kill_action: OnKillAction = "stop",
         max_report_bytes: int | None = None,
         max_reports_per_second: int | None = None,
@@ -144,6 +146,7 @@ class DstackRunTrigger(BaseTrigger):
         self.log_budget_bytes = log_budget_bytes
         self.log_timestamps = log_timestamps
         self.log_groups = log_groups
+        self.relay_log_again = relay_log_again
         self.on_kill_action = on_kill_action
         self.max_report_bytes = max_report_bytes
         self.max_reports_per_second = max_reports_per_second
@@ -178,6 +181,7 @@ class DstackRunTrigger(BaseTrigger):
                 "log_budget_bytes": self.log_budget_bytes,
                 "log_timestamps": self.log_timestamps,
                 "log_groups": self.log_groups,
+                "relay_log_again": self.relay_log_again,
                 "on_kill_action": self.on_kill_action,
                 "max_report_bytes": self.max_report_bytes,
                 "max_reports_per_second": self.max_reports_per_second,
@@ -200,6 +204,8 @@ class DstackRunTrigger(BaseTrigger):
             # Else, if the triggerer dies before Airflow has the event, the last lines would be relayed again.
             await asyncio.wait([self._last_save], timeout=self._last_save_seconds)
         self._fired = True
+        if self.relay_log_again:
+            payload["again"] = self._first()
         yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow's is untyped
 
     async def on_kill(self) -> None:
@@ -336,15 +342,18 @@ class DstackRunTrigger(BaseTrigger):
         self._token = hook.token
         # Thousands of triggers that wait need no client for that yet.
         self._kill_arguments = hook.client_arguments()
-        first = {
+        client = hook.async_client(retry_budget=self.retry_budget)
+        return client, {**self._first(), **(kept or {})}, load_what_can_be(self.callbacks, self.log)
+
+    def _first(self) -> dict[str, Any]:
+        """Return the position in the run's log at which the task was deferred."""
+        return {
             "progress": self.progress,
             "tail": self.tail,
             "relayed_bytes": self.relayed_bytes,
             "left_out_bytes": self.left_out_bytes,
             "reported": self.reported,
         }
-        client = hook.async_client(retry_budget=self.retry_budget)
-        return client, {**first, **(kept or {})}, load_what_can_be(self.callbacks, self.log)
 
     def _relay(self, run: AsyncRun, kept: dict[str, Any]) -> LogRelay:
         from dstack_core.integration import collect_secrets
