@@ -16,6 +16,7 @@ CORE := $(ENVS)/core/.ready
 AIRFLOW := $(ENVS)/airflow/.ready
 AIRFLOW_OLD := $(ENVS)/airflow-3.2/.ready
 PREFECT := $(ENVS)/prefect/.ready
+PREFECT_38 := $(ENVS)/prefect-3.8/.ready
 PREFECT_OLDEST := $(ENVS)/prefect-oldest/.ready
 PREFECT_RUNNERS := $(ENVS)/prefect-runners/.ready
 SERVER := $(ENVS)/server-$(REAL_SERVER)/.ready
@@ -98,8 +99,8 @@ test-prefect-runners: $(PREFECT_RUNNERS) ## Run the tests with the task runners 
 	@$(ENVS)/prefect-runners/bin/python -m pytest tests/provider_prefect -q -m runners --junitxml=$(REPORTS)/prefect-runners.xml $(PYTEST_FLAGS)
 
 .PHONY: test-prefect-matrix
-test-prefect-matrix: $(PREFECT) $(PREFECT_OLDEST) $(SERVER) ## Run all of them on the newest and the oldest Prefect (an hour)
-	@for env in prefect prefect-oldest; do \
+test-prefect-matrix: $(PREFECT) $(PREFECT_38) $(PREFECT_OLDEST) $(SERVER) ## Run all of them on Prefect 3.9, 3.8 and the oldest (an hour and a half)
+	@for env in prefect prefect-3.8 prefect-oldest; do \
 	  echo "== $$($(ENVS)/$$env/bin/python -m prefect --version | head -1) of $$env, with dstack $(REAL_SERVER)"; \
 	  $(ENVS)/$$env/bin/python -m pytest tests/provider_prefect -q -m "not runners and not browser" --junitxml=$(REPORTS)/$$env-all.xml $(PYTEST_FLAGS) || exit 1; \
 	done
@@ -226,7 +227,7 @@ $(PREFECT): constraints/prefect.txt constraints/build.txt pyproject.toml provide
 	@$(INSTALL) -e '.[async,local]' -e providers/prefect --group prefect $(BRIEFLY)
 	@touch $@
 
-$(PREFECT_OLDEST): constraints/prefect-oldest.txt constraints/build.txt pyproject.toml providers/prefect/pyproject.toml | $(UV)
+$(PREFECT_38) $(PREFECT_OLDEST): $(ENVS)/%/.ready: constraints/%.txt constraints/build.txt pyproject.toml providers/prefect/pyproject.toml | $(UV)
 	$(fresh_env)
 	@$(INSTALL) -e '.[async,local]' -e providers/prefect --group dev $(BRIEFLY)
 	@touch $@

@@ -10,12 +10,12 @@ field, so inner ones pass the error on; a context variable marks that a validati
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import fields
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.complaints import in_words
@@ -34,7 +34,7 @@ class Model(BaseModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _tell_clearly(cls, data: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
+    def _tell_clearly(cls, data: Any, handler: Callable[[Any], Any]) -> Any:
         if _is_within.get():
             return handler(data)
         token = _is_within.set(True)
