@@ -224,7 +224,7 @@ def _deferred_logs(facts: DatabaseFacts) -> Iterator[Finding]:
     here = host_name()
     elsewhere = sorted({host for host in facts.triggerer_hosts if host != here})
     if conf.getboolean("dstack", "relay_log_again", fallback=False):
-        # What this machine's configuration says; a task of its own setting is not seen.
+        # The setting of this machine; that of a single task is not seen.
         if facts.triggerer_hosts and not elsewhere and not is_remote:
             yield Finding(
                 "Airflow deferred logs",
