@@ -86,7 +86,7 @@ def test_the_lines_of_a_triggerer_with_its_own_folder_are_kept_if_they_are_relay
     task.write()
     # While the task is deferred, Airflow asks the triggerer.
     assert task.lines() == ["at-first", *_LINES]
-    # Without the option, this is what Airflow does; a page of the documentation says so.
+    # Without the option, this is what Airflow does; the page on guarantees has it.
     assert task.finish() == shown
 
 
