@@ -80,14 +80,21 @@ test-prefect: $(PREFECT) $(SERVER) ## Run the tests of the Prefect collection
 	@echo "== prefect-dstack, with dstack $(REAL_SERVER)"
 	@$(ENVS)/prefect/bin/python -m $(PYTEST_MODULE) tests/provider_prefect -q -n 3 --dist loadfile -m "not matrix and not endurance and not runners" --junitxml=$(REPORTS)/prefect.xml $(PYTEST_FLAGS)
 
-test-matrix: test-airflow-components test-prefect-components ## Kill, cancel and take over real Airflow and Prefect processes (half an hour)
+test-matrix: test-airflow-components test-celery test-prefect-components ## Kill, cancel and take over real Airflow and Prefect processes (an hour)
 
 # AIRFLOW_TEST_DATABASE=postgres puts the real components on a private Postgres server, else sqlite. `.ci/run` leaves
 # the long ones out.
 MATRIX ?= matrix
 test-airflow-components: $(AIRFLOW) $(SERVER) ## Kill and take over real Airflow processes (a quarter of an hour; needs Chromium)
 	@echo "== kills, take-overs, cancellations: Airflow on $${AIRFLOW_TEST_DATABASE:-sqlite}"
-	@$(ENVS)/airflow/bin/python -m $(PYTEST_MODULE) tests/provider_airflow -q -n 2 --dist loadfile -m "$(MATRIX)" --junitxml=$(REPORTS)/airflow-matrix.xml $(PYTEST_FLAGS)
+	@$(ENVS)/airflow/bin/python -m $(PYTEST_MODULE) tests/provider_airflow -q -n 2 --dist loadfile -m "($(MATRIX)) and not fleet" --junitxml=$(REPORTS)/airflow-matrix.xml $(PYTEST_FLAGS)
+
+# One fleet at a time: two workers, two schedulers and two triggerers keep two cores busy.
+.PHONY: test-celery
+test-celery: export AIRFLOW_TEST_DATABASE := postgres
+test-celery: $(AIRFLOW) ## Run Airflow on a fleet of Celery workers, kill its parts and take them away (half an hour; needs Postgres and Redis)
+	@echo "== a fleet: CeleryExecutor, two workers, schedulers and triggerers; processes as in pods"
+	@$(ENVS)/airflow/bin/python -m $(PYTEST_MODULE) tests/provider_airflow/test_celery*.py tests/provider_airflow/test_pods.py -q -m matrix --junitxml=$(REPORTS)/airflow-celery.xml $(PYTEST_FLAGS)
 
 test-prefect-components: $(PREFECT) ## Kill and cancel real Prefect processes (needs Chromium)
 	@echo "== kills, take-overs, cancellations: Prefect"
