@@ -125,7 +125,7 @@ def test_a_save_that_waits_for_its_turn_saves_the_newest_state() -> None:
     assert saver.states == [at(3), at(6)]
 
 
-def test_a_flood_is_saved_every_ten_seconds_and_again_once_it_is_over() -> None:
+def test_a_flood_is_saved_every_ten_seconds_and_again_once_it_has_ended() -> None:
     saver, clock, flood = Saver(), Clock(), [True]
     checkpoints = Checkpoints(saver, at(0), clock, is_flood=lambda: flood[0])
     assert checkpoints.offer(lambda: at(1))
