@@ -1,4 +1,4 @@
-"""``relay_log_again``: the resumed task relays what the triggerer relayed, each line once, and calls nobody twice."""
+"""``relay_log_again``: the resumed task relays what the triggerer relayed, each line once; no callback twice."""
 
 from __future__ import annotations
 
