@@ -175,7 +175,10 @@ def test_each_of_many_flow_runs_has_one_machine_and_half_of_them_are_cancelled(
         states = Counter(state_of(flow_run.id).type.value for flow_run in flow_runs)
         assert states == {"CANCELLED": (count + 1) // 2, "COMPLETED": count // 2}
     machines = Counter(
-        re.findall(r"flow_run/([0-9a-f-]+)/", " ".join(run.marker or "" for run in all_runs(dstack)))
+        re.findall(
+            r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+            " ".join(run.marker or "" for run in all_runs(dstack)),
+        )
     )
     assert set(machines.values()) == {1}
     assert {str(flow_run.id) for flow_run in flow_runs[1::2]} <= set(machines)
