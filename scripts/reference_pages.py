@@ -300,6 +300,14 @@ PAGES = [
         ),
     ),
     Page(
-        "local", "Embedded server", "[How to use it](../local-server.md).", ("dstack_core.local.LocalServer",)
+        "local",
+        "Embedded server",
+        "[How to use it](../local-server.md).",
+        core(
+            "local.LocalServer",
+            "local.Scenarios",
+            "local.SeenRun",
+            "local.VirtualTime",
+        ),
     ),
 ]
