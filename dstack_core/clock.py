@@ -1,15 +1,15 @@
 """The clock of the client, the hosts' adapters and the embedded server: the one place that waits for time.
 
 The problem: a test of a retry that lasts an hour must not last an hour, and the time limits of the code under
-test must still mean what they say.
+test must keep their meaning.
 
-The idea: whatever waits, or compares times, asks this module. By default it is the clock of the machine.
+The idea: all code that waits, or compares times, asks this module. By default it is the clock of the machine.
 `install` replaces it for the time of a test, usually by a `dstack_core.local.VirtualTime`; a test of another
 engine can install one of its own.
 
 Invariants: nothing is replaced by an import, and `install` restores what was there before. The limits of a
 single request (connecting, reading a reply) are always seconds of the machine's clock: a reply really takes
-that time. `asyncio` is imported only by who has imported it already.
+that time. `asyncio` is not imported here: async callers have it already.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Clock(Protocol):
         """Wait like `wait`, in an event loop; with ``caller=False`` the clock need not hurry."""
 
     def hold(self) -> None:
-        """Note that somebody works, so that time passes as it does for the machine."""
+        """Note that work begins: time passes as it does for the machine until `release`."""
 
     def release(self) -> None:
         """Note that the work of one `hold` is done, or waits for time itself."""
@@ -98,8 +98,8 @@ async def asleep(seconds: float, *, caller: bool = True) -> None:
 
     Args:
         seconds: How long.
-        caller: Whether somebody waits who wants a result. A server that only lets time pass says False: its
-            own timers are no reason for virtual time to jump.
+        caller: Whether a client or a task waits. A server that lets time pass sets False: its own timers are
+            not a reason for virtual time to jump.
     """
     clock = _Installed.clock
     if clock is None:
@@ -200,7 +200,7 @@ class Work:
             self._clock.release()
 
     def resume(self) -> None:
-        """Note that it goes on; as many calls as of `pause`."""
+        """Note that it continues; as many calls as of `pause`."""
         self._pauses -= 1
         if not self._pauses and not self._is_last and self._clock is not None:
             self._clock.hold()

@@ -4,7 +4,7 @@ The problem: a job that sleeps for an hour takes an hour, and virtual time waits
 process counts as work.
 
 The idea: while virtual time is on, jobs find another ``sleep`` first in their ``PATH``. It asks the server to
-wait in virtual time, and while it waits the job is no work. Everything else in a job takes real time.
+wait in virtual time, and while it waits the job does not count as work. All else in a job takes real time.
 
 Run as a script, this file is that command. It is started with `python -I -S`, so it may import nothing but
 the standard library.

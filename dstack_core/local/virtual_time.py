@@ -236,7 +236,7 @@ class VirtualTime:
                 self._condition.wait(self._step())
 
     def _step(self) -> float | None:
-        """Wake who is due, or jump; return the real seconds until the next look, None without any."""
+        """Wake who is due, or jump; return the real seconds until the next step, None if nothing waits."""
         while self._entries and self._entries[0][2].is_over:
             heapq.heappop(self._entries)
         if not self._entries:

@@ -132,6 +132,7 @@ ROOMS = {
     },
     "local": {"clock", "client"},
     "_command": {"errors", "models", "_wire.reports", "_attach", "client", "run", "integration"},
+    "testing": {"client", "local"},
     "__main__": {"_command"},
 }
 HOSTS = {"airflow", "prefect", "airflow_provider_dstack", "prefect_dstack", "dstack"}

@@ -251,10 +251,10 @@ class _RemainingLog:
             self.log.info("The dstack server answers again after %.0f s.", event.silent_for)
 
     def _sleep(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            self._check()
-            time.sleep(min(_TICK_SECONDS, seconds))
+        from dstack_core import clock
+
+        self._check()
+        clock.sleep_in_slices(seconds, _TICK_SECONDS, self._check)
 
     def _check(self) -> None:
         if self.is_left:
