@@ -14,7 +14,9 @@ from dstack_core.local import LocalServer, Scenarios, SeenRun
 if TYPE_CHECKING:
     from dstack_core.client import Client
 
+# What a message shows: lines of a log, and characters of a value.
 _MOST_LINES = 20
+_LONGEST_VALUE = 200
 
 
 class DstackServer:
@@ -149,7 +151,8 @@ class DstackServer:
 
         Args:
             name: As for `run`.
-            **expected: Keys of the configuration and their values, such as ``max_price=2.0``.
+            **expected: Keys of the configuration and their values, such as ``max_price=2.0``. The first of the
+                ``commands`` may be one that the client puts in front, for reports.
 
         Raises:
             AssertionError: There is no such run, or a value differs. A message never quotes ``env``.
@@ -157,7 +160,9 @@ class DstackServer:
         run = self.run(name)
         for key, value in expected.items():
             found = run.configuration.get(key)
-            shown = "another value" if key in ("env", "registry_auth") else f"{found!r} instead of {value!r}"
+            shown = "another value"
+            if key not in ("env", "registry_auth"):
+                shown = f"{_short(found)} instead of {_short(value)}"
             _check(found == value, f"Run {run.name} was submitted with {key}: {shown}.", [])
         return run
 
@@ -184,6 +189,11 @@ class DstackServer:
         """
         unused = ", ".join(self.scenarios.unused)
         _check(not unused, f"Expected every scenario to happen, got none of: {unused}.", self.runs)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
 def _check(is_true: bool, message: str, runs: list[SeenRun]) -> None:
