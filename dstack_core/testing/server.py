@@ -151,8 +151,8 @@ class DstackServer:
 
         Args:
             name: As for `run`.
-            **expected: Keys of the configuration and their values, such as ``max_price=2.0``. The first of the
-                ``commands`` may be one that the client puts in front, for reports.
+            **expected: Keys of the configuration and their values, such as ``max_price=2.0``. The first
+                of the ``commands`` may be one that the client puts in front, for reports.
 
         Raises:
             AssertionError: There is no such run, or a value differs. A message never quotes ``env``.

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-<<<<<<< HEAD
-from collections.abc import AsyncIterator, Mapping, Sequence
-=======
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
->>>>>>> main
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
