@@ -136,6 +136,24 @@ def real_components(
     yield from run_components(real_server, tmp_path_factory.mktemp("real-components"), request)
 
 
+@pytest.fixture(scope="module")
+def pods(
+    shared_server: LocalServer, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Components]:
+    """Run the components with an executor that runs the command of KubernetesExecutor's pods."""
+    pytest.importorskip("airflow.providers.cncf.kubernetes")
+    from tests.provider_airflow import pod_executor
+
+    home = tmp_path_factory.mktemp("pods")
+    yield from run_components(
+        shared_server,
+        home,
+        request,
+        AIRFLOW__CORE__EXECUTOR=f"{pod_executor.__name__}.{pod_executor.PodExecutor.__name__}",
+        **{pod_executor.PODS: str(home)},
+    )
+
+
 @contextlib.contextmanager
 def _migrated(home: Path, request: pytest.FixtureRequest) -> Iterator[str]:
     """Yield the URL of a migrated database: sqlite, or Postgres if ``AIRFLOW_TEST_DATABASE`` names it."""
