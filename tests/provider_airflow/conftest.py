@@ -229,6 +229,7 @@ def working(fleet: Fleet, tmp_path: Path) -> Iterator[Callable[[str], Working]]:
     """Return what starts a DAG run whose task follows its run; workers that are lost are started again."""
     from tests.provider_airflow.fleet_tasks import Working
 
+    fleet.wait_until_healthy()
     cases: list[Working] = []
 
     def start(dag_id: str) -> Working:
@@ -240,4 +241,6 @@ def working(fleet: Fleet, tmp_path: Path) -> Iterator[Callable[[str], Working]]:
     yield start
     for case in cases:
         case.gate.touch()
-    fleet.restart(*{case.worker for case in cases})
+    # The next test waits until they take tasks.
+    for name in {case.worker for case in cases}:
+        fleet.restart_with(name)
