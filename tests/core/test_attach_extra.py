@@ -114,7 +114,7 @@ def test_a_server_that_keeps_no_key_gets_the_public_half_of_the_file(driver: Dri
 
 
 @pytest.mark.usefixtures("plain")
-def test_without_a_file_it_gets_a_key_that_nobody_has_and_a_warning_names_the_extra(
+def test_without_a_file_it_gets_a_key_without_a_private_half_and_a_warning_names_the_extra(
     driver: Driver, caplog: pytest.LogCaptureFixture
 ) -> None:
     script = old_server()
@@ -128,7 +128,7 @@ def test_without_a_file_it_gets_a_key_that_nobody_has_and_a_warning_names_the_ex
 
 
 @pytest.mark.usefixtures("plain")
-def test_a_hold_that_nobody_could_enter_is_refused_before_the_submit(driver: Driver) -> None:
+def test_a_hold_that_no_key_could_enter_is_refused_before_the_submit(driver: Driver) -> None:
     script = old_server()
     flow = submission(Operations(Api("http://s", "main"), 30), debug_on_failure="30m")
     with pytest.raises(ConfigurationError, match=rf"^debug_on_failure: .*{INSTALL}, or use a server"):
