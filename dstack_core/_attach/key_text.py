@@ -94,7 +94,8 @@ def _fields(body: bytes, count: int, *, counts_keys: bool = False) -> list[bytes
 
 
 def _integers(body: bytes) -> list[bytes]:
-    place, numbers = _content(body, 0, _SEQUENCE)[0], []
+    place = _content(body, 0, _SEQUENCE)[0]
+    numbers: list[bytes] = []
     while len(numbers) < 3:
         start, end = _content(body, place, _INTEGER)
         numbers.append(body[start:end])

@@ -89,6 +89,10 @@ def test_what_is_not_a_key_is_refused_wherever_it_ends(cut: int) -> None:
         key_text.public_half(whole[:cut] + end)
 
 
+def target_of(server: LocalServer) -> dict[str, Any]:
+    return {"server_url": server.url, "project_name": server.project, "user_token": server.token}
+
+
 def submission(session: Operations, **options: Any) -> Any:
     given = SubmitOptions(**options)  # type: ignore[typeddict-item]
     task = dstack.Task(commands=["true"])
@@ -174,7 +178,7 @@ def test_submit_follow_and_results_work_and_attaching_names_the_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with LocalServer() as server:
-        target = {"server_url": server.url, "project_name": server.project, "user_token": server.token}
+        target = target_of(server)
         # The server has made its keys.
         with dstack.Client(**target) as client:
             client.user()
@@ -197,7 +201,7 @@ def test_submit_follow_and_results_work_and_attaching_names_the_extra(
 
 def test_the_async_client_names_the_extra_too(monkeypatch: pytest.MonkeyPatch) -> None:
     async def attach(server: LocalServer) -> None:
-        target = {"server_url": server.url, "project_name": server.project, "user_token": server.token}
+        target = target_of(server)
         async with dstack.AsyncClient(**target) as client:
             await client.user()
             for name in ("paramiko", "cryptography", "websockets", "psutil"):
@@ -222,7 +226,7 @@ def test_a_taken_port_is_reported_without_its_owner(plain: None) -> None:
 
 def test_the_examination_names_the_extra(plain: None) -> None:
     with LocalServer() as server:
-        target = {"server_url": server.url, "project_name": server.project, "user_token": server.token}
+        target = target_of(server)
         found = [each for each in examine(lambda: dstack.Client(**target)) if "attach]" in each.text]
     assert [(each.check, each.state) for each in found] == [("installation", "skipped"), ("SSH", "skipped")]
 
