@@ -22,6 +22,7 @@ SERVER := $(ENVS)/server-$(REAL_SERVER)/.ready
 BENCH_AIRFLOW := $(ENVS)/bench-airflow/.ready
 BENCH_PLOTS := $(ENVS)/bench-plots/.ready
 DOCS := $(ENVS)/docs/.ready
+DIST := $(ENVS)/dist/.ready
 
 .PHONY: help
 help: ## Show the commands
@@ -161,6 +162,14 @@ check: $(CORE) $(AIRFLOW) $(PREFECT) $(BENCH_PLOTS) ## Run ruff, mypy --strict a
 	status=0; for one in $${checks[@]}; do wait $$one || status=1; done; exit $$status
 	$(ENVS)/core/bin/python -m pytest -q tests/core/test_layers.py
 
+.PHONY: dist test-dist
+dist: $(DIST) ## Build the wheels and sdists of all distributions in dist/, and check them as an index does
+	@$(ENVS)/dist/bin/python -m scripts.distributions
+
+test-dist: $(CORE) ## Install the wheels in fresh environments with pip, and use them (four minutes)
+	@echo "== wheels, in environments that pip makes"
+	@$(ENVS)/core/bin/python -m pytest -q tests/installed --junitxml=$(REPORTS)/installed.xml $(PYTEST_FLAGS)
+
 .PHONY: docs docs-serve
 docs: $(DOCS) ## Build the documentation site in build/site, without network access; warnings and broken links fail
 	@NO_MKDOCS_2_WARNING=1 $(ENVS)/docs/bin/python -m scripts.make_site
@@ -186,8 +195,8 @@ reference: $(CORE) ## Explain the options in docstrings, and write docs/referenc
 clean: ## Remove the environments and everything built
 	rm -rf $(ENVS) build dist
 
-pins: $(CORE) $(AIRFLOW) $(PREFECT) $(SERVER) $(BENCH_AIRFLOW) $(BENCH_PLOTS) $(DOCS) ## Write the versions installed now into constraints/
-	@for env in core airflow prefect server-$(REAL_SERVER) bench-airflow bench-plots docs; do \
+pins: $(CORE) $(AIRFLOW) $(PREFECT) $(SERVER) $(BENCH_AIRFLOW) $(BENCH_PLOTS) $(DOCS) $(DIST) ## Write the versions installed now into constraints/
+	@for env in core airflow prefect server-$(REAL_SERVER) bench-airflow bench-plots docs dist; do \
 	  VIRTUAL_ENV=$(ENVS)/$$env $(UV) pip freeze --exclude-editable | grep '==' > constraints/$$env.txt; done
 
 # A pin file that changed makes its environment new.
@@ -252,6 +261,11 @@ $(BENCH_PLOTS): constraints/bench-plots.txt constraints/build.txt | $(UV)
 $(DOCS): constraints/docs.txt constraints/build.txt | $(UV)
 	$(fresh_env)
 	@$(INSTALL) mkdocs-material $(BRIEFLY)
+	@touch $@
+
+$(DIST): constraints/dist.txt constraints/build.txt | $(UV)
+	$(fresh_env)
+	@$(INSTALL) hatchling twine $(BRIEFLY)
 	@touch $@
 
 # A server that cannot start with what it asks for gets something else by constraints/server-*.overrides.txt.
