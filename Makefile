@@ -16,6 +16,7 @@ CORE := $(ENVS)/core/.ready
 AIRFLOW := $(ENVS)/airflow/.ready
 AIRFLOW_OLD := $(ENVS)/airflow-3.2/.ready
 PREFECT := $(ENVS)/prefect/.ready
+PREFECT_38 := $(ENVS)/prefect-3.8/.ready
 PREFECT_OLDEST := $(ENVS)/prefect-oldest/.ready
 PREFECT_RUNNERS := $(ENVS)/prefect-runners/.ready
 SERVER := $(ENVS)/server-$(REAL_SERVER)/.ready
@@ -80,14 +81,21 @@ test-prefect: $(PREFECT) $(SERVER) ## Run the tests of the Prefect collection
 	@echo "== prefect-dstack, with dstack $(REAL_SERVER)"
 	@$(ENVS)/prefect/bin/python -m $(PYTEST_MODULE) tests/provider_prefect -q -n 3 --dist loadfile -m "not matrix and not endurance and not runners" --junitxml=$(REPORTS)/prefect.xml $(PYTEST_FLAGS)
 
-test-matrix: test-airflow-components test-prefect-components ## Kill, cancel and take over real Airflow and Prefect processes (half an hour)
+test-matrix: test-airflow-components test-celery test-prefect-components ## Kill, cancel and take over real Airflow and Prefect processes (an hour)
 
 # AIRFLOW_TEST_DATABASE=postgres puts the real components on a private Postgres server, else sqlite. `.ci/run` leaves
 # the long ones out.
 MATRIX ?= matrix
 test-airflow-components: $(AIRFLOW) $(SERVER) ## Kill and take over real Airflow processes (a quarter of an hour; needs Chromium)
 	@echo "== kills, take-overs, cancellations: Airflow on $${AIRFLOW_TEST_DATABASE:-sqlite}"
-	@$(ENVS)/airflow/bin/python -m $(PYTEST_MODULE) tests/provider_airflow -q -n 2 --dist loadfile -m "$(MATRIX)" --junitxml=$(REPORTS)/airflow-matrix.xml $(PYTEST_FLAGS)
+	@$(ENVS)/airflow/bin/python -m $(PYTEST_MODULE) tests/provider_airflow -q -n 2 --dist loadfile -m "($(MATRIX)) and not fleet" --junitxml=$(REPORTS)/airflow-matrix.xml $(PYTEST_FLAGS)
+
+# One fleet at a time: two workers, two schedulers and two triggerers keep two cores busy.
+.PHONY: test-celery
+test-celery: export AIRFLOW_TEST_DATABASE := postgres
+test-celery: $(AIRFLOW) ## Run Airflow on a fleet of Celery workers, kill its parts and take them away (half an hour; needs Postgres and Redis)
+	@echo "== a fleet: CeleryExecutor, two workers, schedulers and triggerers; processes as in pods"
+	@$(ENVS)/airflow/bin/python -m $(PYTEST_MODULE) tests/provider_airflow/test_celery*.py tests/provider_airflow/test_pods.py -q -m matrix --junitxml=$(REPORTS)/airflow-celery.xml $(PYTEST_FLAGS)
 
 test-prefect-components: $(PREFECT) ## Kill and cancel real Prefect processes (needs Chromium)
 	@echo "== kills, take-overs, cancellations: Prefect"
@@ -99,8 +107,8 @@ test-prefect-runners: $(PREFECT_RUNNERS) ## Run the tests with the task runners 
 	@$(ENVS)/prefect-runners/bin/python -m pytest tests/provider_prefect -q -m runners --junitxml=$(REPORTS)/prefect-runners.xml $(PYTEST_FLAGS)
 
 .PHONY: test-prefect-matrix
-test-prefect-matrix: $(PREFECT) $(PREFECT_OLDEST) $(SERVER) ## Run all of them on the newest and the oldest Prefect (an hour)
-	@for env in prefect prefect-oldest; do \
+test-prefect-matrix: $(PREFECT) $(PREFECT_38) $(PREFECT_OLDEST) $(SERVER) ## Run all of them on Prefect 3.9, 3.8 and the oldest (an hour and a half)
+	@for env in prefect prefect-3.8 prefect-oldest; do \
 	  echo "== $$($(ENVS)/$$env/bin/python -m prefect --version | head -1) of $$env, with dstack $(REAL_SERVER)"; \
 	  $(ENVS)/$$env/bin/python -m pytest tests/provider_prefect -q -m "not runners and not browser" --junitxml=$(REPORTS)/$$env-all.xml $(PYTEST_FLAGS) || exit 1; \
 	done
@@ -235,7 +243,7 @@ $(PREFECT): constraints/prefect.txt constraints/build.txt pyproject.toml provide
 	@$(INSTALL) -e '.[async,local]' -e providers/prefect --group prefect $(BRIEFLY)
 	@touch $@
 
-$(PREFECT_OLDEST): constraints/prefect-oldest.txt constraints/build.txt pyproject.toml providers/prefect/pyproject.toml | $(UV)
+$(PREFECT_38) $(PREFECT_OLDEST): $(ENVS)/%/.ready: constraints/%.txt constraints/build.txt pyproject.toml providers/prefect/pyproject.toml | $(UV)
 	$(fresh_env)
 	@$(INSTALL) -e '.[async,local]' -e providers/prefect --group dev $(BRIEFLY)
 	@touch $@

@@ -31,8 +31,8 @@ _EXPECTED = {
 }
 _CLASSES = {"Sequence": _LIST, "Mapping": _MAPPING}
 # A part of pydantic's path that names a member of a union and not a field: `dict[str,any]`,
-# `function-wrap[...]`.
-_MEMBER = re.compile(r"str|int|float|bool|function-.*|.*\[.*|[A-Z][A-Za-z]*")
+# `function-wrap[...]`, and in pydantic 2.7 `constrained-str`.
+_MEMBER = re.compile(r"str|int|float|bool|function-.*|constrained-.*|.*\[.*|[A-Z][A-Za-z]*")
 # Fields whose values may be secrets; errors show their type instead.
 _SECRET = {"env", "registry_auth", "RegistryAuth", "headers", "probes"}
 _LOGIN = re.compile(r"://[^/@\s]+@")

@@ -17,11 +17,11 @@ import requests
 from tests.ports import free_port
 from tests.provider_airflow.support import wait_for
 
-_NAMES = ("api-server", "scheduler", "dag-processor", "triggerer")
-
 
 class Components:
     """An Airflow with its own home, ports and secrets; ``environment`` overrides the settings made here."""
+
+    names: tuple[str, ...] = ("api-server", "scheduler", "dag-processor", "triggerer")
 
     def __init__(self, home: Path, database_url: str, environment: dict[str, str]) -> None:
         self.home = home
@@ -71,7 +71,7 @@ class Components:
 
     def start(self) -> None:
         """Start all components; return when they are healthy and the DAGs are known."""
-        for name in _NAMES:
+        for name in self.names:
             self.start_one(name)
         self.wait_until_healthy()
         token = self._session.get(f"{self.url}/auth/token", timeout=30).json()["access_token"]
@@ -94,10 +94,19 @@ class Components:
         kind = name.rstrip("-0123456789")
         if name != kind:
             environment["AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT"] = str(free_port())
+            environment["AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT"] = str(free_port())
         with (self.home / f"{name}.out").open("ab") as output:
             self._processes[name] = subprocess.Popen(
-                [airflow, kind], env=environment, stdout=output, stderr=output, start_new_session=True
+                [airflow, *self._arguments(name, kind)],
+                env=environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
+
+    def _arguments(self, name: str, kind: str) -> list[str]:
+        """Return the arguments of Airflow's command that starts a component."""
+        return [kind]
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run one of Airflow's commands with the components' database and connections."""

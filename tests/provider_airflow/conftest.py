@@ -9,8 +9,9 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -36,10 +37,15 @@ from dstack_core.local import LocalServer  # noqa: E402
 from tests.callback_journal import VARIABLE  # noqa: E402
 from tests.provider_airflow.components import Components  # noqa: E402
 from tests.provider_airflow.databases import DATABASE_URL, migrate  # noqa: E402
-from tests.provider_airflow.postgres import postgres_url  # noqa: E402
+from tests.provider_airflow.fleet import Fleet, running_fleet  # noqa: E402
+from tests.provider_airflow.postgres import PostgresMissing, postgres_url  # noqa: E402
+from tests.provider_airflow.redis_server import RedisMissing  # noqa: E402
 from tests.provider_airflow.support import DagRunner, connection_json  # noqa: E402
 from tests.rig.fixtures import real_server  # noqa: E402
 from tests.rig.server import RealServer  # noqa: E402
+
+if TYPE_CHECKING:
+    from tests.provider_airflow.fleet_tasks import Working
 
 __all__ = ["real_server"]
 
@@ -180,3 +186,40 @@ def wrong_connections(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> L
     for name, change in changes.items():
         monkeypatch.setenv(f"AIRFLOW_CONN_{name.upper()}", json.dumps({**good, **change}))
     return server
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Run Airflow with CeleryExecutor, two of each component that may be there twice, and a dstack server.
+
+    A test that ends a component starts it again.
+    """
+    pytest.importorskip("airflow.providers.celery")
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(LocalServer(stop_grace_seconds=2.0))
+        try:
+            started = stack.enter_context(running_fleet(tmp_path_factory.mktemp("fleet"), server))
+        except (PostgresMissing, RedisMissing) as error:
+            if DATABASE == "postgres":
+                raise
+            pytest.skip(str(error))
+        yield started
+
+
+@pytest.fixture
+def working(fleet: Fleet, tmp_path: Path) -> Iterator[Callable[[str], Working]]:
+    """Return what starts a DAG run whose task follows its run; workers that are lost are started again."""
+    from tests.provider_airflow.fleet_tasks import Working
+
+    cases: list[Working] = []
+
+    def start(dag_id: str) -> Working:
+        case = Working(fleet, fleet.dstack, tmp_path / f"gate-{dag_id}")
+        cases.append(case)
+        case.start_working(dag_id)
+        return case
+
+    yield start
+    for case in cases:
+        case.gate.touch()
+    fleet.restart(*{case.worker for case in cases})

@@ -136,18 +136,20 @@ def _defined(tree: ast.Module) -> set[str]:
     return found
 
 
+def _pinned(lane: str) -> str:
+    found = re.search(r"^prefect==(.*)$", (ROOT / f"constraints/{lane}.txt").read_text(), re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
 def test_the_oldest_prefect_that_is_tested_is_the_oldest_that_is_allowed() -> None:
-    pinned = re.search(
-        r"^prefect==(.*)$", (ROOT / "constraints/prefect-oldest.txt").read_text(), re.MULTILINE
-    )
-    newest = re.search(r"^prefect==(.*)$", (ROOT / "constraints/prefect.txt").read_text(), re.MULTILINE)
-    assert pinned is not None
-    assert newest is not None
+    newest, between, oldest = map(_pinned, ("prefect", "prefect-3.8", "prefect-oldest"))
     allowed = tomllib.loads((ROOT / "providers/prefect/pyproject.toml").read_text())["project"][
         "dependencies"
     ]
-    assert f"prefect>={pinned[1]}" in allowed
-    assert f"Tested with Prefect {newest[1]} and {pinned[1]}" in (ROOT / "docs/prefect.md").read_text()
+    assert f"prefect>={oldest}" in allowed
+    assert f"Tested with Prefect {newest}, {between} and {oldest}" in (ROOT / "docs/prefect.md").read_text()
+    assert _pinned("prefect-runners") == newest
 
 
 def test_no_other_name_is_found() -> None:
