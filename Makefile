@@ -1,10 +1,19 @@
 # Everything runs in environments of its own under .venv/, made with uv from the pins in constraints/.
+# With PYTHON=python3.13 they are those under .venv/py3.13/, made with the same pins.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
-ENVS := .venv
-UV := $(ENVS)/uv/bin/uv
+# The supported versions are the classifiers; by default the lowest Python of this machine among them.
+SUPPORTED := $(shell sed -n 's/^ *"Programming Language :: Python :: \(3\.[0-9]*\)",$$/\1/p' pyproject.toml)
+ifeq ($(origin PYTHON),undefined)
+PYTHON := $(or $(shell scripts/pythons 1),python3)
+endif
+PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+# Tools and servers are programs beside the tests: they have one environment each, made with the lowest Python.
+TOOLS := .venv
+TOOLS_PYTHON = $(or $(shell scripts/pythons 1),$(PYTHON))
+ENVS := $(TOOLS)$(if $(filter-out $(firstword $(SUPPORTED)),$(PYTHON_VERSION)),/py$(PYTHON_VERSION))
+UV := $(TOOLS)/uv/bin/uv
 REAL_SERVER ?= 0.22.5
 SERVERS ?= 0.18.44 0.19.40 0.20.24 0.21.5 0.22.5
 ENDS := $(REAL_SERVER) $(firstword $(SERVERS))
@@ -19,11 +28,11 @@ PREFECT := $(ENVS)/prefect/.ready
 PREFECT_38 := $(ENVS)/prefect-3.8/.ready
 PREFECT_OLDEST := $(ENVS)/prefect-oldest/.ready
 PREFECT_RUNNERS := $(ENVS)/prefect-runners/.ready
-SERVER := $(ENVS)/server-$(REAL_SERVER)/.ready
+SERVER := $(TOOLS)/server-$(REAL_SERVER)/.ready
 BENCH_AIRFLOW := $(ENVS)/bench-airflow/.ready
-BENCH_PLOTS := $(ENVS)/bench-plots/.ready
-DOCS := $(ENVS)/docs/.ready
-DIST := $(ENVS)/dist/.ready
+BENCH_PLOTS := $(TOOLS)/bench-plots/.ready
+DOCS := $(TOOLS)/docs/.ready
+DIST := $(TOOLS)/dist/.ready
 
 .PHONY: help
 help: ## Show the commands
@@ -63,11 +72,11 @@ define contract
 done
 endef
 
-test-contract: $(CORE) $(ENDS:%=$(ENVS)/server-%/.ready) ## Run the contract tests on the newest and the oldest server
+test-contract: $(CORE) $(ENDS:%=$(TOOLS)/server-%/.ready) ## Run the contract tests on the newest and the oldest server
 	$(call contract,$(ENDS))
 
 test-servers: export DSTACK_TEST_CONFIGURATIONS := $(CONFIGURATIONS)
-test-servers: $(CORE) $(SERVERS:%=$(ENVS)/server-%/.ready) ## Run the contract tests on every server
+test-servers: $(CORE) $(SERVERS:%=$(TOOLS)/server-%/.ready) ## Run the contract tests on every server
 	$(call contract,$(SERVERS))
 	@$(ENVS)/core/bin/python scripts/count_tests.py $(SERVERS:%=$(REPORTS)/server-%.xml)
 
@@ -122,6 +131,24 @@ test-airflow-matrix: $(AIRFLOW_OLD) $(SERVER) ## Run the tests of the Airflow pr
 test-fast: $(CORE) ## Run what needs no host and no real server (under a minute)
 	@$(ENVS)/core/bin/python -m pytest -q -n 2 --dist worksteal -m "not real and not slow and not endurance" $(PYTEST_FLAGS)
 
+# What shows that a Python is supported: the tests that need no host, then with both hosts the imports of every
+# module, the parsed DAGs and deployed flows, and a few of the tests that start runs.
+.PHONY: test-python test-pythons
+test-python: $(CORE) $(AIRFLOW) $(PREFECT) ## Run the fast part of all tests on one Python: PYTHON=python3.13 (three minutes)
+	@echo "== Python $(PYTHON_VERSION): core, embedded server"
+	@$(ENVS)/core/bin/python -m $(PYTEST_MODULE) -q -n 4 --dist worksteal -m "not real and not slow and not endurance" \
+	  tests/core tests/local tests/documented --junitxml=$(REPORTS)/core-$(PYTHON_VERSION).xml $(PYTEST_FLAGS)
+	@echo "== Python $(PYTHON_VERSION): both providers"
+	@$(ENVS)/airflow/bin/python -m $(PYTEST_MODULE) -q --junitxml=$(REPORTS)/airflow-$(PYTHON_VERSION).xml $(PYTEST_FLAGS) \
+	  $(patsubst %,tests/provider_airflow/test_%.py,package parameters options example_dags)
+	@$(ENVS)/prefect/bin/python -m $(PYTEST_MODULE) -q --junitxml=$(REPORTS)/prefect-$(PYTHON_VERSION).xml $(PYTEST_FLAGS) \
+	  $(patsubst %,tests/provider_prefect/test_%.py,public input option_fields example)
+
+test-pythons: ## Do so on every other supported Python of this machine
+	@others=$$(scripts/pythons | tail -n +2); \
+	[ -n "$$others" ] || echo "== other Pythons: this machine has none of $(filter-out $(PYTHON_VERSION),$(SUPPORTED))"; \
+	for python in $$others; do $(MAKE) --no-print-directory test-python PYTHON=$$python; done
+
 # The environments are tried side by side: their cases mostly wait.
 .PHONY: test-faults
 test-faults: $(CORE) $(AIRFLOW) $(PREFECT) $(PREFECT_RUNNERS) $(SERVER) ## Let every request of a run's life go wrong in every way; write docs/reliability.md (an hour)
@@ -142,6 +169,7 @@ test-faults: $(CORE) $(AIRFLOW) $(PREFECT) $(PREFECT_RUNNERS) $(SERVER) ## Let e
 	$(ENVS)/core/bin/python -m tests.faults report || status=1; exit $$status
 
 .PHONY: bench bench-quick
+bench bench-quick: export BENCH_ENVIRONMENTS := $(ENVS)
 bench bench-quick: $(CORE) $(AIRFLOW) $(PREFECT) $(SERVER) $(BENCH_AIRFLOW) $(BENCH_PLOTS)
 bench: ## Measure beside the peers and write docs/performance.md (half an hour on a quiet machine)
 	@$(ENVS)/core/bin/python -m benchmarks
@@ -153,26 +181,28 @@ bench-quick: ## Do the same with smaller sizes (ten minutes)
 check: $(CORE) $(AIRFLOW) $(PREFECT) $(BENCH_PLOTS) ## Run ruff, mypy --strict and the layer test
 	$(ENVS)/core/bin/ruff format --check .
 	$(ENVS)/core/bin/ruff check .
-	@# One call for each environment, each with a cache of its own, side by side.
+	@# One call for each environment, each with a cache of its own, side by side. What a newer Python's library has or
+	@# lost shows in the core, which is checked for the highest Python too.
 	@checks=(); \
+	{ $(ENVS)/core/bin/mypy --python-version $(lastword $(SUPPORTED)) --cache-dir=.mypy_cache/core -p dstack_core -p dstack_report && \
 	$(ENVS)/core/bin/mypy --cache-dir=.mypy_cache/core -p dstack_core -p dstack_report -p tests.core -p tests.local \
 	  -p tests.contract -p tests.rig -p tests.docs -p tests.documented -p scripts \
 	  $(addprefix -m benchmarks.,__main__ imports log_relay attached_relay report_delay submit_requests idle_run) \
 	  $(patsubst tests/faults/%.py,-m tests.faults.%,$(filter-out %_adapters.py %_kills.py %/airflow_latency.py \
-	    %/__init__.py tests/faults/prefect_%,$(wildcard tests/faults/*.py))) & checks+=($$!); \
+	    %/__init__.py tests/faults/prefect_%,$(wildcard tests/faults/*.py))); } & checks+=($$!); \
 	{ $(ENVS)/airflow/bin/mypy --cache-dir=.mypy_cache/airflow providers/airflow/src dags scripts/demo_airflow.py \
 	    tests/provider_airflow $(addprefix tests/faults/airflow_,adapters.py kills.py latency.py) \
 	    $(patsubst %,benchmarks/%.py,dag_parse watching watcher airflow_host signalled waiting_for_log dags/measured) && \
 	  $(ENVS)/prefect/bin/mypy --cache-dir=.mypy_cache/prefect providers/prefect/src flows scripts/demo_prefect.py \
 	    tests/provider_prefect $(wildcard tests/faults/prefect_*.py) \
 	    $(patsubst %,benchmarks/%.py,prefect_import prefect_host served) && \
-	  $(ENVS)/bench-plots/bin/mypy --cache-dir=.mypy_cache/plots -m benchmarks.page; } & checks+=($$!); \
+	  $(TOOLS)/bench-plots/bin/mypy --cache-dir=.mypy_cache/plots -m benchmarks.page; } & checks+=($$!); \
 	status=0; for one in $${checks[@]}; do wait $$one || status=1; done; exit $$status
 	$(ENVS)/core/bin/python -m pytest -q tests/core/test_layers.py
 
 .PHONY: dist test-dist
 dist: $(DIST) ## Build the wheels and sdists of all distributions in dist/, and check them as an index does
-	@$(ENVS)/dist/bin/python -m scripts.distributions
+	@$(TOOLS)/dist/bin/python -m scripts.distributions $(RELEASE)
 
 test-dist: $(CORE) ## Install the wheels in fresh environments with pip, and use them (four minutes)
 	@echo "== wheels, in environments that pip makes"
@@ -180,11 +210,11 @@ test-dist: $(CORE) ## Install the wheels in fresh environments with pip, and use
 
 .PHONY: docs docs-serve
 docs: $(DOCS) ## Build the documentation site in build/site, without network access; warnings and broken links fail
-	@NO_MKDOCS_2_WARNING=1 $(ENVS)/docs/bin/python -m scripts.make_site
+	@NO_MKDOCS_2_WARNING=1 $(TOOLS)/docs/bin/python -m scripts.make_site
 
 DOCS_PORT ?= 8000
 docs-serve: docs ## Show the built site on http://127.0.0.1:8000 (DOCS_PORT)
-	@$(ENVS)/docs/bin/python -m http.server --bind 127.0.0.1 --directory build/site $(DOCS_PORT)
+	@$(TOOLS)/docs/bin/python -m http.server --bind 127.0.0.1 --directory build/site $(DOCS_PORT)
 
 .PHONY: walks
 walks: $(CORE) $(AIRFLOW) $(PREFECT) ## Print the files and functions that a submit and each host's task pass, and the sizes
@@ -201,85 +231,88 @@ reference: $(CORE) ## Explain the options in docstrings, and write docs/referenc
 	@$(ENVS)/core/bin/python -m scripts.make_reference
 
 clean: ## Remove the environments and everything built
-	rm -rf $(ENVS) build dist
+	rm -rf $(TOOLS) build dist
 
 pins: $(CORE) $(AIRFLOW) $(PREFECT) $(SERVER) $(BENCH_AIRFLOW) $(BENCH_PLOTS) $(DOCS) $(DIST) ## Write the versions installed now into constraints/
+	@[ $(ENVS) = $(TOOLS) ] || { echo "make pins: expected Python $(firstword $(SUPPORTED)), got $(PYTHON_VERSION). Call it without PYTHON." >&2; exit 1; }
 	@for env in core airflow prefect server-$(REAL_SERVER) bench-airflow bench-plots docs dist; do \
-	  VIRTUAL_ENV=$(ENVS)/$$env $(UV) pip freeze --exclude-editable | grep '==' > constraints/$$env.txt; done
+	  VIRTUAL_ENV=$(TOOLS)/$$env $(UV) pip freeze --exclude-editable | grep '==' > constraints/$$env.txt; done
 
 # A pin file that changed makes its environment new.
-INSTALL = VIRTUAL_ENV=$(@D) $(UV) pip install --build-constraint constraints/build.txt -c constraints/$(notdir $(@D)).txt
+# What only newer Pythons need is pinned in constraints/ENV.newer.txt, which `make pins` leaves alone.
+INSTALL = VIRTUAL_ENV=$(@D) $(UV) pip install --build-constraint constraints/build.txt \
+  $(addprefix -c ,constraints/$(notdir $(@D)).txt $(wildcard constraints/$(notdir $(@D)).newer.txt))
 # What uv resolves, downloads and installs is shown, the list of every package is not.
 BRIEFLY = 2>&1 | sed -u '/^ [+~-] /d'
 define fresh_env
 @echo "== making $(@D)"
-@$(UV) venv --quiet --clear --python $(PYTHON) $(@D)
+@$(UV) venv --quiet --clear --python $(1) $(@D)
 endef
 
 $(UV): constraints/tools.txt
-	@echo "== making $(ENVS)/uv"
-	@$(PYTHON) -m venv $(ENVS)/uv
-	@$(ENVS)/uv/bin/python -m pip install --quiet --disable-pip-version-check -r constraints/tools.txt
+	@echo "== making $(TOOLS)/uv"
+	@$(TOOLS_PYTHON) -m venv $(TOOLS)/uv
+	@$(TOOLS)/uv/bin/python -m pip install --quiet --disable-pip-version-check -r constraints/tools.txt
 	@touch $@
 
 $(CORE): constraints/core.txt constraints/build.txt pyproject.toml | $(UV)
-	$(fresh_env)
+	$(call fresh_env,$(PYTHON))
 	@$(INSTALL) -e '.[async,local]' --group dev --group build --group plots $(BRIEFLY)
 	@touch $@
 
 $(AIRFLOW): constraints/airflow.txt constraints/build.txt pyproject.toml providers/airflow/pyproject.toml | $(UV)
-	$(fresh_env)
+	$(call fresh_env,$(PYTHON))
 	@$(INSTALL) -e '.[async,local]' -e providers/airflow --group airflow $(BRIEFLY)
 	@touch $@
 
 # Its pins are those of the time of Airflow 3.2, which does not start with what came later.
 $(AIRFLOW_OLD): constraints/airflow-3.2.txt constraints/build.txt pyproject.toml providers/airflow/pyproject.toml | $(UV)
-	$(fresh_env)
+	$(call fresh_env,$(PYTHON))
 	@$(INSTALL) -e '.[async,local]' -e providers/airflow --group airflow-tests $(BRIEFLY)
 	@touch $@
 
 $(PREFECT): constraints/prefect.txt constraints/build.txt pyproject.toml providers/prefect/pyproject.toml | $(UV)
-	$(fresh_env)
+	$(call fresh_env,$(PYTHON))
 	@$(INSTALL) -e '.[async,local]' -e providers/prefect --group prefect $(BRIEFLY)
 	@touch $@
 
 $(PREFECT_38) $(PREFECT_OLDEST): $(ENVS)/%/.ready: constraints/%.txt constraints/build.txt pyproject.toml providers/prefect/pyproject.toml | $(UV)
-	$(fresh_env)
+	$(call fresh_env,$(PYTHON))
 	@$(INSTALL) -e '.[async,local]' -e providers/prefect --group dev $(BRIEFLY)
 	@touch $@
 
 # The newest Prefect beside the task runners that start tasks in processes of their own.
 $(PREFECT_RUNNERS): constraints/prefect-runners.txt constraints/build.txt pyproject.toml providers/prefect/pyproject.toml | $(UV)
-	$(fresh_env)
+	$(call fresh_env,$(PYTHON))
 	@$(INSTALL) -e '.[async,local]' -e providers/prefect --group dev prefect-dask prefect-ray $(BRIEFLY)
 	@touch $@
 
 # What the benchmarks compare with: the providers of others, in the same Airflow as ours.
 $(BENCH_AIRFLOW): constraints/bench-airflow.txt constraints/build.txt pyproject.toml providers/airflow/pyproject.toml | $(UV)
-	$(fresh_env)
+	$(call fresh_env,$(PYTHON))
 	@$(INSTALL) -e '.[async,local]' -e providers/airflow \
 	  $(addprefix apache-airflow-providers-,cncf-kubernetes databricks docker standard) $(BRIEFLY)
 	@touch $@
 
 $(BENCH_PLOTS): constraints/bench-plots.txt constraints/build.txt | $(UV)
-	$(fresh_env)
+	$(call fresh_env,$(TOOLS_PYTHON))
 	@$(INSTALL) matplotlib mypy $(BRIEFLY)
 	@touch $@
 
 $(DOCS): constraints/docs.txt constraints/build.txt | $(UV)
-	$(fresh_env)
+	$(call fresh_env,$(TOOLS_PYTHON))
 	@$(INSTALL) mkdocs-material $(BRIEFLY)
 	@touch $@
 
 $(DIST): constraints/dist.txt constraints/build.txt | $(UV)
-	$(fresh_env)
+	$(call fresh_env,$(TOOLS_PYTHON))
 	@$(INSTALL) hatchling twine $(BRIEFLY)
 	@touch $@
 
 # A server that cannot start with what it asks for gets something else by constraints/server-*.overrides.txt.
 OVERRIDES = $(wildcard constraints/server-$*.overrides.txt)
 .SECONDEXPANSION:
-$(ENVS)/server-%/.ready: constraints/server-%.txt $$(OVERRIDES) | $(UV)
-	$(fresh_env)
+$(TOOLS)/server-%/.ready: constraints/server-%.txt $$(OVERRIDES) | $(UV)
+	$(call fresh_env,$(TOOLS_PYTHON))
 	@$(INSTALL) $(OVERRIDES:%=--overrides %) 'dstack[server]==$*' $(BRIEFLY)
 	@touch $@

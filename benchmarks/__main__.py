@@ -33,7 +33,8 @@ LONGEST_SECONDS = 1500.0
 
 def python(environment: str) -> str:
     """Return the interpreter of one of the environments."""
-    return str(ROOT / ".venv" / environment / "bin/python")
+    folder = ".venv" if environment == PAGE else os.environ.get("BENCH_ENVIRONMENTS", ".venv")
+    return str(ROOT / folder / environment / "bin/python")
 
 
 def run(module: str, environment: str, options: list[str]) -> bool:

@@ -1,7 +1,5 @@
 """An outcome as a dict of values that JSON has, for type checkers."""
 
-from __future__ import annotations
-
 from typing import Any, NotRequired
 
 # Before Python 3.12, pydantic takes only this one; it checks the parameters of flows.

@@ -44,8 +44,9 @@ def test_every_command_of_ci_run_is_in_the_workflow() -> None:
         for job in jobs.values()
         for command in commands_of(job)
         for found in MAKE.finditer(command)
-        if "PYTHON=" not in found["rest"]
     }
+    # One Python of the machine after the other; a forge has a job for each.
+    ran["test-pythons"] = ran["test-python"]
     lines = list(MAKE.finditer((ROOT / ".ci" / "run").read_text()))
     assert len(lines) >= 4
     for line in lines:

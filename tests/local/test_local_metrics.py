@@ -46,7 +46,8 @@ def test_the_reply_is_like_the_recorded_one(quick: Api, name: str) -> None:
 def test_a_busy_process_is_seen_with_its_memory_and_an_idle_one_is_not(quick: Api, name: str) -> None:
     quick.apply(name, "python3 -c 'held = bytearray(50_000_000)\nwhile True: pass'")
     quick.apply(f"{name}-idle", "sleep 60")
-    wait_until(lambda: max(measured(quick, name)["cpu_usage_percent"]) >= 20)
+    # A fifth of a core, which a busy process gets on a busy machine too, sooner or later.
+    wait_until(lambda: max(measured(quick, name)["cpu_usage_percent"]) >= 20, seconds=100)
     wait_until(lambda: max(measured(quick, name)["memory_usage_bytes"]) > 50_000_000)
     idle = measured(quick, f"{name}-idle", 5)
     assert sorted(idle["cpu_usage_percent"])[2] <= 10

@@ -16,6 +16,7 @@ from tests.provider_airflow.support import DagRunner, Ran, paths, runs_of
 MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
 
 # The Python of the tests, which has cloudpickle; the embedded server's runs find another one first.
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 OWN_PYTHON = f"commands=['export PATH={Path(sys.executable).parent}:$PATH']"
 
 
@@ -195,7 +196,7 @@ def test_a_missing_cloudpickle_is_reported(
     ran = run(dag_runner, f"@task.dstack({options}, poll_interval=0.3)\ndef train(): ...\ntrain()")
     output = capfd.readouterr().out
     assert ran.tasks == {"train": "failed"}
-    assert "expected the package cloudpickle in the run, and its Python 3.11 has none" in output
+    assert f"expected the package cloudpickle in the run, and its Python {PYTHON} has none" in output
 
 
 def test_arguments_are_neither_in_the_run_nor_in_a_process_list(
