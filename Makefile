@@ -200,6 +200,10 @@ check: $(CORE) $(AIRFLOW) $(PREFECT) $(BENCH_PLOTS) ## Run ruff, mypy --strict a
 	status=0; for one in $${checks[@]}; do wait $$one || status=1; done; exit $$status
 	$(ENVS)/core/bin/python -m pytest -q tests/core/test_layers.py
 
+.PHONY: check-examples
+check-examples: $(CORE) $(AIRFLOW) $(PREFECT) ## Check the types of the READMEs' examples with mypy --strict and pyright
+	@$(ENVS)/core/bin/python -m scripts.check_examples
+
 .PHONY: dist test-dist
 dist: $(DIST) ## Build the wheels and sdists of all distributions in dist/, and check them as an index does
 	@$(TOOLS)/dist/bin/python -m scripts.distributions $(RELEASE)
