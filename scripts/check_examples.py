@@ -2,7 +2,7 @@
 
 ``make check-examples`` runs it. The examples of one host are checked together, in the host's environment. Two
 kinds of error are the host's own and are left out: Airflow types the call of a task as ``XComArg``, which is
-not the value that the next task takes; and Prefect types a method that is sync or async by its caller as both.
+not the value that the next task takes; Prefect types a method that is sync or async by its caller as both.
 """
 
 from __future__ import annotations
