@@ -121,6 +121,7 @@ ROOMS = {
             "_operations",
             "_attach.keys",
             "_attach.extra",
+            "_code.content",
             "_run_base",
             "_function",
             "config",
