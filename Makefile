@@ -159,7 +159,7 @@ test-faults: $(CORE) $(AIRFLOW) $(PREFECT) $(PREFECT_RUNNERS) $(SERVER) ## Let e
 	  log=$(REPORTS)/faults-$$1.log; held=0; \
 	  timeout 9000 $(ENVS)/$$1/bin/python -m tests.faults $$1 > $$log 2>&1 || held=1; \
 	  echo "== faults: $$1: $$(tail -1 $$log)"; \
-	  timeout 3600 $(ENVS)/$$1/bin/python -m tests.faults suites $$1 > $${log/faults-/faults-suites-} 2>&1 || held=1; \
+	  timeout 7200 $(ENVS)/$$1/bin/python -m tests.faults suites $$1 > $${log/faults-/faults-suites-} 2>&1 || held=1; \
 	  echo "== suites: $$1: $$(tail -1 $${log/faults-/faults-suites-})"; \
 	  return $$held; \
 	}; \
