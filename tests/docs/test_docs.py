@@ -21,6 +21,8 @@ JUDGES = {
     "python airflow": "tests/provider_airflow/test_airflow_docs.py",
     "shell airflow": "tests/provider_airflow/test_airflow_docs.py",
     "python prefect": "tests/provider_prefect/test_prefect_docs.py",
+    "python airflow test": "tests/provider_airflow/test_user_tests.py",
+    "python prefect test": "tests/provider_prefect/test_user_tests.py",
     "python attach": "tests/contract/test_usage_example.py",
     "shell dstack": "tests/contract/test_official_client.py",
     "shell prefect": "tests/provider_prefect/test_prefect_docs.py",
