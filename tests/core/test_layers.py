@@ -120,6 +120,7 @@ ROOMS = {
             "_adrive",
             "_operations",
             "_attach.keys",
+            "_code.content",
             "_run_base",
             "_function",
             "config",

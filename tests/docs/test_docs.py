@@ -21,6 +21,7 @@ JUDGES = {
     "python airflow": "tests/provider_airflow/test_airflow_docs.py",
     "shell airflow": "tests/provider_airflow/test_airflow_docs.py",
     "python prefect": "tests/provider_prefect/test_prefect_docs.py",
+    "yaml prefect": "tests/provider_prefect/test_prefect_yaml.py",
     "python airflow test": "tests/provider_airflow/test_user_tests.py",
     "python prefect test": "tests/provider_prefect/test_user_tests.py",
     "python attach": "tests/contract/test_usage_example.py",
