@@ -112,7 +112,7 @@ test-prefect-components: $(PREFECT) ## Kill and cancel real Prefect processes (n
 	@$(ENVS)/prefect/bin/python -m $(PYTEST_MODULE) tests/provider_prefect -q -m matrix --junitxml=$(REPORTS)/prefect-matrix.xml $(PYTEST_FLAGS)
 
 .PHONY: test-prefect-runners
-test-prefect-runners: $(PREFECT_RUNNERS) ## Run the tests with the task runners of Dask and Ray, on Prefect 3.9 (four minutes)
+test-prefect-runners: $(PREFECT_RUNNERS) ## Run the tests with the task runners of Dask and Ray, on Prefect 3.9 (ten minutes)
 	@echo "== prefect-dstack with prefect-dask and prefect-ray"
 	@$(ENVS)/prefect-runners/bin/python -m pytest tests/provider_prefect -q -m runners --junitxml=$(REPORTS)/prefect-runners.xml $(PYTEST_FLAGS)
 
@@ -169,6 +169,8 @@ test-faults: $(CORE) $(AIRFLOW) $(PREFECT) $(PREFECT_RUNNERS) $(SERVER) ## Let e
 	log=$(REPORTS)/faults-prefect-runners.log; \
 	timeout 3600 $(ENVS)/prefect-runners/bin/python -m tests.faults prefect --part latency --only '(Dask|Ray), ' > $$log 2>&1 \
 	  || status=1; echo "== faults: prefect with Dask and Ray: $$(tail -1 $$log)"; \
+	timeout 3600 $(ENVS)/prefect-runners/bin/python -m tests.faults suites prefect-runners > $${log/faults-/faults-suites-} 2>&1 \
+	  || status=1; echo "== suites: prefect-runners: $$(tail -1 $${log/faults-/faults-suites-})"; \
 	$(ENVS)/core/bin/python -m tests.faults report || status=1; exit $$status
 
 .PHONY: bench bench-quick

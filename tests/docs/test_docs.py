@@ -22,6 +22,7 @@ JUDGES = {
     "shell airflow": "tests/provider_airflow/test_airflow_docs.py",
     "python prefect": "tests/provider_prefect/test_prefect_docs.py",
     "yaml prefect": "tests/provider_prefect/test_prefect_yaml.py",
+    "python prefect runners": "tests/provider_prefect/test_runner_docs.py",
     "python airflow test": "tests/provider_airflow/test_user_tests.py",
     "python prefect test": "tests/provider_prefect/test_user_tests.py",
     "python attach": "tests/contract/test_usage_example.py",
@@ -29,12 +30,14 @@ JUDGES = {
     "shell prefect": "tests/provider_prefect/test_prefect_docs.py",
     "python signature": "tests/docs/test_reference.py",
     "dockerfile": "tests/provider_airflow/test_executor_docs.py",
+    "dockerfile prefect": "tests/provider_prefect/test_image_docs.py",
+    "text requirements": "tests/provider_prefect/test_image_docs.py",
     "ini": "tests/provider_airflow/test_executor_docs.py",
     "yaml": "tests/provider_airflow/test_executor_docs.py",
     "shell tutorial": "tests/docs/tutorial.py",
     "output": "those of the block that prints it",
 }
-PRINTING = {"python", "python airflow", "python prefect", "shell tutorial"}
+PRINTING = {"python", "python airflow", "python prefect", "python prefect runners", "shell tutorial"}
 
 
 @pytest.fixture(scope="module")
