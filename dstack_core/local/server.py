@@ -137,8 +137,8 @@ class LocalServer:
     def start(self) -> Self:
         """Start serving and return once requests are answered.
 
-        Raises ImportError if the extra `local` is not installed, OSError if the port is taken, RuntimeError
-        if the server is already started.
+        Raises ImportError if the extra `local` is not installed, OSError if the port is taken, ValueError if it
+        is not one, RuntimeError if the server is already started.
         """
         if self._thread is not None:
             raise RuntimeError("The server is already started.")
@@ -249,9 +249,11 @@ def _listen(port: int) -> socket.socket:
         # Listen at once, so that a client that connects early waits instead of being refused. 128 clients may
         # wait, more than a test starts at the same time.
         listener.listen(128)
-    except OSError as error:
+    except BaseException as error:
         listener.close()
-        if error.errno == errno.EADDRINUSE:
+        if isinstance(error, OverflowError):
+            raise ValueError(f"port: expected 0 to 65535, got {port}.") from None
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             raise OSError(errno.EADDRINUSE, f"Port {port} of {_ADDRESS} is already in use") from error
         raise
     return listener
