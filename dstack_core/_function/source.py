@@ -81,6 +81,7 @@ def _missing(table: symtable.SymbolTable, function: str) -> set[str]:
 def _tables(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
     yield table
     for child in table.get_children():
-        # Annotations stay text, so what they name is not needed; they have a table of their own from Python 3.14 on.
+        # Annotations stay text, so what they name is not needed; from Python 3.14 on they have a table of
+        # their own.
         if "annotation" not in str(child.get_type()).lower():
             yield from _tables(child)
