@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from dstack_core.local.state import State
 
 _MISSING = 'The embedded server needs packages that are not installed: pip install "dstack-core[local]"'
+_NO_POSIX = (
+    "The embedded server runs jobs on pseudo terminals: expected Linux or macOS, got a system without the "
+    "module {module}. On Windows, start it in WSL; the clients work on Windows."
+)
 _ADDRESS = "127.0.0.1"
 # How long ``stop`` waits for the server's thread: killing the jobs (2 s), reading their last output (5 s) and
 # finishing requests (5 s) take less. A thread that is still alive then is left to the end of the process.
@@ -137,8 +141,8 @@ class LocalServer:
     def start(self) -> Self:
         """Start serving and return once requests are answered.
 
-        Raises ImportError if the extra `local` is not installed, OSError if the port is taken, ValueError if it
-        is not one, RuntimeError if the server is already started.
+        Raises ImportError if the extra `local` is not installed or on Windows, OSError if the port is taken,
+        ValueError if it is not one, RuntimeError if the server is already started.
         """
         if self._thread is not None:
             raise RuntimeError("The server is already started.")
@@ -232,6 +236,12 @@ class LocalServer:
 
 
 def _require_extra() -> None:
+    try:
+        import fcntl  # noqa: F401
+        import pty  # noqa: F401
+        import termios  # noqa: F401
+    except ImportError as error:
+        raise ImportError(_NO_POSIX.format(module=error.name)) from None
     try:
         import python_multipart  # noqa: F401
         import starlette  # noqa: F401

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent.parent
 PROJECTS = [ROOT / "pyproject.toml", *sorted(ROOT.glob("providers/*/pyproject.toml"))]
@@ -134,3 +136,17 @@ def test_a_python_that_cannot_start_is_not_found(tmp_path: Path) -> None:
         [ROOT / "scripts/pythons"], env=environment, capture_output=True, text=True, check=True
     ).stdout
     assert str(tmp_path) not in found
+
+
+def test_the_lowest_versions_that_are_allowed_are_those_that_are_tested() -> None:
+    pinned = dict(
+        line.split("==")
+        for line in (ROOT / "constraints/lowest.txt").read_text().splitlines()
+        if "==" in line
+    )
+    core = project(PROJECTS[0])
+    extras = [one for extra in core["optional-dependencies"].values() for one in extra]
+    for text in [*core["dependencies"], *extras]:
+        one = Requirement(text)
+        (lowest,) = (each.version for each in one.specifier if each.operator == ">=")
+        assert Version(pinned[one.name.lower()]) == Version(lowest), text
