@@ -6,8 +6,8 @@ each thread passes the end of its direction on and leaves the other one open.
 
 Closing has to wake every thread that blocks in a call: ``shutdown`` wakes ``accept`` and ``recv`` of a
 socket, closing a channel wakes its ``recv``. Outside Linux ``shutdown`` is an error for a listening socket,
-so there a connection to its port wakes ``accept``. All are recorded under the lock, and a thread that registers
-after ``close`` has begun sees ``_closing`` and ends, so none is missed.
+so there a connection to its port wakes ``accept``. All are recorded under the lock, and a thread that
+registers after ``close`` has begun sees ``_closing`` and ends, so none is missed.
 """
 
 from __future__ import annotations
