@@ -56,7 +56,7 @@ LAYERS: dict[str, list[set[str]]] = {
         },
         # A whole task: its threads, and how it is made from an operator's fields.
         {"_task_run"},
-        {"_from_operator"},
+        {"_from_operator", "_resumed_log"},
         # What DAGs use, and the command line.
         {"cli", "operators", "sensors"},
         {"decorators", "services"},
@@ -105,6 +105,7 @@ LAYERS: dict[str, list[set[str]]] = {
 # Imports for annotations alone, which no process loads: the class that a module works for.
 TYPES_ONLY = {
     (AIRFLOW, "_from_operator", "operators"),
+    (AIRFLOW, "_resumed_log", "operators"),
     (PREFECT, "_flow_runs", "decorators"),
     (PREFECT, "_function_result", "_job"),
     (PREFECT, "_remote_call", "decorators"),

@@ -25,6 +25,9 @@ JUDGES = {
     "shell dstack": "tests/contract/test_official_client.py",
     "shell prefect": "tests/provider_prefect/test_prefect_docs.py",
     "python signature": "tests/docs/test_reference.py",
+    "dockerfile": "tests/provider_airflow/test_executor_docs.py",
+    "ini": "tests/provider_airflow/test_executor_docs.py",
+    "yaml": "tests/provider_airflow/test_executor_docs.py",
     "shell tutorial": "tests/docs/tutorial.py",
     "output": "those of the block that prints it",
 }

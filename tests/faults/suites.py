@@ -355,4 +355,93 @@ CALLBACKS = Suite(
     ),
 )
 
-SUITES = [KILLS, REPORTS, HOLDS, CALLBACKS, LOAD, ODDITIES]
+_FLEET = "Airflow tasks on Celery workers"
+_FLEET_DEFERRED = "Airflow tasks on two triggerers"
+_POD = "Airflow task in the processes of a pod"
+
+FLEET = Suite(
+    "A fleet of Celery workers",
+    "Airflow with CeleryExecutor: two workers, two schedulers, two triggerers, one API server, Redis and Postgres. Held means: each task has\n"
+    "one run, none is submitted twice, none is stopped that should keep running, and its log has every line in order. Only the log of a\n"
+    "task whose triggerer was lost has lines twice.",
+    (
+        _airflow(
+            "6, 40 mapped tasks on both workers",
+            _FLEET,
+            "test_celery.py::test_mapped_tasks_on_two_workers_and_two_triggerers",
+            "test_celery_many.py::test_many_mapped_tasks_have_one_run_each_and_every_line_once[sync_40]",
+        ),
+        _airflow(
+            "100 mapped tasks at once",
+            _FLEET_DEFERRED,
+            "test_celery_many.py::test_many_mapped_tasks_have_one_run_each_and_every_line_once[deferred_100]",
+        ),
+        _airflow(
+            "kill -9 of a worker, with a try left; on the last try, then the reaper",
+            _FLEET,
+            "test_celery.py::test_a_lost_worker_leaves_the_run_to_the_next_try",
+            "test_celery_workers.py::test_the_reaper_stops_what_a_lost_worker_leaves_on_the_last_try",
+        ),
+        _airflow(
+            "SIGTERM to a worker's main process",
+            _FLEET,
+            "test_celery_workers.py::test_a_warm_shutdown_of_a_worker_waits_for_its_tasks",
+        ),
+        _airflow(
+            "SIGQUIT to a worker, SIGTERM to all its processes; with and without a try left",
+            _FLEET,
+            "test_celery_workers.py::test_a_shutdown_of_a_worker_leaves_the_run_to_the_next_try",
+            "test_celery_workers.py::test_a_shutdown_of_a_worker_on_the_last_try_stops_the_run",
+        ),
+        _airflow(
+            "kill -9 of one of two triggerers, with 50 deferred tasks",
+            _FLEET_DEFERRED,
+            "test_celery_triggerers.py::test_a_lost_triggerer_is_replaced_by_the_other_one",
+        ),
+        _airflow(
+            "SIGSTOP of one of two triggerers for longer than its heartbeat",
+            _FLEET_DEFERRED,
+            "test_celery_triggerers.py::test_a_triggerer_that_hangs_and_comes_back_stops_nothing",
+        ),
+        _airflow(
+            "some of 48 active tasks are marked failed or success, or cleared",
+            "Airflow tasks on both",
+            "test_celery_ends.py",
+        ),
+        _airflow(
+            "API server, Redis, Postgres, one or both schedulers away for 20 s and 100 s",
+            "Airflow tasks on both",
+            "test_celery_outages.py",
+        ),
+        _airflow(
+            "dstack server away for three minutes",
+            "Airflow tasks on both",
+            "test_celery_timeouts.py::test_runs_are_taken_up_again_after_three_minutes_without_the_server",
+        ),
+        _airflow(
+            "`execution_timeout`, each reply of the dstack server takes 2.5 s",
+            "Airflow tasks on both",
+            "test_celery_timeouts.py::test_execution_timeout_stops_the_runs_of_a_slow_server",
+        ),
+        _airflow(
+            "the broker delivers the message of a running task again",
+            _FLEET,
+            "test_celery_redelivery.py",
+        ),
+        _airflow(
+            "SIGTERM to a pod, as a kubelet and as dumb-init send it; with and without a try left; on a slow server",
+            _POD,
+            "test_pods.py::test_a_pod_that_is_ended_on_the_last_try_stops_its_run_within_its_grace_period",
+            "test_pods.py::test_a_pod_that_is_ended_stops_its_run_on_a_slow_server",
+            "test_pods.py::test_a_pod_that_is_lost_leaves_its_run_to_the_next_try[end]",
+        ),
+        _airflow(
+            "kill -9 of a pod, with a try left; on the last try, then the reaper",
+            _POD,
+            "test_pods.py::test_a_pod_that_is_lost_leaves_its_run_to_the_next_try[kill]",
+            "test_pods.py::test_the_reaper_stops_what_a_killed_pod_leaves_on_the_last_try",
+        ),
+    ),
+)
+
+SUITES = [KILLS, FLEET, REPORTS, HOLDS, CALLBACKS, LOAD, ODDITIES]

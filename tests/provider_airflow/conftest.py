@@ -136,6 +136,24 @@ def real_components(
     yield from run_components(real_server, tmp_path_factory.mktemp("real-components"), request)
 
 
+@pytest.fixture(scope="module")
+def pods(
+    shared_server: LocalServer, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Components]:
+    """Run the components with an executor that runs the command of KubernetesExecutor's pods."""
+    pytest.importorskip("airflow.providers.cncf.kubernetes")
+    from tests.provider_airflow import pod_executor
+
+    home = tmp_path_factory.mktemp("pods")
+    yield from run_components(
+        shared_server,
+        home,
+        request,
+        AIRFLOW__CORE__EXECUTOR=f"{pod_executor.__name__}.{pod_executor.PodExecutor.__name__}",
+        **{pod_executor.PODS: str(home)},
+    )
+
+
 @contextlib.contextmanager
 def _migrated(home: Path, request: pytest.FixtureRequest) -> Iterator[str]:
     """Yield the URL of a migrated database: sqlite, or Postgres if ``AIRFLOW_TEST_DATABASE`` names it."""
@@ -211,6 +229,7 @@ def working(fleet: Fleet, tmp_path: Path) -> Iterator[Callable[[str], Working]]:
     """Return what starts a DAG run whose task follows its run; workers that are lost are started again."""
     from tests.provider_airflow.fleet_tasks import Working
 
+    fleet.wait_until_healthy()
     cases: list[Working] = []
 
     def start(dag_id: str) -> Working:
@@ -222,4 +241,6 @@ def working(fleet: Fleet, tmp_path: Path) -> Iterator[Callable[[str], Working]]:
     yield start
     for case in cases:
         case.gate.touch()
-    fleet.restart(*{case.worker for case in cases})
+    # The next test waits until they take tasks.
+    for name in {case.worker for case in cases}:
+        fleet.restart_with(name)

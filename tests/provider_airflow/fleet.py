@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -113,14 +113,18 @@ class Fleet(Components):
                 process.send_signal(number)
 
     def restart(self, *names: str) -> None:
-        """End what is left of components, and start them again."""
+        """End what is left of components, and start them again; return when all are healthy."""
         for name in names:
-            if name in self._processes:
-                if self.is_alive(name):
-                    self.lose(name)
-                self._wait_for_end(name)
-            self.start_one(name)
+            self.restart_with(name)
         self.wait_until_healthy()
+
+    def restart_with(self, name: str, **settings: str) -> None:
+        """End what is left of a component, and start it with other settings."""
+        if name in self._processes:
+            if self.is_alive(name):
+                self.lose(name)
+            self._wait_for_end(name)
+        self.start_one(name, **settings)
 
     def stop(self) -> None:
         """Kill all components: ended one after the other, a fleet takes a minute."""
@@ -160,8 +164,3 @@ def running_fleet(home: Path, dstack: LocalServer) -> Iterator[Fleet]:
             yield fleet
         finally:
             fleet.stop()
-
-
-def eventually(what: str, condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    """Return once a condition holds that costs Airflow a request."""
-    wait_for(what, condition, seconds, 1.0)

@@ -36,7 +36,7 @@ class PodExecutor(BaseExecutor):
             program, *arguments = workload_to_command_args(workload)
             assert program == "python"
             directory = Path(os.environ[PODS])
-            name = f"{key.dag_id}.{key.try_number}"
+            name = f"{key.run_id}.{key.try_number}"
             with (directory / f"{name}.out").open("ab") as output:
                 container = subprocess.Popen(
                     [sys.executable, *arguments],

@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from airflow_provider_dstack import _trigger_relay
-from airflow_provider_dstack._trigger_relay import SECONDS_BETWEEN, Checkpoints, Pace
+from airflow_provider_dstack._trigger_relay import (
+    SECONDS_BETWEEN,
+    SECONDS_BETWEEN_IN_A_FLOOD,
+    Checkpoints,
+    Pace,
+)
 
 TI: Any = SimpleNamespace(dag_id="d", run_id="r", task_id="train", try_number=1, map_index=None)
 
 
 class Saver:
-    """The states to be saved; a test finishes each save."""
+    """The states to be saved; a test finishes each save. Unless ``is_busy``, a save begins at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_busy: bool = False) -> None:
+        self.is_busy = is_busy
         self.states: list[dict[str, Any]] = []
         self.futures: list[Future[None]] = []
+        self._takes: list[Callable[[], dict[str, Any] | None]] = []
 
-    def __call__(self, state: dict[str, Any]) -> Future[None]:
-        self.states.append(state)
+    def __call__(self, take: Callable[[], dict[str, Any] | None]) -> Future[None]:
+        self._takes.append(take)
         self.futures.append(Future())
+        if not self.is_busy:
+            self.begin()
         return self.futures[-1]
+
+    def begin(self) -> None:
+        """Begin the save that waits."""
+        state = self._takes.pop(0)()
+        if state is not None:
+            self.states.append(state)
 
 
 class Clock:
@@ -46,7 +63,7 @@ def test_progress_is_saved_at_once_and_then_only_after_a_pause() -> None:
     assert saver.states == []
     checkpoints.offer(lambda: at(1))
     saver.futures[-1].set_result(None)
-    clock.now += SECONDS_BETWEEN - 0.1
+    clock.now += 0.9 * SECONDS_BETWEEN
     checkpoints.offer(lambda: at(2))
     assert saver.states == [at(1)]
     clock.now += 0.2
@@ -85,6 +102,39 @@ def test_a_last_state_that_is_or_will_be_saved_is_not_saved_again() -> None:
     checkpoints.offer(lambda: at(1))
     assert checkpoints.last(at(1, "done")) is saver.futures[0]
     assert saver.states == [at(1)]
+
+
+def test_a_save_that_waits_for_its_turn_saves_the_newest_state() -> None:
+    saver, clock = Saver(is_busy=True), Clock()
+    checkpoints = Checkpoints(saver, at(0), clock)
+    for line in (1, 2, 3):
+        assert checkpoints.offer(partial(at, line))
+    saver.begin()
+    assert saver.states == [at(3)]
+    clock.now += 10 * SECONDS_BETWEEN
+    # It has begun and not ended, so a newer state needs another save.
+    assert not checkpoints.offer(lambda: at(4))
+    saver.futures[0].set_result(None)
+    assert checkpoints.offer(lambda: at(5))
+    assert checkpoints.last(at(6)) is saver.futures[2]
+    assert saver.futures[1].cancelled()
+    saver.begin()
+    assert saver.states == [at(3), at(6)]
+    # It began before it could be cancelled, and the last save has taken its state.
+    saver.begin()
+    assert saver.states == [at(3), at(6)]
+
+
+def test_a_flood_is_saved_every_ten_seconds_and_again_once_it_has_ended() -> None:
+    saver, clock, flood = Saver(), Clock(), [True]
+    checkpoints = Checkpoints(saver, at(0), clock, is_flood=lambda: flood[0])
+    assert checkpoints.offer(lambda: at(1))
+    saver.futures[-1].set_result(None)
+    clock.now += SECONDS_BETWEEN_IN_A_FLOOD - 1.0
+    assert not checkpoints.offer(lambda: at(2))
+    flood[0] = False
+    assert checkpoints.offer(lambda: at(2))
+    assert saver.states == [at(1), at(2)]
 
 
 @pytest.fixture

@@ -154,6 +154,16 @@ def test_deferred_log_lines_would_vanish(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.usefixtures("airflow")
+def test_a_log_that_is_relayed_again_does_not_vanish(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__DSTACK__RELAY_LOG_AGAIN", "True")
+    plant(monkeypatch, triggerer_hosts=(host_name(), "triggerer-1"))
+    assert found("Airflow deferred logs").state == "ok"
+    plant(monkeypatch, triggerer_hosts=(host_name(),))
+    finding = found("Airflow deferred logs")
+    assert (finding.state, "appears twice" in finding.text) == ("warning", True)
+
+
+@pytest.mark.usefixtures("airflow")
 def test_a_stop_does_not_fit_into_the_kill_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "took 2.5 s for a reply" in found("Airflow kill grace", 2.5).text
     assert "DstackReapOperator" in found("Airflow kill grace", 2.5).advice

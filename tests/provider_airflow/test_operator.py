@@ -33,7 +33,10 @@ from tests.provider_airflow.test_relay import OUTCOME
 TI = SimpleNamespace(dag_id="d", run_id="r", task_id="train", try_number=1, max_tries=0, map_index=-1, id="1")
 CONTEXT: Any = {"ti": TI}
 RUN = TaskNames.of(CONTEXT).run
-SWITCHES = ("verify_ports", "deferrable", "get_logs", "local_repo", "durable", "reports", "log_groups")
+SWITCHES = (
+    *("verify_ports", "deferrable", "get_logs", "local_repo", "durable", "reports", "log_groups"),
+    "relay_log_again",
+)
 
 
 def operator(**arguments: Any) -> DstackRunOperator:

@@ -41,6 +41,7 @@ NO_OPTIONS = {
     "log_budget_bytes": "what the task logs",
     "log_timestamps": "what the task logs",
     "log_groups": "what the task logs",
+    "relay_log_again": "what the task logs",
     "mask_env": "what the task shows",
     "skip_on_exit_code": "how the task ends",
     "durable": "how the task is retried",

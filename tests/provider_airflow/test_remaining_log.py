@@ -206,8 +206,19 @@ def test_a_server_outage_costs_the_rest_of_the_log_but_not_the_outcome(
 def test_an_unreachable_server_is_waited_for_at_most_a_minute() -> None:
     event: dict[str, Any] = {"rest": {}, "tail": []}
     task = operator()
-    rest = _remaining_log._RemainingLog(
-        event, OUTCOME, RunReports(), task.hook(), (), list, None, task.retry_budget, ReportLimits(), task.log
+    rest = _remaining_log.RemainingLog(
+        event,
+        OUTCOME,
+        RunReports(),
+        OUTCOME.run_name,
+        OUTCOME.url,
+        task.hook(),
+        (),
+        list,
+        None,
+        task.retry_budget,
+        ReportLimits(),
+        task.log,
     )
     assert rest.retry_budget == 60.0
 

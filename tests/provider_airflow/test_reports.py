@@ -251,6 +251,7 @@ def test_a_trigger_that_takes_over_receives_each_message_once(
     arguments = json.loads(json.dumps(first.serialize()[1]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_trigger_relay, "SECONDS_BETWEEN", 0.0)
+        patch.setattr(triggers, "REPORTS_SECONDS_BETWEEN", 0.0)
         asyncio.run(
             until(first, lambda: xcoms.get("dstack_progress", {}).get("tail", [])[-1:] == ["line-20"])
         )

@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -245,7 +246,7 @@ def test_a_run_that_ends_during_a_long_line_leaves_the_rest_to_the_worker_whole(
     after = Progress("af-1", cursors={"job": LogCursor(after="1")})
     pieces = LogLines(after, ("one", *("x" * 65_536 for _ in range(10))), 0, 0, 0, "job")
 
-    def start_save(state: dict[str, Any]) -> Future[None]:
+    def start_save(take: Callable[[], dict[str, Any] | None]) -> Future[None]:
         return Future()
 
     async def ended() -> Outcome:
@@ -277,7 +278,9 @@ def test_the_end_of_a_burst_is_saved_although_no_further_line_comes(monkeypatch:
     kept: list[Any] = []
     now = [1000.0]
 
-    def start_save(state: dict[str, Any]) -> Future[None]:
+    def start_save(take: Callable[[], dict[str, Any] | None]) -> Future[None]:
+        state = take()
+        assert state is not None
         kept.append(state["progress"]["cursors"]["job"]["after"])
         saved: Future[None] = Future()
         saved.set_result(None)

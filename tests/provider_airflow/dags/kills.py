@@ -29,6 +29,7 @@ one_task("many_tries", retries=8, retry_delay=timedelta(seconds=10))
 one_task("last_try", retry_budget=1.0, callbacks=JOURNAL)
 one_task("lost_sight", retry_budget=1.0, retries=1, retry_delay=timedelta(seconds=5))
 one_task("timed_out", execution_timeout=timedelta(seconds=8), retries=1, retry_delay=timedelta(hours=1))
+one_task("relayed_again", deferrable=True, relay_log_again=True)
 one_task("retried_deferred", deferrable=True, retries=1, retry_delay=timedelta(0))
 # A busy Airflow costs tries: each one that starts too slowly fails before its task runs.
 one_task("held", retries=4, retry_delay=timedelta(0), debug_on_failure=45)

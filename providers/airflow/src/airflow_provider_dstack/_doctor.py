@@ -220,7 +220,27 @@ def _reaper(facts: DatabaseFacts) -> Iterator[Finding]:
 
 def _deferred_logs(facts: DatabaseFacts) -> Iterator[Finding]:
     conf = server_conf()
-    if conf.getboolean("logging", "remote_logging", fallback=False):
+    is_remote = conf.getboolean("logging", "remote_logging", fallback=False)
+    here = host_name()
+    elsewhere = sorted({host for host in facts.triggerer_hosts if host != here})
+    if conf.getboolean("dstack", "relay_log_again", fallback=False):
+        # The setting of this machine; that of a single task is not seen.
+        if facts.triggerer_hosts and not elsewhere and not is_remote:
+            yield Finding(
+                "Airflow deferred logs",
+                "warning",
+                "[dstack] relay_log_again is on, and the triggerer runs on this machine: if it shares the "
+                "log folder, each line of a deferred task appears twice.",
+                "Turn it off: it is for triggerers that do not share the API server's log folder.",
+            )
+        else:
+            yield Finding(
+                "Airflow deferred logs",
+                "ok",
+                "Tasks that resume relay their log again ([dstack] relay_log_again).",
+            )
+        return
+    if is_remote:
         if conf.get("logging", "remote_base_log_folder", fallback=""):
             yield Finding(
                 "Airflow deferred logs", "ok", "Remote logging is on, so each component finds them."
@@ -233,8 +253,6 @@ def _deferred_logs(facts: DatabaseFacts) -> Iterator[Finding]:
                 "Set it to the address of the store, such as s3://bucket/logs.",
             )
         return
-    here = host_name()
-    elsewhere = sorted({host for host in facts.triggerer_hosts if host != here})
     if not facts.triggerer_hosts:
         yield Finding("Airflow deferred logs", "skipped", "No triggerer runs, so there are none.")
     elif not elsewhere:
@@ -246,5 +264,6 @@ def _deferred_logs(facts: DatabaseFacts) -> Iterator[Finding]:
             "warning",
             f"Remote logging is off, and triggerers run on {', '.join(elsewhere)}, not on {here}. The lines "
             "of deferred tasks vanish with their end unless the API server sees the triggerers' folder.",
-            f"Share {folder} between triggerers and API server, or turn on [logging] remote_logging.",
+            f"Share {folder} between triggerers and API server, turn on [logging] remote_logging, or set "
+            "AIRFLOW__DSTACK__RELAY_LOG_AGAIN=True on the workers.",
         )

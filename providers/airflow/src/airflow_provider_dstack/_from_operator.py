@@ -143,6 +143,7 @@ def defer(
         log_budget_bytes=operator.log_budget_bytes,
         log_timestamps=operator.log_timestamps,
         log_groups=operator.log_groups,
+        relay_log_again=operator.relay_log_again,
         on_kill_action=operator.on_kill_action,
         max_report_bytes=operator.max_report_bytes,
         max_reports_per_second=operator.max_reports_per_second,

@@ -16,7 +16,7 @@ An error costs the task some time and the rest of the log, and never its outcome
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from airflow_provider_dstack.errors import DstackRunInterrupted
 if TYPE_CHECKING:
     from airflow_provider_dstack._run_reports import RunReports
     from airflow_provider_dstack.hooks import DstackHook
-    from dstack_core import Client, Event, Outcome, ReportLimits, Run
+    from dstack_core import Client, Event, Outcome, Progress, ReportLimits, Run
     from dstack_core.integration import CallbackNotifier, LogRelay
 
 # The log can be read later on the run's page, the result is wanted now. A longer time delays the result by as
@@ -40,21 +40,13 @@ _RETRY_SECONDS = 60.0
 _TICK_SECONDS = 0.05
 
 
-@dataclass(frozen=True)
-class Rest:
-    """What the rest of a log showed: the last lines, the outcome, and whether all of it was read."""
-
-    tail: list[str]
-    outcome: Outcome
-    is_whole: bool
-    is_tail_shown: bool = False
-
-
 def relay_remaining_log(
     event: Mapping[str, Any],
-    outcome: Outcome,
+    outcome: Outcome | None,
     reports: RunReports,
     *,
+    run_name: str,
+    url: str | None,
     hook: DstackHook,
     secrets: Iterable[str],
     collect: Callable[..., list[str]],
@@ -65,13 +57,17 @@ def relay_remaining_log(
     log: Any,
     is_killed: Callable[[], bool],
     notifier: CallbackNotifier | None = None,
-) -> Rest:
-    """Relay the rest of a run's log and its outcome; return the last lines, none if they could not be read.
+    is_shown: bool = True,
+) -> RemainingLog:
+    """Relay the rest of a run's log and its outcome; return what it showed: the last lines, the outcome.
 
     Args:
         event: The trigger's event, with ``rest`` and ``tail``.
-        outcome: How the run ended, without what it reported.
+        outcome: How the run ended, without what it reported. None: it has not, and what there is of its log
+            is relayed.
         reports: Receives what the run reports.
+        run_name: The run's name.
+        url: The address of the run's page; None if it is not known.
         hook: Makes the client.
         secrets: What is masked, beside the run's ``env`` and the token.
         collect: ``collect_secrets`` of ``dstack_core`` with the task's rule for the run's ``env``.
@@ -82,14 +78,17 @@ def relay_remaining_log(
         log: The task's log.
         is_killed: Returns whether the task was ended meanwhile.
         notifier: Calls the callbacks; the end is left to the caller. Default: none are called.
+        is_shown: Whether lines are logged. Default True.
 
     Raises:
         DstackRunInterrupted: The task was ended before the log was relayed.
     """
-    rest = _RemainingLog(
+    rest = RemainingLog(
         event,
         outcome,
         reports,
+        run_name,
+        url,
         hook,
         secrets,
         collect,
@@ -99,24 +98,25 @@ def relay_remaining_log(
         log,
         notifier,
     )
-    rest.log_timestamps = log_timestamps
+    rest.log_timestamps, rest.is_shown = log_timestamps, is_shown
     start_thread(rest.work, "dstack-log")
     try:
         while not rest.is_done:
             if is_killed():
+                ended = "" if outcome is None else f" {outcome.message}"
                 raise DstackRunInterrupted(
-                    f"The task was ended while the rest of its log was relayed. Run {outcome.run_name} "
-                    f"{outcome.message}. See {outcome.url}"
+                    f"The task was ended while the rest of its log was relayed. Run {run_name}{ended}. "
+                    f"See {rest.url}"
                 )
             time.sleep(_TICK_SECONDS)
     finally:
         rest.is_left = True
-    return Rest(rest.tail, rest.outcome, rest.is_whole, rest.is_tail_shown)
+    return rest
 
 
 # Without a repr: it would show the secrets.
 @dataclass(repr=False)
-class _RemainingLog:
+class RemainingLog:
     """The rest of one run's log.
 
     ``is_done``, ``is_whole``, ``outcome``, ``reports`` and ``tail`` are written by the worker thread, then
@@ -124,8 +124,10 @@ class _RemainingLog:
     """
 
     event: Mapping[str, Any]
-    outcome: Outcome
+    outcome: Outcome | None
     reports: RunReports
+    run_name: str
+    url: str | None
     hook: DstackHook
     secrets: Iterable[str]
     collect: Callable[..., list[str]]
@@ -135,6 +137,8 @@ class _RemainingLog:
     log: Any
     notifier: CallbackNotifier | None = None
     log_timestamps: bool = False
+    is_shown: bool = True
+    is_unreachable: bool = False
     is_done: bool = False
     is_whole: bool = False
     is_tail_shown: bool = False
@@ -144,12 +148,13 @@ class _RemainingLog:
 
     def __post_init__(self) -> None:
         self.retry_budget = min(self.retry_budget, _RETRY_SECONDS)
+        self._does_not_wait = self.outcome is None
 
     def work(self) -> None:
         """Relay everything; an error is logged, and leaves the rest of the log to the run's page."""
         # Known also if the log cannot be read.
         progress = LogPosition.from_dict(self.event["rest"]).progress
-        self.outcome = self.outcome.with_reports(progress.reported)
+        self._note_reports(progress)
         with suppress(_Left):
             try:
                 with self.hook.client(retry_budget=self.retry_budget) as client:
@@ -160,9 +165,10 @@ class _RemainingLog:
         self.is_done = True
 
     def _give_up(self, error: Exception) -> None:
-        name, url, reason = self.outcome.run_name, self.outcome.url, str(error).rstrip(".")
-        self.log.warning("Could not relay the rest of the log of run %s: %s. See %s", name, reason, url)
-        self._show_outcome(new_relay(url=url))
+        reason = str(error).rstrip(".")
+        see = f" See {self.url}" if self.url else ""
+        self.log.warning("Could not relay the rest of the log of run %s: %s.%s", self.run_name, reason, see)
+        self._show_outcome(new_relay(url=self.url or ""))
 
     def _relay(self, client: Client) -> None:
         from dstack_core import LogLines, Reported, ReportsDropped, RunFinished
@@ -183,7 +189,7 @@ class _RemainingLog:
             waiting_interval=None,
             utilization=True,
         )
-        for event in events:
+        for event in self._until_read(events):
             if isinstance(event, LogLines):
                 for part, _ in position.new_parts(event):
                     self._write(relay, part)
@@ -195,7 +201,7 @@ class _RemainingLog:
                 self._write(relay, event)
                 self._notify(event)
                 # What is known so far counts if the rest cannot be read.
-                self.outcome = self.outcome.with_reports(event.progress.reported)
+                self._note_reports(event.progress)
             else:
                 self._report(event)
                 self._notify(event)
@@ -204,13 +210,23 @@ class _RemainingLog:
         self.is_whole = True
         self._show_outcome(relay)
 
+    def _until_read(self, events: Iterator[Event]) -> Iterator[Event]:
+        """Yield the events up to the run's end, or up to the first wait for news if it has none."""
+        with suppress(_AllRead):
+            yield from events
+
+    def _note_reports(self, progress: Progress) -> None:
+        if self.outcome is not None:
+            self.outcome = self.outcome.with_reports(progress.reported)
+
     def _run(self, client: Client, run_id: str | None) -> Run:
         from dstack_core import RunNotFoundError
 
-        run = client.runs.get(self.outcome.run_name, sleep=self._sleep, on_event=self._report)
+        run = client.runs.get(self.run_name, sleep=self._sleep, on_event=self._report)
         if run is None or run_id not in (None, run.id):
             # Another run of that name would have other secrets to hide.
             raise RunNotFoundError("it is no longer on the server, or another run has its name")
+        self.url = run.url
         return run
 
     def _new_relay(self, run: Run) -> LogRelay:
@@ -230,7 +246,8 @@ class _RemainingLog:
     def _write(self, relay: LogRelay, event: Event) -> None:
         for level, text in records(relay, event, self.reports, self.groups):
             self._check()
-            self.log.log(level, text)
+            if self.is_shown:
+                self.log.log(level, text)
 
     def _notify(self, event: Event) -> None:
         if self.notifier is not None:
@@ -239,18 +256,23 @@ class _RemainingLog:
     def _show_outcome(self, relay: LogRelay) -> None:
         from dstack_core import Progress, RunFinished
 
-        self._write(relay, RunFinished(Progress(self.outcome.run_name), self.outcome))
+        if self.outcome is not None:
+            self._write(relay, RunFinished(Progress(self.run_name), self.outcome))
 
     def _report(self, event: Event) -> None:
         from dstack_core import ContactLost, ContactRestored
 
         if isinstance(event, ContactLost):
             reason, seconds = event.error.rstrip("."), round(event.gives_up_in)
+            self.is_unreachable = True
             self.log.warning("%s. Retrying for another %s s.", reason, seconds)
         elif isinstance(event, ContactRestored):
+            self.is_unreachable = False
             self.log.info("The dstack server answers again after %.0f s.", event.silent_for)
 
     def _sleep(self, seconds: float) -> None:
+        if self._does_not_wait and not self.is_unreachable:
+            raise _AllRead
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self._check()
@@ -263,3 +285,7 @@ class _RemainingLog:
 
 class _Left(Exception):
     """Leave the log: the task was ended."""
+
+
+class _AllRead(Exception):
+    """Leave the log: what there is of it was read."""

@@ -8,7 +8,10 @@ since would be relayed again.
 The idea: while the relay is held up, a second flow watches for the end of the run. Once the run has ended,
 the trigger stops relaying: it fires, and the resumed task relays the rest on its worker, which has no such
 limit. A trigger that keeps up never starts the second flow and relays the last lines itself. The position is
-saved every ten seconds in an XCom of the task, the one store that triggers can write to.
+saved in an XCom of the task, the one store that triggers can write to: within a second of a line while the
+triggerer has time for it. All its triggers share one thread for that, which rests four times as long as a
+save takes. So the saves of many tasks cost no more than a fifth of its time; each of them comes later
+instead, and then saves what was relayed by its turn.
 
 Invariants: the position that is saved, or handed to the worker, is right behind the last line that was
 logged. A position is saved after Airflow has read the lines before it, since it drops what is still in the
@@ -23,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
@@ -41,9 +45,12 @@ if TYPE_CHECKING:
     from dstack_core.integration import LogRelay
 
 KEY = "dstack_progress"
-# What was relayed in this time is relayed again when a triggerer dies. A save holds up all tasks of a
-# triggerer for tens of milliseconds, so more frequent saves slow down one that follows thousands of runs.
-SECONDS_BETWEEN = 10.0
+# What was relayed in this time is relayed again when a triggerer dies. A line every few seconds is saved
+# after each poll. With less, a log that flows costs more saves and repeats hardly less: it comes once a poll.
+SECONDS_BETWEEN = 1.0
+# The same for a run that floods its log: before such a save, Airflow has to read the flood, which takes up to
+# 56 requests. Less time between them takes the triggerer's other tasks more than the fifth that saves may.
+SECONDS_BETWEEN_IN_A_FLOOD = 10.0
 # After a save the thread that all triggers share rests four times as long as the save took, so that saves
 # take a fifth of a triggerer's time at most. With less rest, many saves at once hold up the event loop.
 _REST_FACTOR = 4
@@ -262,49 +269,55 @@ class TriggerRelay:
 
 
 class Checkpoints:
-    """The saves of a relay's state: only a new one, and ten seconds after the last save at the earliest.
+    """The saves of a relay's state: only a new one, and a second after the last save at the earliest.
 
-    ``start_save`` begins to save a state and returns the future of that; ``first`` is the state that is
-    saved already. ``position`` returns what must differ for a new state: by default what was read of the log,
-    as a status that is logged twice does no harm. What happens after the last save is relayed again when the
-    triggerer dies.
+    ``start_save`` starts a save and returns its future; it gets what returns the state to save (None:
+    nothing), which is called once, in any thread. Until then a newer state replaces the one that waits.
+    ``first`` is the state that is saved already. ``position`` returns what must differ for a new state: by
+    default what was read of the log, as a status that is logged twice does no harm. ``is_flood`` returns
+    whether Airflow has yet to read much of the log; then ten seconds pass between two saves. What happens
+    after the last save is relayed again when the triggerer dies.
     """
 
     def __init__(
         self,
-        start_save: Callable[[dict[str, Any]], Future[None] | asyncio.Future[None]],
+        start_save: Callable[[Callable[[], dict[str, Any] | None]], Future[None] | asyncio.Future[None]],
         first: Mapping[str, Any],
         clock: Callable[[], float] = time.monotonic,
         position: Callable[[Mapping[str, Any]], Any] = position_in,
+        is_flood: Callable[[], bool] = lambda: False,
     ) -> None:
         self._start_save = start_save
+        self._is_flood = is_flood
         self._clock = clock
         self._position = position
         self._saved = position(first)
         self._saving: Future[None] | asyncio.Future[None] | None = None
-        self._next = clock()
+        self._waiting: dict[str, Any] | None = None
+        self._lock = threading.Lock()
+        self._started = -math.inf
 
     def offer(self, state: Callable[[], dict[str, Any]]) -> bool:
         """Save what ``state`` returns if it is time to and if it is new; does not wait.
 
         Returns False if another offer is needed later.
         """
-        if self._clock() < self._next or not (self._saving is None or self._saving.done()):
+        is_saving = self._saving is not None and not self._saving.done()
+        if is_saving and self._waiting is not None:
+            return self._replace(state())
+        pause = SECONDS_BETWEEN_IN_A_FLOOD if self._is_flood() else SECONDS_BETWEEN
+        if self._clock() < self._started + pause or is_saving:
             return False
         now = state()
-        if self._position(now) == self._saved:
-            return True
-        self._saved = self._position(now)
-        self._next = self._clock() + SECONDS_BETWEEN
-        self._saving = self._start_save(now)
+        if self._position(now) != self._saved:
+            self._start(now)
         return True
 
     def last(self, state: dict[str, Any]) -> Future[None] | asyncio.Future[None] | None:
         """Save ``state`` at once if it is new, and close; return the future of what is saved last, if any."""
         if self._position(state) != self._saved:
             self.close()
-            self._saved = self._position(state)
-            self._saving = self._start_save(state)
+            self._start(state)
         last, self._saving = self._saving, None
         return last
 
@@ -312,6 +325,25 @@ class Checkpoints:
         """Give up a save that has not begun."""
         if self._saving is not None:
             self._saving.cancel()
+
+    def _start(self, state: dict[str, Any]) -> None:
+        self._waiting, self._saved = state, self._position(state)
+        self._started = self._clock()
+        self._saving = self._start_save(self._take)
+
+    def _replace(self, state: dict[str, Any]) -> bool:
+        """Let a save that has not begun save this state; return False if none waits."""
+        with self._lock:
+            if self._waiting is None or self._saving is None or self._saving.done():
+                return False
+            self._waiting, self._saved = state, self._position(state)
+            return True
+
+    def _take(self) -> dict[str, Any] | None:
+        """Return the newest state, which from now on is being saved; None if another save has taken it."""
+        with self._lock:
+            state, self._waiting = self._waiting, None
+        return state
 
 
 _REST = Pace(burst_seconds=_REST_BURST_SECONDS)

@@ -48,6 +48,23 @@ def get_provider_info() -> dict[str, Any]:
         "task-decorators": [
             {"name": "dstack", "class-name": "airflow_provider_dstack.decorators.dstack_task"}
         ],
+        "config": {
+            "dstack": {
+                "description": "Defaults of tasks that run on dstack.",
+                "options": {
+                    "relay_log_again": {
+                        "description": (
+                            "Relay the log again in tasks that resume after a deferral. For an Airflow whose "
+                            "triggerers and API server share neither a log folder nor remote logging.\n"
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "boolean",
+                        "example": None,
+                        "default": "False",
+                    }
+                },
+            }
+        },
         "cli": ["airflow_provider_dstack.cli.get_cli_commands"],
         "connection-types": [
             {

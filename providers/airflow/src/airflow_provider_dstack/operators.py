@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -90,6 +89,7 @@ _NOT_TEMPLATES = frozenset(
         "log_budget_bytes",
         "log_timestamps",
         "log_groups",
+        "relay_log_again",
         "local_repo",
         "skip_on_exit_code",
         "durable",
@@ -162,6 +162,10 @@ class DstackRunOperator(TemplatedModels):
         log_timestamps: Begin each line with the time at which the server logged it (UTC). Default False.
         log_groups: Fold what is logged while the run is provisioned and its image is pulled. Airflow shows a
             group closed. Default False.
+        relay_log_again: After a deferral, relay again on the worker what the triggerer has relayed, for an
+            Airflow whose triggerers and API server share neither a log folder nor remote logging: there the
+            triggerer's lines vanish when the task has ended. Elsewhere such lines appear twice. Default:
+            Airflow's setting ``[dstack] relay_log_again``, else False.
         mask_env: Which values of the environment are masked in logs, errors, results and rendered fields:
             ``"secrets"`` for those whose name (``HF_TOKEN``) or form (``postgres://user:password@host``)
             looks secret, or that come from a connection or secret variable; ``"all"``; ``"none"`` for the
@@ -258,6 +262,7 @@ class DstackRunOperator(TemplatedModels):
         log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
         log_timestamps: bool = False,
         log_groups: bool = False,
+        relay_log_again: bool = conf.getboolean("dstack", "relay_log_again", fallback=False),
         repo_dir: str | os.PathLike[str] | None = None,
         local_repo: bool = False,
         git_conn_id: str | None = None,
@@ -303,6 +308,7 @@ class DstackRunOperator(TemplatedModels):
         self.log_budget_bytes = log_budget(log_budget_bytes)
         self.log_timestamps = yes_or_no("log_timestamps", log_timestamps)
         self.log_groups = yes_or_no("log_groups", log_groups)
+        self.relay_log_again = yes_or_no("relay_log_again", relay_log_again)
         self._task_run: TaskRun | None = None
         self._killed = False
         self._outcome: Outcome | None = None
@@ -393,41 +399,20 @@ class DstackRunOperator(TemplatedModels):
         from airflow_provider_dstack import _from_operator, _outcome
 
         if event["kind"] == _outcome.FINISHED:
+            from airflow_provider_dstack._resumed_log import finish_log
             from airflow_provider_dstack._run_reports import RunReports, push_reports
             from airflow_provider_dstack._trigger_relay import forget
             from dstack_core import Outcome
-            from dstack_core.integration import collect_secrets, mask
+            from dstack_core.integration import mask
 
-            outcome, tail = Outcome.from_dict(event["outcome"]), event["tail"]
-            is_tail_shown = bool(event.get("is_tail_shown"))
+            outcome = Outcome.from_dict(event["outcome"])
             secrets = list(self.secret_texts())
-            notifier, is_whole = self._notifier(context, secrets), True
+            notifier = self._notifier(context, secrets)
             reports = RunReports(
                 (event.get("rest") or event).get("reported"), lambda text: mask(text, secrets)
             )
-            if event.get("rest"):
-                from airflow_provider_dstack._parameters import report_limits
-                from airflow_provider_dstack._remaining_log import relay_remaining_log
-
-                rest = relay_remaining_log(
-                    event,
-                    outcome,
-                    reports,
-                    hook=self.hook(),
-                    secrets=secrets,
-                    collect=partial(
-                        collect_secrets, mask_env=self.mask_env, secret_names=self.secret_names()
-                    ),
-                    log_budget_bytes=self.log_budget_bytes,
-                    log_timestamps=self.log_timestamps,
-                    retry_budget=self.retry_budget,
-                    limits=report_limits(self.max_report_bytes, self.max_reports_per_second),
-                    log=self.log,
-                    is_killed=lambda: self._killed,
-                    notifier=notifier,
-                )
-                outcome, tail, is_tail_shown = rest.outcome, rest.tail, rest.is_tail_shown
-                is_whole = rest.is_whole
+            rest = finish_log(self, event, outcome, reports, secrets, notifier, lambda: self._killed)
+            outcome, tail, is_tail_shown = rest.outcome, rest.tail, rest.is_tail_shown
             # Before anything can fail the task: the run has ended in any case.
             notifier.ended(outcome)
             for pause in notifier.pauses():
@@ -435,7 +420,7 @@ class DstackRunOperator(TemplatedModels):
                     break
                 time.sleep(pause)
             self._note_end(outcome, since_in(event), reports)
-            if self.returns == "result" and not (is_whole or outcome.has_result):
+            if self.returns == "result" and not (rest.is_whole or outcome.has_result):
                 # Before the record is deleted: the next try takes over the run that succeeded.
                 self._outcome_of(context, outcome, tail)
                 raise DstackError(
@@ -450,15 +435,19 @@ class DstackRunOperator(TemplatedModels):
                 _from_operator.ledger_of(self, context, outcome.project).forget()
             result = self._outcome_of(context, outcome, tail, is_tail_shown=is_tail_shown)
             return self._succeed(context, outcome, result, reports)
+        from airflow_provider_dstack._resumed_log import relay_what_was_shown
+
         if event["kind"] == _outcome.TIMED_OUT:
             ref = _from_operator.run_behind(self, context)
             if not event["stopped"]:
                 self._stop_leftover(context)
+            relay_what_was_shown(self, event, lambda: self._killed)
             raise AirflowTaskTimeout(
                 f"execution_timeout of {self.execution_timeout} passed before run {ref.name} ended."
             )
         error = _outcome.broken_error(event)
         self._stop_or_leave(context, error)
+        relay_what_was_shown(self, event, lambda: self._killed)
         raise error
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +23,7 @@ from airflow_provider_dstack._log_relay import (
 from airflow_provider_dstack._names import run_ref
 from airflow_provider_dstack._outcome import broken_event, finished_event, timed_out_event
 from airflow_provider_dstack._parameters import report_limits
+from airflow_provider_dstack._run_reports import SECONDS_BETWEEN as REPORTS_SECONDS_BETWEEN
 from airflow_provider_dstack._run_reports import RunReports, push_reports
 from airflow_provider_dstack._stop import (
     KEEP_ASKED_FOR,
@@ -64,9 +65,10 @@ class DstackRunTrigger(BaseTrigger):
     """The follower of one run in the triggerer: it relays the log, and fires one event at the end.
 
     If the run ends while its log is still being relayed, the trigger fires at once, and the event holds the
-    position where the worker continues. The position is saved every ten seconds in the XCom
-    ``dstack_progress``; a triggerer that takes over continues there. The event's payload is for
-    ``DstackRunOperator.execute_complete``. No argument is a secret.
+    position where the worker continues. The position is saved in the XCom ``dstack_progress``, about a second
+    after a line, and later where many tasks log or a run floods its log. A triggerer that takes over
+    continues there. The event's payload is for ``DstackRunOperator.execute_complete``. No argument is a
+    secret.
 
     Args:
         dstack_conn_id: As for ``DstackHook``.
@@ -88,6 +90,7 @@ class DstackRunTrigger(BaseTrigger):
             Default 10 MB.
         log_timestamps: As for ``DstackRunOperator``. Default False.
         log_groups: As for ``DstackRunOperator``. Default False.
+        relay_log_again: Add to the event where this trigger began in the log. Default False.
         on_kill_action: ``"stop"``, ``"abort"`` or ``"keep"``. Default ``"stop"``.
         max_report_bytes: As for ``DstackRunOperator``. Default: None.
         max_reports_per_second: As for ``DstackRunOperator``. Default: None.
@@ -119,6 +122,7 @@ class DstackRunTrigger(BaseTrigger):
         log_budget_bytes: int | None = DEFAULT_LOG_BUDGET,
         log_timestamps: bool = False,
         log_groups: bool = False,
+        relay_log_again: bool = False,
         on_kill_action: OnKillAction = "stop",
         max_report_bytes: int | None = None,
         max_reports_per_second: int | None = None,
@@ -144,6 +148,7 @@ class DstackRunTrigger(BaseTrigger):
         self.log_budget_bytes = log_budget_bytes
         self.log_timestamps = log_timestamps
         self.log_groups = log_groups
+        self.relay_log_again = relay_log_again
         self.on_kill_action = on_kill_action
         self.max_report_bytes = max_report_bytes
         self.max_reports_per_second = max_reports_per_second
@@ -151,6 +156,7 @@ class DstackRunTrigger(BaseTrigger):
         self.mask_env = mask_env
         self.secret_names = list(secret_names)
         self._fired = False
+        self._next_push = 0.0
         self._last_save: asyncio.Future[None] | None = None
         self._last_save_seconds = _SAVE_LAST_SECONDS
         self._kill_arguments: dict[str, Any] | None = None
@@ -178,6 +184,7 @@ class DstackRunTrigger(BaseTrigger):
                 "log_budget_bytes": self.log_budget_bytes,
                 "log_timestamps": self.log_timestamps,
                 "log_groups": self.log_groups,
+                "relay_log_again": self.relay_log_again,
                 "on_kill_action": self.on_kill_action,
                 "max_report_bytes": self.max_report_bytes,
                 "max_reports_per_second": self.max_reports_per_second,
@@ -200,6 +207,8 @@ class DstackRunTrigger(BaseTrigger):
             # Else, if the triggerer dies before Airflow has the event, the last lines would be relayed again.
             await asyncio.wait([self._last_save], timeout=self._last_save_seconds)
         self._fired = True
+        if self.relay_log_again:
+            payload["again"] = self._first()
         yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow's is untyped
 
     async def on_kill(self) -> None:
@@ -257,16 +266,19 @@ class DstackRunTrigger(BaseTrigger):
             progress = position.progress
             log_relay = self._relay(run, kept)
             reports = RunReports(kept.get("reported"), log_relay.masker.mask)
+            # Those that an earlier triggerer had received and not yet pushed.
+            reports.not_pushed(reports.xcoms())
             notifier = new_notifier(callbacks, self.task_instance, self.log, log_relay.masker.mask)
             notifier.follows(run, client.project)
             relay = TriggerRelay(
                 log_relay,
                 position,
                 Checkpoints(
-                    lambda state: self._start_save(state, relay.recent_bytes(), reports),
+                    lambda take: self._start_save(take, relay, reports),
                     kept,
                     # A callback, unlike a log line, may not take a status twice.
                     position=position_and_status_in if notifier else position_in,
+                    is_flood=lambda: log_requests(relay.recent_bytes()) > 0,
                 ),
                 partial(self._wait_for_end, client, run.id),
                 reports=reports,
@@ -289,6 +301,7 @@ class DstackRunTrigger(BaseTrigger):
             try:
                 async for event in events:
                     if not await relay.write(event, self.log) and relay.outcome is not None:
+                        self._next_push = 0.0
                         self._last_save = relay.save_last()
                         await _finish_calls(notifier)
                         self.log.info(
@@ -336,15 +349,18 @@ class DstackRunTrigger(BaseTrigger):
         self._token = hook.token
         # Thousands of triggers that wait need no client for that yet.
         self._kill_arguments = hook.client_arguments()
-        first = {
+        client = hook.async_client(retry_budget=self.retry_budget)
+        return client, {**self._first(), **(kept or {})}, load_what_can_be(self.callbacks, self.log)
+
+    def _first(self) -> dict[str, Any]:
+        """Return the position in the run's log at which the task was deferred."""
+        return {
             "progress": self.progress,
             "tail": self.tail,
             "relayed_bytes": self.relayed_bytes,
             "left_out_bytes": self.left_out_bytes,
             "reported": self.reported,
         }
-        client = hook.async_client(retry_budget=self.retry_budget)
-        return client, {**first, **(kept or {})}, load_what_can_be(self.callbacks, self.log)
 
     def _relay(self, run: AsyncRun, kept: dict[str, Any]) -> LogRelay:
         from dstack_core.integration import collect_secrets
@@ -370,20 +386,23 @@ class DstackRunTrigger(BaseTrigger):
         return None if run_id is None else str(run_id)
 
     def _save_last(self, relay: TriggerRelay) -> None:
+        self._next_push = 0.0
         if log_requests(relay.recent_bytes()):
             self._last_save_seconds = _LOG_PASSES_SECONDS
         self._last_save = relay.save_last()
 
     def _start_save(
-        self, state: dict[str, Any], recent_bytes: float, reports: RunReports
+        self, take: Callable[[], dict[str, Any] | None], relay: TriggerRelay, reports: RunReports
     ) -> asyncio.Future[None]:
-        ti, xcoms = self.task_instance, reports.changes()
+        ti, xcoms = self.task_instance, {}
+        if time.monotonic() >= self._next_push:
+            xcoms, self._next_push = reports.changes(), time.monotonic() + REPORTS_SECONDS_BETWEEN
 
         def work() -> None:
             try:
-                if ti is not None and not self._fired:
+                if ti is not None and not self._fired and (state := take()) is not None:
                     push = partial(push_reports, ti, xcoms, reports, self.log)
-                    save_and_rest(ti, self.marker, state, recent_bytes, push)
+                    save_and_rest(ti, self.marker, state, relay.recent_bytes(), push)
             except Exception as error:
                 self.log.warning("Could not save the position in the run's log: %r.", error)
 
