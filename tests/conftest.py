@@ -23,15 +23,16 @@ with contextlib.suppress(ImportError):
     settings.register_profile("no-deadline", deadline=None)
     settings.load_profile("no-deadline")
 
-# Where a deprecated call, an open file or socket, or an error that nothing catches (in a destructor, in a thread)
-# fails the test during which it shows. The hosts have too many of their own.
+# Where a deprecated call, or an error that nothing catches (in a destructor, in a thread), fails the test during
+# which it shows. The hosts have too many of their own.
 _STRICT = [Path(__file__).parent / folder for folder in ("core", "local", "documented", "docs")]
 _ERRORS = [
     "error::DeprecationWarning",
     "error::PendingDeprecationWarning",
-    "error::ResourceWarning",
     "error::pytest.PytestUnraisableExceptionWarning",
     "error::pytest.PytestUnhandledThreadExceptionWarning",
+    # The lowest Starlette that is allowed imports this package by its former name.
+    "ignore:Please use `import python_multipart`:PendingDeprecationWarning",
 ]
 
 
