@@ -163,7 +163,7 @@ test-lowest: $(LOWEST) ## Run the fast tests of the core on the lowest versions 
 	  tests/core tests/local tests/documented --junitxml=$(REPORTS)/lowest.xml $(PYTEST_FLAGS)
 
 lowest: $(UV) ## Write the lowest versions that pyproject.toml allows into constraints/lowest.txt
-	@$(UV) pip compile --quiet --python-version $(firstword $(SUPPORTED)) --resolution lowest-direct --all-extras --no-annotate --no-header \
+	@$(UV) pip compile --quiet --python-version $(firstword $(SUPPORTED)) --resolution lowest-direct --extra async --extra local --extra cloudpickle --no-annotate --no-header \
 	  pyproject.toml -o constraints/lowest.txt
 	@for tool in $(LOWEST_TOOLS); do grep "^$$tool==" constraints/core.txt; done >> constraints/lowest.txt
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+from dstack_core import clock
 from dstack_core._drive import OnEvent, log_event
 from dstack_core._flow.steps import Do, Flow, Sleep, Wait, alone
 from dstack_core._wire.http_messages import Call, Reply, Request
@@ -26,7 +27,7 @@ AsyncWait = Callable[[Wait], Awaitable[Reply]]
 async def aiterate(
     flow: Flow[Any],
     send: AsyncSend,
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    sleep: Callable[[float], Awaitable[None]] = clock.asleep,
     wait: AsyncWait | None = None,
 ) -> AsyncGenerator[Event, None]:
     """Yield the flow's events: the twin of ``iterate``. An async generator returns no result.
@@ -83,7 +84,7 @@ async def arun(
     def keep() -> Flow[None]:
         result.append((yield from flow))
 
-    async with aclosing(aiterate(keep(), send, sleep or asyncio.sleep, wait)) as events:
+    async with aclosing(aiterate(keep(), send, sleep or clock.asleep, wait)) as events:
         async for event in events:
             report(event)
     return result[0]

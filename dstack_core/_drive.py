@@ -8,11 +8,11 @@ knows no retry and no time limit: those wrap the flow (``_flow.retry``).
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Any, TypeVar
 
+from dstack_core import clock
 from dstack_core._flow.steps import Do, Flow, Sleep, alone
 from dstack_core._wire.http_messages import Call, Reply, Request
 from dstack_core.models.events import ContactLost, ContactRestored, Event
@@ -29,7 +29,7 @@ OnEvent = Callable[[Event], None]
 
 
 def iterate(
-    flow: Flow[T], send: Send, sleep: Callable[[float], None] = time.sleep
+    flow: Flow[T], send: Send, sleep: Callable[[float], None] = clock.sleep
 ) -> Generator[Event, None, T]:
     """Yield the flow's events and return its result; what ``send`` or ``parse`` raises goes into the flow.
 
@@ -75,7 +75,7 @@ def run(
     check_callable("sleep", sleep)
     check_callable("on_event", on_event)
     report = on_event or log_event
-    with closing(iterate(flow, send, sleep or time.sleep)) as events:
+    with closing(iterate(flow, send, sleep or clock.sleep)) as events:
         while True:
             try:
                 event = next(events)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -48,6 +47,7 @@ from dstack_core._wire.runs import RunSnapshot
 from dstack_core._wire.spec import check_run_name, run_spec, with_default_tags
 from dstack_core._wire.spec_ends import max_seconds, retries_errors
 from dstack_core._wire.versions import needs_of
+from dstack_core.clock import epoch, monotonic
 from dstack_core.configurations import ConfigurationLike, load_configuration, load_profile
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.account import Project, User
@@ -79,8 +79,8 @@ class Operations:
     retry_budget: float
     keys: LoginKeys | None = None
     code: CodeSource = field(default_factory=CodeSource)
-    clock: Callable[[], float] = time.monotonic
-    wall_clock: Callable[[], float] = time.time
+    clock: Callable[[], float] = monotonic
+    wall_clock: Callable[[], float] = epoch
     longest_log_pause: float = LONGEST_LOG_PAUSE
     default_tags: Mapping[str, str] = field(default_factory=dict)
     _public_key: str | None = field(default=None, repr=False)

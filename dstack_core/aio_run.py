@@ -9,7 +9,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from dstack_core import _adrive
+from dstack_core import _adrive, clock
 from dstack_core._flow.raw_log import ChunkOptions, LogChunk
 from dstack_core._flow.retry import within
 from dstack_core._run_base import RunBase
@@ -146,7 +146,7 @@ class AsyncRun(RunBase[AsyncTransport]):
             through_hold=through_hold,
             utilization=utilization,
         )
-        return _adrive.aiterate(flow, self._transport, sleep or asyncio.sleep, self._waits(sleep))
+        return _adrive.aiterate(flow, self._transport, sleep or clock.asleep, self._waits(sleep))
 
     async def wait(
         self,

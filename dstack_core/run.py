@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Generator
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from dstack_core import _drive
+from dstack_core import _drive, clock
 from dstack_core._flow.raw_log import ChunkOptions, LogChunk
 from dstack_core._flow.retry import within
 from dstack_core._run_base import RunBase
@@ -149,7 +148,7 @@ class Run(RunBase[BlockingTransport]):
             through_hold=through_hold,
             utilization=utilization,
         )
-        return _drive.iterate(flow, self._transport, sleep or time.sleep)
+        return _drive.iterate(flow, self._transport, sleep or clock.sleep)
 
     def wait(
         self,

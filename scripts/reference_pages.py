@@ -174,6 +174,7 @@ PAGES = [
             "integration.utilization_lines",
             "integration.utilization_chart",
             "integration.check_ends",
+            "integration.code_digest",
             "integration.LogRelay",
             "integration.RecordLimits",
             "integration.collect_secrets",
@@ -273,6 +274,7 @@ PAGES = [
             "prefect_dstack.DstackCredentials",
             "prefect_dstack.DstackRun",
             "prefect_dstack.DstackRunHandle",
+            "prefect_dstack.RunInputs",
             "prefect_dstack.adeploy_service",
             "prefect_dstack.aget_run",
             "prefect_dstack.areap_runs",
@@ -300,6 +302,29 @@ PAGES = [
         ),
     ),
     Page(
-        "local", "Embedded server", "[How to use it](../local-server.md).", ("dstack_core.local.LocalServer",)
+        "local",
+        "Embedded server",
+        "[How to use it](../local-server.md).",
+        core(
+            "local.LocalServer",
+            "local.Scenarios",
+            "local.SeenRun",
+            "local.VirtualTime",
+        ),
+    ),
+    Page(
+        "testing",
+        "Pytest plugin",
+        'Test DAGs, flows and scripts: `pip install "dstack-core[testing]"`. '
+        "[Test your DAG](../how-to/test-your-dag.md), [test your flow](../how-to/test-your-flow.md).\n\n"
+        "| fixture | scope | what it is |\n|---|---|---|\n"
+        "| `dstack_server` | function | a `DstackServer`, and the environment that points to it |\n"
+        "| `dstack_server_module` | module | the same, for the tests of a module |\n"
+        "| `dstack_server_session` | session | the same, for all tests of a process |\n"
+        "| `dstack_scenario` | function | the [`Scenarios`](local.md#scenarios) of the test's server |\n"
+        "| `dstack_time` | function | [`VirtualTime`](local.md#virtualtime) |\n\n"
+        "The setting `dstack_leftover` (`warn`, `fail` or `ignore`; default `warn`) is what happens if a "
+        "test leaves runs unfinished. `-p no:dstack` turns the plugin off.",
+        core("testing.DstackServer"),
     ),
 ]

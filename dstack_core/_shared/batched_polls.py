@@ -23,13 +23,12 @@ that still wait before each page took 13 % of a round of 2,000 runs, and grew wi
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import suppress
 from contextvars import Context
 from itertools import islice
 from typing import Any
 
+from dstack_core import clock
 from dstack_core._flow.steps import Wait
 from dstack_core._shared.pending_polls import EARLY_SHARE, PendingPoll, polls_until_turn, seconds_to_poll
 from dstack_core._wire.http_messages import Reply, Request
@@ -87,11 +86,11 @@ class BatchedPolls:
         """Poll now; the answer raises the fault of its round."""
         self._polled += 1
         loop = asyncio.get_running_loop()
-        return self._add(PendingPoll(lookup, loop.create_future(), loop.time()))
+        return self._add(PendingPoll(lookup, loop.create_future(), clock.monotonic()))
 
     def wait(self, lookup: Lookup, wait: Wait) -> PendingPoll:
         """Poll until there is news or the wait is due."""
-        interval, wall_clock = wait.interval, time.time()
+        interval, wall_clock = wait.interval, clock.epoch()
         first = seconds_to_poll(interval, lookup.value, wall_clock)
         polls = polls_until_turn(wait.polls, interval, lookup.value, wall_clock)
         return self._wait(lookup, wait, min(first, wait.due + EARLY_SHARE * interval), polls)
@@ -103,16 +102,15 @@ class BatchedPolls:
 
     def _wait(self, lookup: Lookup, wait: Wait, first: float, polls: int) -> PendingPoll:
         loop = asyncio.get_running_loop()
-        return self._add(PendingPoll(lookup, loop.create_future(), loop.time() + first, wait, polls))
+        return self._add(PendingPoll(lookup, loop.create_future(), clock.monotonic() + first, wait, polls))
 
     def _add(self, poll: PendingPoll) -> PendingPoll:
-        loop = asyncio.get_running_loop()
         self._pending.setdefault(poll.lookup, []).append(poll)
-        self._remember(poll.lookup, loop.time())
+        self._remember(poll.lookup, clock.monotonic())
         if self._rounds is None:
             # An empty context: the rounds serve all flows, so their log lines must not carry the context of
             # the flow that came first.
-            self._rounds = loop.create_task(self._work(), context=Context())
+            self._rounds = asyncio.get_running_loop().create_task(self._work(), context=Context())
         elif poll.latest < self._wake_at:
             self._woken.set()
         return poll
@@ -135,19 +133,17 @@ class BatchedPolls:
             self._pending = {}
 
     async def _until_due(self) -> None:
-        loop = asyncio.get_running_loop()
         # A few runs are polled when they are due; of a crowd, a round waits for those spread behind the
         # first.
         crowded = len(self._last_polled) >= PAGE_WORTH
         while (
-            wait := min(each.latest if crowded else each.due for each in _all(self._pending)) - loop.time()
+            wait := min(each.latest if crowded else each.due for each in _all(self._pending))
+            - clock.monotonic()
         ) > 0:
             # A new poll that is due earlier sets the event (``_add``), and the wait is computed again.
             self._woken.clear()
-            self._wake_at = loop.time() + wait
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    await self._woken.wait()
+            self._wake_at = clock.monotonic() + wait
+            await clock.await_event(self._woken, wait)
         self._wake_at = 0.0
 
     def _remember(self, lookup: Lookup, now: float) -> None:
@@ -171,7 +167,7 @@ class BatchedPolls:
 
     def _take_ready(self) -> _Pending:
         # The usual single poll of a run moves over as the list it is in: this goes over thousands.
-        now = asyncio.get_running_loop().time()
+        now = clock.monotonic()
         ready: _Pending = {}
         for lookup, polls in self._pending.items():
             if len(polls) == 1:
@@ -235,7 +231,7 @@ class BatchedPolls:
 
     def _show(self, polls: list[PendingPoll], sighting: Sighting) -> int:
         """Answer the polls that a sighting ends; return how many."""
-        now = asyncio.get_running_loop().time()
+        now = clock.monotonic()
         ended = [poll for poll in polls if not poll.continues(sighting, now)]
         if ended:
             _answer(ended, sighting.reply)

@@ -55,7 +55,7 @@ def _behind(interval: float, run_key: str) -> float:
 class PendingPoll:
     """One poll, or a wait that takes several.
 
-    ``due`` is the time of the next poll (on the loop's clock), ``left`` the number of polls after which a
+    ``due`` is the time of the next poll (on ``clock.monotonic``), ``left`` the number of polls after which a
     wait without news ends. ``answer`` becomes the reply, or None if the run must be polled alone. ``seen`` is
     the fingerprint of the last sighting without news.
     """

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Awaitable
 from functools import cache
 
+from dstack_core import clock
 from dstack_core._flow.steps import Wait
 from dstack_core._shared.batched_polls import BatchedPolls
 from dstack_core._shared.process_pause import PauseGuard
@@ -83,7 +84,7 @@ class _Hub:
         lookup = lookup_of(request)
         # Not a poll that a page can answer: an interval, then the request.
         if lookup is None:
-            await asyncio.sleep(min(step.interval, step.due))
+            await clock.asleep(min(step.interval, step.due))
             return await self._held(None, request)
         return await self._held(await self._polls_of(lookup).wait(lookup, step).answer, request)
 

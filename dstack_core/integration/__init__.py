@@ -8,6 +8,7 @@ earlier execution if there is one (``attempts``), its log (``relay``, ``masking`
 
 from __future__ import annotations
 
+from dstack_core._code.content import code_digest
 from dstack_core._function.call import FunctionCall
 from dstack_core._function.result import choose_report, late_read_pauses, report_key
 from dstack_core.configurations import check_ends
@@ -125,6 +126,7 @@ __all__ = [
     "check_tags",
     "choose_attempt",
     "choose_report",
+    "code_digest",
     "collect_secrets",
     "command_limits",
     "cost_rows",

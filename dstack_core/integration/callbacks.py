@@ -27,6 +27,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dstack_core import clock
 from dstack_core.integration.masking import mask_result
 from dstack_core.models.callbacks import CALLBACK_EVENTS, CallbackEvent, name_of
 from dstack_core.models.events import Event, LogLines, Reported, RunFinished, StatusChanged
@@ -181,17 +182,17 @@ class CallbackNotifier:
             sleep(pause)
 
     def is_waited_for(self, since: float) -> bool:
-        """Whether a wait for the calls that began at ``since`` (``time.monotonic()``) continues."""
-        return not self.is_idle and time.monotonic() < since + DRAIN_SECONDS
+        """Whether a wait for the calls that began at ``since`` (``clock.monotonic()``) continues."""
+        return not self.is_idle and clock.monotonic() < since + DRAIN_SECONDS
 
     def pauses(self, seconds: float = DRAIN_SECONDS, *, since: float | None = None) -> Iterator[float]:
         """Yield how long to sleep until all calls have returned, as ``drain`` does; for async code.
 
-        ``since`` (``time.monotonic()``) is when the wait began, by default now.
+        ``since`` (``clock.monotonic()``) is when the wait began, by default now.
         """
-        end = seconds + (time.monotonic() if since is None else since)
+        end = seconds + (clock.monotonic() if since is None else since)
         while not self.is_idle:
-            if time.monotonic() >= end:
+            if clock.monotonic() >= end:
                 self._log.warning(
                     "A callback of run %s has not returned for %.0f s. The task does not wait for it.",
                     self._known.run_name,

@@ -24,12 +24,12 @@ the client included, 0.18 to 0.33 when each line was treated alone; 5 million wi
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dstack_core import clock
 from dstack_core.integration.masking import Masker, printable
 from dstack_core.models.durations import format_duration
 from dstack_core.models.events import (
@@ -141,7 +141,7 @@ class LogRelay:
         relayed_bytes: int = 0,
         left_out_bytes: int = 0,
         already_logged: Mapping[str, int] | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = clock.monotonic,
     ) -> None:
         self.url = url
         self.shows_log = shows_log
@@ -186,7 +186,7 @@ class LogRelay:
             case PartialLine() if self.shows_tail:
                 yield from self._of_open_line(event)
             case Waiting():
-                so_far = format_duration(max(0.0, time.time() - event.since.timestamp()))
+                so_far = format_duration(max(0.0, clock.epoch() - event.since.timestamp()))
                 text = self.masker.mask(printable(" ".join(event.text.split())))
                 yield logging.INFO, f"Run {event.progress.run_name} waits for {text} ({so_far} so far)"
             case ContactLost():

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
+from dstack_core import clock
 from dstack_core.errors import ConfigurationError, DstackError
 from dstack_core.integration.command_line import PLAIN, TextStyle, text_table
 from dstack_core.integration.doctor_network import Finding, describe_finding
@@ -118,7 +119,7 @@ def cost_rows(
         ``cost_rows(client.runs.list(all=True), by="tag:team", since="30d")``
     """
     key = _group_of(by)
-    oldest = None if since is None else (now or datetime.now(UTC)) - timedelta(seconds=_seconds(since))
+    oldest = None if since is None else (now or clock.now()) - timedelta(seconds=_seconds(since))
     groups: dict[str, list[float]] = {}
     for run in runs:
         if oldest is None or run.submitted_at >= oldest:
@@ -237,7 +238,7 @@ def _json_value(value: object) -> object:
 
 def run_table(rows: Sequence[RunRow], now: datetime | None = None, style: TextStyle = PLAIN) -> str:
     """Return the rows as a table of text, ages counted from ``now`` (aware; default: now)."""
-    at = now or datetime.now(UTC)
+    at = now or clock.now()
     cells = [
         (
             row.name,

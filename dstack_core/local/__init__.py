@@ -7,6 +7,9 @@ extra `local`: ``pip install "dstack-core[local]"``. ``python -m dstack_core.loc
 from __future__ import annotations
 
 from dstack_core.local.faults import Fault, Faults
+from dstack_core.local.scenarios import Scenarios
+from dstack_core.local.seen import SeenRun
 from dstack_core.local.server import LocalServer
+from dstack_core.local.virtual_time import VirtualTime
 
-__all__ = ["Fault", "Faults", "LocalServer"]
+__all__ = ["Fault", "Faults", "LocalServer", "Scenarios", "SeenRun", "VirtualTime"]

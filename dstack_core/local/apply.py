@@ -15,9 +15,9 @@ pause of one step between reading and creating makes that happen here as well.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
+from dstack_core import clock
 from dstack_core.local.bodies import ApplyRunPlanRequest, CurrentRun, GetRunPlanRequest, ListGpusRequest
 from dstack_core.local.checks import check_spec, with_defaults
 from dstack_core.local.errors import bad_request
@@ -120,9 +120,9 @@ async def apply(state: State, request: ApplyRunPlanRequest) -> Run:
     # requests at the same time, one wins and the others fail with a message of their own.
     current = state.named.get(spec.run_name or "")
     effective = with_defaults(spec, (await state.keys.pair())[0])
-    await asyncio.sleep(state.settings.pace.step)
+    await clock.asleep(state.settings.pace.step, caller=False)
     if current is None or current.finished:
-        return _create(state, effective)
+        return _create(state, effective, spec.configuration.model_dump(mode="json", exclude_unset=True))
     if current.status == "terminating" or not can_update(current.spec, effective):
         raise bad_request(_CANNOT_OVERRIDE)
     if not request.force and not _expected(request.plan.current_resource, current):
@@ -131,13 +131,15 @@ async def apply(state: State, request: ApplyRunPlanRequest) -> Run:
     return current
 
 
-def _create(state: State, spec: RunSpec) -> Run:
+def _create(state: State, spec: RunSpec, submitted: dict[str, Any]) -> Run:
     spec.run_name = spec.run_name or state.random_name()
     existing = state.named.get(spec.run_name)
     if existing is not None and not existing.finished:
         raise bad_request(f"Cannot delete active runs: ['{spec.run_name}']")
     jobs = [Job(job_spec, [Submission(0, 0)]) for job_spec in build_job_specs(spec, spec.run_name)]
-    run = Run(state.settings.project, USERNAME, spec, jobs, state.settings.inventory.price)
+    run = Run(
+        state.settings.project, USERNAME, spec, jobs, state.settings.inventory.price, submitted=submitted
+    )
     state.add(run)
     return run
 

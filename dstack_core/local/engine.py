@@ -20,6 +20,7 @@ import asyncio
 import logging
 from datetime import timedelta
 
+from dstack_core import clock
 from dstack_core.local.job_specs import build_job_specs
 from dstack_core.local.jobs import JobCarrier, Pace
 from dstack_core.local.replicas import Replicas
@@ -86,7 +87,7 @@ class Engine:
                 self._submit_again(run)
             if run.status != "terminating":
                 self._set.run(run, "terminating", reason)
-                await asyncio.sleep(self._pace.step)
+                await clock.asleep(self._pace.step, caller=False)
             # An abort may have replaced a stop meanwhile.
             reason = run.termination_reason or reason
             self._set.run(run, RUN_STATUS_OF_REASON[reason], reason)

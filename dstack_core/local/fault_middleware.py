@@ -14,8 +14,6 @@ make uvicorn answer 500.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,6 +21,7 @@ from typing import Any, NamedTuple
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dstack_core import clock
 from dstack_core.local.faults import Fault, Faults
 
 # Bounded, so that a server that runs for days does not keep growing: 100,000 requests are some 20 MB. Older
@@ -31,7 +30,7 @@ _REMEMBERED = 100_000
 
 
 class RecordedRequest(NamedTuple):
-    """A request that the server received; `time` is `time.monotonic()`, in seconds."""
+    """A request that the server received; `time` is `dstack_core.clock.monotonic()`, in seconds."""
 
     method: str
     path: str
@@ -55,22 +54,29 @@ class FaultMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        self.requests.append(RecordedRequest(scope["method"], scope["path"], time.monotonic()))
+        self.requests.append(RecordedRequest(scope["method"], scope["path"], clock.monotonic()))
+        # A request is work, except for its delays (``_wait``).
+        with clock.Work() as work:
+            await self._respond(work, scope, receive, send)
+
+    async def _respond(self, work: clock.Work, scope: Scope, receive: Receive, send: Send) -> None:
         latency = self._faults.latency(scope["path"])
         fault = self._faults.take(scope["path"])
         if latency or (fault is not None and fault.delay):
             receive = await _read_ahead(receive)
-        await self._wait(latency)
+        await self._wait(work, latency)
         if fault is None:
             await self._app(scope, receive, send)
             return
         try:
-            await self._answer(fault, scope, receive, send)
+            await self._answer(fault, work, scope, receive, send)
         finally:
             fault.answered.set()
 
-    async def _answer(self, fault: Fault, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._wait(fault.delay)
+    async def _answer(
+        self, fault: Fault, work: clock.Work, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        await self._wait(work, fault.delay)
         if fault.drop == "after" or fault.carry_out:
             await self._app(scope, receive, _nowhere)
         if fault.drop is not None:
@@ -83,10 +89,14 @@ class FaultMiddleware:
         else:
             await self._app(scope, receive, send)
 
-    async def _wait(self, seconds: float) -> None:
+    async def _wait(self, work: clock.Work, seconds: float) -> None:
         if seconds > 0:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), seconds)
+            work.pause()
+            try:
+                # The client waits for this reply, and so for this time.
+                await clock.await_event(self._closing, seconds)
+            finally:
+                work.resume()
 
 
 async def _read_ahead(receive: Receive) -> Receive:

@@ -70,7 +70,7 @@ class Inventory:
         """Return the number of GPUs that a job gets."""
         return (self._gpu_count(resources.gpu) or 0) if resources.gpu is not None else 0
 
-    def instance(self, resources: ResourcesSpec) -> dict[str, Any]:
+    def instance(self, resources: ResourcesSpec, is_spot: bool = False) -> dict[str, Any]:
         """Return the piece of the machine that a job gets, as JSON data."""
         disk = resources.disk.size if resources.disk is not None else MemoryRange(min=100)
         gpu = {"name": self.gpu_name, "memory_mib": int(self.gpu_memory * 1024), "vendor": "nvidia"}
@@ -80,18 +80,18 @@ class Inventory:
                 "cpus": _piece(resources.cpu.count, 1),
                 "memory_mib": int(_piece(resources.memory, 1) * 1024),
                 "gpus": [dict(gpu) for _ in range(self.wanted_gpus(resources))],
-                "spot": False,
+                "spot": is_spot,
                 "disk": {"size_mib": int(_piece(disk, 1) * 1024)},
                 "cpu_arch": "x86",
                 "description": "",
             },
         }
 
-    def offer(self, resources: ResourcesSpec) -> dict[str, Any]:
+    def offer(self, resources: ResourcesSpec, is_spot: bool = False) -> dict[str, Any]:
         """Return the offer for a job, as JSON data."""
         return {
             "backend": BACKEND,
-            "instance": self.instance(resources),
+            "instance": self.instance(resources, is_spot),
             "region": "local",
             "price": self.price,
             "backend_data": {},

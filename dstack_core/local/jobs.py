@@ -22,6 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from dstack_core import clock
 from dstack_core.local.inventory import BACKEND, NO_OFFERS, Inventory
 from dstack_core.local.job_specs import wanted_resources
 from dstack_core.local.logs import LogStore
@@ -29,6 +30,8 @@ from dstack_core.local.metrics import MetricsStore
 from dstack_core.local.process import PtyProcess
 from dstack_core.local.quantities import ResourcesSpec
 from dstack_core.local.runs import Job, Run, Submission, now
+from dstack_core.local.scenarios import Scenario, Scenarios
+from dstack_core.local.sleepers import Sleepers, timer
 from dstack_core.local.ssh_host import RUNNER_PORT, Door, Place, SshHost
 from dstack_core.local.states import JOB_STATUS_OF_REASON
 from dstack_core.local.transitions import Transitions
@@ -75,11 +78,7 @@ class Ending:
 
     async def within(self, seconds: float) -> bool:
         """Wait some seconds for a request and return whether it came."""
-        try:
-            await asyncio.wait_for(self.asked.wait(), seconds)
-        except TimeoutError:
-            return False
-        return True
+        return await clock.await_event(self.asked, seconds, caller=False)
 
 
 class JobCarrier:
@@ -96,6 +95,7 @@ class JobCarrier:
         fleet: dict[str, Any],
         ssh: SshHost,
         metrics: MetricsStore,
+        scenarios: Scenarios,
     ) -> None:
         self._inventory = inventory
         self._pace = pace
@@ -106,6 +106,8 @@ class JobCarrier:
         self._fleet = fleet
         self._ssh = ssh
         self._metrics = metrics
+        self._scenarios = scenarios
+        self._sleepers = Sleepers(directory)
         self._watchdog = Watchdog(directory)
         # Where the running jobs run, by submission.
         self._places: dict[str, Place] = {}
@@ -113,6 +115,7 @@ class JobCarrier:
     async def close(self) -> None:
         """Kill what is left of any job, and cut the connections of attached clients."""
         self._ssh.close()
+        await self._sleepers.close()
         await asyncio.to_thread(self._watchdog.close)
 
     async def carry(self, run: Run, job: Job, ending: Ending) -> None:
@@ -126,7 +129,7 @@ class JobCarrier:
         submission = job.latest
         submission.termination_message = outcome.message
         self._set.job(run, job, "terminating", outcome.reason)
-        await asyncio.sleep(self._pace.step)
+        await clock.asleep(self._pace.step, caller=False)
         submission.exit_status = outcome.exit_status
         submission.finished_at = now()
         self._set.job(run, job, JOB_STATUS_OF_REASON[outcome.reason], outcome.reason)
@@ -136,25 +139,50 @@ class JobCarrier:
         if await ending.within(step):
             return Outcome(ending.reason)
         resources = wanted_resources(job.spec)
-        if not self._inventory.fits(resources, run.spec.setting("max_price")):
-            message = NO_OFFERS
-            return Outcome("failed_to_start_due_to_no_capacity", message=message)
+        fits = self._inventory.fits(resources, run.spec.setting("max_price"))
+        if not fits or self._scenarios.take("capacity", run.name) is not None:
+            return Outcome("failed_to_start_due_to_no_capacity", message=NO_OFFERS)
         run.fleet = self._fleet
-        job.latest.provisioning_data = self._provisioning_data(resources)
+        loss = self._scenarios.take("interruption", run.name)
+        # Only a run that allows spot gets a spot machine, and only those are interrupted.
+        is_spot = loss is not None and loss.is_spot and job.spec["requirements"]["spot"] is not False
+        job.latest.provisioning_data = self._provisioning_data(resources, is_spot)
         self._set.job(run, job, "provisioning")
         if await ending.within(step):
             return Outcome(ending.reason)
         self._set.job(run, job, "pulling")
         if await ending.within(step):
             return Outcome(ending.reason)
+        if (failure := self._scenarios.take("pull", run.name)) is not None:
+            return Outcome(
+                "creating_container_error", message=f"pullImage error: pull image: {failure.message}"
+            )
         workspace = Workspace(self._directory / "jobs" / job.latest.id, job.spec)
-        try:
-            await asyncio.to_thread(workspace.prepare, self._sources(run), job.spec)
-            return await self._execute(run, job, ending, workspace)
-        finally:
-            await asyncio.to_thread(shutil.rmtree, workspace.root, ignore_errors=True)
+        with clock.Work() as work:
+            try:
+                await asyncio.to_thread(workspace.prepare, self._sources(run), job.spec)
+                outcome = await self._execute(run, job, ending, workspace, work, loss)
+            finally:
+                await asyncio.to_thread(shutil.rmtree, workspace.root, ignore_errors=True)
+        if outcome is not None:
+            return outcome
+        # The machine is lost: the run counts as running until the server gives the machine up.
+        noticed_after = 0.0 if loss is None else loss.noticed_after
+        if await ending.within(noticed_after):
+            return Outcome(ending.reason)
+        reason = "interrupted_by_no_capacity" if is_spot else "instance_unreachable"
+        return Outcome(reason, message="Instance is unreachable")
 
-    async def _execute(self, run: Run, job: Job, ending: Ending, workspace: Workspace) -> Outcome:
+    async def _execute(
+        self,
+        run: Run,
+        job: Job,
+        ending: Ending,
+        workspace: Workspace,
+        work: clock.Work,
+        loss: Scenario | None,
+    ) -> Outcome | None:
+        """Run the commands; return None if the machine was lost meanwhile."""
         submission = job.latest
         marker = self._watchdog.marker(submission.id)
         process = PtyProcess(lambda text: self._logs.append(run.name, submission.id, text), marker)
@@ -162,6 +190,8 @@ class JobCarrier:
         self._watchdog.start()
         try:
             environment = workspace.environment(run, job, marker)
+            environment |= await self._sleepers.environment(submission.id, environment["PATH"])
+            self._sleepers.started(submission.id, work)
             await process.start(argv, environment, workspace.cwd)
             self._places[submission.id] = Place(workspace.cwd, environment)
             self._watchdog.started(process.pid)
@@ -169,51 +199,56 @@ class JobCarrier:
             self._set.job(run, job, "running")
             measuring = asyncio.create_task(self._measure(job, process, marker))
             try:
-                return await self._until_end(run, job, ending, process)
+                return await self._until_end(run, job, ending, process, work, loss)
             finally:
                 measuring.cancel()
                 await asyncio.gather(measuring, return_exceptions=True)
         finally:
             self._places.pop(submission.id, None)
+            self._sleepers.ended(submission.id)
             await process.finish()
             self._watchdog.ended(process)
 
-    async def _until_end(self, run: Run, job: Job, ending: Ending, process: PtyProcess) -> Outcome:
+    async def _until_end(
+        self, run: Run, job: Job, ending: Ending, process: PtyProcess, work: clock.Work, loss: Scenario | None
+    ) -> Outcome | None:
         exited = asyncio.create_task(process.wait())
         asked = asyncio.create_task(ending.asked.wait())
         at_once = asyncio.create_task(ending.at_once.wait())
+        limit, lost = timer(job.spec["max_duration"]), timer(None if loss is None else loss.seconds)
         try:
-            await asyncio.wait(
-                {exited, asked}, timeout=job.spec["max_duration"], return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait({exited, asked, limit, lost}, return_when=asyncio.FIRST_COMPLETED)
+            work.finish()
             if exited.done() and not asked.done():
                 status = exited.result()
                 if status == 0:
                     return Outcome("done_by_runner", 0)
                 return Outcome("container_exited_with_error", status, "")
+            if lost.done() and not asked.done() and not limit.done():
+                return None
             late = Outcome("max_duration_exceeded", message="Max duration exceeded")
             self._set.job(run, job, "terminating", ending.reason or late.reason)
             if not ending.at_once.is_set():
                 process.interrupt()
-                await asyncio.wait(
-                    {exited, at_once}, timeout=self._pace.stop_grace, return_when=asyncio.FIRST_COMPLETED
-                )
+                grace = timer(self._pace.stop_grace)
+                await asyncio.wait({exited, at_once, grace}, return_when=asyncio.FIRST_COMPLETED)
+                grace.cancel()
             return Outcome(ending.reason) if ending.reason else late
         finally:
-            for task in (exited, asked, at_once):
+            for task in (exited, asked, at_once, limit, lost):
                 task.cancel()
-            await asyncio.gather(exited, asked, at_once, return_exceptions=True)
+            await asyncio.gather(exited, asked, at_once, limit, lost, return_exceptions=True)
 
     async def _measure(self, job: Job, process: PtyProcess, marker: str) -> None:
         gpus = self._inventory.wanted_gpus(wanted_resources(job.spec))
         env = job.spec["env"] or {}
         await self._metrics.measure(job.latest.id, process.pid, marker, gpus=gpus, env=env)
 
-    def _provisioning_data(self, resources: ResourcesSpec) -> dict[str, Any]:
+    def _provisioning_data(self, resources: ResourcesSpec, is_spot: bool) -> dict[str, Any]:
         return {
             "backend": BACKEND,
             "base_backend": None,
-            "instance_type": self._inventory.instance(resources),
+            "instance_type": self._inventory.instance(resources, is_spot),
             "instance_id": "local",
             "hostname": ADDRESS,
             "internal_ip": ADDRESS,
@@ -239,6 +274,8 @@ class JobCarrier:
 
     def _runtime_data(self, run: Run, job: Job, workspace: Workspace) -> dict[str, Any]:
         resources = wanted_resources(job.spec)
+        machine = job.latest.provisioning_data
+        is_spot = machine is not None and machine["instance_type"]["resources"]["spot"]
         return {
             "network_mode": "bridge",
             "gpu": self._inventory.wanted_gpus(resources),
@@ -246,7 +283,7 @@ class JobCarrier:
             "memory": float(resources.memory.min or 1),
             "ports": {str(RUNNER_PORT): RUNNER_PORT, "10022": self._ssh.add(self._door(run, job.latest))},
             "volume_names": [],
-            "offer": self._inventory.offer(resources),
+            "offer": self._inventory.offer(resources, is_spot),
             "working_dir": str(workspace.cwd),
             "username": "root",
         }

@@ -20,6 +20,7 @@ from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from typing import Any
 
+from dstack_core import clock
 from dstack_core.local.bodies import PollLogsRequest
 from dstack_core.local.errors import bad_request
 
@@ -65,13 +66,17 @@ class LogStore:
     def append(self, run_name: str, submission_id: str, text: bytes) -> None:
         """Add a chunk; its timestamp is later than that of the chunk before."""
         messages = self._messages.setdefault((run_name, submission_id), [])
-        now = datetime.now(UTC)
+        now = clock.now()
         now = now.replace(microsecond=now.microsecond // 1000 * 1000)
         if messages and now <= messages[-1].timestamp:
             now = messages[-1].timestamp + _TICK
         messages.append(LogMessage(now, text))
         with self._news:
             self._news.notify_all()
+
+    def text(self, run_name: str, submission_id: str) -> bytes:
+        """Return the whole output of a submission so far."""
+        return b"".join(one.text for one in list(self._messages.get((run_name, submission_id), ())))
 
     def follow(
         self, run_name: str, submission_id: str, start: datetime | None, ended: Callable[[], bool]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, BeforeValidator
 
+from dstack_core import clock
 from dstack_core.local import reaper
 from dstack_core.local.logs import iso
 
@@ -64,13 +64,13 @@ class Meter:
         # The counter of a container never falls, but the time of a daemon that has ended is lost here.
         cpu = max(sum(each[0] for each in known), before.cpu if before is not None else 0)
         memory = sum(each[1] for each in known)
-        return Point(time.time_ns() // 1000, cpu, memory, self._gpus())
+        return Point(int(clock.epoch() * 1_000_000), cpu, memory, self._gpus())
 
     def _gpus(self) -> tuple[tuple[int, int], ...]:
         if self.usage is None or not self.gpus:
             return ()
         usage = self.usage
-        percent, gigabytes = usage(time.monotonic() - self.started) if callable(usage) else usage
+        percent, gigabytes = usage(clock.monotonic() - self.started) if callable(usage) else usage
         return ((round(percent), round(gigabytes * _GIB)),) * self.gpus
 
 
@@ -87,7 +87,7 @@ class MetricsStore:
     ) -> None:
         """Measure a job until this task is cancelled."""
         usage = _simulated(env.get(_VARIABLE)) or self._usage
-        meter = Meter(session, marker, gpus, usage, time.monotonic())
+        meter = Meter(session, marker, gpus, usage, clock.monotonic())
         points = self._points.setdefault(
             submission_id, deque(maxlen=round(_KEPT_SECONDS / self._seconds) + 1)
         )

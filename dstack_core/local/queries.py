@@ -60,7 +60,9 @@ def stop_runs(state: State, request: StopRunsRequest) -> None:
     """Send stop requests to runs; unknown and finished ones are ignored."""
     for name in request.runs_names:
         if (run := state.named.get(name)) is not None:
-            state.engine.stop(run, request.abort)
+            run.stop_requests += 1
+            if run.finished or state.scenarios.take("stop", name) is None:
+                state.engine.stop(run, request.abort)
 
 
 def delete_runs(state: State, request: DeleteRunsRequest) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
+from dstack_core import clock
 from dstack_core.local.logs import iso
 from dstack_core.local.specs import RunSpec, ServiceConfiguration
 from dstack_core.local.states import (
@@ -20,7 +21,7 @@ from dstack_core.local.states import (
 
 def now() -> datetime:
     """Return the current time in UTC."""
-    return datetime.now(UTC)
+    return clock.now()
 
 
 @dataclass
@@ -127,6 +128,9 @@ class Run:
     fleet: dict[str, Any] | None = None
     deployment_num: int = 0
     deleted: bool = False
+    # The configuration as the client sent it, and how many stop requests named the run.
+    submitted: dict[str, Any] = field(default_factory=dict)
+    stop_requests: int = 0
 
     @property
     def name(self) -> str:

@@ -16,6 +16,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from dstack_core.local.faults import Faults
+from dstack_core.local.scenarios import Scenarios
+from dstack_core.local.seen import SeenRun, seen_runs
 
 if TYPE_CHECKING:
     from dstack_core.client import Client
@@ -91,10 +93,12 @@ class LocalServer:
         self._metrics_seconds = metrics_seconds
         self._gpu_usage = gpu_usage
         self._faults = Faults()
+        self._scenarios = Scenarios(self._faults)
         self._thread: threading.Thread | None = None
         self._middleware: FaultMiddleware | None = None
         self._uvicorn: ReadyServer | None = None
         self._directory: Path | None = None
+        self._seen: State | None = None
 
     def __repr__(self) -> str:
         where = "not started" if self._bound_port is None else self.url
@@ -121,6 +125,16 @@ class LocalServer:
     def faults(self) -> Faults:
         """Return the injected faults; `Faults.add` adds one."""
         return self._faults
+
+    @property
+    def scenarios(self) -> Scenarios:
+        """Return what happens to the next runs; its methods add to it."""
+        return self._scenarios
+
+    @property
+    def runs(self) -> list[SeenRun]:
+        """Return the runs received since the start as they are now, oldest first; also after the end."""
+        return [] if self._seen is None else seen_runs(self._seen)
 
     @property
     def requests(self) -> list[RecordedRequest]:
@@ -198,7 +212,7 @@ class LocalServer:
         from dstack_core.local.fault_middleware import FaultMiddleware
         from dstack_core.local.loop import QuietConfig, ReadyServer
 
-        state = self._state()
+        state = self._seen = self._state()
         self._middleware = middleware = FaultMiddleware(build_app(state), self._faults, self._hang_up)
 
         async def end() -> None:
@@ -226,7 +240,7 @@ class LocalServer:
             self._metrics_seconds,
             self._gpu_usage,
         )
-        return State(settings, self._directory)
+        return State(settings, self._directory, self._scenarios)
 
     def _hang_up(self, client: tuple[str, int]) -> None:
         if self._uvicorn is not None:

@@ -18,6 +18,7 @@ from dstack_core.local.keys import UserKeys
 from dstack_core.local.logs import LogStore, iso
 from dstack_core.local.metrics import GpuUsage, MetricsStore
 from dstack_core.local.runs import Run, now
+from dstack_core.local.scenarios import Scenarios
 from dstack_core.local.ssh_host import SshHost
 from dstack_core.local.transitions import Transitions
 from dstack_core.local.workspace import Sources
@@ -44,8 +45,9 @@ class Settings:
 class State:
     """The state of one server; call every method in the server's event loop."""
 
-    def __init__(self, settings: Settings, directory: Path) -> None:
+    def __init__(self, settings: Settings, directory: Path, scenarios: Scenarios) -> None:
         self.settings = settings
+        self.scenarios = scenarios
         self.uploads = directory / "uploads"
         self.uploads.mkdir()
         self.project_id = str(uuid4())
@@ -71,6 +73,7 @@ class State:
             {"id": str(uuid4()), "name": "local"},
             SshHost(),
             self.metrics,
+            scenarios,
         )
         self.engine = Engine(carrier, settings.pace, transitions)
 

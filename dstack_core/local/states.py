@@ -19,6 +19,8 @@ JOB_STATUS_OF_REASON = {
     "container_exited_with_error": "failed",
     "executor_error": "failed",
     "creating_container_error": "failed",
+    "interrupted_by_no_capacity": "failed",
+    "instance_unreachable": "failed",
     "failed_to_start_due_to_no_capacity": "failed",
     "terminated_by_user": "terminated",
     "terminated_by_server": "terminated",
@@ -29,6 +31,8 @@ JOB_STATUS_OF_REASON = {
 
 RETRY_EVENT_OF_REASON = {
     "failed_to_start_due_to_no_capacity": "no-capacity",
+    "interrupted_by_no_capacity": "interruption",
+    "instance_unreachable": "error",
     "container_exited_with_error": "error",
     "creating_container_error": "error",
     "executor_error": "error",
@@ -37,9 +41,16 @@ RETRY_EVENT_OF_REASON = {
 JOB_MESSAGE_OF_REASON = {
     "terminated_by_user": "stopped",
     "failed_to_start_due_to_no_capacity": "no capacity",
+    "interrupted_by_no_capacity": "interrupted",
+    "instance_unreachable": "error",
+    "creating_container_error": "error",
+    "executor_error": "error",
 }
 
-JOB_ERROR_OF_REASON = {"max_duration_exceeded": "max duration exceeded"}
+JOB_ERROR_OF_REASON = {
+    "max_duration_exceeded": "max duration exceeded",
+    "instance_unreachable": "instance unreachable",
+}
 
 
 # In the order that an attempt passes them; a run has the furthest status that one of its jobs has reached.

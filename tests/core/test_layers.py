@@ -23,12 +23,13 @@ SIDE_FLOWS = {
 # Each room may import the rooms in its set and itself, and nothing else of dstack_core.
 ROOMS = {
     "errors": set(),
+    "clock": set(),
     "models": {"errors"},
     "_wire": {"errors", "models"},
     "_flow": {"errors", "models", "_wire"},
     "_transport": {"errors", "_wire.http_messages"},
-    "_drive": {"models", "_wire.http_messages", "_flow"},
-    "_adrive": {"models", "_wire.http_messages", "_flow", "_drive"},
+    "_drive": {"clock", "models", "_wire.http_messages", "_flow"},
+    "_adrive": {"clock", "models", "_wire.http_messages", "_flow", "_drive"},
     "_attach": {"errors", "_wire.attach"},
     "_code": {"errors", "models", "_wire.code", "_attach.keys"},
     **SIDE_FLOWS,
@@ -58,6 +59,7 @@ ROOMS = {
     "config": {"errors", "models"},
     "configurations": {"errors", "models"},
     "_operations": {
+        "clock",
         "errors",
         "models",
         "_wire",
@@ -69,9 +71,10 @@ ROOMS = {
     },
     "_client_base": {"models", "_wire", "_flow", "_transport", "_operations", "_attach", "_code", "config"},
     "_run_base": {"models", "_wire", "_flow", "_operations", "_attach"},
-    "run": {"errors", "models", "_flow", "_transport", "_drive", "_operations", "_run_base"},
+    "run": {"clock", "errors", "models", "_flow", "_transport", "_drive", "_operations", "_run_base"},
     "aio_run": {
         *(
+            "clock",
             "errors",
             "models",
             "_wire.runs",
@@ -93,10 +96,21 @@ ROOMS = {
         *("models", "_wire", "_transport", "_adrive", "_operations", "_client_base", "configurations"),
         *("aio_run", "aio_collections", "aio_functions"),
     },
-    "_shared": {"errors", "_wire.lookups", "_wire.http_messages", "_wire.runs", "_flow.steps", "_transport"},
+    "_shared": {
+        *(
+            "clock",
+            "errors",
+            "_wire.lookups",
+            "_wire.http_messages",
+            "_wire.runs",
+            "_flow.steps",
+            "_transport",
+        )
+    },
     "aio_shared": {"_shared", "_transport", "aio"},
     "integration": {
         *(
+            "clock",
             "errors",
             "models",
             "_wire.runs",
@@ -106,6 +120,7 @@ ROOMS = {
             "_adrive",
             "_operations",
             "_attach.keys",
+            "_code.content",
             "_run_base",
             "_function",
             "config",
@@ -116,8 +131,9 @@ ROOMS = {
             "aio_run",
         )
     },
-    "local": {"client"},
+    "local": {"clock", "client"},
     "_command": {"errors", "models", "_wire.reports", "_attach", "client", "run", "integration"},
+    "testing": {"client", "local"},
     "__main__": {"_command"},
 }
 HOSTS = {"airflow", "prefect", "airflow_provider_dstack", "prefect_dstack", "dstack"}

@@ -79,7 +79,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"_bundles", "_callbacks", "_end_reports", "_function_options", "_live_artifacts"},
         {"_submission", "flow_future"},
         # The blocks, and the clients made of them.
-        {"credentials"},
+        {"cache", "credentials"},
         {"_stop", "_worker_variables"},
         # One execution, and the dstack run of a worker's flow run.
         {"_job", "_orphaned_runs", "_worker_runs"},

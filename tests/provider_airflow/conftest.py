@@ -35,10 +35,10 @@ os.environ.update(
 from airflow_provider_dstack._kill_reason import KillReason  # noqa: E402
 from dstack_core.local import LocalServer  # noqa: E402
 from tests.callback_journal import VARIABLE  # noqa: E402
+from tests.postgres import PostgresMissing, postgres_url  # noqa: E402
 from tests.provider_airflow.components import Components  # noqa: E402
 from tests.provider_airflow.databases import DATABASE_URL, migrate  # noqa: E402
 from tests.provider_airflow.fleet import Fleet, running_fleet  # noqa: E402
-from tests.provider_airflow.postgres import PostgresMissing, postgres_url  # noqa: E402
 from tests.provider_airflow.redis_server import RedisMissing  # noqa: E402
 from tests.provider_airflow.support import DagRunner, connection_json  # noqa: E402
 from tests.rig.fixtures import real_server  # noqa: E402

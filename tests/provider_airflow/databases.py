@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.provider_airflow.postgres import PostgresMissing, postgres_url
+from tests.postgres import PostgresMissing, postgres_url
 
 DATABASE_URL = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
 

@@ -15,10 +15,10 @@ import psutil
 
 from dstack_core.local import LocalServer
 from tests.callback_journal import VARIABLE
+from tests.postgres import Postgres, running_postgres
 from tests.provider_airflow import fleet_host
 from tests.provider_airflow.components import Components
 from tests.provider_airflow.databases import migrate
-from tests.provider_airflow.postgres import Postgres, running_postgres
 from tests.provider_airflow.redis_server import Redis, running_redis
 from tests.provider_airflow.support import connection_json, wait_for
 

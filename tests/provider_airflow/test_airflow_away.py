@@ -14,9 +14,9 @@ import pytest
 from airflow_provider_dstack._compat import trigger_has_on_kill
 from dstack_core import Run
 from dstack_core.local import LocalServer
+from tests.postgres import Postgres, PostgresMissing, running_postgres
 from tests.provider_airflow.components import Components
 from tests.provider_airflow.databases import migrate
-from tests.provider_airflow.postgres import Postgres, PostgresMissing, running_postgres
 from tests.provider_airflow.slow_proxy import SlowProxy
 from tests.provider_airflow.support import connection_json, over, wait_for
 from tests.provider_airflow.test_kill_matrix import Case

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.provider_airflow import postgres
+from tests import postgres
 
 
 def test_missing_postgres_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

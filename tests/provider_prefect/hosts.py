@@ -55,11 +55,19 @@ def module(
 @contextmanager
 def prefect_server(port: int, *, log: Path, environment: Mapping[str, str]) -> Iterator[str]:
     """Run a Prefect server and yield the address of its API once it answers."""
-    address = f"http://127.0.0.1:{port}/api"
+    with server_process(port, log=log, environment=environment):
+        yield f"http://127.0.0.1:{port}/api"
+
+
+@contextmanager
+def server_process(
+    port: int, *, log: Path, environment: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a Prefect server and yield its process once its API answers."""
     where = ("--host", "127.0.0.1", "--port", str(port))
     with module("prefect", "server", "start", *where, log=log, environment=environment) as server:
-        _wait_until_healthy(f"{address}/health", server, log)
-        yield address
+        _wait_until_healthy(f"http://127.0.0.1:{port}/api/health", server, log)
+        yield server
 
 
 def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:

@@ -47,9 +47,18 @@ class Server(Protocol):
 
 @contextmanager
 def worker(
-    server: Server | None, pool: str, log: Path, name: str | None = None
+    server: Server | None,
+    pool: str,
+    log: Path,
+    name: str | None = None,
+    *,
+    limit: int | None = None,
+    api: str | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a worker process of the pool that is ended with the test; its name is the pool's by default."""
+    """Start a worker process of the pool that is ended with the test; its name is the pool's by default.
+
+    ``limit`` is how many flow runs it may have at once, ``api`` the address of another Prefect server.
+    """
     given = {} if server is None else {"URL": server.url, "PROJECT": server.project, "TOKEN": server.token}
     environment = {
         **os.environ,
@@ -60,6 +69,8 @@ def worker(
     }
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool]
     command += ["--type", "dstack", "--name", name or pool]
+    command += [] if limit is None else ["--limit", str(limit)]
+    environment |= {} if api is None else {"PREFECT_API_URL": api}
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT

@@ -36,6 +36,7 @@ _SHARE = 0.25 / 1.83
 
 def test_the_public_names_are_these() -> None:
     assert prefect_dstack.__all__ == [
+        "RUN_INPUTS",
         "DstackCredentials",
         "DstackFlow",
         "DstackFlowRunFuture",
@@ -43,6 +44,7 @@ def test_the_public_names_are_these() -> None:
         "DstackRunHandle",
         "DstackWorker",
         "MachineOptions",
+        "RunInputs",
         "__version__",
         "adeploy_service",
         "aget_run",

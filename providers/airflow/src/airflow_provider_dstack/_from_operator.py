@@ -119,6 +119,7 @@ def defer(
     """
     from airflow_provider_dstack._trigger_relay import save
     from airflow_provider_dstack.triggers import DstackRunTrigger
+    from dstack_core import clock
 
     if task_run.progress is None:
         raise DstackRunInterrupted(f"The task was ended before run {task_run.ref.name} was submitted.")
@@ -126,6 +127,9 @@ def defer(
     if operator.execution_timeout is not None:
         # Airflow itself does not enforce execution_timeout while a task is deferred.
         started = context["ti"].start_date.timestamp()
+        if clock.is_virtual():
+            # Airflow's times are real.
+            started += clock.epoch() - time.time()
         deadline = started + operator.execution_timeout.total_seconds()
     trigger = DstackRunTrigger(
         dstack_conn_id=operator.dstack_conn_id,
@@ -138,7 +142,7 @@ def defer(
         poll_interval=operator.poll_interval,
         retry_budget=operator.retry_budget,
         deadline=deadline,
-        not_before=time.time() + _SETTLE_SECONDS,
+        not_before=clock.epoch() + _SETTLE_SECONDS,
         get_logs=operator.get_logs,
         log_budget_bytes=operator.log_budget_bytes,
         log_timestamps=operator.log_timestamps,
@@ -157,7 +161,7 @@ def defer(
         # Airflow complains about an XCom that is read before it was ever written.
         state = {"progress": trigger.progress, **task_run.relay.state(), "reported": trigger.reported}
         save(context["ti"], trigger.marker, state)
-    left = None if deadline is None else max(0.0, deadline - time.time()) + _BACKSTOP_SECONDS
+    left = None if deadline is None else max(0.0, deadline - clock.epoch()) + _BACKSTOP_SECONDS
     # The last check: what happens between this and Airflow's answer goes unnoticed.
     if was_killed() or was_ended(context["ti"]):
         raise DstackRunInterrupted(f"The task was ended while run {task_run.ref.name} was handed over.")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -151,15 +150,17 @@ def read_result(
         RunError,
         RunNotFoundError,
         UnusableFunctionError,
+        clock,
     )
     from dstack_core.integration import mask
 
     def pause(seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        def check() -> None:
             if is_killed():
                 raise DstackRunInterrupted(f"The task was ended before the result of run {name} was read.")
-            time.sleep(_TICK_SECONDS)
+
+        check()
+        clock.sleep_in_slices(seconds, _TICK_SECONDS, check)
 
     name, hidden = outcome["run_name"], list(secrets)
     try:

@@ -271,12 +271,12 @@ class RemainingLog:
             self.log.info("The dstack server answers again after %.0f s.", event.silent_for)
 
     def _sleep(self, seconds: float) -> None:
+        from dstack_core import clock
+
         if self._does_not_wait and not self.is_unreachable:
             raise _AllRead
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            self._check()
-            time.sleep(min(_TICK_SECONDS, seconds))
+        self._check()
+        clock.sleep_in_slices(seconds, _TICK_SECONDS, self._check)
 
     def _check(self) -> None:
         if self.is_left:

@@ -479,8 +479,10 @@ class TaskRun:
 
     def _sleeper(self, run: Run) -> Callable[[float], None]:
         """Return a sleep that ends early: when the task is ended, and when it is time to hand over."""
+        from dstack_core import clock
+
         hand_over_after, is_ready = self._options.hand_over_after, self._options.is_ready
-        hand_over_at = float("inf") if hand_over_after is None else time.monotonic() + hand_over_after
+        hand_over_at = float("inf") if hand_over_after is None else clock.monotonic() + hand_over_after
 
         def sleep(seconds: float) -> None:
             if is_ready is not None and not self._is_over and is_ready(run):
@@ -492,15 +494,16 @@ class TaskRun:
         return sleep
 
     def _sleep(self, seconds: float, hand_over_at: float = float("inf")) -> None:
-        end = time.monotonic() + seconds
-        while not self._is_over:
-            now = time.monotonic()
-            if now >= hand_over_at and not self._drains(hand_over_at):
+        from dstack_core import clock
+
+        def check() -> None:
+            if self._is_over:
+                raise _Over
+            if clock.monotonic() >= hand_over_at and not self._drains(hand_over_at):
                 raise _HandOver
-            if now >= end:
-                return
-            time.sleep(min(_TICK_SECONDS, end - now))
-        raise _Over
+
+        check()
+        clock.sleep_in_slices(seconds, _TICK_SECONDS, check)
 
     def _drains(self, hand_over_at: float) -> bool:
         """Whether callbacks are still busy, so that this process follows the run for a little longer.
@@ -521,12 +524,12 @@ class _HandOver(Exception):
 
 def _progress_of(run: Run) -> Progress:
     """Return where to follow a run from: its end, and a stop under way, are for the follower to report."""
-    from dstack_core import Progress
+    from dstack_core import Progress, clock
 
     status = run.last_status
     if status.is_ending:
         return Progress(run.name, run.id)
-    return Progress(run.name, run.id, status=str(status), since={str(status): time.time()})
+    return Progress(run.name, run.id, status=str(status), since={str(status): clock.epoch()})
 
 
 def _may_leave_a_run(error: BaseException, *, submitted: bool) -> bool:

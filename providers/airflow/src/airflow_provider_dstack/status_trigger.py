@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -75,12 +74,12 @@ class DstackStatusTrigger(BaseTrigger):
         yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow's is untyped
 
     async def _poll_until_reached(self) -> dict[str, Any]:
-        from dstack_core import ServerUnreachableError
+        from dstack_core import ServerUnreachableError, clock
 
         async with await in_thread(self._connect) as client:
             while True:
                 # The worker has polled just now.
-                await asyncio.sleep(self.poll_interval)
+                await clock.asleep(self.poll_interval)
                 try:
                     run = await client.runs.get(self.run_name)
                 except ServerUnreachableError as error:

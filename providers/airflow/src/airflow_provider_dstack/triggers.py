@@ -196,13 +196,15 @@ class DstackRunTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield the one event: the run has ended, the deadline passed, or the run could not be followed."""
+        from dstack_core import clock
+
         try:
             payload = await self._until_deadline()
         except Exception as error:
             payload = broken_event(error)
             self.log.error("Run %s can no longer be followed: %s", self.run_name, payload["message"])
         # An event that comes before the scheduler has seen the deferral fails the task.
-        await asyncio.sleep(min(max(0.0, self.not_before - time.time()), _LONGEST_HOLD_SECONDS))
+        await clock.asleep(min(max(0.0, self.not_before - clock.epoch()), _LONGEST_HOLD_SECONDS))
         if self._last_save is not None:
             # Else, if the triggerer dies before Airflow has the event, the last lines would be relayed again.
             await asyncio.wait([self._last_save], timeout=self._last_save_seconds)
@@ -239,7 +241,9 @@ class DstackRunTrigger(BaseTrigger):
                 continue
 
     async def _until_deadline(self) -> dict[str, Any]:
-        left = None if self.deadline is None else max(0.0, self.deadline - time.time())
+        from dstack_core import clock
+
+        left = None if self.deadline is None else max(0.0, self.deadline - clock.epoch())
         limit = asyncio.timeout(left)
         try:
             async with limit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from prefect_dstack.cache import RUN_INPUTS, RunInputs
 from prefect_dstack.credentials import DstackCredentials
 from prefect_dstack.deploy import adeploy_service, deploy_service
 from prefect_dstack.functions import dstack_task
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "RUN_INPUTS",
     "DstackCredentials",
     "DstackFlow",
     "DstackFlowRunFuture",
@@ -40,6 +42,7 @@ __all__ = [
     "DstackRunHandle",
     "DstackWorker",
     "MachineOptions",
+    "RunInputs",
     "__version__",
     "adeploy_service",
     "aget_run",

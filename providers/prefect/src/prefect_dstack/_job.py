@@ -8,7 +8,6 @@ any moment what is known of the run, because an interrupt may come between any t
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -92,28 +91,28 @@ class Job:
 
         What the run has reported is shown here: after all that a poll returned, and while it is silent.
         """
-        deadline = time.monotonic() + seconds
-        while True:
-            time.sleep(max(min(SLICE_SECONDS, deadline - time.monotonic()), 0.0))
+        from dstack_core import clock
+
+        def after_slice() -> None:
             # Also for no time at all: that is how long the first retry of a slow request waits.
             if self.probe.is_due and (request := self.probe.ask()) is not None:
                 raise request
             if self.live.is_due:
                 self.live.write()
-            if time.monotonic() >= deadline:
-                return
+
+        clock.sleep_in_slices(seconds, SLICE_SECONDS, after_slice)
 
     async def asleep(self, seconds: float) -> None:
         """Wait in short slices: the twin of ``sleep``."""
-        deadline = time.monotonic() + seconds
-        while True:
-            await asyncio.sleep(max(min(SLICE_SECONDS, deadline - time.monotonic()), 0.0))
+        from dstack_core import clock
+
+        async def after_slice() -> None:
             if self.probe.is_due and (request := await asyncio.to_thread(self.probe.ask)) is not None:
                 raise request
             if self.live.is_due:
                 await asyncio.to_thread(self.live.write)
-            if time.monotonic() >= deadline:
-                return
+
+        await clock.asleep_in_slices(seconds, SLICE_SECONDS, after_slice)
 
     def check_flow_run(self) -> None:
         """Raise ``StopRequested`` when the flow run no longer needs a run; asks the Prefect server once.

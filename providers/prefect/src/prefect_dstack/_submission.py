@@ -26,7 +26,7 @@ DEFAULT_MAX_DURATION = "24h"
 # Runs report unless the caller decides otherwise: results and numbers are what a flow is executed for.
 DEFAULT_REPORTS = True
 # How pydantic shows a secret, and so what Prefect stores of one that is a flow's parameter.
-_MASK = "**********"
+MASK = "**********"
 # These are not arguments of ``client.runs.submit``, or take another form there.
 _OWN = frozenset({"env", "profile", "profiles_file", "repo_dir", "local_repo", "git_credentials", "mask_env"})
 _UNUSED_LOGIN = (
@@ -133,7 +133,7 @@ def resolve(
     reports, tags = arguments.pop("reports", DEFAULT_REPORTS), arguments.pop("tags", None)
     debug = arguments.pop("debug_on_failure", None)
     # A renewed secret is the same submission: another execution must find the run of the one before it.
-    shown_env = {name: _MASK if is_secret(value) else value for name, value in env.items()}
+    shown_env = {name: MASK if is_secret(value) else value for name, value in env.items()}
     described = {
         "configuration": loaded.model_dump(mode="json"),
         **{name: _plain(value) for name, value in arguments.items() if value is not None},
@@ -226,9 +226,9 @@ def checked_env(env: object) -> dict[str, Any]:
         held = plain(value)
         if isinstance(held, bool) or not isinstance(held, str | int | float):
             _refuse(f"env: expected text as the value of {name}, got {type(held).__name__}.")
-        if held == _MASK:
+        if held == MASK:
             _refuse(
-                f"env: expected the value of {name}, got {_MASK!r}, which Prefect stores instead of a secret "
+                f"env: expected the value of {name}, got {MASK!r}, which Prefect stores instead of a secret "
                 "that is a flow's parameter. Load the Secret block inside the flow."
             )
     return dict(env)
