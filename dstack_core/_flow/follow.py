@@ -13,7 +13,8 @@ metric has waited for the server to fetch it from the machine already.
 
 Invariants: the log is read after the status that ends the run, so that its last line precedes
 ``RunFinished``. A line that is logged after a silence is read after at most as long as the silence lasted (or
-one poll), and within ``longest_log_pause``. What changed in between is never lost: the next poll shows it.
+one poll, two where many runs are followed together), and within ``longest_log_pause``. What changed in
+between is never lost: the next poll shows it.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ from dstack_core.models.statuses import RunStatus
 # requests: at a poll interval of 5 s an idle run costs 361 log reads an hour, with 60 s it would be 64. The
 # docs promise the 15 s (``docs/performance.md``).
 LONGEST_LOG_PAUSE = 15.0
+# Where many runs are followed together, a log that flows is read at every second poll, as far as that is
+# within these seconds. 100 runs with a line every 4 s cost 1,200 log reads a minute at a poll interval of
+# 5 s, and 600 with this. A longer pause delays lines that a person may watch. The end of a run ends each
+# wait.
+CROWDED_LOG_PAUSE = 10.0
 # The pauses between two reads of a silent log, in polls. Each divides the next: followers that are spread
 # over the polls of one pause stay spread when it grows. 12 polls of 5 s are the minute that a shared client
 # allows.
@@ -90,6 +96,11 @@ class FollowOptions:
     def is_shared(self) -> bool:
         """Return whether many runs are followed together, as far as its pauses show."""
         return self.longest_log_pause > LONGEST_LOG_PAUSE
+
+    def crowded_log_pause(self, pause: float) -> float | None:
+        """Return ``pause`` where many runs are followed together; None: the same."""
+        longer = 2 * self.poll_interval
+        return longer if pause < longer <= CROWDED_LOG_PAUSE and self.logs else None
 
     def log_pause(self, silent_for: float) -> float:
         """Return the seconds to the next read of a log that has been silent for ``silent_for`` seconds."""
@@ -171,12 +182,13 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
         if now - last_message < options.poll_interval:
             # Also after a read without a message: the server fetches the log at a pace of its own, so with
             # whole intervals from there on, the next messages would be up to one and a half intervals late.
-            due = _REPORTING_SHARE * options.poll_interval
+            due, in_crowd = _REPORTING_SHARE * options.poll_interval, None
         else:
             due = options.log_pause(now - last_new)
+            in_crowd = options.crowded_log_pause(due)
         if options.utilization and is_sample_due(run, progress, now):
             progress = yield from sample(api, run, progress, now)
-        step = Wait(poll, is_news, options.poll_interval, due)
+        step = Wait(poll, is_news, options.poll_interval, due, in_crowd)
         # A snapshot is most of what a waiting follower would keep, and the next poll brings another one.
         del run
         run = yield step

@@ -162,7 +162,7 @@ def _waiting(
         left = end - budget.clock()
         if left <= 0 or wait.ends_with(run):
             return run
-        wait = replace(wait, due=left)
+        wait = replace(wait, due=left, due_in_crowd=None)
 
 
 def _persistent(
@@ -293,7 +293,7 @@ def within(flow: Flow[T], limit: TimeLimit | None) -> Flow[T]:
                 # One poll at a time, since each has less time left for its reply.
                 due = min(step.interval, step.due, left)
                 poll = step.poll.within(max(left - due, limit.last_request))
-                step = replace(step, due=due, poll=poll)
+                step = replace(step, due=due, due_in_crowd=None, poll=poll)
             elif isinstance(step, Call):
                 step = step.within(max(left, limit.last_request))
             elif isinstance(step, ContactLost):

@@ -15,7 +15,7 @@ server and without waiting. Each wrapper closes the flow it wraps.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from dstack_core._wire.http_messages import Call
@@ -59,7 +59,8 @@ class Wait:
     """A wait for news of a run; the answer is what the last poll showed, None for a run that is gone.
 
     Every ``interval`` seconds comes a ``poll``. The first one that shows news ends the wait, and so does the
-    last one within ``due`` seconds, whatever it shows. When exactly the polls come, and whether one request
+    last one within ``due`` seconds, whatever it shows; ``due_in_crowd`` replaces ``due`` where many runs are
+    followed together. When exactly the polls come, and whether one request
     serves several waits, is up to the one that carries the wait out.
     """
 
@@ -67,11 +68,16 @@ class Wait:
     is_news: IsNews
     interval: float
     due: float
+    due_in_crowd: float | None = None
 
     @property
     def polls(self) -> int:
         """How many polls there are until the wait is due."""
         return max(1, int(self.due / self.interval + _TOLERANCE_SHARE))
+
+    def in_crowd(self) -> Wait:
+        """Return the wait as it is where many runs are followed together."""
+        return self if self.due_in_crowd is None else replace(self, due=self.due_in_crowd, due_in_crowd=None)
 
     def ends_with(self, run: RunSnapshot | None) -> bool:
         """Whether a poll that shows ``run`` ends the wait before it is due."""

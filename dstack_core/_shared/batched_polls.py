@@ -45,6 +45,9 @@ GATHER_SECONDS = 0.1
 # In units of GATHER_SECONDS: polls that keep coming must not put a round off for more than about a second.
 # Fewer units split the rounds of flows that wake together on a busy machine.
 _LONGEST_GATHERING = 12
+# So many other runs that wait make a crowd, whose logs are read less often while they flow. With a lower
+# number a few runs that a person watches are delayed, with a higher one the requests of more runs add up.
+CROWD = 50
 # A page costs a server about as much as this many single polls, so it must save more. A lower number reads
 # pages for the sake of a few runs, a higher one polls many runs alone.
 PAGE_WORTH = 4
@@ -90,6 +93,8 @@ class BatchedPolls:
 
     def wait(self, lookup: Lookup, wait: Wait) -> PendingPoll:
         """Poll until there is news or the wait is due."""
+        if len(self._pending) >= CROWD:
+            wait = wait.in_crowd()
         interval, wall_clock = wait.interval, clock.epoch()
         first = seconds_to_poll(interval, lookup.value, wall_clock)
         polls = polls_until_turn(wait.polls, interval, lookup.value, wall_clock)

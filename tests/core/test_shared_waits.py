@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dstack_core._flow.steps import Wait
+from dstack_core._shared import batched_polls
 from dstack_core._shared.batched_polls import PAGE_WORTH, BatchedPolls
 from dstack_core._shared.pending_polls import PendingPoll, polls_until_turn
 from dstack_core._wire.runs import RunSnapshot
@@ -189,6 +190,22 @@ def test_an_unreadable_run_ends_only_its_own_wait() -> None:
         assert found is not None
         assert found.json()["jobs"] == "none of yours"
         assert not any(asked.answer.done() for asked in all_asked[:9])
+        one.close()
+
+    run(steps)
+
+
+def test_in_a_crowd_a_log_that_flows_is_read_at_every_second_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batched_polls, "CROWD", 10)
+
+    async def steps() -> None:
+        one = batched(Server(50))
+        polls = [API.get_run(f"run-{index}", f"id-{index}") for index in range(50)]
+        waits = [Wait(poll, IsNews("running"), INTERVAL, INTERVAL, 2 * INTERVAL) for poll in polls]
+        pending = [one.wait(lookup(index), each) for index, each in enumerate(waits)]
+        # A few are read at each poll. Of a crowd, each poll ends a share of the waits.
+        assert {each.left for each in pending[:10]} == {1}
+        assert {each.left for each in pending[10:]} == {1, 2}
         one.close()
 
     run(steps)

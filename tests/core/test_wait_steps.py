@@ -79,6 +79,28 @@ def poll_of(step: Any) -> RunSnapshot | None:
     return found
 
 
+def test_only_a_log_that_flows_is_read_less_often_in_a_crowd() -> None:
+    options = {each: FollowOptions(each, logs=True, wall_clock=Clock()) for each in (1.0, 5.0, 8.0)}
+    assert [one.crowded_log_pause(one.log_pause(0.0)) for one in options.values()] == [2.0, 10.0, None]
+    assert options[5.0].crowded_log_pause(15.0) is None
+    assert FollowOptions(5.0, logs=False, wall_clock=Clock()).crowded_log_pause(5.0) is None
+    flowing = Wait(API.get_run("train", "id-1"), IsNews("running"), 5.0, 5.0, 10.0)
+    assert (flowing.polls, flowing.in_crowd().polls, silent_wait().in_crowd().polls) == (1, 2, 12)
+
+
+def test_a_time_limit_holds_in_a_crowd() -> None:
+    clock = Clock()
+    flowing = Wait(API.get_run("train", "id-1"), IsNews("running"), 5.0, 5.0, 10.0)
+    flow = retrying(one_wait(flowing), RetryBudget(600, clock), Progress("train", "id-1"))
+    assert next(flow) is flowing
+    clock.now += 1
+    assert isinstance(flow.throw(TransientServerError("busy")), ContactLost)
+    step = flow.send(None)
+    while not isinstance(step, Wait):
+        step = flow.send(poll_of(step) if hasattr(step, "parse") else None)
+    assert (step.due, step.due_in_crowd) == (4.0, None)
+
+
 def test_a_fault_does_not_end_a_wait_without_news() -> None:
     """Keep waiting: otherwise a single bad reply would make thousands of followers read their logs."""
     clock = Clock()

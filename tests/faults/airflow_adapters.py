@@ -16,11 +16,10 @@ _HOME = tempfile.TemporaryDirectory(prefix="airflow-home-")
 # Set the environment before the import, because Airflow reads it then.
 os.environ.update({"AIRFLOW_HOME": _HOME.name, "AIRFLOW__CORE__LOAD_EXAMPLES": "False"})
 
-from airflow.sdk.exceptions import TaskDeferred  # noqa: E402
-
 from airflow_provider_dstack import _stop, _submission, operators  # noqa: E402
 from airflow_provider_dstack.operators import DstackRunOperator  # noqa: E402
 from tests.faults.case import Adapter, Case, Ended  # noqa: E402
+from tests.provider_airflow.versions import TaskDeferred  # noqa: E402
 
 # Seconds. The operator requests offers before it submits; 0.1 s is its shortest poll interval.
 _POLL_INTERVAL = 0.1

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.serialization.serialized_objects import DagSerialization
 
 from airflow_provider_dstack._compat import has_retry_policies
 from dstack_core.local import LocalServer
 from tests.docs.blocks import Block, blocks, check_outputs
 from tests.docs.commands import check_options
 from tests.provider_airflow.support import DagRunner, poll_often
+from tests.provider_airflow.versions import DagSerialization
 
 # The two ways differ only for a DAG that uses a date or another value of its DAG run.
 WAYS = [

@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import pytest
 from airflow.sdk import DAG
-from airflow.serialization.serialized_objects import DagSerialization
 
 from airflow_provider_dstack import _trigger_relay, operators, triggers
 from airflow_provider_dstack.decorators import dstack_task
@@ -32,6 +31,7 @@ from tests.provider_airflow.test_deferral import deferrable, deferred
 from tests.provider_airflow.test_operator import CONTEXT, TI, operator
 from tests.provider_airflow.tries import Store, Tries
 from tests.provider_airflow.triggering import killed, payloads, submitted, trigger_for
+from tests.provider_airflow.versions import DagSerialization
 
 METRIC = 'python3 -c "import dstack_report; dstack_report.metric(loss=0.5)"'
 

@@ -12,8 +12,10 @@ from dstack_core import Task
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import DagRunner, json_in
 from tests.provider_airflow.test_reap_command import airflow
+from tests.provider_airflow.versions import needs_3_2
 
-pytestmark = pytest.mark.slow
+# Before 3.2 Airflow takes no commands from providers.
+pytestmark = [pytest.mark.slow, needs_3_2]
 
 CONN_ID = "command_cluster"
 

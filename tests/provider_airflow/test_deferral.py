@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_provider_dstack import _from_operator, _trigger_relay, operators
 from airflow_provider_dstack._names import TaskNames
@@ -17,6 +16,7 @@ from airflow_provider_dstack.operators import DstackRunOperator
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import over, paths, runs_of
 from tests.provider_airflow.test_operator import CONTEXT, TI
+from tests.provider_airflow.versions import TaskDeferred
 
 
 @pytest.fixture(autouse=True)

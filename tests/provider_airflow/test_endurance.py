@@ -10,13 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_provider_dstack import operators
 from airflow_provider_dstack.operators import DstackRunOperator
 from dstack_core import Task
 from dstack_core.local import LocalServer
 from tests.faults.leftovers import Held, assert_nothing_is_left
+from tests.provider_airflow.versions import TaskDeferred
 
 COUNTS = pytest.mark.parametrize(
     "count", [15, pytest.param(200, marks=[pytest.mark.endurance, pytest.mark.timeout(1200)])]

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.dag_processing.dagbag import DagBag
 
 from airflow_provider_dstack import operators
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import BOTH_WAYS, DagRunner, poll_often, runs_of
+from tests.provider_airflow.versions import DagBag
 
 DAGS = Path(__file__).parents[2] / "dags"
 FILES = sorted(DAGS.glob("example_*.py"))

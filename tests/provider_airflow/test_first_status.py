@@ -9,13 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_provider_dstack import operators
 from airflow_provider_dstack.operators import DstackRunOperator
 from dstack_core import Client, Task
 from dstack_core.local import LocalServer
 from tests.provider_airflow.test_operator import TI, operator
+from tests.provider_airflow.versions import TaskDeferred
 
 _MOST = ["/users/get_my_user", "/runs/get_plan", "/runs/get", "/runs/apply"]
 # The server is asked whether it has the file with which runs report.

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG
-from airflow.serialization.serialized_objects import DagSerialization
 
 from airflow_provider_dstack import operators
 from airflow_provider_dstack._compat import AirflowFailException, AirflowSkipException
@@ -24,6 +23,7 @@ from dstack_core import ReportLimits, ServerUnreachableError
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import DagRunner, over, paths, runs_of
 from tests.provider_airflow.tries import Store, Tries, record_of
+from tests.provider_airflow.versions import DagSerialization
 
 MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
 

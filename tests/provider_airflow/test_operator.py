@@ -14,7 +14,6 @@ import pytest
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG
 from airflow.sdk.definitions.mappedoperator import OperatorPartial
-from airflow.serialization.serialized_objects import DagSerialization
 
 from airflow_provider_dstack import operators
 from airflow_provider_dstack._compat import AirflowFailException, AirflowTaskTimeout, deferral_errors
@@ -29,6 +28,7 @@ from dstack_core.local import LocalServer
 from tests.provider_airflow.support import paths, wait_for
 from tests.provider_airflow.test_outcome import FAILED
 from tests.provider_airflow.test_relay import OUTCOME
+from tests.provider_airflow.versions import DagSerialization
 
 TI = SimpleNamespace(dag_id="d", run_id="r", task_id="train", try_number=1, max_tries=0, map_index=-1, id="1")
 CONTEXT: Any = {"ti": TI}

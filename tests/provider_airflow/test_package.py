@@ -22,6 +22,7 @@ from airflow_provider_dstack.get_provider_info import get_provider_info
 from airflow_provider_dstack.operators import DstackRunOperator
 from airflow_provider_dstack.reaper import DstackReapOperator
 from airflow_provider_dstack.services import DstackStopRunOperator
+from tests.provider_airflow.versions import needs_3_2
 
 _FORBIDDEN = (
     "requests",
@@ -83,6 +84,7 @@ def test_everything_named_in_the_provider_info_exists() -> None:
         assert callable(getattr(import_module(module), name))
 
 
+@needs_3_2
 def test_the_provider_manager_knows_the_connection_form() -> None:
     from airflow.providers_manager import ProvidersManager
 

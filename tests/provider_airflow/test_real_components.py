@@ -12,6 +12,7 @@ from dstack_core import Run
 from dstack_core.local import LocalServer
 from tests.provider_airflow.components import Components
 from tests.provider_airflow.support import paths, runs_of, wait_for
+from tests.provider_airflow.versions import needs_3_2
 
 pytestmark = pytest.mark.slow
 
@@ -169,6 +170,7 @@ def test_mapped_tasks_have_a_run_each(components: Components, shared_server: Loc
     assert {run.raw_status for run in runs} == {"done"}
 
 
+@needs_3_2
 def test_the_connection_form_shows_the_fields(components: Components) -> None:
     forms = components.call("GET", "/ui/connections/hook_meta")
     form = next(form for form in forms if form["connection_type"] == "dstack")

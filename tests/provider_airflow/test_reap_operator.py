@@ -12,6 +12,7 @@ from airflow_provider_dstack.reaper import DstackReapOperator
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import DagRunner, paths, runs_of
 from tests.provider_airflow.test_reaper import SERVICE, facts, is_stopped, submit, train
+from tests.provider_airflow.versions import needs_3_2
 
 
 def test_a_killed_reaper_stops_nothing(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,6 +41,7 @@ def test_a_negative_age_is_refused() -> None:
         DstackReapOperator(task_id="reap", min_age=-1)
 
 
+@needs_3_2
 def test_the_operator_asks_the_airflow_it_runs_in(
     dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +73,7 @@ def test_the_operator_asks_the_airflow_it_runs_in(
     assert server.token not in output
 
 
+@needs_3_2
 def test_the_operator_fails_when_a_run_could_not_be_stopped(
     dag_runner: DagRunner, server: LocalServer, capfd: pytest.CaptureFixture[str]
 ) -> None:

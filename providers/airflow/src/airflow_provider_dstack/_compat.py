@@ -1,4 +1,4 @@
-"""Import what moved between Airflow 3.0 and 3.3; no other module asks which Airflow this is."""
+"""Import what moved between Airflow 3.1 and 3.3; no other module asks which Airflow this is."""
 
 from __future__ import annotations
 
