@@ -159,7 +159,7 @@ def test_a_process_that_hides_its_sockets_is_passed_over(monkeypatch: pytest.Mon
         verify_ports({held.getsockname()[1]: 80})
 
 
-def test_a_socket_that_does_not_listen_blames_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_owner_of_a_socket_that_does_not_listen_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "net_connections", lambda kind: [])
     with socket.create_server(("127.0.0.1", 0)) as held, pytest.raises(PortInUseError) as caught:
         verify_ports({held.getsockname()[1]: 80})
