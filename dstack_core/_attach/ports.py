@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dstack_core._attach.extra import INSTALL
 from dstack_core.errors import ConfigurationError, PortInUseError
 
 _ADDRESS = "127.0.0.1"
@@ -76,8 +77,10 @@ def _ways_out(port: int, container_port: int) -> str:
 
 def _owner(port: int) -> tuple[int | None, str]:
     """Return the id of the process that listens on a port, None if it is not known, and its name."""
-    import psutil
-
+    try:
+        import psutil
+    except ImportError:
+        return None, f"another process ({INSTALL} lets this error name it)"
     try:
         pids = [connection.pid for connection in _listening(psutil.net_connections("tcp"), port)]
     except (psutil.Error, OSError):
