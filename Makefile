@@ -33,6 +33,7 @@ SERVER := $(TOOLS)/server-$(REAL_SERVER)/.ready
 BENCH_AIRFLOW := $(ENVS)/bench-airflow/.ready
 BENCH_PLOTS := $(TOOLS)/bench-plots/.ready
 DOCS := $(TOOLS)/docs/.ready
+DIST := $(TOOLS)/dist/.ready
 
 .PHONY: help
 help: ## Show the commands
@@ -202,6 +203,18 @@ check: $(CORE) $(AIRFLOW) $(PREFECT) $(BENCH_PLOTS) ## Run ruff, mypy --strict a
 	status=0; for one in $${checks[@]}; do wait $$one || status=1; done; exit $$status
 	$(ENVS)/core/bin/python -m pytest -q tests/core/test_layers.py
 
+.PHONY: check-examples
+check-examples: $(CORE) $(AIRFLOW) $(PREFECT) ## Check the types of the READMEs' examples with mypy --strict and pyright
+	@$(ENVS)/core/bin/python -m scripts.check_examples
+
+.PHONY: dist test-dist
+dist: $(DIST) ## Build the wheels and sdists of all distributions in dist/, and check them as an index does
+	@$(TOOLS)/dist/bin/python -m scripts.distributions $(RELEASE)
+
+test-dist: $(CORE) ## Install the wheels in fresh environments with pip, and use them (four minutes)
+	@echo "== wheels, in environments that pip makes"
+	@$(ENVS)/core/bin/python -m pytest -q tests/installed --junitxml=$(REPORTS)/installed.xml $(PYTEST_FLAGS)
+
 .PHONY: docs docs-serve
 docs: $(DOCS) ## Build the documentation site in build/site, without network access; warnings and broken links fail
 	@NO_MKDOCS_2_WARNING=1 $(TOOLS)/docs/bin/python -m scripts.make_site
@@ -227,9 +240,9 @@ reference: $(CORE) ## Explain the options in docstrings, and write docs/referenc
 clean: ## Remove the environments and everything built
 	rm -rf $(TOOLS) build dist
 
-pins: $(CORE) $(AIRFLOW) $(PREFECT) $(SERVER) $(BENCH_AIRFLOW) $(BENCH_PLOTS) $(DOCS) ## Write the versions installed now into constraints/
+pins: $(CORE) $(AIRFLOW) $(PREFECT) $(SERVER) $(BENCH_AIRFLOW) $(BENCH_PLOTS) $(DOCS) $(DIST) ## Write the versions installed now into constraints/
 	@[ $(ENVS) = $(TOOLS) ] || { echo "make pins: expected Python $(firstword $(SUPPORTED)), got $(PYTHON_VERSION). Call it without PYTHON." >&2; exit 1; }
-	@for env in core airflow prefect server-$(REAL_SERVER) bench-airflow bench-plots docs; do \
+	@for env in core airflow prefect server-$(REAL_SERVER) bench-airflow bench-plots docs dist; do \
 	  VIRTUAL_ENV=$(TOOLS)/$$env $(UV) pip freeze --exclude-editable | grep '==' > constraints/$$env.txt; done
 
 # A pin file that changed makes its environment new.
@@ -296,6 +309,11 @@ $(BENCH_PLOTS): constraints/bench-plots.txt constraints/build.txt | $(UV)
 $(DOCS): constraints/docs.txt constraints/build.txt | $(UV)
 	$(call fresh_env,$(TOOLS_PYTHON))
 	@$(INSTALL) mkdocs-material $(BRIEFLY)
+	@touch $@
+
+$(DIST): constraints/dist.txt constraints/build.txt | $(UV)
+	$(call fresh_env,$(TOOLS_PYTHON))
+	@$(INSTALL) hatchling twine $(BRIEFLY)
 	@touch $@
 
 # A server that cannot start with what it asks for gets something else by constraints/server-*.overrides.txt.

@@ -80,6 +80,7 @@ if TYPE_CHECKING:
         RunStoppedError,
         RunUserError,
     )
+    from dstack_core.models.outcome_dict import OutcomeDict
     from dstack_core.models.plan import Offer, Plan
     from dstack_core.models.profiles import Profile, RetryPolicy
     from dstack_core.models.progress import LogCursor, Progress, ReportedSoFar
@@ -161,6 +162,7 @@ _HOMES = {
         "NoCapacityError",
         "NoResultError",
         "Outcome",
+        "OutcomeDict",
         "RunError",
         "RunFailedError",
         "RunInfrastructureError",
@@ -169,6 +171,7 @@ _HOMES = {
         "RunStoppedError",
         "RunUserError",
     ),
+    "models.outcome_dict": ("OutcomeDict",),
     "models.plan": ("Offer", "Plan"),
     "models.profiles": ("Profile", "RetryPolicy"),
     "models.progress": ("LogCursor", "Progress", "ReportedSoFar"),
@@ -225,6 +228,7 @@ __all__ = [
     "NoResultError",
     "Offer",
     "Outcome",
+    "OutcomeDict",
     "PartialLine",
     "Plan",
     "PortInUseError",

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dstack_core._attach.attachment import Attachment
+from dstack_core._attach.extra import require_packages
 from dstack_core._attach.follow_live_log import live_chunks
-from dstack_core._attach.keys import LoginKeys, read_identity_file
+from dstack_core._attach.keys import LoginKeys, has_own_key, read_identity_file
 from dstack_core._attach.ports import verify_ports as verify_local_ports
 from dstack_core._attach.wait import attach
 from dstack_core._code.deliver import CodeSource
@@ -52,7 +53,14 @@ from dstack_core.configurations import ConfigurationLike, load_configuration, lo
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.account import Project, User
 from dstack_core.models.configurations import Configuration, Task
-from dstack_core.models.options import SubmitOptions, check_choice, check_flags, check_options, check_seconds
+from dstack_core.models.options import (
+    SubmitOptions,
+    check_choice,
+    check_flags,
+    check_options,
+    check_seconds,
+    hold_seconds,
+)
 from dstack_core.models.outcome import Outcome
 from dstack_core.models.plan import Plan
 from dstack_core.models.profiles import Profile
@@ -119,9 +127,13 @@ class Operations:
             if shipment is not None and shipment.code is not None:
                 wanted = run_spec(loaded, options, run_name=name, marker=run_marker, code=shipment.code)
         if verify_ports and isinstance(loaded, Task) and loaded.ports:
+            # ``run.attach()`` forwards them; without its packages it would fail after the run has cost money.
+            otherwise = ", or pass verify_ports=False if you will not attach to the run."
+            require_packages("ports", otherwise=otherwise)
             verify_local_ports(fixed_local_ports(loaded))
         budget = self._budget(retry_budget)
         tags = {} if options.get("tags") is False else self.default_tags
+        held = hold_seconds(options.get("debug_on_failure")) is not None
 
         def send(spec: Mapping[str, Any]) -> Op[RunSnapshot]:
             return send_with_tags(partial(send_with, spec), tags, self._version_check)
@@ -139,7 +151,7 @@ class Operations:
                 found = yield from call(self.api.get_run(name))
                 if found is not None and found.marker == marker:
                     return found
-            spec = {**wanted, "ssh_key_pub": (yield from self._key(name))}
+            spec = {**wanted, "ssh_key_pub": (yield from self._key(name, held=held))}
             if shipment is None:
                 return (yield from send(spec))
             return (yield from shipment.submit(self.api, self._version_check, spec, send))
@@ -309,6 +321,7 @@ class Operations:
         poll_interval: float,
     ) -> Flow[tuple[RunSnapshot, Attachment | None]]:
         """Check the key file now; the flow connects to a run's container."""
+        require_packages("attach")
         identity = None if identity_file is None else read_identity_file(identity_file)
 
         def new(approach: Approach, route: Route) -> Attachment:
@@ -353,11 +366,14 @@ class Operations:
             )
         return filled, {**options, "profile": profile}
 
-    def _key(self, run_name: str | None = None) -> Op[str]:
+    def _key(self, run_name: str | None = None, *, held: bool = False) -> Op[str]:
         if self._public_key is None:
             self._public_key = None if self.keys is None else self.keys.given_public_key
         if self._public_key is None:
             user = yield from call(self.api.get_user_key(run_name))
+            if held and not user.public_key and not has_own_key():
+                # Such a server keeps no key, so only a key of this machine could enter the container.
+                require_packages("debug_on_failure", otherwise=", or use a server from 0.19.33 on.")
             self._public_key = user.public_key or (self.keys or LoginKeys()).own_public_key()
         return self._public_key
 

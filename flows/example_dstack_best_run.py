@@ -12,7 +12,7 @@ from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from dstack_core import Task
+from dstack_core import OutcomeDict, Task
 from prefect_dstack import run_task, stop_dstack_runs
 
 # The file of a training; ``dstack_report`` is in every run, and writes nothing outside of one.
@@ -38,7 +38,7 @@ runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=8)
 
 
 @task
-def choose(outcomes: list[dict[str, Any]]) -> dict[str, Any]:
+def choose(outcomes: list[OutcomeDict]) -> dict[str, Any]:
     """Show all results as a table and return the one with the lowest loss."""
     ranked = sorted(outcomes, key=lambda outcome: float(outcome["metrics"]["loss"]))
     rows = [{**outcome["result"], "loss": outcome["metrics"]["loss"]} for outcome in ranked]

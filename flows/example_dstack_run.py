@@ -7,11 +7,9 @@ pretends to.
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect import flow, task
 
-from dstack_core import GPU, Resources, Task
+from dstack_core import GPU, OutcomeDict, Resources, Task
 from prefect_dstack import run_task, stop_dstack_runs
 
 SHOW_MACHINE = """
@@ -44,7 +42,7 @@ stop_runs = stop_dstack_runs()
 
 
 @task(log_prints=True)
-def report(outcome: dict[str, Any]) -> str:
+def report(outcome: OutcomeDict) -> str:
     """Report the cost of the training."""
     text = (
         f"{outcome['run_name']} ended as {outcome['status']} on {outcome['instance']} "
@@ -55,7 +53,7 @@ def report(outcome: dict[str, Any]) -> str:
 
 
 @flow(on_cancellation=[stop_runs], on_crashed=[stop_runs])
-def example_dstack_run(epochs: int = 8) -> dict[str, Any]:
+def example_dstack_run(epochs: int = 8) -> OutcomeDict:
     """Train for some epochs and return the outcome of the run."""
     outcome = run_task(
         Task(commands=[SHOW_MACHINE, TRAIN], python="3.11", env={"EPOCHS": str(epochs)}),

@@ -12,7 +12,7 @@ from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from dstack_core import GPU, Resources, Task
+from dstack_core import GPU, OutcomeDict, Resources, Task
 from prefect_dstack import run_task, stop_dstack_runs
 
 TRAIN = """
@@ -31,16 +31,18 @@ runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=8)
 
 
 @task
-def compare(outcomes: list[dict[str, Any]]) -> dict[str, Any] | None:
+def compare(outcomes: list[OutcomeDict]) -> OutcomeDict | None:
     """Show the outcomes as a table and return the cheapest, or None if all runs failed."""
-    columns = ("instance", "backend", "duration", "cost")
     ranked = sorted(outcomes, key=lambda outcome: float(outcome["cost"]))
-    create_table_artifact([{key: outcome[key] for key in columns} for outcome in ranked], key="gpu-sweep")
+    rows = [
+        {"instance": each["instance"], "duration": each["duration"], "cost": each["cost"]} for each in ranked
+    ]
+    create_table_artifact(rows, key="gpu-sweep")
     return ranked[0] if ranked else None
 
 
 @flow(task_runner=runner, on_cancellation=[stop_runs], on_crashed=[stop_runs])  # type: ignore[arg-type]
-def example_dstack_sweep(memories: tuple[str, ...] = ("16GB", "24GB", "40GB")) -> dict[str, Any] | None:
+def example_dstack_sweep(memories: tuple[str, ...] = ("16GB", "24GB", "40GB")) -> OutcomeDict | None:
     """Train on one GPU of each size and return the cheapest outcome."""
     futures = run_task.map(
         [Task(commands=[TRAIN], python="3.11") for _ in memories],

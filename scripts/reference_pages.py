@@ -83,6 +83,7 @@ PAGES = [
         core(
             "RunStatus",
             "Outcome",
+            "OutcomeDict",
             "Utilization",
             "UtilizationSoFar",
             "Hardware",

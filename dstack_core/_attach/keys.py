@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dstack_core._attach.extra import INSTALL, missing_packages, require_packages
+from dstack_core._attach.key_text import EncryptedKeyError, check_key_text, public_half, unowned_public_key
 from dstack_core.errors import AttachError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -65,8 +67,11 @@ class LoginKeys:
         """Return the public half of ``~/.dstack/ssh/id_rsa``, which is made if it is missing.
 
         If the file cannot be kept, return a key whose private half is dropped: the run works without it, only
-        attaching is not possible, and one warning explains that.
+        attaching is not possible, and one warning explains that. The same without the packages of the extra
+        ``attach``, which make and read keys, unless a file is there that shows its public half.
         """
+        if missing_packages():
+            return _public_key_of_file()
         try:
             return _default_key(create=True).public_line
         except (OSError, ValueError, RuntimeError) as error:
@@ -128,6 +133,7 @@ class LoginKeys:
 
 def read_identity_file(path: str | os.PathLike[str]) -> LoginKey:
     """Return the key of a caller's file. Raises ``ConfigurationError`` if it is missing or cannot be used."""
+    require_packages("ssh_identity_file")
     place = Path(path).expanduser()
     try:
         return LoginKey(str(place), load_private_key(place.read_bytes()))
@@ -169,10 +175,6 @@ def _generate() -> paramiko.RSAKey:
     return paramiko.RSAKey.generate(2048)
 
 
-class EncryptedKeyError(ValueError):
-    """A private key that needs a passphrase."""
-
-
 def load_private_key(data: bytes) -> paramiko.PKey:
     """Return the key in ``data``: OpenSSH, PEM or PKCS#8; RSA, ECDSA or Ed25519.
 
@@ -193,10 +195,7 @@ def load_private_key(data: bytes) -> paramiko.PKey:
     except (TypeError, ValueError, UnsupportedAlgorithm) as error:
         # Older versions of the library raise a ValueError for it, newer ones a TypeError.
         if "password" in str(error).lower():
-            raise EncryptedKeyError(
-                "expected a key without a passphrase, got an encrypted one. Remove the passphrase with "
-                "ssh-keygen -p"
-            ) from None
+            raise EncryptedKeyError from None
         raise ValueError(
             "expected a private SSH key in OpenSSH, PEM or PKCS#8 form, got something else"
         ) from None
@@ -214,6 +213,45 @@ def load_private_key(data: bytes) -> paramiko.PKey:
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     )
     return kind.from_private_key(io.StringIO(text.decode()))
+
+
+def check_private_key(data: bytes) -> None:
+    """Check a key that another machine will use; raises as ``load_private_key``.
+
+    Without the packages of the extra ``attach``, only its form is checked.
+    """
+    if missing_packages():
+        check_key_text(data)
+    else:
+        load_private_key(data)
+
+
+def has_own_key() -> bool:
+    """Return whether this process can log in to a run that it submits to a server that keeps no key."""
+    if not missing_packages():
+        return True
+    try:
+        return public_half(default_key_path().read_bytes()) is not None
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def _public_key_of_file() -> str:
+    try:
+        line = public_half(default_key_path().read_bytes())
+        if line is not None:
+            return f"{line} {_COMMENT}"
+        reason = f"{_default_path_text()} shows no public half"
+    except FileNotFoundError:
+        reason = f"{_default_path_text()} does not exist"
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = f"{_default_path_text()}: {error}"
+    _log.warning(
+        "The server keeps no SSH key, and %s. Submitting without one, so run.attach() will not work. Run: %s",
+        reason,
+        INSTALL,
+    )
+    return unowned_public_key(_COMMENT)
 
 
 def describe(public_key: str) -> str:

@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Mapping
 
+from dstack_core._attach.extra import INSTALL
 from dstack_core.errors import ConfigurationError, PortInUseError
 
 _ADDRESS = "127.0.0.1"
@@ -75,9 +76,11 @@ def _ways_out(port: int, container_port: int) -> str:
 
 def _owner(port: int) -> tuple[int | None, str]:
     """Return the id of the process that listens on a port, None if this user cannot see it, and its name."""
-    import psutil
-
     unseen = "a process that this user cannot see (another user's)"
+    try:
+        import psutil
+    except ImportError:
+        return None, f"another process ({INSTALL} lets this error name it)"
     try:
         connections = psutil.net_connections("tcp")
     except (psutil.Error, OSError):

@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dstack_core._attach.keys import EncryptedKeyError, load_private_key
+from dstack_core._attach.key_text import EncryptedKeyError
+from dstack_core._attach.keys import check_private_key
 from dstack_core._code.remote import Remote
 from dstack_core._wire.code import Clone
 from dstack_core.errors import ConfigurationError
@@ -107,7 +108,7 @@ def _checked_key(what: str, text: str) -> str:
     # Web forms and environment variables, in which hosts keep keys, change line ends and the end of the text.
     text = "\n".join(text.strip().splitlines()) + "\n"
     try:
-        load_private_key(text.encode())
+        check_private_key(text.encode())
     except EncryptedKeyError:
         raise ConfigurationError(
             f"{what}: expected a key without a passphrase, got an encrypted one. A run cannot ask for the "

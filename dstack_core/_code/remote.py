@@ -8,12 +8,15 @@ imported only for an ssh address on a machine that has that file.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 from urllib.parse import quote, unquote, urlsplit
+
+from dstack_core._attach.extra import INSTALL
 
 _log = logging.getLogger("dstack_core")
 _SCP = re.compile(r"(?:(?P<user>[^/@:]+)@)?(?P<host>\[[^\]]+\]|[^/@:]+):(?P<path>.+)")
@@ -40,8 +43,11 @@ class SshHost:
         path = Path(_SSH_CONFIG).expanduser()
         if not path.is_file():
             return cls()
-        from paramiko import SSHConfig, SSHException
-
+        try:
+            from paramiko import SSHConfig, SSHException
+        except ImportError:
+            _warn_of_alias(path, host)
+            return cls()
         try:
             found = SSHConfig.from_path(str(path)).lookup(host)
             port = int(found["port"]) if "port" in found else None
@@ -135,3 +141,20 @@ class Remote:
     @property
     def _absolute_path(self) -> str:
         return "/" + quote(self.path, safe=_SAFE).lstrip("/")
+
+
+def _warn_of_alias(path: Path, host: str) -> None:
+    # A host that only a pattern such as "*" fits keeps its name, as a rule.
+    with contextlib.suppress(OSError, UnicodeError):
+        for line in path.read_text().splitlines():
+            keyword, *names = line.replace("=", " ").split() or [""]
+            if keyword.lower() == "host" and host in names:
+                _log.warning(
+                    "%s has settings for %s, and paramiko, which reads them, is not installed. Using %s "
+                    "unchanged. Run: %s",
+                    path,
+                    host,
+                    host,
+                    INSTALL,
+                )
+                return

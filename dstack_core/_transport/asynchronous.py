@@ -12,7 +12,12 @@ from __future__ import annotations
 import asyncio
 import ssl
 
-import httpx
+try:
+    import httpx
+except ImportError as error:
+    raise ImportError(
+        'AsyncClient needs httpx, which is not installed. Run: pip install "dstack-core[async]"'
+    ) from error
 
 from dstack_core._transport.settings import ACCEPTED, IDLE_SECONDS, Body, TransportSettings, no_answer
 from dstack_core._wire.http_messages import Reply, Request

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dstack_core import _drive
+from dstack_core._attach.extra import INSTALL, missing_packages
 from dstack_core._attach.keys import default_key_path, read_identity_file
 from dstack_core._flow.steps import Op, call
 from dstack_core._wire.versions import NEWEST, OLDEST, parse_release, release_text, support_of
@@ -48,6 +49,7 @@ _CLOCK_DIFFERENCE = 30.0
 _SLOW_REPLY = 2.0
 # Seconds: a running container answers SSH at once, or after the tries of a first connection.
 _ATTACH_SECONDS = 30.0
+_TO_ATTACH = f"To log in to containers, run: {INSTALL}"
 
 
 def examine(connect: Callable[[], Client], *, run_name: str | None = None) -> Iterator[Finding]:
@@ -88,6 +90,10 @@ def _installation() -> Iterator[Finding]:
         )
     else:
         yield Finding("installation", "ok", "The sync and the async client can be used.")
+    if missing_packages():
+        yield Finding(
+            "installation", "skipped", f"The extra attach is missing; only attaching needs it. {_TO_ATTACH}"
+        )
 
 
 def _config_file() -> Iterator[Finding]:
@@ -268,6 +274,8 @@ def _ssh_key() -> Iterator[Finding]:
     if not path.is_file():
         return
     yield from _open_to_others("SSH key", path, str(path))
+    if missing_packages():
+        return
     try:
         read_identity_file(path)
     except ConfigurationError as problem:
@@ -280,6 +288,9 @@ def _ssh_key() -> Iterator[Finding]:
 
 def _ssh(client: Client, run_name: str | None) -> Iterator[Finding]:
     yield from _ssh_key()
+    if missing_packages():
+        yield Finding("SSH", "skipped", f"No container was logged in to. {_TO_ATTACH}")
+        return
     try:
         if run_name is not None:
             run = client.runs.get(run_name)

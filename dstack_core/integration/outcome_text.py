@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dstack_core.integration.utilization_text import describe_utilization
 from dstack_core.models.durations import format_duration
@@ -25,6 +25,9 @@ from dstack_core.models.money import format_price, format_usd
 from dstack_core.models.outcome import Outcome, RunError
 from dstack_core.models.statuses import in_words
 from dstack_core.models.stops import StopResult, StopState
+
+if TYPE_CHECKING:
+    from dstack_core.models.outcome_dict import OutcomeDict
 
 # Most characters of a text in an outcome that an engine keeps in its database, whatever a server sends: an
 # outcome stays below 25 kB. Much less would cut the hints of a run that found no machine.
@@ -146,7 +149,7 @@ _FIRST_ROWS = (
 _OF_A_HOLD = ("Held", "Cost of the hold")
 
 
-def outcome_dict(outcome: Outcome) -> dict[str, Any]:
+def outcome_dict(outcome: Outcome) -> OutcomeDict:
     """Return an outcome as an engine keeps it: values that JSON has, a few kilobytes beside the result.
 
     ``Outcome.from_dict`` reads it back; a text of more than 2000 characters is cut, a result is not.

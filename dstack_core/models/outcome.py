@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from dstack_core.errors import DstackError
 from dstack_core.models.base import known_fields
@@ -15,6 +15,7 @@ from dstack_core.models.reports import plain_number
 from dstack_core.models.statuses import RunStatus, in_words
 
 if TYPE_CHECKING:
+    from dstack_core.models.outcome_dict import OutcomeDict
     from dstack_core.models.utilization import Utilization
 
 _NO_CAPACITY = frozenset({"failed_to_start_due_to_no_capacity", "interrupted_by_no_capacity"})
@@ -182,12 +183,13 @@ class Outcome:
             known["utilization"] = Utilization.from_dict(known["utilization"])
         return cls(**{**optional, **known, "status": RunStatus(data["status"]), "metrics": metrics})
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> OutcomeDict:
         """Return the fields as values that JSON has: ``status`` as str, a metric of NaN as ``"nan"``."""
         metrics = {name: plain_number(value) for name, value in self.metrics.items()}
         measured = None if self.utilization is None else self.utilization.to_dict()
         plain = asdict(replace(self, utilization=None))
-        return {**plain, "status": str(self.status), "metrics": metrics, "utilization": measured}
+        own = {"status": str(self.status), "metrics": metrics, "utilization": measured}
+        return cast("OutcomeDict", {**plain, **own})
 
 
 def _of_hold(outcome: Outcome, reported: ReportedSoFar) -> dict[str, Any]:

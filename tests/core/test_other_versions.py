@@ -34,7 +34,7 @@ def test_an_outcome_of_a_newer_version_is_read() -> None:
     "field", ["exit_status", "reason", "duration", "instance", "backend", "region", "price_per_hour"]
 )
 def test_an_outcome_of_an_older_version_is_read(field: str) -> None:
-    data = OUTCOME.to_dict()
+    data = {**OUTCOME.to_dict()}
     del data[field]
     assert getattr(Outcome.from_dict(data), field) is None
 

@@ -12,6 +12,7 @@ PAGES = sorted(
     [
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
+        ROOT / "dstack_core" / "README.md",
         *ROOT.glob("docs/**/*.md"),
         *ROOT.glob("providers/*/README.md"),
     ]

@@ -22,7 +22,7 @@ from prefect.events import emit_event
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
 
-from dstack_core import Progress, Reported, RunFailedError, Task
+from dstack_core import OutcomeDict, Progress, Reported, RunFailedError, Task
 from dstack_core.local import LocalServer
 from prefect_dstack import (
     DstackCredentials,
@@ -338,13 +338,13 @@ def test_a_block_and_its_handle_show_and_return_it(
     )
 
     @flow
-    def blocked() -> tuple[Any, dict[str, Any]]:
+    def blocked() -> tuple[Any, OutcomeDict]:
         handle = block.trigger()
         handle.wait_for_completion()
         return flow_run.id, handle.fetch_result()
 
     @flow
-    async def ablocked() -> tuple[Any, dict[str, Any]]:
+    async def ablocked() -> tuple[Any, OutcomeDict]:
         handle = await block.atrigger()
         await handle.await_for_completion()
         return flow_run.id, await handle.afetch_result()

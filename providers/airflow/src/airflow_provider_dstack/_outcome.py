@@ -125,8 +125,8 @@ def result_of(
         raise_for_outcome(outcome, tail, retry_option=retry_option, are_shown=is_tail_shown)
     except RunError as error:
         kind = _KINDS.get(type(error).__name__, DstackRunFailed)
-        raise kind(error.message, outcome_dict(outcome), tail) from None
-    return outcome_dict(outcome)
+        raise kind(error.message, {**outcome_dict(outcome)}, tail) from None
+    return {**outcome_dict(outcome)}
 
 
 def what_task_returns(

@@ -223,7 +223,8 @@ def describe_outlets(
     assets = [outlet for outlet in outlets if getattr(outlet, "uri", None)]
     if events is None or not assets:
         return
-    known, metadata = outcome_dict(outcome), {item["uri"]: item["metadata"] for item in reports.assets}
+    known: dict[str, Any] = {**outcome_dict(outcome)}
+    metadata = {item["uri"]: item["metadata"] for item in reports.assets}
     extra = {name: known[name] for name in ("run_name", "url")}
     for name in ("metrics", "result"):
         if known[name] is not None and known[name] != {} and _size(known[name]) <= _ITEM_BYTES:

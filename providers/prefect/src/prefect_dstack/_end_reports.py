@@ -234,7 +234,7 @@ def _report_end(api: SyncPrefectClient, run: Unreported, outcome: Outcome) -> bo
     status = str(outcome.status)
     is_known = _report.was_emitted(api, status, run.run_id)
     if not is_known:
-        _report.emit(status, run.run_name, run.run_id, outcome_dict(outcome), flow_run_id=run.flow_run_id)
+        _report.emit(status, run.run_name, run.run_id, {**outcome_dict(outcome)}, flow_run_id=run.flow_run_id)
     artifact = run.artifact
     if artifact is None:
         return not is_known

@@ -28,7 +28,7 @@ from prefect_dstack._tags import tags_of_task
 from prefect_dstack.credentials import CALL_BUDGET, open_async_client, open_client
 
 if TYPE_CHECKING:
-    from dstack_core import AsyncClient, AsyncRun, Client, Run
+    from dstack_core import AsyncClient, AsyncRun, Client, OutcomeDict, Run
     from prefect_dstack._job import Job
     from prefect_dstack.credentials import DstackCredentials
 
@@ -123,7 +123,7 @@ async def afind(job: Job, client: AsyncClient) -> AsyncRun | None:
     return found
 
 
-def follow(job: Job, run: Run) -> dict[str, Any]:
+def follow(job: Job, run: Run) -> OutcomeDict:
     """Relay the run's events until it has ended; return its outcome. Raises the run's and server errors."""
     watch(job, run)
     return job.result()
@@ -150,7 +150,7 @@ def watch(job: Job, run: Run) -> None:
         job.sleep(pause)
 
 
-async def afollow(job: Job, run: AsyncRun) -> dict[str, Any]:
+async def afollow(job: Job, run: AsyncRun) -> OutcomeDict:
     """Relay the run's events until it has ended: the twin of ``follow``."""
     await awatch(job, run)
     return job.result()

@@ -28,7 +28,7 @@ from prefect_dstack._secrets import Masking, git_credentials_named, shown_env
 from prefect_dstack._submission import Code
 
 if TYPE_CHECKING:
-    from dstack_core import AsyncRun, CallbacksLike, Event, ReportLimits, Run
+    from dstack_core import AsyncRun, CallbacksLike, Event, OutcomeDict, ReportLimits, Run
     from dstack_core.integration import Attempt, AttemptNames, CallbackNotifier, StopResult
     from prefect_dstack._function_result import FunctionResult
     from prefect_dstack._submission import Submission
@@ -233,7 +233,7 @@ class Job:
         _trace(self.relay, self.logger)
         self.live.write(everything=True)
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> OutcomeDict:
         """Return the outcome as JSON-plain values, or raise what the run's failure is."""
         from dstack_core.integration import outcome_dict, raise_for_outcome
 

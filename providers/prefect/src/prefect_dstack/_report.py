@@ -213,7 +213,7 @@ def end_payload(outcome: Outcome) -> dict[str, Any]:
     payload = outcome_dict(outcome)
     if len(json.dumps(payload["result"])) > _RESULT_CHARACTERS:
         payload["result"] = None
-    return payload
+    return {**payload}
 
 
 def category_label(payload: Mapping[str, Any]) -> dict[str, str]:

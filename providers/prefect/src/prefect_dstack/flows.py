@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import flow
 
+from dstack_core import OutcomeDict
 from prefect_dstack.hooks import stop_dstack_runs
 from prefect_dstack.tasks import arun_task, run_task
 
@@ -34,7 +35,7 @@ def run_and_report(
     credentials: str | None = None,
     max_duration: int | str | None = None,
     options: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> OutcomeDict:
     """Run a configuration on dstack, show its log and outcome in this flow run, and return the outcome.
 
     The run is stopped when this flow run is cancelled or crashes. Prefect stores a flow's parameters in
@@ -53,9 +54,7 @@ def run_and_report(
     Raises:
         DstackError: As ``run_task``: a wrong value, the run's end, or a server error.
     """
-    outcome: dict[str, Any] = run_task(
-        configuration, credentials, max_duration=max_duration, **(options or {})
-    )
+    outcome: OutcomeDict = run_task(configuration, credentials, max_duration=max_duration, **(options or {}))
     return outcome
 
 
@@ -65,12 +64,12 @@ async def arun_and_report(
     credentials: str | None = None,
     max_duration: int | str | None = None,
     options: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> OutcomeDict:
     """Run a configuration on dstack and report: the async twin of ``run_and_report``.
 
     Parameters, outcome and errors are the same.
     """
-    outcome: dict[str, Any] = await arun_task(
+    outcome: OutcomeDict = await arun_task(
         configuration, credentials, max_duration=max_duration, **(options or {})
     )
     return outcome

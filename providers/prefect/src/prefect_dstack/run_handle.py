@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from prefect.blocks.abstract import JobRun
 
@@ -17,14 +17,14 @@ from prefect_dstack._stop import STOPPING, log_stop
 from prefect_dstack.credentials import PATIENT_TIMEOUT, open_async_client, open_client
 
 if TYPE_CHECKING:
-    from dstack_core import Event, Outcome
+    from dstack_core import Event, Outcome, OutcomeDict
     from prefect_dstack.job_block import DstackRun
 
 # For the calls that wait for nothing but a reply; a longer outage is an error that the caller sees soon.
 _RETRY_BUDGET = 30.0
 
 
-class DstackRunHandle(JobRun[dict[str, Any]]):
+class DstackRunHandle(JobRun["OutcomeDict"]):
     """A handle to a run that a ``DstackRun`` submitted: to wait for it and to stop it. It can be pickled.
 
     ``run_name``, ``run_id``, ``url`` (of its page) and ``service_url`` (str, None for other runs than
@@ -34,7 +34,7 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
     def __init__(self, block: DstackRun, run: dict[str, Any]) -> None:
         self._block = block
         self._run = run
-        self._outcome: dict[str, Any] | None = None
+        self._outcome: OutcomeDict | None = None
 
     @property
     def run_name(self) -> str:
@@ -84,13 +84,13 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
             return
         job = self._watch()
 
-        async def body(client: Any) -> dict[str, Any]:
+        async def body(client: Any) -> OutcomeDict:
             return await _follow.afollow(job, self._same(await _follow.afind(job, client)))
 
         with cancellation_logged(job):
             self._outcome = await _follow.aexecute(job, self._block.credentials, body)
 
-    def fetch_result(self) -> dict[str, Any]:  # type: ignore[override]  # Prefect's own integrations do so too
+    def fetch_result(self) -> OutcomeDict:  # type: ignore[override]  # Prefect's own integrations do so too
         """Return the fields of ``dstack_core.Outcome`` as JSON-plain values, read from the run and its log.
 
         Raises the run's error when it did not succeed, ``RuntimeError`` before it has ended, and the
@@ -101,9 +101,9 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
                 run = self._ended(client.runs.get(self.run_name))
                 for event in run.follow(retry_budget=_RETRY_BUDGET):
                     self._outcome = _outcome_in(event)
-        return self._outcome or {}
+        return self._outcome or cast("OutcomeDict", {})
 
-    async def afetch_result(self) -> dict[str, Any]:
+    async def afetch_result(self) -> OutcomeDict:
         """Return the outcome: the async twin of ``fetch_result``."""
         if self._outcome is None:
             async with open_async_client(self._block.credentials, retry_budget=_RETRY_BUDGET) as client:
@@ -111,7 +111,7 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
                 async with aclosing(run.follow(retry_budget=_RETRY_BUDGET)) as events:
                     async for event in events:
                         self._outcome = _outcome_in(event)
-        return self._outcome or {}
+        return self._outcome or cast("OutcomeDict", {})
 
     def stop(self, abort: bool = False) -> None:
         """Stop the run; returns once the server shows it stopping. One that has ended is left alone.
@@ -167,7 +167,7 @@ class DstackRunHandle(JobRun[dict[str, Any]]):
         return found
 
 
-def _outcome_in(event: Event) -> dict[str, Any] | None:
+def _outcome_in(event: Event) -> OutcomeDict | None:
     """Return the outcome in the last event of a run, which has what the log reports; else None."""
     from dstack_core import RunFinished
     from dstack_core.integration import outcome_dict

@@ -27,7 +27,7 @@ from prefect_dstack.credentials import (
 )
 
 if TYPE_CHECKING:
-    from dstack_core import AsyncClient, AsyncRun, CallbacksLike, Client, Run
+    from dstack_core import AsyncClient, AsyncRun, CallbacksLike, Client, OutcomeDict, Run
     from dstack_core.integration import MaskEnv
     from prefect_dstack._job import Job
 
@@ -48,7 +48,7 @@ def wait_for_run(
     artifacts: bool = True,
     callbacks: CallbacksLike = None,
     mask_env: MaskEnv | None = None,
-) -> dict[str, Any]:
+) -> OutcomeDict:
     """Wait for the end of a run, relay its log from the first line on, and return its outcome.
 
     A run that this flow run submitted is stopped when its flow run is cancelled, as ``run_task`` does; any
@@ -108,7 +108,7 @@ def wait_for_run(
         callbacks,
     )
 
-    def body(client: Client) -> dict[str, Any]:
+    def body(client: Client) -> OutcomeDict:
         return _follow.follow(job, _checked(run, _follow.find(job, client), job, mask_env))
 
     return _follow.execute_task(job, load(credentials), body)
@@ -127,7 +127,7 @@ async def await_for_run(
     artifacts: bool = True,
     callbacks: CallbacksLike = None,
     mask_env: MaskEnv | None = None,
-) -> dict[str, Any]:
+) -> OutcomeDict:
     """Wait for the end of a run and return its outcome: the async twin of ``wait_for_run``.
 
     Parameters, outcome and errors are the same.
@@ -144,7 +144,7 @@ async def await_for_run(
         callbacks,
     )
 
-    async def body(client: AsyncClient) -> dict[str, Any]:
+    async def body(client: AsyncClient) -> OutcomeDict:
         return await _follow.afollow(job, _checked(run, await _follow.afind(job, client), job, mask_env))
 
     return await _follow.aexecute_task(job, await aload(credentials), body)

@@ -19,7 +19,7 @@ from prefect_dstack._submission import resolve
 from prefect_dstack.credentials import CredentialsLike, aload, aload_git, load, load_git
 
 if TYPE_CHECKING:
-    from dstack_core import AsyncClient, CallbacksLike, Client, ConfigurationLike
+    from dstack_core import AsyncClient, CallbacksLike, Client, ConfigurationLike, OutcomeDict
     from prefect_dstack._options import SubmitOptions
 
 
@@ -38,7 +38,7 @@ def run_task(
     callbacks: CallbacksLike = None,
     on_crash: OnCrash = "stop",
     **options: Unpack[SubmitOptions],
-) -> dict[str, Any]:
+) -> OutcomeDict:
     """Run a configuration on dstack to its end and return its outcome.
 
     The run's name is derived from the flow run and begins with the configuration's ``name``, unless
@@ -154,7 +154,7 @@ def run_task(
         on_crash=on_crash,
     )
 
-    def body(client: Client) -> dict[str, Any]:
+    def body(client: Client) -> OutcomeDict:
         return _follow.follow(job, _follow.submit(job, client))
 
     return _follow.execute_task(job, block, body)
@@ -175,7 +175,7 @@ async def arun_task(
     callbacks: CallbacksLike = None,
     on_crash: OnCrash = "stop",
     **options: Unpack[SubmitOptions],
-) -> dict[str, Any]:
+) -> OutcomeDict:
     """Run a configuration on dstack to its end and return its outcome: the async twin of ``run_task``.
 
     Parameters, outcome and errors are those of ``run_task``; waiting does not block the event loop.
@@ -195,7 +195,7 @@ async def arun_task(
         on_crash=on_crash,
     )
 
-    async def body(client: AsyncClient) -> dict[str, Any]:
+    async def body(client: AsyncClient) -> OutcomeDict:
         return await _follow.afollow(job, await _follow.asubmit(job, client))
 
     return await _follow.aexecute_task(job, block, body)

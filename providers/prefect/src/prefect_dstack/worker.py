@@ -263,7 +263,7 @@ class DstackWorker(BaseWorker[DstackJobConfiguration, DstackVariables, DstackWor
         outcome = relay.outcome
         if outcome is None:
             raise RuntimeError(f"following run {run.name} ended without an outcome")
-        emit(str(outcome.status), payload=outcome_dict(outcome))
+        emit(str(outcome.status), payload={**outcome_dict(outcome)})
         relay.log_end()
         if outcome.succeeded:
             return DstackWorkerResult(identifier=name, status_code=0)
