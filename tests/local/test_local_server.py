@@ -103,7 +103,7 @@ def test_busy_port_is_one_clear_error() -> None:
 
 
 @pytest.mark.filterwarnings("error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning")
-def test_a_number_that_is_no_port_is_one_clear_error_and_leaves_no_socket() -> None:
+def test_a_port_out_of_range_is_one_clear_error_and_leaves_no_socket() -> None:
     # An open socket warns once it is collected.
     server = LocalServer(70000)
     with pytest.raises(ValueError, match=r"^port: expected 0 to 65535, got 70000\.$"):
