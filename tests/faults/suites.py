@@ -112,6 +112,11 @@ KILLS = Suite(
             "test_process_worker.py::test_a_killed_flow_leaves_nothing_running",
         ),
         _prefect(
+            "connections to Prefect's server are cut while mapped tasks run",
+            _FLOW,
+            "test_two_servers.py::test_connections_to_prefect_that_are_cut_leave_one_run_for_each_task",
+        ),
+        _prefect(
             "kill -9 before it has submitted the machine",
             _MACHINE,
             "test_take_over.py::test_a_flow_run_that_a_killed_worker_did_not_submit_gets_its_machine",
