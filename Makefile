@@ -152,6 +152,22 @@ test-pythons: ## Do so on every other supported Python of this machine
 	[ -n "$$others" ] || echo "== other Pythons: this machine has none of $(filter-out $(PYTHON_VERSION),$(SUPPORTED))"; \
 	for python in $$others; do $(MAKE) --no-print-directory test-python PYTHON=$$python; done
 
+# The direct dependencies of the core have the lowest versions that pyproject.toml allows; what these bring is as new
+# as it can be. The tests' own tools have the pins of the core's environment.
+LOWEST_TOOLS := execnet hatchling hypothesis iniconfig packaging pluggy pygments pytest pytest-timeout pytest-xdist \
+  sortedcontainers tomlkit trove-classifiers
+LOWEST := $(ENVS)/lowest/.ready
+.PHONY: test-lowest lowest
+test-lowest: $(LOWEST) ## Run the fast tests of the core on the lowest versions that are allowed (two minutes)
+	@echo "== lowest versions: core, embedded server"
+	@$(ENVS)/lowest/bin/python -m $(PYTEST_MODULE) -q -n 4 --dist worksteal -m "not real and not slow and not endurance" \
+	  tests/core tests/local tests/documented --junitxml=$(REPORTS)/lowest.xml $(PYTEST_FLAGS)
+
+lowest: $(UV) ## Write the lowest versions that pyproject.toml allows into constraints/lowest.txt
+	@$(UV) pip compile --quiet --python-version $(firstword $(SUPPORTED)) --resolution lowest-direct --extra attach --extra async --extra local --extra cloudpickle --no-annotate --no-header \
+	  pyproject.toml -o constraints/lowest.txt
+	@for tool in $(LOWEST_TOOLS); do grep "^$$tool==" constraints/core.txt; done >> constraints/lowest.txt
+
 # The environments are tried side by side: their cases mostly wait.
 .PHONY: test-faults
 test-faults: $(CORE) $(AIRFLOW) $(PREFECT) $(PREFECT_RUNNERS) $(SERVER) ## Let every request of a run's life go wrong in every way; write docs/reliability.md (an hour)
@@ -272,6 +288,11 @@ $(CORE): constraints/core.txt constraints/build.txt pyproject.toml | $(UV)
 $(AIRFLOW): constraints/airflow.txt constraints/build.txt pyproject.toml providers/airflow/pyproject.toml | $(UV)
 	$(call fresh_env,$(PYTHON))
 	@$(INSTALL) -e '.[async,local]' -e providers/airflow --group airflow $(BRIEFLY)
+	@touch $@
+
+$(LOWEST): constraints/lowest.txt constraints/build.txt pyproject.toml | $(UV)
+	$(call fresh_env,$(PYTHON))
+	@$(INSTALL) -e '.[async,local]' --group lowest $(BRIEFLY)
 	@touch $@
 
 # Their pins are of May 2026: neither starts with what came later.
