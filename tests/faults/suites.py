@@ -471,8 +471,8 @@ RUNNERS = Suite(
             "test_the_task_of_a_killed_worker_takes_its_run_over",
         ),
         _runner(
-            "kill -9 of a worker; its task is not repeated; then the reaper",
-            "test_the_reaper_stops_the_run_of_a_killed_worker_whose_task_is_not_repeated",
+            "kill -9 of a worker; its task is not repeated; the flow run is set to Crashed, then the reaper",
+            "test_the_reaper_stops_what_a_killed_worker_leaves_once_its_flow_run_is_crashed",
         ),
     ),
 )
