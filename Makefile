@@ -112,7 +112,7 @@ test-prefect-components: $(PREFECT) ## Kill and cancel real Prefect processes (n
 	@$(ENVS)/prefect/bin/python -m $(PYTEST_MODULE) tests/provider_prefect -q -m matrix --junitxml=$(REPORTS)/prefect-matrix.xml $(PYTEST_FLAGS)
 
 .PHONY: test-prefect-runners
-test-prefect-runners: $(PREFECT_RUNNERS) ## Run the tests with the task runners of Dask and Ray, on Prefect 3.9 (four minutes)
+test-prefect-runners: $(PREFECT_RUNNERS) ## Run the tests with the task runners of Dask and Ray, on Prefect 3.9 (ten minutes)
 	@echo "== prefect-dstack with prefect-dask and prefect-ray"
 	@$(ENVS)/prefect-runners/bin/python -m pytest tests/provider_prefect -q -m runners --junitxml=$(REPORTS)/prefect-runners.xml $(PYTEST_FLAGS)
 
@@ -152,6 +152,22 @@ test-pythons: ## Do so on every other supported Python of this machine
 	[ -n "$$others" ] || echo "== other Pythons: this machine has none of $(filter-out $(PYTHON_VERSION),$(SUPPORTED))"; \
 	for python in $$others; do $(MAKE) --no-print-directory test-python PYTHON=$$python; done
 
+# The direct dependencies of the core have the lowest versions that pyproject.toml allows; what these bring is as new
+# as it can be. The tests' own tools have the pins of the core's environment.
+LOWEST_TOOLS := execnet hatchling hypothesis iniconfig packaging pluggy pygments pytest pytest-timeout pytest-xdist \
+  sortedcontainers tomlkit trove-classifiers
+LOWEST := $(ENVS)/lowest/.ready
+.PHONY: test-lowest lowest
+test-lowest: $(LOWEST) ## Run the fast tests of the core on the lowest versions that are allowed (two minutes)
+	@echo "== lowest versions: core, embedded server"
+	@$(ENVS)/lowest/bin/python -m $(PYTEST_MODULE) -q -n 4 --dist worksteal -m "not real and not slow and not endurance" \
+	  tests/core tests/local tests/documented --junitxml=$(REPORTS)/lowest.xml $(PYTEST_FLAGS)
+
+lowest: $(UV) ## Write the lowest versions that pyproject.toml allows into constraints/lowest.txt
+	@$(UV) pip compile --quiet --python-version $(firstword $(SUPPORTED)) --resolution lowest-direct --extra attach --extra async --extra local --extra cloudpickle --no-annotate --no-header \
+	  pyproject.toml -o constraints/lowest.txt
+	@for tool in $(LOWEST_TOOLS); do grep "^$$tool==" constraints/core.txt; done >> constraints/lowest.txt
+
 # The environments are tried side by side: their cases mostly wait.
 .PHONY: test-faults
 test-faults: $(CORE) $(AIRFLOW) $(PREFECT) $(PREFECT_RUNNERS) $(SERVER) ## Let every request of a run's life go wrong in every way; write docs/reliability.md (an hour)
@@ -169,6 +185,8 @@ test-faults: $(CORE) $(AIRFLOW) $(PREFECT) $(PREFECT_RUNNERS) $(SERVER) ## Let e
 	log=$(REPORTS)/faults-prefect-runners.log; \
 	timeout 3600 $(ENVS)/prefect-runners/bin/python -m tests.faults prefect --part latency --only '(Dask|Ray), ' > $$log 2>&1 \
 	  || status=1; echo "== faults: prefect with Dask and Ray: $$(tail -1 $$log)"; \
+	timeout 3600 $(ENVS)/prefect-runners/bin/python -m tests.faults suites prefect-runners > $${log/faults-/faults-suites-} 2>&1 \
+	  || status=1; echo "== suites: prefect-runners: $$(tail -1 $${log/faults-/faults-suites-})"; \
 	$(ENVS)/core/bin/python -m tests.faults report || status=1; exit $$status
 
 .PHONY: bench bench-quick
@@ -270,6 +288,11 @@ $(CORE): constraints/core.txt constraints/build.txt pyproject.toml | $(UV)
 $(AIRFLOW): constraints/airflow.txt constraints/build.txt pyproject.toml providers/airflow/pyproject.toml | $(UV)
 	$(call fresh_env,$(PYTHON))
 	@$(INSTALL) -e '.[async,local]' -e providers/airflow --group airflow $(BRIEFLY)
+	@touch $@
+
+$(LOWEST): constraints/lowest.txt constraints/build.txt pyproject.toml | $(UV)
+	$(call fresh_env,$(PYTHON))
+	@$(INSTALL) -e '.[async,local]' --group lowest $(BRIEFLY)
 	@touch $@
 
 # Their pins are of May 2026: neither starts with what came later.

@@ -67,7 +67,7 @@ class PortInUseError(ConfigurationError):
 
     Attributes:
         port: The local port (int).
-        pid: The id of the process that listens there (int), None if this user cannot see it.
+        pid: The id of the process that listens there (int), None if it is not known.
     """
 
     def __init__(self, message: str, *, port: int, pid: int | None = None) -> None:

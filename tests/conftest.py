@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from pathlib import Path
+
+import pytest
 
 # A shell that starts the tests in the background lets them ignore SIGINT, and nohup SIGHUP; child processes
 # inherit both, and shells that are ended by SIGHUP would stay.
@@ -19,3 +22,22 @@ with contextlib.suppress(ImportError):
 
     settings.register_profile("no-deadline", deadline=None)
     settings.load_profile("no-deadline")
+
+# Where a deprecated call, or an error that nothing catches (in a destructor, in a thread), fails the test during
+# which it shows. The hosts have too many of their own.
+_STRICT = [Path(__file__).parent / folder for folder in ("core", "local", "documented", "docs")]
+_ERRORS = [
+    "error::DeprecationWarning",
+    "error::PendingDeprecationWarning",
+    "error::pytest.PytestUnraisableExceptionWarning",
+    "error::pytest.PytestUnhandledThreadExceptionWarning",
+    # The lowest Starlette that is allowed imports this package by its former name.
+    "ignore:Please use `import python_multipart`:PendingDeprecationWarning",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let warnings be errors in the tests of the core."""
+    for item in items:
+        if any(item.path.is_relative_to(folder) for folder in _STRICT):
+            item.add_marker(pytest.mark.filterwarnings(*_ERRORS))

@@ -5,8 +5,9 @@ connection closes each direction by itself (a client sends its request, ends its
 each thread passes the end of its direction on and leaves the other one open.
 
 Closing has to wake every thread that blocks in a call: ``shutdown`` wakes ``accept`` and ``recv`` of a
-socket, closing a channel wakes its ``recv``. All are recorded under the lock, and a thread that registers
-after ``close`` has begun sees ``_closing`` and ends, so none is missed.
+socket, closing a channel wakes its ``recv``. Outside Linux ``shutdown`` is an error for a listening socket,
+so there a connection to its port wakes ``accept``. All are recorded under the lock, and a thread that
+registers after ``close`` has begun sees ``_closing`` and ends, so none is missed.
 """
 
 from __future__ import annotations
@@ -77,9 +78,7 @@ class Forward:
         with self._lock:
             self._closing.set()
             connections, channels, threads = list(self._open), list(self._channels), list(self._threads)
-        with contextlib.suppress(OSError):
-            # Closing alone would not wake the thread that accepts.
-            self._listening.shutdown(socket.SHUT_RDWR)
+        self._wake_acceptor()
         self._listening.close()
         for connection in connections:
             with contextlib.suppress(OSError):
@@ -90,6 +89,14 @@ class Forward:
             threads.append(self._acceptor)
         for thread in threads:
             thread.join()
+
+    def _wake_acceptor(self) -> None:
+        # Closing alone would not wake the thread that accepts.
+        try:
+            self._listening.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            with contextlib.suppress(OSError):
+                socket.create_connection(self._listening.getsockname()[:2], timeout=1.0).close()
 
     def _accept(self) -> None:
         while True:

@@ -6,7 +6,8 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from dstack_core._attach.extra import INSTALL
 from dstack_core.errors import ConfigurationError, PortInUseError
@@ -75,27 +76,47 @@ def _ways_out(port: int, container_port: int) -> str:
 
 
 def _owner(port: int) -> tuple[int | None, str]:
-    """Return the id of the process that listens on a port, None if this user cannot see it, and its name."""
-    unseen = "a process that this user cannot see (another user's)"
+    """Return the id of the process that listens on a port, None if it is not known, and its name."""
     try:
         import psutil
     except ImportError:
         return None, f"another process ({INSTALL} lets this error name it)"
     try:
-        connections = psutil.net_connections("tcp")
+        pids = [connection.pid for connection in _listening(psutil.net_connections("tcp"), port)]
     except (psutil.Error, OSError):
-        return None, unseen
-    pids = [
-        connection.pid
-        for connection in connections
-        if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN
-    ]
+        # macOS lists the connections of all processes for root alone, but those of a user's own processes.
+        pids = _own_listeners(port)
+        if not pids:
+            return None, "another process; this system shows whose only to its administrator"
     pid = next((pid for pid in pids if pid is not None), None)
+    if pid is None and pids:
+        return None, "a process that this user cannot see (another user's, or in another container)"
     if pid is None:
-        return None, unseen
+        # Nothing listens: the socket is bound only, or it was closed a moment ago.
+        return None, "another socket of this machine, whose process is not known"
     if pid == os.getpid():
         return pid, f"this very process ({pid}), perhaps by another attached run"
     try:
         return pid, f"process {pid} ({psutil.Process(pid).name()})"
     except psutil.Error:
         return pid, f"process {pid}"
+
+
+def _own_listeners(port: int) -> list[int | None]:
+    """Return the ids of the processes that listen on a port, among those that show their sockets."""
+    import psutil
+
+    found: list[int | None] = []
+    for process in psutil.process_iter():
+        # Before psutil 6 the method has another name.
+        connections = getattr(process, "net_connections", None) or process.connections
+        with contextlib.suppress(psutil.Error, OSError):
+            if _listening(connections("tcp"), port):
+                found.append(process.pid)
+    return found
+
+
+def _listening(connections: Iterable[Any], port: int) -> list[Any]:
+    return [
+        each for each in connections if each.status == "LISTEN" and each.laddr and each.laddr.port == port
+    ]

@@ -38,9 +38,15 @@ CONNECTION_LOST = 255
 def run_shell(channel: paramiko.Channel, command: str | None) -> int:
     """Run a shell, or ``command``, until it ends; return its exit status, 255 if the connection was lost.
 
-    Raises ``AttachError`` if the container starts none.
+    Raises ``AttachError`` if the container starts none, or if this system has no terminals as POSIX does.
     """
     import paramiko
+
+    if sys.platform == "win32":
+        raise AttachError(
+            "attach: expected Linux or macOS, whose terminals a shell needs, got Windows. Use it in WSL; "
+            "run.attach() forwards ports on Windows, too."
+        )
 
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     try:

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     server = LocalServer(options.port, project=options.project, token=options.token)
     try:
         server.start()
-    except (OSError, OverflowError, ImportError) as error:
+    except (OSError, ValueError, ImportError) as error:
         print(getattr(error, "strerror", None) or error, file=sys.stderr)
         return 1
     try:

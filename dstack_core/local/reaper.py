@@ -13,10 +13,12 @@ watchdog is started by its path with `python -I -S`, so it may import nothing bu
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -25,10 +27,16 @@ from pathlib import Path
 MARKER = "DSTACK_LOCAL_SERVER"
 
 
+# Where Linux shows its processes. Elsewhere ``ps`` lists them and ``getsid`` returns the session of each;
+# what macOS shows of their environments is not enough to find a daemon, which leaves the session of its job.
+_PROC = Path("/proc")
+_PS = ("/bin/ps", "-A", "-o", "pid=,stat=")
+
+
 def _session_and_state(pid: int) -> tuple[int, str] | None:
     try:
         # The command name may contain spaces and parentheses, so count the fields after the last parenthesis.
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        fields = (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
     return int(fields[3]), fields[0]
@@ -37,7 +45,7 @@ def _session_and_state(pid: int) -> tuple[int, str] | None:
 def _carries(pid: int, marker: bytes) -> bool:
     try:
         return any(
-            entry.startswith(marker) for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            entry.startswith(marker) for entry in (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
         )
     except OSError:
         return False
@@ -46,13 +54,13 @@ def _carries(pid: int, marker: bytes) -> bool:
 def members(sessions: Iterable[int], marker: str | None = None) -> list[int]:
     """Return the live processes of the sessions, and those with a variable that begins with the marker.
 
-    Without /proc (not Linux) only the session leaders are known.
+    Without /proc (not Linux) only the processes of the sessions are found.
     """
     wanted = set(sessions)
-    if not Path("/proc/self/stat").exists():
-        return sorted(wanted)
+    if not (_PROC / "self/stat").exists():
+        return _members_without_proc(wanted)
     found = []
-    for entry in os.listdir("/proc"):  # noqa: PTH208 - names only, thousands of Path objects are slow
+    for entry in os.listdir(_PROC):  # noqa: PTH208 - names only, thousands of Path objects are slow
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
         stat = _session_and_state(int(entry))
@@ -61,6 +69,24 @@ def members(sessions: Iterable[int], marker: str | None = None) -> list[int]:
         if stat[0] in wanted or (marker is not None and _carries(int(entry), marker.encode())):
             found.append(int(entry))
     return found
+
+
+def _members_without_proc(wanted: set[int]) -> list[int]:
+    if not wanted:
+        return []
+    try:
+        listed = subprocess.run(_PS, capture_output=True, text=True, check=False, timeout=10).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        listed = ""
+    states = dict(line.split()[:2] for line in listed.splitlines())
+    # Without ps the leaders alone. A process that has their id but leads no session got it later.
+    pids = [int(pid) for pid, state in states.items() if state[0] not in "ZX"] if states else wanted
+    found = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            if os.getsid(pid) in (wanted if states else {pid}) and pid != os.getpid():
+                found.append(pid)
+    return sorted(found)
 
 
 def kill_all(sessions: Iterable[int], marker: str | None = None) -> None:

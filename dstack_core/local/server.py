@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from dstack_core.local.state import State
 
 _MISSING = 'The embedded server needs packages that are not installed: pip install "dstack-core[local]"'
+_NO_POSIX = (
+    "The embedded server runs jobs on pseudo terminals: expected Linux or macOS, got a system without the "
+    "module {module}. On Windows, start it in WSL; the clients work on Windows."
+)
 _ADDRESS = "127.0.0.1"
 # How long ``stop`` waits for the server's thread: killing the jobs (2 s), reading their last output (5 s) and
 # finishing requests (5 s) take less. A thread that is still alive then is left to the end of the process.
@@ -151,8 +155,8 @@ class LocalServer:
     def start(self) -> Self:
         """Start serving and return once requests are answered.
 
-        Raises ImportError if the extra `local` is not installed, OSError if the port is taken, RuntimeError
-        if the server is already started.
+        Raises ImportError if the extra `local` is not installed or on Windows, OSError if the port is taken,
+        ValueError if it is not one, RuntimeError if the server is already started.
         """
         if self._thread is not None:
             raise RuntimeError("The server is already started.")
@@ -247,6 +251,12 @@ class LocalServer:
 
 def _require_extra() -> None:
     try:
+        import fcntl  # noqa: F401
+        import pty  # noqa: F401
+        import termios  # noqa: F401
+    except ImportError as error:
+        raise ImportError(_NO_POSIX.format(module=error.name)) from None
+    try:
         import python_multipart  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
@@ -263,9 +273,11 @@ def _listen(port: int) -> socket.socket:
         # Listen at once, so that a client that connects early waits instead of being refused. 128 clients may
         # wait, more than a test starts at the same time.
         listener.listen(128)
-    except OSError as error:
+    except BaseException as error:
         listener.close()
-        if error.errno == errno.EADDRINUSE:
+        if isinstance(error, OverflowError):
+            raise ValueError(f"port: expected 0 to 65535, got {port}.") from None
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             raise OSError(errno.EADDRINUSE, f"Port {port} of {_ADDRESS} is already in use") from error
         raise
     return listener

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent.parent
 PROJECTS = [ROOT / "pyproject.toml", *sorted(ROOT.glob("providers/*/pyproject.toml"))]
@@ -20,6 +22,9 @@ _ONE_PYTHON = re.compile(
 _MEANT = {
     "docs/": "pages say what was measured with which Python; the next tests check what they promise",
     "README.md": "it says what is needed; the next tests check it",
+    "dstack_core/README.md": "as README.md",
+    "providers/airflow/README.md": "as README.md",
+    "providers/prefect/README.md": "as README.md",
     "CHANGELOG.md": "it says what changed",
     "CONTRIBUTING.md": "it shows how to choose another Python",
     "Makefile": "its comments show how to choose another Python",
@@ -30,7 +35,7 @@ _MEANT = {
 _MEANT_LINES = [
     re.compile(r"prefecthq/prefect:[\d.]+-python"),
     re.compile(r"Only Python 3\.11\.4 or newer unpacks archives safely"),
-    re.compile(r"(?:From|from|before) Python 3\.\d+"),
+    re.compile(r"(?:[Ff]rom|[Bb]efore) Python 3\.\d+"),
 ]
 
 
@@ -134,3 +139,21 @@ def test_a_python_that_cannot_start_is_not_found(tmp_path: Path) -> None:
         [ROOT / "scripts/pythons"], env=environment, capture_output=True, text=True, check=True
     ).stdout
     assert str(tmp_path) not in found
+
+
+def test_the_lowest_versions_that_are_allowed_are_those_that_are_tested() -> None:
+    pinned = dict(
+        line.split("==")
+        for line in (ROOT / "constraints/lowest.txt").read_text().splitlines()
+        if "==" in line
+    )
+    core = project(PROJECTS[0])
+    chosen = ("attach", "async", "cloudpickle", "local")
+    extras = [one for extra in chosen for one in core["optional-dependencies"][extra]]
+    extras = [one for one in extras if not one.startswith("dstack-core")]
+    for text in [*core["dependencies"], *extras]:
+        one = Requirement(text)
+        (lowest,) = (each.version for each in one.specifier if each.operator == ">=")
+        found = Version(pinned[one.name.lower()])
+        # What the others bring today needs a newer one of this.
+        assert found > Version(lowest) if one.name == "typing-extensions" else found == Version(lowest), text

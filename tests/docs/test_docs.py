@@ -22,6 +22,7 @@ JUDGES = {
     "shell airflow": "tests/provider_airflow/test_airflow_docs.py",
     "python prefect": "tests/provider_prefect/test_prefect_docs.py",
     "yaml prefect": "tests/provider_prefect/test_prefect_yaml.py",
+    "python prefect runners": "tests/provider_prefect/test_runner_docs.py",
     "python airflow test": "tests/provider_airflow/test_user_tests.py",
     "python prefect test": "tests/provider_prefect/test_user_tests.py",
     "python airflow installed": "tests/installed/test_installed.py",
@@ -31,12 +32,15 @@ JUDGES = {
     "shell prefect": "tests/provider_prefect/test_prefect_docs.py",
     "python signature": "tests/docs/test_reference.py",
     "dockerfile": "tests/provider_airflow/test_executor_docs.py",
+    "dockerfile prefect": "tests/provider_prefect/test_image_docs.py",
+    "text requirements": "tests/provider_prefect/test_image_docs.py",
     "ini": "tests/provider_airflow/test_executor_docs.py",
     "yaml": "tests/provider_airflow/test_executor_docs.py",
     "shell tutorial": "tests/docs/tutorial.py",
     "output": "those of the block that prints it",
 }
 PRINTING = {"python", "python airflow", "python prefect", "shell tutorial", "shell installed"}
+PRINTING = {"python", "python airflow", "python prefect", "python prefect runners", "shell tutorial"}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +95,7 @@ def test_shell_blocks_name_commands_that_exist(block: Block) -> None:
         if not words:
             continue
         if words[0] == "make":
-            assert {word for word in words[1:] if not word.startswith("PYTHON=")} <= targets, line
+            assert {word for word in words[1:] if "=" not in word} <= targets, line
         elif words[:2] == ["pip", "install"]:
             assert {word.partition("[")[0] for word in words[2:] if "dstack" in word} <= distributions, line
             assert any("dstack" in word for word in words[2:]), line

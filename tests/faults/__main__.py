@@ -25,6 +25,8 @@ from tests.faults.restarts import try_restarts
 
 _REPORTS = Path("build/reports")
 _ENVIRONMENTS = {"core": "core", "airflow": "airflow_adapters", "prefect": "prefect_adapters"}
+# The environments of the tests beside the matrix.
+_SUITES = [*_ENVIRONMENTS, "prefect-runners"]
 # In these modules a run is followed by processes of a real host; the core has no process of its own.
 _KILLED = {"airflow": "airflow_kills", "prefect": "prefect_kills"}
 # These modules have ``try_ways(only)``, which ends tasks on a slow server in all ways and returns the results.
@@ -36,7 +38,7 @@ def main() -> int:
     """Try one environment's adapters, or write the page from saved results; return 1 if a case did not hold."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
     parser.add_argument("what", choices=[*_ENVIRONMENTS, "suites", "report"])
-    parser.add_argument("environment", nargs="?", choices=[*_ENVIRONMENTS], help="of the suites")
+    parser.add_argument("environment", nargs="?", choices=_SUITES, help="of the suites")
     parser.add_argument("--part", choices=["all", *PARTS, LATENCY, "sample"], default="all")
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), help="only at these requests")
     parser.add_argument(
@@ -114,7 +116,7 @@ def _report() -> int:
         for name in _SLOW
         for one in latency_matrix.load(path for path in [_slow(name)] if path.exists())
     ]
-    beside = junit.read(map(_junit, _ENVIRONMENTS))
+    beside = junit.read(map(_junit, _SUITES))
     write_page(results, slow, beside)
     _show(results)
     status = _show_latencies(slow) if slow else 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Environment = Literal["core", "airflow", "prefect"]
+Environment = Literal["core", "airflow", "prefect", "prefect-runners"]
 
 
 @dataclass(frozen=True)
@@ -449,4 +449,32 @@ FLEET = Suite(
     ),
 )
 
-SUITES = [KILLS, FLEET, REPORTS, HOLDS, CALLBACKS, LOAD, ODDITIES]
+
+def _runner(what: str, test: str) -> Row:
+    tests = tuple(f"tests/provider_prefect/test_runners.py::{test}[{name}]" for name in ("dask", "ray"))
+    return Row(what, "DaskTaskRunner and RayTaskRunner", "prefect-runners", tests)
+
+
+RUNNERS = Suite(
+    "Task runners of Dask and Ray",
+    "Real Dask and Ray workers, four each, in flows that `serve()` runs. Held means: each task has one run, none is submitted twice or after\n"
+    "a cancellation, each line is in Prefect's log under its own task run, in order and once, and nothing keeps running in the end. Only the\n"
+    "task of a killed worker may have its first lines twice.",
+    (
+        _runner("50 mapped tasks", "test_each_of_fifty_mapped_tasks_has_one_run_and_its_own_log"),
+        _runner(
+            "the flow run is cancelled while each worker follows a run and others are queued",
+            "test_a_cancellation_stops_what_all_workers_run_and_submits_nothing_more",
+        ),
+        _runner(
+            "kill -9 of a worker; its task is repeated on another one",
+            "test_the_task_of_a_killed_worker_takes_its_run_over",
+        ),
+        _runner(
+            "kill -9 of a worker; its task is not repeated; then the reaper",
+            "test_the_reaper_stops_the_run_of_a_killed_worker_whose_task_is_not_repeated",
+        ),
+    ),
+)
+
+SUITES = [KILLS, FLEET, RUNNERS, REPORTS, HOLDS, CALLBACKS, LOAD, ODDITIES]

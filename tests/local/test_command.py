@@ -21,6 +21,7 @@ import dstack_core as dstack
 from dstack_core._command.log_text import without_messages
 from dstack_core._command.main import main
 from dstack_core.local import LocalServer
+from dstack_core.local.process import OPEN_TERMINAL
 from dstack_core.models.records import LogBytes
 from tests.local.support import wait_until
 from tests.ports import free_port
@@ -194,9 +195,13 @@ class Terminal:
     """A process on a terminal, as a person has it."""
 
     def __init__(self, *arguments: str) -> None:
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            os.execv(sys.executable, command(*arguments))
+        self.fd, other_end = pty.openpty()
+        # Its session opens the terminal by itself; a fork beside the threads of these tests could hang.
+        opened = ["/bin/sh", "-c", OPEN_TERMINAL, os.ttyname(other_end), *command(*arguments)]
+        self.process = subprocess.Popen(
+            opened, stdin=other_end, stdout=other_end, stderr=other_end, start_new_session=True
+        )
+        os.close(other_end)
         self.output = b""
 
     def write(self, text: str) -> None:
@@ -219,7 +224,7 @@ class Terminal:
         except OSError:
             pass
         os.close(self.fd)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.process.wait(60)
 
 
 def test_a_shell_on_a_terminal(client: dstack.Client) -> None:
@@ -255,7 +260,7 @@ def test_leaving_a_shell_leaves_nothing_behind(client: dstack.Client) -> None:
     terminal = Terminal("attach", "leave")
     terminal.write("echo pid=$$\n")
     pid = int(re.search(r"pid=(\d+)", terminal.read_until(r"pid=\d+")).group(1))  # type: ignore[union-attr]
-    os.kill(terminal.pid, signal.SIGKILL)
+    os.kill(terminal.process.pid, signal.SIGKILL)
     terminal.end()
     assert wait_until(lambda: not _is_alive(pid), 30)
     run.refresh()

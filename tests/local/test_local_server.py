@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -99,6 +100,16 @@ def test_busy_port_is_one_clear_error() -> None:
         )  # fmt: skip
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"Port {port} of 127.0.0.1 is already in use\n"
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning")
+def test_a_port_out_of_range_is_one_clear_error_and_leaves_no_socket() -> None:
+    # An open socket warns once it is collected.
+    server = LocalServer(70000)
+    with pytest.raises(ValueError, match=r"^port: expected 0 to 65535, got 70000\.$"):
+        server.start()
+    del server
+    gc.collect()
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "localhost", "example.org"])

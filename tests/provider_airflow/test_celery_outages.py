@@ -74,7 +74,6 @@ def test_an_outage_stops_no_run_and_submits_none_again(
     tmp_path: Path,
     take_away: Callable[[Fleet], Callable[[], None]],
     seconds: float,
-    record_property: Callable[[str, object], None],
 ) -> None:
     with gate(tmp_path / "deferred-gate") as closed:
         deferred = MappedRun(fleet, "deferred_8", closed.command)
@@ -94,8 +93,6 @@ def test_an_outage_stops_no_run_and_submits_none_again(
         with_tries, last = cases
         # Airflow ends the processes of tasks whose heartbeats it did not get, and starts those with tries left again.
         wait_for("settled tasks", lambda: all(is_settled(case) for case in cases), _RECOVERS_SECONDS, 1.0)
-        tries, state = with_tries.try_number(), last.state
-        record_property("airflow", f"{tries} tries with tries left, {state} on the last one")
     for case in cases:
         case.gate.touch()
         assert over(case.run).raw_status == "done"
@@ -111,8 +108,8 @@ def test_an_outage_stops_no_run_and_submits_none_again(
     deferred.wait_for_states("success", seconds=600)
     deferred.assert_one_run_each()
     assert deferred.requests("/runs/stop") == 0
-    repeated = deferred.repeated_lines(LINES)
-    record_property("repeated_lines", f"{max(repeated)} at most in a log")
+    # A triggerer that ends with the database may repeat lines.
+    deferred.repeated_lines(LINES)
 
 
 def is_settled(case: Working) -> bool:

@@ -99,7 +99,8 @@ def test_airflow_shows_the_provider() -> None:
     airflow = Path(sys.executable).with_name("airflow")
     command = [str(airflow), "providers", "get", "airflow-provider-dstack", "--full", "-o", "json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    (told,) = json.loads(done.stdout[done.stdout.index("[") :])
+    # Airflow writes warnings to the same stream, which begin with a bracket too.
+    (told,) = json.loads(done.stdout[done.stdout.index("[{") :])
     assert told["package-name"] == "airflow-provider-dstack"
     shown = json.dumps(told)
     for name in ("DstackRunLink", "DstackServiceLink", "DstackHook", "sensors", "decorators.dstack_task"):
@@ -112,7 +113,7 @@ def test_airflow_lists_the_provider() -> None:
     done = subprocess.run(
         [airflow, "providers", "list", "-o", "json"], capture_output=True, text=True, check=True, timeout=120
     )
-    listed = json.loads(done.stdout[done.stdout.index("[") :])
+    listed = json.loads(done.stdout[done.stdout.index("[{") :])
     assert ("airflow-provider-dstack", __version__) in [
         (one["package_name"], one["version"]) for one in listed
     ]

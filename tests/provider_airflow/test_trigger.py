@@ -200,3 +200,17 @@ def test_an_airflow_without_on_kill_stops_in_cleanup(
     run = submitted(server, "sleep 600")
     asyncio.run(trigger_for(run).cleanup())
     assert len(paths(server, "/runs/stop")) == stops
+
+
+def test_a_trigger_that_the_first_version_deferred_is_read() -> None:
+    """Only what every version has serialized; the other arguments get their defaults."""
+    first: dict[str, Any] = {
+        "dstack_conn_id": "dstack",
+        "project_name": None,
+        "run_name": "run",
+        "marker": "a",
+        "progress": {},
+    }
+    _, arguments = triggers.DstackRunTrigger(**first).serialize()
+    assert {name: arguments[name] for name in first} == first
+    assert triggers.DstackRunTrigger(**arguments).serialize()[1] == arguments

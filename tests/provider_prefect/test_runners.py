@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.sorting import LogSort
 from prefect.states import Cancelling
+from pydantic import SecretStr
 
 from dstack_core import Run
 from dstack_core.local import LocalServer
+from prefect_dstack import DstackCredentials
+from prefect_dstack.reaper import reap
+from tests.callback_journal import VARIABLE, Call, calls
 
 from .hosts import module
 from .support import (
@@ -23,6 +32,8 @@ from .support import (
     log_records,
     outcome_of,
     state_of,
+    stops,
+    submissions,
     until,
 )
 
@@ -37,8 +48,21 @@ START_SECONDS = 240.0
 GRACE = 8.0
 
 
+# Those of ``runner_flows``, which only the environment of these tests can import.
+WORKERS, LINES = 4, 20
+MAPPED = 50
+
+
 @pytest.fixture(scope="module")
-def served(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the file in which the workers note each call of a callback."""
+    return tmp_path_factory.mktemp("journal") / "calls"
+
+
+@pytest.fixture(scope="module")
+def served(
+    prefect_server: str, journal: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalServer]:
     log = tmp_path_factory.mktemp("runners") / "log"
     with LocalServer(step_seconds=0.02, stop_grace_seconds=GRACE) as server:
         environment = {
@@ -47,6 +71,7 @@ def served(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
             "DSTACK_PROJECT": server.project,
             "DSTACK_TOKEN": server.token,
             # Ray unpickles flows, for which it imports their module by the name that serve() gives it.
+            VARIABLE: str(journal),
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
             "RAY_USAGE_STATS_ENABLED": "0",
         }
@@ -58,26 +83,26 @@ def served(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 def deployed() -> bool:
     with get_client(sync_client=True) as client:
-        return {"dask_sweep", "ray_sweep"} <= {made.name for made in client.read_deployments()}
+        return {"dask_sweep", "ray_sweep", "ray_lost"} <= {made.name for made in client.read_deployments()}
 
 
 def runs_of(server: LocalServer, flow_run_id: UUID) -> list[Run]:
     return [run for run in all_runs(server) if f"/{flow_run_id}/" in (run.marker or "")]
 
 
-def start(name: str, server: LocalServer) -> UUID:
-    """Start a flow run and wait until its first run is running.
+def start(name: str, server: LocalServer, **parameters: Any) -> UUID:
+    """Start a flow run and wait until its first run has started.
 
     Ray must start within 30 s, which a busy machine misses: then the flow run crashes and another one starts.
     """
 
     def is_running(flow_run_id: UUID) -> bool:
-        return any(run.raw_status == "running" for run in runs_of(server, flow_run_id))
+        return any(run.raw_status in ("running", "done") for run in runs_of(server, flow_run_id))
 
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name(f"{name.replace('_', '-')}/{name}")
         for _ in range(3):
-            flow_run_id = client.create_flow_run_from_deployment(deployment.id).id
+            flow_run_id = client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
             until(
                 partial(lambda run_id: is_running(run_id) or state_of(run_id).is_crashed(), flow_run_id),
                 seconds=START_SECONDS,
@@ -102,3 +127,145 @@ def test_a_cancelled_flow_run_submits_nothing_more_and_shows_the_end(name: str, 
     found = artifacts_of(flow_run_id)
     assert found["dstack-train-progress"].data == 100.0
     assert "terminated" in found["dstack-train"].data
+
+
+BOTH = pytest.mark.parametrize("runner", ["dask", "ray"])
+
+
+def lines(number: int) -> list[str]:
+    return [*(f"part {number} line {line}" for line in range(1, LINES + 1)), f"part {number} after"]
+
+
+def logs_by_task(flow_run_id: UUID) -> dict[str, list[str]]:
+    """Return the lines in the log of each task run that the commands printed, by the end of its id."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    offset = 0
+    with get_client(sync_client=True) as client:
+        while page := client.read_logs(
+            LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id])),
+            limit=200,
+            offset=offset,
+            sort=LogSort.TIMESTAMP_ASC,
+        ):
+            offset += len(page)
+            for record in page:
+                printed = [line for line in record.message.splitlines() if line.startswith("part ")]
+                if printed:
+                    found[str(record.task_run_id)[-8:]] += printed
+    return found
+
+
+def owner_tail(run: Run) -> str:
+    """Return the end of the id of the task run that submitted a run."""
+    return (run.marker or "").split("/")[-2].rpartition("-")[2]
+
+
+def submitted(journal: Path, run: Run) -> list[Call]:
+    return [call for call in calls(journal, run.name) if call.kind == "submitted"]
+
+
+def completed(flow_run_id: UUID) -> bool:
+    state = state_of(flow_run_id)
+    assert not state.is_final() or state.is_completed(), state
+    return bool(state.is_completed())
+
+
+@BOTH
+def test_each_of_fifty_mapped_tasks_has_one_run_and_its_own_log(
+    runner: str, served: LocalServer, tmp_path: Path
+) -> None:
+    (go := tmp_path / "go").touch()
+    flow_run_id = start(f"{runner}_map", served, count=MAPPED, file=str(go))
+    until(lambda: completed(flow_run_id), seconds=START_SECONDS, what="the flow run has completed")
+    runs = runs_of(served, flow_run_id)
+    assert len(runs) == len({run.name for run in runs}) == MAPPED
+    assert {run.raw_status for run in runs} == {"done"}
+    assert all(run.name.startswith(f"{runner}-map-part-") for run in runs)
+    expected = sorted(lines(number) for number in range(MAPPED))
+
+    def all_logged() -> bool:
+        return sum(map(len, logs_by_task(flow_run_id).values())) >= sum(map(len, expected))
+
+    until(all_logged, seconds=60, pause=1, what="all lines are in Prefect's log")
+    logged = logs_by_task(flow_run_id)
+    assert {owner_tail(run) for run in runs} == set(logged)
+    assert sorted(logged.values()) == expected
+    for run in runs:
+        (first, *_) = logged[owner_tail(run)]
+        assert run.name.startswith(f"{runner}-map-part-{first.split()[1]}-")
+
+
+@BOTH
+def test_a_cancellation_stops_what_all_workers_run_and_submits_nothing_more(
+    runner: str, served: LocalServer, tmp_path: Path
+) -> None:
+    flow_run_id = start(f"{runner}_map", served, count=3 * WORKERS, file=str(tmp_path / "never"))
+    until(
+        lambda: Counter(run.raw_status for run in runs_of(served, flow_run_id))["running"] == WORKERS,
+        seconds=START_SECONDS,
+        what="each worker has a run",
+    )
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(flow_run_id, Cancelling())
+    submitted_before = submissions(served)
+    until(lambda: state_of(flow_run_id).is_cancelled(), seconds=90, what="the flow run is Cancelled")
+    runs = runs_of(served, flow_run_id)
+    assert len(runs) == WORKERS
+    assert submissions(served) == submitted_before
+    assert {outcome_of(run).reason for run in runs} == {"stopped_by_user"}
+    assert stops(served) >= WORKERS
+
+
+@BOTH
+def test_the_task_of_a_killed_worker_takes_its_run_over(
+    runner: str, served: LocalServer, journal: Path, tmp_path: Path
+) -> None:
+    count = 2 * WORKERS
+    go = tmp_path / "go"
+    flow_run_id = start(f"{runner}_map", served, count=count, file=str(go))
+    until(
+        lambda: Counter(run.raw_status for run in runs_of(served, flow_run_id))["running"] == WORKERS,
+        seconds=START_SECONDS,
+        what="each worker has a run",
+    )
+    run = runs_of(served, flow_run_id)[0]
+    (call,) = until(lambda: submitted(journal, run))
+    os.kill(call.process, signal.SIGKILL)
+    until(lambda: len(submitted(journal, run)) == 2, seconds=START_SECONDS, what="another worker took over")
+    first, second = submitted(journal, run)
+    assert (first.is_taken_over, second.is_taken_over) == (False, True)
+    assert first.process != second.process
+    assert len(runs_of(served, flow_run_id)) == WORKERS
+    go.touch()
+    until(lambda: completed(flow_run_id), seconds=START_SECONDS, what="the flow run has completed")
+    runs = runs_of(served, flow_run_id)
+    assert len(runs) == len({run.name for run in runs}) == count
+    assert {outcome_of(run).reason for run in runs} == {"done_by_runner"}
+    log_records(flow_run_id, last="Finished in state Completed")
+    for tail, logged in logs_by_task(flow_run_id).items():
+        expected = lines(int(logged[0].split()[1]))
+        if tail == owner_tail(run):
+            # The killed worker may have logged the first lines, which the other one logs again.
+            assert logged[-len(expected) :] == expected
+            assert set(logged) == set(expected)
+        else:
+            assert logged == expected
+
+
+@BOTH
+def test_the_reaper_stops_the_run_of_a_killed_worker_whose_task_is_not_repeated(
+    runner: str, served: LocalServer, journal: Path, tmp_path: Path
+) -> None:
+    flow_run_id = start(f"{runner}_lost", served, count=1, file=str(tmp_path / "never"))
+    (run,) = runs_of(served, flow_run_id)
+    (call,) = until(lambda: submitted(journal, run))
+    os.kill(call.process, signal.SIGKILL)
+    until(lambda: state_of(flow_run_id).is_final(), seconds=START_SECONDS, what="the flow run has ended")
+    assert not state_of(flow_run_id).is_completed()
+    block = DstackCredentials(
+        server_url=served.url, project_name=served.project, user_token=SecretStr(served.token)
+    )
+    (finding,) = [found for found in reap(block, min_age=0) if found["run_name"] == run.name]
+    assert finding["stopped"]
+    assert outcome_of(run).reason == "stopped_by_user"
+    assert len(runs_of(served, flow_run_id)) == 1

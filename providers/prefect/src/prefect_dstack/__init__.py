@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from prefect_dstack.cache import RUN_INPUTS, RunInputs
 from prefect_dstack.credentials import DstackCredentials
 from prefect_dstack.deploy import adeploy_service, deploy_service
 from prefect_dstack.functions import dstack_task
@@ -26,6 +25,7 @@ from prefect_dstack.runs import (
 from prefect_dstack.tasks import arun_task, asubmit_run, run_task, submit_run
 
 if TYPE_CHECKING:
+    from prefect_dstack.cache import RUN_INPUTS, RunInputs
     from prefect_dstack.decorators import DstackFlow, MachineOptions, dstack
     from prefect_dstack.flow_future import DstackFlowRunFuture
     from prefect_dstack.flows import arun_and_report, run_and_report
@@ -82,6 +82,10 @@ def __getattr__(name: str) -> Any:
         from prefect_dstack import decorators
 
         value = getattr(decorators, name)
+    elif name in ("RUN_INPUTS", "RunInputs"):
+        from prefect_dstack import cache
+
+        value = getattr(cache, name)
     elif name in ("arun_and_report", "run_and_report"):
         from prefect_dstack import flows
 
