@@ -19,7 +19,7 @@ Kind = Literal["capacity", "interruption", "pull", "stop"]
 _UNREACHABLE_SECONDS = 120.0
 _RATE_LIMIT = "Error response from daemon: toomanyrequests: You have reached your pull rate limit."
 _MANIFEST = "manifest unknown"
-# Seconds: a hundred years. A later moment is no date.
+# Seconds: a hundred years. Much later moments cannot be written as dates.
 _LONGEST = 3.2e9
 
 

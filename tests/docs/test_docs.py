@@ -39,8 +39,14 @@ JUDGES = {
     "shell tutorial": "tests/docs/tutorial.py",
     "output": "those of the block that prints it",
 }
-PRINTING = {"python", "python airflow", "python prefect", "shell tutorial", "shell installed"}
-PRINTING = {"python", "python airflow", "python prefect", "python prefect runners", "shell tutorial"}
+PRINTING = {
+    "python",
+    "python airflow",
+    "python prefect",
+    "python prefect runners",
+    "shell tutorial",
+    "shell installed",
+}
 
 
 @pytest.fixture(scope="module")
