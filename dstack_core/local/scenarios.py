@@ -18,6 +18,9 @@ Kind = Literal["capacity", "interruption", "pull", "stop"]
 # How long a real server waits for a machine to come back before it ends the job.
 _UNREACHABLE_SECONDS = 120.0
 _RATE_LIMIT = "Error response from daemon: toomanyrequests: You have reached your pull rate limit."
+_MANIFEST = "manifest unknown"
+# Seconds: a hundred years. Much later moments cannot be written as dates.
+_LONGEST = 3.2e9
 
 
 @dataclass
@@ -143,6 +146,8 @@ class Scenarios:
         Raises:
             ValueError: A value is out of its range.
         """
+        if not (isinstance(message, str) and message):
+            raise ValueError(f"fail_pull: expected a message such as {_MANIFEST!r}, got {message!r}.")
         self._add(Scenario("pull", _name(run), _count("fail_pull", times), message=message))
 
     def forget_stop(self, *, run: str | None = None, times: int = 1) -> None:
@@ -169,8 +174,13 @@ class Scenarios:
             path: Only requests whose path contains this, such as ``"runs/get"``.
 
         Raises:
-            ValueError: Not 0 <= seconds <= longest.
+            ValueError: Not 0 <= seconds <= longest, or `path` is not text.
         """
+        _seconds("slow", "seconds", seconds)
+        if longest is not None:
+            _seconds("slow", "longest", longest)
+        if not isinstance(path, str):
+            raise ValueError(f'slow: expected a part of a path such as "runs/get", got {path!r}.')
         self._faults.slow(seconds, longest, path=path)
 
     def clear(self) -> None:
@@ -217,7 +227,7 @@ class Scenarios:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value < float("inf")
+    return isinstance(value, int | float) and not isinstance(value, bool) and value <= _LONGEST
 
 
 def _seconds(method: str, name: str, value: Any) -> float:

@@ -25,6 +25,8 @@ JUDGES = {
     "python prefect runners": "tests/provider_prefect/test_runner_docs.py",
     "python airflow test": "tests/provider_airflow/test_user_tests.py",
     "python prefect test": "tests/provider_prefect/test_user_tests.py",
+    "python airflow installed": "tests/installed/test_installed.py",
+    "shell installed": "tests/installed/test_installed.py",
     "python attach": "tests/contract/test_usage_example.py",
     "shell dstack": "tests/contract/test_official_client.py",
     "shell prefect": "tests/provider_prefect/test_prefect_docs.py",
@@ -37,7 +39,14 @@ JUDGES = {
     "shell tutorial": "tests/docs/tutorial.py",
     "output": "those of the block that prints it",
 }
-PRINTING = {"python", "python airflow", "python prefect", "python prefect runners", "shell tutorial"}
+PRINTING = {
+    "python",
+    "python airflow",
+    "python prefect",
+    "python prefect runners",
+    "shell tutorial",
+    "shell installed",
+}
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dstack_core.local import LocalServer
 from scripts.distributions import FOLDERS, build
+from tests.docs.blocks import blocks_of
+from tests.user_project import files_of, write
 
 ROOT = Path(__file__).parent.parent.parent
+TUTORIAL = ROOT / "docs" / "tutorials" / "testing.md"
 # Of a slow machine, with an empty cache of pip.
 INSTALL_SECONDS = 900
 RUN_SECONDS = 240
@@ -177,9 +182,12 @@ def test_a_script_runs_with_the_client_alone_and_attaching_names_the_extra(
         assert "finished" in shown
 
 
-def test_an_operator_runs_in_a_fresh_airflow(wheels: dict[str, Path], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def airflow(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
+    """An environment with Airflow and the provider; a minute to make."""
+    folder = tmp_path_factory.mktemp("airflow")
     with LocalServer() as server:
-        environment = Environment(tmp_path, server)
+        environment = Environment(folder, server)
         environment.install(str(wheels["."]), str(wheels["providers/airflow"]), pins="airflow")
         connection = {
             "conn_type": "dstack",
@@ -188,16 +196,46 @@ def test_an_operator_runs_in_a_fresh_airflow(wheels: dict[str, Path], tmp_path: 
             "password": server.token,
         }
         environment.variables |= {
-            "AIRFLOW_HOME": str(tmp_path / "airflow"),
+            "AIRFLOW_HOME": str(folder / "airflow"),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "True",
             "AIRFLOW_CONN_DSTACK_DEFAULT": json.dumps(connection),
         }
-        environment.run("-m", "airflow", "db", "migrate")
-        lines = environment.run("-c", DAG_TEST).splitlines()
-        assert "state success" in lines
-        (bundles,) = (line.split() for line in lines if line.startswith("bundles "))
-        assert "airflow-provider-dstack-example-dags" in bundles
-        assert "paramiko None" in lines
+        yield environment
+
+
+def test_an_operator_runs_in_a_fresh_airflow(airflow: Environment) -> None:
+    airflow.run("-m", "airflow", "db", "migrate")
+    lines = airflow.run("-c", DAG_TEST).splitlines()
+    assert "state success" in lines
+    (bundles,) = (line.split() for line in lines if line.startswith("bundles "))
+    assert "airflow-provider-dstack-example-dags" in bundles
+    assert "paramiko None" in lines
+
+
+def test_the_testing_tutorial_from_an_empty_folder(
+    airflow: Environment, wheels: dict[str, Path], tmp_path: Path
+) -> None:
+    first, *others = [block for block in blocks_of(TUTORIAL) if block.info == "shell installed"]
+    # The environment of the test before has what this block makes, but the extra.
+    assert first.code.splitlines()[-1] == 'pip install airflow-provider-dstack "dstack-core[testing]"'
+    airflow.install(f"{wheels['.']}[testing]", pins="airflow")
+    airflow.run("-m", "pip", "check")
+    write(tmp_path, files_of(TUTORIAL, "python airflow installed"))
+    for block in others:
+        done = subprocess.run(
+            ["sh", "-c", block.code],
+            cwd=tmp_path,
+            env={name: airflow.variables[name] for name in ("PATH", "HOME", "DO_NOT_TRACK")},
+            capture_output=True,
+            text=True,
+            timeout=RUN_SECONDS,
+            check=False,
+        )
+        # Airflow's packages may warn.
+        counted = re.findall(r"\d+ (?:passed|failed|errors?)", done.stdout.strip().rpartition("\n")[2])
+        assert (", ".join(counted),) == tuple(each.strip() for each in block.outputs), (
+            done.stdout + done.stderr
+        )
 
 
 def test_a_flow_runs_in_a_fresh_prefect(wheels: dict[str, Path], tmp_path: Path) -> None:
