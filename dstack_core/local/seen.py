@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dstack_core.local.states import RUN_FINISHED
+
 if TYPE_CHECKING:
     from dstack_core.local.runs import Run
     from dstack_core.local.state import State
@@ -43,7 +45,12 @@ class SeenRun:
     @property
     def finished(self) -> bool:
         """Whether the run has ended."""
-        return self.status in ("done", "failed", "terminated")
+        return self.status in RUN_FINISHED
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the run is being stopped."""
+        return self.status == "terminating"
 
     @property
     def attempts(self) -> int:

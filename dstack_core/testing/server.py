@@ -106,7 +106,7 @@ class DstackServer:
     @property
     def unfinished(self) -> list[SeenRun]:
         """The runs that have not ended and are not stopping."""
-        return [run for run in self.runs if not run.finished and run.status != "terminating"]
+        return [run for run in self.runs if not (run.finished or run.stopping)]
 
     def requests(self, path: str = "") -> int:
         """Return how many requests came whose path contains `path`, such as ``"runs/apply"``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_blocks_run_as_printed(
 @pytest.mark.parametrize("block", blocks("shell airflow"), ids=str)
 def test_commands_of_the_documentation_exist_with_their_options(block: Block) -> None:
     for line in block.code.splitlines():
-        words = line.split()
+        words = shlex.split(line, comments=True)
         check_options(
             [word for word in words if not word.startswith("-")],
             [word for word in words if word.startswith("-")],
