@@ -59,7 +59,8 @@ def test_the_event_waits_until_the_scheduler_knows_of_the_deferral(
 
     async def sleep(seconds: float, result: Any = None) -> None:
         # The client sleeps, too, where the machine is slow.
-        if sys._getframe(1).f_globals["__name__"] == triggers.__name__:
+        callers = [sys._getframe(depth).f_globals["__name__"] for depth in (1, 2)]
+        if triggers.__name__ in callers:
             slept.append(seconds)
         await real(0 if seconds > 1 else seconds)
 
