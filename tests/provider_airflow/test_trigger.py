@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_dstack import _stop, _threads, triggers
+from dstack_core import clock
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import paths, wait_for
 from tests.provider_airflow.triggering import killed, payloads, submitted, trigger_for
@@ -55,18 +56,17 @@ def test_the_event_waits_until_the_scheduler_knows_of_the_deferral(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch, ahead: float, least: float, most: float
 ) -> None:
     slept: list[float] = []
-    real = asyncio.sleep
+    real = clock.asleep
 
-    async def sleep(seconds: float, result: Any = None) -> None:
+    async def asleep(seconds: float) -> None:
         # The client sleeps, too, where the machine is slow.
-        callers = [sys._getframe(depth).f_globals["__name__"] for depth in (1, 2)]
-        if triggers.__name__ in callers:
+        if sys._getframe(1).f_globals["__name__"] == triggers.__name__:
             slept.append(seconds)
         await real(0 if seconds > 1 else seconds)
 
     run = submitted(server, "true")
     run.wait(30, poll_interval=0.1)
-    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(clock, "asleep", asleep)
     asyncio.run(payloads(trigger_for(run, not_before=time.time() + ahead)))
     assert len(slept) == 1
     assert least <= slept[0] <= most
