@@ -163,7 +163,7 @@ class Scenarios:
         self._add(Scenario("stop", _name(run), _count("forget_stop", times)))
 
     def slow(self, seconds: float, longest: float | None = None, *, path: str = "") -> None:
-        """Delay each reply of the server, to every client and for every run, until it is changed or cleared.
+        """Delay each reply of the server for all clients and runs until the delay is changed or cleared.
 
         In virtual time the delay passes at once: clients see later clocks, but no request reaches its
         ``timeout``.

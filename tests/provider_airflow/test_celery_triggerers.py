@@ -23,7 +23,7 @@ _TICKS = 60
 _SECONDS = 2
 _LINES = [f"tick-{number}" for number in range(1, _TICKS + 1)]
 _COMMAND = f"for i in $(seq 1 {_TICKS}); do echo tick-$i; sleep {_SECONDS}; done"
-# The position is saved every ten seconds; a busy machine is late.
+# A position is saved about a second after a line; a busy machine is later.
 _MOST_REPEATED = 30 // _SECONDS
 
 
