@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import pytest
 
 from dstack_core.local import LocalServer
 from tests.callback_journal import VARIABLE
@@ -43,6 +44,15 @@ _SETTINGS = {
     "TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": str(_HEALTH_SECONDS),
     "WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
 }
+
+# The marks of a file whose cases take minutes on a fleet.
+LONG_FLEET_TEST = [
+    pytest.mark.slow,
+    pytest.mark.matrix,
+    pytest.mark.long,
+    pytest.mark.fleet,
+    pytest.mark.timeout(1800),
+]
 
 
 class Fleet(Components):

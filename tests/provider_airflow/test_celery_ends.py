@@ -7,19 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import pytest
-
-from tests.provider_airflow.fleet import Fleet
+from tests.provider_airflow.fleet import LONG_FLEET_TEST, Fleet
 from tests.provider_airflow.fleet_runs import LINES, MappedRun, gate
 from tests.provider_airflow.support import wait_for
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.matrix,
-    pytest.mark.long,
-    pytest.mark.fleet,
-    pytest.mark.timeout(1800),
-]
+pytestmark = LONG_FLEET_TEST
 
 
 def test_ends_and_clears_under_load(

@@ -7,16 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.provider_airflow.fleet import Fleet
+from tests.provider_airflow.fleet import LONG_FLEET_TEST, Fleet
 from tests.provider_airflow.fleet_runs import MappedRun, gate
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.matrix,
-    pytest.mark.long,
-    pytest.mark.fleet,
-    pytest.mark.timeout(1800),
-]
+pytestmark = LONG_FLEET_TEST
 
 
 @pytest.mark.parametrize("dag_id", ["sync_40", "deferred_100"])

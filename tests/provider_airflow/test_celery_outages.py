@@ -9,18 +9,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.provider_airflow.fleet import Fleet
+from tests.provider_airflow.fleet import LONG_FLEET_TEST, Fleet
 from tests.provider_airflow.fleet_runs import LINES, MappedRun, gate
 from tests.provider_airflow.fleet_tasks import STEPS, Working
 from tests.provider_airflow.support import over, wait_for
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.matrix,
-    pytest.mark.long,
-    pytest.mark.fleet,
-    pytest.mark.timeout(1800),
-]
+pytestmark = LONG_FLEET_TEST
 
 # Longer than Airflow needs to notice what it lost, on a busy machine.
 _RECOVERS_SECONDS = 400.0

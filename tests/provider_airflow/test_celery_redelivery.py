@@ -6,17 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.provider_airflow.fleet import Fleet
+from tests.provider_airflow.fleet import LONG_FLEET_TEST, Fleet
 from tests.provider_airflow.fleet_tasks import STEPS, Working
 from tests.provider_airflow.support import over, wait_for
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.matrix,
-    pytest.mark.long,
-    pytest.mark.fleet,
-    pytest.mark.timeout(1800),
-]
+pytestmark = LONG_FLEET_TEST
 
 _WORKERS, _SCHEDULERS = ("worker", "worker-2"), ("scheduler", "scheduler-2")
 _VISIBLE = {"AIRFLOW__CELERY_BROKER_TRANSPORT_OPTIONS__VISIBILITY_TIMEOUT": "45"}

@@ -6,19 +6,11 @@ import time
 from functools import partial
 from pathlib import Path
 
-import pytest
-
-from tests.provider_airflow.fleet import Fleet
+from tests.provider_airflow.fleet import LONG_FLEET_TEST, Fleet
 from tests.provider_airflow.fleet_runs import MappedRun, gate
 from tests.provider_airflow.support import wait_for
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.matrix,
-    pytest.mark.long,
-    pytest.mark.fleet,
-    pytest.mark.timeout(1800),
-]
+pytestmark = LONG_FLEET_TEST
 
 _AWAY_SECONDS = 180.0
 
