@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -164,10 +163,10 @@ def test_the_pause_after_saves_grows_with_their_time(
     slept: list[float] = []
     clock = Clock()
     monkeypatch.setattr(_trigger_relay, "_REST", Pace(0.5, clock))
-    monkeypatch.setattr(time, "sleep", slept.append)
     for number in range(4):
         times = iter([number, number + 0.05])
-        monkeypatch.setattr(time, "monotonic", lambda times=times: next(times))
+        of_save = SimpleNamespace(sleep=slept.append, monotonic=lambda times=times: next(times))
+        monkeypatch.setattr(_trigger_relay, "time", of_save)
         _trigger_relay.save_and_rest(TI, "try 1", {})
     assert slept == pytest.approx([0.0, 0.0, 0.1, 0.3])
     clock.now += 0.3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -85,7 +86,8 @@ def test_a_run_that_appears_late_is_stopped_too(
     dstack: LocalServer, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine, late = flow_run(), []
-    monkeypatch.setattr("time.sleep", lambda _: late.append(run_for(dstack, mine, "late")))
+    pause = SimpleNamespace(time=time.time, sleep=lambda _: late.append(run_for(dstack, mine, "late")))
+    monkeypatch.setattr(_orphaned_runs, "time", pause)
     stop_dstack_runs(credentials)(idle, mine, Crashed())
     assert is_stopped(late[0])
 
