@@ -34,7 +34,7 @@ class ProjectSecrets:
     def __init__(self) -> None:
         self._secrets: dict[str, Secret] = {}
 
-    def list(self) -> list[dict[str, Any]]:
+    def all(self) -> list[dict[str, Any]]:
         """Return the secrets without their values, newest first."""
         return [secret.wire(False) for secret in reversed(self._secrets.values())]
 
@@ -72,5 +72,3 @@ class ProjectSecrets:
         for text in (spec["registry_auth"] or {}).values():
             fill_in(text, values)
         return filled
-
-

@@ -29,7 +29,7 @@ class ResourceApi:
         yield f"{project}/secrets/delete", self._delete_secrets
 
     async def _list_secrets(self, request: Request) -> Any:
-        return self._state.secrets.list()
+        return self._state.secrets.all()
 
     async def _get_secret(self, request: Request) -> Any:
         return self._state.secrets.get((await read_body(request, bodies.GetSecretRequest)).name)

@@ -88,7 +88,10 @@ def test_a_job_gets_the_value_and_nothing_else_shows_it(make: Callable[..., Api]
 @pytest.mark.parametrize(
     ("configuration", "why"),
     [
-        ({"env": {"A": "${{ secrets.nope }}"}}, "Failed to interpolate due to missing vars: ['secrets.nope']"),
+        (
+            {"env": {"A": "${{ secrets.nope }}"}},
+            "Failed to interpolate due to missing vars: ['secrets.nope']",
+        ),
         (
             {"registry_auth": {"username": "me", "password": "${{ secrets.nope }}"}},
             "Failed to interpolate due to missing vars: ['secrets.nope']",
@@ -111,7 +114,9 @@ def test_a_secret_is_read_when_the_job_starts(make: Callable[..., Api]) -> None:
     api = make()
     api.ok("{p}/secrets/create_or_update", {"name": "token", "value": "first"})
     retry = {"on_events": ["error"], "duration": "1h"}
-    api.apply("again", 'echo "$TOKEN"; [ "$TOKEN" = second ]', env={"TOKEN": "${{ secrets.token }}"}, retry=retry)
+    api.apply(
+        "again", 'echo "$TOKEN"; [ "$TOKEN" = second ]', env={"TOKEN": "${{ secrets.token }}"}, retry=retry
+    )
     api.wait_output("again", "first")
     api.ok("{p}/secrets/create_or_update", {"name": "token", "value": "second"})
     run = api.wait("again")
