@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from dstack_core.local import bodies, not_emulated, queries
-from dstack_core.local.apply import apply, get_plan, gpu_groups
+from dstack_core.local.apply import apply, get_plan
 from dstack_core.local.errors import (
     ApiError,
     ServerBugError,
@@ -23,6 +23,7 @@ from dstack_core.local.errors import (
     not_exists,
     unauthenticated,
 )
+from dstack_core.local.gpu_groups import gpu_groups
 from dstack_core.local.metrics import MetricsQuery, job_metrics
 from dstack_core.local.proxy import ServiceProxy
 from dstack_core.local.request_body import read_body

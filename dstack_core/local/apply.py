@@ -18,11 +18,11 @@ from __future__ import annotations
 from typing import Any
 
 from dstack_core import clock
-from dstack_core.local.bodies import ApplyRunPlanRequest, CurrentRun, GetRunPlanRequest, ListGpusRequest
+from dstack_core.local.bodies import ApplyRunPlanRequest, CurrentRun, GetRunPlanRequest
 from dstack_core.local.checks import check_spec, with_defaults
 from dstack_core.local.errors import bad_request
-from dstack_core.local.inventory import BACKEND, Inventory
-from dstack_core.local.job_specs import build_job_specs, wanted_resources
+from dstack_core.local.job_specs import build_job_specs
+from dstack_core.local.random_names import unused_name
 from dstack_core.local.runs import Job, Run, Submission
 from dstack_core.local.specs import RunSpec
 from dstack_core.local.state import USERNAME, State
@@ -52,7 +52,6 @@ async def get_plan(state: State, request: GetRunPlanRequest) -> dict[str, Any]:
     _check_emulated(spec)
     effective = with_defaults(spec, (await state.keys.pair())[0])
     current = state.named.get(spec.run_name or "")
-    inventory = state.settings.inventory
     updates = current is not None and not current.finished and can_update(current.spec, effective)
     return {
         "project_name": state.settings.project,
@@ -60,7 +59,7 @@ async def get_plan(state: State, request: GetRunPlanRequest) -> dict[str, Any]:
         "run_spec": spec.model_dump(mode="json"),
         "effective_run_spec": effective.model_dump(mode="json"),
         "job_plans": [
-            _job_plan(inventory, job_spec)
+            _job_plan(state, effective, job_spec, request.for_offers_only)
             for job_spec in build_job_specs(effective, spec.run_name or "dry-run")
         ],
         "current_resource": None if current is None else current.wire(),
@@ -68,46 +67,14 @@ async def get_plan(state: State, request: GetRunPlanRequest) -> dict[str, Any]:
     }
 
 
-def _job_plan(inventory: Inventory, job_spec: dict[str, Any]) -> dict[str, Any]:
-    resources = wanted_resources(job_spec)
-    fits = inventory.fits(resources, job_spec["requirements"]["max_price"])
+def _job_plan(state: State, spec: RunSpec, job_spec: dict[str, Any], for_offers: bool) -> dict[str, Any]:
+    offers = state.machines.plan(spec, job_spec, job_spec["jobs_per_replica"], for_offers=for_offers)
     return {
         "job_spec": job_spec,
-        "offers": [inventory.offer(resources)] if fits else [],
-        "total_offers": int(fits),
-        "max_price": inventory.price if fits else None,
+        "offers": offers,
+        "total_offers": len(offers),
+        "max_price": max((one["price"] for one in offers), default=None),
     }
-
-
-def gpu_groups(inventory: Inventory, request: ListGpusRequest) -> list[dict[str, Any]]:
-    """Return the only kind of GPU as the groups of gpus/list; no group if the requirements exclude it."""
-    spec = request.run_spec
-    resources = spec.configuration.resources
-    if not inventory.gpus or not inventory.fits(resources, spec.setting("max_price")):
-        return []
-    count = {"min": max(1, inventory.wanted_gpus(resources)), "max": inventory.gpus}
-    if resources.gpu is not None and resources.gpu.count.max is not None:
-        count["max"] = min(count["max"], resources.gpu.count.max)
-    group_by = request.group_by or []
-    counts = range(count["min"], count["max"] + 1) if "count" in group_by else []
-    return [
-        {
-            "name": inventory.gpu_name,
-            "memory_mib": int(inventory.gpu_memory * 1024),
-            "vendor": "nvidia",
-            "availability": ["available"],
-            "spot": ["on-demand"],
-            "count": of,
-            # A job costs the same, however many GPUs it uses.
-            "price": {"min": inventory.price / of["max"], "max": inventory.price / of["min"]},
-            "offer_price": {"min": inventory.price, "max": inventory.price},
-            "backends": None if "backend" in group_by else [BACKEND],
-            "backend": BACKEND if "backend" in group_by else None,
-            "regions": None if "region" in group_by else ["local"],
-            "region": "local" if "region" in group_by else None,
-        }
-        for of in ([{"min": number, "max": number} for number in counts] or [count])
-    ]
 
 
 async def apply(state: State, request: ApplyRunPlanRequest) -> Run:
@@ -132,14 +99,12 @@ async def apply(state: State, request: ApplyRunPlanRequest) -> Run:
 
 
 def _create(state: State, spec: RunSpec, submitted: dict[str, Any]) -> Run:
-    spec.run_name = spec.run_name or state.random_name()
+    spec.run_name = spec.run_name or unused_name(state.named)
     existing = state.named.get(spec.run_name)
     if existing is not None and not existing.finished:
         raise bad_request(f"Cannot delete active runs: ['{spec.run_name}']")
     jobs = [Job(job_spec, [Submission(0, 0)]) for job_spec in build_job_specs(spec, spec.run_name)]
-    run = Run(
-        state.settings.project, USERNAME, spec, jobs, state.settings.inventory.price, submitted=submitted
-    )
+    run = Run(state.settings.project, USERNAME, spec, jobs, submitted=submitted)
     state.add(run)
     return run
 

@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from dstack_core import clock
-from dstack_core.local.inventory import BACKEND, NO_OFFERS, Inventory
+from dstack_core.local.inventory import no_offers
 from dstack_core.local.job_specs import wanted_resources
 from dstack_core.local.logs import LogStore
+from dstack_core.local.machines import Machine, Machines, NoMachineError
 from dstack_core.local.metrics import MetricsStore
 from dstack_core.local.process import PtyProcess
 from dstack_core.local.project_secrets import ProjectSecrets
-from dstack_core.local.quantities import ResourcesSpec
 from dstack_core.local.references import UnfilledReference
 from dstack_core.local.runs import Job, Run, Submission, now
 from dstack_core.local.scenarios import Scenario, Scenarios
@@ -38,7 +38,7 @@ from dstack_core.local.ssh_host import RUNNER_PORT, Door, Place, SshHost
 from dstack_core.local.states import JOB_STATUS_OF_REASON
 from dstack_core.local.transitions import Transitions
 from dstack_core.local.watchdog import Watchdog
-from dstack_core.local.workspace import ADDRESS, Sources, Workspace, WorkspaceError
+from dstack_core.local.workspace import Sources, Workspace, WorkspaceError
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class Pace:
     stop_grace: float = 10.0
     # Short, so that tests are fast: a real server makes about one attempt a minute (runs_get_retry_error).
     retry_delay: float = 0.2
+    # Short for the same reason: a cloud needs minutes to start a machine.
+    instance: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -88,25 +90,23 @@ class JobCarrier:
 
     def __init__(
         self,
-        inventory: Inventory,
+        machines: Machines,
         pace: Pace,
         directory: Path,
         logs: LogStore,
         transitions: Transitions,
         sources: Callable[[Run], Sources],
-        fleet: dict[str, Any],
         ssh: SshHost,
         metrics: MetricsStore,
         scenarios: Scenarios,
         secrets: ProjectSecrets,
     ) -> None:
-        self._inventory = inventory
+        self._machines = machines
         self._pace = pace
         self._directory = directory
         self._logs = logs
         self._set = transitions
         self._sources = sources
-        self._fleet = fleet
         self._ssh = ssh
         self._metrics = metrics
         self._scenarios = scenarios
@@ -141,23 +141,39 @@ class JobCarrier:
         self._set.job(run, job, JOB_STATUS_OF_REASON[outcome.reason], outcome.reason)
 
     async def _attempt(self, run: Run, job: Job, ending: Ending) -> Outcome:
-        step = self._pace.step
-        if await ending.within(step):
+        if await ending.within(self._pace.step):
             return Outcome(ending.reason)
-        resources = wanted_resources(job.spec)
-        fits = self._inventory.fits(resources, run.spec.setting("max_price"))
-        if not fits or self._scenarios.take("capacity", run.name) is not None:
-            return Outcome("failed_to_start_due_to_no_capacity", message=NO_OFFERS)
-        run.fleet = self._fleet
-        loss = self._scenarios.take("interruption", run.name)
+        try:
+            machine = self._machines.find(run, job)
+        except NoMachineError as error:
+            return Outcome("failed_to_start_due_to_no_capacity", message=str(error))
+        is_lost = False
+        try:
+            if self._scenarios.take("capacity", run.name) is not None:
+                run.fleet = None
+                message = no_offers(machine.fleet["name"])
+                return Outcome("failed_to_start_due_to_no_capacity", message=message)
+            loss = self._scenarios.take("interruption", run.name)
+            outcome = await self._on_machine(run, job, ending, machine, loss)
+            is_lost = outcome is None
+            return outcome or await self._without_machine(ending, machine, loss)
+        finally:
+            self._machines.release(machine, job.latest.id, is_lost=is_lost)
+
+    async def _on_machine(
+        self, run: Run, job: Job, ending: Ending, machine: Machine, loss: Scenario | None
+    ) -> Outcome | None:
+        """Run a job on its machine; return None if the machine was lost meanwhile."""
         # Only a run that allows spot gets a spot machine, and only those are interrupted.
-        is_spot = loss is not None and loss.is_spot and job.spec["requirements"]["spot"] is not False
-        job.latest.provisioning_data = self._provisioning_data(resources, is_spot)
+        if loss is not None and loss.is_spot and job.spec["requirements"]["spot"] is not False:
+            machine.offer["instance"]["resources"]["spot"] = True
+        job.latest.provisioning_data = machine.provisioning_data(self._ssh.port)
         self._set.job(run, job, "provisioning")
-        if await ending.within(step):
+        if await ending.within(self._pace.step + (self._pace.instance if machine.is_new else 0)):
             return Outcome(ending.reason)
+        self._machines.started(machine)
         self._set.job(run, job, "pulling")
-        if await ending.within(step):
+        if await ending.within(self._pace.step):
             return Outcome(ending.reason)
         if (failure := self._scenarios.take("pull", run.name)) is not None:
             return Outcome(
@@ -169,16 +185,16 @@ class JobCarrier:
         with clock.Work() as work:
             try:
                 await asyncio.to_thread(workspace.prepare, self._sources(run), job.spec)
-                outcome = await self._execute(run, job, ending, workspace, variables, work, loss)
+                return await self._execute(run, job, ending, workspace, variables, machine, work, loss)
             finally:
                 await asyncio.to_thread(shutil.rmtree, workspace.root, ignore_errors=True)
-        if outcome is not None:
-            return outcome
-        # The machine is lost: the run counts as running until the server gives the machine up.
+
+    async def _without_machine(self, ending: Ending, machine: Machine, loss: Scenario | None) -> Outcome:
+        """Wait until the server gives a lost machine up; the run counts as running until then."""
         noticed_after = 0.0 if loss is None else loss.noticed_after
         if await ending.within(noticed_after):
             return Outcome(ending.reason)
-        reason = "interrupted_by_no_capacity" if is_spot else "instance_unreachable"
+        reason = "interrupted_by_no_capacity" if machine.is_spot else "instance_unreachable"
         return Outcome(reason, message="Instance is unreachable")
 
     async def _execute(
@@ -188,6 +204,7 @@ class JobCarrier:
         ending: Ending,
         workspace: Workspace,
         variables: Mapping[str, str],
+        machine: Machine,
         work: clock.Work,
         loss: Scenario | None,
     ) -> Outcome | None:
@@ -204,9 +221,9 @@ class JobCarrier:
             await process.start(argv, environment, workspace.cwd)
             self._places[submission.id] = Place(workspace.cwd, environment)
             self._watchdog.started(process.pid)
-            submission.runtime_data = self._runtime_data(run, job, workspace)
+            submission.runtime_data = self._runtime_data(run, job, workspace, machine)
             self._set.job(run, job, "running")
-            measuring = asyncio.create_task(self._measure(job, process, marker))
+            measuring = asyncio.create_task(self._measure(job, process, marker, machine.gpus))
             try:
                 return await self._until_end(run, job, ending, process, work, loss)
             finally:
@@ -248,32 +265,9 @@ class JobCarrier:
                 task.cancel()
             await asyncio.gather(exited, asked, at_once, limit, lost, return_exceptions=True)
 
-    async def _measure(self, job: Job, process: PtyProcess, marker: str) -> None:
-        gpus = self._inventory.wanted_gpus(wanted_resources(job.spec))
+    async def _measure(self, job: Job, process: PtyProcess, marker: str, gpus: int) -> None:
         env = job.spec["env"] or {}
         await self._metrics.measure(job.latest.id, process.pid, marker, gpus=gpus, env=env)
-
-    def _provisioning_data(self, resources: ResourcesSpec, is_spot: bool) -> dict[str, Any]:
-        return {
-            "backend": BACKEND,
-            "base_backend": None,
-            "instance_type": self._inventory.instance(resources, is_spot),
-            "instance_id": "local",
-            "hostname": ADDRESS,
-            "internal_ip": ADDRESS,
-            "public_ip_enabled": True,
-            "instance_network": None,
-            "region": "local",
-            "availability_zone": None,
-            "reservation": None,
-            "price": self._inventory.price,
-            "username": "root",
-            "ssh_port": self._ssh.port,
-            "dockerized": True,
-            "ssh_proxy": None,
-            "backend_data": None,
-            "gpu_driver": None,
-        }
 
     def _door(self, run: Run, submission: Submission) -> Door:
         def read_log(start: datetime | None) -> Iterator[bytes]:
@@ -281,18 +275,16 @@ class JobCarrier:
 
         return Door(run.spec.ssh_key_pub or "", read_log, lambda: self._places.get(submission.id))
 
-    def _runtime_data(self, run: Run, job: Job, workspace: Workspace) -> dict[str, Any]:
+    def _runtime_data(self, run: Run, job: Job, workspace: Workspace, machine: Machine) -> dict[str, Any]:
         resources = wanted_resources(job.spec)
-        machine = job.latest.provisioning_data
-        is_spot = machine is not None and machine["instance_type"]["resources"]["spot"]
         return {
             "network_mode": "bridge",
-            "gpu": self._inventory.wanted_gpus(resources),
+            "gpu": machine.gpus,
             "cpu": float(resources.cpu.count.min or 1),
             "memory": float(resources.memory.min or 1),
             "ports": {str(RUNNER_PORT): RUNNER_PORT, "10022": self._ssh.add(self._door(run, job.latest))},
             "volume_names": [],
-            "offer": self._inventory.offer(resources, is_spot),
+            "offer": machine.offer,
             "working_dir": str(workspace.cwd),
             "username": "root",
         }

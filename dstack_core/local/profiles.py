@@ -111,6 +111,10 @@ def _check_tags(value: Any) -> Any:
     return value
 
 
+Tags = Annotated[dict[str, str] | None, BeforeValidator(_check_tags)]
+BackendOptions = Annotated[list[VastaiOptions] | None, AfterValidator(_check_options)]
+
+
 def _read_instance(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
@@ -139,8 +143,8 @@ class ProfileParams(Strict):
     schedule: Schedule | None = None
     fleets: list[Annotated[EntityReference | str, AfterValidator(as_reference)]] | None = None
     instances: Annotated[list[Instance], _NOT_EMPTY] | None = None
-    tags: Annotated[dict[str, str] | None, BeforeValidator(_check_tags)] = None
-    backend_options: Annotated[list[VastaiOptions] | None, AfterValidator(_check_options)] = None
+    tags: Tags = None
+    backend_options: BackendOptions = None
 
 
 class Profile(ProfileParams):

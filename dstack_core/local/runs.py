@@ -55,6 +55,8 @@ class Submission:
         if self.status in ("done", "failed") and self.exit_status is not None:
             return f"exited ({self.exit_status})"
         if self.finished:
+            if (self.termination_message or "").startswith("No matching fleet found"):
+                return "no fleets"
             return JOB_MESSAGE_OF_REASON.get(self.termination_reason or "", self.status)
         return self.status
 
@@ -63,6 +65,11 @@ class Submission:
         if self.provisioning_data is None:
             return 0.0
         return ((self.finished_at or now()) - self.submitted_at).total_seconds()
+
+    def cost(self) -> float:
+        """Return the cost so far in USD."""
+        price = 0.0 if self.provisioning_data is None else self.provisioning_data["price"]
+        return self.seconds() / 3600 * float(price)
 
     def wire(self) -> dict[str, Any]:
         """Return the submission as JSON data."""
@@ -119,7 +126,6 @@ class Run:
     user: str
     spec: RunSpec
     jobs: list[Job]
-    price: float
     id: str = field(default_factory=lambda: str(uuid4()))
     submitted_at: datetime = field(default_factory=now)
     last_processed_at: datetime = field(default_factory=now)
@@ -170,8 +176,7 @@ class Run:
 
     def cost(self) -> float:
         """Return the cost so far in USD, with 4 digits (PROTOCOL 1.5)."""
-        seconds = sum(submission.seconds() for job in self.jobs for submission in job.submissions)
-        return round(seconds / 3600 * self.price, 4)
+        return round(sum(submission.cost() for job in self.jobs for submission in job.submissions), 4)
 
     def wire(self, include_jobs: bool = True, submissions_limit: int | None = None) -> dict[str, Any]:
         """Return the run as JSON data."""

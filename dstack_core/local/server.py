@@ -10,12 +10,13 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from dstack_core.local.faults import Faults
+from dstack_core.local.locations import read_regions
 from dstack_core.local.scenarios import Scenarios
 from dstack_core.local.seen import SeenRun, seen_runs
 
@@ -60,6 +61,13 @@ class LocalServer:
         gpu_usage: What each GPU of a running job shows, as (percent, GB), or a function of the seconds since
             the start that returns it. Default: no GPU is measured. The variable
             ``DSTACK_LOCAL_GPU_USAGE="PERCENT GB"`` of a run counts before it.
+        needs_fleet: Whether runs need a fleet, as on a real server since 0.20. Default: a run that names no
+            fleet runs in an implicit one, ``local``.
+        instance_seconds: Seconds that an instance of a fleet stays in each status on its way up and down.
+        regions: Where the machine is offered: USD per hour by ``"BACKEND/REGION"``, such as
+            ``{"aws/us-east-1": 1.2, "gcp/us-west1": 0.9}``. Jobs and fleets get the cheapest that their
+            `backends`, `regions` and `max_price` allow. Default: one place, which `backends` and `regions`
+            do not restrict, at `price`.
 
     Example:
         >>> with LocalServer() as server, server.client() as client:
@@ -83,13 +91,23 @@ class LocalServer:
         retry_seconds: float = 0.2,
         metrics_seconds: float = 10.0,
         gpu_usage: Callable[[float], tuple[float, float]] | tuple[float, float] | None = None,
+        needs_fleet: bool = False,
+        instance_seconds: float = 0.1,
+        regions: Mapping[str, float] | None = None,
     ) -> None:
         self._port = port
         self._bound_port: int | None = None
         self._project = project
         self._token = token if token is not None else secrets.token_hex(16)
         self._machine = {"gpus": gpus, "gpu_name": gpu_name, "gpu_memory": gpu_memory, "price": price}
-        self._paces = {"step": step_seconds, "stop_grace": stop_grace_seconds, "retry_delay": retry_seconds}
+        self._locations = read_regions(regions)
+        self._needs_fleet = needs_fleet
+        self._paces = {
+            "step": step_seconds,
+            "stop_grace": stop_grace_seconds,
+            "retry_delay": retry_seconds,
+            "instance": instance_seconds,
+        }
         self._metrics_seconds = metrics_seconds
         self._gpu_usage = gpu_usage
         self._faults = Faults()
@@ -217,7 +235,7 @@ class LocalServer:
 
         async def end() -> None:
             middleware.close()
-            await state.engine.close()
+            await state.close()
 
         self._uvicorn = ReadyServer(QuietConfig(middleware), ready.set, end)
         try:
@@ -235,10 +253,11 @@ class LocalServer:
         settings = Settings(
             self._project,
             self._token,
-            Inventory(**inventory),
+            Inventory(**inventory, locations=self._locations),
             Pace(**self._paces),
             self._metrics_seconds,
             self._gpu_usage,
+            self._needs_fleet,
         )
         return State(settings, self._directory, self._scenarios)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,12 @@ from dstack_core.local.bodies import SaveRepoCredsRequest
 from dstack_core.local.engine import Engine
 from dstack_core.local.errors import unknown_project
 from dstack_core.local.events import EventLog
+from dstack_core.local.fleet_pool import FleetPool
 from dstack_core.local.inventory import Inventory
 from dstack_core.local.jobs import JobCarrier, Pace
 from dstack_core.local.keys import UserKeys
 from dstack_core.local.logs import LogStore, iso
+from dstack_core.local.machines import Machines
 from dstack_core.local.metrics import GpuUsage, MetricsStore
 from dstack_core.local.project_secrets import ProjectSecrets
 from dstack_core.local.runs import Run, now
@@ -38,6 +39,7 @@ class Settings:
     pace: Pace
     metrics_seconds: float = 10.0
     gpu_usage: GpuUsage | None = None
+    needs_fleet: bool = False
 
     def __repr__(self) -> str:
         return f"Settings(project={self.project!r})"
@@ -64,21 +66,27 @@ class State:
         self.repos: dict[str, SaveRepoCredsRequest] = {}
         self.codes: dict[tuple[str, str], Path] = {}
         self.archives: dict[str, tuple[str, Path]] = {}
+        self.fleets = FleetPool(settings.project, settings.inventory, settings.pace.instance)
+        self.machines = Machines(settings.project, settings.inventory, self.fleets, settings.needs_fleet)
         transitions = Transitions(self.events)
         carrier = JobCarrier(
-            settings.inventory,
+            self.machines,
             settings.pace,
             directory,
             self.logs,
             transitions,
             self.sources,
-            {"id": str(uuid4()), "name": "local"},
             SshHost(),
             self.metrics,
             scenarios,
             self.secrets,
         )
         self.engine = Engine(carrier, settings.pace, transitions)
+
+    async def close(self) -> None:
+        """End the runs and fleets, and kill everything that they started."""
+        await self.engine.close()
+        await self.fleets.close()
 
     def require_project(self, name: str) -> None:
         """Raise ApiError 404 unless the project is the one of this server."""
@@ -97,13 +105,6 @@ class State:
         """Mark a run as deleted; it can still be read by its id."""
         run.deleted = True
         self.named.pop(run.name, None)
-
-    def random_name(self) -> str:
-        """Return an unused run name."""
-        while True:
-            name = f"{secrets.choice(_ADJECTIVES)}-{secrets.choice(_ANIMALS)}-{secrets.randbelow(1000)}"
-            if name not in self.named:
-                return name
 
     def sources(self, run: Run) -> Sources:
         """Return the uploads that a run refers to; missing ones are left out."""
@@ -151,7 +152,3 @@ class State:
             "is_public": False,
             "templates_repo": None,
         }
-
-
-_ADJECTIVES = ("brave", "calm", "clever", "eager", "gentle", "happy", "kind", "lively", "proud", "quick")
-_ANIMALS = ("badger", "crane", "falcon", "gecko", "heron", "lynx", "otter", "panda", "robin", "stoat")

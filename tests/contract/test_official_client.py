@@ -155,7 +155,6 @@ def test_attaching_forwards_the_ports_of_a_run(official: OfficialClient, api: Ap
         ("volume get nope --json", "not found"),
         ("secret get nope", "not found"),
         ("secret set a b", "OK"),
-        ("apply -y -f fleet.dstack.yml", "not emulated by the embedded server"),
         ("apply -y -f volume.dstack.yml", "not emulated by the embedded server"),
     ],
 )
@@ -165,6 +164,33 @@ def test_every_other_command_has_an_answer(official: OfficialClient, command: st
     reply = official.run(*command.split())
     assert expected in reply.text
     assert reply.status == int("not " in expected)
+
+
+def test_a_fleet_is_applied_listed_used_and_deleted() -> None:
+    with (
+        LocalServer(instance_seconds=0.05, regions={"aws/us-east-1": 1.5, "aws/us-west-2": 0.5}) as server,
+        tempfile.TemporaryDirectory(prefix="d-") as home,
+    ):
+        api, official = Api(server), OfficialClient(server, Path(home))
+        warm = official.configuration("warm", "type: fleet\nnodes: 1..2\nregions: [us-east-1]\n")
+        reply = official.run("apply", "-y", "-f", warm)
+        assert reply.status == 0, reply.text
+        assert "$1.5" in reply.text, reply.text
+        listed = official.run("fleet").text
+        assert "us-east-1" in listed, listed
+        assert "idle" in listed, listed
+        assert '"name":"warm"' in official.run("fleet", "get", "warm", "--json").text.replace(" ", "")
+        official.configuration("warm", "type: fleet\nnodes: 1..3\nregions: [us-east-1]\n")
+        updated = official.run("apply", "-y", "-f", warm)
+        assert updated.status == 0, updated.text
+        fleet = api.ok("{p}/fleets/get", {"name": "warm"})
+        assert fleet["spec"]["configuration"]["nodes"] == {"min": 1, "max": 3}
+        train = official.configuration("train", "type: task\nfleets: [warm]\ncommands: [echo hello, sleep 1]\n")
+        done = official.run("apply", "-y", "-f", train)
+        assert (done.status, "hello" in done.text) == (0, True), done.text
+        deleted = official.run("fleet", "delete", "-y", "warm")
+        assert deleted.status == 0, deleted.text
+        assert "warm" not in official.run("fleet").text
 
 
 def test_the_python_api_submits_attaches_reads_and_stops(
