@@ -31,6 +31,12 @@ from dstack_core.models.stops import StopResult
 
 if TYPE_CHECKING:
     from dstack_core.aio_functions import AsyncFunctionCollection
+    from dstack_core.aio_resource_collections import (
+        AsyncFleetCollection,
+        AsyncGatewayCollection,
+        AsyncSecretCollection,
+        AsyncVolumeCollection,
+    )
 
 
 class AsyncClient(ClientBase[AsyncTransport]):
@@ -87,6 +93,35 @@ class AsyncClient(ClientBase[AsyncTransport]):
     def backends(self) -> AsyncBackendCollection:
         """The project's backends."""
         return AsyncBackendCollection(self._operations, self._transport)
+
+    @property
+    def fleets(self) -> AsyncFleetCollection:
+        """The project's fleets."""
+        # Only a caller of these pays for the import.
+        from dstack_core.aio_resource_collections import AsyncFleetCollection
+
+        return AsyncFleetCollection(self._operations, self._transport)
+
+    @property
+    def volumes(self) -> AsyncVolumeCollection:
+        """The project's network volumes."""
+        from dstack_core.aio_resource_collections import AsyncVolumeCollection
+
+        return AsyncVolumeCollection(self._operations, self._transport)
+
+    @property
+    def secrets(self) -> AsyncSecretCollection:
+        """The project's secrets."""
+        from dstack_core.aio_resource_collections import AsyncSecretCollection
+
+        return AsyncSecretCollection(self._operations, self._transport)
+
+    @property
+    def gateways(self) -> AsyncGatewayCollection:
+        """The project's gateways."""
+        from dstack_core.aio_resource_collections import AsyncGatewayCollection
+
+        return AsyncGatewayCollection(self._operations, self._transport)
 
     async def user(self) -> User:
         """Return the user whom the token belongs to, without token and keys. Raises the server errors."""

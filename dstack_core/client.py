@@ -26,6 +26,12 @@ from dstack_core.run import Run
 
 if TYPE_CHECKING:
     from dstack_core.functions import FunctionCollection
+    from dstack_core.resource_collections import (
+        FleetCollection,
+        GatewayCollection,
+        SecretCollection,
+        VolumeCollection,
+    )
 
 
 class Client(ClientBase[BlockingTransport]):
@@ -84,6 +90,35 @@ class Client(ClientBase[BlockingTransport]):
     def backends(self) -> BackendCollection:
         """The project's backends."""
         return BackendCollection(self._operations, self._transport)
+
+    @property
+    def fleets(self) -> FleetCollection:
+        """The project's fleets."""
+        # Only a caller of these pays for the import.
+        from dstack_core.resource_collections import FleetCollection
+
+        return FleetCollection(self._operations, self._transport)
+
+    @property
+    def volumes(self) -> VolumeCollection:
+        """The project's network volumes."""
+        from dstack_core.resource_collections import VolumeCollection
+
+        return VolumeCollection(self._operations, self._transport)
+
+    @property
+    def secrets(self) -> SecretCollection:
+        """The project's secrets."""
+        from dstack_core.resource_collections import SecretCollection
+
+        return SecretCollection(self._operations, self._transport)
+
+    @property
+    def gateways(self) -> GatewayCollection:
+        """The project's gateways."""
+        from dstack_core.resource_collections import GatewayCollection
+
+        return GatewayCollection(self._operations, self._transport)
 
     def user(self) -> User:
         """Return the user whom the token belongs to, without token and keys. Raises the server errors."""
