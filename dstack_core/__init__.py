@@ -94,7 +94,7 @@ if TYPE_CHECKING:
         RunUserError,
     )
     from dstack_core.models.outcome_dict import OutcomeDict
-    from dstack_core.models.plan import Offer, Plan
+    from dstack_core.models.plan import GpuOffers, Offer, Offers, Plan
     from dstack_core.models.profiles import Profile, RetryPolicy
     from dstack_core.models.progress import LogCursor, Progress, ReportedSoFar
     from dstack_core.models.records import EventRecord, LogBytes, Metric
@@ -212,7 +212,7 @@ _HOMES = {
         "RunUserError",
     ),
     "models.outcome_dict": ("OutcomeDict",),
-    "models.plan": ("Offer", "Plan"),
+    "models.plan": ("GpuOffers", "Offers", "Offer", "Plan"),
     "models.profiles": ("Profile", "RetryPolicy"),
     "models.progress": ("LogCursor", "Progress", "ReportedSoFar"),
     "models.records": ("EventRecord", "LogBytes", "Metric"),
@@ -269,6 +269,7 @@ __all__ = [
     "FunctionSkipped",
     "Gateway",
     "GatewayCollection",
+    "GpuOffers",
     "Hardware",
     "Instance",
     "KeywordOptions",
@@ -279,6 +280,7 @@ __all__ = [
     "NoCapacityError",
     "NoResultError",
     "Offer",
+    "Offers",
     "Outcome",
     "OutcomeDict",
     "PartialLine",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -200,9 +200,23 @@ class Operations:
         what = f"{self.api.server_url} did not return run {run_name} within {timeout:g} s"
         return within(flow, TimeLimit(timeout, what, "", self.clock, last_request=0.0))
 
-    def list_runs(self, *, all: bool) -> Flow[list[RunSnapshot]]:
+    def list_runs(
+        self,
+        *,
+        all: bool,
+        limit: int | None = None,
+        status: str | Collection[str] | None = None,
+        marker_prefix: str | None = None,
+    ) -> Flow[list[RunSnapshot]]:
         """List the project's runs."""
-        return self.retried(queries.list_runs(self.api, all=all))
+        wanted = queries.run_filter(status, marker_prefix)
+        if limit is not None:
+            check_limit(limit)
+        return self.retried(queries.list_runs(self.api, all=all, limit=limit, is_wanted=wanted))
+
+    def delete_run(self, run_name: str) -> Flow[None]:
+        """Delete a run that has ended."""
+        return self.retried(call(self.api.delete_run(check_run_name(run_name))))
 
     def stop(
         self, target: StopTarget, abort: bool, until: str, timeout: float | None, check: Check = Check.ALWAYS

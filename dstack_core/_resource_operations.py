@@ -10,20 +10,26 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from dstack_core._attach.keys import read_identity_file
 from dstack_core._flow import fleets, volumes
+from dstack_core._flow.queries import check_limit
 from dstack_core._flow.retry import TimeLimit, within
 from dstack_core._flow.steps import Flow, Op, call
 from dstack_core._operations import Operations
 from dstack_core._wire.fleets import FleetApi, fleet_spec
 from dstack_core._wire.project_items import ProjectItemsApi, volume_configuration
+from dstack_core._wire.spec import run_spec
+from dstack_core._wire.versions import needs_of
 from dstack_core.configurations import FleetLike, VolumeLike, load_fleet, load_volume
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.account import Gateway, Secret
+from dstack_core.models.configurations import Task
 from dstack_core.models.fleets import Fleet, FleetConfiguration, FleetPlan
-from dstack_core.models.options import check_choice, check_seconds
+from dstack_core.models.options import SubmitOptions, check_choice, check_seconds
+from dstack_core.models.plan import Offers
+from dstack_core.models.resources import Resources
 from dstack_core.models.volumes import Volume
 
 T = TypeVar("T")
@@ -33,6 +39,24 @@ _NAME = re.compile(r"[a-z][a-z0-9-]{1,40}")
 _SECRET_NAME = re.compile(r"[A-Za-z0-9-_]{1,200}")
 _SECRETS = "project secrets"
 _UNTIL = ("accepted", "deleted")
+# What dstack requires by default (2 CPUs, 8 GB, 100 GB of disk) would hide machines.
+_NO_LIMITS: Mapping[str, Any] = {
+    "cpu": "1..", "memory": "0.1..", "disk": None, "gpu": {"count": "0.."},
+}  # fmt: skip
+# No run is made with it, and every server before 0.19.33 wants one.
+_NO_KEY = "ssh-rsa AAAA offers"
+
+
+class OfferOptions(TypedDict, total=False):
+    """Which machines are wanted; None for one is the same as leaving it out."""
+
+    resources: Resources | Mapping[str, Any] | str | int | None
+    backends: Sequence[str] | None
+    regions: Sequence[str] | None
+    instance_types: Sequence[str] | None
+    fleets: Sequence[str] | None
+    spot_policy: str | None
+    max_price: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +98,34 @@ class ResourceOperations:
             marker=marker,
         )
         return self.operations.retried(steps, _needs(loaded.model_dump()), ask_first=True)
+
+    def offers(self, wanted: OfferOptions, limit: int) -> Flow[Offers]:
+        """Check the input now; the flow fetches the machines that the project could get."""
+        check_limit(limit)
+        given: dict[str, Any] = {key: value for key, value in wanted.items() if value is not None}
+        options: SubmitOptions = {
+            "resources": given.pop("resources", _NO_LIMITS),
+            "spot_policy": given.pop("spot_policy", None),
+            "max_price": given.pop("max_price", None),
+        }
+        # A command and an image that stand for no run: servers take such a request as one for offers, and do
+        # not look at fleets or at a registry.
+        configuration = Task.model_validate({"commands": [":"], "image": "scratch", "user": "root", **given})
+        spec = run_spec(configuration, options)
+        versions = self.operations.version_check
+
+        def steps() -> Op[Offers]:
+            yield from versions.release()
+            more: dict[str, Any] = {"max_offers": limit, "for_offers_only": True}
+            plan = yield from call(
+                self.operations.api.get_plan(
+                    {**spec, "ssh_key_pub": _NO_KEY},
+                    **{key: value for key, value in more.items() if not versions.lacks(key)},
+                )
+            )
+            return Offers(plan.offers[:limit], plan.total_offers)
+
+        return self.operations.retried(steps(), needs_of(spec), ask_first=True)
 
     def get_fleet(self, name: str) -> Flow[Fleet | None]:
         """Fetch a fleet, None if there is no such fleet."""

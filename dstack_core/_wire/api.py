@@ -198,9 +198,13 @@ class Api:
             body |= {"prev_submitted_at": after.submitted_at, "prev_run_id": after.id}
         return self.call("/api/runs/list", body, lambda data: [parse_run(item) for item in data])
 
-    def get_plan(self, run_spec: Mapping[str, Any]) -> Call[Plan]:
-        """Ask which offers a run would have; nothing is submitted."""
-        return self.call(self.path("runs/get_plan"), {"run_spec": run_spec}, parse_plan)
+    def get_plan(self, run_spec: Mapping[str, Any], **more: Any) -> Call[Plan]:
+        """Ask which offers a run would have; nothing is submitted. ``more`` are further keys."""
+        return self.call(self.path("runs/get_plan"), {"run_spec": run_spec, **more}, parse_plan)
+
+    def delete_run(self, name: str) -> Call[None]:
+        """Ask to delete a run that has ended; an active one is refused (PROTOCOL 1.7)."""
+        return self.call(self.path("runs/delete"), {"runs_names": [name]}, lambda _: None, run_name=name)
 
     def get_usage_spec(self, name: str, run_id: str, usage: Utilization) -> Call[SmallerGpu | None]:
         """Ask for a run and return what it would need of a smaller GPU; None if it needs its own."""

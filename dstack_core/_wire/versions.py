@@ -55,9 +55,11 @@ _OTHERS: Mapping[str, Release] = {
     "secrets": (0, 19, 17),
     "events": (0, 20, 0),
     "auto_cleanup_duration": (0, 19, 19),
+    "max_offers": (0, 19, 5),
+    # Older servers know a request for offers by its command alone.
+    "for_offers_only": (0, 21, 0),
     "in-place update of a fleet": (0, 19, 6),
     "project secrets": (0, 19, 17),
-    "gpus/list": (0, 19, 25),
     "repos with path or if_exists": (0, 20, 0),
     "python 3.14": (0, 21, 0),
     "python 3.15": (0, 22, 5),
