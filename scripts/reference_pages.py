@@ -257,6 +257,8 @@ PAGES = [
             "RequestRejectedError",
             "RunNameTakenError",
             "RunNotUpdatableError",
+            "ResourceNameTakenError",
+            "ResourceFailedError",
             "UnsupportedServerError",
             "ProtocolError",
             "RunError",
