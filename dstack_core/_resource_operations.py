@@ -108,8 +108,8 @@ class ResourceOperations:
             "spot_policy": given.pop("spot_policy", None),
             "max_price": given.pop("max_price", None),
         }
-        # A command and an image that stand for no run: servers take such a request as one for offers, and do
-        # not look at fleets or at a registry.
+        # A command and an image that stand for no run: servers take such a request as one for offers, and ask
+        # neither fleets nor a registry.
         configuration = Task.model_validate({"commands": [":"], "image": "scratch", "user": "root", **given})
         spec = run_spec(configuration, options)
         versions = self.operations.version_check

@@ -141,8 +141,8 @@ class AsyncClient(ClientBase[AsyncTransport]):
         Args:
             resources: ``Resources``, whose numbers are minimums; or a mapping, or a GPU in its short form
                 (``"24GB.."``, ``"A100:40GB:2"``, 1), with the same meaning as in YAML. Default: any machine.
-            backends: The only backends to look at. Default: all of the project's.
-            regions: The only regions. Default: all.
+            backends: Only machines of these backends. Default: all of the project's.
+            regions: Only machines of these regions. Default: all.
             instance_types: The only types of machines, in the cloud's words. Default: all.
             fleets: Only machines of these fleets. Default: fleets are ignored, from 0.20 on too.
             spot_policy: ``"spot"``, ``"on-demand"`` or ``"auto"`` for both.

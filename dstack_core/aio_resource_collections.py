@@ -287,7 +287,7 @@ class AsyncSecretCollection(_AsyncCollection):
             The secret without its value.
 
         Raises:
-            ConfigurationError: The name or the value is none; nothing was sent.
+            ConfigurationError: The name or the value is wrong; nothing was sent.
             UnsupportedServerError: The server is older than 0.19.17.
             ServerError: The other server errors.
 

@@ -1,7 +1,7 @@
 """Create, update and delete fleets exactly once (PROTOCOL 1.2).
 
-The problem: when the reply to a request is lost, the fleet may or may not exist, and a machine that nobody
-knows of costs money. A name may belong to a fleet of somebody else.
+The problem: when the reply to a request is lost, the fleet may or may not exist, and a machine that is not
+known of costs money. A name may belong to a fleet of another user.
 
 The idea: as for runs, the fleet of that name is fetched before a request and after each reply that is
 refused, lost or malformed. What it is then decides: missing, it is created; with the caller's marker, or
@@ -34,7 +34,7 @@ APPLY = "in-place update of a fleet"
 # Seconds between two fetches while a fleet or its machines are waited for. Clouds take half a minute or more
 # for a machine, so a shorter pause would only add requests.
 PAUSE_SECONDS = 2.0
-# How often the server may say that the fleet is being processed, or has changed since the plan. Its own
+# How often the server may report that the fleet is being processed, or has changed since the plan. Its own
 # workers hold a fleet for a second or two; without a limit another refusal with that text would never end.
 _MOST_REFUSALS = 10
 # The text of every server from 0.19.6 to 0.22.5 for both reasons (fleets/apply).
@@ -70,7 +70,7 @@ def apply_fleet(
             continue
         if refusal is not None:
             refusals += 1
-            # Refused although nobody has the name: the request itself is wrong.
+            # Refused although the name is free: the request itself is wrong.
             gone = found is None and refusal.code != "resource_exists"
             if refusals > _MOST_REFUSALS or gone or (found is not None and not _may_pass(refusal)):
                 raise refusal
