@@ -3,7 +3,7 @@
 A volume has no place for a marker: ``volumes/create`` takes a configuration and nothing else. So its owner is
 known by its name, and from 0.19.5 on by its tags. As for fleets, the volume of that name is fetched before a
 request and after each refused, lost or malformed reply; the server refuses a name that is taken. A volume is
-never changed: one that exists and differs in place or size belongs to another user, or holds data of an older run.
+never changed: one that exists in another place, or with other tags, is not the wanted one.
 """
 
 from __future__ import annotations
