@@ -74,7 +74,7 @@ def submissions(server: LocalServer) -> int:
 def log_records(flow_run_id: UUID, *, last: str | Sequence[str], seconds: float = 30.0) -> list[str]:
     """Return the messages of a flow run from Prefect's API in order, once each ``last`` is in one of them.
 
-    A busy server's timeout is no answer: it is asked again.
+    If a busy server does not answer in time, it is asked again.
     """
 
     def read() -> list[str]:
