@@ -222,7 +222,7 @@ check: $(CORE) $(AIRFLOW) $(PREFECT) $(BENCH_PLOTS) ## Run ruff, mypy --strict a
 	$(ENVS)/core/bin/python -m pytest -q tests/core/test_layers.py
 
 .PHONY: check-examples
-check-examples: $(CORE) $(AIRFLOW) $(PREFECT) ## Check the types of the READMEs' examples with mypy --strict and pyright
+check-examples: $(CORE) $(AIRFLOW) $(PREFECT) ## Check the types of every documented example with mypy --strict and basedpyright (a minute)
 	@$(ENVS)/core/bin/python -m scripts.check_examples
 
 .PHONY: dist test-dist
