@@ -486,4 +486,17 @@ RUNNERS = Suite(
     ),
 )
 
-SUITES = [KILLS, FLEET, RUNNERS, REPORTS, HOLDS, CALLBACKS, LOAD, ODDITIES]
+SCALE = Suite(
+    "Two Prefect servers on Postgres",
+    "Two API processes share a database, behind one address. Held means: each mapped task has one run and ends as Completed, each of its lines\n"
+    "is in Prefect's log once.",
+    (
+        _prefect(
+            "kill -9 of one of them while 50 mapped tasks run",
+            _FLOW,
+            "test_two_servers.py::test_a_killed_api_server_leaves_one_run_for_each_mapped_task[50]",
+        ),
+    ),
+)
+
+SUITES = [KILLS, FLEET, RUNNERS, SCALE, REPORTS, HOLDS, CALLBACKS, LOAD, ODDITIES]
