@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -26,35 +25,13 @@ from dstack_core.local.errors import (
 )
 from dstack_core.local.metrics import MetricsQuery, job_metrics
 from dstack_core.local.proxy import ServiceProxy
+from dstack_core.local.request_body import read_body
+from dstack_core.local.resource_routes import ResourceApi
 from dstack_core.local.state import SERVER_VERSION, State
 from dstack_core.local.uploads import receive_archive, receive_code
 from dstack_core.local.versions import check_client_version
 
-Body = TypeVar("Body", bound=BaseModel)
 Handler = Callable[[Request], Awaitable[Any]]
-
-
-async def read_body(request: Request, model: type[Body]) -> Body:
-    """Return the body of a request; raises ApiError 422 if it does not fit the model."""
-    raw = await request.body()
-    data: Any = None
-    if not raw:
-        raise invalid([{"loc": (), "msg": "Field required", "type": "missing"}])
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
-        try:
-            data = json.loads(raw)
-        except ValueError as error:
-            position = getattr(error, "pos", 0)
-            raise invalid(
-                [{"loc": (position,), "msg": "JSON decode error", "type": "json_invalid"}]
-            ) from error
-    if not isinstance(data, dict):
-        text = "Input should be a valid dictionary or object to extract fields from"
-        raise invalid([{"loc": (), "msg": text, "type": "model_attributes_type"}])
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise invalid(error.errors(include_url=False, include_context=False, include_input=False)) from error
 
 
 class Api:
@@ -107,6 +84,7 @@ class Api:
             self._route(f"{project}/repos/list", self.list_repos),
             self._route(f"{project}/repos/delete", self.delete_repos),
             self._route(f"{project}/gpus/list", self.list_gpus),
+            *(self._route(path, handler) for path, handler in ResourceApi(self.state).endpoints()),
             *(self._route(path, handler) for path, handler in not_emulated.endpoints()),
             Route("/projects/{project}/runs/{run_id}", self.run_page, methods=["GET"]),
             *ServiceProxy(self.state).routes(),

@@ -194,3 +194,22 @@ class GetFileArchiveByHashRequest(Strict):
     """The body of files/get_archive_by_hash."""
 
     hash: str
+
+
+class GetSecretRequest(Strict):
+    """The body of secrets/get."""
+
+    name: str
+
+
+class SetSecretRequest(Strict):
+    """The body of secrets/create_or_update."""
+
+    name: str
+    value: str = Field(repr=False)
+
+
+class DeleteSecretsRequest(Strict):
+    """The body of secrets/delete."""
+
+    secrets_names: list[str]

@@ -113,7 +113,10 @@ class Engine:
     def _reason(self, run: Run) -> str | None:
         harmless = ("done_by_runner", "terminated_by_server")
         wanted = [job.latest for job in run.jobs if job.is_wanted]
-        culprits = [latest for latest in wanted if latest.termination_reason not in harmless]
+        # The server ends the siblings of a job without a message; a job that lacks a secret has one.
+        culprits = [
+            one for one in wanted if one.termination_reason not in harmless or one.termination_message
+        ]
         if not culprits:
             return "all_jobs_done"
         retry = run.jobs[0].spec["retry"]

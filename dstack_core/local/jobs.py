@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +28,9 @@ from dstack_core.local.job_specs import wanted_resources
 from dstack_core.local.logs import LogStore
 from dstack_core.local.metrics import MetricsStore
 from dstack_core.local.process import PtyProcess
+from dstack_core.local.project_secrets import ProjectSecrets
 from dstack_core.local.quantities import ResourcesSpec
+from dstack_core.local.references import UnfilledReference
 from dstack_core.local.runs import Job, Run, Submission, now
 from dstack_core.local.scenarios import Scenario, Scenarios
 from dstack_core.local.sleepers import Sleepers, timer
@@ -96,6 +98,7 @@ class JobCarrier:
         ssh: SshHost,
         metrics: MetricsStore,
         scenarios: Scenarios,
+        secrets: ProjectSecrets,
     ) -> None:
         self._inventory = inventory
         self._pace = pace
@@ -107,6 +110,7 @@ class JobCarrier:
         self._ssh = ssh
         self._metrics = metrics
         self._scenarios = scenarios
+        self._secrets = secrets
         self._sleepers = Sleepers(directory)
         self._watchdog = Watchdog(directory)
         # Where the running jobs run, by submission.
@@ -124,6 +128,8 @@ class JobCarrier:
             outcome = await self._attempt(run, job, ending)
         except WorkspaceError as error:
             outcome = Outcome(error.reason, message=str(error))
+        except UnfilledReference as error:
+            outcome = Outcome("terminated_by_server", message=f"Secrets interpolation error: {error}")
         except OSError as error:
             outcome = Outcome("creating_container_error", message=str(error))
         submission = job.latest
@@ -157,11 +163,13 @@ class JobCarrier:
             return Outcome(
                 "creating_container_error", message=f"pullImage error: pull image: {failure.message}"
             )
+        # Read when the job starts, so a secret that changes later does not change the job.
+        variables = self._secrets.fill_in(job.spec)
         workspace = Workspace(self._directory / "jobs" / job.latest.id, job.spec)
         with clock.Work() as work:
             try:
                 await asyncio.to_thread(workspace.prepare, self._sources(run), job.spec)
-                outcome = await self._execute(run, job, ending, workspace, work, loss)
+                outcome = await self._execute(run, job, ending, workspace, variables, work, loss)
             finally:
                 await asyncio.to_thread(shutil.rmtree, workspace.root, ignore_errors=True)
         if outcome is not None:
@@ -179,6 +187,7 @@ class JobCarrier:
         job: Job,
         ending: Ending,
         workspace: Workspace,
+        variables: Mapping[str, str],
         work: clock.Work,
         loss: Scenario | None,
     ) -> Outcome | None:
@@ -189,7 +198,7 @@ class JobCarrier:
         argv = job.spec["commands"] or ["/bin/sh", "-c", ":"]
         self._watchdog.start()
         try:
-            environment = workspace.environment(run, job, marker)
+            environment = workspace.environment(run, job, variables, marker)
             environment |= await self._sleepers.environment(submission.id, environment["PATH"])
             self._sleepers.started(submission.id, work)
             await process.start(argv, environment, workspace.cwd)

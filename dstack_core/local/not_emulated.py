@@ -20,12 +20,12 @@ _EMPTY = (
     *("/api/users/public_keys/list", "/api/auth/list_providers"),
 )
 _EMPTY_OF_PROJECT = (
-    *("fleets/list", "volumes/list", "secrets/list", "gateways/list", "templates/list"),
+    *("fleets/list", "volumes/list", "gateways/list", "templates/list"),
     *("exports/list", "imports/list"),
 )
 _MISSING = (
     *("fleets/get", "fleets/delete", "fleets/delete_instances", "volumes/get", "volumes/delete"),
-    *("secrets/get", "secrets/delete", "gateways/get", "gateways/delete", "instances/get"),
+    *("gateways/get", "gateways/delete", "instances/get"),
     *("instances/get_instance_health_checks", "exports/update", "exports/delete", "imports/delete"),
 )
 _REFUSED = (
@@ -44,7 +44,7 @@ _REFUSED_OF_NAMED_PROJECT = ("set_members", "add_members", "remove_members", "up
 _REFUSED_OF_PROJECT = (
     *("backends/create", "backends/update", "backends/delete", "backends/{backend}/config_info"),
     *("backends/create_yaml", "backends/update_yaml", "backends/{backend}/get_yaml"),
-    *("fleets/get_plan", "fleets/apply", "volumes/create", "secrets/create_or_update"),
+    *("fleets/get_plan", "fleets/apply", "volumes/create"),
     *("gateways/get_plan", "gateways/apply", "gateways/create", "gateways/set_default"),
     *("gateways/set_wildcard_domain", "exports/create"),
 )

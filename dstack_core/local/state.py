@@ -17,6 +17,7 @@ from dstack_core.local.jobs import JobCarrier, Pace
 from dstack_core.local.keys import UserKeys
 from dstack_core.local.logs import LogStore, iso
 from dstack_core.local.metrics import GpuUsage, MetricsStore
+from dstack_core.local.project_secrets import ProjectSecrets
 from dstack_core.local.runs import Run, now
 from dstack_core.local.scenarios import Scenarios
 from dstack_core.local.ssh_host import SshHost
@@ -57,6 +58,7 @@ class State:
         self.logs = LogStore()
         self.metrics = MetricsStore(settings.metrics_seconds, settings.gpu_usage)
         self.events = EventLog(self.project_id, settings.project)
+        self.secrets = ProjectSecrets()
         self.runs: dict[str, Run] = {}
         self.named: dict[str, Run] = {}
         self.repos: dict[str, SaveRepoCredsRequest] = {}
@@ -74,6 +76,7 @@ class State:
             SshHost(),
             self.metrics,
             scenarios,
+            self.secrets,
         )
         self.engine = Engine(carrier, settings.pace, transitions)
 

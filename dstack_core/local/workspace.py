@@ -135,8 +135,11 @@ class Workspace:
         shutil.move(entries[0], target)
         shutil.rmtree(unpacked)
 
-    def environment(self, run: Run, job: Job, marker: str) -> dict[str, str]:
-        """Return the environment of the job, with only PATH from the server's own (PROTOCOL 1.8, samples)."""
+    def environment(self, run: Run, job: Job, variables: Mapping[str, str], marker: str) -> dict[str, str]:
+        """Return the environment of the job, with only PATH from the server's own (PROTOCOL 1.8, samples).
+
+        `variables` are those of the job, with the values of secrets.
+        """
         peers = [peer for peer in run.jobs if peer.spec["replica_num"] == job.spec["replica_num"]]
         machine = job.latest.provisioning_data or {}
         gpus = len(machine["instance_type"]["resources"]["gpus"])
@@ -146,7 +149,7 @@ class Workspace:
             "HOME": str(self.home),
             "LANG": "C.UTF-8",
             "TERM": "dumb",
-            **job.spec["env"],
+            **variables,
             "DSTACK_RUN_NAME": run.name,
             "DSTACK_RUN_ID": run.id,
             "DSTACK_JOB_ID": job.latest.id,

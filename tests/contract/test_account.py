@@ -16,10 +16,6 @@ from dstack_core._wire.smaller_gpu import smaller_gpu
 from tests.contract.conftest import Target
 
 _EVENTS_SINCE = (0, 20, 0)
-# The embedded server stores no secrets.
-ON_THE_REAL_ONE = pytest.mark.parametrize(
-    "target", [pytest.param("real", marks=pytest.mark.real)], indirect=True
-)
 
 
 def finished(target: Target, client: dstack.Client, *commands: str) -> dstack.Run:
@@ -97,7 +93,6 @@ def test_a_followed_run_knows_how_busy_its_machine_was(target: Target, client: d
     assert [len(metric.values) for metric in run.metrics(limit=1) if metric.values] == [1] * len(metrics)
 
 
-@ON_THE_REAL_ONE
 def test_a_secret_of_the_project_is_filled_in_by_the_server(target: Target, client: dstack.Client) -> None:
     task = target.task('echo "$GREETING"', env={"GREETING": "${{ secrets.greeting }}"})
     if target.release < (0, 19, 17):

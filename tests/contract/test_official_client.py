@@ -154,7 +154,7 @@ def test_attaching_forwards_the_ports_of_a_run(official: OfficialClient, api: Ap
         ("fleet get nope --json", "not found"),
         ("volume get nope --json", "not found"),
         ("secret get nope", "not found"),
-        ("secret set a b", "not emulated by the embedded server"),
+        ("secret set a b", "OK"),
         ("apply -y -f fleet.dstack.yml", "not emulated by the embedded server"),
         ("apply -y -f volume.dstack.yml", "not emulated by the embedded server"),
     ],
