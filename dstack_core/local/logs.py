@@ -33,7 +33,7 @@ _FOLLOW_SECONDS = 0.1
 
 def iso(moment: datetime) -> str:
     """Return a time as the server writes it: UTC, microseconds, ``Z`` (PROTOCOL 1.1)."""
-    # Not ``strftime``, which takes ten times as long: a poll of a run that was retried for hours has hundreds.
+    # ``strftime`` takes ten times as long, and the reply for a run that was retried for hours has hundreds.
     return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 

@@ -14,8 +14,8 @@ The rules for a jump, checked by one thread:
    while a test computes.
 2. No work holds the clock: no request is being answered, no job's process runs.
 3. All threads and tasks that waited before wait again, or have ended, or both have been so for
-   `_QUIET_SECONDS`: who was just woken has not yet sent its request. A wait for an event says nothing about who
-   continues after it, such as the rounds of a shared client, so it is always followed by these seconds.
+   `_QUIET_SECONDS`: one that was just woken has not yet sent its request. A wait for an event does not show
+   which task continues after it, such as the rounds of a shared client, so these seconds always follow it.
 
 What was woken in an event loop also holds the clock for `_TURNS` turns of that loop: a server's coroutine
 that was woken reaches its next wait in that time, however busy the machine is.
