@@ -16,7 +16,7 @@ RUNS = 100
 LINE_SECONDS = 4.0
 # The first read of each log comes in the first round, and the followers spread over the rounds behind it.
 CHATTY_WARM_SECONDS = 30.0
-# A window begins and ends between two rounds, so it may contain one more than its length says.
+# A window begins and ends between two rounds, so it may contain one more than its length shows.
 TOLERANCE = 1.1
 
 
