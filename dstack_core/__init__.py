@@ -13,14 +13,24 @@ if TYPE_CHECKING:
         AsyncRepoCollection,
     )
     from dstack_core.aio_functions import AsyncFunctionCollection, AsyncFunctionRun
+    from dstack_core.aio_resource_collections import (
+        AsyncFleetCollection,
+        AsyncGatewayCollection,
+        AsyncSecretCollection,
+        AsyncVolumeCollection,
+    )
     from dstack_core.aio_run import AsyncRun
     from dstack_core.aio_shared import SharedAsyncClient
     from dstack_core.client import Client, RunCollection
     from dstack_core.collections import BackendCollection, ProjectCollection, RepoCollection
     from dstack_core.configurations import (
         ConfigurationLike,
+        FleetLike,
+        VolumeLike,
         load_configuration,
+        load_fleet,
         load_profile,
+        load_volume,
         parse_configuration,
     )
     from dstack_core.errors import (
@@ -34,6 +44,8 @@ if TYPE_CHECKING:
         ProjectNotFoundError,
         ProtocolError,
         RequestRejectedError,
+        ResourceFailedError,
+        ResourceNameTakenError,
         RunNameTakenError,
         RunNotFoundError,
         RunNotUpdatableError,
@@ -44,7 +56,7 @@ if TYPE_CHECKING:
         WaitTimeoutError,
     )
     from dstack_core.functions import FunctionCollection, FunctionRun
-    from dstack_core.models.account import Backend, Project, ProjectMember, User
+    from dstack_core.models.account import Backend, Gateway, Project, ProjectMember, Secret, User
     from dstack_core.models.callbacks import (
         CallbackEvent,
         CallbacksLike,
@@ -66,6 +78,7 @@ if TYPE_CHECKING:
         Waiting,
     )
     from dstack_core.models.files import FileMapping
+    from dstack_core.models.fleets import Fleet, FleetConfiguration, FleetPlan, Instance
     from dstack_core.models.functions import FunctionSkipped, RemoteFunctionError, UnusableFunctionError
     from dstack_core.models.options import CommonOptions, KeywordOptions, SubmitOptions, check_options
     from dstack_core.models.outcome import (
@@ -81,7 +94,7 @@ if TYPE_CHECKING:
         RunUserError,
     )
     from dstack_core.models.outcome_dict import OutcomeDict
-    from dstack_core.models.plan import Offer, Plan
+    from dstack_core.models.plan import GpuOffers, Offer, Offers, Plan
     from dstack_core.models.profiles import Profile, RetryPolicy
     from dstack_core.models.progress import LogCursor, Progress, ReportedSoFar
     from dstack_core.models.records import EventRecord, LogBytes, Metric
@@ -99,11 +112,27 @@ if TYPE_CHECKING:
         Utilization,
         UtilizationSoFar,
     )
+    from dstack_core.models.volumes import Volume, VolumeConfiguration
+    from dstack_core.resource_collections import (
+        FleetCollection,
+        GatewayCollection,
+        SecretCollection,
+        VolumeCollection,
+    )
     from dstack_core.run import Run
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "aio_resource_collections": (
+        "AsyncFleetCollection",
+        "AsyncGatewayCollection",
+        "AsyncSecretCollection",
+        "AsyncVolumeCollection",
+    ),
+    "resource_collections": ("FleetCollection", "GatewayCollection", "SecretCollection", "VolumeCollection"),
+    "models.fleets": ("Fleet", "FleetConfiguration", "FleetPlan", "Instance"),
+    "models.volumes": ("Volume", "VolumeConfiguration"),
     "aio": ("AsyncClient", "AsyncRunCollection"),
     "aio_collections": ("AsyncBackendCollection", "AsyncProjectCollection", "AsyncRepoCollection"),
     "aio_functions": ("AsyncFunctionCollection", "AsyncFunctionRun"),
@@ -111,8 +140,19 @@ _HOMES = {
     "aio_shared": ("SharedAsyncClient",),
     "client": ("Client", "RunCollection"),
     "collections": ("BackendCollection", "ProjectCollection", "RepoCollection"),
-    "configurations": ("ConfigurationLike", "load_configuration", "load_profile", "parse_configuration"),
+    "configurations": (
+        "FleetLike",
+        "VolumeLike",
+        "load_fleet",
+        "load_volume",
+        "ConfigurationLike",
+        "load_configuration",
+        "load_profile",
+        "parse_configuration",
+    ),
     "errors": (
+        "ResourceFailedError",
+        "ResourceNameTakenError",
         "AccessDeniedError",
         "AttachError",
         "AuthenticationError",
@@ -135,7 +175,7 @@ _HOMES = {
     "functions": ("FunctionCollection", "FunctionRun"),
     "models.functions": ("FunctionSkipped", "RemoteFunctionError", "UnusableFunctionError"),
     "models.secrets": ("secret_values",),
-    "models.account": ("Backend", "Project", "ProjectMember", "User"),
+    "models.account": ("Gateway", "Secret", "Backend", "Project", "ProjectMember", "User"),
     "models.callbacks": (
         "CallbackEvent",
         "CallbacksLike",
@@ -172,7 +212,7 @@ _HOMES = {
         "RunUserError",
     ),
     "models.outcome_dict": ("OutcomeDict",),
-    "models.plan": ("Offer", "Plan"),
+    "models.plan": ("GpuOffers", "Offers", "Offer", "Plan"),
     "models.profiles": ("Profile", "RetryPolicy"),
     "models.progress": ("LogCursor", "Progress", "ReportedSoFar"),
     "models.records": ("EventRecord", "LogBytes", "Metric"),
@@ -192,12 +232,16 @@ __all__ = [
     "AccessDeniedError",
     "AsyncBackendCollection",
     "AsyncClient",
+    "AsyncFleetCollection",
     "AsyncFunctionCollection",
     "AsyncFunctionRun",
+    "AsyncGatewayCollection",
     "AsyncProjectCollection",
     "AsyncRepoCollection",
     "AsyncRun",
     "AsyncRunCollection",
+    "AsyncSecretCollection",
+    "AsyncVolumeCollection",
     "AttachError",
     "AuthenticationError",
     "Backend",
@@ -215,10 +259,19 @@ __all__ = [
     "Event",
     "EventRecord",
     "FileMapping",
+    "Fleet",
+    "FleetCollection",
+    "FleetConfiguration",
+    "FleetLike",
+    "FleetPlan",
     "FunctionCollection",
     "FunctionRun",
     "FunctionSkipped",
+    "Gateway",
+    "GatewayCollection",
+    "GpuOffers",
     "Hardware",
+    "Instance",
     "KeywordOptions",
     "LogBytes",
     "LogCursor",
@@ -227,6 +280,7 @@ __all__ = [
     "NoCapacityError",
     "NoResultError",
     "Offer",
+    "Offers",
     "Outcome",
     "OutcomeDict",
     "PartialLine",
@@ -250,6 +304,8 @@ __all__ = [
     "ReportedSoFar",
     "ReportsDropped",
     "RequestRejectedError",
+    "ResourceFailedError",
+    "ResourceNameTakenError",
     "Resources",
     "RetryPolicy",
     "Run",
@@ -268,6 +324,8 @@ __all__ = [
     "RunStatus",
     "RunStoppedError",
     "RunUserError",
+    "Secret",
+    "SecretCollection",
     "ServerError",
     "ServerUnreachableError",
     "Service",
@@ -286,6 +344,10 @@ __all__ = [
     "User",
     "Utilization",
     "UtilizationSoFar",
+    "Volume",
+    "VolumeCollection",
+    "VolumeConfiguration",
+    "VolumeLike",
     "WaitTimeoutError",
     "Waiting",
     "__version__",
@@ -293,7 +355,9 @@ __all__ = [
     "check_options",
     "load_callbacks",
     "load_configuration",
+    "load_fleet",
     "load_profile",
+    "load_volume",
     "parse_configuration",
     "secret_values",
 ]

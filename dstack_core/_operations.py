@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -92,11 +92,11 @@ class Operations:
     longest_log_pause: float = LONGEST_LOG_PAUSE
     default_tags: Mapping[str, str] = field(default_factory=dict)
     _public_key: str | None = field(default=None, repr=False)
-    _version_check: VersionCheck = field(init=False, repr=False)
+    version_check: VersionCheck = field(init=False, repr=False)
     _stops: Stops = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._version_check = VersionCheck(self.api)
+        self.version_check = VersionCheck(self.api)
         self._stops = Stops(self.clock)
 
     def submit(
@@ -131,12 +131,12 @@ class Operations:
             otherwise = ", or pass verify_ports=False if you will not attach to the run."
             require_packages("ports", otherwise=otherwise)
             verify_local_ports(fixed_local_ports(loaded))
-        budget = self._budget(retry_budget)
+        budget = self.budget(retry_budget)
         tags = {} if options.get("tags") is False else self.default_tags
         held = hold_seconds(options.get("debug_on_failure")) is not None
 
         def send(spec: Mapping[str, Any]) -> Op[RunSnapshot]:
-            return send_with_tags(partial(send_with, spec), tags, self._version_check)
+            return send_with_tags(partial(send_with, spec), tags, self.version_check)
 
         def send_with(spec: Mapping[str, Any], tags: Mapping[str, str]) -> Op[RunSnapshot]:
             if in_place:
@@ -154,15 +154,15 @@ class Operations:
             spec = {**wanted, "ssh_key_pub": (yield from self._key(name, held=held))}
             if shipment is None:
                 return (yield from send(spec))
-            return (yield from shipment.submit(self.api, self._version_check, spec, send))
+            return (yield from shipment.submit(self.api, self.version_check, spec, send))
 
         needs = (*needs_of(wanted), *(shipment.needs if shipment else ()))
-        guarded = self._version_check.guarding(steps(), needs, ask_first=True)
+        guarded = self.version_check.guarding(steps(), needs, ask_first=True)
         return retrying(guarded, budget, Progress(name))
 
     def init_repo(self) -> Flow[None]:
         """Read the repository now, which blocks; the flow registers it with the server."""
-        return self._retrying(self.code.init(self.api, self._version_check))
+        return self.retried(self.code.init(self.api, self.version_check))
 
     def plan(
         self, configuration: ConfigurationLike, options: SubmitOptions, *, timeout: float | None = None
@@ -175,7 +175,7 @@ class Operations:
             spec["ssh_key_pub"] = yield from self._key()
             return (yield from call(self.api.get_plan(spec)))
 
-        flow = self._retrying(steps(), needs_of(spec), ask_first=True)
+        flow = self.retried(steps(), needs_of(spec), ask_first=True)
         if timeout is None:
             return flow
         what = f"{self.api.server_url} returned no offers within {timeout:g} s"
@@ -192,17 +192,31 @@ class Operations:
         """Fetch a run, None if there is no such run."""
         check_seconds("retry_budget", retry_budget)
         check_seconds("timeout", timeout, above=True)
-        flow = self._version_check.guarding(call(self.api.get_run(run_name, run_id)))
+        flow = self.version_check.guarding(call(self.api.get_run(run_name, run_id)))
         progress = None if retry_budget is None else Progress(run_name, run_id)
-        flow = retrying(flow, self._budget(retry_budget), progress)
+        flow = retrying(flow, self.budget(retry_budget), progress)
         if timeout is None:
             return flow
         what = f"{self.api.server_url} did not return run {run_name} within {timeout:g} s"
         return within(flow, TimeLimit(timeout, what, "", self.clock, last_request=0.0))
 
-    def list_runs(self, *, all: bool) -> Flow[list[RunSnapshot]]:
+    def list_runs(
+        self,
+        *,
+        all: bool,
+        limit: int | None = None,
+        status: str | Collection[str] | None = None,
+        marker_prefix: str | None = None,
+    ) -> Flow[list[RunSnapshot]]:
         """List the project's runs."""
-        return self._retrying(queries.list_runs(self.api, all=all))
+        wanted = queries.run_filter(status, marker_prefix)
+        if limit is not None:
+            check_limit(limit)
+        return self.retried(queries.list_runs(self.api, all=all, limit=limit, is_wanted=wanted))
+
+    def delete_run(self, run_name: str) -> Flow[None]:
+        """Delete a run that has ended."""
+        return self.retried(call(self.api.delete_run(check_run_name(run_name))))
 
     def stop(
         self, target: StopTarget, abort: bool, until: str, timeout: float | None, check: Check = Check.ALWAYS
@@ -213,7 +227,7 @@ class Operations:
         options = StopOptions(self.clock, abort, timeout, check, Until(until))
         flow = checked_stop(self.api, target, options, self._stops)
         # With a time limit the flow retries by itself, until that limit and not for the client's budget.
-        return self._retrying(flow) if timeout is None else flow
+        return self.retried(flow) if timeout is None else flow
 
     def stop_by_name(self, run_name: str, abort: bool, until: str, timeout: float | None) -> Flow[StopResult]:
         """Stop whichever run has that name; the stop is the first request."""
@@ -268,16 +282,16 @@ class Operations:
             through_hold,
             utilization,
         )
-        flow = self._version_check.guarding(follow(self.api, progress, options))
-        return retrying(flow, self._budget(retry_budget), progress)
+        flow = self.version_check.guarding(follow(self.api, progress, options))
+        return retrying(flow, self.budget(retry_budget), progress)
 
     def is_held(self, run: RunSnapshot) -> Flow[bool]:
         """Read the log of a run with ``debug_on_failure``: whether its container is held."""
-        return self._retrying(is_held(self.api, run))
+        return self.retried(is_held(self.api, run))
 
     def chunks(self, run_name: str, run_id: str, options: ChunkOptions) -> Flow[None]:
         """Read the raw log."""
-        return self._retrying(read_chunks(self.api, Progress(run_name, run_id), options, self._stops))
+        return self.retried(read_chunks(self.api, Progress(run_name, run_id), options, self._stops))
 
     def wait_until_ready(
         self, run_name: str, run_id: str, *, poll_interval: float, retry_budget: float
@@ -285,31 +299,31 @@ class Operations:
         """Wait for a service's first answer."""
         check_seconds("poll_interval", poll_interval, above=True)
         check_seconds("retry_budget", retry_budget)
-        flow = self._version_check.guarding(wait_until_ready(self.api, run_name, run_id, poll_interval))
-        return retrying(flow, self._budget(retry_budget))
+        flow = self.version_check.guarding(wait_until_ready(self.api, run_name, run_id, poll_interval))
+        return retrying(flow, self.budget(retry_budget))
 
     def events(self, run_id: str, limit: int | None) -> Flow[list[EventRecord]]:
         """Read what the server recorded of a run."""
-        return self._retrying(list_events(self.api, run_id, limit), ["events"])
+        return self.retried(list_events(self.api, run_id, limit), ["events"])
 
     def metrics(
         self, run: RunSnapshot, *, node: int | None, replica: int | None, limit: int | None
     ) -> Flow[RunMetrics]:
         """Read the metrics of the jobs with that node and replica, None for all."""
         most = MOST_VALUES if limit is None else check_limit(limit)
-        return self._retrying(read_metrics(self.api, run, node=node, replica=replica, limit=most))
+        return self.retried(read_metrics(self.api, run, node=node, replica=replica, limit=most))
 
     def user(self) -> Flow[User]:
         """Fetch the user whom the token belongs to."""
-        return self._retrying(call(self.api.get_user()))
+        return self.retried(call(self.api.get_user()))
 
     def projects(self) -> Flow[list[Project]]:
         """List the projects that the user sees."""
-        return self._retrying(call(self.api.list_projects()))
+        return self.retried(call(self.api.list_projects()))
 
     def project(self, name: str | None = None) -> Flow[Project]:
         """Fetch a project, the client's own without a name."""
-        return self._retrying(call(self.api.get_project(name or self.api.project)))
+        return self.retried(call(self.api.get_project(name or self.api.project)))
 
     def attach(
         self,
@@ -329,16 +343,14 @@ class Operations:
             return Attachment(route, self.keys or LoginKeys(), one_job=one_job, identity=identity)
 
         flow = attach(self.api, run_name, run_id, new, node=node, poll_interval=poll_interval)
-        return self._retrying(flow)
+        return self.retried(flow)
 
     def live_chunks(
         self, run_name: str, run_id: str, attachment: Attachment, *, poll_interval: float
     ) -> Flow[None]:
         """Read the raw log of an attached run with one job."""
         progress = Progress(run_name, run_id)
-        return self._retrying(
-            live_chunks(self.api, progress, attachment, node=0, poll_interval=poll_interval)
-        )
+        return self.retried(live_chunks(self.api, progress, attachment, node=0, poll_interval=poll_interval))
 
     def _prepared(
         self, configuration: ConfigurationLike, options: SubmitOptions, *, warns: bool = False
@@ -377,11 +389,13 @@ class Operations:
             self._public_key = user.public_key or (self.keys or LoginKeys()).own_public_key()
         return self._public_key
 
-    def _budget(self, seconds: float | None) -> RetryBudget:
+    def budget(self, seconds: float | None) -> RetryBudget:
+        """Return a retry budget of so many seconds, None for the client's own."""
         return RetryBudget(self.retry_budget if seconds is None else seconds, self.clock)
 
-    def _retrying(self, flow: Flow[T], needs: Sequence[str] = (), *, ask_first: bool = False) -> Flow[T]:
-        return retrying(self._version_check.guarding(flow, needs, ask_first=ask_first), self._budget(None))
+    def retried(self, flow: Flow[T], needs: Sequence[str] = (), *, ask_first: bool = False) -> Flow[T]:
+        """Return the flow with retries for the client's budget and the check of the server's version."""
+        return retrying(self.version_check.guarding(flow, needs, ask_first=ask_first), self.budget(None))
 
 
 def _reports(configuration: Configuration, options: SubmitOptions) -> bool:

@@ -7,7 +7,8 @@ a thread; the flow it returns then runs on the event loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import builtins
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
@@ -23,14 +24,20 @@ from dstack_core.configurations import ConfigurationLike
 from dstack_core.models.account import User
 from dstack_core.models.events import Event
 from dstack_core.models.options import KeywordOptions, SubmitOptions
-from dstack_core.models.plan import Plan
+from dstack_core.models.plan import Offers, Plan
 from dstack_core.models.profiles import RetryPolicy
 from dstack_core.models.resources import Resources
-from dstack_core.models.statuses import SpotPolicy
+from dstack_core.models.statuses import RunStatus, SpotPolicy
 from dstack_core.models.stops import StopResult
 
 if TYPE_CHECKING:
     from dstack_core.aio_functions import AsyncFunctionCollection
+    from dstack_core.aio_resource_collections import (
+        AsyncFleetCollection,
+        AsyncGatewayCollection,
+        AsyncSecretCollection,
+        AsyncVolumeCollection,
+    )
 
 
 class AsyncClient(ClientBase[AsyncTransport]):
@@ -87,6 +94,89 @@ class AsyncClient(ClientBase[AsyncTransport]):
     def backends(self) -> AsyncBackendCollection:
         """The project's backends."""
         return AsyncBackendCollection(self._operations, self._transport)
+
+    @property
+    def fleets(self) -> AsyncFleetCollection:
+        """The project's fleets."""
+        # Only a caller of these pays for the import.
+        from dstack_core.aio_resource_collections import AsyncFleetCollection
+
+        return AsyncFleetCollection(self._operations, self._transport)
+
+    @property
+    def volumes(self) -> AsyncVolumeCollection:
+        """The project's network volumes."""
+        from dstack_core.aio_resource_collections import AsyncVolumeCollection
+
+        return AsyncVolumeCollection(self._operations, self._transport)
+
+    @property
+    def secrets(self) -> AsyncSecretCollection:
+        """The project's secrets."""
+        from dstack_core.aio_resource_collections import AsyncSecretCollection
+
+        return AsyncSecretCollection(self._operations, self._transport)
+
+    @property
+    def gateways(self) -> AsyncGatewayCollection:
+        """The project's gateways."""
+        from dstack_core.aio_resource_collections import AsyncGatewayCollection
+
+        return AsyncGatewayCollection(self._operations, self._transport)
+
+    async def offers(
+        self,
+        resources: Resources | Mapping[str, Any] | str | int | None = None,
+        *,
+        backends: Sequence[str] | None = None,
+        regions: Sequence[str] | None = None,
+        instance_types: Sequence[str] | None = None,
+        fleets: Sequence[str] | None = None,
+        spot_policy: SpotPolicy | str = "auto",
+        max_price: float | None = None,
+        limit: int = 100,
+    ) -> Offers:
+        """Return the machines that the project could get now; nothing is submitted.
+
+        Args:
+            resources: ``Resources``, whose numbers are minimums; or a mapping, or a GPU in its short form
+                (``"24GB.."``, ``"A100:40GB:2"``, 1), with the same meaning as in YAML. Default: any machine.
+            backends: Only machines of these backends. Default: all of the project's.
+            regions: Only machines of these regions. Default: all.
+            instance_types: The only types of machines, in the cloud's words. Default: all.
+            fleets: Only machines of these fleets. Default: fleets are ignored, from 0.20 on too.
+            spot_policy: ``"spot"``, ``"on-demand"`` or ``"auto"`` for both.
+            max_price: The highest price of a machine, in USD per hour. Default: no limit.
+            limit: The most offers to return.
+
+        Returns:
+            The offers, the cheapest first; ``by_gpu()`` groups them.
+
+        Raises:
+            ConfigurationError: An argument is wrong; nothing was sent.
+            ServerError: The server errors.
+
+        Example:
+            ``groups = (await client.offers("24GB..")).by_gpu()``
+
+        Source: PROTOCOL 1.4.
+        """
+        # Only a caller of these pays for the import.
+        from dstack_core._resource_operations import ResourceOperations
+
+        flow = ResourceOperations(self._operations).offers(
+            {
+                "resources": resources,
+                "backends": backends,
+                "regions": regions,
+                "instance_types": instance_types,
+                "fleets": fleets,
+                "spot_policy": spot_policy,
+                "max_price": max_price,
+            },
+            limit,
+        )
+        return await _adrive.arun(flow, self._transport)
 
     async def user(self) -> User:
         """Return the user whom the token belongs to, without token and keys. Raises the server errors."""
@@ -281,13 +371,36 @@ class AsyncRunCollection:
         snapshot = await _adrive.arun(flow, self._transport, sleep, on_event)
         return None if snapshot is None else AsyncRun(self._operations, self._transport, snapshot)
 
-    async def list(self, all: bool = False) -> list[AsyncRun]:
-        """Return runs, newest first: the active ones, or the latest finished run if none is active.
+    async def list(
+        self,
+        all: bool = False,
+        *,
+        limit: int | None = None,
+        status: RunStatus | str | Collection[str] | None = None,
+        marker_prefix: str | None = None,
+    ) -> builtins.list[AsyncRun]:
+        """Return runs, newest first: the twin of ``RunCollection.list``.
 
-        With ``all`` every run. The twin of ``RunCollection.list``; raises the server errors.
+        Args:
+            all: Return every run of the project, active and finished.
+            limit: The most runs to return; no more pages are read than they need. Default: no limit.
+            status: Only runs with that status, or one of these. Default: any.
+            marker_prefix: Only runs with a marker that begins so. Default: any.
+
+        Raises:
+            ConfigurationError: An argument is wrong.
+            ServerError: The server errors.
         """
-        snapshots = await _adrive.arun(self._operations.list_runs(all=all), self._transport)
+        flow = self._operations.list_runs(all=all, limit=limit, status=status, marker_prefix=marker_prefix)
+        snapshots = await _adrive.arun(flow, self._transport)
         return [AsyncRun(self._operations, self._transport, snapshot) for snapshot in snapshots]
+
+    async def delete(self, run_name: str) -> None:
+        """Delete a run that has ended from the server's list: the twin of ``RunCollection.delete``.
+
+        Raises ``RequestRejectedError`` for an active run, and the other server errors.
+        """
+        await _adrive.arun(self._operations.delete_run(run_name), self._transport)
 
     async def stop(
         self,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import builtins
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
@@ -17,15 +18,21 @@ from dstack_core.configurations import ConfigurationLike
 from dstack_core.models.account import User
 from dstack_core.models.events import Event
 from dstack_core.models.options import KeywordOptions, SubmitOptions
-from dstack_core.models.plan import Plan
+from dstack_core.models.plan import Offers, Plan
 from dstack_core.models.profiles import RetryPolicy
 from dstack_core.models.resources import Resources
-from dstack_core.models.statuses import SpotPolicy
+from dstack_core.models.statuses import RunStatus, SpotPolicy
 from dstack_core.models.stops import StopResult
 from dstack_core.run import Run
 
 if TYPE_CHECKING:
     from dstack_core.functions import FunctionCollection
+    from dstack_core.resource_collections import (
+        FleetCollection,
+        GatewayCollection,
+        SecretCollection,
+        VolumeCollection,
+    )
 
 
 class Client(ClientBase[BlockingTransport]):
@@ -84,6 +91,89 @@ class Client(ClientBase[BlockingTransport]):
     def backends(self) -> BackendCollection:
         """The project's backends."""
         return BackendCollection(self._operations, self._transport)
+
+    @property
+    def fleets(self) -> FleetCollection:
+        """The project's fleets."""
+        # Only a caller of these pays for the import.
+        from dstack_core.resource_collections import FleetCollection
+
+        return FleetCollection(self._operations, self._transport)
+
+    @property
+    def volumes(self) -> VolumeCollection:
+        """The project's network volumes."""
+        from dstack_core.resource_collections import VolumeCollection
+
+        return VolumeCollection(self._operations, self._transport)
+
+    @property
+    def secrets(self) -> SecretCollection:
+        """The project's secrets."""
+        from dstack_core.resource_collections import SecretCollection
+
+        return SecretCollection(self._operations, self._transport)
+
+    @property
+    def gateways(self) -> GatewayCollection:
+        """The project's gateways."""
+        from dstack_core.resource_collections import GatewayCollection
+
+        return GatewayCollection(self._operations, self._transport)
+
+    def offers(
+        self,
+        resources: Resources | Mapping[str, Any] | str | int | None = None,
+        *,
+        backends: Sequence[str] | None = None,
+        regions: Sequence[str] | None = None,
+        instance_types: Sequence[str] | None = None,
+        fleets: Sequence[str] | None = None,
+        spot_policy: SpotPolicy | str = "auto",
+        max_price: float | None = None,
+        limit: int = 100,
+    ) -> Offers:
+        """Return the machines that the project could get now; nothing is submitted.
+
+        Args:
+            resources: ``Resources``, whose numbers are minimums; or a mapping, or a GPU in its short form
+                (``"24GB.."``, ``"A100:40GB:2"``, 1), with the same meaning as in YAML. Default: any machine.
+            backends: Only machines of these backends. Default: all of the project's.
+            regions: Only machines of these regions. Default: all.
+            instance_types: The only types of machines, in the cloud's words. Default: all.
+            fleets: Only machines of these fleets. Default: fleets are ignored, from 0.20 on too.
+            spot_policy: ``"spot"``, ``"on-demand"`` or ``"auto"`` for both.
+            max_price: The highest price of a machine, in USD per hour. Default: no limit.
+            limit: The most offers to return.
+
+        Returns:
+            The offers, the cheapest first; ``by_gpu()`` groups them.
+
+        Raises:
+            ConfigurationError: An argument is wrong; nothing was sent.
+            ServerError: The server errors.
+
+        Example:
+            ``groups = client.offers("24GB..").by_gpu()``
+
+        Source: PROTOCOL 1.4.
+        """
+        # Only a caller of these pays for the import.
+        from dstack_core._resource_operations import ResourceOperations
+
+        flow = ResourceOperations(self._operations).offers(
+            {
+                "resources": resources,
+                "backends": backends,
+                "regions": regions,
+                "instance_types": instance_types,
+                "fleets": fleets,
+                "spot_policy": spot_policy,
+                "max_price": max_price,
+            },
+            limit,
+        )
+        return _drive.run(flow, self._transport)
 
     def user(self) -> User:
         """Return the user whom the token belongs to, without token and keys. Raises the server errors."""
@@ -336,26 +426,57 @@ class RunCollection:
         snapshot = _drive.run(flow, self._transport, sleep, on_event)
         return None if snapshot is None else Run(self._operations, self._transport, snapshot)
 
-    def list(self, all: bool = False) -> list[Run]:
+    def list(
+        self,
+        all: bool = False,
+        *,
+        limit: int | None = None,
+        status: RunStatus | str | Collection[str] | None = None,
+        marker_prefix: str | None = None,
+    ) -> builtins.list[Run]:
         """Return runs, newest first: the active ones, or the latest finished run if none is active.
+
+        With ``status`` or ``marker_prefix`` and without ``all`` only active runs are looked through.
 
         Args:
             all: Return every run of the project, active and finished.
+            limit: The most runs to return; no more pages are read than they need. Default: no limit.
+            status: Only runs with that status, or one of these. Default: any.
+            marker_prefix: Only runs with a marker that begins so. Default: any.
 
         Returns:
             The runs.
 
         Raises:
+            ConfigurationError: An argument is wrong.
             ProjectNotFoundError: The server has no such project; asked only if there are no runs.
             ServerError: The other server errors.
 
         Example:
-            ``names = [run.name for run in client.runs.list(all=True)]``
+            ``names = [run.name for run in client.runs.list(all=True, limit=20)]``
 
         Source: the documented API, "list()"; PROTOCOL 1.7, 3.1.
         """
-        snapshots = _drive.run(self._operations.list_runs(all=all), self._transport)
+        flow = self._operations.list_runs(all=all, limit=limit, status=status, marker_prefix=marker_prefix)
+        snapshots = _drive.run(flow, self._transport)
         return [Run(self._operations, self._transport, snapshot) for snapshot in snapshots]
+
+    def delete(self, run_name: str) -> None:
+        """Delete a run that has ended from the server's list; its log is kept. A missing one raises nothing.
+
+        Args:
+            run_name: The run's name.
+
+        Raises:
+            RequestRejectedError: The run is active: stop it first.
+            ServerError: The other server errors.
+
+        Example:
+            ``client.runs.delete("train")``
+
+        Source: PROTOCOL 1.7.
+        """
+        _drive.run(self._operations.delete_run(run_name), self._transport)
 
     def stop(
         self,

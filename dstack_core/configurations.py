@@ -9,14 +9,24 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.configurations import Configuration, Service, Task
+from dstack_core.models.fleets import FleetConfiguration
 from dstack_core.models.profiles import Profile
+from dstack_core.models.volumes import VolumeConfiguration
 
 ConfigurationLike: TypeAlias = Configuration | Mapping[str, Any] | str | os.PathLike[str]
 """A ``Task``, a ``Service``, a dict as in YAML, or the path of a ``.dstack.yml`` file."""
+
+FleetLike: TypeAlias = FleetConfiguration | Mapping[str, Any] | str | os.PathLike[str]
+"""A ``FleetConfiguration``, a dict as in YAML, or the path of a ``type: fleet`` file."""
+
+VolumeLike: TypeAlias = VolumeConfiguration | Mapping[str, Any] | str | os.PathLike[str]
+"""A ``VolumeConfiguration``, a dict as in YAML, or the path of a ``type: volume`` file."""
+
+OtherT = TypeVar("OtherT", FleetConfiguration, VolumeConfiguration)
 
 # YAML text instead of a path: several lines, or a key. No file has such a name.
 _YAML = re.compile(r".*\n|\s*[\w-]+:(\s|$)", re.ASCII)
@@ -68,6 +78,40 @@ def parse_configuration(text: str, name: str = "configuration") -> Configuration
         ``task = parse_configuration("type: task\\ncommands: [python train.py]")``
     """
     return _from_mapping(_parse(text, name), name)
+
+
+def load_fleet(source: FleetLike) -> FleetConfiguration:
+    """Return the fleet's configuration that ``source`` is, or names as a path.
+
+    Raises ``ConfigurationError``.
+    """
+    return _load_other(source, FleetConfiguration)
+
+
+def load_volume(source: VolumeLike) -> VolumeConfiguration:
+    """Return the volume's configuration that ``source`` is, or names as a path.
+
+    Raises ``ConfigurationError``.
+    """
+    return _load_other(source, VolumeConfiguration)
+
+
+def _load_other(source: Any, model: type[OtherT]) -> OtherT:
+    kind = model.model_fields["type"].default
+    if isinstance(source, model):
+        return source
+    name = "configuration"
+    if isinstance(source, str | os.PathLike) and os.fspath(source):
+        name = str(Path(source).expanduser())
+        source = _read(Path(name))
+    if not isinstance(source, Mapping):
+        raise ConfigurationError(
+            f"{_subject(name)}: expected a {model.__name__}, a mapping or the path of a file with "
+            f"`type: {kind}`, got {type(source).__name__}."
+        )
+    if source.get("type", kind) != kind:
+        raise ConfigurationError(f"{_subject(name)}: expected `type: {kind}`, got {source['type']!r}.")
+    return model.model_validate(dict(source))
 
 
 def _read(path: Path) -> Any:

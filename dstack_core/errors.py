@@ -14,9 +14,11 @@
     │   ├── RunNotFoundError              no such run in this project
     │   ├── RequestRejectedError          the server refused the request (400, 422)
     │   │   ├── RunNameTakenError             a run of that name is not ours to take over
-    │   │   └── RunNotUpdatableError          a change needs a new run, and the old one is active
+    │   │   ├── RunNotUpdatableError          a change needs a new run, and the old one is active
+    │   │   └── ResourceNameTakenError        a fleet or volume of that name is not the caller's
     │   ├── UnsupportedServerError        the server is too old for this call or field
     │   └── ProtocolError                 the reply is not one that a dstack server sends
+    ├── ResourceFailedError           a volume could not be created, or is gone
     ├── AttachError                   the run's container could not be reached over SSH
     ├── RunError                      the run's own outcome
     │   ├── RunFailedError                the run's command or job failed
@@ -82,6 +84,10 @@ class PortInUseError(ConfigurationError):
 
 def _port_in_use(message: str, port: int, pid: int | None) -> PortInUseError:
     return PortInUseError(message, port=port, pid=pid)
+
+
+class ResourceFailedError(DstackError):
+    """A volume that could not be created, or that was deleted while it was waited for."""
 
 
 class AttachError(DstackError):
@@ -157,6 +163,10 @@ class RunNotUpdatableError(RequestRejectedError):
     ) -> None:
         super().__init__(message, code=code, status=status)
         self.changes = changes
+
+
+class ResourceNameTakenError(RequestRejectedError):
+    """A fleet or volume that has the wanted name and is not the caller's; nothing was changed."""
 
 
 class UnsupportedServerError(ServerError):

@@ -131,19 +131,18 @@ class LoginKeys:
         return candidates
 
 
-def read_identity_file(path: str | os.PathLike[str]) -> LoginKey:
+def read_identity_file(path: str | os.PathLike[str], subject: str = "ssh_identity_file") -> LoginKey:
     """Return the key of a caller's file. Raises ``ConfigurationError`` if it is missing or cannot be used."""
-    require_packages("ssh_identity_file")
+    require_packages(subject)
     place = Path(path).expanduser()
     try:
         return LoginKey(str(place), load_private_key(place.read_bytes()))
     except OSError as error:
         raise ConfigurationError(
-            f"ssh_identity_file: {place}: expected a private SSH key, got none ({error.strerror}). "
-            "Correct the path."
+            f"{subject}: {place}: expected a private SSH key, got none ({error.strerror}). Correct the path."
         ) from None
     except ValueError as error:
-        raise ConfigurationError(f"ssh_identity_file: {place}: {error}.") from None
+        raise ConfigurationError(f"{subject}: {place}: {error}.") from None
 
 
 def _default_key(*, create: bool) -> LoginKey:

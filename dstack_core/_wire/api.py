@@ -84,7 +84,7 @@ class Api:
 
     def get_release(self) -> Call[Release | None]:
         """Ask for the server's version; None where it is unknown (PROTOCOL 1.1: 404 before 0.18.14)."""
-        call = self._call("/api/server/get_info", {}, lambda data: parse_release(data["server_version"]))
+        call = self.call("/api/server/get_info", {}, lambda data: parse_release(data["server_version"]))
 
         def none_when_missing(reply: Reply) -> Release | None:
             return None if reply.status in (404, 405) else call.parse(reply)
@@ -93,7 +93,7 @@ class Api:
 
     def get_info(self) -> Call[ServerInfo]:
         """Ask for what a server reports of itself (PROTOCOL 1.1)."""
-        call = self._call("/api/server/get_info", {}, lambda data: data["server_version"])
+        call = self.call("/api/server/get_info", {}, lambda data: data["server_version"])
 
         def parse(reply: Reply) -> ServerInfo:
             version = None if reply.status in (404, 405) else call.parse(reply)
@@ -103,7 +103,7 @@ class Api:
 
     def get_user_key(self, run_name: str | None = None) -> Call[UserKey]:
         """Ask for the key of the token's user; ``run_name`` is the run that errors name."""
-        return self._call(
+        return self.call(
             "/api/users/get_my_user",
             {},
             lambda data: UserKey(data["username"], data.get("ssh_public_key")),
@@ -112,23 +112,23 @@ class Api:
 
     def get_user(self) -> Call[User]:
         """Ask for the user the token belongs to (PROTOCOL 1.2)."""
-        return self._call("/api/users/get_my_user", {}, parse_user)
+        return self.call("/api/users/get_my_user", {}, parse_user)
 
     def list_projects(self) -> Call[list[Project]]:
         """Ask for the projects the user sees (PROTOCOL 1.2)."""
-        return self._call("/api/projects/list", {}, lambda data: [parse_project(item) for item in data])
+        return self.call("/api/projects/list", {}, lambda data: [parse_project(item) for item in data])
 
     def get_project(self, name: str) -> Call[Project]:
         """Ask for one project with its members and backends (PROTOCOL 1.2)."""
         path = f"/api/projects/{quote(name, safe='')}/get"
-        return replace(self, project=name)._call(path, {}, parse_project)
+        return replace(self, project=name).call(path, {}, parse_project)
 
     def list_events(self, run_id: str, *, limit: int, after: EventRecord | None) -> Call[list[EventRecord]]:
         """Ask for one page of a run's events, newest first (PROTOCOL 1.9)."""
         body: dict[str, Any] = {"within_runs": [run_id], "limit": limit}
         if after is not None:
             body |= {"prev_recorded_at": after.recorded_at.isoformat(), "prev_id": after.id}
-        return self._call("/api/events/list", body, parse_events)
+        return self.call("/api/events/list", body, parse_events)
 
     def get_metrics(
         self,
@@ -146,9 +146,9 @@ class Api:
         if after is not None:
             # The server counts from this very value on, and leaves it out: a CPU needs a value before.
             query["after"] = after.isoformat()
-        path = self._path(f"metrics/job/{quote(name, safe='')}?{urlencode(query)}")
+        path = self.path(f"metrics/job/{quote(name, safe='')}?{urlencode(query)}")
         read = partial(parse_metrics, node=node, replica=replica)
-        call = self._call(path, None, read, run_name=name, request=Request("GET", path))
+        call = self.call(path, None, read, run_name=name, request=Request("GET", path))
 
         def name_the_job(reply: Reply) -> list[Metric]:
             try:
@@ -176,18 +176,18 @@ class Api:
     def get_run(self, name: str, run_id: str | None = None) -> Call[RunSnapshot | None]:
         """Ask for a run by id when it is known (deleted ones too), else by name; None when missing."""
         key = {"id": run_id} if run_id else {"run_name": name}
-        call = self._call(self._path("runs/get"), key, parse_run, run_name=name)
+        call = self.call(self.path("runs/get"), key, parse_run, run_name=name)
         return Call(call.request, NoneWhenMissing(call.parse), place=call.place)
 
     def get_approach(self, name: str, run_id: str, node: int) -> Call[Approach]:
         """Ask how the container of a run's node is reached; ``RunNotFoundError`` when the run is gone."""
-        return self._call(
-            self._path("runs/get"), {"id": run_id}, lambda data: parse_approach(data, node), run_name=name
+        return self.call(
+            self.path("runs/get"), {"id": run_id}, lambda data: parse_approach(data, node), run_name=name
         )
 
     def get_private_key(self, run_name: str) -> Call[str | None]:
         """Ask for the user's private key in PEM; only servers from 0.19.33 on have one (PROTOCOL 1.2)."""
-        return self._call(
+        return self.call(
             "/api/users/get_my_user", {}, lambda data: data.get("ssh_private_key"), run_name=run_name
         )
 
@@ -196,16 +196,20 @@ class Api:
         body: dict[str, Any] = {"project_name": self.project, "only_active": only_active, "limit": PAGE_SIZE}
         if after is not None:
             body |= {"prev_submitted_at": after.submitted_at, "prev_run_id": after.id}
-        return self._call("/api/runs/list", body, lambda data: [parse_run(item) for item in data])
+        return self.call("/api/runs/list", body, lambda data: [parse_run(item) for item in data])
 
-    def get_plan(self, run_spec: Mapping[str, Any]) -> Call[Plan]:
-        """Ask which offers a run would have; nothing is submitted."""
-        return self._call(self._path("runs/get_plan"), {"run_spec": run_spec}, parse_plan)
+    def get_plan(self, run_spec: Mapping[str, Any], **more: Any) -> Call[Plan]:
+        """Ask which offers a run would have; nothing is submitted. ``more`` are further keys."""
+        return self.call(self.path("runs/get_plan"), {"run_spec": run_spec, **more}, parse_plan)
+
+    def delete_run(self, name: str) -> Call[None]:
+        """Ask to delete a run that has ended; an active one is refused (PROTOCOL 1.7)."""
+        return self.call(self.path("runs/delete"), {"runs_names": [name]}, lambda _: None, run_name=name)
 
     def get_usage_spec(self, name: str, run_id: str, usage: Utilization) -> Call[SmallerGpu | None]:
         """Ask for a run and return what it would need of a smaller GPU; None if it needs its own."""
-        return self._call(
-            self._path("runs/get"), {"id": run_id}, lambda data: smaller_gpu(data, usage), run_name=name
+        return self.call(
+            self.path("runs/get"), {"id": run_id}, lambda data: smaller_gpu(data, usage), run_name=name
         )
 
     def apply(self, run_spec: Mapping[str, Any]) -> Call[RunSnapshot]:
@@ -214,31 +218,29 @@ class Api:
         # would create a second one, hence not idempotent.
         body = {"plan": {"run_spec": run_spec}, "force": False}
         run_name = run_spec.get("run_name")
-        return self._call(self._path("runs/apply"), body, parse_run, run_name=run_name, idempotent=False)
+        return self.call(self.path("runs/apply"), body, parse_run, run_name=run_name, idempotent=False)
 
     def get_resource(self, name: str) -> Call[Resource | None]:
         """Ask for a run by name as an update needs it; None when missing."""
-        call = self._call(self._path("runs/get"), {"run_name": name}, parse_resource, run_name=name)
+        call = self.call(self.path("runs/get"), {"run_name": name}, parse_resource, run_name=name)
         return Call(call.request, NoneWhenMissing(call.parse), place=call.place)
 
     def get_update_plan(self, run_spec: Mapping[str, Any]) -> Call[UpdatePlan]:
         """Ask what an apply would change of the run of that name; nothing is changed."""
         name = run_spec.get("run_name")
-        return self._call(
-            self._path("runs/get_plan"), {"run_spec": run_spec}, parse_update_plan, run_name=name
-        )
+        return self.call(self.path("runs/get_plan"), {"run_spec": run_spec}, parse_update_plan, run_name=name)
 
     def update(self, run_spec: Mapping[str, Any], current: Resource) -> Call[RunSnapshot]:
         """Update a run in place; refused if it is no longer ``current`` (PROTOCOL 1.4)."""
         body = {"plan": {"run_spec": run_spec, "current_resource": current.data}, "force": False}
         name = run_spec.get("run_name")
-        return self._call(self._path("runs/apply"), body, parse_run, run_name=name, idempotent=False)
+        return self.call(self.path("runs/apply"), body, parse_run, run_name=name, idempotent=False)
 
     def stop(self, name: str, *, abort: bool) -> Call[None]:
         """Ask to stop a run; unknown and finished names are fine (PROTOCOL 1.7)."""
         # ``abort`` has no default: without it the server refuses the request.
         body = {"runs_names": [name], "abort": abort}
-        return self._call(self._path("runs/stop"), body, lambda _: None, run_name=name)
+        return self.call(self.path("runs/stop"), body, lambda _: None, run_name=name)
 
     def poll_logs(
         self,
@@ -254,40 +256,41 @@ class Api:
         # Servers before 0.19.16 refuse the key of the token, so it is sent only to one that sent a token.
         optional = {"start_time": start_time, "next_token": token, "diagnose": diagnose or None}
         body |= {key: value for key, value in optional.items() if value is not None}
-        return self._call(self._path("logs/poll"), body, logs.parse_page, run_name=name)
+        return self.call(self.path("logs/poll"), body, logs.parse_page, run_name=name)
 
     def init_repo(self, code: Code, release: Release | None = None) -> Call[None]:
         """Make a repo and its credentials known to the project; idempotent (PROTOCOL 1.3)."""
         body = code.init_body(release)
-        return self._call(self._path("repos/init"), body, lambda _: None)
+        return self.call(self.path("repos/init"), body, lambda _: None)
 
     def find_repo(self, repo_id: str) -> Call[StoredRepo | None]:
         """Ask what the project has for a repo; None when it is unknown (PROTOCOL 1.3)."""
         body = {"repo_id": repo_id, "include_creds": True}
-        return _none_when_missing(self._call(self._path("repos/get"), body, StoredRepo.parse))
+        return none_when_missing(self.call(self.path("repos/get"), body, StoredRepo.parse))
 
     def upload_code(self, repo_id: str, upload: Upload) -> Call[None]:
         """Upload a repo's archive or diff under its hash (PROTOCOL 1.3)."""
-        path = self._path(f"repos/upload_code?repo_id={quote(repo_id)}")
+        path = self.path(f"repos/upload_code?repo_id={quote(repo_id)}")
         request = Request.upload(path, upload.sha256, upload.data)
-        return self._call(path, None, lambda _: None, request=request)
+        return self.call(path, None, lambda _: None, request=request)
 
     def find_archive(self, sha256: str) -> Call[str | None]:
         """Ask for the id of an uploaded file archive; None when it is missing (PROTOCOL 1.3)."""
-        return _none_when_missing(
-            self._call("/api/files/get_archive_by_hash", {"hash": sha256}, lambda data: str(data["id"]))
+        return none_when_missing(
+            self.call("/api/files/get_archive_by_hash", {"hash": sha256}, lambda data: str(data["id"]))
         )
 
     def upload_archive(self, upload: Upload) -> Call[str]:
         """Upload a file archive under its hash and return its id (PROTOCOL 1.3)."""
         path = "/api/files/upload_archive"
         request = Request.upload(path, upload.sha256, upload.data)
-        return self._call(path, None, lambda data: str(data["id"]), request=request)
+        return self.call(path, None, lambda data: str(data["id"]), request=request)
 
-    def _path(self, rest: str) -> str:
+    def path(self, rest: str) -> str:
+        """Return the path of a call for the project."""
         return f"/api/project/{quote(self.project, safe='')}/{rest}"
 
-    def _call(
+    def call(
         self,
         path: str,
         body: Any,
@@ -297,11 +300,14 @@ class Api:
         idempotent: bool = True,
         request: Request | None = None,
     ) -> Call[T]:
+        """Return a call whose reply is read by ``read``."""
         place = Place(self.server_url, self.project, run_name)
         return Call(request or Request.post(path, body), Parse(place, path, read), idempotent, str(place))
 
 
-def _none_when_missing(call: Call[T]) -> Call[T | None]:
+def none_when_missing(call: Call[T]) -> Call[T | None]:
+    """Return the call with None for what the project does not have."""
+
     def parse(reply: Reply) -> T | None:
         try:
             return call.parse(reply)

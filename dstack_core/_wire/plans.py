@@ -13,7 +13,7 @@ from dstack_core.models.plan import Offer, Plan
 def parse_plan(data: Mapping[str, Any]) -> Plan:
     """Read the reply of ``runs/get_plan``; the first job speaks for all."""
     job = (data.get("job_plans") or [{}])[0]
-    offers = tuple(_offer(item) for item in job.get("offers") or [])
+    offers = tuple(parse_offer(item) for item in job.get("offers") or [])
     spec = job.get("job_spec") or {}
     return Plan(
         offers=offers,
@@ -25,7 +25,8 @@ def parse_plan(data: Mapping[str, Any]) -> Plan:
     )
 
 
-def _offer(data: Mapping[str, Any]) -> Offer:
+def parse_offer(data: Mapping[str, Any]) -> Offer:
+    """Read one offer of a plan."""
     instance = data.get("instance") or {}
     hardware = read_hardware(instance.get("resources"))
     return Offer(

@@ -128,7 +128,7 @@ def _configuration(configuration: Configuration, options: SubmitOptions) -> dict
     if resources is None:
         resources = configuration.resources
     if resources is not None:
-        wire["resources"] = _any_resources(resources)
+        wire["resources"] = any_resources(resources)
     for name, write in _WRITERS.items():
         value = options.get(name)
         written = None if value is None else write(value)
@@ -297,7 +297,7 @@ def _relative(working_dir: str) -> str:
     return working_dir or "."
 
 
-def _any_resources(resources: Any) -> dict[str, Any]:
+def any_resources(resources: Any) -> dict[str, Any]:
     """Write ``Resources`` with minimums; a mapping and a short form mean what they mean in YAML."""
     if isinstance(resources, Resources):
         return _resources(resources)

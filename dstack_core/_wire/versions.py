@@ -54,6 +54,12 @@ _OTHERS: Mapping[str, Release] = {
     # Before it the reference stays in the text as it is and reaches the command.
     "secrets": (0, 19, 17),
     "events": (0, 20, 0),
+    "auto_cleanup_duration": (0, 19, 19),
+    "max_offers": (0, 19, 5),
+    # Older servers know a request for offers by its command alone.
+    "for_offers_only": (0, 21, 0),
+    "in-place update of a fleet": (0, 19, 6),
+    "project secrets": (0, 19, 17),
     "repos with path or if_exists": (0, 20, 0),
     "python 3.14": (0, 21, 0),
     "python 3.15": (0, 22, 5),

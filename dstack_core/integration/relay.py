@@ -173,6 +173,10 @@ class LogRelay:
         """Return the arguments with which another process continues, as values that JSON has."""
         return {"tail": self.tail, "relayed_bytes": self._relayed, "left_out_bytes": self._left_out}
 
+    def leave_out(self, lines: Mapping[str, int]) -> None:
+        """Leave out lines that were logged before, each as often as that: more of ``already_logged``."""
+        self._already_logged = dict(Counter(self._already_logged) + Counter(lines))
+
     def records(self, event: Event) -> Iterator[Record]:
         """Yield the records to log for an event: pairs of a level of ``logging`` and a text.
 

@@ -1,4 +1,4 @@
-"""The users, projects and backends of a server."""
+"""The users, projects, backends, secrets and gateways of a server."""
 
 from __future__ import annotations
 
@@ -71,3 +71,48 @@ class Project:
     members: tuple[ProjectMember, ...] = ()
     is_public: bool = False
     created_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A secret of a project; no value is ever read back.
+
+    Attributes:
+        name: Its name, which ``${{ secrets.NAME }}`` of a configuration takes.
+        id: Its id (a UUID).
+    """
+
+    name: str
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A gateway, at whose domain services are reached.
+
+    Attributes:
+        name: The gateway's name.
+        id: Its id (a UUID).
+        project: The project it belongs to.
+        status: The server's word, such as ``"running"``.
+        status_message: Why, in the server's words, or None.
+        created_at: When it was created (aware), or None.
+        backend, region: Where it is, or None.
+        hostname: Its address, or None.
+        domain: The domain that services get a name below, or None.
+        is_default: Whether services use it without naming it.
+
+    Source: PROTOCOL 1.2.
+    """
+
+    name: str
+    id: str
+    project: str
+    status: str
+    status_message: str | None = None
+    created_at: datetime | None = None
+    backend: str | None = None
+    region: str | None = None
+    hostname: str | None = None
+    domain: str | None = None
+    is_default: bool = False

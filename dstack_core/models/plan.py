@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -51,3 +52,67 @@ class Plan:
     max_price_per_hour: float | None
     hints: tuple[str, ...] = ()
     waits_for_capacity: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GpuOffers:
+    """The offers with one kind of GPU.
+
+    Attributes:
+        gpu: The name of the GPU, None for machines without one.
+        gpu_memory: The memory of one GPU in bytes, None for machines without one.
+        counts: The numbers of GPUs that a machine has, ascending (tuple of int).
+        backends: The backends that have it (tuple of str).
+        regions: The regions that have it (tuple of str).
+        min_price_per_hour, max_price_per_hour: The lowest and highest price of a machine, in USD per hour.
+        offers: The offers, the cheapest first.
+    """
+
+    gpu: str | None
+    gpu_memory: int | None
+    counts: tuple[int, ...]
+    backends: tuple[str, ...]
+    regions: tuple[str, ...]
+    min_price_per_hour: float
+    max_price_per_hour: float
+    offers: tuple[Offer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Offers:
+    """The machines that the project could get.
+
+    Attributes:
+        offers: The machines, the cheapest first; at most as many as were asked for.
+        total: How many offers there are in all.
+
+    Source: PROTOCOL 1.4.
+    """
+
+    offers: tuple[Offer, ...]
+    total: int
+
+    def __iter__(self) -> Iterator[Offer]:
+        return iter(self.offers)
+
+    def __len__(self) -> int:
+        return len(self.offers)
+
+    def by_gpu(self) -> tuple[GpuOffers, ...]:
+        """Return the offers grouped by GPU and its memory, the group with the cheapest machine first."""
+        groups: dict[tuple[str | None, int | None], list[Offer]] = {}
+        for offer in sorted(self.offers, key=lambda each: each.price_per_hour):
+            groups.setdefault((offer.gpu, offer.gpu_memory), []).append(offer)
+        return tuple(
+            GpuOffers(
+                gpu=gpu,
+                gpu_memory=memory,
+                counts=tuple(sorted({each.gpus for each in group})),
+                backends=tuple(sorted({each.backend for each in group})),
+                regions=tuple(sorted({each.region for each in group})),
+                min_price_per_hour=group[0].price_per_hour,
+                max_price_per_hour=group[-1].price_per_hour,
+                offers=tuple(group),
+            )
+            for (gpu, memory), group in groups.items()
+        )

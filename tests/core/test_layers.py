@@ -69,6 +69,21 @@ ROOMS = {
         "_report",
         "configurations",
     },
+    "_resource_operations": {
+        "errors",
+        "models",
+        "_wire",
+        "_flow",
+        "_attach",
+        "_operations",
+        "configurations",
+    },
+    "resource_collections": {
+        *("models", "_transport", "_drive", "_operations", "_resource_operations", "configurations"),
+    },
+    "aio_resource_collections": {
+        *("models", "_transport", "_adrive", "_operations", "_resource_operations", "configurations"),
+    },
     "_client_base": {"models", "_wire", "_flow", "_transport", "_operations", "_attach", "_code", "config"},
     "_run_base": {"models", "_wire", "_flow", "_operations", "_attach"},
     "run": {"clock", "errors", "models", "_flow", "_transport", "_drive", "_operations", "_run_base"},
@@ -90,11 +105,11 @@ ROOMS = {
     "aio_collections": {"models", "_transport", "_adrive", "_operations"},
     "client": {
         *("models", "_wire", "_transport", "_drive", "_operations", "_client_base", "configurations", "run"),
-        *("collections", "functions"),
+        *("collections", "functions", "resource_collections", "_resource_operations"),
     },
     "aio": {
         *("models", "_wire", "_transport", "_adrive", "_operations", "_client_base", "configurations"),
-        *("aio_run", "aio_collections", "aio_functions"),
+        *("aio_run", "aio_collections", "aio_functions", "aio_resource_collections", "_resource_operations"),
     },
     "_shared": {
         *(

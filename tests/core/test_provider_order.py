@@ -76,7 +76,7 @@ LAYERS: dict[str, list[set[str]]] = {
         },
         # What is submitted, and where a run is shown in Prefect.
         {"_log_relay", "_options", "_report"},
-        {"_bundles", "_callbacks", "_end_reports", "_function_options", "_live_artifacts"},
+        {"_bundles", "_callbacks", "_end_reports", "_followers", "_function_options", "_live_artifacts"},
         {"_submission", "flow_future"},
         # The blocks, and the clients made of them.
         {"cache", "credentials"},

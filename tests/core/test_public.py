@@ -21,6 +21,10 @@ TWINS = [
     (dstack.Run, dstack.AsyncRun),
     (dstack.ProjectCollection, dstack.AsyncProjectCollection),
     (dstack.BackendCollection, dstack.AsyncBackendCollection),
+    (dstack.FleetCollection, dstack.AsyncFleetCollection),
+    (dstack.VolumeCollection, dstack.AsyncVolumeCollection),
+    (dstack.SecretCollection, dstack.AsyncSecretCollection),
+    (dstack.GatewayCollection, dstack.AsyncGatewayCollection),
 ]
 
 

@@ -450,16 +450,19 @@ FLEET = Suite(
 )
 
 
+_RUNNERS = "tests/provider_prefect/test_runners.py"
+
+
 def _runner(what: str, test: str) -> Row:
-    tests = tuple(f"tests/provider_prefect/test_runners.py::{test}[{name}]" for name in ("dask", "ray"))
+    tests = tuple(f"{_RUNNERS}::{test}[{name}]" for name in ("dask", "ray"))
     return Row(what, "DaskTaskRunner and RayTaskRunner", "prefect-runners", tests)
 
 
 RUNNERS = Suite(
     "Task runners of Dask and Ray",
     "Real Dask and Ray workers, four each, in flows that `serve()` runs. Held means: each task has one run, none is submitted twice or after\n"
-    "a cancellation, each line is in Prefect's log under its own task run, in order and once, and nothing keeps running in the end. Only the\n"
-    "task of a killed worker may have its first lines twice.",
+    "a cancellation, each line is in Prefect's log under its own task run, in order and once, also those of a killed worker's task, and nothing\n"
+    "keeps running in the end.",
     (
         _runner("50 mapped tasks", "test_each_of_fifty_mapped_tasks_has_one_run_and_its_own_log"),
         _runner(
@@ -470,11 +473,37 @@ RUNNERS = Suite(
             "kill -9 of a worker; its task is repeated on another one",
             "test_the_task_of_a_killed_worker_takes_its_run_over",
         ),
+        Row(
+            "kill -9 of a worker; queued tasks come before the repeated one, whose run ends meanwhile",
+            "RayTaskRunner",
+            "prefect-runners",
+            (f"{_RUNNERS}::test_a_task_that_ray_repeats_behind_queued_ones_takes_the_end_of_its_run",),
+        ),
         _runner(
-            "kill -9 of a worker; its task is not repeated; the flow run is set to Crashed, then the reaper",
-            "test_the_reaper_stops_what_a_killed_worker_leaves_once_its_flow_run_is_crashed",
+            "kill -9 of a worker; its task is not repeated; then the reaper",
+            "test_the_reaper_stops_what_a_killed_worker_leaves",
         ),
     ),
 )
 
-SUITES = [KILLS, FLEET, RUNNERS, REPORTS, HOLDS, CALLBACKS, LOAD, ODDITIES]
+SCALE = Suite(
+    "Two Prefect servers on Postgres",
+    "Two API processes share a database, behind one address. Held means: each mapped task has one run and ends as Completed, each of its lines\n"
+    "is in Prefect's log once; each flow run of the work pool has one machine at most, never more at once than the worker's limit, the\n"
+    "cancelled half ends as Cancelled and the other half as Completed, and nothing keeps running in the end.",
+    (
+        _prefect(
+            "kill -9 of one of them while 50 mapped tasks run",
+            _FLOW,
+            "test_two_servers.py::test_a_killed_api_server_leaves_one_run_for_each_mapped_task[50]",
+        ),
+        _prefect(
+            "100 flow runs of one worker, of which half are cancelled, running or waiting",
+            _MACHINE,
+            "test_two_servers.py::test_each_of_many_flow_runs_has_one_machine_and_half_of_them_are_cancelled"
+            "[100-20-two servers]",
+        ),
+    ),
+)
+
+SUITES = [KILLS, FLEET, RUNNERS, SCALE, REPORTS, HOLDS, CALLBACKS, LOAD, ODDITIES]

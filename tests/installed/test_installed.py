@@ -10,7 +10,7 @@ import json
 import os
 import re
 import subprocess
-import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +104,20 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {folder: build(ROOT / folder, target, kinds=("wheel",))[0] for folder in FOLDERS}
 
 
+def fresh_python() -> str:
+    """Return Debian's own Python, or the lowest supported one where that is too old or makes no environments."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    supported = {each.rpartition(" ")[2] for each in project["classifiers"] if "Python :: 3." in each}
+    show = "import ensurepip, sys; print('%d.%d' % sys.version_info[:2])"
+    debian = Path("/usr/bin/python3")
+    if debian.exists():
+        shown = subprocess.run([debian, "-c", show], capture_output=True, text=True, check=False).stdout
+        if shown.strip() in supported:
+            return str(debian)
+    done = subprocess.run([ROOT / "scripts" / "pythons", "1"], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
 class Environment:
     """An environment with a home of its own."""
 
@@ -126,19 +140,20 @@ class Environment:
             "DSTACK_TOKEN": server.token,
             "DO_NOT_TRACK": "1",
         }
-        subprocess.run([sys.executable, "-m", "venv", str(folder / "env")], check=True)
+        subprocess.run([fresh_python(), "-m", "venv", str(folder / "env")], check=True)
 
     def install(self, *what: str, pins: str) -> None:
         """Install with pip."""
-        constraints = ROOT / "constraints" / f"{pins}.txt"
+        # What only newer Pythons need is in a file of its own.
+        files = (ROOT / "constraints" / f"{pins}{kind}.txt" for kind in ("", ".newer"))
+        constraints = [word for file in files if file.exists() for word in ("-c", str(file))]
         self.run(
             "-m",
             "pip",
             "install",
             "--quiet",
             "--disable-pip-version-check",
-            "-c",
-            str(constraints),
+            *constraints,
             *what,
             seconds=INSTALL_SECONDS,
         )

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 from uuid import UUID
@@ -71,8 +71,11 @@ def submissions(server: LocalServer) -> int:
     return sum(request.path.endswith("/runs/apply") for request in server.requests)
 
 
-def log_records(flow_run_id: UUID, *, last: str, seconds: float = 30.0) -> list[str]:
-    """Return the messages of a flow run from Prefect's API in order, once ``last`` is in one of them."""
+def log_records(flow_run_id: UUID, *, last: str | Sequence[str], seconds: float = 30.0) -> list[str]:
+    """Return the messages of a flow run from Prefect's API in order, once each ``last`` is in one of them.
+
+    If a busy server does not answer in time, it is asked again.
+    """
 
     def read() -> list[str]:
         found: list[str] = []
@@ -89,8 +92,12 @@ def log_records(flow_run_id: UUID, *, last: str, seconds: float = 30.0) -> list[
                     return found
 
     def wanted() -> list[str]:
-        found = read()
-        return found if any(last in message for message in found) else []
+        try:
+            found = read()
+        except httpx.TimeoutException:
+            return []
+        text = "\n".join(found)
+        return found if all(one in text for one in ([last] if isinstance(last, str) else last)) else []
 
     return until(wanted, seconds=seconds, what=f"{last!r} in the logs of {flow_run_id}")
 
@@ -147,6 +154,8 @@ def artifacts_of(flow_run_id: Any) -> dict[str, Any]:
         found = client.read_artifacts(
             artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
         )
+    # Of the versions of a key the newest one.
+    found.sort(key=lambda item: (item.created, item.id))
     return {item.key or "": item for item in found if (item.key or "").startswith("dstack-")}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -12,7 +14,7 @@ from pydantic import ValidationError
 
 from dstack_core import AsyncClient, Client, ConfigurationError, ProjectNotConfiguredError
 from dstack_core.local import LocalServer
-from prefect_dstack import DstackCredentials
+from prefect_dstack import DstackCredentials, credentials
 from prefect_dstack.credentials import load, open_async_client, open_client
 
 TOKEN = "s3cr3t-t0k3n"
@@ -55,6 +57,19 @@ def test_a_token_of_a_wrong_type_is_not_shown() -> None:
     with pytest.raises(ValidationError) as caught:
         DstackCredentials(**{**GOOD, "user_token": {"value": TOKEN}})
     assert TOKEN not in str(caught.value)
+
+
+def test_a_type_checker_knows_the_fields() -> None:
+    tree = ast.parse(inspect.getsource(credentials))
+    (init,) = [
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__"
+    ]
+    declared = {
+        argument.arg: default is None
+        for argument, default in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True)
+    }
+    fields = {name: field.is_required() for name, field in DstackCredentials.model_fields.items()}
+    assert declared == fields
 
 
 def test_it_can_be_pickled_after_use() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -20,14 +22,20 @@ from .ways import FAST
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
-_BAR = r"for i in 1 2 3 4 5 6 7 8 9; do printf '\r %s0%%|##|' $i; sleep 0.3; done; printf '\r100%%|done\n'"
+# It moves until its file exists.
+_BAR = r"while [ ! -e {} ]; do for i in 1 2 3; do printf '\r %s0%%|##|' $i; sleep 0.3; done; done; "
+_LAST = r"printf '\r100%%|done\n'"
 _TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z "
 
 
 @pytest.mark.parametrize("task", [run_task, arun_task])
 @pytest.mark.parametrize("timestamps", [False, True])
 def test_a_progress_bar_shows_its_state_and_its_line_once(
-    task: Any, timestamps: bool, credentials: DstackCredentials, monkeypatch: pytest.MonkeyPatch
+    task: Any,
+    timestamps: bool,
+    credentials: DstackCredentials,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(partial_lines, "_OPEN_SECONDS", 0.1)
     monkeypatch.setattr(partial_lines, "_SECONDS_BETWEEN", 0.5)
@@ -36,10 +44,19 @@ def test_a_progress_bar_shows_its_state_and_its_line_once(
     @flow
     def working() -> None:
         ids.append(UUID(flow_run.get_id()))
-        configuration = Task(commands=[_BAR, "echo the-end"])
+        watcher.start()
+        configuration = Task(commands=[_BAR.format(tmp_path / "go") + _LAST, "echo the-end"])
         task.submit(configuration, credentials, log_timestamps=timestamps, **FAST).result()
 
+    def look() -> None:
+        try:
+            log_records(ids[0], last="(still running)", seconds=120)
+        finally:
+            (tmp_path / "go").touch()
+
+    watcher = threading.Thread(target=look)
     working()
+    watcher.join()
     lines = [line for text in log_records(ids[0], last="the-end") for line in text.split("\n")]
     time = _TIME if timestamps else ""
     assert len([line for line in lines if re.fullmatch(time + r" \d0%\|##\| \(still running\)", line)]) >= 1

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -30,7 +31,7 @@ from prefect.states import (
 
 from dstack_core import Run
 from dstack_core.local import LocalServer
-from prefect_dstack import DstackCredentials, areap_runs, reap_runs, reaper, run_task
+from prefect_dstack import DstackCredentials, _followers, areap_runs, arun_task, reap_runs, reaper, run_task
 from prefect_dstack._report import Report, emit
 from prefect_dstack.reaper import reap
 
@@ -161,6 +162,91 @@ def test_a_submitted_task_that_outlasts_its_flow_keeps_its_run(
     watcher.join()
     assert [found["stopped"] for found in seen] == [False]
     assert outcome_of(the_run(dstack)).succeeded
+
+
+LONG_AGO = 2 * _followers.SILENT_SECONDS
+
+
+@pytest.mark.parametrize("task", [run_task, arun_task])
+def test_a_task_that_outlasts_its_flow_shows_that_it_follows_its_run(
+    task: Any, dstack: LocalServer, credentials: DstackCredentials, tmp_path: Path
+) -> None:
+    def is_alive() -> bool:
+        with get_client(sync_client=True) as client:
+            return not _followers.has_lost_its_follower(client, the_run(dstack).id, LONG_AGO)
+
+    def look() -> None:
+        try:
+            until(lambda: "dstack.run.started" in event_names(the_run(dstack).id))
+            seen.append(is_alive())
+            go.touch()
+            until(is_alive)
+        finally:
+            (tmp_path / "end").touch()
+
+    @flow
+    def returning() -> None:
+        wait = f"while [ ! -e {tmp_path / 'end'} ]; do sleep 0.1; done"
+        task.submit({"type": "task", "commands": [wait]}, credentials, poll_interval=0.1)
+        until(lambda: all_runs(dstack))
+        watcher.start()
+        until(go.exists)
+
+    go, seen = tmp_path / "go", list[bool]()
+    watcher = threading.Thread(target=look)
+    returning()
+    watcher.join()
+    # While the flow runs, nothing is emitted.
+    assert seen == [False]
+    assert is_alive()
+    assert outcome_of(the_run(dstack)).succeeded
+
+
+@pytest.mark.parametrize("make", [Completed, Failed])
+@pytest.mark.parametrize("was_followed", [True, False])
+def test_a_task_run_whose_process_was_killed_keeps_no_run_of_an_ended_flow_run(
+    was_followed: bool,
+    make: Callable[[], State[Any]],
+    dstack: LocalServer,
+    credentials: DstackCredentials,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    owner = in_state(Running())
+    left = run_of(dstack, owner.id)
+    with get_client(sync_client=True) as client:
+        client.create_task_run(run_task, owner.id, dynamic_key="0", state=Running())
+        if was_followed:
+            emit("started", left.name, left.id, {"url": left.url})
+            until(lambda: event_names(left.id))
+        monkeypatch.setattr(_followers, "SILENT_SECONDS", 0.0)
+        assert reap(credentials, min_age=0)[0]["reason"] == "its flow run has not ended"
+        client.set_flow_run_state(owner.id, make(), force=True)
+        monkeypatch.undo()
+        # It may be alive and not have shown it yet.
+        assert reap(credentials, min_age=0)[0]["reason"] == "a task of its flow run still runs"
+    assert not is_stopped(left)
+    monkeypatch.setattr(_followers, "SILENT_SECONDS", 0.0)
+    (finding,) = reap(credentials, min_age=0)
+    assert (finding["stopped"], is_stopped(left)) == (was_followed, was_followed)
+    assert ("no process follows it" in finding["reason"]) == was_followed
+
+
+def test_a_heartbeat_is_rare_and_one_that_prefect_refuses_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def emit_event(name: str, **_: object) -> None:
+        emitted.append(name)
+        raise RuntimeError("refused")
+
+    emitted: list[str] = []
+    monkeypatch.setattr("prefect.events.emit_event", emit_event)
+    times = [0.0, 1.0, _followers.BEAT_SECONDS, _followers.BEAT_SECONDS + 1]
+    heartbeat = _followers.Heartbeat(logging.getLogger("heartbeat"), clock=iter(times).__next__)
+    caplog.set_level(logging.DEBUG, "heartbeat")
+    for _ in times:
+        heartbeat.emit("run")
+    assert emitted == ["dstack.follower.alive"] * 2
+    assert caplog.messages == ["Prefect did not take an event: refused"] * 2
 
 
 @pytest.mark.parametrize("twin", [False, True])

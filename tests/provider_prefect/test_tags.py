@@ -93,7 +93,7 @@ def test_a_list_of_tags_is_prefects_and_a_dict_is_dstacks() -> None:
 def test_wrong_tags_are_refused(credentials: DstackCredentials) -> None:
     fields = {"server_url": "http://s", "project_name": "p", "user_token": "t"}
     with pytest.raises(ValidationError, match=r"expected a value of at most 256 letters .* for team"):
-        DstackCredentials(**fields, default_tags={"team": "ü"})  # type: ignore[arg-type]
+        DstackCredentials(**fields, default_tags={"team": "ü"})
     with pytest.raises(ValidationError, match="expected an address such as"):
         DstackCredentials(**fields, ui_url="gpu")  # type: ignore[arg-type]
     with pytest.raises(ValidationError, match="got 'http://a b'"):

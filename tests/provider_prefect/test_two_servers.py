@@ -73,15 +73,19 @@ def is_final(flow_run_id: UUID) -> bool:
     return bool(state_of(flow_run_id).is_final())
 
 
+def records(flow_run_id: UUID, word: str, count: int) -> list[str]:
+    """Return the log of the flow run once each task's line with the word is there."""
+    wanted = [f"{word}-{number}" for number in range(count)]
+    return log_records(flow_run_id, last=wanted, seconds=START_SECONDS)
+
+
 def check(flow_run_id: UUID, dstack: LocalServer, count: int) -> None:
     """Check that each task had one run, and that Prefect has its end and its log, each line once."""
     assert [run.raw_status for run in all_runs(dstack)] == ["done"] * count
     until(lambda: state_of(flow_run_id).is_completed(), what="the flow run is Completed")
     wanted = ["COMPLETED"] * count
     until(lambda: task_states(flow_run_id) == wanted, what="all task runs are Completed")
-    for number in range(count):
-        log_records(flow_run_id, last=f"after-{number}", seconds=60)
-    lines = Counter("\n".join(log_records(flow_run_id, last="after-0")).split("\n"))
+    lines = Counter("\n".join(records(flow_run_id, "after", count)).split("\n"))
     each = [f"{word}-{number}" for word in ("before", "after") for number in range(count)]
     assert {line: lines[line] for line in each} == dict.fromkeys(each, 1)
 
@@ -103,8 +107,7 @@ def test_a_killed_api_server_leaves_one_run_for_each_mapped_task(
 ) -> None:
     before = dict(servers.balancer.served)
     with flow_process(servers.balancer, dstack, tmp_path, count) as flow_run_id:
-        for number in range(count):
-            log_records(flow_run_id, last=f"before-{number}", seconds=60)
+        records(flow_run_id, "before", count)
         servers.kill_first()
     assert all(servers.balancer.served[port] > before[port] for port in servers.ports)
     check(flow_run_id, dstack, count)

@@ -142,6 +142,7 @@ class CancelProbe:
     """A periodic check of whether the flow run was cancelled; errors of the Prefect server are ignored.
 
     ``read_states`` returns the states of the flow run and its parents; by default it is made on first use.
+    ``has_ended`` (bool): the flow run had ended when it was asked for last.
     """
 
     def __init__(
@@ -158,6 +159,7 @@ class CancelProbe:
         self._read_states = self._reader or read_states
         self._clock = clock
         self._asked_at = clock()
+        self.has_ended = False
 
     @property
     def is_due(self) -> bool:
@@ -169,11 +171,13 @@ class CancelProbe:
 
     def ask(self) -> StopRequested | None:
         """Return why to stop, or None; takes up to 5 s per flow run when the server does not answer."""
-        interrupted = is_interrupted(self._task_runner)
+        interrupted, is_first = is_interrupted(self._task_runner), True
 
         def judge(state: State[Any] | None) -> StopRequested | None:
             # Only the first state is that of the interrupted process: a parent has a process of its own.
-            nonlocal interrupted
+            nonlocal interrupted, is_first
+            if is_first:
+                is_first, self.has_ended = False, state is not None and state.is_final()
             request, interrupted = verdict(state, interrupted=interrupted), False
             return request
 

@@ -18,8 +18,9 @@ from prefect.logging import get_run_logger
 
 from prefect_dstack import _log_relay
 from prefect_dstack._callbacks import new_notifier
-from prefect_dstack._cancellation import SLICE_SECONDS, CancelProbe, current_task_runner
+from prefect_dstack._cancellation import SLICE_SECONDS, CancelProbe, StopRequested, current_task_runner
 from prefect_dstack._checks import check_log_budget, check_on_crash, check_pace, check_switches
+from prefect_dstack._followers import Heartbeat
 from prefect_dstack._live_artifacts import LiveArtifacts
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET, Relay, client_warnings_in
 from prefect_dstack._names import Owner, identify, outlives_crash, task_owner
@@ -28,6 +29,8 @@ from prefect_dstack._secrets import Masking, git_credentials_named, shown_env
 from prefect_dstack._submission import Code
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from dstack_core import AsyncRun, CallbacksLike, Event, OutcomeDict, ReportLimits, Run
     from dstack_core.integration import Attempt, AttemptNames, CallbackNotifier, StopResult
     from prefect_dstack._function_result import FunctionResult
@@ -42,12 +45,13 @@ RunLike = str | Mapping[str, Any]
 class Job:
     """One execution: what to submit, under which name, and where it is shown.
 
-    ``names`` are those of all its attempts, ``attempt`` is the one that is meant at any moment. ``is_owned``
-    (bool): the run is stopped when its execution ends early. ``flow_run_id`` (str) is the flow run in whose
-    log the run's log is. ``page`` (str) is where a person finds the run. ``stopped`` is what is known after a
-    stop, None before. ``code`` is what the client that submits is made with. ``function`` is the call
-    that the run makes, None for a plain configuration. ``masking`` is the rule for the run's environment.
-    ``notifier`` calls the callbacks.
+    ``names`` are those of all its attempts, ``attempt`` is the one that is meant at any moment.
+    ``is_owned`` (bool): the run is stopped when its execution ends early. ``flow_run_id`` (str) and
+    ``task_run_id`` (UUID) are the flow run and the task run in whose logs the run's log is. ``page``
+    (str) is where a person finds the run. ``stopped`` is what is known after a stop, None before.
+    ``code`` is what the client that submits is made with. ``function`` is the call that the run makes,
+    None for a plain configuration. ``masking`` is the rule for the run's environment. ``notifier`` calls
+    the callbacks.
     """
 
     # Empty for a run that exists already.
@@ -58,6 +62,7 @@ class Job:
     report: Report
     live: LiveArtifacts
     probe: CancelProbe
+    heartbeat: Heartbeat
     logger: Any
     poll_interval: float
     retry_budget: float
@@ -65,6 +70,7 @@ class Job:
     log_timestamps: bool = False
     is_owned: bool = True
     flow_run_id: str | None = None
+    task_run_id: UUID | None = None
     page: str = ""
     stopped: StopResult | None = None
     code: Code = field(default_factory=Code)
@@ -95,7 +101,7 @@ class Job:
 
         def after_slice() -> None:
             # Also for no time at all: that is how long the first retry of a slow request waits.
-            if self.probe.is_due and (request := self.probe.ask()) is not None:
+            if self.probe.is_due and (request := self.ask()) is not None:
                 raise request
             if self.live.is_due:
                 self.live.write()
@@ -107,12 +113,19 @@ class Job:
         from dstack_core import clock
 
         async def after_slice() -> None:
-            if self.probe.is_due and (request := await asyncio.to_thread(self.probe.ask)) is not None:
+            if self.probe.is_due and (request := await asyncio.to_thread(self.ask)) is not None:
                 raise request
             if self.live.is_due:
                 await asyncio.to_thread(self.live.write)
 
         await clock.asleep_in_slices(seconds, SLICE_SECONDS, after_slice)
+
+    def ask(self) -> StopRequested | None:
+        """Return why to stop, or None; a run that outlasts its flow run is shown to have a follower."""
+        request = self.probe.ask()
+        if request is None and self.probe.has_ended and self.attempt.run_id is not None:
+            self.heartbeat.emit(self.attempt.run_id)
+        return request
 
     def check_flow_run(self) -> None:
         """Raise ``StopRequested`` when the flow run no longer needs a run; asks the Prefect server once.
@@ -193,22 +206,12 @@ class Job:
     def log_start(self, run: Run | AsyncRun) -> None:
         """Log which run this is, and whether an earlier execution submitted it.
 
-        A log that was relayed to its end is not relayed again; the Prefect server is asked for that where an
-        adopted run has ended.
+        What an adopted run's log has here already is not relayed again; the Prefect server is asked for it.
         """
         self.note(run)
-        self.logger.info("Run %s: %s", run.name, run.url)
-        if not self.attempt.is_adopted:
-            return
-        outcome = run.outcome()
-        if outcome is not None and self.relay.stream_logs:
-            self.relay.stream_logs = not _log_relay.was_relayed(outcome, self.flow_run_id, self.logger)
-        self.logger.info(
-            "An earlier execution of this flow run submitted it; %s",
-            "it is followed from its first log line on"
-            if outcome is None or self.relay.stream_logs
-            else "its outcome is taken over",
-        )
+        self.logger.info("%s", _log_relay.start_record(run))
+        if self.attempt.is_adopted:
+            self.relay.take_over(run, self.flow_run_id, self.task_run_id)
 
     def handle(self, event: Event) -> None:
         """Log one event and remember what the run has reported; makes no request."""
@@ -299,6 +302,7 @@ def prepare(
     check_on_crash(on_crash)
     owner = owner or task_owner()
     logger = logger or get_run_logger()
+    task = TaskRunContext.get()
     prefix = submission.configuration.name
     names = identify(owner, submission.described, on_crash=on_crash, run_name=run_name, prefix=prefix)
     relay = Relay(logger, stream_logs=stream_logs, log_budget_bytes=log_budget_bytes)
@@ -315,12 +319,14 @@ def prepare(
         report=report,
         live=live,
         probe=CancelProbe(owner.flow_run_id, current_task_runner()),
+        heartbeat=Heartbeat(logger),
         logger=logger,
         poll_interval=poll_interval,
         retry_budget=retry_budget,
         log_timestamps=log_timestamps,
         keeps_on_crash=on_crash == "keep",
         flow_run_id=owner.flow_run_id,
+        task_run_id=None if task is None else task.task_run.id,
         code=submission.code,
         notifier=new_notifier(callbacks, relay, logger),
         masking=submission.masking,
@@ -358,6 +364,7 @@ def prepare_to_watch(
         report=report,
         live=live,
         probe=CancelProbe(owner.flow_run_id, current_task_runner()),
+        heartbeat=Heartbeat(logger),
         logger=logger,
         poll_interval=poll_interval,
         retry_budget=retry_budget,

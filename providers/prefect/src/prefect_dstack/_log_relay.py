@@ -5,8 +5,9 @@ first log line, whose log an earlier execution may have relayed already.
 
 The idea: the core's ``LogRelay`` joins lines into few records. The last record of a run has a text of its
 own; a process that adopts a run which has ended asks the flow run's log for them, and relays nothing if they
-are there. A log that was relayed in part is relayed again from its first line: no line is lost, some may be
-there twice.
+are there. Another process of the same task run (Dask and Ray repeat a task whose worker died) reads its log
+back and leaves out the lines that are there. The log of another task run begins with the first line: each log
+is whole.
 
 Measured: a Prefect server on two cores stores about 450 records a second; lines joined by the hundred are
 logged at 35,000 lines a second, single ones at 2,500.
@@ -25,7 +26,7 @@ from uuid import UUID
 from prefect_dstack._cancellation import quick_prefect_client
 
 if TYPE_CHECKING:
-    from dstack_core import Event, Outcome, Progress
+    from dstack_core import AsyncRun, Event, Outcome, Progress, Run
     from dstack_core.integration import Masker
 
 # A record for each line would overload a Prefect server, which takes about 450 records a second from all its
@@ -109,6 +110,22 @@ class Relay:
             self.outcome = mask_result(event.outcome, self.masker.mask, self._logger.warning)
         self.progress = event.progress
 
+    def take_over(self, run: Run | AsyncRun, flow_run_id: str | None, task_run_id: object) -> None:
+        """Log that the run was submitted earlier, and leave out what its log here has already.
+
+        Both ids are None where there is none.
+        """
+        outcome = run.outcome()
+        if outcome is not None and self.stream_logs:
+            self.stream_logs = not was_relayed(outcome, flow_run_id, self._logger)
+        how = "it is followed from its first log line on"
+        if outcome is not None and not self.stream_logs:
+            how = "its outcome is taken over"
+        elif self.stream_logs and (lines := logged_lines(run, task_run_id, self._logger)):
+            self._log.leave_out(lines)
+            how = "its log continues behind the lines that are here"
+        self._logger.info("An earlier execution of this flow run submitted it; %s", how)
+
     def log_end(self) -> None:
         """Log once, behind all lines, how the run ended, its time and cost, and how busy its machine was."""
         from dstack_core.integration import describe_outcome, utilization_lines
@@ -165,6 +182,39 @@ def _is_in_log(beginning: str, flow_run_id: UUID) -> bool:
             if any(log.message.startswith(beginning) for log in page):
                 return True
     return False
+
+
+def logged_lines(run: Run | AsyncRun, task_run_id: object, logger: Any) -> Counter[str]:
+    """Return what the log of a task run holds since it began to follow the run; nothing where unknown."""
+    try:
+        return Counter() if task_run_id is None else _lines_since(start_record(run), UUID(str(task_run_id)))
+    except Exception as error:
+        # Lines that are there twice are better than lines that are missing.
+        logger.debug("Prefect did not return the log of this task run: %s", error)
+        return Counter()
+
+
+def start_record(run: Run | AsyncRun) -> str:
+    """Return the record with which each process begins to follow a run."""
+    return f"Run {run.name}: {run.url}"
+
+
+def _lines_since(beginning: str, task_run_id: UUID) -> Counter[str]:
+    from prefect.client.schemas.filters import LogFilter, LogFilterTaskRunId
+    from prefect.client.schemas.sorting import LogSort
+
+    chosen, offset = LogFilter(task_run_id=LogFilterTaskRunId(any_=[task_run_id])), 0
+    found: Counter[str] = Counter()
+    has_begun = False
+    with quick_prefect_client() as client:
+        while page := client.read_logs(chosen, _PAGE, offset, LogSort.TIMESTAMP_ASC):
+            offset += len(page)
+            for log in page:
+                # What an earlier try logged of another run may be equal.
+                has_begun = has_begun or log.message == beginning
+                if has_begun:
+                    found.update(log.message.split("\n"))
+    return found
 
 
 # Which run logger gets the warnings of the client that this thread or async task uses.

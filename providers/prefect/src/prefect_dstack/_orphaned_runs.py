@@ -24,6 +24,7 @@ from uuid import UUID
 from prefect_dstack import _end_reports
 from prefect_dstack._cancellation import quick_prefect_client, was_cancelled
 from prefect_dstack._end_reports import Unreported
+from prefect_dstack._followers import has_lost_its_follower
 from prefect_dstack._names import flow_run_marker_prefix, outlives_crash, owner_of
 from prefect_dstack._stop import BACKSTOP
 from prefect_dstack.credentials import PATIENT_TIMEOUT, open_client
@@ -199,7 +200,7 @@ class Judge:
     def finding(self, run: Run) -> Finding:
         kind, owner_id = owner_of(run.marker) or ("", "")
         state = self.state(kind, owner_id)
-        stopped, reason = self._verdict(run.marker or "", kind, owner_id, state)
+        stopped, reason = self._verdict(run, kind, owner_id, state)
         # A cancellation also ends what a failure holds.
         if (
             stopped
@@ -212,7 +213,7 @@ class Judge:
         name = UNKNOWN_STATE if state is None else str(state.name)
         return Finding(run.name, run.url, f"{kind}/{owner_id}", name, stopped, reason)
 
-    def _verdict(self, marker: str, kind: str, owner_id: str, state: State[Any] | None) -> tuple[bool, str]:
+    def _verdict(self, run: Run, kind: str, owner_id: str, state: State[Any] | None) -> tuple[bool, str]:
         owner = "task run" if kind == "task_run" else "flow run"
         if state is None:
             return self._stop_unknown, f"this Prefect server does not know its {owner}"
@@ -223,14 +224,20 @@ class Judge:
         if age < self._min_age:
             return False, f"its {owner} ended {age:.0f} s ago"
         # A cancellation stops also what a crash is to keep. A machine has nothing to do without its flow run.
-        if kind != "worker" and outlives_crash(marker) and not self._was_cancelled(kind, owner_id, state):
+        if (
+            kind != "worker"
+            and outlives_crash(run.marker or "")
+            and not self._was_cancelled(kind, owner_id, state)
+        ):
             return False, 'it was submitted with on_crash="keep"'
         if (
             (state.is_completed() or state.is_failed())
             and kind == "flow_run"
             and self._is_waited_for(owner_id)
         ):
-            return False, "a task of its flow run still runs"
+            if not has_lost_its_follower(self._api, run.id, age):
+                return False, "a task of its flow run still runs"
+            return True, "its flow run has ended, and no process follows it"
         return True, f"its {owner} has ended"
 
     def has_ended(self, flow_run_id: str | None) -> bool:

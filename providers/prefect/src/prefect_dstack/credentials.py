@@ -81,6 +81,21 @@ class DstackCredentials(CredentialsBlock):
         description="Tags of all runs, such as {team: ml}, beside the automatic ones; off for no tags.",
     )
 
+    if TYPE_CHECKING:
+        # What a caller may pass: pydantic turns a text into a secret, which type checkers do not know.
+        def __init__(
+            self,
+            *,
+            server_url: str,
+            project_name: str,
+            user_token: str | SecretStr,
+            verify: bool | str = True,
+            git_token: str | SecretStr | None = None,
+            git_private_key: str | SecretStr | None = None,
+            ui_url: str | None = None,
+            default_tags: Mapping[str, str] | bool | None = None,
+        ) -> None: ...
+
     @field_validator("server_url", "ui_url")
     @classmethod
     def _has_a_scheme(cls, value: str | None) -> str | None:

@@ -44,9 +44,11 @@ def reap(
     """Stop the active runs whose flow run or task run has ended, and report how runs ended.
 
     Left alone are the runs submitted with ``on_crash="keep"`` unless their flow run was cancelled, and those
-    that a task still waits for. If the process of a plain script is killed, its flow run stays Running, so
-    its runs are left alone until the flow run is set to Crashed: by hand, by the API, or by Prefect's "Crash
-    zombie flows" automation.
+    that a task still waits for. A task run that stays Running without a process, since its worker of Dask or
+    Ray was killed, no longer counts ten minutes after its flow run completed or failed.
+
+    If the process of a plain script is killed, its flow run stays Running, so its runs are left alone until
+    the flow run is set to Crashed: by hand, by the API, or by Prefect's "Crash zombie flows" automation.
 
     Runs that are stopped here are awaited for up to a minute. Their ends are reported in Prefect, and so are
     those of runs that ended earlier without a report: because their flow's process was killed and had no

@@ -1,0 +1,191 @@
+"""Create, update and delete fleets exactly once (PROTOCOL 1.2).
+
+The problem: when the reply to a request is lost, the fleet may or may not exist, and a machine that is not
+known of costs money. A name may belong to a fleet of another user.
+
+The idea: as for runs, the fleet of that name is fetched before a request and after each reply that is
+refused, lost or malformed. What it is then decides: missing, it is created; with the caller's marker, or
+without one where the caller has none, it is updated in place if it differs; with another marker it is left
+alone and an error names it.
+
+Invariants: a request never forces. A create is refused by the server while the name is taken, an update while
+the fleet is not what was planned for, so a request that arrives late or twice changes nothing twice. A fleet
+that is being deleted is waited for within the retry budget, since its name is free again soon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dstack_core._flow.retry import Patience, RetryBudget
+from dstack_core._flow.steps import Op, Sleep, call
+from dstack_core._flow.submit import SETTLE_SECONDS
+from dstack_core._flow.version_check import VersionCheck
+from dstack_core._wire.fleets import FleetApi, StoredFleet, StoredFleetPlan, fleet_spec
+from dstack_core.errors import (
+    ProtocolError,
+    RequestRejectedError,
+    ResourceNameTakenError,
+    TransientServerError,
+)
+from dstack_core.models.fleets import Fleet, FleetConfiguration
+
+APPLY = "in-place update of a fleet"
+# Seconds between two fetches while a fleet or its machines are waited for. Clouds take half a minute or more
+# for a machine, so a shorter pause would only add requests.
+PAUSE_SECONDS = 2.0
+# How often the server may report that the fleet is being processed, or has changed since the plan. Its own
+# workers hold a fleet for a second or two; without a limit another refusal with that text would never end.
+_MOST_REFUSALS = 10
+# The text of every server from 0.19.6 to 0.22.5 for both reasons (fleets/apply).
+_MAY_PASS = ("being processed currently", "has been changed")
+
+
+def apply_fleet(
+    api: FleetApi,
+    versions: VersionCheck,
+    configuration: FleetConfiguration,
+    budget: RetryBudget,
+    *,
+    name: str,
+    marker: str | None,
+) -> Op[Fleet]:
+    """Return the fleet of that name once it matches the configuration.
+
+    Raises ``ResourceNameTakenError`` and the other server errors.
+    """
+    patience = Patience(budget)
+    refusal: RequestRejectedError | None = None
+    refusals = 0
+    started: float | None = None
+    while True:
+        found = yield from call(api.get(name))
+        if found is not None and marker is not None and found.fleet.marker != marker:
+            raise _taken(api, found.fleet)
+        if found is not None and found.fleet.is_terminating:
+            started = budget.clock() if started is None else started
+            if budget.clock() - started >= budget.seconds:
+                raise _taken(api, found.fleet)
+            yield Sleep(PAUSE_SECONDS)
+            continue
+        if refusal is not None:
+            refusals += 1
+            # Refused although the name is free: the request itself is wrong.
+            gone = found is None and refusal.code != "resource_exists"
+            if refusals > _MOST_REFUSALS or gone or (found is not None and not _may_pass(refusal)):
+                raise refusal
+            refusal = None
+            yield Sleep(SETTLE_SECONDS)
+        has_apply = yield from _has_apply(versions)
+        try:
+            if found is None:
+                spec = fleet_spec(configuration, name=name, marker=marker)
+                return (yield from call(api.create(spec, by_apply=has_apply))).fleet
+            # Without a marker of the caller's the fleet keeps the one that it has.
+            spec = fleet_spec(configuration, name=name, marker=marker or found.fleet.marker)
+            plan = yield from call(api.get_plan(spec))
+            if plan.current is None or plan.current.fleet.id != found.fleet.id:
+                refusal = _taken(api, found.fleet)
+                continue
+            if not plan.changes:
+                return plan.current.fleet
+            if not has_apply:
+                raise _not_updatable(api, plan)
+            return (yield from call(api.update(spec, plan.current))).fleet
+        except ResourceNameTakenError:
+            raise
+        except RequestRejectedError as error:
+            refusal = error
+        except (TransientServerError, ProtocolError) as error:
+            # A request whose reply was lost may still be at work; give it time to become visible.
+            yield Sleep(max(patience.after(error), SETTLE_SECONDS))
+
+
+def delete_fleet(
+    api: FleetApi,
+    name: str,
+    *,
+    instances: Sequence[int] | None,
+    marker: str | None,
+    until_deleted: bool,
+) -> Op[bool]:
+    """Delete a fleet, or machines of it; return whether there was one.
+
+    Raises ``ResourceNameTakenError`` for a fleet with another marker, and the other server errors.
+    """
+    found = yield from call(api.get(name))
+    if found is None:
+        return False
+    if marker is not None and found.fleet.marker != marker:
+        raise _taken(api, found.fleet)
+    refusals = 0
+    while True:
+        try:
+            if instances is None:
+                yield from call(api.delete(name))
+            else:
+                yield from call(api.delete_instances(name, instances))
+            break
+        except RequestRejectedError as error:
+            refusals += 1
+            if refusals > _MOST_REFUSALS or not _may_pass(error):
+                raise
+            yield Sleep(SETTLE_SECONDS)
+    while until_deleted and (yield from _is_left(api, found, instances)):
+        yield Sleep(PAUSE_SECONDS)
+    return True
+
+
+def wait_for_machines(api: FleetApi, name: str, number: int) -> Op[Fleet | None]:
+    """Wait until so many machines of the fleet are ready; None when it is gone."""
+    while True:
+        found = yield from call(api.get(name))
+        if found is None:
+            return None
+        if sum(each.status in ("idle", "busy") for each in found.fleet.instances) >= number:
+            return found.fleet
+        if not found.fleet.is_active:
+            return found.fleet
+        yield Sleep(PAUSE_SECONDS)
+
+
+def _is_left(api: FleetApi, deleted: StoredFleet, instances: Sequence[int] | None) -> Op[bool]:
+    now = yield from call(api.get(deleted.fleet.name))
+    # Another fleet of that name is not the one that was deleted.
+    if now is None or now.fleet.id != deleted.fleet.id:
+        return False
+    if instances is None:
+        return now.fleet.status != "terminated"
+    return any(each.number in instances and each.status != "terminated" for each in now.fleet.instances)
+
+
+def _has_apply(versions: VersionCheck) -> Op[bool]:
+    yield from versions.release()
+    return not versions.lacks(APPLY)
+
+
+def _may_pass(error: RequestRejectedError) -> bool:
+    return error.code == "resource_exists" or any(text in error.message for text in _MAY_PASS)
+
+
+def _taken(api: FleetApi, fleet: Fleet) -> ResourceNameTakenError:
+    if fleet.is_terminating:
+        return ResourceNameTakenError(
+            f"name: expected a fleet name that is free, got {fleet.name!r}: that fleet is still being "
+            f"deleted in project {fleet.project} on {api.api.server_url}. Try again in a minute, or choose "
+            "another name."
+        )
+    owner = "without a marker" if fleet.marker is None else f"of another owner ({fleet.marker})"
+    return ResourceNameTakenError(
+        f"name: expected a fleet name that is free, got {fleet.name!r}: a fleet {owner} has it in project "
+        f"{fleet.project} on {api.api.server_url}. Choose another name, or delete that fleet first."
+    )
+
+
+def _not_updatable(api: FleetApi, plan: StoredFleetPlan) -> RequestRejectedError:
+    name = "" if plan.current is None else plan.current.fleet.name
+    return RequestRejectedError(
+        f"Fleet {name} exists, and this server cannot change it in place: {', '.join(plan.changes)}. "
+        f"In-place updates need dstack >= 0.19.6 ({api.api.server_url}). Delete the fleet first, or leave "
+        "that as it is."
+    )
