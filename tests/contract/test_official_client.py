@@ -185,7 +185,9 @@ def test_a_fleet_is_applied_listed_used_and_deleted() -> None:
         assert updated.status == 0, updated.text
         fleet = api.ok("{p}/fleets/get", {"name": "warm"})
         assert fleet["spec"]["configuration"]["nodes"] == {"min": 1, "max": 3}
-        train = official.configuration("train", "type: task\nfleets: [warm]\ncommands: [echo hello, sleep 1]\n")
+        train = official.configuration(
+            "train", "type: task\nfleets: [warm]\ncommands: [echo hello, sleep 1]\n"
+        )
         done = official.run("apply", "-y", "-f", train)
         assert (done.status, "hello" in done.text) == (0, True), done.text
         deleted = official.run("fleet", "delete", "-y", "warm")
