@@ -95,7 +95,9 @@ class Machines:
         references = [as_reference(one) for one in named]
         own = {one.name for one in references if one.project in (None, self._project)}
         found = [fleet for fleet in self._active() if fleet.name in own]
-        return found, IMPLICIT in own and self._implicit is not None
+        # Files that people use in production name fleets that only a real server has; with ``needs_fleet``
+        # they must exist here, too.
+        return found, self._implicit is not None and (IMPLICIT in own or not found)
 
     def _active(self) -> list[Fleet]:
         return [fleet for fleet in self._pool.present if fleet.status == "active"]

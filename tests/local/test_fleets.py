@@ -298,7 +298,10 @@ def test_more_and_fewer_nodes_are_an_update(make: Callable[..., Api]) -> None:
 def test_idle_instances_beyond_the_minimum_go_after_the_idle_duration(make: Callable[..., Api]) -> None:
     api = make(instance_seconds=0.01)
     apply(api, fleet(nodes={"min": 1, "target": 3, "max": 3}, idle_duration=0))
-    listed = lambda: {one["termination_reason"] for one in api.ok("instances/list", {})}  # noqa: E731
+
+    def listed() -> set[str | None]:
+        return {one["termination_reason"] for one in api.ok("instances/list", {})}
+
     wait_until(lambda: listed() == {None, "idle_timeout"} and len(instances(api)) == 1)
     assert instances(api)[0][1] == "idle"
     assert {one["termination_reason_message"] for one in api.ok("instances/list", {})} == {
@@ -436,7 +439,7 @@ def test_a_run_waits_for_its_instance_and_leaves_it_idle(make: Callable[..., Api
 def test_runs_without_a_machine_fail_with_the_words_of_a_real_server(
     make: Callable[..., Api], configuration: Any, message: str
 ) -> None:
-    api = make()
+    api = make(needs_fleet=True)
     apply(api, fleet())
     run = api.run("stuck", "true", **configuration)
     assert ending(run)[:4] == ("failed", "job_failed", "failed", "failed_to_start_due_to_no_capacity")
@@ -445,6 +448,11 @@ def test_runs_without_a_machine_fail_with_the_words_of_a_real_server(
     spec = {"configuration": {"type": "task", "commands": ["true"], **configuration}}
     offers = api.ok("{p}/runs/get_plan", {"run_spec": spec})["job_plans"][0]["offers"]
     assert bool(offers) == ("creation_policy" in configuration)
+
+
+def test_a_fleet_that_only_a_real_server_has_stands_for_the_implicit_one(make: Callable[..., Api]) -> None:
+    run = make().run("elsewhere", "true", fleets=["production"])
+    assert (run["status"], run["fleet"]["name"]) == ("done", "local")
 
 
 def test_nodes_run_in_a_cluster(make: Callable[..., Api]) -> None:
