@@ -213,7 +213,7 @@ check: $(CORE) $(AIRFLOW) $(PREFECT) $(BENCH_PLOTS) ## Run ruff, mypy --strict a
 	    %/__init__.py tests/faults/prefect_%,$(wildcard tests/faults/*.py))); } & checks+=($$!); \
 	{ $(ENVS)/airflow/bin/mypy --cache-dir=.mypy_cache/airflow providers/airflow/src dags scripts/demo_airflow.py \
 	    tests/provider_airflow $(addprefix tests/faults/airflow_,adapters.py kills.py latency.py) \
-	    $(patsubst %,benchmarks/%.py,dag_parse watching watcher airflow_host signalled waiting_for_log dags/measured) && \
+	    $(patsubst %,benchmarks/%.py,dag_parse watching watcher chatty airflow_host signalled waiting_for_log dags/measured) && \
 	  $(ENVS)/prefect/bin/mypy --cache-dir=.mypy_cache/prefect providers/prefect/src flows scripts/demo_prefect.py \
 	    tests/provider_prefect $(wildcard tests/faults/prefect_*.py) \
 	    $(patsubst %,benchmarks/%.py,prefect_import prefect_host served) && \

@@ -22,6 +22,7 @@ MODULES = {
     "submit_requests": "core",
     "watching": "airflow",
     "idle_run": "core",
+    "chatty": "airflow",
     "log_relay": "core",
     "attached_relay": "core",
     "report_delay": "core",

@@ -76,7 +76,7 @@ def measure(quick: bool) -> Section:
     section.notes.append(
         f"Poll interval {INTERVAL:g} s. Every poll reads the status. A log without new lines is read at every "
         "second, then every fourth, then every twelfth poll, at most a minute apart (15 s if a run is followed alone), "
-        "and at once when the status changes. A log that flows is read at each poll. Where more than 50 runs are followed in one process, it is read at every second poll, at most 10 s apart: the lines of 100 runs with a line every 4 s cost up to 600 log reads a minute at this interval, 1,200 without that rule. So one request a round for 100 runs holds for status polls only: a log has no page that many runs share."
+        'and at once when the status changes. A log that flows is read at each poll, or at every second one where many runs are followed together (see "Chatty runs").'
     )
     return section
 

@@ -1,7 +1,7 @@
 """A dstack server that sends canned bytes, fast enough not to be the bottleneck.
 
-It replies as a real one does, for runs that are all alike: ``running`` without output. One more run, called
-``speaker``, has a log of a given size. ``with Stub(...) as stub`` runs it as a process of its own.
+It replies as a real one does, for runs that are all alike: ``running`` without output, or with a line every few
+seconds. One more run, called ``speaker``, has a log of a given size. ``with Stub(...) as stub`` runs it as a process of its own.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, Self
 _ROOT = Path(__file__).parent.parent
 _RUN = _ROOT / "tests/data/wire/runs_get_running_ssh_fleet_0.22.5.json"
 _BEGAN = datetime(2026, 11, 23, tzinfo=UTC)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PAGE = 100
 _LOG_PAGE = 1000
 _SPEAKER = "speaker"
@@ -35,12 +36,16 @@ _COST, _PROCESSED = b"0.987654321", b"2000-01-01T00:00:00.000000Z"
 class Answers:
     """The replies of the server."""
 
-    def __init__(self, runs: int, lines: int, line_bytes: int, lines_a_message: int) -> None:
+    def __init__(
+        self, runs: int, lines: int, line_bytes: int, lines_a_message: int, line_seconds: float = 0
+    ) -> None:
         body: dict[str, Any] = json.loads(_RUN.read_text())["response"]["json"]
         self.counts: Counter[str] = Counter()
         self._runs = [_run(body, f"id-{index}", f"run-{index}", index, "running") for index in range(runs)]
         self._speaker = _run(body, _SPEAKER, _SPEAKER, runs, "done")
         self._pages = _log_pages(lines, line_bytes, lines_a_message)
+        self._line_gap = round(line_seconds * 1_000_000)
+        self._started = _microseconds(datetime.now(UTC))
         # Built once, because they are the same in every round of polls.
         self._lists = {
             top: b"[" + b",".join(self._runs[max(0, top - _PAGE) : top][::-1]) + b"]"
@@ -60,9 +65,41 @@ class Answers:
             return _as_of_now(self._lists.get(max(top, 0), b"[]"))
         if call == "logs/poll" and asked["run_name"] == _SPEAKER:
             return self._pages[int(asked.get("next_token") or 0)]
+        if call == "logs/poll" and self._line_gap:
+            return self._lines_since(int(asked["run_name"].rpartition("-")[2]), asked.get("start_time"))
         if call == "bench/counts":
             return json.dumps(self.counts).encode()
         return b'{"logs": [], "next_token": null, "external_url": null}'
+
+    def _lines_since(self, index: int, start_time: str | None) -> bytes:
+        """Return the lines of a run behind a time; the runs' lines are spread over the gap between two."""
+        first = self._started + self._line_gap * index // len(self._runs)
+        since = _microseconds(datetime.fromisoformat(start_time)) if start_time else first - 1
+        now = _microseconds(datetime.now(UTC))
+        missed = max(0, -(-(since + 1 - first) // self._line_gap))
+        moments = range(first + missed * self._line_gap, now, self._line_gap)
+        # A client asks again for the line that it read last: ``start_time`` is a microsecond before it.
+        for moment in moments[1 if start_time else 0 :]:
+            self.counts["bench/lines"] += 1
+            self.counts["bench/line_milliseconds"] += (now - moment) // 1000
+        text = base64.b64encode(b"step\r\n").decode()
+        logs = [
+            {
+                "timestamp": _stamp(_EPOCH + timedelta(microseconds=moment)),
+                "log_source": "stdout",
+                "message": text,
+            }
+            for moment in moments
+        ]
+        return json.dumps({"logs": logs, "next_token": None, "external_url": None}).encode()
+
+
+def _microseconds(moment: datetime) -> int:
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def _stamp(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _run(body: dict[str, Any], run_id: str, name: str, index: int, status: str) -> bytes:
@@ -89,9 +126,8 @@ def _log_pages(lines: int, line_bytes: int, lines_a_message: int) -> list[bytes]
         numbers = range(first, min(lines, first + lines_a_message))
         text = b"".join(f"{number:09d} ".encode().ljust(line_bytes - 2, b"x") + b"\r\n" for number in numbers)
         moment = _BEGAN + timedelta(milliseconds=len(messages))
-        stamp = moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         messages.append(
-            {"timestamp": stamp, "log_source": "stdout", "message": base64.b64encode(text).decode()}
+            {"timestamp": _stamp(moment), "log_source": "stdout", "message": base64.b64encode(text).decode()}
         )
     pages = []
     for page, first in enumerate(range(0, max(1, len(messages)), _LOG_PAGE), start=1):
@@ -130,16 +166,23 @@ class _Connection(asyncio.Protocol):
 class Stub:
     """The server as a process on a free port of loopback; ``url`` is its address.
 
-    ``runs`` is the number of watched runs. The log of the run ``speaker`` has ``lines`` lines of ``line_bytes`` bytes,
+    ``runs`` is the number of watched runs, each with a line every ``line_seconds`` (0: without output). The log of the run ``speaker`` has ``lines`` lines of ``line_bytes`` bytes,
     ``lines_a_message`` to a message.
     """
 
     token = "benchmark"  # noqa: S105 - it is not checked
 
     def __init__(
-        self, *, runs: int = 0, lines: int = 0, line_bytes: int = 100, lines_a_message: int = 1
+        self,
+        *,
+        runs: int = 0,
+        lines: int = 0,
+        line_bytes: int = 100,
+        lines_a_message: int = 1,
+        line_seconds: float = 0,
     ) -> None:
-        self._arguments = [str(number) for number in (runs, lines, line_bytes, lines_a_message)]
+        numbers = (runs, lines, line_bytes, lines_a_message, line_seconds)
+        self._arguments = [str(number) for number in numbers]
         self._process: subprocess.Popen[str] | None = None
         self.url = ""
 
@@ -185,8 +228,9 @@ def main() -> None:
     """Serve until the standard input is closed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("numbers", type=int, nargs=4)
-    runs, lines, line_bytes, lines_a_message = parser.parse_args().numbers
-    asyncio.run(_serve(Answers(runs, lines, line_bytes, lines_a_message)))
+    parser.add_argument("line_seconds", type=float)
+    chosen = parser.parse_args()
+    asyncio.run(_serve(Answers(*chosen.numbers, chosen.line_seconds)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Watch many runs without output from one event loop on one core, in a process of its own, and print the cost.
+"""Watch many runs from one event loop on one core, in a process of its own, and print the cost.
 
 ``alone`` follows each run by itself, as triggers of other providers do; ``shared`` follows them with
 ``SharedAsyncClient``; ``triggers`` are real ``DstackRunTrigger`` objects, driven as Airflow's triggerer does.
@@ -11,6 +11,7 @@ import asyncio
 import gc
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dstack_core import AsyncClient, SharedAsyncClient
+from dstack_core._shared import batched_polls
 
 _PROBE_SECONDS = 0.02
 Watch = Callable[[str], Coroutine[Any, Any, None]]
@@ -164,7 +166,10 @@ async def main() -> None:
     parser.add_argument("--interval", type=float, required=True)
     parser.add_argument("--warm", type=float, required=True)
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--every-poll", action="store_true", help="read flowing logs as if few were watched")
     chosen = parser.parse_args()
+    if chosen.every_poll:
+        batched_polls.CROWD = sys.maxsize
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     if chosen.way == "triggers":
         watch = triggering(chosen.url, chosen.token, chosen.interval)

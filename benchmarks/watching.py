@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -60,35 +61,43 @@ class Cost:
         ]
 
 
-def watch(way: str, runs: int, warm: float, seconds: float) -> Cost:
-    """Watch some runs in a process of its own, against a server in another."""
-    with Stub(runs=runs) as stub:
-        numbers = {"--runs": runs, "--interval": INTERVAL, "--warm": warm, "--seconds": seconds}
-        options = [part for name, value in numbers.items() for part in (name, str(value))]
-        command = [sys.executable, "-m", "benchmarks.watcher", "--way", way, "--url", stub.url]
-        process = subprocess.Popen(
-            [*command, "--token", stub.token, *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        try:
-            assert process.stdout is not None  # noqa: S101 - asked for
-            told = {}
-            before = stub.counts()
-            # The triggers' log records arrive here too.
-            for line in process.stdout:
-                if line.startswith("begin"):
-                    before = stub.counts()
-                elif line.startswith("{"):
-                    told = json.loads(line)
-                    break
-            asked = stub.counts() - before
-        finally:
-            process.kill()
-            process.communicate()
+def window(
+    stub: Stub, way: str, runs: int, warm: float, seconds: float, *more: str
+) -> tuple[dict[str, float], Counter[str]]:
+    """Watch the server's runs in a process of its own; return its costs and the requests of the window."""
+    numbers = {"--runs": runs, "--interval": INTERVAL, "--warm": warm, "--seconds": seconds}
+    options = [part for name, value in numbers.items() for part in (name, str(value))]
+    command = [sys.executable, "-m", "benchmarks.watcher", "--way", way, "--url", stub.url]
+    process = subprocess.Popen(
+        [*command, "--token", stub.token, *options, *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None  # noqa: S101 - asked for
+        told = {}
+        before = stub.counts()
+        # The triggers' log records arrive here too.
+        for line in process.stdout:
+            if line.startswith("begin"):
+                before = stub.counts()
+            elif line.startswith("{"):
+                told = json.loads(line)
+                break
+        asked = stub.counts() - before
+    finally:
+        process.kill()
+        process.communicate()
     if not told:
         raise RuntimeError(f"watching {runs} runs ({way}) ended without a result")
+    return told, asked
+
+
+def watch(way: str, runs: int, warm: float, seconds: float) -> Cost:
+    """Watch some silent runs, against a server in another process."""
+    with Stub(runs=runs) as stub:
+        told, asked = window(stub, way, runs, warm, seconds)
     minutes = told["seconds"] / 60
     return Cost(
         way,

@@ -37,8 +37,13 @@ class Clock(Protocol):
     def wait(self, until: float, longest: float | None = None) -> None:
         """Block until `monotonic` is `until`, or for at most `longest` seconds of the machine's clock."""
 
-    async def await_(self, until: float, longest: float | None = None, *, caller: bool = True) -> None:
-        """Wait like `wait`, in an event loop; with ``caller=False`` the clock need not hurry."""
+    async def await_(
+        self, until: float, longest: float | None = None, *, caller: bool = True, in_task: bool = True
+    ) -> None:
+        """Wait like `wait`, in an event loop; with ``caller=False`` the clock need not hurry.
+
+        ``in_task`` is False if the task that waits here is not the one that continues afterwards.
+        """
 
     def hold(self) -> None:
         """Note that work begins: time passes as it does for the machine until `release`."""
@@ -93,19 +98,20 @@ def sleep(seconds: float) -> None:
         clock.wait(clock.monotonic() + seconds)
 
 
-async def asleep(seconds: float, *, caller: bool = True) -> None:
+async def asleep(seconds: float, *, caller: bool = True, in_task: bool = True) -> None:
     """Wait, like ``asyncio.sleep()``.
 
     Args:
         seconds: How long.
         caller: Whether a client or a task waits. A server that lets time pass sets False: its own timers are
             not a reason for virtual time to jump.
+        in_task: Whether this task continues afterwards; False if it lets others continue.
     """
     clock = _Installed.clock
     if clock is None:
         await sys.modules["asyncio"].sleep(seconds)
     else:
-        await clock.await_(clock.monotonic() + seconds, caller=caller)
+        await clock.await_(clock.monotonic() + seconds, caller=caller, in_task=in_task)
 
 
 def sleep_in_slices(seconds: float, longest: float, after: Callable[[], object]) -> None:
@@ -160,7 +166,9 @@ async def await_event(event: asyncio.Event, seconds: float | None, *, caller: bo
         return True
     if event.is_set():
         return True
-    tasks = {aio.ensure_future(event.wait()), aio.ensure_future(asleep(seconds, caller=caller))}
+    until = _Installed.clock.monotonic() + seconds
+    passing = _Installed.clock.await_(until, caller=caller, in_task=False)
+    tasks = {aio.ensure_future(event.wait()), aio.ensure_future(passing)}
     try:
         await aio.wait(tasks, return_when=aio.FIRST_COMPLETED)
     finally:

@@ -23,12 +23,13 @@ with contextlib.suppress(ImportError):
     settings.register_profile("no-deadline", deadline=None)
     settings.load_profile("no-deadline")
 
-# Where a deprecated call, or an error that nothing catches (in a destructor, in a thread), fails the test during
-# which it shows. The hosts have too many of their own.
+# Where a deprecated call, a file or socket that is left open, or an error that nothing catches (in a destructor,
+# in a thread), fails the test during which it shows. The hosts have too many of their own.
 _STRICT = [Path(__file__).parent / folder for folder in ("core", "local", "documented", "docs")]
 _ERRORS = [
     "error::DeprecationWarning",
     "error::PendingDeprecationWarning",
+    "error::ResourceWarning",
     "error::pytest.PytestUnraisableExceptionWarning",
     "error::pytest.PytestUnhandledThreadExceptionWarning",
     # The lowest Starlette that is allowed imports this package by its former name.
@@ -40,4 +41,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let warnings be errors in the tests of the core."""
     for item in items:
         if any(item.path.is_relative_to(folder) for folder in _STRICT):
-            item.add_marker(pytest.mark.filterwarnings(*_ERRORS))
+            # In front: the filters of a test replace these.
+            item.add_marker(pytest.mark.filterwarnings(*_ERRORS), append=False)

@@ -45,7 +45,7 @@ GATHER_SECONDS = 0.1
 # In units of GATHER_SECONDS: polls that keep coming must not put a round off for more than about a second.
 # Fewer units split the rounds of flows that wake together on a busy machine.
 _LONGEST_GATHERING = 12
-# So many other runs that wait make a crowd, whose logs are read less often while they flow. With a lower
+# So many runs that wait make a crowd, whose logs are read less often while they flow. With a lower
 # number a few runs that a person watches are delayed, with a higher one the requests of more runs add up.
 CROWD = 50
 # A page costs a server about as much as this many single polls, so it must save more. A lower number reads
@@ -79,6 +79,8 @@ class BatchedPolls:
         self._server_url = server_url
         self._project = project
         self._pending: _Pending = {}
+        # How many runs waited before the last round: it wakes many of them at once.
+        self._waited = 0
         self._polled = 0
         self._last_polled: dict[Lookup, float] = {}
         self._wake_at = 0.0
@@ -93,7 +95,7 @@ class BatchedPolls:
 
     def wait(self, lookup: Lookup, wait: Wait) -> PendingPoll:
         """Poll until there is news or the wait is due."""
-        if len(self._pending) >= CROWD:
+        if max(self._waited, len(self._pending)) >= CROWD:
             wait = wait.in_crowd()
         interval, wall_clock = wait.interval, clock.epoch()
         first = seconds_to_poll(interval, lookup.value, wall_clock)
@@ -126,6 +128,7 @@ class BatchedPolls:
             while self._pending:
                 await self._until_due()
                 await self._gather()
+                self._waited = len(self._pending)
                 ready = self._take_ready()
                 await self._round(ready)
                 # What no page answered: finished and deleted runs, and the few that are not worth a page.
@@ -166,7 +169,7 @@ class BatchedPolls:
             return
         for _ in range(_LONGEST_GATHERING):
             before = self._polled
-            await asyncio.sleep(GATHER_SECONDS)
+            await clock.asleep(GATHER_SECONDS, in_task=False)
             if self._polled == before:
                 return
 

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 # Seconds. A chosen cap for the delay that doubles with each attempt: a job that keeps failing is retried
 # often enough for a user to see it.
-_LONGEST_RETRY_DELAY = 40.0
+_LONGEST_RETRY_DELAY = 60.0
 
 
 class Engine:

@@ -33,7 +33,8 @@ _FOLLOW_SECONDS = 0.1
 
 def iso(moment: datetime) -> str:
     """Return a time as the server writes it: UTC, microseconds, ``Z`` (PROTOCOL 1.1)."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # ``strftime`` takes ten times as long, and the reply for a run that was retried for hours has hundreds.
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,8 @@ class Submission:
     exit_status: int | None = None
     provisioning_data: dict[str, Any] | None = None
     runtime_data: dict[str, Any] | None = None
+    # What `wire` returned since the end: each poll shows all attempts, and nothing of an ended one changes.
+    _final: dict[str, Any] | None = field(default=None, repr=False, compare=False)
 
     @property
     def finished(self) -> bool:
@@ -66,7 +68,9 @@ class Submission:
 
     def wire(self) -> dict[str, Any]:
         """Return the submission as JSON data."""
-        return {
+        if self._final is not None:
+            return self._final
+        data = {
             "id": self.id,
             "submission_num": self.num,
             "deployment_num": self.deployment_num,
@@ -85,6 +89,9 @@ class Submission:
             "probes": [],
             "image_pull_progress": None,
         }
+        if self.finished:
+            self._final = data
+        return data
 
 
 @dataclass

@@ -13,8 +13,9 @@ The rules for a jump, checked by one thread:
 1. A client, an operator or a task waits. The timers of a server alone do not count, or time would run away
    while a test computes.
 2. No work holds the clock: no request is being answered, no job's process runs.
-3. All threads that waited before wait again, or both have been so for `_QUIET_SECONDS`: a thread that was
-   just woken has not yet sent its request.
+3. All threads and tasks that waited before wait again, or have ended, or both have been so for
+   `_QUIET_SECONDS`: one that was just woken has not yet sent its request. A wait for an event does not show
+   which task continues after it, such as the rounds of a shared client, so these seconds always follow it.
 
 What was woken in an event loop also holds the clock for `_TURNS` turns of that loop: a server's coroutine
 that was woken reaches its next wait in that time, however busy the machine is.
@@ -29,7 +30,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 from dstack_core import clock
 
@@ -41,18 +42,20 @@ _QUIET_SECONDS = 0.003
 # let time jump in between.
 _TURNS = 24
 
+_Waiter = threading.Thread | asyncio.Task[Any]
+
 
 class _Entry:
-    """One wait; ``thread`` is the thread that it blocks, None for a coroutine's."""
+    """One wait; ``waiter`` is the thread or task that waits, None if that is not known."""
 
-    __slots__ = ("caller", "is_over", "thread", "until", "wake")
+    __slots__ = ("caller", "is_over", "until", "waiter", "wake")
 
     def __init__(
-        self, until: float, wake: Callable[[], None], *, caller: bool, thread: threading.Thread | None = None
+        self, until: float, wake: Callable[[], None], *, caller: bool, waiter: _Waiter | None
     ) -> None:
         self.until = until
         self.wake = wake
-        self.thread = thread
+        self.waiter = waiter
         self.caller = caller
         self.is_over = False
 
@@ -81,8 +84,8 @@ class VirtualTime:
         self._entries: list[tuple[float, int, _Entry]] = []
         self._numbers = itertools.count()
         self._callers = 0
-        self._coroutines = 0
-        self._awake: set[threading.Thread] = set()
+        self._unknown = 0
+        self._awake: set[_Waiter] = set()
         self._holds = 0
         self._offset = 0.0
         self._active_at = 0.0
@@ -145,14 +148,16 @@ class VirtualTime:
     def wait(self, until: float, longest: float | None = None) -> None:
         """Block until virtual time is `until`, for at most `longest` real seconds."""
         woken = threading.Event()
-        entry = _Entry(until, woken.set, caller=True, thread=threading.current_thread())
+        entry = _Entry(until, woken.set, caller=True, waiter=threading.current_thread())
         self._add(entry)
         try:
             woken.wait(longest)
         finally:
             self._remove(entry)
 
-    async def await_(self, until: float, longest: float | None = None, *, caller: bool = True) -> None:
+    async def await_(
+        self, until: float, longest: float | None = None, *, caller: bool = True, in_task: bool = True
+    ) -> None:
         """Wait like `wait` in an event loop."""
         loop = asyncio.get_running_loop()
         woken = asyncio.Event()
@@ -172,7 +177,8 @@ class VirtualTime:
             else:
                 self.release()
 
-        entry = _Entry(until, wake, caller=caller)
+        waiter = asyncio.current_task() if caller and in_task else None
+        entry = _Entry(until, wake, caller=caller, waiter=waiter)
         self._add(entry)
         try:
             with contextlib.suppress(TimeoutError):
@@ -195,8 +201,8 @@ class VirtualTime:
 
     def _add(self, entry: _Entry) -> None:
         with self._condition:
-            if entry.thread is not None:
-                self._awake.discard(entry.thread)
+            if entry.waiter is not None:
+                self._awake.discard(entry.waiter)
             self._count(entry, 1)
             if self._is_running:
                 heapq.heappush(self._entries, (entry.until, next(self._numbers), entry))
@@ -218,13 +224,13 @@ class VirtualTime:
     def _end(self, entry: _Entry) -> None:
         entry.is_over = True
         self._count(entry, -1)
-        if entry.thread is not None:
-            self._awake.add(entry.thread)
+        if entry.waiter is not None:
+            self._awake.add(entry.waiter)
 
     def _count(self, entry: _Entry, change: int) -> None:
         if entry.caller:
             self._callers += change
-            self._coroutines += change if entry.thread is None else 0
+            self._unknown += change if entry.waiter is None else 0
 
     def _touch(self) -> None:
         self._active_at = time.monotonic()
@@ -250,10 +256,14 @@ class VirtualTime:
             return 0.0
         if self._holds or not self._callers:
             return left
-        self._awake -= {thread for thread in self._awake if not thread.is_alive()}
-        if self._awake or self._coroutines:
+        self._awake = {waiter for waiter in self._awake if not _has_ended(waiter)}
+        if self._awake or self._unknown:
             quiet = self._active_at + _QUIET_SECONDS - time.monotonic()
             if quiet > 0:
                 return min(quiet, left)
         self._offset += left
         return 0.0
+
+
+def _has_ended(waiter: _Waiter) -> bool:
+    return not waiter.is_alive() if isinstance(waiter, threading.Thread) else waiter.done()

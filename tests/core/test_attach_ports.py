@@ -14,11 +14,13 @@ import psutil
 import pytest
 
 import dstack_core as dstack
+from dstack_core._attach import ports
 from dstack_core._attach.ports import bind, bind_from, verify_ports
 from dstack_core._operations import Operations
 from dstack_core._wire.api import Api
 from dstack_core.errors import ConfigurationError, PortInUseError
 from dstack_core.models.options import SubmitOptions
+from tests.replaced import replace_in
 
 HOLD = """
 import socket, sys
@@ -77,7 +79,7 @@ def test_the_error_for_a_privileged_port_names_the_alternatives(monkeypatch: pyt
     def refuse(address: tuple[str, int]) -> socket.socket:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(socket, "create_server", refuse)
+    replace_in(monkeypatch, ports, "socket", create_server=refuse)
     with pytest.raises(
         ConfigurationError, match=r'a local port that this user may bind, got 80 .*"8080:80".*"\*:80"'
     ):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import importlib.util
 import json
-import socket
 import ssl
 import threading
 import time
@@ -21,11 +20,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from dstack_core import Client, Task
-from dstack_core.integration import Finding, examine
+from dstack_core.integration import Finding, doctor_network, examine
 from dstack_core.integration import doctor as doctor_module
 from dstack_core.local import LocalServer
 from tests.core.scripted import recorded
 from tests.ports import free_port
+from tests.replaced import replace_in
 
 Replies = dict[str, tuple[int, Any]]
 
@@ -239,7 +239,7 @@ def test_the_packets_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
         raise TimeoutError("timed out")
 
     url = f"http://127.0.0.1:{free_port()}"
-    monkeypatch.setattr(socket, "create_connection", dropped)
+    replace_in(monkeypatch, doctor_network, "socket", create_connection=dropped)
     assert "firewall" in text_of(found(url), "server")
 
 

@@ -18,6 +18,7 @@ import pytest
 
 import dstack_report
 from dstack_core._report import dstack_report as travelling
+from tests.replaced import replace_in
 
 FILE = Path(travelling.__file__)
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20
@@ -518,7 +519,7 @@ def test_what_the_system_takes_in_pieces_arrives_whole(
         return write(descriptor, data[:700])
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", partial)
+        replace_in(patch, travelling, "os", write=partial)
         dstack_report.result("x" * 7000)
         dstack_report.metric(a=1)
     assert reports() == [{"kind": "result", "value": "x" * 7000}, {"kind": "metric", "a": 1}]

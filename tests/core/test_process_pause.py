@@ -12,6 +12,7 @@ from dstack_core._shared.transport import SharedTransport
 from dstack_core._transport.settings import TransportSettings
 from dstack_core.errors import TransientServerError
 from tests.core.test_shared import API
+from tests.replaced import replace_in
 
 
 def test_one_pause_guard_serves_all_clients_and_stops_with_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,13 +49,13 @@ def test_requests_right_after_a_pause_are_held_back(
         await guard.hold()
         now[0] += late
         guard._beat()
-        monkeypatch.setattr(asyncio, "sleep", asleep)
+        replace_in(monkeypatch, process_pause, "asyncio", sleep=asleep)
         await guard.hold()
         now[0] += process_pause.PAUSE_SECONDS
         await guard.hold()
         guard.stop()
         assert guard._timer is None
 
-    monkeypatch.setattr("time.time", lambda: now[0])
+    replace_in(monkeypatch, process_pause, "time", time=lambda: now[0])
     asyncio.run(steps())
     assert slept == holds

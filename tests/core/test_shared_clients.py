@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Awaitable
 from typing import TypeVar
@@ -146,6 +147,8 @@ def test_clients_share_polls_only_within_a_loop_a_server_and_a_token() -> None:
         assert asyncio.run(go()) is not one
 
 
+# Its clients stay open, and so do their connections.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_a_loop_that_ended_is_not_kept() -> None:
     from dstack_core._shared import transport as shared
 
@@ -154,6 +157,10 @@ def test_a_loop_that_ended_is_not_kept() -> None:
             (forgotten,) = clients(server, 1)
             asyncio.run(forgotten.runs.get("nobody"))
         assert len(shared._hubs()._known) == 1
+    del forgotten
+    with shared._hubs()._lock:
+        shared._hubs()._known.clear()
+    gc.collect()
 
 
 def test_waiting_for_the_end_shares_polls_unless_the_caller_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:

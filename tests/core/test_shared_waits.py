@@ -211,6 +211,21 @@ def test_in_a_crowd_a_log_that_flows_is_read_at_every_second_poll(monkeypatch: p
     run(steps)
 
 
+def test_a_crowd_that_wakes_together_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batched_polls, "CROWD", 40)
+
+    async def steps() -> None:
+        one = batched(Server(50))
+        await ended([wait(one, index, 1) for index in range(50)])
+        polls = [API.get_run(f"run-{index}", f"id-{index}") for index in range(20)]
+        waits = [Wait(poll, IsNews("running"), INTERVAL, INTERVAL, 2 * INTERVAL) for poll in polls]
+        pending = [one.wait(lookup(index), each) for index, each in enumerate(waits)]
+        assert {each.left for each in pending} == {1, 2}
+        one.close()
+
+    run(steps)
+
+
 def test_waits_end_in_turns_and_never_late() -> None:
     for polls in (1, 2, 4, 12):
         for now in (1_800_000_000.0, 1_800_000_003.7):

@@ -296,8 +296,6 @@ def host(settings: Mapping[str, str]) -> Iterator[LatencyHost]:
         environment = {
             **hosts.environment(folder),
             "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "0.5",
-            # Many flow runs write to one sqlite database, which refuses a writer that waited longer (seconds).
-            "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
             **settings,
         }
         with (

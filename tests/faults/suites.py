@@ -486,4 +486,24 @@ RUNNERS = Suite(
     ),
 )
 
-SUITES = [KILLS, FLEET, RUNNERS, REPORTS, HOLDS, CALLBACKS, LOAD, ODDITIES]
+SCALE = Suite(
+    "Two Prefect servers on Postgres",
+    "Two API processes share a database, behind one address. Held means: each mapped task has one run and ends as Completed, each of its lines\n"
+    "is in Prefect's log once; each flow run of the work pool has one machine at most, never more at once than the worker's limit, the\n"
+    "cancelled half ends as Cancelled and the other half as Completed, and nothing keeps running in the end.",
+    (
+        _prefect(
+            "kill -9 of one of them while 50 mapped tasks run",
+            _FLOW,
+            "test_two_servers.py::test_a_killed_api_server_leaves_one_run_for_each_mapped_task[50]",
+        ),
+        _prefect(
+            "100 flow runs of one worker, of which half are cancelled, running or waiting",
+            _MACHINE,
+            "test_two_servers.py::test_each_of_many_flow_runs_has_one_machine_and_half_of_them_are_cancelled"
+            "[100-20-two servers]",
+        ),
+    ),
+)
+
+SUITES = [KILLS, FLEET, RUNNERS, SCALE, REPORTS, HOLDS, CALLBACKS, LOAD, ODDITIES]

@@ -15,7 +15,8 @@ from dstack_core.local import LocalServer
 from tests.provider_airflow.components import Components
 from tests.provider_airflow.support import wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.matrix]
+# A triggerer is killed, and another one started: minutes on a busy machine.
+pytestmark = [pytest.mark.slow, pytest.mark.matrix, pytest.mark.timeout(900)]
 
 _LINES = [f"deferred-{number}" for number in range(30)]
 
@@ -52,7 +53,7 @@ class Writer:
             f"for i in $(seq 0 29); do echo deferred-$i; done; {wait.format(self._gate)}"
         )
         self.dag_run = components.trigger(dag_id, command=command)
-        components.wait_for_state(dag_id, self.dag_run, "deferred")
+        components.wait_for_state(dag_id, self.dag_run, "deferred", seconds=180)
 
     def write(self) -> None:
         """Return once the trigger has saved a position behind all lines."""
@@ -62,7 +63,7 @@ class Writer:
             kept = self.components.xcom(self.dag_id, self.dag_run, "dstack_progress")
             return bool(kept) and kept["tail"][-1:] == _LINES[-1:]
 
-        wait_for("position behind the last line", is_saved)
+        wait_for("position behind the last line", is_saved, 180)
 
     def lines(self) -> list[str]:
         found = self.components.log_lines(self.dag_id, self.dag_run)
@@ -71,7 +72,7 @@ class Writer:
     def finish(self) -> list[str]:
         """Let the run end; return what the log shows once the task has ended."""
         self._gate.touch()
-        self.components.wait_for_state(self.dag_id, self.dag_run, "success")
+        self.components.wait_for_state(self.dag_id, self.dag_run, "success", seconds=240)
         return self.lines()
 
 

@@ -22,6 +22,7 @@ from dstack_core import LogCursor, LogLines, Outcome, Progress, RetryPolicy
 from dstack_core.local import LocalServer
 from tests.provider_airflow.support import paths, wait_for
 from tests.provider_airflow.triggering import payloads, submitted, trigger_for, until
+from tests.replaced import replace_in
 
 
 @pytest.fixture
@@ -207,7 +208,7 @@ def test_a_trigger_relays_no_faster_than_a_triggerer_can_handle(
     # A run that has ended is not waited for.
     run = submitted(server, "seq 1 200000; echo written; sleep 600")
     wait_for("log", lambda: b"written" in b"".join(run.logs()))
-    monkeypatch.setattr(asyncio, "sleep", sleep)
+    replace_in(monkeypatch, _trigger_relay, "asyncio", sleep=sleep)
     asyncio.run(until(trigger_for(run), lambda: sum(slept) > 1))
 
 

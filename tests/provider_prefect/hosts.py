@@ -65,7 +65,10 @@ def server_process(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a Prefect server and yield its process once its API answers."""
     where = ("--host", "127.0.0.1", "--port", str(port))
-    with module("prefect", "server", "start", *where, log=log, environment=environment) as server:
+    # Many processes write to one sqlite database, which refuses a writer that waited longer (seconds): then log
+    # records, states and artifacts are lost.
+    patient = {"PREFECT_SERVER_DATABASE_TIMEOUT": "60", **environment}
+    with module("prefect", "server", "start", *where, log=log, environment=patient) as server:
         _wait_until_healthy(f"http://127.0.0.1:{port}/api/health", server, log)
         yield server
 

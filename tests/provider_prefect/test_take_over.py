@@ -21,6 +21,7 @@ from prefect_dstack import DstackCredentials, DstackWorker, _worker_runs
 from prefect_dstack._worker_runs import claim, orphans
 from prefect_dstack._worker_variables import DstackJobConfiguration
 from tests.callback_journal import VARIABLE, calls, count, lines_of
+from tests.replaced import replace_in
 
 from .machines import START_SECONDS, cancel, deploy, new_pool, read, start, the_line, worker
 from .support import all_runs, log_records, outcome_of, state_of, stops, submissions, the_run, until
@@ -200,10 +201,10 @@ def test_a_later_claim_wins(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def ask(client: PrefectClient) -> list[bool]:
         async def other(_: float) -> None:
-            monkeypatch.setattr(asyncio, "sleep", moment)
+            replace_in(monkeypatch, _worker_runs, "asyncio", sleep=moment)
             assert await claim(client, await client.read_flow_run(flow_run.id), "second")
 
-        monkeypatch.setattr(asyncio, "sleep", other)
+        replace_in(monkeypatch, _worker_runs, "asyncio", sleep=other)
         return [await claim(client, flow_run, "first")]
 
     assert in_pool(pool, flow_run, ask) == [False]
