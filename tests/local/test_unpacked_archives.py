@@ -53,7 +53,9 @@ def test_an_absolute_name_stays_inside(tmp_path: Path) -> None:
         (tarfile.CHRTYPE, "null", ""),
     ],
 )
-def test_what_leads_out_and_special_files_are_refused(tmp_path: Path, kind: bytes, name: str, link: str) -> None:
+def test_what_leads_out_and_special_files_are_refused(
+    tmp_path: Path, kind: bytes, name: str, link: str
+) -> None:
     (tmp_path / "secret").write_text("secret")
     with pytest.raises(tarfile.TarError):
         _unpack(archive_of(tmp_path, name, kind, link), tmp_path / "job")
