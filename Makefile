@@ -229,9 +229,9 @@ check-examples: $(CORE) $(AIRFLOW) $(PREFECT) ## Check the types of every docume
 dist: $(DIST) ## Build the wheels and sdists of all distributions in dist/, and check them as an index does
 	@$(TOOLS)/dist/bin/python -m scripts.distributions $(RELEASE)
 
-test-dist: $(CORE) ## Install the wheels in fresh environments with pip, and use them (four minutes)
+test-dist: $(CORE) ## Install the wheels in fresh environments with pip, and use them (five minutes)
 	@echo "== wheels, in environments that pip makes"
-	@$(ENVS)/core/bin/python -m pytest -q tests/installed --junitxml=$(REPORTS)/installed.xml $(PYTEST_FLAGS)
+	@$(ENVS)/core/bin/python -m $(PYTEST_MODULE) -q tests/installed --junitxml=$(REPORTS)/installed.xml $(PYTEST_FLAGS)
 
 .PHONY: docs docs-serve
 docs: $(DOCS) ## Build the documentation site in build/site, without network access; warnings and broken links fail

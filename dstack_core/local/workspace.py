@@ -171,8 +171,6 @@ def _unpack(archive: Path, directory: Path) -> None:
 
     Links are created last, the deepest first, so nothing in the archive is ever written through one.
     """
-    if not hasattr(tarfile, "data_filter"):
-        raise WorkspaceError("Only Python 3.11.4 or newer unpacks archives safely")
     directory.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive) as tar:
         links = {_inside(directory, member.name): member.linkname for member in tar if member.issym()}
@@ -181,11 +179,30 @@ def _unpack(archive: Path, directory: Path) -> None:
             # For such a hard link, tarfile would make the symbolic link that it names, and too early.
             if member.islnk() and _inside(directory, member.linkname) in links:
                 raise tarfile.TarError(f"{member.name!r} is a hard link to a symbolic link")
-        tar.extractall(directory, others, filter="data")
+            _confine(directory, member)
+        # The first Pythons that are supported, Debian's among them, have no such filter.
+        tar.extraction_filter = getattr(tarfile, "data_filter", None) or _unchanged
+        tar.extractall(directory, others)  # noqa: S202 - each entry was checked, above
     for place in sorted(links, key=lambda place: len(place.parts), reverse=True):
         place.parent.mkdir(parents=True, exist_ok=True)
         place.unlink(missing_ok=True)
         place.symlink_to(links[place])
+
+
+def _confine(directory: Path, member: tarfile.TarInfo) -> None:
+    """Keep an entry inside the directory, without an owner or special rights; refuse devices and pipes."""
+    if not (member.isreg() or member.isdir() or member.islnk()):
+        raise tarfile.TarError(f"{member.name!r} is neither a file, a directory nor a link")
+    # ``tarfile`` joins these with the directory, so an absolute one would lead out of it.
+    member.name = str(_inside(directory, member.name).relative_to(directory))
+    if member.islnk():
+        member.linkname = str(_inside(directory, member.linkname).relative_to(directory))
+    member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), "", ""
+    member.mode = 0o755 if member.isdir() else member.mode & 0o755 | 0o600
+
+
+def _unchanged(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
+    return member
 
 
 def _inside(directory: Path, name: str) -> Path:
