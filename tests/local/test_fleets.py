@@ -310,7 +310,7 @@ def test_idle_instances_beyond_the_minimum_go_after_the_idle_duration(make: Call
     }
 
 
-def test_a_fleet_that_finds_no_machine_says_so(make: Callable[..., Api]) -> None:
+def test_a_fleet_that_finds_no_machine_reports_it(make: Callable[..., Api]) -> None:
     api = make(instance_seconds=0.01)
     spec = fleet(nodes=1, resources={"gpu": "H100"})
     assert api.ok("{p}/fleets/get_plan", {"spec": spec})["total_offers"] == 0
