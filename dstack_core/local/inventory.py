@@ -53,7 +53,7 @@ class Inventory:
     locations: tuple[Location, ...] = ()
 
     def places(self, *wanted: Where) -> list[Location]:
-        """Return where the machine is offered to the user with all these wishes, cheapest first."""
+        """Return the places of the machine that meet all these wishes, the cheapest first."""
         found = self.locations or (Location(BACKEND, REGION, self.price),)
         return sorted(
             (one for one in found if all(self._is_wanted(one, each) for each in wanted)),
