@@ -103,7 +103,7 @@ test-airflow-components: $(AIRFLOW) $(SERVER) ## Kill and take over real Airflow
 # One fleet at a time: two workers, two schedulers and two triggerers keep two cores busy.
 .PHONY: test-celery
 test-celery: export AIRFLOW_TEST_DATABASE := postgres
-test-celery: $(AIRFLOW) ## Run Airflow on a fleet of Celery workers, kill its parts and take them away (half an hour; needs Postgres and Redis)
+test-celery: $(AIRFLOW) ## Run Airflow on a fleet of Celery workers, kill its parts and take them away (an hour and a half; needs Postgres and Redis)
 	@echo "== a fleet: CeleryExecutor, two workers, schedulers and triggerers; processes as in pods"
 	@$(ENVS)/airflow/bin/python -m $(PYTEST_MODULE) tests/provider_airflow/test_celery*.py tests/provider_airflow/test_pods.py -q -m matrix --junitxml=$(REPORTS)/airflow-celery.xml $(PYTEST_FLAGS)
 
