@@ -142,9 +142,8 @@ def wait_for_machines(api: FleetApi, name: str, number: int) -> Op[Fleet | None]
         found = yield from call(api.get(name))
         if found is None:
             return None
-        if sum(each.status in ("idle", "busy") for each in found.fleet.instances) >= number:
-            return found.fleet
-        if not found.fleet.is_active:
+        enough = sum(each.is_ready for each in found.fleet.instances) >= number
+        if enough or found.fleet.is_terminating or found.fleet.has_ended:
             return found.fleet
         yield Sleep(PAUSE_SECONDS)
 
@@ -155,8 +154,8 @@ def _is_left(api: FleetApi, deleted: StoredFleet, instances: Sequence[int] | Non
     if now is None or now.fleet.id != deleted.fleet.id:
         return False
     if instances is None:
-        return now.fleet.status != "terminated"
-    return any(each.number in instances and each.status != "terminated" for each in now.fleet.instances)
+        return not now.fleet.has_ended
+    return any(each.number in instances and not each.has_ended for each in now.fleet.instances)
 
 
 def _has_apply(versions: VersionCheck) -> Op[bool]:

@@ -13,6 +13,7 @@ from dstack_core.models.base import Model
 from dstack_core.models.options import read_duration
 from dstack_core.models.plan import Offer
 from dstack_core.models.profiles import read_price
+from dstack_core.models.resource_statuses import FLEET, INSTANCE, Stage, stage_of
 from dstack_core.models.resources import Resources
 from dstack_core.models.statuses import SpotPolicy
 
@@ -151,9 +152,19 @@ class Instance:
     termination_reason: str | None = None
 
     @property
-    def is_idle(self) -> bool:
-        """Return whether it waits for a run."""
-        return self.status == "idle"
+    def is_ready(self) -> bool:
+        """Return whether runs can be placed on it, or are: it is idle or busy."""
+        return stage_of(INSTANCE, self.status) is Stage.USABLE
+
+    @property
+    def has_ended(self) -> bool:
+        """Return whether it is gone."""
+        return stage_of(INSTANCE, self.status) is Stage.ENDED
+
+    @property
+    def is_charged(self) -> bool:
+        """Return whether it costs something, as far as the status shows: it is neither ending nor gone."""
+        return stage_of(INSTANCE, self.status) not in (Stage.ENDING, Stage.ENDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,18 +199,22 @@ class Fleet:
     @property
     def is_active(self) -> bool:
         """Return whether runs can be placed on it."""
-        return self.status in ("submitted", "active")
+        return stage_of(FLEET, self.status) is Stage.USABLE
 
     @property
     def is_terminating(self) -> bool:
         """Return whether it is being deleted; its name is taken until its machines are gone."""
-        return self.status == "terminating"
+        return stage_of(FLEET, self.status) is Stage.ENDING
+
+    @property
+    def has_ended(self) -> bool:
+        """Return whether it is gone, or failed."""
+        return stage_of(FLEET, self.status) is Stage.ENDED
 
     @property
     def price_per_hour(self) -> float:
         """Return what its machines cost together, in USD per hour."""
-        ended = ("terminating", "terminated")
-        prices = (each.price_per_hour for each in self.instances if each.status not in ended)
+        prices = (each.price_per_hour for each in self.instances if each.is_charged)
         return sum(price for price in prices if price is not None)
 
 

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, field_validator
 
 from dstack_core.models.base import Model
 from dstack_core.models.options import read_duration
+from dstack_core.models.resource_statuses import VOLUME, Stage, stage_of
 
 
 class VolumeConfiguration(Model):
@@ -100,9 +101,9 @@ class Volume:
     @property
     def is_active(self) -> bool:
         """Return whether runs can mount it."""
-        return self.status == "active"
+        return stage_of(VOLUME, self.status) is Stage.USABLE
 
     @property
     def has_failed(self) -> bool:
         """Return whether it could not be created."""
-        return self.status == "failed"
+        return stage_of(VOLUME, self.status) is Stage.ENDED

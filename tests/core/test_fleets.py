@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -334,6 +335,21 @@ def test_ready_machines_are_waited_for(driver: Driver) -> None:
 @pytest.mark.parametrize("status", ["terminating", "terminated", "failed"])
 def test_a_fleet_without_a_future_is_not_waited_for(driver: Driver, status: str) -> None:
     assert driver.run(waited(driver, 1), Server(status=status).script()).status == status
+
+
+def test_a_status_of_a_newer_server_is_waited_for(driver: Driver) -> None:
+    later = [Server(status="warming").script().answers["fleets/get"][0], Server(instances=[MACHINE]).get]
+    fleet = driver.run(waited(driver, 1), Script(fleets__get=later))
+    assert [each.is_ready for each in fleet.instances] == [True]
+
+
+def test_machines_that_end_cost_nothing_more() -> None:
+    statuses = {"idle": 1.0, "busy": 2.0, "warming": 4.0, "terminating": 8.0, "terminated": 16.0}
+    fleet = dstack.Fleet(
+        "f-1", "train", "main", "active", datetime.now(UTC),
+        tuple(dstack.Instance(s, 0, s, s, price_per_hour=price) for s, price in statuses.items()),
+    )  # fmt: skip
+    assert fleet.price_per_hour == 7.0
 
 
 def test_a_missing_fleet_is_not_waited_for(driver: Driver) -> None:

@@ -17,14 +17,15 @@ from dstack_core.models.statuses import BY_JOB, BY_RUN, RESTARTING_SIGN, Phase, 
 from tests.core.scripted import DATA, run_json
 
 ROOT = Path(__file__).parent.parent.parent
-TABLE_FILE = ROOT / "dstack_core" / "models" / "statuses.py"
+# Of runs and jobs, and of fleets, their machines and volumes.
+TABLE_FILES = [ROOT / "dstack_core" / "models" / name for name in ("statuses.py", "resource_statuses.py")]
 PROVIDERS = [ROOT / "providers" / name / "src" for name in ("airflow", "prefect")]
 # The embedded server is the second, independent writer of the protocol: it has a table of its own.
 ASKING = sorted(
     path
     for folder in [ROOT / "dstack_core", *PROVIDERS]
     for path in folder.rglob("*.py")
-    if path != TABLE_FILE and ROOT / "dstack_core" / "local" not in path.parents
+    if path not in TABLE_FILES and ROOT / "dstack_core" / "local" not in path.parents
 )
 STATUSES = {str(status) for status in RunStatus} | {raw for raw, _ in BY_RUN} | set(BY_JOB)
 
