@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -135,7 +136,9 @@ def test_outside_a_flow_no_request_is_sent() -> None:
 def test_a_wait_of_0_seconds_also_reads_the_flow_run() -> None:
     """After a request that took too long, the first retry waits for 0 s, and it may take just as long."""
     probe, clock, asked = probe_of([Cancelling()])
-    job: Any = SimpleNamespace(probe=probe, live=SimpleNamespace(is_due=False))
+    live = SimpleNamespace(is_due=False)
+    job: Any = SimpleNamespace(probe=probe, live=live, attempt=SimpleNamespace(run_id=None))
+    job.ask = partial(Job.ask, job)
     Job.sleep(job, 0.0)
     assert asked == [0]
     clock.now = CHECK_SECONDS
