@@ -15,6 +15,8 @@ from tests.docs.blocks import ROOT, Block, blocks_of
 PLUGIN = ("-p", "no:dstack", "-p", "dstack_core.testing.plugin")
 # Their own plugins make pytest start slowly, or are not there for a user.
 _QUIET = ("-p", "no:cacheprovider", "-p", "no:anyio", "-p", "no:hypothesispytest")
+# The lowest version of starlette that is allowed imports a package by its old name.
+_QUIET += ("-W", "ignore:Please use `import python_multipart` instead:PendingDeprecationWarning")
 
 
 def files_of(page: Path, info: str) -> dict[str, str]:
