@@ -76,40 +76,40 @@ def window(
     )
     try:
         assert process.stdout is not None  # noqa: S101 - asked for
-        told = {}
+        counted = {}
         before = stub.counts()
         # The triggers' log records arrive here too.
         for line in process.stdout:
             if line.startswith("begin"):
                 before = stub.counts()
             elif line.startswith("{"):
-                told = json.loads(line)
+                counted = json.loads(line)
                 break
         asked = stub.counts() - before
     finally:
         process.kill()
         process.communicate()
-    if not told:
+    if not counted:
         raise RuntimeError(f"watching {runs} runs ({way}) ended without a result")
-    return told, asked
+    return counted, asked
 
 
 def watch(way: str, runs: int, warm: float, seconds: float) -> Cost:
     """Watch some silent runs, against a server in another process."""
     with Stub(runs=runs) as stub:
-        told, asked = window(stub, way, runs, warm, seconds)
-    minutes = told["seconds"] / 60
+        counted, asked = window(stub, way, runs, warm, seconds)
+    minutes = counted["seconds"] / 60
     return Cost(
         way,
         runs,
         (asked["runs/get"] + asked["runs/list"]) / minutes,
         asked["logs/poll"] / minutes,
-        told["cpu_seconds"] / told["seconds"],
-        told["memory"],
-        told["lag_p50"],
-        told["lag_p99"],
-        told["wall_lag_p99"],
-        told["longest_collection"],
+        counted["cpu_seconds"] / counted["seconds"],
+        counted["memory"],
+        counted["lag_p50"],
+        counted["lag_p99"],
+        counted["wall_lag_p99"],
+        counted["longest_collection"],
     )
 
 

@@ -76,11 +76,11 @@ def apply_fleet(
                 raise refusal
             refusal = None
             yield Sleep(SETTLE_SECONDS)
-        has_apply = yield from _has_apply(versions)
         try:
             if found is None:
                 spec = fleet_spec(configuration, name=name, marker=marker)
-                return (yield from call(api.create(spec, by_apply=has_apply))).fleet
+                by_apply = yield from _has_apply(versions)
+                return (yield from call(api.create(spec, by_apply=by_apply))).fleet
             # Without a marker of the caller's the fleet keeps the one that it has.
             spec = fleet_spec(configuration, name=name, marker=marker or found.fleet.marker)
             plan = yield from call(api.get_plan(spec))
@@ -89,11 +89,9 @@ def apply_fleet(
                 continue
             if not plan.changes:
                 return plan.current.fleet
-            if not has_apply:
+            if not (yield from _has_apply(versions)):
                 raise _not_updatable(api, plan)
             return (yield from call(api.update(spec, plan.current))).fleet
-        except ResourceNameTakenError:
-            raise
         except RequestRejectedError as error:
             refusal = error
         except (TransientServerError, ProtocolError) as error:

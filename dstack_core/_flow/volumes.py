@@ -30,7 +30,7 @@ _SAME = ("backend", "region", "availability_zone", "volume_id", "tags")
 
 
 def apply_volume(api: ProjectItemsApi, configuration: Mapping[str, Any], budget: RetryBudget) -> Op[Volume]:
-    """Return the volume of that name; create it if there is none. Raises ``ResourceNameTakenError``."""
+    """Return the volume of that name; create it if it is missing. Raises ``ResourceNameTakenError``."""
     patience = Patience(budget)
     refusal: RequestRejectedError | None = None
     while True:

@@ -15,7 +15,7 @@ from dstack_core._wire.api import Api, none_when_missing
 from dstack_core._wire.hardware import read_hardware
 from dstack_core._wire.http_messages import Call, time_of
 from dstack_core._wire.plans import parse_offer
-from dstack_core._wire.spec import any_resources
+from dstack_core._wire.spec import any_resources, keys_that_were_set
 from dstack_core.models.fleets import Fleet, FleetConfiguration, FleetPlan, Instance
 
 _MARKER = "configuration_path"
@@ -103,15 +103,10 @@ class FleetApi:
 
 
 def fleet_spec(configuration: FleetConfiguration, *, name: str, marker: str | None) -> dict[str, Any]:
-    """Return the spec of a fleet; only keys that were set are sent (PROTOCOL 2.4.4)."""
-    typed = set(FleetConfiguration.model_fields)
-    dumped = configuration.model_dump(mode="json")
-    wire = {key: value for key, value in dumped.items() if value is not None or key not in typed}
+    """Return the spec of a fleet as it is sent."""
+    wire = keys_that_were_set(configuration)
     if configuration.resources is not None:
         wire["resources"] = any_resources(configuration.resources)
-    # "off" is refused by 0.18.44, False means the same for every server.
-    if wire.get("idle_duration") == "off":
-        wire["idle_duration"] = False
     spec: dict[str, Any] = {"configuration": {**wire, "name": name}, "profile": {"name": "default"}}
     return spec if marker is None else {**spec, _MARKER: marker}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from dstack_core._wire.api import Api, none_when_missing
 from dstack_core._wire.http_messages import Call, time_of
+from dstack_core._wire.spec import keys_that_were_set
 from dstack_core.models.account import Gateway, Secret
 from dstack_core.models.volumes import Volume, VolumeConfiguration
 
@@ -51,7 +52,7 @@ class ProjectItemsApi:
         return self.api.call(self.api.path("secrets/create_or_update"), body, _parse_secret)
 
     def delete_secret(self, name: str) -> Call[bool]:
-        """Ask to delete a secret; False when there is none of that name."""
+        """Ask to delete a secret; False if the project has no such secret."""
         path = self.api.path("secrets/delete")
         done = none_when_missing(self.api.call(path, {"secrets_names": [name]}, lambda _: True))
         return Call(done.request, lambda reply: done.parse(reply) is True, place=done.place)
@@ -69,11 +70,8 @@ class ProjectItemsApi:
 
 
 def volume_configuration(configuration: VolumeConfiguration, name: str) -> dict[str, Any]:
-    """Return the configuration of a volume as it is sent; only keys that were set (PROTOCOL 2.4.4)."""
-    typed = set(VolumeConfiguration.model_fields)
-    dumped = configuration.model_dump(mode="json")
-    wire = {key: value for key, value in dumped.items() if value is not None or key not in typed}
-    return {**wire, "name": name}
+    """Return the configuration of a volume as it is sent."""
+    return {**keys_that_were_set(configuration), "name": name}
 
 
 def parse_volume(data: Mapping[str, Any]) -> Volume:

@@ -23,6 +23,7 @@ from typing import Any
 from dstack_core._wire.code import Code, RepoPlace
 from dstack_core._wire.versions import Release, places_repos
 from dstack_core.errors import ConfigurationError
+from dstack_core.models.base import Model
 from dstack_core.models.configurations import Configuration
 from dstack_core.models.options import SubmitOptions, check_duration
 from dstack_core.models.profiles import Profile, RetryPolicy, read_price
@@ -115,12 +116,18 @@ def with_files(spec: Mapping[str, Any], archives: Iterable[tuple[str, str]]) -> 
     return {**spec, "file_archives": [{"id": archive, "path": path} for archive, path in archives]}
 
 
-def _configuration(configuration: Configuration, options: SubmitOptions) -> dict[str, Any]:
+def keys_that_were_set(configuration: Model) -> dict[str, Any]:
+    """Return a configuration as JSON data, without the keys that were not set (PROTOCOL 2.4.4)."""
     typed = set(type(configuration).model_fields)
     dumped = configuration.model_dump(mode="json")
     # A key that is passed through keeps its null: for today's server null may differ from absence.
     wire = {key: value for key, value in dumped.items() if value is not None or key not in typed}
     _write_off(wire)
+    return wire
+
+
+def _configuration(configuration: Configuration, options: SubmitOptions) -> dict[str, Any]:
+    wire = keys_that_were_set(configuration)
     wire.pop("name", None)
     # What it names is in repo_data, which every server reads (PROTOCOL 1.3).
     wire.pop("repos", None)

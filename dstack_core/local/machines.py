@@ -1,6 +1,6 @@
 """The machine of a job: of the fleet that the run names, or of the implicit fleet ``local``.
 
-A run that names no fleet runs in the implicit fleet, whose machine has room for everybody; with `needs_fleet`
+A run that names no fleet runs in the implicit fleet, whose machine has room for all runs; with `needs_fleet`
 there is no such fleet, as on every real server since 0.20. In a fleet that was created, a job takes an idle
 instance that fits, the cheapest first. Without one an instance is created, as far as ``nodes.max`` allows.
 A fleet is considered if it can hold all jobs of the run. Source: the texts are those of 0.22.5.
@@ -103,7 +103,7 @@ class Machines:
         return [fleet for fleet in self._pool.present if fleet.status == "active"]
 
     def find(self, run: Run, job: Job) -> Machine:
-        """Reserve a machine for a job and record the run's fleet; raises NoMachineError if there is none."""
+        """Reserve a machine for a job and record the run's fleet; raises NoMachineError without one."""
         fleets, may_be_implicit = self._candidates(run.spec)
         if run.fleet is not None:
             fleets = [fleet for fleet in fleets if fleet.id == run.fleet["id"]]

@@ -39,7 +39,7 @@ class ProjectSecrets:
         return [secret.wire(False) for secret in reversed(self._secrets.values())]
 
     def get(self, name: str) -> dict[str, Any]:
-        """Return a secret with its value; raises ApiError 400 if there is none."""
+        """Return a secret with its value; raises ApiError 400 if it is missing."""
         if name not in self._secrets:
             raise not_exists("Resource not found")
         return self._secrets[name].wire(True)

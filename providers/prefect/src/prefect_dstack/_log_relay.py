@@ -113,7 +113,7 @@ class Relay:
     def take_over(self, run: Run | AsyncRun, flow_run_id: str | None, task_run_id: object) -> None:
         """Log that the run was submitted earlier, and leave out what its log here has already.
 
-        Both ids are None where there is none.
+        An id is None outside of a flow run or a task run.
         """
         outcome = run.outcome()
         if outcome is not None and self.stream_logs:
