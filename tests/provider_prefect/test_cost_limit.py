@@ -52,7 +52,8 @@ def test_the_task_fails_at_its_limit_and_is_not_tried_again(
 def test_a_task_below_its_limit_succeeds(dstack: LocalServer, credentials: DstackCredentials) -> None:
     @flow
     def cheap() -> str:
-        return run_task(Task(commands=["true"]), credentials, max_cost=1.5, **FAST)["status"]
+        outcome = run_task(Task(commands=["true"]), credentials, max_cost=1.5, **FAST)
+        return str(outcome["status"])
 
     assert cheap() == "done"
 
