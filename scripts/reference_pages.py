@@ -309,6 +309,7 @@ PAGES = [
             "prefect_dstack.DstackCredentials",
             "prefect_dstack.DstackRun",
             "prefect_dstack.DstackRunHandle",
+            "prefect_dstack.RunDict",
             "prefect_dstack.RunInputs",
             "prefect_dstack.adeploy_service",
             "prefect_dstack.aget_run",
