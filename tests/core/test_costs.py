@@ -135,7 +135,11 @@ def test_deleted_and_replaced_runs_were_paid_for_too(driver: Driver) -> None:
     ],
 )
 def test_a_wrong_argument_is_an_error_before_any_request(wrong: dict[str, Any]) -> None:
-    arguments = {"server_url": "http://127.0.0.1:9", "project_name": "main", "user_token": "t"}
+    arguments: dict[str, Any] = {
+        "server_url": "http://127.0.0.1:9",
+        "project_name": "main",
+        "user_token": "t",
+    }
     with (
         dstack.Client(**arguments) as client,
         pytest.raises(dstack.ConfigurationError, match=next(iter(wrong))),
@@ -193,6 +197,10 @@ def test_a_command_shows_a_table_csv_or_json(server: LocalServer) -> None:
 
 
 def test_a_project_that_does_not_exist_is_an_error(server: LocalServer) -> None:
-    arguments = {"server_url": server.url, "project_name": "nowhere", "user_token": server.token}
+    arguments: dict[str, Any] = {
+        "server_url": server.url,
+        "project_name": "nowhere",
+        "user_token": server.token,
+    }
     with dstack.Client(**arguments) as client, pytest.raises(dstack.ProjectNotFoundError):
         client.costs()
