@@ -55,7 +55,7 @@ LAYERS: dict[str, list[set[str]]] = {
             "triggers",
         },
         # A whole task: its threads, and how it is made from an operator's fields.
-        {"_task_run"},
+        {"_task_run", "budgets"},
         {"_from_operator", "_resumed_log"},
         # What DAGs use, and the command line.
         {"cli", "operators", "sensors"},
@@ -89,6 +89,7 @@ LAYERS: dict[str, list[set[str]]] = {
         # What flows and work pools use.
         {
             "_remote_function",
+            "budgets",
             "deploy",
             "hooks",
             "reaper",
