@@ -294,6 +294,7 @@ PAGES = [
             "airflow_provider_dstack.decorators.dstack_task",
             "airflow_provider_dstack.hooks.DstackHook",
             "airflow_provider_dstack.triggers.DstackRunTrigger",
+            "airflow_provider_dstack.service_trigger.DstackServiceTrigger",
             "airflow_provider_dstack.status_trigger.DstackStatusTrigger",
             "airflow_provider_dstack.links.DstackRunLink",
             "airflow_provider_dstack.links.DstackLogsLink",
