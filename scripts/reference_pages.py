@@ -25,7 +25,7 @@ PAGES = [
         "client",
         "Client",
         "Connect to a project. Every method of the async twin takes the same parameters and is awaited.",
-        core("Client", "AsyncClient", "SharedAsyncClient"),
+        core("Client", "AsyncClient", "SharedAsyncClient", "CostRow"),
     ),
     Page(
         "runs",
@@ -136,7 +136,7 @@ PAGES = [
             "integration.show_findings",
             "integration.rows_json",
             "integration.cost_rows",
-            "integration.CostRow",
+            "integration.cost_csv",
             "integration.cost_table",
             "integration.command_limits",
             "integration.TextStyle",
