@@ -116,7 +116,7 @@ def test_an_unreachable_server_is_reported_by_the_follower(server: LocalServer) 
     assert (payload["kind"], payload["error"]) == ("broken", "DstackServerUnreachable")
 
 
-def test_a_run_that_is_no_service_is_followed_to_its_end(server: LocalServer) -> None:
+def test_a_task_is_followed_to_its_end(server: LocalServer) -> None:
     run = server.client().runs.submit({"type": "task", "commands": ["sleep 1"]}, "deferred", marker="ours")
     trigger = DstackServiceTrigger(**trigger_for(run).serialize()[1])
     (payload,) = asyncio.run(payloads(trigger))
