@@ -256,13 +256,22 @@ def describe_hold(outcome: Outcome) -> str:
     )
 
 
+# What dstack's own retry can do after an end, by its reason. The default of ``RetryPolicy`` covers the first.
+_DSTACK_RETRIES = {
+    "failed_to_start_due_to_no_capacity": "to let the run itself wait for one",
+    "interrupted_by_no_capacity": (
+        'with on_events=["no-capacity", "interruption"], and dstack starts it again on another machine'
+    ),
+}
+
+
 def _advice(outcome: Outcome, retry_option: str | None) -> Iterator[str]:
     # The cause is left out: the sentence on the end has it.
     if not outcome.category:
         return
     step = outcome.next_step.rstrip(".")
-    if outcome.no_capacity and retry_option is not None:
-        step = f"{step}; or set {retry_option} to let the run itself wait for one"
+    if retry_option is not None and outcome.reason in _DSTACK_RETRIES:
+        step = f"{step}; or set {retry_option} {_DSTACK_RETRIES[outcome.reason]}"
     yield f"{step} ({outcome.category})."
 
 
