@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 
@@ -231,7 +232,7 @@ def test_the_text_for_a_run_without_capacity_names_what_may_help() -> None:
 
 
 def test_the_text_for_an_interrupted_run_names_the_retry_that_helps() -> None:
-    changed = {"category": "", "cause": "", "next_step": "", "exit_status": None}
+    changed: dict[str, Any] = {"category": "", "cause": "", "next_step": "", "exit_status": None}
     taken = replace(FAILED, reason="interrupted_by_no_capacity", message="failed: taken away", **changed)
     assert describe_failure(taken, retry_option="run_retry_policy").splitlines()[1] == (
         'Run it again from a checkpoint, or use spot_policy="on-demand"; or set run_retry_policy with '
