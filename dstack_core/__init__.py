@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from dstack_core.models.options import CommonOptions, KeywordOptions, SubmitOptions, check_options
     from dstack_core.models.outcome import (
         NoCapacityError,
+        NoFleetError,
         NoResultError,
         Outcome,
         RunError,
@@ -101,9 +102,11 @@ if TYPE_CHECKING:
     from dstack_core.models.reports import ReportLimits
     from dstack_core.models.repos import RepoMapping
     from dstack_core.models.resources import GPU, Resources
+    from dstack_core.models.run_attempt import RunAttempt
     from dstack_core.models.secrets import secret_values
     from dstack_core.models.statuses import RunStatus, SpotPolicy
     from dstack_core.models.stops import StopResult, StopState
+    from dstack_core.models.survive import Survive
     from dstack_core.models.usage_chart import UsageChart
     from dstack_core.models.utilization import (
         Hardware,
@@ -200,6 +203,7 @@ _HOMES = {
     "models.options": ("CommonOptions", "KeywordOptions", "SubmitOptions", "check_options"),
     "models.outcome": (
         "NoCapacityError",
+        "NoFleetError",
         "NoResultError",
         "Outcome",
         "OutcomeDict",
@@ -214,6 +218,8 @@ _HOMES = {
     "models.outcome_dict": ("OutcomeDict",),
     "models.plan": ("GpuOffers", "Offers", "Offer", "Plan"),
     "models.profiles": ("Profile", "RetryPolicy"),
+    "models.run_attempt": ("RunAttempt",),
+    "models.survive": ("Survive",),
     "models.progress": ("LogCursor", "Progress", "ReportedSoFar"),
     "models.records": ("EventRecord", "LogBytes", "Metric"),
     "models.reports": ("ReportLimits",),
@@ -278,6 +284,7 @@ __all__ = [
     "LogLines",
     "Metric",
     "NoCapacityError",
+    "NoFleetError",
     "NoResultError",
     "Offer",
     "Offers",
@@ -309,6 +316,7 @@ __all__ = [
     "Resources",
     "RetryPolicy",
     "Run",
+    "RunAttempt",
     "RunCallbacks",
     "RunCollection",
     "RunError",
@@ -335,6 +343,7 @@ __all__ = [
     "StopResult",
     "StopState",
     "SubmitOptions",
+    "Survive",
     "Task",
     "TransientServerError",
     "UnsupportedServerError",

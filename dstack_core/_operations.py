@@ -29,6 +29,7 @@ from dstack_core._flow.apply import apply
 from dstack_core._flow.default_tags import send_with_tags
 from dstack_core._flow.follow import LONGEST_LOG_PAUSE, FollowOptions, follow
 from dstack_core._flow.hold import is_held
+from dstack_core._flow.no_fleet import with_fleet_hint
 from dstack_core._flow.queries import MOST_VALUES, check_limit, list_events
 from dstack_core._flow.raw_log import ChunkOptions, read_chunks
 from dstack_core._flow.retry import RetryBudget, TimeLimit, retrying, within
@@ -47,6 +48,7 @@ from dstack_core._wire.filling import fill_in, takes_args
 from dstack_core._wire.runs import RunSnapshot
 from dstack_core._wire.spec import check_run_name, run_spec, with_default_tags
 from dstack_core._wire.spec_ends import max_seconds, retries_errors
+from dstack_core._wire.survival import with_survival
 from dstack_core._wire.versions import needs_of
 from dstack_core.clock import epoch, monotonic
 from dstack_core.configurations import ConfigurationLike, load_configuration, load_profile
@@ -173,7 +175,8 @@ class Operations:
 
         def steps() -> Op[Plan]:
             spec["ssh_key_pub"] = yield from self._key()
-            return (yield from call(self.api.get_plan(spec)))
+            plan = yield from call(self.api.get_plan(spec))
+            return (yield from with_fleet_hint(self.api, self.version_check, plan))
 
         flow = self.retried(steps(), needs_of(spec), ask_first=True)
         if timeout is None:
@@ -366,6 +369,11 @@ class Operations:
         filled = fill_in(loaded, env=options.get("env"), args=options.get("args"), environ=os.environ)
         if warns and options.get("args") and not takes_args(loaded):
             _log.warning("args: no command has ${{ run.args }}, so the arguments are not used.")
+        if options.get("survive") is not None:
+            from dstack_core.models.survive import read_survive
+
+            survive = read_survive(options.get("survive"))
+            filled = with_survival(filled, survive, has_policy=options.get("retry_policy") is not None)
         reports = _reports(filled, options)
         if reports:
             filled = with_command(filled)

@@ -259,6 +259,10 @@ class RunCollection:
             debug_on_failure: How long the container is held after the commands of a task have failed, for a
                 person who opens a shell in it: seconds or ``"30m"``. For every follower the run has failed at
                 once. Default: not at all.
+            survive: What the run survives instead of ending: a ``Survive``, a mapping of its fields, or only
+                for how long in all, seconds or ``"4h"``. A spot machine that is taken away, and no capacity,
+                then begin another attempt of the same run. Not together with ``retry_policy``. Default:
+                nothing.
             marker: Kept with the run. A run of this name that carries it is returned as it is, active or
                 finished, instead of submitting; without one, an active run of this name raises
                 ``RunNameTakenError`` and a finished one is replaced.

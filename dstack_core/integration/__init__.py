@@ -85,9 +85,11 @@ from dstack_core.models.failure_categories import (
     in_categories,
 )
 from dstack_core.models.money import format_price, format_usd
+from dstack_core.models.no_fleet import plan_hints
 from dstack_core.models.options import check_address, hold_seconds
 from dstack_core.models.secrets import MaskEnv, is_secret_name
 from dstack_core.models.stops import StopResult, StopState
+from dstack_core.models.survive import read_survive
 from dstack_core.models.tags import check_tags, tag_value
 
 __all__ = [
@@ -159,8 +161,10 @@ __all__ = [
     "outcome_dict",
     "outcome_rows",
     "outcome_table",
+    "plan_hints",
     "raise_for_outcome",
     "read_marker",
+    "read_survive",
     "report_key",
     "rows_json",
     "run_name",

@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 from dstack_core.integration.utilization_text import describe_utilization
 from dstack_core.models.durations import format_duration
 from dstack_core.models.money import format_price, format_usd
+from dstack_core.models.no_fleet import FROM_CODE, NO_FLEET, fleet_advice
 from dstack_core.models.outcome import Outcome, RunError
+from dstack_core.models.run_attempt import describe_attempts
 from dstack_core.models.statuses import in_words
 from dstack_core.models.stops import StopResult, StopState
 
@@ -138,6 +140,13 @@ OUTCOME_FIELDS = (
     OutcomeField("category", "str", "Category", "why it did not succeed, a stable name; empty for a success"),
     OutcomeField("cause", "str", "Cause", "what the category means"),
     OutcomeField("next_step", "str", "Next step", "what to do about it"),
+    OutcomeField(
+        "attempts",
+        "Sequence[RunAttempt]",
+        "Attempts",
+        "its attempts that had a machine: number, reason, machine, cost and more of each",
+        describe_attempts,
+    ),
 )
 """All fields of ``Outcome``, in its order."""
 # A table begins with these: how it ended, why, and what to do.
@@ -203,7 +212,11 @@ def describe_end(outcome: Outcome) -> str:
 
 
 def describe_failure(
-    outcome: Outcome, last_lines: Sequence[str] = (), *, retry_option: str | None = None
+    outcome: Outcome,
+    last_lines: Sequence[str] = (),
+    *,
+    retry_option: str | None = None,
+    fleet_option: str = FROM_CODE,
 ) -> str:
     """Return what a person needs to know of a run that did not succeed.
 
@@ -213,6 +226,7 @@ def describe_failure(
             at 500 characters.
         retry_option: The engine's name of the option that makes a run wait for capacity, such as
             ``"retry_policy"``; None if it has no such option.
+        fleet_option: The engine's name of what creates a fleet, such as ``"dstack_fleet"``.
 
     Returns:
         The end, the run's page, what may help with the failure category, and the last lines.
@@ -220,7 +234,7 @@ def describe_failure(
     Example:
         ``raise TaskFailed(describe_failure(outcome, relay.tail, retry_option="retry_policy"))``
     """
-    parts = [f"{describe_end(outcome)} See {outcome.url}", *_advice(outcome, retry_option)]
+    parts = [f"{describe_end(outcome)} See {outcome.url}", *_advice(outcome, retry_option, fleet_option)]
     if outcome.debug_command:
         parts.append(describe_hold(outcome))
         last_lines = [line for line in last_lines if not _is_of_hold(line, outcome)]
@@ -256,22 +270,26 @@ def describe_hold(outcome: Outcome) -> str:
     )
 
 
-# What dstack's own retry can do after an end, by its reason. The default of ``RetryPolicy`` covers the first.
-_DSTACK_RETRIES = {
-    "failed_to_start_due_to_no_capacity": "to let the run itself wait for one",
+# What the run itself can do about an end, by its reason. An engine that has the one option has both.
+_WITHIN_A_TRY = {
+    "failed_to_start_due_to_no_capacity": "set {retry_option} to let the run itself wait for one",
     "interrupted_by_no_capacity": (
-        'with on_events=["no-capacity", "interruption"], and dstack starts it again on another machine'
+        'set survive, such as "4h": another attempt then begins within the same try'
     ),
 }
 
 
-def _advice(outcome: Outcome, retry_option: str | None) -> Iterator[str]:
+def _advice(outcome: Outcome, retry_option: str | None, fleet_option: str) -> Iterator[str]:
     # The cause is left out: the sentence on the end has it.
     if not outcome.category:
         return
+    if outcome.category == NO_FLEET:
+        # No wait helps here, so no retry is advised.
+        yield f"{fleet_advice(fleet_option)} ({outcome.category})."
+        return
     step = outcome.next_step.rstrip(".")
-    if retry_option is not None and outcome.reason in _DSTACK_RETRIES:
-        step = f"{step}; or set {retry_option} {_DSTACK_RETRIES[outcome.reason]}"
+    if retry_option is not None and outcome.reason in _WITHIN_A_TRY:
+        step = f"{step}; or {_WITHIN_A_TRY[outcome.reason].format(retry_option=retry_option)}"
     yield f"{step} ({outcome.category})."
 
 
@@ -280,6 +298,7 @@ def raise_for_outcome(
     last_lines: Sequence[str] = (),
     *,
     retry_option: str | None = None,
+    fleet_option: str = FROM_CODE,
     are_shown: bool = False,
 ) -> None:
     """Raise the error of a run that did not succeed, with ``describe_failure`` as its message.
@@ -288,6 +307,7 @@ def raise_for_outcome(
         outcome: How the run ended.
         last_lines: The last lines of its log, with secrets hidden; the error has them as ``last_lines``.
         retry_option: The engine's name of the option that makes a run wait for capacity, or None.
+        fleet_option: The engine's name of what creates a fleet, as for ``describe_failure``.
         are_shown: Whether the log in which the error will be has those lines (``LogRelay.shows_tail``); then
             its message does not repeat them.
 
@@ -300,7 +320,8 @@ def raise_for_outcome(
     try:
         outcome.raise_for_status()
     except RunError as error:
-        text = describe_failure(outcome, () if are_shown else last_lines, retry_option=retry_option)
+        shown = () if are_shown else last_lines
+        text = describe_failure(outcome, shown, retry_option=retry_option, fleet_option=fleet_option)
         raise type(error)(text, _bounded(outcome), last_lines) from None
 
 

@@ -10,12 +10,14 @@ from dstack_core.errors import DstackError
 from dstack_core.models.base import known_fields
 from dstack_core.models.debug import attach_command, hold_note
 from dstack_core.models.failure_categories import category_named, describe_exit, find_category
+from dstack_core.models.no_fleet import NO_FLEET, fleet_advice
 from dstack_core.models.progress import ReportedSoFar
 from dstack_core.models.reports import plain_number
 from dstack_core.models.statuses import RunStatus, in_words
 
 if TYPE_CHECKING:
     from dstack_core.models.outcome_dict import OutcomeDict
+    from dstack_core.models.run_attempt import RunAttempt
     from dstack_core.models.utilization import Utilization
 
 _NO_CAPACITY = frozenset({"failed_to_start_due_to_no_capacity", "interrupted_by_no_capacity"})
@@ -56,6 +58,8 @@ class Outcome:
             success. ``dstack_core.integration.FAILURE_CATEGORIES`` lists all.
         cause: The category's meaning, one sentence (str); empty for a success.
         next_step: What to do about it, one sentence (str); empty for a success.
+        attempts: Its attempts that had a machine, oldest first, at most the last 50 (``RunAttempt``). A run
+            that was never retried has one for each of its nodes.
 
     Source: PROTOCOL 1.5, 1.6.
     """
@@ -85,6 +89,7 @@ class Outcome:
     category: str = ""
     cause: str = ""
     next_step: str = ""
+    attempts: Sequence[RunAttempt] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         # Outcomes that an older version wrote, and those that an engine makes, have no category yet.
@@ -118,6 +123,7 @@ class Outcome:
 
         Raises:
             RunInterruptedError: Its spot machine was taken away; also a ``NoCapacityError``.
+            NoFleetError: No fleet of the project can take it; also a ``NoCapacityError``.
             NoCapacityError: No machine was available.
             RunStoppedError: The run was stopped or aborted.
             RunUserError: Its command, code, image or another input is wrong; also a ``RunFailedError``.
@@ -129,6 +135,8 @@ class Outcome:
         if self.succeeded:
             return self
         text = f"Run {self.run_name} {self.message}. See {self.url}{hold_note(self.debug_command)}"
+        if self.category == NO_FLEET:
+            text = f"{text} \n{fleet_advice()} ({NO_FLEET})."
         raise self._error_class(text, self)
 
     @property
@@ -138,6 +146,8 @@ class Outcome:
         else:
             base = RunStoppedError if self.status.was_stopped else RunFailedError
         # The class of the reason and status stays a base, whatever the category.
+        if self.category == NO_FLEET:
+            return NoFleetError if issubclass(NoFleetError, base) else base
         precise = _ERRORS.get(category_named(self.category).kind, base)
         return precise if issubclass(precise, base) else base
 
@@ -181,14 +191,26 @@ class Outcome:
             from dstack_core.models.utilization import Utilization
 
             known["utilization"] = Utilization.from_dict(known["utilization"])
+        if known.get("attempts"):
+            from dstack_core.models.run_attempt import RunAttempt
+
+            known["attempts"] = tuple(map(RunAttempt.from_dict, known["attempts"]))
+        else:
+            known.pop("attempts", None)
         return cls(**{**optional, **known, "status": RunStatus(data["status"]), "metrics": metrics})
 
     def to_dict(self) -> OutcomeDict:
         """Return the fields as values that JSON has: ``status`` as str, a metric of NaN as ``"nan"``."""
         metrics = {name: plain_number(value) for name, value in self.metrics.items()}
         measured = None if self.utilization is None else self.utilization.to_dict()
-        plain = asdict(replace(self, utilization=None))
-        own = {"status": str(self.status), "metrics": metrics, "utilization": measured}
+        plain = asdict(replace(self, utilization=None, attempts=()))
+        attempts = [each.to_dict() for each in self.attempts]
+        own = {
+            "status": str(self.status),
+            "metrics": metrics,
+            "utilization": measured,
+            "attempts": attempts,
+        }
         return cast("OutcomeDict", {**plain, **own})
 
 
@@ -245,6 +267,10 @@ class RunFailedError(RunError):
 
 class NoCapacityError(RunError):
     """A run for which no machine was available; trying again later may succeed."""
+
+
+class NoFleetError(NoCapacityError):
+    """A run that no fleet of the project can take: it has none, or none that matches the run."""
 
 
 class RunStoppedError(RunError):
