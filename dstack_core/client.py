@@ -263,6 +263,9 @@ class RunCollection:
                 for how long in all, seconds or ``"4h"``. A spot machine that is taken away, and no capacity,
                 then begin another attempt of the same run. Not together with ``retry_policy``. Default:
                 nothing.
+            max_cost: The most that the run may cost in all, in USD: each process that follows the run stops
+                it when the server's count reaches it. For the time without a follower, the server gets a
+                ``max_duration``: as long as the money lasts at the highest price on offer. Default: no limit.
             marker: Kept with the run. A run of this name that carries it is returned as it is, active or
                 finished, instead of submitting; without one, an active run of this name raises
                 ``RunNameTakenError`` and a finished one is replaced.

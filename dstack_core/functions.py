@@ -68,6 +68,7 @@ class FunctionCollection:
         reports: bool | None = True,
         survive: Survive | Mapping[str, Any] | int | str | bool | None = None,
         tags: Mapping[str, str] | Literal[False] | None = None,
+        max_cost: float | None = None,
         debug_on_failure: int | str | None = None,
         retry_budget: float | None = None,
         poll_interval: float = 5.0,
@@ -123,6 +124,7 @@ class FunctionCollection:
             reports: Whether the function can import ``dstack_report``. Default: True.
             survive: What the run survives, such as an interruption: a ``Survive``, a mapping or a duration.
             tags: Tags that the run's machine gets at its cloud; False: none. Default: those of the client.
+            max_cost: The most that the run may cost in all, in USD; it is stopped there. Default: no limit.
             debug_on_failure: How long the container is held after the function has failed, for a shell in
                 it: seconds or ``"30m"``. Default: not at all.
             retry_budget: Seconds to retry an unreachable server; None: the client's, and 600 for a run that
@@ -200,6 +202,7 @@ class FunctionCollection:
         reports: bool | None = True,
         survive: Survive | Mapping[str, Any] | int | str | bool | None = None,
         tags: Mapping[str, str] | Literal[False] | None = None,
+        max_cost: float | None = None,
         debug_on_failure: int | str | None = None,
         retry_budget: float | None = None,
         **kwargs: Any,
@@ -236,6 +239,7 @@ class FunctionCollection:
             reports: Whether the function can import ``dstack_report``. Default: True.
             survive: What the run survives, such as an interruption: a ``Survive``, a mapping or a duration.
             tags: Tags that the run's machine gets at its cloud; False: none. Default: those of the client.
+            max_cost: The most that the run may cost in all, in USD; it is stopped there. Default: no limit.
             debug_on_failure: How long the container is held after the function has failed, for a shell in
                 it: seconds or ``"30m"``. Default: not at all.
             retry_budget: Seconds to retry an unreachable server; None: the client's.

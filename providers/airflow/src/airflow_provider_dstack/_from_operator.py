@@ -199,6 +199,7 @@ def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str,
     if isinstance(given["survive"], str):
         given["survive"] = read_duration(given["survive"])
     given["max_price"] = read_price(given["max_price"])
+    given["max_cost"] = read_price(given["max_cost"])
     given["backends"] = read_backends(given["backends"])
     check_ends(configuration, given["max_duration"], given["profile"])
     check_masked(operator, configuration, given["env"])

@@ -52,6 +52,7 @@ class RemoteFunction:
         from dstack_core.integration import (
             FunctionCall,
             check_mask_env,
+            check_max_cost,
             check_tags,
             hold_seconds,
             read_survive,
@@ -80,6 +81,8 @@ class RemoteFunction:
         check_mask_env(self.options.get("mask_env") or "secrets")
         hold_seconds(self.options.get("debug_on_failure"))
         read_survive(self.options.get("survive"))
+        if self.options.get("max_cost") is not None:
+            check_max_cost(self.options["max_cost"])
         tags = self.options.get("tags")
         if tags is not None and tags is not False:
             check_tags("tags", tags)
