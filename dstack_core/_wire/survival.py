@@ -52,7 +52,8 @@ def with_survival(
     if survive.times is not None:
         limits["times"] = survive.times
     # After the fill-in, the environment is a mapping.
-    env = {**dict(configuration.env or {}), SURVIVE: json.dumps(limits)}
+    own = configuration.env if isinstance(configuration.env, Mapping) else {}
+    env = {**own, SURVIVE: json.dumps(limits)}
     retry = {"on_events": list(survive.events), "duration": survive.seconds}
     return configuration.model_copy(update={"env": env, "retry": retry})
 

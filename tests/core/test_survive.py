@@ -125,7 +125,11 @@ def test_the_async_client_enforces_the_same_limits(server: LocalServer) -> None:
     server.scenarios.interrupt_after(10, times=9)
 
     async def followed_async() -> Outcome:
-        target = {"server_url": server.url, "project_name": server.project, "user_token": server.token}
+        target: dict[str, Any] = {
+            "server_url": server.url,
+            "project_name": server.project,
+            "user_token": server.token,
+        }
         async with dstack.AsyncClient(**target) as client:
             task = dstack.Task(commands=[WORK], name="train")
             run = await client.runs.submit(task, spot_policy="spot", survive={"times": 1})
