@@ -195,6 +195,8 @@ def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str,
     # A run that skips the task has not failed.
     hold = read_duration(given["debug_on_failure"])
     given["debug_on_failure"] = Hold(hold, operator.skip_statuses) if operator.skip_statuses else hold
+    if isinstance(given["survive"], str):
+        given["survive"] = read_duration(given["survive"])
     given["max_price"] = read_price(given["max_price"])
     given["max_cost"] = read_price(given["max_cost"])
     given["backends"] = read_backends(given["backends"])
