@@ -65,6 +65,7 @@ if TYPE_CHECKING:
         load_callbacks,
     )
     from dstack_core.models.configurations import Configuration, PortMapping, RegistryAuth, Service, Task
+    from dstack_core.models.costs import CostRow
     from dstack_core.models.events import (
         ContactLost,
         ContactRestored,
@@ -102,9 +103,11 @@ if TYPE_CHECKING:
     from dstack_core.models.reports import ReportLimits
     from dstack_core.models.repos import RepoMapping
     from dstack_core.models.resources import GPU, Resources
+    from dstack_core.models.run_attempt import RunAttempt
     from dstack_core.models.secrets import secret_values
     from dstack_core.models.statuses import RunStatus, SpotPolicy
     from dstack_core.models.stops import StopResult, StopState
+    from dstack_core.models.survive import Survive
     from dstack_core.models.usage_chart import UsageChart
     from dstack_core.models.utilization import (
         Hardware,
@@ -214,8 +217,11 @@ _HOMES = {
         "RunUserError",
     ),
     "models.outcome_dict": ("OutcomeDict",),
+    "models.costs": ("CostRow",),
     "models.plan": ("GpuOffers", "Offers", "Offer", "Plan"),
     "models.profiles": ("Profile", "RetryPolicy"),
+    "models.run_attempt": ("RunAttempt",),
+    "models.survive": ("Survive",),
     "models.progress": ("LogCursor", "Progress", "ReportedSoFar"),
     "models.records": ("EventRecord", "LogBytes", "Metric"),
     "models.reports": ("ReportLimits",),
@@ -257,6 +263,7 @@ __all__ = [
     "ConfigurationLike",
     "ContactLost",
     "ContactRestored",
+    "CostRow",
     "DstackError",
     "Event",
     "EventRecord",
@@ -312,6 +319,7 @@ __all__ = [
     "Resources",
     "RetryPolicy",
     "Run",
+    "RunAttempt",
     "RunCallbacks",
     "RunCollection",
     "RunError",
@@ -338,6 +346,7 @@ __all__ = [
     "StopResult",
     "StopState",
     "SubmitOptions",
+    "Survive",
     "Task",
     "TransientServerError",
     "UnsupportedServerError",

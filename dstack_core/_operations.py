@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ from dstack_core._code.deliver import CodeSource
 from dstack_core._flow import queries
 from dstack_core._flow.accepted_stops import Stops
 from dstack_core._flow.apply import apply
+from dstack_core._flow.cost_limit import with_guard
 from dstack_core._flow.default_tags import send_with_tags
 from dstack_core._flow.follow import LONGEST_LOG_PAUSE, FollowOptions, follow
 from dstack_core._flow.hold import is_held
@@ -48,12 +50,15 @@ from dstack_core._wire.filling import fill_in, takes_args
 from dstack_core._wire.runs import RunSnapshot
 from dstack_core._wire.spec import check_run_name, run_spec, with_default_tags
 from dstack_core._wire.spec_ends import max_seconds, retries_errors
+from dstack_core._wire.survival import with_survival
 from dstack_core._wire.versions import needs_of
 from dstack_core.clock import epoch, monotonic
 from dstack_core.configurations import ConfigurationLike, load_configuration, load_profile
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.account import Project, User
 from dstack_core.models.configurations import Configuration, Task
+from dstack_core.models.cost_limits import check_max_cost, refuse_update
+from dstack_core.models.costs import CostRow
 from dstack_core.models.options import (
     SubmitOptions,
     check_choice,
@@ -120,7 +125,7 @@ class Operations:
         reports = _reports(loaded, options)
         name = check_run_name(run_name or loaded.name or random_run_name(loaded))
         run_marker = marker or random_marker()
-        wanted = run_spec(loaded, options, run_name=name, marker=run_marker)
+        wanted = planned = run_spec(loaded, options, run_name=name, marker=run_marker)
         shipment = None
         # After the line above, so that a wrong configuration is reported before anything is packed.
         if self.code.given or loaded.files or loaded.repos or reports:
@@ -146,13 +151,21 @@ class Operations:
             # Only this call knows a marker that it generated itself, so no run can carry it yet.
             return submit(self.api, spec, budget, replace_finished=True, look_first=marker is not None)
 
+        uploads = shipment is not None and shipment.is_own
+        max_cost = options.get("max_cost")
+        if in_place:
+            refuse_update(max_cost)
+
         def steps() -> Op[RunSnapshot]:
-            if marker is not None and shipment is not None and shipment.is_own and not in_place:
-                # A run that exists already needs no upload. What every run gets costs less than this request.
+            if marker is not None and (uploads or max_cost is not None) and not in_place:
+                # A run that exists already needs no upload and no plan. What every run gets costs less than
+                # this request.
                 found = yield from call(self.api.get_run(name))
                 if found is not None and found.marker == marker:
                     return found
             spec = {**wanted, "ssh_key_pub": (yield from self._key(name, held=held))}
+            if max_cost is not None:
+                spec = yield from with_guard(self.api, spec, planned, check_max_cost(max_cost))
             if shipment is None:
                 return (yield from send(spec))
             return (yield from shipment.submit(self.api, self.version_check, spec, send))
@@ -315,6 +328,22 @@ class Operations:
         most = MOST_VALUES if limit is None else check_limit(limit)
         return self.retried(read_metrics(self.api, run, node=node, replica=replica, limit=most))
 
+    def costs(
+        self,
+        by: str | Sequence[str],
+        since: datetime | str | int | None,
+        until: datetime | str | int | None,
+        marker_prefix: str | None,
+        tags: Mapping[str, str] | None,
+    ) -> Flow[list[CostRow]]:
+        """Check the input now; the flow adds up what the project's runs have cost."""
+        # Only a caller of it pays for the import.
+        from dstack_core._flow.costs import cost_query, read_costs
+
+        now = datetime.fromtimestamp(self.wall_clock(), UTC)
+        query = cost_query(by, since, until, now, marker_prefix=marker_prefix, tags=tags)
+        return self.retried(read_costs(self.api, query))
+
     def user(self) -> Flow[User]:
         """Fetch the user whom the token belongs to."""
         return self.retried(call(self.api.get_user()))
@@ -368,6 +397,11 @@ class Operations:
         filled = fill_in(loaded, env=options.get("env"), args=options.get("args"), environ=os.environ)
         if warns and options.get("args") and not takes_args(loaded):
             _log.warning("args: no command has ${{ run.args }}, so the arguments are not used.")
+        if options.get("survive") is not None:
+            from dstack_core.models.survive import read_survive
+
+            survive = read_survive(options.get("survive"))
+            filled = with_survival(filled, survive, has_policy=options.get("retry_policy") is not None)
         reports = _reports(filled, options)
         if reports:
             filled = with_command(filled)

@@ -48,8 +48,9 @@ class Stops:
         self._clock = clock
         self._accepted: dict[str, _Accepted] = {}
 
-    def note(self, run_id: str, *, abort: bool, at: float) -> None:
-        """Remember that the server accepted a stop."""
+    def note(self, run_id: str, *, abort: bool, at: float | None = None) -> None:
+        """Remember that the server accepted a stop, ``at`` that time; default: now."""
+        at = self._clock() if at is None else at
         known = self._accepted.pop(run_id, None)
         self._accepted[run_id] = _Accepted(abort, at, known.repeats if known else 0)
         while len(self._accepted) > _MOST_REMEMBERED:
@@ -58,6 +59,13 @@ class Stops:
     def is_pending(self, run_id: str) -> bool:
         """Whether a stop of this run was accepted and its end not seen since."""
         return run_id in self._accepted
+
+    def send(self, api: Api, run: RunSnapshot) -> Op[None]:
+        """Stop a run that was polled just now, unless its stop was accepted already."""
+        if not self.is_pending(run.id) and not run.status.is_ending:
+            at = self._clock()
+            yield from call(api.stop(run.name, abort=False))
+            self.note(run.id, abort=False, at=at)
 
     def insist(self, api: Api, run: RunSnapshot) -> Op[None]:
         """Repeat the stop if ``run``, polled just now, shows that the server dropped it.

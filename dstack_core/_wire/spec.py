@@ -25,6 +25,7 @@ from dstack_core._wire.versions import Release, places_repos
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.base import Model
 from dstack_core.models.configurations import Configuration
+from dstack_core.models.cost_limits import CostLimit, check_max_cost
 from dstack_core.models.options import SubmitOptions, check_duration
 from dstack_core.models.profiles import Profile, RetryPolicy, read_price
 from dstack_core.models.resources import GPU, Resources, parse_gpu
@@ -141,6 +142,9 @@ def _configuration(configuration: Configuration, options: SubmitOptions) -> dict
         written = None if value is None else write(value)
         if written is not None:
             wire[_KEYS.get(name, name)] = written
+    max_cost = options.get("max_cost")
+    if max_cost is not None:
+        wire["env"] = {**(wire.get("env") or {}), **CostLimit(check_max_cost(max_cost)).env}
     tags = _tags(configuration, options)
     return wire if tags is None else {**wire, "tags": tags}
 
@@ -216,14 +220,17 @@ def _retry(policy: Any) -> dict[str, Any] | bool | None:
     This is the only place that knows the forms; workflow engines pass on what they are given.
     """
     # A mapping with the fields of ``RetryPolicy`` means the same as the object: engines pass on plain data.
-    if isinstance(policy, Mapping) and policy and set(policy) <= set(RetryPolicy.model_fields):
+    # ``on_events`` alone is the form of YAML, which passes through.
+    given = set(policy) if isinstance(policy, Mapping) else set()
+    if given <= set(RetryPolicy.model_fields) and not given <= _RETRY_KEYS:
         try:
             policy = RetryPolicy.model_validate(policy)
         except ConfigurationError as error:
             raise ConfigurationError(error.message.replace("RetryPolicy", "retry_policy", 1)) from None
     if isinstance(policy, RetryPolicy):
         duration = policy.limit or _DEFAULT_CAPACITY_WAIT
-        return {"on_events": ["no-capacity"], "duration": duration} if policy.retry else None
+        events = list(policy.on_events or ["no-capacity"])
+        return {"on_events": events, "duration": duration} if policy.retry else None
     if isinstance(policy, bool):
         return policy
     if isinstance(policy, Mapping) and set(policy) <= _RETRY_KEYS:

@@ -54,8 +54,8 @@ from dstack_core.integration.outcome_text import (
 )
 from dstack_core.integration.relay import DEFAULT_LOG_BUDGET, LogRelay, RecordLimits, describe_progress
 from dstack_core.integration.run_lists import (
-    CostRow,
     RunRow,
+    cost_csv,
     cost_rows,
     cost_table,
     is_held_for_a_shell,
@@ -74,6 +74,7 @@ from dstack_core.integration.utilization_text import (
     utilization_lines,
 )
 from dstack_core.models.base import known_fields
+from dstack_core.models.cost_limits import check_max_cost
 from dstack_core.models.debug import Hold
 from dstack_core.models.durations import format_duration
 from dstack_core.models.failure_categories import (
@@ -89,6 +90,7 @@ from dstack_core.models.no_fleet import plan_hints
 from dstack_core.models.options import check_address, hold_seconds
 from dstack_core.models.secrets import MaskEnv, is_secret_name
 from dstack_core.models.stops import StopResult, StopState
+from dstack_core.models.survive import read_survive
 from dstack_core.models.tags import check_tags, tag_value
 
 __all__ = [
@@ -101,7 +103,6 @@ __all__ = [
     "Attempt",
     "AttemptNames",
     "CallbackNotifier",
-    "CostRow",
     "FailureCategory",
     "Finding",
     "FunctionCall",
@@ -124,12 +125,14 @@ __all__ = [
     "check_ends",
     "check_mask_env",
     "check_masked_names",
+    "check_max_cost",
     "check_tags",
     "choose_attempt",
     "choose_report",
     "code_digest",
     "collect_secrets",
     "command_limits",
+    "cost_csv",
     "cost_rows",
     "cost_table",
     "describe_end",
@@ -163,6 +166,7 @@ __all__ = [
     "plan_hints",
     "raise_for_outcome",
     "read_marker",
+    "read_survive",
     "report_key",
     "rows_json",
     "run_name",

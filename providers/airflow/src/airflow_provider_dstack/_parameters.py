@@ -91,7 +91,7 @@ def _below(item: Any, folder: Any) -> Any:
 
 
 def read_price(value: Any) -> Any:
-    """Return ``max_price`` (USD per hour) as a number where a template made a text of it."""
+    """Return ``max_price`` or ``max_cost`` (USD) as a number where a template made a text of it."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -197,8 +197,10 @@ def yes_or_no(name: str, value: bool) -> bool:
     return value
 
 
-def check_literals(*, tags: Any, debug_on_failure: Any) -> None:
+def check_literals(*, tags: Any, debug_on_failure: Any, max_cost: Any) -> None:
     """Raise ``ValueError`` for a wrong value of a template field that contains no template."""
+    if isinstance(max_cost, _LITERALS) and not _is_template(max_cost):
+        check_cost(max_cost)
     # The output of another task is filled in later.
     if isinstance(debug_on_failure, _HOLD_LITERALS) and not _is_template(debug_on_failure):
         check_hold(debug_on_failure)
@@ -223,6 +225,13 @@ def check_literals(*, tags: Any, debug_on_failure: Any) -> None:
             raise ValueError(error.message) from None
 
 
+def check_cost(value: Any) -> None:
+    """Raise ``ValueError`` for a wrong ``max_cost``."""
+    number = read_price(value)
+    if value is not None and (not isinstance(number, int | float) or isinstance(number, bool) or number <= 0):
+        raise ValueError(f"max_cost: expected USD above 0, got {value!r}.")
+
+
 def check_hold(value: Any) -> None:
     """Raise ``ValueError`` for a wrong ``debug_on_failure``."""
     # What is not plainly right costs a DAG file the import of ``dstack_core``.
@@ -232,6 +241,22 @@ def check_hold(value: Any) -> None:
 
         try:
             hold_seconds(value)
+        except ConfigurationError as error:
+            raise ValueError(error.message) from None
+
+
+def check_survive(value: Any) -> None:
+    """Raise ``ValueError`` for a wrong ``survive`` that contains no template."""
+    # What is plainly right costs a DAG file no import of ``dstack_core``; another task's output comes later.
+    if value is None or _is_template(value) or (isinstance(value, str) and _HOLD.fullmatch(value)):
+        return
+    own = value.values() if isinstance(value, Mapping) else [value]
+    if all(isinstance(each, _LITERALS) and not _is_template(each) for each in own):
+        from dstack_core import ConfigurationError
+        from dstack_core.integration import read_survive
+
+        try:
+            read_survive(value)
         except ConfigurationError as error:
             raise ValueError(error.message) from None
 

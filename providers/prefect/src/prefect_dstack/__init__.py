@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from prefect_dstack.decorators import DstackFlow, MachineOptions, dstack
     from prefect_dstack.flow_future import DstackFlowRunFuture
     from prefect_dstack.flows import arun_and_report, run_and_report
+    from prefect_dstack.run_dict import RunDict
     from prefect_dstack.worker import DstackWorker
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ __all__ = [
     "DstackRunHandle",
     "DstackWorker",
     "MachineOptions",
+    "RunDict",
     "RunInputs",
     "__version__",
     "adeploy_service",
@@ -82,6 +84,10 @@ def __getattr__(name: str) -> Any:
         from prefect_dstack import decorators
 
         value = getattr(decorators, name)
+    elif name == "RunDict":
+        from prefect_dstack import run_dict
+
+        value = run_dict.RunDict
     elif name in ("RUN_INPUTS", "RunInputs"):
         from prefect_dstack import cache
 

@@ -79,9 +79,16 @@ class MachineFields(BaseModel):
         default=None, description="Whether spot instances are taken; without it on-demand ones are."
     )
     max_price: float | None = Field(default=None, gt=0, description="The highest price, in USD per hour.")
+    max_cost: float | None = Field(
+        default=None, gt=0, description="The most that the run may cost in all, in USD; it is stopped there."
+    )
     max_duration: int | str | None = Field(
         default=None,
         description="When the machine is stopped at the latest: seconds, 2h, or off; 24 h by default.",
+    )
+    survive: dict[str, Any] | str | int | bool | None = Field(
+        default=None,
+        description="What the run survives, such as an interruption: 4h in all, or {duration: 4h, times: 5}.",
     )
     debug_on_failure: int | str | None = Field(
         default=None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from prefect.blocks.abstract import JobBlock
 from prefect.types import SecretDict
@@ -21,6 +21,9 @@ from prefect_dstack._submission import DEFAULT_REPORTS, resolve
 from prefect_dstack._tags import one_kind_of_tags
 from prefect_dstack.credentials import DstackCredentials, aload_git, load_git
 from prefect_dstack.run_handle import DstackRunHandle, cancellation_logged
+
+if TYPE_CHECKING:
+    from prefect_dstack.run_dict import RunDict
 
 
 class DstackRun(JobBlock[dict[str, Any]]):
@@ -77,6 +80,9 @@ class DstackRun(JobBlock[dict[str, Any]]):
         description="When the run is stopped at the latest: seconds, 2h, or off; 24 h by default.",
     )
     max_price: float | None = Field(default=None, gt=0, description="The highest price, in USD per hour.")
+    max_cost: float | None = Field(
+        default=None, gt=0, description="The most that the run may cost in all, in USD; it is stopped there."
+    )
     working_dir: str | None = Field(
         default=None, description="Where commands start, relative to the code's directory, or absolute."
     )
@@ -141,6 +147,10 @@ class DstackRun(JobBlock[dict[str, Any]]):
     reports: bool | None = Field(
         default=DEFAULT_REPORTS,
         description="Whether the run gets $DSTACK_RESULT_FILE and the module dstack_report.",
+    )
+    survive: dict[str, Any] | str | int | bool | None = Field(
+        default=None,
+        description="What the run survives, such as an interruption: 4h in all, or {duration: 4h, times: 5}.",
     )
     debug_on_failure: int | str | None = Field(
         default=None,
@@ -246,6 +256,6 @@ class DstackRun(JobBlock[dict[str, Any]]):
             logger=self.logger,
         )
 
-    def _handle(self, run: dict[str, Any]) -> DstackRunHandle:
+    def _handle(self, run: RunDict) -> DstackRunHandle:
         self.logger.info("Run %s: %s", run["run_name"], run["url"])
         return DstackRunHandle(self, run)

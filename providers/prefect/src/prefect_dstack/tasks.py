@@ -6,24 +6,26 @@ with the block and the service tasks.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from prefect_dstack import _follow
-from prefect_dstack._follow import info
+from prefect_dstack._follow import with_masking
 from prefect_dstack._job import OnCrash, prepare
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
 from prefect_dstack._submission import resolve
 from prefect_dstack.credentials import CredentialsLike, aload, aload_git, load, load_git
+from prefect_dstack.retry_conditions import is_below_cost_limit
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, CallbacksLike, Client, ConfigurationLike, OutcomeDict
     from prefect_dstack._options import SubmitOptions
+    from prefect_dstack.run_dict import RunDict
 
 
-@task(cache_policy=NO_CACHE, retries=0)
+@task(cache_policy=NO_CACHE, retries=0, retry_condition_fn=is_below_cost_limit)
 def run_task(
     configuration: ConfigurationLike,
     credentials: CredentialsLike = None,
@@ -77,6 +79,9 @@ def run_task(
         max_duration: Seconds, ``"2h"`` or ``"off"``; by default the configuration's, else the profile's,
             else 24 h, so that no run stays without a limit.
         max_price: USD per hour.
+        max_cost: The most that the run may cost in all, in USD. It is stopped there, and the task is not
+            tried again. The server gets a ``max_duration`` too, for which the money lasts at the highest
+            price on offer. Default: no limit.
         working_dir: Relative to the code's directory, or absolute.
         backends: The only backends to take machines from.
         env: Environment variables; they fill in names that have no value in the configuration, and override
@@ -90,6 +95,10 @@ def run_task(
         tags: Tags that the run's machine gets at its cloud, by which a bill can be grouped (servers from
             0.19.5 on). A key that the configuration or the profile has keeps its value there. False also
             leaves out the client's ``default_tags``. Default: none of its own.
+        survive: What the run survives instead of ending, within the same execution: a ``Survive``, a dict of
+            its fields, or only for how long in all, seconds or ``"4h"``. A spot machine that is taken away,
+            and no capacity, then begin another attempt of the same run. Not with ``retry_policy``. Default:
+            nothing.
         debug_on_failure: How long the container is held after the commands have failed, for a person who
             opens a shell in it: seconds or ``"30m"``. The task fails at once, and a retry is a new run.
             Default: not at all.
@@ -160,7 +169,7 @@ def run_task(
     return _follow.execute_task(job, block, body)
 
 
-@task(cache_policy=NO_CACHE, retries=0)
+@task(cache_policy=NO_CACHE, retries=0, retry_condition_fn=is_below_cost_limit)
 async def arun_task(
     configuration: ConfigurationLike,
     credentials: CredentialsLike = None,
@@ -211,7 +220,7 @@ def submit_run(
     callbacks: CallbacksLike = None,
     on_crash: OnCrash = "stop",
     **options: Unpack[SubmitOptions],
-) -> dict[str, Any]:
+) -> RunDict:
     """Submit a configuration to dstack and return its run without waiting for the end.
 
     The name, the reuse by another execution of the flow run, and what stops the run while it is being
@@ -263,10 +272,10 @@ def submit_run(
         on_crash=on_crash,
     )
 
-    def body(client: Client) -> dict[str, Any]:
+    def body(client: Client) -> RunDict:
         run = _follow.submit_only(job, client)
         job.logger.info("Run %s: %s", run.name, run.url)
-        return {**info(run), **job.masking.to_dict()}
+        return with_masking(run, job)
 
     return _follow.execute_task(job, block, body)
 
@@ -281,7 +290,7 @@ async def asubmit_run(
     callbacks: CallbacksLike = None,
     on_crash: OnCrash = "stop",
     **options: Unpack[SubmitOptions],
-) -> dict[str, Any]:
+) -> RunDict:
     """Submit a configuration to dstack and return the run: the async twin of ``submit_run``.
 
     Parameters, result and errors are the same.
@@ -296,9 +305,9 @@ async def asubmit_run(
         on_crash=on_crash,
     )
 
-    async def body(client: AsyncClient) -> dict[str, Any]:
+    async def body(client: AsyncClient) -> RunDict:
         run = await _follow.asubmit_only(job, client)
         job.logger.info("Run %s: %s", run.name, run.url)
-        return {**info(run), **job.masking.to_dict()}
+        return with_masking(run, job)
 
     return await _follow.aexecute_task(job, block, body)
