@@ -52,6 +52,12 @@ PYTEST_MODULE ?= pytest
 .PHONY: test test-fast test-core test-contract test-airflow test-prefect test-servers test-matrix \
   test-airflow-components test-prefect-components test-airflow-matrix
 test: test-core test-contract test-airflow test-prefect ## Run every test, on the newest and the oldest dstack server
+	@$(MAKE) --no-print-directory count-tests
+
+.PHONY: environments count-tests
+environments: $(CORE) $(AIRFLOW) $(PREFECT) $(ENDS:%=$(TOOLS)/server-%/.ready) ## Make the environments that `make test` needs
+
+count-tests:
 	@$(ENVS)/core/bin/python scripts/count_tests.py $(REPORTS)/core.xml $(ENDS:%=$(REPORTS)/server-%.xml) \
 	  $(REPORTS)/airflow.xml $(REPORTS)/prefect.xml
 

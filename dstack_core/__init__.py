@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from dstack_core.models.options import CommonOptions, KeywordOptions, SubmitOptions, check_options
     from dstack_core.models.outcome import (
         NoCapacityError,
+        NoFleetError,
         NoResultError,
         Outcome,
         RunError,
@@ -200,6 +201,7 @@ _HOMES = {
     "models.options": ("CommonOptions", "KeywordOptions", "SubmitOptions", "check_options"),
     "models.outcome": (
         "NoCapacityError",
+        "NoFleetError",
         "NoResultError",
         "Outcome",
         "OutcomeDict",
@@ -278,6 +280,7 @@ __all__ = [
     "LogLines",
     "Metric",
     "NoCapacityError",
+    "NoFleetError",
     "NoResultError",
     "Offer",
     "Offers",

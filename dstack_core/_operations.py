@@ -29,6 +29,7 @@ from dstack_core._flow.apply import apply
 from dstack_core._flow.default_tags import send_with_tags
 from dstack_core._flow.follow import LONGEST_LOG_PAUSE, FollowOptions, follow
 from dstack_core._flow.hold import is_held
+from dstack_core._flow.no_fleet import with_fleet_hint
 from dstack_core._flow.queries import MOST_VALUES, check_limit, list_events
 from dstack_core._flow.raw_log import ChunkOptions, read_chunks
 from dstack_core._flow.retry import RetryBudget, TimeLimit, retrying, within
@@ -173,7 +174,8 @@ class Operations:
 
         def steps() -> Op[Plan]:
             spec["ssh_key_pub"] = yield from self._key()
-            return (yield from call(self.api.get_plan(spec)))
+            plan = yield from call(self.api.get_plan(spec))
+            return (yield from with_fleet_hint(self.api, self.version_check, plan))
 
         flow = self.retried(steps(), needs_of(spec), ask_first=True)
         if timeout is None:

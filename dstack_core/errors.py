@@ -29,6 +29,7 @@
     │   │   └── UnusableFunctionError         the call cannot work as it is, however often it is tried
     │   ├── FunctionSkipped               the function that it called had nothing to do
     │   ├── NoCapacityError               no machine was available
+    │   │   ├── NoFleetError                  no fleet of the project can take it
     │   │   └── RunInterruptedError           its spot machine was taken away
     │   └── RunStoppedError               a user stopped or aborted the run
     └── WaitTimeoutError              the caller's own time limit passed (also a TimeoutError)

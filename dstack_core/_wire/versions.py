@@ -54,6 +54,8 @@ _OTHERS: Mapping[str, Release] = {
     # Before it the reference stays in the text as it is and reaches the command.
     "secrets": (0, 19, 17),
     "events": (0, 20, 0),
+    # Before it, a run that names no fleet gets one of its own.
+    "runs on fleets only": (0, 20, 0),
     "auto_cleanup_duration": (0, 19, 19),
     "max_offers": (0, 19, 5),
     # Older servers know a request for offers by its command alone.

@@ -85,6 +85,7 @@ from dstack_core.models.failure_categories import (
     in_categories,
 )
 from dstack_core.models.money import format_price, format_usd
+from dstack_core.models.no_fleet import plan_hints
 from dstack_core.models.options import check_address, hold_seconds
 from dstack_core.models.secrets import MaskEnv, is_secret_name
 from dstack_core.models.stops import StopResult, StopState
@@ -159,6 +160,7 @@ __all__ = [
     "outcome_dict",
     "outcome_rows",
     "outcome_table",
+    "plan_hints",
     "raise_for_outcome",
     "read_marker",
     "report_key",

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from dstack_core.integration.utilization_text import describe_utilization
 from dstack_core.models.durations import format_duration
 from dstack_core.models.money import format_price, format_usd
+from dstack_core.models.no_fleet import FROM_CODE, NO_FLEET, fleet_advice
 from dstack_core.models.outcome import Outcome, RunError
 from dstack_core.models.statuses import in_words
 from dstack_core.models.stops import StopResult, StopState
@@ -203,7 +204,11 @@ def describe_end(outcome: Outcome) -> str:
 
 
 def describe_failure(
-    outcome: Outcome, last_lines: Sequence[str] = (), *, retry_option: str | None = None
+    outcome: Outcome,
+    last_lines: Sequence[str] = (),
+    *,
+    retry_option: str | None = None,
+    fleet_option: str = FROM_CODE,
 ) -> str:
     """Return what a person needs to know of a run that did not succeed.
 
@@ -213,6 +218,7 @@ def describe_failure(
             at 500 characters.
         retry_option: The engine's name of the option that makes a run wait for capacity, such as
             ``"retry_policy"``; None if it has no such option.
+        fleet_option: The engine's name of what creates a fleet, such as ``"dstack_fleet"``.
 
     Returns:
         The end, the run's page, what may help with the failure category, and the last lines.
@@ -220,7 +226,7 @@ def describe_failure(
     Example:
         ``raise TaskFailed(describe_failure(outcome, relay.tail, retry_option="retry_policy"))``
     """
-    parts = [f"{describe_end(outcome)} See {outcome.url}", *_advice(outcome, retry_option)]
+    parts = [f"{describe_end(outcome)} See {outcome.url}", *_advice(outcome, retry_option, fleet_option)]
     if outcome.debug_command:
         parts.append(describe_hold(outcome))
         last_lines = [line for line in last_lines if not _is_of_hold(line, outcome)]
@@ -256,9 +262,13 @@ def describe_hold(outcome: Outcome) -> str:
     )
 
 
-def _advice(outcome: Outcome, retry_option: str | None) -> Iterator[str]:
+def _advice(outcome: Outcome, retry_option: str | None, fleet_option: str) -> Iterator[str]:
     # The cause is left out: the sentence on the end has it.
     if not outcome.category:
+        return
+    if outcome.category == NO_FLEET:
+        # No wait helps here, so no retry is advised.
+        yield f"{fleet_advice(fleet_option)} ({outcome.category})."
         return
     step = outcome.next_step.rstrip(".")
     if outcome.no_capacity and retry_option is not None:
@@ -271,6 +281,7 @@ def raise_for_outcome(
     last_lines: Sequence[str] = (),
     *,
     retry_option: str | None = None,
+    fleet_option: str = FROM_CODE,
     are_shown: bool = False,
 ) -> None:
     """Raise the error of a run that did not succeed, with ``describe_failure`` as its message.
@@ -279,6 +290,7 @@ def raise_for_outcome(
         outcome: How the run ended.
         last_lines: The last lines of its log, with secrets hidden; the error has them as ``last_lines``.
         retry_option: The engine's name of the option that makes a run wait for capacity, or None.
+        fleet_option: The engine's name of what creates a fleet, as for ``describe_failure``.
         are_shown: Whether the log in which the error will be has those lines (``LogRelay.shows_tail``); then
             its message does not repeat them.
 
@@ -291,7 +303,8 @@ def raise_for_outcome(
     try:
         outcome.raise_for_status()
     except RunError as error:
-        text = describe_failure(outcome, () if are_shown else last_lines, retry_option=retry_option)
+        shown = () if are_shown else last_lines
+        text = describe_failure(outcome, shown, retry_option=retry_option, fleet_option=fleet_option)
         raise type(error)(text, _bounded(outcome), last_lines) from None
 
 

@@ -10,6 +10,7 @@ from dstack_core.errors import DstackError
 from dstack_core.models.base import known_fields
 from dstack_core.models.debug import attach_command, hold_note
 from dstack_core.models.failure_categories import category_named, describe_exit, find_category
+from dstack_core.models.no_fleet import NO_FLEET, fleet_advice
 from dstack_core.models.progress import ReportedSoFar
 from dstack_core.models.reports import plain_number
 from dstack_core.models.statuses import RunStatus, in_words
@@ -118,6 +119,7 @@ class Outcome:
 
         Raises:
             RunInterruptedError: Its spot machine was taken away; also a ``NoCapacityError``.
+            NoFleetError: No fleet of the project can take it; also a ``NoCapacityError``.
             NoCapacityError: No machine was available.
             RunStoppedError: The run was stopped or aborted.
             RunUserError: Its command, code, image or another input is wrong; also a ``RunFailedError``.
@@ -129,6 +131,8 @@ class Outcome:
         if self.succeeded:
             return self
         text = f"Run {self.run_name} {self.message}. See {self.url}{hold_note(self.debug_command)}"
+        if self.category == NO_FLEET:
+            text = f"{text} \n{fleet_advice()} ({NO_FLEET})."
         raise self._error_class(text, self)
 
     @property
@@ -138,6 +142,8 @@ class Outcome:
         else:
             base = RunStoppedError if self.status.was_stopped else RunFailedError
         # The class of the reason and status stays a base, whatever the category.
+        if self.category == NO_FLEET:
+            return NoFleetError if issubclass(NoFleetError, base) else base
         precise = _ERRORS.get(category_named(self.category).kind, base)
         return precise if issubclass(precise, base) else base
 
@@ -245,6 +251,10 @@ class RunFailedError(RunError):
 
 class NoCapacityError(RunError):
     """A run for which no machine was available; trying again later may succeed."""
+
+
+class NoFleetError(NoCapacityError):
+    """A run that no fleet of the project can take: it has none, or none that matches the run."""
 
 
 class RunStoppedError(RunError):

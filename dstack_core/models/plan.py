@@ -43,6 +43,8 @@ class Plan:
         max_price_per_hour: The highest price of all offers in USD per hour, None without any.
         hints: Sentences on what may prevent machines from being offered; empty if one is on offer.
         waits_for_capacity: Whether its retry policy lets the run wait if no machine is on offer.
+        fleets: How many fleets the project has; None if a machine is on offer, or if the server's runs need
+            no fleet (before 0.20). With 0 the run fails with ``NoFleetError``.
 
     Source: PROTOCOL 1.4.
     """
@@ -52,6 +54,7 @@ class Plan:
     max_price_per_hour: float | None
     hints: tuple[str, ...] = ()
     waits_for_capacity: bool = False
+    fleets: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

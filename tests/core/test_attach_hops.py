@@ -192,8 +192,9 @@ def test_a_host_with_several_keys_is_asked_for_the_one_in_known_hosts(tmp_path: 
             transport = paramiko.Transport(connection)
             for key in keys:
                 transport.add_server_key(key)
-            transport.start_server(server=Welcome())
-            transport.join()
+            with closing(transport), connection:
+                transport.start_server(server=Welcome())
+                transport.join()
 
         thread = threading.Thread(target=serve)
         thread.start()

@@ -24,6 +24,7 @@ from airflow_provider_dstack.errors import (
     DstackInfrastructureError,
     DstackLimitExceeded,
     DstackNoCapacity,
+    DstackNoFleet,
     DstackRunError,
     DstackRunFailed,
     DstackRunStopped,
@@ -117,6 +118,12 @@ def test_an_advice_names_only_what_the_caller_has() -> None:
     with pytest.raises(DstackNoCapacity) as caught:
         is_reached({"status": "failed", "outcome": no_capacity.to_dict()}, ["done"])
     assert "run_retry_policy" not in str(caught.value)
+    no_fleet = replace(no_capacity, message="No matching fleet found", **UNSET)
+    with pytest.raises(DstackNoFleet, match="\n  type: fleet\n") as found:
+        is_reached({"status": "failed", "outcome": no_fleet.to_dict()}, ["done"])
+    assert "Or create it from code with DstackFleetOperator or dstack_fleet (capacity.no_fleet)." in str(
+        found.value
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from airflow_provider_dstack.errors import (
     DstackInfrastructureError,
     DstackLimitExceeded,
     DstackNoCapacity,
+    DstackNoFleet,
     DstackRunError,
     DstackRunFailed,
     DstackRunInterrupted,
@@ -28,10 +29,13 @@ if TYPE_CHECKING:
 FINISHED = "finished"
 TIMED_OUT = "timed_out"
 BROKEN = "broken"
+# What creates a fleet within a DAG, in the advice of core.
+FLEET_OPTION = "DstackFleetOperator or dstack_fleet"
 
 # The classes of ``dstack_core`` that a run's end raises, by name: a DAG file does not import them.
 _KINDS: dict[str, type[DstackRunError]] = {
     "NoCapacityError": DstackNoCapacity,
+    "NoFleetError": DstackNoFleet,
     "RunInfrastructureError": DstackInfrastructureError,
     "RunInterruptedError": DstackSpotInterrupted,
     "RunLimitError": DstackLimitExceeded,
@@ -122,7 +126,13 @@ def result_of(
             f"Run {outcome.run_name} exited with status {outcome.exit_status}, which means to skip the task."
         )
     try:
-        raise_for_outcome(outcome, tail, retry_option=retry_option, are_shown=is_tail_shown)
+        raise_for_outcome(
+            outcome,
+            tail,
+            retry_option=retry_option,
+            fleet_option=FLEET_OPTION,
+            are_shown=is_tail_shown,
+        )
     except RunError as error:
         kind = _KINDS.get(type(error).__name__, DstackRunFailed)
         raise kind(error.message, {**outcome_dict(outcome)}, tail) from None

@@ -203,6 +203,7 @@ class Submission:
         A refused plan is returned: the server refuses the submission for the same reason, and that error is
         the one to report. A value that the server cannot read (422) is not submitted.
         """
+        from airflow_provider_dstack._outcome import FLEET_OPTION
         from dstack_core import (
             AccessDeniedError,
             AuthenticationError,
@@ -210,6 +211,7 @@ class Submission:
             ProjectNotFoundError,
             RequestRejectedError,
         )
+        from dstack_core.integration import plan_hints
 
         try:
             plan = self.client.runs.plan(**self.what, timeout=PLAN_SECONDS)
@@ -227,7 +229,7 @@ class Submission:
         else:
             waits = plan.waits_for_capacity
             # A run that does not wait fails at once, and its error has the hints.
-            hints = "".join(f"{hint} " for hint in plan.hints) if waits else ""
+            hints = f"{plan_hints(plan, fleet_option=FLEET_OPTION)} " if waits and plan.hints else ""
             self.log.warning(
                 "Plan for run %s: no machine is on offer now. %sSubmitting anyway%s.",
                 target.name,

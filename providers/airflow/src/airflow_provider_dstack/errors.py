@@ -11,6 +11,7 @@
         │   │   ├── DstackLimitExceeded       it passed a limit, such as max_duration
         │   │   └── DstackInfrastructureError     its machine, volume, gateway or server failed
         │   ├── DstackNoCapacity          no machine could be had
+        │   │   ├── DstackNoFleet             no fleet of the project can take it
         │   │   └── DstackSpotInterrupted     its spot machine was taken away
         │   └── DstackRunStopped          it was stopped or aborted from outside
         ├── DstackServerUnreachable   the server did not answer for longer than the retry budget
@@ -30,6 +31,7 @@ __all__ = [
     "DstackInfrastructureError",
     "DstackLimitExceeded",
     "DstackNoCapacity",
+    "DstackNoFleet",
     "DstackRunError",
     "DstackRunFailed",
     "DstackRunInterrupted",
@@ -83,6 +85,10 @@ class DstackInfrastructureError(DstackRunFailed):
 
 class DstackNoCapacity(DstackRunError):
     """A run for which there was no machine, or whose machine was taken away; a later try may succeed."""
+
+
+class DstackNoFleet(DstackNoCapacity):
+    """A run that no fleet of the project can take: it has none, or none that matches the run."""
 
 
 class DstackSpotInterrupted(DstackNoCapacity):
