@@ -75,10 +75,10 @@ def test_the_best_run_is_picked_by_its_metric(server: LocalServer) -> None:
 def test_two_steps_run_on_the_machine_of_one_fleet(server: LocalServer) -> None:
     steps = load("example_dstack_fleet").example_dstack_fleet()
     assert [step["status"] for step in steps] == ["done", "done"]
-    (name,) = {name for run in server.runs for name in run.configuration["fleets"]}
+    (name,) = {fleet["name"] for run in server.runs for fleet in run.configuration["fleets"]}
     assert name.startswith("example-dstack-fleet-warm-")
     with server.client() as client:
-        assert client.fleets.get(name) is None
+        until(lambda: client.fleets.get(name) is None)
 
 
 @pytest.mark.usefixtures("prefect_server")

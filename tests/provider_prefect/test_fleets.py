@@ -53,7 +53,8 @@ def fleets(server: LocalServer) -> dict[str, Fleet]:
 
 def fleets_named(server: LocalServer) -> list[Any]:
     """Return what each run named as its fleets, oldest first."""
-    return [run.configuration.get("fleets") for run in server.runs]
+    named = [run.configuration.get("fleets") for run in server.runs]
+    return [one if one is None else [fleet["name"] for fleet in one] for one in named]
 
 
 def test_runs_inside_the_block_use_its_fleet_and_it_is_deleted(
