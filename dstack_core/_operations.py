@@ -26,6 +26,7 @@ from dstack_core._code.deliver import CodeSource
 from dstack_core._flow import queries
 from dstack_core._flow.accepted_stops import Stops
 from dstack_core._flow.apply import apply
+from dstack_core._flow.cost_limit import with_guard
 from dstack_core._flow.default_tags import send_with_tags
 from dstack_core._flow.follow import LONGEST_LOG_PAUSE, FollowOptions, follow
 from dstack_core._flow.hold import is_held
@@ -54,6 +55,7 @@ from dstack_core.configurations import ConfigurationLike, load_configuration, lo
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.account import Project, User
 from dstack_core.models.configurations import Configuration, Task
+from dstack_core.models.cost_limits import check_max_cost, refuse_update
 from dstack_core.models.options import (
     SubmitOptions,
     check_choice,
@@ -120,7 +122,7 @@ class Operations:
         reports = _reports(loaded, options)
         name = check_run_name(run_name or loaded.name or random_run_name(loaded))
         run_marker = marker or random_marker()
-        wanted = run_spec(loaded, options, run_name=name, marker=run_marker)
+        wanted = planned = run_spec(loaded, options, run_name=name, marker=run_marker)
         shipment = None
         # After the line above, so that a wrong configuration is reported before anything is packed.
         if self.code.given or loaded.files or loaded.repos or reports:
@@ -146,13 +148,21 @@ class Operations:
             # Only this call knows a marker that it generated itself, so no run can carry it yet.
             return submit(self.api, spec, budget, replace_finished=True, look_first=marker is not None)
 
+        uploads = shipment is not None and shipment.is_own
+        max_cost = options.get("max_cost")
+        if in_place:
+            refuse_update(max_cost)
+
         def steps() -> Op[RunSnapshot]:
-            if marker is not None and shipment is not None and shipment.is_own and not in_place:
-                # A run that exists already needs no upload. What every run gets costs less than this request.
+            if marker is not None and (uploads or max_cost is not None) and not in_place:
+                # A run that exists already needs no upload and no plan. What every run gets costs less than
+                # this request.
                 found = yield from call(self.api.get_run(name))
                 if found is not None and found.marker == marker:
                     return found
             spec = {**wanted, "ssh_key_pub": (yield from self._key(name, held=held))}
+            if max_cost is not None:
+                spec = yield from with_guard(self.api, spec, planned, check_max_cost(max_cost))
             if shipment is None:
                 return (yield from send(spec))
             return (yield from shipment.submit(self.api, self.version_check, spec, send))

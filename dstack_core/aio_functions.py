@@ -70,6 +70,7 @@ class AsyncFunctionCollection:
         backends: list[str] | None = None,
         reports: bool | None = True,
         tags: Mapping[str, str] | Literal[False] | None = None,
+        max_cost: float | None = None,
         debug_on_failure: int | str | None = None,
         retry_budget: float | None = None,
         poll_interval: float = 5.0,
@@ -108,6 +109,7 @@ class AsyncFunctionCollection:
             backends: The only backends to take machines from.
             reports: Whether the function can import ``dstack_report``. Default: True.
             tags: Tags that the run's machine gets at its cloud; False: none. Default: those of the client.
+            max_cost: The most that the run may cost in all, in USD; it is stopped there. Default: no limit.
             debug_on_failure: How long the container is held after the function has failed, for a shell in
                 it: seconds or ``"30m"``. Default: not at all.
             retry_budget: Seconds to retry an unreachable server; None: the client's.
@@ -185,6 +187,7 @@ class AsyncFunctionCollection:
         backends: list[str] | None = None,
         reports: bool | None = True,
         tags: Mapping[str, str] | Literal[False] | None = None,
+        max_cost: float | None = None,
         debug_on_failure: int | str | None = None,
         retry_budget: float | None = None,
         **kwargs: Any,
@@ -220,6 +223,7 @@ class AsyncFunctionCollection:
             backends: The only backends to take machines from.
             reports: Whether the function can import ``dstack_report``. Default: True.
             tags: Tags that the run's machine gets at its cloud; False: none. Default: those of the client.
+            max_cost: The most that the run may cost in all, in USD; it is stopped there. Default: no limit.
             debug_on_failure: How long the container is held after the function has failed, for a shell in
                 it: seconds or ``"30m"``. Default: not at all.
             retry_budget: Seconds to retry an unreachable server; None: the client's.

@@ -259,6 +259,9 @@ class RunCollection:
             debug_on_failure: How long the container is held after the commands of a task have failed, for a
                 person who opens a shell in it: seconds or ``"30m"``. For every follower the run has failed at
                 once. Default: not at all.
+            max_cost: The most that the run may cost in all, in USD: each process that follows the run stops
+                it when the server's count reaches it. For the time without a follower, the server gets a
+                ``max_duration``: as long as the money lasts at the highest price on offer. Default: no limit.
             marker: Kept with the run. A run of this name that carries it is returned as it is, active or
                 finished, instead of submitting; without one, an active run of this name raises
                 ``RunNameTakenError`` and a finished one is replaced.

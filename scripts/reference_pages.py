@@ -146,6 +146,7 @@ PAGES = [
             "integration.slug",
             "integration.tag_value",
             "integration.check_tags",
+            "integration.check_max_cost",
             "integration.short_hash",
             "integration.make_marker",
             "integration.read_marker",

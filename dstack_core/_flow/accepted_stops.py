@@ -48,8 +48,9 @@ class Stops:
         self._clock = clock
         self._accepted: dict[str, _Accepted] = {}
 
-    def note(self, run_id: str, *, abort: bool, at: float) -> None:
-        """Remember that the server accepted a stop."""
+    def note(self, run_id: str, *, abort: bool, at: float | None = None) -> None:
+        """Remember that the server accepted a stop, ``at`` that time; default: now."""
+        at = self._clock() if at is None else at
         known = self._accepted.pop(run_id, None)
         self._accepted[run_id] = _Accepted(abort, at, known.repeats if known else 0)
         while len(self._accepted) > _MOST_REMEMBERED:

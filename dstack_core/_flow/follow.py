@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from dstack_core._flow.accepted_stops import Stops
+from dstack_core._flow.cost_limit import seconds_to_limit, stop_at_limit
 from dstack_core._flow.hold import without_earlier_hold
 from dstack_core._flow.logs import LogOptions, read_lines
 from dstack_core._flow.partial_lines import PartialLines
@@ -124,6 +125,23 @@ class _IsNews:
         return self.stops.is_pending(run_id)
 
 
+@dataclass(frozen=True, slots=True)
+class _IsNewsOrLate(_IsNews):
+    """The same; ``until`` that time of ``wall_clock``, from which on any poll is news.
+
+    A wait counts polls, so it takes longer where the server replies late, while the run costs money.
+    """
+
+    until: float
+    wall_clock: Callable[[], float]
+
+    def __call__(self, run: RunSnapshot) -> bool:
+        return run.news != self.seen or self.when_unchanged(run.id)
+
+    def when_unchanged(self, run_id: str) -> bool:
+        return self.wall_clock() >= self.until or self.stops.is_pending(run_id)
+
+
 def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome]:
     """Report status changes and log lines until the run is finished; return its ``Outcome``.
 
@@ -143,6 +161,7 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
         if run is None:
             raise _gone(api, progress)
         yield from options.stops.insist(api, run)
+        yield from stop_at_limit(api, run, options.stops)
         # From here on the id decides: another run may get the same name once this one has ended.
         if progress.run_id is None:
             progress = replace(progress, run_id=run.id)
@@ -172,7 +191,7 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
             return outcome
         # Thousands of followers may wait, so each keeps few objects and creates few new ones per wait: many
         # new objects make the garbage collector scan all of them.
-        if run.news != is_news.seen:
+        if run.news != is_news.seen or type(is_news) is not _IsNews:
             is_news = _IsNews(run.news, options.stops)
         now = options.wall_clock()
         if progress != before:
@@ -186,6 +205,10 @@ def follow(api: Api, progress: Progress, options: FollowOptions) -> Flow[Outcome
         else:
             due = options.log_pause(now - last_new)
             in_crowd = options.crowded_log_pause(due)
+        left = seconds_to_limit(run, options.poll_interval)
+        if left is not None:
+            due, in_crowd = min(due, left), None if in_crowd is None else min(in_crowd, left)
+            is_news = _IsNewsOrLate(run.news, options.stops, now + left, options.wall_clock)
         if options.utilization and is_sample_due(run, progress, now):
             progress = yield from sample(api, run, progress, now)
         step = Wait(poll, is_news, options.poll_interval, due, in_crowd)

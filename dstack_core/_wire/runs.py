@@ -17,10 +17,12 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
+from dstack_core._wire.cost_ends import at_cost_limit
 from dstack_core._wire.exact_sizes import exact_sizes
 from dstack_core._wire.hardware import read_hardware
 from dstack_core._wire.http_messages import text, time_of
 from dstack_core._wire.waits import WaitsFor, waits_for
+from dstack_core.models.cost_limits import CostLimit
 from dstack_core.models.debug import HOLD_PREFIX
 from dstack_core.models.failure_categories import describe_exit, find_category
 from dstack_core.models.outcome import Outcome
@@ -115,7 +117,7 @@ class RunSnapshot:
     ``raw_status`` and ``reason`` are the server's own words; ``marker`` is what the owner wrote into
     ``configuration_path`` (PROTOCOL 1.4). ``env`` stays out of the repr: its values may be secrets.
     ``hold_seconds`` is how long its container is held after its commands have failed; None: not at all.
-    ``waits`` is what it waits for before its start.
+    ``waits`` is what it waits for before its start. ``cost_limit`` is what it may cost.
     ``has_pages``: the server's UI has a page for a run's log, and one for its metrics.
     """
 
@@ -139,6 +141,7 @@ class RunSnapshot:
     waits: WaitsFor | None = None
     hold_seconds: int | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    cost_limit: CostLimit | None = None
 
     @property
     def is_active(self) -> bool:
@@ -171,6 +174,7 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
     jobs = tuple(_job(job) for job in data.get("jobs") or [])
     latest = _latest(data, jobs)
     spec = data.get("run_spec") or {}
+    env = _env(spec)
     message = text(data.get("status_message"))
     is_pulling = latest is not None and latest.mapped_status is RunStatus.DOWNLOADING
     # The job's message is more precise than one that only repeats the run's status.
@@ -197,13 +201,14 @@ def parse_run(data: Mapping[str, Any]) -> RunSnapshot:
         deleted=bool(data.get("deleted")),
         jobs=jobs,
         service=_service(data.get("service")),
-        env=_env(spec),
+        env=env,
         deployment=int(data.get("deployment_num") or 0),
         # Servers send the key since 0.19.27, and have a page for a run's log and metrics since 0.19.25.
         has_pages="fleet" in data,
         waits=waits_for(data) if status.is_before_start else None,
         hold_seconds=_hold_seconds(spec),
         tags=_tags(spec),
+        cost_limit=CostLimit.from_env(env) if env else None,
     )
 
 
@@ -215,7 +220,7 @@ def outcome_of(run: RunSnapshot, url: str) -> Outcome:
     category = "" if run.status.is_success else _category(submission, reason)
     # Servers send no time at which the run ended: it is that of its last job.
     ends = [last.finished_at for job in run.jobs for last in job.submissions if last.finished_at]
-    return Outcome(
+    outcome = Outcome(
         run_name=run.name,
         run_id=run.id,
         project=run.project,
@@ -232,6 +237,7 @@ def outcome_of(run: RunSnapshot, url: str) -> Outcome:
         url=url,
         category=category,
     )
+    return outcome if run.cost_limit is None else at_cost_limit(outcome, run.cost_limit)
 
 
 def _time(value: Any) -> str:

@@ -25,6 +25,7 @@ from dstack_core._wire.versions import Release, places_repos
 from dstack_core.errors import ConfigurationError
 from dstack_core.models.base import Model
 from dstack_core.models.configurations import Configuration
+from dstack_core.models.cost_limits import CostLimit, check_max_cost
 from dstack_core.models.options import SubmitOptions, check_duration
 from dstack_core.models.profiles import Profile, RetryPolicy, read_price
 from dstack_core.models.resources import GPU, Resources, parse_gpu
@@ -141,6 +142,9 @@ def _configuration(configuration: Configuration, options: SubmitOptions) -> dict
         written = None if value is None else write(value)
         if written is not None:
             wire[_KEYS.get(name, name)] = written
+    max_cost = options.get("max_cost")
+    if max_cost is not None:
+        wire["env"] = {**(wire.get("env") or {}), **CostLimit(check_max_cost(max_cost)).env}
     tags = _tags(configuration, options)
     return wire if tags is None else {**wire, "tags": tags}
 

@@ -19,6 +19,14 @@ def retries_errors(spec: Mapping[str, Any]) -> bool:
     return bool(retry)
 
 
+def max_price(spec: Mapping[str, Any]) -> float | None:
+    """Return the ``max_price`` of a run spec in USD per hour, None without one."""
+    price = spec["configuration"].get("max_price")
+    if price is None:
+        price = spec["profile"].get("max_price")
+    return price if isinstance(price, int | float) and not isinstance(price, bool) else None
+
+
 def max_seconds(spec: Mapping[str, Any]) -> int | None:
     """Return the ``max_duration`` of a run spec in seconds; None without one, or if the server chooses it."""
     limit = spec["configuration"].get("max_duration")

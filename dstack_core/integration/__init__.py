@@ -74,6 +74,7 @@ from dstack_core.integration.utilization_text import (
     utilization_lines,
 )
 from dstack_core.models.base import known_fields
+from dstack_core.models.cost_limits import check_max_cost
 from dstack_core.models.debug import Hold
 from dstack_core.models.durations import format_duration
 from dstack_core.models.failure_categories import (
@@ -124,6 +125,7 @@ __all__ = [
     "check_ends",
     "check_mask_env",
     "check_masked_names",
+    "check_max_cost",
     "check_tags",
     "choose_attempt",
     "choose_report",

@@ -378,8 +378,8 @@ FAILURE_CATEGORIES = (
     _row(
         "limit.max_cost",
         "limit",
-        "The run cost more than its caller allows.",
-        "Raise the limit, or use a cheaper machine.",
+        "The run was stopped at its cost limit, max_cost.",
+        "Raise max_cost, use a cheaper machine, or save checkpoints so that the next run continues.",
         Sign(("max_cost_exceeded",)),
     ),
     _row(

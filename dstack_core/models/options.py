@@ -53,6 +53,11 @@ class KeywordOptions(TypedDict, total=False):
     in it: seconds or ``"30m"``. For every follower the run has failed at once. Default: not at all.
     """
 
+    max_cost: float | None
+    """The most that the run may cost in all, in USD: each process that follows the run stops it when the
+    server's count reaches it. For the time without a follower, the server gets a ``max_duration``: as long as
+    the money lasts at the highest price on offer. Default: no limit.
+    """
     tags: Mapping[str, str] | Literal[False] | None
     """Tags that the run's machine gets at its cloud, by which a bill can be grouped (servers from 0.19.5 on).
     A key that the configuration or the profile has keeps its value there. False also leaves out the client's

@@ -196,6 +196,7 @@ _REASONS = {
     "creating_container_error": "failed: its container could not be created",
     "executor_error": "failed: an error of the dstack runner",
     "max_duration_exceeded": "failed: its max_duration passed",
+    "max_cost_exceeded": "was stopped at its cost limit",
     "log_quota_exceeded": "failed: it wrote more logs than its quota",
 }
 

@@ -73,6 +73,7 @@ LAYERS: dict[str, list[set[str]]] = {
             "_flow_runs",
             "_function_result",
             "_tags",
+            "retry_conditions",
         },
         # What is submitted, and where a run is shown in Prefect.
         {"_log_relay", "_options", "_report"},
@@ -90,7 +91,6 @@ LAYERS: dict[str, list[set[str]]] = {
             "deploy",
             "hooks",
             "reaper",
-            "retry_conditions",
             "run_handle",
             "runs",
             "tasks",

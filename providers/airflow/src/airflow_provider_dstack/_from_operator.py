@@ -197,6 +197,7 @@ def submit_arguments(operator: DstackRunOperator, context: Context) -> dict[str,
     hold = read_duration(given["debug_on_failure"])
     given["debug_on_failure"] = Hold(hold, operator.skip_statuses) if operator.skip_statuses else hold
     given["max_price"] = read_price(given["max_price"])
+    given["max_cost"] = read_price(given["max_cost"])
     given["backends"] = read_backends(given["backends"])
     check_ends(configuration, given["max_duration"], given["profile"])
     check_masked(operator, configuration, given["env"])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow_provider_dstack._compat import AirflowSkipException
 from airflow_provider_dstack.errors import (
     AirflowFailException,
+    DstackCostLimitReached,
     DstackError,
     DstackInfrastructureError,
     DstackLimitExceeded,
@@ -135,6 +136,8 @@ def result_of(
         )
     except RunError as error:
         kind = _KINDS.get(type(error).__name__, DstackRunFailed)
+        if outcome.category == "limit.max_cost":
+            kind = DstackCostLimitReached
         raise kind(error.message, {**outcome_dict(outcome)}, tail) from None
     return {**outcome_dict(outcome)}
 

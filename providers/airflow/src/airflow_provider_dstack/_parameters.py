@@ -60,7 +60,7 @@ def _below(item: Any, folder: Any) -> Any:
 
 
 def read_price(value: Any) -> Any:
-    """Return ``max_price`` (USD per hour) as a number where a template made a text of it."""
+    """Return ``max_price`` or ``max_cost`` (USD) as a number where a template made a text of it."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -166,8 +166,10 @@ def yes_or_no(name: str, value: bool) -> bool:
     return value
 
 
-def check_literals(*, tags: Any, debug_on_failure: Any) -> None:
+def check_literals(*, tags: Any, debug_on_failure: Any, max_cost: Any) -> None:
     """Raise ``ValueError`` for a wrong value of a template field that contains no template."""
+    if isinstance(max_cost, _LITERALS) and not _is_template(max_cost):
+        check_cost(max_cost)
     # The output of another task is filled in later.
     if isinstance(debug_on_failure, _HOLD_LITERALS) and not _is_template(debug_on_failure):
         check_hold(debug_on_failure)
@@ -190,6 +192,13 @@ def check_literals(*, tags: Any, debug_on_failure: Any) -> None:
             check_tags("tags", tags)
         except ConfigurationError as error:
             raise ValueError(error.message) from None
+
+
+def check_cost(value: Any) -> None:
+    """Raise ``ValueError`` for a wrong ``max_cost``."""
+    number = read_price(value)
+    if value is not None and (not isinstance(number, int | float) or isinstance(number, bool) or number <= 0):
+        raise ValueError(f"max_cost: expected USD above 0, got {value!r}.")
 
 
 def check_hold(value: Any) -> None:

@@ -9,6 +9,7 @@
         │   ├── DstackRunFailed           its command or job failed
         │   │   ├── DstackUserError           its command, code, image or another input is wrong
         │   │   ├── DstackLimitExceeded       it passed a limit, such as max_duration
+    │   │   │   └── DstackCostLimitReached    it cost as much as max_cost; also an AirflowFailException
         │   │   └── DstackInfrastructureError     its machine, volume, gateway or server failed
         │   ├── DstackNoCapacity          no machine could be had
         │   │   ├── DstackNoFleet             no fleet of the project can take it
@@ -27,6 +28,7 @@ from airflow_provider_dstack._compat import AirflowException, AirflowFailExcepti
 
 __all__ = [
     "AirflowFailException",
+    "DstackCostLimitReached",
     "DstackError",
     "DstackInfrastructureError",
     "DstackLimitExceeded",
@@ -77,6 +79,10 @@ class DstackUserError(DstackRunFailed):
 
 class DstackLimitExceeded(DstackRunFailed):
     """A run that passed a limit of its configuration or server; another try pays for it again."""
+
+
+class DstackCostLimitReached(DstackLimitExceeded, AirflowFailException):
+    """A run that was stopped at its ``max_cost``: as an ``AirflowFailException``, it is not tried again."""
 
 
 class DstackInfrastructureError(DstackRunFailed):

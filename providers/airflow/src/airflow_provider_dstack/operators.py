@@ -127,6 +127,9 @@ class DstackRunOperator(TemplatedModels):
         max_duration: The duration after which the run is stopped: seconds, ``"2h"`` or ``"off"``. Default:
             the configuration's.
         max_price: The highest price, in USD per hour. Default: the configuration's, else no limit.
+        max_cost: The most that the run may cost in all, in USD. It is stopped there, and the task is not
+            tried again. The server gets a ``max_duration`` too, for which the money lasts at the highest
+            price on offer. Default: no limit.
         working_dir: Where commands start: relative to the code's directory, absolute, or ``~/x``. Default:
             the configuration's, else the code's directory, else the image's own.
         verify_ports: Check that the local ports of ``ports`` are free. Default: False, since a worker
@@ -221,6 +224,7 @@ class DstackRunOperator(TemplatedModels):
     run_retry_policy: RetryPolicy | Mapping[str, Any] | bool | None
     max_duration: int | str | None
     max_price: float | str | None
+    max_cost: float | str | None
     working_dir: str | None
     backends: Sequence[str] | str | None
     env: Mapping[str, str] | None
@@ -244,6 +248,7 @@ class DstackRunOperator(TemplatedModels):
         run_retry_policy: RetryPolicy | Mapping[str, Any] | bool | None = None,
         max_duration: int | str | None = None,
         max_price: float | str | None = None,
+        max_cost: float | str | None = None,
         working_dir: str | None = None,
         verify_ports: bool = False,
         backends: Sequence[str] | str | None = None,
@@ -283,7 +288,7 @@ class DstackRunOperator(TemplatedModels):
         super().__init__(**kwargs)
         for name in DstackRunOperator.template_fields:
             setattr(self, name, given[name])
-        check_literals(tags=tags, debug_on_failure=debug_on_failure)
+        check_literals(tags=tags, debug_on_failure=debug_on_failure, max_cost=max_cost)
         self.verify_ports = yes_or_no("verify_ports", verify_ports)
         self.deferrable = yes_or_no("deferrable", deferrable)
         self.on_kill_action = one_of("on_kill_action", on_kill_action, ON_KILL_ACTIONS)

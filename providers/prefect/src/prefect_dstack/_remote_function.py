@@ -49,7 +49,13 @@ class RemoteFunction:
     def check(self) -> None:
         """Raise ``ConfigurationError`` for what is wrong with any arguments; reads the source."""
         from dstack_core import ConfigurationError, Task, check_callbacks
-        from dstack_core.integration import FunctionCall, check_mask_env, check_tags, hold_seconds
+        from dstack_core.integration import (
+            FunctionCall,
+            check_mask_env,
+            check_max_cost,
+            check_tags,
+            hold_seconds,
+        )
 
         function, following = self.function, self.following
         if not inspect.isfunction(function):
@@ -73,6 +79,8 @@ class RemoteFunction:
         checked_env(self.options.get("env"))
         check_mask_env(self.options.get("mask_env") or "secrets")
         hold_seconds(self.options.get("debug_on_failure"))
+        if self.options.get("max_cost") is not None:
+            check_max_cost(self.options["max_cost"])
         tags = self.options.get("tags")
         if tags is not None and tags is not False:
             check_tags("tags", tags)

@@ -115,7 +115,13 @@ def resolve(
         ConfigurationError: A value is wrong.
     """
     from dstack_core import check_options, load_configuration
-    from dstack_core.integration import check_ends, check_mask_env, check_masked_names, collect_secrets
+    from dstack_core.integration import (
+        check_ends,
+        check_mask_env,
+        check_masked_names,
+        check_max_cost,
+        collect_secrets,
+    )
     from prefect_dstack._options import OPTION_NAMES
 
     check_options(options, OPTION_NAMES, own_parameters())
@@ -133,6 +139,7 @@ def resolve(
     # Not in what is described: with and without them it is the same run, which must be found again.
     reports, tags = arguments.pop("reports", DEFAULT_REPORTS), arguments.pop("tags", None)
     debug = arguments.pop("debug_on_failure", None)
+    max_cost = None if (cost := arguments.pop("max_cost", None)) is None else check_max_cost(cost)
     # A renewed secret is the same submission: another execution must find the run of the one before it.
     shown_env = {name: MASK if is_secret(value) else value for name, value in env.items()}
     described = {
@@ -163,6 +170,7 @@ def resolve(
             "reports": reports,
             "tags": tags,
             "debug_on_failure": debug,
+            "max_cost": max_cost,
         },
         described=described,
         code=code,

@@ -79,6 +79,9 @@ class MachineFields(BaseModel):
         default=None, description="Whether spot instances are taken; without it on-demand ones are."
     )
     max_price: float | None = Field(default=None, gt=0, description="The highest price, in USD per hour.")
+    max_cost: float | None = Field(
+        default=None, gt=0, description="The most that the run may cost in all, in USD; it is stopped there."
+    )
     max_duration: int | str | None = Field(
         default=None,
         description="When the machine is stopped at the latest: seconds, 2h, or off; 24 h by default.",

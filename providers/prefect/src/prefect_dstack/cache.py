@@ -29,7 +29,7 @@ __all__ = ["RUN_INPUTS", "RunInputs"]
 WATCHED = frozenset(
     {
         *("poll_interval", "retry_budget", "stream_logs", "log_budget_bytes", "log_timestamps", "artifacts"),
-        *("callbacks", "on_crash", "git_credentials", "mask_env", "tags", "debug_on_failure"),
+        *("callbacks", "on_crash", "git_credentials", "mask_env", "tags", "debug_on_failure", "max_cost"),
     }
 )
 _RESOLVED = frozenset({"configuration", "credentials", "options", "repo_dir", "local_repo"})

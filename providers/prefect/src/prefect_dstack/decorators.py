@@ -51,6 +51,8 @@ class MachineOptions(TypedDict, total=False):
     """``spot``, ``on-demand`` or ``auto``. Default: ``on-demand``."""
     max_price: float | None
     """The highest price, in USD per hour."""
+    max_cost: float | None
+    """The most that the machine may cost in all, in USD; it is stopped there. Default: no limit."""
     max_duration: int | str | None
     """When the machine is stopped at the latest: seconds, ``"2h"``, ``"off"``. Default: 24 h."""
     debug_on_failure: int | str | None

@@ -20,6 +20,7 @@ from prefect import Task
 from prefect_dstack._job import OnCrash, refuse
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
 from prefect_dstack._remote_function import RemoteFunction
+from prefect_dstack.retry_conditions import is_below_cost_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -214,7 +215,7 @@ def dstack_task(
             function, credentials, configuration, packing, machine, following, of_submission
         )
         remote.check()
-        return Task(_caller(remote), **of_task)
+        return Task(_caller(remote), **{"retry_condition_fn": is_below_cost_limit, **of_task})
 
     return decorate if function is None else decorate(function)
 

@@ -77,6 +77,9 @@ class DstackRun(JobBlock[dict[str, Any]]):
         description="When the run is stopped at the latest: seconds, 2h, or off; 24 h by default.",
     )
     max_price: float | None = Field(default=None, gt=0, description="The highest price, in USD per hour.")
+    max_cost: float | None = Field(
+        default=None, gt=0, description="The most that the run may cost in all, in USD; it is stopped there."
+    )
     working_dir: str | None = Field(
         default=None, description="Where commands start, relative to the code's directory, or absolute."
     )

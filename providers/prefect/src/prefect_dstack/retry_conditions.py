@@ -12,6 +12,22 @@ if TYPE_CHECKING:
 __all__ = ["retry_on"]
 
 
+def is_below_cost_limit(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """Return whether a task whose run failed may be tried again: not a run that was stopped at ``max_cost``.
+
+    It is the condition of the tasks of this package that have none of their own.
+    """
+    return _category(state) != "limit.max_cost"
+
+
+def _category(state: State[Any]) -> str | None:
+    from dstack_core.integration import category_of
+
+    # Prefect wraps the exception of a task whose results it keeps.
+    error = getattr(state.data, "result", state.data)
+    return category_of(error) if isinstance(error, BaseException) else None
+
+
 def retry_on(*categories: str | Collection[str]) -> Callable[[Task[..., Any], TaskRun, State[Any]], bool]:
     """Return a condition for ``retry_condition_fn`` of a task, by the failure category of its run.
 
@@ -30,7 +46,7 @@ def retry_on(*categories: str | Collection[str]) -> Callable[[Task[..., Any], Ta
     Example:
         ``run_task.with_options(retries=3, retry_condition_fn=retry_on("capacity", "spot"))(configuration)``
     """
-    from dstack_core.integration import RETRIED_CATEGORIES, category_of, check_categories, in_categories
+    from dstack_core.integration import RETRIED_CATEGORIES, check_categories, in_categories
 
     names: list[str] = []
     for each in categories:
@@ -38,9 +54,7 @@ def retry_on(*categories: str | Collection[str]) -> Callable[[Task[..., Any], Ta
     wanted = check_categories(names or RETRIED_CATEGORIES, "retry_on")
 
     def is_worth_a_retry(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-        # Prefect wraps the exception of a task whose results it keeps.
-        error = getattr(state.data, "result", state.data)
-        category = category_of(error) if isinstance(error, BaseException) else None
+        category = _category(state)
         return category is not None and in_categories(category, wanted)
 
     return is_worth_a_retry

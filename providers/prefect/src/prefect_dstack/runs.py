@@ -25,6 +25,7 @@ from prefect_dstack.credentials import (
     open_async_client,
     open_client,
 )
+from prefect_dstack.retry_conditions import is_below_cost_limit
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, AsyncRun, CallbacksLike, Client, OutcomeDict, Run
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 _BUDGET = 30.0
 
 
-@task(cache_policy=NO_CACHE, retries=0)
+@task(cache_policy=NO_CACHE, retries=0, retry_condition_fn=is_below_cost_limit)
 def wait_for_run(
     run: RunLike,
     credentials: CredentialsLike = None,
@@ -114,7 +115,7 @@ def wait_for_run(
     return _follow.execute_task(job, load(credentials), body)
 
 
-@task(cache_policy=NO_CACHE, retries=0)
+@task(cache_policy=NO_CACHE, retries=0, retry_condition_fn=is_below_cost_limit)
 async def await_for_run(
     run: RunLike,
     credentials: CredentialsLike = None,

@@ -17,13 +17,14 @@ from prefect_dstack._job import OnCrash, prepare
 from prefect_dstack._log_relay import DEFAULT_LOG_BUDGET
 from prefect_dstack._submission import resolve
 from prefect_dstack.credentials import CredentialsLike, aload, aload_git, load, load_git
+from prefect_dstack.retry_conditions import is_below_cost_limit
 
 if TYPE_CHECKING:
     from dstack_core import AsyncClient, CallbacksLike, Client, ConfigurationLike, OutcomeDict
     from prefect_dstack._options import SubmitOptions
 
 
-@task(cache_policy=NO_CACHE, retries=0)
+@task(cache_policy=NO_CACHE, retries=0, retry_condition_fn=is_below_cost_limit)
 def run_task(
     configuration: ConfigurationLike,
     credentials: CredentialsLike = None,
@@ -77,6 +78,9 @@ def run_task(
         max_duration: Seconds, ``"2h"`` or ``"off"``; by default the configuration's, else the profile's,
             else 24 h, so that no run stays without a limit.
         max_price: USD per hour.
+        max_cost: The most that the run may cost in all, in USD. It is stopped there, and the task is not
+            tried again. The server gets a ``max_duration`` too, for which the money lasts at the highest
+            price on offer. Default: no limit.
         working_dir: Relative to the code's directory, or absolute.
         backends: The only backends to take machines from.
         env: Environment variables; they fill in names that have no value in the configuration, and override
@@ -160,7 +164,7 @@ def run_task(
     return _follow.execute_task(job, block, body)
 
 
-@task(cache_policy=NO_CACHE, retries=0)
+@task(cache_policy=NO_CACHE, retries=0, retry_condition_fn=is_below_cost_limit)
 async def arun_task(
     configuration: ConfigurationLike,
     credentials: CredentialsLike = None,
