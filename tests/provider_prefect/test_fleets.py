@@ -302,9 +302,9 @@ def test_a_cancellation_ends_the_wait_for_machines(
     ids: list[UUID] = []
 
     @flow
-    def waiting() -> State[Any]:
+    def waiting() -> None:
         ids.append(UUID(flow_run.id))
-        return create_fleet.submit(wanted, credentials).wait()  # type: ignore[func-returns-value]
+        create_fleet.submit(wanted, credentials).wait()
 
     monkeypatch.setattr(_cancellation, "CHECK_SECONDS", 0.3)
     with cancelled_when(lambda: fleets(dstack), ids):

@@ -104,9 +104,7 @@ def create_fleet(
     try:
         return fleet_info(_create(job, block))
     except StopRequested as request:
-        return cast(
-            "dict[str, Any]", cancelled(request, f"Fleet {job.name} is not needed.")
-        )
+        return cast("dict[str, Any]", cancelled(request, f"Fleet {job.name} is not needed."))
 
 
 @task(cache_policy=NO_CACHE, retries=0)
@@ -130,9 +128,7 @@ async def acreate_fleet(
     try:
         return fleet_info(await _acreate(job, block))
     except StopRequested as request:
-        return cast(
-            "dict[str, Any]", cancelled(request, f"Fleet {job.name} is not needed.")
-        )
+        return cast("dict[str, Any]", cancelled(request, f"Fleet {job.name} is not needed."))
 
 
 @task(cache_policy=NO_CACHE, retries=0)
